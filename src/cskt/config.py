@@ -1,0 +1,431 @@
+"""Every number that changes a result: one frozen dataclass per concern, read from and written to YAML.
+
+pydantic checks types and ranges; `load_config` turns its report into one line that names the key and, for an
+unknown key, the nearest known one. The attribute docstrings below are also the help texts of the flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
+
+import yaml
+from annotated_types import Ge, Gt, Le, Len
+from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
+
+Positive: TypeAlias = Annotated[int, Gt(0)]
+NonNegative: TypeAlias = Annotated[int, Ge(0)]
+PositiveReal: TypeAlias = Annotated[float, Gt(0)]
+NonNegativeReal: TypeAlias = Annotated[float, Ge(0)]
+Fraction: TypeAlias = Annotated[float, Ge(0), Le(1)]
+Range: TypeAlias = tuple[float, float]
+Config = TypeVar("Config")
+
+Activation: TypeAlias = Literal["quick_gelu", "gelu"]
+Directions: TypeAlias = Literal["none", "text", "vision", "own", "t2v", "v2t", "both"]
+Sides: TypeAlias = Literal["none", "text", "vision", "both"]
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+@dataclass(config=STRICT, frozen=True)
+class ClipArchitecture:
+    """Sizes of a two-tower CLIP with a vision transformer. Defaults are ViT-B/16 at 224 x 224 (Radford et al. 2021)."""
+
+    embed_dim: Positive = 512
+    """Width D of the shared embedding."""
+    image_height: Positive = 224
+    """Height of the images that the vision tower takes, in pixels."""
+    image_width: Positive = 224
+    """Width of the images that the vision tower takes, in pixels."""
+    patch_size: Positive = 16
+    """Side of a square patch, in pixels."""
+    stride: Positive = 16
+    """Distance between neighbouring patches, in pixels; smaller than patch_size makes patches overlap."""
+    vision_width: Positive = 768
+    """Width of the vision tower's tokens."""
+    vision_layers: Positive = 12
+    """Blocks of the vision tower."""
+    vision_heads: Positive = 12
+    """Attention heads of the vision tower."""
+    text_width: Positive = 512
+    """Width of the text tower's tokens."""
+    text_layers: Positive = 12
+    """Blocks of the text tower."""
+    text_heads: Positive = 8
+    """Attention heads of the text tower."""
+    context_length: Positive = 77
+    """Most tokens that a caption may have, start, end and prompts included."""
+    vocab_size: Annotated[int, Ge(3)] = 49408
+    """Rows of the token embedding; the last two are the start and the end token."""
+    activation: Activation = "quick_gelu"
+    """Non-linearity of the blocks."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return (
+            (self.image_height - self.patch_size) // self.stride + 1,
+            (self.image_width - self.patch_size) // self.stride + 1,
+        )
+
+    @model_validator(mode="after")
+    def _check(self) -> ClipArchitecture:
+        for side in ("vision", "text"):
+            width, heads = getattr(self, f"{side}_width"), getattr(self, f"{side}_heads")
+            if width % heads:
+                raise ValueError(f"{side}_width {width} is not divisible by {side}_heads {heads}")
+        if min(self.image_height, self.image_width) < self.patch_size:
+            raise ValueError(
+                f"an image of {self.image_height} x {self.image_width} holds no patch of {self.patch_size}"
+            )
+        return self
+
+
+@dataclass(config=STRICT, frozen=True)
+class BackboneConfig:
+    """Which CLIP carries the method, and the image size that it is run at."""
+
+    name: str = "ViT-B/16"
+    """clip-tiny (ships with the package), a published name such as ViT-B/16, a Hugging Face repository, or a path."""
+    image_height: Positive = 384
+    """Height that images are resized to, in pixels."""
+    image_width: Positive = 128
+    """Width that images are resized to, in pixels."""
+    stride: Positive | None = None
+    """Distance between patches in pixels; the patch size if empty."""
+    vision_heads: Positive | None = None
+    """Attention heads of the vision tower, where the weight file does not say."""
+    text_heads: Positive | None = None
+    """Attention heads of the text tower, where the weight file does not say."""
+    activation: Activation | None = None
+    """Non-linearity, where the weight file does not say."""
+    architecture: ClipArchitecture | None = None
+    """Start from random weights of these sizes instead of loading `name` (how clip-tiny was made)."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class PromptConfig:
+    """Learned prompt tokens and their couplings (BPT, CSKT section 2.2)."""
+
+    directions: Directions = "both"
+    """none | text, vision: that tower's own | own: both, uncoupled | t2v, v2t: one tower's own and its projection
+    into the other | both: all four (BPT)."""
+    depth: Positive = 12
+    """Blocks, from the first, that receive prompts of their own."""
+    length: Positive = 4
+    """Prompt tokens per tower and block (n_ctx)."""
+    init: Literal["words", "random"] = "words"
+    """Text prompts of the first block start from the embeddings of `words`, or at random."""
+    words: str = "a photo of a person"
+    """The sentence whose first `length` tokens start the text prompts when init is words."""
+    init_std: PositiveReal = 0.02
+    """Standard deviation of random prompts and of the coupling weights."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class AdapterConfig:
+    """Bottleneck adapters beside the MLP of every block (DAT, CSKT section 2.3)."""
+
+    sides: Sides = "both"
+    """Towers that carry adapters."""
+    reduction: Positive = 8
+    """Tower width divided by the bottleneck's width."""
+    vision_scale: float = 0.1
+    """Factor s on the output of the vision adapters."""
+    text_scale: float = 4.0
+    """Factor s on the output of the text adapters."""
+    init: Literal["zero", "normal"] = "zero"
+    """zero: the up-projection starts at zero, so the adapter starts silent | normal: N(0, init_std), as released."""
+    init_std: PositiveReal = 0.02
+    """Standard deviation of the linear weights."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class LossConfig:
+    """Which losses train, and their constants."""
+
+    weights: Annotated[dict[str, NonNegativeReal], Len(min_length=1)] = dataclasses.field(
+        default_factory=lambda: {"sdm": 1.0}
+    )
+    """Weight by name: sdm, itc, cmpm, id, triplet."""
+    temperature: PositiveReal = 0.02
+    """Temperature of sdm and itc; similarities are divided by it."""
+    margin: NonNegativeReal = 1.0
+    """Margin of triplet, a Euclidean distance."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class DataConfig:
+    """Where the pairs come from and how batches are drawn."""
+
+    dataset: str = "cuhk-pedes"
+    """cuhk-pedes, icfg-pedes, rstpreid or jsonl."""
+    root: str = "data"
+    """Folder that holds the data set's folder (CUHK-PEDES, ICFG-PEDES, RSTPReid), or that folder itself."""
+    select_on: Literal["val", "test"] = "val"
+    """Split that picks the best epoch; test is the published protocol and marks every result."""
+    holdout_fraction: Annotated[float, Gt(0), Le(0.5)] = 0.1
+    """Share of the training identities held out as val where a data set has none."""
+    holdout_seed: int = 0
+    """Seed of that choice."""
+    batch_size: Positive = 128
+    """Image-caption pairs per step."""
+    eval_batch_size: Positive = 128
+    """Images or captions encoded at once in evaluation."""
+    sampler: Literal["random", "identity"] = "random"
+    """random: every pair once per epoch | identity: `instances` pairs of each of batch_size / instances people."""
+    instances: Positive = 4
+    """Pairs of one identity in a batch of the identity sampler."""
+    num_workers: NonNegative = 4
+    """Processes that decode images; 0 decodes in the training process."""
+    cache_images: bool = False
+    """Keep the resized uint8 images in memory."""
+    train_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Share of the training identities that is used (small-data studies)."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class AugmentConfig:
+    """Image augmentation, as the released code applies it (FIELD: the recipe)."""
+
+    flip_probability: Fraction = 0.5
+    """Chance of a horizontal flip."""
+    pad_pixels: NonNegative = 10
+    """Zeros added on each side before a random crop back to size; 0 for no crop."""
+    erase_probability: Fraction = 0.5
+    """Chance that a rectangle is overwritten with CLIP's channel means after normalising."""
+    erase_area: Range = (0.02, 0.4)
+    """Area of that rectangle as a share of the image, smallest and largest."""
+    erase_ratio: Range = (0.3, 3.3)
+    """Height / width of that rectangle, smallest and largest."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class OptimConfig:
+    """Optimiser and learning-rate schedule; the defaults are the `cskt` preset."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adamw"
+    """Optimiser; adam adds the decay to the gradient (L2), adamw decouples it."""
+    lr: PositiveReal = 3e-4
+    """Base learning rate."""
+    beta1: Fraction = 0.9
+    """Decay of the first moment."""
+    beta2: Fraction = 0.999
+    """Decay of the second moment."""
+    eps: PositiveReal = 1e-8
+    """Added to the denominator of Adam's step."""
+    momentum: Fraction = 0.9
+    """Momentum of sgd."""
+    weight_decay: NonNegativeReal = 4e-5
+    """Weight decay."""
+    bias_lr_factor: PositiveReal = 2.0
+    """Rate of parameters whose name contains `bias`, relative to lr."""
+    weight_decay_bias: NonNegativeReal = 0.0
+    """Weight decay of parameters whose name contains `bias`."""
+    head_lr_factor: PositiveReal = 5.0
+    """Rate of `cross*`, `classifier` and `mlm_head` parameters, relative to lr."""
+    clip_grad_norm: PositiveReal | None = None
+    """Largest gradient norm; none for no clipping."""
+    schedule: Literal["cosine", "step", "exp", "linear", "poly", "poly-released"] = "cosine"
+    """Shape of the rate after warm-up; poly-released rises again, as the released code does."""
+    milestones: tuple[NonNegative, ...] = (20, 50)
+    """Epochs after which `step` multiplies the rate by gamma."""
+    gamma: PositiveReal = 0.1
+    """Factor of `step`."""
+    target_lr: NonNegativeReal = 0.0
+    """Rate at the end of cosine and poly."""
+    power: PositiveReal = 0.9
+    """Exponent of poly; base of exp is 0.9."""
+    warmup_epochs: NonNegative = 5
+    """Epochs of warm-up."""
+    warmup_factor: Fraction = 0.1
+    """Share of the rate that warm-up starts from."""
+    warmup_method: Literal["linear", "constant"] = "linear"
+    """Rise linearly, or stay at warmup_factor, during warm-up."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class LoopConfig:
+    """How long to train, how exactly, and what to write."""
+
+    num_epochs: Positive = 60
+    """Passes over the training pairs."""
+    eval_period_epochs: Positive = 1
+    """Epochs between evaluations."""
+    log_period_steps: Positive = 20
+    """Steps between lines in metrics.jsonl."""
+    save_period_steps: NonNegative = 0
+    """Steps between mid-epoch saves of last.pt; 0 saves at the end of each epoch only."""
+    accumulate_steps: Positive = 1
+    """Batches whose gradients are summed before a step; each batch keeps its own contrastive loss."""
+    checkpoint_activations: bool = False
+    """Recompute the blocks in the backward pass: less memory, about a third more time."""
+    evaluate_before: bool = True
+    """Evaluate before the first step (the step-0 figure)."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class RunConfig:
+    """One training run. A recipe is such a file with most keys left out."""
+
+    name: str = "cskt"
+    """Name of the run; part of the run folder's name."""
+    output_dir: str = "logs"
+    """Folder that receives <dataset>/<time>_<name>."""
+    seed: NonNegative = 1
+    """Seed of initialisation, sampling and augmentation."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the towers; weights stay float32, fp16 scales the loss."""
+    trainable: Literal["added", "projections", "all", "none"] = "added"
+    """added: prompts, couplings, adapters | projections: the two output projections | all: everything | none."""
+    backbone: BackboneConfig = BackboneConfig()
+    prompts: PromptConfig = PromptConfig()
+    adapters: AdapterConfig = AdapterConfig()
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optim: OptimConfig = OptimConfig()
+    loop: LoopConfig = LoopConfig()
+
+
+RECIPES = Path(str(resources.files("cskt"))) / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """A clause that names the nearest known word, or lists what is known when nothing is near."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def flat_fields(config_class: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Dotted name and field of every leaf of a config class, in order (`optim.lr`, ...)."""
+    for item in dataclasses.fields(config_class):
+        default = item.default_factory() if callable(item.default_factory) else item.default
+        if dataclasses.is_dataclass(default):
+            yield from flat_fields(type(default), f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, item
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file; only plain data is understood, never code.
+
+    Raises:
+        ValueError: the file is missing, is not YAML, or is no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not plain YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected 'key: value' lines, found {type(content).__name__}")
+    return content
+
+
+def resolve_recipe(name_or_path: str | Path) -> Path:
+    """The file of a recipe given by name (`cskt`, `irra`) or by path."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file() or not (RECIPES / path.name).is_file():
+            return path
+        return RECIPES / path.name
+    if str(name_or_path) in recipe_names():
+        return RECIPES / f"{name_or_path}.yaml"
+    raise ValueError(f"unknown recipe '{name_or_path}': {nearest(str(name_or_path), recipe_names())}")
+
+
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `override` laid over it; nested mappings merge, but loss weights are replaced whole."""
+    merged = dict(base)
+    for key, value in override.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and key != "weights":
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{'optim.lr': 1} -> {'optim': {'lr': 1}}."""
+    nested: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        *sections, leaf = dotted.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[leaf] = value
+    return nested
+
+
+def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """A checked `RunConfig` from a recipe's name, a YAML file or a mapping.
+
+    Args:
+        source: recipe name, path of a YAML file, or its content. Keys left out keep their defaults.
+        overrides: dotted key -> value, laid over the source (`{"optim.lr": 1e-4}`).
+
+    Raises:
+        ValueError: an unknown key (with the nearest one), a wrong type or a value out of range; names the key.
+    """
+    if isinstance(source, Mapping):
+        content, origin = dict(source), "config"
+    else:
+        path = resolve_recipe(source)
+        content, origin = read_yaml(path), str(path)
+    return validate(RunConfig, merge(content, nest(overrides or {})), origin)
+
+
+def validate(config_class: type[Config], content: Mapping[str, Any], origin: str) -> Config:
+    """`content` as an instance of a config class; see `load_config` for what it raises."""
+    try:
+        return TypeAdapter(config_class).validate_python(dict(content))
+    except ValidationError as error:
+        raise ValueError(f"{origin}: {_one_line(error.errors(include_url=False)[0], config_class)}") from None
+
+
+def _one_line(detail: ErrorDetails, config_class: type) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = [name for name, _ in flat_fields(config_class)]
+        known += sorted({name.split(".")[0] for name in known})
+        return f"unknown key '{key}': {nearest(key, known)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key + ': ' if key else ''}{message[0].lower()}{message[1:]}, got {detail['input']!r}"[:300]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain mappings, lists and scalars that `load_config` reads back to an equal config."""
+    plain: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return plain
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the whole config, defaults included, as YAML."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """Allowed words of a dotted key whose type is a Literal."""
+    for dotted, item in flat_fields():
+        if dotted == name:
+            return tuple(get_args(item.type))
+    raise KeyError(name)

@@ -1,0 +1,82 @@
+"""The values that travel between rooms, and the one legend of their dimensions.
+
+    B  images or captions in a batch        L  token positions of a caption
+    D  width of the shared embedding        N  tokens of an image (class token first)
+    Q  queries                              G  gallery images
+    H  image height in pixels               W  image width in pixels
+    P  prompt tokens                        C  identities known to a classifier
+
+A shape is written `[B, D]` in docstrings; where tensors abound the name carries it (`similarity_QG`).
+Similarity is the cosine and higher is better. Metrics are fractions in [0, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch, still on the host: pixels are decoded but neither augmented nor normalised."""
+
+    images: Tensor
+    """[B, 3, H, W] uint8, RGB."""
+    caption_ids: Tensor
+    """[B, L] int64, start and end tokens included, zeros after the end; L is the longest caption of the batch."""
+    pids: Tensor
+    """[B] int64, identities numbered from 0 without gaps over the training split."""
+    image_ids: Tensor
+    """[B] int64, index of the image within its split."""
+
+
+@dataclass(frozen=True)
+class PerQuery:
+    """What `RetrievalMetrics` knows of each query; a query without a relevant image holds zeros."""
+
+    first_right_rank: Tensor
+    """[Q] int64, rank (from 1) of the first relevant gallery image; 0 where there is none."""
+    average_precision: Tensor
+    """[Q] float64 in [0, 1]."""
+    inverse_negative_penalty: Tensor
+    """[Q] float64 in [0, 1]: number relevant / rank of the last relevant image."""
+
+
+@dataclass(frozen=True)
+class RetrievalMetrics:
+    """Ranking quality over all queries that have a relevant image, as fractions in [0, 1]."""
+
+    r1: float
+    r5: float
+    r10: float
+    mean_ap: float
+    mean_inp: float
+    num_queries: int
+    num_gallery: int
+    num_unmatched_queries: int
+    """Queries whose identity is absent from the gallery: counted here, left out of the means."""
+    per_query: PerQuery = field(repr=False, compare=False)
+
+    def summary(self) -> dict[str, float | int]:
+        """The scalar figures by name, ready for JSON."""
+        return {
+            name: getattr(self, name)
+            for name in (
+                "r1", "r5", "r10", "mean_ap", "mean_inp", "num_queries", "num_gallery", "num_unmatched_queries",
+            )
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One gallery image in the answer to a query."""
+
+    image_id: str
+    """Path of the image as its data set or gallery names it."""
+    score: float
+    """Cosine similarity in [-1, 1]."""
+    rank: int
+    """From 1."""
+    metadata: dict[str, Any] = field(default_factory=dict)
