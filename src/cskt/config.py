@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import yaml
 from annotated_types import Ge, Gt, Le, Len
@@ -421,11 +421,3 @@ def to_dict(config: Any) -> dict[str, Any]:
 def save_config(config: RunConfig, path: Path) -> None:
     """Write the whole config, defaults included, as YAML."""
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
-
-
-def choices(name: str) -> tuple[str, ...]:
-    """Allowed words of a dotted key whose type is a Literal."""
-    for dotted, item in flat_fields():
-        if dotted == name:
-            return tuple(get_args(item.type))
-    raise KeyError(name)
