@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import yaml
-from annotated_types import Ge, Gt, Le, Len
+from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
@@ -94,10 +94,10 @@ class BackboneConfig:
 
     name: str = "ViT-B/16"
     """clip-tiny (ships with the package), a published name such as ViT-B/16, a Hugging Face repository, or a path."""
-    image_height: Positive = 384
-    """Height that images are resized to, in pixels."""
-    image_width: Positive = 128
-    """Width that images are resized to, in pixels."""
+    image_height: Positive | None = None
+    """Height that images are resized to, in pixels; the weight file's own if empty."""
+    image_width: Positive | None = None
+    """Width that images are resized to, in pixels; the weight file's own if empty."""
     stride: Positive | None = None
     """Distance between patches in pixels; the patch size if empty."""
     vision_heads: Positive | None = None
@@ -183,8 +183,10 @@ class DataConfig:
     """random: every pair once per epoch | identity: `instances` pairs of each of batch_size / instances people."""
     instances: Positive = 4
     """Pairs of one identity in a batch of the identity sampler."""
+    caption_length: Annotated[int, Ge(3)] = 77
+    """Most tokens of a caption, start and end included; longer ones lose words before the end token."""
     num_workers: NonNegative = 4
-    """Processes that decode images; 0 decodes in the training process."""
+    """Threads that decode images; 0 decodes in the calling thread."""
     cache_images: bool = False
     """Keep the resized uint8 images in memory."""
     train_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
@@ -206,6 +208,14 @@ class AugmentConfig:
     erase_ratio: Range = (0.3, 3.3)
     """Height / width of that rectangle, smallest and largest."""
 
+    @model_validator(mode="after")
+    def _check(self) -> AugmentConfig:
+        if not 0 < self.erase_area[0] <= self.erase_area[1] <= 1:
+            raise ValueError(f"erase_area {self.erase_area} is not a range within (0, 1]")
+        if not 0 < self.erase_ratio[0] <= self.erase_ratio[1]:
+            raise ValueError(f"erase_ratio {self.erase_ratio} is not a range above 0")
+        return self
+
 
 @dataclass(config=STRICT, frozen=True)
 class OptimConfig:
@@ -215,9 +225,9 @@ class OptimConfig:
     """Optimiser; adam adds the decay to the gradient (L2), adamw decouples it."""
     lr: PositiveReal = 3e-4
     """Base learning rate."""
-    beta1: Fraction = 0.9
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     """Decay of the first moment."""
-    beta2: Fraction = 0.999
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
     """Decay of the second moment."""
     eps: PositiveReal = 1e-8
     """Added to the denominator of Adam's step."""
@@ -240,9 +250,9 @@ class OptimConfig:
     gamma: PositiveReal = 0.1
     """Factor of `step`."""
     target_lr: NonNegativeReal = 0.0
-    """Rate at the end of cosine and poly."""
+    """Rate at the end of cosine, poly and poly-released."""
     power: PositiveReal = 0.9
-    """Exponent of poly; base of exp is 0.9."""
+    """Exponent of poly; base of exp and of poly-released, as released."""
     warmup_epochs: NonNegative = 5
     """Epochs of warm-up."""
     warmup_factor: Fraction = 0.1

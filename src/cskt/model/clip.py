@@ -192,7 +192,9 @@ class TextTower(nn.Module):
         self.context_length = architecture.context_length
         self.end_id = architecture.vocab_size - 1
         self.checkpoint_activations = False
-        self.token_embedding = nn.Embedding(architecture.vocab_size, width)
+        # Unset, as the rest: drawing 25 million numbers that nobody keeps would take longer than all else here.
+        unset = torch.empty(architecture.vocab_size, width)
+        self.token_embedding = nn.Embedding.from_pretrained(unset, freeze=False)  # type: ignore[no-untyped-call]
         self.positional_embedding = nn.Parameter(torch.empty(architecture.context_length, width))
         self.blocks = nn.ModuleList(
             Block(width, architecture.text_heads, architecture.activation) for _ in range(architecture.text_layers)

@@ -77,6 +77,15 @@ class DualEncoder(nn.Module):
         """(image features [B, D], text features [B, D]) of a batch of pairs; see the two encoders."""
         return self.encode_image(images), self.encode_text(caption_ids)
 
+    def bare(self) -> DualEncoder:
+        """The same towers, shared and not copied, without prompts and adapters: zero-shot CLIP."""
+        with torch.device("meta"):
+            plain = DualEncoder(
+                self.architecture, PromptConfig(directions="none"), AdapterConfig(sides="none"), trainable="none"
+            )
+        plain.vision, plain.text = self.vision, self.text
+        return plain
+
     def _adapters(self, side: str) -> nn.ModuleList | None:
         if side not in self.adapters:
             return None

@@ -1,15 +1,32 @@
-"""Our parameter names beside OpenAI's and those of the released checkpoints: one table, read in both directions."""
+"""Our parameter names beside OpenAI's, Hugging Face's and those of the released checkpoints."""
 
 from __future__ import annotations
 
 import re
 
-_BACKBONE = (  # ours, OpenAI's; the first rule that matches is applied, then the next
+_BACKBONE = (  # ours, OpenAI's; every rule that matches is applied
     (r"^vision\.", "visual."),
     (r"^text\.proj$", "text_projection"),
     (r"^text\.", ""),
     (r"\bblocks\.", "transformer.resblocks."),
     (r"attn\.in_proj\.", "attn.in_proj_"),
+)
+_HUGGING_FACE = (  # ours, the name in a Hugging Face `CLIPModel`; every rule that matches is applied
+    (r"^(vision|text)\.proj$", r"\1_projection.weight"),
+    (r"^vision_projection", "visual_projection"),
+    (r"^(vision|text)\.", r"\1_model."),
+    (r"^vision_model\.(class_embedding)$", r"vision_model.embeddings.\1"),
+    (r"^vision_model\.conv1\.", "vision_model.embeddings.patch_embedding."),
+    (r"\.positional_embedding$", ".embeddings.position_embedding.weight"),
+    (r"\.token_embedding\.", ".embeddings.token_embedding."),
+    (r"\.blocks\.", ".encoder.layers."),
+    (r"\.attn\.", ".self_attn."),
+    (r"\.ln_([12])\.", r".layer_norm\1."),
+    (r"\.c_fc\.", ".fc1."),
+    (r"\.c_proj\.", ".fc2."),
+    (r"\.ln_pre\.", ".pre_layrnorm."),  # the misspelling is theirs
+    (r"\.ln_post\.", ".post_layernorm."),
+    (r"\.ln_final\.", ".final_layer_norm."),
 )
 _METHOD = (  # ours (block index in the first group), released name of block 0, released name of a later block
     (r"^prompts\.text\.(\d+)$", "prompt_learner.ctx", "prompt_learner.compound_prompts_text.{}"),
@@ -25,6 +42,19 @@ def openai_name(name: str) -> str:
     for pattern, replacement in _BACKBONE:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def hugging_face_names(name: str) -> tuple[str, ...]:
+    """Our name of a backbone parameter -> the one or three names whose tensors, one below the other, make it up.
+
+    `text.blocks.0.attn.in_proj.bias` -> `text_model.encoder.layers.0.self_attn.q_proj.bias`, the same of `k_proj`, and
+    of `v_proj`. The projections (`vision.proj`, `text.proj`) are stored transposed.
+    """
+    for pattern, replacement in _HUGGING_FACE:
+        name = re.sub(pattern, replacement, name)
+    if ".in_proj." not in name:
+        return (name,)
+    return tuple(name.replace(".in_proj.", f".{part}_proj.") for part in "qkv")
 
 
 def released_name(name: str) -> str:

@@ -1,0 +1,109 @@
+"""`cskt demo`: CSKT learns and answers sentences on generated pedestrians, from nothing but the package."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from cskt.app.parsing import Parser
+from cskt.app.run_report import write_run_report
+from cskt.config import load_config
+from cskt.data.paperdoll import make_dataset
+from cskt.data.records import Split, read_dataset
+from cskt.embed import Encoder, load
+from cskt.evaluate import SplitFeatures, answer, encode_split, evaluate
+from cskt.progress import counting_bar
+from cskt.report.pictures import Answer, answer_sheet
+from cskt.report.tables import ResultRow, result_table
+from cskt.train.engine import train
+
+logger = logging.getLogger(__name__)
+
+NUM_SENTENCES = 3
+NUM_CROPS = 5
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `cskt demo --help`."""
+    parser = Parser(prog="cskt demo", description="Draw pedestrians, train CSKT on them, answer three sentences.")
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for all files (%(default)s)")
+    parser.add_argument("--train-ids", type=int, default=250, help="training identities (%(default)s)")
+    parser.add_argument("--test-ids", type=int, default=100, help="unseen identities to search among (%(default)s)")
+    parser.add_argument("--epochs", type=int, help="epochs (default: the recipe's)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of people and of training (%(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
+    args = parser.parse(argv)
+
+    root = draw(args.output / "data", args.train_ids, args.test_ids, args.seed)
+    overrides = {"data.root": str(root), "seed": args.seed, "device": args.device, "output_dir": str(args.output)}
+    if args.epochs:
+        overrides["loop.num_epochs"] = args.epochs
+    config = load_config("demo", overrides)
+    logger.info("training CSKT over %s (frozen)", config.backbone.name)
+    folder = train(config).folder
+
+    test = read_dataset(config.data.dataset, root)["test"]
+    zero_shot, cskt = load(config.backbone.name, device=args.device), load(folder, device=args.device)
+    features = encode_split(cskt, test)
+    rows = compare(zero_shot, cskt, test, features)
+    answers = answer_test_sentences(cskt, test, features)
+    sheets = draw_sheets(answers, args.output)
+    commands = next_commands(folder, root, answers[0].query)
+    report = write_run_report(folder, extra_rows=rows, answers=answers, next_commands=commands)
+    shutil.copyfile(report, args.output / "report.html")
+
+    Console().print(result_table(rows, f"{args.test_ids} unseen people, {len(test.records)} images (percent)"))
+    print("\nanswers: " + "  ".join(str(sheet) for sheet in sheets))
+    print(f"report:  {args.output / 'report.html'}  (open it in a browser)\n\nnext:")
+    print("\n".join(f"  {command}" for command in commands))
+    return 0
+
+
+def draw(root: Path, train_ids: int, test_ids: int, seed: int) -> Path:
+    """Generated pedestrians of the `target` domain, in the layout of CUHK-PEDES; nothing is redrawn."""
+    ids = {"train": train_ids, "val": max(train_ids // 5, 10), "test": test_ids}
+    with counting_bar("drawing pedestrians") as on_progress:
+        make_dataset(root, layout="cuhk-pedes", domain="target", ids=ids, seed=seed, on_progress=on_progress)
+    return root
+
+
+def compare(zero_shot: Encoder, cskt: Encoder, test: Split, features: SplitFeatures) -> list[ResultRow]:
+    """Zero-shot CLIP and trained CSKT on people whom neither has seen; CSKT trains only what it adds."""
+    frozen, total = zero_shot.model.num_parameters(), cskt.model.num_parameters()
+    return [
+        ResultRow("CLIP (clip-tiny), zero-shot", evaluate(zero_shot, test).t2i.summary(), 0, frozen),
+        ResultRow("CSKT", evaluate(cskt, test, features).t2i.summary(), total - frozen, total),
+    ]
+
+
+def answer_test_sentences(encoder: Encoder, test: Split, features: SplitFeatures) -> list[Answer]:
+    """Captions of three people spread over the split, answered."""
+    spread = [index * len(test.captions) // NUM_SENTENCES for index in range(NUM_SENTENCES)]
+    queries, pids = [test.captions[index] for index in spread], [test.caption_pids[index] for index in spread]
+    return [
+        Answer(query, hits, [hit.image_id for hit in hits], [hit.metadata["pid"] == pid for hit in hits])
+        for query, pid, hits in zip(queries, pids, answer(encoder, test, queries, NUM_CROPS, features), strict=True)
+    ]
+
+
+def draw_sheets(answers: Sequence[Answer], folder: Path) -> list[Path]:
+    """One picture per answer: right crops framed green, wrong ones red."""
+    paths = [folder / f"answer-{number}.png" for number in range(1, len(answers) + 1)]
+    for path, found in zip(paths, answers, strict=True):
+        answer_sheet(found).save(path)
+    return paths
+
+
+def next_commands(folder: Path, root: Path, query: str) -> list[str]:
+    """What to try after the demo."""
+    return [
+        f'cskt query {folder} "{query}" --sheet answer.png',
+        f"cskt evaluate {folder}",
+        f"cskt train --config finetune --backbone.name clip-tiny --root {root}",
+        "cskt data make my-data --layout rstpreid --train-ids 500",
+        "cskt train --config cskt --root DIR   (with a licensed data set and CLIP's weights; see README.md)",
+    ]

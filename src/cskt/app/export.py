@@ -1,0 +1,65 @@
+"""`cskt export`: a run as one file that needs nothing beside it, or a trained CLIP as a backbone for other runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cskt.app.model_flags import run_config
+from cskt.app.parsing import Parser
+from cskt.config import to_dict
+from cskt.data.records import read_dataset
+from cskt.embed import RUN_WEIGHTS, load
+from cskt.model.files import read_method, save_backbone, save_method
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `cskt export --help`."""
+    parser = Parser(prog="cskt export", description="Write a run in another form.")
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--backbone", help="CLIP weights of an adapter-only run, if not where its config says")
+    form = parser.add_mutually_exclusive_group(required=True)
+    form.add_argument("--merge", type=Path, metavar="FILE", help="backbone and method in one .safetensors file")
+    form.add_argument(
+        "--as-backbone", type=Path, metavar="FILE", help="a whole trained CLIP, for --backbone.name of other runs"
+    )
+    parser.add_argument("--half", action="store_true", help="with --as-backbone: store float16")
+    parser.add_argument(
+        "--seen-tokens", action="store_true", help="with --as-backbone: keep the embeddings of training's words only"
+    )
+    args = parser.parse(argv)
+    config = run_config(args.run)
+    if config is None:
+        raise ValueError(f"{args.run}: no run folder (it has no config.yaml)")
+    source = read_method(args.run / RUN_WEIGHTS)
+    encoder = load(args.run, args.backbone, "cpu")
+    state = {name: value.detach() for name, value in encoder.model.named_parameters()}
+    if args.merge:
+        save_method(
+            args.merge,
+            state,
+            config=to_dict(config),
+            backbone_name=source.backbone_name,
+            backbone_sha256=source.backbone_sha256,
+            facts=source.facts,
+            architecture=encoder.model.architecture,
+        )
+        print(args.merge)
+        return 0
+    added = [name for name in state if not name.startswith(("vision.", "text."))]
+    if added:
+        raise ValueError(f"{args.run}: has prompts or adapters ({added[0]}, ...), a backbone has none; use --merge")
+    known = None
+    if args.seen_tokens:
+        split = read_dataset(config.data.dataset, Path(config.data.root))["train"]
+        known = frozenset(encoder.tokenizer(split.captions).flatten().tolist())
+    save_backbone(
+        args.as_backbone,
+        state,
+        encoder.model.architecture,
+        facts=source.facts | {"seed": str(config.seed), "recipe": config.name},
+        half=args.half,
+        known_token_ids=known,
+    )
+    print(args.as_backbone)
+    return 0

@@ -1,0 +1,113 @@
+"""Flags: argparse with one-line errors that name the nearest flag, and one flag per config key."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from cskt.config import RunConfig, flat_fields, load_config, recipe_names
+
+OVERRIDE = "override:"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that says what is wrong in one line, exits with 2, and takes `-` and `_` alike in flags."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave with exit code 2."""
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The parsed flags; an unknown one ends the program and names the nearest."""
+        args, unknown = self.parse_known_args([_dashed(word) for word in argv])
+        if unknown:
+            word = unknown[0].split("=")[0]
+            if word.startswith("-"):
+                close = difflib.get_close_matches(word, self._option_string_actions, n=1)
+                self.error(f"unknown flag {word}: {f'did you mean {close[0]}?' if close else '--help lists all'}")
+            self.error(f"unexpected argument '{word}' (--help shows what is taken)")
+        return args
+
+
+def _dashed(word: str) -> str:
+    """`--batch_size=8` -> `--batch-size=8`; values are left as they are."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value
+
+
+def add_config_flags(parser: Parser) -> None:
+    """`--config` and one flag per config key; a last part that no other key shares may stand alone (`--lr`)."""
+    parser.add_argument(
+        "--config", default="cskt", metavar="RECIPE", help=f"recipe: {', '.join(recipe_names())}, or a YAML file"
+    )
+    keys = [name for name, _ in flat_fields()]
+    shared = Counter(key.split(".")[-1] for key in keys)
+    groups: dict[str, Any] = {}
+    for key in keys:
+        section, _, leaf = key.rpartition(".")
+        group = groups.setdefault(section, parser.add_argument_group(section or "run"))
+        flags = [f"--{key}"] + ([f"--{leaf}"] if section and shared[leaf] == 1 else [])
+        group.add_argument(
+            *(flag.replace("_", "-") for flag in flags),
+            dest=OVERRIDE + key,
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=_help(key).replace("%", "%%"),
+        )
+
+
+def config_from_flags(args: argparse.Namespace) -> RunConfig:
+    """The recipe of `--config` with the flags laid over it.
+
+    Raises:
+        ValueError: see `cskt.config.load_config`.
+    """
+    overrides = {
+        name.removeprefix(OVERRIDE): plain_value(text) for name, text in vars(args).items() if name.startswith(OVERRIDE)
+    }
+    return load_config(args.config, overrides)
+
+
+def plain_value(text: str) -> Any:
+    """A flag's text as YAML would read it: numbers, true, null, [2, 3], {sdm: 1}."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _help(key: str) -> str:
+    """Docstring and default of a config key."""
+    *sections, leaf = key.split(".")
+    owner: Any = RunConfig
+    for section in sections:
+        owner = type(getattr(RunConfig(), section)) if owner is RunConfig else owner
+    field = owner.__pydantic_fields__[leaf]
+    description = " ".join((field.description or "").split())
+    default = getattr(owner(), leaf)
+    return f"{description} (default: {default})"
+
+
+def existing_folder(text: str) -> Path:
+    """A folder given as an argument.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(text)
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such folder")
+    return path

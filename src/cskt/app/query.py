@@ -1,0 +1,51 @@
+"""`cskt query`: sentences in, the best crops of a split out, as a table, JSON or pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from cskt.app.model_flags import add_model_flags, load_model_and_split
+from cskt.app.parsing import Parser
+from cskt.evaluate import answer
+from cskt.report.pictures import Answer, answer_sheet
+from cskt.types import Hit
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `cskt query --help`."""
+    parser = Parser(prog="cskt query", description="Rank the crops of a split for each sentence.")
+    add_model_flags(parser)
+    parser.add_argument("sentences", nargs="+", help="one or more sentences, each in quotes")
+    parser.add_argument("-k", type=int, default=5, help="crops per sentence (default: %(default)s)")
+    parser.add_argument("--sheet", type=Path, help="also draw the crops, as PNG; numbered if there are more sentences")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
+    args = parser.parse(argv)
+    encoder, split = load_model_and_split(args)
+    answers = answer(encoder, split, args.sentences, args.k)
+    if args.json:
+        found = [
+            {"query": query, "hits": [dataclasses.asdict(hit) for hit in hits]}
+            for query, hits in zip(args.sentences, answers, strict=True)
+        ]
+        print(json.dumps(found))
+    for number, (query, hits) in enumerate(zip(args.sentences, answers, strict=True), start=1):
+        if not args.json:
+            Console().print(_table(query, hits))
+        if args.sheet:
+            path = args.sheet if len(answers) == 1 else args.sheet.with_stem(f"{args.sheet.stem}-{number}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            answer_sheet(Answer(query, hits, [hit.image_id for hit in hits])).save(path)
+    return 0
+
+
+def _table(query: str, hits: Sequence[Hit]) -> Table:
+    table = Table("rank", "score", "pid", "image", title=query, title_justify="left")
+    for hit in hits:
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", str(hit.metadata["pid"]), hit.image_id)
+    return table

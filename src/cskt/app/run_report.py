@@ -1,0 +1,90 @@
+"""The report of a run folder: what its files say, as one HTML page."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cskt.config import to_dict
+from cskt.report.page import write_report
+from cskt.report.pictures import Answer
+from cskt.report.plots import learning_curves
+from cskt.report.tables import ResultRow
+from cskt.train.run_folder import RunFolder
+
+STAGES = {"zero-shot": "CLIP zero-shot", "step-0": "before training (step 0)"}
+
+
+def write_run_report(
+    folder: Path,
+    *,
+    extra_rows: Sequence[ResultRow] = (),
+    answers: Sequence[Answer] = (),
+    next_commands: Sequence[str] = (),
+) -> Path:
+    """Write `report.html` into a run folder.
+
+    Args:
+        folder: of a run.
+        extra_rows: figures that the run's own files do not hold, shown above those that they do.
+        answers: sentences with their hits.
+        next_commands: what the reader may want to run next.
+
+    Returns:
+        The page.
+    """
+    run = RunFolder(folder)
+    events, config = run.events(), run.config
+    start: dict[str, Any] = next((event for event in events if event["event"] == "start"), {})
+    end: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "end"), {})
+    rows = selection_rows(events, config.name)
+    facts = {
+        "data set": f"{config.data.dataset}, {start.get('train_identities', '?')} identities,"
+        f" {start.get('train_pairs', '?')} image-caption pairs",
+        "selected on": config.data.select_on,
+        "backbone": f"{start.get('backbone', config.backbone.name)}",
+        "seed": str(config.seed),
+        "machine": f"{platform.system()} {platform.machine()}, device {start.get('device', config.device)}",
+        "software": f"cskt {start.get('version', '?')}, torch {start.get('torch', '?')}",
+    }
+    if end:
+        facts["training time"] = f"{end['seconds']:.0f} s"
+        facts["peak memory"] = f"{end['peak_memory_bytes'] / 1e9:.2f} GB"
+    path = folder / "report.html"
+    write_report(
+        path,
+        title=f"{config.name} on {config.data.dataset}",
+        rows=[*extra_rows, *rows],
+        curves=learning_curves(events),
+        answers=answers,
+        config=to_dict(config),
+        facts=facts,
+        next_commands=next_commands or [f"cskt evaluate {folder} --root {config.data.root}"],
+        headline=next(iter([*extra_rows, *rows][::-1]), None),
+    )
+    return path
+
+
+def selection_rows(events: Sequence[dict[str, Any]], name: str) -> list[ResultRow]:
+    """Zero-shot, step 0 and the best epoch on the selection split, as far as the events hold them."""
+    evaluations = [event for event in events if event["event"] == "evaluation"]
+    start: dict[str, Any] = next((event for event in events if event["event"] == "start"), {})
+    epochs = [event for event in evaluations if event["stage"] == "epoch"]
+    chosen: list[tuple[str, dict[str, Any], int | None]] = [
+        (STAGES[event["stage"]], event, 0) for event in evaluations if event["stage"] in STAGES
+    ]
+    if epochs:
+        best = max(epochs, key=lambda event: event["t2i"]["r1"])
+        chosen.append((f"{name}, epoch {best['epoch']}", best, start.get("trainable_parameters")))
+    return [
+        ResultRow(
+            label=label,
+            metrics=event["t2i"],
+            trainable_parameters=trainable,
+            total_parameters=start.get("total_parameters"),
+            note=f"selected on {event['split']}" if event["stage"] == "epoch" else f"on {event['split']}",
+        )
+        for label, event, trainable in chosen
+    ]

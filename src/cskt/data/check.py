@@ -1,0 +1,251 @@
+"""Is this data set complete and sound? Everything that reading the annotation alone does not ask.
+
+Errors are what makes training fail or its figures wrong; warnings are what a user should know and may intend, such
+as a subset of a published data set.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from cskt.data.images import decode_image
+from cskt.data.records import (
+    PUBLISHED_COUNTS,
+    WITHDRAWN_RSTPREID_COUNTS,
+    Split,
+    SplitCounts,
+    dataset_key,
+    read_dataset,
+)
+from cskt.data.tokenizer import Tokenizer
+
+CONTEXT_LENGTH = 77
+NUM_DECODING_THREADS = 4
+IMAGES_PER_STEP = 256
+"""Images between two reports of progress."""
+NUM_NAMED = 3
+"""Files or identities that a message names before it only counts."""
+
+
+@dataclass(frozen=True)
+class CaptionLengths:
+    """Tokens per caption, start and end included."""
+
+    shortest: int
+    median: float
+    mean: float
+    longest: int
+    num_over_context: int
+    """Captions that CLIP's 77 tokens cut."""
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What was found in one split."""
+
+    name: str
+    counts: SplitCounts
+    published: SplitCounts | None
+    """What the data set's paper reports; None for a split that it does not have."""
+    missing_images: tuple[Path, ...]
+    damaged_images: tuple[tuple[Path, str], ...]
+    """Path and reason; empty where images were not decoded."""
+    caption_lengths: CaptionLengths
+    num_shared_captions: int
+    """Distinct captions that describe more than one identity: their queries have right answers that count as wrong."""
+    num_id_gaps: int
+    """Numbers between the smallest and the largest identity that no record uses; harmless."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Result of `check_dataset`."""
+
+    dataset: str
+    root: Path
+    splits: tuple[SplitReport, ...]
+    errors: list[str]
+    warnings: list[str]
+
+
+def check_dataset(
+    name: str,
+    root: Path,
+    *,
+    decode: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> CheckReport:
+    """Compare a data set with its paper, and look at every image and caption.
+
+    Args:
+        name, root: as for `read_dataset`.
+        decode: decode every image instead of only looking whether it exists (a minute per 100,000 and core).
+        on_progress: called with the images looked at so far and their total.
+
+    Raises:
+        ValueError: the annotation cannot be read; see `read_dataset`.
+    """
+    key = dataset_key(name)
+    dataset = read_dataset(key, root)
+    total = sum(len(split.records) for split in dataset.values())
+    done = 0
+
+    def advance(num_images: int) -> None:
+        nonlocal done
+        done += num_images
+        if on_progress is not None:
+            on_progress(done, total)
+
+    reports = [_check_split(split, decode, advance) for split in dataset.values()]
+    return CheckReport(
+        dataset=key,
+        root=Path(root),
+        splits=tuple(reports),
+        errors=[*_image_errors(reports), *_overlap_errors(dataset), *_withdrawn_split_errors(key, dataset)],
+        warnings=[*_count_warnings(key, reports), *_caption_warnings(dataset, reports), *_repeat_warnings(dataset)],
+    )
+
+
+def _check_split(split: Split, decode: bool, advance: Callable[[int], None]) -> SplitReport:
+    missing, damaged = _faulty_images(split.image_paths, decode, advance)
+    pids = set(split.image_pids)
+    pids_by_caption = defaultdict(set)
+    for caption, pid in zip(split.captions, split.caption_pids, strict=True):
+        pids_by_caption[caption].add(pid)
+    return SplitReport(
+        name=split.name,
+        counts=split.counts,
+        published=PUBLISHED_COUNTS.get(split.dataset, {}).get(split.name),
+        missing_images=tuple(missing),
+        damaged_images=tuple(damaged),
+        caption_lengths=_caption_lengths(split.captions),
+        num_shared_captions=sum(len(described) > 1 for described in pids_by_caption.values()),
+        num_id_gaps=max(pids) - min(pids) + 1 - len(pids),
+    )
+
+
+def _faulty_images(
+    paths: Sequence[Path], decode: bool, advance: Callable[[int], None]
+) -> tuple[list[Path], list[tuple[Path, str]]]:
+    missing: list[Path] = []
+    damaged: list[tuple[Path, str]] = []
+    with ThreadPoolExecutor(NUM_DECODING_THREADS) as pool:
+        for start in range(0, len(paths), IMAGES_PER_STEP):
+            step = paths[start : start + IMAGES_PER_STEP]
+            present = [path for path in step if path.is_file()]
+            missing += sorted(set(step).difference(present))
+            if decode:
+                faults = zip(present, pool.map(_fault_of, present), strict=True)
+                damaged += [(path, fault) for path, fault in faults if fault]
+            advance(len(step))
+    return missing, damaged
+
+
+def _fault_of(path: Path) -> str:
+    try:
+        decode_image(path)
+    except ValueError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return ""
+
+
+def _caption_lengths(captions: Sequence[str]) -> CaptionLengths:
+    tokenizer = Tokenizer(CONTEXT_LENGTH)
+    lengths = [len(tokenizer.encode(caption)) + 2 for caption in captions]
+    return CaptionLengths(
+        shortest=min(lengths),
+        median=statistics.median(lengths),
+        mean=statistics.fmean(lengths),
+        longest=max(lengths),
+        num_over_context=sum(length > CONTEXT_LENGTH for length in lengths),
+    )
+
+
+def _image_errors(reports: Sequence[SplitReport]) -> list[str]:
+    errors = []
+    for report in reports:
+        if report.missing_images:
+            errors.append(
+                f"{report.name}: missing images: {len(report.missing_images)} of {report.counts.num_images} "
+                f"({_some(report.missing_images)}); unpack them there"
+            )
+        if report.damaged_images:
+            named = [f"{path}: {fault}" for path, fault in report.damaged_images]
+            errors.append(
+                f"{report.name}: damaged images: {len(named)} of {report.counts.num_images} ({_some(named)}); "
+                "copy them again or take their records out"
+            )
+    return errors
+
+
+def _overlap_errors(dataset: Mapping[str, Split]) -> list[str]:
+    errors = []
+    for one, other in combinations(dataset.values(), 2):
+        shared = sorted(set(one.image_pids) & set(other.image_pids))
+        if shared:
+            errors.append(
+                f"identities in both {one.name} and {other.name}: {len(shared)} ({_some(shared)}); "
+                "number people apart and keep each in one split"
+            )
+    return errors
+
+
+def _withdrawn_split_errors(key: str, dataset: Mapping[str, Split]) -> list[str]:
+    counts = {name: split.counts for name, split in dataset.items()}
+    if key != "rstpreid" or counts != WITHDRAWN_RSTPREID_COUNTS:
+        return []
+    return [
+        "this is the withdrawn split of RSTPReid (3901 / 100 / 100 identities); published results use "
+        "3701 / 200 / 200: ask for the current data_captions.json"
+    ]
+
+
+def _count_warnings(key: str, reports: Sequence[SplitReport]) -> list[str]:
+    found = {report.name: report.counts for report in reports}
+    warnings = []
+    for name, published in PUBLISHED_COUNTS.get(key, {}).items():
+        if name not in found:
+            warnings.append(f"{name}: the published data set has this split, this copy does not")
+        elif found[name] != published:
+            warnings.append(
+                f"{name}: {_counts_in_words(found[name])} where the paper has {_counts_in_words(published)}; "
+                "a subset, or another version?"
+            )
+    return warnings
+
+
+def _caption_warnings(dataset: Mapping[str, Split], reports: Sequence[SplitReport]) -> list[str]:
+    warnings = []
+    for split, report in zip(dataset.values(), reports, strict=True):
+        num_blank = sum(not caption.strip() for caption in split.captions)
+        if num_blank:
+            warnings.append(f"{split.name}: blank captions: {num_blank}")
+        if report.caption_lengths.num_over_context:
+            warnings.append(
+                f"{split.name}: captions of more than {CONTEXT_LENGTH} tokens, which lose their ends: "
+                f"{report.caption_lengths.num_over_context}"
+            )
+        if report.num_shared_captions:
+            warnings.append(f"{split.name}: captions of more than one identity: {report.num_shared_captions}")
+    return warnings
+
+
+def _repeat_warnings(dataset: Mapping[str, Split]) -> list[str]:
+    uses = Counter(path for split in dataset.values() for path in split.image_paths)
+    repeated = [path for path, count in uses.items() if count > 1]
+    return [f"images with more than one record: {len(repeated)} ({_some(repeated)})"] if repeated else []
+
+
+def _counts_in_words(counts: SplitCounts) -> str:
+    return f"{counts.num_ids} identities, {counts.num_images} images, {counts.num_captions} captions"
+
+
+def _some(items: Sequence[object]) -> str:
+    named = ", ".join(str(item) for item in items[:NUM_NAMED])
+    return named if len(items) <= NUM_NAMED else f"{named} and {len(items) - NUM_NAMED} more"

@@ -1,0 +1,190 @@
+"""Image files -> resized uint8 tensors, and the augmentation of CSKT's recipe, without torchvision.
+
+Pixels equal those of the released code, `Image.open(path).convert("RGB")` and an antialiased bilinear resize, within
+a grey level of rounding. As there, an EXIF orientation is not applied, transparency is dropped, and an animation
+shows its first frame. Unlike there, 16-bit grey keeps its range instead of clipping to white, and an image that is
+damaged, or so large that decoding it would exhaust the memory, is an error that names the file.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from cskt.config import AugmentConfig
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Channel means that CLIP was trained with, of RGB in [0, 1]."""
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Channel standard deviations, likewise."""
+
+MAX_PIXELS = 64_000_000
+"""Larger images are refused unread: a 20 kB file can claim gigabytes."""
+# Listed because Pillow would also start external programs (EPS) or fetch other files.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+DECODING_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, OverflowError,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+"""What Pillow's decoders raise on damaged files."""
+JPEG_SIGNATURE = b"\xff\xd8\xff"
+ERASE_TRIES = 10
+"""Rectangles drawn before an image is left whole, as in torchvision's RandomErasing."""
+
+
+def read_image(source: Path | Image.Image, height: int, width: int) -> Tensor:
+    """Decode and resize one image.
+
+    Args:
+        source: a file, or an image that Pillow has opened.
+        height, width: size to resize to in pixels; the aspect ratio is not kept.
+
+    Returns:
+        [3, H, W] uint8, RGB.
+
+    Raises:
+        ValueError: see `decode_image`.
+    """
+    image = torch.from_numpy(decode_image(source)).permute(2, 0, 1)
+    if image.shape[1:] != (height, width):
+        image = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+    return image.contiguous()
+
+
+def decode_image(source: Path | Image.Image) -> NDArray[np.uint8]:
+    """The pixels of an image at its own size, [H, W, 3] RGB.
+
+    Raises:
+        ValueError: the file is missing, empty, cut short, damaged, no image, or larger than `MAX_PIXELS`; names it.
+    """
+    name = getattr(source, "filename", "") or "image" if isinstance(source, Image.Image) else source
+    try:
+        return _rgb(source) if isinstance(source, Image.Image) else _decode_file(Path(source))
+    except FileNotFoundError:
+        raise ValueError(f"{name}: no such image") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{name}: not an image of a known format ({', '.join(FORMATS)})") from None
+    except DECODING_ERRORS as error:
+        raise ValueError(f"{name}: not a sound image: {' '.join(str(error).split())}") from None
+
+
+def normalise(images: Tensor) -> Tensor:
+    """[B, 3, H, W] uint8 -> float32 with CLIP's channel means and standard deviations taken out."""
+    mean, std = _per_channel(CLIP_MEAN, images), _per_channel(CLIP_STD, images)
+    return images.float().div_(255).sub_(mean).div_(std)
+
+
+def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """The training view of a batch: flip, pad and crop, normalise, erase, in the order of the released code.
+
+    Erased rectangles are filled after normalising with CLIP's raw channel means, as released: a mid grey, not the
+    mean colour.
+
+    Args:
+        images: [B, 3, H, W] uint8, on any device.
+        config: rates and ranges.
+        generator: a generator on the CPU, where every choice is drawn: the same on every device.
+
+    Returns:
+        [B, 3, H, W] float32, normalised.
+    """
+    images = _random_flip(images, config.flip_probability, generator)
+    images = _random_crop(images, config.pad_pixels, generator)
+    return _random_erase(normalise(images), config, generator)
+
+
+def _random_flip(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    flipped = torch.rand(len(images), generator=generator) < probability
+    return torch.where(flipped.to(images.device)[:, None, None, None], images.flip(-1), images)
+
+
+def _random_crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
+    height, width = images.shape[2:]
+    corners = torch.randint(0, 2 * pad + 1, (len(images), 2), generator=generator).tolist()
+    padded = F.pad(images, (pad, pad, pad, pad))
+    crops = [
+        image[:, top : top + height, left : left + width] for image, (top, left) in zip(padded, corners, strict=True)
+    ]
+    return torch.stack(crops) if crops else images
+
+
+def _random_erase(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    num_images, _, height, width = images.shape
+    chosen = torch.rand(num_images, generator=generator) < config.erase_probability
+    rectangles = _draw_rectangles(num_images, height, width, config, generator)
+    top, left, rows, columns = (side[:, None].to(images.device) for side in rectangles.unbind(1))
+    y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    inside_rows = (y >= top) & (y < top + rows) & chosen.to(images.device)[:, None]
+    inside_columns = (x >= left) & (x < left + columns)
+    erased = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
+    return torch.where(erased, _per_channel(CLIP_MEAN, images), images)
+
+
+def _draw_rectangles(
+    num_images: int, height: int, width: int, config: AugmentConfig, generator: torch.Generator
+) -> Tensor:
+    """[B, 4] int64: top, left, rows and columns of a rectangle inside each image; zeros where no try fitted.
+
+    The area is uniform and the ratio log-uniform in their ranges; the first of `ERASE_TRIES` that fits is taken.
+    """
+
+    def uniform(shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
+        # float64: in float32, floor(u * n) can reach n
+        return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    area = height * width * uniform((num_images, ERASE_TRIES), *config.erase_area)
+    ratio = uniform((num_images, ERASE_TRIES), *map(math.log, config.erase_ratio)).exp()
+    place = uniform((num_images, 2))
+    sizes = torch.stack(((area * ratio).sqrt().round(), (area / ratio).sqrt().round()), dim=2)
+    fits = (sizes[..., 0] < height) & (sizes[..., 1] < width)
+    first = fits.long().argmax(1)
+    size = sizes[torch.arange(num_images), first] * fits.any(1)[:, None]
+    corner = (place * (torch.tensor([height, width]) - size + 1)).floor()
+    return torch.cat((corner, size), dim=1).long()
+
+
+def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
+    return torch.tensor(values, device=images.device).view(1, 3, 1, 1)
+
+
+def _decode_file(path: Path) -> NDArray[np.uint8]:
+    data = path.read_bytes()
+    if not data:
+        raise ValueError("the file is empty")
+    if data.startswith(JPEG_SIGNATURE):
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(height, width)
+        if colours in ("RGB", "YCbCr", "Gray"):
+            # Strict: Pillow fills the lost part of a damaged file with grey and says nothing.
+            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+            return pixels
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return _rgb(image)
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    _check_size(image.height, image.width)
+    if image.mode.startswith("I"):  # 16-bit grey; convert() would clip it to white
+        grey = np.asarray(image).astype(np.int64).clip(0, 2**16 - 1) >> 8
+        image = Image.fromarray(grey.astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("its pixels are real numbers of unknown range; save it with 8 bits per channel")
+    elif "transparency" in image.info:  # straight to RGB, Pillow warns about palettes with transparency
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
+
+
+def _check_size(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}; scale it down")

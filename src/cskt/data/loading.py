@@ -1,0 +1,224 @@
+"""Records -> batches: which pairs meet in a batch, and images decoded ahead of the step that needs them.
+
+The unit of training is an (image, caption) pair, as in the released code: an image with two captions is two pairs.
+The order of an epoch is a function of the seed and the epoch alone, so a resumed run continues with the batches that
+the interrupted one would have seen. Images are decoded in threads: decoding and resizing leave Python's lock, so
+threads are as fast as processes here, start at once on every system, and pass errors on unchanged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from cskt.config import DataConfig
+from cskt.data.images import read_image
+from cskt.data.records import Split
+from cskt.data.tokenizer import Tokenizer
+from cskt.types import Batch
+
+logger = logging.getLogger(__name__)
+
+NUM_BATCHES_AHEAD = 2
+"""Batches decoded while the current one is in use."""
+IMAGES_PER_TASK = 8
+"""Images that a thread decodes at a time; one by one, handing over costs as much as decoding."""
+
+
+class TrainingLoader:
+    """Training batches of one split; pixels stay uint8 and unaugmented, see `cskt.data.images.augment`.
+
+    Args:
+        split: the training split; its identities are renumbered from 0, in ascending order of the file's numbers.
+        tokenizer: encodes every caption once, here.
+        data: batch size, sampler, decoding threads, cache.
+        image_height, image_width: size of the images in pixels.
+        seed: decides the order together with the epoch.
+
+    Raises:
+        ValueError: the batch is larger than the split or does not divide into `instances`, or the split has too few
+            identities for the identity sampler.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        tokenizer: Tokenizer,
+        data: DataConfig,
+        *,
+        image_height: int,
+        image_width: int,
+        seed: int,
+    ) -> None:
+        self._paths = split.image_paths
+        self._data = data
+        self._size = (image_height, image_width)
+        self._seed = seed
+        self._caption_ids = tokenizer(split.captions)
+        self._lengths = self._caption_ids.argmax(dim=1) + 1  # the end token has the highest id and comes once
+        self._image_ids = torch.tensor(split.caption_image_ids)
+        pids, renumbered = np.unique(np.array(split.caption_pids, dtype=np.int64), return_inverse=True)
+        self._pids = torch.from_numpy(renumbered.astype(np.int64))
+        self._cache: Tensor | None = None
+        self.num_identities = len(pids)
+        self.num_pairs = len(self._pids)
+        self.steps_per_epoch = -(-self.num_pairs // data.batch_size)
+        _check_batch_size(data, self.num_pairs, self.num_identities)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from `start_step` on; what lies before is not decoded.
+
+        Raises:
+            ValueError: an image is missing or damaged; names the file.
+        """
+        batches = self._draw_batches(epoch)[start_step:]
+        image_ids = [self._image_ids[pairs] for pairs in batches]
+        for pairs, images in zip(batches, self._read(image_ids), strict=True):
+            yield Batch(
+                images=images,
+                caption_ids=self._caption_ids[pairs, : int(self._lengths[pairs].max())],
+                pids=self._pids[pairs],
+                image_ids=self._image_ids[pairs],
+            )
+
+    def _draw_batches(self, epoch: int) -> list[Tensor]:
+        random = np.random.default_rng([self._seed, epoch])
+        if self._data.sampler == "identity":
+            drawn = identity_batches(
+                self._pids.numpy(), self._data.batch_size, self._data.instances, self.steps_per_epoch, random
+            )
+        else:
+            drawn = random_batches(self.num_pairs, self._data.batch_size, random)
+        return [torch.from_numpy(pairs) for pairs in drawn]
+
+    def _read(self, image_ids: Sequence[Tensor]) -> Iterator[Tensor]:
+        if self._data.cache_images:
+            cache = self._filled_cache()
+            yield from (cache[ids] for ids in image_ids)
+            return
+        # An image that occurs several times in a batch, once per caption, is decoded once.
+        distinct = [torch.unique(ids, return_inverse=True) for ids in image_ids]
+        wanted = [[self._paths[image_id] for image_id in ids.tolist()] for ids, _ in distinct]
+        for images, (_, positions) in zip(
+            _decode_ahead(wanted, *self._size, self._data.num_workers), distinct, strict=True
+        ):
+            yield images[positions]
+
+    def _filled_cache(self) -> Tensor:
+        if self._cache is None:
+            cache = torch.empty(len(self._paths), 3, *self._size, dtype=torch.uint8)
+            logger.info("reading %d images into memory (%.1f GB)", len(cache), cache.numel() / 1e9)
+            start = 0
+            for images in iter_images(self._paths, *self._size, self._data.batch_size, self._data.num_workers):
+                cache[start : start + len(images)] = images
+                start += len(images)
+            self._cache = cache
+        return self._cache
+
+
+def iter_images(
+    sources: Sequence[Path | Image.Image], height: int, width: int, batch_size: int, num_workers: int
+) -> Iterator[Tensor]:
+    """All images in order, [b, 3, H, W] uint8 with b = `batch_size` but for the last; decoded ahead in threads.
+
+    Raises:
+        ValueError: an image is missing or damaged; names the file.
+    """
+    batches = (sources[start : start + batch_size] for start in range(0, len(sources), batch_size))
+    return _decode_ahead(batches, height, width, num_workers)
+
+
+def random_batches(num_pairs: int, batch_size: int, random: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Every pair once, in random order; the last batch may be smaller."""
+    order = random.permutation(num_pairs)
+    return [order[start : start + batch_size] for start in range(0, num_pairs, batch_size)]
+
+
+def identity_batches(
+    pids: NDArray[np.int64], batch_size: int, instances: int, num_batches: int, random: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Batches of batch_size / instances distinct identities with `instances` pairs each (Hermans et al. 2017).
+
+    Identities come in rounds, each once per round, so all are drawn about equally often however many pairs they
+    have. An identity deals its pairs like a deck, shuffled anew when too few are left; one with fewer pairs than
+    `instances` is drawn with replacement.
+
+    Args:
+        pids: [N] identity of each pair, numbered from 0 without gaps.
+    """
+    by_identity = np.split(np.argsort(pids, kind="stable"), np.cumsum(np.bincount(pids))[:-1])
+    decks: list[NDArray[np.int64]] = [pairs[:0] for pairs in by_identity]
+    per_batch = batch_size // instances
+    batches: list[NDArray[np.int64]] = []
+    while len(batches) < num_batches:
+        round_of_identities = random.permutation(len(by_identity))
+        for start in range(0, len(round_of_identities) - per_batch + 1, per_batch):
+            drawn = []
+            for identity in round_of_identities[start : start + per_batch]:
+                pairs, deck = by_identity[identity], decks[identity]
+                if len(pairs) < instances:
+                    drawn.append(random.choice(pairs, instances))
+                    continue
+                if len(deck) < instances:
+                    deck = random.permutation(pairs)
+                drawn.append(deck[:instances])
+                decks[identity] = deck[instances:]
+            batches.append(np.concatenate(drawn))
+    return batches[:num_batches]
+
+
+def _check_batch_size(data: DataConfig, num_pairs: int, num_identities: int) -> None:
+    if data.batch_size > num_pairs:
+        raise ValueError(
+            f"data.batch_size {data.batch_size} is more than the {num_pairs} training pairs; lower data.batch_size"
+        )
+    if data.sampler != "identity":
+        return
+    if data.batch_size % data.instances:
+        raise ValueError(
+            f"data.batch_size {data.batch_size} is not divisible by data.instances {data.instances}; "
+            "the identity sampler needs whole groups"
+        )
+    if data.batch_size // data.instances > num_identities:
+        raise ValueError(
+            f"data.batch_size {data.batch_size} with data.instances {data.instances} needs "
+            f"{data.batch_size // data.instances} identities, the training split has {num_identities}; "
+            "lower data.batch_size or raise data.instances"
+        )
+
+
+def _decode_ahead(
+    batches: Iterable[Sequence[Path | Image.Image]], height: int, width: int, num_workers: int
+) -> Iterator[Tensor]:
+    def decode(sources: Sequence[Path | Image.Image]) -> list[Tensor]:
+        return [read_image(source, height, width) for source in sources]
+
+    if num_workers == 0:
+        for sources in batches:
+            yield torch.stack(decode(sources))
+        return
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
+    pending: deque[list[Future[list[Tensor]]]] = deque()
+
+    def finish_oldest() -> Tensor:
+        return torch.stack([image for task in pending.popleft() for image in task.result()])
+
+    try:
+        for sources in batches:
+            starts = range(0, len(sources), IMAGES_PER_TASK)
+            pending.append([pool.submit(decode, sources[start : start + IMAGES_PER_TASK]) for start in starts])
+            if len(pending) > NUM_BATCHES_AHEAD:
+                yield finish_oldest()
+        while pending:
+            yield finish_oldest()
+    finally:  # also when the caller stops early or an image is damaged
+        pool.shutdown(cancel_futures=True)

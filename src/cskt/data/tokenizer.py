@@ -1,0 +1,161 @@
+"""CLIP's byte-pair encoding (Radford et al. 2021, section 2.4) on the `tokenizers` library.
+
+The merges are CLIP's own, shipped as data (see NOTICE). Ids: 0-255 bytes, 256-511 bytes that end a word, then one
+per merge, 49406 start, 49407 end. Text is cleaned as CLIP does: mojibake repaired, HTML entities resolved twice,
+white space collapsed, lower case. The start and end tokens cannot be typed: a literal "<|startoftext|>" in a query
+is plain text.
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import logging
+from collections.abc import Collection, Sequence
+from functools import cache
+from importlib import resources
+from itertools import islice
+
+import ftfy
+import tokenizers
+import torch
+from tokenizers import Regex, models, pre_tokenizers
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+NUM_MERGES = 48_894
+START_ID = 49_406
+END_ID = 49_407
+WORD_END = "</w>"
+WORD_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+"""CLIP's words: English contractions, runs of letters, single digits, runs of anything else."""
+
+
+class Tokenizer:
+    """Captions -> token ids.
+
+    Args:
+        context_length: most tokens per caption, start and end included.
+        known_ids: ids whose embeddings the backbone has learned; None if it knows all. A word that needs others is
+            still encoded, with one warning per word.
+
+    `num_truncated` counts the captions cut so far.
+    """
+
+    def __init__(self, context_length: int = 77, known_ids: Collection[int] | None = None) -> None:
+        if context_length < 2:
+            raise ValueError(f"context_length is {context_length}; start and end alone need 2")
+        self.context_length = context_length
+        self.num_truncated = 0
+        self._known_ids = None if known_ids is None else frozenset(known_ids)
+        self._reported_words: set[str] = set()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without start and end tokens and however long."""
+        return self._encode_all([text])[0]
+
+    def __call__(self, captions: Sequence[str], *, pad_to_context: bool = False) -> Tensor:
+        """Encode a batch of captions.
+
+        Longer ones are cut to `context_length`, keeping the end token, with one warning per tokenizer.
+
+        Args:
+            captions: B texts.
+            pad_to_context: make L the context length instead of the longest caption of the batch.
+
+        Returns:
+            [B, L] int64: start, words, end, then zeros.
+
+        Raises:
+            ValueError: `captions` is a single string.
+        """
+        if isinstance(captions, str):
+            raise ValueError("captions is one string; pass a list of strings")
+        most_words = self.context_length - 2
+        ids = self._encode_all(captions)
+        self._count_truncated(sum(len(words) > most_words for words in ids), len(ids))
+        rows = [[START_ID, *words[:most_words], END_ID] for words in ids]
+        length = self.context_length if pad_to_context else max(map(len, rows), default=2)
+        caption_ids = torch.zeros(len(rows), length, dtype=torch.int64)
+        for row, words in zip(caption_ids, rows, strict=True):
+            row[: len(words)] = torch.tensor(words)
+        return caption_ids
+
+    def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = clip_bpe().encode_batch([clean(text) for text in texts])
+        if self._known_ids is not None:
+            for encoding in encodings:
+                self._report_unknown_words(encoding)
+        return [encoding.ids for encoding in encodings]
+
+    def _report_unknown_words(self, encoding: tokenizers.Encoding) -> None:
+        assert self._known_ids is not None
+        words: dict[int | None, list[int]] = {}
+        for position, word_id in enumerate(encoding.word_ids):
+            words.setdefault(word_id, []).append(position)
+        for positions in words.values():
+            if self._known_ids.issuperset(encoding.ids[position] for position in positions):
+                continue
+            word = "".join(encoding.tokens[position] for position in positions).removesuffix(WORD_END)
+            word = _text_of_symbols(word)
+            if word not in self._reported_words:
+                self._reported_words.add(word)
+                logger.warning("the backbone has never seen the word '%s'; what it adds to a caption is noise", word)
+
+    def _count_truncated(self, num_truncated: int, num_captions: int) -> None:
+        if num_truncated and not self.num_truncated:
+            logger.warning(
+                "%d of %d captions have more than %d tokens and are cut to it (further ones are cut without a word)",
+                num_truncated, num_captions, self.context_length,
+            )  # fmt: skip
+        self.num_truncated += num_truncated
+
+
+def clean(text: str) -> str:
+    """A text as CLIP's vocabulary expects it: repaired, unescaped, single spaces, lower case."""
+    unescaped = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(unescaped.split()).lower()
+
+
+@cache
+def clip_bpe() -> tokenizers.Tokenizer:
+    """CLIP's vocabulary and merges as a `tokenizers` object, built once per process (about 0.1 s)."""
+    symbols = symbol_by_byte().values()
+    merges = _read_merges()
+    vocabulary = [*symbols, *(symbol + WORD_END for symbol in symbols), *("".join(merge) for merge in merges)]
+    ids = {token: index for index, token in enumerate(vocabulary)}
+    bpe = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, end_of_word_suffix=WORD_END))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return bpe
+
+
+def _read_merges() -> list[tuple[str, str]]:
+    # The file goes on to 262,144 merges; CLIP was trained on the first 48,894.
+    file = resources.files("cskt") / "assets" / "bpe_simple_vocab_16e6.txt.gz"
+    with file.open("rb") as packed, gzip.open(packed, "rt", encoding="utf-8") as lines:
+        next(lines)  # a version line
+        pairs = [tuple(line.split()) for line in islice(lines, NUM_MERGES)]
+    return [(left, right) for left, right in pairs]
+
+
+@cache
+def symbol_by_byte() -> dict[int, str]:
+    """The printable character that stands for each byte, in the order of CLIP's ids 0-255.
+
+    Printable bytes of Latin-1 stand for themselves and come first; the others follow, shifted past 255 (Radford et
+    al. 2019, GPT-2).
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+def _text_of_symbols(symbols: str) -> str:
+    byte_by_symbol = {symbol: byte for byte, symbol in symbol_by_byte().items()}
+    return bytes(byte_by_symbol[symbol] for symbol in symbols).decode("utf-8", errors="replace")

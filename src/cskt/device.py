@@ -1,0 +1,54 @@
+"""Which device computes, and in which arithmetic."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from cskt.config import nearest
+
+KINDS = ("auto", "cpu", "cuda", "mps")
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device of that name; `auto` or none takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name is None or name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in KINDS or (index and not index.isdigit()):
+        raise ValueError(f"unknown device '{name}': {nearest(kind, KINDS)}")
+    available = {
+        "cpu": not index,
+        "cuda": torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available.get(kind, False):
+        raise ValueError(f"device '{name}' is not available here; use --device auto or --device cpu")
+    return torch.device(name)
+
+
+def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Autocast to bf16 or fp16 on `device`; float32 needs no context."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory held so far: the allocator's on CUDA, else the process's resident set; 0 where nobody counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource  # noqa: PLC0415  (absent on Windows)
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

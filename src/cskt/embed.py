@@ -1,0 +1,225 @@
+"""`Encoder`: images and sentences to unit vectors. Evaluation, galleries and search all go through it.
+
+Here the model, which knows only tensors, meets the tokenizer and the image reader; and here features are normalised,
+once and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from cskt.config import AdapterConfig, BackboneConfig, ClipArchitecture, PromptConfig, RunConfig, validate
+from cskt.data.images import normalise
+from cskt.data.loading import iter_images
+from cskt.data.tokenizer import Tokenizer
+from cskt.device import arithmetic, pick_device
+from cskt.model import files, released, weights
+from cskt.model.dual_encoder import DualEncoder
+
+RUN_WEIGHTS = "best.safetensors"
+
+
+class Encoder:
+    """A model with its tokenizer and image transform, for inference.
+
+    Args:
+        model: weights loaded; moved to `device`.
+        tokenizer: of the model's vocabulary and context.
+        device: where it computes.
+        precision: fp32, bf16 or fp16 arithmetic of the towers; features come out in float32.
+        batch_size: images or captions computed at once.
+        num_workers: threads that decode images.
+    """
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        tokenizer: Tokenizer,
+        *,
+        device: torch.device | None = None,
+        precision: str = "fp32",
+        batch_size: int = 128,
+        num_workers: int = 4,
+    ) -> None:
+        self.device = device or pick_device()
+        self.model = model.to(self.device)
+        self.tokenizer = tokenizer
+        self.precision = precision
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def encode_image(self, images: Tensor | Sequence[Path | str | Image.Image]) -> Tensor:
+        """Unit vectors of images.
+
+        Args:
+            images: [B, 3, H, W] float normalised as CLIP does, or paths and PIL images of any size.
+
+        Returns:
+            [B, D] float32 on the CPU, rows of length 1.
+
+        Raises:
+            ValueError: an image that cannot be read (names it) or pixels that do not fit the model.
+        """
+        size = self.model.architecture.image_height, self.model.architecture.image_width
+        if not isinstance(images, Tensor):
+            sources = [Path(image) if isinstance(image, str) else image for image in images]
+            decoded = iter_images(sources, *size, batch_size=self.batch_size, num_workers=self.num_workers)
+            return self._encode_images(normalise(batch.to(self.device)) for batch in decoded)
+        if images.ndim != 4 or images.shape[1:] != (3, *size):
+            raise ValueError(f"expected images [B, 3, {size[0]}, {size[1]}], found {list(images.shape)}")
+        if not images.is_floating_point():
+            raise ValueError(f"expected float images normalised as CLIP does, found {images.dtype}")
+        return self._encode_images(torch.split(images, self.batch_size))
+
+    def encode_text(self, captions: Sequence[str] | Tensor) -> Tensor:
+        """Unit vectors of sentences.
+
+        Args:
+            captions: sentences, or caption ids [B, L] with start and end tokens and without prompt slots.
+
+        Returns:
+            [B, D] float32 on the CPU, rows of length 1.
+        """
+        caption_ids = captions if isinstance(captions, Tensor) else self.tokenizer(list(captions))
+        lengths = caption_ids.argmax(dim=1) + 1  # the end token has the largest id
+        # Captions of like length share a batch: nothing after the end token is computed for nothing.
+        order = lengths.argsort(stable=True)
+        features = torch.empty(len(caption_ids), self.model.architecture.embed_dim)
+        for rows in torch.split(order, self.batch_size):
+            batch = caption_ids[rows, : int(lengths[rows].max())]
+            features[rows] = self._unit(self.model.encode_text, batch.to(self.device))
+        return features
+
+    def _encode_images(self, batches: Iterable[Tensor]) -> Tensor:
+        features = [self._unit(self.model.encode_image, batch.to(self.device)) for batch in batches]
+        return torch.cat(features) if features else torch.empty(0, self.model.architecture.embed_dim)
+
+    @torch.no_grad()
+    def _unit(self, encode: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        with arithmetic(self.device, self.precision):
+            raw = encode(batch)
+        return F.normalize(raw.float(), dim=-1).cpu()
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model ready to train, with what a checkpoint must remember of its origin."""
+
+    model: DualEncoder
+    tokenizer: Tokenizer
+    backbone_name: str
+    backbone_sha256: str
+    """Of the weight file; empty for random weights."""
+
+
+def build(config: RunConfig) -> Built:
+    """The model of a recipe: backbone loaded (or random), method's parameters freshly drawn by `config.seed`.
+
+    Raises:
+        ValueError: the backbone cannot be found or read, or the method does not fit it.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    backbone = None if config.backbone.architecture else weights.load_backbone(config.backbone)
+    architecture = backbone.architecture if backbone else config.backbone.architecture
+    assert architecture is not None
+    known_token_ids = backbone.known_token_ids if backbone else None
+    tokenizer = _tokenizer(architecture, config.data.caption_length, known_token_ids)
+    model = DualEncoder(architecture, config.prompts, config.adapters, config.trainable)
+    if backbone:
+        weights.load_state(model, backbone.state, origin=backbone.name)
+    else:
+        model.initialise_backbone(generator)
+    words = torch.tensor(tokenizer.encode(config.prompts.words)[: config.prompts.length])
+    model.initialise_added(generator, words if config.prompts.init == "words" and len(words) else None)
+    return Built(
+        model,
+        tokenizer,
+        backbone.name if backbone else "random",
+        backbone.sha256 if backbone else "",
+    )
+
+
+def load(
+    path: str | Path,
+    backbone: str | Path | None = None,
+    device: str | None = None,
+    *,
+    precision: str = "fp32",
+    batch_size: int = 128,
+    num_workers: int = 4,
+) -> Encoder:
+    """An `Encoder` from whatever holds a model.
+
+    Args:
+        path: a run folder or its best.safetensors; a file written by `cskt export --merge`; a released CSKT folder
+            (configs.yaml + best.pth); a CLIP weight file, folder, published name, or `clip-tiny`.
+        backbone: where the CLIP weights of an adapter-only run lie, if not where its config says.
+        device: cpu, cuda, mps; the best one here if empty.
+
+    Raises:
+        ValueError: nothing there that can be read, or weights over another backbone than they were trained on.
+    """
+    place = Path(path)
+    if place.is_dir() and (place / "configs.yaml").is_file() and not (place / RUN_WEIGHTS).is_file():
+        model, tokenizer = _load_released(place)
+    elif place.is_dir() and ((place / RUN_WEIGHTS).is_file() or (place / "config.yaml").is_file()):
+        model, tokenizer = _load_run(place / RUN_WEIGHTS, backbone)
+    elif place.suffix == ".safetensors" and place.is_file() and files.kind_of(place) == "method":
+        model, tokenizer = _load_run(place, backbone)
+    else:
+        model, tokenizer = _load_backbone(BackboneConfig(name=str(path)))
+    return Encoder(
+        model,
+        tokenizer,
+        device=pick_device(device),
+        precision=precision,
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
+
+
+def _load_run(path: Path, backbone: str | Path | None) -> tuple[DualEncoder, Tokenizer]:
+    file = files.read_method(path)
+    config = validate(RunConfig, file.config, f"{path}: config")
+    architecture, known_token_ids = file.architecture, None
+    state = file.tensors
+    if architecture is None:
+        source = dataclasses.replace(config.backbone, name=str(backbone or config.backbone.name))
+        carrier = weights.load_backbone(source)
+        if carrier.sha256 != file.backbone_sha256:
+            raise ValueError(
+                f"{path}: trained over {file.backbone_name} with SHA-256 {file.backbone_sha256}, but {source.name} has"
+                f" {carrier.sha256}; give the right weights with backbone= (--backbone)"
+            )
+        architecture, known_token_ids = carrier.architecture, carrier.known_token_ids
+        state = carrier.state | state
+    model = DualEncoder(architecture, config.prompts, config.adapters, trainable="none")
+    weights.load_state(model, state, origin=str(path))
+    return model, _tokenizer(architecture, config.data.caption_length, known_token_ids)
+
+
+def _load_released(folder: Path) -> tuple[DualEncoder, Tokenizer]:
+    found = released.read_released(folder)
+    model = DualEncoder(found.architecture, found.config.prompts, found.config.adapters, trainable="none")
+    weights.load_state(model, found.state, origin=str(folder))
+    return model, _tokenizer(found.architecture, found.config.data.caption_length, None)
+
+
+def _load_backbone(config: BackboneConfig) -> tuple[DualEncoder, Tokenizer]:
+    backbone = weights.load_backbone(config)
+    prompts, adapters = PromptConfig(directions="none"), AdapterConfig(sides="none")
+    model = DualEncoder(backbone.architecture, prompts, adapters, trainable="none")
+    weights.load_state(model, backbone.state, origin=backbone.name)
+    return model, _tokenizer(backbone.architecture, backbone.architecture.context_length, backbone.known_token_ids)
+
+
+def _tokenizer(architecture: ClipArchitecture, caption_length: int, known: frozenset[int] | None) -> Tokenizer:
+    return Tokenizer(min(caption_length, architecture.context_length), known_ids=known)

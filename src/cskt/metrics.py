@@ -1,0 +1,220 @@
+"""Retrieval metrics: R1, R5, R10 (CMC), mAP and mINP, exact and in bounded memory.
+
+The measures need the ranks of the right images only, and the rank of an image is one more than the number of gallery
+images that beat it. Counting those takes one pass over a row of similarities for each of its right images, a few dozen
+at most in this field; sorting the row would cost more time, and the sorted indices of a whole benchmark gigabytes.
+
+**Ties.** Of two gallery images with the same similarity the one with the smaller gallery index ranks first, as in a
+stable descending sort. `top_k` keeps the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cskt.types import PerQuery, RetrievalMetrics
+
+SIMILARITIES_AT_ONCE = 2**24
+"""Entries of one chunk of similarities when the caller names no chunk size: 64 MiB of float32."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best gallery images of each query, best first."""
+
+    indices: Tensor
+    """[Q, k] int64, positions in the gallery."""
+    scores: Tensor
+    """[Q, k] similarities, descending."""
+
+
+def from_similarity(similarity: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> RetrievalMetrics:
+    """Metrics of a similarity matrix.
+
+    Args:
+        similarity: [Q, G], higher is better; any sign and scale.
+        query_ids: [Q] integer identities.
+        gallery_ids: [G] integer identities; a gallery image is right if it has the query's.
+
+    Returns:
+        Fractions in [0, 1], averaged over the queries that have a right image; 0 if no query has one.
+
+    Raises:
+        ValueError: an empty side, shapes that disagree, or a similarity that is not a number.
+    """
+    if similarity.ndim != 2:
+        raise ValueError(f"similarity has shape {list(similarity.shape)}; expected [queries, gallery images]")
+    _check_ids(query_ids, gallery_ids, similarity.shape[0], similarity.shape[1])
+    if similarity.amax().isnan():  # the maximum hands a NaN on, without a mask of the whole matrix
+        raise ValueError("similarity holds NaN; look for zero or non-finite features")
+    return _evaluate(lambda rows: similarity[rows], query_ids, gallery_ids, None)
+
+
+def from_features(
+    query_features: Tensor,
+    gallery_features: Tensor,
+    query_ids: Tensor,
+    gallery_ids: Tensor,
+    *,
+    chunk_size: int | None = None,
+) -> RetrievalMetrics:
+    """Metrics of inner products, without ever holding the [Q, G] similarities.
+
+    Args:
+        query_features: [Q, D], multiplied as they are: give unit norm for cosines.
+        gallery_features: [G, D], likewise.
+        query_ids: [Q] integer identities.
+        gallery_ids: [G] integer identities; a gallery image is right if it has the query's.
+        chunk_size: queries scored at once; by default as many as give 16 million similarities (64 MiB).
+
+    Returns:
+        The same as `from_similarity` on the products.
+
+    Raises:
+        ValueError: an empty side, shapes that disagree, features that are not finite, or a chunk size below 1.
+    """
+    _check_features(query_features, gallery_features, chunk_size)
+    _check_ids(query_ids, gallery_ids, len(query_features), len(gallery_features))
+    queries, gallery = _at_least_float32(query_features), _at_least_float32(gallery_features)
+    return _evaluate(lambda rows: queries[rows] @ gallery.T, query_ids, gallery_ids, chunk_size)
+
+
+@torch.no_grad()
+def top_k(query_features: Tensor, gallery_features: Tensor, k: int, *, chunk_size: int | None = None) -> Ranking:
+    """The k gallery images most similar to each query; equal similarities in gallery order.
+
+    Args:
+        query_features: [Q, D], multiplied as they are: give unit norm for cosines.
+        gallery_features: [G, D], likewise.
+        k: from 1 to G.
+        chunk_size: queries scored at once; see `from_features`.
+
+    Raises:
+        ValueError: k out of range, an empty side, shapes that disagree, or features that are not finite.
+    """
+    _check_features(query_features, gallery_features, chunk_size)
+    num_gallery = len(gallery_features)
+    if not 1 <= k <= num_gallery:
+        raise ValueError(f"k is {k}; the gallery has {num_gallery} images, so give 1 to {num_gallery}")
+    queries, gallery = _at_least_float32(query_features), _at_least_float32(gallery_features)
+    chunks = [_top_k(rows @ gallery.T, k) for rows in torch.split(queries, _rows_at_once(num_gallery, chunk_size))]
+    return Ranking(
+        indices=torch.cat([chunk.indices for chunk in chunks]), scores=torch.cat([chunk.scores for chunk in chunks])
+    )
+
+
+def _top_k(similarity: Tensor, k: int) -> Ranking:
+    # torch.topk promises no order among equals, neither inside its answer nor at the cut.
+    scores, indices = similarity.topk(k, dim=1)
+    indices, by_index = indices.sort(dim=1)
+    scores, by_score = scores.gather(1, by_index).sort(dim=1, descending=True, stable=True)
+    indices = indices.gather(1, by_score)
+    cut_in_a_tie = (similarity >= scores[:, -1:]).sum(dim=1) > k
+    if cut_in_a_tie.any():
+        indices[cut_in_a_tie] = similarity[cut_in_a_tie].argsort(dim=1, descending=True, stable=True)[:, :k]
+    return Ranking(indices, scores)
+
+
+def _evaluate(
+    similarity_of: Callable[[Tensor], Tensor], query_ids: Tensor, gallery_ids: Tensor, chunk_size: int | None
+) -> RetrievalMetrics:
+    """Metrics of the similarities that `similarity_of(rows)` gives as [rows, G], one chunk of queries at a time."""
+    query_ids, gallery_ids = query_ids.cpu(), gallery_ids.cpu()
+    num_queries, num_gallery = len(query_ids), len(gallery_ids)
+    columns_by_id = {pid: columns.tolist() for pid, columns in _runs(gallery_ids)}
+
+    first = torch.zeros(num_queries, dtype=torch.int64)
+    precision = torch.zeros(num_queries, dtype=torch.float64)
+    penalty = torch.zeros(num_queries, dtype=torch.float64)
+    matched = torch.isin(query_ids, gallery_ids)
+    # Queries of one identity share their right columns, so that they are counted together.
+    by_identity = query_ids.argsort(stable=True)
+    by_identity = by_identity[matched[by_identity]]
+    step = _rows_at_once(num_gallery, chunk_size)
+    for start in range(0, len(by_identity), step):
+        rows = by_identity[start : start + step]
+        similarity = similarity_of(rows)
+        ranks, num_right = _ranks_of_right(similarity, query_ids[rows], columns_by_id)
+        nth = torch.arange(1, ranks.shape[1] + 1)
+        first[rows] = ranks[:, 0]
+        precision[rows] = torch.where(nth <= num_right[:, None], nth / ranks.double(), 0.0).sum(dim=1) / num_right
+        penalty[rows] = num_right / ranks.gather(1, num_right[:, None] - 1).squeeze(1).double()
+
+    num_matched = max(int(matched.sum()), 1)
+    found = first[matched]
+    return RetrievalMetrics(
+        r1=int((found <= 1).sum()) / num_matched,
+        r5=int((found <= 5).sum()) / num_matched,
+        r10=int((found <= 10).sum()) / num_matched,
+        mean_ap=float(precision.sum()) / num_matched,
+        mean_inp=float(penalty.sum()) / num_matched,
+        num_queries=num_queries,
+        num_gallery=num_gallery,
+        num_unmatched_queries=int((~matched).sum()),
+        per_query=PerQuery(first, precision, penalty),
+    )
+
+
+def _ranks_of_right(
+    similarity: Tensor, query_ids: Tensor, columns_by_id: dict[int, list[int]]
+) -> tuple[Tensor, Tensor]:
+    """Ranks [q, R] int64, ascending, of each query's right images, and their number [q]; `query_ids` are sorted.
+
+    Rows with fewer than R right images end in the rank G + 1.
+    """
+    runs = [(rows, columns_by_id[pid]) for pid, rows in _runs(query_ids)]
+    num_gallery = similarity.shape[1]
+    num_right = torch.cat([torch.full((len(rows),), len(columns)) for rows, columns in runs])
+    ranks = similarity.new_full((len(query_ids), int(num_right.max())), num_gallery + 1, dtype=torch.int64)
+    # Comparing into a float buffer that is used again keeps this pass at the speed of the memory; float32 counts
+    # exactly up to 2 ** 24.
+    dtype = torch.float32 if num_gallery < 2**24 else torch.float64
+    buffer = similarity.new_empty((max(len(rows) for rows, _ in runs), num_gallery), dtype=dtype)
+    for rows, columns in runs:
+        block, beats = similarity[rows[0] : rows[-1] + 1], buffer[: len(rows)]
+        for place, column in enumerate(columns):
+            score = block[:, column, None]
+            torch.ge(block[:, :column], score, out=beats[:, :column])  # an equal before it ranks before it
+            torch.gt(block[:, column:], score, out=beats[:, column:])
+            ranks[rows[0] : rows[-1] + 1, place] = beats.sum(dim=1) + 1
+    return ranks.cpu().sort(dim=1).values, num_right
+
+
+def _runs(ids: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Each distinct identity, ascending, with its positions [n], ascending."""
+    order = ids.argsort(stable=True)
+    distinct, counts = torch.unique_consecutive(ids[order], return_counts=True)
+    return zip(distinct.tolist(), torch.split(order, counts.tolist()), strict=True)
+
+
+def _rows_at_once(num_gallery: int, chunk_size: int | None) -> int:
+    return chunk_size or max(1, SIMILARITIES_AT_ONCE // num_gallery)
+
+
+def _at_least_float32(features: Tensor) -> Tensor:
+    return features if features.dtype == torch.float64 else features.float()
+
+
+def _check_features(query_features: Tensor, gallery_features: Tensor, chunk_size: int | None) -> None:
+    if query_features.ndim != 2 or gallery_features.ndim != 2 or query_features.shape[1] != gallery_features.shape[1]:
+        shapes = f"{list(query_features.shape)} and {list(gallery_features.shape)}"
+        raise ValueError(f"features have shapes {shapes}; expected [queries, D] and [gallery images, D]")
+    if not len(query_features) or not len(gallery_features):
+        raise ValueError(f"{len(query_features)} queries and {len(gallery_features)} gallery images; give at least one")
+    for side, features in (("query", query_features), ("gallery", gallery_features)):
+        if not features.isfinite().all():
+            raise ValueError(f"{side} features hold NaN or infinity; look for a diverged model or zero-length features")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; give at least 1")
+
+
+def _check_ids(query_ids: Tensor, gallery_ids: Tensor, num_queries: int, num_gallery: int) -> None:
+    if not num_queries or not num_gallery:
+        raise ValueError(f"{num_queries} queries and {num_gallery} gallery images; give at least one of each")
+    for side, ids, count in (("query", query_ids, num_queries), ("gallery", gallery_ids, num_gallery)):
+        if ids.shape != (count,) or ids.is_floating_point():
+            raise ValueError(f"{side}_ids are {ids.dtype} {list(ids.shape)}; expected {count} integers")

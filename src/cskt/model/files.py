@@ -1,0 +1,256 @@
+"""Our own safetensors files: what a run learned, a whole merged model, a backbone.
+
+The tensors carry our names. One metadata entry, `cskt`, holds everything else as JSON: format version, kind, run
+configuration, backbone name and SHA-256, architecture, facts. Every file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cskt.config import ClipArchitecture, to_dict, validate
+
+FORMAT_VERSION = 1
+METADATA_KEY = "cskt"
+TOKEN_EMBEDDING = "text.token_embedding.weight"
+TOKEN_ROWS = "text.token_embedding.rows"
+
+
+@dataclass(frozen=True)
+class MethodFile:
+    """What a training run left for inference."""
+
+    tensors: dict[str, Tensor]
+    """Our names; the trained tensors alone, or every tensor of the model in a merged file."""
+    config: dict[str, Any]
+    """The whole run configuration as `config.to_dict` gives it."""
+    backbone_name: str
+    backbone_sha256: str
+    """Digest of the backbone file the tensors were trained over; they mean nothing over another."""
+    facts: dict[str, str]
+    """Whatever else the writer wanted known (epoch, scores, versions)."""
+    architecture: ClipArchitecture | None
+    """Present in a merged file, which needs no backbone file."""
+    known_token_ids: frozenset[int] | None
+    """In a merged file, the only tokens its backbone knows; none if it knows all."""
+
+
+@dataclass(frozen=True)
+class BackboneFile:
+    """A CLIP in our own naming."""
+
+    state: dict[str, Tensor]
+    """`vision.*` and `text.*`, float32."""
+    architecture: ClipArchitecture
+    facts: dict[str, str]
+    """Provenance: how the weights came about."""
+    known_token_ids: frozenset[int] | None
+    """Tokens whose embedding the file really holds; none if it holds all."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path` and put it in place only when it is complete on disk.
+
+    Raises:
+        ValueError: the disk is full, the folder is read-only, ...; an older file at `path` is then still whole.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        raise ValueError(f"{path}: cannot be written: {' '.join(str(error).split())}") from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def save_method(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    config: Mapping[str, Any],
+    backbone_name: str,
+    backbone_sha256: str,
+    facts: Mapping[str, str],
+    architecture: ClipArchitecture | None = None,
+    known_token_ids: frozenset[int] | None = None,
+) -> None:
+    """Write the trained tensors of a run, or with `architecture` the whole model merged into one file.
+
+    Args:
+        tensors: our names; only what inference needs.
+        config: the run configuration (`config.to_dict`).
+        facts: text by name.
+        architecture: given for a merged file, whose `tensors` then include both towers.
+        known_token_ids: for a merged file, as its backbone file has them.
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
+    content = {
+        "kind": "method",
+        "config": dict(config),
+        "backbone_name": backbone_name,
+        "backbone_sha256": backbone_sha256,
+        "facts": dict(facts),
+        "architecture": None if architecture is None else to_dict(architecture),
+        "known_token_ids": None if known_token_ids is None else sorted(known_token_ids),
+    }
+    _write(path, tensors, content)
+
+
+def read_method(path: Path) -> MethodFile:
+    """Read a file that `save_method` wrote.
+
+    Raises:
+        ValueError: missing, damaged, of another kind, or written by a newer version.
+    """
+    tensors, content = _read(path, "method")
+    try:
+        return MethodFile(
+            tensors=tensors,
+            config={**content["config"]},
+            backbone_name=str(content["backbone_name"]),
+            backbone_sha256=str(content["backbone_sha256"]),
+            facts=_facts(content),
+            architecture=None if content["architecture"] is None else _architecture(content, path),
+            known_token_ids=None if content["known_token_ids"] is None else frozenset(content["known_token_ids"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged metadata ({error!r})") from None
+
+
+def save_backbone(
+    path: Path,
+    state: Mapping[str, Tensor],
+    architecture: ClipArchitecture,
+    *,
+    facts: Mapping[str, str],
+    half: bool = False,
+    known_token_ids: frozenset[int] | None = None,
+) -> None:
+    """Write a backbone in our naming.
+
+    Args:
+        state: `vision.*` and `text.*`.
+        architecture: sizes of that state, image size and stride included.
+        facts: provenance, text by name.
+        half: store float16, at half the size.
+        known_token_ids: keep only these rows of the token embedding (a small file for a small vocabulary).
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
+    kept = dict(state)
+    if known_token_ids is not None:
+        rows = torch.tensor(sorted(known_token_ids), dtype=torch.int32)
+        kept[TOKEN_ROWS] = rows
+        kept[TOKEN_EMBEDDING] = kept[TOKEN_EMBEDDING][rows.long()]
+    if half:
+        kept = {name: value.half() if value.is_floating_point() else value for name, value in kept.items()}
+    content = {"kind": "backbone", "architecture": to_dict(architecture), "facts": dict(facts)}
+    _write(path, kept, content)
+
+
+def read_backbone(path: Path) -> BackboneFile:
+    """Read a file that `save_backbone` wrote, as float32.
+
+    Rows of the token embedding that the file leaves out become the mean of those it holds.
+
+    Raises:
+        ValueError: missing, damaged, of another kind, or written by a newer version.
+    """
+    state, content = _read(path, "backbone")
+    try:
+        architecture, facts = _architecture(content, path), _facts(content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged metadata ({error!r})") from None
+    known: frozenset[int] | None = None
+    if (rows := state.pop(TOKEN_ROWS, None)) is not None:
+        known = frozenset(rows.tolist())
+        state[TOKEN_EMBEDDING] = _spread_rows(state.get(TOKEN_EMBEDDING), rows, architecture.vocab_size, path)
+    state = {name: value.float() for name, value in state.items()}
+    return BackboneFile(state, architecture, facts, known)
+
+
+def kind_of(path: Path) -> str | None:
+    """`method` or `backbone` for a file that this module wrote; none for any other safetensors file.
+
+    Raises:
+        ValueError: not a whole safetensors file.
+    """
+    metadata = read_safetensors(path, only_metadata=True)[1]
+    return str(_content(path, metadata)["kind"]) if METADATA_KEY in metadata else None
+
+
+def read_safetensors(path: Path, *, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (copies in memory, independent of the file) and text metadata of any safetensors file.
+
+    Raises:
+        ValueError: missing, truncated or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as stream:
+            names = [] if only_metadata else stream.keys()
+            return {name: stream.get_tensor(name).clone() for name in names}, stream.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as safetensors: {' '.join(str(error).split())}") from None
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], content: dict[str, Any]) -> None:
+    # One metadata entry with sorted keys: safetensors writes several in random order, so files would never be equal.
+    metadata = {METADATA_KEY: json.dumps({"version": FORMAT_VERSION, **content}, sort_keys=True)}
+    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(ready, temporary, metadata=metadata))
+
+
+def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, metadata = read_safetensors(path)
+    content = _content(path, metadata)
+    if content["kind"] != kind:
+        raise ValueError(f"{path}: holds a {content['kind']}, expected a {kind}")
+    return tensors, content
+
+
+def _content(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+        version, _ = int(content["version"]), content["kind"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path}: not a file of cskt's own format") from None
+    if version > FORMAT_VERSION:
+        raise ValueError(f"{path}: made by a newer version of cskt (format {version}); update cskt to read it")
+    return content
+
+
+def _architecture(content: Mapping[str, Any], path: Path) -> ClipArchitecture:
+    return validate(ClipArchitecture, {**content["architecture"]}, f"{path}: architecture")
+
+
+def _facts(content: Mapping[str, Any]) -> dict[str, str]:
+    return {str(name): str(value) for name, value in content["facts"].items()}
+
+
+def _spread_rows(known: Tensor | None, rows: Tensor, vocab_size: int, path: Path) -> Tensor:
+    """The whole token table [vocab_size, width] from the rows of some tokens."""
+    if known is None or known.ndim != 2 or rows.ndim != 1 or len(rows) != len(known) or not len(rows):
+        raise ValueError(f"{path}: '{TOKEN_ROWS}' does not fit '{TOKEN_EMBEDDING}'")
+    if rows.is_floating_point() or rows.min() < 0 or rows.max() >= vocab_size:
+        raise ValueError(f"{path}: '{TOKEN_ROWS}' holds ids outside 0 to {vocab_size - 1}")
+    table = known.float().mean(dim=0).repeat(vocab_size, 1)
+    table[rows.long()] = known.float()
+    return table

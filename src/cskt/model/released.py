@@ -1,0 +1,140 @@
+"""Folders that the released CSKT program leaves: `configs.yaml` and `best.pth`, the whole backbone included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from cskt.config import ClipArchitecture, RunConfig, merge, nest, read_yaml, resolve_recipe, validate
+from cskt.model.dual_encoder import DualEncoder
+from cskt.model.layouts import Layout, openai_heads, read_sizes
+from cskt.model.names import released_name
+from cskt.model.tensors import load_plain, state_dict
+from cskt.model.weights import gather
+from cskt.published import from_published
+
+RECIPE = "cskt-reference"
+CONFIG_FILE = "configs.yaml"
+WEIGHT_FILES = ("best.pth", "last.pth")
+RELEASED = Layout(lambda name: (released_name(name),))
+
+
+@dataclass(frozen=True)
+class Released:
+    """A trained CSKT as its authors' program saved it."""
+
+    config: RunConfig
+    """`cskt-reference` with what the folder's configs.yaml says; data.root may be a folder of another machine."""
+    architecture: ClipArchitecture
+    state: dict[str, Tensor]
+    """Every parameter of `DualEncoder`, our names, float32."""
+
+
+def read_released(folder: Path) -> Released:
+    """Read a released CSKT folder strictly; the classifier of its ID loss, if any, is left out.
+
+    Depth, length and sizes are read from the tensors; configs.yaml gives the image size and must not contradict.
+
+    Raises:
+        ValueError: a file is missing, damaged or carries code; a tensor is missing, unknown or misshapen; the tensors
+            and configs.yaml contradict each other.
+    """
+    flags = _read_flags(folder / CONFIG_FILE)
+    path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise ValueError(f"{folder}: no weights; expected {' or '.join(WEIGHT_FILES)}")
+    saved = state_dict(load_plain(path), path)
+    tensors = {name: value for name, value in saved.items() if not name.startswith("classifier.")}
+    found = _read_method(tensors, path)
+    for flag, key in (("depth", "prompts.depth"), ("n_ctx", "prompts.length")):
+        if flags.get(flag, found[key]) != found[key]:
+            raise ValueError(
+                f"{folder / CONFIG_FILE}: {flag} {flags[flag]} contradicts {path.name}, which has {found[key]}"
+            )
+    config = _config(flags, found, folder / CONFIG_FILE)
+    architecture = _architecture(read_sizes(tensors, RELEASED, str(path)), config, path)
+    with torch.device("meta"):
+        model = DualEncoder(architecture, config.prompts, config.adapters)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    return Released(config, architecture, gather(tensors, shapes, RELEASED, origin=str(path)))
+
+
+def read_released_config(folder: Path) -> RunConfig:
+    """What the configs.yaml of a released folder says, without a look at the weights.
+
+    Raises:
+        ValueError: missing, carries code, or holds a value that the method cannot take.
+    """
+    return _config(_read_flags(folder / CONFIG_FILE), {}, folder / CONFIG_FILE)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML and tuples, which the released program writes; any other Python object is refused."""
+
+
+def _tuple(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
+
+
+def _read_flags(path: Path) -> dict[str, Any]:
+    try:
+        flags = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: not plain YAML (no code in it was executed): {' '.join(str(error).split())}"
+        ) from None
+    if not isinstance(flags, dict):
+        raise ValueError(f"{path}: expected 'key: value' lines, found {type(flags).__name__}")
+    return flags
+
+
+def _read_method(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """The config keys that the shapes of the method's tensors tell."""
+    first, adapter = released_name("prompts.text.0"), released_name("adapters.vision.0.down.weight")
+    for name in (first, adapter):
+        if name not in tensors or tensors[name].ndim != 2 or 0 in tensors[name].shape:
+            raise ValueError(f"{path}: not a CSKT checkpoint: no matrix '{name}'")
+    later = released_name("prompts.text.1").removesuffix("0")
+    bottleneck, width = tensors[adapter].shape
+    return {
+        "prompts.depth": 1 + sum(name.startswith(later) for name in tensors),
+        "prompts.length": tensors[first].shape[0],
+        "adapters.reduction": max(1, width // bottleneck),
+    }
+
+
+def _config(flags: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> RunConfig:
+    try:
+        overrides = from_published(flags)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    return validate(RunConfig, merge(read_yaml(resolve_recipe(RECIPE)), nest({**overrides, **found})), str(path))
+
+
+def _architecture(sizes: Mapping[str, int], config: RunConfig, path: Path) -> ClipArchitecture:
+    backbone = config.backbone
+    image = {
+        "image_height": backbone.image_height,
+        "image_width": backbone.image_width,
+        "stride": backbone.stride or sizes["patch_size"],
+    }
+    fields = {key: value for key, value in sizes.items() if key != "num_patches"}
+    architecture = validate(ClipArchitecture, fields | image | openai_heads(sizes), str(path))
+    rows, columns = architecture.grid
+    if rows * columns != sizes["num_patches"]:
+        raise ValueError(
+            f"{path}: {sizes['num_patches']} patch positions do not fit the {rows} x {columns} patches of"
+            f" {CONFIG_FILE} (img_size {image['image_height']} x {image['image_width']}, stride_size {image['stride']})"
+        )
+    return architecture

@@ -1,0 +1,111 @@
+"""Named tensors from a weight file of any common format, recognised by its content; no code of a file ever runs."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cskt.model.files import read_safetensors
+from cskt.model.torchscript import is_torchscript, read_torchscript
+
+WRAPPERS = ("state_dict", "model")
+DAMAGE = (
+    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, RuntimeError, ValueError, LookupError,
+    AttributeError, TypeError, ArithmeticError, AssertionError, ImportError, MemoryError,
+)  # fmt: skip
+"""What the readers of torch, zipfile and pickle raise on files that are cut short, altered or hostile."""
+
+
+class NamedTensors(NamedTuple):
+    """The tensors of a file and where they came from."""
+
+    tensors: dict[str, Tensor]
+    """As stored: the file's names without a common `module.`, any dtype."""
+    is_torchscript: bool
+    """A TorchScript archive: the form in which OpenAI, and nobody else, publishes CLIP."""
+
+
+def read_tensors(path: Path) -> NamedTensors:
+    """Read a TorchScript archive, a `torch.save` file or a safetensors file.
+
+    Raises:
+        ValueError: the file is missing, damaged, no weight file, or holds anything that would have to be executed.
+    """
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(64)
+        if start.startswith(b"PK\x03\x04"):
+            with zipfile.ZipFile(path) as archive:
+                if is_torchscript(archive):
+                    return NamedTensors(read_torchscript(archive), is_torchscript=True)
+        if is_safetensors(start):
+            return NamedTensors(read_safetensors(path)[0], is_torchscript=False)
+        if start.startswith((b"PK\x03\x04", b"\x80")):
+            return NamedTensors(state_dict(load_plain(path), path), is_torchscript=False)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except DAMAGE as error:
+        raise ValueError(_one_line(path, error)) from None
+    raise ValueError(f"{path}: {_describe(start)}, not a weight file (.pt, .pth, .safetensors); fetch it again")
+
+
+def load_plain(path: Path) -> Any:
+    """What a `torch.save` file holds, if that is tensors and plain values.
+
+    Raises:
+        ValueError: damaged, or it holds objects that only code could rebuild.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except DAMAGE as error:
+        raise ValueError(_one_line(path, error)) from None
+
+
+def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    """The named tensors of a checkpoint, out of its wrapper and without a common `module.` prefix.
+
+    Raises:
+        ValueError: no mapping of names to tensors; names the entry.
+    """
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path}: holds no named tensors")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor | int | float | None):
+            raise ValueError(f"{path}: entry '{name}' is a {type(value).__name__}, expected a tensor")
+    shared = "module." if all(name.startswith("module.") for name in content) else ""
+    return {name.removeprefix(shared): torch.as_tensor(value) for name, value in content.items() if value is not None}
+
+
+def is_safetensors(start: bytes) -> bool:
+    """Whether a file that begins so is safetensors: the header's length in eight bytes, then JSON."""
+    return start[8:9] == b"{"
+
+
+def _one_line(path: Path, error: BaseException) -> str:
+    reason = " ".join(str(error).split())
+    if reason.startswith(str(path)):
+        return reason
+    return f"{path}: damaged, or it holds more than tensors (nothing in it was executed): {reason[:160]}"
+
+
+def _describe(start: bytes) -> str:
+    text = start.lstrip().lower()
+    if not start:
+        return "an empty file"
+    if text.startswith(b"<"):
+        return "a web page"
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer"
+    return "an unknown format"

@@ -1,0 +1,57 @@
+"""Progress on stderr: a bar for people at a terminal, nothing for a log file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(bar_width=30),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TextColumn("left"),
+    TimeRemainingColumn(),
+    TextColumn("{task.fields[note]}"),
+)
+
+
+class Advance(Protocol):
+    """Moves a bar by one, with an optional note behind it."""
+
+    def __call__(self, note: str = "") -> None: ...
+
+
+@contextmanager
+def bar(description: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """A progress bar with counts and time left; the value moves it on.
+
+    Args:
+        description: what is being done.
+        total: steps in all.
+        done: steps already done, for work that is resumed.
+    """
+    with Progress(*COLUMNS, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(description, total=total, completed=done, note="")
+
+        def advance(note: str = "") -> None:
+            progress.update(task, advance=1, note=note)
+
+        yield advance
+
+
+@contextmanager
+def counting_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for work that reports `(done, total)` itself; the value is what it reports to."""
+    with Progress(*COLUMNS, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(description, total=None, note="")
+
+        def report(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield report

@@ -1,0 +1,133 @@
+"""`last.pt`: everything that a run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import nn
+
+from cskt.config import RunConfig, to_dict
+from cskt.model.files import write_atomically
+
+FREE_ON_RESUME = {
+    "name", "output_dir", "device", "data.root", "data.num_workers", "data.cache_images", "data.eval_batch_size",
+    "loop.log_period_steps", "loop.save_period_steps", "loop.checkpoint_activations",
+}  # fmt: skip
+"""Keys that may differ when a run is resumed: they change where and how fast, not what is computed."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    epoch: int = 0
+    """Epochs completed."""
+    step: int = 0
+    """Steps completed in the epoch under way."""
+    total_steps: int = 0
+    """Steps completed in all."""
+    best_r1: float = -1.0
+    """Best selection score so far, t2i R1 as a fraction; below 0 before the first evaluation."""
+    best_epoch: int = 0
+    """Epoch (from 1) of that score; 0 before."""
+    seconds: float = 0.0
+    """Time spent in training and its evaluations, over all sessions."""
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What changes while training; `model` saves only what trains, the frozen rest comes from the backbone."""
+
+    model: nn.Module
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    backbone_sha256: str
+
+
+def trainable_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Trainable parameters by name, detached."""
+    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def save_last(path: Path, trainee: Trainee, config: RunConfig, progress: Progress) -> None:
+    """Write `last.pt` atomically.
+
+    Raises:
+        ValueError: the folder cannot be written or the disk is full; the file before is intact.
+    """
+    content = {
+        "config": to_dict(config),
+        "backbone_sha256": trainee.backbone_sha256,
+        "model": trainable_state(trainee.model),
+        "objective": trainable_state(trainee.objective),
+        "optimizer": trainee.optimizer.state_dict(),
+        "scaler": trainee.scaler.state_dict(),
+        "progress": dataclasses.asdict(progress),
+    }
+    write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def load_last(path: Path, trainee: Trainee, config: RunConfig) -> Progress:
+    """Put a run back to where `last.pt` left it.
+
+    Raises:
+        ValueError: the file is missing, truncated or carries code; it is of another config or backbone.
+    """
+    content = _read(path)
+    different = config_differences(content["config"], to_dict(config))
+    if different:
+        raise ValueError(f"{path}: made with another config ({'; '.join(different)}); use the same or start a new run")
+    if content["backbone_sha256"] != trainee.backbone_sha256:
+        raise ValueError(f"{path}: trained over another backbone (SHA-256 {content['backbone_sha256']})")
+    for module, saved in ((trainee.model, content["model"]), (trainee.objective, content["objective"])):
+        own = trainable_state(module)
+        if own.keys() != saved.keys():
+            raise ValueError(
+                f"{path}: other parameters than the config asks for: {sorted(own.keys() ^ saved.keys())[:3]}"
+            )
+        for name, value in own.items():
+            value.copy_(saved[name])
+    trainee.optimizer.load_state_dict(content["optimizer"])
+    trainee.scaler.load_state_dict(content["scaler"])
+    return Progress(**content["progress"])
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config that `last.pt` was made with.
+
+    Raises:
+        ValueError: the file is missing, truncated or carries code.
+    """
+    config: dict[str, Any] = _read(path)["config"]
+    return config
+
+
+def config_differences(saved: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
+    """`key: saved -> asked` for every key that must not differ between a run and its resumption."""
+    found = []
+    for key in sorted(saved.keys() | asked.keys()):
+        name, before, now = prefix + key, saved.get(key), asked.get(key)
+        if isinstance(before, dict) and isinstance(now, dict) and key != "weights":
+            found += config_differences(before, now, f"{name}.")
+        elif before != now and name not in FREE_ON_RESUME:
+            found.append(f"{name}: {before} -> {now}")
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; nothing to resume") from None
+    except (RuntimeError, UnpicklingError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ValueError(f"{path}: truncated, or not a checkpoint of this program: {reason}") from None
+    if not isinstance(content, dict) or "progress" not in content:
+        raise ValueError(f"{path}: not a last.pt of this program")
+    return content

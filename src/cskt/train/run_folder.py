@@ -1,0 +1,115 @@
+"""The files of a run: its config, its events as JSON lines and for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cskt.config import RunConfig, load_config, save_config
+from cskt.published import to_published
+
+CONFIG, FLAT_CONFIG, EVENTS = "config.yaml", "configs.yaml", "metrics.jsonl"
+BEST, LAST = "best.safetensors", "last.pt"
+
+
+class RunFolder:
+    """A folder of one run.
+
+    Args:
+        path: exists with a config, or is made here.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.best, self.last = path / BEST, path / LAST
+        self._tensorboard: Any = None
+
+    @classmethod
+    def create(cls, config: RunConfig, path: Path | None = None) -> RunFolder:
+        """A new folder, `<output_dir>/<dataset>/<time>_<name>` unless `path` is given.
+
+        Raises:
+            ValueError: the folder holds a run already, or cannot be made.
+        """
+        folder = path or _fresh(Path(config.output_dir) / config.data.dataset, config.name)
+        if (folder / CONFIG).exists():
+            raise ValueError(f"{folder}: already holds a run; resume it (--resume {folder}) or name another folder")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_config(config, folder / CONFIG)
+            flat = yaml.safe_dump(to_published(config), sort_keys=False)
+            (folder / FLAT_CONFIG).write_text(flat, encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot write a run there: {error.strerror}") from None
+        return cls(folder)
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's config, from its config.yaml."""
+        return load_config(self.path / CONFIG)
+
+    def record(self, event: str, **values: Any) -> None:
+        """Append an event to metrics.jsonl, and its scalars to TensorBoard under its `step`."""
+        try:
+            with (self.path / EVENTS).open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps({"event": event, **values}) + "\n")
+        except OSError as error:
+            raise ValueError(f"{self.path / EVENTS}: cannot write: {error.strerror}") from None
+        tag = values.get("stage", event)
+        for name, value in _scalars(values, tag):
+            self._writer().add_scalar(name, value, values.get("step", 0))
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events so far, oldest first; a line cut short by a crash is left out."""
+        return list(read_events(self.path))
+
+    def forget_after(self, total_steps: int) -> None:
+        """Drop the events beyond a checkpoint, so that a resumed run tells its story once."""
+        kept = [event for event in self.events() if event.get("step", 0) <= total_steps and event["event"] != "end"]
+        text = "".join(json.dumps(event) + "\n" for event in kept)
+        (self.path / EVENTS).write_text(text, encoding="utf-8")
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _writer(self) -> Any:
+        if self._tensorboard is None:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (slow to import)
+
+            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
+        return self._tensorboard
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run folder, oldest first; none if nothing was recorded."""
+    path = folder / EVENTS
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # only the last line can be cut short, by a crash while it was written
+    return events
+
+
+def _fresh(parent: Path, name: str) -> Path:
+    stem = f"{time.strftime('%Y%m%d_%H%M%S')}_{name}"
+    candidates = [parent / stem, *(parent / f"{stem}_{number}" for number in range(2, 100))]
+    return next(path for path in candidates if not path.exists())
+
+
+def _scalars(values: Mapping[str, Any], tag: str) -> list[tuple[str, float]]:
+    found = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found += _scalars(value, f"{tag}/{name}")
+        elif isinstance(value, int | float) and name not in ("step", "epoch"):
+            found.append((f"{tag}/{name}", float(value)))
+    return found

@@ -1,0 +1,96 @@
+"""Everything that a training needs before its first step, from the config alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cskt import __version__, losses
+from cskt.config import RunConfig
+from cskt.data.loading import TrainingLoader
+from cskt.data.records import Split, read_dataset, select_splits
+from cskt.device import pick_device
+from cskt.embed import Built, Encoder, build
+from cskt.train.checkpoint import Trainee
+from cskt.train.objective import Objective
+from cskt.train.optim import build_optimizer
+
+
+@dataclass(frozen=True)
+class Session:
+    """A training ready to run."""
+
+    config: RunConfig
+    """With the image size that the backbone settled."""
+    device: torch.device
+    built: Built
+    loader: TrainingLoader
+    val_split: Split
+    """The split that picks the best epoch."""
+    trainee: Trainee
+
+    def encoder(self, *, bare: bool = False) -> Encoder:
+        """The model as evaluation sees it; `bare` leaves prompts and adapters out (zero-shot CLIP)."""
+        model = self.built.model
+        return Encoder(
+            model.bare() if bare else model,
+            self.built.tokenizer,
+            device=self.device,
+            precision=self.config.precision,
+            batch_size=self.config.data.eval_batch_size,
+            num_workers=self.config.data.num_workers,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of the run wants to know of its start."""
+        return {
+            "version": __version__,
+            "torch": torch.__version__,
+            "device": str(self.device),
+            "backbone": self.built.backbone_name,
+            "backbone_sha256": self.built.backbone_sha256,
+            "trainable_parameters": self.built.model.num_parameters(trainable_only=True),
+            "total_parameters": self.built.model.num_parameters(),
+            "select_on": self.config.data.select_on,
+            "train_identities": self.loader.num_identities,
+            "train_pairs": self.loader.num_pairs,
+            "steps_per_epoch": self.loader.steps_per_epoch,
+        }
+
+
+def prepare(config: RunConfig) -> Session:
+    """Read the data, build model, losses and optimiser.
+
+    Raises:
+        ValueError: anything in the config, the data or the weights that cannot be; one line, with the remedy.
+    """
+    losses.check_names(config.loss.weights)
+    device = pick_device(config.device)
+    train_split, val_split = select_splits(read_dataset(config.data.dataset, Path(config.data.root)), config.data)
+    built = build(config)
+    model, architecture = built.model.to(device), built.model.architecture
+    model.checkpoint_activations(config.loop.checkpoint_activations)
+    height, width = architecture.image_height, architecture.image_width
+    loader = TrainingLoader(
+        train_split, built.tokenizer, config.data, image_height=height, image_width=width, seed=config.seed
+    )
+    objective = Objective(config.loss, architecture.embed_dim, loader.num_identities)
+    objective.initialise(torch.Generator().manual_seed(config.seed))
+    objective.to(device)
+    named = itertools.chain(model.named_parameters(), objective.named_parameters())
+    optimizer = build_optimizer(named, config.optim)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    backbone = dataclasses.replace(config.backbone, image_height=height, image_width=width)
+    return Session(
+        config=dataclasses.replace(config, backbone=backbone),
+        device=device,
+        built=built,
+        loader=loader,
+        val_split=val_split,
+        trainee=Trainee(model, objective, optimizer, scaler, built.backbone_sha256),
+    )

@@ -1,0 +1,45 @@
+"""Notices when SDM has collapsed to uniform similarities, and says what helps."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import Tensor
+
+from cskt.losses import sdm_at_collapse
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_STEPS = 100
+TOLERANCE = 0.01
+
+
+class CollapseWatch:
+    """Warns once when the SDM loss has stood at its value for uniform similarities for `PATIENCE_STEPS` steps.
+
+    There the gradient is all but gone, so waiting does not help. Weak features at temperature 0.02 and a high rate
+    lead there.
+    """
+
+    def __init__(self) -> None:
+        self.collapsed_steps = 0
+
+    def look(self, sdm: float | None, pids: Tensor) -> None:
+        """Take note of one step.
+
+        Args:
+            sdm: the step's unweighted SDM loss; None where SDM is not trained with.
+            pids: [B] identities of the batch.
+        """
+        if sdm is None:
+            return
+        uniform = sdm_at_collapse(pids).item()
+        stuck = uniform > 0 and abs(sdm - uniform) < TOLERANCE * uniform
+        self.collapsed_steps = self.collapsed_steps + 1 if stuck else 0
+        if self.collapsed_steps == PATIENCE_STEPS:
+            logger.warning(
+                "collapse: for %d steps all similarities have been equal (sdm %.2f). Lower optim.lr, raise"
+                " loss.temperature (0.05 or 0.1), or start from a better backbone",
+                PATIENCE_STEPS,
+                sdm,
+            )

@@ -1,0 +1,222 @@
+import threading
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_datasets import write_image
+
+from cskt.config import DataConfig
+from cskt.data import loading
+from cskt.data.images import read_image
+from cskt.data.loading import TrainingLoader, identity_batches, iter_images
+from cskt.data.records import Record, Split
+from cskt.data.tokenizer import Tokenizer
+from cskt.types import Batch
+
+HEIGHT, WIDTH = 24, 8
+RANDOM = DataConfig(batch_size=5, num_workers=0)
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Split:
+    """9 images of 4 people with gaps in their numbers, 23 pairs: ten captions for one image, one or two elsewhere."""
+    pids = [70, 5, 5, 900, 70, 5, 31, 31, 5]
+    num_captions = [2, 1, 10, 2, 1, 2, 1, 2, 2]
+    return Split(
+        "jsonl",
+        "train",
+        tuple(
+            Record(
+                pid=pid,
+                image_path=write_image(tmp_path / f"{index}.jpg", seed=index, size=(10 + index, 30)),
+                captions=tuple(f"person {pid} image {index} caption {n}" + " long" * n for n in range(count)),
+                split="train",
+            )
+            for index, (pid, count) in enumerate(zip(pids, num_captions, strict=True))
+        ),
+    )
+
+
+def make_loader(split: Split, data: DataConfig = RANDOM, seed: int = 1) -> TrainingLoader:
+    return TrainingLoader(split, Tokenizer(), data, image_height=HEIGHT, image_width=WIDTH, seed=seed)
+
+
+def assert_same_batches(left: list[Batch], right: list[Batch]) -> None:
+    assert len(left) == len(right) > 0
+    for one, other in zip(left, right, strict=True):
+        for field in ("images", "caption_ids", "pids", "image_ids"):
+            assert torch.equal(getattr(one, field), getattr(other, field)), field
+
+
+def captions_of(batch: Batch) -> list[tuple[int, ...]]:
+    return [tuple(row[: row.argmax() + 1].tolist()) for row in batch.caption_ids]
+
+
+def test_batches_hold_what_the_records_say(split: Split) -> None:
+    loader = make_loader(split)
+    assert (loader.num_identities, loader.num_pairs, loader.steps_per_epoch) == (4, 23, 5)
+    batches = list(loader.epoch(0))
+    assert [len(batch.pids) for batch in batches] == [5, 5, 5, 5, 3], "the last partial batch is kept"
+    tokenizer = Tokenizer()
+    pairs = {
+        tuple(tokenizer([caption])[0].tolist()): image_id
+        for caption, image_id in zip(split.captions, split.caption_image_ids, strict=True)
+    }
+    seen = []
+    for batch in batches:
+        assert batch.images.shape == (len(batch.pids), 3, HEIGHT, WIDTH) and batch.images.dtype == torch.uint8
+        assert batch.caption_ids.dtype == batch.pids.dtype == batch.image_ids.dtype == torch.int64
+        assert batch.caption_ids.shape[1] == max(map(len, captions_of(batch)))
+        for row, caption in enumerate(captions_of(batch)):
+            image_id = pairs[caption]
+            assert batch.image_ids[row] == image_id
+            assert batch.pids[row] == [5, 31, 70, 900].index(split.image_pids[image_id])
+            assert torch.equal(batch.images[row], read_image(split.image_paths[image_id], HEIGHT, WIDTH))
+            seen.append(caption)
+    assert sorted(seen) == sorted(pairs), "every pair once"
+
+
+def test_order_depends_on_seed_and_epoch_alone(split: Split) -> None:
+    loader = make_loader(split)
+    first, second = list(loader.epoch(0)), list(loader.epoch(1))
+    assert_same_batches(list(loader.epoch(0)), first)
+    assert_same_batches(list(make_loader(split).epoch(1)), second)
+    orders = [
+        [caption for batch in batches for caption in captions_of(batch)]
+        for batches in (first, second, list(make_loader(split, seed=2).epoch(0)))
+    ]
+    assert orders[0] != orders[1] and orders[0] != orders[2] and orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("sampler", ["random", "identity"])
+def test_resume_yields_the_rest_without_decoding_the_skipped(
+    split: Split, sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = make_loader(split, replace(RANDOM, batch_size=4, instances=2, sampler=sampler))
+    everything = list(loader.epoch(3))
+    decoded: list[Path] = []
+
+    def counting(source: Path, height: int, width: int) -> torch.Tensor:
+        decoded.append(source)
+        return read_image(source, height, width)
+
+    monkeypatch.setattr(loading, "read_image", counting)
+    assert_same_batches(list(loader.epoch(3, start_step=4)), everything[4:])
+    assert len(decoded) == sum(len(batch.image_ids.unique()) for batch in everything[4:])
+    assert list(loader.epoch(3, start_step=loader.steps_per_epoch)) == []
+
+
+@pytest.mark.parametrize("cache_images", [False, True])
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_workers_and_cache_change_nothing(split: Split, num_workers: int, cache_images: bool) -> None:
+    loader = make_loader(split, replace(RANDOM, num_workers=num_workers, cache_images=cache_images))
+    assert_same_batches(list(loader.epoch(2)), list(make_loader(split).epoch(2)))
+
+
+def test_cache_decodes_each_image_once(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: Counter[Path] = Counter()
+
+    def counting(source: Path, height: int, width: int) -> torch.Tensor:
+        decoded[source] += 1
+        return read_image(source, height, width)
+
+    monkeypatch.setattr(loading, "read_image", counting)
+    loader = make_loader(split, replace(RANDOM, cache_images=True))
+    list(loader.epoch(0)), list(loader.epoch(1))
+    assert decoded == Counter(split.image_paths)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("content", [None, b"", b"text", "truncated"])
+def test_bad_image_reaches_the_caller_by_name(split: Split, num_workers: int, content: bytes | str | None) -> None:
+    path = split.image_paths[6]
+    intact = path.read_bytes()
+    path.unlink()
+    if content is not None:
+        path.write_bytes(intact[: len(intact) // 2] if content == "truncated" else content)
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="image") as caught:
+        list(make_loader(split, replace(RANDOM, num_workers=num_workers)).epoch(0))
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    assert threading.active_count() == before, "no thread outlives the epoch"
+
+
+def test_stopping_early_ends_the_threads(split: Split) -> None:
+    before = threading.active_count()
+    batches = make_loader(split, replace(RANDOM, num_workers=2)).epoch(0)
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_identity_batches_hold_whole_groups(split: Split) -> None:
+    data = replace(RANDOM, batch_size=6, instances=2, sampler="identity")
+    loader = make_loader(split, data)
+    batches = list(loader.epoch(0))
+    assert len(batches) == loader.steps_per_epoch == 4
+    for batch in batches:
+        assert sorted(Counter(batch.pids.tolist()).values()) == [2, 2, 2]
+
+
+def test_identity_sampler_deals_fairly() -> None:
+    pids = np.repeat(np.arange(10), [1, 2, 3, 4, 5, 6, 7, 8, 9, 40])
+    batches = identity_batches(pids, 12, 4, num_batches=200, random=np.random.default_rng(0))
+    assert len(batches) == 200
+    drawn = Counter(pids[np.concatenate(batches)].tolist())
+    assert max(drawn.values()) - min(drawn.values()) < 4 * 40, "240 each; a round leaves one identity of ten out"
+    for batch in batches:
+        groups = Counter(pids[batch].tolist())
+        assert set(groups.values()) == {4} and len(groups) == 3
+        for pid in groups:
+            members = batch[pids[batch] == pid]
+            assert len(set(members)) == 4 or pid < 3, "repeats only where there are fewer than four pairs"
+    of_the_largest = [batch[pids[batch] == 9] for batch in batches if 9 in pids[batch]]
+    assert len(set(np.concatenate(of_the_largest[:10]).tolist())) == 40, "a deck is dealt out before it is shuffled"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 24}, "data.batch_size 24 is more than the 23 training pairs; lower data.batch_size"),
+        ({"sampler": "identity", "instances": 4}, "data.batch_size 5 is not divisible by data.instances 4"),
+        (
+            {"sampler": "identity", "instances": 1},
+            "needs 5 identities, the training split has 4; lower data.batch_size",
+        ),
+    ],
+)
+def test_batches_that_cannot_be_drawn(split: Split, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_loader(split, replace(RANDOM, **changes))
+
+
+def test_batch_as_large_as_the_split(split: Split) -> None:
+    (batch,) = make_loader(split, replace(RANDOM, batch_size=23)).epoch(0)
+    assert sorted(batch.image_ids.tolist()) == split.caption_image_ids
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_iter_images_keeps_order(split: Split, num_workers: int) -> None:
+    chunks = list(iter_images(split.image_paths, HEIGHT, WIDTH, 4, num_workers))
+    assert [len(chunk) for chunk in chunks] == [4, 4, 1]
+    expected = torch.stack([read_image(path, HEIGHT, WIDTH) for path in split.image_paths])
+    assert torch.equal(torch.cat(chunks), expected)
+    assert list(iter_images([], HEIGHT, WIDTH, 4, num_workers)) == []
+
+
+def test_decoding_runs_ahead_but_not_far(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[Path] = []
+
+    def counting(source: Path, height: int, width: int) -> torch.Tensor:
+        decoded.append(source)
+        return read_image(source, height, width)
+
+    monkeypatch.setattr(loading, "read_image", counting)
+    images = iter_images(split.image_paths * 10, HEIGHT, WIDTH, 9, num_workers=1)
+    next(images)
+    images.close()
+    assert len(decoded) <= 9 * (1 + loading.NUM_BATCHES_AHEAD)

@@ -1,0 +1,174 @@
+import gzip
+import html
+import json
+import logging
+import random
+import string
+from importlib import resources
+from itertools import islice, pairwise
+from pathlib import Path
+
+import ftfy
+import pytest
+import regex
+import torch
+from transformers import CLIPTokenizer
+
+from cskt.data.tokenizer import END_ID, START_ID, Tokenizer, clean, clip_bpe, symbol_by_byte
+
+GOLDEN = json.loads((Path(__file__).parent.parent / "parity" / "tokenizer.json").read_text(encoding="utf-8"))
+PIECES = [
+    "a man", "wearing", "red-and-white", "T-shirt", "she's", "they'll've", "'S", "café", "naïve", "STRASSE",
+    "straße", "，", "。", "…", "“quoted”", "&amp;amp;", "&lt;b&gt;", "&eacute;", "12", "3.5cm", "²", "½", "Ⅷ", "👜",
+    "👩\u200d🦰", "日本語", "مرحبا", "\u200b", "\t", "\n", "\x1c", " ", "_", "!!", "...", "ï»¿", "â€™", "schÃ¶n",
+    "\ud83d", "İ", "ſ", "Ⓐ", "e\u0301", "<|startoftext|>", "<|endoftext|>", "jekyll", "supercalifragilistic", "z" * 30,
+    "\\", "/", "-",
+]  # fmt: skip
+
+
+def generated_captions(count: int, pieces: list[str], seed: int) -> list[str]:
+    draw = random.Random(seed)
+    return [
+        "".join(draw.choice(pieces) + draw.choice(["", " ", "  ", ". "]) for _ in range(draw.randrange(12)))
+        for _ in range(count)
+    ]
+
+
+def read_merges() -> list[tuple[str, str]]:
+    packed = (resources.files("cskt") / "assets" / "bpe_simple_vocab_16e6.txt.gz").read_bytes()
+    lines = gzip.decompress(packed).decode("utf-8").split("\n")
+    return [tuple(line.split()) for line in islice(lines, 1, 48895)]  # type: ignore[misc]
+
+
+class NaiveEncoder:
+    """Byte-pair encoding by the book: merge the earliest-learned pair until none is left."""
+
+    def __init__(self) -> None:
+        merges = read_merges()
+        symbols = list(symbol_by_byte().values())
+        tokens = symbols + [symbol + "</w>" for symbol in symbols] + [a + b for a, b in merges]
+        self.ids = {token: index for index, token in enumerate(tokens)}
+        self.rank = {merge: index for index, merge in enumerate(merges)}
+        self.word = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
+
+    def __call__(self, text: str) -> list[int]:
+        text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+        text = regex.sub(r"\s+", " ", text).strip().lower()
+        ids = []
+        for word in self.word.findall(text):
+            symbols = [symbol_by_byte()[byte] for byte in word.encode("utf-8")]
+            symbols[-1] += "</w>"
+            while pairs := [pair for pair in pairwise(symbols) if pair in self.rank]:
+                first, second = min(pairs, key=self.rank.__getitem__)
+                merged = []
+                while symbols:
+                    if symbols[:2] == [first, second]:
+                        merged.append(first + second)
+                        symbols = symbols[2:]
+                    else:
+                        merged.append(symbols.pop(0))
+                symbols = merged
+            ids += [self.ids[symbol] for symbol in symbols]
+        return ids
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: repr(case["text"])[:30])
+def test_golden_ids(case: dict[str, object]) -> None:
+    assert Tokenizer().encode(str(case["text"])) == case["ids"]
+
+
+def test_equals_byte_pair_encoding_by_the_book() -> None:
+    naive, tokenizer = NaiveEncoder(), Tokenizer()
+    for text in PIECES + generated_captions(400, PIECES, seed=1):
+        assert tokenizer.encode(text) == naive(text), repr(text)
+
+
+def test_equals_transformers_on_plain_text() -> None:
+    # transformers neither repairs mojibake nor resolves HTML, and knows the control tokens: texts without either.
+    ids = clip_bpe().get_vocab() | {"<|startoftext|>": START_ID, "<|endoftext|>": END_ID}
+    theirs = CLIPTokenizer(vocab=ids, merges=read_merges())
+    pieces = [
+        *string.ascii_letters,
+        *string.digits,
+        *"!#$%()*+,-./:;=?@[]^_{}~'",
+        "black",
+        "trousers",
+        "é",
+        "ß",
+        "日本",
+        "👜",
+    ]
+    texts = generated_captions(300, pieces, seed=2)
+    ours = Tokenizer(context_length=200)(texts)
+    for text, row in zip(texts, ours.tolist(), strict=True):
+        expected = theirs(text)["input_ids"]
+        assert row[: len(expected)] == expected and not any(row[len(expected) :]), repr(text)
+
+
+def test_vocabulary_is_clips() -> None:
+    ids = clip_bpe().get_vocab()
+    assert len(ids) == 49406 and sorted(ids.values()) == list(range(49406))
+    assert (ids["!"], ids["a</w>"], ids["jekyll</w>"]) == (0, 320, 49405)
+
+
+def test_cleaning() -> None:
+    assert clean("  A  MAN\u3000wearing&amp;nbsp;jeans\n") == "a man wearing jeans"
+    assert clean("he\u2019s schÃ¶n") == "he's schön"
+
+
+def test_control_tokens_cannot_be_typed() -> None:
+    for text in ("<|startoftext|>", "a <|endoftext|> b", "<|ENDOFTEXT|>", "&lt;|endoftext|&gt;"):
+        ids = Tokenizer().encode(text)
+        assert len(ids) > 4 and START_ID not in ids and END_ID not in ids
+
+
+def test_batch_is_cut_to_its_longest_caption() -> None:
+    tokenizer = Tokenizer()
+    batch = tokenizer(["a man", "", "a man in red"])
+    a, man, in_, red = tokenizer.encode("a man in red")
+    assert batch.dtype == torch.int64
+    assert batch.tolist() == [
+        [START_ID, a, man, END_ID, 0, 0],
+        [START_ID, END_ID, 0, 0, 0, 0],
+        [START_ID, a, man, in_, red, END_ID],
+    ]
+    padded = tokenizer(["a man", "", "a man in red"], pad_to_context=True)
+    assert padded.shape == (3, 77) and torch.equal(padded[:, :6], batch) and not padded[:, 6:].any()
+
+
+def test_no_captions_make_an_empty_batch() -> None:
+    assert Tokenizer()([]).shape[0] == 0
+
+
+@pytest.mark.parametrize("num_words", [75, 76, 145])
+def test_long_captions_keep_their_end_token(num_words: int, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = Tokenizer()
+    batch = tokenizer(["man " * num_words, "short", "woman " * num_words])
+    assert batch.shape == (3, 77)
+    assert batch[:, 76].tolist() == [END_ID, 0, END_ID]
+    assert tokenizer.num_truncated == (2 if num_words > 75 else 0)
+    tokenizer(["man " * num_words])
+    messages = [record.getMessage() for record in caplog.records]
+    if num_words > 75:
+        assert tokenizer.num_truncated == 3
+        assert len(messages) == 1 and "2 of 3 captions have more than 77 tokens" in messages[0]
+    else:
+        assert messages == []
+
+
+def test_words_that_the_backbone_does_not_know(caplog: pytest.LogCaptureFixture) -> None:
+    everything = Tokenizer()
+    tokenizer = Tokenizer(known_ids=everything.encode("a man in a red coat"))
+    with caplog.at_level(logging.WARNING):
+        batch = tokenizer(["a man in a purplish coat", "Purplish! 日本語"])
+        tokenizer(["purplish man"])
+    words = [str(record.args) for record in caplog.records]
+    assert words == ["('purplish',)", "('!',)", "('日本語',)"], "once per word, whole words"
+    assert torch.equal(batch, everything(["a man in a purplish coat", "Purplish! 日本語"])), "encoded all the same"
+
+
+def test_refuses_misuse() -> None:
+    with pytest.raises(ValueError, match="pass a list of strings"):
+        Tokenizer()("a man")
+    with pytest.raises(ValueError, match="context_length is 1"):
+        Tokenizer(1)

@@ -1,0 +1,210 @@
+"""Released CSKT folders, as the authors' program would have left them for a tiny model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from cskt.config import AdapterConfig, ClipArchitecture, PromptConfig
+from cskt.model.dual_encoder import DualEncoder
+from cskt.model.names import released_name
+from cskt.model.released import read_released, read_released_config
+from cskt.model.weights import load_state
+
+ARCHITECTURE = ClipArchitecture(
+    embed_dim=12, image_height=24, image_width=16, patch_size=8, stride=4, vision_width=64, vision_layers=3,
+    vision_heads=1, text_width=128, text_layers=2, text_heads=2, context_length=20, vocab_size=40,
+)  # fmt: skip
+DEPTH, LENGTH = 2, 3
+CONFIG = """\
+batch_size: 64
+dataset_name: RSTPReid
+depth: 2
+distributed: false
+img_aug: true
+img_size: !!python/tuple
+- 24
+- 16
+local_rank: 0
+loss_names: sdm+id
+lr: 0.0005
+lrscheduler: cosine
+milestones: !!python/tuple
+- 20
+- 50
+n_ctx: 3
+name: somebody
+num_epoch: 40
+optimizer: Adam
+output_dir: /home/somebody/logs
+pretrain_choice: ViT-B/16
+root_dir: /home/somebody/data
+stride_size: 4
+temperature: 0.02
+text_length: 77
+vocab_size: 49408
+"""
+
+
+def trained_model() -> DualEncoder:
+    model = DualEncoder(ARCHITECTURE, PromptConfig(depth=DEPTH, length=LENGTH), AdapterConfig())
+    generator = torch.Generator().manual_seed(8)
+    for parameter in model.parameters():
+        parameter.data = (0.1 * torch.randn(parameter.shape, generator=generator)).half().float()
+    return model
+
+
+def released_state() -> dict[str, Tensor]:
+    """Backbone in float16 and the rest in float32, as a GPU run with a frozen backbone leaves them."""
+    state = {released_name(name): value.detach() for name, value in trained_model().named_parameters()}
+    return {name: value.half() if "prompt_learner" not in name else value for name, value in state.items()}
+
+
+def write(
+    folder: Path, state: dict[str, Any], *, config: str = CONFIG, file: str = "best.pth", wrap: bool = True
+) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "configs.yaml").write_text(config)
+    torch.save({"model": state, "epoch": 37} if wrap else state, folder / file)
+    return folder
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(ValueError) as caught:
+        read_released(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("file", ["best.pth", "last.pth"])
+def test_folder_comes_back(tmp_path: Path, prefix: str, wrap: bool, file: str) -> None:
+    state = released_state() | {"classifier.weight": torch.zeros(7, 12), "classifier.bias": torch.zeros(7)}
+    released = read_released(
+        write(tmp_path / "run", {prefix + name: value for name, value in state.items()}, wrap=wrap, file=file)
+    )
+    assert released.architecture == ARCHITECTURE
+    expected = dict(trained_model().named_parameters())
+    assert released.state.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in released.state.items())
+    assert all(value.dtype == torch.float32 for value in released.state.values())
+
+
+@torch.no_grad()
+def test_loaded_model_computes_the_same(tmp_path: Path) -> None:
+    released = read_released(write(tmp_path / "run", released_state()))
+    model = DualEncoder(released.architecture, released.config.prompts, released.config.adapters, "none")
+    load_state(model, released.state, origin="released", prefixes=("",))
+    images = torch.randn(2, 3, 24, 16, generator=torch.Generator().manual_seed(9))
+    caption_ids = torch.tensor([[38, 5, 6, 39, 0], [38, 7, 39, 0, 0]])
+    for found, expected in zip(model(images, caption_ids), trained_model()(images, caption_ids), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_config_is_the_folders_own(tmp_path: Path) -> None:
+    config = read_released(write(tmp_path / "run", released_state())).config
+    assert (config.prompts.depth, config.prompts.length, config.prompts.directions) == (DEPTH, LENGTH, "both")
+    assert (config.backbone.image_height, config.backbone.image_width, config.backbone.stride) == (24, 16, 4)
+    assert (config.adapters.reduction, config.adapters.vision_scale, config.adapters.text_scale) == (8, 0.1, 4.0)
+    assert config.backbone.name == "ViT-B/16"
+    assert (config.data.dataset, config.data.root, config.data.batch_size) == ("rstpreid", "/home/somebody/data", 64)
+    assert config.loss.weights == {"sdm": 1.0, "id": 1.0}
+    assert (config.optim.name, config.optim.lr, config.optim.eps) == ("adam", 5e-4, 1e-3)
+    assert (config.loop.num_epochs, config.trainable) == (40, "added")
+    assert read_released_config(tmp_path / "run").loop.num_epochs == 40
+
+
+def test_sizes_come_from_the_tensors_where_the_config_is_silent(tmp_path: Path) -> None:
+    lines = [line for line in CONFIG.splitlines() if not line.startswith(("depth", "n_ctx"))]
+    config = read_released(write(tmp_path / "run", released_state(), config="\n".join(lines))).config
+    assert (config.prompts.depth, config.prompts.length) == (DEPTH, LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("depth: 2", "depth: 12", "depth 12 contradicts best.pth, which has 2"),
+        ("n_ctx: 3", "n_ctx: 4", "n_ctx 4 contradicts best.pth, which has 3"),
+        ("- 24\n- 16", "- 384\n- 128", "15 patch positions do not fit"),
+        ("stride_size: 4", "stride_size: 8", "15 patch positions do not fit the 3 x 2 patches"),
+        ("lr: 0.0005", "lr: fast", "optim.lr"),
+        ("- 24\n- 16", "- 24", "img_size"),
+    ],
+)
+def test_config_must_fit_the_tensors(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in CONFIG
+    assert message in refused(write(tmp_path / "run", released_state(), config=CONFIG.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "!!python/object/apply:os.mkdir [{mark}]",
+        "!!python/object/new:os.mkdir [{mark}]",
+        "!!python/name:os.mkdir ''",
+        "!!python/module:os ''",
+        "!!python/tuple [!!python/object/apply:os.mkdir [{mark}]]",
+    ],
+)
+def test_yaml_with_code_is_refused_and_not_run(tmp_path: Path, code: str) -> None:
+    mark = tmp_path / "executed"
+    if "object/apply:os.mkdir [" in code:
+        yaml.unsafe_load(code.format(mark=mark))
+        mark.rmdir()  # the code works where it is let run
+    text = CONFIG + f"extra: {code.format(mark=mark)}\n"
+    assert "no code in it was executed" in refused(write(tmp_path / "run", released_state(), config=text))
+    assert not mark.exists()
+
+
+class Bomb:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_weights_with_code_are_refused_and_not_run(tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    folder = write(tmp_path / "run", released_state())
+    torch.save({"model": released_state(), "optimizer": Bomb(mark)}, folder / "best.pth")
+    assert "nothing in it was executed" in refused(folder)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("prompt_learner.vmap.weight", None, "is missing"),
+        ("base_model.transformer.resblocks.1.adapter_mlp.up.bias", None, "is missing"),
+        ("base_model.token_embedding.weight", None, "is missing"),
+        ("prompt_learner.ctx", None, "not a CSKT checkpoint"),
+        ("base_model.logit_bias", torch.zeros(1), "unknown tensor 'base_model.logit_bias'"),
+        ("prompt_learner.vision", torch.zeros(4, 64), "'prompt_learner.vision' has shape [4, 64], expected [3, 64]"),
+        ("base_model.ln_final.bias", torch.full((128,), float("nan")), "holds NaN"),
+    ],
+)
+def test_wrong_tensor_is_named(tmp_path: Path, name: str, change: Tensor | None, message: str) -> None:
+    state = released_state()
+    state.pop(name, None)
+    line = refused(write(tmp_path / "run", state if change is None else {**state, name: change}))
+    assert message in line
+    assert f"'{name}'" in line
+
+
+def test_truncated_or_absent_files_are_one_line(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run", released_state())
+    content = (folder / "best.pth").read_bytes()
+    (folder / "best.pth").write_bytes(content[: len(content) // 2])
+    assert "best.pth: damaged" in refused(folder)
+    (folder / "best.pth").unlink()
+    assert "expected best.pth or last.pth" in refused(folder)
+    (folder / "configs.yaml").unlink()
+    assert "configs.yaml" in refused(folder)

@@ -1,0 +1,181 @@
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cskt.report import page
+from cskt.report.page import write_report
+from cskt.report.pictures import Answer
+from cskt.report.plots import learning_curves
+from cskt.report.tables import ResultRow
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+NASTY = "<script>alert('x')</script> \"quoted\" & {braces} %s"
+SUMMARY = {
+    "r1": 0.697, "r5": 0.82, "r10": 0.9, "mean_ap": 0.6, "mean_inp": 0.5,
+    "num_queries": 6156, "num_gallery": 3074, "num_unmatched_queries": 0,
+}  # fmt: skip
+ROW = ResultRow("cskt", SUMMARY, 12_117_888, 161_735_552, "selected on test")
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, all text, and a check that every element is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str, **wanted: str) -> list[dict[str, str | None]]:
+        return [found for name, found in self.elements if name == tag and wanted.items() <= found.items()]
+
+
+def write_and_read(path: Path, **parts: Any) -> tuple[str, Page]:
+    write_report(path, **{"title": "A run", "rows": [ROW], **parts})
+    text = path.read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+@pytest.fixture
+def full(tmp_path: Path, answer: Answer) -> tuple[str, Page]:
+    nasty = Answer(NASTY, answer.hits, answer.image_paths)
+    return write_and_read(
+        tmp_path / "new" / "report.html",
+        title=NASTY,
+        rows=[ResultRow(NASTY, SUMMARY, note=NASTY), ROW],
+        headline=ROW,
+        curves=learning_curves([]),
+        answers=[answer, nasty],
+        config={"name": NASTY, "optim": {"lr": 3e-4}, "milestones": [20, 50]},
+        facts={"machine": NASTY, "note <b>": "x"},
+        next_commands=[f"cskt search run '{NASTY}'"],
+    )
+
+
+def test_the_page_needs_nothing_but_itself(full: tuple[str, Page]) -> None:
+    text, parsed = full
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "@import" not in text
+    assert not re.search(r"url\(", text)
+    assert not parsed.all("script")
+    assert not parsed.all("link")
+    assert all(image["src"].startswith("data:image/") for image in parsed.all("img"))
+    policy = parsed.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_every_users_string_is_escaped_and_shown(full: tuple[str, Page]) -> None:
+    text, parsed = full
+    assert "<script" not in text
+    assert len(parsed.all("b")) == 6  # the rank of each hit; the fact's name adds none
+    # title twice, row label, its note, sentence, config, fact, command
+    assert parsed.text.count(NASTY) >= 7
+    assert "note <b>" in parsed.text
+
+
+def test_each_hit_says_rank_score_and_verdict_in_words(full: tuple[str, Page]) -> None:
+    _, parsed = full
+    figures = [figure["class"] for figure in parsed.all("figure")]
+    assert figures == ["hit right", "hit wrong", "hit right", "hit unknown", "hit unknown", "hit unknown"]
+    alts = [image["alt"] for image in parsed.all("img")]
+    assert alts[:2] == ["Rank 1, right: cam_a/crop_0.png", "Rank 2, wrong: cam_a/crop_1.png"]
+    assert alts[2:4] == ["Rank 1: cam_a/crop_0.png", "Rank 2: cam_a/crop_1.png"]
+    missing = parsed.all("div", role="img")
+    assert [box["aria-label"] for box in missing] == ["cam_a/crop_2.png: image not found"] * 2
+    assert "1 0.500 ✓" in parsed.text
+    assert "2 0.400 ✗" in parsed.text
+    assert "first right image at rank 1" in parsed.text
+
+
+def test_crops_are_embedded_as_readable_pictures(full: tuple[str, Page]) -> None:
+    _, parsed = full
+    media_type, content = parsed.all("img")[0]["src"].split(";base64,")
+    assert media_type == "data:image/jpeg"
+    with Image.open(io.BytesIO(base64.b64decode(content))) as crop:
+        assert crop.size == (48, 128)
+
+
+def test_the_table_has_headers_and_the_figures_in_percent(full: tuple[str, Page]) -> None:
+    _, parsed = full
+    assert len(parsed.all("th", scope="col")) == 8
+    assert len(parsed.all("th", scope="row")) == 2
+    for expected in ("69.70", "12,117,888 (7.49 %)", "selected on test", "6,156 queries against 3,074 images"):
+        assert expected in parsed.text
+
+
+def test_a_phone_a_dark_page_and_a_screen_reader_are_served(full: tuple[str, Page]) -> None:
+    text, parsed = full
+    assert parsed.all("html", lang="en")
+    assert "width=device-width" in parsed.all("meta", name="viewport")[0]["content"]
+    assert "prefers-color-scheme: dark" in text
+    identifiers = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    for _, attributes in parsed.elements:
+        assert attributes.get("aria-labelledby", identifiers[0]) in identifiers
+
+
+def test_the_configuration_is_shown_as_yaml(full: tuple[str, Page]) -> None:
+    assert "optim:\n  lr: 0.0003\nmilestones:\n- 20\n- 50" in full[1].text
+
+
+def test_parts_that_are_empty_are_left_out(tmp_path: Path) -> None:
+    _, parsed = write_and_read(tmp_path / "report.html", rows=[])
+    assert not parsed.all("section")
+    _, parsed = write_and_read(tmp_path / "report.html")
+    assert [section["aria-labelledby"] for section in parsed.all("section")] == ["results"]
+
+
+def test_an_answer_without_right_images_or_without_hits_says_so(tmp_path: Path, answer: Answer) -> None:
+    wrong = Answer("x", answer.hits, answer.image_paths, [False] * 3)
+    _, parsed = write_and_read(tmp_path / "report.html", answers=[wrong, Answer("y", [], [])])
+    assert "no right image among the first 3" in parsed.text
+    assert "No image found." in parsed.text
+
+
+def test_png_curves_are_labelled_as_png(tmp_path: Path) -> None:
+    drawing = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(drawing, "PNG")
+    _, parsed = write_and_read(tmp_path / "report.html", curves=drawing.getvalue())
+    assert parsed.all("img")[0]["src"].startswith("data:image/png;base64,")
+
+
+def test_crops_shrink_until_the_page_is_small_enough_and_too_many_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cskt.types import Hit
+
+    noisy = tmp_path / "noisy.png"
+    Image.effect_noise((200, 400), 90).save(noisy)
+    many = Answer("x", [Hit("a", 0.5, 1)] * 20, [noisy] * 20)
+    path = tmp_path / "report.html"
+    write_report(path, title="A run", rows=[], answers=[many])
+    whole = path.stat().st_size
+
+    monkeypatch.setattr(page, "MAX_PAGE_BYTES", whole // 2)
+    write_report(path, title="A run", rows=[], answers=[many])
+    assert path.stat().st_size <= whole // 2
+
+    monkeypatch.setattr(page, "MAX_PAGE_BYTES", whole // 50)
+    with pytest.raises(ValueError, match=r"report\.html: the report would take .* MB; show fewer answers"):
+        write_report(path, title="A run", rows=[], answers=[many])

@@ -1,0 +1,355 @@
+"""Losses: golden values, naive loops, closed forms, symmetries, and the switchboard around them."""
+
+import json
+import math
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cskt import losses
+from cskt.losses import LOSSES, LossInputs
+
+PARITY = Path(__file__).parent / "parity"
+BATCHES = {
+    "two captions of one person": [0, 0, 1, 2, 1],
+    "all different": [4, 9, 2, 7],
+    "one person": [3, 3, 3],
+    "a single pair": [5],
+    "large": [pid // 3 for pid in range(30)],
+}
+
+
+def make_inputs(pids: list[int], *, num_classes: int = 40, width: int = 16, seed: int = 0) -> LossInputs:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    size = len(pids)
+    return LossInputs(
+        image_features=draw(size, width),
+        text_features=2 * draw(size, width),
+        pids=torch.tensor(pids),
+        image_logits=draw(size, num_classes),
+        text_logits=draw(size, num_classes),
+        temperature=0.07,
+        margin=0.7,
+    )
+
+
+# --- golden values of the released code -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["cskt_a", "cskt_b"])
+def test_losses_equal_the_released_code(case: str) -> None:
+    golden = json.loads((PARITY / f"{case}.json").read_text())
+    tensors = load_file(PARITY / f"{case}.safetensors")
+    images, texts = tensors["image_features"], tensors["text_features"]
+    logits = {}
+    if "id_loss" in golden["losses"]:
+        fill = runpy.run_path(str(PARITY / "weights.py"))["fill"]
+        weight, bias = (fill(f"classifier.{leaf}", shape, golden["seed"])
+                        for leaf, shape in (("weight", (10, 512)), ("bias", (10,))))  # fmt: skip
+        logits = {"image_logits": images @ weight.T + bias, "text_logits": texts @ weight.T + bias}
+    inputs = LossInputs(images, texts, torch.tensor(golden["pids"]), **logits, temperature=golden["temperature"])
+
+    expected = {name.removesuffix("_loss"): value for name, value in golden["losses"].items()}
+    ours = losses.compute(inputs, dict.fromkeys(expected, 1.0))
+
+    assert {name: value.item() for name, value in ours.items()} == pytest.approx(expected, rel=2e-6)
+
+
+# --- naive loops -------------------------------------------------------------------------------------------------
+
+
+def dot(a: list[float], b: list[float]) -> float:
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))
+
+
+def unit(a: list[float]) -> list[float]:
+    return [x / math.sqrt(dot(a, a)) for x in a]
+
+
+def softmax(row: list[float]) -> list[float]:
+    powers = [math.exp(x - max(row)) for x in row]
+    return [x / sum(powers) for x in powers]
+
+
+def naive_matching(rows: list[list[float]], columns: list[list[float]], pids: list[int], scale: float, order: int):
+    """One direction of SDM (order 1) and CMPM (order 2)."""
+    total = 0.0
+    for i, row in enumerate(rows):
+        predicted = softmax([scale * dot(row, column) for column in columns])
+        same = [float(pid == pids[i]) for pid in pids]
+        norm = sum(x**order for x in same) ** (1 / order)
+        for j, p in enumerate(predicted):
+            if p > 0:
+                total += p * (math.log(p) - math.log(same[j] / norm + 1e-8))
+    return total / len(rows)
+
+
+def naive_cross_entropy(rows: list[list[float]], labels: list[int]) -> float:
+    return -sum(math.log(softmax(row)[label]) for row, label in zip(rows, labels, strict=True)) / len(rows)
+
+
+def naive_sdm(images, texts, inputs: LossInputs) -> float:
+    pids, scale = inputs.pids.tolist(), 1 / inputs.temperature
+    images, texts = [unit(i) for i in images], [unit(t) for t in texts]
+    return naive_matching(images, texts, pids, scale, 1) + naive_matching(texts, images, pids, scale, 1)
+
+
+def naive_itc(images, texts, inputs: LossInputs) -> float:
+    logits = [[dot(unit(i), unit(t)) / inputs.temperature for t in texts] for i in images]
+    own = list(range(len(images)))
+    return (naive_cross_entropy(logits, own) + naive_cross_entropy(list(zip(*logits, strict=True)), own)) / 2
+
+
+def naive_cmpm(images, texts, inputs: LossInputs) -> float:
+    pids = inputs.pids.tolist()
+    return naive_matching(images, [unit(t) for t in texts], pids, 1.0, 2) + naive_matching(
+        texts, [unit(i) for i in images], pids, 1.0, 2
+    )
+
+
+def naive_id(images, texts, inputs: LossInputs) -> float:
+    pids = inputs.pids.tolist()
+    return (
+        naive_cross_entropy(inputs.image_logits.tolist(), pids) + naive_cross_entropy(inputs.text_logits.tolist(), pids)
+    ) / 2
+
+
+def naive_triplet(images, texts, inputs: LossInputs) -> float:
+    size, total = len(images), 0.0
+    for i in range(size):
+        for j in range(2):
+            others = [k for k in range(size) if k != i]
+            negatives = [math.dist(images[i], texts[k]) if j else math.dist(images[k], texts[i]) for k in others]
+            total += max(0.0, inputs.margin + math.dist(images[i], texts[i]) - min(negatives, default=math.inf))
+    return total / size
+
+
+NAIVE = {"sdm": naive_sdm, "itc": naive_itc, "cmpm": naive_cmpm, "id": naive_id, "triplet": naive_triplet}
+
+
+@pytest.mark.parametrize("pids", BATCHES.values(), ids=BATCHES.keys())
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_equals_a_naive_loop(name: str, pids: list[int]) -> None:
+    inputs = make_inputs(pids)
+    expected = NAIVE[name](inputs.image_features.tolist(), inputs.text_features.tolist(), inputs)
+    assert LOSSES[name](inputs).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_of_duplicated_pairs_equals_a_naive_loop(name: str) -> None:
+    once = make_inputs([0, 1, 2])
+    twice = LossInputs(*(torch.cat([x, x]) for x in (once.image_features, once.text_features, once.pids,
+                                                    once.image_logits, once.text_logits)))  # fmt: skip
+    expected = NAIVE[name](twice.image_features.tolist(), twice.text_features.tolist(), twice)
+    assert LOSSES[name](twice).item() == pytest.approx(expected, rel=1e-5)
+
+
+# --- closed forms ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 64])
+def test_itc_of_identical_features_is_log_of_the_batch_size(size: int) -> None:
+    features = torch.ones(size, 8)
+    assert losses.itc(features, features).item() == pytest.approx(math.log(size), abs=1e-6)
+
+
+def test_itc_of_opposite_pairs_counts_negative_cosines() -> None:
+    images = torch.eye(2)
+    assert losses.itc(images, -images, temperature=0.5).item() == pytest.approx(math.log(1 + math.exp(2)))
+
+
+def test_sdm_of_separated_identities_is_zero() -> None:
+    pids = torch.tensor([0, 0, 1, 2, 2, 2])
+    features = torch.eye(3)[pids]
+    assert losses.sdm(features, 5 * features, pids).item() == pytest.approx(0.0, abs=1e-5)
+    assert losses.sdm(features, features.roll(1, dims=1), pids).item() > 20
+
+
+def test_sdm_of_one_identity_with_equal_features_is_zero() -> None:
+    pids = torch.zeros(7, dtype=torch.int64)
+    assert losses.sdm(torch.ones(7, 4), torch.ones(7, 4), pids).item() == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("pids", BATCHES.values(), ids=BATCHES.keys())
+@pytest.mark.parametrize("temperature", [0.02, 1.0])
+def test_sdm_of_constant_features_is_its_value_at_collapse(pids: list[int], temperature: float) -> None:
+    identities, constant = torch.tensor(pids), torch.full((len(pids), 8), -0.3)
+    at_collapse = losses.sdm(constant, constant, identities, temperature=temperature).item()
+    assert losses.sdm_at_collapse(identities).item() == pytest.approx(at_collapse, rel=1e-5, abs=1e-5)
+
+
+def test_value_at_collapse_of_64_people_is_27_95() -> None:
+    per_direction = -math.log(64) - (math.log(1 + 1e-8) + 63 * math.log(1e-8)) / 64
+    assert losses.sdm_at_collapse(torch.arange(64)).item() == pytest.approx(2 * per_direction)
+    assert 2 * per_direction == pytest.approx(27.948, abs=1e-3)
+
+
+def test_value_at_collapse_follows_epsilon_and_vanishes_for_one_person() -> None:
+    pids = torch.arange(4)
+    ones = torch.ones(4, 2)
+    at_collapse = losses.sdm_at_collapse(pids, epsilon=1e-3).item()
+    assert at_collapse == pytest.approx(-2 * (math.log(4) + (math.log(1.001) + 3 * math.log(0.001)) / 4))
+    assert at_collapse == pytest.approx(losses.sdm(ones, ones, pids, epsilon=1e-3).item())
+    assert losses.sdm_at_collapse(torch.zeros(9, dtype=torch.int64)).item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_cmpm_sees_lengths_where_sdm_does_not() -> None:
+    inputs = make_inputs(BATCHES["large"])
+    images, texts, pids = inputs.image_features, inputs.text_features, inputs.pids
+    assert losses.sdm(3 * images, texts, pids).item() == pytest.approx(losses.sdm(images, texts, pids).item(), rel=1e-5)
+    assert losses.cmpm(3 * images, texts, pids).item() != pytest.approx(
+        losses.cmpm(images, texts, pids).item(), rel=0.05
+    )
+
+
+def test_cmpm_of_one_identity_divides_labels_by_their_l2_norm() -> None:
+    """Labels of n equal identities are 1 / sqrt(n), not 1 / n, so that equal features give -log(n) / 2 a direction."""
+    features = torch.ones(9, 4)
+    assert losses.cmpm(features, features, torch.zeros(9, dtype=torch.int64)).item() == pytest.approx(-math.log(9))
+
+
+def test_identity_of_uniform_logits_is_log_of_the_number_of_people() -> None:
+    logits = torch.full((6, 13), 0.4)
+    assert losses.identity(logits, logits, torch.arange(6)).item() == pytest.approx(math.log(13))
+
+
+def test_triplet_on_a_line() -> None:
+    """Images at 0 and 10, captions at 1 and 2: only the second caption, 8 from its image and 2 from the other, errs."""
+    images, texts = torch.tensor([[0.0], [10.0]]), torch.tensor([[1.0], [2.0]])
+    assert losses.triplet(images, texts, margin=1.0).item() == pytest.approx((0 + 0) / 2 + (0 + 7) / 2)
+
+
+def test_triplet_of_equal_features_is_twice_the_margin() -> None:
+    features = torch.ones(5, 3)
+    assert losses.triplet(features, features, margin=0.3).item() == pytest.approx(0.6)
+
+
+# --- properties --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_order_of_the_pairs_does_not_matter(name: str) -> None:
+    inputs = make_inputs(BATCHES["large"])
+    order = torch.randperm(len(inputs.pids), generator=torch.Generator().manual_seed(1))
+    shuffled = LossInputs(
+        inputs.image_features[order],
+        inputs.text_features[order],
+        inputs.pids[order],
+        inputs.image_logits[order],
+        inputs.text_logits[order],
+        inputs.temperature,
+        inputs.margin,
+    )
+    assert LOSSES[name](shuffled).item() == pytest.approx(LOSSES[name](inputs).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sdm", "itc", "triplet"])
+def test_images_and_captions_play_the_same_part(name: str) -> None:
+    inputs = make_inputs(BATCHES["large"])
+    swapped = LossInputs(inputs.text_features, inputs.image_features, inputs.pids, temperature=0.07, margin=0.7)
+    assert LOSSES[name](swapped).item() == pytest.approx(LOSSES[name](inputs).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("pids", BATCHES.values(), ids=BATCHES.keys())
+@pytest.mark.parametrize("kind", ["random", "equal", "zero"])
+@pytest.mark.parametrize("name", ["sdm", "itc", "cmpm", "triplet"])
+def test_gradients_are_finite(name: str, kind: str, pids: list[int]) -> None:
+    features = {"random": 100 * torch.randn(len(pids), 8, generator=torch.Generator().manual_seed(0)),
+                "equal": torch.ones(len(pids), 8), "zero": torch.zeros(len(pids), 8)}[kind]  # fmt: skip
+    images, texts = features.clone().requires_grad_(), features.flip(0).clone().requires_grad_()
+    loss = LOSSES[name](LossInputs(images, texts, torch.tensor(pids)))
+    loss.backward()
+    assert loss.isfinite()
+    assert images.grad.isfinite().all()
+    assert texts.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_step_against_the_gradient_lowers_the_loss(name: str) -> None:
+    inputs = make_inputs(BATCHES["large"])
+    leaves = [x.clone().requires_grad_() for x in (inputs.image_features, inputs.text_features,
+                                                  inputs.image_logits, inputs.text_logits)]  # fmt: skip
+
+    def value() -> torch.Tensor:
+        return LOSSES[name](LossInputs(leaves[0], leaves[1], inputs.pids, leaves[2], leaves[3]))
+
+    before = value()
+    before.backward()
+    with torch.no_grad():
+        for leaf in leaves:
+            if leaf.grad is not None:
+                leaf.sub_(1e-3 * leaf.grad / leaf.grad.norm())
+    assert value() < before
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_autocast_does_not_touch_a_loss(name: str) -> None:
+    inputs = make_inputs(BATCHES["large"])
+    plain = LOSSES[name](inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = LOSSES[name](inputs)
+    assert cast.dtype == torch.float32
+    assert torch.equal(cast, plain)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_features_are_computed_in_float32(name: str) -> None:
+    inputs = make_inputs(BATCHES["large"])
+    tensors = (inputs.image_features, inputs.text_features, inputs.pids, inputs.image_logits, inputs.text_logits)
+    half = LossInputs(*(x.bfloat16() if x.is_floating_point() else x for x in tensors))
+    rounded = LossInputs(*(x.bfloat16().float() if x.is_floating_point() else x for x in tensors))
+    assert torch.equal(LOSSES[name](half), LOSSES[name](rounded))
+
+
+# --- compute and total -------------------------------------------------------------------------------------------
+
+
+def test_compute_gives_the_named_losses_unweighted() -> None:
+    inputs = make_inputs(BATCHES["large"])
+    computed = losses.compute(inputs, {"itc": 0.25, "triplet": 0.0})
+    assert list(computed) == ["itc", "triplet"]
+    assert torch.equal(computed["itc"], losses.itc(inputs.image_features, inputs.text_features, temperature=0.07))
+    assert torch.equal(computed["triplet"], losses.triplet(inputs.image_features, inputs.text_features, margin=0.7))
+
+
+def test_total_is_the_weighted_sum_and_leaves_out_weight_zero() -> None:
+    watched, trained = torch.tensor(math.nan, requires_grad=True), torch.tensor(3.0, requires_grad=True)
+    also = torch.tensor(5.0, requires_grad=True)
+    value = losses.total(
+        {"triplet": watched, "sdm": trained, "mlm": also}, {"triplet": 0.0, "sdm": 2.0, "mlm": 0.1, "itc": 1.0}
+    )
+    value.backward()
+    assert value.item() == pytest.approx(6.5)
+    assert (watched.grad, trained.grad.item(), also.grad.item()) == (None, 2.0, pytest.approx(0.1))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("cmpn", "unknown loss 'cmpn': did you mean 'cmpm'"), ("focal", "unknown loss 'focal': known: c")],
+)
+def test_an_unknown_loss_is_refused_with_a_hint(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        losses.compute(make_inputs([0, 1]), {"sdm": 1.0, name: 1.0})
+
+
+def test_id_without_logits_is_refused() -> None:
+    with pytest.raises(ValueError, match="loss 'id' needs the logits of an identity classifier"):
+        losses.compute(LossInputs(torch.ones(2, 3), torch.ones(2, 3), torch.arange(2)), {"id": 1.0})
+
+
+def test_total_without_a_positive_weight_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"set one in loss\.weights"):
+        losses.total({"sdm": torch.tensor(1.0)}, {"sdm": 0.0})
+
+
+@pytest.mark.parametrize(("texts", "pids"), [((3, 4), (2,)), ((2, 4), (2, 1))])
+def test_pairs_that_do_not_match_are_our_own_fault(texts: tuple[int, ...], pids: tuple[int, ...]) -> None:
+    with pytest.raises(AssertionError):
+        LossInputs(torch.ones(2, 4), torch.ones(texts), torch.zeros(pids, dtype=torch.int64))
