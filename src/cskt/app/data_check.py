@@ -53,7 +53,8 @@ def show(report: CheckReport) -> None:
     console = Console()
     table = Table(
         "split", "ids", "images", "captions", "missing", "damaged", "tokens", "> 77",
-        title=f"{report.dataset} in {report.root} (in brackets: published; tokens: min, median, max)", title_justify="left",
+        title=f"{report.dataset} in {report.root} (in brackets: published; tokens: min, median, max)",
+        title_justify="left",
     )  # fmt: skip
     for split in report.splits:
         pairs = [
