@@ -25,6 +25,8 @@ from cskt.model import files, released, weights
 from cskt.model.dual_encoder import DualEncoder
 
 RUN_WEIGHTS = "best.safetensors"
+WHOLE = ("",)
+"""Every tensor of a model, as a prefix of their names."""
 
 
 class Encoder:
@@ -189,27 +191,21 @@ def load(
 def _load_run(path: Path, backbone: str | Path | None) -> tuple[DualEncoder, Tokenizer]:
     file = files.read_method(path)
     config = validate(RunConfig, file.config, f"{path}: config")
-    architecture, known_token_ids = file.architecture, None
-    state = file.tensors
+    architecture, state, known_token_ids = file.architecture, file.tensors, file.known_token_ids
     if architecture is None:
         source = dataclasses.replace(config.backbone, name=str(backbone or config.backbone.name))
-        carrier = weights.load_backbone(source)
-        if carrier.sha256 != file.backbone_sha256:
-            raise ValueError(
-                f"{path}: trained over {file.backbone_name} with SHA-256 {file.backbone_sha256}, but {source.name} has"
-                f" {carrier.sha256}; give the right weights with backbone= (--backbone)"
-            )
+        carrier = weights.load_backbone(source, sha256=file.backbone_sha256)
         architecture, known_token_ids = carrier.architecture, carrier.known_token_ids
         state = carrier.state | state
     model = DualEncoder(architecture, config.prompts, config.adapters, trainable="none")
-    weights.load_state(model, state, origin=str(path))
+    weights.load_state(model, state, origin=str(path), prefixes=WHOLE)
     return model, _tokenizer(architecture, config.data.caption_length, known_token_ids)
 
 
 def _load_released(folder: Path) -> tuple[DualEncoder, Tokenizer]:
     found = released.read_released(folder)
     model = DualEncoder(found.architecture, found.config.prompts, found.config.adapters, trainable="none")
-    weights.load_state(model, found.state, origin=str(folder))
+    weights.load_state(model, found.state, origin=str(folder), prefixes=WHOLE)
     return model, _tokenizer(found.architecture, found.config.data.caption_length, None)
 
 

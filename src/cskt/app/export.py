@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
             backbone_sha256=source.backbone_sha256,
             facts=source.facts,
             architecture=encoder.model.architecture,
+            known_token_ids=encoder.tokenizer.known_ids,
         )
         print(args.merge)
         return 0

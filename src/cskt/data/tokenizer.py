@@ -48,7 +48,7 @@ class Tokenizer:
             raise ValueError(f"context_length is {context_length}; start and end alone need 2")
         self.context_length = context_length
         self.num_truncated = 0
-        self._known_ids = None if known_ids is None else frozenset(known_ids)
+        self.known_ids = None if known_ids is None else frozenset(known_ids)
         self._reported_words: set[str] = set()
 
     def encode(self, text: str) -> list[int]:
@@ -84,18 +84,18 @@ class Tokenizer:
 
     def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = clip_bpe().encode_batch([clean(text) for text in texts])
-        if self._known_ids is not None:
+        if self.known_ids is not None:
             for encoding in encodings:
                 self._report_unknown_words(encoding)
         return [encoding.ids for encoding in encodings]
 
     def _report_unknown_words(self, encoding: tokenizers.Encoding) -> None:
-        assert self._known_ids is not None
+        assert self.known_ids is not None
         words: dict[int | None, list[int]] = {}
         for position, word_id in enumerate(encoding.word_ids):
             words.setdefault(word_id, []).append(position)
         for positions in words.values():
-            if self._known_ids.issuperset(encoding.ids[position] for position in positions):
+            if self.known_ids.issuperset(encoding.ids[position] for position in positions):
                 continue
             word = "".join(encoding.tokens[position] for position in positions).removesuffix(WORD_END)
             word = _text_of_symbols(word)

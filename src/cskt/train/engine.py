@@ -193,6 +193,7 @@ def _save_best(session: Session, run: RunFolder, progress: Progress) -> None:
         run.best,
         state,
         architecture=built.model.architecture if is_whole else None,
+        known_token_ids=built.tokenizer.known_ids if is_whole else None,
         config=to_dict(session.config),
         backbone_name=built.backbone_name,
         backbone_sha256=built.backbone_sha256,

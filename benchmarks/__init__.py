@@ -1,0 +1,1 @@
+"""Measurements of speed and memory; each module runs alone and prints JSON."""
