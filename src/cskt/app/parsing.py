@@ -75,10 +75,14 @@ def config_from_flags(args: argparse.Namespace) -> RunConfig:
     Raises:
         ValueError: see `cskt.config.load_config`.
     """
-    overrides = {
+    return load_config(args.config, flag_overrides(args))
+
+
+def flag_overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """Config key -> value for the config flags that were given."""
+    return {
         name.removeprefix(OVERRIDE): plain_value(text) for name, text in vars(args).items() if name.startswith(OVERRIDE)
     }
-    return load_config(args.config, overrides)
 
 
 def plain_value(text: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cskt.app.parsing import OVERRIDE, Parser, add_config_flags, config_from_flags, existing_folder, plain_value
+from cskt.app.parsing import Parser, add_config_flags, config_from_flags, existing_folder, flag_overrides
 from cskt.config import RunConfig, load_config
 
 
@@ -23,10 +23,7 @@ def main(argv: Sequence[str]) -> int:
     if args.resume is None:
         return run(config_from_flags(args), args.output)
     folder = existing_folder(args.resume)
-    overrides = {
-        name.removeprefix(OVERRIDE): plain_value(text) for name, text in vars(args).items() if name.startswith(OVERRIDE)
-    }
-    return run(load_config(folder / "config.yaml", overrides), folder, resume=True)
+    return run(load_config(folder / "config.yaml", flag_overrides(args)), folder, resume=True)
 
 
 def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False) -> int:
