@@ -10,6 +10,7 @@ import torch
 from cskt.config import nearest
 
 KINDS = ("auto", "cpu", "cuda", "mps")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -22,11 +23,11 @@ def pick_device(name: str | None = None) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in KINDS or (index and not index.isdigit()):
+    kind, colon, index = name.partition(":")
+    if kind not in KINDS or (colon and not index.isdigit()):
         raise ValueError(f"unknown device '{name}': {nearest(kind, KINDS)}")
     available = {
-        "cpu": not index,
+        "cpu": not colon,
         "cuda": torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
@@ -36,10 +37,16 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Autocast to bf16 or fp16 on `device`; float32 needs no context."""
+    """Autocast to bf16 or fp16 on `device`; float32 needs no context.
+
+    Raises:
+        ValueError: no such precision.
+    """
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+    if precision not in DTYPES:
+        raise ValueError(f"unknown precision '{precision}': {nearest(precision, ['fp32', *DTYPES])}")
+    return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -13,7 +13,8 @@ from cskt.config import RunConfig, flat_fields
 
 DATASETS = {"CUHK-PEDES": "cuhk-pedes", "ICFG-PEDES": "icfg-pedes", "RSTPReid": "rstpreid"}
 OPTIMIZERS = {"Adam": "adam", "AdamW": "adamw", "Adamw": "adamw", "SGD": "sgd"}
-SCHEDULES = {"poly": "poly-released"}
+SCHEDULES = {"poly": "poly-released", "poly-decay": "poly"}
+"""The released `poly` rises again; the usual decay, which the released programs lack, gets a name of its own."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Flag:
 
 def _renamed(names: Mapping[str, str]) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     back = {ours: theirs for theirs, ours in reversed(list(names.items()))}
-    return lambda value: names.get(value, value), lambda value: back.get(value, value)
+    return lambda value: names.get(str(value), value), lambda value: back.get(value, value)
 
 
 FLAGS: dict[str, Flag] = {
@@ -108,8 +109,10 @@ def to_published(config: RunConfig) -> dict[str, Any]:
     values = {key: _at(config, key) for key in keys}
     flat = {name: flag.from_config(values[flag.key]) for name, flag in FLAGS.items()}
     weights = config.loss.weights
+    size = [values["backbone.image_height"], values["backbone.image_width"]]
+    if None not in size:  # else the weight file's own, which the flat form has no word for
+        flat["img_size"] = size
     return flat | {
-        "img_size": [values["backbone.image_height"], values["backbone.image_width"]],
         "img_aug": values["augment.pad_pixels"] > 0 or values["augment.erase_probability"] > 0,
         "loss_names": "+".join(weights),
         "id_loss_weight": weights.get("id", 1.0),
@@ -117,10 +120,10 @@ def to_published(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _loss_weights(flags: Mapping[str, Any]) -> dict[str, float]:
-    weights = {name: 1.0 for name in str(flags["loss_names"]).split("+") if name}
+def _loss_weights(flags: Mapping[str, Any]) -> dict[str, Any]:
+    weights: dict[str, Any] = {name: 1.0 for name in str(flags["loss_names"]).split("+") if name}
     for name in weights.keys() & {"id", "mlm"}:
-        weights[name] = float(flags.get(f"{name}_loss_weight", 1.0))
+        weights[name] = flags.get(f"{name}_loss_weight", 1.0)
     return weights
 
 

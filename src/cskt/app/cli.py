@@ -9,6 +9,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 COMMANDS = {
     "demo": ("cskt.app.demo", "see CSKT learn and answer sentences, on generated pedestrians, in minutes"),
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], program: str) -> int:
     """Call `run` and turn what a user can mend into one line on stderr and exit code 2."""
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO)
+    logging.basicConfig(handlers=[_StderrHandler()], format="%(message)s", level=logging.INFO)
     for chatty in ("httpx", "huggingface_hub", "fontTools", "matplotlib"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
@@ -56,6 +57,15 @@ def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], program: s
         return 130
     print(f"{program}: {reason}", file=sys.stderr)
     return 2
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at that moment: a progress bar puts itself there, so that lines appear above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def _usage() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,12 +12,14 @@ from torch import nn
 
 from cskt.config import RunConfig, to_dict
 from cskt.model.files import write_atomically
+from cskt.model.tensors import load_plain
 
 FREE_ON_RESUME = {
-    "name", "output_dir", "device", "data.root", "data.num_workers", "data.cache_images", "data.eval_batch_size",
-    "loop.log_period_steps", "loop.save_period_steps", "loop.checkpoint_activations",
+    "name", "output_dir", "device", "backbone.name", "data.root", "data.num_workers", "data.cache_images",
+    "data.eval_batch_size", "loop.log_period_steps", "loop.save_period_steps", "loop.checkpoint_activations",
 }  # fmt: skip
-"""Keys that may differ when a run is resumed: they change where and how fast, not what is computed."""
+"""Keys that may differ when a run is resumed: they change where and how fast, not what is computed. The backbone is
+held to its SHA-256, wherever it lies."""
 
 
 @dataclass
@@ -59,13 +60,21 @@ def save_last(path: Path, trainee: Trainee, config: RunConfig, progress: Progres
     """Write `last.pt` atomically.
 
     Raises:
-        ValueError: the folder cannot be written or the disk is full; the file before is intact.
+        ValueError: the folder cannot be written or the disk is full, or a parameter is no longer finite (a loss tells
+            only one step later); the file before is intact.
     """
+    model, objective = trainable_state(trainee.model), trainable_state(trainee.objective)
+    broken = next((name for name, value in (model | objective).items() if not value.isfinite().all()), None)
+    if broken is not None:
+        raise ValueError(
+            f"{path}: not written, '{broken}' holds NaN or infinity after step {progress.total_steps}; the file keeps the"
+            " last good state. Lower optim.lr, set optim.clip_grad_norm, or use --precision fp32"
+        )
     content = {
         "config": to_dict(config),
         "backbone_sha256": trainee.backbone_sha256,
-        "model": trainable_state(trainee.model),
-        "objective": trainable_state(trainee.objective),
+        "model": model,
+        "objective": objective,
         "optimizer": trainee.optimizer.state_dict(),
         "scaler": trainee.scaler.state_dict(),
         "progress": dataclasses.asdict(progress),
@@ -87,9 +96,10 @@ def load_last(path: Path, trainee: Trainee, config: RunConfig) -> Progress:
         raise ValueError(f"{path}: trained over another backbone (SHA-256 {content['backbone_sha256']})")
     for module, saved in ((trainee.model, content["model"]), (trainee.objective, content["objective"])):
         own = trainable_state(module)
-        if own.keys() != saved.keys():
+        if unlike := [name for name in own.keys() | saved.keys() if _shape(own, name) != _shape(saved, name)]:
             raise ValueError(
-                f"{path}: other parameters than the config asks for: {sorted(own.keys() ^ saved.keys())[:3]}"
+                f"{path}: '{min(unlike)}' has another shape than here; resume with the data and the program it was made"
+                " with, or start a new run"
             )
         for name, value in own.items():
             value.copy_(saved[name])
@@ -120,14 +130,14 @@ def config_differences(saved: dict[str, Any], asked: dict[str, Any], prefix: str
     return found
 
 
+def _shape(state: dict[str, torch.Tensor], name: str) -> torch.Size | None:
+    return state[name].shape if name in state else None
+
+
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; nothing to resume") from None
-    except (RuntimeError, UnpicklingError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise ValueError(f"{path}: truncated, or not a checkpoint of this program: {reason}") from None
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; nothing to resume")
+    content: dict[str, Any] = load_plain(path)
     if not isinstance(content, dict) or "progress" not in content:
         raise ValueError(f"{path}: not a last.pt of this program")
     return content

@@ -18,7 +18,7 @@ from cskt.data.images import augment
 from cskt.device import arithmetic, peak_memory_bytes
 from cskt.evaluate import Evaluation, evaluate
 from cskt.model.files import save_method
-from cskt.progress import bar
+from cskt.progress import Advance, bar
 from cskt.train.checkpoint import Progress, load_last, save_last, trainable_state
 from cskt.train.optim import learning_rate, set_learning_rate
 from cskt.train.run_folder import RunFolder
@@ -63,26 +63,28 @@ def train(config: RunConfig, folder: Path | None = None, *, resume: bool = False
         assert folder is not None, "a resumed run has a folder"
         run = RunFolder(folder)
         progress = load_last(run.last, trainee, config)
-        run.forget_after(progress.total_steps)
+        run.forget_after(progress.total_steps, progress.epoch)
         logger.info("resuming %s after epoch %d, step %d", folder, progress.epoch, progress.step)
     else:
         run, progress = RunFolder.create(config, folder), Progress()
+        logger.info("run folder: %s (if interrupted: cskt train --resume %s)", run.path, run.path)
         run.record("start", **session.facts())
         if config.loop.evaluate_before:
             _evaluate(session, run, progress, "zero-shot")
             _evaluate(session, run, progress, "step-0")
 
     watch = CollapseWatch()
-    for epoch in range(progress.epoch, config.loop.num_epochs):
-        set_learning_rate(trainee.optimizer, learning_rate(epoch, config.optim, config.loop.num_epochs))
-        _train_epoch(session, run, progress, watch)
-        progress.epoch, progress.step = epoch + 1, 0
-        if progress.epoch % config.loop.eval_period_epochs == 0 or progress.epoch == config.loop.num_epochs:
-            result = _evaluate(session, run, progress, "epoch")
-            if result.t2i.r1 > progress.best_r1:
-                progress.best_r1, progress.best_epoch = result.t2i.r1, progress.epoch
-                _save_best(session, run, progress)
-        save_last(run.last, trainee, config, progress)
+    num_epochs, eval_period = config.loop.num_epochs, config.loop.eval_period_epochs
+    with bar("training", num_epochs * session.loader.steps_per_epoch, done=progress.total_steps) as advance:
+        for epoch in range(progress.epoch, num_epochs):
+            _train_epoch(session, run, progress, watch, advance)
+            progress.epoch, progress.step = epoch + 1, 0
+            if progress.epoch % eval_period == 0 or progress.epoch == num_epochs:
+                result = _evaluate(session, run, progress, "epoch")
+                if result.t2i.r1 > progress.best_r1:
+                    progress.best_r1, progress.best_epoch = result.t2i.r1, progress.epoch
+                    _save_best(session, run, progress)
+            save_last(run.last, trainee, config, progress)
 
     run.record(
         "end",
@@ -96,43 +98,44 @@ def train(config: RunConfig, folder: Path | None = None, *, resume: bool = False
     return TrainResult(run.path, progress.best_r1, progress.best_epoch, progress.seconds)
 
 
-def _train_epoch(session: Session, run: RunFolder, progress: Progress, watch: CollapseWatch) -> None:
+def _train_epoch(session: Session, run: RunFolder, progress: Progress, watch: CollapseWatch, advance: Advance) -> None:
     """The steps that are left of the epoch under way; moves `progress` along."""
     config, epoch, num_steps = session.config, progress.epoch, session.loader.steps_per_epoch
     log_period, save_period = config.loop.log_period_steps, config.loop.save_period_steps
+    rate = learning_rate(epoch, config.optim, config.loop.num_epochs)
+    set_learning_rate(session.trainee.optimizer, rate)
     logged_at, logged_pairs = time.perf_counter(), 0
-    with bar(f"epoch {epoch + 1}/{config.loop.num_epochs}", num_steps, done=progress.step) as advance:
-        for step, batch in enumerate(session.loader.epoch(epoch, progress.step), start=progress.step):
-            parts, loss = _forward(session, batch, _generator(config.seed, epoch, step))
-            loss_value = loss.item()
-            if not math.isfinite(loss_value):
-                raise ValueError(
-                    f"loss is {loss_value} at epoch {epoch + 1}, step {step + 1}; {run.path} keeps the last good"
-                    " checkpoint. Lower optim.lr, set optim.clip_grad_norm, or use --precision fp32"
-                )
-            updated = _backward(session, loss, step)
+    for step, batch in enumerate(session.loader.epoch(epoch, progress.step), start=progress.step):
+        parts, loss = _forward(session, batch, _generator(config.seed, epoch, step))
+        loss_value = loss.item()
+        if not math.isfinite(loss_value):
+            raise ValueError(
+                f"loss is {loss_value} at epoch {epoch + 1}, step {step + 1}; {run.path} keeps the last good"
+                " checkpoint. Lower optim.lr, set optim.clip_grad_norm, or use --precision fp32"
+            )
+        updated = _backward(session, loss, step)
 
-            progress.step, progress.total_steps = step + 1, progress.total_steps + 1
-            logged_pairs += len(batch.pids)
-            part_values = {name: part.item() for name, part in parts.items()}
-            watch.look(part_values.get("sdm"), batch.pids)
-            advance(f"loss {loss_value:.3f}")
-            if progress.total_steps % log_period == 0 or step + 1 == num_steps:
-                seconds = time.perf_counter() - logged_at
-                progress.seconds += seconds
-                run.record(
-                    "step",
-                    epoch=epoch + 1,
-                    step=progress.total_steps,
-                    loss=loss_value,
-                    losses=part_values,
-                    lr=session.trainee.optimizer.param_groups[0]["lr"],
-                    pairs_per_second=logged_pairs / seconds,
-                    seconds=progress.seconds,
-                )
-                logged_at, logged_pairs = time.perf_counter(), 0
-            if updated and save_period and progress.total_steps % save_period == 0:
-                save_last(run.last, session.trainee, config, progress)
+        progress.step, progress.total_steps = step + 1, progress.total_steps + 1
+        logged_pairs += len(batch.pids)
+        part_values = {name: part.item() for name, part in parts.items()}
+        watch.look(part_values.get("sdm"), batch.pids)
+        advance(f"epoch {epoch + 1}/{config.loop.num_epochs}, loss {loss_value:.3f}")
+        if progress.total_steps % log_period == 0 or step + 1 == num_steps:
+            seconds = time.perf_counter() - logged_at
+            progress.seconds += seconds
+            run.record(
+                "step",
+                epoch=epoch + 1,
+                step=progress.total_steps,
+                loss=loss_value,
+                losses=part_values,
+                lr=rate,
+                pairs_per_second=logged_pairs / seconds,
+                seconds=progress.seconds,
+            )
+            logged_at, logged_pairs = time.perf_counter(), 0
+        if updated and save_period and progress.total_steps % save_period == 0:
+            save_last(run.last, session.trainee, config, progress)
 
 
 def _forward(session: Session, batch: Batch, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
@@ -187,8 +190,11 @@ def _evaluate(session: Session, run: RunFolder, progress: Progress, stage: str) 
 def _save_best(session: Session, run: RunFolder, progress: Progress) -> None:
     """Write best.safetensors: what inference needs of what was trained, and the backbone's digest."""
     built = session.built
+    whole = {name: parameter.detach() for name, parameter in built.model.named_parameters()}
     state = trainable_state(built.model)
-    is_whole = len(state) == len(list(built.model.parameters()))
+    if not built.backbone_sha256:
+        state = whole  # no file holds the random backbone that was trained over
+    is_whole = len(state) == len(whole)
     save_method(
         run.best,
         state,

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from cskt.config import RunConfig, load_config, save_config
+from cskt.model.files import write_atomically
 from cskt.published import to_published
 
 CONFIG, FLAT_CONFIG, EVENTS = "config.yaml", "configs.yaml", "metrics.jsonl"
@@ -68,11 +69,21 @@ class RunFolder:
         """All events so far, oldest first; a line cut short by a crash is left out."""
         return list(read_events(self.path))
 
-    def forget_after(self, total_steps: int) -> None:
-        """Drop the events beyond a checkpoint, so that a resumed run tells its story once."""
-        kept = [event for event in self.events() if event.get("step", 0) <= total_steps and event["event"] != "end"]
-        text = "".join(json.dumps(event) + "\n" for event in kept)
-        (self.path / EVENTS).write_text(text, encoding="utf-8")
+    def forget_after(self, total_steps: int, epochs: int) -> None:
+        """Drop the events beyond a checkpoint, so that a resumed run tells its story once.
+
+        Args:
+            total_steps: steps that the checkpoint has behind it.
+            epochs: epochs that it has completed, their evaluation included.
+        """
+
+        def is_past(event: dict[str, Any]) -> bool:
+            if event["event"] == "evaluation" and event["epoch"] > epochs:
+                return False  # at the checkpoint's own step, but not yet counted in its best score
+            return event["event"] != "end" and event.get("step", 0) <= total_steps
+
+        text = "".join(json.dumps(event) + "\n" for event in self.events() if is_past(event))
+        write_atomically(self.path / EVENTS, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def close(self) -> None:
         """Flush TensorBoard."""
