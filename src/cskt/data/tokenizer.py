@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import html
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from importlib import resources
 from itertools import islice
@@ -85,23 +85,19 @@ class Tokenizer:
     def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = clip_bpe().encode_batch([clean(text) for text in texts])
         if self.known_ids is not None:
-            for encoding in encodings:
-                self._report_unknown_words(encoding)
+            self._report_unknown_words(encodings, self.known_ids)
         return [encoding.ids for encoding in encodings]
 
-    def _report_unknown_words(self, encoding: tokenizers.Encoding) -> None:
-        assert self.known_ids is not None
-        words: dict[int | None, list[int]] = {}
-        for position, word_id in enumerate(encoding.word_ids):
-            words.setdefault(word_id, []).append(position)
-        for positions in words.values():
-            if self.known_ids.issuperset(encoding.ids[position] for position in positions):
-                continue
-            word = "".join(encoding.tokens[position] for position in positions).removesuffix(WORD_END)
-            word = _text_of_symbols(word)
-            if word not in self._reported_words:
-                self._reported_words.add(word)
-                logger.warning("the backbone has never seen the word '%s'; what it adds to a caption is noise", word)
+    def _report_unknown_words(self, encodings: Sequence[tokenizers.Encoding], known_ids: frozenset[int]) -> None:
+        found = {word: None for encoding in encodings for word in _unknown_words(encoding, known_ids)}  # in order
+        new = [word for word in found if word not in self._reported_words]
+        self._reported_words.update(new)
+        if new:
+            logger.warning(
+                "the backbone has never seen %s; what %s to a caption is noise",
+                f"the word '{new[0]}'" if len(new) == 1 else f"{len(new)} of these words ({', '.join(new[:8])}, ...)",
+                "it adds" if len(new) == 1 else "they add",
+            )
 
     def _count_truncated(self, num_truncated: int, num_captions: int) -> None:
         if num_truncated and not self.num_truncated:
@@ -110,6 +106,17 @@ class Tokenizer:
                 num_truncated, num_captions, self.context_length,
             )  # fmt: skip
         self.num_truncated += num_truncated
+
+
+def _unknown_words(encoding: tokenizers.Encoding, known_ids: frozenset[int]) -> Iterator[str]:
+    """The words of an encoded text that need an id outside `known_ids`."""
+    positions_of: dict[int | None, list[int]] = {}
+    for position, word_id in enumerate(encoding.word_ids):
+        positions_of.setdefault(word_id, []).append(position)
+    for positions in positions_of.values():
+        if not known_ids.issuperset(encoding.ids[position] for position in positions):
+            symbols = "".join(encoding.tokens[position] for position in positions)
+            yield _text_of_symbols(symbols.removesuffix(WORD_END))
 
 
 def clean(text: str) -> str:
