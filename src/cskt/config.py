@@ -15,16 +15,25 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import yaml
 from annotated_types import Ge, Gt, Le, Len, Lt
-from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
-Positive: TypeAlias = Annotated[int, Gt(0)]
-NonNegative: TypeAlias = Annotated[int, Ge(0)]
-PositiveReal: TypeAlias = Annotated[float, Gt(0)]
-NonNegativeReal: TypeAlias = Annotated[float, Ge(0)]
-Fraction: TypeAlias = Annotated[float, Ge(0), Le(1)]
-Range: TypeAlias = tuple[float, float]
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("input should be a number")
+    return value
+
+
+Whole: TypeAlias = Annotated[int, BeforeValidator(_no_truth_value)]  # YAML's `yes` would otherwise be a 1
+Real: TypeAlias = Annotated[float, BeforeValidator(_no_truth_value)]
+Positive: TypeAlias = Annotated[Whole, Gt(0)]
+NonNegative: TypeAlias = Annotated[Whole, Ge(0)]
+PositiveReal: TypeAlias = Annotated[Real, Gt(0)]
+NonNegativeReal: TypeAlias = Annotated[Real, Ge(0)]
+Fraction: TypeAlias = Annotated[Real, Ge(0), Le(1)]
+Range: TypeAlias = tuple[Real, Real]
 Config = TypeVar("Config")
 
 Activation: TypeAlias = Literal["quick_gelu", "gelu"]
@@ -62,7 +71,7 @@ class ClipArchitecture:
     """Attention heads of the text tower."""
     context_length: Positive = 77
     """Most tokens that a caption may have, start, end and prompts included."""
-    vocab_size: Annotated[int, Ge(3)] = 49408
+    vocab_size: Annotated[Whole, Ge(3)] = 49408
     """Rows of the token embedding; the last two are the start and the end token."""
     activation: Activation = "quick_gelu"
     """Non-linearity of the blocks."""
@@ -137,9 +146,9 @@ class AdapterConfig:
     """Towers that carry adapters."""
     reduction: Positive = 8
     """Tower width divided by the bottleneck's width."""
-    vision_scale: float = 0.1
+    vision_scale: Real = 0.1
     """Factor s on the output of the vision adapters."""
-    text_scale: float = 4.0
+    text_scale: Real = 4.0
     """Factor s on the output of the text adapters."""
     init: Literal["zero", "normal"] = "zero"
     """zero: the up-projection starts at zero, so the adapter starts silent | normal: N(0, init_std), as released."""
@@ -171,9 +180,9 @@ class DataConfig:
     """Folder that holds the data set's folder (CUHK-PEDES, ICFG-PEDES, RSTPReid), or that folder itself."""
     select_on: Literal["val", "test"] = "val"
     """Split that picks the best epoch; test is the published protocol and marks every result."""
-    holdout_fraction: Annotated[float, Gt(0), Le(0.5)] = 0.1
+    holdout_fraction: Annotated[Real, Gt(0), Le(0.5)] = 0.1
     """Share of the training identities held out as val where a data set has none."""
-    holdout_seed: int = 0
+    holdout_seed: Whole = 0
     """Seed of that choice."""
     batch_size: Positive = 128
     """Image-caption pairs per step."""
@@ -183,13 +192,13 @@ class DataConfig:
     """random: every pair once per epoch | identity: `instances` pairs of each of batch_size / instances people."""
     instances: Positive = 4
     """Pairs of one identity in a batch of the identity sampler."""
-    caption_length: Annotated[int, Ge(3)] = 77
+    caption_length: Annotated[Whole, Ge(3)] = 77
     """Most tokens of a caption, start and end included; longer ones lose words before the end token."""
     num_workers: NonNegative = 4
     """Threads that decode images; 0 decodes in the calling thread."""
     cache_images: bool = False
     """Keep the resized uint8 images in memory."""
-    train_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
+    train_fraction: Annotated[Real, Gt(0), Le(1)] = 1.0
     """Share of the training identities that is used (small-data studies)."""
 
 
@@ -225,9 +234,9 @@ class OptimConfig:
     """Optimiser; adam adds the decay to the gradient (L2), adamw decouples it."""
     lr: PositiveReal = 3e-4
     """Base learning rate."""
-    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    beta1: Annotated[Real, Ge(0), Lt(1)] = 0.9
     """Decay of the first moment."""
-    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
+    beta2: Annotated[Real, Ge(0), Lt(1)] = 0.999
     """Decay of the second moment."""
     eps: PositiveReal = 1e-8
     """Added to the denominator of Adam's step."""
@@ -401,7 +410,8 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
     else:
         path = resolve_recipe(source)
         content, origin = read_yaml(path), str(path)
-    return validate(RunConfig, merge(content, nest(overrides or {})), origin)
+    config = validate(RunConfig, content, origin)  # alone first: a message must blame a file only for what it says
+    return validate(RunConfig, merge(content, nest(overrides)), "overrides") if overrides else config
 
 
 def validate(config_class: type[Config], content: Mapping[str, Any], origin: str) -> Config:
@@ -415,11 +425,26 @@ def validate(config_class: type[Config], content: Mapping[str, Any], origin: str
 def _one_line(detail: ErrorDetails, config_class: type) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = [name for name, _ in flat_fields(config_class)]
-        known += sorted({name.split(".")[0] for name in known})
-        return f"unknown key '{key}': {nearest(key, known)}"
+        return f"unknown key '{key}': {_nearest_key(key, config_class)}"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{key + ': ' if key else ''}{message[0].lower()}{message[1:]}, got {detail['input']!r}"[:300]
+    found = "" if isinstance(detail["input"], dict) else f", got {detail['input']!r}"
+    return f"{key + ': ' if key else ''}{message[0].lower()}{message[1:]}{found}"[:300]
+
+
+def _nearest_key(key: str, config_class: type) -> str:
+    """A clause that names the key meant: the one with that last part, or the nearest in letters, or its neighbours."""
+    known = [name for name, _ in flat_fields(config_class)]
+    if config_class is RunConfig:
+        known += [name for name, _ in flat_fields(ClipArchitecture, "backbone.architecture.")]
+    same_end = [name for name in known if name.endswith(f".{key}")]
+    if same_end:
+        return f"did you mean '{same_end[0]}'?"
+    section = key.rpartition(".")[0]
+    if not section:
+        known += {name.split(".")[0] for name in known if "." in name}
+    clause = nearest(key, known)
+    neighbours = [name for name in known if name.rpartition(".")[0] == section]
+    return clause if clause.startswith("did") else nearest(key, neighbours)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

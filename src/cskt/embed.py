@@ -19,7 +19,7 @@ from torch import Tensor
 from cskt.config import AdapterConfig, BackboneConfig, ClipArchitecture, PromptConfig, RunConfig, validate
 from cskt.data.images import normalise
 from cskt.data.loading import iter_images
-from cskt.data.tokenizer import Tokenizer
+from cskt.data.tokenizer import END_ID, Tokenizer
 from cskt.device import arithmetic, pick_device
 from cskt.model import files, released, weights
 from cskt.model.dual_encoder import DualEncoder
@@ -39,6 +39,9 @@ class Encoder:
         precision: fp32, bf16 or fp16 arithmetic of the towers; features come out in float32.
         batch_size: images or captions computed at once.
         num_workers: threads that decode images.
+
+    Raises:
+        ValueError: a batch size below 1 or a negative number of threads.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class Encoder:
         batch_size: int = 128,
         num_workers: int = 4,
     ) -> None:
+        if batch_size < 1 or num_workers < 0:
+            raise ValueError(f"batch size {batch_size}, {num_workers} threads: give at least 1 and at least 0")
         self.device = device or pick_device()
         self.model = model.to(self.device)
         self.tokenizer = tokenizer
@@ -71,6 +76,8 @@ class Encoder:
             ValueError: an image that cannot be read (names it) or pixels that do not fit the model.
         """
         size = self.model.architecture.image_height, self.model.architecture.image_width
+        if isinstance(images, str | Path):
+            raise ValueError(f"images is one path; pass a list: ['{images}']")
         if not isinstance(images, Tensor):
             sources = [Path(image) if isinstance(image, str) else image for image in images]
             decoded = iter_images(sources, *size, batch_size=self.batch_size, num_workers=self.num_workers)
@@ -89,19 +96,24 @@ class Encoder:
 
         Returns:
             [B, D] float32 on the CPU, rows of length 1.
+
+        Raises:
+            ValueError: a single string, or ids of another shape or type, or without an end token.
         """
-        caption_ids = captions if isinstance(captions, Tensor) else self.tokenizer(list(captions))
+        if isinstance(captions, Tensor):
+            _check_ids(captions, self.model.architecture.vocab_size)
+        caption_ids = captions.cpu() if isinstance(captions, Tensor) else self.tokenizer(captions)
         lengths = caption_ids.argmax(dim=1) + 1  # the end token has the largest id
         # Captions of like length share a batch: nothing after the end token is computed for nothing.
         order = lengths.argsort(stable=True)
         features = torch.empty(len(caption_ids), self.model.architecture.embed_dim)
-        for rows in torch.split(order, self.batch_size):
+        for rows in torch.split(order, self.batch_size) if len(order) else ():
             batch = caption_ids[rows, : int(lengths[rows].max())]
             features[rows] = self._unit(self.model.encode_text, batch.to(self.device))
         return features
 
     def _encode_images(self, batches: Iterable[Tensor]) -> Tensor:
-        features = [self._unit(self.model.encode_image, batch.to(self.device)) for batch in batches]
+        features = [self._unit(self.model.encode_image, batch.to(self.device, torch.float32)) for batch in batches]
         return torch.cat(features) if features else torch.empty(0, self.model.architecture.embed_dim)
 
     @torch.no_grad()
@@ -170,10 +182,10 @@ def load(
         ValueError: nothing there that can be read, or weights over another backbone than they were trained on.
     """
     place = Path(path)
-    if place.is_dir() and (place / "configs.yaml").is_file() and not (place / RUN_WEIGHTS).is_file():
-        model, tokenizer = _load_released(place)
-    elif place.is_dir() and ((place / RUN_WEIGHTS).is_file() or (place / "config.yaml").is_file()):
+    if (place / RUN_WEIGHTS).is_file() or (place / "config.yaml").is_file():
         model, tokenizer = _load_run(place / RUN_WEIGHTS, backbone)
+    elif (place / "configs.yaml").is_file():
+        model, tokenizer = _load_released(place)
     elif place.suffix == ".safetensors" and place.is_file() and files.kind_of(place) == "method":
         model, tokenizer = _load_run(place, backbone)
     else:
@@ -189,12 +201,20 @@ def load(
 
 
 def _load_run(path: Path, backbone: str | Path | None) -> tuple[DualEncoder, Tokenizer]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; the run has not completed an evaluation yet")
     file = files.read_method(path)
     config = validate(RunConfig, file.config, f"{path}: config")
     architecture, state, known_token_ids = file.architecture, file.tensors, file.known_token_ids
     if architecture is None:
         source = dataclasses.replace(config.backbone, name=str(backbone or config.backbone.name))
-        carrier = weights.load_backbone(source, sha256=file.backbone_sha256)
+        try:
+            carrier = weights.load_backbone(source, sha256=file.backbone_sha256)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: trained over {file.backbone_name} with SHA-256 {file.backbone_sha256}; give that file with"
+                f" backbone= (--backbone): {error}"
+            ) from None
         architecture, known_token_ids = carrier.architecture, carrier.known_token_ids
         state = carrier.state | state
     model = DualEncoder(architecture, config.prompts, config.adapters, trainable="none")
@@ -217,5 +237,16 @@ def _load_backbone(config: BackboneConfig) -> tuple[DualEncoder, Tokenizer]:
     return model, _tokenizer(backbone.architecture, backbone.architecture.context_length, backbone.known_token_ids)
 
 
+def _check_ids(caption_ids: Tensor, vocab_size: int) -> None:
+    if caption_ids.ndim != 2 or caption_ids.dtype != torch.int64:
+        raise ValueError(f"expected caption ids [B, L] int64, found {list(caption_ids.shape)} {caption_ids.dtype}")
+    if (caption_ids < 0).any() or not (caption_ids.amax(dim=1) == vocab_size - 1).all():
+        raise ValueError(f"caption ids lie in 0 to {vocab_size - 1}, and every row has the end token {vocab_size - 1}")
+
+
 def _tokenizer(architecture: ClipArchitecture, caption_length: int, known: frozenset[int] | None) -> Tokenizer:
+    if architecture.vocab_size != END_ID + 1:
+        raise ValueError(
+            f"the backbone has {architecture.vocab_size} tokens; the tokenizer is CLIP's, with {END_ID + 1}"
+        )
     return Tokenizer(min(caption_length, architecture.context_length), known_ids=known)

@@ -5,6 +5,7 @@ Results go to stdout, progress and warnings to stderr. Bad input ends with one l
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import sys
@@ -21,6 +22,13 @@ COMMANDS = {
     "export": ("cskt.app.export", "write a run as one self-contained file, or as a backbone"),
 }
 """Command -> (module with `main(argv) -> exit code`, one line on what it does)."""
+
+REMEDIES: dict[int | None, str] = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EACCES: "choose a place that you may read and write",
+    errno.EROFS: "choose a place that you may write",
+}
+"""What helps against an error of the operating system."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +59,8 @@ def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], program: s
     except ValueError as error:
         reason = " ".join(str(error).split())
     except OSError as error:
-        reason = f"{error.filename or 'system'}: {error.strerror or error}"
+        place = f"{error.filename}: " if error.filename else ""
+        reason = f"{place}{error.strerror or error}; {REMEDIES.get(error.errno, 'choose another place')}"
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130

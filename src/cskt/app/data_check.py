@@ -9,10 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cskt.app.parsing import Parser, existing_folder
 from cskt.data.check import CheckReport, check_dataset
-from cskt.data.records import FOLDERS, READERS
+from cskt.data.records import FOLDERS, READERS, SPLIT_NAMES
 from cskt.progress import counting_bar
 
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
 def present(root: Path) -> list[str]:
     """Names of the data sets that lie under `root`, or that `root` is."""
     named = [name for name, folder in FOLDERS.items() if (root / folder).is_dir() or root.name == folder]
-    return named or (["jsonl"] if any(root.glob("*.jsonl")) else [])
+    return named or (["jsonl"] if any((root / f"{split}.jsonl").is_file() for split in SPLIT_NAMES) else [])
 
 
 def show(report: CheckReport) -> None:
@@ -53,7 +54,7 @@ def show(report: CheckReport) -> None:
     console = Console()
     table = Table(
         "split", "ids", "images", "captions", "missing", "damaged", "tokens", "> 77",
-        title=f"{report.dataset} in {report.root} (in brackets: published; tokens: min, median, max)",
+        title=Text(f"{report.dataset} in {report.root} (in brackets: published; tokens: min, median, max)"),
         title_justify="left",
     )  # fmt: skip
     for split in report.splits:

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 NUM_SENTENCES = 3
 NUM_CROPS = 5
+FEWEST_IDS = 10
+"""Fewer people to train on do not fill a batch of the recipe; fewer to search among are no search."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,12 +39,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=1, help="seed of people and of training (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
     args = parser.parse(argv)
+    if min(args.train_ids, args.test_ids) < FEWEST_IDS:
+        raise ValueError(f"--train-ids and --test-ids: give at least {FEWEST_IDS} each")
 
-    root = draw(args.output / "data", args.train_ids, args.test_ids, args.seed)
+    root = args.output / "data"
     overrides = {"data.root": str(root), "seed": args.seed, "device": args.device, "output_dir": str(args.output)}
-    if args.epochs:
+    if args.epochs is not None:
         overrides["loop.num_epochs"] = args.epochs
     config = load_config("demo", overrides)
+    draw(root, args.train_ids, args.test_ids, args.seed)
     logger.info("training CSKT over %s (frozen)", config.backbone.name)
     folder = train(config).folder
 
@@ -53,7 +58,9 @@ def main(argv: Sequence[str]) -> int:
     answers = answer_test_sentences(cskt, test, features)
     sheets = draw_sheets(answers, args.output)
     commands = next_commands(folder, root, answers[0].query)
-    report = write_run_report(folder, extra_rows=rows, answers=answers, next_commands=commands)
+    report = write_run_report(
+        folder, title="CSKT on generated pedestrians", extra_rows=rows, answers=answers, next_commands=commands
+    )
     shutil.copyfile(report, args.output / "report.html")
 
     Console().print(result_table(rows, f"{args.test_ids} unseen people, {len(test.records)} images (percent)"))
@@ -63,19 +70,18 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def draw(root: Path, train_ids: int, test_ids: int, seed: int) -> Path:
+def draw(root: Path, train_ids: int, test_ids: int, seed: int) -> None:
     """Generated pedestrians of the `target` domain, in the layout of CUHK-PEDES; nothing is redrawn."""
     ids = {"train": train_ids, "val": max(train_ids // 5, 10), "test": test_ids}
     with counting_bar("drawing pedestrians") as on_progress:
         make_dataset(root, layout="cuhk-pedes", domain="target", ids=ids, seed=seed, on_progress=on_progress)
-    return root
 
 
 def compare(zero_shot: Encoder, cskt: Encoder, test: Split, features: SplitFeatures) -> list[ResultRow]:
     """Zero-shot CLIP and trained CSKT on people whom neither has seen; CSKT trains only what it adds."""
     frozen, total = zero_shot.model.num_parameters(), cskt.model.num_parameters()
     return [
-        ResultRow("CLIP (clip-tiny), zero-shot", evaluate(zero_shot, test).t2i.summary(), 0, frozen),
+        ResultRow("clip-tiny, zero-shot", evaluate(zero_shot, test).t2i.summary(), 0, frozen),
         ResultRow("CSKT", evaluate(cskt, test, features).t2i.summary(), total - frozen, total),
     ]
 
@@ -103,7 +109,8 @@ def next_commands(folder: Path, root: Path, query: str) -> list[str]:
     return [
         f'cskt query {folder} "{query}" --sheet answer.png',
         f"cskt evaluate {folder}",
-        f"cskt train --config finetune --backbone.name clip-tiny --root {root}",
+        f"cskt train --config finetune --backbone.name clip-tiny --image-height 128 --image-width 64 --lr 1e-4"
+        f" --num-epochs 10 --root {root}",
         "cskt data make my-data --layout rstpreid --train-ids 500",
         "cskt train --config cskt --root DIR   (with a licensed data set and CLIP's weights; see README.md)",
     ]

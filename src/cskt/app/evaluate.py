@@ -43,7 +43,7 @@ def report_metrics(encoder: Encoder, split: Split, model: Path, *, as_json: bool
     return 0
 
 
-def selection_note(folder: Path) -> str:
+def selection_note(model: Path) -> str:
     """`selected on test` where a run chose its epoch on the test split, for every result of it to carry."""
-    config = run_config(folder)
+    config = run_config(model)
     return "selected on test" if config is not None and config.data.select_on == "test" else ""

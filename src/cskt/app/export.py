@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cskt.app.model_flags import run_config
 from cskt.app.parsing import Parser
-from cskt.config import to_dict
+from cskt.config import load_config, to_dict
 from cskt.data.records import read_dataset
 from cskt.embed import RUN_WEIGHTS, load
 from cskt.model.files import read_method, save_backbone, save_method
+from cskt.train.run_folder import CONFIG
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,9 +28,11 @@ def main(argv: Sequence[str]) -> int:
         "--seen-tokens", action="store_true", help="with --as-backbone: keep the embeddings of training's words only"
     )
     args = parser.parse(argv)
-    config = run_config(args.run)
-    if config is None:
-        raise ValueError(f"{args.run}: no run folder (it has no config.yaml)")
+    if args.merge and (args.half or args.seen_tokens):
+        raise ValueError("--half and --seen-tokens shorten a backbone; give them with --as-backbone")
+    if not (args.run / CONFIG).is_file():
+        raise ValueError(f"{args.run}: no run folder (it has no {CONFIG})")
+    config = load_config(args.run / CONFIG)
     source = read_method(args.run / RUN_WEIGHTS)
     encoder = load(args.run, args.backbone, "cpu")
     state = {name: value.detach() for name, value in encoder.model.named_parameters()}

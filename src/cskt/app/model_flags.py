@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 from cskt.app.parsing import Parser
-from cskt.config import RunConfig, load_config
+from cskt.config import RunConfig, load_config, validate
 from cskt.data.records import Split, find_split, read_dataset
 from cskt.embed import Encoder, load
+from cskt.model.files import kind_of, read_method
 from cskt.model.released import read_released_config
 
 
@@ -34,7 +35,7 @@ def split_of(model: Path, dataset: str | None, root: str | None, split: str) -> 
     own = run_config(model)
     dataset, root = dataset or (own.data.dataset if own else None), root or (own.data.root if own else None)
     if not dataset or not root:
-        raise ValueError("say which data set to use: --dataset rstpreid --root DIR")
+        raise ValueError(f"{model} is no run that names its data; say which to use: --dataset rstpreid --root DIR")
     return find_split(read_dataset(dataset, Path(root)), split)
 
 
@@ -56,8 +57,12 @@ def load_model_and_split(args: argparse.Namespace) -> tuple[Encoder, Split]:
     return encoder, split
 
 
-def run_config(folder: Path) -> RunConfig | None:
-    """The config of a run folder or of a released CSKT folder; none if `folder` is something else."""
-    if (folder / "config.yaml").is_file():
-        return load_config(folder / "config.yaml")
-    return read_released_config(folder) if (folder / "configs.yaml").is_file() else None
+def run_config(model: Path) -> RunConfig | None:
+    """The config of a run folder, of a released CSKT folder or of a run's weight file; none for plain CLIP weights."""
+    if (model / "config.yaml").is_file():
+        return load_config(model / "config.yaml")
+    if (model / "configs.yaml").is_file():
+        return read_released_config(model)
+    if model.suffix == ".safetensors" and model.is_file() and kind_of(model) == "method":
+        return validate(RunConfig, read_method(model).config, f"{model}: config")
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -15,13 +16,22 @@ import yaml
 from cskt.config import RunConfig, flat_fields, load_config, recipe_names
 
 OVERRIDE = "override:"
+DEFAULT_RECIPE = "cskt"
+TEXT_KEYS = {key for key, field in flat_fields() if field.type == "str"}
+"""Config keys that hold text: `--name 2024` is a name and no number."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that says what is wrong in one line, exits with 2, and takes `-` and `_` alike in flags."""
+    """argparse that says what is wrong in one line, exits with 2, and takes `-` and `_` alike in flags.
 
-    def __init__(self, **settings: Any) -> None:
+    Args:
+        separator: `-` or `_`: how flags of two words are spelt where they are added, in the help and in messages.
+        settings: as argparse takes them.
+    """
+
+    def __init__(self, *, separator: str = "-", **settings: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        self.separator = separator
 
     def error(self, message: str) -> NoReturn:
         """Print one line and leave with exit code 2."""
@@ -30,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """The parsed flags; an unknown one ends the program and names the nearest."""
-        args, unknown = self.parse_known_args([_dashed(word) for word in argv])
+        args, unknown = self.parse_known_args([self._spelt(word) for word in argv])
         if unknown:
             word = unknown[0].split("=")[0]
             if word.startswith("-"):
@@ -39,19 +49,20 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unexpected argument '{word}' (--help shows what is taken)")
         return args
 
-
-def _dashed(word: str) -> str:
-    """`--batch_size=8` -> `--batch-size=8`; values are left as they are."""
-    if not word.startswith("--"):
-        return word
-    flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value
+    def _spelt(self, word: str) -> str:
+        """`--batch_size=8` -> `--batch-size=8`, or the other way about; values are left as they are."""
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--"):
+            return word
+        return "--" + re.sub("[-_]", self.separator, flag[2:]) + equals + value
 
 
 def add_config_flags(parser: Parser) -> None:
     """`--config` and one flag per config key; a last part that no other key shares may stand alone (`--lr`)."""
     parser.add_argument(
-        "--config", default="cskt", metavar="RECIPE", help=f"recipe: {', '.join(recipe_names())}, or a YAML file"
+        "--config",
+        metavar="RECIPE",
+        help=f"recipe: {', '.join(recipe_names())}, or a YAML file (default: {DEFAULT_RECIPE})",
     )
     keys = [name for name, _ in flat_fields()]
     shared = Counter(key.split(".")[-1] for key in keys)
@@ -75,18 +86,19 @@ def config_from_flags(args: argparse.Namespace) -> RunConfig:
     Raises:
         ValueError: see `cskt.config.load_config`.
     """
-    return load_config(args.config, flag_overrides(args))
+    return load_config(args.config or DEFAULT_RECIPE, flag_overrides(args))
 
 
 def flag_overrides(args: argparse.Namespace) -> dict[str, Any]:
     """Config key -> value for the config flags that were given."""
-    return {
-        name.removeprefix(OVERRIDE): plain_value(text) for name, text in vars(args).items() if name.startswith(OVERRIDE)
-    }
+    given = {name.removeprefix(OVERRIDE): text for name, text in vars(args).items() if name.startswith(OVERRIDE)}
+    return {key: config_value(key, text) for key, text in given.items()}
 
 
-def plain_value(text: str) -> Any:
-    """A flag's text as YAML would read it: numbers, true, null, [2, 3], {sdm: 1}."""
+def config_value(key: str, text: str) -> Any:
+    """A flag's text as its config key takes it: plain text, or what YAML makes of it (1e-4, true, null, [2, 3])."""
+    if key in TEXT_KEYS:
+        return text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

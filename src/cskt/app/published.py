@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cskt.app.cli import guarded
-from cskt.app.parsing import Parser, plain_value
+from cskt.app.parsing import Parser, config_value
 from cskt.config import load_config
 from cskt.published import FLAGS, from_published
 
@@ -77,42 +77,48 @@ def test_main(argv: Sequence[str] | None = None) -> int:
 
 def _train(argv: Sequence[str]) -> int:
     from cskt.app.train import run  # noqa: PLC0415  (--help should not wait for torch)
+    from cskt.train.run_folder import LAST  # noqa: PLC0415
 
-    parser = Parser(prog="train.py", description="Train CSKT with the flags of the released program.")
+    parser = Parser(prog="train.py", separator="_", description="Train CSKT with the flags of the released program.")
     parser.add_argument("--recipe", default="cskt-reference", help="recipe that the flags are laid over (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed (the released program fixes it to 1)")
-    parser.add_argument("--img-aug", action="store_true", help="random crop and random erasing beside the flip")
+    parser.add_argument("--img_aug", action="store_true", help="random crop and random erasing beside the flip")
     parser.add_argument("--resume", action="store_true", help="go on with --resume_ckpt_file")
-    parser.add_argument("--resume-ckpt-file", default="", metavar="LAST.PT", help="last.pt of the run to go on with")
+    parser.add_argument("--resume_ckpt_file", default="", metavar="LAST.PT", help="last.pt of the run to go on with")
     parser.add_argument(
         "--milestones", nargs="+", type=int, default=argparse.SUPPRESS, help="epochs of the step schedule"
     )
-    parser.add_argument("--local-rank", type=int, default=0, help="accepted for launchers; one process trains here")
+    parser.add_argument("--local_rank", type=int, default=0, help="accepted for launchers; one process trains here")
     for name, text in TRAIN_FLAGS.items():
-        parser.add_argument(f"--{_dashes(name)}", dest=name, default=argparse.SUPPRESS, metavar="VALUE", help=text)
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="VALUE", help=text)
     for name in MLM_ONLY:
-        parser.add_argument(f"--{_dashes(name)}", dest=name, default=argparse.SUPPRESS, help="used with --MLM only")
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help="used with --MLM only")
     for name, reason in REFUSED.items():
-        parser.add_argument(f"--{name}", dest=name, action="store_true", help=f"refused: {reason}")
+        parser.add_argument(f"--{name}", action="store_true", help=f"refused: {reason}")
     args = parser.parse(argv)
 
     for name, reason in REFUSED.items():
         if getattr(args, name):
             raise ValueError(f"--{name}: {reason}")
+    if "mlm" in getattr(args, "loss_names", "").split("+"):
+        raise ValueError(f"--loss_names {args.loss_names}: {REFUSED['MLM']}")
     if args.local_rank != 0:
         raise ValueError("--local_rank: this version trains in one process; start it without a launcher")
-    flags: dict[str, Any] = {name: plain_value(text) for name, text in vars(args).items() if name in TRAIN_FLAGS}
+    flags: dict[str, Any] = {
+        name: config_value(FLAGS[name].key if name in FLAGS else "", text)
+        for name, text in vars(args).items()
+        if name in TRAIN_FLAGS
+    }
     flags["img_aug"] = args.img_aug
     if "milestones" in args:
         flags["milestones"] = args.milestones
+    last = Path(args.resume_ckpt_file)
+    if args.resume and last.name != LAST:
+        raise ValueError("--resume: say what to go on with: --resume_ckpt_file RUN/last.pt")
     config = load_config(args.recipe, from_published(flags) | {"device": args.device, "seed": args.seed})
     logger.info("recipe: %s", args.recipe)
-    if not args.resume:
-        return run(config)
-    if not args.resume_ckpt_file:
-        raise ValueError("--resume: say what to go on with: --resume_ckpt_file RUN/last.pt")
-    return run(config, Path(args.resume_ckpt_file).parent, resume=True)
+    return run(config, last.parent, resume=True) if args.resume else run(config)
 
 
 def _test(argv: Sequence[str]) -> int:
@@ -120,10 +126,12 @@ def _test(argv: Sequence[str]) -> int:
     from cskt.app.model_flags import split_of  # noqa: PLC0415
     from cskt.embed import load  # noqa: PLC0415
 
-    parser = Parser(prog="test.py", description="Evaluate a run, or a released CSKT folder, on the test split.")
-    parser.add_argument("--config-file", type=Path, required=True, help="configs.yaml of the run or released folder")
-    parser.add_argument("--root-dir", help="folder that holds the data set's folder (default: the config's)")
-    parser.add_argument("--dataset-name", help="CUHK-PEDES, ICFG-PEDES or RSTPReid (default: the config's)")
+    parser = Parser(
+        prog="test.py", separator="_", description="Evaluate a run, or a released CSKT folder, on the test split."
+    )
+    parser.add_argument("--config_file", type=Path, required=True, help="configs.yaml of the run or released folder")
+    parser.add_argument("--root_dir", help="folder that holds the data set's folder (default: the config's)")
+    parser.add_argument("--dataset_name", help="CUHK-PEDES, ICFG-PEDES or RSTPReid (default: the config's)")
     parser.add_argument("--split", default="test", help="train, val or test (%(default)s)")
     parser.add_argument("--backbone", help="CLIP weights of an adapter-only run, if not where its config says")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
@@ -134,10 +142,6 @@ def _test(argv: Sequence[str]) -> int:
     model = args.config_file.parent
     split = split_of(model, args.dataset_name, args.root_dir, args.split)
     return report_metrics(load(model, args.backbone, args.device), split, model, as_json=args.json)
-
-
-def _dashes(name: str) -> str:
-    return name.replace("_", "-")
 
 
 assert TRAIN_FLAGS.keys() >= FLAGS.keys() - {"milestones"}, "every flag that the table translates can be given"

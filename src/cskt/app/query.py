@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cskt.app.model_flags import add_model_flags, load_model_and_split
 from cskt.app.parsing import Parser
@@ -26,6 +27,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--sheet", type=Path, help="also draw the crops, as PNG; numbered if there are more sentences")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     args = parser.parse(argv)
+    if args.sheet and args.sheet.suffix.lower() != ".png":
+        raise ValueError(f"--sheet {args.sheet}: name a file that ends in .png")
     encoder, split = load_model_and_split(args)
     answers = answer(encoder, split, args.sentences, args.k)
     if args.json:
@@ -45,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _table(query: str, hits: Sequence[Hit]) -> Table:
-    table = Table("rank", "score", "pid", "image", title=query, title_justify="left")
+    # Text, for rich would take "[/b]" in a sentence or a path as its own markup.
+    table = Table("rank", "score", "pid", "image", title=Text(query), title_justify="left")
     for hit in hits:
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", str(hit.metadata["pid"]), hit.image_id)
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", str(hit.metadata["pid"]), Text(hit.image_id))
     return table

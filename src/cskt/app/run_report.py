@@ -20,6 +20,7 @@ STAGES = {"zero-shot": "CLIP zero-shot", "step-0": "before training (step 0)"}
 def write_run_report(
     folder: Path,
     *,
+    title: str = "",
     extra_rows: Sequence[ResultRow] = (),
     answers: Sequence[Answer] = (),
     next_commands: Sequence[str] = (),
@@ -28,6 +29,7 @@ def write_run_report(
 
     Args:
         folder: of a run.
+        title: of the page; the run's name and data set if empty.
         extra_rows: figures that the run's own files do not hold, shown above those that they do.
         answers: sentences with their hits.
         next_commands: what the reader may want to run next.
@@ -55,14 +57,14 @@ def write_run_report(
     path = folder / "report.html"
     write_report(
         path,
-        title=f"{config.name} on {config.data.dataset}",
+        title=title or f"{config.name} on {config.data.dataset}",
         rows=[*extra_rows, *rows],
         curves=learning_curves(events),
         answers=answers,
         config=to_dict(config),
         facts=facts,
         next_commands=next_commands or [f"cskt evaluate {folder} --root {config.data.root}"],
-        headline=next(iter([*extra_rows, *rows][::-1]), None),
+        headline=next(reversed(extra_rows or rows), None),
     )
     return path
 

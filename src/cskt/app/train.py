@@ -22,6 +22,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse(argv)
     if args.resume is None:
         return run(config_from_flags(args), args.output)
+    if args.config is not None or args.output is not None:
+        raise ValueError("--resume goes on with the run's own config in its folder; leave out --config and --output")
     folder = existing_folder(args.resume)
     return run(load_config(folder / "config.yaml", flag_overrides(args)), folder, resume=True)
 
@@ -33,6 +35,6 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False) 
 
     result = train(config, folder, resume=resume)
     report = write_run_report(result.folder)
-    print(f"best: epoch {result.best_epoch}, R1 {100 * result.best_r1:.2f} on {config.data.select_on}")
+    print(f"best: epoch {result.best_epoch}, R1 {100 * result.best_r1:.2f}, selected on {config.data.select_on}")
     print(f"run: {result.folder}\nreport: {report}\nnext: cskt evaluate {result.folder} --root {config.data.root}")
     return 0

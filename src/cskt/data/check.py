@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from cskt.data.images import decode_image
+from cskt.data.images import REMEDY, decode_image
 from cskt.data.records import (
     PUBLISHED_COUNTS,
     WITHDRAWN_RSTPREID_COUNTS,
@@ -151,7 +151,7 @@ def _fault_of(path: Path) -> str:
     try:
         decode_image(path)
     except ValueError as error:
-        return str(error).removeprefix(f"{path}: ")
+        return str(error).removeprefix(f"{path}: ").removesuffix(f"; {REMEDY}")
     return ""
 
 

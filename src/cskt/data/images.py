@@ -35,9 +35,10 @@ MAX_PIXELS = 64_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 DECODING_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, OverflowError,
-    Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
 """What Pillow's decoders raise on damaged files."""
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+REMEDY = "mend the file or take its record out"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 ERASE_TRIES = 10
 """Rectangles drawn before an image is left whole, as in torchvision's RandomErasing."""
@@ -72,11 +73,13 @@ def decode_image(source: Path | Image.Image) -> NDArray[np.uint8]:
     try:
         return _rgb(source) if isinstance(source, Image.Image) else _decode_file(Path(source))
     except FileNotFoundError:
-        raise ValueError(f"{name}: no such image") from None
+        raise ValueError(f"{name}: no such image; put it there or take its record out") from None
     except UnidentifiedImageError:
-        raise ValueError(f"{name}: not an image of a known format ({', '.join(FORMATS)})") from None
+        raise ValueError(f"{name}: not an image of a known format ({', '.join(FORMATS)}); {REMEDY}") from None
+    except BOMBS as error:
+        raise ValueError(f"{name}: not a sound image: {error}; scale it down") from None
     except DECODING_ERRORS as error:
-        raise ValueError(f"{name}: not a sound image: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{name}: not a sound image: {' '.join(str(error).split())}; {REMEDY}") from None
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -179,7 +182,7 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
         grey = np.asarray(image).astype(np.int64).clip(0, 2**16 - 1) >> 8
         image = Image.fromarray(grey.astype(np.uint8))
     elif image.mode == "F":
-        raise ValueError("its pixels are real numbers of unknown range; save it with 8 bits per channel")
+        raise ValueError("its pixels are real numbers of unknown range, not 8 bits per channel")
     elif "transparency" in image.info:  # straight to RGB, Pillow warns about palettes with transparency
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
@@ -187,4 +190,4 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 def _check_size(height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
-        raise ValueError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}; scale it down")
+        raise Image.DecompressionBombError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,12 +68,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         write(temporary)
+        temporary.chmod(mode)  # safetensors leaves a file that nobody but its owner can read
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        raise ValueError(f"{path}: cannot be written: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: cannot be written: {reason}; is there room, and may you write there?") from error
     finally:
         if temporary.exists():
             temporary.unlink()
@@ -208,7 +213,8 @@ def read_safetensors(path: Path, *, only_metadata: bool = False) -> tuple[dict[s
             names = [] if only_metadata else stream.keys()
             return {name: stream.get_tensor(name).clone() for name in names}, stream.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as safetensors: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: cannot be read as safetensors: {reason}; is the file complete?") from None
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], content: dict[str, Any]) -> None:

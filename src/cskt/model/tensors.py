@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -97,7 +98,11 @@ def _one_line(path: Path, error: BaseException) -> str:
     reason = " ".join(str(error).split())
     if reason.startswith(str(path)):
         return reason
-    return f"{path}: damaged, or it holds more than tensors (nothing in it was executed): {reason[:160]}"
+    if reason.startswith("Weights only load failed"):  # and torch goes on to say how to let the file have its way
+        asked_for = re.search(r"GLOBAL ([\w.]+)", reason)
+        reason = f"it asks for {asked_for[1]}" if asked_for else ""
+    clause = f" ({reason[:160]})" if reason else ""
+    return f"{path}: damaged, or it holds more than tensors (nothing in it was executed); fetch it again{clause}"
 
 
 def _describe(start: bytes) -> str:

@@ -67,8 +67,8 @@ def save_last(path: Path, trainee: Trainee, config: RunConfig, progress: Progres
     broken = next((name for name, value in (model | objective).items() if not value.isfinite().all()), None)
     if broken is not None:
         raise ValueError(
-            f"{path}: not written, '{broken}' holds NaN or infinity after step {progress.total_steps}; the file keeps the"
-            " last good state. Lower optim.lr, set optim.clip_grad_norm, or use --precision fp32"
+            f"{path}: not written, '{broken}' holds NaN or infinity after step {progress.total_steps}; the file"
+            " before is intact. Lower optim.lr, set optim.clip_grad_norm, or use --precision fp32"
         )
     content = {
         "config": to_dict(config),
@@ -93,7 +93,9 @@ def load_last(path: Path, trainee: Trainee, config: RunConfig) -> Progress:
     if different:
         raise ValueError(f"{path}: made with another config ({'; '.join(different)}); use the same or start a new run")
     if content["backbone_sha256"] != trainee.backbone_sha256:
-        raise ValueError(f"{path}: trained over another backbone (SHA-256 {content['backbone_sha256']})")
+        raise ValueError(
+            f"{path}: trained over another backbone (SHA-256 {content['backbone_sha256']}); name it (--backbone.name)"
+        )
     for module, saved in ((trainee.model, content["model"]), (trainee.objective, content["objective"])):
         own = trainable_state(module)
         if unlike := [name for name in own.keys() | saved.keys() if _shape(own, name) != _shape(saved, name)]:
@@ -137,7 +139,11 @@ def _shape(state: dict[str, torch.Tensor], name: str) -> torch.Size | None:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; nothing to resume")
-    content: dict[str, Any] = load_plain(path)
+    try:
+        content: dict[str, Any] = load_plain(path)
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: cannot be resumed from, truncated or altered; start a new run ({reason})") from None
     if not isinstance(content, dict) or "progress" not in content:
         raise ValueError(f"{path}: not a last.pt of this program")
     return content

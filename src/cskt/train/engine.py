@@ -191,9 +191,8 @@ def _save_best(session: Session, run: RunFolder, progress: Progress) -> None:
     """Write best.safetensors: what inference needs of what was trained, and the backbone's digest."""
     built = session.built
     whole = {name: parameter.detach() for name, parameter in built.model.named_parameters()}
-    state = trainable_state(built.model)
-    if not built.backbone_sha256:
-        state = whole  # no file holds the random backbone that was trained over
+    # A random backbone lies in no file: what was trained over it would mean nothing without it.
+    state = trainable_state(built.model) if built.backbone_sha256 else whole
     is_whole = len(state) == len(whole)
     save_method(
         run.best,

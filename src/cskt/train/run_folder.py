@@ -46,7 +46,7 @@ class RunFolder:
             flat = yaml.safe_dump(to_published(config), sort_keys=False)
             (folder / FLAT_CONFIG).write_text(flat, encoding="utf-8")
         except OSError as error:
-            raise ValueError(f"{folder}: cannot write a run there: {error.strerror}") from None
+            raise ValueError(f"{folder}: cannot write a run there: {error.strerror}; choose another folder") from None
         return cls(folder)
 
     @property

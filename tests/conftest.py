@@ -1,0 +1,35 @@
+"""What several rooms need: one thin backbone, one small data set of generated pedestrians."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from cskt.data.paperdoll import make_dataset
+from tiny_run import write_backbone
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weight file of a random CLIP."""
+    return write_backbone(tmp_path_factory.mktemp("backbone") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def dolls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of a CUHK-PEDES of generated pedestrians: 6 to train on, 3 for val and 3 for test, 2 images each."""
+    root = tmp_path_factory.mktemp("dolls")
+    make_dataset(root, ids={"train": 6, "val": 3, "test": 3}, images_per_id=2, seed=1)
+    return root
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One arithmetic thread, so that sums are taken in the same order wherever the test runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,83 @@
+"""Commands as a user types them: most in this process, which saves three seconds each, some in a new one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cskt.app.cli import main
+from cskt.app.published import test_main as run_test_py
+from cskt.app.published import train_main as run_train_py
+
+REPOSITORY = Path(__file__).parents[2]
+PROGRAMS: dict[str, Callable[[list[str]], int]] = {
+    "cskt": main, "python train.py": run_train_py, "python test.py": run_test_py,
+}  # fmt: skip
+
+
+class Outcome(NamedTuple):
+    """What a command left on the terminal."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """stdout, which must hold JSON and nothing else; the command must have succeeded."""
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+    def refusal(self) -> str:
+        """The one line with which bad input ends: on stderr, from the program, with exit code 2 and no traceback."""
+        lines = self.err.splitlines()
+        assert self.code == 2, self
+        assert self.out == ""
+        assert len(lines) == 1, self.err
+        program, _, reason = lines[0].partition(": ")
+        assert program.split()[0] in ("cskt", "train.py", "test.py")
+        assert reason and len(reason) < 700
+        return reason
+
+
+def typed(command: str) -> Outcome:
+    """Run a command in this process. Log lines go to pytest's `caplog` instead of stderr."""
+    program = next(name for name in PROGRAMS if f"{command} ".startswith(f"{name} "))
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = PROGRAMS[program](shlex.split(command.removeprefix(program)))
+        except SystemExit as end:  # how argparse ends
+            code = int(end.code or 0)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def done(command: str) -> str:
+    """Run a command that must succeed, in this process; what it printed to stdout."""
+    outcome = typed(command)
+    assert outcome.code == 0, outcome.err
+    return outcome.out
+
+
+def in_new_process(command: str, folder: Path) -> Outcome:
+    """Run a command in `folder` as a shell would; `cskt` as `python -m cskt`, train.py and test.py by their paths."""
+    words = shlex.split(command)
+    words = ["-m", *words] if words[0] == "cskt" else [str(REPOSITORY / words[1]), *words[2:]]
+    finished = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+    return Outcome(finished.returncode, finished.stdout, finished.stderr)
+
+
+def contents(folder: Path) -> dict[Path, str]:
+    """Digest of every file below a folder."""
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}

@@ -1,0 +1,58 @@
+"""The commands that README and docs/ tell a user to type."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from command_line import REPOSITORY, done, typed
+from test_published_programs import VERBATIM
+
+from cskt.app.parsing import Parser
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def commands_in(text: str) -> list[str]:
+    """The lines of a page's shell blocks that call our programs, without comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith(("cskt ", "python train.py", "python test.py"))]
+
+
+DOCUMENTED = [(page.name, command) for page in PAGES for command in commands_in(page.read_text(encoding="utf-8"))]
+
+
+class UnderstoodError(Exception):
+    """Raised in place of carrying a command out."""
+
+
+@pytest.mark.parametrize(("page", "command"), DOCUMENTED)
+def test_every_command_is_understood(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = Parser.parse
+
+    def parse_only(parser: Parser, argv: Sequence[str]) -> None:
+        parse(parser, argv)
+        raise UnderstoodError
+
+    monkeypatch.setattr(Parser, "parse", parse_only)
+    with pytest.raises(UnderstoodError):
+        print(typed(command))
+
+
+def test_readme_has_the_published_commands() -> None:
+    commands = [command for page, command in DOCUMENTED if page == "README.md"]
+    assert VERBATIM.format(dataset="$DATASET_NAME", root="DIR") in commands
+    assert "python test.py --config_file path/to/model_dir/configs.yaml" in commands
+
+
+def test_tour_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    tour = commands_in(readme.partition("## A tour\n")[2].partition("\n## ")[0])
+    assert [command.split()[1] for command in tour] == ["data", "data", "train", "evaluate", "query", "export"]
+    monkeypatch.chdir(tmp_path)
+    for command in tour:
+        done(command)
+    assert {path.name for path in tmp_path.iterdir()} == {"dolls", "dolls-run", "answer.png", "dolls-run.safetensors"}

@@ -1,0 +1,316 @@
+"""`train.py` and `test.py` as the released CSKT repository documents them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import done, in_new_process, typed
+
+import cskt
+from cskt.app import train as train_module
+from cskt.config import AdapterConfig, ClipArchitecture, PromptConfig, RunConfig, load_config
+from cskt.data.records import read_dataset
+from cskt.evaluate import evaluate
+from cskt.model.dual_encoder import DualEncoder
+from cskt.model.names import released_name
+from tiny_run import HEIGHT, WIDTH
+
+VERBATIM = (
+    "python train.py --name baseline --img_aug --batch_size 128 --dataset_name {dataset} --loss_names 'sdm'"
+    " --num_epoch 60 --root_dir {root} --lr 3e-4 --depth 12 --n_ctx 4"
+)
+SMALL = f"--depth 2 --n_ctx 2 --batch_size 8 --num_epoch 1 --img_size {HEIGHT},{WIDTH} --device cpu"
+"""Typed behind the published command, these win over it."""
+
+
+@pytest.fixture
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
+    """The configs that train.py would train, instead of training them."""
+    configs: list[RunConfig] = []
+
+    def keep(config: RunConfig, folder: Path | None = None, *, resume: bool = False) -> int:
+        configs.append(config)
+        return 0
+
+    monkeypatch.setattr(train_module, "run", keep)
+    return configs
+
+
+def value_at(config: RunConfig, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+# --- what the flags mean
+
+
+def test_published_command_is_the_reference_recipe(asked_for: list[RunConfig]) -> None:
+    done(VERBATIM.format(dataset="CUHK-PEDES", root="DIR"))
+    (config,) = asked_for
+    assert config == load_config("cskt-reference", {"name": "baseline", "data.root": "DIR"})
+    expected = {
+        "data.dataset": "cuhk-pedes", "data.batch_size": 128, "data.select_on": "val", "loss.weights": {"sdm": 1.0},
+        "loss.temperature": 0.02, "loop.num_epochs": 60, "optim.name": "adam", "optim.lr": 3e-4, "optim.eps": 1e-3,
+        "optim.schedule": "cosine", "optim.warmup_epochs": 5, "prompts.depth": 12, "prompts.length": 4,
+        "prompts.directions": "both", "prompts.init": "random", "adapters.sides": "both", "adapters.init": "normal",
+        "augment.pad_pixels": 10, "augment.erase_probability": 0.5, "backbone.name": "ViT-B/16",
+        "backbone.image_height": 384, "backbone.image_width": 128, "trainable": "added", "seed": 1,
+    }  # fmt: skip
+    assert {key: value_at(config, key) for key in expected} == expected
+
+
+VALUES: list[tuple[str, dict[str, Any]]] = [
+    ("--name 2024", {"name": "2024"}),
+    ("--output_dir 007", {"output_dir": "007"}),
+    ("--log_period 7", {"loop.log_period_steps": 7}),
+    ("--eval_period 3", {"loop.eval_period_epochs": 3}),
+    ("--val_dataset test", {"data.select_on": "test"}),
+    ("--pretrain_choice ViT-L/14", {"backbone.name": "ViT-L/14"}),
+    ("--temperature 0.05", {"loss.temperature": 0.05}),
+    ("--img_aug", {"augment.pad_pixels": 10, "augment.erase_probability": 0.5}),
+    ("--lr_factor 3", {"optim.head_lr_factor": 3.0}),
+    ("--loss_names sdm+id+itc", {"loss.weights": {"sdm": 1.0, "id": 1.0, "itc": 1.0}}),
+    ("--loss_names sdm+id --id_loss_weight 0.5", {"loss.weights": {"sdm": 1.0, "id": 0.5}}),
+    ("--img_size '(256, 96)'", {"backbone.image_height": 256, "backbone.image_width": 96}),
+    ("--stride_size 12", {"backbone.stride": 12}),
+    ("--text_length 60", {"data.caption_length": 60}),
+    ("--vocab_size 49408", {}),
+    ("--optimizer SGD", {"optim.name": "sgd", "optim.eps": 1e-8}),
+    ("--optimizer AdamW", {"optim.name": "adamw", "optim.eps": 1e-8}),
+    ("--lr 1e-5", {"optim.lr": 1e-5}),
+    ("--bias_lr_factor 1.5", {"optim.bias_lr_factor": 1.5}),
+    ("--momentum 0.8", {"optim.momentum": 0.8}),
+    ("--weight_decay 1e-4", {"optim.weight_decay": 1e-4}),
+    ("--weight_decay_bias 1e-6", {"optim.weight_decay_bias": 1e-6}),
+    ("--alpha 0.8", {"optim.beta1": 0.8}),
+    ("--beta 0.99", {"optim.beta2": 0.99}),
+    ("--num_epoch 30", {"loop.num_epochs": 30}),
+    ("--milestones 10 30", {"optim.milestones": (10, 30)}),
+    ("--gamma 0.5", {"optim.gamma": 0.5}),
+    ("--warmup_factor 0.2", {"optim.warmup_factor": 0.2}),
+    ("--warmup_epochs 0", {"optim.warmup_epochs": 0}),
+    ("--warmup_method constant", {"optim.warmup_method": "constant"}),
+    ("--lrscheduler step", {"optim.schedule": "step"}),
+    ("--lrscheduler poly", {"optim.schedule": "poly-released"}),
+    ("--target_lr 1e-6", {"optim.target_lr": 1e-6}),
+    ("--power 0.7", {"optim.power": 0.7}),
+    ("--dataset_name RSTPReid", {"data.dataset": "rstpreid"}),
+    ("--sampler identity", {"data.sampler": "identity"}),
+    ("--num_instance 2", {"data.instances": 2}),
+    ("--root_dir /data/pedes", {"data.root": "/data/pedes"}),
+    ("--batch_size 64", {"data.batch_size": 64}),
+    ("--test_batch_size 512", {"data.eval_batch_size": 512}),
+    ("--num_workers 8", {"data.num_workers": 8}),
+    ("--depth 9", {"prompts.depth": 9}),
+    ("--n_ctx 2", {"prompts.length": 2}),
+    ("--local_rank 0", {}),
+    # masked language modelling's own, without effect unless --MLM is given
+    ("--cmt_depth 4", {}),
+    ("--masked_token_rate 0.8", {}),
+    ("--masked_token_unchanged_rate 0.1", {}),
+    ("--mlm_loss_weight 2", {}),
+]
+REFUSED = [
+    ("--MLM", "IRRA"),
+    ("--loss_names sdm+mlm+id", "IRRA"),
+    ("--test", "use test.py --config_file"),
+    ("--local_rank 1", "one process"),
+    ("--vocab_size 49409", "leave the flag out"),
+    ("--temperature 0", "0.02"),
+    ("--img_size 384", "--img_size 384,128"),
+    ("--stride_size 0", "backbone.stride: input should be greater than 0"),
+    ("--optimizer Lion", "'adam', 'adamw' or 'sgd'"),
+    ("--lrscheduler cosin", "'cosine'"),
+    ("--val_dataset tset", "'val' or 'test'"),
+    ("--milestones ten", "invalid int value: 'ten'"),
+    ("--resume", "--resume_ckpt_file RUN/last.pt"),
+    ("--resume --resume_ckpt_file RUN/best.pth", "--resume_ckpt_file RUN/last.pt"),
+    ("--batchsize 8", "did you mean --batch_size?"),
+    ("--recipe cskt-refrence", "did you mean 'cskt-reference'?"),
+]
+RELEASED_FLAGS = """
+    local_rank name output_dir log_period eval_period val_dataset resume resume_ckpt_file pretrain_choice temperature
+    img_aug cmt_depth masked_token_rate masked_token_unchanged_rate lr_factor MLM loss_names mlm_loss_weight
+    id_loss_weight img_size stride_size text_length vocab_size optimizer lr bias_lr_factor momentum weight_decay
+    weight_decay_bias alpha beta num_epoch milestones gamma warmup_factor warmup_epochs warmup_method lrscheduler
+    target_lr power dataset_name sampler num_instance root_dir batch_size test_batch_size num_workers test depth n_ctx
+"""
+
+
+def test_every_released_flag_is_looked_at_here() -> None:
+    words = " ".join(flags for flags, _ in [*VALUES, *REFUSED]).split()
+    assert set(RELEASED_FLAGS.split()) <= {word.removeprefix("--") for word in words if word.startswith("--")}
+
+
+@pytest.mark.parametrize(("flags", "expected"), VALUES, ids=lambda value: value if isinstance(value, str) else "")
+def test_flag_does_what_it_says_and_nothing_else(
+    asked_for: list[RunConfig], flags: str, expected: dict[str, Any]
+) -> None:
+    done("python train.py --num_epoch 60")
+    done(f"python train.py {flags}")
+    plain, changed = asked_for
+    without_augmentation = {"augment.pad_pixels": 0, "augment.erase_probability": 0.0}
+    assert plain == load_config("cskt-reference", without_augmentation)
+    assert changed == load_config("cskt-reference", without_augmentation | expected)
+
+
+@pytest.mark.parametrize(("flags", "reason"), REFUSED, ids=lambda value: value)
+def test_flag_is_refused_with_the_reason(asked_for: list[RunConfig], flags: str, reason: str) -> None:
+    assert reason in typed(f"python train.py {flags}").refusal()
+    assert asked_for == []
+
+
+def test_another_recipe(asked_for: list[RunConfig]) -> None:
+    done("python train.py --recipe cskt --img_aug --lr 1e-4")
+    assert asked_for == [load_config("cskt", {"optim.lr": 1e-4})]
+
+
+# --- training and testing for real
+
+
+def only_run(output: Path, dataset: str) -> Path:
+    (folder,) = (output / dataset).iterdir()
+    return folder
+
+
+@pytest.mark.parametrize("dataset", ["CUHK-PEDES", "ICFG-PEDES", "RSTPReid"])
+def test_train_then_test(root: Path, tiny_backbone: Path, tmp_path: Path, dataset: str) -> None:
+    command = VERBATIM.format(dataset=dataset, root=root)
+    out = done(f"{command} {SMALL} --pretrain_choice {tiny_backbone} --output_dir {tmp_path}")
+    folder = only_run(tmp_path, dataset.lower())
+    assert folder.name.endswith("_baseline")
+    assert "selected on val" in out
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    # ICFG-PEDES has no val: its 12 training identities give one away
+    assert events[0]["train_identities"] == (11 if dataset == "ICFG-PEDES" else 8)
+    assert {event["split"] for event in events if event["event"] == "evaluation"} == {"val"}
+
+    table = done(f"python test.py --config_file {folder}/configs.yaml")
+    assert "text to image" in table and "image to text" in table and "selected on" not in table
+    figures = typed(f"python test.py --config_file {folder}/configs.yaml --json").json()
+    assert (figures["dataset"], figures["split"], figures["note"]) == (dataset.lower(), "test", "")
+    assert (figures["t2i"]["num_gallery"], figures["t2i"]["num_unmatched_queries"]) == (12, 0)
+    direct = evaluate(cskt.load(folder, device="cpu"), read_dataset(dataset, root)["test"])
+    assert figures["t2i"] == direct.t2i.summary() and figures["i2t"] == direct.i2t.summary()
+
+
+def test_data_and_backbone_that_moved(root: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    shutil.copytree(root / "RSTPReid", before / "RSTPReid")
+    shutil.copy(tiny_backbone, before / "clip.safetensors")
+    command = VERBATIM.format(dataset="RSTPReid", root=before)
+    done(f"{command} {SMALL} --pretrain_choice {before}/clip.safetensors --output_dir {tmp_path}")
+    config_file = only_run(tmp_path, "rstpreid") / "configs.yaml"
+    expected = typed(f"python test.py --config_file {config_file} --json").json()
+
+    before.rename(after)
+    assert str(before) in typed(f"python test.py --config_file {config_file}").refusal()
+    moved = f"python test.py --config_file {config_file} --root_dir {after} --dataset_name RSTPReid"
+    assert "--backbone" in typed(moved).refusal()
+    assert typed(f"{moved} --backbone {after}/clip.safetensors --json").json() == expected
+
+
+def test_other_split(run: Path) -> None:
+    figures = typed(f"python test.py --config_file {run}/configs.yaml --split val --json").json()
+    assert (figures["split"], figures["t2i"]["num_gallery"]) == ("val", 8)
+
+
+def test_resume(root: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    command = (
+        f"python train.py {SMALL} --root_dir {root} --pretrain_choice {tiny_backbone} --output_dir {tmp_path} --lr 3e-4"
+    )
+    first = done(command)
+    last = only_run(tmp_path, "cuhk-pedes") / "last.pt"
+    assert done(f"{command} --resume --resume_ckpt_file {last}") == first
+    assert "optim.lr: 0.0003 -> 0.1" in typed(f"{command} --resume --resume_ckpt_file {last} --lr 0.1").refusal()
+    missing = tmp_path / "elsewhere" / "last.pt"
+    assert f"{missing}: no such file" in typed(f"{command} --resume --resume_ckpt_file {missing}").refusal()
+
+
+def test_both_programs_from_a_shell(root: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    command = VERBATIM.format(dataset="CUHK-PEDES", root=root)
+    trained = in_new_process(f"{command} {SMALL} --pretrain_choice {tiny_backbone}", tmp_path)
+    assert trained.code == 0, trained.err
+    assert [line.split(":")[0] for line in trained.out.splitlines()] == ["best", "run", "report", "next"]
+    assert "zero-shot: R1" in trained.err and "epoch 1: R1" in trained.err and "Traceback" not in trained.err
+    folder = only_run(tmp_path / "logs", "cuhk-pedes")
+    tested = in_new_process(f"python test.py --config_file {folder}/configs.yaml", tmp_path)
+    assert tested.code == 0 and "text to image" in tested.out and tested.err == ""
+
+
+# --- folders that the authors' own program left
+
+RELEASED_ARCHITECTURE = ClipArchitecture(  # their heads are 64 wide
+    embed_dim=16, image_height=HEIGHT, image_width=WIDTH, patch_size=8, stride=8, vision_width=64, vision_layers=2,
+    vision_heads=1, text_width=64, text_layers=2, text_heads=1,
+)  # fmt: skip
+RELEASED_CONFIG = """\
+batch_size: 128
+dataset_name: ICFG-PEDES
+depth: 2
+distributed: false
+img_aug: true
+img_size: !!python/tuple
+- 32
+- 16
+loss_names: sdm
+lr: 0.0003
+milestones: !!python/tuple
+- 20
+- 50
+n_ctx: 3
+name: baseline
+num_epoch: 60
+output_dir: /home/author/logs
+pretrain_choice: ViT-B/16
+root_dir: /home/author/data
+stride_size: 8
+text_length: 77
+val_dataset: test
+vocab_size: 49408
+"""
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DualEncoder]:
+    """A folder in the released form, and the model that it holds."""
+    model = DualEncoder(RELEASED_ARCHITECTURE, PromptConfig(depth=2, length=3), AdapterConfig(init="normal"))
+    generator = torch.Generator().manual_seed(5)
+    model.initialise_backbone(generator)
+    model.initialise_added(generator)
+    folder = tmp_path_factory.mktemp("released")
+    (folder / "configs.yaml").write_text(RELEASED_CONFIG)
+    state = {f"module.{released_name(name)}": value.detach() for name, value in model.named_parameters()}
+    torch.save({"model": state, "epoch": 41}, folder / "best.pth")
+    return folder, model
+
+
+def test_released_folder_with_its_authors_paths(released: tuple[Path, DualEncoder], root: Path) -> None:
+    folder, model = released
+    assert "/home/author/data: no such folder" in typed(f"python test.py --config_file {folder}/configs.yaml").refusal()
+    own = typed(f"python test.py --config_file {folder}/configs.yaml --root_dir {root} --json").json()
+    assert (own["dataset"], own["note"]) == ("icfg-pedes", "selected on test")
+    other = f"python test.py --config_file {folder}/configs.yaml --root_dir {root} --dataset_name CUHK-PEDES"
+    encoder = cskt.Encoder(model, cskt.load(folder).tokenizer, device=torch.device("cpu"))
+    expected = evaluate(encoder, read_dataset("cuhk-pedes", root)["test"])
+    assert typed(f"{other} --json").json()["t2i"] == expected.t2i.summary()
+    assert "selected on test" in done(other)
+
+
+def test_released_folder_with_the_modern_commands(
+    released: tuple[Path, DualEncoder], root: Path, tmp_path: Path
+) -> None:
+    folder, _ = released
+    assert "text to image" in done(f"cskt evaluate {folder} --dataset rstpreid --root {root}")
+    hits = typed(f"cskt query {folder} 'a man in black' --root {root} --json").json()[0]["hits"]
+    assert [hit["rank"] for hit in hits] == [1, 2, 3, 4, 5]
+    refusal = typed(f"cskt export {folder} --merge {tmp_path}/merged.safetensors").refusal()
+    assert "no run folder" in refusal
