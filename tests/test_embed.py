@@ -104,8 +104,9 @@ def test_pixels_of_another_float_type_are_converted(encoder: Encoder, paths: lis
         (torch.zeros(3, HEIGHT, WIDTH), r"expected images \[B, 3, 32, 16\], found \[3, 32, 16\]"),
         (torch.zeros(2, HEIGHT, WIDTH, 3), r"expected images \[B, 3, 32, 16\]"),
         (torch.zeros(2, 3, HEIGHT, WIDTH, dtype=torch.uint8), "expected float images normalised .* found torch.uint8"),
-        (Path("a.jpg"), r"images is one path; pass a list: \['a.jpg'\]"),
-        ("a.jpg", r"images is one path; pass a list: \['a.jpg'\]"),
+        (Path("a.jpg"), "images is a single one; pass a list"),
+        ("a.jpg", "images is a single one; pass a list"),
+        (Image.new("RGB", (8, 8)), "images is a single one; pass a list"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(encoder: Encoder, images: Any, message: str) -> None:

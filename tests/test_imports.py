@@ -24,7 +24,7 @@ ARROWS: dict[str, set[str]] = {
     "device": {"config"},
     "model": {"config", "published"},
     "data": {"config", "types"},
-    "embed": {"config", "data", "device", "model"},
+    "embed": {"config", "data", "device", "model", "progress"},
     "evaluate": {"data", "embed", "metrics", "types"},
     "report": {"types"},
     "train": {

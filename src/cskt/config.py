@@ -108,7 +108,7 @@ class BackboneConfig:
     image_width: Positive | None = None
     """Width that images are resized to, in pixels; the weight file's own if empty."""
     stride: Positive | None = None
-    """Distance between patches in pixels; the patch size if empty."""
+    """Distance between patches in pixels; the weight file's own if empty (the patch size, in published files)."""
     vision_heads: Positive | None = None
     """Attention heads of the vision tower, where the weight file does not say."""
     text_heads: Positive | None = None
@@ -276,6 +276,8 @@ class LoopConfig:
 
     num_epochs: Positive = 60
     """Passes over the training pairs."""
+    stop_after_epochs: Positive | None = None
+    """Leave after so many epochs with the schedule of `num_epochs` unchanged; resuming goes on."""
     eval_period_epochs: Positive = 1
     """Epochs between evaluations."""
     log_period_steps: Positive = 20
@@ -298,14 +300,14 @@ class RunConfig:
     """Name of the run; part of the run folder's name."""
     output_dir: str = "logs"
     """Folder that receives <dataset>/<time>_<name>."""
-    seed: NonNegative = 1
+    seed: Annotated[NonNegative, Lt(2**63)] = 1
     """Seed of initialisation, sampling and augmentation."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the towers; weights stay float32, fp16 scales the loss."""
     trainable: Literal["added", "projections", "all", "none"] = "added"
-    """added: prompts, couplings, adapters | projections: the two output projections | all: everything | none."""
+    """added: prompts, couplings, adapters | projections: these and the two output projections | all | none."""
     backbone: BackboneConfig = BackboneConfig()
     prompts: PromptConfig = PromptConfig()
     adapters: AdapterConfig = AdapterConfig()
@@ -350,7 +352,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not plain YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}
@@ -363,9 +365,9 @@ def resolve_recipe(name_or_path: str | Path) -> Path:
     """The file of a recipe given by name (`cskt`, `irra`) or by path."""
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
-        if path.is_file() or not (RECIPES / path.name).is_file():
-            return path
-        return RECIPES / path.name
+        shipped = RECIPES / path.name
+        is_shipped = path.parent in (Path(), Path("recipes")) and shipped.is_file()
+        return shipped if is_shipped and not path.is_file() else path
     if str(name_or_path) in recipe_names():
         return RECIPES / f"{name_or_path}.yaml"
     raise ValueError(f"unknown recipe '{name_or_path}': {nearest(str(name_or_path), recipe_names())}")

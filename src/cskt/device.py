@@ -13,12 +13,14 @@ KINDS = ("auto", "cpu", "cuda", "mps")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pick_device(name: str | None = None) -> torch.device:
+def pick_device(name: str | torch.device | None = None) -> torch.device:
     """The device of that name; `auto` or none takes CUDA, then Apple's MPS, then the CPU.
 
     Raises:
         ValueError: no such device here.
     """
+    if isinstance(name, torch.device):
+        return name
     if name is None or name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -43,7 +45,8 @@ def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[o
         ValueError: no such precision.
     """
     if precision == "fp32":
-        return nullcontext()
+        # cuDNN would round the patch convolution to TF32 by default.
+        return torch.backends.cudnn.flags(allow_tf32=False) if device.type == "cuda" else nullcontext()
     if precision not in DTYPES:
         raise ValueError(f"unknown precision '{precision}': {nearest(precision, ['fp32', *DTYPES])}")
     return torch.autocast(device.type, dtype=DTYPES[precision])

@@ -16,15 +16,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from cskt.config import AdapterConfig, BackboneConfig, ClipArchitecture, PromptConfig, RunConfig, validate
+from cskt.config import AdapterConfig, BackboneConfig, PromptConfig, RunConfig, validate
 from cskt.data.images import normalise
 from cskt.data.loading import iter_images
 from cskt.data.tokenizer import END_ID, Tokenizer
 from cskt.device import arithmetic, pick_device
 from cskt.model import files, released, weights
+from cskt.model.cache import CLIP_TINY
 from cskt.model.dual_encoder import DualEncoder
+from cskt.progress import bar
 
 RUN_WEIGHTS = "best.safetensors"
+CROP_SIZE = (384, 128)
+"""Height and width of person crops in pixels, as every recipe over published weights has them."""
 WHOLE = ("",)
 """Every tensor of a model, as a prefix of their names."""
 
@@ -39,6 +43,7 @@ class Encoder:
         precision: fp32, bf16 or fp16 arithmetic of the towers; features come out in float32.
         batch_size: images or captions computed at once.
         num_workers: threads that decode images.
+        show_progress: draw bars on stderr while encoding.
 
     Raises:
         ValueError: a batch size below 1 or a negative number of threads.
@@ -53,6 +58,7 @@ class Encoder:
         precision: str = "fp32",
         batch_size: int = 128,
         num_workers: int = 4,
+        show_progress: bool = False,
     ) -> None:
         if batch_size < 1 or num_workers < 0:
             raise ValueError(f"batch size {batch_size}, {num_workers} threads: give at least 1 and at least 0")
@@ -62,6 +68,7 @@ class Encoder:
         self.precision = precision
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.show_progress = show_progress
 
     def encode_image(self, images: Tensor | Sequence[Path | str | Image.Image]) -> Tensor:
         """Unit vectors of images.
@@ -76,17 +83,17 @@ class Encoder:
             ValueError: an image that cannot be read (names it) or pixels that do not fit the model.
         """
         size = self.model.architecture.image_height, self.model.architecture.image_width
-        if isinstance(images, str | Path):
-            raise ValueError(f"images is one path; pass a list: ['{images}']")
+        if isinstance(images, str | Path | Image.Image):
+            raise ValueError("images is a single one; pass a list: [image]")
         if not isinstance(images, Tensor):
             sources = [Path(image) if isinstance(image, str) else image for image in images]
             decoded = iter_images(sources, *size, batch_size=self.batch_size, num_workers=self.num_workers)
-            return self._encode_images(normalise(batch.to(self.device)) for batch in decoded)
+            return self._encode_images((normalise(batch.to(self.device)) for batch in decoded), len(sources))
         if images.ndim != 4 or images.shape[1:] != (3, *size):
             raise ValueError(f"expected images [B, 3, {size[0]}, {size[1]}], found {list(images.shape)}")
         if not images.is_floating_point():
             raise ValueError(f"expected float images normalised as CLIP does, found {images.dtype}")
-        return self._encode_images(torch.split(images, self.batch_size))
+        return self._encode_images(torch.split(images, self.batch_size), len(images))
 
     def encode_text(self, captions: Sequence[str] | Tensor) -> Tensor:
         """Unit vectors of sentences.
@@ -107,14 +114,20 @@ class Encoder:
         # Captions of like length share a batch: nothing after the end token is computed for nothing.
         order = lengths.argsort(stable=True)
         features = torch.empty(len(caption_ids), self.model.architecture.embed_dim)
-        for rows in torch.split(order, self.batch_size) if len(order) else ():
-            batch = caption_ids[rows, : int(lengths[rows].max())]
-            features[rows] = self._unit(self.model.encode_text, batch.to(self.device))
+        with bar("captions", len(order), shown=self.show_progress) as advance:
+            for rows in torch.split(order, self.batch_size) if len(order) else ():
+                batch = caption_ids[rows, : int(lengths[rows].max())]
+                features[rows] = self._unit(self.model.encode_text, batch.to(self.device))
+                advance(len(rows))
         return features
 
-    def _encode_images(self, batches: Iterable[Tensor]) -> Tensor:
-        features = [self._unit(self.model.encode_image, batch.to(self.device, torch.float32)) for batch in batches]
-        return torch.cat(features) if features else torch.empty(0, self.model.architecture.embed_dim)
+    def _encode_images(self, batches: Iterable[Tensor], count: int) -> Tensor:
+        features = [torch.empty(0, self.model.architecture.embed_dim)]
+        with bar("images", count, shown=self.show_progress) as advance:
+            for batch in batches:
+                features.append(self._unit(self.model.encode_image, batch.to(self.device, torch.float32)))
+                advance(len(batch))
+        return torch.cat(features)
 
     @torch.no_grad()
     def _unit(self, encode: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
@@ -144,9 +157,8 @@ def build(config: RunConfig) -> Built:
     backbone = None if config.backbone.architecture else weights.load_backbone(config.backbone)
     architecture = backbone.architecture if backbone else config.backbone.architecture
     assert architecture is not None
-    known_token_ids = backbone.known_token_ids if backbone else None
-    tokenizer = _tokenizer(architecture, config.data.caption_length, known_token_ids)
     model = DualEncoder(architecture, config.prompts, config.adapters, config.trainable)
+    tokenizer = tokenizer_for(model, config.data.caption_length, backbone.known_token_ids if backbone else None)
     if backbone:
         weights.load_state(model, backbone.state, origin=backbone.name)
     else:
@@ -164,11 +176,15 @@ def build(config: RunConfig) -> Built:
 def load(
     path: str | Path,
     backbone: str | Path | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     *,
-    precision: str = "fp32",
+    precision: str | None = None,
+    image_height: int | None = None,
+    image_width: int | None = None,
+    stride: int | None = None,
     batch_size: int = 128,
     num_workers: int = 4,
+    show_progress: bool = False,
 ) -> Encoder:
     """An `Encoder` from whatever holds a model.
 
@@ -177,30 +193,41 @@ def load(
             (configs.yaml + best.pth); a CLIP weight file, folder, published name, or `clip-tiny`.
         backbone: where the CLIP weights of an adapter-only run lie, if not where its config says.
         device: cpu, cuda, mps; the best one here if empty.
+        precision: fp32, bf16 or fp16; as the run was trained if empty, fp32 for plain CLIP.
+        image_height, image_width, stride: of plain CLIP weights, in pixels. If empty, 384 x 128 as all recipes for
+            person crops; a backbone file of our own keeps the size that it was made for.
+        batch_size, num_workers, show_progress: see `Encoder`.
 
     Raises:
         ValueError: nothing there that can be read, or weights over another backbone than they were trained on.
     """
-    place = Path(path)
+    place, own_precision = Path(path), "fp32"
     if (place / RUN_WEIGHTS).is_file() or (place / "config.yaml").is_file():
-        model, tokenizer = _load_run(place / RUN_WEIGHTS, backbone)
+        model, tokenizer, own_precision = _load_run(place / RUN_WEIGHTS, backbone)
     elif (place / "configs.yaml").is_file():
         model, tokenizer = _load_released(place)
-    elif place.suffix == ".safetensors" and place.is_file() and files.kind_of(place) == "method":
-        model, tokenizer = _load_run(place, backbone)
+    elif _own_kind(place) == "method":
+        model, tokenizer, own_precision = _load_run(place, backbone)
     else:
-        model, tokenizer = _load_backbone(BackboneConfig(name=str(path)))
+        asked = BackboneConfig(name=str(path), image_height=image_height, image_width=image_width, stride=stride)
+        model, tokenizer = _load_backbone(asked)
     return Encoder(
         model,
         tokenizer,
         device=pick_device(device),
-        precision=precision,
+        precision=precision or own_precision,
         batch_size=batch_size,
         num_workers=num_workers,
+        show_progress=show_progress,
     )
 
 
-def _load_run(path: Path, backbone: str | Path | None) -> tuple[DualEncoder, Tokenizer]:
+def _own_kind(path: Path) -> str | None:
+    """`method` or `backbone` for a file of our own format; none for anything else."""
+    return files.kind_of(path) if path.suffix == ".safetensors" and path.is_file() else None
+
+
+def _load_run(path: Path, backbone: str | Path | None) -> tuple[DualEncoder, Tokenizer, str]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; the run has not completed an evaluation yet")
     file = files.read_method(path)
@@ -219,22 +246,25 @@ def _load_run(path: Path, backbone: str | Path | None) -> tuple[DualEncoder, Tok
         state = carrier.state | state
     model = DualEncoder(architecture, config.prompts, config.adapters, trainable="none")
     weights.load_state(model, state, origin=str(path), prefixes=WHOLE)
-    return model, _tokenizer(architecture, config.data.caption_length, known_token_ids)
+    return model, tokenizer_for(model, config.data.caption_length, known_token_ids), config.precision
 
 
 def _load_released(folder: Path) -> tuple[DualEncoder, Tokenizer]:
     found = released.read_released(folder)
     model = DualEncoder(found.architecture, found.config.prompts, found.config.adapters, trainable="none")
     weights.load_state(model, found.state, origin=str(folder), prefixes=WHOLE)
-    return model, _tokenizer(found.architecture, found.config.data.caption_length, None)
+    return model, tokenizer_for(model, found.config.data.caption_length, None)
 
 
 def _load_backbone(config: BackboneConfig) -> tuple[DualEncoder, Tokenizer]:
+    if config.name != CLIP_TINY and _own_kind(Path(config.name)) is None:
+        height, width = config.image_height or CROP_SIZE[0], config.image_width or CROP_SIZE[1]
+        config = dataclasses.replace(config, image_height=height, image_width=width)
     backbone = weights.load_backbone(config)
     prompts, adapters = PromptConfig(directions="none"), AdapterConfig(sides="none")
     model = DualEncoder(backbone.architecture, prompts, adapters, trainable="none")
     weights.load_state(model, backbone.state, origin=backbone.name)
-    return model, _tokenizer(backbone.architecture, backbone.architecture.context_length, backbone.known_token_ids)
+    return model, tokenizer_for(model, backbone.architecture.context_length, backbone.known_token_ids)
 
 
 def _check_ids(caption_ids: Tensor, vocab_size: int) -> None:
@@ -244,9 +274,16 @@ def _check_ids(caption_ids: Tensor, vocab_size: int) -> None:
         raise ValueError(f"caption ids lie in 0 to {vocab_size - 1}, and every row has the end token {vocab_size - 1}")
 
 
-def _tokenizer(architecture: ClipArchitecture, caption_length: int, known: frozenset[int] | None) -> Tokenizer:
+def tokenizer_for(model: DualEncoder, caption_length: int, known: frozenset[int] | None) -> Tokenizer:
+    """CLIP's tokenizer, cutting captions where the model would: prompts take their share of the context."""
+    architecture = model.architecture
     if architecture.vocab_size != END_ID + 1:
         raise ValueError(
             f"the backbone has {architecture.vocab_size} tokens; the tokenizer is CLIP's, with {END_ID + 1}"
         )
-    return Tokenizer(min(caption_length, architecture.context_length), known_ids=known)
+    if caption_length > architecture.context_length:
+        raise ValueError(
+            f"data.caption_length {caption_length} is more than the backbone's {architecture.context_length} positions"
+        )
+    room = architecture.context_length - model.prompts.num_text_slots
+    return Tokenizer(min(caption_length, room), known_ids=known)

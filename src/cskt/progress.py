@@ -22,25 +22,26 @@ COLUMNS = (
 
 
 class Advance(Protocol):
-    """Moves a bar by one, with an optional note behind it."""
+    """Moves a bar on, with an optional note behind it."""
 
-    def __call__(self, note: str = "") -> None: ...
+    def __call__(self, steps: int = 1, note: str = "") -> None: ...
 
 
 @contextmanager
-def bar(description: str, total: int, done: int = 0) -> Iterator[Advance]:
+def bar(description: str, total: int, done: int = 0, *, shown: bool = True) -> Iterator[Advance]:
     """A progress bar with counts and time left; the value moves it on.
 
     Args:
         description: what is being done.
         total: steps in all.
         done: steps already done, for work that is resumed.
+        shown: false draws nothing.
     """
-    with Progress(*COLUMNS, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with Progress(*COLUMNS, console=Console(stderr=True), disable=not (shown and sys.stderr.isatty())) as progress:
         task = progress.add_task(description, total=total, completed=done, note="")
 
-        def advance(note: str = "") -> None:
-            progress.update(task, advance=1, note=note)
+        def advance(steps: int = 1, note: str = "") -> None:
+            progress.update(task, advance=steps, note=note)
 
         yield advance
 

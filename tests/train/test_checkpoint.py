@@ -19,7 +19,6 @@ from cskt.train.checkpoint import (
     Trainee,
     config_differences,
     load_last,
-    read_config,
     save_last,
     trainable_state,
 )  # fmt: skip
@@ -30,7 +29,9 @@ CONFIG = load_config("cskt")
 PROGRESS = Progress(epoch=3, step=7, total_steps=100, best_r1=0.25, best_epoch=2, seconds=12.5)
 
 
-def make_trainee(seed: int = 0, num_identities: int = 5, backbone: str = "a" * 64) -> Trainee:
+def make_trainee(
+    seed: int = 0, num_identities: int = 5, backbone: str = "a" * 64, data: str = "d" * 64
+) -> Trainee:
     """A frozen and a trained layer, a classifier, and an Adam that has taken a step."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 4))
@@ -38,7 +39,7 @@ def make_trainee(seed: int = 0, num_identities: int = 5, backbone: str = "a" * 6
     named = [*model.named_parameters(), *objective.named_parameters()]
     optimizer = build_optimizer(named, OptimConfig())
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**seed)
-    trainee = Trainee(model, objective, optimizer, scaler, backbone)
+    trainee = Trainee(model, objective, optimizer, scaler, backbone, data)
     features = model(torch.randn(3, 4))
     loss = objective(features, features, torch.tensor([0, 1, 2]))["id"]
     torch.autograd.backward(scaler.scale(loss))
@@ -84,7 +85,7 @@ def test_only_what_trains_is_written(saved: Path) -> None:
     assert content["model"].keys() == {"1.weight", "1.bias"}
     assert content["objective"].keys() == {"classifier.weight", "classifier.bias"}
     assert content["progress"] == asdict(PROGRESS)
-    assert read_config(saved) == to_dict(CONFIG)
+    assert content["config"] == to_dict(CONFIG)
 
 
 def test_differences_name_every_key_with_both_values() -> None:

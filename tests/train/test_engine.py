@@ -282,9 +282,9 @@ def test_the_best_epoch_is_kept_and_of_equals_the_first(
     result = train(configure({"loop.num_epochs": 4}), tmp_path / "run")
     assert (result.best_r1, result.best_epoch) == (0.5, 2)
     file = read_method(result.folder / "best.safetensors")
-    assert_same_tensors(file.tensors, states[1])
+    assert_same_tensors(file.tensors, states[2])  # the first is from before training
     assert file.facts["epoch"] == "2"
-    assert_same_tensors(load_plain(result.folder / "last.pt")["model"], states[3])
+    assert_same_tensors(load_plain(result.folder / "last.pt")["model"], states[4])
     (end,) = events_of(result.folder, "end")
     assert (end["best_r1"], end["best_epoch"], end["step"]) == (0.5, 2, 12)
 
@@ -422,14 +422,14 @@ def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(
     config = configure({"loop.num_epochs": 2})
     write, count = torch.save, []
 
-    def full_at_the_second(content: Any, path: Path) -> None:
+    def full_at_the_third(content: Any, path: Path) -> None:
         count.append(path)
         write(content, path)
-        if len(count) == 2:
+        if len(count) == 3:  # before training, after epoch 1, after epoch 2
             path.write_bytes(path.read_bytes()[:100])
             raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(torch, "save", full_at_the_second)
+    monkeypatch.setattr(torch, "save", full_at_the_third)
     with pytest.raises(ValueError, match=r"last\.pt: cannot be written: .*No space left on device") as caught:
         train(config, tmp_path / "run")
     assert "\n" not in str(caught.value)

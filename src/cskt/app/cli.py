@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TextIO
@@ -30,23 +31,32 @@ REMEDIES: dict[int | None, str] = {
 }
 """What helps against an error of the operating system."""
 
+LESS_MEMORY = {
+    "cskt train": "use a smaller --batch-size, --precision bf16 or --loop.checkpoint-activations true",
+    "train.py": "use a smaller --batch_size, --precision bf16 or --checkpoint_activations",
+    "cskt evaluate": "use a smaller --batch-size or --precision bf16",
+    "cskt query": "use a smaller --batch-size or --precision bf16",
+    "test.py": "use --precision bf16 or --device cpu",
+}
+"""Program -> what helps when the memory of the machine or of its accelerator is full."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code: 0 done, 1 done with findings, 2 bad input, 130 interrupted."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(_usage())
-        return 0
-    if words[0] == "--version":
-        from cskt import __version__  # noqa: PLC0415  (keeps --help quick)
+    """Run a command.
 
-        print(f"cskt {__version__}")
-        return 0
+    Returns:
+        The exit code: 0 done, 1 done with findings or nobody reads on, 2 bad input, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
     command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
     if command is None:
-        return _unknown(words)
-    module = importlib.import_module(COMMANDS[command][0])
-    return guarded(module.main, words[len(command.split()) :], f"cskt {command}")
+        return guarded(_without_command, words, "cskt")
+
+    def run(rest: Sequence[str]) -> int:
+        code: int = importlib.import_module(COMMANDS[command][0]).main(rest)
+        return code
+
+    return guarded(run, words[len(command.split()) :], f"cskt {command}")
 
 
 def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], program: str) -> int:
@@ -55,9 +65,19 @@ def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], program: s
     for chatty in ("httpx", "huggingface_hub", "fontTools", "matplotlib"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        return run(argv)
+        try:
+            return run(argv)
+        finally:
+            sys.stdout.flush()  # here, where a reader that has left (`| head -1`) can still be met in silence
     except ValueError as error:
         reason = " ".join(str(error).split())
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still in the buffer goes nowhere
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = f"out of memory: {LESS_MEMORY.get(program, 'close other programs, or use --device cpu')}"
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         reason = f"{place}{error.strerror or error}; {REMEDIES.get(error.errno, 'choose another place')}"
@@ -77,15 +97,29 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, CUDA, MPS or torch's CPU allocator found no room; the last two have no class of their own."""
+    if isinstance(error, MemoryError):
+        return True
+    return "out of memory" in str(error) or "DefaultCPUAllocator" in str(error)
+
+
+def _without_command(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if words[0] == "--version":
+        from cskt import __version__  # noqa: PLC0415  (keeps --help quick)
+
+        print(f"cskt {__version__}")
+        return 0
+    from cskt.config import nearest  # noqa: PLC0415  (keeps --help quick)
+
+    asked = " ".join(words[:2]) if words[0] == "data" else words[0]
+    raise ValueError(f"unknown command '{asked}': {nearest(asked, list(COMMANDS))}")
+
+
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(["usage: cskt COMMAND ...   (cskt COMMAND --help explains it)", "", *lines])
-
-
-def _unknown(words: Sequence[str]) -> int:
-    from cskt.config import nearest  # noqa: PLC0415  (keeps --help quick)
-
-    asked = " ".join(words[:2]) if words[0] == "data" else words[0]
-    print(f"cskt: unknown command '{asked}': {nearest(asked, list(COMMANDS))}", file=sys.stderr)
-    return 2

@@ -24,9 +24,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--dataset", help="look at this one only: " + ", ".join(READERS))
     parser.add_argument("--no-decode", action="store_true", help="do not open the images, only see that they exist")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of tables")
-    args = parser.parse(argv)
-    root = existing_folder(args.root)
-    names = [args.dataset] if args.dataset else present(root)
+    flags = parser.parse(argv)
+    root = existing_folder(flags.root)
+    names = [flags.dataset] if flags.dataset else present(root)
     if not names:
         raise ValueError(
             f"{root}: holds none of {', '.join(FOLDERS.values())} and no train.jsonl, val.jsonl, test.jsonl"
@@ -34,8 +34,8 @@ def main(argv: Sequence[str]) -> int:
     reports = []
     for name in names:
         with counting_bar(f"checking {name}") as on_progress:
-            reports.append(check_dataset(name, root, decode=not args.no_decode, on_progress=on_progress))
-    if args.json:
+            reports.append(check_dataset(name, root, decode=not flags.no_decode, on_progress=on_progress))
+    if flags.json:
         print(json.dumps([dataclasses.asdict(report) for report in reports], default=str))
     else:
         for report in reports:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
 def present(root: Path) -> list[str]:
     """Names of the data sets that lie under `root`, or that `root` is."""
-    named = [name for name, folder in FOLDERS.items() if (root / folder).is_dir() or root.name == folder]
+    named = [name for name, folder in FOLDERS.items() if (root / folder).is_dir() or root.resolve().name == folder]
     return named or (["jsonl"] if any((root / f"{split}.jsonl").is_file() for split in SPLIT_NAMES) else [])
 
 

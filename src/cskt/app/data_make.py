@@ -25,19 +25,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=1, help="another seed, other people (%(default)s)")
     parser.add_argument("--masks", action="store_true", help="also write a mask of the parts for each image")
     parser.add_argument("--num-processes", type=int, default=1, help="processes that draw (%(default)s)")
-    args = parser.parse(argv)
-    ids = {"train": args.train_ids, "val": args.val_ids, "test": args.test_ids}
+    flags = parser.parse(argv)
+    ids = {"train": flags.train_ids, "val": flags.val_ids, "test": flags.test_ids}
     with counting_bar("drawing") as on_progress:
         folder = make_dataset(
-            args.root,
-            layout=args.layout,
-            domain=args.domain,
+            flags.root,
+            layout=flags.layout,
+            domain=flags.domain,
             ids=ids,
-            images_per_id=args.images_per_id,
-            captions_per_image=args.captions_per_image,
-            seed=args.seed,
-            masks=args.masks,
-            num_processes=args.num_processes,
+            images_per_id=flags.images_per_id,
+            captions_per_image=flags.captions_per_image,
+            seed=flags.seed,
+            masks=flags.masks,
+            num_processes=flags.num_processes,
             on_progress=on_progress,
         )
     print(folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cskt.app.next_steps import command_line
 from cskt.app.parsing import Parser
 from cskt.app.run_report import write_run_report
 from cskt.config import load_config
@@ -38,43 +39,51 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--epochs", type=int, help="epochs (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=1, help="seed of people and of training (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
-    args = parser.parse(argv)
-    if min(args.train_ids, args.test_ids) < FEWEST_IDS:
+    flags = parser.parse(argv)
+    if min(flags.train_ids, flags.test_ids) < FEWEST_IDS:
         raise ValueError(f"--train-ids and --test-ids: give at least {FEWEST_IDS} each")
 
-    root = args.output / "data"
-    overrides = {"data.root": str(root), "seed": args.seed, "device": args.device, "output_dir": str(args.output)}
-    if args.epochs is not None:
-        overrides["loop.num_epochs"] = args.epochs
+    root = flags.output / "data"
+    overrides = {"data.root": str(root), "seed": flags.seed, "device": flags.device, "output_dir": str(flags.output)}
+    if flags.epochs is not None:
+        overrides["loop.num_epochs"] = flags.epochs
     config = load_config("demo", overrides)
-    draw(root, args.train_ids, args.test_ids, args.seed)
+    draw(root, flags.train_ids, flags.test_ids, flags.seed)
     logger.info("training CSKT over %s (frozen)", config.backbone.name)
     folder = train(config).folder
 
     test = read_dataset(config.data.dataset, root)["test"]
-    zero_shot, cskt = load(config.backbone.name, device=args.device), load(folder, device=args.device)
+    zero_shot, cskt = load(config.backbone.name, device=flags.device), load(folder, device=flags.device)
     features = encode_split(cskt, test)
     rows = compare(zero_shot, cskt, test, features)
     answers = answer_test_sentences(cskt, test, features)
-    sheets = draw_sheets(answers, args.output)
+    sheets = draw_sheets(answers, flags.output)
     commands = next_commands(folder, root, answers[0].query)
     report = write_run_report(
         folder, title="CSKT on generated pedestrians", extra_rows=rows, answers=answers, next_commands=commands
     )
-    shutil.copyfile(report, args.output / "report.html")
+    shutil.copyfile(report, flags.output / "report.html")
 
-    Console().print(result_table(rows, f"{args.test_ids} unseen people, {len(test.records)} images (percent)"))
+    Console().print(result_table(rows, f"{flags.test_ids} unseen people, {len(test.records)} images (percent)"))
     print("\nanswers: " + "  ".join(str(sheet) for sheet in sheets))
-    print(f"report:  {args.output / 'report.html'}  (open it in a browser)\n\nnext:")
-    print("\n".join(f"  {command}" for command in commands))
+    print(f"report:  {flags.output / 'report.html'}  (open it in a browser)\n\nnext:")
+    print("\n".join(f"  {command}" for command in commands[:-1]))
+    print(f"with a licensed data set and CLIP's weights (see README.md):\n  {commands[-1]}")
     return 0
 
 
 def draw(root: Path, train_ids: int, test_ids: int, seed: int) -> None:
-    """Generated pedestrians of the `target` domain, in the layout of CUHK-PEDES; nothing is redrawn."""
+    """Generated pedestrians of the `target` domain, in the layout of CUHK-PEDES; nothing is redrawn.
+
+    Raises:
+        ValueError: other data lies there.
+    """
     ids = {"train": train_ids, "val": max(train_ids // 5, 10), "test": test_ids}
     with counting_bar("drawing pedestrians") as on_progress:
-        make_dataset(root, layout="cuhk-pedes", domain="target", ids=ids, seed=seed, on_progress=on_progress)
+        try:
+            make_dataset(root, layout="cuhk-pedes", domain="target", ids=ids, seed=seed, on_progress=on_progress)
+        except ValueError as error:
+            raise ValueError(f"{error}: --output FOLDER") from None
 
 
 def compare(zero_shot: Encoder, cskt: Encoder, test: Split, features: SplitFeatures) -> list[ResultRow]:
@@ -105,12 +114,12 @@ def draw_sheets(answers: Sequence[Answer], folder: Path) -> list[Path]:
 
 
 def next_commands(folder: Path, root: Path, query: str) -> list[str]:
-    """What to try after the demo."""
+    """What to try after the demo; the last command needs what the package cannot ship."""
+    finetune = "--config finetune --backbone.name clip-tiny --image-height 128 --image-width 64 --lr 1e-4"
     return [
-        f'cskt query {folder} "{query}" --sheet answer.png',
-        f"cskt evaluate {folder}",
-        f"cskt train --config finetune --backbone.name clip-tiny --image-height 128 --image-width 64 --lr 1e-4"
-        f" --num-epochs 10 --root {root}",
-        "cskt data make my-data --layout rstpreid --train-ids 500",
-        "cskt train --config cskt --root DIR   (with a licensed data set and CLIP's weights; see README.md)",
+        command_line("query", folder, query, "--sheet", "answer.png"),
+        command_line("evaluate", folder),
+        command_line("train", *finetune.split(), "--num-epochs", "10", "--root", root),
+        command_line("data", "make", "my-data", "--layout", "rstpreid", "--train-ids", "500"),
+        command_line("train", "--config", "cskt", "--root", "DIR"),
     ]

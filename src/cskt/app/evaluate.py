@@ -21,9 +21,9 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="cskt evaluate", description="Retrieval metrics of a model on a split.")
     add_model_flags(parser)
     parser.add_argument("--json", action="store_true", help="fractions as JSON on stdout, instead of a table")
-    args = parser.parse(argv)
-    encoder, split = load_model_and_split(args)
-    return report_metrics(encoder, split, Path(args.model), as_json=args.json)
+    flags = parser.parse(argv)
+    encoder, split = load_model_and_split(flags)
+    return report_metrics(encoder, split, Path(flags.model), as_json=flags.json)
 
 
 def report_metrics(encoder: Encoder, split: Split, model: Path, *, as_json: bool) -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 from cskt.app.parsing import Parser
 from cskt.config import load_config, to_dict
 from cskt.data.records import read_dataset
-from cskt.embed import RUN_WEIGHTS, load
+from cskt.embed import load
 from cskt.model.files import read_method, save_backbone, save_method
-from cskt.train.run_folder import CONFIG
+from cskt.train.run_folder import BEST, CONFIG
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,18 +27,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--seen-tokens", action="store_true", help="with --as-backbone: keep the embeddings of training's words only"
     )
-    args = parser.parse(argv)
-    if args.merge and (args.half or args.seen_tokens):
+    flags = parser.parse(argv)
+    if flags.merge and (flags.half or flags.seen_tokens):
         raise ValueError("--half and --seen-tokens shorten a backbone; give them with --as-backbone")
-    if not (args.run / CONFIG).is_file():
-        raise ValueError(f"{args.run}: no run folder (it has no {CONFIG})")
-    config = load_config(args.run / CONFIG)
-    source = read_method(args.run / RUN_WEIGHTS)
-    encoder = load(args.run, args.backbone, "cpu")
+    target: Path = flags.merge or flags.as_backbone
+    if target.suffix != ".safetensors":
+        flag = "--merge" if flags.merge else "--as-backbone"
+        raise ValueError(f"{flag} {target}: name a file that ends in .safetensors")
+    if not (flags.run / CONFIG).is_file():
+        raise ValueError(f"{flags.run}: no run folder (it has no {CONFIG})")
+    config = load_config(flags.run / CONFIG)
+    source = read_method(flags.run / BEST)
+    encoder = load(flags.run, flags.backbone, "cpu")
     state = {name: value.detach() for name, value in encoder.model.named_parameters()}
-    if args.merge:
+    if flags.merge:
         save_method(
-            args.merge,
+            target,
             state,
             config=to_dict(config),
             backbone_name=source.backbone_name,
@@ -47,22 +51,22 @@ def main(argv: Sequence[str]) -> int:
             architecture=encoder.model.architecture,
             known_token_ids=encoder.tokenizer.known_ids,
         )
-        print(args.merge)
+        print(target)
         return 0
     added = [name for name in state if not name.startswith(("vision.", "text."))]
     if added:
-        raise ValueError(f"{args.run}: has prompts or adapters ({added[0]}, ...), a backbone has none; use --merge")
+        raise ValueError(f"{flags.run}: has prompts or adapters ({added[0]}, ...), a backbone has none; use --merge")
     known = None
-    if args.seen_tokens:
+    if flags.seen_tokens:
         split = read_dataset(config.data.dataset, Path(config.data.root))["train"]
         known = frozenset(encoder.tokenizer(split.captions).flatten().tolist())
     save_backbone(
-        args.as_backbone,
+        target,
         state,
         encoder.model.architecture,
         facts=source.facts | {"seed": str(config.seed), "recipe": config.name},
-        half=args.half,
+        half=flags.half,
         known_token_ids=known,
     )
-    print(args.as_backbone)
+    print(target)
     return 0

@@ -3,65 +3,123 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 from pathlib import Path
 
 from cskt.app.parsing import Parser
 from cskt.config import RunConfig, load_config, validate
-from cskt.data.records import Split, find_split, read_dataset
+from cskt.data.records import Split, dataset_key, find_split, read_dataset, select_splits
 from cskt.embed import Encoder, load
+from cskt.model.cache import CLIP_TINY, PUBLISHED, SUFFIXES, locate
 from cskt.model.files import kind_of, read_method
 from cskt.model.released import read_released_config
+from cskt.train.run_folder import BEST, CONFIG, FLAT_CONFIG
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISION_HELP = "arithmetic of the towers (default: the run's own, fp32 for CLIP weights)"
 
 
 def add_model_flags(parser: Parser) -> None:
-    """`model`, `--backbone`, `--device`, `--precision`, and the data set's `--dataset`, `--root`, `--split`."""
+    """`model`, where its backbone lies and how it computes, and the data set's `--dataset`, `--root`, `--split`."""
     parser.add_argument("model", help="run folder, released folder, merged file, CLIP weights, or clip-tiny")
     parser.add_argument("--backbone", help="CLIP weights of an adapter-only run, if they are not where its config says")
     parser.add_argument("--dataset", help="cuhk-pedes, icfg-pedes, rstpreid or jsonl (default: the run's own)")
     parser.add_argument("--root", help="folder that holds the data set's folder (default: the run's own)")
     parser.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default: %(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
     parser.add_argument("--batch-size", type=int, default=128, help="images or captions at once (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, default=4, help="threads that decode images (default: %(default)s)")
+    plain = parser.add_argument_group("image size, for CLIP weights that are no run")
+    plain.add_argument("--image-height", type=int, metavar="PIXELS", help="default: 384; of our own files, the file's")
+    plain.add_argument("--image-width", type=int, metavar="PIXELS", help="default: 128; of our own files, the file's")
+    plain.add_argument("--stride", type=int, metavar="PIXELS", help="between patches (default: the file's)")
 
 
-def split_of(model: Path, dataset: str | None, root: str | None, split: str) -> Split:
-    """A split by name and root, where either is left out as the run itself was trained.
-
-    Raises:
-        ValueError: neither the caller nor the run says which data set to use, or it cannot be read.
-    """
-    own = run_config(model)
-    dataset, root = dataset or (own.data.dataset if own else None), root or (own.data.root if own else None)
-    if not dataset or not root:
-        raise ValueError(f"{model} is no run that names its data; say which to use: --dataset rstpreid --root DIR")
-    return find_split(read_dataset(dataset, Path(root)), split)
-
-
-def load_model_and_split(args: argparse.Namespace) -> tuple[Encoder, Split]:
+def load_model_and_split(flags: argparse.Namespace) -> tuple[Encoder, Split]:
     """The encoder and the split that the flags of `add_model_flags` name.
 
     Raises:
         ValueError: the data set or the model cannot be read.
     """
-    split = split_of(Path(args.model), args.dataset, args.root, args.split)
+    split = split_of(flags.model, flags.dataset, flags.root, flags.split)
     encoder = load(
-        args.model,
-        args.backbone,
-        args.device,
-        precision=args.precision,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
+        flags.model,
+        flags.backbone,
+        flags.device,
+        precision=flags.precision,
+        image_height=flags.image_height,
+        image_width=flags.image_width,
+        stride=flags.stride,
+        batch_size=flags.batch_size,
+        num_workers=flags.num_workers,
+        show_progress=True,
     )
     return encoder, split
 
 
+def split_of(model: str, dataset: str | None, root: str | None, split: str, *, root_flag: str = "--root") -> Split:
+    """A split by name and root, where either is left out as the run itself was trained.
+
+    Of its own data set without a val split (ICFG-PEDES), `val` are the people that the run held out to pick its best
+    epoch, and `train` the others.
+
+    Args:
+        model: as the user named it.
+        dataset: the run's own if empty.
+        root: the run's own if empty.
+        split: train, val or test.
+        root_flag: how the command calls the flag of `root`.
+
+    Raises:
+        ValueError: there is no such model, neither the caller nor the run says which data set to use, or it cannot be
+            read.
+    """
+    check_exists(model)
+    own = run_config(Path(model))
+    if own and not root and not Path(own.data.root).is_dir():
+        raise ValueError(
+            f"{own.data.root}: no such folder from here, though {model} had its data there; say where: {root_flag} DIR"
+        )
+    name, place = dataset or (own.data.dataset if own else None), root or (own.data.root if own else None)
+    if not name or not place:
+        raise ValueError(f"{model} is no run that names its data; say which to use: --dataset rstpreid --root DIR")
+    splits = read_dataset(name, Path(place))
+    if own and own.data.select_on == "val" and "val" not in splits and split in ("train", "val"):
+        # A data set given by the name `jsonl` may be anybody's; a published one is the run's own wherever it lies.
+        if dataset is None or dataset_key(dataset) == dataset_key(own.data.dataset) != "jsonl":
+            train, val = select_splits(splits, own.data)
+            return train if split == "train" else val
+    return find_split(splits, split)
+
+
+def check_exists(model: str) -> None:
+    """See that a model's name means anything, before anything else is asked of the user.
+
+    Raises:
+        ValueError: no file, folder or published name; or a folder without a run and without weights.
+    """
+    path, published = Path(model).expanduser(), [CLIP_TINY, *PUBLISHED]
+    if path.is_dir() and not any((path / name).is_file() for name in (CONFIG, FLAT_CONFIG, BEST)):
+        try:
+            locate(model)
+        except ValueError as error:
+            raise ValueError(f"{error}; and it is no run folder, for it has no {CONFIG}") from None
+    is_repository = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) and path.suffix not in SUFFIXES
+    if path.exists() or model in published or (is_repository and not path.parent.is_dir()):
+        return
+    beside = [str(other) for other in path.parent.glob("*") if (other / CONFIG).is_file() or other.suffix in SUFFIXES]
+    close = difflib.get_close_matches(model, [*published, *beside], n=1)
+    known = f"did you mean '{close[0]}'?" if close else f"published names: {', '.join(published)}"
+    raise ValueError(f"{model}: no such run folder, weight file or published name; {known}")
+
+
 def run_config(model: Path) -> RunConfig | None:
     """The config of a run folder, of a released CSKT folder or of a run's weight file; none for plain CLIP weights."""
-    if (model / "config.yaml").is_file():
-        return load_config(model / "config.yaml")
-    if (model / "configs.yaml").is_file():
+    if (model / CONFIG).is_file():
+        return load_config(model / CONFIG)
+    if (model / FLAT_CONFIG).is_file():
         return read_released_config(model)
     if model.suffix == ".safetensors" and model.is_file() and kind_of(model) == "method":
         return validate(RunConfig, read_method(model).config, f"{model}: config")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import re
 import sys
 from collections import Counter
@@ -19,6 +20,10 @@ OVERRIDE = "override:"
 DEFAULT_RECIPE = "cskt"
 TEXT_KEYS = {key for key, field in flat_fields() if field.type == "str"}
 """Config keys that hold text: `--name 2024` is a name and no number."""
+OPTIONAL_KEYS = {key for key, field in flat_fields() if str(field.type).endswith("| None")}
+"""Config keys that may be empty: `none` and `null` empty them."""
+SERIES_KEYS = {key for key, field in flat_fields() if isinstance(field.default, tuple)}
+"""Config keys that hold several values: `10,20` is two numbers."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,14 +45,14 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """The parsed flags; an unknown one ends the program and names the nearest."""
-        args, unknown = self.parse_known_args([self._spelt(word) for word in argv])
+        flags, unknown = self.parse_known_args([self._spelt(word) for word in argv])
         if unknown:
             word = unknown[0].split("=")[0]
             if word.startswith("-"):
                 close = difflib.get_close_matches(word, self._option_string_actions, n=1)
                 self.error(f"unknown flag {word}: {f'did you mean {close[0]}?' if close else '--help lists all'}")
             self.error(f"unexpected argument '{word}' (--help shows what is taken)")
-        return args
+        return flags
 
     def _spelt(self, word: str) -> str:
         """`--batch_size=8` -> `--batch-size=8`, or the other way about; values are left as they are."""
@@ -64,57 +69,68 @@ def add_config_flags(parser: Parser) -> None:
         metavar="RECIPE",
         help=f"recipe: {', '.join(recipe_names())}, or a YAML file (default: {DEFAULT_RECIPE})",
     )
+    recipe = load_config(DEFAULT_RECIPE)
     keys = [name for name, _ in flat_fields()]
     shared = Counter(key.split(".")[-1] for key in keys)
     groups: dict[str, Any] = {}
     for key in keys:
         section, _, leaf = key.rpartition(".")
         group = groups.setdefault(section, parser.add_argument_group(section or "run"))
-        flags = [f"--{key}"] + ([f"--{leaf}"] if section and shared[leaf] == 1 else [])
+        spellings = [f"--{key}"] + ([f"--{leaf}"] if section and shared[leaf] == 1 else [])
         group.add_argument(
-            *(flag.replace("_", "-") for flag in flags),
+            *(spelling.replace("_", "-") for spelling in spellings),
             dest=OVERRIDE + key,
             default=argparse.SUPPRESS,
             metavar="VALUE",
-            help=_help(key).replace("%", "%%"),
+            help=_help(key, recipe).replace("%", "%%"),
         )
 
 
-def config_from_flags(args: argparse.Namespace) -> RunConfig:
+def config_from_flags(flags: argparse.Namespace) -> RunConfig:
     """The recipe of `--config` with the flags laid over it.
 
     Raises:
         ValueError: see `cskt.config.load_config`.
     """
-    return load_config(args.config or DEFAULT_RECIPE, flag_overrides(args))
+    return load_config(flags.config or DEFAULT_RECIPE, flag_overrides(flags))
 
 
-def flag_overrides(args: argparse.Namespace) -> dict[str, Any]:
+def flag_overrides(flags: argparse.Namespace) -> dict[str, Any]:
     """Config key -> value for the config flags that were given."""
-    given = {name.removeprefix(OVERRIDE): text for name, text in vars(args).items() if name.startswith(OVERRIDE)}
+    given = {name.removeprefix(OVERRIDE): text for name, text in vars(flags).items() if name.startswith(OVERRIDE)}
     return {key: config_value(key, text) for key, text in given.items()}
 
 
 def config_value(key: str, text: str) -> Any:
-    """A flag's text as its config key takes it: plain text, or what YAML makes of it (1e-4, true, null, [2, 3])."""
+    """A flag's text as its config key takes it: plain text, or what YAML makes of it (1e-4, true, [2, 3])."""
     if key in TEXT_KEYS:
         return text
+    if key in OPTIONAL_KEYS and text.lower() in ("none", "null"):
+        return None
     try:
-        return yaml.safe_load(text)
+        return yaml.safe_load(f"[{text}]" if key in SERIES_KEYS and not text.startswith("[") else text)
     except yaml.YAMLError:
         return text
 
 
-def _help(key: str) -> str:
-    """Docstring and default of a config key."""
+def _help(key: str, recipe: RunConfig) -> str:
+    """Docstring and default of a config key, and what the recipe sets it to if that is something else."""
     *sections, leaf = key.split(".")
     owner: Any = RunConfig
     for section in sections:
         owner = type(getattr(RunConfig(), section)) if owner is RunConfig else owner
     field = owner.__pydantic_fields__[leaf]
     description = " ".join((field.description or "").split())
-    default = getattr(owner(), leaf)
-    return f"{description} (default: {default})"
+    default, chosen = getattr(owner(), leaf), functools.reduce(getattr, key.split("."), recipe)
+    usual = f"default: {_shown(default)}"
+    return f"{description} ({usual})" if chosen == default else f"{description} ({recipe.name}: {_shown(chosen)}; {usual})"
+
+
+def _shown(value: Any) -> str:
+    """A value as its flag takes it."""
+    if value is None:
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def existing_folder(text: str) -> Path:

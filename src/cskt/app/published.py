@@ -56,8 +56,11 @@ TRAIN_FLAGS = {
     "batch_size": "pairs per step",
     "test_batch_size": "images or captions encoded at once",
     "num_workers": "threads that decode images",
+    "precision": "fp32, bf16 or fp16 arithmetic of the towers (not in the released program)",
 }
-"""Flags of the released train.py that take one value."""
+"""Flags of train.py that take one value."""
+OUR_KEYS = {"precision": "precision", "checkpoint_activations": "loop.checkpoint_activations"}
+"""Flags that the released train.py lacks -> the config keys that they set."""
 MLM_ONLY = ("cmt_depth", "masked_token_rate", "masked_token_unchanged_rate", "mlm_loss_weight")
 REFUSED = {
     "MLM": "masked language modelling belongs to IRRA, whose recipe is not part of this version",

@@ -26,22 +26,24 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("-k", type=int, default=5, help="crops per sentence (default: %(default)s)")
     parser.add_argument("--sheet", type=Path, help="also draw the crops, as PNG; numbered if there are more sentences")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    args = parser.parse(argv)
-    if args.sheet and args.sheet.suffix.lower() != ".png":
-        raise ValueError(f"--sheet {args.sheet}: name a file that ends in .png")
-    encoder, split = load_model_and_split(args)
-    answers = answer(encoder, split, args.sentences, args.k)
-    if args.json:
+    flags = parser.parse(argv)
+    if flags.sheet and flags.sheet.suffix.lower() != ".png":
+        raise ValueError(f"--sheet {flags.sheet}: name a file that ends in .png")
+    encoder, split = load_model_and_split(flags)
+    if not 1 <= flags.k <= len(split.records):
+        raise ValueError(f"-k {flags.k}: the split has {len(split.records)} images; give 1 to {len(split.records)}")
+    answers = answer(encoder, split, flags.sentences, flags.k)
+    if flags.json:
         found = [
             {"query": query, "hits": [dataclasses.asdict(hit) for hit in hits]}
-            for query, hits in zip(args.sentences, answers, strict=True)
+            for query, hits in zip(flags.sentences, answers, strict=True)
         ]
         print(json.dumps(found))
-    for number, (query, hits) in enumerate(zip(args.sentences, answers, strict=True), start=1):
-        if not args.json:
+    for number, (query, hits) in enumerate(zip(flags.sentences, answers, strict=True), start=1):
+        if not flags.json:
             Console().print(_table(query, hits))
-        if args.sheet:
-            path = args.sheet if len(answers) == 1 else args.sheet.with_stem(f"{args.sheet.stem}-{number}")
+        if flags.sheet:
+            path = flags.sheet if len(answers) == 1 else flags.sheet.with_stem(f"{flags.sheet.stem}-{number}")
             path.parent.mkdir(parents=True, exist_ok=True)
             answer_sheet(Answer(query, hits, [hit.image_id for hit in hits])).save(path)
     return 0

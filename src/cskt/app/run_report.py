@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cskt.app.next_steps import command_line
 from cskt.config import to_dict
 from cskt.report.page import write_report
 from cskt.report.pictures import Answer
@@ -63,7 +64,7 @@ def write_run_report(
         answers=answers,
         config=to_dict(config),
         facts=facts,
-        next_commands=next_commands or [f"cskt evaluate {folder} --root {config.data.root}"],
+        next_commands=next_commands or [command_line("evaluate", folder, "--root", config.data.root)],
         headline=next(reversed(extra_rows or rows), None),
     )
     return path

@@ -100,10 +100,20 @@ def _fetch_published(name: str) -> Path:
     if target.is_file():
         return target
     log.info("downloading %s to %s", url, target)
+    problem = ""
+
+    def fill(temporary: Path) -> None:
+        nonlocal problem
+        try:
+            _download(url, temporary, url.split("/")[-2])
+        except OSError as error:
+            problem = " ".join(str(error).split())
+            raise
+
     try:
-        write_atomically(target, lambda temporary: _download(url, temporary, url.split("/")[-2]))
+        write_atomically(target, fill)
     except ValueError as error:
-        raise ValueError(f"backbone '{name}': download {url} and save it as {target} ({error})") from None
+        raise ValueError(f"backbone '{name}': download {url} and save it as {target} ({problem or error})") from None
     return target
 
 

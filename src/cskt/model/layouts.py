@@ -22,8 +22,6 @@ from cskt.model.tensors import NamedTensors
 
 HEAD_WIDTH = 64
 """Width of a head in every CLIP of OpenAI's."""
-USUAL_HEADS = {"vision": {768: 12, 1024: 16}, "text": {512: 8, 768: 12}}
-"""Heads by width, where all public CLIPs of that width agree."""
 ARCHIVE_LEFTOVERS = ("input_resolution", "context_length", "vocab_size")
 """Entries that only OpenAI's archives, and state dicts made from them, carry beside the weights."""
 OPEN_CLIP_KEYS = {
@@ -140,7 +138,7 @@ def _openai_facts(file: NamedTensors, path: Path, sizes: Mapping[str, int]) -> d
         return {"activation": "quick_gelu", **openai_heads(sizes)}
     if (beside := path.parent / "open_clip_config.json").is_file():
         return _open_clip_facts(beside, sizes)
-    return {f"{side}_heads": usual.get(sizes[f"{side}_width"]) for side, usual in USUAL_HEADS.items()}
+    return {}
 
 
 def _open_clip_facts(path: Path, sizes: Mapping[str, int]) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def fit_architecture(architecture: ClipArchitecture, config: BackboneConfig) -> 
     asked = {
         "image_height": config.image_height or architecture.image_height,
         "image_width": config.image_width or architecture.image_width,
-        "stride": config.stride or architecture.patch_size,
+        "stride": config.stride or architecture.stride,
     }
     return validate(ClipArchitecture, to_dict(architecture) | asked, "backbone")
 

@@ -17,6 +17,7 @@ from cskt.model.tensors import load_plain
 FREE_ON_RESUME = {
     "name", "output_dir", "device", "backbone.name", "data.root", "data.num_workers", "data.cache_images",
     "data.eval_batch_size", "loop.log_period_steps", "loop.save_period_steps", "loop.checkpoint_activations",
+    "loop.stop_after_epochs",
 }  # fmt: skip
 """Keys that may differ when a run is resumed: they change where and how fast, not what is computed. The backbone is
 held to its SHA-256, wherever it lies."""
@@ -49,6 +50,8 @@ class Trainee:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     backbone_sha256: str
+    data_sha256: str
+    """Of the training pairs."""
 
 
 def trainable_state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -73,6 +76,7 @@ def save_last(path: Path, trainee: Trainee, config: RunConfig, progress: Progres
     content = {
         "config": to_dict(config),
         "backbone_sha256": trainee.backbone_sha256,
+        "data_sha256": trainee.data_sha256,
         "model": model,
         "objective": objective,
         "optimizer": trainee.optimizer.state_dict(),
@@ -96,6 +100,8 @@ def load_last(path: Path, trainee: Trainee, config: RunConfig) -> Progress:
         raise ValueError(
             f"{path}: trained over another backbone (SHA-256 {content['backbone_sha256']}); name it (--backbone.name)"
         )
+    if content["data_sha256"] != trainee.data_sha256:
+        raise ValueError(f"{path}: trained on other images or captions; give the folder that holds them (--data.root)")
     for module, saved in ((trainee.model, content["model"]), (trainee.objective, content["objective"])):
         own = trainable_state(module)
         if unlike := [name for name in own.keys() | saved.keys() if _shape(own, name) != _shape(saved, name)]:
@@ -108,16 +114,6 @@ def load_last(path: Path, trainee: Trainee, config: RunConfig) -> Progress:
     trainee.optimizer.load_state_dict(content["optimizer"])
     trainee.scaler.load_state_dict(content["scaler"])
     return Progress(**content["progress"])
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The config that `last.pt` was made with.
-
-    Raises:
-        ValueError: the file is missing, truncated or carries code.
-    """
-    config: dict[str, Any] = _read(path)["config"]
-    return config
 
 
 def config_differences(saved: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:

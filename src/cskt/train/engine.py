@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,29 +73,29 @@ def train(config: RunConfig, folder: Path | None = None, *, resume: bool = False
         if config.loop.evaluate_before:
             _evaluate(session, run, progress, "zero-shot")
             _evaluate(session, run, progress, "step-0")
+        save_last(run.last, trainee, config, progress)
 
     watch = CollapseWatch()
-    num_epochs, eval_period = config.loop.num_epochs, config.loop.eval_period_epochs
-    with bar("training", num_epochs * session.loader.steps_per_epoch, done=progress.total_steps) as advance:
-        for epoch in range(progress.epoch, num_epochs):
+    last_epoch = min(config.loop.stop_after_epochs or config.loop.num_epochs, config.loop.num_epochs)
+    num_steps = last_epoch * session.loader.steps_per_epoch
+    with closing(run), bar("training", num_steps, done=progress.total_steps) as advance:
+        for epoch in range(progress.epoch, last_epoch):
             _train_epoch(session, run, progress, watch, advance)
             progress.epoch, progress.step = epoch + 1, 0
-            if progress.epoch % eval_period == 0 or progress.epoch == num_epochs:
+            if progress.epoch % config.loop.eval_period_epochs == 0 or progress.epoch == last_epoch:
                 result = _evaluate(session, run, progress, "epoch")
                 if result.t2i.r1 > progress.best_r1:
                     progress.best_r1, progress.best_epoch = result.t2i.r1, progress.epoch
                     _save_best(session, run, progress)
             save_last(run.last, trainee, config, progress)
-
-    run.record(
-        "end",
-        step=progress.total_steps,
-        best_r1=progress.best_r1,
-        best_epoch=progress.best_epoch,
-        seconds=progress.seconds,
-        peak_memory_bytes=peak_memory_bytes(session.device),
-    )
-    run.close()
+        run.record(
+            "end",
+            step=progress.total_steps,
+            best_r1=progress.best_r1,
+            best_epoch=progress.best_epoch,
+            seconds=progress.seconds,
+            peak_memory_bytes=peak_memory_bytes(session.device),
+        )
     return TrainResult(run.path, progress.best_r1, progress.best_epoch, progress.seconds)
 
 
@@ -104,7 +105,7 @@ def _train_epoch(session: Session, run: RunFolder, progress: Progress, watch: Co
     log_period, save_period = config.loop.log_period_steps, config.loop.save_period_steps
     rate = learning_rate(epoch, config.optim, config.loop.num_epochs)
     set_learning_rate(session.trainee.optimizer, rate)
-    logged_at, logged_pairs = time.perf_counter(), 0
+    logged_at, logged_pairs, saved_at = time.perf_counter(), 0, progress.total_steps
     for step, batch in enumerate(session.loader.epoch(epoch, progress.step), start=progress.step):
         parts, loss = _forward(session, batch, _generator(config.seed, epoch, step))
         loss_value = loss.item()
@@ -119,7 +120,7 @@ def _train_epoch(session: Session, run: RunFolder, progress: Progress, watch: Co
         logged_pairs += len(batch.pids)
         part_values = {name: part.item() for name, part in parts.items()}
         watch.look(part_values.get("sdm"), batch.pids)
-        advance(f"epoch {epoch + 1}/{config.loop.num_epochs}, loss {loss_value:.3f}")
+        advance(note=f"epoch {epoch + 1}/{config.loop.num_epochs}, loss {loss_value:.3f}")
         if progress.total_steps % log_period == 0 or step + 1 == num_steps:
             seconds = time.perf_counter() - logged_at
             progress.seconds += seconds
@@ -134,8 +135,9 @@ def _train_epoch(session: Session, run: RunFolder, progress: Progress, watch: Co
                 seconds=progress.seconds,
             )
             logged_at, logged_pairs = time.perf_counter(), 0
-        if updated and save_period and progress.total_steps % save_period == 0:
+        if updated and save_period and progress.total_steps - saved_at >= save_period:
             save_last(run.last, session.trainee, config, progress)
+            saved_at = progress.total_steps
 
 
 def _forward(session: Session, batch: Batch, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:

@@ -29,6 +29,7 @@ class RunFolder:
         self.path = path
         self.best, self.last = path / BEST, path / LAST
         self._tensorboard: Any = None
+        self._purge_step: int | None = None
 
     @classmethod
     def create(cls, config: RunConfig, path: Path | None = None) -> RunFolder:
@@ -83,6 +84,7 @@ class RunFolder:
             return event["event"] != "end" and event.get("step", 0) <= total_steps
 
         text = "".join(json.dumps(event) + "\n" for event in self.events() if is_past(event))
+        self._purge_step = total_steps + 1
         write_atomically(self.path / EVENTS, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def close(self) -> None:
@@ -94,7 +96,7 @@ class RunFolder:
         if self._tensorboard is None:
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (slow to import)
 
-            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
+            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
         return self._tensorboard
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from cskt.config import RunConfig
 from cskt.data.loading import TrainingLoader
 from cskt.data.records import Split, read_dataset, select_splits
 from cskt.device import pick_device
-from cskt.embed import Built, Encoder, build
+from cskt.embed import Built, Encoder, build, tokenizer_for
 from cskt.train.checkpoint import Trainee
 from cskt.train.objective import Objective
 from cskt.train.optim import build_optimizer
@@ -36,10 +38,13 @@ class Session:
 
     def encoder(self, *, bare: bool = False) -> Encoder:
         """The model as evaluation sees it; `bare` leaves prompts and adapters out (zero-shot CLIP)."""
-        model = self.built.model
+        model, tokenizer = self.built.model, self.built.tokenizer
+        if bare:
+            model = model.bare()
+            tokenizer = tokenizer_for(model, self.config.data.caption_length, tokenizer.known_ids)
         return Encoder(
-            model.bare() if bare else model,
-            self.built.tokenizer,
+            model,
+            tokenizer,
             device=self.device,
             precision=self.config.precision,
             batch_size=self.config.data.eval_batch_size,
@@ -69,6 +74,8 @@ def prepare(config: RunConfig) -> Session:
     Raises:
         ValueError: anything in the config, the data or the weights that cannot be; one line, with the remedy.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("this version trains in one process; start it without torchrun")
     losses.check_names(config.loss.weights)
     device = pick_device(config.device)
     train_split, val_split = select_splits(read_dataset(config.data.dataset, Path(config.data.root)), config.data)
@@ -92,5 +99,11 @@ def prepare(config: RunConfig) -> Session:
         built=built,
         loader=loader,
         val_split=val_split,
-        trainee=Trainee(model, objective, optimizer, scaler, built.backbone_sha256),
+        trainee=Trainee(model, objective, optimizer, scaler, built.backbone_sha256, _digest(train_split)),
     )
+
+
+def _digest(split: Split) -> str:
+    """SHA-256 of identities, file names and captions, in order; the same wherever the data set lies."""
+    content = [(record.pid, record.image_path.name, record.captions) for record in split.records]
+    return hashlib.sha256(repr(content).encode()).hexdigest()

@@ -34,7 +34,9 @@ class CollapseWatch:
         if sdm is None:
             return
         uniform = sdm_at_collapse(pids).item()
-        stuck = uniform > 0 and abs(sdm - uniform) < TOLERANCE * uniform
+        if uniform == 0:  # a batch of one identity says nothing
+            return
+        stuck = abs(sdm - uniform) < TOLERANCE * uniform
         self.collapsed_steps = self.collapsed_steps + 1 if stuck else 0
         if self.collapsed_steps == PATIENCE_STEPS:
             logger.warning(

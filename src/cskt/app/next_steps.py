@@ -1,0 +1,24 @@
+"""Commands to type next, as they run from where the user is: installed, or in an environment that is not active."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+
+def command_line(*words: str | Path) -> str:
+    """A `cskt` command, quoted so that a shell takes it as it is printed.
+
+    Args:
+        words: what follows `cskt`, one argument each.
+    """
+    return shlex.join([*_program(), *map(str, words)])
+
+
+def _program() -> list[str]:
+    if shutil.which("cskt"):
+        return ["cskt"]
+    python, here = Path(sys.executable), Path.cwd()
+    return [str(python.relative_to(here) if python.is_relative_to(here) else python), "-m", "cskt"]
