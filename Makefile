@@ -1,6 +1,8 @@
 # Each target is a thin call; `python -m cskt demo` needs no make. Windows: see README.md.
 PYTHON ?= python3
 VENV ?= .venv
+# Linux without a GPU: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" (no CUDA, 2 GB less)
+PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint clean
@@ -19,12 +21,13 @@ clean:
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cskt needs Python 3.11 or newer; set PYTHON=")'
-	$(PYTHON) -m venv $(VENV)
+	@test ! -e $(VENV) || { echo '$(VENV) is there, but is no Python environment; remove it or set VENV='; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.core: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from cskt import config as config_module
 from cskt.config import (
     RECIPES,
     AugmentConfig,
@@ -26,11 +25,12 @@ from cskt.config import (
     recipe_names,
     resolve_recipe,
     save_config,
+    schema,
     to_dict,
     validate,
 )  # fmt: skip
 
-SECTIONS = [item for item in vars(config_module).values() if hasattr(item, "__pydantic_fields__")]
+SECTIONS = [item for item in vars(schema).values() if hasattr(item, "__pydantic_fields__")]
 
 
 def refused(source: Any, overrides: dict[str, Any] | None = None) -> str:

@@ -86,12 +86,16 @@ def split_of(model: str, dataset: str | None, root: str | None, split: str, *, r
     if not name or not place:
         raise ValueError(f"{model} is no run that names its data; say which to use: --dataset rstpreid --root DIR")
     splits = read_dataset(name, Path(place))
-    if own and own.data.select_on == "val" and "val" not in splits and split in ("train", "val"):
-        # A data set given by the name `jsonl` may be anybody's; a published one is the run's own wherever it lies.
-        if dataset is None or dataset_key(dataset) == dataset_key(own.data.dataset) != "jsonl":
-            train, val = select_splits(splits, own.data)
-            return train if split == "train" else val
+    if own and own.data.select_on == "val" and "val" not in splits and is_own_dataset(own, dataset):
+        train, val = select_splits(splits, own.data)
+        splits = splits | {"train": train, "val": val}
     return find_split(splits, split)
+
+
+def is_own_dataset(own: RunConfig, dataset: str | None) -> bool:
+    """Whether a data set, as the user named it or not, is the one that the run was trained on, wherever it lies now."""
+    # By the name `jsonl`, it may be anybody's.
+    return dataset is None or dataset_key(dataset) == dataset_key(own.data.dataset) != "jsonl"
 
 
 def check_exists(model: str) -> None:

@@ -122,15 +122,17 @@ def _help(key: str, recipe: RunConfig) -> str:
     field = owner.__pydantic_fields__[leaf]
     description = " ".join((field.description or "").split())
     default, chosen = getattr(owner(), leaf), functools.reduce(getattr, key.split("."), recipe)
-    usual = f"default: {_shown(default)}"
-    return f"{description} ({usual})" if chosen == default else f"{description} ({recipe.name}: {_shown(chosen)}; {usual})"
+    usual = f"default: {shown(default)}"
+    return (
+        f"{description} ({usual})" if chosen == default else f"{description} ({recipe.name}: {shown(chosen)}; {usual})"
+    )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as its flag takes it."""
     if value is None:
         return "none"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def existing_folder(text: str) -> Path:

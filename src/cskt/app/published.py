@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cskt.app.cli import guarded
-from cskt.app.parsing import Parser, config_value
+from cskt.app.parsing import Parser, config_value, shown
 from cskt.config import load_config
-from cskt.published import FLAGS, from_published
+from cskt.published import FLAGS, from_published, to_published
 
 logger = logging.getLogger(__name__)
 
+REFERENCE = "cskt-reference"
+"""Recipe that the flags of train.py are laid over unless another is named."""
 TRAIN_FLAGS = {
     "name": "name of the run",
     "output_dir": "folder that receives <dataset>/<time>_<name>",
@@ -42,6 +45,7 @@ TRAIN_FLAGS = {
     "alpha": "Adam's beta 1",
     "beta": "Adam's beta 2",
     "num_epoch": "epochs",
+    "milestones": "epochs after which the step schedule multiplies the rate by gamma",
     "gamma": "factor of the step schedule",
     "warmup_factor": "share of the rate that warm-up starts from",
     "warmup_epochs": "epochs of warm-up",
@@ -56,11 +60,15 @@ TRAIN_FLAGS = {
     "batch_size": "pairs per step",
     "test_batch_size": "images or captions encoded at once",
     "num_workers": "threads that decode images",
-    "precision": "fp32, bf16 or fp16 arithmetic of the towers (not in the released program)",
 }
-"""Flags of train.py that take one value."""
-OUR_KEYS = {"precision": "precision", "checkpoint_activations": "loop.checkpoint_activations"}
-"""Flags that the released train.py lacks -> the config keys that they set."""
+"""Flags of the released train.py that take a value."""
+OUR_KEYS = {
+    "device": "device",
+    "seed": "seed",
+    "precision": "precision",
+    "checkpoint_activations": "loop.checkpoint_activations",
+}
+"""Flags of ours that the released train.py lacks -> the config keys that they set."""
 MLM_ONLY = ("cmt_depth", "masked_token_rate", "masked_token_unchanged_rate", "mlm_loss_weight")
 REFUSED = {
     "MLM": "masked language modelling belongs to IRRA, whose recipe is not part of this version",
@@ -82,51 +90,94 @@ def _train(argv: Sequence[str]) -> int:
     from cskt.app.train import run  # noqa: PLC0415  (--help should not wait for torch)
     from cskt.train.run_folder import LAST  # noqa: PLC0415
 
-    parser = Parser(prog="train.py", separator="_", description="Train CSKT with the flags of the released program.")
-    parser.add_argument("--recipe", default="cskt-reference", help="recipe that the flags are laid over (%(default)s)")
+    flags = _train_parser().parse(argv)
+    for name, reason in REFUSED.items():
+        if getattr(flags, name):
+            raise ValueError(f"--{name}: {reason}")
+    if "mlm" in getattr(flags, "loss_names", "").split("+"):
+        raise ValueError(f"--loss_names {flags.loss_names}: {REFUSED['MLM']}")
+    if flags.local_rank != 0:
+        raise ValueError("--local_rank: this version trains in one process; start it without a launcher")
+    last = Path(flags.resume_ckpt_file)
+    if flags.resume and last.name != LAST:
+        raise ValueError("--resume: say what to go on with: --resume_ckpt_file RUN/last.pt")
+    load_config(flags.recipe)  # first alone, for what is wrong in the file is told in the file's words
+    try:
+        config = load_config(flags.recipe, _overrides(flags))
+        logger.info("recipe: %s", flags.recipe)
+        return run(config, last.parent, resume=True) if flags.resume else run(config)
+    except ValueError as error:
+        raise ValueError(in_words_of_flags(str(error))) from error
+
+
+def _train_parser() -> Parser:
+    reference = to_published(load_config(REFERENCE))
+    parser = Parser(
+        prog="train.py",
+        separator="_",
+        description=f"Train CSKT with the flags of the released program. In brackets: the values of {REFERENCE}.",
+    )
+    parser.add_argument("--recipe", default=REFERENCE, help="recipe that the flags are laid over (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="seed (the released program fixes it to 1)")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="seed (%(default)s, to which the released program fixes it)"
+    )
+    parser.add_argument("--precision", default=argparse.SUPPRESS, help="fp32, bf16 or fp16 (fp32)")
+    parser.add_argument(
+        "--checkpoint_activations",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="recompute the blocks in the backward pass: less memory, about a third more time",
+    )
     parser.add_argument("--img_aug", action="store_true", help="random crop and random erasing beside the flip")
     parser.add_argument("--resume", action="store_true", help="go on with --resume_ckpt_file")
     parser.add_argument("--resume_ckpt_file", default="", metavar="LAST.PT", help="last.pt of the run to go on with")
-    parser.add_argument(
-        "--milestones", nargs="+", type=int, default=argparse.SUPPRESS, help="epochs of the step schedule"
-    )
     parser.add_argument("--local_rank", type=int, default=0, help="accepted for launchers; one process trains here")
     for name, text in TRAIN_FLAGS.items():
-        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="VALUE", help=text)
+        value = reference.get(name)
+        parser.add_argument(
+            f"--{name}",
+            nargs="+" if name == "milestones" else None,
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=text if value is None else f"{text} ({shown(value)})",
+        )
     for name in MLM_ONLY:
         parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help="used with --MLM only")
     for name, reason in REFUSED.items():
         parser.add_argument(f"--{name}", action="store_true", help=f"refused: {reason}")
-    args = parser.parse(argv)
+    return parser
 
-    for name, reason in REFUSED.items():
-        if getattr(args, name):
-            raise ValueError(f"--{name}: {reason}")
-    if "mlm" in getattr(args, "loss_names", "").split("+"):
-        raise ValueError(f"--loss_names {args.loss_names}: {REFUSED['MLM']}")
-    if args.local_rank != 0:
-        raise ValueError("--local_rank: this version trains in one process; start it without a launcher")
-    flags: dict[str, Any] = {
-        name: config_value(FLAGS[name].key if name in FLAGS else "", text)
-        for name, text in vars(args).items()
-        if name in TRAIN_FLAGS
-    }
-    flags["img_aug"] = args.img_aug
-    if "milestones" in args:
-        flags["milestones"] = args.milestones
-    last = Path(args.resume_ckpt_file)
-    if args.resume and last.name != LAST:
-        raise ValueError("--resume: say what to go on with: --resume_ckpt_file RUN/last.pt")
-    config = load_config(args.recipe, from_published(flags) | {"device": args.device, "seed": args.seed})
-    logger.info("recipe: %s", args.recipe)
-    return run(config, last.parent, resume=True) if args.resume else run(config)
+
+def _overrides(flags: argparse.Namespace) -> dict[str, Any]:
+    """Config key -> value for the flags that were given."""
+    published: dict[str, Any] = {"img_aug": flags.img_aug}
+    ours: dict[str, Any] = {}
+    for name, given in vars(flags).items():
+        text = ",".join(given) if isinstance(given, list) else given
+        if name in TRAIN_FLAGS:
+            published[name] = config_value(FLAGS[name].key if name in FLAGS else "", text)
+        elif name in OUR_KEYS:
+            ours[OUR_KEYS[name]] = given
+    return from_published(published) | ours
+
+
+def in_words_of_flags(message: str) -> str:
+    """A message with the config keys called by the flags of train.py that set them.
+
+    `overrides: data.select_on: input should be ...` -> `--val_dataset: input should be ...`
+    """
+    names = {flag.key: name for name, flag in FLAGS.items()} | {key: name for name, key in OUR_KEYS.items()}
+    for key, name in names.items():
+        # A key of one word, such as `name`, is a word of any sentence too.
+        pattern = rf"(?<![\w.])(--)?{re.escape(key)}(?!\w)" if "." in key else rf"(?<=^overrides: ){key}(?=:)"
+        message = re.sub(pattern, f"--{name}", message)
+    return message.removeprefix("overrides: ")
 
 
 def _test(argv: Sequence[str]) -> int:
     from cskt.app.evaluate import report_metrics  # noqa: PLC0415  (--help should not wait for torch)
-    from cskt.app.model_flags import split_of  # noqa: PLC0415
+    from cskt.app.model_flags import PRECISION_HELP, PRECISIONS, split_of  # noqa: PLC0415
     from cskt.embed import load  # noqa: PLC0415
 
     parser = Parser(
@@ -138,13 +189,15 @@ def _test(argv: Sequence[str]) -> int:
     parser.add_argument("--split", default="test", help="train, val or test (%(default)s)")
     parser.add_argument("--backbone", help="CLIP weights of an adapter-only run, if not where its config says")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
     parser.add_argument("--json", action="store_true", help="fractions as JSON instead of a table")
-    args = parser.parse(argv)
-    if not args.config_file.is_file():
-        raise ValueError(f"{args.config_file}: no such file")
-    model = args.config_file.parent
-    split = split_of(model, args.dataset_name, args.root_dir, args.split)
-    return report_metrics(load(model, args.backbone, args.device), split, model, as_json=args.json)
+    flags = parser.parse(argv)
+    if not flags.config_file.is_file():
+        raise ValueError(f"{flags.config_file}: no such file")
+    model = flags.config_file.parent
+    split = split_of(str(model), flags.dataset_name, flags.root_dir, flags.split, root_flag="--root_dir")
+    encoder = load(model, flags.backbone, flags.device, precision=flags.precision, show_progress=True)
+    return report_metrics(encoder, split, model, as_json=flags.json)
 
 
-assert TRAIN_FLAGS.keys() >= FLAGS.keys() - {"milestones"}, "every flag that the table translates can be given"
+assert TRAIN_FLAGS.keys() >= FLAGS.keys(), "every flag that the table translates can be given"

@@ -1,0 +1,53 @@
+"""The configuration of a run: what can be set (`schema`) and how it is read and written (`files`)."""
+
+from cskt.config.files import (
+    RECIPES,
+    load_config,
+    merge,
+    nearest,
+    nest,
+    read_yaml,
+    recipe_names,
+    resolve_recipe,
+    save_config,
+    to_dict,
+    validate,
+)
+from cskt.config.schema import (
+    AdapterConfig,
+    AugmentConfig,
+    BackboneConfig,
+    ClipArchitecture,
+    DataConfig,
+    LoopConfig,
+    LossConfig,
+    OptimConfig,
+    PromptConfig,
+    RunConfig,
+    flat_fields,
+)
+
+__all__ = [
+    "RECIPES",
+    "AdapterConfig",
+    "AugmentConfig",
+    "BackboneConfig",
+    "ClipArchitecture",
+    "DataConfig",
+    "LoopConfig",
+    "LossConfig",
+    "OptimConfig",
+    "PromptConfig",
+    "RunConfig",
+    "flat_fields",
+    "load_config",
+    "merge",
+    "nearest",
+    "nest",
+    "read_yaml",
+    "recipe_names",
+    "resolve_recipe",
+    "save_config",
+    "to_dict",
+    "validate",
+]
