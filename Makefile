@@ -1,7 +1,7 @@
 # Each target is a thin call; `python -m cskt demo` needs no make. Windows: see README.md.
 PYTHON ?= python3
 VENV ?= .venv
-# Linux without a GPU: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" (no CUDA, 2 GB less)
+# Linux without a GPU: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" (without CUDA)
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 

@@ -138,6 +138,16 @@ def test_captions_of_mixed_length_equal_those_encoded_alone(encoder: Encoder) ->
     assert torch.equal(together[1], together[4])
 
 
+def test_captions_of_like_length_are_computed_together(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One long caption does not make every other one as dear."""
+    shapes: list[tuple[int, ...]] = []
+    encode = encoder.model.encode_text
+    monkeypatch.setattr(encoder.model, "encode_text", lambda ids: (shapes.append(tuple(ids.shape)), encode(ids))[1])
+    encoder.batch_size = 2
+    encoder.encode_text(["word " * 30, "a", "word " * 30, "b", "c", "d"])
+    assert shapes == [(2, 3), (2, 3), (2, 32)]
+
+
 def test_ids_and_sentences_give_the_same_and_ids_stay_as_they_are(encoder: Encoder) -> None:
     caption_ids = Tokenizer()(CAPTIONS)
     before = caption_ids.clone()
@@ -268,6 +278,7 @@ def test_a_random_backbone_needs_no_file_and_has_no_digest(dolls: Path) -> None:
         ({"prompts.depth": 3}, "prompts.depth 3 is above the blocks of a tower"),
         ({"adapters.reduction": 99}, "adapters.reduction 99 is above the tower's width 32"),
         ({"prompts.length": 40}, "prompts.length 40 leaves no room for words"),
+        ({"data.caption_length": 78}, "data.caption_length 78 is more than the backbone's 77 positions"),
         ({"backbone.name": "clip-tinny"}, "backbone 'clip-tinny': no such file; did you mean 'clip-tiny'"),
         (
             {"backbone.architecture": to_dict(ARCHITECTURE) | {"vocab_size": 1000}},
@@ -340,6 +351,18 @@ def test_weights_over_another_backbone_are_refused(run: Path, tiny_backbone: Pat
 def test_a_clip_file_is_zero_shot_clip(tiny_backbone: Path, paths: list[Path]) -> None:
     plain = Encoder(plain_clip(), Tokenizer(), device=CPU, batch_size=5, num_workers=0)
     assert_equal(quick_load(tiny_backbone), plain, paths)
+
+
+def test_a_clip_file_is_taken_at_another_image_size(tiny_backbone: Path) -> None:
+    encoder = quick_load(tiny_backbone, image_height=64, image_width=24, stride=4)
+    assert encoder.model.architecture.grid == (15, 5)
+    assert encoder.encode_image([Image.new("RGB", (9, 9))]).shape == (1, ARCHITECTURE.embed_dim)
+
+
+def test_a_run_computes_in_the_precision_it_was_trained_in(dolls: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    folder = train(quick_config(dolls, tiny_backbone, changes={"precision": "bf16"}), tmp_path / "run").folder
+    assert quick_load(folder).precision == "bf16"
+    assert quick_load(folder, precision="fp32").precision == "fp32"
 
 
 def test_a_run_without_weights_yet_says_so(run: Path, tmp_path: Path) -> None:

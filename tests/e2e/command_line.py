@@ -19,8 +19,8 @@ from cskt.app.published import test_main as run_test_py
 from cskt.app.published import train_main as run_train_py
 
 REPOSITORY = Path(__file__).parents[2]
-PROGRAMS: dict[str, Callable[[list[str]], int]] = {
-    "cskt": main, "python train.py": run_train_py, "python test.py": run_test_py,
+PROGRAMS: dict[tuple[str, ...], Callable[[list[str]], int]] = {
+    ("cskt",): main, ("python", "train.py"): run_train_py, ("python", "test.py"): run_test_py,
 }  # fmt: skip
 
 
@@ -48,13 +48,20 @@ class Outcome(NamedTuple):
         return reason
 
 
+def words_of(command: str) -> list[str]:
+    """A command as a shell splits it; `PYTHON -m cskt`, which we print where `cskt` is not on PATH, becomes `cskt`."""
+    words = shlex.split(command)
+    return words[2:] if words[1:3] == ["-m", "cskt"] else words
+
+
 def typed(command: str) -> Outcome:
     """Run a command in this process. Log lines go to pytest's `caplog` instead of stderr."""
-    program = next(name for name in PROGRAMS if f"{command} ".startswith(f"{name} "))
+    words = words_of(command)
+    program = next(name for name in PROGRAMS if tuple(words[: len(name)]) == name)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = PROGRAMS[program](shlex.split(command.removeprefix(program)))
+            code = PROGRAMS[program](words[len(program) :])
         except SystemExit as end:  # how argparse ends
             code = int(end.code or 0)
     return Outcome(code, out.getvalue(), err.getvalue())
@@ -69,7 +76,7 @@ def done(command: str) -> str:
 
 def in_new_process(command: str, folder: Path) -> Outcome:
     """Run a command in `folder` as a shell would; `cskt` as `python -m cskt`, train.py and test.py by their paths."""
-    words = shlex.split(command)
+    words = words_of(command)
     words = ["-m", *words] if words[0] == "cskt" else [str(REPOSITORY / words[1]), *words[2:]]
     finished = subprocess.run(
         [sys.executable, *words],

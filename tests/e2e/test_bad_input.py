@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import typed
+from command_line import done, typed
 from PIL import Image
 
 from cskt.data.images import MAX_PIXELS
@@ -151,18 +151,18 @@ def test_batch_larger_than_the_data_set(train_command: str, tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
-def test_captions_over_77_tokens_work_and_warn_once_with_the_count(
+def test_captions_that_are_too_long_work_and_warn_once_with_the_count(
     run: Path, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(root / "CUHK-PEDES", tmp_path / "CUHK-PEDES")
-    long = " and a bag" * 60
+    long = " and a bag" * 60  # CLIP takes 77 tokens, of which 2 prompts and 2 projected ones take 4
     lengthen = records(lambda content: [record.update(captions=[record["captions"][0] + long]) for record in content])
     lengthen(tmp_path)
     caplog.set_level(logging.WARNING)
     result = typed(f"cskt evaluate {run} --root {tmp_path} --json --batch-size 4").json()
     assert result["t2i"]["num_queries"] == 12
     assert [record.getMessage() for record in caplog.records] == [
-        "12 of 12 captions have more than 77 tokens and are cut to it (further ones are cut without a word)"
+        "12 of 12 captions have more than 73 tokens and are cut to it (further ones are cut without a word)"
     ]
 
 
@@ -179,10 +179,20 @@ WORDS = [
     ("cskt evaluate {run} --num-workers -1", "-1 threads"),
     ("cskt evaluate {run} --num-workers many", "invalid int value: 'many'"),
     ("cskt evaluate {run} {run}", "unexpected argument '{run}'"),
-    ("cskt evaluate nowhere", "nowhere is no run that names its data; say which to use: --dataset rstpreid --root DIR"),
-    ("cskt evaluate clip-tiny", "clip-tiny is no run that names its data; say which to use"),
+    (
+        "cskt evaluate nowhere",
+        "no such run folder, weight file or published name; published names: clip-tiny, ViT",
+    ),
+    ("cskt evaluate {run}-1", "no such run folder, weight file or published name; did you mean '{run}'?"),
+    ("cskt evaluate clip-tinny", "no such run folder, weight file or published name; did you mean 'clip-tiny'?"),
+    ("cskt query {root}/clip.pt 'a man'", "clip.pt: no such run folder, weight file or published name; "),
+    ("cskt evaluate {root}", "{root}: no weight file; expected one of "),
+    ("cskt evaluate {root}", "it is no run folder, for it has no config.yaml"),
+    ("cskt evaluate clip-tiny", "clip-tiny is no run that names its data; say which to use: --dataset rstpreid --root"),
+    ("cskt evaluate openai/clip-vit-base-patch16", "is no run that names its data; say which to use"),
+    ("cskt evaluate {run} --precision fp64", "invalid choice: 'fp64'"),
     ("cskt evaluate ViT-B16 --dataset cuhk-pedes --root {root}", "did you mean 'ViT-B/16'?"),
-    ("cskt query {run} 'a man' -k 13", "k is 13; the gallery has 12 images, so give 1 to 12"),
+    ("cskt query {run} 'a man' -k 13", "-k 13: the split has 12 images; give 1 to 12"),
     ("cskt query {run} 'a man' --sheet answer", "--sheet answer: name a file that ends in .png"),
     ("cskt query {run}", "the following arguments are required: sentences"),
     ("cskt data check {run}", "holds none of CUHK-PEDES, ICFG-PEDES, RSTPReid"),
@@ -192,6 +202,7 @@ WORDS = [
     ("cskt data make {tmp} --train-ids -1", "-1 identities for train; expected 0 or more"),
     ("cskt data make {tmp} --captions-per-image 11", "captions_per_image is 11; expected 1 to 10"),
     ("cskt data make {root} --seed 9", "made with other ids, images_per_id, seed; choose another root"),
+    ("cskt demo --output {dolls} --train-ids 11", "made with other ids; choose another root: --output FOLDER"),
     ("cskt demo --output {tmp} --train-ids 3", "--train-ids and --test-ids: give at least 10 each"),
     (
         "cskt demo --output {tmp} --train-ids 10 --test-ids 10 --epochs 0",
@@ -207,7 +218,10 @@ WORDS = [
     ("{train} --lr -1", "overrides: optim.lr: input should be greater than 0, got -1"),
     ("{train} --num-epochs 1.5", "loop.num_epochs: input should be a valid integer"),
     ("{train} --flip-probability 2", "augment.flip_probability: input should be less than or equal to 1"),
-    ("{train} --erase-area '[0.5, 0.1]'", "erase_area (0.5, 0.1) is not a range"),
+    ("{train} --erase-area 0.5,0.1", "erase_area (0.5, 0.1) is not a range"),
+    ("{train} --erase-area 0.5", "augment.erase_area"),
+    ("{train} --milestones 10,often", "optim.milestones.1: input should be a valid integer"),
+    ("{train} --lr none", "optim.lr: input should be a valid number"),
     ("{train} --directions sideways", "prompts.directions: input should be 'none', 'text', 'vision'"),
     ("{train} --dataset cuhk-pedse", "unknown data set 'cuhk-pedse': did you mean 'cuhk-pedes'?"),
     ("{train} --depth 13", "depth"),
@@ -227,6 +241,8 @@ WORDS = [
     ("cskt export {run}", "one of the arguments --merge --as-backbone is required"),
     ("cskt export {run} --as-backbone {tmp}/b.safetensors", "has prompts or adapters (prompts.text.0, ...)"),
     ("cskt export {run} --merge {tmp}/m.safetensors --half", "give them with --as-backbone"),
+    ("cskt export {run} --merge {tmp}/m.pt", "m.pt: name a file that ends in .safetensors"),
+    ("cskt export {run} --as-backbone {tmp}", "--as-backbone {tmp}: name a file that ends in .safetensors"),
     ("cskt export {root} --merge {tmp}/m.safetensors", "no run folder (it has no config.yaml)"),
     ("python test.py", "the following arguments are required: --config_file"),
     ("python test.py --config_file {tmp}/configs.yaml", "configs.yaml: no such file"),
@@ -234,11 +250,19 @@ WORDS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a demo has drawn other people."""
+    folder = tmp_path_factory.mktemp("demo")
+    done(f"cskt data make {folder / 'data'} --train-ids 2 --val-ids 1 --test-ids 1")
+    return folder
+
+
 @pytest.fixture
-def places(run: Path, root: Path, train_command: str, tmp_path: Path) -> dict[str, str]:
+def places(run: Path, root: Path, demo_data: Path, train_command: str, tmp_path: Path) -> dict[str, str]:
     """What stands in braces in `WORDS`."""
     new = f"{train_command} --output {tmp_path / 'new'}"
-    return {"run": str(run), "root": str(root), "tmp": str(tmp_path), "train": new}
+    return {"run": str(run), "root": str(root), "tmp": str(tmp_path), "train": new, "dolls": str(demo_data)}
 
 
 @pytest.mark.parametrize(("command", "reason"), WORDS, ids=[command for command, _ in WORDS])

@@ -24,7 +24,11 @@ from safetensors import safe_open
 
 import cskt
 from cskt.app.cli import COMMANDS
+from cskt.app.model_flags import split_of
+from cskt.app.next_steps import command_line
+from cskt.app.parsing import config_value
 from cskt.config import load_config
+from cskt.embed import Encoder
 from cskt.train import engine
 
 METRICS = {"r1", "r5", "r10", "mean_ap", "mean_inp", "num_queries", "num_gallery", "num_unmatched_queries"}
@@ -68,6 +72,84 @@ def test_help_of_train_lists_every_config_key_with_its_default() -> None:
     text = " ".join(done("cskt train --help").split())
     assert "--optim.lr VALUE, --lr VALUE Base learning rate. (default: 0.0003)" in text
     assert "--data.batch-size VALUE, --batch-size VALUE" in text
+    assert "--image-height VALUE Height that images are resized to, in pixels;" in text
+    assert "(recipe cskt: 384; default: none)" in text and "(default: 0.02,0.4)" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("optim.clip_grad_norm", "none", None),
+        ("optim.clip_grad_norm", "0.5", 0.5),
+        ("backbone.image_height", "null", None),
+        ("prompts.directions", "none", "none"),
+        ("augment.erase_area", "0.02,0.4", [0.02, 0.4]),
+        ("augment.erase_area", "[0.02, 0.4]", [0.02, 0.4]),
+        ("optim.milestones", "10,20", [10, 20]),
+        ("optim.milestones", "10", [10]),
+        ("name", "none", "none"),
+    ],
+)
+def test_values_of_flags(key: str, text: str, value: Any) -> None:
+    assert config_value(key, text) == value
+    load_config("cskt", {key: value})
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+def test_reader_who_leaves_is_met_in_silence(words: list[str]) -> None:
+    command = [sys.executable, "-m", "cskt", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    # argparse itself is silent about a long help that nobody reads
+    assert process.returncode == (1 if words == ["--help"] else 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["accelerator", "torch", "Python"],
+)
+def test_full_memory(run: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "prepare", fail)
+        refusal = typed(f"cskt train --output {tmp_path / 'new'}").refusal()
+        assert refusal == (
+            "out of memory: use a smaller --batch-size, --precision bf16 or --loop.checkpoint-activations true"
+        )
+        assert "--checkpoint_activations" in typed("python train.py").refusal()
+    monkeypatch.setattr(Encoder, "encode_image", fail)
+    refusal = typed(f"cskt evaluate {run}").refusal()
+    assert refusal == "out of memory: use a smaller --batch-size or --precision bf16"
+
+
+def test_other_failures_are_not_taken_for_full_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("shapes [2] and [3] do not match")
+
+    monkeypatch.setattr(engine, "prepare", fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        typed("cskt train")
+
+
+def test_commands_to_type_next_where_nothing_is_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    python = tmp_path / "my env" / "bin" / "python"
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert command_line("evaluate", "a run") == f"'{python}' -m cskt evaluate 'a run'"
+    monkeypatch.chdir(tmp_path)
+    assert command_line("evaluate") == "'my env/bin/python' -m cskt evaluate"
+    installed = tmp_path / "cskt"
+    installed.touch(mode=0o755)
+    assert command_line("query", Path("run"), 'a "red" coat') == "cskt query run 'a \"red\" coat'"
 
 
 # --- data
@@ -86,11 +168,14 @@ def test_make_then_check(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_check_finds_every_data_set_under_a_root(root: Path, own_data: Path) -> None:
+def test_check_finds_every_data_set_under_a_root(root: Path, own_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reports = typed(f"cskt data check {root} --no-decode --json").json()
     assert [report["dataset"] for report in reports] == ["cuhk-pedes", "icfg-pedes", "rstpreid"]
     (one,) = typed(f"cskt data check {root} --dataset ICFG_PEDES --no-decode --json").json()
     assert one["dataset"] == "icfg-pedes"
+    monkeypatch.chdir(root / "RSTPReid")
+    (here,) = typed("cskt data check . --no-decode --json").json()
+    assert (here["dataset"], here["errors"]) == ("rstpreid", [])
     (own,) = typed(f"cskt data check {own_data} --json").json()
     assert (own["dataset"], own["errors"], own["warnings"]) == ("jsonl", [], [])
 
@@ -249,6 +334,43 @@ def test_evaluate_on_other_data_than_it_was_trained_on(run: Path, root: Path, ow
     assert (other["dataset"], other["t2i"]["num_gallery"]) == ("rstpreid", 12)
     own = typed(f"cskt evaluate {run} --dataset jsonl --root {own_data} --split val --json").json()
     assert (own["dataset"], own["split"], own["t2i"]["num_gallery"]) == ("jsonl", "val", 8)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_people_held_out_to_select_on(train_command: str, tmp_path: Path, precision: str) -> None:
+    folder = tmp_path / "run"
+    done(f"{train_command} --dataset icfg-pedes --holdout-fraction 0.5 --precision {precision} --output {folder}")
+    events = events_of(folder)
+    selected = max(
+        (event for event in events if event["event"] == "evaluation" and event["stage"] == "epoch"),
+        key=lambda event: event["t2i"]["r1"],
+    )
+    val = typed(f"cskt evaluate {folder} --split val --json").json()
+    assert (val["t2i"], val["i2t"]) == (selected["t2i"], selected["i2t"])
+    other = "fp32" if precision == "bf16" else "bf16"
+    assert typed(f"cskt evaluate {folder} --split val --precision {other} --json").json()["split"] == "val"
+
+    rest = typed(f"cskt evaluate {folder} --split train --json").json()
+    assert rest["t2i"]["num_queries"] == events[0]["train_pairs"]
+    config = load_config(folder / "config.yaml")
+    people = {split: set(split_of(str(folder), None, None, split).image_pids) for split in ("train", "val")}
+    assert people["train"].isdisjoint(people["val"]) and len(people["val"]) == 6
+    own_way = split_of(str(folder), "ICFG-PEDES", config.data.root, "val")
+    assert set(own_way.image_pids) == people["val"]
+
+
+def test_no_val_where_nobody_was_held_out(train_command: str, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done(f"{train_command} --dataset icfg-pedes --select-on test --output {folder}")
+    for command in (f"cskt evaluate {folder}", f"cskt evaluate {run} --dataset icfg-pedes"):
+        assert "no split 'val'; it has train, test" in typed(f"{command} --split val").refusal()
+
+
+def test_size_of_images_of_plain_weights(tiny_backbone: Path, root: Path) -> None:
+    command = f"cskt evaluate {tiny_backbone} --dataset cuhk-pedes --root {root} --json"
+    usual = typed(command).json()
+    assert typed(f"{command} --image-height 32 --image-width 16 --stride 8").json() == usual
+    assert typed(f"{command} --image-height 64 --image-width 32").json()["t2i"] != usual["t2i"]
 
 
 def test_nothing_but_the_figures_depends_on_how_it_is_computed(run: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import done, typed
+from command_line import done, typed, words_of
 from PIL import Image
 
 from cskt.config import load_config
@@ -22,8 +22,8 @@ COMMAND = "cskt demo --train-ids 10 --test-ids 10 --epochs 1 --device cpu"
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The demo's folder and what it printed."""
-    folder = tmp_path_factory.mktemp("home") / "demo"
-    return folder, done(f"{COMMAND} --output {folder}")
+    folder = tmp_path_factory.mktemp("home") / "my demo"
+    return folder, done(f"{COMMAND} --output '{folder}'")
 
 
 def run_of(folder: Path) -> Path:
@@ -42,7 +42,7 @@ def test_table_compares_zero_shot_with_cskt(demo: tuple[Path, str]) -> None:
     )
     assert heading.split() == ["Method", "R1", "R5", "R10", "mAP", "mINP", "Trained"]
     assert len(figures_of(zero_shot)) == 5 and zero_shot.split()[-3:] == ["0", "(0.00", "%)"]
-    evaluated = typed(f"cskt evaluate {run_of(folder)} --json").json()["t2i"]
+    evaluated = typed(f"cskt evaluate '{run_of(folder)}' --json").json()["t2i"]
     expected = [round(100 * evaluated[name], 2) for name in ("r1", "r5", "r10", "mean_ap", "mean_inp")]
     assert figures_of(trained)[:5] == pytest.approx(expected)
     assert "10 unseen people, 40 images" in out
@@ -80,9 +80,11 @@ def test_report_holds_everything_in_one_file(demo: tuple[Path, str]) -> None:
 
 def test_next_commands_run_as_printed(demo: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, out = demo
-    query, evaluate, train, make, _ = (line.strip() for line in out.partition("next:\n")[2].splitlines())
+    query, evaluate, train, make, remark, licensed = (line.strip() for line in out.partition("next:\n")[2].splitlines())
+    assert remark == "with a licensed data set and CLIP's weights (see README.md):"
+    assert words_of(licensed) == ["cskt", "train", "--config", "cskt", "--root", "DIR"]
     page = html.unescape((folder / "report.html").read_text(encoding="utf-8"))
-    assert all(command in page for command in (query, evaluate, train, make))
+    assert all(command in page for command in (query, evaluate, train, make, licensed))
     monkeypatch.chdir(tmp_path)
     done(query)
     assert Path("answer.png").stat().st_size > 10_000
@@ -96,7 +98,7 @@ def test_second_time_draws_nothing_anew(demo: tuple[Path, str], caplog: pytest.L
     image = min((folder / "data").rglob("*.jpg"))
     drawn_at = image.stat().st_mtime_ns
     caplog.set_level(logging.INFO)
-    again = done(f"{COMMAND} --output {folder}")
+    again = done(f"{COMMAND} --output '{folder}'")
     assert image.stat().st_mtime_ns == drawn_at and "already made with these arguments" in caplog.text
     assert again.splitlines()[:6] == out.splitlines()[:6], "the same seed, the same figures"
     for run in sorted((folder / "cuhk-pedes").iterdir())[1:]:

@@ -93,6 +93,7 @@ VALUES: list[tuple[str, dict[str, Any]]] = [
     ("--beta 0.99", {"optim.beta2": 0.99}),
     ("--num_epoch 30", {"loop.num_epochs": 30}),
     ("--milestones 10 30", {"optim.milestones": (10, 30)}),
+    ("--milestones 10,30", {"optim.milestones": (10, 30)}),
     ("--gamma 0.5", {"optim.gamma": 0.5}),
     ("--warmup_factor 0.2", {"optim.warmup_factor": 0.2}),
     ("--warmup_epochs 0", {"optim.warmup_epochs": 0}),
@@ -111,6 +112,10 @@ VALUES: list[tuple[str, dict[str, Any]]] = [
     ("--depth 9", {"prompts.depth": 9}),
     ("--n_ctx 2", {"prompts.length": 2}),
     ("--local_rank 0", {}),
+    # ours
+    ("--precision bf16", {"precision": "bf16"}),
+    ("--checkpoint_activations", {"loop.checkpoint_activations": True}),
+    ("--seed 7", {"seed": 7}),
     # masked language modelling's own, without effect unless --MLM is given
     ("--cmt_depth 4", {}),
     ("--masked_token_rate 0.8", {}),
@@ -125,11 +130,12 @@ REFUSED = [
     ("--vocab_size 49409", "leave the flag out"),
     ("--temperature 0", "0.02"),
     ("--img_size 384", "--img_size 384,128"),
-    ("--stride_size 0", "backbone.stride: input should be greater than 0"),
+    ("--stride_size 0", "--stride_size: input should be greater than 0, got 0"),
     ("--optimizer Lion", "'adam', 'adamw' or 'sgd'"),
     ("--lrscheduler cosin", "'cosine'"),
-    ("--val_dataset tset", "'val' or 'test'"),
-    ("--milestones ten", "invalid int value: 'ten'"),
+    ("--val_dataset tset", "--val_dataset: input should be 'val' or 'test', got 'tset'"),
+    ("--milestones ten", "--milestones.0: input should be a valid integer"),
+    ("--precision fp64", "--precision: input should be 'fp32', 'bf16' or 'fp16'"),
     ("--resume", "--resume_ckpt_file RUN/last.pt"),
     ("--resume --resume_ckpt_file RUN/best.pth", "--resume_ckpt_file RUN/last.pt"),
     ("--batchsize 8", "did you mean --batch_size?"),
@@ -165,6 +171,28 @@ def test_flag_does_what_it_says_and_nothing_else(
 def test_flag_is_refused_with_the_reason(asked_for: list[RunConfig], flags: str, reason: str) -> None:
     assert reason in typed(f"python train.py {flags}").refusal()
     assert asked_for == []
+
+
+def test_error_names_what_was_typed(root: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    command = f"python train.py {SMALL} --root_dir {root} --pretrain_choice {tiny_backbone} --output_dir {tmp_path}"
+    refusal = typed(f"{command} --batch_size 64").refusal()
+    assert refusal == "--batch_size 64 is more than the 32 training pairs; lower --batch_size"
+
+
+def test_error_in_a_recipe_names_its_own_key(asked_for: list[RunConfig], tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("data: {select_on: tset}")
+    refusal = typed(f"python train.py --recipe {recipe}").refusal()
+    assert refusal.startswith(f"{recipe}: data.select_on: ") and asked_for == []
+
+
+def test_help_shows_what_the_reference_recipe_sets() -> None:
+    text = " ".join(done("python train.py --help").split())
+    for line in (
+        "base learning rate (0.0003)", "CUHK-PEDES, ICFG-PEDES or RSTPReid (CUHK-PEDES)", "or SGD (Adam)",
+        "height,width in pixels (384,128)", "rate by gamma (20,50)", "test is the published protocol (val)",
+    ):  # fmt: skip
+        assert line in text
 
 
 def test_another_recipe(asked_for: list[RunConfig]) -> None:
@@ -212,10 +240,19 @@ def test_data_and_backbone_that_moved(root: Path, tiny_backbone: Path, tmp_path:
     expected = typed(f"python test.py --config_file {config_file} --json").json()
 
     before.rename(after)
-    assert str(before) in typed(f"python test.py --config_file {config_file}").refusal()
+    refusal = typed(f"python test.py --config_file {config_file}").refusal()
+    assert refusal.startswith(f"{before}: no such folder") and refusal.endswith("say where: --root_dir DIR")
+    assert typed(f"cskt evaluate {config_file.parent}").refusal().endswith("say where: --root DIR")
     moved = f"python test.py --config_file {config_file} --root_dir {after} --dataset_name RSTPReid"
     assert "--backbone" in typed(moved).refusal()
     assert typed(f"{moved} --backbone {after}/clip.safetensors --json").json() == expected
+
+
+def test_precision(run: Path) -> None:
+    command = f"python test.py --config_file {run}/configs.yaml --json"
+    assert typed(f"{command} --precision fp32").json() == typed(command).json(), "the run's own"
+    reduced = typed(f"{command} --precision bf16").json()
+    assert reduced["t2i"] == typed(f"cskt evaluate {run} --precision bf16 --json").json()["t2i"]
 
 
 def test_other_split(run: Path) -> None:
@@ -230,7 +267,7 @@ def test_resume(root: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     first = done(command)
     last = only_run(tmp_path, "cuhk-pedes") / "last.pt"
     assert done(f"{command} --resume --resume_ckpt_file {last}") == first
-    assert "optim.lr: 0.0003 -> 0.1" in typed(f"{command} --resume --resume_ckpt_file {last} --lr 0.1").refusal()
+    assert "(--lr: 0.0003 -> 0.1)" in typed(f"{command} --resume --resume_ckpt_file {last} --lr 0.1").refusal()
     missing = tmp_path / "elsewhere" / "last.pt"
     assert f"{missing}: no such file" in typed(f"{command} --resume --resume_ckpt_file {missing}").refusal()
 

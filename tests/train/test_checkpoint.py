@@ -29,9 +29,7 @@ CONFIG = load_config("cskt")
 PROGRESS = Progress(epoch=3, step=7, total_steps=100, best_r1=0.25, best_epoch=2, seconds=12.5)
 
 
-def make_trainee(
-    seed: int = 0, num_identities: int = 5, backbone: str = "a" * 64, data: str = "d" * 64
-) -> Trainee:
+def make_trainee(seed: int = 0, num_identities: int = 5, backbone: str = "a" * 64, data: str = "d" * 64) -> Trainee:
     """A frozen and a trained layer, a classifier, and an Adam that has taken a step."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 4))

@@ -310,6 +310,8 @@ def test_zero_shot_and_step_0_are_two_figures(
     plain = Encoder(plain_clip(), Tokenizer(), device=torch.device("cpu"), batch_size=5, num_workers=0)
     val = sessions[0].val_split
     zero_shot, step_0 = encoders[0], encoders[1]
+    assert sessions[0].encoder().tokenizer.context_length == 77 - 2 * 2, "prompts take their share of a caption"
+    assert sessions[0].encoder(bare=True).tokenizer.context_length == 77
     for found, other, expected in zip(
         zero_shot, step_0, (plain.encode_image(val.image_paths), plain.encode_text(val.captions)), strict=True
     ):
@@ -414,6 +416,15 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(
     assert {name: (tmp_path / "run" / name).read_bytes() for name in files} == files
     monkeypatch.undo()
     assert train(config, tmp_path / "run", resume=True).best_epoch in (1, 2), "and goes on with a sound rate"
+
+
+def test_a_launcher_of_several_processes_is_refused(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="trains in one process; start it without torchrun"):
+        train(configure(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(

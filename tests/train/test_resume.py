@@ -126,12 +126,14 @@ def test_the_best_score_survives(config: RunConfig, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("changes", "event", "step", "left_at"),
     [
+        # Before the first save within an epoch: the run starts again where it had begun.
+        ({}, "step", 2, {"epoch": 0, "step": 0, "total_steps": 0}),
         # Step 9 was made and logged after the last save; it is made again.
         ({}, "step", 9, {"epoch": 1, "step": 3, "total_steps": 8}),
         # The epoch's last step was saved and its evaluation logged, but the epoch itself was not saved.
         ({"loop.save_period_steps": 5}, "evaluation", 10, {"epoch": 1, "step": 5, "total_steps": 10}),
-        # Gradients of two batches are added up: steps 3 and 6 stand between the two, where nothing may be saved.
-        ({"loop.accumulate_steps": 2, "precision": "fp16"}, "step", 8, {"epoch": 1, "step": 0, "total_steps": 5}),
+        # Gradients of two batches are added up: after step 8 a save is due, but the group ends with step 9.
+        ({"loop.accumulate_steps": 2, "precision": "fp16"}, "step", 9, {"epoch": 1, "step": 0, "total_steps": 5}),
     ],
 )
 def test_killed_within_an_epoch(
@@ -154,6 +156,20 @@ def test_killed_within_an_epoch(
     assert story(killed)[-1]["step"] == step, "the log is ahead of the checkpoint"
     train(config, killed, resume=True)
     assert_same_run(killed, whole)
+
+
+def test_a_run_that_was_told_to_stop_goes_on(config: RunConfig, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(config, whole)
+    first = quick_config(
+        Path(config.data.root), Path(config.backbone.name), "cskt", CHANGES | {"loop.stop_after_epochs": 2}
+    )
+    train(first, stopped)
+    assert load_plain(stopped / "last.pt")["progress"]["epoch"] == 2
+    train(config, stopped, resume=True)
+    assert story(stopped) == story(whole)
+    for part in ("model", "objective", "optimizer"):
+        assert_equal(load_plain(stopped / "last.pt")[part], load_plain(whole / "last.pt")[part], part)
 
 
 def test_resuming_a_finished_run_changes_nothing(config: RunConfig, tmp_path: Path) -> None:

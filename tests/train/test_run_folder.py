@@ -124,6 +124,18 @@ def test_scalars_reach_tensorboard(run: RunFolder) -> None:
     assert scalars == {"step/loss": [(5, 2.5)], "step/losses/sdm": [(5, 1.5)], "epoch/t2i/r1": [(6, 0.25)]}
 
 
+def test_tensorboard_forgets_what_a_resumed_run_makes_again(run: RunFolder) -> None:
+    for step in range(1, 5):
+        run.record("step", step=step, loss=float(step))
+    run.close()
+    resumed = RunFolder(run.path)
+    resumed.forget_after(total_steps=2, epochs=0)
+    resumed.record("step", step=3, loss=0.5)
+    resumed.close()
+    board = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    assert [(item.step, item.value) for item in board.Scalars("step/loss")] == [(1, 1.0), (2, 2.0), (3, 0.5)]
+
+
 def test_lines_are_plain_json(run: RunFolder) -> None:
     run.record("step", step=1, loss=0.1)
     assert json.loads((run.path / "metrics.jsonl").read_text()) == {"event": "step", "step": 1, "loss": 0.1}

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     """See `cskt demo --help`."""
     parser = Parser(prog="cskt demo", description="Draw pedestrians, train CSKT on them, answer three sentences.")
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for all files (%(default)s)")
-    parser.add_argument("--train-ids", type=int, default=250, help="training identities (%(default)s)")
+    parser.add_argument("--train-ids", type=int, default=500, help="training identities (%(default)s)")
     parser.add_argument("--test-ids", type=int, default=100, help="unseen identities to search among (%(default)s)")
     parser.add_argument("--epochs", type=int, help="epochs (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=1, help="seed of people and of training (%(default)s)")
@@ -78,7 +78,7 @@ def draw(root: Path, train_ids: int, test_ids: int, seed: int) -> None:
     Raises:
         ValueError: other data lies there.
     """
-    ids = {"train": train_ids, "val": max(train_ids // 5, 10), "test": test_ids}
+    ids = {"train": train_ids, "val": max(train_ids // 10, 10), "test": test_ids}
     with counting_bar("drawing pedestrians") as on_progress:
         try:
             make_dataset(root, layout="cuhk-pedes", domain="target", ids=ids, seed=seed, on_progress=on_progress)

@@ -122,10 +122,8 @@ def _help(key: str, recipe: RunConfig) -> str:
     field = owner.__pydantic_fields__[leaf]
     description = " ".join((field.description or "").split())
     default, chosen = getattr(owner(), leaf), functools.reduce(getattr, key.split("."), recipe)
-    usual = f"default: {shown(default)}"
-    return (
-        f"{description} ({usual})" if chosen == default else f"{description} ({recipe.name}: {shown(chosen)}; {usual})"
-    )
+    by_recipe = "" if chosen == default else f"recipe {recipe.name}: {shown(chosen)}; "
+    return f"{description} ({by_recipe}default: {shown(default)})"
 
 
 def shown(value: Any) -> str:

@@ -119,9 +119,7 @@ def _train_parser() -> Parser:
     )
     parser.add_argument("--recipe", default=REFERENCE, help="recipe that the flags are laid over (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=1, help="seed (%(default)s, to which the released program fixes it)"
-    )
+    parser.add_argument("--seed", type=int, default=1, help="seed (%(default)s, as the released program fixes it)")
     parser.add_argument("--precision", default=argparse.SUPPRESS, help="fp32, bf16 or fp16 (fp32)")
     parser.add_argument(
         "--checkpoint_activations",

@@ -174,7 +174,8 @@ def save_backbone(
 def read_backbone(path: Path) -> BackboneFile:
     """Read a file that `save_backbone` wrote, as float32.
 
-    Rows of the token embedding that the file leaves out become the mean of those it holds.
+    Rows of the token embedding that the file leaves out are drawn from the mean and spread of those it holds, the
+    same at every reading: noise, but a noise that tells unseen words apart, so that a method can learn them.
 
     Raises:
         ValueError: missing, damaged, of another kind, or written by a newer version.
@@ -257,6 +258,8 @@ def _spread_rows(known: Tensor | None, rows: Tensor, vocab_size: int, path: Path
         raise ValueError(f"{path}: '{TOKEN_ROWS}' does not fit '{TOKEN_EMBEDDING}'")
     if rows.is_floating_point() or rows.min() < 0 or rows.max() >= vocab_size:
         raise ValueError(f"{path}: '{TOKEN_ROWS}' holds ids outside 0 to {vocab_size - 1}")
-    table = known.float().mean(dim=0).repeat(vocab_size, 1)
+    mean, spread = known.float().mean(dim=0), known.float().std(dim=0, correction=0)
+    noise = torch.randn(vocab_size, known.shape[1], generator=torch.Generator().manual_seed(0))
+    table = mean + spread * noise
     table[rows.long()] = known.float()
     return table
