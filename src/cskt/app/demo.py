@@ -90,8 +90,8 @@ def compare(zero_shot: Encoder, cskt: Encoder, test: Split, features: SplitFeatu
     """Zero-shot CLIP and trained CSKT on people whom neither has seen; CSKT trains only what it adds."""
     frozen, total = zero_shot.model.num_parameters(), cskt.model.num_parameters()
     return [
-        ResultRow("clip-tiny, zero-shot", evaluate(zero_shot, test).t2i.summary(), 0, frozen),
-        ResultRow("CSKT", evaluate(cskt, test, features).t2i.summary(), total - frozen, total),
+        ResultRow("clip-tiny, zero-shot", evaluate(zero_shot, test).t2i.summary(), 0, frozen, "on test"),
+        ResultRow("CSKT", evaluate(cskt, test, features).t2i.summary(), total - frozen, total, "on test"),
     ]
 
 
