@@ -78,7 +78,7 @@ def test_batches_of_one_person_and_runs_without_sdm_say_nothing(caplog: pytest.L
 
 def test_a_batch_of_one_person_does_not_end_a_collapse(caplog: pytest.LogCaptureFixture) -> None:
     watch, one_person = CollapseWatch(), torch.zeros(len(PIDS), dtype=torch.int64)
-    for step in range(PATIENCE_STEPS + PATIENCE_STEPS // 10):
+    for step in range(PATIENCE_STEPS + PATIENCE_STEPS // 5):
         look_at(watch, constant_features(), constant_features(), one_person if step % 10 == 9 else PIDS)
     assert len(caplog.messages) == 1
 

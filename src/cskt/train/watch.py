@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 
 PATIENCE_STEPS = 100
 TOLERANCE = 0.01
+NO_CONTRAST = 1e-3
+"""Below this value a batch holds one identity only and says nothing; rounding keeps it from being 0."""
 
 
 class CollapseWatch:
@@ -34,7 +36,7 @@ class CollapseWatch:
         if sdm is None:
             return
         uniform = sdm_at_collapse(pids).item()
-        if uniform == 0:  # a batch of one identity says nothing
+        if uniform < NO_CONTRAST:
             return
         stuck = abs(sdm - uniform) < TOLERANCE * uniform
         self.collapsed_steps = self.collapsed_steps + 1 if stuck else 0
