@@ -430,3 +430,18 @@ def test_config_of_a_run_is_in_its_weights(run: Path) -> None:
     assert load_config(config).backbone == BackboneConfig(
         name=load_config(config).backbone.name, image_height=HEIGHT, image_width=WIDTH
     )
+
+
+def test_published_weights_run_at_the_size_of_person_crops_unless_told(tmp_path: Path) -> None:
+    """384 x 128, as every recipe over them has it; our own backbone files keep the size that they were made for."""
+    transformers = pytest.importorskip("transformers")
+    tower = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config=tower | {"vocab_size": 49408}, vision_config=tower | {"image_size": 64, "patch_size": 16},
+        projection_dim=32,
+    )  # fmt: skip
+    transformers.CLIPModel(config).save_pretrained(tmp_path)
+    crops = load(tmp_path, device="cpu").model.architecture
+    assert (crops.image_height, crops.image_width, crops.grid) == (384, 128, (24, 8))
+    asked = load(tmp_path, device="cpu", image_height=64, image_width=32, stride=8).model.architecture
+    assert (asked.image_height, asked.image_width, asked.grid) == (64, 32, (7, 3))

@@ -270,7 +270,8 @@ class LoopConfig:
     num_epochs: Positive = 60
     """Passes over the training pairs."""
     stop_after_epochs: Positive | None = None
-    """Leave after so many epochs with the schedule of `num_epochs` unchanged; resuming goes on."""
+    """Leave after so many epochs, the last one evaluated, with the schedule of `num_epochs` unchanged; resuming
+    goes on."""
     eval_period_epochs: Positive = 1
     """Epochs between evaluations."""
     log_period_steps: Positive = 20
