@@ -1,0 +1,50 @@
+"""Training, evaluation and resuming on a GPU, where this machine has one; elsewhere these tests skip and say so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cskt.embed import load
+from cskt.train.engine import train
+from tiny_run import quick_config
+
+AVAILABLE = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+
+
+@pytest.fixture(params=AVAILABLE)
+def device(request: pytest.FixtureRequest) -> str:
+    """A GPU of this machine."""
+    name: str = request.param
+    if not AVAILABLE[name]:
+        pytest.skip(f"no {name} device here")
+    return name
+
+
+def step_losses(folder: Path) -> list[float]:
+    events: list[dict[str, Any]] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [event["loss"] for event in events if event["event"] == "step"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_trains_evaluates_and_resumes(
+    dolls: Path, tiny_backbone: Path, tmp_path: Path, device: str, precision: str
+) -> None:
+    changes = {"device": device, "precision": precision, "loop.num_epochs": 2}
+    stopped = quick_config(dolls, tiny_backbone, "cskt", changes | {"loop.stop_after_epochs": 1})
+    train(stopped, tmp_path / "run")
+    config = quick_config(dolls, tiny_backbone, "cskt", changes)
+    assert train(config, tmp_path / "run", resume=True).best_epoch in (1, 2)
+    features = load(tmp_path / "run", device=device).encode_text(["a woman in a red coat"])
+    torch.testing.assert_close(features.norm(dim=-1), torch.ones(1))
+
+
+def test_a_gpu_computes_the_losses_of_the_cpu(dolls: Path, tiny_backbone: Path, tmp_path: Path, device: str) -> None:
+    for folder, where in (("ours", device), ("reference", "cpu")):
+        train(quick_config(dolls, tiny_backbone, "cskt", {"device": where}), tmp_path / folder)
+    ours, reference = step_losses(tmp_path / "ours"), step_losses(tmp_path / "reference")
+    assert ours == pytest.approx(reference, rel=1e-3)
