@@ -295,3 +295,8 @@ def test_one_section_alone_can_be_checked() -> None:
     assert validate(AugmentConfig, {"pad_pixels": 3}, "file").pad_pixels == 3
     with pytest.raises(ValueError, match=r"^file: unknown key 'pad_pixel': did you mean 'pad_pixels'\?"):
         validate(AugmentConfig, {"pad_pixel": 3}, "file")
+
+
+def test_a_mistyped_path_is_not_taken_for_the_shipped_recipe_of_that_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"elsewhere/cskt\.yaml: no such file"):
+        load_config(tmp_path / "elsewhere" / "cskt.yaml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -445,3 +446,14 @@ def test_published_weights_run_at_the_size_of_person_crops_unless_told(tmp_path:
     assert (crops.image_height, crops.image_width, crops.grid) == (384, 128, (24, 8))
     asked = load(tmp_path, device="cpu", image_height=64, image_width=32, stride=8).model.architecture
     assert (asked.image_height, asked.image_width, asked.grid) == (64, 32, (7, 3))
+
+
+def test_a_backbone_of_overlapping_patches_stays_so(tmp_path: Path) -> None:
+    architecture = replace(ARCHITECTURE, stride=ARCHITECTURE.patch_size // 2)
+    model = DualEncoder(architecture, PromptConfig(directions="none"), AdapterConfig(sides="none"), trainable="none")
+    model.initialise_backbone(torch.Generator().manual_seed(0))
+    state = {name: value.detach() for name, value in model.named_parameters()}
+    save_backbone(tmp_path / "overlapping.safetensors", state, architecture, facts={})
+    found = load(tmp_path / "overlapping.safetensors", device="cpu").model
+    assert found.architecture == architecture
+    assert torch.equal(found.vision.positional_embedding, model.vision.positional_embedding)

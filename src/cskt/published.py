@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cskt.config import RunConfig, flat_fields
+from cskt.config import RunConfig, flat_fields, value_of
 
 DATASETS = {"CUHK-PEDES": "cuhk-pedes", "ICFG-PEDES": "icfg-pedes", "RSTPReid": "rstpreid"}
 OPTIMIZERS = {"Adam": "adam", "AdamW": "adamw", "Adamw": "adamw", "SGD": "sgd"}
@@ -105,8 +105,7 @@ def from_published(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_published(config: RunConfig) -> dict[str, Any]:
     """A run's config in the flat form of the released programs, for `test.py` and for people who know it."""
-    keys = [name for name, _ in flat_fields()]
-    values = {key: _at(config, key) for key in keys}
+    values = {key: value_of(config, key) for key, _ in flat_fields()}
     flat = {name: flag.from_config(values[flag.key]) for name, flag in FLAGS.items()}
     weights = config.loss.weights
     size = [values["backbone.image_height"], values["backbone.image_width"]]
@@ -132,10 +131,3 @@ def _two_sizes(value: Any) -> tuple[int, int]:
     if len(words) != 2 or not all(word.isdigit() for word in words):
         raise ValueError(f"img_size {value!r}: give height and width, as in --img_size 384,128")
     return int(words[0]), int(words[1])
-
-
-def _at(config: RunConfig, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import re
 from pathlib import Path
 
 from cskt.app.parsing import Parser
 from cskt.config import RunConfig, load_config, validate
 from cskt.data.records import Split, dataset_key, find_split, read_dataset, select_splits
 from cskt.embed import Encoder, load
-from cskt.model.cache import CLIP_TINY, PUBLISHED, SUFFIXES, locate
+from cskt.model.cache import CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_name, locate
 from cskt.model.files import kind_of, read_method
 from cskt.model.released import read_released_config
 from cskt.train.run_folder import BEST, CONFIG, FLAT_CONFIG
@@ -110,8 +109,7 @@ def check_exists(model: str) -> None:
             locate(model)
         except ValueError as error:
             raise ValueError(f"{error}; and it is no run folder, for it has no {CONFIG}") from None
-    is_repository = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) and path.suffix not in SUFFIXES
-    if path.exists() or model in published or (is_repository and not path.parent.is_dir()):
+    if path.exists() or model in published or (is_repository_name(model) and not path.parent.is_dir()):
         return
     beside = [str(other) for other in path.parent.glob("*") if (other / CONFIG).is_file() or other.suffix in SUFFIXES]
     close = difflib.get_close_matches(model, [*published, *beside], n=1)

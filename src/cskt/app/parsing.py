@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import functools
 import re
 import sys
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from cskt.config import RunConfig, flat_fields, load_config, recipe_names
+from cskt.config import RunConfig, flat_fields, load_config, recipe_names, value_of
 
 OVERRIDE = "override:"
 DEFAULT_RECIPE = "cskt"
@@ -121,7 +120,7 @@ def _help(key: str, recipe: RunConfig) -> str:
         owner = type(getattr(RunConfig(), section)) if owner is RunConfig else owner
     field = owner.__pydantic_fields__[leaf]
     description = " ".join((field.description or "").split())
-    default, chosen = getattr(owner(), leaf), functools.reduce(getattr, key.split("."), recipe)
+    default, chosen = getattr(owner(), leaf), value_of(recipe, key)
     by_recipe = "" if chosen == default else f"recipe {recipe.name}: {shown(chosen)}; "
     return f"{description} ({by_recipe}default: {shown(default)})"
 

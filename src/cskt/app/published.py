@@ -125,7 +125,7 @@ def _train_parser() -> Parser:
         "--checkpoint_activations",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="recompute the blocks in the backward pass: less memory, about a third more time",
+        help="recompute the blocks in the backward pass: less memory, more time",
     )
     parser.add_argument("--img_aug", action="store_true", help="random crop and random erasing beside the flip")
     parser.add_argument("--resume", action="store_true", help="go on with --resume_ckpt_file")

@@ -25,6 +25,7 @@ from cskt.config.schema import (
     PromptConfig,
     RunConfig,
     flat_fields,
+    value_of,
 )
 
 __all__ = [
@@ -50,4 +51,5 @@ __all__ = [
     "save_config",
     "to_dict",
     "validate",
+    "value_of",
 ]

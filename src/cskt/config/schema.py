@@ -6,6 +6,7 @@ pydantic checks types and ranges. The attribute docstrings are also the help tex
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -281,7 +282,7 @@ class LoopConfig:
     accumulate_steps: Positive = 1
     """Batches whose gradients are summed before a step; each batch keeps its own contrastive loss."""
     checkpoint_activations: bool = False
-    """Recompute the blocks in the backward pass: less memory, about a third more time."""
+    """Recompute the blocks in the backward pass: less memory, more time."""
     evaluate_before: bool = True
     """Evaluate before the first step (the step-0 figure)."""
 
@@ -320,3 +321,8 @@ def flat_fields(config_class: type = RunConfig, prefix: str = "") -> Iterator[tu
             yield from flat_fields(type(default), f"{prefix}{item.name}.")
         else:
             yield prefix + item.name, item
+
+
+def value_of(config: RunConfig, key: str) -> Any:
+    """The value of a dotted key (`optim.lr`)."""
+    return functools.reduce(getattr, key.split("."), config)

@@ -85,7 +85,7 @@ def check_dataset(
 
     Args:
         name, root: as for `read_dataset`.
-        decode: decode every image instead of only looking whether it exists (a minute per 100,000 and core).
+        decode: decode every image instead of only looking whether it exists.
         on_progress: called with the images looked at so far and their total.
 
     Raises:

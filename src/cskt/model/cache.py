@@ -65,9 +65,14 @@ def locate(name: str) -> Path:
         return _weight_file(path)
     if path.exists():
         return path
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and path.suffix not in SUFFIXES:
+    if is_repository_name(name):
         return _fetch_repository(name)
     raise ValueError(f"backbone '{name}': no such file; {nearest(name, [CLIP_TINY, *PUBLISHED])}")
+
+
+def is_repository_name(name: str) -> bool:
+    """Whether a name has the form of a Hugging Face repository, `owner/name`, and not of a weight file's path."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and Path(name).suffix not in SUFFIXES
 
 
 def published_sha256(name: str) -> str | None:
