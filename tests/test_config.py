@@ -85,7 +85,7 @@ def test_recipes_are_found_by_name_and_by_path(tmp_path: Path, monkeypatch: pyte
     ("name", "message"),
     [
         ("cskt-refrence", "unknown recipe 'cskt-refrence': did you mean 'cskt-reference'?"),
-        ("qqq", "unknown recipe 'qqq': known: cskt, cskt-reference, "),
+        ("qqq", "unknown recipe 'qqq': known: clip, cskt, cskt-bpt, "),
         ("mine.yaml", "mine.yaml: no such file"),
     ],
 )
@@ -106,7 +106,7 @@ def test_an_unknown_recipe_is_told_with_the_nearest(name: str, message: str) -> 
         ("optimm", "did you mean 'optim'?"),
         ("backbone.architecture.embed_dimm", "did you mean 'backbone.architecture.embed_dim'?"),
         ("loop.zzz", "known: loop.accumulate_steps, loop.checkpoint_activations, "),
-        ("zzz", "known: adapters, augment, backbone, data, device, loop, loss, name, "),
+        ("zzz", "known: adapters, augment, backbone, data, device, loop, lora, loss, mlm, name, "),
     ],
 )
 def test_an_unknown_key_is_told_with_the_nearest(tmp_path: Path, key: str, hint: str) -> None:
@@ -142,6 +142,14 @@ def test_a_wrong_type_is_told_with_its_key(key: str, value: Any) -> None:
         ("loss.margin", -0.1, "greater than or equal to 0"), ("data.batch_size", 0, "greater than 0"),
         ("data.holdout_fraction", 0, "greater than 0"), ("data.holdout_fraction", 0.6, "less than or equal to 0.5"),
         ("data.train_fraction", 0, "greater than 0"), ("data.train_fraction", 1.01, "less than or equal to 1"),
+        ("data.templates", [], "at least 1 item"), ("data.templates", ["a photo"], "'a photo' must hold {} once"),
+        ("data.captions_per_image", 3, "data.batch_size 128 is not divisible by data.captions_per_image 3"),
+        ("lora.rank", 0, "greater than 0"), ("lora.targets", [], "at least 1 item"),
+        ("lora.targets", ["query", "query"], "lora.targets query,query names a layer twice"),
+        ("lora.targets", ["keys"], "'query', 'key'"), ("lora.alpha", 0, "greater than 0"),
+        ("mlm.mask_probability", 0, "greater than 0"), ("loss.sdm_other_image", 1.1, "less than or equal to 1"),
+        ("loss.tal_temperature", 0, "greater than 0"), ("optim.layer_decay", 0, "greater than 0"),
+        ("optim.ema_decay", 1, "less than 1"), ("augment.caption_drop_probability", 2, "less than or equal to 1"),
         ("data.caption_length", 2, "greater than or equal to 3"), ("data.select_on", "train", "'val' or 'test'"),
         ("augment.flip_probability", 1.5, "less than or equal to 1"), ("augment.pad_pixels", -1, "or equal to 0"),
         ("augment.erase_area", [0.4, 0.02], "not a range"), ("augment.erase_area", [0, 0.4], "not a range"),
@@ -223,6 +231,28 @@ def test_a_saved_config_comes_back_equal(tmp_path: Path, recipe: str, changes: d
     assert written["optim"].keys() == {item.name for item in dataclasses.fields(OptimConfig)}
 
 
+LATER = {
+    "lora": ..., "mlm": ..., "loss": ("tal_temperature", "tal_margin", "sdm_other_image"),
+    "data": ("captions_per_image", "templates"), "optim": ("layer_decay", "ema_decay"),
+    "augment": ("caption_mask_probability", "caption_drop_probability"),
+}  # fmt: skip
+"""Sections, and keys of sections, that the first config files did not have."""
+
+
+@pytest.mark.parametrize("recipe", ["cskt", "cskt-reference", "finetune", "demo", "tiny"])
+def test_a_file_without_later_keys_means_what_it_meant(tmp_path: Path, recipe: str) -> None:
+    content = to_dict(load_config(recipe))
+    for section, keys in LATER.items():
+        for key in () if keys is ... else keys:
+            del content[section][key]
+    first = {section: value for section, value in content.items() if LATER.get(section) is not ...}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(first))
+    config = load_config(tmp_path / "config.yaml")
+    assert config == load_config(recipe)
+    assert (config.lora.sides, config.optim.ema_decay, config.optim.layer_decay) == ("none", None, 1.0)
+    assert (config.data.captions_per_image, config.data.templates, config.loss.sdm_other_image) == (1, ("{}",), 1.0)
+
+
 # --- overrides
 
 
@@ -276,7 +306,7 @@ def test_flat_fields_are_the_leaves_of_a_config() -> None:
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_field_says_what_it_is_and_none_changes(section: type) -> None:
     fields = section.__pydantic_fields__  # type: ignore[attr-defined]
-    sections = {"backbone", "prompts", "adapters", "loss", "data", "augment", "optim", "loop"}
+    sections = {"backbone", "prompts", "adapters", "lora", "mlm", "loss", "data", "augment", "optim", "loop"}
     for name, field in fields.items():
         if not (section is RunConfig and name in sections):
             assert field.description and field.description.strip().endswith("."), name

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import cskt
@@ -190,6 +191,55 @@ def test_nothing_gives_nothing(encoder: Encoder) -> None:
 def test_captions_that_do_not_fit_are_refused(encoder: Encoder, captions: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         encoder.encode_text(captions)
+
+
+# --- templates
+
+
+def test_the_template_that_is_the_caption_changes_nothing(run: Path, encoder: Encoder) -> None:
+    assert encoder.templates == ("{}",)
+    assert torch.equal(quick_load(run, templates=["{}"]).encode_text(CAPTIONS), encoder.encode_text(CAPTIONS))
+    # The same twice goes the way of an ensemble, and is the mean of two equal vectors.
+    twice = quick_load(run, templates=["{}", "{}"]).encode_text(CAPTIONS)
+    torch.testing.assert_close(twice, encoder.encode_text(CAPTIONS), rtol=1e-6, atol=1e-6)
+
+
+def test_templates_are_averaged_as_unit_vectors(run: Path, encoder: Encoder) -> None:
+    templates = ["a photo of {}", "{}", "{}, seen from behind."]
+    found = quick_load(run, templates=templates).encode_text(CAPTIONS)
+    for caption, feature in zip(CAPTIONS, found, strict=True):
+        total = torch.zeros(ARCHITECTURE.embed_dim)
+        for sentence in (f"a photo of {caption}", caption, f"{caption}, seen from behind."):
+            total += encoder.encode_text([sentence])[0]
+        torch.testing.assert_close(feature, total / total.norm(), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(found[1], encoder.encode_text(CAPTIONS)[1], atol=1e-3)
+
+
+def test_templates_leave_ids_and_braces_of_a_caption_alone(run: Path, encoder: Encoder) -> None:
+    photo = quick_load(run, templates=["a photo of {}"])
+    caption_ids = Tokenizer()(CAPTIONS)
+    assert torch.equal(photo.encode_text(caption_ids), encoder.encode_text(caption_ids))
+    braces = photo.encode_text(["{0} {} {a}"])
+    torch.testing.assert_close(braces, encoder.encode_text(["a photo of {0} {} {a}"]), rtol=1e-6, atol=1e-6)
+    assert photo.encode_text([]).shape == (0, ARCHITECTURE.embed_dim)
+    with pytest.raises(ValueError, match="captions is one string; pass a list"):
+        photo.encode_text("a woman")
+
+
+def test_the_templates_of_a_run_hold_when_it_is_loaded(dolls: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    templates = ["a photo of {}", "{}"]
+    config = quick_config(dolls, tiny_backbone, "clip", {"data.templates": templates})
+    folder = train(config, tmp_path / "run").folder
+    assert quick_load(folder).templates == tuple(templates)
+    assert quick_load(folder, templates=["{}"]).templates == ("{}",)
+    expected = quick_load(tiny_backbone, templates=templates)
+    assert torch.equal(quick_load(folder).encode_text(CAPTIONS), expected.encode_text(CAPTIONS))
+
+
+@pytest.mark.parametrize("templates", ["a photo of {}", ["a photo of a person"], ["{} {}"]])
+def test_templates_without_their_place_are_refused(run: Path, templates: Any) -> None:
+    with pytest.raises(ValueError, match=r"templates is a list of sentences that hold \{\} once"):
+        quick_load(run, templates=templates)
 
 
 # --- settings
@@ -431,6 +481,24 @@ def test_config_of_a_run_is_in_its_weights(run: Path) -> None:
     assert load_config(config).backbone == BackboneConfig(
         name=load_config(config).backbone.name, image_height=HEIGHT, image_width=WIDTH
     )
+
+
+def test_a_run_from_before_later_keys_still_loads(run: Path, paths: list[Path], tmp_path: Path) -> None:
+    file = read_method(run / "best.safetensors")
+    config = {name: section for name, section in file.config.items() if name not in ("lora", "mlm")}
+    config["data"] = {key: value for key, value in config["data"].items() if key not in ("templates",)}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    save_method(
+        tmp_path / "best.safetensors",
+        file.tensors,
+        config=config,
+        backbone_name=file.backbone_name,
+        backbone_sha256=file.backbone_sha256,
+        facts=file.facts,
+        architecture=None,
+    )
+    assert load_config(tmp_path / "config.yaml") == load_config(run / "config.yaml")
+    assert_equal(quick_load(tmp_path), quick_load(run), paths)
 
 
 def test_published_weights_run_at_the_size_of_person_crops_unless_told(tmp_path: Path) -> None:

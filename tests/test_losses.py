@@ -3,6 +3,8 @@
 import json
 import math
 import runpy
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -35,9 +37,25 @@ def make_inputs(pids: list[int], *, num_classes: int = 40, width: int = 16, seed
         pids=torch.tensor(pids),
         image_logits=draw(size, num_classes),
         text_logits=draw(size, num_classes),
+        image_ids=torch.tensor([image_of(pids, row) for row in range(size)]),
+        mlm_logits=draw(size, num_classes),
+        mlm_labels=torch.randint(num_classes, (size,), generator=generator),
         temperature=0.07,
         margin=0.7,
+        tal_temperature=0.05,
+        tal_margin=0.2,
     )
+
+
+def image_of(pids: list[int], row: int) -> int:
+    """Every person has images of two captions each: the first and second pair of someone show the same one."""
+    return 100 * pids[row] + pids[:row].count(pids[row]) // 2
+
+
+def with_rows(inputs: LossInputs, change: Callable[[torch.Tensor], torch.Tensor]) -> LossInputs:
+    """The same inputs with every tensor changed alike; constants stay."""
+    tensors = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+    return replace(inputs, **{name: change(x) for name, x in tensors.items() if isinstance(x, torch.Tensor)})
 
 
 # --- golden values of the released code -------------------------------------------------------------------------
@@ -78,12 +96,13 @@ def softmax(row: list[float]) -> list[float]:
     return [x / sum(powers) for x in powers]
 
 
-def naive_matching(rows: list[list[float]], columns: list[list[float]], pids: list[int], scale: float, order: int):
+def naive_matching(rows: list[list[float]], columns: list[list[float]], inputs: LossInputs, scale: float, order: int):
     """One direction of SDM (order 1) and CMPM (order 2)."""
-    total = 0.0
+    total, pids, images = 0.0, inputs.pids.tolist(), inputs.image_ids.tolist()
+    others = inputs.sdm_other_image if order == 1 else 1.0
     for i, row in enumerate(rows):
         predicted = softmax([scale * dot(row, column) for column in columns])
-        same = [float(pid == pids[i]) for pid in pids]
+        same = [(1.0 if images[j] == images[i] else others) if pid == pids[i] else 0.0 for j, pid in enumerate(pids)]
         norm = sum(x**order for x in same) ** (1 / order)
         for j, p in enumerate(predicted):
             if p > 0:
@@ -96,9 +115,9 @@ def naive_cross_entropy(rows: list[list[float]], labels: list[int]) -> float:
 
 
 def naive_sdm(images, texts, inputs: LossInputs) -> float:
-    pids, scale = inputs.pids.tolist(), 1 / inputs.temperature
+    scale = 1 / inputs.temperature
     images, texts = [unit(i) for i in images], [unit(t) for t in texts]
-    return naive_matching(images, texts, pids, scale, 1) + naive_matching(texts, images, pids, scale, 1)
+    return naive_matching(images, texts, inputs, scale, 1) + naive_matching(texts, images, inputs, scale, 1)
 
 
 def naive_itc(images, texts, inputs: LossInputs) -> float:
@@ -108,9 +127,8 @@ def naive_itc(images, texts, inputs: LossInputs) -> float:
 
 
 def naive_cmpm(images, texts, inputs: LossInputs) -> float:
-    pids = inputs.pids.tolist()
-    return naive_matching(images, [unit(t) for t in texts], pids, 1.0, 2) + naive_matching(
-        texts, [unit(i) for i in images], pids, 1.0, 2
+    return naive_matching(images, [unit(t) for t in texts], inputs, 1.0, 2) + naive_matching(
+        texts, [unit(i) for i in images], inputs, 1.0, 2
     )
 
 
@@ -131,7 +149,28 @@ def naive_triplet(images, texts, inputs: LossInputs) -> float:
     return total / size
 
 
-NAIVE = {"sdm": naive_sdm, "itc": naive_itc, "cmpm": naive_cmpm, "id": naive_id, "triplet": naive_triplet}
+def naive_tal(images, texts, inputs: LossInputs) -> float:
+    total, pids, tau = 0.0, inputs.pids.tolist(), inputs.tal_temperature
+    cosines = [[dot(unit(i), unit(t)) for t in texts] for i in images]
+    for rows in (cosines, list(zip(*cosines, strict=True))):
+        for i, row in enumerate(rows):
+            positives = [cosine for j, cosine in enumerate(row) if pids[j] == pids[i]]
+            negatives = [cosine for j, cosine in enumerate(row) if pids[j] != pids[i]]
+            if negatives:
+                positive = dot(softmax([cosine / tau for cosine in positives]), positives)
+                soft_hardest = tau * math.log(math.fsum(math.exp(cosine / tau) for cosine in negatives))
+                total += max(0.0, inputs.tal_margin - positive + soft_hardest)
+    return total
+
+
+def naive_mlm(images, texts, inputs: LossInputs) -> float:
+    return naive_cross_entropy(inputs.mlm_logits.tolist(), inputs.mlm_labels.tolist())
+
+
+NAIVE = {
+    "sdm": naive_sdm, "itc": naive_itc, "cmpm": naive_cmpm, "id": naive_id, "mlm": naive_mlm,
+    "triplet": naive_triplet, "tal": naive_tal,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("pids", BATCHES.values(), ids=BATCHES.keys())
@@ -144,11 +183,25 @@ def test_loss_equals_a_naive_loop(name: str, pids: list[int]) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_of_duplicated_pairs_equals_a_naive_loop(name: str) -> None:
-    once = make_inputs([0, 1, 2])
-    twice = LossInputs(*(torch.cat([x, x]) for x in (once.image_features, once.text_features, once.pids,
-                                                    once.image_logits, once.text_logits)))  # fmt: skip
+    twice = with_rows(make_inputs([0, 1, 2]), lambda x: torch.cat([x, x]))
     expected = NAIVE[name](twice.image_features.tolist(), twice.text_features.tolist(), twice)
     assert LOSSES[name](twice).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("other_image", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("pids", BATCHES.values(), ids=BATCHES.keys())
+def test_sdm_with_labels_smoothed_by_image_equals_a_naive_loop(pids: list[int], other_image: float) -> None:
+    inputs = replace(make_inputs(pids), sdm_other_image=other_image)
+    expected = naive_sdm(inputs.image_features.tolist(), inputs.text_features.tolist(), inputs)
+    assert LOSSES["sdm"](inputs).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_sdm_that_treats_images_alike_is_plain_sdm_and_one_that_does_not_is_another() -> None:
+    inputs = make_inputs(BATCHES["large"])
+    sides, image_ids = (inputs.image_features, inputs.text_features, inputs.pids), inputs.image_ids
+    plain = losses.sdm(*sides)
+    assert torch.equal(losses.sdm(*sides, image_ids=image_ids, other_image=1.0), plain)
+    assert losses.sdm(*sides, image_ids=image_ids, other_image=0.3).item() != pytest.approx(plain.item(), rel=1e-3)
 
 
 # --- closed forms ------------------------------------------------------------------------------------------------
@@ -183,6 +236,9 @@ def test_sdm_of_constant_features_is_its_value_at_collapse(pids: list[int], temp
     identities, constant = torch.tensor(pids), torch.full((len(pids), 8), -0.3)
     at_collapse = losses.sdm(constant, constant, identities, temperature=temperature).item()
     assert losses.sdm_at_collapse(identities).item() == pytest.approx(at_collapse, rel=1e-5, abs=1e-5)
+    smoothed = {"image_ids": make_inputs(pids).image_ids, "other_image": 0.3}
+    at_collapse = losses.sdm(constant, constant, identities, temperature=temperature, **smoothed).item()
+    assert losses.sdm_at_collapse(identities, **smoothed).item() == pytest.approx(at_collapse, rel=1e-5, abs=1e-5)
 
 
 def test_value_at_collapse_of_64_people_is_27_95() -> None:
@@ -231,6 +287,69 @@ def test_triplet_of_equal_features_is_twice_the_margin() -> None:
     assert losses.triplet(features, features, margin=0.3).item() == pytest.approx(0.6)
 
 
+def test_mlm_of_uniform_logits_is_log_of_the_vocabulary_and_of_no_words_0() -> None:
+    assert losses.mlm(torch.full((6, 13), 0.4), torch.arange(6)).item() == pytest.approx(math.log(13))
+    nothing = torch.zeros(0, 13, requires_grad=True)
+    loss = losses.mlm(nothing, torch.zeros(0, dtype=torch.int64))
+    loss.backward()
+    assert loss.item() == 0 and nothing.grad is not None
+
+
+def test_tal_of_orthogonal_people_is_what_the_margin_lacks() -> None:
+    """Each of two rows a direction has its own cosine 1 and one negative of cosine 0."""
+    features, pids = torch.eye(2), torch.arange(2)
+    assert losses.tal(features, features, pids, margin=0.9).item() == 0
+    assert losses.tal(features, features, pids, margin=1.5).item() == pytest.approx(4 * 0.5)
+    assert losses.tal(features, -features, pids, margin=0.1).item() == pytest.approx(4 * 1.1)
+
+
+@pytest.mark.parametrize("size", [2, 9])
+def test_tal_of_equal_features_is_the_margin_and_the_number_of_negatives(size: int) -> None:
+    features, pids = torch.ones(size, 4), torch.arange(size)
+    expected = 2 * size * (0.1 + 0.05 * math.log(size - 1))
+    assert losses.tal(features, features, pids, temperature=0.05, margin=0.1).item() == pytest.approx(expected)
+
+
+def test_tal_of_one_person_is_zero_and_moves_nothing() -> None:
+    features = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = losses.tal(features, features.flip(0), torch.zeros(5, dtype=torch.int64), margin=3.0)
+    loss.backward()
+    assert loss.item() == 0 and not features.grad.any()
+
+
+def test_tal_of_no_temperature_is_a_triplet_loss_with_the_hardest_negative_and_positive() -> None:
+    inputs = make_inputs([0, 0, 1, 2, 1])
+    images, texts = (torch.nn.functional.normalize(x) for x in (inputs.image_features, inputs.text_features))
+    cosine = images @ texts.T
+    same = inputs.pids[:, None] == inputs.pids
+    expected = sum(
+        (0.5 - c.masked_fill(~same, -2).amax(1) + c.masked_fill(same, -2).amax(1)).clamp_min(0).sum()
+        for c in (cosine, cosine.T)
+    )
+    sides = inputs.image_features, inputs.text_features, inputs.pids
+    assert losses.tal(*sides, temperature=1e-4, margin=0.5).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("constant_weights", [True, False])
+def test_tal_takes_no_gradient_through_the_weights_of_its_positives(constant_weights: bool) -> None:
+    """Against a loop in float64 that keeps the weights out of the graph, and differs from one that lets them in."""
+    inputs = make_inputs([0, 0, 1, 1, 1, 2])
+    images, texts = (x.double().requires_grad_() for x in (inputs.image_features, inputs.text_features))
+    cosine = torch.nn.functional.cosine_similarity(images[:, None], texts[None], dim=2)
+    loss = torch.zeros((), dtype=torch.float64)
+    for rows in (cosine, cosine.T):
+        for row, pid in zip(rows, inputs.pids, strict=True):
+            positives, negatives = row[inputs.pids == pid], row[inputs.pids != pid]
+            weights = (positives / 0.3).softmax(0)
+            weights = weights.detach() if constant_weights else weights
+            loss = loss + (2.0 - weights @ positives + 0.3 * (negatives / 0.3).logsumexp(0)).clamp_min(0)
+    loss.backward()
+    ours = [x.clone().requires_grad_() for x in (inputs.image_features, inputs.text_features)]
+    losses.tal(*ours, inputs.pids, temperature=0.3, margin=2.0).backward()
+    for found, expected in zip(ours, (images, texts), strict=True):
+        assert torch.allclose(found.grad.double(), expected.grad, rtol=1e-4, atol=1e-6) == constant_weights
+
+
 # --- properties --------------------------------------------------------------------------------------------------
 
 
@@ -238,28 +357,21 @@ def test_triplet_of_equal_features_is_twice_the_margin() -> None:
 def test_order_of_the_pairs_does_not_matter(name: str) -> None:
     inputs = make_inputs(BATCHES["large"])
     order = torch.randperm(len(inputs.pids), generator=torch.Generator().manual_seed(1))
-    shuffled = LossInputs(
-        inputs.image_features[order],
-        inputs.text_features[order],
-        inputs.pids[order],
-        inputs.image_logits[order],
-        inputs.text_logits[order],
-        inputs.temperature,
-        inputs.margin,
-    )
+    inputs = replace(inputs, sdm_other_image=0.3)
+    shuffled = with_rows(inputs, lambda x: x[order])
     assert LOSSES[name](shuffled).item() == pytest.approx(LOSSES[name](inputs).item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sdm", "itc", "triplet"])
+@pytest.mark.parametrize("name", ["sdm", "itc", "triplet", "tal"])
 def test_images_and_captions_play_the_same_part(name: str) -> None:
     inputs = make_inputs(BATCHES["large"])
-    swapped = LossInputs(inputs.text_features, inputs.image_features, inputs.pids, temperature=0.07, margin=0.7)
+    swapped = replace(inputs, image_features=inputs.text_features, text_features=inputs.image_features)
     assert LOSSES[name](swapped).item() == pytest.approx(LOSSES[name](inputs).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("pids", BATCHES.values(), ids=BATCHES.keys())
 @pytest.mark.parametrize("kind", ["random", "equal", "zero"])
-@pytest.mark.parametrize("name", ["sdm", "itc", "cmpm", "triplet"])
+@pytest.mark.parametrize("name", ["sdm", "itc", "cmpm", "triplet", "tal"])
 def test_gradients_are_finite(name: str, kind: str, pids: list[int]) -> None:
     features = {"random": 100 * torch.randn(len(pids), 8, generator=torch.Generator().manual_seed(0)),
                 "equal": torch.ones(len(pids), 8), "zero": torch.zeros(len(pids), 8)}[kind]  # fmt: skip
@@ -274,11 +386,11 @@ def test_gradients_are_finite(name: str, kind: str, pids: list[int]) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_step_against_the_gradient_lowers_the_loss(name: str) -> None:
     inputs = make_inputs(BATCHES["large"])
-    leaves = [x.clone().requires_grad_() for x in (inputs.image_features, inputs.text_features,
-                                                  inputs.image_logits, inputs.text_logits)]  # fmt: skip
+    inputs = with_rows(inputs, lambda x: x.clone().requires_grad_() if x.is_floating_point() else x)
+    leaves = [inputs.image_features, inputs.text_features, inputs.image_logits, inputs.text_logits, inputs.mlm_logits]
 
     def value() -> torch.Tensor:
-        return LOSSES[name](LossInputs(leaves[0], leaves[1], inputs.pids, leaves[2], leaves[3]))
+        return LOSSES[name](inputs)
 
     before = value()
     before.backward()
@@ -302,9 +414,8 @@ def test_autocast_does_not_touch_a_loss(name: str) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_half_precision_features_are_computed_in_float32(name: str) -> None:
     inputs = make_inputs(BATCHES["large"])
-    tensors = (inputs.image_features, inputs.text_features, inputs.pids, inputs.image_logits, inputs.text_logits)
-    half = LossInputs(*(x.bfloat16() if x.is_floating_point() else x for x in tensors))
-    rounded = LossInputs(*(x.bfloat16().float() if x.is_floating_point() else x for x in tensors))
+    half = with_rows(inputs, lambda x: x.bfloat16() if x.is_floating_point() else x)
+    rounded = with_rows(half, lambda x: x.float() if x.is_floating_point() else x)
     assert torch.equal(LOSSES[name](half), LOSSES[name](rounded))
 
 
@@ -342,6 +453,11 @@ def test_an_unknown_loss_is_refused_with_a_hint(name: str, message: str) -> None
 def test_id_without_logits_is_refused() -> None:
     with pytest.raises(ValueError, match="loss 'id' needs the logits of an identity classifier"):
         losses.compute(LossInputs(torch.ones(2, 3), torch.ones(2, 3), torch.arange(2)), {"id": 1.0})
+
+
+def test_mlm_without_logits_is_refused() -> None:
+    with pytest.raises(ValueError, match="loss 'mlm' needs the logits of masked words; train with an interaction"):
+        losses.compute(LossInputs(torch.ones(2, 3), torch.ones(2, 3), torch.arange(2)), {"mlm": 1.0})
 
 
 def test_total_without_a_positive_weight_is_refused() -> None:

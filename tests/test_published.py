@@ -10,7 +10,7 @@ import yaml
 
 from cskt.config import RunConfig, flat_fields, load_config, save_config
 from cskt.model.released import read_released_config
-from cskt.published import FLAGS, from_published, to_published
+from cskt.published import FLAGS, from_published, recipe_of, to_published
 from cskt.train.run_folder import RunFolder
 
 # Published flag, a value as it is published, our key, our value: written out, so that the table itself is on trial.
@@ -24,6 +24,7 @@ TRANSLATIONS: list[tuple[str, Any, str, Any]] = [
     ("temperature", 0.07, "loss.temperature", 0.07),
     ("depth", 9, "prompts.depth", 9),
     ("n_ctx", 3, "prompts.length", 3),
+    ("cmt_depth", 2, "mlm.cmt_depth", 2),
     ("lr_factor", 2.5, "optim.head_lr_factor", 2.5),
     ("stride_size", 12, "backbone.stride", 12),
     ("text_length", 64, "data.caption_length", 64),
@@ -59,6 +60,8 @@ TRANSLATIONS: list[tuple[str, Any, str, Any]] = [
     ("num_workers", 8, "data.num_workers", 8),
     ("img_size", (224, 112), "backbone.image_height", 224),
     ("img_size", (224, 112), "backbone.image_width", 112),
+    ("MLM", True, "mlm.masked_for_all", True),
+    ("MLM", False, "mlm.masked_for_all", False),
     ("loss_names", "sdm+itc", "loss.weights", {"sdm": 1.0, "itc": 1.0}),
     ("img_aug", False, "augment.pad_pixels", 0),
     ("img_aug", False, "augment.erase_probability", 0.0),
@@ -67,7 +70,7 @@ TRANSLATIONS: list[tuple[str, Any, str, Any]] = [
     ("img_aug", False, "augment.flip_probability", 0.5),  # flipped with or without the flag, as released
     ("vocab_size", 49408, "loss.temperature", 0.02),  # CLIP's own number: nothing to change
 ]
-SEVERAL_KEYS = {"img_size", "loss_names", "img_aug", "vocab_size"}
+SEVERAL_KEYS = {"img_size", "loss_names", "img_aug", "MLM", "vocab_size"}
 
 
 def config_of(flags: dict[str, Any], recipe: str = "cskt-reference") -> RunConfig:
@@ -125,10 +128,46 @@ def test_each_optimiser_brings_the_eps_of_the_released_program(recipe: str, opti
         ({"loss_names": "sdm+id", "id_loss_weight": 0.5}, {"sdm": 1.0, "id": 0.5}),
         ({"loss_names": "sdm+id"}, {"sdm": 1.0, "id": 1.0}),
         ({"loss_names": "sdm", "id_loss_weight": 0.5}, {"sdm": 1.0}),
+        ({"loss_names": "sdm+mlm", "mlm_loss_weight": 0.25, "id_loss_weight": 0.5}, {"sdm": 1.0, "mlm": 0.25}),
+        ({"id_loss_weight": 0.5}, {"sdm": 1.0}),
     ],
 )
 def test_losses_and_their_weights(flags: dict[str, Any], weights: dict[str, float]) -> None:
     assert config_of(flags).loss.weights == weights
+
+
+@pytest.mark.parametrize(
+    ("flags", "weights"),
+    [
+        ({}, {"sdm": 2.0, "id": 1.0}),
+        ({"id_loss_weight": 0.5, "mlm_loss_weight": 0.5}, {"sdm": 2.0, "id": 0.5}),
+        ({"loss_names": "id+itc"}, {"id": 1.0, "itc": 1.0}),
+    ],
+)
+def test_weights_alone_change_the_losses_of_the_recipe(flags: dict[str, Any], weights: dict[str, float]) -> None:
+    assert from_published(flags, {"sdm": 2.0, "id": 1.0})["loss.weights"] == weights
+
+
+@pytest.mark.parametrize(
+    ("flags", "recipe"),
+    [
+        ({}, "cskt-reference"),
+        ({"MLM": False, "loss_names": "sdm+id"}, "cskt-reference"),
+        ({"MLM": True, "loss_names": "sdm+mlm+id", "cmt_depth": 4}, "irra"),
+        ({"MLM": True, "depth": 12, "n_ctx": 4}, "cskt-reference"),
+        ({"MLM": True, "n_ctx": 4}, "cskt-reference"),
+    ],
+)
+def test_the_recipe_that_flags_belong_to(flags: dict[str, Any], recipe: str) -> None:
+    assert recipe_of(flags) == recipe
+
+
+def test_the_published_command_of_irra_is_its_recipe() -> None:
+    flags = {
+        "name": "iira", "img_aug": True, "batch_size": 64, "MLM": True, "loss_names": "sdm+mlm+id",
+        "dataset_name": "CUHK-PEDES", "root_dir": "data", "num_epoch": 60,
+    }  # fmt: skip
+    assert config_of(flags, recipe_of(flags)) == load_config("irra", {"name": "iira"})
 
 
 @pytest.mark.parametrize("size", ["384,128", "(384, 128)", "384 128", [384, 128], (384, 128)])
@@ -172,7 +211,7 @@ ROUND_TRIPS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("recipe", ["cskt", "cskt-reference"])
+@pytest.mark.parametrize("recipe", ["cskt", "cskt-reference", "irra"])
 @pytest.mark.parametrize("changes", ROUND_TRIPS)
 def test_a_config_goes_there_and_back(recipe: str, changes: dict[str, Any]) -> None:
     if changes.get("optim.name") == "sgd":
@@ -196,6 +235,19 @@ def test_the_flat_copy_of_a_run_is_read_as_a_released_one(tmp_path: Path, change
     folder = RunFolder.create(config, tmp_path / "run").path
     flat = yaml.safe_load((folder / "configs.yaml").read_text())
     assert flat == to_published(config), "plain YAML: no tuples, no tags"
+    assert read_released_config(folder) == config
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"mlm.cmt_depth": 2, "loss.weights": {"mlm": 0.5, "sdm": 1.0, "id": 0.25}, "optim.lr": 1e-4}]
+)
+def test_the_flat_copy_of_an_irra_run(tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = load_config("irra", changes)
+    folder = RunFolder.create(config, tmp_path / "run").path
+    flat = yaml.safe_load((folder / "configs.yaml").read_text())
+    assert flat["MLM"] is True and flat["cmt_depth"] == config.mlm.cmt_depth
+    assert flat["loss_names"] == "+".join(config.loss.weights)
+    assert not {"depth", "n_ctx"} & flat.keys(), "IRRA has no prompts"
     assert read_released_config(folder) == config
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from cskt.config import AdapterConfig, ClipArchitecture, PromptConfig, RunConfig
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.files import save_backbone
 
+Configure = Callable[..., RunConfig]
+"""Changes and a recipe -> that recipe, made quick."""
 HEIGHT, WIDTH = 32, 16
 ARCHITECTURE = ClipArchitecture(
     embed_dim=16, image_height=HEIGHT, image_width=WIDTH, patch_size=8, stride=8, vision_width=32, vision_layers=2,

@@ -10,22 +10,25 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from cskt.config import AdapterConfig, BackboneConfig, PromptConfig, RunConfig, validate
+from cskt.config import BackboneConfig, RunConfig, validate
 from cskt.data.images import normalise
 from cskt.data.loading import iter_images
 from cskt.data.tokenizer import END_ID, Tokenizer
 from cskt.device import arithmetic, pick_device
 from cskt.model import files, released, weights
 from cskt.model.cache import CLIP_TINY
-from cskt.model.dual_encoder import DualEncoder
+from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
 from cskt.progress import bar
 
+PLAIN = ("{}",)
+"""The template that leaves a caption as it is."""
 RUN_WEIGHTS = "best.safetensors"
 CROP_SIZE = (384, 128)
 """Height and width of person crops in pixels, as every recipe over published weights has them."""
@@ -41,12 +44,14 @@ class Encoder:
         tokenizer: of the model's vocabulary and context.
         device: where it computes.
         precision: fp32, bf16 or fp16 arithmetic of the towers; features come out in float32.
+        templates: sentences around every caption, `{}` being the caption; the unit features of several are averaged
+            and brought back to length 1.
         batch_size: images or captions computed at once.
         num_workers: threads that decode images.
         show_progress: draw bars on stderr while encoding.
 
     Raises:
-        ValueError: a batch size below 1 or a negative number of threads.
+        ValueError: a batch size below 1, a negative number of threads, or a template without its place for the caption.
     """
 
     def __init__(
@@ -56,16 +61,20 @@ class Encoder:
         *,
         device: torch.device | None = None,
         precision: str = "fp32",
+        templates: Sequence[str] = PLAIN,
         batch_size: int = 128,
         num_workers: int = 4,
         show_progress: bool = False,
     ) -> None:
         if batch_size < 1 or num_workers < 0:
             raise ValueError(f"batch size {batch_size}, {num_workers} threads: give at least 1 and at least 0")
+        if isinstance(templates, str) or not all(template.count("{}") == 1 for template in templates):
+            raise ValueError("templates is a list of sentences that hold {} once, where the caption goes")
         self.device = device or pick_device()
         self.model = model.to(self.device)
         self.tokenizer = tokenizer
         self.precision = precision
+        self.templates = tuple(templates)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.show_progress = show_progress
@@ -99,7 +108,8 @@ class Encoder:
         """Unit vectors of sentences.
 
         Args:
-            captions: sentences, or caption ids [B, L] with start and end tokens and without prompt slots.
+            captions: sentences, or caption ids [B, L] with start and end tokens and without prompt slots, to which
+                no template applies.
 
         Returns:
             [B, D] float32 on the CPU, rows of length 1.
@@ -109,7 +119,18 @@ class Encoder:
         """
         if isinstance(captions, Tensor):
             _check_ids(captions, self.model.architecture.vocab_size)
-        caption_ids = captions.cpu() if isinstance(captions, Tensor) else self.tokenizer(captions)
+            return self._encode_ids(captions.cpu())
+        if self.templates == PLAIN:
+            return self._encode_ids(self.tokenizer(captions))
+        if isinstance(captions, str):
+            raise ValueError("captions is one string; pass a list of strings")
+        views = [
+            self._encode_ids(self.tokenizer([template.replace("{}", caption) for caption in captions]))
+            for template in self.templates
+        ]
+        return F.normalize(torch.stack(views).mean(dim=0), dim=-1)
+
+    def _encode_ids(self, caption_ids: Tensor) -> Tensor:
         lengths = caption_ids.argmax(dim=1) + 1  # the end token has the largest id
         # Captions of like length share a batch: nothing after the end token is computed for nothing.
         order = lengths.argsort(stable=True)
@@ -157,7 +178,7 @@ def build(config: RunConfig) -> Built:
     backbone = None if config.backbone.architecture else weights.load_backbone(config.backbone)
     architecture = backbone.architecture if backbone else config.backbone.architecture
     assert architecture is not None
-    model = DualEncoder(architecture, config.prompts, config.adapters, config.trainable)
+    model = DualEncoder(architecture, config.prompts, config.adapters, config.lora, config.trainable)
     tokenizer = tokenizer_for(model, config.data.caption_length, backbone.known_token_ids if backbone else None)
     if backbone:
         weights.load_state(model, backbone.state, origin=backbone.name)
@@ -179,6 +200,7 @@ def load(
     device: str | torch.device | None = None,
     *,
     precision: str | None = None,
+    templates: Sequence[str] | None = None,
     image_height: int | None = None,
     image_width: int | None = None,
     stride: int | None = None,
@@ -194,6 +216,7 @@ def load(
         backbone: where the CLIP weights of an adapter-only run lie, if not where its config says.
         device: cpu, cuda, mps; the best one here if empty.
         precision: fp32, bf16 or fp16; as the run was trained if empty, fp32 for plain CLIP.
+        templates: see `Encoder`; the run's own if empty.
         image_height, image_width, stride: of plain CLIP weights, in pixels. If empty, 384 x 128 as all recipes for
             person crops; a backbone file of our own keeps the size that it was made for.
         batch_size, num_workers, show_progress: see `Encoder`.
@@ -201,21 +224,22 @@ def load(
     Raises:
         ValueError: nothing there that can be read, or weights over another backbone than they were trained on.
     """
-    place, own_precision = Path(path), "fp32"
+    place = Path(path)
     if (place / RUN_WEIGHTS).is_file() or (place / "config.yaml").is_file():
-        model, tokenizer, own_precision = _load_run(place / RUN_WEIGHTS, backbone)
+        loaded = _load_run(place / RUN_WEIGHTS, backbone)
     elif (place / "configs.yaml").is_file():
-        model, tokenizer = _load_released(place)
+        loaded = _load_released(place)
     elif _own_kind(place) == "method":
-        model, tokenizer, own_precision = _load_run(place, backbone)
+        loaded = _load_run(place, backbone)
     else:
         asked = BackboneConfig(name=str(path), image_height=image_height, image_width=image_width, stride=stride)
-        model, tokenizer = _load_backbone(asked)
+        loaded = _load_backbone(asked)
     return Encoder(
-        model,
-        tokenizer,
+        loaded.model,
+        loaded.tokenizer,
         device=pick_device(device),
-        precision=precision or own_precision,
+        precision=precision or loaded.precision,
+        templates=templates or loaded.templates,
         batch_size=batch_size,
         num_workers=num_workers,
         show_progress=show_progress,
@@ -227,7 +251,16 @@ def _own_kind(path: Path) -> str | None:
     return files.kind_of(path) if path.suffix == ".safetensors" and path.is_file() else None
 
 
-def _load_run(path: Path, backbone: str | Path | None) -> tuple[DualEncoder, Tokenizer, str]:
+class Loaded(NamedTuple):
+    """A model as some file holds it."""
+
+    model: DualEncoder
+    tokenizer: Tokenizer
+    precision: str = "fp32"
+    templates: tuple[str, ...] = PLAIN
+
+
+def _load_run(path: Path, backbone: str | Path | None) -> Loaded:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; the run has not completed an evaluation yet")
     file = files.read_method(path)
@@ -244,27 +277,27 @@ def _load_run(path: Path, backbone: str | Path | None) -> tuple[DualEncoder, Tok
             ) from None
         architecture, known_token_ids = carrier.architecture, carrier.known_token_ids
         state = carrier.state | state
-    model = DualEncoder(architecture, config.prompts, config.adapters, trainable="none")
+    model = DualEncoder(architecture, config.prompts, config.adapters, config.lora, trainable="none")
     weights.load_state(model, state, origin=str(path), prefixes=WHOLE)
-    return model, tokenizer_for(model, config.data.caption_length, known_token_ids), config.precision
+    tokenizer = tokenizer_for(model, config.data.caption_length, known_token_ids)
+    return Loaded(model, tokenizer, config.precision, config.data.templates)
 
 
-def _load_released(folder: Path) -> tuple[DualEncoder, Tokenizer]:
+def _load_released(folder: Path) -> Loaded:
     found = released.read_released(folder)
     model = DualEncoder(found.architecture, found.config.prompts, found.config.adapters, trainable="none")
     weights.load_state(model, found.state, origin=str(folder), prefixes=WHOLE)
-    return model, tokenizer_for(model, found.config.data.caption_length, None)
+    return Loaded(model, tokenizer_for(model, found.config.data.caption_length, None))
 
 
-def _load_backbone(config: BackboneConfig) -> tuple[DualEncoder, Tokenizer]:
+def _load_backbone(config: BackboneConfig) -> Loaded:
     if config.name != CLIP_TINY and _own_kind(Path(config.name)) is None:
         height, width = config.image_height or CROP_SIZE[0], config.image_width or CROP_SIZE[1]
         config = dataclasses.replace(config, image_height=height, image_width=width)
     backbone = weights.load_backbone(config)
-    prompts, adapters = PromptConfig(directions="none"), AdapterConfig(sides="none")
-    model = DualEncoder(backbone.architecture, prompts, adapters, trainable="none")
+    model = DualEncoder(backbone.architecture, NO_PROMPTS, NO_ADAPTERS, trainable="none")
     weights.load_state(model, backbone.state, origin=backbone.name)
-    return model, tokenizer_for(model, backbone.architecture.context_length, backbone.known_token_ids)
+    return Loaded(model, tokenizer_for(model, backbone.architecture.context_length, backbone.known_token_ids))
 
 
 def _check_ids(caption_ids: Tensor, vocab_size: int) -> None:

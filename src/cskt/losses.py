@@ -3,7 +3,8 @@
 Image i and caption i of a batch belong together; captions and images of the same identity do too, except where a
 loss says otherwise. Features come in before any normalisation: SDM and ITC normalise inside, CMPM, the identity
 loss and the triplet loss need the lengths. Everything is computed in float32, under autocast as well, because a
-temperature of 0.02 turns the rounding of a half-precision cosine into a different loss.
+temperature of 0.02 turns the rounding of a half-precision cosine into a different loss. MLM is the exception in what
+it looks at: the logits of masked words instead of features.
 
 Adding a loss: write the function, give it an entry in `LOSSES`, and test it against a naive loop.
 """
@@ -33,10 +34,22 @@ class LossInputs:
     """[B, C] identity logits of the images, when a classifier trains along."""
     text_logits: Tensor | None = None
     """[B, C] identity logits of the captions, from the same classifier."""
+    image_ids: Tensor | None = None
+    """[B] int64 images; only SDM's `other_image` asks for them."""
+    mlm_logits: Tensor | None = None
+    """[M, V] logits of the words that were masked, when an interaction encoder trains along."""
+    mlm_labels: Tensor | None = None
+    """[M] int64 ids of those words."""
     temperature: float = 0.02
     """Temperature of sdm and itc."""
     margin: float = 1.0
     """Margin of triplet."""
+    tal_temperature: float = 0.015
+    """Temperature of tal."""
+    tal_margin: float = 0.1
+    """Margin of tal."""
+    sdm_other_image: float = 1.0
+    """Weight of another image of the same person in the targets of sdm."""
 
     def __post_init__(self) -> None:
         assert self.image_features.shape == self.text_features.shape, "image i belongs to caption i"
@@ -44,7 +57,14 @@ class LossInputs:
 
 
 def sdm(
-    image_features: Tensor, text_features: Tensor, pids: Tensor, *, temperature: float = 0.02, epsilon: float = 1e-8
+    image_features: Tensor,
+    text_features: Tensor,
+    pids: Tensor,
+    *,
+    temperature: float = 0.02,
+    epsilon: float = 1e-8,
+    image_ids: Tensor | None = None,
+    other_image: float = 1.0,
 ) -> Tensor:
     """Similarity distribution matching: KL(softmax(cosine / temperature) || identity labels), both directions summed.
 
@@ -56,18 +76,33 @@ def sdm(
         pids: [B] identities; a row's label is spread evenly over the pairs of its identity.
         temperature: above 0.
         epsilon: added to the labels inside the logarithm; it sets the price of a wrong match, -log(epsilon).
+        image_ids: [B], needed where `other_image` is not 1.
+        other_image: label of another image of the same person before rows are divided by their sums, where the image
+            itself has 1: an option of IRRA's released code, which offers 0.3. Rows are divided by their own sums here;
+            there by those of the columns, a slip that shows where a person's images occur unequally often.
 
     Returns:
         Scalar. It is about 0 at the best (epsilon lets it fall a hair below); see `sdm_at_collapse` for its trap.
     """
     with _full_precision(image_features):
         cosine_BB = F.normalize(image_features.float(), dim=1) @ F.normalize(text_features.float(), dim=1).T
-        labels_BB = _identity_labels(pids, order=1)
+        labels_BB = _sdm_labels(pids, image_ids, other_image)
         logits_BB = cosine_BB / temperature
         return _divergence(logits_BB, labels_BB, epsilon) + _divergence(logits_BB.T, labels_BB, epsilon)
 
 
-def sdm_at_collapse(pids: Tensor, *, epsilon: float = 1e-8) -> Tensor:
+def _sdm_labels(pids: Tensor, image_ids: Tensor | None, other_image: float) -> Tensor:
+    """[B, B] the targets of SDM, rows summing to 1."""
+    same_BB = _same(pids)
+    if other_image != 1:
+        assert image_ids is not None, "which pairs show the same image?"
+        same_BB = torch.where(_same(image_ids) > 0, 1.0, other_image * same_BB)
+    return F.normalize(same_BB, p=1, dim=1)
+
+
+def sdm_at_collapse(
+    pids: Tensor, *, epsilon: float = 1e-8, image_ids: Tensor | None = None, other_image: float = 1.0
+) -> Tensor:
     """The value of `sdm` when every image is equally similar to every caption of the batch.
 
     From weak features and at a high rate SDM is trapped there: 27.95 at 64 pairs of as many people and the default
@@ -76,12 +111,12 @@ def sdm_at_collapse(pids: Tensor, *, epsilon: float = 1e-8) -> Tensor:
 
     Args:
         pids: [B] identities of the batch.
-        epsilon: as given to `sdm`.
+        epsilon, image_ids, other_image: as given to `sdm`.
 
     Returns:
         Scalar, independent of the temperature.
     """
-    labels_BB = _identity_labels(pids, order=1)
+    labels_BB = _sdm_labels(pids, image_ids, other_image)
     return 2 * _divergence(torch.zeros_like(labels_BB), labels_BB, epsilon)
 
 
@@ -122,7 +157,7 @@ def cmpm(image_features: Tensor, text_features: Tensor, pids: Tensor, *, epsilon
     """
     with _full_precision(image_features):
         images, texts = image_features.float(), text_features.float()
-        labels_BB = _identity_labels(pids, order=2)
+        labels_BB = F.normalize(_same(pids), p=2, dim=1)
         image_to_text = _divergence(images @ F.normalize(texts, dim=1).T, labels_BB, epsilon)
         text_to_image = _divergence(texts @ F.normalize(images, dim=1).T, labels_BB, epsilon)
         return image_to_text + text_to_image
@@ -172,19 +207,83 @@ def triplet(image_features: Tensor, text_features: Tensor, *, margin: float = 1.
         return from_images + from_texts
 
 
+def tal(
+    image_features: Tensor, text_features: Tensor, pids: Tensor, *, temperature: float = 0.015, margin: float = 0.1
+) -> Tensor:
+    """Triplet alignment loss: a triplet loss whose hardest negative is a log-sum-exp over all negatives.
+
+    Source: RDE (Qin et al., CVPR 2024), section 3.3, as its released code has it: pairs of the same identity are
+    positives, weighted by softmax(cosine / temperature) without gradient, and the batch is summed, not averaged.
+
+    Args:
+        image_features: [B, D], raw.
+        text_features: [B, D], raw.
+        pids: [B] identities.
+        temperature: above 0; towards 0 the log-sum-exp becomes the hardest negative.
+        margin: by which the positives' cosine must be above the negatives'.
+
+    Returns:
+        Scalar, at least 0, both directions summed; 0 for a batch of one identity.
+    """
+    with _full_precision(image_features):
+        cosine_BB = F.normalize(image_features.float(), dim=1) @ F.normalize(text_features.float(), dim=1).T
+        same_BB = _same(pids).bool()
+        return _tal(cosine_BB, same_BB, temperature, margin) + _tal(cosine_BB.T, same_BB, temperature, margin)
+
+
+def _tal(cosine_BB: Tensor, same_BB: Tensor, temperature: float, margin: float) -> Tensor:
+    logits_BB = cosine_BB / temperature
+    positive_weights_BB = logits_BB.detach().masked_fill(~same_BB, -torch.inf).softmax(dim=1)
+    positive_B = (positive_weights_BB * cosine_BB).sum(dim=1)
+    # The smallest number instead of minus infinity: a row without a negative then gives 0, and 0 as its gradient.
+    negative_B = temperature * logits_BB.masked_fill(same_BB, torch.finfo(logits_BB.dtype).min).logsumexp(dim=1)
+    return F.relu(margin - positive_B + negative_B).sum()
+
+
+def mlm(logits: Tensor, labels: Tensor) -> Tensor:
+    """Masked language modelling: cross-entropy of the masked words.
+
+    Source: IRRA (Jiang and Ye, CVPR 2023), section 3.2, implicit relation reasoning.
+
+    Args:
+        logits: [M, V], one row per masked word of the batch.
+        labels: [M] int64, its id.
+
+    Returns:
+        Scalar, at least 0, log(V) for uniform logits; 0 where no word was masked.
+    """
+    with _full_precision(logits):
+        if not len(labels):
+            return logits.float().sum()
+        return F.cross_entropy(logits.float(), labels)
+
+
 def _identity(inputs: LossInputs) -> Tensor:
     if inputs.image_logits is None or inputs.text_logits is None:
         raise ValueError("loss 'id' needs the logits of an identity classifier; give the model one or drop the loss")
     return identity(inputs.image_logits, inputs.text_logits, inputs.pids)
 
 
+def _mlm(inputs: LossInputs) -> Tensor:
+    if inputs.mlm_logits is None or inputs.mlm_labels is None:
+        raise ValueError("loss 'mlm' needs the logits of masked words; train with an interaction encoder or drop it")
+    return mlm(inputs.mlm_logits, inputs.mlm_labels)
+
+
 LOSSES: dict[str, Callable[[LossInputs], Tensor]] = {
-    "sdm": lambda x: sdm(x.image_features, x.text_features, x.pids, temperature=x.temperature),
+    "sdm": lambda x: sdm(
+        x.image_features, x.text_features, x.pids,
+        temperature=x.temperature, image_ids=x.image_ids, other_image=x.sdm_other_image,
+    ),
     "itc": lambda x: itc(x.image_features, x.text_features, temperature=x.temperature),
     "cmpm": lambda x: cmpm(x.image_features, x.text_features, x.pids),
     "id": _identity,
+    "mlm": _mlm,
     "triplet": lambda x: triplet(x.image_features, x.text_features, margin=x.margin),
-}
+    "tal": lambda x: tal(
+        x.image_features, x.text_features, x.pids, temperature=x.tal_temperature, margin=x.tal_margin
+    ),
+}  # fmt: skip
 """Loss by the name that a recipe gives it."""
 
 
@@ -201,7 +300,7 @@ def compute(inputs: LossInputs, weights: Mapping[str, float]) -> dict[str, Tenso
     """Every loss named in `weights`, unweighted; a weight of 0 means watched but not trained on.
 
     Raises:
-        ValueError: a name is not in `LOSSES`, or `id` has no logits.
+        ValueError: a name is not in `LOSSES`, or `id` or `mlm` has no logits.
     """
     check_names(weights)
     return {name: LOSSES[name](inputs) for name in weights}
@@ -223,9 +322,9 @@ def _full_precision(features: Tensor) -> torch.autocast:
     return torch.autocast(features.device.type, enabled=False)
 
 
-def _identity_labels(pids: Tensor, *, order: int) -> Tensor:
-    """[B, B] 1 where row and column share an identity, each row divided by its L1 or L2 norm."""
-    return F.normalize((pids[:, None] == pids[None, :]).float(), p=order, dim=1)
+def _same(ids: Tensor) -> Tensor:
+    """[B, B] float 1 where row and column share an id."""
+    return (ids[:, None] == ids[None, :]).float()
 
 
 def _divergence(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:

@@ -11,6 +11,8 @@ from typing import Any
 
 from cskt.config import RunConfig, flat_fields, value_of
 
+REFERENCE, IRRA = "cskt-reference", "irra"
+"""The recipes that hold the released programs' defaults."""
 DATASETS = {"CUHK-PEDES": "cuhk-pedes", "ICFG-PEDES": "icfg-pedes", "RSTPReid": "rstpreid"}
 OPTIMIZERS = {"Adam": "adam", "AdamW": "adamw", "Adamw": "adamw", "SGD": "sgd"}
 SCHEDULES = {"poly": "poly-released", "poly-decay": "poly"}
@@ -44,6 +46,7 @@ FLAGS: dict[str, Flag] = {
     "temperature": Flag("loss.temperature"),
     "depth": Flag("prompts.depth"),
     "n_ctx": Flag("prompts.length"),
+    "cmt_depth": Flag("mlm.cmt_depth"),
     "lr_factor": Flag("optim.head_lr_factor"),
     "stride_size": Flag("backbone.stride"),
     "text_length": Flag("data.caption_length"),
@@ -77,12 +80,19 @@ FLAGS: dict[str, Flag] = {
 NO_AUGMENTATION = {"augment.pad_pixels": 0, "augment.erase_probability": 0.0}
 
 
-def from_published(flags: Mapping[str, Any]) -> dict[str, Any]:
+def recipe_of(flags: Mapping[str, Any]) -> str:
+    """The recipe that published flags belong to: IRRA has masked language modelling and no prompts."""
+    return IRRA if flags.get("MLM") and not {"depth", "n_ctx"} & flags.keys() else REFERENCE
+
+
+def from_published(flags: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Config overrides (dotted key -> value) for published flags.
 
     Args:
         flags: flag name without dashes -> value, as the command line or a released configs.yaml gives them. Flags
             left out change nothing; `img_aug` false switches cropping and erasing off.
+        weights: the recipe's losses, which `id_loss_weight` and `mlm_loss_weight` change where `loss_names` is left
+            out.
 
     Raises:
         ValueError: a value that the method cannot take, with the reason.
@@ -90,8 +100,10 @@ def from_published(flags: Mapping[str, Any]) -> dict[str, Any]:
     overrides = {FLAGS[name].key: FLAGS[name].to_config(value) for name, value in flags.items() if name in FLAGS}
     if "img_size" in flags:
         overrides["backbone.image_height"], overrides["backbone.image_width"] = _two_sizes(flags["img_size"])
-    if "loss_names" in flags:
-        overrides["loss.weights"] = _loss_weights(flags)
+    if "loss_names" in flags or weights:
+        overrides["loss.weights"] = _loss_weights(flags, weights or {})
+    if flags.get("MLM"):
+        overrides["mlm.masked_for_all"] = True  # the released loader masks the captions themselves
     if flags.get("optimizer") is not None:
         overrides["optim.eps"] = 1e-3 if overrides["optim.name"] == "adam" else 1e-8
     if flags.get("img_aug") is False:
@@ -107,22 +119,28 @@ def to_published(config: RunConfig) -> dict[str, Any]:
     """A run's config in the flat form of the released programs, for `test.py` and for people who know it."""
     values = {key: value_of(config, key) for key, _ in flat_fields()}
     flat = {name: flag.from_config(values[flag.key]) for name, flag in FLAGS.items()}
+    if config.prompts.directions == "none":
+        del flat["depth"], flat["n_ctx"]
     weights = config.loss.weights
     size = [values["backbone.image_height"], values["backbone.image_width"]]
     if None not in size:  # else the weight file's own, which the flat form has no word for
         flat["img_size"] = size
     return flat | {
         "img_aug": values["augment.pad_pixels"] > 0 or values["augment.erase_probability"] > 0,
+        "MLM": "mlm" in weights,
         "loss_names": "+".join(weights),
         "id_loss_weight": weights.get("id", 1.0),
+        "mlm_loss_weight": weights.get("mlm", 1.0),
         "vocab_size": 49408,
     }
 
 
-def _loss_weights(flags: Mapping[str, Any]) -> dict[str, Any]:
-    weights: dict[str, Any] = {name: 1.0 for name in str(flags["loss_names"]).split("+") if name}
+def _loss_weights(flags: Mapping[str, Any], recipe: Mapping[str, float]) -> dict[str, Any]:
+    weights: dict[str, Any] = dict(recipe)
+    if "loss_names" in flags:
+        weights = {name: 1.0 for name in str(flags["loss_names"]).split("+") if name}
     for name in weights.keys() & {"id", "mlm"}:
-        weights[name] = flags.get(f"{name}_loss_weight", 1.0)
+        weights[name] = flags.get(f"{name}_loss_weight", weights[name])
     return weights
 
 

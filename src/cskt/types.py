@@ -20,16 +20,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch, still on the host: pixels are decoded but neither augmented nor normalised."""
+    """One training batch of B pairs, still on the host: pixels are decoded but neither augmented nor normalised.
+
+    An image stands beside k captions, k being `data.captions_per_image`: those of image i are rows k * i to
+    k * i + k - 1. With k = 1 the rows of images and captions agree.
+    """
 
     images: Tensor
-    """[B, 3, H, W] uint8, RGB."""
+    """[B / k, 3, H, W] uint8, RGB."""
     caption_ids: Tensor
     """[B, L] int64, start and end tokens included, zeros after the end; L is the longest caption of the batch."""
     pids: Tensor
-    """[B] int64, identities numbered from 0 without gaps over the training split."""
+    """[B] int64, one per caption; identities numbered from 0 without gaps over the training split."""
     image_ids: Tensor
-    """[B] int64, index of the image within its split."""
+    """[B / k] int64, index of the image within its split."""
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from small_datasets import write_image
 from cskt.config import DataConfig
 from cskt.data import loading
 from cskt.data.images import read_image
-from cskt.data.loading import TrainingLoader, identity_batches, iter_images
+from cskt.data.loading import TrainingLoader, draw_units, identity_batches, iter_images
 from cskt.data.records import Record, Split
 from cskt.data.tokenizer import Tokenizer
 from cskt.types import Batch
 
 HEIGHT, WIDTH = 24, 8
 RANDOM = DataConfig(batch_size=5, num_workers=0)
+TWO_CAPTIONS = replace(RANDOM, batch_size=6, captions_per_image=2)
 
 
 @pytest.fixture
@@ -91,11 +92,13 @@ def test_order_depends_on_seed_and_epoch_alone(split: Split) -> None:
     assert orders[0] != orders[1] and orders[0] != orders[2] and orders[1] != orders[2]
 
 
+@pytest.mark.parametrize("captions_per_image", [1, 2])
 @pytest.mark.parametrize("sampler", ["random", "identity"])
 def test_resume_yields_the_rest_without_decoding_the_skipped(
-    split: Split, sampler: str, monkeypatch: pytest.MonkeyPatch
+    split: Split, sampler: str, captions_per_image: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader = make_loader(split, replace(RANDOM, batch_size=4, instances=2, sampler=sampler))
+    data = replace(RANDOM, batch_size=4, instances=2, sampler=sampler, captions_per_image=captions_per_image)
+    loader = make_loader(split, data)
     everything = list(loader.epoch(3))
     decoded: list[Path] = []
 
@@ -162,6 +165,84 @@ def test_identity_batches_hold_whole_groups(split: Split) -> None:
         assert sorted(Counter(batch.pids.tolist()).values()) == [2, 2, 2]
 
 
+@pytest.mark.parametrize("captions_per_image", [2, 3, 4])
+def test_an_image_meets_several_of_its_captions(split: Split, captions_per_image: int) -> None:
+    loader = make_loader(split, replace(RANDOM, batch_size=12, captions_per_image=captions_per_image))
+    captions_of_image = [
+        [tuple(row[: row.argmax() + 1].tolist()) for row in Tokenizer()(record.captions)] for record in split.records
+    ]
+    batches = list(loader.epoch(0))
+    visits: Counter[int] = Counter()
+    seen: Counter[tuple[int, ...]] = Counter()
+    for batch in batches:
+        num_images = len(batch.image_ids)
+        assert batch.images.shape == (num_images, 3, HEIGHT, WIDTH)
+        assert len(batch.pids) == len(batch.caption_ids) == captions_per_image * num_images
+        assert batch.caption_ids.shape[1] == max(map(len, captions_of(batch)))
+        captions = captions_of(batch)
+        for row, image_id in enumerate(batch.image_ids.tolist()):
+            together = slice(captions_per_image * row, captions_per_image * (row + 1))
+            own, met = captions_of_image[image_id], captions[together]
+            assert set(met) <= set(own)
+            assert len(set(met)) == min(captions_per_image, len(own)), "repeats only where there are too few"
+            pid = [5, 31, 70, 900].index(split.image_pids[image_id])
+            assert batch.pids[together].tolist() == [pid] * captions_per_image
+            assert torch.equal(batch.images[row], read_image(split.image_paths[image_id], HEIGHT, WIDTH))
+            visits[image_id] += 1
+            seen.update(met)
+    assert visits == {image_id: -(-len(own) // captions_per_image) for image_id, own in enumerate(captions_of_image)}
+    assert seen.keys() == {caption for own in captions_of_image for caption in own}, "every caption"
+    sizes = [len(batch.pids) for batch in batches]
+    assert len(sizes) == loader.steps_per_epoch == -(-sum(sizes) // 12)
+    assert sizes[:-1] == [12] * (len(sizes) - 1), "batch_size counts pairs"
+    assert loader.num_pairs == 23
+
+
+def test_which_captions_meet_depends_on_seed_and_epoch_alone(split: Split) -> None:
+    def meetings(loader: TrainingLoader, epoch: int) -> list[list[tuple[int, ...]]]:
+        """The captions that met, without the order of the units."""
+        captions = [caption for batch in loader.epoch(epoch) for caption in captions_of(batch)]
+        return sorted(sorted(captions[start : start + 2]) for start in range(0, len(captions), 2))
+
+    loader = make_loader(split, TWO_CAPTIONS)
+    assert_same_batches(list(loader.epoch(1)), list(make_loader(split, TWO_CAPTIONS).epoch(1)))
+    assert meetings(loader, 0) != meetings(loader, 1) != meetings(make_loader(split, TWO_CAPTIONS, seed=2), 1)
+
+
+@pytest.mark.parametrize("changes", [{"num_workers": 3}, {"cache_images": True}])
+def test_workers_and_cache_change_nothing_for_several_captions(split: Split, changes: dict[str, object]) -> None:
+    loader = make_loader(split, replace(TWO_CAPTIONS, **changes))
+    assert_same_batches(list(loader.epoch(2)), list(make_loader(split, TWO_CAPTIONS).epoch(2)))
+
+
+def test_identity_sampler_counts_pairs_and_draws_whole_images(split: Split) -> None:
+    data = replace(RANDOM, batch_size=12, instances=4, sampler="identity", captions_per_image=2)
+    loader = make_loader(split, data)
+    batches = list(loader.epoch(0))
+    assert len(batches) == loader.steps_per_epoch == 3
+    for batch in batches:
+        assert len(batch.image_ids) == 6
+        assert sorted(Counter(batch.pids.tolist()).values()) == [4, 4, 4]
+        image_pids = [[5, 31, 70, 900].index(split.image_pids[image_id]) for image_id in batch.image_ids.tolist()]
+        assert batch.pids.tolist() == [pid for pid in image_pids for _ in range(2)]
+
+
+def test_units_of_one_caption_are_the_pairs_and_draw_nothing() -> None:
+    random = np.random.default_rng(0)
+    assert draw_units(np.array([0, 0, 1]), 1, random).tolist() == [[0], [1], [2]]
+    assert random.random() == np.random.default_rng(0).random()
+
+
+def test_the_last_unit_is_filled_with_the_others_alike() -> None:
+    random, filled = np.random.default_rng(0), Counter[int]()
+    for _ in range(3000):
+        units = draw_units(np.zeros(5, dtype=np.int64), 2, random)
+        assert units.shape == (3, 2)
+        filled.update(pair for pair, count in Counter(units.flatten().tolist()).items() if count == 2)
+    assert filled.total() == 3000, "one of five captions comes twice"
+    assert all(filled[pair] == pytest.approx(600, abs=100) for pair in range(5))  # a standard deviation is 22
+
+
 def test_identity_sampler_deals_fairly() -> None:
     pids = np.repeat(np.arange(10), [1, 2, 3, 4, 5, 6, 7, 8, 9, 40])
     batches = identity_batches(pids, 12, 4, num_batches=200, random=np.random.default_rng(0))
@@ -186,6 +267,14 @@ def test_identity_sampler_deals_fairly() -> None:
         (
             {"sampler": "identity", "instances": 1},
             "needs 5 identities, the training split has 4; lower data.batch_size",
+        ),
+        (
+            {"sampler": "identity", "batch_size": 6, "instances": 3, "captions_per_image": 2},
+            "data.instances 3 is not divisible by data.captions_per_image 2; the identity sampler counts pairs",
+        ),
+        (
+            {"batch_size": 28, "captions_per_image": 2},
+            "data.batch_size 28 is more than the 26 training pairs; lower data.batch_size",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""`train.py` and `test.py` as the released CSKT repository documents them."""
+"""`train.py` and `test.py` as the released CSKT and IRRA repositories document them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,27 @@ from command_line import done, in_new_process, typed
 
 import cskt
 from cskt.app import train as train_module
-from cskt.config import AdapterConfig, ClipArchitecture, PromptConfig, RunConfig, load_config
+from cskt.config import AdapterConfig, ClipArchitecture, LossConfig, MlmConfig, PromptConfig, RunConfig, load_config
 from cskt.data.records import read_dataset
 from cskt.evaluate import evaluate
-from cskt.model.dual_encoder import DualEncoder
+from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
+from cskt.model.files import read_method
 from cskt.model.names import released_name
-from tiny_run import HEIGHT, WIDTH
+from cskt.train.objective import Objective
+from cskt.train.run_folder import read_events
+from tiny_run import ARCHITECTURE, HEIGHT, WIDTH
 
 VERBATIM = (
     "python train.py --name baseline --img_aug --batch_size 128 --dataset_name {dataset} --loss_names 'sdm'"
     " --num_epoch 60 --root_dir {root} --lr 3e-4 --depth 12 --n_ctx 4"
 )
+VERBATIM_IRRA = (
+    "python train.py --name iira --img_aug --batch_size 64 --MLM --loss_names 'sdm+mlm+id' --dataset_name {dataset}"
+    " --root_dir {root} --num_epoch 60"
+)
+SMALL_IRRA = f"--batch_size 8 --num_epoch 1 --cmt_depth 1 --img_size {HEIGHT},{WIDTH} --device cpu"
 SMALL = f"--depth 2 --n_ctx 2 --batch_size 8 --num_epoch 1 --img_size {HEIGHT},{WIDTH} --device cpu"
-"""Typed behind the published command, these win over it."""
+"""Typed behind a published command, these win over it."""
 
 
 @pytest.fixture
@@ -64,6 +72,42 @@ def test_published_command_is_the_reference_recipe(asked_for: list[RunConfig]) -
         "backbone.image_height": 384, "backbone.image_width": 128, "trainable": "added", "seed": 1,
     }  # fmt: skip
     assert {key: value_at(config, key) for key in expected} == expected
+
+
+def test_published_command_of_irra_is_its_recipe(asked_for: list[RunConfig]) -> None:
+    done(VERBATIM_IRRA.format(dataset="CUHK-PEDES", root="DIR"))
+    (config,) = asked_for
+    assert config == load_config("irra", {"name": "iira", "data.root": "DIR"})
+    expected = {
+        "data.dataset": "cuhk-pedes", "data.batch_size": 64, "data.select_on": "val", "loop.num_epochs": 60,
+        "loss.weights": {"sdm": 1.0, "mlm": 1.0, "id": 1.0}, "loss.temperature": 0.02, "mlm.cmt_depth": 4,
+        "mlm.mask_probability": 0.15, "mlm.masked_for_all": True, "optim.name": "adam", "optim.lr": 1e-5,
+        "optim.eps": 1e-3, "optim.head_lr_factor": 5.0, "optim.schedule": "cosine", "optim.warmup_epochs": 5,
+        "prompts.directions": "none", "adapters.sides": "none", "lora.sides": "none", "trainable": "all",
+        "augment.pad_pixels": 10, "augment.erase_probability": 0.5, "backbone.name": "ViT-B/16",
+        "backbone.image_height": 384, "backbone.image_width": 128, "seed": 1,
+    }  # fmt: skip
+    assert {key: value_at(config, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "recipe", "reason"),
+    [
+        ("", "cskt-reference", "for neither --recipe nor --MLM is given"),
+        ("--MLM", "irra", "for --MLM without --depth and --n_ctx"),
+        ("--MLM --depth 12 --loss_names sdm+mlm", "cskt-reference", "for --MLM with --depth or --n_ctx"),
+        ("--MLM --n_ctx 4 --loss_names sdm+mlm", "cskt-reference", "for --MLM with --depth or --n_ctx"),
+        ("--recipe maple", "maple", "as --recipe says"),
+        ("--recipe irra --loss_names sdm+id", "irra", "as --recipe says"),
+    ],
+)
+def test_program_says_which_recipe_it_took_and_why(
+    asked_for: list[RunConfig], caplog: pytest.LogCaptureFixture, flags: str, recipe: str, reason: str
+) -> None:
+    with caplog.at_level("INFO"):
+        done(f"python train.py {flags}")
+    assert f"recipe: {recipe} ({reason})" in caplog.messages
+    assert asked_for[0].name == recipe
 
 
 VALUES: list[tuple[str, dict[str, Any]]] = [
@@ -116,15 +160,25 @@ VALUES: list[tuple[str, dict[str, Any]]] = [
     ("--precision bf16", {"precision": "bf16"}),
     ("--checkpoint_activations", {"loop.checkpoint_activations": True}),
     ("--seed 7", {"seed": 7}),
-    # masked language modelling's own, without effect unless --MLM is given
-    ("--cmt_depth 4", {}),
-    ("--masked_token_rate 0.8", {}),
-    ("--masked_token_unchanged_rate 0.1", {}),
-    ("--mlm_loss_weight 2", {}),
+    ("--cmt_depth 6", {"mlm.cmt_depth": 6}),
+    ("--masked_token_rate 0.5", {}),  # the released program does not look at these two
+    ("--masked_token_unchanged_rate 0.5", {}),
+    ("--mlm_loss_weight 2", {}),  # there is no such loss without --MLM
+]
+IRRA_VALUES: list[tuple[str, dict[str, Any]]] = [
+    ("", {}),
+    ("--cmt_depth 2", {"mlm.cmt_depth": 2}),
+    ("--mlm_loss_weight 2", {"loss.weights": {"sdm": 1.0, "id": 1.0, "mlm": 2.0}}),
+    ("--id_loss_weight 0.5", {"loss.weights": {"sdm": 1.0, "id": 0.5, "mlm": 1.0}}),
+    ("--loss_names sdm+mlm --mlm_loss_weight 0.1", {"loss.weights": {"sdm": 1.0, "mlm": 0.1}}),
+    ("--masked_token_rate 0.5 --masked_token_unchanged_rate 0.5", {}),
+    ("--lr 1e-4 --batch_size 128", {"optim.lr": 1e-4, "data.batch_size": 128}),
 ]
 REFUSED = [
-    ("--MLM", "IRRA"),
-    ("--loss_names sdm+mlm+id", "IRRA"),
+    ("--MLM --loss_names sdm+id", "--MLM: the losses sdm+id ask for no masked words; add mlm to --loss_names, or give"),
+    ("--MLM --depth 12 --n_ctx 4", "the losses sdm ask for no masked words; add mlm to --loss_names"),
+    ("--loss_names sdm+mlm+id", "--loss_names sdm+mlm+id: the loss mlm needs masked words; add --MLM"),
+    ("--MLM --cmt_depth 0", "--cmt_depth: input should be greater than 0, got 0"),
     ("--test", "use test.py --config_file"),
     ("--local_rank 1", "one process"),
     ("--vocab_size 49409", "leave the flag out"),
@@ -167,6 +221,12 @@ def test_flag_does_what_it_says_and_nothing_else(
     assert changed == load_config("cskt-reference", without_augmentation | expected)
 
 
+@pytest.mark.parametrize(("flags", "expected"), IRRA_VALUES)
+def test_flag_beside_mlm_changes_irra(asked_for: list[RunConfig], flags: str, expected: dict[str, Any]) -> None:
+    done(f"python train.py --MLM --img_aug {flags}")
+    assert asked_for == [load_config("irra", expected)]
+
+
 @pytest.mark.parametrize(("flags", "reason"), REFUSED, ids=lambda value: value)
 def test_flag_is_refused_with_the_reason(asked_for: list[RunConfig], flags: str, reason: str) -> None:
     assert reason in typed(f"python train.py {flags}").refusal()
@@ -191,6 +251,7 @@ def test_help_shows_what_the_reference_recipe_sets() -> None:
     for line in (
         "base learning rate (0.0003)", "CUHK-PEDES, ICFG-PEDES or RSTPReid (CUHK-PEDES)", "or SGD (Adam)",
         "height,width in pixels (384,128)", "rate by gamma (20,50)", "test is the published protocol (val)",
+        "takes irra instead: name irra, loss_names sdm+id+mlm, lr 1e-05, batch_size 64.",
     ):  # fmt: skip
         assert line in text
 
@@ -227,6 +288,35 @@ def test_train_then_test(root: Path, tiny_backbone: Path, tmp_path: Path, datase
     assert (figures["t2i"]["num_gallery"], figures["t2i"]["num_unmatched_queries"]) == (12, 0)
     direct = evaluate(cskt.load(folder, device="cpu"), read_dataset(dataset, root)["test"])
     assert figures["t2i"] == direct.t2i.summary() and figures["i2t"] == direct.i2t.summary()
+
+
+def test_train_irra_then_test(root: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    command = VERBATIM_IRRA.format(dataset="CUHK-PEDES", root=root)
+    done(f"{command} {SMALL_IRRA} --pretrain_choice {tiny_backbone} --output_dir {tmp_path}")
+    folder = only_run(tmp_path, "cuhk-pedes")
+    assert folder.name.endswith("_iira")
+    steps = [event for event in read_events(folder) if event["event"] == "step"]
+    assert steps and all(event["losses"].keys() == {"sdm", "mlm", "id"} for event in steps)
+
+    saved = read_method(folder / "best.safetensors")
+    towers = DualEncoder(ARCHITECTURE, NO_PROMPTS, NO_ADAPTERS)
+    assert saved.tensors.keys() == dict(towers.named_parameters()).keys(), "the heads exist in training only"
+
+    figures = typed(f"python test.py --config_file {folder}/configs.yaml --json").json()
+    direct = evaluate(cskt.load(folder, device="cpu"), read_dataset("CUHK-PEDES", root)["test"])
+    assert figures["t2i"] == direct.t2i.summary() and figures["split"] == "test"
+
+
+def test_cskt_with_masked_language_modelling(root: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    command = VERBATIM.format(dataset="CUHK-PEDES", root=root)
+    mlm = "--MLM --loss_names sdm+mlm --cmt_depth 1"
+    done(f"{command} {SMALL} {mlm} --pretrain_choice {tiny_backbone} --output_dir {tmp_path}")
+    folder = only_run(tmp_path, "cuhk-pedes")
+    config = load_config(folder / "config.yaml")
+    assert (config.prompts.directions, config.loss.weights) == ("both", {"sdm": 1.0, "mlm": 1.0})
+    tensors = read_method(folder / "best.safetensors").tensors
+    assert {name.split(".")[0] for name in tensors} == {"prompts", "adapters"}
+    assert "text to image" in done(f"python test.py --config_file {folder}/configs.yaml")
 
 
 def test_data_and_backbone_that_moved(root: Path, tiny_backbone: Path, tmp_path: Path) -> None:
@@ -280,7 +370,7 @@ def test_both_programs_from_a_shell(root: Path, tiny_backbone: Path, tmp_path: P
     assert "zero-shot: R1" in trained.err and "epoch 1: R1" in trained.err and "Traceback" not in trained.err
     folder = only_run(tmp_path / "logs", "cuhk-pedes")
     tested = in_new_process(f"python test.py --config_file {folder}/configs.yaml", tmp_path)
-    assert tested.code == 0 and "text to image" in tested.out and tested.err == ""
+    assert tested.code == 0 and "text to image" in tested.out and tested.err.startswith("per-query results: ")
 
 
 # --- folders that the authors' own program left
@@ -351,3 +441,23 @@ def test_released_folder_with_the_modern_commands(
     assert [hit["rank"] for hit in hits] == [1, 2, 3, 4, 5]
     refusal = typed(f"cskt export {folder} --merge {tmp_path}/merged.safetensors").refusal()
     assert "no run folder" in refusal
+
+
+def test_released_irra_folder(root: Path, tmp_path: Path) -> None:
+    model = DualEncoder(RELEASED_ARCHITECTURE, NO_PROMPTS, NO_ADAPTERS)
+    objective = Objective(LossConfig(weights={"id": 1.0, "mlm": 1.0}), MlmConfig(), RELEASED_ARCHITECTURE, 9)
+    model.initialise_backbone(torch.Generator().manual_seed(5))
+    objective.initialise(torch.Generator().manual_seed(6))
+    parameters = [*model.named_parameters(), *objective.named_parameters()]
+    state = {f"module.{released_name(name)}": value.detach() for name, value in parameters}
+    torch.save({"model": state, "epoch": 41}, tmp_path / "best.pth")
+    config = RELEASED_CONFIG.replace("depth: 2\n", "MLM: true\ncmt_depth: 4\n").replace("n_ctx: 3\n", "")
+    (tmp_path / "configs.yaml").write_text(config.replace("loss_names: sdm", "loss_names: sdm+mlm+id"))
+
+    figures = typed(f"python test.py --config_file {tmp_path}/configs.yaml --root_dir {root} --json").json()
+    loaded = cskt.load(tmp_path, device="cpu")
+    expected = evaluate(
+        cskt.Encoder(model, loaded.tokenizer, device=torch.device("cpu")), read_dataset("icfg-pedes", root)["test"]
+    )
+    assert figures["t2i"] == expected.t2i.summary() and figures["note"] == "selected on test"
+    assert loaded.model.num_parameters() == model.num_parameters()

@@ -1,4 +1,4 @@
-"""Released CSKT folders, as the authors' program would have left them for a tiny model."""
+"""Released CSKT and IRRA folders, as their authors' programs would have left them for a tiny model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import yaml
 from torch import Tensor
 
 from cskt.config import AdapterConfig, ClipArchitecture, PromptConfig
-from cskt.model.dual_encoder import DualEncoder
+from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
+from cskt.model.interaction import InteractionEncoder
 from cskt.model.names import released_name
 from cskt.model.released import read_released, read_released_config
 from cskt.model.weights import load_state
@@ -50,6 +51,30 @@ temperature: 0.02
 text_length: 77
 vocab_size: 49408
 """
+IRRA_CONFIG = """\
+MLM: true
+batch_size: 64
+cmt_depth: 2
+dataset_name: CUHK-PEDES
+distributed: false
+id_loss_weight: 0.5
+img_aug: true
+img_size: !!python/tuple
+- 24
+- 16
+loss_names: sdm+mlm+id
+lr: 2.0e-05
+masked_token_rate: 0.8
+masked_token_unchanged_rate: 0.1
+mlm_loss_weight: 1.0
+name: iira
+num_epoch: 60
+root_dir: ./data
+stride_size: 4
+test: false
+val_dataset: test
+vocab_size: 49408
+"""
 
 
 def trained_model() -> DualEncoder:
@@ -64,6 +89,24 @@ def released_state() -> dict[str, Tensor]:
     """Backbone in float16 and the rest in float32, as a GPU run with a frozen backbone leaves them."""
     state = {released_name(name): value.detach() for name, value in trained_model().named_parameters()}
     return {name: value.half() if "prompt_learner" not in name else value for name, value in state.items()}
+
+
+def trained_irra() -> DualEncoder:
+    model = DualEncoder(ARCHITECTURE, NO_PROMPTS, NO_ADAPTERS, trainable="all")
+    generator = torch.Generator().manual_seed(8)
+    for parameter in model.parameters():
+        parameter.data = (0.1 * torch.randn(parameter.shape, generator=generator)).half().float()
+    return model
+
+
+def irra_state(*, mlm: bool = True) -> dict[str, Tensor]:
+    """Matrices in float16 and vectors in float32, as a GPU run of the whole model leaves them."""
+    state = {released_name(name): value.detach() for name, value in trained_irra().named_parameters()}
+    state |= {"classifier.weight": torch.zeros(7, 12), "classifier.bias": torch.zeros(7)}
+    if mlm:
+        heads = InteractionEncoder(12, depth=2, vocab_size=40).named_parameters(prefix="interaction")
+        state |= {released_name(name): torch.zeros_like(value) for name, value in heads}
+    return {name: value.half() if value.ndim > 1 else value for name, value in state.items()}
 
 
 def write(
@@ -100,7 +143,7 @@ def test_folder_comes_back(tmp_path: Path, prefix: str, wrap: bool, file: str) -
 @torch.no_grad()
 def test_loaded_model_computes_the_same(tmp_path: Path) -> None:
     released = read_released(write(tmp_path / "run", released_state()))
-    model = DualEncoder(released.architecture, released.config.prompts, released.config.adapters, "none")
+    model = DualEncoder(released.architecture, released.config.prompts, released.config.adapters, trainable="none")
     load_state(model, released.state, origin="released", prefixes=("",))
     images = torch.randn(2, 3, 24, 16, generator=torch.Generator().manual_seed(9))
     caption_ids = torch.tensor([[38, 5, 6, 39, 0], [38, 7, 39, 0, 0]])
@@ -208,3 +251,75 @@ def test_truncated_or_absent_files_are_one_line(tmp_path: Path) -> None:
     assert "expected best.pth or last.pth" in refused(folder)
     (folder / "configs.yaml").unlink()
     assert "configs.yaml" in refused(folder)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("mlm", [True, False])
+def test_irra_is_told_by_its_tensors(tmp_path: Path, prefix: str, mlm: bool) -> None:
+    state = {prefix + name: value for name, value in irra_state(mlm=mlm).items()}
+    config = IRRA_CONFIG if mlm else IRRA_CONFIG.replace("MLM: true", "MLM: false").replace("sdm+mlm+id", "sdm+id")
+    released = read_released(write(tmp_path / "run", state, config=config))
+    assert released.architecture == ARCHITECTURE
+    expected = dict(trained_irra().named_parameters())
+    assert released.state.keys() == expected.keys(), "no classifier, no interaction encoder"
+    assert all(torch.equal(value, expected[name]) for name, value in released.state.items())
+    assert all(value.dtype == torch.float32 for value in released.state.values())
+    model = DualEncoder(released.architecture, released.config.prompts, released.config.adapters, trainable="none")
+    load_state(model, released.state, origin="released", prefixes=("",))
+    images = torch.randn(2, 3, 24, 16, generator=torch.Generator().manual_seed(9))
+    caption_ids = torch.tensor([[38, 5, 6, 39, 0], [38, 7, 39, 0, 0]])
+    for found, expected_features in zip(model(images, caption_ids), trained_irra()(images, caption_ids), strict=True):
+        assert torch.equal(found, expected_features)
+
+
+def test_irra_config_is_the_folders_own(tmp_path: Path) -> None:
+    config = read_released(write(tmp_path / "run", irra_state(), config=IRRA_CONFIG)).config
+    assert (config.prompts.directions, config.adapters.sides, config.trainable) == ("none", "none", "all")
+    assert config.loss.weights == {"sdm": 1.0, "mlm": 1.0, "id": 0.5}
+    assert (config.mlm.cmt_depth, config.mlm.masked_for_all, config.optim.lr) == (2, True, 2e-5)
+    assert (config.name, config.data.dataset, config.data.select_on) == ("iira", "cuhk-pedes", "test")
+    assert read_released_config(tmp_path / "run") == config
+
+
+@pytest.mark.parametrize(
+    "heads", [["classifier.weight", "classifier.bias"], ["cross_attn.in_proj_weight", "mlm_head.fc.bias"], None]
+)
+def test_cskt_trained_with_any_loss_is_cskt(tmp_path: Path, heads: list[str] | None) -> None:
+    wanted = irra_state() if heads is None else {name: irra_state()[name] for name in heads}
+    extra = {name: value for name, value in wanted.items() if not name.startswith("base_model.")}
+    released = read_released(write(tmp_path / "run", released_state() | extra))
+    assert released.state.keys() == dict(trained_model().named_parameters()).keys()
+    assert released.config.prompts.directions == "both"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("base_model.visual.proj", None, "is missing"),
+        ("base_model.transformer.resblocks.1.ln_2.bias", None, "is missing"),
+        ("base_model.transformer.resblocks.1.ln_3.bias", torch.zeros(128), "unknown tensor"),
+        ("cross_modal.weight", torch.zeros(1), "unknown tensor"),
+        ("base_model.ln_final.bias", torch.zeros(64), "has shape [64], expected [128]"),
+    ],
+)
+def test_wrong_tensor_of_irra_is_named(tmp_path: Path, name: str, change: Tensor | None, message: str) -> None:
+    state = irra_state()
+    state.pop(name, None)
+    state = state if change is None else {**state, name: change}
+    line = refused(write(tmp_path / "run", state, config=IRRA_CONFIG))
+    assert message in line and f"'{name}'" in line
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (IRRA_CONFIG + "depth: 12\n", "configs.yaml: depth 12 contradicts best.pth, which holds no prompts"),
+        (IRRA_CONFIG + "n_ctx: 4\n", "configs.yaml: n_ctx 4 contradicts best.pth, which holds no prompts"),
+        (IRRA_CONFIG.replace("stride_size: 4", "stride_size: 8"), "15 patch positions do not fit the 3 x 2 patches"),
+        (IRRA_CONFIG.replace("cmt_depth: 2", "cmt_depth: two"), "mlm.cmt_depth"),
+    ],
+)
+def test_irra_config_must_fit_the_tensors(tmp_path: Path, config: str, message: str) -> None:
+    assert config != IRRA_CONFIG
+    assert message in refused(write(tmp_path / "run", irra_state(), config=config))

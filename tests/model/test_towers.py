@@ -182,7 +182,7 @@ def initialised(directions: str, sides: str, trainable: str = "added") -> DualEn
         SMALL,
         PromptConfig(directions=directions, depth=DEPTH, length=LENGTH),  # type: ignore[arg-type]
         AdapterConfig(sides=sides, reduction=REDUCTION, init="normal"),  # type: ignore[arg-type]
-        trainable,
+        trainable=trainable,
     )
     generator = torch.Generator().manual_seed(6)
     model.initialise_backbone(generator)

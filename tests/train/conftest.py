@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from cskt.config import RunConfig
 from cskt.train import engine
 from cskt.train.setup import Session, prepare
+from tiny_run import Configure, quick_config
 
 
 @pytest.fixture(autouse=True)
 def _in_one_thread(one_thread: None) -> None:
     """Sums in the same order, for comparisons bit by bit."""
+
+
+@pytest.fixture
+def configure(dolls: Path, tiny_backbone: Path) -> Configure:
+    """A quick recipe over the generated pedestrians, with changes."""
+
+    def configured(changes: dict[str, Any] | None = None, recipe: str = "cskt") -> RunConfig:
+        return quick_config(dolls, tiny_backbone, recipe, changes)
+
+    return configured
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from cskt.config import LossConfig, OptimConfig, RunConfig, load_config, to_dict
+from cskt.config import ClipArchitecture, LossConfig, MlmConfig, OptimConfig, RunConfig, load_config, to_dict
 from cskt.model.tensors import load_plain
 from cskt.train.checkpoint import (
     FREE_ON_RESUME,
@@ -22,10 +22,12 @@ from cskt.train.checkpoint import (
     save_last,
     trainable_state,
 )  # fmt: skip
-from cskt.train.objective import Objective
+from cskt.train.ema import Average
+from cskt.train.objective import Objective, Outputs
 from cskt.train.optim import build_optimizer
 
 CONFIG = load_config("cskt")
+NARROW = ClipArchitecture(embed_dim=4)
 PROGRESS = Progress(epoch=3, step=7, total_steps=100, best_r1=0.25, best_epoch=2, seconds=12.5)
 
 
@@ -33,16 +35,19 @@ def make_trainee(seed: int = 0, num_identities: int = 5, backbone: str = "a" * 6
     """A frozen and a trained layer, a classifier, and an Adam that has taken a step."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 4))
-    objective = Objective(LossConfig(weights={"id": 1.0}), 4, num_identities)
+    objective = Objective(LossConfig(weights={"id": 1.0}), MlmConfig(), NARROW, num_identities)
     named = [*model.named_parameters(), *objective.named_parameters()]
     optimizer = build_optimizer(named, OptimConfig())
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**seed)
-    trainee = Trainee(model, objective, optimizer, scaler, backbone, data)
+    average = Average(model.named_parameters(), decay=0.9)
+    trainee = Trainee(model, objective, optimizer, scaler, average, backbone, data)
     features = model(torch.randn(3, 4))
-    loss = objective(features, features, torch.tensor([0, 1, 2]))["id"]
+    pids = torch.tensor([0, 1, 2])
+    loss = objective(Outputs(features, features), pids, pids)["id"]
     torch.autograd.backward(scaler.scale(loss))
     scaler.step(optimizer)
     scaler.update()
+    average.update()
     return trainee
 
 
@@ -76,14 +81,26 @@ def test_everything_that_changes_comes_back(saved: Path) -> None:
         for name, value in state.items():
             assert torch.equal(ours["state"][index][name], value), name
     assert second.scaler.state_dict() == first.scaler.state_dict()
+    assert first.average is not None and second.average is not None
+    averages, others = first.average.state_dict(), second.average.state_dict()
+    assert others["num_updates"] == averages["num_updates"] == 1
+    for name, value in averages["averages"].items():
+        assert torch.equal(others["averages"][name], value), name
 
 
 def test_only_what_trains_is_written(saved: Path) -> None:
     content = load_plain(saved)
     assert content["model"].keys() == {"1.weight", "1.bias"}
     assert content["objective"].keys() == {"classifier.weight", "classifier.bias"}
+    assert content["average"]["averages"].keys() == {"1.weight", "1.bias"}
     assert content["progress"] == asdict(PROGRESS)
     assert content["config"] == to_dict(CONFIG)
+
+
+def test_a_run_without_a_moving_average_saves_and_brings_back_none(tmp_path: Path) -> None:
+    save_last(tmp_path / "last.pt", replace(make_trainee(0), average=None), CONFIG, PROGRESS)
+    assert load_plain(tmp_path / "last.pt")["average"] is None
+    assert load_last(tmp_path / "last.pt", replace(make_trainee(1), average=None), CONFIG) == PROGRESS
 
 
 def test_differences_name_every_key_with_both_values() -> None:
@@ -108,6 +125,14 @@ def test_free_keys_are_config_keys_and_no_difference() -> None:
         "data.cache_images": True, "loop.checkpoint_activations": True,
     }  # fmt: skip
     assert config_differences(to_dict(CONFIG), to_dict(load_config("cskt", values))) == []
+
+
+def test_a_file_older_than_a_config_key_is_resumed_with_the_keys_default(saved: Path) -> None:
+    content = torch.load(saved, weights_only=True)
+    del content["config"]["lora"], content["config"]["mlm"], content["config"]["data"]["templates"]
+    torch.save(content, saved)
+    assert load_last(saved, make_trainee(1), CONFIG) == PROGRESS
+    assert "lora.sides: none -> both" in refused(saved, config=load_config("cskt", {"lora.sides": "both"}))
 
 
 def test_another_backbone_is_refused(saved: Path) -> None:

@@ -34,7 +34,7 @@ def step_losses(folder: Path) -> list[float]:
 def test_a_gpu_trains_evaluates_and_resumes(
     dolls: Path, tiny_backbone: Path, tmp_path: Path, device: str, precision: str
 ) -> None:
-    changes = {"device": device, "precision": precision, "loop.num_epochs": 2}
+    changes = {"device": device, "precision": precision, "loop.num_epochs": 2, "optim.ema_decay": 0.9}
     stopped = quick_config(dolls, tiny_backbone, "cskt", changes | {"loop.stop_after_epochs": 1})
     train(stopped, tmp_path / "run")
     config = quick_config(dolls, tiny_backbone, "cskt", changes)
@@ -43,8 +43,18 @@ def test_a_gpu_trains_evaluates_and_resumes(
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(1))
 
 
-def test_a_gpu_computes_the_losses_of_the_cpu(dolls: Path, tiny_backbone: Path, tmp_path: Path, device: str) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("cskt", {}),
+        ("lora", {"augment.caption_drop_probability": 0.2, "loss.weights": {"sdm": 1.0, "tal": 0.1}}),
+        ("irra", {"mlm.cmt_depth": 1, "optim.lr": 1e-4, "data.captions_per_image": 2, "optim.ema_decay": 0.9}),
+    ],
+)
+def test_a_gpu_computes_the_losses_of_the_cpu(
+    dolls: Path, tiny_backbone: Path, tmp_path: Path, *, device: str, recipe: str, changes: dict[str, Any]
+) -> None:
     for folder, where in (("ours", device), ("reference", "cpu")):
-        train(quick_config(dolls, tiny_backbone, "cskt", {"device": where}), tmp_path / folder)
+        train(quick_config(dolls, tiny_backbone, recipe, changes | {"device": where}), tmp_path / folder)
     ours, reference = step_losses(tmp_path / "ours"), step_losses(tmp_path / "reference")
     assert ours == pytest.approx(reference, rel=1e-3)

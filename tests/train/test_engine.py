@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,22 +30,10 @@ from cskt.train.checkpoint import trainable_state
 from cskt.train.engine import train
 from cskt.train.run_folder import read_events
 from cskt.train.setup import Session, prepare
-from tiny_run import HEIGHT, WIDTH, plain_clip, quick_config
-
-Configure = Callable[..., RunConfig]
+from tiny_run import HEIGHT, WIDTH, Configure, plain_clip, quick_config
 
 NO_AUGMENTATION = {"augment.flip_probability": 0, "augment.pad_pixels": 0, "augment.erase_probability": 0}
 PLAIN_SGD = {"optim.name": "sgd", "optim.momentum": 0, "optim.weight_decay": 0, "optim.lr": 0.05}
-
-
-@pytest.fixture
-def configure(dolls: Path, tiny_backbone: Path) -> Configure:
-    """A quick recipe over the generated pedestrians, with changes."""
-
-    def configured(changes: dict[str, Any] | None = None, recipe: str = "cskt") -> RunConfig:
-        return quick_config(dolls, tiny_backbone, recipe, changes)
-
-    return configured
 
 
 def events_of(folder: Path, event: str) -> list[dict[str, Any]]:
@@ -128,7 +115,9 @@ def by_hand(config: RunConfig, clip_norm: float | None) -> ByHand:
         members = batches[start : start + group]
         gradients = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
         for batch in members:
-            image_features, text_features = model(normalise(batch.images), batch.caption_ids)
+            captions_per_image = len(batch.caption_ids) // len(batch.images)
+            images = normalise(batch.images).repeat_interleave(captions_per_image, dim=0)  # each encoded over again
+            image_features, text_features = model(images, batch.caption_ids)
             loss = losses.sdm(image_features, text_features, batch.pids)
             for name, gradient in zip(named, torch.autograd.grad(loss, list(named.values())), strict=True):
                 gradients[name] += gradient / len(members)

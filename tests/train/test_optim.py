@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from cskt.config import OptimConfig
+from cskt.config import AdapterConfig, LoraConfig, OptimConfig, PromptConfig
+from cskt.model.dual_encoder import DualEncoder
 from cskt.train.optim import build_optimizer, learning_rate, parameter_groups, set_learning_rate
+from tiny_run import ARCHITECTURE
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "parity" / "lr_schedules.json").read_text())
 FIELDS = ("milestones", "gamma", "warmup_factor", "warmup_epochs", "target_lr", "power")
@@ -122,6 +124,13 @@ def test_frozen_parameters_are_in_no_group() -> None:
     assert [id(member) for member in group["params"]] == [id(parameters["prompts"])]
 
 
+def test_no_parameters_at_all_make_an_optimiser_that_does_nothing() -> None:
+    optimizer = build_optimizer([], DISTINCT)
+    assert [group["params"] for group in optimizer.param_groups] == [[]]
+    set_learning_rate(optimizer, 1e-3)
+    optimizer.step()
+
+
 def test_nothing_to_train_is_refused() -> None:
     parameters = make_parameters(["visual.proj"])
     parameters["visual.proj"].requires_grad_(False)
@@ -206,3 +215,46 @@ def test_a_resumed_optimizer_goes_on_bit_for_bit(name: str, tmp_path: Path) -> N
         set_learning_rate(each, 1e-3)
         take_step(each, parameters, seed=3)
     assert all(torch.equal(straight[key], resumed[key]) for key in ASSIGNMENT)
+
+
+# --- rates by place in a tower
+
+
+def rates_by_name(model: nn.Module, optim: OptimConfig) -> dict[str, float]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model.named_parameters(), optim)
+    return {names[parameter]: group["lr_scale"] for group in groups for parameter in group["params"]}
+
+
+def whole_clip() -> DualEncoder:
+    """Every parameter trains; the towers differ in depth."""
+    sizes = dataclasses.replace(ARCHITECTURE, vision_layers=3, vocab_size=20)
+    prompts, adapters = PromptConfig(depth=2, length=1), AdapterConfig()
+    return DualEncoder(sizes, prompts, adapters, LoraConfig(sides="both"), trainable="all")
+
+
+def test_lower_blocks_learn_more_slowly() -> None:
+    found = rates_by_name(whole_clip(), OptimConfig(layer_decay=0.5, bias_lr_factor=2.0))
+    expected = {
+        "vision.blocks.2.mlp.c_fc.weight": 1.0, "vision.blocks.1.mlp.c_fc.weight": 0.5,
+        "vision.blocks.0.mlp.c_fc.weight": 0.25, "vision.blocks.0.attn.in_proj.bias": 2 * 0.25,
+        "vision.conv1.weight": 0.125, "vision.class_embedding": 0.125, "vision.positional_embedding": 0.125,
+        "vision.ln_pre.weight": 0.125, "vision.ln_pre.bias": 2 * 0.125, "vision.ln_post.weight": 1.0,
+        "vision.proj": 1.0, "text.blocks.1.ln_1.weight": 1.0, "text.blocks.0.ln_1.weight": 0.5,
+        "text.token_embedding.weight": 0.25, "text.positional_embedding": 0.25, "text.ln_final.bias": 2.0,
+        "text.proj": 1.0,
+    }  # fmt: skip
+    assert {name: found[name] for name in expected} == expected
+    added = {name: rate for name, rate in found.items() if not name.startswith(("vision.", "text."))}
+    assert added and all(rate == (2.0 if "bias" in name else 1.0) for name, rate in added.items())
+
+
+def test_every_block_falls_by_the_same_factor() -> None:
+    plain, decayed = (rates_by_name(whole_clip(), OptimConfig(layer_decay=decay)) for decay in (1.0, 0.8))
+    for side, layers in (("vision", 3), ("text", 2)):
+        for index in range(layers):
+            names = [name for name in plain if name.startswith(f"{side}.blocks.{index}.")]
+            assert len(names) == 12
+            for name in names:
+                assert decayed[name] == pytest.approx(plain[name] * 0.8 ** (layers - 1 - index)), name
+    assert set(plain.values()) == {1.0, OptimConfig().bias_lr_factor}, "no decay by default"

@@ -83,12 +83,14 @@ def assert_same_run(found: Path, expected: Path) -> None:
     assert_equal(ours, theirs)
 
 
-def stop_after_epoch(epoch: int, config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train until `epoch` is saved, and be interrupted there."""
+def stop_after_epoch(
+    epoch: int, config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch, step: int = 0
+) -> None:
+    """Train until `epoch`, and `step` of the next one, are saved, and be interrupted there."""
 
     def save_and_stop(path: Path, trainee: Any, config: RunConfig, progress: Any) -> None:
         save_last(path, trainee, config, progress)
-        if (progress.epoch, progress.step) == (epoch, 0):
+        if (progress.epoch, progress.step) == (epoch, step):
             raise KeyboardInterrupt
 
     save_last = engine.save_last
@@ -104,6 +106,34 @@ def test_stopped_at_an_epochs_end(config: RunConfig, tmp_path: Path, monkeypatch
     stop_after_epoch(2, config, stopped, monkeypatch)
     assert load_plain(stopped / "last.pt")["progress"]["epoch"] == 2
     assert story(stopped)[-1]["event"] != "end"
+    train(config, stopped, resume=True)
+    assert_same_run(stopped, whole)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "place"),
+    [
+        ("cskt", {"optim.ema_decay": 0.9, "precision": "fp16"}, (1, 3)),
+        ("cskt", {"optim.ema_decay": 0.9, "loop.accumulate_steps": 2}, (1, 0)),
+        ("cskt", {"data.captions_per_image": 2, "data.batch_size": 6, "loss.sdm_other_image": 0.3}, (1, 3)),
+        ("lora", {"augment.caption_mask_probability": 0.3, "augment.caption_drop_probability": 0.2}, (1, 3)),
+        ("irra", {"mlm.cmt_depth": 1, "loss.weights": {"sdm": 1.0, "id": 1.0, "mlm": 1.0}, "optim.lr": 1e-4}, (1, 3)),
+    ],
+)
+def test_stopped_with_options_on(
+    config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    recipe: str,
+    changes: dict[str, Any],
+    place: tuple[int, int],
+) -> None:
+    root, backbone = Path(config.data.root), Path(config.backbone.name)
+    config = quick_config(root, backbone, recipe, CHANGES | {"loop.num_epochs": 2} | changes)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(config, whole)
+    stop_after_epoch(place[0], config, stopped, monkeypatch, step=place[1])
     train(config, stopped, resume=True)
     assert_same_run(stopped, whole)
 

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cskt.config import load_config
 from cskt.published import from_published
 from cskt.train import run_folder
-from cskt.train.run_folder import RunFolder, read_events
+from cskt.train.run_folder import RunFolder, first_event, last_event, read_events
 
 CONFIG = load_config("cskt", {"name": "one", "optim.lr": 1e-4})
 
@@ -139,3 +139,9 @@ def test_tensorboard_forgets_what_a_resumed_run_makes_again(run: RunFolder) -> N
 def test_lines_are_plain_json(run: RunFolder) -> None:
     run.record("step", step=1, loss=0.1)
     assert json.loads((run.path / "metrics.jsonl").read_text()) == {"event": "step", "step": 1, "loss": 0.1}
+
+
+def test_first_and_last_event_of_a_kind() -> None:
+    events = [{"event": "start"}, {"event": "step", "step": 1}, {"event": "step", "step": 2}]
+    assert (first_event(events, "step")["step"], last_event(events, "step")["step"]) == (1, 2)
+    assert first_event(events, "end") == last_event(events, "end") == {}

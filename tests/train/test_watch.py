@@ -28,7 +28,7 @@ def random_features(seed: int) -> Tensor:
 
 
 def look_at(watch: CollapseWatch, images: Tensor, texts: Tensor, pids: Tensor = PIDS) -> None:
-    watch.look(sdm(images, texts, pids).item(), pids)
+    watch.look(sdm(images, texts, pids).item(), pids, torch.arange(len(pids)))
 
 
 def test_constant_features_warn_once_with_the_remedy(caplog: pytest.LogCaptureFixture) -> None:
@@ -72,7 +72,7 @@ def test_batches_of_one_person_and_runs_without_sdm_say_nothing(caplog: pytest.L
     watch, one_person = CollapseWatch(), torch.zeros(len(PIDS), dtype=torch.int64)
     for _ in range(2 * PATIENCE_STEPS):
         look_at(watch, constant_features(), constant_features(), one_person)
-        watch.look(None, PIDS)
+        watch.look(None, PIDS, PIDS)
     assert not caplog.messages
 
 
@@ -88,5 +88,5 @@ def test_the_value_follows_the_batch(caplog: pytest.LogCaptureFixture) -> None:
     watch = CollapseWatch()
     for step in range(PATIENCE_STEPS):
         pids = PIDS[: 5 if step % 4 == 3 else 32]
-        watch.look(sdm_at_collapse(pids).item(), pids)
+        watch.look(sdm_at_collapse(pids).item(), pids, pids)
     assert len(caplog.messages) == 1

@@ -12,13 +12,11 @@ from typing import Any
 
 from cskt.app.cli import guarded
 from cskt.app.parsing import Parser, config_value, shown
-from cskt.config import load_config
-from cskt.published import FLAGS, from_published, to_published
+from cskt.config import RunConfig, load_config
+from cskt.published import FLAGS, IRRA, REFERENCE, from_published, recipe_of, to_published
 
 logger = logging.getLogger(__name__)
 
-REFERENCE = "cskt-reference"
-"""Recipe that the flags of train.py are laid over unless another is named."""
 TRAIN_FLAGS = {
     "name": "name of the run",
     "output_dir": "folder that receives <dataset>/<time>_<name>",
@@ -30,8 +28,10 @@ TRAIN_FLAGS = {
     "depth": "blocks with prompts of their own",
     "n_ctx": "prompts per tower and block",
     "lr_factor": "rate of heads that start at random, relative to lr",
-    "loss_names": "losses joined by +: sdm, itc, cmpm, id, triplet",
+    "loss_names": "losses joined by +: sdm, itc, cmpm, id, triplet, tal; mlm beside --MLM",
     "id_loss_weight": "weight of the id loss",
+    "mlm_loss_weight": "weight of the mlm loss",
+    "cmt_depth": "blocks of the mlm loss's interaction encoder",
     "img_size": "height,width in pixels",
     "stride_size": "distance between patches in pixels (obeyed here)",
     "text_length": "most tokens of a caption",
@@ -69,11 +69,12 @@ OUR_KEYS = {
     "checkpoint_activations": "loop.checkpoint_activations",
 }
 """Flags of ours that the released train.py lacks -> the config keys that they set."""
-MLM_ONLY = ("cmt_depth", "masked_token_rate", "masked_token_unchanged_rate", "mlm_loss_weight")
-REFUSED = {
-    "MLM": "masked language modelling belongs to IRRA, whose recipe is not part of this version",
-    "test": "train.py trains; use test.py --config_file RUN/configs.yaml",
-}
+WITHOUT_EFFECT = ("masked_token_rate", "masked_token_unchanged_rate")
+"""Flags that the released program takes and does not look at."""
+MLM_HELP = """\
+masked language modelling: the loss mlm, with the masked captions feeding every loss; without --depth and --n_ctx, which
+only CSKT has, the flags are laid over irra"""
+TEST_REFUSED = "train.py trains; use test.py --config_file RUN/configs.yaml"
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
@@ -91,33 +92,61 @@ def _train(argv: Sequence[str]) -> int:
     from cskt.train.run_folder import LAST  # noqa: PLC0415
 
     flags = _train_parser().parse(argv)
-    for name, reason in REFUSED.items():
-        if getattr(flags, name):
-            raise ValueError(f"--{name}: {reason}")
-    if "mlm" in getattr(flags, "loss_names", "").split("+"):
-        raise ValueError(f"--loss_names {flags.loss_names}: {REFUSED['MLM']}")
+    if flags.test:
+        raise ValueError(f"--test: {TEST_REFUSED}")
     if flags.local_rank != 0:
         raise ValueError("--local_rank: this version trains in one process; start it without a launcher")
     last = Path(flags.resume_ckpt_file)
     if flags.resume and last.name != LAST:
         raise ValueError("--resume: say what to go on with: --resume_ckpt_file RUN/last.pt")
-    load_config(flags.recipe)  # first alone, for what is wrong in the file is told in the file's words
+    name, reason = _recipe(flags)
+    recipe = load_config(name)  # first alone, for what is wrong in the file is told in the file's words
     try:
-        config = load_config(flags.recipe, _overrides(flags))
-        logger.info("recipe: %s", flags.recipe)
+        config = load_config(name, _overrides(flags, recipe))
+        _check_mlm(flags.MLM, recipe, config, name)
+        logger.info("recipe: %s (%s)", name, reason)
         return run(config, last.parent, resume=True) if flags.resume else run(config)
     except ValueError as error:
         raise ValueError(in_words_of_flags(str(error))) from error
 
 
+def _recipe(flags: argparse.Namespace) -> tuple[str, str]:
+    """The recipe that the flags are laid over, and why it is that one."""
+    if flags.recipe is not None:
+        return flags.recipe, "as --recipe says"
+    name = recipe_of(vars(flags))
+    if name == IRRA:
+        return name, "for --MLM without --depth and --n_ctx"
+    return name, "for --MLM with --depth or --n_ctx" if flags.MLM else "for neither --recipe nor --MLM is given"
+
+
+def _check_mlm(masking: bool, recipe: RunConfig, config: RunConfig, recipe_name: str) -> None:
+    """Raise ValueError where masked words and the loss that asks for them do not come together."""
+    names = "+".join(config.loss.weights)
+    if masking and "mlm" not in config.loss.weights:
+        raise ValueError(
+            f"--MLM: the losses {names} ask for no masked words; add mlm to --loss_names, or give --recipe"
+            f" {recipe_name} in place of --MLM"
+        )
+    if not masking and "mlm" in config.loss.weights.keys() - recipe.loss.weights.keys():
+        raise ValueError(f"--loss_names {names}: the loss mlm needs masked words; add --MLM")
+
+
 def _train_parser() -> Parser:
-    reference = to_published(load_config(REFERENCE))
+    reference, irra = to_published(load_config(REFERENCE)), to_published(load_config(IRRA))
+    changes = [
+        f"{name} {shown(irra[name])}" for name in TRAIN_FLAGS if irra.get(name, reference[name]) != reference[name]
+    ]
     parser = Parser(
         prog="train.py",
         separator="_",
-        description=f"Train CSKT with the flags of the released program. In brackets: the values of {REFERENCE}.",
+        description=(
+            "Train CSKT, or with --MLM IRRA, with the flags of the released programs.\n"
+            f"In brackets: the values of {REFERENCE}; --MLM without --depth and --n_ctx takes {IRRA} instead:\n"
+            f"{', '.join(changes)}."
+        ),
     )
-    parser.add_argument("--recipe", default=REFERENCE, help="recipe that the flags are laid over (%(default)s)")
+    parser.add_argument("--recipe", help=f"recipe that the flags are laid over ({REFERENCE}; with --MLM see there)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed (%(default)s, as the released program fixes it)")
     parser.add_argument("--precision", default=argparse.SUPPRESS, help="fp32, bf16 or fp16 (fp32)")
@@ -140,16 +169,16 @@ def _train_parser() -> Parser:
             metavar="VALUE",
             help=text if value is None else f"{text} ({shown(value)})",
         )
-    for name in MLM_ONLY:
-        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help="used with --MLM only")
-    for name, reason in REFUSED.items():
-        parser.add_argument(f"--{name}", action="store_true", help=f"refused: {reason}")
+    for name in WITHOUT_EFFECT:
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help="without effect, as in the released program")
+    parser.add_argument("--MLM", action="store_true", help=MLM_HELP)
+    parser.add_argument("--test", action="store_true", help=f"refused: {TEST_REFUSED}")
     return parser
 
 
-def _overrides(flags: argparse.Namespace) -> dict[str, Any]:
+def _overrides(flags: argparse.Namespace, recipe: RunConfig) -> dict[str, Any]:
     """Config key -> value for the flags that were given."""
-    published: dict[str, Any] = {"img_aug": flags.img_aug}
+    published: dict[str, Any] = {"img_aug": flags.img_aug, "MLM": flags.MLM}
     ours: dict[str, Any] = {}
     for name, given in vars(flags).items():
         text = ",".join(given) if isinstance(given, list) else given
@@ -157,7 +186,7 @@ def _overrides(flags: argparse.Namespace) -> dict[str, Any]:
             published[name] = config_value(FLAGS[name].key if name in FLAGS else "", text)
         elif name in OUR_KEYS:
             ours[OUR_KEYS[name]] = given
-    return from_published(published) | ours
+    return from_published(published, recipe.loss.weights) | ours
 
 
 def in_words_of_flags(message: str) -> str:
@@ -179,7 +208,9 @@ def _test(argv: Sequence[str]) -> int:
     from cskt.embed import load  # noqa: PLC0415
 
     parser = Parser(
-        prog="test.py", separator="_", description="Evaluate a run, or a released CSKT folder, on the test split."
+        prog="test.py",
+        separator="_",
+        description="Evaluate a run, or a released CSKT or IRRA folder, on the test split.",
     )
     parser.add_argument("--config_file", type=Path, required=True, help="configs.yaml of the run or released folder")
     parser.add_argument("--root_dir", help="folder that holds the data set's folder (default: the config's)")

@@ -63,6 +63,27 @@ def resolve_recipe(name_or_path: str | Path) -> Path:
     raise ValueError(f"unknown recipe '{name_or_path}': {nearest(str(name_or_path), recipe_names())}")
 
 
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The content of a recipe; one that names another under `base` is laid over it.
+
+    Raises:
+        ValueError: see `read_yaml`; a base that is unknown, or that is its own base.
+    """
+    content, here, seen = read_yaml(path), path, {path.resolve()}
+    while (base := content.pop("base", None)) is not None:
+        try:
+            below = resolve_recipe(str(base))
+        except ValueError as error:
+            raise ValueError(f"{here}: base: {error}") from None
+        if not below.is_file() and (here.parent / below).is_file():
+            below = here.parent / below
+        if below.resolve() in seen:
+            raise ValueError(f"{here}: base: {base} is laid over itself")
+        seen.add(below.resolve())
+        content, here = merge(read_yaml(below), content), below
+    return content
+
+
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the keys of `override` laid over it; nested mappings merge, but loss weights are replaced whole."""
     merged = dict(base)
@@ -76,14 +97,12 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{'optim.lr': 1} -> {'optim': {'lr': 1}}."""
+    """{'optim.lr': 1} -> {'optim': {'lr': 1}}; of two that meet the later counts."""
     nested: dict[str, Any] = {}
     for dotted, value in flat.items():
-        *sections, leaf = dotted.split(".")
-        place = nested
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[leaf] = value
+        for part in reversed(dotted.split(".")):
+            value = {part: value}  # noqa: PLW2901  (wrapped from the inside out)
+        nested = merge(nested, value)
     return nested
 
 
@@ -101,7 +120,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
         content, origin = dict(source), "config"
     else:
         path = resolve_recipe(source)
-        content, origin = read_yaml(path), str(path)
+        content, origin = read_recipe(path), str(path)
     config = validate(RunConfig, content, origin)  # alone first: a message must blame a file only for what it says
     return validate(RunConfig, merge(content, nest(overrides)), "overrides") if overrides else config
 

@@ -33,6 +33,7 @@ Range: TypeAlias = tuple[Real, Real]
 Activation: TypeAlias = Literal["quick_gelu", "gelu"]
 Directions: TypeAlias = Literal["none", "text", "vision", "own", "t2v", "v2t", "both"]
 Sides: TypeAlias = Literal["none", "text", "vision", "both"]
+LoraTarget: TypeAlias = Literal["query", "key", "value", "out", "fc", "proj"]
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -151,17 +152,57 @@ class AdapterConfig:
 
 
 @dataclass(config=STRICT, frozen=True)
+class LoraConfig:
+    """Low-rank updates of the blocks' linear layers (LoRA, Hu et al. 2022, section 4)."""
+
+    sides: Sides = "none"
+    """Towers whose blocks carry updates."""
+    rank: Positive = 4
+    """Rank r of an update."""
+    alpha: PositiveReal = 8.0
+    """An update is scaled by alpha / rank."""
+    targets: Annotated[tuple[LoraTarget, ...], Len(min_length=1)] = ("query", "value")
+    """Layers that are updated: query, key, value, out (attention); fc, proj (first and second layer of the MLP)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LoraConfig:
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"lora.targets {','.join(self.targets)} names a layer twice")
+        return self
+
+
+@dataclass(config=STRICT, frozen=True)
 class LossConfig:
     """Which losses train, and their constants."""
 
     weights: Annotated[dict[str, NonNegativeReal], Len(min_length=1)] = dataclasses.field(
         default_factory=lambda: {"sdm": 1.0}
     )
-    """Weight by name: sdm, itc, cmpm, id, triplet."""
+    """Weight by name: sdm, itc, cmpm, id, mlm, triplet, tal."""
     temperature: PositiveReal = 0.02
     """Temperature of sdm and itc; similarities are divided by it."""
     margin: NonNegativeReal = 1.0
     """Margin of triplet, a Euclidean distance."""
+    tal_temperature: PositiveReal = 0.015
+    """Temperature of tal (RDE, Qin et al. 2024)."""
+    tal_margin: NonNegativeReal = 0.1
+    """Margin of tal, a cosine."""
+    sdm_other_image: Fraction = 1.0
+    """Share of a caption's image that other images of its person get in the targets of sdm (label smoothing by image,
+    an option of IRRA's released code, there 0.3); 1 treats them alike."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class MlmConfig:
+    """Masked language modelling through a cross-modal interaction encoder (IRRA section 3.2); only the loss mlm
+    needs it, and only in training."""
+
+    cmt_depth: Positive = 4
+    """Blocks of the interaction encoder after its cross-attention."""
+    mask_probability: Annotated[Real, Gt(0), Le(1)] = 0.15
+    """Chance of a word token to be asked for: 80 % of those become the mask token, 10 % a random one, 10 % stay."""
+    masked_for_all: bool = False
+    """The other losses see the masked captions too, as in the released code; otherwise captions are encoded twice."""
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -194,11 +235,28 @@ class DataConfig:
     """Keep the resized uint8 images in memory."""
     train_fraction: Annotated[Real, Gt(0), Le(1)] = 1.0
     """Share of the training identities that is used (small-data studies)."""
+    captions_per_image: Positive = 1
+    """Captions of an image in one step, with the image encoded once; batch_size goes on counting pairs."""
+    templates: Annotated[tuple[str, ...], Len(min_length=1)] = ("{}",)
+    """Sentences around a caption in evaluation and search, `{}` being the caption; features of several are averaged
+    (CLIP, Radford et al. 2021, section 3.1.4). Training sees the captions as they are."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"data.templates '{template}' must hold {{}} once, where the caption goes")
+        if self.batch_size % self.captions_per_image:
+            raise ValueError(
+                f"data.batch_size {self.batch_size} is not divisible by data.captions_per_image"
+                f" {self.captions_per_image}"
+            )
+        return self
 
 
 @dataclass(config=STRICT, frozen=True)
 class AugmentConfig:
-    """Image augmentation, as the released code applies it (FIELD: the recipe)."""
+    """Augmentation of images as the released code applies it, and of captions, which it leaves alone."""
 
     flip_probability: Fraction = 0.5
     """Chance of a horizontal flip."""
@@ -210,6 +268,10 @@ class AugmentConfig:
     """Area of that rectangle as a share of the image, smallest and largest."""
     erase_ratio: Range = (0.3, 3.3)
     """Height / width of that rectangle, smallest and largest."""
+    caption_mask_probability: Fraction = 0.0
+    """Chance of a word token to become the mask token (as IRRA's in-place masking does to its other losses)."""
+    caption_drop_probability: Fraction = 0.0
+    """Chance of a word token to be left out (random deletion, EDA, Wei and Zou 2019); one always stays."""
 
     @model_validator(mode="after")
     def _check(self) -> AugmentConfig:
@@ -244,6 +306,12 @@ class OptimConfig:
     """Weight decay of parameters whose name contains `bias`."""
     head_lr_factor: PositiveReal = 5.0
     """Rate of `cross*`, `classifier` and `mlm_head` parameters, relative to lr."""
+    layer_decay: Annotated[Real, Gt(0), Le(1)] = 1.0
+    """Rate of a tower's block relative to the block above it (layer-wise rate decay, ELECTRA, Clark et al. 2020)."""
+    ema_decay: Annotated[Real, Gt(0), Lt(1)] | None = None
+    """Decay per step of a moving average of the trained weights, which is then evaluated and kept (Polyak and Juditsky
+    1992); none for no average. At step t it is min(ema_decay, (1 + t) / (10 + t)): at 0.999 the ramp rules the first
+    9,000 steps."""
     clip_grad_norm: PositiveReal | None = None
     """Largest gradient norm; none for no clipping."""
     schedule: Literal["cosine", "step", "exp", "linear", "poly", "poly-released"] = "cosine"
@@ -302,10 +370,12 @@ class RunConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the towers; weights stay float32, fp16 scales the loss."""
     trainable: Literal["added", "projections", "all", "none"] = "added"
-    """added: prompts, couplings, adapters | projections: these and the two output projections | all | none."""
+    """added: prompts, couplings, adapters, LoRA | projections: these and the two output projections | all | none."""
     backbone: BackboneConfig = BackboneConfig()
     prompts: PromptConfig = PromptConfig()
     adapters: AdapterConfig = AdapterConfig()
+    lora: LoraConfig = LoraConfig()
+    mlm: MlmConfig = MlmConfig()
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()

@@ -1,6 +1,7 @@
 """Records -> batches: which pairs meet in a batch, and images decoded ahead of the step that needs them.
 
 The unit of training is an (image, caption) pair, as in the released code: an image with two captions is two pairs.
+With `captions_per_image` k a unit is an image with k of its captions: k pairs that share one decoded, encoded image.
 The order of an epoch is a function of the seed and the epoch alone, so a resumed run continues with the batches that
 the interrupted one would have seen. Images are decoded in threads: decoding and resizing leave Python's lock, so
 threads are as fast as processes here, start at once on every system, and pass errors on unchanged.
@@ -40,13 +41,13 @@ class TrainingLoader:
     Args:
         split: the training split; its identities are renumbered from 0, in ascending order of the file's numbers.
         tokenizer: encodes every caption once, here.
-        data: batch size, sampler, decoding threads, cache.
+        data: batch size, captions per image, sampler, decoding threads, cache.
         image_height, image_width: size of the images in pixels.
         seed: decides the order together with the epoch.
 
     Raises:
-        ValueError: the batch is larger than the split or does not divide into `instances`, or the split has too few
-            identities for the identity sampler.
+        ValueError: the batch is larger than the split or does not divide into `instances`, these do not divide into
+            `captions_per_image`, or the split has too few identities for the identity sampler.
     """
 
     def __init__(
@@ -71,8 +72,10 @@ class TrainingLoader:
         self._cache: Tensor | None = None
         self.num_identities = len(pids)
         self.num_pairs = len(self._pids)
-        self.steps_per_epoch = -(-self.num_pairs // data.batch_size)
-        _check_batch_size(data, self.num_pairs, self.num_identities)
+        per_image = data.captions_per_image
+        num_units = int((-(-torch.bincount(self._image_ids) // per_image)).sum())
+        self.steps_per_epoch = -(-num_units * per_image // data.batch_size)
+        _check_batch_size(data, num_units * per_image, self.num_identities)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `start_step` on; what lies before is not decoded.
@@ -81,24 +84,28 @@ class TrainingLoader:
             ValueError: an image is missing or damaged; names the file.
         """
         batches = self._draw_batches(epoch)[start_step:]
-        image_ids = [self._image_ids[pairs] for pairs in batches]
-        for pairs, images in zip(batches, self._read(image_ids), strict=True):
+        image_ids = [self._image_ids[units[:, 0]] for units in batches]
+        for units, ids, images in zip(batches, image_ids, self._read(image_ids), strict=True):
+            pairs = units.flatten()
             yield Batch(
                 images=images,
                 caption_ids=self._caption_ids[pairs, : int(self._lengths[pairs].max())],
                 pids=self._pids[pairs],
-                image_ids=self._image_ids[pairs],
+                image_ids=ids,
             )
 
     def _draw_batches(self, epoch: int) -> list[Tensor]:
+        """The batches of an epoch, each [B / k, k]: one unit per row, and in it the positions of its pairs."""
+        data, per_image = self._data, self._data.captions_per_image
         random = np.random.default_rng([self._seed, epoch])
-        if self._data.sampler == "identity":
-            drawn = identity_batches(
-                self._pids.numpy(), self._data.batch_size, self._data.instances, self.steps_per_epoch, random
-            )
+        units = draw_units(self._image_ids.numpy(), per_image, random)
+        batch_size = data.batch_size // per_image
+        if data.sampler == "identity":
+            pids, instances = self._pids.numpy()[units[:, 0]], data.instances // per_image
+            batches = identity_batches(pids, batch_size, instances, self.steps_per_epoch, random)
         else:
-            drawn = random_batches(self.num_pairs, self._data.batch_size, random)
-        return [torch.from_numpy(pairs) for pairs in drawn]
+            batches = random_batches(len(units), batch_size, random)
+        return [torch.from_numpy(units[batch]) for batch in batches]
 
     def _read(self, image_ids: Sequence[Tensor]) -> Iterator[Tensor]:
         if self._data.cache_images:
@@ -137,26 +144,50 @@ def iter_images(
     return _decode_ahead(batches, height, width, num_workers)
 
 
-def random_batches(num_pairs: int, batch_size: int, random: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Every pair once, in random order; the last batch may be smaller."""
-    order = random.permutation(num_pairs)
-    return [order[start : start + batch_size] for start in range(0, num_pairs, batch_size)]
+def draw_units(image_ids: NDArray[np.int64], per_image: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """Pairs gathered into units of one image with `per_image` of its captions, image by image.
+
+    Every caption is in a unit: an image with c captions has ceil(c / per_image), which deal its captions in random
+    order and begin again where they run out. So the last unit is filled up with captions of the others; it repeats a
+    caption only if c is below `per_image`. Units of one caption are the pairs in their order, and draw nothing.
+
+    Args:
+        image_ids: [N] image of each pair, numbered from 0 without gaps.
+
+    Returns:
+        [U, per_image] positions of pairs.
+    """
+    if per_image == 1:
+        return np.arange(len(image_ids))[:, None]
+    return np.concatenate(
+        [
+            np.resize(random.permutation(pairs), (-(-len(pairs) // per_image), per_image))  # repeats to fill
+            for pairs in _positions_by_id(image_ids)
+        ]
+    )
+
+
+def random_batches(num_units: int, batch_size: int, random: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Every unit once, in random order; the last batch may be smaller."""
+    order = random.permutation(num_units)
+    return [order[start : start + batch_size] for start in range(0, num_units, batch_size)]
 
 
 def identity_batches(
     pids: NDArray[np.int64], batch_size: int, instances: int, num_batches: int, random: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """Batches of batch_size / instances distinct identities with `instances` pairs each (Hermans et al. 2017).
+    """Batches of batch_size / instances distinct identities with `instances` units each (Hermans et al. 2017).
 
-    Identities come in rounds, each once per round, so all are drawn about equally often however many pairs they
-    have. An identity deals its pairs like a deck, shuffled anew when too few are left; one with fewer pairs than
+    Identities come in rounds, each once per round, so all are drawn about equally often however many units they
+    have. An identity deals its units like a deck, shuffled anew when too few are left; one with fewer units than
     `instances` is drawn with replacement.
 
     Args:
-        pids: [N] identity of each pair, numbered from 0 without gaps.
+        pids: [U] identity of each unit, numbered from 0 without gaps.
+        batch_size, instances: counted in units.
     """
-    by_identity = np.split(np.argsort(pids, kind="stable"), np.cumsum(np.bincount(pids))[:-1])
-    decks: list[NDArray[np.int64]] = [pairs[:0] for pairs in by_identity]
+    by_identity = _positions_by_id(pids)
+    decks: list[NDArray[np.int64]] = [units[:0] for units in by_identity]
     per_batch = batch_size // instances
     batches: list[NDArray[np.int64]] = []
     while len(batches) < num_batches:
@@ -164,16 +195,21 @@ def identity_batches(
         for start in range(0, len(round_of_identities) - per_batch + 1, per_batch):
             drawn = []
             for identity in round_of_identities[start : start + per_batch]:
-                pairs, deck = by_identity[identity], decks[identity]
-                if len(pairs) < instances:
-                    drawn.append(random.choice(pairs, instances))
+                units, deck = by_identity[identity], decks[identity]
+                if len(units) < instances:
+                    drawn.append(random.choice(units, instances))
                     continue
                 if len(deck) < instances:
-                    deck = random.permutation(pairs)
+                    deck = random.permutation(units)
                 drawn.append(deck[:instances])
                 decks[identity] = deck[instances:]
             batches.append(np.concatenate(drawn))
     return batches[:num_batches]
+
+
+def _positions_by_id(ids: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Where each of the ids 0, 1, ... stands, in order."""
+    return np.split(np.argsort(ids, kind="stable"), np.cumsum(np.bincount(ids))[:-1])
 
 
 def _check_batch_size(data: DataConfig, num_pairs: int, num_identities: int) -> None:
@@ -187,6 +223,11 @@ def _check_batch_size(data: DataConfig, num_pairs: int, num_identities: int) -> 
         raise ValueError(
             f"data.batch_size {data.batch_size} is not divisible by data.instances {data.instances}; "
             "the identity sampler needs whole groups"
+        )
+    if data.instances % data.captions_per_image:
+        raise ValueError(
+            f"data.instances {data.instances} is not divisible by data.captions_per_image {data.captions_per_image}; "
+            "the identity sampler counts pairs and draws whole images"
         )
     if data.batch_size // data.instances > num_identities:
         raise ValueError(

@@ -126,6 +126,15 @@ class Split:
         """Number of distinct identities."""
         return len(set(self.image_pids))
 
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of identities, image file names and captions, in order; where the data set lies is no part."""
+        digest = hashlib.sha256()
+        for record in self.records:
+            line = json.dumps([record.pid, record.image_path.name, *record.captions])
+            digest.update(f"{line}\n".encode())
+        return digest.hexdigest()
+
     @property
     def counts(self) -> SplitCounts:
         """Identities, images and captions."""

@@ -1,13 +1,15 @@
 """The two towers of CLIP (Radford et al. 2021, section 2.4), open at the places where a method joins in.
 
-A tower takes prompts (tokens that hold fixed slots and are renewed block by block) and adapters (a module beside each
-block's MLP) as arguments. It owns neither, and nothing here is trainable by itself: see `dual_encoder`.
+A tower takes prompts (tokens that hold fixed slots and are renewed block by block), adapters (a module beside each
+block's MLP) and low-rank updates (a module beside a linear layer) as arguments. It owns none of them, and nothing here
+is trainable by itself: see `dual_encoder`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,16 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
+QUERY_KEY_VALUE = ("query", "key", "value")
+"""Parts of an attention's joint projection, in its order."""
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+def updated(layer: nn.Linear, x: Tensor, low_rank: nn.ModuleDict | None, target: str) -> Tensor:
+    """What a linear layer makes of `x`, with its low-rank update where there is one."""
+    if low_rank is None or target not in low_rank:
+        return layer(x)
+    return layer(x) + low_rank[target](x)
 
 
 class Attention(nn.Module):
@@ -34,11 +45,20 @@ class Attention(nn.Module):
         self.in_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, *, causal: bool) -> Tensor:
+    def forward(self, x: Tensor, *, causal: bool, low_rank: nn.ModuleDict | None = None) -> Tensor:
         """[B, L, width] -> [B, L, width]; with `causal` a token sees itself and what stands before it."""
-        query, key, value = self.in_proj(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        projected: Any = self._project(x, low_rank)  # torch types `unflatten` not at all
+        query, key, value = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
+        return updated(self.out_proj, attended.transpose(1, 2).flatten(2), low_rank, "out")
+
+    def _project(self, x: Tensor, low_rank: nn.ModuleDict | None) -> Tensor:
+        """[B, L, 3 * width]: queries, keys and values side by side."""
+        projected: Tensor = self.in_proj(x)
+        if low_rank is None or not any(part in low_rank for part in QUERY_KEY_VALUE):
+            return projected
+        updates = [low_rank[part](x) if part in low_rank else torch.zeros_like(x) for part in QUERY_KEY_VALUE]
+        return projected + torch.cat(updates, dim=-1)
 
 
 class MLP(nn.Module):
@@ -50,9 +70,9 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * width, width)
         self.activation = ACTIVATIONS[activation]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, low_rank: nn.ModuleDict | None = None) -> Tensor:
         """[B, L, width] -> [B, L, width]."""
-        return self.c_proj(self.activation(self.c_fc(x)))
+        return updated(self.c_proj, self.activation(updated(self.c_fc, x, low_rank, "fc")), low_rank, "proj")
 
 
 class Block(nn.Module):
@@ -65,12 +85,38 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = MLP(width, activation)
 
-    def forward(self, x: Tensor, causal: bool, adapter: nn.Module | None) -> Tensor:
+    def forward(
+        self, x: Tensor, causal: bool, adapter: nn.Module | None = None, low_rank: nn.ModuleDict | None = None
+    ) -> Tensor:
         """[B, L, width] -> [B, L, width]."""
-        x = x + self.attn(self.ln_1(x), causal=causal)
+        x = x + self.attn(self.ln_1(x), causal=causal, low_rank=low_rank)
         if adapter is None:
-            return x + self.mlp(self.ln_2(x))
-        return x + self.mlp(self.ln_2(x)) + adapter(x)
+            return x + self.mlp(self.ln_2(x), low_rank)
+        return x + self.mlp(self.ln_2(x), low_rank) + adapter(x)
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What a method adds to one tower; by default nothing."""
+
+    prompts: Sequence[Tensor] = ()
+    """One [P, width] per prompted block."""
+    adapters: nn.ModuleList | None = None
+    """One adapter per block."""
+    low_rank: nn.ModuleList | None = None
+    """Per block, its low-rank updates by target."""
+
+    def of_block(self, index: int) -> tuple[nn.Module | None, nn.ModuleDict | None]:
+        """(adapter, low-rank updates) of a block."""
+        adapter = None if self.adapters is None else self.adapters[index]
+        if self.low_rank is None:
+            return adapter, None
+        updates = self.low_rank[index]
+        assert isinstance(updates, nn.ModuleDict)
+        return adapter, updates
+
+
+NOTHING = Additions()
 
 
 def run_blocks(
@@ -79,27 +125,25 @@ def run_blocks(
     *,
     causal: bool,
     slots: slice,
-    prompts: Sequence[Tensor],
-    adapters: nn.ModuleList | None,
+    added: Additions,
     checkpoint_activations: bool,
 ) -> Tensor:
     """Pass `x` [B, L, width] through the blocks.
 
     Args:
-        slots: token positions of the prompts; those of block 0 are already in `x`.
-        prompts: one [P, width] per prompted block. From block `len(prompts)` on the slots keep what the previous
-            block made of them.
-        adapters: one per block, or none.
+        slots: token positions of the prompts; those of block 0 are already in `x`. From the first block without
+            prompts of its own on, the slots keep what the previous block made of them.
+        added: prompts, adapters, low-rank updates.
     """
     for index, block in enumerate(blocks):
-        if 0 < index < len(prompts):
-            renewed = prompts[index].expand(len(x), -1, -1)
+        if 0 < index < len(added.prompts):
+            renewed = added.prompts[index].expand(len(x), -1, -1)
             x = torch.cat([x[:, : slots.start], renewed, x[:, slots.stop :]], dim=1)
-        adapter = None if adapters is None else adapters[index]
+        adapter, low_rank = added.of_block(index)
         if checkpoint_activations and torch.is_grad_enabled():
-            x = checkpoint(block, x, causal, adapter, use_reentrant=False)
+            x = checkpoint(block, x, causal, adapter, low_rank, use_reentrant=False)
         else:
-            x = block(x, causal, adapter)
+            x = block(x, causal, adapter, low_rank)
     return x
 
 
@@ -120,15 +164,12 @@ class VisionTower(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, architecture.embed_dim))
 
-    def forward(
-        self, images: Tensor, *, prompts: Sequence[Tensor] = (), adapters: nn.ModuleList | None = None
-    ) -> Tensor:
+    def forward(self, images: Tensor, added: Additions = NOTHING) -> Tensor:
         """Hidden tokens `[class, patches, prompts]` after the last block.
 
         Args:
             images: [B, 3, H, W] float, normalised as CLIP does.
-            prompts: one [P, vision_width] per prompted block; they stand last and carry no position.
-            adapters: one per block, or none.
+            added: what the method adds; prompts stand last and carry no position.
 
         Returns:
             [B, N + P, vision_width] with N = 1 + number of patches.
@@ -137,15 +178,14 @@ class VisionTower(nn.Module):
         class_token = self.class_embedding.expand(len(images), 1, -1)
         x = torch.cat([class_token, patches], dim=1) + self.positional_embedding
         num_tokens = x.shape[1]
-        if prompts:
-            x = torch.cat([x, prompts[0].expand(len(x), -1, -1)], dim=1)
+        if added.prompts:
+            x = torch.cat([x, added.prompts[0].expand(len(x), -1, -1)], dim=1)
         return run_blocks(
             self.blocks,
             self.ln_pre(x),
             causal=False,
             slots=slice(num_tokens, x.shape[1]),
-            prompts=prompts,
-            adapters=adapters,
+            added=added,
             checkpoint_activations=self.checkpoint_activations,
         )
 
@@ -206,33 +246,29 @@ class TextTower(nn.Module):
         """`place_prompts` with this tower's vocabulary and context."""
         return place_prompts(caption_ids, num_slots, end_id=self.end_id, context_length=self.context_length)
 
-    def forward(
-        self, placed: PlacedCaptions, *, prompts: Sequence[Tensor] = (), adapters: nn.ModuleList | None = None
-    ) -> Tensor:
+    def forward(self, placed: PlacedCaptions, added: Additions = NOTHING) -> Tensor:
         """Hidden tokens `[start, prompts, words, end, padding]` after the last block.
 
         There is no padding mask: attention is causal, so nothing after the end token can reach it.
 
         Args:
             placed: captions with as many slots as the prompts have tokens.
-            prompts: one [P, text_width] per prompted block; every slot keeps its position's embedding.
-            adapters: one per block, or none.
+            added: what the method adds; every prompt slot keeps its position's embedding.
 
         Returns:
             [B, L', text_width].
         """
         x = self.token_embedding(placed.ids)
         slots = slice(1, 1)
-        if prompts:
-            slots = slice(1, 1 + len(prompts[0]))
-            x = torch.cat([x[:, :1], prompts[0].expand(len(x), -1, -1), x[:, slots.stop :]], dim=1)
+        if added.prompts:
+            slots = slice(1, 1 + len(added.prompts[0]))
+            x = torch.cat([x[:, :1], added.prompts[0].expand(len(x), -1, -1), x[:, slots.stop :]], dim=1)
         return run_blocks(
             self.blocks,
             x + self.positional_embedding[: x.shape[1]],
             causal=True,
             slots=slots,
-            prompts=prompts,
-            adapters=adapters,
+            added=added,
             checkpoint_activations=self.checkpoint_activations,
         )
 

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 import torch
 from torch import Tensor, nn
 
-from cskt.config import AdapterConfig, ClipArchitecture, PromptConfig
+from cskt.config import AdapterConfig, ClipArchitecture, LoraConfig, PromptConfig
 from cskt.model.adapters import build_adapters
-from cskt.model.clip import TextTower, VisionTower
+from cskt.model.clip import QUERY_KEY_VALUE, Additions, TextTower, VisionTower
+from cskt.model.lora import LowRank, build_lora
 from cskt.model.prompts import PromptLearner
 
-ADDED = ("prompts.", "adapters.")
+ADDED = ("prompts.", "adapters.", "lora.")
 PROJECTIONS = ("vision.proj", "text.proj")
+
+
+NO_PROMPTS, NO_ADAPTERS, NO_LORA = PromptConfig(directions="none"), AdapterConfig(sides="none"), LoraConfig()
+LAYERS = {
+    "query": "attn.in_proj", "key": "attn.in_proj", "value": "attn.in_proj", "out": "attn.out_proj",
+    "fc": "mlp.c_fc", "proj": "mlp.c_proj",
+}  # fmt: skip
+"""Target of a low-rank update -> the layer of a block that it belongs to."""
+
+
+class TextTokens(NamedTuple):
+    """A batch of captions, token by token; prompt slots are left out."""
+
+    tokens: Tensor
+    """[B, L, D] in the shared space, not normalised; position l belongs to the caption's token l."""
+    features: Tensor
+    """[B, D], the rows of the end tokens."""
 
 
 class DualEncoder(nn.Module):
@@ -24,8 +44,9 @@ class DualEncoder(nn.Module):
         architecture: sizes of the towers.
         prompts: which prompts are learned.
         adapters: which adapters are learned.
-        trainable: `added` (prompts, couplings, adapters), `projections` (these and the two output projections),
-            `all` or `none`.
+        lora: which low-rank updates are learned.
+        trainable: `added` (prompts, couplings, adapters, low-rank updates), `projections` (these and the two output
+            projections), `all` or `none`.
     """
 
     def __init__(
@@ -33,6 +54,7 @@ class DualEncoder(nn.Module):
         architecture: ClipArchitecture,
         prompts: PromptConfig,
         adapters: AdapterConfig,
+        lora: LoraConfig = NO_LORA,
         trainable: str = "added",
     ) -> None:
         super().__init__()
@@ -42,6 +64,7 @@ class DualEncoder(nn.Module):
         self.text = TextTower(architecture)
         self.prompts = PromptLearner(prompts, architecture)
         self.adapters = build_adapters(adapters, architecture)
+        self.lora = build_lora(lora, architecture)
         prefixes = {"added": ADDED, "projections": ADDED + PROJECTIONS, "all": ("",), "none": ()}[trainable]
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith(prefixes))
@@ -55,8 +78,7 @@ class DualEncoder(nn.Module):
         Returns:
             [B, D], not normalised.
         """
-        hidden = self.vision(images, prompts=self.prompts().vision, adapters=self._adapters("vision"))
-        return self.vision.project(hidden[:, 0])
+        return self.vision.project(self._image_hidden(images)[:, 0])
 
     def encode_text(self, caption_ids: Tensor) -> Tensor:
         """Raw text features.
@@ -68,30 +90,69 @@ class DualEncoder(nn.Module):
         Returns:
             [B, D], not normalised.
         """
-        placed = self.text.place(caption_ids, self.prompts.num_text_slots)
-        hidden = self.text(placed, prompts=self.prompts().text, adapters=self._adapters("text"))
-        rows = torch.arange(len(hidden), device=hidden.device)
-        return self.text.project(hidden[rows, placed.end_positions])
+        hidden, end_positions = self._text_hidden(caption_ids)
+        return self.text.project(hidden[torch.arange(len(hidden), device=hidden.device), end_positions])
 
     def forward(self, images: Tensor, caption_ids: Tensor) -> tuple[Tensor, Tensor]:
         """(image features [B, D], text features [B, D]) of a batch of pairs; see the two encoders."""
         return self.encode_image(images), self.encode_text(caption_ids)
 
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """Every token of the images in the shared space, for losses that look at more than the feature.
+
+        Returns:
+            [B, N, D], not normalised: the class token, which is the image's feature, then the patches; no prompts.
+        """
+        rows, columns = self.architecture.grid
+        return self.vision.project(self._image_hidden(images)[:, : 1 + rows * columns])
+
+    def text_tokens(self, caption_ids: Tensor) -> TextTokens:
+        """Every token of the captions in the shared space; see `encode_text` and `TextTokens`."""
+        hidden, end_positions = self._text_hidden(caption_ids)
+        num_slots = self.prompts.num_text_slots
+        words = torch.cat([hidden[:, :1], hidden[:, 1 + num_slots :]], dim=1)
+        tokens = self.text.project(words)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        return TextTokens(tokens, tokens[rows, end_positions - num_slots])
+
+    def _image_hidden(self, images: Tensor) -> Tensor:
+        """[B, N + P, vision_width] after the last block."""
+        return self.vision(images, self._additions("vision"))
+
+    def _text_hidden(self, caption_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """([B, L', text_width] after the last block, [B] where the end tokens stand), prompt slots included."""
+        placed = self.text.place(caption_ids, self.prompts.num_text_slots)
+        return self.text(placed, self._additions("text")), placed.end_positions
+
+    def _additions(self, side: Literal["vision", "text"]) -> Additions:
+        prompts = self.prompts()
+        return Additions(
+            prompts=prompts.vision if side == "vision" else prompts.text,
+            adapters=_module_list(self.adapters, side),
+            low_rank=_module_list(self.lora, side),
+        )
+
     def bare(self) -> DualEncoder:
-        """The same towers, shared and not copied, without prompts and adapters: zero-shot CLIP."""
+        """The same towers, shared and not copied, without what a method adds: zero-shot CLIP."""
         with torch.device("meta"):
-            plain = DualEncoder(
-                self.architecture, PromptConfig(directions="none"), AdapterConfig(sides="none"), trainable="none"
-            )
+            plain = DualEncoder(self.architecture, NO_PROMPTS, NO_ADAPTERS, trainable="none")
         plain.vision, plain.text = self.vision, self.text
         return plain
 
-    def _adapters(self, side: str) -> nn.ModuleList | None:
-        if side not in self.adapters:
-            return None
-        modules = self.adapters[side]
-        assert isinstance(modules, nn.ModuleList)
-        return modules
+    @torch.no_grad()
+    def fold_lora(self) -> None:
+        """Add the low-rank updates to the weights that they update, and drop them: the same function, at no cost."""
+        for side, blocks in (("vision", self.vision.blocks), ("text", self.text.blocks)):
+            for block, updates in zip(blocks, _module_list(self.lora, side) or (), strict=False):
+                assert isinstance(updates, nn.ModuleDict)
+                for target, update in updates.items():
+                    assert isinstance(update, LowRank)
+                    weight = block.get_submodule(LAYERS[target]).weight
+                    assert isinstance(weight, Tensor)
+                    delta = update.delta()
+                    first = len(delta) * QUERY_KEY_VALUE.index(target) if target in QUERY_KEY_VALUE else 0
+                    weight[first : first + len(delta)] += delta
+        self.lora = build_lora(NO_LORA, self.architecture)
 
     def trainable_names(self) -> list[str]:
         """Names of the parameters that train, in order."""
@@ -107,7 +168,7 @@ class DualEncoder(nn.Module):
 
     @torch.no_grad()
     def initialise_added(self, generator: torch.Generator, word_ids: Tensor | None = None) -> None:
-        """Draw the starting values of prompts, couplings and adapters.
+        """Draw the starting values of prompts, couplings, adapters and low-rank updates.
 
         Args:
             generator: CPU generator; the same state gives the same values on every device.
@@ -118,6 +179,9 @@ class DualEncoder(nn.Module):
         for side in self.adapters.values():
             for adapter in side:  # type: ignore[attr-defined]
                 adapter.initialise(self.adapter_config, generator)
+        for update in self.lora.modules():
+            if isinstance(update, LowRank):
+                update.initialise(generator)
 
     @torch.no_grad()
     def initialise_backbone(self, generator: torch.Generator) -> None:
@@ -146,3 +210,12 @@ class DualEncoder(nn.Module):
                     parameter.normal_(std=0.01, generator=generator)
                 else:
                     parameter.normal_(std=attention_std, generator=generator)
+
+
+def _module_list(by_side: nn.ModuleDict, side: str) -> nn.ModuleList | None:
+    """What a method adds to the blocks of one tower; none if nothing."""
+    if side not in by_side:
+        return None
+    modules = by_side[side]
+    assert isinstance(modules, nn.ModuleList)
+    return modules

@@ -34,14 +34,22 @@ _METHOD = (  # ours (block index in the first group), released name of block 0, 
     (r"^prompts\.t2v\.(\d+)\.", "prompt_learner.tmap.", "prompt_learner.compound_prompt_projections.{}."),
     (r"^prompts\.v2t\.(\d+)\.", "prompt_learner.vmap.", "prompt_learner.compound_prompt_projections_vision.{}."),
 )
+_INTERACTION = (  # ours, IRRA's; every rule that matches is applied
+    (r"^interaction\.", ""),
+    (r"^cross_blocks\.", "cross_modal_transformer.resblocks."),
+    (r"attn\.in_proj\.", "attn.in_proj_"),
+)
 _ADAPTER = re.compile(r"^adapters\.(vision|text)\.(\d+)\.(norm|down|up)\.(weight|bias)$")
+
+TRAINING_ONLY = (
+    "classifier.", "cross_attn.", "cross_modal_transformer.", "ln_pre_t.", "ln_pre_i.", "ln_post.", "mlm_head.",
+)  # fmt: skip
+"""How the names in released checkpoints begin that serve the losses `id` and `mlm` alone."""
 
 
 def openai_name(name: str) -> str:
     """Our name of a backbone parameter -> its name in OpenAI's files (`vision.proj` -> `visual.proj`)."""
-    for pattern, replacement in _BACKBONE:
-        name = re.sub(pattern, replacement, name)
-    return name
+    return _replaced(name, _BACKBONE)
 
 
 def hugging_face_names(name: str) -> tuple[str, ...]:
@@ -50,21 +58,23 @@ def hugging_face_names(name: str) -> tuple[str, ...]:
     `text.blocks.0.attn.in_proj.bias` -> `text_model.encoder.layers.0.self_attn.q_proj.bias`, the same of `k_proj`, and
     of `v_proj`. The projections (`vision.proj`, `text.proj`) are stored transposed.
     """
-    for pattern, replacement in _HUGGING_FACE:
-        name = re.sub(pattern, replacement, name)
+    name = _replaced(name, _HUGGING_FACE)
     if ".in_proj." not in name:
         return (name,)
     return tuple(name.replace(".in_proj.", f".{part}_proj.") for part in "qkv")
 
 
 def released_name(name: str) -> str:
-    """Our name of any parameter -> its name in a released CSKT checkpoint.
+    """Our name of any parameter, of model or objective -> its name in a released CSKT or IRRA checkpoint.
 
     `prompts.text.0` -> `prompt_learner.ctx`, `adapters.text.3.norm.bias` ->
-    `base_model.transformer.resblocks.3.ln_3.bias`, `vision.proj` -> `base_model.visual.proj`.
+    `base_model.transformer.resblocks.3.ln_3.bias`, `vision.proj` -> `base_model.visual.proj`,
+    `interaction.cross_blocks.0.ln_1.bias` -> `cross_modal_transformer.resblocks.0.ln_1.bias`.
     """
     if name.startswith("classifier."):
         return name
+    if name.startswith("interaction."):
+        return _replaced(name, _INTERACTION)
     for pattern, first, later in _METHOD:
         if match := re.match(pattern, name):
             block = int(match[1])
@@ -75,3 +85,9 @@ def released_name(name: str) -> str:
         place = "ln_3" if part == "norm" else f"adapter_mlp.{part}"
         return f"base_model.{tower}.resblocks.{block_index}.{place}.{leaf}"
     return f"base_model.{openai_name(name)}"
+
+
+def _replaced(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name

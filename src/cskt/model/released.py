@@ -1,4 +1,4 @@
-"""Folders that the released CSKT program leaves: `configs.yaml` and `best.pth`, the whole backbone included."""
+"""Folders that the released CSKT and IRRA programs leave: `configs.yaml` and `best.pth`, with the whole backbone."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from cskt.config import ClipArchitecture, RunConfig, merge, nest, read_yaml, resolve_recipe, validate
+from cskt.config import ClipArchitecture, RunConfig, merge, nest, read_recipe, resolve_recipe, validate
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.layouts import Layout, openai_heads, read_sizes
-from cskt.model.names import released_name
+from cskt.model.names import TRAINING_ONLY, released_name
 from cskt.model.tensors import load_plain, state_dict
 from cskt.model.weights import gather
-from cskt.published import from_published
+from cskt.published import IRRA, REFERENCE, from_published, recipe_of
 
-RECIPE = "cskt-reference"
 CONFIG_FILE = "configs.yaml"
 WEIGHT_FILES = ("best.pth", "last.pth")
 RELEASED = Layout(lambda name: (released_name(name),))
@@ -27,19 +26,21 @@ RELEASED = Layout(lambda name: (released_name(name),))
 
 @dataclass(frozen=True)
 class Released:
-    """A trained CSKT as its authors' program saved it."""
+    """A trained CSKT or IRRA as its authors' program saved it."""
 
     config: RunConfig
-    """`cskt-reference` with what the folder's configs.yaml says; data.root may be a folder of another machine."""
+    """`cskt-reference` or `irra` with what the folder's configs.yaml says; data.root may be a folder of another
+    machine."""
     architecture: ClipArchitecture
     state: dict[str, Tensor]
     """Every parameter of `DualEncoder`, our names, float32."""
 
 
 def read_released(folder: Path) -> Released:
-    """Read a released CSKT folder strictly; the classifier of its ID loss, if any, is left out.
+    """Read a released folder strictly; the heads that only the losses `id` and `mlm` need, if any, are left out.
 
-    Depth, length and sizes are read from the tensors; configs.yaml gives the image size and must not contradict.
+    The method, its depth, its length and all sizes are read from the tensors; configs.yaml gives the image size and
+    must not contradict.
 
     Raises:
         ValueError: a file is missing, damaged or carries code; a tensor is missing, unknown or misshapen; the tensors
@@ -50,14 +51,14 @@ def read_released(folder: Path) -> Released:
     if path is None:
         raise ValueError(f"{folder}: no weights; expected {' or '.join(WEIGHT_FILES)}")
     saved = state_dict(load_plain(path), path)
-    tensors = {name: value for name, value in saved.items() if not name.startswith("classifier.")}
-    found = _read_method(tensors, path)
+    tensors = {name: value for name, value in saved.items() if not name.startswith(TRAINING_ONLY)}
+    is_cskt = any(name.startswith("prompt_learner.") or ".adapter_mlp." in name for name in tensors)
+    found = _read_method(tensors, path) if is_cskt else {}
     for flag, key in (("depth", "prompts.depth"), ("n_ctx", "prompts.length")):
-        if flags.get(flag, found[key]) != found[key]:
-            raise ValueError(
-                f"{folder / CONFIG_FILE}: {flag} {flags[flag]} contradicts {path.name}, which has {found[key]}"
-            )
-    config = _config(flags, found, folder / CONFIG_FILE)
+        if flag in flags and flags[flag] != found.get(key):
+            has = f"has {found[key]}" if is_cskt else "holds no prompts"
+            raise ValueError(f"{folder / CONFIG_FILE}: {flag} {flags[flag]} contradicts {path.name}, which {has}")
+    config = _config(REFERENCE if is_cskt else IRRA, flags, found, folder / CONFIG_FILE)
     architecture = _architecture(read_sizes(tensors, RELEASED, str(path)), config, path)
     with torch.device("meta"):
         model = DualEncoder(architecture, config.prompts, config.adapters)
@@ -71,7 +72,8 @@ def read_released_config(folder: Path) -> RunConfig:
     Raises:
         ValueError: missing, carries code, or holds a value that the method cannot take.
     """
-    return _config(_read_flags(folder / CONFIG_FILE), {}, folder / CONFIG_FILE)
+    flags = _read_flags(folder / CONFIG_FILE)
+    return _config(recipe_of(flags), flags, {}, folder / CONFIG_FILE)
 
 
 class _Loader(yaml.SafeLoader):
@@ -114,12 +116,12 @@ def _read_method(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     }
 
 
-def _config(flags: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> RunConfig:
+def _config(recipe: str, flags: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> RunConfig:
     try:
         overrides = from_published(flags)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
-    return validate(RunConfig, merge(read_yaml(resolve_recipe(RECIPE)), nest({**overrides, **found})), str(path))
+    return validate(RunConfig, merge(read_recipe(resolve_recipe(recipe)), nest({**overrides, **found})), str(path))
 
 
 def _architecture(sizes: Mapping[str, int], config: RunConfig, path: Path) -> ClipArchitecture:

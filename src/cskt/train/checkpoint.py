@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from cskt.config import RunConfig, to_dict
+from cskt.config import RunConfig, to_dict, validate
 from cskt.model.files import write_atomically
 from cskt.model.tensors import load_plain
+from cskt.train.ema import Average
 
 FREE_ON_RESUME = {
     "name", "output_dir", "device", "backbone.name", "data.root", "data.num_workers", "data.cache_images",
@@ -49,6 +50,8 @@ class Trainee:
     objective: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    average: Average | None
+    """Moving average of the model's trained weights, where the config asks for one."""
     backbone_sha256: str
     data_sha256: str
     """Of the training pairs."""
@@ -81,6 +84,7 @@ def save_last(path: Path, trainee: Trainee, config: RunConfig, progress: Progres
         "objective": objective,
         "optimizer": trainee.optimizer.state_dict(),
         "scaler": trainee.scaler.state_dict(),
+        "average": None if trainee.average is None else trainee.average.state_dict(),
         "progress": dataclasses.asdict(progress),
     }
     write_atomically(path, lambda temporary: torch.save(content, temporary))
@@ -93,7 +97,8 @@ def load_last(path: Path, trainee: Trainee, config: RunConfig) -> Progress:
         ValueError: the file is missing, truncated or carries code; it is of another config or backbone.
     """
     content = _read(path)
-    different = config_differences(content["config"], to_dict(config))
+    saved = to_dict(validate(RunConfig, content["config"], f"{path}: config"))  # keys younger than the file: defaults
+    different = config_differences(saved, to_dict(config))
     if different:
         raise ValueError(f"{path}: made with another config ({'; '.join(different)}); use the same or start a new run")
     if content["backbone_sha256"] != trainee.backbone_sha256:
@@ -113,6 +118,8 @@ def load_last(path: Path, trainee: Trainee, config: RunConfig) -> Progress:
             value.copy_(saved[name])
     trainee.optimizer.load_state_dict(content["optimizer"])
     trainee.scaler.load_state_dict(content["scaler"])
+    if trainee.average is not None:
+        trainee.average.load_state_dict(content["average"])
     return Progress(**content["progress"])
 
 

@@ -6,21 +6,24 @@ import hashlib
 import logging
 import math
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cskt import losses
 from cskt.config import RunConfig, to_dict
 from cskt.data.images import augment
+from cskt.data.masking import augment_captions, mask_tokens
 from cskt.device import arithmetic, peak_memory_bytes
 from cskt.evaluate import Evaluation, evaluate
 from cskt.model.files import save_method
 from cskt.progress import Advance, bar
 from cskt.train.checkpoint import Progress, load_last, save_last, trainable_state
+from cskt.train.objective import encode
 from cskt.train.optim import learning_rate, set_learning_rate
 from cskt.train.run_folder import RunFolder
 from cskt.train.setup import Session, prepare
@@ -70,23 +73,23 @@ def train(config: RunConfig, folder: Path | None = None, *, resume: bool = False
         run, progress = RunFolder.create(config, folder), Progress()
         logger.info("run folder: %s (if interrupted: cskt train --resume %s)", run.path, run.path)
         run.record("start", **session.facts())
-        if config.loop.evaluate_before:
+        if config.loop.evaluate_before and session.trains:
             _evaluate(session, run, progress, "zero-shot")
             _evaluate(session, run, progress, "step-0")
         save_last(run.last, trainee, config, progress)
 
-    watch = CollapseWatch()
-    last_epoch = min(config.loop.stop_after_epochs or config.loop.num_epochs, config.loop.num_epochs)
+    watch = CollapseWatch(config.loss.sdm_other_image)
+    last_epoch = session.last_epoch
     num_steps = last_epoch * session.loader.steps_per_epoch
     with closing(run), bar("training", num_steps, done=progress.total_steps) as advance:
         for epoch in range(progress.epoch, last_epoch):
             _train_epoch(session, run, progress, watch, advance)
             progress.epoch, progress.step = epoch + 1, 0
             if progress.epoch % config.loop.eval_period_epochs == 0 or progress.epoch == last_epoch:
-                result = _evaluate(session, run, progress, "epoch")
-                if result.t2i.r1 > progress.best_r1:
-                    progress.best_r1, progress.best_epoch = result.t2i.r1, progress.epoch
-                    _save_best(session, run, progress)
+                _evaluate_and_keep(session, run, progress)
+            save_last(run.last, trainee, config, progress)
+        if not session.trains and progress.best_r1 < 0:  # what was loaded is the result
+            _evaluate_and_keep(session, run, progress)
             save_last(run.last, trainee, config, progress)
         run.record(
             "end",
@@ -108,7 +111,9 @@ def _train_epoch(session: Session, run: RunFolder, progress: Progress, watch: Co
     logged_at, logged_pairs, saved_at = time.perf_counter(), 0, progress.total_steps
     for step, batch in enumerate(session.loader.epoch(epoch, progress.step), start=progress.step):
         parts, loss = _forward(session, batch, _generator(config.seed, epoch, step))
-        loss_value = loss.item()
+        # One transfer, before the backward pass: waiting after it would leave an accelerator idle until the next step.
+        loss_value, *values = torch.stack([loss.detach(), *(part.detach() for part in parts.values())]).tolist()
+        part_values = dict(zip(parts, values, strict=True))
         if not math.isfinite(loss_value):
             raise ValueError(
                 f"loss is {loss_value} at epoch {epoch + 1}, step {step + 1}; {run.path} keeps the last good"
@@ -118,8 +123,7 @@ def _train_epoch(session: Session, run: RunFolder, progress: Progress, watch: Co
 
         progress.step, progress.total_steps = step + 1, progress.total_steps + 1
         logged_pairs += len(batch.pids)
-        part_values = {name: part.item() for name, part in parts.items()}
-        watch.look(part_values.get("sdm"), batch.pids)
+        watch.look(part_values.get("sdm"), batch.pids, _per_pair(batch))
         advance(note=f"epoch {epoch + 1}/{config.loop.num_epochs}, loss {loss_value:.3f}")
         if progress.total_steps % log_period == 0 or step + 1 == num_steps:
             seconds = time.perf_counter() - logged_at
@@ -144,10 +148,21 @@ def _forward(session: Session, batch: Batch, generator: torch.Generator) -> tupl
     """Losses of a batch by name, and their weighted total."""
     device, config = session.device, session.config
     images = augment(batch.images.to(device), config.augment, generator)
+    caption_ids = augment_captions(batch.caption_ids, config.augment, generator)
+    masked = None
+    if "mlm" in config.loss.weights:
+        # The interaction encoder has no mask: in the released code, too, it sees the padding of the whole context.
+        padding = session.built.tokenizer.context_length - caption_ids.shape[1]
+        masked = mask_tokens(F.pad(caption_ids, (0, padding)), config.mlm.mask_probability, generator)
     with arithmetic(device, config.precision):
-        image_features, text_features = session.built.model(images, batch.caption_ids.to(device))
-        parts = session.trainee.objective(image_features, text_features, batch.pids.to(device))
+        outputs = encode(session.built.model, images, caption_ids, masked, masked_for_all=config.mlm.masked_for_all)
+        parts = session.trainee.objective(outputs, batch.pids.to(device), _per_pair(batch).to(device))
     return parts, losses.total(parts, config.loss.weights)
+
+
+def _per_pair(batch: Batch) -> Tensor:
+    """[B] the image of each pair."""
+    return batch.image_ids.repeat_interleave(len(batch.pids) // len(batch.image_ids))
 
 
 def _backward(session: Session, loss: Tensor, step: int) -> bool:
@@ -169,6 +184,8 @@ def _backward(session: Session, loss: Tensor, step: int) -> bool:
     trainee.scaler.step(trainee.optimizer)
     trainee.scaler.update()
     trainee.optimizer.zero_grad(set_to_none=True)
+    if trainee.average is not None:
+        trainee.average.update()
     return True
 
 
@@ -176,6 +193,16 @@ def _generator(seed: int, epoch: int, step: int) -> torch.Generator:
     """Augmentation's randomness as a function of the place in the run, so that resuming needs no saved state."""
     digest = hashlib.sha256(f"{seed}/{epoch}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _evaluate_and_keep(session: Session, run: RunFolder, progress: Progress) -> None:
+    """Evaluate what the epoch made, the moving average where there is one, and keep it if it is the best so far."""
+    average = session.trainee.average
+    with nullcontext() if average is None else average.applied():
+        result = _evaluate(session, run, progress, "epoch")
+        if result.t2i.r1 > progress.best_r1:
+            progress.best_r1, progress.best_epoch = result.t2i.r1, progress.epoch
+            _save_best(session, run, progress)
 
 
 def _evaluate(session: Session, run: RunFolder, progress: Progress, stage: str) -> Evaluation:

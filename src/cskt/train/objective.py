@@ -1,27 +1,90 @@
-"""The weighted losses of a batch and the one head they may need. Training only: no checkpoint for inference has it."""
+"""The weighted losses of a batch and the heads they may need. Training only: no checkpoint for inference has them."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from cskt import losses
-from cskt.config import LossConfig
+from cskt.config import ClipArchitecture, LossConfig, MlmConfig
+from cskt.data.masking import MaskedCaptions
+from cskt.model.dual_encoder import DualEncoder
+from cskt.model.interaction import InteractionEncoder
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the model makes of a batch of B pairs; an image with k captions has its row k times."""
+
+    image_features: Tensor
+    """[B, D] raw."""
+    text_features: Tensor
+    """[B, D] raw."""
+    image_tokens: Tensor | None = None
+    """[B, N, D] every token of the images, where words are masked."""
+    text_tokens: Tensor | None = None
+    """[B, L, D] every token of the masked captions."""
+    mlm_positions: Tensor | None = None
+    """[M] int64, where in the B * L text tokens the words stand that are asked for."""
+    mlm_labels: Tensor | None = None
+    """[M] int64, their ids."""
+
+
+def encode(
+    model: DualEncoder, images: Tensor, caption_ids: Tensor, masked: MaskedCaptions | None, *, masked_for_all: bool
+) -> Outputs:
+    """Features of a batch, and tokens where words are masked; every image is encoded once.
+
+    Args:
+        images: [B / k, 3, H, W], normalised and augmented.
+        caption_ids: [B, L]; those of image i are rows k * i to k * i + k - 1.
+        masked: the same captions, padded or not, with words to be guessed; none for losses that need no tokens. Best
+            on the CPU: there, finding the masked words keeps no accelerator waiting.
+        masked_for_all: the text features are those of the masked captions, which saves a pass through the text tower.
+    """
+    captions_per_image = len(caption_ids) // len(images)
+
+    def to_pairs(per_image: Tensor) -> Tensor:
+        return per_image.repeat_interleave(captions_per_image, dim=0) if captions_per_image > 1 else per_image
+
+    device = images.device
+    if masked is None:
+        image_features, text_features = model(images, caption_ids.to(device))
+        return Outputs(to_pairs(image_features), text_features)
+    image_tokens = to_pairs(model.image_tokens(images))
+    text = model.text_tokens(masked.ids.to(device))
+    labels = masked.labels[:, : text.tokens.shape[1]].flatten()
+    positions = labels.nonzero().squeeze(1)
+    return Outputs(
+        image_features=image_tokens[:, 0],
+        text_features=text.features if masked_for_all else model.encode_text(caption_ids.to(device)),
+        image_tokens=image_tokens,
+        text_tokens=text.tokens,
+        mlm_positions=positions.to(device),
+        mlm_labels=labels[positions].to(device),
+    )
 
 
 class Objective(nn.Module):
-    """Losses by name on raw features.
+    """Losses by name, with the identity classifier of `id` and the interaction encoder of `mlm`.
 
     Args:
         config: which losses, their weights and constants.
-        embed_dim: width D of the features.
+        mlm: the interaction encoder's depth.
+        architecture: width of the features, vocabulary.
         num_identities: classes of the `id` loss.
     """
 
-    def __init__(self, config: LossConfig, embed_dim: int, num_identities: int) -> None:
+    def __init__(self, config: LossConfig, mlm: MlmConfig, architecture: ClipArchitecture, num_identities: int) -> None:
         super().__init__()
         self.config = config
-        self.classifier = nn.Linear(embed_dim, num_identities) if "id" in config.weights else None
+        width = architecture.embed_dim
+        self.classifier = nn.Linear(width, num_identities) if "id" in config.weights else None
+        self.interaction = None
+        if "mlm" in config.weights:
+            self.interaction = InteractionEncoder(width, mlm.cmt_depth, architecture.vocab_size)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -29,16 +92,30 @@ class Objective(nn.Module):
         if self.classifier is not None:
             self.classifier.weight.normal_(std=0.001, generator=generator)
             self.classifier.bias.zero_()
+        if self.interaction is not None:
+            self.interaction.initialise(generator)
 
-    def forward(self, image_features: Tensor, text_features: Tensor, pids: Tensor) -> dict[str, Tensor]:
-        """Unweighted losses of a batch: features [B, D], pids [B] -> scalars by name."""
+    def forward(self, outputs: Outputs, pids: Tensor, image_ids: Tensor) -> dict[str, Tensor]:
+        """Unweighted losses of a batch: pids [B], image ids [B] -> scalars by name."""
         inputs = losses.LossInputs(
-            image_features=image_features.float(),
-            text_features=text_features.float(),
+            image_features=outputs.image_features.float(),
+            text_features=outputs.text_features.float(),
             pids=pids,
-            image_logits=None if self.classifier is None else self.classifier(image_features),
-            text_logits=None if self.classifier is None else self.classifier(text_features),
+            image_ids=image_ids,
+            image_logits=None if self.classifier is None else self.classifier(outputs.image_features),
+            text_logits=None if self.classifier is None else self.classifier(outputs.text_features),
+            mlm_logits=self._mlm_logits(outputs),
+            mlm_labels=outputs.mlm_labels,
             temperature=self.config.temperature,
             margin=self.config.margin,
+            tal_temperature=self.config.tal_temperature,
+            tal_margin=self.config.tal_margin,
+            sdm_other_image=self.config.sdm_other_image,
         )
         return losses.compute(inputs, self.config.weights)
+
+    def _mlm_logits(self, outputs: Outputs) -> Tensor | None:
+        if self.interaction is None or outputs.mlm_positions is None:
+            return None
+        assert outputs.text_tokens is not None and outputs.image_tokens is not None
+        return self.interaction(outputs.text_tokens, outputs.image_tokens, outputs.mlm_positions)

@@ -8,8 +8,9 @@ within an epoch.
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from torch.nn import Parameter
 from cskt.config import OptimConfig
 
 HEADS = ("classifier", "mlm_head")
+BLOCK = re.compile(r"(vision|text)\.blocks\.(\d+)\.")
+BELOW_BLOCKS = ("conv1", "class_embedding", "token_embedding", "positional_embedding", "ln_pre")
+"""Parts of a tower that come before its first block."""
 
 
 def parameter_groups(named_parameters: Iterable[tuple[str, Parameter]], optim: OptimConfig) -> list[dict[str, Any]]:
@@ -25,6 +29,7 @@ def parameter_groups(named_parameters: Iterable[tuple[str, Parameter]], optim: O
 
     A name decides, the later rule over the earlier: `cross` learns at head_lr_factor; `bias` at bias_lr_factor with
     weight_decay_bias; `classifier` and `mlm_head` at head_lr_factor, their biases too (which keep weight_decay_bias).
+    With layer_decay below 1 a tower's blocks, and what lies below them, learn the slower the lower they stand.
 
     Args:
         named_parameters: as `Module.named_parameters` gives them; frozen ones are passed over.
@@ -32,17 +37,21 @@ def parameter_groups(named_parameters: Iterable[tuple[str, Parameter]], optim: O
 
     Returns:
         Groups in order of first appearance, each with `params`, `lr`, `weight_decay`, and `lr_scale`: its rate
-        relative to the base rate, which `set_learning_rate` keeps.
+        relative to the base rate, which `set_learning_rate` keeps. One empty group if no parameters are given.
 
     Raises:
-        ValueError: nothing is trainable.
+        ValueError: parameters are given, but none is trainable.
     """
+    named = list(named_parameters)
+    depths = _depths(name for name, _ in named)
     members: dict[tuple[float, float], list[Parameter]] = {}
-    for name, parameter in named_parameters:
+    for name, parameter in named:
         if parameter.requires_grad:
-            members.setdefault(_scale_and_decay(name, optim), []).append(parameter)
-    if not members:
+            scale, decay = _scale_and_decay(name, optim)
+            members.setdefault((scale * _layer_scale(name, depths, optim.layer_decay), decay), []).append(parameter)
+    if named and not members:
         raise ValueError("no parameter is trainable; set trainable to added, projections or all")
+    members = members or {(1.0, 0.0): []}
     return [
         {"params": parameters, "lr": optim.lr * scale, "lr_scale": scale, "weight_decay": decay}
         for (scale, decay), parameters in members.items()
@@ -59,6 +68,23 @@ def _scale_and_decay(name: str, optim: OptimConfig) -> tuple[float, float]:
     return (optim.head_lr_factor if "cross" in name else 1.0), decay
 
 
+def _depths(names: Iterable[str]) -> dict[str, int]:
+    """Blocks of each tower."""
+    depths: dict[str, int] = {}
+    for name in names:
+        if block := BLOCK.match(name):
+            depths[block[1]] = max(depths.get(block[1], 0), int(block[2]) + 1)
+    return depths
+
+
+def _layer_scale(name: str, depths: Mapping[str, int], layer_decay: float) -> float:
+    """Share of the rate that a parameter's place in its tower leaves: 1 for the topmost block and what follows it."""
+    if block := BLOCK.match(name):
+        return layer_decay ** (depths[block[1]] - 1 - int(block[2]))
+    tower, _, rest = name.partition(".")
+    return layer_decay ** depths[tower] if tower in depths and rest.startswith(BELOW_BLOCKS) else 1.0
+
+
 def build_optimizer(named_parameters: Iterable[tuple[str, Parameter]], optim: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser over `parameter_groups`.
 
@@ -66,7 +92,7 @@ def build_optimizer(named_parameters: Iterable[tuple[str, Parameter]], optim: Op
     gradient (Loshchilov and Hutter 2019). The state dict holds rates and scales, so that loading it resumes a run.
 
     Raises:
-        ValueError: nothing is trainable.
+        ValueError: parameters are given, but none is trainable.
     """
     groups = parameter_groups(named_parameters, optim)
     if optim.name == "sgd":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,9 @@ class RunFolder:
             raise ValueError(f"{folder}: already holds a run; resume it (--resume {folder}) or name another folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_config(config, folder / CONFIG)
             flat = yaml.safe_dump(to_published(config), sort_keys=False)
             (folder / FLAT_CONFIG).write_text(flat, encoding="utf-8")
+            write_atomically(folder / CONFIG, lambda temporary: save_config(config, temporary))
         except OSError as error:
             raise ValueError(f"{folder}: cannot write a run there: {error.strerror}; choose another folder") from None
         return cls(folder)
@@ -110,6 +110,16 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue  # only the last line can be cut short, by a crash while it was written
     return events
+
+
+def first_event(events: Iterable[Mapping[str, Any]], kind: str) -> Mapping[str, Any]:
+    """The first event of a kind, such as `start`; empty where there is none."""
+    return next((event for event in events if event["event"] == kind), {})
+
+
+def last_event(events: Sequence[Mapping[str, Any]], kind: str) -> Mapping[str, Any]:
+    """The last event of a kind, such as `end`; empty where there is none."""
+    return first_event(reversed(events), kind)
 
 
 def _fresh(parent: Path, name: str) -> Path:

@@ -19,6 +19,7 @@ from cskt.data.records import Split, read_dataset, select_splits
 from cskt.device import pick_device
 from cskt.embed import Built, Encoder, build, tokenizer_for
 from cskt.train.checkpoint import Trainee
+from cskt.train.ema import Average
 from cskt.train.objective import Objective
 from cskt.train.optim import build_optimizer
 
@@ -36,6 +37,17 @@ class Session:
     """The split that picks the best epoch."""
     trainee: Trainee
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train; zero-shot CLIP is only evaluated and kept."""
+        return self.config.trainable != "none"
+
+    @property
+    def last_epoch(self) -> int:
+        """Epochs after which this session ends; 0 where nothing trains."""
+        loop = self.config.loop
+        return min(loop.stop_after_epochs or loop.num_epochs, loop.num_epochs) if self.trains else 0
+
     def encoder(self, *, bare: bool = False) -> Encoder:
         """The model as evaluation sees it; `bare` leaves prompts and adapters out (zero-shot CLIP)."""
         model, tokenizer = self.built.model, self.built.tokenizer
@@ -47,6 +59,7 @@ class Session:
             tokenizer,
             device=self.device,
             precision=self.config.precision,
+            templates=self.config.data.templates,
             batch_size=self.config.data.eval_batch_size,
             num_workers=self.config.data.num_workers,
         )
@@ -77,6 +90,7 @@ def prepare(config: RunConfig) -> Session:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("this version trains in one process; start it without torchrun")
     losses.check_names(config.loss.weights)
+    _check_captions_per_image(config)
     device = pick_device(config.device)
     train_split, val_split = select_splits(read_dataset(config.data.dataset, Path(config.data.root)), config.data)
     built = build(config)
@@ -86,11 +100,13 @@ def prepare(config: RunConfig) -> Session:
     loader = TrainingLoader(
         train_split, built.tokenizer, config.data, image_height=height, image_width=width, seed=config.seed
     )
-    objective = Objective(config.loss, architecture.embed_dim, loader.num_identities)
+    objective = Objective(config.loss, config.mlm, architecture, loader.num_identities)
     objective.initialise(torch.Generator().manual_seed(config.seed))
     objective.to(device)
     named = itertools.chain(model.named_parameters(), objective.named_parameters())
-    optimizer = build_optimizer(named, config.optim)
+    optimizer = build_optimizer([] if config.trainable == "none" else named, config.optim)
+    decay = config.optim.ema_decay
+    average = None if decay is None else Average(model.named_parameters(), decay)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     backbone = dataclasses.replace(config.backbone, image_height=height, image_width=width)
     return Session(
@@ -99,8 +115,17 @@ def prepare(config: RunConfig) -> Session:
         built=built,
         loader=loader,
         val_split=val_split,
-        trainee=Trainee(model, objective, optimizer, scaler, built.backbone_sha256, _digest(train_split)),
+        trainee=Trainee(model, objective, optimizer, scaler, average, built.backbone_sha256, _digest(train_split)),
     )
+
+
+def _check_captions_per_image(config: RunConfig) -> None:
+    """Raise ValueError where a loss would take an image's other caption in the batch for a wrong answer."""
+    if config.data.captions_per_image > 1 and (wrong := {"itc", "triplet"} & config.loss.weights.keys()):
+        raise ValueError(
+            f"data.captions_per_image {config.data.captions_per_image}: {min(wrong)} takes an image's other captions"
+            " for wrong answers; use sdm, cmpm, tal, id or mlm, or one caption per image"
+        )
 
 
 def _digest(split: Split) -> str:

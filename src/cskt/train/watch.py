@@ -21,21 +21,26 @@ class CollapseWatch:
 
     There the gradient is all but gone, so waiting does not help. Weak features at temperature 0.02 and a high rate
     lead there.
+
+    Args:
+        other_image: as the SDM loss has it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, other_image: float = 1.0) -> None:
+        self.other_image = other_image
         self.collapsed_steps = 0
 
-    def look(self, sdm: float | None, pids: Tensor) -> None:
+    def look(self, sdm: float | None, pids: Tensor, image_ids: Tensor) -> None:
         """Take note of one step.
 
         Args:
             sdm: the step's unweighted SDM loss; None where SDM is not trained with.
             pids: [B] identities of the batch.
+            image_ids: [B] its images.
         """
         if sdm is None:
             return
-        uniform = sdm_at_collapse(pids).item()
+        uniform = sdm_at_collapse(pids, image_ids=image_ids, other_image=self.other_image).item()
         if uniform < NO_CONTRAST:
             return
         stuck = abs(sdm - uniform) < TOLERANCE * uniform

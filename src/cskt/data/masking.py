@@ -1,0 +1,128 @@
+"""Word tokens hidden or left out: the input of masked language modelling, and augmentation of captions.
+
+Everything works on a batch of caption ids as `Tokenizer` makes them, [B, L] int64: start, words, end, zeros. The
+input is never changed, and every choice is drawn from a generator on the CPU, so that it is the same on every device.
+
+Sources: masked language modelling, BERT (Devlin et al. 2019, section 3.1), on captions as in IRRA (Jiang and Ye
+2023); random deletion, EDA (Wei and Zou 2019).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cskt.config import AugmentConfig
+
+MASK_ID = 49_405
+"""CLIP has no mask token. As in IRRA its last word, "jekyll", serves as one, and only where masking is on."""
+FIRST_WORD_ID, LAST_WORD_ID = 1, 49_404
+"""The ids that may be masked or come in at random, as in IRRA: all words but the mask token; 0 ("!") is padding."""
+MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1
+"""Of the chosen tokens, those that become the mask token and those that become a random one; the rest stay (BERT)."""
+
+
+class MaskedCaptions(NamedTuple):
+    """Captions with words to be guessed."""
+
+    ids: Tensor
+    """[B, L] int64, what the model reads."""
+    labels: Tensor
+    """[B, L] int64, the original id where it is asked for, 0 elsewhere."""
+
+
+def mask_tokens(caption_ids: Tensor, probability: float, generator: torch.Generator) -> MaskedCaptions:
+    """Choose words to be guessed, and hide most of them.
+
+    A chosen word becomes the mask token (80 %), a random one (10 %) or stays (10 %). A caption in which none is
+    chosen has its first word masked, as in IRRA, so that every caption asks for something; one without words cannot.
+
+    Args:
+        caption_ids: [B, L] int64, on any device.
+        probability: chance of a word to be chosen, in [0, 1].
+        generator: on the CPU.
+    """
+    maskable = _is_maskable(caption_ids)
+    # One number per token decides whether it is chosen and what becomes of it.
+    draw = _uniform(caption_ids, generator)
+    chosen = maskable & (draw < probability)
+    masked = chosen & (draw < probability * MASKED_SHARE)
+    replaced = chosen & ~masked & (draw < probability * (MASKED_SHARE + RANDOM_SHARE))
+    first_instead = maskable[:, 1] & ~chosen.any(dim=1)
+    chosen[:, 1] |= first_instead
+    masked[:, 1] |= first_instead
+
+    words = torch.randint(FIRST_WORD_ID, LAST_WORD_ID + 1, caption_ids.shape, generator=generator)
+    ids = torch.where(replaced, words.to(caption_ids.device), caption_ids).masked_fill(masked, MASK_ID)
+    return MaskedCaptions(ids=ids, labels=caption_ids.masked_fill(~chosen, 0))
+
+
+def hide_tokens(caption_ids: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Replace each word by the mask token with a probability.
+
+    Args:
+        caption_ids: [B, L] int64, on any device.
+        probability: in [0, 1].
+        generator: on the CPU.
+
+    Returns:
+        [B, L] int64.
+    """
+    hidden = _is_maskable(caption_ids) & (_uniform(caption_ids, generator) < probability)
+    return caption_ids.masked_fill(hidden, MASK_ID)
+
+
+def drop_tokens(caption_ids: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Leave each word out with a probability; the rest moves up. Of a caption that has words, one always stays.
+
+    Here everything between start and end is a word, an inner "!" (id 0) too.
+
+    Args:
+        caption_ids: [B, L] int64, on any device.
+        probability: in [0, 1].
+        generator: on the CPU.
+
+    Returns:
+        [B, l] int64, l <= L being the longest caption that is left.
+    """
+    ends = caption_ids.argmax(dim=1, keepdim=True)  # the end token has the highest id
+    positions = torch.arange(caption_ids.shape[1], device=caption_ids.device)
+    is_word = (positions > 0) & (positions < ends)
+    draw = _uniform(caption_ids, generator).masked_fill(~is_word, -1)
+    # The word with the largest number is the last to go at any probability, so it is the one that stays at all.
+    dropped = (is_word & (draw < probability)).scatter(1, draw.argmax(dim=1, keepdim=True), False)
+
+    kept_first = dropped.to(torch.uint8).argsort(dim=1, stable=True)
+    length = int((ends.squeeze(1) - dropped.sum(dim=1)).max()) + 1
+    return caption_ids.masked_fill(dropped, 0).gather(1, kept_first)[:, :length]
+
+
+def augment_captions(caption_ids: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """The training view of captions: words left out, then words hidden.
+
+    A probability of 0 draws nothing, so that whatever else the generator serves is left as it was.
+
+    Args:
+        caption_ids: [B, L] int64, on any device.
+        config: the probabilities.
+        generator: on the CPU.
+
+    Returns:
+        [B, l] int64, l <= L; the input itself if both probabilities are 0.
+    """
+    if config.caption_drop_probability:
+        caption_ids = drop_tokens(caption_ids, config.caption_drop_probability, generator)
+    if config.caption_mask_probability:
+        caption_ids = hide_tokens(caption_ids, config.caption_mask_probability, generator)
+    return caption_ids
+
+
+def _is_maskable(caption_ids: Tensor) -> Tensor:
+    return (caption_ids >= FIRST_WORD_ID) & (caption_ids <= LAST_WORD_ID)
+
+
+def _uniform(caption_ids: Tensor, generator: torch.Generator) -> Tensor:
+    """[B, L] numbers in [0, 1), drawn on the CPU and put beside the captions."""
+    return torch.rand(caption_ids.shape, generator=generator).to(caption_ids.device)

@@ -1,0 +1,107 @@
+"""IRRA's cross-modal interaction encoder and its masked-language head (Jiang and Ye, CVPR 2023, section 3.2).
+
+They make the towers align words with patches while training, and are thrown away after it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cskt.model.clip import Block, quick_gelu
+
+HEAD_WIDTH = 64
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of one sequence to another; the projections of all three lie in one matrix."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj = nn.Linear(width, 3 * width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, queries: Tensor, context: Tensor) -> Tensor:
+        """queries [B, L, D], context [B, N, D] -> [B, L, D]."""
+        width = queries.shape[-1]
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        query = F.linear(queries, weight[:width], bias[:width]).view(*queries.shape[:2], self.heads, -1)
+        key_value = F.linear(context, weight[width:], bias[width:]).view(*context.shape[:2], 2, self.heads, -1)
+        query, (key, value) = query.transpose(1, 2), key_value.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class MlmHead(nn.Module):
+    """A token of the interaction encoder -> logits over the vocabulary."""
+
+    def __init__(self, width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.ln = nn.LayerNorm(width)
+        self.fc = nn.Linear(width, vocab_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[M, D] -> [M, V]."""
+        return self.fc(self.ln(quick_gelu(self.dense(tokens))))
+
+
+class InteractionEncoder(nn.Module):
+    """Words attend to the patches of their image, then to each other; the masked ones are guessed.
+
+    The cross-attention has no residual, as in the released code. Parameter names hold `cross` or `mlm_head` where the
+    released optimiser goes by them.
+
+    Args:
+        width: D, of the shared space.
+        depth: blocks after the cross-attention.
+        vocab_size: V.
+    """
+
+    def __init__(self, width: int, depth: int, vocab_size: int) -> None:
+        super().__init__()
+        heads = max(1, width // HEAD_WIDTH)
+        self.ln_pre_t = nn.LayerNorm(width)
+        self.ln_pre_i = nn.LayerNorm(width)
+        self.cross_attn = CrossAttention(width, heads)
+        self.cross_blocks = nn.ModuleList(Block(width, heads, "quick_gelu") for _ in range(depth))
+        self.ln_post = nn.LayerNorm(width)
+        self.mlm_head = MlmHead(width, vocab_size)
+
+    def forward(self, text_tokens: Tensor, image_tokens: Tensor, positions: Tensor) -> Tensor:
+        """Logits of the words that are asked for; only these pass the head, whose output is large.
+
+        There is no mask: padding takes part, as in the released code, where a caption always has 77 tokens. What comes
+        out therefore depends on how far captions are padded.
+
+        Args:
+            text_tokens: [B, L, D] of captions with masked words, in the shared space.
+            image_tokens: [B, N, D] of their images.
+            positions: [M] int64, where in the B * L tokens the words stand.
+
+        Returns:
+            [M, V].
+        """
+        x = self.cross_attn(self.ln_pre_t(text_tokens), self.ln_pre_i(image_tokens))
+        for block in self.cross_blocks:
+            x = block(x, causal=False)
+        return self.mlm_head(self.ln_post(x.flatten(0, 1)[positions]))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Weights as the released code draws them, with the deviations of CLIP's text tower; biases zero."""
+        width, depth = self.ln_post.normalized_shape[0], len(self.cross_blocks)
+        attention_std, fc_std = width**-0.5, (2 * width) ** -0.5
+        output_std = attention_std * (2 * depth) ** -0.5
+        deviations = {
+            "in_proj.weight": attention_std, "out_proj.weight": output_std, "c_fc.weight": fc_std,
+            "c_proj.weight": output_std, "dense.weight": fc_std, "mlm_head.fc.weight": output_std,
+        }  # fmt: skip
+        for name, parameter in self.named_parameters():
+            deviation = next((std for ending, std in deviations.items() if name.endswith(ending)), None)
+            if deviation is not None:
+                parameter.normal_(std=deviation, generator=generator)
+            else:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)  # layer norms, and all biases

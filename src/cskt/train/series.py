@@ -1,0 +1,99 @@
+"""Several runs in one go: each is started, gone on with or left alone, as its folder calls for."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from cskt.config import RunConfig, to_dict
+from cskt.train.checkpoint import config_differences
+from cskt.train.engine import TrainResult, train
+from cskt.train.run_folder import BEST, CONFIG, EVENTS, LAST, RunFolder, last_event, read_events
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
+
+
+def seed_folder(parent: Path, seed: int) -> Path:
+    """Where a series keeps the run of a seed."""
+    return parent / f"seed-{seed}"
+
+
+def train_or_resume(config: RunConfig, folder: Path) -> TrainResult:
+    """Train in a folder what is missing there: everything, the rest of an interrupted run, or nothing.
+
+    Raises:
+        ValueError: the folder holds a run of another config; see also `engine.train`.
+    """
+    if not (folder / CONFIG).is_file():
+        return train(config, folder)
+    check_same_config(config, folder)
+    if (done := finished(folder)) is not None:
+        return done
+    if (folder / LAST).is_file():
+        return train(config, folder, resume=True)
+    logger.info("%s: stopped before its first checkpoint; starting again", folder)
+    for name in (EVENTS, CONFIG):  # the config last: without it nobody would look for old events
+        (folder / name).unlink(missing_ok=True)
+    return train(config, folder)
+
+
+def check_same_config(config: RunConfig, folder: Path) -> None:
+    """See that a folder holds a run of this config, or none.
+
+    Raises:
+        ValueError: it holds another; one line that names the keys.
+    """
+    if not (folder / CONFIG).is_file():
+        return
+    saved = RunFolder(folder).config
+    different = config_differences(to_dict(saved), to_dict(_sized_like(config, saved)))
+    before, now = saved.loop.stop_after_epochs, config.loop.stop_after_epochs
+    if before != now:  # free where a run is resumed, but its end is not the one that is asked for here
+        different.append(f"loop.stop_after_epochs: {before} -> {now}")
+    if different:
+        raise ValueError(f"{folder}: holds a run with another config ({'; '.join(different)}); name another folder")
+
+
+def finished(folder: Path) -> TrainResult | None:
+    """What a run has come to; none if it has not come to its end."""
+    end = last_event(read_events(folder), "end")
+    if not end or not (folder / BEST).is_file():
+        return None
+    return TrainResult(folder, end["best_r1"], end["best_epoch"], end["seconds"])
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Whether this process alone works on a folder; another that asks meanwhile is told no.
+
+    The operating system lets go of the claim when a process ends, however it ends. So the same series may be started
+    in several terminals, or on several GPUs, and each takes what no other has.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _sized_like(config: RunConfig, saved: RunConfig) -> RunConfig:
+    """A config with the image size that the backbone settled when the run was started, where it leaves it open."""
+    backbone = dataclasses.replace(
+        config.backbone,
+        image_height=config.backbone.image_height or saved.backbone.image_height,
+        image_width=config.backbone.image_width or saved.backbone.image_width,
+    )
+    return dataclasses.replace(config, backbone=backbone)

@@ -1,0 +1,82 @@
+"""What golden tests share: a case's figures and tensors, and the weights that the rule behind them gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import weights as rule
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cskt.config import ClipArchitecture
+from cskt.model.layouts import OPENAI
+from cskt.model.names import released_name
+from cskt.model.weights import gather, load_state, resize_positions, tower_shapes
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A case as an independent implementation computed it."""
+
+    figures: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, name: str) -> Golden:
+        figures = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+        return cls(figures, load_file(HERE / f"{name}.safetensors"))
+
+    @property
+    def layers(self) -> dict[str, int]:
+        return {key: self.figures[key] for key in ("vision_layers", "text_layers")}
+
+    @property
+    def architecture(self) -> ClipArchitecture:
+        return ClipArchitecture(**self.layers, image_height=384, image_width=128)
+
+    def images(self) -> Tensor:
+        return rule.images(self.figures["seed"], len(self.figures["pids"]))
+
+    def ids(self, name: str) -> Tensor:
+        return self.tensors[name].long()
+
+    def fill(self, module: nn.Module) -> None:
+        """Give a model or an objective the weights of the rule."""
+        towers = {}
+        if any(name.startswith("vision.") for name, _ in module.named_parameters()):
+            square, positions = ClipArchitecture(**self.layers), "vision.positional_embedding"
+            drawn = rule.clip_state_dict(self.figures["seed"], **self.layers)
+            towers = gather(drawn, tower_shapes(square), OPENAI, origin="the rule")
+            towers[positions] = resize_positions(towers[positions], square.grid, self.architecture.grid)
+        added = {
+            name: rule.fill(released_name(name), parameter.shape, self.figures["seed"])
+            for name, parameter in module.named_parameters()
+            if name not in towers
+        }
+        load_state(module, towers | added, origin="the rule", prefixes=("",))
+
+    def check_features(self, image_features: Tensor, text_features: Tensor) -> None:
+        torch.testing.assert_close(image_features, self.tensors["image_features"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(text_features, self.tensors["text_features"], rtol=1e-4, atol=1e-4)
+
+    def check_gradients(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Every parameter that the case has a gradient for has one here, none other, and their norms agree."""
+        norms = {released_name(name): p.grad.norm().item() for name, p in named_parameters if p.grad is not None}
+        assert norms.keys() == self.figures["grad_norms"].keys()
+        for name, norm in self.figures["grad_norms"].items():
+            assert norms[name] == pytest.approx(norm, rel=1e-3, abs=1e-6), name
+
+
+def check_losses(found: Mapping[str, Tensor], expected: Mapping[str, float]) -> None:
+    """Ours by their names, against published names (`sdm_loss`)."""
+    assert {f"{name}_loss" for name in found} == expected.keys()
+    for name, value in found.items():
+        assert value.item() == pytest.approx(expected[f"{name}_loss"], rel=1e-4), name

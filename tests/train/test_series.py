@@ -1,0 +1,186 @@
+"""Several runs in one go: what a folder holds decides whether it is started, gone on with or left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_resume import CHANGES, assert_same_run, stop_after_epoch, story
+
+from cskt.config import RunConfig
+from cskt.model.tensors import load_plain
+from cskt.train import series
+from cskt.train.engine import TrainResult, train
+from cskt.train.series import check_same_config, claimed, finished, seed_folder, train_or_resume
+from tiny_run import quick_config
+
+
+@pytest.fixture
+def config(dolls: Path, tiny_backbone: Path) -> RunConfig:
+    return quick_config(dolls, tiny_backbone, "cskt", CHANGES | {"loop.num_epochs": 2})
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each call of the engine from now on: whether it was to resume."""
+    seen: list[bool] = []
+
+    def counted(config: RunConfig, folder: Path | None = None, *, resume: bool = False) -> TrainResult:
+        seen.append(resume)
+        return train(config, folder, resume=resume)
+
+    monkeypatch.setattr(series, "train", counted)
+    return seen
+
+
+def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    root, backbone = Path(config.data.root), Path(config.backbone.name)
+    return quick_config(root, backbone, "cskt", CHANGES | {"loop.num_epochs": 2} | changes)
+
+
+def test_started_once_then_left_alone(config: RunConfig, calls: list[bool], tmp_path: Path) -> None:
+    folder = seed_folder(tmp_path, 7)
+    assert folder == tmp_path / "seed-7" and finished(folder) is None
+    first = train_or_resume(config, folder)
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert train_or_resume(config, folder) == first == finished(folder)
+    assert calls == [False]
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
+    (folder / "last.pt").unlink()
+    assert train_or_resume(config, folder) == first, "what only resuming needs is not asked for"
+    (folder / "best.safetensors").unlink()
+    assert finished(folder) is None, "a run without its weights is no run"
+
+
+def test_an_interrupted_run_goes_on(
+    config: RunConfig, calls: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(config, whole)
+    stop_after_epoch(1, config, stopped, monkeypatch)
+    assert finished(stopped) is None
+    result = train_or_resume(config, stopped)
+    assert calls == [True] and result.folder == stopped
+    assert_same_run(stopped, whole)
+
+
+def test_a_folder_without_a_checkpoint_starts_again(config: RunConfig, calls: list[bool], tmp_path: Path) -> None:
+    whole, early = tmp_path / "whole", tmp_path / "early"
+    train(config, whole)
+    train(config, early)
+    for name in ("last.pt", "best.safetensors"):
+        (early / name).unlink()
+    lines = (early / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (early / "metrics.jsonl").write_text("".join(lines[:2]) + '{"event": "eva')
+    train_or_resume(config, early)
+    assert calls == [False]
+    assert_same_run(early, whole)
+
+
+@pytest.mark.parametrize("state", ["finished", "interrupted", "no checkpoint"])
+def test_another_config_is_refused(
+    state: str, config: RunConfig, calls: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if state == "finished":
+        train(config, tmp_path)
+    else:
+        stop_after_epoch(1, config, tmp_path, monkeypatch)
+    if state == "no checkpoint":
+        (tmp_path / "last.pt").unlink()
+    before = story(tmp_path)
+    other = changed(config, {"optim.lr": 0.5, "seed": 3, "data.num_workers": 1})
+    for asked in (train_or_resume, check_same_config):
+        with pytest.raises(ValueError) as caught:
+            asked(other, tmp_path)
+        message = str(caught.value)
+        assert message == (
+            f"{tmp_path}: holds a run with another config (optim.lr: 0.01 -> 0.5; seed: 1 -> 3); name another folder"
+        )
+    assert calls == [] and story(tmp_path) == before
+
+
+def test_a_run_that_was_told_to_stop_early_is_not_taken_for_the_whole(config: RunConfig, tmp_path: Path) -> None:
+    train(changed(config, {"loop.stop_after_epochs": 1}), tmp_path)
+    with pytest.raises(ValueError, match=r"\(loop\.stop_after_epochs: 1 -> None\)"):
+        train_or_resume(config, tmp_path)
+
+
+def test_where_and_how_fast_may_differ_and_so_may_an_image_size_that_the_backbone_settled(
+    config: RunConfig, calls: list[bool], tmp_path: Path
+) -> None:
+    """A config may leave the image size to the weight file; the run's own config then says what that was."""
+    open_size = changed(config, {"backbone.image_height": None, "backbone.image_width": None})
+    train_or_resume(open_size, tmp_path)
+    for same in (open_size, config, changed(config, {"data.num_workers": 1, "name": "other"})):
+        train_or_resume(same, tmp_path)
+    assert calls == [False]
+    with pytest.raises(ValueError, match="backbone.image_height: 32 -> 16"):
+        train_or_resume(changed(config, {"backbone.image_height": 16}), tmp_path)
+
+
+def test_a_config_is_there_whole_or_not_at_all(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies while it writes the config leaves a folder that can be started in."""
+
+    def half(config: RunConfig, path: Path) -> None:
+        path.write_text("name:")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cskt.train.run_folder.save_config", half)
+        with pytest.raises(KeyboardInterrupt):
+            train_or_resume(config, tmp_path)
+    train_or_resume(config, tmp_path)
+    assert load_plain(tmp_path / "last.pt")["progress"]["epoch"] == 2
+
+
+# --- claims
+
+
+def test_a_folder_has_one_worker_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "run"
+    with claimed(folder) as first, claimed(folder) as second, claimed(tmp_path / "other") as elsewhere:
+        assert (first, second, elsewhere) == (True, False, True)
+        with claimed(folder) as third:
+            assert not third, "being told no takes nothing from who holds it"
+    with claimed(folder) as again:
+        assert again
+    with pytest.raises(RuntimeError), claimed(folder):
+        raise RuntimeError("work that fails")
+    with claimed(folder) as after_failure:
+        assert after_failure
+
+
+HOLDER = """
+import pathlib, sys, time
+from cskt.train.series import claimed
+with claimed(pathlib.Path(sys.argv[1])) as mine:
+    print(mine, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
+def test_a_claim_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "True\n"
+            with claimed(tmp_path) as mine:
+                assert not mine
+        finally:
+            process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    with claimed(tmp_path) as mine:
+        assert mine
