@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -15,7 +16,7 @@ from torch import Tensor
 from cskt.data.records import Record, Split, read_dataset
 from cskt.data.tokenizer import Tokenizer
 from cskt.embed import Encoder, build, load
-from cskt.evaluate import SplitFeatures, answer, encode_split, evaluate
+from cskt.evaluate import SplitFeatures, answer, encode_split, evaluate, result_of
 from cskt.types import RetrievalMetrics
 from tiny_run import plain_clip, quick_config
 
@@ -135,6 +136,32 @@ def test_an_image_that_cannot_be_read_is_named(encoder: Encoder, val: Split, tmp
     broken = replace(val.records[0], image_path=tmp_path / "absent.jpg")
     with pytest.raises(ValueError, match=r"absent\.jpg: no such image"):
         evaluate(encoder, replace(val, records=(*val.records[1:], broken)))
+
+
+def test_a_result_is_the_evaluation_query_by_query(encoder: Encoder, val: Split) -> None:
+    expected, result = evaluate(encoder, val), result_of(encoder, val, label="clip")
+    assert result.metrics == {"t2i": expected.t2i.summary(), "i2t": expected.i2t.summary()}
+    assert result.first_right_rank.tolist() == per_query(expected.t2i)
+    assert (result.query_pids.tolist(), result.split_sha256) == (val.caption_pids, val.sha256)
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_rates_leave_out_what_only_the_first_batch_waits_for(
+    kind: str, encoder: Encoder, val: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, batches = getattr(encoder.model, f"encode_{kind}"), []
+
+    def slow_at_first(batch: Tensor) -> Tensor:
+        batches.append(len(batch))
+        if len(batches) == 1:
+            time.sleep(1)
+        return cast(Tensor, encode(batch))
+
+    monkeypatch.setattr(encoder.model, f"encode_{kind}", slow_at_first)
+    facts = result_of(encoder, val, label="clip").facts
+    count, rate = (6, facts.images_per_second) if kind == "image" else (12, facts.captions_per_second)
+    assert rate is not None and rate > count, "in less than the second that the first batch took"
+    assert batches[0] == encoder.batch_size == 4 and sum(batches) == count + encoder.batch_size
 
 
 # --- answers

@@ -146,6 +146,21 @@ def test_a_permuted_gallery_without_ties_changes_nothing() -> None:
     )
 
 
+def test_chunks_are_asked_for_once_for_each_query_that_has_a_right_image() -> None:
+    queries, gallery = unit_features(30, seed=1), unit_features(20, seed=2)
+    query_ids, gallery_ids = torch.arange(30) % 12, torch.arange(20) % 10  # 10 and 11 are absent
+    asked: list[int] = []
+
+    def similarity_of(rows: Tensor) -> Tensor:
+        asked.extend(rows.tolist())
+        assert len(rows) <= 7
+        return queries[rows] @ gallery.T
+
+    result = metrics.from_chunks(similarity_of, query_ids, gallery_ids, chunk_size=7)
+    assert sorted(asked) == [row for row in range(30) if query_ids[row] < 10]
+    assert_equals_naive(result, queries @ gallery.T, query_ids, gallery_ids)
+
+
 # --- ties and closed forms ---------------------------------------------------------------------------------------
 
 
@@ -295,6 +310,20 @@ def test_a_nan_similarity_is_refused_even_in_an_unmatched_row() -> None:
         metrics.from_similarity(similarity, torch.tensor([0, 9]), torch.arange(3))
 
 
+def test_a_nan_in_any_chunk_is_refused() -> None:
+    similarity = torch.zeros(9, 3)
+    similarity[7, 2] = torch.nan
+    ids = torch.arange(9) % 3
+    with pytest.raises(ValueError, match="similarity holds NaN"):
+        metrics.from_chunks(lambda rows: similarity[rows], ids, torch.arange(3), chunk_size=2)
+
+
+def test_a_chunk_of_another_shape_is_refused() -> None:
+    ids = torch.arange(5)
+    with pytest.raises(ValueError, match=r"similarity_of gave shape \[2, 4\]; expected \[2, 5\]"):
+        metrics.from_chunks(lambda rows: torch.zeros(len(rows), 4), ids, ids, chunk_size=2)
+
+
 @pytest.mark.parametrize(("num_queries", "num_gallery"), [(0, 3), (3, 0)])
 def test_an_empty_side_is_refused(num_queries: int, num_gallery: int) -> None:
     queries, gallery = torch.ones(num_queries, 4), torch.ones(num_gallery, 4)
@@ -304,6 +333,8 @@ def test_an_empty_side_is_refused(num_queries: int, num_gallery: int) -> None:
         metrics.from_similarity(queries @ gallery.T, query_ids, gallery_ids)
     with pytest.raises(ValueError, match=message):
         metrics.from_features(queries, gallery, query_ids, gallery_ids)
+    with pytest.raises(ValueError, match=message):
+        metrics.from_chunks(lambda rows: torch.zeros(len(rows), num_gallery), query_ids, gallery_ids)
     with pytest.raises(ValueError, match=message):
         metrics.top_k(queries, gallery, 1)
 
@@ -328,5 +359,18 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         metrics.from_similarity(torch.zeros(3), torch.arange(3), torch.arange(1))
     with pytest.raises(ValueError, match=r"features have shapes \[3, 2\] and \[4, 5\]; expected"):
         metrics.from_features(torch.ones(3, 2), torch.ones(4, 5), torch.arange(3), torch.arange(4))
+
+
+def test_ids_in_a_table_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"gallery_ids are torch.int64 \[2, 2\]; expected 4 integers"):
+        metrics.from_chunks(lambda rows: torch.zeros(len(rows), 4), torch.arange(3), torch.arange(4).view(2, 2))
+
+
+def test_a_chunk_of_nothing_is_refused() -> None:
+    features, ids = torch.ones(3, 2), torch.arange(3)
     with pytest.raises(ValueError, match="chunk_size is 0; give at least 1"):
-        metrics.from_features(torch.ones(3, 2), torch.ones(4, 2), torch.arange(3), torch.arange(4), chunk_size=0)
+        metrics.from_features(features, features, ids, ids, chunk_size=0)
+    with pytest.raises(ValueError, match="chunk_size is 0; give at least 1"):
+        metrics.top_k(features, features, 1, chunk_size=0)
+    with pytest.raises(ValueError, match="chunk_size is -1; give at least 1"):
+        metrics.from_chunks(lambda rows: torch.ones(len(rows), 3), ids, ids, chunk_size=-1)

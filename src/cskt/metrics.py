@@ -49,9 +49,9 @@ def from_similarity(similarity: Tensor, query_ids: Tensor, gallery_ids: Tensor) 
     if similarity.ndim != 2:
         raise ValueError(f"similarity has shape {list(similarity.shape)}; expected [queries, gallery images]")
     _check_ids(query_ids, gallery_ids, similarity.shape[0], similarity.shape[1])
-    if similarity.amax().isnan():  # the maximum hands a NaN on, without a mask of the whole matrix
+    if similarity.amax().isnan():  # also in the row of a query that no chunk asks for
         raise ValueError("similarity holds NaN; look for zero or non-finite features")
-    return _evaluate(lambda rows: similarity[rows], query_ids, gallery_ids, None)
+    return from_chunks(lambda rows: similarity[rows], query_ids, gallery_ids)
 
 
 def from_features(
@@ -77,10 +77,77 @@ def from_features(
     Raises:
         ValueError: an empty side, shapes that disagree, features that are not finite, or a chunk size below 1.
     """
-    _check_features(query_features, gallery_features, chunk_size)
+    _check_features(query_features, gallery_features)
     _check_ids(query_ids, gallery_ids, len(query_features), len(gallery_features))
     queries, gallery = _at_least_float32(query_features), _at_least_float32(gallery_features)
-    return _evaluate(lambda rows: queries[rows] @ gallery.T, query_ids, gallery_ids, chunk_size)
+    return from_chunks(lambda rows: queries[rows] @ gallery.T, query_ids, gallery_ids, chunk_size=chunk_size)
+
+
+@torch.no_grad()
+def from_chunks(
+    similarity_of: Callable[[Tensor], Tensor],
+    query_ids: Tensor,
+    gallery_ids: Tensor,
+    *,
+    chunk_size: int | None = None,
+) -> RetrievalMetrics:
+    """Metrics of similarities that are made a few queries at a time and never held together.
+
+    Args:
+        similarity_of: gives the similarities [rows, G], higher is better, of the queries at `rows` (int64 positions,
+            on the CPU); asked once for each query whose identity is in the gallery.
+        query_ids: [Q] integer identities.
+        gallery_ids: [G] integer identities; a gallery image is right if it has the query's.
+        chunk_size: queries asked for at once; by default as many as give 16 million similarities (64 MiB).
+
+    Returns:
+        The same as `from_similarity` on all the similarities.
+
+    Raises:
+        ValueError: an empty side, identities that are no list of integers, a chunk of another shape, a similarity that
+            is not a number, or a chunk size below 1.
+    """
+    _check_ids(query_ids, gallery_ids, query_ids.numel(), gallery_ids.numel())
+    query_ids, gallery_ids = query_ids.cpu(), gallery_ids.cpu()
+    num_queries, num_gallery = len(query_ids), len(gallery_ids)
+    columns_by_id = {pid: columns.tolist() for pid, columns in _runs(gallery_ids)}
+
+    first = torch.zeros(num_queries, dtype=torch.int64)
+    precision = torch.zeros(num_queries, dtype=torch.float64)
+    penalty = torch.zeros(num_queries, dtype=torch.float64)
+    matched = torch.isin(query_ids, gallery_ids)
+    # Queries of one identity share their right columns, so that they are counted together.
+    by_identity = query_ids.argsort(stable=True)
+    by_identity = by_identity[matched[by_identity]]
+    step = _rows_at_once(num_gallery, chunk_size)
+    for start in range(0, len(by_identity), step):
+        rows = by_identity[start : start + step]
+        similarity = similarity_of(rows)
+        if similarity.shape != (len(rows), num_gallery):
+            raise ValueError(
+                f"similarity_of gave shape {list(similarity.shape)}; expected {[len(rows), num_gallery]}, as asked for"
+            )
+        if similarity.amax().isnan():  # the maximum hands a NaN on, without a mask of the whole chunk
+            raise ValueError("similarity holds NaN; look for zero or non-finite features")
+        ranks, num_right = _ranks_of_right(similarity, query_ids[rows], columns_by_id)
+        nth = torch.arange(1, ranks.shape[1] + 1)
+        first[rows] = ranks[:, 0]
+        precision[rows] = torch.where(nth <= num_right[:, None], nth / ranks.double(), 0.0).sum(dim=1) / num_right
+        penalty[rows] = num_right / ranks.gather(1, num_right[:, None] - 1).squeeze(1).double()
+
+    num_matched = max(int(matched.sum()), 1)
+    found = first[matched]
+    return RetrievalMetrics(
+        r1=int((found <= 1).sum()) / num_matched,
+        r5=int((found <= 5).sum()) / num_matched,
+        r10=int((found <= 10).sum()) / num_matched,
+        mean_ap=float(precision.sum()) / num_matched,
+        mean_inp=float(penalty.sum()) / num_matched,
+        num_queries=num_queries,
+        num_gallery=num_gallery,
+        num_unmatched_queries=int((~matched).sum()),
+        per_query=PerQuery(first, precision, penalty),
+    )
 
 
 @torch.no_grad()
@@ -96,7 +163,7 @@ def top_k(query_features: Tensor, gallery_features: Tensor, k: int, *, chunk_siz
     Raises:
         ValueError: k out of range, an empty side, shapes that disagree, or features that are not finite.
     """
-    _check_features(query_features, gallery_features, chunk_size)
+    _check_features(query_features, gallery_features)
     num_gallery = len(gallery_features)
     if not 1 <= k <= num_gallery:
         raise ValueError(f"k is {k}; the gallery has {num_gallery} images, so give 1 to {num_gallery}")
@@ -117,46 +184,6 @@ def _top_k(similarity: Tensor, k: int) -> Ranking:
     if cut_in_a_tie.any():
         indices[cut_in_a_tie] = similarity[cut_in_a_tie].argsort(dim=1, descending=True, stable=True)[:, :k]
     return Ranking(indices, scores)
-
-
-def _evaluate(
-    similarity_of: Callable[[Tensor], Tensor], query_ids: Tensor, gallery_ids: Tensor, chunk_size: int | None
-) -> RetrievalMetrics:
-    """Metrics of the similarities that `similarity_of(rows)` gives as [rows, G], one chunk of queries at a time."""
-    query_ids, gallery_ids = query_ids.cpu(), gallery_ids.cpu()
-    num_queries, num_gallery = len(query_ids), len(gallery_ids)
-    columns_by_id = {pid: columns.tolist() for pid, columns in _runs(gallery_ids)}
-
-    first = torch.zeros(num_queries, dtype=torch.int64)
-    precision = torch.zeros(num_queries, dtype=torch.float64)
-    penalty = torch.zeros(num_queries, dtype=torch.float64)
-    matched = torch.isin(query_ids, gallery_ids)
-    # Queries of one identity share their right columns, so that they are counted together.
-    by_identity = query_ids.argsort(stable=True)
-    by_identity = by_identity[matched[by_identity]]
-    step = _rows_at_once(num_gallery, chunk_size)
-    for start in range(0, len(by_identity), step):
-        rows = by_identity[start : start + step]
-        similarity = similarity_of(rows)
-        ranks, num_right = _ranks_of_right(similarity, query_ids[rows], columns_by_id)
-        nth = torch.arange(1, ranks.shape[1] + 1)
-        first[rows] = ranks[:, 0]
-        precision[rows] = torch.where(nth <= num_right[:, None], nth / ranks.double(), 0.0).sum(dim=1) / num_right
-        penalty[rows] = num_right / ranks.gather(1, num_right[:, None] - 1).squeeze(1).double()
-
-    num_matched = max(int(matched.sum()), 1)
-    found = first[matched]
-    return RetrievalMetrics(
-        r1=int((found <= 1).sum()) / num_matched,
-        r5=int((found <= 5).sum()) / num_matched,
-        r10=int((found <= 10).sum()) / num_matched,
-        mean_ap=float(precision.sum()) / num_matched,
-        mean_inp=float(penalty.sum()) / num_matched,
-        num_queries=num_queries,
-        num_gallery=num_gallery,
-        num_unmatched_queries=int((~matched).sum()),
-        per_query=PerQuery(first, precision, penalty),
-    )
 
 
 def _ranks_of_right(
@@ -192,6 +219,8 @@ def _runs(ids: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def _rows_at_once(num_gallery: int, chunk_size: int | None) -> int:
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; give at least 1")
     return chunk_size or max(1, SIMILARITIES_AT_ONCE // num_gallery)
 
 
@@ -199,7 +228,7 @@ def _at_least_float32(features: Tensor) -> Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
-def _check_features(query_features: Tensor, gallery_features: Tensor, chunk_size: int | None) -> None:
+def _check_features(query_features: Tensor, gallery_features: Tensor) -> None:
     if query_features.ndim != 2 or gallery_features.ndim != 2 or query_features.shape[1] != gallery_features.shape[1]:
         shapes = f"{list(query_features.shape)} and {list(gallery_features.shape)}"
         raise ValueError(f"features have shapes {shapes}; expected [queries, D] and [gallery images, D]")
@@ -208,8 +237,6 @@ def _check_features(query_features: Tensor, gallery_features: Tensor, chunk_size
     for side, features in (("query", query_features), ("gallery", gallery_features)):
         if not features.isfinite().all():
             raise ValueError(f"{side} features hold NaN or infinity; look for a diverged model or zero-length features")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; give at least 1")
 
 
 def _check_ids(query_ids: Tensor, gallery_ids: Tensor, num_queries: int, num_gallery: int) -> None:

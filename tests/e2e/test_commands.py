@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ from cskt.app.next_steps import command_line
 from cskt.app.parsing import config_value
 from cskt.config import load_config
 from cskt.embed import Encoder
+from cskt.results import EVALUATIONS
 from cskt.train import engine
 
 METRICS = {"r1", "r5", "r10", "mean_ap", "mean_inp", "num_queries", "num_gallery", "num_unmatched_queries"}
@@ -204,7 +206,7 @@ def test_check_ends_with_1_where_something_is_wrong(root: Path, tmp_path: Path) 
 
 
 def test_run_folder_is_complete(run: Path, tiny_backbone: Path) -> None:
-    assert {path.name for path in run.iterdir()} == {
+    assert {path.name for path in run.iterdir()} - {EVALUATIONS} == {
         "config.yaml", "configs.yaml", "best.safetensors", "last.pt", "metrics.jsonl", "tensorboard", "report.html",
     }  # fmt: skip
     assert any((run / "tensorboard").iterdir())
@@ -289,7 +291,8 @@ def test_results_on_stdout_and_progress_on_stderr(train_command: str, tmp_path: 
     ]  # fmt: skip
     following = trained.out.splitlines()[-1].removeprefix("next: ")
     evaluated = in_new_process(f"{following} --json", tmp_path)
-    assert evaluated.err == "" and evaluated.json()["t2i"].keys() == METRICS
+    assert re.fullmatch(r"per-query results: \S+\.json\n", evaluated.err)
+    assert evaluated.json()["t2i"].keys() == METRICS
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")

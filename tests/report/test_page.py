@@ -12,6 +12,8 @@ from cskt.report import page
 from cskt.report.page import write_report
 from cskt.report.pictures import Answer
 from cskt.report.plots import learning_curves
+from cskt.report.sections import Chart, Section
+from cskt.report.style import new_figure
 from cskt.report.tables import ResultRow
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -20,6 +22,7 @@ SUMMARY = {
     "r1": 0.697, "r5": 0.82, "r10": 0.9, "mean_ap": 0.6, "mean_inp": 0.5,
     "num_queries": 6156, "num_gallery": 3074, "num_unmatched_queries": 0,
 }  # fmt: skip
+CURVES = Chart("curves", learning_curves([]), "learning curves")
 ROW = ResultRow("cskt", SUMMARY, 12_117_888, 161_735_552, "selected on test")
 
 
@@ -64,9 +67,11 @@ def full(tmp_path: Path, answer: Answer) -> tuple[str, Page]:
         title=NASTY,
         rows=[ResultRow(NASTY, SUMMARY, note=NASTY), ROW],
         headline=ROW,
-        curves=learning_curves([]),
-        answers=[answer, nasty],
-        config={"name": NASTY, "optim": {"lr": 3e-4}, "milestones": [20, 50]},
+        sections=[
+            Section("Answers", answers=[answer, nasty]),
+            Section(NASTY, NASTY, [CURVES, Chart("b", new_figure(2, 1), NASTY, NASTY)], [(NASTY, NASTY)], half=True),
+        ],
+        configs={NASTY: {"name": NASTY, "optim": {"lr": 3e-4}, "milestones": [20, 50]}, "other": {"name": "b"}},
         facts={"machine": NASTY, "note <b>": "x"},
         next_commands=[f"cskt search run '{NASTY}'"],
     )
@@ -148,16 +153,43 @@ def test_parts_that_are_empty_are_left_out(tmp_path: Path) -> None:
 
 def test_an_answer_without_right_images_or_without_hits_says_so(tmp_path: Path, answer: Answer) -> None:
     wrong = Answer("x", answer.hits, answer.image_paths, [False] * 3)
-    _, parsed = write_and_read(tmp_path / "report.html", answers=[wrong, Answer("y", [], [])])
+    _, parsed = write_and_read(tmp_path / "report.html", sections=[Section("a", answers=[wrong, Answer("y", [], [])])])
     assert "no right image among the first 3" in parsed.text
     assert "No image found." in parsed.text
 
 
-def test_png_curves_are_labelled_as_png(tmp_path: Path) -> None:
-    drawing = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(drawing, "PNG")
-    _, parsed = write_and_read(tmp_path / "report.html", curves=drawing.getvalue())
-    assert parsed.all("img")[0]["src"].startswith("data:image/png;base64,")
+def test_a_section_shows_its_parts_in_order_and_leaves_out_what_is_empty(tmp_path: Path) -> None:
+    sections = [
+        Section("Only words", "in 95 % of cases"),
+        Section("Hardest", sentences=[("a man in red", "rank 7"), ("a woman", "rank 6")]),
+        Section("Curves", "how to read", [CURVES, Chart("b", new_figure(6, 2), "second", "run b")], half=True),
+    ]
+    text, parsed = write_and_read(tmp_path / "report.html", sections=sections)
+    labels = [section["aria-labelledby"] for section in parsed.all("section")]
+    assert labels == ["results", "part-1", "part-2", "part-3"]
+    assert [section.get("class") for section in parsed.all("section")] == [None, None, None, "half"]
+    assert "in 95\u00a0% of cases" in parsed.text, "a number and its sign stay on one line"
+    assert parsed.text.index("a man in red") < parsed.text.index("rank 7") < parsed.text.index("a woman")
+    assert len(parsed.all("ol")) == 1 and len(parsed.all("li")) == 2
+    images = parsed.all("img")
+    assert [image["alt"] for image in images] == ["learning curves", "second"]
+    assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in images)
+    assert images[1]["style"] == "min-width:384px", "a narrow screen scrolls rather than making words tiny"
+    assert "<h3>run b</h3>" in text
+
+
+def test_intervals_stand_below_their_figures(tmp_path: Path) -> None:
+    row = ResultRow("cskt", SUMMARY, intervals={"r1": (0.6804, 0.7129), "mean_inp": (0.4, 0.6)})
+    text, parsed = write_and_read(tmp_path / "report.html", rows=[row, ROW])
+    assert re.findall(r"<small>([^<]*)</small></td>", text) == ["68.0 – 71.3", "40.0 – 60.0"]
+    assert "Small: 95\u00a0% intervals, over people." in parsed.text
+    assert "intervals" not in write_and_read(tmp_path / "report.html")[1].text
+
+
+def test_every_configuration_is_folded_away_under_its_name(full: tuple[str, Page]) -> None:
+    text, parsed = full
+    assert len(parsed.all("details")) == 2
+    assert "<summary>other</summary>" in text
 
 
 def test_crops_shrink_until_the_page_is_small_enough_and_too_many_are_refused(
@@ -169,13 +201,13 @@ def test_crops_shrink_until_the_page_is_small_enough_and_too_many_are_refused(
     Image.effect_noise((200, 400), 90).save(noisy)
     many = Answer("x", [Hit("a", 0.5, 1)] * 20, [noisy] * 20)
     path = tmp_path / "report.html"
-    write_report(path, title="A run", rows=[], answers=[many])
+    write_report(path, title="A run", rows=[], sections=[Section("a", answers=[many])])
     whole = path.stat().st_size
 
     monkeypatch.setattr(page, "MAX_PAGE_BYTES", whole // 2)
-    write_report(path, title="A run", rows=[], answers=[many])
+    write_report(path, title="A run", rows=[], sections=[Section("a", answers=[many])])
     assert path.stat().st_size <= whole // 2
 
     monkeypatch.setattr(page, "MAX_PAGE_BYTES", whole // 50)
     with pytest.raises(ValueError, match=r"report\.html: the report would take .* MB; show fewer answers"):
-        write_report(path, title="A run", rows=[], answers=[many])
+        write_report(path, title="A run", rows=[], sections=[Section("a", answers=[many])])

@@ -3,7 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from cskt.report.tables import ResultRow, markdown_table, result_table, table_grid
+from cskt.report.formats import markdown
+from cskt.report.tables import ResultRow, is_number_column, result_table, table_grid
 
 PUBLISHED = ResultRow("published", {"r1": 0.697})
 ZERO_SHOT = ResultRow(
@@ -36,7 +37,7 @@ def test_figures_are_percent_with_two_decimals_and_unknown_ones_a_dash() -> None
 
 def test_notes_and_unmatched_queries_are_visible_in_every_form() -> None:
     note = "selected on test; 12 of 6,156 queries have no match"
-    assert note in markdown_table([ZERO_SHOT, TRAINED])
+    assert note in markdown(table_grid([ZERO_SHOT, TRAINED]), is_number_column)
     assert f"cskt: {note}" in on_terminal([ZERO_SHOT, TRAINED])
 
 
@@ -58,12 +59,20 @@ def test_no_figure_is_cut_on_a_terminal_of_eighty_columns() -> None:
 
 
 def test_markdown_has_one_line_per_row_and_escapes_pipes() -> None:
-    lines = markdown_table([ResultRow("a | b\nc", {"r1": 0.5})]).splitlines()
+    lines = markdown(table_grid([ResultRow("a | b\nc", {"r1": 0.5})]), is_number_column).splitlines()
     assert lines == [
         "| Method | R1 | R5 | R10 | mAP | mINP |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         "| a \\| b c | 50.00 | – | – | – | – |",
     ]
+
+
+def test_deviations_over_seeds_stand_below_their_mean() -> None:
+    mean = ResultRow("mean of 3", {"r1": 0.697, "mean_ap": 0.6}, deviations={"r1": 0.0031, "mean_ap": 0.123})
+    lines = [" ".join(line.split()) for line in on_terminal([mean, ZERO_SHOT]).splitlines()]
+    place = lines.index("mean of 3 69.70 – – 60.00 – –")
+    assert lines[place + 1] == "± (standard deviation) 0.31 – – 12.30 –"
+    assert lines[place + 2].startswith("CLIP zero-shot 12.65")
 
 
 def test_labels_are_never_read_as_markup() -> None:

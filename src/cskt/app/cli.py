@@ -17,9 +17,15 @@ COMMANDS = {
     "demo": ("cskt.app.demo", "see CSKT learn and answer sentences, on generated pedestrians, in minutes"),
     "data make": ("cskt.app.data_make", "draw a data set of pedestrians with captions"),
     "data check": ("cskt.app.data_check", "check a data set: counts, images, captions"),
+    "recipes": ("cskt.app.recipes", "the methods that ship with the package, and how much of CLIP each trains"),
     "train": ("cskt.app.train", "train a recipe"),
     "evaluate": ("cskt.app.evaluate", "retrieval metrics of a run, a released folder or plain CLIP on any split"),
+    "compare": ("cskt.app.compare", "methods side by side: figures, intervals, corrected tests, sizes and times"),
+    "matrix": ("cskt.app.matrix", "runs trained on one data set, tested on others"),
     "query": ("cskt.app.query", "answer sentences with the best crops of a split"),
+    "report": ("cskt.app.report", "one page with the evidence behind one run or several, and its pictures"),
+    "study": ("cskt.app.study", "train and compare every method of a study"),
+    "reproduce": ("cskt.app.reproduce", "train a published result again and set it beside the paper's figure"),
     "export": ("cskt.app.export", "write a run as one self-contained file, or as a backbone"),
 }
 """Command -> (module with `main(argv) -> exit code`, one line on what it does)."""
@@ -35,7 +41,9 @@ LESS_MEMORY = {
     "cskt train": "use a smaller --batch-size, --precision bf16 or --loop.checkpoint-activations true",
     "train.py": "use a smaller --batch_size, --precision bf16 or --checkpoint_activations",
     "cskt evaluate": "use a smaller --batch-size or --precision bf16",
+    "cskt matrix": "use a smaller --batch-size or --precision bf16",
     "cskt query": "use a smaller --batch-size or --precision bf16",
+    "cskt report": "use a smaller --batch-size or --precision bf16",
     "test.py": "use --precision bf16 or --device cpu",
 }
 """Program -> what helps when the memory of the machine or of its accelerator is full."""

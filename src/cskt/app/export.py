@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from cskt.app.parsing import Parser
-from cskt.config import load_config, to_dict
+from cskt.config import LoraConfig, RunConfig, load_config, to_dict
 from cskt.data.records import read_dataset
-from cskt.embed import load
-from cskt.model.files import read_method, save_backbone, save_method
+from cskt.embed import Encoder, load
+from cskt.model.files import MethodFile, read_method, save_backbone, save_method
 from cskt.train.run_folder import BEST, CONFIG
 
 
@@ -28,45 +33,94 @@ def main(argv: Sequence[str]) -> int:
         "--seen-tokens", action="store_true", help="with --as-backbone: keep the embeddings of training's words only"
     )
     flags = parser.parse(argv)
+    check_flags(flags)
+    run = read_run(flags.run, flags.backbone)
+    if flags.merge:
+        write_merged(flags.merge, run)
+    else:
+        write_backbone(flags.as_backbone, run, half=flags.half, seen_tokens=flags.seen_tokens)
+    print(flags.merge or flags.as_backbone)
+    return 0
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """See that the flags belong together, before anything is read.
+
+    Raises:
+        ValueError: they do not, or the file has another suffix.
+    """
     if flags.merge and (flags.half or flags.seen_tokens):
         raise ValueError("--half and --seen-tokens shorten a backbone; give them with --as-backbone")
-    target: Path = flags.merge or flags.as_backbone
+    flag, target = ("--merge", flags.merge) if flags.merge else ("--as-backbone", flags.as_backbone)
     if target.suffix != ".safetensors":
-        flag = "--merge" if flags.merge else "--as-backbone"
         raise ValueError(f"{flag} {target}: name a file that ends in .safetensors")
-    if not (flags.run / CONFIG).is_file():
-        raise ValueError(f"{flags.run}: no run folder (it has no {CONFIG})")
-    config = load_config(flags.run / CONFIG)
-    source = read_method(flags.run / BEST)
-    encoder = load(flags.run, flags.backbone, "cpu")
-    state = {name: value.detach() for name, value in encoder.model.named_parameters()}
-    if flags.merge:
-        save_method(
-            target,
-            state,
-            config=to_dict(config),
-            backbone_name=source.backbone_name,
-            backbone_sha256=source.backbone_sha256,
-            facts=source.facts,
-            architecture=encoder.model.architecture,
-            known_token_ids=encoder.tokenizer.known_ids,
-        )
-        print(target)
-        return 0
-    added = [name for name in state if not name.startswith(("vision.", "text."))]
-    if added:
-        raise ValueError(f"{flags.run}: has prompts or adapters ({added[0]}, ...), a backbone has none; use --merge")
-    known = None
-    if flags.seen_tokens:
-        split = read_dataset(config.data.dataset, Path(config.data.root))["train"]
-        known = frozenset(encoder.tokenizer(split.captions).flatten().tolist())
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A run whose LoRA updates are folded into its weights, so that no config of the export names any."""
+
+    folder: Path
+    config: RunConfig
+    source: MethodFile
+    """The run's own weight file: where its backbone came from, and facts."""
+    encoder: Encoder
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor of the model by name."""
+        return {name: value.detach() for name, value in self.encoder.model.named_parameters()}
+
+
+def read_run(folder: Path, backbone: str | None) -> Folded:
+    """A run over its backbone.
+
+    Raises:
+        ValueError: no run folder, or its weights or backbone cannot be read.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder}: no run folder (it has no {CONFIG})")
+    config = load_config(folder / CONFIG)
+    source = read_method(folder / BEST)
+    encoder = load(folder, backbone, "cpu")
+    encoder.model.fold_lora()
+    return Folded(folder, dataclasses.replace(config, lora=LoraConfig()), source, encoder)
+
+
+def write_merged(target: Path, run: Folded) -> None:
+    """Backbone and method in one file."""
+    save_method(
+        target,
+        run.state,
+        config=to_dict(run.config),
+        backbone_name=run.source.backbone_name,
+        backbone_sha256=run.source.backbone_sha256,
+        facts=run.source.facts,
+        architecture=run.encoder.model.architecture,
+        known_token_ids=run.encoder.tokenizer.known_ids,
+    )
+
+
+def write_backbone(target: Path, run: Folded, *, half: bool, seen_tokens: bool) -> None:
+    """The towers alone, as a backbone of other runs.
+
+    Raises:
+        ValueError: the run added what a backbone does not have, or its training data cannot be read.
+    """
+    state = run.state
+    if added := [name for name in state if not name.startswith(("vision.", "text."))]:
+        raise ValueError(f"{run.folder}: has prompts or adapters ({added[0]}, ...), a backbone has none; use --merge")
     save_backbone(
         target,
         state,
-        encoder.model.architecture,
-        facts=source.facts | {"seed": str(config.seed), "recipe": config.name},
-        half=flags.half,
-        known_token_ids=known,
+        run.encoder.model.architecture,
+        facts=run.source.facts | {"seed": str(run.config.seed), "recipe": run.config.name},
+        half=half,
+        known_token_ids=seen_token_ids(run) if seen_tokens else None,
     )
-    print(target)
-    return 0
+
+
+def seen_token_ids(run: Folded) -> frozenset[int]:
+    """Token ids of the captions that a run was trained on."""
+    split = read_dataset(run.config.data.dataset, Path(run.config.data.root))["train"]
+    return frozenset(run.encoder.tokenizer(split.captions).flatten().tolist())

@@ -20,20 +20,25 @@ PRECISION_HELP = "arithmetic of the towers (default: the run's own, fp32 for CLI
 
 
 def add_model_flags(parser: Parser) -> None:
-    """`model`, where its backbone lies and how it computes, and the data set's `--dataset`, `--root`, `--split`."""
+    """`model`, the data set's `--dataset`, `--root`, `--split`, and how to encode it."""
     parser.add_argument("model", help="run folder, released folder, merged file, CLIP weights, or clip-tiny")
-    parser.add_argument("--backbone", help="CLIP weights of an adapter-only run, if they are not where its config says")
     parser.add_argument("--dataset", help="cuhk-pedes, icfg-pedes, rstpreid or jsonl (default: the run's own)")
     parser.add_argument("--root", help="folder that holds the data set's folder (default: the run's own)")
     parser.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
-    parser.add_argument("--batch-size", type=int, default=128, help="images or captions at once (default: %(default)s)")
-    parser.add_argument("--num-workers", type=int, default=4, help="threads that decode images (default: %(default)s)")
+    add_encoder_flags(parser)
     plain = parser.add_argument_group("image size, for CLIP weights that are no run")
     plain.add_argument("--image-height", type=int, metavar="PIXELS", help="default: 384; of our own files, the file's")
     plain.add_argument("--image-width", type=int, metavar="PIXELS", help="default: 128; of our own files, the file's")
     plain.add_argument("--stride", type=int, metavar="PIXELS", help="between patches (default: the file's)")
+
+
+def add_encoder_flags(parser: Parser) -> None:
+    """Where the backbone lies, and how a model computes."""
+    parser.add_argument("--backbone", help="CLIP weights of an adapter-only run, if they are not where its config says")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
+    parser.add_argument("--batch-size", type=int, default=128, help="images or captions at once (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=4, help="threads that decode images (default: %(default)s)")
 
 
 def load_model_and_split(flags: argparse.Namespace) -> tuple[Encoder, Split]:

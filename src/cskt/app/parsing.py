@@ -142,3 +142,23 @@ def existing_folder(text: str) -> Path:
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder")
     return path
+
+
+def seeds_of(text: str) -> list[int]:
+    """`1,2,3` as numbers.
+
+    Raises:
+        ValueError: anything else, or a seed twice.
+    """
+    words = text.split(",")
+    if not all(word.strip().isdigit() for word in words) or len({int(word) for word in words}) < len(words):
+        raise ValueError(f"--seeds {text}: give distinct whole numbers joined by commas, as in --seeds 1,2,3")
+    return [int(word) for word in words]
+
+
+def overrides_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` words as config keys; what is wrong with them is told by who reads the config."""
+    if wrong := next((pair for pair in pairs if "=" not in pair), None):
+        raise ValueError(f"--set {wrong}: give KEY=VALUE, as in --set loop.num_epochs=3")
+    split = [pair.partition("=") for pair in pairs]
+    return {key: config_value(key, value) for key, _, value in split}

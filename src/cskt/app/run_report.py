@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cskt.app.next_steps import command_line
-from cskt.config import to_dict
+from cskt.config import RunConfig, to_dict
 from cskt.report.page import write_report
 from cskt.report.pictures import Answer
 from cskt.report.plots import learning_curves
+from cskt.report.sections import Chart, Section
 from cskt.report.tables import ResultRow
-from cskt.train.run_folder import RunFolder
+from cskt.train.run_folder import RunFolder, first_event, last_event
 
 STAGES = {"zero-shot": "CLIP zero-shot", "step-0": "before training (step 0)"}
 
@@ -40,8 +41,7 @@ def write_run_report(
     """
     run = RunFolder(folder)
     events, config = run.events(), run.config
-    start: dict[str, Any] = next((event for event in events if event["event"] == "start"), {})
-    end: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "end"), {})
+    start, end = first_event(events, "start"), last_event(events, "end")
     rows = selection_rows(events, config.name)
     facts = {
         "data set": f"{config.data.dataset}, {start.get('train_identities', '?')} identities,"
@@ -60,9 +60,11 @@ def write_run_report(
         path,
         title=title or f"{config.name} on {config.data.dataset}",
         rows=[*extra_rows, *rows],
-        curves=learning_curves(events),
-        answers=answers,
-        config=to_dict(config),
+        sections=[
+            *([Section("Answers", answers=answers)] if answers else []),
+            Section("Learning curves", charts=[curves_chart(events)], half=True),
+        ],
+        configs={"config.yaml": to_dict(config)},
         facts=facts,
         next_commands=next_commands or [command_line("evaluate", folder, "--root", config.data.root)],
         headline=next(reversed(extra_rows or rows), None),
@@ -70,10 +72,32 @@ def write_run_report(
     return path
 
 
+def run_summary(config: RunConfig | None, events: Sequence[dict[str, Any]]) -> str:
+    """How a model was trained, in one line: for plain CLIP (no config) not at all."""
+    if config is None:
+        return "not trained"
+    start, end = first_event(events, "start"), last_event(events, "end")
+    parts = [
+        f"trained on {config.data.dataset}",
+        f"selected on {config.data.select_on}",
+        f"backbone {start.get('backbone', config.backbone.name)}",
+        f"seed {config.seed}",
+    ]
+    if end:
+        parts += [f"{end['seconds']:.0f} s on {start.get('device', '?')}", f"{end['peak_memory_bytes'] / 1e9:.2f} GB"]
+    return " · ".join(parts)
+
+
+def curves_chart(events: Sequence[dict[str, Any]], name: str = "learning-curves", title: str = "") -> Chart:
+    """The learning curves of a run, from its events."""
+    alt = "Line charts: R1, R5, R10 and mAP by epoch; loss by step; learning rate by step."
+    return Chart(name, learning_curves(events), alt, title)
+
+
 def selection_rows(events: Sequence[dict[str, Any]], name: str) -> list[ResultRow]:
     """Zero-shot, step 0 and the best epoch on the selection split, as far as the events hold them."""
     evaluations = [event for event in events if event["event"] == "evaluation"]
-    start: dict[str, Any] = next((event for event in events if event["event"] == "start"), {})
+    start = first_event(events, "start")
     epochs = [event for event in evaluations if event["stage"] == "epoch"]
     chosen: list[tuple[str, dict[str, Any], int | None]] = [
         (STAGES[event["stage"]], event, 0) for event in evaluations if event["stage"] in STAGES

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from cskt.app.next_steps import command_line
-from cskt.app.parsing import Parser, add_config_flags, config_from_flags, existing_folder, flag_overrides
+from cskt.app.parsing import Parser, add_config_flags, config_from_flags, existing_folder, flag_overrides, seeds_of
 from cskt.config import RunConfig, load_config
 
 
@@ -14,13 +15,23 @@ def main(argv: Sequence[str]) -> int:
     """See `cskt train --help`."""
     parser = Parser(
         prog="cskt train",
-        usage="cskt train [--config RECIPE] [--output FOLDER] [--resume RUN] [--KEY VALUE ...]",
+        usage="cskt train [--config RECIPE] [--output FOLDER] [--seeds 1,2,3 | --resume RUN] [--KEY VALUE ...]",
         description="Train a recipe. Every config key below is a flag that is laid over it.",
     )
     parser.add_argument("--output", type=Path, help="run folder (default: <output_dir>/<dataset>/<time>_<name>)")
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder from its last.pt")
+    parser.add_argument(
+        "--seeds",
+        metavar="1,2,3",
+        help="one run per seed, in <output>/seed-<n> (default: <output_dir>/<dataset>/<name>); runs that are there are"
+        " left alone or gone on with",
+    )
     add_config_flags(parser)
     flags = parser.parse(argv)
+    if flags.seeds is not None:
+        if flags.resume is not None:
+            raise ValueError("--seeds goes on with what is missing by itself; leave out --resume")
+        return run_seeds(config_from_flags(flags), seeds_of(flags.seeds), flags.output)
     if flags.resume is None:
         return run(config_from_flags(flags), flags.output)
     if flags.config is not None or flags.output is not None:
@@ -42,3 +53,28 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False) 
     print(f"run: {result.folder}\nreport: {report}")
     print("next: " + command_line("evaluate", result.folder, "--root", config.data.root))
     return 0
+
+
+def run_seeds(config: RunConfig, seeds: Sequence[int], folder: Path | None = None) -> int:
+    """Train what is missing of several seeds; exit code 1 while another process is at one of them."""
+    from cskt.app.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
+    from cskt.statistics import mean_and_deviation  # noqa: PLC0415
+    from cskt.train.series import claimed, seed_folder, train_or_resume  # noqa: PLC0415
+
+    parent = folder or Path(config.output_dir) / config.data.dataset / config.name
+    results = []
+    for seed in seeds:
+        place = seed_folder(parent, seed)
+        with claimed(place) as mine:
+            if not mine:
+                print(f"seed {seed}: under way elsewhere")
+                continue
+            results.append(train_or_resume(dataclasses.replace(config, seed=seed), place))
+            write_run_report(place)
+        print(f"seed {seed}: epoch {results[-1].best_epoch}, R1 {100 * results[-1].best_r1:.2f} ({place})")
+    if results:
+        r1 = mean_and_deviation([result.best_r1 for result in results])
+        spread = "" if r1.deviation is None else f" ± {100 * r1.deviation:.2f} (standard deviation)"
+        print(f"mean of {len(results)} seeds: R1 {100 * r1.mean:.2f}{spread}, selected on {config.data.select_on}")
+        print("next: " + command_line("evaluate", parent, "--root", config.data.root))
+    return 0 if len(results) == len(seeds) else 1

@@ -1,4 +1,4 @@
-"""One HTML file that shows a run: results, answers, curves, facts, configuration and what to do next.
+"""One HTML file that shows a run, or several: results, sections of evidence, facts, configuration, what to do next.
 
 The file needs nothing beside itself: pictures are data URIs, the style sheet (`assets/report.css`) is copied in, there
 is no script, and its content security policy forbids every network request.
@@ -6,8 +6,6 @@ is no script, and its content security policy forbids every network request.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
@@ -16,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from cskt.report.pictures import Answer, load_crop
+from cskt.report.sections import Section, section_html
 from cskt.report.tables import METRIC_NAMES, ResultRow, is_number_column, note_text, parameter_text, percent, table_grid
 
 MAX_PAGE_BYTES = 10_000_000
@@ -42,22 +40,21 @@ def write_report(
     *,
     title: str,
     rows: Sequence[ResultRow],
-    curves: bytes | None = None,
-    answers: Sequence[Answer] = (),
-    config: Mapping[str, Any] | None = None,
+    sections: Sequence[Section] = (),
+    configs: Mapping[str, Mapping[str, Any]] | None = None,
     facts: Mapping[str, str] | None = None,
     next_commands: Sequence[str] = (),
     headline: ResultRow | None = None,
 ) -> None:
-    """Write the report of a run; parts that are empty are left out.
+    """Write a report; parts that are empty are left out.
 
     Args:
         path: the HTML file; its folder is made when missing.
         title: heading of the page.
         rows: the table of results, in the order to show.
-        curves: what `learning_curves` gave (SVG), or a PNG.
-        answers: queries and their hits; the image files are read now and copied in, reduced.
-        config: plain values as in `config.yaml`.
+        sections: charts, sentences and answers, in the order to show; the image files of answers are read now and
+            copied in, reduced.
+        configs: what each is called -> plain values as in `config.yaml`.
         facts: name -> text, such as time, machine, data set, seed and command.
         next_commands: commands that the reader may want to run next.
         headline: the row that the page is about, shown large above the table.
@@ -66,16 +63,15 @@ def write_report(
         ValueError: the answers hold so many images that the page would exceed 10 MB.
     """
     for crop_height in CROP_HEIGHTS_PIXELS:
-        sections = [
+        parts = [
             headline_section(headline) if headline else "",
             results_section(rows) if rows else "",
-            answers_section(answers, crop_height) if answers else "",
-            curves_section(curves) if curves else "",
+            *(section_html(section, f"part-{number}", crop_height) for number, section in enumerate(sections, start=1)),
             facts_section(facts) if facts else "",
             next_section(next_commands) if next_commands else "",
-            config_section(config) if config else "",
+            config_section(configs) if configs else "",
         ]
-        page = page_frame(title, sections).encode()
+        page = page_frame(title, parts).encode()
         if len(page) <= MAX_PAGE_BYTES:
             break
     else:
@@ -120,95 +116,31 @@ def results_section(rows: Sequence[ResultRow]) -> str:
     lines = []
     for row, (label, *cells) in zip(rows, body, strict=True):
         metrics = {name: row.metrics.get(key) for key, name in METRIC_NAMES.items()}
+        intervals = {METRIC_NAMES[key]: ends for key, ends in row.intervals.items()}
         line = f'<th scope="row">{escape(label)}</th>'
         for heading, cell in zip(headings[1:], cells, strict=True):
             fraction = metrics.get(heading)
             bar = "" if fraction is None else f'<i class="bar" style="--share:{100 * fraction:.1f}%"></i>'
+            ends = intervals.get(heading)
+            bar += "" if ends is None else f"<small>{100 * ends[0]:.1f} – {100 * ends[1]:.1f}</small>"
             note = ' class="note-cell"' if heading == "Note" else _number_class(heading)
             line += f"<td{note}>{escape(cell)}{bar}</td>"
         lines.append(f"<tr>{line}</tr>")
+    small = " Small: 95&nbsp;% intervals, over people." if any(row.intervals for row in rows) else ""
     return (
         '<section aria-labelledby="results"><h2 id="results">Results</h2>\n'
         '<div class="card scroll" tabindex="0" role="region" aria-labelledby="results"><table>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table></div>\n"
         '<p class="muted">All figures in percent, higher is better. R1, R5, R10: queries with a right image among the '
-        "first 1, 5, 10. mAP: mean average precision. mINP: how early the last right image comes.</p></section>"
-    )
-
-
-def answers_section(answers: Sequence[Answer], crop_height: int) -> str:
-    """Each query as text and its hits as a grid of captioned crops of at most `crop_height` pixels."""
-    articles = "\n".join(_answer_article(answer, crop_height) for answer in answers)
-    verdicts = ""
-    if any(answer.right is not None for answer in answers):
-        verdicts = (
-            ' <span class="mark right">✓</span> the person sought <span class="mark wrong">✗</span> somebody else'
-        )
-    legend = f'<p class="muted">Below each image its rank and cosine similarity.{verdicts}</p>'
-    return f'<section aria-labelledby="answers"><h2 id="answers">Answers</h2>\n{legend}\n{articles}</section>'
-
-
-def _answer_article(answer: Answer, crop_height: int) -> str:
-    figures = []
-    for position, (hit, image_path) in enumerate(zip(answer.hits, answer.image_paths, strict=True)):
-        verdict = {True: "right", False: "wrong", None: "unknown"}[answer.verdict(position)]
-        mark = {"right": "✓", "wrong": "✗", "unknown": ""}[verdict]
-        name = escape(hit.image_id)
-        source = crop_uri(image_path, crop_height)
-        if source is None:
-            picture = f'<div class="missing" role="img" aria-label="{name}: image not found">no image</div>'
-        else:
-            spoken = "" if verdict == "unknown" else f", {verdict}"
-            picture = f'<img src="{source}" alt="Rank {hit.rank}{spoken}: {name}" loading="lazy">'
-        figures.append(
-            f'<figure class="hit {verdict}" title="{name}">{picture}<figcaption><b>{hit.rank}</b> '
-            f'<span>{hit.score:.3f}</span> <span class="mark {verdict}" aria-hidden="true">{mark}</span>'
-            "</figcaption></figure>"
-        )
-    grid = f'<div class="hits">{"".join(figures)}</div>' if figures else '<p class="muted">No image found.</p>'
-    return f'<article class="card"><h3>{escape(answer.query)}</h3>{_outcome(answer)}{grid}</article>'
-
-
-def _outcome(answer: Answer) -> str:
-    if answer.right is None or not answer.hits:
-        return ""
-    ranks = [hit.rank for hit, right in zip(answer.hits, answer.right, strict=True) if right]
-    text = f"first right image at rank {min(ranks)}" if ranks else f"no right image among the first {len(answer.hits)}"
-    return f'<p class="muted">{text}</p>'
-
-
-def crop_uri(path: str | Path, height_pixels: int) -> str | None:
-    """An image file as a JPEG data URI of at most a height and as much width; none where it cannot be read."""
-    crop = load_crop(path)
-    if crop is None:
-        return None
-    crop.thumbnail((height_pixels, height_pixels))
-    file = io.BytesIO()
-    crop.save(file, "JPEG", quality=85, optimize=True)
-    return data_uri("image/jpeg", file.getvalue())
-
-
-def data_uri(media_type: str, content: bytes) -> str:
-    """Bytes as a `data:` address that an HTML page can hold."""
-    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def curves_section(curves: bytes) -> str:
-    """The learning curves, SVG or PNG."""
-    media_type = "image/png" if curves.startswith(b"\x89PNG") else "image/svg+xml"
-    alt = "Line charts: R1, R5, R10 and mAP by epoch; loss by step; learning rate by step."
-    image = f'<img class="chart" src="{data_uri(media_type, curves)}" alt="{alt}">'
-    return (
-        '<section class="half" aria-labelledby="curves"><h2 id="curves">Learning curves</h2>\n'
-        f'<div class="card chart-card">{image}</div></section>'
+        f"first 1, 5, 10. mAP: mean average precision. mINP: how early the last right image comes.{small}</p></section>"
     )
 
 
 def facts_section(facts: Mapping[str, str]) -> str:
-    """When, where and with what the run was made."""
+    """When, where and with what the results were made."""
     items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>\n" for name, text in facts.items())
     return (
-        '<section class="half" aria-labelledby="facts"><h2 id="facts">This run</h2>\n'
+        '<section class="half" aria-labelledby="facts"><h2 id="facts">How it was made</h2>\n'
         f'<dl class="card facts">\n{items}</dl></section>'
     )
 
@@ -219,13 +151,13 @@ def next_section(commands: Sequence[str]) -> str:
     return f'<section aria-labelledby="next"><h2 id="next">Next</h2>\n<ul class="commands">\n{items}</ul></section>'
 
 
-def config_section(config: Mapping[str, Any]) -> str:
-    """The whole configuration as YAML, folded away."""
-    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-    return (
-        '<section aria-labelledby="config"><h2 id="config">Configuration</h2>\n'
-        f'<details class="card"><summary>config.yaml</summary><pre>{escape(text)}</pre></details></section>'
-    )
+def config_section(configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Whole configurations as YAML, folded away."""
+    folded = []
+    for name, config in configs.items():
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        folded.append(f'<details class="card"><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>\n')
+    return f'<section aria-labelledby="config"><h2 id="config">Configuration</h2>\n{"".join(folded)}</section>'
 
 
 def _number_class(heading: str) -> str:

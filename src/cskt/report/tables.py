@@ -1,13 +1,13 @@
-"""Results as tables: for the terminal (rich) and for a README (Markdown).
+"""Results as a table: its cells as text, and the table that a terminal shows.
 
 Here, and only here, fractions become percent. `table_grid` is the one place that decides which columns a table has;
-the terminal, Markdown and the HTML page all draw the same grid.
+the terminal and the HTML page draw the same grid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich import box
 from rich.table import Table
@@ -16,6 +16,8 @@ from rich.text import Text
 METRIC_NAMES = {"r1": "R1", "r5": "R5", "r10": "R10", "mean_ap": "mAP", "mean_inp": "mINP"}
 """Key in `RetrievalMetrics.summary()` -> the field's name for it, in the order in which papers print them."""
 
+TEXT_COLUMNS = ("Method", "Trained on", "Note")
+"""Headings of columns that line up on the left; all others hold figures."""
 UNKNOWN = "–"
 """What a cell says when the figure is not known."""
 
@@ -36,6 +38,11 @@ class ResultRow:
     total_parameters: int | None = None
     note: str = ""
     """A condition that the reader must know, such as `selected on test`."""
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Key of a metric -> lower and upper end of its 95 % interval, as fractions, where it is known."""
+    deviations: Mapping[str, float] = field(default_factory=dict)
+    """Key of a metric -> its standard deviation over seeds, as a fraction, where the row is the mean of several.
+    A terminal shows them in a line below."""
 
     def __post_init__(self) -> None:
         for key in METRIC_NAMES.keys() & self.metrics.keys():
@@ -78,8 +85,16 @@ def table_grid(rows: Sequence[ResultRow], *, with_notes: bool = True) -> list[li
 
 
 def is_number_column(heading: str) -> bool:
-    """Whether a column of `table_grid` holds figures, which line up on the right."""
-    return heading not in ("Method", "Note")
+    """Whether a column of a table holds figures, which line up on the right."""
+    return heading not in TEXT_COLUMNS
+
+
+def bare_table(title: str, caption: Text) -> Table:
+    """A table for the terminal without columns yet: the title above, shown literally, and the caption below."""
+    return Table(
+        title=Text(title, style="bold"), title_justify="left", caption=caption, caption_justify="left",
+        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title_style="", caption_style="",
+    )  # fmt: skip
 
 
 def result_table(rows: Sequence[ResultRow], title: str) -> Table:
@@ -92,26 +107,13 @@ def result_table(rows: Sequence[ResultRow], title: str) -> Table:
     for row in rows:
         if note := note_text(row):
             caption.append(f"\n{row.label}: {note}", style="not dim yellow")
-    table = Table(
-        title=Text(title, style="bold"), title_justify="left", caption=caption, caption_justify="left",
-        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title_style="", caption_style="",
-    )  # fmt: skip
+    table = bare_table(title, caption)
     for heading in headings:
         numeric = is_number_column(heading)
         # a narrow terminal folds labels, never a figure
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-    for cells in body:
-        table.add_row(*(Text(cell) for cell in cells))
+    for row, cells in zip(rows, body, strict=True):
+        table.add_row(*map(Text, cells))
+        if row.deviations:
+            table.add_row("± (standard deviation)", *(percent(row.deviations.get(key)) for key in METRIC_NAMES))
     return table
-
-
-def markdown_table(rows: Sequence[ResultRow]) -> str:
-    """A table of results in percent as GitHub Markdown, ending in a newline."""
-    headings, *body = table_grid(rows)
-    rule = ["---:" if is_number_column(heading) else "---" for heading in headings]
-    lines = [headings, rule, *([_markdown_cell(cell) for cell in cells] for cells in body)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def _markdown_cell(text: str) -> str:
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")

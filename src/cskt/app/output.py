@@ -1,0 +1,145 @@
+"""Comparisons and matrices in the form that the user asks for, on the terminal or in a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from cskt.app.parsing import Parser
+from cskt.compare import Comparison
+from cskt.model.files import write_atomically
+from cskt.report.comparison import (
+    COST_KEYS,
+    ComparedFigure,
+    ComparisonRow,
+    comparison_grid,
+    comparison_records,
+    comparison_table,
+)
+from cskt.report.formats import csv_text, latex, markdown
+from cskt.report.matrix import LEGEND, MatrixCell, MatrixRow, matrix_grid, matrix_records, matrix_table
+from cskt.report.tables import is_number_column
+from cskt.results import Result
+from cskt.statistics import mean_and_deviation
+
+SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json"}
+"""Suffix of an output file -> the format it asks for."""
+FORMATS = ("terminal", *SUFFIXES.values())
+
+
+def add_format_flags(parser: Parser) -> None:
+    """`--format` and `--output`."""
+    parser.add_argument("--format", choices=FORMATS, help="default: by the suffix of --output, else terminal")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write here instead of to the terminal")
+
+
+def output_format(asked: str | None, path: Path | None) -> str:
+    """The format that was asked for, by name or by the suffix of a file."""
+    return asked or (SUFFIXES.get(path.suffix.lower(), "terminal") if path else "terminal")
+
+
+def write_output(text: str, path: Path | None) -> None:
+    """Write to a file, whole or not at all, or to stdout."""
+    if path is None:
+        print(text, end="")
+    else:
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def comparison_text(comparison: Comparison, form: str) -> str:
+    """A comparison in one of `FORMATS`, ending in a newline."""
+    rows = comparison_rows(comparison)
+    title = (
+        f"{comparison.dataset} {comparison.split}: {comparison.num_queries:,} captions,"
+        f" {comparison.num_gallery:,} images"
+    )
+    explanation = (
+        f"Percent, with the 95 % interval over people. Δ: against {comparison.baseline}. p: these models on other"
+        " people (permutation test); p seeds: the methods trained again (Welch's test); each corrected for"
+        f" {comparison.num_tests} tests (Holm). Methods differ where both are small."
+    )
+    if form == "json":
+        content = {
+            "dataset": comparison.dataset,
+            "split": comparison.split,
+            "split_sha256": comparison.split_sha256,
+            "num_queries": comparison.num_queries,
+            "num_gallery": comparison.num_gallery,
+            "baseline": comparison.baseline,
+            "num_tests": comparison.num_tests,
+            "rows": comparison_records(rows),
+        }
+        return json.dumps(content, indent=1) + "\n"
+    if form == "csv":
+        return csv_text(comparison_records(rows))
+    if form == "markdown":
+        return f"{title}\n\n{markdown(comparison_grid(rows), is_number_column)}\n{explanation}\n"
+    if form == "latex":
+        return latex(comparison_grid(rows), is_number_column, f"{title}\n{explanation}")
+    console = Console()
+    with console.capture() as capture:
+        console.print(comparison_table(rows, title, explanation, console.width))
+    return capture.get()
+
+
+def comparison_rows(comparison: Comparison) -> list[ComparisonRow]:
+    """The rows of a comparison as plain values for a table."""
+    return [
+        ComparisonRow(
+            label=row.label,
+            figures={
+                metric: ComparedFigure(
+                    mean=figure.mean,
+                    low=figure.interval.low,
+                    high=figure.interval.high,
+                    deviation=figure.deviation,
+                    difference=figure.difference,
+                    p_value=figure.p_value,
+                    seeds_p_value=figure.seeds_p_value,
+                )
+                for metric, figure in row.figures.items()
+            },
+            seeds=row.seeds,
+            note=row.note,
+            trained_on=row.facts.trained_on,
+            **{key: getattr(row.facts, key) for key in COST_KEYS},
+        )
+        for row in comparison.rows
+    ]
+
+
+def matrix_row(results: Sequence[Sequence[Result]], trained_on: str, in_domain: Sequence[bool]) -> MatrixRow:
+    """The line of a run, or of several seeds of it.
+
+    Args:
+        results: per seed one per data set.
+        trained_on: what tables call the data set of the training; empty where nothing was trained.
+        in_domain: per data set whether it is that one.
+    """
+    cells = []
+    for of_place, own in zip(zip(*results, strict=True), in_domain, strict=True):
+        r1, mean_ap = (
+            mean_and_deviation([result.metrics["t2i"][metric] for result in of_place]) for metric in ("r1", "mean_ap")
+        )
+        cells.append(MatrixCell(r1.mean, mean_ap.mean, own, r1.deviation))
+    first = results[0][0]
+    return MatrixRow(first.label, trained_on, cells, first.note)
+
+
+def matrix_text(rows: Sequence[MatrixRow], columns: Sequence[str], split: str, form: str) -> str:
+    """The table in one of the formats of `cskt compare`, ending in a newline."""
+    if form == "json":
+        return json.dumps({"split": split, "cells": matrix_records(rows, columns)}, indent=1) + "\n"
+    if form == "csv":
+        return csv_text(matrix_records(rows, columns))
+    if form == "markdown":
+        return f"{markdown(matrix_grid(rows, columns), is_number_column)}\n{LEGEND}\n"
+    if form == "latex":
+        return latex(matrix_grid(rows, columns), is_number_column, LEGEND)
+    console = Console()
+    with console.capture() as capture:
+        console.print(matrix_table(rows, columns, f"trained on x tested on, split {split}"))
+    return capture.get()

@@ -1,0 +1,218 @@
+"""`cskt report`: one page with the evidence behind the figures of one model or several, and its pictures beside it."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from cskt import __version__
+from cskt.app.model_flags import PRECISION_HELP, PRECISIONS, check_exists, run_config, split_of
+from cskt.app.next_steps import command_line
+from cskt.app.parsing import Parser
+from cskt.app.report_sections import (
+    Examined,
+    attribute_sections,
+    attribute_values,
+    curves_section,
+    examine,
+    list_sections,
+    ranking_sections,
+)
+from cskt.app.run_report import run_summary
+from cskt.config import to_dict
+from cskt.data.records import Split
+from cskt.embed import load
+from cskt.evaluate import SplitFeatures, encode_split
+from cskt.progress import bar
+from cskt.report.page import write_report
+from cskt.report.pictures import answer_sheet
+from cskt.report.sections import Section
+from cskt.report.style import LINES, png
+from cskt.report.tables import result_table
+
+MOST_HITS = 10
+"""Images of a ranked list unless the user asks for another number."""
+MOST_NAMES = 4
+"""Runs that a title names one by one."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `cskt report --help`."""
+    parser = Parser(
+        prog="cskt report",
+        description="Write one HTML page on how runs rank a split, and its pictures as PNG into a folder beside it. "
+        "Pictures, hardest queries and attributes are those of the run named first.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, released folder, CLIP weights or clip-tiny")
+    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
+    parser.add_argument("--dataset", help="cuhk-pedes, icfg-pedes, rstpreid or jsonl (default: the runs' own)")
+    parser.add_argument("--root", help="folder that holds the data set's folder (default: the runs' own)")
+    parser.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
+    parser.add_argument("-k", type=int, help=f"images of a ranked list (default: {MOST_HITS}, or the whole gallery)")
+    parser.add_argument("--lists", type=int, default=3, help="best and worst lists, each (default: %(default)s)")
+    parser.add_argument("--backbone", help="CLIP weights of adapter-only runs, if not where their configs say")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
+    parser.add_argument("--batch-size", type=int, default=128, help="images or captions at once (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=4, help="threads that decode images (default: %(default)s)")
+    flags = parser.parse(argv)
+    check_flags(flags)
+    return report_runs(flags)
+
+
+def report_runs(flags: argparse.Namespace) -> int:
+    """Examine the runs, write the page and its pictures, and say where they are."""
+    split = common_split(flags.runs, flags.dataset, flags.root, flags.split)
+    models, lists = examine_runs(flags, split, list_length(flags.k, len(split.records)))
+    sections = [
+        *ranking_sections(models, split),
+        *lists,
+        *attribute_sections(models[0], split, attribute_values(split)),
+        *curves_section(models),
+    ]
+    title, rows = title_of(models, split), [shown.row for shown in models]
+    write_report(
+        flags.output,
+        title=title,
+        rows=rows,
+        headline=rows[0] if len(rows) == 1 else None,
+        sections=sections,
+        facts=facts_of_page(models, split),
+        configs={f"{shown.label}: config.yaml": to_dict(shown.config) for shown in models if shown.config},
+        next_commands=[command_line("query", flags.runs[0], split.captions[0], "--split", split.name)],
+    )
+    pictures = write_pictures(flags.output, sections)
+    Console().print(result_table(rows, title))
+    print(f"report:   {flags.output}  (open it in a browser)\npictures: {pictures}")
+    return 0
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """See that the page can be written before anything is encoded.
+
+    Raises:
+        ValueError: too many runs, one run twice, a negative number of lists, or an output that is no HTML file.
+    """
+    if len(flags.runs) > len(LINES):
+        raise ValueError(f"{len(flags.runs)} runs; a page shows up to {len(LINES)}, for more lines look alike")
+    for run, times in Counter(flags.runs).items():
+        if times > 1:
+            raise ValueError(f"{run} is named {times} times; once is enough")
+    if flags.lists < 0:
+        raise ValueError(f"--lists {flags.lists}: give 0 or more")
+    if flags.output.suffix.lower() not in (".html", ".htm") or flags.output.is_dir():
+        raise ValueError(f"--output {flags.output}: name a file that ends in .html")
+
+
+def common_split(runs: Sequence[str], dataset: str | None, root: str | None, name: str) -> Split:
+    """The split that all runs are shown on; plain CLIP, which has no data of its own, takes that of the others.
+
+    Raises:
+        ValueError: no such model or split, no run says which data to use, or the runs have different splits.
+    """
+    for run in runs:
+        check_exists(run)
+    owners = [run for run in runs if run_config(Path(run))]
+    first, *others = owners or runs[:1]
+    split = split_of(first, dataset, root, name)
+    for other in others:
+        found = split_of(other, dataset, root, name)
+        if found.sha256 != split.sha256:
+            places = " | ".join(
+                f"{run}: {one.dataset} {one.name}, {len(one.records)} images, {len(one.captions)} captions"
+                for run, one in ((first, split), (other, found))
+            )
+            raise ValueError(f"different splits ({places}); name one data set for all runs: --dataset NAME --root DIR")
+    return split
+
+
+def labels_of(runs: Sequence[str]) -> list[str]:
+    """A distinct name for each run: its config's, its folder's where that is not enough, else its whole path."""
+    configs = [run_config(Path(run)) for run in runs]
+    named = [config.name if config else run for run, config in zip(runs, configs, strict=True)]
+    for longer in ([Path(run).name for run in runs], runs):
+        times = Counter(named)
+        named = [name if times[name] == 1 else other for name, other in zip(named, longer, strict=True)]
+    return named
+
+
+def list_length(asked: int | None, num_images: int) -> int:
+    """Images of a ranked list: as many as are asked for, else `MOST_HITS`, or all where there are fewer.
+
+    Raises:
+        ValueError: more are asked for than there are, or none.
+    """
+    length = min(MOST_HITS, num_images) if asked is None else asked
+    if not 1 <= length <= num_images:
+        raise ValueError(f"-k {length}: the split has {num_images} images; give 1 to {num_images}")
+    return length
+
+
+def title_of(models: Sequence[Examined], split: Split) -> str:
+    """Who is shown on what."""
+    names = ", ".join(shown.label for shown in models) if len(models) <= MOST_NAMES else f"{len(models)} runs"
+    return f"{names} on {split.dataset} {split.name}"
+
+
+def examine_runs(flags: argparse.Namespace, split: Split, k: int) -> tuple[list[Examined], list[Section]]:
+    """What the page tells of each run, and the ranked lists of the first; one model is in memory at a time."""
+    models: list[Examined] = []
+    lists: list[Section] = []
+    for label, run in zip(labels_of(flags.runs), flags.runs, strict=True):
+        shown, features = encode_and_examine(label, run, split, flags)
+        models.append(shown)
+        if len(models) == 1:
+            lists = list_sections(shown, split, features, k, flags.lists)
+    return models, lists
+
+
+def encode_and_examine(label: str, run: str, split: Split, flags: argparse.Namespace) -> tuple[Examined, SplitFeatures]:
+    """Load a run, encode the split, and look at its ranking."""
+    encoder = load(
+        run,
+        flags.backbone if run_config(Path(run)) else None,
+        flags.device,
+        precision=flags.precision,
+        batch_size=flags.batch_size,
+        num_workers=flags.num_workers,
+        show_progress=True,
+    )
+    features = encode_split(encoder, split)
+    return examine(label, Path(run), encoder, split, features), features
+
+
+def facts_of_page(models: Sequence[Examined], split: Split) -> dict[str, str]:
+    """The data, the programs, and how each run was trained."""
+    counts = split.counts
+    data = f"{split.dataset} {split.name}: {counts.num_ids:,} people, {counts.num_images:,} images, "
+    return {
+        "data": data + f"{counts.num_captions:,} captions",
+        **{shown.label: run_summary(shown.config, shown.events) for shown in models},
+        "report made with": f"cskt {__version__}, torch {torch.__version__}, {platform.system()} {platform.machine()}",
+    }
+
+
+def write_pictures(page: Path, sections: Sequence[Section]) -> Path:
+    """Every chart and every ranked list as PNG, in a folder beside the page; returns the folder."""
+    folder = page.with_name(f"{page.stem}_files")
+    folder.mkdir(parents=True, exist_ok=True)
+    charts = [chart for section in sections for chart in section.charts]
+    lists = [
+        (f"{section.heading.split()[0].lower()}-{number}", answer)
+        for section in sections
+        for number, answer in enumerate(section.answers, start=1)
+    ]
+    with bar("pictures", len(charts) + len(lists)) as advance:
+        for chart in charts:
+            (folder / f"{chart.name}.png").write_bytes(png(chart.figure))
+            advance()
+        for name, answer in lists:
+            answer_sheet(answer).save(folder / f"{name}.png")
+            advance()
+    return folder

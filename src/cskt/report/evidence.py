@@ -1,0 +1,210 @@
+"""Drawings of what lies behind the means: CMC curves, similarities, attributes. Plain arrays in, figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import PercentFormatter
+
+from cskt.report.style import (
+    BLUE,
+    GREEN,
+    GRID,
+    INK,
+    LINES,
+    MUTED,
+    STYLE,
+    VERMILION,
+    label_ends,
+    new_figure,
+    shorten,
+)
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Integers = np.ndarray[Any, np.dtype[np.int64]]
+
+NUM_BARS = 70
+"""Of a histogram, at most, over the cosines that occur."""
+MOST_LABELS = 18
+"""Rows of a confusion matrix; beyond, the figures in its cells are too small to read."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line with its band, as fractions: [K] each, for ranks 1 to K."""
+
+    label: str
+    mean: Floats
+    low: Floats
+    high: Floats
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts [N] over equal bins from -1 to 1."""
+
+    label: str
+    right: Integers
+    wrong: Integers
+    best_wrong: Integers
+
+
+def cmc_curves(curves: Sequence[Curve]) -> Figure:
+    """Cumulative matching characteristic: the share of queries with a right image among the first 1, 2, ... images.
+
+    Raises:
+        ValueError: more curves than there are colours and markers.
+    """
+    if len(curves) > len(LINES):
+        raise ValueError(f"{len(curves)} curves; more than {len(LINES)} cannot be told apart")
+    with mpl.rc_context(STYLE):
+        figure = new_figure(4.9, 4.2)
+        axes = figure.subplots()
+        labels, faint = [], 0.16 if len(curves) <= 3 else 0.08  # many bands lie upon each other
+        for curve, (color, marker) in zip(curves, LINES, strict=False):
+            ranks = np.arange(1, len(curve.mean) + 1)
+            axes.fill_between(ranks, 100 * curve.low, 100 * curve.high, color=color, alpha=faint, linewidth=0)
+            axes.plot(ranks, 100 * curve.mean, color=color, marker=marker, markersize=4.5, clip_on=False, zorder=3)
+            labels.append((100 * curve.mean[-1], f"{shorten(curve.label)} {100 * curve.mean[0]:.1f}", color))
+        last = max(len(curve.mean) for curve in curves)
+        axes.set_xlim(1, max(last, 2))
+        lowest = min(float(100 * curve.low.min()) for curve in curves)
+        axes.set_ylim(max(0.0, 10 * np.floor(lowest / 10)), 100)
+        axes.set_xticks([rank for rank in (1, 5, 10, 15, 20) if rank <= last])
+        axes.set_xlabel("rank")
+        axes.set_title("Right image among the first (%)")
+        label_ends(axes, labels, lines_of_text=16)
+    return figure
+
+
+def similarity_histograms(histograms: Sequence[Histogram]) -> Figure:
+    """Cosines of right and of wrong pairs, and of each query's best wrong image, one panel per run.
+
+    Each histogram is scaled to its own number of pairs, for there are far more wrong pairs than right ones.
+    """
+    counts_RSN = np.array([[one.right, one.wrong, one.best_wrong] for one in histograms], dtype=np.float64)
+    num_bins = counts_RSN.shape[2]
+    used = np.flatnonzero(counts_RSN.sum(axis=(0, 1)))
+    first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, num_bins)
+    width = max(1, -(-(last - first) // NUM_BARS))
+    starts = np.arange(first, last, width)
+    edges = np.append(starts, starts[-1] + width) * 2 / num_bins - 1
+    with mpl.rc_context(STYLE):
+        figure = new_figure(4.9, 0.75 + max(1.9, 3.4 / len(histograms)) * len(histograms))
+        panels = figure.subplots(len(histograms), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, one, counts in zip(panels, histograms, counts_RSN, strict=True):
+            shares = np.add.reduceat(counts[:, :last], starts, axis=1)
+            shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1)
+            axes.stairs(shares[1], edges, color=VERMILION, fill=True, alpha=0.35, label="wrong pairs")
+            axes.stairs(shares[0], edges, color=GREEN, fill=True, alpha=0.45, label="right pairs")
+            axes.stairs(shares[0], edges, color=GREEN, linewidth=1.5)
+            axes.stairs(
+                shares[2], edges, color=VERMILION, linewidth=1.5, linestyle=(0, (3, 1.5)), label="best wrong of a query"
+            )
+            axes.set(yticks=[], ylim=(0, None))
+            axes.set_title(shorten(one.label, 48))
+        panels[-1].set_xlabel("cosine similarity")
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(
+            handles, names, loc="outside upper left", ncols=3, frameon=False, fontsize=10, labelcolor=MUTED,
+            handlelength=1.4, columnspacing=1.2,
+        )  # fmt: skip
+    return figure
+
+
+def attribute_bars(names: Sequence[str], shares: Floats, chance: Floats, low: Floats, high: Floats) -> Figure:
+    """How often each attribute of a wrong first answer differs from the person sought, against chance.
+
+    Args:
+        names: of A attributes.
+        shares: [A] fraction of wrong first answers in which it differs.
+        chance: [A] the same for a random image of anybody else.
+        low: [A] lower end of the interval of `shares`.
+        high: [A] its upper end.
+    """
+    # Drawn from the bottom up: furthest above chance first, so that the top line is the attribute furthest below it.
+    order = np.argsort(shares - chance, kind="stable")[::-1]
+    with mpl.rc_context(STYLE):
+        figure = new_figure(4.9, 1.1 + 0.29 * len(names))
+        axes = figure.subplots()
+        for height, attribute in enumerate(order):
+            axes.plot(
+                [100 * chance[attribute], 100 * shares[attribute]], [height, height], color=GRID, linewidth=5, zorder=1
+            )
+            axes.plot(
+                [100 * low[attribute], 100 * high[attribute]], [height, height], color=BLUE, linewidth=1.4, zorder=2
+            )
+        heights = np.arange(len(order))
+        axes.plot(
+            100 * chance[order], heights, "|", color=INK, markersize=11, markeredgewidth=2, zorder=3, label="chance"
+        )
+        axes.plot(
+            100 * shares[order], heights, "o", color=BLUE, markersize=6, zorder=4, label="wrong first answers, 95 %"
+        )
+        axes.set_yticks(heights, [names[attribute].replace("_", " ") for attribute in order])
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_ylim(-0.7, len(order) - 0.3)
+        axes.set_xlim(0, 100)
+        axes.xaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
+        axes.set_xlabel("differs from the person sought")
+        figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=10, labelcolor=MUTED)
+    return figure
+
+
+def confusion_matrix(labels: Sequence[str], counts: Integers) -> Figure:
+    """Values sought by row, values found by column, each row in percent of its queries.
+
+    Args:
+        labels: of the C values; beyond the first `MOST_LABELS` they are joined as `others`.
+        counts: [C, C].
+    """
+    labels, counts = _join_rare(labels, counts)
+    num = len(labels)
+    totals = counts.sum(axis=1)
+    shares = counts / np.maximum(totals, 1)[:, None]
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
+        side = max(2.2, 0.31 * num)
+        figure = new_figure(side + 1.6, side + 1.3)
+        axes = figure.subplots()
+        for row in range(num):
+            for column in range(num):
+                if counts[row, column]:
+                    _cell(axes, row, column, float(shares[row, column]))
+        axes.set(xlim=(-0.5, num - 0.5), ylim=(num - 0.5, -0.5), aspect="equal")
+        axes.set_xticks(range(num), labels, rotation=90)
+        axes.set_yticks(
+            range(num), [f"{label}  {total:,}" for label, total in zip(labels, totals.tolist(), strict=True)]
+        )
+        axes.tick_params(length=0, labelcolor=INK)
+        axes.xaxis.set_ticks_position("top")
+        axes.xaxis.set_label_position("top")
+        axes.set(xlabel="found", ylabel="sought, and in how many queries")
+        for edge in range(num + 1):
+            axes.axhline(edge - 0.5, color=GRID, linewidth=0.7, zorder=0)
+            axes.axvline(edge - 0.5, color=GRID, linewidth=0.7, zorder=0)
+        axes.spines[["bottom", "left"]].set_visible(False)
+    return figure
+
+
+def _cell(axes: Axes, row: int, column: int, share: float) -> None:
+    color = GREEN if row == column else VERMILION
+    # never darker than ink can be read upon, on a light page and on a dark one
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=color, alpha=0.08 + 0.47 * share, linewidth=0))
+    text = f"{100 * share:.0f}" if share >= 0.005 else "<1"
+    axes.text(column, row, text, ha="center", va="center", fontsize=10, color=INK)
+
+
+def _join_rare(labels: Sequence[str], counts: Integers) -> tuple[list[str], Integers]:
+    if len(labels) <= MOST_LABELS:
+        return list(labels), counts
+    kept = MOST_LABELS - 1
+    starts = np.arange(MOST_LABELS)  # the last reaches to the end
+    joined = np.add.reduceat(np.add.reduceat(counts, starts, axis=0), starts, axis=1)
+    return [*labels[:kept], "others"], joined

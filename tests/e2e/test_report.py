@@ -1,0 +1,125 @@
+"""`cskt report`: one page and its pictures, for one run and for several; bad input ends in one line."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from command_line import done, typed
+from PIL import Image
+
+pytestmark = pytest.mark.usefixtures("nothing_is_lost")
+
+FETCHING = {"src", "href", "srcset", "poster", "data", "action", "background"}
+"""Attributes whose address a browser would fetch."""
+
+
+class Page(HTMLParser):
+    """What a browser would see of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.headings: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in FETCHING]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.tags and self.tags[-1] == "h2" and data.strip():
+            self.headings.append(data)
+
+
+@pytest.fixture(scope="module")
+def written(run: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The report of a run beside the plain backbone, and what the command printed."""
+    page = tmp_path_factory.mktemp("report") / "new" / "both.html"
+    return page, done(f"cskt report {run} {tiny_backbone} --output {page} --lists 2 -k 4 --device cpu")
+
+
+def test_the_page_needs_nothing_but_itself_and_is_small(written: tuple[Path, str]) -> None:
+    page, _ = written
+    text = page.read_text(encoding="utf-8")
+    seen = Page(text)
+    assert page.stat().st_size < 10_000_000
+    assert seen.addresses and all(address.startswith("data:") for address in seen.addresses)
+    assert "script" not in seen.tags and "link" not in seen.tags
+    assert not re.search(r"@import|url\(", text)
+    assert "default-src 'none'" in text
+
+
+def test_the_page_holds_all_the_evidence_of_both_models(written: tuple[Path, str], run: Path) -> None:
+    seen = Page(written[0].read_text(encoding="utf-8"))
+    assert seen.headings == [
+        "Results", "Cumulative matching", "Similarities", "Hardest queries", "Best ranked lists of cskt",
+        "Worst ranked lists of cskt", "Confusion by attribute", "Colours of clothing", "Learning curves",
+        "How it was made", "Next", "Configuration",
+    ]  # fmt: skip
+    assert "cuhk-pedes test: 6 people, 12 images, 24 captions" in seen.text
+    assert "not trained" in seen.text, "the plain backbone"
+    assert seen.text.count("first right image at rank") == 6 + 2 + 2
+    assert f"root: {(run / 'config.yaml').read_text().split('root: ')[1].split()[0]}" in seen.text
+
+
+def test_the_figures_are_those_of_evaluate(written: tuple[Path, str], run: Path) -> None:
+    table = next(line for line in written[1].splitlines() if line.split()[:1] == ["cskt"])
+    evaluated = typed(f"cskt evaluate {run} --device cpu --json").json()["t2i"]
+    expected = [f"{100 * evaluated[name]:.2f}" for name in ("r1", "r5", "r10", "mean_ap", "mean_inp")]
+    assert table.split()[1:6] == expected
+
+
+def test_pictures_lie_beside_the_page(written: tuple[Path, str]) -> None:
+    page, printed = written
+    folder = page.with_name("both_files")
+    assert f"report:   {page}" in printed and f"pictures: {folder}" in printed
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [
+        "attributes.png", "best-1.png", "best-2.png", "cmc.png", "confusion-lower-colour.png",
+        "confusion-upper-colour.png", "learning-curves-1.png", "similarities.png", "worst-1.png", "worst-2.png",
+    ]  # fmt: skip
+    for path in folder.iterdir():
+        with Image.open(path) as picture:
+            picture.load()
+            assert picture.format == "PNG" and picture.width > 300
+
+
+REFUSED = {
+    "k above the gallery": ("{run} -k 13", ("-k 13: the split has 12 images; give 1 to 12",)),
+    "no lists": ("{run} --lists -1", ("--lists -1: give 0 or more",)),
+    "folder that is no run": ("{root}", ("it is no run folder, for it has no config.yaml",)),
+    "no such run": ("{run}-absent", ("no such run folder",)),
+    "no such split": ("{run} --split nine", ("no split 'nine'", "train, val, test")),
+    "one run twice": ("{run} {run}", ("is named 2 times; once is enough",)),
+    "output that is no page": ("{run} --output page.pdf", ("--output page.pdf: name a file that ends in .html",)),
+    "too many runs": (" ".join(f"run-{n}" for n in range(9)), ("9 runs; a page shows up to 8",)),
+    "weights alone": ("clip-tiny", ("say which to use: --dataset rstpreid --root DIR",)),
+    "different splits": (
+        "{run} {other}",
+        ("cuhk-pedes test, 12 images, 24 captions", "rstpreid test, 12 images", "--dataset NAME --root DIR"),
+    ),
+    "mistyped flag": ("{run} --ouput x.html", ("did you mean --output?",)),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_ends_in_one_line_before_anything_is_encoded(
+    case: str, run: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, expected = REFUSED[case]
+    other = tmp_path / "other"
+    other.mkdir()
+    config = (run / "config.yaml").read_text().replace("dataset: cuhk-pedes", "dataset: rstpreid")
+    (other / "config.yaml").write_text(config)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cskt.app.report.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    reason = typed(f"cskt report {words.format(run=run, root=root, other=other)}").refusal()
+    assert all(part in reason for part in expected), reason
+    assert not list(tmp_path.glob("*.html"))

@@ -1,0 +1,181 @@
+"""Comparison and matrix tables in every form: nothing cut, nothing taken for markup."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from cskt.report.comparison import (
+    ComparedFigure,
+    ComparisonRow,
+    comparison_grid,
+    comparison_records,
+    comparison_table,
+    difference_text,
+    duration,
+    p_text,
+    rate,
+    size,
+)
+from cskt.report.formats import csv_text, latex, latex_cell, markdown
+from cskt.report.matrix import MatrixCell, MatrixRow, matrix_grid, matrix_records, matrix_table
+from cskt.report.tables import METRIC_NAMES, is_number_column
+
+
+def figures(
+    mean: float,
+    difference: float | None = None,
+    p_value: float | None = None,
+    deviation: float | None = None,
+) -> dict[str, ComparedFigure]:
+    """The same for all metrics, but only R1 and mAP tested."""
+    seeds_p_value = None if deviation is None else 0.0213
+    whole = ComparedFigure(mean, mean - 0.012, mean + 0.0113, deviation, difference, p_value, seeds_p_value)
+    untested = replace(whole, p_value=None, seeds_p_value=None)
+    return {key: whole if key in ("r1", "mean_ap") else untested for key in METRIC_NAMES}
+
+
+CLIP = ComparisonRow(
+    "CLIP", figures(0.12), trainable_parameters=0, total_parameters=149_620_737, checkpoint_bytes=0,
+    images_per_second=1234.0, captions_per_second=4567.0,
+)  # fmt: skip
+CSKT = ComparisonRow(
+    "cskt_[x] 100% & more", figures(0.69704, 0.577, 0.0001, 0.0031), seeds=(1, 2, 3), note="selected on test | a",
+    trained_on="cuhk-pedes", trainable_parameters=12_117_888, total_parameters=161_735_552,
+    checkpoint_bytes=48_500_000, training_seconds=7200, training_peak_memory_bytes=22_000_000_000,
+    images_per_second=1034.0, captions_per_second=3567.0,
+)  # fmt: skip
+
+
+def on_terminal(table: Table, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("width", "shown", "left_out"),
+    [
+        (60, ("R1", "Δ R1"), ("R5", "Checkpoint")),
+        (80, ("R1", "Δ R1", "mAP", "Δ mAP", "R5", "R10"), ("Trained", "Seeds")),
+        (140, ("R1", "Δ R1", "mAP", "Δ mAP", "R5", "R10", "mINP", "Trained", "Training", "Checkpoint"), ()),
+    ],
+)
+def test_a_terminal_shows_what_it_has_room_for_and_names_the_rest(
+    width: int, shown: tuple[str, ...], left_out: tuple[str, ...]
+) -> None:
+    text = on_terminal(comparison_table([CLIP, CSKT], "title", "explanation", width), width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    headings = next(line for line in lines if "Method" in line)
+    assert all(f"  {name}" in headings for name in shown)
+    assert not any(f"  {name}" in headings for name in left_out)
+    rest = text.partition("--format csv: ")[2]
+    assert all(name in rest for name in left_out) and not any(f"{name}," in rest for name in shown[:2])
+    for part in ("69.70 ± 0.31", "68.50–70.83", "+57.70", "p <0.001", "explanation", "selected on test | a"):
+        assert part in text
+
+
+def test_grid_holds_all_columns_and_only_those_that_something_fills() -> None:
+    headings, clip, cskt = comparison_grid([CLIP, CSKT])
+    assert headings == [
+        "Method", "Trained on", "Seeds", "R1", "Δ R1", "p people (R1)", "p seeds (R1)", "R5", "R10",
+        "mAP", "Δ mAP", "p people (mAP)", "p seeds (mAP)", "mINP",
+        "Trained", "Parameters", "Training", "Peak memory", "Images/s", "Captions/s", "Checkpoint", "Note",
+    ]  # fmt: skip
+    line = dict(zip(headings, cskt, strict=True))
+    assert line["R1"] == "69.70 ± 0.31 (68.50–70.83)"
+    assert (line["p people (R1)"], line["p seeds (mAP)"]) == ("<0.001", "0.021")
+    assert (line["Seeds"], line["Training"], line["Peak memory"]) == ("1, 2, 3", "2.0 h", "22.0 GB")
+    assert dict(zip(headings, clip, strict=True))["Δ R1"] == "–"
+    assert "Trained on" not in comparison_grid([CLIP])[0] and "Note" not in comparison_grid([CLIP])[0]
+
+
+def test_records_hold_fractions_and_all_keys() -> None:
+    clip, cskt = comparison_records([CLIP, CSKT])
+    assert clip.keys() == cskt.keys()
+    assert (cskt["r1"], cskt["r1_difference"], cskt["seeds"], cskt["checkpoint_bytes"]) == (
+        0.69704, 0.577, "1 2 3", 48_500_000,
+    )  # fmt: skip
+    (first, second) = csv.DictReader(io.StringIO(csv_text([clip, cskt])))
+    assert (first["training_seconds"], second["label"], second["note"]) == ("", CSKT.label, CSKT.note)
+    assert float(second["mean_ap_low"]) == cskt["mean_ap_low"]
+
+
+def test_markdown_and_latex_show_text_as_it_is() -> None:
+    grid = [["Method", "R1"], ["a_b | *c* `d`\n[e](f) <g> \\", "50.00"]]
+    assert markdown(grid, is_number_column).splitlines() == [
+        "| Method | R1 |", "| --- | ---: |", r"| a\_b \| \*c\* \`d\` \[e\](f) \<g> \\ | 50.00 |",
+    ]  # fmt: skip
+    assert latex_cell(r"100 % & a_b #1 {x} \y ~ ^ $") == (
+        r"100 \% \& a\_b \#1 \{x\} \textbackslash{}y \textasciitilde{} \textasciicircum{} \$"
+    )
+    assert latex(grid, is_number_column, "one\ntwo").splitlines()[:4] == [
+        "% one", "% two", r"% \usepackage{booktabs}", r"\begin{tabular}{lr}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (difference_text(0.0123), "+1.23"),
+        (difference_text(-0.0123), "−1.23"),
+        (difference_text(None), "–"),
+        (p_text(0.0004), "<0.001"),
+        (p_text(0.0126), "0.013"),
+        (p_text(1.0), "1.000"),
+        (duration(4.25), "4.2 s"),
+        (duration(60), "60 s"),
+        (duration(720), "12 min"),
+        (duration(3 * 3600), "3.0 h"),
+        (size(0), "0"),
+        (size(512), "512 B"),
+        (size(48_500_000), "48.5 MB"),
+        (rate(7.13), "7.1"),
+        (rate(4567.3), "4,567"),
+    ],
+)
+def test_figures_in_words(text: str, expected: str) -> None:
+    assert text == expected
+
+
+# --- matrix
+
+DATASETS = ("cuhk-pedes", "jsonl (my_data)")
+MATRIX = [
+    MatrixRow("cskt", "cuhk-pedes", [MatrixCell(0.697, 0.6, True), MatrixCell(0.3, 0.2, False, 0.011)]),
+    MatrixRow("[b]CLIP", "", [MatrixCell(0.1, 0.05, False), MatrixCell(0.2, 0.1, False)], note="selected on test"),
+]
+
+
+def test_matrix_marks_its_own_domain() -> None:
+    assert matrix_grid(MATRIX, DATASETS) == [
+        ["Method", "Trained on", *DATASETS, "Note"],
+        ["cskt", "cuhk-pedes", "69.70 *", "30.00 ± 1.10", ""],
+        ["[b]CLIP", "nothing", "10.00", "20.00", "selected on test"],
+    ]
+    assert "Note" not in matrix_grid(MATRIX[:1], DATASETS)[0]
+    text = on_terminal(matrix_table(MATRIX, DATASETS, "[i]title"), 80)
+    for part in ("69.70 *", "30.00", "± 1.10", "[b]CLIP", "[i]title", "in domain", "[b]CLIP: selected on test"):
+        assert part in text
+
+
+def test_matrix_keeps_its_figures_whole_where_names_must_fold() -> None:
+    datasets = [f"a data set with a long name {number}" for number in range(5)]
+    row = MatrixRow("a method with a long name", "cuhk-pedes", [MatrixCell(0.697, 0.6, True, 0.0123)] * 5)
+    text = on_terminal(matrix_table([row], datasets, "title"), 80)
+    assert text.count("69.70 *") == text.count("± 1.23") == 5 and max(map(len, text.splitlines())) <= 80
+
+
+def test_matrix_records_hold_one_cell_each() -> None:
+    records = matrix_records(MATRIX, DATASETS)
+    assert [(one["label"], one["tested_on"], one["r1"], one["in_domain"]) for one in records] == [
+        ("cskt", "cuhk-pedes", 0.697, True), ("cskt", "jsonl (my_data)", 0.3, False),
+        ("[b]CLIP", "cuhk-pedes", 0.1, False), ("[b]CLIP", "jsonl (my_data)", 0.2, False),
+    ]  # fmt: skip
+    assert records[2]["trained_on"] is None
