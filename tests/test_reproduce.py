@@ -73,7 +73,7 @@ def test_verdict(published: float, expected: str) -> None:
     assert verdict(published, SEEDS).startswith(expected)
 
 
-def test_one_seed_is_no_verdict() -> None:
-    assert verdict(0.71, [0.70]) == (
-        "no verdict: one seed does not show how far seeds lie apart; -1.00 points from the published figure"
-    )
+@pytest.mark.parametrize("seeds", [[0.70], [0.69, 0.71]])
+def test_one_seed_or_two_are_no_verdict(seeds: list[float]) -> None:
+    said = "no verdict below 3 seeds, which show how far they lie apart; -1.00 points from it"
+    assert verdict(0.71, seeds) == said

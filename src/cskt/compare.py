@@ -109,7 +109,9 @@ class Comparison:
     num_gallery: int
     baseline: str
     num_tests: int
-    """Tests of each question that the p-values are corrected for."""
+    """Tests that `p_value` is corrected for."""
+    num_seeds_tests: int
+    """Tests that `seeds_p_value` is corrected for: those of entries with enough seeds."""
     rows: tuple[Compared, ...]
 
 
@@ -148,6 +150,7 @@ def compare(entries: Sequence[Entry], baseline: int = 0) -> Comparison:
         num_gallery=int(one.metrics["t2i"]["num_gallery"]),
         baseline=reference.label,
         num_tests=len(tests),
+        num_seeds_tests=len(known),
         rows=tuple(
             Compared(
                 label=entry.label,

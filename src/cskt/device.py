@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 
 from cskt.config import nearest
 
+MEMORY_OF_PROCESS = Path("/proc/self/status")
+"""Where Linux tells how much memory a process holds and has held."""
 KINDS = ("auto", "cpu", "cuda", "mps")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,13 +56,25 @@ def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[o
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let the peak be counted from now on, where that is possible: on CUDA, and on Linux for the whole process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif MEMORY_OF_PROCESS.is_file():
+        with contextlib.suppress(OSError):  # a container may forbid it; the peak is then that of the process so far
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held so far: the allocator's on CUDA, else the process's resident set; 0 where nobody counts."""
+    """Most memory held since `reset_peak_memory`: CUDA's allocator's, else the process's; 0 where nobody counts."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return 0
-    import resource  # noqa: PLC0415  (absent on Windows)
+    if MEMORY_OF_PROCESS.is_file():
+        lines = MEMORY_OF_PROCESS.read_text(encoding="ascii").splitlines()
+        peak = next((line for line in lines if line.startswith("VmHWM:")), None)
+        return int(peak.split()[1]) * 1024 if peak else 0
+    if sys.platform == "darwin":
+        import resource  # noqa: PLC0415  (absent on Windows)
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the process so far: macOS cannot forget it
+    return 0

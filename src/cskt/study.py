@@ -35,6 +35,7 @@ STUDIES = Path(str(resources.files("cskt"))) / "studies"
 
 Size = Literal["small", "full"]
 
+FOLDER_NAME = re.compile(r"[A-Za-z0-9][\w .@-]*")
 OWN_KEYS = {"seed": "--seeds", "data.dataset": "--datasets", "data.root": "--root", "name": "arms their labels"}
 """Config keys that a study sets itself -> where they come from."""
 
@@ -98,6 +99,8 @@ class Study:
             },
         }
         for kind, found in names.items():
+            if nameless := next((name for name in found if not FOLDER_NAME.fullmatch(name)), None):
+                raise ValueError(f"{kind}: '{nameless}' is no name for a folder; use letters and digits")
             if doubled := next((name for name in found if found.count(name) > 1), None):
                 raise ValueError(f"{kind}: '{doubled}' stands there twice")
         if self.baseline not in [arm.label for arm in self.arms]:

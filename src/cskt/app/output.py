@@ -37,8 +37,16 @@ def add_format_flags(parser: Parser) -> None:
 
 
 def output_format(asked: str | None, path: Path | None) -> str:
-    """The format that was asked for, by name or by the suffix of a file."""
-    return asked or (SUFFIXES.get(path.suffix.lower(), "terminal") if path else "terminal")
+    """The format that was asked for, by name or by the suffix of a file.
+
+    Raises:
+        ValueError: neither says it.
+    """
+    if asked or path is None:
+        return asked or "terminal"
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"--output {path}: end it in {', '.join(SUFFIXES)}, or say the --format")
+    return SUFFIXES[path.suffix.lower()]
 
 
 def write_output(text: str, path: Path | None) -> None:
@@ -57,10 +65,14 @@ def comparison_text(comparison: Comparison, form: str) -> str:
         f" {comparison.num_gallery:,} images"
     )
     explanation = (
-        f"Percent, with the 95 % interval over people. Δ: against {comparison.baseline}. p: these models on other"
-        " people (permutation test); p seeds: the methods trained again (Welch's test); each corrected for"
-        f" {comparison.num_tests} tests (Holm). Methods differ where both are small."
+        f"Percent, with the 95 % interval over people. Δ: against {comparison.baseline}. p or p people: these models on"
+        f" other people (permutation test, corrected for {comparison.num_tests} tests by Holm)."
     )
+    if comparison.num_seeds_tests:
+        explanation += (
+            f" s or p seeds: the methods trained again (Welch's test, for {comparison.num_seeds_tests})."
+            " Methods differ where both are small."
+        )
     if form == "json":
         content = {
             "dataset": comparison.dataset,
@@ -70,6 +82,7 @@ def comparison_text(comparison: Comparison, form: str) -> str:
             "num_gallery": comparison.num_gallery,
             "baseline": comparison.baseline,
             "num_tests": comparison.num_tests,
+            "num_seeds_tests": comparison.num_seeds_tests,
             "rows": comparison_records(rows),
         }
         return json.dumps(content, indent=1) + "\n"

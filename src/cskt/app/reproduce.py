@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         "--protocol", choices=["both", *PROTOCOLS], default="both", help="each is a training of its own (%(default)s)"
     )
     parser.add_argument("--backbone", default=BACKBONE, help="the file of CLIP's ViT-B/16 (default: fetched or cached)")
-    parser.add_argument("--output", type=Path, help="folder of the runs (reproduce/<method>-<dataset>)")
+    parser.add_argument("--output", type=Path, help="folder of the runs (reproduce/<method>-<dataset>, rehearsal/...)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="%(default)s")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="with --rehearsal: config keys")
@@ -68,17 +69,18 @@ def main(argv: Sequence[str]) -> int:
     if flags.set and not flags.rehearsal:
         raise ValueError("--set changes the recipe, which is then no reproduction; give it with --rehearsal")
     seeds, changes = seeds_of(flags.seeds), overrides_of(flags.set)
-    problems = [*count_problems(dataset, root), *weight_problems(flags.backbone)]
-    if problems and not flags.rehearsal:
-        raise ValueError(f"{problems[0]}; to go through the motions with other data: --rehearsal")
-    for problem in problems:
-        logger.warning("%s", problem)
+    # The data first: finding the weights may mean fetching them.
+    for look in (partial(count_problems, dataset, root), partial(weight_problems, flags.backbone)):
+        for problem in look():
+            if not flags.rehearsal:
+                raise ValueError(f"{problem}; to go through the motions with other data or weights: --rehearsal")
+            logger.warning("%s", problem)
 
     base: dict[str, Any] = changes | {
         "data.dataset": dataset, "data.root": str(root), "backbone.name": flags.backbone, "device": flags.device,
         "precision": flags.precision,
     }  # fmt: skip
-    output = flags.output or Path("reproduce") / f"{flags.method}-{dataset}"
+    output = flags.output or Path("rehearsal" if flags.rehearsal else "reproduce") / f"{flags.method}-{dataset}"
     entries = []
     for protocol in PROTOCOLS if flags.protocol == "both" else [flags.protocol]:
         keys = base | {"data.select_on": "test" if protocol == "published" else "val", "name": flags.method}

@@ -18,6 +18,8 @@ from pydantic_core import ErrorDetails
 from cskt.config.schema import ClipArchitecture, RunConfig, flat_fields
 
 Config = TypeVar("Config")
+UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
+"""pydantic's names for an error about a key that is not known."""
 RECIPES = Path(str(resources.files("cskt"))) / "recipes"
 
 
@@ -130,12 +132,15 @@ def validate(config_class: type[Config], content: Mapping[str, Any], origin: str
     try:
         return TypeAdapter(config_class).validate_python(dict(content))
     except ValidationError as error:
-        raise ValueError(f"{origin}: {_one_line(error.errors(include_url=False)[0], config_class)}") from None
+        details = error.errors(include_url=False)
+        # A misspelt key that had to be there shows up twice; what the user typed says more than what is missing.
+        first = next((detail for detail in details if detail["type"] in UNKNOWN_KEY), details[0])
+        raise ValueError(f"{origin}: {_one_line(first, config_class)}") from None
 
 
 def _one_line(detail: ErrorDetails, config_class: type) -> str:
     key = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if detail["type"] in UNKNOWN_KEY:
         return f"unknown key '{key}': {_nearest_key(key, config_class)}"
     message = detail["msg"].removeprefix("Value error, ")
     found = "" if isinstance(detail["input"], dict) else f", got {detail['input']!r}"

@@ -10,14 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cskt.report.tables import METRIC_NAMES, UNKNOWN, parameter_text, percent
+from cskt.report.tables import METRIC_NAMES, UNKNOWN, bare_table, parameter_text, percent
 
-TEXT_COLUMNS = ("Method", "Trained on", "Note")
-"""Columns that line up on the left; all others hold figures."""
 NARROWEST_LABEL = 14
 """Characters that a terminal leaves to the name of a method, which folds where it is longer."""
 COST_KEYS = (
@@ -139,10 +136,7 @@ def comparison_table(rows: Sequence[ComparisonRow], title: str, explanation: str
     for row in rows:
         if row.note:
             caption.append(f"\n{row.label}: {row.note}", style="not dim yellow")
-    table = Table(
-        title=Text(title, style="bold"), title_justify="left", caption=caption, caption_justify="left",
-        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title_style="", caption_style="",
-    )  # fmt: skip
+    table = bare_table(title, caption)
     table.add_column("Method", overflow="fold")
     for heading, *_ in shown:
         table.add_column(heading, justify="right", no_wrap=True)
@@ -175,11 +169,6 @@ def _terminal_columns(rows: Sequence[ComparisonRow]) -> list[list[str]]:
         ["Seeds", *(seed_text(row.seeds) for row in rows)],
     ]
     return columns
-
-
-def is_figure_column(heading: str) -> bool:
-    """Whether a column of these tables holds figures, which line up on the right."""
-    return heading not in TEXT_COLUMNS
 
 
 def seed_text(seeds: Sequence[int | None]) -> str:

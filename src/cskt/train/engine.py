@@ -18,7 +18,7 @@ from cskt import losses
 from cskt.config import RunConfig, to_dict
 from cskt.data.images import augment
 from cskt.data.masking import augment_captions, mask_tokens
-from cskt.device import arithmetic, peak_memory_bytes
+from cskt.device import arithmetic, peak_memory_bytes, pick_device, reset_peak_memory
 from cskt.evaluate import Evaluation, evaluate
 from cskt.model.files import save_method
 from cskt.progress import Advance, bar
@@ -61,6 +61,7 @@ def train(config: RunConfig, folder: Path | None = None, *, resume: bool = False
         ValueError: bad data or config, a loss that is no longer finite (the last good checkpoint is intact), or a
             folder that cannot be written. One line, with the remedy.
     """
+    reset_peak_memory(pick_device(config.device))
     session = prepare(config)
     config, trainee = session.config, session.trainee
     if resume:

@@ -6,14 +6,18 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cskt.config import RunConfig, to_dict
+from cskt.config import DataConfig, RunConfig, to_dict
+from cskt.data.records import read_dataset, select_splits
+from cskt.model.cache import locate, sha256_of
 from cskt.train.checkpoint import config_differences
 from cskt.train.engine import TrainResult, train
-from cskt.train.run_folder import BEST, CONFIG, EVENTS, LAST, RunFolder, last_event, read_events
+from cskt.train.run_folder import BEST, CONFIG, EVENTS, LAST, RunFolder, first_event, last_event, read_events
+from cskt.train.setup import digest
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +49,10 @@ def train_or_resume(config: RunConfig, folder: Path) -> TrainResult:
 
 
 def check_same_config(config: RunConfig, folder: Path) -> None:
-    """See that a folder holds a run of this config, or none.
+    """See that a folder holds a run of this config over this backbone and this data, or none.
 
     Raises:
-        ValueError: it holds another; one line that names the keys.
+        ValueError: it holds another; one line that says in what it differs.
     """
     if not (folder / CONFIG).is_file():
         return
@@ -59,6 +63,24 @@ def check_same_config(config: RunConfig, folder: Path) -> None:
         different.append(f"loop.stop_after_epochs: {before} -> {now}")
     if different:
         raise ValueError(f"{folder}: holds a run with another config ({'; '.join(different)}); name another folder")
+    start, name, root = first_event(read_events(folder), "start"), config.backbone.name, config.data.root
+    if start.get("backbone_sha256") and start["backbone_sha256"] != backbone_digest(name):
+        raise ValueError(f"{folder}: holds a run over another backbone than {name}; name another folder")
+    if "data_sha256" in start and start["data_sha256"] != training_digest(config.data):
+        raise ValueError(f"{folder}: holds a run on other training data than that in {root}; name another folder")
+
+
+@cache
+def backbone_digest(name: str) -> str:
+    """SHA-256 of a backbone's weight file, looked at once per process."""
+    return sha256_of(locate(name))
+
+
+@cache
+def training_digest(data: DataConfig) -> str:
+    """Digest of the training pairs that a config asks for, read once per process."""
+    train_split, _ = select_splits(read_dataset(data.dataset, Path(data.root)), data)
+    return digest(train_split)
 
 
 def finished(folder: Path) -> TrainResult | None:

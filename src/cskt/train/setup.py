@@ -72,6 +72,7 @@ class Session:
             "device": str(self.device),
             "backbone": self.built.backbone_name,
             "backbone_sha256": self.built.backbone_sha256,
+            "data_sha256": self.trainee.data_sha256,
             "trainable_parameters": self.built.model.num_parameters(trainable_only=True),
             "total_parameters": self.built.model.num_parameters(),
             "select_on": self.config.data.select_on,
@@ -97,8 +98,11 @@ def prepare(config: RunConfig) -> Session:
     model, architecture = built.model.to(device), built.model.architecture
     model.checkpoint_activations(config.loop.checkpoint_activations)
     height, width = architecture.image_height, architecture.image_width
+    drawn = config.data
+    if config.trainable == "none":  # no batch is ever drawn, and a data set may be smaller than one
+        drawn = dataclasses.replace(drawn, batch_size=1, captions_per_image=1, sampler="random")
     loader = TrainingLoader(
-        train_split, built.tokenizer, config.data, image_height=height, image_width=width, seed=config.seed
+        train_split, built.tokenizer, drawn, image_height=height, image_width=width, seed=config.seed
     )
     objective = Objective(config.loss, config.mlm, architecture, loader.num_identities)
     objective.initialise(torch.Generator().manual_seed(config.seed))
@@ -115,7 +119,7 @@ def prepare(config: RunConfig) -> Session:
         built=built,
         loader=loader,
         val_split=val_split,
-        trainee=Trainee(model, objective, optimizer, scaler, average, built.backbone_sha256, _digest(train_split)),
+        trainee=Trainee(model, objective, optimizer, scaler, average, built.backbone_sha256, digest(train_split)),
     )
 
 
@@ -128,7 +132,7 @@ def _check_captions_per_image(config: RunConfig) -> None:
         )
 
 
-def _digest(split: Split) -> str:
+def digest(split: Split) -> str:
     """SHA-256 of identities, file names and captions, in order; the same wherever the data set lies."""
     content = [(record.pid, record.image_path.name, record.captions) for record in split.records]
     return hashlib.sha256(repr(content).encode()).hexdigest()
