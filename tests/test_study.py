@@ -14,7 +14,7 @@ import yaml
 from cskt.config import ClipArchitecture, RunConfig
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.weights import load_backbone
-from cskt.study import Size, Study, StudyData, load_study, plan, select, study_names
+from cskt.study import OWN_KEYS, Size, Study, StudyData, load_study, plan, select, study_names
 
 CONTENT: dict[str, Any] = {
     "title": "Two methods",
@@ -89,6 +89,8 @@ def test_defaults(tmp_path: Path) -> None:
         ({"common": {"prompts.dept": 1}}, "did you mean 'prompts.depth'?"),
         ({"arms": [{"label": "CSKT", "recipe": "cskt"}, {"label": "cskt!", "recipe": "maple"}]},
          "arms at the size small: 'cskt' stands there twice"),
+        ({"arms": [{"label": "!?", "recipe": "cskt"}], "baseline": "!?"},
+         "arms at the size small: '' is no name for a folder; use letters and digits"),
         ({"datasets": [CONTENT["datasets"][1]] * 2}, "datasets: 'own' stands there twice"),
         ({"seeds": [1, 2, 1]}, "seeds: '1' stands there twice"),
         ({"seeds": []}, "seeds: "),
@@ -104,8 +106,11 @@ def test_what_is_wrong_is_told_in_one_line(changes: dict[str, Any], told: str, t
     assert told in refusal(write(tmp_path, changes))
 
 
-def test_a_missing_key_is_named(tmp_path: Path) -> None:
+def test_a_missing_key_is_named_and_so_is_a_misspelt_one(tmp_path: Path) -> None:
+    misspelt = {("basline" if key == "baseline" else key): value for key, value in CONTENT.items()}
     path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(misspelt))
+    assert refusal(str(path)) == f"{path}: unknown key 'basline': did you mean 'baseline'?"
     path.write_text("baseline: CSKT")
     assert re.fullmatch(rf"{re.escape(str(path))}: (title|arms|datasets): .*", refusal(str(path)))
 
@@ -153,9 +158,12 @@ def test_whose_word_counts(study: Study) -> None:
     full = settled(study, "CSKT", "full")
     assert (full.optim.lr, full.optim.eps, full.optim.gamma, full.loss.temperature) == (1e-3, 1e-3, 0.4, 0.3)
     assert settled(study, "thin", "small").optim.gamma == 0.3
-    # where a run lies and what it is trained on are the study's own business
-    placed = settled(study, "CSKT", "small", {"seed": 9, "data.dataset": "rstpreid", "data.root": "elsewhere"})
-    assert (placed.seed, placed.data.dataset, placed.data.root) == (4, "cuhk-pedes", "made")
+
+
+@pytest.mark.parametrize("key", OWN_KEYS)
+def test_what_a_study_sets_itself_is_refused_as_an_override(key: str, study: Study) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(key)} is for the study to set; give {OWN_KEYS[key]}$"):
+        plan(study, Path("out"), Path("data"), overrides={"optim.lr": 1e-5, key: "x"})
 
 
 def test_other_seeds_and_data_sets(study: Study) -> None:

@@ -99,7 +99,8 @@ class Study:
             },
         }
         for kind, found in names.items():
-            if nameless := next((name for name in found if not FOLDER_NAME.fullmatch(name)), None):
+            nameless = next((name for name in found if not FOLDER_NAME.fullmatch(name)), None)
+            if nameless is not None:  # a label of signs alone leaves an empty name
                 raise ValueError(f"{kind}: '{nameless}' is no name for a folder; use letters and digits")
             if doubled := next((name for name in found if found.count(name) > 1), None):
                 raise ValueError(f"{kind}: '{doubled}' stands there twice")

@@ -15,6 +15,7 @@ from command_line import contents, done, typed
 
 from cskt.config import load_config, save_config
 from cskt.results import METRICS, find_results, load_result
+from tiny_run import HEIGHT, WIDTH
 
 FILE = re.compile(r"per-query results: (.*\.json)$")
 
@@ -210,6 +211,8 @@ def test_what_cannot_be_compared(runs: Path, train_command: str, root: Path, tmp
     assert "1 to compare; give at least two" in typed(f"cskt compare {runs}/clip").refusal()
     assert "no such folder" in typed(f"cskt compare {runs}/clip {runs}/clop").refusal()
     assert "none on any data set val" in typed(f"cskt compare {runs}/clip {runs}/cskt --split val").refusal()
+    refusal = typed(f"cskt compare {runs}/clip {runs}/cskt --output {tmp_path}/table.html").refusal()
+    assert refusal == f"--output {tmp_path}/table.html: end it in .md, .tex, .csv, .json, or say the --format"
     assert "invalid choice: 'html'" in typed(f"cskt compare {runs}/clip {runs}/cskt --format html").refusal()
     assert contents(runs) == before
 
@@ -284,9 +287,42 @@ def test_a_public_name_in_another_folder_is_another_domain(runs: Path, root: Pat
     shutil.copytree(root / "CUHK-PEDES", moved / "CUHK-PEDES")
     command = f"cskt matrix {run} --format json --datasets cuhk-pedes@{root} cuhk-pedes@{moved}"
     assert [cell["in_domain"] for cell in typed(command).json()["cells"]] == [True, False]
+    columns = [cell["tested_on"] for cell in typed(command).json()["cells"]]
+    assert columns == [f"cuhk-pedes ({folder.name})" for folder in (root, moved)]
     save_config(load_config(run / "config.yaml", {"data.root": "/trained/elsewhere"}), run / "config.yaml")
     cells = typed(f"{command} rstpreid@{root}").json()["cells"]
     assert [cell["in_domain"] for cell in cells] == [True, True, False], "by its name, for the folder is not here"
+
+
+def test_columns_are_told_apart_and_none_is_there_twice(runs: Path, root: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(runs / "cskt", tmp_path / "cskt"))
+    places = [tmp_path / name / "data" for name in "ab"]
+    for place in places:
+        shutil.copytree(root / "CUHK-PEDES", place / "CUHK-PEDES")
+    command = f"cskt matrix {run} --format json --datasets rstpreid@{root} cuhk-pedes@{places[0]}"
+    cells = typed(f"{command} cuhk-pedes@{places[1]}").json()["cells"]
+    assert [cell["tested_on"] for cell in cells] == ["rstpreid", *(f"cuhk-pedes ({place})" for place in places)]
+    refusal = typed(f"{command} cuhk-pedes@{places[0]}").refusal()
+    assert refusal == "--datasets: cuhk-pedes is named 2 times; once is enough"
+
+
+def test_a_run_that_trains_nothing_is_trained_on_nothing(
+    runs: Path, tiny_backbone: Path, root: Path, tmp_path: Path
+) -> None:
+    """Nor does its data set have to fill a batch."""
+    clip = tmp_path / "clip"
+    size = f"--image-height {HEIGHT} --image-width {WIDTH} --data.batch_size 1000"
+    done(f"cskt train --config clip --root {root} --backbone.name {tiny_backbone} {size} --device cpu --output {clip}")
+    done(f"cskt evaluate {clip} --device cpu")
+    row, other = typed(f"cskt compare {clip} {runs}/cskt --format json").json()["rows"]
+    told = ("trained_on", "training_seconds", "training_peak_memory_bytes", "trainable_parameters")
+    assert [row[key] for key in told] == [None, None, None, 0]
+    assert other["trained_on"] == "cuhk-pedes" and other["training_peak_memory_bytes"] > 0
+    (cell,) = typed(f"cskt matrix {clip} --datasets cuhk-pedes --root {root} --format json").json()["cells"]
+    assert (cell["trained_on"], cell["in_domain"]) == (None, False)
+    page = tmp_path / "page.html"
+    done(f"cskt report {clip} --output {page} --lists 0 --device cpu")
+    assert "not trained" in page.read_text(encoding="utf-8")
 
 
 def test_matrix_of_plain_weights_and_of_what_is_not_there(runs: Path, tiny_backbone: Path, root: Path) -> None:

@@ -51,8 +51,11 @@ def test_readme_has_the_published_commands() -> None:
 def test_tour_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     tour = commands_in(readme.partition("## A tour\n")[2].partition("\n## ")[0])
-    assert [command.split()[1] for command in tour] == ["data", "data", "train", "evaluate", "query", "export"]
+    verbs = ["data", "data", "train", "evaluate", "query", "evaluate", "compare", "report", "export"]
+    assert [command.split()[1] for command in tour] == verbs
     monkeypatch.chdir(tmp_path)
     for command in tour:
         done(command)
-    assert {path.name for path in tmp_path.iterdir()} == {"dolls", "dolls-run", "answer.png", "dolls-run.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "dolls", "dolls-run", "answer.png", "zero-shot", "report.html", "report_files", "dolls-run.safetensors",
+    }  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -59,9 +61,9 @@ def test_the_page_needs_nothing_but_itself_and_is_small(written: tuple[Path, str
 def test_the_page_holds_all_the_evidence_of_both_models(written: tuple[Path, str], run: Path) -> None:
     seen = Page(written[0].read_text(encoding="utf-8"))
     assert seen.headings == [
-        "Results", "Cumulative matching", "Similarities", "Hardest queries", "Best ranked lists of cskt",
-        "Worst ranked lists of cskt", "Confusion by attribute", "Colours of clothing", "Learning curves",
-        "How it was made", "Next", "Configuration",
+        "Results", "Comparison", "Cumulative matching", "Similarities", "Hardest queries",
+        "Best ranked lists of cskt", "Worst ranked lists of cskt", "Confusion by attribute", "Colours of clothing",
+        "Learning curves", "How it was made", "Next", "Configuration",
     ]  # fmt: skip
     assert "cuhk-pedes test: 6 people, 12 images, 24 captions" in seen.text
     assert "not trained" in seen.text, "the plain backbone"
@@ -74,6 +76,52 @@ def test_the_figures_are_those_of_evaluate(written: tuple[Path, str], run: Path)
     evaluated = typed(f"cskt evaluate {run} --device cpu --json").json()["t2i"]
     expected = [f"{100 * evaluated[name]:.2f}" for name in ("r1", "r5", "r10", "mean_ap", "mean_inp")]
     assert table.split()[1:6] == expected
+
+
+def table_of(text: str, heading: str) -> list[list[str]]:
+    """The cells of the table of a section, as text."""
+    section = text.split(f">{heading}</h2>")[1].partition("</section>")[0]
+    lines = re.findall(r"<tr>(.*?)</tr>", section, re.DOTALL)
+    return [[unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line)] for line in lines]
+
+
+def test_the_comparison_is_that_of_compare(run: Path, tiny_backbone: Path, root: Path, tmp_path: Path) -> None:
+    here, clip, page = Path(shutil.copytree(run, tmp_path / "run")), tmp_path / "clip", tmp_path / "page.html"
+    shutil.rmtree(here / "evaluations", ignore_errors=True)
+    command = f"cskt report {here} {tiny_backbone} --output {page} --lists 0 --device cpu"
+    done(command)
+    untimed = page.read_text(encoding="utf-8")
+    assert f"evaluate {here} --dataset cuhk-pedes --split test" in untimed
+    assert "Images/s" not in table_of(untimed, "Comparison")[0]
+
+    done(f"cskt evaluate {here} --device cpu")
+    done(f"cskt evaluate {tiny_backbone} --dataset cuhk-pedes --root {root} --output {clip} --device cpu")
+    done(command)
+    text = page.read_text(encoding="utf-8")
+    headings, ours, plain = table_of(text, "Comparison")
+    assert "Not timed" not in text and "Δ: against cskt." in text
+    printed = done(f"cskt compare {here} {clip} --format markdown").splitlines()
+    expected = [
+        dict(zip(*([cell.strip().replace("\\", "") for cell in line.split("|")[1:-1]] for line in pair), strict=True))
+        for pair in ((printed[2], printed[4]), (printed[2], printed[5]))
+    ]
+    for cells, row in zip((ours, plain), expected, strict=True):
+        shown = dict(zip(headings, cells, strict=True))
+        same = row.keys() - {"Method", "Images/s", "Captions/s"}
+        assert {"p people (R1)", "Δ mAP", "Parameters", "Training", "Peak memory", "Checkpoint", "Seeds"} <= same
+        assert {key: shown[key] for key in same} == {key: row[key] for key in same}
+    assert dict(zip(headings, ours, strict=True))["Images/s"] == expected[0]["Images/s"]
+
+
+def test_a_folder_of_seeds_stands_for_its_first_and_one_run_alone_tells_its_size(run: Path, tmp_path: Path) -> None:
+    for seed in (2, 1):
+        shutil.copytree(run, tmp_path / "cskt" / f"seed-{seed}")
+    page = tmp_path / "page.html"
+    done(f"cskt report {tmp_path}/cskt --output {page} --lists 0 --device cpu")
+    seen = Page(page.read_text(encoding="utf-8"))
+    assert "cskt (seed-1) on cuhk-pedes test" in seen.text and "Comparison" not in seen.headings
+    assert f"query {tmp_path}/cskt/seed-1" in seen.text
+    assert re.search(r"[\d,]+ parameters, checkpoint [\d.]+ [kM]B", seen.text)
 
 
 def test_pictures_lie_beside_the_page(written: tuple[Path, str]) -> None:

@@ -178,6 +178,16 @@ def test_a_section_shows_its_parts_in_order_and_leaves_out_what_is_empty(tmp_pat
     assert "<h3>run b</h3>" in text
 
 
+def test_a_table_has_headers_lines_its_figures_up_and_scrolls(tmp_path: Path) -> None:
+    table = [["Method", "R1", "Note"], [NASTY, "69.70", "selected on test"], ["b", "60.00", ""]]
+    text, parsed = write_and_read(tmp_path / "report.html", rows=[], sections=[Section("Comparison", table=table)])
+    assert [len(parsed.all("th", scope=scope)) for scope in ("col", "row")] == [3, 2]
+    assert [cell.get("class") for cell in parsed.all("td")] == ["number", "note-cell"] * 2
+    (region,) = parsed.all("div", role="region")
+    assert (region["class"], region["tabindex"], region["aria-labelledby"]) == ("card scroll", "0", "part-1")
+    assert "<script" not in text and NASTY in parsed.text and "69.70" in parsed.text
+
+
 def test_intervals_stand_below_their_figures(tmp_path: Path) -> None:
     row = ResultRow("cskt", SUMMARY, intervals={"r1": (0.6804, 0.7129), "mean_inp": (0.4, 0.6)})
     text, parsed = write_and_read(tmp_path / "report.html", rows=[row, ROW])

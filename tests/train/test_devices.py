@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from cskt.device import peak_memory_bytes, reset_peak_memory
 from cskt.embed import load
 from cskt.train.engine import train
 from tiny_run import quick_config
@@ -28,6 +29,19 @@ def device(request: pytest.FixtureRequest) -> str:
 def step_losses(folder: Path) -> list[float]:
     events: list[dict[str, Any]] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [event["loss"] for event in events if event["event"] == "step"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").is_file(), reason="only Linux can forget a process's peak")
+def test_the_peak_of_a_process_is_counted_from_the_reset() -> None:
+    cpu, num_bytes = torch.device("cpu"), 256 << 20
+    reset_peak_memory(cpu)
+    before = peak_memory_bytes(cpu)
+    passing = torch.ones(num_bytes, dtype=torch.uint8)
+    del passing
+    high = peak_memory_bytes(cpu)
+    assert high > before + num_bytes // 2, "what is gone again still counts"
+    reset_peak_memory(cpu)
+    assert 0 < peak_memory_bytes(cpu) < high - num_bytes // 2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -13,11 +13,12 @@ import pytest
 from test_resume import CHANGES, assert_same_run, stop_after_epoch, story
 
 from cskt.config import RunConfig
+from cskt.data.paperdoll import make_dataset
 from cskt.model.tensors import load_plain
 from cskt.train import series
 from cskt.train.engine import TrainResult, train
 from cskt.train.series import check_same_config, claimed, finished, seed_folder, train_or_resume
-from tiny_run import quick_config
+from tiny_run import quick_config, write_backbone
 
 
 @pytest.fixture
@@ -102,6 +103,23 @@ def test_another_config_is_refused(
             f"{tmp_path}: holds a run with another config (optim.lr: 0.01 -> 0.5; seed: 1 -> 3); name another folder"
         )
     assert calls == [] and story(tmp_path) == before
+
+
+def test_a_finished_run_belongs_to_its_data_and_its_backbone(
+    config: RunConfig, calls: list[bool], tmp_path: Path
+) -> None:
+    folder, other_root, other_backbone = tmp_path / "run", tmp_path / "dolls", tmp_path / "other.safetensors"
+    train(config, folder)
+    make_dataset(other_root, ids={"train": 6, "val": 3, "test": 3}, images_per_id=2, seed=2)
+    write_backbone(other_backbone, seed=5)
+    for changes, told in (
+        ({"data.root": str(other_root)}, f"on other training data than that in {other_root}"),
+        ({"backbone.name": str(other_backbone)}, f"over another backbone than {other_backbone}"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            train_or_resume(changed(config, changes), folder)
+        assert str(caught.value) == f"{folder}: holds a run {told}; name another folder"
+    assert calls == []
 
 
 def test_a_run_that_was_told_to_stop_early_is_not_taken_for_the_whole(config: RunConfig, tmp_path: Path) -> None:

@@ -31,11 +31,6 @@ class Place:
     root: str | None
     """Folder that holds it; the run's own if empty."""
 
-    @property
-    def column(self) -> str:
-        """Its name in the table; anybody's data may be called `jsonl`, so that its folder's name is added."""
-        return dataset_name(self.dataset, self.root)
-
 
 def main(argv: Sequence[str]) -> int:
     """See `cskt matrix --help`."""
@@ -57,13 +52,13 @@ def main(argv: Sequence[str]) -> int:
     add_format_flags(parser)
     flags = parser.parse(argv)
     places = [read_place(word, flags.root) for word in flags.datasets]
+    columns = column_names(places)
     models = {run: [str(folder) for folder in seed_folders(Path(run))] for run in flags.runs}
     for model in (model for of_run in models.values() for model in of_run):
         check_exists(model)
     results = {run: [results_on(model, places, flags) for model in of_run] for run, of_run in models.items()}
     check_columns(results)
     rows = distinct_rows({run: row_of(Path(models[run][0]), of_run, places) for run, of_run in results.items()})
-    columns = [place.column for place in places]
     write_output(matrix_text(rows, columns, flags.split, output_format(flags.format, flags.output)), flags.output)
     return 0
 
@@ -89,7 +84,7 @@ def results_on(model: str, places: Sequence[Place], flags: argparse.Namespace) -
         split = split_of(model, place.dataset, place.root, flags.split)
         result = stored_result(Path(model), split, flags.precision)
         if result is None:
-            logger.info("%s on %s %s", model, place.column, split.name)
+            logger.info("%s on %s %s", model, dataset_name(place.dataset, place.root), split.name)
             encoder = encoder or load(
                 model,
                 flags.backbone,
@@ -127,7 +122,7 @@ def row_of(model: Path, results: Sequence[Sequence[Result]], places: Sequence[Pl
         places: the data sets.
     """
     config = run_config(model)
-    if config is None:
+    if config is None or config.trainable == "none":
         return matrix_row(results, "", [False] * len(places))
     trained_on = dataset_name(config.data.dataset, config.data.root)
     return matrix_row(results, trained_on, [is_in_domain(config, place) for place in places])
@@ -149,6 +144,25 @@ def dataset_name(dataset: str, root: str | None) -> str:
     """A data set's name for a reader: `rstpreid`, `jsonl (my-data)`."""
     key = dataset_key(dataset)
     return f"{key} ({Path(root).resolve().name})" if key == "jsonl" and root else key
+
+
+def column_names(places: Sequence[Place]) -> list[str]:
+    """The data sets' names for a reader; those that are named alike with their folder's name, else its whole path.
+
+    Raises:
+        ValueError: one data set is given twice.
+    """
+    if doubled := next((place for place, times in Counter(places).items() if times > 1), None):
+        raise ValueError(f"--datasets: {doubled.dataset} is named {places.count(doubled)} times; once is enough")
+    names = [dataset_name(place.dataset, place.root) for place in places]
+    folders = [Path(place.root).resolve().name if place.root else "" for place in places]
+    for longer in (folders, [place.root or "" for place in places]):
+        times = Counter(names)
+        names = [
+            f"{place.dataset} ({words})" if times[name] > 1 and words else name
+            for name, place, words in zip(names, places, longer, strict=True)
+        ]
+    return names
 
 
 def distinct_rows(rows: dict[str, MatrixRow]) -> list[MatrixRow]:

@@ -64,15 +64,7 @@ def comparison_text(comparison: Comparison, form: str) -> str:
         f"{comparison.dataset} {comparison.split}: {comparison.num_queries:,} captions,"
         f" {comparison.num_gallery:,} images"
     )
-    explanation = (
-        f"Percent, with the 95 % interval over people. Δ: against {comparison.baseline}. p or p people: these models on"
-        f" other people (permutation test, corrected for {comparison.num_tests} tests by Holm)."
-    )
-    if comparison.num_seeds_tests:
-        explanation += (
-            f" s or p seeds: the methods trained again (Welch's test, for {comparison.num_seeds_tests})."
-            " Methods differ where both are small."
-        )
+    explanation = comparison_explanation(comparison)
     if form == "json":
         content = {
             "dataset": comparison.dataset,
@@ -96,6 +88,20 @@ def comparison_text(comparison: Comparison, form: str) -> str:
     with console.capture() as capture:
         console.print(comparison_table(rows, title, explanation, console.width))
     return capture.get()
+
+
+def comparison_explanation(comparison: Comparison) -> str:
+    """How to read the figures of a comparison."""
+    explanation = (
+        f"Percent, with the 95 % interval over people. Δ: against {comparison.baseline}. p or p people: these models on"
+        f" other people (permutation test, corrected for {comparison.num_tests} tests by Holm)."
+    )
+    if comparison.num_seeds_tests:
+        explanation += (
+            f" s or p seeds: the methods trained again (Welch's test, for {comparison.num_seeds_tests})."
+            " Methods differ where both are small."
+        )
+    return explanation
 
 
 def comparison_rows(comparison: Comparison) -> list[ComparisonRow]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,17 +19,20 @@ from cskt.app.report_sections import (
     Examined,
     attribute_sections,
     attribute_values,
+    comparison_sections,
     curves_section,
     examine,
     list_sections,
     ranking_sections,
 )
 from cskt.app.run_report import run_summary
+from cskt.app.stored import seed_folders
 from cskt.config import to_dict
 from cskt.data.records import Split
 from cskt.embed import load
 from cskt.evaluate import SplitFeatures, encode_split
 from cskt.progress import bar
+from cskt.report.comparison import rate, size
 from cskt.report.page import write_report
 from cskt.report.pictures import answer_sheet
 from cskt.report.sections import Section
@@ -49,7 +52,12 @@ def main(argv: Sequence[str]) -> int:
         description="Write one HTML page on how runs rank a split, and its pictures as PNG into a folder beside it. "
         "Pictures, hardest queries and attributes are those of the run named first.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, released folder, CLIP weights or clip-tiny")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run folder (of seed-1, seed-2, ... the first), released folder, CLIP weights or clip-tiny",
+    )
     parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
     parser.add_argument("--dataset", help="cuhk-pedes, icfg-pedes, rstpreid or jsonl (default: the runs' own)")
     parser.add_argument("--root", help="folder that holds the data set's folder (default: the runs' own)")
@@ -68,9 +76,11 @@ def main(argv: Sequence[str]) -> int:
 
 def report_runs(flags: argparse.Namespace) -> int:
     """Examine the runs, write the page and its pictures, and say where they are."""
-    split = common_split(flags.runs, flags.dataset, flags.root, flags.split)
-    models, lists = examine_runs(flags, split, list_length(flags.k, len(split.records)))
+    runs = named_runs(flags.runs)
+    split = common_split(list(runs.values()), flags.dataset, flags.root, flags.split)
+    models, lists = examine_runs(runs, flags, split, list_length(flags.k, len(split.records)))
     sections = [
+        *comparison_sections(models),
         *ranking_sections(models, split),
         *lists,
         *attribute_sections(models[0], split, attribute_values(split)),
@@ -85,7 +95,7 @@ def report_runs(flags: argparse.Namespace) -> int:
         sections=sections,
         facts=facts_of_page(models, split),
         configs={f"{shown.label}: config.yaml": to_dict(shown.config) for shown in models if shown.config},
-        next_commands=[command_line("query", flags.runs[0], split.captions[0], "--split", split.name)],
+        next_commands=[command_line("query", models[0].model, split.captions[0], "--split", split.name)],
     )
     pictures = write_pictures(flags.output, sections)
     Console().print(result_table(rows, title))
@@ -132,14 +142,21 @@ def common_split(runs: Sequence[str], dataset: str | None, root: str | None, nam
     return split
 
 
-def labels_of(runs: Sequence[str]) -> list[str]:
-    """A distinct name for each run: its config's, its folder's where that is not enough, else its whole path."""
+def named_runs(words: Sequence[str]) -> dict[str, str]:
+    """A distinct name for each run -> the run; of a folder of several seeds it is the first, and the name says so.
+
+    The name is that of its config, of its folder where that is not enough, else its whole path.
+    """
+    runs = [str(seed_folders(Path(word))[0]) for word in words]
     configs = [run_config(Path(run)) for run in runs]
-    named = [config.name if config else run for run, config in zip(runs, configs, strict=True)]
-    for longer in ([Path(run).name for run in runs], runs):
-        times = Counter(named)
-        named = [name if times[name] == 1 else other for name, other in zip(named, longer, strict=True)]
-    return named
+    names = [config.name if config else word for word, config in zip(words, configs, strict=True)]
+    for longer in ([Path(word).name for word in words], words):
+        times = Counter(names)
+        names = [name if times[name] == 1 else other for name, other in zip(names, longer, strict=True)]
+    return {
+        name if Path(run) == Path(word) else f"{name} ({Path(run).name})": run
+        for name, word, run in zip(names, words, runs, strict=True)
+    }
 
 
 def list_length(asked: int | None, num_images: int) -> int:
@@ -160,11 +177,13 @@ def title_of(models: Sequence[Examined], split: Split) -> str:
     return f"{names} on {split.dataset} {split.name}"
 
 
-def examine_runs(flags: argparse.Namespace, split: Split, k: int) -> tuple[list[Examined], list[Section]]:
+def examine_runs(
+    runs: Mapping[str, str], flags: argparse.Namespace, split: Split, k: int
+) -> tuple[list[Examined], list[Section]]:
     """What the page tells of each run, and the ranked lists of the first; one model is in memory at a time."""
     models: list[Examined] = []
     lists: list[Section] = []
-    for label, run in zip(labels_of(flags.runs), flags.runs, strict=True):
+    for label, run in runs.items():
         shown, features = encode_and_examine(label, run, split, flags)
         models.append(shown)
         if len(models) == 1:
@@ -188,14 +207,25 @@ def encode_and_examine(label: str, run: str, split: Split, flags: argparse.Names
 
 
 def facts_of_page(models: Sequence[Examined], split: Split) -> dict[str, str]:
-    """The data, the programs, and how each run was trained."""
+    """The data, the programs, and how each run was trained; the size and the rates of one that stands alone."""
     counts = split.counts
     data = f"{split.dataset} {split.name}: {counts.num_ids:,} people, {counts.num_images:,} images, "
     return {
         "data": data + f"{counts.num_captions:,} captions",
         **{shown.label: run_summary(shown.config, shown.events) for shown in models},
+        **(cost_facts(models[0]) if len(models) == 1 else {}),
         "report made with": f"cskt {__version__}, torch {torch.__version__}, {platform.system()} {platform.machine()}",
     }
+
+
+def cost_facts(shown: Examined) -> dict[str, str]:
+    """What a model weighs and how fast it encodes, which several are compared by in a table."""
+    facts = shown.result.facts
+    weight = f"{facts.total_parameters:,} parameters, checkpoint {size(facts.checkpoint_bytes)}"
+    if facts.images_per_second is None:
+        return {"size": weight}
+    rates = f"{rate(facts.images_per_second)} images/s, {rate(facts.captions_per_second)} captions/s"
+    return {"size": weight, "encodes": f"{rates} on {facts.device} in {facts.precision}"}
 
 
 def write_pictures(page: Path, sections: Sequence[Section]) -> Path:

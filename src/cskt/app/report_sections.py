@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,18 @@ from cskt.analysis import (
     separation,
 )
 from cskt.app.model_flags import run_config
-from cskt.app.run_facts import selection_note
+from cskt.app.next_steps import command_line
+from cskt.app.output import comparison_explanation, comparison_rows
+from cskt.app.run_facts import facts_of, is_run, selection_note
 from cskt.app.run_report import curves_chart
+from cskt.app.stored import stored_result
+from cskt.compare import Entry, compare
 from cskt.config import RunConfig
 from cskt.data.records import Split
 from cskt.embed import Encoder
-from cskt.evaluate import SplitFeatures, evaluate
+from cskt.evaluate import Evaluation, SplitFeatures, evaluate
 from cskt.progress import counting_bar
+from cskt.report.comparison import comparison_grid
 from cskt.report.evidence import (
     Curve,
     Histogram,
@@ -40,6 +45,7 @@ from cskt.report.evidence import (
 from cskt.report.pictures import Answer
 from cskt.report.sections import Chart, Section
 from cskt.report.tables import ResultRow
+from cskt.results import Result
 from cskt.statistics import curve_interval
 from cskt.train.run_folder import first_event, read_events
 from cskt.types import Hit, PerQuery
@@ -56,11 +62,14 @@ class Examined:
     """What is kept of a model once its features are gone."""
 
     label: str
+    model: Path
     config: RunConfig | None
     """None for plain CLIP."""
     events: Sequence[dict[str, Any]]
     row: ResultRow
     per_query: PerQuery
+    result: Result
+    """As its folder holds it, of these weights and in this arithmetic; else as found for this page, without rates."""
     similarities: Similarities
     cmc: Curve
 
@@ -71,7 +80,8 @@ def examine(label: str, model: Path, encoder: Encoder, split: Split, features: S
     Raises:
         ValueError: no query has a right image, or features that are not finite.
     """
-    metrics = evaluate(encoder, split, features).t2i
+    evaluation = evaluate(encoder, split, features)
+    metrics = evaluation.t2i
     ranks = metrics.per_query.first_right_rank
     matched = (ranks > 0).numpy()
     if not matched.any():
@@ -92,6 +102,7 @@ def examine(label: str, model: Path, encoder: Encoder, split: Split, features: S
     shown = min(MAX_RANK, len(split.records))
     return Examined(
         label=label,
+        model=model,
         config=config,
         events=events,
         row=ResultRow(
@@ -103,9 +114,47 @@ def examine(label: str, model: Path, encoder: Encoder, split: Split, features: S
             intervals={key: (float(band.low[place]), float(band.high[place])) for key, place in places.items()},
         ),
         per_query=metrics.per_query,
+        result=stored_result(model, split, encoder.precision) or result_here(label, model, encoder, split, evaluation),
         similarities=similarities,
         cmc=Curve(label, hits.mean(axis=0)[:shown], band.low[:shown], band.high[:shown]),
     )
+
+
+def result_here(label: str, model: Path, encoder: Encoder, split: Split, evaluation: Evaluation) -> Result:
+    """What the page itself found of a model, which is not timed."""
+    config, per_query = run_config(model), evaluation.t2i.per_query
+    return Result(
+        dataset=split.dataset,
+        split=split.name,
+        split_sha256=split.sha256,
+        label=label,
+        metrics={"t2i": evaluation.t2i.summary(), "i2t": evaluation.i2t.summary()},
+        query_pids=np.asarray(split.caption_pids),
+        first_right_rank=per_query.first_right_rank.numpy(),
+        average_precision=per_query.average_precision.numpy(),
+        inverse_negative_penalty=per_query.inverse_negative_penalty.numpy(),
+        seed=config.seed if config and is_run(model) else None,
+        note=selection_note(model),
+        facts=replace(
+            facts_of(model),
+            total_parameters=encoder.model.num_parameters(),
+            device=str(encoder.device),
+            precision=encoder.precision,
+        ),
+    )
+
+
+def comparison_sections(models: Sequence[Examined]) -> list[Section]:
+    """The table of `cskt compare`, everyone against the model named first; nothing for one model alone."""
+    if len(models) < 2:
+        return []
+    comparison = compare([Entry(shown.label, (shown.result,)) for shown in models])
+    notes = [comparison_explanation(comparison)]
+    if untimed := [shown.model for shown in models if is_run(shown.model) and not shown.result.facts.images_per_second]:
+        split = ("--dataset", comparison.dataset, "--split", comparison.split)
+        commands = "; ".join(command_line("evaluate", model, *split) for model in untimed)
+        notes.append(f"Not timed on this split yet; what measures images and captions per second: {commands}")
+    return [Section("Comparison", " ".join(notes), table=comparison_grid(comparison_rows(comparison)))]
 
 
 def ranking_sections(models: Sequence[Examined], split: Split) -> list[Section]:

@@ -21,21 +21,22 @@ def facts_of(model: Path) -> Facts:
     """What is known of a model before it is evaluated.
 
     Plain CLIP weights train nothing and need no file beside themselves; of a released folder and of a run's weight file
-    nobody knows how the training went.
+    nobody knows how the training went. A run that trains nothing was trained on nothing, whatever data it looked at.
     """
     config, path = run_config(model), weights_file(model)
     if config is None:
         return Facts(trainable_parameters=0, checkpoint_bytes=0)
     events = read_events(model) if is_run(model) else []
     start, end = first_event(events, "start"), last_event(events, "end")
+    trains = config.trainable != "none"
     return Facts(
         trainable_parameters=start.get("trainable_parameters"),
         total_parameters=start.get("total_parameters"),
         checkpoint_bytes=path.stat().st_size if path else None,
         weights_sha256=weights_sha256(model),
-        trained_on=config.data.dataset,
-        training_seconds=end.get("seconds"),
-        training_peak_memory_bytes=end.get("peak_memory_bytes"),
+        trained_on=config.data.dataset if trains else None,
+        training_seconds=end.get("seconds") if trains else None,
+        training_peak_memory_bytes=end.get("peak_memory_bytes") if trains else None,
     )
 
 

@@ -73,8 +73,8 @@ def write_run_report(
 
 
 def run_summary(config: RunConfig | None, events: Sequence[dict[str, Any]]) -> str:
-    """How a model was trained, in one line: for plain CLIP (no config) not at all."""
-    if config is None:
+    """How a model was trained, in one line: for plain CLIP (no config), or with nothing to train, not at all."""
+    if config is None or config.trainable == "none":
         return "not trained"
     start, end = first_event(events, "start"), last_event(events, "end")
     parts = [

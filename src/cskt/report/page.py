@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from cskt.report.sections import Section, section_html
-from cskt.report.tables import METRIC_NAMES, ResultRow, is_number_column, note_text, parameter_text, percent, table_grid
+from cskt.report.sections import Section, cell_class, number_class, section_html
+from cskt.report.tables import METRIC_NAMES, ResultRow, note_text, parameter_text, percent, table_grid
 
 MAX_PAGE_BYTES = 10_000_000
 CROP_HEIGHTS_PIXELS = (288, 176, 112)
@@ -52,8 +52,8 @@ def write_report(
         path: the HTML file; its folder is made when missing.
         title: heading of the page.
         rows: the table of results, in the order to show.
-        sections: charts, sentences and answers, in the order to show; the image files of answers are read now and
-            copied in, reduced.
+        sections: tables, charts, sentences and answers, in the order to show; the image files of answers are read
+            now and copied in, reduced.
         configs: what each is called -> plain values as in `config.yaml`.
         facts: name -> text, such as time, machine, data set, seed and command.
         next_commands: commands that the reader may want to run next.
@@ -112,7 +112,7 @@ def headline_section(row: ResultRow) -> str:
 def results_section(rows: Sequence[ResultRow]) -> str:
     """The table of results, with a thin bar under each percentage."""
     headings, *body = table_grid(rows)
-    head = "".join(f'<th scope="col"{_number_class(name)}>{name}</th>' for name in headings)
+    head = "".join(f'<th scope="col"{number_class(name)}>{name}</th>' for name in headings)
     lines = []
     for row, (label, *cells) in zip(rows, body, strict=True):
         metrics = {name: row.metrics.get(key) for key, name in METRIC_NAMES.items()}
@@ -123,8 +123,7 @@ def results_section(rows: Sequence[ResultRow]) -> str:
             bar = "" if fraction is None else f'<i class="bar" style="--share:{100 * fraction:.1f}%"></i>'
             ends = intervals.get(heading)
             bar += "" if ends is None else f"<small>{100 * ends[0]:.1f} – {100 * ends[1]:.1f}</small>"
-            note = ' class="note-cell"' if heading == "Note" else _number_class(heading)
-            line += f"<td{note}>{escape(cell)}{bar}</td>"
+            line += f"<td{cell_class(heading)}>{escape(cell)}{bar}</td>"
         lines.append(f"<tr>{line}</tr>")
     small = " Small: 95&nbsp;% intervals, over people." if any(row.intervals for row in rows) else ""
     return (
@@ -158,7 +157,3 @@ def config_section(configs: Mapping[str, Mapping[str, Any]]) -> str:
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         folded.append(f'<details class="card"><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>\n')
     return f'<section aria-labelledby="config"><h2 id="config">Configuration</h2>\n{"".join(folded)}</section>'
-
-
-def _number_class(heading: str) -> str:
-    return ' class="number"' if is_number_column(heading) else ""

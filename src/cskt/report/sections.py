@@ -1,4 +1,4 @@
-"""A section of the page: a heading, how to read it, and charts, sentences or answers below."""
+"""A section of the page: a heading, how to read it, and a table, charts, sentences or answers below."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from cskt.report.pictures import Answer, load_crop
 from cskt.report.style import svg
+from cskt.report.tables import is_number_column
 
 LEAST_PIXELS_PER_INCH = 64
 """A narrow screen shows a drawing no smaller, so that its words stay readable: it scrolls."""
@@ -44,6 +45,8 @@ class Section:
     answers: Sequence[Answer] = ()
     half: bool = False
     """Beside the next part where the screen is wide."""
+    table: Sequence[Sequence[str]] = ()
+    """Rows of text, headings first, the name of a row in front."""
 
 
 def section_html(section: Section, identifier: str, crop_height: int) -> str:
@@ -58,6 +61,8 @@ def section_html(section: Section, identifier: str, crop_height: int) -> str:
     if section.note:
         note = escape(section.note).replace(" %", "&nbsp;%")
         parts.append(f'<p class="muted">{note}</p>')
+    if section.table:
+        parts.append(_table_card(section.table, identifier))
     if section.charts:
         cards = "\n".join(_chart_card(chart) for chart in section.charts)
         parts.append(cards if len(section.charts) == 1 else f'<div class="charts">{cards}</div>')
@@ -88,6 +93,31 @@ def crop_uri(path: str | Path, height_pixels: int) -> str | None:
     file = io.BytesIO()
     crop.save(file, "JPEG", quality=85, optimize=True)
     return data_uri("image/jpeg", file.getvalue())
+
+
+def number_class(heading: str) -> str:
+    """The attribute that lines a column of figures up on the right, as its cells and its heading carry it."""
+    return ' class="number"' if is_number_column(heading) else ""
+
+
+def cell_class(heading: str) -> str:
+    """The attribute of the cells below a heading."""
+    return ' class="note-cell"' if heading == "Note" else number_class(heading)
+
+
+def _table_card(table: Sequence[Sequence[str]], identifier: str) -> str:
+    headings, *rows = table
+    head = "".join(f'<th scope="col"{number_class(name)}>{escape(name)}</th>' for name in headings)
+    lines = []
+    for label, *cells in rows:
+        line = f'<th scope="row">{escape(label)}</th>'
+        for heading, cell in zip(headings[1:], cells, strict=True):
+            line += f"<td{cell_class(heading)}>{escape(cell)}</td>"
+        lines.append(f"<tr>{line}</tr>\n")
+    return (
+        f'<div class="card scroll" tabindex="0" role="region" aria-labelledby="{identifier}"><table>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(lines)}</tbody></table></div>"
+    )
 
 
 def _chart_card(chart: Chart) -> str:
