@@ -101,7 +101,7 @@ def test_other_data_and_other_weights_are_refused(root: Path, tiny_backbone: Pat
     dolls = f"cskt reproduce cskt --dataset cuhk-pedes --root {root} --backbone {tiny_backbone} --output {tmp_path}"
     assert typed(dolls).refusal() == (
         f"{root}: cuhk-pedes train has 8 identities, 16 images, 32 captions, published are 11,003 identities,"
-        " 34,054 images, 68,126 captions; to go through the motions with other data: --rehearsal"
+        " 34,054 images, 68,126 captions; to go through the motions with other data or weights: --rehearsal"
     )
     assert contents(tmp_path) == {}
 
@@ -117,7 +117,7 @@ def test_other_weights_are_refused_with_both_digests(
     expected = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"
     assert typed(command).refusal() == (
         f"{tiny_backbone}: SHA-256 {found}, that of CLIP's ViT-B/16 is {expected}; to go through the motions with other"
-        " data: --rehearsal"
+        " data or weights: --rehearsal"
     )
     assert contents(tmp_path) == {}
 
