@@ -59,7 +59,7 @@ def test_hits_by_rank_average_to_the_cmc_curve_of_the_matched_queries() -> None:
 def test_hardest_queries_are_the_last_ranks_one_for_each_person_and_matched_ones_only() -> None:
     ranks = torch.tensor([3, 9, 0, 9, 9, 1])
     precision = torch.tensor([0.4, 0.2, 0.0, 0.2, 0.1, 1.0], dtype=torch.float64)
-    per_query = PerQuery(ranks, precision, precision)
+    per_query = PerQuery(ranks, precision, precision, torch.arange(6))
     assert hardest_queries(per_query, [1, 2, 3, 4, 5, 6], 10) == [4, 1, 3, 0, 5]
     assert hardest_queries(per_query, [1, 2, 3, 2, 5, 5], 10) == [4, 1, 0], "the worst caption of each person"
     assert hardest_queries(per_query, [1, 2, 3, 4, 5, 6], 2) == [4, 1]

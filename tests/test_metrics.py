@@ -34,6 +34,7 @@ def naive(similarity: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> dict[st
 
 def assert_equals_naive(result: RetrievalMetrics, similarity: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> None:
     expected = naive(similarity, query_ids, gallery_ids)
+    assert torch.equal(result.per_query.query_ids, query_ids)
     assert result.per_query.first_right_rank.tolist() == expected["first"]
     assert result.per_query.average_precision.tolist() == pytest.approx(expected["precision"], abs=1e-12)
     assert result.per_query.inverse_negative_penalty.tolist() == pytest.approx(expected["penalty"], abs=1e-12)

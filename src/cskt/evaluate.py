@@ -218,7 +218,7 @@ def result_of(
         split_sha256=split.sha256,
         label=label,
         metrics={"t2i": found.t2i.summary(), "i2t": found.i2t.summary()},
-        query_pids=timed.features.caption_pids.numpy(),
+        query_pids=per_query.query_ids.numpy(),
         first_right_rank=per_query.first_right_rank.numpy(),
         average_precision=per_query.average_precision.numpy(),
         inverse_negative_penalty=per_query.inverse_negative_penalty.numpy(),

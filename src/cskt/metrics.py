@@ -146,7 +146,7 @@ def from_chunks(
         num_queries=num_queries,
         num_gallery=num_gallery,
         num_unmatched_queries=int((~matched).sum()),
-        per_query=PerQuery(first, precision, penalty),
+        per_query=PerQuery(first, precision, penalty, query_ids),
     )
 
 

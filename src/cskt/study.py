@@ -29,7 +29,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from cskt.config import RunConfig, load_config, nearest, read_yaml, validate
-from cskt.config.schema import STRICT, NonNegative
+from cskt.config.kinds import STRICT, NonNegative
 
 STUDIES = Path(str(resources.files("cskt"))) / "studies"
 

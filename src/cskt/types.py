@@ -46,6 +46,8 @@ class PerQuery:
     """[Q] float64 in [0, 1]."""
     inverse_negative_penalty: Tensor
     """[Q] float64 in [0, 1]: number relevant / rank of the last relevant image."""
+    query_ids: Tensor
+    """[Q] whole numbers, the identity of each query."""
 
 
 @dataclass(frozen=True)

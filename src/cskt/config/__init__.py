@@ -1,5 +1,6 @@
 """The configuration of a run: what can be set (`schema`) and how it is read and written (`files`)."""
 
+from cskt.config.architecture import ClipArchitecture
 from cskt.config.files import (
     RECIPES,
     load_config,
@@ -18,7 +19,6 @@ from cskt.config.schema import (
     AdapterConfig,
     AugmentConfig,
     BackboneConfig,
-    ClipArchitecture,
     DataConfig,
     LoopConfig,
     LoraConfig,

@@ -15,7 +15,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from cskt.config.schema import ClipArchitecture, RunConfig, flat_fields
+from cskt.config.architecture import ClipArchitecture
+from cskt.config.schema import RunConfig, flat_fields
 
 Config = TypeVar("Config")
 UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")

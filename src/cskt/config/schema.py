@@ -11,85 +11,26 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Len, Lt
-from pydantic import BeforeValidator, ConfigDict, model_validator
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from cskt.config.architecture import ClipArchitecture
+from cskt.config.kinds import (
+    STRICT,
+    Activation,
+    Fraction,
+    NonNegative,
+    NonNegativeReal,
+    Positive,
+    PositiveReal,
+    Range,
+    Real,
+    Whole,
+)
 
-def _no_truth_value(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("input should be a number")
-    return value
-
-
-Whole: TypeAlias = Annotated[int, BeforeValidator(_no_truth_value)]  # YAML's `yes` would otherwise be a 1
-Real: TypeAlias = Annotated[float, BeforeValidator(_no_truth_value)]
-Positive: TypeAlias = Annotated[Whole, Gt(0)]
-NonNegative: TypeAlias = Annotated[Whole, Ge(0)]
-PositiveReal: TypeAlias = Annotated[Real, Gt(0)]
-NonNegativeReal: TypeAlias = Annotated[Real, Ge(0)]
-Fraction: TypeAlias = Annotated[Real, Ge(0), Le(1)]
-Range: TypeAlias = tuple[Real, Real]
-
-Activation: TypeAlias = Literal["quick_gelu", "gelu"]
 Directions: TypeAlias = Literal["none", "text", "vision", "own", "t2v", "v2t", "both"]
 Sides: TypeAlias = Literal["none", "text", "vision", "both"]
 LoraTarget: TypeAlias = Literal["query", "key", "value", "out", "fc", "proj"]
-
-STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-@dataclass(config=STRICT, frozen=True)
-class ClipArchitecture:
-    """Sizes of a two-tower CLIP with a vision transformer. Defaults are ViT-B/16 at 224 x 224 (Radford et al. 2021)."""
-
-    embed_dim: Positive = 512
-    """Width D of the shared embedding."""
-    image_height: Positive = 224
-    """Height of the images that the vision tower takes, in pixels."""
-    image_width: Positive = 224
-    """Width of the images that the vision tower takes, in pixels."""
-    patch_size: Positive = 16
-    """Side of a square patch, in pixels."""
-    stride: Positive = 16
-    """Distance between neighbouring patches, in pixels; smaller than patch_size makes patches overlap."""
-    vision_width: Positive = 768
-    """Width of the vision tower's tokens."""
-    vision_layers: Positive = 12
-    """Blocks of the vision tower."""
-    vision_heads: Positive = 12
-    """Attention heads of the vision tower."""
-    text_width: Positive = 512
-    """Width of the text tower's tokens."""
-    text_layers: Positive = 12
-    """Blocks of the text tower."""
-    text_heads: Positive = 8
-    """Attention heads of the text tower."""
-    context_length: Positive = 77
-    """Most tokens that a caption may have, start, end and prompts included."""
-    vocab_size: Annotated[Whole, Ge(3)] = 49408
-    """Rows of the token embedding; the last two are the start and the end token."""
-    activation: Activation = "quick_gelu"
-    """Non-linearity of the blocks."""
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return (
-            (self.image_height - self.patch_size) // self.stride + 1,
-            (self.image_width - self.patch_size) // self.stride + 1,
-        )
-
-    @model_validator(mode="after")
-    def _check(self) -> ClipArchitecture:
-        for side in ("vision", "text"):
-            width, heads = getattr(self, f"{side}_width"), getattr(self, f"{side}_heads")
-            if width % heads:
-                raise ValueError(f"{side}_width {width} is not divisible by {side}_heads {heads}")
-        if min(self.image_height, self.image_width) < self.patch_size:
-            raise ValueError(
-                f"an image of {self.image_height} x {self.image_width} holds no patch of {self.patch_size}"
-            )
-        return self
 
 
 @dataclass(config=STRICT, frozen=True)

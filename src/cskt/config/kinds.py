@@ -1,0 +1,28 @@
+"""Kinds of values that config keys take, and how strictly pydantic reads them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from annotated_types import Ge, Gt, Le
+from pydantic import BeforeValidator, ConfigDict
+
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("input should be a number")
+    return value
+
+
+Whole: TypeAlias = Annotated[int, BeforeValidator(_no_truth_value)]  # YAML's `yes` would otherwise be a 1
+Real: TypeAlias = Annotated[float, BeforeValidator(_no_truth_value)]
+Positive: TypeAlias = Annotated[Whole, Gt(0)]
+NonNegative: TypeAlias = Annotated[Whole, Ge(0)]
+PositiveReal: TypeAlias = Annotated[Real, Gt(0)]
+NonNegativeReal: TypeAlias = Annotated[Real, Ge(0)]
+Fraction: TypeAlias = Annotated[Real, Ge(0), Le(1)]
+Range: TypeAlias = tuple[Real, Real]
+
+Activation: TypeAlias = Literal["quick_gelu", "gelu"]
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
