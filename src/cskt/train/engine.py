@@ -41,7 +41,7 @@ class TrainResult:
     best_r1: float
     """Selection score, t2i R1 as a fraction, on the split named by `data.select_on`."""
     best_epoch: int
-    """From 1."""
+    """From 1; 0 where nothing trains."""
     seconds: float
     """Training and its evaluations, over all sessions."""
 
