@@ -38,6 +38,30 @@ REHEARSAL = "rehearsal: not the published data and weights, so the published fig
 
 def main(argv: Sequence[str]) -> int:
     """See `cskt reproduce --help`; exit code 1 while another process is at one of the runs."""
+    flags = _parser().parse(argv)
+    dataset, root = dataset_key(flags.dataset), existing_folder(flags.root)
+    if dataset not in PUBLISHED[flags.method]:
+        raise ValueError(
+            f"--dataset {flags.dataset}: nothing is published on it; give one of {', '.join(REQUEST_FROM)}"
+        )
+    if flags.set and not flags.rehearsal:
+        raise ValueError("--set changes the recipe, which is then no reproduction; give it with --rehearsal")
+    seeds, changes = seeds_of(flags.seeds), overrides_of(flags.set)
+    check_originals(dataset, root, flags.backbone, rehearsal=flags.rehearsal)
+    keys = changes | {
+        "data.dataset": dataset, "data.root": str(root), "backbone.name": flags.backbone, "device": flags.device,
+        "precision": flags.precision, "name": flags.method,
+    }  # fmt: skip
+    protocols = list(PROTOCOLS) if flags.protocol == "both" else [flags.protocol]
+    output = flags.output or Path("rehearsal" if flags.rehearsal else "reproduce") / f"{flags.method}-{dataset}"
+    entries = reproduce(RECIPES[flags.method], keys, seeds, protocols, output)
+    if entries:
+        lines = lines_of(entries, PUBLISHED[flags.method][dataset], rehearsal=flags.rehearsal)
+        print(json.dumps(lines, indent=1)) if flags.json else show(lines, f"{flags.method} on {dataset} test")
+    return 0 if len(entries) == len(protocols) else 1
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="cskt reproduce",
         description="Check the data against the published counts and the weights against their SHA-256, train the\n"
@@ -60,38 +84,42 @@ def main(argv: Sequence[str]) -> int:
         "--rehearsal", action="store_true", help="go through with any data and weights, without a verdict"
     )
     parser.add_argument("--json", action="store_true", help="fractions as JSON on stdout instead of a table")
-    flags = parser.parse(argv)
-    dataset, root = dataset_key(flags.dataset), existing_folder(flags.root)
-    if dataset not in PUBLISHED[flags.method]:
-        raise ValueError(
-            f"--dataset {flags.dataset}: nothing is published on it; give one of {', '.join(REQUEST_FROM)}"
-        )
-    if flags.set and not flags.rehearsal:
-        raise ValueError("--set changes the recipe, which is then no reproduction; give it with --rehearsal")
-    seeds, changes = seeds_of(flags.seeds), overrides_of(flags.set)
+    return parser
+
+
+def check_originals(dataset: str, root: Path, backbone: str, *, rehearsal: bool) -> None:
+    """See that data and weights are the published ones; in a rehearsal only warn of what is not.
+
+    Raises:
+        ValueError: they are not, or the data is not sound at any size.
+    """
     # The data first: finding the weights may mean fetching them.
-    for look in (partial(count_problems, dataset, root), partial(weight_problems, flags.backbone)):
+    for look in (partial(count_problems, dataset, root), partial(weight_problems, backbone)):
         for problem in look():
-            if not flags.rehearsal:
+            if not rehearsal:
                 raise ValueError(f"{problem}; to go through the motions with other data or weights: --rehearsal")
             logger.warning("%s", problem)
 
-    base: dict[str, Any] = changes | {
-        "data.dataset": dataset, "data.root": str(root), "backbone.name": flags.backbone, "device": flags.device,
-        "precision": flags.precision,
-    }  # fmt: skip
-    output = flags.output or Path("rehearsal" if flags.rehearsal else "reproduce") / f"{flags.method}-{dataset}"
+
+def reproduce(
+    recipe: str, keys: Mapping[str, Any], seeds: Sequence[int], protocols: Sequence[str], output: Path
+) -> list[Entry]:
+    """Train and test what is missing; one entry for each protocol of which all seeds are there.
+
+    Args:
+        recipe: name.
+        keys: dotted config keys laid over it.
+        seeds: of each protocol.
+        protocols: of `PROTOCOLS`.
+        output: runs lie in <output>/<protocol>/seed-<n>.
+    """
     entries = []
-    for protocol in PROTOCOLS if flags.protocol == "both" else [flags.protocol]:
-        keys = base | {"data.select_on": "test" if protocol == "published" else "val", "name": flags.method}
-        config = load_config(RECIPES[flags.method], keys)
+    for protocol in protocols:
+        config = load_config(recipe, {**keys, "data.select_on": "test" if protocol == "published" else "val"})
         results = [one for seed in seeds if (one := reproduced(config, seed, output / protocol)) is not None]
         if len(results) == len(seeds):
             entries.append(Entry(PROTOCOLS[protocol], tuple(results)))
-    if entries:
-        rows = lines_of(entries, PUBLISHED[flags.method][dataset], rehearsal=flags.rehearsal)
-        print(json.dumps(rows, indent=1)) if flags.json else show(rows, f"{flags.method} on {dataset} test")
-    return 0 if len(entries) == (2 if flags.protocol == "both" else 1) else 1
+    return entries
 
 
 def count_problems(dataset: str, root: Path) -> list[str]:
