@@ -1,0 +1,33 @@
+"""`cskt recipes`: every method with the parameters that it trains, as docs/methods.md has them."""
+
+from __future__ import annotations
+
+import re
+
+from command_line import REPOSITORY, done, typed
+
+from cskt.config import recipe_names
+
+
+def test_the_documentation_has_the_counts_that_the_command_prints() -> None:
+    sizes = {size["name"]: size for size in typed("cskt recipes --json").json()}
+    assert sizes.keys() == set(recipe_names()) - {"demo"}
+    page = (REPOSITORY / "docs" / "methods.md").read_text(encoding="utf-8")
+    counted = [size for name, size in sizes.items() if name not in ("tiny", "finetune-itc", "cskt-reference")]
+    for size in counted:
+        assert f"{size['trained']:,}" in page, size["name"]
+    assert f"{sizes['irra']['heads']:,}" in page
+    assert [name for name, size in sizes.items() if size["heads"]] == ["irra"]
+
+
+def test_heads_grow_with_the_identities_and_nothing_else_does() -> None:
+    few, many = (typed(f"cskt recipes --json --identities {number}").json() for number in (10, 11))
+    grown = {one["name"]: other["heads"] - one["heads"] for one, other in zip(few, many, strict=True) if one != other}
+    assert grown == {"irra": 512 + 1}, "a row of the classifier and its bias"
+
+
+def test_the_table_tells_every_recipe_in_a_sentence() -> None:
+    table = done("cskt recipes")
+    assert "12,117,888" in table and "7.49 %" in table
+    for name in set(recipe_names()) - {"demo"}:
+        assert re.search(rf"│ {re.escape(name)} +│", table), name
