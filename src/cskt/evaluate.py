@@ -211,25 +211,48 @@ def result_of(
     _warm_up(encoder, split)
     timed = _timed_features(encoder, split)
     found = evaluate(encoder, split, timed.features, ranking)
-    per_query = found.t2i.per_query
+    rates = replace(
+        known,
+        images_per_second=len(split.records) / timed.image_seconds,
+        captions_per_second=len(split.captions) / timed.text_seconds,
+    )
+    return as_result(found, encoder, split, label=label, seed=seed, note=note, facts=rates, options=ranking)
+
+
+def as_result(
+    evaluation: Evaluation,
+    encoder: Encoder,
+    split: Split,
+    *,
+    label: str,
+    seed: int | None = None,
+    note: str = "",
+    facts: Facts,
+    options: RankingOptions,
+) -> Result:
+    """An evaluation with what became of each query, to be kept; see `result_of`.
+
+    Args:
+        evaluation: of `encoder` on `split`, ranked by `options`.
+        facts: device and precision are filled in, and the model's size if it is not known.
+    """
+    per_query = evaluation.t2i.per_query
     return Result(
         dataset=split.dataset,
         split=split.name,
         split_sha256=split.sha256,
         label=label,
-        metrics={"t2i": found.t2i.summary(), "i2t": found.i2t.summary()},
+        metrics={"t2i": evaluation.t2i.summary(), "i2t": evaluation.i2t.summary()},
         query_pids=per_query.query_ids.numpy(),
         first_right_rank=per_query.first_right_rank.numpy(),
         average_precision=per_query.average_precision.numpy(),
         inverse_negative_penalty=per_query.inverse_negative_penalty.numpy(),
         seed=seed,
-        options=ranking.slug(),
-        note="; ".join([*([note] if note else []), *ranking.words()]),
+        options=options.slug(),
+        note="; ".join([*([note] if note else []), *options.words()]),
         facts=replace(
-            known,
-            total_parameters=known.total_parameters or encoder.model.num_parameters(),
-            images_per_second=len(split.records) / timed.image_seconds,
-            captions_per_second=len(split.captions) / timed.text_seconds,
+            facts,
+            total_parameters=facts.total_parameters or encoder.model.num_parameters(),
             device=str(encoder.device),
             precision=encoder.precision,
         ),

@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--baseline", metavar="RUN", help="the one that others are measured against (default: first)")
     add_format_flags(parser)
     flags = parser.parse(argv)
+    form = output_format(flags.format, flags.output)
     entries = [entries_of(run, flags.split, flags.dataset) for run in flags.runs]
     chosen = on_one_split(dict(zip(flags.runs, entries, strict=True)))
     labelled = distinct(chosen)
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--baseline {first} is none of the runs; give one of {', '.join(chosen)}")
     flat = [entry for of_run in labelled.values() for entry in of_run]
     comparison = compare(flat, flat.index(reference))
-    write_output(comparison_text(comparison, output_format(flags.format, flags.output)), flags.output)
+    write_output(comparison_text(comparison, form), flags.output)
     return 0
 
 

@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
     add_encoder_flags(parser)
     add_format_flags(parser)
     flags = parser.parse(argv)
+    form = output_format(flags.format, flags.output)  # a file that cannot be is told before the work
     places = [read_place(word, flags.root) for word in flags.datasets]
     columns = column_names(places)
     models = {run: [str(folder) for folder in seed_folders(Path(run))] for run in flags.runs}
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     results = {run: [results_on(model, places, flags) for model in of_run] for run, of_run in models.items()}
     check_columns(results)
     rows = distinct_rows({run: row_of(Path(models[run][0]), of_run, places) for run, of_run in results.items()})
-    write_output(matrix_text(rows, columns, flags.split, output_format(flags.format, flags.output)), flags.output)
+    write_output(matrix_text(rows, columns, flags.split, form), flags.output)
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,14 @@ from cskt.analysis import (
 from cskt.app.model_flags import run_config
 from cskt.app.next_steps import command_line
 from cskt.app.output import comparison_explanation, comparison_rows
-from cskt.app.run_facts import facts_of, is_run, selection_note
+from cskt.app.run_facts import is_run, selection_note
 from cskt.app.run_report import curves_chart
-from cskt.app.stored import stored_result
+from cskt.app.stored import result_at_hand, stored_result
 from cskt.compare import Entry, compare
 from cskt.config import RunConfig
 from cskt.data.records import Split
 from cskt.embed import Encoder
-from cskt.evaluate import Evaluation, SplitFeatures, evaluate
+from cskt.evaluate import SplitFeatures, evaluate
 from cskt.progress import counting_bar
 from cskt.report.comparison import comparison_grid
 from cskt.report.evidence import (
@@ -114,33 +114,10 @@ def examine(label: str, model: Path, encoder: Encoder, split: Split, features: S
             intervals={key: (float(band.low[place]), float(band.high[place])) for key, place in places.items()},
         ),
         per_query=metrics.per_query,
-        result=stored_result(model, split, encoder.precision) or result_here(label, model, encoder, split, evaluation),
+        result=stored_result(model, split, encoder.precision)
+        or result_at_hand(evaluation, encoder, split, model, label),
         similarities=similarities,
         cmc=Curve(label, hits.mean(axis=0)[:shown], band.low[:shown], band.high[:shown]),
-    )
-
-
-def result_here(label: str, model: Path, encoder: Encoder, split: Split, evaluation: Evaluation) -> Result:
-    """What the page itself found of a model, which is not timed."""
-    config, per_query = run_config(model), evaluation.t2i.per_query
-    return Result(
-        dataset=split.dataset,
-        split=split.name,
-        split_sha256=split.sha256,
-        label=label,
-        metrics={"t2i": evaluation.t2i.summary(), "i2t": evaluation.i2t.summary()},
-        query_pids=np.asarray(split.caption_pids),
-        first_right_rank=per_query.first_right_rank.numpy(),
-        average_precision=per_query.average_precision.numpy(),
-        inverse_negative_penalty=per_query.inverse_negative_penalty.numpy(),
-        seed=config.seed if config and is_run(model) else None,
-        note=selection_note(model),
-        facts=replace(
-            facts_of(model),
-            total_parameters=encoder.model.num_parameters(),
-            device=str(encoder.device),
-            precision=encoder.precision,
-        ),
     )
 
 

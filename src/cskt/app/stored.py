@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from cskt.app.model_flags import run_config
 from cskt.app.run_facts import facts_of, is_run, selection_note, weights_file, weights_sha256
 from cskt.data.records import Split
 from cskt.embed import Encoder
-from cskt.evaluate import RankingOptions, result_of
+from cskt.evaluate import Evaluation, RankingOptions, as_result, result_of
 from cskt.results import Result, load_result, result_path, save_result
 
 logger = logging.getLogger(__name__)
@@ -41,16 +42,28 @@ def evaluate_run(
         label: what to call it; the run's name, or that of its file, if empty.
         options: how captions rank images.
     """
+    return result_of(encoder, split, **_own_words(model, label), options=options)
+
+
+def result_at_hand(evaluation: Evaluation, encoder: Encoder, split: Split, model: Path, label: str) -> Result:
+    """What a model's evaluation came to, with what its own files say of it; nothing was timed.
+
+    Args:
+        evaluation: of `encoder` on `split`, by plain cosines.
+        encoder, split, model, label: see `evaluate_run`.
+    """
+    return as_result(evaluation, encoder, split, **_own_words(model, label), options=RankingOptions())
+
+
+def _own_words(model: Path, label: str | None) -> dict[str, Any]:
+    """Name, seed, conditions and facts of a model, as arguments of `evaluate.result_of`."""
     config = run_config(model)
-    return result_of(
-        encoder,
-        split,
-        label=label or (config.name if config else model.name),
-        seed=config.seed if config and is_run(model) else None,  # a released folder does not tell its seed
-        note=selection_note(model),
-        facts=facts_of(model),
-        options=options,
-    )
+    return {
+        "label": label or (config.name if config else model.name),
+        "seed": config.seed if config and is_run(model) else None,  # a released folder does not tell its seed
+        "note": selection_note(model),
+        "facts": facts_of(model),
+    }
 
 
 def keep(result: Result, model: Path, output: Path | None = None) -> None:
