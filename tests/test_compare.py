@@ -11,7 +11,7 @@ import torch
 from cskt import metrics
 from cskt.compare import TESTED, Comparison, Entry, compare, mean_facts
 from cskt.results import METRICS, Facts, Result
-from cskt.statistics import curve_interval, holm, paired_p_value
+from cskt.statistics import curve_interval, holm, paired_p_value, seeds_p_value
 
 PIDS = torch.arange(30).repeat_interleave(3)
 """30 people with three captions, and one image each in the gallery."""
@@ -79,6 +79,27 @@ def test_p_values_are_corrected_for_every_test_of_the_table(comparison: Comparis
     assert min(found[2:]) > 0.05, "none"
     for row in comparison.rows:
         assert all(row.figures[metric].p_value is None for metric in METRICS if metric not in TESTED)
+
+
+EXACT = Entry("zero-shot", (made_up_result(0.5, 6, facts=Facts(trainable_parameters=0)),))
+LIKE_STRONG = Entry("like strong", tuple(made_up_result(2.5, seed) for seed in (7, 8)))
+
+
+def test_seeds_are_tested_where_both_sides_show_how_far_they_lie_apart(comparison: Comparison) -> None:
+    """One seed of a trained baseline shows nothing; zero-shot needs no second one."""
+    assert comparison.num_seeds_tests == 0
+    assert all(figure.seeds_p_value is None for row in comparison.rows for figure in row.figures.values())
+
+    result = compare([STRONG, EXACT, LIKE_STRONG, WEAK])
+    raw = [
+        seeds_p_value(STRONG.seed_means(metric), entry.seed_means(metric))
+        for entry in (EXACT, LIKE_STRONG)
+        for metric in TESTED
+    ]
+    found = [row.figures[metric].seeds_p_value for row in result.rows[1:3] for metric in TESTED]
+    assert result.num_seeds_tests == 4 < result.num_tests == 6
+    assert None not in raw and found == pytest.approx(holm([p_value or 0.0 for p_value in raw]))
+    assert all(result.rows[3].figures[metric].seeds_p_value is None for metric in METRICS)
 
 
 def test_any_entry_may_be_the_baseline() -> None:
