@@ -5,19 +5,34 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo page test test-faults lint clean browser
 
 demo: $(VENV)/.core
 	$(BIN)/python -m cskt demo
 
-test: $(VENV)/.dev
+# A gallery of generated pedestrians, searched on a page of your own machine.
+page: $(VENV)/.serve
+	$(BIN)/python -m cskt serve --demo demo-gallery
+
+test: $(VENV)/.dev browser
 	$(BIN)/python -m pytest
+
+# Twenty killed indexings instead of three, and whatever else takes long; not part of `make test`.
+test-faults: $(VENV)/.dev browser
+	CSKT_NUM_KILLS=20 $(BIN)/python -m pytest tests/gallery/test_faults.py
+
+# The page's tests drive a browser; on Debian, root fetches one where there is none.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	&& apt-get update && apt-get install --yes --no-install-recommends chromium; } \
+	|| echo 'no chromium here: the tests of the page will be skipped'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) demo logs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo demo-gallery logs build dist .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cskt needs Python 3.11 or newer; set PYTHON=")'
@@ -26,6 +41,10 @@ $(BIN)/python:
 
 $(VENV)/.core: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.serve: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[serve]'
 	touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt

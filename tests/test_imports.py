@@ -24,7 +24,11 @@ ARROWS: dict[str, set[str]] = {
     "device": {"config"},
     "model": {"config", "published"},
     "data": {"config", "types"},
+    "extras": set(),
     "embed": {"config", "data", "device", "model", "progress"},
+    "explain": {"data", "device", "embed", "model"},
+    "gallery": {"config", "data", "embed", "explain", "extras", "model", "types"},
+    "service": {"config", "data", "extras", "gallery", "types"},
     "statistics": set(),
     "rerank": set(),
     "results": {"model"},
@@ -38,10 +42,11 @@ ARROWS: dict[str, set[str]] = {
         "config", "data", "device", "embed", "evaluate", "losses", "model", "progress", "published", "types", "cskt",
     },
     "app": {
-        "analysis", "compare", "config", "data", "embed", "evaluate", "model", "progress", "published", "report",
-        "reproduce", "results", "statistics", "study", "train", "types", "cskt",
+        "analysis", "compare", "config", "data", "embed", "evaluate", "explain", "extras", "gallery", "model",
+        "progress", "published", "report", "reproduce", "results", "service", "statistics", "study", "train",
+        "types", "cskt",
     },
-    "cskt": {"embed", "metrics"},
+    "cskt": {"embed", "gallery", "metrics"},
     "__main__": {"app"},
 }  # fmt: skip
 """Room -> the rooms that it may import. `cskt` is the package's own module: the public names and the version. A new

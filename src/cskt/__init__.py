@@ -4,6 +4,8 @@ encoder = cskt.load("logs/cuhk-pedes/...")              # a run, a released fold
 images = encoder.encode_image(["a.jpg", "b.jpg"])       # [B, D], unit norm
 texts = encoder.encode_text(["a woman in a red coat"])  # [Q, D], unit norm
 cskt.metrics.from_features(texts, images, query_ids, gallery_ids)
+gallery = cskt.Gallery.open("my-gallery")               # made by `cskt index`; needs the extra [gallery]
+gallery.search("a woman in a red coat", k=10, where="camera = 'c3'")
 """
 
 from __future__ import annotations
@@ -14,11 +16,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cskt import metrics
     from cskt.embed import Encoder, load
+    from cskt.gallery.gallery import Gallery
+    from cskt.gallery.queries import Query
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "__version__", "load", "metrics"]
+__all__ = ["Encoder", "Gallery", "Query", "__version__", "load", "metrics"]
 
-_HOMES = {"Encoder": "cskt.embed", "load": "cskt.embed"}
+_HOMES = {
+    "Encoder": "cskt.embed",
+    "load": "cskt.embed",
+    "Gallery": "cskt.gallery.gallery",
+    "Query": "cskt.gallery.queries",
+}
 
 
 def __getattr__(name: str) -> Any:

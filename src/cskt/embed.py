@@ -7,8 +7,11 @@ once and nowhere else.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +20,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from cskt.config import BackboneConfig, RunConfig, validate
-from cskt.data.images import normalise
+from cskt.config import BackboneConfig, RunConfig, to_dict, validate
+from cskt.data.images import Source, normalise
 from cskt.data.loading import iter_images
 from cskt.data.tokenizer import END_ID, Tokenizer
 from cskt.device import arithmetic, pick_device
@@ -79,11 +82,26 @@ class Encoder:
         self.num_workers = num_workers
         self.show_progress = show_progress
 
-    def encode_image(self, images: Tensor | Sequence[Path | str | Image.Image]) -> Tensor:
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over all that features depend on: weights, sizes, vocabulary, templates.
+
+        Vectors of encoders with one fingerprint can be compared; precision and device only round them.
+        """
+        digest = hashlib.sha256()
+        reading = [self.tokenizer.context_length, sorted(self.tokenizer.known_ids or ()), self.templates]
+        digest.update(json.dumps([to_dict(self.model.architecture), reading]).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def encode_image(self, images: Tensor | Sequence[Source | str]) -> Tensor:
         """Unit vectors of images.
 
         Args:
-            images: [B, 3, H, W] float normalised as CLIP does, or paths and PIL images of any size.
+            images: [B, 3, H, W] float normalised as CLIP does; or paths, PIL images and bytes of image files, of any
+                size.
 
         Returns:
             [B, D] float32 on the CPU, rows of length 1.
@@ -92,7 +110,7 @@ class Encoder:
             ValueError: an image that cannot be read (names it) or pixels that do not fit the model.
         """
         size = self.model.architecture.image_height, self.model.architecture.image_width
-        if isinstance(images, str | Path | Image.Image):
+        if isinstance(images, str | bytes | Path | Image.Image):
             raise ValueError("images is a single one; pass a list: [image]")
         if not isinstance(images, Tensor):
             sources = [Path(image) if isinstance(image, str) else image for image in images]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -47,12 +48,23 @@ def bar(description: str, total: int, done: int = 0, *, shown: bool = True) -> I
 
 
 @contextmanager
-def counting_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for work that reports `(done, total)` itself; the value is what it reports to."""
+def counting_bar(description: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for work that reports `(done, total)` itself; the value is what it reports to.
+
+    Args:
+        description: what is being done.
+        unit: of what is counted: with it, the rate since the first report is shown behind the bar (`123 images/s`).
+    """
     with Progress(*COLUMNS, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(description, total=None, note="")
+        first: tuple[float, int] | None = None
 
         def report(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
+            nonlocal first
+            now = time.monotonic()
+            first = first or (now, done)
+            seconds, steps = now - first[0], done - first[1]
+            note = f"{steps / seconds:,.0f} {unit}/s" if unit and seconds > 0 else ""
+            progress.update(task, completed=done, total=total, note=note)
 
         yield report

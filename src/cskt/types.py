@@ -86,3 +86,5 @@ class Hit:
     rank: int
     """From 1."""
     metadata: dict[str, Any] = field(default_factory=dict)
+    group_size: int = 1
+    """Where answers are grouped, by track for instance: crops of the group that were found, this best one included."""

@@ -26,10 +26,7 @@ def add_model_flags(parser: Parser) -> None:
     parser.add_argument("--root", help="folder that holds the data set's folder (default: the run's own)")
     parser.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
     add_encoder_flags(parser)
-    plain = parser.add_argument_group("image size, for CLIP weights that are no run")
-    plain.add_argument("--image-height", type=int, metavar="PIXELS", help="default: 384; of our own files, the file's")
-    plain.add_argument("--image-width", type=int, metavar="PIXELS", help="default: 128; of our own files, the file's")
-    plain.add_argument("--stride", type=int, metavar="PIXELS", help="between patches (default: the file's)")
+    add_image_size_flags(parser)
 
 
 def add_encoder_flags(parser: Parser) -> None:
@@ -41,6 +38,14 @@ def add_encoder_flags(parser: Parser) -> None:
     parser.add_argument("--num-workers", type=int, default=4, help="threads that decode images (default: %(default)s)")
 
 
+def add_image_size_flags(parser: Parser) -> None:
+    """The size at which CLIP weights see images, which runs settle for themselves."""
+    plain = parser.add_argument_group("image size, for CLIP weights that are no run")
+    plain.add_argument("--image-height", type=int, metavar="PIXELS", help="default: 384; of our own files, the file's")
+    plain.add_argument("--image-width", type=int, metavar="PIXELS", help="default: 128; of our own files, the file's")
+    plain.add_argument("--stride", type=int, metavar="PIXELS", help="between patches (default: the file's)")
+
+
 def load_model_and_split(flags: argparse.Namespace) -> tuple[Encoder, Split]:
     """The encoder and the split that the flags of `add_model_flags` name.
 
@@ -48,7 +53,16 @@ def load_model_and_split(flags: argparse.Namespace) -> tuple[Encoder, Split]:
         ValueError: the data set or the model cannot be read.
     """
     split = split_of(flags.model, flags.dataset, flags.root, flags.split)
-    encoder = load(
+    return load_model(flags), split
+
+
+def load_model(flags: argparse.Namespace) -> Encoder:
+    """The encoder that `flags.model` names, computing as the flags of `add_encoder_flags` say.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    return load(
         flags.model,
         flags.backbone,
         flags.device,
@@ -60,7 +74,6 @@ def load_model_and_split(flags: argparse.Namespace) -> tuple[Encoder, Split]:
         num_workers=flags.num_workers,
         show_progress=True,
     )
-    return encoder, split
 
 
 def split_of(model: str, dataset: str | None, root: str | None, split: str, *, root_flag: str = "--root") -> Split:

@@ -42,9 +42,15 @@ class Parser(argparse.ArgumentParser):
         print(f"{self.prog}: {message}", file=sys.stderr)
         raise SystemExit(2)
 
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The parsed flags; an unknown one ends the program and names the nearest."""
-        flags, unknown = self.parse_known_args([self._spelt(word) for word in argv])
+    def parse(self, argv: Sequence[str], *, intermixed: bool = False) -> argparse.Namespace:
+        """The parsed flags; an unknown one ends the program and names the nearest.
+
+        Args:
+            argv: words after the command.
+            intermixed: arguments of which there may be any number may also stand behind and between flags.
+        """
+        parse_known = self.parse_known_intermixed_args if intermixed else self.parse_known_args
+        flags, unknown = parse_known([self._spelt(word) for word in argv])
         if unknown:
             word = unknown[0].split("=")[0]
             if word.startswith("-"):

@@ -44,34 +44,42 @@ ERASE_TRIES = 10
 """Rectangles drawn before an image is left whole, as in torchvision's RandomErasing."""
 
 
-def read_image(source: Path | Image.Image, height: int, width: int) -> Tensor:
-    """Decode and resize one image.
+Source = Path | Image.Image | bytes
+"""Where an image comes from: a file, an image that Pillow has opened, or the bytes of a file."""
+
+
+def read_image(source: Source, height: int, width: int) -> Tensor:
+    """Decode and resize one image; see `decode_image` and `resize`."""
+    return resize(decode_image(source), height, width)
+
+
+def resize(pixels: NDArray[np.uint8], height: int, width: int) -> Tensor:
+    """Pixels as a model takes them, bilinear with antialiasing; the aspect ratio is not kept.
 
     Args:
-        source: a file, or an image that Pillow has opened.
-        height, width: size to resize to in pixels; the aspect ratio is not kept.
+        pixels: [h, w, 3] of any size.
+        height, width: size to resize to in pixels.
 
     Returns:
-        [3, H, W] uint8, RGB.
-
-    Raises:
-        ValueError: see `decode_image`.
+        [3, H, W] uint8.
     """
-    image = torch.from_numpy(decode_image(source)).permute(2, 0, 1)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
     if image.shape[1:] != (height, width):
         image = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
     return image.contiguous()
 
 
-def decode_image(source: Path | Image.Image) -> NDArray[np.uint8]:
+def decode_image(source: Source) -> NDArray[np.uint8]:
     """The pixels of an image at its own size, [H, W, 3] RGB.
 
     Raises:
         ValueError: the file is missing, empty, cut short, damaged, no image, or larger than `MAX_PIXELS`; names it.
     """
-    name = getattr(source, "filename", "") or "image" if isinstance(source, Image.Image) else source
+    name = source if isinstance(source, Path) else getattr(source, "filename", "") or "image"
     try:
-        return _rgb(source) if isinstance(source, Image.Image) else _decode_file(Path(source))
+        if isinstance(source, Image.Image):
+            return _rgb(source)
+        return _decode_file(source if isinstance(source, bytes) else source.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{name}: no such image; put it there or take its record out") from None
     except UnidentifiedImageError:
@@ -161,8 +169,7 @@ def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
     return torch.tensor(values, device=images.device).view(1, 3, 1, 1)
 
 
-def _decode_file(path: Path) -> NDArray[np.uint8]:
-    data = path.read_bytes()
+def _decode_file(data: bytes) -> NDArray[np.uint8]:
     if not data:
         raise ValueError("the file is empty")
     if data.startswith(JPEG_SIGNATURE):

@@ -13,16 +13,14 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from cskt.config import DataConfig
-from cskt.data.images import read_image
+from cskt.data.images import Source, read_image
 from cskt.data.records import Split
 from cskt.data.tokenizer import Tokenizer
 from cskt.types import Batch
@@ -133,7 +131,7 @@ class TrainingLoader:
 
 
 def iter_images(
-    sources: Sequence[Path | Image.Image], height: int, width: int, batch_size: int, num_workers: int
+    sources: Sequence[Source], height: int, width: int, batch_size: int, num_workers: int
 ) -> Iterator[Tensor]:
     """All images in order, [b, 3, H, W] uint8 with b = `batch_size` but for the last; decoded ahead in threads.
 
@@ -237,10 +235,8 @@ def _check_batch_size(data: DataConfig, num_pairs: int, num_identities: int) -> 
         )
 
 
-def _decode_ahead(
-    batches: Iterable[Sequence[Path | Image.Image]], height: int, width: int, num_workers: int
-) -> Iterator[Tensor]:
-    def decode(sources: Sequence[Path | Image.Image]) -> list[Tensor]:
+def _decode_ahead(batches: Iterable[Sequence[Source]], height: int, width: int, num_workers: int) -> Iterator[Tensor]:
+    def decode(sources: Sequence[Source]) -> list[Tensor]:
         return [read_image(source, height, width) for source in sources]
 
     if num_workers == 0:

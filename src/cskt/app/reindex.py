@@ -1,0 +1,45 @@
+"""`cskt reindex`: every crop of a gallery encoded anew, by another model or by the same one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cskt.app.gallery_flags import add_source_flags, load_source, report_indexing, source_of
+from cskt.app.parsing import Parser
+from cskt.gallery.gallery import Gallery
+from cskt.gallery.manifest import read_manifest
+from cskt.progress import counting_bar
+
+DESCRIPTION = """\
+Encode every crop of a gallery anew, with another model. The gallery answers with the old one until all is done; an
+interrupted run loses nothing, the same command goes on. Metadata stays; a calibrated cut-off belongs to the old model
+and is set again with `cskt calibrate`.
+"""
+EXAMPLE = """\
+example:
+  cskt reindex my-gallery --run logs/cuhk-pedes/...
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `cskt reindex --help`."""
+    parser = Parser(prog="cskt reindex", description=DESCRIPTION, epilog=EXAMPLE)
+    parser.add_argument("gallery", type=Path, metavar="GALLERY", help="folder of the gallery")
+    parser.add_argument("--prune", action="store_true", help="drop crops whose image cannot be read any more")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout, with every unreadable image")
+    add_source_flags(parser, "the gallery's own, for weights that have changed in their place")
+    flags = parser.parse(argv)
+    source = source_of(flags, read_manifest(flags.gallery).model)
+    encoder = load_source(source, flags)
+    with Gallery.open(flags.gallery) as gallery:
+        try:
+            with counting_bar("images", unit="images") as on_progress:
+                report = gallery.reindex(encoder, source, prune=flags.prune, on_progress=on_progress)
+        except KeyboardInterrupt:
+            kept = "the gallery answers as before"
+            print(f"cskt reindex: interrupted; {kept}; run the same command to go on", file=sys.stderr)
+            return 130
+        report_indexing(report, flags.gallery, gallery.count(), as_json=flags.json)
+    return 0

@@ -1,0 +1,185 @@
+"""The cut-off below which a crop is no answer, set so that few wrong crops come above it.
+
+Cosines of one model are not those of another, so a cut-off is measured: on pairs of a sentence and a crop of which
+somebody knows whether they belong together. It is kept in `calibration.json`, in the folder of a gallery or of a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic.dataclasses import dataclass
+from scipy.special import betaincinv
+
+from cskt.config import validate
+from cskt.config.kinds import STRICT, Fraction, Positive, Range, Real
+from cskt.model.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+Scores = NDArray[np.floating[Any]]
+CALIBRATION_FILE = "calibration.json"
+CONFIDENCE = 0.95
+"""Of the interval of the achieved rate."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class Calibration:
+    """A cut-off and what it does on the pairs that it was measured on; a pair matches if it scores at least that."""
+
+    cut_off: Real
+    """A cosine."""
+    asked_rate: Fraction
+    """The largest share of wrong pairs that may match."""
+    false_match_rate: Fraction
+    """The share of wrong pairs that do match: at most what was asked."""
+    interval: Range
+    """Where the rate of all wrong pairs lies with 95 % confidence, as far as the pairs are independent of each other;
+    pairs that share a sentence or a crop are not, and deserve a wider one (Clopper and Pearson 1934)."""
+    match_rate: Fraction
+    """The share of right pairs that match."""
+    num_right: Positive
+    num_wrong: Positive
+
+
+def cut_off(
+    right_scores: Scores, wrong_scores: Scores, false_match_rate: float, *, num_wrong: int | None = None
+) -> Calibration:
+    """The smallest cut-off that at most a share of the wrong pairs reaches.
+
+    Args:
+        right_scores: [R] cosines of sentences with crops of the person whom they describe.
+        wrong_scores: [W] cosines of sentences with crops of others.
+        false_match_rate: that share, in (0, 1).
+        num_wrong: wrong pairs in all, where `wrong_scores` holds only the largest (see `largest`).
+
+    Returns:
+        The cut-off is the float32 just above the largest wrong score that must not match: search scores in float32.
+
+    Raises:
+        ValueError: no right pair, or fewer wrong ones than 1 / rate, of which none might match; a rate out of range.
+    """
+    count = len(wrong_scores) if num_wrong is None else num_wrong
+    allowed = num_allowed(count, false_match_rate)
+    if not len(right_scores):
+        raise ValueError("no pair is marked right; mark some, for without them nobody knows what the cut-off hides")
+    if len(wrong_scores) <= allowed:
+        raise ValueError(f"{len(wrong_scores)} wrong scores are too few; keep the largest {allowed + 1}")
+    right, wrong = (np.asarray(scores, dtype=np.float32) for scores in (right_scores, wrong_scores))
+    if not (np.isfinite(right).all() and np.isfinite(wrong).all()):
+        raise ValueError("a score is not finite; was the model trained to its end?")
+    largest_refused = np.partition(wrong, -1 - allowed)[-1 - allowed]
+    threshold = np.nextafter(largest_refused, np.float32(np.inf))
+    num_matching = int((wrong >= threshold).sum())
+    return Calibration(
+        cut_off=float(threshold),
+        asked_rate=false_match_rate,
+        false_match_rate=num_matching / count,
+        interval=clopper_pearson(num_matching, count),
+        match_rate=float((right >= threshold).mean()),
+        num_right=len(right),
+        num_wrong=count,
+    )
+
+
+def num_allowed(num_wrong: int, false_match_rate: float) -> int:
+    """How many of the wrong pairs may match.
+
+    Raises:
+        ValueError: the rate is out of range, or allows none of so few pairs: a cut-off that nobody could tell from one
+            for a smaller rate.
+    """
+    if not 0 < false_match_rate < 1:
+        raise ValueError(f"false-match rate {false_match_rate}: give a share between 0 and 1, such as 0.001")
+    allowed = math.floor(num_wrong * false_match_rate + 1e-9)  # 0.29 * 100 is 28.999...
+    if allowed < 1:
+        needed = math.ceil(1 / false_match_rate - 1e-9)
+        raise ValueError(
+            f"{num_wrong:,} wrong pairs are too few for a false-match rate of {false_match_rate:g}, which needs at"
+            f" least {needed:,}; mark more, or ask for a larger rate"
+        )
+    return allowed
+
+
+def largest(chunks: Iterable[Scores], count: int) -> NDArray[np.float32]:
+    """The `count` largest of many scores, in no order; more than `2 * count` and a chunk are never in memory."""
+    kept = np.empty(0, dtype=np.float32)
+    for chunk in chunks:
+        kept = np.concatenate((kept, chunk.astype(np.float32, copy=False)))
+        if len(kept) > 2 * count:
+            kept = np.partition(kept, -count)[-count:]
+    return np.partition(kept, -count)[-count:] if len(kept) > count else kept
+
+
+def clopper_pearson(num_found: int, num_tried: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The exact binomial interval of a rate (Clopper and Pearson 1934)."""
+    tail, missed = (1 - confidence) / 2, num_tried - num_found
+    low = float(betaincinv(num_found, missed + 1, tail)) if num_found else 0.0
+    high = float(betaincinv(num_found + 1, missed, 1 - tail)) if missed else 1.0
+    return low, high
+
+
+@dataclass(config=STRICT, frozen=True)
+class _File:
+    """What `calibration.json` holds."""
+
+    calibration: Calibration
+    fingerprint: str
+    source: str
+    date: str
+
+
+def save_calibration(folder: Path, calibration: Calibration, *, fingerprint: str, source: str) -> Path:
+    """Keep a calibration in the folder of a gallery or of a run.
+
+    Args:
+        folder: of the gallery or run.
+        calibration: replaces an older one.
+        fingerprint: of the encoder that scored the pairs.
+        source: where the pairs come from, for a reader of the file.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    path = folder / CALIBRATION_FILE
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    content = {
+        "calibration": dataclasses.asdict(calibration), "fingerprint": fingerprint, "source": source, "date": date,
+    }  # fmt: skip
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return path
+
+
+def load_calibration(folder: Path, fingerprint: str) -> Calibration | None:
+    """The calibration in a folder; none where there is none, or, with a warning, where it is another model's.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / CALIBRATION_FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+        file = validate(_File, content, "content")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged ({error}); delete it, or calibrate again: cskt calibrate") from None
+    if file.fingerprint != fingerprint:
+        logger.warning("%s: measured with another model, so no cut-off is set; calibrate again: cskt calibrate", path)
+        return None
+    return file.calibration

@@ -1,0 +1,190 @@
+"""A gallery's manifest and store together, kept in step with what other processes do to them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cskt.embed import Encoder
+from cskt.extras import require
+from cskt.gallery.columns import BUILT_IN, Kind, Value, column_name, convert, infer_kinds
+from cskt.gallery.files import original_path
+from cskt.gallery.filters import All, Comparison, Condition, parse_filter
+from cskt.gallery.manifest import MANIFEST, Manifest, manifest_lock, read_manifest, write_manifest
+from cskt.gallery.store import VectorStore
+
+
+class Contents:
+    """What a gallery holds: the manifest as it was last read, and the store that it names."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.store = open_store(folder, manifest)
+        self._state = _state_of(folder)
+
+    def refresh(self) -> None:
+        """Read the manifest again if another process has changed it.
+
+        Raises:
+            ValueError: the gallery is of another model by now, or gone.
+        """
+        state = _state_of(self.folder)
+        if state == self._state:
+            return
+        manifest = read_manifest(self.folder)
+        if manifest.generation != self.manifest.generation:
+            raise ValueError(f"{self.folder}: was reindexed with another model; open it again")
+        self.store.add_columns(manifest.columns)
+        self.manifest, self._state = manifest, state
+
+    @property
+    def images(self) -> Path | None:
+        """The indexed folder; none before the first indexing."""
+        if self.manifest.images is None:
+            return None
+        return self.folder / self.manifest.images  # an absolute path stays what it is
+
+    def condition(self, where: str | None) -> Condition | None:
+        """A filter, understood; none for none.
+
+        Raises:
+            ValueError: it is not understood.
+        """
+        self.refresh()
+        return parse_filter(where, {**self.manifest.columns, **BUILT_IN}) if where and where.strip() else None
+
+    def settle_images(self, images: str | Path | None) -> Path:
+        """The folder to index, remembered; relative to the gallery where it lies inside it.
+
+        Raises:
+            ValueError: there is none, or it is another than before.
+        """
+        given = None if images is None else Path(images).expanduser().resolve()
+        with manifest_lock(self.folder):
+            self.refresh()
+            before = self.images
+            folder = given or before
+            if folder is None:
+                raise ValueError(f"{self.folder}: has no folder of crops yet; name one: --images FOLDER")
+            if not folder.is_dir():
+                raise ValueError(f"{folder}: no such folder of crops")
+            if before is not None and before.is_dir() and before.resolve() != folder.resolve():
+                raise ValueError(
+                    f"{self.folder}: holds the crops of {before}; make another gallery for {folder}, or index a folder"
+                    " that holds both"
+                )
+            own = self.folder.resolve()
+            settled = folder.resolve().relative_to(own).as_posix() if folder.is_relative_to(own) else str(folder)
+            if settled != self.manifest.images:
+                self._change(images=settled)
+        return folder
+
+    def stated(self, rows: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, Value]]:
+        """Metadata in the form of its columns; columns that are new are made.
+
+        Args:
+            rows: name of a crop -> column as the user calls it -> value.
+
+        Raises:
+            ValueError: a name that can be none, or a value that does not fit its column.
+        """
+        named = {name: {column_name(column): value for column, value in row.items()} for name, row in rows.items()}
+        with manifest_lock(self.folder):
+            self.refresh()
+            kinds: dict[str, Kind] = {**infer_kinds(named.values()), **self.manifest.columns}
+            stated = {
+                name: {
+                    column: converted
+                    for column, value in row.items()
+                    if column in kinds and (converted := convert(value, kinds[column], column)) is not None
+                }
+                for name, row in named.items()
+            }
+            new = {column: kind for column, kind in kinds.items() if column not in self.manifest.columns}
+            if new:
+                self.store.add_columns(new)
+                self._change(columns={**self.manifest.columns, **new})
+        return stated
+
+    def forget_originals(self, digests: set[str]) -> None:
+        """Delete originals that no crop needs any more."""
+        for sha256 in digests:
+            same = All((Comparison("sha256", "=", sha256), Comparison("kept", "=", True)))
+            if not self.store.count(same):
+                original_path(self.folder, sha256).unlink(missing_ok=True)
+
+    def replace_by(self, manifest: Manifest, store: VectorStore) -> None:
+        """Go over to the vectors of another model at once, and drop the old ones."""
+        old = self.manifest
+        self.store.close()
+        self.store = store
+        with manifest_lock(self.folder):
+            self._change(**{name: getattr(manifest, name) for name in ("model", "fingerprint", "embed_dim", "warning")})
+        drop_store(self.folder, old)
+
+    def _change(self, **changes: Any) -> None:
+        """Change the manifest, on disk and here; call it with the manifest's lock held."""
+        self.manifest = replace(self.manifest, **changes)
+        write_manifest(self.folder, self.manifest)
+        self._state = _state_of(self.folder)
+
+
+def check_model(folder: Path, manifest: Manifest, encoder: Encoder) -> None:
+    """See that vectors of this encoder can be compared with those of a gallery.
+
+    Raises:
+        ValueError: another model filled it; says what to do.
+    """
+    if encoder.fingerprint != manifest.fingerprint:
+        raise ValueError(
+            f"{folder}: was filled by another model ({manifest.model.path}, fingerprint {manifest.generation}; this one"
+            f" is {encoder.fingerprint[:12]}); encode its crops anew: cskt reindex {folder} --run MODEL"
+        )
+
+
+def open_store(folder: Path, manifest: Manifest) -> VectorStore:
+    """The store that a manifest names, made where it is missing.
+
+    Raises:
+        ValueError: it cannot be opened, or its address is not understood.
+    """
+    if manifest.store == "lance":
+        from cskt.gallery.lance import open_lance  # noqa: PLC0415  (a second to import)
+
+        return open_lance(_vectors_folder(folder, manifest), manifest.embed_dim, manifest.columns)
+    if manifest.store.startswith("milvus:"):
+        require("milvus", "pymilvus")
+        from cskt.gallery.milvus import open_milvus  # noqa: PLC0415  (a second to import, and an extra)
+
+        return open_milvus(manifest.store, manifest.embed_dim, manifest.columns, manifest.generation)
+    raise ValueError(
+        f"unknown store '{manifest.store}'; expected lance, milvus:FILE.db or milvus://HOST:PORT/COLLECTION"
+    )
+
+
+def drop_store(folder: Path, manifest: Manifest) -> None:
+    """Delete the vectors of a model."""
+    if manifest.store == "lance":
+        shutil.rmtree(_vectors_folder(folder, manifest), ignore_errors=True)
+    else:
+        from cskt.gallery.milvus import drop_milvus  # noqa: PLC0415  (as above)
+
+        drop_milvus(manifest.store, manifest.generation)
+
+
+def _vectors_folder(folder: Path, manifest: Manifest) -> Path:
+    """Where the vectors of a model lie within a gallery; those of another model lie beside them."""
+    return folder / "vectors" / manifest.generation
+
+
+def _state_of(folder: Path) -> tuple[int, int]:
+    """What changes when the manifest is written."""
+    try:
+        state = (folder / MANIFEST).stat()
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: no gallery there; make one: cskt index {folder} --images FOLDER") from None
+    return state.st_mtime_ns, state.st_ino

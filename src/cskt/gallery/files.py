@@ -1,0 +1,156 @@
+"""Image files on their way into a gallery: found, read once, digested, decoded, reduced; and the originals it keeps."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from cskt.data.images import Source, decode_image, resize
+from cskt.model.files import write_atomically
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+THUMBNAIL_SIZE = (160, 256)
+"""Most width and height in pixels."""
+THUMBNAIL_QUALITY = 82
+LONGEST_ID = 512
+ORIGINALS = "originals"
+"""Folder, within a gallery, of files that were handed over."""
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """One image file, read once."""
+
+    pixels: Tensor
+    """[3, H, W] uint8 as the model takes them."""
+    width: int
+    """Of the original, in pixels."""
+    height: int
+    num_bytes: int
+    sha256: str
+    thumbnail: bytes
+
+
+def walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """(path relative to `folder` with `/`, state) of every image file below it, in order; names without a dot in front.
+
+    Links are passed over, so that nothing outside the folder comes in, and no circle is walked.
+
+    Raises:
+        ValueError: a folder cannot be read.
+    """
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        try:
+            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+        except OSError as error:
+            raise ValueError(f"{current}: {error.strerror}; make it readable, or move it away") from None
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        pending += [Path(entry) for entry in reversed(visible) if entry.is_dir(follow_symlinks=False)]
+        for entry in visible:
+            if entry.is_file(follow_symlinks=False) and Path(entry).suffix.lower() in SUFFIXES:
+                yield Path(entry).relative_to(folder).as_posix(), entry.stat(follow_symlinks=False)
+
+
+def bytes_of(source: Source) -> bytes:
+    """The bytes of an image file; of an image in memory, of a PNG that holds it.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, Image.Image):
+        buffer = io.BytesIO()
+        Image.fromarray(decode_image(source)).save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{source}: {error.strerror}") from None
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def prepare(data: bytes, height: int, width: int) -> ReadImage:
+    """Decode an image file once, for the model, the thumbnail and the record.
+
+    Args:
+        data: its bytes.
+        height, width: size that the model takes, in pixels.
+
+    Raises:
+        ValueError: it cannot be read; see `cskt.data.images.decode_image`.
+    """
+    pixels = decode_image(data)
+    return ReadImage(
+        pixels=resize(pixels, height, width),
+        width=pixels.shape[1],
+        height=pixels.shape[0],
+        num_bytes=len(data),
+        sha256=digest(data),
+        thumbnail=draw_thumbnail(pixels),
+    )
+
+
+def draw_thumbnail(pixels: NDArray[np.uint8]) -> bytes:
+    """A small JPEG of [h, w, 3] pixels; the aspect ratio is kept."""
+    image = Image.fromarray(pixels)
+    image.thumbnail(THUMBNAIL_SIZE, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)
+    return buffer.getvalue()
+
+
+def check_image_id(image_id: str) -> str:
+    """See that a name can stand for a crop in every store, address and table.
+
+    Raises:
+        ValueError: it is empty, too long, or looks like a path to elsewhere.
+    """
+    parts = PurePosixPath(image_id).parts
+    wrong = (
+        not image_id
+        or len(image_id) > LONGEST_ID
+        or image_id.startswith("/")
+        or "\\" in image_id
+        or "/".join(parts) != image_id
+        or any(part == ".." for part in parts)
+        or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in image_id)
+    )
+    if wrong:
+        raise ValueError(
+            f"{image_id[:80]!r} is no name for a crop; expected 1 to {LONGEST_ID} letters such as cam3/0001.jpg: no"
+            " '..', '\\', leading or double '/', control characters"
+        )
+    return image_id
+
+
+def original_path(gallery: Path, sha256: str) -> Path:
+    """Where a gallery keeps a file that was handed over; named by its content, so no name from outside is a path."""
+    return gallery / ORIGINALS / sha256[:2] / sha256
+
+
+def keep_original(gallery: Path, data: bytes, sha256: str) -> None:
+    """Keep a file, whole or not at all; one that is kept already is left alone.
+
+    Raises:
+        ValueError: the disk is full, the folder is read-only, ...
+    """
+    path = original_path(gallery, sha256)
+    if not path.is_file():
+        write_atomically(path, lambda temporary: temporary.write_bytes(data))

@@ -1,0 +1,184 @@
+"""What changes a gallery: a folder indexed, crops handed over or removed, all of them encoded by another model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cskt.data.images import Source
+from cskt.embed import Encoder
+from cskt.gallery.columns import Value
+from cskt.gallery.contents import Contents, open_store
+from cskt.gallery.files import check_image_id, keep_original, original_path, walk
+from cskt.gallery.indexing import IndexReport, Pending, Progress, fill, restate
+from cskt.gallery.manifest import ModelSource
+from cskt.gallery.store import CropFacts, FileState, VectorStore
+
+AT_ONCE = 1000
+"""Crops whose facts are held at a time."""
+
+
+def index_folder(
+    contents: Contents,
+    encoder: Encoder,
+    images: str | Path | None,
+    metadata: Mapping[str, Mapping[str, object]],
+    *,
+    prune: bool,
+    on_progress: Progress | None,
+) -> IndexReport:
+    """Bring a gallery up to date with a folder; see `Gallery.index`."""
+    started = time.monotonic()
+    folder = contents.settle_images(images)
+    stated = contents.stated(metadata)
+    found = {name: (state.st_size, state.st_mtime_ns) for name, state in walk(folder)}
+    known = contents.store.files()
+    report = IndexReport()
+    pending: list[Pending] = []
+    same: dict[str, int] = {}
+    for name, (num_bytes, modified_ns) in found.items():
+        before = known.get(name)
+        try:
+            check_image_id(name)
+        except ValueError as error:
+            report.unreadable.append((ascii(name), str(error)))
+            continue
+        if before is not None and before.kept:
+            report.unreadable.append((name, "a crop of this name was handed over; remove it first"))
+        elif before is not None and (before.num_bytes, before.modified_ns) == (num_bytes, modified_ns):
+            same[name] = modified_ns
+        else:
+            pending.append(Pending(name, folder / name, modified_ns, False, stated.get(name, {}), before))
+    report.updated = _restate_unchanged(contents.store, same, stated)
+    report.unchanged = len(same) - report.updated
+    fill(contents.store, encoder, _with_old_metadata(contents.store, pending), report, on_progress=on_progress)
+    vanished = [name for name, state in known.items() if not state.kept and name not in found]
+    if prune and vanished:
+        if not found:
+            raise ValueError(
+                f"{folder}: holds no image; not removing all {len(vanished)} crops for that; is it mounted?"
+            )
+        report.removed = contents.store.delete(vanished)
+    else:
+        report.vanished = len(vanished)
+    if pending or report.removed or report.updated:
+        contents.store.compact()
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def add_crops(
+    contents: Contents,
+    encoder: Encoder,
+    images: Sequence[Source | str],
+    image_ids: Sequence[str],
+    metadata: Sequence[Mapping[str, object]] | None,
+) -> IndexReport:
+    """Take crops that are handed over; see `Gallery.add`."""
+    started = time.monotonic()
+    if len(images) != len(image_ids) or (metadata is not None and len(metadata) != len(images)):
+        raise ValueError(f"{len(images)} images with {len(image_ids)} names; give one name, and one row, for each")
+    if len(set(map(check_image_id, image_ids))) < len(image_ids):
+        raise ValueError("a name occurs twice; give every crop its own")
+    before = contents.store.get(image_ids)
+    if taken := next((name for name, facts in before.items() if not facts.kept), None):
+        raise ValueError(f"{taken}: the name of an indexed file; give the crop another")
+    stated = contents.stated(dict(zip(image_ids, metadata or [{}] * len(images), strict=True)))
+    pending = []
+    for image, name in zip(images, image_ids, strict=True):
+        old = before.get(name)
+        known = FileState(old.num_bytes, old.modified_ns, old.sha256, old.kept) if old else None
+        values = {**(old.metadata if old else {}), **stated[name]}
+        pending.append(Pending(name, Path(image) if isinstance(image, str) else image, 0, True, values, known))
+    report = IndexReport()
+    fill(contents.store, encoder, pending, report, keep=lambda data, sha: keep_original(contents.folder, data, sha))
+    contents.forget_originals({facts.sha256 for facts in before.values()})
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def remove_crops(contents: Contents, image_ids: Sequence[str]) -> int:
+    """Remove crops by name; see `Gallery.remove`."""
+    contents.refresh()
+    before = contents.store.get(image_ids)
+    removed = contents.store.delete(image_ids)
+    contents.forget_originals({facts.sha256 for facts in before.values() if facts.kept})
+    return removed
+
+
+def reindex(
+    contents: Contents, encoder: Encoder, model: ModelSource, *, drop_unreadable: bool, on_progress: Progress | None
+) -> IndexReport:
+    """Encode every crop with another model, beside the old vectors; see `Gallery.reindex`."""
+    started = time.monotonic()
+    contents.refresh()
+    if encoder.fingerprint == contents.manifest.fingerprint:
+        raise ValueError(f"{contents.folder}: holds the vectors of {model.path} already; nothing to do")
+    manifest = contents.manifest.with_model(encoder, model)
+    store = open_store(contents.folder, manifest)
+    report = IndexReport()
+    for _ in range(2):  # once for all crops, once more for those that came meanwhile
+        pending, report.unchanged = _not_yet_in(store, contents)
+        report.unreadable = []
+        fill(store, encoder, pending, report, on_progress=on_progress)
+    if report.unreadable and not drop_unreadable:
+        name, reason = report.unreadable[0]
+        store.close()
+        raise ValueError(
+            f"{contents.folder}: {len(report.unreadable)} crops cannot be encoded anew, the first is {name}: {reason};"
+            " put them back, or drop them from the gallery with --prune; it answers with the old model until then"
+        )
+    gone = store.files().keys() - contents.store.files().keys()
+    store.delete(list(gone))
+    store.compact()
+    report.removed = len(report.unreadable)
+    contents.replace_by(manifest, store)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _not_yet_in(store: VectorStore, contents: Contents) -> tuple[list[Pending], int]:
+    """The crops of a gallery that `store` does not hold in their present state, and how many it does hold."""
+    old, new = contents.store.files(), store.files()
+    missing = [name for name, state in old.items() if new.get(name) != state]
+    root = contents.images or contents.folder
+    pending = []
+    for start in range(0, len(missing), AT_ONCE):
+        for name, facts in contents.store.get(missing[start : start + AT_ONCE]).items():
+            path = original_path(contents.folder, facts.sha256) if facts.kept else root / name
+            pending.append(Pending(name, path, facts.modified_ns, facts.kept, facts.metadata, None))
+    return pending, len(old) - len(missing)
+
+
+def _with_old_metadata(store: VectorStore, pending: Sequence[Pending]) -> list[Pending]:
+    """A changed file keeps what was known of its crop and is not said anew."""
+    replaced = [item.image_id for item in pending if item.known is not None]
+    old: dict[str, CropFacts] = {}
+    for start in range(0, len(replaced), AT_ONCE):
+        old |= store.get(replaced[start : start + AT_ONCE])
+    return [
+        replace(item, metadata={**old[item.image_id].metadata, **item.metadata}) if item.image_id in old else item
+        for item in pending
+    ]
+
+
+def _restate_unchanged(
+    store: VectorStore, unchanged: Mapping[str, int], stated: Mapping[str, Mapping[str, Value]]
+) -> int:
+    """Store the metadata of unchanged files where it differs; how many there were.
+
+    Args:
+        unchanged: name -> nanoseconds since 1970 at which the file was last changed.
+        stated: name -> new metadata.
+    """
+    names, num_updated = [name for name in stated if name in unchanged], 0
+    for start in range(0, len(names), AT_ONCE):
+        facts = store.get(names[start : start + AT_ONCE])
+        rows = {name: {**known.metadata, **stated[name]} for name, known in facts.items()}
+        changes = {
+            name: (row, unchanged[name]) for name, row in rows.items() if row != dict(facts[name].metadata)
+        }  # fmt: skip
+        num_updated += restate(store, changes)
+    return num_updated

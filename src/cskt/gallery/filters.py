@@ -1,0 +1,271 @@
+"""Filters such as `camera = 'c3' AND time > '2026-01-01'`: text in, a small tree of conditions out.
+
+    column = | != | <> | < | <= | > | >=  literal          column [NOT] IN (literal, ...)
+    column [NOT] BETWEEN literal AND literal               column [NOT] LIKE 'text with %'
+    column IS [NOT] NULL                                   AND   OR   NOT   ( )
+
+The text never reaches a store. It is cut into tokens, of which only those above pass; sqlglot parses them; what it
+found is walked and anything but these forms is refused. A store compiles the tree to its own language.
+
+A crop without a value in a column fulfils no condition on that column but IS NULL, negated ones included: NOT is
+pushed down to the leaves here, so that no store has to negate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from sqlglot import Token, TokenType, exp
+from sqlglot.dialects.dialect import Dialect
+from sqlglot.errors import SqlglotError
+
+from cskt.config import nearest
+from cskt.gallery.columns import Kind, Value, convert
+
+Operator: TypeAlias = Literal["=", "!=", "<", "<=", ">", ">="]
+
+LONGEST_FILTER = 2000
+"""Characters."""
+MOST_ENTRIES = 100
+"""Literals in one IN (...)."""
+DEEPEST = 20
+"""Parentheses within parentheses, NOTs included."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The crop's value stands in this relation to another; text and times are ordered by code point."""
+
+    column: str
+    operator: Operator
+    value: Value
+
+
+@dataclass(frozen=True)
+class Membership:
+    """The crop's value is one of several; negated: it has a value and that is none of them."""
+
+    column: str
+    values: tuple[Value, ...]
+    negated: bool = False
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The crop's text is made of these parts in this order with any text between them; case counts.
+
+    `LIKE 'a%b'` has the parts `a` and `b`: it starts with the first and ends with the last, which may be empty. A
+    pattern without `%` has one part, the whole text. No other character has a meaning of its own, `_` included.
+    """
+
+    column: str
+    parts: tuple[str, ...]
+    negated: bool = False
+
+
+@dataclass(frozen=True)
+class Missing:
+    """The crop has no value in the column; negated: it has one."""
+
+    column: str
+    negated: bool = False
+
+
+@dataclass(frozen=True)
+class All:
+    """Every one of two or more conditions holds."""
+
+    conditions: tuple[Condition, ...]
+
+
+@dataclass(frozen=True)
+class Any_:  # noqa: N801  typing has taken the better name
+    """At least one of two or more conditions holds."""
+
+    conditions: tuple[Condition, ...]
+
+
+Condition: TypeAlias = Comparison | Membership | Pattern | Missing | All | Any_
+
+_WORDS = frozenset(["AND", "OR", "NOT", "IN", "BETWEEN", "LIKE", "IS", "NULL", "TRUE", "FALSE"])
+_SYMBOLS = frozenset(["=", "!=", "<>", "<", "<=", ">", ">=", "(", ")", ",", "-"])
+_LITERALS = (TokenType.STRING, TokenType.NUMBER)
+_OPERATORS: dict[type[exp.Expr], Operator] = {
+    exp.EQ: "=", exp.NEQ: "!=", exp.LT: "<", exp.LTE: "<=", exp.GT: ">", exp.GTE: ">=",
+}  # fmt: skip
+_PARTS = frozenset(["this", "expression", "expressions", "low", "high", "negate"])
+"""What sqlglot says of a leaf, as far as it is understood here; `field`, `escape`, `symmetric` and the like are not."""
+_OPPOSITE: dict[Operator, Operator] = {"=": "!=", "!=": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
+_ALLOWED = "a filter is column = 'text', <, >, IN (1, 2), BETWEEN 1 AND 2, LIKE 'a%', IS NULL, joined by AND, OR, NOT"
+
+
+def parse_filter(text: str, columns: Mapping[str, Kind]) -> Condition:
+    """The conditions that a filter sets.
+
+    Args:
+        text: as in the grammar above; names of columns and words of the grammar in any case.
+        columns: what may be filtered by: the gallery's own columns and `BUILT_IN`.
+
+    Returns:
+        A tree without NOT; its literals have the kind of their column.
+
+    Raises:
+        ValueError: anything else, in one line that says what is allowed.
+    """
+    if len(text) > LONGEST_FILTER:
+        raise ValueError(f"the filter has {len(text):,} characters; at most {LONGEST_FILTER:,} are read")
+    dialect = Dialect()  # plain SQL: '' is the only escape, a backslash is a backslash
+    try:
+        tokens = _checked_tokens(dialect.tokenize(text), text, columns)
+        statements = dialect.parser().parse(tokens, text)
+        if len(statements) != 1 or statements[0] is None:
+            raise _refusal("it is empty")
+        return _Walk(columns).condition(statements[0], negated=False)
+    except SqlglotError:
+        raise _refusal("a quote, a parenthesis or a word is missing or out of place") from None
+    except RecursionError:
+        raise _refusal("it is nested too deeply") from None
+
+
+def _checked_tokens(tokens: Sequence[Token], text: str, columns: Mapping[str, Kind]) -> list[Token]:
+    """The tokens, if all belong to the grammar; names of columns are marked as such, so that none is a keyword."""
+    if not tokens:
+        raise _refusal("it is empty")
+    checked: list[Token] = []
+    depth = nots = end = 0
+    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+        written = text[token.start : token.end + 1]
+        depth += {"(": 1, ")": -1}.get(written, 0)
+        nots = nots + 1 if written.upper() == "NOT" else 0
+        if depth + nots > DEEPEST:
+            raise _refusal(f"it is nested deeper than {DEEPEST}")
+        if text[end : token.start].strip():
+            raise _refusal("comments are not read")
+        end = token.end + 1
+        if token.token_type in _LITERALS or written.upper() in _WORDS or written in _SYMBOLS:
+            checked.append(token)
+        elif token.token_type == TokenType.IDENTIFIER or written.isidentifier():
+            if following and following.token_type == TokenType.L_PAREN and token.text.lower() not in columns:
+                raise _refusal(f"{_shown(written)} looks like a function, and there are none")
+            name = _column(token.text, columns)  # in double quotes or bare
+            checked.append(Token(TokenType.IDENTIFIER, name, start=token.start, end=token.end))
+        else:
+            raise _refusal(f"{_shown(written)} is not read")
+    if text[end:].strip():
+        raise _refusal("comments are not read")
+    return checked
+
+
+def _column(name: str, columns: Mapping[str, Kind]) -> str:
+    if name.lower() in columns:
+        return name.lower()
+    raise ValueError(
+        f"no column {_shown(name)} to filter by; {nearest(name.lower(), list(columns))} (text stands in single quotes)"
+    )
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """From sqlglot's tree to ours; whatever has no branch here is refused."""
+
+    columns: Mapping[str, Kind]
+
+    def condition(self, node: exp.Expr, negated: bool) -> Condition:
+        if isinstance(node, exp.Paren):
+            return self.condition(node.this, negated)
+        if isinstance(node, exp.Not):
+            return self.condition(node.this, not negated)
+        if isinstance(node, exp.And | exp.Or):
+            conditions = tuple(self.condition(part, negated) for part in _chain(node))
+            # De Morgan: NOT (a AND b) is NOT a OR NOT b.
+            return All(conditions) if isinstance(node, exp.And) != negated else Any_(conditions)
+        return self.leaf(node, negated)
+
+    def leaf(self, node: exp.Expr, negated: bool) -> Condition:
+        if not isinstance(node, (*_OPERATORS, exp.In, exp.Between, exp.Like, exp.Is)):
+            raise _refusal(f"{_shown(node.sql())} is no condition")
+        if any(value for part, value in node.args.items() if part not in _PARTS):
+            raise _refusal(f"{_shown(node.sql())} says more than a filter can")
+        negated = negated != bool(node.args.get("negate"))  # NOT LIKE, in some versions of sqlglot
+        column = self.column(node.this)
+        if isinstance(node, exp.Is):
+            if not isinstance(node.expression, exp.Null):
+                raise _refusal(f"IS is followed by NULL or NOT NULL; otherwise write {column} = ...")
+            return Missing(column, negated)
+        if isinstance(node, exp.In):
+            entries = node.expressions
+            if not entries or len(entries) > MOST_ENTRIES:
+                raise _refusal(f"IN takes 1 to {MOST_ENTRIES} literals in parentheses, found {len(entries)}")
+            return Membership(column, tuple(self.literal(entry, column) for entry in entries), negated)
+        if isinstance(node, exp.Like):
+            return Pattern(column, self.parts(node.expression, column), negated)
+        if isinstance(node, exp.Between):
+            self.check_order(column)
+            low, high = (self.literal(node.args[end], column) for end in ("low", "high"))
+            if negated:
+                return Any_((Comparison(column, "<", low), Comparison(column, ">", high)))
+            return All((Comparison(column, ">=", low), Comparison(column, "<=", high)))
+        operator = _OPERATORS[type(node)]
+        if operator not in ("=", "!="):
+            self.check_order(column)
+        return Comparison(column, _OPPOSITE[operator] if negated else operator, self.literal(node.expression, column))
+
+    def column(self, node: exp.Expr) -> str:
+        if isinstance(node, exp.Column) and not node.table:
+            return node.name
+        raise _refusal(f"{_shown(node.sql())} stands where a column must")
+
+    def check_order(self, column: str) -> None:
+        if self.columns[column] == "boolean":
+            raise _refusal(f"column '{column}' is true or false and has no order; write {column} = true")
+
+    def parts(self, node: exp.Expr, column: str) -> tuple[str, ...]:
+        if self.columns[column] != "text":
+            raise _refusal(f"LIKE is for columns of text, column '{column}' is a {self.columns[column]}")
+        first, *rest = str(self.literal(node, column, may_be_empty=True)).split("%")
+        return (first, *(part for part in rest[:-1] if part), *rest[-1:])
+
+    def literal(self, node: exp.Expr, column: str, *, may_be_empty: bool = False) -> Value:
+        """A literal in the column's kind, written as that kind is written: text and times in quotes."""
+        kind = self.columns[column]
+        if isinstance(node, exp.Null):
+            raise _refusal(f"nothing compares with NULL; write {column} IS NULL")
+        number = node.this if isinstance(node, exp.Neg) else node
+        if isinstance(node, exp.Boolean) and kind == "boolean":
+            return bool(node.this)
+        if isinstance(node, exp.Literal) and node.is_string and kind in ("text", "time"):
+            raw: str = node.this
+        elif isinstance(number, exp.Literal) and not number.is_string and kind == "number":
+            raw = f"-{number.this}" if isinstance(node, exp.Neg) else number.this
+        else:
+            form = {"number": "a number", "boolean": "true or false"}.get(kind, f"a {kind} in single quotes")
+            raise _refusal(f"column '{column}' compares with {form}, not with {_shown(node.sql())}")
+        value = convert(raw, kind, column)
+        if value is None and may_be_empty:
+            return raw
+        if value is None:
+            raise _refusal(f"column '{column}' never holds an empty text; write {column} IS NULL")
+        return value
+
+
+def _chain(node: exp.Expr) -> Iterator[exp.Expr]:
+    """The parts of a AND b AND c, which sqlglot nests to the left; of OR likewise."""
+    right: list[exp.Expr] = []
+    kind = type(node)
+    while type(node) is kind:
+        right.append(node.expression)
+        node = node.this
+    yield node
+    yield from reversed(right)
+
+
+def _refusal(reason: str) -> ValueError:
+    return ValueError(f"the filter is not understood: {reason}; {_ALLOWED}")
+
+
+def _shown(text: str) -> str:
+    """A piece of the filter in an error: one line of bearable length."""
+    shown = repr(text)
+    return shown if len(shown) <= 60 else f"{shown[:56]}...{shown[-1]}"

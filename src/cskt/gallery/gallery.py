@@ -1,0 +1,408 @@
+"""`Gallery`: crops indexed once, searched by sentence, picture or both.
+
+with cskt.Gallery.open("my-gallery") as gallery:
+    hits = gallery.search("a woman in a red coat", k=10, where="camera = 'c3'", min_score=0.2)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from cskt.config import nearest
+from cskt.data.images import Source
+from cskt.embed import Encoder
+from cskt.explain import Explanation
+from cskt.explain import explain as explain_crop
+from cskt.gallery.answers import HISTOGRAM_EDGES, Group, Histogram, grouped, hits_of, merged
+from cskt.gallery.calibration import load_calibration, save_calibration
+from cskt.gallery.columns import Kind
+from cskt.gallery.contents import Contents, check_model, open_store
+from cskt.gallery.files import original_path
+from cskt.gallery.filling import add_crops, index_folder, reindex, remove_crops
+from cskt.gallery.filters import Condition
+from cskt.gallery.indexing import IndexReport, Progress
+from cskt.gallery.manifest import MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
+from cskt.gallery.queries import Query, encode_queries
+from cskt.gallery.store import CropFacts, Facet, Found
+from cskt.types import Hit
+
+MOST_HITS = 10_000
+"""Best crops that one search may look at, those before `offset` included."""
+NO_CUT_OFF = -1.0
+"""As `min_score`: every crop may answer, also where a cut-off was calibrated."""
+
+
+class UnknownCropError(ValueError):
+    """No crop of that name is in the gallery."""
+
+
+class Gallery:
+    """A folder that holds vectors, thumbnails and metadata of crops. Make one with `create` or `open`.
+
+    Searching is safe from several threads, beside writers in this and in other processes.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, encoder: Encoder | None, device: str | None) -> None:
+        self.folder = folder
+        self._contents = Contents(folder, manifest)
+        self._device = device
+        self._encoder = encoder
+        self._loading = threading.Lock()
+        self._read_cut_off()
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        encoder: Encoder,
+        model: str | ModelSource,
+        *,
+        store: str = "lance",
+    ) -> Gallery:
+        """Make an empty gallery.
+
+        Args:
+            folder: made if it is missing.
+            encoder: the model that will fill it.
+            model: where the encoder was loaded from, so that `open` can load it again.
+            store: `lance`, files in the folder; or `milvus://HOST:PORT/COLLECTION`, `milvus:FILE.db`.
+
+        Raises:
+            ValueError: a gallery or something else is there, or the store cannot be reached.
+        """
+        folder = Path(folder)
+        if folder.is_dir() and any(folder.iterdir()):
+            there = "a gallery already" if (folder / MANIFEST).is_file() else "not empty, and no gallery"
+            raise ValueError(f"{folder}: {there}; name another folder")
+        source = model if isinstance(model, ModelSource) else ModelSource(model)
+        manifest = Manifest.of(encoder, source, store)
+        open_store(folder, manifest).close()
+        write_manifest(folder, manifest)
+        _take_over_calibration(folder, manifest)
+        return cls(folder, manifest, encoder, None)
+
+    @classmethod
+    def open(cls, folder: str | Path, *, encoder: Encoder | None = None, device: str | None = None) -> Gallery:
+        """Open a gallery; its model is loaded when first needed.
+
+        Args:
+            folder: where `create` or `cskt index` made it.
+            encoder: the gallery's model, if it is loaded already.
+            device: where to compute; the best one here if empty.
+
+        Raises:
+            ValueError: no gallery there, one of a newer version, or one that another model filled.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        if encoder is not None:
+            check_model(folder, manifest, encoder)
+        return cls(folder, manifest, encoder, device)
+
+    def __enter__(self) -> Gallery:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+        self._contents.store.close()
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the gallery is made of."""
+        return self._contents.manifest
+
+    @property
+    def encoder(self) -> Encoder:
+        """The model of this gallery.
+
+        Raises:
+            ValueError: it cannot be loaded, or is not the one that filled the gallery.
+        """
+        with self._loading:
+            if self._encoder is None:
+                encoder = self.manifest.model.load(self._device)
+                check_model(self.folder, self.manifest, encoder)
+                self._encoder = encoder
+            return self._encoder
+
+    @property
+    def columns(self) -> dict[str, Kind]:
+        """Metadata columns and what they hold."""
+        self._contents.refresh()
+        return dict(self._contents.manifest.columns)
+
+    def count(self, where: str | None = None) -> int:
+        """Number of crops, of all or of those that fulfil a filter."""
+        return self._contents.store.count(self._contents.condition(where))
+
+    def facets(self) -> dict[str, Facet]:
+        """The values of the metadata columns, for building filters."""
+        return self._contents.store.facets(self.columns)
+
+    # Filling
+
+    def index(
+        self,
+        images: str | Path | None = None,
+        *,
+        metadata: Mapping[str, Mapping[str, object]] | None = None,
+        prune: bool = False,
+        on_progress: Progress | None = None,
+    ) -> IndexReport:
+        """Bring the gallery up to date with a folder of crops: new files are added, changed ones replaced.
+
+        Args:
+            images: the folder; where the gallery has one, that one. It may have moved, but not become another.
+            metadata: path within the folder -> column -> value; columns that are not named keep their values.
+            prune: remove crops whose file is gone; they are only counted otherwise.
+            on_progress: called with (images done, images to encode) as they are committed.
+
+        Raises:
+            ValueError: no such folder, another folder than before, or a value that does not fit its column.
+        """
+        return index_folder(
+            self._contents, self.encoder, images, metadata or {}, prune=prune, on_progress=on_progress
+        )  # fmt: skip
+
+    def add(
+        self,
+        images: Sequence[Source | str],
+        image_ids: Sequence[str],
+        metadata: Sequence[Mapping[str, object]] | None = None,
+    ) -> IndexReport:
+        """Hand crops over, from a detector for instance; the gallery keeps the originals, named by their content.
+
+        Args:
+            images: paths, opened images, or bytes of image files.
+            image_ids: a name for each; a crop of that name is replaced.
+            metadata: column -> value for each.
+
+        Raises:
+            ValueError: a name that can be none, one of an indexed file, or a value that does not fit its column.
+        """
+        return add_crops(self._contents, self.encoder, images, image_ids, metadata)
+
+    def remove(self, image_ids: Sequence[str]) -> int:
+        """Remove crops, and the originals that the gallery kept of them; files of the indexed folder are not touched.
+
+        Returns:
+            How many were there.
+        """
+        return remove_crops(self._contents, image_ids)
+
+    def reindex(
+        self,
+        encoder: Encoder,
+        model: str | ModelSource,
+        *,
+        prune: bool = False,
+        on_progress: Progress | None = None,
+    ) -> IndexReport:
+        """Encode every crop anew with another model, and keep what is known of it.
+
+        The old vectors answer until all new ones are there; an interrupted reindexing goes on where it stopped. Other
+        programs that have the gallery open must open it again.
+
+        Args:
+            encoder: the new model.
+            model: where it was loaded from.
+            prune: drop crops whose file cannot be read any more.
+            on_progress: see `index`.
+
+        Raises:
+            ValueError: the gallery is of this model already, or crops cannot be read and `prune` is not set.
+        """
+        source = model if isinstance(model, ModelSource) else ModelSource(model)
+        report = reindex(self._contents, encoder, source, drop_unreadable=prune, on_progress=on_progress)
+        self._encoder = encoder
+        _take_over_calibration(self.folder, self.manifest)
+        self._read_cut_off()
+        return report
+
+    # Searching
+
+    def search(
+        self,
+        text: str | None = None,
+        k: int = 10,
+        *,
+        image: Source | str | None = None,
+        like: str | None = None,
+        exclude: Sequence[str] = (),
+        text_weight: float = 1.0,
+        image_weight: float = 1.0,
+        exclude_weight: float = 0.5,
+        where: str | None = None,
+        min_score: float | None = None,
+        group_by: str | None = None,
+        offset: int = 0,
+    ) -> list[Hit]:
+        """The best crops for a sentence, a picture, or both; see `Query` for what the parts mean.
+
+        Args:
+            text: what the person looks like.
+            k: most crops to return.
+            image: a picture to find more of.
+            like: name of a crop of this gallery to find more of.
+            exclude: sentences to move away from.
+            text_weight, image_weight, exclude_weight: see `Query`.
+            where: a filter on metadata, such as "camera = 'c3' and time > '2026-01-01'"; see `cskt.gallery.filters`.
+            min_score: crops that score less do not answer. If empty, the calibrated cut-off, where there is one; -1
+                lets all answer.
+            group_by: a column; of crops with one value in it, only the best answers.
+            offset: best crops to pass over.
+
+        Returns:
+            Best first; equal scores in the order of their names.
+
+        Raises:
+            ValueError: nothing to look for, k out of range, a filter that is not understood, no such column or crop.
+        """
+        source = Path(image) if isinstance(image, str) else image
+        query = Query(text, source, like, tuple(exclude), text_weight, image_weight, exclude_weight)
+        return self.search_many(
+            [query], k, where=where, min_score=min_score, group_by=group_by, offset=offset
+        )[0]  # fmt: skip
+
+    def search_many(
+        self,
+        queries: Sequence[Query],
+        k: int = 10,
+        *,
+        where: str | None = None,
+        min_score: float | None = None,
+        group_by: str | None = None,
+        offset: int = 0,
+    ) -> list[list[Hit]]:
+        """`search` for several queries at once."""
+        self._check_search(k, offset, where, group_by)
+        vectors = self.encode(queries)
+        return self.search_vectors(vectors, k, where=where, min_score=min_score, group_by=group_by, offset=offset)
+
+    def encode(self, queries: Sequence[Query]) -> Tensor:
+        """[Q, D] unit vectors of queries: the costly half of a search."""
+
+        def vector_of(image_id: str) -> Tensor:
+            vector = self._contents.store.vectors([image_id]).get(image_id)
+            if vector is None:
+                raise UnknownCropError(f"{image_id}: no such crop in {self.folder}")
+            return torch.from_numpy(vector)
+
+        return encode_queries(self.encoder, queries, vector_of)
+
+    def search_vectors(
+        self,
+        vectors: Tensor,
+        k: int = 10,
+        *,
+        where: str | None = None,
+        min_score: float | None = None,
+        group_by: str | None = None,
+        offset: int = 0,
+    ) -> list[list[Hit]]:
+        """`search` for vectors [Q, D] of `encode`."""
+        condition = self._check_search(k, offset, where, group_by)
+        cut_off = self.cut_off if min_score is None else min_score
+        lowest = NO_CUT_OFF if cut_off is None else cut_off
+        wanted = k + offset
+        if group_by is None:
+            answers = [
+                [Group(crop, 1) for crop in found] for found in self._contents.store.search(vectors, wanted, condition)
+            ]
+        else:
+            answers = [self._grouped(row, wanted, condition, group_by) for row in vectors[:, None]]
+        return [hits_of(groups, lowest, offset) for groups in answers]
+
+    def _grouped(self, vector: Tensor, wanted: int, condition: Condition | None, column: str) -> list[Group]:
+        def search(depth: int) -> list[Found]:
+            return self._contents.store.search(vector, depth, condition)[0]
+
+        return grouped(search, wanted, column, MOST_HITS)
+
+    def histogram(self, vector: Tensor, *, where: str | None = None, num_bins: int = 40) -> Histogram:
+        """How the scores of all crops, or of those that fulfil a filter, are spread for a vector [D] of `encode`."""
+        return merged(
+            self._contents.store.histogram(vector, HISTOGRAM_EDGES, self._contents.condition(where)), num_bins
+        )
+
+    def explain(self, image_id: str, text: str) -> Explanation:
+        """Which parts of a crop speak for a sentence and for each of its words; see `cskt.explain`.
+
+        Raises:
+            ValueError: no such crop, or its original is gone.
+        """
+        return explain_crop(self.encoder, self.original(image_id), text)
+
+    # Single crops
+
+    def crop(self, image_id: str) -> CropFacts:
+        """What is known of a crop.
+
+        Raises:
+            UnknownCropError: it is not there.
+        """
+        self._contents.refresh()
+        facts = self._contents.store.get([image_id]).get(image_id)
+        if facts is None:
+            raise UnknownCropError(f"{image_id}: no such crop in {self.folder}")
+        return facts
+
+    def thumbnail(self, image_id: str) -> bytes:
+        """A small JPEG of a crop.
+
+        Raises:
+            UnknownCropError: it is not there.
+        """
+        thumbnail = self._contents.store.thumbnail(image_id)
+        if thumbnail is None:
+            raise UnknownCropError(f"{image_id}: no such crop in {self.folder}")
+        return thumbnail
+
+    def original(self, image_id: str) -> Path:
+        """The file of a crop: in the indexed folder or in the gallery's own, nowhere else.
+
+        Raises:
+            UnknownCropError: there is no such crop.
+            ValueError: its file is gone.
+        """
+        facts = self.crop(image_id)
+        if facts.kept:
+            root, path = self.folder, original_path(self.folder, facts.sha256)
+        else:
+            root = self._contents.images or self.folder
+            path = root / facts.image_id
+        if not path.resolve().is_relative_to(root.resolve()) or not path.is_file():
+            raise ValueError(f"{image_id}: its file is gone; put it back, or index again with --prune")
+        return path
+
+    def _read_cut_off(self) -> None:
+        """`cut_off`: the calibrated one of this model, if there is one."""
+        calibration = load_calibration(self.folder, self.manifest.fingerprint)
+        self.cut_off = None if calibration is None else calibration.cut_off
+
+    def _check_search(self, k: int, offset: int, where: str | None, group_by: str | None) -> Condition | None:
+        if k < 1 or offset < 0 or k + offset > MOST_HITS:
+            raise ValueError(f"k is {k} with offset {offset}; give k of at least 1, and at most {MOST_HITS} together")
+        condition = self._contents.condition(where)
+        columns = self._contents.manifest.columns
+        if group_by is not None and group_by not in columns:
+            raise ValueError(f"unknown column '{group_by}' to group by: {nearest(group_by, list(columns))}")
+        return condition
+
+
+def _take_over_calibration(folder: Path, manifest: Manifest) -> None:
+    """Let a gallery have the cut-off that was measured for the run that fills it, if there is one."""
+    calibration = load_calibration(Path(manifest.model.path), manifest.fingerprint)
+    if calibration is not None:
+        save_calibration(folder, calibration, fingerprint=manifest.fingerprint, source=manifest.model.path)

@@ -1,0 +1,294 @@
+"""A gallery's crops in a LanceDB table in its folder, searched exactly in memory.
+
+Each write makes a new version of the table, whole or not at all, and lasts through a kill at any moment. A reader pins
+one version and takes filter, vectors and facts of a search from it, so that no search mixes two. Before each search it
+asks for the latest version (a listing of a folder, under a millisecond); where there is a newer one it compares the ids
+of the rows and reads only what is new.
+
+Vectors stand in memory once, in bfloat16 (`matrix`), without names: a search finds there the few rows that may be among
+the best, and only those are read from disk and scored again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow.compute as pc
+from filelock import FileLock
+from lancedb.index import BTree, IvfSq
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cskt.gallery.columns import Kind, Value
+from cskt.gallery.filters import Condition
+from cskt.gallery.lance_rows import (
+    PREFIX,
+    metadata_fields,
+    names_sql,
+    plain,
+    schema,
+    to_facts,
+    to_rows,
+    to_sql,
+    to_vectors,
+)
+from cskt.gallery.lance_search import Loaded, Version, by_index, rescored
+from cskt.gallery.store import MOST_FACET_VALUES, Crop, CropFacts, Facet, FileState, Found
+
+TABLE = "crops"
+LOCK = "write.lock"
+MATRIX_LIMIT = 4_000_000
+"""Most crops searched in memory: 4 GB at 512 dimensions."""
+MOST_NAMES = 1000
+"""Names in one question to the table."""
+MOST_QUERIES = 256
+"""Queries searched at once; each needs a float32 per row of a block."""
+MANY_FRAGMENTS = 16
+"""Additions that may lie apart before tidying up moves them together, which makes readers read them again."""
+KEPT_FOR = timedelta(hours=1)
+"""How long a version can still be read after a newer one has taken its place."""
+TOLERANCE = timedelta(seconds=1)
+"""Between our clock and Lance's."""
+INDEXED_FROM = 10_000
+"""Crops above which names are indexed."""
+
+
+def open_lance(
+    folder: Path, embed_dim: int, columns: Mapping[str, Kind], *, matrix_limit: int = MATRIX_LIMIT
+) -> LanceStore:
+    """The store in a gallery folder, made where there is none.
+
+    Args:
+        folder: of the gallery; the table is a folder in it.
+        embed_dim: D, width of the vectors.
+        columns: metadata columns; those that the table lacks are added.
+        matrix_limit: see `LanceStore`.
+
+    Raises:
+        ValueError: the table holds vectors of another width.
+    """
+    database = lancedb.connect(str(folder))
+    table = _existing(database)
+    if table is None:
+        with FileLock(folder / LOCK):
+            table = _existing(database) or database.create_table(TABLE, schema=schema(embed_dim))
+    found = table.schema.field("vector").type.list_size
+    if found != embed_dim:
+        raise ValueError(
+            f"{folder}: the gallery holds vectors of {found} numbers, the model gives {embed_dim}; type: cskt reindex"
+        )
+    store = LanceStore(folder, matrix_limit=matrix_limit)
+    store.add_columns(columns)
+    return store
+
+
+def _existing(database: lancedb.DBConnection) -> Any:
+    try:
+        return database.open_table(TABLE)
+    except ValueError as error:
+        if "not found" not in str(error):
+            raise
+        return None
+
+
+class LanceStore:
+    """`VectorStore` over a LanceDB table; any number of processes may read and write the same one.
+
+    Above `matrix_limit` crops searches use LanceDB's own index instead of the matrix, as far as `compact` has built it
+    (IVF over 8-bit scalars, candidates scored again as float32). Such searches are approximate: they may miss crops,
+    though scores and order of those they find are exact.
+    """
+
+    def __init__(self, folder: Path, *, matrix_limit: int = MATRIX_LIMIT) -> None:
+        self._folder = folder
+        self._matrix_limit = matrix_limit
+        self._database = lancedb.connect(str(folder))
+        self._head: Any = self._database.open_table(TABLE)  # asked for the latest version
+        self._version = self._pinned(self._head.version)
+        self._version_lock = threading.Lock()
+        self._loaded: Loaded | None = None
+        self._loading_lock = threading.Lock()
+        self._writer: Any = self._database.open_table(TABLE)
+        self._writing_lock = threading.Lock()
+
+    @property
+    def exact(self) -> bool:
+        """Whether a search finds the best crops for certain."""
+        return self._latest().count <= self._matrix_limit
+
+    def add(self, crops: Sequence[Crop]) -> None:
+        last = {crop.facts.image_id: crop for crop in crops}
+        if not last:
+            return
+        with self._writing() as table:
+            rows = to_rows(list(last.values()), table.schema)
+            table.merge_insert("image_id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+    def delete(self, image_ids: Sequence[str]) -> int:
+        with self._writing() as table:
+            return sum(int(table.delete(where).num_deleted_rows) for where in _questions(image_ids))
+
+    def add_columns(self, columns: Mapping[str, Kind]) -> None:
+        if not any(f"{PREFIX}{name}" not in self._head.schema.names for name in columns):
+            return
+        with self._writing() as table:
+            missing = [field for field in metadata_fields(columns) if field.name not in table.schema.names]
+            if missing:
+                table.add_columns(missing)
+
+    def count(self, where: Condition | None = None) -> int:
+        version = self._latest()
+        return version.count if where is None else int(version.table.count_rows(to_sql(where)))
+
+    def get(self, image_ids: Sequence[str]) -> dict[str, CropFacts]:
+        version = self._latest()
+        names = [name for name in version.table.schema.names if name not in ("vector", "thumbnail")]
+        rows = (
+            row for where in _questions(image_ids) for batch in version.scan(names, where) for row in batch.to_pylist()
+        )
+        return {facts.image_id: facts for facts in map(to_facts, rows)}
+
+    def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        version = self._latest()
+        batches = (batch for where in _questions(image_ids) for batch in version.scan(["image_id", "vector"], where))
+        return {
+            image_id: vector.copy()
+            for batch in batches
+            for image_id, vector in zip(batch["image_id"].to_pylist(), to_vectors(batch), strict=True)
+        }
+
+    def thumbnail(self, image_id: str) -> bytes | None:
+        for batch in self._latest().scan(["thumbnail"], names_sql([image_id])):
+            for thumbnail in batch["thumbnail"].to_pylist():
+                return bytes(thumbnail)
+        return None
+
+    def files(self) -> dict[str, FileState]:
+        columns = ["image_id", "num_bytes", "modified_ns", "sha256", "kept"]
+        return {
+            row["image_id"]: FileState(int(row["num_bytes"]), row["modified_ns"], row["sha256"], row["kept"])
+            for batch in self._latest().scan(columns)
+            for row in batch.to_pylist()
+        }
+
+    def search(self, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Found]]:
+        version = self._latest()
+        condition = None if where is None else to_sql(where)
+        if version.count > self._matrix_limit:
+            self._loaded = None
+            return [by_index(version, query, k, condition) for query in queries]
+        loaded = self._in_memory(version)
+        selection = loaded.selection(condition)
+        found: list[list[Found]] = []
+        for start in range(0, len(queries), MOST_QUERIES):
+            part = queries[start : start + MOST_QUERIES]
+            found += rescored(loaded.version, part, k, loaded.matrix.candidates(part, k, selection))
+        return found
+
+    def histogram(self, query: Tensor, edges: Sequence[float], where: Condition | None = None) -> list[int]:
+        version = self._latest()
+        condition = None if where is None else to_sql(where)
+        pieces: Iterable[NDArray[np.float32]]
+        if version.count > self._matrix_limit:
+            pieces = (to_vectors(batch) @ query.numpy() for batch in version.scan(["vector"], condition))
+        else:
+            loaded = self._in_memory(version)
+            pieces = loaded.matrix.scores(query, loaded.selection(condition))
+        counts = np.zeros(len(edges) - 1, np.int64)
+        for scores in pieces:
+            interval = np.searchsorted(np.asarray(edges), scores, side="right") - 1
+            counts += np.bincount(interval.clip(0, len(counts) - 1), minlength=len(counts))
+        return counts.tolist()
+
+    def facets(self, columns: Mapping[str, Kind]) -> dict[str, Facet]:
+        version = self._latest()
+        return {name: _facet(version, f"{PREFIX}{name}", kind) for name, kind in columns.items()}
+
+    def compact(self) -> None:
+        with self._writing() as table:
+            count, indexed = table.count_rows(), {index.columns[0] for index in table.list_indices()}
+            if count > INDEXED_FROM and "image_id" not in indexed:
+                table.create_index("image_id", config=BTree())
+            if count > self._matrix_limit and "vector" not in indexed:
+                table.create_index("vector", config=IvfSq(distance_type="dot"))
+            if table.stats()["fragment_stats"]["num_fragments"] > MANY_FRAGMENTS:
+                table.optimize(cleanup_older_than=_age_of_outdated(table.list_versions()))
+
+    def close(self) -> None:
+        with self._loading_lock:
+            self._loaded = None
+
+    @contextmanager
+    def _writing(self) -> Iterator[Any]:
+        """The table at its latest version, which no one else changes meanwhile."""
+        with self._writing_lock, FileLock(self._folder / LOCK):
+            self._writer.checkout_latest()
+            yield self._writer
+
+    def _pinned(self, number: int) -> Version:
+        table = self._database.open_table(TABLE)
+        table.checkout(number)
+        return Version(number, table, table.count_rows())
+
+    def _latest(self) -> Version:
+        with self._version_lock:
+            self._head.checkout_latest()
+            number = self._head.version
+            if number != self._version.number:
+                self._version = self._pinned(number)
+            return self._version
+
+    def _in_memory(self, version: Version) -> Loaded:
+        """This version or a later one with its vectors."""
+        with self._loading_lock:
+            if self._loaded is None:
+                self._loaded = Loaded.first(version)
+            elif self._loaded.version.number < version.number:
+                self._loaded = self._loaded.brought_to(version)
+            return self._loaded
+
+
+def _facet(version: Version, column: str, kind: Kind) -> Facet:
+    batches = (batch[column] for batch in version.scan([column], f"`{column}` IS NOT NULL"))
+    if kind in ("number", "time"):
+        ends = [pc.min_max(values).as_py() for values in batches if len(values)]
+        if not ends:
+            return Facet(kind)
+        return Facet(
+            kind,
+            minimum=plain(min(each["min"] for each in ends)),
+            maximum=plain(max(each["max"] for each in ends)),
+        )
+    counts: Counter[Value] = Counter()
+    for values in batches:
+        for entry in values.value_counts().to_pylist():
+            counts[entry["values"]] += entry["counts"]
+        if len(counts) > MOST_FACET_VALUES:
+            return Facet(kind)
+    return Facet(kind, values=tuple(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))))
+
+
+def _age_of_outdated(versions: Sequence[Mapping[str, Any]]) -> timedelta:
+    """Versions of this age and more have been out of date for longer than `KEPT_FOR`.
+
+    Lance counts from when a version was made; a reader may have pinned it until another took its place.
+    """
+    now = datetime.now(UTC)
+    made = [version["timestamp"].astimezone(UTC) for version in versions]  # local time, without a zone
+    kept = [version for version, next_version in pairwise(made) if next_version > now - KEPT_FOR]
+    return now - min([*kept, made[-1]]) + TOLERANCE
+
+
+def _questions(image_ids: Sequence[str]) -> Iterator[str]:
+    """Conditions that ask for crops by name, not too many at once."""
+    names = list(dict.fromkeys(image_ids))
+    return (names_sql(names[start : start + MOST_NAMES]) for start in range(0, len(names), MOST_NAMES))

@@ -1,0 +1,146 @@
+"""How crops lie in a LanceDB table: its columns, crops to rows and back, conditions as its SQL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cskt.gallery.columns import BUILT_IN, LARGEST_WHOLE, Kind, Value
+from cskt.gallery.filters import All, Any_, Comparison, Condition, Membership, Missing, Pattern
+from cskt.gallery.store import Crop, CropFacts
+
+PREFIX = "meta_"
+"""Before the name of a metadata column, so that none is a word of SQL or a column of ours."""
+ARROW_TYPES: dict[Kind, pa.DataType] = {
+    "text": pa.utf8(),
+    "number": pa.float64(),  # built-in ones, too: Lance compares an int64 with whole literals only
+    "boolean": pa.bool_(),
+    "time": pa.utf8(),
+}
+ROW_ID = "_rowid"
+"""Lance's own: number of the fragment in the upper 32 bits, of the row in it in the lower. A row is never changed:
+replacing a crop removes the row and adds another, and tidying up moves rows to new fragments under new ids."""
+
+
+def schema(dim: int) -> pa.Schema:
+    """Columns of a table without metadata; those of metadata follow under their own names."""
+    return pa.schema(
+        [
+            pa.field("image_id", pa.utf8(), nullable=False),
+            pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
+            pa.field("thumbnail", pa.binary(), nullable=False),
+            pa.field("width", pa.float64(), nullable=False),
+            pa.field("height", pa.float64(), nullable=False),
+            pa.field("num_bytes", pa.float64(), nullable=False),
+            pa.field("modified_ns", pa.int64(), nullable=False),
+            pa.field("sha256", pa.utf8(), nullable=False),
+            pa.field("kept", pa.bool_(), nullable=False),
+        ]
+    )
+
+
+FACTS = ("image_id", "width", "height", "num_bytes", "modified_ns", "sha256", "kept")
+
+
+def metadata_fields(columns: Mapping[str, Kind]) -> list[pa.Field]:
+    """Columns of metadata; a crop that knows nothing of one has NULL there."""
+    return [pa.field(f"{PREFIX}{name}", ARROW_TYPES[kind]) for name, kind in columns.items()]
+
+
+def to_rows(crops: Sequence[Crop], table: pa.Schema) -> pa.Table:
+    """Crops as rows of a table with this schema.
+
+    Raises:
+        ValueError: a vector has another length or is not finite, or a column of the metadata is not in the table.
+    """
+    dim = table.field("vector").type.list_size
+    for crop in crops:
+        if crop.vector.shape != (dim,) or not np.isfinite(crop.vector).all():
+            raise ValueError(
+                f"{crop.facts.image_id}: the vector must be {dim} finite numbers, found {crop.vector.size}; encode the"
+                " crop with the gallery's own model"
+            )
+        for name in crop.facts.metadata:
+            if f"{PREFIX}{name}" not in table.names:
+                raise ValueError(f"{crop.facts.image_id}: the gallery has no column '{name}'; add the column first")
+    arrays: dict[str, pa.Array] = {
+        name: pa.array([getattr(crop.facts, name) for crop in crops], table.field(name).type) for name in FACTS
+    }
+    vectors = np.concatenate([crop.vector for crop in crops]).astype(np.float32, copy=False)
+    arrays["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors), dim)
+    arrays["thumbnail"] = pa.array([crop.thumbnail for crop in crops], pa.binary())
+    for field in table:
+        if field.name not in arrays:
+            name = field.name.removeprefix(PREFIX)
+            arrays[field.name] = pa.array([crop.facts.metadata.get(name) for crop in crops], field.type)
+    return pa.table([arrays[name] for name in table.names], schema=table)
+
+
+def to_facts(row: Mapping[str, object]) -> CropFacts:
+    """The facts that stand in a row, given as column -> value."""
+    known = {name: plain(row[name]) for name in FACTS}
+    metadata = {
+        name.removeprefix(PREFIX): plain(value)
+        for name, value in row.items()
+        if name.startswith(PREFIX) and value is not None
+    }
+    return CropFacts(**known, metadata=metadata)  # type: ignore[arg-type]
+
+
+def to_vectors(rows: pa.RecordBatch | pa.Table) -> NDArray[np.float32]:
+    """The vectors of some rows; [n, D]."""
+    column = rows["vector"]
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    flat = [chunk.flatten().to_numpy() for chunk in chunks] or [np.empty(0, np.float32)]
+    return (flat[0] if len(flat) == 1 else np.concatenate(flat)).reshape(-1, column.type.list_size)
+
+
+def plain(value: object) -> Value:
+    """A float64 that stands for a whole number as that number."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST_WHOLE:
+        return int(value)
+    assert isinstance(value, str | float | int | bool)
+    return value
+
+
+def to_sql(condition: Condition) -> str:
+    """A condition in Lance's SQL. A comparison with NULL is never true there, and there is no NOT around one here."""
+    match condition:
+        case All(conditions):
+            return "(" + " AND ".join(map(to_sql, conditions)) + ")"
+        case Any_(conditions):
+            return "(" + " OR ".join(map(to_sql, conditions)) + ")"
+    column = f"`{condition.column if condition.column in BUILT_IN else PREFIX + condition.column}`"
+    match condition:
+        case Missing(_, negated):
+            return f"{column} IS {'NOT ' if negated else ''}NULL"
+        case Comparison(_, operator, value):
+            return f"{column} {operator} {_literal(value)}"
+        case Membership(_, values, negated):
+            return f"{column} {'NOT ' if negated else ''}IN ({', '.join(map(_literal, values))})"
+        case Pattern(_, parts, negated):
+            pattern = "%".join(_like(part) for part in parts)
+            return f"{column} {'NOT ' if negated else ''}LIKE {_literal(pattern)}"
+
+
+def names_sql(image_ids: Sequence[str]) -> str:
+    """The condition that a crop has one of these names."""
+    return f"image_id IN ({', '.join(map(_literal, image_ids))})"
+
+
+def _literal(value: Value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"  # the only escape: a backslash is a backslash
+    assert math.isfinite(value)
+    return repr(float(value))
+
+
+def _like(text: str) -> str:
+    """Text for LIKE without a special meaning."""
+    return text.replace("\\", "\\\\").replace("_", "\\_").replace("%", "\\%")

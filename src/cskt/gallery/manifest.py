@@ -1,0 +1,157 @@
+"""`gallery.json`: what a gallery is made of. The crops themselves are in its store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from cskt.embed import Encoder, load
+from cskt.gallery.columns import Kind
+from cskt.model.files import write_atomically
+
+PAPER_DOLLS = (
+    "this model knows paper dolls, not people: fill the gallery with a trained run or CLIP weights before you trust it"
+)
+"""Of clip-tiny, and of what was trained over it: its vocabulary is that of generated captions."""
+MANIFEST = "gallery.json"
+LOCK = "gallery.lock"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a gallery's model comes from: what `cskt.load` takes."""
+
+    path: str
+    """A run, a released folder, a CLIP weight file, a published name, `clip-tiny`."""
+    backbone: str | None = None
+    """CLIP weights of an adapter-only run, where its config does not say."""
+    image_height: int | None = None
+    """Of plain CLIP weights, in pixels."""
+    image_width: int | None = None
+    stride: int | None = None
+    precision: str | None = None
+    """Arithmetic of the towers; the run's own if empty."""
+
+    def load(self, device: str | None = None, *, show_progress: bool = False) -> Encoder:
+        """The encoder.
+
+        Raises:
+            ValueError: see `cskt.load`.
+        """
+        return load(
+            self.path,
+            self.backbone,
+            device,
+            precision=self.precision,
+            image_height=self.image_height,
+            image_width=self.image_width,
+            stride=self.stride,
+            show_progress=show_progress,
+        )
+
+    def absolute(self) -> ModelSource:
+        """The same with paths that hold from any folder; names are left alone."""
+
+        def settled(name: str | None) -> str | None:
+            return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
+
+        return replace(self, path=settled(self.path) or self.path, backbone=settled(self.backbone))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `gallery.json` says."""
+
+    model: ModelSource
+    fingerprint: str
+    """`Encoder.fingerprint` of the model that filled the gallery."""
+    embed_dim: int
+    warning: str | None = None
+    """What users of the model must know, if anything."""
+    store: str = "lance"
+    """`lance`, or the address of a Milvus collection."""
+    columns: Mapping[str, Kind] = field(default_factory=dict)
+    """Metadata columns, in the order in which they came."""
+    images: str | None = None
+    """The indexed folder; none before the first indexing."""
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @classmethod
+    def of(cls, encoder: Encoder, model: ModelSource, store: str) -> Manifest:
+        """The manifest of a new gallery.
+
+        Args:
+            encoder: the model that will fill it.
+            model: where it was loaded from.
+            store: as the user named it; the file of a milvus-lite is settled to hold from any folder.
+        """
+        scheme, _, file = store.partition("milvus:")
+        if not scheme and file and not file.startswith("//"):
+            store = f"milvus:{Path(file).expanduser().resolve()}"
+        return cls(store=store, **_facts_of(encoder, model))
+
+    def with_model(self, encoder: Encoder, model: ModelSource) -> Manifest:
+        """The manifest of the same gallery once another model has filled it."""
+        return replace(self, **_facts_of(encoder, model))
+
+    @property
+    def model_name(self) -> str:
+        """What people call the model."""
+        path = Path(self.model.path)
+        return path.name if path.is_absolute() else self.model.path
+
+    @property
+    def generation(self) -> str:
+        """Name of the vectors of this model; a reindexed gallery has others under another name."""
+        return self.fingerprint[:12]
+
+
+def _facts_of(encoder: Encoder, model: ModelSource) -> dict[str, Any]:
+    return {
+        "model": model.absolute(),
+        "fingerprint": encoder.fingerprint,
+        "embed_dim": encoder.model.architecture.embed_dim,
+        "warning": None if encoder.tokenizer.known_ids is None else PAPER_DOLLS,
+    }
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a gallery.
+
+    Raises:
+        ValueError: no gallery there, or one that cannot be read; says what to do.
+    """
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.pop("format_version")
+        if version > FORMAT_VERSION:
+            raise ValueError(
+                f"{path}: written by a newer cskt (format {version}, this one reads {FORMAT_VERSION}); upgrade cskt"
+            )
+        return Manifest(**{**content, "model": ModelSource(**content["model"])})
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: no gallery there; make one: cskt index {folder} --images FOLDER") from None
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: no manifest of a gallery ({error}); restore it, or index into a new folder"
+        ) from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, whole or not at all."""
+    content = {"format_version": FORMAT_VERSION, **asdict(manifest)}
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(folder / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def manifest_lock(folder: Path) -> FileLock:
+    """Held while a manifest is read, changed and written; ends with its process."""
+    return FileLock(folder / LOCK)

@@ -1,0 +1,118 @@
+"""Crops that somebody marked as right or wrong for a sentence: as a table, and as records that training reads."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cskt.gallery.tables import Row, column_of, plain_cell, read_table
+
+COLUMNS = ("text", "image", "right")
+OTHER_NAMES = {
+    "text": ("sentence", "caption", "query"), "image": ("image_id", "path", "file"), "right": ("label", "match"),
+}  # fmt: skip
+"""What other tables call the columns."""
+YES, NO = ("1", "true", "yes", "right"), ("0", "false", "no", "wrong")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Somebody's word on a hit."""
+
+    text: str
+    """The sentence."""
+    image_id: str
+    """The crop, as the gallery names it."""
+    right: bool
+    """Whether it shows whom the sentence describes."""
+
+
+def marks_csv(marks: Iterable[Mark]) -> str:
+    """Marks as CSV with the columns text, image and right (1 or 0); `read_pairs` reads them back unchanged.
+
+    Cells that a spreadsheet would take for a formula are marked as text (see `tables.plain_cell`).
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows((plain_cell(mark.text), plain_cell(mark.image_id), int(mark.right)) for mark in marks)
+    return file.getvalue()
+
+
+def marks_jsonl(marks: Iterable[Mark], pid_start: int = 0) -> str:
+    """Crops marked right as training records, one per crop: `{"image": ..., "pid": ..., "captions": [...]}`.
+
+    Crops that are right for one sentence show one person, and so do those of two sentences that share a right crop.
+    Crops marked wrong are left out: they are somebody else, but nobody knows who. Of two marks for one sentence and
+    crop the later counts. To train, save the records as `train.jsonl` in the folder that the gallery was indexed from.
+
+    Args:
+        marks: in the order in which they were set.
+        pid_start: number of the first person.
+
+    Returns:
+        One record per line; empty if nothing is marked right.
+    """
+    settled = {(mark.text, mark.image_id): mark.right for mark in marks}
+    captions_of: dict[str, list[str]] = {}
+    for (text, image_id), right in settled.items():
+        if right:
+            captions_of.setdefault(image_id, []).append(text)
+    pids = _people(captions_of)
+    records = [
+        {"image": image_id, "pid": pid_start + pids[image_id], "captions": captions}
+        for image_id, captions in captions_of.items()
+    ]
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def read_pairs(path: Path) -> list[Mark]:
+    """Labelled pairs, as `marks_csv` writes them, or in any CSV or JSON-lines file with such columns.
+
+    Args:
+        path: columns text, image (or image_id, path, file) and right: 1 or 0, true or false, right or wrong.
+
+    Raises:
+        ValueError: the file cannot be read, a column is missing, or a line lacks a value; names file and line.
+    """
+    rows = read_table(path)
+    text, image, right = (column_of(rows, (name, *OTHER_NAMES[name]), path) for name in COLUMNS)
+    return [Mark(_text_of(row, text), _text_of(row, image), _is_right(row, right)) for row in rows]
+
+
+def _people(captions_of: dict[str, list[str]]) -> dict[str, int]:
+    """Crop -> person, numbered in order of appearance, where crops joined by captions are one person."""
+    first_with: dict[str, str] = {}
+    parent = {image_id: image_id for image_id in captions_of}
+
+    def root(image_id: str) -> str:
+        while parent[image_id] != image_id:
+            parent[image_id] = parent[parent[image_id]]
+            image_id = parent[image_id]
+        return image_id
+
+    for image_id, captions in captions_of.items():
+        for caption in captions:
+            parent[root(image_id)] = root(first_with.setdefault(caption, image_id))
+    numbers: dict[str, int] = {}
+    return {image_id: numbers.setdefault(root(image_id), len(numbers)) for image_id in captions_of}
+
+
+def _text_of(row: Row, column: str) -> str:
+    value = row.cells.get(column)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{row.where}: no text under '{column}'; give a sentence, the name of an image, and 1 or 0")
+    return value
+
+
+def _is_right(row: Row, column: str) -> bool:
+    value = str(row.cells.get(column, "")).strip().lower()
+    if value not in YES + NO:
+        raise ValueError(
+            f"{row.where}: '{column}' is '{value[:40]}'; write 1 where the crop is right for the text, else 0"
+        )
+    return value in YES

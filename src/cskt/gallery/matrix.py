@@ -1,0 +1,336 @@
+"""Which crops can be among the k best: all vectors in memory in bfloat16, with a proof that none is overlooked.
+
+A `Matrix` never changes; rows are added and removed by making a new one that shares the memory of the old, so that
+searches which run on the old one are not disturbed.
+
+**The bound.** Let v be a float32 vector, v' its bfloat16 rounding, q a query and q' the query as it is multiplied.
+The computed inner product is a = (1 + e) (q'.v' + f), where f comes from summing in float32 in whatever order,
+|f| <= D 2^-24 |q'| |v'| to first order (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and e
+from rounding the result to nearest: |e| <= 2^-9 in bfloat16, 0 where float32 is kept. With
+
+    |q.v - q'.v'| <= |q.(v - v')| + |(q - q').v'| <= |q| |v - v'| + |q - q'| |v'|         (Cauchy-Schwarz)
+
+q.v lies within `slack` + `unit` |a| of a, where slack = |q| r + |q - q'| n + (D + 8) 2^-23 |q'| n, r is the largest
+|v - v'| of the rows in a block and n the largest |v'|, both measured when the block is filled, and unit is 2^-9 and a
+little. (Doubling D covers the second order; the 8 the rounding of bounds and final scores to float32.) Every row whose
+upper bound reaches the k-th largest lower bound is a candidate; no other can be among the k best or tie with them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+BLOCK_ROWS = 65_536
+"""Rows that are multiplied at once; also the step in which memory is taken."""
+PIECE_ROWS = 2048
+"""Rows widened to float32 at once where bfloat16 is not multiplied itself: they stay in the processor's cache."""
+LONGEST_GROUP = 64
+"""Neighbouring rows of which only the best is looked at until the threshold is known."""
+GATHERED_SHARE = 0.25
+"""Where fewer of a block's rows are searched, they are copied together first; else all are multiplied."""
+MOST_COLLECTED = 4_000_000
+"""Candidates of several queries held at once, 20 bytes each; beyond, the queries are searched in two halves."""
+LEAST = torch.finfo(torch.float32).min
+"""Below every score, above the -inf of rows that are not searched."""
+SUBNORMAL = 1e-30
+"""Covers what is lost where a processor takes subnormal numbers for zero."""
+
+Selection: TypeAlias = Sequence[NDArray[np.bool_]]
+"""Per block, which rows are searched."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Rows that may be among the k best of one query, the most promising first."""
+
+    keys: NDArray[np.int64]
+    upper: NDArray[np.float32]
+    """No inner product is larger than this."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows under rising keys: the first `len(alive)` of two buffers."""
+
+    row_buffer: Tensor
+    """[block_rows, D] bfloat16; the system gives memory only to the part that has been written."""
+    key_buffer: NDArray[np.int64]
+    alive: NDArray[np.bool_]
+    """Removed rows stay until they are half of the block."""
+    rounding: float = 0.0
+    """Largest distance of a vector from its rounded row."""
+    norm: float = 0.0
+    """Largest length of a rounded row."""
+
+    @classmethod
+    def empty(cls, block_rows: int, dim: int) -> Block:
+        rows = torch.empty((block_rows, dim), dtype=torch.bfloat16)
+        return cls(rows, np.empty(block_rows, np.int64), np.empty(0, bool))
+
+    @property
+    def rows(self) -> Tensor:
+        return self.row_buffer[: len(self.alive)]
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        return self.key_buffer[: len(self.alive)]
+
+    def filled(self, keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> Block:
+        """With more rows, written into the unused part of the same buffers."""
+        written = slice(len(self.alive), len(self.alive) + len(keys))
+        self.key_buffer[written] = keys
+        exact, rows = torch.tensor(vectors), self.row_buffer[written]
+        rows.copy_(exact)
+        return replace(
+            self,
+            alive=np.concatenate([self.alive, np.ones(len(keys), bool)]),
+            rounding=max(self.rounding, _longest(exact.sub_(rows))),
+            norm=max(self.norm, _longest(rows.float())),
+        )
+
+    def rebuilt(self) -> Block:
+        """Of the living rows only, in buffers of its own; the measured bounds still hold."""
+        fresh = Block.empty(*self.row_buffer.shape)
+        kept = np.flatnonzero(self.alive)
+        fresh.row_buffer[: len(kept)] = self.rows[torch.from_numpy(kept)]
+        fresh.key_buffer[: len(kept)] = self.keys[kept]
+        return replace(fresh, alive=np.ones(len(kept), bool), rounding=self.rounding, norm=self.norm)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Vectors under rising keys; immutable.
+
+    New rows go into the shared buffers of the last block: of several extensions of one matrix only the last is valid.
+    """
+
+    dim: int
+    block_rows: int = BLOCK_ROWS
+    blocks: tuple[Block, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(int(block.alive.sum()) for block in self.blocks)
+
+    def keys(self) -> NDArray[np.int64]:
+        """Keys of all rows, rising."""
+        return np.concatenate([np.empty(0, np.int64), *(block.keys[block.alive] for block in self.blocks)])
+
+    @property
+    def last_key(self) -> int:
+        """No key is larger; -1 where there is none."""
+        return int(self.blocks[-1].keys[-1]) if self.blocks else -1
+
+    def extended(self, keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> Matrix:
+        """This matrix with more rows at its end.
+
+        Args:
+            keys: [n], at least 0, rising, each above `last_key`.
+            vectors: [n, D], finite.
+        """
+        assert vectors.shape == (len(keys), self.dim)
+        assert (np.diff(keys, prepend=self.last_key) > 0).all(), "keys must rise"
+        blocks = list(self.blocks)
+        start = 0
+        while start < len(keys):
+            if not blocks or len(blocks[-1].alive) == self.block_rows:
+                blocks.append(Block.empty(self.block_rows, self.dim))
+            end = start + self.block_rows - len(blocks[-1].alive)
+            blocks[-1] = blocks[-1].filled(keys[start:end], vectors[start:end])
+            start = end
+        return replace(self, blocks=tuple(blocks))
+
+    def without(self, keys: NDArray[np.int64]) -> Matrix:
+        """This matrix without some rows; `keys` rise, and those that it does not hold are passed over."""
+        kept = []
+        for block in self.blocks:
+            left = replace(block, alive=block.alive & ~_is_among(block.keys, keys))
+            if left.alive.any():
+                kept.append(left.rebuilt() if 2 * left.alive.sum() <= len(left.alive) else left)
+        return replace(self, blocks=tuple(kept))
+
+    def select(self, keys: NDArray[np.int64]) -> Selection:
+        """The rows with these keys, for searching only them; `keys` rise."""
+        return [block.alive & _is_among(block.keys, keys) for block in self.blocks]
+
+    def scores(self, query: Tensor, selection: Selection | None = None) -> Iterator[NDArray[np.float32]]:
+        """Approximate inner products of a query [D] with the rows, a piece at a time."""
+        prepared = _Queries.prepared(query[None])
+        for block, wanted in self._parts(selection):
+            scores = _scored(block, wanted, prepared)[0]
+            yield scores[scores > -torch.inf].numpy()
+
+    def candidates(self, queries: Tensor, k: int, selection: Selection | None = None) -> list[Candidates]:
+        """Every row that may be among the k rows with the largest inner product, ties included.
+
+        Args:
+            queries: [Q, D] float32, finite.
+            k: at least 1.
+            selection: which rows to search; none for all.
+
+        Returns:
+            Per query, at least min(k, rows searched) rows.
+        """
+        prepared = _Queries.prepared(queries)
+        best = torch.full((len(queries), 0), -torch.inf)  # lower bounds of the most promising rows so far
+        least = torch.full((len(queries), 1), -torch.inf)  # the k-th of them: what an upper bound must reach
+        collected = []
+        num_collected = 0
+        for block, wanted in self._parts(selection):
+            scores, keys = _scored(block, wanted, prepared)
+            slack = prepared.slack(block)
+            best = _best_bounds(best, scores, k, slack, prepared.unit)
+            if best.shape[1] == k:
+                least = best[:, -1:]
+            query, column = _reaching(scores, prepared.least_score(least, slack))
+            score = scores[query, column]
+            upper = score + slack[query, 0] + prepared.unit * score.abs()
+            collected.append((query.numpy(), keys[column.numpy()], upper.numpy()))
+            num_collected += len(query)
+            if len(queries) > 1 and num_collected > MOST_COLLECTED:
+                half = len(queries) // 2
+                return self.candidates(queries[:half], k, selection) + self.candidates(queries[half:], k, selection)
+        return _by_query(collected, least[:, 0].numpy())
+
+    def _parts(self, selection: Selection | None) -> Iterator[tuple[Block, NDArray[np.bool_]]]:
+        """Blocks in which something is searched, and which rows of them."""
+        masks = [block.alive for block in self.blocks] if selection is None else selection
+        return ((block, wanted) for block, wanted in zip(self.blocks, masks, strict=True) if wanted.any())
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """Queries as they are multiplied, and what is needed to bound the error; lengths are [Q, 1]."""
+
+    multiplied: Tensor
+    """[Q, D] bfloat16 or float32: the arithmetic of the product."""
+    norm: Tensor
+    multiplied_norm: Tensor
+    rounding: Tensor
+    unit: float
+
+    @classmethod
+    def prepared(cls, queries: Tensor) -> _Queries:
+        queries = queries.float()
+        native = bfloat16_is_faster(queries.shape[1])
+        multiplied = queries.bfloat16() if native else queries
+        norm, multiplied_norm, rounding = (
+            torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+            for vectors in (queries, multiplied.float(), queries - multiplied.float())
+        )
+        return cls(multiplied, norm, multiplied_norm, rounding, unit=1.01 * 2**-9 if native else 0.0)
+
+    def slack(self, block: Block) -> Tensor:
+        """[Q, 1]; see the head of the module."""
+        summing = (self.multiplied.shape[1] + 8) * 2**-23 * self.multiplied_norm * block.norm
+        return 1.001 * (self.norm * block.rounding + self.rounding * block.norm + summing) + SUBNORMAL
+
+    def least_score(self, bound: Tensor, slack: Tensor) -> Tensor:
+        """The smallest computed score whose upper bound reaches `bound`, and a little less; [Q, 1]."""
+        score = bound - slack
+        score = torch.where(score > 0, score / (1 + self.unit), score / (1 - self.unit))
+        return (score - 1e-6 * score.abs()).clamp(min=LEAST)
+
+
+@cache
+def bfloat16_is_faster(dim: int) -> bool:
+    """Whether this processor multiplies bfloat16 itself; measured, because torch says it of emulations, too."""
+    rows, query = torch.ones(2 * PIECE_ROWS, dim, dtype=torch.bfloat16), torch.ones(1, dim)
+    seconds = []
+    for queries in (query.bfloat16(), query):
+        _products(rows, queries)
+        started = time.perf_counter()
+        for _ in range(3):
+            _products(rows, queries)
+        seconds.append(time.perf_counter() - started)
+    return seconds[0] < seconds[1]
+
+
+def _products(rows: Tensor, queries: Tensor) -> Tensor:
+    """Inner products of bfloat16 rows [n, D] with queries [Q, D] in the arithmetic of the queries; [Q, n] float32."""
+    if queries.dtype == torch.bfloat16:
+        return (queries @ rows.T).float()
+    starts = range(0, len(rows), PIECE_ROWS)
+    return torch.cat([queries @ rows[start : start + PIECE_ROWS].float().T for start in starts], dim=1)
+
+
+def _scored(block: Block, wanted: NDArray[np.bool_], queries: _Queries) -> tuple[Tensor, NDArray[np.int64]]:
+    """Scores [Q, n] of a block's rows and their keys [n]; rows that are not wanted are left out, or score -inf."""
+    if wanted.sum() < GATHERED_SHARE * len(wanted):
+        places = np.flatnonzero(wanted)
+        return _products(block.rows[torch.from_numpy(places)], queries.multiplied), block.keys[places]
+    scores = _products(block.rows, queries.multiplied)
+    if not wanted.all():
+        scores.masked_fill_(torch.from_numpy(~wanted), -torch.inf)
+    return scores, block.keys
+
+
+def _best_bounds(best: Tensor, scores: Tensor, k: int, slack: Tensor, unit: float) -> Tensor:
+    """The k largest lower bounds that are known of each query, best first; fewer where fewer rows have been seen.
+
+    The maxima of groups stand in for the rows: k groups with a bound are k rows with it.
+    """
+    group = LONGEST_GROUP
+    while group > 1 and scores.shape[1] < 4 * k * group:
+        group //= 2
+    maxima = _group_maxima(scores, group)
+    highest = maxima.topk(min(k, maxima.shape[1]), sorted=False).values.clamp(min=LEAST)  # 0 * inf has no value
+    bounds = torch.cat([best, highest - slack - unit * highest.abs()], dim=1)
+    return bounds.topk(min(k, bounds.shape[1])).values
+
+
+def _reaching(scores: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    """Places of the scores [Q, n] that reach their query's `least` [Q, 1]: numbers of query and column."""
+    query, group = (_group_maxima(scores, LONGEST_GROUP) >= least).nonzero(as_tuple=True)
+    column = group[:, None] * LONGEST_GROUP + torch.arange(LONGEST_GROUP)
+    inside = column < scores.shape[1]
+    column.clamp_(max=scores.shape[1] - 1)
+    hit, place = (inside & (scores[query[:, None], column] >= least[query])).nonzero(as_tuple=True)
+    return query[hit], column[hit, place]
+
+
+def _group_maxima(scores: Tensor, group: int) -> Tensor:
+    """Largest of every `group` neighbours in the rows of [Q, n]; [Q, n / group, rounded up]."""
+    num_whole = scores.shape[1] // group
+    maxima = scores[:, : num_whole * group].reshape(len(scores), num_whole, group).amax(2)
+    rest = scores[:, num_whole * group :]
+    return maxima if not rest.shape[1] else torch.cat([maxima, rest.amax(1, keepdim=True)], dim=1)
+
+
+def _by_query(
+    collected: Sequence[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]],
+    least: NDArray[np.float32],
+) -> list[Candidates]:
+    """What was collected as (query, key, upper bound), per query, without what the last threshold excludes."""
+    if not collected:
+        return [Candidates(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in least]
+    query, keys, upper = (np.concatenate(column) for column in zip(*collected, strict=True))
+    reaching = upper >= least[query]
+    query, keys, upper = query[reaching], keys[reaching], upper[reaching]
+    order = np.lexsort((-upper, query))
+    ends = np.searchsorted(query[order], np.arange(len(least) + 1))
+    parts = [order[start:end] for start, end in itertools.pairwise(ends)]
+    return [Candidates(keys[part], upper[part]) for part in parts]
+
+
+def _is_among(keys: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of `keys` occur in `wanted`; both rise."""
+    among = np.zeros(len(keys), bool)
+    if len(keys):
+        wanted = wanted[np.searchsorted(wanted, keys[0]) : np.searchsorted(wanted, keys[-1], side="right")]
+        places = np.searchsorted(keys, wanted)
+        among[places[keys[places] == wanted]] = True
+    return among
+
+
+def _longest(vectors: Tensor) -> float:
+    return float(torch.linalg.vector_norm(vectors, dim=1).max())

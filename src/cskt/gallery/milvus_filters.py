@@ -1,0 +1,74 @@
+"""Conditions as Milvus' boolean expressions.
+
+Three things differ between Milvus' versions and milvus-lite, so nothing here depends on them:
+
+- whether `!=` holds where a key is missing: each negated leaf asks for the key too;
+- what a backslash means in a LIKE pattern, and where an escaped `_` or `%` is understood: LIKE looks at a copy of
+  the text in which these characters, and the line feed, have changed places with four of the private use area;
+- whether `in` takes a key of the dynamic field: it is written as a chain of comparisons.
+
+Numbers are written and stored as floats.
+"""
+
+from __future__ import annotations
+
+from cskt.gallery.columns import BUILT_IN, Value
+from cskt.gallery.filters import All, Any_, Comparison, Condition, Membership, Missing, Pattern
+
+_EXCHANGED = dict(zip("%_\\\n", "\ue025\ue05f\ue05c\ue00a", strict=True))
+_EXCHANGE = str.maketrans(_EXCHANGED | {there: here for here, there in _EXCHANGED.items()})
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+
+
+def likeable(text: str) -> str:
+    """The copy of a text that LIKE looks at: one character for each, so that parts stay parts."""
+    return text.translate(_EXCHANGE)
+
+
+def like_key(column: str) -> str:
+    """Where that copy is kept; no column bears such a name, as columns have no capitals."""
+    return f"LIKE_{column}"
+
+
+def quoted(text: str) -> str:
+    """A text as a literal."""
+    return f'"{text.translate(_ESCAPES)}"'
+
+
+def compiled(condition: Condition) -> str:  # noqa: PLR0911  one per form
+    """A condition as Milvus reads it."""
+    match condition:
+        case All(conditions):
+            return " and ".join(f"({compiled(part)})" for part in conditions)
+        case Any_(conditions):
+            return " or ".join(f"({compiled(part)})" for part in conditions)
+        case Missing(column, negated) if column in BUILT_IN:
+            return f"image_id {'!=' if negated else '=='} {quoted('')}"  # every crop has it: always, or never
+        case Missing(column, negated):
+            return f"{'' if negated else 'not '}exists {_key(column)}"
+        case Comparison(column, operator, value):
+            leaf = f"{_key(column)} {'==' if operator == '=' else operator} {_literal(value)}"
+            return _with_key(column, leaf) if operator == "!=" else leaf
+        case Membership(column, values, negated):
+            relation, joint = ("!=", " and ") if negated else ("==", " or ")
+            leaf = joint.join(f"{_key(column)} {relation} {_literal(value)}" for value in values)
+            return _with_key(column, f"({leaf})") if negated else leaf
+        case Pattern(column, parts, negated):
+            # A digest is hexadecimal: it has nothing to exchange, and no copy.
+            key = _key(column) if column == "sha256" else f'$meta["{like_key(column)}"]'
+            leaf = f"{key} like {quoted('%'.join(map(likeable, parts)))}"
+            return _with_key(column, f"not ({leaf})") if negated else leaf
+
+
+def _key(column: str) -> str:
+    return column if column in BUILT_IN else f'$meta["{column}"]'
+
+
+def _with_key(column: str, leaf: str) -> str:
+    return leaf if column in BUILT_IN else f"exists {_key(column)} and {leaf}"
+
+
+def _literal(value: Value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return quoted(value) if isinstance(value, str) else repr(float(value))

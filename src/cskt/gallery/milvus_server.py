@@ -1,0 +1,154 @@
+"""Reaching a Milvus collection that holds a gallery: addresses, connections, the schema, errors in one line."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+from pymilvus import DataType, MilvusClient, MilvusException
+
+# Both report an error to stderr with a traceback, and raise it; it is told once, by whoever catches it.
+logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)
+
+CONNECT_SECONDS = 5.0
+CALL_SECONDS = 120.0
+LONGEST_ID = 4096
+LONGEST_TEXT = 65_535
+"""Bytes; Milvus' own limit."""
+
+FIELDS = {
+    "image_id": DataType.VARCHAR,
+    "vector": DataType.FLOAT_VECTOR,
+    "thumbnail": DataType.VARCHAR,
+    "width": DataType.DOUBLE,
+    "height": DataType.DOUBLE,
+    "num_bytes": DataType.DOUBLE,
+    "modified_ns": DataType.INT64,
+    "sha256": DataType.VARCHAR,
+    "kept": DataType.BOOL,
+}
+"""What can be filtered by is DOUBLE where it is a number: Milvus compares an INT64 with no fraction."""
+_SERVER = re.compile(
+    r"milvus://(?P<host>[^/:@\s]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]+)/(?P<name>[A-Za-z_]\w*)", re.ASCII
+)
+
+_files_in_use: Counter[str] = Counter()
+"""Collections that this process has open, by file of milvus-lite: they share it, and the last one lets go of it."""
+_files_lock = threading.Lock()
+
+
+class Collection:
+    """A collection that is open."""
+
+    def __init__(self, url: str, uri: str, name: str) -> None:
+        self.url, self.name = url, name
+        self._uri = uri
+        with _files_lock:
+            self.client = MilvusClient(uri, timeout=CONNECT_SECONDS)
+            _files_in_use[uri] += 1
+        self._is_open = True
+
+    def close(self) -> None:
+        """Let go of the connection, and of a file that no other collection of this process needs; once."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        self.client.close()
+        with _files_lock:
+            _files_in_use[self._uri] -= 1
+            if self._uri.endswith(".db") and not _files_in_use[self._uri]:
+                # pymilvus would keep the file locked until this process ends.
+                from milvus_lite.server_manager import server_manager_instance  # noqa: PLC0415  (not with a server)
+
+                server_manager_instance.release_server(self._uri)
+
+
+def open_collection(url: str, embed_dim: int, generation: str) -> Collection:
+    """A collection that is ready to be searched, made where it is missing; see `open_milvus`."""
+    uri, name = _address(url, generation)
+    with one_line(url):
+        collection = Collection(url, uri, name)
+        try:
+            if collection.client.has_collection(name, timeout=CALL_SECONDS):
+                _check(url, collection.client.describe_collection(name, timeout=CALL_SECONDS), embed_dim)
+                collection.client.load_collection(name, timeout=CALL_SECONDS)
+            else:
+                _create(collection.client, name, embed_dim)
+        except BaseException:
+            collection.close()
+            raise
+    return collection
+
+
+def drop_collection(url: str, generation: str) -> None:
+    """Delete a collection, if it is there; see `drop_milvus`."""
+    uri, name = _address(url, generation)
+    with one_line(url):
+        collection = Collection(url, uri, name)
+        try:
+            collection.client.drop_collection(name, timeout=CALL_SECONDS)
+        finally:
+            collection.close()
+
+
+@contextmanager
+def one_line(url: str) -> Iterator[None]:
+    """Turn what pymilvus raises into one line for the user."""
+    try:
+        yield
+    except (MilvusException, grpc.RpcError) as error:
+        reason = error.message if isinstance(error, MilvusException) else error.details()
+        if "Open local milvus failed" in str(reason):
+            reason = "another process has it open, it is no database of milvus-lite, or it is read-only; name another"
+        raise ValueError(f"{url}: {' '.join(str(reason).split())[:300]}") from error
+
+
+def _address(url: str, generation: str) -> tuple[str, str]:
+    """Where pymilvus connects, and the collection there."""
+    suffix = f"_{generation}" if generation else ""
+    if server := _SERVER.fullmatch(url):
+        return f"http://{server['host']}:{server['port']}", server["name"] + suffix
+    path = Path(url.removeprefix("milvus:"))
+    if url.startswith("milvus://") or not url.startswith("milvus:") or path.suffix != ".db":
+        raise ValueError(f"store '{url}' is not understood; expected milvus:FILE.db or milvus://HOST:PORT/COLLECTION")
+    if not path.parent.is_dir():
+        raise ValueError(f"{url}: no folder {path.parent}; make it first")
+    return str(path.resolve()), f"crops{suffix}"
+
+
+def _create(client: MilvusClient, collection: str, embed_dim: int) -> None:
+    schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=True)
+    sizes = {
+        "image_id": {"is_primary": True, "max_length": LONGEST_ID},
+        "vector": {"dim": embed_dim},
+        "thumbnail": {"max_length": LONGEST_TEXT},
+        "sha256": {"max_length": 64},
+    }
+    for name, kind in FIELDS.items():
+        schema.add_field(name, kind, **sizes.get(name, {}))
+    index = MilvusClient.prepare_index_params()
+    index.add_index("vector", index_type="FLAT", metric_type="IP")
+    # Strong: a search sees everything that was added before it began.
+    client.create_collection(
+        collection, schema=schema, index_params=index, consistency_level="Strong", timeout=CALL_SECONDS
+    )
+
+
+def _check(url: str, description: Mapping[str, Any], embed_dim: int) -> None:
+    fields = {field["name"]: field for field in description["fields"]}
+    if not description["enable_dynamic_field"] or {name: field["type"] for name, field in fields.items()} != FIELDS:
+        raise ValueError(f"{url}: collection '{description['collection_name']}' holds no gallery; name another one")
+    dim = int(fields["vector"]["params"]["dim"])
+    if dim != embed_dim:
+        raise ValueError(
+            f"{url}: collection '{description['collection_name']}' holds vectors of {dim} numbers, the model makes"
+            f" {embed_dim}; name another collection, or use the model that filled this one"
+        )

@@ -1,0 +1,100 @@
+"""What a user looks for, as one vector: a sentence, a picture, more like this, but not that.
+
+Parts are added as unit vectors with their weights, and the sum is brought back to length 1. The score of a crop is
+its cosine with that sum, which orders crops as the weighted sum of the parts' own cosines does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cskt.data.images import Source
+from cskt.embed import Encoder
+
+SHORTEST_SUM = 1e-4
+"""Below this length what is left of the parts is rounding, not direction."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to look for; at least one of text, image, like.
+
+    Raises:
+        ValueError: nothing to look for, an empty sentence, or a weight that is no positive number.
+    """
+
+    text: str | None = None
+    """What the person looks like."""
+    image: Source | None = None
+    """A picture from outside the gallery: a path, an opened image, or the bytes of a file."""
+    like: str | None = None
+    """Name of a crop of the gallery to find more of."""
+    exclude: tuple[str, ...] = ()
+    """Sentences to move away from: "with a hat"."""
+    text_weight: float = 1.0
+    image_weight: float = 1.0
+    """Of `image` and of `like`."""
+    exclude_weight: float = 0.5
+    """Of each sentence of `exclude`. At 1 they would count as much as what is looked for, and lead far off."""
+
+    def __post_init__(self) -> None:
+        if self.text is None and self.image is None and self.like is None:
+            raise ValueError("nothing to look for; give a sentence, an image, or a crop to find more of")
+        if any(not sentence.strip() for sentence in (*self.exclude, *([] if self.text is None else [self.text]))):
+            raise ValueError("a sentence is empty; say what the person looks like")
+        for weight in (self.text_weight, self.image_weight, self.exclude_weight):
+            if not 0 < weight <= 100:
+                raise ValueError(f"a weight is {weight}; give more than 0, at most 100")
+
+
+class _Part(NamedTuple):
+    query: int
+    """Position of the query that it belongs to."""
+    weight: float
+
+
+def encode_queries(encoder: Encoder, queries: Sequence[Query], vector_of: Callable[[str], Tensor]) -> Tensor:
+    """One unit vector per query; all sentences and all pictures are encoded together.
+
+    Args:
+        encoder: of the model that filled the gallery.
+        queries: Q of them.
+        vector_of: name of a crop -> its vector [D].
+
+    Returns:
+        [Q, D] float32, rows of length 1.
+
+    Raises:
+        ValueError: an image cannot be read, there is no such crop, or the parts of a query cancel each other out.
+    """
+    sentences: list[str] = []
+    images: list[Source] = []
+    sentence_parts: list[_Part] = []
+    image_parts: list[_Part] = []
+    vectors = torch.zeros(len(queries), encoder.model.architecture.embed_dim)
+    for row, query in enumerate(queries):
+        for text, weight in [(query.text, query.text_weight), *((no, -query.exclude_weight) for no in query.exclude)]:
+            if text is not None:
+                sentences.append(text)
+                sentence_parts.append(_Part(row, weight))
+        if query.image is not None:
+            images.append(query.image)
+            image_parts.append(_Part(row, query.image_weight))
+        if query.like is not None:
+            vectors[row] += query.image_weight * vector_of(query.like)
+    for features, parts in (
+        (encoder.encode_text(sentences), sentence_parts) if sentences else (None, []),
+        (encoder.encode_image(images), image_parts) if images else (None, []),
+    ):
+        if features is not None:
+            weights = torch.tensor([part.weight for part in parts])
+            vectors.index_add_(0, torch.tensor([part.query for part in parts]), weights[:, None] * features)
+    if (vectors.norm(dim=1) < SHORTEST_SUM).any():
+        raise ValueError("what is looked for and what is excluded cancel each other out; say something else")
+    return F.normalize(vectors, dim=-1)

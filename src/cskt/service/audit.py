@@ -1,0 +1,86 @@
+"""The audit log: who asked what and when, one JSON object per line. The sentence is noted, pictures are not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cskt.service.errors import ServiceError
+
+AUDIT_FILE = "audit.jsonl"
+"""In the gallery folder."""
+
+log = logging.getLogger(__name__)
+
+
+class AuditLog:
+    """A file that only grows, readable by its owner alone.
+
+    Args:
+        path: the file; none keeps no log.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ValueError(
+                f"the audit log {path} cannot be written ({error.strerror}); choose another place with --audit-log, or"
+                " --no-audit-log"
+            ) from None
+
+    def note(self, client: str, action: str, **facts: Any) -> None:
+        """Append one line; it is in the file when the call returns.
+
+        Args:
+            client: its address.
+            action: search, explain, image, add, delete, export, session or refused-token.
+            facts: what was asked and how it ended; JSON values.
+
+        Raises:
+            ServiceError: 503; what cannot be noted is not answered.
+        """
+        if self._file is None:
+            return
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": time, "client": client, "action": action} | facts) + "\n"
+        data = line.encode("ascii")  # JSON escapes the rest, line breaks and control characters included
+        try:
+            with self._lock:
+                num_written = os.write(self._file, data)
+        except OSError as error:
+            log.error("the audit log %s cannot be written: %s", self.path, error.strerror)
+            num_written = 0
+        if num_written < len(data):
+            raise ServiceError(503, "no_audit_log", "the audit log cannot be written; the operator must mend it")
+
+    @contextmanager
+    def noting(self, client: str, action: str, facts: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Note a request when it has been answered or refused; `facts` may be added to meanwhile."""
+        try:
+            yield facts
+        except ServiceError as error:
+            self.note(client, action, **facts, error=error.code)
+            raise
+        except Exception:
+            self.note(client, action, **facts, error="internal")
+            raise
+        self.note(client, action, **facts)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

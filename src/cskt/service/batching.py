@@ -1,0 +1,131 @@
+"""Threads that serve many requests: a `Batcher` takes what waits together, a `Pool` bounds what may wait."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, ParamSpec, TypeVar
+
+from cskt.service.errors import ServiceError, busy
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+P = ParamSpec("P")
+
+
+class Batcher(Generic[Item, Result]):
+    """One thread that works on single items where it is idle, and on all that gathered meanwhile where it is not.
+
+    Args:
+        name: of the thread.
+        work: items -> as many results.
+        most_together: most items of one call of `work`.
+        most_waiting: items that may wait.
+    """
+
+    def __init__(
+        self, name: str, work: Callable[[Sequence[Item]], Sequence[Result]], *, most_together: int, most_waiting: int
+    ) -> None:
+        self._work = work
+        self._most_together = most_together
+        self._most_waiting = most_waiting
+        self._waiting: deque[tuple[Item, Future[Result]]] = deque()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    async def run(self, item: Item) -> Result:
+        """The result of one item.
+
+        Raises:
+            ServiceError: 503, too many wait or the service stops.
+            Exception: what `work` raises for this item alone.
+        """
+        return await asyncio.wrap_future(self.submit(item))
+
+    def submit(self, item: Item) -> Future[Result]:
+        """As `run`, for callers without an event loop."""
+        with self._lock:
+            if self._closed:
+                raise _stopping()
+            if len(self._waiting) >= self._most_waiting:
+                raise busy()
+            future: Future[Result] = Future()
+            self._waiting.append((item, future))
+            self._thread.submit(self._work_off)  # finds nothing to do if an earlier call took this item along
+        return future
+
+    def close(self) -> None:
+        """Finish what waits, take no more."""
+        with self._lock:
+            self._closed = True
+        self._thread.shutdown(wait=True)
+
+    def _work_off(self) -> None:
+        with self._lock:
+            taken = [self._waiting.popleft() for _ in range(min(self._most_together, len(self._waiting)))]
+        # a future that cannot be set running belongs to a client that has left
+        asked = [(item, future) for item, future in taken if future.set_running_or_notify_cancel()]
+        if asked:
+            self._answer(asked)
+
+    def _answer(self, asked: Sequence[tuple[Item, Future[Result]]]) -> None:
+        try:
+            results = self._work([item for item, _ in asked])
+            assert len(results) == len(asked)
+        except Exception as error:  # noqa: BLE001  (it belongs to the one who waits for this item)
+            if len(asked) == 1:
+                asked[0][1].set_exception(error)
+                return
+            for pair in asked:  # one bad item must not fail the rest
+                self._answer([pair])
+            return
+        for (_, future), result in zip(asked, results, strict=True):
+            future.set_result(result)
+
+
+class Pool:
+    """A few threads for one kind of work, so that its slow requests hold up nobody else's.
+
+    Args:
+        name: of the threads.
+        threads: how many.
+        most_waiting: requests that may wait for a thread.
+    """
+
+    def __init__(self, name: str, *, threads: int, most_waiting: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._most = threads + most_waiting
+        self._running = 0
+        self._closed = False
+
+    async def run(self, work: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
+        """Call `work` in a thread of the pool.
+
+        Raises:
+            ServiceError: 503, too many wait or the service stops.
+            Exception: what `work` raises.
+        """
+        if self._closed:
+            raise _stopping()
+        if self._running >= self._most:
+            raise busy()
+        self._running += 1  # only the event loop's thread comes here
+        try:
+            call = functools.partial(work, *args, **kwargs)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        finally:
+            self._running -= 1
+
+    def close(self) -> None:
+        """Finish what waits, take no more."""
+        self._closed = True
+        self._threads.shutdown(wait=True)
+
+
+def _stopping() -> ServiceError:
+    return ServiceError(503, "stopping", "the service is being stopped; ask again when it is back")

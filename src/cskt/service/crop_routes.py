@@ -1,0 +1,139 @@
+"""Single crops: facts and pictures; with the token, crops added and deleted."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from cskt.gallery.gallery import Gallery, UnknownCropError
+from cskt.service.bodies import StrictRoute
+from cskt.service.errors import ServiceError, told_to_the_client, unknown_crop
+from cskt.service.parts import BODY_ERRORS, Parts, errors
+from cskt.service.pictures import SIGNATURES, check_pixels, content_type, decode_base64, download_name
+from cskt.service.schemas import (
+    MOST_DELETED,
+    AddAnswer,
+    AddRequest,
+    CropAnswer,
+    CropUpload,
+    ImageId,
+    RemoveAnswer,
+    Unreadable,
+)
+from cskt.service.settings import ServiceSettings
+
+router = APIRouter(prefix="/api", tags=["crops"], route_class=StrictRoute)
+
+SANDBOX = "sandbox; default-src 'none'"
+"""A picture that is opened by itself gets no rights, whatever it may hold."""
+
+log = logging.getLogger(__name__)
+
+CropName = Annotated[ImageId, Query(alias="id", description="Name of a crop.")]
+
+
+def _pictures(*types: str) -> dict[int | str, dict[str, Any]]:
+    return {200: {"content": {name: {"schema": {"type": "string", "format": "binary"}} for name in types}}}
+
+
+@router.get("/crop", responses=errors(404))
+async def facts(image_id: CropName, service: Parts) -> CropAnswer:
+    """What is known of a crop."""
+    with told_to_the_client(service.engine.gallery):
+        found = await service.engine.reading.run(service.engine.gallery.crop, image_id)
+    return CropAnswer(
+        image_id=found.image_id,
+        width=found.width,
+        height=found.height,
+        num_bytes=found.num_bytes,
+        sha256=found.sha256,
+        metadata=found.metadata,
+    )
+
+
+@router.get(
+    "/thumbnail",
+    responses=errors(404) | _pictures("image/jpeg") | {304: {"description": "it has not changed"}},
+    response_class=Response,
+)
+async def thumbnail(image_id: CropName, request: Request, service: Parts) -> Response:
+    """A small JPEG of a crop."""
+    with told_to_the_client(service.engine.gallery):
+        data = await service.engine.reading.run(service.engine.gallery.thumbnail, image_id)
+    tag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+    headers = {"ETag": tag, "Cache-Control": "private, max-age=60", "Content-Security-Policy": SANDBOX}
+    if tag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return Response(data, media_type="image/jpeg", headers=headers)
+
+
+@router.get(
+    "/image", responses=errors(404) | _pictures(*SIGNATURES, "application/octet-stream"), response_class=Response
+)
+async def image(image_id: CropName, request: Request, service: Parts) -> Response:
+    """The file that a crop was indexed from."""
+    with service.noting(request, "image", {"image_id": image_id}):
+        data = await service.engine.reading.run(_original, service.engine.gallery, image_id)
+    type_name = content_type(data)
+    # what no browser shows as a picture is only to be saved
+    shown = "inline" if type_name in SIGNATURES else "attachment"
+    headers = {
+        "Content-Security-Policy": SANDBOX,
+        "Content-Disposition": f'{shown}; filename="{download_name(image_id, type_name)}"',
+    }
+    return Response(data, media_type=type_name, headers=headers)
+
+
+@router.post("/crops", responses=errors(*BODY_ERRORS))
+async def add(asked: AddRequest, request: Request, service: Parts) -> AddAnswer:
+    """Add crops, or replace those of the same name. Needs the token in the header."""
+    asked.check_limits(service.settings)
+    gallery, names = service.engine.gallery, [crop.image_id for crop in asked.crops]
+    with service.noting(request, "add", {"image_ids": names}) as noted, told_to_the_client(gallery, "bad_crop"):
+        answer = await service.engine.writing.run(_add, gallery, asked.crops, service.settings)
+        noted["added"], noted["replaced"] = answer.added, answer.replaced
+    return answer
+
+
+@router.delete("/crops", responses=errors(400))
+async def remove(
+    image_ids: Annotated[list[ImageId], Query(alias="id", min_length=1, max_length=MOST_DELETED)],
+    request: Request,
+    service: Parts,
+) -> RemoveAnswer:
+    """Remove crops; those that are not there are passed over. Needs the token in the header."""
+    gallery = service.engine.gallery
+    with service.noting(request, "delete", {"image_ids": image_ids}) as noted, told_to_the_client(gallery, "bad_crop"):
+        removed = await service.engine.writing.run(gallery.remove, image_ids)
+        noted["removed"] = removed
+    return RemoveAnswer(removed=removed)
+
+
+def _original(gallery: Gallery, image_id: str) -> bytes:
+    try:
+        return gallery.original(image_id).read_bytes()
+    except UnknownCropError:
+        raise unknown_crop() from None
+    except (ValueError, OSError) as error:  # its words name folders of this machine
+        log.warning("the original of %s cannot be read: %s", image_id, error)
+        message = "the original of this crop cannot be read; put the file back, or index the gallery again"
+        raise ServiceError(404, "no_original", message) from None
+
+
+def _add(gallery: Gallery, crops: list[CropUpload], settings: ServiceSettings) -> AddAnswer:
+    taken: list[tuple[CropUpload, bytes]] = []
+    unreadable: list[Unreadable] = []
+    for crop in crops:
+        data = decode_base64(crop.image, settings)
+        try:
+            check_pixels(data, settings)
+            taken.append((crop, data))
+        except ValueError as error:
+            unreadable.append(Unreadable(image_id=crop.image_id, reason=str(error)))
+    metadata = [{column: value for column, value in crop.metadata.items() if value is not None} for crop, _ in taken]
+    report = gallery.add([data for _, data in taken], [crop.image_id for crop, _ in taken], metadata)
+    unreadable += [Unreadable(image_id=name, reason=reason) for name, reason in report.unreadable]
+    return AddAnswer(added=report.added, replaced=report.replaced, unreadable=unreadable)

@@ -1,0 +1,137 @@
+"""The gallery behind the service: which thread does what, so that queries share the model and none holds the rest.
+
+encode     one thread   every query; what gathers while the model is busy is encoded together
+search     one thread   queries without a filter; what gathers is searched for together
+filter     two threads  queries with a filter or a histogram, which may take long
+explain    one thread   heat maps
+read       four threads pictures, thumbnails, facts
+write      one thread   additions and deletions
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cskt.gallery.answers import Histogram
+from cskt.gallery.gallery import Gallery
+from cskt.gallery.queries import Query
+from cskt.service.batching import Batcher, Pool
+from cskt.service.metrics import Metrics
+from cskt.service.settings import ServiceSettings
+from cskt.types import Hit
+
+WARM_UP = Query(text="a person")
+LONG_WAIT = 32
+"""Slow requests that may wait for a pool."""
+
+log = logging.getLogger(__name__)
+
+
+class Wanted(NamedTuple):
+    """What is wanted of the gallery for an encoded query; see `Gallery.search`."""
+
+    k: int
+    offset: int
+    min_score: float | None
+    group_by: str | None
+    where: str | None = None
+
+
+class Engine:
+    """A gallery and its threads.
+
+    Args:
+        gallery: open; closed by whoever opened it.
+        settings: of the service.
+        metrics: where times and batches are counted.
+    """
+
+    def __init__(self, gallery: Gallery, settings: ServiceSettings, metrics: Metrics) -> None:
+        self.gallery = gallery
+        self._metrics = metrics
+        self._encoding: Batcher[Query, Tensor] = Batcher(
+            "encode", self._encode, most_together=settings.queries_together, most_waiting=settings.queries_waiting
+        )
+        self._searching: Batcher[tuple[Tensor, Wanted], list[Hit]] = Batcher(
+            "search", self._search, most_together=settings.queries_together, most_waiting=settings.queries_waiting
+        )
+        self._filtering = Pool("filter", threads=2, most_waiting=LONG_WAIT)
+        self.explaining = Pool("explain", threads=1, most_waiting=LONG_WAIT)
+        self.reading = Pool("read", threads=4, most_waiting=settings.queries_waiting)
+        self.writing = Pool("write", threads=1, most_waiting=LONG_WAIT)
+        self.ready: Future[None] = Future()
+        """Done when model and vectors are loaded; holds the error if they cannot be."""
+
+    def warm_up(self) -> None:
+        """Begin to load the model and the vectors, by a first search in the threads that will do all others."""
+
+        def searched(future: Future[list[Hit]]) -> None:
+            error = future.exception()
+            if error is None:
+                self.ready.set_result(None)
+            else:
+                log.error("the gallery cannot be searched: %s", error)
+                self.ready.set_exception(error)
+
+        def encoded(future: Future[Tensor]) -> None:
+            if error := future.exception():
+                log.error("the model cannot be loaded: %s", error)
+                self.ready.set_exception(error)
+            else:
+                wanted = Wanted(k=1, offset=0, min_score=-1.0, group_by=None)
+                self._searching.submit((future.result(), wanted)).add_done_callback(searched)
+
+        self._encoding.submit(WARM_UP).add_done_callback(encoded)
+
+    async def search(self, query: Query, wanted: Wanted, *, histogram: bool) -> tuple[list[Hit], Histogram | None]:
+        """The hits of one query and, if asked for, how the gallery's scores are distributed.
+
+        Raises:
+            ValueError: the user's error; see `Gallery.search`.
+            ServiceError: 503, too much waits.
+        """
+        vector = await self._encoding.run(query)
+        if wanted.where is None:
+            hits = await self._searching.run((vector, wanted))
+        else:
+            hits = (await self._filtering.run(self._search, [(vector, wanted)]))[0]
+        if not histogram:
+            return hits, None
+        return hits, await self._filtering.run(self.gallery.histogram, vector, where=wanted.where)
+
+    def close(self) -> None:
+        """Finish what has begun; then the gallery may be closed."""
+        for part in (self._encoding, self._searching, self._filtering, self.explaining, self.reading, self.writing):
+            part.close()
+
+    def _encode(self, queries: Sequence[Query]) -> Sequence[Tensor]:
+        self._metrics.batch_size.observe(len(queries))
+        with self._metrics.encode_seconds.time():
+            return self.gallery.encode(queries).unbind(0)
+
+    def _search(self, asked: Sequence[tuple[Tensor, Wanted]]) -> list[list[Hit]]:
+        """Hits of each; those that want the same are searched for in one pass over the vectors."""
+        positions: dict[Wanted, list[int]] = {}
+        for position, (_, wanted) in enumerate(asked):
+            positions.setdefault(wanted, []).append(position)
+        found: list[list[Hit]] = [[] for _ in asked]
+        with self._metrics.search_seconds.time():
+            for wanted, places in positions.items():
+                vectors = torch.stack([asked[place][0] for place in places])
+                answers = self.gallery.search_vectors(
+                    vectors,
+                    wanted.k,
+                    where=wanted.where,
+                    min_score=wanted.min_score,
+                    group_by=wanted.group_by,
+                    offset=wanted.offset,
+                )
+                for place, hits in zip(places, answers, strict=True):
+                    found[place] = hits
+        return found

@@ -1,0 +1,96 @@
+"""Errors in one JSON form: {"error": {"code": "bad_filter", "message": "one line with the remedy"}}."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from cskt.gallery.gallery import Gallery, UnknownCropError
+
+LONGEST_MESSAGE = 500
+"""Characters; a message may quote what the client sent."""
+
+
+class ServiceError(HTTPException):
+    """A refusal that the client is told of.
+
+    Args:
+        status: of HTTP, 4xx or 5xx.
+        code: the kind of error, for programs.
+        message: one line with the remedy, for people.
+        headers: of the response.
+    """
+
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status, message, dict(headers or {}))
+        self.code = code
+
+    def response(self) -> Response:
+        """The error as it goes to the client."""
+        return error_response(self.status_code, self.code, self.detail, self.headers)
+
+
+def error_response(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """An error in the one form."""
+    line = " ".join(message.split())[:LONGEST_MESSAGE]
+    return JSONResponse({"error": {"code": code, "message": line}}, status, headers)
+
+
+def busy() -> ServiceError:
+    """More work waits than the service takes on."""
+    return ServiceError(503, "busy", "too many queries are waiting; try again in a second", {"Retry-After": "1"})
+
+
+def unknown_crop() -> ServiceError:
+    """The gallery knows no crop of the name asked for."""
+    return ServiceError(404, "unknown_crop", "the gallery has no crop of this name; a search tells which it has")
+
+
+@contextmanager
+def told_to_the_client(gallery: Gallery, code: str = "bad_query") -> Iterator[None]:
+    """What the gallery refuses as a user's error becomes a 4xx with its line, less the folders that it names."""
+    try:
+        yield
+    except UnknownCropError:
+        raise unknown_crop() from None
+    except ValueError as error:
+        line = str(error)
+        for folder, name in ((gallery.manifest.images, "images"), (gallery.folder, "the gallery")):
+            if folder is not None:
+                line = line.replace(str(Path(folder).resolve()), name).replace(str(folder), name)
+        raise ServiceError(400, code, line) from None
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Bring what FastAPI and Starlette refuse by themselves into the one form."""
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        if isinstance(error, ServiceError):
+            return error.response()
+        if error.status_code == 405:
+            methods = ", ".join(_methods(request))
+            message = f"{request.url.path} takes {methods}"
+            return error_response(405, "method_not_allowed", message, {"Allow": methods})
+        if error.status_code == 404:
+            return error_response(404, "not_found", "nothing lies at this address; /docs lists what there is")
+        return error_response(error.status_code, "bad_request", str(error.detail), error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        message = str(first["msg"]).removeprefix("Value error, ")
+        return error_response(422, "invalid_request", f"{place}: {message}; /docs says what is taken")
+
+
+def _methods(request: Request) -> list[str]:
+    """What the address takes. No address of ours has a variable part but those of the page, which can only be read."""
+    operations = request.app.openapi()["paths"].get(request.url.path, {"get": None})
+    return sorted(method.upper() for method in operations)

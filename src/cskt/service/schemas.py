@@ -1,0 +1,313 @@
+"""What requests and answers look like, in JSON; the same classes make the OpenAPI description."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from cskt.gallery.columns import Kind
+from cskt.gallery.files import LONGEST_ID
+from cskt.service.errors import ServiceError
+from cskt.service.settings import ServiceSettings
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_BREAK = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def _sentence(text: str) -> str:
+    if not text.strip():
+        raise ValueError("describe a person in a sentence")
+    if _CONTROL.search(text):
+        raise ValueError("the text holds a control character; remove it")
+    return text
+
+
+def _one_line(text: str) -> str:
+    if _BREAK.search(text):
+        raise ValueError("the text holds a control character or a line break; remove it")
+    return text
+
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 10.0 is a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole: TypeAlias = Annotated[int, BeforeValidator(_whole)]
+Sentence: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "sentence"}), AfterValidator(_sentence)]
+Filter: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "filter"}), AfterValidator(_sentence)]
+ImageId: TypeAlias = Annotated[
+    str,
+    Field(min_length=1, max_length=LONGEST_ID, json_schema_extra={"format": "image-id"}),
+    AfterValidator(_one_line),
+]
+ImageFile: TypeAlias = Annotated[
+    str, Field(min_length=1, json_schema_extra={"format": "image-file"}, description="An image file's bytes in base64.")
+]
+Weight: TypeAlias = Annotated[float, Field(gt=0, le=100)]
+MetadataValue: TypeAlias = bool | int | float | str
+MOST_COLUMNS = 100
+MOST_MARKS = 10_000
+MOST_DELETED = 1000
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+def _asks_for_something(schema: dict[str, Any]) -> None:
+    """Of three keys that may all be left out or null, one must be a string."""
+    schema["anyOf"] = [
+        {"required": [name], "properties": {name: schema["properties"][name]["anyOf"][0]}}
+        for name in ("text", "image", "like")
+    ]
+
+
+class SearchRequest(_Request):
+    """A sentence, a picture, a crop of the gallery, or several of them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_asks_for_something)
+
+    text: Sentence | None = None
+    image: ImageFile | None = None
+    like: ImageId | None = Field(None, description="More like this crop of the gallery.")
+    exclude: list[Sentence] = Field([], description="Sentences to move away from.")
+    text_weight: Weight = 1.0
+    image_weight: Weight = 1.0
+    exclude_weight: Weight = 0.5
+    where: Filter | None = Field(None, description="A filter such as: camera = 'c3' AND time > '2026-01-01'")
+    k: Whole = Field(24, ge=1)
+    offset: Whole = Field(0, ge=0)
+    min_score: Annotated[float, Field(ge=-1, le=1)] | None = Field(
+        None, description="Cut-off; the calibrated one, if any, where it is left out; -1 for none."
+    )
+    group_by: Annotated[str, Field(json_schema_extra={"format": "column"})] | None = Field(
+        None, description="A metadata column; the best crop of each of its values is shown."
+    )
+    histogram: bool = Field(False, description="Also count the crops of the gallery by score.")
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchRequest:
+        if self.text is None and self.image is None and self.like is None:
+            raise ValueError("give text, image or like")
+        return self
+
+    def check_limits(self, settings: ServiceSettings) -> None:
+        """Refuse what is too much for one request.
+
+        Raises:
+            ServiceError: 422.
+        """
+        for sentence in (self.text or "", *self.exclude):
+            _check_most("a sentence", len(sentence), settings.sentence_characters, "characters")
+        _check_most("exclude", len(self.exclude), settings.max_exclude, "sentences")
+        _check_most("where", len(self.where or ""), settings.where_characters, "characters")
+        _check_most("k", self.k, settings.max_k, "hits")
+        _check_most("offset", self.offset, settings.max_offset, "hits")
+
+
+class ExplainRequest(_Request):
+    """Which crop is to be explained by which sentence."""
+
+    text: Sentence
+    image_id: ImageId
+
+    def check_limits(self, settings: ServiceSettings) -> None:
+        """See `SearchRequest.check_limits`."""
+        _check_most("a sentence", len(self.text), settings.sentence_characters, "characters")
+
+
+class CropUpload(_Request):
+    """A crop that is to enter the gallery; one of the same name is replaced."""
+
+    image_id: ImageId
+    image: ImageFile
+    metadata: dict[str, MetadataValue | None] = Field({}, max_length=MOST_COLUMNS)
+
+
+class AddRequest(_Request):
+    """Crops to add."""
+
+    crops: list[CropUpload] = Field(min_length=1)
+
+    def check_limits(self, settings: ServiceSettings) -> None:
+        """See `SearchRequest.check_limits`."""
+        _check_most("crops", len(self.crops), settings.crops_per_request, "crops")
+
+
+class MarkedHit(_Request):
+    """A hit that someone has judged."""
+
+    text: Sentence
+    image_id: ImageId
+    right: bool
+
+
+class ExportRequest(_Request):
+    """Judged hits, to be written as a file."""
+
+    format: Literal["csv", "jsonl"]
+    marks: list[MarkedHit] = Field(max_length=MOST_MARKS)
+
+
+class SessionRequest(_Request):
+    """The token, for a browser."""
+
+    token: str = Field(min_length=1, max_length=1000)
+
+
+def _check_most(what: str, found: int, most: int, unit: str) -> None:
+    if found > most:
+        raise ServiceError(422, "too_much", f"{what} is limited to {most:,} {unit}, not {found:,}")
+
+
+class ErrorFacts(_Answer):
+    """What went wrong."""
+
+    code: str
+    message: str
+
+
+class ErrorAnswer(_Answer):
+    """Every error has this form."""
+
+    error: ErrorFacts
+
+
+class HitAnswer(_Answer):
+    """A crop that was found."""
+
+    image_id: str
+    score: float
+    rank: int
+    group_size: int
+    metadata: Mapping[str, MetadataValue]
+
+
+class HistogramAnswer(_Answer):
+    """How many crops score between neighbouring edges."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+class SearchAnswer(_Answer):
+    """Hits, best first."""
+
+    hits: list[HitAnswer]
+    cut_off: float | None = Field(description="The lowest score that could be a hit; null if any could.")
+    histogram: HistogramAnswer | None
+    seconds: float
+
+
+class WordHeat(_Answer):
+    """Where a word is to be seen: rows of patches, from 0 to 1."""
+
+    word: str
+    heat: list[list[float]]
+
+
+class ExplainAnswer(_Answer):
+    """Where a sentence and its words are to be seen on a crop."""
+
+    score: float
+    rows: int
+    columns: int
+    sentence: list[list[float]]
+    words: list[WordHeat]
+
+
+class CropAnswer(_Answer):
+    """What is known of a crop."""
+
+    image_id: str
+    width: int
+    height: int
+    num_bytes: int
+    sha256: str
+    metadata: Mapping[str, MetadataValue]
+
+
+class ValueCount(_Answer):
+    """A value of a column and how many crops have it."""
+
+    value: MetadataValue
+    count: int
+
+
+class ColumnAnswer(_Answer):
+    """A metadata column, as filters need it."""
+
+    name: str
+    kind: Kind
+    values: list[ValueCount] = Field(description="Most frequent first; empty where there are too many.")
+    minimum: MetadataValue | None
+    maximum: MetadataValue | None
+
+
+class ModelAnswer(_Answer):
+    """The model that searches."""
+
+    name: str
+    warning: str | None
+
+
+class Limits(_Answer):
+    """How much one request may ask."""
+
+    k: int
+    sentence_characters: int
+    image_bytes: int
+
+
+class GalleryAnswer(_Answer):
+    """What a page needs to know before the first search."""
+
+    name: str
+    count: int
+    model: ModelAnswer
+    columns: list[ColumnAnswer]
+    cut_off: float | None
+    limits: Limits
+    writable: bool = Field(description="Whether crops can be added and deleted, with the token.")
+    token_needed: bool = Field(description="Whether reading needs the token.")
+
+
+class Unreadable(_Answer):
+    """A crop that was not taken."""
+
+    image_id: str
+    reason: str
+
+
+class AddAnswer(_Answer):
+    """What became of the crops."""
+
+    added: int
+    replaced: int
+    unreadable: list[Unreadable]
+
+
+class RemoveAnswer(_Answer):
+    """How many crops were removed."""
+
+    removed: int
+
+
+class SessionAnswer(_Answer):
+    """A browser is signed in."""
+
+    seconds: int = Field(description="How long, if the service runs that long.")
+
+
+class HealthAnswer(_Answer):
+    """The service answers queries."""
+
+    status: Literal["ok"]

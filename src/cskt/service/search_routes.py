@@ -1,0 +1,116 @@
+"""Searching, explaining, and taking marked hits home."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter, Request, Response
+
+from cskt.gallery.columns import BUILT_IN
+from cskt.gallery.filters import parse_filter
+from cskt.gallery.marks import Mark, marks_csv, marks_jsonl
+from cskt.gallery.queries import Query
+from cskt.service.bodies import StrictRoute
+from cskt.service.engine import Wanted
+from cskt.service.errors import told_to_the_client
+from cskt.service.parts import BODY_ERRORS, Parts, errors
+from cskt.service.pictures import decode_base64, decode_query
+from cskt.service.schemas import (
+    ExplainAnswer,
+    ExplainRequest,
+    ExportRequest,
+    HistogramAnswer,
+    HitAnswer,
+    SearchAnswer,
+    SearchRequest,
+    WordHeat,
+)
+
+router = APIRouter(prefix="/api", tags=["search"], route_class=StrictRoute)
+HEAT_DIGITS = 4
+
+
+@router.post("/search", responses=errors(404, *BODY_ERRORS))
+async def search(asked: SearchRequest, request: Request, service: Parts) -> SearchAnswer:
+    """The best crops for a sentence, a picture, a crop, or several of these together."""
+    begun = time.perf_counter()
+    asked.check_limits(service.settings)
+    facts = {
+        "text": asked.text,
+        "image": True if asked.image is not None else None,
+        "like": asked.like,
+        "exclude": asked.exclude,
+        "where": asked.where,
+        "k": asked.k,
+        "offset": asked.offset or None,
+    }
+    gallery = service.engine.gallery
+    with service.noting(request, "search", facts) as noted:
+        if asked.where is not None:
+            with told_to_the_client(gallery, "bad_filter"):  # before the model is troubled
+                parse_filter(asked.where, BUILT_IN | gallery.columns)
+        image = None
+        if asked.image is not None:
+            data = decode_base64(asked.image, service.settings)
+            image = await service.engine.reading.run(decode_query, data, service.settings)
+        with told_to_the_client(gallery):
+            query = Query(
+                text=asked.text,
+                image=image,
+                like=asked.like,
+                exclude=tuple(asked.exclude),
+                text_weight=asked.text_weight,
+                image_weight=asked.image_weight,
+                exclude_weight=asked.exclude_weight,
+            )
+            wanted = Wanted(asked.k, asked.offset, asked.min_score, asked.group_by, asked.where)
+            hits, histogram = await service.engine.search(query, wanted, histogram=asked.histogram)
+        noted["hits"] = len(hits)
+    return SearchAnswer(
+        hits=[
+            HitAnswer(
+                image_id=hit.image_id,
+                score=hit.score,
+                rank=hit.rank,
+                group_size=hit.group_size,
+                metadata=hit.metadata,
+            )
+            for hit in hits
+        ],
+        cut_off=gallery.cut_off if asked.min_score is None else asked.min_score,
+        histogram=histogram and HistogramAnswer(edges=list(histogram.edges), counts=list(histogram.counts)),
+        seconds=time.perf_counter() - begun,
+    )
+
+
+@router.post("/explain", responses=errors(404, *BODY_ERRORS))
+async def explain(asked: ExplainRequest, request: Request, service: Parts) -> ExplainAnswer:
+    """Where on a crop the sentence, and each of its words, is to be seen."""
+    asked.check_limits(service.settings)
+    engine, facts = service.engine, {"text": asked.text, "image_id": asked.image_id}
+    with service.noting(request, "explain", facts), told_to_the_client(engine.gallery):
+        explanation = await engine.explaining.run(engine.gallery.explain, asked.image_id, asked.text)
+    rows, columns = explanation.sentence.shape
+    return ExplainAnswer(
+        score=explanation.score,
+        rows=rows,
+        columns=columns,
+        sentence=explanation.sentence.round(decimals=HEAT_DIGITS).tolist(),
+        words=[WordHeat(word=word, heat=heat.round(decimals=HEAT_DIGITS).tolist()) for word, heat in explanation.words],
+    )
+
+
+@router.post(
+    "/marks/export",
+    responses=errors(*BODY_ERRORS)
+    | {200: {"content": {kind: {"schema": {"type": "string"}} for kind in ("text/csv", "application/x-ndjson")}}},
+    response_class=Response,
+)
+async def export(asked: ExportRequest, request: Request, service: Parts) -> Response:
+    """Judged hits as a table, or as records that training reads."""
+    marks = [Mark(mark.text, mark.image_id, mark.right) for mark in asked.marks]
+    with service.noting(request, "export", {"format": asked.format, "marks": len(marks)}):
+        text = marks_csv(marks) if asked.format == "csv" else marks_jsonl(marks)
+    media_type = "text/csv" if asked.format == "csv" else "application/x-ndjson"
+    name = f'attachment; filename="marks.{asked.format}"'
+    return Response(text, media_type=media_type, headers={"Content-Disposition": name})

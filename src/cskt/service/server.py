@@ -1,0 +1,106 @@
+"""A socket, and uvicorn on it until someone stops it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from cskt.service.parts import Service
+from cskt.service.settings import ServiceSettings
+
+MOST_UNACCEPTED = 2048
+"""Connections that the system holds while the service is busy."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections; port 0 lets the system choose one.
+
+    Raises:
+        ValueError: the address is not ours, or another program has the port.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (socket.gaierror, UnicodeError):
+        raise ValueError(f"--host {host}: no such address; 127.0.0.1 is this machine alone") from None
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name != "nt":  # there it would let two programs share the port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(MOST_UNACCEPTED)
+    except OSError as error:
+        listener.close()
+        remedies = {
+            errno.EADDRINUSE: f"--port {port} is in use; choose another, or stop the program that has it",
+            errno.EACCES: f"--port {port} needs a privilege; choose one above 1023",
+            errno.EADDRNOTAVAIL: f"--host {host} is no address of this machine; 127.0.0.1 always is",
+        }
+        raise ValueError(remedies.get(error.errno or 0, f"--host {host} --port {port}: {error.strerror}")) from None
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """What a browser is to open."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def serve(app: FastAPI, listener: socket.socket, settings: ServiceSettings) -> None:
+    """Answer requests until SIGINT or SIGTERM; those that have begun are finished first, a second SIGINT drops them.
+
+    Args:
+        app: of `create_app`.
+        listener: of `listen`; closed at the end.
+        settings: those of the app.
+
+    Raises:
+        ValueError: the gallery's model or vectors cannot be loaded.
+    """
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,  # who asked is in the audit log
+        proxy_headers=False,  # or anybody here could write any address into it
+        server_header=False,
+        ws="none",
+        lifespan="on",
+        timeout_graceful_shutdown=settings.stop_seconds,
+    )
+    server = _Server(config)
+    service: Service = app.state.service
+
+    def give_up(ready: Future[None]) -> None:
+        if ready.exception() is not None:
+            server.should_exit = True
+
+    service.engine.ready.add_done_callback(give_up)
+    server.run(sockets=[listener])
+    if service.engine.ready.done():
+        service.engine.ready.result()
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own would raise the signal again at the end, and so end the program as if by an accident."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self.force_exit = self.should_exit and number == signal.SIGINT
+            self.should_exit = True
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,106 @@
+"""What can be set about the service: where it listens, who may ask, and how much one request may cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Le
+from pydantic import ConfigDict, model_validator
+from pydantic.dataclasses import dataclass
+
+from cskt.config.kinds import STRICT, NonNegative, Positive, PositiveReal
+from cskt.gallery.gallery import MOST_HITS
+
+SHORTEST_TOKEN = 16
+"""Characters; shorter ones can be guessed."""
+# Without inputs: a message about the settings must not show the token.
+QUIET = ConfigDict(**STRICT, hide_input_in_errors=True)
+
+
+@dataclass(config=QUIET, frozen=True)
+class ServiceSettings:
+    """Address, access and limits of the service."""
+
+    host: str = "127.0.0.1"
+    """Address or name to listen on; any but this machine's own (127.0.0.1, ::1, localhost) needs a token."""
+    port: Annotated[NonNegative, Le(65535)] = 8000
+    """Port to listen on; 0 lets the system choose."""
+    allow_hosts: tuple[str, ...] = ()
+    """Further names under which browsers reach the service, through a proxy for example; they need a token too."""
+    token: str | None = dataclasses.field(default=None, repr=False)
+    """What a client must know to write and, where the service is not local, to read."""
+    keep_audit_log: bool = True
+    """Note who asked what and when."""
+    audit_log: Path | None = None
+    """File of these notes; audit.jsonl in the gallery folder if empty."""
+    rate: PositiveReal = 20.0
+    """Requests per second and client in the long run."""
+    burst_seconds: PositiveReal = 3.0
+    """Seconds whose requests a client may make at once."""
+    max_k: Positive = 500
+    """Most hits of one search."""
+    max_offset: NonNegative = 9000
+    """Most hits that paging skips."""
+    sentence_characters: Positive = 1000
+    """Longest sentence."""
+    max_exclude: Positive = 8
+    """Most sentences to move away from in one search."""
+    where_characters: Positive = 2000
+    """Longest filter."""
+    image_bytes: Positive = 10 * 2**20
+    """Largest image file that is taken."""
+    image_pixels: Positive = 24_000_000
+    """Most pixels of an image that is taken; decoding needs 3 bytes for each."""
+    crops_per_request: Positive = 64
+    """Most crops added by one request."""
+    crops_bytes: Positive = 64 * 2**20
+    """Largest body of a request that adds crops."""
+    other_bytes: Positive = 4 * 2**20
+    """Largest body of any other request without a picture."""
+    body_seconds: PositiveReal = 60.0
+    """Time in which a request's body must arrive."""
+    queries_together: Positive = 32
+    """Most queries that are encoded in one batch."""
+    queries_waiting: Positive = 256
+    """Queries that may wait for the model; the next one is sent away."""
+    stop_seconds: Positive = 30
+    """Time that running requests have to finish when the service is stopped."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ServiceSettings:
+        if self.token is not None and len(self.token) < SHORTEST_TOKEN:
+            raise ValueError(f"the token has {len(self.token)} characters; give it at least {SHORTEST_TOKEN}")
+        if self.reading_needs_token and self.token is None:
+            where = f"--host {self.host}" if not is_loopback(self.host) else f"--allow-host {self.allow_hosts[0]}"
+            raise ValueError(f"{where} lets other machines ask; give --token-file FILE with a secret of your choice")
+        if self.max_k + self.max_offset > MOST_HITS:
+            raise ValueError(
+                f"max_k {self.max_k} and max_offset {self.max_offset} make more than the {MOST_HITS:,} best crops that"
+                " a search looks at"
+            )
+        return self
+
+    @property
+    def reading_needs_token(self) -> bool:
+        """Whether the service can be reached from other machines."""
+        return not is_loopback(self.host) or bool(self.allow_hosts)
+
+    def body_bytes(self, path: str) -> int:
+        """The largest body that a request to this path may have."""
+        if path == "/api/crops":
+            return self.crops_bytes
+        # base64 writes 3 bytes as 4 characters
+        return self.other_bytes + (self.image_bytes * 4 // 3 if path == "/api/search" else 0)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name stands for this machine and cannot be reached from another."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,511 @@
+"""A folder of crops, indexed, searched and encoded anew by the commands that a user would type."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import done, typed
+from PIL import Image
+
+import cskt
+from cskt.app.cli import main
+from cskt.embed import Encoder
+from cskt.gallery.gallery import Gallery
+from cskt.gallery.queries import Query
+from tiny_run import write_backbone
+
+RED = "a woman in a red coat"
+SENTENCES = (RED, "a man with a black backpack", "somebody in blue jeans")
+TABLE = "image;Camera;track;time\n" + "".join(
+    f"cam{number % 3}\\{number:02}.jpg;c{number % 3};{number // 4};2026-01-{number + 1:02}\n" for number in range(12)
+)
+
+
+@pytest.fixture(scope="module")
+def source(dolls: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve crops in three folders; tests that change any copy it."""
+    folder = tmp_path_factory.mktemp("crops")
+    for number, image in enumerate(sorted(dolls.rglob("*.jpg"))[:12]):
+        target = folder / f"cam{number % 3}" / f"{number:02}.jpg"
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(image, target)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gallery(source: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gallery of those crops with metadata; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("galleries")
+    (folder / "table.csv").write_text(TABLE)
+    done(f"cskt index {folder}/g --images {source} --run {tiny_backbone} --metadata {folder}/table.csv --device cpu")
+    return folder / "g"
+
+
+@pytest.fixture
+def crops(source: Path, tmp_path: Path) -> Path:
+    """A copy of the crops, to be changed at will."""
+    return Path(shutil.copytree(source, tmp_path / "crops"))
+
+
+@pytest.fixture
+def indexed(crops: Path, tiny_backbone: Path, tmp_path: Path) -> Callable[[str], dict[str, Any]]:
+    """Indexes those crops with further flags; what the command printed as JSON."""
+
+    def run(flags: str = "") -> dict[str, Any]:
+        command = f"cskt index {tmp_path}/g --images {crops} --run {tiny_backbone} --device cpu --json {flags}"
+        report: dict[str, Any] = typed(command).json()
+        return report
+
+    return run
+
+
+def answers(command: str) -> list[dict[str, Any]]:
+    """What a search printed as JSON."""
+    found: list[dict[str, Any]] = typed(f"{command} --device cpu --json").json()
+    return found
+
+
+def names(answer: dict[str, Any]) -> list[str]:
+    return [hit["image_id"] for hit in answer["hits"]]
+
+
+# --- index
+
+
+def test_index_follows_the_folder(indexed: Callable[[str], dict[str, Any]], crops: Path) -> None:
+    def counts(report: dict[str, Any]) -> list[int]:
+        return [report[key] for key in ("crops", "added", "replaced", "unchanged", "vanished", "removed")]
+
+    first = indexed("")
+    assert counts(first) == [12, 12, 0, 0, 0, 0]
+    assert first["images_per_second"] == pytest.approx(12 / first["seconds"])
+    Image.new("RGB", (20, 50), (200, 0, 0)).save(crops / "cam0" / "00.jpg")
+    (crops / "cam1" / "01.jpg").unlink()
+    Image.new("RGB", (20, 50), (0, 200, 0)).save(crops / "new.png")
+    assert counts(indexed("")) == [13, 1, 1, 10, 1, 0]
+    assert counts(indexed("--prune")) == [12, 0, 0, 12, 0, 1]
+
+
+def test_index_without_images_goes_back_to_the_same_folder(
+    indexed: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    indexed("")
+    out = done(f"cskt index {tmp_path}/g --device cpu")
+    assert "12 crops; added 0, replaced 0, updated 0, unchanged 12, vanished 0, removed 0, unreadable 0;" in out
+
+
+def test_unreadable_images_are_listed_and_not_fatal(
+    crops: Path, tiny_backbone: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(12):
+        (crops / f"broken{number:02}.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    command = f"cskt index {tmp_path}/g --images {crops} --run {tiny_backbone} --device cpu"
+    outcome = typed(command)
+    assert outcome.code == 0 and "added 12," in outcome.out and "unreadable 12;" in outcome.out
+    assert "broken00.jpg" in caplog.text and "broken09.jpg" in caplog.text and "broken10.jpg" not in caplog.text
+    assert "and 2 more (--json lists all)" in caplog.text
+    listed = typed(f"{command} --json").json()["unreadable"]
+    assert [entry["image_id"] for entry in listed] == [f"broken{number:02}.jpg" for number in range(12)]
+    assert all(entry["reason"] for entry in listed)
+
+
+def test_a_new_gallery_says_how_to_search_it(crops: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    out = done(f"cskt index {tmp_path}/g --images {crops} --run {tiny_backbone} --device cpu")
+    command = out.splitlines()[-1].removeprefix("Search it: ")
+    assert "0.0" in done(f"{command} --device cpu") or "-0.0" in done(f"{command} --device cpu")
+
+
+def test_without_a_model_clip_tiny_warns_of_paper_dolls(
+    crops: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    done(f"cskt index {tmp_path}/g --images {crops} --device cpu")
+    assert "paper dolls and not people" in caplog.text and "--run" in caplog.text
+    with Gallery.open(tmp_path / "g") as gallery:
+        assert gallery.manifest.model.path == "clip-tiny" and gallery.count() == 12
+    caplog.clear()
+    done(f"cskt index {tmp_path}/g --device cpu")
+    assert "paper dolls" not in caplog.text
+
+
+def test_another_model_than_the_gallery_was_filled_with_is_refused(
+    indexed: Callable[[str], dict[str, Any]], crops: Path, tmp_path: Path
+) -> None:
+    indexed("")
+    other = write_backbone(tmp_path / "other.safetensors", seed=1)
+    reason = typed(f"cskt index {tmp_path}/g --images {crops} --run {other} --device cpu").refusal()
+    assert "cskt reindex" in reason
+    assert indexed("")["unchanged"] == 12
+
+
+def test_an_interrupted_index_says_what_it_has_and_goes_on(
+    crops: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, calls = Encoder.encode_image, 0
+
+    def interrupted(self: Encoder, images: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return encode(self, images)
+
+    command = f"cskt index {tmp_path}/g --images {crops} --run {tiny_backbone} --device cpu --batch-size 4"
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "encode_image", interrupted)
+        outcome = typed(command)
+    assert outcome.code == 130 and outcome.out == ""
+    assert outcome.err == ("cskt index: interrupted; 8 images are in the gallery; run the same command to go on\n")
+    assert "added 4, replaced 0, updated 0, unchanged 8," in done(command)
+
+
+def test_people_at_a_terminal_see_how_fast_it_goes(
+    crops: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    # Rich, which draws the bar, takes a wide console from the environment and asks what kind of terminal it is.
+    for name, value in (("COLUMNS", "120"), ("TERM", "xterm"), ("NO_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setattr("cskt.gallery.indexing.COMMIT_SECONDS", 0.0)
+    words = f"index {tmp_path}/g --images {crops} --run {tiny_backbone} --device cpu --batch-size 2 --json"
+    assert main(shlex.split(words)) == 0
+    assert "12/12" in terminal.getvalue()
+    assert re.search(r"[0-9,]+ images/s", terminal.getvalue())
+
+
+# --- metadata
+
+
+def test_metadata_finds_its_images_and_tells_of_those_it_misses(
+    indexed: Callable[[str], dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [line for line in TABLE.splitlines() if "02.jpg" not in line]
+    (tmp_path / "table.csv").write_text("\ufeff" + "\n".join([*rows, "gone.jpg;c9;1;2026-01-01", ""]), "utf-8")
+    assert indexed(f"--metadata {tmp_path}/table.csv")["added"] == 12
+    assert "1 of 12 rows name no image in" in caplog.text and "gone.jpg" in caplog.text
+    assert "1 of 12 images have no row" in caplog.text
+    with Gallery.open(tmp_path / "g") as gallery:
+        assert gallery.columns == {"camera": "text", "track": "number", "time": "time"}
+        assert gallery.crop("cam1/04.jpg").metadata == {"camera": "c1", "track": 1, "time": "2026-01-05T00:00:00"}
+        assert gallery.crop("cam2/02.jpg").metadata == {}
+
+
+def test_json_lines_with_absolute_paths_under_another_key(
+    indexed: Callable[[str], dict[str, Any]], crops: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = [{"Crop": str(path), "indoors": path.stem < "06"} for path in sorted(crops.rglob("*.jpg"))]
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    indexed(f"--metadata {tmp_path}/table.jsonl --key crop")
+    assert caplog.text == ""
+    with Gallery.open(tmp_path / "g") as gallery:
+        assert gallery.columns == {"indoors": "boolean"}
+        assert gallery.count("indoors = true") == 6
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("camera\nc1\n", "no column image or path or file or image_id; it has camera"),
+        ("image,camera\n,c1\n", ":2: no path of an image under 'image'"),
+        ("image,Track ID,track_id\na.jpg,1,2\n", "'Track ID' and 'track_id' are one name"),
+        ("image,score\na.jpg,1\n", "reserved name"),
+    ],
+)
+def test_a_table_that_cannot_be_meant_is_refused_before_the_work(
+    crops: Path, tiny_backbone: Path, tmp_path: Path, table: str, message: str
+) -> None:
+    (tmp_path / "t.csv").write_text(table)
+    command = f"cskt index {tmp_path}/g --images {crops} --run {tiny_backbone} --metadata {tmp_path}/t.csv"
+    assert message in typed(command).refusal()
+    assert not (tmp_path / "g").exists()
+
+
+def test_of_several_rows_for_one_image_the_last_counts(
+    indexed: Callable[[str], dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "t.csv").write_text("path,camera\ncam0/00.jpg,old\n./cam0/00.jpg,new\n")
+    indexed(f"--metadata {tmp_path}/t.csv")
+    assert "1 images have several rows" in caplog.text
+    with Gallery.open(tmp_path / "g") as gallery:
+        assert gallery.crop("cam0/00.jpg").metadata == {"camera": "new"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("", "--images FOLDER"),
+        ("--images {tmp}/nowhere", "nowhere: no such folder"),
+        ("--images {crops} --run nothing.pt", "nothing.pt: no such run folder"),
+        ("--images {crops} --key image", "--key names a column of a table"),
+        ("--images {crops} --metadata {tmp}/none.csv", "none.csv: cannot be read: No such file"),
+        ("--images {crops} --batch-size 0", "batch size 0"),
+    ],
+)
+def test_index_refuses_in_one_line(tmp_path: Path, crops: Path, flags: str, message: str) -> None:
+    command = f"cskt index {tmp_path}/g {flags.format(tmp=tmp_path, crops=crops)} --device cpu"
+    assert message in typed(command).refusal()
+    assert not (tmp_path / "g").exists()
+
+
+def test_a_store_is_chosen_once(indexed: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
+    indexed("")
+    reason = typed(f"cskt index {tmp_path}/g --store milvus:other.db --device cpu").refusal()
+    assert "keeps its vectors in lance" in reason
+
+
+# --- search
+
+
+def test_json_table_and_python_agree(gallery: Path) -> None:
+    quoted = " ".join(shlex.quote(sentence) for sentence in SENTENCES)
+    flags = "-k 4 --where \"camera in ('c0', 'c1') and track > 0\" --offset 1 --min-score -0.9"
+    found = answers(f"cskt search {gallery} {quoted} {flags}")
+    with Gallery.open(gallery, device="cpu") as opened:
+        settings = {"where": "camera in ('c0', 'c1') and track > 0", "offset": 1, "min_score": -0.9}
+        expected = opened.search_many([Query(sentence) for sentence in SENTENCES], 4, **settings)
+        alone = [opened.search(sentence, 4, **settings) for sentence in SENTENCES]
+    assert [answer["query"] for answer in found] == list(SENTENCES)
+    for answer, together, one in zip(found, expected, alone, strict=True):
+        assert [cskt.types.Hit(**hit) for hit in answer["hits"]] == together
+        assert [hit.image_id for hit in one] == names(answer)
+        assert [hit.score for hit in one] == pytest.approx([hit["score"] for hit in answer["hits"]], abs=1e-6)
+        assert [hit["rank"] for hit in answer["hits"]] == [2, 3, 4, 5]
+        assert {hit["metadata"]["camera"] for hit in answer["hits"]} <= {"c0", "c1"}
+    table = done(f"cskt search {gallery} {quoted} {flags} --device cpu")
+    positions = [table.index(sentence) for sentence in SENTENCES]
+    assert positions == sorted(positions)
+    for answer in found:
+        for hit in answer["hits"]:
+            assert re.search(rf"{hit['rank']} │ +{hit['score']:.3f} │ {hit['image_id']} │", table)
+    assert "camera ┃ track ┃ time" in table
+
+
+def test_grouped_answers_name_the_size_of_a_group(gallery: Path) -> None:
+    (answer,) = answers(f"cskt search {gallery} '{RED}' --group-by track")
+    assert sorted(hit["metadata"]["track"] for hit in answer["hits"]) == [0, 1, 2]
+    assert [hit["group_size"] for hit in answer["hits"]] == [4, 4, 4]
+    assert "in group" in done(f"cskt search {gallery} '{RED}' --group-by track --device cpu")
+
+
+def test_pictures_and_words_are_weighed(gallery: Path, source: Path) -> None:
+    like = f"cskt search {gallery} --like cam1/04.jpg -k 12"
+    (by_name,) = answers(like)
+    (by_file,) = answers(f"cskt search {gallery} --image {source}/cam1/04.jpg -k 12")
+    assert by_name["query"] is None and names(by_name)[0] == "cam1/04.jpg"
+    assert names(by_file) == names(by_name)
+    assert by_name["hits"][0]["score"] == pytest.approx(1, abs=1e-5)
+    with Gallery.open(gallery, device="cpu") as opened:
+        query = Query(RED, like="cam1/04.jpg", exclude=("with a hat", "in blue"), text_weight=2, exclude_weight=0.25)
+        expected = [hit.image_id for hit in opened.search_many([query], 12)[0]]
+    flags = "--text-weight 2 --image-weight 1 --not 'with a hat' --not 'in blue' --not-weight 0.25"
+    (both,) = answers(f"{like} '{RED}' {flags}")
+    assert names(both) == expected
+    assert both["query"] == RED
+
+
+def test_sentences_from_a_file_and_from_stdin(gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "\ufeff" + "\r\n\n".join(SENTENCES[1:])
+    (tmp_path / "queries.txt").write_bytes(text.encode())
+    found = answers(f"cskt search {gallery} '{RED}' --queries {tmp_path}/queries.txt -k 2")
+    assert [answer["query"] for answer in found] == list(SENTENCES)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("ein Mann in größerem Mantel\n".encode())))
+    (answer,) = answers(f"cskt search {gallery} --queries - -k 2")
+    assert answer["query"] == "ein Mann in größerem Mantel"
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--min-score 0.99", "no crop scores at least 0.99"),
+        ("--where \"camera = 'c7'\"", "no crop fulfils --where camera = 'c7'"),
+        ("--offset 12", "no further crop"),
+    ],
+)
+def test_nothing_found_says_why_and_is_no_failure(gallery: Path, flags: str, reason: str) -> None:
+    for form, out in (("", ""), ("--json", json.dumps([{"query": RED, "hits": []}]) + "\n")):
+        outcome = typed(f"cskt search {gallery} '{RED}' {flags} --device cpu {form}")
+        assert outcome == (0, out, f"{RED}: {reason}\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("", "nothing to look for"),
+        ("''", "a sentence is empty"),
+        ("x --not ' '", "a sentence is empty"),
+        ("x -k 0", "k of at least 1"),
+        ("x -k 10001", "at most 10000"),
+        ("x -k 10 --offset -1", "offset -1"),
+        ("x --text-weight 0", "a weight is 0"),
+        ("x --image nowhere.jpg", "--image nowhere.jpg: no such file"),
+        ("--like nobody.jpg", "nobody.jpg: no such crop"),
+        ("--queries nowhere.txt", "--queries nowhere.txt: No such file"),
+        ("x --group-by trak", "did you mean 'track'?"),
+        ("x --where 'camra = 1'", "camera"),
+        ("x --where \"camera = 'c1'; drop table crops\"", "--where"),
+        ("x --sheet out.jpg", "ends in .png"),
+        ("x --html out.pdf", "ends in .html"),
+        ("x --explain", "--sheet why.png"),
+        ("--like cam1/04.jpg --explain --json", "give a sentence as well"),
+        ("x --sheet a.png -k 101", "draw at most 100"),
+        ("x --min-scor 0.2", "did you mean --min-score?"),
+    ],
+)
+def test_search_refuses_in_one_line(gallery: Path, flags: str, message: str) -> None:
+    reason = typed(f"cskt search {gallery} {flags}").refusal()
+    if message != "--where":
+        assert message in reason
+
+
+@pytest.mark.parametrize("sentence", ["x\x00y", "\x1b[2Jclear", "word " * 2001, "x\ud800"], ids=range(4))
+def test_sentences_that_nobody_means_are_refused(gallery: Path, tmp_path: Path, sentence: str) -> None:
+    (tmp_path / "queries.txt").write_bytes(sentence.encode(errors="surrogatepass"))
+    reason = typed(f"cskt search {gallery} --queries {tmp_path}/queries.txt").refusal()
+    assert "control characters" in reason or "10,004 characters" in reason or "not UTF-8" in reason
+    assert reason.isprintable()
+
+
+def test_a_query_of_ten_megabytes_is_refused(gallery: Path, tmp_path: Path) -> None:
+    (tmp_path / "queries.txt").write_text("a man in grey " * 750_000)
+    reason = typed(f"cskt search {gallery} --queries {tmp_path}/queries.txt").refusal()
+    assert reason == "a sentence of 10,499,999 characters; give at most 10,000"
+
+
+def test_a_sentence_beyond_the_context_is_cut_with_a_warning(gallery: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        (answer,) = answers(f"cskt search {gallery} '{'a man in grey ' * 100}' -k 1")
+    assert len(answer["hits"]) == 1 and "77 tokens" in caplog.text
+
+
+def test_no_gallery_there_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    reason = typed(f"cskt search {tmp_path}/none '{RED}'").refusal()
+    assert "cskt index" in reason
+
+
+def test_an_empty_gallery_says_so(tmp_path: Path, tiny_backbone: Path) -> None:
+    (tmp_path / "crops").mkdir()
+    done(f"cskt index {tmp_path}/g --images {tmp_path}/crops --run {tiny_backbone} --device cpu")
+    outcome = typed(f"cskt search {tmp_path}/g '{RED}' --device cpu")
+    assert outcome == (0, "", f"{RED}: the gallery is empty; fill it: cskt index\n")
+
+
+def test_metadata_cannot_drive_the_terminal(indexed: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
+    record = {"image": "cam0/00.jpg", "note": "\x1b]0;owned\x07\x1b[2J [/b] [red]x"}
+    (tmp_path / "t.jsonl").write_text(json.dumps(record) + "\n")
+    indexed(f"--metadata {tmp_path}/t.jsonl")
+    out = done(f"cskt search {tmp_path}/g '{RED}' -k 12 --device cpu")
+    assert "\x1b" not in out and "\x07" not in out and "[/b] [red]x" in out
+
+
+def test_sheets_and_a_page_show_the_crops(gallery: Path, tmp_path: Path) -> None:
+    done(
+        f"cskt search {gallery} '{RED}' 'a man' -k 3 --device cpu --sheet {tmp_path}/new/s.png --html {tmp_path}/p.html"
+    )
+    page = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg;base64,") == 6 and RED in page and "camera" in page
+    for number in (1, 2):
+        with Image.open(tmp_path / "new" / f"s-{number}.png") as sheet:
+            assert sheet.width > 3 * 100 and sheet.height > 256
+    assert not (tmp_path / "new" / "s.png").exists()
+
+
+def test_explanations_come_as_pictures_and_as_numbers(gallery: Path, tmp_path: Path) -> None:
+    command = f"cskt search {gallery} '{RED}' -k 2"
+    (plain,) = answers(command)
+    (answer,) = answers(f"{command} --explain --sheet {tmp_path}/why.png --html {tmp_path}/why.html")
+    assert names(answer) == names(plain)
+    for hit in answer["hits"]:
+        explanation = hit["explanation"]
+        maps = [explanation["sentence"], *(word["heat"] for word in explanation["words"])]
+        assert {(len(rows), len(row)) for rows in maps for row in rows} == {
+            (explanation["rows"], explanation["columns"])
+        }
+        assert all(0 <= value <= 1 for rows in maps for row in rows for value in row)
+        assert [word["word"] for word in explanation["words"]] == ["woman", "red", "coat"]
+        assert explanation["score"] == pytest.approx(hit["score"], abs=1e-4)
+    page = (tmp_path / "why.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg;base64,") == 2 * (1 + 1 + 3) and "Heat map of coat" in page
+    with Image.open(tmp_path / "why.png") as sheet:
+        assert sheet.height > 2 * 256 and sheet.width > 5 * 144
+
+
+@pytest.mark.parametrize("form", ["", "--json"], ids=["table", "json"])
+def test_a_reader_who_leaves_is_met_in_silence(
+    gallery: Path, form: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w", encoding="utf-8") as left_alone:
+        monkeypatch.setattr(sys, "stdout", left_alone)
+        try:
+            code = main(shlex.split(f"search {gallery} '{RED}' -k 12 --device cpu {form}"))
+        except SystemExit as end:  # how rich ends
+            code = int(end.code or 0)
+    assert code == 1
+    assert capfd.readouterr().err == ""
+
+
+# --- reindex
+
+
+def test_reindex_goes_over_to_another_model_and_keeps_what_is_known(
+    indexed: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "table.csv").write_text(TABLE)
+    indexed(f"--metadata {tmp_path}/table.csv")
+    (before,) = answers(f"cskt search {tmp_path}/g '{RED}' -k 12")
+    other = write_backbone(tmp_path / "other.safetensors", seed=1)
+    report = typed(f"cskt reindex {tmp_path}/g --run {other} --device cpu --json").json()
+    assert report["crops"] == 12 and report["added"] == 12
+    (after,) = answers(f"cskt search {tmp_path}/g '{RED}' -k 12")
+    encoder = cskt.load(other, device="cpu")
+    crops = sorted((tmp_path / "crops").rglob("*.jpg"))
+    scores = (encoder.encode_image(crops) @ encoder.encode_text([RED])[0]).tolist()
+    expected = {
+        path.relative_to(tmp_path / "crops").as_posix(): score for path, score in zip(crops, scores, strict=True)
+    }
+    assert {hit["image_id"]: hit["score"] for hit in after["hits"]} == pytest.approx(expected, abs=1e-5)
+    assert {hit["image_id"]: hit["metadata"] for hit in after["hits"]} == {
+        hit["image_id"]: hit["metadata"] for hit in before["hits"]
+    }
+    assert typed(f"cskt reindex {tmp_path}/g --device cpu").refusal().endswith("nothing to do")
+
+
+def test_an_interrupted_reindex_answers_with_the_old_model_and_goes_on(
+    indexed: Callable[[str], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexed("")
+    before = answers(f"cskt search {tmp_path}/g '{RED}'")
+    other = write_backbone(tmp_path / "other.safetensors", seed=1)
+    encode, calls = Encoder.encode_image, 0
+
+    def interrupted(self: Encoder, images: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return encode(self, images)
+
+    command = f"cskt reindex {tmp_path}/g --run {other} --device cpu --batch-size 4"
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "encode_image", interrupted)
+        outcome = typed(command)
+    assert outcome.code == 130 and "the gallery answers as before" in outcome.err
+    assert answers(f"cskt search {tmp_path}/g '{RED}'") == before
+    assert "added 4," in done(command)
+    assert answers(f"cskt search {tmp_path}/g '{RED}'") != before

@@ -1,0 +1,37 @@
+"""A folder of crops and a thin model: what galleries are made of here."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import cskt
+from cskt.embed import Encoder
+from cskt.gallery.gallery import Gallery
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny_backbone: Path) -> Encoder:
+    return cskt.load(tiny_backbone, device="cpu", batch_size=4, num_workers=2)
+
+
+@pytest.fixture
+def crops(dolls: Path, tmp_path: Path) -> Path:
+    """Twelve crops in three folders, to be changed at will."""
+    images = sorted(dolls.rglob("*.jpg"))[:12]
+    for number, image in enumerate(images):
+        target = tmp_path / "crops" / f"cam{number % 3}" / f"{number:02}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(image, target)
+    return tmp_path / "crops"
+
+
+@pytest.fixture
+def gallery(tmp_path: Path, encoder: Encoder, tiny_backbone: Path, crops: Path) -> Iterator[Gallery]:
+    """A gallery of those crops."""
+    with Gallery.create(tmp_path / "gallery", encoder, str(tiny_backbone)) as made:
+        made.index(crops)
+        yield made

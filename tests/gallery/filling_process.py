@@ -1,0 +1,48 @@
+"""Programs that fill a gallery until they end or are killed; started by `test_faults`, in processes of their own.
+
+    python filling_process.py index GALLERY BACKBONE LOG
+    python filling_process.py add GALLERY BACKBONE NAME IMAGES...
+
+The log receives one line per commit, once it is acknowledged: how many crops the gallery has gained by then.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import cskt
+from cskt.gallery import indexing
+from cskt.gallery.gallery import Gallery
+
+
+def index(folder: str, backbone: str, log: str) -> None:
+    """Index what is there, in many small commits."""
+    indexing.COMMIT_SECONDS = 0.02
+    encoder = cskt.load(backbone, device="cpu", batch_size=2, num_workers=2)
+    with Gallery.open(folder, encoder=encoder) as gallery, Path(log).open("a", encoding="ascii") as stream:
+
+        def acknowledge(done: int, _: int) -> None:
+            stream.write(f"{done}\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+            time.sleep(0.01)
+
+        gallery.index(on_progress=acknowledge)
+
+
+def add(folder: str, backbone: str, name: str, *images: str) -> None:
+    """Hand crops over, one call each."""
+    encoder = cskt.load(backbone, device="cpu", num_workers=1)
+    with Gallery.open(folder, encoder=encoder) as gallery:
+        for number, image in enumerate(images):
+            gallery.add([Path(image)], [f"{name}/{number}"], [{"writer": name, "number": number}])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"index": index, "add": add}[sys.argv[1]](*sys.argv[2:])

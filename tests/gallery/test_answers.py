@@ -1,0 +1,84 @@
+"""Groups, cut-offs, numbers and histograms of what a store found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from cskt.gallery.answers import HISTOGRAM_EDGES, Group, grouped, hits_of, merged
+from cskt.gallery.store import CropFacts, Found
+
+
+def found(name: str, score: float, **metadata: str) -> Found:
+    return Found(CropFacts(name, 10, 20, 1, 0, "0", False, metadata), score)
+
+
+CROPS = [
+    found("a", 0.9, track="1"),
+    found("b", 0.8, track="1"),
+    found("c", 0.7),
+    found("d", 0.6, track="2"),
+    found("e", 0.5),
+    found("f", 0.4, track="1"),
+]
+
+
+def searched(depths: list[int]) -> Callable[[int], list[Found]]:
+    def search(depth: int) -> list[Found]:
+        depths.append(depth)
+        return CROPS[:depth]
+
+    return search
+
+
+def test_the_best_crop_stands_for_its_group() -> None:
+    groups = grouped(searched([]), 10, "track", most=100)
+    assert [(group.best.facts.image_id, group.size) for group in groups] == [("a", 3), ("c", 1), ("d", 1), ("e", 1)]
+
+
+def test_the_search_goes_deeper_until_there_are_enough_groups() -> None:
+    depths: list[int] = []
+    crops = [found(f"{index:03}", 1 - index / 1000, track=str(index // 50)) for index in range(400)]
+
+    def search(depth: int) -> list[Found]:
+        depths.append(depth)
+        return crops[:depth]
+
+    groups = grouped(search, 3, "track", most=1000)
+    assert [group.best.facts.image_id for group in groups] == ["000", "050", "100"]
+    assert depths == [12, 48, 192]
+    assert len(grouped(search, 8, "track", most=60)) == 2
+
+
+def test_hits_are_cut_off_and_numbered_from_the_offset() -> None:
+    groups = [Group(crop, 1) for crop in CROPS]
+    hits = hits_of(groups, lowest=0.6, offset=1)
+    assert [(hit.image_id, hit.rank) for hit in hits] == [("b", 2), ("c", 3), ("d", 4)]
+    assert hits[0].metadata == {"track": "1", "width": 10, "height": 20}
+    assert hits_of(groups, lowest=0.95, offset=0) == []
+    assert hits_of(groups, lowest=-1, offset=6) == []
+
+
+def counts_of(scores: list[float]) -> list[int]:
+    counts = [0] * (len(HISTOGRAM_EDGES) - 1)
+    for score in scores:
+        counts[min(int((score + 1) / 0.005 + 1e-9), len(counts) - 1)] += 1
+    return counts
+
+
+@pytest.mark.parametrize("num_bins", [1, 7, 40])
+def test_a_histogram_covers_every_score(num_bins: int) -> None:
+    scores = [-0.12, 0.0, 0.101, 0.102, 0.33, 0.35]
+    edges, counts = merged(counts_of(scores), num_bins)
+    assert len(edges) == len(counts) + 1 <= num_bins + 1
+    assert edges == sorted(set(edges))
+    assert edges[0] <= min(scores) and edges[-1] >= max(scores)
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        assert count == sum(low <= score < high for score in scores)
+
+
+def test_histograms_at_the_ends() -> None:
+    assert merged(counts_of([]), 40).counts == [0]
+    assert sum(merged(counts_of([-1.0, 1.0]), 40).counts) == 2
+    assert merged(counts_of([1.0]), 40).edges[-1] == 1.0

@@ -1,0 +1,161 @@
+"""What a gallery withstands: processes killed at any moment, several writers and readers, a read-only folder."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cskt.embed import Encoder
+from cskt.gallery.files import digest
+from cskt.gallery.gallery import Gallery
+from cskt.gallery.store import VectorStore
+
+NUM_KILLS = int(os.environ.get("CSKT_NUM_KILLS", "3"))
+NUM_CROPS = 240
+NUM_READERS = 10
+SENTENCE = "a man with a backpack"
+
+
+def start(*words: str | Path) -> subprocess.Popen[bytes]:
+    program = Path(__file__).with_name("filling_process.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, str(program), *map(str, words)], env=environment)
+
+
+def many_crops(folder: Path, dolls: Path) -> None:
+    """Small crops, each with pixels of its own."""
+    folder.mkdir()
+    drawn = [Image.open(path).resize((24, 56)) for path in sorted(dolls.rglob("*.jpg"))]
+    for number in range(NUM_CROPS):
+        image = drawn[number % len(drawn)].copy()
+        image.putpixel((0, 0), (number % 256, number // 256, 0))
+        image.save(folder / f"{number:03}.png")
+
+
+def check_whole(gallery: Gallery, crops: Path) -> None:
+    """Every row that is there is there whole: vector, thumbnail, and the digest of its file."""
+    store: VectorStore = gallery._contents.store
+    files = store.files()
+    vectors = store.vectors(list(files))
+    assert vectors.keys() == files.keys()
+    assert np.allclose([np.linalg.norm(vector) for vector in vectors.values()], 1, atol=1e-5)
+    for name, state in files.items():
+        assert state.sha256 == digest((crops / name).read_bytes())
+        with Image.open(io.BytesIO(gallery.thumbnail(name))) as thumbnail:
+            thumbnail.load()
+
+
+@pytest.mark.timeout(60 + 30 * NUM_KILLS)
+def test_killed_at_any_moment(tmp_path: Path, dolls: Path, encoder: Encoder, tiny_backbone: Path) -> None:
+    crops, folder, log = tmp_path / "crops", tmp_path / "gallery", tmp_path / "log"
+    many_crops(crops, dolls)
+    chance = random.Random(os.environ.get("CSKT_KILL_SEED", "1"))
+    Gallery.create(folder, encoder, str(tiny_backbone)).close()
+    with Gallery.open(folder, encoder=encoder) as gallery:
+        gallery._contents.settle_images(crops)
+    reached = 0
+    for _ in range(NUM_KILLS):
+        before = reached
+        log.write_text("", encoding="ascii")
+        process = start("index", folder, tiny_backbone, log)
+        while not log.stat().st_size and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 4 / NUM_KILLS))
+        process.kill()
+        process.wait()
+        acknowledged = before + max((int(line) for line in log.read_text(encoding="ascii").splitlines()), default=0)
+        with Gallery.open(folder, encoder=encoder) as gallery:
+            reached = gallery.count()
+            assert acknowledged <= reached <= NUM_CROPS
+            assert len(gallery.search(SENTENCE, k=1000)) == reached
+            check_whole(gallery, crops)
+    assert reached > 0, "no commit came through before any of the kills"
+    with Gallery.open(folder, encoder=encoder) as gallery:
+        report = gallery.index()
+        assert (report.unchanged, report.added, report.replaced) == (reached, NUM_CROPS - reached, 0)
+        assert gallery.count() == NUM_CROPS
+        assert len({hit.image_id for hit in gallery.search(SENTENCE, k=1000)}) == NUM_CROPS
+
+
+def test_two_writers_and_ten_readers(gallery: Gallery, crops: Path, tiny_backbone: Path) -> None:
+    images = sorted(crops.rglob("*.jpg"))[:8]
+    writers = [start("add", gallery.folder, tiny_backbone, name, *images) for name in ("left", "right")]
+    errors: list[Exception] = []
+    seen: list[list[int]] = [[] for _ in range(NUM_READERS)]
+    stop = threading.Event()
+
+    def read(counts: list[int]) -> None:
+        try:
+            with Gallery.open(gallery.folder, encoder=gallery.encoder) as reader:
+                while not stop.is_set():
+                    hits = reader.search(SENTENCE, k=100)
+                    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+                    assert len({hit.image_id for hit in hits}) == len(hits)
+                    counts.append(len(hits))
+        except Exception as error:  # noqa: BLE001  (told below, on the test's own thread)
+            errors.append(error)
+
+    readers = [threading.Thread(target=read, args=(counts,)) for counts in seen]
+    for reader in readers:
+        reader.start()
+    codes = [writer.wait() for writer in writers]
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert (codes, errors) == ([0, 0], [])
+    for counts in seen:
+        assert counts == sorted(counts), "a crop that was seen is gone again"
+        assert counts[0] >= 12
+        assert counts[-1] <= 28
+    assert gallery.count() == 28
+    assert gallery.count("writer = 'left' and number >= 4") == 4
+    assert len(gallery.search(SENTENCE, k=100)) == 28
+
+
+@contextmanager
+def without_rights(folder: Path) -> Iterator[None]:
+    """Let nobody write below a folder, not even root: this process is another user meanwhile."""
+    everything = [folder, *folder.rglob("*")]
+    modes = [path.stat().st_mode for path in everything]
+    for path in everything:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        for path, mode in zip(everything, modes, strict=True):
+            path.chmod(mode)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
+def test_a_read_only_gallery_is_searched_and_not_changed(gallery: Gallery, crops: Path) -> None:
+    before = gallery.search(SENTENCE, k=20)
+    data = next(crops.rglob("*.jpg")).read_bytes()
+    gallery.close()
+    with tempfile.TemporaryDirectory() as scratch:  # pytest's own folders are closed to other users
+        folder = Path(shutil.copytree(gallery.folder, Path(scratch) / "gallery"))
+        Path(scratch).chmod(0o755)
+        with without_rights(folder), Gallery.open(folder, encoder=gallery.encoder) as reader:
+            assert reader.search(SENTENCE, k=20) == before
+            for change in (lambda: reader.add([data], ["new"]), lambda: reader.remove([before[0].image_id])):
+                with pytest.raises((OSError, ValueError), match="denied"):
+                    change()
+            assert reader.count() == 12

@@ -1,0 +1,105 @@
+"""Image files on their way into a gallery."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cskt.data.images import read_image
+from cskt.gallery.files import (
+    THUMBNAIL_SIZE,
+    bytes_of,
+    check_image_id,
+    keep_original,
+    original_path,
+    prepare,
+    walk,
+)
+
+
+def picture(path: Path, size: tuple[int, int] = (40, 100)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise(size, 80).convert("RGB").save(path)
+    return path
+
+
+def test_walk_is_in_order_and_stays_inside(tmp_path: Path) -> None:
+    folder = tmp_path / "crops"
+    for name in ("b/2.PNG", "b/1.jpg", "a.webp", "c/d/e.bmp"):
+        picture(folder / name)
+    picture(tmp_path / "outside" / "secret.png")
+    (folder / ".hidden").mkdir()
+    picture(folder / ".hidden" / "x.png")
+    picture(folder / ".dot.png")
+    (folder / "notes.txt").write_text("no image", encoding="utf-8")
+    (folder / "way-out").symlink_to(tmp_path / "outside")
+    (folder / "circle").symlink_to(folder)
+    (folder / "link.png").symlink_to(tmp_path / "outside" / "secret.png")
+
+    assert [name for name, _ in walk(folder)] == ["a.webp", "b/1.jpg", "b/2.PNG", "c/d/e.bmp"]
+    sizes = {name: state.st_size for name, state in walk(folder)}
+    assert sizes["a.webp"] == (folder / "a.webp").stat().st_size
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads every folder")
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0)
+    with pytest.raises(ValueError, match="locked: Permission denied; make it readable"):
+        list(walk(tmp_path))
+
+
+def test_an_image_is_read_once_for_all_uses(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.png", (300, 900))
+    read = prepare(path.read_bytes(), 64, 32)
+    assert (read.width, read.height, read.num_bytes) == (300, 900, path.stat().st_size)
+    assert read.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (read.pixels == read_image(path, 64, 32)).all()
+    with Image.open(io.BytesIO(read.thumbnail)) as thumbnail:
+        assert thumbnail.format == "JPEG"
+        assert thumbnail.size[0] <= THUMBNAIL_SIZE[0]
+        assert thumbnail.size[1] == THUMBNAIL_SIZE[1]
+        assert abs(thumbnail.size[0] / thumbnail.size[1] - 1 / 3) < 0.02
+
+
+def test_a_small_image_is_not_blown_up(tmp_path: Path) -> None:
+    read = prepare(picture(tmp_path / "a.png", (20, 50)).read_bytes(), 64, 32)
+    with Image.open(io.BytesIO(read.thumbnail)) as thumbnail:
+        assert thumbnail.size == (20, 50)
+
+
+def test_an_image_in_memory_keeps_its_pixels(tmp_path: Path) -> None:
+    image = Image.open(picture(tmp_path / "a.png"))
+    with Image.open(io.BytesIO(bytes_of(image))) as back:
+        assert np.array_equal(np.asarray(back), np.asarray(image))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "cam 3/ö/東京.png", ".a", "a..b/c", "x" * 512, "'; DROP TABLE crops; --"])
+def test_names_that_are_fine(name: str) -> None:
+    assert check_image_id(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../a.jpg", "a/../b.jpg", "/etc/passwd", "a//b", "a/", "./a", "a\\b", "C:\\a", "x" * 513, "a\nb",
+     "a\x00b", "a\x7f", "\ud800"],
+)  # fmt: skip
+def test_names_that_are_none(name: str) -> None:
+    with pytest.raises(ValueError, match="is no name for a crop"):
+        check_image_id(name)
+
+
+def test_originals_are_named_by_content_and_written_whole(tmp_path: Path) -> None:
+    sha256 = hashlib.sha256(b"data").hexdigest()
+    keep_original(tmp_path, b"data", sha256)
+    path = original_path(tmp_path, sha256)
+    assert path.read_bytes() == b"data"
+    before = path.stat().st_mtime_ns
+    keep_original(tmp_path, b"data", sha256)
+    assert path.stat().st_mtime_ns == before
+    assert [entry.name for entry in path.parent.iterdir()] == [sha256]

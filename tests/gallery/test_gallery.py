@@ -1,0 +1,293 @@
+"""The verbs of a gallery, over a real store and a thin model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import cskt
+from cskt.embed import Encoder
+from cskt.gallery.gallery import Gallery, UnknownCropError
+from cskt.gallery.manifest import MANIFEST
+from cskt.gallery.queries import Query
+from tiny_run import write_backbone
+
+SENTENCE = "a woman in a red coat"
+
+
+def everything(gallery: Gallery, sentence: str = SENTENCE) -> dict[str, float]:
+    return {hit.image_id: hit.score for hit in gallery.search(sentence, k=1000)}
+
+
+def names(crops: Path) -> list[str]:
+    return sorted(path.relative_to(crops).as_posix() for path in crops.rglob("*.jpg"))
+
+
+def test_answers_are_those_of_the_encoder(gallery: Gallery, encoder: Encoder, crops: Path) -> None:
+    images = [crops / name for name in names(crops)]
+    scores = (encoder.encode_text([SENTENCE]) @ encoder.encode_image(images).T)[0]
+    order = scores.argsort(descending=True).tolist()
+    hits = gallery.search(SENTENCE, k=5)
+    assert [hit.image_id for hit in hits] == [names(crops)[index] for index in order[:5]]
+    assert torch.allclose(torch.tensor([hit.score for hit in hits]), scores[order[:5]], atol=1e-6)
+    assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
+    with Image.open(images[order[0]]) as image:
+        assert hits[0].metadata == {"width": image.width, "height": image.height}
+
+
+def test_a_reopened_gallery_answers_alike_and_finds_its_model(gallery: Gallery) -> None:
+    before = everything(gallery)
+    gallery.close()
+    with cskt.Gallery.open(gallery.folder, device="cpu") as again:
+        assert everything(again) == pytest.approx(before, abs=1e-6)
+        assert again.count() == 12
+
+
+def test_indexing_again_touches_only_what_changed(gallery: Gallery, crops: Path, dolls: Path) -> None:
+    known = names(crops)
+    before = everything(gallery)
+    shutil.copyfile(max(dolls.rglob("*.jpg")), crops / known[0])
+    os.utime(crops / known[1])  # another time, the same content
+    (crops / known[2]).unlink()
+    shutil.copyfile(crops / known[3], crops / "new.jpg")
+
+    report = gallery.index()
+    assert (report.added, report.replaced, report.unchanged) == (1, 1, 10)
+    assert (report.vanished, report.removed, report.unreadable) == (1, 0, [])
+    after = everything(gallery)
+    assert after.keys() == {*known, "new.jpg"}
+    assert after[known[0]] != before[known[0]]
+    assert after["new.jpg"] == pytest.approx(after[known[3]], abs=1e-6)
+    assert {name: after[name] for name in known[1:]} == {name: before[name] for name in known[1:]}
+
+    report = gallery.index(prune=True)
+    assert (report.unchanged, report.removed, report.vanished) == (12, 1, 0)
+    assert known[2] not in everything(gallery)
+
+
+def test_unreadable_images_are_listed_and_the_rest_is_indexed(gallery: Gallery, crops: Path) -> None:
+    (crops / "empty.jpg").write_bytes(b"")
+    (crops / "torn.jpg").write_bytes((crops / names(crops)[0]).read_bytes()[:500])
+    (crops / "page.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>", encoding="utf-8")
+    report = gallery.index()
+    assert sorted(name for name, _ in report.unreadable) == ["empty.jpg", "page.png", "torn.jpg"]
+    assert all("\n" not in reason and len(reason) > 10 for _, reason in report.unreadable)
+    assert gallery.count() == 12
+
+
+def test_a_moved_folder_is_the_same_and_another_is_refused(gallery: Gallery, crops: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(crops, other)
+    with pytest.raises(ValueError, match="holds the crops of .*make another gallery"):
+        gallery.index(other)
+    shutil.rmtree(crops)
+    assert gallery.index(other).unchanged + gallery.index(other).replaced == 12
+    assert gallery.original(names(other)[0]) == other / names(other)[0]
+
+
+def test_an_empty_folder_does_not_empty_the_gallery(gallery: Gallery, crops: Path) -> None:
+    for name in names(crops):
+        (crops / name).unlink()
+    with pytest.raises(ValueError, match="is it mounted"):
+        gallery.index(prune=True)
+    assert gallery.count() == 12
+
+
+def test_metadata_can_be_told_later_and_in_parts(gallery: Gallery, crops: Path) -> None:
+    first, second, third = names(crops)[:3]
+    report = gallery.index(metadata={first: {"Camera": "c1", "hour": "7"}, second: {"Camera": "c2"}})
+    assert (report.updated, report.unchanged) == (2, 10)
+    assert gallery.columns == {"camera": "text", "hour": "number"}
+    report = gallery.index(metadata={first: {"Camera": "c1", "hour": 7}, third: {"indoors": True}})
+    assert (report.updated, report.unchanged) == (1, 11)
+    assert dict(gallery.crop(first).metadata) == {"camera": "c1", "hour": 7}
+    assert [hit.image_id for hit in gallery.search(SENTENCE, where="camera = 'c2'")] == [second]
+    assert gallery.count("hour < 8 and camera in ('c1', 'c2')") == 1
+    assert gallery.count("camera is null") == 10
+    with pytest.raises(ValueError, match="'hour'.*'late' is no number"):
+        gallery.index(metadata={first: {"hour": "late"}})
+    os.utime(crops / first, (1, 1))
+    gallery.index()
+    assert dict(gallery.crop(first).metadata) == {"camera": "c1", "hour": 7}
+
+
+def test_columns_that_another_process_made_are_seen(gallery: Gallery, crops: Path, encoder: Encoder) -> None:
+    with Gallery.open(gallery.folder, encoder=encoder) as writer:
+        writer.index(metadata={names(crops)[0]: {"camera": "c9"}})
+    assert gallery.count("camera = 'c9'") == 1
+    assert gallery.search(SENTENCE, where="camera = 'c9'")[0].metadata["camera"] == "c9"
+
+
+def test_crops_that_are_handed_over(gallery: Gallery, crops: Path) -> None:
+    path = crops / names(crops)[0]
+    report = gallery.add(
+        [path, path.read_bytes(), Image.open(path), b"no image"],
+        ["live/1", "live/2", "live/3", "live/4"],
+        [{"track": index} for index in range(4)],
+    )
+    assert (report.added, [name for name, _ in report.unreadable]) == (3, ["live/4"])
+    assert gallery.count() == 15
+    scores = everything(gallery)
+    assert scores["live/1"] == pytest.approx(scores[names(crops)[0]], abs=1e-6)
+    assert scores["live/2"] == pytest.approx(scores["live/1"], abs=1e-6)
+    assert gallery.original("live/1").read_bytes() == path.read_bytes()
+    assert gallery.original("live/1").is_relative_to(gallery.folder)
+    assert gallery.search(SENTENCE, where="track = 2")[0].image_id == "live/3"
+
+    with pytest.raises(ValueError, match="the name of an indexed file"):
+        gallery.add([path], [names(crops)[0]])
+    with pytest.raises(ValueError, match="is no name for a crop"):
+        gallery.add([path], ["../live"])
+    assert gallery.index().vanished == 0
+
+    kept = gallery.original("live/1")
+    assert gallery.remove(["live/1", "nobody"]) == 1
+    assert kept.is_file()  # live/2 has the same content
+    assert gallery.remove(["live/2"]) == 1
+    assert not kept.exists()
+    with pytest.raises(UnknownCropError, match="live/1: no such crop"):
+        gallery.original("live/1")
+
+
+def test_a_crop_handed_over_again_is_replaced(gallery: Gallery, crops: Path) -> None:
+    first, second = (crops / name for name in names(crops)[:2])
+    gallery.add([first], ["live"], [{"track": 1}])
+    assert gallery.add([first], ["live"], [{"track": 2}]).updated == 1
+    old = gallery.original("live")
+    assert gallery.add([second], ["live"]).replaced == 1
+    assert not old.exists()
+    assert dict(gallery.crop("live").metadata) == {"track": 2}
+    assert gallery.original("live").read_bytes() == second.read_bytes()
+
+
+def test_pictures_and_sentences_together(gallery: Gallery, encoder: Encoder, crops: Path) -> None:
+    some = names(crops)[4]
+    assert gallery.search(image=crops / some)[0].image_id == some
+    assert gallery.search(like=some)[0].score == pytest.approx(1, abs=1e-5)
+    text, image, unlike = encoder.encode_text([SENTENCE])[0], encoder.encode_image([crops / some])[0], "a hat"
+    wanted = 2 * text + 3 * image - 0.25 * encoder.encode_text([unlike])[0]
+    query = Query(SENTENCE, crops / some, None, (unlike,), 2.0, 3.0, 0.25)
+    assert torch.allclose(gallery.encode([query])[0], wanted / wanted.norm(), atol=1e-6)
+    plain = gallery.encode([Query("a hat"), query, Query(like=some)])
+    assert torch.allclose(plain[1], wanted / wanted.norm(), atol=1e-6)
+    with pytest.raises(ValueError, match="cancel each other out"):
+        gallery.search("a hat", exclude=["a hat"], exclude_weight=1.0)
+    with pytest.raises(UnknownCropError):
+        gallery.search(like="nobody.jpg")
+
+
+def test_cut_off_offset_and_groups(gallery: Gallery, crops: Path) -> None:
+    gallery.index(metadata={name: {"track": name[:4]} for name in names(crops)})
+    hits = gallery.search(SENTENCE, k=12)
+    assert gallery.search(SENTENCE, k=4, offset=3) == hits[3:7]
+    assert gallery.search(SENTENCE, k=12, min_score=hits[4].score) == hits[:5]
+    assert gallery.search(SENTENCE, min_score=0.999) == []
+    best: dict[str, str] = {}
+    for hit in hits:
+        best.setdefault(hit.metadata["track"], hit.image_id)
+    grouped = gallery.search(SENTENCE, k=12, group_by="track")
+    assert [hit.image_id for hit in grouped] == list(best.values())
+    assert [hit.group_size for hit in grouped] == [4, 4, 4]
+    with pytest.raises(ValueError, match="unknown column 'trak'.*track"):
+        gallery.search(SENTENCE, group_by="trak")
+
+
+@pytest.mark.parametrize("k", [0, -1, 10_001])
+def test_k_out_of_range(gallery: Gallery, k: int) -> None:
+    with pytest.raises(ValueError, match="at most 10000"):
+        gallery.search(SENTENCE, k=k)
+
+
+def test_histogram_counts_every_crop(gallery: Gallery) -> None:
+    vector = gallery.encode([Query(SENTENCE)])[0]
+    histogram = gallery.histogram(vector, num_bins=8)
+    assert sum(histogram.counts) == 12 and len(histogram.counts) <= 8
+    scores = everything(gallery).values()
+    assert histogram.edges[0] - 0.01 <= min(scores) and max(scores) <= histogram.edges[-1] + 0.01
+
+
+def test_another_model_is_refused_until_reindexed(gallery: Gallery, crops: Path, tmp_path: Path) -> None:
+    gallery.add([crops / names(crops)[0]], ["live"], [{"track": 1}])
+    path = write_backbone(tmp_path / "other.safetensors", seed=1)
+    other = cskt.load(path, device="cpu")
+    with pytest.raises(ValueError, match="was filled by another model.*cskt reindex"):
+        Gallery.open(gallery.folder, encoder=other)
+
+    reader = Gallery.open(gallery.folder)
+    old_folders = set((gallery.folder / "vectors").iterdir())
+    report = gallery.reindex(other, str(path))
+    assert report.added == 13
+    assert not old_folders & set((gallery.folder / "vectors").iterdir())
+    assert dict(gallery.crop("live").metadata) == {"track": 1}
+    images = [gallery.original(name) for name in [*names(crops), "live"]]
+    expected = (other.encode_text([SENTENCE]) @ other.encode_image(images).T)[0]
+    assert everything(gallery) == pytest.approx(
+        dict(zip([*names(crops), "live"], expected.tolist(), strict=True)), abs=1e-5
+    )
+    with pytest.raises(ValueError, match="was reindexed with another model; open it again"):
+        reader.count()
+    with Gallery.open(gallery.folder, device="cpu") as again:
+        assert again.encoder.fingerprint == other.fingerprint
+    with pytest.raises(ValueError, match="nothing to do"):
+        gallery.reindex(other, str(path))
+    assert gallery.index().unchanged == 12
+
+
+def test_reindexing_loses_no_crop_in_silence(gallery: Gallery, crops: Path, tmp_path: Path) -> None:
+    path = write_backbone(tmp_path / "other.safetensors", seed=1)
+    other, before = cskt.load(path, device="cpu"), everything(gallery)
+    (crops / names(crops)[0]).unlink()
+    with pytest.raises(ValueError, match="1 crops cannot be encoded anew.*--prune"):
+        gallery.reindex(other, str(path))
+    assert everything(gallery) == before
+    assert gallery.reindex(other, str(path), prune=True).removed == 1
+    assert gallery.count() == 11
+
+
+def test_a_newer_format_and_a_broken_manifest_are_refused(gallery: Gallery) -> None:
+    manifest = gallery.folder / MANIFEST
+    text = manifest.read_text(encoding="utf-8")
+    manifest.write_text(json.dumps(json.loads(text) | {"format_version": 2}), encoding="utf-8")
+    with pytest.raises(ValueError, match="written by a newer cskt.*upgrade"):
+        Gallery.open(gallery.folder)
+    for broken in ("", "[]", "{}", '{"format_version": 1, "model": 3}', text[:-20]):
+        manifest.write_text(broken, encoding="utf-8")
+        with pytest.raises(ValueError, match="no manifest of a gallery"):
+            Gallery.open(gallery.folder)
+
+
+def test_galleries_are_made_only_where_nothing_is(gallery: Gallery, encoder: Encoder, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a gallery already"):
+        Gallery.create(gallery.folder, encoder, "clip-tiny")
+    with pytest.raises(ValueError, match="not empty, and no gallery"):
+        Gallery.create(tmp_path / "crops", encoder, "clip-tiny")
+    with pytest.raises(ValueError, match="no gallery there; make one"):
+        Gallery.open(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="unknown store 'redis'"):
+        Gallery.create(tmp_path / "new", encoder, "clip-tiny", store="redis")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_deleted_file_is_told_and_still_found(gallery: Gallery, crops: Path) -> None:
+    name = names(crops)[0]
+    (crops / name).unlink()
+    assert name in everything(gallery)
+    assert gallery.thumbnail(name).startswith(b"\xff\xd8")
+    with pytest.raises(ValueError, match="its file is gone"):
+        gallery.original(name)
+
+
+def test_a_file_that_became_a_way_out_is_not_served(gallery: Gallery, crops: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.jpg"
+    shutil.copyfile(crops / names(crops)[1], secret)
+    name = names(crops)[0]
+    (crops / name).unlink()
+    (crops / name).symlink_to(secret)
+    with pytest.raises(ValueError, match="its file is gone"):
+        gallery.original(name)

@@ -1,0 +1,206 @@
+"""The matrix against a full float32 sort: no row that belongs among the k best may be missing from the candidates."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from cskt.gallery import matrix as matrix_module
+from cskt.gallery.matrix import Candidates, Matrix
+
+DIM = 24
+
+
+@pytest.fixture(params=["bfloat16", "float32"])
+def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to multiply, whichever is the faster here."""
+    monkeypatch.setattr(matrix_module, "bfloat16_is_faster", lambda dim: request.param == "bfloat16")
+    return str(request.param)
+
+
+def unit(vectors: NDArray[np.float64]) -> NDArray[np.float32]:
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def random_vectors(count: int, dim: int = DIM, seed: int = 0) -> NDArray[np.float32]:
+    return unit(np.random.default_rng(seed).standard_normal((count, dim)))
+
+
+def filled(vectors: NDArray[np.float32], block_rows: int = 64, step: int = 50) -> Matrix:
+    """A matrix in several blocks, filled in steps that cross their borders, under keys with gaps."""
+    matrix = Matrix(vectors.shape[1], block_rows)
+    for start in range(0, len(vectors), step):
+        part = vectors[start : start + step]
+        matrix = matrix.extended(3 * np.arange(start, start + len(part)), part)
+    return matrix
+
+
+def belonging(vectors: NDArray[np.float32], query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_]) -> set[int]:
+    """Keys of the rows that reach the k-th best float32 score, ties included."""
+    scores = (vectors.astype(np.float64) @ query.astype(np.float64)).astype(np.float32)
+    best = np.sort(scores[allowed])[::-1]
+    if not len(best):
+        return set()
+    return set((3 * np.flatnonzero(allowed & (scores >= best[min(k, len(best)) - 1]))).tolist())
+
+
+def assert_nothing_is_missing(
+    found: Candidates,
+    vectors: NDArray[np.float32],
+    query: NDArray[np.float32],
+    k: int,
+    allowed: NDArray[np.bool_] | None = None,
+) -> None:
+    allowed = np.ones(len(vectors), bool) if allowed is None else allowed
+    assert belonging(vectors, query, k, allowed) <= set(found.keys.tolist())
+    assert len(set(found.keys.tolist())) == len(found.keys)
+    assert allowed[found.keys // 3].all()
+    exact = vectors[found.keys // 3].astype(np.float64) @ query.astype(np.float64)
+    assert (exact <= found.upper).all(), "an upper bound is exceeded"
+    assert (np.diff(found.upper) <= 0).all(), "not sorted"
+
+
+@pytest.mark.parametrize("num_queries", [1, 3])
+@pytest.mark.parametrize("k", [1, 10, 199, 200, 1000])
+def test_all_that_belong_are_candidates(product: str, num_queries: int, k: int) -> None:
+    vectors, queries = random_vectors(200), random_vectors(num_queries, seed=1)
+    for found, query in zip(filled(vectors).candidates(torch.from_numpy(queries), k), queries, strict=True):
+        assert_nothing_is_missing(found, vectors, query, k)
+
+
+def test_only_few_others_are(product: str) -> None:
+    """A bound that lets everything pass would be right, and useless."""
+    vectors, query = random_vectors(20_000, 128), random_vectors(1, 128, seed=1)
+    [found] = filled(vectors, 4096, 3000).candidates(torch.from_numpy(query), 10)
+    assert_nothing_is_missing(found, vectors, query[0], 10)
+    assert len(found.keys) < 60
+
+
+def test_neighbours_whose_order_bfloat16_turns_round(product: str) -> None:
+    """Thousands of vectors within a hair of each other: their rounded order is noise."""
+    rng = np.random.default_rng(5)
+    query = random_vectors(1, seed=6)
+    vectors = unit(query + 1e-3 * rng.standard_normal((3000, DIM)))
+    matrix = filled(vectors, 512, 500)
+    rounded = np.concatenate(list(matrix.scores(torch.from_numpy(query[0]))))
+    assert set(np.argsort(-rounded)[:10]) != set(np.argsort(-(vectors @ query[0]))[:10]), "nothing is turned round"
+    [found] = matrix.candidates(torch.from_numpy(query), 10)
+    assert_nothing_is_missing(found, vectors, query[0], 10)
+
+
+def test_exact_duplicates_all_tie(product: str) -> None:
+    vectors = np.concatenate([random_vectors(100), np.repeat(random_vectors(1, seed=7), 1000, axis=0)])
+    [found] = filled(vectors).candidates(torch.from_numpy(vectors[-1:]), 3)
+    assert set(range(300, 3300, 3)) <= set(found.keys.tolist())
+
+
+def test_where_all_cosines_are_negative(product: str) -> None:
+    query = random_vectors(1)
+    vectors = unit(-query + 0.7 * random_vectors(300, seed=8))
+    assert (vectors @ query[0] < 0).all()
+    [found] = filled(vectors).candidates(torch.from_numpy(query), 5)
+    assert_nothing_is_missing(found, vectors, query[0], 5)
+    assert len(found.keys) < 300
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_vectors(data: st.DataObject) -> None:
+    """Coarse values make ties and zero rows, large and small ones stretch the bound."""
+    numbers = st.sampled_from([0.0, 1.0, -1.0, 0.5, 1 + 2**-8, 1 + 2**-9, 1e-20, -1e-3, 1e-40, 3.14159, 100.0])
+    rows = st.lists(numbers, min_size=4, max_size=4)
+    vectors = np.array(data.draw(st.lists(rows, min_size=1, max_size=40)), np.float32)
+    query = np.array(data.draw(rows), np.float32)
+    k = data.draw(st.integers(1, 45))
+    allowed = np.array(data.draw(st.lists(st.booleans(), min_size=len(vectors), max_size=len(vectors))))
+    matrix = filled(vectors, block_rows=data.draw(st.integers(1, 50)), step=data.draw(st.integers(1, 50)))
+    [found] = matrix.candidates(torch.from_numpy(query[None]), k, matrix.select(3 * np.flatnonzero(allowed)))
+    assert_nothing_is_missing(found, vectors, query, k, allowed)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
+def test_only_selected_rows_are_found(product: str, share: float) -> None:
+    """Few are gathered before they are multiplied, many are masked after."""
+    vectors, query = random_vectors(500), random_vectors(1, seed=1)
+    allowed = np.random.default_rng(2).random(500) < share
+    matrix = filled(vectors)
+    # Keys that the matrix does not hold, between, before and after its own, select nothing.
+    selection = matrix.select(np.sort(np.concatenate([3 * np.flatnonzero(allowed), [-5, 1, 4, 3001]])))
+    [found] = matrix.candidates(torch.from_numpy(query), 7, selection)
+    assert_nothing_is_missing(found, vectors, query[0], 7, allowed)
+    scores = np.concatenate([np.empty(0), *matrix.scores(torch.from_numpy(query[0]), selection)])
+    np.testing.assert_allclose(np.sort(scores), np.sort(vectors[allowed] @ query[0]), atol=0.02)
+
+
+def test_removed_rows_are_gone_and_the_rest_stays(product: str) -> None:
+    vectors, query = random_vectors(300), random_vectors(1, seed=1)
+    matrix = filled(vectors)
+    allowed = np.ones(300, bool)
+    for seed in range(5):
+        removed = np.random.default_rng(seed).choice(300, 60, replace=False)
+        allowed[removed] = False
+        matrix = matrix.without(np.sort(np.append(3 * removed, 10_000)))
+        assert matrix.keys().tolist() == (3 * np.flatnonzero(allowed)).tolist()
+        assert len(matrix) == allowed.sum()
+        [found] = matrix.candidates(torch.from_numpy(query), 10)
+        assert_nothing_is_missing(found, vectors, query[0], 10, allowed)
+    assert sum(len(block.alive) for block in matrix.blocks) <= 2 * allowed.sum(), "dead rows are still multiplied"
+
+
+def test_a_matrix_can_be_emptied_and_filled_again() -> None:
+    vectors = random_vectors(100)
+    empty = filled(vectors).without(3 * np.arange(100))
+    assert (len(empty), empty.last_key, empty.blocks) == (0, -1, ())
+    assert empty.candidates(torch.from_numpy(vectors[:2]), 3)[1].keys.tolist() == []
+    again = empty.extended(np.array([7]), vectors[:1])
+    assert again.candidates(torch.from_numpy(vectors[:1]), 3)[0].keys.tolist() == [7]
+
+
+def test_an_older_matrix_is_not_disturbed_by_a_newer() -> None:
+    """Both share the last block's memory; searches on the older run while the newer is made."""
+    vectors, query = random_vectors(400), torch.from_numpy(random_vectors(1, seed=1))
+    old = filled(vectors[:110])
+    expected = old.candidates(query, 5)[0]
+    differing: list[Candidates] = []
+
+    def search() -> None:
+        for _ in range(100):
+            found = old.candidates(query, 5)[0]
+            if found.keys.tolist() != expected.keys.tolist():
+                differing.append(found)
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    new = old.without(np.array([0, 3, 6]))
+    for row in range(110, 400):
+        new = new.extended(np.array([3 * row]), vectors[row : row + 1])
+    thread.join()
+    assert not differing
+    assert old.keys().tolist() == list(range(0, 330, 3))
+    assert new.keys().tolist() == list(range(9, 1200, 3))
+
+
+def test_keys_must_rise() -> None:
+    matrix = filled(random_vectors(5))
+    with pytest.raises(AssertionError, match="rise"):
+        matrix.extended(np.array([12]), random_vectors(1))
+
+
+def test_many_queries_are_searched_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix_module, "MOST_COLLECTED", 500)
+    vectors, queries = random_vectors(200), random_vectors(9, seed=1)
+    for found, query in zip(filled(vectors).candidates(torch.from_numpy(queries), 150), queries, strict=True):
+        assert_nothing_is_missing(found, vectors, query, 150)
+
+
+def test_memory_is_half_of_float32() -> None:
+    matrix = filled(random_vectors(1000), block_rows=1000)
+    [block] = matrix.blocks
+    assert block.row_buffer.nbytes == random_vectors(1000).nbytes / 2
+    assert block.key_buffer.nbytes + block.alive.nbytes == 9 * 1000

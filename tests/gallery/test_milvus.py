@@ -1,0 +1,315 @@
+"""What is Milvus' own: addresses, collections, its filter language, scores and ties, batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filter_oracle import COLUMNS, NASTY_TEXTS, conditions, fulfils, values
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cskt.gallery import milvus
+from cskt.gallery.columns import BUILT_IN, Value
+from cskt.gallery.filters import Comparison, Condition, Membership, Missing, Pattern, parse_filter
+from cskt.gallery.milvus import MilvusStore, drop_milvus, open_milvus
+from cskt.gallery.milvus_filters import compiled
+from cskt.gallery.store import Crop, CropFacts
+
+pytest.importorskip("milvus_lite")
+DIM = 8
+
+
+def crop(
+    image_id: str, metadata: Mapping[str, Value] | None = None, *, seed: int = 0, thumbnail: bytes = b"jpeg"
+) -> Crop:
+    vector = np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
+    facts = CropFacts(image_id, 64, 128, 4321, 1769817600123456789 + seed, f"{seed:064x}", False, metadata or {})
+    return Crop(facts, vector / np.linalg.norm(vector), thumbnail)
+
+
+def query(seed: int = 99) -> torch.Tensor:
+    return torch.from_numpy(crop("", seed=seed).vector)[None]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"milvus:{tmp_path_factory.mktemp('milvus')}/crops.db"
+
+
+@pytest.fixture(scope="module")
+def kept_open(url: str) -> Iterator[MilvusStore]:
+    """One store for all: making a collection takes half a second."""
+    made = open_milvus(url, DIM, COLUMNS)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def store(kept_open: MilvusStore) -> MilvusStore:
+    """That store, without crops."""
+    kept_open.delete(list(kept_open.files()))
+    return kept_open
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["milvus:", "milvus:crops", "milvus:crops.sqlite", "milvus://", "milvus://host", "milvus://host:19530",
+     "milvus://host:19530/", "milvus://host/crops", "milvus://host:19530/cr-ops", "milvus://host:19530/a/b",
+     "milvus://user:secret@host:19530/crops", "http://host:19530/crops", "crops.db"],
+)  # fmt: skip
+def test_an_address_of_another_form_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="expected milvus:FILE.db or milvus://HOST:PORT/COLLECTION"):
+        open_milvus(url, DIM, {})
+
+
+def test_a_file_in_no_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no folder"):
+        open_milvus(f"milvus:{tmp_path}/missing/crops.db", DIM, {})
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "crops.db").write_bytes(b"SQLite format 3\x00")
+    with pytest.raises(ValueError, match="no database of milvus-lite") as refusal:
+        open_milvus(f"milvus:{tmp_path}/crops.db", DIM, {})
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_server_that_does_not_answer_is_one_line_within_seconds(capfd: pytest.CaptureFixture[str]) -> None:
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="milvus://127.0.0.1:9/crops: ") as refusal:
+        open_milvus("milvus://127.0.0.1:9/crops", DIM, {})
+    assert time.monotonic() - started < 10
+    assert "\n" not in str(refusal.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_collection_of_other_vectors_is_refused(store: MilvusStore, url: str) -> None:
+    with pytest.raises(ValueError, match=f"vectors of {DIM} numbers, the model makes 16"):
+        open_milvus(url, 16, {})
+
+
+def test_a_collection_of_another_program_is_refused(tmp_path: Path) -> None:
+    from pymilvus import MilvusClient
+
+    client = MilvusClient(str(tmp_path / "crops.db"))
+    client.create_collection("crops", dimension=DIM)
+    with pytest.raises(ValueError, match="holds no gallery"):
+        open_milvus(f"milvus:{tmp_path}/crops.db", DIM, {})
+    client.close()
+
+
+def test_generations_lie_beside_each_other_and_one_can_be_dropped(tmp_path: Path) -> None:
+    url = f"milvus:{tmp_path}/crops.db"
+    old, new = open_milvus(url, DIM, {}, "old"), open_milvus(url, 2 * DIM, {}, "new")
+    old.add([crop("a")])
+    assert (old.count(), new.count()) == (1, 0)
+    old.close()
+    drop_milvus(url, "old")
+    drop_milvus(url, "never made")
+    new.close()
+    again = open_milvus(url, DIM, {}, "old")
+    assert again.count() == 0
+    again.close()
+
+
+def test_the_last_store_of_a_file_lets_go_of_it(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    url = f"milvus:{tmp_path}/crops.db"
+    first, second = open_milvus(url, DIM, COLUMNS), open_milvus(url, DIM, COLUMNS)
+    first.add([crop("a")])
+    first.close()
+    first.close()
+    assert second.count() == 1
+    second.close()
+    with (tmp_path / "crops.db" / "LOCK").open("r+") as lock:  # as another process that opens it
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(ValueError, match="another process has it open"):
+            open_milvus(url, DIM, COLUMNS)
+
+
+def test_a_server_holds_several_galleries_for_several_clients(tmp_path: Path) -> None:
+    from milvus_lite.adapter.grpc.server import start_server_in_thread
+
+    server, database, port = start_server_in_thread(data_dir=str(tmp_path / "server"), host="127.0.0.1", port=0)
+    writer, reader, other = (
+        open_milvus(f"milvus://127.0.0.1:{port}/{name}", DIM, COLUMNS) for name in ("crops", "crops", "others")
+    )
+    writer.add([crop("a", {"camera": "c1"}), crop("b")])
+    assert [hit.facts.image_id for hit in reader.search(query(), 5, Comparison("camera", "=", "c1"))[0]] == ["a"]
+    assert other.count() == 0
+    for store in (writer, reader, other):
+        store.close()
+    server.stop(grace=0)
+    database.close()
+    with pytest.raises(ValueError, match=f"milvus://127.0.0.1:{port}/crops: "):
+        open_milvus(f"milvus://127.0.0.1:{port}/crops", DIM, COLUMNS)
+
+
+def test_facts_come_back_as_they_were(store: MilvusStore) -> None:
+    metadata: dict[str, Value] = {
+        "camera": 'it\'s "c1"\n',
+        "frame": 2**53,
+        "night": False,
+        "time": "2026-01-31T12:00:00",
+    }
+    given_crop = crop("a/'\"\\.jpg", metadata, seed=11, thumbnail=bytes(range(256)))
+    store.add([given_crop, crop("b", {"frame": 2.5})])
+    facts = store.get(["a/'\"\\.jpg", "missing", "b"])
+    assert facts["a/'\"\\.jpg"] == given_crop.facts
+    assert facts["b"].metadata == {"frame": 2.5}
+    assert type(facts["a/'\"\\.jpg"].metadata["frame"]) is int
+    assert set(facts) == {"a/'\"\\.jpg", "b"}
+    assert store.thumbnail("a/'\"\\.jpg") == bytes(range(256))
+    np.testing.assert_array_equal(store.vectors(["a/'\"\\.jpg"])["a/'\"\\.jpg"], given_crop.vector)
+    assert store.files()["a/'\"\\.jpg"].modified_ns == 1769817600123456800
+
+
+@pytest.mark.parametrize(
+    ("too_long", "what"),
+    [
+        (crop("é" * 2049), "its name"),
+        (crop("a", {"camera": "x" * 65536}), "camera"),
+        (crop("a", thumbnail=bytes(50_000)), "the thumbnail"),
+    ],
+)
+def test_what_milvus_cannot_keep_is_refused_before_anything_is_written(
+    store: MilvusStore, too_long: Crop, what: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{what} has more than"):
+        store.add([crop("first"), too_long])
+    assert store.count() == 0
+
+
+@given(st.lists(values(), min_size=1, max_size=5), st.lists(conditions(), min_size=1, max_size=8))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_filter_means_what_it_says(
+    kept_open: MilvusStore, metadata: list[dict[str, Value]], asked: list[Condition]
+) -> None:
+    kept_open.delete(list(kept_open.files()))
+    kept_open.add([crop(f"{number}.jpg", known) for number, known in enumerate(metadata)])
+    for condition in asked:
+        found = {hit.facts.image_id for hit in kept_open.search(query(), 10, condition)[0]}
+        assert found == {f"{number}.jpg" for number, known in enumerate(metadata) if fulfils(condition, known)}
+        assert kept_open.count(condition) == len(found)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        Comparison("camera", "!=", "c1"),
+        Membership("camera", ("c1", "c2"), negated=True),
+        Pattern("camera", ("c", ""), negated=True),
+    ],
+)
+def test_a_negated_condition_asks_for_the_key_too(condition: Condition) -> None:
+    """Milvus' versions differ in whether `!=` holds where there is no key; milvus-lite alone would not need it."""
+    assert compiled(condition).startswith('exists $meta["camera"] and ')
+
+
+def test_nasty_texts_are_found_by_name_and_by_pattern(store: MilvusStore) -> None:
+    store.add([crop(text) for text in NASTY_TEXTS])
+    assert list(store.files()) == sorted(NASTY_TEXTS)
+    for text in NASTY_TEXTS:
+        assert store.count(Comparison("image_id", "=", text)) == 1
+        assert store.count(Membership("image_id", (text,), negated=True)) == len(NASTY_TEXTS) - 1
+        for parts in [(text,), (text, ""), ("", text), (text[:1], text[1:])]:
+            pattern = Pattern("image_id", parts)
+            expected = sum(fulfils(pattern, {"image_id": other}) for other in NASTY_TEXTS)
+            assert store.count(pattern) == expected, (text, parts)
+    assert store.delete(NASTY_TEXTS) == len(NASTY_TEXTS)
+
+
+def test_every_crop_has_what_is_built_in(store: MilvusStore) -> None:
+    store.add([crop("a"), crop("b")])
+    for column in BUILT_IN:
+        assert store.count(Missing(column)) == 0
+        assert store.count(Missing(column, negated=True)) == 2
+    for text, count in [
+        ("width = 64", 2),
+        ("height > 128.5", 0),
+        ("num_bytes in (1, 4321)", 2),
+        ("sha256 like '%0'", 2),
+    ]:
+        assert store.count(parse_filter(text, BUILT_IN)) == count
+
+
+def test_ties_are_in_the_order_of_names_however_many_there_are(store: MilvusStore) -> None:
+    twins = [f"{number:03}" for number in np.random.default_rng(0).permutation(300)]
+    store.add([crop(name, seed=1) for name in twins] + [crop("best", seed=2)])
+    found = store.search(query(2), 5)[0]
+    assert [hit.facts.image_id for hit in found] == ["best", "000", "001", "002", "003"]
+    assert len({hit.score for hit in found[1:]}) == 1
+
+
+@pytest.mark.parametrize("most_hits", [16_384, 40])
+def test_search_ranks_as_float_vectors_do(store: MilvusStore, monkeypatch: pytest.MonkeyPatch, most_hits: int) -> None:
+    """Also where the list is longer than Milvus' own may be, and where everything takes several requests."""
+    monkeypatch.setattr(milvus, "MOST_HITS", most_hits)
+    monkeypatch.setattr(milvus, "PAGE_ROWS", 37)
+    monkeypatch.setattr(milvus, "NAMED_ROWS", 11)
+    monkeypatch.setattr(milvus, "MESSAGE_BYTES", 1_000_000)
+    crops = [crop(f"{number:03}", seed=number) for number in range(200)]
+    store.add(crops)
+    queries = torch.cat([query(1000), query(1001), -2 * query(1002)])
+    for k in (1, 30, 500):
+        for query_D, found in zip(queries.numpy(), store.search(queries, k), strict=True):
+            scores = {each.facts.image_id: float(each.vector @ query_D) for each in crops}
+            assert [hit.facts.image_id for hit in found] == sorted(scores, key=lambda name: -scores[name])[:k]
+            np.testing.assert_allclose(
+                [hit.score for hit in found], sorted(scores.values(), reverse=True)[:k], atol=1e-6
+            )
+
+
+def test_compacting_changes_no_answer_and_a_reopened_file_gives_the_same(tmp_path: Path) -> None:
+    url = f"milvus:{tmp_path}/crops.db"
+    store = open_milvus(url, DIM, COLUMNS)
+    store.add([crop(f"{number:03}", {"frame": number}, seed=number) for number in range(50)])
+    where = parse_filter("frame >= 10", COLUMNS)
+    before = store.search(query(), 20, where), store.files()
+    store.compact()
+    assert (store.search(query(), 20, where), store.files()) == before
+    store.add([crop("new", seed=99)])
+    store.close()
+    store = open_milvus(url, DIM, COLUMNS)
+    assert store.search(query(), 20, where) == before[0]
+    assert store.count() == 51
+    store.close()
+
+
+def test_a_store_that_is_closed_says_so_in_one_line(store: MilvusStore, url: str) -> None:
+    closed = open_milvus(url, DIM, COLUMNS)
+    closed.close()
+    with pytest.raises(ValueError, match="crops.db: ") as refusal:
+        closed.count()
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_histogram_counts_every_crop_once(store: MilvusStore) -> None:
+    crops = [crop(f"{number:02}", {"frame": number}, seed=number) for number in range(40)]
+    store.add(crops)
+    direction = query()[0]
+    scores = [float(each.vector @ direction.numpy()) for each in crops]
+    edges = [-0.5, 0.0, 0.25, max(scores)]
+    expected = [sum(score < 0 for score in scores), sum(0 <= score < 0.25 for score in scores)]
+    assert store.histogram(direction, edges) == [*expected, 40 - sum(expected)]
+    assert sum(store.histogram(direction, edges, parse_filter("frame < 7", COLUMNS))) == 7
+
+
+def test_facets_count_values(store: MilvusStore) -> None:
+    store.add(
+        [
+            crop(f"{number:02}", {"camera": f"c{number % 3}", "note": f"n{number}", "frame": number / 2, "night": True})
+            for number in range(52)
+        ]
+    )
+    facets = store.facets(COLUMNS)
+    assert facets["camera"].values == (("c0", 18), ("c1", 17), ("c2", 17))
+    assert facets["note"].values == ()  # more than can be chosen from
+    assert (facets["frame"].minimum, facets["frame"].maximum) == (0, 25.5)
+    assert facets["night"].values == ((True, 52),)
+    assert (facets["time"].minimum, facets["time"].maximum) == (None, None)

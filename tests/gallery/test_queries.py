@@ -1,0 +1,57 @@
+"""Queries that can be none, and what one sentence in a batch leaves of the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cskt.embed import Encoder
+from cskt.gallery.queries import Query, encode_queries
+
+
+def no_crop(image_id: str) -> Tensor:
+    raise AssertionError(f"nobody asked for {image_id}")
+
+
+def test_nothing_to_look_for() -> None:
+    with pytest.raises(ValueError, match="nothing to look for"):
+        Query()
+    with pytest.raises(ValueError, match="nothing to look for"):
+        Query(exclude=("a hat",))
+
+
+@pytest.mark.parametrize("query", [{"text": ""}, {"text": " \n"}, {"text": "a man", "exclude": ("a hat", "")}])
+def test_empty_sentences(query: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="a sentence is empty"):
+        Query(**query)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, 101.0, float("nan"), float("inf")])
+def test_weights_out_of_range(weight: float) -> None:
+    with pytest.raises(ValueError, match="a weight is"):
+        Query("a man", text_weight=weight)
+
+
+def test_a_batch_is_its_queries_one_by_one(encoder: Encoder, dolls: Path) -> None:
+    first, second = sorted(dolls.rglob("*.jpg"))[:2]
+    crop = encoder.encode_image([second])[0]
+    queries = [
+        Query("a man in a hat"),
+        Query(image=first),
+        Query("a woman", image=first, exclude=("a bag", "a hat")),
+        Query(like="x", exclude=("a bag",)),
+    ]
+    together = encode_queries(encoder, queries, lambda _: crop)
+    assert torch.allclose(together.norm(dim=1), torch.ones(4))
+    for row, query in zip(together, queries, strict=True):
+        assert torch.allclose(encode_queries(encoder, [query], lambda _: crop)[0], row, atol=1e-6)
+    assert torch.allclose(together[0], encoder.encode_text(["a man in a hat"])[0], atol=1e-6)
+    assert torch.allclose(encode_queries(encoder, queries[:2], no_crop), together[:2], atol=1e-6)
+
+
+def test_an_image_that_cannot_be_read(encoder: Encoder) -> None:
+    with pytest.raises(ValueError, match="not an image"):
+        encode_queries(encoder, [Query(image=b"<svg/>")], no_crop)

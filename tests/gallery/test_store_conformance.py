@@ -1,0 +1,421 @@
+"""What every store must do, whatever keeps its crops: one suite, held against each.
+
+A store is added as an opener in `OPENERS`: a function that opens the store of a folder, made where there is none.
+Vectors of ties have entries of 1/4: their inner products are exact in any arithmetic.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+import torch
+from filter_oracle import COLUMNS, NASTY_TEXTS, SOME_VALUES, conditions, fulfils
+from hypothesis import given, settings
+from torch import Tensor
+
+from cskt.gallery.columns import BUILT_IN, Kind, Value
+from cskt.gallery.filters import Comparison, Condition, parse_filter
+from cskt.gallery.store import MOST_FACET_VALUES, Crop, CropFacts, Facet, FileState, Found, VectorStore
+
+DIM = 16
+Opener: TypeAlias = Callable[[Path, Mapping[str, Kind]], VectorStore]
+Open: TypeAlias = Callable[[], VectorStore]
+
+
+def _open_lance(folder: Path, columns: Mapping[str, Kind]) -> VectorStore:
+    pytest.importorskip("lancedb")
+    from cskt.gallery.lance import open_lance
+
+    return open_lance(folder, DIM, columns)
+
+
+def _open_milvus(folder: Path, columns: Mapping[str, Kind]) -> VectorStore:
+    pytest.importorskip("milvus_lite")
+    from cskt.gallery.milvus import open_milvus
+
+    return open_milvus(f"milvus:{folder}/crops.db", DIM, columns)
+
+
+OPENERS: dict[str, Opener] = {"lance": _open_lance, "milvus": _open_milvus}
+
+
+@pytest.fixture(params=sorted(OPENERS), scope="module")
+def opener(request: pytest.FixtureRequest) -> Opener:
+    return OPENERS[request.param]
+
+
+@pytest.fixture(scope="module")
+def kept_open(opener: Opener, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VectorStore]:
+    """One store for all that does not need a fresh one: making it takes a while."""
+    store = opener(tmp_path_factory.mktemp("store"), COLUMNS)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def store(kept_open: VectorStore) -> VectorStore:
+    """That store, emptied."""
+    kept_open.delete(list(kept_open.files()))
+    return kept_open
+
+
+@pytest.fixture
+def open_store(opener: Opener, tmp_path: Path) -> Iterator[Open]:
+    """Opens the store of one fresh folder, as often as called."""
+    opened: list[VectorStore] = []
+
+    def open_once_more() -> VectorStore:
+        opened.append(opener(tmp_path, COLUMNS))
+        return opened[-1]
+
+    yield open_once_more
+    for each in opened:
+        each.close()
+
+
+def vector_of(seed: int) -> np.ndarray:
+    vector = np.random.default_rng(seed).standard_normal(DIM)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def coarse(seed: int) -> np.ndarray:
+    """A unit vector whose products with its like are multiples of 1/8, so that many tie."""
+    return np.random.default_rng(seed).choice(np.float32([-0.25, 0.25]), DIM)
+
+
+def crop(
+    image_id: str, seed: int = 0, metadata: Mapping[str, Value] | None = None, vector: np.ndarray | None = None
+) -> Crop:
+    """A crop of which every fact depends on the seed."""
+    facts = CropFacts(
+        image_id=image_id,
+        width=64 + seed,
+        height=128 + seed,
+        num_bytes=4000 + seed,
+        modified_ns=1769817600123456789 + seed,
+        sha256=f"{seed:064x}",
+        kept=seed % 2 == 1,
+        metadata=metadata or {},
+    )
+    return Crop(facts, vector_of(seed) if vector is None else vector, b"\xff\xd8jpeg\x00" + str(seed).encode())
+
+
+def expected(crops: list[Crop], query: np.ndarray, k: int) -> list[tuple[str, float]]:
+    """The naive search: all scores, sorted."""
+    scored = [(-float(np.float32(each.vector.astype(np.float64) @ query)), each.facts.image_id) for each in crops]
+    return [(image_id, -score) for score, image_id in sorted(scored)[:k]]
+
+
+def names(found: list[Found]) -> list[str]:
+    return [each.facts.image_id for each in found]
+
+
+def assert_same_hits(store: VectorStore, crops: list[Crop], queries: np.ndarray, k: int) -> None:
+    for found, query in zip(store.search(torch.from_numpy(queries), k), queries, strict=True):
+        wanted = expected(crops, query, k)
+        assert names(found) == [image_id for image_id, _ in wanted]
+        np.testing.assert_allclose([each.score for each in found], [score for _, score in wanted], atol=2e-7)
+
+
+def queries_of(*seeds: int) -> Tensor:
+    return torch.from_numpy(np.stack([vector_of(seed) for seed in seeds]))
+
+
+def test_an_empty_store(store: VectorStore) -> None:
+    assert store.count() == 0
+    assert store.search(queries_of(1, 2), 5) == [[], []]
+    assert store.search(queries_of(1), 5, Comparison("camera", "=", "c1")) == [[]]
+    assert store.get(["a"]) == {} and store.vectors(["a"]) == {} and store.files() == {}
+    assert store.thumbnail("a") is None
+    assert store.delete(["a"]) == 0
+    assert store.histogram(queries_of(1)[0], [-1.0, 0.0, 1.0]) == [0, 0]
+    assert store.facets(COLUMNS) == {name: Facet(kind) for name, kind in COLUMNS.items()}
+    store.add([])
+    store.delete([])
+    store.compact()
+    assert store.count() == 0
+
+
+def test_what_is_added_comes_back_as_it_was(store: VectorStore) -> None:
+    metadata: dict[str, Value] = {"camera": "c1", "frame": 3, "night": False, "time": "2026-01-31T12:00:00"}
+    added = [crop("cam1/a.jpg", 5, metadata), crop("cam1/b.jpg", 6, {"frame": -0.25}), crop("c", 7)]
+    store.add(added)
+    assert store.get(["c", "cam1/b.jpg", "not there", "cam1/a.jpg"]) == {
+        each.facts.image_id: each.facts for each in added
+    }
+    whole = store.get(["cam1/a.jpg"])["cam1/a.jpg"].metadata
+    assert type(whole["frame"]) is int and type(whole["night"]) is bool
+    vectors = store.vectors(["cam1/a.jpg", "not there", "c"])
+    assert vectors.keys() == {"cam1/a.jpg", "c"}
+    assert vectors["c"].dtype == np.float32
+    np.testing.assert_array_equal(vectors["c"], added[2].vector)
+    assert store.thumbnail("cam1/b.jpg") == added[1].thumbnail
+    assert store.files() == {
+        each.facts.image_id: FileState(each.facts.num_bytes, each.facts.modified_ns, each.facts.sha256, each.facts.kept)
+        for each in added
+    }
+    [[found]] = store.search(torch.from_numpy(added[0].vector)[None], 1)
+    assert found.facts == added[0].facts
+    assert found.score == pytest.approx(1, abs=1e-6)
+
+
+def test_a_crop_of_the_same_name_takes_the_place_of_the_old(store: VectorStore) -> None:
+    store.add([crop("a", 1, {"camera": "old"}), crop("b", 2)])
+    assert names(store.search(queries_of(1), 1)[0]) == ["a"]
+    store.add([crop("a", 3, {"note": "new"})])
+    assert store.count() == 2
+    assert store.get(["a"])["a"] == crop("a", 3, {"note": "new"}).facts
+    assert store.thumbnail("a") == crop("a", 3).thumbnail
+    assert store.count(Comparison("camera", "=", "old")) == 0
+    assert_same_hits(store, [crop("a", 3), crop("b", 2)], queries_of(1, 2, 3).numpy(), 2)
+
+
+def test_of_one_name_twice_in_a_call_the_last_counts(store: VectorStore) -> None:
+    store.add([crop("a", 1), crop("b", 2), crop("a", 3), crop("a", 4)])
+    assert store.count() == 2
+    assert store.get(["a"])["a"] == crop("a", 4).facts
+    assert_same_hits(store, [crop("a", 4), crop("b", 2)], queries_of(1, 4).numpy(), 5)
+
+
+def test_deleted_crops_are_gone(store: VectorStore) -> None:
+    crops = [crop(f"{seed}.jpg", seed) for seed in range(20)]
+    store.add(crops)
+    assert store.search(queries_of(0), 20)[0][0].facts.image_id == "0.jpg"
+    assert store.delete(["0.jpg", "7.jpg", "not there", "7.jpg"]) == 2
+    assert store.count() == 18
+    assert store.get(["0.jpg", "1.jpg"]).keys() == {"1.jpg"}
+    assert store.thumbnail("7.jpg") is None
+    left = [each for each in crops if each.facts.image_id not in ("0.jpg", "7.jpg")]
+    assert_same_hits(store, left, queries_of(0, 7, 99).numpy(), 50)
+    store.add([crop("0.jpg", 0)])
+    assert store.search(queries_of(0), 1)[0][0].facts.image_id == "0.jpg"
+
+
+@pytest.mark.parametrize("k", [1, 10, 400, 2000])
+def test_the_best_are_found_in_order(store: VectorStore, k: int) -> None:
+    crops = [crop(f"{seed:04}.jpg", seed) for seed in range(400)]
+    store.add(crops)
+    assert_same_hits(store, crops, queries_of(5000, 5001, 5002).numpy(), k)
+
+
+def test_ties_are_in_the_order_of_names(store: VectorStore) -> None:
+    """Names that sort otherwise as numbers, without regard to case, or by another rule than the code point."""
+    names = [f"{seed}.jpg" for seed in range(120)] + ["B", "a", "A", "é", "ä", "z", "日", "𝒳", "\ufeff"]
+    names = [names[place] for place in np.random.default_rng(0).permutation(len(names))]
+    crops = [crop(name, seed, vector=coarse(seed % 6)) for seed, name in enumerate(names)]
+    store.add(crops)
+    for k in (1, 3, 25, 129):
+        assert_same_hits(store, crops, np.stack([coarse(3), coarse(50)]), k)
+
+
+def test_negative_scores(store: VectorStore) -> None:
+    crops = [crop(f"{seed}", seed, vector=-np.abs(vector_of(seed))) for seed in range(30)]
+    store.add(crops)
+    assert_same_hits(store, crops, np.abs(queries_of(1, 2).numpy()), 10)
+
+
+def test_many_queries_at_once(store: VectorStore) -> None:
+    crops = [crop(f"{seed:03}", seed) for seed in range(150)]
+    store.add(crops)
+    assert_same_hits(store, crops, queries_of(*range(1000, 1300)).numpy(), 3)
+
+
+def test_two_thousand_crops_in_one_call(store: VectorStore) -> None:
+    crops = [crop(f"{seed:05}", seed, {"frame": seed}) for seed in range(2000)]
+    store.add(crops)
+    assert store.count() == 2000
+    assert_same_hits(store, crops, queries_of(9999).numpy(), 10)
+    names = [each.facts.image_id for each in crops]
+    assert len(store.get(names)) == len(store.vectors(names)) == len(store.files()) == 2000
+    assert store.delete(names[:1500]) == 1500
+    assert_same_hits(store, crops[1500:], queries_of(9999).numpy(), 10)
+
+
+def test_names_and_texts_of_any_characters(store: VectorStore) -> None:
+    texts = [*NASTY_TEXTS, "x" * 400, 'cam 1/it\'s "here".jpg', "../../etc/passwd", "%", "a'); --"]
+    crops = [crop(text, seed, {"note": text}) for seed, text in enumerate(dict.fromkeys(texts))]
+    store.add(crops)
+    assert store.get([each.facts.image_id for each in crops]) == {each.facts.image_id: each.facts for each in crops}
+    for each in crops:
+        name = each.facts.image_id
+        assert store.thumbnail(name) == each.thumbnail
+        assert list(store.vectors([name])) == [name]
+        assert store.count(Comparison("image_id", "=", name)) == store.count(Comparison("note", "=", name)) == 1
+    assert store.delete([each.facts.image_id for each in crops[::2]]) == len(crops[::2])
+    assert store.files().keys() == {each.facts.image_id for each in crops[1::2]}
+
+
+@pytest.fixture(scope="module")
+def of_every_kind(opener: Opener, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[VectorStore, list[Crop]]]:
+    """A store of crops with all sorts of values, some without, for conditions to choose from."""
+    rng = random.Random(0)
+    rows = [
+        {column: rng.choice(SOME_VALUES[kind]) for column, kind in COLUMNS.items() if rng.random() < 0.8}
+        for _ in range(150)
+    ]
+    crops = [crop(f"{place:03}", place, row) for place, row in enumerate(rows)]
+    store = opener(tmp_path_factory.mktemp("kinds"), COLUMNS)
+    store.add(crops)
+    yield store, crops
+    store.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(condition=conditions())
+def test_conditions_mean_what_the_grammar_says(
+    of_every_kind: tuple[VectorStore, list[Crop]], condition: Condition
+) -> None:
+    store, crops = of_every_kind
+    fulfilling = [each for each in crops if fulfils(condition, each.facts.metadata)]
+    assert store.count(condition) == len(fulfilling)
+    [found] = store.search(queries_of(777), 3, condition)
+    assert names(found) == [image_id for image_id, _ in expected(fulfilling, vector_of(777), 3)]
+    assert sum(store.histogram(queries_of(777)[0], [-1.0, 0.0, 1.0], condition)) == len(fulfilling)
+
+
+def test_built_in_columns_are_filtered_by(store: VectorStore) -> None:
+    store.add([crop(f"cam{seed % 3}/{seed}.jpg", seed) for seed in range(30)])
+    for text, matching in [
+        ("image_id LIKE 'cam1/%'", 10),
+        ("width < 70 AND height >= 130", 4),
+        ("width = 70.5", 0),
+        ("num_bytes BETWEEN 4003 AND 4005.5", 3),
+        (f"sha256 IN ('{7:064x}', '{8:064x}', 'x')", 2),
+        ("width > 1e300", 0),
+        ("width IS NULL", 0),
+        ("width IS NOT NULL", 30),
+    ]:
+        condition = parse_filter(text, {**BUILT_IN, **COLUMNS})
+        assert store.count(condition) == matching, text
+        assert len(store.search(queries_of(1), 30, condition)[0]) == matching, text
+
+
+def test_a_filter_that_few_fulfil_and_one_that_most_do(store: VectorStore) -> None:
+    crops = [crop(f"{seed:04}", seed, {"frame": seed}) for seed in range(600)]
+    store.add(crops)
+    for operator, fulfilling in (("<", crops[:4]), (">=", crops[4:])):
+        condition = Comparison("frame", operator, 4)
+        [found] = store.search(queries_of(4444), 10, condition)
+        assert names(found) == [image_id for image_id, _ in expected(fulfilling, vector_of(4444), 10)]
+
+
+def test_a_filter_is_asked_anew_after_a_change(store: VectorStore) -> None:
+    night = Comparison("night", "=", True)
+    store.add([crop("a", 1, {"night": True}), crop("b", 2, {"night": False})])
+    assert names(store.search(queries_of(1), 9, night)[0]) == ["a"]
+    store.add([crop("a", 1, {"night": False}), crop("b", 2, {"night": True}), crop("c", 3, {"night": True})])
+    assert {found.facts.image_id for found in store.search(queries_of(1), 9, night)[0]} == {"b", "c"}
+
+
+def test_a_histogram_counts_every_crop_once(store: VectorStore) -> None:
+    crops = [crop(f"{seed:03}", seed, {"frame": seed}, vector=coarse(seed)) for seed in range(200)]
+    store.add(crops)
+    query, edges = coarse(1000), [-0.375, -0.25, 0.0, 0.25, 0.375]
+    scores = np.stack([each.vector for each in crops]) @ query  # multiples of 1/8, some of them edges, some beyond
+    assert {-0.25, 0.0, 0.25} <= set(scores) and scores.max() > 0.375 and scores.min() < -0.375
+    wanted = [
+        int((scores < -0.25).sum()),
+        int(((scores >= -0.25) & (scores < 0)).sum()),
+        int(((scores >= 0) & (scores < 0.25)).sum()),
+        int((scores >= 0.25).sum()),
+    ]
+    assert store.histogram(torch.from_numpy(query), edges) == wanted
+    assert sum(store.histogram(torch.from_numpy(query), edges, Comparison("frame", "<", 50))) == 50
+
+
+def test_facets_tell_values_and_ranges(store: VectorStore) -> None:
+    many = MOST_FACET_VALUES + 1
+    rows: list[dict[str, Value]] = [
+        {
+            "camera": f"c{seed % 7}",
+            "note": f"note {seed}",
+            "frame": seed - 3.5,
+            "time": f"2026-01-{seed % 9 + 1:02}T00:00:00",
+        }
+        for seed in range(many)
+    ]
+    for seed in range(1, many, 2):
+        rows[seed]["night"] = seed % 4 == 0
+    store.add([crop(f"{seed}", seed, row) for seed, row in enumerate(rows)])
+    facets = store.facets(COLUMNS)
+    assert facets["camera"].values == (("c0", 8), ("c1", 8), *((f"c{place}", 7) for place in range(2, 7)))
+    assert facets["note"] == Facet("text")
+    assert facets["frame"] == Facet("number", minimum=-3.5, maximum=many - 4.5)
+    assert facets["time"] == Facet("time", minimum="2026-01-01T00:00:00", maximum="2026-01-09T00:00:00")
+    assert facets["night"] == Facet("boolean", values=((False, 25),))
+    store.delete(["0"])
+    assert len(store.facets({"note": "text"})["note"].values) == MOST_FACET_VALUES
+
+
+def test_columns_can_be_added_later(open_store: Open) -> None:
+    store = open_store()
+    store.add([crop("a", 1, {"camera": "c1"})])
+    store.add_columns({"camera": "text", "order": "number", "select": "text"})  # words of SQL are names like others
+    store.add([crop("b", 2, {"order": 7, "select": "x"})])
+    assert store.get(["a", "b"]) == {
+        "a": crop("a", 1, {"camera": "c1"}).facts,
+        "b": crop("b", 2, {"order": 7, "select": "x"}).facts,
+    }
+    assert names(store.search(queries_of(1), 5, Comparison("order", ">", 6))[0]) == ["b"]
+    assert store.facets({"order": "number"})["order"] == Facet("number", minimum=7, maximum=7)
+
+
+def test_a_store_opened_again_holds_what_was_added(open_store: Open) -> None:
+    crops = [crop(f"{seed}", seed, {"frame": seed}) for seed in range(20)]
+    store = open_store()
+    store.add(crops)
+    store.delete(["3"])
+    store.close()
+    again = open_store()
+    assert again.count() == 19
+    assert_same_hits(again, [each for each in crops if each.facts.image_id != "3"], queries_of(3, 99).numpy(), 30)
+
+
+def test_tidying_up_changes_no_answer(store: VectorStore) -> None:
+    crops = [crop(f"{seed:02}", seed, {"frame": seed}) for seed in range(30)]
+    for each in crops:
+        store.add([each])
+    store.delete(["07"])
+    store.search(queries_of(1), 3)
+    store.compact()
+    left = [each for each in crops if each.facts.image_id != "07"]
+    assert_same_hits(store, left, queries_of(1, 7).numpy(), 40)
+    assert store.get(["08", "07"]) == {"08": crops[8].facts}
+    assert store.count(Comparison("frame", "<", 10)) == 9
+
+
+def test_a_search_sees_whole_additions_while_others_write(store: VectorStore) -> None:
+    """Two readers and a writer: each addition brings one crop of either kind, so that a half seen one would show."""
+    store.add([crop("even/start", 1, vector=coarse(1)), crop("odd/start", 1, vector=coarse(1))])
+    problems: list[object] = []
+    done = threading.Event()
+
+    def read() -> None:
+        last = 0
+        while not done.is_set():
+            try:
+                [found] = store.search(torch.from_numpy(coarse(1))[None], 1000)
+            except Exception as error:  # noqa: BLE001  the test's own thread reports it
+                problems.append(error)
+                return
+            kinds = [each.facts.image_id.split("/")[0] for each in found]
+            if kinds.count("even") != kinds.count("odd") or len(kinds) < last:
+                problems.append(kinds)
+            last = len(kinds)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for number in range(15):
+        store.add([crop(f"{kind}/{number}", number, vector=coarse(1)) for kind in ("even", "odd")])
+        assert store.count() == 2 * number + 4
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert not problems

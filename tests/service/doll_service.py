@@ -1,0 +1,44 @@
+"""What the tests of the service share: names and facts of the crops, a client, a token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from cskt.embed import Encoder
+from cskt.gallery.gallery import Gallery
+
+ADDRESS = "http://127.0.0.1:8000"
+TOKEN = "correct-horse-battery-staple"
+WRITER = {"Authorization": f"Bearer {TOKEN}"}
+PLENTY: dict[str, Any] = {"rate": 1e6}
+
+Ask = Callable[..., TestClient]
+"""Gallery and settings -> a client of the service over it; the service runs until the test ends."""
+
+
+def name_of(number: int) -> str:
+    """The name of a crop."""
+    return f"c{number % 4}/{number:03d}.jpg"
+
+
+def metadata_of(number: int) -> dict[str, str | int]:
+    """What is known of a crop; its note must never be taken for anything but text."""
+    note = "<script>alert('1')</script>" if number == 0 else "plain"
+    return {"camera": f"c{number % 4}", "time": f"2026-01-{1 + number % 20:02d}", "track": number // 2, "note": note}
+
+
+def fill(folder: Path, encoder: Encoder, backbone: Path, images: Path) -> Gallery:
+    gallery = Gallery.create(folder, encoder, str(backbone))
+    names = [path.relative_to(images).as_posix() for path in images.rglob("*.jpg")]
+    gallery.index(images, metadata={name: metadata_of(int(Path(name).stem)) for name in names})
+    return gallery
+
+
+def client_of(app: FastAPI, address: str = ADDRESS) -> TestClient:
+    """A client that sees errors as a browser would."""
+    return TestClient(app, base_url=address, raise_server_exceptions=False)

@@ -1,0 +1,135 @@
+"""The service as a whole: warm-up, health, figures, the page, headers."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import threading
+import time
+from typing import Any
+
+import pytest
+from doll_service import Ask
+from starlette.testclient import TestClient
+from test_refusals import refusal
+
+from cskt.gallery.gallery import Gallery
+from cskt.service.pages import TYPES, page_files
+
+
+def wait_until_ready(client: TestClient) -> None:
+    deadline = time.monotonic() + 10
+    while client.get("/healthz").status_code == 503 and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_health_says_loading_until_model_and_vectors_are_there(
+    gallery: Gallery, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, search = threading.Event(), gallery.search_vectors
+
+    def slow_search(*asked: Any, **more: Any) -> Any:
+        assert loading.wait(10)
+        return search(*asked, **more)
+
+    monkeypatch.setattr(gallery, "search_vectors", slow_search)
+    client = ask(gallery)
+    answer = client.get("/healthz")
+    assert refusal(answer)[:2] == (503, "loading") and answer.headers["retry-after"] == "1"
+    assert client.get("/api/gallery").status_code == 200
+    loading.set()
+    wait_until_ready(client)
+    assert client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_health_says_broken_where_the_model_cannot_be_loaded(
+    gallery: Gallery, ask: Ask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(queries: Any) -> Any:
+        raise ValueError("/secret/place: no such model")
+
+    monkeypatch.setattr(gallery, "encode", broken)
+    client = ask(gallery)
+    client.app.state.service.engine.ready.exception(timeout=10)  # type: ignore[attr-defined]
+    status, code, message = refusal(client.get("/healthz"))
+    assert (status, code) == (503, "broken") and "secret" not in message
+    assert "/secret/place: no such model" in caplog.text
+
+
+def test_figures_for_prometheus(ask: Ask, gallery: Gallery) -> None:
+    client = ask(gallery)
+    wait_until_ready(client)
+    for _ in range(3):
+        client.post("/api/search", json={"text": "a man"})
+    client.get("/somewhere/else")
+    client.request("BREW", "/api/search")
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = dict(line.rsplit(" ", 1) for line in answer.text.splitlines() if not line.startswith("#"))
+    assert lines['cskt_requests_total{code="200",method="POST",route="/api/search"}'] == "3.0"
+    assert lines['cskt_requests_total{code="404",method="GET",route="none"}'] == "1.0"
+    assert lines['cskt_requests_total{code="405",method="other",route="/api/search"}'] == "1.0"
+    assert lines["cskt_crops"] == "40.0" and lines["cskt_requests_in_flight"] == "1.0"
+    assert lines["cskt_batch_size_sum"] == "4.0", "three queries and the one that warmed up"
+    assert float(lines["cskt_encode_seconds_sum"]) > 0 and lines["cskt_search_seconds_count"] == "4.0"
+    assert lines['cskt_request_seconds_count{route="/api/search"}'] == "4.0"
+    assert 'cskt_requests_total{code="200",method="POST",route="/api/search"}' not in ask(gallery).get("/metrics").text
+
+
+def test_every_file_of_the_page_is_served_as_what_it_is(ask: Ask, gallery: Gallery) -> None:
+    client = ask(gallery)
+    files = page_files()
+    assert {"index.html", "app.js"} <= files.keys()
+    for path, content in files.items():
+        answer = client.get(f"/page/{path}")
+        assert answer.content == content
+        assert answer.headers["content-type"].startswith(TYPES["." + path.rpartition(".")[2]])
+        again = client.get(f"/page/{path}", headers={"If-None-Match": answer.headers["etag"]})
+        assert again.status_code == 304
+    page = client.get("/")
+    assert page.content == files["index.html"] and page.headers["content-type"] == "text/html; charset=utf-8"
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "img-src 'self' blob: data:" in policy and "unsafe" not in policy
+    assert client.get("/page/nothing.js").status_code == 404
+
+
+def test_the_list_of_operations_needs_nothing_from_elsewhere(ask: Ask, gallery: Gallery) -> None:
+    client = ask(gallery)
+    page = client.get("/docs")
+    described = client.get("/openapi.json").json()
+    for path, operations in described["paths"].items():
+        for method in operations:
+            assert f"<code>{method.upper()} {path}</code>" in page.text
+    for name in described["components"]["schemas"]["SearchRequest"]["properties"]:
+        assert f"<code>{name}</code>" in page.text
+    assert "<script" not in page.text and "http://" not in page.text and "https://" not in page.text
+    (style,) = re.findall(r"<style>(.*?)</style>", page.text)
+    allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{allowed}'" in page.headers["content-security-policy"]
+
+
+def test_security_headers_are_on_every_answer(ask: Ask, gallery: Gallery) -> None:
+    client = ask(gallery)
+    answers = [
+        client.get(path)
+        for path in ("/", "/page/app.js", "/docs", "/openapi.json", "/api/gallery", "/healthz", "/metrics", "/nothing")
+    ]
+    answers.append(client.get("/", headers={"Host": "evil.example"}))
+    answers.append(client.post("/api/crops", json={}))
+    for answer in answers:
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_an_empty_gallery_answers_with_nothing(ask: Ask, own_gallery: Gallery) -> None:
+    own_gallery.remove([hit.image_id for hit in own_gallery.search("a man")])
+    client = ask(own_gallery)
+    wait_until_ready(client)
+    assert client.get("/healthz").status_code == 200
+    answer = client.post("/api/search", json={"text": "a man", "histogram": True}).json()
+    assert answer["hits"] == [] and sum(answer["histogram"]["counts"]) == 0
+    assert client.get("/api/gallery").json()["count"] == 0

@@ -1,0 +1,214 @@
+"""Queries that gather while the model is busy are encoded together; what is slow or wrong holds up nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import pytest
+import torch
+from doll_service import name_of
+
+from cskt.gallery.gallery import Gallery
+from cskt.gallery.queries import Query
+from cskt.service.batching import Batcher, Pool
+from cskt.service.engine import Engine, Wanted
+from cskt.service.errors import ServiceError
+from cskt.service.metrics import Metrics
+from cskt.service.settings import ServiceSettings
+
+ENCODE_SECONDS = 0.05
+
+
+class Slow:
+    """A gallery whose model takes its time, whatever the size of the batch."""
+
+    def __init__(self, gallery: Gallery) -> None:
+        self._gallery = gallery
+        self.batches: list[int] = []
+        self.searches: list[int] = []
+        self.filtering = threading.Event()
+        self.explaining = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._gallery, name)
+
+    def encode(self, queries: Sequence[Query]) -> torch.Tensor:
+        self.batches.append(len(queries))
+        time.sleep(ENCODE_SECONDS)
+        return self._gallery.encode(queries)
+
+    def search_vectors(self, vectors: torch.Tensor, k: int, **rest: Any) -> Any:
+        if rest["where"] is not None:
+            assert self.filtering.wait(10)
+        self.searches.append(len(vectors))
+        return self._gallery.search_vectors(vectors, k, **rest)
+
+    def explain(self, image_id: str, text: str) -> None:
+        assert self.explaining.wait(10)
+
+
+def wanted(k: int = 5, where: str | None = None) -> Wanted:
+    return Wanted(k=k, offset=0, min_score=None, group_by=None, where=where)
+
+
+def run(gallery: Slow, asked: Coroutine[Any, Any, Any] | Any, **settings: Any) -> Any:
+    """Run `asked(engine)` to its end, then close the engine."""
+
+    async def main() -> Any:
+        engine = Engine(gallery, ServiceSettings(**settings), Metrics())  # type: ignore[arg-type]
+        try:
+            return await asked(engine)
+        finally:
+            gallery.filtering.set()
+            gallery.explaining.set()
+            engine.close()
+
+    return asyncio.run(main())
+
+
+def test_twenty_queries_take_a_few_encodings_and_get_their_own_answers(gallery: Gallery) -> None:
+    slow = Slow(gallery)
+    texts = [f"a man with {number} red bags" for number in range(20)]
+
+    async def ask(engine: Engine) -> Any:
+        return await asyncio.gather(
+            *(engine.search(Query(text=text), wanted(k=3 + n % 2), histogram=False) for n, text in enumerate(texts))
+        )
+
+    begun = time.perf_counter()
+    answers = run(slow, ask)
+    seconds = time.perf_counter() - begun
+    assert sum(slow.batches) == 20 and len(slow.batches) <= 4
+    assert seconds < 10 * ENCODE_SECONDS, "a twentieth of it is needed"
+    assert sum(slow.searches) == 20 and len(slow.searches) <= 2 * len(slow.batches) + 2
+    for number, (text, (hits, histogram)) in enumerate(zip(texts, answers, strict=True)):
+        expected = gallery.search(text, 3 + number % 2)
+        assert [hit.image_id for hit in hits] == [hit.image_id for hit in expected]
+        assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+        assert histogram is None
+
+
+def test_a_batch_has_a_largest_size(gallery: Gallery) -> None:
+    slow = Slow(gallery)
+
+    async def ask(engine: Engine) -> Any:
+        return await asyncio.gather(
+            *(engine.search(Query(text=f"a man {n}"), wanted(), histogram=False) for n in range(13))
+        )
+
+    run(slow, ask, queries_together=4)
+    assert sum(slow.batches) == 13 and max(slow.batches) == 4
+
+
+def test_one_bad_query_of_a_batch_fails_alone(gallery: Gallery) -> None:
+    queries = [Query(text="a man"), Query(like="nobody"), Query(like=name_of(1)), Query(text="a woman")]
+
+    async def ask(engine: Engine) -> Any:
+        return await asyncio.gather(
+            *(engine.search(query, wanted(), histogram=False) for query in queries), return_exceptions=True
+        )
+
+    good, bad, like, other = run(Slow(gallery), ask)
+    assert isinstance(bad, ValueError) and "nobody" in str(bad)
+    assert [len(hits) for hits, _ in (good, like, other)] == [5, 5, 5]
+    assert like[0][0].image_id == name_of(1)
+
+
+def test_slow_filters_and_explanations_hold_up_nobody_else(gallery: Gallery) -> None:
+    slow = Slow(gallery)
+    where = "camera = 'c1'"
+
+    async def ask(engine: Engine) -> Any:
+        held = [
+            asyncio.create_task(engine.search(Query(text="a man"), wanted(where=where), histogram=False))
+            for _ in range(3)
+        ]
+        held.append(asyncio.create_task(engine.explaining.run(slow.explain, name_of(0), "a man")))  # type: ignore[arg-type]
+        await asyncio.sleep(2 * ENCODE_SECONDS)
+        hits, _ = await asyncio.wait_for(engine.search(Query(text="a woman"), wanted(), histogram=False), 5)
+        facts = await asyncio.wait_for(engine.reading.run(gallery.crop, name_of(3)), 5)
+        assert not any(task.done() for task in held)
+        slow.filtering.set()
+        slow.explaining.set()
+        filtered = await asyncio.gather(*held[:3])
+        await held[3]
+        return hits, facts, filtered
+
+    hits, facts, filtered = run(slow, ask)
+    assert len(hits) == 5 and facts.image_id == name_of(3)
+    assert all(hit.metadata["camera"] == "c1" for found, _ in filtered for hit in found)
+
+
+def test_more_than_may_wait_is_sent_away_and_the_rest_answered() -> None:
+    release = threading.Event()
+
+    def work(items: Sequence[int]) -> list[int]:
+        assert release.wait(10)
+        return [2 * item for item in items]
+
+    batcher = Batcher("test", work, most_together=2, most_waiting=3)
+    first = batcher.submit(0)
+    while not first.running():
+        time.sleep(0.001)
+    rest = [batcher.submit(number) for number in (1, 2, 3)]
+    with pytest.raises(ServiceError) as caught:
+        batcher.submit(4)
+    assert caught.value.status_code == 503 and caught.value.headers == {"Retry-After": "1"}
+    release.set()
+    assert [future.result(10) for future in (first, *rest)] == [0, 2, 4, 6]
+    batcher.close()
+
+
+def test_closing_finishes_what_waits_and_takes_no_more() -> None:
+    release = threading.Event()
+    batcher = Batcher("test", lambda items: [release.wait(10) for _ in items], most_together=1, most_waiting=9)
+    futures = [batcher.submit(number) for number in range(3)]
+    threading.Timer(0.05, release.set).start()
+    batcher.close()
+    assert [future.done() and future.result() for future in futures] == [True] * 3
+    with pytest.raises(ServiceError, match="being stopped"):
+        batcher.submit(1)
+
+
+def test_a_client_that_has_left_costs_nothing() -> None:
+    release, seen = threading.Event(), []
+
+    def work(items: Sequence[str]) -> list[str]:
+        seen.extend(items)
+        release.wait(10)
+        return list(items)
+
+    batcher = Batcher("test", work, most_together=8, most_waiting=8)
+    first = batcher.submit("first")
+    while not first.running():
+        time.sleep(0.001)
+    left, stays = batcher.submit("left"), batcher.submit("stays")
+    assert left.cancel()
+    release.set()
+    assert stays.result(10) == "stays"
+    batcher.close()
+    assert seen == ["first", "stays"]
+
+
+def test_a_pool_bounds_what_waits() -> None:
+    async def main() -> None:
+        release = threading.Event()
+        pool = Pool("test", threads=1, most_waiting=1)
+        tasks = [asyncio.create_task(pool.run(release.wait, 10)) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(ServiceError, match="too many"):
+            await tasks[2]
+        release.set()
+        assert await asyncio.gather(*tasks[:2]) == [True, True]
+        with pytest.raises(ZeroDivisionError):
+            await pool.run(lambda: 1 / 0)
+        assert await pool.run(lambda: "still there") == "still there"
+        pool.close()
+        with pytest.raises(ServiceError, match="being stopped"):
+            await pool.run(lambda: None)
+
+    asyncio.run(main())

@@ -1,0 +1,281 @@
+"""Whatever is wrong with a request: a clear 4xx in the one form, never a 500, and the next request is answered."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doll_service import TOKEN, WRITER, Ask, name_of
+from PIL import Image
+from starlette.testclient import TestClient
+
+from cskt.gallery.gallery import Gallery
+
+JSON = {"Content-Type": "application/json"}
+
+
+def refusal(response: Any) -> tuple[int, str, str]:
+    """Status, code and message of an error, whose form is checked."""
+    assert response.headers["content-type"] == "application/json", response.text
+    content = response.json()
+    assert content.keys() == {"error"} and content["error"].keys() == {"code", "message"}
+    message = content["error"]["message"]
+    assert message and "\n" not in message and len(message) <= 500
+    assert response.headers["x-content-type-options"] == "nosniff"
+    return response.status_code, content["error"]["code"], message
+
+
+@pytest.fixture
+def client(ask: Ask, gallery: Gallery) -> Iterator[TestClient]:
+    """A service that must answer well after whatever was asked of it."""
+    client = ask(gallery)
+    yield client
+    assert len(client.post("/api/search", json={"text": "a man", "k": 3}).json()["hits"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"text": "a man"', "Expecting"),
+        (b'{"text": "a man", "text": "a woman"}', "twice"),
+        (b'{"text": "a man", "min_score": NaN}', "NaN is not a JSON number"),
+        (b'{"text": "a man", "min_score": -Infinity}', "-Infinity is not a JSON number"),
+        (b'{"text": "a man", "min_score": 1e999}', "too large"),
+        (b'{"text": "a man", "k": ' + b"9" * 5000 + b"}", "too long"),
+        (b'{"text": "a man", "k": ' + b"9" * 50 + b"}", "too large"),
+        (b'{"text": "a \xff man"}', "not UTF-8"),
+        ('{"text": "a man"}'.encode("utf-16"), "not UTF-8"),
+        (b'{"text": "a \\ud800 man"}', "surrogate"),
+        (b'{"\\udfff": "a man"}', "surrogate"),
+        (b'{"text": "a \\u0000 man"}', "NUL"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"text":' * 100_000, "nested too deeply"),
+        (b"[" * 17 + b"]" * 17, "nested too deeply"),
+        (b"\xef\xbb\xbf{}", "BOM"),
+    ],
+)
+def test_a_body_that_is_no_sound_json(client: TestClient, body: bytes, reason: str) -> None:
+    status, code, message = refusal(client.post("/api/search", content=body, headers=JSON))
+    assert (status, code) == (400, "bad_json")
+    assert reason in message
+
+
+@pytest.mark.parametrize(
+    ("asked", "place"),
+    [
+        ({}, "give text, image or like"),
+        ({"text": None}, "give text, image or like"),
+        ({"text": ""}, "text"),
+        ({"text": "  \n"}, "text"),
+        ({"text": 5}, "text"),
+        ({"text": ["a man"]}, "text"),
+        ({"text": "a man\x07"}, "control character"),
+        ({"text": "a man\x1b[2J"}, "control character"),
+        ({"text": "a man", "colour": "red"}, "colour"),
+        ({"text": "a man", "k": 0}, "k"),
+        ({"text": "a man", "k": "10"}, "k"),
+        ({"text": "a man", "k": 2.5}, "k"),
+        ({"text": "a man", "k": True}, "k"),
+        ({"text": "a man", "k": 501}, "limited to 500"),
+        ({"text": "a man", "offset": -1}, "offset"),
+        ({"text": "a man", "offset": 9001}, "limited to 9,000"),
+        ({"text": "a man", "text_weight": 0}, "text_weight"),
+        ({"text": "a man", "min_score": 1.5}, "min_score"),
+        ({"text": "a man", "exclude": ["a hat"] * 9}, "limited to 8"),
+        ({"text": "a man", "exclude": [""]}, "exclude"),
+        ({"text": "a man", "where": "x" * 2001}, "limited to 2,000"),
+        ({"text": "x" * 1001}, "limited to 1,000"),
+        ({"text": "word " * 100_000}, "limited to 1,000"),
+        ({"text": "a man", "exclude": ["x" * 1001]}, "limited to 1,000"),
+        ({"image": "not base64!"}, "base64"),
+        ({"like": "c0\n000.jpg"}, "line break"),
+        ({"like": "x" * 513}, "like"),
+        ([], "body"),
+        ("a man", "body"),
+    ],
+)
+def test_a_question_of_another_form(client: TestClient, asked: Any, place: str) -> None:
+    status, _, message = refusal(client.post("/api/search", json=asked))
+    assert status == 422
+    assert place in message
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        ("camera = 'c1'; DROP TABLE crops", ""),
+        ("camera = 'c1' OR 1 = 1", ""),
+        ("camera IN (SELECT note FROM crops)", ""),
+        ("read_csv('/etc/passwd') = 'root'", "function"),
+        ("camera = 'c1' UNION SELECT 1", ""),
+        ("note = 'x' -- and so on", "comments"),
+        ("camera = 'c1' /* */", "comments"),
+        ("vector IS NOT NULL", "vector"),
+        ("thumbnail IS NOT NULL", "thumbnail"),
+        ("camara = 'c1'", "camera"),
+        ("camera = note", ""),
+        ("COPY crops TO '/tmp/stolen'", ""),
+        ("(" * 500, ""),
+    ],
+)
+def test_a_filter_that_wants_more_than_to_filter(client: TestClient, where: str, reason: str) -> None:
+    status, code, message = refusal(client.post("/api/search", json={"text": "a man", "where": where}))
+    assert (status, code) == (400, "bad_filter")
+    assert reason in message
+
+
+def test_a_quote_in_a_value_is_a_quote(client: TestClient) -> None:
+    where = "note = '<script>alert(''1'')</script>'"
+    hits = client.post("/api/search", json={"text": "a man", "where": where}).json()["hits"]
+    assert [hit["image_id"] for hit in hits] == [name_of(0)]
+
+
+def test_ten_megabytes_are_refused_by_their_header_and_while_they_come(client: TestClient) -> None:
+    told = client.post("/api/explain", content=b"x" * 10_000_000, headers=JSON)
+    assert refusal(told)[:2] == (413, "too_large")
+    taken = 0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal taken
+        while taken < 1000:
+            taken += 1
+            yield b"x" * 100_000
+
+    assert refusal(client.post("/api/explain", content=chunks(), headers=JSON))[:2] == (413, "too_large")
+    status, _, message = refusal(client.post("/api/search", json={"text": "x" * 10_000_000}))
+    assert status == 422 and "10,000,000" in message
+
+
+def test_other_content_types(client: TestClient) -> None:
+    body = json.dumps({"text": "a man"}).encode()
+    for name in ("text/plain", "application/x-www-form-urlencoded", "application/jsonx", ""):
+        answer = client.post("/api/search", content=body, headers={"Content-Type": name})
+        assert refusal(answer)[:2] == (415, "json_expected"), name
+    fine = client.post("/api/search", content=body, headers={"Content-Type": "Application/JSON; charset=utf-8"})
+    assert fine.status_code == 200
+
+
+def test_addresses_and_methods_that_are_not_there(client: TestClient) -> None:
+    for path in (
+        "/api",
+        "/api/nothing",
+        "/api/search/",
+        "/page/../app.py",
+        "/page/%2e%2e/%2e%2e/__init__.py",
+        "/page/",
+    ):
+        assert refusal(client.get(path))[:2] == (404, "not_found"), path
+    answer = client.request("GET", "/api/search")
+    assert refusal(answer)[:2] == (405, "method_not_allowed") and answer.headers["allow"] == "POST"
+    answer = client.request("GET", "/api/crops")
+    assert refusal(answer)[0] == 405 and answer.headers["allow"] == "DELETE, POST"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../etc/passwd", "/etc/passwd", "c0/../c0/000.jpg", "..\\..\\x", "gallery.json", "%2e%2e/x", "c9/999.jpg"],
+)
+def test_names_that_look_like_paths_are_only_names(client: TestClient, name: str) -> None:
+    for path in ("crop", "thumbnail", "image"):
+        assert refusal(client.get(f"/api/{path}", params={"id": name}))[:2] == (404, "unknown_crop"), path
+    assert refusal(client.post("/api/explain", json={"text": "a man", "image_id": name}))[:2] == (404, "unknown_crop")
+    assert refusal(client.post("/api/search", json={"like": name}))[:2] == (404, "unknown_crop")
+
+
+def test_a_refusal_does_not_say_where_things_lie(client: TestClient, gallery: Gallery) -> None:
+    answers = [
+        client.get("/api/crop", params={"id": "nobody"}),
+        client.post("/api/search", json={"like": "nobody"}),
+        client.post("/api/search", json={"text": "a man", "group_by": "colour"}),
+        client.post("/api/explain", json={"text": "a man", "image_id": "nobody"}),
+    ]
+    for answer in answers:
+        assert str(gallery.folder.parent) not in refusal(answer)[2]
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A sound PNG of one colour, as its header tells it, in a few bytes where it is large."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(((width + 7) // 8 + 1) * height), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+BAD_PICTURES = {
+    "an SVG": SVG,
+    "text": b"hello",
+    "a page": b"<!doctype html><script>alert(1)</script>",
+    "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+    "a bomb": png_of_size(12_000, 12_000),
+    "a large one": png_of_size(6000, 4001),
+    "a PNG cut short": png_of_size(64, 64)[:50],
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PICTURES)
+def test_pictures_that_are_none(
+    kind: str, client: TestClient, ask: Ask, own_gallery: Gallery, noted: Callable[[], Any]
+) -> None:
+    sent = base64.b64encode(BAD_PICTURES[kind]).decode()
+    assert refusal(client.post("/api/search", json={"image": sent}))[:2] == (422, "bad_image")
+    writer = ask(own_gallery, token=TOKEN)
+    answer = writer.post("/api/crops", json={"crops": [{"image_id": "new", "image": sent}]}, headers=WRITER)
+    assert answer.status_code == 200 and answer.json()["added"] == 0
+    assert [entry["image_id"] for entry in answer.json()["unreadable"]] == ["new"]
+    assert own_gallery.count() == 4
+    assert not list((own_gallery.folder).rglob("originals/*/*"))
+    assert sent[:20] not in json.dumps(noted()), "pictures are not noted"
+
+
+def test_an_image_at_the_limit_is_taken_and_one_beyond_is_not(ask: Ask, gallery: Gallery) -> None:
+    client = ask(gallery, image_pixels=64 * 32, image_bytes=3000)
+    fits, wide = png_of_size(64, 32), png_of_size(65, 32)
+    assert client.post("/api/search", json={"image": base64.b64encode(fits).decode()}).status_code == 200
+    assert refusal(client.post("/api/search", json={"image": base64.b64encode(wide).decode()}))[1] == "bad_image"
+    noise = io.BytesIO()
+    Image.effect_noise((64, 32), 90).save(noise, "PNG", compress_level=0)
+    long = base64.b64encode(noise.getvalue() + bytes(3000)).decode()
+    assert refusal(client.post("/api/search", json={"image": long}))[:2] == (413, "image_too_large")
+
+
+def test_a_deleted_original(ask: Ask, own_gallery: Gallery, tmp_path: Path) -> None:
+    (tmp_path / "images" / name_of(1)).unlink()
+    client = ask(own_gallery)
+    status, code, message = refusal(client.get("/api/image", params={"id": name_of(1)}))
+    assert (status, code) == (404, "no_original") and str(tmp_path) not in message
+    status, _, message = refusal(client.post("/api/explain", json={"text": "a man", "image_id": name_of(1)}))
+    assert status == 400 and str(tmp_path) not in message
+    assert client.get("/api/thumbnail", params={"id": name_of(1)}).status_code == 200
+    assert len(client.post("/api/search", json={"text": "a man"}).json()["hits"]) == 4
+
+
+def test_an_original_that_has_become_a_link_to_elsewhere(ask: Ask, own_gallery: Gallery, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(b"\xff\xd8\xff secret")
+    place = tmp_path / "images" / name_of(1)
+    place.unlink()
+    place.symlink_to(secret)
+    answer = ask(own_gallery).get("/api/image", params={"id": name_of(1)})
+    assert refusal(answer)[:2] == (404, "no_original")
+
+
+def test_an_error_of_ours_tells_nothing_and_is_logged(
+    ask: Ask, gallery: Gallery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = ask(gallery)
+    with monkeypatch.context() as patch:
+        patch.setattr(gallery, "crop", lambda image_id: 1 / 0)
+        assert refusal(client.get("/api/crop", params={"id": "x"}))[:2] == (500, "internal")
+    assert "ZeroDivisionError" in caplog.text
+    assert 'code="500",method="GET",route="/api/crop"' in client.get("/metrics").text

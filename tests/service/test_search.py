@@ -1,0 +1,148 @@
+"""Searching by HTTP: the same hits as in Python, whatever is asked."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doll_service import Ask, name_of
+
+from cskt.gallery.gallery import Gallery
+from cskt.types import Hit
+
+SENTENCE = "a man in a red coat"
+
+
+def as_json(hits: list[Hit]) -> list[dict[str, Any]]:
+    return json.loads(json.dumps([dataclasses.asdict(hit) for hit in hits]))
+
+
+def test_hits_are_those_of_the_gallery_in_full(ask: Ask, gallery: Gallery) -> None:
+    answer = ask(gallery).post("/api/search", json={"text": SENTENCE}).raise_for_status().json()
+    expected = as_json(gallery.search(SENTENCE, 24))
+    assert len(expected) == 24
+    assert answer["hits"] == expected
+    assert answer["cut_off"] is None and answer["histogram"] is None and answer["seconds"] > 0
+
+
+def test_every_part_of_a_question_counts(ask: Ask, gallery: Gallery, crops: Path) -> None:
+    picture = (crops / name_of(7)).read_bytes()
+    asked = {
+        "text": SENTENCE, "like": name_of(3), "exclude": ["a hat", "a bag"], "text_weight": 0.7, "image_weight": 1.5,
+        "exclude_weight": 0.3, "where": "camera != 'c1'", "k": 7, "offset": 2, "group_by": "track",
+    }  # fmt: skip
+    client = ask(gallery)
+    sent = asked | {"image": base64.b64encode(picture).decode(), "min_score": -0.5}
+    hits = client.post("/api/search", json=sent).raise_for_status().json()["hits"]
+    expected = gallery.search(image=picture, min_score=-0.5, **asked)
+    assert len(hits) == 7
+    for hit, other in zip(hits, as_json(expected), strict=True):
+        assert hit.pop("score") == pytest.approx(other.pop("score"), abs=1e-6)
+        assert hit == other
+    for left_out in ("text", "like", "exclude", "text_weight", "image_weight", "where", "offset", "image"):
+        without = {name: value for name, value in sent.items() if name != left_out}
+        scores = [hit["score"] for hit in client.post("/api/search", json=without).json()["hits"]]
+        assert scores != [hit.score for hit in expected], left_out
+
+
+def test_pages_follow_each_other(ask: Ask, gallery: Gallery) -> None:
+    client = ask(gallery)
+    whole = client.post("/api/search", json={"text": SENTENCE, "k": 40}).json()["hits"]
+    parts = [client.post("/api/search", json={"text": SENTENCE, "k": 15, "offset": at}).json() for at in (0, 15, 30)]
+    assert [hit for part in parts for hit in part["hits"]] == whole
+    assert len(whole) == 40
+
+
+def test_a_cut_off_leaves_nothing_where_nothing_matches(ask: Ask, gallery: Gallery) -> None:
+    client = ask(gallery)
+    scores = [hit["score"] for hit in client.post("/api/search", json={"text": SENTENCE, "k": 40}).json()["hits"]]
+    some = client.post("/api/search", json={"text": SENTENCE, "k": 40, "min_score": scores[4]}).json()
+    assert [hit["score"] for hit in some["hits"]] == scores[:5]
+    assert some["cut_off"] == scores[4]
+    assert client.post("/api/search", json={"text": SENTENCE, "min_score": 1.0}).json()["hits"] == []
+
+
+def test_a_calibrated_cut_off_is_used_and_named(ask: Ask, own_gallery: Gallery) -> None:
+    scores = [hit.score for hit in own_gallery.search(SENTENCE)]
+    own_gallery.cut_off = scores[1]
+    client = ask(own_gallery)
+    answer = client.post("/api/search", json={"text": SENTENCE}).json()
+    assert [hit["score"] for hit in answer["hits"]] == scores[:2]
+    assert answer["cut_off"] == scores[1] == client.get("/api/gallery").json()["cut_off"]
+    assert len(client.post("/api/search", json={"text": SENTENCE, "min_score": -1}).json()["hits"]) == 4
+
+
+def test_the_histogram_counts_what_the_filter_leaves(ask: Ask, gallery: Gallery) -> None:
+    client = ask(gallery)
+    for where, count in ((None, 40), ("camera = 'c3'", 10)):
+        answer = client.post("/api/search", json={"text": SENTENCE, "where": where, "histogram": True, "k": 1}).json()
+        assert sum(answer["histogram"]["counts"]) == count
+        assert len(answer["histogram"]["edges"]) == len(answer["histogram"]["counts"]) + 1
+
+
+def test_an_explanation_covers_the_crop(ask: Ask, gallery: Gallery) -> None:
+    client = ask(gallery)
+    asked = {"text": "a red coat", "image_id": name_of(5)}
+    answer = client.post("/api/explain", json=asked).raise_for_status().json()
+    expected = gallery.explain(name_of(5), "a red coat")
+    assert answer["score"] == pytest.approx(expected.score, abs=1e-6)
+    assert [word["word"] for word in answer["words"]] == [word for word, _ in expected.words] != []
+    for heat in (answer["sentence"], *(word["heat"] for word in answer["words"])):
+        assert len(heat) == answer["rows"] and {len(row) for row in heat} == {answer["columns"]}
+        assert all(0 <= value <= 1 for row in heat for value in row)
+
+
+def test_what_the_page_needs_to_know(ask: Ask, gallery: Gallery, tiny_backbone: Path) -> None:
+    answer = ask(gallery).get("/api/gallery").raise_for_status().json()
+    assert answer["name"] == "dolls" and answer["count"] == 40
+    assert answer["model"]["name"] == tiny_backbone.name, "not where it lies"
+    assert answer["limits"] == {"k": 500, "sentence_characters": 1000, "image_bytes": 10 * 2**20}
+    assert answer["writable"] is False and answer["token_needed"] is False
+    columns = {column["name"]: column for column in answer["columns"]}
+    assert columns["camera"]["values"] == [{"value": f"c{number}", "count": 10} for number in range(4)]
+    assert columns["time"]["kind"] == "time"
+    assert (columns["time"]["minimum"], columns["time"]["maximum"]) == ("2026-01-01T00:00:00", "2026-01-20T00:00:00")
+    assert (columns["track"]["minimum"], columns["track"]["maximum"]) == (0, 19)
+
+
+def test_marks_come_back_as_files(ask: Ask, gallery: Gallery) -> None:
+    client = ask(gallery)
+    marks = [
+        {"text": "=1+1", "image_id": name_of(0), "right": True},
+        {"text": SENTENCE, "image_id": name_of(1), "right": False},
+    ]
+    table = client.post("/api/marks/export", json={"format": "csv", "marks": marks})
+    assert table.headers["content-type"].startswith("text/csv")
+    assert table.headers["content-disposition"] == 'attachment; filename="marks.csv"'
+    rows = list(csv.DictReader(io.StringIO(table.text)))
+    assert [(row["image"], row["right"]) for row in rows] == [(name_of(0), "1"), (name_of(1), "0")]
+    assert not rows[0]["text"].startswith("="), "a spreadsheet would run it"
+    records = client.post("/api/marks/export", json={"format": "jsonl", "marks": marks})
+    assert records.headers["content-type"].startswith("application/x-ndjson")
+    assert [json.loads(line)["captions"] for line in records.text.splitlines()] == [["=1+1"]]
+
+
+def test_who_asked_what_is_noted(ask: Ask, gallery: Gallery, noted: Callable[[], Any], crops: Path) -> None:
+    client = ask(gallery)
+    picture = base64.b64encode((crops / name_of(1)).read_bytes()).decode()
+    client.post("/api/search", json={"text": "line\none", "image": picture, "where": "camera = 'c1'", "k": 3})
+    client.post("/api/search", json={"text": SENTENCE, "where": "colour = 'red'"})
+    client.post("/api/explain", json={"text": SENTENCE, "image_id": name_of(2)})
+    client.get("/api/image", params={"id": name_of(2)})
+    client.post("/api/marks/export", json={"format": "csv", "marks": []})
+    lines = noted()
+    assert all(line.pop("time").endswith("+00:00") and line.pop("client") == "testclient" for line in lines)
+    assert lines == [
+        {"action": "search", "text": "line\none", "image": True, "where": "camera = 'c1'", "k": 3, "hits": 3},
+        {"action": "search", "text": SENTENCE, "where": "colour = 'red'", "k": 24, "error": "bad_filter"},
+        {"action": "explain", "text": SENTENCE, "image_id": name_of(2)},
+        {"action": "image", "image_id": name_of(2)},
+        {"action": "export", "format": "csv", "marks": 0},
+    ]
