@@ -1,4 +1,4 @@
-"""What is LanceDB's own: several processes at one table, refreshing, many ties, old versions, the index for many crops."""
+"""LanceDB only: several processes at one table, refreshing, many ties, old versions, the index for many crops."""
 
 from __future__ import annotations
 

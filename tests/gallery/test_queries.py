@@ -55,3 +55,15 @@ def test_a_batch_is_its_queries_one_by_one(encoder: Encoder, dolls: Path) -> Non
 def test_an_image_that_cannot_be_read(encoder: Encoder) -> None:
     with pytest.raises(ValueError, match="not an image"):
         encode_queries(encoder, [Query(image=b"<svg/>")], no_crop)
+
+
+@pytest.mark.parametrize("text", ["a man\x00", "a \x1b[31mman", "a \ud800"])
+def test_control_characters(text: str) -> None:
+    with pytest.raises(ValueError, match="holds control characters"):
+        Query(text)
+    assert Query("a man\nwith a hat\t").text
+
+
+def test_a_sentence_that_never_ends() -> None:
+    with pytest.raises(ValueError, match="a sentence of 10,000,000 characters; give at most 10,000"):
+        Query("a" * 10_000_000)

@@ -42,3 +42,14 @@ def fill(folder: Path, encoder: Encoder, backbone: Path, images: Path) -> Galler
 def client_of(app: FastAPI, address: str = ADDRESS) -> TestClient:
     """A client that sees errors as a browser would."""
     return TestClient(app, base_url=address, raise_server_exceptions=False)
+
+
+def refusal(response: Any) -> tuple[int, str, str]:
+    """Status, code and message of an error, whose form is checked."""
+    assert response.headers["content-type"] == "application/json", response.text
+    content = response.json()
+    assert content.keys() == {"error"} and content["error"].keys() == {"code", "message"}
+    message = content["error"]["message"]
+    assert message and "\n" not in message and len(message) <= 500
+    assert response.headers["x-content-type-options"] == "nosniff"
+    return response.status_code, content["error"]["code"], message

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doll_service import TOKEN, WRITER, Ask, name_of
-from test_refusals import refusal
+from doll_service import TOKEN, WRITER, Ask, name_of, refusal
 
 from cskt.gallery.gallery import Gallery
 from cskt.service.app import create_app

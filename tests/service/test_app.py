@@ -10,9 +10,8 @@ import time
 from typing import Any
 
 import pytest
-from doll_service import Ask
+from doll_service import Ask, refusal
 from starlette.testclient import TestClient
-from test_refusals import refusal
 
 from cskt.gallery.gallery import Gallery
 from cskt.service.pages import TYPES, page_files

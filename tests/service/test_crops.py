@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doll_service import TOKEN, WRITER, Ask, metadata_of, name_of
+from doll_service import TOKEN, WRITER, Ask, metadata_of, name_of, refusal
 from PIL import Image
-from test_refusals import refusal
 
 from cskt.gallery.gallery import Gallery
 from cskt.service.pictures import content_type, download_name

@@ -12,24 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doll_service import TOKEN, WRITER, Ask, name_of
+from doll_service import TOKEN, WRITER, Ask, name_of, refusal
 from PIL import Image
 from starlette.testclient import TestClient
 
 from cskt.gallery.gallery import Gallery
 
 JSON = {"Content-Type": "application/json"}
-
-
-def refusal(response: Any) -> tuple[int, str, str]:
-    """Status, code and message of an error, whose form is checked."""
-    assert response.headers["content-type"] == "application/json", response.text
-    content = response.json()
-    assert content.keys() == {"error"} and content["error"].keys() == {"code", "message"}
-    message = content["error"]["message"]
-    assert message and "\n" not in message and len(message) <= 500
-    assert response.headers["x-content-type-options"] == "nosniff"
-    return response.status_code, content["error"]["code"], message
 
 
 @pytest.fixture

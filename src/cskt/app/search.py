@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,10 @@ from cskt.app.explanations import Explanations, explain_hits, explanation_record
 from cskt.app.gallery_flags import printable
 from cskt.app.parsing import Parser
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.queries import Query
+from cskt.gallery.queries import LONGEST_SENTENCE, Query
 from cskt.types import Hit
 
 DEFAULT_K = 10
-MOST_CHARACTERS = 10_000
-"""Of a sentence; the model reads some 75 words of it."""
 MOST_QUERIES = 10_000
 MOST_DRAWN = 100
 """Crops per sentence on a sheet, or with heat maps."""
@@ -33,7 +30,7 @@ DESCRIPTION = f"""\
 Search a gallery by sentence, by picture, or by both together. Scores are cosines: higher is better, and what is good
 differs from model to model. Where `cskt calibrate` has set a cut-off, crops below it do not answer. A sentence that
 nothing matches gives no hits, a line on stderr that says so, and exit code 0 like any other.
-A sentence may hold {MOST_CHARACTERS:,} characters; the model reads the first 77 tokens, some 60 words, and warns.
+A sentence may hold {LONGEST_SENTENCE:,} characters; the model reads the first 77 tokens, some 60 words, and warns.
 """
 EXAMPLES = """\
 examples:
@@ -156,8 +153,6 @@ def _queries(flags: argparse.Namespace, sentences: Sequence[str]) -> list[Query]
     """One query per sentence, or a single one without a sentence for a picture alone."""
     if len(sentences) > MOST_QUERIES:
         raise ValueError(f"{len(sentences):,} sentences are more than {MOST_QUERIES:,}; search in several goes")
-    for sentence in (*sentences, *flags.exclude):
-        _check_sentence(sentence)
     if flags.explain and not sentences:
         raise ValueError("--explain shows where a sentence is seen; give a sentence as well")
     texts: Sequence[str | None] = sentences or [None]
@@ -167,13 +162,6 @@ def _queries(flags: argparse.Namespace, sentences: Sequence[str]) -> list[Query]
         )
         for text in texts
     ]
-
-
-def _check_sentence(sentence: str) -> None:
-    if len(sentence) > MOST_CHARACTERS:
-        raise ValueError(f"a sentence of {len(sentence):,} characters; give at most {MOST_CHARACTERS:,}")
-    if any(unicodedata.category(letter) in ("Cc", "Cs") and not letter.isspace() for letter in sentence):
-        raise ValueError(f"a sentence holds control characters: {printable(sentence)[:60]!r}; remove them")
 
 
 def _answered(gallery: Gallery, flags: argparse.Namespace, query: Query, hits: list[Hit]) -> Answered:

@@ -6,6 +6,7 @@ with cskt.Gallery.open("my-gallery") as gallery:
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,9 +83,15 @@ class Gallery:
             raise ValueError(f"{folder}: {there}; name another folder")
         source = model if isinstance(model, ModelSource) else ModelSource(model)
         manifest = Manifest.of(encoder, source, store)
-        open_store(folder, manifest).close()
-        write_manifest(folder, manifest)
-        _take_over_calibration(folder, manifest)
+        existed = folder.is_dir()
+        try:
+            open_store(folder, manifest).close()
+            write_manifest(folder, manifest)
+            _take_over_calibration(folder, manifest)
+        except BaseException:
+            if not existed:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         return cls(folder, manifest, encoder, None)
 
     @classmethod

@@ -6,6 +6,7 @@ its cosine with that sum, which orders crops as the weighted sum of the parts' o
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from torch import Tensor
 from cskt.data.images import Source
 from cskt.embed import Encoder
 
+LONGEST_SENTENCE = 10_000
+"""Most characters; the model reads the first 60 words or so."""
 SHORTEST_SUM = 1e-4
 """Below this length what is left of the parts is rounding, not direction."""
 
@@ -26,7 +29,8 @@ class Query:
     """What to look for; at least one of text, image, like.
 
     Raises:
-        ValueError: nothing to look for, an empty sentence, or a weight that is no positive number.
+        ValueError: nothing to look for; a sentence that is empty, too long or holds control characters; a weight that
+            is no positive number.
     """
 
     text: str | None = None
@@ -46,11 +50,20 @@ class Query:
     def __post_init__(self) -> None:
         if self.text is None and self.image is None and self.like is None:
             raise ValueError("nothing to look for; give a sentence, an image, or a crop to find more of")
-        if any(not sentence.strip() for sentence in (*self.exclude, *([] if self.text is None else [self.text]))):
-            raise ValueError("a sentence is empty; say what the person looks like")
+        for sentence in (*([] if self.text is None else [self.text]), *self.exclude):
+            _check_sentence(sentence)
         for weight in (self.text_weight, self.image_weight, self.exclude_weight):
             if not 0 < weight <= 100:
                 raise ValueError(f"a weight is {weight}; give more than 0, at most 100")
+
+
+def _check_sentence(sentence: str) -> None:
+    if not sentence.strip():
+        raise ValueError("a sentence is empty; say what the person looks like")
+    if len(sentence) > LONGEST_SENTENCE:
+        raise ValueError(f"a sentence of {len(sentence):,} characters; give at most {LONGEST_SENTENCE:,}")
+    if any(unicodedata.category(letter) in ("Cc", "Cs") and not letter.isspace() for letter in sentence):
+        raise ValueError(f"a sentence holds control characters: {sentence[:60]!a}; remove them")
 
 
 class _Part(NamedTuple):

@@ -52,7 +52,7 @@ async def sign_in(asked: SessionRequest, request: Request, response: Response, s
     if service.settings.token is None:
         raise ServiceError(403, "no_token", "this service has no token; searching needs none")
     if not service.tokens.is_right(asked.token):
-        service.audit.note(client_of(request), "refused-token", path=request.url.path)
+        service.audit.note(client_of(request), "refused-token", path=request.scope["path"])
         raise wrong_token()
     service.audit.note(client_of(request), "session")
     response.set_cookie(

@@ -53,7 +53,7 @@ class StrictRequest(Request):
                 raise ServiceError(415, "json_expected", "send JSON, with Content-Type: application/json")
             try:
                 async with asyncio.timeout(settings.body_seconds):
-                    self._read = await self._read_at_most(settings.body_bytes(self.url.path))
+                    self._read = await self._read_at_most(settings.body_bytes(self.scope["path"]))
             except TimeoutError:
                 message = f"the body did not arrive within {settings.body_seconds:g} seconds; send it faster"
                 raise ServiceError(408, "too_slow", message, {"Connection": "close"}) from None

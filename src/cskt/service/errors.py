@@ -76,7 +76,7 @@ def add_error_handlers(app: FastAPI) -> None:
             return error.response()
         if error.status_code == 405:
             methods = ", ".join(_methods(request))
-            message = f"{request.url.path} takes {methods}"
+            message = f"{request.scope['path']} takes {methods}"
             return error_response(405, "method_not_allowed", message, {"Allow": methods})
         if error.status_code == 404:
             return error_response(404, "not_found", "nothing lies at this address; /docs lists what there is")
@@ -92,5 +92,5 @@ def add_error_handlers(app: FastAPI) -> None:
 
 def _methods(request: Request) -> list[str]:
     """What the address takes. No address of ours has a variable part but those of the page, which can only be read."""
-    operations = request.app.openapi()["paths"].get(request.url.path, {"get": None})
+    operations = request.app.openapi()["paths"].get(request.scope["path"], {"get": None})
     return sorted(method.upper() for method in operations)

@@ -71,11 +71,12 @@ class Gate:
         await self._app(scope, receive, send)
 
     def _check(self, request: Request) -> None:
+        path = request.scope["path"]  # what the router sees; that of `request.url` differs where it holds a %3F
         check_host(request.headers.getlist("host"), self._settings)
-        self._rates.spend(client_of(request), cost(request.url.path))
+        self._rates.spend(client_of(request), cost(path))
         if request.method in CHANGING:
             check_origin(request.headers.get("origin"), request.headers["host"])
-        needed = needed_access(request.method, request.url.path)
+        needed = needed_access(request.method, path)
         shown = self._shown_token(request)
         if needed == "write" and not shown:
             if self._settings.token is None:
@@ -93,7 +94,7 @@ class Gate:
             return False
         scheme, _, token = header.partition(" ")
         if scheme.lower() != "bearer" or not self._tokens.is_right(token.strip()):
-            self._audit.note(client_of(request), "refused-token", path=request.url.path)
+            self._audit.note(client_of(request), "refused-token", path=request.scope["path"])
             raise wrong_token()
         return True
 

@@ -31,7 +31,8 @@ function summary({ hits, found, isComplete }, groupBy) {
   if (isComplete) return `${plural(hits.length, what)} · ${seconds}`;
   if (groupBy || !found.histogram) return `The best ${plural(hits.length, what)} · ${seconds}`;
   const { number, exact } = countAbove(found.histogram, found.cut_off ?? -1);
-  return `${exact ? "" : "About "}${plural(Math.max(number, hits.length), what)}, the best ${count(hits.length)} shown · ${seconds}`;
+  const all = `${exact ? "" : "About "}${plural(Math.max(number, hits.length), what)}`;
+  return `${all}, the best ${count(hits.length)} shown · ${seconds}`;
 }
 
 /** Everything, once the gallery is known. */
@@ -60,7 +61,9 @@ function begin(gallery) {
     grid.fade(value);
     state.change({ cutOff: value === -1 && gallery.cut_off === null ? null : value }, { run: "cut-off" });
   } });
-  const facets = createFacets({ columns, onChange: (where, isTyped) => state.change({ where }, { run: isTyped ? "where" : "" }) });
+  const facets = createFacets({
+    columns, onChange: (where, isTyped) => state.change({ where }, { run: isTyped ? "where" : "" }),
+  });
   const answers = createAnswers({ onWait: wait, onAnswer: showAnswer, onError: fail });
   const askLater = debounce(ask, TYPING_MILLISECONDS);
   const end = new IntersectionObserver((seen) => {

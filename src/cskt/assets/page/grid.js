@@ -38,21 +38,29 @@ export function createGrid({ columns, onOpen, onMark, onLeaveUp, verdictOf }) {
   let range = [0, 1];
 
   function card(hit) {
-    const image = element("img", { src: thumbnailAddress(hit.image_id), alt: "", loading: "lazy", decoding: "async", draggable: "false" });
+    const image = element("img", {
+      src: thumbnailAddress(hit.image_id), alt: "", loading: "lazy", decoding: "async", draggable: "false",
+    });
     const frame = element("span", { class: "frame" }, image);
     image.addEventListener("error", () => frame.classList.add("missing"));
     image.addEventListener("load", () => frame.classList.add("loaded"));
     if (image.complete && image.naturalWidth) frame.classList.add("loaded");
-    const button = element("button", { type: "button", class: "hit", tabindex: "-1", "data-id": hit.image_id, title: hit.image_id },
+    const told = quiet.map(({ name, kind }) => value(hit.metadata[name], kind)).join(" · ");
+    const facts = { type: "button", class: "hit", tabindex: "-1", "data-id": hit.image_id, title: hit.image_id };
+    const button = element("button", facts,
       frame,
       element("span", { class: "bar" }, element("span")),
       element("span", { class: "line" }, element("span", { class: "rank" }), element("span", { class: "score" })),
-      element("span", { class: "quiet" }, quiet.map(({ name, kind }) => value(hit.metadata[name], kind)).join(" · ") || fileName(hit.image_id)),
-      quiet.length ? element("span", { class: "quiet" }, fileName(hit.image_id)) : null);
+      told ? element("span", { class: "quiet" }, told) : null,
+      element("span", { class: "quiet" }, fileName(hit.image_id)));
     const verdicts = ["right", "wrong"].map((verdict) =>
-      element("button", { type: "button", tabindex: "-1", class: `mark ${verdict}`, "data-verdict": verdict, title: `${verdict} (${verdict[0]})`,
-        "aria-label": `Mark as ${verdict}`, onclick: () => onMark(button.hit, verdict) }, icon(verdict === "right" ? "tick" : "cross")));
-    return element("li", {}, button, element("span", { class: "marks" }, ...verdicts), element("span", { class: "group-size", hidden: true }));
+      element("button", {
+        type: "button", tabindex: "-1", class: `mark ${verdict}`, "data-verdict": verdict,
+        title: `${verdict} (${verdict[0]})`, "aria-label": `Mark as ${verdict}`, onclick: () => onMark(button.hit, verdict),
+      }, icon(verdict === "right" ? "tick" : "cross")));
+    return element("li", {}, button,
+      element("span", { class: "marks" }, ...verdicts),
+      element("span", { class: "group-size", hidden: true }));
   }
 
   function fill(item, hit) {
@@ -78,7 +86,9 @@ export function createGrid({ columns, onOpen, onMark, onLeaveUp, verdictOf }) {
       ...(hit.group_size > 1 ? [plural(hit.group_size, "crop") + " of its group"] : []),
       ...(verdict ? [`marked ${verdict}`] : [])];
     button.setAttribute("aria-label", said.join(", "));
-    item.querySelectorAll(".mark").forEach((mark) => mark.setAttribute("aria-pressed", String(mark.dataset.verdict === verdict)));
+    for (const mark of item.querySelectorAll(".mark")) {
+      mark.setAttribute("aria-pressed", String(mark.dataset.verdict === verdict));
+    }
   }
 
   const buttons = () => [...grid.querySelectorAll(".hit")];
@@ -96,7 +106,10 @@ export function createGrid({ columns, onOpen, onMark, onLeaveUp, verdictOf }) {
     const second = all.findIndex((other) => top(other) > top(all[0]));
     const perRow = second < 0 ? all.length : second;
     if (key === "ArrowUp" && place < perRow) return null;
-    const places = { ArrowLeft: place - 1, ArrowRight: place + 1, ArrowUp: place - perRow, ArrowDown: place + perRow, Home: 0, End: all.length - 1 };
+    const places = {
+      ArrowLeft: place - 1, ArrowRight: place + 1, ArrowUp: place - perRow, ArrowDown: place + perRow,
+      Home: 0, End: all.length - 1,
+    };
     return all[places[key]] ?? button;
   }
 
