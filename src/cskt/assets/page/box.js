@@ -9,7 +9,7 @@ import { asks, EMPTY } from "./state.js";
 const EXAMPLES = [
   "a man in a grey hooded jacket with a black backpack",
   "a woman in a red dress with long blond hair",
-  "a child wearing a yellow t-shirt and blue jeans",
+  "someone in a yellow t-shirt and blue jeans",
 ];
 
 /** Wires the box to the state; `onSubmit()` on Enter, `onDown()` towards the crops. Returns {show, note}. */

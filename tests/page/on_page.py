@@ -1,0 +1,102 @@
+"""What the tests of the page share: words for what is seen on it, and a watch over what it does."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from dataclasses import dataclass, field
+from urllib.parse import parse_qs, urlsplit
+
+from playwright.sync_api import ConsoleMessage, Locator, Page, Request, TimeoutError, expect
+
+from cskt.gallery.gallery import Gallery
+
+SENTENCE = "a woman in a red dress"
+NUM_CROPS = 120
+HOSTILE_NAME = "c1/<img src=x onerror=alert(1)>.jpg"
+HOSTILE_TRACK = "<b onclick=alert(2)>t'9</b>"
+TOKEN = "a token of the tests"
+
+
+@dataclass
+class Watch:
+    """What a page asked for and complained of."""
+
+    address: str
+    elsewhere: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    searches: list[dict[str, object]] = field(default_factory=list)
+    """Bodies of POST /api/search."""
+    allowed: str = ""
+    """Pattern of complaints that a test provokes."""
+
+    def on_request(self, request: Request) -> None:
+        """Note a request."""
+        if not request.url.startswith((self.address, "blob:", "data:")):
+            self.elsewhere.append(request.url)
+        if request.url == self.address + "api/search":
+            self.searches.append(request.post_data_json)
+
+    def on_console(self, message: ConsoleMessage) -> None:
+        """Note a warning or an error."""
+        if message.type in ("warning", "error"):
+            self.complaints.append(message.text)
+
+    def check(self) -> None:
+        """Nothing left the origin, and the console is silent."""
+        assert not self.elsewhere
+        assert not [text for text in self.complaints if not (self.allowed and re.search(self.allowed, text))]
+
+
+def hits(page: Page) -> Locator:
+    """The crops that are shown."""
+    return page.locator("#grid .hit")
+
+
+def type_sentence(page: Page, text: str = SENTENCE) -> None:
+    """Put a sentence into the box and wait for the answer."""
+    page.locator("#sentence").fill(text)
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("crop")
+    expect(page.locator("#grid")).to_have_attribute("aria-busy", "false")
+
+
+def names(page: Page) -> list[str]:
+    """Names of the crops that are shown, in order."""
+    return [str(hit.get_attribute("data-id")) for hit in hits(page).all()]
+
+
+def expect_names(page: Page, wanted: list[str]) -> None:
+    """Wait until exactly these crops are shown, in this order."""
+    shown = "wanted => JSON.stringify([...document.querySelectorAll('.hit')].map((hit) => hit.dataset.id)) === wanted"
+    try:
+        page.wait_for_function(shown, arg=json.dumps(wanted, separators=(",", ":")), timeout=5000)
+    except TimeoutError:
+        assert names(page) == wanted
+
+
+def asked(page: Page) -> dict[str, str]:
+    """The parameters of the page's address."""
+    return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
+
+
+def jpeg(gallery: Gallery, image_id: str) -> bytes:
+    """The original of a crop."""
+    return gallery.original(image_id).read_bytes()
+
+
+DROP = """([base64, kind, type]) => {
+  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], "crop.jpg", { type }));
+  const usual = { bubbles: true, cancelable: true };
+  document.body.dispatchEvent(kind === "paste"
+    ? new ClipboardEvent("paste", { ...usual, clipboardData: transfer })
+    : new DragEvent(kind, { ...usual, dataTransfer: transfer }));
+}"""
+
+
+def hand_over(page: Page, data: bytes, kind: str, media_type: str = "image/jpeg") -> None:
+    """Drop or paste a file on the page, as a person would with the mouse or the keyboard."""
+    page.evaluate(DROP, [base64.b64encode(data).decode(), kind, media_type])
