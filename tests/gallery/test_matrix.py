@@ -94,6 +94,16 @@ def test_neighbours_whose_order_bfloat16_turns_round(product: str) -> None:
     assert_nothing_is_missing(found, vectors, query[0], 10)
 
 
+def test_the_bound_covers_the_rounding_of_the_result(product: str) -> None:
+    """Whole numbers up to 127 are bfloat16, so that nothing but the products themselves is rounded."""
+    rng = np.random.default_rng(3)
+    vectors, queries = (rng.integers(-127, 128, (count, DIM)).astype(np.float32) for count in (500, 20))
+    matrix = filled(vectors)
+    assert {block.rounding for block in matrix.blocks} == {0.0}
+    for found, query in zip(matrix.candidates(torch.from_numpy(queries), 20), queries, strict=True):
+        assert_nothing_is_missing(found, vectors, query, 20)
+
+
 def test_exact_duplicates_all_tie(product: str) -> None:
     vectors = np.concatenate([random_vectors(100), np.repeat(random_vectors(1, seed=7), 1000, axis=0)])
     [found] = filled(vectors).candidates(torch.from_numpy(vectors[-1:]), 3)

@@ -126,6 +126,7 @@ class LanceStore:
         return self._latest().count <= self._matrix_limit
 
     def add(self, crops: Sequence[Crop]) -> None:
+        """As in `VectorStore`; ValueError for a vector of another width or not finite, and for an unknown column."""
         last = {crop.facts.image_id: crop for crop in crops}
         if not last:
             return
@@ -134,10 +135,12 @@ class LanceStore:
             table.merge_insert("image_id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
 
     def delete(self, image_ids: Sequence[str]) -> int:
+        """As in `VectorStore`; a thousand names at a time, each thousand whole or not at all."""
         with self._writing() as table:
             return sum(int(table.delete(where).num_deleted_rows) for where in _questions(image_ids))
 
     def add_columns(self, columns: Mapping[str, Kind]) -> None:
+        """As in `VectorStore`."""
         if not any(f"{PREFIX}{name}" not in self._head.schema.names for name in columns):
             return
         with self._writing() as table:
@@ -146,10 +149,12 @@ class LanceStore:
                 table.add_columns(missing)
 
     def count(self, where: Condition | None = None) -> int:
+        """As in `VectorStore`."""
         version = self._latest()
         return version.count if where is None else int(version.table.count_rows(to_sql(where)))
 
     def get(self, image_ids: Sequence[str]) -> dict[str, CropFacts]:
+        """As in `VectorStore`."""
         version = self._latest()
         names = [name for name in version.table.schema.names if name not in ("vector", "thumbnail")]
         rows = (
@@ -158,6 +163,7 @@ class LanceStore:
         return {facts.image_id: facts for facts in map(to_facts, rows)}
 
     def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """As in `VectorStore`."""
         version = self._latest()
         batches = (batch for where in _questions(image_ids) for batch in version.scan(["image_id", "vector"], where))
         return {
@@ -167,12 +173,14 @@ class LanceStore:
         }
 
     def thumbnail(self, image_id: str) -> bytes | None:
+        """As in `VectorStore`."""
         for batch in self._latest().scan(["thumbnail"], names_sql([image_id])):
             for thumbnail in batch["thumbnail"].to_pylist():
                 return bytes(thumbnail)
         return None
 
     def files(self) -> dict[str, FileState]:
+        """As in `VectorStore`."""
         columns = ["image_id", "num_bytes", "modified_ns", "sha256", "kept"]
         return {
             row["image_id"]: FileState(int(row["num_bytes"]), row["modified_ns"], row["sha256"], row["kept"])
@@ -181,6 +189,7 @@ class LanceStore:
         }
 
     def search(self, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Found]]:
+        """As in `VectorStore`, except above `matrix_limit`; see the class."""
         version = self._latest()
         condition = None if where is None else to_sql(where)
         if version.count > self._matrix_limit:
@@ -195,6 +204,7 @@ class LanceStore:
         return found
 
     def histogram(self, query: Tensor, edges: Sequence[float], where: Condition | None = None) -> list[int]:
+        """As in `VectorStore`."""
         version = self._latest()
         condition = None if where is None else to_sql(where)
         pieces: Iterable[NDArray[np.float32]]
@@ -210,10 +220,12 @@ class LanceStore:
         return counts.tolist()
 
     def facets(self, columns: Mapping[str, Kind]) -> dict[str, Facet]:
+        """As in `VectorStore`."""
         version = self._latest()
         return {name: _facet(version, f"{PREFIX}{name}", kind) for name, kind in columns.items()}
 
     def compact(self) -> None:
+        """Move scattered rows together, index names (and vectors, above `matrix_limit`), drop versions long replaced."""
         with self._writing() as table:
             count, indexed = table.count_rows(), {index.columns[0] for index in table.list_indices()}
             if count > INDEXED_FROM and "image_id" not in indexed:
@@ -224,6 +236,7 @@ class LanceStore:
                 table.optimize(cleanup_older_than=_age_of_outdated(table.list_versions()))
 
     def close(self) -> None:
+        """Let go of the vectors in memory."""
         with self._loading_lock:
             self._loaded = None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +21,9 @@ SCAN_ROWS = 65_536
 """Rows handed over at once; with the default of a thousand, handing over costs more than reading."""
 SCAN_VECTORS = 8192
 """The same for vectors, which are large."""
+LOADED_ROWS = 131_072
+"""Rows asked for at once when vectors are loaded: Lance reads ahead, and what it has read takes twice the memory of
+what is kept of it."""
 MOST_FETCHED = 8192
 """Candidates read from disk at once."""
 MOST_SELECTIONS = 8
@@ -78,9 +83,11 @@ class Loaded:
         new = np.setdiff1d(there, matrix.keys(), assume_unique=True)
         if len(new) and new[0] <= matrix.last_key:  # ids rise with every write, though Lance does not promise it
             matrix, new = Matrix(matrix.dim), there
-        if len(new):
-            for batch in version.scan(["vector"], f"{ROW_ID} > {matrix.last_key}" if len(matrix) else None):
+        for start in range(0, len(new), LOADED_ROWS):
+            part = new[start : start + LOADED_ROWS]
+            for batch in version.scan(["vector"], f"{ROW_ID} >= {part[0]} AND {ROW_ID} <= {part[-1]}"):
                 matrix = matrix.extended(row_ids(batch), to_vectors(batch))
+            _give_back_memory()
         assert np.array_equal(matrix.keys(), there)
         return Loaded(version, matrix)
 
@@ -165,3 +172,11 @@ def by_index(version: Version, query: Tensor, k: int, where: str | None) -> list
 
 def row_ids(batch: pa.RecordBatch) -> NDArray[np.int64]:
     return batch[ROW_ID].to_numpy().astype(np.int64)
+
+
+def _give_back_memory() -> None:
+    """Return freed memory to the system: glibc would keep what Lance's readers have used, hundreds of megabytes."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):  # musl has none
+            libc.malloc_trim(0)

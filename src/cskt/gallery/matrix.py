@@ -6,12 +6,12 @@ searches which run on the old one are not disturbed.
 **The bound.** Let v be a float32 vector, v' its bfloat16 rounding, q a query and q' the query as it is multiplied.
 The computed inner product is a = (1 + e) (q'.v' + f), where f comes from summing in float32 in whatever order,
 |f| <= D 2^-24 |q'| |v'| to first order (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and e
-from rounding the result to nearest: |e| <= 2^-9 in bfloat16, 0 where float32 is kept. With
+from rounding the result to nearest: |e| <= 2^-8 in bfloat16, 0 where float32 is kept. With
 
     |q.v - q'.v'| <= |q.(v - v')| + |(q - q').v'| <= |q| |v - v'| + |q - q'| |v'|         (Cauchy-Schwarz)
 
 q.v lies within `slack` + `unit` |a| of a, where slack = |q| r + |q - q'| n + (D + 8) 2^-23 |q'| n, r is the largest
-|v - v'| of the rows in a block and n the largest |v'|, both measured when the block is filled, and unit is 2^-9 and a
+|v - v'| of the rows in a block and n the largest |v'|, both measured when the block is filled, and unit is 2^-8 and a
 little. (Doubling D covers the second order; the 8 the rounding of bounds and final scores to float32.) Every row whose
 upper bound reaches the k-th largest lower bound is a candidate; no other can be among the k best or tie with them.
 """
@@ -91,11 +91,12 @@ class Block:
         self.key_buffer[written] = keys
         exact, rows = torch.tensor(vectors), self.row_buffer[written]
         rows.copy_(exact)
+        rounded = rows.float()
         return replace(
             self,
             alive=np.concatenate([self.alive, np.ones(len(keys), bool)]),
-            rounding=max(self.rounding, _longest(exact.sub_(rows))),
-            norm=max(self.norm, _longest(rows.float())),
+            norm=max(self.norm, _longest(rounded)),
+            rounding=max(self.rounding, _longest(rounded.sub_(exact))),
         )
 
     def rebuilt(self) -> Block:
@@ -227,7 +228,7 @@ class _Queries:
             torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
             for vectors in (queries, multiplied.float(), queries - multiplied.float())
         )
-        return cls(multiplied, norm, multiplied_norm, rounding, unit=1.01 * 2**-9 if native else 0.0)
+        return cls(multiplied, norm, multiplied_norm, rounding, unit=1.01 * 2**-8 if native else 0.0)
 
     def slack(self, block: Block) -> Tensor:
         """[Q, 1]; see the head of the module."""

@@ -1,0 +1,76 @@
+"""What indexing costs over bare encoding of the same image files: digests, thumbnails, commits.
+
+    python -m benchmarks.indexing                    # clip-tiny, where the rest weighs most
+    python -m benchmarks.indexing --model vit-b-16   # ViT-B/16 at 384 x 128 with random weights
+
+Both decode every file once. They take turns, and the medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from cskt import load
+from cskt.config import ClipArchitecture
+from cskt.data.paperdoll import make_dataset
+from cskt.data.tokenizer import Tokenizer
+from cskt.embed import Encoder
+from cskt.gallery.gallery import Gallery
+from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
+
+
+def main() -> None:
+    """Print images per second of both, and what indexing adds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("clip-tiny", "vit-b-16"), default="clip-tiny")
+    parser.add_argument("--people", type=int, default=500, help="drawn four times each")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    encoder = load("clip-tiny", device="cpu") if args.model == "clip-tiny" else random_vit()
+    with tempfile.TemporaryDirectory() as scratch:
+        drawn = make_dataset(
+            Path(scratch) / "people", layout="jsonl", domain="target", ids={"test": args.people}, seed=9
+        )
+        crops = sorted((drawn / "imgs").rglob("*.jpg"))
+        encoder.encode_image(crops[:32])
+        bare, indexed = [], []
+        for number in range(args.rounds):
+            started = time.perf_counter()
+            encoder.encode_image(crops)
+            bare.append(time.perf_counter() - started)
+            with Gallery.create(Path(scratch) / f"gallery-{number}", encoder, args.model) as gallery:
+                started = time.perf_counter()
+                gallery.index(drawn / "imgs")
+                indexed.append(time.perf_counter() - started)
+                assert gallery.count() == len(crops)
+    result = {
+        "model": args.model,
+        "crops": len(crops),
+        "threads": args.threads,
+        "encoding_images_per_second": round(len(crops) / statistics.median(bare), 1),
+        "indexing_images_per_second": round(len(crops) / statistics.median(indexed), 1),
+        "overhead": round(statistics.median(indexed) / statistics.median(bare) - 1, 3),
+        "encoding_seconds": [round(seconds, 2) for seconds in bare],
+        "indexing_seconds": [round(seconds, 2) for seconds in indexed],
+    }
+    print(json.dumps(result, indent=1))
+
+
+def random_vit() -> Encoder:
+    """An encoder of the usual size; its values do not matter here."""
+    model = DualEncoder(ClipArchitecture(image_height=384, image_width=128), NO_PROMPTS, NO_ADAPTERS, trainable="none")
+    model.initialise_backbone(torch.Generator().manual_seed(1))
+    return Encoder(model, Tokenizer(77), device=torch.device("cpu"), batch_size=32)
+
+
+if __name__ == "__main__":
+    main()
