@@ -33,8 +33,8 @@ class UnderstoodError(Exception):
 def test_every_command_is_understood(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parse = Parser.parse
 
-    def parse_only(parser: Parser, argv: Sequence[str]) -> None:
-        parse(parser, argv)
+    def parse_only(parser: Parser, argv: Sequence[str], **how: bool) -> None:
+        parse(parser, argv, **how)
         raise UnderstoodError
 
     monkeypatch.setattr(Parser, "parse", parse_only)
@@ -51,11 +51,12 @@ def test_readme_has_the_published_commands() -> None:
 def test_tour_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     tour = commands_in(readme.partition("## A tour\n")[2].partition("\n## ")[0])
-    verbs = ["data", "data", "train", "evaluate", "query", "evaluate", "compare", "report", "export"]
+    verbs = ["data", "data", "train", "evaluate", "query", "evaluate", "compare", "report", "export", "index", "search"]
     assert [command.split()[1] for command in tour] == verbs
     monkeypatch.chdir(tmp_path)
     for command in tour:
         done(command)
     assert {path.name for path in tmp_path.iterdir()} == {
         "dolls", "dolls-run", "answer.png", "zero-shot", "report.html", "report_files", "dolls-run.safetensors",
+        "dolls-gallery", "answer.html",
     }  # fmt: skip

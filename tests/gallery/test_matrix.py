@@ -66,9 +66,14 @@ def assert_nothing_is_missing(
     assert (np.diff(found.upper) <= 0).all(), "not sorted"
 
 
+@pytest.mark.parametrize("panel_scores", [1, 100, 10**6])
 @pytest.mark.parametrize("num_queries", [1, 3])
 @pytest.mark.parametrize("k", [1, 10, 199, 200, 1000])
-def test_all_that_belong_are_candidates(product: str, num_queries: int, k: int) -> None:
+def test_all_that_belong_are_candidates(
+    product: str, num_queries: int, k: int, panel_scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many blocks are sifted at once."""
+    monkeypatch.setattr(matrix_module, "PANEL_SCORES", panel_scores)
     vectors, queries = random_vectors(200), random_vectors(num_queries, seed=1)
     for found, query in zip(filled(vectors).candidates(torch.from_numpy(queries), k), queries, strict=True):
         assert_nothing_is_missing(found, vectors, query, k)

@@ -50,7 +50,7 @@ MATRIX_LIMIT = 4_000_000
 """Most crops searched in memory: 4 GB at 512 dimensions."""
 MOST_NAMES = 1000
 """Names in one question to the table."""
-MOST_QUERIES = 256
+MOST_QUERIES = 128
 """Queries searched at once; each needs a float32 per row of a block."""
 MANY_FRAGMENTS = 16
 """Additions that may lie apart before tidying up moves them together, which makes readers read them again."""
@@ -225,7 +225,7 @@ class LanceStore:
         return {name: _facet(version, f"{PREFIX}{name}", kind) for name, kind in columns.items()}
 
     def compact(self) -> None:
-        """Move scattered rows together, index names (and vectors, above `matrix_limit`), drop versions long replaced."""
+        """Move rows together, index names (vectors, too, above `matrix_limit`), drop versions long replaced."""
         with self._writing() as table:
             count, indexed = table.count_rows(), {index.columns[0] for index in table.list_indices()}
             if count > INDEXED_FROM and "image_id" not in indexed:

@@ -30,12 +30,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-BLOCK_ROWS = 65_536
+BLOCK_ROWS = 131_072
 """Rows that are multiplied at once; also the step in which memory is taken."""
 PIECE_ROWS = 2048
 """Rows widened to float32 at once where bfloat16 is not multiplied itself: they stay in the processor's cache."""
 LONGEST_GROUP = 64
 """Neighbouring rows of which only the best is looked at until the threshold is known."""
+PANEL_SCORES = 2**21
+"""Scores that are sifted at once, if they come from several blocks."""
 GATHERED_SHARE = 0.25
 """Where fewer of a block's rows are searched, they are copied together first; else all are multiplied."""
 MOST_COLLECTED = 4_000_000
@@ -165,9 +167,8 @@ class Matrix:
 
     def scores(self, query: Tensor, selection: Selection | None = None) -> Iterator[NDArray[np.float32]]:
         """Approximate inner products of a query [D] with the rows, a piece at a time."""
-        prepared = _Queries.prepared(query[None])
-        for block, wanted in self._parts(selection):
-            scores = _scored(block, wanted, prepared)[0]
+        for panel in self._panels(_Queries.prepared(query[None]), selection):
+            scores = panel.scores[0]
             yield scores[scores > -torch.inf].numpy()
 
     def candidates(self, queries: Tensor, k: int, selection: Selection | None = None) -> list[Candidates]:
@@ -186,26 +187,63 @@ class Matrix:
         least = torch.full((len(queries), 1), -torch.inf)  # the k-th of them: what an upper bound must reach
         collected = []
         num_collected = 0
-        for block, wanted in self._parts(selection):
-            scores, keys = _scored(block, wanted, prepared)
-            slack = prepared.slack(block)
-            best = _best_bounds(best, scores, k, slack, prepared.unit)
+        for panel in self._panels(prepared, selection):
+            slack = prepared.slack(panel.rounding, panel.norm)
+            best = _best_bounds(best, panel.scores, k, slack, prepared.unit)
             if best.shape[1] == k:
                 least = best[:, -1:]
-            query, column = _reaching(scores, prepared.least_score(least, slack))
-            score = scores[query, column]
+            query, column = _reaching(panel.scores, prepared.least_score(least, slack))
+            score = panel.scores[query, column]
             upper = score + slack[query, 0] + prepared.unit * score.abs()
-            collected.append((query.numpy(), keys[column.numpy()], upper.numpy()))
+            collected.append((query.numpy(), panel.keys_of(column.numpy()), upper.numpy()))
             num_collected += len(query)
             if len(queries) > 1 and num_collected > MOST_COLLECTED:
                 half = len(queries) // 2
                 return self.candidates(queries[:half], k, selection) + self.candidates(queries[half:], k, selection)
         return _by_query(collected, least[:, 0].numpy())
 
-    def _parts(self, selection: Selection | None) -> Iterator[tuple[Block, NDArray[np.bool_]]]:
-        """Blocks in which something is searched, and which rows of them."""
+    def _panels(self, queries: _Queries, selection: Selection | None) -> Iterator[_Panel]:
+        """The scores of all blocks in which something is searched, as many at once as is sensible."""
         masks = [block.alive for block in self.blocks] if selection is None else selection
-        return ((block, wanted) for block, wanted in zip(self.blocks, masks, strict=True) if wanted.any())
+        parts: list[tuple[Tensor, NDArray[np.int64], Block]] = []
+        size = 0
+        for block, wanted in zip(self.blocks, masks, strict=True):
+            if wanted.any():
+                parts.append((*_scored(block, wanted, queries.multiplied), block))
+                size += parts[-1][0].numel()
+            if size >= PANEL_SCORES:
+                yield _Panel.joined(parts)
+                parts, size = [], 0
+        if parts:
+            yield _Panel.joined(parts)
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """Scores of some blocks side by side: each step that two processors share costs time of its own, however small."""
+
+    scores: Tensor
+    """[Q, n] float32; -inf for rows that are not searched."""
+    keys: Sequence[NDArray[np.int64]]
+    """Block by block."""
+    rounding: float
+    norm: float
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[Tensor, NDArray[np.int64], Block]]) -> _Panel:
+        scores, keys, blocks = zip(*parts, strict=True)
+        together = scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
+        return cls(together.float(), keys, max(b.rounding for b in blocks), max(b.norm for b in blocks))
+
+    def keys_of(self, columns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Keys of some columns, without laying those of all columns side by side."""
+        found = np.empty(len(columns), np.int64)
+        start = 0
+        for keys in self.keys:
+            inside = (columns >= start) & (columns < start + len(keys))
+            found[inside] = keys[columns[inside] - start]
+            start += len(keys)
+        return found
 
 
 @dataclass(frozen=True)
@@ -230,10 +268,10 @@ class _Queries:
         )
         return cls(multiplied, norm, multiplied_norm, rounding, unit=1.01 * 2**-8 if native else 0.0)
 
-    def slack(self, block: Block) -> Tensor:
+    def slack(self, row_rounding: float, row_norm: float) -> Tensor:
         """[Q, 1]; see the head of the module."""
-        summing = (self.multiplied.shape[1] + 8) * 2**-23 * self.multiplied_norm * block.norm
-        return 1.001 * (self.norm * block.rounding + self.rounding * block.norm + summing) + SUBNORMAL
+        summing = (self.multiplied.shape[1] + 8) * 2**-23 * self.multiplied_norm * row_norm
+        return 1.001 * (self.norm * row_rounding + self.rounding * row_norm + summing) + SUBNORMAL
 
     def least_score(self, bound: Tensor, slack: Tensor) -> Tensor:
         """The smallest computed score whose upper bound reaches `bound`, and a little less; [Q, 1]."""
@@ -257,19 +295,19 @@ def bfloat16_is_faster(dim: int) -> bool:
 
 
 def _products(rows: Tensor, queries: Tensor) -> Tensor:
-    """Inner products of bfloat16 rows [n, D] with queries [Q, D] in the arithmetic of the queries; [Q, n] float32."""
+    """Inner products [Q, n] of bfloat16 rows [n, D] with queries [Q, D], in the arithmetic of the queries."""
     if queries.dtype == torch.bfloat16:
-        return (queries @ rows.T).float()
+        return queries @ rows.T
     starts = range(0, len(rows), PIECE_ROWS)
     return torch.cat([queries @ rows[start : start + PIECE_ROWS].float().T for start in starts], dim=1)
 
 
-def _scored(block: Block, wanted: NDArray[np.bool_], queries: _Queries) -> tuple[Tensor, NDArray[np.int64]]:
+def _scored(block: Block, wanted: NDArray[np.bool_], queries: Tensor) -> tuple[Tensor, NDArray[np.int64]]:
     """Scores [Q, n] of a block's rows and their keys [n]; rows that are not wanted are left out, or score -inf."""
     if wanted.sum() < GATHERED_SHARE * len(wanted):
         places = np.flatnonzero(wanted)
-        return _products(block.rows[torch.from_numpy(places)], queries.multiplied), block.keys[places]
-    scores = _products(block.rows, queries.multiplied)
+        return _products(block.rows[torch.from_numpy(places)], queries), block.keys[places]
+    scores = _products(block.rows, queries)
     if not wanted.all():
         scores.masked_fill_(torch.from_numpy(~wanted), -torch.inf)
     return scores, block.keys
