@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cskt.gallery import matrix as matrix_module
+from cskt.gallery import products
 from cskt.gallery.matrix import Candidates, Matrix
 
 DIM = 24
@@ -20,7 +21,7 @@ DIM = 24
 @pytest.fixture(params=["bfloat16", "float32"])
 def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to multiply, whichever is the faster here."""
-    monkeypatch.setattr(matrix_module, "bfloat16_is_faster", lambda dim: request.param == "bfloat16")
+    monkeypatch.setattr(products, "bfloat16_is_faster", lambda dim: request.param == "bfloat16")
     return str(request.param)
 
 

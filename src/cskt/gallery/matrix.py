@@ -3,26 +3,15 @@
 A `Matrix` never changes; rows are added and removed by making a new one that shares the memory of the old, so that
 searches which run on the old one are not disturbed.
 
-**The bound.** Let v be a float32 vector, v' its bfloat16 rounding, q a query and q' the query as it is multiplied.
-The computed inner product is a = (1 + e) (q'.v' + f), where f comes from summing in float32 in whatever order,
-|f| <= D 2^-24 |q'| |v'| to first order (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and e
-from rounding the result to nearest: |e| <= 2^-8 in bfloat16, 0 where float32 is kept. With
-
-    |q.v - q'.v'| <= |q.(v - v')| + |(q - q').v'| <= |q| |v - v'| + |q - q'| |v'|         (Cauchy-Schwarz)
-
-q.v lies within `slack` + `unit` |a| of a, where slack = |q| r + |q - q'| n + (D + 8) 2^-23 |q'| n, r is the largest
-|v - v'| of the rows in a block and n the largest |v'|, both measured when the block is filled, and unit is 2^-8 and a
-little. (Doubling D covers the second order; the 8 the rounding of bounds and final scores to float32.) Every row whose
-upper bound reaches the k-th largest lower bound is a candidate; no other can be among the k best or tie with them.
+`products` says how far a computed score can be from the true one. Every row whose upper bound reaches the k-th largest
+lower bound is a candidate; no other can be among the k best or tie with them.
 """
 
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -30,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cskt.gallery.products import LEAST, Queries, products
+
 BLOCK_ROWS = 131_072
 """Rows that are multiplied at once; also the step in which memory is taken."""
-PIECE_ROWS = 2048
-"""Rows widened to float32 at once where bfloat16 is not multiplied itself: they stay in the processor's cache."""
 LONGEST_GROUP = 64
 """Neighbouring rows of which only the best is looked at until the threshold is known."""
 PANEL_SCORES = 2**21
@@ -42,10 +31,6 @@ GATHERED_SHARE = 0.25
 """Where fewer of a block's rows are searched, they are copied together first; else all are multiplied."""
 MOST_COLLECTED = 4_000_000
 """Candidates of several queries held at once, 20 bytes each; beyond, the queries are searched in two halves."""
-LEAST = torch.finfo(torch.float32).min
-"""Below every score, above the -inf of rows that are not searched."""
-SUBNORMAL = 1e-30
-"""Covers what is lost where a processor takes subnormal numbers for zero."""
 
 Selection: TypeAlias = Sequence[NDArray[np.bool_]]
 """Per block, which rows are searched."""
@@ -167,7 +152,7 @@ class Matrix:
 
     def scores(self, query: Tensor, selection: Selection | None = None) -> Iterator[NDArray[np.float32]]:
         """Approximate inner products of a query [D] with the rows, a piece at a time."""
-        for panel in self._panels(_Queries.prepared(query[None]), selection):
+        for panel in self._panels(Queries.prepared(query[None]), selection):
             scores = panel.scores[0]
             yield scores[scores > -torch.inf].numpy()
 
@@ -182,7 +167,7 @@ class Matrix:
         Returns:
             Per query, at least min(k, rows searched) rows.
         """
-        prepared = _Queries.prepared(queries)
+        prepared = Queries.prepared(queries)
         best = torch.full((len(queries), 0), -torch.inf)  # lower bounds of the most promising rows so far
         least = torch.full((len(queries), 1), -torch.inf)  # the k-th of them: what an upper bound must reach
         collected = []
@@ -202,7 +187,7 @@ class Matrix:
                 return self.candidates(queries[:half], k, selection) + self.candidates(queries[half:], k, selection)
         return _by_query(collected, least[:, 0].numpy())
 
-    def _panels(self, queries: _Queries, selection: Selection | None) -> Iterator[_Panel]:
+    def _panels(self, queries: Queries, selection: Selection | None) -> Iterator[_Panel]:
         """The scores of all blocks in which something is searched, as many at once as is sensible."""
         masks = [block.alive for block in self.blocks] if selection is None else selection
         parts: list[tuple[Tensor, NDArray[np.int64], Block]] = []
@@ -246,68 +231,12 @@ class _Panel:
         return found
 
 
-@dataclass(frozen=True)
-class _Queries:
-    """Queries as they are multiplied, and what is needed to bound the error; lengths are [Q, 1]."""
-
-    multiplied: Tensor
-    """[Q, D] bfloat16 or float32: the arithmetic of the product."""
-    norm: Tensor
-    multiplied_norm: Tensor
-    rounding: Tensor
-    unit: float
-
-    @classmethod
-    def prepared(cls, queries: Tensor) -> _Queries:
-        queries = queries.float()
-        native = bfloat16_is_faster(queries.shape[1])
-        multiplied = queries.bfloat16() if native else queries
-        norm, multiplied_norm, rounding = (
-            torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-            for vectors in (queries, multiplied.float(), queries - multiplied.float())
-        )
-        return cls(multiplied, norm, multiplied_norm, rounding, unit=1.01 * 2**-8 if native else 0.0)
-
-    def slack(self, row_rounding: float, row_norm: float) -> Tensor:
-        """[Q, 1]; see the head of the module."""
-        summing = (self.multiplied.shape[1] + 8) * 2**-23 * self.multiplied_norm * row_norm
-        return 1.001 * (self.norm * row_rounding + self.rounding * row_norm + summing) + SUBNORMAL
-
-    def least_score(self, bound: Tensor, slack: Tensor) -> Tensor:
-        """The smallest computed score whose upper bound reaches `bound`, and a little less; [Q, 1]."""
-        score = bound - slack
-        score = torch.where(score > 0, score / (1 + self.unit), score / (1 - self.unit))
-        return (score - 1e-6 * score.abs()).clamp(min=LEAST)
-
-
-@cache
-def bfloat16_is_faster(dim: int) -> bool:
-    """Whether this processor multiplies bfloat16 itself; measured, because torch says it of emulations, too."""
-    rows, query = torch.ones(2 * PIECE_ROWS, dim, dtype=torch.bfloat16), torch.ones(1, dim)
-    seconds = []
-    for queries in (query.bfloat16(), query):
-        _products(rows, queries)
-        started = time.perf_counter()
-        for _ in range(3):
-            _products(rows, queries)
-        seconds.append(time.perf_counter() - started)
-    return seconds[0] < seconds[1]
-
-
-def _products(rows: Tensor, queries: Tensor) -> Tensor:
-    """Inner products [Q, n] of bfloat16 rows [n, D] with queries [Q, D], in the arithmetic of the queries."""
-    if queries.dtype == torch.bfloat16:
-        return queries @ rows.T
-    starts = range(0, len(rows), PIECE_ROWS)
-    return torch.cat([queries @ rows[start : start + PIECE_ROWS].float().T for start in starts], dim=1)
-
-
 def _scored(block: Block, wanted: NDArray[np.bool_], queries: Tensor) -> tuple[Tensor, NDArray[np.int64]]:
     """Scores [Q, n] of a block's rows and their keys [n]; rows that are not wanted are left out, or score -inf."""
     if wanted.sum() < GATHERED_SHARE * len(wanted):
         places = np.flatnonzero(wanted)
-        return _products(block.rows[torch.from_numpy(places)], queries), block.keys[places]
-    scores = _products(block.rows, queries)
+        return products(block.rows[torch.from_numpy(places)], queries), block.keys[places]
+    scores = products(block.rows, queries)
     if not wanted.all():
         scores.masked_fill_(torch.from_numpy(~wanted), -torch.inf)
     return scores, block.keys

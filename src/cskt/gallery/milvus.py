@@ -80,8 +80,15 @@ class MilvusStore:
         self._columns = dict(columns)
 
     def add(self, crops: Sequence[Crop]) -> None:
-        """As in `VectorStore`; more than fit into one request are written in parts, each whole or not at all."""
-        rows = list({crop.facts.image_id: self._row(crop) for crop in crops}.values())
+        """As in `VectorStore`; more than fit into one request are written in parts, each whole or not at all.
+
+        Milvus lets a replaced row keep keys that the new one lacks, so a crop that loses a value is removed first: a
+        kill in between loses that crop.
+        """
+        by_name = {crop.facts.image_id: self._row(crop) for crop in crops}
+        old = self.get(list(by_name))
+        self.delete([name for name, facts in old.items() if not facts.metadata.keys() <= by_name[name].keys()])
+        rows = list(by_name.values())
         step = self._rows_at_once()
         for start in range(0, len(rows), step):
             with one_line(self._url):
