@@ -7,12 +7,16 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import cskt
 from cskt.embed import Encoder
+from cskt.gallery.calibration import cut_off, save_calibration
+from cskt.gallery.contents import Contents, GalleryChangedError
+from cskt.gallery.filling import fill
 from cskt.gallery.gallery import Gallery, UnknownCropError
 from cskt.gallery.manifest import MANIFEST
 from cskt.gallery.queries import Query
@@ -291,3 +295,129 @@ def test_a_file_that_became_a_way_out_is_not_served(gallery: Gallery, crops: Pat
     (crops / name).symlink_to(secret)
     with pytest.raises(ValueError, match="its file is gone"):
         gallery.original(name)
+
+
+def test_what_another_process_does_during_a_reindex_is_kept(
+    gallery: Gallery, encoder: Encoder, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = names(crops)[:3]
+    gallery.index(metadata={first: {"camera": "old"}})
+    path = write_backbone(tmp_path / "other.safetensors", seed=1)
+    other = cskt.load(path, device="cpu")
+    writer = Gallery.open(gallery.folder, encoder=encoder)
+    passes: list[int] = []
+
+    def meanwhile(*args: object, **kwargs: object) -> None:
+        fill(*args, **kwargs)  # type: ignore[arg-type]
+        passes.append(1)
+        if len(passes) == 1:  # the long pass is over, the lock not yet taken
+            writer.add([crops / second], ["live"], [{"camera": "new"}])
+            writer.index(metadata={first: {"camera": "new"}})
+            writer.remove([third])
+
+    monkeypatch.setattr("cskt.gallery.filling.fill", meanwhile)
+    gallery.reindex(other, str(path))
+    assert len(passes) >= 2
+    assert everything(gallery).keys() == {*names(crops), "live"} - {third}
+    assert dict(gallery.crop(first).metadata) == {"camera": "new"}
+    assert dict(gallery.crop("live").metadata) == {"camera": "new"}
+    for late in (
+        lambda: writer.add([crops / second], ["late"]),
+        lambda: writer.remove([first]),
+        lambda: writer.index(crops),
+        lambda: writer.search(SENTENCE),
+        lambda: writer.thumbnail(first),
+    ):
+        with pytest.raises(GalleryChangedError, match="open it again"):
+            late()
+    assert gallery.count() == 12
+
+
+def test_metadata_told_between_two_halves_of_a_reindex_is_kept(
+    gallery: Gallery, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = names(crops)[0]
+    gallery.index(metadata={first: {"camera": "old"}})
+    path = write_backbone(tmp_path / "other.safetensors", seed=1)
+    other = cskt.load(path, device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(Contents, "replace_by", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            gallery.reindex(other, str(path))
+    gallery.index(metadata={first: {"camera": "new"}})
+    report = gallery.reindex(other, str(path))
+    assert report.unchanged == 12
+    assert dict(gallery.crop(first).metadata) == {"camera": "new"}
+
+
+def test_nothing_is_acknowledged_that_the_store_refused(
+    gallery: Gallery, crops: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copyfile(crops / names(crops)[0], crops / "new.jpg")
+    told: list[int] = []
+
+    def full(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gallery._contents.store, "add", full)
+    with pytest.raises(OSError, match="No space left"):
+        gallery.index(on_progress=lambda done, _: told.append(done))
+    assert told == []
+
+
+def test_a_model_that_has_changed_behind_its_path_is_refused(
+    gallery: Gallery, tmp_path: Path, encoder: Encoder
+) -> None:
+    path = write_backbone(tmp_path / "mine.safetensors", seed=0)
+    with Gallery.create(tmp_path / "another", encoder, str(path)):
+        pass
+    write_backbone(path, seed=1)
+    with (
+        Gallery.open(tmp_path / "another", device="cpu") as opened,
+        pytest.raises(ValueError, match="was filled by another model"),
+    ):
+        opened.search(SENTENCE)
+
+
+def test_a_creation_that_was_killed_is_begun_again(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("cskt.gallery.gallery.write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("cskt.gallery.gallery.shutil.rmtree", lambda *_, **__: None)  # a kill cleans nothing up
+        with pytest.raises(KeyboardInterrupt):
+            Gallery.create(tmp_path / "half", encoder, "clip-tiny")
+    assert (tmp_path / "half").is_dir()
+    with Gallery.create(tmp_path / "half", encoder, "clip-tiny") as gallery:
+        assert gallery.count() == 0
+
+
+def test_equal_pictures_may_come_together(gallery: Gallery, crops: Path) -> None:
+    data = (crops / names(crops)[0]).read_bytes()
+    assert gallery.add([data] * 40, [f"blank/{number}" for number in range(40)]).added == 40
+    assert gallery.kept(["blank/3", names(crops)[0], "nobody"]) == {"blank/3"}
+    kept = gallery.original("blank/3")
+    kept.unlink()
+    gallery.add([data], ["blank/3"])
+    assert kept.read_bytes() == data
+
+
+def test_the_cut_off_follows_its_file(gallery: Gallery) -> None:
+    assert gallery.cut_off is None
+    calibration = cut_off(np.float32([0.9]), np.linspace(-1, 0.5, 100, dtype=np.float32), 0.01)
+    save_calibration(gallery.folder, calibration, fingerprint=gallery.manifest.fingerprint, source="test")
+    assert gallery.cut_off == calibration.cut_off > 0.4
+    assert gallery.search(SENTENCE) == []
+    assert len(gallery.search(SENTENCE, k=12, min_score=-1)) == 12
+
+
+def test_a_stream_of_crops_is_tidied_up(gallery: Gallery, crops: Path) -> None:
+    data = (crops / names(crops)[0]).read_bytes()
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("cskt.gallery.lance.MANY_FRAGMENTS", 4)
+    for number in range(12):
+        gallery.add([data], [f"live/{number}"])
+    monkey.undo()
+    stats = gallery._contents.store._head.stats()  # type: ignore[attr-defined]
+    assert stats["fragment_stats"]["num_fragments"] <= 6
+    assert gallery.count() == 24

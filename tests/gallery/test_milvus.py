@@ -164,7 +164,7 @@ def test_facts_come_back_as_they_were(store: MilvusStore) -> None:
     assert facts["b"].metadata == {"frame": 2.5}
     assert type(facts["a/'\"\\.jpg"].metadata["frame"]) is int
     assert set(facts) == {"a/'\"\\.jpg", "b"}
-    assert store.thumbnail("a/'\"\\.jpg") == bytes(range(256))
+    assert store.thumbnails(["a/'\"\\.jpg"])["a/'\"\\.jpg"] == bytes(range(256))
     np.testing.assert_array_equal(store.vectors(["a/'\"\\.jpg"])["a/'\"\\.jpg"], given_crop.vector)
     assert store.files()["a/'\"\\.jpg"].modified_ns == 1769817600123456800
 

@@ -132,7 +132,7 @@ def test_an_empty_store(store: VectorStore) -> None:
     assert store.search(queries_of(1, 2), 5) == [[], []]
     assert store.search(queries_of(1), 5, Comparison("camera", "=", "c1")) == [[]]
     assert store.get(["a"]) == {} and store.vectors(["a"]) == {} and store.files() == {}
-    assert store.thumbnail("a") is None
+    assert store.thumbnails(["a"]) == {}
     assert store.delete(["a"]) == 0
     assert store.histogram(queries_of(1)[0], [-1.0, 0.0, 1.0]) == [0, 0]
     assert store.facets(COLUMNS) == {name: Facet(kind) for name, kind in COLUMNS.items()}
@@ -155,7 +155,7 @@ def test_what_is_added_comes_back_as_it_was(store: VectorStore) -> None:
     assert vectors.keys() == {"cam1/a.jpg", "c"}
     assert vectors["c"].dtype == np.float32
     np.testing.assert_array_equal(vectors["c"], added[2].vector)
-    assert store.thumbnail("cam1/b.jpg") == added[1].thumbnail
+    assert store.thumbnails(["cam1/b.jpg"])["cam1/b.jpg"] == added[1].thumbnail
     assert store.files() == {
         each.facts.image_id: FileState(each.facts.num_bytes, each.facts.modified_ns, each.facts.sha256, each.facts.kept)
         for each in added
@@ -171,7 +171,7 @@ def test_a_crop_of_the_same_name_takes_the_place_of_the_old(store: VectorStore) 
     store.add([crop("a", 3, {"note": "new"})])
     assert store.count() == 2
     assert store.get(["a"])["a"] == crop("a", 3, {"note": "new"}).facts
-    assert store.thumbnail("a") == crop("a", 3).thumbnail
+    assert store.thumbnails(["a"])["a"] == crop("a", 3).thumbnail
     assert store.count(Comparison("camera", "=", "old")) == 0
     assert_same_hits(store, [crop("a", 3), crop("b", 2)], queries_of(1, 2, 3).numpy(), 2)
 
@@ -190,7 +190,7 @@ def test_deleted_crops_are_gone(store: VectorStore) -> None:
     assert store.delete(["0.jpg", "7.jpg", "not there", "7.jpg"]) == 2
     assert store.count() == 18
     assert store.get(["0.jpg", "1.jpg"]).keys() == {"1.jpg"}
-    assert store.thumbnail("7.jpg") is None
+    assert store.thumbnails(["7.jpg"]) == {}
     left = [each for each in crops if each.facts.image_id not in ("0.jpg", "7.jpg")]
     assert_same_hits(store, left, queries_of(0, 7, 99).numpy(), 50)
     store.add([crop("0.jpg", 0)])
@@ -244,7 +244,7 @@ def test_names_and_texts_of_any_characters(store: VectorStore) -> None:
     assert store.get([each.facts.image_id for each in crops]) == {each.facts.image_id: each.facts for each in crops}
     for each in crops:
         name = each.facts.image_id
-        assert store.thumbnail(name) == each.thumbnail
+        assert store.thumbnails([name])[name] == each.thumbnail
         assert list(store.vectors([name])) == [name]
         assert store.count(Comparison("image_id", "=", name)) == store.count(Comparison("note", "=", name)) == 1
     assert store.delete([each.facts.image_id for each in crops[::2]]) == len(crops[::2])

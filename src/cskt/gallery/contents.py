@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from cskt.embed import Encoder
 from cskt.extras import require
 from cskt.gallery.columns import BUILT_IN, Kind, Value, column_name, convert, infer_kinds
 from cskt.gallery.files import original_path
 from cskt.gallery.filters import All, Comparison, Condition, parse_filter
-from cskt.gallery.manifest import MANIFEST, Manifest, manifest_lock, read_manifest, write_manifest
+from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, read_manifest, write_manifest
 from cskt.gallery.store import VectorStore
+
+VECTORS = "vectors"
+"""Folder, within a gallery, of LanceDB's files."""
+
+
+class GalleryChangedError(ValueError):
+    """Another process has gone over to another model, or has deleted the gallery: it must be opened again."""
 
 
 class Contents:
@@ -25,19 +35,31 @@ class Contents:
         self.manifest = manifest
         self.store = open_store(folder, manifest)
         self._state = _state_of(folder)
+        self._lock = FileLock(folder / LOCK)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Whoever changes anything holds this lock while he does, one at a time over all processes.
+
+        Raises:
+            GalleryChangedError: see `refresh`; nothing may then be written.
+        """
+        with self._lock:
+            self.refresh()
+            yield
 
     def refresh(self) -> None:
         """Read the manifest again if another process has changed it.
 
         Raises:
-            ValueError: the gallery is of another model by now, or gone.
+            GalleryChangedError: the gallery is of another model by now, or gone.
         """
         state = _state_of(self.folder)
         if state == self._state:
             return
         manifest = read_manifest(self.folder)
         if manifest.generation != self.manifest.generation:
-            raise ValueError(f"{self.folder}: was reindexed with another model; open it again")
+            raise GalleryChangedError(f"{self.folder}: was reindexed with another model; open it again")
         self.store.add_columns(manifest.columns)
         self.manifest, self._state = manifest, state
 
@@ -64,8 +86,7 @@ class Contents:
             ValueError: there is none, or it is another than before.
         """
         given = None if images is None else Path(images).expanduser().resolve()
-        with manifest_lock(self.folder):
-            self.refresh()
+        with self.writing():
             before = self.images
             folder = given or before
             if folder is None:
@@ -93,8 +114,7 @@ class Contents:
             ValueError: a name that can be none, or a value that does not fit its column.
         """
         named = {name: {column_name(column): value for column, value in row.items()} for name, row in rows.items()}
-        with manifest_lock(self.folder):
-            self.refresh()
+        with self.writing():
             kinds: dict[str, Kind] = {**infer_kinds(named.values()), **self.manifest.columns}
             stated = {
                 name: {
@@ -111,23 +131,22 @@ class Contents:
         return stated
 
     def forget_originals(self, digests: set[str]) -> None:
-        """Delete originals that no crop needs any more."""
+        """Delete originals that no crop needs any more; call it with the lock held."""
         for sha256 in digests:
             same = All((Comparison("sha256", "=", sha256), Comparison("kept", "=", True)))
             if not self.store.count(same):
                 original_path(self.folder, sha256).unlink(missing_ok=True)
 
     def replace_by(self, manifest: Manifest, store: VectorStore) -> None:
-        """Go over to the vectors of another model at once, and drop the old ones."""
-        old = self.manifest
-        self.store.close()
+        """Go over to the vectors of another model at once, and drop the old ones; call it with the lock held."""
+        old, old_store = self.manifest, self.store
         self.store = store
-        with manifest_lock(self.folder):
-            self._change(**{name: getattr(manifest, name) for name in ("model", "fingerprint", "embed_dim", "warning")})
+        self._change(**{name: getattr(manifest, name) for name in ("model", "fingerprint", "embed_dim", "warning")})
+        old_store.close()
         drop_store(self.folder, old)
 
     def _change(self, **changes: Any) -> None:
-        """Change the manifest, on disk and here; call it with the manifest's lock held."""
+        """Change the manifest, on disk and here; call it with the lock held."""
         self.manifest = replace(self.manifest, **changes)
         write_manifest(self.folder, self.manifest)
         self._state = _state_of(self.folder)
@@ -178,7 +197,7 @@ def drop_store(folder: Path, manifest: Manifest) -> None:
 
 def _vectors_folder(folder: Path, manifest: Manifest) -> Path:
     """Where the vectors of a model lie within a gallery; those of another model lie beside them."""
-    return folder / "vectors" / manifest.generation
+    return folder / VECTORS / manifest.generation
 
 
 def _state_of(folder: Path) -> tuple[int, int]:
@@ -186,5 +205,5 @@ def _state_of(folder: Path) -> tuple[int, int]:
     try:
         state = (folder / MANIFEST).stat()
     except FileNotFoundError:
-        raise ValueError(f"{folder}: no gallery there; make one: cskt index {folder} --images FOLDER") from None
+        raise GalleryChangedError(f"{folder}: the gallery is gone; open it again where it is now") from None
     return state.st_mtime_ns, state.st_ino

@@ -60,7 +60,11 @@ def walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
         pending += [Path(entry) for entry in reversed(visible) if entry.is_dir(follow_symlinks=False)]
         for entry in visible:
             if entry.is_file(follow_symlinks=False) and Path(entry).suffix.lower() in SUFFIXES:
-                yield Path(entry).relative_to(folder).as_posix(), entry.stat(follow_symlinks=False)
+                try:
+                    state = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:  # it has gone since the folder was listed
+                    continue
+                yield Path(entry).relative_to(folder).as_posix(), state
 
 
 def bytes_of(source: Source) -> bytes:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from cskt.data.images import Source
@@ -51,20 +53,23 @@ def index_folder(
             same[name] = modified_ns
         else:
             pending.append(Pending(name, folder / name, modified_ns, False, stated.get(name, {}), before))
-    report.updated = _restate_unchanged(contents.store, same, stated)
+    report.updated = _restate_unchanged(contents, same, stated)
     report.unchanged = len(same) - report.updated
-    fill(contents.store, encoder, _with_old_metadata(contents.store, pending), report, on_progress=on_progress)
+    pending = _with_old_metadata(contents.store, pending)
+    fill(contents.store, encoder, pending, report, writing=contents.writing, on_progress=on_progress)
     vanished = [name for name, state in known.items() if not state.kept and name not in found]
     if prune and vanished:
         if not found:
             raise ValueError(
                 f"{folder}: holds no image; not removing all {len(vanished)} crops for that; is it mounted?"
             )
-        report.removed = contents.store.delete(vanished)
+        with contents.writing():
+            report.removed = contents.store.delete(vanished)
     else:
         report.vanished = len(vanished)
     if pending or report.removed or report.updated:
-        contents.store.compact()
+        with contents.writing():
+            contents.store.compact()
     report.seconds = time.monotonic() - started
     return report
 
@@ -82,6 +87,7 @@ def add_crops(
         raise ValueError(f"{len(images)} images with {len(image_ids)} names; give one name, and one row, for each")
     if len(set(map(check_image_id, image_ids))) < len(image_ids):
         raise ValueError("a name occurs twice; give every crop its own")
+    contents.refresh()
     before = contents.store.get(image_ids)
     if taken := next((name for name, facts in before.items() if not facts.kept), None):
         raise ValueError(f"{taken}: the name of an indexed file; give the crop another")
@@ -93,18 +99,21 @@ def add_crops(
         values = {**(old.metadata if old else {}), **stated[name]}
         pending.append(Pending(name, Path(image) if isinstance(image, str) else image, 0, True, values, known))
     report = IndexReport()
-    fill(contents.store, encoder, pending, report, keep=lambda data, sha: keep_original(contents.folder, data, sha))
-    contents.forget_originals({facts.sha256 for facts in before.values()})
+    keep = partial(keep_original, contents.folder)
+    fill(contents.store, encoder, pending, report, writing=contents.writing, keep=keep)
+    with contents.writing():
+        contents.forget_originals({facts.sha256 for facts in before.values()})
+        contents.store.compact()
     report.seconds = time.monotonic() - started
     return report
 
 
 def remove_crops(contents: Contents, image_ids: Sequence[str]) -> int:
     """Remove crops by name; see `Gallery.remove`."""
-    contents.refresh()
-    before = contents.store.get(image_ids)
-    removed = contents.store.delete(image_ids)
-    contents.forget_originals({facts.sha256 for facts in before.values() if facts.kept})
+    with contents.writing():
+        before = contents.store.get(image_ids)
+        removed = contents.store.delete(image_ids)
+        contents.forget_originals({facts.sha256 for facts in before.values() if facts.kept})
     return removed
 
 
@@ -119,24 +128,41 @@ def reindex(
     manifest = contents.manifest.with_model(encoder, model)
     store = open_store(contents.folder, manifest)
     report = IndexReport()
-    for _ in range(2):  # once for all crops, once more for those that came meanwhile
-        pending, report.unchanged = _not_yet_in(store, contents)
+    pending, report.unchanged = _not_yet_in(store, contents)
+    fill(store, encoder, pending, report, writing=contents.writing, on_progress=on_progress)
+    with contents.writing():  # what others did meanwhile is made up for while nobody writes
         report.unreadable = []
-        fill(store, encoder, pending, report, on_progress=on_progress)
-    if report.unreadable and not drop_unreadable:
-        name, reason = report.unreadable[0]
-        store.close()
-        raise ValueError(
-            f"{contents.folder}: {len(report.unreadable)} crops cannot be encoded anew, the first is {name}: {reason};"
-            " put them back, or drop them from the gallery with --prune; it answers with the old model until then"
-        )
-    gone = store.files().keys() - contents.store.files().keys()
-    store.delete(list(gone))
-    store.compact()
+        pending, _ = _not_yet_in(store, contents)
+        fill(store, encoder, pending, report, writing=nullcontext)
+        if report.unreadable and not drop_unreadable:
+            name, reason = report.unreadable[0]
+            store.close()
+            raise ValueError(
+                f"{contents.folder}: {len(report.unreadable)} crops cannot be encoded anew, the first is {name}:"
+                f" {reason}; put them back, or drop them from the gallery with --prune; it answers with the old model"
+                " until then"
+            )
+        old = contents.store.files().keys()
+        store.delete([name for name in store.files() if name not in old])
+        store.add_columns(contents.manifest.columns)
+        _bring_metadata(contents.store, store)
+        store.compact()
+        contents.replace_by(manifest, store)
     report.removed = len(report.unreadable)
-    contents.replace_by(manifest, store)
     report.seconds = time.monotonic() - started
     return report
+
+
+def _bring_metadata(old: VectorStore, new: VectorStore) -> None:
+    """Let crops that were encoded by an earlier, interrupted reindexing know what the gallery knows of them now."""
+    names = list(new.files())
+    for start in range(0, len(names), AT_ONCE):
+        chunk = names[start : start + AT_ONCE]
+        known, stated = old.get(chunk), new.get(chunk)
+        changes = {
+            name: (facts.metadata, facts.modified_ns) for name, facts in known.items() if facts != stated.get(name)
+        }
+        restate(new, changes)
 
 
 def _not_yet_in(store: VectorStore, contents: Contents) -> tuple[list[Pending], int]:
@@ -165,7 +191,7 @@ def _with_old_metadata(store: VectorStore, pending: Sequence[Pending]) -> list[P
 
 
 def _restate_unchanged(
-    store: VectorStore, unchanged: Mapping[str, int], stated: Mapping[str, Mapping[str, Value]]
+    contents: Contents, unchanged: Mapping[str, int], stated: Mapping[str, Mapping[str, Value]]
 ) -> int:
     """Store the metadata of unchanged files where it differs; how many there were.
 
@@ -175,10 +201,11 @@ def _restate_unchanged(
     """
     names, num_updated = [name for name in stated if name in unchanged], 0
     for start in range(0, len(names), AT_ONCE):
-        facts = store.get(names[start : start + AT_ONCE])
-        rows = {name: {**known.metadata, **stated[name]} for name, known in facts.items()}
-        changes = {
-            name: (row, unchanged[name]) for name, row in rows.items() if row != dict(facts[name].metadata)
-        }  # fmt: skip
-        num_updated += restate(store, changes)
+        with contents.writing():
+            facts = contents.store.get(names[start : start + AT_ONCE])
+            rows = {name: {**known.metadata, **stated[name]} for name, known in facts.items()}
+            changes = {
+                name: (row, unchanged[name]) for name, row in rows.items() if row != dict(facts[name].metadata)
+            }  # fmt: skip
+            num_updated += restate(contents.store, changes)
     return num_updated

@@ -21,14 +21,14 @@ from cskt.embed import Encoder
 from cskt.explain import Explanation
 from cskt.explain import explain as explain_crop
 from cskt.gallery.answers import HISTOGRAM_EDGES, Group, Histogram, grouped, hits_of, merged
-from cskt.gallery.calibration import load_calibration, save_calibration
+from cskt.gallery.calibration import CALIBRATION_FILE, load_calibration, save_calibration
 from cskt.gallery.columns import Kind
-from cskt.gallery.contents import Contents, check_model, open_store
+from cskt.gallery.contents import VECTORS, Contents, check_model, open_store
 from cskt.gallery.files import original_path
 from cskt.gallery.filling import add_crops, index_folder, reindex, remove_crops
 from cskt.gallery.filters import Condition
 from cskt.gallery.indexing import IndexReport, Progress
-from cskt.gallery.manifest import MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
+from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
 from cskt.gallery.queries import Query, encode_queries
 from cskt.gallery.store import CropFacts, Facet, Found
 from cskt.types import Hit
@@ -46,7 +46,8 @@ class UnknownCropError(ValueError):
 class Gallery:
     """A folder that holds vectors, thumbnails and metadata of crops. Make one with `create` or `open`.
 
-    Searching is safe from several threads, beside writers in this and in other processes.
+    Searching is safe from several threads, beside writers in this and in other processes; only `reindex` must not run
+    beside searches of the same object.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, encoder: Encoder | None, device: str | None) -> None:
@@ -55,7 +56,7 @@ class Gallery:
         self._device = device
         self._encoder = encoder
         self._loading = threading.Lock()
-        self._read_cut_off()
+        self._calibrated: tuple[int | None, float | None] = (None, None)
 
     @classmethod
     def create(
@@ -78,7 +79,8 @@ class Gallery:
             ValueError: a gallery or something else is there, or the store cannot be reached.
         """
         folder = Path(folder)
-        if folder.is_dir() and any(folder.iterdir()):
+        # A creation that was killed leaves vectors and a lock without a manifest; the next one goes on with them.
+        if folder.is_dir() and any(entry.name not in (VECTORS, LOCK) for entry in folder.iterdir()):
             there = "a gallery already" if (folder / MANIFEST).is_file() else "not empty, and no gallery"
             raise ValueError(f"{folder}: {there}; name another folder")
         source = model if isinstance(model, ModelSource) else ModelSource(model)
@@ -128,6 +130,16 @@ class Gallery:
     def manifest(self) -> Manifest:
         """What the gallery is made of."""
         return self._contents.manifest
+
+    @property
+    def cut_off(self) -> float | None:
+        """The calibrated cut-off of this model, if there is one; as the file says it now."""
+        path = self.folder / CALIBRATION_FILE
+        state = path.stat().st_mtime_ns if path.is_file() else None
+        if state != self._calibrated[0]:
+            calibration = load_calibration(self.folder, self.manifest.fingerprint)
+            self._calibrated = state, None if calibration is None else calibration.cut_off
+        return self._calibrated[1]
 
     @property
     def encoder(self) -> Encoder:
@@ -233,8 +245,8 @@ class Gallery:
         source = model if isinstance(model, ModelSource) else ModelSource(model)
         report = reindex(self._contents, encoder, source, drop_unreadable=prune, on_progress=on_progress)
         self._encoder = encoder
+        self._calibrated = (None, None)
         _take_over_calibration(self.folder, self.manifest)
-        self._read_cut_off()
         return report
 
     # Searching
@@ -365,13 +377,19 @@ class Gallery:
             raise UnknownCropError(f"{image_id}: no such crop in {self.folder}")
         return facts
 
+    def kept(self, image_ids: Sequence[str]) -> set[str]:
+        """Those of some names whose crop was handed over: its file is the gallery's own, and in no indexed folder."""
+        self._contents.refresh()
+        return {name for name, facts in self._contents.store.get(image_ids).items() if facts.kept}
+
     def thumbnail(self, image_id: str) -> bytes:
         """A small JPEG of a crop.
 
         Raises:
             UnknownCropError: it is not there.
         """
-        thumbnail = self._contents.store.thumbnail(image_id)
+        self._contents.refresh()
+        thumbnail = self._contents.store.thumbnails([image_id]).get(image_id)
         if thumbnail is None:
             raise UnknownCropError(f"{image_id}: no such crop in {self.folder}")
         return thumbnail
@@ -392,11 +410,6 @@ class Gallery:
         if not path.resolve().is_relative_to(root.resolve()) or not path.is_file():
             raise ValueError(f"{image_id}: its file is gone; put it back, or index again with --prune")
         return path
-
-    def _read_cut_off(self) -> None:
-        """`cut_off`: the calibrated one of this model, if there is one."""
-        calibration = load_calibration(self.folder, self.manifest.fingerprint)
-        self.cut_off = None if calibration is None else calibration.cut_off
 
     def _check_search(self, k: int, offset: int, where: str | None, group_by: str | None) -> Condition | None:
         if k < 1 or offset < 0 or k + offset > MOST_HITS:

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -65,6 +66,8 @@ class Pending:
 @dataclass(frozen=True)
 class _Read:
     pending: Pending
+    data: bytes
+    """Of the file."""
     image: ReadImage | None
     """None where the content is what the store already has."""
 
@@ -75,6 +78,7 @@ def fill(
     pending: Sequence[Pending],
     report: IndexReport,
     *,
+    writing: Callable[[], AbstractContextManager[None]],
     keep: Callable[[bytes, str], None] | None = None,
     on_progress: Progress | None = None,
 ) -> None:
@@ -83,7 +87,8 @@ def fill(
     An interrupt (Ctrl-C) commits what is encoded before it is passed on.
 
     Args:
-        keep: called with (bytes, SHA-256) of every image before it is committed.
+        writing: entered for every commit: the gallery's lock, which also tells whether it is still the same gallery.
+        keep: called, with that lock held, with (bytes, SHA-256) of every image that is committed.
     """
     total, dealt_with = len(pending), 0
     waiting: list[_Encoded] = []
@@ -92,7 +97,11 @@ def fill(
     last_commit = time.monotonic()
 
     def commit(batch: list[_Encoded]) -> None:
-        store.add([encoded.crop for encoded in batch])
+        with writing():
+            for encoded in batch:
+                if keep is not None:
+                    keep(encoded.data, encoded.crop.facts.sha256)
+            store.add([encoded.crop for encoded in batch])
         for encoded in batch:
             report.replaced += encoded.known
             report.added += not encoded.known
@@ -105,10 +114,18 @@ def fill(
             on_progress(dealt_with, total)
 
     try:
-        for batch in _read_ahead(pending, encoder, report, keep):
+        for batch in _read_ahead(pending, encoder, report):
             fresh = [read for read in batch if read.image is not None]
-            touched = {read.pending.image_id: read.pending for read in batch if read.image is None}
-            updated = restate(store, {name: (item.metadata, item.modified_ns) for name, item in touched.items()})
+            touched = [read for read in batch if read.image is None]
+            updated = 0
+            if touched:
+                with writing():
+                    for read in touched:
+                        if keep is not None:
+                            keep(read.data, digest(read.data))
+                    stated = {read.pending.image_id: read.pending for read in touched}
+                    changes = {name: (item.metadata, item.modified_ns) for name, item in stated.items()}
+                    updated = restate(store, changes)
             report.updated += updated
             report.unchanged += len(touched) - updated
             waiting += _encode(encoder, fresh)
@@ -131,6 +148,8 @@ def fill(
 def restate(store: VectorStore, changes: Mapping[str, tuple[Mapping[str, Value], int]]) -> int:
     """Give crops other metadata, or another time of change, without encoding them again.
 
+    Call it with the gallery's lock held, or a crop that is removed meanwhile comes back.
+
     Args:
         changes: name -> (the whole metadata, nanoseconds since 1970).
 
@@ -140,15 +159,14 @@ def restate(store: VectorStore, changes: Mapping[str, tuple[Mapping[str, Value],
     names, num_updated = list(changes), 0
     for start in range(0, len(names), RESTATED_AT_ONCE):
         chunk = names[start : start + RESTATED_AT_ONCE]
-        facts, vectors = store.get(chunk), store.vectors(chunk)
+        facts, vectors, thumbnails = store.get(chunk), store.vectors(chunk), store.thumbnails(chunk)
         crops = []
         for name in chunk:
             metadata, modified_ns = changes[name]
-            thumbnail = store.thumbnail(name)
-            if name in facts and name in vectors and thumbnail is not None:
+            if name in facts:
                 num_updated += dict(facts[name].metadata) != dict(metadata)
                 stated = replace(facts[name], metadata=metadata, modified_ns=modified_ns)
-                crops.append(Crop(stated, vectors[name], thumbnail))
+                crops.append(Crop(stated, vectors[name], thumbnails[name]))
         store.add(crops)
     return num_updated
 
@@ -157,6 +175,7 @@ def restate(store: VectorStore, changes: Mapping[str, tuple[Mapping[str, Value],
 class _Encoded:
     crop: Crop
     known: bool
+    data: bytes
 
 
 def _encode(encoder: Encoder, batch: Sequence[_Read]) -> list[_Encoded]:
@@ -177,18 +196,16 @@ def _encode(encoder: Encoder, batch: Sequence[_Read]) -> list[_Encoded]:
             kept=pending.kept,
             metadata=pending.metadata,
         )
-        encoded.append(_Encoded(Crop(facts, vector, image.thumbnail), known=pending.known is not None))
+        encoded.append(_Encoded(Crop(facts, vector, image.thumbnail), pending.known is not None, read.data))
     return encoded
 
 
-def _read_ahead(
-    pending: Sequence[Pending], encoder: Encoder, report: IndexReport, keep: Callable[[bytes, str], None] | None
-) -> Iterator[list[_Read]]:
+def _read_ahead(pending: Sequence[Pending], encoder: Encoder, report: IndexReport) -> Iterator[list[_Read]]:
     """Batches of images read in threads; unreadable ones go into the report instead."""
     size = encoder.model.architecture.image_height, encoder.model.architecture.image_width
 
     def read(task: Sequence[Pending]) -> list[_Read | tuple[str, str]]:
-        return [_read(item, size, keep) for item in task]
+        return [_read(item, size) for item in task]
 
     readers = ThreadPoolExecutor(max(1, encoder.num_workers), thread_name_prefix="read")
     ahead: deque[list[Future[list[_Read | tuple[str, str]]]]] = deque()
@@ -211,17 +228,12 @@ def _read_ahead(
         readers.shutdown(cancel_futures=True)
 
 
-def _read(
-    pending: Pending, size: tuple[int, int], keep: Callable[[bytes, str], None] | None
-) -> _Read | tuple[str, str]:
+def _read(pending: Pending, size: tuple[int, int]) -> _Read | tuple[str, str]:
     """The image, or (name, what is wrong with it)."""
     try:
         data = bytes_of(pending.source)
         if pending.known is not None and pending.known.num_bytes == len(data) and digest(data) == pending.known.sha256:
-            return _Read(pending, None)
-        image = prepare(data, *size)
+            return _Read(pending, data, None)
+        return _Read(pending, data, prepare(data, *size))
     except ValueError as error:
         return pending.image_id, " ".join(str(error).removeprefix("image: ").split())
-    if keep is not None:
-        keep(data, image.sha256)
-    return _Read(pending, image)

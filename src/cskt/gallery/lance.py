@@ -52,7 +52,7 @@ MOST_NAMES = 1000
 """Names in one question to the table."""
 MOST_QUERIES = 128
 """Queries searched at once; each needs a float32 per row of a block."""
-MANY_FRAGMENTS = 16
+MANY_FRAGMENTS = 64
 """Additions that may lie apart before tidying up moves them together, which makes readers read them again."""
 KEPT_FOR = timedelta(hours=1)
 """How long a version can still be read after a newer one has taken its place."""
@@ -141,7 +141,8 @@ class LanceStore:
 
     def add_columns(self, columns: Mapping[str, Kind]) -> None:
         """As in `VectorStore`."""
-        if not any(f"{PREFIX}{name}" not in self._head.schema.names for name in columns):
+        known = self._latest().table.schema.names
+        if all(f"{PREFIX}{name}" in known for name in columns):  # so that a reader needs no right to write
             return
         with self._writing() as table:
             missing = [field for field in metadata_fields(columns) if field.name not in table.schema.names]
@@ -172,12 +173,11 @@ class LanceStore:
             for image_id, vector in zip(batch["image_id"].to_pylist(), to_vectors(batch), strict=True)
         }
 
-    def thumbnail(self, image_id: str) -> bytes | None:
+    def thumbnails(self, image_ids: Sequence[str]) -> dict[str, bytes]:
         """As in `VectorStore`."""
-        for batch in self._latest().scan(["thumbnail"], names_sql([image_id])):
-            for thumbnail in batch["thumbnail"].to_pylist():
-                return bytes(thumbnail)
-        return None
+        version = self._latest()
+        batches = (batch for where in _questions(image_ids) for batch in version.scan(["image_id", "thumbnail"], where))
+        return {row["image_id"]: bytes(row["thumbnail"]) for batch in batches for row in batch.to_pylist()}
 
     def files(self) -> dict[str, FileState]:
         """As in `VectorStore`."""

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from cskt.embed import Encoder, load
 from cskt.gallery.columns import Kind
 from cskt.model.files import write_atomically
@@ -21,6 +19,7 @@ PAPER_DOLLS = (
 """Of clip-tiny, and of what was trained over it: its vocabulary is that of generated captions."""
 MANIFEST = "gallery.json"
 LOCK = "gallery.lock"
+"""Held by whoever changes a gallery; ends with its process."""
 FORMAT_VERSION = 1
 
 
@@ -150,8 +149,3 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     content = {"format_version": FORMAT_VERSION, **asdict(manifest)}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def manifest_lock(folder: Path) -> FileLock:
-    """Held while a manifest is read, changed and written; ends with its process."""
-    return FileLock(folder / LOCK)

@@ -123,9 +123,10 @@ class MilvusStore:
         rows = self._by_id(image_ids, ["image_id", "vector"])
         return {row["image_id"]: np.asarray(row["vector"], np.float32) for row in rows}
 
-    def thumbnail(self, image_id: str) -> bytes | None:
+    def thumbnails(self, image_ids: Sequence[str]) -> dict[str, bytes]:
         """As in `VectorStore`."""
-        return next((base64.b64decode(row["thumbnail"]) for row in self._by_id([image_id], ["thumbnail"])), None)
+        rows = self._by_id(image_ids, ["image_id", "thumbnail"])
+        return {row["image_id"]: base64.b64decode(row["thumbnail"]) for row in rows}
 
     def files(self) -> dict[str, FileState]:
         """As in `VectorStore`."""

@@ -85,7 +85,8 @@ MOST_FACET_VALUES = 50
 
 
 class VectorStore(Protocol):
-    """Crops on disk or in a service: what is added is durable when the call returns, and visible to the next search."""
+    """Crops on disk or in a service: what is added outlives a kill of the process once the call has returned, and is
+    visible to the next search."""
 
     def add(self, crops: Sequence[Crop]) -> None:
         """Insert crops, or replace those of the same `image_id`; all of them or none.
@@ -112,8 +113,8 @@ class VectorStore(Protocol):
     def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """[D] by name; names that are not there are left out."""
 
-    def thumbnail(self, image_id: str) -> bytes | None:
-        """The small JPEG of a crop; none if there is no such crop."""
+    def thumbnails(self, image_ids: Sequence[str]) -> dict[str, bytes]:
+        """Small JPEGs by name; names that are not there are left out."""
 
     def files(self) -> dict[str, FileState]:
         """The state of every crop's file by name."""
