@@ -101,11 +101,14 @@ def serving(command: str) -> Iterator[Running]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 def test_a_service_answers_and_stops_when_it_is_told_to(gallery: Path) -> None:
-    with serving(f"cskt serve {gallery} --port 0 --device cpu") as service:
+    # A client has one request, whatever it says of its address.
+    with serving(f"cskt serve {gallery} --port 0 --device cpu --rate 0.01") as service:
         assert service.first_line.startswith(f"Serving {gallery} (24 crops) at http://127.0.0.1:")
         service.wait_until_ready()
-        status, answer = service.ask("api/search", {"text": "a man in a red coat", "k": 5})
+        claim, other_claim = ({"X-Forwarded-For": f"203.0.113.{number}"} for number in (1, 2))
+        status, answer = service.ask("api/search", {"text": "a man in a red coat", "k": 5}, **claim)
         assert status == 200
+        assert service.ask("api/search", {"text": "a man"}, **other_claim)[0] == 429
         with Gallery.open(gallery, device="cpu") as opened:
             expected = opened.search("a man in a red coat", 5)
         assert [hit["image_id"] for hit in answer["hits"]] == [hit.image_id for hit in expected]

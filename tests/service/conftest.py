@@ -47,16 +47,24 @@ def gallery(
         yield filled
 
 
-@pytest.fixture
-def own_gallery(tmp_path: Path, encoder: Encoder, tiny_backbone: Path, crops: Path) -> Iterator[Gallery]:
-    """Four crops in a gallery, with a folder of images, that the test may spoil."""
-    images = tmp_path / "images"
+@pytest.fixture(scope="session")
+def four_crops(tmp_path_factory: pytest.TempPathFactory, encoder: Encoder, tiny_backbone: Path, crops: Path) -> Path:
+    """A gallery of four crops and, in its folder, `images`; to be copied."""
+    folder = tmp_path_factory.mktemp("galleries") / "four"
+    drawn = tmp_path_factory.mktemp("drawn")
     for number in range(4):
-        place = images / name_of(number)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(crops / name_of(number), place)
-    with fill(tmp_path / "own", encoder, tiny_backbone, images) as filled:
-        yield filled
+        (drawn / name_of(number)).parent.mkdir()
+        shutil.copyfile(crops / name_of(number), drawn / name_of(number))
+    fill(folder, encoder, tiny_backbone, drawn, within=True).close()
+    return folder
+
+
+@pytest.fixture
+def own_gallery(tmp_path: Path, encoder: Encoder, four_crops: Path) -> Iterator[Gallery]:
+    """Four crops in a gallery, whose folder holds them in `images`, that the test may spoil."""
+    shutil.copytree(four_crops, tmp_path / "own")
+    with Gallery.open(tmp_path / "own", encoder=encoder) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,11 @@ def metadata_of(number: int) -> dict[str, str | int]:
     return {"camera": f"c{number % 4}", "time": f"2026-01-{1 + number % 20:02d}", "track": number // 2, "note": note}
 
 
-def fill(folder: Path, encoder: Encoder, backbone: Path, images: Path) -> Gallery:
+def fill(folder: Path, encoder: Encoder, backbone: Path, images: Path, *, within: bool = False) -> Gallery:
+    """A new gallery of the crops in a folder, of which it gets a copy `within` its own if it is to be moved."""
     gallery = Gallery.create(folder, encoder, str(backbone))
+    if within:
+        images = shutil.copytree(images, folder / "images")
     names = [path.relative_to(images).as_posix() for path in images.rglob("*.jpg")]
     gallery.index(images, metadata={name: metadata_of(int(Path(name).stem)) for name in names})
     return gallery

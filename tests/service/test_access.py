@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -233,12 +235,17 @@ def test_token_files_that_cannot_be_read(tmp_path: Path) -> None:
             read_token(path)
 
 
-def test_a_token_file_that_others_can_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_token_file_that_others_can_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "token"
     path.write_text(f"{TOKEN}\n", encoding="utf-8")
     path.chmod(0o600)
     assert read_token(path) == TOKEN and not caplog.records
     path.chmod(0o640)
+    with monkeypatch.context() as patch:
+        patch.setattr("cskt.service.tokens.os", SimpleNamespace(name="nt"))
+        assert read_token(path) == TOKEN and not caplog.records, "Windows keeps no such bits"
     assert read_token(path) == TOKEN and "chmod 600" in caplog.text
 
 
@@ -278,3 +285,43 @@ def test_what_cannot_be_noted_is_not_answered(ask: Ask, gallery: Gallery) -> Non
     assert refusal(client.post("/api/search", json=SEARCH))[:2] == (503, "no_audit_log")
     assert refusal(client.get("/api/image", params={"id": name_of(0)}))[:2] == (503, "no_audit_log")
     assert client.get("/api/gallery").status_code == 200
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_what_cannot_be_noted_is_not_done(ask: Ask, own_gallery: Gallery, crops: Path) -> None:
+    client = ask(own_gallery, audit_log=Path("/dev/full"), token=TOKEN)
+    added, _ = writes(crops)
+    for method, path, sent in (added, ("DELETE", "/api/crops", {"params": {"id": name_of(0)}})):
+        assert refusal(client.request(method, path, **sent, headers=WRITER))[:2] == (503, "no_audit_log")
+    assert own_gallery.count() == 4 and own_gallery.crop(name_of(0)).image_id == name_of(0)
+
+
+def test_a_request_that_is_broken_off_is_noted(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl")
+
+    async def work() -> None:
+        with log.noting("::1", "delete", {"image_ids": ["a"]}, changes=True):
+            await asyncio.sleep(60)
+
+    async def main() -> None:
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [(line["action"], line["stage"], line.get("error")) for line in lines] == [
+        ("delete", "asked", None), ("delete", "ended", "broken-off"),
+    ]  # fmt: skip
+
+
+def test_no_header_lends_a_client_another_address(ask: Ask, gallery: Gallery, noted: Callable[[], Any]) -> None:
+    client = ask(gallery, rate=0.01, burst_seconds=100.0)
+    claims = [
+        {"X-Forwarded-For": "203.0.113.9"}, {"Forwarded": "for=203.0.113.9"}, {"X-Real-IP": "203.0.113.9"},
+    ]  # fmt: skip
+    assert [client.post("/api/search", json=SEARCH, headers=claim).status_code for claim in claims] == [200, 429, 429]
+    assert [line["client"] for line in noted()] == ["testclient"]

@@ -42,7 +42,7 @@ class Slow:
         return self._gallery.encode(queries)
 
     def search_vectors(self, vectors: torch.Tensor, k: int, **rest: Any) -> Any:
-        if rest["where"] is not None:
+        if rest["where"] is not None or rest["group_by"] is not None or k + rest["offset"] > 1000:
             assert self.filtering.wait(10)
         self.searches.append(len(vectors))
         return self._gallery.search_vectors(vectors, k, **rest)
@@ -51,8 +51,8 @@ class Slow:
         assert self.explaining.wait(10)
 
 
-def wanted(k: int = 5, where: str | None = None) -> Wanted:
-    return Wanted(k=k, offset=0, min_score=None, group_by=None, where=where)
+def wanted(k: int = 5, **rest: Any) -> Wanted:
+    return Wanted(**{"k": k, "offset": 0, "min_score": None, "group_by": None, **rest})
 
 
 def run(gallery: Slow, asked: Coroutine[Any, Any, Any] | Any, **settings: Any) -> Any:
@@ -118,18 +118,21 @@ def test_one_bad_query_of_a_batch_fails_alone(gallery: Gallery) -> None:
     assert like[0][0].image_id == name_of(1)
 
 
-def test_slow_filters_and_explanations_hold_up_nobody_else(gallery: Gallery) -> None:
+@pytest.mark.parametrize(
+    "what",
+    [{"where": "camera = 'c1'"}, {"group_by": "track"}, {"offset": 996}, {"k": 1001}],
+    ids=lambda what: next(iter(what)),
+)
+def test_slow_searches_and_explanations_hold_up_nobody_else(gallery: Gallery, what: dict[str, Any]) -> None:
     slow = Slow(gallery)
-    where = "camera = 'c1'"
 
     async def ask(engine: Engine) -> Any:
         held = [
-            asyncio.create_task(engine.search(Query(text="a man"), wanted(where=where), histogram=False))
-            for _ in range(3)
+            asyncio.create_task(engine.search(Query(text="a man"), wanted(**what), histogram=False)) for _ in range(3)
         ]
         held.append(asyncio.create_task(engine.explaining.run(slow.explain, name_of(0), "a man")))  # type: ignore[arg-type]
         await asyncio.sleep(2 * ENCODE_SECONDS)
-        hits, _ = await asyncio.wait_for(engine.search(Query(text="a woman"), wanted(), histogram=False), 5)
+        hits, _ = await asyncio.wait_for(engine.search(Query(text="a woman"), wanted(offset=2), histogram=False), 5)
         facts = await asyncio.wait_for(engine.reading.run(gallery.crop, name_of(3)), 5)
         assert not any(task.done() for task in held)
         slow.filtering.set()
@@ -140,7 +143,9 @@ def test_slow_filters_and_explanations_hold_up_nobody_else(gallery: Gallery) -> 
 
     hits, facts, filtered = run(slow, ask)
     assert len(hits) == 5 and facts.image_id == name_of(3)
-    assert all(hit.metadata["camera"] == "c1" for found, _ in filtered for hit in found)
+    expected = gallery.search("a man", **{"k": 5, **what})
+    for found, _ in filtered:
+        assert [hit.image_id for hit in found] == [hit.image_id for hit in expected]
 
 
 def test_more_than_may_wait_is_sent_away_and_the_rest_answered() -> None:

@@ -78,9 +78,14 @@ def test_crops_come_and_go(ask: Ask, own_gallery: Gallery, crops: Path, noted: C
     assert client.get("/api/image", params={"id": "b"}).content == first, "its bytes were those of the deleted crop"
     assert delete("b") == {"removed": 1}
     assert own_gallery.count() == 4 and not list(own_gallery.folder.rglob("originals/*/*"))
-    assert [(line["action"], line.get("removed")) for line in noted() if line["action"] in ("add", "delete")] == [
-        ("add", None), ("add", None), ("delete", 1), ("delete", 1),
+    lines = [line for line in noted() if line["action"] in ("add", "delete")]
+    assert [(line["action"], line["stage"], line.get("added"), line.get("removed")) for line in lines] == [
+        ("add", "asked", None, None), ("add", "ended", 2, None),
+        ("add", "asked", None, None), ("add", "ended", 0, None),
+        ("delete", "asked", None, None), ("delete", "ended", None, 1),
+        ("delete", "asked", None, None), ("delete", "ended", None, 1),
     ]  # fmt: skip
+    assert lines[4]["image_ids"] == lines[5]["image_ids"] == ["new/a", "nobody"]
 
 
 @pytest.mark.parametrize(

@@ -12,19 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doll_service import TOKEN, WRITER, Ask, name_of, refusal
+from doll_service import PLENTY, TOKEN, WRITER, Ask, client_of, name_of, refusal
 from PIL import Image
 from starlette.testclient import TestClient
 
 from cskt.gallery.gallery import Gallery
+from cskt.service.app import create_app
+from cskt.service.settings import ServiceSettings
 
 JSON = {"Content-Type": "application/json"}
 
 
+@pytest.fixture(scope="module")
+def one_service(gallery: Gallery) -> Iterator[TestClient]:
+    with client_of(create_app(gallery, ServiceSettings(keep_audit_log=False, **PLENTY))) as client:
+        yield client
+
+
 @pytest.fixture
-def client(ask: Ask, gallery: Gallery) -> Iterator[TestClient]:
+def client(one_service: TestClient) -> Iterator[TestClient]:
     """A service that must answer well after whatever was asked of it."""
-    client = ask(gallery)
+    client = one_service
     yield client
     assert len(client.post("/api/search", json={"text": "a man", "k": 3}).json()["hits"]) == 3
 
@@ -213,12 +221,10 @@ BAD_PICTURES = {
 
 
 @pytest.mark.parametrize("kind", BAD_PICTURES)
-def test_pictures_that_are_none(
-    kind: str, client: TestClient, ask: Ask, own_gallery: Gallery, noted: Callable[[], Any]
-) -> None:
+def test_pictures_that_are_none(kind: str, ask: Ask, own_gallery: Gallery, noted: Callable[[], Any]) -> None:
     sent = base64.b64encode(BAD_PICTURES[kind]).decode()
-    assert refusal(client.post("/api/search", json={"image": sent}))[:2] == (422, "bad_image")
     writer = ask(own_gallery, token=TOKEN)
+    assert refusal(writer.post("/api/search", json={"image": sent}))[:2] == (422, "bad_image")
     answer = writer.post("/api/crops", json={"crops": [{"image_id": "new", "image": sent}]}, headers=WRITER)
     assert answer.status_code == 200 and answer.json()["added"] == 0
     assert [entry["image_id"] for entry in answer.json()["unreadable"]] == ["new"]
@@ -239,7 +245,7 @@ def test_an_image_at_the_limit_is_taken_and_one_beyond_is_not(ask: Ask, gallery:
 
 
 def test_a_deleted_original(ask: Ask, own_gallery: Gallery, tmp_path: Path) -> None:
-    (tmp_path / "images" / name_of(1)).unlink()
+    (own_gallery.folder / "images" / name_of(1)).unlink()
     client = ask(own_gallery)
     status, code, message = refusal(client.get("/api/image", params={"id": name_of(1)}))
     assert (status, code) == (404, "no_original") and str(tmp_path) not in message
@@ -252,7 +258,7 @@ def test_a_deleted_original(ask: Ask, own_gallery: Gallery, tmp_path: Path) -> N
 def test_an_original_that_has_become_a_link_to_elsewhere(ask: Ask, own_gallery: Gallery, tmp_path: Path) -> None:
     secret = tmp_path / "secret.jpg"
     secret.write_bytes(b"\xff\xd8\xff secret")
-    place = tmp_path / "images" / name_of(1)
+    place = own_gallery.folder / "images" / name_of(1)
     place.unlink()
     place.symlink_to(secret)
     answer = ask(own_gallery).get("/api/image", params={"id": name_of(1)})

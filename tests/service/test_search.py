@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from doll_service import Ask, name_of
 
+from cskt.gallery.calibration import Calibration, save_calibration
 from cskt.gallery.gallery import Gallery
 from cskt.types import Hit
 
@@ -69,13 +70,25 @@ def test_a_cut_off_leaves_nothing_where_nothing_matches(ask: Ask, gallery: Galle
     assert client.post("/api/search", json={"text": SENTENCE, "min_score": 1.0}).json()["hits"] == []
 
 
-def test_a_calibrated_cut_off_is_used_and_named(ask: Ask, own_gallery: Gallery) -> None:
+def test_the_cut_off_is_the_one_that_was_calibrated_last(ask: Ask, own_gallery: Gallery) -> None:
     scores = [hit.score for hit in own_gallery.search(SENTENCE)]
-    own_gallery.cut_off = scores[1]
+
+    def calibrate(cut_off: float) -> None:
+        """As `cskt calibrate` does in another process."""
+        calibration = Calibration(
+            cut_off=cut_off, asked_rate=0.5, false_match_rate=0.5, interval=(0.1, 0.9), match_rate=1.0, num_right=1,
+            num_wrong=2,
+        )  # fmt: skip
+        fingerprint = own_gallery.manifest.fingerprint
+        save_calibration(own_gallery.folder, calibration, fingerprint=fingerprint, source="marks")
+
+    calibrate(scores[0])
     client = ask(own_gallery)
-    answer = client.post("/api/search", json={"text": SENTENCE}).json()
-    assert [hit["score"] for hit in answer["hits"]] == scores[:2]
-    assert answer["cut_off"] == scores[1] == client.get("/api/gallery").json()["cut_off"]
+    for num_hits in (1, 2, 3):
+        calibrate(scores[num_hits - 1])
+        answer = client.post("/api/search", json={"text": SENTENCE}).json()
+        assert [hit["score"] for hit in answer["hits"]] == scores[:num_hits]
+        assert answer["cut_off"] == scores[num_hits - 1] == client.get("/api/gallery").json()["cut_off"]
     assert len(client.post("/api/search", json={"text": SENTENCE, "min_score": -1}).json()["hits"]) == 4
 
 
@@ -127,6 +140,28 @@ def test_marks_come_back_as_files(ask: Ask, gallery: Gallery) -> None:
     records = client.post("/api/marks/export", json={"format": "jsonl", "marks": marks})
     assert records.headers["content-type"].startswith("application/x-ndjson")
     assert [json.loads(line)["captions"] for line in records.text.splitlines()] == [["=1+1"]]
+
+
+def test_training_data_leave_out_crops_that_were_handed_over(ask: Ask, own_gallery: Gallery, crops: Path) -> None:
+    own_gallery.add([crops / name_of(8)], ["live/1"])
+    marks = [
+        {"text": text, "image_id": image_id, "right": right}
+        for text, image_id, right in (
+            ("a\u2028man", name_of(0), True), ("a\u2028man", "live/1", True), ("a thief", "live/1", True),
+            ("a thief", name_of(1), True), ("a woman", name_of(2), True), ("a woman", "live/1", False),
+        )
+    ]  # fmt: skip
+    client = ask(own_gallery)
+    answer = client.post("/api/marks/export", json={"format": "jsonl", "marks": marks})
+    records = [json.loads(line) for line in answer.text.removesuffix("\n").split("\n")]
+    assert [record["image"] for record in records] == [name_of(0), name_of(1), name_of(2)]
+    assert answer.headers["x-left-out"] == "1", "one crop, whatever the number of its marks"
+    pids = [record["pid"] for record in records]
+    assert pids[0] == pids[1] != pids[2], "the crop that is left out tells that both sentences are of one person"
+    table = client.post("/api/marks/export", json={"format": "csv", "marks": marks})
+    assert table.text.count("live/1") == 3 and table.headers["x-left-out"] == "0"
+    alone = client.post("/api/marks/export", json={"format": "jsonl", "marks": marks[1:3]})
+    assert (alone.text, alone.headers["x-left-out"]) == ("", "1")
 
 
 def test_who_asked_what_is_noted(ask: Ask, gallery: Gallery, noted: Callable[[], Any], crops: Path) -> None:

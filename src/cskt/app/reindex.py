@@ -1,4 +1,4 @@
-"""`cskt reindex`: every crop of a gallery encoded anew, by another model or by the same one."""
+"""`cskt reindex`: every crop of a gallery encoded anew, by another model."""
 
 from __future__ import annotations
 

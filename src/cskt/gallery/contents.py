@@ -34,7 +34,7 @@ class Contents:
         self.folder = folder
         self.manifest = manifest
         self.store = open_store(folder, manifest)
-        self._state = _state_of(folder)
+        self._state = self._present_state()
         self._lock = FileLock(folder / LOCK)
 
     @contextmanager
@@ -44,6 +44,7 @@ class Contents:
         Raises:
             GalleryChangedError: see `refresh`; nothing may then be written.
         """
+        self.refresh()  # before the lock, which would make a deleted folder again
         with self._lock:
             self.refresh()
             yield
@@ -54,7 +55,7 @@ class Contents:
         Raises:
             GalleryChangedError: the gallery is of another model by now, or gone.
         """
-        state = _state_of(self.folder)
+        state = self._present_state()
         if state == self._state:
             return
         manifest = read_manifest(self.folder)
@@ -145,11 +146,17 @@ class Contents:
         old_store.close()
         drop_store(self.folder, old)
 
+    def _present_state(self) -> tuple[int, int]:
+        state = state_of(self.folder / MANIFEST)
+        if state is None:
+            raise GalleryChangedError(f"{self.folder}: the gallery is gone; open it again where it is now")
+        return state
+
     def _change(self, **changes: Any) -> None:
         """Change the manifest, on disk and here; call it with the lock held."""
         self.manifest = replace(self.manifest, **changes)
         write_manifest(self.folder, self.manifest)
-        self._state = _state_of(self.folder)
+        self._state = self._present_state()
 
 
 def check_model(folder: Path, manifest: Manifest, encoder: Encoder) -> None:
@@ -200,10 +207,10 @@ def _vectors_folder(folder: Path, manifest: Manifest) -> Path:
     return folder / VECTORS / manifest.generation
 
 
-def _state_of(folder: Path) -> tuple[int, int]:
-    """What changes when the manifest is written."""
+def state_of(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is written anew; none where there is no file."""
     try:
-        state = (folder / MANIFEST).stat()
+        state = path.stat()
     except FileNotFoundError:
-        raise GalleryChangedError(f"{folder}: the gallery is gone; open it again where it is now") from None
+        return None
     return state.st_mtime_ns, state.st_ino

@@ -23,7 +23,7 @@ from cskt.explain import explain as explain_crop
 from cskt.gallery.answers import HISTOGRAM_EDGES, Group, Histogram, grouped, hits_of, merged
 from cskt.gallery.calibration import CALIBRATION_FILE, load_calibration, save_calibration
 from cskt.gallery.columns import Kind
-from cskt.gallery.contents import VECTORS, Contents, check_model, open_store
+from cskt.gallery.contents import VECTORS, Contents, check_model, open_store, state_of
 from cskt.gallery.files import original_path
 from cskt.gallery.filling import add_crops, index_folder, reindex, remove_crops
 from cskt.gallery.filters import Condition
@@ -56,7 +56,7 @@ class Gallery:
         self._device = device
         self._encoder = encoder
         self._loading = threading.Lock()
-        self._calibrated: tuple[int | None, float | None] = (None, None)
+        self._calibrated: tuple[tuple[int, int] | None, float | None] = (None, None)
 
     @classmethod
     def create(
@@ -134,8 +134,7 @@ class Gallery:
     @property
     def cut_off(self) -> float | None:
         """The calibrated cut-off of this model, if there is one; as the file says it now."""
-        path = self.folder / CALIBRATION_FILE
-        state = path.stat().st_mtime_ns if path.is_file() else None
+        state = state_of(self.folder / CALIBRATION_FILE)
         if state != self._calibrated[0]:
             calibration = load_calibration(self.folder, self.manifest.fingerprint)
             self._calibrated = state, None if calibration is None else calibration.cut_off
@@ -311,6 +310,7 @@ class Gallery:
 
     def encode(self, queries: Sequence[Query]) -> Tensor:
         """[Q, D] unit vectors of queries: the costly half of a search."""
+        self._contents.refresh()
 
         def vector_of(image_id: str) -> Tensor:
             vector = self._contents.store.vectors([image_id]).get(image_id)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from cskt.gallery.gallery import Gallery
 from cskt.service.bodies import StrictRoute
-from cskt.service.errors import ServiceError
+from cskt.service.errors import ServiceError, told_to_the_client
 from cskt.service.gate import SESSION_COOKIE, client_of, wrong_token
 from cskt.service.parts import BODY_ERRORS, Parts, errors
 from cskt.service.schemas import (
@@ -31,13 +31,15 @@ METRICS_TYPE = "text/plain; version=0.0.4"
 async def gallery(service: Parts) -> GalleryAnswer:
     """What a page needs to know before the first search."""
     settings, opened = service.settings, service.engine.gallery
-    count, columns = await service.engine.reading.run(_overview, opened)
+    with told_to_the_client(opened):
+        count, columns = await service.engine.reading.run(_overview, opened)
+        cut_off = opened.cut_off
     return GalleryAnswer(
         name=opened.folder.resolve().name,
         count=count,
         model=ModelAnswer(name=opened.manifest.model_name, warning=opened.manifest.warning),
         columns=columns,
-        cut_off=opened.cut_off,
+        cut_off=cut_off,
         limits=Limits(
             k=settings.max_k, sentence_characters=settings.sentence_characters, image_bytes=settings.image_bytes
         ),
@@ -69,6 +71,8 @@ async def sign_in(asked: SessionRequest, request: Request, response: Response, s
 @router.get("/healthz", responses={503: errors()[503]})
 async def health(service: Parts) -> HealthAnswer:
     """Whether queries are answered at once."""
+    with told_to_the_client(service.engine.gallery):
+        _ = service.engine.gallery.columns  # read anew, which fails if the gallery has changed
     ready = service.engine.ready
     if not ready.done():
         raise ServiceError(503, "loading", "the model and the vectors are being loaded", {"Retry-After": "1"})
@@ -84,7 +88,8 @@ async def health(service: Parts) -> HealthAnswer:
 )
 async def metrics(service: Parts) -> Response:
     """Figures for Prometheus."""
-    service.metrics.crops.set(await service.engine.reading.run(service.engine.gallery.count))
+    with told_to_the_client(service.engine.gallery):
+        service.metrics.crops.set(await service.engine.reading.run(service.engine.gallery.count))
     return Response(service.metrics.text(), media_type=METRICS_TYPE)
 
 

@@ -67,15 +67,28 @@ class AuditLog:
             raise ServiceError(503, "no_audit_log", "the audit log cannot be written; the operator must mend it")
 
     @contextmanager
-    def noting(self, client: str, action: str, facts: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Note a request when it has been answered or refused; `facts` may be added to meanwhile."""
+    def noting(
+        self, client: str, action: str, facts: dict[str, Any], *, changes: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Note a request when it has been answered, refused or broken off.
+
+        Args:
+            client: its address.
+            action: see `note`.
+            facts: what was asked; what the block adds to the facts that it gets is noted too.
+            changes: whether it changes the gallery. It is then noted before as well (`stage` asked, then ended), so
+                that nothing is changed which is not in the log.
+
+        Raises:
+            ServiceError: see `note`; before the block if it changes the gallery.
+        """
+        if changes:
+            self.note(client, action, **facts, stage="asked")
+            facts = facts | {"stage": "ended"}
         try:
             yield facts
-        except ServiceError as error:
-            self.note(client, action, **facts, error=error.code)
-            raise
-        except Exception:
-            self.note(client, action, **facts, error="internal")
+        except BaseException as error:  # a request that is cancelled because the service stops, too
+            self.note(client, action, **facts, error=_code_of(error))
             raise
         self.note(client, action, **facts)
 
@@ -84,3 +97,9 @@ class AuditLog:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _code_of(error: BaseException) -> str:
+    if isinstance(error, ServiceError):
+        return error.code
+    return "internal" if isinstance(error, Exception) else "broken-off"

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from cskt.gallery.contents import GalleryChangedError
 from cskt.gallery.gallery import Gallery, UnknownCropError
 from cskt.service.bodies import StrictRoute
-from cskt.service.errors import ServiceError, told_to_the_client, unknown_crop
+from cskt.service.errors import ServiceError, told_to_the_client
 from cskt.service.parts import BODY_ERRORS, Parts, errors
 from cskt.service.pictures import SIGNATURES, check_pixels, content_type, decode_base64, download_name
 from cskt.service.schemas import (
@@ -75,7 +76,7 @@ async def thumbnail(image_id: CropName, request: Request, service: Parts) -> Res
 )
 async def image(image_id: CropName, request: Request, service: Parts) -> Response:
     """The file that a crop was indexed from."""
-    with service.noting(request, "image", {"image_id": image_id}):
+    with service.noting(request, "image", {"image_id": image_id}), told_to_the_client(service.engine.gallery):
         data = await service.engine.reading.run(_original, service.engine.gallery, image_id)
     type_name = content_type(data)
     # what no browser shows as a picture is only to be saved
@@ -92,7 +93,8 @@ async def add(asked: AddRequest, request: Request, service: Parts) -> AddAnswer:
     """Add crops, or replace those of the same name. Needs the token in the header."""
     asked.check_limits(service.settings)
     gallery, names = service.engine.gallery, [crop.image_id for crop in asked.crops]
-    with service.noting(request, "add", {"image_ids": names}) as noted, told_to_the_client(gallery, "bad_crop"):
+    facts = {"image_ids": names}
+    with service.noting(request, "add", facts, changes=True) as noted, told_to_the_client(gallery, "bad_crop"):
         answer = await service.engine.writing.run(_add, gallery, asked.crops, service.settings)
         noted["added"], noted["replaced"] = answer.added, answer.replaced
     return answer
@@ -105,8 +107,8 @@ async def remove(
     service: Parts,
 ) -> RemoveAnswer:
     """Remove crops; those that are not there are passed over. Needs the token in the header."""
-    gallery = service.engine.gallery
-    with service.noting(request, "delete", {"image_ids": image_ids}) as noted, told_to_the_client(gallery, "bad_crop"):
+    gallery, facts = service.engine.gallery, {"image_ids": image_ids}
+    with service.noting(request, "delete", facts, changes=True) as noted, told_to_the_client(gallery, "bad_crop"):
         removed = await service.engine.writing.run(gallery.remove, image_ids)
         noted["removed"] = removed
     return RemoveAnswer(removed=removed)
@@ -115,8 +117,8 @@ async def remove(
 def _original(gallery: Gallery, image_id: str) -> bytes:
     try:
         return gallery.original(image_id).read_bytes()
-    except UnknownCropError:
-        raise unknown_crop() from None
+    except (UnknownCropError, GalleryChangedError):
+        raise
     except (ValueError, OSError) as error:  # its words name folders of this machine
         log.warning("the original of %s cannot be read: %s", image_id, error)
         message = "the original of this crop cannot be read; put the file back, or index the gallery again"

@@ -1,8 +1,8 @@
 """The gallery behind the service: which thread does what, so that queries share the model and none holds the rest.
 
 encode     one thread   every query; what gathers while the model is busy is encoded together
-search     one thread   queries without a filter; what gathers is searched for together
-filter     two threads  queries with a filter or a histogram, which may take long
+search     one thread   quick queries; what gathers is searched for together
+slow       two threads  queries with a filter, in groups or far down the list, and histograms, which may take long
 explain    one thread   heat maps
 read       four threads pictures, thumbnails, facts
 write      one thread   additions and deletions
@@ -27,6 +27,8 @@ from cskt.service.settings import ServiceSettings
 from cskt.types import Hit
 
 WARM_UP = Query(text="a person")
+DEEP = 1000
+"""Best crops beyond which a search, those before its offset included, takes many times as long as one for a page."""
 LONG_WAIT = 32
 """Slow requests that may wait for a pool."""
 
@@ -41,6 +43,11 @@ class Wanted(NamedTuple):
     min_score: float | None
     group_by: str | None
     where: str | None = None
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the search may take long enough to be felt by those who wait behind it."""
+        return self.where is not None or self.group_by is not None or self.k + self.offset > DEEP
 
 
 class Engine:
@@ -61,7 +68,7 @@ class Engine:
         self._searching: Batcher[tuple[Tensor, Wanted], list[Hit]] = Batcher(
             "search", self._search, most_together=settings.queries_together, most_waiting=settings.queries_waiting
         )
-        self._filtering = Pool("filter", threads=2, most_waiting=LONG_WAIT)
+        self._slow = Pool("slow", threads=2, most_waiting=LONG_WAIT)
         self.explaining = Pool("explain", threads=1, most_waiting=LONG_WAIT)
         self.reading = Pool("read", threads=4, most_waiting=settings.queries_waiting)
         self.writing = Pool("write", threads=1, most_waiting=LONG_WAIT)
@@ -97,17 +104,17 @@ class Engine:
             ServiceError: 503, too much waits.
         """
         vector = await self._encoding.run(query)
-        if wanted.where is None:
-            hits = await self._searching.run((vector, wanted))
+        if wanted.is_slow:
+            hits = (await self._slow.run(self._search, [(vector, wanted)]))[0]
         else:
-            hits = (await self._filtering.run(self._search, [(vector, wanted)]))[0]
+            hits = await self._searching.run((vector, wanted))
         if not histogram:
             return hits, None
-        return hits, await self._filtering.run(self.gallery.histogram, vector, where=wanted.where)
+        return hits, await self._slow.run(self.gallery.histogram, vector, where=wanted.where)
 
     def close(self) -> None:
         """Finish what has begun; then the gallery may be closed."""
-        for part in (self._encoding, self._searching, self._filtering, self.explaining, self.reading, self.writing):
+        for part in (self._encoding, self._searching, self._slow, self.explaining, self.reading, self.writing):
             part.close()
 
     def _encode(self, queries: Sequence[Query]) -> Sequence[Tensor]:

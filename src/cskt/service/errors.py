@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from cskt.gallery.contents import GalleryChangedError
 from cskt.gallery.gallery import Gallery, UnknownCropError
 
 LONGEST_MESSAGE = 500
@@ -52,11 +53,22 @@ def unknown_crop() -> ServiceError:
     return ServiceError(404, "unknown_crop", "the gallery has no crop of this name; a search tells which it has")
 
 
+def gallery_changed() -> ServiceError:
+    """What the service has opened is no longer there: neither its model nor its vectors would be the right ones."""
+    message = "the gallery was filled by another model meanwhile, or is gone; the operator must restart the service"
+    return ServiceError(503, "gallery_changed", message)
+
+
 @contextmanager
 def told_to_the_client(gallery: Gallery, code: str = "bad_query") -> Iterator[None]:
-    """What the gallery refuses as a user's error becomes a 4xx with its line, less the folders that it names."""
+    """What the gallery refuses as a user's error becomes a 4xx with its line, less the folders that it names.
+
+    Every use of the gallery stands in one, for any may find that the gallery has changed.
+    """
     try:
         yield
+    except GalleryChangedError:
+        raise gallery_changed() from None
     except UnknownCropError:
         raise unknown_crop() from None
     except ValueError as error:

@@ -29,10 +29,12 @@ class Service:
     audit: AuditLog
 
     @contextmanager
-    def noting(self, request: Request, action: str, facts: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def noting(
+        self, request: Request, action: str, facts: dict[str, Any], *, changes: bool = False
+    ) -> Iterator[dict[str, Any]]:
         """See `AuditLog.noting`; what is null is left out."""
         stated = {name: value for name, value in facts.items() if value not in (None, [], ())}
-        with self.audit.noting(client_of(request), action, stated) as noted:
+        with self.audit.noting(client_of(request), action, stated, changes=changes) as noted:
             yield noted
 
 
@@ -54,7 +56,7 @@ _MEANINGS = {
     422: "the request has not the form described here",
     429: "too many requests; Retry-After says how long to wait",
     500: "an error of the service",
-    503: "busy, loading or being stopped",
+    503: "busy, loading or being stopped; or the gallery has changed, or the audit log cannot be written",
 }
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Set
 
 from fastapi import APIRouter, Request, Response
 
 from cskt.gallery.columns import BUILT_IN
 from cskt.gallery.filters import parse_filter
+from cskt.gallery.gallery import NO_CUT_OFF
 from cskt.gallery.marks import Mark, marks_csv, marks_jsonl
 from cskt.gallery.queries import Query
 from cskt.service.bodies import StrictRoute
@@ -28,6 +31,8 @@ from cskt.service.schemas import (
 
 router = APIRouter(prefix="/api", tags=["search"], route_class=StrictRoute)
 HEAT_DIGITS = 4
+LEFT_OUT = "X-Left-Out"
+"""Header of an export: how many crops are not in it because no file of the indexed folder shows them."""
 
 
 @router.post("/search", responses=errors(404, *BODY_ERRORS))
@@ -46,14 +51,17 @@ async def search(asked: SearchRequest, request: Request, service: Parts) -> Sear
     }
     gallery = service.engine.gallery
     with service.noting(request, "search", facts) as noted:
-        if asked.where is not None:
-            with told_to_the_client(gallery, "bad_filter"):  # before the model is troubled
-                parse_filter(asked.where, BUILT_IN | gallery.columns)
+        with told_to_the_client(gallery, "bad_filter"):  # before the model is troubled
+            columns = gallery.columns
+            if asked.where is not None:
+                parse_filter(asked.where, BUILT_IN | columns)
         image = None
         if asked.image is not None:
             data = decode_base64(asked.image, service.settings)
             image = await service.engine.reading.run(decode_query, data, service.settings)
         with told_to_the_client(gallery):
+            # read once, so that the answer names the one it was made with: `cskt calibrate` may change it at any time
+            cut_off = gallery.cut_off if asked.min_score is None else asked.min_score
             query = Query(
                 text=asked.text,
                 image=image,
@@ -63,7 +71,8 @@ async def search(asked: SearchRequest, request: Request, service: Parts) -> Sear
                 image_weight=asked.image_weight,
                 exclude_weight=asked.exclude_weight,
             )
-            wanted = Wanted(asked.k, asked.offset, asked.min_score, asked.group_by, asked.where)
+            lowest = NO_CUT_OFF if cut_off is None else cut_off
+            wanted = Wanted(asked.k, asked.offset, lowest, asked.group_by, asked.where)
             hits, histogram = await service.engine.search(query, wanted, histogram=asked.histogram)
         noted["hits"] = len(hits)
     return SearchAnswer(
@@ -77,7 +86,7 @@ async def search(asked: SearchRequest, request: Request, service: Parts) -> Sear
             )
             for hit in hits
         ],
-        cut_off=gallery.cut_off if asked.min_score is None else asked.min_score,
+        cut_off=cut_off,
         histogram=histogram and HistogramAnswer(edges=list(histogram.edges), counts=list(histogram.counts)),
         seconds=time.perf_counter() - begun,
     )
@@ -103,14 +112,36 @@ async def explain(asked: ExplainRequest, request: Request, service: Parts) -> Ex
 @router.post(
     "/marks/export",
     responses=errors(*BODY_ERRORS)
-    | {200: {"content": {kind: {"schema": {"type": "string"}} for kind in ("text/csv", "application/x-ndjson")}}},
+    | {
+        200: {
+            "content": {kind: {"schema": {"type": "string"}} for kind in ("text/csv", "application/x-ndjson")},
+            "headers": {LEFT_OUT: {"description": "Crops that training cannot read.", "schema": {"type": "integer"}}},
+        }
+    },
     response_class=Response,
 )
 async def export(asked: ExportRequest, request: Request, service: Parts) -> Response:
-    """Judged hits as a table, or as records that training reads."""
-    marks = [Mark(mark.text, mark.image_id, mark.right) for mark in asked.marks]
-    with service.noting(request, "export", {"format": asked.format, "marks": len(marks)}):
-        text = marks_csv(marks) if asked.format == "csv" else marks_jsonl(marks)
-    media_type = "text/csv" if asked.format == "csv" else "application/x-ndjson"
+    """Judged hits as a table, or as records that training reads, which crops that were handed over are left out of."""
+    marks, gallery = [Mark(mark.text, mark.image_id, mark.right) for mark in asked.marks], service.engine.gallery
+    facts = {"format": asked.format, "marks": len(marks)}
+    with service.noting(request, "export", facts), told_to_the_client(gallery):
+        kept = await service.engine.reading.run(gallery.kept, [mark.image_id for mark in marks])
+        if asked.format == "csv":
+            text, num_left_out, media_type = marks_csv(marks), 0, "text/csv"
+        else:
+            text, num_left_out = _without(kept, marks_jsonl(marks))
+            media_type = "application/x-ndjson"
     name = f'attachment; filename="marks.{asked.format}"'
-    return Response(text, media_type=media_type, headers={"Content-Disposition": name})
+    return Response(
+        text, media_type=media_type, headers={"Content-Disposition": name, LEFT_OUT: str(num_left_out)}
+    )  # fmt: skip
+
+
+def _without(kept: Set[str], records: str) -> tuple[str, int]:
+    """Training records less those of some crops, and how many these were.
+
+    The crops go after the people have been told apart: two sentences for one of them still describe one person.
+    """
+    lines = records.split("\n")[:-1]  # not `splitlines`: a caption may hold U+2028
+    stay = [line for line in lines if json.loads(line)["image"] not in kept]
+    return "".join(f"{line}\n" for line in stay), len(lines) - len(stay)

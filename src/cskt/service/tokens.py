@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable
@@ -39,7 +40,8 @@ def read_token(path: Path) -> str:
         )
     if not token.isascii() or not token.isprintable() or " " in token:
         raise ValueError(f"--token-file {path}: write the token with ASCII letters, digits and signs, without spaces")
-    if path.stat().st_mode & READABLE_BY_OTHERS:
+    # Windows keeps no such bits: there every file seems to be readable by all.
+    if os.name != "nt" and path.stat().st_mode & READABLE_BY_OTHERS:
         log.warning("%s can be read by other users of this machine; type: chmod 600 %s", path, path)
     return token
 

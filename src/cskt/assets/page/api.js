@@ -48,9 +48,10 @@ export const readOriginal = async (imageId, signal) =>
   (await fetched("image", { parameters: { id: imageId }, signal })).blob();
 export const thumbnailAddress = (imageId) => address("thumbnail", { id: imageId });
 
-/** Marks as a file: {blob, name}. */
+/** Marks as a file: {blob, name, numLeftOut}; crops that training cannot read are left out. */
 export async function exportMarks(format, marks) {
   const response = await fetched("marks/export", { body: { format, marks } });
   const named = /filename="?([^";]+)"?/.exec(response.headers.get("Content-Disposition") ?? "");
-  return { blob: await response.blob(), name: named?.[1] ?? `marks.${format}` };
+  const numLeftOut = Number(response.headers.get("X-Left-Out"));
+  return { blob: await response.blob(), name: named?.[1] ?? `marks.${format}`, numLeftOut };
 }

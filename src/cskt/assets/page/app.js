@@ -42,7 +42,7 @@ function begin(gallery) {
   const state = createState(moved);
   const sentence = () => state.now().text.trim();
 
-  const marks = createMarks({ galleryName: gallery.name, onChange: remark, onError: say });
+  const marks = createMarks({ galleryName: gallery.name, onChange: remark, onNote: say });
   const verdictOf = (imageId) => marks.of(sentence(), imageId);
   const mark = (hit, verdict) => {
     if (sentence()) marks.toggle(sentence(), hit.image_id, verdict);

@@ -2,6 +2,7 @@
 
 import { ApiError, exportMarks } from "./api.js";
 import { byId, element } from "./dom.js";
+import { plural } from "./format.js";
 
 const keyOf = (text, imageId) => JSON.stringify([text, imageId]);
 
@@ -20,10 +21,11 @@ function save(blob, name) {
 }
 
 /**
- * The marks of one gallery, and their tray. `onChange()` follows every change, `onError(line)` a failed export.
+ * The marks of one gallery, and their tray. `onChange()` follows every change; `onNote(line)` tells of an export that
+ * failed or is not whole.
  * Returns {of, toggle}.
  */
-export function createMarks({ galleryName, onChange, onError }) {
+export function createMarks({ galleryName, onChange, onNote }) {
   const place = `cskt.marks.${galleryName}`;
   let marks = new Map(stored(place));
 
@@ -45,11 +47,12 @@ export function createMarks({ galleryName, onChange, onError }) {
 
   async function download(format) {
     try {
-      const { blob, name } = await exportMarks(format, [...marks.values()]);
+      const { blob, name, numLeftOut } = await exportMarks(format, [...marks.values()]);
       save(blob, name);
+      if (numLeftOut) onNote(`Left out: ${plural(numLeftOut, "crop")} without a file in the indexed folder, where training looks.`);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      onError(error.message);
+      onNote(error.message);
     }
   }
 
