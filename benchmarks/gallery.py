@@ -26,12 +26,12 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-from cskt.gallery.lance import LanceStore, open_lance
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cskt.gallery.columns import BUILT_IN, Kind
 from cskt.gallery.filters import parse_filter
+from cskt.gallery.lance import LanceStore, open_lance
 from cskt.gallery.store import Crop, CropFacts, Found
 from cskt.service.batching import Batcher
 

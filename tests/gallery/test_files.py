@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,18 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
         list(walk(tmp_path))
 
 
+def test_a_folder_that_goes_while_it_is_walked_is_passed_over(tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "b/2.jpg"):
+        picture(tmp_path / name)
+    found = []
+    for name, _ in walk(tmp_path):
+        found.append(name)
+        shutil.rmtree(tmp_path / "b", ignore_errors=True)
+    assert found == ["a/1.jpg"]
+    with pytest.raises(ValueError, match="no such folder of crops"):
+        list(walk(tmp_path / "nowhere"))
+
+
 def test_an_image_is_read_once_for_all_uses(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png", (300, 900))
     read = prepare(path.read_bytes(), 64, 32)
@@ -87,7 +100,7 @@ def test_names_that_are_fine(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["", ".", "..", "../a.jpg", "a/../b.jpg", "/etc/passwd", "a//b", "a/", "./a", "a\\b", "C:\\a", "x" * 513, "a\nb",
-     "a\x00b", "a\x7f", "\ud800"],
+     "a\x00b", "a\x7f", "\ud800", " ", "a/ /b", "a\u202egpj.exe"],
 )  # fmt: skip
 def test_names_that_are_none(name: str) -> None:
     with pytest.raises(ValueError, match="is no name for a crop"):

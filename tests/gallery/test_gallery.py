@@ -421,3 +421,41 @@ def test_a_stream_of_crops_is_tidied_up(gallery: Gallery, crops: Path) -> None:
     stats = gallery._contents.store._head.stats()  # type: ignore[attr-defined]
     assert stats["fragment_stats"]["num_fragments"] <= 6
     assert gallery.count() == 24
+
+
+def test_an_emptied_cell_takes_a_value_back(gallery: Gallery, crops: Path) -> None:
+    first, second = names(crops)[:2]
+    gallery.index(metadata={first: {"camera": "c1", "hour": "7"}, second: {"camera": "c2"}})
+    report = gallery.index(metadata={first: {"camera": "", "hour": "7"}, second: {"camera": None}})
+    assert report.updated == 2
+    assert dict(gallery.crop(first).metadata) == {"hour": 7}
+    assert gallery.count("camera is not null") == 0
+    gallery.add([crops / first], ["live"], [{"camera": "c3", "hour": 1}])
+    gallery.add([crops / first], ["live"], [{"camera": None}])
+    assert dict(gallery.crop("live").metadata) == {"hour": 1}
+
+
+def test_a_value_of_another_kind_names_its_crop(gallery: Gallery, crops: Path) -> None:
+    first = names(crops)[0]
+    gallery.index(metadata={first: {"track": 1}})
+    with pytest.raises(ValueError, match=f"{first}: column 'track': 'a7' is no number.*another name"):
+        gallery.index(metadata={first: {"track": "a7"}})
+
+
+def test_a_file_too_large_for_a_crop_is_not_read(gallery: Gallery, crops: Path) -> None:
+    with (crops / "huge.jpg").open("wb") as file:
+        file.truncate(20_000_000_000)
+    [(name, reason)] = gallery.index().unreadable
+    assert name == "huge.jpg"
+    assert "20.0 GB; a crop has at most 256 MB" in reason
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_lowest_score_that_is_none(gallery: Gallery, score: float) -> None:
+    with pytest.raises(ValueError, match="the lowest score is"):
+        gallery.search(SENTENCE, min_score=score)
+
+
+def test_nothing_to_group_by(gallery: Gallery) -> None:
+    with pytest.raises(ValueError, match="no metadata to group by 'track'; index with --metadata"):
+        gallery.search(SENTENCE, group_by="track")

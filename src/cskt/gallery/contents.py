@@ -105,8 +105,8 @@ class Contents:
                 self._change(images=settled)
         return folder
 
-    def stated(self, rows: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, Value]]:
-        """Metadata in the form of its columns; columns that are new are made.
+    def stated(self, rows: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, Value | None]]:
+        """Metadata in the form of its columns; columns that are new are made. None takes a value back.
 
         Args:
             rows: name of a crop -> column as the user calls it -> value.
@@ -119,9 +119,9 @@ class Contents:
             kinds: dict[str, Kind] = {**infer_kinds(named.values()), **self.manifest.columns}
             stated = {
                 name: {
-                    column: converted
+                    column: _converted(value, kinds[column], column, name)
                     for column, value in row.items()
-                    if column in kinds and (converted := convert(value, kinds[column], column)) is not None
+                    if column in kinds
                 }
                 for name, row in named.items()
             }
@@ -157,6 +157,15 @@ class Contents:
         self.manifest = replace(self.manifest, **changes)
         write_manifest(self.folder, self.manifest)
         self._state = self._present_state()
+
+
+def _converted(value: object, kind: Kind, column: str, image_id: str) -> Value | None:
+    try:
+        return convert(value, kind, column)
+    except ValueError as error:
+        raise ValueError(
+            f"{image_id}: {error}; the column was made for that: write the value so, or give the column another name"
+        ) from None
 
 
 def check_model(folder: Path, manifest: Manifest, encoder: Encoder) -> None:

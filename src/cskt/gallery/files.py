@@ -22,7 +22,11 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 THUMBNAIL_SIZE = (160, 256)
 """Most width and height in pixels."""
 THUMBNAIL_QUALITY = 82
+MOST_BYTES = 256_000_000
+"""A larger file is no crop, and is not read: a few of them would fill the memory."""
 LONGEST_ID = 512
+TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that turn the direction of writing, and so make one name look like another."""
 ORIGINALS = "originals"
 """Folder, within a gallery, of files that were handed over."""
 
@@ -54,6 +58,10 @@ def walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
         current = pending.pop()
         try:
             entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+        except FileNotFoundError:
+            if current == folder:
+                raise ValueError(f"{current}: no such folder of crops") from None
+            continue  # it has gone since its parent was listed
         except OSError as error:
             raise ValueError(f"{current}: {error.strerror}; make it readable, or move it away") from None
         visible = [entry for entry in entries if not entry.name.startswith(".")]
@@ -71,7 +79,7 @@ def bytes_of(source: Source) -> bytes:
     """The bytes of an image file; of an image in memory, of a PNG that holds it.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, or it is larger than `MOST_BYTES`.
     """
     if isinstance(source, bytes):
         return source
@@ -80,6 +88,9 @@ def bytes_of(source: Source) -> bytes:
         Image.fromarray(decode_image(source)).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
     try:
+        size = source.stat().st_size
+        if size > MOST_BYTES:
+            raise ValueError(f"{source}: {size / 1e9:.1f} GB; a crop has at most {MOST_BYTES / 1e6:.0f} MB")
         return source.read_bytes()
     except OSError as error:
         raise ValueError(f"{source}: {error.strerror}") from None
@@ -133,8 +144,8 @@ def check_image_id(image_id: str) -> str:
         or image_id.startswith("/")
         or "\\" in image_id
         or "/".join(parts) != image_id
-        or any(part == ".." for part in parts)
-        or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in image_id)
+        or any(part == ".." or not part.strip() for part in parts)
+        or any(unicodedata.category(letter) in ("Cc", "Cs") or letter in TURNING for letter in image_id)
     )
     if wrong:
         raise ValueError(

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from cskt.data.images import Source
 from cskt.embed import Encoder
@@ -18,6 +19,8 @@ from cskt.gallery.indexing import IndexReport, Pending, Progress, fill, restate
 from cskt.gallery.manifest import ModelSource
 from cskt.gallery.store import CropFacts, FileState, VectorStore
 
+Stated: TypeAlias = Mapping[str, Value | None]
+"""Metadata of a crop as it was told; None takes a value back."""
 AT_ONCE = 1000
 """Crops whose facts are held at a time."""
 
@@ -52,10 +55,10 @@ def index_folder(
         elif before is not None and (before.num_bytes, before.modified_ns) == (num_bytes, modified_ns):
             same[name] = modified_ns
         else:
-            pending.append(Pending(name, folder / name, modified_ns, False, stated.get(name, {}), before))
+            pending.append(Pending(name, folder / name, modified_ns, False, {}, before))
     report.updated = _restate_unchanged(contents, same, stated)
     report.unchanged = len(same) - report.updated
-    pending = _with_old_metadata(contents.store, pending)
+    pending = _with_metadata(contents.store, pending, stated)
     fill(contents.store, encoder, pending, report, writing=contents.writing, on_progress=on_progress)
     vanished = [name for name, state in known.items() if not state.kept and name not in found]
     if prune and vanished:
@@ -96,7 +99,7 @@ def add_crops(
     for image, name in zip(images, image_ids, strict=True):
         old = before.get(name)
         known = FileState(old.num_bytes, old.modified_ns, old.sha256, old.kept) if old else None
-        values = {**(old.metadata if old else {}), **stated[name]}
+        values = _brought_up(old.metadata if old else {}, stated[name])
         pending.append(Pending(name, Path(image) if isinstance(image, str) else image, 0, True, values, known))
     report = IndexReport()
     keep = partial(keep_original, contents.folder)
@@ -178,21 +181,29 @@ def _not_yet_in(store: VectorStore, contents: Contents) -> tuple[list[Pending], 
     return pending, len(old) - len(missing)
 
 
-def _with_old_metadata(store: VectorStore, pending: Sequence[Pending]) -> list[Pending]:
-    """A changed file keeps what was known of its crop and is not said anew."""
+def _brought_up(old: Mapping[str, Value], stated: Stated) -> dict[str, Value]:
+    """Metadata with what is newly stated; what is stated as None is known no more."""
+    return {column: value for column, value in {**old, **stated}.items() if value is not None}
+
+
+def _with_metadata(store: VectorStore, pending: Sequence[Pending], stated: Mapping[str, Stated]) -> list[Pending]:
+    """Images with their metadata; a changed file keeps what was known of its crop and is not said anew."""
     replaced = [item.image_id for item in pending if item.known is not None]
     old: dict[str, CropFacts] = {}
     for start in range(0, len(replaced), AT_ONCE):
         old |= store.get(replaced[start : start + AT_ONCE])
     return [
-        replace(item, metadata={**old[item.image_id].metadata, **item.metadata}) if item.image_id in old else item
+        replace(
+            item,
+            metadata=_brought_up(
+                old[item.image_id].metadata if item.image_id in old else {}, stated.get(item.image_id, {})
+            ),
+        )
         for item in pending
     ]
 
 
-def _restate_unchanged(
-    contents: Contents, unchanged: Mapping[str, int], stated: Mapping[str, Mapping[str, Value]]
-) -> int:
+def _restate_unchanged(contents: Contents, unchanged: Mapping[str, int], stated: Mapping[str, Stated]) -> int:
     """Store the metadata of unchanged files where it differs; how many there were.
 
     Args:
@@ -203,7 +214,7 @@ def _restate_unchanged(
     for start in range(0, len(names), AT_ONCE):
         with contents.writing():
             facts = contents.store.get(names[start : start + AT_ONCE])
-            rows = {name: {**known.metadata, **stated[name]} for name, known in facts.items()}
+            rows = {name: _brought_up(known.metadata, stated[name]) for name, known in facts.items()}
             changes = {
                 name: (row, unchanged[name]) for name, row in rows.items() if row != dict(facts[name].metadata)
             }  # fmt: skip

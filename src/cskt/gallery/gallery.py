@@ -6,6 +6,7 @@ with cskt.Gallery.open("my-gallery") as gallery:
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
@@ -182,7 +183,8 @@ class Gallery:
 
         Args:
             images: the folder; where the gallery has one, that one. It may have moved, but not become another.
-            metadata: path within the folder -> column -> value; columns that are not named keep their values.
+            metadata: path within the folder -> column -> value; columns that are not named keep their values, one
+                that is named with an empty value or None loses it.
             prune: remove crops whose file is gone; they are only counted otherwise.
             on_progress: called with (images done, images to encode) as they are committed.
 
@@ -304,7 +306,7 @@ class Gallery:
         offset: int = 0,
     ) -> list[list[Hit]]:
         """`search` for several queries at once."""
-        self._check_search(k, offset, where, group_by)
+        self._check_search(k, offset, where, min_score, group_by)
         vectors = self.encode(queries)
         return self.search_vectors(vectors, k, where=where, min_score=min_score, group_by=group_by, offset=offset)
 
@@ -331,7 +333,7 @@ class Gallery:
         offset: int = 0,
     ) -> list[list[Hit]]:
         """`search` for vectors [Q, D] of `encode`."""
-        condition = self._check_search(k, offset, where, group_by)
+        condition = self._check_search(k, offset, where, min_score, group_by)
         cut_off = self.cut_off if min_score is None else min_score
         lowest = NO_CUT_OFF if cut_off is None else cut_off
         wanted = k + offset
@@ -411,11 +413,17 @@ class Gallery:
             raise ValueError(f"{image_id}: its file is gone; put it back, or index again with --prune")
         return path
 
-    def _check_search(self, k: int, offset: int, where: str | None, group_by: str | None) -> Condition | None:
+    def _check_search(
+        self, k: int, offset: int, where: str | None, min_score: float | None, group_by: str | None
+    ) -> Condition | None:
         if k < 1 or offset < 0 or k + offset > MOST_HITS:
             raise ValueError(f"k is {k} with offset {offset}; give k of at least 1, and at most {MOST_HITS} together")
+        if min_score is not None and not math.isfinite(min_score):
+            raise ValueError(f"the lowest score is {min_score}; give a number, -1 for all crops")
         condition = self._contents.condition(where)
         columns = self._contents.manifest.columns
+        if group_by is not None and not columns:
+            raise ValueError(f"no metadata to group by '{group_by}'; index with --metadata")
         if group_by is not None and group_by not in columns:
             raise ValueError(f"unknown column '{group_by}' to group by: {nearest(group_by, list(columns))}")
         return condition

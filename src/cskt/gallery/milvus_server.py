@@ -14,9 +14,11 @@ from typing import Any
 import grpc
 from pymilvus import DataType, MilvusClient, MilvusException
 
-# Both report an error to stderr with a traceback, and raise it; it is told once, by whoever catches it.
-logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
-logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)
+# They report an error to stderr with a traceback, and raise it; it is told once, by whoever catches it. The server that
+# milvus-lite runs in this process does so by grpc, also for calls that pymilvus only tries.
+for chatty in ("pymilvus", "milvus_lite", "grpc"):
+    logging.getLogger(chatty).setLevel(logging.CRITICAL)
+logging.getLogger("faiss").setLevel(logging.WARNING)
 
 CONNECT_SECONDS = 5.0
 CALL_SECONDS = 120.0

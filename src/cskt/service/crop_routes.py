@@ -135,7 +135,7 @@ def _add(gallery: Gallery, crops: list[CropUpload], settings: ServiceSettings) -
             taken.append((crop, data))
         except ValueError as error:
             unreadable.append(Unreadable(image_id=crop.image_id, reason=str(error)))
-    metadata = [{column: value for column, value in crop.metadata.items() if value is not None} for crop, _ in taken]
+    metadata = [crop.metadata for crop, _ in taken]
     report = gallery.add([data for _, data in taken], [crop.image_id for crop, _ in taken], metadata)
     unreadable += [Unreadable(image_id=name, reason=reason) for name, reason in report.unreadable]
     return AddAnswer(added=report.added, replaced=report.replaced, unreadable=unreadable)

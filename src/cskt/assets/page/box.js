@@ -25,6 +25,7 @@ export function createBox({ state, limits, onSubmit, onDown }) {
   sentence.addEventListener("blur", () => state.endRun());
   sentence.addEventListener("keydown", (event) => {
     if (event.isComposing) return;
+    if (event.key === "/" && sentence.value === "") return event.preventDefault(); // it leads here from elsewhere
     const atEnd = sentence.selectionStart === sentence.value.length;
     if (event.key === "Enter") onSubmit();
     else if (event.key !== "ArrowDown" || !atEnd || !onDown()) return;
