@@ -227,3 +227,13 @@ def test_a_png_with_transparency_is_a_picture_too(page: Page, gallery: Gallery) 
         image.convert("RGBA").save(file, "PNG")
     hand_over(page, file.getvalue(), "drop", "image/png")
     expect(hits(page).first).to_have_attribute("data-id", "c2/001.jpg")
+
+
+def test_a_slash_leads_to_the_box_and_not_into_the_sentence(page: Page) -> None:
+    page.keyboard.press("/")  # the box has the focus already
+    page.keyboard.type("red")
+    expect(page.locator("#sentence")).to_have_value("red")
+    page.keyboard.press("Tab")
+    page.keyboard.press("/")
+    expect(page.locator("#sentence")).to_be_focused()
+    expect(page.locator("#sentence")).to_have_value("red")
