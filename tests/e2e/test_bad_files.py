@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,7 @@ def test_device_that_is_really_full(train_command: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     # where the trainer writes before it renames, everything goes to that device
-    (folder / f".last.pt.{os.getpid()}.tmp").symlink_to("/dev/full")
+    (folder / f".last.pt.{os.getpid()}.{threading.get_ident()}.tmp").symlink_to("/dev/full")
     refusal = typed(f"{train_command} --output {folder}").refusal()
     assert refusal.startswith(f"{folder / 'last.pt'}: cannot be written: ")
     assert not (folder / "last.pt").exists() and not list(folder.glob(".*"))

@@ -100,9 +100,12 @@ def locked_address(gallery: Gallery) -> Iterator[str]:
     yield from _served(gallery, settings)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The machine's chromium. Where there is none, CI fails and everybody else is told."""
+    """The machine's chromium. Where there is none, CI fails and everybody else is told.
+
+    Not kept for the session: playwright leaves an event loop running in this thread for as long as it is open.
+    """
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         message = "no chromium here; type: apt-get install chromium"
