@@ -149,21 +149,26 @@ def test_another_model_than_the_gallery_was_filled_with_is_refused(
     assert indexed("")["unchanged"] == 12
 
 
-def test_an_interrupted_index_says_what_it_has_and_goes_on(
-    crops: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interrupted_in_batch(last: int) -> Callable[[Encoder, Any], torch.Tensor]:
+    """`Encoder.encode_image`, but for a Ctrl-C in its `last` call."""
     encode, calls = Encoder.encode_image, 0
 
     def interrupted(self: Encoder, images: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == last:
             raise KeyboardInterrupt
         return encode(self, images)
 
+    return interrupted
+
+
+def test_an_interrupted_index_says_what_it_has_and_goes_on(
+    crops: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = f"cskt index {tmp_path}/g --images {crops} --run {tiny_backbone} --device cpu --batch-size 4"
     with monkeypatch.context() as patch:
-        patch.setattr(Encoder, "encode_image", interrupted)
+        patch.setattr(Encoder, "encode_image", interrupted_in_batch(3))
         outcome = typed(command)
     assert outcome.code == 130 and outcome.out == ""
     assert outcome.err == ("cskt index: interrupted; 8 images are in the gallery; run the same command to go on\n")
@@ -492,18 +497,9 @@ def test_an_interrupted_reindex_answers_with_the_old_model_and_goes_on(
     indexed("")
     before = answers(f"cskt search {tmp_path}/g '{RED}'")
     other = write_backbone(tmp_path / "other.safetensors", seed=1)
-    encode, calls = Encoder.encode_image, 0
-
-    def interrupted(self: Encoder, images: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return encode(self, images)
-
     command = f"cskt reindex {tmp_path}/g --run {other} --device cpu --batch-size 4"
     with monkeypatch.context() as patch:
-        patch.setattr(Encoder, "encode_image", interrupted)
+        patch.setattr(Encoder, "encode_image", interrupted_in_batch(3))
         outcome = typed(command)
     assert outcome.code == 130 and "the gallery answers as before" in outcome.err
     assert answers(f"cskt search {tmp_path}/g '{RED}'") == before

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cskt.app.model_flags import add_encoder_flags, add_image_size_flags, check_exists
 from cskt.app.parsing import Parser
-from cskt.embed import Encoder, load
+from cskt.embed import Encoder
 from cskt.gallery.indexing import IndexReport
 from cskt.gallery.manifest import MANIFEST, ModelSource
 from cskt.model.cache import CLIP_TINY
@@ -72,17 +72,7 @@ def load_source(source: ModelSource, flags: argparse.Namespace) -> Encoder:
     Raises:
         ValueError: see `cskt.load`.
     """
-    return load(
-        source.path,
-        source.backbone,
-        flags.device,
-        precision=source.precision,
-        image_height=source.image_height,
-        image_width=source.image_width,
-        stride=source.stride,
-        batch_size=flags.batch_size,
-        num_workers=flags.num_workers,
-    )
+    return source.load(flags.device, batch_size=flags.batch_size, num_workers=flags.num_workers)
 
 
 def report_indexing(report: IndexReport, gallery: Path, num_crops: int, *, as_json: bool) -> None:

@@ -67,7 +67,7 @@ class Pending:
 class _Read:
     pending: Pending
     data: bytes
-    """Of the file."""
+    """Of the file, where the gallery is to keep it; nothing otherwise, for thousands may wait for a commit."""
     image: ReadImage | None
     """None where the content is what the store already has."""
 
@@ -99,7 +99,7 @@ def fill(
     def commit(batch: list[_Encoded]) -> None:
         with writing():
             for encoded in batch:
-                if keep is not None:
+                if keep is not None and encoded.crop.facts.kept:
                     keep(encoded.data, encoded.crop.facts.sha256)
             store.add([encoded.crop for encoded in batch])
         for encoded in batch:
@@ -121,7 +121,7 @@ def fill(
             if touched:
                 with writing():
                     for read in touched:
-                        if keep is not None:
+                        if keep is not None and read.pending.kept:
                             keep(read.data, digest(read.data))
                     stated = {read.pending.image_id: read.pending for read in touched}
                     changes = {name: (item.metadata, item.modified_ns) for name, item in stated.items()}
@@ -233,7 +233,7 @@ def _read(pending: Pending, size: tuple[int, int]) -> _Read | tuple[str, str]:
     try:
         data = bytes_of(pending.source)
         if pending.known is not None and pending.known.num_bytes == len(data) and digest(data) == pending.known.sha256:
-            return _Read(pending, data, None)
-        return _Read(pending, data, prepare(data, *size))
+            return _Read(pending, data if pending.kept else b"", None)
+        return _Read(pending, data if pending.kept else b"", prepare(data, *size))
     except ValueError as error:
         return pending.image_id, " ".join(str(error).removeprefix("image: ").split())

@@ -38,8 +38,8 @@ class ModelSource:
     precision: str | None = None
     """Arithmetic of the towers; the run's own if empty."""
 
-    def load(self, device: str | None = None, *, show_progress: bool = False) -> Encoder:
-        """The encoder.
+    def load(self, device: str | None = None, *, batch_size: int = 128, num_workers: int = 4) -> Encoder:
+        """The encoder; see `cskt.load` for how it computes.
 
         Raises:
             ValueError: see `cskt.load`.
@@ -52,7 +52,8 @@ class ModelSource:
             image_height=self.image_height,
             image_width=self.image_width,
             stride=self.stride,
-            show_progress=show_progress,
+            batch_size=batch_size,
+            num_workers=num_workers,
         )
 
     def absolute(self) -> ModelSource:
