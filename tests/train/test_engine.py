@@ -158,7 +158,8 @@ def test_in_fp16_the_gradients_are_clipped_and_not_the_scaled_ones(
     changes = {"optim.clip_grad_norm": 0.5, "adapters.init": "normal", "precision": "fp16"}
     config = configure(changes | NO_AUGMENTATION | PLAIN_SGD)
     train(config, tmp_path / "run")
-    assert_changed_as_by_hand(sessions[0].built.model, by_hand(config, clip_norm=0.5), tolerance=0.1)
+    # fp16 tips a ReLU or two over; gradients that are still scaled would be 64 times too large.
+    assert_changed_as_by_hand(sessions[0].built.model, by_hand(config, clip_norm=0.5), tolerance=0.2)
 
 
 # --- what trains, what stays, what is written

@@ -26,8 +26,17 @@ class Adapter(nn.Module):
         self.up = nn.Linear(width // reduction, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, L, width] -> [B, L, width], to be added to the residual stream."""
-        return self.scale * self.up(F.relu(self.down(self.norm(x))))
+        """Tokens of mean 0 and variance 1 [B, L, width] -> [B, L, width], to be added to the residual stream."""
+        down, up = self.folded()
+        return F.linear(F.relu(F.linear(x, *down)), *up)
+
+    def folded(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(weight, bias) down and up: the affine map of the norm in the first, the scale in the second.
+
+        A product of small matrices once per batch instead of a pass over all tokens; gradients reach all five factors.
+        """
+        down = self.down.weight * self.norm.weight, self.down.bias + self.down.weight @ self.norm.bias
+        return down, (self.scale * self.up.weight, self.scale * self.up.bias)
 
     @torch.no_grad()
     def initialise(self, config: AdapterConfig, generator: torch.Generator) -> None:

@@ -1,15 +1,21 @@
 """The two towers of CLIP (Radford et al. 2021, section 2.4), open at the places where a method joins in.
 
-A tower takes prompts (tokens that hold fixed slots and are renewed block by block), adapters (a module beside each
-block's MLP) and low-rank updates (a module beside a linear layer) as arguments. It owns none of them, and nothing here
-is trainable by itself: see `dual_encoder`.
+A tower takes prompts (tokens that are renewed block by block), adapters (a module beside each block's MLP) and low-rank
+updates (a module beside a linear layer) as arguments. It owns none of them, and nothing here is trainable by itself:
+see `dual_encoder`.
+
+What does not depend on the image or the caption is computed once for a whole batch: prompts, and in the causal text
+tower the start token before them, are keys and values that every sequence sees. Where only a tower's feature is asked
+for, the last block computes the one token that carries it. Both give the numbers of the plain wiring, in which all
+tokens pass all blocks, up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +24,19 @@ from torch.utils.checkpoint import checkpoint
 
 from cskt.config import ClipArchitecture
 
+QUICK = 1.702
+"""Slope of the sigmoid in `quick_gelu`."""
+
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """The sigmoid approximation of GELU that OpenAI's CLIP was trained with."""
-    return x * torch.sigmoid(1.702 * x)
+    """x * sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP was trained with."""
+    # Through SiLU, autograd keeps one tensor where the formula as written would make it keep two.
+    return F.silu(QUICK * x) / QUICK
 
 
 QUERY_KEY_VALUE = ("query", "key", "value")
 """Parts of an attention's joint projection, in its order."""
+QUERY, KEY_VALUE = QUERY_KEY_VALUE[:1], QUERY_KEY_VALUE[1:]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
@@ -45,19 +56,53 @@ class Attention(nn.Module):
         self.in_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, *, causal: bool, low_rank: nn.ModuleDict | None = None) -> Tensor:
-        """[B, L, width] -> [B, L, width]; with `causal` a token sees itself and what stands before it."""
-        projected: Any = self._project(x, low_rank)  # torch types `unflatten` not at all
-        query, key, value = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        asking: Tensor | None = None,
+        seen: Tensor | None = None,
+        mask: Tensor | None = None,
+        low_rank: nn.ModuleDict | None = None,
+    ) -> Tensor:
+        """What the tokens that ask learn from all that they see.
+
+        Args:
+            x: [B, L, width], the tokens that give keys and values.
+            asking: [B, A, width], those of them that ask; if empty, all do.
+            seen: [1, S, 2 * width], keys and values of other tokens, common to the batch; they stand after those of x.
+            mask: [A, L + S] or [B, 1, A, L + S], true where a token sees another; if empty, all see all.
+            low_rank: updates of the projections.
+
+        Returns:
+            [B, A, width].
+        """
+        width = x.shape[-1]
+        if asking is None:
+            projected = self.project(x, QUERY_KEY_VALUE, low_rank)
+            query, key_value = projected[..., :width], projected[..., width:]
+        else:
+            query, key_value = self.project(asking, QUERY, low_rank), self.project(x, KEY_VALUE, low_rank)
+        if seen is not None:
+            key_value = torch.cat([key_value, seen.expand(len(x), -1, -1)], dim=1)
+        key, value = key_value.chunk(2, dim=-1)
+        query, key, value = self._heads(query), self._heads(key), self._heads(value)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return updated(self.out_proj, attended.transpose(1, 2).flatten(2), low_rank, "out")
 
-    def _project(self, x: Tensor, low_rank: nn.ModuleDict | None) -> Tensor:
-        """[B, L, 3 * width]: queries, keys and values side by side."""
-        projected: Tensor = self.in_proj(x)
-        if low_rank is None or not any(part in low_rank for part in QUERY_KEY_VALUE):
+    def _heads(self, projected: Tensor) -> Tensor:
+        """[B, L, width] -> [B, heads, L, width / heads]."""
+        batch, length, width = projected.shape
+        return projected.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+
+    def project(self, x: Tensor, parts: Sequence[str], low_rank: nn.ModuleDict | None) -> Tensor:
+        """[B, L, width] -> [B, L, len(parts) * width]; `parts` are neighbours in the joint projection."""
+        width, first = self.in_proj.in_features, QUERY_KEY_VALUE.index(parts[0])
+        rows = slice(first * width, (first + len(parts)) * width)
+        projected = F.linear(x, self.in_proj.weight[rows], self.in_proj.bias[rows])
+        if low_rank is None or not any(part in low_rank for part in parts):
             return projected
-        updates = [low_rank[part](x) if part in low_rank else torch.zeros_like(x) for part in QUERY_KEY_VALUE]
+        updates = [low_rank[part](x) if part in low_rank else torch.zeros_like(x) for part in parts]
         return projected + torch.cat(updates, dim=-1)
 
 
@@ -83,16 +128,45 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = MLP(width, activation)
+        self.mlp: nn.Module = MLP(width, activation)
 
     def forward(
-        self, x: Tensor, causal: bool, adapter: nn.Module | None = None, low_rank: nn.ModuleDict | None = None
+        self,
+        x: Tensor,
+        *,
+        seen: Tensor | None = None,
+        mask: Tensor | None = None,
+        asking: Tensor | None = None,
+        adapter: nn.Module | None = None,
+        low_rank: nn.ModuleDict | None = None,
     ) -> Tensor:
-        """[B, L, width] -> [B, L, width]."""
-        x = x + self.attn(self.ln_1(x), causal=causal, low_rank=low_rank)
+        """The tokens after this block.
+
+        Args:
+            x: [B, L, width].
+            seen: [1, S, 2 * width], what `keys_and_values` made of tokens that the whole batch sees.
+            mask: [L, L + S], true where a token sees another; if empty, all see all.
+            asking: [B] int64, the one token of each sequence that is wanted; if empty, all are.
+            adapter: takes tokens of mean 0 and variance 1.
+            low_rank: updates by target.
+
+        Returns:
+            [B, L, width], or [B, 1, width] with `asking`.
+        """
+        normalised, queries = self.ln_1(x), None
+        if asking is not None:
+            x, queries = (tokens.take_along_dim(asking[:, None, None], dim=1) for tokens in (x, normalised))
+            mask = None if mask is None else mask[asking][:, None, None]
+        x = x + self.attn(normalised, asking=queries, seen=seen, mask=mask, low_rank=low_rank)
         if adapter is None:
             return x + self.mlp(self.ln_2(x), low_rank)
-        return x + self.mlp(self.ln_2(x), low_rank) + adapter(x)
+        # One normalisation serves both; each has its own affine map.
+        normalised = F.layer_norm(x, x.shape[-1:], eps=self.ln_2.eps)
+        return x + self.mlp(torch.addcmul(self.ln_2.bias, normalised, self.ln_2.weight), low_rank) + adapter(normalised)
+
+    def keys_and_values(self, x: Tensor, low_rank: nn.ModuleDict | None = None) -> Tensor:
+        """[B, S, width] tokens that stand before this block -> [B, S, 2 * width], side by side."""
+        return self.attn.project(self.ln_1(x), KEY_VALUE, low_rank)
 
 
 @dataclass(frozen=True)
@@ -122,28 +196,41 @@ NOTHING = Additions()
 def run_blocks(
     blocks: nn.ModuleList,
     x: Tensor,
-    *,
-    causal: bool,
-    slots: slice,
     added: Additions,
-    checkpoint_activations: bool,
+    *,
+    seen: Sequence[Tensor],
+    joining: Tensor | None = None,
+    mask: Tensor | None = None,
+    asking: Tensor | None = None,
+    checkpoint_activations: bool = False,
 ) -> Tensor:
-    """Pass `x` [B, L, width] through the blocks.
+    """Pass tokens through the blocks of a tower.
 
     Args:
-        slots: token positions of the prompts; those of block 0 are already in `x`. From the first block without
-            prompts of its own on, the slots keep what the previous block made of them.
-        added: prompts, adapters, low-rank updates.
+        x: [B, L, width].
+        added: adapters and low-rank updates of the blocks.
+        seen: [1, S, 2 * width] per block, from the first: keys and values that the whole batch sees.
+        joining: [P, width], tokens that stand last in every sequence from the first block without `seen` on.
+        mask: [L, L + S], see `Block`.
+        asking: [B] int64, the tokens that are wanted of the last block; if empty, all.
+        checkpoint_activations: keep no activations for the backward pass, compute them again there.
+
+    Returns:
+        [B, L, width], with `joining` [B, L + P, width], with `asking` [B, 1, width].
     """
     for index, block in enumerate(blocks):
-        if 0 < index < len(added.prompts):
-            renewed = added.prompts[index].expand(len(x), -1, -1)
-            x = torch.cat([x[:, : slots.start], renewed, x[:, slots.stop :]], dim=1)
+        if index == len(seen) and joining is not None:
+            x = torch.cat([x, joining.expand(len(x), -1, -1)], dim=1)
         adapter, low_rank = added.of_block(index)
-        if checkpoint_activations and torch.is_grad_enabled():
-            x = checkpoint(block, x, causal, adapter, low_rank, use_reentrant=False)
-        else:
-            x = block(x, causal, adapter, low_rank)
+        run = partial(
+            block,
+            seen=seen[index] if index < len(seen) else None,
+            mask=mask,
+            asking=asking if index + 1 == len(blocks) else None,
+            adapter=adapter,
+            low_rank=low_rank,
+        )
+        x = checkpoint(run, x, use_reentrant=False) if checkpoint_activations and torch.is_grad_enabled() else run(x)
     return x
 
 
@@ -164,30 +251,64 @@ class VisionTower(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, architecture.embed_dim))
 
+    def seen(self, added: Additions) -> list[Tensor]:
+        """Keys and values of the prompts, for every block after which they are renewed or no longer needed.
+
+        Such prompts are asked nothing, so nothing else of them is computed. The last ones of a tower that has blocks
+        without prompts of their own are not among them: these become tokens like all others.
+
+        Returns:
+            [1, P, 2 * vision_width] per block, from the first.
+        """
+        depth = len(added.prompts)
+        blocks = self.blocks[: depth if depth == len(self.blocks) else max(depth - 1, 0)]
+        return [
+            block.keys_and_values(self._before(index, added)[None], added.of_block(index)[1])  # type: ignore[operator]
+            for index, block in enumerate(blocks)
+        ]
+
     def forward(self, images: Tensor, added: Additions = NOTHING) -> Tensor:
-        """Hidden tokens `[class, patches, prompts]` after the last block.
+        """Hidden tokens `[class, patches]` after the last block.
 
         Args:
             images: [B, 3, H, W] float, normalised as CLIP does.
-            added: what the method adds; prompts stand last and carry no position.
+            added: what the method adds; prompts carry no position.
 
         Returns:
-            [B, N + P, vision_width] with N = 1 + number of patches.
+            [B, N, vision_width] with N = 1 + number of patches.
         """
+        return self._run(images, added, self.seen(added), asking=None)[:, : len(self.positional_embedding)]
+
+    def class_token(self, images: Tensor, added: Additions = NOTHING, seen: Sequence[Tensor] | None = None) -> Tensor:
+        """The hidden token that carries an image's feature; see `forward`.
+
+        Args:
+            seen: what `self.seen(added)` gives, where it is known already.
+
+        Returns:
+            [B, vision_width].
+        """
+        first = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        return self._run(images, added, self.seen(added) if seen is None else seen, asking=first)[:, 0]
+
+    def _run(self, images: Tensor, added: Additions, seen: Sequence[Tensor], asking: Tensor | None) -> Tensor:
         patches = self.conv1(images).flatten(2).transpose(1, 2)
         class_token = self.class_embedding.expand(len(images), 1, -1)
         x = torch.cat([class_token, patches], dim=1) + self.positional_embedding
-        num_tokens = x.shape[1]
-        if added.prompts:
-            x = torch.cat([x, added.prompts[0].expand(len(x), -1, -1)], dim=1)
+        depth = len(added.prompts)
         return run_blocks(
             self.blocks,
             self.ln_pre(x),
-            causal=False,
-            slots=slice(num_tokens, x.shape[1]),
-            added=added,
+            added,
+            seen=seen,
+            joining=self._before(depth - 1, added) if len(seen) < depth else None,
+            asking=asking,
             checkpoint_activations=self.checkpoint_activations,
         )
+
+    def _before(self, index: int, added: Additions) -> Tensor:
+        """[P, vision_width], the prompts as they stand before a block."""
+        return self.ln_pre(added.prompts[index]) if index == 0 else added.prompts[index]
 
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden tokens [..., vision_width] -> the shared space [..., D]."""
@@ -223,6 +344,15 @@ def place_prompts(caption_ids: Tensor, num_slots: int, *, end_id: int, context_l
     return PlacedCaptions(ids.scatter(1, end_positions[:, None], end_id), end_positions)
 
 
+class Prefix(NamedTuple):
+    """What all captions have in common: the start token and the prompts. Nothing that follows can reach them."""
+
+    seen: list[Tensor]
+    """[1, 1 + P, 2 * text_width] per block: their keys and values."""
+    hidden: Tensor
+    """[1, 1 + P, text_width] after the last block."""
+
+
 class TextTower(nn.Module):
     """Causal text transformer; a caption's feature is read at its end token."""
 
@@ -230,7 +360,7 @@ class TextTower(nn.Module):
         super().__init__()
         width = architecture.text_width
         self.context_length = architecture.context_length
-        self.end_id = architecture.vocab_size - 1
+        self.start_id, self.end_id = architecture.vocab_size - 2, architecture.vocab_size - 1
         self.checkpoint_activations = False
         # Unset, as the rest: drawing 25 million numbers that nobody keeps would take longer than all else here.
         unset = torch.empty(architecture.vocab_size, width)
@@ -246,32 +376,71 @@ class TextTower(nn.Module):
         """`place_prompts` with this tower's vocabulary and context."""
         return place_prompts(caption_ids, num_slots, end_id=self.end_id, context_length=self.context_length)
 
+    def prefix(self, added: Additions) -> Prefix:
+        """The start token and the prompts, passed through the blocks; every prompt slot keeps its position."""
+        x = self.token_embedding.weight[self.start_id][None]
+        if added.prompts:
+            x = torch.cat([x, added.prompts[0]])
+        x = (x + self.positional_embedding[: len(x)])[None]
+        causal, seen = _causal(x.shape[1], x.device), []
+        for index, block in enumerate(self.blocks):
+            adapter, low_rank = added.of_block(index)
+            if 0 < index < len(added.prompts):
+                x = torch.cat([x[:, :1], added.prompts[index][None]], dim=1)
+            seen.append(block.keys_and_values(x, low_rank))  # type: ignore[operator]
+            x = block(x, mask=causal, adapter=adapter, low_rank=low_rank)
+        return Prefix(seen, x)
+
     def forward(self, placed: PlacedCaptions, added: Additions = NOTHING) -> Tensor:
-        """Hidden tokens `[start, prompts, words, end, padding]` after the last block.
+        """Hidden tokens `[start, words, end, padding]` after the last block.
 
         There is no padding mask: attention is causal, so nothing after the end token can reach it.
 
         Args:
             placed: captions with as many slots as the prompts have tokens.
-            added: what the method adds; every prompt slot keeps its position's embedding.
+            added: what the method adds.
 
         Returns:
-            [B, L', text_width].
+            [B, L' - P, text_width].
         """
-        x = self.token_embedding(placed.ids)
-        slots = slice(1, 1)
-        if added.prompts:
-            slots = slice(1, 1 + len(added.prompts[0]))
-            x = torch.cat([x[:, :1], added.prompts[0].expand(len(x), -1, -1), x[:, slots.stop :]], dim=1)
+        prefix = self.prefix(added)
+        start = prefix.hidden[:, :1].expand(len(placed.ids), -1, -1)
+        return torch.cat([start, self._run(placed.ids, added, prefix.seen, asking=None)], dim=1)
+
+    def end_token(
+        self, placed: PlacedCaptions, added: Additions = NOTHING, seen: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """The hidden token that carries a caption's feature; see `forward`.
+
+        Args:
+            seen: what `self.prefix(added)` gives, where it is known already.
+
+        Returns:
+            [B, text_width].
+        """
+        seen = self.prefix(added).seen if seen is None else seen
+        return self._run(placed.ids, added, seen, asking=placed.end_positions - seen[0].shape[1])[:, 0]
+
+    def _run(self, ids: Tensor, added: Additions, seen: Sequence[Tensor], asking: Tensor | None) -> Tensor:
+        """What follows the prefix: [B, L'] -> [B, L' - 1 - P, text_width]."""
+        num_seen = seen[0].shape[1]
+        words = ids[:, num_seen:]
+        causal = _causal(words.shape[1], ids.device)
         return run_blocks(
             self.blocks,
-            x + self.positional_embedding[: x.shape[1]],
-            causal=True,
-            slots=slots,
-            added=added,
+            self.token_embedding(words) + self.positional_embedding[num_seen : ids.shape[1]],
+            added,
+            seen=seen,
+            mask=torch.cat([causal, causal.new_ones(len(causal), num_seen)], dim=1),
+            asking=asking,
             checkpoint_activations=self.checkpoint_activations,
         )
 
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden tokens [..., text_width] -> the shared space [..., D]."""
         return self.ln_final(hidden) @ self.proj
+
+
+def _causal(length: int, device: torch.device) -> Tensor:
+    """[L, L], true where a token sees another: itself and what stands before it."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cskt.config import AdapterConfig, ClipArchitecture, LoraConfig, PromptConfig
 from cskt.model.adapters import build_adapters
-from cskt.model.clip import QUERY_KEY_VALUE, Additions, TextTower, VisionTower
+from cskt.model.clip import QUERY_KEY_VALUE, Additions, PlacedCaptions, TextTower, VisionTower
 from cskt.model.lora import LowRank, build_lora
 from cskt.model.prompts import PromptLearner
 
@@ -78,7 +78,7 @@ class DualEncoder(nn.Module):
         Returns:
             [B, D], not normalised.
         """
-        return self.vision.project(self._image_hidden(images)[:, 0])
+        return self.vision.project(self.vision.class_token(images, self.additions("vision")))
 
     def encode_text(self, caption_ids: Tensor) -> Tensor:
         """Raw text features.
@@ -90,8 +90,7 @@ class DualEncoder(nn.Module):
         Returns:
             [B, D], not normalised.
         """
-        hidden, end_positions = self._text_hidden(caption_ids)
-        return self.text.project(hidden[torch.arange(len(hidden), device=hidden.device), end_positions])
+        return self.text.project(self.text.end_token(self.place(caption_ids), self.additions("text")))
 
     def forward(self, images: Tensor, caption_ids: Tensor) -> tuple[Tensor, Tensor]:
         """(image features [B, D], text features [B, D]) of a batch of pairs; see the two encoders."""
@@ -103,28 +102,21 @@ class DualEncoder(nn.Module):
         Returns:
             [B, N, D], not normalised: the class token, which is the image's feature, then the patches; no prompts.
         """
-        rows, columns = self.architecture.grid
-        return self.vision.project(self._image_hidden(images)[:, : 1 + rows * columns])
+        return self.vision.project(self.vision(images, self.additions("vision")))
 
     def text_tokens(self, caption_ids: Tensor) -> TextTokens:
         """Every token of the captions in the shared space; see `encode_text` and `TextTokens`."""
-        hidden, end_positions = self._text_hidden(caption_ids)
-        num_slots = self.prompts.num_text_slots
-        words = torch.cat([hidden[:, :1], hidden[:, 1 + num_slots :]], dim=1)
-        tokens = self.text.project(words)
-        rows = torch.arange(len(tokens), device=tokens.device)
-        return TextTokens(tokens, tokens[rows, end_positions - num_slots])
+        placed = self.place(caption_ids)
+        tokens = self.text.project(self.text(placed, self.additions("text")))
+        ends = placed.end_positions - self.prompts.num_text_slots
+        return TextTokens(tokens, tokens.take_along_dim(ends[:, None, None], dim=1)[:, 0])
 
-    def _image_hidden(self, images: Tensor) -> Tensor:
-        """[B, N + P, vision_width] after the last block."""
-        return self.vision(images, self._additions("vision"))
+    def place(self, caption_ids: Tensor) -> PlacedCaptions:
+        """Captions with room for this model's prompts."""
+        return self.text.place(caption_ids, self.prompts.num_text_slots)
 
-    def _text_hidden(self, caption_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """([B, L', text_width] after the last block, [B] where the end tokens stand), prompt slots included."""
-        placed = self.text.place(caption_ids, self.prompts.num_text_slots)
-        return self.text(placed, self._additions("text")), placed.end_positions
-
-    def _additions(self, side: Literal["vision", "text"]) -> Additions:
+    def additions(self, side: Literal["vision", "text"]) -> Additions:
+        """What the method adds to one tower, as it is now."""
         prompts = self.prompts()
         return Additions(
             prompts=prompts.vision if side == "vision" else prompts.text,
@@ -147,11 +139,12 @@ class DualEncoder(nn.Module):
                 assert isinstance(updates, nn.ModuleDict)
                 for target, update in updates.items():
                     assert isinstance(update, LowRank)
-                    weight = block.get_submodule(LAYERS[target]).weight
-                    assert isinstance(weight, Tensor)
-                    delta = update.delta()
+                    layer = block.get_submodule(LAYERS[target])
+                    assert isinstance(layer, nn.Linear)
+                    delta, whole = update.delta(), layer.weight.clone()
                     first = len(delta) * QUERY_KEY_VALUE.index(target) if target in QUERY_KEY_VALUE else 0
-                    weight[first : first + len(delta)] += delta
+                    whole[first : first + len(delta)] += delta
+                    layer.weight = nn.Parameter(whole, layer.weight.requires_grad)
         self.lora = build_lora(NO_LORA, self.architecture)
 
     def trainable_names(self) -> list[str]:

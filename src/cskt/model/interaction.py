@@ -86,7 +86,7 @@ class InteractionEncoder(nn.Module):
         """
         x = self.cross_attn(self.ln_pre_t(text_tokens), self.ln_pre_i(image_tokens))
         for block in self.cross_blocks:
-            x = block(x, causal=False)
+            x = block(x)
         return self.mlm_head(self.ln_post(x.flatten(0, 1)[positions]))
 
     @torch.no_grad()
