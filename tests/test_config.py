@@ -105,7 +105,7 @@ def test_an_unknown_recipe_is_told_with_the_nearest(name: str, message: str) -> 
         ("lr", "did you mean 'optim.lr'?"),
         ("optimm", "did you mean 'optim'?"),
         ("backbone.architecture.embed_dimm", "did you mean 'backbone.architecture.embed_dim'?"),
-        ("loop.zzz", "known: loop.accumulate_steps, loop.checkpoint_activations, "),
+        ("loop.zzzzzzzzz", "known: loop.accumulate_steps, loop.checkpoint_activations, loop.compile, "),
         ("zzz", "known: adapters, augment, backbone, data, device, loop, lora, loss, mlm, name, "),
     ],
 )

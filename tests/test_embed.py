@@ -143,8 +143,8 @@ def test_captions_of_mixed_length_equal_those_encoded_alone(encoder: Encoder) ->
 def test_captions_of_like_length_are_computed_together(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """One long caption does not make every other one as dear."""
     shapes: list[tuple[int, ...]] = []
-    encode = encoder.model.encode_text
-    monkeypatch.setattr(encoder.model, "encode_text", lambda ids: (shapes.append(tuple(ids.shape)), encode(ids))[1])
+    encode = encoder._encode_caption_ids
+    monkeypatch.setattr(encoder, "_encode_caption_ids", lambda ids: (shapes.append(tuple(ids.shape)), encode(ids))[1])
     encoder.batch_size = 2
     encoder.encode_text(["word " * 30, "a", "word " * 30, "b", "c", "d"])
     assert shapes == [(2, 3), (2, 3), (2, 32)]

@@ -13,8 +13,14 @@ from cskt.config import nearest
 
 MEMORY_OF_PROCESS = Path("/proc/self/status")
 """Where Linux tells how much memory a process holds and has held."""
+MEMORY_OF_MACHINE = Path("/proc/meminfo")
+CONTAINER = Path("/sys/fs/cgroup")
+"""Where Linux tells how much a container may hold."""
 KINDS = ("auto", "cpu", "cuda", "mps")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", "bf16", "fp16")
+NATIVE_BF16 = ("avx512_bf16", "amx_bf16")
+"""Instructions with which a CPU multiplies bfloat16 numbers, in torch's words."""
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
@@ -42,6 +48,25 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     return torch.device(name)
 
 
+def native_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 numbers by itself; others are slower with them than with float32."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name) for name in NATIVE_BF16)
+
+
+def pick_precision(name: str, device: torch.device, exact: str = "fp32") -> str:
+    """The precision of that name; `auto` takes bf16 on a CPU that multiplies it by itself, else `exact`.
+
+    Raises:
+        ValueError: no such precision.
+    """
+    if name == "auto":
+        return "bf16" if device.type == "cpu" and native_bf16() else exact
+    if name not in PRECISIONS:
+        raise ValueError(f"unknown precision '{name}': {nearest(name, ['auto', *PRECISIONS])}")
+    return name
+
+
 def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Autocast to bf16 or fp16 on `device`; float32 needs no context.
 
@@ -49,11 +74,15 @@ def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[o
         ValueError: no such precision.
     """
     if precision == "fp32":
-        # cuDNN would round the patch convolution to TF32 by default.
-        return torch.backends.cudnn.flags(allow_tf32=False) if device.type == "cuda" else nullcontext()
+        return exact_convolutions() if device.type == "cuda" else nullcontext()
     if precision not in DTYPES:
-        raise ValueError(f"unknown precision '{precision}': {nearest(precision, ['fp32', *DTYPES])}")
+        raise ValueError(f"unknown precision '{precision}': {nearest(precision, PRECISIONS)}")
     return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def exact_convolutions() -> AbstractContextManager[object]:
+    """Float32 stays float32: cuDNN would round the patch convolution to TF32 by default."""
+    return torch.backends.cudnn.flags(allow_tf32=False)
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -65,16 +94,46 @@ def reset_peak_memory(device: torch.device) -> None:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
+def held_memory_bytes(device: torch.device) -> int:
+    """Memory held now: CUDA's allocator's, else the process's; 0 where nobody counts."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return _of_process("VmRSS:")
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that could be taken in addition: of the CUDA device, else of the machine; 0 where nobody counts."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type != "cpu" or not MEMORY_OF_MACHINE.is_file():
+        return 0
+    free = _kilobytes(MEMORY_OF_MACHINE, "MemAvailable:")
+    limits = [path for path in (CONTAINER / "memory.max", CONTAINER / "memory.current") if path.is_file()]
+    if len(limits) == 2 and (limit := limits[0].read_text(encoding="ascii").strip()) != "max":
+        free = min(free, int(limit) - int(limits[1].read_text(encoding="ascii")))
+    return max(free, 0)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Most memory held since `reset_peak_memory`: CUDA's allocator's, else the process's; 0 where nobody counts."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if MEMORY_OF_PROCESS.is_file():
-        lines = MEMORY_OF_PROCESS.read_text(encoding="ascii").splitlines()
-        peak = next((line for line in lines if line.startswith("VmHWM:")), None)
-        return int(peak.split()[1]) * 1024 if peak else 0
+        return _of_process("VmHWM:")
     if sys.platform == "darwin":
         import resource  # noqa: PLC0415  (absent on Windows)
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the process so far: macOS cannot forget it
     return 0
+
+
+def _of_process(name: str) -> int:
+    return _kilobytes(MEMORY_OF_PROCESS, name) if MEMORY_OF_PROCESS.is_file() else 0
+
+
+def _kilobytes(path: Path, name: str) -> int:
+    """The figure of that name in one of Linux's tables, in bytes; 0 if it is not there."""
+    lines = path.read_text(encoding="ascii").splitlines()
+    line = next((line for line in lines if line.startswith(name)), None)
+    return int(line.split()[1]) * 1024 if line else 0

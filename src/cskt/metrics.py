@@ -110,7 +110,7 @@ def from_chunks(
     _check_ids(query_ids, gallery_ids, query_ids.numel(), gallery_ids.numel())
     query_ids, gallery_ids = query_ids.cpu(), gallery_ids.cpu()
     num_queries, num_gallery = len(query_ids), len(gallery_ids)
-    columns_by_id = {pid: columns.tolist() for pid, columns in _runs(gallery_ids)}
+    columns_by_id = dict(_runs(gallery_ids))
 
     first = torch.zeros(num_queries, dtype=torch.int64)
     precision = torch.zeros(num_queries, dtype=torch.float64)
@@ -186,29 +186,31 @@ def _top_k(similarity: Tensor, k: int) -> Ranking:
     return Ranking(indices, scores)
 
 
-def _ranks_of_right(
-    similarity: Tensor, query_ids: Tensor, columns_by_id: dict[int, list[int]]
-) -> tuple[Tensor, Tensor]:
+def _ranks_of_right(similarity: Tensor, query_ids: Tensor, columns_by_id: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
     """Ranks [q, R] int64, ascending, of each query's right images, and their number [q]; `query_ids` are sorted.
 
     Rows with fewer than R right images end in the rank G + 1.
     """
     runs = [(rows, columns_by_id[pid]) for pid, rows in _runs(query_ids)]
-    num_gallery = similarity.shape[1]
+    num_gallery, most_rows = similarity.shape[1], max(len(rows) for rows, _ in runs)
     num_right = torch.cat([torch.full((len(rows),), len(columns)) for rows, columns in runs])
-    ranks = similarity.new_full((len(query_ids), int(num_right.max())), num_gallery + 1, dtype=torch.int64)
+    most_right = int(num_right.max())
+    ranks = similarity.new_full((most_right, len(query_ids)), num_gallery + 1, dtype=torch.int64)
     # Comparing into a float buffer that is used again keeps this pass at the speed of the memory; float32 counts
     # exactly up to 2 ** 24.
     dtype = torch.float32 if num_gallery < 2**24 else torch.float64
-    buffer = similarity.new_empty((max(len(rows) for rows, _ in runs), num_gallery), dtype=dtype)
+    beats_buffer = similarity.new_empty((most_rows, num_gallery), dtype=dtype)
+    count_buffer = similarity.new_empty((most_right, most_rows), dtype=dtype)
     for rows, columns in runs:
-        block, beats = similarity[rows[0] : rows[-1] + 1], buffer[: len(rows)]
-        for place, column in enumerate(columns):
-            score = block[:, column, None]
+        block, beats = similarity[rows[0] : rows[-1] + 1], beats_buffer[: len(rows)]
+        scores = block[:, columns].T[..., None]
+        counts = count_buffer[: len(columns), : len(rows)]
+        for column, score, count in zip(columns.tolist(), scores.unbind(), counts.unbind(), strict=True):
             torch.ge(block[:, :column], score, out=beats[:, :column])  # an equal before it ranks before it
             torch.gt(block[:, column:], score, out=beats[:, column:])
-            ranks[rows[0] : rows[-1] + 1, place] = beats.sum(dim=1) + 1
-    return ranks.cpu().sort(dim=1).values, num_right
+            torch.sum(beats, dim=1, out=count)
+        ranks[: len(columns), rows[0] : rows[-1] + 1] = counts.long() + 1
+    return ranks.T.cpu().sort(dim=1).values, num_right
 
 
 def _runs(ids: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -256,6 +256,21 @@ def test_crops_are_shifted_copies_with_black_beyond_the_edge() -> None:
     assert max(seen.count(shift) for shift in shifts) < 45, "none is preferred: mean 20, standard deviation 4.4"
 
 
+def test_every_image_is_cropped_as_if_alone() -> None:
+    images, pad = random_batch(height=20, width=7), 3
+    config = replace(NOTHING, pad_pixels=pad)
+    views = augment(images, config, generator(7))
+    alike = generator(7)
+    torch.rand(len(images), generator=alike)  # flips are drawn first
+    corners = torch.randint(0, 2 * pad + 1, (len(images), 2), generator=alike).tolist()
+    for image, view, (top, left) in zip(images, views, corners, strict=True):
+        framed = torch.zeros(3, 20 + 2 * pad, 7 + 2 * pad, dtype=torch.uint8)
+        framed[:, pad:-pad, pad:-pad] = image
+        assert torch.equal(view, normalise(framed[None, :, top : top + 20, left : left + 7])[0])
+    in_another_order = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # of memory
+    assert torch.equal(augment(in_another_order, config, generator(7)), views)
+
+
 def erased_rectangles(
     config: AugmentConfig, num_images: int, height: int, width: int
 ) -> list[tuple[int, int, int, int]]:
@@ -323,6 +338,13 @@ def test_order_is_crop_normalise_erase() -> None:
     filled = torch.tensor(CLIP_MEAN).view(1, 3, 1, 1)
     kinds = [(views == value).all(1) for value in (black, white, filled)]
     assert all(kind.any() for kind in kinds) and (sum(kind.int() for kind in kinds) == 1).all()
+
+
+def test_bytes_are_called_what_the_caller_calls_them() -> None:
+    with pytest.raises(ValueError, match=r"^a\.jpg: not an image of a known format"):
+        decode_image(b"text", name="a.jpg")
+    with pytest.raises(ValueError, match=r"^image: not an image of a known format"):
+        decode_image(b"text")
 
 
 def test_read_image_takes_paths_and_pictures(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small_datasets import write_image
 
 from cskt.config import DataConfig
-from cskt.data import loading
+from cskt.data import ahead, loading, pixel_cache
 from cskt.data.images import read_image
 from cskt.data.loading import TrainingLoader, draw_units, identity_batches, iter_images
 from cskt.data.records import Record, Split
@@ -112,11 +113,43 @@ def test_resume_yields_the_rest_without_decoding_the_skipped(
     assert list(loader.epoch(3, start_step=loader.steps_per_epoch)) == []
 
 
-@pytest.mark.parametrize("cache_images", [False, True])
+@pytest.mark.parametrize("kept_in", ["nothing", "memory", "folder"])
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_workers_and_cache_change_nothing(split: Split, num_workers: int, cache_images: bool) -> None:
-    loader = make_loader(split, replace(RANDOM, num_workers=num_workers, cache_images=cache_images))
+def test_workers_and_caches_change_nothing(split: Split, tmp_path: Path, num_workers: int, kept_in: str) -> None:
+    changes = {"nothing": {}, "memory": {"cache_images": True}, "folder": {"cache_dir": str(tmp_path / "cache")}}
+    loader = make_loader(split, replace(RANDOM, num_workers=num_workers, **changes[kept_in]))
     assert_same_batches(list(loader.epoch(2)), list(make_loader(split).epoch(2)))
+    assert_same_batches(list(loader.epoch(2, start_step=3)), list(make_loader(split).epoch(2, start_step=3)))
+
+
+def test_a_memory_that_holds_the_images_in_parts_holds_them_all(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "IMAGES_AT_ONCE", 4)
+    loader = make_loader(split, replace(RANDOM, cache_images=True))
+    assert_same_batches(list(loader.epoch(0)), list(make_loader(split).epoch(0)))
+
+
+def test_a_cache_folder_serves_training_and_evaluation(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = list(make_loader(split).epoch(0))
+    everything = torch.stack([read_image(path, HEIGHT, WIDTH) for path in split.image_paths])
+    data = replace(RANDOM, cache_dir=str(tmp_path / "cache"))
+    list(make_loader(split, data).epoch(0))
+    pictures = [Image.open(path) for path in split.image_paths]
+    taken_apart = torch.cat(list(iter_images(pictures, HEIGHT, WIDTH, 4, 0, cache_dir=tmp_path / "cache")))
+    assert torch.equal(taken_apart, everything), "pictures are no files"
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(loading, "read_image", never)
+    monkeypatch.setattr(pixel_cache, "resize", never)
+    assert_same_batches(list(make_loader(split, data).epoch(0)), plain)
+    for num_workers in (0, 2):
+        chunks = list(iter_images(split.image_paths, HEIGHT, WIDTH, 4, num_workers, cache_dir=tmp_path / "cache"))
+        assert [len(chunk) for chunk in chunks] == [4, 4, 1]
+        assert torch.equal(torch.cat(chunks), everything)
+    assert list(iter_images([], HEIGHT, WIDTH, 4, 0, cache_dir=tmp_path / "cache")) == []
 
 
 def test_cache_decodes_each_image_once(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,4 +341,4 @@ def test_decoding_runs_ahead_but_not_far(split: Split, monkeypatch: pytest.Monke
     images = iter_images(split.image_paths * 10, HEIGHT, WIDTH, 9, num_workers=1)
     next(images)
     images.close()
-    assert len(decoded) <= 9 * (1 + loading.NUM_BATCHES_AHEAD)
+    assert len(decoded) <= 9 * (1 + ahead.NUM_GROUPS_AHEAD)

@@ -14,7 +14,7 @@ from cskt import losses
 from cskt.config import LossConfig, MlmConfig
 from cskt.data.masking import MASK_ID, MaskedCaptions
 from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
-from cskt.train.objective import Objective, Outputs, encode
+from cskt.train.objective import Objective, Outputs, Views, encode
 
 NUM_IDENTITIES = 10
 
@@ -45,7 +45,7 @@ def case() -> Case:
     golden.fill(model)
     golden.fill(objective)
     masked = MaskedCaptions(golden.ids("mlm_ids"), golden.ids("mlm_labels"))
-    outputs = encode(model, golden.images(), golden.ids("caption_ids"), masked, masked_for_all=False)
+    outputs = encode(model, Views(golden.images(), golden.ids("caption_ids"), masked), masked_for_all=False)
     return Case(golden, model, objective, outputs)
 
 
@@ -71,7 +71,9 @@ def test_losses_and_gradients(case: Case) -> None:
 @torch.no_grad()
 def test_masked_captions_for_all_losses_cost_no_second_pass(case: Case) -> None:
     masked = MaskedCaptions(case.golden.ids("mlm_ids"), case.golden.ids("mlm_labels"))
-    shared = encode(case.model, case.golden.images(), case.golden.ids("caption_ids"), masked, masked_for_all=True)
+    shared = encode(
+        case.model, Views(case.golden.images(), case.golden.ids("caption_ids"), masked), masked_for_all=True
+    )
     torch.testing.assert_close(shared.text_features, case.model.encode_text(masked.ids), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(shared.text_features, case.outputs.text_features, atol=1e-2)
 

@@ -122,7 +122,8 @@ def test_a_key_that_one_side_lacks_is_a_difference() -> None:
 def test_free_keys_are_config_keys_and_no_difference() -> None:
     values: dict[str, Any] = dict.fromkeys(FREE_ON_RESUME, 3) | {
         "name": "x", "output_dir": "x", "device": "mps", "backbone.name": "x", "data.root": "x",
-        "data.cache_images": True, "loop.checkpoint_activations": True,
+        "data.cache_images": True, "data.cache_dir": "x", "loop.checkpoint_activations": True, "loop.fit": True,
+        "loop.compile": True,
     }  # fmt: skip
     assert config_differences(to_dict(CONFIG), to_dict(load_config("cskt", values))) == []
 

@@ -27,8 +27,10 @@ from cskt.model.files import read_method
 from cskt.model.interaction import InteractionEncoder
 from cskt.model.tensors import load_plain
 from cskt.train import engine
+from cskt.train import step as training_step
 from cskt.train.checkpoint import trainable_state
 from cskt.train.engine import train
+from cskt.train.objective import Views
 from cskt.train.setup import Session, prepare
 from tiny_run import Configure, plain_clip
 
@@ -120,7 +122,8 @@ def rows_encoded(sessions: list[Session], monkeypatch: pytest.MonkeyPatch) -> di
                 if torch.is_grad_enabled():
                     seen.append(len(hidden))
 
-            session.built.model.get_submodule(side).register_forward_hook(note)
+            first = {"vision": "vision.conv1", "text": "text.token_embedding"}[side]
+            session.built.model.get_submodule(first).register_forward_hook(note)
         return session
 
     monkeypatch.setattr(engine, "prepare", prepare_and_count)
@@ -254,13 +257,13 @@ def lengths_seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def batches_seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
     """The images and caption ids that the model is given, step by step."""
     seen: list[tuple[Tensor, Tensor]] = []
-    usual = engine.encode
+    usual = training_step.encode
 
-    def encode_and_note(model: Any, images: Tensor, caption_ids: Tensor, *rest: Any, **named: Any) -> Any:
-        seen.append((images, caption_ids))
-        return usual(model, images, caption_ids, *rest, **named)
+    def encode_and_note(model: Any, views: Views, **named: Any) -> Any:
+        seen.append((views.images, views.caption_ids))
+        return usual(model, views, **named)
 
-    monkeypatch.setattr(engine, "encode", encode_and_note)
+    monkeypatch.setattr(training_step, "encode", encode_and_note)
     return seen
 
 

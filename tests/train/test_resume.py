@@ -27,7 +27,7 @@ CHANGES: dict[str, Any] = {
     "data.batch_size": 5, "loop.num_epochs": 3, "loop.save_period_steps": 3, "loop.evaluate_before": True,
     "loss.weights": {"sdm": 1.0, "id": 1.0}, "adapters.init": "normal",
 }  # fmt: skip
-TIMINGS = ("seconds", "pairs_per_second", "peak_memory_bytes")
+TIMINGS = ("seconds", "pairs_per_second", "waiting_share", "peak_memory_bytes")
 
 KILLED_RUN = """
 import os, pathlib, signal, sys, torch
@@ -238,7 +238,7 @@ def test_where_and_how_fast_may_change(config: RunConfig, tmp_path: Path, monkey
     free = {
         "name": "other", "output_dir": "elsewhere", "data.num_workers": 2, "data.cache_images": True,
         "data.eval_batch_size": 3, "loop.checkpoint_activations": True, "loop.save_period_steps": 0,
-        "loop.log_period_steps": 7,
+        "loop.log_period_steps": 7, "data.cache_dir": str(tmp_path / "pixels"),
     }  # fmt: skip
     train(quick_config(root, backbone, "cskt", CHANGES | free), moved, resume=True)
     ours, theirs = load_plain(moved / "last.pt"), load_plain(whole / "last.pt")

@@ -21,6 +21,8 @@ TEXT_KEYS = {key for key, field in flat_fields() if field.type == "str"}
 """Config keys that hold text: `--name 2024` is a name and no number."""
 OPTIONAL_KEYS = {key for key, field in flat_fields() if str(field.type).endswith("| None")}
 """Config keys that may be empty: `none` and `null` empty them."""
+SWITCHES = {key for key, field in flat_fields() if field.type == "bool"}
+"""Config keys that are on or off: the flag alone switches one on."""
 SERIES_KEYS = {key for key, field in flat_fields() if isinstance(field.default, tuple)}
 """Config keys that hold several values: `10,20` is two numbers."""
 
@@ -87,6 +89,7 @@ def add_config_flags(parser: Parser) -> None:
             dest=OVERRIDE + key,
             default=argparse.SUPPRESS,
             metavar="VALUE",
+            **({"nargs": "?", "const": "true"} if key in SWITCHES else {}),
             help=_help(key, recipe).replace("%", "%%"),
         )
 

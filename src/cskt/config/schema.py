@@ -174,6 +174,8 @@ class DataConfig:
     """Threads that decode images; 0 decodes in the calling thread."""
     cache_images: bool = False
     """Keep the resized uint8 images in memory."""
+    cache_dir: str | None = None
+    """Folder of a memory-mapped cache of the resized images, shared by runs; none keeps none."""
     train_fraction: Annotated[Real, Gt(0), Le(1)] = 1.0
     """Share of the training identities that is used (small-data studies)."""
     captions_per_image: Positive = 1
@@ -290,6 +292,13 @@ class LoopConfig:
     """Steps between mid-epoch saves of last.pt; 0 saves at the end of each epoch only."""
     accumulate_steps: Positive = 1
     """Batches whose gradients are summed before a step; each batch keeps its own contrastive loss."""
+    micro_batch_size: Positive | None = None
+    """Pairs that pass the model at once, where a batch does not fit the memory; the losses still see the whole batch
+    (cached features, Gao et al. 2021), and its features are computed twice. None for the whole batch at once."""
+    fit: bool = False
+    """Find the largest micro_batch_size that the device's memory holds."""
+    compile: bool = False
+    """Compile the blocks with torch.compile; on a CPU that takes a C++ compiler."""
     checkpoint_activations: bool = False
     """Recompute the blocks in the backward pass: less memory, more time."""
     evaluate_before: bool = True

@@ -12,6 +12,8 @@ import io
 import math
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -69,31 +71,42 @@ def resize(pixels: NDArray[np.uint8], height: int, width: int) -> Tensor:
     return image.contiguous()
 
 
-def decode_image(source: Source) -> NDArray[np.uint8]:
+def decode_image(source: Source, name: str = "") -> NDArray[np.uint8]:
     """The pixels of an image at its own size, [H, W, 3] RGB.
+
+    Args:
+        name: what errors call bytes; a path names itself.
 
     Raises:
         ValueError: the file is missing, empty, cut short, damaged, no image, or larger than `MAX_PIXELS`; names it.
     """
-    name = source if isinstance(source, Path) else getattr(source, "filename", "") or "image"
-    try:
-        if isinstance(source, Image.Image):
-            return _rgb(source)
-        return _decode_file(source if isinstance(source, bytes) else source.read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"{name}: no such image; put it there or take its record out") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{name}: not an image of a known format ({', '.join(FORMATS)}); {REMEDY}") from None
-    except BOMBS as error:
-        raise ValueError(f"{name}: not a sound image: {error}; scale it down") from None
-    except DECODING_ERRORS as error:
-        raise ValueError(f"{name}: not a sound image: {' '.join(str(error).split())}; {REMEDY}") from None
+    if isinstance(source, Path):
+        return decode_image(read_bytes(source), name=str(source))
+    with _errors_naming(name or getattr(source, "filename", "") or "image"):
+        return _rgb(source) if isinstance(source, Image.Image) else _decode_file(source)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        ValueError: it is missing or cannot be read; names it.
+    """
+    with _errors_naming(str(path)):
+        return path.read_bytes()
 
 
 def normalise(images: Tensor) -> Tensor:
     """[B, 3, H, W] uint8 -> float32 with CLIP's channel means and standard deviations taken out."""
     mean, std = _per_channel(CLIP_MEAN, images), _per_channel(CLIP_STD, images)
     return images.float().div_(255).sub_(mean).div_(std)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device; on CUDA through pinned memory, and without waiting for work under way."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # the pinned memory is kept until the copy is done
 
 
 def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
@@ -117,29 +130,32 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
 
 def _random_flip(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     flipped = torch.rand(len(images), generator=generator) < probability
-    return torch.where(flipped.to(images.device)[:, None, None, None], images.flip(-1), images)
+    return torch.where(to_device(flipped, images.device)[:, None, None, None], images.flip(-1), images)
 
 
 def _random_crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
-    height, width = images.shape[2:]
-    corners = torch.randint(0, 2 * pad + 1, (len(images), 2), generator=generator).tolist()
-    padded = F.pad(images, (pad, pad, pad, pad))
-    crops = [
-        image[:, top : top + height, left : left + width] for image, (top, left) in zip(padded, corners, strict=True)
-    ]
-    return torch.stack(crops) if crops else images
+    num_images, channels, height, width = images.shape
+    corners = to_device(torch.randint(0, 2 * pad + 1, (num_images, 2), generator=generator), images.device)
+    padded = F.pad(images, (pad, pad, pad, pad)).contiguous()
+    # In memory a row of a crop is `width` pixels on end: one selection fetches all rows by where they start.
+    planes = torch.arange(num_images * channels, device=images.device).view(num_images, channels, 1)
+    rows = planes * padded.shape[2] + corners[:, :1, None] + torch.arange(height, device=images.device)
+    starts = rows * padded.shape[3] + corners[:, 1:, None]
+    every_start = padded.as_strided((max(padded.numel() - width + 1, 0), width), (1, 1))
+    return every_start.index_select(0, starts.flatten()).view(images.shape)
 
 
 def _random_erase(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Overwrites rectangles of `images` in place."""
     num_images, _, height, width = images.shape
     chosen = torch.rand(num_images, generator=generator) < config.erase_probability
-    rectangles = _draw_rectangles(num_images, height, width, config, generator)
-    top, left, rows, columns = (side[:, None].to(images.device) for side in rectangles.unbind(1))
+    rectangles = _draw_rectangles(num_images, height, width, config, generator) * chosen[:, None]
+    top, left, rows, columns = to_device(rectangles, images.device)[..., None].unbind(1)
     y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-    inside_rows = (y >= top) & (y < top + rows) & chosen.to(images.device)[:, None]
+    inside_rows = (y >= top) & (y < top + rows)
     inside_columns = (x >= left) & (x < left + columns)
     erased = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
-    return torch.where(erased, _per_channel(CLIP_MEAN, images), images)
+    return torch.where(erased, _per_channel(CLIP_MEAN, images), images, out=images)
 
 
 def _draw_rectangles(
@@ -166,7 +182,22 @@ def _draw_rectangles(
 
 
 def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
-    return torch.tensor(values, device=images.device).view(1, 3, 1, 1)
+    return to_device(torch.tensor(values), images.device).view(1, 3, 1, 1)
+
+
+@contextmanager
+def _errors_naming(name: str) -> Iterator[None]:
+    """What reading and decoding raise, as a ValueError that names the image and a remedy."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ValueError(f"{name}: no such image; put it there or take its record out") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{name}: not an image of a known format ({', '.join(FORMATS)}); {REMEDY}") from None
+    except BOMBS as error:
+        raise ValueError(f"{name}: not a sound image: {error}; scale it down") from None
+    except DECODING_ERRORS as error:
+        raise ValueError(f"{name}: not a sound image: {' '.join(str(error).split())}; {REMEDY}") from None
 
 
 def _decode_file(data: bytes) -> NDArray[np.uint8]:

@@ -3,16 +3,15 @@
 The unit of training is an (image, caption) pair, as in the released code: an image with two captions is two pairs.
 With `captions_per_image` k a unit is an image with k of its captions: k pairs that share one decoded, encoded image.
 The order of an epoch is a function of the seed and the epoch alone, so a resumed run continues with the batches that
-the interrupted one would have seen. Images are decoded in threads: decoding and resizing leave Python's lock, so
-threads are as fast as processes here, start at once on every system, and pass errors on unchanged.
+the interrupted one would have seen. Images are decoded in threads ahead of their step, or come from where they are
+kept, in memory or in a folder.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,17 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cskt.config import DataConfig
+from cskt.data.ahead import work_ahead
 from cskt.data.images import Source, read_image
+from cskt.data.pixel_cache import KeptImages, cached_images
 from cskt.data.records import Split
 from cskt.data.tokenizer import Tokenizer
 from cskt.types import Batch
 
 logger = logging.getLogger(__name__)
 
-NUM_BATCHES_AHEAD = 2
-"""Batches decoded while the current one is in use."""
-IMAGES_PER_TASK = 8
-"""Images that a thread decodes at a time; one by one, handing over costs as much as decoding."""
+IMAGES_AT_ONCE = 64
+"""Images that go into memory together."""
 
 
 class TrainingLoader:
@@ -67,7 +66,7 @@ class TrainingLoader:
         self._image_ids = torch.tensor(split.caption_image_ids)
         pids, renumbered = np.unique(np.array(split.caption_pids, dtype=np.int64), return_inverse=True)
         self._pids = torch.from_numpy(renumbered.astype(np.int64))
-        self._cache: Tensor | None = None
+        self._kept: KeptImages | None = None
         self.num_identities = len(pids)
         self.num_pairs = len(self._pids)
         per_image = data.captions_per_image
@@ -75,7 +74,7 @@ class TrainingLoader:
         self.steps_per_epoch = -(-num_units * per_image // data.batch_size)
         _check_batch_size(data, num_units * per_image, self.num_identities)
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch from `start_step` on; what lies before is not decoded.
 
         Raises:
@@ -106,9 +105,8 @@ class TrainingLoader:
         return [torch.from_numpy(units[batch]) for batch in batches]
 
     def _read(self, image_ids: Sequence[Tensor]) -> Iterator[Tensor]:
-        if self._data.cache_images:
-            cache = self._filled_cache()
-            yield from (cache[ids] for ids in image_ids)
+        if self._data.cache_images or self._data.cache_dir is not None:
+            yield from _gather_ahead(self._kept_images(), image_ids, self._data.num_workers)
             return
         # An image that occurs several times in a batch, once per caption, is decoded once.
         distinct = [torch.unique(ids, return_inverse=True) for ids in image_ids]
@@ -118,28 +116,62 @@ class TrainingLoader:
         ):
             yield images[positions]
 
-    def _filled_cache(self) -> Tensor:
-        if self._cache is None:
-            cache = torch.empty(len(self._paths), 3, *self._size, dtype=torch.uint8)
-            logger.info("reading %d images into memory (%.1f GB)", len(cache), cache.numel() / 1e9)
-            start = 0
-            for images in iter_images(self._paths, *self._size, self._data.batch_size, self._data.num_workers):
-                cache[start : start + len(images)] = images
-                start += len(images)
-            self._cache = cache
-        return self._cache
+    def _kept_images(self) -> KeptImages:
+        """All images of the split, read when they are first asked for; what changes on disk later is not seen."""
+        if self._kept is None:
+            data = self._data
+            if data.cache_dir is not None:
+                self._kept = cached_images(Path(data.cache_dir), self._paths, *self._size, data.num_workers)
+            else:
+                self._kept = _in_memory(self._paths, *self._size, data.num_workers)
+        return self._kept
 
 
 def iter_images(
-    sources: Sequence[Source], height: int, width: int, batch_size: int, num_workers: int
+    sources: Sequence[Source],
+    height: int,
+    width: int,
+    batch_size: int,
+    num_workers: int,
+    *,
+    cache_dir: Path | None = None,
 ) -> Iterator[Tensor]:
-    """All images in order, [b, 3, H, W] uint8 with b = `batch_size` but for the last; decoded ahead in threads.
+    """All images in order, [b, 3, H, W] uint8 with b = `batch_size` but for the last; read ahead in threads.
+
+    Args:
+        cache_dir: a folder as `cached_images` keeps it, for files; pictures and bytes are decoded all the same.
 
     Raises:
         ValueError: an image is missing or damaged; names the file.
     """
-    batches = (sources[start : start + batch_size] for start in range(0, len(sources), batch_size))
-    return _decode_ahead(batches, height, width, num_workers)
+    paths = [source for source in sources if isinstance(source, Path)]
+    starts = range(0, len(sources), batch_size)
+    if cache_dir is None or len(paths) < len(sources):
+        return _decode_ahead([sources[start : start + batch_size] for start in starts], height, width, num_workers)
+    kept = cached_images(cache_dir, paths, height, width, num_workers)
+    return _gather_ahead(kept, [torch.arange(len(kept))[start : start + batch_size] for start in starts], num_workers)
+
+
+def _decode_ahead(batches: Sequence[Sequence[Source]], height: int, width: int, num_workers: int) -> Iterator[Tensor]:
+    def decode(source: Source) -> Tensor:
+        return read_image(source, height, width)
+
+    for images in work_ahead(decode, batches, num_workers):
+        yield torch.stack(images)
+
+
+def _gather_ahead(kept: KeptImages, batches: Sequence[Tensor], num_workers: int) -> Iterator[Tensor]:
+    for (images,) in work_ahead(kept.__getitem__, ([positions] for positions in batches), num_workers):
+        yield images
+
+
+def _in_memory(paths: Sequence[Path], height: int, width: int, num_workers: int) -> KeptImages:
+    pixels = np.empty((len(paths), 3, height, width), np.uint8)
+    logger.info("reading %d images into memory (%.1f GB)", len(paths), pixels.nbytes / 1e9)
+    starts = range(0, len(paths), IMAGES_AT_ONCE)
+    for start, images in zip(starts, iter_images(paths, height, width, IMAGES_AT_ONCE, num_workers), strict=True):
+        pixels[start : start + IMAGES_AT_ONCE] = images.numpy()
+    return KeptImages(pixels, np.arange(len(paths)))
 
 
 def draw_units(image_ids: NDArray[np.int64], per_image: int, random: np.random.Generator) -> NDArray[np.int64]:
@@ -233,29 +265,3 @@ def _check_batch_size(data: DataConfig, num_pairs: int, num_identities: int) -> 
             f"{data.batch_size // data.instances} identities, the training split has {num_identities}; "
             "lower data.batch_size or raise data.instances"
         )
-
-
-def _decode_ahead(batches: Iterable[Sequence[Source]], height: int, width: int, num_workers: int) -> Iterator[Tensor]:
-    def decode(sources: Sequence[Source]) -> list[Tensor]:
-        return [read_image(source, height, width) for source in sources]
-
-    if num_workers == 0:
-        for sources in batches:
-            yield torch.stack(decode(sources))
-        return
-    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
-    pending: deque[list[Future[list[Tensor]]]] = deque()
-
-    def finish_oldest() -> Tensor:
-        return torch.stack([image for task in pending.popleft() for image in task.result()])
-
-    try:
-        for sources in batches:
-            starts = range(0, len(sources), IMAGES_PER_TASK)
-            pending.append([pool.submit(decode, sources[start : start + IMAGES_PER_TASK]) for start in starts])
-            if len(pending) > NUM_BATCHES_AHEAD:
-                yield finish_oldest()
-        while pending:
-            yield finish_oldest()
-    finally:  # also when the caller stops early or an image is damaged
-        pool.shutdown(cancel_futures=True)

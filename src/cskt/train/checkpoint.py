@@ -17,8 +17,8 @@ from cskt.train.ema import Average
 
 FREE_ON_RESUME = {
     "name", "output_dir", "device", "backbone.name", "data.root", "data.num_workers", "data.cache_images",
-    "data.eval_batch_size", "loop.log_period_steps", "loop.save_period_steps", "loop.checkpoint_activations",
-    "loop.stop_after_epochs",
+    "data.cache_dir", "data.eval_batch_size", "loop.log_period_steps", "loop.save_period_steps",
+    "loop.micro_batch_size", "loop.fit", "loop.compile", "loop.checkpoint_activations", "loop.stop_after_epochs",
 }  # fmt: skip
 """Keys that may differ when a run is resumed: they change where and how fast, not what is computed. The backbone is
 held to its SHA-256, wherever it lies."""

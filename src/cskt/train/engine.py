@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import time
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from cskt import losses
 from cskt.config import RunConfig, to_dict
-from cskt.data.images import augment
-from cskt.data.masking import augment_captions, mask_tokens
-from cskt.device import arithmetic, peak_memory_bytes, pick_device, reset_peak_memory
+from cskt.device import peak_memory_bytes, pick_device, reset_peak_memory
 from cskt.evaluate import Evaluation, evaluate
 from cskt.model.files import save_method
 from cskt.progress import Advance, bar
 from cskt.train.checkpoint import Progress, load_last, save_last, trainable_state
-from cskt.train.objective import encode
+from cskt.train.feed import Feed
+from cskt.train.fit import fitted
 from cskt.train.optim import learning_rate, set_learning_rate
+from cskt.train.readings import Readings
 from cskt.train.run_folder import RunFolder
 from cskt.train.setup import Session, prepare
+from cskt.train.step import add_gradients, update
 from cskt.train.watch import CollapseWatch
-from cskt.types import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +59,8 @@ def train(config: RunConfig, folder: Path | None = None, *, resume: bool = False
     """
     reset_peak_memory(pick_device(config.device))
     session = prepare(config)
+    if config.loop.fit and session.trains:
+        session = fitted(session)
     config, trainee = session.config, session.trainee
     if resume:
         assert folder is not None, "a resumed run has a folder"
@@ -110,84 +108,39 @@ def _train_epoch(session: Session, run: RunFolder, progress: Progress, watch: Co
     rate = learning_rate(epoch, config.optim, config.loop.num_epochs)
     set_learning_rate(session.trainee.optimizer, rate)
     logged_at, logged_pairs, saved_at = time.perf_counter(), 0, progress.total_steps
-    for step, batch in enumerate(session.loader.epoch(epoch, progress.step), start=progress.step):
-        parts, loss = _forward(session, batch, _generator(config.seed, epoch, step))
-        # One transfer, before the backward pass: waiting after it would leave an accelerator idle until the next step.
-        loss_value, *values = torch.stack([loss.detach(), *(part.detach() for part in parts.values())]).tolist()
-        part_values = dict(zip(parts, values, strict=True))
-        if not math.isfinite(loss_value):
-            raise ValueError(
-                f"loss is {loss_value} at epoch {epoch + 1}, step {step + 1}; {run.path} keeps the last good"
-                " checkpoint. Lower optim.lr, set optim.clip_grad_norm, or use --precision fp32"
-            )
-        updated = _backward(session, loss, step)
+    # Reading a loss makes the host wait for the device: on an accelerator it is done now and then, never at each step.
+    readings = Readings(watch)
+    with Feed(session.loader.epoch(epoch, progress.step), session.device) as feed:
+        for step, batch in enumerate(feed, start=progress.step):
+            parts = add_gradients(session, batch, step, _generator(config.seed, epoch, step))
+            updated = update(session, step)
+            readings.add(epoch, step, parts, batch)
 
-        progress.step, progress.total_steps = step + 1, progress.total_steps + 1
-        logged_pairs += len(batch.pids)
-        watch.look(part_values.get("sdm"), batch.pids, _per_pair(batch))
-        advance(note=f"epoch {epoch + 1}/{config.loop.num_epochs}, loss {loss_value:.3f}")
-        if progress.total_steps % log_period == 0 or step + 1 == num_steps:
-            seconds = time.perf_counter() - logged_at
-            progress.seconds += seconds
-            run.record(
-                "step",
-                epoch=epoch + 1,
-                step=progress.total_steps,
-                loss=loss_value,
-                losses=part_values,
-                lr=rate,
-                pairs_per_second=logged_pairs / seconds,
-                seconds=progress.seconds,
-            )
-            logged_at, logged_pairs = time.perf_counter(), 0
-        if updated and save_period and progress.total_steps - saved_at >= save_period:
-            save_last(run.last, session.trainee, config, progress)
-            saved_at = progress.total_steps
-
-
-def _forward(session: Session, batch: Batch, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
-    """Losses of a batch by name, and their weighted total."""
-    device, config = session.device, session.config
-    images = augment(batch.images.to(device), config.augment, generator)
-    caption_ids = augment_captions(batch.caption_ids, config.augment, generator)
-    masked = None
-    if "mlm" in config.loss.weights:
-        # The interaction encoder has no mask: in the released code, too, it sees the padding of the whole context.
-        padding = session.built.tokenizer.context_length - caption_ids.shape[1]
-        masked = mask_tokens(F.pad(caption_ids, (0, padding)), config.mlm.mask_probability, generator)
-    with arithmetic(device, config.precision):
-        outputs = encode(session.built.model, images, caption_ids, masked, masked_for_all=config.mlm.masked_for_all)
-        parts = session.trainee.objective(outputs, batch.pids.to(device), _per_pair(batch).to(device))
-    return parts, losses.total(parts, config.loss.weights)
-
-
-def _per_pair(batch: Batch) -> Tensor:
-    """[B] the image of each pair."""
-    return batch.image_ids.repeat_interleave(len(batch.pids) // len(batch.image_ids))
-
-
-def _backward(session: Session, loss: Tensor, step: int) -> bool:
-    """Add the gradients of a batch; at the end of a group of batches step the optimiser and say so.
-
-    A group is `accumulate_steps` batches; the last of an epoch may be smaller, its gradients are averaged all the same.
-    """
-    trainee, clip_norm = session.trainee, session.config.optim.clip_grad_norm
-    accumulate = session.config.loop.accumulate_steps
-    group_start = step - step % accumulate
-    group_size = min(accumulate, session.loader.steps_per_epoch - group_start)
-    torch.autograd.backward(trainee.scaler.scale(loss / group_size))
-    if step + 1 < group_start + group_size:
-        return False
-    if clip_norm is not None:
-        trainee.scaler.unscale_(trainee.optimizer)
-        parameters = [p for group in trainee.optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-    trainee.scaler.step(trainee.optimizer)
-    trainee.scaler.update()
-    trainee.optimizer.zero_grad(set_to_none=True)
-    if trainee.average is not None:
-        trainee.average.update()
-    return True
+            progress.step, progress.total_steps = step + 1, progress.total_steps + 1
+            logged_pairs += len(batch.pids)
+            logs = progress.total_steps % log_period == 0 or step + 1 == num_steps
+            saves = updated and save_period > 0 and progress.total_steps - saved_at >= save_period
+            if logs or saves or session.device.type == "cpu":
+                last = readings.read(run.path)
+                advance(readings.num_read, note=f"epoch {epoch + 1}/{config.loop.num_epochs}, loss {last['loss']:.3f}")
+            if logs:
+                seconds = time.perf_counter() - logged_at
+                progress.seconds += seconds
+                run.record(
+                    "step",
+                    epoch=epoch + 1,
+                    step=progress.total_steps,
+                    loss=last.pop("loss"),
+                    losses=last,
+                    lr=rate,
+                    pairs_per_second=logged_pairs / seconds,
+                    waiting_share=feed.take_waited() / seconds,
+                    seconds=progress.seconds,
+                )
+                logged_at, logged_pairs = time.perf_counter(), 0
+            if saves:
+                save_last(run.last, session.trainee, config, progress)
+                saved_at = progress.total_steps
 
 
 def _generator(seed: int, epoch: int, step: int) -> torch.Generator:

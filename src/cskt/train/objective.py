@@ -15,6 +15,32 @@ from cskt.model.interaction import InteractionEncoder
 
 
 @dataclass(frozen=True)
+class Views:
+    """A batch as the model is to see it."""
+
+    images: Tensor
+    """[B / k, 3, H, W] augmented and normalised, on the training device."""
+    caption_ids: Tensor
+    """[B, L] int64 on the host; those of image i are rows k * i to k * i + k - 1."""
+    masked: MaskedCaptions | None = None
+    """The same captions with words to be guessed, padded to the whole context, on the host; none for losses that need
+    no tokens."""
+
+    def split(self, num_pairs: int) -> list[Views]:
+        """The batch in pieces of at most so many pairs, whole images each; captions are cut to the piece's longest."""
+        captions_per_image = len(self.caption_ids) // len(self.images)
+        num_images = max(1, num_pairs // captions_per_image)
+        pieces = []
+        for first in range(0, len(self.images), num_images):
+            rows = slice(captions_per_image * first, captions_per_image * (first + num_images))
+            caption_ids, masked = self.caption_ids[rows], self.masked
+            longest = int(caption_ids.argmax(dim=1).max()) + 1  # the end token has the highest id
+            masked = None if masked is None else MaskedCaptions(masked.ids[rows], masked.labels[rows])
+            pieces.append(Views(self.images[first : first + num_images], caption_ids[:, :longest], masked))
+        return pieces
+
+
+@dataclass(frozen=True)
 class Outputs:
     """What the model makes of a batch of B pairs; an image with k captions has its row k times."""
 
@@ -32,18 +58,13 @@ class Outputs:
     """[M] int64, their ids."""
 
 
-def encode(
-    model: DualEncoder, images: Tensor, caption_ids: Tensor, masked: MaskedCaptions | None, *, masked_for_all: bool
-) -> Outputs:
+def encode(model: DualEncoder, views: Views, *, masked_for_all: bool) -> Outputs:
     """Features of a batch, and tokens where words are masked; every image is encoded once.
 
     Args:
-        images: [B / k, 3, H, W], normalised and augmented.
-        caption_ids: [B, L]; those of image i are rows k * i to k * i + k - 1.
-        masked: the same captions, padded or not, with words to be guessed; none for losses that need no tokens. Best
-            on the CPU: there, finding the masked words keeps no accelerator waiting.
         masked_for_all: the text features are those of the masked captions, which saves a pass through the text tower.
     """
+    images, caption_ids, masked = views.images, views.caption_ids, views.masked
     captions_per_image = len(caption_ids) // len(images)
 
     def to_pairs(per_image: Tensor) -> Tensor:

@@ -95,10 +95,12 @@ def build_optimizer(named_parameters: Iterable[tuple[str, Parameter]], optim: Op
         ValueError: parameters are given, but none is trainable.
     """
     groups = parameter_groups(named_parameters, optim)
+    # On CUDA one kernel updates all parameters; everywhere else torch decides.
+    fused = True if any(parameter.is_cuda for group in groups for parameter in group["params"]) else None
     if optim.name == "sgd":
-        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, fused=fused)
     optimizer = torch.optim.Adam if optim.name == "adam" else torch.optim.AdamW
-    return optimizer(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps)
+    return optimizer(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=fused)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -62,6 +62,7 @@ class Session:
             templates=self.config.data.templates,
             batch_size=self.config.data.eval_batch_size,
             num_workers=self.config.data.num_workers,
+            cache_dir=None if self.config.data.cache_dir is None else Path(self.config.data.cache_dir),
         )
 
     def facts(self) -> dict[str, Any]:
@@ -79,6 +80,7 @@ class Session:
             "train_identities": self.loader.num_identities,
             "train_pairs": self.loader.num_pairs,
             "steps_per_epoch": self.loader.steps_per_epoch,
+            "micro_batch_size": self.config.loop.micro_batch_size,
         }
 
 
@@ -97,6 +99,9 @@ def prepare(config: RunConfig) -> Session:
     built = build(config)
     model, architecture = built.model.to(device), built.model.architecture
     model.checkpoint_activations(config.loop.checkpoint_activations)
+    if config.loop.compile:
+        for block in [*model.vision.blocks, *model.text.blocks]:
+            block.compile()
     height, width = architecture.image_height, architecture.image_width
     drawn = config.data
     if config.trainable == "none":  # no batch is ever drawn, and a data set may be smaller than one

@@ -1,0 +1,83 @@
+"""How many pairs may pass the model at once: measured on small pieces, computed for the memory that there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+
+import torch
+
+from cskt.device import free_memory_bytes, held_memory_bytes, peak_memory_bytes, reset_peak_memory
+from cskt.train.setup import Session
+from cskt.train.step import add_gradients
+from cskt.types import Batch
+
+logger = logging.getLogger(__name__)
+
+SHARE = 0.8
+"""Of the free memory that may be used: allocators keep gaps, and evaluation wants some too."""
+SMALL = 4
+"""Pairs of the smaller of two measured pieces; the other has twice as many."""
+BYTES_OF_MOMENTS = 8
+"""Of a trained parameter: the two float32 moments of Adam, which the first step will add."""
+
+
+def fitted(session: Session) -> Session:
+    """The session with the largest `loop.micro_batch_size` that the memory of its device holds.
+
+    The memory of a step grows linearly with its pairs, so two small steps tell how much each pair takes.
+
+    Raises:
+        ValueError: the system does not say how much memory is free, or not even one image fits.
+    """
+    data, device = session.config.data, session.device
+    free = SHARE * free_memory_bytes(device)
+    if free <= 0:
+        raise ValueError(f"how much memory is free on {device} cannot be told here; set loop.micro_batch_size instead")
+    unit = data.captions_per_image
+    small = max(SMALL // unit, 1) * unit
+    if 2 * small >= data.batch_size:
+        return session
+    held = held_memory_bytes(device)
+    moments = BYTES_OF_MOMENTS * session.built.model.num_parameters(trainable_only=True)
+    peaks = [_peak_bytes(session, num_pairs) for num_pairs in (small, small, 2 * small)]
+    per_pair = max((peaks[2] - peaks[1]) / small, 1.0)
+    room = free + held - moments - peaks[1]
+    largest = min(small + math.floor(room / per_pair), data.batch_size) // unit * unit
+    if largest < unit:
+        raise ValueError(
+            f"a single image takes {per_pair * unit / 1e9:.1f} GB, more than {device} has free; use"
+            " --loop.checkpoint-activations true or --precision bf16"
+        )
+    logger.info(
+        "%.1f GB free, %.0f MB per pair: %s", free / 1e9, per_pair / 1e6,
+        f"{largest} pairs at once" if largest < data.batch_size else "the whole batch at once",
+    )  # fmt: skip
+    loop = dataclasses.replace(session.config.loop, micro_batch_size=largest)
+    return dataclasses.replace(session, config=dataclasses.replace(session.config, loop=loop))
+
+
+def _peak_bytes(session: Session, num_pairs: int) -> int:
+    """Most memory held in a step over random pairs with captions of full length; leaves nothing behind."""
+    device, architecture, unit = (
+        session.device,
+        session.built.model.architecture,
+        session.config.data.captions_per_image,
+    )
+    generator = torch.Generator().manual_seed(0)
+    size = num_pairs // unit, 3, architecture.image_height, architecture.image_width
+    length = session.built.tokenizer.context_length
+    caption_ids = torch.randint(1, architecture.vocab_size - 2, (num_pairs, length), generator=generator)
+    caption_ids[:, 0], caption_ids[:, -1] = architecture.vocab_size - 2, architecture.vocab_size - 1
+    batch = Batch(
+        images=torch.randint(0, 256, size, dtype=torch.uint8, generator=generator).to(device),
+        caption_ids=caption_ids,
+        pids=torch.arange(num_pairs) % session.loader.num_identities,
+        image_ids=torch.arange(num_pairs // unit),
+    )
+    reset_peak_memory(device)
+    add_gradients(session, batch, 0, generator)
+    peak = peak_memory_bytes(device)
+    session.trainee.optimizer.zero_grad(set_to_none=True)
+    return peak

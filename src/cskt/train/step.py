@@ -1,0 +1,104 @@
+"""One training step: a batch through model and losses, gradients back, the optimiser on."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cskt import losses
+from cskt.data.images import augment
+from cskt.data.masking import augment_captions, mask_tokens
+from cskt.device import arithmetic
+from cskt.train.micro import backward_in_pieces
+from cskt.train.objective import Outputs, Views, encode
+from cskt.train.setup import Session
+from cskt.types import Batch
+
+CAPTION_BUCKET = 16
+"""Compiled blocks see captions whose length is a multiple of this: few lengths, each compiled once."""
+
+
+def add_gradients(session: Session, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Add the gradients of a batch to the parameters.
+
+    With `loop.micro_batch_size` the batch passes the model in pieces; the gradients are those of the whole batch.
+
+    Args:
+        session: what is trained, and how.
+        batch: its images on the training device.
+        step: of the epoch, from 0.
+        generator: decides the augmentation.
+
+    Returns:
+        The weighted total as `loss`, then the unweighted losses by name: scalars on the device.
+    """
+    config, device, trainee = session.config, session.device, session.trainee
+    pids, image_ids = batch.pids.to(device), per_pair(batch).to(device)
+    _, group_size = _group(session, step)
+
+    def outputs_of(piece: Views) -> Outputs:
+        with arithmetic(device, config.precision):
+            return encode(session.built.model, piece, masked_for_all=config.mlm.masked_for_all)
+
+    def backward(outputs: Outputs) -> dict[str, Tensor]:
+        with arithmetic(device, config.precision):
+            parts = trainee.objective(outputs, pids, image_ids)
+        loss = losses.total(parts, config.loss.weights)
+        torch.autograd.backward(trainee.scaler.scale(loss / group_size))
+        return {"loss": loss.detach()} | {name: part.detach() for name, part in parts.items()}
+
+    views = views_of(session, batch, generator)
+    pieces = views.split(config.loop.micro_batch_size or len(batch.pids))
+    if len(pieces) == 1:
+        return backward(outputs_of(views))
+    return backward_in_pieces(pieces, outputs_of, backward)
+
+
+def views_of(session: Session, batch: Batch, generator: torch.Generator) -> Views:
+    """A batch augmented, and with words masked where a loss asks for it."""
+    config, context_length = session.config, session.built.tokenizer.context_length
+    images = augment(batch.images, config.augment, generator)
+    caption_ids = augment_captions(batch.caption_ids, config.augment, generator)
+    length, masked = caption_ids.shape[1], None
+    if "mlm" in config.loss.weights:
+        # The interaction encoder has no mask: in the released code, too, it sees the padding of the whole context.
+        whole = F.pad(caption_ids, (0, context_length - length))
+        masked = mask_tokens(whole, config.mlm.mask_probability, generator)
+    if config.loop.compile:
+        bucket = min(-(-length // CAPTION_BUCKET) * CAPTION_BUCKET, context_length)
+        caption_ids = F.pad(caption_ids, (0, bucket - length))
+    return Views(images, caption_ids, masked)
+
+
+def per_pair(batch: Batch) -> Tensor:
+    """[B] the image of each pair."""
+    return batch.image_ids.repeat_interleave(len(batch.pids) // len(batch.image_ids))
+
+
+def update(session: Session, step: int) -> bool:
+    """Step the optimiser at the end of a group of batches, and say so."""
+    trainee, clip_norm = session.trainee, session.config.optim.clip_grad_norm
+    start, size = _group(session, step)
+    if step + 1 < start + size:
+        return False
+    if clip_norm is not None:
+        trainee.scaler.unscale_(trainee.optimizer)
+        parameters = [p for group in trainee.optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+    trainee.scaler.step(trainee.optimizer)
+    trainee.scaler.update()
+    trainee.optimizer.zero_grad(set_to_none=True)
+    if trainee.average is not None:
+        trainee.average.update()
+    return True
+
+
+def _group(session: Session, step: int) -> tuple[int, int]:
+    """(first step, size) of the group of `accumulate_steps` batches that a step belongs to.
+
+    The last group of an epoch may be smaller; its gradients are averaged all the same.
+    """
+    accumulate = session.config.loop.accumulate_steps
+    start = step - step % accumulate
+    return start, min(accumulate, session.loader.steps_per_epoch - start)
