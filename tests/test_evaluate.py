@@ -145,11 +145,11 @@ def test_a_result_is_the_evaluation_query_by_query(encoder: Encoder, val: Split)
     assert (result.query_pids.tolist(), result.split_sha256) == (val.caption_pids, val.sha256)
 
 
-@pytest.mark.parametrize("kind", ["image", "text"])
+@pytest.mark.parametrize("kind", ["pixels", "caption_ids"])
 def test_rates_leave_out_what_only_the_first_batch_waits_for(
     kind: str, encoder: Encoder, val: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, batches = getattr(encoder.model, f"encode_{kind}"), []
+    encode, batches = getattr(encoder, f"_encode_{kind}"), []
 
     def slow_at_first(batch: Tensor) -> Tensor:
         batches.append(len(batch))
@@ -157,9 +157,9 @@ def test_rates_leave_out_what_only_the_first_batch_waits_for(
             time.sleep(1)
         return cast(Tensor, encode(batch))
 
-    monkeypatch.setattr(encoder.model, f"encode_{kind}", slow_at_first)
+    monkeypatch.setattr(encoder, f"_encode_{kind}", slow_at_first)
     facts = result_of(encoder, val, label="clip").facts
-    count, rate = (6, facts.images_per_second) if kind == "image" else (12, facts.captions_per_second)
+    count, rate = (6, facts.images_per_second) if kind == "pixels" else (12, facts.captions_per_second)
     assert rate is not None and rate > count, "in less than the second that the first batch took"
     assert batches[0] == encoder.batch_size == 4 and sum(batches) == count + encoder.batch_size
 

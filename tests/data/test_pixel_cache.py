@@ -185,7 +185,7 @@ def test_remains_are_overwritten(folder: Path, paths: list[Path], pixel_bytes: i
     open_images(folder, paths)
     store = store_of(folder)
     index = (store / INDEX).read_bytes()
-    (store / PIXELS).write_bytes((store / PIXELS).read_bytes()[:pixel_bytes] + b"?" * (pixel_bytes % IMAGE_BYTES))
+    (store / PIXELS).write_bytes((store / PIXELS).read_bytes()[:pixel_bytes])
     (store / INDEX).write_bytes(index[:index_bytes])
     assert_right(open_images(folder, paths[::-1]), paths[::-1])
     assert sorted(_digests(store)) == sorted(hashlib.sha256(path.read_bytes()).digest() for path in paths)

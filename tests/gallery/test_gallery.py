@@ -49,7 +49,8 @@ def test_a_reopened_gallery_answers_alike_and_finds_its_model(gallery: Gallery) 
     before = everything(gallery)
     gallery.close()
     with cskt.Gallery.open(gallery.folder, device="cpu") as again:
-        assert everything(again) == pytest.approx(before, abs=1e-6)
+        # Where the CPU multiplies bfloat16 by itself, a gallery that is opened by name computes in it.
+        assert everything(again) == pytest.approx(before, abs=1e-6 if again.encoder.precision == "fp32" else 5e-3)
         assert again.count() == 12
 
 

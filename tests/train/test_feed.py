@@ -107,7 +107,7 @@ def test_on_the_cpu_a_step_is_not_counted_as_waiting() -> None:
 @pytest.mark.parametrize("device", [CPU, ELSEWHERE])
 def test_an_error_of_the_loader_comes_at_its_batch(device: torch.device) -> None:
     before, loader, seen = threading.active_count(), Loader(fails_at=2), 0
-    with pytest.raises(ValueError, match=r"4\.jpg: no such image"), Feed(loader.epoch(), device) as feed:  # noqa: PT012
+    with pytest.raises(ValueError, match=r"4\.jpg: no such image"), Feed(loader.epoch(), device) as feed:
         for _ in feed:
             seen += 1
     assert seen == 2 and loader.closed and threading.active_count() == before

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from cskt.app.gallery_flags import is_gallery
 from cskt.app.metadata_table import image_name
-from cskt.app.model_flags import add_encoder_flags, add_image_size_flags, check_exists, load_model, load_model_and_split
+from cskt.app.model_flags import (
+    FAST_PRECISION,
+    add_encoder_flags,
+    add_image_size_flags,
+    check_exists,
+    load_model,
+    load_model_and_split,
+)
 from cskt.app.parsing import Parser
 from cskt.evaluate import SplitFeatures, encode_split
 from cskt.gallery.calibration import Calibration, cut_off, largest, num_allowed, save_calibration
@@ -99,7 +106,7 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     group.add_argument("--dataset", help="cuhk-pedes, icfg-pedes, rstpreid or jsonl (default: the run's own)")
     group.add_argument("--root", help="folder that holds the data set's folder (default: the run's own)")
     group.add_argument("--split", help="train, val or test (default: val)")
-    add_encoder_flags(parser)
+    add_encoder_flags(parser, FAST_PRECISION)
     add_image_size_flags(parser)
     flags = parser.parse(argv)
     named = [f"--{name}" for name in ("dataset", "root", "split") if getattr(flags, name)]
@@ -107,7 +114,7 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
         raise ValueError(f"{flags.model} is a gallery; give pairs of sentences and its crops: --labelled marks.csv")
     if flags.labelled and named:
         raise ValueError(f"--labelled and {named[0]} name pairs both; leave one out")
-    flags.split = flags.split or "val"
+    flags.split, flags.precision = flags.split or "val", flags.precision or FAST_PRECISION
     num_allowed(10**9, flags.false_match_rate)  # a rate out of range is told before anything is encoded
     return flags
 

@@ -9,7 +9,7 @@ import logging
 import unicodedata
 from pathlib import Path
 
-from cskt.app.model_flags import add_encoder_flags, add_image_size_flags, check_exists
+from cskt.app.model_flags import FAST_PRECISION, add_encoder_flags, add_image_size_flags, check_exists
 from cskt.app.parsing import Parser
 from cskt.embed import Encoder
 from cskt.gallery.indexing import IndexReport
@@ -34,7 +34,7 @@ def add_source_flags(parser: Parser, default: str) -> None:
         help="run folder, released CSKT or IRRA folder, CLIP weight file, or published name such as ViT-B/16"
         f" (default: {default})",
     )  # fmt: skip
-    add_encoder_flags(parser)
+    add_encoder_flags(parser, FAST_PRECISION)
     add_image_size_flags(parser)
 
 
@@ -72,7 +72,13 @@ def load_source(source: ModelSource, flags: argparse.Namespace) -> Encoder:
     Raises:
         ValueError: see `cskt.load`.
     """
-    return source.load(flags.device, batch_size=flags.batch_size, num_workers=flags.num_workers)
+    return source.load(
+        flags.device,
+        batch_size=flags.batch_size,
+        num_workers=flags.num_workers,
+        cache_dir=flags.cache_dir,
+        compile=flags.compile,
+    )
 
 
 def report_indexing(report: IndexReport, gallery: Path, num_crops: int, *, as_json: bool) -> None:

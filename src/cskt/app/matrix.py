@@ -93,6 +93,8 @@ def results_on(model: str, places: Sequence[Place], flags: argparse.Namespace) -
                 precision=flags.precision,
                 batch_size=flags.batch_size,
                 num_workers=flags.num_workers,
+                cache_dir=flags.cache_dir,
+                compile=flags.compile,
                 show_progress=True,
             )
             result = evaluate_run(encoder, split, Path(model))

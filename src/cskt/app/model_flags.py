@@ -15,25 +15,34 @@ from cskt.model.files import kind_of, read_method
 from cskt.model.released import read_released_config
 from cskt.train.run_folder import BEST, CONFIG, FLAT_CONFIG
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-PRECISION_HELP = "arithmetic of the towers (default: the run's own, fp32 for CLIP weights)"
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+OWN_PRECISION, FAST_PRECISION = "the run's own, fp32 for CLIP weights", "auto"
+"""What is meant where `--precision` is left out: figures are exact, searches fast."""
+PRECISION_HELP = "arithmetic of the towers; auto is bf16 on a CPU that multiplies it by itself (default: {})"
 
 
-def add_model_flags(parser: Parser) -> None:
-    """`model`, the data set's `--dataset`, `--root`, `--split`, and how to encode it."""
+def add_model_flags(parser: Parser, precision: str = OWN_PRECISION) -> None:
+    """`model`, the data set's `--dataset`, `--root`, `--split`, and how to encode it; see `add_encoder_flags`."""
     parser.add_argument("model", help="run folder, released folder, merged file, CLIP weights, or clip-tiny")
     parser.add_argument("--dataset", help="cuhk-pedes, icfg-pedes, rstpreid or jsonl (default: the run's own)")
     parser.add_argument("--root", help="folder that holds the data set's folder (default: the run's own)")
     parser.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
-    add_encoder_flags(parser)
+    add_encoder_flags(parser, precision)
     add_image_size_flags(parser)
 
 
-def add_encoder_flags(parser: Parser) -> None:
-    """Where the backbone lies, and how a model computes."""
+def add_encoder_flags(parser: Parser, precision: str = OWN_PRECISION) -> None:
+    """Where the backbone lies, and how a model computes.
+
+    Args:
+        parser: of the command.
+        precision: what the help says of leaving `--precision` out.
+    """
     parser.add_argument("--backbone", help="CLIP weights of an adapter-only run, if they are not where its config says")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
+    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP.format(precision))
+    parser.add_argument("--compile", action="store_true", help="compile the towers first; on a CPU that takes g++")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep resized images there, for other runs too")
     parser.add_argument("--batch-size", type=int, default=128, help="images or captions at once (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, default=4, help="threads that decode images (default: %(default)s)")
 
@@ -72,6 +81,8 @@ def load_model(flags: argparse.Namespace) -> Encoder:
         stride=flags.stride,
         batch_size=flags.batch_size,
         num_workers=flags.num_workers,
+        cache_dir=flags.cache_dir,
+        compile=flags.compile,
         show_progress=True,
     )
 

@@ -204,7 +204,7 @@ def in_words_of_flags(message: str) -> str:
 
 def _test(argv: Sequence[str]) -> int:
     from cskt.app.evaluate import report_metrics  # noqa: PLC0415  (--help should not wait for torch)
-    from cskt.app.model_flags import PRECISION_HELP, PRECISIONS, split_of  # noqa: PLC0415
+    from cskt.app.model_flags import OWN_PRECISION, PRECISION_HELP, PRECISIONS, split_of  # noqa: PLC0415
     from cskt.embed import load  # noqa: PLC0415
 
     parser = Parser(
@@ -218,7 +218,7 @@ def _test(argv: Sequence[str]) -> int:
     parser.add_argument("--split", default="test", help="train, val or test (%(default)s)")
     parser.add_argument("--backbone", help="CLIP weights of an adapter-only run, if not where its config says")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
+    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP.format(OWN_PRECISION))
     parser.add_argument("--json", action="store_true", help="fractions as JSON instead of a table")
     flags = parser.parse(argv)
     if not flags.config_file.is_file():

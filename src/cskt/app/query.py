@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cskt.app.model_flags import add_model_flags, load_model_and_split
+from cskt.app.model_flags import FAST_PRECISION, add_model_flags, load_model_and_split
 from cskt.app.parsing import Parser
 from cskt.evaluate import answer
 from cskt.report.pictures import Answer, answer_sheet
@@ -21,7 +21,7 @@ from cskt.types import Hit
 def main(argv: Sequence[str]) -> int:
     """See `cskt query --help`."""
     parser = Parser(prog="cskt query", description="Rank the crops of a split for each sentence.")
-    add_model_flags(parser)
+    add_model_flags(parser, FAST_PRECISION)
     parser.add_argument("sentences", nargs="+", help="one or more sentences, each in quotes")
     parser.add_argument("-k", type=int, default=5, help="crops per sentence (default: %(default)s)")
     parser.add_argument("--sheet", type=Path, help="also draw the crops, as PNG; numbered if there are more sentences")
@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     flags = parser.parse(argv)
     if flags.sheet and flags.sheet.suffix.lower() != ".png":
         raise ValueError(f"--sheet {flags.sheet}: name a file that ends in .png")
+    flags.precision = flags.precision or FAST_PRECISION
     encoder, split = load_model_and_split(flags)
     if not 1 <= flags.k <= len(split.records):
         raise ValueError(f"-k {flags.k}: the split has {len(split.records)} images; give 1 to {len(split.records)}")

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from cskt import __version__
-from cskt.app.model_flags import PRECISION_HELP, PRECISIONS, check_exists, run_config, split_of
+from cskt.app.model_flags import OWN_PRECISION, PRECISION_HELP, PRECISIONS, check_exists, run_config, split_of
 from cskt.app.next_steps import command_line
 from cskt.app.parsing import Parser
 from cskt.app.report_sections import (
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--lists", type=int, default=3, help="best and worst lists, each (default: %(default)s)")
     parser.add_argument("--backbone", help="CLIP weights of adapter-only runs, if not where their configs say")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
+    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP.format(OWN_PRECISION))
     parser.add_argument("--batch-size", type=int, default=128, help="images or captions at once (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, default=4, help="threads that decode images (default: %(default)s)")
     flags = parser.parse(argv)

@@ -36,9 +36,17 @@ class ModelSource:
     image_width: int | None = None
     stride: int | None = None
     precision: str | None = None
-    """Arithmetic of the towers; the run's own if empty."""
+    """Arithmetic of the towers; `auto` (see `cskt.load`) if empty."""
 
-    def load(self, device: str | None = None, *, batch_size: int = 128, num_workers: int = 4) -> Encoder:
+    def load(
+        self,
+        device: str | None = None,
+        *,
+        batch_size: int = 128,
+        num_workers: int = 4,
+        cache_dir: Path | None = None,
+        compile: bool = False,
+    ) -> Encoder:
         """The encoder; see `cskt.load` for how it computes.
 
         Raises:
@@ -48,12 +56,14 @@ class ModelSource:
             self.path,
             self.backbone,
             device,
-            precision=self.precision,
+            precision=self.precision or "auto",
             image_height=self.image_height,
             image_width=self.image_width,
             stride=self.stride,
             batch_size=batch_size,
             num_workers=num_workers,
+            cache_dir=cache_dir,
+            compile=compile,
         )
 
     def absolute(self) -> ModelSource:
