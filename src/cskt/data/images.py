@@ -65,10 +65,10 @@ def resize(pixels: NDArray[np.uint8], height: int, width: int) -> Tensor:
     Returns:
         [3, H, W] uint8.
     """
-    image = torch.from_numpy(pixels).permute(2, 0, 1)
-    if image.shape[1:] != (height, width):
-        image = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
-    return image.contiguous()
+    images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # in this order torch sees that channels come last
+    if images.shape[2:] != (height, width):
+        images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+    return images[0].contiguous()
 
 
 def decode_image(source: Source, name: str = "") -> NDArray[np.uint8]:

@@ -75,7 +75,6 @@ def cached_images(folder: Path, paths: Sequence[Path], height: int, width: int, 
     with _remedy(folder):
         store = _Store(folder / f"{height}x{width}-{_method(height, width)}", (3, height, width))
         num_known = len(store.rows)
-        logger.info("looking for %d images in %s, which holds %d", len(paths), store.folder, num_known)
 
         def read(path: Path) -> tuple[bytes, Tensor | None]:
             data = read_bytes(path)
@@ -88,7 +87,10 @@ def cached_images(folder: Path, paths: Sequence[Path], height: int, width: int, 
         starts = range(0, len(paths), IMAGES_PER_APPEND)
         for images in work_ahead(read, (paths[start : start + IMAGES_PER_APPEND] for start in starts), num_workers):
             digests += [digest for digest, _ in images]
-            store.append({digest: pixels for digest, pixels in images if pixels is not None})
+            new = {digest: pixels for digest, pixels in images if pixels is not None}
+            if new and len(store.rows) == num_known:
+                logger.info("adding images to %s, which holds %d", store.folder, num_known)
+            store.append(new)
         if len(store.rows) > num_known:
             logger.info("%s now holds %d images", store.folder, len(store.rows))
         return KeptImages(store.pixels(), np.array([store.rows[digest] for digest in digests], dtype=np.int64))
@@ -144,7 +146,7 @@ class _Store:
         whole_images = (self.folder / PIXELS).stat().st_size // self._image_bytes
         with (self.folder / INDEX).open("rb") as index:
             index.seek(self._count * DIGEST_BYTES)
-            added = index.read((whole_images - self._count) * DIGEST_BYTES)
+            added = index.read(max(whole_images - self._count, 0) * DIGEST_BYTES)
         for start in range(0, len(added) - DIGEST_BYTES + 1, DIGEST_BYTES):
             self.rows[added[start : start + DIGEST_BYTES]] = self._count
             self._count += 1

@@ -31,7 +31,7 @@ QUICK = 1.702
 def quick_gelu(x: Tensor) -> Tensor:
     """x * sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP was trained with."""
     # Through SiLU, autograd keeps one tensor where the formula as written would make it keep two.
-    return F.silu(QUICK * x) / QUICK
+    return F.silu(QUICK * x).div_(QUICK)
 
 
 QUERY_KEY_VALUE = ("query", "key", "value")
@@ -230,7 +230,11 @@ def run_blocks(
             adapter=adapter,
             low_rank=low_rank,
         )
-        x = checkpoint(run, x, use_reentrant=False) if checkpoint_activations and torch.is_grad_enabled() else run(x)
+        x = (
+            checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
+            if checkpoint_activations and torch.is_grad_enabled()
+            else run(x)
+        )
     return x
 
 

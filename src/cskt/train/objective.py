@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cskt import losses
 from cskt.config import ClipArchitecture, LossConfig, MlmConfig
+from cskt.data.images import to_device
 from cskt.data.masking import MaskedCaptions
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.interaction import InteractionEncoder
@@ -72,19 +73,19 @@ def encode(model: DualEncoder, views: Views, *, masked_for_all: bool) -> Outputs
 
     device = images.device
     if masked is None:
-        image_features, text_features = model(images, caption_ids.to(device))
+        image_features, text_features = model(images, to_device(caption_ids, device))
         return Outputs(to_pairs(image_features), text_features)
     image_tokens = to_pairs(model.image_tokens(images))
-    text = model.text_tokens(masked.ids.to(device))
+    text = model.text_tokens(to_device(masked.ids, device))
     labels = masked.labels[:, : text.tokens.shape[1]].flatten()
     positions = labels.nonzero().squeeze(1)
     return Outputs(
         image_features=image_tokens[:, 0],
-        text_features=text.features if masked_for_all else model.encode_text(caption_ids.to(device)),
+        text_features=text.features if masked_for_all else model.encode_text(to_device(caption_ids, device)),
         image_tokens=image_tokens,
         text_tokens=text.tokens,
-        mlm_positions=positions.to(device),
-        mlm_labels=labels[positions].to(device),
+        mlm_positions=to_device(positions, device),
+        mlm_labels=to_device(labels[positions], device),
     )
 
 

@@ -23,6 +23,8 @@ from cskt.train.ema import Average
 from cskt.train.objective import Objective
 from cskt.train.optim import build_optimizer
 
+COMPILED_FORMS = 64
+
 
 @dataclass(frozen=True)
 class Session:
@@ -100,6 +102,8 @@ def prepare(config: RunConfig) -> Session:
     model, architecture = built.model.to(device), built.model.architecture
     model.checkpoint_activations(config.loop.checkpoint_activations)
     if config.loop.compile:
+        # Blocks of both towers, first, middle and last, and a few lengths of captions: each compiled once.
+        torch._dynamo.config.recompile_limit = COMPILED_FORMS
         for block in [*model.vision.blocks, *model.text.blocks]:
             block.compile()
     height, width = architecture.image_height, architecture.image_width

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cskt import losses
-from cskt.data.images import augment
+from cskt.data.images import augment, to_device
 from cskt.data.masking import augment_captions, mask_tokens
 from cskt.device import arithmetic
 from cskt.train.micro import backward_in_pieces
@@ -34,7 +34,7 @@ def add_gradients(session: Session, batch: Batch, step: int, generator: torch.Ge
         The weighted total as `loss`, then the unweighted losses by name: scalars on the device.
     """
     config, device, trainee = session.config, session.device, session.trainee
-    pids, image_ids = batch.pids.to(device), per_pair(batch).to(device)
+    pids, image_ids = to_device(batch.pids, device), to_device(per_pair(batch), device)
     _, group_size = _group(session, step)
 
     def outputs_of(piece: Views) -> Outputs:
