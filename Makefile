@@ -5,7 +5,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo page test test-faults lint clean browser
+.PHONY: demo page test test-faults lint bench clean browser
 
 demo: $(VENV)/.core
 	$(BIN)/python -m cskt demo
@@ -31,8 +31,12 @@ browser:
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+# Everything that has a bar to meet, beside a naive path; leave the machine alone meanwhile.
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks --json bench.json
+
 clean:
-	rm -rf $(VENV) demo demo-gallery logs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo demo-gallery logs build dist .pytest_cache .mypy_cache .ruff_cache bench.json
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cskt needs Python 3.11 or newer; set PYTHON=")'

@@ -1,73 +1,184 @@
-"""One training step of CSKT at ViT-B/16, 384 x 128, on random weights: seconds and peak memory.
+"""A training step of CSKT at ViT-B/16, 384 x 128: seconds and peak memory, ours beside the released wiring.
 
-    python -m benchmarks.train_step --batch-size 8 --threads 2
+    python -m benchmarks.train_step
 
-No data set and no weights are needed: time and memory do not depend on the values.
+Forward pass, SDM, backward pass and AdamW, on random weights and pairs. Both ways hold the same parameters, so that
+each step goes on from the other's and the work stays the same. Memory is that of model, optimiser and step, taken in
+processes of their own. At batch 128 it is computed, a straight line through smaller batches; measured where the batch
+passes the model in pieces.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import time
+from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
+from benchmarks import measure
+from benchmarks.measure import Row
+from benchmarks.naive import NaiveEncoder
+from benchmarks.towers import BASELINE, REPEATS, THIN, VIT_B_16, cskt_model, draw_captions
 from cskt import losses
-from cskt.config import AdapterConfig, ClipArchitecture, OptimConfig, PromptConfig
-from cskt.device import arithmetic, peak_memory_bytes, pick_device
+from cskt.config import ClipArchitecture, OptimConfig
+from cskt.device import arithmetic
 from cskt.model.dual_encoder import DualEncoder
+from cskt.train.micro import backward_in_pieces
+from cskt.train.objective import Outputs, Views
 from cskt.train.optim import build_optimizer
+
+BATCH_SIZE, PUBLISHED_BATCH_SIZE = 8, 128
+MEASURED_BATCH_SIZES = (8, 16, 32)
+PIECE = 8
+"""Pairs that pass the model at once where a batch is taken in pieces."""
+GIGABYTE = 1e9
+RATIO, LOSS = "peak memory, ours / baseline", "loss, relative difference"
+"""Names of facts."""
+
+Pairs = tuple[Tensor, Tensor, Tensor]
+"""Images [B, 3, H, W], caption ids [B, longest], identities [B]."""
+
+
+def draw_batch(size: int, architecture: ClipArchitecture) -> Pairs:
+    """Random pairs, two of each identity."""
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(size, 3, architecture.image_height, architecture.image_width, generator=generator)
+    return images, draw_captions(size, generator), torch.arange(size) // 2
+
+
+def loss_of(model: nn.Module, pairs: Pairs, precision: str = "fp32") -> Tensor:
+    """SDM of a batch."""
+    images, caption_ids, pids = pairs
+    with arithmetic(measure.CPU, precision):
+        image_features, text_features = model(images, caption_ids)
+    return losses.sdm(image_features, text_features, pids)
+
+
+def add_gradients_in_pieces(model: nn.Module, pairs: Pairs) -> None:
+    """Backward of `loss_of`, `PIECE` pairs passing the model at once."""
+    images, caption_ids, pids = pairs
+
+    def encode(piece: Views) -> Outputs:
+        return Outputs(*model(piece.images, piece.caption_ids))
+
+    def backward(outputs: Outputs) -> None:
+        torch.autograd.backward(losses.sdm(outputs.image_features, outputs.text_features, pids))
+
+    backward_in_pieces(Views(images, caption_ids).split(PIECE), encode, backward)
+
+
+def stepper(owner: DualEncoder, add_gradients: Callable[[Pairs], None]) -> Callable[[Pairs], None]:
+    """A step of training; whatever computes the gradients, the parameters are `owner`'s."""
+    optimizer = build_optimizer(owner.named_parameters(), OptimConfig())
+
+    def step(pairs: Pairs) -> None:
+        add_gradients(pairs)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def in_one(model: nn.Module, precision: str = "fp32") -> Callable[[Pairs], None]:
+    """Backward of `loss_of`, the whole batch at once."""
+    return lambda pairs: torch.autograd.backward(loss_of(model, pairs, precision))
+
+
+FORMS: dict[str, Callable[[DualEncoder], Callable[[Pairs], None]]] = {
+    "baseline": lambda model: in_one(NaiveEncoder.of(model)),
+    "float32": in_one,
+    "bf16": lambda model: in_one(model, "bf16"),
+    "checkpointed": in_one,
+    "pieces": lambda model: partial(add_gradients_in_pieces, model),
+}
+"""Ways to add the gradients of a batch, whose memory is measured."""
+
+
+def memory_of_step(form: str, batch_size: int, architecture: ClipArchitecture) -> int:
+    """Bytes that model, optimiser and a step take, in a process that does nothing else."""
+
+    def work() -> None:
+        model = cskt_model(architecture)
+        model.checkpoint_activations(form == "checkpointed")
+        step = stepper(model, FORMS[form](model))
+        step(draw_batch(2, architecture))  # the optimiser makes its state at its first step
+        step(draw_batch(batch_size, architecture))
+
+    return measure.memory_above_start(work)
+
+
+def peak_gigabytes(form: str, batch_size: int, quick: bool) -> float:
+    """`memory_of_step` in a fresh process."""
+    flags = ["--memory-of", form, "--batch-size", str(batch_size), "--threads", str(torch.get_num_threads())]
+    return measure.peak_memory("benchmarks.train_step", *flags, *(["--quick"] if quick else [])) / GIGABYTE
+
+
+def line_at(sizes: tuple[int, ...], values: list[float], wanted: int) -> float:
+    """Where the straight line through the points, least squares, stands at `wanted`."""
+    return float(np.polyfit(sizes, values, 1) @ (wanted, 1))
+
+
+def memory_by_batch(form: str, label: str, quick: bool) -> dict[str, float | int | str]:
+    """Gigabytes at the measured batch sizes, and last what they foretell at the published one."""
+    peaks = [peak_gigabytes(form, size, quick) for size in MEASURED_BATCH_SIZES]
+    facts: dict[str, float | int | str] = {
+        f"{label}, batch {size}": peak for size, peak in zip(MEASURED_BATCH_SIZES, peaks, strict=True)
+    }
+    foretold = line_at(MEASURED_BATCH_SIZES, peaks, PUBLISHED_BATCH_SIZE)
+    return facts | {f"{label}, batch {PUBLISHED_BATCH_SIZE}, computed from these": foretold}
+
+
+def rows(quick: bool = False) -> list[Row]:
+    """Steps in float32 and bf16."""
+    architecture = THIN if quick else VIT_B_16
+    naive_peak = peak_gigabytes("baseline", BATCH_SIZE, quick)
+    rounded_peak = peak_gigabytes("bf16", BATCH_SIZE, quick)
+    by_batch = memory_by_batch("float32", "peak GB", quick)
+    *_, at_published = by_batch
+    checkpointed = memory_by_batch("checkpointed", "peak GB with activation checkpointing", quick)
+    in_pieces = {
+        f"peak GB in pieces of {PIECE}, batch {PUBLISHED_BATCH_SIZE}": peak_gigabytes(
+            "pieces", PUBLISHED_BATCH_SIZE, quick
+        )
+    }
+
+    model, pairs = cskt_model(architecture), draw_batch(BATCH_SIZE, architecture)
+    expected = loss_of(NaiveEncoder.of(model), pairs).item()
+    errors = {precision: abs(loss_of(model, pairs, precision).item() / expected - 1) for precision in ("fp32", "bf16")}
+    steps = {form: stepper(model, FORMS[form](model)) for form in ("baseline", "float32", "bf16")}
+    seconds = measure.medians({form: partial(step, pairs) for form, step in steps.items()}, REPEATS)
+    work = f"train step, batch {BATCH_SIZE}, longest caption {pairs[1].shape[1]} tokens"
+    memory: dict[str, float | int | str] = {
+        "baseline's peak GB": naive_peak,
+        RATIO: float(by_batch[f"peak GB, batch {BATCH_SIZE}"]) / naive_peak,
+    }
+    return [
+        Row(
+            work, "float32", BASELINE, seconds["baseline"], seconds["float32"], 1.2,
+            {LOSS: errors["fp32"]} | memory | by_batch | checkpointed | in_pieces,
+            at_most={LOSS: 1e-5, RATIO: 0.8, at_published: 24},
+        ),
+        Row(
+            work, "bf16", BASELINE, seconds["baseline"], seconds["bf16"], 1.8,
+            {LOSS: errors["bf16"], "peak GB": rounded_peak, RATIO: rounded_peak / naive_peak}, at_most={RATIO: 0.8},
+        ),
+    ]  # fmt: skip
 
 
 def main() -> None:
-    """Print the median of several steps, after one that is not counted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--caption-tokens", type=int, default=77, help="longest caption of the batch")
+    """Print the table, or, in a process of its own, one figure of memory."""
+    parser = measure.parser(__doc__)
+    parser.add_argument("--memory-of", choices=FORMS, help="print the peak bytes of one step in this form, no table")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="of --memory-of")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    device = pick_device(args.device)
-
-    generator = torch.Generator().manual_seed(1)
-    architecture = ClipArchitecture(image_height=384, image_width=128)
-    model = DualEncoder(architecture, PromptConfig(), AdapterConfig())
-    model.initialise_backbone(generator)
-    model.initialise_added(generator)
-    model.to(device)
-    optimizer = build_optimizer(model.named_parameters(), OptimConfig())
-    images = torch.randn(args.batch_size, 3, 384, 128, generator=generator).to(device)
-    caption_ids = torch.randint(1, 49406, (args.batch_size, args.caption_tokens), generator=generator).to(device)
-    caption_ids[:, 0], caption_ids[:, -1] = 49406, 49407
-    pids = torch.arange(args.batch_size, device=device)
-
-    seconds = []
-    for _ in range(args.steps + 1):
-        started = time.perf_counter()
-        with arithmetic(device, args.precision):
-            image_features, text_features = model(images, caption_ids)
-        loss = losses.sdm(image_features, text_features, pids)
-        torch.autograd.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()
-        seconds.append(time.perf_counter() - started)
-    result = {
-        "batch_size": args.batch_size,
-        "threads": args.threads,
-        "precision": args.precision,
-        "device": str(device),
-        "caption_tokens": args.caption_tokens,
-        "median_seconds": round(statistics.median(seconds[1:]), 3),
-        "fastest_seconds": round(min(seconds[1:]), 3),
-        "peak_memory_gb": round(peak_memory_bytes(device) / 1e9, 2),
-    }
-    print(json.dumps(result))
+    if args.memory_of:
+        print(memory_of_step(args.memory_of, args.batch_size, THIN if args.quick else VIT_B_16))
+        return
+    before = measure.machine()
+    measure.show(rows(args.quick), args, before)
 
 
 if __name__ == "__main__":

@@ -77,12 +77,9 @@ class Attention(nn.Module):
         Returns:
             [B, A, width].
         """
-        width = x.shape[-1]
-        if asking is None:
-            projected = self.project(x, QUERY_KEY_VALUE, low_rank)
-            query, key_value = projected[..., :width], projected[..., width:]
-        else:
-            query, key_value = self.project(asking, QUERY, low_rank), self.project(x, KEY_VALUE, low_rank)
+        # Apart, so that the keys and values without `seen` need not be kept for the backward pass.
+        query = self.project(x if asking is None else asking, QUERY, low_rank)
+        key_value = self.project(x, KEY_VALUE, low_rank)
         if seen is not None:
             key_value = torch.cat([key_value, seen.expand(len(x), -1, -1)], dim=1)
         key, value = key_value.chunk(2, dim=-1)

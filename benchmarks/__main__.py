@@ -1,0 +1,43 @@
+"""All measurements that have a bar, in one table: `python -m benchmarks`, or `make bench`.
+
+    python -m benchmarks --json bench.json
+    python -m benchmarks --only towers,metrics
+
+Each module is measured in a process of its own, one after the other, so that none inherits another's memory or threads.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from benchmarks import measure
+from benchmarks.measure import Row
+
+TABLES = ("towers", "train_step", "inexact", "metrics", "data", "growth", "startup")
+"""Modules of this folder with a function `rows(quick)`, in the order of the table."""
+
+
+def measured(name: str, quick: bool, threads: int) -> list[Row]:
+    """The rows of one table, with a word on stderr."""
+    print(f"measuring {name} ...", file=sys.stderr, flush=True)
+    return measure.in_own_process(f"benchmarks.{name}", quick, threads)
+
+
+def main() -> None:
+    """Print one table."""
+    parser = measure.parser(__doc__)
+    parser.add_argument("--only", metavar="NAMES", help=f"of {', '.join(TABLES)}, separated by commas")
+    args = parser.parse_args()
+    names = args.only.split(",") if args.only else TABLES
+    if unknown := sorted({*names} - {*TABLES}):
+        parser.error(f"--only {unknown[0]}: no such table; choose from {', '.join(TABLES)}")
+    torch.set_num_threads(args.threads)
+    before = measure.machine()
+    rows = [row for name in names for row in measured(name, args.quick, args.threads)]
+    measure.show(rows, args, before)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""What every measurement shares: two ways to do one work timed in turn, peak memory, and the table of bars.
+
+A comparison runs both ways in one process, alternately, so that whatever slows the machine slows both; medians are
+compared. Peak memory is taken in a process of its own, since a process hardly gives memory back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cskt.device import peak_memory_bytes, reset_peak_memory
+
+THREADS = 2
+"""Of every measurement that does not say otherwise."""
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One work, done in the usual way and in ours."""
+
+    work: str
+    """What is done, "text encode, captions of 20 to 60 tokens"."""
+    variant: str
+    """How ours does it: float32, bf16, int8, cached."""
+    baseline: str
+    """What it is compared with, in words."""
+    baseline_seconds: float
+    """Median."""
+    seconds: float
+    """Median."""
+    bar: float | None = None
+    """Ratio that is asked for; none where it is only shown."""
+    facts: dict[str, float | int | str] = field(default_factory=dict)
+    """Differences, peak memory, sizes, each with its unit in its name."""
+    at_most: dict[str, float] = field(default_factory=dict)
+    """Facts that are asked to be no larger."""
+    at_least: dict[str, float] = field(default_factory=dict)
+    """Facts that are asked to be no smaller."""
+
+    def __post_init__(self) -> None:
+        assert self.at_most.keys() | self.at_least.keys() <= self.facts.keys(), "a limit names one of the facts"
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast as the baseline."""
+        return self.baseline_seconds / self.seconds
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the ratio and every limited fact are as asked; none if nothing is asked."""
+        asked = [float(self.facts[name]) <= limit for name, limit in self.at_most.items()]
+        asked += [float(self.facts[name]) >= limit for name, limit in self.at_least.items()]
+        if self.bar is not None:
+            asked.append(self.ratio >= self.bar)
+        return all(asked) if asked else None
+
+
+def alternate(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every call, made in turn `repeats` times after one round that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def medians(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of every call of `alternate`."""
+    return {name: statistics.median(seconds) for name, seconds in alternate(calls, repeats).items()}
+
+
+def memory_above_start(work: Callable[[], object]) -> int:
+    """Most bytes that this process held during `work`, above what it held before; 0 where the system does not count.
+
+    Meant for a process that does nothing else: memory that earlier work has freed may be used again uncounted.
+    """
+    reset_peak_memory(CPU)
+    start = peak_memory_bytes(CPU)  # the peak was just set to what is held now
+    work()
+    return peak_memory_bytes(CPU) - start
+
+
+def peak_memory(module: str, *arguments: str) -> int:
+    """Bytes that `python -m module *arguments` prints as its last line, which is to be `memory_above_start`."""
+    command = [sys.executable, "-m", module, *arguments]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def in_own_process(module: str, quick: bool, threads: int) -> list[Row]:
+    """`rows(quick)` of a module, in a fresh process with so many threads."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(_rows_of, module, quick, threads).result()
+
+
+def _rows_of(module: str, quick: bool, threads: int) -> list[Row]:
+    torch.set_num_threads(threads)
+    return importlib.import_module(module).rows(quick)
+
+
+def machine() -> dict[str, str | int | float]:
+    """What the figures depend on, and how busy the machine was before."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count() or 0,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "load_average_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else -1,
+    }
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as aligned text, the facts of each below it."""
+    head = ("work", "variant", "baseline s", "ours s", "ratio", "bar", "met")
+    cells = [head] + [
+        (
+            row.work,
+            row.variant,
+            f"{row.baseline_seconds:.3f}",
+            f"{row.seconds:.3f}",
+            f"{row.ratio:.2f}",
+            "" if row.bar is None else f"{row.bar:g}",
+            {None: "", True: "yes", False: "NO"}[row.met],
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
+    lines = []
+    for number, line in enumerate(cells):
+        words = (
+            text.ljust(width) if at < 2 else text.rjust(width)
+            for at, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        lines.append("  ".join(words).rstrip())
+        if number:
+            row = rows[number - 1]
+            lines.append(f"    against {row.baseline}")
+            lines.extend(f"    {name}: {_figure(value)}{_asked(row, name)}" for name, value in row.facts.items())
+    return "\n".join(lines)
+
+
+def as_json(rows: Sequence[Row], **facts: object) -> dict[str, Any]:
+    """The rows with their ratios, and `facts` of the machine, for a JSON file."""
+    return {"machine": facts, "rows": [dataclasses.asdict(row) | {"ratio": row.ratio, "met": row.met} for row in rows]}
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The flags that every table has: --quick, --threads, --json."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, says nothing of speed")
+    made.add_argument("--threads", type=int, default=THREADS)
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
+    return made
+
+
+def show(rows: Sequence[Row], args: argparse.Namespace, before: Mapping[str, object]) -> None:
+    """Print the table and what `machine` said before it was measured; write the JSON file that was asked for.
+
+    Bars are for the real sizes: with --quick none applies.
+    """
+    if args.quick:
+        rows = [dataclasses.replace(row, bar=None, at_most={}, at_least={}) for row in rows]
+        before = {**before, "quick": True}
+    print(", ".join(f"{name} {value}" for name, value in before.items()))
+    print(table(rows))
+    if args.json:
+        args.json.write_text(json.dumps(as_json(rows, **before), indent=1) + "\n", encoding="utf-8")
+
+
+def main(rows: Callable[[bool], list[Row]], description: str | None) -> None:
+    """`main` of a module of measurements that needs no flags of its own: `measure.main(rows, __doc__)`."""
+    args = parser(description).parse_args()
+    torch.set_num_threads(args.threads)
+    before = machine()
+    show(rows(args.quick), args, before)
+
+
+def _figure(value: float | int | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _asked(row: Row, name: str) -> str:
+    most = f" (at most {row.at_most[name]:g})" if name in row.at_most else ""
+    return f"{most} (at least {row.at_least[name]:g})" if name in row.at_least else most
