@@ -32,9 +32,9 @@ from cskt.data.images import normalise
 from cskt.data.paperdoll import make_dataset
 from cskt.data.records import Split, read_dataset
 from cskt.embed import Encoder
+from cskt.embed.exported import ExportedEncoder, load_exported
 from cskt.evaluate import SplitFeatures, encode_split
 from cskt.export.folder import calibration_pixels, write_folder
-from cskt.exported import ExportedEncoder, load_exported
 from cskt.statistics import paired_p_value
 from cskt.train.engine import train
 from cskt.train.run_folder import CONFIG

@@ -105,7 +105,7 @@ def test_pixels_of_another_float_type_are_converted(encoder: Encoder, paths: lis
         (torch.zeros(2, 3, HEIGHT, WIDTH + 1), r"expected images \[B, 3, 32, 16\], found \[2, 3, 32, 17\]"),
         (torch.zeros(3, HEIGHT, WIDTH), r"expected images \[B, 3, 32, 16\], found \[3, 32, 16\]"),
         (torch.zeros(2, HEIGHT, WIDTH, 3), r"expected images \[B, 3, 32, 16\]"),
-        (torch.zeros(2, 3, HEIGHT, WIDTH, dtype=torch.uint8), "expected float images normalised .* found torch.uint8"),
+        (torch.zeros(2, 3, HEIGHT, WIDTH, dtype=torch.int32), "expected uint8 pixels or .* found torch.int32"),
         (Path("a.jpg"), "images is a single one; pass a list"),
         ("a.jpg", "images is a single one; pass a list"),
         (Image.new("RGB", (8, 8)), "images is a single one; pass a list"),

@@ -137,6 +137,14 @@ def test_cosines_of_a_whole_split(captions_per_image: int, chunk_size: int | Non
     assert_equals_naive(result, queries @ gallery.T, query_ids, gallery_ids)
 
 
+@pytest.mark.parametrize("comparisons", [1, 400, 1000])
+def test_columns_compared_in_several_goes(monkeypatch: pytest.MonkeyPatch, comparisons: int) -> None:
+    monkeypatch.setattr(metrics, "COMPARISONS_AT_ONCE", comparisons)
+    similarity = torch.randint(-3, 4, (12, 30), generator=torch.Generator().manual_seed(1)).float()
+    query_ids, gallery_ids = torch.arange(12) % 3, torch.arange(30) % 4
+    assert_equals_naive(metrics.from_similarity(similarity, query_ids, gallery_ids), similarity, query_ids, gallery_ids)
+
+
 def test_a_permuted_gallery_without_ties_changes_nothing() -> None:
     queries, gallery = unit_features(40, seed=1), unit_features(80, seed=2)
     query_ids, gallery_ids = torch.arange(40) % 10, torch.arange(80) % 11
@@ -240,6 +248,7 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("num_people", [300, 100, 1])
 def test_similarities_are_never_held_whole(monkeypatch: pytest.MonkeyPatch, num_people: int) -> None:
     monkeypatch.setattr(metrics, "SIMILARITIES_AT_ONCE", 10_000)
+    monkeypatch.setattr(metrics, "COMPARISONS_AT_ONCE", 10_000)
     features, ids = unit_features(300, seed=1), torch.arange(300) % num_people
     with LargestTensor() as largest:
         metrics.from_features(features, features, ids, ids)

@@ -1,8 +1,8 @@
 """Retrieval metrics: R1, R5, R10 (CMC), mAP and mINP, exact and in bounded memory.
 
 The measures need the ranks of the right images only, and the rank of an image is one more than the number of gallery
-images that beat it. Counting those takes one pass over a row of similarities for each of its right images, a few dozen
-at most in this field; sorting the row would cost more time, and the sorted indices of a whole benchmark gigabytes.
+images that beat it. Counting those takes two passes over a row of similarities for each of its right images, a few
+dozen at most in this field; sorting the row would take longer, and the sorted indices of a whole benchmark gigabytes.
 
 **Ties.** Of two gallery images with the same similarity the one with the smaller gallery index ranks first, as in a
 stable descending sort. `top_k` keeps the same order.
@@ -20,6 +20,8 @@ from cskt.types import PerQuery, RetrievalMetrics
 
 SIMILARITIES_AT_ONCE = 2**24
 """Entries of one chunk of similarities when the caller names no chunk size: 64 MiB of float32."""
+COMPARISONS_AT_ONCE = 2**21
+"""Entries of one comparison of similarities with the scores of right images: 8 MiB, which stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -192,25 +194,36 @@ def _ranks_of_right(similarity: Tensor, query_ids: Tensor, columns_by_id: dict[i
     Rows with fewer than R right images end in the rank G + 1.
     """
     runs = [(rows, columns_by_id[pid]) for pid, rows in _runs(query_ids)]
-    num_gallery, most_rows = similarity.shape[1], max(len(rows) for rows, _ in runs)
+    num_gallery = similarity.shape[1]
     num_right = torch.cat([torch.full((len(rows),), len(columns)) for rows, columns in runs])
-    most_right = int(num_right.max())
-    ranks = similarity.new_full((most_right, len(query_ids)), num_gallery + 1, dtype=torch.int64)
+    ranks = similarity.new_full((len(query_ids), int(num_right.max())), num_gallery + 1, dtype=torch.int64)
     # Comparing into a float buffer that is used again keeps this pass at the speed of the memory; float32 counts
-    # exactly up to 2 ** 24.
+    # exactly up to 2 ** 24. Many columns go in one comparison: where other programs run, the threads of a short one
+    # wait for each other longer than they compute.
     dtype = torch.float32 if num_gallery < 2**24 else torch.float64
-    beats_buffer = similarity.new_empty((most_rows, num_gallery), dtype=dtype)
-    count_buffer = similarity.new_empty((most_right, most_rows), dtype=dtype)
+    most_rows = max(len(rows) for rows, _ in runs)
+    buffer = similarity.new_empty(max(COMPARISONS_AT_ONCE, most_rows * num_gallery), dtype=dtype)
     for rows, columns in runs:
-        block, beats = similarity[rows[0] : rows[-1] + 1], beats_buffer[: len(rows)]
-        scores = block[:, columns].T[..., None]
-        counts = count_buffer[: len(columns), : len(rows)]
-        for column, score, count in zip(columns.tolist(), scores.unbind(), counts.unbind(), strict=True):
-            torch.ge(block[:, :column], score, out=beats[:, :column])  # an equal before it ranks before it
-            torch.gt(block[:, column:], score, out=beats[:, column:])
-            torch.sum(beats, dim=1, out=count)
-        ranks[: len(columns), rows[0] : rows[-1] + 1] = counts.long() + 1
-    return ranks.T.cpu().sort(dim=1).values, num_right
+        block = similarity[rows[0] : rows[-1] + 1]
+        some_columns = torch.split(columns, max(1, COMPARISONS_AT_ONCE // block.numel()))
+        found = torch.cat([_ranks_of_columns(block, some, buffer) for some in some_columns])
+        ranks[rows[0] : rows[-1] + 1, : len(columns)] = found.T
+    return ranks.cpu().sort(dim=1).values, num_right
+
+
+def _ranks_of_columns(block: Tensor, columns: Tensor, buffer: Tensor) -> Tensor:
+    """Ranks [c, n] int64 of the gallery images `columns` [c] in n rows of similarities [n, G].
+
+    `buffer`, of c * n * G numbers or more, is overwritten.
+    """
+    scores = block[:, columns].T[..., None]
+    beats = buffer[: len(columns) * block.numel()].view(len(columns), *block.shape)
+    above = torch.gt(block, scores, out=beats).sum(dim=2).long()
+    not_below = torch.ge(block, scores, out=beats).sum(dim=2).long()
+    tied = (not_below > above + 1).any(dim=1)
+    for place in tied.nonzero().flatten().tolist():  # an equal before it ranks before it
+        above[place] += (block[:, : columns[place]] == scores[place]).sum(dim=1)
+    return above + 1
 
 
 def _runs(ids: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -238,7 +238,7 @@ WORDS = [
         "made with another config (optim.lr: 0.01 -> 0.5); use the same or start a new",
     ),
     ("cskt train --resume {run} --num-epochs 9", "loop.num_epochs: 2 -> 9"),
-    ("cskt export {run}", "one of the arguments --merge --as-backbone is required"),
+    ("cskt export {run}", "one of the arguments --merge --as-backbone --format is required"),
     ("cskt export {run} --as-backbone {tmp}/b.safetensors", "has prompts or adapters (prompts.text.0, ...)"),
     ("cskt export {run} --merge {tmp}/m.safetensors --half", "give them with --as-backbone"),
     ("cskt export {run} --merge {tmp}/m.pt", "m.pt: name a file that ends in .safetensors"),

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from cskt.gallery.columns import Kind, Value
-from cskt.gallery.filters import All, Any_, Comparison, Condition, Membership, Missing, Pattern
+from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Pattern
 
 RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,

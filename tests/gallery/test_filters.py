@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cskt.gallery.columns import BUILT_IN, Kind, Value
-from cskt.gallery.filters import All, Any_, Comparison, Condition, Membership, Missing, Pattern, parse_filter
+from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Pattern
+from cskt.gallery.filters import parse_filter
 
 KNOWN: dict[str, Kind] = {**BUILT_IN, **COLUMNS, "order": "text", "lower": "text"}
 C1 = Comparison("camera", "=", "c1")

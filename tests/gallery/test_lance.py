@@ -16,7 +16,7 @@ import pytest
 import torch
 from test_store_conformance import assert_same_hits, coarse, crop, names, queries_of, vector_of
 
-from cskt.gallery.filters import Comparison
+from cskt.gallery.conditions import Comparison
 from cskt.gallery.matrix import Matrix
 from cskt.gallery.store import Crop
 

@@ -21,7 +21,7 @@ DIM = 24
 @pytest.fixture(params=["bfloat16", "float32"])
 def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to multiply, whichever is the faster here."""
-    monkeypatch.setattr(products, "bfloat16_is_faster", lambda dim: request.param == "bfloat16")
+    monkeypatch.setattr(products, "native_bf16", lambda: request.param == "bfloat16")
     return str(request.param)
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from cskt.gallery import milvus
 from cskt.gallery.columns import BUILT_IN, Value
-from cskt.gallery.filters import Comparison, Condition, Membership, Missing, Pattern, parse_filter
+from cskt.gallery.conditions import Comparison, Condition, Membership, Missing, Pattern
+from cskt.gallery.filters import parse_filter
 from cskt.gallery.milvus import MilvusStore, drop_milvus, open_milvus
 from cskt.gallery.milvus_filters import compiled
 from cskt.gallery.store import Crop, CropFacts

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 from filter_oracle import COLUMNS, NASTY_TEXTS, SOME_VALUES, conditions, fulfils
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from torch import Tensor
 
 from cskt.gallery.columns import BUILT_IN, Kind, Value
-from cskt.gallery.filters import Comparison, Condition, parse_filter
+from cskt.gallery.conditions import Any_, Comparison, Condition, Membership
+from cskt.gallery.filters import parse_filter
 from cskt.gallery.store import MOST_FACET_VALUES, Crop, CropFacts, Facet, FileState, Found, VectorStore
 
 DIM = 16
@@ -268,6 +269,7 @@ def of_every_kind(opener: Opener, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @settings(max_examples=60, deadline=None)
 @given(condition=conditions())
+@example(condition=Any_((Membership("camera", ("c1",), negated=True), Membership("camera", ("C1",), negated=True))))
 def test_conditions_mean_what_the_grammar_says(
     of_every_kind: tuple[VectorStore, list[Crop]], condition: Condition
 ) -> None:

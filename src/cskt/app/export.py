@@ -1,4 +1,5 @@
-"""`cskt export`: a run as one file that needs nothing beside it, or a trained CLIP as a backbone for other runs."""
+"""`cskt export`: a run as one file that needs nothing beside it, a trained CLIP as a backbone for other runs, or a
+model for other runtimes (`export_runtime`)."""
 
 from __future__ import annotations
 
@@ -10,10 +11,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cskt.app.export_runtime import RUNTIME_FLAGS, add_runtime_flags, export_runtime
 from cskt.app.parsing import Parser
 from cskt.config import LoraConfig, RunConfig, load_config, to_dict
 from cskt.data.records import read_dataset
 from cskt.embed import Encoder, load
+from cskt.embed.exported import SUFFIXES
 from cskt.model.files import MethodFile, read_method, save_backbone, save_method
 from cskt.train.run_folder import BEST, CONFIG
 
@@ -21,19 +24,24 @@ from cskt.train.run_folder import BEST, CONFIG
 def main(argv: Sequence[str]) -> int:
     """See `cskt export --help`."""
     parser = Parser(prog="cskt export", description="Write a run in another form.")
-    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("run", type=Path, help="run folder; with --format any model")
     parser.add_argument("--backbone", help="CLIP weights of an adapter-only run, if not where its config says")
     form = parser.add_mutually_exclusive_group(required=True)
     form.add_argument("--merge", type=Path, metavar="FILE", help="backbone and method in one .safetensors file")
     form.add_argument(
         "--as-backbone", type=Path, metavar="FILE", help="a whole trained CLIP, for --backbone.name of other runs"
     )
+    form.add_argument("--format", choices=tuple(SUFFIXES), help="a folder for ONNX Runtime or OpenVINO, checked")
     parser.add_argument("--half", action="store_true", help="with --as-backbone: store float16")
     parser.add_argument(
         "--seen-tokens", action="store_true", help="with --as-backbone: keep the embeddings of training's words only"
     )
+    add_runtime_flags(parser)
     flags = parser.parse(argv)
     check_flags(flags)
+    if flags.format:
+        export_runtime(flags)
+        return 0
     run = read_run(flags.run, flags.backbone)
     if flags.merge:
         write_merged(flags.merge, run)
@@ -49,8 +57,12 @@ def check_flags(flags: argparse.Namespace) -> None:
     Raises:
         ValueError: they do not, or the file has another suffix.
     """
-    if flags.merge and (flags.half or flags.seen_tokens):
+    if (flags.merge or flags.format) and (flags.half or flags.seen_tokens):
         raise ValueError("--half and --seen-tokens shorten a backbone; give them with --as-backbone")
+    if flags.format:
+        return
+    if given := [name for name in RUNTIME_FLAGS if getattr(flags, name) is not None]:
+        raise ValueError(f"--{given[0].replace('_', '-')} belongs to --format; give it with --format onnx or openvino")
     flag, target = ("--merge", flags.merge) if flags.merge else ("--as-backbone", flags.as_backbone)
     if target.suffix != ".safetensors":
         raise ValueError(f"{flag} {target}: name a file that ends in .safetensors")

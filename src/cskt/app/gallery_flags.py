@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 import json
 import logging
-import unicodedata
 from pathlib import Path
 
 from cskt.app.model_flags import FAST_PRECISION, add_encoder_flags, add_image_size_flags, check_exists
 from cskt.app.parsing import Parser
+from cskt.app.printable import printable
 from cskt.embed import Encoder
 from cskt.gallery.indexing import IndexReport
 from cskt.gallery.manifest import MANIFEST, ModelSource
@@ -100,8 +100,3 @@ def report_indexing(report: IndexReport, gallery: Path, num_crops: int, *, as_js
         f" {report.updated:,}, unchanged {report.unchanged:,}, {vanished}, removed {report.removed:,}, unreadable"
         f" {len(report.unreadable):,}; {report.seconds:.1f} s" + (f", {rate:,.0f} images/s" if encoded else "")
     )
-
-
-def printable(text: str) -> str:
-    """Text that cannot move the cursor, clear the screen or ring: control characters become `�`."""
-    return "".join("�" if unicodedata.category(letter) in ("Cc", "Cf", "Cs") else letter for letter in text)

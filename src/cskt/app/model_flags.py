@@ -9,7 +9,8 @@ from pathlib import Path
 from cskt.app.parsing import Parser
 from cskt.config import RunConfig, load_config, validate
 from cskt.data.records import Split, dataset_key, find_split, read_dataset, select_splits
-from cskt.embed import Encoder, load
+from cskt.embed import EXPORTED, Encoder, is_exported, load
+from cskt.embed.exported import read_facts
 from cskt.model.cache import CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_name, locate
 from cskt.model.files import kind_of, read_method
 from cskt.model.released import read_released_config
@@ -133,7 +134,7 @@ def check_exists(model: str) -> None:
         ValueError: no file, folder or published name; or a folder without a run and without weights.
     """
     path, published = Path(model).expanduser(), [CLIP_TINY, *PUBLISHED]
-    if path.is_dir() and not any((path / name).is_file() for name in (CONFIG, FLAT_CONFIG, BEST)):
+    if path.is_dir() and not any((path / name).is_file() for name in (CONFIG, FLAT_CONFIG, BEST, EXPORTED)):
         try:
             locate(model)
         except ValueError as error:
@@ -147,11 +148,15 @@ def check_exists(model: str) -> None:
 
 
 def run_config(model: Path) -> RunConfig | None:
-    """The config of a run folder, of a released CSKT folder or of a run's weight file; none for plain CLIP weights."""
+    """The config of a run folder, of a released CSKT folder, of a run's weight file or of an exported run; none for
+    plain CLIP weights."""
     if (model / CONFIG).is_file():
         return load_config(model / CONFIG)
     if (model / FLAT_CONFIG).is_file():
         return read_released_config(model)
+    if is_exported(model):
+        config = read_facts(model).config
+        return None if config is None else validate(RunConfig, config, f"{model / EXPORTED}: config")
     if model.suffix == ".safetensors" and model.is_file() and kind_of(model) == "method":
         return validate(RunConfig, read_method(model).config, f"{model}: config")
     return None

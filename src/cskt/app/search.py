@@ -5,21 +5,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cskt.app.explanations import Explanations, explain_hits, explanation_record
-from cskt.app.gallery_flags import printable
 from cskt.app.parsing import Parser
-from cskt.gallery.gallery import Gallery
+from cskt.app.printable import printable
 from cskt.gallery.queries import LONGEST_SENTENCE, Query
-from cskt.types import Hit
+
+if TYPE_CHECKING:  # what needs torch is imported when it is used: --help and wrong flags do not wait for it
+    from cskt.app.explanations import Explanations
+    from cskt.gallery.gallery import Gallery
+    from cskt.types import Hit
 
 DEFAULT_K = 10
 MOST_QUERIES = 10_000
@@ -63,6 +66,11 @@ def main(argv: Sequence[str]) -> int:
     flags = _flags(argv)
     sentences = [*flags.sentences, *(_read_queries(flags.queries) if flags.queries else [])]
     queries = _queries(flags, sentences)
+    # Threads of torch, which is loaded below, sleep when they wait: a process that is over so soon gains nothing where
+    # they spin, and beside other programs loses seconds.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from cskt.gallery.gallery import Gallery  # noqa: PLC0415
+
     with Gallery.open(flags.gallery, device=flags.device) as gallery:
         found = gallery.search_many(
             queries, flags.k,
@@ -165,6 +173,8 @@ def _queries(flags: argparse.Namespace, sentences: Sequence[str]) -> list[Query]
 
 
 def _answered(gallery: Gallery, flags: argparse.Namespace, query: Query, hits: list[Hit]) -> Answered:
+    from cskt.app.explanations import explain_hits  # noqa: PLC0415
+
     parts = [query.text] if query.text else []
     parts += [f"like {name}" for name in (flags.image, flags.like) if name]
     parts += [f"not: {sentence}" for sentence in query.exclude]
@@ -193,6 +203,8 @@ def _why_nothing(gallery: Gallery, flags: argparse.Namespace) -> str:
 
 
 def _record(answer: Answered) -> dict[str, Any]:
+    from cskt.app.explanations import explanation_record  # noqa: PLC0415
+
     hits = [dataclasses.asdict(hit) for hit in answer.hits]
     if answer.explanations is not None:
         hits = [{**hit, "explanation": explanation_record(answer.explanations[hit["image_id"]])} for hit in hits]

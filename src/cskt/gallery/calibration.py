@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
-from scipy.special import betaincinv
 
 from cskt.config import validate
 from cskt.config.kinds import STRICT, Fraction, Positive, Range, Real
@@ -122,6 +121,8 @@ def largest(chunks: Iterable[Scores], count: int) -> NDArray[np.float32]:
 
 def clopper_pearson(num_found: int, num_tried: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """The exact binomial interval of a rate (Clopper and Pearson 1934)."""
+    from scipy.special import betaincinv  # noqa: PLC0415  (a search, which only reads calibrations, need not wait)
+
     tail, missed = (1 - confidence) / 2, num_tried - num_found
     low = float(betaincinv(num_found, missed + 1, tail)) if num_found else 0.0
     high = float(betaincinv(num_found + 1, missed, 1 - tail)) if missed else 1.0

@@ -14,8 +14,8 @@ from filelock import FileLock
 from cskt.embed import Encoder
 from cskt.extras import require
 from cskt.gallery.columns import BUILT_IN, Kind, Value, column_name, convert, infer_kinds
+from cskt.gallery.conditions import All, Comparison, Condition
 from cskt.gallery.files import original_path
-from cskt.gallery.filters import All, Comparison, Condition, parse_filter
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, read_manifest, write_manifest
 from cskt.gallery.store import VectorStore
 
@@ -78,7 +78,11 @@ class Contents:
             ValueError: it is not understood.
         """
         self.refresh()
-        return parse_filter(where, {**self.manifest.columns, **BUILT_IN}) if where and where.strip() else None
+        if not where or not where.strip():
+            return None
+        from cskt.gallery.filters import parse_filter  # noqa: PLC0415  (sqlglot: a search without a filter need not wait)
+
+        return parse_filter(where, {**self.manifest.columns, **BUILT_IN})
 
     def settle_images(self, images: str | Path | None) -> Path:
         """The folder to index, remembered; relative to the gallery where it lies inside it.

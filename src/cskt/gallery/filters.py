@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from sqlglot import Token, TokenType, exp
 from sqlglot.dialects.dialect import Dialect
@@ -23,8 +22,7 @@ from sqlglot.errors import SqlglotError
 
 from cskt.config import nearest
 from cskt.gallery.columns import Kind, Value, convert
-
-Operator: TypeAlias = Literal["=", "!=", "<", "<=", ">", ">="]
+from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Operator, Pattern
 
 LONGEST_FILTER = 2000
 """Characters."""
@@ -33,61 +31,6 @@ MOST_ENTRIES = 100
 DEEPEST = 20
 """Parentheses within parentheses, NOTs included."""
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """The crop's value stands in this relation to another; text and times are ordered by code point."""
-
-    column: str
-    operator: Operator
-    value: Value
-
-
-@dataclass(frozen=True)
-class Membership:
-    """The crop's value is one of several; negated: it has a value and that is none of them."""
-
-    column: str
-    values: tuple[Value, ...]
-    negated: bool = False
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """The crop's text is made of these parts in this order with any text between them; case counts.
-
-    `LIKE 'a%b'` has the parts `a` and `b`: it starts with the first and ends with the last, which may be empty. A
-    pattern without `%` has one part, the whole text. No other character has a meaning of its own, `_` included.
-    """
-
-    column: str
-    parts: tuple[str, ...]
-    negated: bool = False
-
-
-@dataclass(frozen=True)
-class Missing:
-    """The crop has no value in the column; negated: it has one."""
-
-    column: str
-    negated: bool = False
-
-
-@dataclass(frozen=True)
-class All:
-    """Every one of two or more conditions holds."""
-
-    conditions: tuple[Condition, ...]
-
-
-@dataclass(frozen=True)
-class Any_:  # noqa: N801  typing has taken the better name
-    """At least one of two or more conditions holds."""
-
-    conditions: tuple[Condition, ...]
-
-
-Condition: TypeAlias = Comparison | Membership | Pattern | Missing | All | Any_
 
 _WORDS = frozenset(["AND", "OR", "NOT", "IN", "BETWEEN", "LIKE", "IS", "NULL", "TRUE", "FALSE"])
 _SYMBOLS = frozenset(["=", "!=", "<>", "<", "<=", ">", ">=", "(", ")", ",", "-"])

@@ -24,10 +24,10 @@ from cskt.explain import explain as explain_crop
 from cskt.gallery.answers import HISTOGRAM_EDGES, Group, Histogram, grouped, hits_of, merged
 from cskt.gallery.calibration import CALIBRATION_FILE, load_calibration, save_calibration
 from cskt.gallery.columns import Kind
+from cskt.gallery.conditions import Condition
 from cskt.gallery.contents import VECTORS, Contents, check_model, open_store, state_of
 from cskt.gallery.files import original_path
 from cskt.gallery.filling import add_crops, index_folder, reindex, remove_crops
-from cskt.gallery.filters import Condition
 from cskt.gallery.indexing import IndexReport, Progress
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
 from cskt.gallery.queries import Query, encode_queries

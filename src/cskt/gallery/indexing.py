@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from cskt.data.images import Source, normalise
+from cskt.data.images import Source
 from cskt.embed import Encoder
 from cskt.gallery.columns import Value
 from cskt.gallery.files import ReadImage, bytes_of, digest, prepare
@@ -182,7 +182,7 @@ def _encode(encoder: Encoder, batch: Sequence[_Read]) -> list[_Encoded]:
     images = [read.image for read in batch if read.image is not None]
     if not images:
         return []
-    vectors = encoder.encode_image(normalise(torch.stack([image.pixels for image in images]).to(encoder.device)))
+    vectors = encoder.encode_image(torch.stack([image.pixels for image in images]))
     encoded = []
     for read, image, vector in zip(batch, images, vectors.numpy(), strict=True):
         pending = read.pending

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cskt.gallery.columns import Kind, Value
-from cskt.gallery.filters import Condition
+from cskt.gallery.conditions import Condition
 from cskt.gallery.lance_rows import (
     PREFIX,
     metadata_fields,

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cskt.gallery.columns import BUILT_IN, LARGEST_WHOLE, Kind, Value
-from cskt.gallery.filters import All, Any_, Comparison, Condition, Membership, Missing, Pattern
+from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Pattern
 from cskt.gallery.store import Crop, CropFacts
 
 PREFIX = "meta_"
@@ -121,7 +121,9 @@ def to_sql(condition: Condition) -> str:
         case Comparison(_, operator, value):
             return f"{column} {operator} {_literal(value)}"
         case Membership(_, values, negated):
-            return f"{column} {'NOT ' if negated else ''}IN ({', '.join(map(_literal, values))})"
+            among = f"IN ({', '.join(map(_literal, values))})"
+            # NULL is ruled out in so many words: of NOT IN (1) OR NOT IN (2) LanceDB's planner makes "always true".
+            return f"({column} IS NOT NULL AND {column} NOT {among})" if negated else f"{column} {among}"
         case Pattern(_, parts, negated):
             pattern = "%".join(_like(part) for part in parts)
             return f"{column} {'NOT ' if negated else ''}LIKE {_literal(pattern)}"

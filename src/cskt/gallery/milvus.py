@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cskt.gallery.columns import LARGEST_WHOLE, Kind, Value
-from cskt.gallery.filters import Condition
+from cskt.gallery.conditions import Condition
 from cskt.gallery.milvus_filters import compiled, like_key, likeable, quoted
 from cskt.gallery.milvus_server import (
     CALL_SECONDS,

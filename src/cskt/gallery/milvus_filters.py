@@ -13,7 +13,7 @@ Numbers are written and stored as floats.
 from __future__ import annotations
 
 from cskt.gallery.columns import BUILT_IN, Value
-from cskt.gallery.filters import All, Any_, Comparison, Condition, Membership, Missing, Pattern
+from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Pattern
 
 _EXCHANGED = dict(zip("%_\\\n", "\ue025\ue05f\ue05c\ue00a", strict=True))
 _EXCHANGE = str.maketrans(_EXCHANGED | {there: here for here, there in _EXCHANGED.items()})

@@ -14,12 +14,12 @@ little. (Doubling D covers the second order; the 8 the rounding of bounds and fi
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
+
+from cskt.device import native_bf16
 
 PIECE_ROWS = 2048
 """Rows widened to float32 at once where bfloat16 is not multiplied itself: they stay in the processor's cache."""
@@ -43,7 +43,7 @@ class Queries:
     @classmethod
     def prepared(cls, queries: Tensor) -> Queries:
         queries = queries.float()
-        native = bfloat16_is_faster(queries.shape[1])
+        native = native_bf16()
         multiplied = queries.bfloat16() if native else queries
         norm, multiplied_norm, rounding = (
             torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
@@ -61,20 +61,6 @@ class Queries:
         score = bound - slack
         score = torch.where(score > 0, score / (1 + self.unit), score / (1 - self.unit))
         return (score - 1e-6 * score.abs()).clamp(min=LEAST)
-
-
-@cache
-def bfloat16_is_faster(dim: int) -> bool:
-    """Whether this processor multiplies bfloat16 itself; measured, because torch says it of emulations, too."""
-    rows, queries = torch.ones(2 * PIECE_ROWS, dim, dtype=torch.bfloat16), torch.ones(8, dim)
-
-    def seconds(queries: Tensor) -> float:
-        started = time.perf_counter()
-        products(rows, queries)
-        return time.perf_counter() - started
-
-    # The quickest of several, because the first sets things up, and others may use the processor, too.
-    return min(seconds(queries.bfloat16()) for _ in range(5)) < min(seconds(queries) for _ in range(5))
 
 
 def products(rows: Tensor, queries: Tensor) -> Tensor:

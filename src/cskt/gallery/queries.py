@@ -9,14 +9,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from cskt.data.images import Source
-from cskt.embed import Encoder
+    from cskt.data.images import Source
+    from cskt.embed import Encoder
 
 LONGEST_SENTENCE = 10_000
 """Most characters; the model reads the first 60 words or so."""
@@ -86,6 +85,9 @@ def encode_queries(encoder: Encoder, queries: Sequence[Query], vector_of: Callab
     Raises:
         ValueError: an image cannot be read, there is no such crop, or the parts of a query cancel each other out.
     """
+    import torch  # noqa: PLC0415  (`cskt search --help` shows the defaults of Query, and need not wait)
+    import torch.nn.functional as F  # noqa: PLC0415
+
     sentences: list[str] = []
     images: list[Source] = []
     sentence_parts: list[_Part] = []

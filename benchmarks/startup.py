@@ -1,0 +1,112 @@
+"""How long a command takes from the shell and back: help, and a search in a gallery, files in the system's cache.
+
+    python -m benchmarks.startup
+
+Every run is a fresh process. Processor seconds stand beside those of the clock: other programs on the machine stretch
+the latter. What a search cannot do without, torch and LanceDB imported, is the baseline that it approaches.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks import measure
+from benchmarks.measure import Row
+from cskt.app.demo_gallery import build_demo_gallery
+from cskt.config import ClipArchitecture
+from cskt.embed import load
+from cskt.gallery.gallery import Gallery
+from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
+from cskt.model.files import save_backbone
+
+COMMAND = (sys.executable, "-m", "cskt")
+NOTHING, PARTS = "pass", "import torch, lancedb"
+"""Programs that do the least that a command must."""
+SENTENCE = "a woman in a red coat"
+HELP_SECONDS, SEARCH_SECONDS = 0.3, 3.0
+"""Allowed."""
+REPEATS = 5
+NUM_CROPS = 20
+"""In the gallery of ViT-B/16: a search loads the model, and that takes the time."""
+SECONDS, PROCESSOR = "seconds", "processor seconds"
+
+
+class Timed:
+    """Runs of a command, and the processor seconds of each."""
+
+    def __init__(self, command: tuple[str, ...]) -> None:
+        self.command = command
+        self.processor_seconds: list[float] = []
+
+    def __call__(self) -> None:
+        before = os.times()
+        subprocess.run(self.command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        after = os.times()
+        self.processor_seconds.append(
+            after.children_user + after.children_system - before.children_user - before.children_system
+        )
+
+
+def vit_b_16_gallery(folder: Path, crops: list[Path]) -> Path:
+    """A gallery of ViT-B/16 at 384 x 128 with random weights, in half precision as they are published."""
+    architecture = ClipArchitecture(image_height=384, image_width=128)
+    model = DualEncoder(architecture, NO_PROMPTS, NO_ADAPTERS)
+    model.initialise_backbone(torch.Generator().manual_seed(1))
+    weights = folder / "vit-b-16.safetensors"
+    save_backbone(weights, model.state_dict(), architecture, facts={}, half=True)
+    home = folder / "vit-b-16"
+    with Gallery.create(home, load(weights), str(weights)) as gallery:
+        gallery.add(crops, [crop.name for crop in crops])
+    return home
+
+
+def help_row(words: tuple[str, ...], repeats: int) -> Row:
+    """What a command says of itself."""
+    return _row(" ".join(("cskt", *words)), Timed((*COMMAND, *words)), NOTHING, HELP_SECONDS, repeats)
+
+
+def search_row(model: str, gallery: Path, repeats: int) -> Row:
+    """One sentence in a gallery."""
+    ours = Timed((*COMMAND, "search", str(gallery), SENTENCE))
+    return _row(f"cskt search, model {model}", ours, PARTS, SEARCH_SECONDS, repeats)
+
+
+def _row(work: str, ours: Timed, least: str, allowed: float, repeats: int) -> Row:
+    calls: dict[str, Callable[[], object]] = {"least": Timed((sys.executable, "-c", least)), "ours": ours}
+    seconds = measure.medians(calls, repeats)
+    return Row(
+        work=work,
+        variant="warm",
+        baseline=f"python -c '{least}'",
+        baseline_seconds=seconds["least"],
+        seconds=seconds["ours"],
+        facts={SECONDS: seconds["ours"], PROCESSOR: statistics.median(ours.processor_seconds[1:])},
+        at_most={SECONDS: allowed},
+    )
+
+
+def rows(quick: bool = False) -> list[Row]:
+    """One row per command; with `quick` a small gallery, each command run once, and no ViT-B/16."""
+    people, repeats = (4, 1) if quick else (120, REPEATS)
+    with tempfile.TemporaryDirectory() as folder:
+        galleries = {"clip-tiny": build_demo_gallery(Path(folder), num_people=people)}
+        if not quick:
+            crops = sorted(Path(folder).glob("people/**/*.jpg"))[:NUM_CROPS]
+            galleries["ViT-B/16"] = vit_b_16_gallery(Path(folder), crops)
+        helps = [("--help",), ("search", "--help"), ("train", "--help")]
+        return [
+            *(help_row(words, repeats) for words in helps),
+            *(search_row(model, gallery, repeats) for model, gallery in galleries.items()),
+        ]
+
+
+if __name__ == "__main__":
+    measure.main(rows, __doc__)

@@ -1,0 +1,157 @@
+"""Whether an exported model still is its source: the same features, the same ranking."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tokenizers
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from cskt.data.paperdoll import draw_person, sample_attributes, stable_random, write_caption
+from cskt.data.records import Split
+from cskt.data.tokenizer import Tokenizer, clean
+from cskt.embed import Encoder
+from cskt.embed.exported import TOKENIZER, ExportedEncoder
+from cskt.evaluate import SplitFeatures, encode_split, evaluate
+
+MOST_DIFFERENCE = 1e-4
+"""Between entries of unit vectors, of float32 graphs."""
+LEAST_COSINE = 0.98
+"""Between an image's vectors before and after int8; further apart, it is another model."""
+NUM_DOLLS = 24
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close the vectors of one tower are."""
+
+    count: int
+    largest_difference: float
+    """Between two entries."""
+    smallest_cosine: float
+    """Between two vectors."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What a source and its export have in common; fractions in [0, 1]."""
+
+    data: str
+    """On what it was measured: data set and split, or generated pedestrians."""
+    images: Agreement
+    captions: Agreement
+    source: dict[str, float] | None
+    """R1 and mAP, text to image; none of generated pedestrians."""
+    exported: dict[str, float] | None
+
+    @property
+    def r1_points(self) -> float | None:
+        """R1 of the export minus that of the source, in percentage points."""
+        if self.source is None or self.exported is None:
+            return None
+        return 100 * (self.exported["r1"] - self.source["r1"])
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self) | {"r1_points": self.r1_points}
+
+    def check(self, precision: str, most_points: float) -> None:
+        """See that the export may stand for its source.
+
+        Args:
+            precision: fp32, which only rounds, or int8, which also costs.
+            most_points: of R1 that may differ, for int8 that may be lost.
+
+        Raises:
+            ValueError: it may not.
+        """
+        exact = [("captions", self.captions), *([("images", self.images)] if precision == "fp32" else [])]
+        for name, agreement in exact:
+            if not agreement.largest_difference <= MOST_DIFFERENCE:  # also where it is NaN
+                raise ValueError(
+                    f"features of {name} differ by {agreement.largest_difference:.1e} from the source's, more than"
+                    f" {MOST_DIFFERENCE:.0e}: nothing is written; try the other --format"
+                )
+        if not self.images.smallest_cosine >= LEAST_COSINE:
+            raise ValueError(
+                f"an image's vector has the cosine {self.images.smallest_cosine:.3f} with the source's, less than"
+                f" {LEAST_COSINE}: nothing is written; calibrate on more, and more usual, crops"
+            )
+        points = self.r1_points
+        if points is not None and (abs(points) if precision == "fp32" else -points) > most_points:
+            raise ValueError(
+                f"R1 differs by {points:+.2f} points on {self.data}, more than --tolerance {most_points:g}: nothing is"
+                " written; allow more, or calibrate on other crops"
+            )
+
+
+def parity_on_split(source: Encoder, exported: ExportedEncoder, split: Split) -> Parity:
+    """Features and ranking on labelled data.
+
+    Raises:
+        ValueError: an image cannot be read, or the exported tokenizer gives other ids.
+    """
+    _check_tokenizer(exported, source.tokenizer, split.captions)
+    ours, theirs = encode_split(source, split), encode_split(exported, split)
+    return Parity(
+        f"{split.dataset} {split.name}",
+        _agreement(ours.image_features, theirs.image_features),
+        _agreement(ours.text_features, theirs.text_features),
+        *(_ranking(encoder, split, features) for encoder, features in ((source, ours), (exported, theirs))),
+    )
+
+
+def parity_on_dolls(source: Encoder, exported: ExportedEncoder) -> Parity:
+    """Features alone, on generated pedestrians: for models whose data is not at hand.
+
+    Raises:
+        ValueError: the exported tokenizer gives other ids.
+    """
+    images, captions = [list(column) for column in zip(*itertools.islice(_dolls(), NUM_DOLLS), strict=True)]
+    _check_tokenizer(exported, source.tokenizer, captions)
+    return Parity(
+        f"{NUM_DOLLS} generated pedestrians",
+        _agreement(source.encode_image(images), exported.encode_image(images)),
+        _agreement(source.encode_text(captions), exported.encode_text(captions)),
+        None,
+        None,
+    )
+
+
+def first_images(split: Split, count: int) -> Split:
+    """The split cut to its first images, whose people so stay together; 0 leaves all."""
+    return dataclasses.replace(split, records=split.records[: count or None])
+
+
+def _dolls() -> Iterator[tuple[Image.Image, str]]:
+    for number in itertools.count():
+        attributes = sample_attributes(stable_random("export", number))
+        drawing = draw_person(attributes, stable_random("export", number, "image"), domain="target")
+        caption = write_caption(attributes, drawing, stable_random("export", number, "caption"), domain="target")
+        yield drawing.image, caption
+
+
+def _agreement(ours: Tensor, theirs: Tensor) -> Agreement:
+    return Agreement(
+        len(ours), float((ours - theirs).abs().max()), float(F.cosine_similarity(ours, theirs, dim=-1).min())
+    )
+
+
+def _ranking(encoder: Encoder, split: Split, features: SplitFeatures) -> dict[str, float]:
+    found = evaluate(encoder, split, features).t2i
+    return {"r1": found.r1, "mean_ap": found.mean_ap}
+
+
+def _check_tokenizer(exported: ExportedEncoder, tokenizer: Tokenizer, captions: Sequence[str]) -> None:
+    """See that `tokenizer.json`, after the mending that it cannot do, gives the ids that the model was given."""
+    portable = tokenizers.Tokenizer.from_file(str(exported.folder / TOKENIZER))
+    ids = [encoding.ids for encoding in portable.encode_batch([clean(caption) for caption in captions])]
+    if not torch.equal(torch.tensor(ids), tokenizer(captions)):
+        raise ValueError(f"{TOKENIZER} does not give the tokenizer's ids with this version of `tokenizers`; update it")

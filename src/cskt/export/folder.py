@@ -1,0 +1,170 @@
+"""An exported folder, written whole or not at all: graphs, tokenizer, and what belongs to them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, normalizers, processors
+from torch import Tensor
+
+from cskt.config import RunConfig, to_dict
+from cskt.data.images import read_image
+from cskt.data.tokenizer import END_ID, START_ID, clip_bpe
+from cskt.embed import EXPORTED, Encoder
+from cskt.embed.exported import (
+    FORMAT_VERSION,
+    SHORTEST_CAPTION,
+    TOKENIZER,
+    ExportedFacts,
+    Form,
+    is_exported,
+    read_facts,
+)
+from cskt.export.graphs import write_graphs
+from cskt.extras import require
+from cskt.model.cache import sha256_of
+
+logger = logging.getLogger(__name__)
+
+NUM_CALIBRATION_IMAGES = 300
+"""As many as NNCF reads by default."""
+NEEDED: dict[Form, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}
+"""Packages of a format's extra, which has its name."""
+
+
+def check_possible(form: Form, target: Path, *, int8: bool) -> None:
+    """See that an export can be made and put at its place, before anything is loaded.
+
+    Raises:
+        ValueError: a package is missing, int8 is asked of ONNX, or something else lies at `target`.
+    """
+    if int8 and form != "openvino":
+        raise ValueError(f"--int8 is made by OpenVINO and not with --format {form}; give --format openvino")
+    require(form, *NEEDED[form])
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not is_exported(target)):
+        raise ValueError(f"{target}: holds something else than an exported model; name another folder with --output")
+
+
+@contextlib.contextmanager
+def placed_when_done(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target` that takes its place, and that of an older export, if nothing is raised.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    fresh, older = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("new", "old"))
+    try:
+        fresh.mkdir(parents=True)
+        yield fresh
+        if target.exists():
+            target.rename(older)
+        fresh.rename(target)
+        shutil.rmtree(older, ignore_errors=True)
+    except OSError as error:
+        if older.exists():
+            older.rename(target)
+        reason = error.strerror or error
+        raise ValueError(f"{target}: cannot be written: {reason}; is there room, and may you write there?") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def write_folder(
+    encoder: Encoder, folder: Path, form: Form, *, config: RunConfig | None = None, calibration: Sequence[Tensor] = ()
+) -> None:
+    """Write the graphs of an encoder and all that belongs to them; see `cskt.embed.exported`.
+
+    Args:
+        encoder: the source.
+        folder: an empty one.
+        form: onnx or openvino.
+        config: of the run that the encoder was loaded from, if it was.
+        calibration: pixels [3, H, W] uint8 of a few hundred images, as the model will see them. With these the image
+            graph computes in int8; OpenVINO only.
+    """
+    write_graphs(encoder, folder, form, calibration or None)
+    portable_tokenizer(encoder.tokenizer.context_length).save(str(folder / TOKENIZER))
+    digests = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    architecture, known, longest = (
+        encoder.model.architecture, encoder.tokenizer.known_ids, encoder.tokenizer.context_length,
+    )  # fmt: skip
+    of_int8 = hashlib.sha256(json.dumps([encoder.fingerprint, digests]).encode()).hexdigest()
+    facts = ExportedFacts(
+        format_version=FORMAT_VERSION,
+        form=form,
+        precision="int8" if calibration else "fp32",
+        fingerprint=of_int8 if calibration else encoder.fingerprint,
+        architecture=architecture,
+        longest_caption=longest,
+        known_token_ids=None if known is None else tuple(sorted(known)),
+        templates=encoder.templates,
+        num_parameters=encoder.model.num_parameters(),
+        config=None if config is None else to_dict(config),
+        sha256=digests,
+        usage={
+            "images": f"RGB, resized to {architecture.image_height} x {architecture.image_width} (height x width,"
+            " bilinear with antialiasing, aspect ratio not kept), uint8 [B, 3, H, W], not normalised",
+            "captions": f"each template around it, ftfy.fix_text, html.unescape twice, {TOKENIZER}; int64 [B, L], L"
+            f" from {SHORTEST_CAPTION} to {longest}, zeros after the end token",
+            "features": "rows of length 1, whose scalar products are cosines; those of several templates are averaged"
+            " and brought back to length 1",
+        },
+        versions={name: version(name) for name in ("cskt", "torch", *NEEDED[form])},
+    )
+    _write_facts(folder, facts)
+
+
+def calibration_pixels(paths: Sequence[Path], height: int, width: int) -> list[Tensor]:
+    """Pixels [3, H, W] uint8 of some hundred images, spread evenly over those given; unreadable ones are left out.
+
+    Raises:
+        ValueError: none can be read.
+    """
+    step, pixels = max(1.0, len(paths) / NUM_CALIBRATION_IMAGES), []
+    for number in range(min(len(paths), NUM_CALIBRATION_IMAGES)):
+        try:
+            pixels.append(read_image(paths[int(step * number)], height, width))
+        except ValueError as error:
+            logger.warning("left out of calibration: %s", error)
+    if not pixels:
+        raise ValueError("none of the images to calibrate on can be read; give others with --calibrate-on")
+    return pixels
+
+
+def note_parity(folder: Path, parity: dict[str, Any]) -> None:
+    """Keep beside the graphs what their check has found."""
+    _write_facts(folder, dataclasses.replace(read_facts(folder), parity=parity))
+
+
+def _write_facts(folder: Path, facts: ExportedFacts) -> None:
+    (folder / EXPORTED).write_text(json.dumps(to_dict(facts), indent=1) + "\n", encoding="utf-8")
+
+
+def portable_tokenizer(longest: int) -> tokenizers.Tokenizer:
+    """CLIP's tokenizer as other programs load it: start and end tokens added, cut to `longest`, zeros after the end.
+
+    It gives the ids of `cskt.data.tokenizer.Tokenizer` for text that needs no mending; of mojibake and HTML entities
+    it knows nothing.
+    """
+    tokenizer = tokenizers.Tokenizer.from_str(clip_bpe().to_str())
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(), normalizers.Lowercase()]
+    )
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}", special_tokens=[(start, START_ID), (end, END_ID)]
+    )
+    tokenizer.enable_truncation(longest)
+    tokenizer.enable_padding(pad_id=0, pad_token="!")
+    return tokenizer

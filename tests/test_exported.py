@@ -1,0 +1,314 @@
+"""Exported folders against the models that they come from, in both formats and in int8."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cskt.config import AdapterConfig, PromptConfig
+from cskt.data.images import normalise, read_image
+from cskt.data.records import Split, find_split, read_dataset
+from cskt.data.tokenizer import END_ID, START_ID, Tokenizer, clean
+from cskt.embed import EXPORTED, Encoder
+from cskt.embed.exported import ExportedEncoder, is_exported, load_exported, read_facts
+from cskt.explain import explain
+from cskt.export.check import Agreement, Parity, first_images, parity_on_dolls, parity_on_split
+from cskt.export.folder import check_possible, note_parity, placed_when_done, write_folder
+from cskt.model.dual_encoder import DualEncoder
+from tiny_run import ARCHITECTURE, HEIGHT, WIDTH
+
+LONGEST = 77 - 4
+"""Token positions beside two prompts of the tower's own and two coupled ones."""
+FORMS = ("onnx", "openvino")
+
+
+def encoder_with(seed: int, **settings: Any) -> Encoder:
+    """CSKT over the tiny towers, nothing in it silent."""
+    model = DualEncoder(ARCHITECTURE, PromptConfig(depth=2, length=2), AdapterConfig(init="normal"), trainable="none")
+    generator = torch.Generator().manual_seed(seed)
+    model.initialise_backbone(generator)
+    model.initialise_added(generator)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "adapters" in name:  # silent from the start, or nearly so
+                parameter.normal_(0.5, 0.5, generator=generator)
+    return Encoder(model, Tokenizer(LONGEST), device=torch.device("cpu"), num_workers=0, **settings)
+
+
+def random_pixels(count: int, seed: int = 0) -> Tensor:
+    shape = (count, 3, HEIGHT, WIDTH)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def random_ids(count: int, length: int) -> Tensor:
+    """Captions up to `length` tokens; the first is the longest, of the second the end token stands twice."""
+    ids = torch.randint(1, 49_000, (count, length), generator=torch.Generator().manual_seed(length))
+    ids[:, 0], ids[:, -1], ids[1, length // 2] = START_ID, END_ID, END_ID
+    return ids
+
+
+@pytest.fixture(scope="module")
+def source() -> Encoder:
+    return encoder_with(1, templates=("{}", "a photo of {}"))
+
+
+@pytest.fixture(scope="module")
+def folders(source: Encoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One export per format, and one in int8."""
+    made = {}
+    for name, form in (("onnx", "onnx"), ("openvino", "openvino"), ("int8", "openvino")):
+        made[name] = tmp_path_factory.mktemp("exported") / name
+        with placed_when_done(made[name]) as fresh:
+            write_folder(source, fresh, form, calibration=list(random_pixels(12)) if name == "int8" else [])  # type: ignore[arg-type]
+    return made
+
+
+@pytest.fixture(params=FORMS)
+def exported(request: pytest.FixtureRequest, folders: dict[str, Path]) -> ExportedEncoder:
+    return load_exported(folders[request.param], num_workers=0)
+
+
+@pytest.fixture(scope="module")
+def test_split(dolls: Path) -> Split:
+    return find_split(read_dataset("cuhk-pedes", dolls), "test")
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_images_give_the_features_of_the_source(source: Encoder, exported: ExportedEncoder, count: int) -> None:
+    pixels = random_pixels(count)
+    torch.testing.assert_close(exported.encode_image(pixels), source.encode_image(normalise(pixels)), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("length", [3, 12, 40, LONGEST - 1, LONGEST, 77])
+def test_captions_of_any_length_give_the_features_of_the_source(
+    source: Encoder, exported: ExportedEncoder, length: int
+) -> None:
+    ids = random_ids(3, length)
+    features = source.encode_text(ids)
+    torch.testing.assert_close(exported.encode_text(ids), features, rtol=0, atol=2e-6)
+    torch.testing.assert_close(exported.encode_text(ids[:1]), features[:1], rtol=0, atol=2e-6)
+
+
+def test_sentences_pass_templates_and_tokenizer_as_in_the_source(source: Encoder, exported: ExportedEncoder) -> None:
+    sentences = ["", "a man", "A woman  in a caf&eacute;, wearing red", "long " * 90]
+    torch.testing.assert_close(exported.encode_text(sentences), source.encode_text(sentences), rtol=0, atol=2e-6)
+    assert exported.encode_text([]).shape == (0, ARCHITECTURE.embed_dim)
+
+
+def test_paths_pictures_bytes_and_pixels_are_the_same(exported: ExportedEncoder, test_split: Split) -> None:
+    path = test_split.image_paths[0]
+    with Image.open(path) as picture:
+        features = exported.encode_image([path, str(path), path.read_bytes(), picture])
+    assert features.unique(dim=0).shape == (1, ARCHITECTURE.embed_dim)
+    torch.testing.assert_close(features[:1], exported.encode_image(read_image(path, HEIGHT, WIDTH)[None]))
+
+
+def test_normalised_images_are_refused(exported: ExportedEncoder) -> None:
+    with pytest.raises(ValueError, match="expected uint8 pixels, found torch.float32; an exported model"):
+        exported.encode_image(normalise(random_pixels(1)))
+    with pytest.raises(ValueError, match=r"expected images \[B, 3, 32, 16\], found \[1, 3, 16, 32\]"):
+        exported.encode_image(random_pixels(1).mT)
+    with pytest.raises(ValueError, match="pass a list"):
+        exported.encode_image("crop.jpg")
+
+
+def test_threads_share_a_graph(exported: ExportedEncoder) -> None:
+    batches = [random_pixels(4, seed) for seed in range(12)]
+    alone = [exported.encode_image(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(exported.encode_image, batches))
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_heat_maps_are_refused(exported: ExportedEncoder, test_split: Split) -> None:
+    with pytest.raises(ValueError, match="heat maps need gradients, an exported model has none; use the run itself"):
+        explain(exported, test_split.image_paths[0], "a man")
+
+
+def test_float32_keeps_the_fingerprint_and_int8_has_its_own(source: Encoder, folders: dict[str, Path]) -> None:
+    prints = {name: load_exported(folder).fingerprint for name, folder in folders.items()}
+    assert prints["onnx"] == prints["openvino"] == source.fingerprint != prints["int8"]
+    assert load_exported(folders["onnx"], templates=["{}"]).fingerprint != source.fingerprint
+
+
+def test_int8_is_near_and_small(source: Encoder, folders: dict[str, Path]) -> None:
+    pixels = random_pixels(12)
+    int8, exact = load_exported(folders["int8"]), source.encode_image(normalise(pixels))
+    cosines = torch.cosine_similarity(int8.encode_image(pixels), exact)
+    assert 0.98 < cosines.min() < 1 - 1e-6
+    assert int8.precision == "int8"
+    weights = {name: (folders[name] / "image.bin").stat().st_size for name in ("openvino", "int8")}
+    assert weights["int8"] < 0.5 * weights["openvino"]
+    ids = random_ids(2, 20)
+    torch.testing.assert_close(int8.encode_text(ids), source.encode_text(ids), rtol=0, atol=2e-6)
+
+
+def test_the_portable_tokenizer_gives_the_same_ids(source: Encoder, folders: dict[str, Path]) -> None:
+    portable = tokenizers.Tokenizer.from_file(str(folders["onnx"] / "tokenizer.json"))
+    captions = ["A  Man\tin a t-shirt, it's 42!", "", "<|endoftext|> typed", "naïve 東京 \u00a0 x", "word " * 100]
+    ids = torch.tensor([encoding.ids for encoding in portable.encode_batch(captions)])
+    assert torch.equal(ids, source.tokenizer(captions))
+    mended = portable.encode(clean("caf&amp;eacute;")).ids
+    assert mended == source.tokenizer(["caf&amp;eacute;"])[0].tolist()
+
+
+def test_parity_on_a_split(source: Encoder, exported: ExportedEncoder, test_split: Split) -> None:
+    parity = parity_on_split(source, exported, test_split)
+    assert (parity.images.count, parity.captions.count) == (len(test_split.records), len(test_split.captions))
+    assert parity.source == pytest.approx(parity.exported)
+    assert parity.r1_points == 0
+    parity.check("fp32", most_points=0.1)
+    assert json.loads(json.dumps(parity.summary()))["data"] == "cuhk-pedes test"
+
+
+def test_another_model_fails_the_check(exported: ExportedEncoder, test_split: Split) -> None:
+    stranger = encoder_with(2, templates=exported.templates)
+    for parity in (parity_on_dolls(stranger, exported), parity_on_split(stranger, exported, test_split)):
+        for precision in ("fp32", "int8"):
+            with pytest.raises(ValueError, match=r"features of captions differ by .* more than 1e-04: nothing is"):
+                parity.check(precision, most_points=100)
+
+
+SAME = Agreement(4, 1e-7, 1.0)
+EQUAL = Parity("a split", SAME, SAME, {"r1": 0.5, "mean_ap": 0.4}, {"r1": 0.5, "mean_ap": 0.4})
+
+
+@pytest.mark.parametrize(
+    ("precision", "changes", "reason"),
+    [
+        ("fp32", {"images": Agreement(4, 2e-4, 1.0)}, "features of images differ by 2.0e-04"),
+        ("fp32", {"images": Agreement(4, float("nan"), float("nan"))}, "features of images differ by nan"),
+        ("int8", {"images": Agreement(4, 0.2, 0.97)}, "has the cosine 0.970"),
+        ("int8", {"images": Agreement(4, float("nan"), float("nan"))}, "has the cosine nan"),
+        ("int8", {"captions": Agreement(4, 2e-4, 1.0)}, "features of captions differ"),
+        ("fp32", {"exported": {"r1": 0.502, "mean_ap": 0.4}}, r"R1 differs by \+0.20 points on a split"),
+        ("fp32", {"exported": {"r1": 0.498, "mean_ap": 0.4}}, "R1 differs by -0.20 points"),
+        ("int8", {"exported": {"r1": 0.498, "mean_ap": 0.4}}, "R1 differs by -0.20 points"),
+    ],
+)
+def test_what_the_check_refuses(precision: str, changes: dict[str, Any], reason: str) -> None:
+    EQUAL.check(precision, most_points=0.1)
+    with pytest.raises(ValueError, match=reason):
+        dataclasses.replace(EQUAL, **changes).check(precision, most_points=0.1)
+
+
+def test_int8_may_gain(source: Encoder) -> None:
+    better = dataclasses.replace(EQUAL, images=Agreement(4, 0.02, 0.99), exported={"r1": 0.6, "mean_ap": 0.4})
+    better.check("int8", most_points=0.1)
+
+
+def test_facts_tell_other_programs_what_they_need(source: Encoder, folders: dict[str, Path]) -> None:
+    facts = read_facts(folders["onnx"])
+    assert facts.architecture == ARCHITECTURE
+    assert facts.longest_caption == LONGEST
+    assert facts.templates == source.templates
+    assert facts.num_parameters == source.model.num_parameters()
+    assert sorted(facts.sha256) == ["image.onnx", "text.onnx", "tokenizer.json"]
+    assert "not normalised" in facts.usage["images"]
+
+
+def test_parity_is_kept(folders: dict[str, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(folders["onnx"], tmp_path / "copy")
+    note_parity(copy, EQUAL.summary())
+    assert read_facts(copy).parity == json.loads(json.dumps(EQUAL.summary()))
+    load_exported(copy)
+
+
+def cut_short(folder: Path) -> None:
+    path = folder / "image.onnx"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def other_version(folder: Path) -> None:
+    content = json.loads((folder / EXPORTED).read_text(encoding="utf-8"))
+    (folder / EXPORTED).write_text(json.dumps(content | {"format_version": 2}), encoding="utf-8")
+
+
+DAMAGES: list[tuple[Callable[[Path], object], str]] = [
+    (cut_short, r"image\.onnx: missing, or not as it was exported"),
+    (lambda folder: (folder / "tokenizer.json").unlink(), r"tokenizer\.json: missing"),
+    (lambda folder: (folder / EXPORTED).write_text("{"), r"exported\.json: cannot be read .* export again"),
+    (lambda folder: (folder / EXPORTED).write_text("[]"), r"exported\.json: cannot be read"),
+    (lambda folder: (folder / EXPORTED).unlink(), "no exported model there"),
+    (other_version, "format version 2, this cskt reads 1; export again"),
+]
+
+
+@pytest.mark.parametrize(("damage", "reason"), DAMAGES)
+def test_damage_is_found(
+    folders: dict[str, Path], tmp_path: Path, damage: Callable[[Path], object], reason: str
+) -> None:
+    copy = shutil.copytree(folders["onnx"], tmp_path / "copy")
+    damage(copy)
+    with pytest.raises(ValueError, match=reason):
+        load_exported(copy)
+
+
+def test_devices_and_precisions_that_it_does_not_have(folders: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="computes on the CPU, not on cuda"):
+        load_exported(folders["onnx"], "cuda")
+    with pytest.raises(ValueError, match="exported as int8, not bf16; leave --precision out"):
+        load_exported(folders["int8"], "cpu", precision="bf16")
+    assert load_exported(folders["int8"], "auto", precision="auto").precision == "int8"
+
+
+def test_a_failed_export_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    for word in ("first", "second"):
+        with placed_when_done(target) as fresh:
+            (fresh / EXPORTED).write_text(word)
+    with pytest.raises(ValueError, match="worse"), placed_when_done(target) as fresh:
+        (fresh / EXPORTED).write_text("third")
+        raise ValueError("worse")
+    assert (target / EXPORTED).read_text() == "second"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_cannot_be_exported_is_told_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--int8 is made by OpenVINO and not with --format onnx"):
+        check_possible("onnx", tmp_path / "new", int8=True)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="holds something else than an exported model; name another folder"):
+        check_possible("onnx", tmp_path, int8=False)
+    (tmp_path / EXPORTED).touch()
+    assert is_exported(tmp_path)
+    check_possible("openvino", tmp_path, int8=True)
+
+
+def test_first_images_keep_their_captions(test_split: Split) -> None:
+    cut = first_images(test_split, 2)
+    assert cut.image_paths == test_split.image_paths[:2]
+    assert cut.captions == [caption for record in test_split.records[:2] for caption in record.captions]
+    assert first_images(test_split, 0) == test_split
+
+
+SILENT = """
+import socket, sys
+def refuse(*address): raise AssertionError(f"a connection to {address}")
+socket.socket.connect = socket.getaddrinfo = refuse
+from cskt.embed.exported import import_silent
+openvino, nncf = import_silent("openvino"), import_silent("nncf")
+from nncf.telemetry import telemetry
+from openvino.tools import ovc
+print(sys.modules["openvino_telemetry"], type(ovc.telemetry).__module__, type(telemetry).__module__)
+"""
+
+
+def test_openvino_and_nncf_report_to_nobody() -> None:
+    """In a process of its own: below pytest, NNCF is silent by itself."""
+    done = subprocess.run([sys.executable, "-c", SILENT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["None", "openvino.tools.ovc.telemetry_stub", "unittest.mock"]
