@@ -50,7 +50,7 @@ def write_marks(path: Path, prefix: str = "a/") -> Path:
 
 def expected_scores(own_run: Path, crops: Path) -> tuple[np.ndarray, np.ndarray]:
     """Right and wrong scores of `write_marks`."""
-    encoder = cskt.load(own_run, device="cpu")
+    encoder = cskt.load(own_run, device="cpu", precision="auto")
     images = encoder.encode_image([crops / "a" / f"{number:02}.jpg" for number in range(12)])
     scores = (encoder.encode_text(SENTENCES) @ images.T).numpy()
     is_right = np.eye(10, 12, dtype=bool)
@@ -60,7 +60,7 @@ def expected_scores(own_run: Path, crops: Path) -> tuple[np.ndarray, np.ndarray]
 def test_a_run_is_calibrated_on_val_and_never_on_test(own_run: Path, root: Path) -> None:
     found = typed(f"cskt calibrate {own_run} --false-match-rate 0.05 --device cpu --json").json()
     val = read_dataset("cuhk-pedes", root)["val"]
-    encoder = cskt.load(own_run, device="cpu")
+    encoder = cskt.load(own_run, device="cpu", precision="auto")
     scores = (encoder.encode_text(val.captions) @ encoder.encode_image(val.image_paths).T).numpy()
     same = np.equal.outer(val.caption_pids, val.image_pids)
     wrong = np.sort(scores[~same])[::-1]

@@ -125,7 +125,7 @@ def test_full_memory(run: Path, error: Exception, monkeypatch: pytest.MonkeyPatc
         patch.setattr(engine, "prepare", fail)
         refusal = typed(f"cskt train --output {tmp_path / 'new'}").refusal()
         assert refusal == (
-            "out of memory: use a smaller --batch-size, --precision bf16 or --loop.checkpoint-activations true"
+            "out of memory: use --fit, a smaller --batch-size, --precision bf16 or --checkpoint-activations"
         )
         assert "--checkpoint_activations" in typed("python train.py").refusal()
     monkeypatch.setattr(Encoder, "encode_image", fail)

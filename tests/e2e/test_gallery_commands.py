@@ -442,7 +442,7 @@ def test_explanations_come_as_pictures_and_as_numbers(gallery: Path, tmp_path: P
         }
         assert all(0 <= value <= 1 for rows in maps for row in rows for value in row)
         assert [word["word"] for word in explanation["words"]] == ["woman", "red", "coat"]
-        assert explanation["score"] == pytest.approx(hit["score"], abs=1e-4)
+        assert explanation["score"] == pytest.approx(hit["score"], abs=1e-2), "either may be computed in bf16"
     page = (tmp_path / "why.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg;base64,") == 2 * (1 + 1 + 3) and "Heat map of coat" in page
     with Image.open(tmp_path / "why.png") as sheet:
@@ -478,7 +478,7 @@ def test_reindex_goes_over_to_another_model_and_keeps_what_is_known(
     report = typed(f"cskt reindex {tmp_path}/g --run {other} --device cpu --json").json()
     assert report["crops"] == 12 and report["added"] == 12
     (after,) = answers(f"cskt search {tmp_path}/g '{RED}' -k 12")
-    encoder = cskt.load(other, device="cpu")
+    encoder = cskt.load(other, device="cpu", precision="auto")
     crops = sorted((tmp_path / "crops").rglob("*.jpg"))
     scores = (encoder.encode_image(crops) @ encoder.encode_text([RED])[0]).tolist()
     expected = {

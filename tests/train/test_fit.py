@@ -54,7 +54,7 @@ def test_whole_images_only(configure: Configure, pretend: Callable[[int], None])
 def test_not_even_one(session: Session, pretend: Callable[[int], None]) -> None:
     pretend(FIXED)
     with pytest.raises(
-        ValueError, match=r"a single image takes 0\.0 GB, more than cpu has free; use --loop\.checkpoint"
+        ValueError, match=r"a single image takes 0\.0 GB, more than cpu has free; use --checkpoint-activations"
     ):
         fitted(session)
 

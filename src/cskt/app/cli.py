@@ -43,7 +43,7 @@ REMEDIES: dict[int | None, str] = {
 """What helps against an error of the operating system."""
 
 LESS_MEMORY = {
-    "cskt train": "use a smaller --batch-size, --precision bf16 or --loop.checkpoint-activations true",
+    "cskt train": "use --fit, a smaller --batch-size, --precision bf16 or --checkpoint-activations",
     "train.py": "use a smaller --batch_size, --precision bf16 or --checkpoint_activations",
     "cskt evaluate": "use a smaller --batch-size or --precision bf16",
     "cskt matrix": "use a smaller --batch-size or --precision bf16",

@@ -48,7 +48,7 @@ def fitted(session: Session) -> Session:
     if largest < unit:
         raise ValueError(
             f"a single image takes {per_pair * unit / 1e9:.1f} GB, more than {device} has free; use"
-            " --loop.checkpoint-activations true or --precision bf16"
+            " --checkpoint-activations or --precision bf16"
         )
     logger.info(
         "%.1f GB free, %.0f MB per pair: %s", free / 1e9, per_pair / 1e6,
