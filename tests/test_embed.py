@@ -525,3 +525,18 @@ def test_a_backbone_of_overlapping_patches_stays_so(tmp_path: Path) -> None:
     found = load(tmp_path / "overlapping.safetensors", device="cpu").model
     assert found.architecture == architecture
     assert torch.equal(found.vision.positional_embedding, model.vision.positional_embedding)
+
+
+def test_pixels_and_normalised_images_are_the_same(encoder: Encoder) -> None:
+    pixels = torch.randint(0, 256, (3, 3, HEIGHT, WIDTH), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(encoder.encode_image(pixels), encoder.encode_image(normalise(pixels)))
+
+
+def test_weights_that_change_are_seen_by_a_new_encoder() -> None:
+    model = plain_clip()
+    old = Encoder(model, Tokenizer(), device=torch.device("cpu"))
+    before = old.encode_text(["a man"])
+    with torch.no_grad():
+        model.text.ln_final.bias.add_(1.0)
+    new = Encoder(model, Tokenizer(), device=torch.device("cpu"))
+    assert not torch.allclose(new.encode_text(["a man"]), before)

@@ -55,13 +55,15 @@ def native_bf16() -> bool:
 
 
 def pick_precision(name: str, device: torch.device, exact: str = "fp32") -> str:
-    """The precision of that name; `auto` takes bf16 on a CPU that multiplies it by itself, else `exact`.
+    """The precision of that name; `auto` takes bf16 on a CPU that multiplies it by itself, fp32 on others.
+
+    On an accelerator `auto` is `exact`.
 
     Raises:
         ValueError: no such precision.
     """
     if name == "auto":
-        return "bf16" if device.type == "cpu" and native_bf16() else exact
+        return exact if device.type != "cpu" else "bf16" if native_bf16() else "fp32"
     if name not in PRECISIONS:
         raise ValueError(f"unknown precision '{name}': {nearest(name, ['auto', *PRECISIONS])}")
     return name
@@ -74,15 +76,20 @@ def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[o
         ValueError: no such precision.
     """
     if precision == "fp32":
-        return exact_convolutions() if device.type == "cuda" else nullcontext()
+        return exact_convolutions(device)
     if precision not in DTYPES:
         raise ValueError(f"unknown precision '{precision}': {nearest(precision, PRECISIONS)}")
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
-def exact_convolutions() -> AbstractContextManager[object]:
+def exact_convolutions(device: torch.device) -> AbstractContextManager[object]:
     """Float32 stays float32: cuDNN would round the patch convolution to TF32 by default."""
-    return torch.backends.cudnn.flags(allow_tf32=False)
+    if device.type != "cuda":
+        return nullcontext()
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(
+        enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+    )  # left out, each would be off
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -109,9 +116,13 @@ def free_memory_bytes(device: torch.device) -> int:
     if device.type != "cpu" or not MEMORY_OF_MACHINE.is_file():
         return 0
     free = _kilobytes(MEMORY_OF_MACHINE, "MemAvailable:")
-    limits = [path for path in (CONTAINER / "memory.max", CONTAINER / "memory.current") if path.is_file()]
-    if len(limits) == 2 and (limit := limits[0].read_text(encoding="ascii").strip()) != "max":
-        free = min(free, int(limit) - int(limits[1].read_text(encoding="ascii")))
+    limit = CONTAINER / "memory.max"
+    if limit.is_file() and (most := limit.read_text(encoding="ascii").strip()) != "max":
+        used = int((CONTAINER / "memory.current").read_text(encoding="ascii"))
+        # Of the files that were read, those not in use are given up as soon as memory is asked for.
+        lines = (CONTAINER / "memory.stat").read_text(encoding="ascii").splitlines()
+        given_up = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        free = min(free, int(most) - used + given_up)
     return max(free, 0)
 
 

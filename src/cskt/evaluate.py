@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -132,10 +131,12 @@ def _timed_features(encoder: Encoder, split: Split) -> _TimedFeatures:
 
 def _warm_up(encoder: Encoder, split: Split) -> None:
     """Encode a batch of each kind: on CUDA the first waits seconds for kernels, which would stand in the rates."""
-    silent = copy.copy(encoder)
-    silent.show_progress = False
-    silent.encode_image(split.image_paths[: encoder.batch_size])
-    silent.encode_text(["a person"] * encoder.batch_size)  # the split's own captions would warn twice of their length
+    shown, encoder.show_progress = encoder.show_progress, False
+    try:
+        encoder.encode_image(split.image_paths[: encoder.batch_size])
+        encoder.encode_text(["a person"] * encoder.batch_size)  # the split's own captions would warn twice
+    finally:
+        encoder.show_progress = shown
 
 
 def evaluate(

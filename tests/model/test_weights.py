@@ -17,6 +17,8 @@ from cskt.config import AdapterConfig, BackboneConfig, PromptConfig
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.weights import load_backbone, load_state, resize_positions
 
+PLAIN = PromptConfig(directions="none"), AdapterConfig(sides="none")
+
 
 @pytest.mark.parametrize(
     ("name", "change", "message"),
@@ -139,6 +141,19 @@ def test_load_state_is_all_or_nothing(archive: Path) -> None:
         ValueError, match=r"'adapters.text.0.down.bias' is missing|'adapters.text.0.norm.weight' is missing"
     ):
         load_state(model, state, origin="a file", prefixes=("",))
+
+
+def test_a_model_without_memory_takes_the_tensors_over(archive: Path) -> None:
+    backbone = load_backbone(BackboneConfig(name=str(archive)))
+    usual = DualEncoder(backbone.architecture, *PLAIN, trainable="none")
+    load_state(usual, backbone.state, origin="usual")
+    with torch.device("meta"):
+        taking = DualEncoder(backbone.architecture, *PLAIN, trainable="none")
+    load_state(taking, backbone.state, origin="taking", prefixes=("",))
+    for (name, found), expected in zip(taking.named_parameters(), usual.parameters(), strict=True):
+        assert torch.equal(found, expected) and found.dtype == torch.float32 and not found.requires_grad, name
+    name, some = next(iter(taking.named_parameters()))
+    assert some.data_ptr() == backbone.state[name].data_ptr(), "no copy"
 
 
 def naive_bilinear(grid: Tensor, rows: int, columns: int) -> Tensor:

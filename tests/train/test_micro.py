@@ -44,6 +44,7 @@ def gradients_of(
         {"loss.weights": {"sdm": 1.0, "mlm": 1.0}, "mlm.masked_for_all": True},
         {"loss.weights": {"sdm": 1.0, "id": 1.0, "mlm": 1.0}, "trainable": "all"},
         {"loss.weights": {"sdm": 1.0}, "data.captions_per_image": 2, "loop.checkpoint_activations": True},
+        {"prompts.directions": "none", "adapters.sides": "text"},  # nothing of the vision tower trains
     ],
 )
 def test_gradients_are_those_of_the_whole_batch(
@@ -54,7 +55,7 @@ def test_gradients_are_those_of_the_whole_batch(
     whole, whole_losses = gradients_of(session, batch, None)
     pieces, pieces_losses = gradients_of(session, batch, micro_batch_size)
     assert pieces_losses == pytest.approx(whole_losses, rel=1e-5)
-    assert pieces.keys() == whole.keys() and len(whole) > 5
+    assert pieces.keys() == whole.keys() and len(whole) > 4
     largest = max(float(gradient.norm()) for gradient in whole.values())
     for name, gradient in whole.items():
         assert gradient.norm() > 0, name

@@ -19,6 +19,7 @@ from cskt.app.gallery_flags import is_gallery
 from cskt.app.metadata_table import image_name
 from cskt.app.model_flags import (
     FAST_PRECISION,
+    add_cache_flag,
     add_encoder_flags,
     add_image_size_flags,
     check_exists,
@@ -107,6 +108,7 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     group.add_argument("--root", help="folder that holds the data set's folder (default: the run's own)")
     group.add_argument("--split", help="train, val or test (default: val)")
     add_encoder_flags(parser, FAST_PRECISION)
+    add_cache_flag(parser)
     add_image_size_flags(parser)
     flags = parser.parse(argv)
     named = [f"--{name}" for name in ("dataset", "root", "split") if getattr(flags, name)]

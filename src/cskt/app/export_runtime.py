@@ -129,7 +129,8 @@ def split_at_hand(flags: argparse.Namespace, config: RunConfig | None) -> Split 
             "no data set at hand: checked on generated pedestrians, features only; for R1 give --dataset and --root"
         )
         return None
-    split = split_of(str(flags.run), flags.dataset, flags.root, flags.split or "val")
+    default = "val" if config is None else config.data.select_on
+    split = split_of(str(flags.run), flags.dataset, flags.root, flags.split or default)
     return first_images(split, NUM_CHECKED_IMAGES if flags.check_images is None else flags.check_images)
 
 

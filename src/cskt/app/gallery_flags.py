@@ -76,7 +76,6 @@ def load_source(source: ModelSource, flags: argparse.Namespace) -> Encoder:
         flags.device,
         batch_size=flags.batch_size,
         num_workers=flags.num_workers,
-        cache_dir=flags.cache_dir,
         compile=flags.compile,
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cskt.app.model_flags import add_encoder_flags, check_exists, is_own_dataset, run_config, split_of
+from cskt.app.model_flags import add_cache_flag, add_encoder_flags, check_exists, is_own_dataset, run_config, split_of
 from cskt.app.output import add_format_flags, matrix_row, matrix_text, output_format, write_output
 from cskt.app.parsing import Parser
 from cskt.app.stored import evaluate_run, keep, seed_folders, stored_result
@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--root", help="folder that holds the data sets' folders, where @ROOT is left out")
     parser.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
     add_encoder_flags(parser)
+    add_cache_flag(parser)
     add_format_flags(parser)
     flags = parser.parse(argv)
     form = output_format(flags.format, flags.output)  # a file that cannot be is told before the work

@@ -29,7 +29,13 @@ def add_model_flags(parser: Parser, precision: str = OWN_PRECISION) -> None:
     parser.add_argument("--root", help="folder that holds the data set's folder (default: the run's own)")
     parser.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
     add_encoder_flags(parser, precision)
+    add_cache_flag(parser)
     add_image_size_flags(parser)
+
+
+def add_cache_flag(parser: Parser) -> None:
+    """`--cache-dir`, for commands that encode the images of a split."""
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep resized images there, for other runs too")
 
 
 def add_encoder_flags(parser: Parser, precision: str = OWN_PRECISION) -> None:
@@ -43,7 +49,6 @@ def add_encoder_flags(parser: Parser, precision: str = OWN_PRECISION) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
     parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP.format(precision))
     parser.add_argument("--compile", action="store_true", help="compile the towers first; on a CPU that takes g++")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep resized images there, for other runs too")
     parser.add_argument("--batch-size", type=int, default=128, help="images or captions at once (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, default=4, help="threads that decode images (default: %(default)s)")
 

@@ -202,7 +202,7 @@ class Encoder:
 
     @torch.no_grad()
     def _unit(self, tower: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        with exact_convolutions():
+        with exact_convolutions(self.device):
             return F.normalize(tower(batch.to(self.device)), dim=-1).cpu()
 
 

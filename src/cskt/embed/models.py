@@ -99,6 +99,8 @@ def load(
     """
     place = Path(path)
     if is_exported(place):
+        if compile or backbone or image_height or image_width or stride:
+            raise ValueError(f"{place}: an exported model is whole; leave out --compile, --backbone and image sizes")
         return load_exported(
             place,
             device,
@@ -164,7 +166,8 @@ def _load_run(path: Path, backbone: str | Path | None) -> Loaded:
             ) from None
         architecture, known_token_ids = carrier.architecture, carrier.known_token_ids
         state = carrier.state | state
-    model = DualEncoder(architecture, config.prompts, config.adapters, config.lora, trainable="none")
+    with torch.device("meta"):  # load_state brings the memory
+        model = DualEncoder(architecture, config.prompts, config.adapters, config.lora, trainable="none")
     weights.load_state(model, state, origin=str(path), prefixes=WHOLE)
     tokenizer = tokenizer_for(model, config.data.caption_length, known_token_ids)
     return Loaded(model, tokenizer, config.precision, config.data.templates)
@@ -172,7 +175,8 @@ def _load_run(path: Path, backbone: str | Path | None) -> Loaded:
 
 def _load_released(folder: Path) -> Loaded:
     found = released.read_released(folder)
-    model = DualEncoder(found.architecture, found.config.prompts, found.config.adapters, trainable="none")
+    with torch.device("meta"):  # load_state brings the memory
+        model = DualEncoder(found.architecture, found.config.prompts, found.config.adapters, trainable="none")
     weights.load_state(model, found.state, origin=str(folder), prefixes=WHOLE)
     return Loaded(model, tokenizer_for(model, found.config.data.caption_length, None))
 
@@ -182,7 +186,8 @@ def _load_backbone(config: BackboneConfig) -> Loaded:
         height, width = config.image_height or CROP_SIZE[0], config.image_width or CROP_SIZE[1]
         config = dataclasses.replace(config, image_height=height, image_width=width)
     backbone = weights.load_backbone(config)
-    model = DualEncoder(backbone.architecture, NO_PROMPTS, NO_ADAPTERS, trainable="none")
+    with torch.device("meta"):  # load_state brings the memory
+        model = DualEncoder(backbone.architecture, NO_PROMPTS, NO_ADAPTERS, trainable="none")
     weights.load_state(model, backbone.state, origin=backbone.name)
     return Loaded(model, tokenizer_for(model, backbone.architecture.context_length, backbone.known_token_ids))
 

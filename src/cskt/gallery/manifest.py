@@ -44,7 +44,6 @@ class ModelSource:
         *,
         batch_size: int = 128,
         num_workers: int = 4,
-        cache_dir: Path | None = None,
         compile: bool = False,
     ) -> Encoder:
         """The encoder; see `cskt.load` for how it computes.
@@ -62,7 +61,6 @@ class ModelSource:
             stride=self.stride,
             batch_size=batch_size,
             num_workers=num_workers,
-            cache_dir=cache_dir,
             compile=compile,
         )
 

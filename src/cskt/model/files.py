@@ -25,6 +25,7 @@ from cskt.config import ClipArchitecture, to_dict, validate
 FORMAT_VERSION = 1
 METADATA_KEY = "cskt"
 TOKEN_EMBEDDING = "text.token_embedding.weight"
+HALF = (torch.float16, torch.bfloat16)
 TOKEN_ROWS = "text.token_embedding.rows"
 
 
@@ -205,7 +206,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def read_safetensors(path: Path, *, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors (copies in memory, independent of the file) and text metadata of any safetensors file.
+    """Tensors (copies in memory, independent of the file; half precision as float32) and text metadata of a file.
 
     Raises:
         ValueError: missing, truncated or damaged.
@@ -213,7 +214,10 @@ def read_safetensors(path: Path, *, only_metadata: bool = False) -> tuple[dict[s
     try:
         with safe_open(path, framework="pt") as stream:
             names = [] if only_metadata else stream.keys()
-            return {name: stream.get_tensor(name).clone() for name in names}, stream.metadata() or {}
+            tensors = {name: stream.get_tensor(name) for name in names}
+            # One copy, which widening makes by itself.
+            copies = {name: each.float() if each.dtype in HALF else each.clone() for name, each in tensors.items()}
+            return copies, stream.metadata() or {}
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: cannot be read as safetensors: {reason}; is the file complete?") from None

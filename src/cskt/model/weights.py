@@ -83,7 +83,8 @@ def load_state(
     """Copy `state` into the parameters of a model whose names begin with one of `prefixes`; all or nothing.
 
     Args:
-        model: changed in place; its device, dtypes and `requires_grad` stay.
+        model: changed in place; its device, dtypes and `requires_grad` stay. One on the device `meta`, which has no
+            memory yet, takes over the tensors of `state` themselves.
         state: exactly these parameters, our names.
         origin: where the state is from, for messages.
 
@@ -92,6 +93,9 @@ def load_state(
     """
     own = {name: parameter for name, parameter in model.named_parameters() if name.startswith(prefixes)}
     checked = gather(state, {name: parameter.shape for name, parameter in own.items()}, OURS, origin=origin)
+    if all(parameter.is_meta for parameter in own.values()):
+        model.load_state_dict(checked, strict=False, assign=True)
+        return
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(checked[name])

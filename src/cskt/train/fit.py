@@ -26,7 +26,8 @@ BYTES_OF_MOMENTS = 8
 def fitted(session: Session) -> Session:
     """The session with the largest `loop.micro_batch_size` that the memory of its device holds.
 
-    The memory of a step grows linearly with its pairs, so two small steps tell how much each pair takes.
+    The memory of a step grows linearly with its pairs, so two small steps tell how much each pair takes. A step of a
+    whole batch in such pieces is then tried, and the pieces are halved until it fits: its losses see all pairs at once.
 
     Raises:
         ValueError: the system does not say how much memory is free, or not even one image fits.
@@ -41,7 +42,8 @@ def fitted(session: Session) -> Session:
         return session
     held = held_memory_bytes(device)
     moments = BYTES_OF_MOMENTS * session.built.model.num_parameters(trainable_only=True)
-    peaks = [_peak_bytes(session, num_pairs) for num_pairs in (small, small, 2 * small)]
+    whole = in_pieces_of(session, None)
+    peaks = [_peak_bytes(whole, num_pairs) for num_pairs in (small, small, 2 * small)]
     per_pair = max((peaks[2] - peaks[1]) / small, 1.0)
     room = free + held - moments - peaks[1]
     largest = min(small + math.floor(room / per_pair), data.batch_size) // unit * unit
@@ -50,11 +52,18 @@ def fitted(session: Session) -> Session:
             f"a single image takes {per_pair * unit / 1e9:.1f} GB, more than {device} has free; use"
             " --checkpoint-activations or --precision bf16"
         )
+    while largest > unit and _peak_bytes(in_pieces_of(session, largest), data.batch_size) > free + held - moments:
+        largest = max(largest // 2 // unit, 1) * unit
     logger.info(
         "%.1f GB free, %.0f MB per pair: %s", free / 1e9, per_pair / 1e6,
         f"{largest} pairs at once" if largest < data.batch_size else "the whole batch at once",
     )  # fmt: skip
-    loop = dataclasses.replace(session.config.loop, micro_batch_size=largest)
+    return in_pieces_of(session, largest)
+
+
+def in_pieces_of(session: Session, num_pairs: int | None) -> Session:
+    """The session with that `loop.micro_batch_size`."""
+    loop = dataclasses.replace(session.config.loop, micro_batch_size=num_pairs)
     return dataclasses.replace(session, config=dataclasses.replace(session.config, loop=loop))
 
 
@@ -70,10 +79,11 @@ def _peak_bytes(session: Session, num_pairs: int) -> int:
     length = session.built.tokenizer.context_length
     caption_ids = torch.randint(1, architecture.vocab_size - 2, (num_pairs, length), generator=generator)
     caption_ids[:, 0], caption_ids[:, -1] = architecture.vocab_size - 2, architecture.vocab_size - 1
+    num_identities = session.loader.num_identities
     batch = Batch(
         images=torch.randint(0, 256, size, dtype=torch.uint8, generator=generator).to(device),
         caption_ids=caption_ids,
-        pids=torch.arange(num_pairs) % session.loader.num_identities,
+        pids=torch.arange(num_pairs) % num_identities,
         image_ids=torch.arange(num_pairs // unit),
     )
     reset_peak_memory(device)

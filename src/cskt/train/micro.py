@@ -43,7 +43,11 @@ def backward_in_pieces(
     first = 0
     for piece in pieces:
         outputs, rows = encode(piece), slice(first, first + len(piece.caption_ids))
-        reached = [(getattr(outputs, name), leaf.grad[rows]) for name, leaf in leaves.items() if leaf.grad is not None]
+        reached = [
+            (tensor, leaf.grad[rows])
+            for name, leaf in leaves.items()
+            if leaf.grad is not None and (tensor := getattr(outputs, name)).requires_grad  # not of a frozen tower
+        ]
         torch.autograd.backward([tensor for tensor, _ in reached], [gradient for _, gradient in reached])
         first = rows.stop
     return result

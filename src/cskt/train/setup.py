@@ -105,7 +105,7 @@ def prepare(config: RunConfig) -> Session:
         # Blocks of both towers, first, middle and last, and a few lengths of captions: each compiled once.
         torch._dynamo.config.recompile_limit = COMPILED_FORMS
         for block in [*model.vision.blocks, *model.text.blocks]:
-            block.compile()
+            block.compile(dynamic=False)
     height, width = architecture.image_height, architecture.image_width
     drawn = config.data
     if config.trainable == "none":  # no batch is ever drawn, and a data set may be smaller than one

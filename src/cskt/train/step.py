@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from cskt import losses
 from cskt.data.images import augment, to_device
 from cskt.data.masking import augment_captions, mask_tokens
-from cskt.device import arithmetic
+from cskt.device import arithmetic, exact_convolutions
 from cskt.train.micro import backward_in_pieces
 from cskt.train.objective import Outputs, Views, encode
 from cskt.train.setup import Session
@@ -45,13 +47,16 @@ def add_gradients(session: Session, batch: Batch, step: int, generator: torch.Ge
         with arithmetic(device, config.precision):
             parts = trainee.objective(outputs, pids, image_ids)
         loss = losses.total(parts, config.loss.weights)
-        torch.autograd.backward(trainee.scaler.scale(loss / group_size))
+        with exact_convolutions(device):
+            torch.autograd.backward(trainee.scaler.scale(loss / group_size))
         return {"loss": loss.detach()} | {name: part.detach() for name, part in parts.items()}
 
     views = views_of(session, batch, generator)
     pieces = views.split(config.loop.micro_batch_size or len(batch.pids))
+    if config.loop.compile:
+        pieces = [in_bucket(piece, session.built.tokenizer.context_length) for piece in pieces]
     if len(pieces) == 1:
-        return backward(outputs_of(views))
+        return backward(outputs_of(pieces[0]))
     return backward_in_pieces(pieces, outputs_of, backward)
 
 
@@ -60,15 +65,19 @@ def views_of(session: Session, batch: Batch, generator: torch.Generator) -> View
     config, context_length = session.config, session.built.tokenizer.context_length
     images = augment(batch.images, config.augment, generator)
     caption_ids = augment_captions(batch.caption_ids, config.augment, generator)
-    length, masked = caption_ids.shape[1], None
+    masked = None
     if "mlm" in config.loss.weights:
         # The interaction encoder has no mask: in the released code, too, it sees the padding of the whole context.
-        whole = F.pad(caption_ids, (0, context_length - length))
+        whole = F.pad(caption_ids, (0, context_length - caption_ids.shape[1]))
         masked = mask_tokens(whole, config.mlm.mask_probability, generator)
-    if config.loop.compile:
-        bucket = min(-(-length // CAPTION_BUCKET) * CAPTION_BUCKET, context_length)
-        caption_ids = F.pad(caption_ids, (0, bucket - length))
     return Views(images, caption_ids, masked)
+
+
+def in_bucket(views: Views, context_length: int) -> Views:
+    """The same with captions padded to a multiple of `CAPTION_BUCKET`, which changes nothing but their length."""
+    length = views.caption_ids.shape[1]
+    bucket = min(-(-length // CAPTION_BUCKET) * CAPTION_BUCKET, context_length)
+    return dataclasses.replace(views, caption_ids=F.pad(views.caption_ids, (0, bucket - length)))
 
 
 def per_pair(batch: Batch) -> Tensor:
