@@ -11,7 +11,7 @@ import importlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.overrides import TorchFunctionMode
 
 from cskt.data.images import normalise
 from cskt.data.tokenizer import END_ID
@@ -58,23 +57,6 @@ class TextGraph(nn.Module):
         return F.normalize(tower.project(tower.end_token(placed, seen=list(self.text.seen))), dim=-1)
 
 
-class _OpenBatch(TorchFunctionMode):
-    """Lets the size of a batch stay open where `take_along_dim` would settle it, by broadcasting its index within
-    `torch.export`; gathering with an index that is widened first is the same."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is torch.Tensor.take_along_dim:
-            tokens, index = args
-            return tokens.gather(1, index.expand(-1, -1, tokens.shape[-1]))
-        return func(*args, **(kwargs or {}))
-
-
 def write_graphs(encoder: Encoder, folder: Path, form: Form, calibration: Sequence[Tensor] | None) -> None:
     """Write `image` and `text` graphs into a folder; see `cskt.export.folder.write_folder`."""
     architecture, longest = encoder.model.architecture, encoder.tokenizer.context_length
@@ -106,8 +88,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _traced(graph: nn.Module, example: Tensor, open_sizes: dict[int, Any]) -> ExportedProgram:
-    with _OpenBatch():
-        return torch.export.export(graph.eval(), (example,), dynamic_shapes=(open_sizes,), strict=True)
+    return torch.export.export(graph.eval(), (example,), dynamic_shapes=(open_sizes,), strict=True)
 
 
 def _write_onnx(program: ExportedProgram, path: Path, name: str) -> None:

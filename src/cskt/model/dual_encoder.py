@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from cskt.config import AdapterConfig, ClipArchitecture, LoraConfig, PromptConfig
 from cskt.model.adapters import build_adapters
-from cskt.model.clip import QUERY_KEY_VALUE, Additions, PlacedCaptions, TextTower, VisionTower
+from cskt.model.blocks import QUERY_KEY_VALUE, Additions, pick
+from cskt.model.clip import PlacedCaptions, TextTower, VisionTower
 from cskt.model.lora import LowRank, build_lora
 from cskt.model.prompts import PromptLearner
 
@@ -109,7 +110,7 @@ class DualEncoder(nn.Module):
         placed = self.place(caption_ids)
         tokens = self.text.project(self.text(placed, self.additions("text")))
         ends = placed.end_positions - self.prompts.num_text_slots
-        return TextTokens(tokens, tokens.take_along_dim(ends[:, None, None], dim=1)[:, 0])
+        return TextTokens(tokens, pick(tokens, ends)[:, 0])
 
     def place(self, caption_ids: Tensor) -> PlacedCaptions:
         """Captions with room for this model's prompts."""

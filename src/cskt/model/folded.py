@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cskt.model.adapters import Adapter
-from cskt.model.clip import MLP, QUICK, Additions, Block, TextTower, VisionTower, quick_gelu
+from cskt.model.blocks import MLP, QUICK, Additions, Block, quick_gelu
+from cskt.model.clip import TextTower, VisionTower
 from cskt.model.dual_encoder import DualEncoder
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cskt.model.clip import Block, quick_gelu
+from cskt.model.blocks import Block, quick_gelu
 
 HEAD_WIDTH = 64
 
