@@ -287,6 +287,11 @@ LOSSES: dict[str, Callable[[LossInputs], Tensor]] = {
 """Loss by the name that a recipe gives it."""
 
 
+BY_ROW = ("id", "mlm")
+"""Losses that are means over rows which look at no other row: of a batch in parts they are the mean of its parts,
+weighted by their sizes."""
+
+
 def check_names(names: Iterable[str]) -> None:
     """Raise ValueError for a name that is not in `LOSSES`, naming the nearest."""
     for name in names:

@@ -24,16 +24,20 @@ class Batch:
 
     An image stands beside k captions, k being `data.captions_per_image`: those of image i are rows k * i to
     k * i + k - 1. With k = 1 the rows of images and captions agree.
+
+    Where several processes train together, each has the pixels of its share alone, and the rest of the whole batch.
     """
 
     images: Tensor
-    """[B / k, 3, H, W] uint8, RGB."""
+    """[b, 3, H, W] uint8, RGB: b = B / k, or this process's share of them."""
     caption_ids: Tensor
     """[B, L] int64, start and end tokens included, zeros after the end; L is the longest caption of the batch."""
     pids: Tensor
     """[B] int64, one per caption; identities numbered from 0 without gaps over the training split."""
     image_ids: Tensor
     """[B / k] int64, index of the image within its split."""
+    first_image: int = 0
+    """Where among those the row of `images[0]` is."""
 
 
 @dataclass(frozen=True)

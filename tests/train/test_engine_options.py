@@ -45,8 +45,8 @@ def weights_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]
     """Trained weights: at the start, then after every step of the optimiser."""
     seen: list[dict[str, Tensor]] = []
 
-    def prepare_and_watch(config: Any) -> Session:
-        session = prepare(config)
+    def prepare_and_watch(*arguments: Any) -> Session:
+        session = prepare(*arguments)
 
         def note(*_: Any) -> None:
             seen.append({name: value.clone() for name, value in trainable_state(session.built.model).items()})
@@ -70,10 +70,10 @@ def test_the_average_is_evaluated_and_kept_and_the_weights_go_on(
     with_scores(monkeypatch, [0.1, 0.2])
     scored, evaluated = engine.evaluate, []
 
-    def note_and_score(encoder: Encoder, split: Any) -> Evaluation:
+    def note_and_score(encoder: Encoder, split: Any, features: Any) -> Evaluation:
         parameters = dict(encoder.model.named_parameters())
         evaluated.append({name: parameters[name].detach().clone() for name in weights_of_steps[0]})
-        return scored(encoder, split)
+        return scored(encoder, split, features)
 
     monkeypatch.setattr(engine, "evaluate", note_and_score)
     folder = train(configure(AVERAGED | {"loop.accumulate_steps": accumulate}), tmp_path / "run").folder
@@ -114,8 +114,8 @@ def rows_encoded(sessions: list[Session], monkeypatch: pytest.MonkeyPatch) -> di
     rows: dict[str, list[int]] = {"vision": [], "text": []}
     prepare_and_keep = engine.prepare
 
-    def prepare_and_count(config: Any) -> Session:
-        session = prepare_and_keep(config)
+    def prepare_and_count(*arguments: Any) -> Session:
+        session = prepare_and_keep(*arguments)
         for side, seen in rows.items():
 
             def note(tower: Any, inputs: Any, hidden: Tensor, seen: list[int] = seen) -> None:

@@ -27,7 +27,7 @@ CHANGES: dict[str, Any] = {
     "data.batch_size": 5, "loop.num_epochs": 3, "loop.save_period_steps": 3, "loop.evaluate_before": True,
     "loss.weights": {"sdm": 1.0, "id": 1.0}, "adapters.init": "normal",
 }  # fmt: skip
-TIMINGS = ("seconds", "pairs_per_second", "waiting_share", "peak_memory_bytes")
+TIMINGS = ("seconds", "pairs_per_second", "waiting_share", "exchange_share", "peak_memory_bytes")
 
 KILLED_RUN = """
 import os, pathlib, signal, sys, torch

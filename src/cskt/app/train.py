@@ -45,9 +45,17 @@ def main(argv: Sequence[str]) -> int:
 def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False) -> int:
     """Train, write the report, and say where everything is."""
     from cskt.app.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
+    from cskt.train.distributed import is_leader, is_restart  # noqa: PLC0415
     from cskt.train.engine import train  # noqa: PLC0415
+    from cskt.train.series import train_or_resume  # noqa: PLC0415
 
-    result = train(config, folder, resume=resume)
+    if is_restart(folder) and not resume:
+        assert folder is not None, "is_restart has seen to it"
+        result = train_or_resume(config, folder)
+    else:
+        result = train(config, folder, resume=resume)
+    if not is_leader():
+        return 0
     report = write_run_report(result.folder)
     print(f"best: epoch {result.best_epoch}, R1 {100 * result.best_r1:.2f}, selected on {config.data.select_on}")
     print(f"run: {result.folder}\nreport: {report}")

@@ -109,7 +109,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)  # the pinned memory is kept until the copy is done
 
 
-def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+def augment(
+    images: Tensor, config: AugmentConfig, generator: torch.Generator, *, of: int | None = None, first: int = 0
+) -> Tensor:
     """The training view of a batch: flip, pad and crop, normalise, erase, in the order of the released code.
 
     Erased rectangles are filled after normalising with CLIP's raw channel means, as released: a mid grey, not the
@@ -119,23 +121,32 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
         images: [B, 3, H, W] uint8, on any device.
         config: rates and ranges.
         generator: a generator on the CPU, where every choice is drawn: the same on every device.
+        of, first: where these are rows of a larger batch, its size and the first row: they look as they would in it.
 
     Returns:
         [B, 3, H, W] float32, normalised.
     """
-    images = _random_flip(images, config.flip_probability, generator)
-    images = _random_crop(images, config.pad_pixels, generator)
-    return _random_erase(normalise(images), config, generator)
+    height, width = images.shape[2:]
+    flipped, corners, rectangles = (
+        to_device(choices[first : first + len(images)], images.device)
+        for choices in _draw(len(images) if of is None else of, height, width, config, generator)
+    )
+    images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+    return _erase(normalise(_crop(images, config.pad_pixels, corners)), rectangles)
 
 
-def _random_flip(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    flipped = torch.rand(len(images), generator=generator) < probability
-    return torch.where(to_device(flipped, images.device)[:, None, None, None], images.flip(-1), images)
+def _draw(
+    num_images: int, height: int, width: int, config: AugmentConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What becomes of each image: [B] flipped or not, [B, 2] corner of its crop, [B, 4] rectangle to be erased."""
+    flipped = torch.rand(num_images, generator=generator) < config.flip_probability
+    corners = torch.randint(0, 2 * config.pad_pixels + 1, (num_images, 2), generator=generator)
+    erased = torch.rand(num_images, generator=generator) < config.erase_probability
+    return flipped, corners, _draw_rectangles(num_images, height, width, config, generator) * erased[:, None]
 
 
-def _random_crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
+def _crop(images: Tensor, pad: int, corners: Tensor) -> Tensor:
     num_images, channels, height, width = images.shape
-    corners = to_device(torch.randint(0, 2 * pad + 1, (num_images, 2), generator=generator), images.device)
     padded = F.pad(images, (pad, pad, pad, pad)).contiguous()
     # In memory a row of a crop is `width` pixels on end: one selection fetches all rows by where they start.
     planes = torch.arange(num_images * channels, device=images.device).view(num_images, channels, 1)
@@ -145,12 +156,10 @@ def _random_crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor
     return every_start.index_select(0, starts.flatten()).view(images.shape)
 
 
-def _random_erase(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+def _erase(images: Tensor, rectangles: Tensor) -> Tensor:
     """Overwrites rectangles of `images` in place."""
-    num_images, _, height, width = images.shape
-    chosen = torch.rand(num_images, generator=generator) < config.erase_probability
-    rectangles = _draw_rectangles(num_images, height, width, config, generator) * chosen[:, None]
-    top, left, rows, columns = to_device(rectangles, images.device)[..., None].unbind(1)
+    height, width = images.shape[2:]
+    top, left, rows, columns = rectangles[..., None].unbind(1)
     y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     inside_rows = (y >= top) & (y < top + rows)
     inside_columns = (x >= left) & (x < left + columns)

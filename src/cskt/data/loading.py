@@ -10,7 +10,7 @@ kept, in memory or in a folder.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ from cskt.types import Batch
 
 logger = logging.getLogger(__name__)
 
+Share = Callable[[int], range]
+"""A number of rows -> the rows next to one another that a process takes."""
 IMAGES_AT_ONCE = 64
 """Images that go into memory together."""
 
@@ -74,21 +76,27 @@ class TrainingLoader:
         self.steps_per_epoch = -(-num_units * per_image // data.batch_size)
         _check_batch_size(data, num_units * per_image, self.num_identities)
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
+    def epoch(self, epoch: int, start_step: int = 0, share: Share = range) -> Generator[Batch, None, None]:
         """The batches of an epoch from `start_step` on; what lies before is not decoded.
+
+        Args:
+            share: the number of images in a batch -> those that are decoded, never none; by default all.
 
         Raises:
             ValueError: an image is missing or damaged; names the file.
         """
         batches = self._draw_batches(epoch)[start_step:]
         image_ids = [self._image_ids[units[:, 0]] for units in batches]
-        for units, ids, images in zip(batches, image_ids, self._read(image_ids), strict=True):
+        shares = [share(len(ids)) for ids in image_ids]
+        wanted = [ids[mine.start : mine.stop] for ids, mine in zip(image_ids, shares, strict=True)]
+        for units, ids, mine, images in zip(batches, image_ids, shares, self._read(wanted), strict=True):
             pairs = units.flatten()
             yield Batch(
                 images=images,
                 caption_ids=self._caption_ids[pairs, : int(self._lengths[pairs].max())],
                 pids=self._pids[pairs],
                 image_ids=ids,
+                first_image=mine.start,
             )
 
     def _draw_batches(self, epoch: int) -> list[Tensor]:

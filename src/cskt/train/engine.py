@@ -12,17 +12,20 @@ from pathlib import Path
 import torch
 
 from cskt.config import RunConfig, to_dict
-from cskt.device import peak_memory_bytes, pick_device, reset_peak_memory
+from cskt.device import peak_memory_bytes
 from cskt.evaluate import Evaluation, evaluate
 from cskt.model.files import save_method
 from cskt.progress import Advance, bar
 from cskt.train.checkpoint import Progress, load_last, save_last, trainable_state
+from cskt.train.distributed import joined
 from cskt.train.feed import Feed
 from cskt.train.fit import fitted
+from cskt.train.leaving import Leaving
 from cskt.train.optim import learning_rate, set_learning_rate
 from cskt.train.readings import Readings
 from cskt.train.run_folder import RunFolder
 from cskt.train.setup import Session, prepare
+from cskt.train.shares import encode_shared
 from cskt.train.step import add_gradients, update
 from cskt.train.watch import CollapseWatch
 
@@ -48,7 +51,7 @@ def train(config: RunConfig, folder: Path | None = None, *, resume: bool = False
     Args:
         config: the recipe.
         folder: the run's folder; `<output_dir>/<dataset>/<time>_<name>` if empty.
-        resume: continue the run in `folder` from its last.pt; on a CPU bit-exactly.
+        resume: continue the run in `folder` from its last.pt; on a CPU bit-exactly if as many processes train.
 
     Returns:
         The run folder, holding best.safetensors, last.pt, config.yaml, metrics.jsonl and TensorBoard's files.
@@ -56,40 +59,52 @@ def train(config: RunConfig, folder: Path | None = None, *, resume: bool = False
     Raises:
         ValueError: bad data or config, a loss that is no longer finite (the last good checkpoint is intact), or a
             folder that cannot be written. One line, with the remedy.
+        SystemExit: SIGTERM has come; last.pt holds all that was done.
     """
-    reset_peak_memory(pick_device(config.device))
-    session = prepare(config)
-    if config.loop.fit and session.trains:
-        session = fitted(session)
-    config, trainee = session.config, session.trainee
+    with joined() as processes, Leaving() as leaving:
+        session = prepare(config, processes)
+        if config.loop.fit and session.trains:
+            session = fitted(session)
+        processes.check_alike(session.essentials())
+        return _train(session, folder, leaving, resume=resume)
+
+
+def _train(session: Session, folder: Path | None, leaving: Leaving, *, resume: bool) -> TrainResult:
+    config, processes = session.config, session.processes
     if resume:
         assert folder is not None, "a resumed run has a folder"
-        run = RunFolder(folder)
-        progress = load_last(run.last, trainee, config)
+        run = RunFolder(folder, writes=processes.leads)
+        progress = load_last(run.last, session.trainee, config)
+        processes.check_alike({"the steps that last.pt has behind it": progress.total_steps})
         run.forget_after(progress.total_steps, progress.epoch)
         logger.info("resuming %s after epoch %d, step %d", folder, progress.epoch, progress.step)
     else:
-        run, progress = RunFolder.create(config, folder), Progress()
+        path = processes.from_leader(lambda: RunFolder.create(config, folder).path)
+        run, progress = RunFolder(path, writes=processes.leads), Progress()
         logger.info("run folder: %s (if interrupted: cskt train --resume %s)", run.path, run.path)
         run.record("start", **session.facts())
         if config.loop.evaluate_before and session.trains:
-            _evaluate(session, run, progress, "zero-shot")
-            _evaluate(session, run, progress, "step-0")
-        save_last(run.last, trainee, config, progress)
+            with leaving.at_once():
+                _evaluate(session, run, progress, "zero-shot", 0)
+                _evaluate(session, run, progress, "step-0", 0)
+        _save(session, run, progress)
 
+    leaving.hint = f"go on with: cskt train --resume {run.path}"
     watch = CollapseWatch(config.loss.sdm_other_image)
     last_epoch = session.last_epoch
     num_steps = last_epoch * session.loader.steps_per_epoch
-    with closing(run), bar("training", num_steps, done=progress.total_steps) as advance:
+    with closing(run), bar("training", num_steps, done=progress.total_steps, shown=processes.leads) as advance:
         for epoch in range(progress.epoch, last_epoch):
-            _train_epoch(session, run, progress, watch, advance)
+            _train_epoch(session, run, progress, watch, advance, leaving=leaving)
+            if (epoch + 1) % config.loop.eval_period_epochs == 0 or epoch + 1 == last_epoch:
+                _save(session, run, progress)  # evaluating may take long; what was trained is not lost meanwhile
+                with leaving.at_once():
+                    _evaluate_and_keep(session, run, progress, epoch + 1)
             progress.epoch, progress.step = epoch + 1, 0
-            if progress.epoch % config.loop.eval_period_epochs == 0 or progress.epoch == last_epoch:
-                _evaluate_and_keep(session, run, progress)
-            save_last(run.last, trainee, config, progress)
+            _save(session, run, progress)
         if not session.trains and progress.best_r1 < 0:  # what was loaded is the result
-            _evaluate_and_keep(session, run, progress)
-            save_last(run.last, trainee, config, progress)
+            _evaluate_and_keep(session, run, progress, 0)
+            _save(session, run, progress)
         run.record(
             "end",
             step=progress.total_steps,
@@ -101,16 +116,21 @@ def train(config: RunConfig, folder: Path | None = None, *, resume: bool = False
     return TrainResult(run.path, progress.best_r1, progress.best_epoch, progress.seconds)
 
 
-def _train_epoch(session: Session, run: RunFolder, progress: Progress, watch: CollapseWatch, advance: Advance) -> None:
+def _train_epoch(
+    session: Session, run: RunFolder, progress: Progress, watch: CollapseWatch, advance: Advance, *, leaving: Leaving
+) -> None:
     """The steps that are left of the epoch under way; moves `progress` along."""
-    config, epoch, num_steps = session.config, progress.epoch, session.loader.steps_per_epoch
+    config, processes = session.config, session.processes
+    epoch, num_steps = progress.epoch, session.loader.steps_per_epoch
     log_period, save_period = config.loop.log_period_steps, config.loop.save_period_steps
     rate = learning_rate(epoch, config.optim, config.loop.num_epochs)
     set_learning_rate(session.trainee.optimizer, rate)
-    logged_at, logged_pairs, saved_at = time.perf_counter(), 0, progress.total_steps
+    logged_at, logged_step, logged_pairs = time.perf_counter(), progress.step, 0
+    saved_at = progress.total_steps
+    processes.traffic.clear()  # of what evaluating exchanged
     # Reading a loss makes the host wait for the device: on an accelerator it is done now and then, never at each step.
     readings = Readings(watch)
-    with Feed(session.loader.epoch(epoch, progress.step), session.device) as feed:
+    with Feed(session.loader.epoch(epoch, progress.step, processes.share), session.device) as feed:
         for step, batch in enumerate(feed, start=progress.step):
             parts = add_gradients(session, batch, step, _generator(config.seed, epoch, step))
             updated = update(session, step)
@@ -119,7 +139,8 @@ def _train_epoch(session: Session, run: RunFolder, progress: Progress, watch: Co
             progress.step, progress.total_steps = step + 1, progress.total_steps + 1
             logged_pairs += len(batch.pids)
             logs = progress.total_steps % log_period == 0 or step + 1 == num_steps
-            saves = updated and save_period > 0 and progress.total_steps - saved_at >= save_period
+            leaves = updated and processes.any(leaving.asked)
+            saves = leaves or (updated and save_period > 0 and progress.total_steps - saved_at >= save_period)
             if logs or saves or session.device.type == "cpu":
                 last = readings.read(run.path)
                 advance(readings.num_read, note=f"epoch {epoch + 1}/{config.loop.num_epochs}, loss {last['loss']:.3f}")
@@ -135,12 +156,15 @@ def _train_epoch(session: Session, run: RunFolder, progress: Progress, watch: Co
                     lr=rate,
                     pairs_per_second=logged_pairs / seconds,
                     waiting_share=feed.take_waited() / seconds,
+                    **processes.exchanged(progress.step - logged_step, seconds),
                     seconds=progress.seconds,
                 )
-                logged_at, logged_pairs = time.perf_counter(), 0
+                logged_at, logged_step, logged_pairs = time.perf_counter(), progress.step, 0
             if saves:
-                save_last(run.last, session.trainee, config, progress)
+                _save(session, run, progress)
                 saved_at = progress.total_steps
+            if leaves:
+                leaving.leave()
 
 
 def _generator(seed: int, epoch: int, step: int) -> torch.Generator:
@@ -149,29 +173,39 @@ def _generator(seed: int, epoch: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def _evaluate_and_keep(session: Session, run: RunFolder, progress: Progress) -> None:
-    """Evaluate what the epoch made, the moving average where there is one, and keep it if it is the best so far."""
+def _evaluate_and_keep(session: Session, run: RunFolder, progress: Progress, epoch: int) -> None:
+    """Evaluate what an epoch made, the moving average where there is one, and keep it if it is the best so far."""
     average = session.trainee.average
     with nullcontext() if average is None else average.applied():
-        result = _evaluate(session, run, progress, "epoch")
+        result = _evaluate(session, run, progress, "epoch", epoch)
         if result.t2i.r1 > progress.best_r1:
-            progress.best_r1, progress.best_epoch = result.t2i.r1, progress.epoch
+            progress.best_r1, progress.best_epoch = result.t2i.r1, epoch
             _save_best(session, run, progress)
 
 
-def _evaluate(session: Session, run: RunFolder, progress: Progress, stage: str) -> Evaluation:
+def _evaluate(session: Session, run: RunFolder, progress: Progress, stage: str, epoch: int) -> Evaluation:
     """Evaluate on the selection split and record it under `stage`."""
     started = time.perf_counter()
-    result = evaluate(session.encoder(bare=stage == "zero-shot"), session.val_split)
+    encoder, processes = session.encoder(bare=stage == "zero-shot"), session.processes
+    features = encode_shared(encoder, session.val_split, processes)
+    result = processes.from_leader(lambda: evaluate(encoder, session.val_split, features))
     progress.seconds += time.perf_counter() - started
-    label = f"epoch {progress.epoch}" if stage == "epoch" else stage
+    label = f"epoch {epoch}" if stage == "epoch" else stage
     logger.info("%s: R1 %.2f on %s of %s", label, 100 * result.t2i.r1, result.split, result.dataset)
-    run.record("evaluation", stage=stage, epoch=progress.epoch, step=progress.total_steps, **result.summary())
+    run.record("evaluation", stage=stage, epoch=epoch, step=progress.total_steps, **result.summary())
     return result
+
+
+def _save(session: Session, run: RunFolder, progress: Progress) -> None:
+    """Write last.pt."""
+    if session.processes.leads:
+        save_last(run.last, session.trainee, session.config, progress)
 
 
 def _save_best(session: Session, run: RunFolder, progress: Progress) -> None:
     """Write best.safetensors: what inference needs of what was trained, and the backbone's digest."""
+    if not session.processes.leads:
+        return
     built = session.built
     whole = {name: parameter.detach() for name, parameter in built.model.named_parameters()}
     # A random backbone lies in no file: what was trained over it would mean nothing without it.
@@ -186,7 +220,7 @@ def _save_best(session: Session, run: RunFolder, progress: Progress) -> None:
         backbone_name=built.backbone_name,
         backbone_sha256=built.backbone_sha256,
         facts={
-            "epoch": str(progress.epoch),
+            "epoch": str(progress.best_epoch),
             "selected_on": session.val_split.name,
             "selection_r1": f"{progress.best_r1:.6f}",
         },

@@ -9,6 +9,7 @@ import math
 import torch
 
 from cskt.device import free_memory_bytes, held_memory_bytes, peak_memory_bytes, reset_peak_memory
+from cskt.train.distributed import ALONE
 from cskt.train.setup import Session
 from cskt.train.step import add_gradients
 from cskt.types import Batch
@@ -28,35 +29,40 @@ def fitted(session: Session) -> Session:
 
     The memory of a step grows linearly with its pairs, so two small steps tell how much each pair takes. A step of a
     whole batch in such pieces is then tried, and the pieces are halved until it fits: its losses see all pairs at once.
+    Where several processes share a batch, each tries its share by itself, and the smallest size is taken by all.
 
     Raises:
         ValueError: the system does not say how much memory is free, or not even one image fits.
     """
-    data, device = session.config.data, session.device
-    free = SHARE * free_memory_bytes(device)
+    data, device, processes = session.config.data, session.device, session.processes
+    beside = processes.local_count if device.type == "cpu" else 1
+    free = SHARE * free_memory_bytes(device) / beside
     if free <= 0:
         raise ValueError(f"how much memory is free on {device} cannot be told here; set loop.micro_batch_size instead")
     unit = data.captions_per_image
     small = max(SMALL // unit, 1) * unit
-    if 2 * small >= data.batch_size:
+    most = unit * math.ceil(data.batch_size / unit / processes.count)
+    if 2 * small >= most:
         return session
+    alone = dataclasses.replace(session, processes=ALONE)
     held = held_memory_bytes(device)
     moments = BYTES_OF_MOMENTS * session.built.model.num_parameters(trainable_only=True)
-    whole = in_pieces_of(session, None)
+    whole = in_pieces_of(alone, None)
     peaks = [_peak_bytes(whole, num_pairs) for num_pairs in (small, small, 2 * small)]
     per_pair = max((peaks[2] - peaks[1]) / small, 1.0)
     room = free + held - moments - peaks[1]
-    largest = min(small + math.floor(room / per_pair), data.batch_size) // unit * unit
+    largest = min(small + math.floor(room / per_pair), most) // unit * unit
     if largest < unit:
         raise ValueError(
             f"a single image takes {per_pair * unit / 1e9:.1f} GB, more than {device} has free; use"
             " --checkpoint-activations or --precision bf16"
         )
-    while largest > unit and _peak_bytes(in_pieces_of(session, largest), data.batch_size) > free + held - moments:
+    while largest > unit and _peak_bytes(in_pieces_of(alone, largest), most) > free + held - moments:
         largest = max(largest // 2 // unit, 1) * unit
+    largest = processes.least(largest)
     logger.info(
         "%.1f GB free, %.0f MB per pair: %s", free / 1e9, per_pair / 1e6,
-        f"{largest} pairs at once" if largest < data.batch_size else "the whole batch at once",
+        f"{largest} pairs at once" if largest < most else "the whole batch at once",
     )  # fmt: skip
     return in_pieces_of(session, largest)
 

@@ -13,6 +13,7 @@ from cskt.data.images import to_device
 from cskt.data.masking import MaskedCaptions
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.interaction import InteractionEncoder
+from cskt.train.shares import WHOLE, Rows
 
 
 @dataclass(frozen=True)
@@ -117,24 +118,46 @@ class Objective(nn.Module):
         if self.interaction is not None:
             self.interaction.initialise(generator)
 
-    def forward(self, outputs: Outputs, pids: Tensor, image_ids: Tensor) -> dict[str, Tensor]:
-        """Unweighted losses of a batch: pids [B], image ids [B] -> scalars by name."""
-        inputs = losses.LossInputs(
-            image_features=outputs.image_features.float(),
-            text_features=outputs.text_features.float(),
+    def forward(self, outputs: Outputs, pids: Tensor, image_ids: Tensor, rows: Rows = WHOLE) -> dict[str, Tensor]:
+        """Unweighted losses of a batch.
+
+        Args:
+            outputs: of the own rows.
+            pids, image_ids: [B] of the whole batch.
+            rows: which rows are this process's own.
+
+        Returns:
+            Scalars by name. Those of `losses.BY_ROW` are this process's part of the loss of the whole batch.
+        """
+        image_features, text_features = outputs.image_features.float(), outputs.text_features.float()
+        whole = losses.LossInputs(
+            image_features=rows.gather(image_features),
+            text_features=rows.gather(text_features),
             pids=pids,
             image_ids=image_ids,
-            image_logits=None if self.classifier is None else self.classifier(outputs.image_features),
-            text_logits=None if self.classifier is None else self.classifier(outputs.text_features),
-            mlm_logits=self._mlm_logits(outputs),
-            mlm_labels=outputs.mlm_labels,
             temperature=self.config.temperature,
             margin=self.config.margin,
             tal_temperature=self.config.tal_temperature,
             tal_margin=self.config.tal_margin,
             sdm_other_image=self.config.sdm_other_image,
         )
-        return losses.compute(inputs, self.config.weights)
+        own = losses.LossInputs(
+            image_features=image_features,
+            text_features=text_features,
+            pids=pids[rows.own],
+            image_logits=None if self.classifier is None else self.classifier(outputs.image_features),
+            text_logits=None if self.classifier is None else self.classifier(outputs.text_features),
+            mlm_logits=self._mlm_logits(outputs),
+            mlm_labels=outputs.mlm_labels,
+        )
+        found = {}
+        for name in self.config.weights:
+            if name in losses.BY_ROW:
+                num_words = len(outputs.mlm_labels) if name == "mlm" and outputs.mlm_labels is not None else None
+                found[name] = rows.fraction(num_words) * losses.LOSSES[name](own)
+            else:
+                found[name] = losses.LOSSES[name](whole)
+        return found
 
     def _mlm_logits(self, outputs: Outputs) -> Tensor | None:
         if self.interaction is None or outputs.mlm_positions is None:

@@ -23,10 +23,12 @@ class RunFolder:
 
     Args:
         path: exists with a config, or is made here.
+        writes: false where another process of the same training writes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self._writes = writes
         self.best, self.last = path / BEST, path / LAST
         self._tensorboard: Any = None
         self._purge_step: int | None = None
@@ -57,6 +59,8 @@ class RunFolder:
 
     def record(self, event: str, **values: Any) -> None:
         """Append an event to metrics.jsonl, and its scalars to TensorBoard under its `step`."""
+        if not self._writes:
+            return
         try:
             with (self.path / EVENTS).open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"event": event, **values}) + "\n")
@@ -77,6 +81,9 @@ class RunFolder:
             total_steps: steps that the checkpoint has behind it.
             epochs: epochs that it has completed, their evaluation included.
         """
+
+        if not self._writes:
+            return
 
         def is_past(event: dict[str, Any]) -> bool:
             if event["event"] == "evaluation" and event["epoch"] > epochs:

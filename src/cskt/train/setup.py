@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ from typing import Any
 import torch
 
 from cskt import __version__, losses
-from cskt.config import RunConfig
+from cskt.config import RunConfig, flat_fields, value_of
 from cskt.data.loading import TrainingLoader
 from cskt.data.records import Split, read_dataset, select_splits
-from cskt.device import pick_device
+from cskt.device import pick_device, reset_peak_memory
 from cskt.embed import Built, Encoder, build, tokenizer_for
-from cskt.train.checkpoint import Trainee
+from cskt.train.checkpoint import FREE_ON_RESUME, Trainee
+from cskt.train.distributed import ALONE, Processes
 from cskt.train.ema import Average
 from cskt.train.objective import Objective
 from cskt.train.optim import build_optimizer
@@ -38,6 +38,7 @@ class Session:
     val_split: Split
     """The split that picks the best epoch."""
     trainee: Trainee
+    processes: Processes = ALONE
 
     @property
     def trains(self) -> bool:
@@ -83,20 +84,30 @@ class Session:
             "train_pairs": self.loader.num_pairs,
             "steps_per_epoch": self.loader.steps_per_epoch,
             "micro_batch_size": self.config.loop.micro_batch_size,
+            "processes": self.processes.count,
         }
 
+    def essentials(self) -> dict[str, Any]:
+        """What must be the same in every process of a training."""
+        result_deciding = [key for key, _ in flat_fields() if key not in FREE_ON_RESUME]
+        return {
+            "version": __version__,
+            "torch": torch.__version__,
+            "the SHA-256 of the backbone": self.built.backbone_sha256,
+            "the SHA-256 of the training data": self.trainee.data_sha256,
+        } | {key: value_of(self.config, key) for key in result_deciding}
 
-def prepare(config: RunConfig) -> Session:
+
+def prepare(config: RunConfig, processes: Processes = ALONE) -> Session:
     """Read the data, build model, losses and optimiser.
 
     Raises:
         ValueError: anything in the config, the data or the weights that cannot be; one line, with the remedy.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("this version trains in one process; start it without torchrun")
     losses.check_names(config.loss.weights)
     _check_captions_per_image(config)
-    device = pick_device(config.device)
+    device = processes.device(pick_device(config.device))
+    reset_peak_memory(device)
     train_split, val_split = select_splits(read_dataset(config.data.dataset, Path(config.data.root)), config.data)
     built = build(config)
     model, architecture = built.model.to(device), built.model.architecture
@@ -129,6 +140,7 @@ def prepare(config: RunConfig) -> Session:
         loader=loader,
         val_split=val_split,
         trainee=Trainee(model, objective, optimizer, scaler, average, built.backbone_sha256, digest(train_split)),
+        processes=processes,
     )
 
 

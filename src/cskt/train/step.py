@@ -10,11 +10,12 @@ from torch import Tensor
 
 from cskt import losses
 from cskt.data.images import augment, to_device
-from cskt.data.masking import augment_captions, mask_tokens
+from cskt.data.masking import MaskedCaptions, augment_captions, mask_tokens
 from cskt.device import arithmetic, exact_convolutions
 from cskt.train.micro import backward_in_pieces
 from cskt.train.objective import Outputs, Views, encode
 from cskt.train.setup import Session
+from cskt.train.shares import Rows
 from cskt.types import Batch
 
 CAPTION_BUCKET = 16
@@ -28,15 +29,16 @@ def add_gradients(session: Session, batch: Batch, step: int, generator: torch.Ge
 
     Args:
         session: what is trained, and how.
-        batch: its images on the training device.
+        batch: the images of this process's share on the training device.
         step: of the epoch, from 0.
         generator: decides the augmentation.
 
     Returns:
-        The weighted total as `loss`, then the unweighted losses by name: scalars on the device.
+        The weighted total as `loss`, then the unweighted losses by name: scalars of the whole batch, on the device.
     """
     config, device, trainee = session.config, session.device, session.trainee
     pids, image_ids = to_device(batch.pids, device), to_device(per_pair(batch), device)
+    rows = Rows.of(batch, session.processes)
     _, group_size = _group(session, step)
 
     def outputs_of(piece: Views) -> Outputs:
@@ -45,11 +47,15 @@ def add_gradients(session: Session, batch: Batch, step: int, generator: torch.Ge
 
     def backward(outputs: Outputs) -> dict[str, Tensor]:
         with arithmetic(device, config.precision):
-            parts = trainee.objective(outputs, pids, image_ids)
+            parts = trainee.objective(outputs, pids, image_ids, rows)
         loss = losses.total(parts, config.loss.weights)
         with exact_convolutions(device):
             torch.autograd.backward(trainee.scaler.scale(loss / group_size))
-        return {"loss": loss.detach()} | {name: part.detach() for name, part in parts.items()}
+        known = {
+            name: session.processes.sum(part.detach()) if name in losses.BY_ROW else part.detach()
+            for name, part in parts.items()
+        }
+        return {"loss": losses.total(known, config.loss.weights)} | known
 
     views = views_of(session, batch, generator)
     pieces = views.split(config.loop.micro_batch_size or len(batch.pids))
@@ -61,16 +67,20 @@ def add_gradients(session: Session, batch: Batch, step: int, generator: torch.Ge
 
 
 def views_of(session: Session, batch: Batch, generator: torch.Generator) -> Views:
-    """A batch augmented, and with words masked where a loss asks for it."""
+    """This process's share of a batch augmented, and with words masked where a loss asks for it.
+
+    Everything is drawn for the whole batch, so that it does not depend on how many processes share it.
+    """
     config, context_length = session.config, session.built.tokenizer.context_length
-    images = augment(batch.images, config.augment, generator)
+    own, num_images = Rows.of(batch, session.processes).own, len(batch.image_ids)
+    images = augment(batch.images, config.augment, generator, of=num_images, first=batch.first_image)
     caption_ids = augment_captions(batch.caption_ids, config.augment, generator)
     masked = None
     if "mlm" in config.loss.weights:
         # The interaction encoder has no mask: in the released code, too, it sees the padding of the whole context.
         whole = F.pad(caption_ids, (0, context_length - caption_ids.shape[1]))
-        masked = mask_tokens(whole, config.mlm.mask_probability, generator)
-    return Views(images, caption_ids, masked)
+        masked = MaskedCaptions(*(part[own] for part in mask_tokens(whole, config.mlm.mask_probability, generator)))
+    return Views(images, caption_ids[own], masked)
 
 
 def in_bucket(views: Views, context_length: int) -> Views:
@@ -91,9 +101,10 @@ def update(session: Session, step: int) -> bool:
     start, size = _group(session, step)
     if step + 1 < start + size:
         return False
+    parameters = [p for group in trainee.optimizer.param_groups for p in group["params"]]
+    session.processes.add_up(parameters)
     if clip_norm is not None:
         trainee.scaler.unscale_(trainee.optimizer)
-        parameters = [p for group in trainee.optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
     trainee.scaler.step(trainee.optimizer)
     trainee.scaler.update()

@@ -1,0 +1,303 @@
+"""Several processes that train one model: which share of a batch each takes, and what passes between them.
+
+Every process draws the same batches and the same augmentation from the same seed, so captions, identities and image
+numbers are known everywhere, and images alone are shared out:
+
+    own images and captions -> own features -> gathered -> the losses of the whole batch -> own gradients -> added up
+
+A loss that compares pairs is computed in full by every process, and its gradient goes back into the process's own rows:
+nothing is sent for it. What a loss gives to one row by itself (`losses.BY_ROW`) is computed where the row is, as its
+share of the whole mean. Adding all gradients up then gives those of one process with the whole batch, and every process
+makes the same step. `data.batch_size` is the batch of all processes together.
+
+A single process is the case in which every share is the whole and nothing passes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Parameter
+
+Made = TypeVar("Made")
+
+BUCKET_BYTES = 64 * 2**20
+"""Of gradients that are added up in one exchange; as much memory is taken for it."""
+PATIENCE = datetime.timedelta(minutes=30)
+"""How long a process waits for the others: as long as the leader may rank the answers of a large split."""
+
+
+class Traffic:
+    """What passed between the processes since this was last asked for."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    @contextmanager
+    def measured(self, kind: str, num_bytes: int, device: torch.device) -> Generator[None, None, None]:
+        """Note an exchange; on CUDA by events in the stream, for which the host does not wait."""
+        self._bytes[kind] += num_bytes
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin.record()
+            yield
+            end.record()
+            self._events.append((begin, end))
+            return
+        started = time.perf_counter()
+        yield
+        self._seconds += time.perf_counter() - started
+
+    def take(self, num_steps: int, seconds: float) -> dict[str, float]:
+        """Bytes that a process got from others in a step, by kind, and the share of the time that exchanging took.
+
+        Args:
+            num_steps, seconds: since this was last asked for. The device is done with them.
+        """
+        for begin, end in self._events:
+            end.synchronize()
+            self._seconds += begin.elapsed_time(end) / 1e3
+        found = {f"{kind}_bytes": num_bytes / num_steps for kind, num_bytes in self._bytes.items()}
+        found["exchange_share"] = self._seconds / seconds
+        self.clear()
+        return found
+
+    def clear(self) -> None:
+        """Forget what has passed so far."""
+        self._bytes = dict.fromkeys(("gathered", "added_up"), 0)
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a training, as one of them sees them."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    """Among those of the same machine."""
+    local_count: int = 1
+    traffic: Traffic = field(default_factory=Traffic, compare=False, repr=False)
+
+    def exchanged(self, num_steps: int, seconds: float) -> dict[str, float]:
+        """What a process exchanged with others in a step: see `Traffic.take`; nothing where there are no others."""
+        return {} if self.count == 1 else self.traffic.take(num_steps, seconds)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes, of which there is one."""
+        return self.rank == 0
+
+    def shares(self, num_rows: int) -> list[range]:
+        """The rows of each process: in order, next to one another, and as even as can be; some may get none."""
+        bounds = [num_rows * rank // self.count for rank in range(self.count + 1)]
+        return [range(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+    def share(self, num_rows: int) -> range:
+        """The rows that this process computes.
+
+        Where there are fewer rows than processes, one without a row computes the first, which is counted elsewhere: so
+        every process goes the same way.
+        """
+        return self.shares(num_rows)[self.rank] or range(1)
+
+    def device(self, device: torch.device) -> torch.device:
+        """Where this process computes: on a machine with several GPUs each process has one.
+
+        Raises:
+            ValueError: there are fewer GPUs than processes, or the device is not one that several can use.
+        """
+        if self.count == 1 or device.type == "cpu":
+            return device
+        if device.type != "cuda" or device.index is not None:
+            raise ValueError(f"{self.count} processes cannot share device '{device}'; use --device cuda or cpu")
+        if self.local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"{self.local_count} processes on a machine with {torch.cuda.device_count()} GPUs; start torchrun with"
+                f" --nproc-per-node {torch.cuda.device_count()}"
+            )
+        torch.cuda.set_device(self.local_rank)
+        return torch.device("cuda", self.local_rank)
+
+    def gather(self, own: Tensor, num_rows: int, width: int = 1) -> Tensor:
+        """What each process has computed of its `share` -> all of it, in order and without gradient.
+
+        Args:
+            own: [b, D].
+            num_rows: what was shared out; each counts `width` rows of D.
+
+        Returns:
+            [num_rows * width, D]
+        """
+        if self.count == 1:
+            return own
+        counts = [width * len(share) for share in self.shares(num_rows)]
+        # All send as much as the one with the most; what is filled up is cut off again.
+        own = own.detach()[: counts[self.rank]]
+        padded = F.pad(own, (0, 0, 0, max(counts) - len(own)))
+        received = [torch.empty_like(padded) for _ in counts]
+        num_bytes = (self.count - 1) * padded.numel() * padded.element_size()
+        with _in_contact(), self.traffic.measured("gathered", num_bytes, own.device):
+            dist.all_gather(received, padded)
+        return torch.cat([rows[:count] for rows, count in zip(received, counts, strict=True)])
+
+    def add_up(self, parameters: Iterable[Parameter]) -> None:
+        """Add the gradients of all processes up, so that each has the sum."""
+        if self.count == 1:
+            return
+        with_gradient = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+        while with_gradient:
+            bucket, size = [with_gradient.pop()], 0
+            while with_gradient and (size := size + bucket[-1][1].nbytes) < BUCKET_BYTES:
+                bucket.append(with_gradient.pop())
+            flat = torch.cat([gradient.flatten() for _, gradient in bucket])
+            with _in_contact(), self.traffic.measured("added_up", flat.nbytes, flat.device):
+                dist.all_reduce(flat)
+            pieces = torch.split(flat, [gradient.numel() for _, gradient in bucket])
+            for (parameter, gradient), piece in zip(bucket, pieces, strict=True):
+                parameter.grad = piece.view_as(gradient)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over the processes; the argument is left as it is."""
+        if self.count == 1:
+            return values
+        total = values.clone()
+        with _in_contact(), self.traffic.measured("added_up", values.nbytes, values.device):
+            dist.all_reduce(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in any process."""
+        return bool(self.sum(torch.tensor(int(flag))))
+
+    def least(self, number: int) -> int:
+        """The smallest of the processes' numbers."""
+        return min(self._objects(number))
+
+    def from_leader(self, make: Callable[[], Made]) -> Made:
+        """What the leader makes, for all: whatever looks at files or the clock, or writes.
+
+        Raises:
+            Whatever `make` raises, in the leader. The others then end: one message is enough.
+        """
+        if self.count == 1:
+            return make()
+        outcome: list[Any] = [None, True]
+        failure: ValueError | OSError | None = None
+        if self.leads:
+            try:
+                outcome = [make(), False]
+            except (ValueError, OSError) as error:
+                failure = error
+        with _in_contact():
+            dist.broadcast_object_list(outcome)
+        if failure is not None:
+            raise failure
+        made, failed = outcome
+        if failed:
+            raise SystemExit(2)
+        return made
+
+    def check_alike(self, facts: Mapping[str, object]) -> None:
+        """See that all processes are about to do the same.
+
+        Raises:
+            ValueError: something differs, in every process; says what.
+        """
+        if self.count == 1:
+            return
+        for rank, other in enumerate(self._objects(dict(facts))):
+            for name, value in facts.items():
+                if other[name] != value:
+                    raise ValueError(
+                        f"process {self.rank} and process {rank} differ in {name}: {value}, {other[name]}; give every"
+                        " machine the same command, version, data and weights"
+                    )
+
+    def _objects(self, own: Made) -> list[Made]:
+        if self.count == 1:
+            return [own]
+        received: list[Any] = [None] * self.count
+        with _in_contact():
+            dist.all_gather_object(received, own)
+        return received
+
+
+ALONE = Processes()
+
+
+def is_leader() -> bool:
+    """Whether this is the process of a launch that writes and prints, before and after it is `joined`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def is_restart(folder: Path | None) -> bool:
+    """Whether `torchrun` has started this training before, and lost a process.
+
+    Raises:
+        ValueError: it might, and would not find what it has begun.
+    """
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and folder is None:
+        raise ValueError("torchrun --max-restarts starts a run again, which must find its folder: give --output FOLDER")
+    return _num_restarts() > 0
+
+
+def _num_restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+@contextmanager
+def joined() -> Generator[Processes, None, None]:
+    """The processes that `torchrun` started, connected inside the `with` block; this one alone without it.
+
+    All but the leader are quiet.
+
+    Raises:
+        ValueError: they do not find one another.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Processes()
+        return
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    processes = Processes(rank, count, local_rank, int(os.environ["LOCAL_WORLD_SIZE"]))
+    log = logging.getLogger("cskt")
+    level = log.level
+    if not processes.leads:
+        log.setLevel(logging.ERROR)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    with _in_contact():
+        store, *_ = next(dist.rendezvous("env://", rank, count, timeout=PATIENCE))  # type: ignore[attr-defined]
+        # The store of torchrun survives a restart, and holds the addresses of processes that are no more.
+        attempt = dist.PrefixStore(f"attempt {_num_restarts()}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=attempt, rank=rank, world_size=count, timeout=PATIENCE)
+    try:
+        yield processes
+    finally:
+        log.setLevel(level)
+    dist.destroy_process_group()  # not after an error: the others may never come to it
+
+
+@contextmanager
+def _in_contact() -> Generator[None, None, None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"lost contact with another process of this training; its own message says why ({reason})"
+        ) from None

@@ -1,0 +1,70 @@
+"""What a process of a training does in the tests of several processes; started by `torchrun`.
+
+    torchrun --nproc-per-node N shared_training.py gradients CONFIG OUTPUT
+    torchrun --nproc-per-node N shared_training.py stop STEP train --config CONFIG ...
+    torchrun --nproc-per-node N shared_training.py kill STEP train --config CONFIG ...
+
+CONFIG is a saved RunConfig; what follows STEP is a command line of `cskt`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+
+import torch
+
+from cskt.app.cli import main
+from cskt.config import load_config
+from cskt.train import engine
+from cskt.train.distributed import joined
+from cskt.train.setup import Session, prepare
+from cskt.train.step import add_gradients
+
+
+def gradients(config: str, output: str) -> None:
+    """Save the losses of every batch of an epoch and its gradients as they are just before the optimiser's step."""
+    with joined() as processes:
+        found = gradients_of_epoch(prepare(load_config(config), processes))
+        torch.save(found, f"{output}.{processes.rank}")
+
+
+def gradients_of_epoch(session: Session) -> list[dict[str, dict[str, torch.Tensor]]]:
+    """Per batch of the first epoch its losses and its gradients by name, added up over the processes."""
+    found = []
+    processes, trainee = session.processes, session.trainee
+    named = dict([*session.built.model.named_parameters(), *trainee.objective.named_parameters()])
+    for step, batch in enumerate(session.loader.epoch(0, share=processes.share)):
+        losses = add_gradients(session, batch, step, torch.Generator().manual_seed(step))
+        processes.add_up(parameter for parameter in named.values() if parameter.requires_grad)
+        held = {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
+        found.append({"losses": losses, "gradients": held})
+        trainee.optimizer.zero_grad(set_to_none=True)
+    return found
+
+
+def signalled(number: signal.Signals, step: str, *words: str) -> int:
+    """Train by the command line; the last process sends itself a signal behind a step, unless it is a second one."""
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    is_first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    train_step, num_steps = engine.update, itertools.count(1)
+
+    def update(session: Session, position: int) -> bool:
+        updated = train_step(session, position)
+        if next(num_steps) == int(step) and rank == count - 1 and is_first:
+            os.kill(os.getpid(), number)
+        return updated
+
+    engine.update = update
+    return main(words)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    kind, *rest = sys.argv[1:]
+    if kind == "gradients":
+        gradients(*rest)
+    else:
+        sys.exit(signalled({"stop": signal.SIGTERM, "kill": signal.SIGKILL}[kind], *rest))
