@@ -21,7 +21,7 @@ from cskt.config import load_config
 from cskt.model.cache import sha256_of
 from cskt.results import find_results
 from cskt.train.run_folder import read_events
-from cskt.train.series import claimed
+from elsewhere import claimed_elsewhere
 from tiny_run import HEIGHT, WIDTH
 
 ARMS: list[dict[str, Any]] = [
@@ -336,7 +336,7 @@ def test_only_missing_seeds_are_trained(seeds: tuple[str, Path, str], caplog: py
     ]
     assert {path: written for path, written in trained().items() if path.parent.name != "seed-3"} == before
     assert "mean of 3 seeds" in more and (folder / "seed-3" / "best.safetensors").is_file()
-    with claimed(folder / "seed-2"):
+    with claimed_elsewhere(folder / "seed-2"):
         busy = typed(f"{command} --seeds 1,2,3")
     assert busy.code == 1 and "seed 2: under way elsewhere" in busy.out and "mean of 2 seeds" in busy.out
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from shared_training import gradients_of_epoch
-from test_resume import story
 
 from cskt.config import save_config
 from cskt.model.tensors import load_plain
@@ -19,6 +18,7 @@ from cskt.train.distributed import Processes
 from cskt.train.engine import train
 from cskt.train.run_folder import read_events
 from cskt.train.setup import prepare
+from same_run import story
 from tiny_run import Configure
 
 PROGRAM = Path(__file__).with_name("shared_training.py")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from test_engine import with_scores
 
 from cskt.config import RunConfig, save_config
@@ -18,7 +17,7 @@ from cskt.data.paperdoll import make_dataset
 from cskt.model.tensors import load_plain
 from cskt.train import engine
 from cskt.train.engine import train
-from cskt.train.run_folder import read_events
+from same_run import assert_equal, assert_same_run, story
 from tiny_run import quick_config, write_backbone
 
 # 24 pairs in batches of 5: five steps an epoch, the last with four pairs. Everything that a checkpoint must carry is in
@@ -27,8 +26,6 @@ CHANGES: dict[str, Any] = {
     "data.batch_size": 5, "loop.num_epochs": 3, "loop.save_period_steps": 3, "loop.evaluate_before": True,
     "loss.weights": {"sdm": 1.0, "id": 1.0}, "adapters.init": "normal",
 }  # fmt: skip
-TIMINGS = ("seconds", "pairs_per_second", "waiting_share", "exchange_share", "peak_memory_bytes")
-
 KILLED_RUN = """
 import os, pathlib, signal, sys, torch
 from cskt.config import load_config
@@ -52,35 +49,6 @@ train(load_config(config), pathlib.Path(folder))
 @pytest.fixture
 def config(dolls: Path, tiny_backbone: Path) -> RunConfig:
     return quick_config(dolls, tiny_backbone, "cskt", CHANGES)
-
-
-def story(folder: Path) -> list[dict[str, Any]]:
-    """The events of a run without what the clock says."""
-    return [{key: value for key, value in event.items() if key not in TIMINGS} for event in read_events(folder)]
-
-
-def assert_equal(found: Any, expected: Any, place: str = "last.pt") -> None:
-    """Equal all the way down, tensors bit by bit."""
-    if isinstance(expected, torch.Tensor):
-        assert found.dtype == expected.dtype and torch.equal(found, expected), place
-    elif isinstance(expected, dict):
-        assert list(found) == list(expected), place
-        for key, value in expected.items():
-            assert_equal(found[key], value, f"{place}: {key}")
-    elif isinstance(expected, list | tuple):
-        assert len(found) == len(expected), place
-        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
-            assert_equal(one, other, f"{place}: {index}")
-    else:
-        assert found == expected, place
-
-
-def assert_same_run(found: Path, expected: Path) -> None:
-    assert story(found) == story(expected)
-    assert (found / "best.safetensors").read_bytes() == (expected / "best.safetensors").read_bytes()
-    ours, theirs = load_plain(found / "last.pt"), load_plain(expected / "last.pt")
-    assert ours["progress"].pop("seconds") > 0 and theirs["progress"].pop("seconds") > 0
-    assert_equal(ours, theirs)
 
 
 def stop_after_epoch(

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cskt.config import load_config
 from cskt.published import from_published
 from cskt.train import run_folder
-from cskt.train.run_folder import RunFolder, first_event, last_event, read_events
+from cskt.train.run_folder import RunFolder, first_event, fresh_folder, last_event, read_events
 
 CONFIG = load_config("cskt", {"name": "one", "optim.lr": 1e-4})
 
@@ -37,7 +37,8 @@ def test_flat_copy_says_the_same_in_published_words(run: RunFolder) -> None:
 def test_folders_are_named_by_data_set_time_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder.time, "strftime", lambda form: "20240131_235959")
     config = load_config("cskt", {"name": "one", "output_dir": str(tmp_path)})
-    names = [RunFolder.create(config).path.relative_to(tmp_path).as_posix() for _ in range(3)]
+    folders = [RunFolder.create(config, fresh_folder(config)).path for _ in range(3)]
+    names = [folder.relative_to(tmp_path).as_posix() for folder in folders]
     stem = "cuhk-pedes/20240131_235959_one"
     assert names == [stem, f"{stem}_2", f"{stem}_3"], "two runs of one second do not meet"
 

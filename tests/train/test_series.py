@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import CHANGES, assert_same_run, stop_after_epoch, story
+from test_resume import CHANGES, stop_after_epoch
 
 from cskt.config import RunConfig
 from cskt.data.paperdoll import make_dataset
 from cskt.model.tensors import load_plain
 from cskt.train import series
 from cskt.train.engine import TrainResult, train
-from cskt.train.series import check_same_config, claimed, finished, seed_folder, train_or_resume
+from cskt.train.run_folder import claimed
+from cskt.train.series import check_same_config, finished, seed_folder, train_or_resume
+from elsewhere import claimed_elsewhere
+from same_run import assert_same_run, story
 from tiny_run import quick_config, write_backbone
 
 
@@ -163,10 +166,16 @@ def test_a_config_is_there_whole_or_not_at_all(
 
 def test_a_folder_has_one_worker_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "run"
-    with claimed(folder) as first, claimed(folder) as second, claimed(tmp_path / "other") as elsewhere:
-        assert (first, second, elsewhere) == (True, False, True)
-        with claimed(folder) as third:
-            assert not third, "being told no takes nothing from who holds it"
+    with claimed(folder) as mine, claimed_elsewhere(folder) as theirs, claimed_elsewhere(tmp_path / "other") as other:
+        assert (mine, theirs, other) == (True, False, True)
+        with claimed_elsewhere(folder) as again:
+            assert not again, "being told no takes nothing from who holds it"
+        with claimed(folder) as once_more:
+            assert once_more, "who holds it may claim it again"
+        with claimed_elsewhere(folder) as still:
+            assert not still, "and keeps it until the first claim ends"
+    with claimed_elsewhere(folder) as theirs, claimed(folder) as mine:
+        assert (theirs, mine) == (True, False)
     with claimed(folder) as again:
         assert again
     with pytest.raises(RuntimeError), claimed(folder):
@@ -177,7 +186,7 @@ def test_a_folder_has_one_worker_at_a_time(tmp_path: Path) -> None:
 
 HOLDER = """
 import pathlib, sys, time
-from cskt.train.series import claimed
+from cskt.train.run_folder import claimed
 with claimed(pathlib.Path(sys.argv[1])) as mine:
     print(mine, flush=True)
     time.sleep(600)

@@ -19,8 +19,8 @@ from cskt.embed import load
 from cskt.report.matrix import MatrixRow
 from cskt.results import Result
 from cskt.study import PlannedRun, Size, Study, StudyData, load_study, plan, select, study_names
-from cskt.train.run_folder import LAST
-from cskt.train.series import check_same_config, claimed, finished, train_or_resume
+from cskt.train.run_folder import LAST, PREVIOUS, claimed
+from cskt.train.series import check_same_config, finished, train_or_resume
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,8 @@ def do_run(run: PlannedRun, splits: TestSplits) -> None:
     for split in splits.of(run).values():
         if stored_result(run.folder, split) is None:
             keep(evaluate_run(encoder, split, run.folder), run.folder)
-    (run.folder / LAST).unlink(missing_ok=True)
+    for checkpoint in (LAST, PREVIOUS):
+        (run.folder / checkpoint).unlink(missing_ok=True)
 
 
 def comparisons(study: Study, outcomes: Sequence[Outcome]) -> dict[str, Comparison]:

@@ -67,7 +67,8 @@ def run_seeds(config: RunConfig, seeds: Sequence[int], folder: Path | None = Non
     """Train what is missing of several seeds; exit code 1 while another process is at one of them."""
     from cskt.app.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
     from cskt.statistics import mean_and_deviation  # noqa: PLC0415
-    from cskt.train.series import claimed, seed_folder, train_or_resume  # noqa: PLC0415
+    from cskt.train.run_folder import claimed  # noqa: PLC0415
+    from cskt.train.series import seed_folder, train_or_resume  # noqa: PLC0415
 
     parent = folder or Path(config.output_dir) / config.data.dataset / config.name
     results = []

@@ -1,8 +1,11 @@
-"""`last.pt`: everything that a run needs to go on as if it had never stopped."""
+"""`last.pt`: everything that a run needs to go on as if it had never stopped; `last.previous.pt`: the one before."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,9 @@ from cskt.config import RunConfig, to_dict, validate
 from cskt.model.files import write_atomically
 from cskt.model.tensors import load_plain
 from cskt.train.ema import Average
+from cskt.train.run_folder import PREVIOUS
+
+logger = logging.getLogger(__name__)
 
 FREE_ON_RESUME = {
     "name", "output_dir", "device", "backbone.name", "data.root", "data.num_workers", "data.cache_images",
@@ -63,7 +69,7 @@ def trainable_state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_last(path: Path, trainee: Trainee, config: RunConfig, progress: Progress) -> None:
-    """Write `last.pt` atomically.
+    """Write `last.pt` atomically; the one before stays as `last.previous.pt`.
 
     Raises:
         ValueError: the folder cannot be written or the disk is full, or a parameter is no longer finite (a loss tells
@@ -87,16 +93,31 @@ def save_last(path: Path, trainee: Trainee, config: RunConfig, progress: Progres
         "average": None if trainee.average is None else trainee.average.state_dict(),
         "progress": dataclasses.asdict(progress),
     }
+    _keep_previous(path)
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
+def _keep_previous(path: Path) -> None:
+    """A second name for the file, whose content stays when the first is given to another."""
+    try:
+        link = path.with_name(f".{PREVIOUS}.{os.getpid()}.tmp")
+        link.unlink(missing_ok=True)
+        link.hardlink_to(path)
+        link.replace(path.with_name(PREVIOUS))
+    except FileNotFoundError:
+        return  # this is the first
+    except OSError as error:  # some file systems know no links
+        logger.debug("%s: no link to it: %s", path, error)
+        path.replace(path.with_name(PREVIOUS))
+
+
 def load_last(path: Path, trainee: Trainee, config: RunConfig) -> Progress:
-    """Put a run back to where `last.pt` left it.
+    """Put a run back to where `last.pt` left it, or `last.previous.pt` where that is damaged.
 
     Raises:
-        ValueError: the file is missing, truncated or carries code; it is of another config or backbone.
+        ValueError: the file is missing or carries code, or both are damaged; it is of another config or backbone.
     """
-    content = _read(path)
+    content = _read_whole(path)
     saved = to_dict(validate(RunConfig, content["config"], f"{path}: config"))  # keys younger than the file: defaults
     different = config_differences(saved, to_dict(config))
     if different:
@@ -139,9 +160,28 @@ def _shape(state: dict[str, torch.Tensor], name: str) -> torch.Size | None:
     return state[name].shape if name in state else None
 
 
+def _read_whole(path: Path) -> dict[str, Any]:
+    previous = path.with_name(PREVIOUS)
+    try:
+        return _read(path)
+    except ValueError as error:
+        if not previous.is_file():
+            raise
+        damage = error
+    content = _read(previous)
+    logger.warning("%s; going on from %s", damage, previous.name)
+    return content
+
+
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; nothing to resume")
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"{path}: the checksum of '{damaged}' is wrong")
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{path}: cannot be resumed from, truncated or altered; start a new run ({error})") from None
     try:
         content: dict[str, Any] = load_plain(path)
     except ValueError as error:

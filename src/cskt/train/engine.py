@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from cskt.train.fit import fitted
 from cskt.train.leaving import Leaving
 from cskt.train.optim import learning_rate, set_learning_rate
 from cskt.train.readings import Readings
-from cskt.train.run_folder import RunFolder
+from cskt.train.run_folder import RunFolder, claimed, fresh_folder
 from cskt.train.setup import Session, prepare
 from cskt.train.shares import encode_shared
 from cskt.train.step import add_gradients, update
@@ -61,26 +61,32 @@ def train(config: RunConfig, folder: Path | None = None, *, resume: bool = False
             folder that cannot be written. One line, with the remedy.
         SystemExit: SIGTERM has come; last.pt holds all that was done.
     """
-    with joined() as processes, Leaving() as leaving:
+    with joined() as processes, Leaving() as leaving, ExitStack() as held:
         session = prepare(config, processes)
         if config.loop.fit and session.trains:
             session = fitted(session)
         processes.check_alike(session.essentials())
+        folder = processes.from_leader(lambda: folder or fresh_folder(config))
+        processes.from_leader(lambda: _claim(folder, held))
         return _train(session, folder, leaving, resume=resume)
 
 
-def _train(session: Session, folder: Path | None, leaving: Leaving, *, resume: bool) -> TrainResult:
+def _claim(folder: Path, held: ExitStack) -> None:
+    if not held.enter_context(claimed(folder)):
+        raise ValueError(f"{folder}: another process is training there; wait for it, or name another folder")
+
+
+def _train(session: Session, folder: Path, leaving: Leaving, *, resume: bool) -> TrainResult:
     config, processes = session.config, session.processes
     if resume:
-        assert folder is not None, "a resumed run has a folder"
         run = RunFolder(folder, writes=processes.leads)
         progress = load_last(run.last, session.trainee, config)
         processes.check_alike({"the steps that last.pt has behind it": progress.total_steps})
         run.forget_after(progress.total_steps, progress.epoch)
         logger.info("resuming %s after epoch %d, step %d", folder, progress.epoch, progress.step)
     else:
-        path = processes.from_leader(lambda: RunFolder.create(config, folder).path)
-        run, progress = RunFolder(path, writes=processes.leads), Progress()
+        processes.from_leader(lambda: RunFolder.create(config, folder).path)
+        run, progress = RunFolder(folder, writes=processes.leads), Progress()
         logger.info("run folder: %s (if interrupted: cskt train --resume %s)", run.path, run.path)
         run.record("start", **session.facts())
         if config.loop.evaluate_before and session.trains:

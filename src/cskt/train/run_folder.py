@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from cskt.config import RunConfig, load_config, save_config
 from cskt.model.files import write_atomically
 from cskt.published import to_published
 
 CONFIG, FLAT_CONFIG, EVENTS = "config.yaml", "configs.yaml", "metrics.jsonl"
-BEST, LAST = "best.safetensors", "last.pt"
+BEST, LAST, PREVIOUS = "best.safetensors", "last.pt", "last.previous.pt"
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -34,13 +37,12 @@ class RunFolder:
         self._purge_step: int | None = None
 
     @classmethod
-    def create(cls, config: RunConfig, path: Path | None = None) -> RunFolder:
-        """A new folder, `<output_dir>/<dataset>/<time>_<name>` unless `path` is given.
+    def create(cls, config: RunConfig, folder: Path) -> RunFolder:
+        """A folder with a config and nothing else.
 
         Raises:
             ValueError: the folder holds a run already, or cannot be made.
         """
-        folder = path or _fresh(Path(config.output_dir) / config.data.dataset, config.name)
         if (folder / CONFIG).exists():
             raise ValueError(f"{folder}: already holds a run; resume it (--resume {folder}) or name another folder")
         try:
@@ -75,7 +77,7 @@ class RunFolder:
         return list(read_events(self.path))
 
     def forget_after(self, total_steps: int, epochs: int) -> None:
-        """Drop the events beyond a checkpoint, so that a resumed run tells its story once.
+        """Drop the events beyond a checkpoint, so that a resumed run tells its story once; and files half written.
 
         Args:
             total_steps: steps that the checkpoint has behind it.
@@ -91,6 +93,8 @@ class RunFolder:
             return event["event"] != "end" and event.get("step", 0) <= total_steps
 
         text = "".join(json.dumps(event) + "\n" for event in self.events() if is_past(event))
+        for cut_short in self.path.glob(".*.tmp"):
+            cut_short.unlink(missing_ok=True)
         self._purge_step = total_steps + 1
         write_atomically(self.path / EVENTS, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
@@ -127,6 +131,37 @@ def first_event(events: Iterable[Mapping[str, Any]], kind: str) -> Mapping[str, 
 def last_event(events: Sequence[Mapping[str, Any]], kind: str) -> Mapping[str, Any]:
     """The last event of a kind, such as `end`; empty where there is none."""
     return first_event(reversed(events), kind)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Whether this process alone works on a folder; another that asks meanwhile is told no.
+
+    The operating system lets go of the claim when a process ends, however it ends. So the same series may be started
+    in several terminals, or on several GPUs, and each takes what no other has. Whoever holds a claim may claim again.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, is_singleton=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot write a run there: {error.strerror}; choose another folder") from None
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def fresh_folder(config: RunConfig) -> Path:
+    """Where a run goes that nobody has named a folder for: `<output_dir>/<dataset>/<time>_<name>`."""
+    parent = Path(config.output_dir) / config.data.dataset
+    return _fresh(parent, config.name)
 
 
 def _fresh(parent: Path, name: str) -> Path:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from cskt.config import DataConfig, RunConfig, to_dict
 from cskt.data.records import read_dataset, select_splits
@@ -20,8 +16,6 @@ from cskt.train.run_folder import BEST, CONFIG, EVENTS, LAST, RunFolder, first_e
 from cskt.train.setup import digest
 
 logger = logging.getLogger(__name__)
-
-LOCK = ".lock"
 
 
 def seed_folder(parent: Path, seed: int) -> Path:
@@ -89,26 +83,6 @@ def finished(folder: Path) -> TrainResult | None:
     if not end or not (folder / BEST).is_file():
         return None
     return TrainResult(folder, end["best_r1"], end["best_epoch"], end["seconds"])
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[bool]:
-    """Whether this process alone works on a folder; another that asks meanwhile is told no.
-
-    The operating system lets go of the claim when a process ends, however it ends. So the same series may be started
-    in several terminals, or on several GPUs, and each takes what no other has.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def _sized_like(config: RunConfig, saved: RunConfig) -> RunConfig:

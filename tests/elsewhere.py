@@ -1,0 +1,32 @@
+"""Another worker on the same folder."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cskt.train.run_folder import claimed
+
+
+@contextmanager
+def claimed_elsewhere(folder: Path) -> Iterator[bool]:
+    """Another thread claims a folder; whether it got it."""
+    answers: list[bool] = []
+    asked, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with claimed(folder) as mine:
+            answers.append(mine)
+            asked.set()
+            over.wait()
+
+    worker = threading.Thread(target=hold)
+    worker.start()
+    try:
+        assert asked.wait(10)
+        yield answers[0]
+    finally:
+        over.set()
+        worker.join()

@@ -1,0 +1,211 @@
+"""kill -9 at any moment of a training, SIGTERM, damaged checkpoints: what goes on equals what never stopped."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import DYING, ENVIRONMENT, kill_some_time, num_moments, run
+
+from cskt.config import RunConfig, save_config
+from cskt.model.tensors import load_plain
+from cskt.train.engine import train
+from cskt.train.run_folder import read_events
+from elsewhere import claimed_elsewhere
+from fault_tries import chance, record, tries
+from same_run import assert_same_run, story
+from tiny_run import quick_config
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
+
+CHANGES: dict[str, Any] = {
+    "data.batch_size": 5, "loop.num_epochs": 8, "loop.save_period_steps": 1, "loop.evaluate_before": True,
+    "loss.weights": {"sdm": 1.0, "id": 1.0}, "adapters.init": "normal", "optim.ema_decay": 0.9,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config(dolls: Path, tiny_backbone: Path) -> RunConfig:
+    return quick_config(dolls, tiny_backbone, "cskt", CHANGES)
+
+
+@pytest.fixture(scope="module")
+def config_file(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    save_config(config, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The run that nobody disturbed, and how many moments it had."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, num_moments(run("train", config_file, folder))
+
+
+@pytest.mark.timeout(900)
+def test_killed_at_any_moment_and_gone_on_with(config_file: Path, whole: tuple[Path, int], tmp_path: Path) -> None:
+    """One run, killed again and again: by itself at a chosen place, and from outside at a chosen time."""
+    random, folder, num_tries = chance("training"), tmp_path / "run", tries(4, 50)
+    undisturbed, total = whole
+    most = max(4 * total // num_tries, 8)  # so that the kills spread over the whole run, its first moments included
+    num_kills = 0
+    for attempt in range(num_tries):
+        if attempt % 2:
+            killed = kill_some_time(random, 1.0, "train", config_file, folder)
+        else:
+            ended = run("train", config_file, folder, moment=random.randint(1, most))
+            killed = ended.returncode == -signal.SIGKILL
+            assert killed or ended.returncode == 0, ended.stderr
+        if not killed:  # it came to its end first: again from the start
+            assert_same_run(folder, undisturbed)
+            shutil.rmtree(folder)
+        num_kills += killed
+    ended = run("train", config_file, folder)
+    assert ended.returncode == 0, ended.stderr
+    assert_same_run(folder, undisturbed)
+    assert not list(folder.glob(".*.tmp")), "what was half written is cleared away"
+    assert num_kills >= num_tries // 2
+    record("training killed (kill -9)", tried=num_kills, lost=0, test="tests/faults/test_killed_training.py")
+
+
+@pytest.mark.timeout(300)
+def test_sigterm_saves_and_leaves_within_ten_seconds(
+    config: RunConfig, whole: tuple[Path, int], tmp_path: Path
+) -> None:
+    random, num_tries, slowest = chance("sigterm"), tries(2, 10), 0.0
+    config_file = tmp_path / "config.yaml"
+    saved_rarely = quick_config(
+        Path(config.data.root), Path(config.backbone.name), "cskt", CHANGES | {"loop.save_period_steps": 0}
+    )
+    save_config(saved_rarely, config_file)
+    for attempt in range(num_tries):
+        folder = tmp_path / f"run-{attempt}"
+        command = [
+            sys.executable,
+            str(DYING),
+            "0",
+            "command",
+            "train",
+            "--config",
+            str(config_file),
+            "--output",
+            folder,
+        ]
+        step = random.randint(1, 30)
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        ) as process:
+            while max((event.get("step", 0) for event in read_events(folder)), default=0) < step:
+                assert process.poll() is None, process.stderr and process.stderr.read()
+                time.sleep(0.01)
+            asked = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.stderr is not None
+            told = process.stderr.read()
+        slowest = max(slowest, time.monotonic() - asked)
+        assert process.returncode == 143, told
+        assert f"stopped by SIGTERM; go on with: cskt train --resume {folder}" in told
+        assert load_plain(folder / "last.pt")["progress"]["total_steps"] >= step, "the step that was seen is saved"
+        train(saved_rarely, folder, resume=True)
+        assert story(folder)[1:] == story(whole[0])[1:]  # but for the config in the first
+    assert slowest < 10
+    record("training told to end (SIGTERM)", tried=num_tries, lost=0, test="tests/faults/test_killed_training.py")
+
+
+def damage(content: bytes, kind: str, random: Any) -> bytes:
+    """A file that is not what was written."""
+    if kind == "cut":
+        return content[: random.randrange(len(content))]
+    if kind == "zeros":
+        start = random.randrange(len(content) - 4096)
+        return content[:start] + bytes(4096) + content[start + 4096 :]
+    place = random.randrange(len(content))
+    return content[:place] + bytes([content[place] ^ (1 << random.randrange(8))]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("kind", ["cut", "zeros", "flipped"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    config: RunConfig, whole: tuple[Path, int], tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether the damage is noticed or harmless (between the parts of the file), the run ends as it should."""
+    random, num_tries, noticed = chance(kind), tries(4, 40), 0
+    for attempt in range(num_tries):
+        folder = tmp_path / str(attempt)
+        shutil.copytree(whole[0], folder)
+        content = (folder / "last.pt").read_bytes()
+        (folder / "last.pt").write_bytes(damage(content, kind, random))
+        caplog.clear()
+        train(config, folder, resume=True)
+        fell_back = [message for message in caplog.messages if message.endswith("; going on from last.previous.pt")]
+        assert all("\n" not in message and "last.pt: " in message for message in fell_back)
+        noticed += bool(fell_back)
+        assert_same_run(folder, whole[0])
+        shutil.rmtree(folder)
+    assert noticed >= num_tries // 2
+    record(f"`last.pt` damaged ({kind})", tried=num_tries, lost=0, test="tests/faults/test_killed_training.py")
+
+
+def test_two_damaged_checkpoints_are_one_line(config: RunConfig, whole: tuple[Path, int], tmp_path: Path) -> None:
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    for name in ("last.pt", "last.previous.pt"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"last\.previous\.pt: cannot be resumed from, truncated or altered") as caught:
+        train(config, folder, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_second_training_in_the_same_folder_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with claimed_elsewhere(folder) as theirs:
+        assert theirs
+        for resume in (False, True):
+            with pytest.raises(ValueError, match="another process is training there; wait for it, or name another"):
+                train(config, folder, resume=resume)
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+    record("two trainings into one folder", tried=2, lost=0, test="tests/faults/test_killed_training.py")
+
+
+def test_a_clock_that_goes_backwards(
+    config: RunConfig, whole: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that decides a result asks for the time of day."""
+    started = time.time()
+    monkeypatch.setattr(time, "time", lambda: 2 * started - time.monotonic() - started)
+    train(config, tmp_path / "run")
+    assert story(tmp_path / "run") == story(whole[0])
+    assert all(event["seconds"] >= 0 for event in read_events(tmp_path / "run") if event["event"] == "step")
+    record("clock goes backwards", tried=1, lost=0, test="tests/faults/test_killed_training.py")
+
+
+def test_a_vanished_data_set_and_one_that_comes_back(
+    config: RunConfig, whole: tuple[Path, int], tmp_path: Path
+) -> None:
+    root, away = tmp_path / "data", tmp_path / "away"
+    shutil.copytree(config.data.root, root)
+    moved = quick_config(root, Path(config.backbone.name), "cskt", CHANGES)
+
+    def take_away() -> None:
+        while max((event.get("step", 0) for event in read_events(tmp_path / "run")), default=0) < 7:
+            time.sleep(0.001)
+        root.rename(away)
+
+    thief = threading.Thread(target=take_away)
+    thief.start()
+    with pytest.raises(ValueError, match=r"data.*: no such image; put it there") as caught:
+        train(moved, tmp_path / "run")
+    thief.join()
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="data"):
+        train(moved, tmp_path / "run", resume=True)
+    away.rename(root)
+    train(moved, tmp_path / "run", resume=True)
+    assert story(tmp_path / "run")[1:] == story(whole[0])[1:]
+    record("data set vanishes", tried=1, lost=0, test="tests/faults/test_killed_training.py")

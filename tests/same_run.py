@@ -1,0 +1,43 @@
+"""Two runs of one training, held against each other bit by bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cskt.model.tensors import load_plain
+from cskt.train.run_folder import read_events
+
+TIMINGS = ("seconds", "pairs_per_second", "waiting_share", "exchange_share", "peak_memory_bytes")
+"""What the clock says, and the memory."""
+
+
+def story(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run without what the clock says."""
+    return [{key: value for key, value in event.items() if key not in TIMINGS} for event in read_events(folder)]
+
+
+def assert_equal(found: Any, expected: Any, place: str = "last.pt") -> None:
+    """Equal all the way down, tensors bit by bit."""
+    if isinstance(expected, torch.Tensor):
+        assert found.dtype == expected.dtype and torch.equal(found, expected), place
+    elif isinstance(expected, dict):
+        assert list(found) == list(expected), place
+        for key, value in expected.items():
+            assert_equal(found[key], value, f"{place}: {key}")
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), place
+        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_equal(one, other, f"{place}: {index}")
+    else:
+        assert found == expected, place
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    assert story(found) == story(expected)
+    assert (found / "best.safetensors").read_bytes() == (expected / "best.safetensors").read_bytes()
+    ours, theirs = load_plain(found / "last.pt"), load_plain(expected / "last.pt")
+    assert ours["progress"].pop("seconds") > 0 and theirs["progress"].pop("seconds") > 0
+    assert_equal(ours, theirs)
