@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -23,8 +22,9 @@ from cskt.embed import Encoder
 from cskt.gallery.files import digest
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.store import VectorStore
+from fault_tries import chance, record, tries
 
-NUM_KILLS = int(os.environ.get("CSKT_NUM_KILLS", "3"))
+NUM_KILLS = tries(3, 30)
 NUM_CROPS = 240
 NUM_READERS = 10
 SENTENCE = "a man with a backpack"
@@ -63,7 +63,7 @@ def check_whole(gallery: Gallery, crops: Path) -> None:
 def test_killed_at_any_moment(tmp_path: Path, dolls: Path, encoder: Encoder, tiny_backbone: Path) -> None:
     crops, folder, log = tmp_path / "crops", tmp_path / "gallery", tmp_path / "log"
     many_crops(crops, dolls)
-    chance = random.Random(os.environ.get("CSKT_KILL_SEED", "1"))
+    random = chance("indexing")
     Gallery.create(folder, encoder, str(tiny_backbone)).close()
     with Gallery.open(folder, encoder=encoder) as gallery:
         gallery._contents.settle_images(crops)
@@ -74,7 +74,7 @@ def test_killed_at_any_moment(tmp_path: Path, dolls: Path, encoder: Encoder, tin
         process = start("index", folder, tiny_backbone, log)
         while not log.stat().st_size and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(chance.uniform(0, 4 / NUM_KILLS))
+        time.sleep(random.uniform(0, 4 / NUM_KILLS))
         process.kill()
         process.wait()
         acknowledged = before + max((int(line) for line in log.read_text(encoding="ascii").splitlines()), default=0)
@@ -89,6 +89,7 @@ def test_killed_at_any_moment(tmp_path: Path, dolls: Path, encoder: Encoder, tin
         assert (report.unchanged, report.added, report.replaced) == (reached, NUM_CROPS - reached, 0)
         assert gallery.count() == NUM_CROPS
         assert len({hit.image_id for hit in gallery.search(SENTENCE, k=1000)}) == NUM_CROPS
+    record("indexing killed (kill -9)", tried=NUM_KILLS, lost=0, test="tests/gallery/test_faults.py")
 
 
 def test_two_writers_and_ten_readers(gallery: Gallery, crops: Path, tiny_backbone: Path) -> None:

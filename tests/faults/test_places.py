@@ -1,0 +1,144 @@
+"""Places that cannot be written, or no longer: one line, nothing lost, and it goes on once there is room again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cskt.config import RunConfig, save_config
+from cskt.train.engine import train
+from cskt.train.run_folder import read_events
+from fault_tries import record, tries
+from same_run import assert_same_run
+from tiny_run import quick_config
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
+
+NOBODY = 65534
+TRAINING = """
+import os, pathlib, sys, torch
+import torch.utils.tensorboard
+from cskt.app import cli, run_report
+from cskt.train import engine
+
+torch.set_num_threads(1)
+config, folder, lost_at = sys.argv[1:]
+update, claimed, steps = engine.update, engine.claimed, [0]
+
+def become_another():
+    if os.geteuid() == 0:  # may do all
+        os.seteuid(NOBODY)
+    else:
+        pathlib.Path(folder).chmod(0o555)
+
+def update_and_lose(session, position):
+    steps[0] += 1
+    if steps[0] == int(lost_at):
+        become_another()
+    return update(session, position)
+
+def lose_and_claim(folder):
+    if lost_at == "0" and os.geteuid() == 0:
+        become_another()
+    return claimed(folder)
+
+engine.update, engine.claimed = update_and_lose, lose_and_claim
+sys.exit(cli.main(["train", "--config", config, "--output", folder]))
+""".replace("NOBODY", str(NOBODY))
+
+
+@pytest.fixture
+def config(dolls: Path, tiny_backbone: Path) -> RunConfig:
+    changes = {"loop.num_epochs": 3, "loop.save_period_steps": 1, "data.batch_size": 5}
+    return quick_config(dolls, tiny_backbone, "cskt", changes)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 400 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=400k", "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(["mount", *options], check=False, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_disk_that_fills_up(config: RunConfig, small_disk: Path, tmp_path: Path) -> None:
+    """At several fillings the training ends in one line wherever it runs out of room, and goes on with more."""
+    train(config, tmp_path / "whole")
+    needed = sum(path.stat().st_blocks * 512 for path in (tmp_path / "whole").rglob("*"))
+    assert needed > 200_000
+    save_config(config, tmp_path / "config.yaml")
+    errors = []
+    for taken in range(40_000, 400_000, 400_000 // tries(4, 20)):
+        folder = small_disk / "run"
+        shutil.rmtree(folder, ignore_errors=True)
+        (small_disk / "other").write_bytes(bytes(taken))
+        words = ["--config", str(tmp_path / "config.yaml"), "--output", str(folder)]
+        ended = subprocess.run(
+            [sys.executable, "-m", "cskt", "train", *words], capture_output=True, text=True, check=False, timeout=120,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert "Traceback" not in ended.stderr, ended.stderr
+        if ended.returncode == 0:
+            assert_same_run(folder, tmp_path / "whole")
+            continue
+        assert ended.returncode == 2
+        errors.append(ended.stderr.splitlines()[-1])
+        assert "No space left" in errors[-1] or "is there room" in errors[-1]
+        (small_disk / "other").unlink()
+        if (folder / "last.pt").is_file():
+            roomy = tmp_path / f"roomy-{taken}"
+            shutil.copytree(folder, roomy)
+            train(config, roomy, resume=True)
+            assert_same_run(roomy, tmp_path / "whole")
+    assert errors
+    record("disk full", tried=len(errors), lost=0, test="tests/faults/test_places.py")
+
+
+def test_a_read_only_folder_and_rights_lost_while_training(config: RunConfig, tmp_path: Path) -> None:
+    """As another user, for root may do all."""
+    scratch = Path(shutil.copytree(config.data.root, tmp_path.parent.parent / f"open-{tmp_path.name}"))
+    try:
+        backbone = Path(shutil.copy(config.backbone.name, scratch / "backbone.safetensors"))
+        changes = {"loop.num_epochs": 3, "loop.save_period_steps": 1, "data.batch_size": 5}
+        save_config(quick_config(scratch, backbone, "cskt", changes), scratch / "config.yaml")
+        for parent in [scratch, *scratch.parents][:4]:
+            parent.chmod(0o755)
+        for path in scratch.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+        def training(folder: Path, lost_at: int) -> subprocess.CompletedProcess[str]:
+            words = [str(scratch / "config.yaml"), str(folder), str(lost_at)]
+            return subprocess.run(
+                [sys.executable, "-c", TRAINING, *words], capture_output=True, text=True, check=False, timeout=120,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "HOME": str(scratch)}, cwd=scratch,
+            )  # fmt: skip
+
+        closed = scratch / "closed"
+        closed.mkdir(mode=0o555)
+        ended = training(closed / "run", 0)
+        assert ended.returncode == 2 and "Traceback" not in ended.stderr
+        assert "cannot write a run there: Permission denied; choose another folder" in ended.stderr.splitlines()[-1]
+
+        place = scratch / "open"
+        ended = training(place / "run", 7)
+        assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended.stderr
+        assert "Permission denied" in ended.stderr.splitlines()[-1]
+        (place / "run").chmod(0o755)
+        moved = quick_config(scratch, backbone, "cskt", changes)
+        train(moved, place / "run", resume=True)
+        train(moved, tmp_path / "whole")
+        assert_same_run(place / "run", tmp_path / "whole")
+        assert len([event for event in read_events(place / "run") if event["event"] == "start"]) == 1
+    finally:
+        shutil.rmtree(scratch)
+    record("read-only folder, rights lost while training", tried=2, lost=0, test="tests/faults/test_places.py")
