@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from cskt.app.gallery_flags import add_source_flags, is_gallery, load_source, report_indexing, source_of
@@ -12,17 +14,22 @@ from cskt.app.metadata_table import KEY_NAMES, read_metadata, tell_unmatched
 from cskt.app.next_steps import command_line
 from cskt.app.parsing import Parser, existing_folder
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.manifest import read_manifest
+from cskt.gallery.manifest import ModelSource, read_manifest
+from cskt.gallery.ray_engine import ClusterOptions, RayEngine, connected
+from cskt.gallery.shards import LIST_SUFFIXES, SHARD_SUFFIXES
 from cskt.progress import counting_bar
 
 DESCRIPTION = """\
 Make a gallery of the crops in a folder, or bring one up to date: new images are added, changed ones replaced, unchanged
-ones passed over. An interrupted run loses nothing that it has stored; the same command goes on.
+ones passed over. An interrupted run loses nothing that it has stored; the same command goes on. Many images are encoded
+on a Ray cluster with --engine ray.
 """
 EXAMPLES = """\
 examples:
   cskt index my-gallery --images crops --run ViT-B/16
   cskt index my-gallery --images crops --run logs/cuhk-pedes/... --metadata cameras.csv
+  cskt index my-gallery --images names.txt                 the files that a list names
+  cskt index my-gallery --images 'shards-*.tar' --engine ray   or .parquet; the gallery keeps the originals
   cskt index my-gallery --prune          the same folder and model again; forget images that are gone
 """
 
@@ -30,16 +37,25 @@ examples:
 def main(argv: Sequence[str]) -> int:
     """See `cskt index --help`."""
     flags = _flags(argv)
+    options = ClusterOptions(flags.address, flags.workers)
+    # Before the gallery is opened: its store dislikes processes that are started after it.
+    with nullcontext() if flags.engine == "local" else connected(options):
+        return _index(flags, options)
+
+
+def _index(flags: argparse.Namespace, options: ClusterOptions) -> int:
     known = read_manifest(flags.gallery) if is_gallery(flags.gallery) else None
-    folder = flags.images or (flags.gallery / known.images if known and known.images else None)
-    if folder is None:
-        raise ValueError(f"{flags.gallery}: holds no folder of crops yet; say which it is to hold: --images FOLDER")
-    images = existing_folder(folder)
+    shards = _shards(flags.images or "")
+    images = None if shards else _folder_or_list(flags, known.images if known else None)
     if known is not None and flags.store not in (None, known.store):
         raise ValueError(f"--store {flags.store}: the gallery keeps its vectors in {known.store}; leave --store out")
-    metadata = read_metadata(flags.metadata, images, flags.key) if flags.metadata else None
-    if metadata is not None:
-        tell_unmatched(flags.metadata, metadata, images)
+    folder = images.parent if images is not None and images.is_file() else images
+    metadata = None
+    if flags.metadata:
+        if folder is None:
+            raise ValueError("--metadata is for a folder or a list; shards bring their own columns")
+        metadata = read_metadata(flags.metadata, folder, flags.key)
+        tell_unmatched(flags.metadata, metadata, folder)
     source = source_of(flags, known.model if known else None)
     encoder = load_source(source, flags)
     if known is None:
@@ -47,9 +63,16 @@ def main(argv: Sequence[str]) -> int:
     else:
         gallery = Gallery.open(flags.gallery, encoder=encoder)
     with gallery:
+        engine = None if flags.engine == "local" else _on_ray(flags, options, gallery, source, folder)
         try:
             with counting_bar("images", unit="images") as on_progress:
-                report = gallery.index(flags.images, metadata=metadata, prune=flags.prune, on_progress=on_progress)
+                if shards:
+                    report = gallery.add_shards(shards, on_progress=on_progress, engine=engine)
+                else:
+                    given = images if flags.images else None
+                    report = gallery.index(
+                        given, metadata=metadata, prune=flags.prune, on_progress=on_progress, engine=engine
+                    )
         except KeyboardInterrupt:
             stored = f"{gallery.count():,} images are in the gallery"
             print(f"cskt index: interrupted; {stored}; run the same command to go on", file=sys.stderr)
@@ -60,12 +83,47 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _folder_or_list(flags: argparse.Namespace, before: str | None) -> Path:
+    """What `--images` names, or the folder that the gallery has."""
+    given = Path(flags.images) if flags.images else flags.gallery / before if before else None
+    if given is None:
+        raise ValueError(f"{flags.gallery}: holds no folder of crops yet; say which it is to hold: --images FOLDER")
+    return given if given.suffix in LIST_SUFFIXES and given.is_file() else existing_folder(str(given))
+
+
+def _shards(images: str) -> list[Path]:
+    """The shards that `--images` names: one, or all that fit a pattern; none if it names something else."""
+    if not images.endswith(SHARD_SUFFIXES) or Path(images).is_dir():
+        return []
+    found = [Path(name) for name in sorted(glob.glob(images))]  # noqa: PTH207  (takes absolute patterns, too)
+    if not found:
+        raise ValueError(f"{images}: no such shard")
+    return found
+
+
+def _on_ray(
+    flags: argparse.Namespace, options: ClusterOptions, gallery: Gallery, source: ModelSource, folder: Path | None
+) -> RayEngine:
+    """The workers of `--engine ray`, each with the model."""
+    return RayEngine(
+        source.absolute(),
+        gallery.encoder.fingerprint,
+        None if folder is None else folder.resolve(),
+        options,
+        device=flags.device,
+        batch_size=flags.batch_size,
+        num_workers=flags.num_workers,
+    )
+
+
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="cskt index", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help="folder of the gallery; made if there is none")
     parser.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="folder of the crops and its subfolders (default: as before)"
-    )
+        "--images", metavar="PATH",
+        help="folder of the crops and its subfolders (default: as before); or a list of paths (.txt); or shards,"
+        " several as a quoted pattern: Parquet with a column of image bytes, WebDataset archives (.tar)",
+    )  # fmt: skip
     parser.add_argument(
         "--metadata", type=Path, metavar="TABLE",
         help="what is known of the images (camera, time, track, ...): CSV with comma, semicolon or tab, or JSON lines;"
@@ -80,9 +138,21 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
         help="where vectors are kept: lance, in the gallery's folder; milvus://HOST:PORT/COLLECTION; or milvus:FILE.db"
         " (default: lance)",
     )  # fmt: skip
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local",
+        help="where images are encoded: in this process, or by the workers of a Ray cluster (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=int, metavar="N", help="Ray: workers (default: one per GPU, or per two CPUs)")
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", help="Ray: a running cluster, or auto (default: one on this machine, for now)"
+    )
     parser.add_argument("--json", action="store_true", help="JSON on stdout, with every unreadable image")
     add_source_flags(parser, "the gallery's own; for a new one clip-tiny, which knows paper dolls and not people")
     flags = parser.parse(argv)
     if flags.key and not flags.metadata:
         raise ValueError("--key names a column of a table; give the table: --metadata table.csv")
+    if flags.engine == "local" and (flags.workers is not None or flags.address is not None):
+        raise ValueError("--workers and --address are of a Ray cluster; add --engine ray")
+    if flags.workers is not None and flags.workers < 1:
+        raise ValueError(f"--workers {flags.workers}: give at least 1")
     return flags

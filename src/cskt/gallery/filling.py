@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -14,31 +15,36 @@ from cskt.data.images import Source
 from cskt.embed import Encoder
 from cskt.gallery.columns import Value
 from cskt.gallery.contents import Contents, open_store
-from cskt.gallery.files import check_image_id, keep_original, original_path, walk
-from cskt.gallery.indexing import IndexReport, Pending, Progress, fill, restate
+from cskt.gallery.files import check_image_id, digest, keep_original, original_path, walk
+from cskt.gallery.indexing import Engine, IndexReport, LocalEngine, Pending, Progress, fill, restate
 from cskt.gallery.manifest import ModelSource
+from cskt.gallery.shards import LIST_SUFFIXES, ShardCrop, crops_of, listed
 from cskt.gallery.store import CropFacts, FileState, VectorStore
 
 Stated: TypeAlias = Mapping[str, Value | None]
 """Metadata of a crop as it was told; None takes a value back."""
 AT_ONCE = 1000
 """Crops whose facts are held at a time."""
+CROPS_AT_ONCE = 256
+"""Crops of a shard that are held at a time, with the bytes of their images."""
 
 
 def index_folder(
     contents: Contents,
-    encoder: Encoder,
+    engine: Engine,
     images: str | Path | None,
     metadata: Mapping[str, Mapping[str, object]],
     *,
     prune: bool,
     on_progress: Progress | None,
 ) -> IndexReport:
-    """Bring a gallery up to date with a folder; see `Gallery.index`."""
+    """Bring a gallery up to date with a folder, or with the files of a list; see `Gallery.index`."""
     started = time.monotonic()
-    folder = contents.settle_images(images)
+    names = Path(images) if images is not None and Path(images).suffix in LIST_SUFFIXES else None
+    folder = contents.settle_images(images if names is None else names.parent)
     stated = contents.stated(metadata)
-    found = {name: (state.st_size, state.st_mtime_ns) for name, state in walk(folder)}
+    files = walk(folder) if names is None else listed(names)
+    found = {name: (state.st_size, state.st_mtime_ns) for name, state in files}
     known = contents.store.files()
     report = IndexReport()
     pending: list[Pending] = []
@@ -59,7 +65,7 @@ def index_folder(
     report.updated = _restate_unchanged(contents, same, stated)
     report.unchanged = len(same) - report.updated
     pending = _with_metadata(contents.store, pending, stated)
-    fill(contents.store, encoder, pending, report, writing=contents.writing, on_progress=on_progress)
+    fill(contents.store, engine, pending, report, writing=contents.writing, on_progress=on_progress)
     vanished = [name for name, state in known.items() if not state.kept and name not in found]
     if prune and vanished:
         if not found:
@@ -103,12 +109,62 @@ def add_crops(
         pending.append(Pending(name, Path(image) if isinstance(image, str) else image, 0, True, values, known))
     report = IndexReport()
     keep = partial(keep_original, contents.folder)
-    fill(contents.store, encoder, pending, report, writing=contents.writing, keep=keep)
+    fill(contents.store, LocalEngine(encoder), pending, report, writing=contents.writing, keep=keep)
     with contents.writing():
         contents.forget_originals({facts.sha256 for facts in before.values()})
         contents.store.compact()
     report.seconds = time.monotonic() - started
     return report
+
+
+def add_shards(
+    contents: Contents, engine: Engine, shards: Sequence[Path], *, on_progress: Progress | None
+) -> IndexReport:
+    """Take the crops of Parquet files and archives as handed over; see `Gallery.add_shards`."""
+    started = time.monotonic()
+    contents.refresh()
+    report, replaced = IndexReport(), set[str]()
+
+    def pending() -> Iterator[Pending]:
+        for crop, known, values in _of_shards(contents, shards, report):
+            state = FileState(known.num_bytes, known.modified_ns, known.sha256, known.kept) if known else None
+            if state and (state.num_bytes != len(crop.data) or state.sha256 != digest(crop.data)):
+                replaced.add(state.sha256)
+            yield Pending(crop.image_id, crop.data, 0, True, values, state)
+
+    keep = partial(keep_original, contents.folder)
+    fill(contents.store, engine, pending(), report, writing=contents.writing, keep=keep, on_progress=on_progress)
+    with contents.writing():
+        contents.forget_originals(replaced)
+        contents.store.compact()
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _of_shards(
+    contents: Contents, shards: Sequence[Path], report: IndexReport
+) -> Iterator[tuple[ShardCrop, CropFacts | None, dict[str, Value]]]:
+    """Every crop with what the gallery knows of it and its metadata; those that cannot be taken go into the report."""
+    for shard in shards:
+        crops = crops_of(shard)
+        while chunk := list(itertools.islice(crops, CROPS_AT_ONCE)):
+            fit: dict[str, ShardCrop] = {}
+            for crop in chunk:
+                try:
+                    if check_image_id(crop.image_id) in fit:
+                        raise ValueError("the name occurs twice")
+                    fit[crop.image_id] = crop
+                except ValueError as error:
+                    report.unreadable.append((crop.image_id, f"{shard}: {error}"))
+            before = contents.store.get(list(fit))
+            for name, facts in before.items():
+                if not facts.kept:
+                    report.unreadable.append((name, "the name of an indexed file; give the crop another"))
+                    del fit[name]
+            stated = contents.stated({name: crop.metadata for name, crop in fit.items()})
+            for name, crop in fit.items():
+                old = before.get(name)
+                yield crop, old, _brought_up(old.metadata if old else {}, stated[name])
 
 
 def remove_crops(contents: Contents, image_ids: Sequence[str]) -> int:
@@ -132,11 +188,11 @@ def reindex(
     store = open_store(contents.folder, manifest)
     report = IndexReport()
     pending, report.unchanged = _not_yet_in(store, contents)
-    fill(store, encoder, pending, report, writing=contents.writing, on_progress=on_progress)
+    fill(store, LocalEngine(encoder), pending, report, writing=contents.writing, on_progress=on_progress)
     with contents.writing():  # what others did meanwhile is made up for while nobody writes
         report.unreadable = []
         pending, _ = _not_yet_in(store, contents)
-        fill(store, encoder, pending, report, writing=nullcontext)
+        fill(store, LocalEngine(encoder), pending, report, writing=nullcontext)
         if report.unreadable and not drop_unreadable:
             name, reason = report.unreadable[0]
             store.close()

@@ -27,8 +27,8 @@ from cskt.gallery.columns import Kind
 from cskt.gallery.conditions import Condition
 from cskt.gallery.contents import VECTORS, Contents, check_model, open_store, state_of
 from cskt.gallery.files import original_path
-from cskt.gallery.filling import add_crops, index_folder, reindex, remove_crops
-from cskt.gallery.indexing import IndexReport, Progress
+from cskt.gallery.filling import add_crops, add_shards, index_folder, reindex, remove_crops
+from cskt.gallery.indexing import Engine, IndexReport, LocalEngine, Progress
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
 from cskt.gallery.queries import Query, encode_queries
 from cskt.gallery.store import CropFacts, Facet, Found
@@ -178,22 +178,24 @@ class Gallery:
         metadata: Mapping[str, Mapping[str, object]] | None = None,
         prune: bool = False,
         on_progress: Progress | None = None,
+        engine: Engine | None = None,
     ) -> IndexReport:
         """Bring the gallery up to date with a folder of crops: new files are added, changed ones replaced.
 
         Args:
-            images: the folder; where the gallery has one, that one. It may have moved, but not become another.
+            images: the folder; where the gallery has one, that one. It may have moved, but not become another. Or a
+                list (.txt, .lst) of paths below the list's own folder, which then count as all that is there.
             metadata: path within the folder -> column -> value; columns that are not named keep their values, one
                 that is named with an empty value or None loses it.
             prune: remove crops whose file is gone; they are only counted otherwise.
             on_progress: called with (images done, images to encode) as they are committed.
+            engine: what reads and encodes; this process if empty.
 
         Raises:
             ValueError: no such folder, another folder than before, or a value that does not fit its column.
         """
-        return index_folder(
-            self._contents, self.encoder, images, metadata or {}, prune=prune, on_progress=on_progress
-        )  # fmt: skip
+        working = engine or LocalEngine(self.encoder)
+        return index_folder(self._contents, working, images, metadata or {}, prune=prune, on_progress=on_progress)
 
     def add(
         self,
@@ -212,6 +214,25 @@ class Gallery:
             ValueError: a name that can be none, one of an indexed file, or a value that does not fit its column.
         """
         return add_crops(self._contents, self.encoder, images, image_ids, metadata)
+
+    def add_shards(
+        self, shards: Sequence[str | Path], *, on_progress: Progress | None = None, engine: Engine | None = None
+    ) -> IndexReport:
+        """Hand over the crops of Parquet files and WebDataset archives; the gallery keeps the originals.
+
+        A crop that is there with the same content is passed over, so an interrupted call may be made again.
+
+        Args:
+            shards: `.parquet` files with a column of image bytes, one of names, and metadata in the others; `.tar`
+                files whose images, and JSON or text beside them, share a name up to its first dot.
+            on_progress: called with (images done, images read so far).
+            engine: what decodes and encodes; this process if empty.
+
+        Raises:
+            ValueError: a file that cannot be read, or a value that does not fit its column.
+        """
+        working = engine or LocalEngine(self.encoder)
+        return add_shards(self._contents, working, [Path(shard) for shard in shards], on_progress=on_progress)
 
     def remove(self, image_ids: Sequence[str]) -> int:
         """Remove crops, and the originals that the gallery kept of them; files of the indexed folder are not touched.

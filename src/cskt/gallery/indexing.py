@@ -5,15 +5,19 @@ What is reported as stored has been committed; whatever ends the process, the ne
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from cskt.data.ahead import work_ahead
 from cskt.data.images import Source
 from cskt.embed import Encoder
 from cskt.gallery.columns import Value
@@ -24,8 +28,6 @@ COMMIT_SECONDS = 2.0
 """Commits are at least this far apart: each costs a look at the whole table, and leaves a fragment behind."""
 MOST_UNCOMMITTED = 8192
 """Encoded crops that may wait for a slow store."""
-BATCHES_AHEAD = 2
-IMAGES_PER_TASK = 8
 RESTATED_AT_ONCE = 1000
 
 Progress = Callable[[int, int], None]
@@ -64,18 +66,51 @@ class Pending:
 
 
 @dataclass(frozen=True)
-class _Read:
-    pending: Pending
+class Encoded:
+    """An image as the store is to hold it."""
+
+    crop: Crop
+    is_known: bool
+    """Whether the store has a crop of this name."""
     data: bytes
     """Of the file, where the gallery is to keep it; nothing otherwise, for thousands may wait for a commit."""
-    image: ReadImage | None
-    """None where the content is what the store already has."""
+
+
+@dataclass(frozen=True)
+class Touched:
+    """An image whose content is what the store already has."""
+
+    pending: Pending
+    data: bytes
+    """As of `Encoded`."""
+
+
+@dataclass(frozen=True)
+class Worked:
+    """What became of a batch of images."""
+
+    encoded: list[Encoded]
+    touched: list[Touched]
+    unreadable: list[tuple[str, str]]
+    """(name, what is wrong with it)."""
+
+    @property
+    def num_images(self) -> int:
+        """In the batch."""
+        return len(self.encoded) + len(self.touched) + len(self.unreadable)
+
+
+class Engine(Protocol):
+    """Reads and encodes images somewhere: in this process (`LocalEngine`) or in others (`ray_engine`)."""
+
+    def work(self, pending: Iterable[Pending]) -> Iterator[Worked]:
+        """Batch after batch, each image once, in any order."""
 
 
 def fill(
     store: VectorStore,
-    encoder: Encoder,
-    pending: Sequence[Pending],
+    engine: Engine,
+    pending: Iterable[Pending],
     report: IndexReport,
     *,
     writing: Callable[[], AbstractContextManager[None]],
@@ -87,48 +122,43 @@ def fill(
     An interrupt (Ctrl-C) commits what is encoded before it is passed on.
 
     Args:
+        pending: a sequence, or a stream, whose length is then not known ahead.
         writing: entered for every commit: the gallery's lock, which also tells whether it is still the same gallery.
         keep: called, with that lock held, with (bytes, SHA-256) of every image that is committed.
     """
-    total, dealt_with = len(pending), 0
-    waiting: list[_Encoded] = []
+    total = len(pending) if isinstance(pending, Sequence) else None
+    num_read = dealt_with = 0
+    waiting: list[Encoded] = []
     commits = ThreadPoolExecutor(1, thread_name_prefix="commit")
     running: Future[None] | None = None
     last_commit = time.monotonic()
 
-    def commit(batch: list[_Encoded]) -> None:
+    def commit(batch: list[Encoded]) -> None:
         with writing():
             for encoded in batch:
                 if keep is not None and encoded.crop.facts.kept:
                     keep(encoded.data, encoded.crop.facts.sha256)
             store.add([encoded.crop for encoded in batch])
         for encoded in batch:
-            report.replaced += encoded.known
-            report.added += not encoded.known
+            report.replaced += encoded.is_known
+            report.added += not encoded.is_known
         advance(len(batch))
 
     def advance(steps: int) -> None:
         nonlocal dealt_with
         dealt_with += steps
         if on_progress is not None:
-            on_progress(dealt_with, total)
+            on_progress(dealt_with, num_read if total is None else total)
 
     try:
-        for batch in _read_ahead(pending, encoder, report):
-            fresh = [read for read in batch if read.image is not None]
-            touched = [read for read in batch if read.image is None]
-            updated = 0
-            if touched:
-                with writing():
-                    for read in touched:
-                        if keep is not None and read.pending.kept:
-                            keep(read.data, digest(read.data))
-                    stated = {read.pending.image_id: read.pending for read in touched}
-                    changes = {name: (item.metadata, item.modified_ns) for name, item in stated.items()}
-                    updated = restate(store, changes)
-            report.updated += updated
-            report.unchanged += len(touched) - updated
-            waiting += _encode(encoder, fresh)
+        for batch in engine.work(pending):
+            num_read += batch.num_images
+            report.unreadable += batch.unreadable
+            if batch.touched:
+                updated = _restate_touched(store, batch.touched, writing, keep)
+                report.updated += updated
+                report.unchanged += len(batch.touched) - updated
+            waiting += batch.encoded
             if running is not None and (running.done() or len(waiting) > MOST_UNCOMMITTED):
                 running.result()
                 running = None
@@ -142,7 +172,22 @@ def fill(
                 commit(waiting)
         finally:
             commits.shutdown()
-    advance(total - dealt_with)
+    advance(num_read - dealt_with)
+
+
+def _restate_touched(
+    store: VectorStore,
+    touched: Sequence[Touched],
+    writing: Callable[[], AbstractContextManager[None]],
+    keep: Callable[[bytes, str], None] | None,
+) -> int:
+    """Let the store know what is newly stated of unchanged images; how many have other metadata now."""
+    with writing():
+        for image in touched:
+            if keep is not None and image.pending.kept:
+                keep(image.data, digest(image.data))
+        stated = {image.pending.image_id: image.pending for image in touched}
+        return restate(store, {name: (item.metadata, item.modified_ns) for name, item in stated.items()})
 
 
 def restate(store: VectorStore, changes: Mapping[str, tuple[Mapping[str, Value], int]]) -> int:
@@ -171,69 +216,75 @@ def restate(store: VectorStore, changes: Mapping[str, tuple[Mapping[str, Value],
     return num_updated
 
 
+class LocalEngine:
+    """Encodes in this process: files are read ahead in threads.
+
+    Args:
+        encoder: the gallery's.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def work(self, pending: Iterable[Pending]) -> Iterator[Worked]:
+        """Batches in order."""
+        encoder = self._encoder
+        size = encoder.model.architecture.image_height, encoder.model.architecture.image_width
+        batches = batched(pending, encoder.batch_size)
+        for images in work_ahead(lambda item: _read(item, size), batches, max(1, encoder.num_workers)):
+            yield encode(encoder, images)
+
+
+def batched(items: Iterable[Pending], size: int) -> Iterator[list[Pending]]:
+    """Lists of `size`, the last of what is left."""
+    rest = iter(items)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch
+
+
 @dataclass(frozen=True)
-class _Encoded:
-    crop: Crop
-    known: bool
+class _Decoded:
+    pending: Pending
     data: bytes
+    image: ReadImage
 
 
-def _encode(encoder: Encoder, batch: Sequence[_Read]) -> list[_Encoded]:
-    images = [read.image for read in batch if read.image is not None]
-    if not images:
-        return []
-    vectors = encoder.encode_image(torch.stack([image.pixels for image in images]))
+def encode(encoder: Encoder, images: Sequence[_Decoded | Touched | tuple[str, str]]) -> Worked:
+    """Images as `_read` gives them, encoded together."""
+    decoded = [image for image in images if isinstance(image, _Decoded)]
     encoded = []
-    for read, image, vector in zip(batch, images, vectors.numpy(), strict=True):
-        pending = read.pending
-        facts = CropFacts(
-            image_id=pending.image_id,
-            width=image.width,
-            height=image.height,
-            num_bytes=image.num_bytes,
-            modified_ns=pending.modified_ns,
-            sha256=image.sha256,
-            kept=pending.kept,
-            metadata=pending.metadata,
-        )
-        encoded.append(_Encoded(Crop(facts, vector, image.thumbnail), pending.known is not None, read.data))
-    return encoded
+    if decoded:
+        vectors = encoder.encode_image(torch.stack([item.image.pixels for item in decoded])).numpy()
+        encoded = [_encoded(item, vector) for item, vector in zip(decoded, vectors, strict=True)]
+    return Worked(
+        encoded,
+        touched=[image for image in images if isinstance(image, Touched)],
+        unreadable=[image for image in images if isinstance(image, tuple)],
+    )
 
 
-def _read_ahead(pending: Sequence[Pending], encoder: Encoder, report: IndexReport) -> Iterator[list[_Read]]:
-    """Batches of images read in threads; unreadable ones go into the report instead."""
-    size = encoder.model.architecture.image_height, encoder.model.architecture.image_width
-
-    def read(task: Sequence[Pending]) -> list[_Read | tuple[str, str]]:
-        return [_read(item, size) for item in task]
-
-    readers = ThreadPoolExecutor(max(1, encoder.num_workers), thread_name_prefix="read")
-    ahead: deque[list[Future[list[_Read | tuple[str, str]]]]] = deque()
-
-    def finish_oldest() -> list[_Read]:
-        found = [item for task in ahead.popleft() for item in task.result()]
-        report.unreadable += [item for item in found if not isinstance(item, _Read)]
-        return [item for item in found if isinstance(item, _Read)]
-
-    try:
-        for start in range(0, len(pending), encoder.batch_size):
-            batch = pending[start : start + encoder.batch_size]
-            tasks = (batch[first : first + IMAGES_PER_TASK] for first in range(0, len(batch), IMAGES_PER_TASK))
-            ahead.append([readers.submit(read, task) for task in tasks])
-            if len(ahead) > BATCHES_AHEAD:
-                yield finish_oldest()
-        while ahead:
-            yield finish_oldest()
-    finally:
-        readers.shutdown(cancel_futures=True)
+def _encoded(item: _Decoded, vector: NDArray[np.float32]) -> Encoded:
+    pending, image = item.pending, item.image
+    facts = CropFacts(
+        image_id=pending.image_id,
+        width=image.width,
+        height=image.height,
+        num_bytes=image.num_bytes,
+        modified_ns=pending.modified_ns,
+        sha256=image.sha256,
+        kept=pending.kept,
+        metadata=pending.metadata,
+    )
+    return Encoded(Crop(facts, vector, image.thumbnail), pending.known is not None, item.data)
 
 
-def _read(pending: Pending, size: tuple[int, int]) -> _Read | tuple[str, str]:
+def _read(pending: Pending, size: tuple[int, int]) -> _Decoded | Touched | tuple[str, str]:
     """The image, or (name, what is wrong with it)."""
     try:
         data = bytes_of(pending.source)
+        kept = data if pending.kept else b""
         if pending.known is not None and pending.known.num_bytes == len(data) and digest(data) == pending.known.sha256:
-            return _Read(pending, data if pending.kept else b"", None)
-        return _Read(pending, data if pending.kept else b"", prepare(data, *size))
+            return Touched(pending, kept)
+        return _Decoded(pending, kept, prepare(data, *size))
     except ValueError as error:
         return pending.image_id, " ".join(str(error).removeprefix("image: ").split())

@@ -8,6 +8,9 @@ Three things differ between Milvus' versions and milvus-lite, so nothing here de
 - whether `in` takes a key of the dynamic field: it is written as a chain of comparisons.
 
 Numbers are written and stored as floats.
+
+Milvus leaves partitions out of a search only where the expression names the field that it partitions by, which has to
+be a text and cannot be missing; so a copy of the column is that field, and `compiled` names it where that is possible.
 """
 
 from __future__ import annotations
@@ -30,18 +33,66 @@ def like_key(column: str) -> str:
     return f"LIKE_{column}"
 
 
+def partition_field(column: str) -> str:
+    """The field that crops are partitioned by, a copy of the column as text; no column bears such a name."""
+    return f"PARTITION_{column}"
+
+
+def partition_of(value: Value | None) -> str:
+    """What stands in that field: the same text for values that are equal; nothing for no value."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    # -0 and 0 are equal, and have one text once something was added.
+    return str(value).lower() if isinstance(value, bool) else repr(float(value) + 0.0)
+
+
+def partitions_of(condition: Condition, column: str) -> frozenset[str] | None:
+    """In which partitions of a column crops may lie that fulfil a condition.
+
+    Returns:
+        Texts as of `partition_of`; None if the condition does not say.
+    """
+    match condition:
+        case Comparison(name, "=", value) if name == column:
+            return frozenset([partition_of(value)])
+        case Membership(name, values, negated=False) if name == column:
+            return frozenset(map(partition_of, values))
+        case Missing(name, negated=False) if name == column:
+            return frozenset([""])
+        case All(conditions):
+            known = [found for part in conditions if (found := partitions_of(part, column)) is not None]
+            return frozenset.intersection(*known) if known else None
+        case Any_(conditions):
+            each = [partitions_of(part, column) for part in conditions]
+            return None if None in each else frozenset().union(*(found for found in each if found is not None))
+    return None
+
+
 def quoted(text: str) -> str:
     """A text as a literal."""
     return f'"{text.translate(_ESCAPES)}"'
 
 
-def compiled(condition: Condition) -> str:  # noqa: PLR0911  one per form
-    """A condition as Milvus reads it."""
+def compiled(condition: Condition, partitioned_by: str | None = None) -> str:
+    """A condition as Milvus reads it.
+
+    Args:
+        condition: the condition.
+        partitioned_by: the column that the collection is partitioned by, if any.
+    """
+    whole = _compiled(condition)
+    keys = None if partitioned_by is None else partitions_of(condition, partitioned_by)
+    if partitioned_by is None or not keys:
+        return whole
+    return f"{partition_field(partitioned_by)} in [{', '.join(map(quoted, sorted(keys)))}] and ({whole})"
+
+
+def _compiled(condition: Condition) -> str:  # noqa: PLR0911  one per form
     match condition:
         case All(conditions):
-            return " and ".join(f"({compiled(part)})" for part in conditions)
+            return " and ".join(f"({_compiled(part)})" for part in conditions)
         case Any_(conditions):
-            return " or ".join(f"({compiled(part)})" for part in conditions)
+            return " or ".join(f"({_compiled(part)})" for part in conditions)
         case Missing(column, negated) if column in BUILT_IN:
             return f"image_id {'!=' if negated else '=='} {quoted('')}"  # every crop has it: always, or never
         case Missing(column, negated):

@@ -6,13 +6,16 @@ import logging
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 from pymilvus import DataType, MilvusClient, MilvusException
+
+from cskt.gallery.milvus_filters import partition_field
+from cskt.gallery.milvus_options import INDEXES, Options, check_for_lite, read_options
 
 # They report an error to stderr with a traceback, and raise it; it is told once, by whoever catches it. The server that
 # milvus-lite runs in this process does so by grpc, also for calls that pymilvus only tries.
@@ -50,8 +53,8 @@ _files_lock = threading.Lock()
 class Collection:
     """A collection that is open."""
 
-    def __init__(self, url: str, uri: str, name: str) -> None:
-        self.url, self.name = url, name
+    def __init__(self, url: str, uri: str, name: str, options: Options) -> None:
+        self.url, self.name, self.options = url, name, options
         self._uri = uri
         with _files_lock:
             self.client = MilvusClient(uri, timeout=CONNECT_SECONDS)
@@ -76,14 +79,18 @@ class Collection:
 def open_collection(url: str, embed_dim: int, generation: str) -> Collection:
     """A collection that is ready to be searched, made where it is missing; see `open_milvus`."""
     uri, name = _address(url, generation)
+    options = read_options(url)
+    if uri.endswith(".db"):
+        check_for_lite(url, options)
     with one_line(url):
-        collection = Collection(url, uri, name)
+        collection = Collection(url, uri, name, options)
         try:
             if collection.client.has_collection(name, timeout=CALL_SECONDS):
-                _check(url, collection.client.describe_collection(name, timeout=CALL_SECONDS), embed_dim)
+                _check_fields(collection, embed_dim)
+                _check_index(collection)
                 collection.client.load_collection(name, timeout=CALL_SECONDS)
             else:
-                _create(collection.client, name, embed_dim)
+                _create(collection, embed_dim)
         except BaseException:
             collection.close()
             raise
@@ -94,7 +101,7 @@ def drop_collection(url: str, generation: str) -> None:
     """Delete a collection, if it is there; see `drop_milvus`."""
     uri, name = _address(url, generation)
     with one_line(url):
-        collection = Collection(url, uri, name)
+        collection = Collection(url, uri, name, read_options(url))
         try:
             collection.client.drop_collection(name, timeout=CALL_SECONDS)
         finally:
@@ -116,41 +123,84 @@ def one_line(url: str) -> Iterator[None]:
 def _address(url: str, generation: str) -> tuple[str, str]:
     """Where pymilvus connects, and the collection there."""
     suffix = f"_{generation}" if generation else ""
-    if server := _SERVER.fullmatch(url):
+    place = url.partition("?")[0]
+    if server := _SERVER.fullmatch(place):
         return f"http://{server['host']}:{server['port']}", server["name"] + suffix
-    path = Path(url.removeprefix("milvus:"))
-    if url.startswith("milvus://") or not url.startswith("milvus:") or path.suffix != ".db":
+    path = Path(place.removeprefix("milvus:"))
+    if place.startswith("milvus://") or not place.startswith("milvus:") or path.suffix != ".db":
         raise ValueError(f"store '{url}' is not understood; expected milvus:FILE.db or milvus://HOST:PORT/COLLECTION")
     if not path.parent.is_dir():
         raise ValueError(f"{url}: no folder {path.parent}; make it first")
     return str(path.resolve()), f"crops{suffix}"
 
 
-def _create(client: MilvusClient, collection: str, embed_dim: int) -> None:
+def _fields(options: Options) -> dict[str, DataType]:
+    """What a collection of these options is made of."""
+    return FIELDS if options.partition is None else {**FIELDS, partition_field(options.partition): DataType.VARCHAR}
+
+
+def _create(collection: Collection, embed_dim: int) -> None:
+    options = collection.options
     schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=True)
-    sizes = {
+    settings: dict[str, dict[str, Any]] = {
         "image_id": {"is_primary": True, "max_length": LONGEST_ID},
         "vector": {"dim": embed_dim},
-        "thumbnail": {"max_length": LONGEST_TEXT},
+        # Twice the size of the vector and seldom read: it need not lie in the memory of the query nodes.
+        "thumbnail": {"max_length": LONGEST_TEXT, "mmap_enabled": True},
         "sha256": {"max_length": 64},
     }
-    for name, kind in FIELDS.items():
-        schema.add_field(name, kind, **sizes.get(name, {}))
+    if options.partition is not None:
+        settings[partition_field(options.partition)] = {"is_partition_key": True, "max_length": LONGEST_TEXT}
+    for name, kind in _fields(options).items():
+        schema.add_field(name, kind, **settings.get(name, {}))
     index = MilvusClient.prepare_index_params()
-    index.add_index("vector", index_type="FLAT", metric_type="IP")
-    # Strong: a search sees everything that was added before it began.
-    client.create_collection(
-        collection, schema=schema, index_params=index, consistency_level="Strong", timeout=CALL_SECONDS
+    numbers = options.build_numbers()
+    # Doubly wrapped: pymilvus takes the outer `params` apart, and milvus-lite reads the inner one; a server does both.
+    index.add_index(
+        "vector", index_type=INDEXES[options.index].milvus_type, metric_type="IP", params={"params": numbers}
+    )
+    spread = {} if options.partition is None else {"num_partitions": options.partitions}
+    # Strong: a request that names no level sees everything that was written before it began.
+    collection.client.create_collection(
+        collection.name,
+        schema=schema,
+        index_params=index,
+        consistency_level="Strong",
+        num_shards=options.shards,
+        timeout=CALL_SECONDS,
+        **spread,
     )
 
 
-def _check(url: str, description: Mapping[str, Any], embed_dim: int) -> None:
-    fields = {field["name"]: field for field in description["fields"]}
-    if not description["enable_dynamic_field"] or {name: field["type"] for name, field in fields.items()} != FIELDS:
-        raise ValueError(f"{url}: collection '{description['collection_name']}' holds no gallery; name another one")
+def _check_fields(collection: Collection, embed_dim: int) -> None:
+    described = collection.client.describe_collection(collection.name, timeout=CALL_SECONDS)
+    fields = {field["name"]: field for field in described["fields"]}
+    kinds = {name: field["type"] for name, field in fields.items()}
+    what = f"{collection.url}: collection '{collection.name}'"
+    if not described["enable_dynamic_field"] or {name: kinds.get(name) for name in FIELDS} != FIELDS:
+        raise ValueError(f"{what} holds no gallery; name another one")
+    if kinds != _fields(collection.options):
+        raise ValueError(
+            f"{what} has other partitions ({', '.join(kinds.keys() - FIELDS.keys()) or 'none'}); a collection keeps"
+            " those it was made with: name another one"
+        )
     dim = int(fields["vector"]["params"]["dim"])
     if dim != embed_dim:
         raise ValueError(
-            f"{url}: collection '{description['collection_name']}' holds vectors of {dim} numbers, the model makes"
-            f" {embed_dim}; name another collection, or use the model that filled this one"
+            f"{what} holds vectors of {dim} numbers, the model makes {embed_dim}; name another collection, or use the"
+            " model that filled this one"
+        )
+
+
+def _check_index(collection: Collection) -> None:
+    described = collection.client.describe_index(collection.name, "vector", timeout=CALL_SECONDS) or {}
+    # A server lays the numbers out flat, as texts; milvus-lite hands them back in one.
+    numbers = {**described, **described.get("params", {})}
+    wanted = {"index_type": INDEXES[collection.options.index].milvus_type, **collection.options.build_numbers()}
+    found = {name: numbers.get(name) for name in wanted}
+    if any(str(found[name]) != str(value) for name, value in wanted.items()):
+        shown = ", ".join(f"{name} {value}" for name, value in found.items())
+        raise ValueError(
+            f"{collection.url}: collection '{collection.name}' has another index ({shown}); a collection keeps the one"
+            " it was made with: name another one, or give these numbers"
         )

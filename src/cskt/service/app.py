@@ -48,7 +48,7 @@ def create_app(gallery: Gallery, settings: ServiceSettings | None = None) -> Fas
         engine=Engine(gallery, settings, metrics),
         metrics=metrics,
         tokens=Tokens(settings.token),
-        audit=AuditLog(path),
+        audit=AuditLog(path, only_file=settings.audit_log is None),
     )
 
     @asynccontextmanager

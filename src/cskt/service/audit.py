@@ -25,14 +25,17 @@ class AuditLog:
 
     Args:
         path: the file; none keeps no log.
+        only_file: whether a link, a pipe or a device in its place is refused: a gallery may come from somebody else.
 
     Raises:
         ValueError: it cannot be written.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, only_file: bool = False) -> None:
         self.path = path
         self._lock = threading.Lock()
+        if path is not None and only_file and (path.is_symlink() or (path.exists() and not path.is_file())):
+            raise ValueError(f"the audit log {path} is no plain file; remove it, or choose another place: --audit-log")
         try:
             self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError as error:

@@ -115,13 +115,18 @@ async def remove(
 
 
 def _original(gallery: Gallery, image_id: str) -> bytes:
+    """The bytes that were indexed and no others: a gallery of somebody else may name any folder as its own."""
     try:
-        return gallery.original(image_id).read_bytes()
+        facts, path = gallery.crop(image_id), gallery.original(image_id)
+        data = path.read_bytes() if path.stat().st_size == facts.num_bytes else b""
+        if hashlib.sha256(data).hexdigest() != facts.sha256:
+            raise ValueError("the file is not the one that was indexed")
+        return data
     except (UnknownCropError, GalleryChangedError):
         raise
     except (ValueError, OSError) as error:  # its words name folders of this machine
-        log.warning("the original of %s cannot be read: %s", image_id, error)
-        message = "the original of this crop cannot be read; put the file back, or index the gallery again"
+        log.warning("the original of %s is not sent: %s", image_id, error)
+        message = "the original of this crop is gone or was changed; put it back, or index the gallery again"
         raise ServiceError(404, "no_original", message) from None
 
 

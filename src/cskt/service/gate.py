@@ -94,6 +94,8 @@ class Gate:
             return False
         scheme, _, token = header.partition(" ")
         if scheme.lower() != "bearer" or not self._tokens.is_right(token.strip()):
+            # whatever was asked: else guesses, and their lines in the log, would be free where health is
+            self._rates.spend(client_of(request), 1.0)
             self._audit.note(client_of(request), "refused-token", path=request.scope["path"])
             raise wrong_token()
         return True

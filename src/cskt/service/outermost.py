@@ -61,7 +61,7 @@ class Outermost:
             await self._app(scope, receive, send_with_headers)
         except Exception:
             # What went wrong is for the operator; the client learns only that something did.
-            log.exception("%s %s failed", scope["method"], scope["path"])
+            log.exception("%s %r failed", scope["method"], scope["path"])
             if status:
                 raise  # the answer has begun: all that is left is to break off the connection
             answer = error_response(500, "internal", "an error of the service; its log says more")

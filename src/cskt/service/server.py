@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import signal
 import socket
@@ -10,10 +11,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
 
+from cskt.service.connections import Connection
 from cskt.service.parts import Service
 from cskt.service.settings import ServiceSettings
 
@@ -68,11 +71,12 @@ def serve(app: FastAPI, listener: socket.socket, settings: ServiceSettings) -> N
     config = uvicorn.Config(
         app,
         log_config=None,
-        log_level="warning",
+        log_level="error",  # its warnings are lines that any client can have written as often as it likes
         access_log=False,  # who asked is in the audit log
         proxy_headers=False,  # or anybody here could write any address into it
         server_header=False,
         ws="none",
+        http=cast(type[Connection], functools.partial(Connection, settings)),
         lifespan="on",
         timeout_graceful_shutdown=settings.stop_seconds,
     )

@@ -60,8 +60,16 @@ class ServiceSettings:
     """Largest body of a request that adds crops."""
     other_bytes: Positive = 4 * 2**20
     """Largest body of any other request without a picture."""
+    session_bytes: Positive = 16 * 2**10
+    """Largest body of a request that shows the token; whoever sends it need not know it."""
+    connections: Positive = 512
+    """Most connections held; when another comes, the one that has kept the service waiting longest is dropped."""
+    head_seconds: PositiveReal = 10.0
+    """Time in which a request's headers must arrive, and the rest of a body that has been refused already."""
     body_seconds: PositiveReal = 60.0
     """Time in which a request's body must arrive."""
+    answer_seconds: PositiveReal = 60.0
+    """Time in which a client must take its answer."""
     queries_together: Positive = 32
     """Most queries that are encoded in one batch."""
     queries_waiting: Positive = 256
@@ -92,6 +100,8 @@ class ServiceSettings:
         """The largest body that a request to this path may have."""
         if path == "/api/crops":
             return self.crops_bytes
+        if path == "/api/session":
+            return self.session_bytes
         # base64 writes 3 bytes as 4 characters
         return self.other_bytes + (self.image_bytes * 4 // 3 if path == "/api/search" else 0)
 

@@ -1,0 +1,108 @@
+"""Connections that keep the service waiting: each has so long to send its request and to take its answer.
+
+uvicorn closes a connection that is silent between two requests, and `bodies` ends a request whose body is slow. Left
+are heads that never end, bodies that go on after their request has been refused, and answers that nobody takes: a few
+hundred of these (a "slow loris") would leave no room for anybody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal, TypeAlias
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from cskt.service.settings import ServiceSettings
+
+Wait: TypeAlias = Literal["request", "head", "body", "rest", "answer"]
+"""What the client is to do: ask again, end its head, its body, the rest of a body that has been answered already, or
+take what was written."""
+
+
+class Connection(H11Protocol):
+    """uvicorn's connection, with deadlines; where too many are held, the one waited for longest gives way.
+
+    Args:
+        settings: of the service.
+        uvicorns: as uvicorn calls a protocol.
+    """
+
+    def __init__(self, settings: ServiceSettings, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._most = settings.connections
+        self._seconds: dict[Wait, float] = {
+            "head": settings.head_seconds,
+            "rest": settings.head_seconds,
+            "answer": settings.answer_seconds,
+        }  # uvicorn has its own time for "request", and `bodies` for "body"
+        self._wait: Wait | None = None
+        self._since = 0.0
+        self._deadline: asyncio.TimerHandle | None = None
+        self._untaken = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """A client has come."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(0)  # `pause_writing` then says that the client has not taken everything
+        self._look()
+        if len(self.connections) > self._most:
+            self._make_room()
+
+    def data_received(self, data: bytes) -> None:
+        """The client sends."""
+        super().data_received(data)
+        self._look()
+
+    def on_response_complete(self) -> None:
+        """An answer has been handed over to the system."""
+        super().on_response_complete()
+        self._look()
+
+    def pause_writing(self) -> None:
+        """The client does not take what was written, or not as fast."""
+        super().pause_writing()
+        self._untaken = True
+        self._look()
+
+    def resume_writing(self) -> None:
+        """The client has taken everything."""
+        super().resume_writing()
+        self._untaken = False
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone, or was sent away."""
+        super().connection_lost(exc)
+        self._wait_for(None)
+
+    def _look(self) -> None:
+        self._wait_for(self._awaited())
+
+    def _awaited(self) -> Wait | None:
+        """What the client is to do; none where the service is to move."""
+        if self._untaken:
+            return "answer"
+        if self.conn.their_state is h11.IDLE:
+            return "head" if self.timeout_keep_alive_task is None else "request"
+        if self.conn.their_state is h11.SEND_BODY:
+            return "rest" if self.conn.our_state is h11.DONE else "body"
+        return None
+
+    def _wait_for(self, wait: Wait | None) -> None:
+        """Begin to wait, unless for the same as before: a byte now and then gives no more time."""
+        if wait == self._wait:
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._wait, self._since, self._deadline = wait, self.loop.time(), None
+        if wait in self._seconds:
+            self._deadline = self.loop.call_later(self._seconds[wait], self._drop)
+
+    def _make_room(self) -> None:
+        waited_for = [other for other in self.connections if isinstance(other, Connection) and other._wait is not None]
+        min(waited_for, key=lambda other: other._since)._drop()  # this connection, at the least, is among them
+
+    def _drop(self) -> None:
+        self._wait_for(None)  # it is lost only when the loop comes to it; until then it is not to be dropped again
+        self.transport.abort()
