@@ -171,7 +171,7 @@ def load_result(path: Path) -> Result:
         version = int(content.pop("version"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError(f"{path}: not a result file of cskt, or damaged; make it again: cskt evaluate") from None
     if version > FORMAT_VERSION:
         raise ValueError(f"{path}: made by a newer version of cskt (format {version}); update cskt to read it")

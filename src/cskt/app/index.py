@@ -15,7 +15,8 @@ from cskt.app.next_steps import command_line
 from cskt.app.parsing import Parser, existing_folder
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import ModelSource, read_manifest
-from cskt.gallery.ray_engine import ClusterOptions, RayEngine, connected
+from cskt.gallery.ray_cluster import connected
+from cskt.gallery.ray_engine import RayEngine
 from cskt.gallery.shards import LIST_SUFFIXES, SHARD_SUFFIXES
 from cskt.progress import counting_bar
 
@@ -37,13 +38,11 @@ examples:
 def main(argv: Sequence[str]) -> int:
     """See `cskt index --help`."""
     flags = _flags(argv)
-    options = ClusterOptions(flags.address, flags.workers)
-    # Before the gallery is opened: its store dislikes processes that are started after it.
-    with nullcontext() if flags.engine == "local" else connected(options):
-        return _index(flags, options)
+    with nullcontext() if flags.engine == "local" else connected(flags.address):
+        return _index(flags)
 
 
-def _index(flags: argparse.Namespace, options: ClusterOptions) -> int:
+def _index(flags: argparse.Namespace) -> int:
     known = read_manifest(flags.gallery) if is_gallery(flags.gallery) else None
     shards = _shards(flags.images or "")
     images = None if shards else _folder_or_list(flags, known.images if known else None)
@@ -63,7 +62,7 @@ def _index(flags: argparse.Namespace, options: ClusterOptions) -> int:
     else:
         gallery = Gallery.open(flags.gallery, encoder=encoder)
     with gallery:
-        engine = None if flags.engine == "local" else _on_ray(flags, options, gallery, source, folder)
+        engine = None if flags.engine == "local" else _on_ray(flags, gallery, source, folder)
         try:
             with counting_bar("images", unit="images") as on_progress:
                 if shards:
@@ -101,18 +100,17 @@ def _shards(images: str) -> list[Path]:
     return found
 
 
-def _on_ray(
-    flags: argparse.Namespace, options: ClusterOptions, gallery: Gallery, source: ModelSource, folder: Path | None
-) -> RayEngine:
+def _on_ray(flags: argparse.Namespace, gallery: Gallery, source: ModelSource, folder: Path | None) -> RayEngine:
     """The workers of `--engine ray`, each with the model."""
     return RayEngine(
         source.absolute(),
         gallery.encoder.fingerprint,
         None if folder is None else folder.resolve(),
-        options,
+        flags.workers,
         device=flags.device,
         batch_size=flags.batch_size,
-        num_workers=flags.num_workers,
+        num_threads=flags.num_workers,
+        compile=flags.compile,
     )
 
 

@@ -287,7 +287,7 @@ def _read_annotation(folder: Path, key: str, file_names: tuple[str, ...], path_k
         where = f"{path}: record {index}"
         split = entry.get("split") if isinstance(entry, dict) else None
         if isinstance(entry, dict) and split not in SPLIT_NAMES:
-            raise ValueError(f"{where} has split {split!r}; expected one of {', '.join(SPLIT_NAMES)}")
+            raise ValueError(f"{where} has {_value(entry, 'split')}; expected one of {', '.join(SPLIT_NAMES)}")
         records.append(_to_record(entry, where, folder / "imgs", str(split), path_key=path_key, pid_key="id"))
     return records
 
@@ -317,9 +317,19 @@ def _relative_path(entry: dict[str, Any], path_key: str, where: str, image_folde
         raise ValueError(f"{where} has {_value(entry, path_key)}; expected the path of an image")
     # Annotations made on Windows separate with backslashes; no published file name holds one.
     relative = PurePosixPath(written.replace("\\", "/"))
-    if relative.is_absolute() or ".." in relative.parts or PureWindowsPath(written).drive or "\0" in written:
+    if (
+        relative.is_absolute()
+        or ".." in relative.parts
+        or PureWindowsPath(written).drive
+        or not _can_be_a_name(written)
+    ):
         raise ValueError(f"{where} has {_value(entry, path_key)}; expected a path inside {image_folder}")
     return relative
+
+
+def _can_be_a_name(written: str) -> bool:
+    """Whether a file can bear a name: a NUL ends it, and half a surrogate pair stands for no character."""
+    return "\0" not in written and not any("\ud800" <= letter <= "\udfff" for letter in written)
 
 
 def _read_text(path: Path) -> str:

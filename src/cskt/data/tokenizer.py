@@ -28,6 +28,8 @@ NUM_MERGES = 48_894
 START_ID = 49_406
 END_ID = 49_407
 WORD_END = "</w>"
+MOST_CHARACTERS = 5_000
+"""Of a text that are looked at: far more than any context holds, and few enough that repairing them takes no time."""
 WORD_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 """CLIP's words: English contractions, runs of letters, single digits, runs of anything else."""
 
@@ -121,7 +123,7 @@ def _unknown_words(encoding: tokenizers.Encoding, known_ids: frozenset[int]) -> 
 
 def clean(text: str) -> str:
     """A text as CLIP's vocabulary expects it: repaired, unescaped, single spaces, lower case."""
-    unescaped = html.unescape(html.unescape(ftfy.fix_text(text)))
+    unescaped = html.unescape(html.unescape(ftfy.fix_text(text.lstrip()[:MOST_CHARACTERS])))
     return " ".join(unescaped.split()).lower()
 
 

@@ -139,18 +139,16 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        version = content.pop("format_version")
-        if version > FORMAT_VERSION:
-            raise ValueError(
-                f"{path}: written by a newer cskt (format {version}, this one reads {FORMAT_VERSION}); upgrade cskt"
-            )
-        return Manifest(**{**content, "model": ModelSource(**content["model"])})
+        version = int(content.pop("format_version"))
+        if version <= FORMAT_VERSION:
+            return Manifest(**{**content, "model": ModelSource(**content["model"])})
     except FileNotFoundError:
         raise ValueError(f"{folder}: no gallery there; make one: cskt index {folder} --images FOLDER") from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path}: no manifest of a gallery ({error}); restore it, or index into a new folder"
         ) from None
+    raise ValueError(f"{path}: written by a newer cskt (format {version}, this one reads {FORMAT_VERSION}); upgrade cskt")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -10,43 +10,87 @@ is the driver, as in `LocalEngine`. So nothing is lost, and nothing comes twice.
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
+import math
 import os
 import socket
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cskt.extras import require
+from cskt.embed import Encoder
 from cskt.gallery.indexing import LocalEngine, Pending, Worked, batched
 from cskt.gallery.manifest import ModelSource
+from cskt.gallery.ray_cluster import first_line
 
 IN_FLIGHT = 3
 """Batches that wait for an actor or are with it, per actor: one encoded, one read, one on its way."""
-LOCALHOST = "127.0.0.1"
+CPUS_EACH = 2
+"""Of an actor, where nobody says how many actors there are to be and they have no GPU."""
+MOST_DEATHS = 5
+"""Times that a batch is done anew after its actor has died, before the batch is blamed for it."""
+SILENT_SECONDS = 60.0
+"""After so long without an answer the log says that the cluster is waited for."""
+VERSION = importlib.metadata.version("cskt")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ClusterOptions:
-    """How the work is spread."""
+class Share:
+    """How many actors there are, and what each has of its node."""
 
-    address: str | None = None
-    """Of a running cluster, `auto` for the one of this machine; none starts one here, for this run alone."""
-    num_workers: int | None = None
-    """Actors; by default one for each GPU of the cluster, else one for every two CPUs."""
+    num_workers: int
+    num_cpus: int
+    """Of each."""
+    device: str
+
+
+@dataclass(frozen=True)
+class Process:
+    """Where an actor lives."""
+
+    node: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """What an actor tells of itself."""
+
+    process: Process
+    version: str
+    """Of the package."""
+    fingerprint: str
+    """Of the model."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What an actor has been asked for."""
+
+    actor: int
+    about: str
+    """In words."""
 
 
 class RayEngine:
-    """Encodes in actors of a Ray cluster; use it inside `connected`.
+    """Encodes in actors of a Ray cluster; use it inside `ray_cluster.connected`.
 
     Args:
         model: loaded by every actor.
-        fingerprint: of the gallery's encoder; an actor with another is refused.
+        fingerprint: of the gallery's encoder.
         images: folder that the actors read from, none where nothing is read from one.
-        options: how the work is spread.
-        device, batch_size, num_workers: see `ModelSource.load`; they hold for each actor.
+        num_workers: actors; by default one for each GPU of the cluster, else one for every two CPUs.
+        device, batch_size, num_threads, compile: see `ModelSource.load`; they hold for each actor.
+
+    Raises:
+        ValueError: the cluster has too few CPUs or GPUs; or a node has another version of the package, or another
+            model, or does not see the folder.
     """
 
     def __init__(
@@ -54,140 +98,159 @@ class RayEngine:
         model: ModelSource,
         fingerprint: str,
         images: Path | None,
-        options: ClusterOptions,
+        num_workers: int | None = None,
         *,
         device: str | None = None,
         batch_size: int = 128,
-        num_workers: int = 4,
+        num_threads: int = 4,
+        compile: bool = False,
     ) -> None:
         import ray  # noqa: PLC0415  (an extra, and slow to import)
 
-        self._batch_size = batch_size
-        cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        num_gpus, num_cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 1))
-        on_gpus = num_gpus > 0 and device in (None, "auto", "cuda")
-        count = options.num_workers or (num_gpus if on_gpus else max(num_cpus // 2, 1))
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        share = share_out(nodes, num_workers, device)
+        load = partial(model.load, share.device, batch_size=batch_size, num_workers=num_threads, compile=compile)
         worker: Any = ray.remote(_Worker)
         actor = worker.options(
-            num_gpus=1 if on_gpus else 0,
-            num_cpus=max(num_cpus // count, 1),
+            num_cpus=share.num_cpus,
+            num_gpus=int(share.device == "cuda"),
             max_restarts=-1,
-            max_task_retries=-1,
+            max_task_retries=MOST_DEATHS,
             max_concurrency=2,  # one batch is read while another is encoded
         )
-        load = (model, "cuda" if on_gpus else "cpu" if device in (None, "auto") else device, batch_size, num_workers)
-        self._actors: list[Any] = [actor.remote(load, images) for _ in range(count)]
-        for found in _answers([one.fingerprint.remote() for one in self._actors]):
-            if found != fingerprint:
-                raise ValueError("a worker loads another model than the gallery's; put the same weights on every node")
+        seen = None if images is None else (images, next((entry.name for entry in os.scandir(images)), None))
+        self._batch_size = batch_size
+        self._actors: list[Any] = [actor.remote(load, seen) for _ in range(share.num_workers)]
+        self._processes: dict[int, Process] = {}
+        starting = {
+            one.introduce.remote(): Call(number, "loading the model") for number, one in enumerate(self._actors)
+        }
+        while starting:
+            call, told = _next_answer(starting)
+            if told.version != VERSION:
+                raise ValueError(
+                    f"node {told.process.node} has cskt {told.version}, this one {VERSION}; install the same on all"
+                )
+            if told.fingerprint != fingerprint:
+                raise ValueError(
+                    f"node {told.process.node} loads another model than the gallery's from {model.path}; put the same"
+                    " weights there"
+                )
+            self._processes[call.actor] = told.process
 
     def work(self, pending: Iterable[Pending]) -> Iterator[Worked]:
         """Batches as they are done.
 
         Raises:
-            ValueError: the cluster is gone.
+            ValueError: the cluster is gone, or a batch has killed its actor again and again.
         """
-        import ray  # noqa: PLC0415
-
-        batches, running = batched(pending, self._batch_size), {}
-        free = self._actors * IN_FLIGHT
+        batches, free = batched(pending, self._batch_size), [*range(len(self._actors))] * IN_FLIGHT
+        running: dict[Any, Call] = {}
         while True:
             while free and (batch := next(batches, None)) is not None:
-                actor = free.pop(0)
-                running[actor.work.remote(batch)] = actor
+                number = free.pop(0)
+                reference = self._actors[number].work.remote(batch)
+                running[reference] = Call(number, f"encoding {batch[0].image_id} and those after it")
             if not running:
                 return
-            with _cluster_errors():
-                (done, *_), _ = ray.wait(list(running))
-            free.append(running.pop(done))
-            (worked,) = _answers([done])
+            call, (process, worked) = _next_answer(running)
+            if process != self._processes[call.actor]:
+                logger.warning(
+                    "a worker (process %d of %s) died and was started again; nothing is lost, but is there memory"
+                    " enough?", self._processes[call.actor].pid, self._processes[call.actor].node,
+                )  # fmt: skip
+                self._processes[call.actor] = process
+            free.append(call.actor)
             yield worked
 
 
 class _Worker:
-    """An actor: the model, and what it does with a batch."""
+    """An actor: the model, and what it does with a batch.
 
-    def __init__(self, load: tuple[ModelSource, str, int, int], images: Path | None) -> None:
-        model, device, batch_size, num_workers = load
-        if images is not None and not images.is_dir():
-            raise ValueError(f"node {socket.gethostname()} does not see {images}; every node needs it at that path")
-        self._encoder = model.load(device, batch_size=batch_size, num_workers=num_workers, compile=False)
+    The model is loaded by the first call and not by the constructor, whose errors Ray wraps into pages of text.
+    """
 
-    def fingerprint(self) -> str:
-        """Of the model."""
-        return self._encoder.fingerprint
+    def __init__(self, load: Callable[[], Encoder], seen: tuple[Path, str | None] | None) -> None:
+        self._load, self._seen = load, seen
+        self._process = Process(socket.gethostname(), os.getpid())
+        self._engine: LocalEngine | None = None
+        self._fingerprint = ""
+        self._loading = threading.Lock()
 
-    def work(self, batch: list[Pending]) -> Worked:
+    def introduce(self) -> Introduction:
+        """Once the model is loaded."""
+        self._ready()
+        return Introduction(self._process, importlib.metadata.version("cskt"), self._fingerprint)
+
+    def work(self, batch: list[Pending]) -> tuple[Process, Worked]:
         """Read, decode and encode a batch."""
-        (worked,) = LocalEngine(self._encoder).work(batch)
-        return worked
+        (worked,) = self._ready().work(batch)
+        return self._process, worked
+
+    def _ready(self) -> LocalEngine:
+        with self._loading:
+            if self._engine is None:
+                self._look()
+                encoder = self._load()
+                self._fingerprint, self._engine = encoder.fingerprint, LocalEngine(encoder)
+            return self._engine
+
+    def _look(self) -> None:
+        """See that the folder is here, and not merely the empty place where it should have been mounted."""
+        if self._seen is not None:
+            folder, entry = self._seen
+            if not (folder / entry if entry else folder).exists():
+                raise ValueError(f"node {self._process.node} does not see {folder}; every node needs it at that path")
 
 
-@contextmanager
-def connected(options: ClusterOptions) -> Iterator[None]:
-    """A connection to a Ray cluster, or a cluster of this machine that hears nobody else, for the `with` block.
+def share_out(nodes: Sequence[Mapping[str, float]], num_workers: int | None, device: str | None) -> Share:
+    """Actors for a cluster, such that each finds a place.
+
+    Args:
+        nodes: what each has: `CPU`, `GPU`.
+        num_workers: as asked for.
+        device: as asked for: auto (None), cpu, cuda or mps.
 
     Raises:
-        ValueError: Ray is not installed, or there is no cluster at the address.
+        ValueError: there are fewer GPUs or CPUs than actors.
     """
-    require("ray", "ray")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
+    if device is not None and device.startswith("cuda") and (device != "cuda" or not num_gpus):
+        raise ValueError(f"--device {device}: Ray gives every worker one of the cluster's {num_gpus} GPUs; use auto")
+    if num_gpus and device in (None, "auto", "cuda"):
+        count, places, each, device = num_workers or num_gpus, num_gpus, 1, "cuda"
+    else:
+        count, places = num_workers or max(1, sum(node // CPUS_EACH for node in cpus)), sum(cpus)
+        each = max(1, min(cpus, default=0) // math.ceil(count / max(1, len(cpus))))
+        device = "cpu" if device in (None, "auto") else device
+    if count > places:
+        kind = "GPUs; --device cpu uses its CPUs" if device == "cuda" else "CPUs"
+        raise ValueError(f"--workers {count}: the cluster has {places} {kind}; give at most {places}")
+    return Share(count, each, device)
+
+
+def _next_answer(running: dict[Any, Call]) -> tuple[Call, Any]:
+    """Wait for one of the calls that are under way, and take it out.
+
+    Raises:
+        ValueError: in the actor's own words; or it died too often, or the cluster is gone.
+    """
     import ray  # noqa: PLC0415  (an extra, and slow to import)
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-    alone: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": LOCALHOST}
-    if options.address is None:
-        ray.init(**quiet, **alone)
-    else:
-        try:
-            _reach(options.address)
-            ray.init(address=options.address, **quiet)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"no Ray cluster at {options.address}: {reason}; see `ray start`") from None
+    while not (done := ray.wait(list(running), timeout=SILENT_SECONDS)[0]):
+        logger.warning("no answer for %.0f s; has the cluster CPUs, GPUs and memory left?", SILENT_SECONDS)
+    call = running.pop(done[0])
     try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _reach(address: str) -> None:
-    """Ray itself would try for minutes where nobody answers.
-
-    Raises:
-        OSError, ValueError: nobody does.
-    """
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon:
-        socket.create_connection((host, int(port)), timeout=5).close()
-
-
-def _answers(references: list[Any]) -> list[Any]:
-    import ray  # noqa: PLC0415
-
-    with _cluster_errors():
-        return ray.get(references)
-
-
-@contextmanager
-def _cluster_errors() -> Iterator[None]:
-    """What Ray raises, as one line: the worker's own words, or that the cluster is gone."""
-    import ray  # noqa: PLC0415
-
-    try:
-        yield
+        return call, ray.get(done[0])
     except ray.exceptions.RayTaskError as error:
-        raise ValueError(_words(error.cause)) from None
-    except ray.exceptions.ActorDiedError as error:
-        told = str(error)
-        if "ValueError: " in told:  # in its constructor
-            raise ValueError(told.rsplit("ValueError: ", 1)[1].splitlines()[0]) from None
-        raise ValueError(f"a worker cannot be started: {_words(error)}") from None
+        if isinstance(error.cause, ValueError):
+            raise ValueError(str(error.cause)) from None
+        raise
+    except ray.exceptions.RayActorError:
+        raise ValueError(
+            f"{call.about} has ended its worker {MOST_DEATHS + 1} times; is there memory enough? try a smaller"
+            " --batch-size"
+        ) from None
     except ray.exceptions.RayError as error:
-        raise ValueError(f"the Ray cluster is gone ({_words(error)}); what is stored stays, run it again") from None
-
-
-def _words(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the Ray cluster is gone ({first_line(error)}); what is stored stays, run it again") from None

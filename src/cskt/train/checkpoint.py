@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from cskt.model.files import write_atomically
 from cskt.model.tensors import load_plain
 from cskt.train.ema import Average
 from cskt.train.run_folder import PREVIOUS
+from cskt.train.seal import is_broken, seal
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ FREE_ON_RESUME = {
 }  # fmt: skip
 """Keys that may differ when a run is resumed: they change where and how fast, not what is computed. The backbone is
 held to its SHA-256, wherever it lies."""
+PARTS = {"config", "backbone_sha256", "data_sha256", "model", "objective", "optimizer", "scaler", "progress"}
+"""What every last.pt holds."""
 
 
 @dataclass
@@ -93,14 +95,19 @@ def save_last(path: Path, trainee: Trainee, config: RunConfig, progress: Progres
         "average": None if trainee.average is None else trainee.average.state_dict(),
         "progress": dataclasses.asdict(progress),
     }
-    _keep_previous(path)
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+    def write(temporary: Path) -> None:
+        torch.save(content, temporary)
+        seal(temporary)
+        _keep_previous(path)  # only now: a disk that is full leaves both as they were
+
+    write_atomically(path, write)
 
 
 def _keep_previous(path: Path) -> None:
     """A second name for the file, whose content stays when the first is given to another."""
+    link = path.with_name(f".{PREVIOUS}.{os.getpid()}.tmp")
     try:
-        link = path.with_name(f".{PREVIOUS}.{os.getpid()}.tmp")
         link.unlink(missing_ok=True)
         link.hardlink_to(path)
         link.replace(path.with_name(PREVIOUS))
@@ -109,6 +116,8 @@ def _keep_previous(path: Path) -> None:
     except OSError as error:  # some file systems know no links
         logger.debug("%s: no link to it: %s", path, error)
         path.replace(path.with_name(PREVIOUS))
+    finally:
+        link.unlink(missing_ok=True)  # replacing a name of the very same file does nothing
 
 
 def load_last(path: Path, trainee: Trainee, config: RunConfig) -> Progress:
@@ -177,16 +186,17 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; nothing to resume")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
-            if (damaged := archive.testzip()) is not None:
-                raise ValueError(f"{path}: the checksum of '{damaged}' is wrong")
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{path}: cannot be resumed from, truncated or altered; start a new run ({error})") from None
-    try:
+        broken = is_broken(path)
         content: dict[str, Any] = load_plain(path)
-    except ValueError as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        raise ValueError(f"{path}: cannot be resumed from, truncated or altered; start a new run ({reason})") from None
-    if not isinstance(content, dict) or "progress" not in content:
+    except (OSError, ValueError) as error:
+        raise _useless(path, str(error)) from None
+    if broken:
+        raise _useless(path, "its checksum is wrong")
+    if not isinstance(content, dict) or not content.keys() >= PARTS:
         raise ValueError(f"{path}: not a last.pt of this program")
     return content
+
+
+def _useless(path: Path, reason: str) -> ValueError:
+    reason = " ".join(reason.removeprefix(f"{path}: ").split())
+    return ValueError(f"{path}: cannot be resumed from, truncated or altered; start a new run ({reason})")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from filelock import FileLock, Timeout
 from cskt.config import RunConfig, load_config, save_config
 from cskt.model.files import write_atomically
 from cskt.published import to_published
+from cskt.train.scalar_file import ScalarFile
 
 CONFIG, FLAT_CONFIG, EVENTS = "config.yaml", "configs.yaml", "metrics.jsonl"
 BEST, LAST, PREVIOUS = "best.safetensors", "last.pt", "last.previous.pt"
-LOCK = ".lock"
+TENSORBOARD, LOCK = "tensorboard", ".lock"
 
 
 class RunFolder:
@@ -33,7 +35,7 @@ class RunFolder:
         self.path = path
         self._writes = writes
         self.best, self.last = path / BEST, path / LAST
-        self._tensorboard: Any = None
+        self._scalar_file: ScalarFile | None = None
         self._purge_step: int | None = None
 
     @classmethod
@@ -51,7 +53,7 @@ class RunFolder:
             (folder / FLAT_CONFIG).write_text(flat, encoding="utf-8")
             write_atomically(folder / CONFIG, lambda temporary: save_config(config, temporary))
         except OSError as error:
-            raise ValueError(f"{folder}: cannot write a run there: {error.strerror}; choose another folder") from None
+            raise _unwritable(folder, error) from None
         return cls(folder)
 
     @property
@@ -60,17 +62,23 @@ class RunFolder:
         return load_config(self.path / CONFIG)
 
     def record(self, event: str, **values: Any) -> None:
-        """Append an event to metrics.jsonl, and its scalars to TensorBoard under its `step`."""
+        """Append an event to metrics.jsonl, and its scalars to TensorBoard under its `step`.
+
+        Raises:
+            ValueError: the disk is full, the folder is gone, ...
+        """
         if not self._writes:
             return
+        place = self.path / EVENTS
         try:
-            with (self.path / EVENTS).open("a", encoding="utf-8") as lines:
+            with place.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"event": event, **values}) + "\n")
+            place = self.path / TENSORBOARD
+            if scalars := _scalars(values, values.get("stage", event)):
+                self._scalar_file = self._scalar_file or ScalarFile(place, self._purge_step)
+                self._scalar_file.add(scalars, values.get("step", 0))
         except OSError as error:
-            raise ValueError(f"{self.path / EVENTS}: cannot write: {error.strerror}") from None
-        tag = values.get("stage", event)
-        for name, value in _scalars(values, tag):
-            self._writer().add_scalar(name, value, values.get("step", 0))
+            raise ValueError(f"{place}: cannot write: {error.strerror}; is there room, and may you write?") from None
 
     def events(self) -> list[dict[str, Any]]:
         """All events so far, oldest first; a line cut short by a crash is left out."""
@@ -99,16 +107,10 @@ class RunFolder:
         write_atomically(self.path / EVENTS, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def close(self) -> None:
-        """Flush TensorBoard."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-
-    def _writer(self) -> Any:
-        if self._tensorboard is None:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (slow to import)
-
-            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
-        return self._tensorboard
+        """Close TensorBoard's file."""
+        if self._scalar_file is not None:
+            with suppress(OSError):  # what it could not hold, metrics.jsonl does, or `record` has said so
+                self._scalar_file.close()
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
@@ -151,7 +153,7 @@ def claimed(folder: Path) -> Iterator[bool]:
         yield False
         return
     except OSError as error:
-        raise ValueError(f"{folder}: cannot write a run there: {error.strerror}; choose another folder") from None
+        raise _unwritable(folder, error) from None
     try:
         yield True
     finally:
@@ -159,15 +161,31 @@ def claimed(folder: Path) -> Iterator[bool]:
 
 
 def fresh_folder(config: RunConfig) -> Path:
-    """Where a run goes that nobody has named a folder for: `<output_dir>/<dataset>/<time>_<name>`."""
+    """Where a run goes that nobody has named a folder for: `<output_dir>/<dataset>/<time>_<name>`.
+
+    The folder is made here, for two trainings that are started in the same second are not to meet.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
     parent = Path(config.output_dir) / config.data.dataset
-    return _fresh(parent, config.name)
+    stem = f"{time.strftime('%Y%m%d_%H%M%S')}_{config.name}"
+    names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+    return next(parent / name for name in names if _is_made(parent / name))
 
 
-def _fresh(parent: Path, name: str) -> Path:
-    stem = f"{time.strftime('%Y%m%d_%H%M%S')}_{name}"
-    candidates = [parent / stem, *(parent / f"{stem}_{number}" for number in range(2, 100))]
-    return next(path for path in candidates if not path.exists())
+def _is_made(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    return True
+
+
+def _unwritable(folder: Path, error: OSError) -> ValueError:
+    return ValueError(f"{folder}: cannot write a run there: {error.strerror}; choose another folder")
 
 
 def _scalars(values: Mapping[str, Any], tag: str) -> list[tuple[str, float]]:
