@@ -209,4 +209,4 @@ def test_a_failed_write_keeps_the_file_before(saved: Path, monkeypatch: pytest.M
     with pytest.raises(ValueError, match=r"last\.pt: cannot be written: [^\n]*$"):
         save_last(saved, make_trainee(1), CONFIG, replace(PROGRESS, epoch=4))
     assert saved.read_bytes() == before
-    assert sorted(path.name for path in saved.parent.iterdir()) == ["last.previous.pt", "last.pt"]
+    assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]

@@ -148,7 +148,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise ValueError(
             f"{path}: no manifest of a gallery ({error}); restore it, or index into a new folder"
         ) from None
-    raise ValueError(f"{path}: written by a newer cskt (format {version}, this one reads {FORMAT_VERSION}); upgrade cskt")
+    raise ValueError(
+        f"{path}: written by a newer cskt (format {version}, this one reads {FORMAT_VERSION}); upgrade cskt"
+    )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -13,6 +13,9 @@ from typing import BinaryIO
 
 MARK = b"cskt sha256 "
 NUM_SEAL_BYTES = len(MARK) + 2 * hashlib.sha256().digest_size
+END_OF_ARCHIVE, NUM_END_BYTES = b"PK\x05\x06", 22
+"""How the last record of a zip archive begins, and how long it is; its last two bytes tell how long the comment is."""
+MOST_COMMENT_BYTES = 65_535
 READ_AT_ONCE_BYTES = 1 << 20
 
 
@@ -23,25 +26,26 @@ def seal(path: Path) -> None:
         OSError: it cannot be written.
     """
     with path.open("rb+") as stream:
-        stream.seek(-2, 2)  # where a zip archive without a comment says how long its comment is
+        stream.seek(-2, 2)  # as yet without a comment, the file ends with the comment's length
         stream.write(struct.pack("<H", NUM_SEAL_BYTES))
         digest = _digest(stream, stream.tell())
         stream.write(MARK + digest)
 
 
 def is_broken(path: Path) -> bool:
-    """Whether any byte is not what it was when the file was sealed; false of a file that never was.
+    """Whether any byte is not what it was when the file was sealed, or is gone; false of a file that never was.
 
     Raises:
         OSError: it cannot be read.
     """
-    num_bytes = path.stat().st_size - NUM_SEAL_BYTES
-    if num_bytes < 0:
-        return False
+    num_bytes = path.stat().st_size
     with path.open("rb") as stream:
-        stream.seek(num_bytes)
-        comment = stream.read()
-        return comment.startswith(MARK) and comment != MARK + _digest(stream, num_bytes)
+        stream.seek(max(0, num_bytes - MOST_COMMENT_BYTES - NUM_END_BYTES))
+        _, found, end = stream.read().rpartition(END_OF_ARCHIVE)
+        end = found + end
+        if not found or (len(end) == NUM_END_BYTES and end.endswith(b"\0\0")):
+            return False  # no archive, which whoever reads it will notice; or one without a comment
+        return end[NUM_END_BYTES:] != MARK + _digest(stream, num_bytes - NUM_SEAL_BYTES)
 
 
 def _digest(stream: BinaryIO, num_bytes: int) -> bytes:
