@@ -194,7 +194,7 @@ def test_numbers_as_yaml_leaves_them_are_taken() -> None:
         ("just words", "expected 'key: value' lines, found str"),
         ("name: !!python/object/apply:os.mkdir [executed]\n", "not plain YAML: could not determine a constructor"),
         ("name: !!python/tuple [1, 2]\n", "not plain YAML"),
-        ("name: \xff\n".encode("latin-1"), "not plain YAML"),
+        ("name: \xff\n".encode("latin-1"), "not UTF-8 at byte 6; save the file as UTF-8"),
     ],
 )
 def test_what_is_no_plain_yaml_is_refused(

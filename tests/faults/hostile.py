@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NamedTuple
+
+from processes import ENVIRONMENT
 
 SECONDS = 20.0
 """For one case, on a machine that does other things, too."""
 LONGEST = 1500
 """Characters of a message: it does not repeat a megabyte of what it was given."""
+
+
+class Measured(NamedTuple):
+    """What reading something came to in a process of its own."""
+
+    told: str
+    """The one line of the refusal; empty if it was taken."""
+    more_bytes: int
+    """By which reading raised the most memory that the process ever held."""
+    seconds: float
 
 
 class TooSlowError(BaseException):
@@ -37,11 +53,11 @@ def limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def taken_or_refused(read: Callable[[], object]) -> str:
+def taken_or_refused(read: Callable[[], object], seconds: float = SECONDS) -> str:
     """The one line of the refusal; empty if it was taken. Anything else is an error of the test."""
     started = time.monotonic()
     try:
-        with limited(SECONDS):
+        with limited(seconds):
             read()
     except ValueError as error:
         message = str(error)
@@ -50,5 +66,31 @@ def taken_or_refused(read: Callable[[], object]) -> str:
         assert len(message) <= LONGEST, f"{len(message)} characters: {message[:300]}"
         message.encode()  # it can be printed
         return message
-    assert time.monotonic() - started < SECONDS
+    assert time.monotonic() - started < seconds
     return ""
+
+
+MEASURE = """
+import json, resource, sys, time
+from pathlib import Path
+{preparation}
+def most_bytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+before, started, told = most_bytes(), time.monotonic(), ""
+try:
+    {reading}
+except ValueError as error:
+    told = str(error)
+print(json.dumps([told, most_bytes() - before, time.monotonic() - started]))
+"""
+
+
+def in_a_process(preparation: str, reading: str, seconds: float = 120) -> Measured:
+    """Read something where the memory that it takes can be told; anything but a ValueError fails the test."""
+    program = MEASURE.format(preparation=preparation, reading=reading)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=seconds
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    told, more_bytes, taken = json.loads(ended.stdout.splitlines()[-1])
+    return Measured(told, more_bytes, taken)

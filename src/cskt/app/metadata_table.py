@@ -72,6 +72,9 @@ def _check_names(headings: Iterable[str], path: Path) -> None:
     """See that headings stay apart under the names that a gallery gives them."""
     heading_of: dict[str, str] = {}
     for heading in sorted(headings):
-        other = heading_of.setdefault(column_name(heading), heading)
+        try:
+            other = heading_of.setdefault(column_name(heading), heading)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         if other != heading:
             raise ValueError(f"{path}: '{other}' and '{heading}' are one name to a gallery; rename one of the columns")

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from cskt.config import RunConfig, flat_fields, load_config, recipe_names, value_of
+from cskt.config.plain_yaml import plain_yaml
 
 OVERRIDE = "override:"
 DEFAULT_RECIPE = "cskt"
@@ -116,8 +115,8 @@ def config_value(key: str, text: str) -> Any:
     if key in OPTIONAL_KEYS and text.lower() in ("none", "null"):
         return None
     try:
-        return yaml.safe_load(f"[{text}]" if key in SERIES_KEYS and not text.startswith("[") else text)
-    except yaml.YAMLError:
+        return plain_yaml(f"[{text}]" if key in SERIES_KEYS and not text.startswith("[") else text)
+    except ValueError:
         return text
 
 

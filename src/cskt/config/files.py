@@ -6,6 +6,7 @@ pydantic's report of what is wrong becomes one line that names the key and, for 
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,11 +17,15 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from cskt.config.architecture import ClipArchitecture
+from cskt.config.plain_yaml import plain_yaml
 from cskt.config.schema import RunConfig, flat_fields
 
 Config = TypeVar("Config")
 UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
 """pydantic's names for an error about a key that is not known."""
+SHORT = reprlib.Repr()
+"""Shows a value that was given: lists within lists, by YAML's aliases, may unfold to more than any memory holds."""
+SHORT.maxstring, SHORT.maxother, SHORT.maxlong = 200, 200, 80
 RECIPES = Path(str(resources.files("cskt"))) / "recipes"
 
 
@@ -39,14 +44,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from a file; only plain data is understood, never code.
 
     Raises:
-        ValueError: the file is missing, is not YAML, or is no mapping.
+        ValueError: the file is missing, is not YAML, has a key twice, or is no mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = plain_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not plain YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not plain YAML: {error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -140,11 +149,11 @@ def validate(config_class: type[Config], content: Mapping[str, Any], origin: str
 
 
 def _one_line(detail: ErrorDetails, config_class: type) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
+    key = ".".join(str(part)[:80] for part in detail["loc"])
     if detail["type"] in UNKNOWN_KEY:
         return f"unknown key '{key}': {_nearest_key(key, config_class)}"
     message = detail["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(detail["input"], dict) else f", got {detail['input']!r}"
+    found = "" if isinstance(detail["input"], dict) else f", got {SHORT.repr(detail['input'])}"
     return f"{key + ': ' if key else ''}{message[0].lower()}{message[1:]}{found}"[:300]
 
 

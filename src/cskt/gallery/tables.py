@@ -101,9 +101,11 @@ def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
 
 def _checked_headings(cells: Sequence[str], where: str) -> list[str]:
     headings = [cell.strip() for cell in cells]
-    twice = next((heading for heading in headings if headings.count(heading) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{where}: the heading '{twice}' stands there twice; name each column")
+    seen = set[str]()
+    for heading in headings:
+        if heading in seen:
+            raise ValueError(f"{where}: the heading '{heading[:80]}' stands there twice; name each column")
+        seen.add(heading)
     return headings
 
 

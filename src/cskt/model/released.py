@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor
 
 from cskt.config import ClipArchitecture, RunConfig, merge, nest, read_recipe, resolve_recipe, validate
+from cskt.config.plain_yaml import PlainLoader, plain_yaml
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.layouts import Layout, openai_heads, read_sizes
 from cskt.model.names import TRAINING_ONLY, released_name
@@ -76,11 +77,11 @@ def read_released_config(folder: Path) -> RunConfig:
     return _config(recipe_of(flags), flags, {}, folder / CONFIG_FILE)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(PlainLoader):
     """Plain YAML and tuples, which the released program writes; any other Python object is refused."""
 
 
-def _tuple(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
+def _tuple(loader: PlainLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
     return tuple(loader.construct_sequence(node, deep=True))
 
 
@@ -89,13 +90,11 @@ _Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
 
 def _read_flags(path: Path) -> dict[str, Any]:
     try:
-        flags = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        flags = plain_yaml(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: not plain YAML (no code in it was executed): {' '.join(str(error).split())}"
-        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not plain YAML (no code in it was executed): {error}") from None
     if not isinstance(flags, dict):
         raise ValueError(f"{path}: expected 'key: value' lines, found {type(flags).__name__}")
     return flags
