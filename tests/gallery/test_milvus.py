@@ -187,7 +187,7 @@ def test_what_milvus_cannot_keep_is_refused_before_anything_is_written(
 
 
 @given(st.lists(values(), min_size=1, max_size=5), st.lists(conditions(), min_size=1, max_size=8))
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_filter_means_what_it_says(
     kept_open: MilvusStore, metadata: list[dict[str, Value]], asked: list[Condition]
 ) -> None:

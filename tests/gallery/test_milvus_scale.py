@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,7 @@ def test_equal_values_lie_in_one_partition() -> None:
 
 
 @given(st.lists(values(), min_size=1, max_size=5), st.lists(conditions(), min_size=1, max_size=8))
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 def test_partitions_change_no_answer(
     by_camera: MilvusStore, metadata: list[dict[str, Value]], asked: list[Condition]
 ) -> None:
@@ -214,45 +215,98 @@ def _with(crop: Crop, metadata: dict[str, Value]) -> Crop:
     return Crop(facts, crop.vector, crop.thumbnail)
 
 
-@pytest.mark.parametrize(
-    ("option", "level"),
-    [("", 0), ("consistency=session", 1), ("consistency=bounded", 2), ("consistency=eventually", 3)],
-)
-def test_only_searches_are_loosened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, level: int) -> None:
-    """What goes over the wire: the level of every request, `default` where it is the collection's, which is Strong.
-
-    Numbers are those of Milvus' protocol.
-    """
-    from milvus_lite.adapter.grpc.server import start_server_in_thread
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Requests that reach a server, as they come."""
     from milvus_lite.adapter.grpc.servicer import MilvusServicer
 
-    seen: list[tuple[str, int | str]] = []
+    seen: list[tuple[str, Any]] = []
 
     def recorded(verb: str) -> None:
         method = getattr(MilvusServicer, verb)
 
         def call(self: Any, request: Any, context: Any) -> Any:
-            seen.append((verb, "default" if request.use_default_consistency else request.consistency_level))
+            seen.append((verb, request))
             return method(self, request, context)
 
         monkeypatch.setattr(MilvusServicer, verb, call)
 
-    recorded("Search")
-    recorded("Query")
+    for verb in ("CreateCollection", "CreateIndex", "Search", "Query"):
+        recorded(verb)
+    return seen
+
+
+@pytest.fixture
+def server(tmp_path: Path, calls: list[tuple[str, Any]]) -> Iterator[str]:  # calls: recorded from its start
+    """The address of a milvus-lite that answers as a server does."""
+    from milvus_lite.adapter.grpc.server import start_server_in_thread
+
     server, database, port = start_server_in_thread(data_dir=str(tmp_path / "server"), host="127.0.0.1", port=0)
-    store = open_milvus(f"milvus://127.0.0.1:{port}/crops?{option}", DIM, COLUMNS)
+    yield f"milvus://127.0.0.1:{port}/crops"
+    server.stop(grace=0)
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "shards", "partitions", "index"),
+    [
+        ("", 1, 0, {"index_type": "FLAT"}),
+        ("shards=4", 4, 0, {"index_type": "FLAT"}),
+        ("partition=camera", 1, 16, {"index_type": "FLAT"}),
+        ("partition=camera&partitions=64&shards=2", 2, 64, {"index_type": "FLAT"}),
+        ("index=ivf_sq8&nlist=1024", 1, 0, {"index_type": "IVF_SQ8", "nlist": 1024}),
+        ("index=hnsw&m=24", 1, 0, {"index_type": "HNSW", "M": 24, "efConstruction": 200}),
+    ],
+)
+def test_a_server_is_asked_for_what_the_address_says(
+    server: str,
+    calls: list[tuple[str, Any]],
+    options: str,
+    shards: int,
+    partitions: int,
+    index: dict[str, str | int],
+) -> None:
+    """What goes over the wire: milvus-lite would take any number of shards and partitions, and do without them."""
+    from pymilvus.grpc_gen.schema_pb2 import CollectionSchema
+
+    open_milvus(f"{server}?{options}", DIM, COLUMNS).close()
+    [(_, creation), (_, indexing)] = calls
+    assert (creation.shards_num, creation.num_partitions, creation.consistency_level) == (shards, partitions, 0)
+    fields = {field.name: field for field in CollectionSchema.FromString(creation.schema).fields}
+    assert [name for name, field in fields.items() if field.is_partition_key] == ["PARTITION_camera"] * bool(partitions)
+    mapped = {name for name, field in fields.items() for pair in field.type_params if pair.key == "mmap.enabled"}
+    assert mapped == {"thumbnail"}
+    sent = {pair.key: pair.value for pair in indexing.extra_params}
+    assert {"index_type": sent["index_type"], **json.loads(sent["params"])} == index
+    assert sent["metric_type"] == "IP"
+
+
+@pytest.mark.parametrize(
+    ("option", "level"),
+    [("", 0), ("consistency=session", 1), ("consistency=bounded", 2), ("consistency=eventually", 3)],
+)
+def test_only_searches_are_loosened(server: str, calls: list[tuple[str, Any]], option: str, level: int) -> None:
+    """What goes over the wire: the level of every request, `default` where it is the collection's, which is Strong.
+
+    Numbers are those of Milvus' protocol.
+    """
+
+    def seen() -> list[tuple[str, int | str]]:
+        """The level of each request since the last call."""
+        levels = [(verb, "default" if each.use_default_consistency else each.consistency_level) for verb, each in calls]
+        calls.clear()
+        return levels
+
+    store = open_milvus(f"{server}?{option}", DIM, COLUMNS)
+    calls.clear()
     [one] = crops_of(1, camera="c1")
     store.add([one])
     store.files(), store.get(["0000"]), store.count(), store.facets(COLUMNS)
     store.histogram(torch.from_numpy(one.vector), [-1.0, 1.0])
-    assert {found for _, found in seen} == {"default"}
+    assert {found for _, found in seen()} == {"default"}
     assert store._client.describe_collection(store._name)["consistency_level_name"] == "Strong"
-    seen.clear()
     assert found_by(store, one.vector, 1) == ["0000"]
-    assert seen == [("Search", level), ("Query", level)]
-    seen.clear()
+    assert seen() == [("Search", level), ("Query", level)]
     store.delete(["0000"])
-    assert {found for _, found in seen} == {"default"}
+    assert {found for _, found in seen()} == {"default"}
     store.close()
-    server.stop(grace=0)
-    database.close()
