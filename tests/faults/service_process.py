@@ -69,20 +69,40 @@ class Served:
         gallery: its folder.
         flags: of `cskt serve`.
         settings: for settings without a flag; then there are no flags.
+        descriptors: that the system allows it; as many as this process if empty.
     """
 
-    def __init__(self, gallery: Path, *flags: str | Path, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        gallery: Path,
+        *flags: str | Path,
+        settings: Mapping[str, Any] | None = None,
+        descriptors: int | None = None,
+    ) -> None:
         words = ["-m", "cskt", "serve", gallery, "--device", "cpu", *flags]
         if settings is not None:
             words = [PROGRAM, gallery, json.dumps({"port": 0, **settings})]
+        limited = [] if descriptors is None else ["sh", "-c", 'ulimit -n "$0" && exec "$@"', str(descriptors)]
         self.errors = gallery.with_name(f"{gallery.name}-errors")
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=errors, encoding="utf-8",
+                [*limited, sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=errors, encoding="utf-8",
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             )  # fmt: skip
 
     def __enter__(self) -> Served:
+        try:
+            self._wait_until_ready()
+        except BaseException:  # the test's time is up, for example: nobody else would end it
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def _wait_until_ready(self) -> None:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         found = re.search(r"http://([^ ]*):(\d+)/$", line.strip())
@@ -91,11 +111,6 @@ class Served:
         while self.status("healthz") != 200:
             assert self.process.poll() is None, self.errors.read_text()
             time.sleep(0.02)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.process.kill()
-        self.process.communicate()
 
     @property
     def address(self) -> str:

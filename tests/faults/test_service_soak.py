@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import httpx2
 import psutil
 import pytest
-from service_load import Asked, mixed_requests
+from service_load import SENTENCES, Asked, mixed_requests
 from service_process import TOKEN, Served, Usage, make_gallery
 
 from fault_tries import chance, record, tries

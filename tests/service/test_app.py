@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
+import json
 import re
 import threading
 import time
@@ -14,6 +16,8 @@ from doll_service import Ask, refusal
 from starlette.testclient import TestClient
 
 from cskt.gallery.gallery import Gallery
+from cskt.service.metrics import Metrics
+from cskt.service.outermost import Outermost
 from cskt.service.pages import TYPES, page_files
 
 
@@ -132,3 +136,26 @@ def test_an_empty_gallery_answers_with_nothing(ask: Ask, own_gallery: Gallery) -
     answer = client.post("/api/search", json={"text": "a man", "histogram": True}).json()
     assert answer["hits"] == [] and sum(answer["histogram"]["counts"]) == 0
     assert client.get("/api/gallery").json()["count"] == 0
+
+
+def test_a_request_that_outlasts_the_service_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    """uvicorn cancels what is still running when the time to stop is over."""
+    sent: list[Any] = []
+
+    async def never(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def stop() -> None:
+        scope = {"type": "http", "method": "POST", "path": "/api/explain", "headers": []}
+        request = asyncio.create_task(Outermost(never, metrics=Metrics())(scope, None, send))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        request.cancel()
+        await request
+
+    asyncio.run(stop())
+    start, body = sent
+    assert start["status"] == 503 and json.loads(body["body"])["error"]["code"] == "stopping"
+    assert caplog.text == ""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, ParamSpec, TypeVar
 
-from cskt.service.errors import ServiceError, busy
+from cskt.service.errors import busy, stopping
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -51,7 +51,7 @@ class Batcher(Generic[Item, Result]):
         """As `run`, for callers without an event loop."""
         with self._lock:
             if self._closed:
-                raise _stopping()
+                raise stopping()
             if len(self._waiting) >= self._most_waiting:
                 raise busy()
             future: Future[Result] = Future()
@@ -111,7 +111,7 @@ class Pool:
             Exception: what `work` raises.
         """
         if self._closed:
-            raise _stopping()
+            raise stopping()
         if self._running >= self._most:
             raise busy()
         self._running += 1  # only the event loop's thread comes here
@@ -125,7 +125,3 @@ class Pool:
         """Finish what waits, take no more."""
         self._closed = True
         self._threads.shutdown(wait=True)
-
-
-def _stopping() -> ServiceError:
-    return ServiceError(503, "stopping", "the service is being stopped; ask again when it is back")

@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeAlias
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from cskt.service.errors import error_response
+from cskt.service.outermost import SECURITY_HEADERS
 from cskt.service.settings import ServiceSettings
 
 Wait: TypeAlias = Literal["request", "head", "body", "rest", "answer"]
@@ -31,6 +33,7 @@ class Connection(H11Protocol):
     def __init__(self, settings: ServiceSettings, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
         self._most = settings.connections
+        self._stop_seconds = settings.stop_seconds
         self._seconds: dict[Wait, float] = {
             "head": settings.head_seconds,
             "rest": settings.head_seconds,
@@ -59,6 +62,24 @@ class Connection(H11Protocol):
         super().on_response_complete()
         self._look()
 
+    def send_400_response(self, msg: str) -> None:
+        """What the client sends is no HTTP: it is told so, unless it has had its answer, and sent away.
+
+        Args:
+            msg: as uvicorn words it; our answers have one form.
+        """
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else h11 raises: rubbish after a refusal
+            answer = error_response(400, "bad_http", "this is no sound HTTP/1.1; the connection is closed")
+            security = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+            headers = [*answer.raw_headers, *security, (b"connection", b"close")]
+            head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+            for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None and not self.cycle.response_complete:  # the rest of its body will not come
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()
+
     def pause_writing(self) -> None:
         """The client does not take what was written, or not as fast."""
         super().pause_writing()
@@ -70,6 +91,11 @@ class Connection(H11Protocol):
         super().resume_writing()
         self._untaken = False
         self._look()
+
+    def shutdown(self) -> None:
+        """The service stops; the client may keep it waiting no longer than its own work may take."""
+        super().shutdown()
+        self.loop.call_later(self._stop_seconds, self._drop_if_awaited)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone, or was sent away."""
@@ -102,6 +128,10 @@ class Connection(H11Protocol):
     def _make_room(self) -> None:
         waited_for = [other for other in self.connections if isinstance(other, Connection) and other._wait is not None]
         min(waited_for, key=lambda other: other._since)._drop()  # this connection, at the least, is among them
+
+    def _drop_if_awaited(self) -> None:
+        if self._wait is not None:
+            self._drop()
 
     def _drop(self) -> None:
         self._wait_for(None)  # it is lost only when the loop comes to it; until then it is not to be dropped again

@@ -48,6 +48,11 @@ def busy() -> ServiceError:
     return ServiceError(503, "busy", "too many queries are waiting; try again in a second", {"Retry-After": "1"})
 
 
+def stopping() -> ServiceError:
+    """The service takes on nothing more, or gives up what takes too long."""
+    return ServiceError(503, "stopping", "the service is being stopped; ask again when it is back")
+
+
 def unknown_crop() -> ServiceError:
     """The gallery knows no crop of the name asked for."""
     return ServiceError(404, "unknown_crop", "the gallery has no crop of this name; a search tells which it has")

@@ -72,6 +72,7 @@ class Gate:
 
     def _check(self, request: Request) -> None:
         path = request.scope["path"]  # what the router sees; that of `request.url` differs where it holds a %3F
+        _check_framing(request)
         check_host(request.headers.getlist("host"), self._settings)
         self._rates.spend(client_of(request), cost(path))
         if request.method in CHANGING:
@@ -99,6 +100,18 @@ class Gate:
             self._audit.note(client_of(request), "refused-token", path=request.scope["path"])
             raise wrong_token()
         return True
+
+
+def _check_framing(request: Request) -> None:
+    """Refuse a body whose end a proxy may see elsewhere: what is one request here could be two there (RFC 9112, 6.3).
+
+    Raises:
+        ServiceError: 400; the connection is closed, for nobody knows what comes next on it.
+    """
+    headers, version = request.headers, request.scope["http_version"]
+    if "transfer-encoding" in headers and ("content-length" in headers or version != "1.1"):
+        message = "a body has either a Content-Length or, in HTTP/1.1, a Transfer-Encoding; send one of them"
+        raise ServiceError(400, "bad_framing", message, {"Connection": "close"})
 
 
 def client_of(request: Request) -> str:

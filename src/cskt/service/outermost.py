@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cskt.service.errors import error_response
+from cskt.service.errors import error_response, stopping
 from cskt.service.metrics import Metrics
 
 SECURITY_HEADERS = {
@@ -59,6 +60,10 @@ class Outermost:
         self._metrics.in_flight.inc()
         try:
             await self._app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            # The service stops, and this request has had its time; nobody is left to be told of the cancelling.
+            if not status:
+                await stopping().response()(scope, receive, send_with_headers)
         except Exception:
             # What went wrong is for the operator; the client learns only that something did.
             log.exception("%s %r failed", scope["method"], scope["path"])

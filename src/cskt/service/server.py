@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import os
@@ -17,6 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from cskt.service.connections import Connection
+from cskt.service.descriptors import room_for
 from cskt.service.parts import Service
 from cskt.service.settings import ServiceSettings
 
@@ -68,6 +70,8 @@ def serve(app: FastAPI, listener: socket.socket, settings: ServiceSettings) -> N
     Raises:
         ValueError: the gallery's model or vectors cannot be loaded.
     """
+    room = room_for(settings.connections)
+    held = dataclasses.replace(settings, connections=room.connections)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -76,9 +80,11 @@ def serve(app: FastAPI, listener: socket.socket, settings: ServiceSettings) -> N
         proxy_headers=False,  # or anybody here could write any address into it
         server_header=False,
         ws="none",
-        http=cast(type[Connection], functools.partial(Connection, settings)),
+        http=cast(type[Connection], functools.partial(Connection, held)),
         lifespan="on",
-        timeout_graceful_shutdown=settings.stop_seconds,
+        backlog=room.at_once,
+        timeout_keep_alive=settings.idle_seconds,
+        timeout_graceful_shutdown=settings.stop_seconds + 1,  # by then `Connection` has dropped those waited for
     )
     server = _Server(config)
     service: Service = app.state.service
@@ -94,6 +100,12 @@ def serve(app: FastAPI, listener: socket.socket, settings: ServiceSettings) -> N
 
 
 class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """asyncio has one `backlog` for what it accepts in a turn and for what the system holds, which may be more."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(MOST_UNACCEPTED)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """uvicorn's own would raise the signal again at the end, and so end the program as if by an accident."""

@@ -64,6 +64,9 @@ class ServiceSettings:
     """Largest body of a request that shows the token; whoever sends it need not know it."""
     connections: Positive = 512
     """Most connections held; when another comes, the one that has kept the service waiting longest is dropped."""
+    idle_seconds: Positive = 75
+    """Time that a connection is kept for its next request; longer than clients and proxies keep theirs, or one of them
+    would send a request just as the service closes."""
     head_seconds: PositiveReal = 10.0
     """Time in which a request's headers must arrive, and the rest of a body that has been refused already."""
     body_seconds: PositiveReal = 60.0
