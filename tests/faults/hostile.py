@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import NamedTuple
@@ -76,21 +76,24 @@ from pathlib import Path
 {preparation}
 def most_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-before, started, told = most_bytes(), time.monotonic(), ""
-try:
-    {reading}
-except ValueError as error:
-    told = str(error)
-print(json.dumps([told, most_bytes() - before, time.monotonic() - started]))
+def read(number):
+{cases}
+for number in range({count}):
+    before, started, told = most_bytes(), time.monotonic(), ""
+    try:
+        read(number)
+    except ValueError as error:
+        told = str(error)
+    print(json.dumps([told, most_bytes() - before, time.monotonic() - started]))
 """
 
 
-def in_a_process(preparation: str, reading: str, seconds: float = 120) -> Measured:
-    """Read something where the memory that it takes can be told; anything but a ValueError fails the test."""
-    program = MEASURE.format(preparation=preparation, reading=reading)
+def in_a_process(preparation: str, readings: Sequence[str], seconds: float = 240) -> list[Measured]:
+    """Read things where the memory that it takes can be told; anything but a ValueError fails the test."""
+    cases = "\n".join(f"    if number == {number}: {reading}" for number, reading in enumerate(readings))
+    program = MEASURE.format(preparation=preparation, cases=cases, count=len(readings))
     ended = subprocess.run(
         [sys.executable, "-c", program], check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=seconds
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
-    told, more_bytes, taken = json.loads(ended.stdout.splitlines()[-1])
-    return Measured(told, more_bytes, taken)
+    return [Measured(*json.loads(line)) for line in ended.stdout.splitlines()]

@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
@@ -69,6 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return guarded(_without_command, words, "cskt")
 
     def run(rest: Sequence[str]) -> int:
+        if command != "train" and "TORCHELASTIC_RUN_ID" in os.environ:
+            from cskt.train.launch import check_alone  # noqa: PLC0415  (keeps --help quick)
+
+            check_alone(command)
         code: int = importlib.import_module(COMMANDS[command][0]).main(rest)
         return code
 
@@ -80,6 +85,7 @@ def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], program: s
     logging.basicConfig(handlers=[_StderrHandler()], format="%(message)s", level=logging.INFO)
     for chatty in ("httpx", "huggingface_hub", "fontTools", "matplotlib"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture is told once, by our own errors
     try:
         try:
             return run(argv)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -33,15 +34,21 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused unread: a 20 kB file can claim gigabytes."""
+MAX_SCANNED_PIXELS = 50 * MAX_PIXELS
+"""A progressive JPEG passes over its pixels once per scan, and a scan takes a few bytes: small files could go on for
+hours. Common ones have ten."""
+MOST_BYTES = 256_000_000
+"""A larger file is no crop, and is not read: a few of them would fill the memory."""
 # Listed because Pillow would also start external programs (EPS) or fetch other files.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 DECODING_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, OverflowError,
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, OverflowError, UserWarning,
 )  # fmt: skip
-"""What Pillow's decoders raise on damaged files."""
+"""What Pillow's decoders raise on damaged files; warnings, where Python was told to raise them."""
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 REMEDY = "mend the file or take its record out"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
+JPEG_SCAN = b"\xff\xda"
 ERASE_TRIES = 10
 """Rectangles drawn before an image is left whole, as in torchvision's RandomErasing."""
 
@@ -90,9 +97,15 @@ def read_bytes(path: Path) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        ValueError: it is missing or cannot be read; names it.
+        ValueError: it is missing, cannot be read, is no file (a folder; a pipe or device, which may never end), or is
+            larger than `MOST_BYTES`; names it.
     """
     with _errors_naming(str(path)):
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise ValueError("a folder, pipe or device, not a file")
+        if state.st_size > MOST_BYTES:
+            raise ValueError(f"{state.st_size / 1e6:,.0f} MB; a crop has at most {MOST_BYTES / 1e6:.0f} MB")
         return path.read_bytes()
 
 
@@ -215,6 +228,9 @@ def _decode_file(data: bytes) -> NDArray[np.uint8]:
     if data.startswith(JPEG_SIGNATURE):
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(height, width)
+        num_scans = data.count(JPEG_SCAN)
+        if num_scans * height * width > MAX_SCANNED_PIXELS:
+            raise ValueError(f"{num_scans:,} scans of {width} x {height} pixels would take too long to decode")
         if colours in ("RGB", "YCbCr", "Gray"):
             # Strict: Pillow fills the lost part of a damaged file with grey and says nothing.
             pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True)
@@ -226,8 +242,8 @@ def _decode_file(data: bytes) -> NDArray[np.uint8]:
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     _check_size(image.height, image.width)
     if image.mode.startswith("I"):  # 16-bit grey; convert() would clip it to white
-        grey = np.asarray(image).astype(np.int64).clip(0, 2**16 - 1) >> 8
-        image = Image.fromarray(grey.astype(np.uint8))
+        grey = np.asarray(image).clip(0, 2**16 - 1)
+        image = Image.fromarray((grey >> 8).astype(np.uint8))
     elif image.mode == "F":
         raise ValueError("its pixels are real numbers of unknown range, not 8 bits per channel")
     elif "transparency" in image.info:  # straight to RGB, Pillow warns about palettes with transparency

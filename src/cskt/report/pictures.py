@@ -51,10 +51,14 @@ class Answer:
         return None if self.right is None else bool(self.right[position])
 
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Those that crops come in; Pillow would start other programs for some of the rest."""
+
+
 def load_crop(path: str | Path) -> Image.Image | None:
     """An image file as RGB, upright; none, with a warning in the log, where the file is missing or unreadable."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises on bad files
         logger.warning("%s: shown as a grey box: %s", path, error)
