@@ -180,7 +180,7 @@ REFUSED = [
     ("--loss_names sdm+mlm+id", "--loss_names sdm+mlm+id: the loss mlm needs masked words; add --MLM"),
     ("--MLM --cmt_depth 0", "--cmt_depth: input should be greater than 0, got 0"),
     ("--test", "use test.py --config_file"),
-    ("--local_rank 1", "one process"),
+    ("--local_rank 1", "no launcher has started other processes; use torchrun"),
     ("--vocab_size 49409", "leave the flag out"),
     ("--temperature 0", "0.02"),
     ("--img_size 384", "--img_size 384,128"),

@@ -89,13 +89,14 @@ def test_main(argv: Sequence[str] | None = None) -> int:
 
 def _train(argv: Sequence[str]) -> int:
     from cskt.app.train import run  # noqa: PLC0415  (--help should not wait for torch)
+    from cskt.train.launch import launched_as  # noqa: PLC0415
     from cskt.train.run_folder import LAST  # noqa: PLC0415
 
     flags = _train_parser().parse(argv)
     if flags.test:
         raise ValueError(f"--test: {TEST_REFUSED}")
-    if flags.local_rank != 0:
-        raise ValueError("--local_rank: this version trains in one process; start it without a launcher")
+    if flags.local_rank not in (0, launched_as().local_rank):
+        raise ValueError(f"--local_rank {flags.local_rank}: no launcher has started other processes; use torchrun")
     last = Path(flags.resume_ckpt_file)
     if flags.resume and last.name != LAST:
         raise ValueError("--resume: say what to go on with: --resume_ckpt_file RUN/last.pt")
@@ -159,7 +160,7 @@ def _train_parser() -> Parser:
     parser.add_argument("--img_aug", action="store_true", help="random crop and random erasing beside the flip")
     parser.add_argument("--resume", action="store_true", help="go on with --resume_ckpt_file")
     parser.add_argument("--resume_ckpt_file", default="", metavar="LAST.PT", help="last.pt of the run to go on with")
-    parser.add_argument("--local_rank", type=int, default=0, help="accepted for launchers; one process trains here")
+    parser.add_argument("--local_rank", type=int, default=0, help="accepted from launchers")
     for name, text in TRAIN_FLAGS.items():
         value = reference.get(name)
         parser.add_argument(

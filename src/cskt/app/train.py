@@ -45,8 +45,8 @@ def main(argv: Sequence[str]) -> int:
 def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False) -> int:
     """Train, write the report, and say where everything is."""
     from cskt.app.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
-    from cskt.train.distributed import is_leader, is_restart  # noqa: PLC0415
     from cskt.train.engine import train  # noqa: PLC0415
+    from cskt.train.launch import is_leader, is_restart  # noqa: PLC0415
     from cskt.train.series import train_or_resume  # noqa: PLC0415
 
     if is_restart(folder) and not resume:
@@ -67,9 +67,11 @@ def run_seeds(config: RunConfig, seeds: Sequence[int], folder: Path | None = Non
     """Train what is missing of several seeds; exit code 1 while another process is at one of them."""
     from cskt.app.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
     from cskt.statistics import mean_and_deviation  # noqa: PLC0415
+    from cskt.train.launch import check_alone  # noqa: PLC0415
     from cskt.train.run_folder import claimed  # noqa: PLC0415
     from cskt.train.series import seed_folder, train_or_resume  # noqa: PLC0415
 
+    check_alone("--seeds")
     parent = folder or Path(config.output_dir) / config.data.dataset / config.name
     results = []
     for seed in seeds:

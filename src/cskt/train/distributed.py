@@ -18,11 +18,9 @@ from __future__ import annotations
 import datetime
 import itertools
 import logging
-import os
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
+from cskt.train.launch import launched_as, num_restarts
 from cskt.train.traffic import Traffic
 
 Made = TypeVar("Made")
@@ -199,26 +198,6 @@ class Processes:
 ALONE = Processes()
 
 
-def is_leader() -> bool:
-    """Whether this is the process of a launch that writes and prints, before and after it is `joined`."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def is_restart(folder: Path | None) -> bool:
-    """Whether `torchrun` has started this training before, and lost a process.
-
-    Raises:
-        ValueError: it might, and would not find what it has begun.
-    """
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and folder is None:
-        raise ValueError("torchrun --max-restarts starts a run again, which must find its folder: give --output FOLDER")
-    return _num_restarts() > 0
-
-
-def _num_restarts() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
 @contextmanager
 def joined() -> Generator[Processes, None, None]:
     """The processes that `torchrun` started, connected inside the `with` block; this one alone without it.
@@ -226,24 +205,23 @@ def joined() -> Generator[Processes, None, None]:
     All but the leader are quiet.
 
     Raises:
-        ValueError: they do not find one another.
+        ValueError: they do not find one another, or the environment is only half of torchrun's.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    place = launched_as()
+    if place.count == 1:
         yield Processes()
         return
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    processes = Processes(rank, count, local_rank, int(os.environ["LOCAL_WORLD_SIZE"]))
+    processes = Processes(place.rank, place.count, place.local_rank, place.local_count)
     log = logging.getLogger("cskt")
     level = log.level
     if not processes.leads:
         log.setLevel(logging.ERROR)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with _in_contact():
-        store, *_ = next(dist.rendezvous("env://", rank, count, timeout=PATIENCE))  # type: ignore[attr-defined]
+        store, *_ = next(dist.rendezvous("env://", place.rank, place.count, timeout=PATIENCE))  # type: ignore[attr-defined]
         # The store of torchrun survives a restart, and holds the addresses of processes that are no more.
-        attempt = dist.PrefixStore(f"attempt {_num_restarts()}", store)  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=attempt, rank=rank, world_size=count, timeout=PATIENCE)
+        attempt = dist.PrefixStore(f"attempt {num_restarts()}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=attempt, rank=place.rank, world_size=place.count, timeout=PATIENCE)
     try:
         yield processes
     finally:

@@ -1,0 +1,67 @@
+"""What `torchrun` says of this process, in the environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among those that were started together."""
+
+    rank: int
+    count: int
+    local_rank: int
+    """Among those of the same machine."""
+    local_count: int
+
+
+def launched_as() -> Place:
+    """This process's place; the only one where there is no launcher.
+
+    Raises:
+        ValueError: the environment is only half of torchrun's, as on clusters that set some of it for other programs.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return Place(0, 1, 0, 1)
+    if missing := [name for name in NAMES if not os.environ.get(name, "").isdecimal()]:
+        raise ValueError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {missing[0]} is no number; start with torchrun, or unset"
+            " WORLD_SIZE to train in one process"
+        )
+    return Place(*(int(os.environ[name]) for name in NAMES))
+
+
+def is_leader() -> bool:
+    """Whether this is the process of a launch that writes and prints."""
+    return launched_as().rank == 0
+
+
+def is_restart(folder: Path | None) -> bool:
+    """Whether `torchrun` has started this training before, and lost a process.
+
+    Raises:
+        ValueError: it might, and would not find what it has begun.
+    """
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and folder is None:
+        raise ValueError("torchrun --max-restarts starts a run again, which must find its folder: give --output FOLDER")
+    return num_restarts() > 0
+
+
+def num_restarts() -> int:
+    """How often `torchrun` has started all processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def check_alone(what: str) -> None:
+    """See that nobody shares out what cannot be shared.
+
+    Raises:
+        ValueError: `torchrun` has started several processes.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and (count := launched_as().count) > 1:
+        raise ValueError(f"{what}: {count} processes would all do the same; torchrun is for one training, leave it out")
