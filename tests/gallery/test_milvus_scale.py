@@ -21,6 +21,7 @@ from cskt.gallery.store import Crop, CropFacts
 
 pytest.importorskip("milvus_lite")
 
+from cskt.gallery import milvus
 from cskt.gallery.milvus import MilvusStore, open_milvus
 from cskt.gallery.milvus_filters import compiled, partition_of, partitions_of
 
@@ -61,9 +62,15 @@ def queries() -> NDArray[np.float32]:
     ],
 )
 def test_an_index_is_built_with_its_numbers_and_searched_with_them(
-    tmp_path: Path, queries: NDArray[np.float32], narrow: str, wide: str, milvus_type: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    queries: NDArray[np.float32],
+    narrow: str,
+    wide: str,
+    milvus_type: str,
 ) -> None:
     """Narrow searches miss crops, so the index is used; wide ones find nearly all; scores are exact in both."""
+    monkeypatch.setattr(milvus, "MANY_ROWS", 1000)
     crops, url = crops_of(1500), f"milvus:{tmp_path}/crops.db"
     store = open_milvus(f"{url}?{narrow}", DIM, {})
     store.add(crops)
@@ -183,7 +190,10 @@ def test_partitions_change_no_answer(
         assert by_camera.count(condition) == len(found)
 
 
-def test_a_crop_that_changes_its_partition_leaves_nothing_behind(by_camera: MilvusStore) -> None:
+def test_a_crop_that_changes_its_partition_leaves_nothing_behind(
+    by_camera: MilvusStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(milvus, "MANY_ROWS", 1)
     by_camera.delete(list(by_camera.files()))
     crops = crops_of(20, camera="c1", night=True)
     by_camera.add(crops)
@@ -231,7 +241,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
         monkeypatch.setattr(MilvusServicer, verb, call)
 
-    for verb in ("CreateCollection", "CreateIndex", "Search", "Query"):
+    for verb in ("CreateCollection", "CreateIndex", "Flush", "Search", "Query"):
         recorded(verb)
     return seen
 
@@ -279,6 +289,20 @@ def test_a_server_is_asked_for_what_the_address_says(
     sent = {pair.key: pair.value for pair in indexing.extra_params}
     assert {"index_type": sent["index_type"], **json.loads(sent["params"])} == index
     assert sent["metric_type"] == "IP"
+
+
+def test_few_crops_are_sealed_by_the_server_when_it_sees_fit(
+    server: str, calls: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service adds a crop at a time; a server refuses more than one flush of a collection in 10 seconds."""
+    monkeypatch.setattr(milvus, "MANY_ROWS", 8)
+    store = open_milvus(server, DIM, COLUMNS)
+    for each in crops_of(20):
+        store.add([each])
+        store.compact()
+    assert [verb for verb, _ in calls].count("Flush") == 2
+    assert len(found_by(store, np.ones(DIM, np.float32), 50)) == 20
+    store.close()
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ NAMED_ROWS = 1000
 """Rows of one request that names each."""
 MESSAGE_BYTES = 32 * 2**20
 """Of one request; a server takes messages of 64 MB."""
+MANY_ROWS = 10_000
+"""Rows after which `compact` flushes: a server grants a collection one flush in 10 seconds, and each makes segments."""
 EXTRA_HITS = 16
 """Hits beyond k that are asked for at first, so that a tie at the end of the list is seen."""
 
@@ -81,6 +83,7 @@ class MilvusStore:
         self._options = collection.options
         self._embed_dim = embed_dim
         self._columns = dict(columns)
+        self._unsealed = 0
 
     def add(self, crops: Sequence[Crop]) -> None:
         """As in `VectorStore`; more than fit into one request are written in parts, each whole or not at all.
@@ -96,6 +99,7 @@ class MilvusStore:
         for start in range(0, len(rows), step):
             with one_line(self._url):
                 self._client.upsert(self._name, rows[start : start + step], timeout=CALL_SECONDS)
+        self._unsealed += len(rows)
 
     def delete(self, image_ids: Sequence[str]) -> int:
         """As in `VectorStore`."""
@@ -171,9 +175,12 @@ class MilvusStore:
         return {column: to_facet(kind, seen[column]) for column, kind in columns.items()}
 
     def compact(self) -> None:
-        """As in `VectorStore`: what was added lately is sealed and can be merged."""
+        """As in `VectorStore`: if many rows were added, they are sealed and indexed; few, when Milvus sees fit."""
+        if self._unsealed < MANY_ROWS:
+            return
         with one_line(self._url):
             self._client.flush(self._name, timeout=CALL_SECONDS)
+        self._unsealed = 0
 
     def close(self) -> None:
         """As in `VectorStore`."""
