@@ -4,8 +4,10 @@ VENV ?= .venv
 # Linux without a GPU: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" (without CUDA)
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
+# Tools that look at the environment from outside, so that they are not part of it.
+AUDIT := $(VENV)-audit
 
-.PHONY: demo page test test-faults lint bench clean browser
+.PHONY: demo page test test-faults lint bench sbom audit clean browser
 
 demo: $(VENV)/.core
 	$(BIN)/python -m cskt demo
@@ -37,8 +39,16 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks --json bench.json
 
+# What is installed, with versions and licences, in the CycloneDX form.
+sbom: $(VENV)/.dev $(AUDIT)/.tools
+	$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --output-file sbom.json
+
+# Known vulnerabilities of the versions in constraints.txt; asks a public service.
+audit: $(AUDIT)/.tools
+	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
 clean:
-	rm -rf $(VENV) demo demo-gallery logs build dist .pytest_cache .mypy_cache .ruff_cache bench.json faults.jsonl
+	rm -rf $(VENV) $(AUDIT) sbom.json demo demo-gallery logs build dist .pytest_cache .mypy_cache .ruff_cache bench.json faults.jsonl
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cskt needs Python 3.11 or newer; set PYTHON=")'
@@ -55,4 +65,9 @@ $(VENV)/.serve: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(AUDIT)/.tools: constraints.txt
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --constraint constraints.txt cyclonedx-bom pip-audit
 	touch $@
