@@ -1,135 +1,312 @@
-"""Encoding on a Ray cluster of this machine: the local engine's gallery, and nothing lost when workers are killed."""
+"""Encoding on a Ray cluster: the local engine's gallery, and nothing lost or doubled, whoever is killed.
+
+Ray runs in programs of their own, `ray_program.py`, with a time limit: it starts processes, which does not go with what
+other tests have started in this one.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import signal
+import socket
+import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-from PIL import Image
+from test_faults import NUM_CROPS, check_whole, many_crops
+from test_shards import archive_of, images_in, parquet_of
 
 from cskt.embed import Encoder
-from cskt.gallery import indexing
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import ModelSource
-from cskt.gallery.ray_engine import ClusterOptions, RayEngine, connected
+from cskt.gallery.ray_cluster import connected
+from cskt.gallery.ray_engine import Share, share_out
 from fault_tries import chance, record, tries
 
 pytest.importorskip("ray")
-pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="Ray on Windows is in beta"),
-    pytest.mark.filterwarnings("ignore"),  # Ray's own
-]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Ray on Windows is in beta")
 
-OPTIONS = ClusterOptions(num_workers=2)
-NUM_CROPS = 300
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with connected(OPTIONS):
-        yield
+PROGRAM = Path(__file__).with_name("ray_program.py")
+NUM_KILLED_WORKERS = tries(1, 12)
+NUM_KILLED_DRIVERS = tries(1, 6)
+START_SECONDS = 90
+"""Until Ray and its workers have started, on a slow machine."""
+LEAVE_SECONDS = 90
+"""Until the last of Ray's processes has noticed that its cluster is gone; they look now and then."""
 
 
-@pytest.fixture
-def model(tiny_backbone: Path) -> ModelSource:
-    return ModelSource(str(tiny_backbone), precision="fp32")
+class Program:
+    """`ray_program.py` as a group of processes."""
+
+    def __init__(self, *words: str | Path) -> None:
+        command = [sys.executable, str(PROGRAM), *map(str, words)]
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+        )  # fmt: skip
+        self._family: dict[int, psutil.Process] = {}
+
+    def family(self) -> list[psutil.Process]:
+        """The program and every process below it, those included that were seen before and are left."""
+        try:
+            driver = psutil.Process(self._process.pid)
+            self._family |= {one.pid: one for one in [driver, *driver.children(recursive=True)]}
+        except psutil.NoSuchProcess:
+            pass
+        return [one for one in self._family.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C: all processes of the terminal's group hear it."""
+        self.family()
+        os.killpg(self._process.pid, signal.SIGINT)
+
+    def kill(self) -> None:
+        """kill -9 of the driver alone."""
+        self.family()
+        self._process.kill()
+
+    def ended(self, seconds: float) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr."""
+        out, err = self._process.communicate(timeout=seconds)
+        return self._process.returncode, out, err
+
+    def kill_all(self) -> None:
+        """Whatever is left of it."""
+        for one in self.family():
+            one.kill()
+        self._process.communicate()
 
 
-def engine_for(model: ModelSource, encoder: Encoder, folder: Path | None, batch_size: int = 4) -> RayEngine:
-    return RayEngine(
-        model, encoder.fingerprint, folder, OPTIONS, device="cpu", batch_size=batch_size, num_workers=1
-    )  # fmt: skip
+@contextmanager
+def program(*words: str | Path) -> Iterator[Program]:
+    """`ray_program.py` for the `with` block, and nothing of it afterwards."""
+    started = Program(*words)
+    try:
+        yield started
+    finally:
+        started.kill_all()
 
 
 def contents(gallery: Gallery) -> dict[str, tuple[str, np.ndarray]]:
     """Name -> digest of the file, vector."""
     store = gallery._contents.store
     files = store.files()
-    found = store.vectors(list(files))
-    return {name: (state.sha256, found[name]) for name, state in files.items()}
+    vectors = store.vectors(list(files))
+    return {name: (state.sha256, vectors[name]) for name, state in files.items()}
 
 
+def assert_same(found: Gallery, expected: Gallery) -> None:
+    """The same crops, each once, with the same vectors."""
+    ours, theirs = contents(found), contents(expected)
+    assert ours.keys() == theirs.keys()
+    assert found.count() == len(ours)
+    for name, (sha256, vector) in ours.items():
+        assert sha256 == theirs[name][0], name
+        assert np.allclose(vector, theirs[name][1], rtol=0, atol=1e-6), name
+
+
+@pytest.fixture(scope="module")
+def model(tiny_backbone: Path) -> ModelSource:
+    return ModelSource(str(tiny_backbone), precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, dolls: Path) -> Path:
+    """Twelve crops, one of them damaged, in a folder with a list; the good ones in shards; many more in a folder."""
+    place = tmp_path_factory.mktemp("ray")
+    (place / "crops").mkdir()
+    for number, image in enumerate(sorted(dolls.rglob("*.jpg"))[:11]):
+        shutil.copyfile(image, place / "crops" / f"{number:02}.jpg")
+    images = images_in(place / "crops")
+    (place / "scratch").mkdir()
+    for number in range(2):
+        part = dict(list(images.items())[6 * number : 6 * number + 6])
+        parquet_of(part, place / "scratch" / f"{number}.parquet")
+        archive_of(part, place / "scratch" / f"{number}.tar")
+    (place / "crops" / "bad.jpg").write_bytes(b"no image")
+    (place / "crops" / "names.txt").write_text("\n".join([*images, "bad.jpg"]), encoding="utf-8")
+    many_crops(place / "many", dolls)
+    return place
+
+
+@pytest.fixture(scope="module")
+def local(place: Path, encoder: Encoder, model: ModelSource) -> Iterator[dict[str, Gallery]]:
+    """Galleries of the local engine: of the folder, and of the many crops."""
+    galleries = {
+        name: Gallery.create(place / f"local-{name}", encoder, model, store="lance") for name in ("crops", "many")
+    }
+    for name, gallery in galleries.items():
+        gallery.index(place / name)
+    yield galleries
+    for gallery in galleries.values():
+        gallery.close()
+
+
+@pytest.fixture(scope="module")
+def findings(place: Path, tiny_backbone: Path) -> dict[str, Any]:
+    """What `ray_program.py check` says."""
+    words = ("check", tiny_backbone, place / "crops", place / "many", place / "scratch", str(NUM_KILLED_WORKERS))
+    with program(*words) as checking:
+        code, out, err = checking.ended(START_SECONDS + 60 + 15 * NUM_KILLED_WORKERS)
+    assert code == 0, err
+    return dict(json.loads(line) for line in out.splitlines()) | {"stderr": err}
+
+
+def nothing_but(**figures: int) -> dict[str, Any]:
+    """A report with these figures."""
+    names = ("added", "replaced", "updated", "unchanged", "vanished", "removed")
+    return dict.fromkeys(names, 0) | {"unreadable": []} | figures
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("kind", ["folder", "list", "parquet", "tar"])
 def test_the_gallery_is_that_of_the_local_engine(
-    gallery: Gallery, crops: Path, encoder: Encoder, model: ModelSource, tmp_path: Path
+    kind: str, findings: dict[str, Any], place: Path, local: dict[str, Gallery], encoder: Encoder
 ) -> None:
-    (crops / "bad.jpg").write_bytes(b"no image")
-    with Gallery.create(tmp_path / "ray", encoder, model) as other:
-        report = other.index(crops, engine=engine_for(model, encoder, crops))
-        assert (report.added, [name for name, _ in report.unreadable]) == (12, ["bad.jpg"])
-        expected, found = contents(gallery), contents(other)
-        assert found.keys() == expected.keys()
-        for name, (digest, vector) in found.items():
-            assert digest == expected[name][0] and np.allclose(vector, expected[name][1], atol=1e-6)
-        again = other.index(crops, engine=engine_for(model, encoder, crops))
-        assert (again.added, again.unchanged) == (0, 12)
+    first, second = findings[kind]
+    unreadable = first.pop("unreadable"), second.pop("unreadable")
+    first["unreadable"], second["unreadable"] = [], []
+    assert (first, second) == (nothing_but(added=11), nothing_but(unchanged=11))
+    for listed in unreadable:
+        assert [name for name, _ in listed] == ([] if kind in ("parquet", "tar") else ["bad.jpg"])
+    with Gallery.open(place / "scratch" / kind, encoder=encoder) as gallery:
+        assert_same(gallery, local["crops"])
+        if kind in ("parquet", "tar"):
+            assert gallery.count("camera >= 3") == 3 + 2
+            name, data = next(iter(images_in(place / "crops").items()))
+            assert gallery.original(name).read_bytes() == data
 
 
-def test_workers_with_another_model_or_without_the_folder_are_refused(
-    encoder: Encoder, model: ModelSource, tmp_path: Path
+@pytest.mark.timeout(400)
+def test_killed_workers_lose_and_double_nothing(
+    findings: dict[str, Any], place: Path, local: dict[str, Gallery], encoder: Encoder
 ) -> None:
-    with pytest.raises(ValueError, match="a worker loads another model than the gallery's"):
-        RayEngine(model, "another", None, OPTIONS, device="cpu", num_workers=1)
-    with pytest.raises(ValueError, match=r"node \S+ does not see .*/none; every node needs it at that path"):
-        engine_for(model, encoder, tmp_path / "none")
+    assert findings["kills"] == NUM_KILLED_WORKERS
+    assert findings["killed"] == [nothing_but(added=NUM_CROPS), nothing_but(unchanged=NUM_CROPS)]
+    assert findings["stderr"].count("died and was started again; nothing is lost") >= 1
+    with Gallery.open(place / "scratch" / "killed", encoder=encoder) as gallery:
+        check_whole(gallery, place / "many")
+        assert_same(gallery, local["many"])
+    test = "tests/gallery/test_ray_engine.py"
+    record("Ray worker killed (kill -9) while indexing", tried=NUM_KILLED_WORKERS, lost=0, test=test)
+
+
+@pytest.mark.timeout(400)
+def test_what_a_node_lacks_is_one_line(findings: dict[str, Any], place: Path, tiny_backbone: Path) -> None:
+    node = socket.gethostname()
+    unmounted = place / "scratch" / "unmounted"
+    assert findings["no folder"] == f"node {node} does not see {unmounted}; every node needs it at that path"
+    assert findings["another model"] == (
+        f"node {node} loads another model than the gallery's from {tiny_backbone}; put the same weights there"
+    )
+    assert findings["too many workers"].startswith("--workers 1000: the cluster has ")
+
+
+def index_words(gallery: Path, place: Path, backbone: Path) -> list[str | Path]:
+    """Of a command that takes seconds at the least."""
+    return [
+        "index", gallery, "--images", place / "many", "--run", backbone, "--engine", "ray", "--precision", "fp32",
+        "--batch-size", "2", "--json",
+    ]  # fmt: skip
+
+
+def wait_for_crops(running: Program, folder: Path, encoder: Encoder, more_than: int) -> None:
+    """Until a gallery holds more crops than that."""
+    until = time.monotonic() + START_SECONDS
+    while running.is_running and time.monotonic() < until:
+        if (folder / "gallery.json").is_file():
+            with Gallery.open(folder, encoder=encoder) as gallery:
+                if gallery.count() > more_than:
+                    return
+        time.sleep(0.05)
+    pytest.fail(f"nothing was stored: {running.ended(1)}")
+
+
+@pytest.mark.timeout(60 + 3 * START_SECONDS * (NUM_KILLED_DRIVERS + 1))
+def test_a_killed_and_an_interrupted_driver_lose_and_double_nothing(
+    place: Path, tmp_path: Path, local: dict[str, Gallery], encoder: Encoder, tiny_backbone: Path
+) -> None:
+    folder, random, reached = tmp_path / "gallery", chance("ray drivers"), 0
+    words = index_words(folder, place, tiny_backbone)
+    left: list[psutil.Process] = []
+    for _ in range(NUM_KILLED_DRIVERS):
+        running = Program(*words)
+        try:
+            wait_for_crops(running, folder, encoder, more_than=reached)
+            assert all(
+                connection.laddr.ip.removeprefix("::ffff:") == "127.0.0.1"
+                for one in running.family()
+                for connection in one.net_connections(kind="tcp")
+                if connection.status == psutil.CONN_LISTEN
+            ), "others can speak to the cluster"
+            time.sleep(random.uniform(0, 0.5 / NUM_KILLED_DRIVERS))
+            running.kill()
+            assert running.ended(10)[0] == -signal.SIGKILL
+        finally:
+            left += running.family()
+            running._process.kill()
+        with Gallery.open(folder, encoder=encoder) as gallery:
+            before, reached = reached, gallery.count()
+            assert before < reached < NUM_CROPS
+            check_whole(gallery, place / "many")
+
+    with program(*words) as running:
+        wait_for_crops(running, folder, encoder, more_than=reached)
+        running.interrupt()
+        code, out, err = running.ended(30)
+        left += running.family()
+        with Gallery.open(folder, encoder=encoder) as gallery:
+            before, reached = reached, gallery.count()
+            assert before < reached < NUM_CROPS
+            told = f"cskt index: interrupted; {reached:,} images are in the gallery; run the same command to go on"
+            assert (code, out, err.splitlines()[-1]) == (130, "", told)
+            report = gallery.index(place / "many")
+            assert (report.added, report.unchanged, report.replaced) == (NUM_CROPS - reached, reached, 0)
+            assert_same(gallery, local["many"])
+    psutil.wait_procs(left, timeout=LEAVE_SECONDS)
+    assert [one for one in left if one.is_running()] == []
+    test = "tests/gallery/test_ray_engine.py"
+    record("indexing on Ray: driver killed (kill -9)", tried=NUM_KILLED_DRIVERS, lost=0, test=test)
+
+
+def test_shares_of_a_cluster() -> None:
+    small, large = {"CPU": 2.0}, {"CPU": 16.0}
+    assert share_out([small], None, None) == Share(1, 2, "cpu")
+    assert share_out([small], 2, "auto") == Share(2, 1, "cpu")
+    assert share_out([small, large], None, "cpu") == Share(9, 2, "cpu")
+    assert share_out([small, large, {}], 1, None) == Share(1, 16, "cpu")
+    assert share_out([small, {"CPU": 8.0, "GPU": 4.0}], None, None) == Share(4, 1, "cuda")
+    assert share_out([{"CPU": 8.0, "GPU": 4.0}], 3, "cpu") == Share(3, 2, "cpu")
+    for nodes, num_workers, device, told in (
+        ([small], 3, None, "--workers 3: the cluster has 2 CPUs; give at most 2"),
+        ([{"GPU": 1.0, "CPU": 4.0}], 2, None, "the cluster has 1 GPUs; --device cpu uses its CPUs; give at most 1"),
+        ([{"node:here": 1.0}], None, None, "the cluster has no CPUs for workers; see `ray start --num-cpus`"),
+        ([small], None, "cuda", "--device cuda: Ray gives every worker one of the cluster's 0 GPUs; use auto"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            share_out(nodes, num_workers, device)
+        assert told in str(caught.value)
 
 
 def test_no_cluster_at_an_address_is_one_line() -> None:
-    with pytest.raises(ValueError, match="no Ray cluster at 127.0.0.1:1: "), connected(ClusterOptions("127.0.0.1:1")):
-        pass
-
-
-def workers() -> list[psutil.Process]:
-    """The processes of the actors."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if "ray::_Worker" in " ".join(child.cmdline() or [child.name()])]
-
-
-@pytest.mark.timeout(300)
-def test_killed_workers_lose_and_double_nothing(
-    crops: Path, encoder: Encoder, model: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(indexing, "COMMIT_SECONDS", 0.05)
-    random, num_tries, many = chance("ray"), tries(2, 10), tmp_path / "many"
-    many.mkdir()
-    drawn = [Image.open(path).resize((24, 56)) for path in sorted(crops.rglob("*.jpg"))]
-    for number in range(NUM_CROPS):
-        image = drawn[number % len(drawn)].copy()
-        image.putpixel((0, 0), (number % 256, number // 256, 0))
-        image.save(many / f"{number:03}.png")
-    num_killed = 0
-    for attempt in range(num_tries):
-        over = threading.Event()
-
-        def kill(over: threading.Event = over) -> None:
-            nonlocal num_killed
-            while not over.wait(random.uniform(0.05, 0.3)):
-                for victim in workers()[:1]:
-                    victim.send_signal(signal.SIGKILL)
-                    num_killed += 1
-                    over.wait(3)  # until Ray has started another
-
-        with Gallery.create(tmp_path / f"gallery-{attempt}", encoder, model) as gallery:
-            engine = engine_for(model, encoder, many, batch_size=2)
-            killer = threading.Thread(target=kill)
-            killer.start()
-            try:
-                report = gallery.index(many, engine=engine)
-            finally:
-                over.set()
-                killer.join()
-            assert (report.added, report.replaced, report.unreadable) == (NUM_CROPS, 0, [])
-            assert len(contents(gallery)) == gallery.count() == NUM_CROPS
-            if attempt == 0:
-                with Gallery.create(tmp_path / "local", encoder, model) as local:
-                    local.index(many)
-                    for name, (digest, vector) in contents(local).items():
-                        found = contents(gallery)[name] if name == "000.png" else None
-                        assert found is None or (found[0] == digest and np.allclose(found[1], vector, atol=1e-6))
-    assert num_killed >= num_tries
-    record("Ray worker killed while indexing", tried=num_killed, lost=0, test="tests/gallery/test_ray_engine.py")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+    with pytest.raises(ValueError, match=f"no Ray cluster at 127.0.0.1:{port}: Connection refused; see `ray start`"):
+        connected(f"127.0.0.1:{port}").__enter__()
+    for address in ("ray://127.0.0.1:10001", "127.0.0.1", "127.0.0.1:100000", ":6379"):
+        with pytest.raises(ValueError, match="expected auto, or HOST:PORT as `ray start` names it"):
+            connected(address).__enter__()

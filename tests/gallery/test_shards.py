@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -12,7 +14,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+import cskt.gallery.shards as shards_module
 from cskt.embed import Encoder
+from cskt.gallery import indexing
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.shards import crops_of, listed
 
@@ -93,6 +97,134 @@ def test_what_cannot_be_a_crop_is_listed(gallery: Gallery, tmp_path: Path) -> No
     assert "name of an indexed file" in reasons[taken]
 
 
+def test_a_name_counts_once_however_many_shards_have_it(
+    crops: Path, tmp_path: Path, encoder: Encoder, tiny_backbone: Path
+) -> None:
+    first, second, *_ = images_in(crops).values()
+    shards = [
+        archive_of({"a.jpg": first, "b.jpg": first}, tmp_path / "1.tar"),
+        archive_of({"a.jpg": second, "c.jpg": second}, tmp_path / "2.tar"),
+    ]
+    with Gallery.create(tmp_path / "sharded", encoder, str(tiny_backbone)) as sharded:
+        for added, unchanged in ((3, 0), (0, 3)):
+            report = sharded.add_shards(shards)
+            assert (report.added, report.unchanged, report.replaced, report.updated) == (added, unchanged, 0, 0)
+            twice = f"{shards[1]}: the name occurs twice; the first counts"
+            assert (report.unreadable, sharded.count()) == ([("a.jpg", twice)], 3)
+        assert sharded.original("a.jpg").read_bytes() == first
+
+
+def test_crops_that_are_there_are_not_written_again(
+    crops: Path, tmp_path: Path, encoder: Encoder, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = archive_of(images_in(crops), tmp_path / "1.tar")
+    with Gallery.create(tmp_path / "sharded", encoder, str(tiny_backbone)) as sharded:
+        sharded.add_shards([shard])
+        added: list[int] = []
+        monkeypatch.setattr(sharded._contents.store, "add", lambda crops: added.append(len(crops)))
+        assert sharded.add_shards([shard]).unchanged == len(images_in(crops))
+        assert sum(added) == 0
+
+
+def test_what_leads_out_of_an_archive_is_no_crop(gallery: Gallery, crops: Path, tmp_path: Path) -> None:
+    data = next(iter(images_in(crops).values()))
+    with tarfile.open(tmp_path / "out.tar", "w") as archive:
+        for name in ("../out.jpg", "/out.jpg", "a/../../out.jpg", "good/in.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE)):
+            info = tarfile.TarInfo(f"link{number}.jpg")
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    report = gallery.add_shards([tmp_path / "out.tar"])
+    assert report.added == 1 and gallery.crop("good/in.jpg").image_id == "good/in.jpg"
+    assert [name for name, _ in report.unreadable] == ["../out.jpg", "/out.jpg", "a/../../out.jpg"]
+    assert not list(tmp_path.rglob("out.jpg"))
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_an_archive_cut_anywhere_or_with_a_flipped_byte_is_told(ending: str, crops: Path, tmp_path: Path) -> None:
+    images = dict(list(images_in(crops).items())[:3])
+    whole = archive_of(images, tmp_path / "whole.tar").read_bytes()
+    end = len(whole.rstrip(b"\0"))  # what follows is the mark of the end
+    path = tmp_path / f"damaged.{ending}"
+    pack = gzip.compress if ending == "tar.gz" else bytes
+    for length in (*range(0, end, 256), end):
+        path.write_bytes(pack(whole[:length]))
+        with pytest.raises(ValueError, match=re.escape(f"{path}: cannot be read: ")):
+            list(crops_of(path))
+    packed = pack(whole)
+    path.write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(ValueError, match=re.escape(f"{path}: cannot be read: ")):
+        list(crops_of(path))
+    for header in range(0, end, 512):
+        if whole[header + 257 : header + 262] == b"ustar":
+            path.write_bytes(pack(whole[:header] + b"\xff" + whole[header + 1 :]))
+            with pytest.raises(ValueError, match=re.escape(f"{path}: cannot be read: ")):
+                list(crops_of(path))
+
+
+def header(name: str, size: int, kind: bytes) -> bytes:
+    """Of a member that says how large it is."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def test_sizes_that_lie_fill_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "lying.tar"
+    path.write_bytes(header("a.jpg", 10**12, tarfile.REGTYPE) + b"\0" * 4096)
+    with pytest.raises(ValueError, match="cannot be read: "):
+        list(crops_of(path))
+    for kind in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+        path.write_bytes(header("a.jpg", 10**9, kind) + b"\0" * 4096)
+        with pytest.raises(ValueError, match="a name of 1000000000 bytes"):
+            list(crops_of(path))
+
+
+def test_an_image_beyond_all_measure_is_listed(
+    gallery: Gallery, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards_module, "MOST_BYTES", 2000)
+    small, large = b"no image", b"\0" * 2001
+    paths = [archive_of({"s.jpg": small, "l.jpg": large}, tmp_path / "x.tar")]
+    paths.append(parquet_of({"s2.jpg": small, "l2.jpg": large}, tmp_path / "x.parquet"))
+    reasons = dict(gallery.add_shards(paths).unreadable)
+    assert reasons.keys() == {"s.jpg", "l.jpg", "s2.jpg", "l2.jpg"}
+    assert reasons["l.jpg"] == f"{paths[0]}: 0.0 GB; a crop has at most 0 MB"
+    assert reasons["l2.jpg"] == f"{paths[1]}: 0.0 GB; a crop has at most 0 MB"
+
+
+def test_columns_of_a_table_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    for columns, expected in (
+        ({"file": [b"x"], "key": [0]}, ("0", b"x", {})),
+        ({"path": [b"x"], "name": ["a.jpg"], "note": ["n"]}, ("a.jpg", b"x", {"note": "n"})),
+        ({"jpg": [None], "name": [None]}, ("", b"", {})),
+    ):
+        table = pyarrow.table(columns)
+        if None in columns.get("jpg", []):
+            table = table.cast(pyarrow.schema([("jpg", pyarrow.binary()), ("name", pyarrow.string())]))
+        pyarrow.parquet.write_table(table, path)
+        (crop,) = crops_of(path)
+        assert (crop.image_id, crop.data, crop.metadata) == expected
+    pyarrow.parquet.write_table(pyarrow.table({"file": [b"x"]}), path)
+    with pytest.raises(ValueError, match="and one with their names"):
+        list(crops_of(path))
+    broken = pyarrow.array([b"\xff\xfe"]).cast(pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"jpg": [b"x"], "name": broken}), path)
+    with pytest.raises(ValueError, match=r"x\.parquet: cannot be read: "):
+        list(crops_of(path))
+
+
+def test_batches_hold_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexing, "MOST_BATCH_BYTES", 10)
+    sizes = [1, 1, 1, 1, 9, 2, 30, 1]
+    assert list(indexing.batched(sizes, 3, lambda size: size)) == [[1, 1, 1], [1, 9], [2], [30], [1]]
+    assert list(indexing.batched([], 3, lambda size: size)) == []
+
+
 def test_damaged_shards_are_one_line(tmp_path: Path, crops: Path) -> None:
     images = images_in(crops)
     whole = parquet_of(images, tmp_path / "whole.parquet").read_bytes()
@@ -109,7 +241,7 @@ def test_damaged_shards_are_one_line(tmp_path: Path, crops: Path) -> None:
 
 def test_a_list_stands_for_what_is_there(gallery: Gallery, crops: Path) -> None:
     names = list(images_in(crops))
-    (crops / "names.txt").write_text("\n".join([*names[:5], "", names[0]]), encoding="utf-8")
+    (crops / "names.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*names[:5], "", names[0]]).encode())
     report = gallery.index(crops / "names.txt")
     assert (report.unchanged, report.vanished) == (5, len(names) - 5)
     assert gallery.index(crops / "names.txt", prune=True).removed == len(names) - 5

@@ -17,7 +17,7 @@ from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import ModelSource, read_manifest
 from cskt.gallery.ray_cluster import connected
 from cskt.gallery.ray_engine import RayEngine
-from cskt.gallery.shards import LIST_SUFFIXES, SHARD_SUFFIXES
+from cskt.gallery.shards import SHARD_SUFFIXES, is_list
 from cskt.progress import counting_bar
 
 DESCRIPTION = """\
@@ -38,17 +38,14 @@ examples:
 def main(argv: Sequence[str]) -> int:
     """See `cskt index --help`."""
     flags = _flags(argv)
-    with nullcontext() if flags.engine == "local" else connected(flags.address):
-        return _index(flags)
-
-
-def _index(flags: argparse.Namespace) -> int:
     known = read_manifest(flags.gallery) if is_gallery(flags.gallery) else None
     shards = _shards(flags.images or "")
     images = None if shards else _folder_or_list(flags, known.images if known else None)
     if known is not None and flags.store not in (None, known.store):
         raise ValueError(f"--store {flags.store}: the gallery keeps its vectors in {known.store}; leave --store out")
     folder = images.parent if images is not None and images.is_file() else images
+    if flags.prune and shards:
+        raise ValueError("--prune is for a folder or a list; what was handed over in shards stays")
     metadata = None
     if flags.metadata:
         if folder is None:
@@ -56,27 +53,29 @@ def _index(flags: argparse.Namespace) -> int:
         metadata = read_metadata(flags.metadata, folder, flags.key)
         tell_unmatched(flags.metadata, metadata, folder)
     source = source_of(flags, known.model if known else None)
-    encoder = load_source(source, flags)
-    if known is None:
-        gallery = Gallery.create(flags.gallery, encoder, source, store=flags.store or "lance")
-    else:
-        gallery = Gallery.open(flags.gallery, encoder=encoder)
-    with gallery:
-        engine = None if flags.engine == "local" else _on_ray(flags, gallery, source, folder)
-        try:
-            with counting_bar("images", unit="images") as on_progress:
-                if shards:
-                    report = gallery.add_shards(shards, on_progress=on_progress, engine=engine)
-                else:
-                    given = images if flags.images else None
-                    report = gallery.index(
-                        given, metadata=metadata, prune=flags.prune, on_progress=on_progress, engine=engine
-                    )
-        except KeyboardInterrupt:
-            stored = f"{gallery.count():,} images are in the gallery"
-            print(f"cskt index: interrupted; {stored}; run the same command to go on", file=sys.stderr)
-            return 130
-        report_indexing(report, flags.gallery, gallery.count(), as_json=flags.json)
+    # Ray starts processes, which it must before the gallery's store is open; and after all that can be refused.
+    with nullcontext() if flags.engine == "local" else connected(flags.address):
+        encoder = load_source(source, flags) if flags.engine == "local" else source.load("cpu")
+        if known is None:
+            gallery = Gallery.create(flags.gallery, encoder, source, store=flags.store or "lance")
+        else:
+            gallery = Gallery.open(flags.gallery, encoder=encoder)
+        with gallery:
+            engine = None if flags.engine == "local" else _on_ray(flags, gallery, source, folder)
+            try:
+                with counting_bar("images", unit="images") as on_progress:
+                    if shards:
+                        report = gallery.add_shards(shards, on_progress=on_progress, engine=engine)
+                    else:
+                        report = gallery.index(
+                            images if flags.images else None,
+                            metadata=metadata, prune=flags.prune, on_progress=on_progress, engine=engine,
+                        )  # fmt: skip
+            except KeyboardInterrupt:
+                stored = f"{gallery.count():,} images are in the gallery"
+                print(f"cskt index: interrupted; {stored}; run the same command to go on", file=sys.stderr)
+                return 130
+            report_indexing(report, flags.gallery, gallery.count(), as_json=flags.json)
     if known is None and not flags.json:
         print(f"Search it: {command_line('search', flags.gallery, 'a woman in a red coat')}")
     return 0
@@ -87,13 +86,19 @@ def _folder_or_list(flags: argparse.Namespace, before: str | None) -> Path:
     given = Path(flags.images) if flags.images else flags.gallery / before if before else None
     if given is None:
         raise ValueError(f"{flags.gallery}: holds no folder of crops yet; say which it is to hold: --images FOLDER")
-    return given if given.suffix in LIST_SUFFIXES and given.is_file() else existing_folder(str(given))
+    if is_list(given):
+        if not given.is_file():
+            raise ValueError(f"{given}: no such list of paths")
+        return given
+    return existing_folder(str(given))
 
 
 def _shards(images: str) -> list[Path]:
     """The shards that `--images` names: one, or all that fit a pattern; none if it names something else."""
     if not images.endswith(SHARD_SUFFIXES) or Path(images).is_dir():
         return []
+    if Path(images).is_file():
+        return [Path(images)]
     found = [Path(name) for name in sorted(glob.glob(images))]  # noqa: PTH207  (takes absolute patterns, too)
     if not found:
         raise ValueError(f"{images}: no such shard")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,9 +15,9 @@ from cskt.embed import Encoder
 from cskt.gallery.columns import Value
 from cskt.gallery.contents import Contents, open_store
 from cskt.gallery.files import check_image_id, digest, keep_original, original_path, walk
-from cskt.gallery.indexing import Engine, IndexReport, LocalEngine, Pending, Progress, fill, restate
+from cskt.gallery.indexing import Engine, IndexReport, LocalEngine, Pending, Progress, batched, fill, restate
 from cskt.gallery.manifest import ModelSource
-from cskt.gallery.shards import LIST_SUFFIXES, ShardCrop, crops_of, listed
+from cskt.gallery.shards import ShardCrop, crops_of, is_list, listed
 from cskt.gallery.store import CropFacts, FileState, VectorStore
 
 Stated: TypeAlias = Mapping[str, Value | None]
@@ -40,7 +39,7 @@ def index_folder(
 ) -> IndexReport:
     """Bring a gallery up to date with a folder, or with the files of a list; see `Gallery.index`."""
     started = time.monotonic()
-    names = Path(images) if images is not None and Path(images).suffix in LIST_SUFFIXES else None
+    names = Path(images) if images is not None and is_list(Path(images)) else None
     folder = contents.settle_images(images if names is None else names.parent)
     stated = contents.stated(metadata)
     files = walk(folder) if names is None else listed(names)
@@ -145,21 +144,24 @@ def _of_shards(
     contents: Contents, shards: Sequence[Path], report: IndexReport
 ) -> Iterator[tuple[ShardCrop, CropFacts | None, dict[str, Value]]]:
     """Every crop with what the gallery knows of it and its metadata; those that cannot be taken go into the report."""
+    seen = set[str]()
     for shard in shards:
-        crops = crops_of(shard)
-        while chunk := list(itertools.islice(crops, CROPS_AT_ONCE)):
+        for crops in batched(crops_of(shard), CROPS_AT_ONCE, lambda crop: len(crop.data)):
             fit: dict[str, ShardCrop] = {}
-            for crop in chunk:
+            for crop in crops:
                 try:
-                    if check_image_id(crop.image_id) in fit:
-                        raise ValueError("the name occurs twice")
+                    if check_image_id(crop.image_id) in seen:
+                        raise ValueError("the name occurs twice; the first counts")
+                    seen.add(crop.image_id)
+                    if crop.wrong:
+                        raise ValueError(crop.wrong)
                     fit[crop.image_id] = crop
                 except ValueError as error:
                     report.unreadable.append((crop.image_id, f"{shard}: {error}"))
             before = contents.store.get(list(fit))
             for name, facts in before.items():
                 if not facts.kept:
-                    report.unreadable.append((name, "the name of an indexed file; give the crop another"))
+                    report.unreadable.append((name, f"{shard}: the name of an indexed file; give the crop another"))
                     del fit[name]
             stated = contents.stated({name: crop.metadata for name, crop in fit.items()})
             for name, crop in fit.items():

@@ -5,13 +5,12 @@ What is reported as stored has been committed; whatever ends the process, the ne
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,8 +27,13 @@ COMMIT_SECONDS = 2.0
 """Commits are at least this far apart: each costs a look at the whole table, and leaves a fragment behind."""
 MOST_UNCOMMITTED = 8192
 """Encoded crops that may wait for a slow store."""
+MOST_WAITING_BYTES = 256_000_000
+"""Of the files of such crops, where the gallery is to keep them."""
+MOST_BATCH_BYTES = 64_000_000
+"""Of the files of a batch, where they are in memory."""
 RESTATED_AT_ONCE = 1000
 
+Item = TypeVar("Item")
 Progress = Callable[[int, int], None]
 """Called with (images dealt with for good, images in all)."""
 
@@ -73,7 +77,7 @@ class Encoded:
     is_known: bool
     """Whether the store has a crop of this name."""
     data: bytes
-    """Of the file, where the gallery is to keep it; nothing otherwise, for thousands may wait for a commit."""
+    """Of the file, where the gallery is to keep it."""
 
 
 @dataclass(frozen=True)
@@ -159,10 +163,11 @@ def fill(
                 report.updated += updated
                 report.unchanged += len(batch.touched) - updated
             waiting += batch.encoded
-            if running is not None and (running.done() or len(waiting) > MOST_UNCOMMITTED):
+            full = len(waiting) > MOST_UNCOMMITTED or sum(len(image.data) for image in waiting) > MOST_WAITING_BYTES
+            if running is not None and (running.done() or full):
                 running.result()
                 running = None
-            if running is None and waiting and time.monotonic() - last_commit >= COMMIT_SECONDS:
+            if running is None and waiting and (full or time.monotonic() - last_commit >= COMMIT_SECONDS):
                 running, waiting, last_commit = commits.submit(commit, waiting), [], time.monotonic()
     finally:
         try:
@@ -208,8 +213,10 @@ def restate(store: VectorStore, changes: Mapping[str, tuple[Mapping[str, Value],
         crops = []
         for name in chunk:
             metadata, modified_ns = changes[name]
-            if name in facts:
-                num_updated += dict(facts[name].metadata) != dict(metadata)
+            if name in facts and (before := dict(facts[name].metadata), facts[name].modified_ns) != (
+                dict(metadata), modified_ns,
+            ):  # fmt: skip
+                num_updated += before != dict(metadata)
                 stated = replace(facts[name], metadata=metadata, modified_ns=modified_ns)
                 crops.append(Crop(stated, vectors[name], thumbnails[name]))
         store.add(crops)
@@ -230,16 +237,33 @@ class LocalEngine:
         """Batches in order."""
         encoder = self._encoder
         size = encoder.model.architecture.image_height, encoder.model.architecture.image_width
-        batches = batched(pending, encoder.batch_size)
+        batches = batched(pending, encoder.batch_size, bytes_held)
         for images in work_ahead(lambda item: _read(item, size), batches, max(1, encoder.num_workers)):
             yield encode(encoder, images)
 
 
-def batched(items: Iterable[Pending], size: int) -> Iterator[list[Pending]]:
-    """Lists of `size`, the last of what is left."""
-    rest = iter(items)
-    while batch := list(itertools.islice(rest, size)):
+def batched(items: Iterable[Item], size: int, num_bytes: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Lists of `size`, shorter where their files would fill more memory than `MOST_BATCH_BYTES`; the last of the rest.
+
+    Args:
+        num_bytes: what an item holds in memory.
+    """
+    batch: list[Item] = []
+    held = 0
+    for item in items:
+        more = num_bytes(item)
+        if batch and (len(batch) == size or held + more > MOST_BATCH_BYTES):
+            yield batch
+            batch, held = [], 0
+        batch.append(item)
+        held += more
+    if batch:
         yield batch
+
+
+def bytes_held(pending: Pending) -> int:
+    """Of the image's file, where it is in memory."""
+    return len(pending.source) if isinstance(pending.source, bytes) else 0
 
 
 @dataclass(frozen=True)

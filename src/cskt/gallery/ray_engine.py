@@ -3,29 +3,29 @@
     driver: names (and bytes, where there is no file) -> batches -> actors: read, decode, encode -> driver: one commit
 
 Files are read where they are encoded, so every node must see the folder under the same path; what comes from shards
-travels with its batch. Few batches are under way at a time, so memory does not grow with the gallery. An actor that
-dies is started again by Ray and its batches are done anew: a batch has no effect but its answer, and the one committer
-is the driver, as in `LocalEngine`. So nothing is lost, and nothing comes twice.
+travels with its batch, one way. Few batches are under way at a time, so memory does not grow with the gallery. An actor
+that dies is started again by Ray and its batches are done anew: a batch has no effect but its answer, and the one
+committer is the driver, as with `LocalEngine`. So nothing is lost, and nothing comes twice.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import logging
-import math
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cskt.embed import Encoder
-from cskt.gallery.indexing import LocalEngine, Pending, Worked, batched
+from cskt.gallery.indexing import LocalEngine, Pending, Touched, Worked, batched, bytes_held
 from cskt.gallery.manifest import ModelSource
-from cskt.gallery.ray_cluster import first_line
+from cskt.gallery.ray_cluster import first_line, python_error
 
 IN_FLIGHT = 3
 """Batches that wait for an actor or are with it, per actor: one encoded, one read, one on its way."""
@@ -76,10 +76,14 @@ class Call:
     actor: int
     about: str
     """In words."""
+    kept: Mapping[str, bytes] = field(default_factory=dict)
+    """Name -> bytes of the file, of images that the gallery is to keep."""
 
 
 class RayEngine:
     """Encodes in actors of a Ray cluster; use it inside `ray_cluster.connected`.
+
+    The actors start with the first image that there is to encode, and end with this object.
 
     Args:
         model: loaded by every actor.
@@ -89,8 +93,7 @@ class RayEngine:
         device, batch_size, num_threads, compile: see `ModelSource.load`; they hold for each actor.
 
     Raises:
-        ValueError: the cluster has too few CPUs or GPUs; or a node has another version of the package, or another
-            model, or does not see the folder.
+        ValueError: the cluster has too few CPUs or GPUs.
     """
 
     def __init__(
@@ -108,60 +111,81 @@ class RayEngine:
         import ray  # noqa: PLC0415  (an extra, and slow to import)
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        share = share_out(nodes, num_workers, device)
-        load = partial(model.load, share.device, batch_size=batch_size, num_workers=num_threads, compile=compile)
+        self._share = share_out(nodes, num_workers, device)
+        self._load = partial(
+            model.load, self._share.device, batch_size=batch_size, num_workers=num_threads, compile=compile
+        )
+        self._seen = None if images is None else (images, next((entry.name for entry in os.scandir(images)), None))
+        self._model, self._fingerprint, self._batch_size = model.path, fingerprint, batch_size
+        self._actors: list[Any] = []
+        self._processes: dict[int, Process] = {}
+
+    def work(self, pending: Iterable[Pending]) -> Iterator[Worked]:
+        """Batches as they are done.
+
+        Raises:
+            ValueError: a node has another version of the package, or another model, or does not see the folder; the
+                cluster is gone; or a batch has killed its actor again and again.
+        """
+        batches = batched(pending, self._batch_size, bytes_held)
+        first = next(batches, None)
+        if first is None:
+            return
+        if not self._actors:
+            self._start()
+        free = [*range(len(self._actors))] * IN_FLIGHT
+        running: dict[Any, Call] = {}
+        for batch in itertools.chain([first], batches):
+            number = free.pop(0)
+            about = f"encoding {batch[0].image_id} and those after it"
+            kept = {item.image_id: item.source for item in batch if isinstance(item.source, bytes)}
+            running[self._actors[number].work.remote(batch)] = Call(number, about, kept)
+            if not free:
+                number, worked = self._next(running)
+                free.append(number)
+                yield worked
+        while running:
+            yield self._next(running)[1]
+
+    def _start(self) -> None:
+        """Start the actors and see that they are what they should be."""
+        import ray  # noqa: PLC0415  (as above)
+
         worker: Any = ray.remote(_Worker)
         actor = worker.options(
-            num_cpus=share.num_cpus,
-            num_gpus=int(share.device == "cuda"),
+            num_cpus=self._share.num_cpus,
+            num_gpus=int(self._share.device == "cuda"),
             max_restarts=-1,
             max_task_retries=MOST_DEATHS,
             max_concurrency=2,  # one batch is read while another is encoded
         )
-        seen = None if images is None else (images, next((entry.name for entry in os.scandir(images)), None))
-        self._batch_size = batch_size
-        self._actors: list[Any] = [actor.remote(load, seen) for _ in range(share.num_workers)]
-        self._processes: dict[int, Process] = {}
-        starting = {
-            one.introduce.remote(): Call(number, "loading the model") for number, one in enumerate(self._actors)
-        }
+        actors = [actor.remote(self._load, self._seen) for _ in range(self._share.num_workers)]
+        starting = {one.introduce.remote(): Call(number, "loading the model") for number, one in enumerate(actors)}
         while starting:
             call, told = _next_answer(starting)
             if told.version != VERSION:
                 raise ValueError(
                     f"node {told.process.node} has cskt {told.version}, this one {VERSION}; install the same on all"
                 )
-            if told.fingerprint != fingerprint:
+            if told.fingerprint != self._fingerprint:
                 raise ValueError(
-                    f"node {told.process.node} loads another model than the gallery's from {model.path}; put the same"
+                    f"node {told.process.node} loads another model than the gallery's from {self._model}; put the same"
                     " weights there"
                 )
             self._processes[call.actor] = told.process
+        self._actors = actors
 
-    def work(self, pending: Iterable[Pending]) -> Iterator[Worked]:
-        """Batches as they are done.
-
-        Raises:
-            ValueError: the cluster is gone, or a batch has killed its actor again and again.
-        """
-        batches, free = batched(pending, self._batch_size), [*range(len(self._actors))] * IN_FLIGHT
-        running: dict[Any, Call] = {}
-        while True:
-            while free and (batch := next(batches, None)) is not None:
-                number = free.pop(0)
-                reference = self._actors[number].work.remote(batch)
-                running[reference] = Call(number, f"encoding {batch[0].image_id} and those after it")
-            if not running:
-                return
-            call, (process, worked) = _next_answer(running)
-            if process != self._processes[call.actor]:
-                logger.warning(
-                    "a worker (process %d of %s) died and was started again; nothing is lost, but is there memory"
-                    " enough?", self._processes[call.actor].pid, self._processes[call.actor].node,
-                )  # fmt: skip
-                self._processes[call.actor] = process
-            free.append(call.actor)
-            yield worked
+    def _next(self, running: dict[Any, Call]) -> tuple[int, Worked]:
+        """The actor that is free again, and what it has done."""
+        call, (process, worked) = _next_answer(running)
+        before = self._processes[call.actor]
+        if process != before:
+            logger.warning(
+                "a worker (process %d of %s) died and was started again; nothing is lost, but is there memory enough?",
+                before.pid, before.node,
+            )  # fmt: skip
+            self._processes[call.actor] = process
+        return call.actor, _with_bytes(worked, call.kept)
 
 
 class _Worker:
@@ -185,13 +209,16 @@ class _Worker:
     def work(self, batch: list[Pending]) -> tuple[Process, Worked]:
         """Read, decode and encode a batch."""
         (worked,) = self._ready().work(batch)
-        return self._process, worked
+        return self._process, _without_bytes(worked)
 
     def _ready(self) -> LocalEngine:
         with self._loading:
             if self._engine is None:
                 self._look()
-                encoder = self._load()
+                try:
+                    encoder = self._load()
+                except ValueError as error:
+                    raise ValueError(f"node {self._process.node}: {error}") from None
                 self._fingerprint, self._engine = encoder.fingerprint, LocalEngine(encoder)
             return self._engine
 
@@ -215,19 +242,39 @@ def share_out(nodes: Sequence[Mapping[str, float]], num_workers: int | None, dev
         ValueError: there are fewer GPUs or CPUs than actors.
     """
     num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
     if device is not None and device.startswith("cuda") and (device != "cuda" or not num_gpus):
         raise ValueError(f"--device {device}: Ray gives every worker one of the cluster's {num_gpus} GPUs; use auto")
-    if num_gpus and device in (None, "auto", "cuda"):
-        count, places, each, device = num_workers or num_gpus, num_gpus, 1, "cuda"
-    else:
-        count, places = num_workers or max(1, sum(node // CPUS_EACH for node in cpus)), sum(cpus)
-        each = max(1, min(cpus, default=0) // math.ceil(count / max(1, len(cpus))))
-        device = "cpu" if device in (None, "auto") else device
+    on_gpus = num_gpus > 0 and device in (None, "auto", "cuda")
+    places = num_gpus if on_gpus else sum(cpus)
+    count = num_workers or (num_gpus if on_gpus else max(1, sum(node // CPUS_EACH for node in cpus)))
+    if places == 0:
+        raise ValueError("the cluster has no CPUs for workers; see `ray start --num-cpus`")
     if count > places:
-        kind = "GPUs; --device cpu uses its CPUs" if device == "cuda" else "CPUs"
+        kind = "GPUs; --device cpu uses its CPUs" if on_gpus else "CPUs"
         raise ValueError(f"--workers {count}: the cluster has {places} {kind}; give at most {places}")
-    return Share(count, each, device)
+    if on_gpus:
+        return Share(count, 1, "cuda")
+    each = max(each for each in range(1, max(cpus) + 1) if sum(node // each for node in cpus) >= count)
+    return Share(count, each, "cpu" if device in (None, "auto") else str(device))
+
+
+def _without_bytes(worked: Worked) -> Worked:
+    """What an actor has done, without the files that the driver has."""
+    return replace(
+        worked,
+        encoded=[replace(image, data=b"") for image in worked.encoded],
+        touched=[Touched(replace(image.pending, source=b""), b"") for image in worked.touched],
+    )
+
+
+def _with_bytes(worked: Worked, kept: Mapping[str, bytes]) -> Worked:
+    """The same with those files."""
+    return replace(
+        worked,
+        encoded=[replace(image, data=kept.get(image.crop.facts.image_id, b"")) for image in worked.encoded],
+        touched=[Touched(image.pending, kept.get(image.pending.image_id, b"")) for image in worked.touched],
+    )
 
 
 def _next_answer(running: dict[Any, Call]) -> tuple[Call, Any]:
@@ -247,10 +294,12 @@ def _next_answer(running: dict[Any, Call]) -> tuple[Call, Any]:
         if isinstance(error.cause, ValueError):
             raise ValueError(str(error.cause)) from None
         raise
-    except ray.exceptions.RayActorError:
-        raise ValueError(
-            f"{call.about} has ended its worker {MOST_DEATHS + 1} times; is there memory enough? try a smaller"
-            " --batch-size"
-        ) from None
     except ray.exceptions.RayError as error:
+        if cause := python_error(error):
+            raise ValueError(f"a worker cannot start: {cause}; is the same cskt on every node?") from None
+        if isinstance(error, ray.exceptions.RayActorError):
+            raise ValueError(
+                f"{call.about} has ended its worker {MOST_DEATHS + 1} times; is there memory enough? try a smaller"
+                " --batch-size"
+            ) from None
         raise ValueError(f"the Ray cluster is gone ({first_line(error)}); what is stored stays, run it again") from None
