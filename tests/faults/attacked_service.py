@@ -13,7 +13,7 @@ from service_process import TOKEN, Served
 
 CONNECTIONS = 120
 IDLE_SECONDS, HEAD_SECONDS, BODY_SECONDS, ANSWER_SECONDS = 3, 2.0, 3.0, 3.0
-LATE_SECONDS = 8.0
+LATE_SECONDS = 15.0
 """That a deadline may pass unnoticed on a machine that does other things."""
 PATIENCE_SECONDS = 5.0
 """In which an honest client must have its answer whatever others do."""

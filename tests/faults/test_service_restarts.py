@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from attacked_service import SEARCH, SETTINGS, ask, honest, metrics
+from attacked_service import PATIENCE_SECONDS, SEARCH, SETTINGS, ask, honest, metrics
 from raw_clients import Answer, Raw, head, post
 from service_process import Served, crop_files
 
@@ -74,6 +74,13 @@ class Clients:
         self._threads = ThreadPoolExecutor(NUM_READERS + len(writers))
         self._running = [self._threads.submit(self._read) for _ in range(NUM_READERS)]
         self._running += [self._threads.submit(self._write, writer) for writer in writers]
+
+    def wait_until_busy(self) -> None:
+        """Until there have been some answers, which must come in time."""
+        deadline = time.monotonic() + 10 * PATIENCE_SECONDS
+        while self.ended["200"] < 5 * len(self._running):
+            assert time.monotonic() < deadline, self.ended
+            time.sleep(0.02)
 
     def join(self) -> None:
         """Wait until all have found the service gone."""
@@ -159,7 +166,8 @@ def test_stopped_and_killed_under_load(filled_gallery: Path, tmp_path: Path) -> 
                 break
             new = [Writer(f"w{number}-{which}", pictures) for which in range(NUM_WRITERS)]
             clients = Clients(service, new)
-            time.sleep(moments.uniform(0.5, 1.5))
+            clients.wait_until_busy()
+            time.sleep(moments.uniform(0, 1))
             if ending == signal.SIGTERM:
                 threads, accepted = accept_long_requests(service, answer["hits"][0]["image_id"])
                 assert service.stop() == 0
@@ -168,7 +176,7 @@ def test_stopped_and_killed_under_load(filled_gallery: Path, tmp_path: Path) -> 
             else:
                 assert service.stop(ending) == -ending
             clients.join()
-            assert set(clients.ended) <= {"200", "503", "gone"} and clients.ended["200"] > 10, clients.ended
+            assert set(clients.ended) <= {"200", "503", "gone"}, clients.ended
             assert service.errors.read_text(encoding="utf-8") == ""
             writers += new
             num_written += sum(len(writer.acknowledged) for writer in new)
