@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
@@ -97,3 +98,27 @@ def in_a_process(preparation: str, readings: Sequence[str], seconds: float = 240
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
     return [Measured(*json.loads(line)) for line in ended.stdout.splitlines()]
+
+
+COMMANDS = """
+import json, sys
+from cskt.app.cli import main
+for words in json.loads(sys.argv[1]):
+    code = main(words)
+    print("--- code", code, file=sys.stderr, flush=True)
+"""
+
+
+def run_commands(commands: Sequence[Sequence[str | Path]]) -> list[str]:
+    """The one line with which each command ends that was given something bad; all in a process of their own."""
+    words = json.dumps([list(map(str, command)) for command in commands])
+    ended = subprocess.run(
+        [sys.executable, "-c", COMMANDS, words], check=False, capture_output=True, text=True, env=ENVIRONMENT,
+        timeout=240,
+    )  # fmt: skip
+    assert ended.returncode == 0 and not ended.stdout, ended.stderr[-2000:]
+    lines = ended.stderr.splitlines()
+    assert len(lines) == 2 * len(commands), ended.stderr
+    for command, line, code in zip(commands, lines[::2], lines[1::2], strict=True):
+        assert line.startswith(f"cskt {command[0]}: ") and code == "--- code 2", ended.stderr
+    return lines[::2]

@@ -85,7 +85,8 @@ def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], program: s
     logging.basicConfig(handlers=[_StderrHandler()], format="%(message)s", level=logging.INFO)
     for chatty in ("httpx", "huggingface_hub", "fontTools", "matplotlib"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture is told once, by our own errors
+    for reader in ("PIL", "torch._weights_only_unpickler"):
+        warnings.filterwarnings("ignore", module=reader)  # what is wrong with a file is told once, by our own errors
     try:
         try:
             return run(argv)

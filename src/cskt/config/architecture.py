@@ -4,42 +4,42 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from cskt.config.kinds import STRICT, Activation, Positive, Whole
+from cskt.config.kinds import STRICT, Activation, Depth, Size, Whole
 
 
 @dataclass(config=STRICT, frozen=True)
 class ClipArchitecture:
     """Sizes of a two-tower CLIP with a vision transformer. Defaults are ViT-B/16 at 224 x 224 (Radford et al. 2021)."""
 
-    embed_dim: Positive = 512
+    embed_dim: Size = 512
     """Width D of the shared embedding."""
-    image_height: Positive = 224
+    image_height: Size = 224
     """Height of the images that the vision tower takes, in pixels."""
-    image_width: Positive = 224
+    image_width: Size = 224
     """Width of the images that the vision tower takes, in pixels."""
-    patch_size: Positive = 16
+    patch_size: Size = 16
     """Side of a square patch, in pixels."""
-    stride: Positive = 16
+    stride: Size = 16
     """Distance between neighbouring patches, in pixels; smaller than patch_size makes patches overlap."""
-    vision_width: Positive = 768
+    vision_width: Size = 768
     """Width of the vision tower's tokens."""
-    vision_layers: Positive = 12
+    vision_layers: Depth = 12
     """Blocks of the vision tower."""
-    vision_heads: Positive = 12
+    vision_heads: Size = 12
     """Attention heads of the vision tower."""
-    text_width: Positive = 512
+    text_width: Size = 512
     """Width of the text tower's tokens."""
-    text_layers: Positive = 12
+    text_layers: Depth = 12
     """Blocks of the text tower."""
-    text_heads: Positive = 8
+    text_heads: Size = 8
     """Attention heads of the text tower."""
-    context_length: Positive = 77
+    context_length: Size = 77
     """Most tokens that a caption may have, start, end and prompts included."""
-    vocab_size: Annotated[Whole, Ge(3)] = 49408
+    vocab_size: Annotated[Whole, Ge(3), Le(10_000_000)] = 49408
     """Rows of the token embedding; the last two are the start and the end token."""
     activation: Activation = "quick_gelu"
     """Non-linearity of the blocks."""

@@ -20,6 +20,11 @@ Positive: TypeAlias = Annotated[Whole, Gt(0)]
 NonNegative: TypeAlias = Annotated[Whole, Ge(0)]
 PositiveReal: TypeAlias = Annotated[Real, Gt(0)]
 NonNegativeReal: TypeAlias = Annotated[Real, Ge(0)]
+Size: TypeAlias = Annotated[Positive, Le(100_000)]
+"""A width, a side, a number of tokens. The limits are far beyond any CLIP; without them a weight file of a few bytes,
+or a slip of the finger, asks for more memory than there is."""
+Depth: TypeAlias = Annotated[Positive, Le(200)]
+"""A number of blocks."""
 Fraction: TypeAlias = Annotated[Real, Ge(0), Le(1)]
 Range: TypeAlias = tuple[Real, Real]
 

@@ -18,6 +18,7 @@ from cskt.config.architecture import ClipArchitecture
 from cskt.config.kinds import (
     STRICT,
     Activation,
+    Depth,
     Fraction,
     NonNegative,
     NonNegativeReal,
@@ -25,6 +26,7 @@ from cskt.config.kinds import (
     PositiveReal,
     Range,
     Real,
+    Size,
     Whole,
 )
 
@@ -39,11 +41,11 @@ class BackboneConfig:
 
     name: str = "ViT-B/16"
     """clip-tiny (ships with the package), a published name such as ViT-B/16, a Hugging Face repository, or a path."""
-    image_height: Positive | None = None
+    image_height: Size | None = None
     """Height that images are resized to, in pixels; the weight file's own if empty."""
-    image_width: Positive | None = None
+    image_width: Size | None = None
     """Width that images are resized to, in pixels; the weight file's own if empty."""
-    stride: Positive | None = None
+    stride: Size | None = None
     """Distance between patches in pixels; the weight file's own if empty (the patch size, in published files)."""
     vision_heads: Positive | None = None
     """Attention heads of the vision tower, where the weight file does not say."""
@@ -62,9 +64,9 @@ class PromptConfig:
     directions: Directions = "both"
     """none | text, vision: that tower's own | own: both, uncoupled | t2v, v2t: one tower's own and its projection
     into the other | both: all four (BPT)."""
-    depth: Positive = 12
+    depth: Depth = 12
     """Blocks, from the first, that receive prompts of their own."""
-    length: Positive = 4
+    length: Size = 4
     """Prompt tokens per tower and block (n_ctx)."""
     init: Literal["words", "random"] = "words"
     """Text prompts of the first block start from the embeddings of `words`, or at random."""
@@ -98,7 +100,7 @@ class LoraConfig:
 
     sides: Sides = "none"
     """Towers whose blocks carry updates."""
-    rank: Positive = 4
+    rank: Size = 4
     """Rank r of an update."""
     alpha: PositiveReal = 8.0
     """An update is scaled by alpha / rank."""

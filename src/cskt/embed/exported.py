@@ -96,7 +96,7 @@ def read_facts(folder: Path) -> ExportedFacts:
         version = content["format_version"]
     except FileNotFoundError:
         raise ValueError(f"{folder}: no exported model there (it has no {EXPORTED})") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({error!r}); export again") from None
     if version != FORMAT_VERSION:
         raise ValueError(f"{path}: format version {version}, this cskt reads {FORMAT_VERSION}; export again")

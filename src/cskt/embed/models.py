@@ -166,8 +166,11 @@ def _load_run(path: Path, backbone: str | Path | None) -> Loaded:
             ) from None
         architecture, known_token_ids = carrier.architecture, carrier.known_token_ids
         state = carrier.state | state
-    with torch.device("meta"):  # load_state brings the memory
-        model = DualEncoder(architecture, config.prompts, config.adapters, config.lora, trainable="none")
+    try:
+        with torch.device("meta"):  # load_state brings the memory
+            model = DualEncoder(architecture, config.prompts, config.adapters, config.lora, trainable="none")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     weights.load_state(model, state, origin=str(path), prefixes=WHOLE)
     tokenizer = tokenizer_for(model, config.data.caption_length, known_token_ids)
     return Loaded(model, tokenizer, config.precision, config.data.templates)

@@ -63,8 +63,10 @@ def locate(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return _weight_file(path)
-    if path.exists():
+    if path.is_file():
         return path
+    if path.exists():
+        raise ValueError(f"{path}: a pipe or device, not a weight file; name a file or its folder")
     if is_repository_name(name):
         return _fetch_repository(name)
     raise ValueError(f"backbone '{name}': no such file; {nearest(name, [CLIP_TINY, *PUBLISHED])}")

@@ -27,6 +27,8 @@ METADATA_KEY = "cskt"
 TOKEN_EMBEDDING = "text.token_embedding.weight"
 HALF = (torch.float16, torch.bfloat16)
 TOKEN_ROWS = "text.token_embedding.rows"
+LARGEST_TOKEN_TABLE = 300_000_000
+"""Numbers in the embeddings of all tokens; the largest CLIP has a fifth. Few rows in a file stand for all of them."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,8 @@ def read_backbone(path: Path) -> BackboneFile:
     if (rows := state.pop(TOKEN_ROWS, None)) is not None:
         known = frozenset(rows.tolist())
         state[TOKEN_EMBEDDING] = _spread_rows(state.get(TOKEN_EMBEDDING), rows, architecture.vocab_size, path)
-    state = {name: value.float() for name, value in state.items()}
+    # Of any other kind only a damaged or forged file has tensors; whoever takes the state refuses them.
+    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     return BackboneFile(state, architecture, facts, known)
 
 
@@ -234,7 +237,7 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, metadata = read_safetensors(path)
     content = _content(path, metadata)
     if content["kind"] != kind:
-        raise ValueError(f"{path}: holds a {content['kind']}, expected a {kind}")
+        raise ValueError(f"{path}: holds a {str(content['kind'])[:40]}, expected a {kind}")
     return tensors, content
 
 
@@ -242,7 +245,7 @@ def _content(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(metadata[METADATA_KEY])
         version, _ = int(content["version"]), content["kind"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise ValueError(f"{path}: not a file of cskt's own format") from None
     if version > FORMAT_VERSION:
         raise ValueError(f"{path}: made by a newer version of cskt (format {version}); update cskt to read it")
@@ -263,6 +266,8 @@ def _spread_rows(known: Tensor | None, rows: Tensor, vocab_size: int, path: Path
         raise ValueError(f"{path}: '{TOKEN_ROWS}' does not fit '{TOKEN_EMBEDDING}'")
     if rows.is_floating_point() or rows.min() < 0 or rows.max() >= vocab_size:
         raise ValueError(f"{path}: '{TOKEN_ROWS}' holds ids outside 0 to {vocab_size - 1}")
+    if vocab_size * known.shape[1] > LARGEST_TOKEN_TABLE:
+        raise ValueError(f"{path}: '{TOKEN_EMBEDDING}' would unfold to {vocab_size:,} x {known.shape[1]:,} numbers")
     mean, spread = known.float().mean(dim=0), known.float().std(dim=0, correction=0)
     noise = torch.randn(vocab_size, known.shape[1], generator=torch.Generator().manual_seed(0))
     table = mean + spread * noise

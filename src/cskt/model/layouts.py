@@ -69,7 +69,8 @@ def recognise(file: NamedTensors, path: Path, config: BackboneConfig) -> tuple[L
         return HUGGING_FACE, _complete(sizes, _hugging_face_facts(path, sizes), config, path)
     if any(name.startswith("base_model.") for name in names):
         raise ValueError(f"{path}: a trained checkpoint, not a backbone; give its folder (with configs.yaml) instead")
-    raise ValueError(f"{path}: not a CLIP with a vision transformer; found tensors such as '{next(iter(names), '')}'")
+    found = next(iter(names), "")[:80]
+    raise ValueError(f"{path}: not a CLIP with a vision transformer; found tensors such as '{found}'")
 
 
 def read_sizes(tensors: Mapping[str, Tensor], layout: Layout, origin: str) -> dict[str, int]:

@@ -44,6 +44,7 @@ def read_tensors(path: Path) -> NamedTensors:
             start = stream.read(64)
         if start.startswith(b"PK\x03\x04"):
             with zipfile.ZipFile(path) as archive:
+                _check_archive(archive, path)
                 if is_torchscript(archive):
                     return NamedTensors(read_torchscript(archive), is_torchscript=True)
         if is_safetensors(start):
@@ -64,6 +65,9 @@ def load_plain(path: Path) -> Any:
         ValueError: damaged, or it holds objects that only code could rebuild.
     """
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                _check_archive(archive, path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
@@ -84,14 +88,38 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: holds no named tensors")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor | int | float | None):
-            raise ValueError(f"{path}: entry '{name}' is a {type(value).__name__}, expected a tensor")
+            raise ValueError(f"{path}: entry '{str(name)[:80]}' is a {type(value).__name__}, expected a tensor")
+        if isinstance(value, Tensor) and not _is_plain(value):
+            raise ValueError(f"{path}: entry '{name[:80]}' is sparse, quantised or unfolds to more than the file holds")
     shared = "module." if all(name.startswith("module.") for name in content) else ""
-    return {name.removeprefix(shared): torch.as_tensor(value) for name, value in content.items() if value is not None}
+    try:
+        return {
+            name.removeprefix(shared): torch.as_tensor(value) for name, value in content.items() if value is not None
+        }
+    except (RuntimeError, OverflowError) as error:
+        raise ValueError(_one_line(path, error)) from None
 
 
 def is_safetensors(start: bytes) -> bool:
     """Whether a file that begins so is safetensors: the header's length in eight bytes, then JSON."""
     return start[8:9] == b"{"
+
+
+def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
+    """See that what is read of an archive is no larger than its file: torch unpacks, and reads overlapping entries."""
+    entries = archive.infolist()
+    stored = [entry for entry in entries if entry.compress_type == zipfile.ZIP_STORED]
+    if len(stored) < len(entries) and not is_torchscript(archive):  # those pack their programs, which stay closed
+        raise zipfile.BadZipFile("an entry is compressed")
+    if sum(entry.file_size for entry in stored) > path.stat().st_size:
+        raise zipfile.BadZipFile("its entries claim more bytes than the file has")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has a number of its own in memory for each place."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _one_line(path: Path, error: BaseException) -> str:

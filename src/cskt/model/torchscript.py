@@ -7,6 +7,7 @@ An archive is a zip: `<root>/data.pkl` describes a tree of objects, `<root>/data
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -22,6 +23,10 @@ STORAGES = {
     "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32,
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
+
+
+MOST_MODULES = 10_000
+"""In the tree; one that names its own parts twice at every level has few objects and no end."""
 
 
 def is_torchscript(archive: zipfile.ZipFile) -> bool:
@@ -40,7 +45,7 @@ def read_torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
     root = _Unpickler(archive, pickled.removesuffix("/data.pkl")).load()
     if not isinstance(root, _Module):
         raise pickle.UnpicklingError("its root is no module")
-    return dict(_walk(root, ""))
+    return dict(_walk(root, "", itertools.count(1)))
 
 
 class _Module:
@@ -54,19 +59,25 @@ class _Module:
         self.attributes = state
 
 
-def _walk(module: _Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _walk(module: _Module, prefix: str, visits: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
+    if next(visits) > MOST_MODULES:
+        raise pickle.UnpicklingError(f"a tree of more than {MOST_MODULES:,} modules")
     for name, value in module.attributes.items():
         if isinstance(value, Tensor):
             yield f"{prefix}{name}", value
         elif isinstance(value, _Module):
-            yield from _walk(value, f"{prefix}{name}.")
+            yield from _walk(value, f"{prefix}{name}.", visits)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Resolves a closed list of names, each to something that only builds tensors and lists."""
+class _Unpickler(pickle._Unpickler):
+    """Resolves a closed list of names, each to something that only builds tensors and lists.
+
+    The one written in Python: that in C makes a table as long as a pickle says, of gigabytes for ten bytes.
+    """
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         self.archive, self.root = archive, root
+        self.storages: dict[tuple[str, torch.dtype], Tensor] = {}
         super().__init__(io.BytesIO(self._stored("data.pkl")))
 
     def find_class(self, module: str, name: str) -> Any:
@@ -84,10 +95,14 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, dtype, key, _, count = pid
+        if (key, dtype) in self.storages:
+            return self.storages[key, dtype]
         raw = self._stored(f"data/{key}")
         if len(raw) != count * dtype.itemsize:
             raise pickle.UnpicklingError(f"storage {key} holds {len(raw)} bytes instead of {count} x {dtype.itemsize}")
-        return torch.frombuffer(bytearray(raw), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+        whole = torch.frombuffer(bytearray(raw), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+        self.storages[key, dtype] = whole  # asked for again and again, it is read once
+        return whole
 
     def _rebuild_tensor(
         self, storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object

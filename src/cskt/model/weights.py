@@ -132,7 +132,7 @@ def gather(
         gathered[name] = value
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise ValueError(f"{origin}: unknown tensor '{min(left)}'{more}")
+        raise ValueError(f"{origin}: unknown tensor '{min(left)[:80]}'{more}")
     return gathered
 
 

@@ -127,6 +127,15 @@ def load_last(path: Path, trainee: Trainee, config: RunConfig) -> Progress:
         ValueError: the file is missing or carries code, or both are damaged; it is of another config or backbone.
     """
     content = _read_whole(path)
+    try:
+        return _restore(content, path, trainee, config)
+    except torch.OutOfMemoryError:
+        raise
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:  # parts that are not what they are called
+        raise _useless(path, str(error)) from None
+
+
+def _restore(content: dict[str, Any], path: Path, trainee: Trainee, config: RunConfig) -> Progress:
     saved = to_dict(validate(RunConfig, content["config"], f"{path}: config"))  # keys younger than the file: defaults
     different = config_differences(saved, to_dict(config))
     if different:
@@ -144,13 +153,21 @@ def load_last(path: Path, trainee: Trainee, config: RunConfig) -> Progress:
                 f"{path}: '{min(unlike)}' has another shape than here; resume with the data and the program it was made"
                 " with, or start a new run"
             )
+        if broken := next((name for name in own if not saved[name].isfinite().all()), None):
+            raise _useless(path, f"'{broken}' holds NaN or infinity")
         for name, value in own.items():
             value.copy_(saved[name])
     trainee.optimizer.load_state_dict(content["optimizer"])
+    for parameter, state in trainee.optimizer.state.items():
+        if any(isinstance(one, torch.Tensor) and one.ndim and one.shape != parameter.shape for one in state.values()):
+            raise _useless(path, "the optimiser's state does not fit the weights")
     trainee.scaler.load_state_dict(content["scaler"])
     if trainee.average is not None:
         trainee.average.load_state_dict(content["average"])
-    return Progress(**content["progress"])
+    progress = content["progress"]
+    if not progress or not all(isinstance(value, int | float) for value in progress.values()):
+        raise _useless(path, "its progress is not told in numbers")
+    return Progress(**progress)
 
 
 def config_differences(saved: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
@@ -192,7 +209,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise _useless(path, str(error)) from None
     if broken:
         raise _useless(path, "its checksum is wrong")
-    if not isinstance(content, dict) or not content.keys() >= PARTS:
+    if not isinstance(content, dict) or not content.keys() >= PARTS or not isinstance(content["config"], dict):
         raise ValueError(f"{path}: not a last.pt of this program")
     return content
 
