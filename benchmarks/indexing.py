@@ -2,6 +2,7 @@
 
     python -m benchmarks.indexing                    # clip-tiny, where the rest weighs most
     python -m benchmarks.indexing --model vit-b-16   # ViT-B/16 at 384 x 128 with random weights
+    python -m benchmarks.indexing --ray              # beside it, by a worker of a Ray cluster of this machine
 
 Both decode every file once. They take turns, and the medians are compared.
 """
@@ -9,6 +10,7 @@ Both decode every file once. They take turns, and the medians are compared.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import tempfile
@@ -23,6 +25,10 @@ from cskt.data.paperdoll import make_dataset
 from cskt.data.tokenizer import Tokenizer
 from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
+from cskt.gallery.indexing import Pending
+from cskt.gallery.manifest import ModelSource
+from cskt.gallery.ray_cluster import connected
+from cskt.gallery.ray_engine import RayEngine
 from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
 
 
@@ -33,7 +39,16 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=500, help="drawn four times each")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ray", action="store_true", help="clip-tiny only: workers load the model by its name")
     args = parser.parse_args()
+    if args.ray and args.model != "clip-tiny":
+        parser.error("--ray goes with clip-tiny")
+    with connected(None) if args.ray else contextlib.nullcontext():  # before a gallery is opened
+        print(json.dumps(measure(args), indent=1))
+
+
+def measure(args: argparse.Namespace) -> dict[str, object]:
+    """What `main` prints."""
     torch.set_num_threads(args.threads)
     encoder = load("clip-tiny", device="cpu") if args.model == "clip-tiny" else random_vit()
     with tempfile.TemporaryDirectory() as scratch:
@@ -42,7 +57,12 @@ def main() -> None:
         )
         crops = sorted((drawn / "imgs").rglob("*.jpg"))
         encoder.encode_image(crops[:32])
-        bare, indexed = [], []
+        bare, indexed, on_ray = [], [], []
+        engine = None
+        if args.ray:
+            model = ModelSource("clip-tiny", precision=encoder.precision)
+            engine = RayEngine(model, encoder.fingerprint, drawn / "imgs", device="cpu")
+            warm_up(engine, crops[0])
         for number in range(args.rounds):
             started = time.perf_counter()
             encoder.encode_image(crops)
@@ -52,7 +72,13 @@ def main() -> None:
                 gallery.index(drawn / "imgs")
                 indexed.append(time.perf_counter() - started)
                 assert gallery.count() == len(crops)
-    result = {
+            if engine is not None:
+                with Gallery.create(Path(scratch) / f"ray-{number}", encoder, args.model) as gallery:
+                    started = time.perf_counter()
+                    gallery.index(drawn / "imgs", engine=engine)
+                    on_ray.append(time.perf_counter() - started)
+                    assert gallery.count() == len(crops)
+    result: dict[str, object] = {
         "model": args.model,
         "crops": len(crops),
         "threads": args.threads,
@@ -62,7 +88,15 @@ def main() -> None:
         "encoding_seconds": [round(seconds, 2) for seconds in bare],
         "indexing_seconds": [round(seconds, 2) for seconds in indexed],
     }
-    print(json.dumps(result, indent=1))
+    if on_ray:
+        result["ray_images_per_second"] = round(len(crops) / statistics.median(on_ray), 1)
+        result["ray_seconds"] = [round(seconds, 2) for seconds in on_ray]
+    return result
+
+
+def warm_up(engine: RayEngine, crop: Path) -> None:
+    """Start the workers, whose start is none of what is measured."""
+    list(engine.work([Pending(crop.name, crop, 0, False, {}, None)]))
 
 
 def random_vit() -> Encoder:

@@ -64,8 +64,10 @@ def connected(address: str | None) -> Iterator[None]:
             else:
                 ray.init(address=address, **quiet)
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-            where = "of this machine's own" if address is None else f"at {address}"
-            raise ValueError(f"no Ray cluster {where}: {first_line(error)}") from None
+            where, remedy = "of this machine's own", ""
+            if address is not None:
+                where, remedy = f"at {address}", "; is it up, and its token here (RAY_AUTH_MODE=token)?"
+            raise ValueError(f"no Ray cluster {where}: {first_line(error)}{remedy}") from None
     try:
         yield
     finally:

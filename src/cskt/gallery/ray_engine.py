@@ -3,9 +3,9 @@
     driver: names (and bytes, where there is no file) -> batches -> actors: read, decode, encode -> driver: one commit
 
 Files are read where they are encoded, so every node must see the folder under the same path; what comes from shards
-travels with its batch, one way. Few batches are under way at a time, so memory does not grow with the gallery. An actor
-that dies is started again by Ray and its batches are done anew: a batch has no effect but its answer, and the one
-committer is the driver, as with `LocalEngine`. So nothing is lost, and nothing comes twice.
+travels with its batch, one way. Few batches are under way at a time, so memory does not grow with the gallery. The
+batches of an actor that dies go to the others, and Ray starts it again where there is room: a batch has no effect but
+its answer, and the one committer is the driver, as with `LocalEngine`. So nothing is lost, and nothing comes twice.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import logging
 import os
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ IN_FLIGHT = 3
 CPUS_EACH = 2
 """Of an actor, where nobody says how many actors there are to be and they have no GPU."""
 MOST_DEATHS = 5
-"""Times that a batch is done anew after its actor has died, before the batch is blamed for it."""
+"""Times that a batch may lose its actor, or an actor die as it starts again, before it is blamed for it."""
 SILENT_SECONDS = 60.0
 """After so long without an answer the log says that the cluster is waited for."""
 VERSION = importlib.metadata.version("cskt")
@@ -74,10 +75,10 @@ class Call:
     """What an actor has been asked for."""
 
     actor: int
-    about: str
-    """In words."""
-    kept: Mapping[str, bytes] = field(default_factory=dict)
-    """Name -> bytes of the file, of images that the gallery is to keep."""
+    batch: Sequence[Pending] = ()
+    """To encode; none where it is to load the model and introduce itself."""
+    num_deaths: int = 0
+    """Of actors that had this batch before."""
 
 
 class RayEngine:
@@ -133,19 +134,43 @@ class RayEngine:
             return
         if not self._actors:
             self._start()
-        free = [*range(len(self._actors))] * IN_FLIGHT
         running: dict[Any, Call] = {}
-        for batch in itertools.chain([first], batches):
-            number = free.pop(0)
-            about = f"encoding {batch[0].image_id} and those after it"
-            kept = {item.image_id: item.source for item in batch if isinstance(item.source, bytes)}
-            running[self._actors[number].work.remote(batch)] = Call(number, about, kept)
-            if not free:
-                number, worked = self._next(running)
+        free = [*range(len(self._actors))] * IN_FLIGHT
+        away: dict[int, int] = {}  # dead actors, until Ray has started them again -> how often they were free
+        again: deque[Call] = deque()
+        new = (Call(-1, batch) for batch in itertools.chain([first], batches))
+        while True:
+            while free and (call := again.popleft() if again else next(new, None)) is not None:
+                number = free.pop(0)
+                work = self._actors[number].work.options(max_task_retries=0)
+                running[work.remote(call.batch)] = replace(call, actor=number)
+            if not again and not any(call.batch for call in running.values()):
+                return
+            if not running:
+                raise ValueError(
+                    f"every worker has ended {MOST_DEATHS + 1} times as it started; is there memory enough?"
+                )
+            call, answer = _next_answer(running)
+            number = call.actor
+            if call.batch and answer is not None:
                 free.append(number)
-                yield worked
-        while running:
-            yield self._next(running)[1]
+                yield _with_bytes(answer, call.batch)
+            elif call.batch:
+                again.append(_to_be_done_again(call))
+                if number not in away:
+                    away[number] = free.count(number)
+                    free = [other for other in free if other != number]
+                    running[self._introduce(number)] = Call(number)
+                    logger.warning(
+                        "a worker (process %d of %s) died; nothing is lost, but is there memory enough?",
+                        self._processes[number].pid, self._processes[number].node,
+                    )  # fmt: skip
+                away[number] += 1
+            else:
+                slots = away.pop(number)
+                if answer is not None:
+                    self._processes[number] = answer.process
+                    free += [number] * slots
 
     def _start(self) -> None:
         """Start the actors and see that they are what they should be."""
@@ -156,13 +181,25 @@ class RayEngine:
             num_cpus=self._share.num_cpus,
             num_gpus=int(self._share.device == "cuda"),
             max_restarts=-1,
-            max_task_retries=MOST_DEATHS,
+            max_task_retries=MOST_DEATHS,  # of introductions, which so wait for an actor that is started again
             max_concurrency=2,  # one batch is read while another is encoded
         )
-        actors = [actor.remote(self._load, self._seen) for _ in range(self._share.num_workers)]
-        starting = {one.introduce.remote(): Call(number, "loading the model") for number, one in enumerate(actors)}
+        self._actors = [actor.remote(self._load, self._seen) for _ in range(self._share.num_workers)]
+        try:
+            self._meet()
+        except BaseException:
+            self._actors = []
+            raise
+
+    def _meet(self) -> None:
+        """See that every actor is what it should be."""
+        starting = {self._introduce(number): Call(number) for number in range(len(self._actors))}
         while starting:
             call, told = _next_answer(starting)
+            if told is None:
+                raise ValueError(
+                    f"loading the model has ended a worker {MOST_DEATHS + 1} times; is there memory enough?"
+                )
             if told.version != VERSION:
                 raise ValueError(
                     f"node {told.process.node} has cskt {told.version}, this one {VERSION}; install the same on all"
@@ -173,19 +210,10 @@ class RayEngine:
                     " weights there"
                 )
             self._processes[call.actor] = told.process
-        self._actors = actors
 
-    def _next(self, running: dict[Any, Call]) -> tuple[int, Worked]:
-        """The actor that is free again, and what it has done."""
-        call, (process, worked) = _next_answer(running)
-        before = self._processes[call.actor]
-        if process != before:
-            logger.warning(
-                "a worker (process %d of %s) died and was started again; nothing is lost, but is there memory enough?",
-                before.pid, before.node,
-            )  # fmt: skip
-            self._processes[call.actor] = process
-        return call.actor, _with_bytes(worked, call.kept)
+    def _introduce(self, number: int) -> Any:
+        """Ask an actor for its introduction, which waits until it has started."""
+        return self._actors[number].introduce.remote()
 
 
 class _Worker:
@@ -206,10 +234,10 @@ class _Worker:
         self._ready()
         return Introduction(self._process, importlib.metadata.version("cskt"), self._fingerprint)
 
-    def work(self, batch: list[Pending]) -> tuple[Process, Worked]:
+    def work(self, batch: Sequence[Pending]) -> Worked:
         """Read, decode and encode a batch."""
         (worked,) = self._ready().work(batch)
-        return self._process, _without_bytes(worked)
+        return _without_bytes(worked)
 
     def _ready(self) -> LocalEngine:
         with self._loading:
@@ -268,8 +296,9 @@ def _without_bytes(worked: Worked) -> Worked:
     )
 
 
-def _with_bytes(worked: Worked, kept: Mapping[str, bytes]) -> Worked:
-    """The same with those files."""
+def _with_bytes(worked: Worked, batch: Sequence[Pending]) -> Worked:
+    """The same with those files, of the batch that it was made of."""
+    kept = {item.image_id: item.source for item in batch if isinstance(item.source, bytes)}
     return replace(
         worked,
         encoded=[replace(image, data=kept.get(image.crop.facts.image_id, b"")) for image in worked.encoded],
@@ -277,11 +306,25 @@ def _with_bytes(worked: Worked, kept: Mapping[str, bytes]) -> Worked:
     )
 
 
-def _next_answer(running: dict[Any, Call]) -> tuple[Call, Any]:
-    """Wait for one of the calls that are under way, and take it out.
+def _to_be_done_again(call: Call) -> Call:
+    """A batch whose actor has died.
 
     Raises:
-        ValueError: in the actor's own words; or it died too often, or the cluster is gone.
+        ValueError: it was not the first.
+    """
+    if call.num_deaths == MOST_DEATHS:
+        raise ValueError(
+            f"encoding {call.batch[0].image_id} and those after it has ended its worker {MOST_DEATHS + 1} times; is"
+            " there memory enough? try a smaller --batch-size"
+        )
+    return replace(call, num_deaths=call.num_deaths + 1)
+
+
+def _next_answer(running: dict[Any, Call]) -> tuple[Call, Any]:
+    """Wait for one of the calls that are under way, and take it out; the answer is None where its actor has died.
+
+    Raises:
+        ValueError: in the actor's own words; or it cannot start, or the cluster is gone.
     """
     import ray  # noqa: PLC0415  (an extra, and slow to import)
 
@@ -297,9 +340,6 @@ def _next_answer(running: dict[Any, Call]) -> tuple[Call, Any]:
     except ray.exceptions.RayError as error:
         if cause := python_error(error):
             raise ValueError(f"a worker cannot start: {cause}; is the same cskt on every node?") from None
-        if isinstance(error, ray.exceptions.RayActorError):
-            raise ValueError(
-                f"{call.about} has ended its worker {MOST_DEATHS + 1} times; is there memory enough? try a smaller"
-                " --batch-size"
-            ) from None
+        if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.ObjectLostError):
+            return call, None
         raise ValueError(f"the Ray cluster is gone ({first_line(error)}); what is stored stays, run it again") from None
