@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,12 +260,34 @@ def test_of_several_rows_for_one_image_the_last_counts(
         ("--images {crops} --key image", "--key names a column of a table"),
         ("--images {crops} --metadata {tmp}/none.csv", "none.csv: cannot be read: No such file"),
         ("--images {crops} --batch-size 0", "batch size 0"),
+        ("--images {tmp}/none.txt", "none.txt: no such list of paths"),
+        ("--images '{tmp}/none-*.tar'", "none-*.tar: no such shard"),
+        ("--images {tmp}/empty.tar --prune", "--prune is for a folder or a list"),
+        ("--images {tmp}/empty.tar --metadata {tmp}/t.csv", "--metadata is for a folder or a list"),
+        ("--images {crops} --workers 2", "add --engine ray"),
+        ("--images {crops} --engine ray --workers 0", "--workers 0: give at least 1"),
+        ("--images {crops} --engine ray --address here", "--address here: expected auto, or HOST:PORT"),
+        ("--images {crops} --engine ray --address 127.0.0.1:1", "no Ray cluster at 127.0.0.1:1: "),
     ],
 )
 def test_index_refuses_in_one_line(tmp_path: Path, crops: Path, flags: str, message: str) -> None:
+    (tmp_path / "empty.tar").touch()
     command = f"cskt index {tmp_path}/g {flags.format(tmp=tmp_path, crops=crops)} --device cpu"
     assert message in typed(command).refusal()
     assert not (tmp_path / "g").exists()
+
+
+def test_a_list_and_a_pattern_of_shards_are_indexed(source: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "crops")
+    for number in range(3):
+        with tarfile.open(tmp_path / f"shard-{number}.tar", "w") as archive:
+            archive.add(source / f"cam{number}", f"cam{number}")
+    (tmp_path / "crops" / "names.txt").write_text("cam0/00.jpg\ncam1/01.jpg\n")
+    for images, expected in ((f"{tmp_path}/crops/names.txt", 2), (f"'{tmp_path}/shard-*.tar'", 12)):
+        command = f"cskt index {tmp_path}/of-{expected} --images {images} --run {tiny_backbone} --device cpu --json"
+        for added, unchanged in ((expected, 0), (0, expected)):
+            report = typed(command).json()
+            assert (report["crops"], report["added"], report["unchanged"]) == (expected, added, unchanged)
 
 
 def test_a_store_is_chosen_once(indexed: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
