@@ -87,7 +87,7 @@ def test_files_that_should_be_json(reader: str, tmp_path: Path) -> None:
             "a hundred thousand objects",
         }, f"{kind} was taken"  # fmt: skip
         assert not told or name in told or str(tmp_path) in told, f"{kind}: does not say where: {told}"
-    record("file that is not the JSON it should be", tried=len(JSON_FILES), lost=0, test=TEST)
+    record("JSON and annotations, damaged or hostile", tried=len(JSON_FILES), lost=0, test=TEST)
 
 
 VALUES: dict[str, Any] = {
@@ -115,7 +115,7 @@ def test_records_with_wrong_values(key: str, tmp_path: Path) -> None:
 
         told = taken_or_refused(read)
         assert not told or "record 1" in told, told[:200]
-    record("annotation with hostile values", tried=len(VALUES), lost=0, test=TEST)
+    record("JSON and annotations, damaged or hostile", tried=len(VALUES), lost=0, test=TEST)
 
 
 CAPTIONS = {
@@ -213,7 +213,7 @@ def test_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert told or kind in {"a long value", "octal, sexagesimal", "binary"}, f"{kind} was taken"
         assert not told or "config.yaml" in told, f"{kind}: does not say where: {told[:200]}"
         assert not (tmp_path / "canary").exists(), "no code is run"
-    record("hostile YAML", tried=len(CONFIGS), lost=0, test=TEST)
+    record("YAML and tables, damaged or hostile", tried=len(CONFIGS), lost=0, test=TEST)
 
 
 TABLES = {
@@ -252,7 +252,7 @@ def test_tables(reader: str, tmp_path: Path) -> None:
         path.write_bytes(content)
         told = taken_or_refused(lambda: read_metadata(path, tmp_path) if reader == "metadata" else read_pairs(path))
         assert not told or "table.csv" in told, f"{kind}: {told}"
-    record("hostile tables", tried=len(TABLES), lost=0, test=TEST)
+    record("YAML and tables, damaged or hostile", tried=len(TABLES), lost=0, test=TEST)
 
 
 @settings(
@@ -293,4 +293,4 @@ def test_a_large_annotation(tmp_path: Path) -> None:
         stream.seek(-1, 2)
         stream.truncate()
     assert "not JSON" in taken_or_refused(lambda: read_dataset("cuhk-pedes", tmp_path), seconds=90)
-    record("annotation of 20 to 200 MB", tried=2, lost=0, test=TEST)
+    record("JSON and annotations, damaged or hostile", tried=2, lost=0, test=TEST)
