@@ -43,7 +43,8 @@ def test_code_in_a_pickle_is_not_run(run: Path, root: Path, train_command: str, 
     (released / "configs.yaml").write_text("depth: 2\n")
     shutil.copy(trap, released / "best.pth")
     shutil.copytree(run, copy)
-    shutil.copy(trap, copy / "last.pt")
+    for name in ("last.pt", "last.previous.pt"):
+        shutil.copy(trap, copy / name)
     for command in (
         f"cskt evaluate {trap} --dataset cuhk-pedes --root {root}",
         f"{train_command} --backbone.name {trap} --output {tmp_path / 'new'}",
@@ -83,12 +84,12 @@ def test_truncated_checkpoints(share: float, run: Path, root: Path, tiny_backbon
     copy, clip = tmp_path / "run", tmp_path / "clip.safetensors"
     shutil.copytree(run, copy)
     shutil.copy(tiny_backbone, clip)
-    for path in (copy / "best.safetensors", copy / "last.pt", clip):
+    for path in (copy / "best.safetensors", copy / "last.pt", copy / "last.previous.pt", clip):
         cut(path, share)
     for path, command in (
         (copy / "best.safetensors", f"cskt evaluate {copy}"),
         (copy / "best.safetensors", f"cskt export {copy} --merge {tmp_path}/merged.safetensors"),
-        (copy / "last.pt", f"cskt train --resume {copy}"),
+        (copy / "last.previous.pt", f"cskt train --resume {copy}"),
         (clip, f"cskt evaluate {clip} --dataset cuhk-pedes --root {root}"),
     ):
         refusal = typed(command).refusal()
@@ -179,7 +180,7 @@ def test_disk_full_in_training_loses_nothing(
     def save_once(content: Any, path: Path) -> None:
         save(content, path)
         saved.append(path)
-        if len(saved) > 2:  # before the first step, and after each of two epochs
+        if len(saved) > 3:  # before the first step, and before and after the evaluation of each of two epochs
             path.write_bytes(path.read_bytes()[:1000])
             disk_is_full()
 
@@ -187,7 +188,7 @@ def test_disk_full_in_training_loses_nothing(
         patch.setattr(torch, "save", save_once)
         refusal = typed(f"{train_command} --output {folder}").refusal()
     assert refusal.startswith(f"{folder / 'last.pt'}: cannot be written: ") and "No space left on device" in refusal
-    assert not list(folder.glob(".*")), "no half a file is left"
+    assert not list(folder.glob(".*.tmp")), "no half a file is left"
     assert torch.load(folder / "last.pt")["progress"]["epoch"] == 1
     done(f"cskt evaluate {folder}")
     done(f"cskt train --resume {folder}")
@@ -203,7 +204,7 @@ def test_device_that_is_really_full(train_command: str, tmp_path: Path) -> None:
     (folder / f".last.pt.{os.getpid()}.{threading.get_ident()}.tmp").symlink_to("/dev/full")
     refusal = typed(f"{train_command} --output {folder}").refusal()
     assert refusal.startswith(f"{folder / 'last.pt'}: cannot be written: ")
-    assert not (folder / "last.pt").exists() and not list(folder.glob(".*"))
+    assert not (folder / "last.pt").exists() and not list(folder.glob(".*.tmp"))
 
 
 @pytest.mark.parametrize(

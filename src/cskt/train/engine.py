@@ -77,40 +77,24 @@ def _claim(folder: Path, held: ExitStack) -> None:
 
 
 def _train(session: Session, folder: Path, leaving: Leaving, *, resume: bool) -> TrainResult:
-    config, processes = session.config, session.processes
-    if resume:
-        run = RunFolder(folder, writes=processes.leads)
-        progress = load_last(run.last, session.trainee, config)
-        processes.check_alike({"the steps that last.pt has behind it": progress.total_steps})
-        run.forget_after(progress.total_steps, progress.epoch)
-        logger.info("resuming %s after epoch %d, step %d", folder, progress.epoch, progress.step)
-    else:
-        processes.from_leader(lambda: RunFolder.create(config, folder).path)
-        run, progress = RunFolder(folder, writes=processes.leads), Progress()
-        logger.info("run folder: %s (if interrupted: cskt train --resume %s)", run.path, run.path)
-        run.record("start", **session.facts())
-        if config.loop.evaluate_before and session.trains:
-            with leaving.at_once():
-                _evaluate(session, run, progress, "zero-shot", 0)
-                _evaluate(session, run, progress, "step-0", 0)
-        _save(session, run, progress)
-
-    leaving.hint = f"go on with: cskt train --resume {run.path}"
-    watch = CollapseWatch(config.loss.sdm_other_image)
-    last_epoch = session.last_epoch
+    config, last_epoch = session.config, session.last_epoch
     num_steps = last_epoch * session.loader.steps_per_epoch
-    with closing(run), bar("training", num_steps, done=progress.total_steps, shown=processes.leads) as advance:
-        for epoch in range(progress.epoch, last_epoch):
-            _train_epoch(session, run, progress, watch, advance, leaving=leaving)
-            if (epoch + 1) % config.loop.eval_period_epochs == 0 or epoch + 1 == last_epoch:
-                _save(session, run, progress)  # evaluating may take long; what was trained is not lost meanwhile
-                with leaving.at_once():
-                    _evaluate_and_keep(session, run, progress, epoch + 1)
-            progress.epoch, progress.step = epoch + 1, 0
-            _save(session, run, progress)
-        if not session.trains and progress.best_r1 < 0:  # what was loaded is the result
-            _evaluate_and_keep(session, run, progress, 0)
-            _save(session, run, progress)
+    with closing(RunFolder(folder, writes=session.processes.leads)) as run:
+        progress = _resumed(session, run) if resume else _begun(session, run, leaving)
+        leaving.hint = f"go on with: cskt train --resume {run.path}"
+        watch = CollapseWatch(config.loss.sdm_other_image)
+        with bar("training", num_steps, done=progress.total_steps, shown=session.processes.leads) as advance:
+            for epoch in range(progress.epoch, last_epoch):
+                _train_epoch(session, run, progress, watch, advance, leaving=leaving)
+                if (epoch + 1) % config.loop.eval_period_epochs == 0 or epoch + 1 == last_epoch:
+                    _save(session, run, progress)  # evaluating may take long; what was trained is not lost meanwhile
+                    with leaving.at_once():
+                        _evaluate_and_keep(session, run, progress, epoch + 1)
+                progress.epoch, progress.step = epoch + 1, 0
+                _save(session, run, progress)
+            if not session.trains and progress.best_r1 < 0:  # what was loaded is the result
+                _evaluate_and_keep(session, run, progress, 0)
+                _save(session, run, progress)
         run.record(
             "end",
             step=progress.total_steps,
@@ -120,6 +104,29 @@ def _train(session: Session, folder: Path, leaving: Leaving, *, resume: bool) ->
             peak_memory_bytes=peak_memory_bytes(session.device),
         )
     return TrainResult(run.path, progress.best_r1, progress.best_epoch, progress.seconds)
+
+
+def _resumed(session: Session, run: RunFolder) -> Progress:
+    """Go back to where last.pt stands."""
+    progress = load_last(run.last, session.trainee, session.config)
+    session.processes.check_alike({"the steps that last.pt has behind it": progress.total_steps})
+    run.forget_after(progress.total_steps, progress.epoch)
+    logger.info("resuming %s after epoch %d, step %d", run.path, progress.epoch, progress.step)
+    return progress
+
+
+def _begun(session: Session, run: RunFolder, leaving: Leaving) -> Progress:
+    """Make the run's folder, evaluate what training finds, and save it."""
+    config, progress = session.config, Progress()
+    session.processes.from_leader(lambda: RunFolder.create(config, run.path).path)
+    logger.info("run folder: %s (if interrupted: cskt train --resume %s)", run.path, run.path)
+    run.record("start", **session.facts())
+    if config.loop.evaluate_before and session.trains:
+        with leaving.at_once():
+            _evaluate(session, run, progress, "zero-shot", 0)
+            _evaluate(session, run, progress, "step-0", 0)
+    _save(session, run, progress)
+    return progress
 
 
 def _train_epoch(
