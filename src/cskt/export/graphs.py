@@ -120,5 +120,8 @@ def _quantised(model: Any, calibration: Sequence[Tensor]) -> Any:
         nncf.Dataset(batches),
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(batches),
-        advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            activations_range_estimator_params=ranges,
+            overflow_fix=nncf.OverflowFix.ENABLE,  # weights of 7 bits: a CPU without VNNI adds products up in 16
+        ),
     )
