@@ -207,8 +207,8 @@ def test_check_ends_with_1_where_something_is_wrong(root: Path, tmp_path: Path) 
 
 def test_run_folder_is_complete(run: Path, tiny_backbone: Path) -> None:
     assert {path.name for path in run.iterdir()} - {EVALUATIONS} == {
-        "config.yaml", "configs.yaml", "best.safetensors", "last.pt", "last.previous.pt", "metrics.jsonl", "tensorboard",
-        "report.html", ".lock",
+        "config.yaml", "configs.yaml", "best.safetensors", "last.pt", "last.previous.pt", "metrics.jsonl",
+        "tensorboard", "report.html", ".lock",
     }  # fmt: skip
     assert any((run / "tensorboard").iterdir())
     modes = {path.stat().st_mode for path in run.iterdir() if path.is_file()}

@@ -192,6 +192,10 @@ CONFIGS = {
     "octal, sexagesimal": b"seed: 0o17\nname: 1:30\n",
     "a value of aliases": b"seed: [" + ", ".join(ALIASES).encode() + b"]\n",
     "merges of merges": MERGES.encode(),
+    "a merge of many": (
+        "a: &a {" + ", ".join(f"k{n}: 1" for n in range(2000)) + "}\nb: {<<: [" + ", ".join(["*a"] * 2000) + "]}\n"
+    ).encode(),
+    "a megabyte of keys": "".join(f"k{n}: 1\n" for n in range(100_000)).encode(),
     "an anchor in itself as a value": b"seed: &a [*a]\n",
     "a key of a megabyte": b"? " + b"k" * 10**6 + b"\n: 1\n",
     "a nested key of a megabyte": b"optim:\n  ? " + b"k" * 10**6 + b"\n  : 1\n",

@@ -37,10 +37,21 @@ def test_places_of_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     launch(monkeypatch)
     assert launched_as() == Place(rank=5, count=8, local_rank=1, local_count=4)
     assert not is_leader() and is_restart(tmp_path)
-    with pytest.raises(ValueError, match="--max-restarts starts a run again, .* give --output FOLDER"):
+    with pytest.raises(ValueError, match="--max-restarts starts a run again, .* use cskt train --output FOLDER"):
         is_restart(None)
     launch(monkeypatch, RANK="0", TORCHELASTIC_RESTART_COUNT="0")
     assert is_leader() and not is_restart(tmp_path)
+
+
+def test_several_machines_that_share_a_store_are_not_restarted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each counts its restarts for itself, and the store keeps the addresses of the dead."""
+    launch(monkeypatch, GROUP_WORLD_SIZE="2", TORCHELASTIC_USE_AGENT_STORE="True")
+    with pytest.raises(ValueError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on all of them"):
+        is_restart(tmp_path)
+    launch(monkeypatch, GROUP_WORLD_SIZE="2", TORCHELASTIC_USE_AGENT_STORE="False")
+    assert is_restart(tmp_path)
+    launch(monkeypatch, GROUP_WORLD_SIZE="1", TORCHELASTIC_USE_AGENT_STORE="True")
+    assert is_restart(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ CONFIG = load_config("cskt", {"name": "one", "optim.lr": 1e-4})
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    return RunFolder.create(CONFIG, tmp_path / "deep" / "run")
+def run(tmp_path: Path) -> Iterator[RunFolder]:
+    with closing(RunFolder.create(CONFIG, tmp_path / "deep" / "run")) as made:
+        yield made
 
 
 def test_config_comes_back(run: RunFolder) -> None:
@@ -81,7 +84,9 @@ def test_events_of_a_folder_without_any(tmp_path: Path) -> None:
 
 def test_a_record_that_cannot_be_written_is_one_line(run: RunFolder) -> None:
     (run.path / "metrics.jsonl").mkdir()
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: cannot write: Is a directory$"):
+    with pytest.raises(
+        ValueError, match=r"metrics\.jsonl: cannot write: Is a directory; is there room, and may you write\?$"
+    ):
         run.record("step", step=1)
 
 

@@ -77,13 +77,29 @@ def test_a_folder_without_a_checkpoint_starts_again(config: RunConfig, calls: li
     whole, early = tmp_path / "whole", tmp_path / "early"
     train(config, whole)
     train(config, early)
-    for name in ("last.pt", "best.safetensors"):
+    for name in ("last.pt", "last.previous.pt", "best.safetensors"):
         (early / name).unlink()
     lines = (early / "metrics.jsonl").read_text().splitlines(keepends=True)
     (early / "metrics.jsonl").write_text("".join(lines[:2]) + '{"event": "eva')
     train_or_resume(config, early)
     assert calls == [False]
     assert_same_run(early, whole)
+
+
+def test_a_run_that_another_process_has_just_begun_is_left_alone(config: RunConfig, tmp_path: Path) -> None:
+    """It has no checkpoint yet, but its claim."""
+    train(config, tmp_path / "run")
+    for name in ("last.pt", "last.previous.pt", "best.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines[:2]))
+    with claimed_elsewhere(tmp_path / "run"):
+        with pytest.raises(ValueError, match="another process is training there"):
+            train_or_resume(config, tmp_path / "run")
+        with pytest.raises(ValueError, match="another process is training there"):
+            train(config, tmp_path / "run", resume=None)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == "".join(lines[:2])
+    assert (tmp_path / "run" / "config.yaml").is_file()
 
 
 @pytest.mark.parametrize("state", ["finished", "interrupted", "no checkpoint"])

@@ -47,13 +47,8 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False) 
     from cskt.app.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
     from cskt.train.engine import train  # noqa: PLC0415
     from cskt.train.launch import is_leader, is_restart  # noqa: PLC0415
-    from cskt.train.series import train_or_resume  # noqa: PLC0415
 
-    if is_restart(folder) and not resume:
-        assert folder is not None, "is_restart has seen to it"
-        result = train_or_resume(config, folder)
-    else:
-        result = train(config, folder, resume=resume)
+    result = train(config, folder, resume=resume or (None if is_restart(folder) else False))
     if not is_leader():
         return 0
     report = write_run_report(result.folder)

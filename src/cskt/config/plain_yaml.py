@@ -10,6 +10,8 @@ DAMAGE = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
 """What PyYAML raises, beside errors of its own, on tags that promise what their values do not hold."""
 MOST_LEVELS = 100
 """Of mappings and lists within each other; a text that opens thousands would keep the parser busy for minutes."""
+MOST_CHARACTERS = 200_000
+"""Of a text, a hundred times what a config has; the parser takes some 15 seconds for a million."""
 MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -32,22 +34,21 @@ class PlainLoader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Lay merged mappings (`<<`) under a mapping's own keys.
+        """See that a mapping has each key once, and merges no others (`<<`), which a few lines let fill the memory.
 
         Raises:
-            yaml.constructor.ConstructorError: a key stands there twice.
+            yaml.constructor.ConstructorError: it does not.
         """
         seen = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+            if key.tag == MERGE:
+                raise yaml.constructor.ConstructorError(None, None, "'<<' is not taken; write the keys", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen:
                     raise yaml.constructor.ConstructorError(
                         None, None, f"'{key.value[:80]}' stands there twice; keep one", key.start_mark
                     )
                 seen.add((key.tag, key.value))
-        super().flatten_mapping(node)
-        # Merges of merges double the pairs at every level: a few lines would fill the memory.
-        node.value = list({_identity(key): (key, value) for key, value in node.value}.values())
 
 
 def plain_yaml(text: str, loader: type[PlainLoader] = PlainLoader) -> Any:
@@ -56,6 +57,8 @@ def plain_yaml(text: str, loader: type[PlainLoader] = PlainLoader) -> Any:
     Raises:
         ValueError: it is not plain YAML; says why and where in one line, without naming the file.
     """
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"{len(text):,} characters; at most {MOST_CHARACTERS:,} are read")
     try:
         return yaml.load(text, Loader=loader)
     except yaml.YAMLError as error:
@@ -63,7 +66,3 @@ def plain_yaml(text: str, loader: type[PlainLoader] = PlainLoader) -> Any:
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"a value does not fit what it is said to be ({reason})") from None
-
-
-def _identity(key: yaml.Node) -> object:
-    return (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)

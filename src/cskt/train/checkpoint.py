@@ -124,7 +124,7 @@ def load_last(path: Path, trainee: Trainee, config: RunConfig) -> Progress:
     """Put a run back to where `last.pt` left it, or `last.previous.pt` where that is damaged.
 
     Raises:
-        ValueError: the file is missing or carries code, or both are damaged; it is of another config or backbone.
+        ValueError: the file is missing, or both are damaged or carry code; it is of another config or backbone.
     """
     content = _read_whole(path)
     try:
@@ -203,12 +203,11 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; nothing to resume")
     try:
-        broken = is_broken(path)
+        if is_broken(path):
+            raise ValueError("its checksum is wrong")
         content: dict[str, Any] = load_plain(path)
     except (OSError, ValueError) as error:
         raise _useless(path, str(error)) from None
-    if broken:
-        raise _useless(path, "its checksum is wrong")
     if not isinstance(content, dict) or not content.keys() >= PARTS or not isinstance(content["config"], dict):
         raise ValueError(f"{path}: not a last.pt of this program")
     return content

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from cskt.train.launch import launched_as, num_restarts
+from cskt.train.launch import launched_as, num_restarts, shares_store
 from cskt.train.traffic import Traffic
 
 Made = TypeVar("Made")
@@ -219,9 +219,9 @@ def joined() -> Generator[Processes, None, None]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with _in_contact():
         store, *_ = next(dist.rendezvous("env://", place.rank, place.count, timeout=PATIENCE))  # type: ignore[attr-defined]
-        # The store of torchrun survives a restart, and holds the addresses of processes that are no more.
-        attempt = dist.PrefixStore(f"attempt {num_restarts()}", store)  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=attempt, rank=place.rank, world_size=place.count, timeout=PATIENCE)
+        if shares_store():  # it still holds the addresses of processes that are no more
+            store = dist.PrefixStore(f"attempt {num_restarts()}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.count, timeout=PATIENCE)
     try:
         yield processes
     finally:
@@ -233,6 +233,8 @@ def joined() -> Generator[Processes, None, None]:
 def _in_contact() -> Generator[None, None, None]:
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

@@ -23,7 +23,7 @@ from cskt.train.fit import fitted
 from cskt.train.leaving import Leaving
 from cskt.train.optim import learning_rate, set_learning_rate
 from cskt.train.readings import Readings
-from cskt.train.run_folder import RunFolder, claimed, fresh_folder
+from cskt.train.run_folder import CONFIG, EVENTS, LAST, PREVIOUS, RunFolder, claimed, fresh_folder
 from cskt.train.setup import Session, prepare
 from cskt.train.shares import encode_shared
 from cskt.train.step import add_gradients, update
@@ -45,13 +45,14 @@ class TrainResult:
     """Training and its evaluations, over all sessions."""
 
 
-def train(config: RunConfig, folder: Path | None = None, *, resume: bool = False) -> TrainResult:
+def train(config: RunConfig, folder: Path | None = None, *, resume: bool | None = False) -> TrainResult:
     """Train a recipe and keep the epoch that does best on the selection split.
 
     Args:
         config: the recipe.
         folder: the run's folder; `<output_dir>/<dataset>/<time>_<name>` if empty.
-        resume: continue the run in `folder` from its last.pt; on a CPU bit-exactly if as many processes train.
+        resume: continue the run in `folder` from its last.pt; on a CPU bit-exactly if as many processes train. None:
+            if it has come to a first checkpoint, otherwise begin again.
 
     Returns:
         The run folder, holding best.safetensors, last.pt, config.yaml, metrics.jsonl and TensorBoard's files.
@@ -59,16 +60,28 @@ def train(config: RunConfig, folder: Path | None = None, *, resume: bool = False
     Raises:
         ValueError: bad data or config, a loss that is no longer finite (the last good checkpoint is intact), or a
             folder that cannot be written. One line, with the remedy.
-        SystemExit: SIGTERM has come; last.pt holds all that was done.
+        SystemExit: SIGTERM has come, and last.pt holds all that was done; or another process of the launch has failed.
     """
     with joined() as processes, Leaving() as leaving, ExitStack() as held:
-        session = prepare(config, processes)
-        if config.loop.fit and session.trains:
-            session = fitted(session)
+        with leaving.at_once():
+            session = prepare(config, processes)
+            if config.loop.fit and session.trains:
+                session = fitted(session)
         processes.check_alike(session.essentials())
         folder = processes.from_leader(lambda: folder or fresh_folder(config))
         processes.from_leader(lambda: _claim(folder, held))
-        return _train(session, folder, leaving, resume=resume)
+        if processes.any(resume is None):
+            resume = processes.from_leader(lambda: _goes_on(folder))
+        return _train(session, folder, leaving, resume=bool(resume))
+
+
+def _goes_on(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint; what has not come so far is cleared away."""
+    if any((folder / name).is_file() for name in (LAST, PREVIOUS)):
+        return True
+    for name in (EVENTS, CONFIG):  # the config last: without it nobody would look for old events
+        (folder / name).unlink(missing_ok=True)
+    return False
 
 
 def _claim(folder: Path, held: ExitStack) -> None:

@@ -48,8 +48,24 @@ def is_restart(folder: Path | None) -> bool:
         ValueError: it might, and would not find what it has begun.
     """
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and folder is None:
-        raise ValueError("torchrun --max-restarts starts a run again, which must find its folder: give --output FOLDER")
+        raise ValueError(
+            "torchrun --max-restarts starts a run again, which must find its folder: use cskt train --output FOLDER"
+        )
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and _several_machines() and shares_store():
+        raise ValueError(
+            "torchrun --max-restarts over several machines: they count restarts each for itself and may not find one"
+            " another again; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on all of them"
+        )
     return num_restarts() > 0
+
+
+def shares_store() -> bool:
+    """Whether the processes meet in a store of `torchrun`, which outlives them and their restarts."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _several_machines() -> bool:
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
 
 
 def num_restarts() -> int:

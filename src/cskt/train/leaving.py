@@ -30,7 +30,7 @@ class Leaving:
 
     def __init__(self) -> None:
         self.asked = False
-        self.hint = ""
+        self.hint = "nothing was begun"
         """What to tell on leaving."""
         self._at_once = False
         self._hears = threading.current_thread() is threading.main_thread()

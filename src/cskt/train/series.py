@@ -12,17 +12,7 @@ from cskt.data.records import read_dataset, select_splits
 from cskt.model.cache import locate, sha256_of
 from cskt.train.checkpoint import config_differences
 from cskt.train.engine import TrainResult, train
-from cskt.train.run_folder import (
-    BEST,
-    CONFIG,
-    EVENTS,
-    LAST,
-    PREVIOUS,
-    RunFolder,
-    first_event,
-    last_event,
-    read_events,
-)  # fmt: skip
+from cskt.train.run_folder import BEST, CONFIG, RunFolder, first_event, last_event, read_events
 from cskt.train.setup import digest
 
 logger = logging.getLogger(__name__)
@@ -44,12 +34,7 @@ def train_or_resume(config: RunConfig, folder: Path) -> TrainResult:
     check_same_config(config, folder)
     if (done := finished(folder)) is not None:
         return done
-    if any((folder / checkpoint).is_file() for checkpoint in (LAST, PREVIOUS)):
-        return train(config, folder, resume=True)
-    logger.info("%s: stopped before its first checkpoint; starting again", folder)
-    for name in (EVENTS, CONFIG):  # the config last: without it nobody would look for old events
-        (folder / name).unlink(missing_ok=True)
-    return train(config, folder)
+    return train(config, folder, resume=None)
 
 
 def check_same_config(config: RunConfig, folder: Path) -> None:

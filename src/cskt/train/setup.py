@@ -95,6 +95,8 @@ class Session:
             "torch": torch.__version__,
             "the SHA-256 of the backbone": self.built.backbone_sha256,
             "the SHA-256 of the training data": self.trainee.data_sha256,
+            "the kind of device": self.device.type,
+            "loop.stop_after_epochs": self.config.loop.stop_after_epochs,
         } | {key: value_of(self.config, key) for key in result_deciding}
 
 
