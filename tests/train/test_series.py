@@ -15,8 +15,8 @@ from test_resume import CHANGES, stop_after_epoch
 from cskt.config import RunConfig
 from cskt.data.paperdoll import make_dataset
 from cskt.model.tensors import load_plain
-from cskt.train import series
-from cskt.train.engine import TrainResult, train
+from cskt.train import engine
+from cskt.train.engine import train
 from cskt.train.run_folder import claimed
 from cskt.train.series import check_same_config, finished, seed_folder, train_or_resume
 from elsewhere import claimed_elsewhere
@@ -31,14 +31,16 @@ def config(dolls: Path, tiny_backbone: Path) -> RunConfig:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each call of the engine from now on: whether it was to resume."""
+    """For each training from now on: whether it went on from a checkpoint."""
     seen: list[bool] = []
+    for name, resumes in (("_begun", False), ("_resumed", True)):
+        original = getattr(engine, name)
 
-    def counted(config: RunConfig, folder: Path | None = None, *, resume: bool = False) -> TrainResult:
-        seen.append(resume)
-        return train(config, folder, resume=resume)
+        def noted(*arguments: Any, original: Any = original, resumes: bool = resumes) -> Any:
+            seen.append(resumes)
+            return original(*arguments)
 
-    monkeypatch.setattr(series, "train", counted)
+        monkeypatch.setattr(engine, name, noted)
     return seen
 
 
@@ -68,6 +70,7 @@ def test_an_interrupted_run_goes_on(
     train(config, whole)
     stop_after_epoch(1, config, stopped, monkeypatch)
     assert finished(stopped) is None
+    calls.clear()
     result = train_or_resume(config, stopped)
     assert calls == [True] and result.folder == stopped
     assert_same_run(stopped, whole)
@@ -81,6 +84,7 @@ def test_a_folder_without_a_checkpoint_starts_again(config: RunConfig, calls: li
         (early / name).unlink()
     lines = (early / "metrics.jsonl").read_text().splitlines(keepends=True)
     (early / "metrics.jsonl").write_text("".join(lines[:2]) + '{"event": "eva')
+    calls.clear()
     train_or_resume(config, early)
     assert calls == [False]
     assert_same_run(early, whole)
@@ -112,6 +116,7 @@ def test_another_config_is_refused(
         stop_after_epoch(1, config, tmp_path, monkeypatch)
     if state == "no checkpoint":
         (tmp_path / "last.pt").unlink()
+    calls.clear()
     before = story(tmp_path)
     other = changed(config, {"optim.lr": 0.5, "seed": 3, "data.num_workers": 1})
     for asked in (train_or_resume, check_same_config):
@@ -129,6 +134,7 @@ def test_a_finished_run_belongs_to_its_data_and_its_backbone(
 ) -> None:
     folder, other_root, other_backbone = tmp_path / "run", tmp_path / "dolls", tmp_path / "other.safetensors"
     train(config, folder)
+    calls.clear()
     make_dataset(other_root, ids={"train": 6, "val": 3, "test": 3}, images_per_id=2, seed=2)
     write_backbone(other_backbone, seed=5)
     for changes, told in (
