@@ -68,7 +68,7 @@ def test_killed_at_any_moment(tmp_path: Path, dolls: Path, encoder: Encoder, tin
     Gallery.create(folder, encoder, str(tiny_backbone)).close()
     with Gallery.open(folder, encoder=encoder) as gallery:
         gallery._contents.settle_images(crops)
-    reached, num_killed = 0, 0
+    reached, most, num_killed = 0, 0, 0
     for _ in range(4 * NUM_KILLS):
         if num_killed == NUM_KILLS:
             break
@@ -87,10 +87,12 @@ def test_killed_at_any_moment(tmp_path: Path, dolls: Path, encoder: Encoder, tin
         acknowledged = before + max((int(line) for line in log.read_text(encoding="ascii").splitlines()), default=0)
         with Gallery.open(folder, encoder=encoder) as gallery:
             reached = gallery.count()
+            most = max(most, reached)
             assert acknowledged <= reached <= NUM_CROPS
             assert len(gallery.search(SENTENCE, k=1000)) == reached
             check_whole(gallery, crops)
     assert num_killed == NUM_KILLS, "it was at work when it was killed"
+    assert most > 0, "no commit came through before any of the kills"
     with Gallery.open(folder, encoder=encoder) as gallery:
         report = gallery.index()
         assert (report.unchanged, report.added, report.replaced) == (reached, NUM_CROPS - reached, 0)
