@@ -1,6 +1,6 @@
 """One training in one process and in several of this machine: pairs per second, what passes between them, how long.
 
-    python -m benchmarks.scaling                       # ViT-B/16 at 384 x 128 with random weights: ten minutes
+    python -m benchmarks.scaling                       # ViT-B/16 at 384 x 128 with random weights: half an hour
     python -m benchmarks.scaling --quick               # small sizes: shows that it runs
 
 Every run is `cskt train` as a user starts it, under `torchrun` where there are several processes, with the same batch

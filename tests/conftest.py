@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from cskt.data.paperdoll import make_dataset
+from fault_tries import record_failure
 from tiny_run import write_backbone
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A test that fails is noted where faults are."""
+    if report.failed:
+        record_failure(report.nodeid)
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,18 @@ def chance(test: str) -> random.Random:
     return random.Random(f"{SEED} {test}")
 
 
-def record(fault: str, *, tried: int, lost: int, test: str) -> None:
-    """Note what came of a fault, in the file that $CSKT_FAULTS_JSON names; `fault_table.py` makes a table of it."""
+def record(fault: str, *, tried: int, test: str) -> None:
+    """Note that a fault was tried so often and nothing was lost, which the test has seen before it calls this."""
+    _note({"fault": fault, "tries": tried, "test": test})
+
+
+def record_failure(test: str) -> None:
+    """Note that a test has failed: something was lost, or may have been."""
+    _note({"failed": test})
+
+
+def _note(fact: dict[str, str | int]) -> None:
+    """Into the file that $CSKT_FAULTS_JSON names; `fault_table.py` makes a table of it."""
     if path := os.environ.get("CSKT_FAULTS_JSON"):
         with Path(path).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"fault": fault, "tries": tried, "lost": lost, "test": test}) + "\n")
+            stream.write(json.dumps(fact) + "\n")

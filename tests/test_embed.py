@@ -15,8 +15,8 @@ from PIL import Image
 
 import cskt
 from cskt.config import AdapterConfig, BackboneConfig, ClipArchitecture, PromptConfig, load_config, to_dict
+from cskt.data.annotations import read_dataset
 from cskt.data.images import normalise, read_image
-from cskt.data.records import read_dataset
 from cskt.data.tokenizer import END_ID, START_ID, Tokenizer
 from cskt.embed import Encoder, build, load
 from cskt.model.cache import sha256_of

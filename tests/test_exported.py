@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from cskt.config import AdapterConfig, PromptConfig
+from cskt.data.annotations import read_dataset
 from cskt.data.images import normalise, read_image
-from cskt.data.records import Split, find_split, read_dataset
+from cskt.data.records import Split, find_split
 from cskt.data.tokenizer import END_ID, START_ID, Tokenizer, clean
 from cskt.embed import EXPORTED, Encoder
 from cskt.embed.exported import ExportedEncoder, is_exported, load_exported, read_facts

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cskt.config import load_config
-from cskt.data.records import PUBLISHED_COUNTS
+from cskt.data.annotations import PUBLISHED_COUNTS
 from cskt.reproduce import PROTOCOLS, PUBLISHED, RECIPES, next_seed, verdict
 
 # Percent, as the papers print them: R1, and mAP where the paper reports it.

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from cskt import metrics
-from cskt.data.records import Record, Split, read_dataset
+from cskt.data.annotations import read_dataset
+from cskt.data.records import Record, Split
 from cskt.results import METRICS, Facts, Result, find_results, load_result, result_path, save_result
 
 

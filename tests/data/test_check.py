@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 from small_datasets import entry, write_dataset
 
+from cskt.data.annotations import PUBLISHED_COUNTS, WITHDRAWN_RSTPREID_COUNTS
 from cskt.data.check import CheckReport, SplitReport, check_dataset
-from cskt.data.records import PUBLISHED_COUNTS, WITHDRAWN_RSTPREID_COUNTS, SplitCounts
+from cskt.data.records import SplitCounts
 
 
 def report_of(report: CheckReport, name: str) -> SplitReport:

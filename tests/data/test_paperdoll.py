@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cskt.data.annotations import read_dataset
 from cskt.data.paperdoll import (
     CAPTION_WORDS,
     PART_LABELS,
@@ -29,7 +30,6 @@ from cskt.data.paperdoll import (
 from cskt.data.paperdoll.attributes import COLOURS, NONE
 from cskt.data.paperdoll.lexicon import SOURCE_WORDS, TARGET_WORDS, with_article
 from cskt.data.paperdoll.pose import View
-from cskt.data.records import read_dataset
 
 DOMAINS: tuple[Domain, ...] = ("source", "target")
 IDS = {"train": 3, "val": 1, "test": 2}

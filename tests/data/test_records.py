@@ -6,17 +6,8 @@ import pytest
 from small_datasets import LAYOUTS, entry, write_dataset
 
 from cskt.config import DataConfig
-from cskt.data.records import (
-    PUBLISHED_COUNTS,
-    READERS,
-    REQUEST_FROM,
-    Record,
-    Split,
-    SplitCounts,
-    find_split,
-    read_dataset,
-    select_splits,
-)
+from cskt.data.annotations import PUBLISHED_COUNTS, READERS, REQUEST_FROM, read_dataset
+from cskt.data.records import Record, Split, SplitCounts, find_split, select_splits
 
 THREE_SPLITS = [
     entry("train", 1, "cam_a/1.jpg", "A man.", "He walks."),

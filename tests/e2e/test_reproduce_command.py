@@ -10,8 +10,9 @@ import pytest
 from command_line import contents, done, typed
 
 from cskt.config import load_config
+from cskt.data.annotations import read_dataset
 from cskt.data.check import check_dataset
-from cskt.data.records import find_split, read_dataset
+from cskt.data.records import find_split
 from cskt.embed import load
 from cskt.evaluate import evaluate
 from cskt.results import find_results

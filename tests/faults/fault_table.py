@@ -8,17 +8,20 @@ from pathlib import Path
 
 
 def table(lines: list[str]) -> str:
-    """Markdown, a row to a fault; tries and losses of a fault that was noted several times are added up."""
-    rows: dict[tuple[str, str], tuple[int, int]] = {}
-    for line in lines:
-        noted = json.loads(line)
-        key = noted["fault"], noted["test"]
-        tried, lost = rows.get(key, (0, 0))
-        rows[key] = tried + noted["tries"], lost + noted["lost"]
+    """Markdown, a row to a fault, its tries added up; then the tests that failed, if any did.
+
+    A test notes its fault when it has come to its end and nothing was lost, so every row says so.
+    """
+    rows: dict[tuple[str, str], int] = {}
+    failed = []
+    for noted in map(json.loads, lines):
+        if "failed" in noted:
+            failed.append(f"FAILED: {noted['failed']}")
+        else:
+            key = noted["fault"], noted["test"]
+            rows[key] = rows.get(key, 0) + noted["tries"]
     head = ["| fault | tries | lost | test |", "|---|---|---|---|"]
-    return "\n".join(
-        head + [f"| {fault} | {tried} | {lost} | `{test}` |" for (fault, test), (tried, lost) in rows.items()]
-    )
+    return "\n".join(head + [f"| {fault} | {tried} | 0 | `{test}` |" for (fault, test), tried in rows.items()] + failed)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,9 @@ def test_killed_at_any_moment_and_gone_on_with(config_file: Path, whole: tuple[P
     undisturbed, total = whole
     most = max(4 * total // num_tries, 8)  # so that the kills spread over the whole run, its first moments included
     num_kills = 0
-    for attempt in range(num_tries):
+    for attempt in range(3 * num_tries):
+        if num_kills == num_tries:
+            break
         if attempt % 2:
             killed = kill_some_time(random, 1.0, "train", config_file, folder)
         else:
@@ -72,8 +74,8 @@ def test_killed_at_any_moment_and_gone_on_with(config_file: Path, whole: tuple[P
     assert ended.returncode == 0, ended.stderr
     assert_same_run(folder, undisturbed)
     assert not list(folder.glob(".*.tmp")), "what was half written is cleared away"
-    assert num_kills >= num_tries // 2
-    record("training killed (kill -9)", tried=num_kills, lost=0, test="tests/faults/test_killed_training.py")
+    assert num_kills == num_tries, "it was at work when it was killed"
+    record("training killed (kill -9)", tried=num_kills, test="tests/faults/test_killed_training.py")
 
 
 @pytest.mark.timeout(300)
@@ -117,7 +119,7 @@ def test_sigterm_saves_and_leaves_within_ten_seconds(
         train(saved_rarely, folder, resume=True)
         assert story(folder)[1:] == story(whole[0])[1:]  # but for the config in the first
     assert slowest < 10
-    record("training told to end (SIGTERM)", tried=num_tries, lost=0, test="tests/faults/test_killed_training.py")
+    record("training told to end (SIGTERM)", tried=num_tries, test="tests/faults/test_killed_training.py")
 
 
 def damage(content: bytes, kind: str, random: Any) -> bytes:
@@ -150,7 +152,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
         assert_same_run(folder, whole[0])
         shutil.rmtree(folder)
     assert noticed >= num_tries // 2
-    record(f"`last.pt` damaged ({kind})", tried=num_tries, lost=0, test="tests/faults/test_killed_training.py")
+    record(f"`last.pt` damaged ({kind})", tried=num_tries, test="tests/faults/test_killed_training.py")
 
 
 def test_two_damaged_checkpoints_are_one_line(config: RunConfig, whole: tuple[Path, int], tmp_path: Path) -> None:
@@ -170,7 +172,7 @@ def test_a_second_training_in_the_same_folder_is_refused(config: RunConfig, tmp_
             with pytest.raises(ValueError, match="another process is training there; wait for it, or name another"):
                 train(config, folder, resume=resume)
         assert [path.name for path in folder.iterdir()] == [".lock"]
-    record("two trainings into one folder", tried=2, lost=0, test="tests/faults/test_killed_training.py")
+    record("two trainings into one folder", tried=2, test="tests/faults/test_killed_training.py")
 
 
 def test_a_clock_that_goes_backwards(
@@ -182,7 +184,7 @@ def test_a_clock_that_goes_backwards(
     train(config, tmp_path / "run")
     assert story(tmp_path / "run") == story(whole[0])
     assert all(event["seconds"] >= 0 for event in read_events(tmp_path / "run") if event["event"] == "step")
-    record("clock goes backwards", tried=1, lost=0, test="tests/faults/test_killed_training.py")
+    record("clock goes backwards", tried=1, test="tests/faults/test_killed_training.py")
 
 
 def test_a_vanished_data_set_and_one_that_comes_back(
@@ -208,4 +210,4 @@ def test_a_vanished_data_set_and_one_that_comes_back(
     away.rename(root)
     train(moved, tmp_path / "run", resume=True)
     assert story(tmp_path / "run")[1:] == story(whole[0])[1:]
-    record("data set vanishes", tried=1, lost=0, test="tests/faults/test_killed_training.py")
+    record("data set vanishes", tried=1, test="tests/faults/test_killed_training.py")

@@ -101,7 +101,7 @@ def test_a_disk_that_fills_up(config: RunConfig, small_disk: Path, tmp_path: Pat
             train(config, roomy, resume=True)
             assert_same_run(roomy, tmp_path / "whole")
     assert errors
-    record("disk full", tried=len(errors), lost=0, test="tests/faults/test_places.py")
+    record("disk full", tried=len(errors), test="tests/faults/test_places.py")
 
 
 def test_a_read_only_folder_and_rights_lost_while_training(config: RunConfig, tmp_path: Path) -> None:
@@ -141,4 +141,4 @@ def test_a_read_only_folder_and_rights_lost_while_training(config: RunConfig, tm
         assert len([event for event in read_events(place / "run") if event["event"] == "start"]) == 1
     finally:
         shutil.rmtree(scratch)
-    record("read-only folder, rights lost while training", tried=2, lost=0, test="tests/faults/test_places.py")
+    record("read-only folder, rights lost while training", tried=2, test="tests/faults/test_places.py")

@@ -100,7 +100,7 @@ def test_slow_clients(attacked: Served) -> None:
     assert answered > 3
     for kind, seconds in closed_after.items():
         assert SLOW[kind].seconds - 0.5 < seconds < SLOW[kind].seconds + LATE_SECONDS, (kind, seconds)
-    record("slow clients (slow loris) hold a connection beyond its limit", tried=len(clients), lost=0, test=TEST)
+    record("slow clients (slow loris) hold a connection beyond its limit", tried=len(clients), test=TEST)
 
 
 def test_more_connections_than_are_held(attacked: Served) -> None:
@@ -114,7 +114,7 @@ def test_more_connections_than_are_held(attacked: Served) -> None:
                 honest(attacked)
                 assert attacked.usage().descriptors <= before + CONNECTIONS + 1
         assert all(client.is_closed() for client in clients[:CONNECTIONS])
-    record("more idle connections than are held keep others out", tried=crowd, lost=0, test=TEST)
+    record("more idle connections than are held keep others out", tried=crowd, test=TEST)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_no_more_connections_than_files(few_files: Served) -> None:
             if number % 100 == 99:
                 honest(few_files)
         assert few_files.usage().descriptors <= before + MOST_FILES // 2 + 1
-    record("more connections than the system allows files", tried=crowd, lost=0, test=TEST)
+    record("more connections than the system allows files", tried=crowd, test=TEST)
 
 
 def test_stopped_while_clients_dawdle(few_files: Served) -> None:
@@ -151,7 +151,7 @@ def test_stopped_while_clients_dawdle(few_files: Served) -> None:
         assert time.monotonic() - begun < STOP_SECONDS + LATE_SECONDS
     half = f"{MOST_FILES // 2} connections are held instead of {CONNECTIONS}; the system allows {MOST_FILES} files\n"
     assert few_files.errors.read_text(encoding="utf-8") == half
-    record("the service is stopped while clients dawdle", tried=len(SLOW), lost=0, test=TEST)
+    record("the service is stopped while clients dawdle", tried=len(SLOW), test=TEST)
 
 
 def cut_off(service: Served, request: bytes, chance: random.Random) -> None:
@@ -192,7 +192,7 @@ def test_dropped_connections(attacked: Served, filled_gallery: Path) -> None:
     assert after.descriptors <= before.descriptors + 2 and after.threads <= before.threads + 8, (before, after)
     assert after.rss <= before.rss + 32 * 2**20, (before, after)
     assert crops(attacked) == count
-    record("a connection is lost in the middle of request or answer", tried=number, lost=0, test=TEST)
+    record("a connection is lost in the middle of request or answer", tried=number, test=TEST)
 
 
 def settled(service: Served) -> Usage:

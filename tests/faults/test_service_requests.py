@@ -70,7 +70,7 @@ def test_requests_that_can_be_read_in_two_ways(kind: str, attacked: Served) -> N
         assert json.loads(answer.body)["error"].keys() == {"code", "message"}
         assert client.rest() == b""
     assert smuggled(attacked) == before
-    record("a request is smuggled behind one that can be read in two ways", tried=1, lost=0, test=TEST)
+    record("a request is smuggled behind one that can be read in two ways", tried=1, test=TEST)
 
 
 def smuggled(service: Served) -> list[str]:
@@ -93,7 +93,7 @@ def test_rubbish_after_a_refusal(attacked: Served) -> None:
             assert client.answer().status == 404
             client.send(b"ZZZ\r\n")
             assert client.rest() == b""
-    record("rubbish instead of the rest of a refused body", tried=number, lost=0, test=TEST)
+    record("rubbish instead of the rest of a refused body", tried=number, test=TEST)
 
 
 def test_large_heads_and_bodies(attacked: Served) -> None:
@@ -115,7 +115,7 @@ def test_large_heads_and_bodies(attacked: Served) -> None:
             while client.send(part) and num_sent < MOST_BYTES:
                 num_sent += len(part)
     assert attacked.usage().rss < before + MOST_BYTES
-    record("bodies and heads of any size", tried=number * len(endless), lost=0, test=TEST)
+    record("bodies and heads of any size", tried=number * len(endless), test=TEST)
 
 
 def flood(service: Served, requests: list[bytes]) -> list[int]:
@@ -140,7 +140,7 @@ def test_floods_of_requests(attacked: Served) -> None:
                 honest(attacked)
         assert [done.result() for done in floods] == [[status for _, status in some] for some in asked]
     assert attacked.usage().rss < before + MOST_BYTES
-    record("floods of requests on one connection", tried=rounds * each * many, lost=0, test=TEST)
+    record("floods of requests on one connection", tried=rounds * each * many, test=TEST)
 
 
 TOKEN_IN_ADDRESS = (
@@ -175,4 +175,4 @@ def test_the_token_in_an_address(attacked: Served, filled_gallery: Path) -> None
     for secret in (TOKEN, WRONG, session):
         assert secret not in written
     assert WRONG not in command and session not in command  # the token is in it: these tests hand their settings over
-    record("the token is shown in an address", tried=tried, lost=0, test=TEST)
+    record("the token is shown in an address", tried=tried, test=TEST)

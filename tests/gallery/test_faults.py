@@ -25,7 +25,7 @@ from cskt.gallery.gallery import Gallery
 from cskt.gallery.store import VectorStore
 from fault_tries import chance, record, tries
 
-NUM_KILLS = tries(3, 30)
+NUM_KILLS = {"lance": tries(3, 30), "milvus": tries(1, 10)}
 NUM_CROPS = 240
 NUM_READERS = 10
 SENTENCE = "a man with a backpack"
@@ -60,17 +60,21 @@ def check_whole(gallery: Gallery, crops: Path) -> None:
             thumbnail.load()
 
 
-@pytest.mark.timeout(60 + 30 * NUM_KILLS)
-def test_killed_at_any_moment(tmp_path: Path, dolls: Path, encoder: Encoder, tiny_backbone: Path) -> None:
+@pytest.mark.timeout(60 + 30 * NUM_KILLS["lance"])
+@pytest.mark.parametrize("store", ["lance", "milvus"])
+def test_killed_at_any_moment(tmp_path: Path, dolls: Path, encoder: Encoder, tiny_backbone: Path, store: str) -> None:
     crops, folder, log = tmp_path / "crops", tmp_path / "gallery", tmp_path / "log"
     many_crops(crops, dolls)
-    random = chance("indexing")
-    Gallery.create(folder, encoder, str(tiny_backbone)).close()
+    random, num_tries = chance(f"indexing, {store}"), NUM_KILLS[store]
+    if store == "milvus":
+        pytest.importorskip("milvus_lite")
+        store = f"milvus:{tmp_path}/crops.db"
+    Gallery.create(folder, encoder, str(tiny_backbone), store=store).close()
     with Gallery.open(folder, encoder=encoder) as gallery:
         gallery._contents.settle_images(crops)
     reached, most, num_killed = 0, 0, 0
-    for _ in range(4 * NUM_KILLS):
-        if num_killed == NUM_KILLS:
+    for _ in range(4 * num_tries):
+        if num_killed == num_tries:
             break
         if reached == NUM_CROPS:  # done: from the start
             with Gallery.open(folder, encoder=encoder) as gallery:
@@ -81,7 +85,7 @@ def test_killed_at_any_moment(tmp_path: Path, dolls: Path, encoder: Encoder, tin
         process = start("index", folder, tiny_backbone, log)
         while not log.stat().st_size and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(random.uniform(0, 4 / NUM_KILLS))
+        time.sleep(random.uniform(0, 4 / num_tries))
         process.kill()
         num_killed += process.wait() == -signal.SIGKILL
         acknowledged = before + max((int(line) for line in log.read_text(encoding="ascii").splitlines()), default=0)
@@ -91,14 +95,15 @@ def test_killed_at_any_moment(tmp_path: Path, dolls: Path, encoder: Encoder, tin
             assert acknowledged <= reached <= NUM_CROPS
             assert len(gallery.search(SENTENCE, k=1000)) == reached
             check_whole(gallery, crops)
-    assert num_killed == NUM_KILLS, "it was at work when it was killed"
+    assert num_killed == num_tries, "it was at work when it was killed"
     assert most > 0, "no commit came through before any of the kills"
     with Gallery.open(folder, encoder=encoder) as gallery:
         report = gallery.index()
         assert (report.unchanged, report.added, report.replaced) == (reached, NUM_CROPS - reached, 0)
         assert gallery.count() == NUM_CROPS
         assert len({hit.image_id for hit in gallery.search(SENTENCE, k=1000)}) == NUM_CROPS
-    record("indexing killed (kill -9)", tried=num_killed, lost=0, test="tests/gallery/test_faults.py")
+    where = "into Milvus " if "milvus" in store else ""
+    record(f"indexing {where}killed (kill -9)", tried=num_killed, test="tests/gallery/test_faults.py")
 
 
 def test_two_writers_and_ten_readers(gallery: Gallery, crops: Path, tiny_backbone: Path) -> None:

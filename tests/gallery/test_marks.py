@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cskt.data.records import read_dataset
+from cskt.data.annotations import read_dataset
 from cskt.gallery.marks import Mark, marks_csv, marks_jsonl, read_pairs
 from cskt.train.engine import train
 from tiny_run import quick_config

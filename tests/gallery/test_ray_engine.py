@@ -29,7 +29,7 @@ from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import ModelSource
 from cskt.gallery.ray_cluster import connected
-from cskt.gallery.ray_engine import Share, share_out
+from cskt.gallery.ray_engine import ActorPlan, plan_actors
 from fault_tries import chance, record, tries
 
 pytest.importorskip("ray")
@@ -202,7 +202,7 @@ def test_killed_workers_lose_and_double_nothing(
         check_whole(gallery, place / "many")
         assert_same(gallery, local["many"])
     test = "tests/gallery/test_ray_engine.py"
-    record("Ray worker killed (kill -9) while indexing", tried=NUM_KILLED_WORKERS, lost=0, test=test)
+    record("Ray worker killed (kill -9) while indexing", tried=NUM_KILLED_WORKERS, test=test)
 
 
 @pytest.mark.timeout(400)
@@ -280,17 +280,17 @@ def test_a_killed_and_an_interrupted_driver_lose_and_double_nothing(
     psutil.wait_procs(left, timeout=LEAVE_SECONDS)
     assert [one for one in left if one.is_running()] == []
     test = "tests/gallery/test_ray_engine.py"
-    record("indexing on Ray: driver killed (kill -9)", tried=NUM_KILLED_DRIVERS, lost=0, test=test)
+    record("indexing on Ray: driver killed (kill -9)", tried=NUM_KILLED_DRIVERS, test=test)
 
 
-def test_shares_of_a_cluster() -> None:
+def test_actors_find_their_places() -> None:
     small, large = {"CPU": 2.0}, {"CPU": 16.0}
-    assert share_out([small], None, None) == Share(1, 2, "cpu")
-    assert share_out([small], 2, "auto") == Share(2, 1, "cpu")
-    assert share_out([small, large], None, "cpu") == Share(9, 2, "cpu")
-    assert share_out([small, large, {}], 1, None) == Share(1, 16, "cpu")
-    assert share_out([small, {"CPU": 8.0, "GPU": 4.0}], None, None) == Share(4, 1, "cuda")
-    assert share_out([{"CPU": 8.0, "GPU": 4.0}], 3, "cpu") == Share(3, 2, "cpu")
+    assert plan_actors([small], None, None) == ActorPlan(1, 2, "cpu")
+    assert plan_actors([small], 2, "auto") == ActorPlan(2, 1, "cpu")
+    assert plan_actors([small, large], None, "cpu") == ActorPlan(9, 2, "cpu")
+    assert plan_actors([small, large, {}], 1, None) == ActorPlan(1, 16, "cpu")
+    assert plan_actors([small, {"CPU": 8.0, "GPU": 4.0}], None, None) == ActorPlan(4, 1, "cuda")
+    assert plan_actors([{"CPU": 8.0, "GPU": 4.0}], 3, "cpu") == ActorPlan(3, 2, "cpu")
     for nodes, num_workers, device, told in (
         ([small], 3, None, "--workers 3: the cluster has 2 CPUs; give at most 2"),
         ([{"GPU": 1.0, "CPU": 4.0}], 2, None, "the cluster has 1 GPUs; --device cpu uses its CPUs; give at most 1"),
@@ -298,7 +298,7 @@ def test_shares_of_a_cluster() -> None:
         ([small], None, "cuda", "--device cuda: Ray gives every worker one of the cluster's 0 GPUs; use auto"),
     ):
         with pytest.raises(ValueError) as caught:
-            share_out(nodes, num_workers, device)
+            plan_actors(nodes, num_workers, device)
         assert told in str(caught.value)
 
 

@@ -3,6 +3,8 @@
     torchrun --nproc-per-node N shared_training.py gradients CONFIG OUTPUT
     torchrun --nproc-per-node N shared_training.py stop STEP train --config CONFIG ...
     torchrun --nproc-per-node N shared_training.py kill STEP train --config CONFIG ...
+    torchrun --nproc-per-node N shared_training.py overflow STEP train --config CONFIG ...
+    torchrun --nproc-per-node N shared_training.py differ KEY VALUE train --config CONFIG ...
 
 CONFIG is a saved RunConfig; what follows STEP is a command line of `cskt`.
 """
@@ -13,11 +15,13 @@ import itertools
 import os
 import signal
 import sys
+from functools import partial
 
 import torch
 
 from cskt.app.cli import main
 from cskt.config import load_config
+from cskt.data.loading import Batch
 from cskt.train import engine
 from cskt.train.distributed import joined
 from cskt.train.setup import Session, prepare
@@ -45,19 +49,46 @@ def gradients_of_epoch(session: Session) -> list[dict[str, dict[str, torch.Tenso
     return found
 
 
+def is_last() -> bool:
+    """Whether this is the last of the processes."""
+    return int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+
+
 def signalled(number: signal.Signals, step: str, *words: str) -> int:
     """Train by the command line; the last process sends itself a signal behind a step, unless it is a second one."""
-    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     is_first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     train_step, num_steps = engine.update, itertools.count(1)
 
     def update(session: Session, position: int) -> bool:
         updated = train_step(session, position)
-        if next(num_steps) == int(step) and rank == count - 1 and is_first:
+        if next(num_steps) == int(step) and is_last() and is_first:
             os.kill(os.getpid(), number)
         return updated
 
     engine.update = update
+    return main(words)
+
+
+def overflowing(step: str, *words: str) -> int:
+    """Train by the command line with a loss scaled by 64; the last process finds infinite gradients in a batch."""
+    num_batches = itertools.count(1)
+
+    def add(session: Session, batch: Batch, position: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        parts = add_gradients(session, batch, position, generator)
+        if next(num_batches) == int(step) and is_last():
+            next(p.grad for p in session.built.model.parameters() if p.grad is not None).fill_(torch.inf)
+        return parts
+
+    engine.add_gradients = add
+    torch.amp.GradScaler = partial(torch.amp.GradScaler, init_scale=64.0)
+    return main(words)
+
+
+def differing(key: str, value: str, *words: str) -> int:
+    """Train by the command line; the last process has another idea of what is trained."""
+    essentials = Session.essentials
+    if is_last():
+        Session.essentials = lambda session: essentials(session) | {key: value}
     return main(words)
 
 
@@ -66,5 +97,9 @@ if __name__ == "__main__":
     kind, *rest = sys.argv[1:]
     if kind == "gradients":
         gradients(*rest)
+    elif kind == "overflow":
+        sys.exit(overflowing(*rest))
+    elif kind == "differ":
+        sys.exit(differing(*rest))
     else:
         sys.exit(signalled({"stop": signal.SIGTERM, "kill": signal.SIGKILL}[kind], *rest))

@@ -14,6 +14,7 @@ from shared_training import gradients_of_epoch
 
 from cskt.config import save_config
 from cskt.model.tensors import load_plain
+from cskt.train.checkpoint import trainable_state
 from cskt.train.distributed import Processes
 from cskt.train.engine import train
 from cskt.train.run_folder import read_events
@@ -53,8 +54,9 @@ def saved(configure: Configure, folder: Path, changes: dict[str, Any]) -> Path:
         (3, {"loss.weights": EVERY_LOSS, "trainable": "all", "mlm.masked_for_all": True, "loop.micro_batch_size": 2}),
         (4, {"loss.weights": {"sdm": 1.0, "id": 1.0}, "augment.caption_drop_probability": 0.3}),
         (2, {"data.batch_size": 6, "data.captions_per_image": 2, "loss.weights": {"sdm": 1.0, "id": 1.0, "mlm": 1.0}}),
+        (3, {"data.batch_size": 8, "data.sampler": "identity", "loss.weights": {"sdm": 1.0, "triplet": 1.0}}),
     ],
-    ids=["two", "three-in-pieces", "four-for-three", "two-captions"],
+    ids=["two", "three-in-pieces", "four-for-three", "two-captions", "groups-of-people"],
 )
 def test_gradients_and_losses_are_those_of_one_process(
     configure: Configure, tmp_path: Path, num_processes: int, changes: dict[str, Any]
@@ -64,7 +66,7 @@ def test_gradients_and_losses_are_those_of_one_process(
     assert ran.returncode == 0, ran.stderr
     alone = gradients_of_epoch(prepare(configure(BASE | changes | {"loop.micro_batch_size": None})))
     first, *others = (torch.load(tmp_path / f"found.{rank}") for rank in range(num_processes))
-    assert len(first) == len(alone) >= 4
+    assert len(first) == len(alone) >= 3
     for shared, whole, *same in zip(first, alone, *others, strict=True):
         assert shared["losses"].keys() == whole["losses"].keys()
         for name, value in whole["losses"].items():
@@ -116,6 +118,28 @@ def test_a_training_of_two_is_that_of_one_and_may_change_hands(configure: Config
     assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 2, "one process writes: two sessions, two files"
 
 
+def test_steps_over_several_batches_with_scaled_losses_are_those_of_one(configure: Configure, tmp_path: Path) -> None:
+    """The gradients of one process overflow in the fourth batch: its step is passed over by all of them."""
+    changes = {
+        "loop.accumulate_steps": 2, "precision": "fp16", "loop.num_epochs": 2,
+        "optim.name": "sgd", "optim.momentum": 0, "optim.weight_decay": 0, "optim.lr": 0.02,
+    }  # fmt: skip
+    config = saved(configure, tmp_path, changes)
+    for count in (1, 2):
+        words = ["overflow", "4", "train", "--config", config, "--output", tmp_path / str(count)]
+        ran = torchrun(count, PROGRAM, *words)
+        assert ran.returncode == 0, ran.stderr
+    alone, shared = (load_plain(tmp_path / name / "last.pt") for name in "12")
+    assert shared["scaler"] == alone["scaler"]
+    assert shared["scaler"]["scale"] == 32.0, "half of what it began with"
+    start = trainable_state(prepare(configure(BASE | changes)).built.model)
+    moved, off = (
+        torch.cat([(one[name] - other[name]).flatten() for name in start]).norm()
+        for one, other in ((alone["model"], start), (shared["model"], alone["model"]))
+    )
+    assert off < 0.01 * moved
+
+
 def test_a_killed_process_is_replaced_and_nothing_saved_is_lost(configure: Configure, tmp_path: Path) -> None:
     config = saved(configure, tmp_path, {"loop.num_epochs": 2, "loop.save_period_steps": 1})
     whole = torchrun(2, "-m", "cskt", "train", "--config", config, "--output", tmp_path / "whole")
@@ -127,6 +151,17 @@ def test_a_killed_process_is_replaced_and_nothing_saved_is_lost(configure: Confi
     assert story(tmp_path / "run") == story(tmp_path / "whole")
     kept, expected = (load_plain(tmp_path / name / "last.pt")["model"] for name in ("run", "whole"))
     assert all(torch.equal(kept[name], value) for name, value in expected.items())
+
+
+def test_processes_that_would_train_different_things_do_not_begin(configure: Configure, tmp_path: Path) -> None:
+    key = "the kind of device"
+    config = saved(configure, tmp_path, {})
+    words = ["train", "--config", config, "--output", tmp_path / "run"]
+    ran = torchrun(2, PROGRAM, "differ", key, "another", *words)
+    known = prepare(configure(BASE)).essentials()[key]
+    assert ran.returncode != 0
+    assert f"process 0 and process 1 differ in {key}: {known}, another; give every machine the same" in ran.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 7, 24])

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from cskt import losses
 from cskt.config import RunConfig
 from cskt.data import loading
+from cskt.data.annotations import read_dataset
 from cskt.data.images import normalise
 from cskt.data.paperdoll import make_dataset
-from cskt.data.records import read_dataset, select_splits
+from cskt.data.records import select_splits
 from cskt.data.tokenizer import Tokenizer
 from cskt.embed import Encoder, load
 from cskt.evaluate import Evaluation, evaluate

@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cskt.app.parsing import Parser, existing_folder
+from cskt.data.annotations import FOLDERS, READERS
 from cskt.data.check import CheckReport, check_dataset
-from cskt.data.records import FOLDERS, READERS, SPLIT_NAMES
+from cskt.data.records import SPLIT_NAMES
 from cskt.progress import counting_bar
 
 

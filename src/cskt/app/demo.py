@@ -13,8 +13,9 @@ from cskt.app.next_steps import command_line
 from cskt.app.parsing import Parser
 from cskt.app.run_report import write_run_report
 from cskt.config import load_config
+from cskt.data.annotations import read_dataset
 from cskt.data.paperdoll import make_dataset
-from cskt.data.records import Split, read_dataset
+from cskt.data.records import Split
 from cskt.embed import Encoder, load
 from cskt.evaluate import SplitFeatures, answer, encode_split, evaluate
 from cskt.progress import counting_bar

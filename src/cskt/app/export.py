@@ -14,7 +14,7 @@ from torch import Tensor
 from cskt.app.export_runtime import RUNTIME_FLAGS, add_runtime_flags, export_runtime
 from cskt.app.parsing import Parser
 from cskt.config import LoraConfig, RunConfig, load_config, to_dict
-from cskt.data.records import read_dataset
+from cskt.data.annotations import read_dataset
 from cskt.embed import Encoder, load
 from cskt.embed.exported import SUFFIXES
 from cskt.model.files import MethodFile, read_method, save_backbone, save_method

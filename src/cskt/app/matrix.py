@@ -15,7 +15,7 @@ from cskt.app.parsing import Parser
 from cskt.app.stored import evaluate_run, keep, seed_folders, stored_result
 from cskt.compare import check_same_split
 from cskt.config import RunConfig
-from cskt.data.records import dataset_key
+from cskt.data.annotations import dataset_key
 from cskt.embed import load
 from cskt.report.matrix import MatrixRow
 from cskt.results import Result

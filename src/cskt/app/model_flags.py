@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cskt.app.parsing import Parser
 from cskt.config import RunConfig, load_config, validate
-from cskt.data.records import Split, dataset_key, find_split, read_dataset, select_splits
+from cskt.data.annotations import dataset_key, read_dataset
+from cskt.data.records import Split, find_split, select_splits
 from cskt.embed import EXPORTED, Encoder, is_exported, load
 from cskt.embed.exported import read_facts
 from cskt.model.cache import CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_name, locate

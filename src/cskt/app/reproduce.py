@@ -18,8 +18,9 @@ from cskt.app.parsing import Parser, existing_folder, overrides_of, seeds_of
 from cskt.app.stored import evaluate_run, keep, stored_result
 from cskt.compare import Entry, figures_of
 from cskt.config import RunConfig, load_config
+from cskt.data.annotations import PUBLISHED_COUNTS, REQUEST_FROM, dataset_key, read_dataset
 from cskt.data.check import check_dataset
-from cskt.data.records import PUBLISHED_COUNTS, REQUEST_FROM, dataset_key, find_split, read_dataset
+from cskt.data.records import find_split
 from cskt.embed import load
 from cskt.model.cache import locate, published_sha256, sha256_of
 from cskt.progress import counting_bar

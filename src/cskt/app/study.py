@@ -14,7 +14,8 @@ from cskt.app.output import SUFFIXES, comparison_text, matrix_row, matrix_text, 
 from cskt.app.parsing import Parser, existing_folder, overrides_of, seeds_of
 from cskt.app.stored import evaluate_run, keep, stored_result
 from cskt.compare import Comparison, Entry, compare
-from cskt.data.records import FOLDERS, Split, find_split, read_dataset
+from cskt.data.annotations import FOLDERS, read_dataset
+from cskt.data.records import Split, find_split
 from cskt.embed import load
 from cskt.report.matrix import MatrixRow
 from cskt.results import Result

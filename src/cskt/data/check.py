@@ -14,15 +14,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from cskt.data.annotations import PUBLISHED_COUNTS, WITHDRAWN_RSTPREID_COUNTS, dataset_key, read_dataset
 from cskt.data.images import REMEDY, decode_image
-from cskt.data.records import (
-    PUBLISHED_COUNTS,
-    WITHDRAWN_RSTPREID_COUNTS,
-    Split,
-    SplitCounts,
-    dataset_key,
-    read_dataset,
-)
+from cskt.data.records import Split, SplitCounts
 from cskt.data.tokenizer import Tokenizer
 
 CONTEXT_LENGTH = 77

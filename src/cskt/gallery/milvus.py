@@ -22,7 +22,7 @@ from cskt.gallery.columns import Kind, Value
 from cskt.gallery.conditions import Condition
 from cskt.gallery.milvus_filters import compiled, quoted
 from cskt.gallery.milvus_options import CONSISTENCY
-from cskt.gallery.milvus_rows import FACTS, STATE, to_facet, to_facts, to_row, to_value, to_vectors
+from cskt.gallery.milvus_rows import FACTS, STATE, to_facet, to_facts, to_no_values, to_row, to_value, to_vectors
 from cskt.gallery.milvus_server import (
     CALL_SECONDS,
     LONGEST_TEXT,
@@ -86,14 +86,11 @@ class MilvusStore:
         self._unsealed = 0
 
     def add(self, crops: Sequence[Crop]) -> None:
-        """As in `VectorStore`; more than fit into one request are written in parts, each whole or not at all.
-
-        Milvus lets a replaced row keep keys that the new one lacks, so a crop that loses a value is removed first: a
-        kill in between loses that crop.
-        """
+        """As in `VectorStore`; more than fit into one request are written in parts, each whole or not at all."""
         by_name = {crop.facts.image_id: to_row(crop, self._columns, self._options.partition) for crop in crops}
-        old = self.get(list(by_name))
-        self.delete([name for name, facts in old.items() if not facts.metadata.keys() <= by_name[name].keys()])
+        if self._collection.keeps_keys:
+            for name, facts in self.get(list(by_name)).items():
+                by_name[name] = to_no_values(facts) | by_name[name]
         rows = list(by_name.values())
         step = self._rows_at_once()
         for start in range(0, len(rows), step):

@@ -1,7 +1,7 @@
 """Crops as rows of a Milvus collection, and back.
 
 A metadata column is a key of the collection's dynamic field, because milvus-lite cannot add fields; a crop without a
-value has no such key. Numbers are floats.
+value has no such key, or a null there. Numbers are floats.
 """
 
 from __future__ import annotations
@@ -58,6 +58,11 @@ def to_row(crop: Crop, columns: Mapping[str, Kind], partitioned_by: str | None) 
     if partitioned_by is not None:
         row[partition_field(partitioned_by)] = partition_of(facts.metadata.get(partitioned_by))
     return row
+
+
+def to_no_values(facts: CropFacts) -> dict[str, None]:
+    """A row's keys of metadata as nulls, which read and compare like no keys: what a replaced crop must not keep."""
+    return dict.fromkeys([*facts.metadata, *map(like_key, facts.metadata)])
 
 
 def to_facts(row: Mapping[str, Any], columns: Mapping[str, Kind]) -> CropFacts:

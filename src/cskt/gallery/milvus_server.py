@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ class Collection:
             self.client = MilvusClient(uri, timeout=CONNECT_SECONDS)
             _files_in_use[uri] += 1
         self._is_open = True
+
+    @cached_property
+    def keeps_keys(self) -> bool:
+        """Whether a replaced row keeps those keys of the dynamic field that the new one lacks.
+
+        A server replaces the row; milvus-lite merges the two.
+        """
+        with one_line(self.url):
+            return str(self.client.get_server_version(timeout=CALL_SECONDS)).startswith("milvus_lite")
 
     def close(self) -> None:
         """Let go of the connection, and of a file that no other collection of this process needs; once."""

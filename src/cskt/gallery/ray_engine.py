@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Share:
+class ActorPlan:
     """How many actors there are, and what each has of its node."""
 
     num_workers: int
@@ -112,9 +112,9 @@ class RayEngine:
         import ray  # noqa: PLC0415  (an extra, and slow to import)
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        self._share = share_out(nodes, num_workers, device)
+        self._plan = plan_actors(nodes, num_workers, device)
         self._load = partial(
-            model.load, self._share.device, batch_size=batch_size, num_workers=num_threads, compile=compile
+            model.load, self._plan.device, batch_size=batch_size, num_workers=num_threads, compile=compile
         )
         self._seen = None if images is None else (images, next((entry.name for entry in os.scandir(images)), None))
         self._model, self._fingerprint, self._batch_size = model.path, fingerprint, batch_size
@@ -178,13 +178,13 @@ class RayEngine:
 
         worker: Any = ray.remote(_Worker)
         actor = worker.options(
-            num_cpus=self._share.num_cpus,
-            num_gpus=int(self._share.device == "cuda"),
+            num_cpus=self._plan.num_cpus,
+            num_gpus=int(self._plan.device == "cuda"),
             max_restarts=-1,
             max_task_retries=MOST_DEATHS,  # of introductions, which so wait for an actor that is started again
             max_concurrency=2,  # one batch is read while another is encoded
         )
-        self._actors = [actor.remote(self._load, self._seen) for _ in range(self._share.num_workers)]
+        self._actors = [actor.remote(self._load, self._seen) for _ in range(self._plan.num_workers)]
         try:
             self._meet()
         except BaseException:
@@ -258,7 +258,7 @@ class _Worker:
                 raise ValueError(f"node {self._process.node} does not see {folder}; every node needs it at that path")
 
 
-def share_out(nodes: Sequence[Mapping[str, float]], num_workers: int | None, device: str | None) -> Share:
+def plan_actors(nodes: Sequence[Mapping[str, float]], num_workers: int | None, device: str | None) -> ActorPlan:
     """Actors for a cluster, such that each finds a place.
 
     Args:
@@ -282,9 +282,9 @@ def share_out(nodes: Sequence[Mapping[str, float]], num_workers: int | None, dev
         kind = "GPUs; --device cpu uses its CPUs" if on_gpus else "CPUs"
         raise ValueError(f"--workers {count}: the cluster has {places} {kind}; give at most {places}")
     if on_gpus:
-        return Share(count, 1, "cuda")
+        return ActorPlan(count, 1, "cuda")
     each = max(each for each in range(1, max(cpus) + 1) if sum(node // each for node in cpus) >= count)
-    return Share(count, each, "cpu" if device in (None, "auto") else str(device))
+    return ActorPlan(count, each, "cpu" if device in (None, "auto") else str(device))
 
 
 def _without_bytes(worked: Worked) -> Worked:
@@ -314,8 +314,8 @@ def _to_be_done_again(call: Call) -> Call:
     """
     if call.num_deaths == MOST_DEATHS:
         raise ValueError(
-            f"encoding {call.batch[0].image_id} and those after it has ended its worker {MOST_DEATHS + 1} times; is"
-            " there memory enough? try a smaller --batch-size"
+            f"{MOST_DEATHS + 1} workers ended while {call.batch[0].image_id} to {call.batch[-1].image_id} were with"
+            " them; is there memory enough? try a smaller --batch-size"
         )
     return replace(call, num_deaths=call.num_deaths + 1)
 

@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 
 from cskt.config import DataConfig, RunConfig, to_dict
-from cskt.data.records import read_dataset, select_splits
+from cskt.data.annotations import read_dataset
+from cskt.data.records import select_splits
 from cskt.model.cache import locate, sha256_of
 from cskt.train.checkpoint import config_differences
 from cskt.train.engine import TrainResult, train

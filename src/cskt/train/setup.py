@@ -13,8 +13,9 @@ import torch
 
 from cskt import __version__, losses
 from cskt.config import RunConfig, flat_fields, value_of
+from cskt.data.annotations import read_dataset
 from cskt.data.loading import TrainingLoader
-from cskt.data.records import Split, read_dataset, select_splits
+from cskt.data.records import Split, select_splits
 from cskt.device import pick_device, reset_peak_memory
 from cskt.embed import Built, Encoder, build, tokenizer_for
 from cskt.train.checkpoint import FREE_ON_RESUME, Trainee

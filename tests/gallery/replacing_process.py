@@ -1,0 +1,48 @@
+"""A program that replaces all crops of a Milvus collection again and again until it is killed: `test_milvus_faults`.
+
+    python replacing_process.py URL FIRST LOG
+
+Round FIRST is written, then the next one, and so on; the log receives the number of each that was acknowledged.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from cskt.gallery.columns import Kind, Value
+from cskt.gallery.milvus import open_milvus
+from cskt.gallery.store import Crop, CropFacts
+
+DIM = 8
+COLUMNS: Mapping[str, Kind] = {"camera": "text", "round": "number"}
+NUM_CROPS = 100
+
+
+def crops_of(round_: int) -> Iterator[Crop]:
+    """All crops as one round writes them: odd rounds have values that even ones lack."""
+    metadata: dict[str, Value] = {"camera": f"c{round_}", "round": round_} if round_ % 2 else {}
+    for number in range(NUM_CROPS):
+        vector = np.random.default_rng(1000 * round_ + number).standard_normal(DIM).astype(np.float32)
+        facts = CropFacts(f"{number:03}", 64, 128, 4321, round_, f"{round_:064x}", False, metadata)
+        yield Crop(facts, vector / np.linalg.norm(vector), b"jpeg of round %d" % round_)
+
+
+def main(url: str, first: str, log: str) -> None:
+    """Replace them until the end of this process."""
+    store = open_milvus(url, DIM, COLUMNS)
+    with Path(log).open("a", encoding="ascii") as stream:
+        for round_ in count(int(first)):
+            store.add(list(crops_of(round_)))
+            stream.write(f"{round_}\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
