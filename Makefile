@@ -19,7 +19,7 @@ page: $(VENV)/.serve
 test: $(VENV)/.dev browser
 	$(BIN)/python -m pytest
 
-# The faults of docs/reliability.md as often as it says, half an hour; `make test` tries each a few times.
+# The faults of docs/reliability.md as often as it says, three quarters of an hour; `make test` tries each a few times.
 test-faults: $(VENV)/.dev
 	rm -f faults.jsonl
 	CSKT_LONG_FAULTS=1 CSKT_FAULTS_JSON=$(CURDIR)/faults.jsonl $(BIN)/python -m pytest --timeout=1200 tests/faults tests/gallery/test_faults.py tests/gallery/test_milvus_faults.py tests/gallery/test_ray_engine.py

@@ -102,7 +102,9 @@ class Killing:
             if number % self._every == 0 and self.num_killed < self._num_kills:
                 while not (workers := workers_of(psutil.Process())):
                     time.sleep(0.1)
-                min(workers, key=psutil.Process.create_time).kill()
+                oldest = min(workers, key=psutil.Process.create_time)
+                oldest.kill()
+                oldest.wait(30)  # or the next kill would strike it again
                 self.num_killed += 1
 
 
