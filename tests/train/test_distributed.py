@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ from same_run import story
 from tiny_run import Configure
 
 PROGRAM = Path(__file__).with_name("shared_training.py")
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 # 24 pairs in batches of 7: the last has three, one for each of three processes, and none for one of four.
 # At a temperature of 0.02 the rounding of cosines alone moves the gradients of SDM over these random features by 2e-5.
 BASE: dict[str, Any] = {
@@ -33,11 +36,9 @@ EVERY_LOSS = {"sdm": 1.0, "itc": 0.5, "cmpm": 0.5, "tal": 0.1, "triplet": 0.5, "
 
 def torchrun(num_processes: int, *words: str | Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
     """Start a program, or `-m module`, in several processes of this machine."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    counts = [f"--nproc-per-node={num_processes}", f"--max-restarts={restarts}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [*launcher, *counts, *map(str, words)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=120)
+    counts = ["--standalone", f"--nproc-per-node={num_processes}", f"--max-restarts={restarts}"]
+    command = [*LAUNCHER, *counts, *map(str, words)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
 
 
 def saved(configure: Configure, folder: Path, changes: dict[str, Any]) -> Path:
@@ -151,6 +152,29 @@ def test_a_killed_process_is_replaced_and_nothing_saved_is_lost(configure: Confi
     assert story(tmp_path / "run") == story(tmp_path / "whole")
     kept, expected = (load_plain(tmp_path / name / "last.pt")["model"] for name in ("run", "whole"))
     assert all(torch.equal(kept[name], value) for name, value in expected.items())
+
+
+def test_two_machines_train_what_one_trains(configure: Configure, tmp_path: Path) -> None:
+    """Two launchers that find each other over the network, here of one machine."""
+    config = saved(configure, tmp_path, {})
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    meeting = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
+    words = ["-m", "cskt", "train", "--config", str(config), "--output", str(tmp_path / "two")]
+    launchers = [
+        subprocess.Popen([*LAUNCHER, *meeting, *words], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        for _ in range(2)
+    ]
+    try:
+        printed = [launcher.communicate(timeout=120)[0] for launcher in launchers]
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    assert [launcher.returncode for launcher in launchers] == [0, 0]
+    assert sorted(text.count("best: epoch") for text in printed) == [0, 1]
+    whole = torchrun(2, "-m", "cskt", "train", "--config", config, "--output", tmp_path / "one")
+    assert whole.returncode == 0, whole.stderr
+    assert story(tmp_path / "two") == story(tmp_path / "one")
 
 
 def test_processes_that_would_train_different_things_do_not_begin(configure: Configure, tmp_path: Path) -> None:
