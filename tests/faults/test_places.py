@@ -16,6 +16,7 @@ from cskt.train.engine import train
 from cskt.train.run_folder import read_events
 from fault_tries import record, tries
 from same_run import assert_same_run
+from small_disk import mounted
 from tiny_run import quick_config
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
@@ -62,13 +63,8 @@ def config(dolls: Path, tiny_backbone: Path) -> RunConfig:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 400 kB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    options = ["-t", "tmpfs", "-o", "size=400k", "tmpfs", str(place)]
-    if os.geteuid() or subprocess.run(["mount", *options], check=False, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    with mounted(tmp_path / "disk", 400) as place:
+        yield place
 
 
 def test_a_disk_that_fills_up(config: RunConfig, small_disk: Path, tmp_path: Path) -> None:
@@ -101,7 +97,7 @@ def test_a_disk_that_fills_up(config: RunConfig, small_disk: Path, tmp_path: Pat
             train(config, roomy, resume=True)
             assert_same_run(roomy, tmp_path / "whole")
     assert errors
-    record("disk full", tried=len(errors), test="tests/faults/test_places.py")
+    record("disk full while training", tried=len(errors), test="tests/faults/test_places.py")
 
 
 def test_a_read_only_folder_and_rights_lost_while_training(config: RunConfig, tmp_path: Path) -> None:

@@ -20,10 +20,12 @@ import pytest
 from PIL import Image
 
 from cskt.embed import Encoder
+from cskt.gallery import indexing
 from cskt.gallery.files import digest
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.store import VectorStore
 from fault_tries import chance, record, tries
+from small_disk import mounted
 
 NUM_KILLS = {"lance": tries(3, 30), "milvus": tries(1, 10)}
 NUM_CROPS = 240
@@ -106,6 +108,39 @@ def test_killed_at_any_moment(tmp_path: Path, dolls: Path, encoder: Encoder, tin
     record(f"indexing {where}killed (kill -9)", tried=num_killed, test="tests/gallery/test_faults.py")
 
 
+@pytest.mark.parametrize("store", ["lance", "milvus"])
+def test_a_disk_that_fills_up(
+    tmp_path: Path, dolls: Path, encoder: Encoder, tiny_backbone: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Indexing ends in an error of one line wherever it runs out of room, and goes on with more."""
+    if store == "milvus":
+        pytest.importorskip("milvus_lite")
+    many_crops(tmp_path / "crops", dolls)
+    monkeypatch.setattr(indexing, "COMMIT_SECONDS", 0.0)
+    num_full, most = 0, 0
+    for attempt in range(tries(2, 10)):
+        with mounted(tmp_path / f"disk-{attempt}", 250 + 50 * attempt) as disk:
+            where = "lance" if store == "lance" else f"milvus:{disk}/crops.db"
+            told = [0]
+            with Gallery.create(disk / "gallery", encoder, str(tiny_backbone), store=where) as gallery:
+                try:
+                    gallery.index(tmp_path / "crops", on_progress=lambda done, _, told=told: told.append(done))
+                except (OSError, ValueError) as error:
+                    num_full += 1
+                    assert "No space left" in str(error) and "\n" not in str(error)
+                assert told[-1] <= gallery.count() <= NUM_CROPS
+                check_whole(gallery, tmp_path / "crops")
+                assert len(gallery.search(SENTENCE, k=1000)) == gallery.count()
+                subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
+                kept = gallery.count()
+                most = max(most, kept)
+                report = gallery.index()
+                assert (report.unchanged, report.added) == (kept, NUM_CROPS - kept)
+    assert num_full > 0 and most > 0
+    name = "LanceDB" if store == "lance" else "Milvus"
+    record(f"disk full while indexing ({name})", tried=num_full, test="tests/gallery/test_faults.py")
+
+
 def test_two_writers_and_ten_readers(gallery: Gallery, crops: Path, tiny_backbone: Path) -> None:
     images = sorted(crops.rglob("*.jpg"))[:8]
     writers = [start("add", gallery.folder, tiny_backbone, name, *images) for name in ("left", "right")]
@@ -174,3 +209,4 @@ def test_a_read_only_gallery_is_searched_and_not_changed(gallery: Gallery, crops
                 with pytest.raises((OSError, ValueError), match="denied"):
                     change()
             assert reader.count() == 12
+    record("a read-only gallery is written to", tried=2, test="tests/gallery/test_faults.py")

@@ -11,6 +11,8 @@ the best, and only those are read from disk and scored again.
 
 from __future__ import annotations
 
+import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -79,7 +81,7 @@ def open_lance(
     database = lancedb.connect(str(folder))
     table = _existing(database)
     if table is None:
-        with FileLock(folder / LOCK):
+        with FileLock(folder / LOCK), _system_errors(folder):
             table = _existing(database) or database.create_table(TABLE, schema=schema(embed_dim))
     found = table.schema.field("vector").type.list_size
     if found != embed_dim:
@@ -89,6 +91,18 @@ def open_lance(
     store = LanceStore(folder, matrix_limit=matrix_limit)
     store.add_columns(columns)
     return store
+
+
+@contextmanager
+def _system_errors(folder: Path) -> Iterator[None]:
+    """Raise as OSError what the system has refused to Lance (a full disk, lost rights), which says so in pages."""
+    try:
+        yield
+    except RuntimeError as error:
+        if (told := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        number = int(told[1])
+        raise OSError(number, os.strerror(number), str(folder)) from None
 
 
 def _existing(database: lancedb.DBConnection) -> Any:
@@ -243,7 +257,7 @@ class LanceStore:
     @contextmanager
     def _writing(self) -> Iterator[Any]:
         """The table at its latest version, which no one else changes meanwhile."""
-        with self._writing_lock, FileLock(self._folder / LOCK):
+        with self._writing_lock, FileLock(self._folder / LOCK), _system_errors(self._folder):
             self._writer.checkout_latest()
             yield self._writer
 
