@@ -22,8 +22,8 @@ test: $(VENV)/.dev browser
 # The faults of docs/reliability.md as often as it says, three quarters of an hour; `make test` tries each a few times.
 test-faults: $(VENV)/.dev
 	rm -f faults.jsonl
-	CSKT_LONG_FAULTS=1 CSKT_FAULTS_JSON=$(CURDIR)/faults.jsonl $(BIN)/python -m pytest --timeout=1200 tests/faults tests/gallery/test_faults.py tests/gallery/test_milvus_faults.py tests/gallery/test_ray_engine.py
-	$(BIN)/python tests/faults/fault_table.py faults.jsonl
+	CSKT_LONG_FAULTS=1 CSKT_FAULTS_JSON=$(CURDIR)/faults.jsonl $(BIN)/python -m pytest --timeout=1200 tests/faults tests/gallery/test_faults.py tests/gallery/test_milvus_faults.py tests/gallery/test_ray_engine.py; \
+	status=$$?; $(BIN)/python tests/faults/fault_table.py faults.jsonl && exit $$status
 
 # The page's tests drive a browser; on Debian, root fetches one where there is none.
 browser:

@@ -148,4 +148,4 @@ def test_a_long_day(gallery: Path, tmp_path: Path) -> None:
     assert said in notes
     assert said not in figures + complaints + command
     assert TOKEN not in notes + figures + complaints + command
-    record("minutes of requests, right and wrong", tried=len(answered), test=TEST)
+    record("requests, right and wrong, for ten minutes", tried=len(answered), test=TEST)

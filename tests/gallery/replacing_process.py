@@ -26,8 +26,8 @@ NUM_CROPS = 100
 
 def crops_of(round_: int) -> Iterator[Crop]:
     """All crops as one round writes them: odd rounds have values that even ones lack."""
-    metadata: dict[str, Value] = {"camera": f"c{round_}", "round": round_} if round_ % 2 else {}
     for number in range(NUM_CROPS):
+        metadata: dict[str, Value] = {"camera": f"c{number % 3}", "round": round_} if round_ % 2 else {}
         vector = np.random.default_rng(1000 * round_ + number).standard_normal(DIM).astype(np.float32)
         facts = CropFacts(f"{number:03}", 64, 128, 4321, round_, f"{round_:064x}", False, metadata)
         yield Crop(facts, vector / np.linalg.norm(vector), b"jpeg of round %d" % round_)

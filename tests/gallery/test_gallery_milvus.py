@@ -79,3 +79,16 @@ def test_another_model_gets_a_collection_of_its_own_and_the_old_one_goes(
     client = MilvusClient(str(tmp_path / "crops.db"))
     assert client.list_collections() == [f"crops_{other.fingerprint[:12]}"]
     client.close()
+
+
+def test_a_collection_that_another_gallery_has_filled_is_refused(
+    encoder: Encoder, tiny_backbone: Path, crops: Path, tmp_path: Path
+) -> None:
+    """Its columns are unknown, so a replaced crop would keep old values out of sight."""
+    store = f"milvus:{tmp_path}/crops.db"
+    with Gallery.create(tmp_path / "first", encoder, str(tiny_backbone), store=store) as first:
+        first.index(crops)
+        with pytest.raises(ValueError, match=r"crops\.db: holds 12 crops of another gallery; name another place"):
+            Gallery.create(tmp_path / "second", encoder, str(tiny_backbone), store=store)
+        assert not (tmp_path / "second").exists()
+        assert first.count() == 12

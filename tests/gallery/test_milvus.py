@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,6 +170,24 @@ def test_facts_come_back_as_they_were(store: MilvusStore) -> None:
     assert store.thumbnails(["a/'\"\\.jpg"])["a/'\"\\.jpg"] == bytes(range(256))
     np.testing.assert_array_equal(store.vectors(["a/'\"\\.jpg"])["a/'\"\\.jpg"], given_crop.vector)
     assert store.files()["a/'\"\\.jpg"].modified_ns == 1769817600123456800
+
+
+def test_a_server_replaces_rows_as_a_whole_and_is_asked_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No nulls stand for values that go: versions of the server differ in whether such a key exists."""
+    store = open_milvus(f"milvus:{tmp_path}/crops.db", DIM, COLUMNS)
+    store.add([crop("a", {"camera": "c1"})])
+    server = open_milvus(f"milvus:{tmp_path}/crops.db", DIM, COLUMNS)
+    written: list[dict[str, Any]] = []
+    monkeypatch.setattr(server._client, "get_server_version", lambda **_: "v2.6.4")
+    monkeypatch.setattr(server._client, "query", lambda *_, **__: pytest.fail("asked what is there"))
+    monkeypatch.setattr(server._client, "upsert", lambda _, rows, **__: written.extend(rows))
+    server.add([crop("a")])
+    [row] = written
+    assert "camera" not in row and not any(value is None for value in row.values())
+    server.close()
+    store.close()
 
 
 @pytest.mark.parametrize(

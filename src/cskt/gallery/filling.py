@@ -5,23 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 from cskt.data.images import Source
 from cskt.embed import Encoder
-from cskt.gallery.columns import Value
 from cskt.gallery.contents import Contents, open_store
 from cskt.gallery.files import check_image_id, digest, keep_original, original_path, walk
-from cskt.gallery.indexing import Engine, IndexReport, LocalEngine, Pending, Progress, batched, fill, restate
+from cskt.gallery.indexing import (
+    Engine,
+    IndexReport,
+    LocalEngine,
+    Pending,
+    Progress,
+    Stated,
+    batched,
+    brought_up,
+    fill,
+    in_the_way,
+    restate,
+)
 from cskt.gallery.manifest import ModelSource
 from cskt.gallery.shards import ShardCrop, crops_of, is_list, listed
-from cskt.gallery.store import CropFacts, FileState, VectorStore
+from cskt.gallery.store import FileState, VectorStore
 
-Stated: TypeAlias = Mapping[str, Value | None]
-"""Metadata of a crop as it was told; None takes a value back."""
 AT_ONCE = 1000
 """Crops whose facts are held at a time."""
 CROPS_AT_ONCE = 256
@@ -55,15 +62,14 @@ def index_folder(
         except ValueError as error:
             report.unreadable.append((ascii(name), str(error)))
             continue
-        if before is not None and before.kept:
-            report.unreadable.append((name, "a crop of this name was handed over; remove it first"))
+        if (conflict := in_the_way(before, kept=False)) is not None:
+            report.unreadable.append((name, conflict))
         elif before is not None and (before.num_bytes, before.modified_ns) == (num_bytes, modified_ns):
             same[name] = modified_ns
         else:
-            pending.append(Pending(name, folder / name, modified_ns, False, {}, before))
+            pending.append(Pending(name, folder / name, modified_ns, False, stated.get(name, {}), before))
     report.updated = _restate_unchanged(contents, same, stated)
     report.unchanged = len(same) - report.updated
-    pending = _with_metadata(contents.store, pending, stated)
     fill(contents.store, engine, pending, report, writing=contents.writing, on_progress=on_progress)
     vanished = [name for name, state in known.items() if not state.kept and name not in found]
     if prune and vanished:
@@ -71,8 +77,7 @@ def index_folder(
             raise ValueError(
                 f"{folder}: holds no image; not removing all {len(vanished)} crops for that; is it mounted?"
             )
-        with contents.writing():
-            report.removed = contents.store.delete(vanished)
+        report.removed = _prune(contents, {name: known[name] for name in vanished})
     else:
         report.vanished = len(vanished)
     if pending or report.removed or report.updated:
@@ -97,15 +102,15 @@ def add_crops(
         raise ValueError("a name occurs twice; give every crop its own")
     contents.refresh()
     before = contents.store.get(image_ids)
-    if taken := next((name for name, facts in before.items() if not facts.kept), None):
-        raise ValueError(f"{taken}: the name of an indexed file; give the crop another")
+    for name, facts in before.items():
+        if (conflict := in_the_way(facts, kept=True)) is not None:
+            raise ValueError(f"{name}: {conflict}")
     stated = contents.stated(dict(zip(image_ids, metadata or [{}] * len(images), strict=True)))
     pending = []
     for image, name in zip(images, image_ids, strict=True):
-        old = before.get(name)
-        known = FileState(old.num_bytes, old.modified_ns, old.sha256, old.kept) if old else None
-        values = _brought_up(old.metadata if old else {}, stated[name])
-        pending.append(Pending(name, Path(image) if isinstance(image, str) else image, 0, True, values, known))
+        source = Path(image) if isinstance(image, str) else image
+        known = before[name].state if name in before else None
+        pending.append(Pending(name, source, 0, True, stated[name], known))
     report = IndexReport()
     keep = partial(keep_original, contents.folder)
     fill(contents.store, LocalEngine(encoder), pending, report, writing=contents.writing, keep=keep)
@@ -125,11 +130,10 @@ def add_shards(
     report, replaced = IndexReport(), set[str]()
 
     def pending() -> Iterator[Pending]:
-        for crop, known, values in _of_shards(contents, shards, report):
-            state = FileState(known.num_bytes, known.modified_ns, known.sha256, known.kept) if known else None
-            if state and (state.num_bytes != len(crop.data) or state.sha256 != digest(crop.data)):
-                replaced.add(state.sha256)
-            yield Pending(crop.image_id, crop.data, 0, True, values, state)
+        for crop, known, stated in _of_shards(contents, shards, report):
+            if known and (known.num_bytes != len(crop.data) or known.sha256 != digest(crop.data)):
+                replaced.add(known.sha256)
+            yield Pending(crop.image_id, crop.data, 0, True, stated, known)
 
     keep = partial(keep_original, contents.folder)
     fill(contents.store, engine, pending(), report, writing=contents.writing, keep=keep, on_progress=on_progress)
@@ -142,8 +146,8 @@ def add_shards(
 
 def _of_shards(
     contents: Contents, shards: Sequence[Path], report: IndexReport
-) -> Iterator[tuple[ShardCrop, CropFacts | None, dict[str, Value]]]:
-    """Every crop with what the gallery knows of it and its metadata; those that cannot be taken go into the report."""
+) -> Iterator[tuple[ShardCrop, FileState | None, Stated]]:
+    """Every crop, what the gallery knows of it, what is told of it; those that cannot be taken go into the report."""
     seen = set[str]()
     for shard in shards:
         for crops in batched(crops_of(shard), CROPS_AT_ONCE, lambda crop: len(crop.data)):
@@ -160,13 +164,23 @@ def _of_shards(
                     report.unreadable.append((crop.image_id, f"{shard}: {error}"))
             before = contents.store.get(list(fit))
             for name, facts in before.items():
-                if not facts.kept:
-                    report.unreadable.append((name, f"{shard}: the name of an indexed file; give the crop another"))
+                if (conflict := in_the_way(facts, kept=True)) is not None:
+                    report.unreadable.append((name, f"{shard}: {conflict}"))
                     del fit[name]
             stated = contents.stated({name: crop.metadata for name, crop in fit.items()})
             for name, crop in fit.items():
-                old = before.get(name)
-                yield crop, old, _brought_up(old.metadata if old else {}, stated[name])
+                yield crop, before[name].state if name in before else None, stated[name]
+
+
+def _prune(contents: Contents, vanished: Mapping[str, FileState]) -> int:
+    """Remove crops whose file is gone, unless somebody has put another in their place meanwhile; how many."""
+    names, num_removed = list(vanished), 0
+    for start in range(0, len(names), AT_ONCE):
+        with contents.writing():
+            present = contents.store.get(names[start : start + AT_ONCE])
+            same = [name for name, facts in present.items() if facts.state == vanished[name]]
+            num_removed += contents.store.delete(same)
+    return num_removed
 
 
 def remove_crops(contents: Contents, image_ids: Sequence[str]) -> int:
@@ -193,6 +207,7 @@ def reindex(
     fill(store, LocalEngine(encoder), pending, report, writing=contents.writing, on_progress=on_progress)
     with contents.writing():  # what others did meanwhile is made up for while nobody writes
         report.unreadable = []
+        store.add_columns(contents.manifest.columns)
         pending, _ = _not_yet_in(store, contents)
         fill(store, LocalEngine(encoder), pending, report, writing=nullcontext)
         if report.unreadable and not drop_unreadable:
@@ -205,7 +220,6 @@ def reindex(
             )
         old = contents.store.files().keys()
         store.delete([name for name in store.files() if name not in old])
-        store.add_columns(contents.manifest.columns)
         _bring_metadata(contents.store, store)
         store.compact()
         contents.replace_by(manifest, store)
@@ -227,9 +241,13 @@ def _bring_metadata(old: VectorStore, new: VectorStore) -> None:
 
 
 def _not_yet_in(store: VectorStore, contents: Contents) -> tuple[list[Pending], int]:
-    """The crops of a gallery that `store` does not hold in their present state, and how many it does hold."""
+    """The crops of a gallery that `store` does not hold in their present state, and how many it does hold.
+
+    Those that it holds in another state are deleted from it.
+    """
     old, new = contents.store.files(), store.files()
     missing = [name for name, state in old.items() if new.get(name) != state]
+    store.delete([name for name in missing if name in new])  # they would have a say in what comes in their place
     root = contents.images or contents.folder
     pending = []
     for start in range(0, len(missing), AT_ONCE):
@@ -237,28 +255,6 @@ def _not_yet_in(store: VectorStore, contents: Contents) -> tuple[list[Pending], 
             path = original_path(contents.folder, facts.sha256) if facts.kept else root / name
             pending.append(Pending(name, path, facts.modified_ns, facts.kept, facts.metadata, None))
     return pending, len(old) - len(missing)
-
-
-def _brought_up(old: Mapping[str, Value], stated: Stated) -> dict[str, Value]:
-    """Metadata with what is newly stated; what is stated as None is known no more."""
-    return {column: value for column, value in {**old, **stated}.items() if value is not None}
-
-
-def _with_metadata(store: VectorStore, pending: Sequence[Pending], stated: Mapping[str, Stated]) -> list[Pending]:
-    """Images with their metadata; a changed file keeps what was known of its crop and is not said anew."""
-    replaced = [item.image_id for item in pending if item.known is not None]
-    old: dict[str, CropFacts] = {}
-    for start in range(0, len(replaced), AT_ONCE):
-        old |= store.get(replaced[start : start + AT_ONCE])
-    return [
-        replace(
-            item,
-            metadata=_brought_up(
-                old[item.image_id].metadata if item.image_id in old else {}, stated.get(item.image_id, {})
-            ),
-        )
-        for item in pending
-    ]
 
 
 def _restate_unchanged(contents: Contents, unchanged: Mapping[str, int], stated: Mapping[str, Stated]) -> int:
@@ -272,7 +268,7 @@ def _restate_unchanged(contents: Contents, unchanged: Mapping[str, int], stated:
     for start in range(0, len(names), AT_ONCE):
         with contents.writing():
             facts = contents.store.get(names[start : start + AT_ONCE])
-            rows = {name: _brought_up(known.metadata, stated[name]) for name, known in facts.items()}
+            rows = {name: brought_up(known.metadata, stated[name]) for name, known in facts.items()}
             changes = {
                 name: (row, unchanged[name]) for name, row in rows.items() if row != dict(facts[name].metadata)
             }  # fmt: skip

@@ -77,7 +77,7 @@ class Gallery:
             store: `lance`, files in the folder; or `milvus://HOST:PORT/COLLECTION`, `milvus:FILE.db`.
 
         Raises:
-            ValueError: a gallery or something else is there, or the store cannot be reached.
+            ValueError: a gallery or something else is there, the store holds crops, or it cannot be reached.
         """
         folder = Path(folder)
         # A creation that was killed leaves vectors and a lock without a manifest; the next one goes on with them.
@@ -88,7 +88,7 @@ class Gallery:
         manifest = Manifest.of(encoder, source, store)
         existed = folder.is_dir()
         try:
-            open_store(folder, manifest).close()
+            _see_that_it_is_empty(folder, manifest)
             write_manifest(folder, manifest)
             _take_over_calibration(folder, manifest)
         except BaseException:
@@ -448,6 +448,18 @@ class Gallery:
         if group_by is not None and group_by not in columns:
             raise ValueError(f"unknown column '{group_by}' to group by: {nearest(group_by, list(columns))}")
         return condition
+
+
+def _see_that_it_is_empty(folder: Path, manifest: Manifest) -> None:
+    """Open or make a store; what another gallery has left there is of unknown columns."""
+    store = open_store(folder, manifest)
+    try:
+        num_crops = store.count()
+    finally:
+        store.close()
+    if num_crops:
+        place = folder / VECTORS if manifest.store == "lance" else manifest.store
+        raise ValueError(f"{place}: holds {num_crops:,} crops of another gallery; name another place")
 
 
 def _take_over_calibration(folder: Path, manifest: Manifest) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ MOST_BATCH_BYTES = 64_000_000
 RESTATED_AT_ONCE = 1000
 
 Item = TypeVar("Item")
+Stated: TypeAlias = Mapping[str, Value | None]
+"""Metadata of a crop as it was told; None takes a value back."""
 Progress = Callable[[int, int], None]
 """Called with (images dealt with for good, images in all)."""
 
@@ -64,9 +66,10 @@ class Pending:
     source: Source
     modified_ns: int
     kept: bool
-    metadata: Mapping[str, Value]
+    stated: Stated
+    """What is newly told of it; other values stay as the store has them when it is committed."""
     known: FileState | None
-    """What the store holds under this name."""
+    """What the store held under this name when it was looked at."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ class Encoded:
     """An image as the store is to hold it."""
 
     crop: Crop
-    is_known: bool
-    """Whether the store has a crop of this name."""
+    """But for its metadata."""
+    stated: Stated
     data: bytes
     """Of the file, where the gallery is to keep it."""
 
@@ -139,13 +142,12 @@ def fill(
 
     def commit(batch: list[Encoded]) -> None:
         with writing():
-            for encoded in batch:
-                if keep is not None and encoded.crop.facts.kept:
-                    keep(encoded.data, encoded.crop.facts.sha256)
-            store.add([encoded.crop for encoded in batch])
-        for encoded in batch:
-            report.replaced += encoded.is_known
-            report.added += not encoded.is_known
+            present = store.get([image.crop.facts.image_id for image in batch])
+            crops = _fitting(batch, present, report, keep)
+            store.add(crops)
+        num_replaced = sum(crop.facts.image_id in present for crop in crops)
+        report.replaced += num_replaced
+        report.added += len(crops) - num_replaced
         advance(len(batch))
 
     def advance(steps: int) -> None:
@@ -159,9 +161,7 @@ def fill(
             num_read += batch.num_images
             report.unreadable += batch.unreadable
             if batch.touched:
-                updated = _restate_touched(store, batch.touched, writing, keep)
-                report.updated += updated
-                report.unchanged += len(batch.touched) - updated
+                _restate_touched(store, batch.touched, report, writing, keep)
             waiting += batch.encoded
             full = len(waiting) > MOST_UNCOMMITTED or sum(len(image.data) for image in waiting) > MOST_WAITING_BYTES
             if running is not None and (running.done() or full):
@@ -180,19 +180,63 @@ def fill(
     advance(num_read - dealt_with)
 
 
+def _fitting(
+    batch: Sequence[Encoded],
+    present: Mapping[str, CropFacts],
+    report: IndexReport,
+    keep: Callable[[bytes, str], None] | None,
+) -> list[Crop]:
+    """The crops of a batch as they are to be stored beside what is present; what is in the way of one is listed."""
+    crops = []
+    for image in batch:
+        facts = image.crop.facts
+        there = present.get(facts.image_id)
+        if (conflict := in_the_way(there, kept=facts.kept)) is not None:
+            report.unreadable.append((facts.image_id, conflict))
+            continue
+        if keep is not None and facts.kept:
+            keep(image.data, facts.sha256)
+        metadata = brought_up(there.metadata if there else {}, image.stated)
+        crops.append(replace(image.crop, facts=replace(facts, metadata=metadata)))
+    return crops
+
+
+def in_the_way(there: CropFacts | FileState | None, *, kept: bool) -> str | None:
+    """Why an indexed file, or a crop that is handed over (kept), cannot have the name of a crop that is there."""
+    if there is None or there.kept == kept:
+        return None
+    if there.kept:
+        return "a crop of this name was handed over; remove it first"
+    return "the name of an indexed file; give the crop another"
+
+
+def brought_up(old: Mapping[str, Value], stated: Stated) -> dict[str, Value]:
+    """Metadata with what is newly stated; what is stated as None is known no more."""
+    return {column: value for column, value in {**old, **stated}.items() if value is not None}
+
+
 def _restate_touched(
     store: VectorStore,
     touched: Sequence[Touched],
+    report: IndexReport,
     writing: Callable[[], AbstractContextManager[None]],
     keep: Callable[[bytes, str], None] | None,
-) -> int:
-    """Let the store know what is newly stated of unchanged images; how many have other metadata now."""
+) -> None:
+    """Let the store know what is newly stated of unchanged images."""
     with writing():
+        present = store.get([image.pending.image_id for image in touched])
+        changes: dict[str, tuple[Mapping[str, Value], int]] = {}
         for image in touched:
-            if keep is not None and image.pending.kept:
-                keep(image.data, digest(image.data))
-        stated = {image.pending.image_id: image.pending for image in touched}
-        return restate(store, {name: (item.metadata, item.modified_ns) for name, item in stated.items()})
+            item, there = image.pending, present.get(image.pending.image_id)
+            if there is None or item.known is None or (there.sha256, there.kept) != (item.known.sha256, item.kept):
+                report.unreadable.append((item.image_id, "another program has changed this crop meanwhile; try again"))
+                continue
+            if keep is not None and item.kept:
+                keep(image.data, there.sha256)
+            changes[item.image_id] = brought_up(there.metadata, item.stated), item.modified_ns
+        num_updated = restate(store, changes)
+    report.updated += num_updated
+    report.unchanged += len(changes) - num_updated
 
 
 def restate(store: VectorStore, changes: Mapping[str, tuple[Mapping[str, Value], int]]) -> int:
@@ -297,9 +341,8 @@ def _encoded(item: _Decoded, vector: NDArray[np.float32]) -> Encoded:
         modified_ns=pending.modified_ns,
         sha256=image.sha256,
         kept=pending.kept,
-        metadata=pending.metadata,
     )
-    return Encoded(Crop(facts, vector, image.thumbnail), pending.known is not None, item.data)
+    return Encoded(Crop(facts, vector, image.thumbnail), pending.stated, item.data)
 
 
 def _read(pending: Pending, size: tuple[int, int]) -> _Decoded | Touched | tuple[str, str]:

@@ -86,7 +86,7 @@ class MilvusStore:
         self._unsealed = 0
 
     def add(self, crops: Sequence[Crop]) -> None:
-        """As in `VectorStore`; more than fit into one request are written in parts, each whole or not at all."""
+        """As in `VectorStore`; each crop is written whole or not at all, a request of many perhaps in parts."""
         by_name = {crop.facts.image_id: to_row(crop, self._columns, self._options.partition) for crop in crops}
         if self._collection.keeps_keys:
             for name, facts in self.get(list(by_name)).items():

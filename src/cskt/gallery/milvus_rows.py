@@ -29,9 +29,11 @@ def to_row(crop: Crop, columns: Mapping[str, Kind], partitioned_by: str | None) 
     """A crop as it is written.
 
     Raises:
-        ValueError: something of it is longer than Milvus keeps.
+        ValueError: something of it is longer than Milvus keeps, or of no column.
     """
     facts = crop.facts
+    if unknown := facts.metadata.keys() - columns.keys():
+        raise ValueError(f"the gallery has no column '{min(unknown)}'")
     thumbnail = base64.b64encode(crop.thumbnail).decode()
     texts = {"its name": facts.image_id, "the thumbnail": thumbnail, **facts.metadata}
     for what, text in texts.items():

@@ -1,0 +1,163 @@
+"""Two programs change one gallery: what the first has acknowledged stays, whatever the second began before that."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+import cskt
+from cskt.embed import Encoder
+from cskt.gallery import filling
+from cskt.gallery.gallery import Gallery
+from cskt.gallery.indexing import Engine, LocalEngine, Pending, Worked
+from tiny_run import write_backbone
+
+Meanwhile = Callable[[Callable[[], object]], Engine]
+
+
+class Interrupted:
+    """An engine in whose work, just after it, another program does something."""
+
+    def __init__(self, engine: Engine, meanwhile: Callable[[], object]) -> None:
+        self._engine, self._meanwhile = engine, meanwhile
+
+    def work(self, pending: Iterable[Pending]) -> Iterator[Worked]:
+        """As the engine's, a little late."""
+        batches = list(self._engine.work(pending))
+        self._meanwhile()
+        yield from batches
+
+
+@pytest.fixture
+def other(gallery: Gallery, encoder: Encoder) -> Iterator[Gallery]:
+    """The same gallery, as another program has it open."""
+    with Gallery.open(gallery.folder, encoder=encoder) as opened:
+        yield opened
+
+
+@pytest.fixture
+def meanwhile(encoder: Encoder) -> Meanwhile:
+    """Makes the engine in whose work something happens."""
+    return lambda act: Interrupted(LocalEngine(encoder), act)
+
+
+@pytest.fixture
+def name(crops: Path) -> str:
+    return sorted(path.relative_to(crops).as_posix() for path in crops.rglob("*.jpg"))[0]
+
+
+def test_a_crop_handed_over_under_the_name_of_a_vanished_file_is_not_pruned(
+    gallery: Gallery, other: Gallery, crops: Path, name: str, meanwhile: Meanwhile
+) -> None:
+    picture = (crops / name).read_bytes()
+    (crops / name).unlink()
+
+    def hand_over() -> None:
+        other.remove([name])
+        other.add([picture], [name])
+
+    report = gallery.index(prune=True, engine=meanwhile(hand_over))
+    assert (report.removed, report.unchanged) == (0, 11)
+    assert gallery.crop(name).kept
+    assert gallery.original(name).read_bytes() == picture
+
+
+def test_a_crop_handed_over_is_not_replaced_by_a_file_that_was_found_before(
+    gallery: Gallery, other: Gallery, crops: Path, name: str, meanwhile: Meanwhile
+) -> None:
+    shutil.copyfile(crops / name, crops / "new.jpg")
+    picture = next(path for path in sorted(crops.rglob("*.jpg")) if path.name == "05.jpg").read_bytes()
+    report = gallery.index(engine=meanwhile(lambda: other.add([picture], ["new.jpg"])))
+    assert (report.added, report.replaced) == (0, 0)
+    assert report.unreadable == [("new.jpg", "a crop of this name was handed over; remove it first")]
+    assert gallery.crop("new.jpg").kept
+    assert gallery.original("new.jpg").read_bytes() == picture
+
+
+def test_a_file_that_was_indexed_is_not_replaced_by_a_crop_on_its_way(
+    gallery: Gallery, other: Gallery, crops: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, picture = LocalEngine.work, (crops / name).read_bytes()
+
+    def late(engine: LocalEngine, pending: Iterable[Pending]) -> Iterator[Worked]:
+        batches = list(work(engine, pending))
+        monkeypatch.setattr(LocalEngine, "work", work)
+        shutil.copyfile(crops / name, crops / "new.jpg")
+        other.index()
+        yield from batches
+
+    monkeypatch.setattr(LocalEngine, "work", late)
+    report = gallery.add([picture], ["new.jpg"])
+    assert report.unreadable == [("new.jpg", "the name of an indexed file; give the crop another")]
+    assert not gallery.crop("new.jpg").kept
+
+
+def test_what_both_tell_of_a_crop_is_known(
+    gallery: Gallery, other: Gallery, crops: Path, name: str, meanwhile: Meanwhile
+) -> None:
+    """Of a file that has changed, of one that is new, and of one that was only touched."""
+    changed, touched, new = name, "touched.jpg", "new.jpg"
+    shutil.copyfile(crops / name, crops / touched)
+    gallery.index(metadata={changed: {"x": 1, "gone": 1}, touched: {"x": 1, "gone": 1}})
+    later = (crops / touched).stat().st_mtime + 5
+    shutil.copyfile(next(path for path in crops.rglob("*.jpg") if path.name == "05.jpg"), crops / changed)
+    shutil.copyfile(crops / changed, crops / new)
+    os.utime(crops / touched, (later, later))
+    names = (changed, touched, new)
+    report = gallery.index(
+        metadata={each: {"z": 3, "gone": None} for each in names},
+        engine=meanwhile(lambda: other.index(metadata={each: {"y": 2} for each in names})),
+    )
+    assert report.unreadable == []
+    found = {each: dict(gallery.crop(each).metadata) for each in names}
+    assert found == {
+        changed: {"x": 1, "y": 2, "z": 3}, touched: {"x": 1, "y": 2, "z": 3}, new: {"y": 2, "z": 3},
+    }  # fmt: skip
+
+
+def test_a_crop_that_was_removed_is_not_acknowledged_as_unchanged(
+    gallery: Gallery, other: Gallery, crops: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, work = (crops / name).read_bytes(), LocalEngine.work
+    gallery.add([picture], ["live"])
+
+    def late(engine: LocalEngine, pending: Iterable[Pending]) -> Iterator[Worked]:
+        batches = list(work(engine, pending))
+        other.remove(["live"])
+        yield from batches
+
+    monkeypatch.setattr(LocalEngine, "work", late)
+    report = gallery.add([picture], ["live"])
+    assert (report.unchanged, report.added) == (0, 0)
+    assert report.unreadable == [("live", "another program has changed this crop meanwhile; try again")]
+
+
+@pytest.mark.parametrize("store", ["lance", "milvus"])
+def test_a_column_that_is_new_during_a_reindex_is_there_after_it(
+    encoder: Encoder, crops: Path, tiny_backbone: Path, tmp_path: Path, name: str, store: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if store == "milvus":
+        pytest.importorskip("milvus_lite")
+        store = f"milvus:{tmp_path}/crops.db"
+    path = write_backbone(tmp_path / "other.safetensors", seed=1)
+    picture, fill = (crops / name).read_bytes(), filling.fill
+    with Gallery.create(tmp_path / "gallery-2", encoder, str(tiny_backbone), store=store) as gallery:
+        gallery.index(crops)
+        writer = Gallery.open(gallery.folder, encoder=encoder)
+
+        def once(*args: object, **kwargs: object) -> None:
+            fill(*args, **kwargs)  # type: ignore[arg-type]
+            monkeypatch.setattr(filling, "fill", fill)
+            writer.add([picture], ["live"], [{"zone": "z1"}])
+            writer.close()
+
+        monkeypatch.setattr(filling, "fill", once)
+        gallery.reindex(cskt.load(path, device="cpu"), str(path))
+        assert dict(gallery.crop("live").metadata) == {"zone": "z1"}
+        assert gallery.count("zone = 'z1'") == 1
+        assert gallery.count() == 13
