@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from cskt.data.paperdoll import make_dataset
 from fault_tries import record_failure
 from tiny_run import write_backbone
+
+# How long an example takes says something of what else the machine does; pytest's own limit is for tests that hang.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

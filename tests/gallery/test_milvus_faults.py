@@ -52,8 +52,7 @@ def test_killed_at_any_moment_while_crops_are_replaced(tmp_path: Path, options: 
     """A request is written as a whole, or with partitions, each crop."""
     random, url, log = chance("replacing"), f"milvus:{tmp_path}/crops.db{options}", tmp_path / "log"
     program = Path(replacing_process.__file__)
-    # What is in memory is written out after some requests, so that kills meet that, too.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MILVUS_LITE_WAL_SIZE_LIMIT_BYTES": "100000"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     reached = 0
     for _ in range(NUM_KILLS):
         log.write_text("", encoding="ascii")

@@ -310,7 +310,7 @@ def _to_be_done_again(call: Call) -> Call:
     """A batch whose actor has died.
 
     Raises:
-        ValueError: it was not the first.
+        ValueError: it has ended as many as it may.
     """
     if call.num_deaths == MOST_DEATHS:
         raise ValueError(
