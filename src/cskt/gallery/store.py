@@ -94,7 +94,7 @@ class VectorStore(Protocol):
     visible to the next search."""
 
     def add(self, crops: Sequence[Crop]) -> None:
-        """Insert crops, or replace those of the same `image_id`; all of them or none.
+        """Insert crops, or replace those of the same `image_id`; all of them or none (on Milvus, each crop).
 
         Their metadata columns must exist (`add_columns`). Of two crops with one `image_id` the last counts.
         """
