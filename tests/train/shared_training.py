@@ -1,6 +1,6 @@
 """What a process of a training does in the tests of several processes; started by `torchrun`.
 
-    torchrun --nproc-per-node N shared_training.py gradients CONFIG OUTPUT
+    torchrun --nproc-per-node N shared_training.py gradients CONFIG OUTPUT [double]
     torchrun --nproc-per-node N shared_training.py stop STEP train --config CONFIG ...
     torchrun --nproc-per-node N shared_training.py kill STEP train --config CONFIG ...
     torchrun --nproc-per-node N shared_training.py overflow STEP train --config CONFIG ...
@@ -28,11 +28,22 @@ from cskt.train.setup import Session, prepare
 from cskt.train.step import add_gradients
 
 
-def gradients(config: str, output: str) -> None:
+def gradients(config: str, output: str, precision: str = "") -> None:
     """Save the losses of every batch of an epoch and its gradients as they are just before the optimiser's step."""
     with joined() as processes:
-        found = gradients_of_epoch(prepare(load_config(config), processes))
+        session = prepare(load_config(config), processes)
+        if precision == "double":
+            torch.Tensor.float = torch.Tensor.double
+            in_double(session)
+        found = gradients_of_epoch(session)
         torch.save(found, f"{output}.{processes.rank}")
+
+
+def in_double(session: Session) -> Session:
+    """The same with weights in float64; where `Tensor.float` is `Tensor.double`, all is computed so."""
+    session.built.model.double()
+    session.trainee.objective.double()
+    return session
 
 
 def gradients_of_epoch(session: Session) -> list[dict[str, dict[str, torch.Tensor]]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from shared_training import gradients_of_epoch
+from shared_training import gradients_of_epoch, in_double
 
 from cskt.config import save_config
 from cskt.model.tensors import load_plain
@@ -79,6 +79,22 @@ def test_gradients_and_losses_are_those_of_one_process(
             assert off < 1e-5 * total, name
             assert off < 5e-5 * gradient.norm() + 1e-6 * total, name
             assert all(torch.equal(other["gradients"][name], shared["gradients"][name]) for other in same), name
+
+
+def test_without_rounding_they_are_the_same_at_the_published_temperature(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"loss.temperature": 0.02, "loss.weights": EVERY_LOSS}
+    config = saved(configure, tmp_path, changes)
+    ran = torchrun(2, PROGRAM, "gradients", config, tmp_path / "found", "double")
+    assert ran.returncode == 0, ran.stderr
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    alone = gradients_of_epoch(in_double(prepare(configure(BASE | changes))))
+    for shared, whole in zip(torch.load(tmp_path / "found.0"), alone, strict=True):
+        total = torch.cat([gradient.flatten() for gradient in whole["gradients"].values()]).norm()
+        for name, gradient in whole["gradients"].items():
+            assert gradient.dtype == torch.float64
+            assert (shared["gradients"][name] - gradient).norm() < 1e-12 * total, name
 
 
 def test_gradients_of_halves_would_be_another_loss(configure: Configure, tmp_path: Path) -> None:
