@@ -82,7 +82,8 @@ class Raw:
             name, _, value = field.partition(":")
             headers[name.lower()] = value.strip()
         body = self._stream.read(int(headers["content-length"]))
-        assert len(body) == int(headers["content-length"]), "the answer was broken off"
+        if len(body) < int(headers["content-length"]):
+            raise ConnectionError("the answer was broken off")
         return Answer(int(line.split()[1]), headers, body)
 
     def rest(self) -> bytes:
