@@ -24,8 +24,8 @@ from cskt.config import ClipArchitecture
 from cskt.data.paperdoll import make_dataset
 from cskt.data.tokenizer import Tokenizer
 from cskt.embed import Encoder
+from cskt.gallery.encoding import Pending
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.indexing import Pending
 from cskt.gallery.manifest import ModelSource
 from cskt.gallery.ray_cluster import connected
 from cskt.gallery.ray_engine import RayEngine

@@ -28,6 +28,10 @@ def post(path: str, body: Any) -> bytes:
     return head(f"POST {path}", JSON, f"Content-Length: {len(data)}\r\n") + data
 
 
+class BrokenOffError(AssertionError):
+    """Half an answer has come: an error, unless the service was killed."""
+
+
 class Answer(NamedTuple):
     """A whole answer."""
 
@@ -83,7 +87,7 @@ class Raw:
             headers[name.lower()] = value.strip()
         body = self._stream.read(int(headers["content-length"]))
         if len(body) < int(headers["content-length"]):
-            raise ConnectionError("the answer was broken off")
+            raise BrokenOffError("the answer was broken off")
         return Answer(int(line.split()[1]), headers, body)
 
     def rest(self) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from attacked_service import PATIENCE_SECONDS, SEARCH, SETTINGS, ask, honest, metrics
-from raw_clients import Answer, Raw, head, post
+from raw_clients import Answer, BrokenOffError, Raw, head, post
 from service_process import Served, crop_files
 
 from fault_tries import chance, record, tries
@@ -67,8 +67,9 @@ class Writer:
 class Clients:
     """Readers and writers that ask until the service is gone; how each of their requests ended is counted."""
 
-    def __init__(self, service: Served, writers: list[Writer]) -> None:
+    def __init__(self, service: Served, writers: list[Writer], *, to_be_killed: bool) -> None:
         self._service = service
+        self._silent = (ConnectionError, TimeoutError, *([BrokenOffError] if to_be_killed else []))
         self.ended: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(NUM_READERS + len(writers))
@@ -89,11 +90,11 @@ class Clients:
             running.result()
 
     def _ask(self, client: Raw, request: bytes) -> Answer | None:
-        """An answer, or none where there was not a byte of one; half an answer is an error."""
+        """An answer, or none where there was not a byte of one; half an answer is an error, but after kill -9."""
         try:
             if client.send(request):
                 return client.answer()
-        except (ConnectionError, TimeoutError):
+        except self._silent:
             pass
         return None
 
@@ -165,7 +166,7 @@ def test_stopped_and_killed_under_load(filled_gallery: Path, tmp_path: Path) -> 
             if ending is None:
                 break
             new = [Writer(f"w{number}-{which}", pictures) for which in range(NUM_WRITERS)]
-            clients = Clients(service, new)
+            clients = Clients(service, new, to_be_killed=ending == signal.SIGKILL)
             clients.wait_until_busy()
             time.sleep(moments.uniform(0, 1))
             if ending == signal.SIGTERM:

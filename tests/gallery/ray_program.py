@@ -19,7 +19,8 @@ from pathlib import Path
 import psutil
 
 from cskt.gallery import indexing
-from cskt.gallery.indexing import IndexReport, Pending, Worked
+from cskt.gallery.encoding import Pending, Worked
+from cskt.gallery.indexing import IndexReport
 from cskt.gallery.manifest import ModelSource
 from cskt.gallery.ray_cluster import connected
 from cskt.gallery.ray_engine import RayEngine

@@ -16,7 +16,7 @@ import pytest
 
 import cskt.gallery.shards as shards_module
 from cskt.embed import Encoder
-from cskt.gallery import indexing
+from cskt.gallery import encoding
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.shards import crops_of, listed
 
@@ -219,10 +219,10 @@ def test_columns_of_a_table_are_found(tmp_path: Path) -> None:
 
 
 def test_batches_hold_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexing, "MOST_BATCH_BYTES", 10)
+    monkeypatch.setattr(encoding, "MOST_BATCH_BYTES", 10)
     sizes = [1, 1, 1, 1, 9, 2, 30, 1]
-    assert list(indexing.batched(sizes, 3, lambda size: size)) == [[1, 1, 1], [1, 9], [2], [30], [1]]
-    assert list(indexing.batched([], 3, lambda size: size)) == []
+    assert list(encoding.batched(sizes, 3, lambda size: size)) == [[1, 1, 1], [1, 9], [2], [30], [1]]
+    assert list(encoding.batched([], 3, lambda size: size)) == []
 
 
 def test_damaged_shards_are_one_line(tmp_path: Path, crops: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 import cskt
 from cskt.embed import Encoder
 from cskt.gallery import filling
+from cskt.gallery.encoding import Engine, LocalEngine, Pending, Worked
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.indexing import Engine, LocalEngine, Pending, Worked
 from tiny_run import write_backbone
 
 Meanwhile = Callable[[Callable[[], object]], Engine]

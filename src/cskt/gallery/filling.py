@@ -11,20 +11,9 @@ from pathlib import Path
 from cskt.data.images import Source
 from cskt.embed import Encoder
 from cskt.gallery.contents import Contents, open_store
+from cskt.gallery.encoding import Engine, LocalEngine, Pending, Stated, batched
 from cskt.gallery.files import check_image_id, digest, keep_original, original_path, walk
-from cskt.gallery.indexing import (
-    Engine,
-    IndexReport,
-    LocalEngine,
-    Pending,
-    Progress,
-    Stated,
-    batched,
-    brought_up,
-    fill,
-    in_the_way,
-    restate,
-)
+from cskt.gallery.indexing import IndexReport, Progress, brought_up, fill, in_the_way, restate
 from cskt.gallery.manifest import ModelSource
 from cskt.gallery.shards import ShardCrop, crops_of, is_list, listed
 from cskt.gallery.store import FileState, VectorStore
@@ -237,7 +226,7 @@ def _bring_metadata(old: VectorStore, new: VectorStore) -> None:
         changes = {
             name: (facts.metadata, facts.modified_ns) for name, facts in known.items() if facts != stated.get(name)
         }
-        restate(new, changes)
+        restate(new, stated, changes)
 
 
 def _not_yet_in(store: VectorStore, contents: Contents) -> tuple[list[Pending], int]:
@@ -272,5 +261,5 @@ def _restate_unchanged(contents: Contents, unchanged: Mapping[str, int], stated:
             changes = {
                 name: (row, unchanged[name]) for name, row in rows.items() if row != dict(facts[name].metadata)
             }  # fmt: skip
-            num_updated += restate(contents.store, changes)
+            num_updated += restate(contents.store, facts, changes)
     return num_updated

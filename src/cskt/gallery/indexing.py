@@ -1,4 +1,4 @@
-"""Images into a store: read ahead in threads, encoded in batches, committed behind while the next batch is encoded.
+"""Images into a store: encoded by an engine, committed behind while the next batch is encoded.
 
 What is reported as stored has been committed; whatever ends the process, the next run goes on behind it.
 """
@@ -6,21 +6,13 @@ What is reported as stored has been committed; whatever ends the process, the ne
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeAlias, TypeVar
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from cskt.data.ahead import work_ahead
-from cskt.data.images import Source
-from cskt.embed import Encoder
 from cskt.gallery.columns import Value
-from cskt.gallery.files import ReadImage, bytes_of, digest, prepare
+from cskt.gallery.encoding import Encoded, Engine, Pending, Stated, Touched
 from cskt.gallery.store import Crop, CropFacts, FileState, VectorStore
 
 COMMIT_SECONDS = 2.0
@@ -29,13 +21,7 @@ MOST_UNCOMMITTED = 8192
 """Encoded crops that may wait for a slow store."""
 MOST_WAITING_BYTES = 256_000_000
 """Of the files of such crops, where the gallery is to keep them."""
-MOST_BATCH_BYTES = 64_000_000
-"""Of the files of a batch, where they are in memory."""
-RESTATED_AT_ONCE = 1000
 
-Item = TypeVar("Item")
-Stated: TypeAlias = Mapping[str, Value | None]
-"""Metadata of a crop as it was told; None takes a value back."""
 Progress = Callable[[int, int], None]
 """Called with (images dealt with for good, images in all)."""
 
@@ -56,62 +42,6 @@ class IndexReport:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     """(path within the folder, what is wrong with it)."""
     seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Pending:
-    """An image that is to be encoded."""
-
-    image_id: str
-    source: Source
-    modified_ns: int
-    kept: bool
-    stated: Stated
-    """What is newly told of it; other values stay as the store has them when it is committed."""
-    known: FileState | None
-    """What the store held under this name when it was looked at."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """An image as the store is to hold it."""
-
-    crop: Crop
-    """But for its metadata."""
-    stated: Stated
-    data: bytes
-    """Of the file, where the gallery is to keep it."""
-
-
-@dataclass(frozen=True)
-class Touched:
-    """An image whose content is what the store already has."""
-
-    pending: Pending
-    data: bytes
-    """As of `Encoded`."""
-
-
-@dataclass(frozen=True)
-class Worked:
-    """What became of a batch of images."""
-
-    encoded: list[Encoded]
-    touched: list[Touched]
-    unreadable: list[tuple[str, str]]
-    """(name, what is wrong with it)."""
-
-    @property
-    def num_images(self) -> int:
-        """In the batch."""
-        return len(self.encoded) + len(self.touched) + len(self.unreadable)
-
-
-class Engine(Protocol):
-    """Reads and encodes images somewhere: in this process (`LocalEngine`) or in others (`ray_engine`)."""
-
-    def work(self, pending: Iterable[Pending]) -> Iterator[Worked]:
-        """Batch after batch, each image once, in any order."""
 
 
 def fill(
@@ -234,124 +164,32 @@ def _restate_touched(
             if keep is not None and item.kept:
                 keep(image.data, there.sha256)
             changes[item.image_id] = brought_up(there.metadata, item.stated), item.modified_ns
-        num_updated = restate(store, changes)
+        num_updated = restate(store, present, changes)
     report.updated += num_updated
     report.unchanged += len(changes) - num_updated
 
 
-def restate(store: VectorStore, changes: Mapping[str, tuple[Mapping[str, Value], int]]) -> int:
+def restate(
+    store: VectorStore, present: Mapping[str, CropFacts], changes: Mapping[str, tuple[Mapping[str, Value], int]]
+) -> int:
     """Give crops other metadata, or another time of change, without encoding them again.
 
     Call it with the gallery's lock held, or a crop that is removed meanwhile comes back.
 
     Args:
+        present: name -> what the store holds, of those that it does hold.
         changes: name -> (the whole metadata, nanoseconds since 1970).
 
     Returns:
         How many have other metadata now.
     """
-    names, num_updated = list(changes), 0
-    for start in range(0, len(names), RESTATED_AT_ONCE):
-        chunk = names[start : start + RESTATED_AT_ONCE]
-        facts, vectors, thumbnails = store.get(chunk), store.vectors(chunk), store.thumbnails(chunk)
-        crops = []
-        for name in chunk:
-            metadata, modified_ns = changes[name]
-            if name in facts and (before := dict(facts[name].metadata), facts[name].modified_ns) != (
-                dict(metadata), modified_ns,
-            ):  # fmt: skip
-                num_updated += before != dict(metadata)
-                stated = replace(facts[name], metadata=metadata, modified_ns=modified_ns)
-                crops.append(Crop(stated, vectors[name], thumbnails[name]))
-        store.add(crops)
-    return num_updated
-
-
-class LocalEngine:
-    """Encodes in this process: files are read ahead in threads.
-
-    Args:
-        encoder: the gallery's.
-    """
-
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
-
-    def work(self, pending: Iterable[Pending]) -> Iterator[Worked]:
-        """Batches in order."""
-        encoder = self._encoder
-        size = encoder.model.architecture.image_height, encoder.model.architecture.image_width
-        batches = batched(pending, encoder.batch_size, bytes_held)
-        for images in work_ahead(lambda item: _read(item, size), batches, max(1, encoder.num_workers)):
-            yield encode(encoder, images)
-
-
-def batched(items: Iterable[Item], size: int, num_bytes: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Lists of `size`, shorter where their files would fill more memory than `MOST_BATCH_BYTES`; the last of the rest.
-
-    Args:
-        num_bytes: what an item holds in memory.
-    """
-    batch: list[Item] = []
-    held = 0
-    for item in items:
-        more = num_bytes(item)
-        if batch and (len(batch) == size or held + more > MOST_BATCH_BYTES):
-            yield batch
-            batch, held = [], 0
-        batch.append(item)
-        held += more
-    if batch:
-        yield batch
-
-
-def bytes_held(pending: Pending) -> int:
-    """Of the image's file, where it is in memory."""
-    return len(pending.source) if isinstance(pending.source, bytes) else 0
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    pending: Pending
-    data: bytes
-    image: ReadImage
-
-
-def encode(encoder: Encoder, images: Sequence[_Decoded | Touched | tuple[str, str]]) -> Worked:
-    """Images as `_read` gives them, encoded together."""
-    decoded = [image for image in images if isinstance(image, _Decoded)]
-    encoded = []
-    if decoded:
-        vectors = encoder.encode_image(torch.stack([item.image.pixels for item in decoded])).numpy()
-        encoded = [_encoded(item, vector) for item, vector in zip(decoded, vectors, strict=True)]
-    return Worked(
-        encoded,
-        touched=[image for image in images if isinstance(image, Touched)],
-        unreadable=[image for image in images if isinstance(image, tuple)],
-    )
-
-
-def _encoded(item: _Decoded, vector: NDArray[np.float32]) -> Encoded:
-    pending, image = item.pending, item.image
-    facts = CropFacts(
-        image_id=pending.image_id,
-        width=image.width,
-        height=image.height,
-        num_bytes=image.num_bytes,
-        modified_ns=pending.modified_ns,
-        sha256=image.sha256,
-        kept=pending.kept,
-    )
-    return Encoded(Crop(facts, vector, image.thumbnail), pending.stated, item.data)
-
-
-def _read(pending: Pending, size: tuple[int, int]) -> _Decoded | Touched | tuple[str, str]:
-    """The image, or (name, what is wrong with it)."""
-    try:
-        data = bytes_of(pending.source)
-        kept = data if pending.kept else b""
-        if pending.known is not None and pending.known.num_bytes == len(data) and digest(data) == pending.known.sha256:
-            return Touched(pending, kept)
-        return _Decoded(pending, kept, prepare(data, *size))
-    except ValueError as error:
-        return pending.image_id, " ".join(str(error).removeprefix("image: ").split())
+    stated = [
+        replace(present[name], metadata=metadata, modified_ns=modified_ns)
+        for name, (metadata, modified_ns) in changes.items()
+        if name in present
+    ]
+    changed = [facts for facts in stated if facts != present[facts.image_id]]
+    names = [facts.image_id for facts in changed]
+    vectors, thumbnails = store.vectors(names), store.thumbnails(names)
+    store.add([Crop(facts, vectors[facts.image_id], thumbnails[facts.image_id]) for facts in changed])
+    return sum(facts.metadata != present[facts.image_id].metadata for facts in changed)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cskt.embed import Encoder
-from cskt.gallery.indexing import LocalEngine, Pending, Touched, Worked, batched, bytes_held
+from cskt.gallery.encoding import LocalEngine, Pending, Touched, Worked, batched, bytes_held
 from cskt.gallery.manifest import ModelSource
 from cskt.gallery.ray_cluster import first_line, python_error
 
