@@ -14,9 +14,9 @@ import pytest
 from cskt.config import RunConfig, save_config
 from cskt.train.engine import train
 from cskt.train.run_folder import read_events
+from disks import mounted
 from fault_tries import record, tries
 from same_run import assert_same_run
-from small_disk import mounted
 from tiny_run import quick_config
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")

@@ -11,8 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +22,8 @@ from cskt.gallery import indexing
 from cskt.gallery.files import digest
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.store import VectorStore
+from disks import enlarge, mounted, without_rights
 from fault_tries import chance, record, tries
-from small_disk import mounted
 
 NUM_KILLS = {"lance": tries(3, 30), "milvus": tries(1, 10)}
 NUM_CROPS = 240
@@ -131,7 +129,7 @@ def test_a_disk_that_fills_up(
                 assert told[-1] <= gallery.count() <= NUM_CROPS
                 check_whole(gallery, tmp_path / "crops")
                 assert len(gallery.search(SENTENCE, k=1000)) == gallery.count()
-                subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
+                enlarge(disk, 10)
                 kept = gallery.count()
                 most = max(most, kept)
                 report = gallery.index()
@@ -174,25 +172,6 @@ def test_two_writers_and_ten_readers(gallery: Gallery, crops: Path, tiny_backbon
     assert gallery.count() == 28
     assert gallery.count("writer = 'left' and number >= 4") == 4
     assert len(gallery.search(SENTENCE, k=100)) == 28
-
-
-@contextmanager
-def without_rights(folder: Path) -> Iterator[None]:
-    """Let nobody write below a folder, not even root: this process is another user meanwhile."""
-    everything = [folder, *folder.rglob("*")]
-    modes = [path.stat().st_mode for path in everything]
-    for path in everything:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-        for path, mode in zip(everything, modes, strict=True):
-            path.chmod(mode)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")

@@ -22,6 +22,7 @@ from cskt.service.errors import ServiceError
 from cskt.service.rate import MOST_CLIENTS, RateLimiter
 from cskt.service.settings import ServiceSettings, is_loopback
 from cskt.service.tokens import MOST_SESSIONS, SESSION_SECONDS, Tokens, read_token
+from disks import enlarge, mounted
 
 SEARCH = {"text": "a man in a red coat", "k": 2}
 FAR = {"host": "0.0.0.0", "token": TOKEN}
@@ -294,6 +295,24 @@ def test_what_cannot_be_noted_is_not_done(ask: Ask, own_gallery: Gallery, crops:
     for method, path, sent in (added, ("DELETE", "/api/crops", {"params": {"id": name_of(0)}})):
         assert refusal(client.request(method, path, **sent, headers=WRITER))[:2] == (503, "no_audit_log")
     assert own_gallery.count() == 4 and own_gallery.crop(name_of(0)).image_id == name_of(0)
+
+
+def test_a_line_that_the_disk_tears_is_a_line_of_its_own(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", 4) as disk:
+        log, numbers = AuditLog(disk / "audit.jsonl"), iter(range(10**6))
+        for _ in range(2):  # after the first tear there is not even room for a line break
+            with pytest.raises(ServiceError, match="cannot be written"):
+                while True:
+                    log.note("::1", "search", number=next(numbers))
+        whole = next(numbers) - 2
+        enlarge(disk, 1)
+        log.note("::1", "search", number=-1)
+        log.close()
+        lines = (disk / "audit.jsonl").read_text(encoding="ascii").splitlines()
+    assert [json.loads(line)["number"] for line in lines[:-2]] == list(range(whole))
+    assert json.loads(lines[-1])["number"] == -1
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(lines[-2])
 
 
 def test_a_request_that_is_broken_off_is_noted(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pymilvus import DataType, MilvusClient, MilvusException
 
 from cskt.gallery.milvus_filters import partition_field
 from cskt.gallery.milvus_options import INDEXES, Options, check_for_lite, read_options
+from cskt.gallery.store import StoreError
 
 # They report an error to stderr with a traceback, and raise it; it is told once, by whoever catches it. The server that
 # milvus-lite runs in this process does so by grpc, also for calls that pymilvus only tries.
@@ -120,14 +121,14 @@ def drop_collection(url: str, generation: str) -> None:
 
 @contextmanager
 def one_line(url: str) -> Iterator[None]:
-    """Turn what pymilvus raises into one line for the user."""
+    """Turn what pymilvus raises into a StoreError of one line."""
     try:
         yield
     except (MilvusException, grpc.RpcError) as error:
         reason = error.message if isinstance(error, MilvusException) else error.details()
         if "Open local milvus failed" in str(reason):
             reason = "another process has it open, it is no database of milvus-lite, or it is read-only; name another"
-        raise ValueError(f"{url}: {' '.join(str(reason).split())[:300]}") from error
+        raise StoreError(f"{url}: {' '.join(str(reason).split())[:300]}") from error
 
 
 def _address(url: str, generation: str) -> tuple[str, str]:

@@ -17,6 +17,13 @@ from cskt.gallery.columns import Kind, Value
 from cskt.gallery.conditions import Condition
 
 
+class StoreError(ValueError):
+    """The place that keeps the crops cannot do now what is asked of it; that is its operator's affair, not a query's.
+
+    What the system refuses (a full disk, lost rights) may come as OSError instead.
+    """
+
+
 @dataclass(frozen=True)
 class CropFacts:
     """What is known of a crop beside its pixels and its vector."""

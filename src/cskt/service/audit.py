@@ -34,6 +34,8 @@ class AuditLog:
     def __init__(self, path: Path | None, *, only_file: bool = False) -> None:
         self.path = path
         self._lock = threading.Lock()
+        self._torn = False
+        """Whether the last line is only half there."""
         if path is not None and only_file and (path.is_symlink() or (path.exists() and not path.is_file())):
             raise ValueError(f"the audit log {path} is no plain file; remove it, or choose another place: --audit-log")
         try:
@@ -60,13 +62,17 @@ class AuditLog:
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": time, "client": client, "action": action} | facts) + "\n"
         data = line.encode("ascii")  # JSON escapes the rest, line breaks and control characters included
-        try:
-            with self._lock:
+        with self._lock:
+            if self._torn:  # the disk was full: what is there of that line stays a line of its own
+                data = b"\n" + data
+            try:
                 num_written = os.write(self._file, data)
-        except OSError as error:
-            log.error("the audit log %s cannot be written: %s", self.path, error.strerror)
-            num_written = 0
-        if num_written < len(data):
+            except OSError as error:
+                log.error("the audit log %s cannot be written: %s", self.path, error.strerror)
+                num_written = 0
+            missing = len(data) - num_written
+            self._torn = missing > 0 and (self._torn or num_written > 0)
+        if missing:
             raise ServiceError(503, "no_audit_log", "the audit log cannot be written; the operator must mend it")
 
     @contextmanager

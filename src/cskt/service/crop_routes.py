@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from cskt.gallery.contents import GalleryChangedError
 from cskt.gallery.gallery import Gallery, UnknownCropError
+from cskt.gallery.store import StoreError
 from cskt.service.bodies import StrictRoute
 from cskt.service.errors import ServiceError, told_to_the_client
 from cskt.service.parts import BODY_ERRORS, Parts, errors
@@ -122,7 +123,7 @@ def _original(gallery: Gallery, image_id: str) -> bytes:
         if hashlib.sha256(data).hexdigest() != facts.sha256:
             raise ValueError("the file is not the one that was indexed")
         return data
-    except (UnknownCropError, GalleryChangedError):
+    except (UnknownCropError, GalleryChangedError, StoreError):
         raise
     except (ValueError, OSError) as error:  # its words name folders of this machine
         log.warning("the original of %s is not sent: %s", image_id, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,12 @@ from starlette.responses import JSONResponse, Response
 
 from cskt.gallery.contents import GalleryChangedError
 from cskt.gallery.gallery import Gallery, UnknownCropError
+from cskt.gallery.store import StoreError
 
 LONGEST_MESSAGE = 500
 """Characters; a message may quote what the client sent."""
+
+log = logging.getLogger(__name__)
 
 
 class ServiceError(HTTPException):
@@ -64,9 +68,17 @@ def gallery_changed() -> ServiceError:
     return ServiceError(503, "gallery_changed", message)
 
 
+def store_refuses(error: OSError | StoreError) -> ServiceError:
+    """The gallery's disk is full or closed, or its server is gone; where, the log says, and not the answer."""
+    log.error("the store of the gallery refuses: %s", error)
+    return ServiceError(503, "store_refuses", "the gallery's store refuses; ask again when the operator has mended it")
+
+
 @contextmanager
 def told_to_the_client(gallery: Gallery, code: str = "bad_query") -> Iterator[None]:
     """What the gallery refuses as a user's error becomes a 4xx with its line, less the folders that it names.
+
+    What its store refuses, a full disk for example, becomes a 503.
 
     Every use of the gallery stands in one, for any may find that the gallery has changed.
     """
@@ -76,12 +88,18 @@ def told_to_the_client(gallery: Gallery, code: str = "bad_query") -> Iterator[No
         raise gallery_changed() from None
     except UnknownCropError:
         raise unknown_crop() from None
+    except StoreError as error:
+        raise store_refuses(error) from None
     except ValueError as error:
         line = str(error)
         for folder, name in ((gallery.manifest.images, "images"), (gallery.folder, "the gallery")):
             if folder is not None:
                 line = line.replace(str(Path(folder).resolve()), name).replace(str(folder), name)
         raise ServiceError(400, code, line) from None
+    except OSError as error:
+        if error.errno is None:  # none of the system's, but a time limit's
+            raise
+        raise store_refuses(error) from None
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -56,7 +56,7 @@ _MEANINGS = {
     422: "the request has not the form described here",
     429: "too many requests; Retry-After says how long to wait",
     500: "an error of the service",
-    503: "busy, loading or being stopped; or the gallery has changed, or the audit log cannot be written",
+    503: "busy, loading or being stopped; the gallery has changed, its store refuses, or no audit log can be written",
 }
 
 

@@ -1,0 +1,127 @@
+"""A study killed (-9) at any moment, or out of room: the same command goes on, to the tables of one never stopped."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+from processes import kill_some_time, num_moments, run
+
+from disks import mounted
+from fault_tries import chance, record, tries
+from tiny_run import HEIGHT, WIDTH
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
+
+TEST = "tests/faults/test_study_faults.py"
+
+
+@pytest.fixture(scope="module")
+def study(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two methods that train and one that does not, with two seeds."""
+    content = {
+        "title": "Two methods and none",
+        "baseline": "CSKT",
+        "seeds": [1, 2],
+        "datasets": [{"name": "dolls", "dataset": "cuhk-pedes"}],
+        "common": {
+            "backbone.name": str(tiny_backbone), "backbone.image_height": HEIGHT, "backbone.image_width": WIDTH,
+            "device": "cpu", "data.batch_size": 8, "data.num_workers": 0, "loop.num_epochs": 2, "prompts.depth": 2,
+            "prompts.length": 2, "optim.warmup_epochs": 0,
+        },
+        "arms": [{"label": label, "recipe": label.lower()} for label in ("CSKT", "LoRA", "CLIP")],
+    }  # fmt: skip
+    path = tmp_path_factory.mktemp("study") / "study.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def table(output: Path) -> list[dict[str, str]]:
+    """The study's figures, without what the clock says."""
+    with (output / "dolls.csv").open(encoding="utf-8", newline="") as stream:
+        return [
+            {key: value for key, value in row.items() if "second" not in key and "bytes" not in key}
+            for row in csv.DictReader(stream)
+        ]
+
+
+class Whole(NamedTuple):
+    """The study, come to its end without being disturbed."""
+
+    folder: Path
+    moments: int
+    """In which it could have been killed."""
+
+
+@pytest.fixture(scope="module")
+def whole(study: Path, dolls: Path) -> Whole:
+    folder = study.parent / "whole"
+    return Whole(folder, num_moments(run(*words(study, dolls, folder))))
+
+
+def words(study: Path, dolls: Path, output: Path) -> list[str | Path]:
+    """For `dying.py`."""
+    return ["command", "study", study, "--root", dolls, "--output", output]
+
+
+def assert_same_study(output: Path, reference: Path) -> None:
+    """The same tables and the same weights, byte for byte."""
+    assert table(output) == table(reference)
+    weights = sorted(path.relative_to(output) for path in output.rglob("best.safetensors"))
+    assert len(weights) == 5
+    for path in weights:
+        assert (output / path).read_bytes() == (reference / path).read_bytes(), path
+
+
+@pytest.mark.timeout(900)
+def test_killed_at_any_moment_and_gone_on_with(study: Path, whole: Whole, dolls: Path, tmp_path: Path) -> None:
+    random, num_tries = chance("study"), tries(2, 20)
+    output, num_kills = tmp_path / "out", 0
+    command = words(study, dolls, output)
+    for attempt in range(3 * num_tries):
+        if num_kills == num_tries:
+            break
+        if attempt % 2:
+            killed = kill_some_time(random, 1.5, *command)
+        else:
+            ended = run(*command, moment=random.randint(1, max(4 * whole.moments // num_tries, 8)))
+            killed = ended.returncode == -signal.SIGKILL
+            assert killed or ended.returncode == 0, ended.stderr
+        if not killed:  # it came to its end first: again from the start
+            assert_same_study(output, whole.folder)
+            shutil.rmtree(output)
+        num_kills += killed
+    assert num_kills == num_tries, "it was at work when it was killed"
+    ended = run(*command)
+    assert ended.returncode == 0, ended.stderr
+    assert_same_study(output, whole.folder)
+    record("study killed (kill -9)", tried=num_kills, test=TEST)
+
+
+@pytest.mark.timeout(900)
+def test_a_disk_that_fills_up(study: Path, whole: Whole, dolls: Path, tmp_path: Path) -> None:
+    """Again and again: it ends in one line wherever it runs out of room, and goes on with a little more."""
+    random, num_full = chance("study's disk"), 0
+    needed = sum(path.stat().st_blocks for path in whole.folder.rglob("*")) // 2
+    most_given = needed * 1024 // tries(1, 5)
+    with mounted(tmp_path / "disk", 2 * needed) as disk:
+        taken = disk / "other"
+        taken.write_bytes(bytes(shutil.disk_usage(disk).free))
+        while (ended := run(*words(study, dolls, disk / "out"))).returncode:
+            assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended.stderr
+            line = ended.stderr.splitlines()[-1]
+            assert "No space left" in line or "is there room" in line
+            assert taken.stat().st_size, "twice what it needs is not enough"
+            num_full += 1
+            given = random.randrange(most_given // 2, most_given)
+            os.truncate(taken, max(0, taken.stat().st_size - given))
+        assert_same_study(disk / "out", whole.folder)
+    assert num_full > 1
+    record("disk full during a study", tried=num_full, test=TEST)

@@ -1,0 +1,74 @@
+"""The store of the gallery refuses under a running service: a 503 that blames no client; afterwards all goes on."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doll_service import TOKEN, WRITER, Ask, name_of, refusal
+
+from cskt.embed import Encoder
+from cskt.gallery.gallery import Gallery
+from cskt.gallery.store import StoreError
+from disks import without_rights
+
+NAME = {"params": {"id": name_of(0)}}
+SEARCH = {"json": {"text": "a man"}}
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
+def test_rights_that_are_lost_and_given_back(
+    ask: Ask, encoder: Encoder, four_crops: Path, crops: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    picture = base64.b64encode((crops / name_of(9)).read_bytes()).decode()
+    writes: list[tuple[str, str, dict[str, Any]]] = [
+        ("POST", "/api/crops", {"json": {"crops": [{"image_id": "new", "image": picture}]}}),
+        ("DELETE", "/api/crops", NAME),
+    ]
+    with tempfile.TemporaryDirectory() as scratch:  # pytest's own folders are closed to other users
+        folder = Path(shutil.copytree(four_crops, Path(scratch) / "gallery"))
+        Path(scratch).chmod(0o755)
+        with Gallery.open(folder, encoder=encoder) as gallery:
+            client = ask(gallery, token=TOKEN)
+            before = client.post("/api/search", **SEARCH, headers=WRITER).json()["hits"]
+            with without_rights(folder):
+                for method, path, sent in writes:
+                    status, code, message = refusal(client.request(method, path, **sent, headers=WRITER))
+                    assert (status, code) == (503, "store_refuses") and scratch not in message
+                assert client.post("/api/search", **SEARCH, headers=WRITER).json()["hits"] == before
+            told = [record.getMessage() for record in caplog.records if record.name.startswith("cskt.service")]
+            assert len(told) == 2 and all("denied" in line and scratch in line for line in told)
+            assert not any(record.exc_info for record in caplog.records)
+            assert gallery.count() == 4
+            for method, path, sent in writes:
+                assert client.request(method, path, **sent, headers=WRITER).status_code == 200
+            assert gallery.count() == 4 and gallery.crop("new").num_bytes > 0
+
+
+def test_a_store_that_is_out_of_reach(
+    ask: Ask, own_gallery: Gallery, noted: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is asked: neither the client's mistake, nor is it told where the store is."""
+    client = ask(own_gallery, token=TOKEN)
+    assert client.post("/api/search", **SEARCH).status_code == 200
+
+    def refuse(*_: object, **__: object) -> None:
+        raise StoreError("milvus://10.0.0.7:19530/crops: server unavailable")
+
+    for name in ("search_vectors", "crop", "thumbnail", "original", "count", "remove"):
+        monkeypatch.setattr(own_gallery, name, refuse)
+    asked: list[tuple[str, str, dict[str, Any]]] = [
+        ("GET", "/api/gallery", {}), ("GET", "/api/crop", NAME), ("GET", "/api/thumbnail", NAME),
+        ("GET", "/api/image", NAME), ("POST", "/api/search", SEARCH), ("DELETE", "/api/crops", NAME),
+    ]  # fmt: skip
+    for method, path, sent in asked:
+        status, code, message = refusal(client.request(method, path, **sent, headers=WRITER))
+        assert (status, code) == (503, "store_refuses"), path
+        assert "operator" in message and "10.0.0.7" not in message
+    assert [line["error"] for line in noted() if "error" in line] == ["store_refuses"] * 3
