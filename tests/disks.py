@@ -32,12 +32,8 @@ def enlarge(place: Path, megabytes: int) -> None:
 
 
 @contextmanager
-def without_rights(folder: Path) -> Iterator[None]:
-    """Let nobody write below a folder, not even root: this process is another user meanwhile."""
-    everything = [folder, *folder.rglob("*")]
-    modes = [path.stat().st_mode for path in everything]
-    for path in everything:
-        path.chmod(0o555 if path.is_dir() else 0o444)
+def another_user() -> Iterator[None]:
+    """Let this process be nobody in particular where it is root, who may do all."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -46,5 +42,18 @@ def without_rights(folder: Path) -> Iterator[None]:
     finally:
         if root:
             os.seteuid(0)
+
+
+@contextmanager
+def without_rights(folder: Path) -> Iterator[None]:
+    """Let nobody write below a folder, not even root: this process is another user meanwhile."""
+    everything = [folder, *folder.rglob("*")]
+    modes = [path.stat().st_mode for path in everything]
+    for path in everything:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        with another_user():
+            yield
+    finally:
         for path, mode in zip(everything, modes, strict=True):
             path.chmod(mode)

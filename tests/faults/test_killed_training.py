@@ -25,6 +25,7 @@ from tiny_run import quick_config
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
 
+TEST = "tests/faults/test_killed_training.py"
 CHANGES: dict[str, Any] = {
     "data.batch_size": 5, "loop.num_epochs": 8, "loop.save_period_steps": 1, "loop.evaluate_before": True,
     "loss.weights": {"sdm": 1.0, "id": 1.0}, "adapters.init": "normal", "optim.ema_decay": 0.9,
@@ -75,7 +76,7 @@ def test_killed_at_any_moment_and_gone_on_with(config_file: Path, whole: tuple[P
     assert_same_run(folder, undisturbed)
     assert not list(folder.glob(".*.tmp")), "what was half written is cleared away"
     assert num_kills == num_tries, "it was at work when it was killed"
-    record("training killed (kill -9)", tried=num_kills, test="tests/faults/test_killed_training.py")
+    record("training killed (kill -9)", tried=num_kills, test=TEST)
 
 
 @pytest.mark.timeout(300)
@@ -119,7 +120,7 @@ def test_sigterm_saves_and_leaves_within_ten_seconds(
         train(saved_rarely, folder, resume=True)
         assert story(folder)[1:] == story(whole[0])[1:]  # but for the config in the first
     assert slowest < 10
-    record("training told to end (SIGTERM)", tried=num_tries, test="tests/faults/test_killed_training.py")
+    record("training told to end (SIGTERM)", tried=num_tries, test=TEST)
 
 
 def damage(content: bytes, kind: str, random: Any) -> bytes:
@@ -152,7 +153,27 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
         assert_same_run(folder, whole[0])
         shutil.rmtree(folder)
     assert noticed >= num_tries // 2
-    record(f"`last.pt` damaged ({kind})", tried=num_tries, test="tests/faults/test_killed_training.py")
+    record(f"`last.pt` damaged ({kind})", tried=num_tries, test=TEST)
+
+
+def test_a_kill_after_the_fallback_leaves_the_good_checkpoint(
+    config_file: Path, whole: tuple[Path, int], tmp_path: Path
+) -> None:
+    """At any of the first moments after it: the damaged file never takes the place of the one before."""
+    undisturbed, total = whole
+    moments = chance("fallback").sample(range(1, 31), tries(2, 24))
+    assert run("train", config_file, tmp_path / "half", moment=total // 2).returncode == -signal.SIGKILL
+    (tmp_path / "half" / "last.pt").write_bytes((tmp_path / "half" / "last.pt").read_bytes()[:-1000])
+    for moment in moments:
+        folder = shutil.copytree(tmp_path / "half", tmp_path / str(moment))
+        ended = run("train", config_file, folder, moment=moment)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        ended = run("train", config_file, folder)
+        assert ended.returncode == 0, ended.stderr
+        assert_same_run(folder, undisturbed)
+        assert (folder / "last.damaged.pt").is_file()
+        shutil.rmtree(folder)
+    record("training killed (kill -9) after `last.pt` was damaged", tried=len(moments), test=TEST)
 
 
 def test_two_damaged_checkpoints_are_one_line(config: RunConfig, whole: tuple[Path, int], tmp_path: Path) -> None:
@@ -172,7 +193,7 @@ def test_a_second_training_in_the_same_folder_is_refused(config: RunConfig, tmp_
             with pytest.raises(ValueError, match="another process is training there; wait for it, or name another"):
                 train(config, folder, resume=resume)
         assert [path.name for path in folder.iterdir()] == [".lock"]
-    record("two trainings into one folder", tried=2, test="tests/faults/test_killed_training.py")
+    record("two trainings into one folder", tried=2, test=TEST)
 
 
 def test_a_clock_that_goes_backwards(
@@ -184,7 +205,7 @@ def test_a_clock_that_goes_backwards(
     train(config, tmp_path / "run")
     assert story(tmp_path / "run") == story(whole[0])
     assert all(event["seconds"] >= 0 for event in read_events(tmp_path / "run") if event["event"] == "step")
-    record("clock goes backwards", tried=1, test="tests/faults/test_killed_training.py")
+    record("clock goes backwards", tried=1, test=TEST)
 
 
 def test_a_vanished_data_set_and_one_that_comes_back(
@@ -199,7 +220,7 @@ def test_a_vanished_data_set_and_one_that_comes_back(
             time.sleep(0.001)
         root.rename(away)
 
-    thief = threading.Thread(target=take_away)
+    thief = threading.Thread(target=take_away, daemon=True)
     thief.start()
     with pytest.raises(ValueError, match=r"data.*: no such image; put it there") as caught:
         train(moved, tmp_path / "run")
@@ -210,4 +231,4 @@ def test_a_vanished_data_set_and_one_that_comes_back(
     away.rename(root)
     train(moved, tmp_path / "run", resume=True)
     assert story(tmp_path / "run")[1:] == story(whole[0])[1:]
-    record("data set vanishes", tried=1, test="tests/faults/test_killed_training.py")
+    record("data set vanishes", tried=1, test=TEST)

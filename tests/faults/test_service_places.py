@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from attacked_service import SETTINGS, ask, honest
+from PIL import Image
 from raw_clients import head, post
-from service_process import Served, crop_files, make_gallery
+from service_process import Served, make_gallery
 
 from cskt.gallery.gallery import Gallery
 from disks import enlarge, mounted
@@ -20,8 +23,16 @@ pytest.importorskip("fastapi")
 
 TEST = "tests/faults/test_service_places.py"
 MOST_CROPS = 1000
-NEW = "camera IS NULL"
-"""Of the crops that are added here."""
+NEW = "zone IS NOT NULL"
+"""Of the crops that are added here, a column that is new with them."""
+
+
+def picture(number: int) -> str:
+    """A PNG of some kilobytes that is like no other."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (96, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 @pytest.mark.parametrize("store", ["lance", "milvus"])
@@ -35,13 +46,12 @@ def test_a_disk_that_fills_up(tmp_path: Path, tiny_backbone: Path, dolls: Path, 
             gallery = make_gallery(
                 disk, tiny_backbone, dolls, "lance" if store == "lance" else f"milvus:{disk}/crops.db"
             )
-            picture = base64.b64encode(next(iter(crop_files(gallery, "handed").values())).read_bytes()).decode()
             settings = SETTINGS | {"port": 0, "audit_log": str(tmp_path / f"audit-{attempt}.jsonl")}
             with Served(gallery, settings=settings) as service:
-                (disk / "other").write_bytes(bytes(shutil.disk_usage(disk).free - room.randrange(20_000, 400_000)))
+                (disk / "other").write_bytes(bytes(shutil.disk_usage(disk).free - room.randrange(8_000, 400_000)))
                 there: set[str] = set()
                 for number in range(MOST_CROPS):
-                    crop = {"image_id": f"new/{number}", "image": picture}
+                    crop = {"image_id": f"new/{number}", "image": picture(number), "metadata": {"zone": number}}
                     answer = ask(service, post("/api/crops", {"crops": [crop]}))
                     if answer.status != 200:
                         break

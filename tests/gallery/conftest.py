@@ -11,6 +11,7 @@ import pytest
 import cskt
 from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
+from tiny_run import write_backbone
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +28,13 @@ def crops(dolls: Path, tmp_path: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(image, target)
     return tmp_path / "crops"
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Encoder, str]:
+    """As arguments of `Gallery.reindex`."""
+    path = write_backbone(tmp_path_factory.mktemp("backbone") / "other.safetensors", seed=1)
+    return cskt.load(path, device="cpu", num_workers=0), str(path)
 
 
 @pytest.fixture

@@ -17,8 +17,6 @@ from cskt.gallery.files import (
     THUMBNAIL_SIZE,
     bytes_of,
     check_image_id,
-    keep_original,
-    original_path,
     prepare,
     walk,
 )
@@ -105,14 +103,3 @@ def test_names_that_are_fine(name: str) -> None:
 def test_names_that_are_none(name: str) -> None:
     with pytest.raises(ValueError, match="is no name for a crop"):
         check_image_id(name)
-
-
-def test_originals_are_named_by_content_and_written_whole(tmp_path: Path) -> None:
-    sha256 = hashlib.sha256(b"data").hexdigest()
-    keep_original(tmp_path, b"data", sha256)
-    path = original_path(tmp_path, sha256)
-    assert path.read_bytes() == b"data"
-    before = path.stat().st_mtime_ns
-    keep_original(tmp_path, b"data", sha256)
-    assert path.stat().st_mtime_ns == before
-    assert [entry.name for entry in path.parent.iterdir()] == [sha256]

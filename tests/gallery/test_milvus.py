@@ -21,7 +21,7 @@ from cskt.gallery.conditions import Comparison, Condition, Membership, Missing, 
 from cskt.gallery.filters import parse_filter
 from cskt.gallery.milvus import MilvusStore, drop_milvus, open_milvus
 from cskt.gallery.milvus_filters import compiled
-from cskt.gallery.store import Crop, CropFacts
+from cskt.gallery.store import Crop, CropFacts, StoreError
 
 pytest.importorskip("milvus_lite")
 DIM = 8
@@ -135,7 +135,7 @@ def test_the_last_store_of_a_file_lets_go_of_it(tmp_path: Path) -> None:
             open_milvus(url, DIM, COLUMNS)
 
 
-def test_a_server_holds_several_galleries_for_several_clients(tmp_path: Path) -> None:
+def test_a_server_holds_several_galleries_for_several_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from milvus_lite.adapter.grpc.server import start_server_in_thread
 
     server, database, port = start_server_in_thread(data_dir=str(tmp_path / "server"), host="127.0.0.1", port=0)
@@ -145,10 +145,17 @@ def test_a_server_holds_several_galleries_for_several_clients(tmp_path: Path) ->
     writer.add([crop("a", {"camera": "c1"}), crop("b")])
     assert [hit.facts.image_id for hit in reader.search(query(), 5, Comparison("camera", "=", "c1"))[0]] == ["a"]
     assert other.count() == 0
-    for store in (writer, reader, other):
+    for store in (writer, reader):
         store.close()
     server.stop(grace=0)
     database.close()
+    monkeypatch.setattr(milvus, "READ_SECONDS", 1.0)
+    for question in (other.count, other.files, lambda: other.get(["a"]), lambda: other.search(query(), 5)):
+        asked = time.monotonic()
+        with pytest.raises(StoreError, match=f"milvus://127.0.0.1:{port}/others: ") as refusal:
+            question()
+        assert "\n" not in str(refusal.value) and time.monotonic() < asked + 10
+    other.close()
     with pytest.raises(ValueError, match=f"milvus://127.0.0.1:{port}/crops: "):
         open_milvus(f"milvus://127.0.0.1:{port}/crops", DIM, COLUMNS)
 

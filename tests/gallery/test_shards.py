@@ -249,12 +249,20 @@ def test_a_list_stands_for_what_is_there(gallery: Gallery, crops: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"), [("../elsewhere.jpg", "line 1: ../elsewhere.jpg is not below"), ("no.jpg", "line 1: no.jpg: ")]
-)
+    ("line", "told"),
+    [
+        ("../elsewhere.jpg", "line 1: ../elsewhere.jpg is not below"), ("no.jpg", "line 1: no.jpg: "),
+        ("link.jpg", "line 1: link.jpg is a link that leads out"), ("up/elsewhere.jpg", "is a link that leads out"),
+        ("round.jpg", "line 1: round.jpg: "),
+    ],
+)  # fmt: skip
 def test_a_list_that_names_what_it_may_not(line: str, told: str, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "names.txt"
     path.parent.mkdir()
     (tmp_path / "elsewhere.jpg").write_bytes(b"")
+    (path.parent / "link.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+    (path.parent / "up").symlink_to(tmp_path, target_is_directory=True)
+    (path.parent / "round.jpg").symlink_to("round.jpg")
     path.write_text(line, encoding="utf-8")
     with pytest.raises(ValueError) as caught:
         list(listed(path))

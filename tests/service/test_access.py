@@ -297,7 +297,7 @@ def test_what_cannot_be_noted_is_not_done(ask: Ask, own_gallery: Gallery, crops:
     assert own_gallery.count() == 4 and own_gallery.crop(name_of(0)).image_id == name_of(0)
 
 
-def test_a_line_that_the_disk_tears_is_a_line_of_its_own(tmp_path: Path) -> None:
+def test_a_line_that_the_disk_tears_is_a_line_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with mounted(tmp_path / "disk", 4) as disk:
         log, numbers = AuditLog(disk / "audit.jsonl"), iter(range(10**6))
         for _ in range(2):  # after the first tear there is not even room for a line break
@@ -313,6 +313,20 @@ def test_a_line_that_the_disk_tears_is_a_line_of_its_own(tmp_path: Path) -> None
     assert json.loads(lines[-1])["number"] == -1
     with pytest.raises(json.JSONDecodeError):
         json.loads(lines[-2])
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == [
+        "no room for a whole line", "No space left on device",
+    ]  # fmt: skip
+
+
+def test_a_torn_line_stays_one_when_the_service_is_started_again(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_text('{"number": 0}\n{"numb', encoding="ascii")
+    for number in (1, 2):
+        log = AuditLog(path)
+        log.note("::1", "search", number=number)
+        log.close()
+    lines = path.read_text(encoding="ascii").splitlines()
+    assert [json.loads(lines[place])["number"] for place in (0, 2, 3)] == [0, 1, 2] and lines[1] == '{"numb'
 
 
 def test_a_request_that_is_broken_off_is_noted(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from doll_service import name_of
 
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.queries import Query
+from cskt.gallery.store import StoreError
 from cskt.service.batching import Batcher, Pool
 from cskt.service.engine import Engine, Wanted
 from cskt.service.errors import ServiceError
@@ -168,17 +169,6 @@ def test_more_than_may_wait_is_sent_away_and_the_rest_answered() -> None:
     batcher.close()
 
 
-def test_closing_finishes_what_waits_and_takes_no_more() -> None:
-    release = threading.Event()
-    batcher = Batcher("test", lambda items: [release.wait(10) for _ in items], most_together=1, most_waiting=9)
-    futures = [batcher.submit(number) for number in range(3)]
-    threading.Timer(0.05, release.set).start()
-    batcher.close()
-    assert [future.done() and future.result() for future in futures] == [True] * 3
-    with pytest.raises(ServiceError, match="being stopped"):
-        batcher.submit(1)
-
-
 def test_a_client_that_has_left_costs_nothing() -> None:
     release, seen = threading.Event(), []
 
@@ -197,6 +187,50 @@ def test_a_client_that_has_left_costs_nothing() -> None:
     assert stays.result(10) == "stays"
     batcher.close()
     assert seen == ["first", "stays"]
+
+
+@pytest.mark.parametrize("refusal", [StoreError("gone"), OSError(28, "No space left on device")])
+def test_a_store_that_refuses_is_asked_once_for_all(refusal: Exception) -> None:
+    """Each for itself they would wait as long again, one after the other."""
+    release, calls = threading.Event(), []
+
+    def work(items: Sequence[int]) -> list[int]:
+        calls.append(len(items))
+        release.wait(10)
+        raise refusal
+
+    batcher = Batcher("test", work, most_together=8, most_waiting=8)
+    futures = [batcher.submit(0)]
+    while not calls:
+        time.sleep(0.001)
+    futures += [batcher.submit(number) for number in range(1, 6)]
+    release.set()
+    assert [future.exception(10) for future in futures] == [refusal] * 6
+    assert calls == [1, 5]
+    batcher.close()
+
+
+def test_closing_finishes_what_has_begun_and_drops_what_waits() -> None:
+    release, seen = threading.Event(), []
+
+    def work(items: Sequence[str]) -> list[str]:
+        seen.extend(items)
+        release.wait(10)
+        return list(items)
+
+    batcher = Batcher("test", work, most_together=1, most_waiting=8)
+    begun, waiting = batcher.submit("begun"), batcher.submit("waiting")
+    while not begun.running():
+        time.sleep(0.001)
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    while not waiting.cancelled():
+        time.sleep(0.001)
+    with pytest.raises(ServiceError, match="being stopped"):
+        batcher.submit("late")
+    release.set()
+    closing.join(10)
+    assert begun.result(10) == "begun" and seen == ["begun"]
 
 
 def test_a_pool_bounds_what_waits() -> None:

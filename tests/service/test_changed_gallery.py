@@ -41,7 +41,7 @@ def test_every_answer_says_that_the_gallery_has_changed(
     picture = base64.b64encode((crops / name_of(9)).read_bytes()).decode()
     mark = {**TEXT, "image_id": name_of(0), "right": True}
     requests: list[tuple[str, str, dict[str, Any]]] = [
-        ("GET", "/healthz", {}), ("GET", "/metrics", {}), ("GET", "/api/gallery", {}), ("GET", "/api/crop", NAME),
+        ("GET", "/healthz", {}), ("GET", "/api/gallery", {}), ("GET", "/api/crop", NAME),
         ("GET", "/api/thumbnail", NAME), ("GET", "/api/image", NAME),
         ("POST", "/api/search", {"json": TEXT}), ("POST", "/api/search", {"json": {"like": name_of(0)}}),
         ("POST", "/api/search", {"json": {**TEXT, "where": "camera = 'c1'"}}),
@@ -56,6 +56,7 @@ def test_every_answer_says_that_the_gallery_has_changed(
         status, code, message = refusal(client.request(method, path, **sent, headers=WRITER))
         assert (status, code) == (503, "gallery_changed"), path
         assert "restart the service" in message and str(own_gallery.folder.parent) not in message
+    assert "cskt_gallery_up 0.0" in client.get("/metrics", headers=WRITER).text, "figures are wanted most of all now"
     ended = [line for line in noted() if line.get("stage") != "asked"]
     assert len(ended) == 10 and {line["error"] for line in ended} == {"gallery_changed"}
     if not is_gone:

@@ -16,7 +16,7 @@ from doll_service import TOKEN, WRITER, Ask, name_of, refusal
 from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.store import StoreError
-from disks import without_rights
+from disks import another_user, without_rights
 
 NAME = {"params": {"id": name_of(0)}}
 SEARCH = {"json": {"text": "a man"}}
@@ -52,7 +52,7 @@ def test_rights_that_are_lost_and_given_back(
 
 
 def test_a_store_that_is_out_of_reach(
-    ask: Ask, own_gallery: Gallery, noted: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+    ask: Ask, own_gallery: Gallery, crops: Path, noted: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is asked: neither the client's mistake, nor is it told where the store is."""
     client = ask(own_gallery, token=TOKEN)
@@ -61,14 +61,49 @@ def test_a_store_that_is_out_of_reach(
     def refuse(*_: object, **__: object) -> None:
         raise StoreError("milvus://10.0.0.7:19530/crops: server unavailable")
 
-    for name in ("search_vectors", "crop", "thumbnail", "original", "count", "remove"):
-        monkeypatch.setattr(own_gallery, name, refuse)
+    store = own_gallery._contents.store
+    for name in ("search", "histogram", "get", "thumbnails", "vectors", "facets", "count", "delete", "add"):
+        monkeypatch.setattr(store, name, refuse)
+    mark = {"text": "a man", "image_id": name_of(0), "right": True}
+    picture = base64.b64encode((crops / name_of(9)).read_bytes()).decode()
     asked: list[tuple[str, str, dict[str, Any]]] = [
-        ("GET", "/api/gallery", {}), ("GET", "/api/crop", NAME), ("GET", "/api/thumbnail", NAME),
-        ("GET", "/api/image", NAME), ("POST", "/api/search", SEARCH), ("DELETE", "/api/crops", NAME),
+        ("GET", "/healthz", {}), ("GET", "/api/gallery", {}), ("GET", "/api/crop", NAME),
+        ("GET", "/api/thumbnail", NAME), ("GET", "/api/image", NAME),
+        ("POST", "/api/search", SEARCH), ("POST", "/api/search", {"json": {"like": name_of(0)}}),
+        ("POST", "/api/explain", {"json": {"text": "a man", "image_id": name_of(0)}}),
+        ("POST", "/api/marks/export", {"json": {"format": "jsonl", "marks": [mark]}}),
+        ("POST", "/api/crops", {"json": {"crops": [{"image_id": "new", "image": picture}]}}),
+        ("DELETE", "/api/crops", NAME),
     ]  # fmt: skip
     for method, path, sent in asked:
         status, code, message = refusal(client.request(method, path, **sent, headers=WRITER))
         assert (status, code) == (503, "store_refuses"), path
         assert "operator" in message and "10.0.0.7" not in message
-    assert [line["error"] for line in noted() if "error" in line] == ["store_refuses"] * 3
+    assert {line["error"] for line in noted() if "error" in line} == {"store_refuses"}
+    assert "cskt_gallery_up 0.0" in client.get("/metrics", headers=WRITER).text
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
+@pytest.mark.parametrize("what", ["closed", "cut short"])
+def test_vectors_that_cannot_be_read(
+    ask: Ask, encoder: Encoder, four_crops: Path, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(shutil.copytree(four_crops, Path(scratch) / "gallery"))
+        Path(scratch).chmod(0o755)
+        (data,) = folder.rglob("crops.lance/data")
+        with Gallery.open(folder, encoder=encoder) as gallery:
+            client = ask(gallery, token=TOKEN)
+            client.app.state.service.engine.ready.result(10)  # type: ignore[attr-defined]
+            if what == "closed":
+                data.chmod(0)
+            for path in data.glob("*.lance") if what == "cut short" else ():
+                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+            with another_user():
+                for method, path, sent in (("GET", "/api/crop", NAME), ("GET", "/api/image", NAME)):
+                    status, code, message = refusal(client.request(method, path, **sent, headers=WRITER))
+                    assert (status, code) == (503, "store_refuses") and scratch not in message
+            data.chmod(0o755)
+        told = [record for record in caplog.records if record.name.startswith("cskt.service")]
+        assert len(told) == 2 and not any(record.exc_info for record in told)
+        assert all("\n" not in record.getMessage() and len(record.getMessage()) < 500 for record in told)

@@ -20,6 +20,7 @@ from cskt.train.checkpoint import (
     config_differences,
     load_last,
     save_last,
+    set_aside,
     trainable_state,
 )  # fmt: skip
 from cskt.train.ema import Average
@@ -70,7 +71,7 @@ def refused(path: Path, trainee: Trainee | None = None, config: RunConfig = CONF
 def test_everything_that_changes_comes_back(saved: Path) -> None:
     first, second = make_trainee(0), make_trainee(1)
     frozen = second.model[0].weight.clone()  # type: ignore[index]
-    assert load_last(saved, second, CONFIG) == PROGRESS
+    assert load_last(saved, second, CONFIG) == (PROGRESS, saved)
     for one, other in ((first.model, second.model), (first.objective, second.objective)):
         for name, value in trainable_state(one).items():
             assert torch.equal(trainable_state(other)[name], value), name
@@ -100,7 +101,31 @@ def test_only_what_trains_is_written(saved: Path) -> None:
 def test_a_run_without_a_moving_average_saves_and_brings_back_none(tmp_path: Path) -> None:
     save_last(tmp_path / "last.pt", replace(make_trainee(0), average=None), CONFIG, PROGRESS)
     assert load_plain(tmp_path / "last.pt")["average"] is None
-    assert load_last(tmp_path / "last.pt", replace(make_trainee(1), average=None), CONFIG) == PROGRESS
+    assert load_last(tmp_path / "last.pt", replace(make_trainee(1), average=None), CONFIG)[0] == PROGRESS
+
+
+def test_a_save_that_is_broken_off_after_a_fallback_keeps_the_good_one(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = replace(PROGRESS, total_steps=PROGRESS.total_steps + 1)
+    save_last(saved, make_trainee(0), CONFIG, later)
+    saved.write_bytes(saved.read_bytes()[:-100])
+    previous = saved.with_name("last.previous.pt")
+    assert load_last(saved, make_trainee(1), CONFIG) == (PROGRESS, previous)
+    set_aside(saved)
+    rename = Path.replace
+
+    def killed_before_the_last(path: Path, target: Path) -> Path:
+        if target == saved:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed_before_the_last)
+        save_last(saved, make_trainee(0), CONFIG, later)
+    assert load_last(saved, make_trainee(1), CONFIG) == (PROGRESS, previous)
+    save_last(saved, make_trainee(0), CONFIG, later)
+    assert load_last(saved, make_trainee(1), CONFIG) == (later, saved)
 
 
 def test_differences_name_every_key_with_both_values() -> None:
@@ -132,7 +157,7 @@ def test_a_file_older_than_a_config_key_is_resumed_with_the_keys_default(saved: 
     content = torch.load(saved, weights_only=True)
     del content["config"]["lora"], content["config"]["mlm"], content["config"]["data"]["templates"]
     torch.save(content, saved)
-    assert load_last(saved, make_trainee(1), CONFIG) == PROGRESS
+    assert load_last(saved, make_trainee(1), CONFIG) == (PROGRESS, saved)
     assert "lora.sides: none -> both" in refused(saved, config=load_config("cskt", {"lora.sides": "both"}))
 
 

@@ -8,7 +8,11 @@ import pytest
 
 from cskt.app import cli
 from cskt.app.published import train_main
+from cskt.app.train import run
+from cskt.train.engine import train
 from cskt.train.launch import Place, check_alone, is_leader, is_restart, launched_as
+from cskt.train.run_folder import LAST, PREVIOUS
+from tiny_run import Configure
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "none",
@@ -52,6 +56,24 @@ def test_several_machines_that_share_a_store_are_not_restarted(monkeypatch: pyte
     assert is_restart(tmp_path)
     launch(monkeypatch, GROUP_WORLD_SIZE="1", TORCHELASTIC_USE_AGENT_STORE="True")
     assert is_restart(tmp_path)
+
+
+def test_a_restart_does_not_take_over_what_its_launch_was_refused(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config, folder = configure({"loop.num_epochs": 1}), tmp_path / "run"
+    train(config, folder)
+    for checkpoint in (LAST, PREVIOUS):  # as a study leaves a run
+        (folder / checkpoint).unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for attempt in ("0", "1", "2"):
+        launch(monkeypatch, RANK="0", WORLD_SIZE="1", TORCHELASTIC_RESTART_COUNT=attempt)
+        with pytest.raises(ValueError, match="already holds a run"):
+            run(config, folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path in before} == before
+    launch(monkeypatch, RANK="0", WORLD_SIZE="1", TORCHELASTIC_RESTART_COUNT="0")
+    folder.rename(tmp_path / "elsewhere")
+    assert run(config, folder) == 0, "a launch of its own"
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])

@@ -17,8 +17,9 @@ from cskt.embed import Encoder, load
 from cskt.embed.exported import is_exported, load_exported
 from cskt.export.check import Agreement, Parity, first_images, parity_on_dolls, parity_on_split
 from cskt.export.folder import calibration_pixels, check_possible, note_parity, placed_when_done, write_folder
-from cskt.gallery.files import ORIGINALS, walk
+from cskt.gallery.files import walk
 from cskt.gallery.manifest import MANIFEST, read_manifest
+from cskt.gallery.originals import ORIGINALS
 
 logger = logging.getLogger(__name__)
 

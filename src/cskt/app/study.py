@@ -133,7 +133,7 @@ def do_run(run: PlannedRun, splits: TestSplits) -> None:
     encoder = load(run.folder, device=run.config.device)
     for split in splits.of(run).values():
         if stored_result(run.folder, split) is None:
-            keep(evaluate_run(encoder, split, run.folder), run.folder)
+            keep(evaluate_run(encoder, split, run.folder), run.folder, run.folder)
     for checkpoint in (LAST, PREVIOUS):
         (run.folder / checkpoint).unlink(missing_ok=True)
 

@@ -14,9 +14,9 @@ from filelock import FileLock
 from cskt.embed import Encoder
 from cskt.extras import require
 from cskt.gallery.columns import BUILT_IN, Kind, Value, column_name, convert, infer_kinds
-from cskt.gallery.conditions import All, Comparison, Condition
-from cskt.gallery.files import original_path
+from cskt.gallery.conditions import Condition
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, read_manifest, write_manifest
+from cskt.gallery.originals import Originals
 from cskt.gallery.store import VectorStore
 
 VECTORS = "vectors"
@@ -70,6 +70,11 @@ class Contents:
         if self.manifest.images is None:
             return None
         return self.folder / self.manifest.images  # an absolute path stays what it is
+
+    @property
+    def originals(self) -> Originals:
+        """The files that the gallery keeps itself."""
+        return Originals(self.folder, self.store)
 
     def condition(self, where: str | None) -> Condition | None:
         """A filter, understood; none for none.
@@ -135,18 +140,11 @@ class Contents:
                 self._change(columns={**self.manifest.columns, **new})
         return stated
 
-    def forget_originals(self, digests: set[str]) -> None:
-        """Delete originals that no crop needs any more; call it with the lock held."""
-        for sha256 in digests:
-            same = All((Comparison("sha256", "=", sha256), Comparison("kept", "=", True)))
-            if not self.store.count(same):
-                original_path(self.folder, sha256).unlink(missing_ok=True)
-
     def replace_by(self, manifest: Manifest, store: VectorStore) -> None:
         """Go over to the vectors of another model at once, and drop the old ones; call it with the lock held."""
         old, old_store = self.manifest, self.store
-        self.store = store
         self._change(**{name: getattr(manifest, name) for name in ("model", "fingerprint", "embed_dim", "warning")})
+        self.store = store
         old_store.close()
         drop_store(self.folder, old)
 
@@ -157,9 +155,10 @@ class Contents:
         return state
 
     def _change(self, **changes: Any) -> None:
-        """Change the manifest, on disk and here; call it with the lock held."""
-        self.manifest = replace(self.manifest, **changes)
-        write_manifest(self.folder, self.manifest)
+        """Change the manifest, on disk and then here; call it with the lock held."""
+        manifest = replace(self.manifest, **changes)
+        write_manifest(self.folder, manifest)
+        self.manifest = manifest
         self._state = self._present_state()
 
 

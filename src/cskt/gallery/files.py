@@ -1,4 +1,4 @@
-"""Image files on their way into a gallery: found, read once, digested, decoded, reduced; and the originals it keeps."""
+"""Image files on their way into a gallery: found, read once, digested, decoded, reduced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from cskt.data.images import MOST_BYTES as MOST_BYTES  # noqa: PLC0414  (shards hold to it, too)
 from cskt.data.images import Source, decode_image, read_bytes, resize
-from cskt.model.files import write_atomically
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 THUMBNAIL_SIZE = (160, 256)
@@ -26,8 +25,6 @@ THUMBNAIL_QUALITY = 82
 LONGEST_ID = 512
 TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that turn the direction of writing, and so make one name look like another."""
-ORIGINALS = "originals"
-"""Folder, within a gallery, of files that were handed over."""
 
 
 @dataclass(frozen=True)
@@ -146,19 +143,3 @@ def check_image_id(image_id: str) -> str:
             " '..', '\\', leading or double '/', control characters"
         )
     return image_id
-
-
-def original_path(gallery: Path, sha256: str) -> Path:
-    """Where a gallery keeps a file that was handed over; named by its content, so no name from outside is a path."""
-    return gallery / ORIGINALS / sha256[:2] / sha256
-
-
-def keep_original(gallery: Path, data: bytes, sha256: str) -> None:
-    """Keep a file, whole or not at all; one that is kept already is left alone.
-
-    Raises:
-        ValueError: the disk is full, the folder is read-only, ...
-    """
-    path = original_path(gallery, sha256)
-    if not path.is_file():
-        write_atomically(path, lambda temporary: temporary.write_bytes(data))

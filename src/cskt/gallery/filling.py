@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 from cskt.data.images import Source
 from cskt.embed import Encoder
 from cskt.gallery.contents import Contents, open_store
 from cskt.gallery.encoding import Engine, LocalEngine, Pending, Stated, batched
-from cskt.gallery.files import check_image_id, digest, keep_original, original_path, walk
+from cskt.gallery.files import check_image_id, walk
 from cskt.gallery.indexing import IndexReport, Progress, brought_up, fill, in_the_way, restate
-from cskt.gallery.manifest import ModelSource
+from cskt.gallery.manifest import Manifest, ModelSource
+from cskt.gallery.originals import original_path
 from cskt.gallery.shards import ShardCrop, crops_of, is_list, listed
 from cskt.gallery.store import FileState, VectorStore
 
@@ -101,10 +101,8 @@ def add_crops(
         known = before[name].state if name in before else None
         pending.append(Pending(name, source, 0, True, stated[name], known))
     report = IndexReport()
-    keep = partial(keep_original, contents.folder)
-    fill(contents.store, LocalEngine(encoder), pending, report, writing=contents.writing, keep=keep)
+    fill(contents.store, LocalEngine(encoder), pending, report, writing=contents.writing, originals=contents.originals)
     with contents.writing():
-        contents.forget_originals({facts.sha256 for facts in before.values()})
         contents.store.compact()
     report.seconds = time.monotonic() - started
     return report
@@ -116,18 +114,17 @@ def add_shards(
     """Take the crops of Parquet files and archives as handed over; see `Gallery.add_shards`."""
     started = time.monotonic()
     contents.refresh()
-    report, replaced = IndexReport(), set[str]()
+    report = IndexReport()
 
     def pending() -> Iterator[Pending]:
         for crop, known, stated in _of_shards(contents, shards, report):
-            if known and (known.num_bytes != len(crop.data) or known.sha256 != digest(crop.data)):
-                replaced.add(known.sha256)
             yield Pending(crop.image_id, crop.data, 0, True, stated, known)
 
-    keep = partial(keep_original, contents.folder)
-    fill(contents.store, engine, pending(), report, writing=contents.writing, keep=keep, on_progress=on_progress)
+    fill(
+        contents.store, engine, pending(), report, writing=contents.writing, originals=contents.originals,
+        on_progress=on_progress,
+    )  # fmt: skip
     with contents.writing():
-        contents.forget_originals(replaced)
         contents.store.compact()
     report.seconds = time.monotonic() - started
     return report
@@ -174,10 +171,10 @@ def _prune(contents: Contents, vanished: Mapping[str, FileState]) -> int:
 
 def remove_crops(contents: Contents, image_ids: Sequence[str]) -> int:
     """Remove crops by name; see `Gallery.remove`."""
-    with contents.writing():
+    with contents.writing(), contents.originals.changing():
         before = contents.store.get(image_ids)
         removed = contents.store.delete(image_ids)
-        contents.forget_originals({facts.sha256 for facts in before.values() if facts.kept})
+        contents.originals.forget({facts.sha256 for facts in before.values() if facts.kept})
     return removed
 
 
@@ -191,6 +188,27 @@ def reindex(
         raise ValueError(f"{contents.folder}: holds the vectors of {model.path} already; nothing to do")
     manifest = contents.manifest.with_model(encoder, model)
     store = open_store(contents.folder, manifest)
+    try:
+        report = _fill_anew(
+            contents, store, manifest, encoder, drop_unreadable=drop_unreadable, on_progress=on_progress
+        )
+    except BaseException:
+        store.close()  # what it holds stays, for the next try
+        raise
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _fill_anew(
+    contents: Contents,
+    store: VectorStore,
+    manifest: Manifest,
+    encoder: Encoder,
+    *,
+    drop_unreadable: bool,
+    on_progress: Progress | None,
+) -> IndexReport:
+    """Bring every crop into the store of another model, and go over to it."""
     report = IndexReport()
     pending, report.unchanged = _not_yet_in(store, contents)
     fill(store, LocalEngine(encoder), pending, report, writing=contents.writing, on_progress=on_progress)
@@ -201,7 +219,6 @@ def reindex(
         fill(store, LocalEngine(encoder), pending, report, writing=nullcontext)
         if report.unreadable and not drop_unreadable:
             name, reason = report.unreadable[0]
-            store.close()
             raise ValueError(
                 f"{contents.folder}: {len(report.unreadable)} crops cannot be encoded anew, the first is {name}:"
                 f" {reason}; put them back, or drop them from the gallery with --prune; it answers with the old model"
@@ -213,7 +230,6 @@ def reindex(
         store.compact()
         contents.replace_by(manifest, store)
     report.removed = len(report.unreadable)
-    report.seconds = time.monotonic() - started
     return report
 
 

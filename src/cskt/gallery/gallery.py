@@ -27,10 +27,10 @@ from cskt.gallery.columns import Kind
 from cskt.gallery.conditions import Condition
 from cskt.gallery.contents import VECTORS, Contents, check_model, open_store, state_of
 from cskt.gallery.encoding import Engine, LocalEngine
-from cskt.gallery.files import original_path
 from cskt.gallery.filling import add_crops, add_shards, index_folder, reindex, remove_crops
 from cskt.gallery.indexing import IndexReport, Progress
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
+from cskt.gallery.originals import original_path
 from cskt.gallery.queries import Query, encode_queries
 from cskt.gallery.store import CropFacts, Facet, Found
 from cskt.types import Hit

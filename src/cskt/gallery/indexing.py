@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from cskt.gallery.columns import Value
 from cskt.gallery.encoding import Encoded, Engine, Pending, Stated, Touched
+from cskt.gallery.originals import Originals
 from cskt.gallery.store import Crop, CropFacts, FileState, VectorStore
 
 COMMIT_SECONDS = 2.0
@@ -51,7 +52,7 @@ def fill(
     report: IndexReport,
     *,
     writing: Callable[[], AbstractContextManager[None]],
-    keep: Callable[[bytes, str], None] | None = None,
+    originals: Originals | None = None,
     on_progress: Progress | None = None,
 ) -> None:
     """Encode images and store them; what cannot be read is listed, not fatal. Counts go into `report` once committed.
@@ -61,7 +62,7 @@ def fill(
     Args:
         pending: a sequence, or a stream, whose length is then not known ahead.
         writing: entered for every commit: the gallery's lock, which also tells whether it is still the same gallery.
-        keep: called, with that lock held, with (bytes, SHA-256) of every image that is committed.
+        originals: where those that are handed over are kept, and those that they replace forgotten.
     """
     total = len(pending) if isinstance(pending, Sequence) else None
     num_read = dealt_with = 0
@@ -71,10 +72,13 @@ def fill(
     last_commit = time.monotonic()
 
     def commit(batch: list[Encoded]) -> None:
-        with writing():
+        with writing(), nullcontext() if originals is None else originals.changing():
             present = store.get([image.crop.facts.image_id for image in batch])
-            crops = _fitting(batch, present, report, keep)
-            store.add(crops)
+            crops = _fitting(batch, present, report)
+            if originals is None:
+                store.add(crops)
+            else:
+                _add_kept(store, originals, crops, present, {image.crop.facts.sha256: image.data for image in batch})
         num_replaced = sum(crop.facts.image_id in present for crop in crops)
         report.replaced += num_replaced
         report.added += len(crops) - num_replaced
@@ -91,7 +95,7 @@ def fill(
             num_read += batch.num_images
             report.unreadable += batch.unreadable
             if batch.touched:
-                _restate_touched(store, batch.touched, report, writing, keep)
+                _restate_touched(store, batch.touched, report, writing, originals)
             waiting += batch.encoded
             full = len(waiting) > MOST_UNCOMMITTED or sum(len(image.data) for image in waiting) > MOST_WAITING_BYTES
             if running is not None and (running.done() or full):
@@ -110,12 +114,22 @@ def fill(
     advance(num_read - dealt_with)
 
 
-def _fitting(
-    batch: Sequence[Encoded],
+def _add_kept(
+    store: VectorStore,
+    originals: Originals,
+    crops: Sequence[Crop],
     present: Mapping[str, CropFacts],
-    report: IndexReport,
-    keep: Callable[[bytes, str], None] | None,
-) -> list[Crop]:
+    data: Mapping[str, bytes],
+) -> None:
+    """Store crops with their originals (SHA-256 -> bytes), and let go of those that they replace."""
+    needed = {crop.facts.sha256 for crop in crops}
+    for sha256 in needed:
+        originals.keep(data[sha256], sha256)
+    store.add(crops)
+    originals.forget({facts.sha256 for facts in present.values()} - needed)
+
+
+def _fitting(batch: Sequence[Encoded], present: Mapping[str, CropFacts], report: IndexReport) -> list[Crop]:
     """The crops of a batch as they are to be stored beside what is present; what is in the way of one is listed."""
     crops = []
     for image in batch:
@@ -124,8 +138,6 @@ def _fitting(
         if (conflict := in_the_way(there, kept=facts.kept)) is not None:
             report.unreadable.append((facts.image_id, conflict))
             continue
-        if keep is not None and facts.kept:
-            keep(image.data, facts.sha256)
         metadata = brought_up(there.metadata if there else {}, image.stated)
         crops.append(replace(image.crop, facts=replace(facts, metadata=metadata)))
     return crops
@@ -150,7 +162,7 @@ def _restate_touched(
     touched: Sequence[Touched],
     report: IndexReport,
     writing: Callable[[], AbstractContextManager[None]],
-    keep: Callable[[bytes, str], None] | None,
+    originals: Originals | None,
 ) -> None:
     """Let the store know what is newly stated of unchanged images."""
     with writing():
@@ -161,8 +173,8 @@ def _restate_touched(
             if there is None or item.known is None or (there.sha256, there.kept) != (item.known.sha256, item.kept):
                 report.unreadable.append((item.image_id, "another program has changed this crop meanwhile; try again"))
                 continue
-            if keep is not None and item.kept:
-                keep(image.data, there.sha256)
+            if originals is not None:
+                originals.keep(image.data, there.sha256)  # should it have been lost
             changes[item.image_id] = brought_up(there.metadata, item.stated), item.modified_ns
         num_updated = restate(store, present, changes)
     report.updated += num_updated

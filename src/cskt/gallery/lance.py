@@ -11,19 +11,21 @@ the best, and only those are read from disk and scored again.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import lancedb
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
 from lancedb.index import BTree, IvfSq
@@ -44,7 +46,10 @@ from cskt.gallery.lance_rows import (
     to_vectors,
 )
 from cskt.gallery.lance_search import Loaded, Version, by_index, rescored
-from cskt.gallery.store import MOST_FACET_VALUES, Crop, CropFacts, Facet, FileState, Found
+from cskt.gallery.store import MOST_FACET_VALUES, Crop, CropFacts, Facet, FileState, Found, StoreError
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 TABLE = "crops"
 LOCK = "write.lock"
@@ -78,31 +83,53 @@ def open_lance(
     Raises:
         ValueError: the table holds vectors of another width.
     """
-    database = lancedb.connect(str(folder))
-    table = _existing(database)
-    if table is None:
-        with FileLock(folder / LOCK), _system_errors(folder):
-            table = _existing(database) or database.create_table(TABLE, schema=schema(embed_dim))
+    with _in_one_line(folder):
+        database = lancedb.connect(str(folder))
+        table = _existing(database)
+        if table is None:
+            with FileLock(folder / LOCK):
+                table = _existing(database) or database.create_table(TABLE, schema=schema(embed_dim))
     found = table.schema.field("vector").type.list_size
     if found != embed_dim:
         raise ValueError(
             f"{folder}: the gallery holds vectors of {found} numbers, the model gives {embed_dim}; type: cskt reindex"
         )
-    store = LanceStore(folder, matrix_limit=matrix_limit)
-    store.add_columns(columns)
+    with _in_one_line(folder):
+        store = LanceStore(folder, matrix_limit=matrix_limit)
+        store.add_columns(columns)
     return store
 
 
 @contextmanager
-def _system_errors(folder: Path) -> Iterator[None]:
-    """Raise as OSError what the system has refused to Lance (a full disk, lost rights), which says so in pages."""
+def _in_one_line(folder: Path) -> Iterator[None]:
+    """Tell in a line what Lance tells in pages.
+
+    Raises:
+        OSError: what the system has refused it: a full disk, lost rights, ...
+        StoreError: what it cannot read.
+    """
     try:
         yield
     except RuntimeError as error:
-        if (told := re.search(r"\(os error (\d+)\)", str(error))) is None:
+        text = " ".join(str(error).split())
+        if (refused := re.search(r"\(os error (\d+)\)", text)) is not None:
+            number = int(refused[1])
+            raise OSError(number, os.strerror(number), str(folder)) from None
+        if not text.startswith("lance error"):
             raise
-        number = int(told[1])
-        raise OSError(number, os.strerror(number), str(folder)) from None
+        what = text.partition(", /")[0][:200]  # what follows is a place in Lance's source
+        raise StoreError(f"{folder}: damaged ({what}); restore it, or index into a new folder") from None
+
+
+def _told(method: Callable[Concatenate[LanceStore, P], Result]) -> Callable[Concatenate[LanceStore, P], Result]:
+    """A method of the store, its errors in one line."""
+
+    @functools.wraps(method)
+    def called(store: LanceStore, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        with _in_one_line(store.folder):
+            return method(store, *args, **kwargs)
+
+    return called
 
 
 def _existing(database: lancedb.DBConnection) -> Any:
@@ -123,7 +150,7 @@ class LanceStore:
     """
 
     def __init__(self, folder: Path, *, matrix_limit: int = MATRIX_LIMIT) -> None:
-        self._folder = folder
+        self.folder = folder
         self._matrix_limit = matrix_limit
         self._database = lancedb.connect(str(folder))
         self._head: Any = self._database.open_table(TABLE)  # asked for the latest version
@@ -135,6 +162,7 @@ class LanceStore:
         self._writing_lock = threading.Lock()
 
     @property
+    @_told
     def exact(self) -> bool:
         """Whether a search finds the best crops for certain."""
         return self._latest().count <= self._matrix_limit
@@ -153,21 +181,33 @@ class LanceStore:
         with self._writing() as table:
             return sum(int(table.delete(where).num_deleted_rows) for where in _questions(image_ids))
 
+    @_told
     def add_columns(self, columns: Mapping[str, Kind]) -> None:
-        """As in `VectorStore`."""
-        known = self._latest().table.schema.names
-        if all(f"{PREFIX}{name}" in known for name in columns):  # so that a reader needs no right to write
+        """As in `VectorStore`; ValueError for a column that holds values of another kind."""
+        fields = metadata_fields(columns)
+        known = self._latest().table.schema
+        if all(
+            _type_in(known, field.name) == field.type for field in fields
+        ):  # so that a reader needs no right to write
             return
         with self._writing() as table:
-            missing = [field for field in metadata_fields(columns) if field.name not in table.schema.names]
+            for field in fields:
+                if _type_in(table.schema, field.name) not in (None, field.type):
+                    # made by a program that was killed, or had no room, before the gallery knew of it
+                    if table.count_rows(f"`{field.name}` IS NOT NULL"):
+                        raise ValueError(f"{self.folder}: {field.name} holds values of another kind; give another name")
+                    table.drop_columns([field.name])
+            missing = [field for field in fields if field.name not in table.schema.names]
             if missing:
                 table.add_columns(missing)
 
+    @_told
     def count(self, where: Condition | None = None) -> int:
         """As in `VectorStore`."""
         version = self._latest()
         return version.count if where is None else int(version.table.count_rows(to_sql(where)))
 
+    @_told
     def get(self, image_ids: Sequence[str]) -> dict[str, CropFacts]:
         """As in `VectorStore`."""
         version = self._latest()
@@ -177,6 +217,7 @@ class LanceStore:
         )
         return {facts.image_id: facts for facts in map(to_facts, rows)}
 
+    @_told
     def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """As in `VectorStore`."""
         version = self._latest()
@@ -187,12 +228,14 @@ class LanceStore:
             for image_id, vector in zip(batch["image_id"].to_pylist(), to_vectors(batch), strict=True)
         }
 
+    @_told
     def thumbnails(self, image_ids: Sequence[str]) -> dict[str, bytes]:
         """As in `VectorStore`."""
         version = self._latest()
         batches = (batch for where in _questions(image_ids) for batch in version.scan(["image_id", "thumbnail"], where))
         return {row["image_id"]: bytes(row["thumbnail"]) for batch in batches for row in batch.to_pylist()}
 
+    @_told
     def files(self) -> dict[str, FileState]:
         """As in `VectorStore`."""
         columns = ["image_id", "num_bytes", "modified_ns", "sha256", "kept"]
@@ -202,6 +245,7 @@ class LanceStore:
             for row in batch.to_pylist()
         }
 
+    @_told
     def search(self, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Found]]:
         """As in `VectorStore`, except above `matrix_limit`; see the class."""
         version = self._latest()
@@ -217,6 +261,7 @@ class LanceStore:
             found += rescored(loaded.version, part, k, loaded.matrix.candidates(part, k, selection))
         return found
 
+    @_told
     def histogram(self, query: Tensor, edges: Sequence[float], where: Condition | None = None) -> list[int]:
         """As in `VectorStore`."""
         version = self._latest()
@@ -233,6 +278,7 @@ class LanceStore:
             counts += np.bincount(interval.clip(0, len(counts) - 1), minlength=len(counts))
         return counts.tolist()
 
+    @_told
     def facets(self, columns: Mapping[str, Kind]) -> dict[str, Facet]:
         """As in `VectorStore`."""
         version = self._latest()
@@ -257,7 +303,7 @@ class LanceStore:
     @contextmanager
     def _writing(self) -> Iterator[Any]:
         """The table at its latest version, which no one else changes meanwhile."""
-        with self._writing_lock, FileLock(self._folder / LOCK), _system_errors(self._folder):
+        with self._writing_lock, FileLock(self.folder / LOCK), _in_one_line(self.folder):
             self._writer.checkout_latest()
             yield self._writer
 
@@ -282,6 +328,10 @@ class LanceStore:
             elif self._loaded.version.number < version.number:
                 self._loaded = self._loaded.brought_to(version)
             return self._loaded
+
+
+def _type_in(schema: pa.Schema, name: str) -> pa.DataType | None:
+    return schema.field(name).type if name in schema.names else None
 
 
 def _facet(version: Version, column: str, kind: Kind) -> Facet:

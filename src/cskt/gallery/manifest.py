@@ -11,6 +11,7 @@ from typing import Any
 
 from cskt.embed import Encoder, load
 from cskt.gallery.columns import Kind
+from cskt.gallery.store import operators_affair
 from cskt.model.files import write_atomically
 
 PAPER_DOLLS = (
@@ -154,7 +155,12 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest, whole or not at all."""
+    """Write the manifest, whole or not at all.
+
+    Raises:
+        StoreError: the disk is full, the folder is read-only, ...
+    """
     content = {"format_version": FORMAT_VERSION, **asdict(manifest)}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(folder / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with operators_affair():
+        write_atomically(folder / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -26,6 +26,7 @@ from cskt.gallery.milvus_rows import FACTS, STATE, to_facet, to_facts, to_no_val
 from cskt.gallery.milvus_server import (
     CALL_SECONDS,
     LONGEST_TEXT,
+    READ_SECONDS,
     Collection,
     drop_collection,
     one_line,
@@ -108,13 +109,13 @@ class MilvusStore:
 
     def add_columns(self, columns: Mapping[str, Kind]) -> None:
         """As in `VectorStore`."""
-        self._columns = {**columns, **self._columns}
+        self._columns = {**self._columns, **columns}
 
     def count(self, where: Condition | None = None) -> int:
         """As in `VectorStore`."""
         with one_line(self._url):
             [row] = self._client.query(
-                self._name, filter=self._expression(where), output_fields=["count(*)"], timeout=CALL_SECONDS
+                self._name, filter=self._expression(where), output_fields=["count(*)"], timeout=READ_SECONDS
             )
         return int(row["count(*)"])
 
@@ -197,7 +198,7 @@ class MilvusStore:
                     self._name,
                     filter=_among(names[start : start + step]),
                     output_fields=fields,
-                    timeout=CALL_SECONDS,
+                    timeout=READ_SECONDS,
                     **level,
                 )
             yield from rows
@@ -217,7 +218,7 @@ class MilvusStore:
                     filter=f"image_id > {quoted(cursor)}" + (f" and ({condition})" if condition else ""),
                     output_fields=fields,
                     limit=rows,
-                    timeout=CALL_SECONDS,
+                    timeout=READ_SECONDS,
                     iterator="True",  # in the order of names
                     reduce_stop_for_best="True",  # rather a short page than a gap
                 )
@@ -241,7 +242,7 @@ class MilvusStore:
                 limit=limit,
                 output_fields=["vector"],
                 search_params={"metric_type": "IP", "params": self._options.search_numbers(limit)},
-                timeout=CALL_SECONDS,
+                timeout=READ_SECONDS,
                 **self._level(),
             )
         best = []

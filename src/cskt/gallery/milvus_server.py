@@ -27,6 +27,9 @@ logging.getLogger("faiss").setLevel(logging.WARNING)
 
 CONNECT_SECONDS = 5.0
 CALL_SECONDS = 120.0
+"""Of one request that writes or makes something; pymilvus asks again until then where nobody answers."""
+READ_SECONDS = 20.0
+"""Of one that reads."""
 LONGEST_ID = 4096
 LONGEST_TEXT = 65_535
 """Bytes; Milvus' own limit."""
@@ -121,14 +124,20 @@ def drop_collection(url: str, generation: str) -> None:
 
 @contextmanager
 def one_line(url: str) -> Iterator[None]:
-    """Turn what pymilvus raises into a StoreError of one line."""
+    """Tell in a line what pymilvus tells in pages.
+
+    Raises:
+        ValueError: the request asks for something that Milvus does not take.
+        StoreError: anything else.
+    """
     try:
         yield
     except (MilvusException, grpc.RpcError) as error:
         reason = error.message if isinstance(error, MilvusException) else error.details()
         if "Open local milvus failed" in str(reason):
             reason = "another process has it open, it is no database of milvus-lite, or it is read-only; name another"
-        raise StoreError(f"{url}: {' '.join(str(reason).split())[:300]}") from error
+        kind = ValueError if getattr(error, "is_input_error", False) else StoreError
+        raise kind(f"{url}: {' '.join(str(reason).split())[:300]}") from error
 
 
 def _address(url: str, generation: str) -> tuple[str, str]:

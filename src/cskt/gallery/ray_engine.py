@@ -18,6 +18,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -143,7 +144,8 @@ class RayEngine:
             while free and (call := again.popleft() if again else next(new, None)) is not None:
                 number = free.pop(0)
                 work = self._actors[number].work.options(max_task_retries=0)
-                running[work.remote(call.batch)] = replace(call, actor=number)
+                with _in_one_line():
+                    running[work.remote(call.batch)] = replace(call, actor=number)
             if not again and not any(call.batch for call in running.values()):
                 return
             if not running:
@@ -328,11 +330,29 @@ def _next_answer(running: dict[Any, Call]) -> tuple[Call, Any]:
     """
     import ray  # noqa: PLC0415  (an extra, and slow to import)
 
-    while not (done := ray.wait(list(running), timeout=SILENT_SECONDS)[0]):
-        logger.warning("no answer for %.0f s; has the cluster CPUs, GPUs and memory left?", SILENT_SECONDS)
-    call = running.pop(done[0])
+    with _in_one_line():
+        while not (done := ray.wait(list(running), timeout=SILENT_SECONDS)[0]):
+            logger.warning("no answer for %.0f s; has the cluster CPUs, GPUs and memory left?", SILENT_SECONDS)
+        call = running.pop(done[0])
+        try:
+            return call, ray.get(done[0])
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+            if python_error(error):
+                raise
+            return call, None
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Tell in a line what Ray tells in pages.
+
+    Raises:
+        ValueError: in the actor's own words; or it cannot start, or the cluster is gone.
+    """
+    import ray  # noqa: PLC0415  (as above)
+
     try:
-        return call, ray.get(done[0])
+        yield
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ValueError):
             raise ValueError(str(error.cause)) from None
@@ -340,6 +360,4 @@ def _next_answer(running: dict[Any, Call]) -> tuple[Call, Any]:
     except ray.exceptions.RayError as error:
         if cause := python_error(error):
             raise ValueError(f"a worker cannot start: {cause}; is the same cskt on every node?") from None
-        if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.ObjectLostError):
-            return call, None
         raise ValueError(f"the Ray cluster is gone ({first_line(error)}); what is stored stays, run it again") from None

@@ -54,7 +54,7 @@ def listed(path: Path) -> Iterator[tuple[str, os.stat_result]]:
     """(name, state) of the files that a list names, one path a line; names are relative to the list's folder.
 
     Raises:
-        ValueError: a line names nothing, or something outside the list's folder; says which.
+        ValueError: a line names nothing, or something outside the list's folder, be it by a link; says which.
     """
     folder = path.parent.resolve()
     try:
@@ -71,9 +71,14 @@ def listed(path: Path) -> Iterator[tuple[str, os.stat_result]]:
                 f"{path}: line {number}: {line.strip()[:200]} is not below the list's folder; move the list"
             )
         try:
-            state = place.stat()
-        except (OSError, ValueError) as error:
+            state, is_here = place.stat(), place.resolve().is_relative_to(folder)
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links that go round in a circle
             raise ValueError(f"{path}: line {number}: {line.strip()[:200]}: {error}") from None
+        if not is_here:
+            raise ValueError(
+                f"{path}: line {number}: {line.strip()[:200]} is a link that leads out of the list's folder; name the"
+                " file itself"
+            )
         name = place.relative_to(folder).as_posix()
         if name not in seen:
             seen.add(name)

@@ -5,7 +5,8 @@ Two places fulfil it, `lance` and `milvus`; `tests/gallery/test_store_conformanc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +23,15 @@ class StoreError(ValueError):
 
     What the system refuses (a full disk, lost rights) may come as OSError instead.
     """
+
+
+@contextmanager
+def operators_affair() -> Iterator[None]:
+    """What is a user's error elsewhere, such as a folder that cannot be written, is the store's here."""
+    try:
+        yield
+    except ValueError as error:
+        raise StoreError(str(error)) from error
 
 
 @dataclass(frozen=True)

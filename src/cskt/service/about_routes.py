@@ -8,7 +8,7 @@ from cskt.gallery.gallery import Gallery
 from cskt.service.bodies import StrictRoute
 from cskt.service.errors import ServiceError, told_to_the_client
 from cskt.service.gate import SESSION_COOKIE, client_of, wrong_token
-from cskt.service.parts import BODY_ERRORS, Parts, errors
+from cskt.service.parts import BODY_ERRORS, Parts, Service, errors
 from cskt.service.schemas import (
     ColumnAnswer,
     GalleryAnswer,
@@ -71,8 +71,7 @@ async def sign_in(asked: SessionRequest, request: Request, response: Response, s
 @router.get("/healthz", responses={503: errors()[503]})
 async def health(service: Parts) -> HealthAnswer:
     """Whether queries are answered at once."""
-    with told_to_the_client(service.engine.gallery):
-        _ = service.engine.gallery.columns  # read anew, which fails if the gallery has changed
+    await _count(service)
     ready = service.engine.ready
     if not ready.done():
         raise ServiceError(503, "loading", "the model and the vectors are being loaded", {"Retry-After": "1"})
@@ -87,10 +86,19 @@ async def health(service: Parts) -> HealthAnswer:
     response_class=Response,
 )
 async def metrics(service: Parts) -> Response:
-    """Figures for Prometheus."""
-    with told_to_the_client(service.engine.gallery):
-        service.metrics.crops.set(await service.engine.reading.run(service.engine.gallery.count))
+    """Figures for Prometheus; the number of crops is the last one known where the gallery cannot be asked."""
+    try:
+        service.metrics.crops.set(await _count(service))
+        service.metrics.gallery_up.set(1)
+    except ServiceError:
+        service.metrics.gallery_up.set(0)
     return Response(service.metrics.text(), media_type=METRICS_TYPE)
+
+
+async def _count(service: Service) -> int:
+    """Crops in the gallery; fails if it has changed, or its store refuses."""
+    with told_to_the_client(service.engine.gallery):
+        return await service.engine.reading.run(service.engine.gallery.count)
 
 
 def _overview(gallery: Gallery) -> tuple[int, list[ColumnAnswer]]:

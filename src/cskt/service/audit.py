@@ -34,8 +34,6 @@ class AuditLog:
     def __init__(self, path: Path | None, *, only_file: bool = False) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._torn = False
-        """Whether the last line is only half there."""
         if path is not None and only_file and (path.is_symlink() or (path.exists() and not path.is_file())):
             raise ValueError(f"the audit log {path} is no plain file; remove it, or choose another place: --audit-log")
         try:
@@ -45,6 +43,7 @@ class AuditLog:
                 f"the audit log {path} cannot be written ({error.strerror}); choose another place with --audit-log, or"
                 " --no-audit-log"
             ) from None
+        self._torn = path is not None and not _ends_whole(path)
 
     def note(self, client: str, action: str, **facts: Any) -> None:
         """Append one line; it is in the file when the call returns.
@@ -65,14 +64,15 @@ class AuditLog:
         with self._lock:
             if self._torn:  # the disk was full: what is there of that line stays a line of its own
                 data = b"\n" + data
+            reason = "no room for a whole line"
             try:
                 num_written = os.write(self._file, data)
             except OSError as error:
-                log.error("the audit log %s cannot be written: %s", self.path, error.strerror)
-                num_written = 0
+                num_written, reason = 0, error.strerror or reason
             missing = len(data) - num_written
             self._torn = missing > 0 and (self._torn or num_written > 0)
         if missing:
+            log.error("the audit log %s cannot be written: %s", self.path, reason)
             raise ServiceError(503, "no_audit_log", "the audit log cannot be written; the operator must mend it")
 
     @contextmanager
@@ -106,6 +106,15 @@ class AuditLog:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _ends_whole(path: Path) -> bool:
+    """Whether the last line of a log is whole; also true of what cannot be looked into, such as a pipe."""
+    if not path.is_file() or not path.stat().st_size or not os.access(path, os.R_OK):
+        return True
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() == b"\n"
 
 
 def _code_of(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, ParamSpec, TypeVar
 
+from cskt.gallery.store import StoreError
 from cskt.service.errors import busy, stopping
 
 Item = TypeVar("Item")
@@ -43,6 +44,7 @@ class Batcher(Generic[Item, Result]):
 
         Raises:
             ServiceError: 503, too many wait or the service stops.
+            StoreError, OSError: the store refuses; so it did for all that were worked on together.
             Exception: what `work` raises for this item alone.
         """
         return await asyncio.wrap_future(self.submit(item))
@@ -60,9 +62,12 @@ class Batcher(Generic[Item, Result]):
         return future
 
     def close(self) -> None:
-        """Finish what waits, take no more."""
+        """Finish what has begun, drop what waits, take no more."""
         with self._lock:
             self._closed = True
+            for _, future in self._waiting:
+                future.cancel()
+            self._waiting.clear()
         self._thread.shutdown(wait=True)
 
     def _work_off(self) -> None:
@@ -77,9 +82,12 @@ class Batcher(Generic[Item, Result]):
         try:
             results = self._work([item for item, _ in asked])
             assert len(results) == len(asked)
-        except Exception as error:  # noqa: BLE001  (it belongs to the one who waits for this item)
-            if len(asked) == 1:
-                asked[0][1].set_exception(error)
+        except Exception as error:  # noqa: BLE001  (it belongs to those who wait)
+            if len(asked) == 1 or isinstance(
+                error, StoreError | OSError
+            ):  # no item's fault: the rest would wait as long
+                for _, future in asked:
+                    future.set_exception(error)
                 return
             for pair in asked:  # one bad item must not fail the rest
                 self._answer([pair])
@@ -122,6 +130,6 @@ class Pool:
             self._running -= 1
 
     def close(self) -> None:
-        """Finish what waits, take no more."""
+        """Finish what has begun, drop what waits, take no more."""
         self._closed = True
-        self._threads.shutdown(wait=True)
+        self._threads.shutdown(wait=True, cancel_futures=True)

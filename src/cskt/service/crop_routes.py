@@ -125,7 +125,7 @@ def _original(gallery: Gallery, image_id: str) -> bytes:
         return data
     except (UnknownCropError, GalleryChangedError, StoreError):
         raise
-    except (ValueError, OSError) as error:  # its words name folders of this machine
+    except (ValueError, FileNotFoundError) as error:  # its words name folders of this machine
         log.warning("the original of %s is not sent: %s", image_id, error)
         message = "the original of this crop is gone or was changed; put it back, or index the gallery again"
         raise ServiceError(404, "no_original", message) from None

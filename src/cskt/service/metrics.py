@@ -32,6 +32,7 @@ class Metrics:
         self.batch_size = Histogram("cskt_batch_size", "Queries encoded together.", buckets=BATCHES, registry=registry)
         self.in_flight = Gauge("cskt_requests_in_flight", "Requests being answered.", registry=registry)
         self.crops = Gauge("cskt_crops", "Crops in the gallery.", registry=registry)
+        self.gallery_up = Gauge("cskt_gallery_up", "Whether the gallery can be asked: 1 or 0.", registry=registry)
 
     def text(self) -> bytes:
         """All figures in the text format of Prometheus."""

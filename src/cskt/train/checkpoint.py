@@ -16,7 +16,7 @@ from cskt.config import RunConfig, to_dict, validate
 from cskt.model.files import write_atomically
 from cskt.model.tensors import load_plain
 from cskt.train.ema import Average
-from cskt.train.run_folder import PREVIOUS
+from cskt.train.run_folder import DAMAGED, PREVIOUS
 from cskt.train.seal import is_broken, seal
 
 logger = logging.getLogger(__name__)
@@ -120,19 +120,28 @@ def _keep_previous(path: Path) -> None:
         link.unlink(missing_ok=True)  # replacing a name of the very same file does nothing
 
 
-def load_last(path: Path, trainee: Trainee, config: RunConfig) -> Progress:
+def load_last(path: Path, trainee: Trainee, config: RunConfig) -> tuple[Progress, Path]:
     """Put a run back to where `last.pt` left it, or `last.previous.pt` where that is damaged.
+
+    Returns:
+        How far the run has come, and the file that says so.
 
     Raises:
         ValueError: the file is missing, or both are damaged or carry code; it is of another config or backbone.
     """
-    content = _read_whole(path)
+    content, source = _read_whole(path)
     try:
-        return _restore(content, path, trainee, config)
+        return _restore(content, source, trainee, config), source
     except torch.OutOfMemoryError:
         raise
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:  # parts that are not what they are called
-        raise _useless(path, str(error)) from None
+        raise _useless(source, str(error)) from None
+
+
+def set_aside(path: Path) -> None:
+    """Take the name from a damaged `last.pt`, which the next would make `last.previous.pt` in place of the good one."""
+    if path.is_file():
+        path.replace(path.with_name(DAMAGED))
 
 
 def _restore(content: dict[str, Any], path: Path, trainee: Trainee, config: RunConfig) -> Progress:
@@ -186,17 +195,18 @@ def _shape(state: dict[str, torch.Tensor], name: str) -> torch.Size | None:
     return state[name].shape if name in state else None
 
 
-def _read_whole(path: Path) -> dict[str, Any]:
+def _read_whole(path: Path) -> tuple[dict[str, Any], Path]:
+    """A checkpoint that is whole, the newest, and where it lies."""
     previous = path.with_name(PREVIOUS)
     try:
-        return _read(path)
+        return _read(path), path
     except ValueError as error:
         if not previous.is_file():
             raise
         damage = error
     content = _read(previous)
     logger.warning("%s; going on from %s", damage, previous.name)
-    return content
+    return content, previous
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -206,7 +216,9 @@ def _read(path: Path) -> dict[str, Any]:
         if is_broken(path):
             raise ValueError("its checksum is wrong")
         content: dict[str, Any] = load_plain(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise _useless(path, str(error)) from None
     if not isinstance(content, dict) or not content.keys() >= PARTS or not isinstance(content["config"], dict):
         raise ValueError(f"{path}: not a last.pt of this program")

@@ -16,14 +16,15 @@ from cskt.device import peak_memory_bytes
 from cskt.evaluate import Evaluation, evaluate
 from cskt.model.files import save_method
 from cskt.progress import Advance, bar
-from cskt.train.checkpoint import Progress, load_last, save_last, trainable_state
+from cskt.train.checkpoint import Progress, load_last, save_last, set_aside, trainable_state
 from cskt.train.distributed import joined
 from cskt.train.feed import Feed
 from cskt.train.fit import fitted
+from cskt.train.launch import may_restart, num_restarts
 from cskt.train.leaving import Leaving
 from cskt.train.optim import learning_rate, set_learning_rate
 from cskt.train.readings import Readings
-from cskt.train.run_folder import CONFIG, EVENTS, LAST, PREVIOUS, RunFolder, claimed, fresh_folder
+from cskt.train.run_folder import CONFIG, EVENTS, LAST, PREVIOUS, REFUSED, RunFolder, claimed, fresh_folder
 from cskt.train.setup import Session, prepare
 from cskt.train.shares import encode_shared
 from cskt.train.step import add_gradients, update
@@ -77,6 +78,8 @@ def train(config: RunConfig, folder: Path | None = None, *, resume: bool | None 
 
 def _goes_on(folder: Path) -> bool:
     """Whether a folder holds a checkpoint; what has not come so far is cleared away."""
+    if num_restarts() and (folder / REFUSED).exists():
+        return False  # what lies there is not of this launch, which will be refused again
     if any((folder / name).is_file() for name in (LAST, PREVIOUS)):
         return True
     for name in (EVENTS, CONFIG):  # the config last: without it nobody would look for old events
@@ -87,6 +90,18 @@ def _goes_on(folder: Path) -> bool:
 def _claim(folder: Path, held: ExitStack) -> None:
     if not held.enter_context(claimed(folder)):
         raise ValueError(f"{folder}: another process is training there; wait for it, or name another folder")
+    if not num_restarts():
+        (folder / REFUSED).unlink(missing_ok=True)
+
+
+def _create(config: RunConfig, folder: Path) -> None:
+    """Make the run's folder; where it holds a run, a restart by torchrun is to know that this is none of ours."""
+    try:
+        RunFolder.create(config, folder)
+    except ValueError:
+        if may_restart():
+            (folder / REFUSED).touch()
+        raise
 
 
 def _train(session: Session, folder: Path, leaving: Leaving, *, resume: bool) -> TrainResult:
@@ -121,8 +136,10 @@ def _train(session: Session, folder: Path, leaving: Leaving, *, resume: bool) ->
 
 def _resumed(session: Session, run: RunFolder) -> Progress:
     """Go back to where last.pt stands."""
-    progress = load_last(run.last, session.trainee, session.config)
-    session.processes.check_alike({"the steps that last.pt has behind it": progress.total_steps})
+    progress, source = load_last(run.last, session.trainee, session.config)
+    session.processes.check_alike({"epochs and steps at which they resume": (progress.epoch, progress.total_steps)})
+    if session.processes.leads and source != run.last:
+        set_aside(run.last)
     run.forget_after(progress.total_steps, progress.epoch)
     logger.info("resuming %s after epoch %d, step %d", run.path, progress.epoch, progress.step)
     return progress
@@ -131,7 +148,7 @@ def _resumed(session: Session, run: RunFolder) -> Progress:
 def _begun(session: Session, run: RunFolder, leaving: Leaving) -> Progress:
     """Make the run's folder, evaluate what training finds, and save it."""
     config, progress = session.config, Progress()
-    session.processes.from_leader(lambda: RunFolder.create(config, run.path).path)
+    session.processes.from_leader(lambda: _create(config, run.path))
     logger.info("run folder: %s (if interrupted: cskt train --resume %s)", run.path, run.path)
     run.record("start", **session.facts())
     if config.loop.evaluate_before and session.trains:

@@ -47,17 +47,21 @@ def is_restart(folder: Path | None) -> bool:
     Raises:
         ValueError: it might, and would not find what it has begun.
     """
-    may_restart = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
-    if may_restart and folder is None:
+    if may_restart() and folder is None:
         raise ValueError(
             "torchrun --max-restarts starts a run again, which must find its folder: use cskt train --output FOLDER"
         )
-    if may_restart and _several_machines() and shares_store():
+    if may_restart() and _several_machines() and shares_store():
         raise ValueError(
             "torchrun --max-restarts over several machines: they count restarts each for itself and may not find one"
             " another again; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on all of them"
         )
     return num_restarts() > 0
+
+
+def may_restart() -> bool:
+    """Whether `torchrun` starts all processes again when one ends with an error."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def shares_store() -> bool:

@@ -1,0 +1,71 @@
+"""The files that a gallery keeps itself, because they were handed over: named by their content, each only once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cskt.gallery.conditions import All, Comparison
+from cskt.gallery.store import VectorStore, operators_affair
+from cskt.model.files import write_atomically
+
+ORIGINALS = "originals"
+"""Folder, within a gallery, of these files."""
+UNSETTLED = "originals.unsettled"
+"""File, within a gallery, that is there while they change, and stays if that is broken off."""
+
+
+def original_path(gallery: Path, sha256: str) -> Path:
+    """Where a gallery keeps a file that was handed over; named by its content, so no name from outside is a path."""
+    return gallery / ORIGINALS / sha256[:2] / sha256
+
+
+class Originals:
+    """What is kept, in step with the crops that need it; use it with the gallery's lock held.
+
+    Args:
+        gallery: its folder.
+        store: its crops.
+    """
+
+    def __init__(self, gallery: Path, store: VectorStore) -> None:
+        self._gallery = gallery
+        self._store = store
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Around a change of originals and crops; one that an error or a kill has broken off is cleared up before.
+
+        Without this a file could stay that no crop needs, a deleted one's for example.
+        """
+        mark = self._gallery / UNSETTLED
+        if mark.exists():
+            self._forget_orphans()
+        mark.touch()
+        yield
+        mark.unlink()
+
+    def keep(self, data: bytes, sha256: str) -> None:
+        """Keep a file, whole or not at all; one that is kept already is left alone.
+
+        Raises:
+            StoreError: the disk is full, the folder is read-only, ...
+        """
+        path = original_path(self._gallery, sha256)
+        if not path.is_file():
+            with operators_affair():
+                write_atomically(path, lambda temporary: temporary.write_bytes(data))
+
+    def forget(self, digests: Iterable[str]) -> None:
+        """Delete those of some files that no crop needs any more."""
+        for sha256 in digests:
+            same = All((Comparison("sha256", "=", sha256), Comparison("kept", "=", True)))
+            if not self._store.count(same):
+                original_path(self._gallery, sha256).unlink(missing_ok=True)
+
+    def _forget_orphans(self) -> None:
+        needed = {state.sha256 for state in self._store.files().values() if state.kept}
+        for path in (self._gallery / ORIGINALS).glob("*/*"):
+            if path.name not in needed:
+                path.unlink(missing_ok=True)
