@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Linux without a GPU: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" (without CUDA)
 PIP_FLAGS ?=
+TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 # Tools that look at the environment from outside, so that they are not part of it.
 AUDIT := $(VENV)-audit
@@ -16,8 +17,9 @@ demo: $(VENV)/.core
 page: $(VENV)/.serve
 	$(BIN)/python -m cskt serve --demo demo-gallery
 
+# Two tests at a time, each with a core and up to 3 GB; with more of both: make test TEST_PROCESSES=4
 test: $(VENV)/.dev browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 # The faults of docs/reliability.md as often as it says, three quarters of an hour; `make test` tries each a few times.
 test-faults: $(VENV)/.dev

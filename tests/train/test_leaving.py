@@ -50,7 +50,7 @@ def test_what_takes_long_and_saves_nothing_is_left_there_and_then(
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert ended.returncode == EXIT_CODE == 143
-    assert ended.stderr.splitlines()[-1] == "stopped by SIGTERM; nothing was begun"
+    assert ended.stderr.splitlines()[-1] == "stopped by SIGTERM; nothing was changed"
     assert "it went on" not in ended.stdout
     assert not (folder / "last.pt").exists()
     assert train(config, folder, resume=None).best_epoch == 1

@@ -101,6 +101,7 @@ class Engine:
 
         Raises:
             ValueError: the user's error; see `Gallery.search`.
+            StoreError, OSError: the store refuses.
             ServiceError: 503, too much waits.
         """
         vector = await self._encoding.run(query)

@@ -30,7 +30,7 @@ class Leaving:
 
     def __init__(self) -> None:
         self.asked = False
-        self.hint = "nothing was begun"
+        self.hint = "nothing was changed"
         """What to tell on leaving."""
         self._at_once = False
         self._hears = threading.current_thread() is threading.main_thread()
