@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,14 +103,13 @@ def test_a_disk_that_fills_up(config: RunConfig, small_disk: Path, tmp_path: Pat
 
 def test_a_read_only_folder_and_rights_lost_while_training(config: RunConfig, tmp_path: Path) -> None:
     """As another user, for root may do all."""
-    scratch = Path(shutil.copytree(config.data.root, tmp_path.parent.parent / f"open-{tmp_path.name}"))
-    try:
+    with tempfile.TemporaryDirectory() as open_to_all:  # pytest's own folders are closed to other users
+        Path(open_to_all).chmod(0o755)
+        scratch = Path(shutil.copytree(config.data.root, Path(open_to_all) / "scratch"))
         backbone = Path(shutil.copy(config.backbone.name, scratch / "backbone.safetensors"))
         changes = {"loop.num_epochs": 3, "loop.save_period_steps": 1, "data.batch_size": 5}
         save_config(quick_config(scratch, backbone, "cskt", changes), scratch / "config.yaml")
-        for parent in [scratch, *scratch.parents][:4]:
-            parent.chmod(0o755)
-        for path in scratch.rglob("*"):
+        for path in [scratch, *scratch.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
 
         def training(folder: Path, lost_at: int) -> subprocess.CompletedProcess[str]:
@@ -135,6 +135,4 @@ def test_a_read_only_folder_and_rights_lost_while_training(config: RunConfig, tm
         train(moved, tmp_path / "whole")
         assert_same_run(place / "run", tmp_path / "whole")
         assert len([event for event in read_events(place / "run") if event["event"] == "start"]) == 1
-    finally:
-        shutil.rmtree(scratch)
     record("read-only folder, rights lost while training", tried=2, test="tests/faults/test_places.py")

@@ -69,5 +69,9 @@ def test_what_a_broken_off_change_leaves_is_cleared_up_by_the_next(
             patch.setattr(store, "delete", after(store.delete))
             gallery.remove(["one"])
     assert kept(gallery.folder) == (digests(one, other) if broken_off == "add" else digests(one))
+    stranger = original_path(gallery.folder, "0" * 64)
+    stranger.parent.mkdir()
+    stranger.write_bytes(b"of a crop that the store has lost, say")
     gallery.remove(["nobody"])
-    assert kept(gallery.folder) == (digests(one) if broken_off == "add" else set())
+    assert kept(gallery.folder) == (digests(one) if broken_off == "add" else set()) | {"0" * 64}
+    assert not (gallery.folder / UNSETTLED).exists()

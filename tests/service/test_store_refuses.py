@@ -6,6 +6,7 @@ import base64
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from doll_service import TOKEN, WRITER, Ask, name_of, refusal
 from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.store import StoreError
+from cskt.service import engine
 from disks import another_user, without_rights
 
 NAME = {"params": {"id": name_of(0)}}
@@ -81,6 +83,36 @@ def test_a_store_that_is_out_of_reach(
         assert "operator" in message and "10.0.0.7" not in message
     assert {line["error"] for line in noted() if "error" in line} == {"store_refuses"}
     assert "cskt_gallery_up 0.0" in client.get("/metrics", headers=WRITER).text
+
+
+@pytest.mark.parametrize("name", ["gallery.json", "calibration.json"])
+def test_files_of_the_gallery_that_are_damaged(ask: Ask, own_gallery: Gallery, name: str) -> None:
+    client = ask(own_gallery)
+    assert client.post("/api/search", **SEARCH).status_code == 200
+    (own_gallery.folder / name).write_text("{", encoding="utf-8")
+    assert refusal(client.post("/api/search", **SEARCH))[:2] == (503, "store_refuses")
+
+
+def test_a_store_that_gives_no_answer_keeps_nobody_waiting_for_health(
+    ask: Ask, own_gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, answered, asked = ask(own_gallery), threading.Event(), []
+    client.app.state.service.engine.ready.result(10)  # type: ignore[attr-defined]
+
+    def wait(*_: object) -> int:
+        asked.append(1)
+        answered.wait(30)
+        return 4
+
+    monkeypatch.setattr(own_gallery._contents.store, "count", wait)
+    monkeypatch.setattr(engine, "COUNT_PATIENCE", 0.2)
+    for _ in range(3):
+        assert refusal(client.get("/healthz"))[:2] == (503, "store_refuses")
+        assert "cskt_gallery_up 0.0" in client.get("/metrics").text
+    assert client.get("/api/thumbnail", **NAME).status_code == 200 and len(asked) == 1
+    answered.set()
+    monkeypatch.setattr(engine, "COUNT_PATIENCE", 10.0)
+    assert client.get("/healthz").status_code == 200 and "cskt_gallery_up 1.0" in client.get("/metrics").text
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")

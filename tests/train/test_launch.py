@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from cskt.app.published import train_main
 from cskt.app.train import run
 from cskt.train.engine import train
 from cskt.train.launch import Place, check_alone, is_leader, is_restart, launched_as
-from cskt.train.run_folder import LAST, PREVIOUS
+from cskt.train.run_folder import CONFIG, LAST, PREVIOUS
+from elsewhere import claimed_elsewhere
 from tiny_run import Configure
 
 TORCHRUN = {
@@ -66,14 +68,32 @@ def test_a_restart_does_not_take_over_what_its_launch_was_refused(
     for checkpoint in (LAST, PREVIOUS):  # as a study leaves a run
         (folder / checkpoint).unlink()
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    alone = {"RANK": "0", "WORLD_SIZE": "1"}
     for attempt in ("0", "1", "2"):
-        launch(monkeypatch, RANK="0", WORLD_SIZE="1", TORCHELASTIC_RESTART_COUNT=attempt)
+        launch(monkeypatch, **alone, TORCHELASTIC_RESTART_COUNT=attempt)
         with pytest.raises(ValueError, match="already holds a run"):
             run(config, folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path in before} == before
-    launch(monkeypatch, RANK="0", WORLD_SIZE="1", TORCHELASTIC_RESTART_COUNT="0")
-    folder.rename(tmp_path / "elsewhere")
-    assert run(config, folder) == 0, "a launch of its own"
+    (folder / CONFIG).unlink()
+    launch(monkeypatch, **alone, TORCHELASTIC_RESTART_COUNT="0")
+    assert run(config, folder) == 0, "another launch, or another try"
+
+
+def test_a_restart_does_not_take_over_what_another_was_at(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    alone, folder = {"RANK": "0", "WORLD_SIZE": "1"}, tmp_path / "run"
+    config = configure({"loop.num_epochs": 2})
+    with claimed_elsewhere(folder):
+        launch(monkeypatch, **alone, TORCHELASTIC_RESTART_COUNT="0")
+        with pytest.raises(ValueError, match="another process is training there"):
+            run(config, folder)
+    train(configure({"loop.num_epochs": 2, "loop.stop_after_epochs": 1}), folder)
+    launch(monkeypatch, **alone, TORCHELASTIC_RESTART_COUNT="1")
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(config, folder)
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert run(config, folder) == 0, "a restart of the launch that has begun it"
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])

@@ -37,9 +37,12 @@ sys.exit(cli.main(words))
 """
 
 
-@pytest.mark.parametrize("place", ["prepare", "encode_shared"])
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [("prepare", "nothing was changed"), ("encode_shared", "nothing is saved yet; to begin again, remove {folder}")],
+)
 def test_what_takes_long_and_saves_nothing_is_left_there_and_then(
-    configure: Configure, tmp_path: Path, place: str
+    configure: Configure, tmp_path: Path, place: str, told: str
 ) -> None:
     """While data and weights are read, and while a split is evaluated."""
     config, folder = configure({"loop.evaluate_before": True}), tmp_path / "run"
@@ -50,7 +53,7 @@ def test_what_takes_long_and_saves_nothing_is_left_there_and_then(
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert ended.returncode == EXIT_CODE == 143
-    assert ended.stderr.splitlines()[-1] == "stopped by SIGTERM; nothing was changed"
+    assert ended.stderr.splitlines()[-1] == f"stopped by SIGTERM; {told.format(folder=folder)}"
     assert "it went on" not in ended.stdout
     assert not (folder / "last.pt").exists()
     assert train(config, folder, resume=None).best_epoch == 1

@@ -27,7 +27,7 @@ from cskt.progress import counting_bar
 from cskt.report.tables import METRIC_NAMES, percent
 from cskt.reproduce import PROTOCOLS, PUBLISHED, RECIPES, verdict
 from cskt.results import Result
-from cskt.train.run_folder import LAST, PREVIOUS, claimed
+from cskt.train.run_folder import DAMAGED, LAST, PREVIOUS, claimed
 from cskt.train.series import seed_folder, train_or_resume
 
 logger = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ def reproduced(config: RunConfig, seed: int, parent: Path) -> Result | None:
         if result is None:
             result = evaluate_run(load(folder, device=config.device, show_progress=True), split, folder)
             keep(result, folder)
-        for checkpoint in (LAST, PREVIOUS):
+        for checkpoint in (LAST, PREVIOUS, DAMAGED):
             (folder / checkpoint).unlink(missing_ok=True)
     return result
 

@@ -20,7 +20,7 @@ from cskt.embed import load
 from cskt.report.matrix import MatrixRow
 from cskt.results import Result
 from cskt.study import PlannedRun, Size, Study, StudyData, load_study, plan, select, study_names
-from cskt.train.run_folder import LAST, PREVIOUS, claimed
+from cskt.train.run_folder import DAMAGED, LAST, PREVIOUS, claimed
 from cskt.train.series import check_same_config, finished, train_or_resume
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def do_run(run: PlannedRun, splits: TestSplits) -> None:
     for split in splits.of(run).values():
         if stored_result(run.folder, split) is None:
             keep(evaluate_run(encoder, split, run.folder), run.folder, run.folder)
-    for checkpoint in (LAST, PREVIOUS):
+    for checkpoint in (LAST, PREVIOUS, DAMAGED):
         (run.folder / checkpoint).unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,10 +18,13 @@ from cskt.gallery.columns import BUILT_IN, Kind, Value, column_name, convert, in
 from cskt.gallery.conditions import Condition
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, read_manifest, write_manifest
 from cskt.gallery.originals import Originals
-from cskt.gallery.store import VectorStore
+from cskt.gallery.store import VectorStore, operators_affair
 
 VECTORS = "vectors"
 """Folder, within a gallery, of LanceDB's files."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class GalleryChangedError(ValueError):
@@ -58,7 +62,8 @@ class Contents:
         state = self._present_state()
         if state == self._state:
             return
-        manifest = read_manifest(self.folder)
+        with operators_affair():
+            manifest = read_manifest(self.folder)
         if manifest.generation != self.manifest.generation:
             raise GalleryChangedError(f"{self.folder}: was reindexed with another model; open it again")
         self.store.add_columns(manifest.columns)
@@ -146,7 +151,10 @@ class Contents:
         self._change(**{name: getattr(manifest, name) for name in ("model", "fingerprint", "embed_dim", "warning")})
         self.store = store
         old_store.close()
-        drop_store(self.folder, old)
+        try:
+            drop_store(self.folder, old)
+        except (ValueError, OSError) as error:  # no reason to do it all again
+            logger.warning("the vectors of the model before are left over: %s", error)
 
     def _present_state(self) -> tuple[int, int]:
         state = state_of(self.folder / MANIFEST)

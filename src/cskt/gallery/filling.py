@@ -171,10 +171,11 @@ def _prune(contents: Contents, vanished: Mapping[str, FileState]) -> int:
 
 def remove_crops(contents: Contents, image_ids: Sequence[str]) -> int:
     """Remove crops by name; see `Gallery.remove`."""
-    with contents.writing(), contents.originals.changing():
-        before = contents.store.get(image_ids)
-        removed = contents.store.delete(image_ids)
-        contents.originals.forget({facts.sha256 for facts in before.values() if facts.kept})
+    with contents.writing():
+        originals = {facts.sha256 for facts in contents.store.get(image_ids).values() if facts.kept}
+        with contents.originals.changing(originals):
+            removed = contents.store.delete(image_ids)
+            contents.originals.forget(originals)
     return removed
 
 
@@ -193,7 +194,8 @@ def reindex(
             contents, store, manifest, encoder, drop_unreadable=drop_unreadable, on_progress=on_progress
         )
     except BaseException:
-        store.close()  # what it holds stays, for the next try
+        if contents.store is not store:
+            store.close()  # what it holds stays, for the next try
         raise
     report.seconds = time.monotonic() - started
     return report

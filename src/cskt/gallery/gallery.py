@@ -32,7 +32,7 @@ from cskt.gallery.indexing import IndexReport, Progress
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
 from cskt.gallery.originals import original_path
 from cskt.gallery.queries import Query, encode_queries
-from cskt.gallery.store import CropFacts, Facet, Found
+from cskt.gallery.store import CropFacts, Facet, Found, operators_affair
 from cskt.types import Hit
 
 MOST_HITS = 10_000
@@ -138,7 +138,8 @@ class Gallery:
         """The calibrated cut-off of this model, if there is one; as the file says it now."""
         state = state_of(self.folder / CALIBRATION_FILE)
         if state != self._calibrated[0]:
-            calibration = load_calibration(self.folder, self.manifest.fingerprint)
+            with operators_affair():
+                calibration = load_calibration(self.folder, self.manifest.fingerprint)
             self._calibrated = state, None if calibration is None else calibration.cut_off
         return self._calibrated[1]
 

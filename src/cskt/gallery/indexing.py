@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 from cskt.gallery.columns import Value
@@ -72,7 +72,7 @@ def fill(
     last_commit = time.monotonic()
 
     def commit(batch: list[Encoded]) -> None:
-        with writing(), nullcontext() if originals is None else originals.changing():
+        with writing():
             present = store.get([image.crop.facts.image_id for image in batch])
             crops = _fitting(batch, present, report)
             if originals is None:
@@ -123,10 +123,12 @@ def _add_kept(
 ) -> None:
     """Store crops with their originals (SHA-256 -> bytes), and let go of those that they replace."""
     needed = {crop.facts.sha256 for crop in crops}
-    for sha256 in needed:
-        originals.keep(data[sha256], sha256)
-    store.add(crops)
-    originals.forget({facts.sha256 for facts in present.values()} - needed)
+    replaced = {facts.sha256 for facts in present.values()} - needed
+    with originals.changing(needed | replaced):
+        for sha256 in needed:
+            originals.keep(data[sha256], sha256)
+        store.add(crops)
+        originals.forget(replaced)
 
 
 def _fitting(batch: Sequence[Encoded], present: Mapping[str, CropFacts], report: IndexReport) -> list[Crop]:

@@ -48,6 +48,8 @@ from cskt.gallery.lance_rows import (
 from cskt.gallery.lance_search import Loaded, Version, by_index, rescored
 from cskt.gallery.store import MOST_FACET_VALUES, Crop, CropFacts, Facet, FileState, Found, StoreError
 
+DAMAGE = re.compile(r"LanceError\(IO\)|Not found|[Cc]orrupt|Invalid range")
+"""In what Lance says of files that are cut short, altered or gone."""
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
@@ -106,7 +108,7 @@ def _in_one_line(folder: Path) -> Iterator[None]:
 
     Raises:
         OSError: what the system has refused it: a full disk, lost rights, ...
-        StoreError: what it cannot read.
+        StoreError: anything else.
     """
     try:
         yield
@@ -117,8 +119,10 @@ def _in_one_line(folder: Path) -> Iterator[None]:
             raise OSError(number, os.strerror(number), str(folder)) from None
         if not text.startswith("lance error"):
             raise
-        what = text.partition(", /")[0][:200]  # what follows is a place in Lance's source
-        raise StoreError(f"{folder}: damaged ({what}); restore it, or index into a new folder") from None
+        reason = text.partition(", /")[0][:200]  # what follows is a place in Lance's source
+        if DAMAGE.search(reason):
+            reason = f"damaged ({reason}); restore it, or index into a new folder"
+        raise StoreError(f"{folder}: {reason}") from error
 
 
 def _told(method: Callable[Concatenate[LanceStore, P], Result]) -> Callable[Concatenate[LanceStore, P], Result]:

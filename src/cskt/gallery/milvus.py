@@ -218,7 +218,7 @@ class MilvusStore:
                     filter=f"image_id > {quoted(cursor)}" + (f" and ({condition})" if condition else ""),
                     output_fields=fields,
                     limit=rows,
-                    timeout=READ_SECONDS,
+                    timeout=CALL_SECONDS,
                     iterator="True",  # in the order of names
                     reduce_stop_for_best="True",  # rather a short page than a gap
                 )

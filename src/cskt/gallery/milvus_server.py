@@ -17,7 +17,7 @@ from pymilvus import DataType, MilvusClient, MilvusException
 
 from cskt.gallery.milvus_filters import partition_field
 from cskt.gallery.milvus_options import INDEXES, Options, check_for_lite, read_options
-from cskt.gallery.store import StoreError
+from cskt.gallery.store import NoAnswerError
 
 # They report an error to stderr with a traceback, and raise it; it is told once, by whoever catches it. The server that
 # milvus-lite runs in this process does so by grpc, also for calls that pymilvus only tries.
@@ -29,7 +29,9 @@ CONNECT_SECONDS = 5.0
 CALL_SECONDS = 120.0
 """Of one request that writes or makes something; pymilvus asks again until then where nobody answers."""
 READ_SECONDS = 20.0
-"""Of one that reads."""
+"""Of one that reads; of one that reads everything, page by page, as of one that writes."""
+GONE = (100, 800)
+"""Milvus' codes for a collection and a database that are not there."""
 LONGEST_ID = 4096
 LONGEST_TEXT = 65_535
 """Bytes; Milvus' own limit."""
@@ -128,7 +130,7 @@ def one_line(url: str) -> Iterator[None]:
 
     Raises:
         ValueError: the request asks for something that Milvus does not take.
-        StoreError: anything else.
+        NoAnswerError: anything else.
     """
     try:
         yield
@@ -136,8 +138,9 @@ def one_line(url: str) -> Iterator[None]:
         reason = error.message if isinstance(error, MilvusException) else error.details()
         if "Open local milvus failed" in str(reason):
             reason = "another process has it open, it is no database of milvus-lite, or it is read-only; name another"
-        kind = ValueError if getattr(error, "is_input_error", False) else StoreError
-        raise kind(f"{url}: {' '.join(str(reason).split())[:300]}") from error
+        # Milvus takes it for the client's mistake, too, that a collection is gone.
+        is_ours = getattr(error, "is_input_error", False) and getattr(error, "code", 0) not in GONE
+        raise (ValueError if is_ours else NoAnswerError)(f"{url}: {' '.join(str(reason).split())[:300]}") from error
 
 
 def _address(url: str, generation: str) -> tuple[str, str]:

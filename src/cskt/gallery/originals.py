@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,8 @@ from cskt.model.files import write_atomically
 ORIGINALS = "originals"
 """Folder, within a gallery, of these files."""
 UNSETTLED = "originals.unsettled"
-"""File, within a gallery, that is there while they change, and stays if that is broken off."""
+"""File, within a gallery, that is there while some of them change, and stays if that is broken off: their digests."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def original_path(gallery: Path, sha256: str) -> Path:
@@ -34,17 +36,21 @@ class Originals:
         self._store = store
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
-        """Around a change of originals and crops; one that an error or a kill has broken off is cleared up before.
+    def changing(self, at_stake: Iterable[str]) -> Iterator[None]:
+        """Around a change of crops and originals, which may leave some without a crop.
 
-        Without this a file could stay that no crop needs, a deleted one's for example.
+        Where an error or a kill breaks it off, the next change looks after them: else the picture of a deleted crop,
+        for example, could stay for good.
+
+        Args:
+            at_stake: the digests of those originals.
         """
         mark = self._gallery / UNSETTLED
-        if mark.exists():
-            self._forget_orphans()
-        mark.touch()
+        if mark.is_file():
+            self.forget(filter(_DIGEST.fullmatch, mark.read_text(encoding="ascii").split()))
+        mark.write_text("\n".join(at_stake), encoding="ascii")
         yield
-        mark.unlink()
+        mark.unlink(missing_ok=True)
 
     def keep(self, data: bytes, sha256: str) -> None:
         """Keep a file, whole or not at all; one that is kept already is left alone.
@@ -63,9 +69,3 @@ class Originals:
             same = All((Comparison("sha256", "=", sha256), Comparison("kept", "=", True)))
             if not self._store.count(same):
                 original_path(self._gallery, sha256).unlink(missing_ok=True)
-
-    def _forget_orphans(self) -> None:
-        needed = {state.sha256 for state in self._store.files().values() if state.kept}
-        for path in (self._gallery / ORIGINALS).glob("*/*"):
-            if path.name not in needed:
-                path.unlink(missing_ok=True)

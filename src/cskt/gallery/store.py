@@ -25,6 +25,10 @@ class StoreError(ValueError):
     """
 
 
+class NoAnswerError(StoreError):
+    """The server that keeps the crops gives no answer, or none that helps; whoever asks next would wait as long."""
+
+
 @contextmanager
 def operators_affair() -> Iterator[None]:
     """What is a user's error elsewhere, such as a folder that cannot be written, is the store's here."""

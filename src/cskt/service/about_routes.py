@@ -86,7 +86,7 @@ async def health(service: Parts) -> HealthAnswer:
     response_class=Response,
 )
 async def metrics(service: Parts) -> Response:
-    """Figures for Prometheus; the number of crops is the last one known where the gallery cannot be asked."""
+    """Figures for Prometheus; where the gallery cannot be asked, the number of crops is the last one known."""
     try:
         service.metrics.crops.set(await _count(service))
         service.metrics.gallery_up.set(1)
@@ -98,7 +98,7 @@ async def metrics(service: Parts) -> Response:
 async def _count(service: Service) -> int:
     """Crops in the gallery; fails if it has changed, or its store refuses."""
     with told_to_the_client(service.engine.gallery):
-        return await service.engine.reading.run(service.engine.gallery.count)
+        return await service.engine.count()
 
 
 def _overview(gallery: Gallery) -> tuple[int, list[ColumnAnswer]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, ParamSpec, TypeVar
 
-from cskt.gallery.store import StoreError
+from cskt.gallery.store import NoAnswerError
 from cskt.service.errors import busy, stopping
 
 Item = TypeVar("Item")
@@ -44,7 +44,7 @@ class Batcher(Generic[Item, Result]):
 
         Raises:
             ServiceError: 503, too many wait or the service stops.
-            StoreError, OSError: the store refuses; so it did for all that were worked on together.
+            NoAnswerError: for all that were worked on together.
             Exception: what `work` raises for this item alone.
         """
         return await asyncio.wrap_future(self.submit(item))
@@ -83,9 +83,7 @@ class Batcher(Generic[Item, Result]):
             results = self._work([item for item, _ in asked])
             assert len(results) == len(asked)
         except Exception as error:  # noqa: BLE001  (it belongs to those who wait)
-            if len(asked) == 1 or isinstance(
-                error, StoreError | OSError
-            ):  # no item's fault: the rest would wait as long
+            if len(asked) == 1 or isinstance(error, NoAnswerError):  # each for itself would wait as long again
                 for _, future in asked:
                     future.set_exception(error)
                 return

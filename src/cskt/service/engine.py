@@ -6,11 +6,14 @@ slow       two threads  queries with a filter, in groups or far down the list, a
 explain    one thread   heat maps
 read       four threads pictures, thumbnails, facts
 write      one thread   additions and deletions
+count      one thread   how many crops there are, which tells whether the store answers
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
@@ -21,6 +24,7 @@ from torch import Tensor
 from cskt.gallery.answers import Histogram
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.queries import Query
+from cskt.gallery.store import NoAnswerError
 from cskt.service.batching import Batcher, Pool
 from cskt.service.metrics import Metrics
 from cskt.service.settings import ServiceSettings
@@ -31,6 +35,8 @@ DEEP = 1000
 """Best crops beyond which a search, those before its offset included, takes many times as long as one for a page."""
 LONG_WAIT = 32
 """Slow requests that may wait for a pool."""
+COUNT_HOLDS, COUNT_PATIENCE = 2.0, 5.0
+"""Seconds for which a count is good, and for which one is waited for; Prometheus gives up after ten."""
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +78,9 @@ class Engine:
         self.explaining = Pool("explain", threads=1, most_waiting=LONG_WAIT)
         self.reading = Pool("read", threads=4, most_waiting=settings.queries_waiting)
         self.writing = Pool("write", threads=1, most_waiting=LONG_WAIT)
+        self._counting = Pool("count", threads=1, most_waiting=1)
+        self._counted: asyncio.Task[int] | None = None
+        self._counted_at = 0.0
         self.ready: Future[None] = Future()
         """Done when model and vectors are loaded; holds the error if they cannot be."""
 
@@ -79,6 +88,8 @@ class Engine:
         """Begin to load the model and the vectors, by a first search in the threads that will do all others."""
 
         def searched(future: Future[list[Hit]]) -> None:
+            if future.cancelled():  # the service stops already
+                return
             error = future.exception()
             if error is None:
                 self.ready.set_result(None)
@@ -87,6 +98,8 @@ class Engine:
                 self.ready.set_exception(error)
 
         def encoded(future: Future[Tensor]) -> None:
+            if future.cancelled():
+                return
             if error := future.exception():
                 log.error("the model cannot be loaded: %s", error)
                 self.ready.set_exception(error)
@@ -113,9 +126,27 @@ class Engine:
             return hits, None
         return hits, await self._slow.run(self.gallery.histogram, vector, where=wanted.where)
 
+    async def count(self) -> int:
+        """Crops in the gallery, as of the last two seconds; all who ask meanwhile share one question.
+
+        Raises:
+            StoreError, OSError: the store refuses, or gives no answer in time.
+        """
+        _ = self.gallery.columns  # read anew: fails at once if the gallery has changed
+        if self._counted is None or (self._counted.done() and time.monotonic() > self._counted_at + COUNT_HOLDS):
+            self._counted = asyncio.ensure_future(self._counting.run(self.gallery.count))
+            self._counted.add_done_callback(lambda task: task.cancelled() or task.exception())  # all may have left
+            self._counted_at = time.monotonic()
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._counted), COUNT_PATIENCE)
+        except TimeoutError:
+            raise NoAnswerError(f"no answer within {COUNT_PATIENCE:.0f} s") from None
+
     def close(self) -> None:
         """Finish what has begun; then the gallery may be closed."""
-        for part in (self._encoding, self._searching, self._slow, self.explaining, self.reading, self.writing):
+        for part in (
+            self._encoding, self._searching, self._slow, self.explaining, self.reading, self.writing, self._counting,
+        ):  # fmt: skip
             part.close()
 
     def _encode(self, queries: Sequence[Query]) -> Sequence[Tensor]:

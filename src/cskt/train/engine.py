@@ -20,11 +20,11 @@ from cskt.train.checkpoint import Progress, load_last, save_last, set_aside, tra
 from cskt.train.distributed import joined
 from cskt.train.feed import Feed
 from cskt.train.fit import fitted
-from cskt.train.launch import may_restart, num_restarts
+from cskt.train.launch import note_refusal, num_restarts, was_refused
 from cskt.train.leaving import Leaving
 from cskt.train.optim import learning_rate, set_learning_rate
 from cskt.train.readings import Readings
-from cskt.train.run_folder import CONFIG, EVENTS, LAST, PREVIOUS, REFUSED, RunFolder, claimed, fresh_folder
+from cskt.train.run_folder import CONFIG, EVENTS, LAST, PREVIOUS, RunFolder, claimed, fresh_folder
 from cskt.train.setup import Session, prepare
 from cskt.train.shares import encode_shared
 from cskt.train.step import add_gradients, update
@@ -78,7 +78,7 @@ def train(config: RunConfig, folder: Path | None = None, *, resume: bool | None 
 
 def _goes_on(folder: Path) -> bool:
     """Whether a folder holds a checkpoint; what has not come so far is cleared away."""
-    if num_restarts() and (folder / REFUSED).exists():
+    if num_restarts() and was_refused(folder):
         return False  # what lies there is not of this launch, which will be refused again
     if any((folder / name).is_file() for name in (LAST, PREVIOUS)):
         return True
@@ -89,19 +89,14 @@ def _goes_on(folder: Path) -> bool:
 
 def _claim(folder: Path, held: ExitStack) -> None:
     if not held.enter_context(claimed(folder)):
+        note_refusal(folder)
         raise ValueError(f"{folder}: another process is training there; wait for it, or name another folder")
-    if not num_restarts():
-        (folder / REFUSED).unlink(missing_ok=True)
 
 
 def _create(config: RunConfig, folder: Path) -> None:
-    """Make the run's folder; where it holds a run, a restart by torchrun is to know that this is none of ours."""
-    try:
-        RunFolder.create(config, folder)
-    except ValueError:
-        if may_restart():
-            (folder / REFUSED).touch()
-        raise
+    if (folder / CONFIG).exists():
+        note_refusal(folder)
+    RunFolder.create(config, folder)
 
 
 def _train(session: Session, folder: Path, leaving: Leaving, *, resume: bool) -> TrainResult:
@@ -149,6 +144,7 @@ def _begun(session: Session, run: RunFolder, leaving: Leaving) -> Progress:
     """Make the run's folder, evaluate what training finds, and save it."""
     config, progress = session.config, Progress()
     session.processes.from_leader(lambda: _create(config, run.path))
+    leaving.hint = f"nothing is saved yet; to begin again, remove {run.path}"
     logger.info("run folder: %s (if interrupted: cskt train --resume %s)", run.path, run.path)
     run.record("start", **session.facts())
     if config.loop.evaluate_before and session.trains:

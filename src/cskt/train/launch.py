@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+REFUSED = ".refused"
+"""File in a run's folder: the launch that was refused there last."""
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -62,6 +65,23 @@ def is_restart(folder: Path | None) -> bool:
 def may_restart() -> bool:
     """Whether `torchrun` starts all processes again when one ends with an error."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+def note_refusal(folder: Path) -> None:
+    """Where a folder is another's run, let restarts of this launch know that it is none of theirs to go on with."""
+    if may_restart():
+        (folder / REFUSED).write_text(_launcher(), encoding="utf-8")
+
+
+def was_refused(folder: Path) -> bool:
+    """Whether this launch has been refused there before it was restarted."""
+    path = folder / REFUSED
+    return path.is_file() and path.read_text(encoding="utf-8") == _launcher()
+
+
+def _launcher() -> str:
+    """The agent of torchrun that has started this process, which is the same over its restarts."""
+    return f"{socket.gethostname()} {os.getppid()}"
 
 
 def shares_store() -> bool:

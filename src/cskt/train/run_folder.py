@@ -23,8 +23,6 @@ BEST, LAST, PREVIOUS = "best.safetensors", "last.pt", "last.previous.pt"
 DAMAGED = "last.damaged.pt"
 """What was found as last.pt and could not be resumed from."""
 TENSORBOARD, LOCK = "tensorboard", ".lock"
-REFUSED = ".refused"
-"""Left by a launch of torchrun that found a run there, for its own restarts."""
 
 
 class RunFolder:
