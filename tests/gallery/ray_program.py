@@ -128,7 +128,7 @@ def index(*words: str) -> None:
 
     def slowly(engine: RayEngine, pending: Iterable[Pending]) -> Iterator[Worked]:
         for worked in work(engine, pending):
-            time.sleep(0.02)
+            time.sleep(0.1)
             yield worked
 
     RayEngine.work = slowly
