@@ -197,7 +197,8 @@ def test_killed_workers_lose_and_double_nothing(
 ) -> None:
     assert findings["kills"] == NUM_KILLED_WORKERS
     assert findings["killed"] == [nothing_but(added=NUM_CROPS), nothing_but(unchanged=NUM_CROPS)]
-    assert findings["stderr"].count(" died; nothing is lost") == NUM_KILLED_WORKERS
+    # One that is killed again while it starts anew had nothing to lose, and is told of once.
+    assert 1 <= findings["stderr"].count(" died; nothing is lost") <= NUM_KILLED_WORKERS
     with Gallery.open(place / "scratch" / "killed", encoder=encoder) as gallery:
         check_whole(gallery, place / "many")
         assert_same(gallery, local["many"])
