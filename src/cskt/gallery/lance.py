@@ -11,17 +11,14 @@ the best, and only those are read from disk and scored again.
 
 from __future__ import annotations
 
-import functools
-import os
-import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import lancedb
 import numpy as np
@@ -34,6 +31,7 @@ from torch import Tensor
 
 from cskt.gallery.columns import Kind, Value
 from cskt.gallery.conditions import Condition
+from cskt.gallery.lance_errors import in_one_line, told
 from cskt.gallery.lance_rows import (
     PREFIX,
     metadata_fields,
@@ -46,12 +44,7 @@ from cskt.gallery.lance_rows import (
     to_vectors,
 )
 from cskt.gallery.lance_search import Loaded, Version, by_index, rescored
-from cskt.gallery.store import MOST_FACET_VALUES, Crop, CropFacts, Facet, FileState, Found, StoreError
-
-DAMAGE = re.compile(r"LanceError\(IO\)|Not found|[Cc]orrupt|Invalid range")
-"""In what Lance says of files that are cut short, altered or gone."""
-P = ParamSpec("P")
-Result = TypeVar("Result")
+from cskt.gallery.store import MOST_FACET_VALUES, Crop, CropFacts, Facet, FileState, Found
 
 TABLE = "crops"
 LOCK = "write.lock"
@@ -85,7 +78,7 @@ def open_lance(
     Raises:
         ValueError: the table holds vectors of another width.
     """
-    with _in_one_line(folder):
+    with in_one_line(folder):
         database = lancedb.connect(str(folder))
         table = _existing(database)
         if table is None:
@@ -96,44 +89,10 @@ def open_lance(
         raise ValueError(
             f"{folder}: the gallery holds vectors of {found} numbers, the model gives {embed_dim}; type: cskt reindex"
         )
-    with _in_one_line(folder):
+    with in_one_line(folder):
         store = LanceStore(folder, matrix_limit=matrix_limit)
-        store.add_columns(columns)
+    store.add_columns(columns)
     return store
-
-
-@contextmanager
-def _in_one_line(folder: Path) -> Iterator[None]:
-    """Tell in a line what Lance tells in pages.
-
-    Raises:
-        OSError: what the system has refused it: a full disk, lost rights, ...
-        StoreError: anything else.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        text = " ".join(str(error).split())
-        if (refused := re.search(r"\(os error (\d+)\)", text)) is not None:
-            number = int(refused[1])
-            raise OSError(number, os.strerror(number), str(folder)) from None
-        if not text.startswith("lance error"):
-            raise
-        reason = text.partition(", /")[0][:200]  # what follows is a place in Lance's source
-        if DAMAGE.search(reason):
-            reason = f"damaged ({reason}); restore it, or index into a new folder"
-        raise StoreError(f"{folder}: {reason}") from error
-
-
-def _told(method: Callable[Concatenate[LanceStore, P], Result]) -> Callable[Concatenate[LanceStore, P], Result]:
-    """A method of the store, its errors in one line."""
-
-    @functools.wraps(method)
-    def called(store: LanceStore, /, *args: P.args, **kwargs: P.kwargs) -> Result:
-        with _in_one_line(store.folder):
-            return method(store, *args, **kwargs)
-
-    return called
 
 
 def _existing(database: lancedb.DBConnection) -> Any:
@@ -166,7 +125,7 @@ class LanceStore:
         self._writing_lock = threading.Lock()
 
     @property
-    @_told
+    @told
     def exact(self) -> bool:
         """Whether a search finds the best crops for certain."""
         return self._latest().count <= self._matrix_limit
@@ -185,7 +144,7 @@ class LanceStore:
         with self._writing() as table:
             return sum(int(table.delete(where).num_deleted_rows) for where in _questions(image_ids))
 
-    @_told
+    @told
     def add_columns(self, columns: Mapping[str, Kind]) -> None:
         """As in `VectorStore`; ValueError for a column that holds values of another kind."""
         fields = metadata_fields(columns)
@@ -205,13 +164,13 @@ class LanceStore:
             if missing:
                 table.add_columns(missing)
 
-    @_told
+    @told
     def count(self, where: Condition | None = None) -> int:
         """As in `VectorStore`."""
         version = self._latest()
         return version.count if where is None else int(version.table.count_rows(to_sql(where)))
 
-    @_told
+    @told
     def get(self, image_ids: Sequence[str]) -> dict[str, CropFacts]:
         """As in `VectorStore`."""
         version = self._latest()
@@ -221,7 +180,7 @@ class LanceStore:
         )
         return {facts.image_id: facts for facts in map(to_facts, rows)}
 
-    @_told
+    @told
     def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """As in `VectorStore`."""
         version = self._latest()
@@ -232,14 +191,14 @@ class LanceStore:
             for image_id, vector in zip(batch["image_id"].to_pylist(), to_vectors(batch), strict=True)
         }
 
-    @_told
+    @told
     def thumbnails(self, image_ids: Sequence[str]) -> dict[str, bytes]:
         """As in `VectorStore`."""
         version = self._latest()
         batches = (batch for where in _questions(image_ids) for batch in version.scan(["image_id", "thumbnail"], where))
         return {row["image_id"]: bytes(row["thumbnail"]) for batch in batches for row in batch.to_pylist()}
 
-    @_told
+    @told
     def files(self) -> dict[str, FileState]:
         """As in `VectorStore`."""
         columns = ["image_id", "num_bytes", "modified_ns", "sha256", "kept"]
@@ -249,7 +208,7 @@ class LanceStore:
             for row in batch.to_pylist()
         }
 
-    @_told
+    @told
     def search(self, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Found]]:
         """As in `VectorStore`, except above `matrix_limit`; see the class."""
         version = self._latest()
@@ -265,7 +224,7 @@ class LanceStore:
             found += rescored(loaded.version, part, k, loaded.matrix.candidates(part, k, selection))
         return found
 
-    @_told
+    @told
     def histogram(self, query: Tensor, edges: Sequence[float], where: Condition | None = None) -> list[int]:
         """As in `VectorStore`."""
         version = self._latest()
@@ -282,7 +241,7 @@ class LanceStore:
             counts += np.bincount(interval.clip(0, len(counts) - 1), minlength=len(counts))
         return counts.tolist()
 
-    @_told
+    @told
     def facets(self, columns: Mapping[str, Kind]) -> dict[str, Facet]:
         """As in `VectorStore`."""
         version = self._latest()
@@ -307,7 +266,7 @@ class LanceStore:
     @contextmanager
     def _writing(self) -> Iterator[Any]:
         """The table at its latest version, which no one else changes meanwhile."""
-        with self._writing_lock, FileLock(self.folder / LOCK), _in_one_line(self.folder):
+        with self._writing_lock, FileLock(self.folder / LOCK), in_one_line(self.folder):
             self._writer.checkout_latest()
             yield self._writer
 
