@@ -1,0 +1,49 @@
+"""Paths built from names that somebody else wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def inside(folder: Path, *parts: str | Path) -> Path:
+    """Join a name to a folder and check that the result is below the folder once all links are resolved.
+
+    Every path built from a manifest, a store, an archive, a config or a request goes through this function.
+
+    Args:
+        folder: may itself be a link, or be reached by one.
+        parts: what is joined to it, as with `Path.joinpath`; nothing of the path has to exist.
+
+    Returns:
+        The resolved path, so that what is opened is what was checked.
+
+    Raises:
+        ValueError: the path is the folder itself or lies outside it, or cannot be a path.
+    """
+    joined = folder.joinpath(*parts)
+    try:
+        root, path = folder.resolve(), joined.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a NUL, half a surrogate pair
+        raise ValueError(f"{_shown(joined)}: not a path that can be opened: {error}; rename it") from None
+    if path == root or not path.is_relative_to(root):
+        raise ValueError(f"{_shown(joined)}: leads outside {folder}; only files below that folder are used")
+    return path
+
+
+def file_name(text: str) -> str:
+    """Return text as one part of a file name: every character but letters, digits, `.`, `-`, `_`, `+` becomes `_`.
+
+    Args:
+        text: for example the name of a data set in a stranger's config.
+
+    Returns:
+        At most 100 characters, without a dot in front; `_` for an empty text.
+    """
+    safe = "".join(letter if letter.isalnum() or letter in "-_+." else "_" for letter in text)[:100]
+    return f"_{safe[1:]}" if not safe or safe.startswith(".") else safe
+
+
+def _shown(path: Path) -> str:
+    """A path on one line, of a length that can be read."""
+    text = str(path)
+    return (text if text.isprintable() else repr(text))[:300]
