@@ -1,14 +1,20 @@
 # Each target is a thin call; `python -m cskt demo` needs no make. Windows: see README.md.
 PYTHON ?= python3
 VENV ?= .venv
-# Linux without a GPU: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" (without CUDA)
+# On Linux, pip's own torch is a CUDA build of several GB. Without an NVIDIA driver the CPU build is installed instead.
+NVIDIA_DRIVER := $(shell command -v nvidia-smi || ls /proc/driver/nvidia/version 2>/dev/null)
+ifeq ($(shell uname -s) $(NVIDIA_DRIVER),Linux )
+PIP_FLAGS ?= --extra-index-url https://download.pytorch.org/whl/cpu
+endif
 PIP_FLAGS ?=
 TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 # Tools that look at the environment from outside, so that they are not part of it.
 AUDIT := $(VENV)-audit
 
-.PHONY: demo page test test-faults lint bench sbom audit clean browser
+.PHONY: install demo page test test-faults lint bench sbom audit clean browser
+
+install: $(VENV)/.core
 
 demo: $(VENV)/.core
 	$(BIN)/python -m cskt demo
@@ -34,8 +40,12 @@ browser:
 	&& apt-get update && apt-get install --yes --no-install-recommends chromium; } \
 	|| echo 'no chromium here: the tests of the page will be skipped'
 
+SCHEMA := $(BIN)/check-jsonschema --builtin-schema
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
+	$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
+	$(SCHEMA) vendor.citation-file-format CITATION.cff
 
 # Everything that has a bar to meet, beside a naive path; leave the machine alone meanwhile.
 bench: $(VENV)/.dev

@@ -43,7 +43,7 @@ ARROWS: dict[str, set[str]] = {
         "config", "data", "device", "embed", "evaluate", "losses", "model", "progress", "published", "types", "cskt",
     },
     "app": {
-        "analysis", "compare", "config", "data", "embed", "evaluate", "explain", "export", "extras",
+        "analysis", "compare", "config", "data", "device", "embed", "evaluate", "explain", "export", "extras",
         "gallery", "model", "progress", "published", "report", "reproduce", "results", "service", "statistics", "study",
         "train", "types", "cskt",
     },

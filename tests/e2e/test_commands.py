@@ -476,3 +476,16 @@ def test_run_that_trained_everything_needs_no_backbone_file(train_command: str, 
     )
     done(f"{train_command} --trainable all --backbone.architecture '{sizes}' --depth 1 --output {folder}")
     assert typed(f"cskt evaluate {folder} --json").json()["split"] == "test"
+
+
+def test_environment_names_versions_devices_extras_and_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSKT_CACHE", "/somewhere")
+    facts = typed("cskt env --json").json()
+    assert facts["cskt"].startswith(cskt.__version__)
+    assert facts["packages"]["torch"] == torch.__version__
+    assert facts["extras"]["gallery"].startswith("lancedb ")
+    assert "dev" not in facts["extras"]
+    assert facts["paths"]["weights cache"] == "/somewhere"
+    assert facts["variables"]["CSKT_CACHE"] == "/somewhere"
+    lines = done("cskt env").splitlines()
+    assert f"  torch: {torch.__version__}" in lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -47,3 +48,12 @@ def test_flags_for_pip(copy: Path) -> None:
     for target in ("demo", "test"):
         plan = make(copy, "--dry-run", target, f"PIP_FLAGS={flags}").stdout
         assert f"pip install {flags} --constraint constraints.txt --editable" in plan
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="elsewhere pip's own torch is a CPU build")
+def test_linux_without_a_driver_installs_the_cpu_build(copy: Path) -> None:
+    index = "https://download.pytorch.org/whl/cpu"
+    for target in ("install", "demo", "lint"):
+        assert index in make(copy, "--dry-run", target, "NVIDIA_DRIVER=").stdout
+        assert index not in make(copy, "--dry-run", target, "NVIDIA_DRIVER=/usr/bin/nvidia-smi").stdout
+        assert index not in make(copy, "--dry-run", target, "NVIDIA_DRIVER=", "PIP_FLAGS=").stdout

@@ -33,6 +33,7 @@ COMMANDS = {
     "study": ("cskt.app.study", "train and compare every method of a study"),
     "reproduce": ("cskt.app.reproduce", "train a published result again and set it beside the paper's figure"),
     "export": ("cskt.app.export", "write a run as one self-contained file, or as a backbone"),
+    "env": ("cskt.app.env", "versions, devices, extras and paths, for a bug report"),
 }
 """Command -> (module with `main(argv) -> exit code`, one line on what it does)."""
 
