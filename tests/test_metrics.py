@@ -1,8 +1,11 @@
 """Metrics: golden values, a full sort in plain Python, ties, and the ways of holding less in memory."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -384,3 +387,153 @@ def test_a_chunk_of_nothing_is_refused() -> None:
         metrics.top_k(features, features, 1, chunk_size=0)
     with pytest.raises(ValueError, match="chunk_size is -1; give at least 1"):
         metrics.from_chunks(lambda rows: torch.ones(len(rows), 3), ids, ids, chunk_size=-1)
+
+
+# --- what comes in: lists, arrays, any number type ---------------------------------------------------------------
+
+
+def some_retrieval() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features on a coarse grid, so that products are exact in every arithmetic, with two identities and ties."""
+    generator = torch.Generator().manual_seed(4)
+    queries, gallery = (torch.randint(-2, 3, (count, 4), generator=generator) / 2 for count in (7, 11))
+    query_ids, gallery_ids = (torch.randint(0, 2, (count,), generator=generator) for count in (7, 11))
+    return queries, gallery, query_ids, gallery_ids
+
+
+def read_only(values: Tensor) -> np.ndarray:
+    array = values.numpy().copy()
+    array.flags.writeable = False
+    return array
+
+
+FORMS: dict[str, Callable[[Tensor], Any]] = {
+    "lists": lambda values: values.tolist(),
+    "tuples of lists": lambda values: tuple(values.tolist()),
+    "list of tensors": list,
+    "list of arrays": lambda values: list(values.numpy()),
+    "list of bfloat16 tensors": lambda values: list(values.bfloat16()) if values.is_floating_point() else list(values),
+    "list of half tensors": lambda values: list(values.half()) if values.is_floating_point() else list(values),
+    "numpy": lambda values: values.numpy(),
+    "numpy double": lambda values: values.numpy().astype(np.float64 if values.is_floating_point() else np.int64),
+    "numpy half": lambda values: values.numpy().astype(np.float16 if values.is_floating_point() else np.int8),
+    "numpy long double": lambda values: (
+        values.numpy().astype(np.longdouble) if values.is_floating_point() else values.numpy().astype(np.uint64)
+    ),
+    "numpy of another byte order": lambda values: values.numpy().astype(values.numpy().dtype.newbyteorder()),
+    "numpy reversed twice": lambda values: values.numpy()[::-1].copy()[::-1],
+    "numpy in columns": lambda values: np.asfortranarray(values.numpy()),
+    "numpy every second": lambda values: np.repeat(values.numpy(), 2, axis=0)[::2],
+    "numpy read-only": read_only,
+    "double": lambda values: values.double() if values.is_floating_point() else values.int(),
+    "half": lambda values: values.half() if values.is_floating_point() else values.to(torch.uint8),
+    "bfloat16": lambda values: values.bfloat16() if values.is_floating_point() else values.to(torch.uint32),
+    "float8": lambda values: values.to(torch.float8_e5m2) if values.is_floating_point() else values.to(torch.int16),
+    "requires grad": lambda values: values.clone().requires_grad_() if values.is_floating_point() else values,
+    "sparse": lambda values: values.to_sparse() if values.is_floating_point() else values,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.filterwarnings("error")
+def test_every_form_of_the_same_numbers_gives_the_same(form: str) -> None:
+    queries, gallery, query_ids, gallery_ids = some_retrieval()
+    similarity = queries @ gallery.T
+    expected = metrics.from_similarity(similarity, query_ids, gallery_ids)
+    as_form = FORMS[form]
+    for found in (
+        metrics.from_similarity(as_form(similarity), as_form(query_ids), as_form(gallery_ids)),
+        metrics.from_features(*(as_form(values) for values in some_retrieval())),
+        metrics.from_chunks(lambda rows: as_form(similarity[rows]), as_form(query_ids), as_form(gallery_ids)),
+    ):
+        assert_same(found, expected)
+        assert torch.equal(found.per_query.query_ids, query_ids)
+    ranking, best = metrics.top_k(queries, gallery, 3), metrics.top_k(as_form(queries), as_form(gallery), np.int64(3))
+    assert torch.equal(best.indices, ranking.indices) and torch.equal(best.scores.float(), ranking.scores)
+    assert not best.scores.requires_grad
+
+
+def test_sides_may_differ_in_form() -> None:
+    queries, gallery, query_ids, gallery_ids = some_retrieval()
+    expected = metrics.from_features(queries, gallery, query_ids, gallery_ids)
+    assert_same(
+        metrics.from_features(queries.double(), gallery.half(), query_ids.int(), gallery_ids.tolist()), expected
+    )
+    assert_same(metrics.from_features(queries.tolist(), gallery.numpy(), query_ids.bool(), gallery_ids), expected)
+
+
+def test_identities_may_be_booleans() -> None:
+    similarity = [[0.9, 0.1], [0.8, 0.2]]
+    result = metrics.from_similarity(similarity, [True, False], [True, False])
+    assert result.r1 == 0.5 and result.per_query.first_right_rank.tolist() == [1, 2]
+    as_array = metrics.from_similarity(np.array(similarity), np.array([True, False]), torch.tensor([True, False]))
+    assert as_array.summary() == result.summary()
+
+
+def test_boolean_and_whole_similarities_rank_as_numbers() -> None:
+    kinds: list[Any] = [[[False, True]], np.array([[0, 200]], dtype=np.uint8), np.array([[-3, 5]], dtype=np.int16)]
+    for similarity in kinds:
+        assert metrics.from_similarity(similarity, [7], [5, 7]).r1 == 1.0
+
+
+def test_lists_of_similarities_keep_the_precision_of_python() -> None:
+    similarity = [[1.0, 1.0 + 1e-12]]
+    assert metrics.from_similarity(similarity, [7], [5, 7]).r1 == 1.0
+    assert metrics.top_k([[0.1]], [[0.3]], 1).scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("similarity", "query_ids", "gallery_ids", "message"),
+    [
+        ([[1.0, 2.0], [3.0]], [1, 2], [1, 2], "similarity is no rectangular array of numbers"),
+        ([1.0, 2.0], [1, 2], [1, 2], r"similarity has shape \[2\]; expected \[queries, gallery images\]"),
+        (0.5, [1], [1], r"similarity has shape \[\]"),
+        ([[[1.0]]], [1], [1], r"similarity has shape \[1, 1, 1\]"),
+        ([], [], [], r"similarity has shape \[0\]"),
+        (np.empty((0, 3)), [], [1, 2, 3], "0 queries and 3 gallery images; give at least one of each"),
+        ([["a"]], [1], [1], "similarity holds str32 values; give numbers"),
+        ([[1j]], [1], [1], "similarity holds complex numbers; give real ones"),
+        (torch.ones(1, 1, dtype=torch.complex64), [1], [1], "similarity holds complex numbers"),
+        (None, [1], [1], "similarity holds object values; give numbers"),
+        ([[1.0]], ["007"], ["007"], "query_ids holds str96 values; give numbers"),
+        ([[1.0]], [[1]], [1], r"query_ids are torch.int64 \[1, 1\]; expected 1 integers"),
+        ([[1.0]], 1, [1], r"query_ids are torch.int64 \[\]; expected 1 integers"),
+        ([[1.0]], [1], [1, 2], r"gallery_ids are torch.int64 \[2\]; expected 1 integers"),
+        ([[1.0]], [1.0], [1], r"query_ids are torch.float64 \[1\]; expected 1 integers"),
+        ([[1.0]], [1], np.array([2**64 - 1], dtype=np.uint64), "gallery_ids holds 18446744073709551615; give at most"),
+        ([[float("nan")]], [1], [1], "similarity holds NaN"),
+    ],
+)
+def test_what_is_no_similarity_is_one_line(similarity: Any, query_ids: Any, gallery_ids: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        metrics.from_similarity(similarity, query_ids, gallery_ids)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("queries", "gallery", "k", "chunk_size", "message"),
+    [
+        ([[1.0, 2.0], [3.0]], [[1.0]], 1, None, "query_features is no rectangular array of numbers"),
+        ([[1.0]], [[1.0, 2.0]], 1, None, r"features have shapes \[1, 1\] and \[1, 2\]"),
+        ([1.0], [[1.0]], 1, None, r"features have shapes \[1\] and \[1, 1\]"),
+        ([[1.0]], [[float("inf")]], 1, None, "gallery features hold NaN or infinity"),
+        ([[1e300]], [[1.0]], 1, None, "query features hold NaN or infinity"),
+        ([torch.ones(2), torch.ones(3)], [[1.0]], 1, None, "query_features is no rectangular array of numbers"),
+        ([["a"]], [[1.0]], 1, None, "query_features holds str32 values; give numbers"),
+        ([[1.0]], [[1.0]], 2.5, None, "k is 2.5; give an integer"),
+        ([[1.0]], [[1.0]], "1", None, "k is '1'; give an integer"),
+        ([[1.0]], [[1.0]], 2, None, "k is 2; the gallery has 1 images"),
+        ([[1.0]], [[1.0]], 1, 0.5, "chunk_size is 0.5; give an integer"),
+        ([[1.0]], [[1.0]], 1, 0, "chunk_size is 0; give at least 1"),
+    ],
+)
+def test_what_is_no_ranking_is_one_line(queries: Any, gallery: Any, k: Any, chunk_size: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        metrics.top_k(queries, gallery, k, chunk_size=chunk_size)
+    assert "\n" not in str(caught.value)
+
+
+def test_chunks_of_another_shape_or_kind_are_one_line() -> None:
+    with pytest.raises(ValueError, match=r"similarity_of gave shape \[2\]; expected \[1, 2\]"):
+        metrics.from_chunks(lambda rows: [0.1, 0.2], [1], [1, 2])
+    with pytest.raises(ValueError, match="similarity_of holds object values"):
+        metrics.from_chunks(lambda rows: None, [1], [1, 2])  # type: ignore[arg-type, return-value]

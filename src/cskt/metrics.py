@@ -6,16 +6,23 @@ dozen at most in this field; sorting the row would take longer, and the sorted i
 
 **Ties.** Of two gallery images with the same similarity the one with the smaller gallery index ranks first, as in a
 stable descending sort. `top_k` keeps the same order.
+
+**Inputs.** Every argument may be a PyTorch tensor on any device, a NumPy array of any number type, or a list; the
+result is the same. Features in a list become float32, as `torch.tensor` makes them. Identities are integers or
+booleans.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cskt.arrays import Numbers, is_plain_list, tensor_of
 from cskt.types import PerQuery, RetrievalMetrics
 
 SIMILARITIES_AT_ONCE = 2**24
@@ -34,33 +41,35 @@ class Ranking:
     """[Q, k] similarities, descending."""
 
 
-def from_similarity(similarity: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> RetrievalMetrics:
+def from_similarity(similarity: Numbers, query_ids: Numbers, gallery_ids: Numbers) -> RetrievalMetrics:
     """Metrics of a similarity matrix.
 
     Args:
         similarity: [Q, G], higher is better; any sign and scale.
-        query_ids: [Q] integer identities.
-        gallery_ids: [G] integer identities; a gallery image is right if it has the query's.
+        query_ids: [Q] identities, integers or booleans.
+        gallery_ids: [G] identities, likewise; a gallery image is right if it has the query's.
 
     Returns:
         Fractions in [0, 1], averaged over the queries that have a right image; 0 if no query has one.
 
     Raises:
-        ValueError: an empty side, shapes that disagree, or a similarity that is not a number.
+        ValueError: an empty side, shapes that disagree, identities that are not integers, or a similarity that is not
+            a number.
     """
-    if similarity.ndim != 2:
-        raise ValueError(f"similarity has shape {list(similarity.shape)}; expected [queries, gallery images]")
-    _check_ids(query_ids, gallery_ids, similarity.shape[0], similarity.shape[1])
-    if similarity.amax().isnan():  # also in the row of a query that no chunk asks for
+    scores = tensor_of(similarity, "similarity")
+    if scores.ndim != 2:
+        raise ValueError(f"similarity has shape {list(scores.shape)}; expected [queries, gallery images]")
+    query_pids, gallery_pids = _ids_of(query_ids, gallery_ids, scores.shape[0], scores.shape[1])
+    if scores.amax().isnan():  # also in the row of a query that no chunk asks for
         raise ValueError("similarity holds NaN; look for zero or non-finite features")
-    return from_chunks(lambda rows: similarity[rows], query_ids, gallery_ids)
+    return from_chunks(lambda rows: scores[rows.to(scores.device)], query_pids, gallery_pids)
 
 
 def from_features(
-    query_features: Tensor,
-    gallery_features: Tensor,
-    query_ids: Tensor,
-    gallery_ids: Tensor,
+    query_features: Numbers,
+    gallery_features: Numbers,
+    query_ids: Numbers,
+    gallery_ids: Numbers,
     *,
     chunk_size: int | None = None,
 ) -> RetrievalMetrics:
@@ -68,28 +77,32 @@ def from_features(
 
     Args:
         query_features: [Q, D], multiplied as they are: give unit norm for cosines.
-        gallery_features: [G, D], likewise.
-        query_ids: [Q] integer identities.
-        gallery_ids: [G] integer identities; a gallery image is right if it has the query's.
+        gallery_features: [G, D], likewise; computed with on the device of the queries.
+        query_ids: [Q] identities, integers or booleans.
+        gallery_ids: [G] identities, likewise; a gallery image is right if it has the query's.
         chunk_size: queries scored at once; by default as many as give 16 million similarities (64 MiB).
 
     Returns:
         The same as `from_similarity` on the products.
 
     Raises:
-        ValueError: an empty side, shapes that disagree, features that are not finite, or a chunk size below 1.
+        ValueError: an empty side, shapes that disagree, identities that are not integers, features that are not
+            finite, or a chunk size below 1.
     """
-    _check_features(query_features, gallery_features)
-    _check_ids(query_ids, gallery_ids, len(query_features), len(gallery_features))
-    queries, gallery = _at_least_float32(query_features), _at_least_float32(gallery_features)
-    return from_chunks(lambda rows: queries[rows] @ gallery.T, query_ids, gallery_ids, chunk_size=chunk_size)
+    queries, gallery = _features_of(query_features, gallery_features)
+    query_pids, gallery_pids = _ids_of(query_ids, gallery_ids, len(queries), len(gallery))
+
+    def similarity_of(rows: Tensor) -> Tensor:
+        return queries[rows.to(queries.device)] @ gallery.T
+
+    return from_chunks(similarity_of, query_pids, gallery_pids, chunk_size=chunk_size)
 
 
 @torch.no_grad()
 def from_chunks(
-    similarity_of: Callable[[Tensor], Tensor],
-    query_ids: Tensor,
-    gallery_ids: Tensor,
+    similarity_of: Callable[[Tensor], Numbers],
+    query_ids: Numbers,
+    gallery_ids: Numbers,
     *,
     chunk_size: int | None = None,
 ) -> RetrievalMetrics:
@@ -98,8 +111,8 @@ def from_chunks(
     Args:
         similarity_of: gives the similarities [rows, G], higher is better, of the queries at `rows` (int64 positions,
             on the CPU); asked once for each query whose identity is in the gallery.
-        query_ids: [Q] integer identities.
-        gallery_ids: [G] integer identities; a gallery image is right if it has the query's.
+        query_ids: [Q] identities, integers or booleans.
+        gallery_ids: [G] identities, likewise; a gallery image is right if it has the query's.
         chunk_size: queries asked for at once; by default as many as give 16 million similarities (64 MiB).
 
     Returns:
@@ -109,29 +122,28 @@ def from_chunks(
         ValueError: an empty side, identities that are no list of integers, a chunk of another shape, a similarity that
             is not a number, or a chunk size below 1.
     """
-    _check_ids(query_ids, gallery_ids, query_ids.numel(), gallery_ids.numel())
-    query_ids, gallery_ids = query_ids.cpu(), gallery_ids.cpu()
-    num_queries, num_gallery = len(query_ids), len(gallery_ids)
-    columns_by_id = dict(_runs(gallery_ids))
+    query_pids, gallery_pids = _ids_of(query_ids, gallery_ids)
+    num_queries, num_gallery = len(query_pids), len(gallery_pids)
+    columns_by_id = dict(_runs(gallery_pids))
 
     first = torch.zeros(num_queries, dtype=torch.int64)
     precision = torch.zeros(num_queries, dtype=torch.float64)
     penalty = torch.zeros(num_queries, dtype=torch.float64)
-    matched = torch.isin(query_ids, gallery_ids)
+    matched = torch.isin(query_pids, gallery_pids)
     # Queries of one identity share their right columns, so that they are counted together.
-    by_identity = query_ids.argsort(stable=True)
+    by_identity = query_pids.argsort(stable=True)
     by_identity = by_identity[matched[by_identity]]
     step = _rows_at_once(num_gallery, chunk_size)
     for start in range(0, len(by_identity), step):
         rows = by_identity[start : start + step]
-        similarity = similarity_of(rows)
+        similarity = tensor_of(similarity_of(rows), "similarity_of")
         if similarity.shape != (len(rows), num_gallery):
             raise ValueError(
                 f"similarity_of gave shape {list(similarity.shape)}; expected {[len(rows), num_gallery]}, as asked for"
             )
         if similarity.amax().isnan():  # the maximum hands a NaN on, without a mask of the whole chunk
             raise ValueError("similarity holds NaN; look for zero or non-finite features")
-        ranks, num_right = _ranks_of_right(similarity, query_ids[rows], columns_by_id)
+        ranks, num_right = _ranks_of_right(similarity, query_pids[rows], columns_by_id)
         nth = torch.arange(1, ranks.shape[1] + 1)
         first[rows] = ranks[:, 0]
         precision[rows] = torch.where(nth <= num_right[:, None], nth / ranks.double(), 0.0).sum(dim=1) / num_right
@@ -148,29 +160,31 @@ def from_chunks(
         num_queries=num_queries,
         num_gallery=num_gallery,
         num_unmatched_queries=int((~matched).sum()),
-        per_query=PerQuery(first, precision, penalty, query_ids),
+        per_query=PerQuery(first, precision, penalty, query_pids),
     )
 
 
 @torch.no_grad()
-def top_k(query_features: Tensor, gallery_features: Tensor, k: int, *, chunk_size: int | None = None) -> Ranking:
+def top_k(query_features: Numbers, gallery_features: Numbers, k: int, *, chunk_size: int | None = None) -> Ranking:
     """The k gallery images most similar to each query; equal similarities in gallery order.
 
     Args:
         query_features: [Q, D], multiplied as they are: give unit norm for cosines.
-        gallery_features: [G, D], likewise.
+        gallery_features: [G, D], likewise; computed with on the device of the queries.
         k: from 1 to G.
         chunk_size: queries scored at once; see `from_features`.
 
     Raises:
         ValueError: k out of range, an empty side, shapes that disagree, or features that are not finite.
     """
-    _check_features(query_features, gallery_features)
-    num_gallery = len(gallery_features)
-    if not 1 <= k <= num_gallery:
+    queries, gallery = _features_of(query_features, gallery_features)
+    num_gallery = len(gallery)
+    num_hits = _whole(k, "k")
+    if not 1 <= num_hits <= num_gallery:
         raise ValueError(f"k is {k}; the gallery has {num_gallery} images, so give 1 to {num_gallery}")
-    queries, gallery = _at_least_float32(query_features), _at_least_float32(gallery_features)
-    chunks = [_top_k(rows @ gallery.T, k) for rows in torch.split(queries, _rows_at_once(num_gallery, chunk_size))]
+    chunks = [
+        _top_k(rows @ gallery.T, num_hits) for rows in torch.split(queries, _rows_at_once(num_gallery, chunk_size))
+    ]
     return Ranking(
         indices=torch.cat([chunk.indices for chunk in chunks]), scores=torch.cat([chunk.scores for chunk in chunks])
     )
@@ -234,29 +248,56 @@ def _runs(ids: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def _rows_at_once(num_gallery: int, chunk_size: int | None) -> int:
-    if chunk_size is not None and chunk_size < 1:
+    if chunk_size is None:
+        return max(1, SIMILARITIES_AT_ONCE // num_gallery)
+    num_rows = _whole(chunk_size, "chunk_size")
+    if num_rows < 1:
         raise ValueError(f"chunk_size is {chunk_size}; give at least 1")
-    return chunk_size or max(1, SIMILARITIES_AT_ONCE // num_gallery)
+    return num_rows
 
 
-def _at_least_float32(features: Tensor) -> Tensor:
-    return features if features.dtype == torch.float64 else features.float()
+def _whole(number: Any, name: str) -> int:
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise ValueError(f"{name} is {number!r}; give an integer") from None
 
 
-def _check_features(query_features: Tensor, gallery_features: Tensor) -> None:
-    if query_features.ndim != 2 or gallery_features.ndim != 2 or query_features.shape[1] != gallery_features.shape[1]:
-        shapes = f"{list(query_features.shape)} and {list(gallery_features.shape)}"
+def _features_of(query_features: Numbers, gallery_features: Numbers) -> tuple[Tensor, Tensor]:
+    """Both sides as float tensors of one type, at least float32, on the device of the queries; checked."""
+    queries, gallery = (
+        # As torch.tensor reads a list: Python's numbers are double, but features are not measured so finely.
+        tensor.float() if tensor.dtype == torch.float64 and is_plain_list(features) else tensor
+        for features, tensor in (
+            (query_features, tensor_of(query_features, "query_features")),
+            (gallery_features, tensor_of(gallery_features, "gallery_features")),
+        )
+    )
+    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
+        shapes = f"{list(queries.shape)} and {list(gallery.shape)}"
         raise ValueError(f"features have shapes {shapes}; expected [queries, D] and [gallery images, D]")
-    if not len(query_features) or not len(gallery_features):
-        raise ValueError(f"{len(query_features)} queries and {len(gallery_features)} gallery images; give at least one")
-    for side, features in (("query", query_features), ("gallery", gallery_features)):
+    if not len(queries) or not len(gallery):
+        raise ValueError(f"{len(queries)} queries and {len(gallery)} gallery images; give at least one")
+    for side, features in (("query", queries), ("gallery", gallery)):
         if not features.isfinite().all():
             raise ValueError(f"{side} features hold NaN or infinity; look for a diverged model or zero-length features")
+    dtype = torch.float64 if torch.float64 in (queries.dtype, gallery.dtype) else torch.float32
+    return queries.to(dtype), gallery.to(queries.device, dtype)
 
 
-def _check_ids(query_ids: Tensor, gallery_ids: Tensor, num_queries: int, num_gallery: int) -> None:
-    if not num_queries or not num_gallery:
-        raise ValueError(f"{num_queries} queries and {num_gallery} gallery images; give at least one of each")
-    for side, ids, count in (("query", query_ids, num_queries), ("gallery", gallery_ids, num_gallery)):
+def _ids_of(
+    query_ids: Numbers, gallery_ids: Numbers, num_queries: int | None = None, num_gallery: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Both sides' identities as int64 on the CPU; checked against the counts where they are given."""
+    queries, gallery = (
+        tensor_of(ids, f"{side}_ids").cpu() for side, ids in (("query", query_ids), ("gallery", gallery_ids))
+    )
+    counts = tuple(
+        ids.numel() if count is None else count for ids, count in ((queries, num_queries), (gallery, num_gallery))
+    )
+    if 0 in counts:
+        raise ValueError(f"{counts[0]} queries and {counts[1]} gallery images; give at least one of each")
+    for side, ids, count in (("query", queries, counts[0]), ("gallery", gallery, counts[1])):
         if ids.shape != (count,) or ids.is_floating_point():
             raise ValueError(f"{side}_ids are {ids.dtype} {list(ids.shape)}; expected {count} integers")
+    return queries.long(), gallery.long()
