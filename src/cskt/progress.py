@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cskt.console import console
+
 COLUMNS = (
-    TextColumn("{task.description}"),
+    TextColumn("{task.description}", markup=False),
     BarColumn(bar_width=30),
     MofNCompleteColumn(),
     TimeElapsedColumn(),
     TextColumn("left"),
     TimeRemainingColumn(),
-    TextColumn("{task.fields[note]}"),
+    TextColumn("{task.fields[note]}", markup=False),
 )
 
 
@@ -38,7 +39,7 @@ def bar(description: str, total: int, done: int = 0, *, shown: bool = True) -> I
         done: steps already done, for work that is resumed.
         shown: false draws nothing.
     """
-    with Progress(*COLUMNS, console=Console(stderr=True), disable=not (shown and sys.stderr.isatty())) as progress:
+    with Progress(*COLUMNS, console=console(stderr=True), disable=not (shown and sys.stderr.isatty())) as progress:
         task = progress.add_task(description, total=total, completed=done, note="")
 
         def advance(steps: int = 1, note: str = "") -> None:
@@ -55,7 +56,7 @@ def counting_bar(description: str, unit: str = "") -> Iterator[Callable[[int, in
         description: what is being done.
         unit: of what is counted: with it, the rate since the first report is shown behind the bar (`123 images/s`).
     """
-    with Progress(*COLUMNS, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with Progress(*COLUMNS, console=console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(description, total=None, note="")
         first: tuple[float, int] | None = None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from cskt.gallery.calibration import Calibration, cut_off, largest, num_allowed,
 from cskt.gallery.gallery import Gallery, UnknownCropError
 from cskt.gallery.marks import Mark, read_pairs
 from cskt.gallery.queries import Query
+from cskt.terminal import json_text
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     calibration, fingerprint, source = measured
     path = save_calibration(folder, calibration, fingerprint=fingerprint, source=source)
     if flags.json:
-        print(json.dumps({**dataclasses.asdict(calibration), "source": source, "file": str(path)}))
+        print(json_text({**dataclasses.asdict(calibration), "source": source, "file": str(path)}))
         return 0
     low, high = calibration.interval
     print(

@@ -12,7 +12,9 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TextIO
+from pathlib import Path
+
+from cskt.terminal import StderrHandler, discard, printable, standard_streams
 
 COMMANDS = {
     "demo": ("cskt.app.demo", "see CSKT learn and answer sentences, on generated pedestrians, in minutes"),
@@ -82,50 +84,104 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], program: str) -> int:
-    """Call `run` and turn what a user can mend into one line on stderr and exit code 2."""
-    logging.basicConfig(handlers=[_StderrHandler()], format="%(message)s", level=logging.INFO)
-    for chatty in ("httpx", "huggingface_hub", "fontTools", "matplotlib"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    for reader in ("PIL", "torch._weights_only_unpickler"):
-        warnings.filterwarnings("ignore", module=reader)  # what is wrong with a file is told once, by our own errors
-    try:
+    """Call `run` and turn every error that a user can correct into one line on stderr and exit code 2.
+
+    Args:
+        run: the command; returns its exit code.
+        argv: words after the command.
+        program: name of the command, for messages.
+
+    Returns:
+        The exit code of `run`; 2 after an error, 1 when the reader of stdout has closed it, 130 when interrupted.
+    """
+    with standard_streams():
+        logging.basicConfig(handlers=[StderrHandler()], level=logging.INFO)
+        for chatty in ("httpx", "huggingface_hub", "fontTools", "matplotlib"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        for reader in ("PIL", "torch._weights_only_unpickler"):
+            warnings.filterwarnings("ignore", module=reader)  # our own errors say once what is wrong with a file
         try:
-            return run(argv)
+            return _run_and_flush(run, [_decoded(word) for word in argv])
+        except BrokenPipeError:  # `| head -1`
+            return 1
+        except KeyboardInterrupt:
+            reason, code = "interrupted", 130
+        except Exception as error:
+            found = _reason(error, program)
+            if found is None:
+                raise
+            reason, code = found, 2
         finally:
-            sys.stdout.flush()  # here, where a reader that has left (`| head -1`) can still be met in silence
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still in the buffer goes nowhere
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = f"out of memory: {LESS_MEMORY.get(program, 'close other programs, or use --device cpu')}"
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        reason = f"{place}{error.strerror or error}; {REMEDIES.get(error.errno, 'choose another place')}"
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        return 130
-    print(f"{program}: {reason}", file=sys.stderr)
-    return 2
+            try:
+                sys.stdout.flush()
+            except OSError:
+                discard(sys.stdout)  # or Python would try again when it ends, and report that
+        print(f"{program}: {printable(reason)}", file=sys.stderr)
+        return code
 
 
-class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what stderr is at that moment: a progress bar puts itself there, so that lines appear above it."""
+def _run_and_flush(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    try:
+        code = run(argv)
+    except SystemExit:  # --help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return code
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one line."""
-        self.stream = sys.stderr
-        super().emit(record)
+
+def _reason(error: Exception, program: str) -> str | None:
+    """Return what is wrong and how to correct it, on one line; None for an error that no user can correct."""
+    if isinstance(error, UnicodeEncodeError):
+        return _unwritable(error)
+    if isinstance(error, ValueError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return _refused_by_the_system(error)
+    if is_out_of_memory(error):
+        return f"out of memory: {LESS_MEMORY.get(program, 'close other programs, or use --device cpu')}"
+    if str(error).startswith("Could not determine home directory"):  # a RuntimeError of pathlib
+        return "the home folder is not known; set HOME"
+    return None
+
+
+def _unwritable(error: UnicodeEncodeError) -> str:
+    text = error.object[:200]
+    if error.encoding.lower().replace("-", "") == "utf8":
+        return f"{text}: is not UTF-8; rename it, or write it as UTF-8"
+    return f"{text}: the encoding of the locale, {error.encoding}, cannot write this; set LC_ALL=C.UTF-8"
+
+
+def _refused_by_the_system(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError) and not error.filename and not _has_working_directory():
+        return "the working directory no longer exists; change to another with 'cd'"
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return f"{place}{error.strerror or error}; {REMEDIES.get(error.errno, 'choose another place')}"
+
+
+def _decoded(word: str) -> str:
+    """Return an argument in UTF-8 that a locale without UTF-8 has left undecoded; names of files stay as they are."""
+    if word.isascii() or sys.getfilesystemencoding().lower() == "utf-8" or os.path.lexists(word):
+        return word
+    try:
+        return os.fsencode(word).decode("utf-8")
+    except UnicodeError:
+        return word
+
+
+def _has_working_directory() -> bool:
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, CUDA, MPS or torch's CPU allocator found no room; the last two have no class of their own."""
-    if isinstance(error, MemoryError):
-        return True
-    return "out of memory" in str(error) or "DefaultCPUAllocator" in str(error)
+    """Return whether Python, CUDA, MPS or torch's CPU allocator is out of memory; the last two have no class for it."""
+    if isinstance(error, RuntimeError):
+        return "out of memory" in str(error) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError)
 
 
 def _without_command(words: Sequence[str]) -> int:

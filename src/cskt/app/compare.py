@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--baseline {first} is none of the runs; give one of {', '.join(chosen)}")
     flat = [entry for of_run in labelled.values() for entry in of_run]
     comparison = compare(flat, flat.index(reference))
-    write_output(comparison_text(comparison, form), flags.output)
+    write_output(comparison_text(comparison, form), form, flags.output)
     return 0
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cskt.app.parsing import Parser, existing_folder
+from cskt.console import console, literal
 from cskt.data.annotations import FOLDERS, READERS
 from cskt.data.check import CheckReport, check_dataset
 from cskt.data.records import SPLIT_NAMES
 from cskt.progress import counting_bar
+from cskt.terminal import json_text, printable
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         with counting_bar(f"checking {name}") as on_progress:
             reports.append(check_dataset(name, root, decode=not flags.no_decode, on_progress=on_progress))
     if flags.json:
-        print(json.dumps([dataclasses.asdict(report) for report in reports], default=str))
+        print(json_text([dataclasses.asdict(report) for report in reports]))
     else:
         for report in reports:
             show(report)
@@ -52,10 +52,10 @@ def present(root: Path) -> list[str]:
 
 def show(report: CheckReport) -> None:
     """Print a report as a table, its errors and its warnings."""
-    console = Console()
+    terminal = console()
     table = Table(
         "split", "ids", "images", "captions", "missing", "damaged", "tokens", "> 77",
-        title=Text(f"{report.dataset} in {report.root} (in brackets: published; tokens: min, median, max)"),
+        title=literal(f"{report.dataset} in {report.root} (in brackets: published; tokens: min, median, max)"),
         title_justify="left",
     )  # fmt: skip
     for split in report.splits:
@@ -67,8 +67,7 @@ def show(report: CheckReport) -> None:
         spread = f"{lengths.shortest}, {lengths.median:.0f}, {lengths.longest}"
         missing, damaged = len(split.missing_images), len(split.damaged_images)
         table.add_row(split.name, *pairs, str(missing), str(damaged), spread, str(lengths.num_over_context))
-    console.print(table)
+    terminal.print(table)
     for kind, lines, colour in (("error", report.errors, "red"), ("warning", report.warnings, "yellow")):
         for line in lines:
-            console.print(f"[{colour}]{kind}:[/{colour}] ", end="")
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            terminal.print(Text.assemble((f"{kind}:", colour), " ", printable(line)), soft_wrap=True)

@@ -7,12 +7,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from cskt.app.next_steps import command_line
 from cskt.app.parsing import Parser
 from cskt.app.run_report import write_run_report
 from cskt.config import load_config
+from cskt.console import console
 from cskt.data.annotations import read_dataset
 from cskt.data.paperdoll import make_dataset
 from cskt.data.records import Split
@@ -65,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     )
     shutil.copyfile(report, flags.output / "report.html")
 
-    Console().print(result_table(rows, f"{flags.test_ids} unseen people, {len(test.records)} images (percent)"))
+    console().print(result_table(rows, f"{flags.test_ids} unseen people, {len(test.records)} images (percent)"))
     print("\nanswers: " + "  ".join(str(sheet) for sheet in sheets))
     print(f"report:  {flags.output / 'report.html'}  (open it in a browser)\n\nnext:")
     print("\n".join(f"  {command}" for command in commands[:-1]))

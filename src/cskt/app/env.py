@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -18,6 +17,7 @@ import cskt
 from cskt.app.parsing import Parser
 from cskt.device import native_bf16
 from cskt.model.cache import cache_folder
+from cskt.terminal import json_text, printable
 
 DEVELOPMENT = "dev"
 """The extra of contributors; it names other extras and tools that no command needs."""
@@ -33,15 +33,15 @@ def main(argv: Sequence[str]) -> int:
     flags = parser.parse(argv)
     facts = environment()
     if flags.json:
-        print(json.dumps(facts, indent=1))
+        print(json_text(facts, indent=1))
         return 0
     for name, value in facts.items():
         if isinstance(value, dict):
             print(f"{name}:")
             for key, each in value.items():
-                print(f"  {key}: {each}")
+                print(printable(f"  {key}: {each}"))
         else:
-            print(f"{name}: {value}")
+            print(printable(f"{name}: {value}"))
     return 0
 
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from cskt.app.model_flags import add_model_flags, check_exists, load_model_and_split
 from cskt.app.parsing import Parser
 from cskt.app.run_facts import selection_note
 from cskt.app.stored import evaluate_run, keep, seed_folders
 from cskt.compare import Entry
+from cskt.console import console
 from cskt.data.records import Split
 from cskt.embed import Encoder
 from cskt.evaluate import RankingOptions
 from cskt.report.tables import ResultRow, result_table
 from cskt.results import METRICS, Result
 from cskt.statistics import mean_and_deviation
+from cskt.terminal import json_text
 
 
 def main(argv: Sequence[str]) -> int:
@@ -100,7 +99,7 @@ def report_metrics(
     keep(result, model, output)
     t2i, i2t = result.metrics["t2i"], result.metrics["i2t"]
     if as_json:
-        print(json.dumps(record_of(model, result)))
+        print(json_text(record_of(model, result)))
         return 0
     total = encoder.model.num_parameters()
     rows = [
@@ -108,7 +107,7 @@ def report_metrics(
         ResultRow("image to text", i2t, total_parameters=total, note=selection_note(model)),
     ]
     sizes = f"{t2i['num_queries']} captions, {t2i['num_gallery']} images"
-    Console().print(result_table(rows, f"{model} on {result.dataset} {result.split} ({sizes})"))
+    console().print(result_table(rows, f"{model} on {result.dataset} {result.split} ({sizes})"))
     return 0
 
 
@@ -135,13 +134,13 @@ def report_seeds(folders: Sequence[Path], flags: argparse.Namespace, options: Ra
     )
     if flags.json:
         seeds = [record_of(folder, result) for folder, result in zip(folders, results, strict=True)]
-        print(json.dumps({"seeds": seeds, "mean": mean, "deviation": deviation}))
+        print(json_text({"seeds": seeds, "mean": mean, "deviation": deviation}))
         return 0
     rows = [ResultRow(f"seed {one.seed}", one.metrics["t2i"], note=one.note) for one in results]
     deviations = deviation["t2i"] if len(results) > 1 else {}
     rows.append(ResultRow(f"mean of {len(results)}", mean["t2i"], deviations=deviations))
     title = f"{entry.label}, text to image on {results[0].dataset} {results[0].split} ({flags.model})"
-    Console().print(result_table(rows, title))
+    console().print(result_table(rows, title))
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from cskt.export.folder import calibration_pixels, check_possible, note_parity, 
 from cskt.gallery.files import walk
 from cskt.gallery.manifest import MANIFEST, read_manifest
 from cskt.gallery.originals import ORIGINALS
+from cskt.terminal import json_text
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def export_runtime(flags: argparse.Namespace) -> None:
     num_bytes = sum(path.stat().st_size for path in target.iterdir())
     if flags.json:
         facts = {"folder": str(target), "format": flags.format, "precision": precision, "bytes": num_bytes}
-        print(json.dumps(facts | {"calibration_images": len(calibration), "parity": parity.summary()}))
+        print(json_text(facts | {"calibration_images": len(calibration), "parity": parity.summary()}))
     else:
         print(f"{target}: {flags.format}, {precision}, {num_bytes / 1e6:.1f} MB")
         print(parity_table(parity))

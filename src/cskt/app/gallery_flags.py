@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 from pathlib import Path
 
 from cskt.app.model_flags import FAST_PRECISION, add_encoder_flags, add_image_size_flags, check_exists
 from cskt.app.parsing import Parser
-from cskt.app.printable import printable
 from cskt.embed import Encoder
 from cskt.gallery.indexing import IndexReport
 from cskt.gallery.manifest import MANIFEST, ModelSource
 from cskt.model.cache import CLIP_TINY
+from cskt.terminal import json_text
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +86,10 @@ def report_indexing(report: IndexReport, gallery: Path, num_crops: int, *, as_js
     if as_json:
         unreadable = [{"image_id": name, "reason": reason} for name, reason in report.unreadable]
         figures = dataclasses.asdict(report) | {"unreadable": unreadable}
-        print(json.dumps({"gallery": str(gallery), "crops": num_crops, **figures, "images_per_second": rate}))
+        print(json_text({"gallery": str(gallery), "crops": num_crops, **figures, "images_per_second": rate}))
         return
     for name, reason in report.unreadable[:MOST_LISTED]:
-        logger.warning("unreadable: %s: %s", printable(name), printable(reason))
+        logger.warning("unreadable: %s: %s", name, reason)
     if len(report.unreadable) > MOST_LISTED:
         logger.warning("... and %d more (--json lists all)", len(report.unreadable) - MOST_LISTED)
     vanished = f"vanished {report.vanished:,} (--prune removes them)" if report.vanished else "vanished 0"

@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     results = {run: [results_on(model, places, flags) for model in of_run] for run, of_run in models.items()}
     check_columns(results)
     rows = distinct_rows({run: row_of(Path(models[run][0]), of_run, places) for run, of_run in results.items()})
-    write_output(matrix_text(rows, columns, flags.split, form), flags.output)
+    write_output(matrix_text(rows, columns, flags.split, form), form, flags.output)
     return 0
 
 

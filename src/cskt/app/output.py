@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from cskt.app.parsing import Parser
 from cskt.compare import Comparison
+from cskt.console import console, write_rendered
 from cskt.model.files import write_atomically
 from cskt.report.comparison import (
     COST_KEYS,
@@ -24,6 +22,7 @@ from cskt.report.matrix import LEGEND, MatrixCell, MatrixRow, matrix_grid, matri
 from cskt.report.tables import is_number_column
 from cskt.results import Result
 from cskt.statistics import mean_and_deviation
+from cskt.terminal import json_text
 
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json"}
 """Suffix of an output file -> the format it asks for."""
@@ -49,9 +48,11 @@ def output_format(asked: str | None, path: Path | None) -> str:
     return SUFFIXES[path.suffix.lower()]
 
 
-def write_output(text: str, path: Path | None) -> None:
-    """Write to a file, whole or not at all, or to stdout."""
-    if path is None:
+def write_output(text: str, form: str, path: Path | None) -> None:
+    """Write text in one of `FORMATS` to a file, whole or not at all, or to stdout."""
+    if path is None and form == "terminal":
+        write_rendered(text)
+    elif path is None:
         print(text, end="")
     else:
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -77,16 +78,16 @@ def comparison_text(comparison: Comparison, form: str) -> str:
             "num_seeds_tests": comparison.num_seeds_tests,
             "rows": comparison_records(rows),
         }
-        return json.dumps(content, indent=1) + "\n"
+        return json_text(content, indent=1) + "\n"
     if form == "csv":
         return csv_text(comparison_records(rows))
     if form == "markdown":
         return f"{title}\n\n{markdown(comparison_grid(rows), is_number_column)}\n{explanation}\n"
     if form == "latex":
         return latex(comparison_grid(rows), is_number_column, f"{title}\n{explanation}")
-    console = Console()
-    with console.capture() as capture:
-        console.print(comparison_table(rows, title, explanation, console.width))
+    terminal = console()
+    with terminal.capture() as capture:
+        terminal.print(comparison_table(rows, title, explanation, terminal.width))
     return capture.get()
 
 
@@ -151,14 +152,14 @@ def matrix_row(results: Sequence[Sequence[Result]], trained_on: str, in_domain: 
 def matrix_text(rows: Sequence[MatrixRow], columns: Sequence[str], split: str, form: str) -> str:
     """The table in one of the formats of `cskt compare`, ending in a newline."""
     if form == "json":
-        return json.dumps({"split": split, "cells": matrix_records(rows, columns)}, indent=1) + "\n"
+        return json_text({"split": split, "cells": matrix_records(rows, columns)}, indent=1) + "\n"
     if form == "csv":
         return csv_text(matrix_records(rows, columns))
     if form == "markdown":
         return f"{markdown(matrix_grid(rows, columns), is_number_column)}\n{LEGEND}\n"
     if form == "latex":
         return latex(matrix_grid(rows, columns), is_number_column, LEGEND)
-    console = Console()
-    with console.capture() as capture:
-        console.print(matrix_table(rows, columns, f"trained on x tested on, split {split}"))
+    terminal = console()
+    with terminal.capture() as capture:
+        terminal.print(matrix_table(rows, columns, f"trained on x tested on, split {split}"))
     return capture.get()

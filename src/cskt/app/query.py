@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from cskt.app.model_flags import FAST_PRECISION, add_model_flags, load_model_and_split
 from cskt.app.parsing import Parser
+from cskt.console import console, literal
 from cskt.evaluate import answer
 from cskt.report.pictures import Answer, answer_sheet
+from cskt.terminal import json_text
 from cskt.types import Hit
 
 
@@ -39,10 +38,10 @@ def main(argv: Sequence[str]) -> int:
             {"query": query, "hits": [dataclasses.asdict(hit) for hit in hits]}
             for query, hits in zip(flags.sentences, answers, strict=True)
         ]
-        print(json.dumps(found))
+        print(json_text(found))
     for number, (query, hits) in enumerate(zip(flags.sentences, answers, strict=True), start=1):
         if not flags.json:
-            Console().print(_table(query, hits))
+            console().print(_table(query, hits))
         if flags.sheet:
             path = flags.sheet if len(answers) == 1 else flags.sheet.with_stem(f"{flags.sheet.stem}-{number}")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,8 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _table(query: str, hits: Sequence[Hit]) -> Table:
-    # Text, for rich would take "[/b]" in a sentence or a path as its own markup.
-    table = Table("rank", "score", "pid", "image", title=Text(query), title_justify="left")
+    table = Table("rank", "score", "pid", "image", title=literal(query), title_justify="left")
     for hit in hits:
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", str(hit.metadata["pid"]), Text(hit.image_id))
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", str(hit.metadata["pid"]), literal(hit.image_id))
     return table

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from cskt.app.parsing import Parser
 from cskt.config import RECIPES, ClipArchitecture, RunConfig, load_config, recipe_names
+from cskt.console import console, literal
 from cskt.model.dual_encoder import DualEncoder
+from cskt.terminal import json_text
 from cskt.train.objective import Objective
 
 
@@ -47,15 +46,17 @@ def main(argv: Sequence[str]) -> int:
     flags = parser.parse(argv)
     sizes = [size_of(name, flags.identities) for name in recipe_names() if name != "demo"]  # that is cskt, made small
     if flags.json:
-        print(json.dumps([vars(size) for size in sizes], indent=1))
+        print(json_text([vars(size) for size in sizes], indent=1))
         return 0
     table = Table(
         "recipe", "trained", "share", "heads", "", title="parameters over CLIP ViT-B/16", title_justify="left"
     )
     for size in sizes:
         share = f"{100 * size.trained / size.total:.2f} %"
-        table.add_row(size.name, f"{size.trained:,}", share, f"{size.heads:,}" if size.heads else "", Text(size.about))
-    Console().print(table)
+        table.add_row(
+            size.name, f"{size.trained:,}", share, f"{size.heads:,}" if size.heads else "", literal(size.about)
+        )
+    console().print(table)
     print("heads: only in training; no checkpoint for inference has them")
     return 0
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from cskt import __version__
 from cskt.app.model_flags import OWN_PRECISION, PRECISION_HELP, PRECISIONS, check_exists, run_config, split_of
@@ -28,6 +27,7 @@ from cskt.app.report_sections import (
 from cskt.app.run_report import run_summary
 from cskt.app.stored import seed_folders
 from cskt.config import to_dict
+from cskt.console import console
 from cskt.data.records import Split
 from cskt.embed import load
 from cskt.evaluate import SplitFeatures, encode_split
@@ -98,7 +98,7 @@ def report_runs(flags: argparse.Namespace) -> int:
         next_commands=[command_line("query", models[0].model, split.captions[0], "--split", split.name)],
     )
     pictures = write_pictures(flags.output, sections)
-    Console().print(result_table(rows, title))
+    console().print(result_table(rows, title))
     print(f"report:   {flags.output}  (open it in a browser)\npictures: {pictures}")
     return 0
 

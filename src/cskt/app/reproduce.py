@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from cskt.app.parsing import Parser, existing_folder, overrides_of, seeds_of
 from cskt.app.stored import evaluate_run, keep, stored_result
 from cskt.compare import Entry, figures_of
 from cskt.config import RunConfig, load_config
+from cskt.console import console, literal
 from cskt.data.annotations import PUBLISHED_COUNTS, REQUEST_FROM, dataset_key, read_dataset
 from cskt.data.check import check_dataset
 from cskt.data.records import find_split
@@ -27,6 +25,7 @@ from cskt.progress import counting_bar
 from cskt.report.tables import METRIC_NAMES, percent
 from cskt.reproduce import PROTOCOLS, PUBLISHED, RECIPES, verdict
 from cskt.results import Result
+from cskt.terminal import json_text
 from cskt.train.run_folder import DAMAGED, LAST, PREVIOUS, claimed
 from cskt.train.series import seed_folder, train_or_resume
 
@@ -58,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     entries = reproduce(RECIPES[flags.method], keys, seeds, protocols, output)
     if entries:
         lines = lines_of(entries, PUBLISHED[flags.method][dataset], rehearsal=flags.rehearsal)
-        print(json.dumps(lines, indent=1)) if flags.json else show(lines, f"{flags.method} on {dataset} test")
+        print(json_text(lines, indent=1)) if flags.json else show(lines, f"{flags.method} on {dataset} test")
     return 0 if len(entries) == len(protocols) else 1
 
 
@@ -196,13 +195,13 @@ def lines_of(entries: Sequence[Entry], published: Mapping[str, float], *, rehear
 def show(lines: Sequence[dict[str, Any]], title: str) -> None:
     """Print the records as a table, verdicts below it."""
     table = Table(
-        "protocol", "", "published", "ours", "95 % interval", "± seeds", title=Text(title), title_justify="left"
+        "protocol", "", "published", "ours", "95 % interval", "± seeds", title=literal(title), title_justify="left"
     )
     for line in lines:
         interval = f"{percent(line['low'])} to {percent(line['high'])}"
         spread = percent(line["deviation"])
         name = METRIC_NAMES[line["metric"]]
         table.add_row(line["protocol"], name, percent(line["published"]), percent(line["ours"]), interval, spread)
-    Console().print(table)
+    console().print(table)
     for line in lines:
         print(f"{line['protocol']}, {METRIC_NAMES[line['metric']]}: {line['verdict']}")

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.cells import cell_len
 from rich.table import Table
-from rich.text import Text
 
 from cskt.app.parsing import Parser
-from cskt.app.printable import printable
+from cskt.console import console, literal
 from cskt.gallery.queries import LONGEST_SENTENCE, Query
+from cskt.terminal import json_text, printable
 
 if TYPE_CHECKING:  # what needs torch is imported when it is used: --help and wrong flags do not wait for it
     from cskt.app.explanations import Explanations
@@ -78,12 +77,12 @@ def main(argv: Sequence[str]) -> int:
         )  # fmt: skip
         answers = [_answered(gallery, flags, query, hits) for query, hits in zip(queries, found, strict=True)]
         if flags.json:
-            print(json.dumps([_record(answer) for answer in answers]))
+            print(json_text([_record(answer) for answer in answers]))
         for answer in answers:
             if answer.note:
                 print(f"{answer.title[:200]}: {answer.note}", file=sys.stderr)
             elif not flags.json:
-                Console().print(_table(answer, list(gallery.columns), grouped=flags.group_by is not None))
+                console().print(_table(answer, list(gallery.columns), grouped=flags.group_by is not None))
         if flags.sheet or flags.html:
             _draw(gallery, flags, answers)
     return 0
@@ -213,17 +212,16 @@ def _record(answer: Answered) -> dict[str, Any]:
 
 def _table(answer: Answered, columns: Sequence[str], *, grouped: bool) -> Table:
     known = [column for column in columns if any(column in hit.metadata for hit in answer.hits)]
-    # Text, for rich would take "[/b]" in a sentence or a path as its own markup.
-    table = Table(title=Text(answer.title), title_justify="left")
+    table = Table(title=literal(answer.title), title_justify="left")
     for number in ("rank", "score"):
         table.add_column(number, justify="right", no_wrap=True)
     for heading in ["image", *known, *(["in group"] if grouped else [])]:
         # Folded, for a path that is cut short names nothing.
-        table.add_column(heading, overflow="fold", min_width=len(heading))
+        table.add_column(literal(heading), overflow="fold", min_width=cell_len(heading))
     for hit in answer.hits:
-        values = [printable(str(hit.metadata.get(column, ""))) for column in known]
+        values = [str(hit.metadata.get(column, "")) for column in known]
         cells = [hit.image_id, *values, *([str(hit.group_size)] if grouped else [])]
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", *map(Text, cells))
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", *map(literal, cells))
     return table
 
 

@@ -188,7 +188,7 @@ def write_tables(study: Study, outcomes: Sequence[Outcome], output: Path) -> Non
         columns = [data.name for data in study.datasets]
         texts = {"matrix": partial(matrix_text, rows, columns, SPLIT)} | texts
     for name, text_in in texts.items():
-        print(text_in("terminal"))
+        write_output(text_in("terminal") + "\n", "terminal", None)
         for suffix, form in SUFFIXES.items():
-            write_output(text_in(form), output / f"{name}{suffix}")
+            write_output(text_in(form), form, output / f"{name}{suffix}")
         print(f"written: {output / name} ({', '.join(SUFFIXES)})\n")

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from cskt.console import literal
 from cskt.report.tables import METRIC_NAMES, UNKNOWN, bare_table, parameter_text, percent
+from cskt.terminal import printable
 
 NARROWEST_LABEL = 14
 """Characters that a terminal leaves to the name of a method, which folds where it is longer."""
@@ -130,18 +132,18 @@ def comparison_table(rows: Sequence[ComparisonRow], title: str, explanation: str
         else:
             left_out.append(column[0])
 
-    caption = Text(explanation, style="dim")
+    caption = Text(printable(explanation, keep="\n"), style="dim")
     if left_out:
         caption.append(f"\nnot shown here, but by --format csv: {', '.join(left_out)}")
     for row in rows:
         if row.note:
-            caption.append(f"\n{row.label}: {row.note}", style="not dim yellow")
+            caption.append("\n" + printable(f"{row.label}: {row.note}"), style="not dim yellow")
     table = bare_table(title, caption)
     table.add_column("Method", overflow="fold")
     for heading, *_ in shown:
         table.add_column(heading, justify="right", no_wrap=True)
     for number, row in enumerate(rows, start=1):
-        table.add_row(Text(row.label), *(_two_lines(column[number]) for column in shown))
+        table.add_row(literal(row.label), *(_two_lines(column[number]) for column in shown))
     return table
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from cskt.console import literal
 from cskt.report.tables import bare_table, percent
+from cskt.terminal import printable
 
 IN_DOMAIN = "*"
 LEGEND = f"R1 of text to image in percent; {IN_DOMAIN} in domain: tested on the data set that it was trained on"
@@ -67,16 +69,16 @@ def matrix_table(rows: Sequence[MatrixRow], datasets: Sequence[str], title: str)
     caption = Text(LEGEND, style="dim")
     for row in rows:
         if row.note:
-            caption.append(f"\n{row.label}: {row.note}", style="not dim yellow")
+            caption.append("\n" + printable(f"{row.label}: {row.note}"), style="not dim yellow")
     table = bare_table(title, caption)
     table.add_column("Method", overflow="fold")
     table.add_column("Trained on", overflow="fold")
     for place, dataset in enumerate(datasets):
         widest = max(len(line) for row in rows for line in _terminal_cell(row.cells[place]).plain.splitlines())
         # a heading may fold, a figure may not
-        table.add_column(Text(dataset), justify="right", min_width=widest, overflow="fold")
+        table.add_column(literal(dataset), justify="right", min_width=widest, overflow="fold")
     for row in rows:
-        table.add_row(Text(row.label), Text(row.trained_on or "nothing"), *map(_terminal_cell, row.cells))
+        table.add_row(literal(row.label), literal(row.trained_on or "nothing"), *map(_terminal_cell, row.cells))
     return table
 
 

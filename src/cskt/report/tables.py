@@ -13,6 +13,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from cskt.console import literal
+from cskt.terminal import printable
+
 METRIC_NAMES = {"r1": "R1", "r5": "R5", "r10": "R10", "mean_ap": "mAP", "mean_inp": "mINP"}
 """Key in `RetrievalMetrics.summary()` -> the field's name for it, in the order in which papers print them."""
 
@@ -92,7 +95,7 @@ def is_number_column(heading: str) -> bool:
 def bare_table(title: str, caption: Text) -> Table:
     """A table for the terminal without columns yet: the title above, shown literally, and the caption below."""
     return Table(
-        title=Text(title, style="bold"), title_justify="left", caption=caption, caption_justify="left",
+        title=Text(printable(title), style="bold"), title_justify="left", caption=caption, caption_justify="left",
         box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title_style="", caption_style="",
     )  # fmt: skip
 
@@ -106,14 +109,14 @@ def result_table(rows: Sequence[ResultRow], title: str) -> Table:
     caption = Text("percent, higher is better", style="dim")
     for row in rows:
         if note := note_text(row):
-            caption.append(f"\n{row.label}: {note}", style="not dim yellow")
+            caption.append("\n" + printable(f"{row.label}: {note}"), style="not dim yellow")
     table = bare_table(title, caption)
     for heading in headings:
         numeric = is_number_column(heading)
         # a narrow terminal folds labels, never a figure
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for row, cells in zip(rows, body, strict=True):
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(literal, cells))
         if row.deviations:
             table.add_row("± (standard deviation)", *(percent(row.deviations.get(key)) for key in METRIC_NAMES))
     return table
