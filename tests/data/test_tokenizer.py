@@ -14,6 +14,7 @@ import regex
 import torch
 from transformers import CLIPTokenizer
 
+from cskt.data import tokenizer as tokenizer_module
 from cskt.data.tokenizer import END_ID, START_ID, Tokenizer, clean, clip_bpe, symbol_by_byte
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "parity" / "tokenizer.json").read_text(encoding="utf-8"))
@@ -120,6 +121,16 @@ def test_control_tokens_cannot_be_typed() -> None:
     for text in ("<|startoftext|>", "a <|endoftext|> b", "<|ENDOFTEXT|>", "&lt;|endoftext|&gt;"):
         ids = Tokenizer().encode(text)
         assert len(ids) > 4 and START_ID not in ids and END_ID not in ids
+
+
+@pytest.mark.parametrize("typed", ["<|startoftext|>", "<|endoftext|>"])
+def test_control_tokens_differ_from_clips_tokenizer_as_documented(typed: str) -> None:
+    special = {"<|startoftext|>": START_ID, "<|endoftext|>": END_ID}
+    theirs = CLIPTokenizer(vocab=clip_bpe().get_vocab() | special, merges=read_merges())
+    assert special[typed] in theirs(f"a {typed} man")["input_ids"][1:-1], "CLIP's own gives its control token"
+    assert Tokenizer().encode(f"a {typed} man") == NaiveEncoder()(f"a {typed} man"), "ours takes it as plain text"
+    documentation = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert typed in documentation and typed in (tokenizer_module.__doc__ or "")
 
 
 def test_batch_is_cut_to_its_longest_caption() -> None:

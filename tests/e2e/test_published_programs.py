@@ -110,6 +110,27 @@ def test_program_says_which_recipe_it_took_and_why(
     assert asked_for[0].name == recipe
 
 
+@pytest.mark.parametrize("flags", ["--depth 12", "--n_ctx 4", "--recipe cskt"])
+def test_mlm_with_prompts_says_that_the_released_program_cannot_run_it(
+    asked_for: list[RunConfig], caplog: pytest.LogCaptureFixture, flags: str
+) -> None:
+    done(f"python train.py --MLM {flags} --loss_names sdm+mlm")
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("the released CSKT program cannot run the loss mlm with prompts") and "\n" not in warning
+    assert asked_for[0].loss.weights.keys() == {"sdm", "mlm"}, "this program trains it all the same"
+    refusal = typed(f"python train.py --MLM {flags} --loss_names sdm").refusal()
+    assert "the released CSKT program cannot run the loss mlm with prompts" in refusal
+
+
+@pytest.mark.parametrize("flags", ["--MLM", "--depth 12 --n_ctx 4"])
+def test_what_the_released_programs_run_gets_no_such_warning(
+    asked_for: list[RunConfig], caplog: pytest.LogCaptureFixture, flags: str
+) -> None:
+    done(f"python train.py {flags}")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
+    assert len(asked_for) == 1
+
+
 VALUES: list[tuple[str, dict[str, Any]]] = [
     ("--name 2024", {"name": "2024"}),
     ("--output_dir 007", {"output_dir": "007"}),

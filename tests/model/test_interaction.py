@@ -118,27 +118,62 @@ def test_gradients_reach_words_and_patches() -> None:
 # --- start and rates
 
 
-def test_it_starts_with_the_deviations_of_clips_text_tower() -> None:
-    first, second = (InteractionEncoder(WIDTH, DEPTH, VOCAB_SIZE) for _ in range(2))
+def released_starts(depth: int) -> dict[str, str | tuple[str, float]]:
+    """Tensor -> how IRRA's released code starts it: zero, one, or a distribution and its parameter.
+
+    `nn.MultiheadAttention` zeroes its biases; `nn.Linear` draws its bias uniformly in +-1 / sqrt(inputs). The released
+    code then draws the weights of all of them anew and touches no bias.
+    """
+    attention, fc, output = WIDTH**-0.5, (2 * WIDTH) ** -0.5, (2 * depth * WIDTH) ** -0.5
+    starts: dict[str, str | tuple[str, float]] = {
+        "cross_attn.in_proj.weight": ("normal", attention), "cross_attn.in_proj.bias": "zero",
+        "cross_attn.out_proj.weight": ("normal", output), "cross_attn.out_proj.bias": "zero",
+        "mlm_head.dense.weight": ("normal", fc), "mlm_head.dense.bias": ("uniform", WIDTH**-0.5),
+        "mlm_head.ln.weight": "one", "mlm_head.ln.bias": "zero",
+        "mlm_head.fc.weight": ("normal", output), "mlm_head.fc.bias": ("uniform", WIDTH**-0.5),
+    }  # fmt: skip
+    for norm in ("ln_pre_t", "ln_pre_i", "ln_post"):
+        starts |= {f"{norm}.weight": "one", f"{norm}.bias": "zero"}
+    for index in range(depth):
+        block = f"cross_blocks.{index}"
+        starts |= {
+            f"{block}.attn.in_proj.weight": ("normal", attention), f"{block}.attn.in_proj.bias": "zero",
+            f"{block}.attn.out_proj.weight": ("normal", output), f"{block}.attn.out_proj.bias": "zero",
+            f"{block}.mlp.c_fc.weight": ("normal", fc), f"{block}.mlp.c_fc.bias": ("uniform", WIDTH**-0.5),
+            f"{block}.mlp.c_proj.weight": ("normal", output), f"{block}.mlp.c_proj.bias": ("uniform", (4 * WIDTH) ** -0.5),
+            f"{block}.ln_1.weight": "one", f"{block}.ln_1.bias": "zero",
+            f"{block}.ln_2.weight": "one", f"{block}.ln_2.bias": "zero",
+        }  # fmt: skip
+    return starts
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_every_tensor_starts_as_released(depth: int) -> None:
+    first, second = (InteractionEncoder(WIDTH, depth, vocab_size=500) for _ in range(2))
     for made in (first, second):
         made.initialise(torch.Generator().manual_seed(3))
-    attention, fc, output = WIDTH**-0.5, (2 * WIDTH) ** -0.5, (2 * DEPTH * WIDTH) ** -0.5
-    expected = {
-        "cross_attn.in_proj.weight": attention, "cross_attn.out_proj.weight": output,
-        "cross_blocks.1.attn.in_proj.weight": attention, "cross_blocks.1.attn.out_proj.weight": output,
-        "cross_blocks.1.mlp.c_fc.weight": fc, "cross_blocks.1.mlp.c_proj.weight": output,
-        "mlm_head.dense.weight": fc, "mlm_head.fc.weight": output,
-    }  # fmt: skip
-    state = dict(first.named_parameters())
-    for name, deviation in expected.items():
-        assert state[name].std().item() == pytest.approx(deviation, rel=0.05), name
-        assert state[name].mean().abs().item() < 0.1 * deviation, name
+    state, starts = dict(first.named_parameters()), released_starts(depth)
+    assert state.keys() == starts.keys()
+    for name, start in starts.items():
+        value = state[name].detach()
+        if isinstance(start, str):
+            assert (value == {"zero": 0, "one": 1}[start]).all(), name
+            continue
+        kind, size = start
+        deviation = size if kind == "normal" else size / 3**0.5
+        # Four standard errors of the deviation and of the mean of so many numbers.
+        slack = 4 * value.numel() ** -0.5
+        assert value.std().item() == pytest.approx(deviation, rel=slack), name
+        assert value.mean().abs().item() < slack * deviation, name
+        assert (value.abs().max().item() <= size) == (kind == "uniform"), name
     for (name, value), twin in zip(state.items(), second.parameters(), strict=True):
         assert torch.equal(value, twin), name
-        if name.endswith("bias"):
-            assert not value.any(), name
-        elif ".ln" in f".{name}":
-            assert (value == 1).all(), name
+
+
+def test_ten_biases_of_the_published_depth_are_not_zero() -> None:
+    made = InteractionEncoder(WIDTH, 4, VOCAB_SIZE)
+    made.initialise(torch.Generator().manual_seed(3))
+    assert sum(bool(value.any()) for name, value in made.named_parameters() if name.endswith("bias")) == 10
 
 
 RATES = {

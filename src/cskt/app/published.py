@@ -71,9 +71,13 @@ OUR_KEYS = {
 """Flags of ours that the released train.py lacks -> the config keys that they set."""
 WITHOUT_EFFECT = ("masked_token_rate", "masked_token_unchanged_rate")
 """Flags that the released program takes and does not look at."""
+MLM_WITH_PROMPTS = (
+    "the released CSKT program cannot run the loss mlm with prompts (--MLM with --depth, --n_ctx): it calls a masking"
+    " function that does not exist"
+)
 MLM_HELP = """\
 masked language modelling: the loss mlm, with the masked captions feeding every loss; without --depth and --n_ctx, which
-only CSKT has, the flags are laid over irra"""
+only CSKT has, the flags are laid over irra; with them the released program fails, while this one trains"""
 TEST_REFUSED = "train.py trains; use test.py --config_file RUN/configs.yaml"
 
 
@@ -105,6 +109,8 @@ def _train(argv: Sequence[str]) -> int:
     try:
         config = load_config(name, _overrides(flags, recipe))
         _check_mlm(flags.MLM, recipe, config, name)
+        if flags.MLM and config.prompts.directions != "none":
+            logger.warning("%s; this one trains it, but there is no published result to compare with", MLM_WITH_PROMPTS)
         logger.info("recipe: %s (%s)", name, reason)
         return run(config, last.parent, resume=True) if flags.resume else run(config)
     except ValueError as error:
@@ -125,9 +131,10 @@ def _check_mlm(masking: bool, recipe: RunConfig, config: RunConfig, recipe_name:
     """Raise ValueError where masked words and the loss that asks for them do not come together."""
     names = "+".join(config.loss.weights)
     if masking and "mlm" not in config.loss.weights:
+        note = f" ({MLM_WITH_PROMPTS})" if config.prompts.directions != "none" else ""
         raise ValueError(
             f"--MLM: the losses {names} ask for no masked words; add mlm to --loss_names, or give --recipe"
-            f" {recipe_name} in place of --MLM"
+            f" {recipe_name} in place of --MLM{note}"
         )
     if not masking and "mlm" in config.loss.weights.keys() - recipe.loss.weights.keys():
         raise ValueError(f"--loss_names {names}: the loss mlm needs masked words; add --MLM")

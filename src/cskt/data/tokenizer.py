@@ -2,8 +2,12 @@
 
 The merges are CLIP's own, shipped as data (see NOTICE). Ids: 0-255 bytes, 256-511 bytes that end a word, then one
 per merge, 49406 start, 49407 end. Text is cleaned as CLIP does: mojibake repaired, HTML entities resolved twice,
-white space collapsed, lower case. The start and end tokens cannot be typed: a literal "<|startoftext|>" in a query
-is plain text.
+white space collapsed, lower case.
+
+The start and end tokens cannot be typed: a literal "<|startoftext|>" or "<|endoftext|>" in a caption or query is plain
+text, encoded like any other run of signs and letters. This differs on purpose from CLIP's released tokenizer, which
+gives the two the ids 49406 and 49407 (and IRRA's, which also gives "<|mask|>" the id 49405): a typed end token would
+end the caption there, because the text feature is that of the first end token.
 """
 
 from __future__ import annotations

@@ -179,7 +179,8 @@ class DualEncoder(nn.Module):
 
     @torch.no_grad()
     def initialise_backbone(self, generator: torch.Generator) -> None:
-        """Random towers as CLIP starts them (Radford et al. 2021, released `initialize_parameters`)."""
+        """Draw random towers with the standard deviations of CLIP's text tower (Radford et al. 2021, released
+        `initialize_parameters`) for both; all biases are zero, which the released code leaves as PyTorch draws them."""
         for tower, width, layers in (
             (self.vision, self.architecture.vision_width, self.architecture.vision_layers),
             (self.text, self.architecture.text_width, self.architecture.text_layers),

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from cskt.model.blocks import Block, quick_gelu
 
 HEAD_WIDTH = 64
+UNIFORM_BIASES = ("mlp.c_fc.bias", "mlp.c_proj.bias", "mlm_head.dense.bias", "mlm_head.fc.bias")
+"""Endings of the biases that the released code leaves as `nn.Linear` draws them."""
 
 
 class CrossAttention(nn.Module):
@@ -91,7 +93,16 @@ class InteractionEncoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Weights as the released code draws them, with the deviations of CLIP's text tower; biases zero."""
+        """Draw the starting values, tensor by tensor from the distributions of IRRA's released code.
+
+        Weights of linear layers: normal with mean 0 and the standard deviations of CLIP's text tower. Biases of the
+        attentions: zero. Biases of the other linear layers (both layers of each block's MLP, both of the MLM head):
+        uniform in +-1 / sqrt(inputs of the layer), which is PyTorch's default, for the released code leaves them as
+        `nn.Linear` draws them. Layer norms: weight 1, bias 0.
+
+        Args:
+            generator: CPU generator.
+        """
         width, depth = self.ln_post.normalized_shape[0], len(self.cross_blocks)
         attention_std, fc_std = width**-0.5, (2 * width) ** -0.5
         output_std = attention_std * (2 * depth) ** -0.5
@@ -99,9 +110,13 @@ class InteractionEncoder(nn.Module):
             "in_proj.weight": attention_std, "out_proj.weight": output_std, "c_fc.weight": fc_std,
             "c_proj.weight": output_std, "dense.weight": fc_std, "mlm_head.fc.weight": output_std,
         }  # fmt: skip
-        for name, parameter in self.named_parameters():
+        parameters = dict(self.named_parameters())
+        for name, parameter in parameters.items():
             deviation = next((std for ending, std in deviations.items() if name.endswith(ending)), None)
             if deviation is not None:
                 parameter.normal_(std=deviation, generator=generator)
+            elif name.endswith(UNIFORM_BIASES):
+                bound = parameters[name.removesuffix("bias") + "weight"].shape[1] ** -0.5
+                parameter.uniform_(-bound, bound, generator=generator)
             else:
-                parameter.fill_(1.0 if name.endswith("weight") else 0.0)  # layer norms, and all biases
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)  # layer norms, biases of the attentions
