@@ -52,7 +52,8 @@ TRANSLATIONS: list[tuple[str, Any, str, Any]] = [
     ("dataset_name", "CUHK-PEDES", "data.dataset", "cuhk-pedes"),
     ("dataset_name", "ICFG-PEDES", "data.dataset", "icfg-pedes"),
     ("dataset_name", "RSTPReid", "data.dataset", "rstpreid"),
-    ("sampler", "identity", "data.sampler", "identity"),
+    ("sampler", "identity", "data.sampler", "identity-released"),
+    ("sampler", "random", "data.sampler", "random"),
     ("num_instance", 2, "data.instances", 2),
     ("root_dir", "/somewhere", "data.root", "/somewhere"),
     ("batch_size", 64, "data.batch_size", 64),
@@ -208,6 +209,7 @@ ROUND_TRIPS: list[dict[str, Any]] = [
     {"data.dataset": "rstpreid", "data.select_on": "test", "backbone.stride": 12},
     {"data.dataset": "jsonl", "backbone.name": "weights/my clip.pt"},
     {"augment.pad_pixels": 0, "augment.erase_probability": 0},
+    {"data.sampler": "identity-released", "data.instances": 2},
 ]
 
 

@@ -15,6 +15,8 @@ REFERENCE, IRRA = "cskt-reference", "irra"
 """The recipes that hold the released programs' defaults."""
 DATASETS = {"CUHK-PEDES": "cuhk-pedes", "ICFG-PEDES": "icfg-pedes", "RSTPReid": "rstpreid"}
 OPTIMIZERS = {"Adam": "adam", "AdamW": "adamw", "Adamw": "adamw", "SGD": "sgd"}
+SAMPLERS = {"identity": "identity-released"}
+"""The released identity sampler; `identity` of our own is another, which the released programs lack."""
 SCHEDULES = {"poly": "poly-released", "poly-decay": "poly"}
 """The released `poly` rises again; the usual decay, which the released programs lack, gets a name of its own."""
 
@@ -68,7 +70,7 @@ FLAGS: dict[str, Flag] = {
     "target_lr": Flag("optim.target_lr"),
     "power": Flag("optim.power"),
     "dataset_name": Flag("data.dataset", *_renamed(DATASETS)),
-    "sampler": Flag("data.sampler"),
+    "sampler": Flag("data.sampler", *_renamed(SAMPLERS)),
     "num_instance": Flag("data.instances"),
     "root_dir": Flag("data.root"),
     "batch_size": Flag("data.batch_size"),

@@ -39,11 +39,11 @@ def become_another():
     else:
         pathlib.Path(folder).chmod(0o555)
 
-def update_and_lose(session, position):
+def update_and_lose(session, position, num_steps):
     steps[0] += 1
     if steps[0] == int(lost_at):
         become_another()
-    return update(session, position)
+    return update(session, position, num_steps)
 
 def lose_and_claim(folder):
     if lost_at == "0" and os.geteuid() == 0:

@@ -140,7 +140,8 @@ def released_starts(depth: int) -> dict[str, str | tuple[str, float]]:
             f"{block}.attn.in_proj.weight": ("normal", attention), f"{block}.attn.in_proj.bias": "zero",
             f"{block}.attn.out_proj.weight": ("normal", output), f"{block}.attn.out_proj.bias": "zero",
             f"{block}.mlp.c_fc.weight": ("normal", fc), f"{block}.mlp.c_fc.bias": ("uniform", WIDTH**-0.5),
-            f"{block}.mlp.c_proj.weight": ("normal", output), f"{block}.mlp.c_proj.bias": ("uniform", (4 * WIDTH) ** -0.5),
+            f"{block}.mlp.c_proj.weight": ("normal", output),
+            f"{block}.mlp.c_proj.bias": ("uniform", (4 * WIDTH) ** -0.5),
             f"{block}.ln_1.weight": "one", f"{block}.ln_1.bias": "zero",
             f"{block}.ln_2.weight": "one", f"{block}.ln_2.bias": "zero",
         }  # fmt: skip

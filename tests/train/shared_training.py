@@ -70,8 +70,8 @@ def signalled(number: signal.Signals, step: str, *words: str) -> int:
     is_first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     train_step, num_steps = engine.update, itertools.count(1)
 
-    def update(session: Session, position: int) -> bool:
-        updated = train_step(session, position)
+    def update(session: Session, position: int, num_steps_of_epoch: int) -> bool:
+        updated = train_step(session, position, num_steps_of_epoch)
         if next(num_steps) == int(step) and is_last() and is_first:
             os.kill(os.getpid(), number)
         return updated
@@ -84,8 +84,10 @@ def overflowing(step: str, *words: str) -> int:
     """Train by the command line with a loss scaled by 64; the last process finds infinite gradients in a batch."""
     num_batches = itertools.count(1)
 
-    def add(session: Session, batch: Batch, position: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        parts = add_gradients(session, batch, position, generator)
+    def add(
+        session: Session, batch: Batch, position: int, generator: torch.Generator, num_steps_of_epoch: int
+    ) -> dict[str, torch.Tensor]:
+        parts = add_gradients(session, batch, position, generator, num_steps_of_epoch)
         if next(num_batches) == int(step) and is_last():
             next(p.grad for p in session.built.model.parameters() if p.grad is not None).fill_(torch.inf)
         return parts

@@ -54,7 +54,7 @@ TRAIN_FLAGS = {
     "target_lr": "rate at the end of cosine and poly",
     "power": "exponent of poly",
     "dataset_name": "CUHK-PEDES, ICFG-PEDES or RSTPReid",
-    "sampler": "random or identity",
+    "sampler": "random, or identity: people and steps drawn as the released program does",
     "num_instance": "pairs of one identity in a batch of the identity sampler",
     "root_dir": "folder that holds the data set's folder",
     "batch_size": "pairs per step",

@@ -166,10 +166,12 @@ class DataConfig:
     """Image-caption pairs per step."""
     eval_batch_size: Positive = 128
     """Images or captions encoded at once in evaluation."""
-    sampler: Literal["random", "identity"] = "random"
-    """random: every pair once per epoch | identity: `instances` pairs of each of batch_size / instances people."""
+    sampler: Literal["random", "identity", "identity-released"] = "random"
+    """random: every pair once per epoch | identity: `instances` pairs of each of batch_size / instances people, all
+    people about equally often, as many steps as random | identity-released: the same batches as the released
+    programs draw, with fewer steps per epoch: an epoch ends when too few people have pairs left."""
     instances: Positive = 4
-    """Pairs of one identity in a batch of the identity sampler."""
+    """Pairs of one identity in a batch of the identity samplers."""
     caption_length: Annotated[Whole, Ge(3)] = 77
     """Most tokens of a caption, start and end included; longer ones lose words before the end token."""
     num_workers: NonNegative = 4

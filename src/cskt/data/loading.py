@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cskt.config import DataConfig
@@ -23,6 +22,7 @@ from cskt.data.ahead import work_ahead
 from cskt.data.images import Source, read_image
 from cskt.data.pixel_cache import KeptImages, cached_images
 from cskt.data.records import Split
+from cskt.data.samplers import check_batch_size, draw_batches, draw_units
 from cskt.data.tokenizer import Tokenizer
 from cskt.types import Batch
 
@@ -45,8 +45,7 @@ class TrainingLoader:
         seed: decides the order together with the epoch.
 
     Raises:
-        ValueError: the batch is larger than the split or does not divide into `instances`, these do not divide into
-            `captions_per_image`, or the split has too few identities for the identity sampler.
+        ValueError: the sampler cannot draw batches of the configured size from this split.
     """
 
     def __init__(
@@ -73,8 +72,10 @@ class TrainingLoader:
         self.num_pairs = len(self._pids)
         per_image = data.captions_per_image
         num_units = int((-(-torch.bincount(self._image_ids) // per_image)).sum())
-        self.steps_per_epoch = -(-num_units * per_image // data.batch_size)
-        _check_batch_size(data, num_units * per_image, self.num_identities)
+        check_batch_size(data, num_units * per_image, self.num_identities)
+        self._num_even_steps = -(-num_units * per_image // data.batch_size)
+        self._drawn: tuple[int, list[Tensor]] | None = None
+        """The last epoch asked for, and its batches: counting them should not draw them twice."""
 
     def epoch(self, epoch: int, start_step: int = 0, share: Share = range) -> Generator[Batch, None, None]:
         """The batches of an epoch from `start_step` on; what lies before is not decoded.
@@ -85,7 +86,7 @@ class TrainingLoader:
         Raises:
             ValueError: an image is missing or damaged; names the file.
         """
-        batches = self._draw_batches(epoch)[start_step:]
+        batches = self._batches(epoch)[start_step:]
         image_ids = [self._image_ids[units[:, 0]] for units in batches]
         shares = [share(len(ids)) for ids in image_ids]
         wanted = [ids[mine.start : mine.stop] for ids, mine in zip(image_ids, shares, strict=True)]
@@ -99,18 +100,27 @@ class TrainingLoader:
                 first_image=mine.start,
             )
 
-    def _draw_batches(self, epoch: int) -> list[Tensor]:
+    def num_steps(self, epoch: int) -> int:
+        """Batches of an epoch; only those of the sampler `identity-released` differ from epoch to epoch."""
+        if self._data.sampler == "identity-released":
+            return len(self._batches(epoch))
+        return self._num_even_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of the first epoch; see `num_steps`."""
+        return self.num_steps(0)
+
+    def _batches(self, epoch: int) -> list[Tensor]:
         """The batches of an epoch, each [B / k, k]: one unit per row, and in it the positions of its pairs."""
-        data, per_image = self._data, self._data.captions_per_image
-        random = np.random.default_rng([self._seed, epoch])
-        units = draw_units(self._image_ids.numpy(), per_image, random)
-        batch_size = data.batch_size // per_image
-        if data.sampler == "identity":
-            pids, instances = self._pids.numpy()[units[:, 0]], data.instances // per_image
-            batches = identity_batches(pids, batch_size, instances, self.steps_per_epoch, random)
-        else:
-            batches = random_batches(len(units), batch_size, random)
-        return [torch.from_numpy(units[batch]) for batch in batches]
+        drawn = self._drawn
+        if drawn is None or drawn[0] != epoch:
+            random = np.random.default_rng([self._seed, epoch])
+            units = draw_units(self._image_ids.numpy(), self._data.captions_per_image, random)
+            pids = self._pids.numpy()[units[:, 0]]
+            batches = draw_batches(pids, self._data, self._num_even_steps, random)
+            drawn = self._drawn = epoch, [torch.from_numpy(units[batch]) for batch in batches]
+        return drawn[1]
 
     def _read(self, image_ids: Sequence[Tensor]) -> Iterator[Tensor]:
         if self._data.cache_images or self._data.cache_dir is not None:
@@ -180,96 +190,3 @@ def _in_memory(paths: Sequence[Path], height: int, width: int, num_workers: int)
     for start, images in zip(starts, iter_images(paths, height, width, IMAGES_AT_ONCE, num_workers), strict=True):
         pixels[start : start + IMAGES_AT_ONCE] = images.numpy()
     return KeptImages(pixels, np.arange(len(paths)))
-
-
-def draw_units(image_ids: NDArray[np.int64], per_image: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Pairs gathered into units of one image with `per_image` of its captions, image by image.
-
-    Every caption is in a unit: an image with c captions has ceil(c / per_image), which deal its captions in random
-    order and begin again where they run out. So the last unit is filled up with captions of the others; it repeats a
-    caption only if c is below `per_image`. Units of one caption are the pairs in their order, and draw nothing.
-
-    Args:
-        image_ids: [N] image of each pair, numbered from 0 without gaps.
-
-    Returns:
-        [U, per_image] positions of pairs.
-    """
-    if per_image == 1:
-        return np.arange(len(image_ids))[:, None]
-    return np.concatenate(
-        [
-            np.resize(random.permutation(pairs), (-(-len(pairs) // per_image), per_image))  # repeats to fill
-            for pairs in _positions_by_id(image_ids)
-        ]
-    )
-
-
-def random_batches(num_units: int, batch_size: int, random: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Every unit once, in random order; the last batch may be smaller."""
-    order = random.permutation(num_units)
-    return [order[start : start + batch_size] for start in range(0, num_units, batch_size)]
-
-
-def identity_batches(
-    pids: NDArray[np.int64], batch_size: int, instances: int, num_batches: int, random: np.random.Generator
-) -> list[NDArray[np.int64]]:
-    """Batches of batch_size / instances distinct identities with `instances` units each (Hermans et al. 2017).
-
-    Identities come in rounds, each once per round, so all are drawn about equally often however many units they
-    have. An identity deals its units like a deck, shuffled anew when too few are left; one with fewer units than
-    `instances` is drawn with replacement.
-
-    Args:
-        pids: [U] identity of each unit, numbered from 0 without gaps.
-        batch_size, instances: counted in units.
-    """
-    by_identity = _positions_by_id(pids)
-    decks: list[NDArray[np.int64]] = [units[:0] for units in by_identity]
-    per_batch = batch_size // instances
-    batches: list[NDArray[np.int64]] = []
-    while len(batches) < num_batches:
-        round_of_identities = random.permutation(len(by_identity))
-        for start in range(0, len(round_of_identities) - per_batch + 1, per_batch):
-            drawn = []
-            for identity in round_of_identities[start : start + per_batch]:
-                units, deck = by_identity[identity], decks[identity]
-                if len(units) < instances:
-                    drawn.append(random.choice(units, instances))
-                    continue
-                if len(deck) < instances:
-                    deck = random.permutation(units)
-                drawn.append(deck[:instances])
-                decks[identity] = deck[instances:]
-            batches.append(np.concatenate(drawn))
-    return batches[:num_batches]
-
-
-def _positions_by_id(ids: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Where each of the ids 0, 1, ... stands, in order."""
-    return np.split(np.argsort(ids, kind="stable"), np.cumsum(np.bincount(ids))[:-1])
-
-
-def _check_batch_size(data: DataConfig, num_pairs: int, num_identities: int) -> None:
-    if data.batch_size > num_pairs:
-        raise ValueError(
-            f"data.batch_size {data.batch_size} is more than the {num_pairs} training pairs; lower data.batch_size"
-        )
-    if data.sampler != "identity":
-        return
-    if data.batch_size % data.instances:
-        raise ValueError(
-            f"data.batch_size {data.batch_size} is not divisible by data.instances {data.instances}; "
-            "the identity sampler needs whole groups"
-        )
-    if data.instances % data.captions_per_image:
-        raise ValueError(
-            f"data.instances {data.instances} is not divisible by data.captions_per_image {data.captions_per_image}; "
-            "the identity sampler counts pairs and draws whole images"
-        )
-    if data.batch_size // data.instances > num_identities:
-        raise ValueError(
-            f"data.batch_size {data.batch_size} with data.instances {data.instances} needs "
-            f"{data.batch_size // data.instances} identities, the training split has {num_identities}; "
-            "lower data.batch_size or raise data.instances"
-        )

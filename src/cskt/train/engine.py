@@ -101,7 +101,7 @@ def _create(config: RunConfig, folder: Path) -> None:
 
 def _train(session: Session, folder: Path, leaving: Leaving, *, resume: bool) -> TrainResult:
     config, last_epoch = session.config, session.last_epoch
-    num_steps = last_epoch * session.loader.steps_per_epoch
+    num_steps = last_epoch * session.loader.steps_per_epoch  # for the bar; epochs of identity-released differ a little
     with closing(RunFolder(folder, writes=session.processes.leads)) as run:
         progress = _resumed(session, run) if resume else _begun(session, run, leaving)
         leaving.hint = f"go on with: cskt train --resume {run.path}"
@@ -160,7 +160,8 @@ def _train_epoch(
 ) -> None:
     """The steps that are left of the epoch under way; moves `progress` along."""
     config, processes = session.config, session.processes
-    epoch, num_steps = progress.epoch, session.loader.steps_per_epoch
+    epoch = progress.epoch
+    num_steps = session.loader.num_steps(epoch)
     log_period, save_period = config.loop.log_period_steps, config.loop.save_period_steps
     rate = learning_rate(epoch, config.optim, config.loop.num_epochs)
     set_learning_rate(session.trainee.optimizer, rate)
@@ -171,8 +172,8 @@ def _train_epoch(
     readings = Readings(watch)
     with Feed(session.loader.epoch(epoch, progress.step, processes.share), session.device) as feed:
         for step, batch in enumerate(feed, start=progress.step):
-            parts = add_gradients(session, batch, step, _generator(config.seed, epoch, step))
-            updated = update(session, step)
+            parts = add_gradients(session, batch, step, _generator(config.seed, epoch, step), num_steps)
+            updated = update(session, step, num_steps)
             readings.add(epoch, step, parts, batch)
 
             progress.step, progress.total_steps = step + 1, progress.total_steps + 1

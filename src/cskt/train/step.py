@@ -22,7 +22,9 @@ CAPTION_BUCKET = 16
 """Compiled blocks see captions whose length is a multiple of this: few lengths, each compiled once."""
 
 
-def add_gradients(session: Session, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+def add_gradients(
+    session: Session, batch: Batch, step: int, generator: torch.Generator, num_steps: int | None = None
+) -> dict[str, Tensor]:
     """Add the gradients of a batch to the parameters.
 
     With `loop.micro_batch_size` the batch passes the model in pieces; the gradients are those of the whole batch.
@@ -32,6 +34,7 @@ def add_gradients(session: Session, batch: Batch, step: int, generator: torch.Ge
         batch: the images of this process's share on the training device.
         step: of the epoch, from 0.
         generator: decides the augmentation.
+        num_steps: of the epoch, where it is not `steps_per_epoch` of the loader.
 
     Returns:
         The weighted total as `loss`, then the unweighted losses by name: scalars of the whole batch, on the device.
@@ -39,7 +42,7 @@ def add_gradients(session: Session, batch: Batch, step: int, generator: torch.Ge
     config, device, trainee = session.config, session.device, session.trainee
     pids, image_ids = to_device(batch.pids, device), to_device(per_pair(batch), device)
     rows = Rows.of(batch, session.processes)
-    _, group_size = _group(session, step)
+    _, group_size = _group(session, step, num_steps)
 
     def outputs_of(piece: Views) -> Outputs:
         with arithmetic(device, config.precision):
@@ -95,10 +98,16 @@ def per_pair(batch: Batch) -> Tensor:
     return batch.image_ids.repeat_interleave(len(batch.pids) // len(batch.image_ids))
 
 
-def update(session: Session, step: int) -> bool:
-    """Step the optimiser at the end of a group of batches, and say so."""
+def update(session: Session, step: int, num_steps: int | None = None) -> bool:
+    """Step the optimiser at the end of a group of batches, and say so.
+
+    Args:
+        session: what is trained.
+        step: of the epoch, from 0.
+        num_steps: of the epoch, where it is not `steps_per_epoch` of the loader.
+    """
     trainee, clip_norm = session.trainee, session.config.optim.clip_grad_norm
-    start, size = _group(session, step)
+    start, size = _group(session, step, num_steps)
     if step + 1 < start + size:
         return False
     parameters = [p for group in trainee.optimizer.param_groups for p in group["params"]]
@@ -114,11 +123,11 @@ def update(session: Session, step: int) -> bool:
     return True
 
 
-def _group(session: Session, step: int) -> tuple[int, int]:
+def _group(session: Session, step: int, num_steps: int | None) -> tuple[int, int]:
     """(first step, size) of the group of `accumulate_steps` batches that a step belongs to.
 
     The last group of an epoch may be smaller; its gradients are averaged all the same.
     """
     accumulate = session.config.loop.accumulate_steps
     start = step - step % accumulate
-    return start, min(accumulate, session.loader.steps_per_epoch - start)
+    return start, min(accumulate, (num_steps or session.loader.steps_per_epoch) - start)

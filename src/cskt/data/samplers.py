@@ -1,0 +1,175 @@
+"""Samplers: which pairs meet in a batch, as a function of a random generator.
+
+`random`: every pair once per epoch. `identity` and `identity-released`: `instances` pairs of each of several people,
+ours and the one of the released CSKT and IRRA programs; see `identity_batches` and `released_identity_batches`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cskt.config import DataConfig
+
+
+def draw_batches(
+    pids: NDArray[np.int64], data: DataConfig, num_batches: int, random: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Draw the batches of an epoch by `data.sampler`.
+
+    Args:
+        pids: [U] identity of each unit (a pair, or an image with some of its captions), numbered from 0 without gaps.
+        data: sampler, batch size and instances, both in pairs.
+        num_batches: of an epoch of `identity`; the other samplers find their own.
+        random: decides everything.
+
+    Returns:
+        Positions of units, one array per batch.
+    """
+    batch_size, instances = data.batch_size // data.captions_per_image, data.instances // data.captions_per_image
+    if data.sampler == "random":
+        return random_batches(len(pids), batch_size, random)
+    if data.sampler == "identity":
+        return identity_batches(pids, batch_size, instances, num_batches, random)
+    return released_identity_batches(pids, batch_size, instances, random)
+
+
+def draw_units(image_ids: NDArray[np.int64], per_image: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """Pairs gathered into units of one image with `per_image` of its captions, image by image.
+
+    Every caption is in a unit: an image with c captions has ceil(c / per_image), which deal its captions in random
+    order and begin again where they run out. So the last unit is filled up with captions of the others; it repeats a
+    caption only if c is below `per_image`. Units of one caption are the pairs in their order, and draw nothing.
+
+    Args:
+        image_ids: [N] image of each pair, numbered from 0 without gaps.
+
+    Returns:
+        [U, per_image] positions of pairs.
+    """
+    if per_image == 1:
+        return np.arange(len(image_ids))[:, None]
+    return np.concatenate(
+        [
+            np.resize(random.permutation(pairs), (-(-len(pairs) // per_image), per_image))  # repeats to fill
+            for pairs in _positions_by_id(image_ids)
+        ]
+    )
+
+
+def random_batches(num_units: int, batch_size: int, random: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Every unit once, in random order; the last batch may be smaller."""
+    order = random.permutation(num_units)
+    return [order[start : start + batch_size] for start in range(0, num_units, batch_size)]
+
+
+def identity_batches(
+    pids: NDArray[np.int64], batch_size: int, instances: int, num_batches: int, random: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Batches of batch_size / instances distinct identities with `instances` units each (Hermans et al. 2017).
+
+    Identities come in rounds, each once per round, so all are drawn about equally often however many units they
+    have. An identity deals its units like a deck, shuffled anew when too few are left; one with fewer units than
+    `instances` is drawn with replacement. An epoch has as many batches as one of the sampler `random`.
+
+    Args:
+        pids: [U] identity of each unit, numbered from 0 without gaps.
+        batch_size, instances: counted in units.
+    """
+    by_identity = _positions_by_id(pids)
+    decks: list[NDArray[np.int64]] = [units[:0] for units in by_identity]
+    per_batch = batch_size // instances
+    batches: list[NDArray[np.int64]] = []
+    while len(batches) < num_batches:
+        round_of_identities = random.permutation(len(by_identity))
+        for start in range(0, len(round_of_identities) - per_batch + 1, per_batch):
+            drawn = []
+            for identity in round_of_identities[start : start + per_batch]:
+                units, deck = by_identity[identity], decks[identity]
+                if len(units) < instances:
+                    drawn.append(random.choice(units, instances))
+                    continue
+                if len(deck) < instances:
+                    deck = random.permutation(units)
+                drawn.append(deck[:instances])
+                decks[identity] = deck[instances:]
+            batches.append(np.concatenate(drawn))
+    return batches[:num_batches]
+
+
+def released_identity_batches(
+    pids: NDArray[np.int64], batch_size: int, instances: int, random: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Draw batches as `RandomIdentitySampler` of the released CSKT and IRRA programs does.
+
+    The units of an identity are shuffled and cut into groups of `instances`; those left over are not used in this
+    epoch, and an identity with fewer units than `instances` gets one group drawn with replacement. Then
+    batch_size // instances distinct identities are drawn again and again, each gives its next group, and an identity
+    without groups is drawn no more. The epoch ends when too few identities are left for another draw, so the number of
+    batches differs from epoch to epoch, and identities with many units lose some of their groups. The released
+    distributed variant never trains (its program builds no loader for it), so several processes share these batches.
+
+    Args:
+        pids: [U] identity of each unit, numbered from 0 without gaps.
+        batch_size, instances: counted in units. If batch_size is no multiple of instances, batches are cut from the
+            stream of groups, and the last may be smaller, as in the released program.
+    """
+    groups: list[list[NDArray[np.int64]]] = []
+    for units in _positions_by_id(pids):
+        members = random.choice(units, instances) if len(units) < instances else random.permutation(units)
+        num_left_over = len(members) % instances
+        groups.append(list(members[: len(members) - num_left_over].reshape(-1, instances)))
+    available, per_draw = list(range(len(groups))), batch_size // instances
+    stream: list[NDArray[np.int64]] = []
+    while len(available) >= per_draw:
+        places = random.choice(len(available), per_draw, replace=False).tolist()
+        exhausted = []
+        for place in places:
+            identity = available[place]
+            stream.append(groups[identity].pop())  # they are shuffled: the last is as good as the first
+            if not groups[identity]:
+                exhausted.append(place)
+        for place in sorted(exhausted, reverse=True):  # from behind: the places before it stay valid
+            available[place] = available[-1]
+            available.pop()
+    order = np.concatenate(stream)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _positions_by_id(ids: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Where each of the ids 0, 1, ... stands, in order."""
+    return np.split(np.argsort(ids, kind="stable"), np.cumsum(np.bincount(ids))[:-1])
+
+
+def check_batch_size(data: DataConfig, num_pairs: int, num_identities: int) -> None:
+    """Check that the sampler can draw batches of the configured size.
+
+    Raises:
+        ValueError: it cannot; names the config keys to change.
+    """
+    if data.batch_size > num_pairs:
+        raise ValueError(
+            f"data.batch_size {data.batch_size} is more than the {num_pairs} training pairs; lower data.batch_size"
+        )
+    if data.sampler == "random":
+        return
+    if data.sampler == "identity" and data.batch_size % data.instances:
+        raise ValueError(
+            f"data.batch_size {data.batch_size} is not divisible by data.instances {data.instances}; "
+            "the identity sampler needs whole groups"
+        )
+    if data.batch_size < data.instances:
+        raise ValueError(
+            f"data.batch_size {data.batch_size} is less than data.instances {data.instances}; raise data.batch_size"
+        )
+    if data.instances % data.captions_per_image:
+        raise ValueError(
+            f"data.instances {data.instances} is not divisible by data.captions_per_image {data.captions_per_image}; "
+            "the identity sampler counts pairs and draws whole images"
+        )
+    if data.batch_size // data.instances > num_identities:
+        raise ValueError(
+            f"data.batch_size {data.batch_size} with data.instances {data.instances} needs "
+            f"{data.batch_size // data.instances} identities, the training split has {num_identities}; "
+            "lower data.batch_size or raise data.instances"
+        )
