@@ -11,7 +11,7 @@ from PIL import Image
 
 from cskt.report.answer_page import PicturedAnswer, PicturedHit, write_answer_page
 from cskt.report.explained_sheet import CELL_HEIGHT, CELL_WIDTH, MARGIN, explained_sheet
-from cskt.report.page import MAX_PAGE_BYTES
+from cskt.report.html import MAX_PAGE_BYTES
 from cskt.types import Hit
 
 NASTY = "<script>alert('x')</script> \"quoted\" & {braces} %s"

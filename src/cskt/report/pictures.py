@@ -50,6 +50,16 @@ class Answer:
         """Right or wrong at a position in `hits` (from 0); none where nobody knows."""
         return None if self.right is None else bool(self.right[position])
 
+    @property
+    def outcome(self) -> str:
+        """The rank of the first right image in words; empty where nobody knows or there are no hits."""
+        if self.right is None or not self.hits:
+            return ""
+        ranks = [hit.rank for hit, right in zip(self.hits, self.right, strict=True) if right]
+        return (
+            f"first right image at rank {min(ranks)}" if ranks else f"no right image among the first {len(self.hits)}"
+        )
+
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Those that crops come in; Pillow would start other programs for some of the rest."""
