@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cskt import metrics
 from cskt.data.records import Split
+from cskt.data.tokenizer import log_caption_warnings
 from cskt.embed import Encoder
 from cskt.rerank import expand_queries, rerank_similarity
 from cskt.results import Facts, Result
@@ -120,6 +121,7 @@ class _TimedFeatures(NamedTuple):
 
 
 def _timed_features(encoder: Encoder, split: Split) -> _TimedFeatures:
+    log_caption_warnings(f"{split.dataset} {split.name}", encoder.text_warnings(split.captions))
     begin = time.perf_counter()
     image_features = encoder.encode_image(split.image_paths)
     between = time.perf_counter()
@@ -134,7 +136,7 @@ def _warm_up(encoder: Encoder, split: Split) -> None:
     shown, encoder.show_progress = encoder.show_progress, False
     try:
         encoder.encode_image(split.image_paths[: encoder.batch_size])
-        encoder.encode_text(["a person"] * encoder.batch_size)  # the split's own captions would warn twice
+        encoder.encode_text(["a person"] * encoder.batch_size)
     finally:
         encoder.show_progress = shown
 

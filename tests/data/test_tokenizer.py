@@ -152,33 +152,50 @@ def test_no_captions_make_an_empty_batch() -> None:
 
 
 @pytest.mark.parametrize("num_words", [75, 76, 145])
-def test_long_captions_keep_their_end_token(num_words: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_long_captions_keep_their_end_token(num_words: int) -> None:
     tokenizer = Tokenizer()
-    batch = tokenizer(["man " * num_words, "short", "woman " * num_words])
+    long = "man " * num_words
+    captions = [long, "short", "woman " * num_words]
+    batch = tokenizer(captions)
     assert batch.shape == (3, 77)
     assert batch[:, 76].tolist() == [END_ID, 0, END_ID]
-    assert tokenizer.num_truncated == (2 if num_words > 75 else 0)
-    tokenizer(["man " * num_words])
-    messages = [record.getMessage() for record in caplog.records]
     if num_words > 75:
-        assert tokenizer.num_truncated == 3
-        assert len(messages) == 1 and "2 of 3 captions have more than 77 tokens" in messages[0]
+        assert tokenizer.warnings(captions) == ["2 of 3 captions have more than 77 tokens and are cut to it"]
+        line = f"the model reads 77 tokens of the sentence, which has {num_words + 2}; shorten it"
+        assert tokenizer.warnings([long]) == [line] == tokenizer.warnings([long]), "as often as it is asked"
     else:
-        assert messages == []
+        assert tokenizer.warnings(captions) == [] == tokenizer.warnings([long])
 
 
-def test_words_that_the_backbone_does_not_know(caplog: pytest.LogCaptureFixture) -> None:
+def test_words_that_the_backbone_does_not_know() -> None:
     everything = Tokenizer()
     tokenizer = Tokenizer(known_ids=everything.encode("a man in a red coat"))
-    with caplog.at_level(logging.WARNING):
-        batch = tokenizer(["a man in a purplish coat", "Purplish! 日本語"])
-        tokenizer(["purplish man"])
-        tokenizer(["a reddish coat"])
-    messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 2, "once per word, one line per call"
-    assert "3 of these words (purplish, !, 日本語" in messages[0], "whole words, in the order of the captions"
-    assert "the word 'reddish'" in messages[1]
-    assert torch.equal(batch, everything(["a man in a purplish coat", "Purplish! 日本語"])), "encoded all the same"
+    strange = ["a man in a purplish coat", "Purplish! 日本語"]
+    assert torch.equal(tokenizer(strange), everything(strange)), "encoded all the same"
+    assert everything.warnings(strange) == [] == tokenizer.warnings(["a red coat"])
+    assert tokenizer.warnings(strange) == [
+        "the model has never seen the words 'purplish', '!', '日本語', which add noise"
+    ], "whole words, each once, in the order of the captions"
+    for _ in range(2):
+        assert tokenizer.warnings(["a reddish coat"]) == [
+            "the model has never seen the word 'reddish', which adds noise"
+        ], "every sentence has its own"
+    (line,) = tokenizer.warnings(["zig zag zog zug zeg zyg zagg zogg zugg zegg"])
+    assert line.endswith("'zogg' and 2 more, which add noise")
+    (line,) = tokenizer.warnings(["a\u202eman " + "x" * 50])
+    assert "\u202e" not in line and len(line) < 200, "fit for a terminal"
+    (cut,) = tokenizer.warnings(["a man " * 80 + "purplish"])
+    assert cut.startswith("the model reads 77 tokens"), "a word that is not read adds nothing"
+
+
+def test_encoding_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A caption's words are its writer's: they are returned to whoever asks, and never logged."""
+    tokenizer = Tokenizer(known_ids=[1])
+    with caplog.at_level(logging.DEBUG):
+        tokenizer(["purplish " * 100])
+        tokenizer.encode("purplish")
+        tokenizer.warnings(["purplish " * 100])
+    assert caplog.text == ""
 
 
 def test_refuses_misuse() -> None:

@@ -162,7 +162,7 @@ def test_captions_that_are_too_long_work_and_warn_once_with_the_count(
     result = typed(f"cskt evaluate {run} --root {tmp_path} --json --batch-size 4").json()
     assert result["t2i"]["num_queries"] == 12
     assert [record.getMessage() for record in caplog.records] == [
-        "12 of 12 captions have more than 73 tokens and are cut to it (further ones are cut without a word)"
+        "cuhk-pedes test: 12 of 12 captions have more than 73 tokens and are cut to it"
     ]
 
 

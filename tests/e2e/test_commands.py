@@ -420,6 +420,16 @@ def test_query_takes_any_sentence(run: Path) -> None:
     assert "[/b]" in table and "[red]" in table
 
 
+def test_query_says_what_it_cuts_off_and_refuses_what_is_too_long(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    done(f"cskt query {run} '{'a man ' * 100}' -k 1")
+    assert [record.getMessage() for record in caplog.records] == [
+        "the model reads 73 tokens of the sentence, which has 202; shorten it"
+    ]
+    reason = typed(f"cskt query {run} 'a man' '{'x' * 2001}'").refusal()
+    assert reason == "a sentence of 2,001 characters; give at most 2,000"
+
+
 def test_query_draws_the_crops(run: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "new folder" / "answer.png"
     done(f"cskt query {run} 'a woman in red' -k 4 --sheet '{sheet}'")

@@ -408,10 +408,28 @@ def test_sentences_that_nobody_means_are_refused(gallery: Path, tmp_path: Path, 
     assert reason.isprintable()
 
 
+def test_the_longest_sentence_is_searched_for_and_what_is_cut_off_is_said(
+    gallery: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    longest = ("a red man " * 200)[:2000]
+    caplog.set_level(logging.WARNING)
+    cut = "the model reads 77 tokens of the sentence, which has 602; shorten it"
+    found = answers(f"cskt search {gallery} '{longest}' --not '{longest}' -k 1 --not-weight 0.1")
+    assert found[0]["hits"] and [record.getMessage() for record in caplog.records] == [cut, f"excluded sentence: {cut}"]
+    caplog.clear()
+    answers(f"cskt search {gallery} '{longest}' 'a man' -k 1")
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 of 2 captions have more than 77 tokens and are cut to it"
+    ]
+    for flags in (f"'{longest}x'", f"'a man' --not '{longest}x'"):
+        reason = typed(f"cskt search {gallery} {flags}").refusal()
+        assert reason == "a sentence of 2,001 characters; give at most 2,000"
+
+
 def test_a_query_of_ten_megabytes_is_refused(gallery: Path, tmp_path: Path) -> None:
     (tmp_path / "queries.txt").write_text("a man in grey " * 750_000)
     reason = typed(f"cskt search {gallery} --queries {tmp_path}/queries.txt").refusal()
-    assert reason == "a sentence of 10,499,999 characters; give at most 10,000"
+    assert reason == "a sentence of 10,499,999 characters; give at most 2,000"
 
 
 def test_a_sentence_beyond_the_context_is_cut_with_a_warning(gallery: Path, caplog: pytest.LogCaptureFixture) -> None:

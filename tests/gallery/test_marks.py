@@ -67,6 +67,8 @@ def test_json_lines_are_read_too(tmp_path: Path) -> None:
         ("x,a.jpg", r":2: 'right' is ''"),
         (",a.jpg,1", r":2: no text under 'text'"),
         ("x, ,1", r":2: no text under 'image'"),
+        (f"{'x' * 2001},a.jpg,1", r":2: 'text': a sentence of 2,001 characters; give at most 2,000"),
+        ("x\x07,a.jpg,1", r":2: 'text': a sentence holds control characters"),
     ],
 )
 def test_a_line_without_its_values_is_refused(tmp_path: Path, row: str, message: str) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doll_service import Ask, name_of
+from doll_service import Ask, name_of, refusal
 
+from cskt.data.sentences import LONGEST_SENTENCE
 from cskt.gallery.calibration import Calibration, save_calibration
 from cskt.gallery.gallery import Gallery
 from cskt.types import Hit
@@ -100,6 +101,55 @@ def test_the_histogram_counts_what_the_filter_leaves(ask: Ask, gallery: Gallery)
         assert len(answer["histogram"]["edges"]) == len(answer["histogram"]["counts"]) + 1
 
 
+def test_what_the_model_misses_in_a_sentence_is_in_the_answer(
+    ask: Ask, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, long = ask(gallery), "a man " * 80
+    cut = "the model reads 77 tokens of the sentence, which has 162; shorten it"
+    assert client.post("/api/search", json={"text": SENTENCE}).json()["warnings"] == []
+    assert client.post("/api/search", json={"like": name_of(1)}).json()["warnings"] == []
+    tokenizer = gallery.encoder.tokenizer
+    monkeypatch.setattr(tokenizer, "known_ids", frozenset(tokenizer.encode(f"{SENTENCE} with hat")))
+    unknown = "the model has never seen the word 'purplish', which adds noise"
+    asked = {"text": "a purplish " + long, "exclude": ["a purplish hat", long, "a hat"]}
+    for _ in range(2):  # not once per process: each client needs to know
+        assert client.post("/api/search", json=asked).json()["warnings"] == [
+            cut.replace("162", "166"),
+            unknown,
+            f"excluded sentence 1: {unknown}",
+            f"excluded sentence 2: {cut}",
+        ]
+    one = {"like": name_of(1), "exclude": ["purplish"]}
+    assert client.post("/api/search", json=one).json()["warnings"] == [f"excluded sentence: {unknown}"]
+    explained = client.post("/api/explain", json={"text": "a purplish man", "image_id": name_of(5)}).json()
+    assert explained["warnings"] == [unknown]
+
+
+def test_the_longest_sentence_is_taken_and_a_longer_one_is_not(ask: Ask, gallery: Gallery) -> None:
+    client = ask(gallery)
+    assert client.get("/api/gallery").json()["limits"]["sentence_characters"] == LONGEST_SENTENCE == 2000
+    longest = "x" * LONGEST_SENTENCE
+
+    def asked(text: str) -> list[tuple[str, dict[str, Any]]]:
+        mark = {"text": text, "image_id": name_of(0), "right": True}
+        return [
+            ("/api/search", {"text": text}), ("/api/search", {"like": name_of(0), "exclude": [text]}),
+            ("/api/explain", {"text": text, "image_id": name_of(0)}),
+            ("/api/marks/export", {"format": "csv", "marks": [mark]}),
+        ]  # fmt: skip
+
+    for path, body in asked(longest):
+        assert client.post(path, json=body).status_code == 200, path
+    for path, body in asked(longest + "x"):
+        status, code, message = refusal(client.post(path, json=body))
+        assert (status, code) == (422, "too_much") and "2,000 characters, not 2,001" in message
+    gallery.search(longest)
+    for call in (lambda: gallery.search(longest + "x"), lambda: gallery.explain(name_of(0), longest + "x")):
+        with pytest.raises(ValueError, match="a sentence of 2,001 characters; give at most 2,000"):
+            call()
+    assert len(gallery.encoder.encode_text([longest * 3])) == 1, "a data set's captions are cut, not refused"
+
+
 def test_an_explanation_covers_the_crop(ask: Ask, gallery: Gallery) -> None:
     client = ask(gallery)
     asked = {"text": "a red coat", "image_id": name_of(5)}
@@ -116,7 +166,7 @@ def test_what_the_page_needs_to_know(ask: Ask, gallery: Gallery, tiny_backbone: 
     answer = ask(gallery).get("/api/gallery").raise_for_status().json()
     assert answer["name"] == "dolls" and answer["count"] == 40
     assert answer["model"]["name"] == tiny_backbone.name, "not where it lies"
-    assert answer["limits"] == {"k": 500, "sentence_characters": 1000, "image_bytes": 10 * 2**20}
+    assert answer["limits"] == {"k": 500, "sentence_characters": 2000, "image_bytes": 10 * 2**20}
     assert answer["writable"] is False and answer["token_needed"] is False
     columns = {column["name"]: column for column in answer["columns"]}
     assert columns["camera"]["values"] == [{"value": f"c{number}", "count": 10} for number in range(4)]

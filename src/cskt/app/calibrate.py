@@ -26,6 +26,7 @@ from cskt.app.model_flags import (
     load_model_and_split,
 )
 from cskt.app.parsing import Parser
+from cskt.embed import Encoder
 from cskt.evaluate import SplitFeatures, encode_split
 from cskt.gallery.calibration import Calibration, cut_off, largest, num_allowed, save_calibration
 from cskt.gallery.gallery import Gallery, UnknownCropError
@@ -135,6 +136,7 @@ def _of_gallery(flags: argparse.Namespace) -> Measured:
                 flags.labelled, len(named) - len(known), len(named), ascii(strange),
             )  # fmt: skip
         texts, image_ids = _distinct(known)
+        _warn(gallery.encoder, texts)
         scores = _scores(
             known,
             gallery.encode([Query(text) for text in texts]),
@@ -149,6 +151,7 @@ def _of_labelled_run(flags: argparse.Namespace) -> Measured:
     marks = read_pairs(flags.labelled)
     encoder = load_model(flags)
     texts, image_ids = _distinct(marks)
+    _warn(encoder, texts)
     paths = [flags.labelled.parent / image_id.replace("\\", "/") for image_id in image_ids]
     scores = _scores(marks, encoder.encode_text(texts), encoder.encode_image(paths))
     return Measured(cut_off(*scores, flags.false_match_rate), encoder.fingerprint, str(flags.labelled))
@@ -191,6 +194,11 @@ def _holds(gallery: Gallery, image_id: str) -> bool:
 def _distinct(marks: Sequence[Mark]) -> tuple[list[str], list[str]]:
     """The sentences and the crops of some pairs, each once."""
     return list(dict.fromkeys(mark.text for mark in marks)), list(dict.fromkeys(mark.image_id for mark in marks))
+
+
+def _warn(encoder: Encoder, texts: Sequence[str]) -> None:
+    for line in encoder.text_warnings(texts):
+        logger.warning("%s", line)
 
 
 def _scores(

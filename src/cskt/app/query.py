@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,27 +12,37 @@ from rich.table import Table
 from cskt.app.model_flags import FAST_PRECISION, add_model_flags, load_model_and_split
 from cskt.app.parsing import Parser
 from cskt.console import console, literal
+from cskt.data.sentences import LONGEST_SENTENCE, check_length
 from cskt.evaluate import answer
 from cskt.report.pictures import Answer, answer_sheet
 from cskt.terminal import json_text
 from cskt.types import Hit
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> int:
     """See `cskt query --help`."""
     parser = Parser(prog="cskt query", description="Rank the crops of a split for each sentence.")
     add_model_flags(parser, FAST_PRECISION)
-    parser.add_argument("sentences", nargs="+", help="one or more sentences, each in quotes")
+    parser.add_argument(
+        "sentences", nargs="+",
+        help=f"one or more sentences, each in quotes and of at most {LONGEST_SENTENCE:,} characters",
+    )  # fmt: skip
     parser.add_argument("-k", type=int, default=5, help="crops per sentence (default: %(default)s)")
     parser.add_argument("--sheet", type=Path, help="also draw the crops, as PNG; numbered if there are more sentences")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     flags = parser.parse(argv)
     if flags.sheet and flags.sheet.suffix.lower() != ".png":
         raise ValueError(f"--sheet {flags.sheet}: name a file that ends in .png")
+    for sentence in flags.sentences:
+        check_length(sentence)
     flags.precision = flags.precision or FAST_PRECISION
     encoder, split = load_model_and_split(flags)
     if not 1 <= flags.k <= len(split.records):
         raise ValueError(f"-k {flags.k}: the split has {len(split.records)} images; give 1 to {len(split.records)}")
+    for line in encoder.text_warnings(flags.sentences):
+        logger.warning("%s", line)
     answers = answer(encoder, split, flags.sentences, flags.k)
     if flags.json:
         found = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -15,13 +16,16 @@ from rich.table import Table
 
 from cskt.app.parsing import Parser
 from cskt.console import console, literal
-from cskt.gallery.queries import LONGEST_SENTENCE, Query
+from cskt.data.sentences import LONGEST_SENTENCE
+from cskt.gallery.queries import Query
 from cskt.terminal import json_text, printable
 
 if TYPE_CHECKING:  # what needs torch is imported when it is used: --help and wrong flags do not wait for it
     from cskt.app.explanations import Explanations
     from cskt.gallery.gallery import Gallery
     from cskt.types import Hit
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_K = 10
 MOST_QUERIES = 10_000
@@ -75,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
             queries, flags.k,
             where=flags.where, min_score=flags.min_score, group_by=flags.group_by, offset=flags.offset,
         )  # fmt: skip
+        _warn(gallery, queries)
         answers = [_answered(gallery, flags, query, hits) for query, hits in zip(queries, found, strict=True)]
         if flags.json:
             print(json_text([_record(answer) for answer in answers]))
@@ -169,6 +174,17 @@ def _queries(flags: argparse.Namespace, sentences: Sequence[str]) -> list[Query]
         )
         for text in texts
     ]
+
+
+def _warn(gallery: Gallery, queries: Sequence[Query]) -> None:
+    """Say on stderr what the model misses in the sentences: line by line of a single query, in all of several."""
+    if len(queries) == 1:
+        lines = gallery.warnings(queries[0])
+    else:
+        sentences = [query.text for query in queries if query.text is not None]
+        lines = gallery.encoder.text_warnings([*sentences, *queries[0].exclude])  # `--not` is the same for all
+    for line in lines:
+        logger.warning("%s", line)
 
 
 def _answered(gallery: Gallery, flags: argparse.Namespace, query: Query, hits: list[Hit]) -> Answered:

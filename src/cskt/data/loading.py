@@ -23,7 +23,7 @@ from cskt.data.images import Source, read_image
 from cskt.data.pixel_cache import KeptImages, cached_images
 from cskt.data.records import Split
 from cskt.data.samplers import check_batch_size, draw_batches, draw_units
-from cskt.data.tokenizer import Tokenizer
+from cskt.data.tokenizer import Tokenizer, log_caption_warnings
 from cskt.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class TrainingLoader:
         self._data = data
         self._size = (image_height, image_width)
         self._seed = seed
+        log_caption_warnings(f"{split.dataset} {split.name}", tokenizer.warnings(split.captions))
         self._caption_ids = tokenizer(split.captions)
         self._lengths = self._caption_ids.argmax(dim=1) + 1  # the end token has the highest id and comes once
         self._image_ids = torch.tensor(split.caption_image_ids)

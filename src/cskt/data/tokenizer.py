@@ -15,7 +15,7 @@ from __future__ import annotations
 import gzip
 import html
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from importlib import resources
 from itertools import islice
@@ -34,6 +34,8 @@ END_ID = 49_407
 WORD_END = "</w>"
 MOST_CHARACTERS = 5_000
 """Of a text that are looked at: far more than any context holds, and few enough that repairing them takes no time."""
+MOST_WORDS_SHOWN, LONGEST_WORD_SHOWN = 8, 40
+"""Words in one warning, and characters of each."""
 WORD_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 """CLIP's words: English contractions, runs of letters, single digits, runs of anything else."""
 
@@ -44,27 +46,25 @@ class Tokenizer:
     Args:
         context_length: most tokens per caption, start and end included.
         known_ids: ids whose embeddings the backbone has learned; None if it knows all. A word that needs others is
-            still encoded, with one warning per word.
+            encoded all the same.
 
-    `num_truncated` counts the captions cut so far.
+    Encoding is silent: `warnings` returns what a model misses in some captions.
     """
 
     def __init__(self, context_length: int = 77, known_ids: Collection[int] | None = None) -> None:
         if context_length < 2:
             raise ValueError(f"context_length is {context_length}; start and end alone need 2")
         self.context_length = context_length
-        self.num_truncated = 0
         self.known_ids = None if known_ids is None else frozenset(known_ids)
-        self._reported_words: set[str] = set()
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without start and end tokens and however long."""
-        return self._encode_all([text])[0]
+        return _encodings([text])[0].ids
 
     def __call__(self, captions: Sequence[str], *, pad_to_context: bool = False) -> Tensor:
         """Encode a batch of captions.
 
-        Longer ones are cut to `context_length`, keeping the end token, with one warning per tokenizer.
+        Longer ones are cut to `context_length`, keeping the end token.
 
         Args:
             captions: B texts.
@@ -79,45 +79,67 @@ class Tokenizer:
         if isinstance(captions, str):
             raise ValueError("captions is one string; pass a list of strings")
         most_words = self.context_length - 2
-        ids = self._encode_all(captions)
-        self._count_truncated(sum(len(words) > most_words for words in ids), len(ids))
-        rows = [[START_ID, *words[:most_words], END_ID] for words in ids]
+        rows = [[START_ID, *encoding.ids[:most_words], END_ID] for encoding in _encodings(captions)]
         length = self.context_length if pad_to_context else max(map(len, rows), default=2)
         caption_ids = torch.zeros(len(rows), length, dtype=torch.int64)
         for row, words in zip(caption_ids, rows, strict=True):
             row[: len(words)] = torch.tensor(words)
         return caption_ids
 
-    def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = clip_bpe().encode_batch([clean(text) for text in texts])
-        if self.known_ids is not None:
-            self._report_unknown_words(encodings, self.known_ids)
-        return [encoding.ids for encoding in encodings]
+    def warnings(self, captions: Sequence[str]) -> list[str]:
+        """Describe what a model misses in captions: ends that are cut off, and words without a learned embedding.
 
-    def _report_unknown_words(self, encodings: Sequence[tokenizers.Encoding], known_ids: frozenset[int]) -> None:
-        found = {word: None for encoding in encodings for word in _unknown_words(encoding, known_ids)}  # in order
-        new = [word for word in found if word not in self._reported_words]
-        self._reported_words.update(new)
-        if new:
-            logger.warning(
-                "the backbone has never seen %s; what %s to a caption is noise",
-                f"the word '{new[0]}'" if len(new) == 1 else f"{len(new)} of these words ({', '.join(new[:8])}, ...)",
-                "it adds" if len(new) == 1 else "they add",
+        Args:
+            captions: a data set's, or a single sentence, which the lines are then about.
+
+        Returns:
+            One line for what is cut and one for unknown words, which it quotes; none where there is nothing to say.
+        """
+        encodings, most_words = _encodings(captions), self.context_length - 2
+        lengths = [len(encoding.ids) for encoding in encodings]
+        num_cut = sum(length > most_words for length in lengths)
+        lines = []
+        if num_cut and len(captions) == 1:
+            read = f"the model reads {self.context_length} tokens of the sentence"
+            lines.append(f"{read}, which has {lengths[0] + 2}; shorten it")
+        elif num_cut:
+            lines.append(
+                f"{num_cut} of {len(captions)} captions have more than {self.context_length} tokens and are cut to it"
             )
-
-    def _count_truncated(self, num_truncated: int, num_captions: int) -> None:
-        if num_truncated and not self.num_truncated:
-            logger.warning(
-                "%d of %d captions have more than %d tokens and are cut to it (further ones are cut without a word)",
-                num_truncated, num_captions, self.context_length,
-            )  # fmt: skip
-        self.num_truncated += num_truncated
+        if self.known_ids is not None:
+            found = (word for encoding in encodings for word in _unknown_words(encoding, self.known_ids, most_words))
+            if words := list(dict.fromkeys(found)):
+                lines.append(_line_of_unknown_words(words))
+        return lines
 
 
-def _unknown_words(encoding: tokenizers.Encoding, known_ids: frozenset[int]) -> Iterator[str]:
-    """The words of an encoded text that need an id outside `known_ids`."""
+def log_caption_warnings(source: str, lines: Iterable[str]) -> None:
+    """Log what `Tokenizer.warnings` returned for the captions of a data set.
+
+    Args:
+        source: name of the data set and split, which every line begins with.
+        lines: to log.
+    """
+    for line in lines:
+        logger.warning("%s: %s", source, line)
+
+
+def _encodings(texts: Sequence[str]) -> list[tokenizers.Encoding]:
+    return clip_bpe().encode_batch([clean(text) for text in texts])
+
+
+def _line_of_unknown_words(words: Sequence[str]) -> str:
+    shown = ", ".join(repr(word[:LONGEST_WORD_SHOWN]) for word in words[:MOST_WORDS_SHOWN])
+    if len(words) == 1:
+        return f"the model has never seen the word {shown}, which adds noise"
+    rest = f" and {len(words) - MOST_WORDS_SHOWN} more" if len(words) > MOST_WORDS_SHOWN else ""
+    return f"the model has never seen the words {shown}{rest}, which add noise"
+
+
+def _unknown_words(encoding: tokenizers.Encoding, known_ids: frozenset[int], num_read: int) -> Iterator[str]:
+    """The words among the first `num_read` ids of an encoded text that need an id outside `known_ids`."""
     positions_of: dict[int | None, list[int]] = {}
-    for position, word_id in enumerate(encoding.word_ids):
+    for position, word_id in enumerate(encoding.word_ids[:num_read]):
         positions_of.setdefault(word_id, []).append(position)
     for positions in positions_of.values():
         if not known_ids.issuperset(encoding.ids[position] for position in positions):

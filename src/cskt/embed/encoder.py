@@ -168,6 +168,20 @@ class Encoder:
         ]
         return F.normalize(torch.stack(views).mean(dim=0), dim=-1)
 
+    def text_warnings(self, captions: Sequence[str]) -> list[str]:
+        """Describe what the model misses in sentences: ends that are cut off, and words that it has never seen.
+
+        `encode_text` itself is silent. Whoever encodes a user's sentence shows these lines to that user.
+
+        Args:
+            captions: sentences; the lines are about all of them together, so pass one by itself to learn about it.
+
+        Returns:
+            At most two lines, which quote unknown words; none where the model reads everything.
+        """
+        longest = max(self.templates, key=len)
+        return self.tokenizer.warnings([longest.replace("{}", caption) for caption in captions])
+
     def _encode_ids(self, caption_ids: Tensor) -> Tensor:
         lengths = caption_ids.argmax(dim=1) + 1  # the end token has the largest id
         # Captions of like length share a batch: nothing after the end token is computed for nothing.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cskt.config import nearest
 from cskt.data.images import Source
+from cskt.data.sentences import check_sentence
 from cskt.embed import Encoder
 from cskt.explain import Explanation
 from cskt.explain import explain as explain_crop
@@ -31,7 +32,7 @@ from cskt.gallery.filling import add_crops, add_shards, index_folder, reindex, r
 from cskt.gallery.indexing import IndexReport, Progress
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
 from cskt.gallery.originals import original_path
-from cskt.gallery.queries import Query, encode_queries
+from cskt.gallery.queries import Query, encode_queries, query_warnings
 from cskt.gallery.store import CropFacts, Facet, Found, operators_affair
 from cskt.types import Hit
 
@@ -345,6 +346,13 @@ class Gallery:
 
         return encode_queries(self.encoder, queries, vector_of)
 
+    def warnings(self, query: Query) -> list[str]:
+        """Describe what the model misses in the sentences of a query: cut ends, and words that it has never seen.
+
+        Searching itself is silent; the command prints these lines, the service puts them into its answer.
+        """
+        return query_warnings(self.encoder, query)
+
     def search_vectors(
         self,
         vectors: Tensor,
@@ -384,8 +392,9 @@ class Gallery:
         """Which parts of a crop speak for a sentence and for each of its words; see `cskt.explain`.
 
         Raises:
-            ValueError: no such crop, or its original is gone.
+            ValueError: no such crop, its original is gone, or the sentence is one that `search` refuses.
         """
+        check_sentence(text)
         return explain_crop(self.encoder, self.original(image_id), text)
 
     # Single crops

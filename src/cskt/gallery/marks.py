@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cskt.data.sentences import check_sentence
 from cskt.gallery.tables import Row, column_of, plain_cell, read_table
 
 COLUMNS = ("text", "image", "right")
@@ -77,11 +78,12 @@ def read_pairs(path: Path) -> list[Mark]:
         path: columns text, image (or image_id, path, file) and right: 1 or 0, true or false, right or wrong.
 
     Raises:
-        ValueError: the file cannot be read, a column is missing, or a line lacks a value; names file and line.
+        ValueError: the file cannot be read, a column is missing, a line lacks a value, or its sentence is one that
+            `check_sentence` refuses; names file and line.
     """
     rows = read_table(path)
     text, image, right = (column_of(rows, (name, *OTHER_NAMES[name]), path) for name in COLUMNS)
-    return [Mark(_text_of(row, text), _text_of(row, image), _is_right(row, right)) for row in rows]
+    return [Mark(_sentence_of(row, text), _text_of(row, image), _is_right(row, right)) for row in rows]
 
 
 def _people(captions_of: dict[str, list[str]]) -> dict[str, int]:
@@ -107,6 +109,15 @@ def _text_of(row: Row, column: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{row.where}: no text under '{column}'; give a sentence, the name of an image, and 1 or 0")
     return value
+
+
+def _sentence_of(row: Row, column: str) -> str:
+    text = _text_of(row, column)
+    try:
+        check_sentence(text)
+    except ValueError as error:
+        raise ValueError(f"{row.where}: '{column}': {error}") from None
+    return text
 
 
 def _is_right(row: Row, column: str) -> bool:

@@ -6,10 +6,11 @@ its cosine with that sum, which orders crops as the weighted sum of the parts' o
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
+
+from cskt.data.sentences import check_sentence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from cskt.data.images import Source
     from cskt.embed import Encoder
 
-LONGEST_SENTENCE = 10_000
-"""Most characters; the model reads the first 60 words or so."""
 SHORTEST_SUM = 1e-4
 """Below this length what is left of the parts is rounding, not direction."""
 
@@ -50,19 +49,23 @@ class Query:
         if self.text is None and self.image is None and self.like is None:
             raise ValueError("nothing to look for; give a sentence, an image, or a crop to find more of")
         for sentence in (*([] if self.text is None else [self.text]), *self.exclude):
-            _check_sentence(sentence)
+            check_sentence(sentence)
         for weight in (self.text_weight, self.image_weight, self.exclude_weight):
             if not 0 < weight <= 100:
                 raise ValueError(f"a weight is {weight}; give more than 0, at most 100")
 
 
-def _check_sentence(sentence: str) -> None:
-    if not sentence.strip():
-        raise ValueError("a sentence is empty; say what the person looks like")
-    if len(sentence) > LONGEST_SENTENCE:
-        raise ValueError(f"a sentence of {len(sentence):,} characters; give at most {LONGEST_SENTENCE:,}")
-    if any(unicodedata.category(letter) in ("Cc", "Cs") and not letter.isspace() for letter in sentence):
-        raise ValueError(f"a sentence holds control characters: {sentence[:60]!a}; remove them")
+def query_warnings(encoder: Encoder, query: Query) -> list[str]:
+    """Describe what the model misses in the sentences of a query; see `Encoder.text_warnings`.
+
+    Returns:
+        One line for each finding; lines about a sentence of `exclude` say so.
+    """
+    lines = encoder.text_warnings([query.text]) if query.text is not None else []
+    for number, sentence in enumerate(query.exclude, start=1):
+        place = "excluded sentence" if len(query.exclude) == 1 else f"excluded sentence {number}"
+        lines += [f"{place}: {line}" for line in encoder.text_warnings([sentence])]
+    return lines
 
 
 class _Part(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from cskt.data.sentences import LONGEST_SENTENCE
 from cskt.gallery.gallery import Gallery
 from cskt.service.bodies import StrictRoute
 from cskt.service.errors import ServiceError, told_to_the_client
@@ -40,9 +41,7 @@ async def gallery(service: Parts) -> GalleryAnswer:
         model=ModelAnswer(name=opened.manifest.model_name, warning=opened.manifest.warning),
         columns=columns,
         cut_off=cut_off,
-        limits=Limits(
-            k=settings.max_k, sentence_characters=settings.sentence_characters, image_bytes=settings.image_bytes
-        ),
+        limits=Limits(k=settings.max_k, sentence_characters=LONGEST_SENTENCE, image_bytes=settings.image_bytes),
         writable=settings.token is not None,
         token_needed=settings.reading_needs_token,
     )

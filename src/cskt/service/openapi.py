@@ -30,13 +30,10 @@ def describe(app: FastAPI, settings: ServiceSettings) -> dict[str, Any]:
 
 def _state_limits(schemas: dict[str, Any], settings: ServiceSettings) -> None:
     search = schemas["SearchRequest"]["properties"]
-    for name, most in (("text", settings.sentence_characters), ("where", settings.where_characters)):
-        search[name]["anyOf"][0]["maxLength"] = most
+    search["where"]["anyOf"][0]["maxLength"] = settings.where_characters
     search["image"]["anyOf"][0]["maxLength"] = settings.image_bytes * 4 // 3
     search["exclude"] |= {"maxItems": settings.max_exclude}
-    search["exclude"]["items"]["maxLength"] = settings.sentence_characters
     search["k"]["maximum"] = settings.max_k
     search["offset"]["maximum"] = settings.max_offset
-    schemas["ExplainRequest"]["properties"]["text"]["maxLength"] = settings.sentence_characters
     schemas["AddRequest"]["properties"]["crops"]["maxItems"] = settings.crops_per_request
     schemas["CropUpload"]["properties"]["image"]["maxLength"] = settings.image_bytes * 4 // 3

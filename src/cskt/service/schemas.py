@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from cskt.data.sentences import LONGEST_SENTENCE, check_wording
 from cskt.gallery.columns import Kind
 from cskt.gallery.files import LONGEST_ID
 from cskt.service.errors import ServiceError
@@ -18,10 +19,15 @@ _BREAK = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def _sentence(text: str) -> str:
+    check_wording(text)
+    return text
+
+
+def _filter(text: str) -> str:
     if not text.strip():
-        raise ValueError("describe a person in a sentence")
+        raise ValueError("the filter is empty; leave it out")
     if _CONTROL.search(text):
-        raise ValueError("the text holds a control character; remove it")
+        raise ValueError("the filter holds a control character; remove it")
     return text
 
 
@@ -37,8 +43,12 @@ def _whole(value: Any) -> Any:
 
 
 Whole: TypeAlias = Annotated[int, BeforeValidator(_whole)]
-Sentence: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "sentence"}), AfterValidator(_sentence)]
-Filter: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "filter"}), AfterValidator(_sentence)]
+Sentence: TypeAlias = Annotated[
+    str,
+    Field(json_schema_extra={"format": "sentence", "maxLength": LONGEST_SENTENCE}),
+    AfterValidator(_sentence),
+]
+Filter: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "filter"}), AfterValidator(_filter)]
 ImageId: TypeAlias = Annotated[
     str,
     Field(min_length=1, max_length=LONGEST_ID, json_schema_extra={"format": "image-id"}),
@@ -105,8 +115,7 @@ class SearchRequest(_Request):
         Raises:
             ServiceError: 422.
         """
-        for sentence in (self.text or "", *self.exclude):
-            _check_most("a sentence", len(sentence), settings.sentence_characters, "characters")
+        _check_sentences([self.text or "", *self.exclude])
         _check_most("exclude", len(self.exclude), settings.max_exclude, "sentences")
         _check_most("where", len(self.where or ""), settings.where_characters, "characters")
         _check_most("k", self.k, settings.max_k, "hits")
@@ -119,9 +128,9 @@ class ExplainRequest(_Request):
     text: Sentence
     image_id: ImageId
 
-    def check_limits(self, settings: ServiceSettings) -> None:
+    def check_limits(self) -> None:
         """See `SearchRequest.check_limits`."""
-        _check_most("a sentence", len(self.text), settings.sentence_characters, "characters")
+        _check_sentences([self.text])
 
 
 class CropUpload(_Request):
@@ -156,11 +165,19 @@ class ExportRequest(_Request):
     format: Literal["csv", "jsonl"]
     marks: list[MarkedHit] = Field(max_length=MOST_MARKS)
 
+    def check_limits(self) -> None:
+        """See `SearchRequest.check_limits`."""
+        _check_sentences([mark.text for mark in self.marks])
+
 
 class SessionRequest(_Request):
     """The token, for a browser."""
 
     token: str = Field(min_length=1, max_length=1000)
+
+
+def _check_sentences(sentences: Sequence[str]) -> None:
+    _check_most("a sentence", max(map(len, sentences), default=0), LONGEST_SENTENCE, "characters")
 
 
 def _check_most(what: str, found: int, most: int, unit: str) -> None:
@@ -204,6 +221,9 @@ class SearchAnswer(_Answer):
     hits: list[HitAnswer]
     cut_off: float | None = Field(description="The lowest score that could be a hit; null if any could.")
     histogram: HistogramAnswer | None
+    warnings: list[str] = Field(
+        description="What the model misses in the sentences: ends that are cut off, words that it has never seen."
+    )
     seconds: float
 
 
@@ -222,6 +242,7 @@ class ExplainAnswer(_Answer):
     columns: int
     sentence: list[list[float]]
     words: list[WordHeat]
+    warnings: list[str] = Field(description="What the model misses in the sentence.")
 
 
 class CropAnswer(_Answer):

@@ -74,6 +74,7 @@ async def search(asked: SearchRequest, request: Request, service: Parts) -> Sear
             lowest = NO_CUT_OFF if cut_off is None else cut_off
             wanted = Wanted(asked.k, asked.offset, lowest, asked.group_by, asked.where)
             hits, histogram = await service.engine.search(query, wanted, histogram=asked.histogram)
+            warnings = gallery.warnings(query)
         noted["hits"] = len(hits)
     return SearchAnswer(
         hits=[
@@ -88,6 +89,7 @@ async def search(asked: SearchRequest, request: Request, service: Parts) -> Sear
         ],
         cut_off=cut_off,
         histogram=histogram and HistogramAnswer(edges=list(histogram.edges), counts=list(histogram.counts)),
+        warnings=warnings,
         seconds=time.perf_counter() - begun,
     )
 
@@ -95,10 +97,11 @@ async def search(asked: SearchRequest, request: Request, service: Parts) -> Sear
 @router.post("/explain", responses=errors(404, *BODY_ERRORS))
 async def explain(asked: ExplainRequest, request: Request, service: Parts) -> ExplainAnswer:
     """Where on a crop the sentence, and each of its words, is to be seen."""
-    asked.check_limits(service.settings)
+    asked.check_limits()
     engine, facts = service.engine, {"text": asked.text, "image_id": asked.image_id}
     with service.noting(request, "explain", facts), told_to_the_client(engine.gallery):
         explanation = await engine.explaining.run(engine.gallery.explain, asked.image_id, asked.text)
+        warnings = engine.gallery.warnings(Query(asked.text))
     rows, columns = explanation.sentence.shape
     return ExplainAnswer(
         score=explanation.score,
@@ -106,6 +109,7 @@ async def explain(asked: ExplainRequest, request: Request, service: Parts) -> Ex
         columns=columns,
         sentence=explanation.sentence.round(decimals=HEAT_DIGITS).tolist(),
         words=[WordHeat(word=word, heat=heat.round(decimals=HEAT_DIGITS).tolist()) for word, heat in explanation.words],
+        warnings=warnings,
     )
 
 
@@ -122,6 +126,7 @@ async def explain(asked: ExplainRequest, request: Request, service: Parts) -> Ex
 )
 async def export(asked: ExportRequest, request: Request, service: Parts) -> Response:
     """Judged hits as a table, or as records that training reads, which crops that were handed over are left out of."""
+    asked.check_limits()
     marks, gallery = [Mark(mark.text, mark.image_id, mark.right) for mark in asked.marks], service.engine.gallery
     facts = {"format": asked.format, "marks": len(marks)}
     with service.noting(request, "export", facts), told_to_the_client(gallery):

@@ -44,8 +44,6 @@ class ServiceSettings:
     """Most hits of one search."""
     max_offset: NonNegative = 9000
     """Most hits that paging skips."""
-    sentence_characters: Positive = 1000
-    """Longest sentence."""
     max_exclude: Positive = 8
     """Most sentences to move away from in one search."""
     where_characters: Positive = 2000

@@ -16,6 +16,7 @@ from cskt.config import RunConfig, flat_fields, value_of
 from cskt.data.annotations import read_dataset
 from cskt.data.loading import TrainingLoader
 from cskt.data.records import Split, select_splits
+from cskt.data.tokenizer import log_caption_warnings
 from cskt.device import pick_device, reset_peak_memory
 from cskt.embed import Built, Encoder, build, tokenizer_for
 from cskt.train.checkpoint import FREE_ON_RESUME, Trainee
@@ -127,6 +128,7 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Session:
     loader = TrainingLoader(
         train_split, built.tokenizer, drawn, image_height=height, image_width=width, seed=config.seed
     )
+    log_caption_warnings(f"{val_split.dataset} {val_split.name}", built.tokenizer.warnings(val_split.captions))
     objective = Objective(config.loss, config.mlm, architecture, loader.num_identities)
     objective.initialise(torch.Generator().manual_seed(config.seed))
     objective.to(device)

@@ -128,6 +128,7 @@ function begin(gallery) {
     const { hits, found, isComplete } = answers;
     const held = found.histogram && trimmed(found.histogram);
     facets.complain("");
+    box.note(found.warnings.join(" · "));
     cutOff.show(held, found.cut_off);
     if (hits.length) {
       tellNothing();
