@@ -18,7 +18,7 @@ from cskt.gallery.calibration import cut_off, save_calibration
 from cskt.gallery.contents import Contents, GalleryChangedError
 from cskt.gallery.filling import fill
 from cskt.gallery.gallery import Gallery, UnknownCropError
-from cskt.gallery.manifest import MANIFEST
+from cskt.gallery.manifest import FORMAT_VERSION, MANIFEST
 from cskt.gallery.queries import Query
 from tiny_run import write_backbone
 
@@ -258,7 +258,7 @@ def test_reindexing_loses_no_crop_in_silence(gallery: Gallery, crops: Path, tmp_
 def test_a_newer_format_and_a_broken_manifest_are_refused(gallery: Gallery) -> None:
     manifest = gallery.folder / MANIFEST
     text = manifest.read_text(encoding="utf-8")
-    manifest.write_text(json.dumps(json.loads(text) | {"format_version": 2}), encoding="utf-8")
+    manifest.write_text(json.dumps(json.loads(text) | {"format_version": FORMAT_VERSION + 1}), encoding="utf-8")
     with pytest.raises(ValueError, match="written by a newer cskt.*upgrade"):
         Gallery.open(gallery.folder)
     for broken in ("", "[]", "{}", '{"format_version": 1, "model": 3}', text[:-20]):

@@ -18,8 +18,8 @@ from cskt.gallery.files import (
     bytes_of,
     check_image_id,
     prepare,
-    walk,
 )
+from cskt.gallery.scanning import walk
 
 
 def picture(path: Path, size: tuple[int, int] = (40, 100)) -> Path:

@@ -18,7 +18,8 @@ import cskt.gallery.shards as shards_module
 from cskt.embed import Encoder
 from cskt.gallery import encoding
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.shards import crops_of, listed
+from cskt.gallery.scanning import listed
+from cskt.gallery.shards import crops_of
 
 
 def images_in(crops: Path) -> dict[str, bytes]:
@@ -251,9 +252,8 @@ def test_a_list_stands_for_what_is_there(gallery: Gallery, crops: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("../elsewhere.jpg", "line 1: ../elsewhere.jpg is not below"), ("no.jpg", "line 1: no.jpg: "),
+        ("../elsewhere.jpg", "line 1: ../elsewhere.jpg is not below"),
         ("link.jpg", "line 1: link.jpg is a link that leads out"), ("up/elsewhere.jpg", "is a link that leads out"),
-        ("round.jpg", "line 1: round.jpg: "),
     ],
 )  # fmt: skip
 def test_a_list_that_names_what_it_may_not(line: str, told: str, tmp_path: Path) -> None:
@@ -262,7 +262,6 @@ def test_a_list_that_names_what_it_may_not(line: str, told: str, tmp_path: Path)
     (tmp_path / "elsewhere.jpg").write_bytes(b"")
     (path.parent / "link.jpg").symlink_to(tmp_path / "elsewhere.jpg")
     (path.parent / "up").symlink_to(tmp_path, target_is_directory=True)
-    (path.parent / "round.jpg").symlink_to("round.jpg")
     path.write_text(line, encoding="utf-8")
     with pytest.raises(ValueError) as caught:
         list(listed(path))

@@ -16,9 +16,10 @@ from cskt.embed import Encoder, load
 from cskt.embed.exported import is_exported, load_exported
 from cskt.export.check import Agreement, Parity, first_images, parity_on_dolls, parity_on_split
 from cskt.export.folder import calibration_pixels, check_possible, note_parity, placed_when_done, write_folder
-from cskt.gallery.files import walk
+from cskt.gallery.contents import source_to_index
 from cskt.gallery.manifest import MANIFEST, read_manifest
 from cskt.gallery.originals import ORIGINALS
+from cskt.gallery.scanning import walk
 from cskt.terminal import json_text
 
 logger = logging.getLogger(__name__)
@@ -158,9 +159,11 @@ def crops_of(folder: Path) -> list[Path]:
         ValueError: no such folder, or no image in it.
     """
     if (folder / MANIFEST).is_file():
-        images = read_manifest(folder).images
-        originals = sorted(path for path in (folder / ORIGINALS).rglob("*") if path.is_file())
-        paths = originals + ([Path(images, name) for name, _ in walk(Path(images))] if images else [])
+        manifest = read_manifest(folder)
+        paths = sorted(path for path in (folder / ORIGINALS).rglob("*") if path.is_file())
+        if manifest.images is not None:
+            source = source_to_index(folder, manifest)
+            paths += [source.folder / name for name in source.scan(folder).files]
     else:
         paths = [folder / name for name, _ in walk(folder)]
     if not paths:

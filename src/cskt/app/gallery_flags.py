@@ -5,20 +5,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from cskt.app.model_flags import FAST_PRECISION, add_encoder_flags, add_image_size_flags, check_exists
 from cskt.app.parsing import Parser
 from cskt.embed import Encoder
 from cskt.gallery.indexing import IndexReport
-from cskt.gallery.manifest import MANIFEST, ModelSource
-from cskt.model.cache import CLIP_TINY
+from cskt.gallery.manifest import MANIFEST, ModelSource, needed_backbone
+from cskt.gallery.places import exists, load_model
+from cskt.gallery.scanning import READ_WITH
+from cskt.model.cache import CLIP_TINY, PUBLISHED, is_repository_name
 from cskt.terminal import json_text
 
 logger = logging.getLogger(__name__)
 
 MOST_LISTED = 10
-"""Unreadable images told on stderr; `--json` lists all."""
+"""Unreadable images, and folders, that are logged; `--json` lists all."""
 
 
 def add_source_flags(parser: Parser, default: str) -> None:
@@ -42,13 +46,14 @@ def is_gallery(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def source_of(flags: argparse.Namespace, known: ModelSource | None = None) -> ModelSource:
-    """The model that the flags of `add_source_flags` name.
+def source_of(flags: argparse.Namespace, known: ModelSource | None = None, *, same_model: bool = False) -> ModelSource:
+    """Return the model that the flags of `add_source_flags` name.
 
     Args:
         flags: as parsed.
         known: a gallery's own model, which counts where `--run` is left out; clip-tiny, with a warning, if neither is
             given.
+        same_model: whether `--run` can only be another place of `known`, so that its image size holds.
 
     Raises:
         ValueError: there is no such model.
@@ -60,23 +65,41 @@ def source_of(flags: argparse.Namespace, known: ModelSource | None = None) -> Mo
         )
     if flags.run is not None:
         check_exists(flags.run)
-    base = ModelSource(flags.run or CLIP_TINY) if flags.run is not None or known is None else known
+    base = known or ModelSource(flags.run or CLIP_TINY)
+    if flags.run is not None and known is not None:
+        sizes = known if same_model else ModelSource(flags.run)
+        base = dataclasses.replace(sizes, path=flags.run, backbone=_inherited_backbone(Path(flags.run), known))
     asked = {name: getattr(flags, name) for name in ("backbone", "precision", "image_height", "image_width", "stride")}
     return dataclasses.replace(base, **{name: value for name, value in asked.items() if value is not None})
 
 
-def load_source(source: ModelSource, flags: argparse.Namespace) -> Encoder:
-    """The encoder of a source, computing as the flags say.
+def _inherited_backbone(run: Path, known: ModelSource) -> str | None:
+    """Return the gallery's backbone for a run whose config names a file that is gone; its SHA-256 is checked later."""
+    name = needed_backbone(run.expanduser())
+    is_lost = name is not None and name not in PUBLISHED and not is_repository_name(name) and not exists(name)
+    return known.backbone if is_lost else None
+
+
+def load_source(source: ModelSource, flags: argparse.Namespace, gallery: Path | None = None) -> Encoder:
+    """Load the encoder of a source, computing as the flags say; on Ray, whose workers do so, on the CPU.
+
+    Args:
+        source: see `source_of`.
+        flags: as parsed.
+        gallery: its folder, for messages, if the source may be that of its manifest.
 
     Raises:
         ValueError: see `cskt.load`.
     """
-    return source.load(
-        flags.device,
-        batch_size=flags.batch_size,
-        num_workers=flags.num_workers,
-        compile=flags.compile,
-    )
+    device: str = flags.device
+    computing: dict[str, Any] = {
+        "batch_size": flags.batch_size, "num_workers": flags.num_workers, "compile": flags.compile
+    }  # fmt: skip
+    if getattr(flags, "engine", "local") == "ray":
+        device, computing = "cpu", {}
+    if gallery is None or flags.run is not None:
+        return source.load(device, **computing)
+    return load_model(gallery, source, device, **computing)
 
 
 def report_indexing(report: IndexReport, gallery: Path, num_crops: int, *, as_json: bool) -> None:
@@ -85,16 +108,45 @@ def report_indexing(report: IndexReport, gallery: Path, num_crops: int, *, as_js
     rate = encoded / report.seconds if report.seconds else 0.0
     if as_json:
         unreadable = [{"image_id": name, "reason": reason} for name, reason in report.unreadable]
-        figures = dataclasses.asdict(report) | {"unreadable": unreadable}
+        folders = [{"folder": path, "reason": reason} for path, reason in report.unreadable_folders]
+        figures = dataclasses.asdict(report) | {"unreadable": unreadable, "unreadable_folders": folders}
         print(json_text({"gallery": str(gallery), "crops": num_crops, **figures, "images_per_second": rate}))
         return
-    for name, reason in report.unreadable[:MOST_LISTED]:
-        logger.warning("unreadable: %s: %s", name, reason)
-    if len(report.unreadable) > MOST_LISTED:
-        logger.warning("... and %d more (--json lists all)", len(report.unreadable) - MOST_LISTED)
+    if report.model_moved:
+        print(f"{gallery}: the same model; its path was updated")
+    outdated = set(report.outdated)
+    older = "; the old version still answers (--prune removes it)"
+    _warn("folder cannot be read, its crops stay", report.unreadable_folders)
+    _warn("unreadable", [(name, reason + (older if name in outdated else "")) for name, reason in report.unreadable])
     vanished = f"vanished {report.vanished:,} (--prune removes them)" if report.vanished else "vanished 0"
     print(
         f"{gallery}: {num_crops:,} crops; added {report.added:,}, replaced {report.replaced:,}, updated"
         f" {report.updated:,}, unchanged {report.unchanged:,}, {vanished}, removed {report.removed:,}, unreadable"
         f" {len(report.unreadable):,}; {report.seconds:.1f} s" + (f", {rate:,.0f} images/s" if encoded else "")
     )
+    for line in _further(report):
+        print(line)
+
+
+def _warn(what: str, listed: Sequence[tuple[str, str]]) -> None:
+    for name, reason in listed[:MOST_LISTED]:
+        logger.warning("%s: %s: %s", what, name, reason)
+    if len(listed) > MOST_LISTED:
+        logger.warning("... and %d more (--json lists all)", len(listed) - MOST_LISTED)
+
+
+def _further(report: IndexReport) -> Iterator[str]:
+    """Yield lines on what was not indexed, where there is any."""
+    if report.passed_over:
+        most_first = sorted(report.passed_over.items(), key=lambda item: (-item[1], item[0]))
+        print_as = (f"{count:,} {kind}{_hint(kind)}" for kind, count in most_first)
+        yield f"passed over: {', '.join(print_as)}"
+    if report.unreadable_folders or report.unchecked:
+        yield (
+            f"not looked at: {report.unchecked:,} crops of {len(report.unreadable_folders):,} folders that cannot be"
+            " read, or of files whose type cannot; they stay, whatever --prune says"
+        )
+
+
+def _hint(kind: str) -> str:
+    return f" (to read them: {READ_WITH[kind]})" if kind in READ_WITH else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -12,12 +11,14 @@ from pathlib import Path
 from cskt.app.gallery_flags import add_source_flags, is_gallery, load_source, report_indexing, source_of
 from cskt.app.metadata_table import KEY_NAMES, read_metadata, tell_unmatched
 from cskt.app.next_steps import command_line
-from cskt.app.parsing import Parser, existing_folder
+from cskt.app.parsing import Parser
+from cskt.gallery.contents import source_to_index
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.manifest import ModelSource, read_manifest
+from cskt.gallery.manifest import Manifest, ModelSource, read_manifest
+from cskt.gallery.places import absolute_store
 from cskt.gallery.ray_cluster import connected
 from cskt.gallery.ray_engine import RayEngine
-from cskt.gallery.shards import SHARD_SUFFIXES, is_list
+from cskt.gallery.shards import SHARD_SUFFIXES, find_shards
 from cskt.progress import counting_bar
 
 DESCRIPTION = """\
@@ -31,7 +32,10 @@ examples:
   cskt index my-gallery --images crops --run logs/cuhk-pedes/... --metadata cameras.csv
   cskt index my-gallery --images names.txt                 the files that a list names
   cskt index my-gallery --images 'shards-*.tar' --engine ray   or .parquet; the gallery keeps the originals
-  cskt index my-gallery --prune          the same folder and model again; forget images that are gone
+  cskt index my-gallery --images crops --ignore '*.png' --ignore old/
+  cskt index my-gallery --prune          the same source and model again; remove images that are gone
+  cskt index my-gallery --run moved/run  the same model, which was moved
+exit code: 0 done, also where single images are unreadable; 1 done, but a folder could not be read; 2 refused
 """
 
 
@@ -39,70 +43,70 @@ def main(argv: Sequence[str]) -> int:
     """See `cskt index --help`."""
     flags = _flags(argv)
     known = read_manifest(flags.gallery) if is_gallery(flags.gallery) else None
-    shards = _shards(flags.images or "")
-    images = None if shards else _folder_or_list(flags, known.images if known else None)
-    if known is not None and flags.store not in (None, known.store):
+    shards = _shards(flags.images, known)
+    crops = None if shards else source_to_index(flags.gallery, known, flags.images, _ignore(flags))
+    if known is not None and flags.store is not None and absolute_store(flags.store) != known.store:
         raise ValueError(f"--store {flags.store}: the gallery keeps its vectors in {known.store}; leave --store out")
-    folder = images.parent if images is not None and images.is_file() else images
     if flags.prune and shards:
         raise ValueError("--prune is for a folder or a list; what was handed over in shards stays")
     metadata = None
     if flags.metadata:
-        if folder is None:
+        if crops is None:
             raise ValueError("--metadata is for a folder or a list; shards bring their own columns")
-        metadata = read_metadata(flags.metadata, folder, flags.key)
-        tell_unmatched(flags.metadata, metadata, folder)
-    source = source_of(flags, known.model if known else None)
+        metadata = read_metadata(flags.metadata, crops.folder, flags.key)
+        tell_unmatched(flags.metadata, metadata, crops.scan(flags.gallery).files, crops.folder)
+    source = source_of(flags, known.model if known else None, same_model=True)
     # Ray starts processes, which it must before the gallery's store is open; and after all that can be refused.
     with nullcontext() if flags.engine == "local" else connected(flags.address):
-        encoder = load_source(source, flags) if flags.engine == "local" else source.load("cpu")
+        encoder = load_source(source, flags, flags.gallery if known else None)
         if known is None:
             gallery = Gallery.create(flags.gallery, encoder, source, store=flags.store or "lance")
         else:
             gallery = Gallery.open(flags.gallery, encoder=encoder)
         with gallery:
+            moved = known is not None and gallery.remember_model(source)
+            folder = None if crops is None else crops.folder
             engine = None if flags.engine == "local" else _on_ray(flags, gallery, source, folder)
             try:
                 with counting_bar("images", unit="images") as on_progress:
                     if shards:
-                        report = gallery.add_shards(shards, on_progress=on_progress, engine=engine)
+                        report = gallery.add_shards(
+                            shards, ignore=_ignore(flags), on_progress=on_progress, engine=engine
+                        )
                     else:
                         report = gallery.index(
-                            images if flags.images else None,
-                            metadata=metadata, prune=flags.prune, on_progress=on_progress, engine=engine,
+                            flags.images, metadata=metadata, ignore=_ignore(flags), prune=flags.prune,
+                            on_progress=on_progress, engine=engine,
                         )  # fmt: skip
             except KeyboardInterrupt:
                 stored = f"{gallery.count():,} images are in the gallery"
                 print(f"cskt index: interrupted; {stored}; run the same command to go on", file=sys.stderr)
                 return 130
+            report.model_moved = moved
             report_indexing(report, flags.gallery, gallery.count(), as_json=flags.json)
     if known is None and not flags.json:
         print(f"Search it: {command_line('search', flags.gallery, 'a woman in a red coat')}")
-    return 0
+    return 1 if report.unreadable_folders else 0
 
 
-def _folder_or_list(flags: argparse.Namespace, before: str | None) -> Path:
-    """What `--images` names, or the folder that the gallery has."""
-    given = Path(flags.images) if flags.images else flags.gallery / before if before else None
-    if given is None:
-        raise ValueError(f"{flags.gallery}: holds no folder of crops yet; say which it is to hold: --images FOLDER")
-    if is_list(given):
-        if not given.is_file():
-            raise ValueError(f"{given}: no such list of paths")
-        return given
-    return existing_folder(str(given))
+def _ignore(flags: argparse.Namespace) -> list[str] | None:
+    """Return the patterns of `--ignore`; None where there are none, for those of the last time."""
+    return None if flags.ignore is None else [pattern for pattern in flags.ignore if pattern]
 
 
-def _shards(images: str) -> list[Path]:
-    """The shards that `--images` names: one, or all that fit a pattern; none if it names something else."""
-    if not images.endswith(SHARD_SUFFIXES) or Path(images).is_dir():
-        return []
-    if Path(images).is_file():
-        return [Path(images)]
-    found = [Path(name) for name in sorted(glob.glob(images))]  # noqa: PTH207  (takes absolute patterns, too)
-    if not found:
-        raise ValueError(f"{images}: no such shard")
-    return found
+def _shards(images: str | None, known: Manifest | None) -> tuple[str, ...]:
+    """Return the shards that `--images`, or the last indexing of a gallery without a folder, names; none otherwise.
+
+    Raises:
+        ValueError: there are no such files.
+    """
+    if images is None:
+        patterns = known.shards if known is not None and known.images is None else ()
+    else:
+        patterns = (images,) if images.endswith(SHARD_SUFFIXES) and not Path(images).is_dir() else ()
+    for pattern in patterns:
+        find_shards(pattern)
+    return patterns
 
 
 def _on_ray(flags: argparse.Namespace, gallery: Gallery, source: ModelSource, folder: Path | None) -> RayEngine:
@@ -124,8 +128,8 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help="folder of the gallery; made if there is none")
     parser.add_argument(
         "--images", metavar="PATH",
-        help="folder of the crops and its subfolders (default: as before); or a list of paths (.txt); or shards,"
-        " several as a quoted pattern: Parquet with a column of image bytes, WebDataset archives (.tar)",
+        help="folder of the crops and its subfolders (default: what was indexed last); or a list of paths (.txt); or"
+        " shards, several as a quoted pattern: Parquet with a column of image bytes, WebDataset archives (.tar)",
     )  # fmt: skip
     parser.add_argument(
         "--metadata", type=Path, metavar="TABLE",
@@ -135,7 +139,16 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--key", metavar="COLUMN", help=f"column of the table with the images' paths (default: {', '.join(KEY_NAMES)})"
     )
-    parser.add_argument("--prune", action="store_true", help="remove crops whose image is gone from the folder")
+    parser.add_argument(
+        "--ignore", action="append", metavar="PATTERN",
+        help="files and folders that do not count, as in .gitignore: '*.png', 'old/', 'cam3/*_thumb.jpg'; may be given"
+        " several times, and holds until it is given again; '' for none (default: as before)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prune", action="store_true",
+        help="remove crops whose image is gone or ignored, and older versions of images that are unreadable now; what"
+        " lies in a folder that cannot be read stays",
+    )  # fmt: skip
     parser.add_argument(
         "--store", metavar="STORE",
         help="where vectors are kept: lance, in the gallery's folder; milvus://HOST:PORT/COLLECTION; or milvus:FILE.db"
@@ -149,7 +162,7 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--address", metavar="HOST:PORT", help="Ray: a running cluster, or auto (default: one on this machine, for now)"
     )
-    parser.add_argument("--json", action="store_true", help="JSON on stdout, with every unreadable image")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout, with every unreadable image and folder")
     add_source_flags(parser, "the gallery's own; for a new one clip-tiny, which knows paper dolls and not people")
     flags = parser.parse(argv)
     if flags.key and not flags.metadata:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PureWindowsPath
 
 from cskt.gallery.columns import column_name
-from cskt.gallery.files import walk
 from cskt.gallery.tables import column_of, read_table
 
 logger = logging.getLogger(__name__)
@@ -41,9 +40,15 @@ def read_metadata(path: Path, images: Path, key: str | None = None) -> dict[str,
     return metadata
 
 
-def tell_unmatched(path: Path, metadata: Mapping[str, object], images: Path) -> None:
-    """Log how many rows name no image, and how many images have no row."""
-    present = {name for name, _ in walk(images)}
+def tell_unmatched(path: Path, metadata: Mapping[str, object], present: Collection[str], images: Path) -> None:
+    """Log how many rows name no image, and how many images have no row.
+
+    Args:
+        path: the table.
+        metadata: see `read_metadata`.
+        present: names of the images that count.
+        images: their folder.
+    """
     strange = [name for name in metadata if name not in present]
     if strange:
         logger.warning(

@@ -15,24 +15,27 @@ from cskt.progress import counting_bar
 DESCRIPTION = """\
 Encode every crop of a gallery anew, with another model. The gallery answers with the old one until all is done; an
 interrupted run loses nothing, the same command goes on. Metadata stays; a calibrated cut-off belongs to the old model
-and is set again with `cskt calibrate`.
+and is set again with `cskt calibrate`. Where the gallery's own model has been moved, --run (or --backbone) with its new
+place updates what the gallery remembers, and nothing is encoded.
 """
-EXAMPLE = """\
-example:
+EXAMPLES = """\
+examples:
   cskt reindex my-gallery --run logs/cuhk-pedes/...
+  cskt reindex my-gallery --run moved/run                  the same model at another place
+  cskt reindex my-gallery --backbone moved/ViT-B-16.pt     the same for the backbone of an adapter-only run
 """
 
 
 def main(argv: Sequence[str]) -> int:
     """See `cskt reindex --help`."""
-    parser = Parser(prog="cskt reindex", description=DESCRIPTION, epilog=EXAMPLE)
+    parser = Parser(prog="cskt reindex", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help="folder of the gallery")
     parser.add_argument("--prune", action="store_true", help="drop crops whose image cannot be read any more")
     parser.add_argument("--json", action="store_true", help="JSON on stdout, with every unreadable image")
     add_source_flags(parser, "the gallery's own, for weights that have changed in their place")
     flags = parser.parse(argv)
     source = source_of(flags, read_manifest(flags.gallery).model)
-    encoder = load_source(source, flags)
+    encoder = load_source(source, flags, flags.gallery)
     with Gallery.open(flags.gallery) as gallery:
         try:
             with counting_bar("images", unit="images") as on_progress:

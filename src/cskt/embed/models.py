@@ -140,6 +140,10 @@ def _own_kind(path: Path) -> str | None:
     return files.kind_of(path) if path.suffix == ".safetensors" and path.is_file() else None
 
 
+class MissingBackboneError(ValueError):
+    """The backbone of an adapter-only run is not where its config says, or is another file."""
+
+
 class Loaded(NamedTuple):
     """A model as some file holds it."""
 
@@ -160,7 +164,7 @@ def _load_run(path: Path, backbone: str | Path | None) -> Loaded:
         try:
             carrier = weights.load_backbone(source, sha256=file.backbone_sha256)
         except ValueError as error:
-            raise ValueError(
+            raise MissingBackboneError(
                 f"{path}: trained over {file.backbone_name} with SHA-256 {file.backbone_sha256}; give that file with"
                 f" backbone= (--backbone): {error}"
             ) from None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from cskt.embed import Encoder
 from cskt.extras import require
 from cskt.gallery.columns import BUILT_IN, Kind, Value, column_name, convert, infer_kinds
 from cskt.gallery.conditions import Condition
-from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, read_manifest, write_manifest
+from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
 from cskt.gallery.originals import Originals
+from cskt.gallery.scanning import ImageSource, is_list
 from cskt.gallery.store import VectorStore, operators_affair
+from cskt.paths import inside
 
 VECTORS = "vectors"
 """Folder, within a gallery, of LanceDB's files."""
@@ -72,9 +75,7 @@ class Contents:
     @property
     def images(self) -> Path | None:
         """The indexed folder; none before the first indexing."""
-        if self.manifest.images is None:
-            return None
-        return self.folder / self.manifest.images  # an absolute path stays what it is
+        return None if self.manifest.images is None else Path(self.manifest.images)
 
     @property
     def originals(self) -> Originals:
@@ -94,30 +95,49 @@ class Contents:
 
         return parse_filter(where, {**self.manifest.columns, **BUILT_IN})
 
-    def settle_images(self, images: str | Path | None) -> Path:
-        """The folder to index, remembered; relative to the gallery where it lies inside it.
+    def source(self, images: str | Path | None = None, ignore: Sequence[str] | None = None) -> ImageSource:
+        """Return what is to be indexed; see `source_to_index`."""
+        self.refresh()
+        return source_to_index(self.folder, self.manifest, images, ignore)
+
+    def remember_source(self, source: ImageSource) -> None:
+        """Let the next indexing without `images` bring the same source up to date.
 
         Raises:
-            ValueError: there is none, or it is another than before.
+            ValueError: the gallery holds the crops of another folder by now.
         """
-        given = None if images is None else Path(images).expanduser().resolve()
+        stated: dict[str, Any] = {
+            "images": str(source.folder),
+            "image_list": None if source.list_file is None else source.list_file.name,
+            "ignore": source.ignore,
+            "home": str(self.folder.resolve()),
+        }
         with self.writing():
-            before = self.images
-            folder = given or before
-            if folder is None:
-                raise ValueError(f"{self.folder}: has no folder of crops yet; name one: --images FOLDER")
-            if not folder.is_dir():
-                raise ValueError(f"{folder}: no such folder of crops")
-            if before is not None and before.is_dir() and before.resolve() != folder.resolve():
-                raise ValueError(
-                    f"{self.folder}: holds the crops of {before}; make another gallery for {folder}, or index a folder"
-                    " that holds both"
-                )
-            own = self.folder.resolve()
-            settled = folder.resolve().relative_to(own).as_posix() if folder.is_relative_to(own) else str(folder)
-            if settled != self.manifest.images:
-                self._change(images=settled)
-        return folder
+            check_folder(self.folder, self.manifest, source.folder)
+            self._change_if_needed(**stated)
+
+    def remember_shards(self, shards: Sequence[str], ignore: Sequence[str]) -> None:
+        """Let the next indexing without `images` read the same shards, if the gallery has no folder.
+
+        Args:
+            shards: paths or patterns.
+            ignore: see `ignoring`.
+        """
+        with self.writing():
+            places = tuple(str(Path(shard).absolute()) for shard in shards)
+            self._change_if_needed(shards=places, ignore=tuple(ignore), home=str(self.folder.resolve()))
+
+    def remember_model(self, model: ModelSource) -> bool:
+        """Let the gallery load its model from another place from now on; how it computes stays.
+
+        Args:
+            model: loads an encoder of the gallery's fingerprint.
+
+        Returns:
+            Whether the place is another than before.
+        """
+        with self.writing():
+            return self._change_if_needed(model=replace(model.absolute(), precision=self.manifest.model.precision))
 
     def stated(self, rows: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, Value | None]]:
         """Metadata in the form of its columns; columns that are new are made. None takes a value back.
@@ -162,6 +182,14 @@ class Contents:
             raise GalleryChangedError(f"{self.folder}: the gallery is gone; open it again where it is now")
         return state
 
+    def _change_if_needed(self, **changes: Any) -> bool:
+        """Change the manifest where it says otherwise, and return whether it did; call it with the lock held."""
+        manifest = replace(self.manifest, **changes)
+        if manifest == self.manifest:
+            return False
+        self._change(**changes)
+        return True
+
     def _change(self, **changes: Any) -> None:
         """Change the manifest, on disk and then here; call it with the lock held."""
         manifest = replace(self.manifest, **changes)
@@ -177,6 +205,58 @@ def _converted(value: object, kind: Kind, column: str, image_id: str) -> Value |
         raise ValueError(
             f"{image_id}: {error}; the column was made for that: write the value so, or give the column another name"
         ) from None
+
+
+def source_to_index(
+    gallery: Path, manifest: Manifest | None, images: str | Path | None = None, ignore: Sequence[str] | None = None
+) -> ImageSource:
+    """Return what is to be indexed; `Contents.remember_source` lets the next indexing have it, too.
+
+    Args:
+        gallery: its folder, for messages.
+        manifest: None for a gallery that is to be made.
+        images: a folder, or a list of paths; what was indexed last if empty.
+        ignore: see `ignoring`; as last time if empty.
+
+    Raises:
+        ValueError: nothing was indexed before, it is gone, a pattern is not understood, or the gallery holds the crops
+            of another folder.
+    """
+    known = None if manifest is None or manifest.images is None else Path(manifest.images)
+    if ignore is None:
+        ignore = () if manifest is None else manifest.ignore
+    if images is not None:
+        place = Path(images).expanduser()
+        list_file = place.parent.resolve() / place.name if is_list(place) else None
+        folder = place.resolve() if list_file is None else list_file.parent
+        remedy = "name what to index: --images PATH"
+    elif manifest is None or known is None:
+        raise ValueError(f"{gallery}: has no folder of crops yet; name it: --images FOLDER")
+    else:
+        folder, name = known, manifest.image_list
+        list_file = None if name is None else inside(folder, name)
+        remedy = f"put it back, or say where it is now: {shlex.join(['cskt', 'index', str(gallery)])} --images PATH"
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of crops; {remedy}")
+    if list_file is not None and not list_file.is_file():
+        raise ValueError(f"{list_file}: no such list of paths; {remedy}")
+    if manifest is not None:
+        check_folder(gallery, manifest, folder)
+    return ImageSource(folder, list_file, tuple(ignore))
+
+
+def check_folder(gallery: Path, manifest: Manifest, folder: Path) -> None:
+    """See that a folder is the one that the gallery holds the crops of, wherever it is now.
+
+    Raises:
+        ValueError: the gallery's own folder of crops is there, and it is another one.
+    """
+    before = None if manifest.images is None else Path(manifest.images)
+    if before is not None and before.is_dir() and before.resolve() != folder.resolve():
+        raise ValueError(
+            f"{gallery}: holds the crops of {before}; make another gallery for {folder}, or index a folder that holds"
+            " both"
+        )
 
 
 def check_model(folder: Path, manifest: Manifest, encoder: Encoder) -> None:

@@ -67,6 +67,8 @@ class Worked:
     touched: list[Touched]
     unreadable: list[tuple[str, str]]
     """(name, what is wrong with it)."""
+    outdated: list[str]
+    """Names among the unreadable of which the store has an older version."""
 
     @property
     def num_images(self) -> int:
@@ -131,17 +133,25 @@ class _Decoded:
     image: ReadImage
 
 
-def encode(encoder: Encoder, images: Sequence[_Decoded | Touched | tuple[str, str]]) -> Worked:
-    """Images as `_read` gives them, encoded together."""
+@dataclass(frozen=True)
+class _Failed:
+    pending: Pending
+    reason: str
+
+
+def encode(encoder: Encoder, images: Sequence[_Decoded | Touched | _Failed]) -> Worked:
+    """Encode images that `_read` returned as one batch."""
     decoded = [image for image in images if isinstance(image, _Decoded)]
     encoded = []
     if decoded:
         vectors = encoder.encode_image(torch.stack([item.image.pixels for item in decoded])).numpy()
         encoded = [_encoded(item, vector) for item, vector in zip(decoded, vectors, strict=True)]
+    failed = [image for image in images if isinstance(image, _Failed)]
     return Worked(
         encoded,
         touched=[image for image in images if isinstance(image, Touched)],
-        unreadable=[image for image in images if isinstance(image, tuple)],
+        unreadable=[(image.pending.image_id, image.reason) for image in failed],
+        outdated=[image.pending.image_id for image in failed if image.pending.known is not None],
     )
 
 
@@ -159,8 +169,8 @@ def _encoded(item: _Decoded, vector: NDArray[np.float32]) -> Encoded:
     return Encoded(Crop(facts, vector, image.thumbnail), pending.stated, item.data)
 
 
-def _read(pending: Pending, size: tuple[int, int]) -> _Decoded | Touched | tuple[str, str]:
-    """The image, or (name, what is wrong with it)."""
+def _read(pending: Pending, size: tuple[int, int]) -> _Decoded | Touched | _Failed:
+    """Read and decode one image."""
     try:
         data = bytes_of(pending.source)
         kept = data if pending.kept else b""
@@ -168,4 +178,4 @@ def _read(pending: Pending, size: tuple[int, int]) -> _Decoded | Touched | tuple
             return Touched(pending, kept)
         return _Decoded(pending, kept, prepare(data, *size))
     except ValueError as error:
-        return pending.image_id, " ".join(str(error).removeprefix("image: ").split())
+        return _Failed(pending, " ".join(str(error).removeprefix("image: ").split()))

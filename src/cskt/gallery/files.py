@@ -1,14 +1,12 @@
-"""Image files on their way into a gallery: found, read once, digested, decoded, reduced."""
+"""Image files on their way into a gallery: read once, digested, decoded, reduced."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,36 +37,6 @@ class ReadImage:
     num_bytes: int
     sha256: str
     thumbnail: bytes
-
-
-def walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """(path relative to `folder` with `/`, state) of every image file below it, in order; names without a dot in front.
-
-    Links are passed over, so that nothing outside the folder comes in, and no circle is walked.
-
-    Raises:
-        ValueError: a folder cannot be read.
-    """
-    pending = [folder]
-    while pending:
-        current = pending.pop()
-        try:
-            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
-        except FileNotFoundError:
-            if current == folder:
-                raise ValueError(f"{current}: no such folder of crops") from None
-            continue  # it has gone since its parent was listed
-        except OSError as error:
-            raise ValueError(f"{current}: {error.strerror}; make it readable, or move it away") from None
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-        pending += [Path(entry) for entry in reversed(visible) if entry.is_dir(follow_symlinks=False)]
-        for entry in visible:
-            if entry.is_file(follow_symlinks=False) and Path(entry).suffix.lower() in SUFFIXES:
-                try:
-                    state = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:  # it has gone since the folder was listed
-                    continue
-                yield Path(entry).relative_to(folder).as_posix(), state
 
 
 def bytes_of(source: Source) -> bytes:

@@ -11,11 +11,13 @@ from cskt.data.images import Source
 from cskt.embed import Encoder
 from cskt.gallery.contents import Contents, open_store
 from cskt.gallery.encoding import Engine, LocalEngine, Pending, Stated, batched
-from cskt.gallery.files import check_image_id, walk
+from cskt.gallery.files import check_image_id
+from cskt.gallery.ignoring import IgnorePatterns
 from cskt.gallery.indexing import IndexReport, Progress, brought_up, fill, in_the_way, restate
 from cskt.gallery.manifest import Manifest, ModelSource
 from cskt.gallery.originals import original_path
-from cskt.gallery.shards import ShardCrop, crops_of, is_list, listed
+from cskt.gallery.scanning import IGNORED, ImageSource, Scan
+from cskt.gallery.shards import ShardCrop, crops_of
 from cskt.gallery.store import FileState, VectorStore
 
 AT_ONCE = 1000
@@ -24,10 +26,10 @@ CROPS_AT_ONCE = 256
 """Crops of a shard that are held at a time, with the bytes of their images."""
 
 
-def index_folder(
+def index_source(
     contents: Contents,
     engine: Engine,
-    images: str | Path | None,
+    source: ImageSource,
     metadata: Mapping[str, Mapping[str, object]],
     *,
     prune: bool,
@@ -35,16 +37,16 @@ def index_folder(
 ) -> IndexReport:
     """Bring a gallery up to date with a folder, or with the files of a list; see `Gallery.index`."""
     started = time.monotonic()
-    names = Path(images) if images is not None and is_list(Path(images)) else None
-    folder = contents.settle_images(images if names is None else names.parent)
+    scan = source.scan(contents.folder)
+    contents.remember_source(source)
     stated = contents.stated(metadata)
-    files = walk(folder) if names is None else listed(names)
-    found = {name: (state.st_size, state.st_mtime_ns) for name, state in files}
     known = contents.store.files()
-    report = IndexReport()
+    report = IndexReport(
+        unreadable=scan.unreadable, unreadable_folders=scan.unreadable_folders, passed_over=dict(scan.passed_over)
+    )
     pending: list[Pending] = []
     same: dict[str, int] = {}
-    for name, (num_bytes, modified_ns) in found.items():
+    for name, (num_bytes, modified_ns) in scan.files.items():
         before = known.get(name)
         try:
             check_image_id(name)
@@ -56,19 +58,22 @@ def index_folder(
         elif before is not None and (before.num_bytes, before.modified_ns) == (num_bytes, modified_ns):
             same[name] = modified_ns
         else:
-            pending.append(Pending(name, folder / name, modified_ns, False, stated.get(name, {}), before))
+            pending.append(Pending(name, source.folder / name, modified_ns, False, stated.get(name, {}), before))
     report.updated = _restate_unchanged(contents, same, stated)
     report.unchanged = len(same) - report.updated
     fill(contents.store, engine, pending, report, writing=contents.writing, on_progress=on_progress)
-    vanished = [name for name, state in known.items() if not state.kept and name not in found]
-    if prune and vanished:
-        if not found:
+    absent = [name for name, state in known.items() if not state.kept and name not in scan.files]
+    vanished = [name for name in absent if not scan.is_unchecked(name)]
+    report.unchecked = len(absent) - len(vanished)
+    report.vanished = len(vanished)
+    if prune and (vanished or report.outdated):
+        if not scan.files:
+            reason = "ignore less" if scan.passed_over[IGNORED] else "is it mounted?"
             raise ValueError(
-                f"{folder}: holds no image; not removing all {len(vanished)} crops for that; is it mounted?"
+                f"{source.folder}: holds no image; not removing all {len(vanished)} crops for that; {reason}"
             )
-        report.removed = _prune(contents, {name: known[name] for name in vanished})
-    else:
-        report.vanished = len(vanished)
+        report.removed = _prune(contents, {name: known[name] for name in [*vanished, *report.outdated]})
+        report.vanished, report.outdated = 0, []
     if pending or report.removed or report.updated:
         with contents.writing():
             contents.store.compact()
@@ -109,21 +114,27 @@ def add_crops(
 
 
 def add_shards(
-    contents: Contents, engine: Engine, shards: Sequence[Path], *, on_progress: Progress | None
+    contents: Contents,
+    engine: Engine,
+    shards: Sequence[Path],
+    *,
+    ignore: Sequence[str] = (),
+    on_progress: Progress | None,
 ) -> IndexReport:
     """Take the crops of Parquet files and archives as handed over; see `Gallery.add_shards`."""
     started = time.monotonic()
     contents.refresh()
-    report = IndexReport()
+    report, scan, patterns = IndexReport(), Scan(), IgnorePatterns(ignore)
 
     def pending() -> Iterator[Pending]:
-        for crop, known, stated in _of_shards(contents, shards, report):
+        for crop, known, stated in _of_shards(contents, shards, report, scan, patterns):
             yield Pending(crop.image_id, crop.data, 0, True, stated, known)
 
     fill(
         contents.store, engine, pending(), report, writing=contents.writing, originals=contents.originals,
         on_progress=on_progress,
     )  # fmt: skip
+    report.passed_over = dict(scan.passed_over)
     with contents.writing():
         contents.store.compact()
     report.seconds = time.monotonic() - started
@@ -131,14 +142,17 @@ def add_shards(
 
 
 def _of_shards(
-    contents: Contents, shards: Sequence[Path], report: IndexReport
+    contents: Contents, shards: Sequence[Path], report: IndexReport, scan: Scan, ignore: IgnorePatterns
 ) -> Iterator[tuple[ShardCrop, FileState | None, Stated]]:
     """Every crop, what the gallery knows of it, what is told of it; those that cannot be taken go into the report."""
     seen = set[str]()
     for shard in shards:
-        for crops in batched(crops_of(shard), CROPS_AT_ONCE, lambda crop: len(crop.data)):
+        for crops in batched(crops_of(shard, scan), CROPS_AT_ONCE, lambda crop: len(crop.data)):
             fit: dict[str, ShardCrop] = {}
             for crop in crops:
+                if ignore.match_file(crop.image_id):
+                    scan.passed_over[IGNORED] += 1
+                    continue
                 try:
                     if check_image_id(crop.image_id) in seen:
                         raise ValueError("the name occurs twice; the first counts")
@@ -186,7 +200,9 @@ def reindex(
     started = time.monotonic()
     contents.refresh()
     if encoder.fingerprint == contents.manifest.fingerprint:
-        raise ValueError(f"{contents.folder}: holds the vectors of {model.path} already; nothing to do")
+        if not contents.remember_model(model):
+            raise ValueError(f"{contents.folder}: holds the vectors of {model.path} already; nothing to do")
+        return IndexReport(unchanged=contents.store.count(), model_moved=True, seconds=time.monotonic() - started)
     manifest = contents.manifest.with_model(encoder, model)
     store = open_store(contents.folder, manifest)
     try:

@@ -28,11 +28,13 @@ from cskt.gallery.columns import Kind
 from cskt.gallery.conditions import Condition
 from cskt.gallery.contents import VECTORS, Contents, check_model, open_store, state_of
 from cskt.gallery.encoding import Engine, LocalEngine
-from cskt.gallery.filling import add_crops, add_shards, index_folder, reindex, remove_crops
+from cskt.gallery.filling import add_crops, add_shards, index_source, reindex, remove_crops
 from cskt.gallery.indexing import IndexReport, Progress
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
 from cskt.gallery.originals import original_path
+from cskt.gallery.places import load_model
 from cskt.gallery.queries import Query, encode_queries, query_warnings
+from cskt.gallery.shards import find_shards
 from cskt.gallery.store import CropFacts, Facet, Found, operators_affair
 from cskt.types import Hit
 
@@ -153,7 +155,8 @@ class Gallery:
         """
         with self._loading:
             if self._encoder is None:
-                encoder = self.manifest.model.load(self._device)
+                self._contents.refresh()  # another process may have stated where the model is now
+                encoder = load_model(self.folder, self.manifest.model, self._device)
                 check_model(self.folder, self.manifest, encoder)
                 self._encoder = encoder
             return self._encoder
@@ -179,6 +182,7 @@ class Gallery:
         images: str | Path | None = None,
         *,
         metadata: Mapping[str, Mapping[str, object]] | None = None,
+        ignore: Sequence[str] | None = None,
         prune: bool = False,
         on_progress: Progress | None = None,
         engine: Engine | None = None,
@@ -186,19 +190,38 @@ class Gallery:
         """Bring the gallery up to date with a folder of crops: new files are added, changed ones replaced.
 
         Args:
-            images: the folder; where the gallery has one, that one. It may have moved, but not become another. Or a
-                list (.txt, .lst) of paths below the list's own folder, which then count as all that is there.
+            images: a folder; or a list (.txt, .lst) of paths below the list's own folder, which then count as all that
+                is there. What was indexed last if empty. The folder may have moved, but not become another.
             metadata: path within the folder -> column -> value; columns that are not named keep their values, one
                 that is named with an empty value or None loses it.
-            prune: remove crops whose file is gone; they are only counted otherwise.
+            ignore: patterns of files and folders that do not count (see `cskt.gallery.ignoring`); as last time if
+                empty, none with ().
+            prune: remove crops whose file is gone or ignored, and older versions of files that cannot be read any more;
+                they are only counted otherwise. Crops below a folder that cannot be read stay.
             on_progress: called with (images done, images to encode) as they are committed.
             engine: what reads and encodes; this process if empty.
 
         Raises:
-            ValueError: no such folder, another folder than before, or a value that does not fit its column.
+            ValueError: no such folder or list, another folder than before, or a value that does not fit its column.
         """
+        source = self._contents.source(images, ignore)
         working = engine or LocalEngine(self.encoder)
-        return index_folder(self._contents, working, images, metadata or {}, prune=prune, on_progress=on_progress)
+        return index_source(self._contents, working, source, metadata or {}, prune=prune, on_progress=on_progress)
+
+    def remember_model(self, model: str | ModelSource) -> bool:
+        """State where the gallery's model is now, so that `open` loads it from there.
+
+        Args:
+            model: another place of the same model; the gallery must have been opened with an encoder of it.
+
+        Returns:
+            Whether the manifest named another place before.
+
+        Raises:
+            ValueError: it is another model.
+        """
+        check_model(self.folder, self.manifest, self.encoder)
+        return self._contents.remember_model(model if isinstance(model, ModelSource) else ModelSource(model))
 
     def add(
         self,
@@ -219,23 +242,36 @@ class Gallery:
         return add_crops(self._contents, self.encoder, images, image_ids, metadata)
 
     def add_shards(
-        self, shards: Sequence[str | Path], *, on_progress: Progress | None = None, engine: Engine | None = None
+        self,
+        shards: Sequence[str | Path] | None = None,
+        *,
+        ignore: Sequence[str] | None = None,
+        on_progress: Progress | None = None,
+        engine: Engine | None = None,
     ) -> IndexReport:
         """Hand over the crops of Parquet files and WebDataset archives; the gallery keeps the originals.
 
         A crop that is there with the same content is passed over, so an interrupted call may be made again.
 
         Args:
-            shards: `.parquet` files with a column of image bytes, one of names, and metadata in the others; `.tar`
-                files whose images, and JSON or text beside them, share a name up to its first dot.
+            shards: paths or patterns (`shards-*.tar`); those of the last call if empty. `.parquet` files with a column
+                of image bytes, one of names, and metadata in the others; `.tar` files whose images, and JSON or text
+                beside them, share a name up to its first dot.
+            ignore: patterns of crops' names that do not count; see `index`.
             on_progress: called with (images done, images read so far).
             engine: what decodes and encodes; this process if empty.
 
         Raises:
             ValueError: a file that cannot be read, or a value that does not fit its column.
         """
+        patterns = self.manifest.shards if shards is None else tuple(map(str, shards))
+        if not patterns:
+            raise ValueError(f"{self.folder}: no shards were handed over before; name them")
+        found = [shard for pattern in patterns for shard in find_shards(pattern)]
+        ignored = self.manifest.ignore if ignore is None else tuple(ignore)
         working = engine or LocalEngine(self.encoder)
-        return add_shards(self._contents, working, [Path(shard) for shard in shards], on_progress=on_progress)
+        self._contents.remember_shards(patterns, ignored)
+        return add_shards(self._contents, working, found, ignore=ignored, on_progress=on_progress)
 
     def remove(self, image_ids: Sequence[str]) -> int:
         """Remove crops, and the originals that the gallery kept of them; files of the indexed folder are not touched.
@@ -258,6 +294,8 @@ class Gallery:
         The old vectors answer until all new ones are there; an interrupted reindexing goes on where it stopped. Other
         programs that have the gallery open must open it again.
 
+        The same model from another place changes only what the manifest says of its place.
+
         Args:
             encoder: the new model.
             model: where it was loaded from.
@@ -265,13 +303,14 @@ class Gallery:
             on_progress: see `index`.
 
         Raises:
-            ValueError: the gallery is of this model already, or crops cannot be read and `prune` is not set.
+            ValueError: the gallery names this model already, or crops cannot be read and `prune` is not set.
         """
         source = model if isinstance(model, ModelSource) else ModelSource(model)
         report = reindex(self._contents, encoder, source, drop_unreadable=prune, on_progress=on_progress)
         self._encoder = encoder
-        self._calibrated = (None, None)
-        _take_over_calibration(self.folder, self.manifest)
+        if not report.model_moved:
+            self._calibrated = (None, None)
+            _take_over_calibration(self.folder, self.manifest)
         return report
 
     # Searching

@@ -38,10 +38,20 @@ class IndexReport:
     """Crops whose file is the same and whose metadata has changed."""
     unchanged: int = 0
     vanished: int = 0
-    """Crops whose file is gone, and which are still in the gallery."""
+    """Crops whose file is gone, or ignored by now, and which are still in the gallery."""
     removed: int = 0
+    unchecked: int = 0
+    """Crops of which it is not known whether their file is there, because it or its folder cannot be read."""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     """(path within the folder, what is wrong with it)."""
+    outdated: list[str] = field(default_factory=list)
+    """Names among the unreadable whose older version is still in the gallery."""
+    unreadable_folders: list[tuple[str, str]] = field(default_factory=list)
+    """(path within the folder, why it cannot be read); their crops are unchecked."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """Kind of files that are not indexed (a suffix, `hidden`, `links`, `ignored`, ...) -> how many."""
+    model_moved: bool = False
+    """Whether the manifest names another path of the same model now."""
     seconds: float = 0.0
 
 
@@ -94,6 +104,7 @@ def fill(
         for batch in engine.work(pending):
             num_read += batch.num_images
             report.unreadable += batch.unreadable
+            report.outdated += batch.outdated
             if batch.touched:
                 _restate_touched(store, batch.touched, report, writing, originals)
             waiting += batch.encoded

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from cskt.embed import Encoder, load
+from cskt.embed.models import RUN_WEIGHTS
 from cskt.gallery.columns import Kind
+from cskt.gallery.places import absolute_store, exists, to_disk, to_memory
 from cskt.gallery.store import operators_affair
-from cskt.model.files import write_atomically
+from cskt.model.files import backbone_name_of, write_atomically
 
 PAPER_DOLLS = (
     "this model knows paper dolls, not people: fill the gallery with a trained run or CLIP weights before you trust it"
@@ -21,7 +23,8 @@ PAPER_DOLLS = (
 MANIFEST = "gallery.json"
 LOCK = "gallery.lock"
 """Held by whoever changes a gallery; ends with its process."""
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 added relative paths, `home`, `image_list`, `ignore` and `shards`; files of format 1 are read."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,23 @@ class ModelSource:
         )
 
     def absolute(self) -> ModelSource:
-        """The same with paths that hold from any folder; names are left alone."""
+        """Return the same source with absolute paths, the backbone of an adapter-only run included; names stay."""
 
-        def settled(name: str | None) -> str | None:
-            return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
+        def settled(name: str) -> str:
+            return str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
 
-        return replace(self, path=settled(self.path) or self.path, backbone=settled(self.backbone))
+        backbone = self.backbone
+        if backbone is None and (needed := needed_backbone(Path(self.path).expanduser())) and exists(needed):
+            backbone = needed
+        return replace(self, path=settled(self.path), backbone=backbone and settled(backbone))
+
+
+def needed_backbone(path: Path) -> str | None:
+    """Return the backbone of an adapter-only run as its config names it; None for any other model."""
+    weights = path / RUN_WEIGHTS if path.is_dir() else path
+    if weights.suffix != ".safetensors" or not weights.is_file():
+        return None
+    return backbone_name_of(weights)
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,14 @@ class Manifest:
     """Metadata columns, in the order in which they came."""
     images: str | None = None
     """The indexed folder; none before the first indexing."""
+    image_list: str | None = None
+    """A list of the files that count, by its name within the folder; none where all of them do."""
+    ignore: tuple[str, ...] = ()
+    """Patterns of files and folders that are not indexed; see `ignoring`."""
+    shards: tuple[str, ...] = ()
+    """Paths or patterns of the shards that were handed over last."""
+    home: str | None = None
+    """Folder of the gallery when its paths were written; see `places`."""
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @classmethod
@@ -101,10 +123,7 @@ class Manifest:
             model: where it was loaded from.
             store: as the user named it; the file of a milvus-lite is settled to hold from any folder.
         """
-        scheme, _, file = store.partition("milvus:")
-        if not scheme and file and not file.startswith("//"):
-            store = f"milvus:{Path(file).expanduser().resolve()}"
-        return cls(store=store, **_facts_of(encoder, model))
+        return cls(store=absolute_store(store), **_facts_of(encoder, model))
 
     def with_model(self, encoder: Encoder, model: ModelSource) -> Manifest:
         """The manifest of the same gallery once another model has filled it."""
@@ -142,7 +161,8 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = int(content.pop("format_version"))
         if version <= FORMAT_VERSION:
-            return Manifest(**{**content, "model": ModelSource(**content["model"])})
+            lists = {name: tuple(content[name]) for name in ("ignore", "shards") if name in content}
+            return to_memory(Manifest(**{**content, **lists, "model": ModelSource(**content["model"])}), folder)
     except FileNotFoundError:
         raise ValueError(f"{folder}: no gallery there; make one: cskt index {folder} --images FOLDER") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -160,7 +180,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         StoreError: the disk is full, the folder is read-only, ...
     """
-    content = {"format_version": FORMAT_VERSION, **asdict(manifest)}
+    content = {"format_version": FORMAT_VERSION, **asdict(to_disk(manifest, folder))}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     with operators_affair():
         write_atomically(folder / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -1,10 +1,10 @@
-"""Crops from the files that large collections come in: lists of paths, Parquet tables, WebDataset archives."""
+"""Crops from the files that large collections come in: Parquet tables and WebDataset archives."""
 
 from __future__ import annotations
 
+import glob
 import json
 import lzma
-import os
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -14,9 +14,8 @@ from tarfile import EOFHeaderError, HeaderError, ReadError  # type: ignore[attr-
 from typing import Any, BinaryIO, cast
 
 from cskt.gallery.files import MOST_BYTES, SUFFIXES
+from cskt.gallery.scanning import LINKS, SPECIAL, Scan
 
-LIST_SUFFIXES = (".txt", ".lst")
-"""Of a list: UTF-8, one path a line."""
 SHARD_SUFFIXES = (".parquet", ".tar")
 NAME_COLUMNS = ("image_id", "name", "key", "__key__", "path", "file", "file_name", "filename")
 """Of a Parquet table; the first of them that is there holds the names."""
@@ -45,55 +44,34 @@ class ShardCrop:
     """Why it is none after all; `data` is empty then."""
 
 
-def is_list(path: Path) -> bool:
-    """Whether a path is that of a list, and not of a folder."""
-    return path.suffix in LIST_SUFFIXES and not path.is_dir()
-
-
-def listed(path: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """(name, state) of the files that a list names, one path a line; names are relative to the list's folder.
+def find_shards(pattern: str) -> list[Path]:
+    """Return the shards that a path or a glob pattern names, in order.
 
     Raises:
-        ValueError: a line names nothing, or something outside the list's folder, be it by a link; says which.
+        ValueError: there is none, or one is no file (a pipe would be waited for).
     """
-    folder = path.parent.resolve()
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as a list of paths: {error}") from None
-    seen = set()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = Path(os.path.normpath(folder / line.strip()))
-        if not place.is_relative_to(folder):
-            raise ValueError(
-                f"{path}: line {number}: {line.strip()[:200]} is not below the list's folder; move the list"
-            )
-        try:
-            state, is_here = place.stat(), place.resolve().is_relative_to(folder)
-        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links that go round in a circle
-            raise ValueError(f"{path}: line {number}: {line.strip()[:200]}: {error}") from None
-        if not is_here:
-            raise ValueError(
-                f"{path}: line {number}: {line.strip()[:200]} is a link that leads out of the list's folder; name the"
-                " file itself"
-            )
-        name = place.relative_to(folder).as_posix()
-        if name not in seen:
-            seen.add(name)
-            yield name, state
+    named = [Path(pattern)] if Path(pattern).exists() else [Path(name) for name in sorted(glob.glob(pattern))]  # noqa: PTH207  (takes absolute patterns, too)
+    if not named:
+        raise ValueError(f"{pattern}: no such shard; put it back, or name what to index: --images PATH")
+    for path in named:
+        if not path.is_file():
+            raise ValueError(f"{path}: not a file; give a pattern that leaves it out")
+    return named
 
 
-def crops_of(shard: Path) -> Iterator[ShardCrop]:
-    """The crops of a Parquet file or a tar archive, in order; few are held at a time.
+def crops_of(shard: Path, scan: Scan | None = None) -> Iterator[ShardCrop]:
+    """Yield the crops of a Parquet file or a tar archive, in order; few are held at a time.
 
     Nothing is unpacked to the disk, no member is named on it, and nothing in a shard is code that would be run.
 
+    Args:
+        shard: `.parquet` or `.tar`.
+        scan: receives the members of an archive that are passed over.
+
     Raises:
-        ValueError: the file is damaged, or has no column of images; names it. Crops before the damage have come.
+        ValueError: the file is corrupt, or has no column of images; names it. The crops before that were yielded.
     """
-    return _of_parquet(shard) if shard.suffix == ".parquet" else _of_archive(shard)
+    return _of_parquet(shard) if shard.suffix == ".parquet" else _of_archive(shard, Scan() if scan is None else scan)
 
 
 def _crop(image_id: str, data: bytes, num_bytes: int, metadata: Mapping[str, object]) -> ShardCrop:
@@ -190,7 +168,7 @@ class _Member(tarfile.TarInfo):
         return member
 
 
-def _of_archive(shard: Path) -> Iterator[ShardCrop]:
+def _of_archive(shard: Path, scan: Scan) -> Iterator[ShardCrop]:
     """Members with one key, the path up to the first dot of its last part, belong together (WebDataset)."""
     try:
         with (
@@ -202,6 +180,8 @@ def _of_archive(shard: Path) -> Iterator[ShardCrop]:
             for member in iter(archive.next, None):
                 archive.members.clear()  # type: ignore[attr-defined]  # or it remembers every one
                 if not member.isfile():
+                    if not member.isdir():
+                        scan.passed_over[LINKS if member.issym() or member.islnk() else SPECIAL] += 1
                     continue
                 path = PurePosixPath(member.name)
                 stem, _, ending = path.name.partition(".")
@@ -218,6 +198,8 @@ def _of_archive(shard: Path) -> Iterator[ShardCrop]:
                     metadata |= _row(shard, member.name, _content(archive, member, MOST_TEXT_BYTES))
                 elif ending in ("txt", "cls"):
                     metadata[ending] = _content(archive, member, MOST_TEXT_BYTES).decode("utf-8", "replace").strip()
+                else:
+                    scan.pass_over_file(member.name, f".{ending.lower()}" if ending else "")
             if crop is not None:
                 yield crop
     except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:

@@ -208,6 +208,21 @@ def kind_of(path: Path) -> str | None:
     return str(_content(path, metadata)["kind"]) if METADATA_KEY in metadata else None
 
 
+def backbone_name_of(path: Path) -> str | None:
+    """Return the backbone that a run's weight file needs beside it, as the run's config named it.
+
+    Returns:
+        None for a file that needs none, and for any other kind of file.
+
+    Raises:
+        ValueError: not a whole safetensors file.
+    """
+    metadata = read_safetensors(path, only_metadata=True)[1]
+    content = _content(path, metadata) if METADATA_KEY in metadata else {}
+    is_adapter_only = content.get("kind") == "method" and content.get("architecture") is None
+    return str(content["backbone_name"]) if is_adapter_only and "backbone_name" in content else None
+
+
 def read_safetensors(path: Path, *, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors (copies in memory, independent of the file; half precision as float32) and text metadata of a file.
 
