@@ -11,7 +11,7 @@ from rich.text import Text
 
 from cskt.terminal import EscapingStream, printable
 
-NARROWEST = 20
+NARROWEST = 40
 """Columns that a table needs at least; a narrower terminal breaks its lines."""
 
 

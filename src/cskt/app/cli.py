@@ -16,6 +16,8 @@ from pathlib import Path
 
 from cskt.terminal import StderrHandler, discard, printable, standard_streams
 
+logger = logging.getLogger(__name__)
+
 COMMANDS = {
     "demo": ("cskt.app.demo", "see CSKT learn and answer sentences, on generated pedestrians, in minutes"),
     "data make": ("cskt.app.data_make", "draw a data set of pedestrians with captions"),
@@ -101,6 +103,8 @@ def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], program: s
         for reader in ("PIL", "torch._weights_only_unpickler"):
             warnings.filterwarnings("ignore", module=reader)  # our own errors say once what is wrong with a file
         try:
+            _check_locale()
+            _check_working_directory()
             return _run_and_flush(run, [_decoded(word) for word in argv])
         except BrokenPipeError:  # `| head -1`
             return 1
@@ -149,12 +153,10 @@ def _unwritable(error: UnicodeEncodeError) -> str:
     text = error.object[:200]
     if error.encoding.lower().replace("-", "") == "utf8":
         return f"{text}: is not UTF-8; rename it, or write it as UTF-8"
-    return f"{text}: the encoding of the locale, {error.encoding}, cannot write this; set LC_ALL=C.UTF-8"
+    return f"{text}: cannot be written in the encoding of the locale, {error.encoding}; set LC_ALL=C.UTF-8"
 
 
 def _refused_by_the_system(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError) and not error.filename and not _has_working_directory():
-        return "the working directory no longer exists; change to another with 'cd'"
     place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     return f"{place}{error.strerror or error}; {REMEDIES.get(error.errno, 'choose another place')}"
 
@@ -169,12 +171,20 @@ def _decoded(word: str) -> str:
         return word
 
 
-def _has_working_directory() -> bool:
+def _check_locale() -> None:
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        logger.warning(
+            "the encoding of the locale is %s: files with other characters in their names are not found; set"
+            " LC_ALL=C.UTF-8", encoding,
+        )  # fmt: skip
+
+
+def _check_working_directory() -> None:
+    """Raise ValueError where the working directory was deleted: MKL, beneath torch, would end the process."""
     try:
         Path.cwd()
-    except OSError:
-        return False
-    return True
+    except FileNotFoundError:
+        raise ValueError("the working directory no longer exists; change to another with 'cd'") from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

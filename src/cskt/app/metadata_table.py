@@ -53,7 +53,7 @@ def tell_unmatched(path: Path, metadata: Mapping[str, object], present: Collecti
     if strange:
         logger.warning(
             "%s: %d of %d rows name no image in %s (the first: %s)",
-            path, len(strange), len(metadata), images, ascii(strange[0]),
+            path, len(strange), len(metadata), images, strange[0],
         )  # fmt: skip
     if without := len(present) - (len(metadata) - len(strange)):
         logger.warning("%s: %d of %d images have no row", path, without, len(present))

@@ -9,10 +9,14 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cskt.config import RunConfig, flat_fields, load_config, recipe_names, value_of
 from cskt.config.plain_yaml import plain_yaml
+from cskt.terminal import printable
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 OVERRIDE = "override:"
 DEFAULT_RECIPE = "cskt"
@@ -40,8 +44,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and leave with exit code 2."""
-        print(f"{self.prog}: {message}", file=sys.stderr)
+        print(f"{self.prog}: {printable(message)}", file=sys.stderr)
         raise SystemExit(2)
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print the help; argparse itself ignores a full disk or a closed pipe."""
+        (sys.stdout if file is None else file).write(self.format_help())
 
     def parse(self, argv: Sequence[str], *, intermixed: bool = False) -> argparse.Namespace:
         """The parsed flags; an unknown one ends the program and names the nearest.

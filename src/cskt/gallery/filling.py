@@ -51,7 +51,7 @@ def index_source(
         try:
             check_image_id(name)
         except ValueError as error:
-            report.unreadable.append((ascii(name), str(error)))
+            report.unreadable.append((name, str(error)))
             continue
         if (conflict := in_the_way(before, kept=False)) is not None:
             report.unreadable.append((name, conflict))
