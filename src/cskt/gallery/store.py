@@ -22,7 +22,15 @@ class StoreError(ValueError):
     """The place that keeps the crops cannot do now what is asked of it; that is its operator's affair, not a query's.
 
     What the system refuses (a full disk, lost rights) may come as OSError instead.
+
+    Args:
+        message: one line; may quote what was asked, a filter for example.
+        without_query: whether it cannot, so that it may be logged.
     """
+
+    def __init__(self, message: str, *, without_query: bool = False) -> None:
+        super().__init__(message)
+        self.without_query = without_query
 
 
 class NoAnswerError(StoreError):
@@ -35,7 +43,7 @@ def operators_affair() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise StoreError(str(error)) from error
+        raise StoreError(str(error), without_query=True) from error
 
 
 @dataclass(frozen=True)

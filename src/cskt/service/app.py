@@ -55,7 +55,7 @@ def create_app(gallery: Gallery, settings: ServiceSettings | None = None) -> Fas
     async def running(app: FastAPI) -> AsyncIterator[None]:
         service.engine.warm_up()
         yield
-        service.engine.close()
+        service.engine.close(settings.stop_seconds)
         service.audit.close()
 
     app = _App(

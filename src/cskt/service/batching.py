@@ -7,11 +7,12 @@ import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Generic, ParamSpec, TypeVar
 
 from cskt.gallery.store import NoAnswerError
 from cskt.service.errors import busy, stopping
+from cskt.service.threads import DaemonExecutor
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,7 +38,7 @@ class Batcher(Generic[Item, Result]):
         self._waiting: deque[tuple[Item, Future[Result]]] = deque()
         self._lock = threading.Lock()
         self._closed = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._thread = DaemonExecutor(name, 1)
 
     async def run(self, item: Item) -> Result:
         """The result of one item.
@@ -61,14 +62,19 @@ class Batcher(Generic[Item, Result]):
             self._thread.submit(self._work_off)  # finds nothing to do if an earlier call took this item along
         return future
 
-    def close(self) -> None:
-        """Finish what has begun, drop what waits, take no more."""
+    def stop(self) -> None:
+        """Take no more, and cancel what waits; what has begun goes on."""
         with self._lock:
             self._closed = True
             for _, future in self._waiting:
                 future.cancel()
             self._waiting.clear()
-        self._thread.shutdown(wait=True)
+        self._thread.shutdown(wait=False)
+
+    def close(self, seconds: float | None = None) -> bool:
+        """`stop`, and wait until what has begun is finished; see `DaemonExecutor.join`."""
+        self.stop()
+        return self._thread.join(seconds)
 
     def _work_off(self) -> None:
         with self._lock:
@@ -104,7 +110,7 @@ class Pool:
     """
 
     def __init__(self, name: str, *, threads: int, most_waiting: int) -> None:
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._threads = DaemonExecutor(name, threads)
         self._most = threads + most_waiting
         self._running = 0
         self._closed = False
@@ -127,7 +133,12 @@ class Pool:
         finally:
             self._running -= 1
 
-    def close(self) -> None:
-        """Finish what has begun, drop what waits, take no more."""
+    def stop(self) -> None:
+        """Take no more, and cancel what waits; what has begun goes on."""
         self._closed = True
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def close(self, seconds: float | None = None) -> bool:
+        """`stop`, and wait until what has begun is finished; see `DaemonExecutor.join`."""
+        self.stop()
+        return self._threads.join(seconds)

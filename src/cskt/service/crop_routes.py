@@ -125,8 +125,8 @@ def _original(gallery: Gallery, image_id: str) -> bytes:
         return data
     except (UnknownCropError, GalleryChangedError, StoreError):
         raise
-    except (ValueError, FileNotFoundError) as error:  # its words name folders of this machine
-        log.warning("the original of %s is not sent: %s", image_id, error)
+    except (ValueError, FileNotFoundError):  # its words name folders of this machine
+        log.warning("an original that was asked for is gone or was changed since it was indexed")
         message = "the original of this crop is gone or was changed; put it back, or index the gallery again"
         raise ServiceError(404, "no_original", message) from None
 

@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,6 +81,8 @@ class Engine:
         self._counting = Pool("count", threads=1, most_waiting=1)
         self._counted: asyncio.Task[int] | None = None
         self._counted_at = 0.0
+        self.finished = False
+        """Whether `close` has been called and no thread works any more."""
         self.ready: Future[None] = Future()
         """Done when model and vectors are loaded; holds the error if they cannot be."""
 
@@ -142,12 +144,29 @@ class Engine:
         except TimeoutError:
             raise NoAnswerError(f"no answer within {COUNT_PATIENCE:.0f} s") from None
 
-    def close(self) -> None:
-        """Finish what has begun; then the gallery may be closed."""
-        for part in (
-            self._encoding, self._searching, self._slow, self.explaining, self.reading, self.writing, self._counting,
-        ):  # fmt: skip
-            part.close()
+    def close(self, seconds: float | None = None) -> bool:
+        """Take no more work, and wait until what has begun is finished; then the gallery may be closed.
+
+        Args:
+            seconds: to wait at most; without a limit if None.
+
+        Returns:
+            Whether everything is finished. Threads that still work do not keep the process alive.
+        """
+        parts: dict[str, Batcher[Any, Any] | Pool] = {
+            "encode": self._encoding, "search": self._searching, "slow": self._slow, "explain": self.explaining,
+            "read": self.reading, "write": self.writing, "count": self._counting,
+        }  # fmt: skip
+        for part in parts.values():
+            part.stop()
+        end = None if seconds is None else time.monotonic() + seconds
+        working = [
+            name for name, part in parts.items() if not part.close(None if end is None else end - time.monotonic())
+        ]
+        if working:
+            log.warning("not finished when the service stopped: threads %s", ", ".join(working))
+        self.finished = not working
+        return self.finished
 
     def _encode(self, queries: Sequence[Query]) -> Sequence[Tensor]:
         self._metrics.batch_size.observe(len(queries))

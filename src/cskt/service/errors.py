@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from cskt.gallery.contents import GalleryChangedError
 from cskt.gallery.gallery import Gallery, UnknownCropError
-from cskt.gallery.store import StoreError
+from cskt.gallery.store import NoAnswerError, StoreError
 
 LONGEST_MESSAGE = 500
 """Characters; a message may quote what the client sent."""
@@ -68,9 +70,13 @@ def gallery_changed() -> ServiceError:
     return ServiceError(503, "gallery_changed", message)
 
 
-def store_refuses(error: OSError | StoreError) -> ServiceError:
+def store_refuses(error: OSError | StoreError, gallery: Gallery) -> ServiceError:
     """The gallery's disk is full or closed, or its server is gone; where, the log says, and not the answer."""
-    log.error("the store of the gallery refuses: %s", error)
+    if isinstance(error, StoreError) and error.without_query:
+        log.error("the store of the gallery refuses: %s", error)
+    else:
+        store = "" if gallery.manifest.store == "lance" else f" ({gallery.manifest.store})"
+        log.error("the store of the gallery refuses: %s%s: %s", gallery.folder, store, _reason(error))
     return ServiceError(503, "store_refuses", "the gallery's store refuses; ask again when the operator has mended it")
 
 
@@ -89,7 +95,7 @@ def told_to_the_client(gallery: Gallery, code: str = "bad_query") -> Iterator[No
     except UnknownCropError:
         raise unknown_crop() from None
     except StoreError as error:
-        raise store_refuses(error) from None
+        raise store_refuses(error, gallery) from None
     except ValueError as error:
         line = str(error)
         for folder, name in ((gallery.manifest.images, "images"), (gallery.folder, "the gallery")):
@@ -99,7 +105,19 @@ def told_to_the_client(gallery: Gallery, code: str = "bad_query") -> Iterator[No
     except OSError as error:
         if error.errno is None:  # none of the system's, but a time limit's
             raise
-        raise store_refuses(error) from None
+        raise store_refuses(error, gallery) from None
+
+
+def _reason(error: OSError | StoreError) -> str:
+    """Why a store refuses, in words that are not taken from the error: its message may quote the request."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    text = str(error)
+    found = (os.strerror(number) for number in errno.errorcode if os.strerror(number) in text)
+    kind = "it is damaged" if "damaged (" in text else "it cannot be read or written"
+    if isinstance(error, NoAnswerError):
+        kind = "its server gives no answer"
+    return next(found, f"{kind}; 'cskt search' on this machine shows more")
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cskt.service.errors import error_response, stopping
 from cskt.service.metrics import Metrics
+from cskt.service.private_log import log_failure
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -26,6 +27,10 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 """Counted by name; a client could make up any number of others."""
 
 log = logging.getLogger(__name__)
+
+
+class BrokenOffError(Exception):
+    """An answer failed after it had begun; the server closes the connection. The error itself is logged here."""
 
 
 class Outermost:
@@ -46,6 +51,7 @@ class Outermost:
             await self._app(scope, receive, send)
             return
         status = 0
+        method = scope["method"] if scope["method"] in METHODS else "other"
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -64,16 +70,21 @@ class Outermost:
             # The service stops, and this request has had its time; nobody is left to be told of the cancelling.
             if not status:
                 await stopping().response()(scope, receive, send_with_headers)
-        except Exception:
-            # What went wrong is for the operator; the client learns only that something did.
-            log.exception("%s %r failed", scope["method"], scope["path"])
-            if status:
-                raise  # the answer has begun: all that is left is to break off the connection
+        except Exception as error:  # noqa: BLE001  (a client gets an answer whatever fails)
+            # What went wrong is for the operator; the client learns only that something did. Neither the address nor
+            # the message is logged, for both may hold what the client wrote.
+            log_failure(log, f"{method} {_route_of(scope)} failed", error)
+            if status:  # the answer has begun: all that is left is to break off the connection
+                raise BrokenOffError from None
             answer = error_response(500, "internal", "an error of the service; its log says more")
             await answer(scope, receive, send_with_headers)
         finally:
             self._metrics.in_flight.dec()
-            route = getattr(scope.get("route"), "path", "none")
-            method = scope["method"] if scope["method"] in METHODS else "other"
+            route = _route_of(scope)
             self._metrics.requests.labels(route, method, str(status)).inc()
             self._metrics.request_seconds.labels(route).observe(time.perf_counter() - begun)
+
+
+def _route_of(scope: Scope) -> str:
+    """The template of the route that answers, such as /page/{path}; never the address that the client wrote."""
+    return getattr(scope.get("route"), "path", "none")

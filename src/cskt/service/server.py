@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from queue import SimpleQueue
 from types import FrameType
 from typing import cast
 
@@ -20,10 +23,15 @@ from fastapi import FastAPI
 from cskt.service.connections import Connection
 from cskt.service.descriptors import room_for
 from cskt.service.parts import Service
+from cskt.service.private_log import private_logging
 from cskt.service.settings import ServiceSettings
 
 MOST_UNACCEPTED = 2048
 """Connections that the system holds while the service is busy."""
+LAST_SECONDS = 5
+"""After `stop_seconds`: for the answers to requests that have been given up, and the end of idle threads."""
+
+log = logging.getLogger(__name__)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -60,7 +68,11 @@ def address_of(listener: socket.socket) -> str:
 
 
 def serve(app: FastAPI, listener: socket.socket, settings: ServiceSettings) -> None:
-    """Answer requests until SIGINT or SIGTERM; those that have begun are finished first, a second SIGINT drops them.
+    """Answer requests until SIGINT or SIGTERM, with the words of clients kept out of the log.
+
+    Requests that have begun are finished first, for `settings.stop_seconds`. A process in which a thread of the service
+    still works then ends all the same, a few seconds later and with exit code 0: what was acknowledged is on the disk,
+    and nothing else may be relied on. A second signal ends it at once.
 
     Args:
         app: of `create_app`.
@@ -86,7 +98,8 @@ def serve(app: FastAPI, listener: socket.socket, settings: ServiceSettings) -> N
         timeout_keep_alive=settings.idle_seconds,
         timeout_graceful_shutdown=settings.stop_seconds + 1,  # by then `Connection` has dropped those waited for
     )
-    server = _Server(config)
+    deadline = _Deadline(settings.stop_seconds + LAST_SECONDS)
+    server = _Server(config, deadline)
     service: Service = app.state.service
 
     def give_up(ready: Future[None]) -> None:
@@ -94,12 +107,58 @@ def serve(app: FastAPI, listener: socket.socket, settings: ServiceSettings) -> N
             server.should_exit = True
 
     service.engine.ready.add_done_callback(give_up)
-    server.run(sockets=[listener])
+    with private_logging():
+        server.run(sockets=[listener])
+    if service.engine.finished:  # else the interpreter may wait for threads that the service has started indirectly
+        deadline.cancel()
     if service.engine.ready.done():
         service.engine.ready.result()
 
 
+class _Deadline:
+    """Ends the process at a time, whatever its threads do.
+
+    Args:
+        seconds: from `begin` to the end.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._begun: SimpleQueue[bool] = SimpleQueue()  # can be used in a signal handler, unlike an Event
+        self._cancelled = threading.Event()
+        threading.Thread(target=self._wait, name="deadline", daemon=True).start()
+
+    def begin(self) -> None:
+        """Start to count."""
+        self._begun.put(True)
+
+    def cancel(self) -> None:
+        """Let the process live on."""
+        self._cancelled.set()
+        self._begun.put(False)
+
+    def _wait(self) -> None:
+        if not self._begun.get() or self._cancelled.wait(self._seconds):
+            return
+        line = "the service has not stopped within %g s; its process ends now"
+        # In a thread of its own: whoever reads stderr may have stopped reading.
+        told = threading.Thread(target=log.warning, args=(line, self._seconds), daemon=True)
+        told.start()
+        told.join(1.0)
+        end_process()
+
+
+def end_process() -> None:
+    """End this process with exit code 0, without waiting for any of its threads."""
+    os._exit(0)
+
+
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, deadline: _Deadline) -> None:
+        super().__init__(config)
+        self._deadline = deadline
+        self.is_stopping = False
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """asyncio has one `backlog` for what it accepts in a turn and for what the system holds, which may be more."""
         await super().startup(sockets)
@@ -111,8 +170,10 @@ class _Server(uvicorn.Server):
         """uvicorn's own would raise the signal again at the end, and so end the program as if by an accident."""
 
         def stop(number: int, frame: FrameType | None) -> None:
-            self.force_exit = self.should_exit and number == signal.SIGINT
-            self.should_exit = True
+            if self.is_stopping:
+                end_process()
+            self.is_stopping = self.should_exit = True
+            self._deadline.begin()
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
