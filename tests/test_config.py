@@ -106,7 +106,7 @@ def test_an_unknown_recipe_is_told_with_the_nearest(name: str, message: str) -> 
         ("optimm", "did you mean 'optim'?"),
         ("backbone.architecture.embed_dimm", "did you mean 'backbone.architecture.embed_dim'?"),
         ("loop.zzzzzzzzz", "known: loop.accumulate_steps, loop.checkpoint_activations, loop.compile, "),
-        ("zzz", "known: adapters, augment, backbone, data, device, loop, lora, loss, mlm, name, "),
+        ("zzz", "known: adapters, augment, backbone, data, device, init_from, loop, lora, loss, mlm, name, "),
     ],
 )
 def test_an_unknown_key_is_told_with_the_nearest(tmp_path: Path, key: str, hint: str) -> None:

@@ -378,7 +378,9 @@ def test_resume(root: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     )
     first = done(command)
     last = only_run(tmp_path, "cuhk-pedes") / "last.pt"
-    assert done(f"{command} --resume --resume_ckpt_file {last}") == first
+    again = done(f"{command} --resume --resume_ckpt_file {last}").splitlines()
+    assert again[0] == "already finished (1 of 1 epochs); nothing was trained"
+    assert again[1:-1] == first.splitlines() and "--init-from" in again[-1]
     assert "(--lr: 0.0003 -> 0.1)" in typed(f"{command} --resume --resume_ckpt_file {last} --lr 0.1").refusal()
     missing = tmp_path / "elsewhere" / "last.pt"
     assert f"{missing}: no such file" in typed(f"{command} --resume --resume_ckpt_file {missing}").refusal()

@@ -15,11 +15,12 @@ def main(argv: Sequence[str]) -> int:
     """See `cskt train --help`."""
     parser = Parser(
         prog="cskt train",
-        usage="cskt train [--config RECIPE] [--output FOLDER] [--seeds 1,2,3 | --resume RUN] [--KEY VALUE ...]",
+        usage="cskt train [--config RECIPE] [--output FOLDER] [--init-from RUN] [--seeds 1,2,3 | --resume RUN]"
+        " [--KEY VALUE ...]",
         description="Train a recipe. Every config key below is a flag that is laid over it.",
     )
     parser.add_argument("--output", type=Path, help="run folder (default: <output_dir>/<dataset>/<time>_<name>)")
-    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder from its last.pt")
+    parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder from its last.pt, past a stop")
     parser.add_argument(
         "--seeds",
         metavar="1,2,3",
@@ -39,7 +40,9 @@ def main(argv: Sequence[str]) -> int:
     from cskt.train.run_folder import CONFIG  # noqa: PLC0415  (--help should not wait for torch)
 
     folder = existing_folder(flags.resume)
-    return run(load_config(folder / CONFIG, flag_overrides(flags)), folder, resume=True)
+    # The stop of an earlier session is none of this one.
+    overrides = {"loop.stop_after_epochs": None} | flag_overrides(flags)
+    return run(load_config(folder / CONFIG, overrides), folder, resume=True)
 
 
 def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False) -> int:
@@ -47,15 +50,30 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False) 
     from cskt.app.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
     from cskt.train.engine import train  # noqa: PLC0415
     from cskt.train.launch import is_leader, is_restart  # noqa: PLC0415
+    from cskt.train.run_folder import CONFIG  # noqa: PLC0415
 
     result = train(config, folder, resume=resume or (None if is_restart(folder) else False))
     if not is_leader():
         return 0
     report = write_run_report(result.folder)
+    if result.already_finished:
+        print(f"already finished ({_epochs(config, result.num_epochs_done)}); nothing was trained")
+    elif result.num_epochs_done < config.loop.num_epochs and config.trainable != "none":
+        again = command_line("train", "--resume", result.folder)
+        print(f"stopped after {_epochs(config, result.num_epochs_done)}, as asked; to continue: {again}")
     print(f"best: epoch {result.best_epoch}, R1 {100 * result.best_r1:.2f}, selected on {config.data.select_on}")
     print(f"run: {result.folder}\nreport: {report}")
     print("next: " + command_line("evaluate", result.folder, "--root", config.data.root))
+    if result.already_finished and config.trainable != "none":
+        start = command_line("train", "--config", result.folder / CONFIG, "--init-from", result.folder)
+        print(f"a new run from these weights: {start}")
     return 0
+
+
+def _epochs(config: RunConfig, num_done: int) -> str:
+    if config.trainable == "none":
+        return "this recipe trains nothing"
+    return f"{num_done} of {config.loop.num_epochs} epochs"
 
 
 def run_seeds(config: RunConfig, seeds: Sequence[int], folder: Path | None = None) -> int:

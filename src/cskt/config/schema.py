@@ -286,8 +286,8 @@ class LoopConfig:
     num_epochs: Positive = 60
     """Passes over the training pairs."""
     stop_after_epochs: Positive | None = None
-    """Leave after so many epochs, the last one evaluated, with the schedule of `num_epochs` unchanged; resuming
-    goes on."""
+    """Stop when so many epochs of the run are done, the last one evaluated, with the schedule of `num_epochs`
+    unchanged. `cskt train --resume` continues past it, to the end or to a later stop that is given then."""
     eval_period_epochs: Positive = 1
     """Epochs between evaluations."""
     log_period_steps: Positive = 20
@@ -325,6 +325,9 @@ class RunConfig:
     """Arithmetic of the towers; weights stay float32, fp16 scales the loss."""
     trainable: Literal["added", "projections", "all", "none"] = "added"
     """added: prompts, couplings, adapters, LoRA | projections: these and the two output projections | all | none."""
+    init_from: str | None = None
+    """Run folder, or file of `cskt export --merge`, whose weights training starts from: weights only, with a new
+    optimiser and schedule; none for the start that the recipe describes."""
     backbone: BackboneConfig = BackboneConfig()
     prompts: PromptConfig = PromptConfig()
     adapters: AdapterConfig = AdapterConfig()

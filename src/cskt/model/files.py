@@ -63,6 +63,24 @@ class BackboneFile:
     """Tokens whose embedding the file really holds; none if it holds all."""
 
 
+@dataclass(frozen=True)
+class HeadsFile:
+    """Heads that only the losses of a training need, beside the weights of the same moment."""
+
+    tensors: dict[str, Tensor]
+    """Names of `train.Objective`, float32."""
+    weights_sha256: str
+    """Digest of the method file that they belong to."""
+    data_sha256: str
+    """Digest of the training pairs, whose identities the rows of a classifier stand for."""
+    facts: dict[str, str]
+    """Whatever else the writer wanted known (epoch)."""
+
+
+KINDS = {"method": "a method", "backbone": "a backbone", "heads": "training heads"}
+"""Kind of a file, as its metadata has it -> in words."""
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path` and put it in place only when it is complete on disk.
 
@@ -198,8 +216,33 @@ def read_backbone(path: Path) -> BackboneFile:
     return BackboneFile(state, architecture, facts, known)
 
 
+def save_heads(
+    path: Path, tensors: Mapping[str, Tensor], *, weights_sha256: str, data_sha256: str, facts: Mapping[str, str]
+) -> None:
+    """Write the training heads that belong to a method file; see `HeadsFile`.
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
+    content = {"kind": "heads", "weights_sha256": weights_sha256, "data_sha256": data_sha256, "facts": dict(facts)}
+    _write(path, tensors, content)
+
+
+def read_heads(path: Path) -> HeadsFile:
+    """Read a file that `save_heads` wrote.
+
+    Raises:
+        ValueError: missing, damaged, of another kind, or written by a newer version.
+    """
+    tensors, content = _read(path, "heads")
+    try:
+        return HeadsFile(tensors, str(content["weights_sha256"]), str(content["data_sha256"]), _facts(content))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged metadata ({error!r})") from None
+
+
 def kind_of(path: Path) -> str | None:
-    """`method` or `backbone` for a file that this module wrote; none for any other safetensors file.
+    """`method`, `backbone` or `heads` for a file that this module wrote; none for any other safetensors file.
 
     Raises:
         ValueError: not a whole safetensors file.
@@ -252,7 +295,8 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, metadata = read_safetensors(path)
     content = _content(path, metadata)
     if content["kind"] != kind:
-        raise ValueError(f"{path}: holds a {str(content['kind'])[:40]}, expected a {kind}")
+        found = KINDS.get(str(content["kind"]), f"a {str(content['kind'])[:40]}")
+        raise ValueError(f"{path}: holds {found}, expected {KINDS[kind]}")
     return tensors, content
 
 

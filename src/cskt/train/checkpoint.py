@@ -129,7 +129,7 @@ def load_last(path: Path, trainee: Trainee, config: RunConfig) -> tuple[Progress
     Raises:
         ValueError: the file is missing, or both are damaged or carry code; it is of another config or backbone.
     """
-    content, source = _read_whole(path)
+    content, source = read_last(path)
     try:
         return _restore(content, source, trainee, config), source
     except torch.OutOfMemoryError:
@@ -195,8 +195,18 @@ def _shape(state: dict[str, torch.Tensor], name: str) -> torch.Size | None:
     return state[name].shape if name in state else None
 
 
-def _read_whole(path: Path) -> tuple[dict[str, Any], Path]:
-    """A checkpoint that is whole, the newest, and where it lies."""
+def read_last(path: Path) -> tuple[dict[str, Any], Path]:
+    """Read the newest checkpoint that is intact.
+
+    Args:
+        path: `last.pt`; the `last.previous.pt` beside it is read where that is damaged.
+
+    Returns:
+        The content, and the file that holds it.
+
+    Raises:
+        ValueError: both are missing or damaged.
+    """
     previous = path.with_name(PREVIOUS)
     try:
         return _read(path), path

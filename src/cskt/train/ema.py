@@ -39,6 +39,13 @@ class Average:
         own = [parameter.detach().float() for parameter in self._parameters.values()]
         torch._foreach_lerp_(list(self._averages.values()), own, 1 - decay)  # one kernel for all, not one for each
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin anew from the parameters as they are now."""
+        self._num_updates = 0
+        for name, average in self._averages.items():
+            average.copy_(self._parameters[name])
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The parameters hold their averages inside the `with` block, and their own values again after it."""

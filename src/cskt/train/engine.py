@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,6 +20,8 @@ from cskt.train.checkpoint import Progress, load_last, save_last, set_aside, tra
 from cskt.train.distributed import joined
 from cskt.train.feed import Feed
 from cskt.train.fit import fitted
+from cskt.train.heads import save_best_heads
+from cskt.train.initial import InitialWeights, read_initial
 from cskt.train.launch import note_refusal, num_restarts, was_refused
 from cskt.train.leaving import Leaving
 from cskt.train.optim import learning_rate, set_learning_rate
@@ -44,6 +46,10 @@ class TrainResult:
     """From 1; 0 where nothing trains."""
     seconds: float
     """Training and its evaluations, over all sessions."""
+    num_epochs_done: int = field(default=0, compare=False)
+    """Epochs that the run has completed, over all sessions."""
+    already_finished: bool = field(default=False, compare=False)
+    """Whether all epochs were completed before this session, which therefore trained nothing."""
 
 
 def train(config: RunConfig, folder: Path | None = None, *, resume: bool | None = False) -> TrainResult:
@@ -52,11 +58,13 @@ def train(config: RunConfig, folder: Path | None = None, *, resume: bool | None 
     Args:
         config: the recipe.
         folder: the run's folder; `<output_dir>/<dataset>/<time>_<name>` if empty.
-        resume: continue the run in `folder` from its last.pt; on a CPU bit-exactly if as many processes train. None:
-            if it has come to a first checkpoint, otherwise begin again.
+        resume: continue the run in `folder` from its last.pt; on a CPU bit-exactly if as many processes train. A stop
+            (`loop.stop_after_epochs`) counts the epochs of the run and must lie ahead. None: continue the run if the
+            folder holds a checkpoint, otherwise begin again.
 
     Returns:
-        The run folder, holding best.safetensors, last.pt, config.yaml, metrics.jsonl and TensorBoard's files.
+        The run folder, holding best.safetensors, best.heads.safetensors (where a loss has a head), last.pt,
+        config.yaml, metrics.jsonl and TensorBoard's files.
 
     Raises:
         ValueError: bad data or config, a loss that is no longer finite (the last good checkpoint is intact), or a
@@ -69,11 +77,35 @@ def train(config: RunConfig, folder: Path | None = None, *, resume: bool | None 
             if config.loop.fit and session.trains:
                 session = fitted(session)
         processes.check_alike(session.essentials())
+        # Before a folder is made, where that is possible: a run to start from that does not fit leaves nothing behind.
+        initial = _initial(session) if resume is False else None
         folder = processes.from_leader(lambda: folder or fresh_folder(config))
         processes.from_leader(lambda: _claim(folder, held))
-        if processes.any(resume is None):
+        if may_be_done := processes.any(resume is None):
             resume = processes.from_leader(lambda: _goes_on(folder))
-        return _train(session, folder, leaving, resume=bool(resume))
+            initial = None if resume else _initial(session)
+        return _train(session, folder, leaving, initial, resume=bool(resume), may_be_done=may_be_done)
+
+
+def _initial(session: Session) -> InitialWeights | None:
+    """The weights of another run that this one starts from, the same in every process."""
+    initial = read_initial(session)
+    session.processes.check_alike({"the SHA-256 of init_from": None if initial is None else initial.sha256})
+    return initial
+
+
+def _check_stop(session: Session, folder: Path, progress: Progress) -> None:
+    """Check that a run that is resumed has not come to its stop already.
+
+    Raises:
+        ValueError: it has.
+    """
+    stop, num_epochs = session.config.loop.stop_after_epochs, session.config.loop.num_epochs
+    if session.trains and stop is not None and stop <= progress.epoch < num_epochs:
+        raise ValueError(
+            f"loop.stop_after_epochs {stop}: {folder} has completed {progress.epoch} of {num_epochs} epochs already;"
+            " name a later epoch, or leave it out to train to the end"
+        )
 
 
 def _goes_on(folder: Path) -> bool:
@@ -99,11 +131,20 @@ def _create(config: RunConfig, folder: Path) -> None:
     RunFolder.create(config, folder)
 
 
-def _train(session: Session, folder: Path, leaving: Leaving, *, resume: bool) -> TrainResult:
+def _train(
+    session: Session,
+    folder: Path,
+    leaving: Leaving,
+    initial: InitialWeights | None,
+    *,
+    resume: bool,
+    may_be_done: bool,
+) -> TrainResult:
     config, last_epoch = session.config, session.last_epoch
     num_steps = last_epoch * session.loader.steps_per_epoch  # for the bar; epochs of identity-released differ a little
     with closing(RunFolder(folder, writes=session.processes.leads)) as run:
-        progress = _resumed(session, run) if resume else _begun(session, run, leaving)
+        progress = _resumed(session, run, may_be_done) if resume else _begun(session, run, leaving, initial)
+        is_finished = progress.epoch >= config.loop.num_epochs if session.trains else progress.best_r1 >= 0
         leaving.hint = f"go on with: cskt train --resume {run.path}"
         watch = CollapseWatch(config.loss.sdm_other_image)
         with bar("training", num_steps, done=progress.total_steps, shown=session.processes.leads) as advance:
@@ -126,30 +167,48 @@ def _train(session: Session, folder: Path, leaving: Leaving, *, resume: bool) ->
             seconds=progress.seconds,
             peak_memory_bytes=peak_memory_bytes(session.device),
         )
-    return TrainResult(run.path, progress.best_r1, progress.best_epoch, progress.seconds)
+    return TrainResult(
+        folder=run.path,
+        best_r1=progress.best_r1,
+        best_epoch=progress.best_epoch,
+        seconds=progress.seconds,
+        num_epochs_done=progress.epoch,
+        already_finished=is_finished,
+    )
 
 
-def _resumed(session: Session, run: RunFolder) -> Progress:
-    """Go back to where last.pt stands."""
+def _resumed(session: Session, run: RunFolder, may_be_done: bool) -> Progress:
+    """Go back to where last.pt stands.
+
+    Args:
+        may_be_done: the run may have come to its stop; otherwise that is an error.
+    """
     progress, source = load_last(run.last, session.trainee, session.config)
+    if not may_be_done:
+        _check_stop(session, run.path, progress)
     session.processes.check_alike({"epochs and steps at which they resume": (progress.epoch, progress.total_steps)})
     if session.processes.leads and source != run.last:
         set_aside(run.last)
+    run.set_stop(session.config.loop.stop_after_epochs)
     run.forget_after(progress.total_steps, progress.epoch)
     logger.info("resuming %s after epoch %d, step %d", run.path, progress.epoch, progress.step)
     return progress
 
 
-def _begun(session: Session, run: RunFolder, leaving: Leaving) -> Progress:
-    """Make the run's folder, evaluate what training finds, and save it."""
+def _begun(session: Session, run: RunFolder, leaving: Leaving, initial: InitialWeights | None) -> Progress:
+    """Make the run's folder, evaluate the backbone and the start of the training, and save the start."""
     config, progress = session.config, Progress()
     session.processes.from_leader(lambda: _create(config, run.path))
     leaving.hint = f"nothing is saved yet; to begin again, remove {run.path}"
     logger.info("run folder: %s (if interrupted: cskt train --resume %s)", run.path, run.path)
-    run.record("start", **session.facts())
-    if config.loop.evaluate_before and session.trains:
-        with leaving.at_once():
+    run.record("start", **session.facts(), **({} if initial is None else initial.facts()))
+    with leaving.at_once():
+        evaluates = config.loop.evaluate_before and session.trains
+        if evaluates:
             _evaluate(session, run, progress, "zero-shot", 0)
+        if initial is not None:
+            initial.apply(session)
+        if evaluates:
             _evaluate(session, run, progress, "step-0", 0)
     _save(session, run, progress)
     return progress
@@ -265,3 +324,6 @@ def _save_best(session: Session, run: RunFolder, progress: Progress) -> None:
             "selection_r1": f"{progress.best_r1:.6f}",
         },
     )
+    if session.trains:
+        heads, data_sha256 = trainable_state(session.trainee.objective), session.trainee.data_sha256
+        save_best_heads(run.path, heads, data_sha256=data_sha256, epoch=progress.best_epoch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import time
@@ -20,6 +21,8 @@ from cskt.train.scalar_file import ScalarFile
 
 CONFIG, FLAT_CONFIG, EVENTS = "config.yaml", "configs.yaml", "metrics.jsonl"
 BEST, LAST, PREVIOUS = "best.safetensors", "last.pt", "last.previous.pt"
+HEADS = "best.heads.safetensors"
+"""Training heads of the best epoch; inference never reads it."""
 DAMAGED = "last.damaged.pt"
 """What was found as last.pt and could not be resumed from."""
 TENSORBOARD, LOCK = "tensorboard", ".lock"
@@ -62,6 +65,18 @@ class RunFolder:
     def config(self) -> RunConfig:
         """The run's config, from its config.yaml."""
         return load_config(self.path / CONFIG)
+
+    def set_stop(self, stop_after_epochs: int | None) -> None:
+        """Put the epoch at which a resumed run is to stop into its config.yaml.
+
+        Raises:
+            ValueError: the file cannot be written.
+        """
+        config = self.config
+        if self._writes and config.loop.stop_after_epochs != stop_after_epochs:
+            loop = dataclasses.replace(config.loop, stop_after_epochs=stop_after_epochs)
+            changed = dataclasses.replace(config, loop=loop)
+            write_atomically(self.path / CONFIG, lambda temporary: save_config(changed, temporary))
 
     def record(self, event: str, **values: Any) -> None:
         """Append an event to metrics.jsonl, and its scalars to TensorBoard under its `step`.

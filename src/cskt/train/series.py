@@ -13,6 +13,7 @@ from cskt.data.records import select_splits
 from cskt.model.cache import locate, sha256_of
 from cskt.train.checkpoint import config_differences
 from cskt.train.engine import TrainResult, train
+from cskt.train.initial import initial_file
 from cskt.train.run_folder import BEST, CONFIG, RunFolder, first_event, last_event, read_events
 from cskt.train.setup import digest
 
@@ -58,6 +59,13 @@ def check_same_config(config: RunConfig, folder: Path) -> None:
         raise ValueError(f"{folder}: holds a run over another backbone than {name}; name another folder")
     if "data_sha256" in start and start["data_sha256"] != training_digest(config.data):
         raise ValueError(f"{folder}: holds a run on other training data than that in {root}; name another folder")
+    if config.init_from is not None and "init_from_sha256" in start:
+        path = initial_file(config.init_from)
+        if path is not None and start["init_from_sha256"] != sha256_of(path):
+            raise ValueError(
+                f"{folder}: holds a run that started from other weights than those in {config.init_from}; name another"
+                " folder"
+            )
 
 
 @cache
