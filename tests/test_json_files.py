@@ -27,7 +27,6 @@ class Outer:
     inner: Inner
     flags: tuple[bool, ...] = ()
     note: str | None = None
-    version: int = 1
 
 
 GOOD: dict[str, Any] = {"name": "a", "inner": {"number": 3}, "flags": [True], "note": None}
@@ -85,6 +84,9 @@ def test_texts_that_are_no_such_json(text: bytes) -> None:
 
 
 def test_the_version_is_checked_before_the_schema() -> None:
+    text = json.dumps({"version": 1, **GOOD})
+    assert parse_json(text, Outer, where="x", remedy=REMEDY, version=("version", 2)) == Outer("a", Inner(3), (True,))
+    assert "the field 'version' is unknown" in refused(text)
     told = refused('{"version": 2, "unknown": 1}', version=("version", 1))
     assert told == "file.json: written by a newer cskt (format 2, this one reads 1); upgrade cskt"
     for version in ("null", "true", "0", "-1", "1.5", "1e999", '"1"', "[]", "{}"):

@@ -57,6 +57,20 @@ def test_links_that_stay_inside_are_followed(folder: Path) -> None:
     assert inside(folder, "link") == (folder / "sub" / "a.txt").resolve()
 
 
+def test_links_are_refused_where_none_is_followed(folder: Path) -> None:
+    (folder / "sub" / "a.txt").write_text("a")
+    (folder / "file").symlink_to("sub/a.txt")
+    (folder / "to-sub").symlink_to("sub")
+    (folder / "out").symlink_to(folder.parent / "outside")
+    assert inside(folder, "sub", "a.txt", follow_links=False) == folder / "sub" / "a.txt"
+    assert inside(folder, "new", follow_links=False) == folder / "new"
+    for name in ("file", "to-sub", "to-sub/a.txt", "to-sub/new.txt", "out", "out/private.txt"):
+        with pytest.raises(ValueError, match="a link|leads outside"):
+            inside(folder, name, follow_links=False)
+    (folder.parent / "link").symlink_to(folder)
+    assert inside(folder.parent / "link", "new", follow_links=False) == folder.parent / "link" / "new"
+
+
 def test_the_folder_may_be_a_link_itself(folder: Path) -> None:
     link = folder.parent / "link"
     link.symlink_to(folder)

@@ -39,6 +39,10 @@ MISSING_FIELD = ("missing", "missing_argument")
 T = TypeVar("T")
 
 
+class MissingFileError(ValueError):
+    """There is no file of that name."""
+
+
 def read_json(path: Path, schema: type[T], *, remedy: str, version: tuple[str, int] | None = None) -> T:
     """Read a JSON file.
 
@@ -46,10 +50,11 @@ def read_json(path: Path, schema: type[T], *, remedy: str, version: tuple[str, i
         path: UTF-8, with or without a byte order mark.
         schema: what the file must hold.
         remedy: what to do about a file that is missing or damaged; the end of the error.
-        version: field and newest value of the file's format version, which is checked before the schema is.
+        version: field and newest value of the file's format version, which is checked first and is not in the schema.
 
     Raises:
-        ValueError: the file is missing, cannot be read, is not JSON, is of a newer version, or does not fit the schema.
+        MissingFileError: there is none.
+        ValueError: the file cannot be read, is not JSON, is of a newer version, or does not fit the schema.
     """
     return parse_json(read_text(path, remedy=remedy), schema, where=str(path), remedy=remedy, version=version)
 
@@ -66,6 +71,7 @@ def parse_json(
     content = load_json(text, where=where, remedy=remedy)
     if version is not None:
         _check_version(content, *version, where=where, remedy=remedy)
+        text = json.dumps({name: value for name, value in content.items() if name != version[0]})
     try:
         checked: T = _adapter(cast(Any, schema)).validate_json(text)
     except ValidationError as error:
@@ -98,7 +104,8 @@ def read_text(path: Path, *, remedy: str) -> str:
     """Read a text file, if it is a regular file of bearable size.
 
     Raises:
-        ValueError: it is missing, a folder, a device, too large, or not UTF-8.
+        MissingFileError: there is none.
+        ValueError: it is a folder or a device, too large, or not UTF-8.
     """
     try:
         state = path.stat()
@@ -108,7 +115,7 @@ def read_text(path: Path, *, remedy: str) -> str:
             raise ValueError(f"{path}: {state.st_size:,} bytes, at most {LARGEST_FILE:,} are read; {remedy}")
         return _decoded(path.read_bytes(), where=str(path), remedy=remedy)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; {remedy}") from None
+        raise MissingFileError(f"{path}: no such file; {remedy}") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}; {remedy}") from None
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
-def inside(folder: Path, *parts: str | Path) -> Path:
+def inside(folder: Path, *parts: str | Path, follow_links: bool = True) -> Path:
     """Join a name to a folder and check that the result is below the folder once all links are resolved.
 
     Every path built from a manifest, a store, an archive, a config or a request goes through this function.
@@ -13,12 +14,14 @@ def inside(folder: Path, *parts: str | Path) -> Path:
     Args:
         folder: may itself be a link, or be reached by one.
         parts: what is joined to it, as with `Path.joinpath`; nothing of the path has to exist.
+        follow_links: false for files that this program makes: no link is taken for one of them, wherever it leads.
 
     Returns:
-        The resolved path, so that what is opened is what was checked.
+        The resolved path, so that what is opened is what was checked; without links, the joined one, which is the same.
 
     Raises:
-        ValueError: the path is the folder itself or lies outside it, or cannot be a path.
+        ValueError: the path is the folder itself or lies outside it, has a link in it where none is followed, or cannot
+            be a path.
     """
     joined = folder.joinpath(*parts)
     try:
@@ -27,7 +30,11 @@ def inside(folder: Path, *parts: str | Path) -> Path:
         raise ValueError(f"{_shown(joined)}: not a path that can be opened: {error}; rename it") from None
     if path == root or not path.is_relative_to(root):
         raise ValueError(f"{_shown(joined)}: leads outside {folder}; only files below that folder are used")
-    return path
+    if follow_links:
+        return path
+    if path != Path(os.path.normpath(root.joinpath(*parts))):
+        raise ValueError(f"{_shown(joined)}: a link, or below one; put the file or folder itself there")
+    return joined
 
 
 def file_name(text: str) -> str:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cskt.gallery.columns import Kind, Value
 from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Pattern
+from cskt.gallery.files import check_image_id
 
 RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
@@ -23,6 +24,17 @@ NASTY_TEXTS = [
     "\x7f", "null", "true", "0", "{camera}", "$meta", "\\u0041", "\\x41", "ÿ", "\ufeff", ";",
 ]  # fmt: skip
 """Texts that mean something, or escape something, in one database language or another."""
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return check_image_id(text) == text
+    except ValueError:
+        return False
+
+
+NASTY_NAMES = list(filter(_is_name, NASTY_TEXTS))
+"""Those of them that a crop may be called."""
 SOME_VALUES: dict[Kind, list[Value]] = {
     "text": list(NASTY_TEXTS),
     "number": [0, 1, -1, 3, 2.5, -0.25, 1e-7, 1e300, 2**53, -(2**53), 0.1, 100000000000000000000.0],

@@ -385,7 +385,7 @@ def test_a_creation_that_was_killed_is_begun_again(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("cskt.gallery.gallery.write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        patch.setattr("cskt.gallery.gallery.shutil.rmtree", lambda *_, **__: None)  # a kill cleans nothing up
+        patch.setattr("cskt.gallery.gallery.undo_creation", lambda *_: None)  # a kill cleans nothing up
         with pytest.raises(KeyboardInterrupt):
             Gallery.create(tmp_path / "half", encoder, "clip-tiny")
     assert (tmp_path / "half").is_dir()

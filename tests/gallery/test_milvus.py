@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from filter_oracle import COLUMNS, NASTY_TEXTS, conditions, fulfils, values
+from filter_oracle import COLUMNS, NASTY_NAMES, conditions, fulfils, values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +21,9 @@ from cskt.gallery.conditions import Comparison, Condition, Membership, Missing, 
 from cskt.gallery.filters import parse_filter
 from cskt.gallery.milvus import MilvusStore, drop_milvus, open_milvus
 from cskt.gallery.milvus_filters import compiled
+from cskt.gallery.milvus_rows import to_row
 from cskt.gallery.store import Crop, CropFacts, StoreError
+from cskt.gallery.stored import CorruptRowError
 
 pytest.importorskip("milvus_lite")
 DIM = 8
@@ -167,16 +169,16 @@ def test_facts_come_back_as_they_were(store: MilvusStore) -> None:
         "night": False,
         "time": "2026-01-31T12:00:00",
     }
-    given_crop = crop("a/'\"\\.jpg", metadata, seed=11, thumbnail=bytes(range(256)))
+    given_crop = crop("a/'\".jpg", metadata, seed=11, thumbnail=bytes(range(256)))
     store.add([given_crop, crop("b", {"frame": 2.5})])
-    facts = store.get(["a/'\"\\.jpg", "missing", "b"])
-    assert facts["a/'\"\\.jpg"] == given_crop.facts
+    facts = store.get(["a/'\".jpg", "missing", "b"])
+    assert facts["a/'\".jpg"] == given_crop.facts
     assert facts["b"].metadata == {"frame": 2.5}
-    assert type(facts["a/'\"\\.jpg"].metadata["frame"]) is int
-    assert set(facts) == {"a/'\"\\.jpg", "b"}
-    assert store.thumbnails(["a/'\"\\.jpg"])["a/'\"\\.jpg"] == bytes(range(256))
-    np.testing.assert_array_equal(store.vectors(["a/'\"\\.jpg"])["a/'\"\\.jpg"], given_crop.vector)
-    assert store.files()["a/'\"\\.jpg"].modified_ns == 1769817600123456800
+    assert type(facts["a/'\".jpg"].metadata["frame"]) is int
+    assert set(facts) == {"a/'\".jpg", "b"}
+    assert store.thumbnails(["a/'\".jpg"])["a/'\".jpg"] == bytes(range(256))
+    np.testing.assert_array_equal(store.vectors(["a/'\".jpg"])["a/'\".jpg"], given_crop.vector)
+    assert store.files()["a/'\".jpg"].modified_ns == 1769817600123456800
 
 
 def test_a_server_replaces_rows_as_a_whole_and_is_asked_nothing(
@@ -239,17 +241,17 @@ def test_a_negated_condition_asks_for_the_key_too(condition: Condition) -> None:
     assert compiled(condition).startswith('exists $meta["camera"] and ')
 
 
-def test_nasty_texts_are_found_by_name_and_by_pattern(store: MilvusStore) -> None:
-    store.add([crop(text) for text in NASTY_TEXTS])
-    assert list(store.files()) == sorted(NASTY_TEXTS)
-    for text in NASTY_TEXTS:
+def test_nasty_names_are_found_by_name_and_by_pattern(store: MilvusStore) -> None:
+    store.add([crop(text) for text in NASTY_NAMES])
+    assert list(store.files()) == sorted(NASTY_NAMES)
+    for text in NASTY_NAMES:
         assert store.count(Comparison("image_id", "=", text)) == 1
-        assert store.count(Membership("image_id", (text,), negated=True)) == len(NASTY_TEXTS) - 1
+        assert store.count(Membership("image_id", (text,), negated=True)) == len(NASTY_NAMES) - 1
         for parts in [(text,), (text, ""), ("", text), (text[:1], text[1:])]:
             pattern = Pattern("image_id", parts)
-            expected = sum(fulfils(pattern, {"image_id": other}) for other in NASTY_TEXTS)
+            expected = sum(fulfils(pattern, {"image_id": other}) for other in NASTY_NAMES)
             assert store.count(pattern) == expected, (text, parts)
-    assert store.delete(NASTY_TEXTS) == len(NASTY_TEXTS)
+    assert store.delete(NASTY_NAMES) == len(NASTY_NAMES)
 
 
 def test_every_crop_has_what_is_built_in(store: MilvusStore) -> None:
@@ -348,3 +350,45 @@ def test_facets_count_values(store: MilvusStore) -> None:
     assert (facets["frame"].minimum, facets["frame"].maximum) == (0, 25.5)
     assert facets["night"].values == ((True, 52),)
     assert (facets["time"].minimum, facets["time"].maximum) == (None, None)
+
+
+STRANGE: list[dict[str, Any]] = [
+    {"image_id": "/etc/passwd"}, {"image_id": "../a.jpg"}, {"image_id": "a\x1b[31m"}, {"sha256": "/etc/passwd"},
+    {"sha256": "A" * 64}, {"sha256": ""}, {"num_bytes": -1.0}, {"num_bytes": 0.5}, {"width": -3.0},
+    {"camera": 5.0}, {"frame": "five"}, {"night": "yes"}, {"camera": ["a"]}, {"note": {"a": 1}},
+    {"vector": np.full(DIM, 3e38, np.float32)},
+]  # fmt: skip
+
+
+def test_rows_of_a_stranger_are_refused_and_can_be_removed(store: MilvusStore) -> None:
+    store.add([crop("a", {"camera": "c1"}, seed=1)])
+    for strange in STRANGE:
+        row = {**to_row(crop("bad.jpg", seed=2), COLUMNS, None), **strange}
+        store._client.upsert(store._name, [row])
+        ways = [lambda: store.search(query(), 10), lambda: store.get([row["image_id"]])]  # noqa: B023
+        if not strange.keys() & {"width", "vector", *COLUMNS}:
+            ways.append(store.files)
+        if "vector" in strange:
+            ways = [lambda: store.search(query(), 10), lambda: store.vectors(["bad.jpg"])]
+        if strange.keys() & COLUMNS.keys():
+            ways.append(lambda: store.facets(COLUMNS))
+        for do in ways:
+            with pytest.raises(CorruptRowError) as caught:
+                do()
+            told = str(caught.value)
+            assert "--prune" in told and "crops.db" in told and told.isprintable(), strange
+        assert store.delete_corrupt() == 1, strange
+        assert set(store.files()) == {"a"} and store.delete_corrupt() == 0
+    row = {**to_row(crop("bad.jpg"), COLUMNS, None), "thumbnail": "<script>"}
+    store._client.upsert(store._name, [row])
+    with pytest.raises(CorruptRowError, match="'bad.jpg': its thumbnail is not base64"):
+        store.thumbnails(["bad.jpg"])
+
+
+def test_a_collection_that_is_missing_is_made_only_where_asked_for(url: str, tmp_path: Path) -> None:
+    missing = f"milvus:{tmp_path}/none.db"
+    with pytest.raises(StoreError, match="no such file; restore it"):
+        open_milvus(missing, DIM, {}, create=False)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(StoreError, match="has no collection 'crops_other'; restore it"):
+        open_milvus(url, DIM, {}, "other", create=False)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import shlex
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from filelock import FileLock
 
 from cskt.embed import Encoder
 from cskt.extras import require
+from cskt.gallery.calibration import CALIBRATION_FILE
 from cskt.gallery.columns import BUILT_IN, Kind, Value, column_name, convert, infer_kinds
 from cskt.gallery.conditions import Condition
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
@@ -40,7 +40,7 @@ class Contents:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.store = open_store(folder, manifest)
+        self.store = open_store(folder, manifest, create=False)
         self._state = self._present_state()
         self._lock = FileLock(folder / LOCK)
 
@@ -50,8 +50,10 @@ class Contents:
 
         Raises:
             GalleryChangedError: see `refresh`; nothing may then be written.
+        ValueError: the lock is a link.
         """
         self.refresh()  # before the lock, which would make a deleted folder again
+        inside(self.folder, LOCK, follow_links=False)
         with self._lock:
             self.refresh()
             yield
@@ -272,39 +274,67 @@ def check_model(folder: Path, manifest: Manifest, encoder: Encoder) -> None:
         )
 
 
-def open_store(folder: Path, manifest: Manifest) -> VectorStore:
-    """The store that a manifest names, made where it is missing.
+def open_store(folder: Path, manifest: Manifest, *, create: bool) -> VectorStore:
+    """The store that a manifest names.
+
+    Args:
+        folder: of the gallery.
+        create: make it where it is missing; if false, opening writes nothing.
 
     Raises:
-        ValueError: it cannot be opened, or its address is not understood.
+        ValueError: it is missing, cannot be opened, does not fit the manifest, or its address is not understood.
     """
     if manifest.store == "lance":
         from cskt.gallery.lance import open_lance  # noqa: PLC0415  (a second to import)
 
-        return open_lance(_vectors_folder(folder, manifest), manifest.embed_dim, manifest.columns)
+        return open_lance(vectors_folder(folder, manifest), manifest.embed_dim, manifest.columns, create=create)
     if manifest.store.startswith("milvus:"):
         require("milvus", "pymilvus")
         from cskt.gallery.milvus import open_milvus  # noqa: PLC0415  (a second to import, and an extra)
 
-        return open_milvus(manifest.store, manifest.embed_dim, manifest.columns, manifest.generation)
+        return open_milvus(
+            manifest.store, manifest.embed_dim, manifest.columns, manifest.generation, create=create
+        )  # fmt: skip
     raise ValueError(
         f"unknown store '{manifest.store}'; expected lance, milvus:FILE.db or milvus://HOST:PORT/COLLECTION"
     )
 
 
 def drop_store(folder: Path, manifest: Manifest) -> None:
-    """Delete the vectors of a model."""
+    """Delete the vectors of a model.
+
+    Raises:
+        ValueError, OSError: something of them cannot be deleted, or is not what this program makes.
+    """
     if manifest.store == "lance":
-        shutil.rmtree(_vectors_folder(folder, manifest), ignore_errors=True)
+        from cskt.gallery.lance import drop_lance  # noqa: PLC0415  (as above)
+
+        drop_lance(vectors_folder(folder, manifest))
     else:
         from cskt.gallery.milvus import drop_milvus  # noqa: PLC0415  (as above)
 
         drop_milvus(manifest.store, manifest.generation)
 
 
-def _vectors_folder(folder: Path, manifest: Manifest) -> Path:
-    """Where the vectors of a model lie within a gallery; those of another model lie beside them."""
-    return folder / VECTORS / manifest.generation
+def undo_creation(folder: Path, manifest: Manifest) -> None:
+    """Delete what an unfinished creation has made in a new folder, and the folder unless something else is in it."""
+    with suppress(ValueError, OSError):  # the error that stopped the creation is the one to report
+        if manifest.store == "lance":
+            drop_store(folder, manifest)
+            (folder / VECTORS).rmdir()
+    with suppress(OSError):
+        for name in (MANIFEST, CALIBRATION_FILE, LOCK):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def vectors_folder(folder: Path, manifest: Manifest) -> Path:
+    """Where the vectors of a model are within a gallery; those of another model are beside them.
+
+    Raises:
+        ValueError: a link is in the way.
+    """
+    return inside(folder, VECTORS, manifest.generation, follow_links=False)
 
 
 def state_of(path: Path) -> tuple[int, int] | None:

@@ -37,6 +37,8 @@ class Pending:
     """What is newly told of it; other values stay as the store has them when it is committed."""
     known: FileState | None
     """What the store held under this name when it was looked at."""
+    sha256: str | None = None
+    """Digest that the file must have, if it must be the one that was indexed; any file is taken otherwise."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,10 @@ def _read(pending: Pending, size: tuple[int, int]) -> _Decoded | Touched | _Fail
     """Read and decode one image."""
     try:
         data = bytes_of(pending.source)
+        if pending.sha256 is not None and digest(data) != pending.sha256:
+            raise ValueError(
+                "its file has changed since it was indexed; bring the gallery up to date first: cskt index"
+            )
         kept = data if pending.kept else b""
         if pending.known is not None and pending.known.num_bytes == len(data) and digest(data) == pending.known.sha256:
             return Touched(pending, kept)

@@ -19,6 +19,7 @@ from cskt.gallery.originals import original_path
 from cskt.gallery.scanning import IGNORED, ImageSource, Scan
 from cskt.gallery.shards import ShardCrop, crops_of
 from cskt.gallery.store import FileState, VectorStore
+from cskt.paths import inside
 
 AT_ONCE = 1000
 """Crops whose facts are held at a time."""
@@ -40,10 +41,13 @@ def index_source(
     scan = source.scan(contents.folder)
     contents.remember_source(source)
     stated = contents.stated(metadata)
-    known = contents.store.files()
     report = IndexReport(
         unreadable=scan.unreadable, unreadable_folders=scan.unreadable_folders, passed_over=dict(scan.passed_over)
     )
+    if prune:
+        with contents.writing():
+            report.removed = contents.store.delete_corrupt()
+    known = contents.store.files()
     pending: list[Pending] = []
     same: dict[str, int] = {}
     for name, (num_bytes, modified_ns) in scan.files.items():
@@ -72,7 +76,7 @@ def index_source(
             raise ValueError(
                 f"{source.folder}: holds no image; not removing all {len(vanished)} crops for that; {reason}"
             )
-        report.removed = _prune(contents, {name: known[name] for name in [*vanished, *report.outdated]})
+        report.removed += _prune(contents, {name: known[name] for name in [*vanished, *report.outdated]})
         report.vanished, report.outdated = 0, []
     if pending or report.removed or report.updated:
         with contents.writing():
@@ -204,7 +208,7 @@ def reindex(
             raise ValueError(f"{contents.folder}: holds the vectors of {model.path} already; nothing to do")
         return IndexReport(unchanged=contents.store.count(), model_moved=True, seconds=time.monotonic() - started)
     manifest = contents.manifest.with_model(encoder, model)
-    store = open_store(contents.folder, manifest)
+    store = open_store(contents.folder, manifest, create=True)
     try:
         report = _fill_anew(
             contents, store, manifest, encoder, drop_unreadable=drop_unreadable, on_progress=on_progress
@@ -228,12 +232,12 @@ def _fill_anew(
 ) -> IndexReport:
     """Bring every crop into the store of another model, and go over to it."""
     report = IndexReport()
-    pending, report.unchanged = _not_yet_in(store, contents)
+    pending, report.unchanged = _not_yet_in(store, contents, report)
     fill(store, LocalEngine(encoder), pending, report, writing=contents.writing, on_progress=on_progress)
     with contents.writing():  # what others did meanwhile is made up for while nobody writes
         report.unreadable = []
         store.add_columns(contents.manifest.columns)
-        pending, _ = _not_yet_in(store, contents)
+        pending, _ = _not_yet_in(store, contents, report)
         fill(store, LocalEngine(encoder), pending, report, writing=nullcontext)
         if report.unreadable and not drop_unreadable:
             name, reason = report.unreadable[0]
@@ -263,10 +267,11 @@ def _bring_metadata(old: VectorStore, new: VectorStore) -> None:
         restate(new, stated, changes)
 
 
-def _not_yet_in(store: VectorStore, contents: Contents) -> tuple[list[Pending], int]:
+def _not_yet_in(store: VectorStore, contents: Contents, report: IndexReport) -> tuple[list[Pending], int]:
     """The crops of a gallery that `store` does not hold in their present state, and how many it does hold.
 
-    Those that it holds in another state are deleted from it.
+    Those that it holds in another state are deleted from it. Crops whose file would be read from outside the folder
+    that it belongs to go into the report as unreadable.
     """
     old, new = contents.store.files(), store.files()
     missing = [name for name, state in old.items() if new.get(name) != state]
@@ -275,8 +280,14 @@ def _not_yet_in(store: VectorStore, contents: Contents) -> tuple[list[Pending], 
     pending = []
     for start in range(0, len(missing), AT_ONCE):
         for name, facts in contents.store.get(missing[start : start + AT_ONCE]).items():
-            path = original_path(contents.folder, facts.sha256) if facts.kept else root / name
-            pending.append(Pending(name, path, facts.modified_ns, facts.kept, facts.metadata, None))
+            try:
+                path = original_path(contents.folder, facts.sha256) if facts.kept else inside(root, name)
+            except ValueError as error:
+                report.unreadable.append((name, str(error)))
+                continue
+            pending.append(
+                Pending(name, path, facts.modified_ns, facts.kept, facts.metadata, None, sha256=facts.sha256)
+            )
     return pending, len(old) - len(missing)
 
 

@@ -7,7 +7,6 @@ with cskt.Gallery.open("my-gallery") as gallery:
 from __future__ import annotations
 
 import math
-import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,8 +25,9 @@ from cskt.gallery.answers import HISTOGRAM_EDGES, Group, Histogram, grouped, hit
 from cskt.gallery.calibration import CALIBRATION_FILE, load_calibration, save_calibration
 from cskt.gallery.columns import Kind
 from cskt.gallery.conditions import Condition
-from cskt.gallery.contents import VECTORS, Contents, check_model, open_store, state_of
+from cskt.gallery.contents import VECTORS, Contents, check_model, open_store, state_of, undo_creation
 from cskt.gallery.encoding import Engine, LocalEngine
+from cskt.gallery.files import digest
 from cskt.gallery.filling import add_crops, add_shards, index_source, reindex, remove_crops
 from cskt.gallery.indexing import IndexReport, Progress
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
@@ -36,6 +36,8 @@ from cskt.gallery.places import load_model
 from cskt.gallery.queries import Query, encode_queries, query_warnings
 from cskt.gallery.shards import find_shards
 from cskt.gallery.store import CropFacts, Facet, Found, operators_affair
+from cskt.gallery.stored import checked_thumbnail
+from cskt.paths import inside
 from cskt.types import Hit
 
 MOST_HITS = 10_000
@@ -97,7 +99,7 @@ class Gallery:
             _take_over_calibration(folder, manifest)
         except BaseException:
             if not existed:
-                shutil.rmtree(folder, ignore_errors=True)
+                undo_creation(folder, manifest)
             raise
         return cls(folder, manifest, encoder, None)
 
@@ -465,23 +467,30 @@ class Gallery:
         thumbnail = self._contents.store.thumbnails([image_id]).get(image_id)
         if thumbnail is None:
             raise UnknownCropError(f"{image_id}: no such crop in {self.folder}")
-        return thumbnail
+        return checked_thumbnail(image_id, thumbnail, self.folder)
 
     def original(self, image_id: str) -> Path:
-        """The file of a crop: in the indexed folder or in the gallery's own, nowhere else.
+        """The file of a crop: in the indexed folder or in the gallery's own, nowhere else, and as it was indexed.
 
         Raises:
             UnknownCropError: there is no such crop.
-            ValueError: its file is gone.
+            ValueError: its file is gone, or is another one by now.
         """
         facts = self.crop(image_id)
-        if facts.kept:
-            root, path = self.folder, original_path(self.folder, facts.sha256)
-        else:
-            root = self._contents.images or self.folder
-            path = root / facts.image_id
-        if not path.resolve().is_relative_to(root.resolve()) or not path.is_file():
+        try:
+            if facts.kept:
+                path = original_path(self.folder, facts.sha256)
+            else:
+                root = self._contents.images or self.folder
+                inside(root, facts.image_id)
+                path = root / facts.image_id
+        except ValueError as error:
+            raise ValueError(f"{image_id}: its file is gone ({error}); index again with --prune") from None
+        if not path.is_file():
             raise ValueError(f"{image_id}: its file is gone; put it back, or index again with --prune")
+        # The folder that a stranger's gallery names as its own may hold files of that name which were never in it.
+        if path.stat().st_size != facts.num_bytes or digest(path.read_bytes()) != facts.sha256:
+            raise ValueError(f"{image_id}: its file has changed since it was indexed; index again")
         return path
 
     def _check_search(
@@ -502,7 +511,7 @@ class Gallery:
 
 def _see_that_it_is_empty(folder: Path, manifest: Manifest) -> None:
     """Open or make a store; what another gallery has left there is of unknown columns."""
-    store = open_store(folder, manifest)
+    store = open_store(folder, manifest, create=True)
     try:
         num_crops = store.count()
     finally:

@@ -11,6 +11,8 @@ the best, and only those are read from disk and scored again.
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +20,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lancedb
 import numpy as np
@@ -34,17 +36,22 @@ from cskt.gallery.conditions import Condition
 from cskt.gallery.lance_errors import in_one_line, told
 from cskt.gallery.lance_rows import (
     PREFIX,
+    ROW_ID,
+    STATE,
+    check_schema,
     metadata_fields,
     names_sql,
-    plain,
     schema,
     to_facts,
     to_rows,
     to_sql,
     to_vectors,
 )
-from cskt.gallery.lance_search import Loaded, Version, by_index, rescored
-from cskt.gallery.store import MOST_FACET_VALUES, Crop, CropFacts, Facet, FileState, Found
+from cskt.gallery.lance_search import Loaded, Version, by_index, rescored, row_ids
+from cskt.gallery.store import MOST_FACET_VALUES, Crop, CropFacts, Facet, FileState, Found, StoreError
+from cskt.gallery.stored import CorruptRowError, checked_state, first_corrupt, plain
+
+Item = TypeVar("Item")
 
 TABLE = "crops"
 LOCK = "write.lock"
@@ -65,34 +72,71 @@ INDEXED_FROM = 10_000
 
 
 def open_lance(
-    folder: Path, embed_dim: int, columns: Mapping[str, Kind], *, matrix_limit: int = MATRIX_LIMIT
+    folder: Path,
+    embed_dim: int,
+    columns: Mapping[str, Kind],
+    *,
+    create: bool = True,
+    matrix_limit: int = MATRIX_LIMIT,
 ) -> LanceStore:
-    """The store in a gallery folder, made where there is none.
+    """The store in a gallery folder.
 
     Args:
-        folder: of the gallery; the table is a folder in it.
+        folder: of the vectors of one model; the table is a folder in it.
         embed_dim: D, width of the vectors.
-        columns: metadata columns; those that the table lacks are added.
+        columns: metadata columns.
+        create: make the table, and the columns that it lacks; if false, nothing is written.
         matrix_limit: see `LanceStore`.
 
     Raises:
-        ValueError: the table holds vectors of another width.
+        ValueError: there is no table and none is to be made; it has other columns, or vectors of another width; or
+            there is a link in the folder.
     """
+    check_no_links(folder)
     with in_one_line(folder):
+        if not create and not (folder / f"{TABLE}.lance").is_dir():  # connecting would make the folder
+            raise StoreError(f"{folder}: the vectors are missing; restore them, or index into a new folder")
         database = lancedb.connect(str(folder))
         table = _existing(database)
-        if table is None:
+        if table is None and create:
             with FileLock(folder / LOCK):
                 table = _existing(database) or database.create_table(TABLE, schema=schema(embed_dim))
-    found = table.schema.field("vector").type.list_size
-    if found != embed_dim:
-        raise ValueError(
-            f"{folder}: the gallery holds vectors of {found} numbers, the model gives {embed_dim}; type: cskt reindex"
-        )
-    with in_one_line(folder):
+        if table is None:
+            raise StoreError(f"{folder}: damaged (no table in it); restore it, or index into a new folder")
+        check_schema(table.schema, embed_dim, {} if create else columns, folder)
         store = LanceStore(folder, matrix_limit=matrix_limit)
-    store.add_columns(columns)
+    if create:
+        store.add_columns(columns)
     return store
+
+
+def drop_lance(folder: Path) -> None:
+    """Delete a table and what this program keeps beside it; anything else stays.
+
+    Raises:
+        ValueError: there is a link in the folder.
+        OSError: something could not be deleted, or is not the program's.
+    """
+    check_no_links(folder)
+    table = folder / f"{TABLE}.lance"
+    if (table / "_versions").is_dir() and table.is_dir():
+        shutil.rmtree(table)
+    if (folder / LOCK).is_file():
+        (folder / LOCK).unlink()
+    if folder.is_dir():
+        folder.rmdir()
+
+
+def check_no_links(folder: Path) -> None:
+    """Check that nothing in a folder is a link: LanceDB would read and write where it leads.
+
+    Raises:
+        StoreError: something is.
+    """
+    for here, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            if (path := Path(here, name)).is_symlink():
+                raise StoreError(f"{path}: a link; a store has none: put the files themselves there")
 
 
 def _existing(database: lancedb.DBConnection) -> Any:
@@ -178,7 +222,7 @@ class LanceStore:
         rows = (
             row for where in _questions(image_ids) for batch in version.scan(names, where) for row in batch.to_pylist()
         )
-        return {facts.image_id: facts for facts in map(to_facts, rows)}
+        return {facts.image_id: facts for facts in (to_facts(row, self.folder) for row in rows)}
 
     @told
     def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
@@ -188,7 +232,7 @@ class LanceStore:
         return {
             image_id: vector.copy()
             for batch in batches
-            for image_id, vector in zip(batch["image_id"].to_pylist(), to_vectors(batch), strict=True)
+            for image_id, vector in zip(batch["image_id"].to_pylist(), version.vectors(batch), strict=True)
         }
 
     @told
@@ -201,12 +245,33 @@ class LanceStore:
     @told
     def files(self) -> dict[str, FileState]:
         """As in `VectorStore`."""
-        columns = ["image_id", "num_bytes", "modified_ns", "sha256", "kept"]
-        return {
-            row["image_id"]: FileState(int(row["num_bytes"]), row["modified_ns"], row["sha256"], row["kept"])
-            for batch in self._latest().scan(columns)
-            for row in batch.to_pylist()
-        }
+        rows = (row for batch in self._latest().scan(STATE) for row in batch.to_pylist())
+        return dict(checked_state(row, self.folder) for row in rows)
+
+    @told
+    def delete_corrupt(self) -> int:
+        """As in `VectorStore`."""
+        version = self._latest()
+        names = [name for name in version.table.schema.names if name not in ("vector", "thumbnail")]
+        corrupt: list[int] = []
+        for batch in version.scan(names):
+            for row_id, row in zip(row_ids(batch).tolist(), batch.drop_columns([ROW_ID]).to_pylist(), strict=True):
+                try:
+                    to_facts(row, self.folder)
+                except CorruptRowError:
+                    corrupt.append(row_id)
+        for batch in version.scan(["vector"]):
+            vectors, keys = to_vectors(batch), row_ids(batch)
+            while (first := first_corrupt(vectors)) is not None:
+                corrupt.append(int(keys[first]))
+                vectors, keys = vectors[first + 1 :], keys[first + 1 :]
+        if not corrupt:
+            return 0
+        with self._writing() as table:
+            return sum(
+                int(table.delete(f"{ROW_ID} IN ({', '.join(map(str, part))})").num_deleted_rows)
+                for part in _parts(sorted(set(corrupt)))
+            )
 
     @told
     def search(self, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Found]]:
@@ -231,7 +296,7 @@ class LanceStore:
         condition = None if where is None else to_sql(where)
         pieces: Iterable[NDArray[np.float32]]
         if version.count > self._matrix_limit:
-            pieces = (to_vectors(batch) @ query.numpy() for batch in version.scan(["vector"], condition))
+            pieces = (version.vectors(batch) @ query.numpy() for batch in version.scan(["vector"], condition))
         else:
             loaded = self._in_memory(version)
             pieces = loaded.matrix.scores(query, loaded.selection(condition))
@@ -273,7 +338,7 @@ class LanceStore:
     def _pinned(self, number: int) -> Version:
         table = self._database.open_table(TABLE)
         table.checkout(number)
-        return Version(number, table, table.count_rows())
+        return Version(self.folder, number, table, table.count_rows())
 
     def _latest(self) -> Version:
         with self._version_lock:
@@ -303,11 +368,11 @@ def _facet(version: Version, column: str, kind: Kind) -> Facet:
         ends = [pc.min_max(values).as_py() for values in batches if len(values)]
         if not ends:
             return Facet(kind)
-        return Facet(
-            kind,
-            minimum=plain(min(each["min"] for each in ends)),
-            maximum=plain(max(each["max"] for each in ends)),
-        )
+        least, most = min(each["min"] for each in ends), max(each["max"] for each in ends)
+        try:
+            return Facet(kind, minimum=plain(least, column), maximum=plain(most, column))
+        except ValueError as error:
+            raise CorruptRowError(version.folder, least, str(error)) from None
     counts: Counter[Value] = Counter()
     for values in batches:
         for entry in values.value_counts().to_pylist():
@@ -330,5 +395,8 @@ def _age_of_outdated(versions: Sequence[Mapping[str, Any]]) -> timedelta:
 
 def _questions(image_ids: Sequence[str]) -> Iterator[str]:
     """Conditions that ask for crops by name, not too many at once."""
-    names = list(dict.fromkeys(image_ids))
-    return (names_sql(names[start : start + MOST_NAMES]) for start in range(0, len(names), MOST_NAMES))
+    return map(names_sql, _parts(list(dict.fromkeys(image_ids))))
+
+
+def _parts(values: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    return (values[start : start + MOST_NAMES] for start in range(0, len(values), MOST_NAMES))

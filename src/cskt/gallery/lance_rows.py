@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cskt.gallery.columns import BUILT_IN, LARGEST_WHOLE, Kind, Value
+from cskt.gallery.columns import BUILT_IN, Kind, Value
 from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Pattern
-from cskt.gallery.store import Crop, CropFacts
+from cskt.gallery.store import Crop, CropFacts, StoreError
+from cskt.gallery.stored import checked_facts
+from cskt.json_files import SHORT
 
 PREFIX = "meta_"
 """Before the name of a metadata column, so that none is a word of SQL or a column of ours."""
@@ -43,7 +46,10 @@ def schema(dim: int) -> pa.Schema:
     )
 
 
-FACTS = ("image_id", "width", "height", "num_bytes", "modified_ns", "sha256", "kept")
+STATE = ("image_id", "num_bytes", "modified_ns", "sha256", "kept")
+"""Columns of a `FileState`, and its name."""
+FACTS = (*STATE, "width", "height")
+"""Columns of `CropFacts`, beside those of metadata."""
 
 
 def metadata_fields(columns: Mapping[str, Kind]) -> list[pa.Field]:
@@ -80,31 +86,73 @@ def to_rows(crops: Sequence[Crop], table: pa.Schema) -> pa.Table:
     return pa.table([arrays[name] for name in table.names], schema=table)
 
 
-def to_facts(row: Mapping[str, object]) -> CropFacts:
-    """The facts that stand in a row, given as column -> value."""
-    known = {name: plain(row[name]) for name in FACTS}
+def to_facts(row: Mapping[str, object], folder: Path) -> CropFacts:
+    """The facts of a row, given as column -> value.
+
+    Args:
+        folder: of the table, for the error.
+
+    Raises:
+        CorruptRowError: see `checked_facts`.
+    """
     metadata = {
-        name.removeprefix(PREFIX): plain(value)
-        for name, value in row.items()
-        if name.startswith(PREFIX) and value is not None
+        name.removeprefix(PREFIX): value for name, value in row.items() if name.startswith(PREFIX) and value is not None
     }
-    return CropFacts(**known, metadata=metadata)  # type: ignore[arg-type]
+    return checked_facts(row, metadata, folder)
 
 
 def to_vectors(rows: pa.RecordBatch | pa.Table) -> NDArray[np.float32]:
-    """The vectors of some rows; [n, D]."""
+    """The vectors of some rows; [n, D]. A vector that is missing, or has no number somewhere, is NaN."""
     column = rows["vector"]
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    flat = [chunk.flatten().to_numpy() for chunk in chunks] or [np.empty(0, np.float32)]
+    flat = [_flat(chunk) for chunk in chunks] or [np.empty(0, np.float32)]
     return (flat[0] if len(flat) == 1 else np.concatenate(flat)).reshape(-1, column.type.list_size)
 
 
-def plain(value: object) -> Value:
-    """A float64 that stands for a whole number as that number."""
-    if isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST_WHOLE:
-        return int(value)
-    assert isinstance(value, str | float | int | bool)
-    return value
+def _flat(chunk: pa.FixedSizeListArray) -> NDArray[np.float32]:
+    if not chunk.null_count and not chunk.flatten().null_count:
+        return np.asarray(chunk.flatten().to_numpy())
+    dim = chunk.type.list_size
+    rows = [vector or [None] * dim for vector in chunk.to_pylist()]
+    return np.array([math.nan if entry is None else entry for vector in rows for entry in vector], np.float32)
+
+
+def check_schema(found: pa.Schema, dim: int, columns: Mapping[str, Kind], folder: Path) -> None:
+    """Check that a table has the columns that this program makes.
+
+    Args:
+        found: of the table.
+        dim: width of the model's vectors.
+        columns: metadata columns that the manifest names.
+        folder: of the table, for the error.
+
+    Raises:
+        ValueError: a column is missing or of another type, there is another column, or the vectors have another width.
+    """
+    fields = [field for field in schema(dim) if field.name != "vector"] + metadata_fields(columns)
+    vector = found.field("vector").type if "vector" in found.names else None
+    if vector is None or not pa.types.is_fixed_size_list(vector) or vector.value_type != pa.float32():
+        raise _unlike(folder, "vector", vector)
+    for field in fields:
+        kind = found.field(field.name).type if field.name in found.names else None
+        if kind != field.type:
+            raise _unlike(folder, field.name, kind)
+    for field in found:
+        is_metadata = field.name.startswith(PREFIX) and field.type in ARROW_TYPES.values()
+        if field.name not in schema(dim).names and not is_metadata:
+            raise _unlike(folder, field.name, field.type)
+    if vector.list_size != dim:
+        raise ValueError(
+            f"{folder}: the gallery holds vectors of {vector.list_size} numbers, the model gives {dim}; type: cskt"
+            " reindex"
+        )
+
+
+def _unlike(folder: Path, column: str, kind: pa.DataType | None) -> StoreError:
+    return StoreError(
+        f"{folder}: column {SHORT.repr(column)} {'is missing' if kind is None else f'holds {str(kind)[:80]}'}; the"
+        " table does not fit its gallery.json: restore both, or index into a new folder"
+    )
 
 
 def to_sql(condition: Condition) -> str:

@@ -6,6 +6,7 @@ import ctypes
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from cskt.gallery.lance_rows import ROW_ID, to_facts, to_vectors
 from cskt.gallery.matrix import Candidates, Matrix, Selection
 from cskt.gallery.store import Found
+from cskt.gallery.stored import CorruptRowError, checked_name, first_corrupt
 
 SCAN_ROWS = 65_536
 """Rows handed over at once; with the default of a thousand, handing over costs more than reading."""
@@ -38,6 +40,8 @@ REFINE_FACTOR = 10
 class Version:
     """One version of the table, pinned: what is read through it never changes."""
 
+    folder: Path
+    """Of the table, for errors."""
     number: int
     table: Any
     count: int
@@ -48,6 +52,18 @@ class Version:
         if where is not None:
             query = query.where(where)
         yield from query.to_batches(batch_size=SCAN_VECTORS if "vector" in columns else SCAN_ROWS)
+
+    def vectors(self, rows: pa.RecordBatch | pa.Table) -> NDArray[np.float32]:
+        """[n, D] vectors of rows that `scan` or `take` gave.
+
+        Raises:
+            CorruptRowError: one holds something else than numbers of bearable size.
+        """
+        vectors = to_vectors(rows)
+        if (corrupt := first_corrupt(vectors)) is not None:
+            row = self.take(row_ids(rows)[corrupt : corrupt + 1], ["image_id"])
+            raise CorruptRowError(self.folder, row["image_id"][0].as_py(), "its vector must be finite numbers")
+        return vectors
 
     def row_ids(self, where: str | None = None) -> NDArray[np.int64]:
         """Ids of the rows that fulfil a condition, rising."""
@@ -86,7 +102,7 @@ class Loaded:
         for start in range(0, len(new), LOADED_ROWS):
             part = new[start : start + LOADED_ROWS]
             for batch in version.scan(["vector"], f"{ROW_ID} >= {part[0]} AND {ROW_ID} <= {part[-1]}"):
-                matrix = matrix.extended(row_ids(batch), to_vectors(batch))
+                matrix = matrix.extended(row_ids(batch), version.vectors(batch))
             _give_back_memory()
         assert np.array_equal(matrix.keys(), there)
         return Loaded(version, matrix)
@@ -107,6 +123,7 @@ class Loaded:
 class Rows:
     """Some rows as they were read from disk, by rising id."""
 
+    folder: Path
     keys: NDArray[np.int64]
     vectors: NDArray[np.float32]
     facts: pa.Table
@@ -114,7 +131,7 @@ class Rows:
     @classmethod
     def read(cls, version: Version, keys: NDArray[np.int64]) -> Rows:
         rows = version.take(keys)
-        return cls(rows[ROW_ID].to_numpy().astype(np.int64), to_vectors(rows), rows.drop_columns([ROW_ID, "vector"]))
+        return cls(version.folder, row_ids(rows), version.vectors(rows), rows.drop_columns([ROW_ID, "vector"]))
 
     def best(self, query: Tensor, k: int, keys: NDArray[np.int64]) -> list[Found]:
         """The k best of these keys, all of which have been read."""
@@ -125,9 +142,11 @@ class Rows:
         if len(scores) > k:
             reaching = scores >= np.partition(scores, -k)[-k]
             places, scores = places[reaching], scores[reaching]
-        names = self.facts["image_id"].take(places).to_pylist()
+        names = [
+            checked_name({"image_id": name}, self.folder) for name in self.facts["image_id"].take(places).to_pylist()
+        ]
         order = sorted(range(len(names)), key=lambda row: (-scores[row], names[row]))[:k]
-        facts = map(to_facts, self.facts.take(places[order]).to_pylist())
+        facts = (to_facts(row, self.folder) for row in self.facts.take(places[order]).to_pylist())
         return [Found(each, float(scores[row])) for each, row in zip(facts, order, strict=True)]
 
 
@@ -170,8 +189,8 @@ def by_index(version: Version, query: Tensor, k: int, where: str | None) -> list
     return rescored(version, query[None], k, [Candidates(keys, np.full(len(keys), np.inf, np.float32))])[0]
 
 
-def row_ids(batch: pa.RecordBatch) -> NDArray[np.int64]:
-    return batch[ROW_ID].to_numpy().astype(np.int64)
+def row_ids(rows: pa.RecordBatch | pa.Table) -> NDArray[np.int64]:
+    return np.asarray(rows[ROW_ID].to_numpy().astype(np.int64))
 
 
 def _give_back_memory() -> None:

@@ -1,4 +1,7 @@
-"""`gallery.json`: what a gallery is made of. The crops themselves are in its store."""
+"""`gallery.json`: what a gallery is made of. The crops themselves are in its store.
+
+A gallery may come from somebody else, so every value is checked against the types of `Manifest` when it is read.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le, Len
+from pydantic import AfterValidator, with_config
 
 from cskt.embed import Encoder, load
 from cskt.embed.models import RUN_WEIGHTS
-from cskt.gallery.columns import Kind
+from cskt.gallery.columns import Kind, column_name
 from cskt.gallery.places import absolute_store, exists, to_disk, to_memory
-from cskt.gallery.store import operators_affair
+from cskt.gallery.store import check_sha256, operators_affair
+from cskt.json_files import JSON, MissingFileError, read_json
 from cskt.model.files import backbone_name_of, write_atomically
 
 PAPER_DOLLS = (
@@ -25,21 +32,61 @@ LOCK = "gallery.lock"
 """Held by whoever changes a gallery; ends with its process."""
 FORMAT_VERSION = 2
 """2 added relative paths, `home`, `image_list`, `ignore` and `shards`; files of format 1 are read."""
+REMEDY = "no manifest of a gallery, or a damaged one: restore it, or index into a new folder"
+LARGEST_WIDTH = 65_536
+"""Of a vector."""
+LARGEST_SIDE = 100_000
+"""Of an image, in pixels."""
 
 
+def _check_path(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must be a path or a name, without a null character")
+    return text
+
+
+def _check_store(text: str) -> str:
+    if text != "lance" and not text.startswith("milvus:"):
+        raise ValueError("must be lance, milvus:FILE.db or milvus://HOST:PORT/COLLECTION")
+    return _check_path(text)
+
+
+def _check_columns(columns: Mapping[str, Kind]) -> Mapping[str, Kind]:
+    for name in columns:
+        try:
+            is_one = column_name(name) == name
+        except ValueError:
+            is_one = False
+        if not is_one:
+            raise ValueError(f"must hold names of metadata columns as filters write them, which {name[:80]!r} is not")
+    return columns
+
+
+def _check_file_name(text: str) -> str:
+    if text in (".", "..") or "/" in text or "\\" in text:
+        raise ValueError("must be the name of a file, without a folder")
+    return text
+
+
+PathText = Annotated[str, Len(1, 4096), AfterValidator(_check_path)]
+ShortText = Annotated[str, Len(0, 1000)]
+Side = Annotated[int, Ge(1), Le(LARGEST_SIDE)]
+
+
+@with_config(JSON)
 @dataclass(frozen=True)
 class ModelSource:
     """Where a gallery's model comes from: what `cskt.load` takes."""
 
-    path: str
+    path: PathText
     """A run, a released folder, a CLIP weight file, a published name, `clip-tiny`."""
-    backbone: str | None = None
+    backbone: PathText | None = None
     """CLIP weights of an adapter-only run, where its config does not say."""
-    image_height: int | None = None
+    image_height: Side | None = None
     """Of plain CLIP weights, in pixels."""
-    image_width: int | None = None
-    stride: int | None = None
-    precision: str | None = None
+    image_width: Side | None = None
+    stride: Side | None = None
+    precision: ShortText | None = None
     """Arithmetic of the towers; `auto` (see `cskt.load`) if empty."""
 
     def load(
@@ -88,31 +135,32 @@ def needed_backbone(path: Path) -> str | None:
     return backbone_name_of(weights)
 
 
+@with_config(JSON)
 @dataclass(frozen=True)
 class Manifest:
     """What `gallery.json` says."""
 
     model: ModelSource
-    fingerprint: str
+    fingerprint: Annotated[str, AfterValidator(check_sha256)]
     """`Encoder.fingerprint` of the model that filled the gallery."""
-    embed_dim: int
-    warning: str | None = None
+    embed_dim: Annotated[int, Ge(1), Le(LARGEST_WIDTH)]
+    warning: ShortText | None = None
     """What users of the model must know, if anything."""
-    store: str = "lance"
+    store: Annotated[str, Len(1, 4096), AfterValidator(_check_store)] = "lance"
     """`lance`, or the address of a Milvus collection."""
-    columns: Mapping[str, Kind] = field(default_factory=dict)
+    columns: Annotated[Mapping[str, Kind], AfterValidator(_check_columns)] = field(default_factory=dict)
     """Metadata columns, in the order in which they came."""
-    images: str | None = None
+    images: PathText | None = None
     """The indexed folder; none before the first indexing."""
-    image_list: str | None = None
+    image_list: Annotated[PathText, AfterValidator(_check_file_name)] | None = None
     """A list of the files that count, by its name within the folder; none where all of them do."""
-    ignore: tuple[str, ...] = ()
+    ignore: Annotated[tuple[ShortText, ...], Len(0, 1000)] = ()
     """Patterns of files and folders that are not indexed; see `ignoring`."""
-    shards: tuple[str, ...] = ()
+    shards: tuple[PathText, ...] = ()
     """Paths or patterns of the shards that were handed over last."""
-    home: str | None = None
+    home: PathText | None = None
     """Folder of the gallery when its paths were written; see `places`."""
-    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    created: ShortText = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @classmethod
     def of(cls, encoder: Encoder, model: ModelSource, store: str) -> Manifest:
@@ -156,22 +204,11 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ValueError: no gallery there, or one that cannot be read; says what to do.
     """
-    path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = int(content.pop("format_version"))
-        if version <= FORMAT_VERSION:
-            lists = {name: tuple(content[name]) for name in ("ignore", "shards") if name in content}
-            return to_memory(Manifest(**{**content, **lists, "model": ModelSource(**content["model"])}), folder)
-    except FileNotFoundError:
+        manifest = read_json(folder / MANIFEST, Manifest, remedy=REMEDY, version=("format_version", FORMAT_VERSION))
+    except MissingFileError:
         raise ValueError(f"{folder}: no gallery there; make one: cskt index {folder} --images FOLDER") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: no manifest of a gallery ({error}); restore it, or index into a new folder"
-        ) from None
-    raise ValueError(
-        f"{path}: written by a newer cskt (format {version}, this one reads {FORMAT_VERSION}); upgrade cskt"
-    )
+    return to_memory(manifest, folder)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -9,7 +9,6 @@ Rows are made in `milvus_rows`, conditions compiled in `milvus_filters`, connect
 
 from __future__ import annotations
 
-import base64
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,17 @@ from cskt.gallery.columns import Kind, Value
 from cskt.gallery.conditions import Condition
 from cskt.gallery.milvus_filters import compiled, quoted
 from cskt.gallery.milvus_options import CONSISTENCY
-from cskt.gallery.milvus_rows import FACTS, STATE, to_facet, to_facts, to_no_values, to_row, to_value, to_vectors
+from cskt.gallery.milvus_rows import (
+    FACTS,
+    STATE,
+    to_facet,
+    to_facts,
+    to_no_values,
+    to_row,
+    to_thumbnail,
+    to_value,
+    to_vectors,
+)
 from cskt.gallery.milvus_server import (
     CALL_SECONDS,
     LONGEST_TEXT,
@@ -33,6 +42,7 @@ from cskt.gallery.milvus_server import (
     open_collection,
 )
 from cskt.gallery.store import Crop, CropFacts, Facet, FileState, Found
+from cskt.gallery.stored import CorruptRowError, checked_state
 
 MOST_HITS = 16_384
 """Milvus returns no more rows to one request."""
@@ -48,8 +58,10 @@ EXTRA_HITS = 16
 """Hits beyond k that are asked for at first, so that a tie at the end of the list is seen."""
 
 
-def open_milvus(url: str, embed_dim: int, columns: Mapping[str, Kind], generation: str = "") -> MilvusStore:
-    """The crops of a gallery on Milvus; the collection is made where it is missing.
+def open_milvus(
+    url: str, embed_dim: int, columns: Mapping[str, Kind], generation: str = "", *, create: bool = True
+) -> MilvusStore:
+    """The crops of a gallery on Milvus.
 
     Args:
         url: `milvus://HOST:PORT/COLLECTION`, or `milvus:FILE.db` for milvus-lite; options after a `?`, see
@@ -58,12 +70,13 @@ def open_milvus(url: str, embed_dim: int, columns: Mapping[str, Kind], generatio
         embed_dim: D, length of a vector.
         columns: the metadata columns.
         generation: tells the vectors of one model from those of another; part of the collection's name.
+        create: make the collection where it is missing.
 
     Raises:
-        ValueError: the address is not understood, nobody answers there, the collection is none of ours, or it was
-            made with another index or other partitions.
+        ValueError: the address is not understood, nobody answers there, the collection is missing or none of ours, or
+            it was made with another index or other partitions.
     """
-    return MilvusStore(open_collection(url, embed_dim, generation), embed_dim, columns)
+    return MilvusStore(open_collection(url, embed_dim, generation, create=create), embed_dim, columns)
 
 
 def drop_milvus(url: str, generation: str = "") -> None:
@@ -125,21 +138,29 @@ class MilvusStore:
 
     def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """As in `VectorStore`."""
-        rows = self._by_id(image_ids, ["image_id", "vector"])
-        return {row["image_id"]: np.asarray(row["vector"], np.float32) for row in rows}
+        rows = list(self._by_id(image_ids, ["image_id", "vector"]))
+        return dict(zip((row["image_id"] for row in rows), to_vectors(rows, self._url), strict=True))
 
     def thumbnails(self, image_ids: Sequence[str]) -> dict[str, bytes]:
         """As in `VectorStore`."""
         rows = self._by_id(image_ids, ["image_id", "thumbnail"])
-        return {row["image_id"]: base64.b64decode(row["thumbnail"]) for row in rows}
+        return {row["image_id"]: to_thumbnail(row, self._url) for row in rows}
 
     def files(self) -> dict[str, FileState]:
         """As in `VectorStore`."""
-        return {
-            row["image_id"]: FileState(int(row["num_bytes"]), int(row["modified_ns"]), row["sha256"], bool(row["kept"]))
-            for page in self._pages(STATE)
-            for row in page
-        }
+        return dict(checked_state(row, self._url) for page in self._pages(STATE) for row in page)
+
+    def delete_corrupt(self) -> int:
+        """As in `VectorStore`."""
+        corrupt = []
+        for page in self._pages([*FACTS, "vector", *self._columns]):
+            for row in page:
+                try:
+                    to_facts(row, self._columns, self._url)
+                    to_vectors([row], self._url)
+                except CorruptRowError:
+                    corrupt.append(row["image_id"])
+        return self.delete(corrupt)
 
     def search(self, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Found]]:
         """As in `VectorStore`."""
@@ -158,7 +179,7 @@ class MilvusStore:
         query_D = query.detach().cpu().numpy().astype(np.float32)
         counts = np.zeros(len(edges) - 1, np.int64)
         for page in self._pages(["image_id", "vector"], where):
-            interval = np.searchsorted(edges, _scores(to_vectors(page), query_D), side="right") - 1
+            interval = np.searchsorted(edges, _scores(to_vectors(page, self._url), query_D), side="right") - 1
             counts += np.bincount(interval.clip(0, len(counts) - 1), minlength=len(counts))
         return [int(count) for count in counts]
 
@@ -169,7 +190,7 @@ class MilvusStore:
             for row in page:
                 for column, kind in columns.items():
                     if row.get(column) is not None:
-                        seen[column][to_value(row[column], kind)] += 1
+                        seen[column][to_value(row[column], kind, column, self._url)] += 1
         return {column: to_facet(kind, seen[column]) for column, kind in columns.items()}
 
     def compact(self) -> None:
@@ -186,7 +207,7 @@ class MilvusStore:
 
     def _get(self, image_ids: Sequence[str], **level: str) -> dict[str, CropFacts]:
         rows = self._by_id(image_ids, [*FACTS, *self._columns], **level)
-        return {row["image_id"]: to_facts(row, self._columns) for row in rows}
+        return {row["image_id"]: to_facts(row, self._columns, self._url) for row in rows}
 
     def _by_id(self, image_ids: Sequence[str], fields: list[str], **level: str) -> Iterator[dict[str, Any]]:
         """The rows of these names, in any order; once each. Read as Strong if no level is given."""
@@ -248,7 +269,8 @@ class MilvusStore:
         best = []
         for query_D, hits in zip(queries_QD, answers, strict=True):
             rows = [{"image_id": hit["image_id"], "vector": hit["entity"]["vector"]} for hit in hits]
-            ranked = sorted(zip(-_scores(to_vectors(rows), query_D), (row["image_id"] for row in rows), strict=True))
+            scores = _scores(to_vectors(rows, self._url), query_D)
+            ranked = sorted(zip(-scores, (row["image_id"] for row in rows), strict=True))
             pairs = [(-float(score), image_id) for score, image_id in ranked]
             # What Milvus left out scores no more than its last hit, up to the rounding of a sum of D products.
             slack = 2.0**-22 * (self._embed_dim + 2) * float(np.linalg.norm(query_D))
@@ -265,7 +287,7 @@ class MilvusStore:
         """The same from reading every vector: for long lists and very long ties."""
         best: list[list[tuple[float, str]]] = [[] for _ in queries_QD]
         for page in self._pages(["image_id", "vector"], where):
-            vectors = to_vectors(page)
+            vectors = to_vectors(page, self._url)
             names = [row["image_id"] for row in page]
             for index, query_D in enumerate(queries_QD):
                 pairs = best[index] + [

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cskt.gallery.columns import LARGEST_WHOLE, Kind, Value
+from cskt.gallery.columns import Kind, Value
 from cskt.gallery.milvus_filters import like_key, likeable, partition_field, partition_of
 from cskt.gallery.milvus_server import LONGEST_ID, LONGEST_TEXT
 from cskt.gallery.store import MOST_FACET_VALUES, Crop, CropFacts, Facet
+from cskt.gallery.stored import CorruptRowError, checked_facts, first_corrupt, plain
 
 STATE = ["image_id", "num_bytes", "modified_ns", "sha256", "kept"]
 """Fields that make a `FileState`, and its name."""
@@ -67,27 +68,42 @@ def to_no_values(facts: CropFacts) -> dict[str, None]:
     return dict.fromkeys([*facts.metadata, *map(like_key, facts.metadata)])
 
 
-def to_facts(row: Mapping[str, Any], columns: Mapping[str, Kind]) -> CropFacts:
-    """What a row says beside its pixels and its vector."""
-    return CropFacts(
-        image_id=row["image_id"],
-        width=int(row["width"]),
-        height=int(row["height"]),
-        num_bytes=int(row["num_bytes"]),
-        modified_ns=int(row["modified_ns"]),
-        sha256=row["sha256"],
-        kept=bool(row["kept"]),
-        metadata={
-            column: to_value(row[column], kind) for column, kind in columns.items() if row.get(column) is not None
-        },
-    )
+def to_facts(row: Mapping[str, Any], columns: Mapping[str, Kind], url: str) -> CropFacts:
+    """What a row says beside its pixels and its vector.
+
+    Args:
+        url: of the collection, for the error.
+
+    Raises:
+        CorruptRowError: see `checked_facts`; or a value is not of its column's kind.
+    """
+    metadata = {column: row[column] for column in columns if row.get(column) is not None}
+    facts = checked_facts(row, metadata, url)
+    for column, value in facts.metadata.items():
+        if not _fits(value, columns[column]):
+            raise CorruptRowError(url, facts.image_id, f"column '{column}' must hold a {columns[column]}")
+    return facts
 
 
-def to_value(raw: Any, kind: Kind) -> Value:
-    """A value as it was before all numbers became floats."""
-    if kind == "number" and float(raw).is_integer() and abs(raw) <= LARGEST_WHOLE:
-        return int(raw)
-    value: Value = raw
+def _fits(value: Value, kind: Kind) -> bool:
+    """Whether a value is of a kind; unlike a table, a collection keeps any JSON value in a column."""
+    if kind == "boolean" or isinstance(value, bool):
+        return kind == "boolean" and isinstance(value, bool)
+    return isinstance(value, int | float) if kind == "number" else isinstance(value, str)
+
+
+def to_value(raw: Any, kind: Kind, column: str, url: str) -> Value:
+    """A value as it was before all numbers became floats.
+
+    Raises:
+        CorruptRowError: it is not of the column's kind.
+    """
+    try:
+        value = plain(raw, column)
+    except ValueError as error:
+        raise CorruptRowError(url, raw, str(error)) from None
+    if not _fits(value, kind):
+        raise CorruptRowError(url, raw, f"column '{column}' must hold a {kind}")
     return value
 
 
@@ -100,6 +116,25 @@ def to_facet(kind: Kind, counts: Counter[Value]) -> Facet:
     return Facet(kind, values=tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))))
 
 
-def to_vectors(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
-    """[number of rows, D]."""
-    return np.array([row["vector"] for row in rows], np.float32)
+def to_vectors(rows: Sequence[Mapping[str, Any]], url: str) -> NDArray[np.float32]:
+    """[number of rows, D].
+
+    Raises:
+        CorruptRowError: a vector holds something else than numbers of bearable size.
+    """
+    vectors = np.array([row["vector"] for row in rows], np.float32)
+    if (corrupt := first_corrupt(vectors)) is not None:
+        raise CorruptRowError(url, rows[corrupt]["image_id"], "its vector must be finite numbers")
+    return vectors
+
+
+def to_thumbnail(row: Mapping[str, Any], url: str) -> bytes:
+    """The small JPEG of a row.
+
+    Raises:
+        CorruptRowError: it is not written in base64.
+    """
+    try:
+        return base64.b64decode(row["thumbnail"], validate=True)
+    except (ValueError, TypeError):
+        raise CorruptRowError(url, row["image_id"], "its thumbnail is not base64") from None

@@ -17,7 +17,7 @@ from pymilvus import DataType, MilvusClient, MilvusException
 
 from cskt.gallery.milvus_filters import partition_field
 from cskt.gallery.milvus_options import INDEXES, Options, check_for_lite, read_options
-from cskt.gallery.store import NoAnswerError
+from cskt.gallery.store import NoAnswerError, StoreError
 
 # They report an error to stderr with a traceback, and raise it; it is told once, by whoever catches it. The server that
 # milvus-lite runs in this process does so by grpc, also for calls that pymilvus only tries.
@@ -92,12 +92,14 @@ class Collection:
                 server_manager_instance.release_server(self._uri)
 
 
-def open_collection(url: str, embed_dim: int, generation: str) -> Collection:
-    """A collection that is ready to be searched, made where it is missing; see `open_milvus`."""
+def open_collection(url: str, embed_dim: int, generation: str, *, create: bool) -> Collection:
+    """A collection that is ready to be searched; see `open_milvus`."""
     uri, name = _address(url, generation)
     options = read_options(url)
     if uri.endswith(".db"):
         check_for_lite(url, options)
+        if not create and not Path(uri).exists():  # connecting would make the file
+            raise StoreError(f"{url}: no such file; restore it, or index into a new folder")
     with one_line(url):
         collection = Collection(url, uri, name, options)
         try:
@@ -105,8 +107,10 @@ def open_collection(url: str, embed_dim: int, generation: str) -> Collection:
                 _check_fields(collection, embed_dim)
                 _check_index(collection)
                 collection.client.load_collection(name, timeout=CALL_SECONDS)
-            else:
+            elif create:
                 _create(collection, embed_dim)
+            else:
+                raise StoreError(f"{url}: has no collection '{name}'; restore it, or index into a new folder")
         except BaseException:
             collection.close()
             raise

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cskt.gallery.conditions import All, Comparison
-from cskt.gallery.store import VectorStore, operators_affair
+from cskt.gallery.store import VectorStore, check_sha256, operators_affair
 from cskt.model.files import write_atomically
+from cskt.paths import inside
 
 ORIGINALS = "originals"
 """Folder, within a gallery, of these files."""
 UNSETTLED = "originals.unsettled"
 """File, within a gallery, that is there while some of them change, and stays if that is broken off: their digests."""
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def original_path(gallery: Path, sha256: str) -> Path:
-    """Where a gallery keeps a file that was handed over; named by its content, so no name from outside is a path."""
-    return gallery / ORIGINALS / sha256[:2] / sha256
+    """Where a gallery keeps a file that was handed over; named by its content, so no name from outside is a path.
+
+    Raises:
+        ValueError: the digest is none, or a link is in the way.
+    """
+    check_sha256(sha256)
+    return inside(gallery, ORIGINALS, sha256[:2], sha256, follow_links=False)
 
 
 class Originals:
@@ -45,9 +49,9 @@ class Originals:
         Args:
             at_stake: the digests of those originals.
         """
-        mark = self._gallery / UNSETTLED
+        mark = inside(self._gallery, UNSETTLED, follow_links=False)
         if mark.is_file():
-            self.forget(filter(_DIGEST.fullmatch, mark.read_text(encoding="ascii").split()))
+            self.forget(filter(_is_digest, mark.read_text(encoding="ascii", errors="replace").split()))
         mark.write_text("\n".join(at_stake), encoding="ascii")
         yield
         mark.unlink(missing_ok=True)
@@ -66,6 +70,14 @@ class Originals:
     def forget(self, digests: Iterable[str]) -> None:
         """Delete those of some files that no crop needs any more."""
         for sha256 in digests:
+            path = original_path(self._gallery, sha256)
             same = All((Comparison("sha256", "=", sha256), Comparison("kept", "=", True)))
             if not self._store.count(same):
-                original_path(self._gallery, sha256).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+
+
+def _is_digest(text: str) -> bool:
+    try:
+        return bool(check_sha256(text))
+    except ValueError:
+        return False

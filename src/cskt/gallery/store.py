@@ -5,6 +5,7 @@ Two places fulfil it, `lance` and `milvus`; `tests/gallery/test_store_conformanc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,19 @@ from torch import Tensor
 
 from cskt.gallery.columns import Kind, Value
 from cskt.gallery.conditions import Condition
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def check_sha256(text: str) -> str:
+    """Return a digest as it is, if it is one: files and folders are named by it.
+
+    Raises:
+        ValueError: it is not 64 hexadecimal digits.
+    """
+    if not _SHA256.fullmatch(text):
+        raise ValueError("must be 64 hexadecimal digits in lower case")
+    return text
 
 
 class StoreError(ValueError):
@@ -152,6 +166,13 @@ class VectorStore(Protocol):
 
     def files(self) -> dict[str, FileState]:
         """The state of every crop's file by name."""
+
+    def delete_corrupt(self) -> int:
+        """Remove rows that this program did not write: names, facts or vectors that reading refuses.
+
+        Returns:
+            How many were removed.
+        """
 
     def search(self, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Found]]:
         """The k crops with the largest inner product for each query, exactly as float32 vectors rank them.
