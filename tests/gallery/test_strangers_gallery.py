@@ -97,7 +97,7 @@ WRONG: dict[str, Any] = {
     "model__backbone": [5, [], ""],
     "model__image_height": ["5", -1, 0, True, 1e999, 10**9, [1]],
     "model__stride": ["5", 0, 2.5],
-    "model__precision": [5, [], "x" * 1000],
+    "model__precision": [5, [], "x" * 2000],
     "model__unknown": [1],
     "unknown": [1, None],
     "format_version": [None, "1", 0, -1, True, 1.5, [], {}],
