@@ -122,6 +122,102 @@ def test_unreadable_images_are_listed_and_not_fatal(
     assert all(entry["reason"] for entry in listed)
 
 
+def test_index_says_what_it_passed_over(
+    indexed: Callable[[str], dict[str, Any]], crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cskt.gallery import scanning
+
+    monkeypatch.setattr(scanning, "SUFFIXES", scanning.SUFFIXES - {".heic", ".avif"})
+    for name in ("a.heic", "b.heic", "c.avif", ".hidden.jpg", "notes.txt"):
+        (crops / name).write_bytes(b"")
+    (crops / "link.jpg").symlink_to(crops / "cam0" / "00.jpg")
+    report = indexed("--ignore cam0/ --ignore '*/01.jpg'")
+    assert report["passed_over"] == {".heic": 2, ".avif": 1, "hidden": 1, ".txt": 1, "links": 1, "ignored": 2}
+    assert (report["added"], report["unreadable_folders"], report["outdated"]) == (7, [], [])
+    out = done(f"cskt index {tmp_path}/g --device cpu")
+    assert "unchanged 7" in out, "the patterns hold"
+    assert (
+        "passed over: .heic 2 (to read them: pip install 'cskt[heic]'), ignored 2, .avif 1 (to read them:"
+        " pip install -U pillow), .txt 1, hidden 1, links 1\n"
+    ) in out
+    assert "added 5," in done(f"cskt index {tmp_path}/g --ignore '' --device cpu")
+    assert typed(f"cskt index {tmp_path}/g --ignore ../x --device cpu").refusal().startswith("--ignore ../x: ")
+
+
+def test_an_unreadable_folder_is_a_finding(
+    indexed: Callable[[str], dict[str, Any]], crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    indexed("")
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if Path(path) == crops / "cam1":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    outcome = typed(f"cskt index {tmp_path}/g --prune --device cpu")
+    assert outcome.code == 1 and "unchanged 8, vanished 0, removed 0" in outcome.out
+    assert "not looked at: 4 crops of 1 folders" in outcome.out
+    assert "folder cannot be read, its crops stay: cam1: Permission denied" in caplog.text
+    outcome = typed(f"cskt index {tmp_path}/g --prune --device cpu --json")
+    report = json.loads(outcome.out)
+    assert (outcome.code, report["crops"], report["unchecked"]) == (1, 12, 4)
+    assert report["unreadable_folders"] == [{"folder": "cam1", "reason": "Permission denied"}]
+
+
+def test_the_old_version_of_an_unreadable_file_still_answers(
+    indexed: Callable[[str], dict[str, Any]], crops: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    indexed("")
+    (crops / "cam0" / "00.jpg").write_bytes(b"overwritten")
+    assert "crops; added 0" in done(f"cskt index {tmp_path}/g --device cpu")
+    assert "unreadable: cam0/00.jpg: " in caplog.text
+    assert "; the old version still answers (--prune removes it)" in caplog.text
+    assert "removed 1," in done(f"cskt index {tmp_path}/g --device cpu --prune")
+    with Gallery.open(tmp_path / "g") as gallery:
+        assert gallery.count() == 11
+
+
+def test_index_repeats_a_list(crops: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    (crops / "names.txt").write_text("cam0/00.jpg\ncam1/01.jpg\n")
+    (crops / "table.csv").write_text("image,camera\ncam0/00.jpg,c0\ncam1/01.jpg,c1\n")
+    done(f"cskt index {tmp_path}/g --images {crops}/names.txt --run {tiny_backbone} --device cpu")
+    out = done(f"cskt index {tmp_path}/g --metadata {crops}/table.csv --device cpu")
+    assert "2 crops; added 0, replaced 0, updated 2," in out
+    (crops / "names.txt").rename(tmp_path / "names.txt")
+    reason = typed(f"cskt index {tmp_path}/g --device cpu").refusal()
+    assert reason.startswith(f"{crops}/names.txt: no such list of paths; put it back, or say where it is now: ")
+    assert "added 10," in done(f"cskt index {tmp_path}/g --images {crops} --device cpu")
+
+
+def test_index_repeats_shards_where_there_is_no_folder(crops: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        with tarfile.open(tmp_path / f"s-{number}.tar", "w") as archive:
+            archive.add(crops / f"cam{number}", f"./cam{number}")
+    done(f"cskt index {tmp_path}/g --images '{tmp_path}/s-*.tar' --run {tiny_backbone} --device cpu")
+    with tarfile.open(tmp_path / "s-2.tar", "w") as archive:
+        archive.add(crops / "cam2", "cam2")
+    assert "added 4, replaced 0, updated 0, unchanged 8," in done(f"cskt index {tmp_path}/g --device cpu")
+    assert "--prune is for a folder or a list" in typed(f"cskt index {tmp_path}/g --prune --device cpu").refusal()
+    assert "added 0," in done(f"cskt index {tmp_path}/g --device cpu --ignore cam2")
+    for path in tmp_path.glob("s-*.tar"):
+        path.unlink()
+    assert "s-*.tar: no such shard" in typed(f"cskt index {tmp_path}/g --device cpu").refusal()
+
+
+def test_a_store_may_be_named_again(
+    crops: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("milvus_lite")
+    monkeypatch.chdir(tmp_path)
+    command = f"cskt index g --images {crops} --run {tiny_backbone} --device cpu --store milvus:crops.db"
+    assert "added 12," in done(command)
+    assert "unchanged 12," in done(command)
+    assert "leave --store out" in typed(command.replace("crops.db", "other.db")).refusal()
+
+
 def test_a_new_gallery_says_how_to_search_it(crops: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     out = done(f"cskt index {tmp_path}/g --images {crops} --run {tiny_backbone} --device cpu")
     command = out.splitlines()[-1].removeprefix("Search it: ")

@@ -139,7 +139,7 @@ def _further(report: IndexReport) -> Iterator[str]:
     """Yield lines on what was not indexed, where there is any."""
     if report.passed_over:
         most_first = sorted(report.passed_over.items(), key=lambda item: (-item[1], item[0]))
-        print_as = (f"{count:,} {kind}{_hint(kind)}" for kind, count in most_first)
+        print_as = (f"{kind} {count:,}{_hint(kind)}" for kind, count in most_first)
         yield f"passed over: {', '.join(print_as)}"
     if report.unreadable_folders or report.unchecked:
         yield (

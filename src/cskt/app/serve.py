@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     require("serve", "fastapi", "uvicorn", "prometheus_client")
     # Imported here: they take seconds, and are an extra.
     from cskt.gallery.gallery import Gallery  # noqa: PLC0415
+    from cskt.gallery.places import check_place  # noqa: PLC0415
     from cskt.service.app import create_app  # noqa: PLC0415
     from cskt.service.server import address_of, listen, serve  # noqa: PLC0415
 
@@ -47,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
         Gallery.open(_gallery(flags), device=flags.device) as gallery,
         listen(settings.host, settings.port) as listener,
     ):
+        check_place(gallery.folder, gallery.manifest.model)
         app = create_app(gallery, settings)
         _tell(settings, app.state.service.audit.path)
         print(f"Serving {gallery.folder} ({gallery.count():,} crops) at {address_of(listener)}", flush=True)

@@ -183,9 +183,10 @@ def _of_archive(shard: Path, scan: Scan) -> Iterator[ShardCrop]:
                     if not member.isdir():
                         scan.passed_over[LINKS if member.issym() or member.islnk() else SPECIAL] += 1
                     continue
-                path = PurePosixPath(member.name)
+                name = member.name.removeprefix("./")  # as `tar -C folder .` writes them
+                path = PurePosixPath(name)
                 stem, _, ending = path.name.partition(".")
-                of = str(path.with_name(stem)) if stem else member.name
+                of = str(path.with_name(stem)) if stem else name
                 if of != key:
                     if crop is not None:
                         yield crop
@@ -193,13 +194,13 @@ def _of_archive(shard: Path, scan: Scan) -> Iterator[ShardCrop]:
                 if f".{ending.lower()}" in SUFFIXES:
                     if crop is not None:
                         yield crop
-                    crop = _crop(member.name, _content(archive, member, MOST_BYTES), member.size, metadata)
+                    crop = _crop(name, _content(archive, member, MOST_BYTES), member.size, metadata)
                 elif ending == "json":
-                    metadata |= _row(shard, member.name, _content(archive, member, MOST_TEXT_BYTES))
+                    metadata |= _row(shard, name, _content(archive, member, MOST_TEXT_BYTES))
                 elif ending in ("txt", "cls"):
                     metadata[ending] = _content(archive, member, MOST_TEXT_BYTES).decode("utf-8", "replace").strip()
                 else:
-                    scan.pass_over_file(member.name, f".{ending.lower()}" if ending else "")
+                    scan.pass_over_file(name, f".{ending.lower()}" if ending else "")
             if crop is not None:
                 yield crop
     except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:

@@ -98,8 +98,12 @@ def told_to_the_client(gallery: Gallery, code: str = "bad_query") -> Iterator[No
         raise store_refuses(error, gallery) from None
     except ValueError as error:
         line = str(error)
-        for folder, name in ((gallery.manifest.images, "images"), (gallery.folder, "the gallery")):
-            if folder is not None:
+        model = gallery.manifest.model
+        for folder, name in (
+            (gallery.manifest.images, "images"), (gallery.folder, "the gallery"),
+            (model.path, "the model"), (model.backbone, "the backbone"),
+        ):  # fmt: skip
+            if folder is not None and (folder is gallery.folder or Path(folder).is_absolute()):
                 line = line.replace(str(Path(folder).resolve()), name).replace(str(folder), name)
         raise ServiceError(400, code, line) from None
     except OSError as error:
