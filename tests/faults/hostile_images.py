@@ -103,6 +103,25 @@ def claiming(data: bytes, width: int, height: int) -> bytes:
     return bytes(changed)
 
 
+def tiff(tags: dict[int, tuple[int, int]]) -> bytes:
+    """A TIFF file whose tags, (type, count) each, all have their values at its end."""
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    end = len(head) + 12 * len(tags) + 4
+    entries = [
+        struct.pack("<HHII", tag, kind, 1 if tag in (322, 323) else count, count if tag in (322, 323) else end)
+        for tag, (kind, count) in sorted(tags.items())
+    ]
+    return head + b"".join(entries) + bytes(100)
+
+
+def bmp_of_runs(width: int, height: int) -> bytes:
+    """A black BMP with run lengths, which Pillow decodes in Python."""
+    row = b"\xff\0" * (width // 255) + bytes([width % 255, 0]) + b"\0\0"
+    pixels = row * height + b"\0\1"
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(pixels), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(pixels), 0, 0, 1078) + header + bytes(1024) + pixels
+
+
 def _tiff_claiming(data: bytes, width: int, height: int) -> bytes:
     changed = bytearray(data)
     (directory,) = struct.unpack_from("<I", data, 4)

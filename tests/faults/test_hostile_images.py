@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import sys
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from hostile import SECONDS, in_a_process, limited, taken_or_refused
 from hostile_images import (
     EXIF_TURNS,
     black_png,
+    bmp_of_runs,
     chunk,
     claiming,
     encoded,
@@ -23,6 +25,7 @@ from hostile_images import (
     jpeg_of_scans,
     picture,
     png,
+    tiff,
     turned,
     zeros,
 )  # fmt: skip
@@ -51,24 +54,24 @@ ALPHA.putalpha(100)
 PALETTE = RGB.quantize(16)
 GREY16 = Image.fromarray(np.linspace(0, 65535, 40 * 16).reshape(40, 16).astype(np.uint16))
 FRAMES = {"save_all": True, "append_images": [ImageOps.flip(RGB), ImageOps.mirror(RGB)]}
-JPEG, PNG = encoded(RGB, "JPEG"), encoded(RGB, "PNG")
+JPEG, PNG, CMYK_JPEG = encoded(RGB, "JPEG"), encoded(RGB, "PNG"), encoded(RGB.convert("CMYK"), "JPEG")
 
 TAKEN: dict[str, bytes] = {
     "1 x 1 JPEG": encoded(picture(1, 1), "JPEG"),
     "1 x 1 PNG": encoded(picture(1, 1), "PNG"),
     "1 x 1 GIF": encoded(picture(1, 1), "GIF"),
-    "1 x 60,000 PNG": black_png(1, 60_000),
-    "60,000 x 1 PNG": black_png(60_000, 1),
-    "1 x 65,504 JPEG": encoded(Image.new("RGB", (1, 65_000)), "JPEG"),
+    "1 x 50 PNG": black_png(1, 50),
+    "30,000 x 600 PNG": black_png(30_000, 600),
     "grey JPEG": encoded(RGB.convert("L"), "JPEG"),
     "CMYK JPEG": encoded(RGB.convert("CMYK"), "JPEG"),
     "progressive JPEG": encoded(RGB, "JPEG", progressive=True),
     "JPEG of 400 scans": jpeg_of_scans(160, 160, 400),
     "16-bit PNG": encoded(GREY16, "PNG"),
     "16-bit TIFF": encoded(GREY16, "TIFF"),
-    "16-bit colour PNG": png(2, 2, depth=16, colour=2, pixels=zeros(2 * 13)),
+    "16-bit colour PNG": png(2, 2, depth=16, colour=2, pixels=zlib.compress((b"\0" + bytes(range(240, 252))) * 2)),
     "1-bit PNG": encoded(RGB.convert("1"), "PNG"),
-    "32-bit whole numbers": encoded(Image.new("I", (8, 8), 70_000), "TIFF"),
+    "32-bit whole numbers of 8 bits": encoded(Image.new("I", (8, 8), 200), "TIFF"),
+    "PPM of 12 bits": b"P5 2 2 4095\n" + bytes(range(8)),
     "transparent PNG": encoded(ALPHA, "PNG"),
     "transparent grey PNG": encoded(RGB.convert("LA"), "PNG"),
     "palette": encoded(PALETTE, "PNG"),
@@ -93,6 +96,28 @@ TAKEN: dict[str, bytes] = {
 }
 """Unusual, but pictures."""
 REFUSED: dict[str, tuple[bytes, str]] = {
+    "1 x 60,000 PNG": (black_png(1, 60_000), "at most 30,000 pixels"),
+    "60,000 x 1 PNG": (black_png(60_000, 1), "at most 30,000 pixels"),
+    "1 x 23,900,000 PNG": (black_png(1, 23_900_000), "at most 30,000 pixels"),
+    "1 x 51 PNG": (black_png(1, 51), "at most 50 times the short side"),
+    "1 x 65,000 JPEG": (encoded(Image.new("RGB", (1, 65_000)), "JPEG"), "at most 30,000 pixels"),
+    "a plain-text PPM": (b"P3 1 1 255 1 2 3", "plain-text"),
+    "a plain-text PPM of comments": (b"P1\n" + b"#\n" * 1_000_000 + b"1 1 1", "plain-text"),
+    "a PPM with a long header": (b"P6 #" + b" " * 1_000_000 + b"\n1 1 255\n123", "no PPM header"),
+    "a PNG of a million chunks": (
+        png(8, 8, pixels=zeros(16), before=chunk(b"teSt", b"") * 60_000), "more than 50,000 PNG chunks",
+    ),
+    "a CMYK JPEG of many segments": (
+        CMYK_JPEG[:2] + b"\xff\xfe\0\2" * 60_000 + CMYK_JPEG[2:], "more than 50,000 JPEG segments",
+    ),
+    "a GIF of many blocks": (encoded(RGB, "GIF")[:781] + b"!\xfe\0" * 60_000 + b";", "more than 50,000 GIF blocks"),
+    "a TIFF of many strips": (tiff({273: (4, 10**6), 279: (4, 10**6)}), "more than 50,000 strips"),
+    "a TIFF of huge tiles": (tiff({322: (4, 60_000), 323: (4, 60_000)}), "scale it down"),
+    "a WebP that claims 16 million pixels a side": (
+        b"RIFF\x1e\0\0\0WEBPVP8X\n\0\0\0\0\0\0\0" + b"\xff" * 6, "scale it down",
+    ),
+    "a large BMP of run lengths": (bmp_of_runs(1_000, 1_000), "rare compression"),
+    "32-bit whole numbers": (encoded(Image.new("I", (8, 8), 70_000), "TIFF"), "32-bit integers of unknown range"),
     "zero bytes": (b"", "the file is empty"),
     "one byte": (b"\xff", "not an image"),
     "zeros": (bytes(10_000), "not an image"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from cskt.app.explanations import Explanations
+from cskt.data.images import decode_image
 from cskt.explain import Explanation, overlay
 from cskt.gallery.gallery import Gallery
 from cskt.report.answer_page import PicturedAnswer, PicturedHit
@@ -44,8 +45,7 @@ def draw_sheet(answer: PicturedAnswer, *, explained: bool) -> Image.Image:
 
 
 def _heat_maps(thumbnail: bytes, explanation: Explanation) -> list[tuple[str, bytes]]:
-    with Image.open(io.BytesIO(thumbnail)) as opened:
-        crop = opened.convert("RGB")
+    crop = Image.fromarray(decode_image(thumbnail))
     maps = []
     for label, heat in (("whole sentence", explanation.sentence), *explanation.words):
         file = io.BytesIO()

@@ -1,60 +1,50 @@
 """Image files -> resized uint8 tensors, and the augmentation of CSKT's recipe, without torchvision.
 
-Pixels equal those of the released code, `Image.open(path).convert("RGB")` and an antialiased bilinear resize, within
-a grey level of rounding. As there, an EXIF orientation is not applied, transparency is dropped, and an animation
-shows its first frame. Unlike there, 16-bit grey keeps its range instead of clipping to white, and an image that is
-damaged, or so large that decoding it would exhaust the memory, is an error that names the file.
+Pixels equal those of the released code, an antialiased bilinear resize of what `cskt.image_files` decodes, within a
+grey level of rounding.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import stat
-import struct
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
-import simplejpeg
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from cskt.config import AugmentConfig
+from cskt.image_files.decode import REMEDY, Source, decode_image, image_size, read_bytes
+from cskt.image_files.limits import MAX_PIXELS
+
+__all__ = [
+    "MAX_PIXELS",
+    "REMEDY",
+    "Source",
+    "augment",
+    "decode_image",
+    "image_size",
+    "normalise",
+    "read_bytes",
+    "read_image",
+    "resize",
+    "to_device",
+]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Channel means that CLIP was trained with, of RGB in [0, 1]."""
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Channel standard deviations, likewise."""
 
-MAX_PIXELS = 64_000_000
-"""Larger images are refused unread: a 20 kB file can claim gigabytes."""
-MAX_SCANNED_PIXELS = 50 * MAX_PIXELS
-"""A progressive JPEG passes over its pixels once per scan, and a scan takes a few bytes: small files could go on for
-hours. Common ones have ten."""
-MOST_BYTES = 256_000_000
-"""A larger file is no crop, and is not read: a few of them would fill the memory."""
-# Listed because Pillow would also start external programs (EPS) or fetch other files.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-DECODING_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, OverflowError, UserWarning,
-)  # fmt: skip
-"""What Pillow's decoders raise on damaged files; warnings, where Python was told to raise them."""
-BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-REMEDY = "mend the file or take its record out"
-JPEG_SIGNATURE = b"\xff\xd8\xff"
-JPEG_SCAN = b"\xff\xda"
+BOX_REDUCE_FROM = 32
+"""Scale factor, of height or width, above which an image is reduced by averaging boxes before it is resized: 12,288
+pixels of height for a model that takes 384. Below it pixels are resized in one pass."""
+BOX_REDUCE_TO = 8
+"""Scale factor that such a reduction leaves to the antialiased resize."""
 ERASE_TRIES = 10
 """Rectangles drawn before an image is left whole, as in torchvision's RandomErasing."""
-
-
-Source = Path | Image.Image | bytes
-"""Where an image comes from: a file, an image that Pillow has opened, or the bytes of a file."""
 
 
 def read_image(source: Source, height: int, width: int) -> Tensor:
@@ -72,41 +62,26 @@ def resize(pixels: NDArray[np.uint8], height: int, width: int) -> Tensor:
     Returns:
         [3, H, W] uint8.
     """
+    pixels = _box_reduced(pixels, height, width)
     images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # in this order torch sees that channels come last
     if images.shape[2:] != (height, width):
         images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
     return images[0].contiguous()
 
 
-def decode_image(source: Source, name: str = "") -> NDArray[np.uint8]:
-    """The pixels of an image at its own size, [H, W, 3] RGB.
+def _box_reduced(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Average boxes of pixels of an image that is far larger than the size asked for; others are returned as they are.
 
-    Args:
-        name: what errors call bytes; a path names itself.
-
-    Raises:
-        ValueError: the file is missing, empty, cut short, damaged, no image, or larger than `MAX_PIXELS`; names it.
+    The filter of an antialiased resize is as wide as the scale factor, and its weights are rounded to 16 bits. Boxes
+    cost one addition per pixel and direction.
     """
-    if isinstance(source, Path):
-        return decode_image(read_bytes(source), name=str(source))
-    with _errors_naming(name or getattr(source, "filename", "") or "image"):
-        return _rgb(source) if isinstance(source, Image.Image) else _decode_file(source)
-
-
-def read_bytes(path: Path) -> bytes:
-    """The bytes of an image file.
-
-    Raises:
-        ValueError: it is missing, cannot be read, is no file (a folder; a pipe or device, which may never end), or is
-            larger than `MOST_BYTES`; names it.
-    """
-    with _errors_naming(str(path)):
-        state = path.stat()
-        if not stat.S_ISREG(state.st_mode):
-            raise ValueError("a folder, pipe or device, not a file")
-        if state.st_size > MOST_BYTES:
-            raise ValueError(f"{state.st_size / 1e6:,.0f} MB; a crop has at most {MOST_BYTES / 1e6:.0f} MB")
-        return path.read_bytes()
+    size = [
+        BOX_REDUCE_TO * wanted if side > BOX_REDUCE_FROM * wanted else side
+        for side, wanted in zip(pixels.shape[:2], (height, width), strict=True)
+    ]
+    if size == list(pixels.shape[:2]):
+        return pixels
+    return np.array(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BOX))
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -205,52 +180,3 @@ def _draw_rectangles(
 
 def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
     return to_device(torch.tensor(values), images.device).view(1, 3, 1, 1)
-
-
-@contextmanager
-def _errors_naming(name: str) -> Iterator[None]:
-    """What reading and decoding raise, as a ValueError that names the image and a remedy."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise ValueError(f"{name}: no such image; put it there or take its record out") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{name}: not an image of a known format ({', '.join(FORMATS)}); {REMEDY}") from None
-    except BOMBS as error:
-        raise ValueError(f"{name}: not a sound image: {error}; scale it down") from None
-    except DECODING_ERRORS as error:
-        raise ValueError(f"{name}: not a sound image: {' '.join(str(error).split())}; {REMEDY}") from None
-
-
-def _decode_file(data: bytes) -> NDArray[np.uint8]:
-    if not data:
-        raise ValueError("the file is empty")
-    if data.startswith(JPEG_SIGNATURE):
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(height, width)
-        num_scans = data.count(JPEG_SCAN)
-        if num_scans * height * width > MAX_SCANNED_PIXELS:
-            raise ValueError(f"{num_scans:,} scans of {width} x {height} pixels would take too long to decode")
-        if colours in ("RGB", "YCbCr", "Gray"):
-            # Strict: Pillow fills the lost part of a damaged file with grey and says nothing.
-            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True)
-            return pixels
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return _rgb(image)
-
-
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
-    _check_size(image.height, image.width)
-    if image.mode.startswith("I"):  # 16-bit grey; convert() would clip it to white
-        grey = np.asarray(image).clip(0, 2**16 - 1)
-        image = Image.fromarray((grey >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("its pixels are real numbers of unknown range, not 8 bits per channel")
-    elif "transparency" in image.info:  # straight to RGB, Pillow warns about palettes with transparency
-        image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
-
-
-def _check_size(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise Image.DecompressionBombError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}")

@@ -33,7 +33,7 @@ from cskt.data.images import decode_image, read_bytes, resize
 
 logger = logging.getLogger(__name__)
 
-METHOD_VERSION = 1
+METHOD_VERSION = 2
 """To be raised when `decode_image` gives other pixels in a way that the test picture, a JPEG file, does not show."""
 PIXELS, INDEX, LOCK = "pixels.bin", "index.bin", ".lock"
 DIGEST_BYTES = hashlib.sha256().digest_size

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cskt.data.images import MOST_BYTES as MOST_BYTES  # noqa: PLC0414  (shards hold to it, too)
 from cskt.data.images import Source, decode_image, read_bytes, resize
+from cskt.image_files.formats import suffixes
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+SUFFIXES = suffixes()
+"""Endings, in lower case, of the files that are taken for images."""
 THUMBNAIL_SIZE = (160, 256)
 """Most width and height in pixels."""
 THUMBNAIL_QUALITY = 82
@@ -35,7 +36,7 @@ class ReadImage:
     pixels: Tensor
     """[3, H, W] uint8 as the model takes them."""
     width: int
-    """Of the original, in pixels."""
+    """Of the original as it is to be seen, in pixels."""
     height: int
     num_bytes: int
     sha256: str
@@ -52,7 +53,7 @@ def bytes_of(source: Source) -> bytes:
         return source
     if isinstance(source, Image.Image):
         buffer = io.BytesIO()
-        Image.fromarray(decode_image(source)).save(buffer, "PNG", compress_level=1)
+        Image.fromarray(decode_image(source, apply_orientation=True)).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
     return read_bytes(source)
 
@@ -63,7 +64,7 @@ def digest(data: bytes) -> str:
 
 
 def prepare(data: bytes, height: int, width: int) -> ReadImage:
-    """Decode an image file once, for the model, the thumbnail and the record.
+    """Decode an image file once, upright, for the model, the thumbnail and the record.
 
     Args:
         data: its bytes.
@@ -72,7 +73,7 @@ def prepare(data: bytes, height: int, width: int) -> ReadImage:
     Raises:
         ValueError: it cannot be read; see `cskt.data.images.decode_image`.
     """
-    pixels = decode_image(data)
+    pixels = decode_image(data, apply_orientation=True)
     return ReadImage(
         pixels=resize(pixels, height, width),
         width=pixels.shape[1],

@@ -13,8 +13,9 @@ from pathlib import Path, PurePosixPath
 from tarfile import EOFHeaderError, HeaderError, ReadError  # type: ignore[attr-defined]
 from typing import Any, BinaryIO, cast
 
-from cskt.gallery.files import MOST_BYTES, SUFFIXES
+from cskt.gallery.files import SUFFIXES
 from cskt.gallery.scanning import LINKS, SPECIAL, Scan
+from cskt.image_files.limits import MAX_FILE_BYTES as MOST_BYTES
 
 SHARD_SUFFIXES = (".parquet", ".tar")
 NAME_COLUMNS = ("image_id", "name", "key", "__key__", "path", "file", "file_name", "filename")

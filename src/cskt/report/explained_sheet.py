@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageOps
 
 from cskt.report.answer_page import PicturedHit
-from cskt.report.pictures import INK, NEUTRAL, PAPER, drawable, load_font, wrap
+from cskt.report.pictures import INK, NEUTRAL, PAPER, drawable, load_crop, load_font, wrap
 
 CELL_WIDTH, CELL_HEIGHT = 144, 256
 """Of a picture, in pixels."""
@@ -40,9 +39,9 @@ def explained_sheet(query: str, hits: Sequence[PicturedHit]) -> Image.Image:
         rank_and_score = f"{pictured.hit.rank}  {pictured.hit.score:.3f}"
         for column, (label, jpeg) in enumerate([(rank_and_score, pictured.picture), *pictured.heat_maps]):
             left, upper = MARGIN + column * (CELL_WIDTH + MARGIN), top + row * row_height
-            with Image.open(io.BytesIO(jpeg)) as picture:
-                cell = ImageOps.pad(picture.convert("RGB"), (CELL_WIDTH, CELL_HEIGHT), color=PAPER)
-            sheet.paste(cell, (left, upper))
+            crop = load_crop(jpeg)
+            if crop is not None:
+                sheet.paste(ImageOps.pad(crop, (CELL_WIDTH, CELL_HEIGHT), color=PAPER), (left, upper))
             for number, line in enumerate(wrap(drawable(label), font, CELL_WIDTH)[:2]):
                 place = left + CELL_WIDTH // 2, upper + CELL_HEIGHT + 4 + number * line_height
                 draw.text(place, line, INK, font, anchor="ma")

@@ -12,6 +12,7 @@ from pathlib import Path
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from cskt.image_files.decode import decode_image
 from cskt.types import Hit
 
 logger = logging.getLogger(__name__)
@@ -61,17 +62,12 @@ class Answer:
         )
 
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Those that crops come in; Pillow would start other programs for some of the rest."""
-
-
-def load_crop(path: str | Path) -> Image.Image | None:
-    """An image file as RGB, upright; none, with a warning in the log, where the file is missing or unreadable."""
+def load_crop(image: str | Path | bytes) -> Image.Image | None:
+    """Read an image file, or its bytes, as RGB, upright; none, with a warning in the log, where that is impossible."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises on bad files
-        logger.warning("%s: shown as a grey box: %s", path, error)
+        return Image.fromarray(decode_image(image if isinstance(image, bytes) else Path(image), apply_orientation=True))
+    except ValueError as error:
+        logger.warning("%s: shown as a grey box", error)
         return None
 
 

@@ -1,0 +1,1 @@
+"""Image files of every format, bounded, checked and decoded: `decode` is the door."""

@@ -1,0 +1,201 @@
+"""JPEG files: decoded strictly, so that lost data is an error, with exceptions for harmless mistakes of their writers.
+
+libjpeg fills the lost part of a damaged file with grey and reports a warning. The same warnings are reported for files
+that hold all their pixels: an unknown JFIF revision, wrong fields in a start of scan, bytes between two markers. So a
+file that the strict decoder refuses is decoded by Pillow, and checked for lost data in other ways.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from cskt.image_files.limits import MAX_PARTS, check_scans, check_size
+
+SIGNATURE = b"\xff\xd8\xff"
+"""First bytes of a JPEG file."""
+DATA_LOST = ("premature end", "bad huffman code", "bad arithmetic code")
+"""Words of libjpeg's warnings, in lower case, after which pixels are missing."""
+WRONG_RESTART = "instead of rst"
+"""Words of its warning of a restart marker with an unexpected number, after which pixels may be missing."""
+CUT_SHORT = "truncated: Premature end of JPEG file"
+_SCAN = b"\xff\xda"
+_START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
+_SEQUENTIAL_FRAMES = (0xC0, 0xC1)
+_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
+_JFIF, _ADOBE = 0xE0, 0xEE
+_METADATA = frozenset({*range(0xE0, 0xF0), 0xFE})
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
+_SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_RESTART = re.compile(rb"(?<!\xff)\xff+[\xd0-\xd7]")
+_WHOLE_SCAN = b"\x00\x3f\x00"
+"""Last fields of a start of scan in a sequential file: first and last coefficient, and their bits."""
+_FILLER = bytes(np.random.default_rng(0).integers(1, 255, 64, dtype=np.uint8))
+"""Bytes that a decoder reads only where a scan ends too early."""
+
+
+class Segment(NamedTuple):
+    """A marker of a JPEG file and what belongs to it."""
+
+    marker: int
+    content: bytes
+    """Without the two bytes of its length."""
+    scan: bytes = b""
+    """Compressed data after a start of scan."""
+
+
+def segments(data: bytes) -> Iterator[Segment]:
+    """Yield the segments of a JPEG file up to its end marker; bytes between them are skipped, as libjpeg does.
+
+    Raises:
+        ValueError: the file ends before its end marker, or has too many segments.
+    """
+    position = 2
+    for _ in range(MAX_PARTS):
+        found = _MARKER.search(data, position)
+        if found is None:
+            raise ValueError(CUT_SHORT)
+        marker, position = found[0][1], found.end()
+        if marker == _END_OF_IMAGE:
+            return
+        if marker in _WITHOUT_LENGTH:
+            continue
+        length = int.from_bytes(data[position : position + 2], "big")
+        content, position = data[position + 2 : position + length], position + max(length, 2)
+        if marker != _START_OF_SCAN:
+            yield Segment(marker, content)
+            continue
+        end = _SCAN_END.search(data, position)
+        if end is None:
+            raise ValueError(CUT_SHORT)
+        yield Segment(marker, content, data[position : end.start()].rstrip(b"\xff"))
+        position = end.start()
+    raise ValueError(f"more than {MAX_PARTS:,} JPEG segments would take too long to read")
+
+
+def read_size(data: bytes) -> tuple[int, int]:
+    """Read the height and width of a JPEG file in pixels.
+
+    Raises:
+        ValueError: its header is damaged.
+    """
+    for segment in segments(data):
+        if segment.marker in _FRAMES:
+            return int.from_bytes(segment.content[1:3], "big"), int.from_bytes(segment.content[3:5], "big")
+    raise ValueError("no frame in a JPEG file")
+
+
+def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
+    """Decode a JPEG file.
+
+    Returns:
+        [H, W, 3] RGB, as Pillow gives them.
+
+    Raises:
+        ValueError, OSError: the file is damaged, cut short, or too large.
+    """
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        _check(data, height, width)
+        if colours in ("RGB", "YCbCr", "Gray"):
+            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+            return pixels
+    except ValueError as error:
+        if _is_data_lost(error):
+            raise
+    return _decode_with_pillow(data)
+
+
+def _check(data: bytes, height: int, width: int) -> None:
+    check_size(height, width)
+    check_scans(data.count(_SCAN), height, width)
+
+
+def _is_data_lost(error: ValueError) -> bool:
+    return any(words in str(error).lower() for words in DATA_LOST)
+
+
+def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
+    """Decode a file that the strict decoder refuses or does not know, such as CMYK; see that no data is lost."""
+    _check(data, *read_size(data))
+    plain, repaired, padded = _rewritten(data)
+    pixels = _pillow_pixels(plain)
+    try:
+        is_cmyk = simplejpeg.decode_jpeg_header(repaired)[2] in ("CMYK", "YCCK")
+        strict = simplejpeg.decode_jpeg(repaired, "CMYK" if is_cmyk else "RGB", strict=True)
+        if not is_cmyk and not np.array_equal(strict, pixels):
+            raise ValueError("Corrupt JPEG data: premature end of a restart interval")
+    except ValueError as error:
+        if _is_data_lost(error) or WRONG_RESTART in str(error).lower():
+            raise
+        # What else the strict decoder refuses says nothing about the rest of the file.
+        if not np.array_equal(_pillow_pixels(padded), pixels):
+            raise ValueError("Corrupt JPEG data: premature end of data segment") from None
+    return pixels
+
+
+def _pillow_pixels(data: bytes) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+        check_size(image.height, image.width)
+        return np.array(image.convert("RGB"))
+
+
+class _Rewritten(NamedTuple):
+    """A JPEG file written again, without the metadata that Pillow would read in Python."""
+
+    plain: bytes
+    """As it is."""
+    repaired: bytes
+    """Without the harmless mistakes that can be repaired."""
+    padded: bytes
+    """With bytes added to the end of every scan and restart interval. They change the pixels if, and only if, a decoder
+    runs out of data there."""
+
+
+def _rewritten(data: bytes) -> _Rewritten:
+    plain, repaired, padded = (bytearray(b"\xff\xd8") for _ in range(3))
+    is_sequential = False
+    for marker, content, scan in segments(data):
+        is_sequential = is_sequential or marker in _SEQUENTIAL_FRAMES
+        if marker in _METADATA and not _sets_colours(marker, content):
+            continue
+        plain += _written(marker, content, scan)
+        repaired += _written(marker, _repaired(marker, content, is_sequential), _renumbered(scan))
+        padded += _written(marker, content, _padded(scan))
+    return _Rewritten(*(bytes(file + b"\xff\xd9") for file in (plain, repaired, padded)))
+
+
+def _written(marker: int, content: bytes, scan: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content + scan
+
+
+def _sets_colours(marker: int, content: bytes) -> bool:
+    return (marker == _JFIF and content.startswith(b"JFIF\0")) or (marker == _ADOBE and content.startswith(b"Adobe"))
+
+
+def _repaired(marker: int, content: bytes, is_sequential: bool) -> bytes:
+    if marker == _JFIF:
+        return content[:5] + b"\1" + content[6:]
+    if marker == _ADOBE and content[11:12] > b"\2":
+        return content[:11] + b"\1" + content[12:]
+    if marker == _START_OF_SCAN and is_sequential:
+        return content[:-3] + _WHOLE_SCAN
+    return content
+
+
+def _renumbered(scan: bytes) -> bytes:
+    numbers = itertools.count()
+    return _RESTART.sub(lambda _: bytes([0xFF, 0xD0 + next(numbers) % 8]), scan)
+
+
+def _padded(scan: bytes) -> bytes:
+    return _RESTART.sub(lambda restart: _FILLER + restart[0], scan) + _FILLER if scan else scan

@@ -1,0 +1,71 @@
+"""AVIF and HEIC: read where Pillow and the extra bring them, and named where they do not."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cskt.image_files import decode
+from cskt.image_files import formats as image_formats
+from cskt.image_files.decode import decode_image, image_size
+
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 3, 3), dtype=np.uint8)).resize((64, 96), 3)
+KINDS = ["AVIF", "HEIF"]
+
+
+def encoded(kind: str, **options: object) -> bytes:
+    assert kind in image_formats.formats()
+    buffer = io.BytesIO()
+    PICTURE.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_are_pillows(kind: str) -> None:
+    data = encoded(kind)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(decode_image(data), expected) and image_size(data) == (96, 64)
+    assert np.abs(expected.astype(int) - np.asarray(PICTURE)).mean() < 20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damage_is_one_line(kind: str) -> None:
+    data, draw = encoded(kind), np.random.default_rng(0)
+    for length in range(12, len(data), max(1, len(data) // 20)):
+        with pytest.raises(ValueError, match="^image: "):
+            decode_image(data[:length])
+    for _ in range(40):
+        damaged = bytearray(data)
+        for position in draw.integers(0, len(damaged), 5):
+            damaged[position] = draw.integers(256)
+        try:
+            assert decode_image(bytes(damaged), apply_orientation=True).shape[2] == 3
+        except ValueError as error:
+            assert str(error).startswith("image: ") and "\n" not in str(error)
+
+
+def test_heic_is_turned_once() -> None:
+    """pillow-heif applies the rotation of the file, and takes it out of the metadata."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded("HEIF", exif=exif)
+    assert np.array_equal(decode_image(data), decode_image(data, apply_orientation=True))
+
+
+def test_heic_without_the_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded("HEIF")
+    monkeypatch.setattr(decode, "reads_heic", lambda: False)
+    with pytest.raises(ValueError, match=r"pip install 'cskt\[heic\]'"):
+        decode_image(data)
+
+
+def test_suffixes_follow_what_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {".avif", ".heic", ".heif", ".jpg"} <= image_formats.suffixes()
+    monkeypatch.setattr(image_formats, "reads_heic", lambda: False)
+    monkeypatch.setattr(image_formats, "reads_avif", lambda: False)
+    assert image_formats.suffixes() == image_formats.COMMON_SUFFIXES
