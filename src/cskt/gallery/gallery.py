@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cskt.config import nearest
-from cskt.data.images import Source
+from cskt.data.images import Source, resize
 from cskt.data.sentences import check_sentence
 from cskt.embed import Encoder
 from cskt.explain import Explanation
@@ -393,6 +395,11 @@ class Gallery:
         Searching itself is silent; the command prints these lines, the service puts them into its answer.
         """
         return query_warnings(self.encoder, query)
+
+    def resize(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Resize a decoded picture [h, w, 3] for the model, so that `Query` takes it: [3, H, W] uint8."""
+        architecture = self.encoder.model.architecture
+        return resize(pixels, architecture.image_height, architecture.image_width)
 
     def search_vectors(
         self,

@@ -33,8 +33,9 @@ class Query:
 
     text: str | None = None
     """What the person looks like."""
-    image: Source | None = None
-    """A picture from outside the gallery: a path, an opened image, or the bytes of a file."""
+    image: Source | Tensor | None = None
+    """A picture from outside the gallery: a path, an opened image, the bytes of a file, or pixels [3, H, W] uint8 in
+    the size that the model takes."""
     like: str | None = None
     """Name of a crop of the gallery to find more of."""
     exclude: tuple[str, ...] = ()
@@ -93,15 +94,20 @@ def encode_queries(encoder: Encoder, queries: Sequence[Query], vector_of: Callab
 
     sentences: list[str] = []
     images: list[Source] = []
+    pixels: list[Tensor] = []
     sentence_parts: list[_Part] = []
     image_parts: list[_Part] = []
+    pixel_parts: list[_Part] = []
     vectors = torch.zeros(len(queries), encoder.model.architecture.embed_dim)
     for row, query in enumerate(queries):
         for text, weight in [(query.text, query.text_weight), *((no, -query.exclude_weight) for no in query.exclude)]:
             if text is not None:
                 sentences.append(text)
                 sentence_parts.append(_Part(row, weight))
-        if query.image is not None:
+        if isinstance(query.image, torch.Tensor):
+            pixels.append(query.image)
+            pixel_parts.append(_Part(row, query.image_weight))
+        elif query.image is not None:
             images.append(query.image)
             image_parts.append(_Part(row, query.image_weight))
         if query.like is not None:
@@ -109,6 +115,7 @@ def encode_queries(encoder: Encoder, queries: Sequence[Query], vector_of: Callab
     for features, parts in (
         (encoder.encode_text(sentences), sentence_parts) if sentences else (None, []),
         (encoder.encode_image(images), image_parts) if images else (None, []),
+        (encoder.encode_image(torch.stack(pixels)), pixel_parts) if pixels else (None, []),
     ):
         if features is not None:
             weights = torch.tensor([part.weight for part in parts])

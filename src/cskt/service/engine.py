@@ -4,7 +4,8 @@ encode     one thread   every query; what gathers while the model is busy is enc
 search     one thread   quick queries; what gathers is searched for together
 slow       two threads  queries with a filter, in groups or far down the list, and histograms, which may take long
 explain    one thread   heat maps
-read       four threads pictures, thumbnails, facts
+decode     two threads  pictures to search by, decoded and resized for the model
+read       four threads originals, thumbnails, facts
 write      one thread   additions and deletions
 count      one thread   how many crops there are, which tells whether the store answers
 """
@@ -76,6 +77,7 @@ class Engine:
         )
         self._slow = Pool("slow", threads=2, most_waiting=LONG_WAIT)
         self.explaining = Pool("explain", threads=1, most_waiting=LONG_WAIT)
+        self.decoding = Pool("decode", threads=2, most_waiting=LONG_WAIT)
         self.reading = Pool("read", threads=4, most_waiting=settings.queries_waiting)
         self.writing = Pool("write", threads=1, most_waiting=LONG_WAIT)
         self._counting = Pool("count", threads=1, most_waiting=1)
@@ -155,7 +157,7 @@ class Engine:
         """
         parts: dict[str, Batcher[Any, Any] | Pool] = {
             "encode": self._encoding, "search": self._searching, "slow": self._slow, "explain": self.explaining,
-            "read": self.reading, "write": self.writing, "count": self._counting,
+            "decode": self.decoding, "read": self.reading, "write": self.writing, "count": self._counting,
         }  # fmt: skip
         for part in parts.values():
             part.stop()

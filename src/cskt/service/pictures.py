@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import re
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
-from cskt.data.images import BOMBS, DECODING_ERRORS, FORMATS, decode_image
+from cskt.data.images import decode_image, image_size
+from cskt.gallery.gallery import Gallery
 from cskt.service.errors import ServiceError
 from cskt.service.settings import ServiceSettings
 
@@ -20,6 +22,8 @@ SIGNATURES = {
     "image/gif": re.compile(rb"GIF8[79]a"),
     "image/bmp": re.compile(rb"BM"),
     "image/tiff": re.compile(rb"II\*\0|MM\0\*"),
+    "image/avif": re.compile(rb"....ftypavi[fs]", re.DOTALL),
+    "image/heic": re.compile(rb"....ftyp(?:hei[cx]|hev[cx]|mif1|msf1)", re.DOTALL),
 }
 """How files of each type begin."""
 SUFFIXES = {"image/jpeg": ".jpg", "application/octet-stream": ".bin"}
@@ -54,30 +58,39 @@ def decode_base64(text: str, settings: ServiceSettings) -> bytes:
 
 
 def check_pixels(data: bytes, settings: ServiceSettings) -> None:
-    """See from its header that an image can be decoded in little memory.
+    """Check from its header that an image can be decoded in little memory.
 
     Raises:
-        ValueError: it has too many pixels, or is no image; says so in a line.
+        ValueError: it is too large or too narrow, or is no image; says so in a line.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            num_pixels = image.width * image.height
-    except BOMBS:
-        num_pixels = settings.image_pixels + 1
-    except DECODING_ERRORS:
-        raise ValueError(f"not an image of a known format ({', '.join(FORMATS)}); save it as one") from None
-    if num_pixels > settings.image_pixels:
+    height, width = image_size(data)
+    if height * width > settings.image_pixels:
         raise ValueError(f"the image has more than {settings.image_pixels:,} pixels; scale it down")
 
 
-def decode_query(data: bytes, settings: ServiceSettings) -> Image.Image:
-    """The picture of a query, decoded, so that a bad one is refused before it joins a batch.
+def decode_query(data: bytes, settings: ServiceSettings) -> NDArray[np.uint8]:
+    """Decode the picture of a query.
+
+    Returns:
+        [H, W, 3] RGB, upright.
 
     Raises:
         ServiceError: 422, it cannot be decoded.
     """
     try:
         check_pixels(data, settings)
-        return Image.fromarray(decode_image(data))
+        return decode_image(data, apply_orientation=True)
     except ValueError as error:
         raise ServiceError(422, "bad_image", str(error)) from None
+
+
+def read_query(data: bytes, gallery: Gallery, settings: ServiceSettings) -> Tensor:
+    """Decode the picture of a query and resize it for the model, outside the thread that encodes for everybody.
+
+    Returns:
+        [3, H, W] uint8.
+
+    Raises:
+        ServiceError: 422, it cannot be decoded.
+    """
+    return gallery.resize(decode_query(data, settings))

@@ -17,7 +17,7 @@ from cskt.service.bodies import StrictRoute
 from cskt.service.engine import Wanted
 from cskt.service.errors import told_to_the_client
 from cskt.service.parts import BODY_ERRORS, Parts, errors
-from cskt.service.pictures import decode_base64, decode_query
+from cskt.service.pictures import decode_base64, read_query
 from cskt.service.schemas import (
     ExplainAnswer,
     ExplainRequest,
@@ -58,7 +58,7 @@ async def search(asked: SearchRequest, request: Request, service: Parts) -> Sear
         image = None
         if asked.image is not None:
             data = decode_base64(asked.image, service.settings)
-            image = await service.engine.reading.run(decode_query, data, service.settings)
+            image = await service.engine.decoding.run(read_query, data, gallery, service.settings)
         with told_to_the_client(gallery):
             # read once, so that the answer names the one it was made with: `cskt calibrate` may change it at any time
             cut_off = gallery.cut_off if asked.min_score is None else asked.min_score
