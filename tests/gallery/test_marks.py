@@ -28,7 +28,25 @@ def pid_of(marks: list[Mark]) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    "text", [RED, "=cmd|'/c calc'!A1", "'quoted'", 'says "hi", twice', "two\nlines", "-1", "红色的外套", "a;b\tc"]
+    "text",
+    [
+        RED,
+        "=cmd|'/c calc'!A1",
+        "'quoted'",
+        'says "hi", twice',
+        "two\nlines",
+        "-1",
+        "红色的外套",
+        "a;b\tc",
+        "a man;=cmd|'/c calc'!A1",
+        "a, -b",
+        " =x",
+        "a\r=b",
+        "two\r\nlines",
+        "＝1+1",
+        "'=x",
+        "a;'=b",
+    ],
 )
 def test_csv_comes_back_unchanged(tmp_path: Path, text: str) -> None:
     marks = [Mark(text, "cam1/a,b.jpg", True), Mark(text, "+formula.jpg", False)]
@@ -39,7 +57,7 @@ def test_csv_comes_back_unchanged(tmp_path: Path, text: str) -> None:
 
 def test_no_cell_is_a_formula() -> None:
     cells = marks_csv([Mark("=1+1", "@b.jpg", True)]).splitlines()[1].split(",")
-    assert cells == ["'=1+1", "'@b.jpg", "1"]
+    assert cells == ['"\'=1+1"', '"\'@b.jpg"', '"1"']
 
 
 @pytest.mark.parametrize("yes", ["1", "true", "TRUE", "yes", "right"])

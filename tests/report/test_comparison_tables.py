@@ -22,7 +22,7 @@ from cskt.report.comparison import (
     rate,
     size,
 )
-from cskt.report.formats import csv_text, latex, latex_cell, markdown
+from cskt.report.formats import csv_of, latex, latex_cell, markdown
 from cskt.report.matrix import MatrixCell, MatrixRow, matrix_grid, matrix_records, matrix_table
 from cskt.report.tables import METRIC_NAMES, is_number_column
 
@@ -102,7 +102,7 @@ def test_records_hold_fractions_and_all_keys() -> None:
     assert (cskt["r1"], cskt["r1_difference"], cskt["seeds"], cskt["checkpoint_bytes"]) == (
         0.69704, 0.577, "1 2 3", 48_500_000,
     )  # fmt: skip
-    (first, second) = csv.DictReader(io.StringIO(csv_text([clip, cskt])))
+    (first, second) = csv.DictReader(io.StringIO(csv_of([clip, cskt])))
     assert (first["training_seconds"], second["label"], second["note"]) == ("", CSKT.label, CSKT.note)
     assert float(second["mean_ap_low"]) == cskt["mean_ap_low"]
 
@@ -179,3 +179,16 @@ def test_matrix_records_hold_one_cell_each() -> None:
         ("[b]CLIP", "cuhk-pedes", 0.1, False), ("[b]CLIP", "jsonl (my_data)", 0.2, False),
     ]  # fmt: skip
     assert records[2]["trained_on"] is None
+
+
+def test_labels_of_strangers_stay_text_in_every_format() -> None:
+    grid = [["Method", "R1"], ["[1pt] \\input{x} *a* <b> & &lt; $x$ | \x1b[2J", "=1+1;+2"]]
+    line = markdown(grid, is_number_column).splitlines()[2]
+    assert line == r"| \[1pt\] \\input{x} \*a\* \<b> & \&lt; \$x\$ \| \\x1b\[2J | =1+1;+2 |"
+    line = latex(grid, is_number_column, "a\nb\x0bc\x1b").splitlines()
+    assert all(part.startswith("% ") for part in line[:4])
+    cell = next(part for part in line if "pt" in part)
+    assert cell.startswith("{[}1pt] ") and "\\input" not in cell and "\x1b" not in cell
+    assert csv_of([{"label": "=1+1;+2", "difference": -0.5, "note": None}]) == (
+        '"label","difference","note"\n"\'=1+1;\'+2","-0.5",""\n'
+    )

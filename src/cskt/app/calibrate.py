@@ -132,7 +132,7 @@ def _of_gallery(flags: argparse.Namespace) -> Measured:
         known = [mark for mark in named if mark.image_id in present]
         if strange := next((mark.image_id for mark in named if mark.image_id not in present), None):
             logger.warning(
-                "%s: %d of %d pairs name no crop of the gallery (the first: %s)",
+                "%s: %d of %d pairs name no crop of the gallery (the first: '%s')",
                 flags.labelled, len(named) - len(known), len(named), strange,
             )  # fmt: skip
         texts, image_ids = _distinct(known)

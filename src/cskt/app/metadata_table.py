@@ -52,7 +52,7 @@ def tell_unmatched(path: Path, metadata: Mapping[str, object], present: Collecti
     strange = [name for name in metadata if name not in present]
     if strange:
         logger.warning(
-            "%s: %d of %d rows name no image in %s (the first: %s)",
+            "%s: %d of %d rows name no image in %s (the first: '%s')",
             path, len(strange), len(metadata), images, strange[0],
         )  # fmt: skip
     if without := len(present) - (len(metadata) - len(strange)):

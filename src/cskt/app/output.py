@@ -17,7 +17,7 @@ from cskt.report.comparison import (
     comparison_records,
     comparison_table,
 )
-from cskt.report.formats import csv_text, latex, markdown
+from cskt.report.formats import csv_of, latex, markdown, markdown_cell
 from cskt.report.matrix import LEGEND, MatrixCell, MatrixRow, matrix_grid, matrix_records, matrix_table
 from cskt.report.tables import is_number_column
 from cskt.results import Result
@@ -80,9 +80,10 @@ def comparison_text(comparison: Comparison, form: str) -> str:
         }
         return json_text(content, indent=1) + "\n"
     if form == "csv":
-        return csv_text(comparison_records(rows))
+        return csv_of(comparison_records(rows))
     if form == "markdown":
-        return f"{title}\n\n{markdown(comparison_grid(rows), is_number_column)}\n{explanation}\n"
+        grid = markdown(comparison_grid(rows), is_number_column)
+        return f"{markdown_cell(title)}\n\n{grid}\n{markdown_cell(explanation)}\n"
     if form == "latex":
         return latex(comparison_grid(rows), is_number_column, f"{title}\n{explanation}")
     terminal = console()
@@ -154,7 +155,7 @@ def matrix_text(rows: Sequence[MatrixRow], columns: Sequence[str], split: str, f
     if form == "json":
         return json_text({"split": split, "cells": matrix_records(rows, columns)}, indent=1) + "\n"
     if form == "csv":
-        return csv_text(matrix_records(rows, columns))
+        return csv_of(matrix_records(rows, columns))
     if form == "markdown":
         return f"{markdown(matrix_grid(rows, columns), is_number_column)}\n{LEGEND}\n"
     if form == "latex":

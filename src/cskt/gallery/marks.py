@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cskt.csv_cells import csv_text
 from cskt.data.sentences import check_sentence
-from cskt.gallery.tables import Row, column_of, plain_cell, read_table
+from cskt.gallery.tables import Row, column_of, read_table
 
 COLUMNS = ("text", "image", "right")
 OTHER_NAMES = {
@@ -35,13 +34,9 @@ class Mark:
 def marks_csv(marks: Iterable[Mark]) -> str:
     """Marks as CSV with the columns text, image and right (1 or 0); `read_pairs` reads them back unchanged.
 
-    Cells that a spreadsheet would take for a formula are marked as text (see `tables.plain_cell`).
+    Cells that a spreadsheet would take for a formula are marked as text; see `csv_cells`.
     """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows((plain_cell(mark.text), plain_cell(mark.image_id), int(mark.right)) for mark in marks)
-    return file.getvalue()
+    return csv_text([COLUMNS, *((mark.text, mark.image_id, int(mark.right)) for mark in marks)])
 
 
 def marks_jsonl(marks: Iterable[Mark], pid_start: int = 0) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cskt.csv_cells import unguarded_cell
+
 DELIMITERS = ",;\t"
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
-"""A spreadsheet takes a cell that begins so for a formula, which may run programs; the last one marks plain text."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ def read_table(path: Path) -> list[Row]:
     """The rows of a table: JSON lines if its first character is `{`, else CSV with headings.
 
     The delimiter of a CSV file is whichever of comma, semicolon and tab its headings hold most of. A byte order mark,
-    as spreadsheets write, is passed over.
+    as spreadsheets write, is skipped. Marks of `csv_cells.guarded_cell` are removed.
 
     Raises:
         ValueError: the file is missing, not UTF-8, holds no row, or a row does not fit the headings; names file and
             line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")  # line ends within a cell stay as they are
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save the table as UTF-8") from None
     except OSError as error:
@@ -45,15 +45,6 @@ def read_table(path: Path) -> list[Row]:
     if not rows:
         raise ValueError(f"{path}: holds no row; write headings and a line for each image")
     return rows
-
-
-def plain_cell(text: str) -> str:
-    """A cell of CSV that no spreadsheet runs: an apostrophe goes before a formula; `read_table` takes it off again."""
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
-
-
-def _without_mark(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA_STARTS) else cell
 
 
 def column_of(rows: Sequence[Row], names: Collection[str], path: Path) -> str:
@@ -81,7 +72,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[Row]:
                 f"{where}: {len(cells)} cells under {len(headings)} headings; quote cells that hold commas"
             )
         else:
-            yield Row(where, dict(itertools.zip_longest(headings, map(_without_mark, cells), fillvalue="")))
+            yield Row(where, dict(itertools.zip_longest(headings, map(unguarded_cell, cells), fillvalue="")))
 
 
 def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:

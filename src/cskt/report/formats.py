@@ -1,10 +1,12 @@
-"""A table of text, headings first, as Markdown, LaTeX or CSV; whatever a cell holds, it stays text."""
+"""Tables of text, headings first, as Markdown, LaTeX or CSV, with every cell escaped for its format."""
 
 from __future__ import annotations
 
-import csv
-import io
+import re
 from collections.abc import Callable, Sequence
+
+from cskt.csv_cells import csv_text
+from cskt.terminal import printable
 
 Grid = Sequence[Sequence[str]]
 
@@ -12,9 +14,11 @@ LATEX_SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "–": "--", "−": "$-$", "±": r"$\pm$", "Δ": r"$\Delta$",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "[": "{[}", "*": "{*}",  # behind a line break they would be an argument of it
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }  # fmt: skip
-MARKDOWN_SPECIAL = "\\`*_[]<|~"
+MARKDOWN_SPECIAL = re.compile(r"[\\`*_\[\]<|~$]|&(?=[#A-Za-z])")
+"""What Markdown gives a meaning; `&` only where an entity may follow."""
 
 
 def markdown(grid: Grid, is_number: Callable[[str], bool]) -> str:
@@ -42,29 +46,25 @@ def latex(grid: Grid, is_number: Callable[[str], bool], caption: str = "") -> st
     columns = "".join("r" if is_number(heading) else "l" for heading in headings)
     lines = [" & ".join(map(latex_cell, cells)) + r" \\" for cells in (headings, *body)]
     return "\n".join([
-        *(f"% {line}" for line in caption.splitlines()),
+        *(f"% {printable(line)}" for line in caption.splitlines()),
         r"% \usepackage{booktabs}",
         rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
         r"\end{tabular}", "",
     ])  # fmt: skip
 
 
-def csv_text(records: Sequence[dict[str, object]]) -> str:
-    """Records with the same keys as CSV, the keys first; what is not known is an empty cell."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, fieldnames=list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return file.getvalue()
+def csv_of(records: Sequence[dict[str, object]]) -> str:
+    """Return records with the same keys as CSV, the keys first; what is not known is an empty cell."""
+    return csv_text([list(records[0]), *(list(record.values()) for record in records)])
 
 
 def markdown_cell(text: str) -> str:
-    """Text on one line that Markdown shows as it is."""
-    return "".join(
-        f"\\{character}" if character in MARKDOWN_SPECIAL else character for character in " ".join(text.split())
-    )
+    """Return text on one line that Markdown shows as it is."""
+    line = printable(" ".join(text.split()))
+    return MARKDOWN_SPECIAL.sub(r"\\\g<0>", line)
 
 
 def latex_cell(text: str) -> str:
-    """Text on one line that LaTeX sets as it is."""
-    return "".join(LATEX_SPECIAL.get(character, character) for character in " ".join(text.split()))
+    """Return text on one line that LaTeX sets as it is."""
+    line = printable(" ".join(text.split()))
+    return "".join(LATEX_SPECIAL.get(character, character) for character in line)
