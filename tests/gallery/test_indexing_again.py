@@ -75,12 +75,18 @@ def test_a_list_that_is_refused_is_not_remembered(gallery: Gallery, crops: Path)
     assert gallery.index().unchanged == 12
 
 
-def test_a_list_of_somebody_else_leads_nowhere_else(empty: Path, encoder: Encoder, crops: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "told"), [("../secret.txt", "'image_list' must be the name of a file"), ("link.txt", "leads outside")]
+)
+def test_a_list_of_somebody_else_leads_nowhere_else(
+    empty: Path, encoder: Encoder, crops: Path, tmp_path: Path, name: str, told: str
+) -> None:
     (tmp_path / "secret.txt").write_text("a.jpg", encoding="utf-8")
+    (crops / "link.txt").symlink_to(tmp_path / "secret.txt")
     content = json.loads((empty / MANIFEST).read_text(encoding="utf-8"))
-    content |= {"images": str(crops), "image_list": "../secret.txt"}
+    content |= {"images": str(crops), "image_list": name}
     (empty / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
-    with Gallery.open(empty, encoder=encoder) as gallery, pytest.raises(ValueError, match="leads outside"):
+    with pytest.raises(ValueError, match=told), Gallery.open(empty, encoder=encoder) as gallery:
         gallery.index()
 
 
