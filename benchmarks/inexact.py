@@ -92,8 +92,7 @@ def costs_of(run: Path, folder: Path) -> list[Cost]:
 
 def int8_of(source: Encoder, folder: Path, split: Split) -> ExportedEncoder:
     """The encoder with its image tower in int8, calibrated on images of a split."""
-    architecture = source.model.architecture
-    pixels = calibration_pixels(split.image_paths, architecture.image_height, architecture.image_width)
+    pixels = calibration_pixels(split.image_paths, source)
     write_folder(source, folder, "openvino", calibration=pixels)
     return load_exported(folder)
 

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from cskt.data.images import Source, decode_image, normalise, read_image
+from cskt.data.images import Source, decode_image
 from cskt.data.tokenizer import Tokenizer
 from cskt.device import arithmetic
 from cskt.embed import Encoder
@@ -97,14 +97,13 @@ def explain(encoder: Encoder, image: Source, text: str) -> Explanation:
     Raises:
         ValueError: the image cannot be read.
     """
-    architecture = encoder.model.architecture
-    pixels = read_image(image, architecture.image_height, architecture.image_width)
+    pixels = encoder.read_image(image)
     words = find_words(text, encoder.tokenizer)
     phrases = list(dict.fromkeys(word.phrase for word in words))
     sentences = [text, *(PHRASE.replace("{}", phrase) for phrase in phrases)]
     with torch.inference_mode(False):
         text_features = encoder.encode_text(sentences).to(encoder.device)
-        images = normalise(pixels[None].to(encoder.device))
+        images = encoder.normalise(pixels[None])
         with arithmetic(encoder.device, encoder.precision):
             scores, relevance = patch_relevance(encoder.model, images, text_features)
     sentence, *heats = (scaled(signed).cpu() for signed in relevance)
@@ -126,7 +125,7 @@ def patch_relevance(model: DualEncoder, images: Tensor, text_features: Tensor) -
 
     Args:
         model: its parameters are neither changed nor given a gradient.
-        images: [1, 3, H, W] float, normalised as CLIP does.
+        images: [1, 3, H, W] float, normalised as the model takes them.
         text_features: [T, D], unit vectors.
     """
     rows, columns = model.architecture.grid

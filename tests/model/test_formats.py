@@ -49,9 +49,8 @@ def test_scripted_archive_with_attributes(tmp_path: Path) -> None:
     with pytest.warns(DeprecationWarning):
         torch.jit.script(root).save(str(path))
     found = read_tensors(path)
-    assert found.is_torchscript
-    assert found.tensors.keys() == {*root.state_dict(), "empty"}
-    assert all(torch.equal(found.tensors[name], value) for name, value in root.state_dict().items())
+    assert found.keys() == {*root.state_dict(), "empty"}
+    assert all(torch.equal(found[name], value) for name, value in root.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_hugging_face_config_must_fit(hugging_face: tuple[CLIPModel, Path], tmp_
         with pytest.raises(ValueError, match=message):
             loaded(tmp_path)
     (tmp_path / "config.json").write_text(config[: len(config) // 2])
-    with pytest.raises(ValueError, match="cannot be read as JSON"):
+    with pytest.raises(ValueError, match="config.json: not JSON"):
         loaded(tmp_path)
 
 

@@ -70,9 +70,11 @@ def test_known_extras_are_left_out(tmp_path: Path) -> None:
     assert_tiny(load_backbone(BackboneConfig(name=str(path))).state)
 
 
-def test_entry_that_is_no_tensor_is_named(tmp_path: Path) -> None:
-    path = with_changes(lambda state: state.update(note="hello"), tmp_path / "clip.pt")
-    assert "entry 'note' is a str" in refused(path)
+def test_what_is_no_tensor_is_passed_over_but_missed_in_place_of_one(tmp_path: Path) -> None:
+    path = with_changes(lambda state: state.update(note="hello", epoch=3), tmp_path / "clip.pt")
+    assert_tiny(load_backbone(BackboneConfig(name=str(path), **UNKNOWN_ORIGIN)).state)
+    path = with_changes(lambda state: state.update({"visual.ln_pre.bias": "hello"}), tmp_path / "clip.pt")
+    assert "'visual.ln_pre.bias' is missing" in refused(path, **UNKNOWN_ORIGIN)
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,11 @@ def random_captions(vocab_size: int = VOCAB_SIZE, context_length: int = CONTEXT_
 
 
 def save_archive(model: nn.Module, path: Path) -> Path:
-    """A TorchScript archive of `model`, in half precision as OpenAI's are."""
+    """A TorchScript archive of `model`, in half precision and with the extra tensors of OpenAI's."""
+    for name, size in LEFTOVERS.items():
+        if isinstance(getattr(model, name, None), int):
+            delattr(model, name)
+        model.register_buffer(name, torch.tensor(size))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer would rather have another exporter used, and fewer checks in torch
         traced = torch.jit.trace(model, (random_images(), random_captions()), check_trace=False)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cskt import losses
 from cskt.config import RunConfig
+from cskt.config.kinds import Interpolation
 from cskt.data import loading
 from cskt.data.annotations import read_dataset
 from cskt.data.images import normalise
@@ -316,9 +317,9 @@ def images_read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     seen: set[str] = set()
     read = loading.read_image
 
-    def read_and_note(source: Path, height: int, width: int) -> Tensor:
+    def read_and_note(source: Path, height: int, width: int, interpolation: Interpolation) -> Tensor:
         seen.add(source.name)
-        return read(source, height, width)
+        return read(source, height, width, interpolation)
 
     monkeypatch.setattr(loading, "read_image", read_and_note)
     return seen

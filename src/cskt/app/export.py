@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cskt.app.export_runtime import RUNTIME_FLAGS, add_runtime_flags, export_runtime
 from cskt.app.parsing import Parser
-from cskt.config import LoraConfig, RunConfig, load_config, to_dict
+from cskt.config import LoraConfig, RunConfig, as_trained, load_config, to_dict
 from cskt.data.annotations import read_dataset
 from cskt.embed import Encoder, load
 from cskt.embed.exported import SUFFIXES
@@ -92,7 +92,7 @@ def read_run(folder: Path, backbone: str | None) -> Folded:
     """
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder}: no run folder (it has no {CONFIG})")
-    config = load_config(folder / CONFIG)
+    config = as_trained(load_config(folder / CONFIG))
     source = read_method(folder / BEST)
     encoder = load(folder, backbone, "cpu")
     encoder.model.fold_lora()
@@ -126,7 +126,9 @@ def write_backbone(target: Path, run: Folded, *, half: bool, seen_tokens: bool) 
         target,
         state,
         run.encoder.model.architecture,
-        facts=run.source.facts | {"seed": str(run.config.seed), "recipe": run.config.name},
+        facts=run.source.facts
+        | {"seed": str(run.config.seed), "recipe": run.config.name}
+        | {"interpolation": run.config.backbone.interpolation},
         half=half,
         known_token_ids=seen_token_ids(run) if seen_tokens else None,
     )

@@ -148,8 +148,7 @@ def calibration_images(flags: argparse.Namespace, config: RunConfig | None, sour
         paths = split_of(str(flags.run), flags.dataset, flags.root, "train").image_paths
     else:
         raise ValueError("int8 takes its ranges from crops; give a gallery or a folder of them with --calibrate-on")
-    architecture = source.model.architecture
-    return calibration_pixels(paths, architecture.image_height, architecture.image_width)
+    return calibration_pixels(paths, source)
 
 
 def crops_of(folder: Path) -> list[Path]:

@@ -26,7 +26,11 @@ OPTIONAL_KEYS = {key for key, field in flat_fields() if str(field.type).endswith
 """Config keys that may be empty: `none` and `null` empty them."""
 SWITCHES = {key for key, field in flat_fields() if field.type == "bool"}
 """Config keys that are on or off: the flag alone switches one on."""
-SERIES_KEYS = {key for key, field in flat_fields() if isinstance(field.default, tuple)}
+SERIES_KEYS = {
+    key
+    for key, field in flat_fields()
+    if isinstance(field.default, tuple) or str(field.type).startswith(("ChannelMeans", "ChannelStds"))
+}
 """Config keys that hold several values: `10,20` is two numbers."""
 
 

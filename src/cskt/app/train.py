@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cskt.app.next_steps import command_line
 from cskt.app.parsing import Parser, add_config_flags, config_from_flags, existing_folder, flag_overrides, seeds_of
-from cskt.config import RunConfig, load_config
+from cskt.config import RunConfig, as_trained, load_config
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     folder = existing_folder(flags.resume)
     # The stop of an earlier session is none of this one.
     overrides = {"loop.stop_after_epochs": None} | flag_overrides(flags)
-    return run(load_config(folder / CONFIG, overrides), folder, resume=True)
+    return run(as_trained(load_config(folder / CONFIG, overrides)), folder, resume=True)
 
 
 def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False) -> int:

@@ -1,6 +1,6 @@
 """The configuration of a run: what can be set (`schema`) and how it is read and written (`files`)."""
 
-from cskt.config.architecture import ClipArchitecture
+from cskt.config.architecture import CLIP_MEAN, CLIP_STD, ClipArchitecture
 from cskt.config.files import (
     RECIPES,
     load_config,
@@ -16,6 +16,7 @@ from cskt.config.files import (
     validate,
 )
 from cskt.config.schema import (
+    RECORDED,
     AdapterConfig,
     AugmentConfig,
     BackboneConfig,
@@ -27,12 +28,18 @@ from cskt.config.schema import (
     OptimConfig,
     PromptConfig,
     RunConfig,
+    as_trained,
+    completed_like,
+    evaluation_interpolation,
     flat_fields,
     value_of,
 )
 
 __all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
     "RECIPES",
+    "RECORDED",
     "AdapterConfig",
     "AugmentConfig",
     "BackboneConfig",
@@ -45,6 +52,9 @@ __all__ = [
     "OptimConfig",
     "PromptConfig",
     "RunConfig",
+    "as_trained",
+    "completed_like",
+    "evaluation_interpolation",
     "flat_fields",
     "load_config",
     "merge",

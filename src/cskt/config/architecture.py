@@ -1,14 +1,19 @@
-"""The sizes of a CLIP."""
+"""The sizes of a CLIP, and the normalisation of the images that it takes."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Le
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 from pydantic.dataclasses import dataclass
 
-from cskt.config.kinds import STRICT, Activation, Depth, Size, Whole
+from cskt.config.kinds import STRICT, Activation, ChannelMeans, ChannelStds, Depth, Size, Whole
+
+CLIP_MEAN: ChannelMeans = (0.48145466, 0.4578275, 0.40821073)
+"""Channel means that OpenAI's CLIP was trained with, of RGB in [0, 1]."""
+CLIP_STD: ChannelStds = (0.26862954, 0.26130258, 0.27577711)
+"""Channel standard deviations, likewise."""
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -43,6 +48,10 @@ class ClipArchitecture:
     """Rows of the token embedding; the last two are the start and the end token."""
     activation: Activation = "quick_gelu"
     """Non-linearity of the blocks."""
+    image_mean: ChannelMeans = CLIP_MEAN
+    """Channel means that are subtracted from the images, whose pixels are in [0, 1]."""
+    image_std: ChannelStds = CLIP_STD
+    """Channel standard deviations that the images are divided by."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -51,6 +60,15 @@ class ClipArchitecture:
             (self.image_height - self.patch_size) // self.stride + 1,
             (self.image_width - self.patch_size) // self.stride + 1,
         )
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A normalisation like CLIP's is not written: files and fingerprints stay as they were before these fields.
+        written: dict[str, Any] = dump(self)
+        for key, default in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
+            if getattr(self, key) == default:
+                del written[key]
+        return written
 
     @model_validator(mode="after")
     def _check(self) -> ClipArchitecture:

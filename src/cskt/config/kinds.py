@@ -27,7 +27,17 @@ Depth: TypeAlias = Annotated[Positive, Le(200)]
 """A number of blocks."""
 Fraction: TypeAlias = Annotated[Real, Ge(0), Le(1)]
 Range: TypeAlias = tuple[Real, Real]
+_Mean: TypeAlias = Annotated[Real, Ge(-1e6), Le(1e6)]
+_Std: TypeAlias = Annotated[Real, Ge(1e-6), Le(1e6)]
+ChannelMeans: TypeAlias = tuple[_Mean, _Mean, _Mean]
+"""Mean of the red, green and blue channel, of pixels in [0, 1]."""
+ChannelStds: TypeAlias = tuple[_Std, _Std, _Std]
+"""Standard deviation of the channels, likewise."""
 
 Activation: TypeAlias = Literal["quick_gelu", "gelu"]
+Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
+"""Filter that resizes images, antialiased."""
+WeightsChoice: TypeAlias = Literal["model", "ema"]
+"""Which weights of a checkpoint: those of the model, or their moving average."""
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)

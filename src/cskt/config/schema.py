@@ -14,12 +14,15 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from cskt.config.architecture import ClipArchitecture
+from cskt.config.architecture import CLIP_MEAN, CLIP_STD, ClipArchitecture
 from cskt.config.kinds import (
     STRICT,
     Activation,
+    ChannelMeans,
+    ChannelStds,
     Depth,
     Fraction,
+    Interpolation,
     NonNegative,
     NonNegativeReal,
     Positive,
@@ -27,6 +30,7 @@ from cskt.config.kinds import (
     Range,
     Real,
     Size,
+    WeightsChoice,
     Whole,
 )
 
@@ -41,6 +45,8 @@ class BackboneConfig:
 
     name: str = "ViT-B/16"
     """clip-tiny (ships with the package), a published name such as ViT-B/16, a Hugging Face repository, or a path."""
+    weights: WeightsChoice = "model"
+    """model or ema: which weights are taken from a checkpoint that also holds their moving average."""
     image_height: Size | None = None
     """Height that images are resized to, in pixels; the weight file's own if empty."""
     image_width: Size | None = None
@@ -53,8 +59,20 @@ class BackboneConfig:
     """Attention heads of the text tower, where the weight file does not say."""
     activation: Activation | None = None
     """Non-linearity, where the weight file does not say."""
+    image_mean: ChannelMeans | None = None
+    """Channel means that images are normalised with; if empty, those of the JSON file beside the weights
+    (open_clip_config.json, preprocessor_config.json), else CLIP's."""
+    image_std: ChannelStds | None = None
+    """Channel standard deviations, likewise."""
+    interpolation: Interpolation = "bilinear"
+    """Filter that resizes images: bilinear, as in the released codes, or bicubic."""
     architecture: ClipArchitecture | None = None
     """Start from random weights of these sizes instead of loading `name` (how clip-tiny was made)."""
+
+
+RECORDED = ("image_height", "image_width", "vision_heads", "text_heads", "activation", "image_mean", "image_std")
+"""Fields of `BackboneConfig` that the config of a run holds as they were found in the backbone's files, so that the run
+stays the same where a JSON file beside the weights goes or changes."""
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -176,6 +194,8 @@ class DataConfig:
     """Most tokens of a caption, start and end included; longer ones lose words before the end token."""
     num_workers: NonNegative = 4
     """Threads that decode images; 0 decodes in the calling thread."""
+    eval_interpolation: Interpolation | None = None
+    """Filter that resizes images in evaluation and search; if empty, that of backbone.interpolation."""
     cache_images: bool = False
     """Keep the resized uint8 images in memory."""
     cache_dir: str | None = None
@@ -338,6 +358,29 @@ class RunConfig:
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
     loop: LoopConfig = LoopConfig()
+
+
+def evaluation_interpolation(config: RunConfig) -> Interpolation:
+    """Filter that resizes the images of a run in evaluation and search."""
+    return config.data.eval_interpolation or config.backbone.interpolation
+
+
+def as_trained(config: RunConfig) -> RunConfig:
+    """The config of a run, with CLIP's normalisation where it states none: runs record it since it can differ."""
+    backbone = config.backbone
+    return dataclasses.replace(
+        config,
+        backbone=dataclasses.replace(
+            backbone, image_mean=backbone.image_mean or CLIP_MEAN, image_std=backbone.image_std or CLIP_STD
+        ),
+    )
+
+
+def completed_like(config: RunConfig, other: RunConfig) -> RunConfig:
+    """A config whose backbone takes what it leaves open from another's, where that is recorded at a run's start."""
+    ours, theirs = config.backbone, other.backbone
+    recorded = {key: getattr(theirs, key) for key in RECORDED if getattr(ours, key) is None}
+    return dataclasses.replace(config, backbone=dataclasses.replace(ours, **recorded))
 
 
 def flat_fields(config_class: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:

@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cskt.config import AugmentConfig
+from cskt.config import CLIP_MEAN, CLIP_STD, AugmentConfig
+from cskt.config.kinds import ChannelMeans, ChannelStds, Interpolation
 from cskt.image_files.decode import REMEDY, Source, decode_image, image_size, read_bytes
 from cskt.image_files.limits import MAX_PIXELS
 
 __all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
     "MAX_PIXELS",
     "REMEDY",
     "Source",
@@ -33,11 +36,6 @@ __all__ = [
     "to_device",
 ]
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Channel means that CLIP was trained with, of RGB in [0, 1]."""
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Channel standard deviations, likewise."""
-
 BOX_REDUCE_FROM = 32
 """Scale factor, of height or width, above which an image is reduced by averaging boxes before it is resized: 12,288
 pixels of height for a model that takes 384. Below it pixels are resized in one pass."""
@@ -47,17 +45,18 @@ ERASE_TRIES = 10
 """Rectangles drawn before an image is left whole, as in torchvision's RandomErasing."""
 
 
-def read_image(source: Source, height: int, width: int) -> Tensor:
+def read_image(source: Source, height: int, width: int, interpolation: Interpolation = "bilinear") -> Tensor:
     """Decode and resize one image; see `decode_image` and `resize`."""
-    return resize(decode_image(source), height, width)
+    return resize(decode_image(source), height, width, interpolation)
 
 
-def resize(pixels: NDArray[np.uint8], height: int, width: int) -> Tensor:
-    """Pixels as a model takes them, bilinear with antialiasing; the aspect ratio is not kept.
+def resize(pixels: NDArray[np.uint8], height: int, width: int, interpolation: Interpolation = "bilinear") -> Tensor:
+    """Resize pixels to the size that a model takes, with antialiasing; the aspect ratio is not kept.
 
     Args:
         pixels: [h, w, 3] of any size.
         height, width: size to resize to in pixels.
+        interpolation: bilinear, as in the released codes, or bicubic.
 
     Returns:
         [3, H, W] uint8.
@@ -65,7 +64,7 @@ def resize(pixels: NDArray[np.uint8], height: int, width: int) -> Tensor:
     pixels = _box_reduced(pixels, height, width)
     images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # in this order torch sees that channels come last
     if images.shape[2:] != (height, width):
-        images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+        images = F.interpolate(images, (height, width), mode=interpolation, antialias=True)
     return images[0].contiguous()
 
 
@@ -84,10 +83,17 @@ def _box_reduced(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[
     return np.array(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BOX))
 
 
-def normalise(images: Tensor) -> Tensor:
-    """[B, 3, H, W] uint8 -> float32 with CLIP's channel means and standard deviations taken out."""
-    mean, std = _per_channel(CLIP_MEAN, images), _per_channel(CLIP_STD, images)
-    return images.float().div_(255).sub_(mean).div_(std)
+def normalise(images: Tensor, mean: ChannelMeans = CLIP_MEAN, std: ChannelStds = CLIP_STD) -> Tensor:
+    """Normalise the channels of images.
+
+    Args:
+        images: [B, 3, H, W] uint8.
+        mean, std: of the channels of pixels in [0, 1]; those of the model's architecture.
+
+    Returns:
+        [B, 3, H, W] float32.
+    """
+    return images.float().div_(255).sub_(_per_channel(mean, images)).div_(_per_channel(std, images))
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -98,17 +104,25 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def augment(
-    images: Tensor, config: AugmentConfig, generator: torch.Generator, *, of: int | None = None, first: int = 0
+    images: Tensor,
+    config: AugmentConfig,
+    generator: torch.Generator,
+    *,
+    mean: ChannelMeans = CLIP_MEAN,
+    std: ChannelStds = CLIP_STD,
+    of: int | None = None,
+    first: int = 0,
 ) -> Tensor:
     """The training view of a batch: flip, pad and crop, normalise, erase, in the order of the released code.
 
-    Erased rectangles are filled after normalising with CLIP's raw channel means, as released: a mid grey, not the
-    mean colour.
+    Erased rectangles are filled after normalising with CLIP's raw channel means, as released, whatever `mean` is: a mid
+    grey, not the mean colour.
 
     Args:
         images: [B, 3, H, W] uint8, on any device.
         config: rates and ranges.
         generator: a generator on the CPU, where every choice is drawn: the same on every device.
+        mean, std: see `normalise`.
         of, first: where these are rows of a larger batch, its size and the first row: they look as they would in it.
 
     Returns:
@@ -120,7 +134,7 @@ def augment(
         for choices in _draw(len(images) if of is None else of, height, width, config, generator)
     )
     images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
-    return _erase(normalise(_crop(images, config.pad_pixels, corners)), rectangles)
+    return _erase(normalise(_crop(images, config.pad_pixels, corners), mean, std), rectangles)
 
 
 def _draw(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cskt.config import DataConfig
+from cskt.config.kinds import Interpolation
 from cskt.data.ahead import work_ahead
 from cskt.data.images import Source, read_image
 from cskt.data.pixel_cache import KeptImages, cached_images
@@ -42,6 +43,7 @@ class TrainingLoader:
         tokenizer: encodes every caption once, here.
         data: batch size, captions per image, sampler, decoding threads, cache.
         image_height, image_width: size of the images in pixels.
+        interpolation: filter that resizes them, see `cskt.data.images.resize`.
         seed: decides the order together with the epoch.
 
     Raises:
@@ -57,10 +59,12 @@ class TrainingLoader:
         image_height: int,
         image_width: int,
         seed: int,
+        interpolation: Interpolation = "bilinear",
     ) -> None:
         self._paths = split.image_paths
         self._data = data
         self._size = (image_height, image_width)
+        self._interpolation = interpolation
         self._seed = seed
         log_caption_warnings(f"{split.dataset} {split.name}", tokenizer.warnings(split.captions))
         self._caption_ids = tokenizer(split.captions)
@@ -131,7 +135,7 @@ class TrainingLoader:
         distinct = [torch.unique(ids, return_inverse=True) for ids in image_ids]
         wanted = [[self._paths[image_id] for image_id in ids.tolist()] for ids, _ in distinct]
         for images, (_, positions) in zip(
-            _decode_ahead(wanted, *self._size, self._data.num_workers), distinct, strict=True
+            _decode_ahead(wanted, *self._size, self._data.num_workers, self._interpolation), distinct, strict=True
         ):
             yield images[positions]
 
@@ -140,9 +144,11 @@ class TrainingLoader:
         if self._kept is None:
             data = self._data
             if data.cache_dir is not None:
-                self._kept = cached_images(Path(data.cache_dir), self._paths, *self._size, data.num_workers)
+                self._kept = cached_images(
+                    Path(data.cache_dir), self._paths, *self._size, data.num_workers, interpolation=self._interpolation
+                )
             else:
-                self._kept = _in_memory(self._paths, *self._size, data.num_workers)
+                self._kept = _in_memory(self._paths, *self._size, data.num_workers, self._interpolation)
         return self._kept
 
 
@@ -153,11 +159,13 @@ def iter_images(
     batch_size: int,
     num_workers: int,
     *,
+    interpolation: Interpolation = "bilinear",
     cache_dir: Path | None = None,
 ) -> Iterator[Tensor]:
     """All images in order, [b, 3, H, W] uint8 with b = `batch_size` but for the last; read ahead in threads.
 
     Args:
+        interpolation: filter that resizes them, see `cskt.data.images.resize`.
         cache_dir: a folder as `cached_images` keeps it, for files; pictures and bytes are decoded all the same.
 
     Raises:
@@ -166,14 +174,17 @@ def iter_images(
     paths = [source for source in sources if isinstance(source, Path)]
     starts = range(0, len(sources), batch_size)
     if cache_dir is None or len(paths) < len(sources):
-        return _decode_ahead([sources[start : start + batch_size] for start in starts], height, width, num_workers)
-    kept = cached_images(cache_dir, paths, height, width, num_workers)
+        batches = [sources[start : start + batch_size] for start in starts]
+        return _decode_ahead(batches, height, width, num_workers, interpolation)
+    kept = cached_images(cache_dir, paths, height, width, num_workers, interpolation=interpolation)
     return _gather_ahead(kept, [torch.arange(len(kept))[start : start + batch_size] for start in starts], num_workers)
 
 
-def _decode_ahead(batches: Sequence[Sequence[Source]], height: int, width: int, num_workers: int) -> Iterator[Tensor]:
+def _decode_ahead(
+    batches: Sequence[Sequence[Source]], height: int, width: int, num_workers: int, interpolation: Interpolation
+) -> Iterator[Tensor]:
     def decode(source: Source) -> Tensor:
-        return read_image(source, height, width)
+        return read_image(source, height, width, interpolation)
 
     for images in work_ahead(decode, batches, num_workers):
         yield torch.stack(images)
@@ -184,10 +195,13 @@ def _gather_ahead(kept: KeptImages, batches: Sequence[Tensor], num_workers: int)
         yield images
 
 
-def _in_memory(paths: Sequence[Path], height: int, width: int, num_workers: int) -> KeptImages:
+def _in_memory(
+    paths: Sequence[Path], height: int, width: int, num_workers: int, interpolation: Interpolation
+) -> KeptImages:
     pixels = np.empty((len(paths), 3, height, width), np.uint8)
     logger.info("reading %d images into memory (%.1f GB)", len(paths), pixels.nbytes / 1e9)
     starts = range(0, len(paths), IMAGES_AT_ONCE)
-    for start, images in zip(starts, iter_images(paths, height, width, IMAGES_AT_ONCE, num_workers), strict=True):
+    batches = iter_images(paths, height, width, IMAGES_AT_ONCE, num_workers, interpolation=interpolation)
+    for start, images in zip(starts, batches, strict=True):
         pixels[start : start + IMAGES_AT_ONCE] = images.numpy()
     return KeptImages(pixels, np.arange(len(paths)))

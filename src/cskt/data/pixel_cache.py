@@ -28,6 +28,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cskt.config.kinds import Interpolation
 from cskt.data.ahead import work_ahead
 from cskt.data.images import decode_image, read_bytes, resize
 
@@ -58,7 +59,15 @@ class KeptImages:
         return torch.from_numpy(self.pixels[self.rows[positions.numpy()]])
 
 
-def cached_images(folder: Path, paths: Sequence[Path], height: int, width: int, num_workers: int) -> KeptImages:
+def cached_images(
+    folder: Path,
+    paths: Sequence[Path],
+    height: int,
+    width: int,
+    num_workers: int,
+    *,
+    interpolation: Interpolation = "bilinear",
+) -> KeptImages:
     """The images of files, through the cache in `folder`; those that it lacks are decoded and added.
 
     Every file is read and its SHA-256 taken, each time: that costs a thirtieth of decoding it, and nothing less, such
@@ -68,12 +77,13 @@ def cached_images(folder: Path, paths: Sequence[Path], height: int, width: int, 
         folder: of the cache; made where there is none.
         height, width: size of the images in pixels.
         num_workers: threads that read, or decode; 0 for the calling one.
+        interpolation: see `resize`; every filter has a folder of its own.
 
     Raises:
         ValueError: an image is missing or damaged (names the file), or the folder cannot be written.
     """
     with _remedy(folder):
-        store = _Store(folder / f"{height}x{width}-{_method(height, width)}", (3, height, width))
+        store = _Store(folder / f"{height}x{width}-{_method(height, width, interpolation)}", (3, height, width))
         num_known = len(store.rows)
 
         def read(path: Path) -> tuple[bytes, Tensor | None]:
@@ -81,7 +91,7 @@ def cached_images(folder: Path, paths: Sequence[Path], height: int, width: int, 
             digest = hashlib.sha256(data).digest()
             if digest in store.rows:
                 return digest, None
-            return digest, resize(decode_image(data, name=str(path)), height, width)
+            return digest, resize(decode_image(data, name=str(path)), height, width, interpolation)
 
         digests: list[bytes] = []
         starts = range(0, len(paths), IMAGES_PER_APPEND)
@@ -153,10 +163,10 @@ class _Store:
 
 
 @lru_cache
-def _method(height: int, width: int) -> str:
+def _method(height: int, width: int, interpolation: Interpolation) -> str:
     """A digest of what decoding and resizing to this size do, here and now, to a picture of noise."""
     noise = np.random.default_rng(0).integers(0, 256, (300, 120, 3), dtype=np.uint8)
-    pixels = resize(decode_image(simplejpeg.encode_jpeg(noise, quality=90)), height, width)
+    pixels = resize(decode_image(simplejpeg.encode_jpeg(noise, quality=90)), height, width, interpolation)
     return hashlib.sha256(bytes([METHOD_VERSION]) + pixels.numpy().tobytes()).hexdigest()[:12]
 
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cskt.config import to_dict
-from cskt.data.images import Source, normalise
+from cskt.config.kinds import Interpolation
+from cskt.data.images import Source, normalise, read_image
 from cskt.data.loading import iter_images
 from cskt.data.tokenizer import Tokenizer
 from cskt.device import DTYPES, exact_convolutions, pick_device, pick_precision
@@ -41,6 +43,7 @@ class Encoder:
             else fp32. Features come out in float32.
         templates: sentences around every caption, `{}` being the caption; the unit features of several are averaged
             and brought back to length 1.
+        interpolation: filter that resizes images to the model's size.
         batch_size: images or captions computed at once.
         num_workers: threads that decode images.
         cache_dir: folder of a memory-mapped cache of the resized images (`cskt.data.pixel_cache`), for image files.
@@ -63,6 +66,7 @@ class Encoder:
         device: torch.device | None = None,
         precision: str = "fp32",
         templates: Sequence[str] = PLAIN,
+        interpolation: Interpolation = "bilinear",
         batch_size: int = 128,
         num_workers: int = 4,
         cache_dir: Path | None = None,
@@ -78,6 +82,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.precision = pick_precision(precision, self.device)
         self.templates = tuple(templates)
+        self.interpolation: Interpolation = interpolation
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.cache_dir = cache_dir
@@ -101,24 +106,55 @@ class Encoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all that features depend on: weights, sizes, vocabulary, templates.
+        """SHA-256 over all that features depend on: weights, sizes, vocabulary, templates, and how images are
+        normalised and resized where that is not CLIP's normalisation and the bilinear filter.
 
         Vectors of encoders with one fingerprint can be compared; precision and device only round them.
         """
         digest = hashlib.sha256()
-        reading = [self.tokenizer.context_length, sorted(self.tokenizer.known_ids or ()), self.templates]
+        reading: list[Any] = [self.tokenizer.context_length, sorted(self.tokenizer.known_ids or ()), self.templates]
+        if self.interpolation != "bilinear":
+            reading.append(self.interpolation)
         digest.update(json.dumps([to_dict(self.model.architecture), reading]).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that the model takes."""
+        return self.model.architecture.image_height, self.model.architecture.image_width
+
+    def read_image(self, source: Source) -> Tensor:
+        """Decode and resize one image for this model.
+
+        Args:
+            source: a file, the bytes of one, or a PIL image, of any size.
+
+        Returns:
+            [3, H, W] uint8, as `encode_image` takes a batch of them.
+
+        Raises:
+            ValueError: the image cannot be read; names it.
+        """
+        return read_image(source, *self.image_size, self.interpolation)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Normalise pixels [B, 3, H, W] uint8 with the mean and standard deviation that the model was trained with.
+
+        Returns:
+            [B, 3, H, W] float32 on the model's device.
+        """
+        architecture = self.model.architecture
+        return normalise(pixels.to(self.device), architecture.image_mean, architecture.image_std)
+
     def encode_image(self, images: Tensor | Sequence[Source | str]) -> Tensor:
         """Unit vectors of images.
 
         Args:
-            images: [B, 3, H, W] uint8 RGB, or float normalised as CLIP does; or paths, PIL images and bytes of image
-                files, of any size.
+            images: [B, 3, H, W] uint8 RGB, or float normalised as the model takes them (see `normalise`); or paths,
+                PIL images and bytes of image files, of any size.
 
         Returns:
             [B, D] float32 on the CPU, rows of length 1.
@@ -126,12 +162,15 @@ class Encoder:
         Raises:
             ValueError: an image that cannot be read (names it) or pixels that do not fit the model.
         """
-        size = self.model.architecture.image_height, self.model.architecture.image_width
+        size = self.image_size
         if isinstance(images, str | bytes | Path | Image.Image):
             raise ValueError("images is a single one; pass a list: [image]")
         if not isinstance(images, Tensor):
             sources = [Path(image) if isinstance(image, str) else image for image in images]
-            batches = iter_images(sources, *size, self.batch_size, self.num_workers, cache_dir=self.cache_dir)
+            batches = iter_images(
+                sources, *size, self.batch_size, self.num_workers,
+                interpolation=self.interpolation, cache_dir=self.cache_dir,
+            )  # fmt: skip
             return self._encode_batches(self._encode_pixels, batches, len(sources))
         if images.ndim != 4 or images.shape[1:] != (3, *size):
             raise ValueError(f"expected images [B, 3, {size[0]}, {size[1]}], found {list(images.shape)}")
@@ -139,7 +178,7 @@ class Encoder:
         if images.dtype == torch.uint8:
             return self._encode_batches(self._encode_pixels, whole, len(images))
         if not images.is_floating_point():
-            raise ValueError(f"expected uint8 pixels or float images normalised as CLIP does, found {images.dtype}")
+            raise ValueError(f"expected uint8 pixels or normalised float images, found {images.dtype}")
         return self._encode_batches(self._encode_normalised, (batch.float() for batch in whole), len(images))
 
     def encode_text(self, captions: Sequence[str] | Tensor) -> Tensor:
@@ -204,7 +243,7 @@ class Encoder:
 
     def _encode_pixels(self, pixels: Tensor) -> Tensor:
         """[b, 3, H, W] uint8 -> [b, D] float32 unit rows on the CPU."""
-        return self._encode_normalised(normalise(pixels.to(self.device)))
+        return self._encode_normalised(self.normalise(pixels))
 
     def _encode_normalised(self, images: Tensor) -> Tensor:
         """[b, 3, H, W] float32 -> likewise."""

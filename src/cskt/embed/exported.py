@@ -5,8 +5,8 @@
     tokenizer.json                       CLIP's tokenizer for the library `tokenizers`
     exported.json                        `ExportedFacts`: sizes, tokens, templates, digests, what the check found
 
-CLIP's normalisation is inside the image graph, whose input is whole numbers: pixels cannot be normalised twice, since
-normalised ones do not fit. `ExportedEncoder` takes the place of an `Encoder` everywhere but under heat maps.
+The model's normalisation is inside the image graph, whose input is whole numbers: pixels cannot be normalised twice,
+since normalised ones do not fit. `ExportedEncoder` takes the place of an `Encoder` everywhere but under heat maps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from cskt.config import ClipArchitecture, validate
-from cskt.config.kinds import STRICT, Positive
+from cskt.config.kinds import STRICT, Interpolation, Positive
 from cskt.data.tokenizer import END_ID, Tokenizer
 from cskt.embed.encoder import Encoder
 from cskt.extras import require
@@ -77,6 +77,8 @@ class ExportedFacts:
     """Of what wrote the folder."""
     parity: dict[str, Any] | None = None
     """What the check of the export found; see `cskt.export.check.Parity`."""
+    interpolation: Interpolation = "bilinear"
+    """Filter that resizes images to the size of the architecture."""
 
 
 def is_exported(folder: Path) -> bool:
@@ -165,7 +167,10 @@ class ExportedEncoder(Encoder):
 
     def __init__(self, model: ExportedModel, templates: Sequence[str], **settings: Any) -> None:
         tokenizer = Tokenizer(model.facts.longest_caption, known_ids=model.facts.known_token_ids)
-        super().__init__(cast(DualEncoder, model), tokenizer, device=CPU, templates=templates, **settings)
+        super().__init__(
+            cast(DualEncoder, model), tokenizer, device=CPU, templates=templates,
+            interpolation=model.facts.interpolation, **settings,
+        )  # fmt: skip
         self.folder, self.facts, self.precision = model.folder, model.facts, model.facts.precision
         self._graphs = model
 

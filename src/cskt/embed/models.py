@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from cskt.config import BackboneConfig, RunConfig, validate
+from cskt.config import BackboneConfig, ClipArchitecture, RunConfig, as_trained, evaluation_interpolation, validate
+from cskt.config.kinds import Interpolation, WeightsChoice
 from cskt.data.tokenizer import END_ID, Tokenizer
 from cskt.device import pick_device, pick_precision
 from cskt.embed.encoder import PLAIN, Encoder
 from cskt.embed.exported import is_exported, load_exported
-from cskt.model import files, released, weights
+from cskt.model import files, released
 from cskt.model.cache import CLIP_TINY
 from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
+from cskt.model.weights import assume_openai, load_backbone, load_state
 
 RUN_WEIGHTS = "best.safetensors"
 CROP_SIZE = (384, 128)
 """Height and width of person crops in pixels, as every recipe over published weights has them."""
+SETTINGS = ("activation", "vision_heads", "text_heads", "image_mean", "image_std", "interpolation")
+"""Fields of `BackboneConfig` that `load` takes for plain CLIP weights."""
 WHOLE = ("",)
 """Every tensor of a model, as a prefix of their names."""
 
@@ -44,13 +48,12 @@ def build(config: RunConfig) -> Built:
         ValueError: the backbone cannot be found or read, or the method does not fit it.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    backbone = None if config.backbone.architecture else weights.load_backbone(config.backbone)
-    architecture = backbone.architecture if backbone else config.backbone.architecture
-    assert architecture is not None
+    backbone = None if config.backbone.architecture else load_backbone(config.backbone)
+    architecture = backbone.architecture if backbone else _random_architecture(config.backbone)
     model = DualEncoder(architecture, config.prompts, config.adapters, config.lora, config.trainable)
     tokenizer = tokenizer_for(model, config.data.caption_length, backbone.known_token_ids if backbone else None)
     if backbone:
-        weights.load_state(model, backbone.state, origin=backbone.name)
+        load_state(model, backbone.state, origin=backbone.name)
     else:
         model.initialise_backbone(generator)
     words = torch.tensor(tokenizer.encode(config.prompts.words)[: config.prompts.length])
@@ -60,6 +63,14 @@ def build(config: RunConfig) -> Built:
         tokenizer,
         backbone.name if backbone else "random",
         backbone.sha256 if backbone else "",
+    )
+
+
+def _random_architecture(config: BackboneConfig) -> ClipArchitecture:
+    assert config.architecture is not None
+    sizes = config.architecture
+    return dataclasses.replace(
+        sizes, image_mean=config.image_mean or sizes.image_mean, image_std=config.image_std or sizes.image_std
     )
 
 
@@ -73,6 +84,8 @@ def load(
     image_height: int | None = None,
     image_width: int | None = None,
     stride: int | None = None,
+    weights: WeightsChoice = "model",
+    settings: Mapping[str, Any] | None = None,
     batch_size: int = 128,
     num_workers: int = 4,
     cache_dir: Path | None = None,
@@ -92,12 +105,25 @@ def load(
         templates: see `Encoder`; the run's own if empty.
         image_height, image_width, stride: of plain CLIP weights, in pixels. If empty, 384 x 128 as all recipes for
             person crops; a backbone file of our own keeps the size that it was made for.
+        weights: `model` or `ema`, of a checkpoint that also holds the moving average of its weights.
+        settings: of plain CLIP weights, what their file does not state: other fields of `BackboneConfig` (activation,
+            vision_heads, text_heads, image_mean, image_std, interpolation).
         batch_size, num_workers, cache_dir, compile, show_progress: see `Encoder`.
 
     Raises:
         ValueError: nothing there that can be read, or weights over another backbone than they were trained on.
     """
     place = Path(path)
+    is_run = (place / RUN_WEIGHTS).is_file() or (place / "config.yaml").is_file()
+    is_released = not is_run and (place / "configs.yaml").is_file()
+    is_method = not is_run and not is_released and _own_kind(place) == "method"
+    if weights == "ema" and (is_run or is_method or is_exported(place)):
+        raise ValueError(f"{place}: a trained run has one set of weights; leave out --weights ema")
+    if settings and (is_run or is_released or is_method or is_exported(place)):
+        raise ValueError(
+            f"{place}: no plain CLIP weights, its {', '.join(settings)} is fixed; leave out"
+            f" --{min(settings).replace('_', '-')}"
+        )
     if is_exported(place):
         if compile or backbone or image_height or image_width or stride:
             raise ValueError(f"{place}: an exported model is whole; leave out --compile, --backbone and image sizes")
@@ -111,15 +137,16 @@ def load(
             cache_dir=cache_dir,
             show_progress=show_progress,
         )
-    if (place / RUN_WEIGHTS).is_file() or (place / "config.yaml").is_file():
+    if is_run:
         loaded = _load_run(place / RUN_WEIGHTS, backbone)
-    elif (place / "configs.yaml").is_file():
-        loaded = _load_released(place)
-    elif _own_kind(place) == "method":
+    elif is_released:
+        loaded = _load_released(place, weights)
+    elif is_method:
         loaded = _load_run(place, backbone)
     else:
-        asked = BackboneConfig(name=str(path), image_height=image_height, image_width=image_width, stride=stride)
-        loaded = _load_backbone(asked)
+        sizes = {"image_height": image_height, "image_width": image_width, "stride": stride}
+        asked = {**check_settings(settings or {}), "name": str(path), "weights": weights, **sizes}
+        loaded = _load_backbone(validate(BackboneConfig, asked, str(path)))
     place_to_compute = pick_device(device)
     return Encoder(
         loaded.model,
@@ -127,12 +154,24 @@ def load(
         device=place_to_compute,
         precision=pick_precision(precision or loaded.precision, place_to_compute, exact=loaded.precision),
         templates=templates or loaded.templates,
+        interpolation=loaded.interpolation,
         batch_size=batch_size,
         num_workers=num_workers,
         cache_dir=cache_dir,
         compile=compile,
         show_progress=show_progress,
     )
+
+
+def check_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Check that the settings of plain CLIP weights are those that `load` takes.
+
+    Raises:
+        ValueError: another one is among them.
+    """
+    if unknown := settings.keys() - set(SETTINGS):
+        raise ValueError(f"settings: '{str(min(unknown))[:80]}' is not known; known: {', '.join(SETTINGS)}")
+    return settings
 
 
 def _own_kind(path: Path) -> str | None:
@@ -151,18 +190,21 @@ class Loaded(NamedTuple):
     tokenizer: Tokenizer
     precision: str = "fp32"
     templates: tuple[str, ...] = PLAIN
+    interpolation: Interpolation = "bilinear"
 
 
 def _load_run(path: Path, backbone: str | Path | None) -> Loaded:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; the run has not completed an evaluation yet")
     file = files.read_method(path)
-    config = validate(RunConfig, file.config, f"{path}: config")
+    config = as_trained(validate(RunConfig, file.config, f"{path}: config"))
     architecture, state, known_token_ids = file.architecture, file.tensors, file.known_token_ids
     if architecture is None:
         source = dataclasses.replace(config.backbone, name=str(backbone or config.backbone.name))
         try:
-            carrier = weights.load_backbone(source, sha256=file.backbone_sha256)
+            if source.activation is None:  # a run of version 0.1, which did not record it
+                source = assume_openai(source, sha256=file.backbone_sha256, archives_only=True)
+            carrier = load_backbone(source, sha256=file.backbone_sha256)
         except ValueError as error:
             raise MissingBackboneError(
                 f"{path}: trained over {file.backbone_name} with SHA-256 {file.backbone_sha256}; give that file with"
@@ -175,16 +217,16 @@ def _load_run(path: Path, backbone: str | Path | None) -> Loaded:
             model = DualEncoder(architecture, config.prompts, config.adapters, config.lora, trainable="none")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    weights.load_state(model, state, origin=str(path), prefixes=WHOLE)
+    load_state(model, state, origin=str(path), prefixes=WHOLE)
     tokenizer = tokenizer_for(model, config.data.caption_length, known_token_ids)
-    return Loaded(model, tokenizer, config.precision, config.data.templates)
+    return Loaded(model, tokenizer, config.precision, config.data.templates, evaluation_interpolation(config))
 
 
-def _load_released(folder: Path) -> Loaded:
-    found = released.read_released(folder)
+def _load_released(folder: Path, choice: WeightsChoice) -> Loaded:
+    found = released.read_released(folder, choice)
     with torch.device("meta"):  # load_state brings the memory
         model = DualEncoder(found.architecture, found.config.prompts, found.config.adapters, trainable="none")
-    weights.load_state(model, found.state, origin=str(folder), prefixes=WHOLE)
+    load_state(model, found.state, origin=str(folder), prefixes=WHOLE)
     return Loaded(model, tokenizer_for(model, found.config.data.caption_length, None))
 
 
@@ -192,11 +234,12 @@ def _load_backbone(config: BackboneConfig) -> Loaded:
     if config.name != CLIP_TINY and _own_kind(Path(config.name)) is None:
         height, width = config.image_height or CROP_SIZE[0], config.image_width or CROP_SIZE[1]
         config = dataclasses.replace(config, image_height=height, image_width=width)
-    backbone = weights.load_backbone(config)
+    backbone = load_backbone(config)
     with torch.device("meta"):  # load_state brings the memory
         model = DualEncoder(backbone.architecture, NO_PROMPTS, NO_ADAPTERS, trainable="none")
-    weights.load_state(model, backbone.state, origin=backbone.name)
-    return Loaded(model, tokenizer_for(model, backbone.architecture.context_length, backbone.known_token_ids))
+    load_state(model, backbone.state, origin=backbone.name)
+    tokenizer = tokenizer_for(model, backbone.architecture.context_length, backbone.known_token_ids)
+    return Loaded(model, tokenizer, interpolation=config.interpolation)
 
 
 def tokenizer_for(model: DualEncoder, caption_length: int, known: frozenset[int] | None) -> Tokenizer:

@@ -19,7 +19,6 @@ from tokenizers import Regex, normalizers, processors
 from torch import Tensor
 
 from cskt.config import RunConfig, to_dict
-from cskt.data.images import read_image
 from cskt.data.tokenizer import END_ID, START_ID, clip_bpe
 from cskt.embed import EXPORTED, Encoder
 from cskt.embed.exported import (
@@ -109,12 +108,15 @@ def write_folder(
         longest_caption=longest,
         known_token_ids=None if known is None else tuple(sorted(known)),
         templates=encoder.templates,
+        interpolation=encoder.interpolation,
         num_parameters=encoder.model.num_parameters(),
         config=None if config is None else to_dict(config),
         sha256=digests,
         usage={
             "images": f"RGB, resized to {architecture.image_height} x {architecture.image_width} (height x width,"
-            " bilinear with antialiasing, aspect ratio not kept), uint8 [B, 3, H, W], not normalised",
+            f" {encoder.interpolation} with antialiasing, aspect ratio not kept), uint8 [B, 3, H, W], not normalised:"
+            f" the graph subtracts {list(architecture.image_mean)} and divides by {list(architecture.image_std)}, of"
+            " pixels in [0, 1]",
             "captions": f"each template around it, ftfy.fix_text, html.unescape twice, {TOKENIZER}; int64 [B, L], L"
             f" from {SHORTEST_CAPTION} to {longest}, zeros after the end token",
             "features": "rows of length 1, whose scalar products are cosines; those of several templates are averaged"
@@ -125,8 +127,12 @@ def write_folder(
     _write_facts(folder, facts)
 
 
-def calibration_pixels(paths: Sequence[Path], height: int, width: int) -> list[Tensor]:
+def calibration_pixels(paths: Sequence[Path], encoder: Encoder) -> list[Tensor]:
     """Pixels [3, H, W] uint8 of some hundred images, spread evenly over those given; unreadable ones are left out.
+
+    Args:
+        paths: image files.
+        encoder: for whose model they are resized.
 
     Raises:
         ValueError: none can be read.
@@ -134,7 +140,7 @@ def calibration_pixels(paths: Sequence[Path], height: int, width: int) -> list[T
     step, pixels = max(1.0, len(paths) / NUM_CALIBRATION_IMAGES), []
     for number in range(min(len(paths), NUM_CALIBRATION_IMAGES)):
         try:
-            pixels.append(read_image(paths[int(step * number)], height, width))
+            pixels.append(encoder.read_image(paths[int(step * number)]))
         except ValueError as error:
             logger.warning("left out of calibration: %s", error)
     if not pixels:

@@ -1,7 +1,7 @@
 """The folded towers of a model (`cskt.model.folded`) as graphs of other runtimes: ONNX, OpenVINO, OpenVINO in int8.
 
 All start from `torch.export`: the size of a batch and the length of the captions stay open, prompts and couplings are
-constants, CLIP's normalisation comes before the image tower and the division by the length after both.
+constants, the model's normalisation comes before the image tower and the division by the length after both.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from cskt.config import ClipArchitecture
 from cskt.data.images import normalise
 from cskt.data.tokenizer import END_ID
 from cskt.embed import Encoder
@@ -31,13 +32,14 @@ from cskt.model.folded import FoldedText, FoldedVision, fold_text, fold_vision
 class ImageGraph(nn.Module):
     """Pixels to unit rows."""
 
-    def __init__(self, tower: FoldedVision) -> None:
+    def __init__(self, tower: FoldedVision, architecture: ClipArchitecture) -> None:
         super().__init__()
         self.tower = tower
+        self.mean, self.std = architecture.image_mean, architecture.image_std
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] uint8 -> [B, D] float32."""
-        return F.normalize(self.tower(normalise(pixels)), dim=-1)
+        return F.normalize(self.tower(normalise(pixels, self.mean, self.std)), dim=-1)
 
 
 class TextGraph(nn.Module):
@@ -63,7 +65,7 @@ def write_graphs(encoder: Encoder, folder: Path, form: Form, calibration: Sequen
     pixels = torch.zeros(2, 3, architecture.image_height, architecture.image_width, dtype=torch.uint8)
     ids = torch.full((2, longest - 1), END_ID)
     with torch.no_grad(), _quiet():
-        image = _traced(ImageGraph(fold_vision(encoder.model)), pixels, {0: Dim("batch")})
+        image = _traced(ImageGraph(fold_vision(encoder.model), architecture), pixels, {0: Dim("batch")})
         length = Dim("length", min=SHORTEST_CAPTION, max=longest)
         text = _traced(TextGraph(fold_text(encoder.model)), ids, {0: Dim("batch"), 1: length})
         if form == "onnx":

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cskt.config.kinds import Interpolation
 from cskt.data.ahead import work_ahead
 from cskt.data.images import Source
 from cskt.embed import Encoder
@@ -98,9 +99,9 @@ class LocalEngine:
     def work(self, pending: Iterable[Pending]) -> Iterator[Worked]:
         """Batches in order."""
         encoder = self._encoder
-        size = encoder.model.architecture.image_height, encoder.model.architecture.image_width
+        resizing = encoder.image_size, encoder.interpolation
         batches = batched(pending, encoder.batch_size, bytes_held)
-        for images in work_ahead(lambda item: _read(item, size), batches, max(1, encoder.num_workers)):
+        for images in work_ahead(lambda item: _read(item, *resizing), batches, max(1, encoder.num_workers)):
             yield encode(encoder, images)
 
 
@@ -171,7 +172,7 @@ def _encoded(item: _Decoded, vector: NDArray[np.float32]) -> Encoded:
     return Encoded(Crop(facts, vector, image.thumbnail), pending.stated, item.data)
 
 
-def _read(pending: Pending, size: tuple[int, int]) -> _Decoded | Touched | _Failed:
+def _read(pending: Pending, size: tuple[int, int], interpolation: Interpolation) -> _Decoded | Touched | _Failed:
     """Read and decode one image."""
     try:
         data = bytes_of(pending.source)
@@ -182,6 +183,6 @@ def _read(pending: Pending, size: tuple[int, int]) -> _Decoded | Touched | _Fail
         kept = data if pending.kept else b""
         if pending.known is not None and pending.known.num_bytes == len(data) and digest(data) == pending.known.sha256:
             return Touched(pending, kept)
-        return _Decoded(pending, kept, prepare(data, *size))
+        return _Decoded(pending, kept, prepare(data, *size, interpolation))
     except ValueError as error:
         return _Failed(pending, " ".join(str(error).removeprefix("image: ").split()))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from cskt.config.kinds import Interpolation
 from cskt.data.images import Source, decode_image, read_bytes, resize
 from cskt.image_files.formats import suffixes
 
@@ -63,19 +64,20 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def prepare(data: bytes, height: int, width: int) -> ReadImage:
+def prepare(data: bytes, height: int, width: int, interpolation: Interpolation = "bilinear") -> ReadImage:
     """Decode an image file once, upright, for the model, the thumbnail and the record.
 
     Args:
         data: its bytes.
         height, width: size that the model takes, in pixels.
+        interpolation: filter of the model's images; the thumbnail is drawn bilinear.
 
     Raises:
         ValueError: it cannot be read; see `cskt.data.images.decode_image`.
     """
     pixels = decode_image(data, apply_orientation=True)
     return ReadImage(
-        pixels=resize(pixels, height, width),
+        pixels=resize(pixels, height, width, interpolation),
         width=pixels.shape[1],
         height=pixels.shape[0],
         num_bytes=len(data),

@@ -398,8 +398,7 @@ class Gallery:
 
     def resize(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Resize a decoded picture [h, w, 3] for the model, so that `Query` takes it: [3, H, W] uint8."""
-        architecture = self.encoder.model.architecture
-        return resize(pixels, architecture.image_height, architecture.image_width)
+        return resize(pixels, *self.encoder.image_size, self.encoder.interpolation)
 
     def search_vectors(
         self,

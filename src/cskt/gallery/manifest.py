@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le, Len
 from pydantic import AfterValidator, with_config
 
+from cskt.config.kinds import WeightsChoice
 from cskt.embed import Encoder, load
 from cskt.embed.models import RUN_WEIGHTS
 from cskt.gallery.columns import Kind, column_name
@@ -88,6 +89,10 @@ class ModelSource:
     stride: Side | None = None
     precision: ShortText | None = None
     """Arithmetic of the towers; `auto` (see `cskt.load`) if empty."""
+    weights: WeightsChoice | None = None
+    """Which weights of a checkpoint that also holds their moving average; those of the model if empty."""
+    settings: dict[str, Any] | None = None
+    """Of plain CLIP weights, what their file does not state; see `cskt.load`."""
 
     def load(
         self,
@@ -110,6 +115,8 @@ class ModelSource:
             image_height=self.image_height,
             image_width=self.image_width,
             stride=self.stride,
+            weights=self.weights or "model",
+            settings=self.settings,
             batch_size=batch_size,
             num_workers=num_workers,
             compile=compile,

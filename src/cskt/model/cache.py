@@ -1,4 +1,4 @@
-"""Where a backbone's weight file lies: in the package, in the cache, at a path, or on the net."""
+"""Locate the weight file of a backbone: in the package, in the cache, at a path, or on the net."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 
 from cskt.config import nearest
 from cskt.model.files import write_atomically
+from cskt.model.preprocessing import OPEN_CLIP_CONFIG, PROCESSOR_CONFIGS
+from cskt.model.sharded import is_index, shard_names, shard_paths
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +34,14 @@ PUBLISHED = {
 CLIP_TINY = "clip-tiny"
 WEIGHT_FILES = {
     "model.safetensors": "config.json",
+    "model.safetensors.index.json": "config.json",
     "pytorch_model.bin": "config.json",
-    "open_clip_model.safetensors": "open_clip_config.json",
-    "open_clip_pytorch_model.bin": "open_clip_config.json",
+    "pytorch_model.bin.index.json": "config.json",
+    "open_clip_model.safetensors": OPEN_CLIP_CONFIG,
+    "open_clip_pytorch_model.bin": OPEN_CLIP_CONFIG,
 }
-"""Weight files that a folder or a Hugging Face repository may hold, best first, and the config each needs."""
+"""Weight files, or indices of shards, that a folder or a Hugging Face repository may hold, best first, and the config
+each needs."""
 
 SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
 TIMEOUT_SECONDS = 30
@@ -80,6 +85,23 @@ def is_repository_name(name: str) -> bool:
 def published_sha256(name: str) -> str | None:
     """SHA-256 of a published name's file; none for any other name."""
     return PUBLISHED[name].split("/")[-2] if name in PUBLISHED else None
+
+
+def is_openais(sha256: str) -> bool:
+    """Whether a digest is that of a weight file which OpenAI published."""
+    return sha256 in {published_sha256(name) for name in PUBLISHED}
+
+
+def weights_sha256(path: Path) -> str:
+    """Digest of a weight file; of an index of shards, one over the digests of all shards.
+
+    Raises:
+        ValueError: a file is missing or cannot be read.
+    """
+    if not is_index(path):
+        return sha256_of(path)
+    digests = sorted(sha256_of(shard) for shard in shard_paths(path))
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
@@ -139,7 +161,9 @@ def _fetch_repository(name: str) -> Path:
     for weights, config in WEIGHT_FILES.items():
         try:
             hf_hub_download(name, config)
-            return Path(hf_hub_download(name, weights))
+            path = Path(hf_hub_download(name, weights))
+            for shard in shard_names(path) if is_index(path) else ():
+                hf_hub_download(name, shard)
         except LocalEntryNotFoundError as error:  # no network; another name may still be in the hub's cache
             problem = str(error).strip().splitlines()[0]
         except EntryNotFoundError:
@@ -147,10 +171,29 @@ def _fetch_repository(name: str) -> Path:
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             problem = str(error).strip().splitlines()[0]
             break
+        else:
+            _fetch_processor(name)
+            return path
     raise ValueError(
         f"backbone '{name}': neither a path, nor a published name ({', '.join(PUBLISHED)}),"
         f" nor a Hugging Face repository that can be reached; download its files and give their folder ({problem})"
     )
+
+
+def _fetch_processor(name: str) -> None:
+    """Fetch what a repository says of the normalisation of its images, where it says anything."""
+    for file in PROCESSOR_CONFIGS:
+        try:
+            hf_hub_download(name, file)
+        except LocalEntryNotFoundError:  # also where the repository has none and no cache says so
+            log.info(
+                "backbone '%s': no network, and no %s in the cache; if the repository has one, fetch it", name, file
+            )
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"backbone '{name}': {file} cannot be fetched: {reason}; try again") from None
 
 
 def _weight_file(folder: Path) -> Path:

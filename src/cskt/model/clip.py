@@ -59,7 +59,7 @@ class VisionTower(nn.Module):
         """Hidden tokens `[class, patches]` after the last block.
 
         Args:
-            images: [B, 3, H, W] float, normalised as CLIP does.
+            images: [B, 3, H, W] float, normalised with the architecture's mean and std.
             added: what the method adds; prompts carry no position.
 
         Returns:

@@ -74,7 +74,7 @@ class DualEncoder(nn.Module):
         """Raw image features.
 
         Args:
-            images: [B, 3, H, W] float, normalised as CLIP does, of the architecture's height and width.
+            images: [B, 3, H, W] float, of the architecture's height and width, normalised with its mean and std.
 
         Returns:
             [B, D], not normalised.

@@ -61,7 +61,7 @@ class FoldedVision(nn.Module):
         self.to(dtype).requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] float, normalised as CLIP does -> [B, D] float32, not normalised."""
+        """[B, 3, H, W] float, normalised with the architecture's mean and std -> [B, D] float32, not normalised."""
         hidden = self.tower.class_token(images.to(self.dtype), Additions(list(self.prompts)), list(self.seen))
         return self.tower.project(hidden).float()
 

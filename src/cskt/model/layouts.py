@@ -1,34 +1,32 @@
-"""The ways in which weight files name a CLIP's tensors, and what each tells of the architecture.
+"""The naming schemes of weight files, and the architecture that each implies.
 
 Sizes are read from the tensors. Head counts and the activation are not in them: OpenAI's files have fixed ones, others
-bring a config file, and where neither says, the user must (`backbone.activation`, ...): a guess would load without a
-complaint and compute something else.
+come with a config file, and where neither is there, the user must state them (`backbone.activation`, ...): a wrong
+guess would load without an error and compute something else.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from cskt.config import BackboneConfig, ClipArchitecture, validate
+from cskt.model.cache import is_openais
+from cskt.model.model_config import hugging_face_facts, open_clip_facts
 from cskt.model.names import hugging_face_names, openai_name
-from cskt.model.tensors import NamedTensors
+from cskt.model.preprocessing import OPEN_CLIP_CONFIG, Preprocessing, read_preprocessing
 
 HEAD_WIDTH = 64
 """Width of a head in every CLIP of OpenAI's."""
 ARCHIVE_LEFTOVERS = ("input_resolution", "context_length", "vocab_size")
-"""Entries that only OpenAI's archives, and state dicts made from them, carry beside the weights."""
-OPEN_CLIP_KEYS = {
-    "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"},
-    "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers"},
-}
-"""Settings of open_clip that this architecture covers; any other that is switched on would change the function."""
+"""Tensors that only OpenAI's archives, and state dicts made from them, have beside the weights."""
+VOCABULARY = 49408
+"""Tokens of CLIP's vocabulary; rows of a token embedding beyond them belong to tokens that were appended to it."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +44,52 @@ OPENAI = Layout(lambda name: (openai_name(name),))
 HUGGING_FACE = Layout(hugging_face_names, frozenset({"vision.proj", "text.proj"}))
 
 
-def recognise(file: NamedTensors, path: Path, config: BackboneConfig) -> tuple[Layout, ClipArchitecture]:
-    """Layout and architecture of a weight file of OpenAI, open_clip or Hugging Face.
+class Recognised(NamedTuple):
+    """What a weight file is."""
+
+    layout: Layout
+    architecture: ClipArchitecture
+    """With the image size and stride that the file was made for."""
+    preprocessing: Preprocessing
+
+
+def recognise(tensors: Mapping[str, Tensor], path: Path, config: BackboneConfig, sha256: str) -> Recognised:
+    """Recognise a weight file of OpenAI, open_clip or Hugging Face.
 
     Args:
-        file: its tensors.
-        path: for messages, and to find a config file beside it.
+        tensors: of the file, by its names.
+        path: for messages, and to find config files beside it.
         config: flags that complete what the file does not say, and win over what it says.
-
-    Returns:
-        The architecture has the image size and stride that the file was made for.
+        sha256: digest of the file.
 
     Raises:
         ValueError: not a CLIP with a vision transformer, of a kind that is not supported, or a flag is needed.
     """
-    names = file.tensors.keys()
+    layout = layout_of(tensors, path)
+    sizes = read_sizes(tensors, layout, str(path))
+    if layout is OPENAI:
+        facts = _openai_facts(tensors, path, sizes, sha256)
+    else:
+        beside = path.with_name("config.json")
+        facts = hugging_face_facts(beside, sizes, weights_name=path.name) if beside.is_file() else {}
+    preprocessing = Preprocessing()
+    if not is_openais(sha256) and not (config.image_mean and config.image_std):
+        preprocessing = read_preprocessing(path, is_open_clip=layout is OPENAI)
+    facts |= preprocessing.completed(config)
+    return Recognised(layout, _complete(sizes, facts, config, path), preprocessing)
+
+
+def layout_of(tensors: Mapping[str, Tensor], path: Path) -> Layout:
+    """Return how a foreign file names our tensors.
+
+    Raises:
+        ValueError: not a CLIP with a vision transformer.
+    """
+    names = tensors.keys()
     if "visual.conv1.weight" in names and not any(name.startswith("visual.layer1.") for name in names):
-        sizes = read_sizes(file.tensors, OPENAI, str(path))
-        return OPENAI, _complete(sizes, _openai_facts(file, path, sizes), config, path)
+        return OPENAI
     if "vision_model.embeddings.patch_embedding.weight" in names:
-        sizes = read_sizes(file.tensors, HUGGING_FACE, str(path))
-        return HUGGING_FACE, _complete(sizes, _hugging_face_facts(path, sizes), config, path)
+        return HUGGING_FACE
     if any(name.startswith("base_model.") for name in names):
         raise ValueError(f"{path}: a trained checkpoint, not a backbone; give its folder (with configs.yaml) instead")
     found = next(iter(names), "")[:80]
@@ -116,14 +139,15 @@ def openai_heads(sizes: Mapping[str, int]) -> dict[str, int]:
 def _complete(
     sizes: Mapping[str, int], facts: Mapping[str, Any], config: BackboneConfig, path: Path
 ) -> ClipArchitecture:
-    chosen: dict[str, Any] = {}
-    for key in ("activation", "vision_heads", "text_heads"):
-        chosen[key] = getattr(config, key) or facts.get(key)
-        if not chosen[key]:
-            advice = (
-                "quick_gelu for OpenAI's weights, gelu for most others" if key == "activation" else "often width / 64"
-            )
-            raise ValueError(f"{path}: the file does not say its {key}; set backbone.{key} ({advice})")
+    chosen = {key: getattr(config, key) or facts.get(key) for key in ("activation", "vision_heads", "text_heads")}
+    if open_keys := [key for key, value in chosen.items() if not value]:
+        heads = openai_heads(sizes)
+        advice = {
+            "activation": "quick_gelu for weights of OpenAI's, gelu for most others",
+            **{key: f"{number} if heads are {HEAD_WIDTH} wide, as most are" for key, number in heads.items()},
+        }
+        asked = ", ".join(f"backbone.{key} ({advice[key]})" for key in open_keys)
+        raise ValueError(f"{path}: does not state its {', '.join(open_keys)}; set {asked}")
     side = math.isqrt(sizes["num_patches"])
     if side * side != sizes["num_patches"]:
         raise ValueError(f"{path}: {sizes['num_patches']} patch positions make no square grid")
@@ -131,65 +155,13 @@ def _complete(
     fields |= {"stride": sizes["patch_size"]} | dict.fromkeys(
         ("image_height", "image_width"), side * sizes["patch_size"]
     )
-    return validate(ClipArchitecture, fields | chosen, str(path))
+    normalisation = {key: facts[key] for key in ("image_mean", "image_std")}
+    return validate(ClipArchitecture, fields | chosen | normalisation, str(path))
 
 
-def _openai_facts(file: NamedTensors, path: Path, sizes: Mapping[str, int]) -> dict[str, Any]:
-    if file.is_torchscript or all(name in file.tensors for name in ARCHIVE_LEFTOVERS):
+def _openai_facts(tensors: Mapping[str, Tensor], path: Path, sizes: Mapping[str, int], sha256: str) -> dict[str, Any]:
+    if is_openais(sha256) or all(name in tensors for name in ARCHIVE_LEFTOVERS):
         return {"activation": "quick_gelu", **openai_heads(sizes)}
-    if (beside := path.parent / "open_clip_config.json").is_file():
-        return _open_clip_facts(beside, sizes)
+    if (beside := path.with_name(OPEN_CLIP_CONFIG)).is_file():
+        return open_clip_facts(beside, sizes)
     return {}
-
-
-def _open_clip_facts(path: Path, sizes: Mapping[str, int]) -> dict[str, Any]:
-    model = read_json(path).get("model_cfg") or {}
-    for name, known in OPEN_CLIP_KEYS.items():
-        if not isinstance(model, dict) or not isinstance(model.get(name), dict):
-            raise ValueError(f"{path}: no model_cfg.{name}; expected an open_clip config")
-        for key, value in model[name].items():
-            if value and key not in known:
-                raise ValueError(f"{path}: model_cfg.{name}.{key} = {value!r} is not supported")
-    return {
-        "activation": "quick_gelu" if model.get("quick_gelu") else "gelu",
-        "vision_heads": sizes["vision_width"] // model["vision_cfg"].get("head_width", HEAD_WIDTH),
-        "text_heads": model["text_cfg"].get("heads", 8),
-    }
-
-
-def _hugging_face_facts(path: Path, sizes: Mapping[str, int]) -> dict[str, Any]:
-    beside = path.parent / "config.json"
-    if not beside.is_file():
-        return {}
-    content = read_json(beside)
-    if content.get("model_type", "clip") != "clip":
-        raise ValueError(f"{beside}: model_type {content['model_type']!r} is not supported; expected clip")
-    facts: dict[str, Any] = {}
-    # Files leave out what equals the defaults of transformers' CLIPTextConfig and CLIPVisionConfig.
-    for side, default_heads in (("text", 8), ("vision", 12)):
-        section = (content.get(f"{side}_config") or {}) | (content.get(f"{side}_config_dict") or {})
-        if section.get("layer_norm_eps", 1e-5) != 1e-5:
-            raise ValueError(f"{beside}: {side} layer_norm_eps {section['layer_norm_eps']} is not supported, only 1e-5")
-        for key, size in (("hidden_size", f"{side}_width"), ("num_hidden_layers", f"{side}_layers")):
-            if section.get(key, sizes[size]) != sizes[size]:
-                raise ValueError(f"{beside}: {side} {key} {section[key]} does not fit {path.name} ({sizes[size]})")
-        facts[f"{side}_heads"] = section.get("num_attention_heads", default_heads)
-        activation = section.get("hidden_act", "quick_gelu")
-        if facts.setdefault("activation", activation) != activation:
-            raise ValueError(f"{beside}: the towers have different activations, which is not supported")
-    return facts
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON mapping from a file.
-
-    Raises:
-        ValueError: it cannot be read, or is something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content

@@ -12,11 +12,12 @@ import yaml
 from torch import Tensor
 
 from cskt.config import ClipArchitecture, RunConfig, merge, nest, read_recipe, resolve_recipe, validate
+from cskt.config.kinds import WeightsChoice
 from cskt.config.plain_yaml import PlainLoader, plain_yaml
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.layouts import Layout, openai_heads, read_sizes
 from cskt.model.names import TRAINING_ONLY, released_name
-from cskt.model.tensors import load_plain, state_dict
+from cskt.model.tensors import load_checkpoint, named_tensors
 from cskt.model.weights import gather
 from cskt.published import IRRA, REFERENCE, from_published, recipe_of
 
@@ -37,11 +38,15 @@ class Released:
     """Every parameter of `DualEncoder`, our names, float32."""
 
 
-def read_released(folder: Path) -> Released:
+def read_released(folder: Path, choice: WeightsChoice = "model") -> Released:
     """Read a released folder strictly; the heads that only the losses `id` and `mlm` need, if any, are left out.
 
     The method, its depth, its length and all sizes are read from the tensors; configs.yaml gives the image size and
     must not contradict.
+
+    Args:
+        folder: with configs.yaml and best.pth.
+        choice: which weights, where the file also holds their moving average.
 
     Raises:
         ValueError: a file is missing, damaged or carries code; a tensor is missing, unknown or misshapen; the tensors
@@ -51,7 +56,7 @@ def read_released(folder: Path) -> Released:
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if path is None:
         raise ValueError(f"{folder}: no weights; expected {' or '.join(WEIGHT_FILES)}")
-    saved = state_dict(load_plain(path), path)
+    saved = named_tensors(load_checkpoint(path), path, choice)
     tensors = {name: value for name, value in saved.items() if not name.startswith(TRAINING_ONLY)}
     is_cskt = any(name.startswith("prompt_learner.") or ".adapter_mlp." in name for name in tensors)
     found = _read_method(tensors, path) if is_cskt else {}

@@ -1,13 +1,13 @@
 """Backbones: find a CLIP's weight file, read it strictly, fit its positions to the images, copy it into a model.
 
-Strict means that every tensor is there, none is left over, each has its shape and only finite real numbers. Weights
-that are skipped in silence are the most expensive kind of mistake here.
+Strict means that every tensor is there, none is left over, each has its shape and only finite real numbers.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,8 +18,11 @@ from cskt.config import BackboneConfig, ClipArchitecture, to_dict, validate
 from cskt.model import cache
 from cskt.model.clip import TextTower, VisionTower
 from cskt.model.files import kind_of, read_backbone
-from cskt.model.layouts import OURS, Layout, recognise
-from cskt.model.tensors import is_safetensors, read_tensors
+from cskt.model.layouts import OPENAI, OURS, VOCABULARY, Layout, layout_of, openai_heads, read_sizes, recognise
+from cskt.model.preprocessing import stated_by
+from cskt.model.tensors import is_safetensors, is_torchscript_file, read_tensors
+
+logger = logging.getLogger(__name__)
 
 IGNORED = ("input_resolution", "context_length", "vocab_size", "logit_scale", "attn_mask", "position_ids")
 """Last part of the names of tensors that files carry beside the weights: sizes, the temperature, masks, counters."""
@@ -56,21 +59,59 @@ def load_backbone(config: BackboneConfig, *, sha256: str | None = None) -> Backb
     """
     path, found_sha256 = _find(config.name, sha256)
     known_token_ids = None
-    with path.open("rb") as stream:
-        start = stream.read(16)
-    if is_safetensors(start) and kind_of(path):
+    if _is_ours(path):
         ours = read_backbone(path)
+        if config.weights == "ema":
+            raise ValueError(f"{path}: holds no moving average of the weights; leave out --weights ema")
         tensors, layout, architecture, known_token_ids = ours.state, OURS, ours.architecture, ours.known_token_ids
+        preprocessing = stated_by(ours.facts, path)
     else:
-        file = read_tensors(path)
-        tensors = file.tensors
-        layout, architecture = recognise(file, path, config)
+        tensors = read_tensors(path, config.weights)
+        tensors = _without_appended_tokens(tensors, layout_of(tensors, path), path)
+        layout, architecture, preprocessing = recognise(tensors, path, config, found_sha256)
+    preprocessing.log_other_filter(config)
     state = gather(tensors, tower_shapes(architecture), layout, origin=str(path))
     fitted = fit_architecture(architecture, config)
     state["vision.positional_embedding"] = resize_positions(
         state["vision.positional_embedding"], architecture.grid, fitted.grid
     )
     return Backbone(config.name, fitted, state, found_sha256, known_token_ids)
+
+
+def assume_openai(config: BackboneConfig, *, sha256: str | None = None, archives_only: bool = False) -> BackboneConfig:
+    """Fill in what a weight file with OpenAI's names does not state: QuickGELU, heads of width 64.
+
+    The released programs take every such file for OpenAI's. What the config sets, or the file or a JSON file beside it
+    states, stays.
+
+    Args:
+        config: names the file.
+        sha256: see `load_backbone`.
+        archives_only: for TorchScript archives alone, as this package did in its version 0.1.
+
+    Raises:
+        ValueError: see `load_backbone`.
+    """
+    path, sha256 = _find(config.name, sha256)
+    if _is_ours(path) or (config.activation and config.vision_heads and config.text_heads):
+        return config
+    if archives_only and not is_torchscript_file(path):
+        return config
+    tensors = read_tensors(path, config.weights)
+    if layout_of(tensors, path) is not OPENAI:
+        return config
+    heads = openai_heads(read_sizes(tensors, OPENAI, str(path)))
+    assumed = replace(
+        config,
+        activation=config.activation or "quick_gelu",
+        vision_heads=config.vision_heads or heads["vision_heads"],
+        text_heads=config.text_heads or heads["text_heads"],
+    )
+    try:
+        recognise(tensors, path, config, sha256)
+    except ValueError:
+        return assumed
+    return config
 
 
 def load_state(
@@ -144,11 +185,13 @@ def tower_shapes(architecture: ClipArchitecture) -> dict[str, torch.Size]:
 
 
 def fit_architecture(architecture: ClipArchitecture, config: BackboneConfig) -> ClipArchitecture:
-    """The architecture of a file with the image size and stride that a config asks for, if it asks."""
+    """The architecture of a file with the image size, stride and normalisation that a config asks for, if it asks."""
     asked = {
         "image_height": config.image_height or architecture.image_height,
         "image_width": config.image_width or architecture.image_width,
         "stride": config.stride or architecture.stride,
+        "image_mean": config.image_mean or architecture.image_mean,
+        "image_std": config.image_std or architecture.image_std,
     }
     return validate(ClipArchitecture, to_dict(architecture) | asked, "backbone")
 
@@ -180,11 +223,27 @@ def _assemble(parts: list[Tensor], shape: torch.Size, *, transposed: bool, label
     return (value.T if transposed else value).to(torch.float32, memory_format=torch.contiguous_format)
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether a weight file is in this package's own format."""
+    with path.open("rb") as stream:
+        return is_safetensors(stream.read(16)) and kind_of(path) is not None
+
+
+def _without_appended_tokens(tensors: dict[str, Tensor], layout: Layout, path: Path) -> dict[str, Tensor]:
+    """The tensors with the token embedding cut to CLIP's vocabulary: no text of ours has tokens beyond it."""
+    (name,) = layout.sources("text.token_embedding.weight")
+    table = tensors.get(name)
+    if table is None or table.ndim != 2 or len(table) <= VOCABULARY:
+        return tensors
+    logger.info("%s: %d tokens appended to CLIP's vocabulary are left out", path, len(table) - VOCABULARY)
+    return tensors | {name: table[:VOCABULARY]}
+
+
 def _find(name: str, sha256: str | None) -> tuple[Path, str]:
     """Path and digest of the weight file."""
     try:
         path = cache.locate(name)
-        found = cache.sha256_of(path)
+        found = cache.weights_sha256(path)
         if sha256 in (None, found):
             if found != (cache.published_sha256(name) or found):
                 raise ValueError(f"{path}: damaged, its SHA-256 is not the published one; delete it to fetch it again")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cskt.config import RunConfig, to_dict, validate
+from cskt.config import RunConfig, as_trained, completed_like, to_dict, validate
 from cskt.model.files import write_atomically
 from cskt.model.tensors import load_plain
 from cskt.train.ema import Average
@@ -145,8 +145,8 @@ def set_aside(path: Path) -> None:
 
 
 def _restore(content: dict[str, Any], path: Path, trainee: Trainee, config: RunConfig) -> Progress:
-    saved = to_dict(validate(RunConfig, content["config"], f"{path}: config"))  # keys younger than the file: defaults
-    different = config_differences(saved, to_dict(config))
+    before = as_trained(validate(RunConfig, content["config"], f"{path}: config"))  # newer keys: defaults
+    different = config_differences(to_dict(completed_like(before, config)), to_dict(config))
     if different:
         raise ValueError(f"{path}: made with another config ({'; '.join(different)}); use the same or start a new run")
     if content["backbone_sha256"] != trainee.backbone_sha256:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cskt.config import RunConfig, flat_fields, validate, value_of
+from cskt.config import RunConfig, as_trained, completed_like, flat_fields, validate, value_of
 from cskt.model.cache import sha256_of
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.files import MethodFile, kind_of, read_method
@@ -88,7 +88,7 @@ def read_initial(session: Session) -> InitialWeights | None:
             f"{path}: trained over the backbone {file.backbone_name} (SHA-256 {file.backbone_sha256 or 'none'}), and"
             f" backbone.name {session.built.backbone_name} is another; start from the same backbone"
         )
-    source = validate(RunConfig, file.config, f"{path}: config")
+    source = completed_like(as_trained(validate(RunConfig, file.config, f"{path}: config")), config)
     tensors = _fitting(file, source, session, path)
     for key, _ in flat_fields():
         if key.startswith(FUNCTION_SECTIONS) and key not in STARTING_KEYS:

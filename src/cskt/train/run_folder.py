@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from cskt.config import RunConfig, load_config, save_config
+from cskt.config import RunConfig, as_trained, load_config, save_config
 from cskt.model.files import write_atomically
 from cskt.published import to_published
 from cskt.train.scalar_file import ScalarFile
@@ -64,7 +64,7 @@ class RunFolder:
     @property
     def config(self) -> RunConfig:
         """The run's config, from its config.yaml."""
-        return load_config(self.path / CONFIG)
+        return as_trained(load_config(self.path / CONFIG))
 
     def set_stop(self, stop_after_epochs: int | None) -> None:
         """Put the epoch at which a resumed run is to stop into its config.yaml.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from functools import cache
 from pathlib import Path
 
-from cskt.config import DataConfig, RunConfig, to_dict
+from cskt.config import DataConfig, RunConfig, completed_like, to_dict
 from cskt.data.annotations import read_dataset
 from cskt.data.records import select_splits
-from cskt.model.cache import locate, sha256_of
+from cskt.model.cache import locate, sha256_of, weights_sha256
 from cskt.train.checkpoint import config_differences
 from cskt.train.engine import TrainResult, train
 from cskt.train.initial import initial_file
@@ -48,7 +47,7 @@ def check_same_config(config: RunConfig, folder: Path) -> None:
     if not (folder / CONFIG).is_file():
         return
     saved = RunFolder(folder).config
-    different = config_differences(to_dict(saved), to_dict(_sized_like(config, saved)))
+    different = config_differences(to_dict(saved), to_dict(completed_like(config, saved)))
     before, now = saved.loop.stop_after_epochs, config.loop.stop_after_epochs
     if before != now:  # free where a run is resumed, but its end is not the one that is asked for here
         different.append(f"loop.stop_after_epochs: {before} -> {now}")
@@ -71,7 +70,7 @@ def check_same_config(config: RunConfig, folder: Path) -> None:
 @cache
 def backbone_digest(name: str) -> str:
     """SHA-256 of a backbone's weight file, looked at once per process."""
-    return sha256_of(locate(name))
+    return weights_sha256(locate(name))
 
 
 @cache
@@ -87,13 +86,3 @@ def finished(folder: Path) -> TrainResult | None:
     if not end or not (folder / BEST).is_file():
         return None
     return TrainResult(folder, end["best_r1"], end["best_epoch"], end["seconds"])
-
-
-def _sized_like(config: RunConfig, saved: RunConfig) -> RunConfig:
-    """A config with the image size that the backbone settled when the run was started, where it leaves it open."""
-    backbone = dataclasses.replace(
-        config.backbone,
-        image_height=config.backbone.image_height or saved.backbone.image_height,
-        image_width=config.backbone.image_width or saved.backbone.image_width,
-    )
-    return dataclasses.replace(config, backbone=backbone)

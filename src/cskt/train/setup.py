@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cskt import __version__, losses
-from cskt.config import RunConfig, flat_fields, value_of
+from cskt.config import RECORDED, RunConfig, evaluation_interpolation, flat_fields, value_of
 from cskt.data.annotations import read_dataset
 from cskt.data.loading import TrainingLoader
 from cskt.data.records import Split, select_splits
@@ -33,7 +33,7 @@ class Session:
     """A training ready to run."""
 
     config: RunConfig
-    """With the image size that the backbone settled."""
+    """With what the config left open and the backbone's files state (`RECORDED`)."""
     device: torch.device
     built: Built
     loader: TrainingLoader
@@ -65,6 +65,7 @@ class Session:
             device=self.device,
             precision=self.config.precision,
             templates=self.config.data.templates,
+            interpolation=evaluation_interpolation(self.config),
             batch_size=self.config.data.eval_batch_size,
             num_workers=self.config.data.num_workers,
             cache_dir=None if self.config.data.cache_dir is None else Path(self.config.data.cache_dir),
@@ -126,8 +127,9 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Session:
     if config.trainable == "none":  # no batch is ever drawn, and a data set may be smaller than one
         drawn = dataclasses.replace(drawn, batch_size=1, captions_per_image=1, sampler="random")
     loader = TrainingLoader(
-        train_split, built.tokenizer, drawn, image_height=height, image_width=width, seed=config.seed
-    )
+        train_split, built.tokenizer, drawn, image_height=height, image_width=width, seed=config.seed,
+        interpolation=config.backbone.interpolation,
+    )  # fmt: skip
     log_caption_warnings(f"{val_split.dataset} {val_split.name}", built.tokenizer.warnings(val_split.captions))
     objective = Objective(config.loss, config.mlm, architecture, loader.num_identities)
     objective.initialise(torch.Generator().manual_seed(config.seed))
@@ -137,7 +139,8 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Session:
     decay = config.optim.ema_decay
     average = None if decay is None else Average(model.named_parameters(), decay)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-    backbone = dataclasses.replace(config.backbone, image_height=height, image_width=width)
+    found = {key: getattr(architecture, key) for key in RECORDED}
+    backbone = dataclasses.replace(config.backbone, **found)
     return Session(
         config=dataclasses.replace(config, backbone=backbone),
         device=device,

@@ -76,7 +76,11 @@ def views_of(session: Session, batch: Batch, generator: torch.Generator) -> View
     """
     config, context_length = session.config, session.built.tokenizer.context_length
     own, num_images = Rows.of(batch, session.processes).own, len(batch.image_ids)
-    images = augment(batch.images, config.augment, generator, of=num_images, first=batch.first_image)
+    architecture = session.built.model.architecture
+    images = augment(
+        batch.images, config.augment, generator, mean=architecture.image_mean, std=architecture.image_std,
+        of=num_images, first=batch.first_image,
+    )  # fmt: skip
     caption_ids = augment_captions(batch.caption_ids, config.augment, generator)
     masked = None
     if "mlm" in config.loss.weights:

@@ -1,0 +1,195 @@
+"""Pickles inside weight files, read without running code from them.
+
+A pickle is a program that may name any function. Here a name leads to one of three things: the functions that build
+tensors over storages of the same file, `OrderedDict`, or a stand-in that has no behaviour. So what lies beside the
+tensors (`argparse.Namespace`, paths, NumPy arrays, a training framework's own classes) is passed over, whether or not
+its package is installed. Names from the standard library that are not plain data (`os.system`, `builtins.eval`) are
+refused: nothing would come of them, but a file that has them is not to be trusted.
+"""
+
+from __future__ import annotations
+
+import _compat_pickle
+import pickle
+import struct
+import sys
+from collections import OrderedDict
+from typing import Any, BinaryIO, ClassVar
+
+import torch
+from torch import Tensor
+
+STORAGES = {
+    "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+}  # fmt: skip
+PLAIN_DATA = {
+    "_codecs": {"encode"},
+    "argparse": {"Namespace"},
+    "array": {"array", "_array_reconstructor"},
+    "builtins": {
+        "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range", "set",
+        "slice", "str", "tuple",
+    },
+    "collections": {"ChainMap", "Counter", "UserDict", "UserList", "defaultdict", "deque"},
+    "copyreg": {"_reconstructor"},
+    "datetime": {"date", "datetime", "time", "timedelta", "timezone"},
+    "decimal": {"Decimal"},
+    "fractions": {"Fraction"},
+    "functools": {"partial"},
+    "pathlib": {"Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
+    "re": {"_compile"},
+    "types": {"MappingProxyType", "SimpleNamespace"},
+    "uuid": {"SafeUUID", "UUID"},
+    "zoneinfo": {"ZoneInfo", "ZoneInfo._unpickle"},
+}  # fmt: skip
+"""Names of the standard library that stand-ins take the place of; those of `pathlib` since Python 3.13 are in
+`pathlib._local`."""
+LONGEST_NAME = 300
+
+
+class StandIn(dict[Any, Any]):
+    """Takes the place of any object beside the tensors; holds what a mapping would, has no behaviour."""
+
+    origin = ""
+    """Dotted name of the class or function."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        super().__init__()
+
+    def __new__(cls, *_: object, **__: object) -> StandIn:
+        return super().__new__(cls)
+
+    def append(self, item: object) -> None:
+        """Take an item of a list, and forget it."""
+
+    def extend(self, items: object) -> None:
+        """Take items of a list, and forget them."""
+
+    def add(self, item: object) -> None:
+        """Take an item of a set, and forget it."""
+
+    def update(self, *_: object, **__: object) -> None:
+        """Take items of a set, and forget them."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+
+
+class RestrictedUnpickler(pickle._Unpickler):
+    """Read one pickle of any protocol; see the module.
+
+    The reader written in Python: the one in C allocates a table of any length that a pickle names.
+
+    Args:
+        stream: stands at the pickle's first byte; is left behind its last.
+        num_bytes: length of the file, beyond which nothing is allocated.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, stream: BinaryIO, num_bytes: int) -> None:
+        self._num_bytes = num_bytes
+        self._stand_ins: dict[str, type[StandIn]] = {}
+        super().__init__(_Bounded(stream, num_bytes))
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what a name of the pickle stands for."""
+        module, name = _today(module, name)
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
+        if module == "collections" and name == "OrderedDict":
+            return OrderedDict
+        if module in ("torch._utils", "torch._tensor", "torch.storage"):
+            builders = {
+                "_rebuild_tensor": self.rebuild_tensor, "_rebuild_tensor_v2": self.rebuild_tensor,
+                "_rebuild_parameter": _first, "_rebuild_parameter_with_state": _first,
+                "_rebuild_from_type_v2": self._rebuild_subclass,
+            }  # fmt: skip
+            if name in builders:
+                return builders[name]
+            raise refused(module, name)
+        if module.partition(".")[0] in sys.stdlib_module_names and name not in PLAIN_DATA.get(_public(module), ()):
+            raise refused(module, name)
+        return self._stand_in(f"{module}.{name}")
+
+    def rebuild_tensor(
+        self, storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
+    ) -> Tensor:
+        """Return a view of a storage."""
+        tensor = storage.as_strided(size, stride, offset)  # refuses to reach beyond the storage
+        if tensor.numel() > storage.numel():  # overlapping rows: a small file that would unfold to a vast tensor
+            raise pickle.UnpicklingError(f"a tensor of {list(size)} is larger than its storage")
+        return tensor
+
+    def _rebuild_subclass(self, build: Any, _: object, arguments: tuple[Any, ...], *__: object) -> Tensor:
+        """The tensor below an instance of a subclass of `torch.Tensor`."""
+        if build != self.rebuild_tensor:
+            raise pickle.UnpicklingError("it holds a tensor of a class that is not known")
+        return self.rebuild_tensor(*arguments)
+
+    def _stand_in(self, origin: str) -> type[StandIn]:
+        origin = origin[:LONGEST_NAME]
+        if origin not in self._stand_ins:
+            self._stand_ins[origin] = type("StandIn", (StandIn,), {"origin": origin})
+        return self._stand_ins[origin]
+
+    def load_build(self) -> None:
+        """Set the state of the last object: none but a module of TorchScript has any here."""
+        stack: list[Any] = self.stack  # type: ignore[attr-defined]
+        state, instance = stack.pop(), stack[-1]
+        if isinstance(instance, Stateful):
+            instance.__setstate__(state)
+        elif not isinstance(instance, StandIn | OrderedDict | Tensor):
+            raise pickle.UnpicklingError(f"it sets the state of a {type(instance).__name__}")
+
+    def load_bytearray8(self) -> None:
+        """Read bytes; Python's own method allocates any length that is named."""
+        machine: Any = self
+        (length,) = struct.unpack("<Q", machine.read(8))
+        machine.append(bytearray(machine.read(length)))
+
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+
+class Stateful:
+    """An object whose state a pickle may set."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise NotImplementedError
+
+
+class _Bounded:
+    """A stream of which no more is asked than its file can have."""
+
+    def __init__(self, stream: BinaryIO, num_bytes: int) -> None:
+        self._stream, self._num_bytes = stream, num_bytes
+        self.readline = stream.readline
+
+    def read(self, length: int) -> bytes:
+        if length > self._num_bytes:
+            raise EOFError(f"it asks for {length:,} bytes of a file of {self._num_bytes:,}")
+        return self._stream.read(length)
+
+
+def refused(module: str, name: str) -> pickle.UnpicklingError:
+    """Return the error for a name that is not followed."""
+    return pickle.UnpicklingError(f"it asks for {f'{module}.{name}'[:LONGEST_NAME]}")
+
+
+def _today(module: str, name: str) -> tuple[str, str]:
+    """Names that pickles of protocol 2 and below write as Python 2 had them."""
+    if (module, name) in _compat_pickle.NAME_MAPPING:
+        return _compat_pickle.NAME_MAPPING[module, name]
+    return _compat_pickle.IMPORT_MAPPING.get(module, module), name
+
+
+def _public(module: str) -> str:
+    return "pathlib" if module in ("pathlib._local", "pathlib._abc") else module
+
+
+def _first(value: object, *_: object) -> object:
+    return value
