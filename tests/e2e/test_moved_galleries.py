@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import tarfile
@@ -269,6 +270,56 @@ def test_open_galleries_follow_a_path_that_another_process_updates(project: Path
         assert loaded.search(SENTENCE) == before
         assert loaded.add([project / "crops" / "cam0" / "00.jpg"], ["live"]).added == 1
     assert read_manifest(gallery).model.path == str(tmp_path / "moved")
+
+
+def test_crops_that_are_gone_are_named_with_the_remedy(project: Path, tmp_path: Path) -> None:
+    gallery = index(project)
+    (project / "crops").rename(tmp_path / "moved")
+    write_run(tmp_path / "other", project / "clip.safetensors", seed=8)
+    for flags in ("", "--prune"):
+        reason = typed(f"cskt reindex {gallery} --run {tmp_path}/other --device cpu {flags}").refusal()
+        assert "--images FOLDER" in reason or not flags
+    reason = typed(f"cskt index {gallery} --prune --device cpu").refusal()
+    assert reason.startswith(
+        f"{project}/crops: no such folder of crops; put it back, or say where it is now: cskt index "
+    )
+    with Gallery.open(gallery, device="cpu") as opened:
+        assert opened.count() == 12
+        with pytest.raises(ValueError, match="the folder of crops is no longer at .*--images FOLDER"):
+            opened.original("cam0/00.jpg")
+    assert "unchanged 12" in done(f"cskt index {gallery} --images {tmp_path}/moved --device cpu")
+    assert "12 crops; added 12" in done(f"cskt reindex {gallery} --run {tmp_path}/other --device cpu --prune")
+
+
+def test_reindexing_drops_no_crop_of_a_folder_that_cannot_be_read(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = index(project)
+    write_run(tmp_path / "other", project / "clip.safetensors", seed=8)
+    stat = os.stat
+
+    def refuse(path: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(f"{project}/crops/cam1/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    (project / "crops" / "cam0" / "00.jpg").unlink()
+    command = f"cskt reindex {gallery} --run {tmp_path}/other --device cpu --prune"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refuse)
+        patch.setattr(os, "lstat", lambda path: refuse(path, follow_symlinks=False))
+        assert "Permission denied; make it readable: --prune drops no crop" in typed(command).refusal()
+    assert "11 crops" in done(command)
+
+
+def test_the_backbone_that_an_old_manifest_lacks_is_added_in_silence(project: Path) -> None:
+    gallery = index(project)
+    content = content_of(gallery)
+    content["model"]["backbone"] = None
+    (gallery / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
+    assert "its path was updated" not in done(f"cskt index {gallery} --device cpu")
+    assert content_of(gallery)["model"]["backbone"] == "../clip.safetensors"
+    assert typed(f"cskt reindex {gallery} --device cpu").refusal().endswith("nothing to do")
 
 
 def test_a_calibrated_cut_off_stays_with_the_same_model(project: Path, tmp_path: Path) -> None:

@@ -139,7 +139,11 @@ class Contents:
             Whether the place is another than before.
         """
         with self.writing():
-            return self._change_if_needed(model=replace(model.absolute(), precision=self.manifest.model.precision))
+            before = self.manifest.model
+            after = replace(model.absolute(), precision=before.precision)
+            self._change_if_needed(model=after)
+        is_added = model.backbone is None and before.backbone is None  # from the run's config: it has not moved
+        return (replace(after, backbone=None) if is_added else after) != before
 
     def stated(self, rows: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, Value | None]]:
         """Metadata in the form of its columns; columns that are new are made. None takes a value back.
@@ -184,13 +188,10 @@ class Contents:
             raise GalleryChangedError(f"{self.folder}: the gallery is gone; open it again where it is now")
         return state
 
-    def _change_if_needed(self, **changes: Any) -> bool:
-        """Change the manifest where it says otherwise, and return whether it did; call it with the lock held."""
-        manifest = replace(self.manifest, **changes)
-        if manifest == self.manifest:
-            return False
-        self._change(**changes)
-        return True
+    def _change_if_needed(self, **changes: Any) -> None:
+        """Change the manifest where it says otherwise; call it with the lock held."""
+        if replace(self.manifest, **changes) != self.manifest:
+            self._change(**changes)
 
     def _change(self, **changes: Any) -> None:
         """Change the manifest, on disk and then here; call it with the lock held."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,7 +17,7 @@ from cskt.gallery.ignoring import IgnorePatterns
 from cskt.gallery.indexing import IndexReport, Progress, brought_up, fill, in_the_way, restate
 from cskt.gallery.manifest import Manifest, ModelSource
 from cskt.gallery.originals import original_path
-from cskt.gallery.scanning import IGNORED, ImageSource, Scan
+from cskt.gallery.scanning import IGNORED, ImageSource, Scan, reason_of
 from cskt.gallery.shards import ShardCrop, crops_of
 from cskt.gallery.store import FileState, VectorStore
 from cskt.paths import inside
@@ -246,6 +247,7 @@ def _fill_anew(
                 f" {reason}; put them back, or drop them from the gallery with --prune; it answers with the old model"
                 " until then"
             )
+        _check_droppable(contents, [name for name, _ in report.unreadable])
         old = contents.store.files().keys()
         store.delete([name for name in store.files() if name not in old])
         _bring_metadata(contents.store, store)
@@ -253,6 +255,34 @@ def _fill_anew(
         contents.replace_by(manifest, store)
     report.removed = len(report.unreadable)
     return report
+
+
+def _check_droppable(contents: Contents, names: Sequence[str]) -> None:
+    """See that crops are dropped because their own file is gone or corrupt, and not because a folder cannot be read.
+
+    Raises:
+        ValueError: nobody can tell whether a file is there, or none of the indexed folder is there.
+    """
+    files, root = contents.store.files(), contents.images or contents.folder
+    num_missing = 0
+    for name in names:
+        if files[name].kept:
+            continue
+        try:
+            (root / name).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            num_missing += 1
+        except OSError as error:
+            raise ValueError(
+                f"{root / name}: {reason_of(error)}; make it readable: --prune drops no crop of a folder that cannot be"
+                " read"
+            ) from None
+    if num_missing > 1 and num_missing == sum(not state.kept for state in files.values()):
+        remedy = shlex.join(["cskt", "index", str(contents.folder)])
+        raise ValueError(
+            f"{root}: holds none of the {num_missing} crops; not dropping all of them for that; is it mounted? say"
+            f" where it is now: {remedy} --images FOLDER"
+        )
 
 
 def _bring_metadata(old: VectorStore, new: VectorStore) -> None:

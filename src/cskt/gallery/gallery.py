@@ -7,6 +7,7 @@ with cskt.Gallery.open("my-gallery") as gallery:
 from __future__ import annotations
 
 import math
+import shlex
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -483,15 +484,21 @@ class Gallery:
             ValueError: its file is gone, or is another one by now.
         """
         facts = self.crop(image_id)
+        root = self._contents.images or self.folder
         try:
             if facts.kept:
                 path = original_path(self.folder, facts.sha256)
             else:
-                root = self._contents.images or self.folder
                 inside(root, facts.image_id)
                 path = root / facts.image_id
         except ValueError as error:
             raise ValueError(f"{image_id}: its file is gone ({error}); index again with --prune") from None
+        if not facts.kept and not root.is_dir():
+            where = shlex.join(["cskt", "index", str(self.folder)])
+            raise ValueError(
+                f"{image_id}: the folder of crops is no longer at {root}; put it back, or say where it is now: {where}"
+                " --images FOLDER"
+            )
         if not path.is_file():
             raise ValueError(f"{image_id}: its file is gone; put it back, or index again with --prune")
         # The folder that a stranger's gallery names as its own may hold files of that name which were never in it.
