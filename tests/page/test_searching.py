@@ -46,6 +46,26 @@ def test_an_older_answer_never_covers_a_newer_one(page: Page, gallery: Gallery) 
     expect_names(page, wanted)
 
 
+def test_what_the_model_misses_is_said_below_the_box(page: Page) -> None:
+    note = page.locator("#box-note")
+    type_sentence(page, "a woman in a zygomorphic dress " + "and a red hat " * 60)
+    expect(note).to_contain_text("the model has never seen the word 'zygomorphic', which adds noise")
+    expect(note).to_contain_text("the model reads 77 tokens of the sentence")
+    type_sentence(page)
+    expect(note).to_be_empty()
+    page.get_by_role("button", name="but not").click()
+    page.locator("#not").fill("a zygomorphic hat")
+    expect(note).to_have_text("excluded sentence: the model has never seen the word 'zygomorphic', which adds noise")
+
+
+def test_times_are_shown_in_utc_without_the_sign_for_it(page: Page) -> None:
+    type_sentence(page)
+    hits(page).first.click()
+    expect(page.locator("#facts")).to_contain_text(re.compile(r"2026-01-\d\d \d\d:30 UTC"))
+    assert "Z" not in page.locator("#facts dt:text-is('time') + dd").inner_text()
+    expect(hits(page).first).to_have_accessible_name(re.compile(r"time 2026-01-\d\d \d\d:30$"))
+
+
 def test_more_crops_follow_by_scrolling(page: Page, gallery: Gallery) -> None:
     type_sentence(page)
     expect(page.locator("#status")).to_contain_text(f"{NUM_CROPS} crops, the best 48 shown")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from urllib.parse import quote
 
@@ -180,6 +181,66 @@ CONTRAST = """() => {
 NAMELESS = """[...document.querySelectorAll("button, input:not([hidden]), textarea, select, img, dialog")]
   .filter((node) => !(node.getAttribute("aria-label") || node.getAttribute("aria-labelledby") || node.labels?.length
     || node.textContent.trim() || node.hasAttribute("alt"))).map((node) => node.outerHTML)"""
+
+
+def buttons(page: Page) -> list[str]:
+    """The names of all buttons, as a screen reader says them."""
+    return re.findall(r'^ *- \'?button\b(?: "((?:[^"\\]|\\.)*)")?', page.locator("body").aria_snapshot(), re.MULTILINE)
+
+
+def test_every_button_has_a_name_of_its_own(page: Page) -> None:
+    """Crops by name, rank and score; what marks them, clears and unfolds says what."""
+    page.goto(search_url(page.url, where="indoor = true"))
+    expect(hits(page)).to_have_count(30)
+    hits(page).first.focus()
+    page.keyboard.press("r")
+    expect(page.locator("#tray")).to_be_visible()
+    names = buttons(page)
+    assert len(names) > 90 and "" not in names
+    assert len(set(names)) == len(names), sorted(name for name in names if names.count(name) > 1)
+    first = hits(page).first
+    image_id, score = first.get_attribute("data-id"), first.locator(".score").text_content()
+    expect(first).to_have_accessible_name(re.compile(rf"^Crop {re.escape(str(image_id))}, rank 1, score {score}, "))
+    for verdict in ("right", "wrong"):
+        mark = page.get_by_role("button", name=f"Mark as {verdict}: crop {image_id}", exact=True)
+        assert mark.count() == 1
+    expect(page.locator("#filters-clear")).to_have_accessible_name("clear all filters")
+    expect(page.locator("#marks-clear")).to_have_accessible_name("clear all marks")
+    unfolds = page.locator("[data-column=track] .text-button")
+    expect(unfolds).to_have_accessible_name(re.compile("more values of track$"))
+    expect(page.locator("[data-column=camera] input").first).to_have_accessible_name("c1, 40 crops")
+    page.keyboard.press("Enter")
+    expect(page.locator("#words .word").first).to_be_visible()
+    names = buttons(page)
+    assert "" not in names and {"Close", "Next crop", "Previous crop", "More like this"} <= set(names)
+
+
+FITS = """() => [...document.querySelectorAll("#facets .range input")].map((field) => {
+  const [own, panel] = [field, field.closest("aside")].map((node) => node.getBoundingClientRect());
+  const copy = field.cloneNode();
+  Object.assign(copy.style, { width: "max-content", position: "absolute" });
+  field.after(copy);
+  const needed = field.type === "datetime-local" ? copy.getBoundingClientRect().width : 0;
+  copy.remove();
+  return own.left >= panel.left && own.right <= panel.right + 0.5 && own.width >= needed - 0.5;
+})"""
+
+
+@pytest.mark.parametrize("locale", ["en-US", "de-DE"])
+def test_dates_are_seen_whole(locale: str, browser: Browser, address: str, artefacts: Path) -> None:
+    context = browser.new_context(locale=locale)
+    page = context.new_page()
+    for width in (1280, 1101, 901, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto(search_url(address))
+        expect(hits(page).first).to_be_visible()
+        if width <= 900:
+            page.get_by_role("button", name="Cut-off and filters").click()
+        page.get_by_label("time from, UTC").fill("2026-01-20T10:30:15")
+        assert page.evaluate(FITS) == [True] * 4, width
+        assert page.evaluate("(panel => panel.scrollWidth - panel.clientWidth)(document.getElementById('panel'))") == 0
+        page.screenshot(path=artefacts / f"dates-{width}-{locale}.png")
+    context.close()
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])

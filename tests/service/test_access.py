@@ -180,6 +180,47 @@ def test_pages_of_other_sites_may_not_ask(ask: Ask, own_gallery: Gallery, crops:
     assert "access-control-allow-origin" not in own.headers
 
 
+@pytest.mark.parametrize(
+    ("headers", "asked"),
+    [
+        ({"X-Forwarded-Host": "search.example.org"}, "'search.example.org', the name that the browser asked for"),
+        ({"X-Forwarded-Host": "search.example.org, inner"}, "'search.example.org', the name"),
+        ({"Forwarded": 'for=192.0.2.1;proto=https;Host="search.example.org"'}, "'search.example.org', the name"),
+        ({"Forwarded": "for=192.0.2.1"}, "the browser's name"),
+        ({"Via": "1.1 proxy"}, "the browser's name"),
+        ({"X-Forwarded-For": "192.0.2.1"}, "the browser's name"),
+    ],
+)
+def test_a_proxy_that_sends_a_name_of_its_own_is_told_how_to_pass_it_on(
+    ask: Ask, gallery: Gallery, headers: dict[str, str], asked: str
+) -> None:
+    client = ask(gallery)
+    status, code, message = refusal(client.get("/api/gallery", headers={"Host": "backend:8000", **headers}))
+    assert (status, code) == (403, "wrong_host")
+    assert "'backend', which a proxy has sent as Host" in message and asked in message
+    assert "proxy_set_header Host $host" in message and "--allow-host" in message
+    assert client.get("/api/gallery", headers=headers).status_code == 200, "such headers decide nothing"
+    plain = refusal(client.get("/api/gallery", headers={"Host": "backend:8000"}))[2]
+    assert plain == "the service does not answer under 'backend'; start it with --allow-host and that name"
+
+
+def test_a_proxy_that_keeps_the_origin_and_rewrites_the_host(ask: Ask, gallery: Gallery) -> None:
+    """Its requests look like those of another site: the address of the service as Host, the page's own as Origin."""
+    headers = {"Host": "127.0.0.1:8000", "Origin": "https://search.example.org"}
+    status, code, message = refusal(ask(gallery).post("/api/search", json=SEARCH, headers=headers))
+    assert (status, code) == (403, "wrong_origin")
+    assert "the proxy has sent Host: 127.0.0.1:8000 instead of search.example.org" in message
+    assert "proxy_set_header Host $host" in message and "--allow-host search.example.org" in message
+    named = ask(gallery, allow_hosts=("search.example.org",), token=TOKEN)
+    message = refusal(named.post("/api/search", json=SEARCH, headers=headers | WRITER))[2]
+    assert "proxy_set_header Host $host" in message and "--allow-host" not in message, "it has been named"
+    passed_on = WRITER | headers
+    for host in ("search.example.org", "search.example.org:443", "Search.Example.org"):
+        assert named.post("/api/search", json=SEARCH, headers=passed_on | {"Host": host}).status_code == 200, host
+    for host in ("search.example.org:80", "search.example.org:8443"):
+        assert refusal(named.post("/api/search", json=SEARCH, headers=passed_on | {"Host": host}))[1] == "wrong_origin"
+
+
 def test_a_client_that_asks_too_fast_is_told_how_long_to_wait(ask: Ask, gallery: Gallery) -> None:
     client = ask(gallery, rate=0.5, burst_seconds=6.0)
     assert [client.post("/api/search", json=SEARCH).status_code for _ in range(4)] == [200, 200, 200, 429]

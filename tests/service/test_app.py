@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import pytest
-from doll_service import Ask, refusal
+from doll_service import Ask, name_of, refusal
 from starlette.testclient import TestClient
 
 from cskt.gallery.gallery import Gallery
@@ -127,6 +127,31 @@ def test_security_headers_are_on_every_answer(ask: Ask, gallery: Gallery) -> Non
         assert answer.headers["cross-origin-resource-policy"] == "same-origin"
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
         assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_head_is_get_without_the_body(ask: Ask, gallery: Gallery) -> None:
+    client = ask(gallery)
+    wait_until_ready(client)
+    crop = f"?id={name_of(0)}"
+    described = client.get("/openapi.json").json()["paths"]
+    paths = [path for path, operations in described.items() if "get" in operations]
+    paths += ["/", "/docs", "/openapi.json", "/page/app.js"]
+    asked = {"/api/crop": crop, "/api/thumbnail": crop, "/api/image": crop}
+    assert asked.keys() < set(paths) and len(paths) == 10
+    for path in [*(path + asked.get(path, "") for path in paths), "/nothing"]:
+        answer, head = client.get(path), client.head(path)
+        assert head.status_code == answer.status_code, path
+        assert head.content == b"" != answer.content, path
+        if path != "/metrics":  # whose figures have changed meanwhile
+            assert head.headers == answer.headers, path
+            assert int(head.headers["content-length"]) == len(answer.content), path
+    same = client.head("/page/app.js", headers={"If-None-Match": client.head("/page/app.js").headers["etag"]})
+    assert same.status_code == 304
+    assert client.head("/", headers={"Host": "evil.example"}).status_code == 403
+    refused = client.head("/api/search")
+    assert refused.status_code == 405 and refused.headers["allow"] == "POST" and refused.content == b""
+    assert client.request("BREW", "/api/crop").headers["allow"] == "GET, HEAD"
+    assert 'code="200",method="HEAD",route="/api/image"' in client.get("/metrics").text
 
 
 def test_an_empty_gallery_answers_with_nothing(ask: Ask, own_gallery: Gallery) -> None:

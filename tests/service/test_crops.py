@@ -36,7 +36,7 @@ def test_facts_and_pictures_of_a_crop(ask: Ask, gallery: Gallery, crops: Path) -
         assert (facts["width"], facts["height"]) == image.size
     assert facts["image_id"] == name and facts["num_bytes"] == len(data)
     assert facts["sha256"] == hashlib.sha256(data).hexdigest()
-    assert facts["metadata"] == metadata_of(6) | {"time": "2026-01-07T00:00:00"}
+    assert facts["metadata"] == metadata_of(6) | {"time": "2026-01-07T00:00:00Z"}
     original = client.get("/api/image", params={"id": name})
     assert original.content == data and original.headers["content-type"] == "image/jpeg"
     assert original.headers["content-security-policy"] == "sandbox; default-src 'none'"

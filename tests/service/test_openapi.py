@@ -37,6 +37,7 @@ def picture(colour: str) -> bytes:
 
 
 PICTURES = [base64.b64encode(picture(colour)).decode() for colour in ("red", "blue")]
+PICTURES.append(f"data:image/png;base64,{PICTURES[0]}")
 printable = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=60)
 for name, strategy in {
     "sentence": printable.filter(str.strip),

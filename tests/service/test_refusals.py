@@ -265,6 +265,49 @@ def test_an_original_that_has_become_a_link_to_elsewhere(ask: Ask, own_gallery: 
     assert refusal(answer)[:2] == (404, "no_original")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:image/png;base64,{}", "DATA:Image/PNG;Base64,{}", "data:;base64,{}", "data:text/plain;base64,{}",
+        "data:image/png;name=a%20b.png;base64,{}", "data:application/octet-stream;charset=utf-8;base64,{}",
+    ],
+)  # fmt: skip
+def test_data_urls_are_taken_wherever_pictures_are(ask: Ask, own_gallery: Gallery, url: str) -> None:
+    """The type is told by the content, as ever."""
+    file = io.BytesIO()
+    Image.effect_noise((20, 40), 90).convert("RGB").save(file, "PNG")
+    plain = base64.b64encode(file.getvalue()).decode()
+    assert "+" in plain or "/" in plain
+    client = ask(own_gallery, token=TOKEN)
+    expected = client.post("/api/search", json={"image": plain}).raise_for_status().json()["hits"]
+    for text in (plain, plain.replace("+", "%2B").replace("/", "%2f").replace("=", "%3D")):
+        assert client.post("/api/search", json={"image": url.format(text)}).json()["hits"] == expected
+    crop = {"image_id": "live/1", "image": url.format(plain)}
+    added = client.post("/api/crops", json={"crops": [crop]}, headers=WRITER).json()
+    assert (added["added"], added["unreadable"]) == (1, [])
+    original = client.get("/api/image", params={"id": "live/1"})
+    assert original.content == file.getvalue() and original.headers["content-type"] == "image/png"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:", "data:,", "data:image/png,{}", "data:image/png;base64", "data:image/png;base64;{}", "data:base64,{}",
+        "data:image/png;base64,", "data:image/png;base64,!!", "data:image/png;base64,%zz",
+        "data:image/png;base64,%C3%A9",
+        " data:image/png;base64,{}", "data:image/png;base32,{}", "data:" + "x" * 5000 + ";base64,{}",
+        "data:image/png;base64,data:image/png;base64,{}", "https://example.org/a.png", "blob:{}",
+        "data:image/png;base64,PHN2Zy8+",
+    ],
+)  # fmt: skip
+def test_what_looks_like_a_data_url_and_is_none(client: TestClient, url: str) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (20, 40)).save(file, "PNG")
+    asked = url.format(base64.b64encode(file.getvalue()).decode())
+    status, code, _ = refusal(client.post("/api/search", json={"image": asked}))
+    assert status == 422 and code in ("bad_base64", "bad_image")
+
+
 def test_an_error_of_ours_tells_nothing_and_is_logged(
     ask: Ask, gallery: Gallery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,11 +8,12 @@ import dataclasses
 import io
 import json
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from doll_service import Ask, name_of, refusal
+from doll_service import TOKEN, WRITER, Ask, name_of, refusal
 
 from cskt.data.sentences import LONGEST_SENTENCE
 from cskt.gallery.calibration import Calibration, save_calibration
@@ -23,7 +24,11 @@ SENTENCE = "a man in a red coat"
 
 
 def as_json(hits: list[Hit]) -> list[dict[str, Any]]:
-    return json.loads(json.dumps([dataclasses.asdict(hit) for hit in hits]))
+    """Hits of Python as the service answers them: times name their zone."""
+    found = json.loads(json.dumps([dataclasses.asdict(hit) for hit in hits]))
+    for hit in found:
+        hit["metadata"]["time"] += "Z"
+    return found
 
 
 def test_hits_are_those_of_the_gallery_in_full(ask: Ask, gallery: Gallery) -> None:
@@ -171,7 +176,7 @@ def test_what_the_page_needs_to_know(ask: Ask, gallery: Gallery, tiny_backbone: 
     columns = {column["name"]: column for column in answer["columns"]}
     assert columns["camera"]["values"] == [{"value": f"c{number}", "count": 10} for number in range(4)]
     assert columns["time"]["kind"] == "time"
-    assert (columns["time"]["minimum"], columns["time"]["maximum"]) == ("2026-01-01T00:00:00", "2026-01-20T00:00:00")
+    assert (columns["time"]["minimum"], columns["time"]["maximum"]) == ("2026-01-01T00:00:00Z", "2026-01-20T00:00:00Z")
     assert (columns["track"]["minimum"], columns["track"]["maximum"]) == (0, 19)
 
 
@@ -212,6 +217,32 @@ def test_training_data_leave_out_crops_that_were_handed_over(ask: Ask, own_galle
     assert table.text.count("live/1") == 3 and table.headers["x-left-out"] == "0"
     alone = client.post("/api/marks/export", json={"format": "jsonl", "marks": marks[1:3]})
     assert (alone.text, alone.headers["x-left-out"]) == ("", "1")
+
+
+def test_every_time_names_its_zone(ask: Ask, own_gallery: Gallery, crops: Path) -> None:
+    """What comes out can be put in again: as a filter, and as metadata."""
+    client = ask(own_gallery, token=TOKEN)
+    written = {"live/1": "2026-02-03T04:05:06.25+02:00", "live/2": "2026-02-03 04:05", "live/3": "2026-02-03T04:05:00Z"}
+    picture = base64.b64encode((crops / name_of(8)).read_bytes()).decode()
+    sent = [{"image_id": name, "image": picture, "metadata": {"time": time}} for name, time in written.items()]
+    client.post("/api/crops", json={"crops": sent}, headers=WRITER).raise_for_status()
+    times = {
+        "live/1": "2026-02-03T02:05:06.250000Z",
+        "live/2": "2026-02-03T04:05:00Z",
+        "live/3": "2026-02-03T04:05:00Z",
+    }
+    for name, time in times.items():
+        assert client.get("/api/crop", params={"id": name}).json()["metadata"]["time"] == time
+        same = {"text": SENTENCE, "where": f"time = '{time}'"}
+        hits = client.post("/api/search", json=same).json()["hits"]
+        assert {hit["image_id"]: hit["metadata"]["time"] for hit in hits} == {
+            other: value for other, value in times.items() if value == time
+        }
+        assert datetime.fromisoformat(time).utcoffset() == timedelta(0)
+    columns = {column["name"]: column for column in client.get("/api/gallery").json()["columns"]}
+    found = [columns["time"]["minimum"], columns["time"]["maximum"]]
+    found += [value["value"] for value in columns["time"]["values"]]
+    assert columns["time"]["maximum"] == times["live/2"] and all(time.endswith("Z") for time in found)
 
 
 def test_who_asked_what_is_noted(ask: Ask, gallery: Gallery, noted: Callable[[], Any], crops: Path) -> None:

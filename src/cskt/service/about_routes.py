@@ -19,6 +19,7 @@ from cskt.service.schemas import (
     SessionAnswer,
     SessionRequest,
     ValueCount,
+    with_zone,
 )
 from cskt.service.tokens import SESSION_SECONDS
 
@@ -105,9 +106,9 @@ def _overview(gallery: Gallery) -> tuple[int, list[ColumnAnswer]]:
         ColumnAnswer(
             name=name,
             kind=facet.kind,
-            values=[ValueCount(value=value, count=count) for value, count in facet.values],
-            minimum=facet.minimum,
-            maximum=facet.maximum,
+            values=[ValueCount(value=with_zone(value, facet.kind), count=count) for value, count in facet.values],
+            minimum=None if facet.minimum is None else with_zone(facet.minimum, facet.kind),
+            maximum=None if facet.maximum is None else with_zone(facet.maximum, facet.kind),
         )
         for name, facet in gallery.facets().items()
     ]

@@ -60,7 +60,7 @@ def create_app(gallery: Gallery, settings: ServiceSettings | None = None) -> Fas
 
     app = _App(
         title="Person search",
-        description="Search a gallery of person crops by sentence.",
+        description="Search a gallery of person crops by sentence. Every address that takes GET takes HEAD as well.",
         lifespan=running,
         docs_url=None,  # FastAPI's pages fetch their scripts from a CDN
         redoc_url=None,

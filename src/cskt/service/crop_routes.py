@@ -24,6 +24,7 @@ from cskt.service.schemas import (
     ImageId,
     RemoveAnswer,
     Unreadable,
+    with_zones,
 )
 from cskt.service.settings import ServiceSettings
 
@@ -46,13 +47,14 @@ async def facts(image_id: CropName, service: Parts) -> CropAnswer:
     """What is known of a crop."""
     with told_to_the_client(service.engine.gallery):
         found = await service.engine.reading.run(service.engine.gallery.crop, image_id)
+        columns = service.engine.gallery.columns
     return CropAnswer(
         image_id=found.image_id,
         width=found.width,
         height=found.height,
         num_bytes=found.num_bytes,
         sha256=found.sha256,
-        metadata=found.metadata,
+        metadata=with_zones(found.metadata, columns),
     )
 
 

@@ -150,4 +150,5 @@ def add_error_handlers(app: FastAPI) -> None:
 def _methods(request: Request) -> list[str]:
     """What the address takes. No address of ours has a variable part but those of the page, which can only be read."""
     operations = request.app.openapi()["paths"].get(request.scope["path"], {"get": None})
-    return sorted(method.upper() for method in operations)
+    methods = {method.upper() for method in operations}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)

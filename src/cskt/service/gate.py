@@ -73,10 +73,10 @@ class Gate:
     def _check(self, request: Request) -> None:
         path = request.scope["path"]  # what the router sees; that of `request.url` differs where it holds a %3F
         _check_framing(request)
-        check_host(request.headers.getlist("host"), self._settings)
+        check_host(request.headers, self._settings)
         self._rates.spend(client_of(request), cost(path))
         if request.method in CHANGING:
-            check_origin(request.headers.get("origin"), request.headers["host"])
+            check_origin(request.headers.get("origin"), request.headers["host"], self._settings)
         needed = needed_access(request.method, path)
         shown = self._shown_token(request)
         if needed == "write" and not shown:

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from cskt.service.gate import SESSION_COOKIE, needed_access
+from cskt.service.pictures import LONGEST_DATA_HEAD
 from cskt.service.settings import ServiceSettings
 
 
@@ -31,9 +32,9 @@ def describe(app: FastAPI, settings: ServiceSettings) -> dict[str, Any]:
 def _state_limits(schemas: dict[str, Any], settings: ServiceSettings) -> None:
     search = schemas["SearchRequest"]["properties"]
     search["where"]["anyOf"][0]["maxLength"] = settings.where_characters
-    search["image"]["anyOf"][0]["maxLength"] = settings.image_bytes * 4 // 3
+    search["image"]["anyOf"][0]["maxLength"] = settings.image_bytes * 4 // 3 + LONGEST_DATA_HEAD
     search["exclude"] |= {"maxItems": settings.max_exclude}
     search["k"]["maximum"] = settings.max_k
     search["offset"]["maximum"] = settings.max_offset
     schemas["AddRequest"]["properties"]["crops"]["maxItems"] = settings.crops_per_request
-    schemas["CropUpload"]["properties"]["image"]["maxLength"] = settings.image_bytes * 4 // 3
+    schemas["CropUpload"]["properties"]["image"]["maxLength"] = settings.image_bytes * 4 // 3 + LONGEST_DATA_HEAD

@@ -1,4 +1,7 @@
-"""The outermost layer: every answer is counted and bears the security headers, an error of ours included."""
+"""The outermost layer: every answer is counted and bears the security headers, an error of ours included.
+
+HEAD is answered here as GET without the body, so that no route has to know of it.
+"""
 
 from __future__ import annotations
 
@@ -60,12 +63,15 @@ class Outermost:
                 headers = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
+            elif method == "HEAD" and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             await send(message)
 
+        inner = {**scope, "method": "GET"} if method == "HEAD" else scope
         begun = time.perf_counter()
         self._metrics.in_flight.inc()
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(inner, receive, send_with_headers)
         except asyncio.CancelledError:
             # The service stops, and this request has had its time; nobody is left to be told of the cancelling.
             if not status:
@@ -73,14 +79,14 @@ class Outermost:
         except Exception as error:  # noqa: BLE001  (a client gets an answer whatever fails)
             # What went wrong is for the operator; the client learns only that something did. Neither the address nor
             # the message is logged, for both may hold what the client wrote.
-            log_failure(log, f"{method} {_route_of(scope)} failed", error)
+            log_failure(log, f"{method} {_route_of(inner)} failed", error)
             if status:  # the answer has begun: all that is left is to break off the connection
                 raise BrokenOffError from None
             answer = error_response(500, "internal", "an error of the service; its log says more")
             await answer(scope, receive, send_with_headers)
         finally:
             self._metrics.in_flight.dec()
-            route = _route_of(scope)
+            route = _route_of(inner)
             self._metrics.requests.labels(route, method, str(status)).inc()
             self._metrics.request_seconds.labels(route).observe(time.perf_counter() - begun)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,9 @@ SIGNATURES = {
     "image/heic": re.compile(rb"....ftyp(?:hei[cx]|hev[cx]|mif1|msf1)", re.DOTALL),
 }
 """How files of each type begin."""
+LONGEST_DATA_HEAD = 200
+"""Characters of a data: URL before its data."""
+DATA_URL = re.compile(rf"data:[^,]{{0,{LONGEST_DATA_HEAD - 13}}};base64,", re.IGNORECASE)
 SUFFIXES = {"image/jpeg": ".jpg", "application/octet-stream": ".bin"}
 
 
@@ -44,9 +48,17 @@ def download_name(image_id: str, type_name: str) -> str:
 def decode_base64(text: str, settings: ServiceSettings) -> bytes:
     """The bytes of an image file that came inside JSON.
 
+    Args:
+        text: base64, plain or in a data: URL (RFC 2397). The type that such a URL names is not looked at.
+        settings: of the service.
+
     Raises:
         ServiceError: 413 too many bytes, 422 no base64.
     """
+    if text[:5].lower() == "data:":
+        if (head := DATA_URL.match(text)) is None:
+            raise ServiceError(422, "bad_base64", "a data: URL of an image has the form data:image/png;base64,...")
+        text = unquote(text[head.end() :])
     if len(text) > settings.image_bytes * 4 // 3 + 4:
         raise ServiceError(
             413, "image_too_large", f"an image has at most {settings.image_bytes:,} bytes; scale it down"
@@ -54,7 +66,8 @@ def decode_base64(text: str, settings: ServiceSettings) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise ServiceError(422, "bad_base64", "an image is sent as its file's bytes in plain base64") from None
+        message = "an image is sent as its file's bytes in base64, plain or in a data: URL"
+        raise ServiceError(422, "bad_base64", message) from None
 
 
 def check_pixels(data: bytes, settings: ServiceSettings) -> None:

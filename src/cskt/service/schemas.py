@@ -55,10 +55,16 @@ ImageId: TypeAlias = Annotated[
     AfterValidator(_one_line),
 ]
 ImageFile: TypeAlias = Annotated[
-    str, Field(min_length=1, json_schema_extra={"format": "image-file"}, description="An image file's bytes in base64.")
+    str,
+    Field(
+        min_length=1,
+        json_schema_extra={"format": "image-file"},
+        description="An image file's bytes in base64, plain or as a data: URL (data:image/png;base64,...).",
+    ),
 ]
 Weight: TypeAlias = Annotated[float, Field(gt=0, le=100)]
 MetadataValue: TypeAlias = bool | int | float | str
+TIMES = "Times are ISO 8601 in UTC, such as 2026-01-31T12:00:00Z."
 MOST_COLUMNS = 100
 MOST_MARKS = 10_000
 MOST_DELETED = 1000
@@ -70,6 +76,21 @@ class _Request(BaseModel):
 
 class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+def with_zones(values: Mapping[str, MetadataValue], kinds: Mapping[str, Kind]) -> dict[str, MetadataValue]:
+    """Metadata as it is answered: times name their zone, which stores leave out, for all are in UTC.
+
+    Args:
+        values: column -> value.
+        kinds: what the columns hold.
+    """
+    return {name: with_zone(value, kinds.get(name)) for name, value in values.items()}
+
+
+def with_zone(value: MetadataValue, kind: Kind | None) -> MetadataValue:
+    """A value as it is answered: a time of a store, `2026-01-31T12:00:00`, gets the Z of UTC."""
+    return f"{value}Z" if kind == "time" else value
 
 
 def _asks_for_something(schema: dict[str, Any]) -> None:
@@ -138,7 +159,9 @@ class CropUpload(_Request):
 
     image_id: ImageId
     image: ImageFile
-    metadata: dict[str, MetadataValue | None] = Field({}, max_length=MOST_COLUMNS)
+    metadata: dict[str, MetadataValue | None] = Field(
+        {}, max_length=MOST_COLUMNS, description="A time without a zone is taken as UTC; null takes a value back."
+    )
 
 
 class AddRequest(_Request):
@@ -205,7 +228,7 @@ class HitAnswer(_Answer):
     score: float
     rank: int
     group_size: int
-    metadata: Mapping[str, MetadataValue]
+    metadata: Mapping[str, MetadataValue] = Field(description=TIMES)
 
 
 class HistogramAnswer(_Answer):
@@ -253,7 +276,7 @@ class CropAnswer(_Answer):
     height: int
     num_bytes: int
     sha256: str
-    metadata: Mapping[str, MetadataValue]
+    metadata: Mapping[str, MetadataValue] = Field(description=TIMES)
 
 
 class ValueCount(_Answer):
@@ -269,8 +292,8 @@ class ColumnAnswer(_Answer):
     name: str
     kind: Kind
     values: list[ValueCount] = Field(description="Most frequent first; empty where there are too many.")
-    minimum: MetadataValue | None
-    maximum: MetadataValue | None
+    minimum: MetadataValue | None = Field(description=TIMES)
+    maximum: MetadataValue | None = Field(description=TIMES)
 
 
 class ModelAnswer(_Answer):

@@ -27,6 +27,7 @@ from cskt.service.schemas import (
     SearchAnswer,
     SearchRequest,
     WordHeat,
+    with_zones,
 )
 
 router = APIRouter(prefix="/api", tags=["search"], route_class=StrictRoute)
@@ -52,9 +53,8 @@ async def search(asked: SearchRequest, request: Request, service: Parts) -> Sear
     gallery = service.engine.gallery
     with service.noting(request, "search", facts) as noted:
         with told_to_the_client(gallery, "bad_filter"):  # before the model is troubled
-            columns = gallery.columns
             if asked.where is not None:
-                parse_filter(asked.where, BUILT_IN | columns)
+                parse_filter(asked.where, BUILT_IN | gallery.columns)
         image = None
         if asked.image is not None:
             data = decode_base64(asked.image, service.settings)
@@ -74,7 +74,7 @@ async def search(asked: SearchRequest, request: Request, service: Parts) -> Sear
             lowest = NO_CUT_OFF if cut_off is None else cut_off
             wanted = Wanted(asked.k, asked.offset, lowest, asked.group_by, asked.where)
             hits, histogram = await service.engine.search(query, wanted, histogram=asked.histogram)
-            warnings = gallery.warnings(query)
+            warnings, columns = gallery.warnings(query), gallery.columns
         noted["hits"] = len(hits)
     return SearchAnswer(
         hits=[
@@ -83,7 +83,7 @@ async def search(asked: SearchRequest, request: Request, service: Parts) -> Sear
                 score=hit.score,
                 rank=hit.rank,
                 group_size=hit.group_size,
-                metadata=hit.metadata,
+                metadata=with_zones(hit.metadata, columns),
             )
             for hit in hits
         ],

@@ -2,14 +2,15 @@
 
 import { byId, debounce, element } from "./dom.js";
 import { compose, parse } from "./filters.js";
-import { columnTitle, count, value as shownValue } from "./format.js";
+import { columnTitle, count, plural, value as shownValue } from "./format.js";
 
 const MOST_CHIPS = 12;
 const NAME = { name: "image_id", kind: "text", values: [] };
 
 const chip = (type, name, label, amount, checked, onchange) =>
   element("label", { class: "chip" },
-    element("input", { type, name, value: label, checked, onchange }),
+    element("input", { type, name, value: label, checked, onchange,
+      "aria-label": amount === null ? null : `${label}, ${plural(amount, "crop")}` }),
     element("span", {}, label, amount === null ? null : element("small", {}, count(amount))));
 
 function chips(column, chosen, set) {
@@ -21,8 +22,8 @@ function chips(column, chosen, set) {
     chip("checkbox", column.name, String(value), amount, values.includes(value), () => set({ values: toggled(value) })));
   const rest = made.slice(MOST_CHIPS).filter((label) => !label.querySelector("input").checked);
   if (rest.length < 2) return element("div", { class: "chips" }, ...made);
-  const more = element("button", { type: "button", class: "text-button", onclick: () => more.replaceWith(...rest) },
-    `${rest.length} more`);
+  const more = element("button", { type: "button", class: "text-button", onclick: () => more.replaceWith(...rest),
+    "aria-label": `${rest.length} more values of ${columnTitle(column.name)}` }, `${rest.length} more`);
   return element("div", { class: "chips" }, ...made.filter((label) => !rest.includes(label)), more);
 }
 

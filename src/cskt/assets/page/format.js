@@ -9,10 +9,10 @@ export const plural = (number, one, many = `${one}s`) => `${count(number)} ${num
 /** A column's name as words. */
 export const columnTitle = (name) => name.replaceAll("_", " ");
 
-/** A metadata value by its column's kind. Times are UTC; whole minutes lose their seconds. */
+/** A metadata value by its column's kind. Times are UTC, less the Z that says so; whole minutes lose their seconds. */
 export function value(raw, kind) {
   if (raw === null || raw === undefined) return "–";
-  if (kind === "time") return String(raw).replace("T", " ").replace(/:00$/, "");
+  if (kind === "time") return String(raw).replace("T", " ").replace(/Z$/, "").replace(/:00$/, "");
   if (typeof raw === "boolean") return raw ? "yes" : "no";
   if (typeof raw === "number") return Number.isInteger(raw) ? String(raw) : String(Number(raw.toPrecision(6)));
   return String(raw);

@@ -56,7 +56,7 @@ export function createGrid({ columns, onOpen, onMark, onLeaveUp, verdictOf }) {
     const verdicts = ["right", "wrong"].map((verdict) =>
       element("button", {
         type: "button", tabindex: "-1", class: `mark ${verdict}`, "data-verdict": verdict,
-        title: `${verdict} (${verdict[0]})`, "aria-label": `Mark as ${verdict}`, onclick: () => onMark(button.hit, verdict),
+        title: `${verdict} (${verdict[0]})`, "aria-label": `Mark as ${verdict}: crop ${hit.image_id}`, onclick: () => onMark(button.hit, verdict),
       }, icon(verdict === "right" ? "tick" : "cross")));
     return element("li", {}, button,
       element("span", { class: "marks" }, ...verdicts),
@@ -81,7 +81,7 @@ export function createGrid({ columns, onOpen, onMark, onLeaveUp, verdictOf }) {
     const { hit } = button;
     const verdict = verdictOf(hit.image_id);
     item.dataset.verdict = verdict;
-    const said = [`Rank ${hit.rank}`, `score ${score(hit.score)}`,
+    const said = [`Crop ${hit.image_id}`, `rank ${hit.rank}`, `score ${score(hit.score)}`,
       ...quiet.map(({ name, kind }) => `${columnTitle(name)} ${value(hit.metadata[name], kind)}`),
       ...(hit.group_size > 1 ? [plural(hit.group_size, "crop") + " of its group"] : []),
       ...(verdict ? [`marked ${verdict}`] : [])];
