@@ -158,6 +158,28 @@ def test_daemon_threads_run_calls_and_report_whether_they_ended() -> None:
     assert all(thread.daemon for thread in executor._threads)
 
 
+def test_a_service_that_is_stopped_while_it_loads_says_nothing(
+    own_gallery: Gallery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, loaded = threading.Event(), threading.Event()
+    encode = own_gallery.encode
+
+    def slow(queries: Any) -> Any:
+        loading.set()
+        assert loaded.wait(PATIENCE)
+        return encode(queries)
+
+    monkeypatch.setattr(own_gallery, "encode", slow)
+    engine = Engine(own_gallery, ServiceSettings(), Metrics())
+    engine.warm_up()
+    assert loading.wait(PATIENCE)
+    assert not engine.close(0.0)
+    caplog.clear()
+    loaded.set()
+    assert engine.close() and not engine.ready.done()
+    assert caplog.text == ""
+
+
 def test_an_engine_says_which_threads_still_work(gallery: Gallery, caplog: pytest.LogCaptureFixture) -> None:
     engine, release, begun = Engine(gallery, ServiceSettings(), Metrics()), threading.Event(), threading.Event()
 

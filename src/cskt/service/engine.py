@@ -13,6 +13,7 @@ count      one thread   how many crops there are, which tells whether the store 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from cskt.gallery.gallery import Gallery
 from cskt.gallery.queries import Query
 from cskt.gallery.store import NoAnswerError
 from cskt.service.batching import Batcher, Pool
+from cskt.service.errors import ServiceError
 from cskt.service.metrics import Metrics
 from cskt.service.settings import ServiceSettings
 from cskt.types import Hit
@@ -109,7 +111,8 @@ class Engine:
                 self.ready.set_exception(error)
             else:
                 wanted = Wanted(k=1, offset=0, min_score=-1.0, group_by=None)
-                self._searching.submit((future.result(), wanted)).add_done_callback(searched)
+                with contextlib.suppress(ServiceError):  # the service has been stopped meanwhile
+                    self._searching.submit((future.result(), wanted)).add_done_callback(searched)
 
         self._encoding.submit(WARM_UP).add_done_callback(encoded)
 
