@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cskt.config import RunConfig, flat_fields, value_of
+from cskt.config import ClipArchitecture, RunConfig, flat_fields, value_of
 
 REFERENCE, IRRA = "cskt-reference", "irra"
 """The recipes that hold the released programs' defaults."""
@@ -117,14 +117,22 @@ def from_published(flags: Mapping[str, Any], weights: Mapping[str, float] | None
     return overrides
 
 
-def to_published(config: RunConfig) -> dict[str, Any]:
-    """A run's config in the flat form of the released programs, for `test.py` and for people who know it."""
+def to_published(config: RunConfig, architecture: ClipArchitecture | None = None) -> dict[str, Any]:
+    """Return a config in the flat form of the released programs, for `test.py` and for people who know it.
+
+    Args:
+        config: the config.
+        architecture: of the model, whose image size and stride are then written as numbers; without it, what the
+            config leaves to the weight file is left out or None.
+    """
     values = {key: value_of(config, key) for key, _ in flat_fields()}
     flat = {name: flag.from_config(values[flag.key]) for name, flag in FLAGS.items()}
     if config.prompts.directions == "none":
         del flat["depth"], flat["n_ctx"]
     weights = config.loss.weights
     size = [values["backbone.image_height"], values["backbone.image_width"]]
+    if architecture is not None:
+        size, flat["stride_size"] = [architecture.image_height, architecture.image_width], architecture.stride
     if None not in size:  # else the weight file's own, which the flat form has no word for
         flat["img_size"] = size
     return flat | {

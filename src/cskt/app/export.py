@@ -1,5 +1,5 @@
-"""`cskt export`: a run as one file that needs nothing beside it, a trained CLIP as a backbone for other runs, or a
-model for other runtimes (`export_runtime`)."""
+"""`cskt export`: a run as one file that needs nothing beside it, a trained CLIP as a backbone for other runs, a model
+for other runtimes (`export_runtime`), or a folder for the released programs (`export_released`)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cskt.app.export_released import export_released
 from cskt.app.export_runtime import RUNTIME_FLAGS, add_runtime_flags, export_runtime
 from cskt.app.parsing import Parser
 from cskt.config import LoraConfig, RunConfig, as_trained, load_config, to_dict
@@ -19,6 +20,8 @@ from cskt.embed import Encoder, load
 from cskt.embed.exported import SUFFIXES
 from cskt.model.files import MethodFile, read_method, save_backbone, save_method
 from cskt.train.run_folder import BEST, CONFIG
+
+RELEASED = "released"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,7 +34,11 @@ def main(argv: Sequence[str]) -> int:
     form.add_argument(
         "--as-backbone", type=Path, metavar="FILE", help="a whole trained CLIP, for --backbone.name of other runs"
     )
-    form.add_argument("--format", choices=tuple(SUFFIXES), help="a folder for ONNX Runtime or OpenVINO, checked")
+    form.add_argument(
+        "--format",
+        choices=(*SUFFIXES, RELEASED),
+        help="a folder for ONNX Runtime or OpenVINO, or for the released CSKT and IRRA programs, checked",
+    )
     parser.add_argument("--half", action="store_true", help="with --as-backbone: store float16")
     parser.add_argument(
         "--seen-tokens", action="store_true", help="with --as-backbone: keep the embeddings of training's words only"
@@ -39,10 +46,16 @@ def main(argv: Sequence[str]) -> int:
     add_runtime_flags(parser)
     flags = parser.parse(argv)
     check_flags(flags)
-    if flags.format:
+    if flags.format and flags.format != RELEASED:
         export_runtime(flags)
         return 0
     run = read_run(flags.run, flags.backbone)
+    if flags.format:
+        target = flags.output or flags.run / RELEASED
+        epoch = int(run.source.facts.get("epoch", 0))
+        export_released(run.folder, run.config, run.encoder, epoch=epoch, target=target, root=flags.root)
+        print(target)
+        return 0
     if flags.merge:
         write_merged(flags.merge, run)
     else:
@@ -59,10 +72,15 @@ def check_flags(flags: argparse.Namespace) -> None:
     """
     if (flags.merge or flags.format) and (flags.half or flags.seen_tokens):
         raise ValueError("--half and --seen-tokens shorten a backbone; give them with --as-backbone")
+    given = [name for name in RUNTIME_FLAGS if getattr(flags, name) is not None]
+    if flags.format == RELEASED:
+        given = [name for name in given if name not in ("output", "root")]
+    elif flags.format:
+        return
+    if given:
+        raise ValueError(f"--{given[0].replace('_', '-')} belongs to --format; give it with --format onnx or openvino")
     if flags.format:
         return
-    if given := [name for name in RUNTIME_FLAGS if getattr(flags, name) is not None]:
-        raise ValueError(f"--{given[0].replace('_', '-')} belongs to --format; give it with --format onnx or openvino")
     flag, target = ("--merge", flags.merge) if flags.merge else ("--as-backbone", flags.as_backbone)
     if target.suffix != ".safetensors":
         raise ValueError(f"{flag} {target}: name a file that ends in .safetensors")

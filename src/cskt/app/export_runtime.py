@@ -33,7 +33,10 @@ def add_runtime_flags(parser: Parser) -> None:
     """The flags that belong to `--format`, which the command itself adds among its other forms."""
     group = parser.add_argument_group("with --format")
     group.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="folder to write (default: RUN/onnx, RUN/openvino, RUN/int8)"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="folder to write (default: RUN/onnx, RUN/openvino, RUN/int8, RUN/released)",
     )
     group.add_argument(
         "--int8", action="store_true", default=None, help="image tower in int8, with openvino; its cost is measured"

@@ -125,10 +125,10 @@ def _claim(folder: Path, held: ExitStack) -> None:
         raise ValueError(f"{folder}: another process is training there; wait for it, or name another folder")
 
 
-def _create(config: RunConfig, folder: Path) -> None:
+def _create(session: Session, folder: Path) -> None:
     if (folder / CONFIG).exists():
         note_refusal(folder)
-    RunFolder.create(config, folder)
+    RunFolder.create(session.config, folder, session.built.model.architecture)
 
 
 def _train(
@@ -198,7 +198,7 @@ def _resumed(session: Session, run: RunFolder, may_be_done: bool) -> Progress:
 def _begun(session: Session, run: RunFolder, leaving: Leaving, initial: InitialWeights | None) -> Progress:
     """Make the run's folder, evaluate the backbone and the start of the training, and save the start."""
     config, progress = session.config, Progress()
-    session.processes.from_leader(lambda: _create(config, run.path))
+    session.processes.from_leader(lambda: _create(session, run.path))
     leaving.hint = f"nothing is saved yet; to begin again, remove {run.path}"
     logger.info("run folder: %s (if interrupted: cskt train --resume %s)", run.path, run.path)
     run.record("start", **session.facts(), **({} if initial is None else initial.facts()))

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from cskt.config import RunConfig, as_trained, load_config, save_config
+from cskt.config import ClipArchitecture, RunConfig, as_trained, load_config, save_config
 from cskt.model.files import write_atomically
 from cskt.published import to_published
 from cskt.train.scalar_file import ScalarFile
@@ -44,8 +44,13 @@ class RunFolder:
         self._purge_step: int | None = None
 
     @classmethod
-    def create(cls, config: RunConfig, folder: Path) -> RunFolder:
-        """A folder with a config and nothing else.
+    def create(cls, config: RunConfig, folder: Path, architecture: ClipArchitecture | None = None) -> RunFolder:
+        """Make a folder with a config and nothing else.
+
+        Args:
+            config: of the run.
+            folder: is made if it is not there.
+            architecture: of the model, for the image size and stride in the flat copy of the config.
 
         Raises:
             ValueError: the folder holds a run already, or cannot be made.
@@ -54,7 +59,7 @@ class RunFolder:
             raise ValueError(f"{folder}: already holds a run; resume it (--resume {folder}) or name another folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            flat = yaml.safe_dump(to_published(config), sort_keys=False)
+            flat = yaml.safe_dump(to_published(config, architecture), sort_keys=False)
             (folder / FLAT_CONFIG).write_text(flat, encoding="utf-8")
             write_atomically(folder / CONFIG, lambda temporary: save_config(config, temporary))
         except OSError as error:
