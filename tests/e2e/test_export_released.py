@@ -349,6 +349,12 @@ def test_people_who_were_held_out_get_rows_of_zeros(
         ("cskt", {"adapters.vision_scale": 0.2}, "adapters.vision_scale 0.2: the released CSKT program has 0.1 only"),
         ("cskt", {"adapters.text_scale": 1.0}, "adapters.text_scale 1.0: the released CSKT program has 4.0 only"),
         ("irra", {"data.caption_length": 60}, "data.caption_length 60: the released program takes 77 only"),
+        (
+            "irra",
+            {"backbone.interpolation": "bicubic"},
+            "backbone.interpolation bicubic: the released program has bilinear",
+        ),
+        ("cskt", {"data.eval_interpolation": "bicubic"}, "data.eval_interpolation bicubic: the released program has"),
         ("irra", {"data.templates": ["a photo of {}"]}, "data.templates ('a photo of {}',): the released program has"),
     ],
 )
@@ -370,6 +376,8 @@ def test_what_the_released_program_cannot_express(recipe: str, changes: dict[str
         ("irra", {"vision_heads": 24}, "vision_heads is 24: the released program takes 12 only"),
         ("irra", {"text_heads": 16}, "text_heads is 16: the released program takes 8 only"),
         ("irra", {"activation": "gelu"}, "activation is gelu: the released program takes quick_gelu only"),
+        ("irra", {"image_mean": (0.5, 0.5, 0.5)}, "image_mean is .*: the released program has CLIP's only"),
+        ("cskt", {"image_std": (0.5, 0.5, 0.5)}, "image_std is .*: the released program has CLIP's only"),
         ("irra", {"vocab_size": 49410}, "vocab_size is 49410: the released program takes 49408 only"),
         ("irra", {"embed_dim": 32}, "embed_dim is 32: the released interaction encoder needs 64"),
     ],

@@ -15,7 +15,7 @@ from cskt.app.export import read_run, write_merged
 from cskt.config import RunConfig
 from cskt.data.paperdoll import make_dataset
 from cskt.model.cache import sha256_of
-from cskt.model.files import read_heads, read_method
+from cskt.model.files import read_heads, read_method, save_method
 from cskt.model.tensors import load_plain
 from cskt.train import engine
 from cskt.train.engine import train
@@ -316,6 +316,17 @@ def test_another_backbone_is_refused(starting: Any, tmp_path: Path) -> None:
     assert "trained over the backbone" in message and message.endswith("start from the same backbone")
 
 
+def test_other_weights_of_the_same_backbone_file_are_refused(starting: Any, source: Path, tmp_path: Path) -> None:
+    file = read_method(source / "best.safetensors")
+    config = file.config | {"backbone": file.config["backbone"] | {"weights": "ema"}}
+    save_method(
+        tmp_path / "other.safetensors", file.tensors, config=config, backbone_name=file.backbone_name,
+        backbone_sha256=file.backbone_sha256, facts=file.facts,
+    )  # fmt: skip
+    message = refused(starting({"init_from": str(tmp_path / "other.safetensors")}), tmp_path / "run")
+    assert message.endswith("the ema weights of its backbone, and backbone.weights is model; start from the same")
+
+
 def test_what_is_no_run_is_refused(starting: Any, tiny_backbone: Path, source: Path, tmp_path: Path) -> None:
     missing = refused(starting({"init_from": str(tmp_path / "nowhere")}), tmp_path / "run")
     assert missing == f"init_from {tmp_path / 'nowhere'}: no such run folder or file"
@@ -328,8 +339,6 @@ def test_what_is_no_run_is_refused(starting: Any, tiny_backbone: Path, source: P
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "nan"])
 def test_a_changed_weight_file_is_refused(starting: Any, source: Path, tmp_path: Path, change: str) -> None:
-    from cskt.model.files import save_method
-
     file = read_method(source / "best.safetensors")
     tensors = dict(file.tensors)
     if change == "missing":

@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from cskt.config import ClipArchitecture, RunConfig, flat_fields, load_config, to_dict, value_of
+from cskt.config import CLIP_MEAN, CLIP_STD, ClipArchitecture, RunConfig, flat_fields, load_config, value_of
 from cskt.model.layouts import HEAD_WIDTH
 from cskt.model.names import openai_name, released_name
 from cskt.model.released import CONFIG_FILE, WEIGHT_FILES, read_released
@@ -75,8 +75,9 @@ def check_expressible(config: RunConfig, architecture: ClipArchitecture) -> None
     for key, value in fixed.items():
         if (own := getattr(architecture, key)) != value:
             raise ValueError(f"the model's {key} is {own}: the released program takes {value} only")
-    for key in to_dict(architecture).keys() & {"image_mean", "image_std"}:  # present where they are not CLIP's
-        raise ValueError(f"the model's {key} is {getattr(architecture, key)}: the released program has CLIP's only")
+    for key, clips in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
+        if (own := getattr(architecture, key)) != clips:
+            raise ValueError(f"the model's {key} is {own}: the released program has CLIP's only")
     if "mlm" in config.loss.weights and architecture.embed_dim < HEAD_WIDTH:
         raise ValueError(
             f"the model's embed_dim is {architecture.embed_dim}: the released interaction encoder needs {HEAD_WIDTH}"

@@ -89,6 +89,11 @@ def read_initial(session: Session) -> InitialWeights | None:
             f" backbone.name {session.built.backbone_name} is another; start from the same backbone"
         )
     source = completed_like(as_trained(validate(RunConfig, file.config, f"{path}: config")), config)
+    if source.backbone.weights != config.backbone.weights:
+        raise ValueError(
+            f"{path}: trained over the {source.backbone.weights} weights of its backbone, and backbone.weights is"
+            f" {config.backbone.weights}; start from the same"
+        )
     tensors = _fitting(file, source, session, path)
     for key, _ in flat_fields():
         if key.startswith(FUNCTION_SECTIONS) and key not in STARTING_KEYS:
