@@ -32,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "extras": set(),
     "embed": {"config", "data", "device", "extras", "model", "progress"},
     "export": {"config", "data", "embed", "evaluate", "extras", "model"},
-    "explain": {"data", "device", "embed", "model"},
+    "explain": {"data", "device", "embed", "image_files", "model"},
     "gallery": {"config", "csv_cells", "data", "device", "embed", "explain", "extras", "image_files", "model", "types"},
     "service": {"config", "data", "extras", "gallery", "types"},
     "statistics": set(),

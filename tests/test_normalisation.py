@@ -211,7 +211,7 @@ def test_training_and_evaluation_may_use_other_filters(
 
     read, patch = loading.read_image, pytest.MonkeyPatch()
 
-    def noting(source: Any, height: int, width: int, interpolation: Any) -> Tensor:
+    def noting(source: Any, height: int, width: int, interpolation: Any, **_: bool) -> Tensor:
         seen.append(interpolation)
         return read(source, height, width, interpolation)
 

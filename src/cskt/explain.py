@@ -27,10 +27,11 @@ from PIL import Image
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from cskt.data.images import Source, decode_image
+from cskt.data.images import Source
 from cskt.data.tokenizer import Tokenizer
 from cskt.device import arithmetic
 from cskt.embed import Encoder
+from cskt.image_files.modes import to_rgb
 from cskt.model.dual_encoder import DualEncoder
 
 PHRASE = "a person with {}"
@@ -78,7 +79,7 @@ class Explanation:
     """Cosine of crop and sentence."""
 
 
-def explain(encoder: Encoder, image: Source, text: str) -> Explanation:
+def explain(encoder: Encoder, image: Source, text: str, *, apply_orientation: bool | None = None) -> Explanation:
     """Heat maps of a sentence and of its words over a crop.
 
     A word's map is that of its phrase, encoded by itself in `PHRASE`: of "bag" in "a woman with a red bag and a blue
@@ -93,11 +94,12 @@ def explain(encoder: Encoder, image: Source, text: str) -> Explanation:
         encoder: any model, frozen or not, with what a method adds.
         image: a file, the bytes of one, or a PIL image, of any size.
         text: the sentence; words that the model cannot take in any more, because the sentence is too long, have no map.
+        apply_orientation: turn the image as its EXIF orientation says; the encoder's own setting if None.
 
     Raises:
         ValueError: the image cannot be read.
     """
-    pixels = encoder.read_image(image)
+    pixels = encoder.read_image(image, apply_orientation=apply_orientation)
     words = find_words(text, encoder.tokenizer)
     phrases = list(dict.fromkeys(word.phrase for word in words))
     sentences = [text, *(PHRASE.replace("{}", phrase) for phrase in phrases)]
@@ -253,7 +255,7 @@ def overlay(image: Image.Image, heat: Tensor, *, height: int = 384) -> Image.Ima
         heat: [rows, columns] in [0, 1], spread over the whole crop.
         height: of the result in pixels; the crop's aspect ratio is kept.
     """
-    crop = Image.fromarray(decode_image(image))
+    crop = Image.fromarray(to_rgb(image))
     scale = min(height / crop.height, WIDEST * height / crop.width)
     width, height = max(1, round(scale * crop.width)), max(1, round(scale * crop.height))
     crop = crop.resize((width, height), Image.Resampling.BICUBIC)

@@ -105,7 +105,7 @@ def test_resume_yields_the_rest_without_decoding_the_skipped(
     assert len(everything) == loader.num_steps(3)
     decoded: list[Path] = []
 
-    def counting(source: Path, height: int, width: int) -> torch.Tensor:
+    def counting(source: Path, height: int, width: int, *_: str, **__: object) -> torch.Tensor:
         decoded.append(source)
         return read_image(source, height, width)
 
@@ -157,7 +157,7 @@ def test_a_cache_folder_serves_training_and_evaluation(
 def test_cache_decodes_each_image_once(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: Counter[Path] = Counter()
 
-    def counting(source: Path, height: int, width: int) -> torch.Tensor:
+    def counting(source: Path, height: int, width: int, *_: str, **__: object) -> torch.Tensor:
         decoded[source] += 1
         return read_image(source, height, width)
 
@@ -335,7 +335,7 @@ def test_iter_images_keeps_order(split: Split, num_workers: int) -> None:
 def test_decoding_runs_ahead_but_not_far(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[Path] = []
 
-    def counting(source: Path, height: int, width: int) -> torch.Tensor:
+    def counting(source: Path, height: int, width: int, *_: str, **__: object) -> torch.Tensor:
         decoded.append(source)
         return read_image(source, height, width)
 

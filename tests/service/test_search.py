@@ -7,6 +7,10 @@ import csv
 import dataclasses
 import io
 import json
+import re
+import struct
+import threading
+import zlib
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,9 +19,13 @@ from typing import Any
 import pytest
 from doll_service import TOKEN, WRITER, Ask, name_of, refusal
 
+import cskt.gallery.gallery as gallery_module
+from cskt.data import loading
 from cskt.data.sentences import LONGEST_SENTENCE
+from cskt.embed import Encoder
 from cskt.gallery.calibration import Calibration, save_calibration
 from cskt.gallery.gallery import Gallery
+from cskt.service import pictures
 from cskt.types import Hit
 
 SENTENCE = "a man in a red coat"
@@ -262,3 +270,54 @@ def test_who_asked_what_is_noted(ask: Ask, gallery: Gallery, noted: Callable[[],
         {"action": "image", "image_id": name_of(2)},
         {"action": "export", "format": "csv", "marks": 0},
     ]
+
+
+def test_pictures_are_decoded_and_resized_outside_the_encoding_thread(
+    ask: Ask, gallery: Gallery, crops: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that encodes for everybody receives pixels of the model's size, and opens no file."""
+    threads: dict[str, set[str]] = {"decode": set(), "resize": set(), "encode": set()}
+
+    def noting(kind: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any, **settings: Any) -> Any:
+            threads[kind].add(threading.current_thread().name.rstrip("0123456789_-"))
+            return call(*arguments, **settings)
+
+        return noted
+
+    monkeypatch.setattr(pictures, "decode_image", noting("decode", pictures.decode_image))
+    monkeypatch.setattr(gallery_module, "resize", noting("resize", gallery_module.resize))
+    monkeypatch.setattr(loading, "read_image", None)
+    encode, sizes = Encoder.encode_image, []
+
+    def encode_noted(encoder: Encoder, images: Any, **settings: Any) -> Any:
+        sizes.append(tuple(images.shape[1:]))
+        return encode(encoder, images, **settings)
+
+    monkeypatch.setattr(Encoder, "encode_image", noting("encode", encode_noted))
+    picture = base64.b64encode((crops / name_of(7)).read_bytes()).decode()
+    hits = ask(gallery).post("/api/search", json={"image": picture, "k": 1}).raise_for_status().json()["hits"]
+    assert hits[0]["image_id"] == name_of(7)
+    assert threads == {"decode": {"decode"}, "resize": {"decode"}, "encode": {"encode"}}
+    assert sizes == [(3, *gallery.encoder.image_size)]
+
+
+@pytest.mark.parametrize("size", [(1, 60), (1, 23_900_000), (64_000_000, 1), (30_001, 700)])
+def test_slivers_are_refused_from_their_header(
+    ask: Ask, gallery: Gallery, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "decode_image", None)
+    picture = base64.b64encode(png_header(*size)).decode()
+    answer = ask(gallery).post("/api/search", json={"image": picture})
+    assert refusal(answer)[:2] == (422, "bad_image")
+    assert re.search("at most (50 times the short side|30,000 pixels)", answer.text)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of one-bit grey whose pixels are missing."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")

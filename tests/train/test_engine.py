@@ -317,7 +317,7 @@ def images_read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     seen: set[str] = set()
     read = loading.read_image
 
-    def read_and_note(source: Path, height: int, width: int, interpolation: Interpolation) -> Tensor:
+    def read_and_note(source: Path, height: int, width: int, interpolation: Interpolation, **_: bool) -> Tensor:
         seen.add(source.name)
         return read(source, height, width, interpolation)
 

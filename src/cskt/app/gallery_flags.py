@@ -137,6 +137,8 @@ def _warn(what: str, listed: Sequence[tuple[str, str]]) -> None:
 
 def _further(report: IndexReport) -> Iterator[str]:
     """Yield lines on what was not indexed, where there is any."""
+    if report.turned:
+        yield f"encoded again, now as their EXIF orientation says: {report.turned:,}"
     if report.passed_over:
         most_first = sorted(report.passed_over.items(), key=lambda item: (-item[1], item[0]))
         print_as = (f"{kind} {count:,}{_hint(kind)}" for kind, count in most_first)

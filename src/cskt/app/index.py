@@ -44,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
     flags = _flags(argv)
     known = read_manifest(flags.gallery) if is_gallery(flags.gallery) else None
     shards = _shards(flags.images, known)
-    crops = None if shards else source_to_index(flags.gallery, known, flags.images, _ignore(flags))
+    only_turned = known is not None and known.images is None and not known.upright and not shards and not flags.images
+    crops = None if shards or only_turned else source_to_index(flags.gallery, known, flags.images, _ignore(flags))
     if known is not None and flags.store is not None and absolute_store(flags.store) != known.store:
         raise ValueError(f"--store {flags.store}: the gallery keeps its vectors in {known.store}; leave --store out")
     if flags.prune and shards:

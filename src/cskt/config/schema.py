@@ -196,6 +196,9 @@ class DataConfig:
     """Threads that decode images; 0 decodes in the calling thread."""
     eval_interpolation: Interpolation | None = None
     """Filter that resizes images in evaluation and search; if empty, that of backbone.interpolation."""
+    apply_orientation: bool = False
+    """Turn images as their EXIF orientation says, in training, evaluation and query; the released codes do not, and
+    galleries always do."""
     cache_images: bool = False
     """Keep the resized uint8 images in memory."""
     cache_dir: str | None = None

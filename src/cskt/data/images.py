@@ -45,9 +45,16 @@ ERASE_TRIES = 10
 """Rectangles drawn before an image is left whole, as in torchvision's RandomErasing."""
 
 
-def read_image(source: Source, height: int, width: int, interpolation: Interpolation = "bilinear") -> Tensor:
+def read_image(
+    source: Source,
+    height: int,
+    width: int,
+    interpolation: Interpolation = "bilinear",
+    *,
+    apply_orientation: bool = False,
+) -> Tensor:
     """Decode and resize one image; see `decode_image` and `resize`."""
-    return resize(decode_image(source), height, width, interpolation)
+    return resize(decode_image(source, apply_orientation=apply_orientation), height, width, interpolation)
 
 
 def resize(pixels: NDArray[np.uint8], height: int, width: int, interpolation: Interpolation = "bilinear") -> Tensor:

@@ -134,9 +134,11 @@ class TrainingLoader:
         # An image that occurs several times in a batch, once per caption, is decoded once.
         distinct = [torch.unique(ids, return_inverse=True) for ids in image_ids]
         wanted = [[self._paths[image_id] for image_id in ids.tolist()] for ids, _ in distinct]
-        for images, (_, positions) in zip(
-            _decode_ahead(wanted, *self._size, self._data.num_workers, self._interpolation), distinct, strict=True
-        ):
+        decoded = _decode_ahead(
+            wanted, *self._size, self._data.num_workers,
+            interpolation=self._interpolation, apply_orientation=self._data.apply_orientation,
+        )  # fmt: skip
+        for images, (_, positions) in zip(decoded, distinct, strict=True):
             yield images[positions]
 
     def _kept_images(self) -> KeptImages:
@@ -145,10 +147,14 @@ class TrainingLoader:
             data = self._data
             if data.cache_dir is not None:
                 self._kept = cached_images(
-                    Path(data.cache_dir), self._paths, *self._size, data.num_workers, interpolation=self._interpolation
-                )
+                    Path(data.cache_dir), self._paths, *self._size, data.num_workers,
+                    interpolation=self._interpolation, apply_orientation=data.apply_orientation,
+                )  # fmt: skip
             else:
-                self._kept = _in_memory(self._paths, *self._size, data.num_workers, self._interpolation)
+                self._kept = _in_memory(
+                    self._paths, *self._size, data.num_workers,
+                    interpolation=self._interpolation, apply_orientation=data.apply_orientation,
+                )  # fmt: skip
         return self._kept
 
 
@@ -160,12 +166,14 @@ def iter_images(
     num_workers: int,
     *,
     interpolation: Interpolation = "bilinear",
+    apply_orientation: bool = False,
     cache_dir: Path | None = None,
 ) -> Iterator[Tensor]:
     """All images in order, [b, 3, H, W] uint8 with b = `batch_size` but for the last; read ahead in threads.
 
     Args:
         interpolation: filter that resizes them, see `cskt.data.images.resize`.
+        apply_orientation: turn them as their EXIF orientation says.
         cache_dir: a folder as `cached_images` keeps it, for files; pictures and bytes are decoded all the same.
 
     Raises:
@@ -175,16 +183,26 @@ def iter_images(
     starts = range(0, len(sources), batch_size)
     if cache_dir is None or len(paths) < len(sources):
         batches = [sources[start : start + batch_size] for start in starts]
-        return _decode_ahead(batches, height, width, num_workers, interpolation)
-    kept = cached_images(cache_dir, paths, height, width, num_workers, interpolation=interpolation)
+        return _decode_ahead(
+            batches, height, width, num_workers, interpolation=interpolation, apply_orientation=apply_orientation
+        )
+    kept = cached_images(
+        cache_dir, paths, height, width, num_workers, interpolation=interpolation, apply_orientation=apply_orientation
+    )
     return _gather_ahead(kept, [torch.arange(len(kept))[start : start + batch_size] for start in starts], num_workers)
 
 
 def _decode_ahead(
-    batches: Sequence[Sequence[Source]], height: int, width: int, num_workers: int, interpolation: Interpolation
+    batches: Sequence[Sequence[Source]],
+    height: int,
+    width: int,
+    num_workers: int,
+    *,
+    interpolation: Interpolation,
+    apply_orientation: bool,
 ) -> Iterator[Tensor]:
     def decode(source: Source) -> Tensor:
-        return read_image(source, height, width, interpolation)
+        return read_image(source, height, width, interpolation, apply_orientation=apply_orientation)
 
     for images in work_ahead(decode, batches, num_workers):
         yield torch.stack(images)
@@ -196,12 +214,21 @@ def _gather_ahead(kept: KeptImages, batches: Sequence[Tensor], num_workers: int)
 
 
 def _in_memory(
-    paths: Sequence[Path], height: int, width: int, num_workers: int, interpolation: Interpolation
+    paths: Sequence[Path],
+    height: int,
+    width: int,
+    num_workers: int,
+    *,
+    interpolation: Interpolation,
+    apply_orientation: bool,
 ) -> KeptImages:
     pixels = np.empty((len(paths), 3, height, width), np.uint8)
     logger.info("reading %d images into memory (%.1f GB)", len(paths), pixels.nbytes / 1e9)
     starts = range(0, len(paths), IMAGES_AT_ONCE)
-    batches = iter_images(paths, height, width, IMAGES_AT_ONCE, num_workers, interpolation=interpolation)
+    batches = iter_images(
+        paths, height, width, IMAGES_AT_ONCE, num_workers,
+        interpolation=interpolation, apply_orientation=apply_orientation,
+    )  # fmt: skip
     for start, images in zip(starts, batches, strict=True):
         pixels[start : start + IMAGES_AT_ONCE] = images.numpy()
     return KeptImages(pixels, np.arange(len(paths)))

@@ -67,6 +67,7 @@ def cached_images(
     num_workers: int,
     *,
     interpolation: Interpolation = "bilinear",
+    apply_orientation: bool = False,
 ) -> KeptImages:
     """The images of files, through the cache in `folder`; those that it lacks are decoded and added.
 
@@ -78,12 +79,14 @@ def cached_images(
         height, width: size of the images in pixels.
         num_workers: threads that read, or decode; 0 for the calling one.
         interpolation: see `resize`; every filter has a folder of its own.
+        apply_orientation: turn images as their EXIF orientation says; such images have a folder of their own, too.
 
     Raises:
         ValueError: an image is missing or damaged (names the file), or the folder cannot be written.
     """
     with _remedy(folder):
-        store = _Store(folder / f"{height}x{width}-{_method(height, width, interpolation)}", (3, height, width))
+        name = f"{height}x{width}-{_method(height, width, interpolation)}{'-upright' if apply_orientation else ''}"
+        store = _Store(folder / name, (3, height, width))
         num_known = len(store.rows)
 
         def read(path: Path) -> tuple[bytes, Tensor | None]:
@@ -91,7 +94,8 @@ def cached_images(
             digest = hashlib.sha256(data).digest()
             if digest in store.rows:
                 return digest, None
-            return digest, resize(decode_image(data, name=str(path)), height, width, interpolation)
+            pixels = decode_image(data, name=str(path), apply_orientation=apply_orientation)
+            return digest, resize(pixels, height, width, interpolation)
 
         digests: list[bytes] = []
         starts = range(0, len(paths), IMAGES_PER_APPEND)

@@ -44,6 +44,7 @@ class Encoder:
         templates: sentences around every caption, `{}` being the caption; the unit features of several are averaged
             and brought back to length 1.
         interpolation: filter that resizes images to the model's size.
+        apply_orientation: turn images that are read from files as their EXIF orientation says. Galleries always do.
         batch_size: images or captions computed at once.
         num_workers: threads that decode images.
         cache_dir: folder of a memory-mapped cache of the resized images (`cskt.data.pixel_cache`), for image files.
@@ -67,6 +68,7 @@ class Encoder:
         precision: str = "fp32",
         templates: Sequence[str] = PLAIN,
         interpolation: Interpolation = "bilinear",
+        apply_orientation: bool = False,
         batch_size: int = 128,
         num_workers: int = 4,
         cache_dir: Path | None = None,
@@ -83,6 +85,7 @@ class Encoder:
         self.precision = pick_precision(precision, self.device)
         self.templates = tuple(templates)
         self.interpolation: Interpolation = interpolation
+        self.apply_orientation = apply_orientation
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.cache_dir = cache_dir
@@ -126,11 +129,12 @@ class Encoder:
         """Height and width in pixels of the images that the model takes."""
         return self.model.architecture.image_height, self.model.architecture.image_width
 
-    def read_image(self, source: Source) -> Tensor:
+    def read_image(self, source: Source, *, apply_orientation: bool | None = None) -> Tensor:
         """Decode and resize one image for this model.
 
         Args:
             source: a file, the bytes of one, or a PIL image, of any size.
+            apply_orientation: see `Encoder`; the encoder's own setting if None.
 
         Returns:
             [3, H, W] uint8, as `encode_image` takes a batch of them.
@@ -138,7 +142,8 @@ class Encoder:
         Raises:
             ValueError: the image cannot be read; names it.
         """
-        return read_image(source, *self.image_size, self.interpolation)
+        upright = self.apply_orientation if apply_orientation is None else apply_orientation
+        return read_image(source, *self.image_size, self.interpolation, apply_orientation=upright)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Normalise pixels [B, 3, H, W] uint8 with the mean and standard deviation that the model was trained with.
@@ -149,12 +154,13 @@ class Encoder:
         architecture = self.model.architecture
         return normalise(pixels.to(self.device), architecture.image_mean, architecture.image_std)
 
-    def encode_image(self, images: Tensor | Sequence[Source | str]) -> Tensor:
+    def encode_image(self, images: Tensor | Sequence[Source | str], *, apply_orientation: bool | None = None) -> Tensor:
         """Unit vectors of images.
 
         Args:
             images: [B, 3, H, W] uint8 RGB, or float normalised as the model takes them (see `normalise`); or paths,
                 PIL images and bytes of image files, of any size.
+            apply_orientation: see `Encoder`; the encoder's own setting if None. Tensors are taken as they are.
 
         Returns:
             [B, D] float32 on the CPU, rows of length 1.
@@ -170,6 +176,7 @@ class Encoder:
             batches = iter_images(
                 sources, *size, self.batch_size, self.num_workers,
                 interpolation=self.interpolation, cache_dir=self.cache_dir,
+                apply_orientation=self.apply_orientation if apply_orientation is None else apply_orientation,
             )  # fmt: skip
             return self._encode_batches(self._encode_pixels, batches, len(sources))
         if images.ndim != 4 or images.shape[1:] != (3, *size):

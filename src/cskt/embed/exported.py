@@ -79,6 +79,8 @@ class ExportedFacts:
     """What the check of the export found; see `cskt.export.check.Parity`."""
     interpolation: Interpolation = "bilinear"
     """Filter that resizes images to the size of the architecture."""
+    apply_orientation: bool = False
+    """Whether image files are turned as their EXIF orientation says, see `Encoder`."""
 
 
 def is_exported(folder: Path) -> bool:
@@ -169,7 +171,7 @@ class ExportedEncoder(Encoder):
         tokenizer = Tokenizer(model.facts.longest_caption, known_ids=model.facts.known_token_ids)
         super().__init__(
             cast(DualEncoder, model), tokenizer, device=CPU, templates=templates,
-            interpolation=model.facts.interpolation, **settings,
+            interpolation=model.facts.interpolation, apply_orientation=model.facts.apply_orientation, **settings,
         )  # fmt: skip
         self.folder, self.facts, self.precision = model.folder, model.facts, model.facts.precision
         self._graphs = model

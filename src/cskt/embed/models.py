@@ -155,6 +155,7 @@ def load(
         precision=pick_precision(precision or loaded.precision, place_to_compute, exact=loaded.precision),
         templates=templates or loaded.templates,
         interpolation=loaded.interpolation,
+        apply_orientation=loaded.apply_orientation,
         batch_size=batch_size,
         num_workers=num_workers,
         cache_dir=cache_dir,
@@ -191,6 +192,7 @@ class Loaded(NamedTuple):
     precision: str = "fp32"
     templates: tuple[str, ...] = PLAIN
     interpolation: Interpolation = "bilinear"
+    apply_orientation: bool = False
 
 
 def _load_run(path: Path, backbone: str | Path | None) -> Loaded:
@@ -219,7 +221,14 @@ def _load_run(path: Path, backbone: str | Path | None) -> Loaded:
         raise ValueError(f"{path}: {error}") from None
     load_state(model, state, origin=str(path), prefixes=WHOLE)
     tokenizer = tokenizer_for(model, config.data.caption_length, known_token_ids)
-    return Loaded(model, tokenizer, config.precision, config.data.templates, evaluation_interpolation(config))
+    return Loaded(
+        model,
+        tokenizer,
+        config.precision,
+        config.data.templates,
+        evaluation_interpolation(config),
+        config.data.apply_orientation,
+    )
 
 
 def _load_released(folder: Path, choice: WeightsChoice) -> Loaded:

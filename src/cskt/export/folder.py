@@ -109,6 +109,7 @@ def write_folder(
         known_token_ids=None if known is None else tuple(sorted(known)),
         templates=encoder.templates,
         interpolation=encoder.interpolation,
+        apply_orientation=encoder.apply_orientation,
         num_parameters=encoder.model.num_parameters(),
         config=None if config is None else to_dict(config),
         sha256=digests,

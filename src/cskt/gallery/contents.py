@@ -145,6 +145,10 @@ class Contents:
         is_added = model.backbone is None and before.backbone is None  # from the run's config: it has not moved
         return (replace(after, backbone=None) if is_added else after) != before
 
+    def note_upright(self) -> None:
+        """Note that every crop is encoded as its EXIF orientation says; call it with the lock held."""
+        self._change_if_needed(upright=True)
+
     def stated(self, rows: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, Value | None]]:
         """Metadata in the form of its columns; columns that are new are made. None takes a value back.
 
@@ -174,7 +178,9 @@ class Contents:
     def replace_by(self, manifest: Manifest, store: VectorStore) -> None:
         """Go over to the vectors of another model at once, and drop the old ones; call it with the lock held."""
         old, old_store = self.manifest, self.store
-        self._change(**{name: getattr(manifest, name) for name in ("model", "fingerprint", "embed_dim", "warning")})
+        self._change(
+            **{name: getattr(manifest, name) for name in ("model", "fingerprint", "embed_dim", "warning", "upright")}
+        )
         self.store = store
         old_store.close()
         try:

@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from cskt.data.images import Source
@@ -20,6 +21,7 @@ from cskt.gallery.originals import original_path
 from cskt.gallery.scanning import IGNORED, ImageSource, Scan, reason_of
 from cskt.gallery.shards import ShardCrop, crops_of
 from cskt.gallery.store import FileState, VectorStore
+from cskt.gallery.upright import encode_turned_crops
 from cskt.paths import inside
 
 AT_ONCE = 1000
@@ -82,6 +84,7 @@ def index_source(
     if pending or report.removed or report.updated:
         with contents.writing():
             contents.store.compact()
+    encode_turned_crops(contents, engine, report)
     report.seconds = time.monotonic() - started
     return report
 
@@ -142,6 +145,7 @@ def add_shards(
     report.passed_over = dict(scan.passed_over)
     with contents.writing():
         contents.store.compact()
+    encode_turned_crops(contents, engine, report)
     report.seconds = time.monotonic() - started
     return report
 
@@ -234,6 +238,8 @@ def _fill_anew(
     """Bring every crop into the store of another model, and go over to it."""
     report = IndexReport()
     pending, report.unchanged = _not_yet_in(store, contents, report)
+    if not report.unchanged:  # else an older version may have begun
+        manifest = replace(manifest, upright=True)
     fill(store, LocalEngine(encoder), pending, report, writing=contents.writing, on_progress=on_progress)
     with contents.writing():  # what others did meanwhile is made up for while nobody writes
         report.unreadable = []

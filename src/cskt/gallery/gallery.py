@@ -40,6 +40,7 @@ from cskt.gallery.queries import Query, encode_queries, query_warnings
 from cskt.gallery.shards import find_shards
 from cskt.gallery.store import CropFacts, Facet, Found, operators_affair
 from cskt.gallery.stored import checked_thumbnail
+from cskt.gallery.upright import encode_turned_crops
 from cskt.paths import inside
 from cskt.types import Hit
 
@@ -194,6 +195,9 @@ class Gallery:
     ) -> IndexReport:
         """Bring the gallery up to date with a folder of crops: new files are added, changed ones replaced.
 
+        Crops that an older version encoded without their EXIF orientation are encoded again, those that were handed
+        over included; a gallery without a folder is brought up to date with that alone.
+
         Args:
             images: a folder; or a list (.txt, .lst) of paths below the list's own folder, which then count as all that
                 is there. What was indexed last if empty. The folder may have moved, but not become another.
@@ -209,6 +213,10 @@ class Gallery:
         Raises:
             ValueError: no such folder or list, another folder than before, or a value that does not fit its column.
         """
+        if images is None and self.manifest.images is None and not self.manifest.upright:
+            report = IndexReport()
+            encode_turned_crops(self._contents, engine or LocalEngine(self.encoder), report)
+            return report
         source = self._contents.source(images, ignore)
         working = engine or LocalEngine(self.encoder)
         return index_source(self._contents, working, source, metadata or {}, prune=prune, on_progress=on_progress)
@@ -443,7 +451,7 @@ class Gallery:
             ValueError: no such crop, its original is gone, or the sentence is one that `search` refuses.
         """
         check_sentence(text)
-        return explain_crop(self.encoder, self.original(image_id), text)
+        return explain_crop(self.encoder, self.original(image_id), text, apply_orientation=True)
 
     # Single crops
 

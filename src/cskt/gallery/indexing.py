@@ -37,6 +37,8 @@ class IndexReport:
     updated: int = 0
     """Crops whose file is the same and whose metadata has changed."""
     unchanged: int = 0
+    turned: int = 0
+    """Crops that an older version encoded without their EXIF orientation, and that were encoded again."""
     vanished: int = 0
     """Crops whose file is gone, or ignored by now, and which are still in the gallery."""
     removed: int = 0

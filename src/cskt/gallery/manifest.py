@@ -167,6 +167,9 @@ class Manifest:
     """Paths or patterns of the shards that were handed over last."""
     home: PathText | None = None
     """Folder of the gallery when its paths were written; see `places`."""
+    upright: bool = False
+    """Whether every crop is encoded as its EXIF orientation says; galleries of older versions are so once they have
+    been indexed again, see `cskt.gallery.upright`."""
     created: ShortText = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @classmethod
@@ -178,7 +181,7 @@ class Manifest:
             model: where it was loaded from.
             store: as the user named it; the file of a milvus-lite is settled to hold from any folder.
         """
-        return cls(store=absolute_store(store), **_facts_of(encoder, model))
+        return cls(store=absolute_store(store), upright=True, **_facts_of(encoder, model))
 
     def with_model(self, encoder: Encoder, model: ModelSource) -> Manifest:
         """The manifest of the same gallery once another model has filled it."""

@@ -114,7 +114,7 @@ def encode_queries(encoder: Encoder, queries: Sequence[Query], vector_of: Callab
             vectors[row] += query.image_weight * vector_of(query.like)
     for features, parts in (
         (encoder.encode_text(sentences), sentence_parts) if sentences else (None, []),
-        (encoder.encode_image(images), image_parts) if images else (None, []),
+        (encoder.encode_image(images, apply_orientation=True), image_parts) if images else (None, []),
         (encoder.encode_image(torch.stack(pixels)), pixel_parts) if pixels else (None, []),
     ):
         if features is not None:

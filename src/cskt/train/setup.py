@@ -66,6 +66,7 @@ class Session:
             precision=self.config.precision,
             templates=self.config.data.templates,
             interpolation=evaluation_interpolation(self.config),
+            apply_orientation=self.config.data.apply_orientation,
             batch_size=self.config.data.eval_batch_size,
             num_workers=self.config.data.num_workers,
             cache_dir=None if self.config.data.cache_dir is None else Path(self.config.data.cache_dir),
