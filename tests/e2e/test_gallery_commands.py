@@ -159,7 +159,7 @@ def test_an_unreadable_folder_is_a_finding(
     monkeypatch.setattr(os, "scandir", refuse)
     outcome = typed(f"cskt index {tmp_path}/g --prune --device cpu")
     assert outcome.code == 1 and "unchanged 8, vanished 0, removed 0" in outcome.out
-    assert "not looked at: 4 crops of 1 folders" in outcome.out
+    assert "not checked: 4 crops in folders or files that cannot be read" in outcome.out
     assert "folder cannot be read, its crops stay: cam1: Permission denied" in caplog.text
     outcome = typed(f"cskt index {tmp_path}/g --prune --device cpu --json")
     report = json.loads(outcome.out)

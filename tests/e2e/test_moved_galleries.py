@@ -253,11 +253,13 @@ def test_image_sizes_hold_for_weights_that_moved(project: Path, tmp_path: Path) 
     done(f"cskt index {gallery} --images {project}/crops --run {weights} {sizes} --device cpu")
     moved = weights.rename(tmp_path / "moved.safetensors")
     reason = typed(f"cskt search {gallery} x --device cpu").refusal()
-    assert reason.endswith(f"--run PATH {sizes}")
     done(f"{remedy_in(reason, PATH=moved)} --device cpu")
     again = moved.rename(tmp_path / "again.safetensors")
     assert "its path was updated" in done(f"cskt index {gallery} --run {again} --device cpu")
     assert read_manifest(gallery).model == ModelSource(str(again), image_height=64, image_width=32)
+    other = write_backbone(tmp_path / "other.safetensors", seed=3)
+    assert "added 12," in done(f"cskt reindex {gallery} --run {other} --device cpu")
+    assert read_manifest(gallery).model == ModelSource(str(other)), "another model has its own image size"
 
 
 def test_open_galleries_follow_a_path_that_another_process_updates(project: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from cskt.app.model_flags import FAST_PRECISION, add_encoder_flags, add_image_size_flags, check_exists
 from cskt.app.parsing import Parser
 from cskt.embed import Encoder
+from cskt.gallery.files import LONGEST_ID
 from cskt.gallery.indexing import IndexReport
 from cskt.gallery.manifest import MANIFEST, ModelSource, needed_backbone
 from cskt.gallery.places import exists, load_model
@@ -130,7 +131,7 @@ def report_indexing(report: IndexReport, gallery: Path, num_crops: int, *, as_js
 
 def _warn(what: str, listed: Sequence[tuple[str, str]]) -> None:
     for name, reason in listed[:MOST_LISTED]:
-        logger.warning("%s: %s: %s", what, name, reason)
+        logger.warning("%s: %s: %s", what, name[:LONGEST_ID], reason)
     if len(listed) > MOST_LISTED:
         logger.warning("... and %d more (--json lists all)", len(listed) - MOST_LISTED)
 
@@ -143,11 +144,8 @@ def _further(report: IndexReport) -> Iterator[str]:
         most_first = sorted(report.passed_over.items(), key=lambda item: (-item[1], item[0]))
         print_as = (f"{kind} {count:,}{_hint(kind)}" for kind, count in most_first)
         yield f"passed over: {', '.join(print_as)}"
-    if report.unreadable_folders or report.unchecked:
-        yield (
-            f"not looked at: {report.unchecked:,} crops of {len(report.unreadable_folders):,} folders that cannot be"
-            " read, or of files whose type cannot; they stay, whatever --prune says"
-        )
+    if report.unchecked:
+        yield f"not checked: {report.unchecked:,} crops in folders or files that cannot be read; --prune keeps them"
 
 
 def _hint(kind: str) -> str:

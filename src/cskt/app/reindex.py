@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cskt.app.gallery_flags import add_source_flags, load_source, report_indexing, source_of
 from cskt.app.parsing import Parser
+from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.manifest import read_manifest
+from cskt.gallery.manifest import Manifest, ModelSource, read_manifest
 from cskt.progress import counting_bar
 
 DESCRIPTION = """\
@@ -34,8 +37,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="JSON on stdout, with every unreadable image")
     add_source_flags(parser, "the gallery's own, for weights that have changed in their place")
     flags = parser.parse(argv)
-    source = source_of(flags, read_manifest(flags.gallery).model)
-    encoder = load_source(source, flags, flags.gallery)
+    source, encoder = _model(flags, read_manifest(flags.gallery))
     with Gallery.open(flags.gallery) as gallery:
         try:
             with counting_bar("images", unit="images") as on_progress:
@@ -46,3 +48,14 @@ def main(argv: Sequence[str]) -> int:
             return 130
         report_indexing(report, flags.gallery, gallery.count(), as_json=flags.json)
     return 0
+
+
+def _model(flags: argparse.Namespace, manifest: Manifest) -> tuple[ModelSource, Encoder]:
+    """Return what `--run` names: the gallery's own model at another place, with its image size, or another model."""
+    same, other = source_of(flags, manifest.model, same_model=True), source_of(flags, manifest.model)
+    if same != other:
+        with suppress(ValueError):  # another model need not bear these settings
+            encoder = load_source(same, flags, flags.gallery)
+            if encoder.fingerprint == manifest.fingerprint:
+                return same, encoder
+    return other, load_source(other, flags, flags.gallery)

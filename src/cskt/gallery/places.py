@@ -121,7 +121,7 @@ def load_model(
     try:
         return source.load(device, batch_size=batch_size, num_workers=num_workers, compile=compile)
     except MissingBackboneError as error:
-        raise ValueError(f"{gallery}: {error}; type: {_remedy(gallery, source, '--backbone', 'FILE')}") from None
+        raise ValueError(f"{gallery}: {error}; type: {_remedy(gallery, '--backbone', 'FILE')}") from None
     except ValueError as error:
         raise ValueError(f"{gallery}: its model cannot be loaded: {error}") from None
 
@@ -139,12 +139,10 @@ def check_place(gallery: Path, source: ModelSource) -> None:
         if path is not None and Path(path).is_absolute() and not exists(path):
             raise ValueError(
                 f"{gallery}: its {what} is no longer at {path}; put it back, or say where it is now:"
-                f" {_remedy(gallery, source, flag, value)}"
+                f" {_remedy(gallery, flag, value)}"
             )
 
 
-def _remedy(gallery: Path, source: ModelSource, flag: str, value: str) -> str:
+def _remedy(gallery: Path, flag: str, value: str) -> str:
     """Return the command that states another place of the same model."""
-    sizes = {"image-height": source.image_height, "image-width": source.image_width, "stride": source.stride}
-    words = [word for name, size in sizes.items() if size is not None for word in (f"--{name}", str(size))]
-    return f"{shlex.join(['cskt', 'reindex', str(gallery)])} {flag} {value} {shlex.join(words)}".rstrip()
+    return f"{shlex.join(['cskt', 'reindex', str(gallery)])} {flag} {value}"

@@ -103,7 +103,7 @@ class Scan:
 
 def is_list(path: Path) -> bool:
     """Return whether a path is that of a list, and not of a folder."""
-    return path.suffix in LIST_SUFFIXES and not path.is_dir()
+    return path.suffix.lower() in LIST_SUFFIXES and not path.is_dir()
 
 
 def walk(
