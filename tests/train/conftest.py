@@ -33,8 +33,8 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
     """The sessions that `train` prepares from now on, oldest first."""
     seen: list[Session] = []
 
-    def prepare_and_keep(*arguments: object) -> Session:
-        seen.append(prepare(*arguments))  # type: ignore[arg-type]
+    def prepare_and_keep(*arguments: Any, **options: Any) -> Session:
+        seen.append(prepare(*arguments, **options))
         return seen[-1]
 
     monkeypatch.setattr(engine, "prepare", prepare_and_keep)

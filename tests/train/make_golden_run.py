@@ -38,15 +38,15 @@ rounding (the bias of an attention's keys), and Adam would magnify that rounding
 
 
 def write_data(root: Path) -> Path:
-    """Six people with two images of random pixels each to train on, two of them again as val."""
+    """Six people with two images of random pixels each to train on, and two as val."""
     random = np.random.default_rng(7)
-    for split, num_people in (("train", 6), ("val", 2)):
+    for split, first_pid, num_people in (("train", 0, 6), ("val", 6, 2)):
         lines = []
         for index in range(2 * num_people):
             name = f"{split}_{index}.png"
             Image.fromarray(random.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(root / name)
-            pid = index // 2
-            caption = f"A person in a {GARMENTS[pid]}, seen from {'the front' if index % 2 else 'behind'}."
+            pid = first_pid + index // 2
+            caption = f"A person in a {GARMENTS[index // 2]}, seen from {'the front' if index % 2 else 'behind'}."
             lines.append(json.dumps({"image": name, "pid": pid, "captions": [caption]}))
         (root / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return root

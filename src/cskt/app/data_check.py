@@ -23,7 +23,11 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="cskt data check", description="Counts, images and captions of every data set under a folder.")
     parser.add_argument("root", help="folder that holds CUHK-PEDES, ICFG-PEDES, RSTPReid, or a JSON-lines data set")
     parser.add_argument("--dataset", help="look at this one only: " + ", ".join(READERS))
-    parser.add_argument("--no-decode", action="store_true", help="do not open the images, only see that they exist")
+    parser.add_argument(
+        "--no-decode",
+        action="store_true",
+        help="do not open the images: check that they exist, and compare them by path, not by content",
+    )
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of tables")
     flags = parser.parse(argv)
     root = existing_folder(flags.root)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cskt.app.parsing import Parser
 from cskt.config import RunConfig, load_config, validate
-from cskt.data.annotations import dataset_key, read_dataset
+from cskt.data.annotations import dataset_key
+from cskt.data.overlaps import read_separate_splits
 from cskt.data.records import Split, find_split, select_splits
 from cskt.embed import EXPORTED, Encoder, is_exported, load
 from cskt.embed.exported import read_facts
@@ -62,13 +63,17 @@ def add_image_size_flags(parser: Parser) -> None:
     plain.add_argument("--stride", type=int, metavar="PIXELS", help="between patches (default: the file's)")
 
 
-def load_model_and_split(flags: argparse.Namespace) -> tuple[Encoder, Split]:
+def load_model_and_split(flags: argparse.Namespace, *, refuse_overlaps: bool = True) -> tuple[Encoder, Split]:
     """The encoder and the split that the flags of `add_model_flags` name.
 
+    Args:
+        flags: as parsed.
+        refuse_overlaps: see `split_of`.
+
     Raises:
-        ValueError: the data set or the model cannot be read.
+        ValueError: the data set or the model cannot be read, or the data set is refused.
     """
-    split = split_of(flags.model, flags.dataset, flags.root, flags.split)
+    split = split_of(flags.model, flags.dataset, flags.root, flags.split, refuse_overlaps=refuse_overlaps)
     return load_model(flags), split
 
 
@@ -94,7 +99,15 @@ def load_model(flags: argparse.Namespace) -> Encoder:
     )
 
 
-def split_of(model: str, dataset: str | None, root: str | None, split: str, *, root_flag: str = "--root") -> Split:
+def split_of(
+    model: str,
+    dataset: str | None,
+    root: str | None,
+    split: str,
+    *,
+    root_flag: str = "--root",
+    refuse_overlaps: bool = True,
+) -> Split:
     """A split by name and root, where either is left out as the run itself was trained.
 
     Of its own data set without a val split (ICFG-PEDES), `val` are the people that the run held out to pick its best
@@ -106,10 +119,12 @@ def split_of(model: str, dataset: str | None, root: str | None, split: str, *, r
         root: the run's own if empty.
         split: train, val or test.
         root_flag: how the command calls the flag of `root`.
+        refuse_overlaps: refuse a data set whose splits or people share images or identities, unless it is one of the
+            published ones; otherwise log a warning.
 
     Raises:
-        ValueError: there is no such model, neither the caller nor the run says which data set to use, or it cannot be
-            read.
+        ValueError: there is no such model, neither the caller nor the run says which data set to use, it cannot be
+            read, or it is refused.
     """
     check_exists(model)
     own = run_config(Path(model))
@@ -120,7 +135,7 @@ def split_of(model: str, dataset: str | None, root: str | None, split: str, *, r
     name, place = dataset or (own.data.dataset if own else None), root or (own.data.root if own else None)
     if not name or not place:
         raise ValueError(f"{model} is no run that names its data; say which to use: --dataset rstpreid --root DIR")
-    splits = read_dataset(name, Path(place))
+    splits = read_separate_splits(name, Path(place), refuse=refuse_overlaps)
     if own and own.data.select_on == "val" and "val" not in splits and is_own_dataset(own, dataset):
         train, val = select_splits(splits, own.data)
         splits = splits | {"train": train, "val": val}

@@ -112,7 +112,9 @@ def _train(argv: Sequence[str]) -> int:
         if flags.MLM and config.prompts.directions != "none":
             logger.warning("%s; this one trains it, but there is no published result to compare with", MLM_WITH_PROMPTS)
         logger.info("recipe: %s (%s)", name, reason)
-        return run(config, last.parent, resume=True) if flags.resume else run(config)
+        if flags.resume:
+            return run(config, last.parent, resume=True, refuse_overlaps=False)
+        return run(config, refuse_overlaps=False)
     except ValueError as error:
         raise ValueError(in_words_of_flags(str(error))) from error
 
@@ -232,7 +234,9 @@ def _test(argv: Sequence[str]) -> int:
     if not flags.config_file.is_file():
         raise ValueError(f"{flags.config_file}: no such file")
     model = flags.config_file.parent
-    split = split_of(str(model), flags.dataset_name, flags.root_dir, flags.split, root_flag="--root_dir")
+    split = split_of(
+        str(model), flags.dataset_name, flags.root_dir, flags.split, root_flag="--root_dir", refuse_overlaps=False
+    )
     encoder = load(model, flags.backbone, flags.device, precision=flags.precision, show_progress=True)
     return report_metrics(encoder, split, model, as_json=flags.json)
 

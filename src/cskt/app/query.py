@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     for sentence in flags.sentences:
         check_length(sentence)
     flags.precision = flags.precision or FAST_PRECISION
-    encoder, split = load_model_and_split(flags)
+    encoder, split = load_model_and_split(flags, refuse_overlaps=False)  # hits are shown, no figure is computed
     if not 1 <= flags.k <= len(split.records):
         raise ValueError(f"-k {flags.k}: the split has {len(split.records)} images; give 1 to {len(split.records)}")
     for line in encoder.text_warnings(flags.sentences):

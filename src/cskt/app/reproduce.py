@@ -16,8 +16,9 @@ from cskt.app.stored import evaluate_run, keep, stored_result
 from cskt.compare import Entry, figures_of
 from cskt.config import RunConfig, load_config
 from cskt.console import console, literal
-from cskt.data.annotations import PUBLISHED_COUNTS, REQUEST_FROM, dataset_key, read_dataset
+from cskt.data.annotations import PUBLISHED_COUNTS, REQUEST_FROM, dataset_key
 from cskt.data.check import check_dataset
+from cskt.data.overlaps import read_separate_splits
 from cskt.data.records import find_split
 from cskt.embed import load
 from cskt.model.cache import locate, published_sha256, sha256_of
@@ -159,7 +160,7 @@ def reproduced(config: RunConfig, seed: int, parent: Path) -> Result | None:
             logger.info("%s: under way elsewhere", folder)
             return None
         train_or_resume(dataclasses.replace(config, seed=seed), folder)
-        split = find_split(read_dataset(config.data.dataset, Path(config.data.root)), "test")
+        split = find_split(read_separate_splits(config.data.dataset, Path(config.data.root)), "test")
         result = stored_result(folder, split)
         if result is None:
             result = evaluate_run(load(folder, device=config.device, show_progress=True), split, folder)

@@ -14,7 +14,8 @@ from cskt.app.output import SUFFIXES, comparison_text, matrix_row, matrix_text, 
 from cskt.app.parsing import Parser, existing_folder, overrides_of, seeds_of
 from cskt.app.stored import evaluate_run, keep, stored_result
 from cskt.compare import Comparison, Entry, compare
-from cskt.data.annotations import FOLDERS, read_dataset
+from cskt.data.annotations import FOLDERS
+from cskt.data.overlaps import read_separate_splits
 from cskt.data.records import Split, find_split
 from cskt.embed import load
 from cskt.report.matrix import MatrixRow
@@ -83,7 +84,8 @@ class TestSplits:
     def __init__(self, study: Study, root: Path) -> None:
         self._study = study
         self._splits = {
-            data.name: find_split(read_dataset(data.dataset, root / data.root), SPLIT) for data in study.datasets
+            data.name: find_split(read_separate_splits(data.dataset, root / data.root), SPLIT)
+            for data in study.datasets
         }
 
     def of(self, run: PlannedRun) -> dict[str, Split]:

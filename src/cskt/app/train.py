@@ -45,14 +45,19 @@ def main(argv: Sequence[str]) -> int:
     return run(as_trained(load_config(folder / CONFIG, overrides)), folder, resume=True)
 
 
-def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False) -> int:
-    """Train, write the report, and say where everything is."""
+def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, refuse_overlaps: bool = True) -> int:
+    """Train, write the report, and print where everything is; arguments as for `engine.train`."""
     from cskt.app.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
     from cskt.train.engine import train  # noqa: PLC0415
     from cskt.train.launch import is_leader, is_restart  # noqa: PLC0415
     from cskt.train.run_folder import CONFIG  # noqa: PLC0415
 
-    result = train(config, folder, resume=resume or (None if is_restart(folder) else False))
+    result = train(
+        config,
+        folder,
+        resume=resume or (None if is_restart(folder) else False),
+        refuse_overlaps=refuse_overlaps,
+    )
     if not is_leader():
         return 0
     report = write_run_report(result.folder)

@@ -6,16 +6,17 @@ as a subset of a published data set.
 
 from __future__ import annotations
 
+import hashlib
 import statistics
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 from cskt.data.annotations import PUBLISHED_COUNTS, WITHDRAWN_RSTPREID_COUNTS, dataset_key, read_dataset
-from cskt.data.images import REMEDY, decode_image
+from cskt.data.images import REMEDY, decode_image, read_bytes
+from cskt.data.overlaps import file_keys, names_of, overlaps, same_images, some
 from cskt.data.records import Split, SplitCounts
 from cskt.data.tokenizer import Tokenizer
 
@@ -23,8 +24,6 @@ CONTEXT_LENGTH = 77
 NUM_DECODING_THREADS = 4
 IMAGES_PER_STEP = 256
 """Images between two reports of progress."""
-NUM_NAMED = 3
-"""Files or identities that a message names before it only counts."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,13 @@ def check_dataset(
     decode: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
-    """Compare a data set with its paper, and look at every image and caption.
+    """Compare a data set with its paper, and check every image and caption.
+
+    Images are compared by the SHA-256 of their files: the same content in two splits, or of two people, is an error.
 
     Args:
         name, root: as for `read_dataset`.
-        decode: decode every image instead of only looking whether it exists.
+        decode: decode every image; otherwise only its existence is checked, and images are compared by path and link.
         on_progress: called with the images looked at so far and their total.
 
     Raises:
@@ -96,18 +97,26 @@ def check_dataset(
         if on_progress is not None:
             on_progress(done, total)
 
-    reports = [_check_split(split, decode, advance) for split in dataset.values()]
+    contents: dict[Path, Hashable] = {}
+    reports = [_check_split(split, decode, advance, contents) for split in dataset.values()]
+    keys = file_keys(dataset) | contents
     return CheckReport(
         dataset=key,
         root=Path(root),
         splits=tuple(reports),
-        errors=[*_image_errors(reports), *_overlap_errors(dataset), *_withdrawn_split_errors(key, dataset)],
-        warnings=[*_count_warnings(key, reports), *_caption_warnings(dataset, reports), *_repeat_warnings(dataset)],
+        errors=[*_image_errors(reports), *overlaps(dataset, keys), *_withdrawn_split_errors(key, dataset)],
+        warnings=[
+            *_count_warnings(key, reports),
+            *_caption_warnings(dataset, reports),
+            *_repeat_warnings(dataset, keys),
+        ],
     )
 
 
-def _check_split(split: Split, decode: bool, advance: Callable[[int], None]) -> SplitReport:
-    missing, damaged = _faulty_images(split.image_paths, decode, advance)
+def _check_split(
+    split: Split, decode: bool, advance: Callable[[int], None], contents: dict[Path, Hashable]
+) -> SplitReport:
+    missing, damaged = _faulty_images(split.image_paths, decode, advance, contents)
     pids = set(split.image_pids)
     pids_by_caption = defaultdict(set)
     for caption, pid in zip(split.captions, split.caption_pids, strict=True):
@@ -125,8 +134,9 @@ def _check_split(split: Split, decode: bool, advance: Callable[[int], None]) -> 
 
 
 def _faulty_images(
-    paths: Sequence[Path], decode: bool, advance: Callable[[int], None]
+    paths: Sequence[Path], decode: bool, advance: Callable[[int], None], contents: dict[Path, Hashable]
 ) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Missing images and damaged ones; the digest of every sound one that is decoded goes into `contents`."""
     missing: list[Path] = []
     damaged: list[tuple[Path, str]] = []
     with ThreadPoolExecutor(NUM_DECODING_THREADS) as pool:
@@ -135,18 +145,23 @@ def _faulty_images(
             present = [path for path in step if path.is_file()]
             missing += sorted(set(step).difference(present))
             if decode:
-                faults = zip(present, pool.map(_fault_of, present), strict=True)
-                damaged += [(path, fault) for path, fault in faults if fault]
+                for path, (digest, fault) in zip(present, pool.map(_examine, present), strict=True):
+                    if fault:
+                        damaged.append((path, fault))
+                    else:
+                        contents[path] = digest
             advance(len(step))
     return missing, damaged
 
 
-def _fault_of(path: Path) -> str:
+def _examine(path: Path) -> tuple[bytes, str]:
+    """SHA-256 of an image file, and what is wrong with it; the file is read once."""
     try:
-        decode_image(path)
+        content = read_bytes(path)
+        decode_image(content, name=str(path))
     except ValueError as error:
-        return str(error).removeprefix(f"{path}: ").removesuffix(f"; {REMEDY}")
-    return ""
+        return b"", str(error).removeprefix(f"{path}: ").removesuffix(f"; {REMEDY}")
+    return hashlib.sha256(content).digest(), ""
 
 
 def _caption_lengths(captions: Sequence[str]) -> CaptionLengths:
@@ -167,25 +182,13 @@ def _image_errors(reports: Sequence[SplitReport]) -> list[str]:
         if report.missing_images:
             errors.append(
                 f"{report.name}: missing images: {len(report.missing_images)} of {report.counts.num_images} "
-                f"({_some(report.missing_images)}); unpack them there"
+                f"({some(report.missing_images)}); unpack them there"
             )
         if report.damaged_images:
             named = [f"{path}: {fault}" for path, fault in report.damaged_images]
             errors.append(
-                f"{report.name}: damaged images: {len(named)} of {report.counts.num_images} ({_some(named)}); "
+                f"{report.name}: damaged images: {len(named)} of {report.counts.num_images} ({some(named)}); "
                 "copy them again or take their records out"
-            )
-    return errors
-
-
-def _overlap_errors(dataset: Mapping[str, Split]) -> list[str]:
-    errors = []
-    for one, other in combinations(dataset.values(), 2):
-        shared = sorted(set(one.image_pids) & set(other.image_pids))
-        if shared:
-            errors.append(
-                f"identities in both {one.name} and {other.name}: {len(shared)} ({_some(shared)}); "
-                "number people apart and keep each in one split"
             )
     return errors
 
@@ -230,16 +233,16 @@ def _caption_warnings(dataset: Mapping[str, Split], reports: Sequence[SplitRepor
     return warnings
 
 
-def _repeat_warnings(dataset: Mapping[str, Split]) -> list[str]:
-    uses = Counter(path for split in dataset.values() for path in split.image_paths)
-    repeated = [path for path, count in uses.items() if count > 1]
-    return [f"images with more than one record: {len(repeated)} ({_some(repeated)})"] if repeated else []
+def _repeat_warnings(dataset: Mapping[str, Split], keys: Mapping[Path, Hashable]) -> list[str]:
+    """Repeated images that do no harm: of one person, in one split."""
+    groups = [
+        group
+        for group in same_images(dataset, keys)
+        if len({record.pid for record in group}) == len({record.split for record in group}) == 1
+    ]
+    named = [names_of(group) for group in groups]
+    return [f"images with more than one record: {len(named)} ({some(named)})"] if named else []
 
 
 def _counts_in_words(counts: SplitCounts) -> str:
     return f"{counts.num_ids} identities, {counts.num_images} images, {counts.num_captions} captions"
-
-
-def _some(items: Sequence[object]) -> str:
-    named = ", ".join(str(item) for item in items[:NUM_NAMED])
-    return named if len(items) <= NUM_NAMED else f"{named} and {len(items) - NUM_NAMED} more"

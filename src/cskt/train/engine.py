@@ -52,7 +52,9 @@ class TrainResult:
     """Whether all epochs were completed before this session, which therefore trained nothing."""
 
 
-def train(config: RunConfig, folder: Path | None = None, *, resume: bool | None = False) -> TrainResult:
+def train(
+    config: RunConfig, folder: Path | None = None, *, resume: bool | None = False, refuse_overlaps: bool = True
+) -> TrainResult:
     """Train a recipe and keep the epoch that does best on the selection split.
 
     Args:
@@ -61,6 +63,8 @@ def train(config: RunConfig, folder: Path | None = None, *, resume: bool | None 
         resume: continue the run in `folder` from its last.pt; on a CPU bit-exactly if as many processes train. A stop
             (`loop.stop_after_epochs`) counts the epochs of the run and must lie ahead. None: continue the run if the
             folder holds a checkpoint, otherwise begin again.
+        refuse_overlaps: refuse data whose splits or people share images or identities, unless it is one of the
+            published data sets; otherwise, and for a run that is resumed, log a warning.
 
     Returns:
         The run folder, holding best.safetensors, best.heads.safetensors (where a loss has a head), last.pt,
@@ -73,7 +77,7 @@ def train(config: RunConfig, folder: Path | None = None, *, resume: bool | None 
     """
     with joined() as processes, Leaving() as leaving, ExitStack() as held:
         with leaving.at_once():
-            session = prepare(config, processes)
+            session = prepare(config, processes, refuse_overlaps=refuse_overlaps and not resume)
             if config.loop.fit and session.trains:
                 session = fitted(session)
         processes.check_alike(session.essentials())

@@ -13,8 +13,8 @@ import torch
 
 from cskt import __version__, losses
 from cskt.config import RECORDED, RunConfig, evaluation_interpolation, flat_fields, value_of
-from cskt.data.annotations import read_dataset
 from cskt.data.loading import TrainingLoader
+from cskt.data.overlaps import read_separate_splits
 from cskt.data.records import Split, select_splits
 from cskt.data.tokenizer import log_caption_warnings
 from cskt.device import pick_device, reset_peak_memory
@@ -104,8 +104,13 @@ class Session:
         } | {key: value_of(self.config, key) for key in result_deciding}
 
 
-def prepare(config: RunConfig, processes: Processes = ALONE) -> Session:
+def prepare(config: RunConfig, processes: Processes = ALONE, *, refuse_overlaps: bool = True) -> Session:
     """Read the data, build model, losses and optimiser.
+
+    Args:
+        config: the recipe.
+        processes: that train together.
+        refuse_overlaps: see `read_separate_splits`.
 
     Raises:
         ValueError: anything in the config, the data or the weights that cannot be; one line, with the remedy.
@@ -114,7 +119,8 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Session:
     _check_captions_per_image(config)
     device = processes.device(pick_device(config.device))
     reset_peak_memory(device)
-    train_split, val_split = select_splits(read_dataset(config.data.dataset, Path(config.data.root)), config.data)
+    dataset = read_separate_splits(config.data.dataset, Path(config.data.root), refuse=refuse_overlaps)
+    train_split, val_split = select_splits(dataset, config.data)
     built = build(config)
     model, architecture = built.model.to(device), built.model.architecture
     model.checkpoint_activations(config.loop.checkpoint_activations)
