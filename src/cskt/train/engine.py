@@ -203,6 +203,7 @@ def _begun(session: Session, run: RunFolder, leaving: Leaving, initial: InitialW
     """Make the run's folder, evaluate the backbone and the start of the training, and save the start."""
     config, progress = session.config, Progress()
     session.processes.from_leader(lambda: _create(session, run.path))
+    run.expect_files()
     leaving.hint = f"nothing is saved yet; to begin again, remove {run.path}"
     logger.info("run folder: %s (if interrupted: cskt train --resume %s)", run.path, run.path)
     run.record("start", **session.facts(), **({} if initial is None else initial.facts()))
@@ -302,13 +303,16 @@ def _evaluate(session: Session, run: RunFolder, progress: Progress, stage: str, 
 def _save(session: Session, run: RunFolder, progress: Progress) -> None:
     """Write last.pt."""
     if session.processes.leads:
+        run.check_files()
         save_last(run.last, session.trainee, session.config, progress)
+        run.expect_files()
 
 
 def _save_best(session: Session, run: RunFolder, progress: Progress) -> None:
     """Write best.safetensors: what inference needs of what was trained, and the backbone's digest."""
     if not session.processes.leads:
         return
+    run.check_files()
     built = session.built
     whole = {name: parameter.detach() for name, parameter in built.model.named_parameters()}
     # A random backbone lies in no file: what was trained over it would mean nothing without it.
@@ -331,3 +335,4 @@ def _save_best(session: Session, run: RunFolder, progress: Progress) -> None:
     if session.trains:
         heads, data_sha256 = trainable_state(session.trainee.objective), session.trainee.data_sha256
         save_best_heads(run.path, heads, data_sha256=data_sha256, epoch=progress.best_epoch)
+    run.expect_files()

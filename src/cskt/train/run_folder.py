@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from cskt.config import ClipArchitecture, RunConfig, as_trained, load_config, save_config
 from cskt.model.files import write_atomically
 from cskt.published import to_published
+from cskt.train.run_files import RunFiles
 from cskt.train.scalar_file import ScalarFile
 
 CONFIG, FLAT_CONFIG, EVENTS = "config.yaml", "configs.yaml", "metrics.jsonl"
@@ -42,6 +43,7 @@ class RunFolder:
         self.best, self.last = path / BEST, path / LAST
         self._scalar_file: ScalarFile | None = None
         self._purge_step: int | None = None
+        self._files = RunFiles(path)
 
     @classmethod
     def create(cls, config: RunConfig, folder: Path, architecture: ClipArchitecture | None = None) -> RunFolder:
@@ -87,20 +89,39 @@ class RunFolder:
         """Append an event to metrics.jsonl, and its scalars to TensorBoard under its `step`.
 
         Raises:
-            ValueError: the disk is full, the folder is gone, ...
+            ValueError: the disk is full, files of the run were deleted meanwhile, ...
         """
         if not self._writes:
             return
+        self.check_files()
+        self.expect_files()
         place = self.path / EVENTS
         try:
             with place.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"event": event, **values}) + "\n")
+            self._files.expect(place, hold=True)
             place = self.path / TENSORBOARD
             if scalars := _scalars(values, values.get("stage", event)):
                 self._scalar_file = self._scalar_file or ScalarFile(place, self._purge_step)
+                self._files.expect(self._scalar_file.path, hold=True)
                 self._scalar_file.add(scalars, values.get("step", 0))
         except OSError as error:
             raise ValueError(f"{place}: cannot write: {error.strerror}; is there room, and may you write?") from None
+
+    def check_files(self) -> None:
+        """Check that what the run has written is still there.
+
+        Raises:
+            ValueError: somebody has deleted, moved or replaced it; see `RunFiles.check`.
+        """
+        if self._writes:
+            self._files.check()
+
+    def expect_files(self) -> None:
+        """From now on `check_files` requires the config and the weights that are in the folder."""
+        for path in (self.path / CONFIG, self.best, self.last):
+            if self._writes and path.is_file():
+                self._files.expect(path)
 
     def events(self) -> list[dict[str, Any]]:
         """All events so far, oldest first; a line cut short by a crash is left out."""
@@ -129,7 +150,8 @@ class RunFolder:
         write_atomically(self.path / EVENTS, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
+        """Close the files that are open."""
+        self._files.close()
         if self._scalar_file is not None:
             with suppress(OSError):  # what it could not hold, metrics.jsonl does, or `record` has said so
                 self._scalar_file.close()

@@ -34,7 +34,8 @@ class ScalarFile:
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{PREFIX}{_next_stamp(folder):010}.{socket.gethostname()}.{os.getpid()}"
-        self._stream = (folder / name).open("wb")
+        self.path = folder / name
+        self._stream = self.path.open("wb")
         self._records = RecordWriter(self._stream)
         self._write(Event(file_version=FILE_VERSION))
         if purge_step is not None:
