@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cskt.config import RunConfig
 from cskt.train import engine
@@ -16,6 +18,12 @@ from tiny_run import Configure, quick_config
 @pytest.fixture(autouse=True)
 def _in_one_thread(one_thread: None) -> None:
     """Sums in the same order, for comparisons bit by bit."""
+
+
+@pytest.fixture(autouse=True)
+def _with_a_scale_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp16 scales the loss by 64 at first: 65536 overflows over this model, and its first steps would be skipped."""
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=64.0))
 
 
 @pytest.fixture

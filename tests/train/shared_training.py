@@ -4,6 +4,7 @@
     torchrun --nproc-per-node N shared_training.py stop STEP train --config CONFIG ...
     torchrun --nproc-per-node N shared_training.py kill STEP train --config CONFIG ...
     torchrun --nproc-per-node N shared_training.py overflow STEP train --config CONFIG ...
+    torchrun --nproc-per-node N shared_training.py delete STEP FOLDER train --config CONFIG ...
     torchrun --nproc-per-node N shared_training.py differ KEY VALUE train --config CONFIG ...
 
 CONFIG is a saved RunConfig; what follows STEP is a command line of `cskt`.
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import sys
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -97,6 +100,20 @@ def overflowing(step: str, *words: str) -> int:
     return main(words)
 
 
+def deleting(step: str, folder: str, *words: str) -> int:
+    """Train by the command line; the first process deletes the run's folder behind a step."""
+    train_step, num_steps = engine.update, itertools.count(1)
+
+    def update(*arguments: Any) -> Any:
+        updated = train_step(*arguments)
+        if next(num_steps) == int(step) and os.environ["RANK"] == "0":
+            shutil.rmtree(folder)
+        return updated
+
+    engine.update = update
+    return main(words)
+
+
 def differing(key: str, value: str, *words: str) -> int:
     """Train by the command line; the last process has another idea of what is trained."""
     essentials = Session.essentials
@@ -112,6 +129,8 @@ if __name__ == "__main__":
         gradients(*rest)
     elif kind == "overflow":
         sys.exit(overflowing(*rest))
+    elif kind == "delete":
+        sys.exit(deleting(*rest))
     elif kind == "differ":
         sys.exit(differing(*rest))
     else:

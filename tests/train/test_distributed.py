@@ -170,6 +170,16 @@ def test_a_killed_process_is_replaced_and_nothing_saved_is_lost(configure: Confi
     assert all(torch.equal(kept[name], value) for name, value in expected.items())
 
 
+def test_all_processes_end_when_the_run_folder_is_deleted(configure: Configure, tmp_path: Path) -> None:
+    """The first process alone writes, and so notices; the others wait for it, and end with it."""
+    config, folder = saved(configure, tmp_path, {"loop.num_epochs": 3}), tmp_path / "run"
+    ended = torchrun(2, PROGRAM, "delete", "2", folder, "train", "--config", config, "--output", folder)
+    assert ended.returncode != 0 and not folder.exists()
+    (line,) = (line for line in ended.stderr.splitlines() if "during training, which ends here" in line)
+    assert f"{folder}: deleted or moved" in line
+    assert "Traceback" not in ended.stderr.split("torch.distributed.elastic")[0]
+
+
 def test_two_machines_train_what_one_trains(configure: Configure, tmp_path: Path) -> None:
     """Two launchers that find each other over the network, here of one machine."""
     config = saved(configure, tmp_path, {})

@@ -45,8 +45,8 @@ def weights_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]
     """Trained weights: at the start, then after every step of the optimiser."""
     seen: list[dict[str, Tensor]] = []
 
-    def prepare_and_watch(*arguments: Any) -> Session:
-        session = prepare(*arguments)
+    def prepare_and_watch(*arguments: Any, **options: Any) -> Session:
+        session = prepare(*arguments, **options)
 
         def note(*_: Any) -> None:
             seen.append({name: value.clone() for name, value in trainable_state(session.built.model).items()})
@@ -114,8 +114,8 @@ def rows_encoded(sessions: list[Session], monkeypatch: pytest.MonkeyPatch) -> di
     rows: dict[str, list[int]] = {"vision": [], "text": []}
     prepare_and_keep = engine.prepare
 
-    def prepare_and_count(*arguments: Any) -> Session:
-        session = prepare_and_keep(*arguments)
+    def prepare_and_count(*arguments: Any, **options: Any) -> Session:
+        session = prepare_and_keep(*arguments, **options)
         for side, seen in rows.items():
 
             def note(tower: Any, inputs: Any, hidden: Tensor, seen: list[int] = seen) -> None:

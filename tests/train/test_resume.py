@@ -27,13 +27,14 @@ CHANGES: dict[str, Any] = {
     "loss.weights": {"sdm": 1.0, "id": 1.0}, "adapters.init": "normal",
 }  # fmt: skip
 KILLED_RUN = """
-import os, pathlib, signal, sys, torch
+import functools, os, pathlib, signal, sys, torch
 from cskt.config import load_config
 from cskt.train.engine import train
 from cskt.train.run_folder import RunFolder
 
 config, folder, event_to_die_at, step = sys.argv[1:]
 torch.set_num_threads(1)
+torch.amp.GradScaler = functools.partial(torch.amp.GradScaler, init_scale=64.0)
 record = RunFolder.record
 
 def record_or_die(self, event, **values):

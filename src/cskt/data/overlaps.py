@@ -63,8 +63,14 @@ def path_keys(dataset: Mapping[str, Split]) -> dict[Path, Hashable]:
 def file_keys(dataset: Mapping[str, Split]) -> dict[Path, Hashable]:
     """Image path -> the same for every path of the same file, links followed; the path where there is no file."""
     paths = list({path for split in dataset.values() for path in split.image_paths})
+    parts = [paths[start::NUM_THREADS] for start in range(NUM_THREADS)]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        return dict(zip(paths, pool.map(_file_key, paths, chunksize=64), strict=True))
+        keys = pool.map(lambda part: [_file_key(path) for path in part], parts)
+        return {
+            path: key
+            for part, of_part in zip(parts, keys, strict=True)
+            for path, key in zip(part, of_part, strict=True)
+        }
 
 
 def _file_key(path: Path) -> Hashable:

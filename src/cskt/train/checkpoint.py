@@ -48,6 +48,10 @@ class Progress:
     """Epoch (from 1) of that score; 0 before."""
     seconds: float = 0.0
     """Time spent in training and its evaluations, over all sessions."""
+    skipped_steps: int = 0
+    """Optimizer steps of the epoch under way that were skipped because a scaled gradient overflowed (fp16)."""
+    batches_without_negatives: int = 0
+    """Batches of the epoch under way in which a loss found no wrong answer."""
 
 
 @dataclass(frozen=True)

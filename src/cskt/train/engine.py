@@ -18,18 +18,20 @@ from cskt.model.files import save_method
 from cskt.progress import Advance, bar
 from cskt.train.checkpoint import Progress, load_last, save_last, set_aside, trainable_state
 from cskt.train.distributed import joined
+from cskt.train.doubts import doubts_after, doubts_before
 from cskt.train.feed import Feed
 from cskt.train.fit import fitted
 from cskt.train.heads import save_best_heads
 from cskt.train.initial import InitialWeights, read_initial
 from cskt.train.launch import note_refusal, num_restarts, was_refused
 from cskt.train.leaving import Leaving
+from cskt.train.lost_steps import LostSteps
 from cskt.train.optim import learning_rate, set_learning_rate
 from cskt.train.readings import Readings
 from cskt.train.run_folder import CONFIG, EVENTS, LAST, PREVIOUS, RunFolder, claimed, fresh_folder
 from cskt.train.setup import Session, prepare
 from cskt.train.shares import encode_shared
-from cskt.train.step import add_gradients, update
+from cskt.train.step import add_gradients, per_pair, update
 from cskt.train.watch import CollapseWatch
 
 logger = logging.getLogger(__name__)
@@ -150,10 +152,10 @@ def _train(
         progress = _resumed(session, run, may_be_done) if resume else _begun(session, run, leaving, initial)
         is_finished = progress.epoch >= config.loop.num_epochs if session.trains else progress.best_r1 >= 0
         leaving.hint = f"go on with: cskt train --resume {run.path}"
-        watch = CollapseWatch(config.loss.sdm_other_image)
+        watch, lost = CollapseWatch(config.loss.sdm_other_image), LostSteps(config, progress)
         with bar("training", num_steps, done=progress.total_steps, shown=session.processes.leads) as advance:
             for epoch in range(progress.epoch, last_epoch):
-                _train_epoch(session, run, progress, watch, advance, leaving=leaving)
+                _train_epoch(session, run, progress, advance, watch=watch, lost=lost, leaving=leaving)
                 if (epoch + 1) % config.loop.eval_period_epochs == 0 or epoch + 1 == last_epoch:
                     _save(session, run, progress)  # evaluating may take long; what was trained is not lost meanwhile
                     with leaving.at_once():
@@ -163,6 +165,10 @@ def _train(
             if not session.trains and progress.best_r1 < 0:  # what was loaded is the result
                 _evaluate_and_keep(session, run, progress, 0)
                 _save(session, run, progress)
+        events = run.events() if session.processes.leads else []
+        doubts = doubts_after(events, progress.best_r1, progress.best_epoch)
+        for doubt in doubts:
+            logger.warning("%s", doubt)
         run.record(
             "end",
             step=progress.total_steps,
@@ -170,6 +176,7 @@ def _train(
             best_epoch=progress.best_epoch,
             seconds=progress.seconds,
             peak_memory_bytes=peak_memory_bytes(session.device),
+            warnings=doubts,
         )
     return TrainResult(
         folder=run.path,
@@ -206,7 +213,10 @@ def _begun(session: Session, run: RunFolder, leaving: Leaving, initial: InitialW
     run.expect_files()
     leaving.hint = f"nothing is saved yet; to begin again, remove {run.path}"
     logger.info("run folder: %s (if interrupted: cskt train --resume %s)", run.path, run.path)
-    run.record("start", **session.facts(), **({} if initial is None else initial.facts()))
+    doubts = doubts_before(config, session.val_split, session.built.backbone_sha256)
+    for doubt in doubts:
+        logger.warning("%s", doubt)
+    run.record("start", **session.facts(), **({} if initial is None else initial.facts()), warnings=doubts)
     with leaving.at_once():
         evaluates = config.loop.evaluate_before and session.trains
         if evaluates:
@@ -220,9 +230,16 @@ def _begun(session: Session, run: RunFolder, leaving: Leaving, initial: InitialW
 
 
 def _train_epoch(
-    session: Session, run: RunFolder, progress: Progress, watch: CollapseWatch, advance: Advance, *, leaving: Leaving
+    session: Session,
+    run: RunFolder,
+    progress: Progress,
+    advance: Advance,
+    *,
+    watch: CollapseWatch,
+    lost: LostSteps,
+    leaving: Leaving,
 ) -> None:
-    """The steps that are left of the epoch under way; moves `progress` along."""
+    """Make the steps that are left of the epoch under way; changes `progress`."""
     config, processes = session.config, session.processes
     epoch = progress.epoch
     num_steps = session.loader.num_steps(epoch)
@@ -233,20 +250,23 @@ def _train_epoch(
     saved_at = progress.total_steps
     processes.traffic.clear()  # of what evaluating exchanged
     # Reading a loss makes the host wait for the device: on an accelerator it is done now and then, never at each step.
-    readings = Readings(watch)
+    readings = Readings(watch, skips_steps=session.trainee.scaler.is_enabled())
     with Feed(session.loader.epoch(epoch, progress.step, processes.share), session.device) as feed:
         for step, batch in enumerate(feed, start=progress.step):
             parts = add_gradients(session, batch, step, _generator(config.seed, epoch, step), num_steps)
-            updated = update(session, step, num_steps)
-            readings.add(epoch, step, parts, batch)
+            largest_gradient = update(session, step, num_steps)
+            readings.add(epoch, step, parts, batch, largest_gradient)
+            lost.look_at(batch.pids, per_pair(batch))
 
             progress.step, progress.total_steps = step + 1, progress.total_steps + 1
             logged_pairs += len(batch.pids)
             logs = progress.total_steps % log_period == 0 or step + 1 == num_steps
-            leaves = updated and processes.any(leaving.asked)
-            saves = leaves or (updated and save_period > 0 and progress.total_steps - saved_at >= save_period)
+            is_update = largest_gradient is not None
+            leaves = is_update and processes.any(leaving.asked)
+            saves = leaves or (is_update and save_period > 0 and progress.total_steps - saved_at >= save_period)
             if logs or saves or session.device.type == "cpu":
                 last = readings.read(run.path)
+                lost.add_skipped(readings.num_skipped)
                 advance(readings.num_read, note=f"epoch {epoch + 1}/{config.loop.num_epochs}, loss {last['loss']:.3f}")
             if logs:
                 seconds = time.perf_counter() - logged_at
@@ -261,6 +281,7 @@ def _train_epoch(
                     pairs_per_second=logged_pairs / seconds,
                     waiting_share=feed.take_waited() / seconds,
                     **processes.exchanged(progress.step - logged_step, seconds),
+                    **lost.counts(),
                     seconds=progress.seconds,
                 )
                 logged_at, logged_step, logged_pairs = time.perf_counter(), progress.step, 0
@@ -269,6 +290,7 @@ def _train_epoch(
                 saved_at = progress.total_steps
             if leaves:
                 leaving.leave()
+    lost.close_epoch(num_steps, num_updates=-(-num_steps // config.loop.accumulate_steps))
 
 
 def _generator(seed: int, epoch: int, step: int) -> torch.Generator:

@@ -22,6 +22,7 @@ from cskt.embed import Built, Encoder, build, tokenizer_for
 from cskt.train.checkpoint import FREE_ON_RESUME, Trainee
 from cskt.train.distributed import ALONE, Processes
 from cskt.train.ema import Average
+from cskt.train.negatives import check_negatives
 from cskt.train.objective import Objective
 from cskt.train.optim import build_optimizer
 
@@ -121,6 +122,8 @@ def prepare(config: RunConfig, processes: Processes = ALONE, *, refuse_overlaps:
     reset_peak_memory(device)
     dataset = read_separate_splits(config.data.dataset, Path(config.data.root), refuse=refuse_overlaps)
     train_split, val_split = select_splits(dataset, config.data)
+    if config.trainable != "none":
+        check_negatives(config, train_split)
     built = build(config)
     model, architecture = built.model.to(device), built.model.architecture
     model.checkpoint_activations(config.loop.checkpoint_activations)

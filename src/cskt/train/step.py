@@ -102,20 +102,26 @@ def per_pair(batch: Batch) -> Tensor:
     return batch.image_ids.repeat_interleave(len(batch.pids) // len(batch.image_ids))
 
 
-def update(session: Session, step: int, num_steps: int | None = None) -> bool:
-    """Step the optimiser at the end of a group of batches, and say so.
+def update(session: Session, step: int, num_steps: int | None = None) -> Tensor | None:
+    """Step the optimizer at the end of a group of batches.
 
     Args:
         session: what is trained.
         step: of the epoch, from 0.
         num_steps: of the epoch, where it is not `steps_per_epoch` of the loader.
+
+    Returns:
+        The largest absolute gradient, a scalar on the device, of which fp16 has the scaled one: if it is not finite,
+        `GradScaler` skips the step, and without a scaler the step damages the weights. None within a group.
     """
     trainee, clip_norm = session.trainee, session.config.optim.clip_grad_norm
     start, size = _group(session, step, num_steps)
     if step + 1 < start + size:
-        return False
+        return None
     parameters = [p for group in trainee.optimizer.param_groups for p in group["params"]]
     session.processes.add_up(parameters)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    largest = torch.nn.utils.get_total_norm(gradients, norm_type=torch.inf)
     if clip_norm is not None:
         trainee.scaler.unscale_(trainee.optimizer)
         torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
@@ -124,7 +130,7 @@ def update(session: Session, step: int, num_steps: int | None = None) -> bool:
     trainee.optimizer.zero_grad(set_to_none=True)
     if trainee.average is not None:
         trainee.average.update()
-    return True
+    return largest
 
 
 def _group(session: Session, step: int, num_steps: int | None) -> tuple[int, int]:
