@@ -165,3 +165,13 @@ def test_a_split_without_right_images_is_refused() -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="one: no query of cuhk-pedes test has a right image"):
         compare([Entry("one", (unmatched,)), Entry("two", (unmatched,))])
+
+
+def test_methods_are_held_against_zero_shot() -> None:
+    exact_r1 = EXACT.values("r1").mean()
+    rows = compare([EXACT, STRONG, LIKE_WEAK]).rows
+    assert [row.zero_shot_r1 for row in rows] == [None, pytest.approx(exact_r1), pytest.approx(exact_r1)]
+    own = compare([WEAK, STRONG], zero_shot={"strong": 0.25}).rows
+    assert [row.zero_shot_r1 for row in own] == [None, 0.25], "as the run recorded it"
+    expanded = Entry("expanded", (made_up_result(3.0, 2, options="query-expansion-5"),))
+    assert compare([EXACT, expanded]).rows[1].zero_shot_r1 is None, "zero-shot ranks in another way"

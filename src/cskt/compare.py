@@ -96,6 +96,8 @@ class Compared:
     """By metric, all of `results.METRICS`."""
     facts: Facts
     """Time, rates and sizes averaged over the seeds, the peak of memory the largest."""
+    zero_shot_r1: float | None = None
+    """R1 of zero-shot CLIP on the same queries, a fraction; none where it is not known, and for zero-shot itself."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,16 @@ class Comparison:
     rows: tuple[Compared, ...]
 
 
-def compare(entries: Sequence[Entry], baseline: int = 0) -> Comparison:
+def compare(
+    entries: Sequence[Entry], baseline: int = 0, zero_shot: Mapping[str, float] = MappingProxyType({})
+) -> Comparison:
     """Compare methods on the same queries.
 
     Args:
         entries: at least two, in the order to show.
         baseline: position in `entries` of the one that the others are measured against.
+        zero_shot: label -> R1 of zero-shot CLIP on these queries, where a method knows its own; for the others it is
+            the best R1 of an entry that trains nothing and ranks in the same way.
 
     Raises:
         ValueError: fewer than two entries, labels that are not distinct, or different queries or galleries.
@@ -163,10 +169,18 @@ def compare(entries: Sequence[Entry], baseline: int = 0) -> Comparison:
                     {metric: seeds_p_values.get((position, metric)) for metric in METRICS},
                 ),
                 facts=mean_facts([result.facts for result in entry.results]),
+                zero_shot_r1=None if entry.is_exact else zero_shot.get(entry.label, _exact_r1(entries, entry)),
             )
             for position, entry in enumerate(entries)
         ),
     )
+
+
+def _exact_r1(entries: Sequence[Entry], entry: Entry) -> float | None:
+    """The best R1 of the entries that train nothing and rank as this one does."""
+    options = entry.results[0].options
+    found = [float(one.values("r1").mean()) for one in entries if one.is_exact and one.results[0].options == options]
+    return max(found, default=None)
 
 
 def figures_of(

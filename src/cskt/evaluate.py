@@ -240,6 +240,7 @@ def as_result(
         facts: device and precision are filled in, and the model's size if it is not known.
     """
     per_query = evaluation.t2i.per_query
+    one_identity = ["one identity: every answer is right, whatever the model"] if split.num_ids == 1 else []
     return Result(
         dataset=split.dataset,
         split=split.name,
@@ -252,7 +253,7 @@ def as_result(
         inverse_negative_penalty=per_query.inverse_negative_penalty.numpy(),
         seed=seed,
         options=options.slug(),
-        note="; ".join([*([note] if note else []), *options.words()]),
+        note="; ".join([*([note] if note else []), *one_identity, *options.words()]),
         facts=replace(
             facts,
             total_parameters=facts.total_parameters or encoder.model.num_parameters(),

@@ -9,12 +9,14 @@ import logging
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import contents, done, typed
 
+from cskt.app import stored
 from cskt.config import load_config, save_config
-from cskt.results import METRICS, find_results, load_result
+from cskt.results import METRICS, Result, find_results, load_result
 from tiny_run import HEIGHT, WIDTH
 
 FILE = re.compile(r"per-query results: (.*\.json)$")
@@ -143,6 +145,48 @@ def test_compare_as_json(runs: Path) -> None:
         assert (slow[f"{metric}_deviation"] is None, cskt[f"{metric}_deviation"] is None) == (False, True)
         assert (cskt[f"{metric}_p_value"] is None) == (metric not in ("r1", "mean_ap"))
     assert cskt["training_seconds"] > 0 and clip["training_seconds"] is None
+
+
+def test_compare_lists_settings_that_differ_and_marks_what_is_no_better_than_zero_shot(
+    runs: Path, tmp_path: Path
+) -> None:
+    """The random backbone knows nothing: which run beats it is chance, but every form says the same of it."""
+    command = f"cskt compare {runs}/clip {runs}/cskt {runs}/slow"
+    result = typed(f"{command} --format json").json()
+    assert result["differing_settings"] == {
+        "data.select_on": {"cskt": "val", "slow": "test"},
+        "optim.lr": {"cskt": 0.01, "slow": 0.0001},
+        "loop.num_epochs": {"cskt": 2, "slow": 1},
+    }
+    clip, *trained = result["rows"]
+    assert (clip["zero_shot_r1"], clip["better_than_zero_shot"]) == (None, None)
+    for row in trained:
+        assert row["zero_shot_r1"] == clip["r1"]
+        assert row["better_than_zero_shot"] == (row["r1"] > clip["r1"])
+    for form in ("terminal", "markdown", "latex"):
+        text = done(f"{command} --format {form}")
+        lines = [line.replace("\\", "").strip(" %") for line in text.splitlines()]
+        assert "- optim.lr: cskt 0.01, slow 0.0001" in lines and "- loop.num_epochs: cskt 2, slow 1" in lines
+        assert text.count("no better than zero-shot") == sum(not row["better_than_zero_shot"] for row in trained)
+    (_, cskt, slow) = csv.DictReader(io.StringIO(done(f"{command} --format csv")))
+    assert (cskt["optim.lr"], slow["optim.lr"], slow["data.select_on"]) == ("0.01", "0.0001", "test")
+    alone = typed(f"cskt compare {runs}/clip {runs}/cskt --format json").json()
+    assert alone["differing_settings"] == {}
+
+
+def test_a_run_is_held_against_the_zero_shot_figure_that_it_recorded(train_command: str, tmp_path: Path) -> None:
+    """On the split that picked its epoch, where it evaluated both; on another nothing is known."""
+    for name, rate in (("one", "1e-12"), ("other", "1e-2")):
+        short = f"--name {name} --lr {rate} --num-epochs 1 --evaluate-before true"
+        done(f"{train_command} {short} --output {tmp_path}/{name}")
+        for split in ("val", "test"):
+            done(f"cskt evaluate {tmp_path}/{name} --split {split}")
+    events = [json.loads(line) for line in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()]
+    (zero_shot,) = (event["t2i"]["r1"] for event in events if event.get("stage") == "zero-shot")
+    command = f"cskt compare {tmp_path}/one {tmp_path}/other --format json"
+    for row in typed(f"{command} --split val").json()["rows"]:
+        assert row["zero_shot_r1"] == zero_shot and row["better_than_zero_shot"] == (row["r1"] > zero_shot)
+    assert [row["zero_shot_r1"] for row in typed(command).json()["rows"]] == [None, None]
 
 
 def test_baseline_is_any_of_the_runs(runs: Path) -> None:
@@ -343,3 +387,27 @@ def test_matrix_refuses_columns_of_different_people(runs: Path, root: Path, tmp_
         save_config(load_config(folder / "config.yaml", overrides), folder / "config.yaml")
     refusal = typed(f"cskt matrix {tmp_path}/1 {tmp_path}/2 --datasets icfg-pedes --split val").refusal()
     assert "different queries or galleries cannot be compared" in refusal
+
+
+def test_a_run_folder_that_is_deleted_while_it_is_evaluated(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The means are known and printed; nothing is made anew in its place."""
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    result_of = stored.result_of
+
+    def evaluate_and_lose(*arguments: Any, **options: Any) -> Result:
+        result = result_of(*arguments, **options)
+        shutil.rmtree(folder)
+        return result
+
+    monkeypatch.setattr(stored, "result_of", evaluate_and_lose)
+    assert typed(f"cskt evaluate {folder} --json").json()["split"] == "test"
+    assert any("the run folder was deleted or moved meanwhile" in message for message in caplog.messages)
+    assert not folder.exists()
+
+
+def test_a_split_of_one_identity_is_noted(tiny_backbone: Path, tmp_path: Path) -> None:
+    done(f"cskt data make {tmp_path} --layout jsonl --train-ids 2 --val-ids 1 --test-ids 1 --images-per-id 2 --seed 9")
+    result = typed(f"cskt evaluate {tiny_backbone} --dataset jsonl --root {tmp_path} --json").json()
+    assert (result["t2i"]["r1"], result["note"]) == (1.0, "one identity: every answer is right, whatever the model")

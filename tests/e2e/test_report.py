@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from html import unescape
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 from command_line import done, typed
 from PIL import Image
+
+from cskt.app.run_settings import warnings_of
+from cskt.config import load_config, save_config
+from cskt.train.run_folder import read_events
 
 pytestmark = pytest.mark.usefixtures("nothing_is_lost")
 
@@ -60,8 +65,11 @@ def test_the_page_needs_nothing_but_itself_and_is_small(written: tuple[Path, str
 
 def test_the_page_holds_all_the_evidence_of_both_models(written: tuple[Path, str], run: Path) -> None:
     seen = Page(written[0].read_text(encoding="utf-8"))
+    warned = warnings_of(read_events(run))
+    assert all(line in seen.text for line in warned)
     assert seen.headings == [
-        "Results", "Comparison", "Cumulative matching", "Similarities", "Hardest queries",
+        "Results", *(["Warnings"] if warned else []), "Comparison", "Cumulative matching", "Similarities",
+        "Hardest queries",
         "Best ranked lists of cskt", "Worst ranked lists of cskt", "Confusion by attribute", "Colours of clothing",
         "Learning curves", "How it was made", "Next", "Configuration",
     ]  # fmt: skip
@@ -111,6 +119,22 @@ def test_the_comparison_is_that_of_compare(run: Path, tiny_backbone: Path, root:
         assert {"p people (R1)", "Δ mAP", "Parameters", "Training", "Peak memory", "Checkpoint", "Seeds"} <= same
         assert {key: shown[key] for key in same} == {key: row[key] for key in same}
     assert dict(zip(headings, ours, strict=True))["Images/s"] == expected[0]["Images/s"]
+
+
+def test_settings_that_differ_and_what_runs_warned_of_are_shown(run: Path, tmp_path: Path) -> None:
+    """Two runs that differ in two settings; one found out that it cannot have learned."""
+    other, page = Path(shutil.copytree(run, tmp_path / "other")), tmp_path / "page.html"
+    config = load_config(other / "config.yaml", {"optim.lr": 0.125, "data.batch_size": 7, "name": "other", "seed": 9})
+    save_config(config, other / "config.yaml")
+    events = read_events(other)
+    events[-1]["warnings"] = ["no epoch is better than <b>zero-shot</b>"]
+    (other / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    done(f"cskt report {run} {other} --output {page} --lists 0 --device cpu")
+    text = page.read_text(encoding="utf-8")
+    assert table_of(text, "Settings that differ") == [
+        ["Setting", "cskt", "other"], ["data.batch_size", "8", "7"], ["optim.lr", "0.01", "0.125"],
+    ]  # fmt: skip
+    assert "no epoch is better than &lt;b&gt;zero-shot&lt;/b&gt;" in text
 
 
 def test_a_folder_of_seeds_stands_for_its_first_and_one_run_alone_tells_its_size(run: Path, tmp_path: Path) -> None:

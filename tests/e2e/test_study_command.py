@@ -99,7 +99,7 @@ def test_runs_and_tables(whole: Path, file: Path, dolls: Path) -> None:
         assert row["r1"] == pytest.approx(sum(one.metrics["t2i"]["r1"] for one in kept) / len(kept))
         assert {one.label for one in kept} == {row["label"]}
     text = {one: (whole / f"dolls.{one}").read_text() for one in SUFFIXES}
-    assert "| CSKT |" in text["md"] and r"LoRA \& co." in text["tex"] and text["csv"].startswith("label,")
+    assert "| CSKT |" in text["md"] and r"LoRA \& co." in text["tex"] and text["csv"].startswith('"label",')
     assert load_config(whole / "dolls" / "lora-co" / "seed-2" / "config.yaml").optim.lr == 5e-3
     weights = [(whole / "dolls" / "cskt" / seed / "best.safetensors").read_bytes() for seed in ("seed-1", "seed-2")]
     assert weights[0] != weights[1]

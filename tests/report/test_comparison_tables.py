@@ -107,6 +107,18 @@ def test_records_hold_fractions_and_all_keys() -> None:
     assert float(second["mean_ap_low"]) == cskt["mean_ap_low"]
 
 
+@pytest.mark.parametrize(("zero_shot", "better"), [(0.5, True), (0.69704, False), (0.8, False), (None, None)])
+def test_methods_no_better_than_zero_shot_are_marked(zero_shot: float | None, better: bool | None) -> None:
+    row = replace(CSKT, zero_shot_r1=zero_shot)
+    assert row.better_than_zero_shot is better
+    (record,) = comparison_records([row])
+    assert (record["better_than_zero_shot"], record["zero_shot_r1"], record["note"]) == (better, zero_shot, CSKT.note)
+    mark = f"selected on test | a; no better than zero-shot (R1 {100 * (zero_shot or 0):.2f})"
+    grid_note = comparison_grid([CLIP, row])[2][-1]
+    assert grid_note == (mark if better is False else CSKT.note)
+    assert (mark in on_terminal(comparison_table([CLIP, row], "title", "explanation", 140), 140)) == (better is False)
+
+
 def test_markdown_and_latex_show_text_as_it_is() -> None:
     grid = [["Method", "R1"], ["a_b | *c* `d`\n[e](f) <g> \\", "50.00"]]
     assert markdown(grid, is_number_column).splitlines() == [

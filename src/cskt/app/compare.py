@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cskt.app.output import add_format_flags, comparison_text, output_format, write_output
 from cskt.app.parsing import Parser, existing_folder
+from cskt.app.run_settings import differing_settings, run_folders, zero_shot_r1
 from cskt.app.stored import check_up_to_date, seed_folders
 from cskt.compare import Entry, check_same_split, compare
 from cskt.results import Result, find_results, load_result
@@ -41,8 +42,16 @@ def main(argv: Sequence[str]) -> int:
     if reference is None:
         raise ValueError(f"--baseline {first} is none of the runs; give one of {', '.join(chosen)}")
     flat = [entry for of_run in labelled.values() for entry in of_run]
-    comparison = compare(flat, flat.index(reference))
-    write_output(comparison_text(comparison, form), form, flags.output)
+    folders = {run: run_folders(run) for run in labelled}
+    zero_shot = {
+        entry.label: r1
+        for run, of_run in labelled.items()
+        for entry in of_run
+        if not entry.results[0].options and (r1 := zero_shot_r1(folders[run], entry.results)) is not None
+    }
+    comparison = compare(flat, flat.index(reference), zero_shot)
+    settings = differing_settings({entry.label: folders[run] for run, of_run in labelled.items() for entry in of_run})
+    write_output(comparison_text(comparison, form, settings), form, flags.output)
     return 0
 
 

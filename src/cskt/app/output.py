@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cskt.app.parsing import Parser
+from cskt.app.run_settings import Difference
 from cskt.compare import Comparison
 from cskt.console import console, write_rendered
 from cskt.model.files import write_atomically
@@ -58,14 +59,22 @@ def write_output(text: str, form: str, path: Path | None) -> None:
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def comparison_text(comparison: Comparison, form: str) -> str:
-    """A comparison in one of `FORMATS`, ending in a newline."""
+def comparison_text(comparison: Comparison, form: str, settings: Sequence[Difference] = ()) -> str:
+    """A comparison in one of `FORMATS`, ending in a newline.
+
+    Args:
+        comparison: figures and facts.
+        form: one of `FORMATS`.
+        settings: in which the runs differ, by label.
+    """
     rows = comparison_rows(comparison)
     title = (
         f"{comparison.dataset} {comparison.split}: {comparison.num_queries:,} captions,"
         f" {comparison.num_gallery:,} images"
     )
-    explanation = comparison_explanation(comparison)
+    labels = [row.label for row in rows]
+    lines = [comparison_explanation(comparison), *settings_lines(settings, labels)]
+    explanation = "\n".join(lines)
     if form == "json":
         content = {
             "dataset": comparison.dataset,
@@ -77,19 +86,39 @@ def comparison_text(comparison: Comparison, form: str) -> str:
             "num_tests": comparison.num_tests,
             "num_seeds_tests": comparison.num_seeds_tests,
             "rows": comparison_records(rows),
+            "differing_settings": {
+                one.key: {label: values[0] if len(values) == 1 else values for label, values in one.values.items()}
+                for one in settings
+            },
         }
         return json_text(content, indent=1) + "\n"
     if form == "csv":
-        return csv_of(comparison_records(rows))
+        return csv_of(
+            [
+                record | {one.key: one.text_of(label) for one in settings}
+                for record, label in zip(comparison_records(rows), labels, strict=True)
+            ]
+        )
     if form == "markdown":
         grid = markdown(comparison_grid(rows), is_number_column)
-        return f"{markdown_cell(title)}\n\n{grid}\n{markdown_cell(explanation)}\n"
+        return "\n".join([markdown_cell(title), "", grid, *map(markdown_cell, lines), ""])
     if form == "latex":
         return latex(comparison_grid(rows), is_number_column, f"{title}\n{explanation}")
     terminal = console()
     with terminal.capture() as capture:
         terminal.print(comparison_table(rows, title, explanation, terminal.width))
     return capture.get()
+
+
+def settings_lines(settings: Sequence[Difference], labels: Sequence[str]) -> list[str]:
+    """`optim.lr: cskt 0.001, lora 0.0003` for every setting, under a heading; nothing where none differs."""
+    if not settings:
+        return []
+    lines = [
+        f"- {one.key}: " + ", ".join(f"{label} {text}" for label in labels if (text := one.text_of(label)))
+        for one in settings
+    ]
+    return ["Settings that differ between the trained runs:", *lines]
 
 
 def comparison_explanation(comparison: Comparison) -> str:
@@ -126,6 +155,7 @@ def comparison_rows(comparison: Comparison) -> list[ComparisonRow]:
             seeds=row.seeds,
             note=row.note,
             trained_on=row.facts.trained_on,
+            zero_shot_r1=row.zero_shot_r1,
             **{key: getattr(row.facts, key) for key in COST_KEYS},
         )
         for row in comparison.rows

@@ -24,7 +24,8 @@ from cskt.app.report_sections import (
     list_sections,
     ranking_sections,
 )
-from cskt.app.run_report import run_summary
+from cskt.app.run_report import run_summary, warning_sections
+from cskt.app.run_settings import warnings_of
 from cskt.app.stored import seed_folders
 from cskt.config import to_dict
 from cskt.console import console
@@ -80,6 +81,7 @@ def report_runs(flags: argparse.Namespace) -> int:
     split = common_split(list(runs.values()), flags.dataset, flags.root, flags.split)
     models, lists = examine_runs(runs, flags, split, list_length(flags.k, len(split.records)))
     sections = [
+        *warning_sections({shown.label: warnings_of(shown.events) for shown in models}),
         *comparison_sections(models),
         *ranking_sections(models, split),
         *lists,

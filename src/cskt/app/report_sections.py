@@ -26,6 +26,7 @@ from cskt.app.next_steps import command_line
 from cskt.app.output import comparison_explanation, comparison_rows
 from cskt.app.run_facts import is_run, selection_note
 from cskt.app.run_report import curves_chart
+from cskt.app.run_settings import differing_settings, run_folders, zero_shot_r1
 from cskt.app.stored import result_at_hand, stored_result
 from cskt.compare import Entry, compare
 from cskt.config import RunConfig
@@ -122,16 +123,27 @@ def examine(label: str, model: Path, encoder: Encoder, split: Split, features: S
 
 
 def comparison_sections(models: Sequence[Examined]) -> list[Section]:
-    """The table of `cskt compare`, everyone against the model named first; nothing for one model alone."""
+    """The table of `cskt compare`, all against the model named first, and the settings that differ; nothing for one
+    model alone."""
     if len(models) < 2:
         return []
-    comparison = compare([Entry(shown.label, (shown.result,)) for shown in models])
+    folders = {shown.label: run_folders(str(shown.model)) for shown in models}
+    zero_shot = {
+        shown.label: r1 for shown in models if (r1 := zero_shot_r1(folders[shown.label], [shown.result])) is not None
+    }
+    comparison = compare([Entry(shown.label, (shown.result,)) for shown in models], zero_shot=zero_shot)
     notes = [comparison_explanation(comparison)]
     if untimed := [shown.model for shown in models if is_run(shown.model) and not shown.result.facts.images_per_second]:
         split = ("--dataset", comparison.dataset, "--split", comparison.split)
         commands = "; ".join(command_line("evaluate", model, *split) for model in untimed)
         notes.append(f"Not timed on this split yet; what measures images and captions per second: {commands}")
-    return [Section("Comparison", " ".join(notes), table=comparison_grid(comparison_rows(comparison)))]
+    sections = [Section("Comparison", " ".join(notes), table=comparison_grid(comparison_rows(comparison)))]
+    if settings := differing_settings(folders):
+        labels = [shown.label for shown in models]
+        table = [["Setting", *labels], *([one.key, *(one.text_of(label) for label in labels)] for one in settings)]
+        note = "Between the runs that train something; all others are the same."
+        sections.append(Section("Settings that differ", note, table=table))
+    return sections
 
 
 def ranking_sections(models: Sequence[Examined], split: Split) -> list[Section]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cskt.app.next_steps import command_line
+from cskt.app.run_settings import warnings_of
 from cskt.config import RunConfig, to_dict
 from cskt.report.page import write_report
 from cskt.report.pictures import Answer
@@ -61,6 +62,7 @@ def write_run_report(
         title=title or f"{config.name} on {config.data.dataset}",
         rows=[*extra_rows, *rows],
         sections=[
+            *warning_sections({"": warnings_of(events)}),
             *([Section("Answers", answers=answers)] if answers else []),
             Section("Learning curves", charts=[curves_chart(events)], half=True),
         ],
@@ -70,6 +72,16 @@ def write_run_report(
         headline=next(reversed(extra_rows or rows), None),
     )
     return path
+
+
+def warning_sections(warnings: Mapping[str, Sequence[str]]) -> list[Section]:
+    """What runs said against themselves.
+
+    Args:
+        warnings: label of a run -> its lines.
+    """
+    lines = [(line, label) for label, of_run in warnings.items() for line in of_run]
+    return [Section("Warnings", "What each run found out about itself.", sentences=lines)] if lines else []
 
 
 def run_summary(config: RunConfig | None, events: Sequence[dict[str, Any]]) -> str:

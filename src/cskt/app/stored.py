@@ -79,6 +79,12 @@ def keep(result: Result, model: Path, output: Path | None = None) -> None:
             logger.info("per-query results: %s", save_result(model, result))
         except ValueError as error:
             logger.warning("no per-query results are kept: %s or keep them elsewhere: --output FOLDER", error)
+    elif result.seed is not None:  # of a run, whose folder is no longer one
+        logger.warning(
+            "%s: no per-query results are kept, for the run folder was deleted or moved meanwhile; put it back and"
+            " evaluate again",
+            model,
+        )
 
 
 def stored_result(model: Path, split: Split, precision: str | None = None) -> Result | None:

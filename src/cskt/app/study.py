@@ -12,8 +12,10 @@ from typing import get_args
 from cskt.app.next_steps import command_line
 from cskt.app.output import SUFFIXES, comparison_text, matrix_row, matrix_text, write_output
 from cskt.app.parsing import Parser, existing_folder, overrides_of, seeds_of
+from cskt.app.run_settings import Difference, differences
 from cskt.app.stored import evaluate_run, keep, stored_result
 from cskt.compare import Comparison, Entry, compare
+from cskt.config import RunConfig
 from cskt.data.annotations import FOLDERS
 from cskt.data.overlaps import read_separate_splits
 from cskt.data.records import Split, find_split
@@ -140,17 +142,26 @@ def do_run(run: PlannedRun, splits: TestSplits) -> None:
         (run.folder / checkpoint).unlink(missing_ok=True)
 
 
-def comparisons(study: Study, outcomes: Sequence[Outcome]) -> dict[str, Comparison]:
-    """The arms that are there side by side, by `<trained on>` or `<trained on>-on-<tested on>`."""
+def comparisons(study: Study, outcomes: Sequence[Outcome]) -> dict[str, tuple[Comparison, list[Difference]]]:
+    """The finished arms side by side, with the settings in which they differ.
+
+    Returns:
+        By `<trained on>` or `<trained on>-on-<tested on>`.
+    """
     found = {}
     for data in study.datasets:
+        configs: dict[str, list[RunConfig]] = {}
+        for outcome in outcomes:
+            if outcome.run.data == data and outcome.results:
+                configs.setdefault(outcome.run.arm.label, []).append(outcome.run.config)
         for tested in study.tested_on(data):
             arms = arms_on(outcomes, data, tested)
             entries = [Entry(label, tuple(results)) for label, results in arms.items() if results]
             if len(entries) > 1:
                 labels = [entry.label for entry in entries]
                 baseline = labels.index(study.baseline) if study.baseline in labels else 0
-                found[data.name if tested == data.name else f"{data.name}-on-{tested}"] = compare(entries, baseline)
+                name = data.name if tested == data.name else f"{data.name}-on-{tested}"
+                found[name] = compare(entries, baseline), differences(configs)
     return found
 
 
@@ -185,7 +196,10 @@ def domain_rows(study: Study, outcomes: Sequence[Outcome]) -> list[MatrixRow]:
 
 def write_tables(study: Study, outcomes: Sequence[Outcome], output: Path) -> None:
     """Print what is known so far, and write it in every format."""
-    texts = {name: partial(comparison_text, one) for name, one in comparisons(study, outcomes).items()}
+    texts = {
+        name: partial(comparison_text, comparison, settings=settings)
+        for name, (comparison, settings) in comparisons(study, outcomes).items()
+    }
     if study.test_on == "all" and (rows := domain_rows(study, outcomes)):
         columns = [data.name for data in study.datasets]
         texts = {"matrix": partial(matrix_text, rows, columns, SPLIT)} | texts

@@ -19,6 +19,7 @@ from cskt.terminal import printable
 
 NARROWEST_LABEL = 14
 """Characters that a terminal leaves to the name of a method, which folds where it is longer."""
+ROUNDING = 1e-9
 COST_KEYS = (
     "trainable_parameters", "total_parameters", "training_seconds", "training_peak_memory_bytes", "images_per_second",
     "captions_per_second", "checkpoint_bytes",
@@ -61,6 +62,20 @@ class ComparisonRow:
     images_per_second: float | None = None
     captions_per_second: float | None = None
     checkpoint_bytes: int | None = None
+    zero_shot_r1: float | None = None
+    """R1 of zero-shot CLIP on the same queries, a fraction."""
+
+    @property
+    def better_than_zero_shot(self) -> bool | None:
+        """Whether R1 is above that of zero-shot CLIP; none where that is not known."""
+        return None if self.zero_shot_r1 is None else self.figures["r1"].mean > self.zero_shot_r1 + ROUNDING
+
+    @property
+    def remark(self) -> str:
+        """The note, and a mark on a method that is no better than zero-shot CLIP."""
+        marked = self.better_than_zero_shot is False
+        mark = f"no better than zero-shot (R1 {percent(self.zero_shot_r1)})" if marked else ""
+        return "; ".join(part for part in (self.note, mark) if part)
 
 
 def comparison_grid(rows: Sequence[ComparisonRow]) -> list[list[str]]:
@@ -85,7 +100,7 @@ def comparison_grid(rows: Sequence[ComparisonRow]) -> list[list[str]]:
         ["Images/s", *(rate(row.images_per_second) for row in rows)],
         ["Captions/s", *(rate(row.captions_per_second) for row in rows)],
         ["Checkpoint", *(size(row.checkpoint_bytes) for row in rows)],
-        ["Note", *(row.note for row in rows)],
+        ["Note", *(row.remark for row in rows)],
     ]
     kept = [column for column in columns if column[0] == "Method" or set(column[1:]) - {"", UNKNOWN}]
     return [list(line) for line in zip(*kept, strict=True)]
@@ -106,6 +121,8 @@ def comparison_records(rows: Sequence[ComparisonRow]) -> list[dict[str, object]]
             "trained_on": row.trained_on,
             **{key: getattr(row, key) for key in COST_KEYS},
             "note": row.note,
+            "zero_shot_r1": row.zero_shot_r1,
+            "better_than_zero_shot": row.better_than_zero_shot,
         }
         for row in rows
     ]
@@ -136,8 +153,8 @@ def comparison_table(rows: Sequence[ComparisonRow], title: str, explanation: str
     if left_out:
         caption.append(f"\nnot shown here, but by --format csv: {', '.join(left_out)}")
     for row in rows:
-        if row.note:
-            caption.append("\n" + printable(f"{row.label}: {row.note}"), style="not dim yellow")
+        if row.remark:
+            caption.append("\n" + printable(f"{row.label}: {row.remark}"), style="not dim yellow")
     table = bare_table(title, caption)
     table.add_column("Method", overflow="fold")
     for heading, *_ in shown:

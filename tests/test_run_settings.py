@@ -1,0 +1,77 @@
+"""Settings in which runs differ, as `cskt compare` and `cskt report` list them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cskt.app.run_settings import differences, run_folders, warnings_of
+from cskt.config import RunConfig, load_config, save_config
+
+
+def changed(recipe: str = "cskt", **changes: Any) -> list[RunConfig]:
+    return [load_config(recipe, {key.replace("__", "."): value for key, value in changes.items()})]
+
+
+def found(**configs: list[RunConfig]) -> dict[str, dict[str, str]]:
+    return {one.key: {label: one.text_of(label) for label in one.values} for one in differences(configs)}
+
+
+def test_only_what_differs_is_listed() -> None:
+    assert found(a=changed(optim__lr=1e-3), b=changed()) == {"optim.lr": {"a": "0.001", "b": "0.0003"}}
+    assert found(a=changed(), b=changed()) == {} == found(a=changed(optim__lr=1.0)) == found()
+
+
+def test_places_names_seeds_and_speed_are_no_settings() -> None:
+    elsewhere = changed(
+        name="other", seed=7, device="cuda", output_dir="x", data__root="y", data__cache_dir="z", data__num_workers=1,
+        backbone__name="/there/ViT-B/16", loop__log_period_steps=3, loop__compile=True,
+    )  # fmt: skip
+    assert found(a=changed(backbone__name="/here/16"), b=elsewhere) == {}
+
+
+def test_values_of_every_kind() -> None:
+    weights = {"sdm": 1.0, "id": 0.5}
+    here = changed(loss__weights=weights, optim__milestones=(5, 7), data__cache_images=True, optim__ema_decay=0.9)
+    assert found(a=here, b=changed(backbone__name="ViT-L/14", data__dataset="rstpreid")) == {
+        "backbone.name": {"a": "16", "b": "14"},
+        "loss.weights": {"a": "sdm 1 id 0.5", "b": "sdm 1"},
+        "data.dataset": {"a": "cuhk-pedes", "b": "rstpreid"},
+        "optim.ema_decay": {"a": "0.9", "b": "none"},
+        "optim.milestones": {"a": "5,7", "b": "20,50"},
+    }
+
+
+def test_seeds_that_differ_among_themselves() -> None:
+    assert found(a=[*changed(optim__lr=1e-3), *changed(optim__lr=1e-4)], b=changed(optim__lr=1e-3)) == {
+        "optim.lr": {"a": "0.001 / 0.0001", "b": "0.001"}
+    }
+
+
+def test_what_an_older_run_left_to_the_weight_file_is_no_difference() -> None:
+    assert found(a=changed(), b=changed(backbone__vision_heads=12, backbone__activation="quick_gelu")) == {}
+    assert found(a=changed(backbone__vision_heads=8), b=changed(backbone__vision_heads=12)) != {}
+
+
+def test_what_trains_nothing_or_is_unknown_is_left_out() -> None:
+    assert found(a=changed(), clip=changed("clip"), unknown=[]) == {}
+    assert found(a=changed(), b=changed(optim__lr=1.0), unknown=[])["optim.lr"] == {"a": "0.0003", "b": "1"}
+
+
+def test_a_run_is_found_by_its_folder_its_seeds_or_its_result_file(tmp_path: Path) -> None:
+    for place in ("one", "many/seed-1", "many/seed-2"):
+        (tmp_path / place / "evaluations").mkdir(parents=True)
+        save_config(load_config("cskt"), tmp_path / place / "config.yaml")
+    (tmp_path / "one" / "evaluations" / "a.json").touch()
+    (tmp_path / "lone.json").touch()
+    (tmp_path / "results").mkdir()
+    assert run_folders(str(tmp_path / "one")) == run_folders(str(tmp_path / "one/evaluations/a.json")) == [
+        tmp_path / "one"
+    ]  # fmt: skip
+    assert run_folders(str(tmp_path / "many")) == [tmp_path / "many/seed-1", tmp_path / "many/seed-2"]
+    assert run_folders(str(tmp_path / "results")) == run_folders(str(tmp_path / "lone.json")) == []
+
+
+def test_warnings_of_older_runs_are_none() -> None:
+    assert warnings_of([{"event": "start"}, {"event": "step"}, {"event": "end", "best_r1": 0.5}]) == []
+    assert warnings_of([{"event": "start", "warnings": ["a"]}, {"event": "end", "warnings": ["b"]}]) == ["a", "b"]
