@@ -24,6 +24,16 @@ class Canary:
         return os.mkdir, (str(self.place),)
 
 
+class Call:
+    """Unpickles to a call of any function."""
+
+    def __init__(self, function: Any, arguments: tuple[Any, ...]) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.function, self.arguments
+
+
 def header_of(data: bytes) -> tuple[dict[str, Any], bytes]:
     """Header and numbers of a safetensors file."""
     (length,) = struct.unpack_from("<Q", data)
@@ -183,5 +193,24 @@ PICKLES = {
     "nested without end": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
     "a persistent name that is none": b"\x80\x02NQ.",
     "a frame beyond the file": b"\x80\x04\x95" + struct.pack("<Q", 2**50) + b"N.",
+    "a frame that ends within a name": b"\x80\x04\x95" + struct.pack("<Q", 4) + b"\x8c\x05os" + b"N.",
+    "a changeable 2^40 bytes": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.",
+    "a changeable 2^62 bytes": b"\x80\x05\x96" + struct.pack("<Q", 2**62) + b"x.",
+    "bytes of 2^60": b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"x.",
+    "a buffer from elsewhere": b"\x80\x05\x97\x98.",
+    "a global by stack, remembered": (
+        b"\x80\x04\x8c\x02os\x94\x8c\x06system\x94\x93\x94\x8c\x0ctouch canary\x94\x85\x94R\x94."
+    ),
+    "an object of a class by stack": b"\x80\x04\x8c\nsubprocess\x8c\x05Popen\x93\x8c\x05touch\x85\x81.",
+    "an object with named arguments": b"\x80\x04\x8c\nsubprocess\x8c\x05Popen\x93)}\x92.",
+    "a name within a harmless one": b"\x80\x04\x8c\x08argparse\x8c\x12Namespace.__init__\x93.",
+    "an attribute of anything": b"\x80\x04\x8c\x08builtins\x8c\x07getattr\x93\x8c\x01a\x8c\x01b\x86R.",
+    "another pickle within": b"\x80\x02ctorch.storage\n_load_from_bytes\nU\x01.\x85R.",
+    "a state for a builder of tensors": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\1\0\0\0aNsb.",
+    "a state for a list": b"\x80\x02]}X\1\0\0\0aNsb.",
+    "a class of nobody's, called": b"\x80\x02cnobody\nrun\nX\x0c\0\0\0touch canary\x85R.",
+    "lists that double": b"\x80\x04]\x94" + b"".join(b"](h%ch%ce\x94" % (n, n) for n in range(60)) + b".",
+    "a stack that is empty": b"\x80\x04\x93.",
+    "a mark without an end": b"\x80\x04((((.",
 }
 """Programs for a pickle machine, each as some archive's data.pkl."""

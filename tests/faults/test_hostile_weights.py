@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
+import operator
 import os
+import pickle
 import shutil
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -18,7 +22,7 @@ import pytest
 import torch
 from hostile import in_a_process, run_commands, taken_or_refused
 from hostile_images import encoded, picture
-from hostile_weights import PICKLES, Canary, lying, overlapping, rewritten
+from hostile_weights import PICKLES, Call, Canary, lying, overlapping, rewritten
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -186,6 +190,32 @@ def test_the_canary_sings_only_where_code_runs(legacy: bool, tmp_path: Path, can
         assert "nothing in it was executed" in taken_or_refused(read)
         assert not canary.exists()
     record("pickles and archives that would run code, unfold or lead out", tried=4, test=TEST)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_beside_the_tensors_is_not_run(legacy: bool, protocol: int, tmp_path: Path, canary: Path) -> None:
+    """In every protocol, and however the function is named: refused, or passed over by name alone."""
+    code = f"__import__('os').mkdir({str(canary)!r})"
+    calls: list[tuple[Any, tuple[Any, ...]]] = [
+        (os.mkdir, (str(canary),)), (os.system, (f"mkdir {canary}",)), (exec, (code,)), (eval, (code,)),
+        (importlib.import_module, ("os",)), (subprocess.Popen, (["mkdir", str(canary)],)),
+        (pickle.loads, (pickle.dumps(Canary(canary)),)), (shutil.copy, (str(tmp_path / "x.pt"), str(canary))),
+        (operator.methodcaller, ("mkdir",)),
+    ]  # fmt: skip
+    path = tmp_path / "x.pt"
+    for function, arguments in calls:
+        content = {"state_dict": {"visual.proj": torch.zeros(2)}, "args": Call(function, arguments)}
+        torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
+        told = taken_or_refused(lambda: load(path))
+        assert "nothing in it was executed" in told, f"{function}: {told or 'taken'}"
+        assert not canary.exists()
+    torch.save(
+        {"state_dict": {"visual.proj": torch.zeros(2)}, "args": Call(taken_or_refused, (canary.mkdir,))},
+        path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy,
+    )  # fmt: skip
+    assert "fetch" not in taken_or_refused(lambda: load(path)) and not canary.exists()
+    record("pickles and archives that would run code, unfold or lead out", tried=len(calls), test=TEST)
 
 
 def config_of(folder: Path) -> Any:

@@ -6,7 +6,7 @@ It is an independent account of the function: the package's towers must agree wi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +125,12 @@ def random_captions(vocab_size: int = VOCAB_SIZE, context_length: int = CONTEXT_
     return caption_ids
 
 
-def save_archive(model: nn.Module, path: Path) -> Path:
-    """A TorchScript archive of `model`, in half precision and with the extra tensors of OpenAI's."""
-    for name, size in LEFTOVERS.items():
+def save_archive(model: nn.Module, path: Path, extras: Iterable[str] | None = None) -> Path:
+    """A TorchScript archive of `model`, in half precision and with the extra tensors of OpenAI's, or others."""
+    for name in LEFTOVERS if extras is None else extras:
         if isinstance(getattr(model, name, None), int):
             delattr(model, name)
-        model.register_buffer(name, torch.tensor(size))
+        model.register_buffer(name, torch.tensor(LEFTOVERS[name]))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer would rather have another exporter used, and fewer checks in torch
         traced = torch.jit.trace(model, (random_images(), random_captions()), check_trace=False)

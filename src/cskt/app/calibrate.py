@@ -19,8 +19,8 @@ from cskt.app.metadata_table import image_name
 from cskt.app.model_flags import (
     FAST_PRECISION,
     add_cache_flag,
+    add_clip_flags,
     add_encoder_flags,
-    add_image_size_flags,
     check_exists,
     load_model,
     load_model_and_split,
@@ -110,7 +110,7 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     group.add_argument("--split", help="train, val or test (default: val)")
     add_encoder_flags(parser, FAST_PRECISION)
     add_cache_flag(parser)
-    add_image_size_flags(parser)
+    add_clip_flags(parser)
     flags = parser.parse(argv)
     named = [f"--{name}" for name in ("dataset", "root", "split") if getattr(flags, name)]
     if is_gallery(Path(flags.model)) and not flags.labelled:

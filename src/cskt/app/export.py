@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cskt.app.export_released import export_released
 from cskt.app.export_runtime import RUNTIME_FLAGS, add_runtime_flags, export_runtime
+from cskt.app.model_flags import add_weights_flag
 from cskt.app.parsing import Parser
 from cskt.config import LoraConfig, RunConfig, as_trained, load_config, to_dict
 from cskt.data.annotations import read_dataset
@@ -29,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="cskt export", description="Write a run in another form.")
     parser.add_argument("run", type=Path, help="run folder; with --format any model")
     parser.add_argument("--backbone", help="CLIP weights of an adapter-only run, if not where its config says")
+    add_weights_flag(parser)
     form = parser.add_mutually_exclusive_group(required=True)
     form.add_argument("--merge", type=Path, metavar="FILE", help="backbone and method in one .safetensors file")
     form.add_argument(
@@ -49,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
     if flags.format and flags.format != RELEASED:
         export_runtime(flags)
         return 0
+    if flags.weights == "ema":
+        raise ValueError(f"{flags.run}: a trained run has one set of weights; leave out --weights ema")
     run = read_run(flags.run, flags.backbone)
     if flags.format:
         target = flags.output or flags.run / RELEASED

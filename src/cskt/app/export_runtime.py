@@ -78,7 +78,7 @@ def export_runtime(flags: argparse.Namespace) -> None:
         raise ValueError(f"{flags.run}: is an exported model already; export the run that it was made from")
     config = run_config(flags.run)
     split = split_at_hand(flags, config)
-    source = load(flags.run, flags.backbone, "cpu", precision="fp32")
+    source = load(flags.run, flags.backbone, "cpu", precision="fp32", weights=flags.weights or "model")
     calibration = calibration_images(flags, config, source) if flags.int8 else []
     with placed_when_done(target) as fresh:
         logger.info("writing %s, %s", flags.format, precision)

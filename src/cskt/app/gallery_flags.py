@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cskt.app.model_flags import FAST_PRECISION, add_encoder_flags, add_image_size_flags, check_exists
+from cskt.app.model_flags import FAST_PRECISION, add_clip_flags, add_encoder_flags, check_exists, clip_settings
 from cskt.app.parsing import Parser
 from cskt.embed import Encoder
 from cskt.gallery.files import LONGEST_ID
@@ -39,7 +39,7 @@ def add_source_flags(parser: Parser, default: str) -> None:
         f" (default: {default})",
     )  # fmt: skip
     add_encoder_flags(parser, FAST_PRECISION)
-    add_image_size_flags(parser)
+    add_clip_flags(parser)
 
 
 def is_gallery(folder: Path) -> bool:
@@ -70,7 +70,9 @@ def source_of(flags: argparse.Namespace, known: ModelSource | None = None, *, sa
     if flags.run is not None and known is not None:
         sizes = known if same_model else ModelSource(flags.run)
         base = dataclasses.replace(sizes, path=flags.run, backbone=_inherited_backbone(Path(flags.run), known))
-    asked = {name: getattr(flags, name) for name in ("backbone", "precision", "image_height", "image_width", "stride")}
+    names = ("backbone", "precision", "image_height", "image_width", "stride", "weights")
+    asked = {name: getattr(flags, name) for name in names}
+    asked["settings"] = ((base.settings or {}) | clip_settings(flags)) or None
     return dataclasses.replace(base, **{name: value for name, value in asked.items() if value is not None})
 
 

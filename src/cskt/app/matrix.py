@@ -92,6 +92,7 @@ def results_on(model: str, places: Sequence[Place], flags: argparse.Namespace) -
                 flags.backbone,
                 flags.device,
                 precision=flags.precision,
+                weights=flags.weights or "model",
                 batch_size=flags.batch_size,
                 num_workers=flags.num_workers,
                 cache_dir=flags.cache_dir,

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import difflib
 from pathlib import Path
+from typing import Any, get_args
 
 from cskt.app.parsing import Parser
 from cskt.config import RunConfig, load_config, validate
+from cskt.config.kinds import Activation, Interpolation, WeightsChoice
 from cskt.data.annotations import dataset_key
 from cskt.data.overlaps import read_separate_splits
 from cskt.data.records import Split, find_split, select_splits
 from cskt.embed import EXPORTED, Encoder, is_exported, load
 from cskt.embed.exported import read_facts
+from cskt.embed.models import SETTINGS
 from cskt.model.cache import CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_name, locate
 from cskt.model.files import kind_of, read_method
 from cskt.model.released import read_released_config
@@ -32,7 +35,7 @@ def add_model_flags(parser: Parser, precision: str = OWN_PRECISION) -> None:
     parser.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
     add_encoder_flags(parser, precision)
     add_cache_flag(parser)
-    add_image_size_flags(parser)
+    add_clip_flags(parser)
 
 
 def add_cache_flag(parser: Parser) -> None:
@@ -48,6 +51,7 @@ def add_encoder_flags(parser: Parser, precision: str = OWN_PRECISION) -> None:
         precision: what the help says of leaving `--precision` out.
     """
     parser.add_argument("--backbone", help="CLIP weights of an adapter-only run, if they are not where its config says")
+    add_weights_flag(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
     parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP.format(precision))
     parser.add_argument("--compile", action="store_true", help="compile the towers first; on a CPU that takes g++")
@@ -55,12 +59,40 @@ def add_encoder_flags(parser: Parser, precision: str = OWN_PRECISION) -> None:
     parser.add_argument("--num-workers", type=int, default=4, help="threads that decode images (default: %(default)s)")
 
 
-def add_image_size_flags(parser: Parser) -> None:
-    """The size at which CLIP weights see images, which runs settle for themselves."""
-    plain = parser.add_argument_group("image size, for CLIP weights that are no run")
+def add_clip_flags(parser: Parser) -> None:
+    """Image size of plain CLIP weights, and what their file may not state; a run has all of this in its config."""
+    plain = parser.add_argument_group("for CLIP weights that are no run")
     plain.add_argument("--image-height", type=int, metavar="PIXELS", help="default: 384; of our own files, the file's")
     plain.add_argument("--image-width", type=int, metavar="PIXELS", help="default: 128; of our own files, the file's")
     plain.add_argument("--stride", type=int, metavar="PIXELS", help="between patches (default: the file's)")
+    plain.add_argument("--activation", choices=get_args(Activation), help="where the file does not state it")
+    plain.add_argument(
+        "--vision-heads", type=int, metavar="N", help="attention heads, where the file does not state it"
+    )
+    plain.add_argument("--text-heads", type=int, metavar="N", help="likewise")
+    plain.add_argument("--image-mean", type=_numbers, metavar="R,G,B", help="default: the file's, else CLIP's")
+    plain.add_argument("--image-std", type=_numbers, metavar="R,G,B", help="default: the file's, else CLIP's")
+    plain.add_argument(
+        "--interpolation", choices=get_args(Interpolation), help="filter that resizes (default: bilinear)"
+    )
+
+
+def clip_settings(flags: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of `cskt.load` that the flags of `add_clip_flags` give."""
+    return {name: value for name in SETTINGS if (value := getattr(flags, name)) is not None}
+
+
+def add_weights_flag(parser: Parser) -> None:
+    """`--weights`: which of two sets of weights a checkpoint is read for."""
+    parser.add_argument(
+        "--weights",
+        choices=get_args(WeightsChoice),
+        help="of a checkpoint that also holds the moving average of its weights (default: model)",
+    )
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(word) for word in text.split(",")]
 
 
 def load_model_and_split(flags: argparse.Namespace, *, refuse_overlaps: bool = True) -> tuple[Encoder, Split]:
@@ -91,6 +123,8 @@ def load_model(flags: argparse.Namespace) -> Encoder:
         image_height=flags.image_height,
         image_width=flags.image_width,
         stride=flags.stride,
+        weights=flags.weights or "model",
+        settings=clip_settings(flags),
         batch_size=flags.batch_size,
         num_workers=flags.num_workers,
         cache_dir=flags.cache_dir,

@@ -9,9 +9,10 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from cskt.config import RunConfig, flat_fields, load_config, recipe_names, value_of
+from cskt.config.kinds import WeightsChoice
 from cskt.config.plain_yaml import plain_yaml
 from cskt.terminal import printable
 
@@ -94,7 +95,8 @@ def add_config_flags(parser: Parser) -> None:
     for key in keys:
         section, _, leaf = key.rpartition(".")
         group = groups.setdefault(section, parser.add_argument_group(section or "run"))
-        spellings = [f"--{key}"] + ([f"--{leaf}"] if section and shared[leaf] == 1 else [])
+        stands_alone = shared[leaf] == 1 or key == "loss.weights"
+        spellings = [f"--{key}"] + ([f"--{leaf}"] if section and stands_alone else [])
         group.add_argument(
             *(spelling.replace("_", "-") for spelling in spellings),
             dest=OVERRIDE + key,
@@ -117,6 +119,8 @@ def config_from_flags(flags: argparse.Namespace) -> RunConfig:
 def flag_overrides(flags: argparse.Namespace) -> dict[str, Any]:
     """Config key -> value for the config flags that were given."""
     given = {name.removeprefix(OVERRIDE): text for name, text in vars(flags).items() if name.startswith(OVERRIDE)}
+    if given.get("loss.weights") in get_args(WeightsChoice):  # as in other commands, --weights ema is the backbone's
+        given["backbone.weights"] = given.pop("loss.weights")
     return {key: config_value(key, text) for key, text in given.items()}
 
 

@@ -7,12 +7,13 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cskt.app.cli import guarded
-from cskt.app.parsing import Parser, config_value, shown
-from cskt.config import RunConfig, load_config
+from cskt.app.parsing import Parser, config_value, overrides_of, shown
+from cskt.config import RunConfig, flat_fields, load_config
 from cskt.published import FLAGS, IRRA, REFERENCE, from_published, recipe_of, to_published
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,13 @@ OUR_KEYS = {
     "seed": "seed",
     "precision": "precision",
     "checkpoint_activations": "loop.checkpoint_activations",
+    "weights": "backbone.weights",
+    "activation": "backbone.activation",
+    "vision_heads": "backbone.vision_heads",
+    "text_heads": "backbone.text_heads",
+    "image_mean": "backbone.image_mean",
+    "image_std": "backbone.image_std",
+    "interpolation": "backbone.interpolation",
 }
 """Flags of ours that the released train.py lacks -> the config keys that they set."""
 WITHOUT_EFFECT = ("masked_token_rate", "masked_token_unchanged_rate")
@@ -93,6 +101,7 @@ def test_main(argv: Sequence[str] | None = None) -> int:
 
 def _train(argv: Sequence[str]) -> int:
     from cskt.app.train import run  # noqa: PLC0415  (--help should not wait for torch)
+    from cskt.model.weights import assume_openai  # noqa: PLC0415
     from cskt.train.launch import launched_as  # noqa: PLC0415
     from cskt.train.run_folder import LAST  # noqa: PLC0415
 
@@ -108,6 +117,8 @@ def _train(argv: Sequence[str]) -> int:
     recipe = load_config(name)  # first alone, for what is wrong in the file is told in the file's words
     try:
         config = load_config(name, _overrides(flags, recipe))
+        if Path(config.backbone.name).expanduser().is_file():  # published names are known by their digests
+            config = replace(config, backbone=assume_openai(config.backbone))
         _check_mlm(flags.MLM, recipe, config, name)
         if flags.MLM and config.prompts.directions != "none":
             logger.warning("%s; this one trains it, but there is no published result to compare with", MLM_WITH_PROMPTS)
@@ -179,6 +190,14 @@ def _train_parser() -> Parser:
             metavar="VALUE",
             help=text if value is None else f"{text} ({shown(value)})",
         )
+    backbone = parser.add_argument_group("for a backbone whose file does not state it, flags of this program")
+    for name in ("weights", "activation", "vision_heads", "text_heads", "image_mean", "image_std", "interpolation"):
+        backbone.add_argument(
+            f"--{name}", default=argparse.SUPPRESS, metavar="VALUE", help=f"config key {OUR_KEYS[name]}, see docs"
+        )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any other key of the config, as of cskt train"
+    )
     for name in WITHOUT_EFFECT:
         parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help="without effect, as in the released program")
     parser.add_argument("--MLM", action="store_true", help=MLM_HELP)
@@ -195,12 +214,12 @@ def _overrides(flags: argparse.Namespace, recipe: RunConfig) -> dict[str, Any]:
         if name in TRAIN_FLAGS:
             published[name] = config_value(FLAGS[name].key if name in FLAGS else "", text)
         elif name in OUR_KEYS:
-            ours[OUR_KEYS[name]] = given
-    return from_published(published, recipe.loss.weights) | ours
+            ours[OUR_KEYS[name]] = config_value(OUR_KEYS[name], given) if isinstance(given, str) else given
+    return from_published(published, recipe.loss.weights) | ours | overrides_of(flags.set)
 
 
 def in_words_of_flags(message: str) -> str:
-    """A message with the config keys called by the flags of train.py that set them.
+    """A message with the config keys called by the flags of train.py that set them, `--set` where there is no other.
 
     `overrides: data.select_on: input should be ...` -> `--val_dataset: input should be ...`
     """
@@ -209,12 +228,28 @@ def in_words_of_flags(message: str) -> str:
         # A key of one word, such as `name`, is a word of any sentence too.
         pattern = rf"(?<![\w.])(--)?{re.escape(key)}(?!\w)" if "." in key else rf"(?<=^overrides: ){key}(?=:)"
         message = re.sub(pattern, f"--{name}", message)
-    return message.removeprefix("overrides: ")
+        message = message.replace(f"--{name} (--{name.replace('_', '-')}; ", f"--{name} (")
+    others = "|".join(re.escape(key) for key, _ in flat_fields() if "." in key and key not in names)
+    return re.sub(rf"(?<![\w.])(set |--set )?(?:--)?({others})(?![\w.=])( \d)?", _as_setting, message).removeprefix(
+        "overrides: "
+    )
+
+
+def _as_setting(found: re.Match[str]) -> str:
+    """`set optim.ema_decay` -> `give --set optim.ema_decay=VALUE`; `loop.num_epochs 3` -> `--set loop.num_epochs=3`."""
+    before, key, value = found.groups()
+    return f"{'give ' if before == 'set ' else ''}--set {key}={(value or 'VALUE').strip()}"
 
 
 def _test(argv: Sequence[str]) -> int:
     from cskt.app.evaluate import report_metrics  # noqa: PLC0415  (--help should not wait for torch)
-    from cskt.app.model_flags import OWN_PRECISION, PRECISION_HELP, PRECISIONS, split_of  # noqa: PLC0415
+    from cskt.app.model_flags import (  # noqa: PLC0415
+        OWN_PRECISION,
+        PRECISION_HELP,
+        PRECISIONS,
+        add_weights_flag,
+        split_of,
+    )
     from cskt.embed import load  # noqa: PLC0415
 
     parser = Parser(
@@ -227,6 +262,7 @@ def _test(argv: Sequence[str]) -> int:
     parser.add_argument("--dataset_name", help="CUHK-PEDES, ICFG-PEDES or RSTPReid (default: the config's)")
     parser.add_argument("--split", default="test", help="train, val or test (%(default)s)")
     parser.add_argument("--backbone", help="CLIP weights of an adapter-only run, if not where its config says")
+    add_weights_flag(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
     parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP.format(OWN_PRECISION))
     parser.add_argument("--json", action="store_true", help="fractions as JSON instead of a table")
@@ -234,11 +270,24 @@ def _test(argv: Sequence[str]) -> int:
     if not flags.config_file.is_file():
         raise ValueError(f"{flags.config_file}: no such file")
     model = flags.config_file.parent
-    split = split_of(
-        str(model), flags.dataset_name, flags.root_dir, flags.split, root_flag="--root_dir", refuse_overlaps=False
-    )
-    encoder = load(model, flags.backbone, flags.device, precision=flags.precision, show_progress=True)
-    return report_metrics(encoder, split, model, as_json=flags.json)
+    try:
+        split = split_of(
+            str(model), flags.dataset_name, flags.root_dir, flags.split, root_flag="--root_dir", refuse_overlaps=False
+        )
+        encoder = load(
+            model, flags.backbone, flags.device, precision=flags.precision, weights=flags.weights or "model",
+            show_progress=True,
+        )  # fmt: skip
+        return report_metrics(encoder, split, model, as_json=flags.json)
+    except ValueError as error:
+        raise ValueError(in_words_of_test(str(error))) from error
+
+
+def in_words_of_test(message: str) -> str:
+    """A message with the flags of `cskt evaluate` called as test.py calls them."""
+    for theirs, ours in (("dataset", "dataset_name"), ("root", "root_dir")):
+        message = re.sub(rf"(?<![\w-])--{theirs}(?![\w-])", f"--{ours}", message)
+    return message
 
 
 assert TRAIN_FLAGS.keys() >= FLAGS.keys(), "every flag that the table translates can be given"

@@ -11,7 +11,15 @@ from pathlib import Path
 import torch
 
 from cskt import __version__
-from cskt.app.model_flags import OWN_PRECISION, PRECISION_HELP, PRECISIONS, check_exists, run_config, split_of
+from cskt.app.model_flags import (
+    OWN_PRECISION,
+    PRECISION_HELP,
+    PRECISIONS,
+    add_weights_flag,
+    check_exists,
+    run_config,
+    split_of,
+)
 from cskt.app.next_steps import command_line
 from cskt.app.parsing import Parser
 from cskt.app.report_sections import (
@@ -66,6 +74,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("-k", type=int, help=f"images of a ranked list (default: {MOST_HITS}, or the whole gallery)")
     parser.add_argument("--lists", type=int, default=3, help="best and worst lists, each (default: %(default)s)")
     parser.add_argument("--backbone", help="CLIP weights of adapter-only runs, if not where their configs say")
+    add_weights_flag(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
     parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP.format(OWN_PRECISION))
     parser.add_argument("--batch-size", type=int, default=128, help="images or captions at once (default: %(default)s)")
@@ -200,6 +209,7 @@ def encode_and_examine(label: str, run: str, split: Split, flags: argparse.Names
         flags.backbone if run_config(Path(run)) else None,
         flags.device,
         precision=flags.precision,
+        weights=flags.weights or "model",
         batch_size=flags.batch_size,
         num_workers=flags.num_workers,
         show_progress=True,

@@ -26,6 +26,8 @@ FORMAT_VERSION = 1
 METADATA_KEY = "cskt"
 TOKEN_EMBEDDING = "text.token_embedding.weight"
 HALF = (torch.float16, torch.bfloat16)
+LONGEST_HEADER = 100_000_000
+"""Bytes of a header that safetensors reads."""
 TOKEN_ROWS = "text.token_embedding.rows"
 LARGEST_TOKEN_TABLE = 300_000_000
 """Numbers in the embeddings of all tokens; the largest CLIP has a fifth. Few rows in a file stand for all of them."""
@@ -281,7 +283,23 @@ def read_safetensors(path: Path, *, only_metadata: bool = False) -> tuple[dict[s
             return copies, stream.metadata() or {}
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: cannot be read as safetensors: {reason}; is the file complete?") from None
+        remedy = "; it ends too early, fetch it again" if _is_cut_short(path) else ""
+        raise ValueError(f"{path}: cannot be read as safetensors: {reason}{remedy}") from None
+
+
+def _is_cut_short(path: Path) -> bool:
+    """Whether a safetensors file has fewer bytes than its header says."""
+    try:
+        num_bytes = path.stat().st_size
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if 8 + length > num_bytes:
+                return length <= LONGEST_HEADER
+            header = json.loads(stream.read(length))
+        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        return bool(8 + length + end > num_bytes)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], content: dict[str, Any]) -> None:

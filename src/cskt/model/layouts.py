@@ -146,7 +146,7 @@ def _complete(
             "activation": "quick_gelu for weights of OpenAI's, gelu for most others",
             **{key: f"{number} if heads are {HEAD_WIDTH} wide, as most are" for key, number in heads.items()},
         }
-        asked = ", ".join(f"backbone.{key} ({advice[key]})" for key in open_keys)
+        asked = ", ".join(f"backbone.{key} (--{key.replace('_', '-')}; {advice[key]})" for key in open_keys)
         raise ValueError(f"{path}: does not state its {', '.join(open_keys)}; set {asked}")
     side = math.isqrt(sizes["num_patches"])
     if side * side != sizes["num_patches"]:
