@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 import cskt
 from cskt.config import load_config, to_dict
 from cskt.data import loading
+from cskt.data.check import check_dataset
 from cskt.data.images import read_image
 from cskt.data.loading import iter_images
 from cskt.data.pixel_cache import cached_images
@@ -95,3 +97,17 @@ def test_it_is_off_in_every_recipe_and_in_older_runs_and_exports() -> None:
         assert load_config(recipe, {}).data.apply_orientation is False
     assert ExportedFacts.__dataclass_fields__["apply_orientation"].default is False
     assert "apply_orientation" in to_dict(load_config("cskt", {}))["data"]
+
+
+def test_data_check_counts_images_with_a_tag(dolls: Path, lying: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(dolls, root)
+    images = sorted(root.rglob("*.jpg"))
+    shutil.copyfile(lying, images[0])
+    found = check_dataset("cuhk-pedes", root)
+    assert sum(split.num_turned_images for split in found.splits) == 1 and found.errors == []
+    warning = next(line for line in found.warnings if "EXIF orientation" in line)
+    assert "1 of" in warning and "--apply-orientation" in warning and "data.apply_orientation" in warning
+    before = check_dataset("cuhk-pedes", dolls)
+    assert sum(split.num_turned_images for split in before.splits) == 0
+    assert not any("EXIF" in line for line in before.warnings)

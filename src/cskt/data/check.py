@@ -11,7 +11,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cskt.data.annotations import PUBLISHED_COUNTS, WITHDRAWN_RSTPREID_COUNTS, dataset_key, read_dataset
@@ -19,6 +19,8 @@ from cskt.data.images import REMEDY, decode_image, read_bytes
 from cskt.data.overlaps import file_keys, names_of, overlaps, same_images, some
 from cskt.data.records import Split, SplitCounts
 from cskt.data.tokenizer import Tokenizer
+from cskt.image_files.decode import stored_orientation
+from cskt.image_files.orientation import UPRIGHT
 
 CONTEXT_LENGTH = 77
 NUM_DECODING_THREADS = 4
@@ -54,6 +56,8 @@ class SplitReport:
     """Distinct captions that describe more than one identity: their queries have right answers that count as wrong."""
     num_id_gaps: int
     """Numbers between the smallest and the largest identity that no record uses; harmless."""
+    num_turned_images: int = 0
+    """Images that `data.apply_orientation` would turn; 0 where images were not decoded."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ def check_dataset(
             *_count_warnings(key, reports),
             *_caption_warnings(dataset, reports),
             *_repeat_warnings(dataset, keys),
+            *_orientation_warnings(reports),
         ],
     )
 
@@ -116,7 +121,7 @@ def check_dataset(
 def _check_split(
     split: Split, decode: bool, advance: Callable[[int], None], contents: dict[Path, Hashable]
 ) -> SplitReport:
-    missing, damaged = _faulty_images(split.image_paths, decode, advance, contents)
+    images = _examine_images(split.image_paths, decode, advance, contents)
     pids = set(split.image_pids)
     pids_by_caption = defaultdict(set)
     for caption, pid in zip(split.captions, split.caption_pids, strict=True):
@@ -125,43 +130,55 @@ def _check_split(
         name=split.name,
         counts=split.counts,
         published=PUBLISHED_COUNTS.get(split.dataset, {}).get(split.name),
-        missing_images=tuple(missing),
-        damaged_images=tuple(damaged),
+        missing_images=tuple(images.missing),
+        damaged_images=tuple(images.damaged),
         caption_lengths=_caption_lengths(split.captions),
         num_shared_captions=sum(len(described) > 1 for described in pids_by_caption.values()),
         num_id_gaps=max(pids) - min(pids) + 1 - len(pids),
+        num_turned_images=images.num_turned,
     )
 
 
-def _faulty_images(
+@dataclass
+class _Images:
+    """What is wrong with the images of a split, or unusual."""
+
+    missing: list[Path] = field(default_factory=list)
+    damaged: list[tuple[Path, str]] = field(default_factory=list)
+    """Path and reason."""
+    num_turned: int = 0
+    """Sound ones with an EXIF orientation that readers do not apply by themselves."""
+
+
+def _examine_images(
     paths: Sequence[Path], decode: bool, advance: Callable[[int], None], contents: dict[Path, Hashable]
-) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Missing images and damaged ones; the digest of every sound one that is decoded goes into `contents`."""
-    missing: list[Path] = []
-    damaged: list[tuple[Path, str]] = []
+) -> _Images:
+    """Examine images in threads; the digest of every sound one that is decoded goes into `contents`."""
+    images = _Images()
     with ThreadPoolExecutor(NUM_DECODING_THREADS) as pool:
         for start in range(0, len(paths), IMAGES_PER_STEP):
             step = paths[start : start + IMAGES_PER_STEP]
             present = [path for path in step if path.is_file()]
-            missing += sorted(set(step).difference(present))
+            images.missing += sorted(set(step).difference(present))
             if decode:
-                for path, (digest, fault) in zip(present, pool.map(_examine, present), strict=True):
+                for path, (digest, fault, is_turned) in zip(present, pool.map(_examine, present), strict=True):
                     if fault:
-                        damaged.append((path, fault))
+                        images.damaged.append((path, fault))
                     else:
                         contents[path] = digest
+                        images.num_turned += is_turned
             advance(len(step))
-    return missing, damaged
+    return images
 
 
-def _examine(path: Path) -> tuple[bytes, str]:
-    """SHA-256 of an image file, and what is wrong with it; the file is read once."""
+def _examine(path: Path) -> tuple[bytes, str, bool]:
+    """SHA-256 of an image file, what is wrong with it, and whether it has an orientation; the file is read once."""
     try:
         content = read_bytes(path)
         decode_image(content, name=str(path))
     except ValueError as error:
-        return b"", str(error).removeprefix(f"{path}: ").removesuffix(f"; {REMEDY}")
-    return hashlib.sha256(content).digest(), ""
+        return b"", str(error).removeprefix(f"{path}: ").removesuffix(f"; {REMEDY}"), False
+    return hashlib.sha256(content).digest(), "", stored_orientation(content) != UPRIGHT
 
 
 def _caption_lengths(captions: Sequence[str]) -> CaptionLengths:
@@ -242,6 +259,16 @@ def _repeat_warnings(dataset: Mapping[str, Split], keys: Mapping[Path, Hashable]
     ]
     named = [names_of(group) for group in groups]
     return [f"images with more than one record: {len(named)} ({some(named)})"] if named else []
+
+
+def _orientation_warnings(reports: Sequence[SplitReport]) -> list[str]:
+    return [
+        f"{report.name}: images with an EXIF orientation: {report.num_turned_images} of {report.counts.num_images};"
+        " training and evaluation read them as they are stored, lying or mirrored, like the released codes;"
+        " --apply-orientation (data.apply_orientation) turns them upright"
+        for report in reports
+        if report.num_turned_images
+    ]
 
 
 def _counts_in_words(counts: SplitCounts) -> str:
