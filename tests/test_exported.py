@@ -241,10 +241,10 @@ def other_version(folder: Path) -> None:
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (cut_short, r"image\.onnx: missing, or not as it was exported"),
     (lambda folder: (folder / "tokenizer.json").unlink(), r"tokenizer\.json: missing"),
-    (lambda folder: (folder / EXPORTED).write_text("{"), r"exported\.json: cannot be read .* export again"),
-    (lambda folder: (folder / EXPORTED).write_text("[]"), r"exported\.json: cannot be read"),
+    (lambda folder: (folder / EXPORTED).write_text("{"), r"exported\.json: not JSON: .* export again"),
+    (lambda folder: (folder / EXPORTED).write_text("[]"), r"exported\.json: must be an object, got \[\]; export again"),
     (lambda folder: (folder / EXPORTED).unlink(), "no exported model there"),
-    (other_version, "format version 2, this cskt reads 1; export again"),
+    (other_version, r"made by a newer version of cskt \(format 2, this one reads 1\)"),
 ]
 
 
@@ -286,7 +286,43 @@ def test_what_cannot_be_exported_is_told_before_the_work(tmp_path: Path) -> None
         check_possible("onnx", tmp_path, int8=False)
     (tmp_path / EXPORTED).touch()
     assert is_exported(tmp_path)
+    with pytest.raises(ValueError, match="holds something else"):
+        check_possible("openvino", tmp_path, int8=True)  # a description alone makes nobody's thesis ours
+    (tmp_path / "thesis.tex").unlink()
+    (tmp_path / "image.onnx").touch()
     check_possible("openvino", tmp_path, int8=True)
+    (tmp_path / "text.onnx").mkdir()
+    with pytest.raises(ValueError, match="holds something else"):
+        check_possible("openvino", tmp_path, int8=True)
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="holds something else"):
+        check_possible("openvino", tmp_path / "link", int8=True)
+
+
+def test_what_comes_into_an_exported_folder_meanwhile_is_not_deleted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = tmp_path / "target"
+    with placed_when_done(target) as fresh:
+        (fresh / EXPORTED).write_text("first")
+    with placed_when_done(target) as fresh:
+        (fresh / EXPORTED).write_text("second")
+        (target / "notes").mkdir()
+        (target / "notes" / "a.txt").write_text("mine")
+    assert (target / EXPORTED).read_text() == "second"
+    [left] = tmp_path.rglob("a.txt")
+    assert left.read_text() == "mine" and "the export before is left over" in caplog.text
+
+
+def test_a_description_names_no_file_outside(folders: dict[str, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(folders["onnx"], tmp_path / "copy")
+    (tmp_path / "private").write_text("private")
+    content = json.loads((copy / EXPORTED).read_text(encoding="utf-8"))
+    for name in ("../private", str(tmp_path / "private"), "..", ""):
+        changed = content | {"sha256": {**content["sha256"], name: "0" * 64}}
+        (copy / EXPORTED).write_text(json.dumps(changed), encoding="utf-8")
+        with pytest.raises(ValueError, match="leads outside"):
+            load_exported(copy)
 
 
 def test_first_images_keep_their_captions(test_split: Split) -> None:

@@ -16,7 +16,7 @@ SOURCE = Path(cskt.__file__).parent
 
 ARROWS: dict[str, set[str]] = {
     "types": set(),
-    "config": set(),
+    "config": {"terminal"},
     "console": {"terminal"},
     "progress": {"console"},
     "terminal": set(),
@@ -45,7 +45,8 @@ ARROWS: dict[str, set[str]] = {
     "study": {"config"},
     "report": {"console", "csv_cells", "image_files", "terminal", "types"},
     "train": {
-        "config", "data", "device", "embed", "evaluate", "losses", "model", "progress", "published", "types", "cskt",
+        "config", "data", "device", "embed", "evaluate", "losses", "model", "progress", "published", "results",
+        "types", "cskt",
     },
     "app": {
         "analysis", "compare", "config", "console", "data", "device", "embed", "evaluate", "explain", "export",

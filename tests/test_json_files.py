@@ -88,7 +88,7 @@ def test_the_version_is_checked_before_the_schema() -> None:
     assert parse_json(text, Outer, where="x", remedy=REMEDY, version=("version", 2)) == Outer("a", Inner(3), (True,))
     assert "the field 'version' is unknown" in refused(text)
     told = refused('{"version": 2, "unknown": 1}', version=("version", 1))
-    assert told == "file.json: written by a newer cskt (format 2, this one reads 1); upgrade cskt"
+    assert told == "file.json: made by a newer version of cskt (format 2, this one reads 1); upgrade cskt"
     for version in ("null", "true", "0", "-1", "1.5", "1e999", '"1"', "[]", "{}"):
         assert "'version' must be a whole number" in refused(f'{{"version": {version}}}', version=("version", 1))
     assert "the field 'version' is missing" in refused("{}", version=("version", 1))

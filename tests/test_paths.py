@@ -95,7 +95,8 @@ def test_a_name_of_any_length_and_letters_is_refused_in_one_line(folder: Path) -
     ("text", "name"),
     [
         ("cuhk-pedes", "cuhk-pedes"), ("a/b", "a_b"), ("../../x", "_._.._x"), ("..", "_."), (".", "_"), ("", "_"),
-        ("a\\b:c*", "a_b_c_"), ("a\0b\n", "a_b_"), ("x" * 500, "x" * 100), ("query-expansion-5", "query-expansion-5"),
+        ("a\\b:c*", "a_b_c_"), ("a\0b\n", "a_b_"), ("x" * 500, "x" * 200),
+        ("\ud800", "_"), ("é" * 150, "é" * 100), ("my run", "my run"), ("query-expansion-5", "query-expansion-5"),
     ],
 )  # fmt: skip
 def test_text_as_part_of_a_file_name(text: str, name: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -135,15 +136,21 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda text: text[: len(text) // 2], "not a result file of cskt, or damaged"),
-        (lambda _: "[1, 2]", "not a result file of cskt, or damaged"),
-        (edit(lambda content: content.update(version=99)), "made by a newer version of cskt .format 99."),
-        (edit(lambda content: content.pop("query_pids")), "has no 'query_pids'"),
-        (edit(lambda content: content.pop("label")), "has no 'label'"),
-        (edit(lambda content: content.update(rank=3)), r"holds unknown entries \['rank'\]"),
-        (edit(lambda content: content.update(seed="one")), "'seed' is 'one'; expected int or NoneType"),
-        (edit(lambda content: content["facts"].update(device=3)), "'device' is 3; expected str"),
-        (edit(lambda content: content["query_pids"].__setitem__(0, "a")), "'query_pids' is no list of whole numbers"),
+        (lambda text: text[: len(text) // 2], "not JSON: .*; make it again: cskt evaluate"),
+        (lambda _: "[1, 2]", "must be an object, got .1, 2.; make it again"),
+        (
+            edit(lambda content: content.update(version=99)),
+            "a newer version of cskt .format 99, this one reads 1.",
+        ),
+        (edit(lambda content: content.pop("query_pids")), "the field 'query_pids' is missing"),
+        (edit(lambda content: content.pop("label")), "the field 'label' is missing"),
+        (edit(lambda content: content.update(rank=3)), "the field 'rank' is unknown"),
+        (edit(lambda content: content.update(seed="one")), "'seed' must be a valid integer, got 'one'"),
+        (edit(lambda content: content["facts"].update(device=3)), "'facts.device' must be a valid string, got 3"),
+        (
+            edit(lambda content: content["query_pids"].__setitem__(0, "a")),
+            "'query_pids.0' must be a valid integer",
+        ),
         (edit(lambda content: content["first_right_rank"].pop()), "expected one value per query"),
         (edit(lambda content: content.update(metrics=None)), "make it again"),
     ],
@@ -158,8 +165,31 @@ def test_damaged_files_are_refused_in_one_line(damage: Callable[[str], str], mes
         find_results(tmp_path)
 
 
+def test_figures_of_the_other_direction_are_checked_too(tmp_path: Path) -> None:
+    for value in (math.nan, "0.5", None, -0.1, 1.5, [0.5]):
+        path = save_result(tmp_path, made_up_result())
+        path.write_text(edit(lambda content, value=value: content["metrics"]["i2t"].update(r1=value))(path.read_text()))
+        with pytest.raises(ValueError, match="'metrics.i2t.r1' .*make it again"):
+            load_result(path)
+
+
+def test_names_of_a_result_never_lead_outside_its_folder(tmp_path: Path) -> None:
+    path = save_result(tmp_path / "run", made_up_result(dataset="../../x", split="/etc/y", options="a/../b"))
+    assert path.parent == tmp_path / "run" / "evaluations" and load_result(path).dataset == "../../x"
+    assert [each.name for each in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_link_in_place_of_the_results_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "evaluations").symlink_to(tmp_path / "victim")
+    with pytest.raises(ValueError, match="leads outside"):
+        save_result(tmp_path / "run", made_up_result())
+    assert list((tmp_path / "victim").iterdir()) == []
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     path = result_path(tmp_path, "cuhk-pedes", "test", "ab" * 32, "rerank")
     assert path.name == "cuhk-pedes_test_abababab_rerank.json"
-    with pytest.raises(ValueError, match="_rerank.json: cannot be read: No such file"):
+    with pytest.raises(ValueError, match="_rerank.json: no such file; make it again"):
         load_result(path)

@@ -146,7 +146,8 @@ def _check_version(content: Any, field: str, newest: int, *, where: str, remedy:
         raise ValueError(f"{where}: '{field}' must be a whole number from 1, got {SHORT.repr(found)}; {remedy}")
     if found > newest:
         raise ValueError(
-            f"{where}: written by a newer cskt (format {SHORT.repr(found)}, this one reads {newest}); upgrade cskt"
+            f"{where}: made by a newer version of cskt (format {SHORT.repr(found)}, this one reads {newest}); upgrade"
+            " cskt"
         )
 
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+RESERVED = frozenset('/\\:*?"<>|')
+"""Characters that a file name cannot hold, on one system or another."""
+LONGEST_NAME = 200
+"""Bytes; file systems take 255, of which others are added here."""
+
 
 def inside(folder: Path, *parts: str | Path, follow_links: bool = True) -> Path:
     """Join a name to a folder and check that the result is below the folder once all links are resolved.
@@ -38,15 +43,16 @@ def inside(folder: Path, *parts: str | Path, follow_links: bool = True) -> Path:
 
 
 def file_name(text: str) -> str:
-    """Return text as one part of a file name: every character but letters, digits, `.`, `-`, `_`, `+` becomes `_`.
+    """Return text as one part of a file name; characters that mean something in a path or a shell become `_`.
 
     Args:
-        text: for example the name of a data set in a stranger's config.
+        text: for example the name of a run in a stranger's config.
 
     Returns:
-        At most 100 characters, without a dot in front; `_` for an empty text.
+        At most 200 bytes, without a dot in front; `_` for an empty text.
     """
-    safe = "".join(letter if letter.isalnum() or letter in "-_+." else "_" for letter in text)[:100]
+    safe = "".join("_" if letter in RESERVED or not letter.isprintable() else letter for letter in text)
+    safe = safe.encode()[:LONGEST_NAME].decode(errors="ignore")
     return f"_{safe[1:]}" if not safe or safe.startswith(".") else safe
 
 

@@ -12,12 +12,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge, Le, Lt
 from numpy.typing import NDArray
+from pydantic import with_config
 
+from cskt.json_files import JSON, read_json
 from cskt.model.files import write_atomically
+from cskt.paths import file_name, inside
 
 FORMAT_VERSION = 1
 EVALUATIONS = "evaluations"
@@ -27,29 +31,52 @@ METRICS = ("r1", "r5", "r10", "mean_ap", "mean_inp")
 CUTOFFS = {"r1": 1, "r5": 5, "r10": 10}
 COUNTS, SHARES = ("query_pids", "first_right_rank"), ("average_precision", "inverse_negative_penalty")
 ARRAYS = COUNTS + SHARES
-SUMMARY_KEYS = {*METRICS, "num_queries", "num_gallery", "num_unmatched_queries"}
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Fraction = Annotated[float, Ge(0), Le(1)]
+NonNegative = Annotated[float, Ge(0)]
+Count = Annotated[int, Ge(0), Le(10**15)]
+Pid = Annotated[int, Ge(-(2**63)), Lt(2**63)]
+REMEDY = "make it again: cskt evaluate"
 
 
+@with_config(JSON)
+@dataclass(frozen=True)
+class Summary:
+    """`RetrievalMetrics.summary()` in a file."""
+
+    r1: Fraction
+    r5: Fraction
+    r10: Fraction
+    mean_ap: Fraction
+    mean_inp: Fraction
+    num_queries: Count
+    num_gallery: Count
+    num_unmatched_queries: Count
+
+
+SUMMARY_KEYS = {field.name for field in dataclasses.fields(Summary)}
+
+
+@with_config(JSON)
 @dataclass(frozen=True)
 class Facts:
     """What is known of a model beside its ranking; none where it is not known."""
 
-    trainable_parameters: int | None = None
-    total_parameters: int | None = None
-    checkpoint_bytes: int | None = None
+    trainable_parameters: Count | None = None
+    total_parameters: Count | None = None
+    checkpoint_bytes: Count | None = None
     """Size of the file that inference needs beside its backbone."""
     weights_sha256: str | None = None
     """Digest of that file: a result of other weights is out of date."""
     trained_on: str | None = None
     """Data set of the training."""
-    training_seconds: float | None = None
-    training_peak_memory_bytes: int | None = None
-    images_per_second: float | None = None
+    training_seconds: NonNegative | None = None
+    training_peak_memory_bytes: Count | None = None
+    images_per_second: NonNegative | None = None
     """Encoded in this evaluation, decoding included."""
-    captions_per_second: float | None = None
+    captions_per_second: NonNegative | None = None
     """Encoded in this evaluation, tokenising included."""
     device: str | None = None
     """Where this evaluation ran."""
@@ -133,10 +160,30 @@ class Result:
         raise ValueError(f"unknown metric '{metric}'; there are {', '.join(METRICS)}")
 
 
+@with_config(JSON)
+@dataclass(frozen=True)
+class _File:
+    """What a result file holds beside its version."""
+
+    dataset: str
+    split: str
+    split_sha256: str
+    label: str
+    metrics: dict[Literal["t2i", "i2t"], Summary]
+    query_pids: tuple[Pid, ...]
+    first_right_rank: tuple[Count, ...]
+    average_precision: tuple[Fraction, ...]
+    inverse_negative_penalty: tuple[Fraction, ...]
+    facts: Facts
+    seed: int | None = None
+    options: str = ""
+    note: str = ""
+
+
 def result_path(folder: Path, dataset: str, split: str, split_sha256: str, options: str = "") -> Path:
     """Where a folder keeps its result on a split."""
     parts = [dataset, split, split_sha256[:8], *([options] if options else [])]
-    return folder / EVALUATIONS / f"{'_'.join(parts)}.json"
+    return folder / EVALUATIONS / f"{file_name('_'.join(parts))}.json"
 
 
 def save_result(folder: Path, result: Result) -> Path:
@@ -156,6 +203,7 @@ def save_result(folder: Path, result: Result) -> Path:
     content["facts"] = dataclasses.asdict(result.facts)
     path = result_path(folder, result.dataset, result.split, result.split_sha256, result.options)
     text = json.dumps(content)
+    inside(folder, EVALUATIONS, path.name)
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
     return path
 
@@ -166,24 +214,14 @@ def load_result(path: Path) -> Result:
     Raises:
         ValueError: missing, damaged, written by a newer version, or no such file at all.
     """
+    file = read_json(path, _File, remedy=REMEDY, version=("version", FORMAT_VERSION))
+    arrays = {name: np.array(getattr(file, name), np.int64 if name in COUNTS else np.float64) for name in ARRAYS}
+    metrics = {direction: dataclasses.asdict(summary) for direction, summary in file.metrics.items()}
+    values = {field.name: getattr(file, field.name) for field in dataclasses.fields(file)}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = int(content.pop("version"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise ValueError(f"{path}: not a result file of cskt, or damaged; make it again: cskt evaluate") from None
-    if version > FORMAT_VERSION:
-        raise ValueError(f"{path}: made by a newer version of cskt (format {version}); update cskt to read it")
-    try:
-        facts = _checked(content.pop("facts"), Facts)
-        for name in ARRAYS:
-            content[name] = _array(content[name], name, whole=name in COUNTS)
-        return Result(**_checked(content, Result, leave=(*ARRAYS, "metrics", "facts")), facts=Facts(**facts))
-    except KeyError as error:
-        raise ValueError(f"{path}: has no {error}; make it again: cskt evaluate") from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: {error}; make it again: cskt evaluate") from None
+        return Result(**{**values, **arrays, "metrics": metrics})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {REMEDY}") from None
 
 
 def find_results(folder: Path, *, split: str = "test", dataset: str | None = None) -> list[Result]:
@@ -209,31 +247,3 @@ def find_results(folder: Path, *, split: str = "test", dataset: str | None = Non
             f"{folder}: holds per-query results on {', '.join(held)}, none on {asked}; make them: {remedy}"
         )
     return found
-
-
-def _checked(content: Mapping[str, Any], owner: type, leave: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The fields of a dataclass as read from JSON, with the types that the class says; `leave` are checked elsewhere.
-
-    Raises:
-        KeyError: a field without a default is missing.
-        ValueError: an unknown field, or a value of another type.
-    """
-    hints, fields = get_type_hints(owner), {field.name: field for field in dataclasses.fields(owner)}
-    if unknown := content.keys() - fields.keys():
-        raise ValueError(f"holds unknown entries {sorted(unknown)}")
-    for name, field in fields.items():
-        if name in leave:
-            continue
-        value = content[name] if field.default is dataclasses.MISSING else content.get(name, field.default)
-        allowed = get_args(hints[name]) or (hints[name],)
-        allowed = (*allowed, int) if float in allowed else allowed
-        if not isinstance(value, allowed) or isinstance(value, bool):
-            raise ValueError(f"'{name}' is {value!r}; expected {' or '.join(kind.__name__ for kind in allowed)}")
-    return dict(content)
-
-
-def _array(values: Any, name: str, *, whole: bool) -> NDArray[Any]:
-    array = np.asarray(values)
-    if array.ndim != 1 or array.dtype.kind not in ("i" if whole else "if"):
-        raise ValueError(f"'{name}' is no list of {'whole ' if whole else ''}numbers")
-    return array.astype(np.int64 if whole else np.float64)

@@ -216,7 +216,7 @@ def test_there_is_no_gallery(tmp_path: Path) -> None:
 def test_a_gallery_of_a_newer_version(gallery: Path, tmp_path: Path) -> None:
     content = json.loads((gallery / "gallery.json").read_text(encoding="utf-8"))
     (tmp_path / "gallery.json").write_text(json.dumps(content | {"format_version": 99}), encoding="utf-8")
-    assert "written by a newer cskt" in typed(f"cskt serve {tmp_path}").refusal()
+    assert "made by a newer version of cskt" in typed(f"cskt serve {tmp_path}").refusal()
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")

@@ -133,5 +133,5 @@ def test_the_calibration_of_another_model_is_passed_over(
 def test_a_damaged_file_is_refused_with_the_remedy(tmp_path: Path, content: str) -> None:
     path = tmp_path / CALIBRATION_FILE
     path.write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match=r"calibration\.json: damaged .*; delete it, or calibrate again"):
+    with pytest.raises(ValueError, match=r"calibration\.json: .*; damaged: delete it, or calibrate again"):
         load_calibration(tmp_path, FINGERPRINT)

@@ -259,7 +259,7 @@ def test_a_newer_format_and_a_broken_manifest_are_refused(gallery: Gallery) -> N
     manifest = gallery.folder / MANIFEST
     text = manifest.read_text(encoding="utf-8")
     manifest.write_text(json.dumps(json.loads(text) | {"format_version": FORMAT_VERSION + 1}), encoding="utf-8")
-    with pytest.raises(ValueError, match="written by a newer cskt.*upgrade"):
+    with pytest.raises(ValueError, match="made by a newer version of cskt.*upgrade"):
         Gallery.open(gallery.folder)
     for broken in ("", "[]", "{}", '{"format_version": 1, "model": 3}', text[:-20]):
         manifest.write_text(broken, encoding="utf-8")

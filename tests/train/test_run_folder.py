@@ -59,10 +59,17 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         RunFolder.create(CONFIG, tmp_path / "file" / "run")
 
 
+SUMMARY = {
+    "r1": 0.25, "r5": 0.5, "r10": 1.0, "mean_ap": 0.5, "mean_inp": 0.5, "num_queries": 8, "num_gallery": 4,
+    "num_unmatched_queries": 0,
+}  # fmt: skip
+FIGURES: dict[str, Any] = {"dataset": "jsonl", "split": "val", "t2i": SUMMARY, "i2t": SUMMARY}
+
+
 def test_events_are_one_line_each_and_come_back(run: RunFolder) -> None:
     events: list[dict[str, Any]] = [
         {"event": "start", "backbone": "a\nb"},
-        {"event": "step", "step": 1, "losses": {"sdm": 0.5}},
+        {"event": "step", "step": 1, "loss": 0.5, "lr": 1e-3, "losses": {"sdm": 0.5}},
     ]
     for event in events:
         values = dict(event)
@@ -71,11 +78,12 @@ def test_events_are_one_line_each_and_come_back(run: RunFolder) -> None:
     assert len((run.path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_line_cut_short_by_a_crash_is_left_out(run: RunFolder) -> None:
-    run.record("step", step=1, loss=2.5)
+def test_a_line_cut_short_by_a_crash_is_left_out(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    run.record("step", step=1, loss=2.5, lr=0.1)
     with (run.path / "metrics.jsonl").open("a") as lines:
         lines.write('{"event": "step", "st')
-    assert run.events() == [{"event": "step", "step": 1, "loss": 2.5}]
+    assert run.events() == [{"event": "step", "step": 1, "loss": 2.5, "lr": 0.1}]
+    assert not caplog.records
 
 
 def test_events_of_a_folder_without_any(tmp_path: Path) -> None:
@@ -92,13 +100,13 @@ def test_a_record_that_cannot_be_written_is_one_line(run: RunFolder) -> None:
 
 def test_what_lies_beyond_a_checkpoint_is_forgotten(run: RunFolder) -> None:
     run.record("start", seed=1)
-    run.record("evaluation", stage="step-0", epoch=0, step=0)
-    run.record("step", epoch=1, step=4)
-    run.record("evaluation", stage="epoch", epoch=1, step=4)
-    run.record("step", epoch=2, step=8)
-    run.record("evaluation", stage="epoch", epoch=2, step=8)
-    run.record("step", epoch=3, step=9)
-    run.record("end", step=4)
+    run.record("evaluation", stage="step-0", epoch=0, step=0, **FIGURES)
+    run.record("step", epoch=1, step=4, loss=1.0, lr=0.1)
+    run.record("evaluation", stage="epoch", epoch=1, step=4, **FIGURES)
+    run.record("step", epoch=2, step=8, loss=1.0, lr=0.1)
+    run.record("evaluation", stage="epoch", epoch=2, step=8, **FIGURES)
+    run.record("step", epoch=3, step=9, loss=1.0, lr=0.1)
+    run.record("end", step=4, best_r1=0.5, best_epoch=1, seconds=1.0, peak_memory_bytes=1)
     kept = run.events()[:5]
     run.forget_after(total_steps=8, epochs=1)  # the second epoch's steps are done, its evaluation is not
     assert run.events() == kept
@@ -108,8 +116,8 @@ def test_what_lies_beyond_a_checkpoint_is_forgotten(run: RunFolder) -> None:
 
 
 def test_forgetting_is_all_or_nothing(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.record("step", step=1)
-    run.record("step", step=2)
+    run.record("step", step=1, loss=1.0, lr=0.1)
+    run.record("step", step=2, loss=1.0, lr=0.1)
     before = run.events()
 
     def no_space(self: Path, target: Path) -> Path:

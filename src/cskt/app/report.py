@@ -225,6 +225,11 @@ def facts_of_page(models: Sequence[Examined], split: Split) -> dict[str, str]:
     return {
         "data": data + f"{counts.num_captions:,} captions",
         **{shown.label: run_summary(shown.config, shown.events) for shown in models},
+        **{
+            f"ignored lines of metrics.jsonl, {shown.label}": lines
+            for shown in models
+            if (lines := shown.ignored_lines)
+        },
         **(cost_facts(models[0]) if len(models) == 1 else {}),
         "report made with": f"cskt {__version__}, torch {torch.__version__}, {platform.system()} {platform.machine()}",
     }

@@ -48,7 +48,7 @@ from cskt.report.sections import Chart, Section
 from cskt.report.tables import ResultRow
 from cskt.results import Result
 from cskt.statistics import curve_interval
-from cskt.train.run_folder import first_event, read_events
+from cskt.train.run_folder import first_event, ignored_lines, read_events
 from cskt.types import Hit, PerQuery
 
 MAX_RANK = 20
@@ -73,6 +73,8 @@ class Examined:
     """As its folder holds it, of these weights and in this arithmetic; else as found for this page, without rates."""
     similarities: Similarities
     cmc: Curve
+    ignored_lines: str = ""
+    """Lines of its metrics.jsonl that are no events."""
 
 
 def examine(label: str, model: Path, encoder: Encoder, split: Split, features: SplitFeatures) -> Examined:
@@ -119,6 +121,7 @@ def examine(label: str, model: Path, encoder: Encoder, split: Split, features: S
         or result_at_hand(evaluation, encoder, split, model, label),
         similarities=similarities,
         cmc=Curve(label, hits.mean(axis=0)[:shown], band.low[:shown], band.high[:shown]),
+        ignored_lines=ignored_lines(model),
     )
 
 

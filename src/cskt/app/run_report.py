@@ -10,12 +10,13 @@ from typing import Any
 from cskt.app.next_steps import command_line
 from cskt.app.run_settings import warnings_of
 from cskt.config import RunConfig, to_dict
+from cskt.paths import inside
 from cskt.report.page import write_report
 from cskt.report.pictures import Answer
 from cskt.report.plots import learning_curves
 from cskt.report.sections import Chart, Section
 from cskt.report.tables import ResultRow
-from cskt.train.run_folder import RunFolder, first_event, last_event
+from cskt.train.run_folder import RunFolder, first_event, ignored_lines, last_event
 
 STAGES = {"zero-shot": "CLIP zero-shot", "step-0": "before training (step 0)"}
 
@@ -56,7 +57,9 @@ def write_run_report(
     if end:
         facts["training time"] = f"{end['seconds']:.0f} s"
         facts["peak memory"] = f"{end['peak_memory_bytes'] / 1e9:.2f} GB"
-    path = folder / "report.html"
+    if ignored := ignored_lines(folder):
+        facts["ignored lines of metrics.jsonl"] = ignored
+    path = inside(folder, "report.html", follow_links=False)
     write_report(
         path,
         title=title or f"{config.name} on {config.data.dataset}",

@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from cskt.config.architecture import ClipArchitecture
 from cskt.config.plain_yaml import plain_yaml
 from cskt.config.schema import RunConfig, flat_fields
+from cskt.terminal import printable
 
 Config = TypeVar("Config")
 UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
@@ -55,7 +56,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not plain YAML: {error}") from None
+        raise ValueError(f"{path}: not plain YAML: {printable(str(error))}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -145,7 +146,7 @@ def validate(config_class: type[Config], content: Mapping[str, Any], origin: str
         details = error.errors(include_url=False)
         # A misspelt key that had to be there shows up twice; what the user typed says more than what is missing.
         first = next((detail for detail in details if detail["type"] in UNKNOWN_KEY), details[0])
-        raise ValueError(f"{origin}: {_one_line(first, config_class)}") from None
+        raise ValueError(f"{origin}: {printable(_one_line(first, config_class))}") from None
 
 
 def _one_line(detail: ErrorDetails, config_class: type) -> str:

@@ -25,14 +25,16 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from cskt.config import ClipArchitecture, validate
-from cskt.config.kinds import STRICT, Interpolation, Positive
+from cskt.config import ClipArchitecture
+from cskt.config.kinds import Interpolation, Positive
 from cskt.data.tokenizer import END_ID, Tokenizer
 from cskt.embed.encoder import Encoder
 from cskt.extras import require
+from cskt.json_files import JSON, MissingFileError, read_json
 from cskt.model.cache import sha256_of
 from cskt.model.clip import place_prompts
 from cskt.model.dual_encoder import DualEncoder
+from cskt.paths import inside
 
 EXPORTED = "exported.json"
 """What tells such a folder."""
@@ -47,11 +49,10 @@ Graph: TypeAlias = Callable[[Tensor], Tensor]
 """A batch -> its unit rows, float32."""
 
 
-@dataclass(config=STRICT, frozen=True)
+@dataclass(config=JSON, frozen=True)
 class ExportedFacts:
     """What `exported.json` says."""
 
-    format_version: int
     form: Form
     precision: Literal["fp32", "int8"]
     """Of the image graph; the text graph is float32."""
@@ -94,17 +95,12 @@ def read_facts(folder: Path) -> ExportedFacts:
     Raises:
         ValueError: there is none, or it is of another version, damaged or incomplete.
     """
-    path = folder / EXPORTED
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content["format_version"]
-    except FileNotFoundError:
+        return read_json(
+            folder / EXPORTED, ExportedFacts, remedy="export again", version=("format_version", FORMAT_VERSION)
+        )
+    except MissingFileError:
         raise ValueError(f"{folder}: no exported model there (it has no {EXPORTED})") from None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read ({error!r}); export again") from None
-    if version != FORMAT_VERSION:
-        raise ValueError(f"{path}: format version {version}, this cskt reads {FORMAT_VERSION}; export again")
-    return validate(ExportedFacts, content, str(path))
 
 
 def load_exported(
@@ -129,8 +125,9 @@ def load_exported(
     """
     facts = read_facts(folder)
     for name, digest in facts.sha256.items():
-        if not (folder / name).is_file() or sha256_of(folder / name) != digest:
-            raise ValueError(f"{folder / name}: missing, or not as it was exported; export again")
+        path = inside(folder, name)
+        if not path.is_file() or sha256_of(path) != digest:
+            raise ValueError(f"{path}: missing, or not as it was exported; export again")
     if device is not None and str(device) not in ("auto", "cpu"):
         raise ValueError(f"{folder}: an exported model computes on the CPU, not on {device}; use --device cpu")
     if precision not in (None, "auto", facts.precision):

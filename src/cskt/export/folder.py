@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -36,6 +37,8 @@ from cskt.model.cache import sha256_of
 
 logger = logging.getLogger(__name__)
 
+WRITTEN = re.compile(rf"{re.escape(EXPORTED)}|{re.escape(TOKENIZER)}|(image|text)\.(onnx|onnx\.data|xml|bin)")
+"""Names of the files of an export."""
 NUM_CALIBRATION_IMAGES = 300
 """As many as NNCF reads by default."""
 NEEDED: dict[Form, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}
@@ -51,8 +54,16 @@ def check_possible(form: Form, target: Path, *, int8: bool) -> None:
     if int8 and form != "openvino":
         raise ValueError(f"--int8 is made by OpenVINO and not with --format {form}; give --format openvino")
     require(form, *NEEDED[form])
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not is_exported(target)):
+    if target.is_symlink() or target.is_file() or (target.is_dir() and _others(target)):
         raise ValueError(f"{target}: holds something else than an exported model; name another folder with --output")
+
+
+def _others(folder: Path) -> list[Path]:
+    """What a folder holds that no export wrote, which a new one leaves alone."""
+    entries = sorted(folder.iterdir())
+    if not is_exported(folder):
+        return entries
+    return [path for path in entries if not WRITTEN.fullmatch(path.name) or path.is_symlink() or not path.is_file()]
 
 
 @contextlib.contextmanager
@@ -65,18 +76,38 @@ def placed_when_done(target: Path) -> Iterator[Path]:
     fresh, older = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("new", "old"))
     try:
         fresh.mkdir(parents=True)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    try:
         yield fresh
         if target.exists():
             target.rename(older)
         fresh.rename(target)
-        shutil.rmtree(older, ignore_errors=True)
     except OSError as error:
         if older.exists():
             older.rename(target)
-        reason = error.strerror or error
-        raise ValueError(f"{target}: cannot be written: {reason}; is there room, and may you write there?") from error
+        raise _unwritable(target, error) from error
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)  # made above
+    if older.is_dir():
+        _delete_export(older)
+
+
+def _unwritable(target: Path, error: OSError) -> ValueError:
+    reason = error.strerror or error
+    return ValueError(f"{target}: cannot be written: {reason}; is there room, and may you write there?")
+
+
+def _delete_export(folder: Path) -> None:
+    """Delete the files of an export, and their folder unless something else is in it by now."""
+    others = _others(folder)
+    try:
+        for path in folder.iterdir():
+            if path not in others:
+                path.unlink()
+        folder.rmdir()
+    except OSError as error:
+        logger.warning("%s: the export before is left over: %s", folder, error.strerror or error)
 
 
 def write_folder(
@@ -100,7 +131,6 @@ def write_folder(
     )  # fmt: skip
     of_int8 = hashlib.sha256(json.dumps([encoder.fingerprint, digests]).encode()).hexdigest()
     facts = ExportedFacts(
-        format_version=FORMAT_VERSION,
         form=form,
         precision="int8" if calibration else "fp32",
         fingerprint=of_int8 if calibration else encoder.fingerprint,
@@ -155,7 +185,8 @@ def note_parity(folder: Path, parity: dict[str, Any]) -> None:
 
 
 def _write_facts(folder: Path, facts: ExportedFacts) -> None:
-    (folder / EXPORTED).write_text(json.dumps(to_dict(facts), indent=1) + "\n", encoding="utf-8")
+    content = {"format_version": FORMAT_VERSION, **to_dict(facts)}
+    (folder / EXPORTED).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def portable_tokenizer(longest: int) -> tokenizers.Tokenizer:

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
-from cskt.config import validate
-from cskt.config.kinds import STRICT, Fraction, Positive, Range, Real
+from cskt.config.kinds import Fraction, Positive, Range, Real
+from cskt.json_files import JSON, MissingFileError, read_json
 from cskt.model.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ CONFIDENCE = 0.95
 """Of the interval of the achieved rate."""
 
 
-@dataclass(config=STRICT, frozen=True)
+@dataclass(config=JSON, frozen=True)
 class Calibration:
     """A cut-off and what it does on the pairs that it was measured on; a pair matches if it scores at least that."""
 
@@ -129,7 +129,7 @@ def clopper_pearson(num_found: int, num_tried: int, confidence: float = CONFIDEN
     return low, high
 
 
-@dataclass(config=STRICT, frozen=True)
+@dataclass(config=JSON, frozen=True)
 class _File:
     """What `calibration.json` holds."""
 
@@ -171,15 +171,10 @@ def load_calibration(folder: Path, fingerprint: str) -> Calibration | None:
         ValueError: the file is damaged.
     """
     path = folder / CALIBRATION_FILE
-    if not path.is_file():
-        return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("no JSON object")
-        file = validate(_File, content, "content")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged ({error}); delete it, or calibrate again: cskt calibrate") from None
+        file = read_json(path, _File, remedy="damaged: delete it, or calibrate again: cskt calibrate")
+    except MissingFileError:
+        return None
     if file.fingerprint != fingerprint:
         logger.warning("%s: measured with another model, so no cut-off is set; calibrate again: cskt calibrate", path)
         return None

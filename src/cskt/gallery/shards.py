@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import lzma
 import tarfile
 import zlib
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO, cast
 from cskt.gallery.files import SUFFIXES
 from cskt.gallery.scanning import LINKS, SPECIAL, Scan
 from cskt.image_files.limits import MAX_FILE_BYTES as MOST_BYTES
+from cskt.json_files import load_json
 
 SHARD_SUFFIXES = (".parquet", ".tar")
 NAME_COLUMNS = ("image_id", "name", "key", "__key__", "path", "file", "file_name", "filename")
@@ -220,10 +220,8 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> by
 
 
 def _row(shard: Path, name: str, content: bytes) -> dict[str, object]:
-    try:
-        row = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{shard}: {name}: no JSON of at most {MOST_TEXT_BYTES / 1e6:.0f} MB: {error}") from None
+    remedy = f"write an object with columns and values, of at most {MOST_TEXT_BYTES / 1e6:.0f} MB"
+    row = load_json(content, where=f"{shard}: {name}", remedy=remedy)
     if not isinstance(row, dict):
         raise ValueError(f"{shard}: {name}: expected an object with columns and values")
     return row

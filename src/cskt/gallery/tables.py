@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cskt.csv_cells import unguarded_cell
+from cskt.json_files import load_json
 
 DELIMITERS = ",;\t"
 
@@ -105,10 +105,7 @@ def _json_lines(path: Path, text: str) -> Iterator[Row]:
         where = f"{path}:{number}"
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: not JSON: {error}; write one object per line") from None
+        record = load_json(line, where=where, remedy="write one object per line")
         if not isinstance(record, dict):
             raise ValueError(f'{where}: no JSON object; write one per line, as in {{"image": "a.jpg"}}')
         yield Row(where, record)

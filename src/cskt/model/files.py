@@ -13,14 +13,17 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Lt
+from pydantic import ConfigDict, with_config
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from cskt.config import ClipArchitecture, to_dict, validate
+from cskt.json_files import JSON, SHORT, load_json, parse_json
 
 FORMAT_VERSION = 1
 METADATA_KEY = "cskt"
@@ -31,6 +34,52 @@ LONGEST_HEADER = 100_000_000
 TOKEN_ROWS = "text.token_embedding.rows"
 LARGEST_TOKEN_TABLE = 300_000_000
 """Numbers in the embeddings of all tokens; the largest CLIP has a fifth. Few rows in a file stand for all of them."""
+
+REMEDY = "not a file of cskt's own format, or a damaged one: restore it, or make it again"
+OPEN: ConfigDict = {**JSON, "extra": "ignore"}
+
+
+@with_config(OPEN)
+@dataclass(frozen=True)
+class _AnyContent:
+    """What the metadata of every file holds."""
+
+    kind: str
+
+
+@with_config(OPEN)
+@dataclass(frozen=True)
+class _MethodContent:
+    kind: str
+    config: dict[str, Any]
+    backbone_name: str
+    backbone_sha256: str
+    facts: dict[str, str]
+    architecture: dict[str, Any] | None
+    known_token_ids: list[Annotated[int, Ge(0), Lt(2**31)]] | None
+
+
+@with_config(OPEN)
+@dataclass(frozen=True)
+class _BackboneContent:
+    kind: str
+    architecture: dict[str, Any]
+    facts: dict[str, str]
+
+
+@with_config(OPEN)
+@dataclass(frozen=True)
+class _HeadsContent:
+    kind: str
+    weights_sha256: str
+    data_sha256: str
+    facts: dict[str, str]
+
+
+CONTENTS: dict[str, type[Any]] = {
+    "method": _MethodContent, "backbone": _BackboneContent, "heads": _HeadsContent,
+}  # fmt: skip
+"""Schema of the metadata by kind of file."""
 
 
 @dataclass(frozen=True)
@@ -149,18 +198,15 @@ def read_method(path: Path) -> MethodFile:
         ValueError: missing, damaged, of another kind, or written by a newer version.
     """
     tensors, content = _read(path, "method")
-    try:
-        return MethodFile(
-            tensors=tensors,
-            config={**content["config"]},
-            backbone_name=str(content["backbone_name"]),
-            backbone_sha256=str(content["backbone_sha256"]),
-            facts=_facts(content),
-            architecture=None if content["architecture"] is None else _architecture(content, path),
-            known_token_ids=None if content["known_token_ids"] is None else frozenset(content["known_token_ids"]),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: damaged metadata ({error!r})") from None
+    return MethodFile(
+        tensors=tensors,
+        config=content["config"],
+        backbone_name=content["backbone_name"],
+        backbone_sha256=content["backbone_sha256"],
+        facts=content["facts"],
+        architecture=None if content["architecture"] is None else _architecture(content, path),
+        known_token_ids=None if content["known_token_ids"] is None else frozenset(content["known_token_ids"]),
+    )
 
 
 def save_backbone(
@@ -205,10 +251,7 @@ def read_backbone(path: Path) -> BackboneFile:
         ValueError: missing, damaged, of another kind, or written by a newer version.
     """
     state, content = _read(path, "backbone")
-    try:
-        architecture, facts = _architecture(content, path), _facts(content)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: damaged metadata ({error!r})") from None
+    architecture, facts = _architecture(content, path), content["facts"]
     known: frozenset[int] | None = None
     if (rows := state.pop(TOKEN_ROWS, None)) is not None:
         known = frozenset(rows.tolist())
@@ -237,10 +280,7 @@ def read_heads(path: Path) -> HeadsFile:
         ValueError: missing, damaged, of another kind, or written by a newer version.
     """
     tensors, content = _read(path, "heads")
-    try:
-        return HeadsFile(tensors, str(content["weights_sha256"]), str(content["data_sha256"]), _facts(content))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: damaged metadata ({error!r})") from None
+    return HeadsFile(tensors, content["weights_sha256"], content["data_sha256"], content["facts"])
 
 
 def kind_of(path: Path) -> str | None:
@@ -313,28 +353,22 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, metadata = read_safetensors(path)
     content = _content(path, metadata)
     if content["kind"] != kind:
-        found = KINDS.get(str(content["kind"]), f"a {str(content['kind'])[:40]}")
+        found = KINDS.get(str(content["kind"]), f"a {SHORT.repr(content['kind'])}")
         raise ValueError(f"{path}: holds {found}, expected {KINDS[kind]}")
     return tensors, content
 
 
 def _content(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(metadata[METADATA_KEY])
-        version, _ = int(content["version"]), content["kind"]
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
-        raise ValueError(f"{path}: not a file of cskt's own format") from None
-    if version > FORMAT_VERSION:
-        raise ValueError(f"{path}: made by a newer version of cskt (format {version}); update cskt to read it")
-    return content
+    where, text = str(path), metadata.get(METADATA_KEY, "null")
+    content = load_json(text, where=where, remedy=REMEDY)
+    kind = content.get("kind") if isinstance(content, dict) else None
+    schema = CONTENTS.get(kind, _AnyContent) if isinstance(kind, str) else _AnyContent
+    parse_json(text, schema, where=where, remedy=REMEDY, version=("version", FORMAT_VERSION))
+    return dict(content)
 
 
 def _architecture(content: Mapping[str, Any], path: Path) -> ClipArchitecture:
     return validate(ClipArchitecture, {**content["architecture"]}, f"{path}: architecture")
-
-
-def _facts(content: Mapping[str, Any]) -> dict[str, str]:
-    return {str(name): str(value) for name, value in content["facts"].items()}
 
 
 def _spread_rows(known: Tensor | None, rows: Tensor, vocab_size: int, path: Path) -> Tensor:

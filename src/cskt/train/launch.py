@@ -7,6 +7,8 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from cskt.paths import inside
+
 REFUSED = ".refused"
 """File in a run's folder: the launch that was refused there last."""
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -70,13 +72,13 @@ def may_restart() -> bool:
 def note_refusal(folder: Path) -> None:
     """Where a folder is another's run, let restarts of this launch know that it is none of theirs to go on with."""
     if may_restart():
-        (folder / REFUSED).write_text(_launcher(), encoding="utf-8")
+        inside(folder, REFUSED, follow_links=False).write_text(_launcher(), encoding="utf-8")
 
 
 def was_refused(folder: Path) -> bool:
     """Whether this launch has been refused there before it was restarted."""
     path = folder / REFUSED
-    return path.is_file() and path.read_text(encoding="utf-8") == _launcher()
+    return path.is_file() and path.read_text(encoding="utf-8", errors="replace") == _launcher()
 
 
 def _launcher() -> str:

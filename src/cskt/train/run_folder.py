@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +17,9 @@ from filelock import FileLock, Timeout
 
 from cskt.config import ClipArchitecture, RunConfig, as_trained, load_config, save_config
 from cskt.model.files import write_atomically
+from cskt.paths import file_name, inside
 from cskt.published import to_published
+from cskt.train.events import read_event_log
 from cskt.train.run_files import RunFiles
 from cskt.train.scalar_file import ScalarFile
 
@@ -27,6 +30,8 @@ HEADS = "best.heads.safetensors"
 DAMAGED = "last.damaged.pt"
 """What was found as last.pt and could not be resumed from."""
 TENSORBOARD, LOCK = "tensorboard", ".lock"
+HALF_WRITTEN = re.compile(r"\.[A-Za-z0-9_.-]+\.[0-9]+(\.[0-9]+)?\.tmp")
+"""Name of a file that a process was killed while it wrote: the name that it would have got, process and thread."""
 
 
 class RunFolder:
@@ -62,7 +67,7 @@ class RunFolder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             flat = yaml.safe_dump(to_published(config, architecture), sort_keys=False)
-            (folder / FLAT_CONFIG).write_text(flat, encoding="utf-8")
+            write_atomically(folder / FLAT_CONFIG, lambda temporary: temporary.write_text(flat, encoding="utf-8"))
             write_atomically(folder / CONFIG, lambda temporary: save_config(config, temporary))
         except OSError as error:
             raise _unwritable(folder, error) from None
@@ -89,18 +94,18 @@ class RunFolder:
         """Append an event to metrics.jsonl, and its scalars to TensorBoard under its `step`.
 
         Raises:
-            ValueError: the disk is full, files of the run were deleted meanwhile, ...
+            ValueError: the disk is full, files of the run were deleted meanwhile, a link is in place of a file, ...
         """
         if not self._writes:
             return
         self.check_files()
         self.expect_files()
-        place = self.path / EVENTS
+        place = inside(self.path, EVENTS, follow_links=False)
         try:
             with place.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"event": event, **values}) + "\n")
             self._files.expect(place, hold=True)
-            place = self.path / TENSORBOARD
+            place = inside(self.path, TENSORBOARD, follow_links=False)
             if scalars := _scalars(values, values.get("stage", event)):
                 self._scalar_file = self._scalar_file or ScalarFile(place, self._purge_step)
                 self._files.expect(self._scalar_file.path, hold=True)
@@ -124,8 +129,8 @@ class RunFolder:
                 self._files.expect(path)
 
     def events(self) -> list[dict[str, Any]]:
-        """All events so far, oldest first; a line cut short by a crash is left out."""
-        return list(read_events(self.path))
+        """All events so far, oldest first; see `read_events`."""
+        return read_events(self.path)
 
     def forget_after(self, total_steps: int, epochs: int) -> None:
         """Drop the events beyond a checkpoint, so that a resumed run tells its story once; and files half written.
@@ -145,7 +150,8 @@ class RunFolder:
 
         text = "".join(json.dumps(event) + "\n" for event in self.events() if is_past(event))
         for cut_short in self.path.glob(".*.tmp"):
-            cut_short.unlink(missing_ok=True)
+            if HALF_WRITTEN.fullmatch(cut_short.name) and (cut_short.is_file() or cut_short.is_symlink()):
+                cut_short.unlink(missing_ok=True)
         self._purge_step = total_steps + 1
         write_atomically(self.path / EVENTS, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
@@ -158,15 +164,13 @@ class RunFolder:
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """The events of a run folder, oldest first; none if nothing was recorded."""
-    path = folder / EVENTS
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # only the last line can be cut short, by a crash while it was written
-    return events
+    """The events of a run folder, oldest first; none if nothing was recorded. Lines that are none are left out."""
+    return [dict(event) for event in read_event_log(folder / EVENTS).events]
+
+
+def ignored_lines(folder: Path) -> str:
+    """The numbers of those lines of a run's metrics.jsonl that are no events, for a report; empty if all are."""
+    return read_event_log(folder / EVENTS).note
 
 
 def first_event(events: Iterable[Mapping[str, Any]], kind: str) -> Mapping[str, Any]:
@@ -191,6 +195,7 @@ def claimed(folder: Path) -> Iterator[bool]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        inside(folder, LOCK, follow_links=False)
         lock = FileLock(folder / LOCK, is_singleton=True)
         lock.acquire(timeout=0)
     except Timeout:
@@ -207,13 +212,14 @@ def claimed(folder: Path) -> Iterator[bool]:
 def fresh_folder(config: RunConfig) -> Path:
     """Where a run goes that nobody has named a folder for: `<output_dir>/<dataset>/<time>_<name>`.
 
-    The folder is made here, for two trainings that are started in the same second are not to meet.
+    Characters of the name that mean something in a path are replaced, so that the folder is always in that place. It is
+    made here, for two trainings that are started in the same second are not to meet.
 
     Raises:
         ValueError: it cannot be made.
     """
-    parent = Path(config.output_dir) / config.data.dataset
-    stem = f"{time.strftime('%Y%m%d_%H%M%S')}_{config.name}"
+    parent = Path(config.output_dir) / file_name(config.data.dataset)
+    stem = f"{time.strftime('%Y%m%d_%H%M%S')}_{file_name(config.name)}"
     names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
     return next(parent / name for name in names if _is_made(parent / name))
 

@@ -7,6 +7,7 @@ and a killed run lacks what was waiting.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 PREFIX = "events.out.tfevents."
+STAMP = re.compile(r"[0-9]{10}")
 FILE_VERSION = "brain.Event:2"
 
 
@@ -65,6 +67,9 @@ class ScalarFile:
 
 
 def _next_stamp(folder: Path) -> int:
-    """Seconds since 1970, or more: TensorBoard reads sessions by name, and the clock may have been put back."""
+    """Seconds since 1970, or more: TensorBoard reads sessions by name, and the clock may have been put back.
+
+    Names of other programs that look alike are left alone: a stamp has ten digits.
+    """
     stamps = [path.name.removeprefix(PREFIX).split(".")[0] for path in folder.glob(f"{PREFIX}*")]
-    return max([int(time.time()), *(int(stamp) + 1 for stamp in stamps if stamp.isdigit())])
+    return max([int(time.time()), *(int(stamp) + 1 for stamp in stamps if STAMP.fullmatch(stamp))])

@@ -17,6 +17,7 @@ from cskt.data.paperdoll.attributes import sample_attributes, stable_random
 from cskt.data.paperdoll.captions import write_caption
 from cskt.data.paperdoll.drawing import Domain, draw_person
 from cskt.data.paperdoll.layouts import LAYOUTS, Entry, Layout, write_annotation
+from cskt.json_files import load_json, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ GENERATOR_VERSION = 1
 SPLITS = ("train", "val", "test")
 MOST_CAPTIONS = 10
 MARKER = "paperdoll.json"
+REMEDY = "restore it, or choose another root"
 """File that says what a generated folder was made with, and whether it was finished."""
 
 
@@ -172,10 +174,12 @@ def _is_finished(folder: Path, made_with: Mapping[str, object]) -> bool:
     """
     marker = folder / MARKER
     if marker.is_file():
-        found = json.loads(marker.read_text(encoding="utf-8"))
-        finished = found.pop("finished", False)
+        found = load_json(read_text(marker, remedy=REMEDY), where=str(marker), remedy=REMEDY)
+        if not isinstance(found, dict):
+            raise ValueError(f"{marker}: not written by this program; {REMEDY}")
+        finished = found.pop("finished", False) is True
         if found == made_with:
-            return bool(finished)
+            return finished
         different = sorted(key for key in made_with if found.get(key) != made_with[key])
         raise ValueError(f"{folder}: holds paper dolls made with other {', '.join(different)}; choose another root")
     annotations = {shape.annotation for shape in LAYOUTS.values()} | {f"{split}.jsonl" for split in SPLITS}
