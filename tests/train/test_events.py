@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def test_a_link_in_a_run_folder_is_not_written_through(name: str, tmp_path: Path
             pass
     else:
         run = RunFolder(folder) if name == "report.html" else RunFolder.create(config, folder)
-        with pytest.raises(ValueError, match="link|leads outside"):
+        with closing(run), pytest.raises(ValueError, match="link|leads outside"):
             if name == "report.html":
                 (folder / "config.yaml").write_text((COMPAT / "config.yaml").read_text())
                 write_run_report(folder)

@@ -69,6 +69,7 @@ class StartEvent:
     total_parameters: Count | None = None
     train_identities: Count | None = None
     train_pairs: Count | None = None
+    warnings: list[str] | None = None
 
 
 @checked_dataclass(config=OPEN, kw_only=True)
@@ -79,6 +80,7 @@ class EndEvent:
     best_epoch: Count
     seconds: Annotated[float, Ge(0)]
     peak_memory_bytes: Count
+    warnings: list[str] | None = None
 
 
 @checked_dataclass(config=OPEN, kw_only=True)
