@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -141,6 +142,7 @@ def test_other_machines_need_the_token_and_requests_that_have_begun_are_finished
             thread.start()
         assert service.ask("api/gallery")[0] == 401
         assert service.ask("api/gallery", Authorization="Bearer wrong")[0] == 401
+        assert heads_and_bodies(service.address) == [(200, 0), (200, 1), (304, 0), (200, 1), (404, 0), (200, 1)]
         while _in_flight(service) < 6 and len(answers) < 5:
             time.sleep(0.01)
         code, err = service.stop(signal.SIGINT)
@@ -151,6 +153,23 @@ def test_other_machines_need_the_token_and_requests_that_have_begun_are_finished
     assert len(told) == 3 and TOKEN not in err
     for line, part in zip(told, ("chmod 600", "other machines can reach this service", "no audit log"), strict=True):
         assert part in line
+
+
+def heads_and_bodies(address: str) -> list[tuple[int, int]]:
+    """Status, and whether there was a body, of HEAD and GET in turn on one connection: none spoils the next."""
+    found = []
+    connection = http.client.HTTPConnection(address.removeprefix("http://").strip("/"), timeout=30)
+    tag = ""
+    for path, known in (("/page/app.js", False), ("/page/app.js", True), ("/page/nothing.js", False)):
+        for method in ("HEAD", "GET"):
+            place = path if method == "HEAD" else "/page/app.js"
+            connection.request(method, place, headers={"If-None-Match": tag} if known and method == "HEAD" else {})
+            answer = connection.getresponse()
+            found.append((answer.status, int(bool(answer.read()))))
+            assert answer.status == 304 or int(answer.headers["content-length"]) > 0
+            tag = answer.headers["etag"] or tag
+    connection.close()
+    return found
 
 
 def _in_flight(service: Running) -> float:
