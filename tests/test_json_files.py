@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic.dataclasses import dataclass
 
-from cskt.json_files import JSON, LARGEST_FILE, load_json, parse_json, read_json
+from cskt.json_files import JSON, LARGEST_FILE, MissingFileError, load_json, parse_json, read_json, read_text
 
 REMEDY = "make it again"
 
@@ -129,3 +129,10 @@ def test_plain_values_have_each_key_once() -> None:
     assert load_json('{"a": [1, null]}', where="x", remedy=REMEDY) == {"a": [1, None]}
     with pytest.raises(ValueError, match="x: not JSON that can be read: the field 'b' is there twice; make it again"):
         load_json('{"a": {"b": 1, "b": 2}}', where="x", remedy=REMEDY)
+
+
+def test_a_file_below_a_file_is_missing_too(tmp_path: Path) -> None:
+    """A model may be a folder, with a calibration in it, or a single file."""
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(MissingFileError, match="no such file"):
+        read_text(tmp_path / "model.safetensors" / "calibration.json", remedy="none")

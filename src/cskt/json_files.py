@@ -114,7 +114,7 @@ def read_text(path: Path, *, remedy: str) -> str:
         if state.st_size > LARGEST_FILE:
             raise ValueError(f"{path}: {state.st_size:,} bytes, at most {LARGEST_FILE:,} are read; {remedy}")
         return _decoded(path.read_bytes(), where=str(path), remedy=remedy)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter beside a model that is a single file
         raise MissingFileError(f"{path}: no such file; {remedy}") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}; {remedy}") from None
