@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from filter_oracle import COLUMNS, conditions, fulfils, values, written
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cskt.gallery.columns import BUILT_IN, Kind, Value
 from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Pattern
 from cskt.gallery.filters import parse_filter
 
-KNOWN: dict[str, Kind] = {**BUILT_IN, **COLUMNS, "order": "text", "lower": "text"}
+KNOWN: dict[str, Kind] = {**BUILT_IN, **COLUMNS, "order": "text", "lower": "text", "カメラ": "text"}
 C1 = Comparison("camera", "=", "c1")
 F1 = Comparison("frame", "=", 1)
 N1 = Comparison("night", "=", True)
@@ -46,6 +48,23 @@ N1 = Comparison("night", "=", True)
         ("camera like ''", Pattern("camera", ("",))),
         ("camera like 'c1'", Pattern("camera", ("c1",))),
         ("camera NOT LIKE 'c%'", Pattern("camera", ("c", ""), negated=True)),
+        ("camera like 'a!%%' escape '!'", Pattern("camera", ("a%", ""))),
+        ("camera like 'a\\_%' ESCAPE '\\'", Pattern("camera", ("a_", ""))),
+        ("camera not like '%!!x' escape '!'", Pattern("camera", ("", "!x"), negated=True)),
+        ("not camera like 'a%' escape '!' and frame = 1", All((Pattern("camera", ("a", ""), negated=True), F1))),
+        ("camera like '%a%b%' escape 'x'", Pattern("camera", ("", "a", "b", ""))),
+        ("カメラ = 'x'", Comparison("カメラ", "=", "x")),
+        ('"カメラ" is null', Missing("カメラ")),
+        ("\"CAMERA \" = 'c1'", C1),
+        ("camera = 'é'", Membership("camera", ("é", "e\u0301"))),
+        ("camera = 'e\u0301'", Membership("camera", ("é", "e\u0301"))),
+        ("camera != 'é'", Membership("camera", ("é", "e\u0301"), negated=True)),
+        ("not camera = 'é'", Membership("camera", ("é", "e\u0301"), negated=True)),
+        ("camera in ('é', 'x')", Membership("camera", ("é", "e\u0301", "x"))),
+        ("camera = 'ée\u0301'", Membership("camera", ("éé", "e\u0301e\u0301", "ée\u0301"))),
+        ("camera > 'e\u0301'", Comparison("camera", ">", "é")),
+        ("camera like 'é%a'", Any_((Pattern("camera", ("é", "a")), Pattern("camera", ("e\u0301", "a"))))),
+        ("camera not like 'é%'", All((Pattern("camera", ("é", ""), True), Pattern("camera", ("e\u0301", ""), True)))),
         ("camera is null", Missing("camera")),
         ("camera IS NOT NULL", Missing("camera", negated=True)),
         ("camera = 'c1' and frame = 1 AND night = true", All((C1, F1, N1))),
@@ -114,14 +133,25 @@ def test_what_is_read(text: str, condition: Condition) -> None:
         ("camera = E'a'", "no column 'E'"),
         ("camera = 'a\x00'", "cannot be stored"),
         ("camera = '\ud800'", "cannot be stored"),
-        ("frame in ()", "1 to 100"),
+        ("frame in ()", "1 to 5,000"),
         ("frame in 1", "more than a filter can"),
-        ("frame in (" + "1," * 100 + "1)", "found 101"),
+        ("frame in (" + "1," * 5000 + "1)", "found 5,001"),
+        ("frame=1 or " * 201 + "frame=1", "more than 200 times AND or OR"),
         ("frame in (frame)", "compares with a number"),
         ("frame in (select 1)", "no column 'select'"),
         ("(frame, frame) = (1, 2)", "where a column must"),
         ("camera like note", "compares with"),
-        ("camera like 'a' escape 'b'", "no column 'escape'"),
+        ("camera like 'a' escape", "out of place"),
+        ("camera like 'a' escape ''", "one character"),
+        ("camera like 'a' escape '!!'", "one character"),
+        ("camera like 'a' escape 1", "out of place"),
+        ("camera like 'a!b' escape '!'", "before %, _ or itself"),
+        ("camera like 'a!' escape '!'", "before %, _ or itself"),
+        ("camera = 'a' escape '!'", "ESCAPE follows a LIKE pattern|out of place"),
+        ("camera in ('a' escape '!')", "out of place"),
+        ("escape = 'a'", "no column 'escape'"),
+        ("\"Camra\" = 'c1'", "did you mean 'camera'"),
+        ("カメ = 'c1'", "no column 'カメ'; did you mean 'カメラ'"),
         ("camera ilike 'a'", "no column 'ilike'"),
         ("upper(camera) = 'A'", "looks like a function"),
         ("lower(camera) = 'a'", "where a column must"),
@@ -182,10 +212,10 @@ def test_what_is_refused(text: str, problem: str | None) -> None:
     assert len(str(refusal.value)) < 400
 
 
-@pytest.mark.parametrize("text", ["(" * 10_000_000, "frame = 1 or " * 160, "camera = '" + "x" * 10_000_000 + "'"])
+@pytest.mark.parametrize("text", ["(" * 10_000_000, "frame = 1 or " * 8000, "camera = '" + "x" * 10_000_000 + "'"])
 @pytest.mark.timeout(5)
 def test_a_long_filter_is_refused_before_it_is_parsed(text: str) -> None:
-    with pytest.raises(ValueError, match="at most 2,000"):
+    with pytest.raises(ValueError, match="at most 100,000"):
         parse_filter(text, KNOWN)
 
 
@@ -194,18 +224,20 @@ def test_a_long_chain_is_not_deep() -> None:
     assert parsed == All((F1,) * 160)
 
 
-@given(conditions())
+def has_one_form(text: str) -> bool:
+    """Whether NFC and NFD agree, so that there is one text to look for."""
+    return all(unicodedata.is_normalized(form, text) for form in ("NFC", "NFD"))
+
+
+@given(conditions().filter(lambda condition: has_one_form(written(condition))))
 def test_what_is_written_is_what_is_read(condition: Condition) -> None:
-    text = written(condition)
-    if len(text) <= 2000:
-        assert parse_filter(text, KNOWN) == condition
+    assert parse_filter(written(condition), KNOWN) == condition
 
 
 @given(conditions(), values())
 def test_not_turns_a_condition_round_where_every_value_is_known(condition: Condition, known: dict[str, Value]) -> None:
     text = f"NOT ({written(condition)})"
-    if len(text) > 2000:
-        return
+    assume(has_one_form(text))
     opposite = parse_filter(text, KNOWN)
     usual: dict[str, Value] = {"camera": "c1", "note": "n", "frame": 1, "night": True, "time": "2026-01-31T12:00:00"}
     full = {**usual, **known}

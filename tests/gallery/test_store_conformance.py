@@ -289,6 +289,45 @@ def test_conditions_mean_what_the_grammar_says(
     assert sum(store.histogram(queries_of(777)[0], [-1.0, 0.0, 1.0], condition)) == len(fulfilling)
 
 
+def test_columns_of_any_script_and_patterns_with_every_letter(open_store: Open) -> None:
+    store = open_store()
+    store.add_columns({"カメラ": "text", "номер_1": "number", "कैमरा": "text"})
+    values = ["100%", "100 %", "a_b", "axb", "50% off", "é", "e\u0301", "\\%", "%"]
+    rows: list[dict[str, Value]] = [{"カメラ": text, "номер_1": number} for number, text in enumerate(values)]
+    store.add([crop(f"{number}.jpg", number, row) for number, row in enumerate(rows)])
+    assert store.get(["3.jpg"])["3.jpg"].metadata == {"カメラ": "axb", "номер_1": 3}
+    known: dict[str, Kind] = {"カメラ": "text", "номер_1": "number", "कैमरा": "text"}
+    for where, expected_names in {
+        "カメラ LIKE '%!%' ESCAPE '!'": "0178",
+        "カメラ LIKE '%!%%' ESCAPE '!'": "01478",
+        "カメラ LIKE 'a!_b' ESCAPE '!'": "2",
+        "カメラ NOT LIKE '%!%%' ESCAPE '!'": "2356",
+        "カメラ LIKE '\\\\!%' ESCAPE '!'": "",
+        "カメラ LIKE '\\!%' ESCAPE '!'": "7",
+        "カメラ = 'é'": "56",
+        "カメラ != 'e\u0301' AND номер_1 > 3": "478",
+        "カメラ LIKE 'é%'": "56",
+        "Номер_1 IN (1, 2, 3)": "123",
+        "कैमरा IS NULL": "012345678",
+    }.items():
+        found = [name for name, row in zip("012345678", rows, strict=True) if fulfils(parse_filter(where, known), row)]
+        assert "".join(found) == expected_names, where
+        assert store.count(parse_filter(where, known)) == len(expected_names), where
+        hits = store.search(torch.from_numpy(vector_of(0)[None]), 20, parse_filter(where, known))[0]
+        assert sorted(names(hits)) == [f"{number}.jpg" for number in expected_names], where
+
+
+def test_thousands_of_values_in_a_list(store: VectorStore) -> None:
+    store.add([crop(f"{number}.jpg", number, {"frame": number, "camera": f"c{number}"}) for number in range(30)])
+    numbers = ", ".join(str(number) for number in range(20, 5020))
+    texts = ", ".join(f"'c{number}'" for number in range(20, 2020))
+    assert store.count(parse_filter(f"frame IN ({numbers})", COLUMNS)) == 10
+    assert store.count(parse_filter(f"camera NOT IN ({texts})", COLUMNS)) == 20
+    assert store.count(parse_filter(f"camera IN ({texts})", COLUMNS)) == 10
+    chain = " OR ".join(f"frame = {number}" for number in range(20, 221))
+    assert store.count(parse_filter(chain, COLUMNS)) == 10
+
+
 def test_built_in_columns_are_filtered_by(store: VectorStore) -> None:
     store.add([crop(f"cam{seed % 3}/{seed}.jpg", seed) for seed in range(30)])
     for text, matching in [

@@ -102,7 +102,8 @@ def test_filters_write_text_and_text_sets_filters(page: Page, gallery: Gallery) 
 
 def test_filter_text_and_controls_mean_the_same(page: Page) -> None:
     columns = [{"name": name, "kind": kind} for name, kind in
-               (("camera", "text"), ("time", "time"), ("speed", "number"), ("indoor", "boolean"))]  # fmt: skip
+               (("camera", "text"), ("time", "time"), ("speed", "number"), ("indoor", "boolean"),
+                ("カメラ", "text"))]  # fmt: skip
     round_trip = """async ([text, columns]) => {
       const { compose, parse } = await import("./page/filters.js");
       const selection = parse(text, columns);
@@ -113,6 +114,7 @@ def test_filter_text_and_controls_mean_the_same(page: Page) -> None:
         "camera = 'it''s'": {"camera": {"values": ["it's"]}},
         "camera IN ('a AND b', 'c')": {"camera": {"values": ["a AND b", "c"]}},
         "camera LIKE '%x%'": {"camera": {"contains": "x"}},
+        "カメラ = '東京'": {"カメラ": {"values": ["東京"]}},
         "time >= '2026-01-01' AND speed >= -1.5 AND speed <= 2e3 AND indoor = true": {
             "time": {"from": "2026-01-01"}, "speed": {"from": "-1.5", "to": "2e3"}, "indoor": {"is": True}},
     }  # fmt: skip

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PureWindowsPath
 
-from cskt.gallery.columns import column_name
+from cskt.gallery.columns import column_name, named
 from cskt.gallery.tables import column_of, read_table
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,10 @@ def read_metadata(path: Path, images: Path, key: str | None = None) -> dict[str,
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"{row.where}: no path of an image under '{heading}'; name one, or delete the line")
         values = {column: value for column, value in row.cells.items() if column and column != heading}
+        try:
+            named(values)
+        except ValueError as error:
+            raise ValueError(f"{row.where}: {error}") from None
         metadata[image_name(name, images)] = values
     if len(metadata) < len(rows):
         logger.warning("%s: %d images have several rows; the last one counts", path, len(rows) - len(metadata))
@@ -49,7 +54,8 @@ def tell_unmatched(path: Path, metadata: Mapping[str, object], present: Collecti
         present: names of the images that count.
         images: their folder.
     """
-    strange = [name for name in metadata if name not in present]
+    known = {unicodedata.normalize("NFC", name) for name in present}
+    strange = [name for name in metadata if unicodedata.normalize("NFC", name) not in known]
     if strange:
         logger.warning(
             "%s: %d of %d rows name no image in %s (the first: '%s')",

@@ -46,7 +46,8 @@ examples:
   cskt search my-gallery --like cam3/0001.jpg "now with a coat" --image-weight 2
   cskt search my-gallery --queries sentences.txt --json > answers.json
   cskt search my-gallery "a red bag" -k 5 --explain --sheet why.png
-filters (--where): =, !=, <, <=, >, >=, in (...), between ... and ..., like 'text with %', is null, and, or, not, ( )
+filters (--where): =, !=, <, <=, >, >=, in (...), between ... and ...,
+  like 'text with %' [escape 'c'], is null, and, or, not, ( )
   on the columns of the metadata and on image_id, width, height, num_bytes, sha256
 """
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from cskt.gallery.columns import Value
 from cskt.gallery.store import Found
 from cskt.types import Hit
 
@@ -44,12 +46,17 @@ def grouped(search: Callable[[int], Sequence[Found]], wanted: int, column: str, 
         groups: dict[object, Group] = {}
         for crop in found:
             facts = crop.facts
-            key = (True, facts.metadata[column]) if column in facts.metadata else (False, facts.image_id)
+            key = (True, _in_nfc(facts.metadata[column])) if column in facts.metadata else (False, facts.image_id)
             best, size = groups.get(key, Group(crop, 0))
             groups[key] = Group(best, size + 1)
         if len(groups) >= wanted or len(found) < depth or depth == most:
             return list(groups.values())[:wanted]
         depth = min(most, 4 * depth)
+
+
+def _in_nfc(value: Value) -> Value:
+    """Return a value in NFC, in which values compare; older galleries may hold text in other forms."""
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
 
 
 def hits_of(groups: Sequence[Group], lowest: float, offset: int) -> list[Hit]:

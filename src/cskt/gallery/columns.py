@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, date, datetime, time
+from functools import lru_cache
 from typing import Literal, TypeAlias
+
+from cskt.config import nearest
 
 Value: TypeAlias = str | float | int | bool
 Kind: TypeAlias = Literal["text", "number", "boolean", "time"]
@@ -30,8 +33,16 @@ _IN_FILTERS = ["and", "or", "not", "in", "between", "like", "is", "null", "true"
 RESERVED = frozenset([*BUILT_IN, *_IN_ANSWERS, *_IN_FILTERS])
 """Names that mean something else in a store, an answer or a filter."""
 LONGEST_NAME = 63
+"""Characters in the name of a column."""
+MOST_COLUMNS = 100
+"""Metadata columns of a gallery: each costs time in every search."""
+LONGEST_VALUE = 2000
+"""Characters in a value."""
 LARGEST_WHOLE = 2**53
 """Every whole number up to here is a float64, which is how numbers are stored."""
+
+FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
+"""Normal forms in which the text of a gallery may be; the first is how it is stored today."""
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -40,22 +51,24 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 """The null character and halves of surrogate pairs, which databases and UTF-8 have no room for."""
 
 
+@lru_cache(maxsize=4096)
 def column_name(raw: str) -> str:
-    """The name of a column as filters and stores write it: `Track ID` becomes `track_id`.
+    """Return the name of a column as filters and stores write it: `Track ID` is `track_id`, `Café` is `cafe`.
+
+    Accents of Latin letters are dropped; letters of other scripts keep their marks, in NFC.
 
     Args:
-        raw: the heading in the user's table.
+        raw: the heading in the user's table, or a name in a filter.
 
     Returns:
-        At most 63 of a-z, 0-9 and `_`, the first no digit.
+        At most 63 small letters of any script, digits and `_`, the first no digit.
 
     Raises:
-        ValueError: nothing of it is left, it is too long, or the name is taken.
+        ValueError: it has no letter or digit, it is too long, or the name is reserved.
     """
-    plain = unicodedata.normalize("NFKD", raw.casefold()).encode("ascii", "ignore").decode().lower()
-    name = re.sub(r"[^a-z0-9]+", "_", plain).strip("_")
+    name = re.sub(r"[^a-z0-9\x80-\U0010ffff]+", "_", _plain(raw)).strip("_")
     if not name:
-        raise ValueError(f"column {_shown(raw)} has no letter a-z or digit in its name; rename it")
+        raise ValueError(f"column {_shown(raw)} has no letter or digit in its name; rename it")
     if name[0].isdigit():
         name = f"_{name}"
     if len(name) > LONGEST_NAME:
@@ -63,6 +76,68 @@ def column_name(raw: str) -> str:
     if name in RESERVED:
         raise ValueError(f"column {_shown(raw)} bears a reserved name; rename it, for example to 'crop_{name}'")
     return name
+
+
+def named(row: Mapping[str, object]) -> dict[str, object]:
+    """Return a row of a table under the names of its columns.
+
+    Raises:
+        ValueError: a heading cannot be a name, two of them have one name, or a text is longer than `LONGEST_VALUE`.
+    """
+    values: dict[str, object] = {}
+    for heading, value in row.items():
+        name = column_name(heading)
+        if name in values:
+            raise ValueError(f"two columns have the name '{name}' in a gallery; rename one of them")
+        if isinstance(value, str):
+            _check_length(value, name)
+        values[name] = value
+    return values
+
+
+def find_column(name: str, columns: Collection[str]) -> str:
+    """Return the column that a user means by a name, in any case, heading or normal form.
+
+    Args:
+        name: `camera`, `Camera`, `Track ID`.
+        columns: names of the columns that are known.
+
+    Raises:
+        ValueError: there is none; names the nearest.
+    """
+    if name.lower() in columns:
+        return name.lower()
+    try:
+        plain = column_name(name)
+    except ValueError:
+        plain = name.lower()
+    if plain in columns:
+        return plain
+    raise ValueError(f"no column {_shown(name)}; {nearest(plain, list(columns))}")
+
+
+def forms(text: str) -> tuple[str, ...]:
+    """Return the forms in which a text may be stored: NFC, and in older galleries as it was given, mostly NFD."""
+    return tuple(dict.fromkeys([*(in_form(text, form) for form in FORMS), text]))
+
+
+def in_form(text: str, form: Literal["NFC", "NFD"]) -> str:
+    """Return a text in a normal form of Unicode."""
+    return unicodedata.normalize(form, text)
+
+
+def check_new_columns(known: Collection[str], new: Collection[str]) -> None:
+    """See that a gallery may have further columns.
+
+    Raises:
+        ValueError: it would have more than `MOST_COLUMNS`.
+    """
+    if new and len(known) + len(new) > MOST_COLUMNS:
+        first = ", ".join(sorted(new)[:3])
+        raise ValueError(
+            f"{len(new)} new columns ({first}{', ...' if len(new) > 3 else ''}) beside the gallery's {len(known)}: a"
+            f" gallery has at most {MOST_COLUMNS}; leave columns out"
+        )
 
 
 def infer_kinds(rows: Iterable[Mapping[str, object]]) -> dict[str, Kind]:
@@ -79,7 +154,7 @@ def infer_kinds(rows: Iterable[Mapping[str, object]]) -> dict[str, Kind]:
     kinds: dict[str, Kind] = {}
     for row in rows:
         for column, value in row.items():
-            if not _is_empty(value):
+            if not is_empty(value):
                 kind = _kind_of(value)
                 kinds[column] = kind if kinds.get(column, kind) == kind else "text"
     return kinds
@@ -94,14 +169,14 @@ def convert(value: object, kind: Kind, column: str) -> Value | None:
         column: its name, for the error.
 
     Returns:
-        text: the text as it is. number: finite, an int where it was written without a point. boolean: a bool.
+        text: the text in NFC. number: finite, an int where it was written without a point. boolean: a bool.
         time: ISO text in UTC (taken as UTC where it names no zone), `2026-01-31T12:00:00[.ffffff]`, which sorts as
         text; a date is its midnight. None for no value.
 
     Raises:
-        ValueError: the value does not fit the column.
+        ValueError: the value does not fit the column, or is longer than `LONGEST_VALUE`.
     """
-    if _is_empty(value):
+    if is_empty(value):
         return None
     if kind == "text":
         return _to_text(value, column)
@@ -116,7 +191,22 @@ def convert(value: object, kind: Kind, column: str) -> Value | None:
     return converted
 
 
-def _is_empty(value: object) -> bool:
+def _plain(raw: str) -> str:
+    """Return the letters and digits of a heading, small; ASCII characters of other kinds are left for the caller."""
+    plain: list[str] = []
+    for character in unicodedata.normalize("NFC", unicodedata.normalize("NFD", raw).casefold()):
+        ascii_part = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode().lower()
+        category = unicodedata.category(character)
+        is_mark = category[0] == "M" and plain and not plain[-1].isascii()
+        if ascii_part:
+            plain.append(ascii_part)
+        elif category[0] == "L" or category == "Nd" or is_mark:
+            plain.append(character)
+    return unicodedata.normalize("NFC", "".join(plain))
+
+
+def is_empty(value: object) -> bool:
+    """Return whether a raw value is none: None, blank text or NaN."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and math.isnan(value))
@@ -147,10 +237,18 @@ def _to_text(value: object, column: str) -> str:
             f"column '{column}': {_shown(value)} is a {type(value).__name__}; expected text, a number, true, false"
             " or a time"
         )
-    text = str(value)
+    text = unicodedata.normalize("NFC", str(value))
+    _check_length(text, column)
     if _UNSTORABLE.search(text):
         raise ValueError(f"column '{column}': {_shown(value)} holds a character that cannot be stored; remove it")
     return text
+
+
+def _check_length(text: str, column: str) -> None:
+    if len(text) > LONGEST_VALUE:
+        raise ValueError(
+            f"column '{column}': {_shown(text)} has {len(text):,} characters; shorten it to {LONGEST_VALUE:,}"
+        )
 
 
 def _to_number(value: object) -> int | float | None:

@@ -11,6 +11,13 @@ from typing import Literal, TypeAlias
 
 from cskt.gallery.columns import Value
 
+LONGEST_FILTER = 100_000
+"""Characters of a filter's text, wherever it comes from."""
+MOST_ENTRIES = 5000
+"""Literals in one IN (...)."""
+MOST_JOINED = 200
+"""Words AND and OR in one filter: stores walk a chain of conditions to its full depth."""
+
 Operator: TypeAlias = Literal["=", "!=", "<", "<=", ">", ">="]
 
 
@@ -37,7 +44,7 @@ class Pattern:
     """The crop's text is made of these parts in this order with any text between them; case counts.
 
     `LIKE 'a%b'` has the parts `a` and `b`: it starts with the first and ends with the last, which may be empty. A
-    pattern without `%` has one part, the whole text. No other character has a meaning of its own, `_` included.
+    pattern without `%` has one part, the whole text. A part may hold any character, `%` included.
     """
 
     column: str

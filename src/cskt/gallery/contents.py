@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from filelock import FileLock
 from cskt.embed import Encoder
 from cskt.extras import require
 from cskt.gallery.calibration import CALIBRATION_FILE
-from cskt.gallery.columns import BUILT_IN, Kind, Value, column_name, convert, infer_kinds
+from cskt.gallery.columns import BUILT_IN, Kind, Value, check_new_columns, convert, infer_kinds, is_empty, named
 from cskt.gallery.conditions import Condition
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
 from cskt.gallery.originals import Originals
@@ -158,22 +158,41 @@ class Contents:
         Raises:
             ValueError: a name that can be none, or a value that does not fit its column.
         """
-        named = {name: {column_name(column): value for column, value in row.items()} for name, row in rows.items()}
+        rows = {name: _named(row, name) for name, row in rows.items()}
         with self.writing():
-            kinds: dict[str, Kind] = {**infer_kinds(named.values()), **self.manifest.columns}
+            kinds: dict[str, Kind] = {**infer_kinds(rows.values()), **self.manifest.columns}
             stated = {
                 name: {
                     column: _converted(value, kinds[column], column, name)
                     for column, value in row.items()
                     if column in kinds
                 }
-                for name, row in named.items()
+                for name, row in rows.items()
             }
             new = {column: kind for column, kind in kinds.items() if column not in self.manifest.columns}
+            check_new_columns(self.manifest.columns, new)
             if new:
                 self.store.add_columns(new)
                 self._change(columns={**self.manifest.columns, **new})
         return stated
+
+    def check_stated(self, rows: Iterable[tuple[str, Mapping[str, object]]]) -> None:
+        """See that the gallery can hold the columns and values of rows that `stated` will get in several goes.
+
+        Args:
+            rows: (name of a crop, column as the user calls it -> value).
+
+        Raises:
+            ValueError: more columns than a gallery may have, a name that cannot be one, or a value that is too long.
+        """
+        self.refresh()
+        known = self.manifest.columns
+        new = set[str]()
+        for image_id, row in rows:
+            new.update(
+                name for name, value in _named(row, image_id).items() if name not in known and not is_empty(value)
+            )
+            check_new_columns(known, new)
 
     def replace_by(self, manifest: Manifest, store: VectorStore) -> None:
         """Go over to the vectors of another model at once, and drop the old ones; call it with the lock held."""
@@ -207,13 +226,19 @@ class Contents:
         self._state = self._present_state()
 
 
+def _named(row: Mapping[str, object], image_id: str) -> dict[str, object]:
+    try:
+        return named(row)
+    except ValueError as error:
+        raise ValueError(f"{image_id}: {error}") from None
+
+
 def _converted(value: object, kind: Kind, column: str, image_id: str) -> Value | None:
     try:
         return convert(value, kind, column)
     except ValueError as error:
-        raise ValueError(
-            f"{image_id}: {error}; the column was made for that: write the value so, or give the column another name"
-        ) from None
+        remedy = "; the column was made for that: write the value so, or give the column another name"
+        raise ValueError(f"{image_id}: {error}{'' if kind == 'text' else remedy}") from None
 
 
 def source_to_index(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from cskt.data.images import Source
 from cskt.embed import Encoder
@@ -23,6 +25,8 @@ from cskt.gallery.shards import ShardCrop, crops_of
 from cskt.gallery.store import FileState, VectorStore
 from cskt.gallery.upright import encode_turned_crops
 from cskt.paths import inside
+
+T = TypeVar("T")
 
 AT_ONCE = 1000
 """Crops whose facts are held at a time."""
@@ -42,8 +46,10 @@ def index_source(
     """Bring a gallery up to date with a folder, or with the files of a list; see `Gallery.index`."""
     started = time.monotonic()
     scan = source.scan(contents.folder)
+    rows = _by_file(metadata, scan.files)
+    contents.check_stated(rows.items())
     contents.remember_source(source)
-    stated = contents.stated(metadata)
+    stated = contents.stated(rows)
     report = IndexReport(
         unreadable=scan.unreadable, unreadable_folders=scan.unreadable_folders, passed_over=dict(scan.passed_over)
     )
@@ -87,6 +93,15 @@ def index_source(
     encode_turned_crops(contents, engine, report)
     report.seconds = time.monotonic() - started
     return report
+
+
+def _by_file(rows: Mapping[str, T], files: Collection[str]) -> dict[str, T]:
+    """Rows by the names of the files that they mean: a table and a file system may use other normal forms."""
+    in_nfc = {unicodedata.normalize("NFC", name): name for name in files}
+    return {
+        name if name in files else in_nfc.get(unicodedata.normalize("NFC", name), name): row
+        for name, row in rows.items()
+    }
 
 
 def add_crops(
@@ -148,6 +163,28 @@ def add_shards(
     encode_turned_crops(contents, engine, report)
     report.seconds = time.monotonic() - started
     return report
+
+
+def check_shards(contents: Contents, shards: Sequence[Path], ignore: Sequence[str]) -> None:
+    """See that a gallery can hold the metadata of shards, before anything of them is stored.
+
+    Raises:
+        ValueError: see `Contents.check_stated`.
+    """
+    patterns = IgnorePatterns(ignore)
+    contents.check_stated(row for shard in shards for row in _rows_of(shard, patterns))
+
+
+def _rows_of(shard: Path, ignore: IgnorePatterns) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """Names and metadata of a shard's crops, as far as it can be read: whoever reads the images reports the rest."""
+    crops = crops_of(shard, with_images=False)
+    while True:
+        try:
+            crop = next(crops)
+        except (StopIteration, ValueError):
+            return
+        if not ignore.match_file(crop.image_id):
+            yield f"{shard}: {crop.image_id}", crop.metadata
 
 
 def _of_shards(

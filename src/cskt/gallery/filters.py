@@ -1,33 +1,45 @@
 """Filters such as `camera = 'c3' AND time > '2026-01-01'`: text in, a small tree of conditions out.
 
     column = | != | <> | < | <= | > | >=  literal          column [NOT] IN (literal, ...)
-    column [NOT] BETWEEN literal AND literal               column [NOT] LIKE 'text with %'
+    column [NOT] BETWEEN literal AND literal               column [NOT] LIKE 'text with %' [ESCAPE 'c']
     column IS [NOT] NULL                                   AND   OR   NOT   ( )
 
-The text never reaches a store. It is cut into tokens, of which only those above pass; sqlglot parses them; what it
-found is walked and anything but these forms is refused. A store compiles the tree to its own language.
+The text never reaches a store. It is cut into tokens, of which only those above pass; sqlglot parses them; the tree
+that it returns is walked and anything but these forms is refused. A store compiles our tree to its own language.
 
 A crop without a value in a column fulfils no condition on that column but IS NULL, negated ones included: NOT is
 pushed down to the leaves here, so that no store has to negate.
+
+`%` in a LIKE pattern is any text; `_` is the letter itself. With ESCAPE, the character before `%`, `_` or itself
+makes it a letter. Names and text compare in NFC: where a text has several normal forms, each of them is asked for, as
+older galleries hold the forms that they were given. Order (<, >, BETWEEN) looks at NFC alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sqlglot import Token, TokenType, exp
 from sqlglot.dialects.dialect import Dialect
 from sqlglot.errors import SqlglotError
 
-from cskt.config import nearest
-from cskt.gallery.columns import Kind, Value, convert
-from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Operator, Pattern
+from cskt.gallery.columns import FORMS, Kind, Value, convert, find_column, forms, in_form
+from cskt.gallery.conditions import (
+    LONGEST_FILTER,
+    MOST_ENTRIES,
+    MOST_JOINED,
+    All,
+    Any_,
+    Comparison,
+    Condition,
+    Membership,
+    Missing,
+    Operator,
+    Pattern,
+)
 
-LONGEST_FILTER = 2000
-"""Characters."""
-MOST_ENTRIES = 100
-"""Literals in one IN (...)."""
 DEEPEST = 20
 """Parentheses within parentheses, NOTs included."""
 
@@ -59,6 +71,12 @@ def parse_filter(text: str, columns: Mapping[str, Kind]) -> Condition:
     """
     if len(text) > LONGEST_FILTER:
         raise ValueError(f"the filter has {len(text):,} characters; at most {LONGEST_FILTER:,} are read")
+    return _parsed(text, tuple(columns.items()))
+
+
+@lru_cache(maxsize=16)  # a search asks for the same filter several times
+def _parsed(text: str, known: tuple[tuple[str, Kind], ...]) -> Condition:
+    columns = dict(known)
     dialect = Dialect()  # plain SQL: '' is the only escape, a backslash is a backslash
     try:
         tokens = _checked_tokens(dialect.tokenize(text), text, columns)
@@ -77,36 +95,35 @@ def _checked_tokens(tokens: Sequence[Token], text: str, columns: Mapping[str, Ki
     if not tokens:
         raise _refusal("it is empty")
     checked: list[Token] = []
-    depth = nots = end = 0
+    depth = nots = joined = end = 0
     for token, following in zip(tokens, [*tokens[1:], None], strict=True):
         written = text[token.start : token.end + 1]
         depth += {"(": 1, ")": -1}.get(written, 0)
         nots = nots + 1 if written.upper() == "NOT" else 0
+        joined += written.upper() in ("AND", "OR")
+        if joined > MOST_JOINED:
+            raise _refusal(f"it has more than {MOST_JOINED} times AND or OR; a list of values is column IN (...)")
         if depth + nots > DEEPEST:
             raise _refusal(f"it is nested deeper than {DEEPEST}")
         if text[end : token.start].strip():
             raise _refusal("comments are not read")
         end = token.end + 1
-        if token.token_type in _LITERALS or written.upper() in _WORDS or written in _SYMBOLS:
+        is_escape = written.upper() == "ESCAPE" and bool(checked) and checked[-1].token_type == TokenType.STRING
+        if is_escape or token.token_type in _LITERALS or written.upper() in _WORDS or written in _SYMBOLS:
             checked.append(token)
         elif token.token_type == TokenType.IDENTIFIER or written.isidentifier():
-            if following and following.token_type == TokenType.L_PAREN and token.text.lower() not in columns:
-                raise _refusal(f"{_shown(written)} looks like a function, and there are none")
-            name = _column(token.text, columns)  # in double quotes or bare
+            try:
+                name = find_column(token.text, columns)  # in double quotes or bare
+            except ValueError as error:
+                if following and following.token_type == TokenType.L_PAREN:
+                    raise _refusal(f"{_shown(written)} looks like a function, and there are none") from None
+                raise ValueError(f"{error} (text stands in single quotes)") from None
             checked.append(Token(TokenType.IDENTIFIER, name, start=token.start, end=token.end))
         else:
             raise _refusal(f"{_shown(written)} is not read")
     if text[end:].strip():
         raise _refusal("comments are not read")
     return checked
-
-
-def _column(name: str, columns: Mapping[str, Kind]) -> str:
-    if name.lower() in columns:
-        return name.lower()
-    raise ValueError(
-        f"no column {_shown(name)} to filter by; {nearest(name.lower(), list(columns))} (text stands in single quotes)"
-    )
 
 
 @dataclass(frozen=True)
@@ -124,9 +141,13 @@ class _Walk:
             conditions = tuple(self.condition(part, negated) for part in _chain(node))
             # De Morgan: NOT (a AND b) is NOT a OR NOT b.
             return All(conditions) if isinstance(node, exp.And) != negated else Any_(conditions)
+        if isinstance(node, exp.Escape):
+            if not isinstance(node.this, exp.Like):
+                raise _refusal("ESCAPE follows a LIKE pattern")
+            return self.leaf(node.this, negated, node.expression)
         return self.leaf(node, negated)
 
-    def leaf(self, node: exp.Expr, negated: bool) -> Condition:
+    def leaf(self, node: exp.Expr, negated: bool, escape: exp.Expr | None = None) -> Condition:
         if not isinstance(node, (*_OPERATORS, exp.In, exp.Between, exp.Like, exp.Is)):
             raise _refusal(f"{_shown(node.sql())} is no condition")
         if any(value for part, value in node.args.items() if part not in _PARTS):
@@ -140,10 +161,10 @@ class _Walk:
         if isinstance(node, exp.In):
             entries = node.expressions
             if not entries or len(entries) > MOST_ENTRIES:
-                raise _refusal(f"IN takes 1 to {MOST_ENTRIES} literals in parentheses, found {len(entries)}")
-            return Membership(column, tuple(self.literal(entry, column) for entry in entries), negated)
+                raise _refusal(f"IN takes 1 to {MOST_ENTRIES:,} literals in parentheses, found {len(entries):,}")
+            return Membership(column, tuple(self.equals(entries, column)), negated)
         if isinstance(node, exp.Like):
-            return Pattern(column, self.parts(node.expression, column), negated)
+            return self.pattern(node.expression, column, escape, negated)
         if isinstance(node, exp.Between):
             self.check_order(column)
             low, high = (self.literal(node.args[end], column) for end in ("low", "high"))
@@ -151,9 +172,22 @@ class _Walk:
                 return Any_((Comparison(column, "<", low), Comparison(column, ">", high)))
             return All((Comparison(column, ">=", low), Comparison(column, "<=", high)))
         operator = _OPERATORS[type(node)]
+        return self.comparison(node.expression, column, _OPPOSITE[operator] if negated else operator)
+
+    def comparison(self, node: exp.Expr, column: str, operator: Operator) -> Condition:
         if operator not in ("=", "!="):
             self.check_order(column)
-        return Comparison(column, _OPPOSITE[operator] if negated else operator, self.literal(node.expression, column))
+            return Comparison(column, operator, self.literal(node, column))
+        values = tuple(self.equals([node], column))
+        if len(values) == 1:
+            return Comparison(column, operator, values[0])
+        return Membership(column, values, negated=operator == "!=")
+
+    def pattern(self, node: exp.Expr, column: str, escape: exp.Expr | None, negated: bool) -> Condition:
+        patterns = tuple(Pattern(column, parts, negated) for parts in self.parts(node, column, escape))
+        if len(patterns) == 1:
+            return patterns[0]
+        return All(patterns) if negated else Any_(patterns)
 
     def column(self, node: exp.Expr) -> str:
         if isinstance(node, exp.Column) and not node.table:
@@ -164,11 +198,23 @@ class _Walk:
         if self.columns[column] == "boolean":
             raise _refusal(f"column '{column}' is true or false and has no order; write {column} = true")
 
-    def parts(self, node: exp.Expr, column: str) -> tuple[str, ...]:
+    def parts(self, node: exp.Expr, column: str, escape: exp.Expr | None) -> list[tuple[str, ...]]:
+        """The parts of a pattern, once for each normal form."""
         if self.columns[column] != "text":
             raise _refusal(f"LIKE is for columns of text, column '{column}' is a {self.columns[column]}")
-        first, *rest = str(self.literal(node, column, may_be_empty=True)).split("%")
-        return (first, *(part for part in rest[:-1] if part), *rest[-1:])
+        self.literal(node, column, may_be_empty=True)
+        first, *rest = _pieces(node.this, _escape_character(escape))
+        pieces = (first, *(piece for piece in rest[:-1] if piece), *rest[-1:])
+        return list(dict.fromkeys([*(tuple(in_form(piece, form) for piece in pieces) for form in FORMS), pieces]))
+
+    def equals(self, nodes: Sequence[exp.Expr], column: str) -> Iterator[Value]:
+        """The values that literals stand for; of a text, all its forms."""
+        for node in nodes:
+            value = self.literal(node, column)
+            if self.columns[column] == "text":
+                yield from forms(node.this)
+            else:
+                yield value
 
     def literal(self, node: exp.Expr, column: str, *, may_be_empty: bool = False) -> Value:
         """A literal in the column's kind, written as that kind is written: text and times in quotes."""
@@ -191,6 +237,32 @@ class _Walk:
         if value is None:
             raise _refusal(f"column '{column}' never holds an empty text; write {column} IS NULL")
         return value
+
+
+def _escape_character(node: exp.Expr | None) -> str:
+    """The character after ESCAPE; none where there is no ESCAPE."""
+    if node is None:
+        return ""
+    if isinstance(node, exp.Literal) and node.is_string and len(node.this) == 1:
+        return str(node.this)
+    raise _refusal(f"ESCAPE takes one character in single quotes, not {_shown(node.sql())}")
+
+
+def _pieces(pattern: str, escape: str) -> list[str]:
+    """The texts between the `%` of a pattern, without its escape characters."""
+    pieces = [""]
+    letters = iter(pattern)
+    for letter in letters:
+        if letter == escape:
+            escaped = next(letters, "")
+            if not escaped or escaped not in f"%_{escape}":
+                raise _refusal(f"the escape character {_shown(escape)} stands before %, _ or itself only")
+            pieces[-1] += escaped
+        elif letter == "%":
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+    return pieces
 
 
 def _chain(node: exp.Expr) -> Iterator[exp.Expr]:

@@ -26,12 +26,12 @@ from cskt.explain import Explanation
 from cskt.explain import explain as explain_crop
 from cskt.gallery.answers import HISTOGRAM_EDGES, Group, Histogram, grouped, hits_of, merged
 from cskt.gallery.calibration import CALIBRATION_FILE, load_calibration, save_calibration
-from cskt.gallery.columns import Kind
+from cskt.gallery.columns import Kind, find_column
 from cskt.gallery.conditions import Condition
 from cskt.gallery.contents import VECTORS, Contents, check_model, open_store, state_of, undo_creation
 from cskt.gallery.encoding import Engine, LocalEngine
 from cskt.gallery.files import digest
-from cskt.gallery.filling import add_crops, add_shards, index_source, reindex, remove_crops
+from cskt.gallery.filling import add_crops, add_shards, check_shards, index_source, reindex, remove_crops
 from cskt.gallery.indexing import IndexReport, Progress
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
 from cskt.gallery.originals import original_path
@@ -283,6 +283,7 @@ class Gallery:
         found = [shard for pattern in patterns for shard in find_shards(pattern)]
         ignored = self.manifest.ignore if ignore is None else tuple(ignore)
         working = engine or LocalEngine(self.encoder)
+        check_shards(self._contents, found, ignored)
         self._contents.remember_shards(patterns, ignored)
         return add_shards(self._contents, working, found, ignore=ignored, on_progress=on_progress)
 
@@ -421,15 +422,16 @@ class Gallery:
     ) -> list[list[Hit]]:
         """`search` for vectors [Q, D] of `encode`."""
         condition = self._check_search(k, offset, where, min_score, group_by)
+        column = None if group_by is None else self._group_column(group_by)
         cut_off = self.cut_off if min_score is None else min_score
         lowest = NO_CUT_OFF if cut_off is None else cut_off
         wanted = k + offset
-        if group_by is None:
+        if column is None:
             answers = [
                 [Group(crop, 1) for crop in found] for found in self._contents.store.search(vectors, wanted, condition)
             ]
         else:
-            answers = [self._grouped(row, wanted, condition, group_by) for row in vectors[:, None]]
+            answers = [self._grouped(row, wanted, condition, column) for row in vectors[:, None]]
         return [hits_of(groups, lowest, offset) for groups in answers]
 
     def _grouped(self, vector: Tensor, wanted: int, condition: Condition | None, column: str) -> list[Group]:
@@ -522,12 +524,19 @@ class Gallery:
         if min_score is not None and not math.isfinite(min_score):
             raise ValueError(f"the lowest score is {min_score}; give a number, -1 for all crops")
         condition = self._contents.condition(where)
-        columns = self._contents.manifest.columns
-        if group_by is not None and not columns:
-            raise ValueError(f"no metadata to group by '{group_by}'; index with --metadata")
-        if group_by is not None and group_by not in columns:
-            raise ValueError(f"unknown column '{group_by}' to group by: {nearest(group_by, list(columns))}")
+        if group_by is not None:
+            self._group_column(group_by)
         return condition
+
+    def _group_column(self, name: str) -> str:
+        """The metadata column that a name means; ValueError where there is none."""
+        columns = self._contents.manifest.columns
+        if not columns:
+            raise ValueError(f"no metadata to group by '{name}'; index with --metadata")
+        try:
+            return find_column(name, columns)
+        except ValueError:
+            raise ValueError(f"unknown column '{name}' to group by: {nearest(name, list(columns))}") from None
 
 
 def _see_that_it_is_empty(folder: Path, manifest: Manifest) -> None:

@@ -18,6 +18,8 @@ from __future__ import annotations
 from cskt.gallery.columns import BUILT_IN, Value
 from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Pattern
 
+TOGETHER = 8
+"""Conditions joined without parentheses."""
 _EXCHANGED = dict(zip("%_\\\n", "\ue025\ue05f\ue05c\ue00a", strict=True))
 _EXCHANGE = str.maketrans(_EXCHANGED | {there: here for here, there in _EXCHANGED.items()})
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
@@ -90,9 +92,9 @@ def compiled(condition: Condition, partitioned_by: str | None = None) -> str:
 def _compiled(condition: Condition) -> str:  # noqa: PLR0911  one per form
     match condition:
         case All(conditions):
-            return " and ".join(f"({_compiled(part)})" for part in conditions)
+            return _joined([f"({_compiled(part)})" for part in conditions], " and ")
         case Any_(conditions):
-            return " or ".join(f"({_compiled(part)})" for part in conditions)
+            return _joined([f"({_compiled(part)})" for part in conditions], " or ")
         case Missing(column, negated) if column in BUILT_IN:
             return f"image_id {'!=' if negated else '=='} {quoted('')}"  # every crop has it: always, or never
         case Missing(column, negated):
@@ -102,13 +104,21 @@ def _compiled(condition: Condition) -> str:  # noqa: PLR0911  one per form
             return _with_key(column, leaf) if operator == "!=" else leaf
         case Membership(column, values, negated):
             relation, joint = ("!=", " and ") if negated else ("==", " or ")
-            leaf = joint.join(f"{_key(column)} {relation} {_literal(value)}" for value in values)
+            leaf = _joined([f"{_key(column)} {relation} {_literal(value)}" for value in values], joint)
             return _with_key(column, f"({leaf})") if negated else leaf
         case Pattern(column, parts, negated):
             # A digest is hexadecimal: it has nothing to exchange, and no copy.
             key = _key(column) if column == "sha256" else f'$meta["{like_key(column)}"]'
             leaf = f"{key} like {quoted('%'.join(map(likeable, parts)))}"
             return _with_key(column, f"not ({leaf})") if negated else leaf
+
+
+def _joined(expressions: list[str], joint: str) -> str:
+    """Expressions joined in groups: a server parses a chain of thousands as deep as it is long, and refuses that."""
+    while len(expressions) > TOGETHER:
+        groups = [expressions[start : start + TOGETHER] for start in range(0, len(expressions), TOGETHER)]
+        expressions = [f"({joint.join(group)})" for group in groups]
+    return joint.join(expressions)
 
 
 def _key(column: str) -> str:

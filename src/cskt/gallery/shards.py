@@ -60,7 +60,7 @@ def find_shards(pattern: str) -> list[Path]:
     return named
 
 
-def crops_of(shard: Path, scan: Scan | None = None) -> Iterator[ShardCrop]:
+def crops_of(shard: Path, scan: Scan | None = None, *, with_images: bool = True) -> Iterator[ShardCrop]:
     """Yield the crops of a Parquet file or a tar archive, in order; few are held at a time.
 
     Nothing is unpacked to the disk, no member is named on it, and nothing in a shard is code that would be run.
@@ -68,11 +68,14 @@ def crops_of(shard: Path, scan: Scan | None = None) -> Iterator[ShardCrop]:
     Args:
         shard: `.parquet` or `.tar`.
         scan: receives the members of an archive that are passed over.
+        with_images: False yields names and metadata alone, and does not read the bytes of images from Parquet files.
 
     Raises:
         ValueError: the file is corrupt, or has no column of images; names it. The crops before that were yielded.
     """
-    return _of_parquet(shard) if shard.suffix == ".parquet" else _of_archive(shard, Scan() if scan is None else scan)
+    if shard.suffix == ".parquet":
+        return _of_parquet(shard, with_images)
+    return _of_archive(shard, Scan() if scan is None else scan, with_images)
 
 
 def _crop(image_id: str, data: bytes, num_bytes: int, metadata: Mapping[str, object]) -> ShardCrop:
@@ -83,16 +86,18 @@ def _crop(image_id: str, data: bytes, num_bytes: int, metadata: Mapping[str, obj
     return ShardCrop(image_id, data, metadata)
 
 
-def _of_parquet(shard: Path) -> Iterator[ShardCrop]:
+def _of_parquet(shard: Path, with_images: bool) -> Iterator[ShardCrop]:
     import pyarrow  # noqa: PLC0415  (comes with the extra)
     import pyarrow.parquet  # noqa: PLC0415
 
     try:
         with pyarrow.parquet.ParquetFile(shard, buffer_size=BUFFER_BYTES) as table:
             image, name = _columns(shard, table.schema_arrow)
-            for rows in table.iter_batches(batch_size=ROWS_AT_ONCE):
+            others = [column for column in table.schema_arrow.names if column != image]
+            read = None if with_images else [*others, *([] if name else [f"{image}.path"])]
+            for rows in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=read):
                 for row in rows.to_pylist():
-                    content = row.pop(image)
+                    content = row.pop(image, None)
                     inside = content if isinstance(content, dict) else {"bytes": content}
                     image_id = row.pop(name) if name else inside.get("path")
                     data = inside.get("bytes") or b""
@@ -169,7 +174,7 @@ class _Member(tarfile.TarInfo):
         return member
 
 
-def _of_archive(shard: Path, scan: Scan) -> Iterator[ShardCrop]:
+def _of_archive(shard: Path, scan: Scan, with_images: bool) -> Iterator[ShardCrop]:
     """Members with one key, the path up to the first dot of its last part, belong together (WebDataset)."""
     try:
         with (
@@ -195,7 +200,8 @@ def _of_archive(shard: Path, scan: Scan) -> Iterator[ShardCrop]:
                 if f".{ending.lower()}" in SUFFIXES:
                     if crop is not None:
                         yield crop
-                    crop = _crop(name, _content(archive, member, MOST_BYTES), member.size, metadata)
+                    content = _content(archive, member, MOST_BYTES) if with_images else b""
+                    crop = _crop(name, content, member.size, metadata)
                 elif ending == "json":
                     metadata |= _row(shard, name, _content(archive, member, MOST_TEXT_BYTES))
                 elif ending in ("txt", "cls"):

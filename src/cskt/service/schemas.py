@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cskt.data.sentences import LONGEST_SENTENCE, check_wording
-from cskt.gallery.columns import Kind
+from cskt.gallery.columns import MOST_COLUMNS, Kind
 from cskt.gallery.files import LONGEST_ID
 from cskt.service.errors import ServiceError
 from cskt.service.settings import ServiceSettings
@@ -65,7 +65,6 @@ ImageFile: TypeAlias = Annotated[
 Weight: TypeAlias = Annotated[float, Field(gt=0, le=100)]
 MetadataValue: TypeAlias = bool | int | float | str
 TIMES = "Times are ISO 8601 in UTC, such as 2026-01-31T12:00:00Z."
-MOST_COLUMNS = 100
 MOST_MARKS = 10_000
 MOST_DELETED = 1000
 

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
 from cskt.config.kinds import STRICT, NonNegative, Positive, PositiveReal
+from cskt.gallery.conditions import LONGEST_FILTER
 from cskt.gallery.gallery import MOST_HITS
 
 SHORTEST_TOKEN = 16
@@ -46,7 +47,7 @@ class ServiceSettings:
     """Most hits that paging skips."""
     max_exclude: Positive = 8
     """Most sentences to move away from in one search."""
-    where_characters: Positive = 2000
+    where_characters: Annotated[Positive, Le(LONGEST_FILTER)] = LONGEST_FILTER
     """Longest filter."""
     image_bytes: Positive = 10 * 2**20
     """Largest image file that is taken."""

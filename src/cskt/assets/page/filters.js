@@ -21,7 +21,7 @@ function clauses(name, kind, chosen) {
 export const compose = (selection, columns) =>
   columns.flatMap(({ name, kind }) => clauses(name, kind, selection[name] ?? {})).join(" AND ");
 
-const TOKEN = /\s*('(?:[^']|'')*'|[A-Za-z_][A-Za-z0-9_]*|-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|<=|>=|[=(),])/y;
+const TOKEN = /\s*('(?:[^']|'')*'|[\p{L}_][\p{L}\p{M}\p{Nd}_]*|-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|<=|>=|[=(),])/uy;
 
 function tokens(text) {
   const found = [];
@@ -82,7 +82,7 @@ export function parse(text, columns) {
   if (taken === null) return null;
   const selection = {};
   while (taken.length) {
-    const name = taken.shift().toLowerCase();
+    const name = taken.shift().normalize("NFC").toLowerCase();
     const chosen = part(kinds.get(name), taken.shift()?.toUpperCase(), taken);
     const before = selection[name] ?? {};
     if (chosen === null || Object.keys(chosen).some((key) => key in before)) return null;
