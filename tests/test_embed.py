@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 import cskt
-from cskt.config import AdapterConfig, BackboneConfig, ClipArchitecture, PromptConfig, load_config, to_dict
+from cskt.config import RECORDED, AdapterConfig, BackboneConfig, ClipArchitecture, PromptConfig, load_config, to_dict
 from cskt.data.annotations import read_dataset
 from cskt.data.images import normalise, read_image
 from cskt.data.tokenizer import END_ID, START_ID, Tokenizer
@@ -473,9 +473,9 @@ def test_config_of_a_run_is_in_its_weights(run: Path) -> None:
     config = read_method(run / "best.safetensors").config
     assert json.loads(json.dumps(config)) == config
     assert load_config(config) == load_config(run / "config.yaml")
-    assert load_config(config).backbone == BackboneConfig(
-        name=load_config(config).backbone.name, image_height=HEIGHT, image_width=WIDTH
-    )
+    found = {key: getattr(ARCHITECTURE, key) for key in RECORDED}
+    assert load_config(config).backbone == BackboneConfig(name=load_config(config).backbone.name, **found)
+    assert (found["image_height"], found["image_width"]) == (HEIGHT, WIDTH)
 
 
 def test_a_run_from_before_later_keys_still_loads(run: Path, paths: list[Path], tmp_path: Path) -> None:

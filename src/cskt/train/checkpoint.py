@@ -150,7 +150,8 @@ def set_aside(path: Path) -> None:
 
 def _restore(content: dict[str, Any], path: Path, trainee: Trainee, config: RunConfig) -> Progress:
     before = as_trained(validate(RunConfig, content["config"], f"{path}: config"))  # newer keys: defaults
-    different = config_differences(to_dict(completed_like(before, config)), to_dict(config))
+    asked = as_trained(config)
+    different = config_differences(to_dict(completed_like(before, asked)), to_dict(asked))
     if different:
         raise ValueError(f"{path}: made with another config ({'; '.join(different)}); use the same or start a new run")
     if content["backbone_sha256"] != trainee.backbone_sha256:
