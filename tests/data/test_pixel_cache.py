@@ -62,7 +62,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counts: Counter[str] = Counter()
     decode = pixel_cache.decode_image
 
-    def counting(data: bytes, name: str = "") -> object:
+    def counting(data: bytes, name: str = "", **_: bool) -> object:
         if name:  # the test picture has none
             counts[name] += 1
         return decode(data, name)
@@ -133,7 +133,7 @@ def test_sizes_and_methods_lie_apart(folder: Path, paths: list[Path], monkeypatc
 
     resize = pixel_cache.resize
 
-    def darker(pixels: np.ndarray, height: int, width: int) -> torch.Tensor:
+    def darker(pixels: np.ndarray, height: int, width: int, *_: str) -> torch.Tensor:
         return resize(pixels, height, width) // 2
 
     monkeypatch.setattr(pixel_cache, "resize", darker)
