@@ -127,6 +127,11 @@ def test_the_calibration_of_another_model_is_passed_over(
     assert "another model" in caplog.text and "cskt calibrate" in caplog.text
 
 
+def test_a_model_that_is_a_file_has_no_calibration(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").touch()
+    assert load_calibration(tmp_path / "model.pt", FINGERPRINT) is None
+
+
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"calibration": {"cut_off": "high"}}', "\udcff", "[" * 100_000], ids=range(6)
 )
