@@ -182,3 +182,26 @@ def test_what_is_no_picture_has_no_type(data: bytes) -> None:
 )  # fmt: skip
 def test_names_of_downloads_are_harmless(name: str, expected: str) -> None:
     assert download_name(name, "image/png") == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({f"column {number}": "x" for number in range(100)}, "a gallery has at most 100"),
+        ({"note": "x" * 2001}, "has 2,001 characters; shorten it to 2,000"),
+    ],
+    ids=["columns", "value"],
+)
+def test_metadata_beyond_the_limits_is_refused_whole(
+    ask: Ask, own_gallery: Gallery, row: dict[str, str], problem: str
+) -> None:
+    before = dict(own_gallery.columns), own_gallery.count()
+    crops = [
+        {"image_id": "new/0.jpg", "image": sent(encoded("JPEG")), "metadata": {"fine": "yes"}},
+        {"image_id": "new/1.jpg", "image": sent(encoded("JPEG")), "metadata": row},
+    ]
+    status, code, message = refusal(
+        ask(own_gallery, token=TOKEN).post("/api/crops", json={"crops": crops}, headers=WRITER)
+    )
+    assert (status, code) == (400, "bad_crop") and problem in message
+    assert (dict(own_gallery.columns), own_gallery.count()) == before
