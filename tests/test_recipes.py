@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from statistics import fmean
@@ -220,13 +221,19 @@ RATES = {
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten people with two images of two captions each; the same ones to train on and to select on.
+    """Ten people with two images of two captions each; copies of them under other identities to select on.
 
     Few steps can teach who these ten are, not what people look like.
     """
     root = tmp_path_factory.mktemp("people")
     make_dataset(root, layout="jsonl", domain="source", ids={"train": 10, "val": 1, "test": 1}, images_per_id=2)
-    shutil.copy(root / "train.jsonl", root / "val.jsonl")
+    records = [json.loads(line) for line in (root / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    for record in records:
+        copy = f"copies/{record['image']}"
+        (root / copy).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / record["image"], root / copy)
+        record |= {"image": copy, "pid": record["pid"] + 1000}
+    (root / "val.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
     return root
 
 
