@@ -197,6 +197,27 @@ def test_a_refusal_does_not_say_where_things_lie(client: TestClient, gallery: Ga
         assert str(gallery.folder.parent) not in refusal(answer)[2]
 
 
+def test_the_name_of_a_gallery_is_not_taken_for_letters_of_a_message(
+    ask: Ask, own_gallery: Gallery, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The folder as the operator named it, `g`, is hidden from clients; its letters elsewhere are not."""
+    (tmp_path / "g").symlink_to(own_gallery.folder)
+    monkeypatch.chdir(tmp_path)
+    with Gallery.open("g", encoder=own_gallery.encoder) as gallery:
+        client = ask(gallery)
+        asked = {"text": "a man", "where": "größ = 'g'"}
+        assert "no column 'größ'" in refusal(client.post("/api/search", json=asked))[2]
+        message = refusal(client.post("/api/search", json={"text": "a man", "group_by": "g"}))[2]
+        assert message.startswith("unknown column 'g' to group by"), message
+
+        def fail(*_: object, **__: object) -> None:
+            raise ValueError(f"g: {gallery.folder.resolve()}/x and g/x are no good")
+
+        monkeypatch.setattr(gallery, "search_vectors", fail)
+        message = refusal(client.post("/api/search", json={"text": "a man"}))[2]
+        assert message == "the gallery: the gallery/x and the gallery/x are no good"
+
+
 def png_of_size(width: int, height: int) -> bytes:
     """A sound PNG of one colour, as its header tells it, in a few bytes where it is large."""
 

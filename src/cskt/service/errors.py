@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,19 +98,33 @@ def told_to_the_client(gallery: Gallery, code: str = "bad_query") -> Iterator[No
     except StoreError as error:
         raise store_refuses(error, gallery) from None
     except ValueError as error:
-        line = str(error)
-        model = gallery.manifest.model
-        for folder, name in (
-            (gallery.manifest.images, "images"), (gallery.folder, "the gallery"),
-            (model.path, "the model"), (model.backbone, "the backbone"),
-        ):  # fmt: skip
-            if folder is not None and (folder is gallery.folder or Path(folder).is_absolute()):
-                line = line.replace(str(Path(folder).resolve()), name).replace(str(folder), name)
-        raise ServiceError(400, code, line) from None
+        raise ServiceError(400, code, _without_places(str(error), gallery)) from None
     except OSError as error:
         if error.errno is None:  # none of the system's, but a time limit's
             raise
         raise store_refuses(error, gallery) from None
+
+
+def _without_places(line: str, gallery: Gallery) -> str:
+    """Return a message without the paths of a gallery, its images and its model."""
+    model = gallery.manifest.model
+    for place, name in (
+        (gallery.manifest.images, "images"), (gallery.folder, "the gallery"),
+        (model.path, "the model"), (model.backbone, "the backbone"),
+    ):  # fmt: skip
+        if place is not None and (place is gallery.folder or Path(place).is_absolute()):
+            for path in (Path(place).resolve(), Path(place)):
+                line = _path_pattern(path).sub(name, line)
+    return line
+
+
+def _path_pattern(path: Path) -> re.Pattern[str]:
+    """Return what finds a path in a message, but not its letters in words: a gallery may be called `g`.
+
+    A relative path in quotes is not found either: messages quote what the client has written.
+    """
+    further = "" if path.is_absolute() else ".'\""
+    return re.compile(rf"(?<![\w./{further}-]){re.escape(str(path))}(?![\w{further}-])")
 
 
 def _reason(error: OSError | StoreError) -> str:
