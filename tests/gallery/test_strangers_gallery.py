@@ -251,6 +251,16 @@ def test_a_mark_of_unsettled_originals_that_is_a_link(gallery: Gallery, victim: 
     assert tree(victim) == before
 
 
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_mark_of_unsettled_originals_that_is_no_file(
+    make: Callable[[Path], None], gallery: Gallery, crops: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(gallery.folder / UNSETTLED)
+    monkeypatch.setattr(Path, "write_text", lambda *_, **__: pytest.fail("would wait for a reader of the pipe"))
+    data = next(crops.rglob("*.jpg")).read_bytes()
+    assert "not a file" in refused(lambda: gallery.add([data], ["live"]))
+
+
 @pytest.mark.parametrize("name", [MANIFEST, "calibration.json"])
 def test_files_of_json_that_are_links_are_replaced_and_not_written_through(
     name: str, gallery: Gallery, victim: Path
@@ -280,6 +290,21 @@ def test_dropping_vectors_leaves_what_is_not_ours(gallery: Gallery, other_model:
     gallery.reindex(*other_model)
     assert sorted(path.name for path in old.iterdir()) == ["folder", "notes.txt"]
     assert (old / "folder" / "more.txt").read_text() == "mine, too"
+    assert gallery.count() == 12
+
+
+def test_dropping_vectors_leaves_what_is_not_ours_in_the_table(
+    gallery: Gallery, other_model: tuple[Encoder, str]
+) -> None:
+    table = vectors_folder(gallery.folder, gallery.manifest) / f"{TABLE}.lance"
+    (table / "notes.txt").write_text("mine")
+    (table / "folder").mkdir()
+    (table / "folder" / "more.txt").write_text("mine, too")
+    gallery.reindex(*other_model)
+    assert sorted(path.relative_to(table).as_posix() for path in table.rglob("*.txt")) == [
+        "folder/more.txt", "notes.txt",
+    ]  # fmt: skip
+    assert sorted(path.name for path in table.iterdir()) == ["folder", "notes.txt"]
     assert gallery.count() == 12
 
 

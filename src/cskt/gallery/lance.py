@@ -111,7 +111,7 @@ def open_lance(
 
 
 def drop_lance(folder: Path) -> None:
-    """Delete a table and what this program keeps beside it; anything else stays.
+    """Delete a table and what this program keeps beside it; anything else in the two folders stays.
 
     Raises:
         ValueError: there is a link in the folder.
@@ -119,8 +119,11 @@ def drop_lance(folder: Path) -> None:
     """
     check_no_links(folder)
     table = folder / f"{TABLE}.lance"
-    if (table / "_versions").is_dir() and table.is_dir():
-        shutil.rmtree(table)
+    if (table / "_versions").is_dir():
+        for part in table.iterdir():
+            if part.is_dir() and (part.name == "data" or part.name.startswith("_")):  # Lance's names
+                shutil.rmtree(part)
+        table.rmdir()
     if (folder / LOCK).is_file():
         (folder / LOCK).unlink()
     if folder.is_dir():

@@ -52,6 +52,8 @@ class Originals:
         mark = inside(self._gallery, UNSETTLED, follow_links=False)
         if mark.is_file():
             self.forget(filter(_is_digest, mark.read_text(encoding="ascii", errors="replace").split()))
+        elif mark.exists():  # writing into a pipe would wait for a reader
+            raise ValueError(f"{mark}: not a file; delete it")
         mark.write_text("\n".join(at_stake), encoding="ascii")
         yield
         mark.unlink(missing_ok=True)
