@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -94,6 +95,19 @@ def test_the_version_is_checked_before_the_schema() -> None:
     assert "the field 'version' is missing" in refused("{}", version=("version", 1))
     assert "must be an object" in refused("[]", version=("version", 1))
     assert len(refused('{"version": ' + "9" * 4000 + "}", version=("version", 1))) < 300
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.json"
+    path.write_text("{}")
+
+    def deny(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", deny)
+    with pytest.raises(ValueError) as caught:
+        read_json(path, Outer, remedy=REMEDY)
+    assert str(caught.value) == f"{path}: cannot be read: Permission denied; make it readable"
 
 
 def test_what_is_no_readable_file(tmp_path: Path) -> None:

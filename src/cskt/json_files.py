@@ -116,6 +116,8 @@ def read_text(path: Path, *, remedy: str) -> str:
         return _decoded(path.read_bytes(), where=str(path), remedy=remedy)
     except (FileNotFoundError, NotADirectoryError):  # the latter beside a model that is a single file
         raise MissingFileError(f"{path}: no such file; {remedy}") from None
+    except PermissionError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}; make it readable") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}; {remedy}") from None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,3 +71,16 @@ def test_suffixes_follow_what_can_be_read(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(image_formats, "reads_heic", lambda: False)
     monkeypatch.setattr(image_formats, "reads_avif", lambda: False)
     assert image_formats.suffixes() == image_formats.COMMON_SUFFIXES
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    PICTURE.save(path)
+
+    def deny(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", deny)
+    with pytest.raises(ValueError) as caught:
+        decode.decode_image(path)
+    assert str(caught.value) == f"{path}: permission denied; make it readable or take its record out"

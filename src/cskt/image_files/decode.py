@@ -108,6 +108,8 @@ def _errors_naming(name: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise ValueError(f"{name}: no such image; put it there or take its record out") from None
+    except PermissionError:
+        raise ValueError(f"{name}: permission denied; make it readable or take its record out") from None
     except UnidentifiedImageError:
         raise ValueError(f"{name}: not an image of a known format ({', '.join(formats())}); {REMEDY}") from None
     except BOMBS as error:
