@@ -14,7 +14,8 @@ from cskt.csv_cells import csv_text, guarded_cell, unguarded_cell
 
 SIGNS = "=+-@＝＋－＠"
 SEPARATORS = ";,\t\n\r|"
-HOSTILE = st.text(st.sampled_from(f"a '\"\u00a0\u3000{SIGNS}{SEPARATORS}"), max_size=12)
+UNSEEN = "\0\u200b\ufeff"
+HOSTILE = st.text(st.sampled_from(f"a {UNSEEN}'\"\u00a0\u3000{SIGNS}{SEPARATORS}"), max_size=12)
 
 
 @pytest.mark.parametrize("sign", SIGNS)
@@ -49,7 +50,19 @@ def test_what_is_written_is_read_back(text: str) -> None:
 @given(HOSTILE)
 def test_no_piece_of_a_written_cell_begins_as_a_formula(text: str) -> None:
     for piece in re.split(f"[{SEPARATORS}]", guarded_cell(text)):
-        assert not piece.strip().startswith(tuple(SIGNS))
+        assert not piece.strip(f" {UNSEEN}").startswith(tuple(SIGNS))
+
+
+@pytest.mark.parametrize("separator", ";|\t")
+@given(HOSTILE)
+@example('a;"=cmd|x;b')
+@example('a|"=1|')
+@example('a\t" =1\t')
+def test_no_cell_begins_as_a_formula_where_a_table_is_split_at_another_separator(separator: str, text: str) -> None:
+    table = csv_text([["crop", text]])
+    for row in csv.reader(io.StringIO(table, newline=""), delimiter=separator):
+        for cell in row[1:]:
+            assert not cell.strip(f" {UNSEEN}").startswith(tuple(SIGNS))
 
 
 def test_a_table_has_every_cell_in_quotes_and_numbers_as_they_are() -> None:

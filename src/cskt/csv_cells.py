@@ -1,8 +1,9 @@
 """CSV that no spreadsheet runs: every cell quoted, formulas marked as text, in a way that is read back unchanged.
 
 A spreadsheet takes a cell for a formula, which may start programs, where it begins with `=`, `+`, `-` or `@`. It may
-also split a cell, quoted or not, at a separator that its country uses. So an apostrophe goes before the cell, and
-before each formula behind a separator within it.
+also split a cell, quoted or not, at a separator that its country uses, drop quotes around nothing, and pass over
+characters that draw nothing. So an apostrophe goes before the cell, and before each formula behind a separator within
+it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 
-_FORMULA = r"[\s']*[=+\-@＝＋－＠﹦﹢﹣﹫]"
+_FORMULA = r"[\s'\"\0-\x1f\u200b-\u200f\u2060\ufeff]*[=+\-@＝＋－＠﹦﹢﹣﹫]"
 _AT_START = re.compile(rf"[\t\r']|{_FORMULA}")
 _WITHIN = re.compile(rf"(?<=[;,|\t\n\r])(?={_FORMULA})")
 _MARKED_WITHIN = re.compile(rf"(?<=[;,|\t\n\r])'(?={_FORMULA})")
