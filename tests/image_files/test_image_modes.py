@@ -22,12 +22,14 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def tiff(values: np.ndarray, bits: int, sample_format: int = 1, channels: int = 1, data: bytes = b"") -> bytes:
-    """An uncompressed TIFF file; sample format 1 unsigned, 2 signed, 3 real."""
+def tiff(
+    values: np.ndarray, bits: int, sample_format: int = 1, channels: int = 1, data: bytes = b"", white: int = 1
+) -> bytes:
+    """An uncompressed TIFF file; sample format 1 unsigned, 2 signed, 3 real; `white` 0: zero means white."""
     data = data or values.tobytes()
     height, width = values.shape[:2]
     tags: list[tuple[int, int, int]] = [
-        (256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, 2 if channels == 3 else 1),
+        (256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, 2 if channels == 3 else white),
         (273, 4, 0), (277, 3, channels), (278, 4, height), (279, 4, len(data)), (339, 3, sample_format),
     ]  # fmt: skip
     start = 8 + 2 + 12 * len(tags) + 4
@@ -170,3 +172,10 @@ def test_sixteen_bits_of_colour_that_are_used_are_pillows() -> None:
 def test_black_pictures_stay_black() -> None:
     for mode in ("1", "L", "I;16", "I", "RGB"):
         assert not decode_image(encoded(Image.new(mode, (8, 8)), "TIFF")).any(), mode
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_tiff_files_where_zero_means_white(bits: int) -> None:
+    values = np.rint(RAMP * (2**bits - 1)).astype(f"<u{bits // 8}")
+    pixels = decode_image(tiff(values, bits, white=0))
+    assert np.array_equal(pixels[..., 0], 255 - (values >> (bits - 8)))

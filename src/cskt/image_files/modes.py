@@ -18,7 +18,8 @@ from cskt.image_files.limits import read_ppm_header
 DARKEST = 16
 """Largest 8-bit value of a picture that is taken for black: what 12 bits leave of 16."""
 REMEDY_RANGE = "save it with 8 bits per channel"
-_BITS_PER_SAMPLE = 258
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+_WHITE_IS_ZERO = 0
 _DEEP = re.compile(r"\b(LA|RGB[AaX]?);16[BLN]")
 """Pillow's names for channels of 16 bits, of which it keeps the upper 8."""
 
@@ -75,6 +76,8 @@ def decode_ppm(data: bytes) -> NDArray[np.uint8]:
 def _grey(image: Image.Image) -> NDArray[np.uint8]:
     """Grey values of 16 or 32 bits -> 8 bits: as they are where they fit, else their upper 8 bits."""
     values = np.asarray(image)
+    if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = 2**16 - 1 - values  # Pillow inverts such TIFF files of up to 8 bits only
     lowest, highest = int(values.min(initial=0)), int(values.max(initial=0))
     if lowest < 0:
         raise ValueError(f"its values are negative, down to {lowest}; {REMEDY_RANGE}")
