@@ -28,6 +28,9 @@ ARCHIVE_LEFTOVERS = ("input_resolution", "context_length", "vocab_size")
 VOCABULARY = 49408
 """Tokens of CLIP's vocabulary; rows of a token embedding beyond them belong to tokens that were appended to it."""
 
+SIGNS = ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight")
+"""Tensors that tell a vision transformer of OpenAI's or open_clip, and one of Hugging Face."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -86,12 +89,20 @@ def layout_of(tensors: Mapping[str, Tensor], path: Path) -> Layout:
         ValueError: not a CLIP with a vision transformer.
     """
     names = tensors.keys()
-    if "visual.conv1.weight" in names and not any(name.startswith("visual.layer1.") for name in names):
+    openai_sign, hugging_face_sign = SIGNS
+    if openai_sign in names and not any(name.startswith("visual.layer1.") for name in names):
         return OPENAI
-    if "vision_model.embeddings.patch_embedding.weight" in names:
+    if hugging_face_sign in names:
         return HUGGING_FACE
     if any(name.startswith("base_model.") for name in names):
         raise ValueError(f"{path}: a trained checkpoint, not a backbone; give its folder (with configs.yaml) instead")
+    prefixes = (name.removesuffix(sign) for sign in SIGNS for name in names if name.endswith(f".{sign}"))
+    if prefix := next(prefixes, ""):
+        other = next((f", beside '{name[:80]}'" for name in names if not name.startswith(prefix)), "")
+        raise ValueError(
+            f"{path}: holds a CLIP under the prefix '{prefix[:80]}'{other}; save its tensors alone:"
+            " torch.save(model.state_dict(), FILE)"
+        )
     found = next(iter(names), "")[:80]
     raise ValueError(f"{path}: not a CLIP with a vision transformer; found tensors such as '{found}'")
 
