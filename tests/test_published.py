@@ -131,6 +131,7 @@ def test_each_optimiser_brings_the_eps_of_the_released_program(recipe: str, opti
         ({"loss_names": "sdm", "id_loss_weight": 0.5}, {"sdm": 1.0}),
         ({"loss_names": "sdm+mlm", "mlm_loss_weight": 0.25, "id_loss_weight": 0.5}, {"sdm": 1.0, "mlm": 0.25}),
         ({"id_loss_weight": 0.5}, {"sdm": 1.0}),
+        ({"MLM": True, "loss_names": "sdm"}, {"sdm": 1.0}),
     ],
 )
 def test_losses_and_their_weights(flags: dict[str, Any], weights: dict[str, float]) -> None:

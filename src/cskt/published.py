@@ -105,7 +105,8 @@ def from_published(flags: Mapping[str, Any], weights: Mapping[str, float] | None
     if "loss_names" in flags or weights:
         overrides["loss.weights"] = _loss_weights(flags, weights or {})
     if flags.get("MLM"):
-        overrides["mlm.masked_for_all"] = True  # the released loader masks the captions themselves
+        overrides["mlm.masked_for_all"] = True  # the released loader masks the captions themselves ...
+        overrides["mlm.without_loss"] = "mlm" not in overrides.get("loss.weights", {"mlm"})  # ... whatever the losses
     if flags.get("optimizer") is not None:
         overrides["optim.eps"] = 1e-3 if overrides["optim.name"] == "adam" else 1e-8
     if flags.get("img_aug") is False:
@@ -137,7 +138,7 @@ def to_published(config: RunConfig, architecture: ClipArchitecture | None = None
         flat["img_size"] = size
     return flat | {
         "img_aug": values["augment.pad_pixels"] > 0 or values["augment.erase_probability"] > 0,
-        "MLM": "mlm" in weights,
+        "MLM": "mlm" in weights or values["mlm.without_loss"],
         "loss_names": "+".join(weights),
         "id_loss_weight": weights.get("id", 1.0),
         "mlm_loss_weight": weights.get("mlm", 1.0),

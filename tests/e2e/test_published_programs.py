@@ -121,8 +121,6 @@ def test_mlm_with_prompts_says_that_the_released_program_cannot_run_it(
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warning.startswith("the released CSKT program cannot run the loss mlm with prompts") and "\n" not in warning
     assert asked_for[0].loss.weights.keys() == {"sdm", "mlm"}, "this program trains it all the same"
-    refusal = typed(f"python train.py --MLM {flags} --loss_names sdm").refusal()
-    assert "the released CSKT program cannot run the loss mlm with prompts" in refusal
 
 
 @pytest.mark.parametrize("flags", ["--MLM", "--depth 12 --n_ctx 4"])
@@ -196,12 +194,11 @@ IRRA_VALUES: list[tuple[str, dict[str, Any]]] = [
     ("--mlm_loss_weight 2", {"loss.weights": {"sdm": 1.0, "id": 1.0, "mlm": 2.0}}),
     ("--id_loss_weight 0.5", {"loss.weights": {"sdm": 1.0, "id": 0.5, "mlm": 1.0}}),
     ("--loss_names sdm+mlm --mlm_loss_weight 0.1", {"loss.weights": {"sdm": 1.0, "mlm": 0.1}}),
+    ("--loss_names sdm+id", {"loss.weights": {"sdm": 1.0, "id": 1.0}, "mlm.without_loss": True}),
     ("--masked_token_rate 0.5 --masked_token_unchanged_rate 0.5", {}),
     ("--lr 1e-4 --batch_size 128", {"optim.lr": 1e-4, "data.batch_size": 128}),
 ]
 REFUSED = [
-    ("--MLM --loss_names sdm+id", "--MLM: the losses sdm+id ask for no masked words; add mlm to --loss_names, or give"),
-    ("--MLM --depth 12 --n_ctx 4", "the losses sdm ask for no masked words; add mlm to --loss_names"),
     ("--loss_names sdm+mlm+id", "--loss_names sdm+mlm+id: the loss mlm needs masked words; add --MLM"),
     ("--MLM --cmt_depth 0", "--cmt_depth: input should be greater than 0, got 0"),
     ("--test", "use test.py --config_file"),
@@ -250,6 +247,17 @@ def test_flag_does_what_it_says_and_nothing_else(
 def test_flag_beside_mlm_changes_irra(asked_for: list[RunConfig], flags: str, expected: dict[str, Any]) -> None:
     done(f"python train.py --MLM --img_aug {flags}")
     assert asked_for == [load_config("irra", expected)]
+
+
+def test_mlm_without_its_loss_masks_the_captions_of_cskt(
+    asked_for: list[RunConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "cskt"):
+        done("python train.py --MLM --img_aug --depth 12 --n_ctx 4 --loss_names sdm")
+    assert asked_for == [load_config("cskt-reference", {"mlm.masked_for_all": True, "mlm.without_loss": True})]
+    (told,) = [message for message in caplog.messages if message.startswith("--MLM without the loss mlm")]
+    assert "masked captions for sdm, as in the released programs" in told
+    assert "the released CSKT program cannot run the loss mlm with prompts" in told
 
 
 @pytest.mark.parametrize(("flags", "reason"), REFUSED, ids=lambda value: value)

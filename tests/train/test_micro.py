@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cskt.data.masking import MaskedCaptions
+from cskt.data.masking import MASK_ID, MaskedCaptions
 from cskt.train.engine import train
 from cskt.train.objective import Views
 from cskt.train.run_folder import read_events
 from cskt.train.setup import Session, prepare
-from cskt.train.step import add_gradients
+from cskt.train.step import add_gradients, views_of
 from cskt.types import Batch
 from tiny_run import Configure
 
@@ -42,6 +42,7 @@ def gradients_of(
         {"loss.weights": {"sdm": 1.0}},
         {"loss.weights": {"sdm": 1.0, "itc": 0.5, "id": 1.0, "tal": 0.1}},
         {"loss.weights": {"sdm": 1.0, "mlm": 1.0}, "mlm.masked_for_all": True},
+        {"loss.weights": {"sdm": 1.0}, "mlm.without_loss": True},
         {"loss.weights": {"sdm": 1.0, "id": 1.0, "mlm": 1.0}, "trainable": "all"},
         {"loss.weights": {"sdm": 1.0}, "data.captions_per_image": 2, "loop.checkpoint_activations": True},
         {"prompts.directions": "none", "adapters.sides": "text"},  # nothing of the vision tower trains
@@ -60,6 +61,15 @@ def test_gradients_are_those_of_the_whole_batch(
     for name, gradient in whole.items():
         assert gradient.norm() > 0, name
         assert (pieces[name] - gradient).norm() < 1e-5 * gradient.norm() + 1e-7 * largest, name
+
+
+def test_captions_are_masked_without_the_loss_mlm(configure: Configure) -> None:
+    session = prepare(configure(BATCH | {"mlm.without_loss": True}))
+    batch = next(iter(session.loader.epoch(0)))
+    views = views_of(session, batch, torch.Generator().manual_seed(3))
+    assert views.masked is None, "there is no loss to guess the words"
+    assert views.caption_ids.shape == batch.caption_ids.shape
+    assert bool((views.caption_ids == MASK_ID).any()) and not bool((batch.caption_ids == MASK_ID).any())
 
 
 def test_summing_the_losses_of_pieces_would_be_another_loss(configure: Configure) -> None:

@@ -84,8 +84,9 @@ MLM_WITH_PROMPTS = (
     " function that does not exist"
 )
 MLM_HELP = """\
-masked language modelling: the loss mlm, with the masked captions feeding every loss; without --depth and --n_ctx, which
-only CSKT has, the flags are laid over irra; with them the released program fails, while this one trains"""
+masked captions feed every loss, and the loss mlm is learned where --loss_names has it; without --depth and --n_ctx,
+which only CSKT has, the flags are laid over irra; with them the released program cannot run the loss mlm, while this
+one trains"""
 TEST_REFUSED = "train.py trains; use test.py --config_file RUN/configs.yaml"
 
 
@@ -119,8 +120,14 @@ def _train(argv: Sequence[str]) -> int:
         config = load_config(name, _overrides(flags, recipe))
         if Path(config.backbone.name).expanduser().is_file():  # published names are known by their digests
             config = replace(config, backbone=assume_openai(config.backbone))
-        _check_mlm(flags.MLM, recipe, config, name)
-        if flags.MLM and config.prompts.directions != "none":
+        _check_mlm(flags.MLM, recipe, config)
+        with_prompts = flags.MLM and config.prompts.directions != "none"
+        if config.mlm.without_loss:
+            logger.info(
+                "--MLM without the loss mlm: masked captions for %s, as in the released programs%s",
+                "+".join(config.loss.weights), f"; {MLM_WITH_PROMPTS}" if with_prompts else "",
+            )  # fmt: skip
+        elif with_prompts:
             logger.warning("%s; this one trains it, but there is no published result to compare with", MLM_WITH_PROMPTS)
         logger.info("recipe: %s (%s)", name, reason)
         if flags.resume:
@@ -140,16 +147,10 @@ def _recipe(flags: argparse.Namespace) -> tuple[str, str]:
     return name, "for --MLM with --depth or --n_ctx" if flags.MLM else "for neither --recipe nor --MLM is given"
 
 
-def _check_mlm(masking: bool, recipe: RunConfig, config: RunConfig, recipe_name: str) -> None:
-    """Raise ValueError where masked words and the loss that asks for them do not come together."""
-    names = "+".join(config.loss.weights)
-    if masking and "mlm" not in config.loss.weights:
-        note = f" ({MLM_WITH_PROMPTS})" if config.prompts.directions != "none" else ""
-        raise ValueError(
-            f"--MLM: the losses {names} ask for no masked words; add mlm to --loss_names, or give --recipe"
-            f" {recipe_name} in place of --MLM{note}"
-        )
+def _check_mlm(masking: bool, recipe: RunConfig, config: RunConfig) -> None:
+    """Raise ValueError where the flags ask for the loss mlm and not for the masked words that it needs."""
     if not masking and "mlm" in config.loss.weights.keys() - recipe.loss.weights.keys():
+        names = "+".join(config.loss.weights)
         raise ValueError(f"--loss_names {names}: the loss mlm needs masked words; add --MLM")
 
 

@@ -164,6 +164,8 @@ class MlmConfig:
     """Chance of a word token to be asked for: 80 % of those become the mask token, 10 % a random one, 10 % stay."""
     masked_for_all: bool = False
     """The other losses see the masked captions too, as in the released code; otherwise captions are encoded twice."""
+    without_loss: bool = False
+    """Captions are masked for the other losses where the loss mlm is not among them, as the released --MLM does."""
 
 
 @dataclass(config=STRICT, frozen=True)

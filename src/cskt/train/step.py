@@ -87,6 +87,8 @@ def views_of(session: Session, batch: Batch, generator: torch.Generator) -> View
         # The interaction encoder has no mask: in the released code, too, it sees the padding of the whole context.
         whole = F.pad(caption_ids, (0, context_length - caption_ids.shape[1]))
         masked = MaskedCaptions(*(part[own] for part in mask_tokens(whole, config.mlm.mask_probability, generator)))
+    elif config.mlm.without_loss:
+        caption_ids = mask_tokens(caption_ids, config.mlm.mask_probability, generator).ids
     return Views(images, caption_ids[own], masked)
 
 
