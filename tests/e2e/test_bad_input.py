@@ -92,26 +92,26 @@ DATA: dict[str, tuple[Change, tuple[str, ...]]] = {
         records(lambda content: [record.update(split="train") for record in content]),
         ("no split 'test'; it has train",),
     ),
-    "image missing": (last_image(Path.unlink), ("_1.jpg: no such image; ", "take its record out")),
+    "image missing": (last_image(Path.unlink), ("_1.jpg: no such image; ", "leave it out")),
     "image truncated": (
         last_image(lambda image: image.write_bytes(image.read_bytes()[:-100])),
-        ("_1.jpg: not a sound image: Premature end", "take its record out"),
+        ("_1.jpg: damaged image: Premature end", "leave it out"),
     ),
     "image of zero bytes": (
         last_image(lambda image: image.write_bytes(b"")),
-        ("_1.jpg: not a sound image: the file is empty", "take its record out"),
+        ("_1.jpg: damaged image: the file is empty", "leave it out"),
     ),
     "not an image": (
         last_image(lambda image: image.write_text("<html>404</html>")),
-        ("_1.jpg: not an image of a known format (JPEG, PNG,", "take its record out"),
+        ("_1.jpg: not an image of a known format (JPEG, PNG,", "leave it out"),
     ),
     "bomb": (
         last_image(lambda image: image.write_bytes(png_claiming(20_000, 20_000))),
-        ("_1.jpg: not a sound image", "scale it down"),
+        ("_1.jpg: ", "scale it down"),
     ),
     "large JPEG": (
         last_image(lambda image: Image.new("L", (20_000, MAX_PIXELS // 20_000 + 1)).save(image, quality=1)),
-        ("_1.jpg: not a sound image", f"limit of {MAX_PIXELS}", "scale it down"),
+        ("_1.jpg: ", f"limit of {MAX_PIXELS}", "scale it down"),
     ),
 }
 
@@ -133,7 +133,7 @@ def test_image_that_fails_in_training(train_command: str, root: Path, tmp_path: 
     broken = min((tmp_path / "CUHK-PEDES" / "imgs").rglob("*.jpg"))
     broken.write_bytes(b"")
     refusal = typed(f"{train_command} --root {tmp_path} --output {tmp_path / 'run'}").refusal()
-    assert refusal.startswith(f"{broken}: not a sound image: the file is empty")
+    assert refusal.startswith(f"{broken}: damaged image: the file is empty")
 
 
 def test_json_line_that_is_broken(run: Path, own_data: Path, tmp_path: Path) -> None:

@@ -83,4 +83,4 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monke
     monkeypatch.setattr(Path, "read_bytes", deny)
     with pytest.raises(ValueError) as caught:
         decode.decode_image(path)
-    assert str(caught.value) == f"{path}: permission denied; make it readable or take its record out"
+    assert str(caught.value) == f"{path}: permission denied; make it readable or leave it out"

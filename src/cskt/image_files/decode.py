@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cskt.image_files import jpeg
 from cskt.image_files.formats import NEEDS_HEIC, formats, is_heic, reads_heic
-from cskt.image_files.limits import MAX_FILE_BYTES, check_decoder, check_parts, check_size
+from cskt.image_files.limits import MAX_FILE_BYTES, RefusedImageError, check_decoder, check_parts, check_size
 from cskt.image_files.modes import decode_ppm, to_rgb
 from cskt.image_files.orientation import UPRIGHT, jpeg_orientation, may_be_turned, orientation_of, turned
 
@@ -34,7 +34,8 @@ DECODING_ERRORS = (
 )  # fmt: skip
 """What the decoders of Pillow and pillow-heif raise on damaged files; warnings, where Python was told to raise them."""
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-REMEDY = "mend the file or take its record out"
+REMEDY = "replace the file or leave it out"
+"""For files that are damaged or no images."""
 
 
 Source = Path | Image.Image | bytes
@@ -95,27 +96,31 @@ def read_bytes(path: Path) -> bytes:
     with _errors_naming(str(path)):
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):
-            raise ValueError("a folder, pipe or device, not a file")
+            raise RefusedImageError("a folder, pipe or device, not a file; name an image file")
         if state.st_size > MAX_FILE_BYTES:
-            raise ValueError(f"{state.st_size / 1e6:,.0f} MB; a crop has at most {MAX_FILE_BYTES / 1e6:.0f} MB")
+            raise RefusedImageError(
+                f"{state.st_size / 1e6:,.0f} MB; a file has at most {MAX_FILE_BYTES / 1e6:.0f} MB; scale it down"
+            )
         return path.read_bytes()
 
 
 @contextmanager
 def _errors_naming(name: str) -> Iterator[None]:
-    """What reading and decoding raise, as a ValueError that names the image and a remedy."""
+    """Turn every error of reading and decoding into a ValueError that names the image and a remedy."""
     try:
         yield
     except FileNotFoundError:
-        raise ValueError(f"{name}: no such image; put it there or take its record out") from None
+        raise ValueError(f"{name}: no such image; put it there or leave it out") from None
     except PermissionError:
-        raise ValueError(f"{name}: permission denied; make it readable or take its record out") from None
+        raise ValueError(f"{name}: permission denied; make it readable or leave it out") from None
+    except RefusedImageError as error:
+        raise RefusedImageError(f"{name}: {error}") from None
     except UnidentifiedImageError:
         raise ValueError(f"{name}: not an image of a known format ({', '.join(formats())}); {REMEDY}") from None
     except BOMBS as error:
-        raise ValueError(f"{name}: not a sound image: {error}; scale it down") from None
+        raise RefusedImageError(f"{name}: {error}; scale it down") from None
     except DECODING_ERRORS as error:
-        raise ValueError(f"{name}: not a sound image: {' '.join(str(error).split())}; {REMEDY}") from None
+        raise ValueError(f"{name}: damaged image: {' '.join(str(error).split())}; {REMEDY}") from None
 
 
 def _decode_opened(image: Image.Image, apply_orientation: bool) -> NDArray[np.uint8]:
@@ -166,7 +171,7 @@ def open_image(data: bytes) -> Image.Image:
     """
     check_parts(data)
     if is_heic(data) and not reads_heic():
-        raise ValueError(NEEDS_HEIC)
+        raise RefusedImageError(NEEDS_HEIC)
     image = Image.open(io.BytesIO(data), formats=formats())
     check_size(image.height, image.width)
     check_decoder(image, len(data))

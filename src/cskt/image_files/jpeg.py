@@ -18,7 +18,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from cskt.image_files.limits import MAX_PARTS, check_scans, check_size
+from cskt.image_files.limits import MAX_PARTS, check_scans, check_size, too_many_parts
 
 SIGNATURE = b"\xff\xd8\xff"
 """First bytes of a JPEG file."""
@@ -79,7 +79,7 @@ def segments(data: bytes) -> Iterator[Segment]:
             raise ValueError(CUT_SHORT)
         yield Segment(marker, content, data[position : end.start()].rstrip(b"\xff"))
         position = end.start()
-    raise ValueError(f"more than {MAX_PARTS:,} JPEG segments would take too long to read")
+    raise too_many_parts("JPEG segments")
 
 
 def read_size(data: bytes) -> tuple[int, int]:

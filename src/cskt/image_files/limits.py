@@ -41,6 +41,13 @@ _PART_TAGS = (273, 279, 324, 325)
 """TIFF tags with one value for every strip or tile: offsets and byte counts."""
 
 
+class RefusedImageError(ValueError):
+    """An intact image that is not read: too large, too slow to decode, or without a defined 8-bit picture.
+
+    The message ends with the remedy.
+    """
+
+
 def check_size(height: int, width: int) -> None:
     """Check the size of an image before it is decoded.
 
@@ -48,31 +55,37 @@ def check_size(height: int, width: int) -> None:
         height, width: in pixels, as the header says.
 
     Raises:
-        ValueError: too many pixels, too long a side, or too narrow an image; states the limit.
+        RefusedImageError: too many pixels, too long a side, or too narrow an image; states the limit.
     """
     if height * width > MAX_PIXELS:
-        raise Image.DecompressionBombError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}")
+        raise RefusedImageError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}; scale it down")
     if max(height, width) > MAX_SIDE_PIXELS:
-        raise Image.DecompressionBombError(f"{width} x {height} pixels; a side has at most {MAX_SIDE_PIXELS:,} pixels")
+        raise RefusedImageError(
+            f"{width} x {height} pixels; a side has at most {MAX_SIDE_PIXELS:,} pixels; scale it down"
+        )
     if max(height, width) > MAX_ASPECT_RATIO * max(1, min(height, width)):
-        raise ValueError(f"{width} x {height} pixels; the long side is at most {MAX_ASPECT_RATIO} times the short side")
+        raise RefusedImageError(
+            f"{width} x {height} pixels; the long side is at most {MAX_ASPECT_RATIO} times the short side; cut it"
+        )
 
 
 def check_scans(num_scans: int, height: int, width: int) -> None:
     """Check that a JPEG does not pass over its pixels too often.
 
     Raises:
-        ValueError: it does.
+        RefusedImageError: it does.
     """
     if num_scans * height * width > MAX_SCANNED_PIXELS:
-        raise ValueError(f"{num_scans:,} scans of {width} x {height} pixels would take too long to decode")
+        raise RefusedImageError(
+            f"{num_scans:,} scans of {width} x {height} pixels would take too long to decode; save it as another JPEG"
+        )
 
 
 def check_parts(data: bytes) -> None:
     """Check that a file other than a JPEG can be opened at little cost; `cskt.image_files.jpeg` reads JPEG files.
 
     Raises:
-        ValueError: it has too many parts, or claims too large a size where opening it would already use memory.
+        RefusedImageError: it has too many parts, or claims too large a size where opening it would already use memory.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         _check_png(data)
@@ -83,7 +96,7 @@ def check_parts(data: bytes) -> None:
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         _check_webp(data)
     elif _OTHER_PPM.match(data):
-        raise ValueError(
+        raise RefusedImageError(
             f"a plain-text or unusual PPM ({data[:2].decode()}), which is not read; save it as binary PPM (P4, P5, P6)"
         )
     elif data[:2] in (b"P4", b"P5", b"P6"):
@@ -94,15 +107,16 @@ def check_decoder(image: Image.Image, num_bytes: int) -> None:
     """Check that an opened image is not too large for its decoder.
 
     Raises:
-        ValueError: Pillow decodes it in Python, and it is larger than `MAX_INTERPRETED_PIXELS` or
+        RefusedImageError: Pillow decodes it in Python, and it is larger than `MAX_INTERPRETED_PIXELS` or
             `MAX_INTERPRETED_BYTES`.
     """
     tiles = getattr(image, "tile", ())
     interpreted = any(tile[0] in Image.DECODERS for tile in tiles)
     if interpreted and (image.width * image.height > MAX_INTERPRETED_PIXELS or num_bytes > MAX_INTERPRETED_BYTES):
-        raise ValueError(
+        raise RefusedImageError(
             f"{image.width} x {image.height} pixels in {num_bytes:,} bytes of a rare compression would take too long to"
-            f" decode; at most {MAX_INTERPRETED_PIXELS:,} pixels and {MAX_INTERPRETED_BYTES:,} bytes"
+            f" decode; at most {MAX_INTERPRETED_PIXELS:,} pixels and {MAX_INTERPRETED_BYTES:,} bytes;"
+            " save it as PNG"
         )
 
 
@@ -129,8 +143,9 @@ def read_ppm_header(data: bytes) -> tuple[int, int, int, int, int]:
     return kind, width, height, int(maximum[1]), maximum.end()
 
 
-def _too_many(parts: str) -> ValueError:
-    return ValueError(f"more than {MAX_PARTS:,} {parts} would take too long to read")
+def too_many_parts(parts: str) -> RefusedImageError:
+    """Return the error for a file with more than `MAX_PARTS` of these parts."""
+    return RefusedImageError(f"more than {MAX_PARTS:,} {parts} would take too long to read; save the image again")
 
 
 def _check_png(data: bytes) -> None:
@@ -139,7 +154,7 @@ def _check_png(data: bytes) -> None:
         if position + 8 > len(data):
             return
         position += 12 + int.from_bytes(data[position : position + 4], "big")
-    raise _too_many("PNG chunks")
+    raise too_many_parts("PNG chunks")
 
 
 def _check_gif(data: bytes) -> None:
@@ -155,7 +170,7 @@ def _check_gif(data: bytes) -> None:
         position += 1
         num_blocks += 1
         if num_blocks > MAX_PARTS:
-            raise _too_many("GIF blocks")
+            raise too_many_parts("GIF blocks")
 
 
 def _check_tiff(data: bytes) -> None:
@@ -173,18 +188,18 @@ def _check_tiff(data: bytes) -> None:
             place = start + struct.calcsize(head) + number * entry_bytes
             tag, kind, count = struct.unpack_from(entry, data, place)
             if tag in _PART_TAGS and count > MAX_PARTS:
-                raise _too_many("strips or tiles of a TIFF")
+                raise too_many_parts("strips or tiles of a TIFF")
             if tag in sides:
                 number_format = f"{order}H" if kind == _TIFF_SHORT else value
                 (sides[tag],) = struct.unpack_from(number_format, data, place + struct.calcsize(entry))
     except struct.error:
         return
     if num_tags > MAX_PARTS:
-        raise _too_many("TIFF tags")
+        raise too_many_parts("TIFF tags")
     width, height = sides[_TILE_WIDTH], sides[_TILE_LENGTH]
     if width * height > MAX_PIXELS:
-        raise Image.DecompressionBombError(
-            f"tiles of {width} x {height} pixels are more than the limit of {MAX_PIXELS}"
+        raise RefusedImageError(
+            f"tiles of {width} x {height} pixels are more than the limit of {MAX_PIXELS}; scale it down"
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cskt.image_files.limits import read_ppm_header
+from cskt.image_files.limits import RefusedImageError, read_ppm_header
 
 DARKEST = 16
 """Largest 8-bit value of a picture that is taken for black: what 12 bits leave of 16."""
@@ -38,14 +38,14 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):
         image = Image.fromarray(_grey(image))
     elif image.mode == "F":
-        raise ValueError(f"its pixels are real numbers of unknown range, not 8 bits per channel; {REMEDY_RANGE}")
+        raise RefusedImageError(f"its pixels are real numbers of unknown range, not 8 bits per channel; {REMEDY_RANGE}")
     elif image.mode == "La":
         image = image.convert("LA")
     elif "transparency" in image.info:  # straight to RGB, Pillow warns about palettes with transparency
         image = image.convert("RGBA")
     pixels = np.array(image.convert("RGB"))
     if is_deep and pixels.max(initial=0) < DARKEST:
-        raise ValueError(f"the values of its 16-bit channels are below 4096 and would be black; {REMEDY_RANGE}")
+        raise RefusedImageError(f"the values of its 16-bit channels are below 4096 and would be black; {REMEDY_RANGE}")
     return pixels
 
 
@@ -80,15 +80,15 @@ def _grey(image: Image.Image) -> NDArray[np.uint8]:
         values = 2**16 - 1 - values  # Pillow inverts such TIFF files of up to 8 bits only
     lowest, highest = int(values.min(initial=0)), int(values.max(initial=0))
     if lowest < 0:
-        raise ValueError(f"its values are negative, down to {lowest}; {REMEDY_RANGE}")
+        raise RefusedImageError(f"its values are negative, down to {lowest}; {REMEDY_RANGE}")
     if highest < 2**8:
         return values.astype(np.uint8)
     # A binary PPM states its largest value, and Pillow scales it to 65535.
     if image.mode == "I" and image.format != "PPM":
-        raise ValueError(f"its values are 32-bit integers of unknown range, up to {highest}; {REMEDY_RANGE}")
+        raise RefusedImageError(f"its values are 32-bit integers of unknown range, up to {highest}; {REMEDY_RANGE}")
     shift = _num_bits(image) - 8
     if highest >> shift < DARKEST:
-        raise ValueError(f"its 16-bit values are at most {highest} and would be nearly black; {REMEDY_RANGE}")
+        raise RefusedImageError(f"its 16-bit values are at most {highest} and would be nearly black; {REMEDY_RANGE}")
     return (values >> shift).astype(np.uint8)
 
 
