@@ -492,6 +492,7 @@ def test_lists_of_similarities_keep_the_precision_of_python() -> None:
         (np.empty((0, 3)), [], [1, 2, 3], "0 queries and 3 gallery images; give at least one of each"),
         ([["a"]], [1], [1], "similarity holds str32 values; give numbers"),
         ([[1j]], [1], [1], "similarity holds complex numbers; give real ones"),
+        (np.ma.masked_less([[1.0, -1.0]], 0), [1], [1, 2], "similarity is a masked array"),
         (torch.ones(1, 1, dtype=torch.complex64), [1], [1], "similarity holds complex numbers"),
         (None, [1], [1], "similarity holds object values; give numbers"),
         ([[1.0]], ["007"], ["007"], "query_ids holds str96 values; give numbers"),

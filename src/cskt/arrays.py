@@ -27,6 +27,8 @@ def tensor_of(values: Numbers, name: str) -> Tensor:
         if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
             tensor = _from_numpy(tensor.cpu().numpy(), name)
     else:
+        if np.ma.is_masked(values):
+            raise ValueError(f"{name} is a masked array, and masked entries have no value; fill or leave them out")
         try:
             array = np.asarray(values)
         except (ValueError, TypeError, RuntimeError) as error:

@@ -149,9 +149,9 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a PPM without pixels": (b"P6 4000 4000 255\n", "damaged image"),
     "a PNG without pixels": (png(4000, 4000, pixels=zeros(10)), "damaged image"),
     "a JPEG that claims more rows": (claiming(JPEG, 40, 1_900), "damaged image"),
-    "a PNG of no width": (png(0, 10, pixels=zeros(10)), "not"),
-    "a JPEG of no height": (claiming(JPEG, 40, 0), "not"),
-    "a BMP of negative width": (claiming(encoded(RGB, "BMP"), -40, 96), "not"),
+    "a PNG of no width": (png(0, 10, pixels=zeros(10)), "image"),
+    "a JPEG of no height": (claiming(JPEG, 40, 0), "image"),
+    "a BMP of negative width": (claiming(encoded(RGB, "BMP"), -40, 96), "Image size"),
     "a JPEG of ten million scans' worth": (jpeg_of_scans(8_000, 8_000, 1_000), "take too long"),
     "a text bomb in a PNG": (
         png(8, 8, pixels=zeros(16), before=chunk(b"zTXt", b"a\0\0" + zeros(50_000_000)) * 3), "damaged image",
@@ -159,13 +159,13 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a profile bomb in a PNG": (
         png(8, 8, pixels=zeros(16), before=chunk(b"iCCP", b"a\0\0" + zeros(50_000_000))), "damaged image",
     ),
-    "a PNG of a wrong checksum": (PNG[:40] + bytes([PNG[40] ^ 1]) + PNG[41:], "not"),
+    "a PNG of a wrong checksum": (PNG[:40] + bytes([PNG[40] ^ 1]) + PNG[41:], "image"),
     "real numbers": (encoded(Image.new("F", (8, 8)), "TIFF"), "real numbers"),
     "a JPEG without its end": (JPEG[:-2], "Premature end"),
     "half a JPEG": (JPEG[: len(JPEG) // 2], "Premature end"),
     "half a PNG": (PNG[: len(PNG) // 2], "truncated"),
     "half a CMYK JPEG": (TAKEN["CMYK JPEG"][: len(TAKEN["CMYK JPEG"]) // 2], "truncated"),
-    "half a WebP": (encoded(RGB, "WEBP")[:200], "not"),
+    "half a WebP": (encoded(RGB, "WEBP")[:200], "image"),
 }  # fmt: skip
 """No pictures; with what the line says."""
 

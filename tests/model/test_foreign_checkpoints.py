@@ -95,7 +95,8 @@ def test_views_parameters_and_half_precision_come_back(tmp_path: Path) -> None:
     whole = torch.arange(24.0).reshape(4, 6)
     tensors = {
         "visual.view": whole.T[1:3], "visual.parameter": torch.nn.Parameter(whole), "visual.bf16": whole.bfloat16(),
-        "visual.half": whole.half(), "visual.empty": torch.zeros(0, 3), "visual.long": whole.long(),
+        "visual.half": whole.half(), "visual.complex": torch.complex(whole, whole),
+        "visual.empty": torch.zeros(0, 3), "visual.long": whole.long(),
     }  # fmt: skip
     for legacy in (False, True):
         content = {"model": tensors, "args": argparse.Namespace()}

@@ -31,8 +31,10 @@ def check_length(text: str) -> None:
 
 
 def check_wording(text: str) -> None:
-    """Raise ValueError if a sentence is empty or contains control characters."""
+    """Raise ValueError if a sentence is empty, is not UTF-8, or contains control characters."""
     if not text.strip():
         raise ValueError("a sentence is empty; say what the person looks like")
-    if any(unicodedata.category(letter) in ("Cc", "Cs") and not letter.isspace() for letter in text):
+    if any(unicodedata.category(letter) == "Cs" for letter in text):  # bytes that Python could not decode
+        raise ValueError(f"a sentence is not UTF-8: {text[:60]!a}; write it in UTF-8")
+    if any(unicodedata.category(letter) == "Cc" and not letter.isspace() for letter in text):
         raise ValueError(f"a sentence holds control characters: {text[:60]!a}; remove them")
