@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -44,7 +45,7 @@ class Outcome(NamedTuple):
         assert len(lines) == 1, self.err
         program, _, reason = lines[0].partition(": ")
         assert program.split()[0] in ("cskt", "train.py", "test.py")
-        assert reason and len(reason) < 700
+        assert reason and len(re.sub(r"/\S+", "/...", reason)) < 500  # paths of this machine aside
         return reason
 
 

@@ -4,7 +4,8 @@
     python ray_program.py index WORDS...
 
 `check` fills galleries in SCRATCH on one cluster, kills workers while it fills the last, and prints what came of each
-as a line of JSON. `index` is `cskt index WORDS`, slowly and in many small commits.
+as a line of JSON. `index` is `cskt index WORDS` in many small commits, up to a batch at which it waits to be killed or
+interrupted.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from cskt.gallery.indexing import IndexReport
 from cskt.gallery.manifest import ModelSource
 from cskt.gallery.ray_cluster import connected
 from cskt.gallery.ray_engine import RayEngine
+
+NUM_BATCHES = 15
+"""Batches that `index` takes before it waits to be killed or interrupted, so that it never ends by itself."""
 
 
 def check(backbone: str, crops: str, many: str, scratch: str, num_kills: str) -> None:
@@ -122,16 +126,18 @@ def workers_of(driver: psutil.Process) -> list[psutil.Process]:
 
 
 def index(*words: str) -> None:
-    """The command, slow enough to be struck half-way."""
+    """The command; it commits often, and waits for a signal after `NUM_BATCHES`."""
     indexing.COMMIT_SECONDS = 0.05
     work = RayEngine.work
 
-    def slowly(engine: RayEngine, pending: Iterable[Pending]) -> Iterator[Worked]:
-        for worked in work(engine, pending):
+    def up_to_there(engine: RayEngine, pending: Iterable[Pending]) -> Iterator[Worked]:
+        for number, worked in enumerate(work(engine, pending)):
+            while number >= NUM_BATCHES:
+                time.sleep(0.05)
             time.sleep(0.1)
             yield worked
 
-    RayEngine.work = slowly
+    RayEngine.work = up_to_there
     from cskt.app.cli import main
 
     sys.exit(main(["index", *words]))

@@ -71,7 +71,7 @@ def test_killed_at_any_moment(tmp_path: Path, dolls: Path, encoder: Encoder, tin
         store = f"milvus:{tmp_path}/crops.db"
     Gallery.create(folder, encoder, str(tiny_backbone), store=store).close()
     with Gallery.open(folder, encoder=encoder) as gallery:
-        gallery._contents.settle_images(crops)
+        gallery._contents.remember_source(gallery._contents.source(crops))
     reached, most, num_killed = 0, 0, 0
     for _ in range(4 * num_tries):
         if num_killed == num_tries:

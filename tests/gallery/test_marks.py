@@ -155,14 +155,13 @@ def test_people_are_the_connected_parts_whatever_the_order() -> None:
 
 
 def test_training_reads_the_export(tmp_path: Path, tiny_backbone: Path, one_thread: None) -> None:
-    marks = [Mark(text, f"cam{n}/{person}.png", True) for person, text in enumerate((RED, HAT)) for n in range(2)]
-    marks.append(Mark(BAG, "cam0/0.png", True))
-    for mark in marks:
-        path = tmp_path / mark.image_id
-        path.parent.mkdir(exist_ok=True)
-        Image.new("RGB", (16, 32), (10 * len(mark.text), 0, 0)).save(path)
-    for split in ("train", "val"):
-        (tmp_path / f"{split}.jsonl").write_text(marks_jsonl(marks, pid_start=3), encoding="utf-8")
+    for split, pid_start in (("train", 3), ("val", 5)):
+        marks = [Mark(text, f"{split}/{n}{person}.png", True) for person, text in enumerate((RED, HAT)) for n in "ab"]
+        marks.append(Mark(BAG, f"{split}/a0.png", True))
+        (tmp_path / split).mkdir()
+        for mark in marks:
+            Image.new("RGB", (16, 32), (10 * len(mark.text), 0, 0)).save(tmp_path / mark.image_id)
+        (tmp_path / f"{split}.jsonl").write_text(marks_jsonl(marks, pid_start=pid_start), encoding="utf-8")
     read = read_dataset("jsonl", tmp_path)["train"]
     assert read.counts == (2, 4, 5)
     assert {record.pid for record in read.records} == {3, 4}

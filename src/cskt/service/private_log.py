@@ -14,6 +14,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 OWN = "cskt"
 """The package whose messages are written as they are."""
@@ -46,32 +47,31 @@ def log_failure(logger: logging.Logger, message: str, error: BaseException) -> N
     logger.handle(record)
 
 
-class PrivateFilter(logging.Filter):
-    """Replaces messages of other packages by their place, and tracebacks by `trace_of`."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Change a record before a handler formats it; none is dropped."""
-        is_own = record.name.partition(".")[0] == OWN
-        if not is_own:
-            place = f"{record.module}:{record.lineno}"
-            record.msg, record.args = f"{record.name}: {record.levelname.lower()} in {place}", ()
-        if record.exc_info and record.exc_info[1] is not None:
-            record.exc_text = trace_of(record.exc_info[1])
-        elif not is_own:
-            record.exc_text = None
-        record.exc_info = None
-        return True
+def make_private(record: logging.LogRecord) -> None:
+    """Replace the message of another package by its place in the code, and a traceback by `trace_of`."""
+    is_own = record.name.partition(".")[0] == OWN
+    if not is_own:
+        place = f"{record.module}:{record.lineno}"
+        record.msg, record.args = f"{record.name}: {record.levelname.lower()} in {place}", ()
+    if record.exc_info and record.exc_info[1] is not None:
+        record.exc_text = trace_of(record.exc_info[1])
+    record.exc_info = None
 
 
 @contextmanager
 def private_logging() -> Iterator[None]:
-    """Keep clients' words out of what this process logs to the handlers of the root logger, and out of stderr.
+    """Keep clients' words out of everything that this process logs, and out of stderr.
 
-    Warnings of the module `warnings`, and errors of threads that nobody waits for, are logged by the same rule.
+    Records are changed as they are made, because packages such as pymilvus have handlers of their own. Warnings of the
+    module `warnings`, and errors of threads that nobody waits for, are logged by the same rule.
     """
-    private = PrivateFilter()
-    handlers = [*logging.getLogger().handlers, *([logging.lastResort] if logging.lastResort else [])]
+    made = logging.getLogRecordFactory()
     hooks = threading.excepthook, sys.unraisablehook
+
+    def private_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = made(*args, **kwargs)
+        make_private(record)
+        return record
 
     def thread_failed(failure: threading.ExceptHookArgs) -> None:
         if failure.exc_value is not None:
@@ -81,8 +81,7 @@ def private_logging() -> Iterator[None]:
         if failure.exc_value is not None:
             log_failure(log, "an error could not be raised", failure.exc_value)
 
-    for handler in handlers:
-        handler.addFilter(private)
+    logging.setLogRecordFactory(private_record)
     logging.captureWarnings(capture=True)
     threading.excepthook, sys.unraisablehook = thread_failed, ignored
     try:
@@ -90,8 +89,7 @@ def private_logging() -> Iterator[None]:
     finally:
         threading.excepthook, sys.unraisablehook = hooks
         logging.captureWarnings(capture=False)
-        for handler in handlers:
-            handler.removeFilter(private)
+        logging.setLogRecordFactory(made)
 
 
 def _name_of(error: BaseException) -> str:
