@@ -69,3 +69,12 @@ def test_control_characters(text: str) -> None:
 def test_a_sentence_that_never_ends() -> None:
     with pytest.raises(ValueError, match="a sentence of 10,000,000 characters; give at most 2,000"):
         Query("a" * 10_000_000)
+
+
+@pytest.mark.parametrize("weight", [5e-324, 1e-30, 1.0, 100.0])
+def test_only_the_ratio_of_weights_counts(encoder: Encoder, weight: float) -> None:
+    alone = encode_queries(encoder, [Query("a man")], no_crop)
+    assert torch.allclose(encode_queries(encoder, [Query("a man", text_weight=weight)], no_crop), alone, atol=1e-6)
+    both = Query("a man", exclude=("with a hat",), text_weight=weight, exclude_weight=weight)
+    equal = Query("a man", exclude=("with a hat",), text_weight=1.0, exclude_weight=1.0)
+    assert torch.allclose(*(encode_queries(encoder, [query], no_crop) for query in (both, equal)), atol=1e-6)

@@ -100,18 +100,22 @@ def encode_queries(encoder: Encoder, queries: Sequence[Query], vector_of: Callab
     pixel_parts: list[_Part] = []
     vectors = torch.zeros(len(queries), encoder.model.architecture.embed_dim)
     for row, query in enumerate(queries):
-        for text, weight in [(query.text, query.text_weight), *((no, -query.exclude_weight) for no in query.exclude)]:
+        largest = _largest_weight(query)
+        text_weight, image_weight, exclude_weight = (
+            weight / largest for weight in (query.text_weight, query.image_weight, query.exclude_weight)
+        )
+        for text, weight in [(query.text, text_weight), *((no, -exclude_weight) for no in query.exclude)]:
             if text is not None:
                 sentences.append(text)
                 sentence_parts.append(_Part(row, weight))
         if isinstance(query.image, torch.Tensor):
             pixels.append(query.image)
-            pixel_parts.append(_Part(row, query.image_weight))
+            pixel_parts.append(_Part(row, image_weight))
         elif query.image is not None:
             images.append(query.image)
-            image_parts.append(_Part(row, query.image_weight))
+            image_parts.append(_Part(row, image_weight))
         if query.like is not None:
-            vectors[row] += query.image_weight * vector_of(query.like)
+            vectors[row] += image_weight * vector_of(query.like)
     for features, parts in (
         (encoder.encode_text(sentences), sentence_parts) if sentences else (None, []),
         (encoder.encode_image(images, apply_orientation=True), image_parts) if images else (None, []),
@@ -123,3 +127,18 @@ def encode_queries(encoder: Encoder, queries: Sequence[Query], vector_of: Callab
     if (vectors.norm(dim=1) < SHORTEST_SUM).any():
         raise ValueError("what is looked for and what is excluded cancel each other out; say something else")
     return F.normalize(vectors, dim=-1)
+
+
+def _largest_weight(query: Query) -> float:
+    """Return the largest weight of the parts that a query has; divided by it, no sum is too small for float32."""
+    used = [
+        weight
+        for part, weight in (
+            (query.text, query.text_weight),
+            (query.image, query.image_weight),
+            (query.like, query.image_weight),
+            (query.exclude or None, query.exclude_weight),
+        )
+        if part is not None
+    ]
+    return max(used, default=0.0) or 1.0
