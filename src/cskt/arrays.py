@@ -63,7 +63,7 @@ def _from_numpy(array: np.ndarray[Any, Any], name: str) -> Tensor:
 
 
 def is_plain_list(values: Numbers) -> bool:
-    """Whether the numbers are Python's own, in a list or tuple, nested or not."""
+    """Return whether the numbers are Python's own, in a list or tuple, nested or not."""
     if not isinstance(values, list | tuple):
         return False
     leaf: object = values

@@ -163,7 +163,7 @@ class Result:
 @with_config(JSON)
 @dataclass(frozen=True)
 class _File:
-    """What a result file holds beside its version."""
+    """Contents of a result file, without its version."""
 
     dataset: str
     split: str

@@ -78,7 +78,7 @@ def write_run_report(
 
 
 def warning_sections(warnings: Mapping[str, Sequence[str]]) -> list[Section]:
-    """What runs said against themselves.
+    """Return a section with the doubts that runs recorded about themselves.
 
     Args:
         warnings: label of a run -> its lines.

@@ -1,4 +1,4 @@
-"""What a comparison says of runs beside their rankings: settings that differ, and their own zero-shot figures."""
+"""Facts that a comparison shows beside rankings: settings that differ, and their own zero-shot figures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Difference:
     """One setting in which the compared runs differ."""
 
     key: str
-    """Of the config: `optim.lr`."""
+    """Key of the config: `optim.lr`."""
     values: Mapping[str, list[Any]]
     """Label of a method -> its values as plain data: one, or several where its seeds differ."""
 
@@ -96,7 +96,7 @@ def zero_shot_r1(folders: Sequence[Path], results: Sequence[Result]) -> float | 
 
 
 def warnings_of(events: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a run said against itself, at its start and at its end; see `cskt.train.doubts`."""
+    """Doubts that a run recorded about itself at its start and end; see `cskt.train.doubts`."""
     return [str(line) for event in events if event["event"] in ("start", "end") for line in event.get("warnings") or []]
 
 

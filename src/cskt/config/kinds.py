@@ -38,6 +38,6 @@ Activation: TypeAlias = Literal["quick_gelu", "gelu"]
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 """Filter that resizes images, antialiased."""
 WeightsChoice: TypeAlias = Literal["model", "ema"]
-"""Which weights of a checkpoint: those of the model, or their moving average."""
+"""Choice of weights in a checkpoint: those of the model, or their moving average."""
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)

@@ -141,7 +141,7 @@ def _check_split(
 
 @dataclass
 class _Images:
-    """What is wrong with the images of a split, or unusual."""
+    """Findings on the images of a split: errors, and what is unusual."""
 
     missing: list[Path] = field(default_factory=list)
     damaged: list[tuple[Path, str]] = field(default_factory=list)

@@ -137,7 +137,7 @@ def released_identity_batches(
 
 
 def _positions_by_id(ids: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Where each of the ids 0, 1, ... stands, in order."""
+    """Return the positions of each of the ids 0, 1, ..., in order."""
     return np.split(np.argsort(ids, kind="stable"), np.cumsum(np.bincount(ids))[:-1])
 
 

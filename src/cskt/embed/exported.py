@@ -81,7 +81,7 @@ class ExportedFacts:
     interpolation: Interpolation = "bilinear"
     """Filter that resizes images to the size of the architecture."""
     apply_orientation: bool = False
-    """Whether image files are turned as their EXIF orientation says, see `Encoder`."""
+    """True if image files are turned as their EXIF orientation says, see `Encoder`."""
 
 
 def is_exported(folder: Path) -> bool:

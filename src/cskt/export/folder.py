@@ -59,7 +59,7 @@ def check_possible(form: Form, target: Path, *, int8: bool) -> None:
 
 
 def _others(folder: Path) -> list[Path]:
-    """What a folder holds that no export wrote, which a new one leaves alone."""
+    """Return the files of a folder that no export wrote; a new export leaves them alone."""
     entries = sorted(folder.iterdir())
     if not is_exported(folder):
         return entries

@@ -361,7 +361,7 @@ def undo_creation(folder: Path, manifest: Manifest) -> None:
 
 
 def vectors_folder(folder: Path, manifest: Manifest) -> Path:
-    """Where the vectors of a model are within a gallery; those of another model are beside them.
+    """Return the folder of a model's vectors within a gallery; those of another model are beside it.
 
     Raises:
         ValueError: a link is in the way.

@@ -25,7 +25,7 @@ THUMBNAIL_SIZE = (160, 256)
 THUMBNAIL_QUALITY = 82
 LONGEST_ID = 512
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
-"""What nearly all names are like; the full check takes ten times as long."""
+"""Pattern of nearly all names; the full check takes ten times as long."""
 TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that turn the direction of writing, and so make one name look like another."""
 
@@ -37,7 +37,7 @@ class ReadImage:
     pixels: Tensor
     """[3, H, W] uint8 as the model takes them."""
     width: int
-    """Of the original as it is to be seen, in pixels."""
+    """Width of the original as it is displayed, in pixels."""
     height: int
     num_bytes: int
     sha256: str

@@ -24,7 +24,7 @@ MAX_LENGTH = 512
 class _Pattern:
     parts: tuple[str, ...]
     is_anchored: bool
-    """Whether it matches the whole path, and not the last name of it alone."""
+    """True if it matches the whole path, and not its last name alone."""
     is_folder: bool
 
     def matches(self, path: Sequence[str], *, is_folder: bool) -> bool:

@@ -53,7 +53,7 @@ class IndexReport:
     passed_over: dict[str, int] = field(default_factory=dict)
     """Kind of files that are not indexed (a suffix, `hidden`, `links`, `ignored`, ...) -> how many."""
     model_moved: bool = False
-    """Whether the manifest names another path of the same model now."""
+    """True if the manifest names another path of the same model now."""
     seconds: float = 0.0
 
 

@@ -41,7 +41,7 @@ class Version:
     """One version of the table, pinned: what is read through it never changes."""
 
     folder: Path
-    """Of the table, for errors."""
+    """Folder of the table, for errors."""
     number: int
     table: Any
     count: int

@@ -35,9 +35,9 @@ FORMAT_VERSION = 2
 """2 added relative paths, `home`, `image_list`, `ignore` and `shards`; files of format 1 are read."""
 REMEDY = "no manifest of a gallery, or a damaged one: restore it, or index into a new folder"
 LARGEST_WIDTH = 65_536
-"""Of a vector."""
+"""Largest width of a vector."""
 LARGEST_SIDE = 100_000
-"""Of an image, in pixels."""
+"""Largest side of an image, in pixels."""
 
 
 def _check_path(text: str) -> str:
@@ -90,9 +90,9 @@ class ModelSource:
     precision: ShortText | None = None
     """Arithmetic of the towers; `auto` (see `cskt.load`) if empty."""
     weights: WeightsChoice | None = None
-    """Which weights of a checkpoint that also holds their moving average; those of the model if empty."""
+    """Choice of weights in a checkpoint that also holds their moving average; those of the model if empty."""
     settings: dict[str, Any] | None = None
-    """Of plain CLIP weights, what their file does not state; see `cskt.load`."""
+    """Settings that the file of plain CLIP weights does not state; see `cskt.load`."""
 
     def load(
         self,
@@ -168,7 +168,7 @@ class Manifest:
     home: PathText | None = None
     """Folder of the gallery when its paths were written; see `places`."""
     upright: bool = False
-    """Whether every crop is encoded as its EXIF orientation says; galleries of older versions are so once they have
+    """True if every crop is encoded as its EXIF orientation says; galleries of older versions are so once they have
     been indexed again, see `cskt.gallery.upright`."""
     created: ShortText = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 

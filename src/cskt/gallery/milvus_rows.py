@@ -69,7 +69,7 @@ def to_no_values(facts: CropFacts) -> dict[str, None]:
 
 
 def to_facts(row: Mapping[str, Any], columns: Mapping[str, Kind], url: str) -> CropFacts:
-    """What a row says beside its pixels and its vector.
+    """Return the facts of a row, without its pixels and its vector.
 
     Args:
         url: of the collection, for the error.
@@ -86,7 +86,7 @@ def to_facts(row: Mapping[str, Any], columns: Mapping[str, Kind], url: str) -> C
 
 
 def _fits(value: Value, kind: Kind) -> bool:
-    """Whether a value is of a kind; unlike a table, a collection keeps any JSON value in a column."""
+    """Return whether a value is of a kind; unlike a table, a collection keeps any JSON value in a column."""
     if kind == "boolean" or isinstance(value, bool):
         return kind == "boolean" and isinstance(value, bool)
     return isinstance(value, int | float) if kind == "number" else isinstance(value, str)

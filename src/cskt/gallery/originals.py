@@ -18,7 +18,7 @@ UNSETTLED = "originals.unsettled"
 
 
 def original_path(gallery: Path, sha256: str) -> Path:
-    """Where a gallery keeps a file that was handed over; named by its content, so no name from outside is a path.
+    """Return the path of a file that was added to a gallery; named by its content, so no name from outside is a path.
 
     Raises:
         ValueError: the digest is none, or a link is in the way.

@@ -1,4 +1,4 @@
-"""Where a gallery's model and files are, now that it or they may have moved.
+"""Places of a gallery's model and files, after it or they may have moved.
 
 On disk, `gallery.json` names what lies below the folder that holds the gallery relative to the gallery (`../crops`), so
 that they move together, and everything else by its absolute path. In memory all paths are absolute. `home` is where the

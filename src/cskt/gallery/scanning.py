@@ -17,7 +17,7 @@ from cskt.gallery.files import SUFFIXES
 from cskt.gallery.ignoring import IgnorePatterns
 
 LIST_SUFFIXES = (".txt", ".lst")
-"""Of a list: UTF-8, one path a line."""
+"""Suffixes of a list: UTF-8, one path a line."""
 READ_WITH = {
     ".heic": "pip install 'cskt[heic]'", ".heif": "pip install 'cskt[heic]'", ".avif": "pip install -U pillow",
 }  # fmt: skip
@@ -32,7 +32,7 @@ LONGEST_SUFFIX = 12
 
 @dataclass(frozen=True)
 class ImageSource:
-    """What a gallery is filled from."""
+    """Source that a gallery is filled from."""
 
     folder: Path
     """The crops' names are paths within it."""
@@ -65,7 +65,7 @@ class ImageSource:
 
 @dataclass
 class Scan:
-    """What a source contains."""
+    """Contents of a source."""
 
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Name -> (bytes, nanoseconds since 1970 at which it was last changed)."""

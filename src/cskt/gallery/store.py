@@ -67,7 +67,7 @@ class CropFacts:
     image_id: str
     """Name within the gallery, with `/` between folders; for a crop that lies in the indexed folder, its path there."""
     width: int
-    """Of the original as it is to be seen, in pixels."""
+    """Width of the original as it is displayed, in pixels."""
     height: int
     num_bytes: int
     """Of the original file."""

@@ -1,4 +1,4 @@
-"""What a store says of a crop, checked when it is read: a gallery, and the rows in it, may come from somebody else.
+"""Rows of a store, checked when they are read: a gallery, and the rows in it, may come from somebody else.
 
 Names of crops and digests become paths, numbers become answers. So what comes out of a store obeys the same rules as
 what goes in, and a row that does not is an error that names it.
@@ -19,7 +19,7 @@ from cskt.gallery.store import CropFacts, FileState, StoreError, check_sha256
 from cskt.json_files import SHORT
 
 LARGEST_ENTRY = 1e6
-"""Of a vector, whose length is 1; products of larger ones could be infinite."""
+"""Largest number in a vector, whose length is 1; products of larger ones could be infinite."""
 JPEG_START = b"\xff\xd8\xff"
 LARGEST_THUMBNAIL = 1_000_000
 """Bytes; those that this program makes have some 10,000."""

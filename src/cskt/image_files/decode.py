@@ -32,14 +32,14 @@ DECODING_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, zlib.error, IndexError, OverflowError,
     UserWarning,
 )  # fmt: skip
-"""What the decoders of Pillow and pillow-heif raise on damaged files; warnings, where Python was told to raise them."""
+"""Errors of the decoders of Pillow and pillow-heif on damaged files; warnings, where Python was told to raise them."""
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 REMEDY = "replace the file or leave it out"
 """For files that are damaged or no images."""
 
 
 Source = Path | Image.Image | bytes
-"""Where an image comes from: a file, an image that Pillow has opened, or the bytes of a file."""
+"""Source of an image: a file, an image that Pillow has opened, or the bytes of a file."""
 
 
 def decode_image(source: Source, name: str = "", *, apply_orientation: bool = False) -> NDArray[np.uint8]:

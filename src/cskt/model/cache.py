@@ -88,7 +88,7 @@ def published_sha256(name: str) -> str | None:
 
 
 def is_openais(sha256: str) -> bool:
-    """Whether a digest is that of a weight file which OpenAI published."""
+    """Return whether a digest is that of a weight file which OpenAI published."""
     return sha256 in {published_sha256(name) for name in PUBLISHED}
 
 

@@ -42,7 +42,7 @@ OPEN: ConfigDict = {**JSON, "extra": "ignore"}
 @with_config(OPEN)
 @dataclass(frozen=True)
 class _AnyContent:
-    """What the metadata of every file holds."""
+    """Metadata that every file holds."""
 
     kind: str
 
@@ -328,7 +328,7 @@ def read_safetensors(path: Path, *, only_metadata: bool = False) -> tuple[dict[s
 
 
 def _is_cut_short(path: Path) -> bool:
-    """Whether a safetensors file has fewer bytes than its header says."""
+    """Return whether a safetensors file has fewer bytes than its header says."""
     try:
         num_bytes = path.stat().st_size
         with path.open("rb") as stream:

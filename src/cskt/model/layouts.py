@@ -48,7 +48,7 @@ HUGGING_FACE = Layout(hugging_face_names, frozenset({"vision.proj", "text.proj"}
 
 
 class Recognised(NamedTuple):
-    """What a weight file is."""
+    """Layout, architecture and preprocessing of a weight file."""
 
     layout: Layout
     architecture: ClipArchitecture

@@ -1,4 +1,4 @@
-"""What open_clip_config.json and Hugging Face's config.json state about the model beside them.
+"""Statements of open_clip_config.json and Hugging Face's config.json about the model beside them.
 
 Sizes are in the tensors; head counts and the activation are not. Settings that would change the function, and that
 this architecture does not have, are refused; settings without effect at inference are not looked at.
@@ -45,7 +45,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "layer_norm_eps": 1e-5,
     },
 }  # fmt: skip
-"""Of transformers' CLIPTextConfig and CLIPVisionConfig; files leave out what equals them."""
+"""Defaults of transformers' CLIPTextConfig and CLIPVisionConfig; files leave out what equals them."""
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_python": "gelu"}
 """Names of transformers for the activations that are supported."""
 END_TOKENS = (2, 49407)

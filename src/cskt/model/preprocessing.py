@@ -1,4 +1,4 @@
-"""How a backbone's images were normalised and resized, as the JSON files beside its weights state it.
+"""Normalisation and resizing of a backbone's images, as the JSON files beside its weights state them.
 
 open_clip writes `preprocess_cfg` into open_clip_config.json; transformers writes preprocessor_config.json, or since
 version 5 the section `image_processor` of processor_config.json. A file that says nothing means CLIP's normalisation.
@@ -23,7 +23,7 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 PROCESSOR_CONFIGS = ("processor_config.json", "preprocessor_config.json")
 """Files of transformers, in the order in which it looks into them."""
 FOREIGN = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
-"""Of files that other programs write: only the fields that are read here are checked."""
+"""Configuration for files of other programs: only the fields that are read here are checked."""
 REMEDY = "correct the file, or set backbone.image_mean and backbone.image_std"
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Names of Pillow's filters, by number."""
@@ -35,7 +35,7 @@ Stated = float | list[float] | None
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the files beside a backbone state; None where they do not."""
+    """Statements of the files beside a backbone; None where there are none."""
 
     image_mean: Channels | None = None
     image_std: Channels | None = None

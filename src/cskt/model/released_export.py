@@ -45,7 +45,7 @@ NOT_FOR_TRAINING = (
     "name", "output_dir", "device", "init_from", "backbone.", "loop.", "data.root", "data.num_workers", "data.cache",
     "data.eval_batch_size", "prompts.", "adapters.",
 )  # fmt: skip
-"""How the keys begin that say nothing of how the weights were trained, or that are checked otherwise."""
+"""Prefixes of the keys that do not affect how the weights were trained, or that are checked elsewhere."""
 
 
 def recipe_for(config: RunConfig) -> str:

@@ -25,7 +25,7 @@ class _Index:
 
 
 def is_index(path: Path) -> bool:
-    """Whether a file is, by its name, an index of shards."""
+    """Return whether a file is, by its name, an index of shards."""
     return path.name.endswith(INDEX)
 
 

@@ -87,7 +87,7 @@ def read_tensors(path: Path, choice: WeightsChoice = "model") -> dict[str, Tenso
 
 
 def load_plain(path: Path) -> Any:
-    """What a `torch.save` file holds, if that is tensors and plain values alone.
+    """Read a `torch.save` file that holds tensors and plain values alone.
 
     Raises:
         ValueError: damaged, or it holds objects that only code could rebuild.
@@ -102,7 +102,7 @@ def load_plain(path: Path) -> Any:
 
 
 def load_checkpoint(path: Path) -> Any:
-    """What somebody else's `torch.save` file holds: `load_plain`, but objects beside the tensors are passed over.
+    """Read a `torch.save` file of another program: as `load_plain`, but objects beside the tensors are skipped.
 
     Raises:
         ValueError: damaged, or it asks for functions that are no plain data.
@@ -169,7 +169,7 @@ def is_safetensors(start: bytes) -> bool:
 
 
 def is_torchscript_file(path: Path) -> bool:
-    """Whether a file is a TorchScript archive."""
+    """Return whether a file is a TorchScript archive."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -314,14 +314,14 @@ def _one_line(path: Path, error: BaseException) -> ValueError:
 
 
 def _is_cut_short(path: Path, error: BaseException) -> bool:
-    """Whether a file that could not be read ends before its content does."""
+    """Return whether a file that could not be read ends before its content does."""
     if isinstance(error, zipfile.BadZipFile):
         return not zipfile.is_zipfile(path)  # the directory of an archive is at its end
     return isinstance(error, EOFError) or "truncated" in str(error) or "exhausted before" in str(error)
 
 
 def _describe(start: bytes) -> str:
-    """What a file is that is no weight file, and what to do."""
+    """Describe a file that is no weight file, and what to do."""
     text = start.lstrip().lower()
     expected = "expected a weight file (.pt, .pth, .bin, .safetensors)"
     if not start:

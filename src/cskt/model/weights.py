@@ -224,7 +224,7 @@ def _assemble(parts: list[Tensor], shape: torch.Size, *, transposed: bool, label
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a weight file is in this package's own format."""
+    """Return whether a weight file is in this package's own format."""
     with path.open("rb") as stream:
         return is_safetensors(stream.read(16)) and kind_of(path) is not None
 

@@ -67,7 +67,7 @@ class ComparisonRow:
 
     @property
     def better_than_zero_shot(self) -> bool | None:
-        """Whether R1 is above that of zero-shot CLIP; none where that is not known."""
+        """True if R1 is above that of zero-shot CLIP; None where that is not known."""
         return None if self.zero_shot_r1 is None else self.figures["r1"].mean > self.zero_shot_r1 + ROUNDING
 
     @property

@@ -18,7 +18,7 @@ LATEX_SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }  # fmt: skip
 MARKDOWN_SPECIAL = re.compile(r"[\\`*_\[\]<|~$]|&(?=[#A-Za-z])")
-"""What Markdown gives a meaning; `&` only where an entity may follow."""
+"""Characters with a meaning in Markdown; `&` only where an entity may follow."""
 
 
 def markdown(grid: Grid, is_number: Callable[[str], bool]) -> str:

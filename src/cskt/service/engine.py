@@ -86,7 +86,7 @@ class Engine:
         self._counted: asyncio.Task[int] | None = None
         self._counted_at = 0.0
         self.finished = False
-        """Whether `close` has been called and no thread works any more."""
+        """True once `close` has been called and no thread works any more."""
         self.ready: Future[None] = Future()
         """Done when model and vectors are loaded; holds the error if they cannot be."""
 

@@ -16,7 +16,7 @@ BEST_RATES = Path(str(resources.files("cskt"))) / "assets" / "best_rates.yaml"
 FAR = 10.0
 """A learning rate that is this many times higher or lower than the best one is worth a word."""
 METHOD_KEYS = ("trainable", "prompts.directions", "adapters.sides", "lora.sides", "optim.name")
-"""What makes a method, beside its losses, as far as its learning rate goes."""
+"""Settings that identify a method for its learning rate, beside its losses."""
 ROUNDING = 1e-9
 STAGES_BEFORE = {"zero-shot": "zero-shot CLIP", "step-0": "the model before training"}
 """Stage of an evaluation before the first step -> what it evaluates."""
@@ -31,7 +31,7 @@ class Rate(NamedTuple):
 
 
 def doubts_before(config: RunConfig, val_split: Split, backbone_sha256: str) -> list[str]:
-    """What speaks against a run before its first step.
+    """Return the doubts about a run before its first step.
 
     Args:
         config: of the run.
@@ -63,7 +63,7 @@ def doubts_before(config: RunConfig, val_split: Split, backbone_sha256: str) -> 
 
 
 def doubts_after(events: Sequence[Mapping[str, Any]], best_r1: float, best_epoch: int) -> list[str]:
-    """What speaks against a run after its last step.
+    """Return the doubts about a run after its last step.
 
     Args:
         events: of the run so far.

@@ -51,7 +51,7 @@ class TrainResult:
     num_epochs_done: int = field(default=0, compare=False)
     """Epochs that the run has completed, over all sessions."""
     already_finished: bool = field(default=False, compare=False)
-    """Whether all epochs were completed before this session, which therefore trained nothing."""
+    """True if all epochs were completed before this session, which therefore trained nothing."""
 
 
 def train(

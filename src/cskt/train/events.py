@@ -57,7 +57,7 @@ class EvaluationEvent:
 
 @checked_dataclass(config=OPEN, kw_only=True)
 class StartEvent:
-    """What a reader wants to know of a run's start."""
+    """Fields of the start event that readers use."""
 
     version: str | None = None
     torch: str | None = None
@@ -74,7 +74,7 @@ class StartEvent:
 
 @checked_dataclass(config=OPEN, kw_only=True)
 class EndEvent:
-    """What a run has come to."""
+    """Fields of the end event that readers use."""
 
     best_r1: Annotated[float, Ge(-1), Le(1)]
     best_epoch: Count
@@ -98,7 +98,7 @@ SCHEMAS: dict[str, type[Any]] = {
 
 @dataclass(frozen=True)
 class EventLog:
-    """What a `metrics.jsonl` holds."""
+    """Contents of a `metrics.jsonl`."""
 
     events: tuple[dict[str, Any], ...] = ()
     """Oldest first."""

@@ -28,9 +28,9 @@ class RunHeads:
     tensors: dict[str, Tensor]
     """Names of `Objective`."""
     data_sha256: str
-    """Of the training pairs, whose identities the rows of the classifier stand for."""
+    """Digest of the training pairs, whose identities are the rows of the classifier."""
     note: str
-    """Where they are from, where that is not the best epoch; empty otherwise."""
+    """Origin of the heads, where that is not the best epoch; empty otherwise."""
 
 
 def save_best_heads(folder: Path, heads: dict[str, Tensor], *, data_sha256: str, epoch: int) -> None:

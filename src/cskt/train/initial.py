@@ -50,7 +50,7 @@ class InitialWeights:
     """By the objective's names; those that are missing start as the recipe draws them."""
 
     def facts(self) -> dict[str, Any]:
-        """What the start event of the new run records."""
+        """Facts that the start event of the new run records."""
         heads = sorted({name.partition(".")[0] for name in self.heads})
         return {"init_from": self.origin, "init_from_sha256": self.sha256, "init_from_heads": heads}
 
