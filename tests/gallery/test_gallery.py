@@ -448,7 +448,7 @@ def test_a_file_too_large_for_a_crop_is_not_read(gallery: Gallery, crops: Path) 
         file.truncate(20_000_000_000)
     [(name, reason)] = gallery.index().unreadable
     assert name == "huge.jpg"
-    assert "20,000 MB; a crop has at most 256 MB" in reason
+    assert "20,000 MB; a file has at most 256 MB" in reason
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])
