@@ -41,9 +41,9 @@ PROGRAM = Path(__file__).with_name("ray_program.py")
 NUM_KILLED_WORKERS = tries(1, 12)
 NUM_KILLED_DRIVERS = tries(1, 6)
 START_SECONDS = 90
+"""Until Ray and its workers have started, on a slow machine."""
 END_SECONDS = 300
 """Limit of a wait for a program that was interrupted; Ray takes its time to stop on a busy machine."""
-"""Until Ray and its workers have started, on a slow machine."""
 LEAVE_SECONDS = 90
 """Until the last of Ray's processes has noticed that its cluster is gone; they look now and then."""
 
