@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -131,11 +132,12 @@ def index(*words: str) -> None:
     work = RayEngine.work
 
     def up_to_there(engine: RayEngine, pending: Iterable[Pending]) -> Iterator[Worked]:
-        for number, worked in enumerate(work(engine, pending)):
-            while number >= NUM_BATCHES:
-                time.sleep(0.05)
-            time.sleep(0.1)
-            yield worked
+        with closing(work(engine, pending)) as batches:  # an interruption ends the engine's work at once
+            for number, worked in enumerate(batches):
+                while number >= NUM_BATCHES:
+                    time.sleep(0.05)
+                time.sleep(0.1)
+                yield worked
 
     RayEngine.work = up_to_there
     from cskt.app.cli import main
