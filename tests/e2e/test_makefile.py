@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -22,7 +23,12 @@ def copy(tmp_path: Path) -> Path:
 
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", *words], cwd=folder, capture_output=True, encoding="utf-8", check=False)
+    """Run `make` without the variables of another `make` that started the tests, as `make test PIP_FLAGS=` does."""
+    inherited = {"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "PIP_FLAGS", "NVIDIA_DRIVER", "VENV", "PYTHON"}
+    environment = {name: value for name, value in os.environ.items() if name not in inherited}
+    return subprocess.run(
+        ["make", *words], cwd=folder, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
 
 
 def test_environment_that_fails_halfway_is_taken_away(copy: Path) -> None:
