@@ -31,8 +31,8 @@ from torch import Tensor
 
 from cskt.gallery.columns import BUILT_IN, Kind
 from cskt.gallery.filters import parse_filter
-from cskt.gallery.lance import LanceStore, open_lance
-from cskt.gallery.store import Crop, CropFacts, Found
+from cskt.gallery.stores.base import Crop, CropFacts, Found
+from cskt.gallery.stores.lance.store import LanceStore, open_lance
 from cskt.service.batching import Batcher
 
 DIM = 512

@@ -42,7 +42,7 @@ with bare.imports() as STOOD_IN_FOR:
     from cskt.device import arithmetic, peak_memory_bytes, pick_device, reset_peak_memory
     from cskt.model.dual_encoder import DualEncoder
     from cskt.model.folded import fold_text, fold_vision
-    from cskt.train.feed import Feed
+    from cskt.training.prefetcher import Feed
     from cskt.types import Batch
 
 EPOCHS, PAIRS_OF_EPOCH = 60, 68_126

@@ -25,7 +25,7 @@ from cskt import losses
 from cskt.config import ClipArchitecture, OptimConfig
 from cskt.device import arithmetic
 from cskt.model.dual_encoder import DualEncoder
-from cskt.train.optim import build_optimizer
+from cskt.training.optim import build_optimizer
 from cskt.types import Batch
 
 NUM_CAPTIONS, MEAN_WORDS, MOST_WORDS = 80_412, 23.5, 96

@@ -24,11 +24,11 @@ from cskt.config import ClipArchitecture
 from cskt.data.paperdoll import make_dataset
 from cskt.data.tokenizer import Tokenizer
 from cskt.embed import Encoder
-from cskt.gallery.encoding import Pending
+from cskt.gallery.engines.ray import RayEngine
+from cskt.gallery.engines.ray_cluster import connected
 from cskt.gallery.gallery import Gallery
+from cskt.gallery.indexing.encoding import Pending
 from cskt.gallery.manifest import ModelSource
-from cskt.gallery.ray_cluster import connected
-from cskt.gallery.ray_engine import RayEngine
 from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
 
 

@@ -4,8 +4,8 @@
     python -m benchmarks.inexact --run demo/cuhk-pedes/...
 
 Every option ranks the same captions and images as exact float32 does, so that differences are paired; p is of a
-permutation test over people (`cskt.statistics.paired_p_value`). Speed is measured with random weights, on which it
-does not depend.
+permutation test over people (`cskt.evaluation.statistics.paired_p_value`). Speed is measured with random weights, on
+which it does not depend.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from cskt.data.paperdoll import make_dataset
 from cskt.data.records import Split
 from cskt.embed import Encoder
 from cskt.embed.exported import ExportedEncoder, load_exported
-from cskt.evaluate import SplitFeatures, encode_split
+from cskt.evaluation.evaluate import SplitFeatures, encode_split
+from cskt.evaluation.statistics import paired_p_value
 from cskt.export.folder import calibration_pixels, write_folder
-from cskt.statistics import paired_p_value
-from cskt.train.engine import train
-from cskt.train.run_folder import CONFIG
+from cskt.training.loop import train
+from cskt.training.run_folder import CONFIG
 from cskt.types import RetrievalMetrics
 
 NUM_RESCORED = 100

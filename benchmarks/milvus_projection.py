@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.milvus_sizes import FETCHED, IndexSize
-from cskt.gallery.milvus_options import MOST_SHARDS
+from cskt.gallery.stores.milvus.options import MOST_SHARDS
 
 GB = 1e9
 

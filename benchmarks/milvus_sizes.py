@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pymilvus.client.prepare import Prepare
 
-from cskt.gallery.milvus_options import Options
-from cskt.gallery.milvus_rows import to_row
-from cskt.gallery.milvus_server import FIELDS
-from cskt.gallery.store import Crop, CropFacts
+from cskt.gallery.stores.base import Crop, CropFacts
+from cskt.gallery.stores.milvus.options import Options
+from cskt.gallery.stores.milvus.rows import to_row
+from cskt.gallery.stores.milvus.server import FIELDS
 
 DIM = 512
 K = 10

@@ -39,7 +39,7 @@ from cskt import losses
 from cskt.config import AdapterConfig, ClipArchitecture, OptimConfig, PromptConfig
 from cskt.device import arithmetic
 from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
-from cskt.train.optim import build_optimizer
+from cskt.training.optim import build_optimizer
 
 METHODS = ("CSKT", "fine-tuning")
 SMALL, LARGE, LOSS_PAIRS = 1, 3, 256

@@ -20,12 +20,12 @@ import torch
 
 from benchmarks import measure
 from benchmarks.measure import Row
-from cskt.app.demo_gallery import build_demo_gallery
+from cskt.cli.demo_gallery import build_demo_gallery
 from cskt.config import ClipArchitecture
 from cskt.embed import load
 from cskt.gallery.gallery import Gallery
 from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
-from cskt.model.files import save_backbone
+from cskt.model.io.files import save_backbone
 
 COMMAND = (sys.executable, "-m", "cskt")
 NOTHING, PARTS = "pass", "import torch, lancedb"

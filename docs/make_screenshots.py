@@ -23,7 +23,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from cskt import load
-from cskt.app.demo_gallery import build_demo_gallery
+from cskt.cli.demo_gallery import build_demo_gallery
 from cskt.gallery.gallery import Gallery
 from cskt.service.app import create_app
 from cskt.service.server import address_of, listen

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cskt.train.run_folder import claimed
+from cskt.training.run_folder import claimed
 
 
 @contextmanager

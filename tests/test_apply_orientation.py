@@ -20,7 +20,7 @@ from cskt.data.pixel_cache import cached_images
 from cskt.embed import Encoder
 from cskt.embed.exported import ExportedFacts
 from cskt.explain import explain
-from cskt.train.engine import train
+from cskt.training.loop import train
 from tiny_run import HEIGHT, WIDTH, quick_config
 
 

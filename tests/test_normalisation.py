@@ -24,10 +24,10 @@ from cskt.export.graphs import ImageGraph
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import ModelSource
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.files import read_backbone, read_method, save_backbone
 from cskt.model.folded import fold_vision
-from cskt.model.names import openai_name
-from cskt.train.engine import train
+from cskt.model.io.files import read_backbone, read_method, save_backbone
+from cskt.model.io.names import openai_name
+from cskt.training.loop import train
 from tiny_run import ARCHITECTURE, HEIGHT, plain_clip, quick_config, write_backbone
 
 HALF = (0.5, 0.5, 0.5)
@@ -146,7 +146,7 @@ def test_a_run_that_recorded_none_was_trained_with_clips(
     for key in ("image_mean", "image_std", "interpolation", "weights", "activation", "vision_heads", "text_heads"):
         del old[key]
     monkeypatch.setattr(
-        "cskt.model.files.read_method",
+        "cskt.model.io.files.read_method",
         lambda path: dataclasses.replace(file, config=file.config | {"backbone": old}),
     )
     assert cskt.load(run.folder, device="cpu").fingerprint == known

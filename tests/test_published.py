@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from cskt.config import RunConfig, flat_fields, load_config, save_config
-from cskt.model.released import read_released_config
-from cskt.published import FLAGS, from_published, recipe_of, to_published
-from cskt.train.run_folder import RunFolder
+from cskt.config.released_flags import FLAGS, from_published, recipe_of, to_published
+from cskt.model.io.released.reader import read_released_config
+from cskt.training.run_folder import RunFolder
 
 # Published flag, a value as it is published, our key, our value: written out, so that the table itself is on trial.
 TRANSLATIONS: list[tuple[str, Any, str, Any]] = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cskt.app.run_settings import differences, run_folders, warnings_of
+from cskt.cli.run_settings import differences, run_folders, warnings_of
 from cskt.config import RunConfig, load_config, save_config
 
 

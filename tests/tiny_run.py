@@ -10,7 +10,7 @@ import torch
 
 from cskt.config import AdapterConfig, ClipArchitecture, PromptConfig, RunConfig, load_config
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.files import save_backbone
+from cskt.model.io.files import save_backbone
 
 Configure = Callable[..., RunConfig]
 """Changes and a recipe -> that recipe, made quick."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cskt import metrics
     from cskt.embed import Encoder, load
     from cskt.gallery.gallery import Gallery
-    from cskt.gallery.queries import Query
+    from cskt.gallery.query import Query
 
 __version__ = "0.1.0"
 __all__ = ["Encoder", "Gallery", "Query", "__version__", "load", "metrics"]
@@ -26,7 +26,7 @@ _HOMES = {
     "Encoder": "cskt.embed",
     "load": "cskt.embed",
     "Gallery": "cskt.gallery.gallery",
-    "Query": "cskt.gallery.queries",
+    "Query": "cskt.gallery.query",
 }
 
 

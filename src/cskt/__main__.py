@@ -1,6 +1,6 @@
 """`python -m cskt` does what `cskt` does."""
 
-from cskt.app.cli import main
+from cskt.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

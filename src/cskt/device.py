@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from cskt.config import nearest
+from cskt.errors import CsktError
 
 MEMORY_OF_PROCESS = Path("/proc/self/status")
 """Where Linux tells how much memory a process holds and has held."""
@@ -27,7 +28,7 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     """The device of that name; `auto` or none takes CUDA, then Apple's MPS, then the CPU.
 
     Raises:
-        ValueError: no such device here.
+        CsktError: no such device here.
     """
     if isinstance(name, torch.device):
         return name
@@ -37,14 +38,14 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind, colon, index = name.partition(":")
     if kind not in KINDS or (colon and not index.isdigit()):
-        raise ValueError(f"unknown device '{name}': {nearest(kind, KINDS)}")
+        raise CsktError(f"unknown device '{name}': {nearest(kind, KINDS)}")
     available = {
         "cpu": not colon,
         "cuda": torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
     if not available.get(kind, False):
-        raise ValueError(f"device '{name}' is not available here; use --device auto or --device cpu")
+        raise CsktError(f"device '{name}' is not available here; use --device auto or --device cpu")
     return torch.device(name)
 
 
@@ -60,12 +61,12 @@ def pick_precision(name: str, device: torch.device, exact: str = "fp32") -> str:
     On an accelerator `auto` is `exact`.
 
     Raises:
-        ValueError: no such precision.
+        CsktError: no such precision.
     """
     if name == "auto":
         return exact if device.type != "cpu" else "bf16" if native_bf16() else "fp32"
     if name not in PRECISIONS:
-        raise ValueError(f"unknown precision '{name}': {nearest(name, ['auto', *PRECISIONS])}")
+        raise CsktError(f"unknown precision '{name}': {nearest(name, ['auto', *PRECISIONS])}")
     return name
 
 
@@ -73,12 +74,12 @@ def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[o
     """Autocast to bf16 or fp16 on `device`; float32 needs no context.
 
     Raises:
-        ValueError: no such precision.
+        CsktError: no such precision.
     """
     if precision == "fp32":
         return exact_convolutions(device)
     if precision not in DTYPES:
-        raise ValueError(f"unknown precision '{precision}': {nearest(precision, PRECISIONS)}")
+        raise CsktError(f"unknown precision '{precision}': {nearest(precision, PRECISIONS)}")
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 

@@ -97,7 +97,7 @@ def explain(encoder: Encoder, image: Source, text: str, *, apply_orientation: bo
         apply_orientation: turn the image as its EXIF orientation says; the encoder's own setting if None.
 
     Raises:
-        ValueError: the image cannot be read.
+        CsktError: the image cannot be read.
     """
     pixels = encoder.read_image(image, apply_orientation=apply_orientation)
     words = find_words(text, encoder.tokenizer)

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cskt.errors import CsktError
+
 
 @dataclass(frozen=True)
 class LossInputs:
@@ -260,13 +262,13 @@ def mlm(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _identity(inputs: LossInputs) -> Tensor:
     if inputs.image_logits is None or inputs.text_logits is None:
-        raise ValueError("loss 'id' needs the logits of an identity classifier; give the model one or drop the loss")
+        raise CsktError("loss 'id' needs the logits of an identity classifier; give the model one or drop the loss")
     return identity(inputs.image_logits, inputs.text_logits, inputs.pids)
 
 
 def _mlm(inputs: LossInputs) -> Tensor:
     if inputs.mlm_logits is None or inputs.mlm_labels is None:
-        raise ValueError("loss 'mlm' needs the logits of masked words; train with an interaction encoder or drop it")
+        raise CsktError("loss 'mlm' needs the logits of masked words; train with an interaction encoder or drop it")
     return mlm(inputs.mlm_logits, inputs.mlm_labels)
 
 
@@ -293,19 +295,19 @@ weighted by their sizes."""
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise ValueError for a name that is not in `LOSSES`, naming the nearest."""
+    """Raise CsktError for a name that is not in `LOSSES`, naming the nearest."""
     for name in names:
         if name not in LOSSES:
             close = difflib.get_close_matches(name, LOSSES, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(LOSSES))}"
-            raise ValueError(f"unknown loss '{name}': {hint}")
+            raise CsktError(f"unknown loss '{name}': {hint}")
 
 
 def compute(inputs: LossInputs, weights: Mapping[str, float]) -> dict[str, Tensor]:
     """Every loss named in `weights`, unweighted; a weight of 0 means watched but not trained on.
 
     Raises:
-        ValueError: a name is not in `LOSSES`, or `id` or `mlm` has no logits.
+        CsktError: a name is not in `LOSSES`, or `id` or `mlm` has no logits.
     """
     check_names(weights)
     return {name: LOSSES[name](inputs) for name in weights}
@@ -315,11 +317,11 @@ def total(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The weighted sum that is back-propagated; losses of weight 0 stay out of the graph.
 
     Raises:
-        ValueError: no loss has a weight above 0.
+        CsktError: no loss has a weight above 0.
     """
     terms = [weights[name] * loss for name, loss in losses.items() if weights[name]]
     if not terms:
-        raise ValueError("no loss has a weight above 0; set one in loss.weights")
+        raise CsktError("no loss has a weight above 0; set one in loss.weights")
     return torch.stack(terms).sum()
 
 

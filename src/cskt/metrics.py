@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cskt.arrays import Numbers, is_plain_list, tensor_of
+from cskt.errors import CsktError
 from cskt.types import PerQuery, RetrievalMetrics
+from cskt.utils.arrays import Numbers, is_plain_list, tensor_of
 
 SIMILARITIES_AT_ONCE = 2**24
 """Entries of one chunk of similarities when the caller names no chunk size: 64 MiB of float32."""
@@ -53,15 +54,15 @@ def from_similarity(similarity: Numbers, query_ids: Numbers, gallery_ids: Number
         Fractions in [0, 1], averaged over the queries that have a right image; 0 if no query has one.
 
     Raises:
-        ValueError: an empty side, shapes that disagree, identities that are not integers, or a similarity that is not
+        CsktError: an empty side, shapes that disagree, identities that are not integers, or a similarity that is not
             a number.
     """
     scores = tensor_of(similarity, "similarity")
     if scores.ndim != 2:
-        raise ValueError(f"similarity has shape {list(scores.shape)}; expected [queries, gallery images]")
+        raise CsktError(f"similarity has shape {list(scores.shape)}; expected [queries, gallery images]")
     query_pids, gallery_pids = _ids_of(query_ids, gallery_ids, scores.shape[0], scores.shape[1])
     if scores.amax().isnan():  # also in the row of a query that no chunk asks for
-        raise ValueError("similarity holds NaN; look for zero or non-finite features")
+        raise CsktError("similarity holds NaN; look for zero or non-finite features")
     return from_chunks(lambda rows: scores[rows.to(scores.device)], query_pids, gallery_pids)
 
 
@@ -86,7 +87,7 @@ def from_features(
         The same as `from_similarity` on the products.
 
     Raises:
-        ValueError: an empty side, shapes that disagree, identities that are not integers, features that are not
+        CsktError: an empty side, shapes that disagree, identities that are not integers, features that are not
             finite, or a chunk size below 1.
     """
     queries, gallery = _features_of(query_features, gallery_features)
@@ -119,7 +120,7 @@ def from_chunks(
         The same as `from_similarity` on all the similarities.
 
     Raises:
-        ValueError: an empty side, identities that are no list of integers, a chunk of another shape, a similarity that
+        CsktError: an empty side, identities that are no list of integers, a chunk of another shape, a similarity that
             is not a number, or a chunk size below 1.
     """
     query_pids, gallery_pids = _ids_of(query_ids, gallery_ids)
@@ -138,11 +139,11 @@ def from_chunks(
         rows = by_identity[start : start + step]
         similarity = tensor_of(similarity_of(rows), "similarity_of")
         if similarity.shape != (len(rows), num_gallery):
-            raise ValueError(
+            raise CsktError(
                 f"similarity_of gave shape {list(similarity.shape)}; expected {[len(rows), num_gallery]}, as asked for"
             )
         if similarity.amax().isnan():  # the maximum hands a NaN on, without a mask of the whole chunk
-            raise ValueError("similarity holds NaN; look for zero or non-finite features")
+            raise CsktError("similarity holds NaN; look for zero or non-finite features")
         ranks, num_right = _ranks_of_right(similarity, query_pids[rows], columns_by_id)
         nth = torch.arange(1, ranks.shape[1] + 1)
         first[rows] = ranks[:, 0]
@@ -175,13 +176,13 @@ def top_k(query_features: Numbers, gallery_features: Numbers, k: int, *, chunk_s
         chunk_size: queries scored at once; see `from_features`.
 
     Raises:
-        ValueError: k out of range, an empty side, shapes that disagree, or features that are not finite.
+        CsktError: k out of range, an empty side, shapes that disagree, or features that are not finite.
     """
     queries, gallery = _features_of(query_features, gallery_features)
     num_gallery = len(gallery)
     num_hits = _whole(k, "k")
     if not 1 <= num_hits <= num_gallery:
-        raise ValueError(f"k is {k}; the gallery has {num_gallery} images, so give 1 to {num_gallery}")
+        raise CsktError(f"k is {k}; the gallery has {num_gallery} images, so give 1 to {num_gallery}")
     chunks = [
         _top_k(rows @ gallery.T, num_hits) for rows in torch.split(queries, _rows_at_once(num_gallery, chunk_size))
     ]
@@ -252,7 +253,7 @@ def _rows_at_once(num_gallery: int, chunk_size: int | None) -> int:
         return max(1, SIMILARITIES_AT_ONCE // num_gallery)
     num_rows = _whole(chunk_size, "chunk_size")
     if num_rows < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; give at least 1")
+        raise CsktError(f"chunk_size is {chunk_size}; give at least 1")
     return num_rows
 
 
@@ -260,7 +261,7 @@ def _whole(number: Any, name: str) -> int:
     try:
         return operator.index(number)
     except TypeError:
-        raise ValueError(f"{name} is {number!r}; give an integer") from None
+        raise CsktError(f"{name} is {number!r}; give an integer") from None
 
 
 def _features_of(query_features: Numbers, gallery_features: Numbers) -> tuple[Tensor, Tensor]:
@@ -275,12 +276,12 @@ def _features_of(query_features: Numbers, gallery_features: Numbers) -> tuple[Te
     )
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
         shapes = f"{list(queries.shape)} and {list(gallery.shape)}"
-        raise ValueError(f"features have shapes {shapes}; expected [queries, D] and [gallery images, D]")
+        raise CsktError(f"features have shapes {shapes}; expected [queries, D] and [gallery images, D]")
     if not len(queries) or not len(gallery):
-        raise ValueError(f"{len(queries)} queries and {len(gallery)} gallery images; give at least one")
+        raise CsktError(f"{len(queries)} queries and {len(gallery)} gallery images; give at least one")
     for side, features in (("query", queries), ("gallery", gallery)):
         if not features.isfinite().all():
-            raise ValueError(f"{side} features hold NaN or infinity; look for a diverged model or zero-length features")
+            raise CsktError(f"{side} features hold NaN or infinity; look for a diverged model or zero-length features")
     dtype = torch.float64 if torch.float64 in (queries.dtype, gallery.dtype) else torch.float32
     return queries.to(dtype), gallery.to(queries.device, dtype)
 
@@ -296,8 +297,8 @@ def _ids_of(
         ids.numel() if count is None else count for ids, count in ((queries, num_queries), (gallery, num_gallery))
     )
     if 0 in counts:
-        raise ValueError(f"{counts[0]} queries and {counts[1]} gallery images; give at least one of each")
+        raise CsktError(f"{counts[0]} queries and {counts[1]} gallery images; give at least one of each")
     for side, ids, count in (("query", queries, counts[0]), ("gallery", gallery, counts[1])):
         if ids.shape != (count,) or ids.is_floating_point():
-            raise ValueError(f"{side}_ids are {ids.dtype} {list(ids.shape)}; expected {count} integers")
+            raise CsktError(f"{side}_ids are {ids.dtype} {list(ids.shape)}; expected {count} integers")
     return queries.long(), gallery.long()

@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 
 import cskt
-from cskt.app.cli import main as cskt_command
+from cskt.cli.main import main as cskt_command
 from cskt.data.annotations import read_dataset
 from cskt.data.paperdoll import make_dataset
 from cskt.data.tokenizer import Tokenizer
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import ModelSource
-from cskt.model.files import save_backbone
+from cskt.model.io.files import save_backbone
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH, plain_clip
 
 SENTENCES = ["a woman in a red coat with a brown bag", "a man in blue jeans"]

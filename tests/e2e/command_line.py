@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cskt.app.cli import main
-from cskt.app.published import test_main as run_test_py
-from cskt.app.published import train_main as run_train_py
+from cskt.cli.main import main
+from cskt.cli.released_programs import test_main as run_test_py
+from cskt.cli.released_programs import train_main as run_train_py
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAMS: dict[tuple[str, ...], Callable[[list[str]], int]] = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from command_line import contents, done
 
-from cskt.results import EVALUATIONS
+from cskt.evaluation.results import EVALUATIONS
 from tiny_run import HEIGHT, WIDTH
 
 IDS = "--train-ids 8 --val-ids 4 --test-ids 6 --images-per-id 2"

@@ -14,7 +14,7 @@ import torch
 from command_line import contents, done, typed
 from safetensors.torch import load_file, save_file
 
-from cskt.model import files
+from cskt.model.io import files
 from tiny_run import write_backbone
 
 pytestmark = pytest.mark.usefixtures("nothing_is_lost")

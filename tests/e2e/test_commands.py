@@ -24,14 +24,14 @@ from PIL import Image
 from safetensors import safe_open
 
 import cskt
-from cskt.app.cli import COMMANDS
-from cskt.app.model_flags import split_of
-from cskt.app.next_steps import command_line
-from cskt.app.parsing import config_value
+from cskt.cli.main import COMMANDS
+from cskt.cli.model_flags import split_of
+from cskt.cli.next_steps import command_line
+from cskt.cli.parsing import config_value
 from cskt.config import load_config
 from cskt.embed import Encoder
-from cskt.results import EVALUATIONS
-from cskt.train import engine
+from cskt.evaluation.results import EVALUATIONS
+from cskt.training import loop
 
 METRICS = {"r1", "r5", "r10", "mean_ap", "mean_inp", "num_queries", "num_gallery", "num_unmatched_queries"}
 
@@ -121,7 +121,7 @@ def test_full_memory(run: Path, error: Exception, monkeypatch: pytest.MonkeyPatc
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "prepare", fail)
+        patch.setattr(loop, "prepare", fail)
         refusal = typed(f"cskt train --output {tmp_path / 'new'}").refusal()
         assert refusal == (
             "out of memory: use --fit, a smaller --batch-size, --precision bf16 or --checkpoint-activations"
@@ -136,7 +136,7 @@ def test_other_failures_are_not_taken_for_full_memory(monkeypatch: pytest.Monkey
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("shapes [2] and [3] do not match")
 
-    monkeypatch.setattr(engine, "prepare", fail)
+    monkeypatch.setattr(loop, "prepare", fail)
     with pytest.raises(RuntimeError, match="shapes"):
         typed("cskt train")
 
@@ -258,14 +258,14 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     train_command: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
-    save_last = engine.save_last
+    save_last = loop.save_last
 
     def save_and_press_ctrl_c(*words: Any) -> None:
         save_last(*words)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "save_last", save_and_press_ctrl_c)
+        patch.setattr(loop, "save_last", save_and_press_ctrl_c)
         stopped = typed(f"{train_command} --output {folder}")
     assert (stopped.code, stopped.err) == (130, "cskt train: interrupted\n")
     assert "end" not in {event["event"] for event in events_of(folder)}

@@ -10,7 +10,7 @@ import pytest
 from command_line import REPOSITORY, done, typed
 from test_published_programs import VERBATIM
 
-from cskt.app.parsing import Parser
+from cskt.cli.parsing import Parser
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 

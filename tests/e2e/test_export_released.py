@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 import cskt
 from cskt.config import ClipArchitecture, LossConfig, MlmConfig, load_config, save_config
-from cskt.model import released_export
 from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
-from cskt.model.files import read_heads, save_backbone
-from cskt.model.names import released_name
-from cskt.model.released_export import check_expressible
-from cskt.model.tensors import load_plain
-from cskt.train.objective import Objective
+from cskt.model.io.files import read_heads, save_backbone
+from cskt.model.io.names import released_name
+from cskt.model.io.released import writer as released_export
+from cskt.model.io.released.writer import check_expressible
+from cskt.model.io.tensors import load_plain
+from cskt.training.objective import Objective
 
 # The released programs compute heads of width 64; the interaction encoder needs an embedding of at least 64.
 SIZES = ClipArchitecture(

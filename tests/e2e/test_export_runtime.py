@@ -75,7 +75,7 @@ def test_a_model_without_data_is_checked_on_generated_pedestrians(
     done(f"cskt export {run} --merge {merged}")
     alone = tmp_path / "alone"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cskt.app.export_runtime.run_config", lambda model: None)  # its data set is on another machine
+        patch.setattr("cskt.cli.export_runtime.run_config", lambda model: None)  # its data set is on another machine
         table = done(f"cskt export {merged} --format openvino --output {alone}")
     assert "checked on 24 generated pedestrians" in table
     assert "R1" not in table

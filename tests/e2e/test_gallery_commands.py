@@ -21,10 +21,10 @@ from command_line import done, typed
 from PIL import Image
 
 import cskt
-from cskt.app.cli import main
+from cskt.cli.main import main
 from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.queries import Query
+from cskt.gallery.query import Query
 from tiny_run import write_backbone
 
 RED = "a woman in a red coat"
@@ -125,7 +125,7 @@ def test_unreadable_images_are_listed_and_not_fatal(
 def test_index_says_what_it_passed_over(
     indexed: Callable[[str], dict[str, Any]], crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cskt.gallery import scanning
+    from cskt.gallery.indexing.commits import scanning
 
     monkeypatch.setattr(scanning, "SUFFIXES", scanning.SUFFIXES - {".heic", ".avif"})
     for name in ("a.heic", "b.heic", "c.avif", ".hidden.jpg", "notes.txt"):
@@ -283,7 +283,7 @@ def test_people_at_a_terminal_see_how_fast_it_goes(
     for name, value in (("COLUMNS", "120"), ("TERM", "xterm"), ("NO_COLOR", "1")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    monkeypatch.setattr("cskt.gallery.indexing.COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr("cskt.gallery.indexing.commits.COMMIT_SECONDS", 0.0)
     words = f"index {tmp_path}/g --images {crops} --run {tiny_backbone} --device cpu --batch-size 2 --json"
     assert main(shlex.split(words)) == 0
     assert "12/12" in terminal.getvalue()

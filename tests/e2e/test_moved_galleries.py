@@ -20,8 +20,8 @@ from cskt.embed import Encoder, build
 from cskt.gallery.calibration import CALIBRATION_FILE, cut_off, save_calibration
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import MANIFEST, ModelSource, read_manifest
-from cskt.model.files import save_method
-from cskt.train.checkpoint import trainable_state
+from cskt.model.io.files import save_method
+from cskt.training.checkpoint import trainable_state
 from tiny_run import quick_config, write_backbone
 
 SENTENCE = "a woman in a red coat"

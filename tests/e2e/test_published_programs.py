@@ -12,15 +12,15 @@ import torch
 from command_line import done, in_new_process, typed
 
 import cskt
-from cskt.app import train as train_module
+from cskt.cli import train as train_module
 from cskt.config import AdapterConfig, ClipArchitecture, LossConfig, MlmConfig, PromptConfig, RunConfig, load_config
 from cskt.data.annotations import read_dataset
-from cskt.evaluate import evaluate
+from cskt.evaluation.evaluate import evaluate
 from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
-from cskt.model.files import read_method
-from cskt.model.names import released_name
-from cskt.train.objective import Objective
-from cskt.train.run_folder import read_events
+from cskt.model.io.files import read_method
+from cskt.model.io.names import released_name
+from cskt.training.objective import Objective
+from cskt.training.run_folder import read_events
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH
 
 VERBATIM = (

@@ -14,9 +14,9 @@ from cskt.data.annotations import read_dataset
 from cskt.data.check import check_dataset
 from cskt.data.records import find_split
 from cskt.embed import load
-from cskt.evaluate import evaluate
-from cskt.results import find_results
-from cskt.train.run_folder import read_events
+from cskt.evaluation.evaluate import evaluate
+from cskt.evaluation.results import find_results
+from cskt.training.run_folder import read_events
 from tiny_run import HEIGHT, WIDTH
 
 QUICK = (
@@ -112,7 +112,7 @@ def test_other_weights_are_refused_with_both_digests(
 ) -> None:
     """Were the data the published ones, the weights would still be asked for their SHA-256."""
     counts = {split.name: split.counts for split in check_dataset("cuhk-pedes", root, decode=False).splits}
-    monkeypatch.setattr("cskt.app.reproduce.PUBLISHED_COUNTS", {"cuhk-pedes": counts})
+    monkeypatch.setattr("cskt.cli.reproduce.PUBLISHED_COUNTS", {"cuhk-pedes": counts})
     command = f"cskt reproduce irra --dataset cuhk-pedes --root {root} --backbone {tiny_backbone} --output {tmp_path}"
     found = hashlib.sha256(tiny_backbone.read_bytes()).hexdigest()
     expected = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"

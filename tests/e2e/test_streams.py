@@ -14,7 +14,7 @@ from command_line import REPOSITORY, typed
 
 def shell(line: str, *, program: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a line of bash in which `RUN` runs Python code as the command `cskt` would."""
-    code = f"import os, sys\nfrom cskt.app.cli import guarded\ndef run(argv):\n {program}\n return 0\n"
+    code = f"import os, sys\nfrom cskt.cli.main import guarded\ndef run(argv):\n {program}\n return 0\n"
     run = shlex.join([sys.executable, "-c", code + "sys.exit(guarded(run, sys.argv[1:], 'cskt'))"])
     bash = ["bash", "-o", "pipefail", "-c", line.replace("RUN", run)]
     settings = os.environ | {"PYTHONUNBUFFERED": ""} | (env or {})
@@ -44,7 +44,7 @@ def test_streams_that_cannot_be_written(line: str, program: str, code: int, out:
 
 
 def test_a_full_disk_under_the_help_is_reported() -> None:
-    program = "from cskt.app.parsing import Parser; Parser(prog='cskt', description='x' * 20_000).parse(['--help'])"
+    program = "from cskt.cli.parsing import Parser; Parser(prog='cskt', description='x' * 20_000).parse(['--help'])"
     finished = shell("RUN >/dev/full", program=program)
     assert (finished.returncode, finished.stderr) == (
         2, "cskt: stdout: No space left on device; make room on the disk\n",

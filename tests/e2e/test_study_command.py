@@ -18,9 +18,9 @@ import yaml
 from command_line import Outcome, contents, done, typed, words_of
 
 from cskt.config import load_config
-from cskt.model.cache import sha256_of
-from cskt.results import find_results
-from cskt.train.run_folder import read_events
+from cskt.evaluation.results import find_results
+from cskt.model.io.cache import sha256_of
+from cskt.training.run_folder import read_events
 from elsewhere import claimed_elsewhere
 from tiny_run import HEIGHT, WIDTH
 
@@ -125,7 +125,7 @@ def test_weights_are_read_once_however_often_their_results_are_asked_for(
         read.append(path.parent.relative_to(copy / "dolls").as_posix())
         return sha256_of(path)
 
-    monkeypatch.setattr("cskt.app.run_facts.sha256_of", counted)
+    monkeypatch.setattr("cskt.cli.run_facts.sha256_of", counted)
     assert study(file, dolls, copy).code == 0 and sorted(read) == sorted(FOLDERS)
     shutil.copy(copy / "dolls" / "cskt" / "seed-1" / "best.safetensors", copy / "dolls" / "cskt" / "seed-2")
     assert "missing" in study(file, dolls, copy, "--plan").out, "other weights are seen all the same"
@@ -206,8 +206,8 @@ def test_tested_on_every_data_set(tiny_backbone: Path, tmp_path: Path) -> None:
 
 SLOWED = """
 import pathlib, sys, time
-from cskt.app.cli import main
-from cskt.train.run_folder import RunFolder
+from cskt.cli.main import main
+from cskt.training.run_folder import RunFolder
 
 folder, step = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 record = RunFolder.record

@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 
-from cskt.app import cli
+from cskt.cli import main as cli
 from cskt.config import load_config
-from cskt.train import engine
-from cskt.train.run_folder import RunFolder
-from cskt.train.series import train_or_resume
+from cskt.training import loop
+from cskt.training.run_folder import RunFolder
+from cskt.training.series import train_or_resume
 
 PLACES: list[tuple[Any, str]] = [
     (os, "fsync"), (Path, "replace"), (Path, "hardlink_to"), (torch, "save"), (RunFolder, "record"),
-    (engine, "update"), (engine, "evaluate"),
+    (loop, "update"), (loop, "evaluate"),
 ]  # fmt: skip
 
 

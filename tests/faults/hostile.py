@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from processes import ENVIRONMENT
 
+from cskt.errors import CsktError
+
 SECONDS = 20.0
 """For one case, on a machine that does other things, too."""
 LONGEST = 1500
@@ -62,7 +64,7 @@ def taken_or_refused(read: Callable[[], object], seconds: float = SECONDS) -> st
             read()
     except ValueError as error:
         message = str(error)
-        is_ours = type(error) is ValueError or type(error).__module__.startswith("cskt.")
+        is_ours = type(error) is CsktError or type(error).__module__.startswith("cskt.")
         assert is_ours, f"{type(error).__name__}: {message[:300]}"
         assert message.strip() and "\n" not in message.strip(), message[:300]
         assert len(message) <= LONGEST, f"{len(message)} characters: {message[:300]}"
@@ -103,7 +105,7 @@ def in_a_process(preparation: str, readings: Sequence[str], seconds: float = 240
 
 COMMANDS = """
 import json, sys
-from cskt.app.cli import main
+from cskt.cli.main import main
 for words in json.loads(sys.argv[1]):
     code = main(words)
     print("--- code", code, file=sys.stderr, flush=True)

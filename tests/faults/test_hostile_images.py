@@ -36,8 +36,8 @@ from PIL import Image, ImageOps
 import cskt
 from cskt.data.images import MAX_PIXELS, decode_image, read_image
 from cskt.data.pixel_cache import cached_images
-from cskt.gallery.files import prepare
 from cskt.gallery.gallery import Gallery
+from cskt.gallery.indexing.files import prepare
 from cskt.report.pictures import load_crop
 from cskt.service.errors import ServiceError
 from cskt.service.pictures import decode_query
@@ -339,7 +339,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     """Whatever a file claims. A later reading may take as much as one before it without being seen, so they are in
     order; those of the long part have a process each."""
     path = tmp_path / "x.jpg"
-    preparation = "from cskt.gallery.files import bytes_of, prepare"
+    preparation = "from cskt.gallery.indexing.files import bytes_of, prepare"
     groups = [[kind] for kind in MEMORY] if LONG else [list(IN_FAST)]
     for group in groups:
         readings = []

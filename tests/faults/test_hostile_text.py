@@ -13,15 +13,15 @@ from hostile import in_a_process, limited, taken_or_refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cskt.app.metadata_table import read_metadata
+from cskt.cli.metadata_table import read_metadata
 from cskt.config import load_config
-from cskt.config.files import read_yaml
+from cskt.config.recipes import read_yaml
 from cskt.data.annotations import read_dataset
 from cskt.data.tokenizer import Tokenizer
+from cskt.evaluation.results import load_result
 from cskt.gallery.calibration import load_calibration
 from cskt.gallery.manifest import read_manifest
 from cskt.gallery.marks import read_pairs
-from cskt.results import load_result
 from fault_tries import LONG, record
 
 TEST = "tests/faults/test_hostile_text.py"

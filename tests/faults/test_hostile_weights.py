@@ -31,11 +31,11 @@ import cskt
 from cskt.config import load_config
 from cskt.embed.exported import read_facts
 from cskt.gallery.gallery import Gallery
-from cskt.model.files import kind_of, read_backbone, read_method, read_safetensors, save_method
-from cskt.model.released import read_released
-from cskt.model.tensors import read_tensors
-from cskt.train import checkpoint
-from cskt.train.engine import train
+from cskt.model.io.files import kind_of, read_backbone, read_method, read_safetensors, save_method
+from cskt.model.io.released.reader import read_released
+from cskt.model.io.tensors import read_tensors
+from cskt.training import checkpoint
+from cskt.training.loop import train
 from fault_tries import LONG, record
 from tiny_run import quick_config
 
@@ -436,7 +436,7 @@ def test_bombs_fill_no_memory(tmp_path: Path) -> None:
     overlapping(over, 1000)
     spaces.write_bytes(lying_spaces())
     readings = [f"load_backbone(BackboneConfig(name={str(path)!r}))" for path in (packed, over, spaces)]
-    preparation = "from cskt.config import BackboneConfig\nfrom cskt.model.weights import load_backbone"
+    preparation = "from cskt.config import BackboneConfig\nfrom cskt.model.io.weights import load_backbone"
     for used in in_a_process(preparation, readings):
         assert used.told and used.more_bytes < 250e6, f"{used.more_bytes / 1e6:.0f} MB"
     record("pickles and archives that would run code, unfold or lead out", tried=len(readings), test=TEST)

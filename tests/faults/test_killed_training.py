@@ -15,9 +15,9 @@ import pytest
 from processes import DYING, ENVIRONMENT, kill_some_time, num_moments, run
 
 from cskt.config import RunConfig, save_config
-from cskt.model.tensors import load_plain
-from cskt.train.engine import train
-from cskt.train.run_folder import read_events
+from cskt.model.io.tensors import load_plain
+from cskt.training.loop import train
+from cskt.training.run_folder import read_events
 from elsewhere import claimed_elsewhere
 from fault_tries import chance, record, tries
 from same_run import assert_same_run, story

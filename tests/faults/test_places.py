@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cskt.config import RunConfig, save_config
-from cskt.train.engine import train
-from cskt.train.run_folder import read_events
+from cskt.training.loop import train
+from cskt.training.run_folder import read_events
 from disks import mounted
 from fault_tries import record, tries
 from same_run import assert_same_run
@@ -26,8 +26,8 @@ NOBODY = 65534
 TRAINING = """
 import os, pathlib, sys, torch
 import torch.utils.tensorboard
-from cskt.app import cli, run_report
-from cskt.train import engine
+from cskt.cli import cli, run_report
+from cskt.training import engine
 
 torch.set_num_threads(1)
 config, folder, lost_at = sys.argv[1:]

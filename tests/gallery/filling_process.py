@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 import cskt
-from cskt.gallery import indexing
 from cskt.gallery.gallery import Gallery
+from cskt.gallery.indexing.commits import commits
 
 
 def index(folder: str, backbone: str, log: str) -> None:
     """Index what is there, in many small commits."""
-    indexing.COMMIT_SECONDS = 0.02
+    commits.COMMIT_SECONDS = 0.02
     encoder = cskt.load(backbone, device="cpu", batch_size=2, num_workers=2)
     with Gallery.open(folder, encoder=encoder) as gallery, Path(log).open("a", encoding="ascii") as stream:
 

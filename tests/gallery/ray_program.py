@@ -20,12 +20,11 @@ from pathlib import Path
 
 import psutil
 
-from cskt.gallery import indexing
-from cskt.gallery.encoding import Pending, Worked
-from cskt.gallery.indexing import IndexReport
+from cskt.gallery.engines.ray import RayEngine
+from cskt.gallery.engines.ray_cluster import connected
+from cskt.gallery.indexing.commits import IndexReport, commits
+from cskt.gallery.indexing.encoding import Pending, Worked
 from cskt.gallery.manifest import ModelSource
-from cskt.gallery.ray_cluster import connected
-from cskt.gallery.ray_engine import RayEngine
 
 NUM_BATCHES = 15
 """Batches that `index` takes before it waits to be killed or interrupted, so that it never ends by itself."""
@@ -128,7 +127,7 @@ def workers_of(driver: psutil.Process) -> list[psutil.Process]:
 
 def index(*words: str) -> None:
     """The command; it commits often, and waits for a signal after `NUM_BATCHES`."""
-    indexing.COMMIT_SECONDS = 0.05
+    commits.COMMIT_SECONDS = 0.05
     work = RayEngine.work
 
     def up_to_there(engine: RayEngine, pending: Iterable[Pending]) -> Iterator[Worked]:
@@ -140,7 +139,7 @@ def index(*words: str) -> None:
                 yield worked
 
     RayEngine.work = up_to_there
-    from cskt.app.cli import main
+    from cskt.cli.main import main
 
     sys.exit(main(["index", *words]))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from cskt.gallery.answers import HISTOGRAM_EDGES, Group, grouped, hits_of, merged
-from cskt.gallery.store import CropFacts, Found
+from cskt.gallery.stores.base import CropFacts, Found
 
 
 def found(name: str, score: float, **metadata: str) -> Found:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from cskt.embed import Encoder
-from cskt.gallery import contents
+from cskt.errors import StoreError
+from cskt.gallery import state
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.store import StoreError
 from disks import another_user
 
 
@@ -39,7 +39,7 @@ def test_a_column_whose_manifest_found_no_room_is_made_by_the_next_who_states_it
     """It stands in the store, but the gallery does not know of it: here, and when it is opened again."""
     picture = next(crops.rglob("*.jpg")).read_bytes()
     with monkeypatch.context() as patch, pytest.raises(StoreError):
-        patch.setattr(contents, "write_manifest", no_room)
+        patch.setattr(state, "write_manifest", no_room)
         empty.add([picture], ["a"], [{"zone": "z1"}])
     assert (empty.count(), empty.columns) == (0, {})
     empty.add([picture], ["a"], [{"zone": zone}])
@@ -56,7 +56,7 @@ def test_a_reindex_that_finds_no_room_at_the_end_keeps_the_old_model(
 ) -> None:
     before = gallery.search("a man in a red coat", k=12)
     with monkeypatch.context() as patch, pytest.raises(StoreError):
-        patch.setattr(contents, "write_manifest", no_room)
+        patch.setattr(state, "write_manifest", no_room)
         gallery.reindex(*other_model)
     assert gallery.search("a man in a red coat", k=12) == before
     with Gallery.open(gallery.folder, encoder=encoder) as again:

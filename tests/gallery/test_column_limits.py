@@ -15,7 +15,7 @@ from test_shards import archive_of, images_in
 
 from cskt.gallery.columns import LONGEST_VALUE, MOST_COLUMNS, Kind
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.indexing import restate
+from cskt.gallery.indexing.commits import restate
 
 MANY = {f"column {number}": "x" for number in range(MOST_COLUMNS + 1)}
 LONG = {"note": "x" * (LONGEST_VALUE + 1)}

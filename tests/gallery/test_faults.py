@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from cskt.embed import Encoder
-from cskt.gallery import indexing
-from cskt.gallery.files import digest
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.store import VectorStore
+from cskt.gallery.indexing.commits import commits
+from cskt.gallery.indexing.files import digest
+from cskt.gallery.stores.base import VectorStore
 from disks import enlarge, mounted, without_rights
 from fault_tries import chance, record, tries
 
@@ -114,7 +114,7 @@ def test_a_disk_that_fills_up(
     if store == "milvus":
         pytest.importorskip("milvus_lite")
     many_crops(tmp_path / "crops", dolls)
-    monkeypatch.setattr(indexing, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(commits, "COMMIT_SECONDS", 0.0)
     num_full, most = 0, 0
     for attempt in range(tries(2, 10)):
         with mounted(tmp_path / f"disk-{attempt}", 250 + 50 * attempt) as disk:

@@ -14,12 +14,13 @@ from PIL import Image
 
 import cskt
 from cskt.embed import Encoder
+from cskt.errors import GalleryChangedError, UnknownCropError
 from cskt.gallery.calibration import cut_off, save_calibration
-from cskt.gallery.contents import Contents, GalleryChangedError
-from cskt.gallery.filling import fill
-from cskt.gallery.gallery import Gallery, UnknownCropError
+from cskt.gallery.gallery import Gallery
+from cskt.gallery.indexing.changes import fill
 from cskt.gallery.manifest import FORMAT_VERSION, MANIFEST
-from cskt.gallery.queries import Query
+from cskt.gallery.query import Query
+from cskt.gallery.state import Contents
 from tiny_run import write_backbone
 
 SENTENCE = "a woman in a red coat"
@@ -316,7 +317,7 @@ def test_what_another_process_does_during_a_reindex_is_kept(
             writer.index(metadata={first: {"camera": "new"}})
             writer.remove([third])
 
-    monkeypatch.setattr("cskt.gallery.filling.fill", meanwhile)
+    monkeypatch.setattr("cskt.gallery.indexing.changes.fill", meanwhile)
     gallery.reindex(other, str(path))
     assert len(passes) >= 2
     assert everything(gallery).keys() == {*names(crops), "live"} - {third}
@@ -415,7 +416,7 @@ def test_the_cut_off_follows_its_file(gallery: Gallery) -> None:
 def test_a_stream_of_crops_is_tidied_up(gallery: Gallery, crops: Path) -> None:
     data = (crops / names(crops)[0]).read_bytes()
     monkey = pytest.MonkeyPatch()
-    monkey.setattr("cskt.gallery.lance.MANY_FRAGMENTS", 4)
+    monkey.setattr("cskt.gallery.stores.lance.store.MANY_FRAGMENTS", 4)
     for number in range(12):
         gallery.add([data], [f"live/{number}"])
     monkey.undo()

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from cskt.data.images import read_image
-from cskt.gallery.files import (
+from cskt.gallery.indexing.files import (
     THUMBNAIL_SIZE,
     bytes_of,
     check_image_id,
     prepare,
 )
-from cskt.gallery.scanning import walk
+from cskt.gallery.indexing.scanning import walk
 
 
 def picture(path: Path, size: tuple[int, int] = (40, 100)) -> Path:

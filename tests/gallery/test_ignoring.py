@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cskt.gallery.ignoring import IgnorePatterns
+from cskt.gallery.indexing.ignoring import IgnorePatterns
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_too_many_patterns_are_refused() -> None:
 
 def test_no_pattern_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ways to place several `**` multiply; only the last one is tried again."""
-    from cskt.gallery import ignoring
+    from cskt.gallery.indexing.commits import ignoring
 
     compared = 0
 

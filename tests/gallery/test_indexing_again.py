@@ -208,7 +208,7 @@ def test_nothing_is_lost_where_no_folder_can_be_read(
 def test_crops_whose_extra_is_missing_are_not_pruned(
     gallery: Gallery, crops: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cskt.gallery import scanning
+    from cskt.gallery.indexing.commits import scanning
 
     shutil.move(crops / "cam0" / "00.jpg", crops / "cam0" / "00.heic")
     monkeypatch.setattr(scanning, "SUFFIXES", scanning.SUFFIXES | {".heic"})
@@ -236,21 +236,21 @@ def test_a_file_that_another_process_has_replaced_is_not_pruned(
     gallery: Gallery, crops: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The older version is removed only if it is still the one that this process saw."""
-    from cskt.gallery import filling
+    from cskt.gallery.indexing.commits import changes
 
     path = crops / "cam0" / "00.jpg"
     good = (crops / "cam1" / "01.jpg").read_bytes()
     path.write_bytes(b"no picture any more")
-    fill = filling.fill
+    fill = changes.fill
 
     def fill_and_repair(*given: Any, **options: Any) -> None:
         fill(*given, **options)
-        monkeypatch.setattr(filling, "fill", fill)
+        monkeypatch.setattr(changes, "fill", fill)
         path.write_bytes(good)
         with Gallery.open(gallery.folder, encoder=encoder) as other:
             assert other.index().replaced == 1
 
-    monkeypatch.setattr(filling, "fill", fill_and_repair)
+    monkeypatch.setattr(changes, "fill", fill_and_repair)
     assert gallery.index(prune=True).removed == 0
     assert gallery.count() == 12
 

@@ -17,12 +17,13 @@ import torch
 from test_store_conformance import assert_same_hits, coarse, crop, names, queries_of, vector_of
 
 from cskt.gallery.conditions import Comparison
-from cskt.gallery.matrix import Matrix
-from cskt.gallery.store import Crop
+from cskt.gallery.stores.base import Crop
+from cskt.gallery.stores.exact_search import Matrix
 
 pytest.importorskip("lancedb")
-from cskt.gallery import lance, lance_search
-from cskt.gallery.lance import LanceStore, open_lance
+from cskt.gallery.stores.lance import search as lance_search
+from cskt.gallery.stores.lance import store as lance
+from cskt.gallery.stores.lance.store import LanceStore, open_lance
 
 DIM = 16
 WRITER = """
@@ -30,7 +31,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_store_conformance import crop
-from cskt.gallery.lance import open_lance
+from cskt.gallery.stores.lance.store import open_lance
 store = open_lance(Path(sys.argv[1]), 16, {})
 for number in range(10_000):
     store.add([crop(f"{kind}/{number}", number) for kind in ("even", "odd")])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cskt.data.annotations import read_dataset
 from cskt.gallery.marks import Mark, marks_csv, marks_jsonl, read_pairs
-from cskt.train.engine import train
+from cskt.training.loop import train
 from tiny_run import quick_config
 
 RED, HAT, BAG = "a woman in a red coat", "a man with a hat", "somebody with a bag"

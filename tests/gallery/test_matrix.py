@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cskt.gallery import matrix as matrix_module
-from cskt.gallery import products
-from cskt.gallery.matrix import Candidates, Matrix
+from cskt.gallery.stores import exact_search as matrix_module
+from cskt.gallery.stores import products
+from cskt.gallery.stores.exact_search import Candidates, Matrix
 
 DIM = 24
 

@@ -15,15 +15,15 @@ from filter_oracle import COLUMNS, NASTY_NAMES, conditions, fulfils, values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cskt.gallery import milvus
+from cskt.errors import CorruptRowError, StoreError
 from cskt.gallery.columns import BUILT_IN, Value
 from cskt.gallery.conditions import Comparison, Condition, Membership, Missing, Pattern
 from cskt.gallery.filters import parse_filter
-from cskt.gallery.milvus import MilvusStore, drop_milvus, open_milvus
-from cskt.gallery.milvus_filters import compiled
-from cskt.gallery.milvus_rows import to_row
-from cskt.gallery.store import Crop, CropFacts, StoreError
-from cskt.gallery.stored import CorruptRowError
+from cskt.gallery.stores.base import Crop, CropFacts
+from cskt.gallery.stores.milvus import store as milvus
+from cskt.gallery.stores.milvus.filters import compiled
+from cskt.gallery.stores.milvus.rows import to_row
+from cskt.gallery.stores.milvus.store import MilvusStore, drop_milvus, open_milvus
 
 pytest.importorskip("milvus_lite")
 DIM = 8

@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("pymilvus")
 
-from cskt.gallery.milvus import open_milvus
-from cskt.gallery.milvus_options import INDEXES, Options, read_options
+from cskt.gallery.stores.milvus.options import INDEXES, Options, read_options
+from cskt.gallery.stores.milvus.store import open_milvus
 
 SERVER = "milvus://localhost:19530/crops"
 

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from cskt.gallery.columns import Value
 from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Pattern
-from cskt.gallery.store import Crop, CropFacts
+from cskt.gallery.stores.base import Crop, CropFacts
 
 pytest.importorskip("milvus_lite")
 
-from cskt.gallery import milvus
-from cskt.gallery.milvus import MilvusStore, open_milvus
-from cskt.gallery.milvus_filters import compiled, partition_of, partitions_of
+from cskt.gallery.stores.milvus import store as milvus
+from cskt.gallery.stores.milvus.filters import compiled, partition_of, partitions_of
+from cskt.gallery.stores.milvus.store import MilvusStore, open_milvus
 
 DIM = 16
 

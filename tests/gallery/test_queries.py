@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cskt.embed import Encoder
-from cskt.gallery.queries import Query, encode_queries
+from cskt.gallery.query import Query, encode_queries
 
 
 def no_crop(image_id: str) -> Tensor:

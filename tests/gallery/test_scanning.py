@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cskt.gallery.scanning import ImageSource, Scan, listed
+from cskt.gallery.indexing.scanning import ImageSource, Scan, listed
 from disks import another_user
 
 

@@ -14,12 +14,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-import cskt.gallery.shards as shards_module
+import cskt.gallery.indexing.shards as shards_module
 from cskt.embed import Encoder
-from cskt.gallery import encoding
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.scanning import listed
-from cskt.gallery.shards import crops_of
+from cskt.gallery.indexing.commits import encoding
+from cskt.gallery.indexing.scanning import listed
+from cskt.gallery.indexing.shards import crops_of
 
 
 def images_in(crops: Path) -> dict[str, bytes]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from cskt.gallery.columns import BUILT_IN, Kind, Value
 from cskt.gallery.conditions import Any_, Comparison, Condition, Membership
 from cskt.gallery.filters import parse_filter
-from cskt.gallery.store import MOST_FACET_VALUES, Crop, CropFacts, Facet, FileState, Found, VectorStore
+from cskt.gallery.stores.base import MOST_FACET_VALUES, Crop, CropFacts, Facet, FileState, Found, VectorStore
 
 DIM = 16
 Opener: TypeAlias = Callable[[Path, Mapping[str, Kind]], VectorStore]
@@ -31,14 +31,14 @@ Open: TypeAlias = Callable[[], VectorStore]
 
 def _open_lance(folder: Path, columns: Mapping[str, Kind]) -> VectorStore:
     pytest.importorskip("lancedb")
-    from cskt.gallery.lance import open_lance
+    from cskt.gallery.stores.lance.store import open_lance
 
     return open_lance(folder, DIM, columns)
 
 
 def _open_milvus(folder: Path, columns: Mapping[str, Kind]) -> VectorStore:
     pytest.importorskip("milvus_lite")
-    from cskt.gallery.milvus import open_milvus
+    from cskt.gallery.stores.milvus.store import open_milvus
 
     return open_milvus(f"milvus:{folder}/crops.db", DIM, columns)
 

@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cskt.app import search as search_command
+from cskt.cli import search as search_command
 from cskt.embed import Encoder
-from cskt.gallery.contents import drop_store, vectors_folder
+from cskt.errors import CorruptRowError, StoreError
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.lance import LOCK, TABLE
-from cskt.gallery.lance_rows import to_vectors
 from cskt.gallery.manifest import MANIFEST, read_manifest
 from cskt.gallery.originals import ORIGINALS, UNSETTLED, original_path
-from cskt.gallery.store import StoreError
-from cskt.gallery.stored import CorruptRowError, first_corrupt
+from cskt.gallery.state import drop_store, vectors_folder
+from cskt.gallery.stores.lance.rows import to_vectors
+from cskt.gallery.stores.lance.store import LOCK, TABLE
+from cskt.gallery.stores.row_checks import first_corrupt
 
 SENTENCE = "a woman in a red coat"
 

@@ -11,9 +11,9 @@ import pytest
 
 import cskt
 from cskt.embed import Encoder
-from cskt.gallery import filling
-from cskt.gallery.encoding import Engine, LocalEngine, Pending, Worked
 from cskt.gallery.gallery import Gallery
+from cskt.gallery.indexing.commits import changes
+from cskt.gallery.indexing.encoding import Engine, LocalEngine, Pending, Worked
 from tiny_run import write_backbone
 
 Meanwhile = Callable[[Callable[[], object]], Engine]
@@ -145,18 +145,18 @@ def test_a_column_that_is_new_during_a_reindex_is_there_after_it(
         pytest.importorskip("milvus_lite")
         store = f"milvus:{tmp_path}/crops.db"
     path = write_backbone(tmp_path / "other.safetensors", seed=1)
-    picture, fill = (crops / name).read_bytes(), filling.fill
+    picture, fill = (crops / name).read_bytes(), changes.fill
     with Gallery.create(tmp_path / "gallery-2", encoder, str(tiny_backbone), store=store) as gallery:
         gallery.index(crops)
         writer = Gallery.open(gallery.folder, encoder=encoder)
 
         def once(*args: object, **kwargs: object) -> None:
             fill(*args, **kwargs)  # type: ignore[arg-type]
-            monkeypatch.setattr(filling, "fill", fill)
+            monkeypatch.setattr(changes, "fill", fill)
             writer.add([picture], ["live"], [{"zone": "z1"}])
             writer.close()
 
-        monkeypatch.setattr(filling, "fill", once)
+        monkeypatch.setattr(changes, "fill", once)
         gallery.reindex(cskt.load(path, device="cpu"), str(path))
         assert dict(gallery.crop("live").metadata) == {"zone": "z1"}
         assert gallery.count("zone = 'z1'") == 1

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from cskt.embed import Encoder
-from cskt.gallery import files as gallery_files
 from cskt.gallery.gallery import Gallery
+from cskt.gallery.indexing.commits import files as gallery_files
 from cskt.gallery.manifest import MANIFEST
-from cskt.gallery.queries import Query
-from cskt.gallery.store import check_sha256
+from cskt.gallery.query import Query
+from cskt.gallery.stores.base import check_sha256
 from cskt.image_files.decode import decode_image
 
 LYING = 6
@@ -124,7 +124,7 @@ def test_an_older_gallery_is_brought_up_to_date_once(
         assert gallery.crop("standing.png") == standing[0]
         assert np.array_equal(gallery._contents.store.vectors(["standing.png"])["standing.png"], standing[1])
         assert gallery.manifest.upright
-        monkeypatch.setattr("cskt.gallery.upright.read_bytes", None)  # files are not read again
+        monkeypatch.setattr("cskt.gallery.indexing.upright.read_bytes", None)  # files are not read again
         assert gallery.index().turned == 0
     with Gallery.open(empty, encoder=encoder) as gallery:
         assert gallery.manifest.upright

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from tiny_clip import assert_tiny, open_clip_config, refused, with_changes
 
 from cskt.config import BackboneConfig
-from cskt.model import cache
-from cskt.model.weights import load_backbone
+from cskt.model.io import cache
+from cskt.model.io.weights import load_backbone
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cskt.config import ClipArchitecture, RunConfig, to_dict
-from cskt.model import files
+from cskt.model.io import files
 
 ARCHITECTURE = ClipArchitecture(
     embed_dim=8, image_height=32, image_width=16, patch_size=8, stride=8, vision_width=8, vision_layers=1,

@@ -26,10 +26,10 @@ from torch import Tensor
 import cskt
 from cskt.config import BackboneConfig
 from cskt.gallery.manifest import ModelSource
-from cskt.model import cache
-from cskt.model.names import hugging_face_names, openai_name
-from cskt.model.tensors import load_checkpoint, read_tensors
-from cskt.model.weights import load_backbone, tower_shapes
+from cskt.model.io import cache
+from cskt.model.io.names import hugging_face_names, openai_name
+from cskt.model.io.tensors import load_checkpoint, read_tensors
+from cskt.model.io.weights import load_backbone, tower_shapes
 
 
 class Settings:

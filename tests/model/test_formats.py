@@ -19,10 +19,10 @@ from tiny_clip import ARCHITECTURE, LEFTOVERS, UNKNOWN_ORIGIN, assert_tiny, open
 from torch import Tensor
 
 from cskt.config import BackboneConfig
-from cskt.model import cache
-from cskt.model.files import save_backbone, save_method
-from cskt.model.tensors import read_tensors
-from cskt.model.weights import load_backbone
+from cskt.model.io import cache
+from cskt.model.io.files import save_backbone, save_method
+from cskt.model.io.tensors import read_tensors
+from cskt.model.io.weights import load_backbone
 
 
 def test_torchscript_archive(archive: Path) -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from cskt.config import ClipArchitecture, LossConfig, MlmConfig, OptimConfig
-from cskt.model.interaction import CrossAttention, InteractionEncoder
-from cskt.train.objective import Objective
-from cskt.train.optim import parameter_groups
+from cskt.model.parts.interaction import CrossAttention, InteractionEncoder
+from cskt.training.objective import Objective
+from cskt.training.optim import parameter_groups
 
 WIDTH, DEPTH, VOCAB_SIZE = 128, 2, 31  # two heads of 64
 

@@ -10,13 +10,13 @@ import tiny_clip
 import torch
 from torch import Tensor
 
-from cskt.app import export
+from cskt.cli import export
 from cskt.config import ClipArchitecture, LoraConfig, load_config
 from cskt.data.annotations import read_dataset
 from cskt.embed import load
 from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
-from cskt.model.files import kind_of, read_method
-from cskt.train.engine import train
+from cskt.model.io.files import kind_of, read_method
+from cskt.training.loop import train
 from tiny_run import quick_config
 
 SIZES = ClipArchitecture(

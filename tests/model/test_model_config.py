@@ -14,8 +14,8 @@ from tiny_clip import ARCHITECTURE, LEFTOVERS, assert_tiny, open_clip_config, re
 from transformers import CLIPConfig
 
 from cskt.config import BackboneConfig
-from cskt.model.model_config import hugging_face_facts, resolved_section
-from cskt.model.weights import load_backbone
+from cskt.model.io.model_config import hugging_face_facts, resolved_section
+from cskt.model.io.weights import load_backbone
 
 # --- TorchScript archives
 
@@ -36,7 +36,7 @@ def test_an_archive_is_openais_only_with_its_extra_tensors_or_digest(
     flags: dict[str, Any] = {"activation": "gelu", "vision_heads": 4, "text_heads": 2}
     architecture = load_backbone(BackboneConfig(name=str(other), **flags)).architecture
     assert (architecture.activation, architecture.vision_heads, architecture.text_heads) == ("gelu", 4, 2)
-    monkeypatch.setattr("cskt.model.layouts.is_openais", lambda sha256: True)
+    monkeypatch.setattr("cskt.model.io.layouts.is_openais", lambda sha256: True)
     assert load_backbone(BackboneConfig(name=str(other))).architecture == ARCHITECTURE
 
 

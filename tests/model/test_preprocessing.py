@@ -15,8 +15,8 @@ from tiny_clip import UNKNOWN_ORIGIN, open_clip_config, refused
 from transformers import CLIPImageProcessor
 
 from cskt.config import CLIP_MEAN, CLIP_STD, BackboneConfig
-from cskt.model.preprocessing import Preprocessing, read_preprocessing
-from cskt.model.weights import load_backbone
+from cskt.model.io.preprocessing import Preprocessing, read_preprocessing
+from cskt.model.io.weights import load_backbone
 
 HALF = (0.5, 0.5, 0.5)
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -104,7 +104,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
 def test_openais_published_files_are_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By their digest, whatever JSON file lies in the same folder."""
     folder = folder_with(tmp_path / "clip", open_clip_config=open_clip(mean=HALF, std=HALF))
-    monkeypatch.setattr("cskt.model.layouts.is_openais", lambda sha256: True)
+    monkeypatch.setattr("cskt.model.io.layouts.is_openais", lambda sha256: True)
     assert found(folder) == CLIPS
 
 

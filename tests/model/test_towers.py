@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel
 from cskt.config import AdapterConfig, BackboneConfig, ClipArchitecture, PromptConfig
 from cskt.model.clip import place_prompts
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.weights import load_backbone, load_state
+from cskt.model.io.weights import load_backbone, load_state
 
 PLAIN = PromptConfig(directions="none"), AdapterConfig(sides="none")
 SMALL = ClipArchitecture(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cskt.config import AdapterConfig, BackboneConfig, PromptConfig
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.weights import load_backbone, load_state, resize_positions
+from cskt.model.io.weights import load_backbone, load_state, resize_positions
 
 PLAIN = PromptConfig(directions="none"), AdapterConfig(sides="none")
 

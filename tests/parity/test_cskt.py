@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cskt import losses
 from cskt.config import AdapterConfig, ClipArchitecture, OptimConfig, PromptConfig
 from cskt.model.dual_encoder import DualEncoder
-from cskt.train.optim import build_optimizer
+from cskt.training.optim import build_optimizer
 
 
 @dataclass(frozen=True)

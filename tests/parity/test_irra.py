@@ -14,7 +14,7 @@ from cskt import losses
 from cskt.config import LossConfig, MlmConfig
 from cskt.data.masking import MASK_ID, MaskedCaptions
 from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
-from cskt.train.objective import Objective, Outputs, Views, encode
+from cskt.training.objective import Objective, Outputs, Views, encode
 
 NUM_IDENTITIES = 10
 

@@ -9,8 +9,8 @@ from golden import Golden
 
 from cskt.config import AdapterConfig, LossConfig, MlmConfig, PromptConfig
 from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
-from cskt.model.names import released_name
-from cskt.train.objective import Objective
+from cskt.model.io.names import released_name
+from cskt.training.objective import Objective
 
 
 @pytest.mark.parametrize("case", ["cskt_a", "cskt_b", "irra_a"])

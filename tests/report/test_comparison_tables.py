@@ -22,8 +22,8 @@ from cskt.report.comparison import (
     rate,
     size,
 )
+from cskt.report.cross_domain import MatrixCell, MatrixRow, matrix_grid, matrix_records, matrix_table
 from cskt.report.formats import csv_of, latex, latex_cell, markdown
-from cskt.report.matrix import MatrixCell, MatrixRow, matrix_grid, matrix_records, matrix_table
 from cskt.report.tables import METRIC_NAMES, is_number_column
 
 

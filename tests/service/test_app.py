@@ -17,8 +17,8 @@ from starlette.testclient import TestClient
 
 from cskt.gallery.gallery import Gallery
 from cskt.service.metrics import Metrics
-from cskt.service.outermost import Outermost
 from cskt.service.pages import TYPES, page_files
+from cskt.service.security_headers import Outermost
 
 
 def wait_until_ready(client: TestClient) -> None:

@@ -12,9 +12,9 @@ import pytest
 import torch
 from doll_service import name_of
 
+from cskt.errors import NoAnswerError
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.queries import Query
-from cskt.gallery.store import NoAnswerError
+from cskt.gallery.query import Query
 from cskt.service.batching import Batcher, Pool
 from cskt.service.engine import Engine, Wanted
 from cskt.service.errors import ServiceError

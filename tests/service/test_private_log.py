@@ -16,11 +16,11 @@ import pytest
 from doll_service import TOKEN, WRITER, Ask, name_of
 from PIL import Image, PngImagePlugin
 
+from cskt.errors import NoAnswerError, StoreError
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.store import NoAnswerError, StoreError
 from cskt.service.metrics import Metrics
-from cskt.service.outermost import BrokenOffError, Outermost
 from cskt.service.private_log import private_logging, trace_of
+from cskt.service.security_headers import BrokenOffError, Outermost
 
 SECRET = "zanzibarian"
 CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "asyncio")
@@ -203,14 +203,14 @@ def test_other_packages_are_logged_by_place_alone(log: Log) -> None:
         thread = threading.Thread(target=failing)
         thread.start()
         thread.join()
-        logging.getLogger("cskt.app").info("kept as it is")
+        logging.getLogger("cskt.cli").info("kept as it is")
     text = log.text()
     assert SECRET not in text
     assert "another.client: error in test_private_log:" in text
     assert stream.getvalue().startswith("apart: error in test_private_log:") and SECRET not in stream.getvalue()
     assert "uvicorn.error: error in" in text and "py.warnings: warning in" in text
     assert "a thread failed" in text and text.splitlines().count("ValueError") == 2 and "in failing" in text
-    assert "INFO cskt.app kept as it is" in text
+    assert "INFO cskt.cli kept as it is" in text
     assert threading.excepthook is hook
     logging.getLogger("other").error("free again: %s", SECRET)
     assert SECRET in log.text()

@@ -15,8 +15,8 @@ import pytest
 from doll_service import TOKEN, WRITER, Ask, name_of, refusal
 
 from cskt.embed import Encoder
+from cskt.errors import StoreError
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.store import StoreError
 from cskt.service import engine
 from disks import another_user, without_rights
 

@@ -13,10 +13,10 @@ import pytest
 from doll_service import TOKEN, WRITER, Ask, name_of, refusal
 
 from cskt.embed import Encoder
-from cskt.gallery.contents import vectors_folder
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.lance import TABLE
 from cskt.gallery.manifest import MANIFEST
+from cskt.gallery.state import vectors_folder
+from cskt.gallery.stores.lance.store import TABLE
 
 
 def add_row(folder: Path, gallery: Gallery, **values: object) -> None:

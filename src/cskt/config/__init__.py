@@ -1,7 +1,7 @@
 """The configuration of a run: what can be set (`schema`) and how it is read and written (`files`)."""
 
 from cskt.config.architecture import CLIP_MEAN, CLIP_STD, ClipArchitecture
-from cskt.config.files import (
+from cskt.config.recipes import (
     RECIPES,
     load_config,
     merge,

@@ -8,7 +8,8 @@ from annotated_types import Ge, Le
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 from pydantic.dataclasses import dataclass
 
-from cskt.config.kinds import STRICT, Activation, ChannelMeans, ChannelStds, Depth, Size, Whole
+from cskt.config.types import STRICT, Activation, ChannelMeans, ChannelStds, Depth, Size, Whole
+from cskt.errors import CsktError
 
 CLIP_MEAN: ChannelMeans = (0.48145466, 0.4578275, 0.40821073)
 """Channel means that OpenAI's CLIP was trained with, of RGB in [0, 1]."""
@@ -75,9 +76,7 @@ class ClipArchitecture:
         for side in ("vision", "text"):
             width, heads = getattr(self, f"{side}_width"), getattr(self, f"{side}_heads")
             if width % heads:
-                raise ValueError(f"{side}_width {width} is not divisible by {side}_heads {heads}")
+                raise CsktError(f"{side}_width {width} is not divisible by {side}_heads {heads}")
         if min(self.image_height, self.image_width) < self.patch_size:
-            raise ValueError(
-                f"an image of {self.image_height} x {self.image_width} holds no patch of {self.patch_size}"
-            )
+            raise CsktError(f"an image of {self.image_height} x {self.image_width} holds no patch of {self.patch_size}")
         return self

@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from cskt.errors import CsktError
+
 DAMAGE = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
 """What PyYAML raises, beside errors of its own, on tags that promise what their values do not hold."""
 MOST_LEVELS = 100
@@ -55,14 +57,14 @@ def plain_yaml(text: str, loader: type[PlainLoader] = PlainLoader) -> Any:
     """What a YAML text holds; nothing in it is ever executed.
 
     Raises:
-        ValueError: it is not plain YAML; says why and where in one line, without naming the file.
+        CsktError: it is not plain YAML; says why and where in one line, without naming the file.
     """
     if len(text) > MOST_CHARACTERS:
-        raise ValueError(f"{len(text):,} characters; at most {MOST_CHARACTERS:,} are read")
+        raise CsktError(f"{len(text):,} characters; at most {MOST_CHARACTERS:,} are read")
     try:
         return yaml.load(text, Loader=loader)
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())[:1000]) from None
+        raise CsktError(" ".join(str(error).split())[:1000]) from None
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"a value does not fit what it is said to be ({reason})") from None
+        raise CsktError(f"a value does not fit what it is said to be ({reason})") from None

@@ -15,7 +15,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from cskt.config.architecture import CLIP_MEAN, CLIP_STD, ClipArchitecture
-from cskt.config.kinds import (
+from cskt.config.types import (
     STRICT,
     Activation,
     ChannelMeans,
@@ -33,6 +33,7 @@ from cskt.config.kinds import (
     WeightsChoice,
     Whole,
 )
+from cskt.errors import CsktError
 
 Directions: TypeAlias = Literal["none", "text", "vision", "own", "t2v", "v2t", "both"]
 Sides: TypeAlias = Literal["none", "text", "vision", "both"]
@@ -128,7 +129,7 @@ class LoraConfig:
     @model_validator(mode="after")
     def _check(self) -> LoraConfig:
         if len(set(self.targets)) < len(self.targets):
-            raise ValueError(f"lora.targets {','.join(self.targets)} names a layer twice")
+            raise CsktError(f"lora.targets {','.join(self.targets)} names a layer twice")
         return self
 
 
@@ -217,9 +218,9 @@ class DataConfig:
     def _check(self) -> DataConfig:
         for template in self.templates:
             if template.count("{}") != 1:
-                raise ValueError(f"data.templates '{template}' must hold {{}} once, where the caption goes")
+                raise CsktError(f"data.templates '{template}' must hold {{}} once, where the caption goes")
         if self.batch_size % self.captions_per_image:
-            raise ValueError(
+            raise CsktError(
                 f"data.batch_size {self.batch_size} is not divisible by data.captions_per_image"
                 f" {self.captions_per_image}"
             )
@@ -248,9 +249,9 @@ class AugmentConfig:
     @model_validator(mode="after")
     def _check(self) -> AugmentConfig:
         if not 0 < self.erase_area[0] <= self.erase_area[1] <= 1:
-            raise ValueError(f"erase_area {self.erase_area} is not a range within (0, 1]")
+            raise CsktError(f"erase_area {self.erase_area} is not a range within (0, 1]")
         if not 0 < self.erase_ratio[0] <= self.erase_ratio[1]:
-            raise ValueError(f"erase_ratio {self.erase_ratio} is not a range above 0")
+            raise CsktError(f"erase_ratio {self.erase_ratio} is not a range above 0")
         return self
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from cskt.config import nearest
 from cskt.data.records import SPLIT_NAMES, Record, Split, SplitCounts
+from cskt.errors import CsktError
 
 LARGEST_PID = 2**63 - 1  # identities travel as int64 tensors
 
@@ -63,11 +64,11 @@ def dataset_key(name: str) -> str:
     """The name by which `READERS` knows a data set; case and `_` against `-` do not matter.
 
     Raises:
-        ValueError: no such data set; names the nearest one.
+        CsktError: no such data set; names the nearest one.
     """
     key = name.strip().lower().replace("_", "-")
     if key not in READERS:
-        raise ValueError(f"unknown data set '{name}': {nearest(key, list(READERS))}")
+        raise CsktError(f"unknown data set '{name}': {nearest(key, list(READERS))}")
     return key
 
 
@@ -79,7 +80,7 @@ def read_dataset(name: str, root: Path) -> dict[str, Split]:
         root: the folder that holds the data set's folder, or that folder itself.
 
     Raises:
-        ValueError: unknown name; missing or malformed annotation, or a record that breaks the format. The message
+        CsktError: unknown name; missing or malformed annotation, or a record that breaks the format. The message
             names the file, the record and the remedy.
     """
     key = dataset_key(name)
@@ -87,7 +88,7 @@ def read_dataset(name: str, root: Path) -> dict[str, Split]:
     if key in FOLDERS and (folder / FOLDERS[key]).is_dir():
         folder = folder / FOLDERS[key]
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; {_remedy(key)}")
+        raise CsktError(f"{folder}: no such folder; {_remedy(key)}")
     records = READERS[key](folder)
     present = [split for split in SPLIT_NAMES if any(record.split == split for record in records)]
     return {split: Split(key, split, tuple(record for record in records if record.split == split)) for split in present}
@@ -113,12 +114,12 @@ def read_jsonl(folder: Path) -> list[Record]:
     files = [folder / f"{split}.jsonl" for split in SPLIT_NAMES]
     present = [path for path in files if path.is_file()]
     if not present:
-        raise ValueError(f"{folder}: none of {', '.join(path.name for path in files)} found; {_remedy('jsonl')}")
+        raise CsktError(f"{folder}: none of {', '.join(path.name for path in files)} found; {_remedy('jsonl')}")
     records = []
     for path in present:
         lines = [(number, line) for number, line in enumerate(_read_text(path).split("\n"), start=1) if line.strip()]
         if not lines:
-            raise ValueError(f"{path}: empty; delete the file or add a record per line")
+            raise CsktError(f"{path}: empty; delete the file or add a record per line")
         for number, line in lines:
             where = f"{path}:{number}"
             entry = _parse_json(line, where)
@@ -139,31 +140,31 @@ def _read_annotation(folder: Path, key: str, file_names: tuple[str, ...], path_k
     candidates = [folder / name for name in file_names]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
-        raise ValueError(f"{candidates[0]}: no such file; {_remedy(key)}")
+        raise CsktError(f"{candidates[0]}: no such file; {_remedy(key)}")
     content = _parse_json(_read_text(path), str(path))
     if not isinstance(content, list):
-        raise ValueError(f"{path}: expected a list of records at the top level, found {_kind(content)}")
+        raise CsktError(f"{path}: expected a list of records at the top level, found {_kind(content)}")
     if not content:
-        raise ValueError(f"{path}: holds no records; {_remedy(key)}")
+        raise CsktError(f"{path}: holds no records; {_remedy(key)}")
     records = []
     for index, entry in enumerate(content):
         where = f"{path}: record {index}"
         split = entry.get("split") if isinstance(entry, dict) else None
         if isinstance(entry, dict) and split not in SPLIT_NAMES:
-            raise ValueError(f"{where} has {_value(entry, 'split')}; expected one of {', '.join(SPLIT_NAMES)}")
+            raise CsktError(f"{where} has {_value(entry, 'split')}; expected one of {', '.join(SPLIT_NAMES)}")
         records.append(_to_record(entry, where, folder / "imgs", str(split), path_key=path_key, pid_key="id"))
     return records
 
 
 def _to_record(entry: Any, where: str, image_folder: Path, split: str, *, path_key: str, pid_key: str) -> Record:
     if not isinstance(entry, dict):
-        raise ValueError(f"{where} is {_kind(entry)}; expected an object with {pid_key}, {path_key} and captions")
+        raise CsktError(f"{where} is {_kind(entry)}; expected an object with {pid_key}, {path_key} and captions")
     pid = entry.get(pid_key)
     if isinstance(pid, bool) or not isinstance(pid, int) or not 0 <= pid <= LARGEST_PID:
-        raise ValueError(f"{where} has {_value(entry, pid_key)}; expected a whole number from 0")
+        raise CsktError(f"{where} has {_value(entry, pid_key)}; expected a whole number from 0")
     captions = entry.get("captions")
     if not isinstance(captions, list) or not captions or not all(isinstance(item, str) for item in captions):
-        raise ValueError(f"{where} has {_value(entry, 'captions')}; expected a non-empty list of strings")
+        raise CsktError(f"{where} has {_value(entry, 'captions')}; expected a non-empty list of strings")
     attributes = entry.get("attributes")
     return Record(
         pid=pid,
@@ -177,7 +178,7 @@ def _to_record(entry: Any, where: str, image_folder: Path, split: str, *, path_k
 def _relative_path(entry: dict[str, Any], path_key: str, where: str, image_folder: Path) -> PurePosixPath:
     written = entry.get(path_key)
     if not isinstance(written, str) or not written.strip():
-        raise ValueError(f"{where} has {_value(entry, path_key)}; expected the path of an image")
+        raise CsktError(f"{where} has {_value(entry, path_key)}; expected the path of an image")
     # Annotations made on Windows separate with backslashes; no published file name holds one.
     relative = PurePosixPath(written.replace("\\", "/"))
     if (
@@ -186,7 +187,7 @@ def _relative_path(entry: dict[str, Any], path_key: str, where: str, image_folde
         or PureWindowsPath(written).drive
         or not _can_be_a_name(written)
     ):
-        raise ValueError(f"{where} has {_value(entry, path_key)}; expected a path inside {image_folder}")
+        raise CsktError(f"{where} has {_value(entry, path_key)}; expected a path inside {image_folder}")
     return relative
 
 
@@ -199,9 +200,9 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+        raise CsktError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        raise CsktError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _parse_json(text: str, where: str) -> Any:
@@ -209,9 +210,9 @@ def _parse_json(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
-        raise ValueError(f"{where}: not JSON: {error.msg} at {place}; is the file complete?") from None
+        raise CsktError(f"{where}: not JSON: {error.msg} at {place}; is the file complete?") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of nested brackets
-        raise ValueError(f"{where}: not JSON that can be read: {error}") from None
+        raise CsktError(f"{where}: not JSON that can be read: {error}") from None
 
 
 def _value(entry: dict[str, Any], key: str) -> str:

@@ -88,7 +88,7 @@ def check_dataset(
         on_progress: called with the images looked at so far and their total.
 
     Raises:
-        ValueError: the annotation cannot be read; see `read_dataset`.
+        CsktError: the annotation cannot be read; see `read_dataset`.
     """
     key = dataset_key(name)
     dataset = read_dataset(key, root)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from cskt.config import CLIP_MEAN, CLIP_STD, AugmentConfig
-from cskt.config.kinds import ChannelMeans, ChannelStds, Interpolation
+from cskt.config.types import ChannelMeans, ChannelStds, Interpolation
 from cskt.image_files.decode import REMEDY, Source, decode_image, image_size, read_bytes
 from cskt.image_files.limits import MAX_PIXELS
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cskt.config import DataConfig
-from cskt.config.kinds import Interpolation
+from cskt.config.types import Interpolation
 from cskt.data.ahead import work_ahead
 from cskt.data.images import Source, read_image
 from cskt.data.pixel_cache import KeptImages, cached_images
@@ -47,7 +47,7 @@ class TrainingLoader:
         seed: decides the order together with the epoch.
 
     Raises:
-        ValueError: the sampler cannot draw batches of the configured size from this split.
+        CsktError: the sampler cannot draw batches of the configured size from this split.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class TrainingLoader:
             share: the number of images in a batch -> those that are decoded, never none; by default all.
 
         Raises:
-            ValueError: an image is missing or damaged; names the file.
+            CsktError: an image is missing or damaged; names the file.
         """
         batches = self._batches(epoch)[start_step:]
         image_ids = [self._image_ids[units[:, 0]] for units in batches]
@@ -177,7 +177,7 @@ def iter_images(
         cache_dir: a folder as `cached_images` keeps it, for files; pictures and bytes are decoded all the same.
 
     Raises:
-        ValueError: an image is missing or damaged; names the file.
+        CsktError: an image is missing or damaged; names the file.
     """
     paths = [source for source in sources if isinstance(source, Path)]
     starts = range(0, len(sources), batch_size)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cskt.data.annotations import PUBLISHED_COUNTS, read_dataset
 from cskt.data.records import Record, Split
+from cskt.errors import CsktError
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def read_separate_splits(name: str, root: Path, *, refuse: bool = True) -> dict[
             authors released counts as it is.
 
     Raises:
-        ValueError: the annotation cannot be read, or `refuse` and something is shared; one line.
+        CsktError: the annotation cannot be read, or `refuse` and something is shared; one line.
     """
     dataset = read_dataset(name, root)
     published = any(split.dataset in PUBLISHED_COUNTS for split in dataset.values())
@@ -45,7 +46,7 @@ def read_separate_splits(name: str, root: Path, *, refuse: bool = True) -> dict[
     command = f"cskt data check {shlex.quote(str(root))}"
     message = f"{root}: {found[0]}{more}; '{command}' lists all"
     if refuse and not published:
-        raise ValueError(message)
+        raise CsktError(message)
     _warn_once(message)
     return dataset
 

@@ -28,9 +28,10 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cskt.config.kinds import Interpolation
+from cskt.config.types import Interpolation
 from cskt.data.ahead import work_ahead
 from cskt.data.images import decode_image, read_bytes, resize
+from cskt.errors import CsktError
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def cached_images(
         apply_orientation: turn images as their EXIF orientation says; such images have a folder of their own, too.
 
     Raises:
-        ValueError: an image is missing or damaged (names the file), or the folder cannot be written.
+        CsktError: an image is missing or damaged (names the file), or the folder cannot be written.
     """
     with _remedy(folder):
         name = f"{height}x{width}-{_method(height, width, interpolation)}{'-upright' if apply_orientation else ''}"
@@ -179,6 +180,6 @@ def _remedy(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(
+        raise CsktError(
             f"{folder}: {error.strerror or error}; make room there or name another folder with data.cache_dir"
         ) from None

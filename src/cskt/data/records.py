@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cskt.config import DataConfig
+from cskt.errors import CsktError
 
 logger = logging.getLogger(__name__)
 
@@ -100,10 +101,10 @@ def find_split(dataset: Mapping[str, Split], name: str) -> Split:
     """The split of that name.
 
     Raises:
-        ValueError: the data set has no such split; lists those that it has.
+        CsktError: the data set has no such split; lists those that it has.
     """
     if name not in dataset:
-        raise ValueError(f"the data set has no split '{name}'; it has {', '.join(dataset) or 'none'}")
+        raise CsktError(f"the data set has no split '{name}'; it has {', '.join(dataset) or 'none'}")
     return dataset[name]
 
 
@@ -115,7 +116,7 @@ def select_splits(dataset: Mapping[str, Split], data: DataConfig) -> tuple[Split
     `holdout_seed` and the identities, and are nested: a larger fraction keeps what a smaller one kept.
 
     Raises:
-        ValueError: there is no training split, no test split to select on, or too few identities to hold any out.
+        CsktError: there is no training split, no test split to select on, or too few identities to hold any out.
     """
     train = find_split(dataset, "train")
     if data.select_on == "test" or "val" in dataset:
@@ -124,7 +125,7 @@ def select_splits(dataset: Mapping[str, Split], data: DataConfig) -> tuple[Split
         ordered = _shuffled(set(train.image_pids), f"holdout {data.holdout_seed}")
         num_held_out = max(1, round(data.holdout_fraction * len(ordered)))
         if num_held_out >= len(ordered):
-            raise ValueError(
+            raise CsktError(
                 f"{train.dataset} has no val split and only {len(ordered)} training identity to hold out from; "
                 "add a val split or set data.select_on to test"
             )

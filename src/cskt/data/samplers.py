@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cskt.config import DataConfig
+from cskt.errors import CsktError
 
 
 def draw_batches(
@@ -145,30 +146,30 @@ def check_batch_size(data: DataConfig, num_pairs: int, num_identities: int) -> N
     """Check that the sampler can draw batches of the configured size.
 
     Raises:
-        ValueError: it cannot; names the config keys to change.
+        CsktError: it cannot; names the config keys to change.
     """
     if data.batch_size > num_pairs:
-        raise ValueError(
+        raise CsktError(
             f"data.batch_size {data.batch_size} is more than the {num_pairs} training pairs; lower data.batch_size"
         )
     if data.sampler == "random":
         return
     if data.sampler == "identity" and data.batch_size % data.instances:
-        raise ValueError(
+        raise CsktError(
             f"data.batch_size {data.batch_size} is not divisible by data.instances {data.instances}; "
             "the identity sampler needs whole groups"
         )
     if data.batch_size < data.instances:
-        raise ValueError(
+        raise CsktError(
             f"data.batch_size {data.batch_size} is less than data.instances {data.instances}; raise data.batch_size"
         )
     if data.instances % data.captions_per_image:
-        raise ValueError(
+        raise CsktError(
             f"data.instances {data.instances} is not divisible by data.captions_per_image {data.captions_per_image}; "
             "the identity sampler counts pairs and draws whole images"
         )
     if data.batch_size // data.instances > num_identities:
-        raise ValueError(
+        raise CsktError(
             f"data.batch_size {data.batch_size} with data.instances {data.instances} needs "
             f"{data.batch_size // data.instances} identities, the training split has {num_identities}; "
             "lower data.batch_size or raise data.instances"

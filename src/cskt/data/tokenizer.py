@@ -26,6 +26,8 @@ import torch
 from tokenizers import Regex, models, pre_tokenizers
 from torch import Tensor
 
+from cskt.errors import CsktError
+
 logger = logging.getLogger(__name__)
 
 NUM_MERGES = 48_894
@@ -53,7 +55,7 @@ class Tokenizer:
 
     def __init__(self, context_length: int = 77, known_ids: Collection[int] | None = None) -> None:
         if context_length < 2:
-            raise ValueError(f"context_length is {context_length}; start and end alone need 2")
+            raise CsktError(f"context_length is {context_length}; start and end alone need 2")
         self.context_length = context_length
         self.known_ids = None if known_ids is None else frozenset(known_ids)
 
@@ -74,10 +76,10 @@ class Tokenizer:
             [B, L] int64: start, words, end, then zeros.
 
         Raises:
-            ValueError: `captions` is a single string.
+            CsktError: `captions` is a single string.
         """
         if isinstance(captions, str):
-            raise ValueError("captions is one string; pass a list of strings")
+            raise CsktError("captions is one string; pass a list of strings")
         most_words = self.context_length - 2
         rows = [[START_ID, *encoding.ids[:most_words], END_ID] for encoding in _encodings(captions)]
         length = self.context_length if pad_to_context else max(map(len, rows), default=2)

@@ -19,14 +19,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cskt.config import to_dict
-from cskt.config.kinds import Interpolation
+from cskt.config.types import Interpolation
 from cskt.data.images import Source, normalise, read_image
 from cskt.data.loading import iter_images
 from cskt.data.tokenizer import Tokenizer
 from cskt.device import DTYPES, exact_convolutions, pick_device, pick_precision
+from cskt.errors import CsktError
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
-from cskt.progress import bar
+from cskt.utils.progress import bar
 
 PLAIN = ("{}",)
 """The template that leaves a caption as it is."""
@@ -55,7 +56,7 @@ class Encoder:
     is seen by a new Encoder only.
 
     Raises:
-        ValueError: an unknown precision, a batch size below 1, a negative number of threads, or a template without its
+        CsktError: an unknown precision, a batch size below 1, a negative number of threads, or a template without its
             place for the caption.
     """
 
@@ -76,9 +77,9 @@ class Encoder:
         show_progress: bool = False,
     ) -> None:
         if batch_size < 1 or num_workers < 0:
-            raise ValueError(f"batch size {batch_size}, {num_workers} threads: give at least 1 and at least 0")
+            raise CsktError(f"batch size {batch_size}, {num_workers} threads: give at least 1 and at least 0")
         if isinstance(templates, str) or not all(template.count("{}") == 1 for template in templates):
-            raise ValueError("templates is a list of sentences that hold {} once, where the caption goes")
+            raise CsktError("templates is a list of sentences that hold {} once, where the caption goes")
         self.device = device or pick_device()
         self.model = model.to(self.device)
         self.tokenizer = tokenizer
@@ -140,7 +141,7 @@ class Encoder:
             [3, H, W] uint8, as `encode_image` takes a batch of them.
 
         Raises:
-            ValueError: the image cannot be read; names it.
+            CsktError: the image cannot be read; names it.
         """
         upright = self.apply_orientation if apply_orientation is None else apply_orientation
         return read_image(source, *self.image_size, self.interpolation, apply_orientation=upright)
@@ -166,11 +167,11 @@ class Encoder:
             [B, D] float32 on the CPU, rows of length 1.
 
         Raises:
-            ValueError: an image that cannot be read (names it) or pixels that do not fit the model.
+            CsktError: an image that cannot be read (names it) or pixels that do not fit the model.
         """
         size = self.image_size
         if isinstance(images, str | bytes | Path | Image.Image):
-            raise ValueError("images is a single one; pass a list: [image]")
+            raise CsktError("images is a single one; pass a list: [image]")
         if not isinstance(images, Tensor):
             sources = [Path(image) if isinstance(image, str) else image for image in images]
             batches = iter_images(
@@ -180,12 +181,12 @@ class Encoder:
             )  # fmt: skip
             return self._encode_batches(self._encode_pixels, batches, len(sources))
         if images.ndim != 4 or images.shape[1:] != (3, *size):
-            raise ValueError(f"expected images [B, 3, {size[0]}, {size[1]}], found {list(images.shape)}")
+            raise CsktError(f"expected images [B, 3, {size[0]}, {size[1]}], found {list(images.shape)}")
         whole = torch.split(images, self.batch_size)
         if images.dtype == torch.uint8:
             return self._encode_batches(self._encode_pixels, whole, len(images))
         if not images.is_floating_point():
-            raise ValueError(f"expected uint8 pixels or normalised float images, found {images.dtype}")
+            raise CsktError(f"expected uint8 pixels or normalised float images, found {images.dtype}")
         return self._encode_batches(self._encode_normalised, (batch.float() for batch in whole), len(images))
 
     def encode_text(self, captions: Sequence[str] | Tensor) -> Tensor:
@@ -199,7 +200,7 @@ class Encoder:
             [B, D] float32 on the CPU, rows of length 1.
 
         Raises:
-            ValueError: a single string, or ids of another shape or type, or without an end token.
+            CsktError: a single string, or ids of another shape or type, or without an end token.
         """
         if isinstance(captions, Tensor):
             _check_ids(captions, self.model.architecture.vocab_size)
@@ -207,7 +208,7 @@ class Encoder:
         if self.templates == PLAIN:
             return self._encode_ids(self.tokenizer(captions))
         if isinstance(captions, str):
-            raise ValueError("captions is one string; pass a list of strings")
+            raise CsktError("captions is one string; pass a list of strings")
         views = [
             self._encode_ids(self.tokenizer([template.replace("{}", caption) for caption in captions]))
             for template in self.templates
@@ -268,6 +269,6 @@ class Encoder:
 
 def _check_ids(caption_ids: Tensor, vocab_size: int) -> None:
     if caption_ids.ndim != 2 or caption_ids.dtype != torch.int64:
-        raise ValueError(f"expected caption ids [B, L] int64, found {list(caption_ids.shape)} {caption_ids.dtype}")
+        raise CsktError(f"expected caption ids [B, L] int64, found {list(caption_ids.shape)} {caption_ids.dtype}")
     if (caption_ids < 0).any() or not (caption_ids.amax(dim=1) == vocab_size - 1).all():
-        raise ValueError(f"caption ids lie in 0 to {vocab_size - 1}, and every row has the end token {vocab_size - 1}")
+        raise CsktError(f"caption ids lie in 0 to {vocab_size - 1}, and every row has the end token {vocab_size - 1}")

@@ -26,15 +26,16 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from cskt.config import ClipArchitecture
-from cskt.config.kinds import Interpolation, Positive
+from cskt.config.types import Interpolation, Positive
 from cskt.data.tokenizer import END_ID, Tokenizer
 from cskt.embed.encoder import Encoder
-from cskt.extras import require
-from cskt.json_files import JSON, MissingFileError, read_json
-from cskt.model.cache import sha256_of
+from cskt.errors import CsktError, MissingFileError
 from cskt.model.clip import place_prompts
 from cskt.model.dual_encoder import DualEncoder
-from cskt.paths import inside
+from cskt.model.io.cache import sha256_of
+from cskt.utils.extras import require
+from cskt.utils.json_files import JSON, read_json
+from cskt.utils.paths import inside
 
 EXPORTED = "exported.json"
 """What tells such a folder."""
@@ -93,14 +94,14 @@ def read_facts(folder: Path) -> ExportedFacts:
     """What an exported folder says of itself.
 
     Raises:
-        ValueError: there is none, or it is of another version, damaged or incomplete.
+        CsktError: there is none, or it is of another version, damaged or incomplete.
     """
     try:
         return read_json(
             folder / EXPORTED, ExportedFacts, remedy="export again", version=("format_version", FORMAT_VERSION)
         )
     except MissingFileError:
-        raise ValueError(f"{folder}: no exported model there (it has no {EXPORTED})") from None
+        raise CsktError(f"{folder}: no exported model there (it has no {EXPORTED})") from None
 
 
 def load_exported(
@@ -121,17 +122,17 @@ def load_exported(
         settings: batch_size, num_workers, cache_dir, show_progress, see `Encoder`.
 
     Raises:
-        ValueError: the folder is damaged, its runtime is not installed, or it cannot compute as asked.
+        CsktError: the folder is damaged, its runtime is not installed, or it cannot compute as asked.
     """
     facts = read_facts(folder)
     for name, digest in facts.sha256.items():
         path = inside(folder, name)
         if not path.is_file() or sha256_of(path) != digest:
-            raise ValueError(f"{path}: missing, or not as it was exported; export again")
+            raise CsktError(f"{path}: missing, or not as it was exported; export again")
     if device is not None and str(device) not in ("auto", "cpu"):
-        raise ValueError(f"{folder}: an exported model computes on the CPU, not on {device}; use --device cpu")
+        raise CsktError(f"{folder}: an exported model computes on the CPU, not on {device}; use --device cpu")
     if precision not in (None, "auto", facts.precision):
-        raise ValueError(f"{folder}: exported as {facts.precision}, not {precision}; leave --precision out")
+        raise CsktError(f"{folder}: exported as {facts.precision}, not {precision}; leave --precision out")
     return ExportedEncoder(ExportedModel(folder, facts), templates or facts.templates, **settings)
 
 
@@ -158,7 +159,7 @@ class ExportedModel(nn.Module):
 
     def encode_image(self, images: Tensor) -> NoReturn:
         """Float images are what heat maps give, for a gradient that no graph has."""
-        raise ValueError(f"{self.folder}: heat maps need gradients, an exported model has none; use the run itself")
+        raise CsktError(f"{self.folder}: heat maps need gradients, an exported model has none; use the run itself")
 
 
 class ExportedEncoder(Encoder):
@@ -181,7 +182,7 @@ class ExportedEncoder(Encoder):
         return hashlib.sha256(json.dumps([self.facts.fingerprint, self.templates]).encode()).hexdigest()
 
     def _encode_normalised(self, images: Tensor) -> Tensor:
-        raise ValueError(f"expected uint8 pixels, found {images.dtype}; an exported model normalises them itself")
+        raise CsktError(f"expected uint8 pixels, found {images.dtype}; an exported model normalises them itself")
 
     def _encode_pixels(self, pixels: Tensor) -> Tensor:
         return self._graphs.image_graph(pixels)
@@ -200,7 +201,7 @@ def open_graph(folder: Path, tower: Literal["image", "text"], form: Form) -> Gra
     """A graph, ready to compute on as many threads as torch uses.
 
     Raises:
-        ValueError: its runtime is not installed, or does not read it.
+        CsktError: its runtime is not installed, or does not read it.
     """
     path = folder / f"{tower}{SUFFIXES[form]}"
     return _open_onnx(path) if form == "onnx" else _open_openvino(path)
@@ -225,7 +226,7 @@ def _open_openvino(path: Path) -> Graph:
     try:
         compiled = openvino.Core().compile_model(path, "CPU", exact)
     except RuntimeError as error:
-        raise ValueError(f"{path}: this openvino cannot read it ({' '.join(str(error).split())}); update it") from None
+        raise CsktError(f"{path}: this openvino cannot read it ({' '.join(str(error).split())}); update it") from None
 
     def run(batch: Tensor) -> Tensor:
         request = compiled.create_infer_request()  # one belongs to one thread

@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 import torch
 
 from cskt.config import BackboneConfig, ClipArchitecture, RunConfig, as_trained, evaluation_interpolation, validate
-from cskt.config.kinds import Interpolation, WeightsChoice
+from cskt.config.types import Interpolation, WeightsChoice
 from cskt.data.tokenizer import END_ID, Tokenizer
 from cskt.device import pick_device, pick_precision
 from cskt.embed.encoder import PLAIN, Encoder
 from cskt.embed.exported import is_exported, load_exported
-from cskt.model import files, released
-from cskt.model.cache import CLIP_TINY
+from cskt.errors import CsktError, MissingBackboneError
 from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
-from cskt.model.weights import assume_openai, load_backbone, load_state
+from cskt.model.io import files
+from cskt.model.io.cache import CLIP_TINY
+from cskt.model.io.released import reader as released
+from cskt.model.io.weights import assume_openai, load_backbone, load_state
 
 RUN_WEIGHTS = "best.safetensors"
 CROP_SIZE = (384, 128)
@@ -45,7 +47,7 @@ def build(config: RunConfig) -> Built:
     """The model of a recipe: backbone loaded (or random), method's parameters freshly drawn by `config.seed`.
 
     Raises:
-        ValueError: the backbone cannot be found or read, or the method does not fit it.
+        CsktError: the backbone cannot be found or read, or the method does not fit it.
     """
     generator = torch.Generator().manual_seed(config.seed)
     backbone = None if config.backbone.architecture else load_backbone(config.backbone)
@@ -111,22 +113,22 @@ def load(
         batch_size, num_workers, cache_dir, compile, show_progress: see `Encoder`.
 
     Raises:
-        ValueError: nothing there that can be read, or weights over another backbone than they were trained on.
+        CsktError: nothing there that can be read, or weights over another backbone than they were trained on.
     """
     place = Path(path)
     is_run = (place / RUN_WEIGHTS).is_file() or (place / "config.yaml").is_file()
     is_released = not is_run and (place / "configs.yaml").is_file()
     is_method = not is_run and not is_released and _own_kind(place) == "method"
     if weights == "ema" and (is_run or is_method or is_exported(place)):
-        raise ValueError(f"{place}: a trained run has one set of weights; leave out --weights ema")
+        raise CsktError(f"{place}: a trained run has one set of weights; leave out --weights ema")
     if settings and (is_run or is_released or is_method or is_exported(place)):
-        raise ValueError(
+        raise CsktError(
             f"{place}: no plain CLIP weights, its {', '.join(settings)} is fixed; leave out"
             f" --{min(settings).replace('_', '-')}"
         )
     if is_exported(place):
         if compile or backbone or image_height or image_width or stride:
-            raise ValueError(f"{place}: an exported model is whole; leave out --compile, --backbone and image sizes")
+            raise CsktError(f"{place}: an exported model is whole; leave out --compile, --backbone and image sizes")
         return load_exported(
             place,
             device,
@@ -168,20 +170,16 @@ def check_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Check that the settings of plain CLIP weights are those that `load` takes.
 
     Raises:
-        ValueError: another one is among them.
+        CsktError: another one is among them.
     """
     if unknown := settings.keys() - set(SETTINGS):
-        raise ValueError(f"settings: '{str(min(unknown))[:80]}' is not known; known: {', '.join(SETTINGS)}")
+        raise CsktError(f"settings: '{str(min(unknown))[:80]}' is not known; known: {', '.join(SETTINGS)}")
     return settings
 
 
 def _own_kind(path: Path) -> str | None:
     """`method` or `backbone` for a file of our own format; none for anything else."""
     return files.kind_of(path) if path.suffix == ".safetensors" and path.is_file() else None
-
-
-class MissingBackboneError(ValueError):
-    """The backbone of an adapter-only run is not where its config says, or is another file."""
 
 
 class Loaded(NamedTuple):
@@ -197,7 +195,7 @@ class Loaded(NamedTuple):
 
 def _load_run(path: Path, backbone: str | Path | None) -> Loaded:
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; the run has not completed an evaluation yet")
+        raise CsktError(f"{path}: no such file; the run has not completed an evaluation yet")
     file = files.read_method(path)
     config = as_trained(validate(RunConfig, file.config, f"{path}: config"))
     architecture, state, known_token_ids = file.architecture, file.tensors, file.known_token_ids
@@ -218,7 +216,7 @@ def _load_run(path: Path, backbone: str | Path | None) -> Loaded:
         with torch.device("meta"):  # load_state brings the memory
             model = DualEncoder(architecture, config.prompts, config.adapters, config.lora, trainable="none")
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise CsktError(f"{path}: {error}") from None
     load_state(model, state, origin=str(path), prefixes=WHOLE)
     tokenizer = tokenizer_for(model, config.data.caption_length, known_token_ids)
     return Loaded(
@@ -255,11 +253,11 @@ def tokenizer_for(model: DualEncoder, caption_length: int, known: frozenset[int]
     """CLIP's tokenizer, cutting captions where the model would: prompts take their share of the context."""
     architecture = model.architecture
     if architecture.vocab_size != END_ID + 1:
-        raise ValueError(
+        raise CsktError(
             f"the backbone has {architecture.vocab_size} tokens; the tokenizer is CLIP's, with {END_ID + 1}"
         )
     if caption_length > architecture.context_length:
-        raise ValueError(
+        raise CsktError(
             f"data.caption_length {caption_length} is more than the backbone's {architecture.context_length} positions"
         )
     room = architecture.context_length - model.prompts.num_text_slots

@@ -19,7 +19,8 @@ from cskt.data.records import Split
 from cskt.data.tokenizer import Tokenizer, clean
 from cskt.embed import Encoder
 from cskt.embed.exported import TOKENIZER, ExportedEncoder
-from cskt.evaluate import SplitFeatures, encode_split, evaluate
+from cskt.errors import CsktError
+from cskt.evaluation.evaluate import SplitFeatures, encode_split, evaluate
 
 MOST_DIFFERENCE = 1e-4
 """Between entries of unit vectors, of float32 graphs."""
@@ -70,23 +71,23 @@ class Parity:
             most_points: of R1 that may differ, for int8 that may be lost.
 
         Raises:
-            ValueError: it may not.
+            CsktError: it may not.
         """
         exact = [("captions", self.captions), *([("images", self.images)] if precision == "fp32" else [])]
         for name, agreement in exact:
             if not agreement.largest_difference <= MOST_DIFFERENCE:  # also where it is NaN
-                raise ValueError(
+                raise CsktError(
                     f"features of {name} differ by {agreement.largest_difference:.1e} from the source's, more than"
                     f" {MOST_DIFFERENCE:.0e}: nothing is written; try the other --format"
                 )
         if not self.images.smallest_cosine >= LEAST_COSINE:
-            raise ValueError(
+            raise CsktError(
                 f"an image's vector has the cosine {self.images.smallest_cosine:.3f} with the source's, less than"
                 f" {LEAST_COSINE}: nothing is written; calibrate on more, and more usual, crops"
             )
         points = self.r1_points
         if points is not None and (abs(points) if precision == "fp32" else -points) > most_points:
-            raise ValueError(
+            raise CsktError(
                 f"R1 differs by {points:+.2f} points on {self.data}, more than --tolerance {most_points:g}: nothing is"
                 " written; allow more, or calibrate on other crops"
             )
@@ -96,7 +97,7 @@ def parity_on_split(source: Encoder, exported: ExportedEncoder, split: Split) ->
     """Features and ranking on labelled data.
 
     Raises:
-        ValueError: an image cannot be read, or the exported tokenizer gives other ids.
+        CsktError: an image cannot be read, or the exported tokenizer gives other ids.
     """
     _check_tokenizer(exported, source.tokenizer, split.captions)
     ours, theirs = encode_split(source, split), encode_split(exported, split)
@@ -112,7 +113,7 @@ def parity_on_dolls(source: Encoder, exported: ExportedEncoder) -> Parity:
     """Features alone, on generated pedestrians: for models whose data is not at hand.
 
     Raises:
-        ValueError: the exported tokenizer gives other ids.
+        CsktError: the exported tokenizer gives other ids.
     """
     images, captions = [list(column) for column in zip(*itertools.islice(_dolls(), NUM_DOLLS), strict=True)]
     _check_tokenizer(exported, source.tokenizer, captions)
@@ -154,4 +155,4 @@ def _check_tokenizer(exported: ExportedEncoder, tokenizer: Tokenizer, captions: 
     portable = tokenizers.Tokenizer.from_file(str(exported.folder / TOKENIZER))
     ids = [encoding.ids for encoding in portable.encode_batch([clean(caption) for caption in captions])]
     if not torch.equal(torch.tensor(ids), tokenizer(captions)):
-        raise ValueError(f"{TOKENIZER} does not give the tokenizer's ids with this version of `tokenizers`; update it")
+        raise CsktError(f"{TOKENIZER} does not give the tokenizer's ids with this version of `tokenizers`; update it")

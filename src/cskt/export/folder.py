@@ -31,9 +31,10 @@ from cskt.embed.exported import (
     is_exported,
     read_facts,
 )
+from cskt.errors import CsktError
 from cskt.export.graphs import write_graphs
-from cskt.extras import require
-from cskt.model.cache import sha256_of
+from cskt.model.io.cache import sha256_of
+from cskt.utils.extras import require
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +50,13 @@ def check_possible(form: Form, target: Path, *, int8: bool) -> None:
     """See that an export can be made and put at its place, before anything is loaded.
 
     Raises:
-        ValueError: a package is missing, int8 is asked of ONNX, or something else lies at `target`.
+        CsktError: a package is missing, int8 is asked of ONNX, or something else lies at `target`.
     """
     if int8 and form != "openvino":
-        raise ValueError(f"--int8 is made by OpenVINO and not with --format {form}; give --format openvino")
+        raise CsktError(f"--int8 is made by OpenVINO and not with --format {form}; give --format openvino")
     require(form, *NEEDED[form])
     if target.is_symlink() or target.is_file() or (target.is_dir() and _others(target)):
-        raise ValueError(f"{target}: holds something else than an exported model; name another folder with --output")
+        raise CsktError(f"{target}: holds something else than an exported model; name another folder with --output")
 
 
 def _others(folder: Path) -> list[Path]:
@@ -71,7 +72,7 @@ def placed_when_done(target: Path) -> Iterator[Path]:
     """An empty folder beside `target` that takes its place, and that of an older export, if nothing is raised.
 
     Raises:
-        ValueError: it cannot be written.
+        CsktError: it cannot be written.
     """
     fresh, older = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("new", "old"))
     try:
@@ -93,9 +94,9 @@ def placed_when_done(target: Path) -> Iterator[Path]:
         _delete_export(older)
 
 
-def _unwritable(target: Path, error: OSError) -> ValueError:
+def _unwritable(target: Path, error: OSError) -> CsktError:
     reason = error.strerror or error
-    return ValueError(f"{target}: cannot be written: {reason}; is there room, and may you write there?")
+    return CsktError(f"{target}: cannot be written: {reason}; is there room, and may you write there?")
 
 
 def _delete_export(folder: Path) -> None:
@@ -166,7 +167,7 @@ def calibration_pixels(paths: Sequence[Path], encoder: Encoder) -> list[Tensor]:
         encoder: for whose model they are resized.
 
     Raises:
-        ValueError: none can be read.
+        CsktError: none can be read.
     """
     step, pixels = max(1.0, len(paths) / NUM_CALIBRATION_IMAGES), []
     for number in range(min(len(paths), NUM_CALIBRATION_IMAGES)):
@@ -175,7 +176,7 @@ def calibration_pixels(paths: Sequence[Path], encoder: Encoder) -> list[Tensor]:
         except ValueError as error:
             logger.warning("left out of calibration: %s", error)
     if not pixels:
-        raise ValueError("none of the images to calibrate on can be read; give others with --calibrate-on")
+        raise CsktError("none of the images to calibrate on can be read; give others with --calibrate-on")
     return pixels
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cskt.gallery.columns import Value
-from cskt.gallery.store import Found
+from cskt.gallery.stores.base import Found
 from cskt.types import Hit
 
 HISTOGRAM_STEP = 0.005

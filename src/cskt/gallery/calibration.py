@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
-from cskt.config.kinds import Fraction, Positive, Range, Real
-from cskt.json_files import JSON, MissingFileError, read_json
-from cskt.model.files import write_atomically
+from cskt.config.types import Fraction, Positive, Range, Real
+from cskt.errors import CsktError, MissingFileError
+from cskt.model.io.files import write_atomically
+from cskt.utils.json_files import JSON, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -65,17 +66,17 @@ def cut_off(
         The cut-off is the float32 just above the largest wrong score that must not match: search scores in float32.
 
     Raises:
-        ValueError: no right pair, or fewer wrong ones than 1 / rate, of which none might match; a rate out of range.
+        CsktError: no right pair, or fewer wrong ones than 1 / rate, of which none might match; a rate out of range.
     """
     count = len(wrong_scores) if num_wrong is None else num_wrong
     allowed = num_allowed(count, false_match_rate)
     if not len(right_scores):
-        raise ValueError("no pair is marked right; mark some, for without them nobody knows what the cut-off hides")
+        raise CsktError("no pair is marked right; mark some, for without them nobody knows what the cut-off hides")
     if len(wrong_scores) <= allowed:
-        raise ValueError(f"{len(wrong_scores)} wrong scores are too few; keep the largest {allowed + 1}")
+        raise CsktError(f"{len(wrong_scores)} wrong scores are too few; keep the largest {allowed + 1}")
     right, wrong = (np.asarray(scores, dtype=np.float32) for scores in (right_scores, wrong_scores))
     if not (np.isfinite(right).all() and np.isfinite(wrong).all()):
-        raise ValueError("a score is not finite; was the model trained to its end?")
+        raise CsktError("a score is not finite; was the model trained to its end?")
     largest_refused = np.partition(wrong, -1 - allowed)[-1 - allowed]
     threshold = np.nextafter(largest_refused, np.float32(np.inf))
     num_matching = int((wrong >= threshold).sum())
@@ -94,15 +95,15 @@ def num_allowed(num_wrong: int, false_match_rate: float) -> int:
     """How many of the wrong pairs may match.
 
     Raises:
-        ValueError: the rate is out of range, or allows none of so few pairs: a cut-off that nobody could tell from one
+        CsktError: the rate is out of range, or allows none of so few pairs: a cut-off that nobody could tell from one
             for a smaller rate.
     """
     if not 0 < false_match_rate < 1:
-        raise ValueError(f"false-match rate {false_match_rate}: give a share between 0 and 1, such as 0.001")
+        raise CsktError(f"false-match rate {false_match_rate}: give a share between 0 and 1, such as 0.001")
     allowed = math.floor(num_wrong * false_match_rate + 1e-9)  # 0.29 * 100 is 28.999...
     if allowed < 1:
         needed = math.ceil(1 / false_match_rate - 1e-9)
-        raise ValueError(
+        raise CsktError(
             f"{num_wrong:,} wrong pairs are too few for a false-match rate of {false_match_rate:g}, which needs at"
             f" least {needed:,}; mark more, or ask for a larger rate"
         )
@@ -152,7 +153,7 @@ def save_calibration(folder: Path, calibration: Calibration, *, fingerprint: str
         The file.
 
     Raises:
-        ValueError: it cannot be written.
+        CsktError: it cannot be written.
     """
     path = folder / CALIBRATION_FILE
     date = datetime.now(UTC).isoformat(timespec="seconds")
@@ -168,7 +169,7 @@ def load_calibration(folder: Path, fingerprint: str) -> Calibration | None:
     """The calibration in a folder; none where there is none, or, with a warning, where it is another model's.
 
     Raises:
-        ValueError: the file is damaged.
+        CsktError: the file is damaged.
     """
     path = folder / CALIBRATION_FILE
     try:

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from cskt.config import nearest
+from cskt.errors import CsktError
 
 Value: TypeAlias = str | float | int | bool
 Kind: TypeAlias = Literal["text", "number", "boolean", "time"]
@@ -64,17 +65,17 @@ def column_name(raw: str) -> str:
         At most 63 small letters of any script, digits and `_`, the first no digit.
 
     Raises:
-        ValueError: it has no letter or digit, it is too long, or the name is reserved.
+        CsktError: it has no letter or digit, it is too long, or the name is reserved.
     """
     name = re.sub(r"[^a-z0-9\x80-\U0010ffff]+", "_", _plain(raw)).strip("_")
     if not name:
-        raise ValueError(f"column {_shown(raw)} has no letter or digit in its name; rename it")
+        raise CsktError(f"column {_shown(raw)} has no letter or digit in its name; rename it")
     if name[0].isdigit():
         name = f"_{name}"
     if len(name) > LONGEST_NAME:
-        raise ValueError(f"column {_shown(raw)} has a name of {len(name)} characters; at most {LONGEST_NAME} fit")
+        raise CsktError(f"column {_shown(raw)} has a name of {len(name)} characters; at most {LONGEST_NAME} fit")
     if name in RESERVED:
-        raise ValueError(f"column {_shown(raw)} bears a reserved name; rename it, for example to 'crop_{name}'")
+        raise CsktError(f"column {_shown(raw)} bears a reserved name; rename it, for example to 'crop_{name}'")
     return name
 
 
@@ -82,13 +83,13 @@ def named(row: Mapping[str, object]) -> dict[str, object]:
     """Return a row of a table under the names of its columns.
 
     Raises:
-        ValueError: a heading cannot be a name, two of them have one name, or a text is longer than `LONGEST_VALUE`.
+        CsktError: a heading cannot be a name, two of them have one name, or a text is longer than `LONGEST_VALUE`.
     """
     values: dict[str, object] = {}
     for heading, value in row.items():
         name = column_name(heading)
         if name in values:
-            raise ValueError(f"two columns have the name '{name}' in a gallery; rename one of them")
+            raise CsktError(f"two columns have the name '{name}' in a gallery; rename one of them")
         if isinstance(value, str):
             _check_length(value, name)
         values[name] = value
@@ -103,7 +104,7 @@ def find_column(name: str, columns: Collection[str]) -> str:
         columns: names of the columns that are known.
 
     Raises:
-        ValueError: there is none; names the nearest.
+        CsktError: there is none; names the nearest.
     """
     if name.lower() in columns:
         return name.lower()
@@ -113,7 +114,7 @@ def find_column(name: str, columns: Collection[str]) -> str:
         plain = name.lower()
     if plain in columns:
         return plain
-    raise ValueError(f"no column {_shown(name)}; {nearest(plain, list(columns))}")
+    raise CsktError(f"no column {_shown(name)}; {nearest(plain, list(columns))}")
 
 
 def forms(text: str) -> tuple[str, ...]:
@@ -130,11 +131,11 @@ def check_new_columns(known: Collection[str], new: Collection[str]) -> None:
     """See that a gallery may have further columns.
 
     Raises:
-        ValueError: it would have more than `MOST_COLUMNS`.
+        CsktError: it would have more than `MOST_COLUMNS`.
     """
     if new and len(known) + len(new) > MOST_COLUMNS:
         first = ", ".join(sorted(new)[:3])
-        raise ValueError(
+        raise CsktError(
             f"{len(new)} new columns ({first}{', ...' if len(new) > 3 else ''}) beside the gallery's {len(known)}: a"
             f" gallery has at most {MOST_COLUMNS}; leave columns out"
         )
@@ -174,7 +175,7 @@ def convert(value: object, kind: Kind, column: str) -> Value | None:
         text; a date is its midnight. None for no value.
 
     Raises:
-        ValueError: the value does not fit the column, or is longer than `LONGEST_VALUE`.
+        CsktError: the value does not fit the column, or is longer than `LONGEST_VALUE`.
     """
     if is_empty(value):
         return None
@@ -187,7 +188,7 @@ def convert(value: object, kind: Kind, column: str) -> Value | None:
             "boolean": "expected true or false",
             "time": "expected a time such as 2026-01-31 or 2026-01-31T12:00:00+01:00",
         }[kind]
-        raise ValueError(f"column '{column}': {_shown(value)} is no {kind}; {wanted}")
+        raise CsktError(f"column '{column}': {_shown(value)} is no {kind}; {wanted}")
     return converted
 
 
@@ -233,20 +234,20 @@ def _to_text(value: object, column: str) -> str:
     if isinstance(value, date):
         return str(_to_time(value) or value.isoformat())
     if not isinstance(value, str | int | float):
-        raise ValueError(
+        raise CsktError(
             f"column '{column}': {_shown(value)} is a {type(value).__name__}; expected text, a number, true, false"
             " or a time"
         )
     text = unicodedata.normalize("NFC", str(value))
     _check_length(text, column)
     if _UNSTORABLE.search(text):
-        raise ValueError(f"column '{column}': {_shown(value)} holds a character that cannot be stored; remove it")
+        raise CsktError(f"column '{column}': {_shown(value)} holds a character that cannot be stored; remove it")
     return text
 
 
 def _check_length(text: str, column: str) -> None:
     if len(text) > LONGEST_VALUE:
-        raise ValueError(
+        raise CsktError(
             f"column '{column}': {_shown(text)} has {len(text):,} characters; shorten it to {LONGEST_VALUE:,}"
         )
 

@@ -25,6 +25,7 @@ from sqlglot import Token, TokenType, exp
 from sqlglot.dialects.dialect import Dialect
 from sqlglot.errors import SqlglotError
 
+from cskt.errors import CsktError
 from cskt.gallery.columns import FORMS, Kind, Value, convert, find_column, forms, in_form
 from cskt.gallery.conditions import (
     LONGEST_FILTER,
@@ -67,10 +68,10 @@ def parse_filter(text: str, columns: Mapping[str, Kind]) -> Condition:
         A tree without NOT; its literals have the kind of their column.
 
     Raises:
-        ValueError: anything else, in one line that says what is allowed.
+        CsktError: anything else, in one line that says what is allowed.
     """
     if len(text) > LONGEST_FILTER:
-        raise ValueError(f"the filter has {len(text):,} characters; at most {LONGEST_FILTER:,} are read")
+        raise CsktError(f"the filter has {len(text):,} characters; at most {LONGEST_FILTER:,} are read")
     return _parsed(text, tuple(columns.items()))
 
 
@@ -117,7 +118,7 @@ def _checked_tokens(tokens: Sequence[Token], text: str, columns: Mapping[str, Ki
             except ValueError as error:
                 if following and following.token_type == TokenType.L_PAREN:
                     raise _refusal(f"{_shown(written)} looks like a function, and there are none") from None
-                raise ValueError(f"{error} (text stands in single quotes)") from None
+                raise CsktError(f"{error} (text stands in single quotes)") from None
             checked.append(Token(TokenType.IDENTIFIER, name, start=token.start, end=token.end))
         else:
             raise _refusal(f"{_shown(written)} is not read")
@@ -276,8 +277,8 @@ def _chain(node: exp.Expr) -> Iterator[exp.Expr]:
     yield from reversed(right)
 
 
-def _refusal(reason: str) -> ValueError:
-    return ValueError(f"the filter is not understood: {reason}; {_ALLOWED}")
+def _refusal(reason: str) -> CsktError:
+    return CsktError(f"the filter is not understood: {reason}; {_ALLOWED}")
 
 
 def _shown(text: str) -> str:

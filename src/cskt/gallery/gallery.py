@@ -22,36 +22,33 @@ from cskt.config import nearest
 from cskt.data.images import Source, resize
 from cskt.data.sentences import check_sentence
 from cskt.embed import Encoder
+from cskt.errors import CsktError, UnknownCropError
 from cskt.explain import Explanation
 from cskt.explain import explain as explain_crop
 from cskt.gallery.answers import HISTOGRAM_EDGES, Group, Histogram, grouped, hits_of, merged
 from cskt.gallery.calibration import CALIBRATION_FILE, load_calibration, save_calibration
 from cskt.gallery.columns import Kind, find_column
 from cskt.gallery.conditions import Condition
-from cskt.gallery.contents import VECTORS, Contents, check_model, open_store, state_of, undo_creation
-from cskt.gallery.encoding import Engine, LocalEngine
-from cskt.gallery.files import digest
-from cskt.gallery.filling import add_crops, add_shards, check_shards, index_source, reindex, remove_crops
-from cskt.gallery.indexing import IndexReport, Progress
+from cskt.gallery.indexing.changes import add_crops, add_shards, check_shards, index_source, reindex, remove_crops
+from cskt.gallery.indexing.commits import IndexReport, Progress
+from cskt.gallery.indexing.encoding import Engine, LocalEngine
+from cskt.gallery.indexing.files import digest
+from cskt.gallery.indexing.shards import find_shards
+from cskt.gallery.indexing.upright import encode_turned_crops
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
 from cskt.gallery.originals import original_path
 from cskt.gallery.places import load_model
-from cskt.gallery.queries import Query, encode_queries, query_warnings
-from cskt.gallery.shards import find_shards
-from cskt.gallery.store import CropFacts, Facet, Found, operators_affair
-from cskt.gallery.stored import checked_thumbnail
-from cskt.gallery.upright import encode_turned_crops
-from cskt.paths import inside
+from cskt.gallery.query import Query, encode_queries, query_warnings
+from cskt.gallery.state import VECTORS, Contents, check_model, open_store, state_of, undo_creation
+from cskt.gallery.stores.base import CropFacts, Facet, Found, operators_affair
+from cskt.gallery.stores.row_checks import checked_thumbnail
 from cskt.types import Hit
+from cskt.utils.paths import inside
 
 MOST_HITS = 10_000
 """Best crops that one search may look at, those before `offset` included."""
 NO_CUT_OFF = -1.0
 """As `min_score`: every crop may answer, also where a cut-off was calibrated."""
-
-
-class UnknownCropError(ValueError):
-    """No crop of that name is in the gallery."""
 
 
 class Gallery:
@@ -87,13 +84,13 @@ class Gallery:
             store: `lance`, files in the folder; or `milvus://HOST:PORT/COLLECTION`, `milvus:FILE.db`.
 
         Raises:
-            ValueError: a gallery or something else is there, the store holds crops, or it cannot be reached.
+            CsktError: a gallery or something else is there, the store holds crops, or it cannot be reached.
         """
         folder = Path(folder)
         # A creation that was killed leaves vectors and a lock without a manifest; the next one goes on with them.
         if folder.is_dir() and any(entry.name not in (VECTORS, LOCK) for entry in folder.iterdir()):
             there = "a gallery already" if (folder / MANIFEST).is_file() else "not empty, and no gallery"
-            raise ValueError(f"{folder}: {there}; name another folder")
+            raise CsktError(f"{folder}: {there}; name another folder")
         source = model if isinstance(model, ModelSource) else ModelSource(model)
         manifest = Manifest.of(encoder, source, store)
         existed = folder.is_dir()
@@ -117,7 +114,7 @@ class Gallery:
             device: where to compute; the best one here if empty.
 
         Raises:
-            ValueError: no gallery there, one of a newer version, or one that another model filled.
+            CsktError: no gallery there, one of a newer version, or one that another model filled.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
@@ -157,7 +154,7 @@ class Gallery:
         """The model of this gallery.
 
         Raises:
-            ValueError: it cannot be loaded, or is not the one that filled the gallery.
+            CsktError: it cannot be loaded, or is not the one that filled the gallery.
         """
         with self._loading:
             if self._encoder is None:
@@ -203,15 +200,15 @@ class Gallery:
                 is there. What was indexed last if empty. The folder may have moved, but not become another.
             metadata: path within the folder -> column -> value; columns that are not named keep their values, one
                 that is named with an empty value or None loses it.
-            ignore: patterns of files and folders that do not count (see `cskt.gallery.ignoring`); as last time if
-                empty, none with ().
+            ignore: patterns of files and folders that are not indexed (see `cskt.gallery.indexing.ignoring`); those of
+                the last call if None, no pattern if ().
             prune: remove crops whose file is gone or ignored, and older versions of files that cannot be read any more;
                 they are only counted otherwise. Crops below a folder that cannot be read stay.
             on_progress: called with (images done, images to encode) as they are committed.
             engine: what reads and encodes; this process if empty.
 
         Raises:
-            ValueError: no such folder or list, another folder than before, or a value that does not fit its column.
+            CsktError: no such folder or list, another folder than before, or a value that does not fit its column.
         """
         if images is None and self.manifest.images is None and not self.manifest.upright:
             report = IndexReport()
@@ -231,7 +228,7 @@ class Gallery:
             Whether the manifest named another place before.
 
         Raises:
-            ValueError: it is another model.
+            CsktError: it is another model.
         """
         check_model(self.folder, self.manifest, self.encoder)
         return self._contents.remember_model(model if isinstance(model, ModelSource) else ModelSource(model))
@@ -250,7 +247,7 @@ class Gallery:
             metadata: column -> value for each.
 
         Raises:
-            ValueError: a name that can be none, one of an indexed file, or a value that does not fit its column.
+            CsktError: a name that can be none, one of an indexed file, or a value that does not fit its column.
         """
         return add_crops(self._contents, self.encoder, images, image_ids, metadata)
 
@@ -275,11 +272,11 @@ class Gallery:
             engine: what decodes and encodes; this process if empty.
 
         Raises:
-            ValueError: a file that cannot be read, or a value that does not fit its column.
+            CsktError: a file that cannot be read, or a value that does not fit its column.
         """
         patterns = self.manifest.shards if shards is None else tuple(map(str, shards))
         if not patterns:
-            raise ValueError(f"{self.folder}: no shards were handed over before; name them")
+            raise CsktError(f"{self.folder}: no shards were handed over before; name them")
         found = [shard for pattern in patterns for shard in find_shards(pattern)]
         ignored = self.manifest.ignore if ignore is None else tuple(ignore)
         working = engine or LocalEngine(self.encoder)
@@ -317,7 +314,7 @@ class Gallery:
             on_progress: see `index`.
 
         Raises:
-            ValueError: the gallery names this model already, or crops cannot be read and `prune` is not set.
+            CsktError: the gallery names this model already, or crops cannot be read and `prune` is not set.
         """
         source = model if isinstance(model, ModelSource) else ModelSource(model)
         report = reindex(self._contents, encoder, source, drop_unreadable=prune, on_progress=on_progress)
@@ -364,7 +361,7 @@ class Gallery:
             Best first; equal scores in the order of their names.
 
         Raises:
-            ValueError: nothing to look for, k out of range, a filter that is not understood, no such column or crop.
+            CsktError: nothing to look for, k out of range, a filter that is not understood, no such column or crop.
         """
         source = Path(image) if isinstance(image, str) else image
         query = Query(text, source, like, tuple(exclude), text_weight, image_weight, exclude_weight)
@@ -450,7 +447,7 @@ class Gallery:
         """Which parts of a crop speak for a sentence and for each of its words; see `cskt.explain`.
 
         Raises:
-            ValueError: no such crop, its original is gone, or the sentence is one that `search` refuses.
+            CsktError: no such crop, its original is gone, or the sentence is one that `search` refuses.
         """
         check_sentence(text)
         return explain_crop(self.encoder, self.original(image_id), text, apply_orientation=True)
@@ -491,7 +488,7 @@ class Gallery:
 
         Raises:
             UnknownCropError: there is no such crop.
-            ValueError: its file is gone, or is another one by now.
+            CsktError: its file is gone, or is another one by now.
         """
         facts = self.crop(image_id)
         root = self._contents.images or self.folder
@@ -502,27 +499,27 @@ class Gallery:
                 inside(root, facts.image_id)
                 path = root / facts.image_id
         except ValueError as error:
-            raise ValueError(f"{image_id}: its file is gone ({error}); index again with --prune") from None
+            raise CsktError(f"{image_id}: its file is gone ({error}); index again with --prune") from None
         if not facts.kept and not root.is_dir():
             where = shlex.join(["cskt", "index", str(self.folder)])
-            raise ValueError(
+            raise CsktError(
                 f"{image_id}: the folder of crops is no longer at {root}; put it back, or say where it is now: {where}"
                 " --images FOLDER"
             )
         if not path.is_file():
-            raise ValueError(f"{image_id}: its file is gone; put it back, or index again with --prune")
+            raise CsktError(f"{image_id}: its file is gone; put it back, or index again with --prune")
         # The folder that a stranger's gallery names as its own may hold files of that name which were never in it.
         if path.stat().st_size != facts.num_bytes or digest(path.read_bytes()) != facts.sha256:
-            raise ValueError(f"{image_id}: its file has changed since it was indexed; index again")
+            raise CsktError(f"{image_id}: its file has changed since it was indexed; index again")
         return path
 
     def _check_search(
         self, k: int, offset: int, where: str | None, min_score: float | None, group_by: str | None
     ) -> Condition | None:
         if k < 1 or offset < 0 or k + offset > MOST_HITS:
-            raise ValueError(f"k is {k} with offset {offset}; give k of at least 1, and at most {MOST_HITS} together")
+            raise CsktError(f"k is {k} with offset {offset}; give k of at least 1, and at most {MOST_HITS} together")
         if min_score is not None and not math.isfinite(min_score):
-            raise ValueError(f"the lowest score is {min_score}; give a number, -1 for all crops")
+            raise CsktError(f"the lowest score is {min_score}; give a number, -1 for all crops")
         condition = self._contents.condition(where)
         if group_by is not None:
             self._group_column(group_by)
@@ -532,11 +529,11 @@ class Gallery:
         """The metadata column that a name means; ValueError where there is none."""
         columns = self._contents.manifest.columns
         if not columns:
-            raise ValueError(f"no metadata to group by '{name}'; index with --metadata")
+            raise CsktError(f"no metadata to group by '{name}'; index with --metadata")
         try:
             return find_column(name, columns)
         except ValueError:
-            raise ValueError(f"unknown column '{name}' to group by: {nearest(name, list(columns))}") from None
+            raise CsktError(f"unknown column '{name}' to group by: {nearest(name, list(columns))}") from None
 
 
 def _see_that_it_is_empty(folder: Path, manifest: Manifest) -> None:
@@ -548,7 +545,7 @@ def _see_that_it_is_empty(folder: Path, manifest: Manifest) -> None:
         store.close()
     if num_crops:
         place = folder / VECTORS if manifest.store == "lance" else manifest.store
-        raise ValueError(f"{place}: holds {num_crops:,} crops of another gallery; name another place")
+        raise CsktError(f"{place}: holds {num_crops:,} crops of another gallery; name another place")
 
 
 def _take_over_calibration(folder: Path, manifest: Manifest) -> None:

@@ -15,14 +15,15 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le, Len
 from pydantic import AfterValidator, with_config
 
-from cskt.config.kinds import WeightsChoice
+from cskt.config.types import WeightsChoice
 from cskt.embed import Encoder, load
 from cskt.embed.models import RUN_WEIGHTS
+from cskt.errors import CsktError, MissingFileError
 from cskt.gallery.columns import Kind, column_name
 from cskt.gallery.places import absolute_store, exists, to_disk, to_memory
-from cskt.gallery.store import check_sha256, operators_affair
-from cskt.json_files import JSON, MissingFileError, read_json
-from cskt.model.files import backbone_name_of, write_atomically
+from cskt.gallery.stores.base import check_sha256, operators_affair
+from cskt.model.io.files import backbone_name_of, write_atomically
+from cskt.utils.json_files import JSON, read_json
 
 PAPER_DOLLS = (
     "this model knows paper dolls, not people: fill the gallery with a trained run or CLIP weights before you trust it"
@@ -42,13 +43,13 @@ LARGEST_SIDE = 100_000
 
 def _check_path(text: str) -> str:
     if "\0" in text:
-        raise ValueError("must be a path or a name, without a null character")
+        raise CsktError("must be a path or a name, without a null character")
     return text
 
 
 def _check_store(text: str) -> str:
     if text != "lance" and not text.startswith("milvus:"):
-        raise ValueError("must be lance, milvus:FILE.db or milvus://HOST:PORT/COLLECTION")
+        raise CsktError("must be lance, milvus:FILE.db or milvus://HOST:PORT/COLLECTION")
     return _check_path(text)
 
 
@@ -59,13 +60,13 @@ def _check_columns(columns: Mapping[str, Kind]) -> Mapping[str, Kind]:
         except ValueError:
             is_one = False
         if not is_one:
-            raise ValueError(f"must hold names of metadata columns as filters write them, which {name[:80]!r} is not")
+            raise CsktError(f"must hold names of metadata columns as filters write them, which {name[:80]!r} is not")
     return columns
 
 
 def _check_file_name(text: str) -> str:
     if text in (".", "..") or "/" in text or "\\" in text:
-        raise ValueError("must be the name of a file, without a folder")
+        raise CsktError("must be the name of a file, without a folder")
     return text
 
 
@@ -105,7 +106,7 @@ class ModelSource:
         """The encoder; see `cskt.load` for how it computes.
 
         Raises:
-            ValueError: see `cskt.load`.
+            CsktError: see `cskt.load`.
         """
         return load(
             self.path,
@@ -169,7 +170,7 @@ class Manifest:
     """Folder of the gallery when its paths were written; see `places`."""
     upright: bool = False
     """True if every crop is encoded as its EXIF orientation says; galleries of older versions are so once they have
-    been indexed again, see `cskt.gallery.upright`."""
+    been indexed again, see `cskt.gallery.indexing.upright`."""
     created: ShortText = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @classmethod
@@ -212,12 +213,12 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a gallery.
 
     Raises:
-        ValueError: no gallery there, or one that cannot be read; says what to do.
+        CsktError: no gallery there, or one that cannot be read; says what to do.
     """
     try:
         manifest = read_json(folder / MANIFEST, Manifest, remedy=REMEDY, version=("format_version", FORMAT_VERSION))
     except MissingFileError:
-        raise ValueError(f"{folder}: no gallery there; make one: cskt index {folder} --images FOLDER") from None
+        raise CsktError(f"{folder}: no gallery there; make one: cskt index {folder} --images FOLDER") from None
     return to_memory(manifest, folder)
 
 

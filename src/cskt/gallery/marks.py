@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cskt.csv_cells import csv_text
 from cskt.data.sentences import check_sentence
-from cskt.gallery.tables import Row, column_of, read_table
+from cskt.errors import CsktError
+from cskt.gallery.user_tables import Row, column_of, read_table
+from cskt.utils.csv_cells import csv_text
 
 COLUMNS = ("text", "image", "right")
 OTHER_NAMES = {
@@ -73,7 +74,7 @@ def read_pairs(path: Path) -> list[Mark]:
         path: columns text, image (or image_id, path, file) and right: 1 or 0, true or false, right or wrong.
 
     Raises:
-        ValueError: the file cannot be read, a column is missing, a line lacks a value, or its sentence is one that
+        CsktError: the file cannot be read, a column is missing, a line lacks a value, or its sentence is one that
             `check_sentence` refuses; names file and line.
     """
     rows = read_table(path)
@@ -102,7 +103,7 @@ def _people(captions_of: dict[str, list[str]]) -> dict[str, int]:
 def _text_of(row: Row, column: str) -> str:
     value = row.cells.get(column)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{row.where}: no text under '{column}'; give a sentence, the name of an image, and 1 or 0")
+        raise CsktError(f"{row.where}: no text under '{column}'; give a sentence, the name of an image, and 1 or 0")
     return value
 
 
@@ -111,14 +112,14 @@ def _sentence_of(row: Row, column: str) -> str:
     try:
         check_sentence(text)
     except ValueError as error:
-        raise ValueError(f"{row.where}: '{column}': {error}") from None
+        raise CsktError(f"{row.where}: '{column}': {error}") from None
     return text
 
 
 def _is_right(row: Row, column: str) -> bool:
     value = str(row.cells.get(column, "")).strip().lower()
     if value not in YES + NO:
-        raise ValueError(
+        raise CsktError(
             f"{row.where}: '{column}' is '{value[:40]}'; write 1 where the crop is right for the text, else 0"
         )
     return value in YES

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cskt.errors import CsktError
 from cskt.gallery.conditions import All, Comparison
-from cskt.gallery.store import VectorStore, check_sha256, operators_affair
-from cskt.model.files import write_atomically
-from cskt.paths import inside
+from cskt.gallery.stores.base import VectorStore, check_sha256, operators_affair
+from cskt.model.io.files import write_atomically
+from cskt.utils.paths import inside
 
 ORIGINALS = "originals"
 """Folder, within a gallery, of these files."""
@@ -21,7 +22,7 @@ def original_path(gallery: Path, sha256: str) -> Path:
     """Return the path of a file that was added to a gallery; named by its content, so no name from outside is a path.
 
     Raises:
-        ValueError: the digest is none, or a link is in the way.
+        CsktError: the digest is none, or a link is in the way.
     """
     check_sha256(sha256)
     return inside(gallery, ORIGINALS, sha256[:2], sha256, follow_links=False)
@@ -53,7 +54,7 @@ class Originals:
         if mark.is_file():
             self.forget(filter(_is_digest, mark.read_text(encoding="ascii", errors="replace").split()))
         elif mark.exists():  # writing into a pipe would wait for a reader
-            raise ValueError(f"{mark}: not a file; delete it")
+            raise CsktError(f"{mark}: not a file; delete it")
         mark.write_text("\n".join(at_stake), encoding="ascii")
         yield
         mark.unlink(missing_ok=True)

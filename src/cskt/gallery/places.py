@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cskt.embed.models import MissingBackboneError
+from cskt.errors import CsktError, MissingBackboneError
 
 if TYPE_CHECKING:
     from cskt.embed import Encoder
@@ -115,29 +115,29 @@ def load_model(
         device, batch_size, num_workers, compile: see `cskt.load`.
 
     Raises:
-        ValueError: it is not there, or cannot be loaded; names the gallery, and the command that states another place.
+        CsktError: it is not there, or cannot be loaded; names the gallery, and the command that states another place.
     """
     check_place(gallery, source)
     try:
         return source.load(device, batch_size=batch_size, num_workers=num_workers, compile=compile)
     except MissingBackboneError as error:
-        raise ValueError(f"{gallery}: {error}; type: {_remedy(gallery, '--backbone', 'FILE')}") from None
+        raise CsktError(f"{gallery}: {error}; type: {_remedy(gallery, '--backbone', 'FILE')}") from None
     except ValueError as error:
-        raise ValueError(f"{gallery}: its model cannot be loaded: {error}") from None
+        raise CsktError(f"{gallery}: its model cannot be loaded: {error}") from None
 
 
 def check_place(gallery: Path, source: ModelSource) -> None:
     """See that the model's files are where a manifest says; a name such as `ViT-B/16` is not looked up.
 
     Raises:
-        ValueError: they are not; names gallery and path, and the command that states another place.
+        CsktError: they are not; names gallery and path, and the command that states another place.
     """
     for what, path, flag, value in (
         ("model", source.path, "--run", "PATH"),
         ("model's backbone", source.backbone, "--backbone", "FILE"),
     ):
         if path is not None and Path(path).is_absolute() and not exists(path):
-            raise ValueError(
+            raise CsktError(
                 f"{gallery}: its {what} is no longer at {path}; put it back, or say where it is now:"
                 f" {_remedy(gallery, flag, value)}"
             )

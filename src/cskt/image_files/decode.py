@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from cskt.errors import CsktError, RefusedImageError
 from cskt.image_files import jpeg
 from cskt.image_files.formats import NEEDS_HEIC, formats, is_heic, reads_heic
-from cskt.image_files.limits import MAX_FILE_BYTES, RefusedImageError, check_decoder, check_parts, check_size
+from cskt.image_files.limits import MAX_FILE_BYTES, check_decoder, check_parts, check_size
 from cskt.image_files.modes import decode_ppm, to_rgb
 from cskt.image_files.orientation import UPRIGHT, jpeg_orientation, may_be_turned, orientation_of, turned
 
@@ -54,7 +55,7 @@ def decode_image(source: Source, name: str = "", *, apply_orientation: bool = Fa
         [H, W, 3] RGB.
 
     Raises:
-        ValueError: the file is missing, empty, cut short, damaged, no image, or larger than the limits
+        CsktError: the file is missing, empty, cut short, damaged, no image, or larger than the limits
             of `cskt.image_files.limits`; names it.
     """
     if isinstance(source, Path):
@@ -75,7 +76,7 @@ def image_size(data: bytes) -> tuple[int, int]:
         Height and width in pixels, as stored.
 
     Raises:
-        ValueError: no image, or larger than the limits of `cskt.image_files.limits`.
+        CsktError: no image, or larger than the limits of `cskt.image_files.limits`.
     """
     with _errors_naming("image"):
         if data.startswith(jpeg.SIGNATURE):
@@ -90,7 +91,7 @@ def read_bytes(path: Path) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        ValueError: it is missing, cannot be read, is no file (a folder; a pipe or device, which may never end), or is
+        CsktError: it is missing, cannot be read, is no file (a folder; a pipe or device, which may never end), or is
             larger than `MAX_FILE_BYTES`; names it.
     """
     with _errors_naming(str(path)):
@@ -110,17 +111,17 @@ def _errors_naming(name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise ValueError(f"{name}: no such image; put it there or leave it out") from None
+        raise CsktError(f"{name}: no such image; put it there or leave it out") from None
     except PermissionError:
-        raise ValueError(f"{name}: permission denied; make it readable or leave it out") from None
+        raise CsktError(f"{name}: permission denied; make it readable or leave it out") from None
     except RefusedImageError as error:
         raise RefusedImageError(f"{name}: {error}") from None
     except UnidentifiedImageError:
-        raise ValueError(f"{name}: not an image of a known format ({', '.join(formats())}); {REMEDY}") from None
+        raise CsktError(f"{name}: not an image of a known format ({', '.join(formats())}); {REMEDY}") from None
     except BOMBS as error:
         raise RefusedImageError(f"{name}: {error}; scale it down") from None
     except DECODING_ERRORS as error:
-        raise ValueError(f"{name}: damaged image: {' '.join(str(error).split())}; {REMEDY}") from None
+        raise CsktError(f"{name}: damaged image: {' '.join(str(error).split())}; {REMEDY}") from None
 
 
 def _decode_opened(image: Image.Image, apply_orientation: bool) -> NDArray[np.uint8]:
@@ -131,7 +132,7 @@ def _decode_opened(image: Image.Image, apply_orientation: bool) -> NDArray[np.ui
 
 def _decode_file(data: bytes, apply_orientation: bool) -> NDArray[np.uint8]:
     if not data:
-        raise ValueError("the file is empty")
+        raise CsktError("the file is empty")
     apply_orientation = apply_orientation and may_be_turned(data)
     if data.startswith(jpeg.SIGNATURE):
         pixels = jpeg.decode_jpeg(data)

@@ -18,6 +18,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from cskt.errors import CsktError
 from cskt.image_files.limits import MAX_PARTS, check_scans, check_size, too_many_parts
 
 SIGNATURE = b"\xff\xd8\xff"
@@ -57,13 +58,13 @@ def segments(data: bytes) -> Iterator[Segment]:
     """Yield the segments of a JPEG file up to its end marker; bytes between them are skipped, as libjpeg does.
 
     Raises:
-        ValueError: the file ends before its end marker, or has too many segments.
+        CsktError: the file ends before its end marker, or has too many segments.
     """
     position = 2
     for _ in range(MAX_PARTS):
         found = _MARKER.search(data, position)
         if found is None:
-            raise ValueError(CUT_SHORT)
+            raise CsktError(CUT_SHORT)
         marker, position = found[0][1], found.end()
         if marker == _END_OF_IMAGE:
             return
@@ -76,7 +77,7 @@ def segments(data: bytes) -> Iterator[Segment]:
             continue
         end = _SCAN_END.search(data, position)
         if end is None:
-            raise ValueError(CUT_SHORT)
+            raise CsktError(CUT_SHORT)
         yield Segment(marker, content, data[position : end.start()].rstrip(b"\xff"))
         position = end.start()
     raise too_many_parts("JPEG segments")
@@ -86,12 +87,12 @@ def read_size(data: bytes) -> tuple[int, int]:
     """Read the height and width of a JPEG file in pixels.
 
     Raises:
-        ValueError: its header is damaged.
+        CsktError: its header is damaged.
     """
     for segment in segments(data):
         if segment.marker in _FRAMES:
             return int.from_bytes(segment.content[1:3], "big"), int.from_bytes(segment.content[3:5], "big")
-    raise ValueError("no frame in a JPEG file")
+    raise CsktError("no frame in a JPEG file")
 
 
 def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
@@ -133,13 +134,13 @@ def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
         is_cmyk = simplejpeg.decode_jpeg_header(repaired)[2] in ("CMYK", "YCCK")
         strict = simplejpeg.decode_jpeg(repaired, "CMYK" if is_cmyk else "RGB", strict=True)
         if not is_cmyk and not np.array_equal(strict, pixels):
-            raise ValueError("Corrupt JPEG data: premature end of a restart interval")
+            raise CsktError("Corrupt JPEG data: premature end of a restart interval")
     except ValueError as error:
         if _is_data_lost(error) or WRONG_RESTART in str(error).lower():
             raise
         # What else the strict decoder refuses says nothing about the rest of the file.
         if not np.array_equal(_pillow_pixels(padded), pixels):
-            raise ValueError("Corrupt JPEG data: premature end of data segment") from None
+            raise CsktError("Corrupt JPEG data: premature end of data segment") from None
     return pixels
 
 

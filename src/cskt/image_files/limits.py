@@ -11,6 +11,8 @@ import struct
 
 from PIL import Image
 
+from cskt.errors import CsktError, RefusedImageError
+
 MAX_FILE_BYTES = 256_000_000
 """Bytes of an image file; larger ones are not read."""
 MAX_PIXELS = 64_000_000
@@ -39,13 +41,6 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _TIFF_SHORT = 3
 _PART_TAGS = (273, 279, 324, 325)
 """TIFF tags with one value for every strip or tile: offsets and byte counts."""
-
-
-class RefusedImageError(ValueError):
-    """An intact image that is not read: too large, too slow to decode, or without a defined 8-bit picture.
-
-    The message ends with the remedy.
-    """
 
 
 def check_size(height: int, width: int) -> None:
@@ -127,19 +122,19 @@ def read_ppm_header(data: bytes) -> tuple[int, int, int, int, int]:
         Its kind (4, 5 or 6), width and height in pixels, largest value of a channel, and where its pixels start.
 
     Raises:
-        ValueError: there is no such header in the first `PPM_HEADER_BYTES`.
+        CsktError: there is no such header in the first `PPM_HEADER_BYTES`.
     """
     head = data[:PPM_HEADER_BYTES]
     found = _PPM_HEADER.match(head)
     if found is None:
-        raise ValueError(f"no PPM header in the first {PPM_HEADER_BYTES} bytes")
+        raise CsktError(f"no PPM header in the first {PPM_HEADER_BYTES} bytes")
     kind, width, height = map(int, found.groups())
     check_size(height, width)
     if kind == 4:
         return kind, width, height, 1, found.end() + 1
     maximum = _PPM_MAXIMUM.match(head, found.end())
     if maximum is None or not 0 < int(maximum[1]) < 2**16:
-        raise ValueError("a PPM header without its largest value, 1 to 65535")
+        raise CsktError("a PPM header without its largest value, 1 to 65535")
     return kind, width, height, int(maximum[1]), maximum.end()
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cskt.image_files.limits import RefusedImageError, read_ppm_header
+from cskt.errors import CsktError, RefusedImageError
+from cskt.image_files.limits import read_ppm_header
 
 DARKEST = 16
 """Largest 8-bit value of a picture that is taken for black: what 12 bits leave of 16."""
@@ -31,7 +32,7 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         [H, W, 3].
 
     Raises:
-        ValueError: its values have no known range. Loading raises what Pillow raises on damaged files.
+        CsktError: its values have no known range. Loading raises what Pillow raises on damaged files.
     """
     is_deep = any(_DEEP.search(str(tile[3])) for tile in getattr(image, "tile", ()))
     image.load()
@@ -58,14 +59,14 @@ def decode_ppm(data: bytes) -> NDArray[np.uint8]:
         [H, W, 3].
 
     Raises:
-        ValueError: the file is damaged, cut short or too large.
+        CsktError: the file is damaged, cut short or too large.
     """
     kind, width, height, maximum, start = read_ppm_header(data)
     shape = (height, width, 3) if kind == 6 else (height, width)
     kept_maximum = 255 if kind == 6 or maximum < 2**8 else 2**16 - 1
     stored = np.dtype("u1" if maximum < 2**8 else ">u2")
     if len(data) - start < stored.itemsize * int(np.prod(shape)):
-        raise ValueError("the file is truncated: it has fewer pixels than its header says")
+        raise CsktError("the file is truncated: it has fewer pixels than its header says")
     values = np.frombuffer(data, stored, int(np.prod(shape)), start).reshape(shape)
     if maximum != kept_maximum:
         scaled = np.rint(np.arange(2 ** (8 * stored.itemsize)) / maximum * kept_maximum)

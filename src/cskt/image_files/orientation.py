@@ -28,7 +28,7 @@ def jpeg_orientation(data: bytes) -> int:
     The segments are read here, since Pillow reads all tags of all segments when it opens a file.
 
     Raises:
-        ValueError: the file is cut short, or has too many segments.
+        CsktError: the file is cut short, or has too many segments.
     """
     image = Image.Image()
     exif = b""

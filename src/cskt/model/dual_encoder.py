@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from cskt.config import AdapterConfig, ClipArchitecture, LoraConfig, PromptConfig
-from cskt.model.adapters import build_adapters
 from cskt.model.blocks import QUERY_KEY_VALUE, Additions, pick
 from cskt.model.clip import PlacedCaptions, TextTower, VisionTower
-from cskt.model.lora import LowRank, build_lora
-from cskt.model.prompts import PromptLearner
+from cskt.model.parts.adapters import build_adapters
+from cskt.model.parts.lora import LowRank, build_lora
+from cskt.model.parts.prompts import PromptLearner
 
 ADDED = ("prompts.", "adapters.", "lora.")
 PROJECTIONS = ("vision.proj", "text.proj")

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cskt.model.adapters import Adapter
 from cskt.model.blocks import MLP, QUICK, Additions, Block, quick_gelu
 from cskt.model.clip import TextTower, VisionTower
 from cskt.model.dual_encoder import DualEncoder
+from cskt.model.parts.adapters import Adapter
 
 
 class FoldedMLP(nn.Module):

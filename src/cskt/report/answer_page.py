@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cskt.errors import CsktError
 from cskt.report.html import MAX_PAGE_BYTES, render
 from cskt.types import Hit
 
@@ -58,11 +59,11 @@ def write_answer_page(path: Path, title: str, answers: Sequence[PicturedAnswer])
         answers: in the order to show.
 
     Raises:
-        ValueError: it would exceed 10 MB.
+        CsktError: it would exceed 10 MB.
     """
     page = render("answers.html.j2", title=title, answers=answers)
     if len(page) > MAX_PAGE_BYTES:
-        raise ValueError(
+        raise CsktError(
             f"{path}: the page would take {len(page) / 1e6:.0f} MB; show fewer crops (-k) or fewer sentences"
         )
     path.parent.mkdir(parents=True, exist_ok=True)

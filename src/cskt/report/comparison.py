@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from cskt.console import literal
 from cskt.report.tables import METRIC_NAMES, UNKNOWN, bare_table, parameter_text, percent
-from cskt.terminal import printable
+from cskt.utils.console import literal
+from cskt.utils.terminal import printable
 
 NARROWEST_LABEL = 14
 """Characters that a terminal leaves to the name of a method, which folds where it is longer."""

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
+from cskt.errors import CsktError
 from cskt.report.style import (
     BLUE,
     GREEN,
@@ -60,10 +61,10 @@ def cmc_curves(curves: Sequence[Curve]) -> Figure:
     """Cumulative matching characteristic: the share of queries with a right image among the first 1, 2, ... images.
 
     Raises:
-        ValueError: more curves than there are colours and markers.
+        CsktError: more curves than there are colours and markers.
     """
     if len(curves) > len(LINES):
-        raise ValueError(f"{len(curves)} curves; more than {len(LINES)} cannot be told apart")
+        raise CsktError(f"{len(curves)} curves; more than {len(LINES)} cannot be told apart")
     with mpl.rc_context(STYLE):
         figure = new_figure(4.9, 4.2)
         axes = figure.subplots()

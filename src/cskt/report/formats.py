@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from cskt.csv_cells import csv_text
-from cskt.terminal import printable
+from cskt.utils.csv_cells import csv_text
+from cskt.utils.terminal import printable
 
 Grid = Sequence[Sequence[str]]
 

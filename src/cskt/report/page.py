@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cskt.errors import CsktError
 from cskt.report.html import MAX_PAGE_BYTES, render
 from cskt.report.sections import Section
 from cskt.report.tables import METRIC_NAMES, ResultRow, table_grid
@@ -52,7 +53,7 @@ def write_report(
         headline: the row that is shown large above the table.
 
     Raises:
-        ValueError: the answers hold so many images that the page would exceed 10 MB.
+        CsktError: the answers hold so many images that the page would exceed 10 MB.
     """
     for crop_height in CROP_HEIGHTS_PIXELS:
         page = render(
@@ -70,7 +71,7 @@ def write_report(
         if len(page) <= MAX_PAGE_BYTES:
             break
     else:
-        raise ValueError(f"{path}: the report would take {len(page) / 1e6:.0f} MB; show fewer answers")
+        raise CsktError(f"{path}: the report would take {len(page) / 1e6:.0f} MB; show fewer answers")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(page)
 

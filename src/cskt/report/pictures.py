@@ -12,6 +12,7 @@ from pathlib import Path
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from cskt.errors import CsktError
 from cskt.image_files.decode import decode_image
 from cskt.types import Hit
 
@@ -31,7 +32,7 @@ class Answer:
     """What a search gave for one query, best hit first.
 
     Raises:
-        ValueError: there is not one image path, and where verdicts are given one verdict, for each hit.
+        CsktError: there is not one image path, and where verdicts are given one verdict, for each hit.
     """
 
     query: str
@@ -45,7 +46,7 @@ class Answer:
     def __post_init__(self) -> None:
         for name, values in (("image_paths", self.image_paths), ("right", self.right)):
             if values is not None and len(values) != len(self.hits):
-                raise ValueError(f"answer to '{self.query}': {len(self.hits)} hits but {len(values)} {name}")
+                raise CsktError(f"answer to '{self.query}': {len(self.hits)} hits but {len(values)} {name}")
 
     def verdict(self, position: int) -> bool | None:
         """Right or wrong at a position in `hits` (from 0); none where nobody knows."""
@@ -82,7 +83,7 @@ def answer_sheet(answer: Answer, *, crop_height: int = 256) -> Image.Image:
         crop_height: height of the crops in pixels, at least 32; everything else scales with it.
     """
     if crop_height < 32:
-        raise ValueError(f"crop_height is {crop_height} pixels; expected at least 32")
+        raise CsktError(f"crop_height is {crop_height} pixels; expected at least 32")
     margin, border = crop_height // 12, max(3, crop_height // 48)
     font = load_font(max(11, crop_height // 15))
     line_height = round(1.4 * font.size)

@@ -13,8 +13,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cskt.console import literal
-from cskt.terminal import printable
+from cskt.errors import CsktError
+from cskt.utils.console import literal
+from cskt.utils.terminal import printable
 
 METRIC_NAMES = {"r1": "R1", "r5": "R5", "r10": "R10", "mean_ap": "mAP", "mean_inp": "mINP"}
 """Key in `RetrievalMetrics.summary()` -> the field's name for it, in the order in which papers print them."""
@@ -30,7 +31,7 @@ class ResultRow:
     """One line of a table of results.
 
     Raises:
-        ValueError: a metric lies outside [0, 1], which is what percent passed for a fraction looks like.
+        CsktError: a metric lies outside [0, 1], which is what percent passed for a fraction looks like.
     """
 
     label: str
@@ -50,7 +51,7 @@ class ResultRow:
     def __post_init__(self) -> None:
         for key in METRIC_NAMES.keys() & self.metrics.keys():
             if not 0 <= self.metrics[key] <= 1:
-                raise ValueError(f"row '{self.label}': {key} is {self.metrics[key]}; expected a fraction in [0, 1]")
+                raise CsktError(f"row '{self.label}': {key} is {self.metrics[key]}; expected a fraction in [0, 1]")
 
 
 def percent(fraction: float | None) -> str:

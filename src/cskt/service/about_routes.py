@@ -6,10 +6,10 @@ from fastapi import APIRouter, Request, Response
 
 from cskt.data.sentences import LONGEST_SENTENCE
 from cskt.gallery.gallery import Gallery
+from cskt.service.access_control import SESSION_COOKIE, client_of, wrong_token
 from cskt.service.bodies import StrictRoute
+from cskt.service.dependencies import BODY_ERRORS, Parts, Service, errors
 from cskt.service.errors import ServiceError, told_to_the_client
-from cskt.service.gate import SESSION_COOKIE, client_of, wrong_token
-from cskt.service.parts import BODY_ERRORS, Parts, Service, errors
 from cskt.service.schemas import (
     ColumnAnswer,
     GalleryAnswer,

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from cskt.extras import require
+from cskt.utils.extras import require
 
 require("serve", "fastapi", "prometheus_client")
 
@@ -14,16 +14,16 @@ from fastapi import FastAPI  # noqa: E402
 
 from cskt.gallery.gallery import Gallery  # noqa: E402
 from cskt.service import about_routes, crop_routes, search_routes  # noqa: E402
+from cskt.service.access_control import Gate  # noqa: E402
 from cskt.service.audit import AUDIT_FILE, AuditLog  # noqa: E402
+from cskt.service.dependencies import Service  # noqa: E402
 from cskt.service.engine import Engine  # noqa: E402
 from cskt.service.errors import add_error_handlers  # noqa: E402
-from cskt.service.gate import Gate  # noqa: E402
 from cskt.service.metrics import Metrics  # noqa: E402
 from cskt.service.openapi import describe  # noqa: E402
-from cskt.service.outermost import Outermost  # noqa: E402
 from cskt.service.pages import page_files, page_router  # noqa: E402
-from cskt.service.parts import Service  # noqa: E402
 from cskt.service.rate import RateLimiter  # noqa: E402
+from cskt.service.security_headers import Outermost  # noqa: E402
 from cskt.service.settings import ServiceSettings  # noqa: E402
 from cskt.service.tokens import Tokens  # noqa: E402
 
@@ -38,7 +38,7 @@ def create_app(gallery: Gallery, settings: ServiceSettings | None = None) -> Fas
         settings: address, access and limits; local and read-only if empty.
 
     Raises:
-        ValueError: the audit log cannot be written.
+        CsktError: the audit log cannot be written.
     """
     settings = settings or ServiceSettings()
     metrics = Metrics()

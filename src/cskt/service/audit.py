@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cskt.errors import CsktError
 from cskt.service.errors import ServiceError
 
 AUDIT_FILE = "audit.jsonl"
@@ -28,18 +29,18 @@ class AuditLog:
         only_file: whether a link, a pipe or a device in its place is refused: a gallery may come from somebody else.
 
     Raises:
-        ValueError: it cannot be written.
+        CsktError: it cannot be written.
     """
 
     def __init__(self, path: Path | None, *, only_file: bool = False) -> None:
         self.path = path
         self._lock = threading.Lock()
         if path is not None and only_file and (path.is_symlink() or (path.exists() and not path.is_file())):
-            raise ValueError(f"the audit log {path} is no plain file; remove it, or choose another place: --audit-log")
+            raise CsktError(f"the audit log {path} is no plain file; remove it, or choose another place: --audit-log")
         try:
             self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError as error:
-            raise ValueError(
+            raise CsktError(
                 f"the audit log {path} cannot be written ({error.strerror}); choose another place with --audit-log, or"
                 " --no-audit-log"
             ) from None

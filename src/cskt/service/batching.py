@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Generic, ParamSpec, TypeVar
 
-from cskt.gallery.store import NoAnswerError
+from cskt.errors import NoAnswerError
 from cskt.service.errors import busy, stopping
 from cskt.service.threads import DaemonExecutor
 

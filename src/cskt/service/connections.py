@@ -14,7 +14,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cskt.service.errors import error_response
-from cskt.service.outermost import SECURITY_HEADERS
+from cskt.service.security_headers import SECURITY_HEADERS
 from cskt.service.settings import ServiceSettings
 
 Wait: TypeAlias = Literal["request", "head", "body", "rest", "answer"]

@@ -8,12 +8,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from cskt.gallery.contents import GalleryChangedError
-from cskt.gallery.gallery import Gallery, UnknownCropError
-from cskt.gallery.store import StoreError
+from cskt.errors import CsktError, GalleryChangedError, StoreError, UnknownCropError
+from cskt.gallery.gallery import Gallery
 from cskt.service.bodies import StrictRoute
+from cskt.service.dependencies import BODY_ERRORS, Parts, errors
 from cskt.service.errors import ServiceError, told_to_the_client
-from cskt.service.parts import BODY_ERRORS, Parts, errors
 from cskt.service.pictures import SIGNATURES, check_pixels, content_type, decode_base64, download_name
 from cskt.service.schemas import (
     MOST_DELETED,
@@ -123,7 +122,7 @@ def _original(gallery: Gallery, image_id: str) -> bytes:
         facts, path = gallery.crop(image_id), gallery.original(image_id)
         data = path.read_bytes() if path.stat().st_size == facts.num_bytes else b""
         if hashlib.sha256(data).hexdigest() != facts.sha256:
-            raise ValueError("the file is not the one that was indexed")
+            raise CsktError("the file is not the one that was indexed")
         return data
     except (UnknownCropError, GalleryChangedError, StoreError):
         raise

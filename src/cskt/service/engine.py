@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cskt.errors import NoAnswerError
 from cskt.gallery.answers import Histogram
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.queries import Query
-from cskt.gallery.store import NoAnswerError
+from cskt.gallery.query import Query
 from cskt.service.batching import Batcher, Pool
 from cskt.service.errors import ServiceError
 from cskt.service.metrics import Metrics
@@ -120,7 +120,7 @@ class Engine:
         """The hits of one query and, if asked for, how the gallery's scores are distributed.
 
         Raises:
-            ValueError: the user's error; see `Gallery.search`.
+            CsktError: the user's error; see `Gallery.search`.
             StoreError, OSError: the store refuses.
             ServiceError: 503, too much waits.
         """

@@ -15,9 +15,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from cskt.gallery.contents import GalleryChangedError
-from cskt.gallery.gallery import Gallery, UnknownCropError
-from cskt.gallery.store import NoAnswerError, StoreError
+from cskt.errors import GalleryChangedError, NoAnswerError, StoreError, UnknownCropError
+from cskt.gallery.gallery import Gallery
 
 LONGEST_MESSAGE = 500
 """Characters; a message may quote what the client sent."""

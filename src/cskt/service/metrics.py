@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cskt.extras import require
+from cskt.utils.extras import require
 
 require("serve", "prometheus_client")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from cskt.service.gate import SESSION_COOKIE, needed_access
+from cskt.service.access_control import SESSION_COOKIE, needed_access
 from cskt.service.pictures import LONGEST_DATA_HEAD
 from cskt.service.settings import ServiceSettings
 

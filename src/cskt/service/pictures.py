@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cskt.data.images import decode_image, image_size
+from cskt.errors import CsktError
 from cskt.gallery.gallery import Gallery
 from cskt.service.errors import ServiceError
 from cskt.service.settings import ServiceSettings
@@ -74,11 +75,11 @@ def check_pixels(data: bytes, settings: ServiceSettings) -> None:
     """Check from its header that an image can be decoded in little memory.
 
     Raises:
-        ValueError: it is too large or too narrow, or is no image; says so in a line.
+        CsktError: it is too large or too narrow, or is no image; says so in a line.
     """
     height, width = image_size(data)
     if height * width > settings.image_pixels:
-        raise ValueError(f"the image has more than {settings.image_pixels:,} pixels; scale it down")
+        raise CsktError(f"the image has more than {settings.image_pixels:,} pixels; scale it down")
 
 
 def decode_query(data: bytes, settings: ServiceSettings) -> NDArray[np.uint8]:

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cskt.data.sentences import LONGEST_SENTENCE, check_wording
+from cskt.errors import CsktError
 from cskt.gallery.columns import MOST_COLUMNS, Kind
-from cskt.gallery.files import LONGEST_ID
+from cskt.gallery.indexing.files import LONGEST_ID
 from cskt.service.errors import ServiceError
 from cskt.service.settings import ServiceSettings
 
@@ -25,15 +26,15 @@ def _sentence(text: str) -> str:
 
 def _filter(text: str) -> str:
     if not text.strip():
-        raise ValueError("the filter is empty; leave it out")
+        raise CsktError("the filter is empty; leave it out")
     if _CONTROL.search(text):
-        raise ValueError("the filter holds a control character; remove it")
+        raise CsktError("the filter holds a control character; remove it")
     return text
 
 
 def _one_line(text: str) -> str:
     if _BREAK.search(text):
-        raise ValueError("the text holds a control character or a line break; remove it")
+        raise CsktError("the text holds a control character or a line break; remove it")
     return text
 
 
@@ -126,7 +127,7 @@ class SearchRequest(_Request):
     @model_validator(mode="after")
     def _check(self) -> SearchRequest:
         if self.text is None and self.image is None and self.like is None:
-            raise ValueError("give text, image or like")
+            raise CsktError("give text, image or like")
         return self
 
     def check_limits(self, settings: ServiceSettings) -> None:

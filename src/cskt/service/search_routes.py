@@ -12,11 +12,11 @@ from cskt.gallery.columns import BUILT_IN
 from cskt.gallery.filters import parse_filter
 from cskt.gallery.gallery import NO_CUT_OFF
 from cskt.gallery.marks import Mark, marks_csv, marks_jsonl
-from cskt.gallery.queries import Query
+from cskt.gallery.query import Query
 from cskt.service.bodies import StrictRoute
+from cskt.service.dependencies import BODY_ERRORS, Parts, errors
 from cskt.service.engine import Wanted
 from cskt.service.errors import told_to_the_client
-from cskt.service.parts import BODY_ERRORS, Parts, errors
 from cskt.service.pictures import decode_base64, read_query
 from cskt.service.schemas import (
     ExplainAnswer,

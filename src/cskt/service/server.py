@@ -20,9 +20,10 @@ from typing import cast
 import uvicorn
 from fastapi import FastAPI
 
+from cskt.errors import CsktError
 from cskt.service.connections import Connection
+from cskt.service.dependencies import Service
 from cskt.service.descriptors import room_for
-from cskt.service.parts import Service
 from cskt.service.private_log import private_logging
 from cskt.service.settings import ServiceSettings
 
@@ -38,12 +39,12 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that takes connections; port 0 lets the system choose one.
 
     Raises:
-        ValueError: the address is not ours, or another program has the port.
+        CsktError: the address is not ours, or another program has the port.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (socket.gaierror, UnicodeError):
-        raise ValueError(f"--host {host}: no such address; 127.0.0.1 is this machine alone") from None
+        raise CsktError(f"--host {host}: no such address; 127.0.0.1 is this machine alone") from None
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         if os.name != "nt":  # there it would let two programs share the port
@@ -57,7 +58,7 @@ def listen(host: str, port: int) -> socket.socket:
             errno.EACCES: f"--port {port} needs a privilege; choose one above 1023",
             errno.EADDRNOTAVAIL: f"--host {host} is no address of this machine; 127.0.0.1 always is",
         }
-        raise ValueError(remedies.get(error.errno or 0, f"--host {host} --port {port}: {error.strerror}")) from None
+        raise CsktError(remedies.get(error.errno or 0, f"--host {host} --port {port}: {error.strerror}")) from None
     return listener
 
 
@@ -80,7 +81,7 @@ def serve(app: FastAPI, listener: socket.socket, settings: ServiceSettings) -> N
         settings: those of the app.
 
     Raises:
-        ValueError: the gallery's model or vectors cannot be loaded.
+        CsktError: the gallery's model or vectors cannot be loaded.
     """
     room = room_for(settings.connections)
     held = dataclasses.replace(settings, connections=room.connections)

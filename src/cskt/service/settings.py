@@ -11,7 +11,8 @@ from annotated_types import Le
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
-from cskt.config.kinds import STRICT, NonNegative, Positive, PositiveReal
+from cskt.config.types import STRICT, NonNegative, Positive, PositiveReal
+from cskt.errors import CsktError
 from cskt.gallery.conditions import LONGEST_FILTER
 from cskt.gallery.gallery import MOST_HITS
 
@@ -82,12 +83,12 @@ class ServiceSettings:
     @model_validator(mode="after")
     def _check(self) -> ServiceSettings:
         if self.token is not None and len(self.token) < SHORTEST_TOKEN:
-            raise ValueError(f"the token has {len(self.token)} characters; give it at least {SHORTEST_TOKEN}")
+            raise CsktError(f"the token has {len(self.token)} characters; give it at least {SHORTEST_TOKEN}")
         if self.reading_needs_token and self.token is None:
             where = f"--host {self.host}" if not is_loopback(self.host) else f"--allow-host {self.allow_hosts[0]}"
-            raise ValueError(f"{where} lets other machines ask; give --token-file FILE with a secret of your choice")
+            raise CsktError(f"{where} lets other machines ask; give --token-file FILE with a secret of your choice")
         if self.max_k + self.max_offset > MOST_HITS:
-            raise ValueError(
+            raise CsktError(
                 f"max_k {self.max_k} and max_offset {self.max_offset} make more than the {MOST_HITS:,} best crops that"
                 " a search looks at"
             )

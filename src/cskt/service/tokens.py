@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from cskt.errors import CsktError
 from cskt.service.settings import SHORTEST_TOKEN
 
 SESSION_SECONDS = 12 * 3600
@@ -26,20 +27,20 @@ def read_token(path: Path) -> str:
     """The secret in a file: its text without the space around it.
 
     Raises:
-        ValueError: there is none, it is too short to be safe, or it could not be sent in a header.
+        CsktError: there is none, it is too short to be safe, or it could not be sent in a header.
     """
     try:
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ValueError(f"--token-file {path}: {reason}; name a file with a secret of your choice") from None
+        raise CsktError(f"--token-file {path}: {reason}; name a file with a secret of your choice") from None
     if len(token) < SHORTEST_TOKEN:
-        raise ValueError(
+        raise CsktError(
             f"--token-file {path}: the token has {len(token)} characters; give it at least {SHORTEST_TOKEN}, for"
             " example by: openssl rand -hex 32"
         )
     if not token.isascii() or not token.isprintable() or " " in token:
-        raise ValueError(f"--token-file {path}: write the token with ASCII letters, digits and signs, without spaces")
+        raise CsktError(f"--token-file {path}: write the token with ASCII letters, digits and signs, without spaces")
     # Windows keeps no such bits: there every file seems to be readable by all.
     if os.name != "nt" and path.stat().st_mode & READABLE_BY_OTHERS:
         log.warning("%s can be read by other users of this machine; type: chmod 600 %s", path, path)

@@ -17,7 +17,8 @@ from cskt.data.paperdoll.attributes import sample_attributes, stable_random
 from cskt.data.paperdoll.captions import write_caption
 from cskt.data.paperdoll.drawing import Domain, draw_person
 from cskt.data.paperdoll.layouts import LAYOUTS, Entry, Layout, write_annotation
-from cskt.json_files import load_json, read_text
+from cskt.errors import CsktError
+from cskt.utils.json_files import load_json, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def make_dataset(
         The data set's folder.
 
     Raises:
-        ValueError: an argument out of range, or a folder that already holds something else.
+        CsktError: an argument out of range, or a folder that already holds something else.
     """
     _check_names(layout, domain, ids)
     _check_numbers(ids, images_per_id, captions_per_image, num_processes)
@@ -144,48 +145,48 @@ def _make_identity(job: _Job) -> list[Entry]:
 
 def _check_names(layout: str, domain: str, ids: Mapping[str, int]) -> None:
     if layout not in LAYOUTS:
-        raise ValueError(f"unknown layout '{layout}': {nearest(layout, list(LAYOUTS))}")
+        raise CsktError(f"unknown layout '{layout}': {nearest(layout, list(LAYOUTS))}")
     if domain not in get_args(Domain):
-        raise ValueError(f"unknown domain '{domain}': {nearest(domain, get_args(Domain))}")
+        raise CsktError(f"unknown domain '{domain}': {nearest(domain, get_args(Domain))}")
     for split in ids:
         if split not in SPLITS:
-            raise ValueError(f"unknown split '{split}' in ids: {nearest(split, SPLITS)}")
+            raise CsktError(f"unknown split '{split}' in ids: {nearest(split, SPLITS)}")
 
 
 def _check_numbers(ids: Mapping[str, int], images_per_id: int, captions_per_image: int, num_processes: int) -> None:
     for split, number in ids.items():
         if number < 0:
-            raise ValueError(f"ids has {number} identities for {split}; expected 0 or more")
+            raise CsktError(f"ids has {number} identities for {split}; expected 0 or more")
     if not sum(ids.values()):
-        raise ValueError('ids names no identity; expected for instance {"train": 250, "val": 50, "test": 100}')
+        raise CsktError('ids names no identity; expected for instance {"train": 250, "val": 50, "test": 100}')
     if images_per_id < 1:
-        raise ValueError(f"images_per_id is {images_per_id}; expected 1 or more")
+        raise CsktError(f"images_per_id is {images_per_id}; expected 1 or more")
     if not 1 <= captions_per_image <= MOST_CAPTIONS:
-        raise ValueError(f"captions_per_image is {captions_per_image}; expected 1 to {MOST_CAPTIONS}")
+        raise CsktError(f"captions_per_image is {captions_per_image}; expected 1 to {MOST_CAPTIONS}")
     if num_processes < 1:
-        raise ValueError(f"num_processes is {num_processes}; expected 1 or more")
+        raise CsktError(f"num_processes is {num_processes}; expected 1 or more")
 
 
 def _is_finished(folder: Path, made_with: Mapping[str, object]) -> bool:
     """Whether the folder already holds exactly this data set.
 
     Raises:
-        ValueError: it holds another one.
+        CsktError: it holds another one.
     """
     marker = folder / MARKER
     if marker.is_file():
         found = load_json(read_text(marker, remedy=REMEDY), where=str(marker), remedy=REMEDY)
         if not isinstance(found, dict):
-            raise ValueError(f"{marker}: not written by this program; {REMEDY}")
+            raise CsktError(f"{marker}: not written by this program; {REMEDY}")
         finished = found.pop("finished", False) is True
         if found == made_with:
             return finished
         different = sorted(key for key in made_with if found.get(key) != made_with[key])
-        raise ValueError(f"{folder}: holds paper dolls made with other {', '.join(different)}; choose another root")
+        raise CsktError(f"{folder}: holds paper dolls made with other {', '.join(different)}; choose another root")
     annotations = {shape.annotation for shape in LAYOUTS.values()} | {f"{split}.jsonl" for split in SPLITS}
     taken = [name for name in sorted(annotations | {"imgs", "masks"}) if name and (folder / name).exists()]
     if taken:
-        raise ValueError(f"{folder}: already holds another data set ({taken[0]}); choose another root")
+        raise CsktError(f"{folder}: already holds another data set ({taken[0]}); choose another root")
     return False
 
 

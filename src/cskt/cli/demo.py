@@ -1,0 +1,126 @@
+"""`cskt demo`: CSKT learns and answers sentences on generated pedestrians, from nothing but the package."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from cskt.cli.next_steps import command_line
+from cskt.cli.parsing import Parser
+from cskt.cli.run_report import write_run_report
+from cskt.config import load_config
+from cskt.data.annotations import read_dataset
+from cskt.data.paperdoll import make_dataset
+from cskt.data.records import Split
+from cskt.embed import Encoder, load
+from cskt.errors import CsktError
+from cskt.evaluation.evaluate import SplitFeatures, answer, encode_split, evaluate
+from cskt.report.pictures import Answer, answer_sheet
+from cskt.report.tables import ResultRow, result_table
+from cskt.training.loop import train
+from cskt.utils.console import console
+from cskt.utils.progress import counting_bar
+
+logger = logging.getLogger(__name__)
+
+NUM_SENTENCES = 3
+NUM_CROPS = 5
+FEWEST_IDS = 10
+"""Fewer people to train on do not fill a batch of the recipe; fewer to search among are no search."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `cskt demo --help`."""
+    parser = Parser(prog="cskt demo", description="Draw pedestrians, train CSKT on them, answer three sentences.")
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for all files (%(default)s)")
+    parser.add_argument("--train-ids", type=int, default=500, help="training identities (%(default)s)")
+    parser.add_argument("--test-ids", type=int, default=100, help="unseen identities to search among (%(default)s)")
+    parser.add_argument("--epochs", type=int, help="epochs (default: the recipe's)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of people and of training (%(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
+    flags = parser.parse(argv)
+    if min(flags.train_ids, flags.test_ids) < FEWEST_IDS:
+        raise CsktError(f"--train-ids and --test-ids: give at least {FEWEST_IDS} each")
+
+    root = flags.output / "data"
+    overrides = {"data.root": str(root), "seed": flags.seed, "device": flags.device, "output_dir": str(flags.output)}
+    if flags.epochs is not None:
+        overrides["loop.num_epochs"] = flags.epochs
+    config = load_config("demo", overrides)
+    draw(root, flags.train_ids, flags.test_ids, flags.seed)
+    logger.info("training CSKT over %s (frozen)", config.backbone.name)
+    folder = train(config).folder
+
+    test = read_dataset(config.data.dataset, root)["test"]
+    zero_shot, cskt = load(config.backbone.name, device=flags.device), load(folder, device=flags.device)
+    features = encode_split(cskt, test)
+    rows = compare(zero_shot, cskt, test, features)
+    answers = answer_test_sentences(cskt, test, features)
+    sheets = draw_sheets(answers, flags.output)
+    commands = next_commands(folder, root, answers[0].query)
+    report = write_run_report(
+        folder, title="CSKT on generated pedestrians", extra_rows=rows, answers=answers, next_commands=commands
+    )
+    shutil.copyfile(report, flags.output / "report.html")
+
+    console().print(result_table(rows, f"{flags.test_ids} unseen people, {len(test.records)} images (percent)"))
+    print("\nanswers: " + "  ".join(str(sheet) for sheet in sheets))
+    print(f"report:  {flags.output / 'report.html'}  (open it in a browser)\n\nnext:")
+    print("\n".join(f"  {command}" for command in commands[:-1]))
+    print(f"with a licensed data set and CLIP's weights (see README.md):\n  {commands[-1]}")
+    return 0
+
+
+def draw(root: Path, train_ids: int, test_ids: int, seed: int) -> None:
+    """Generated pedestrians of the `target` domain, in the layout of CUHK-PEDES; nothing is redrawn.
+
+    Raises:
+        CsktError: other data lies there.
+    """
+    ids = {"train": train_ids, "val": max(train_ids // 10, 10), "test": test_ids}
+    with counting_bar("drawing pedestrians") as on_progress:
+        try:
+            make_dataset(root, layout="cuhk-pedes", domain="target", ids=ids, seed=seed, on_progress=on_progress)
+        except ValueError as error:
+            raise CsktError(f"{error}: --output FOLDER") from None
+
+
+def compare(zero_shot: Encoder, cskt: Encoder, test: Split, features: SplitFeatures) -> list[ResultRow]:
+    """Zero-shot CLIP and trained CSKT on people whom neither has seen; CSKT trains only what it adds."""
+    frozen, total = zero_shot.model.num_parameters(), cskt.model.num_parameters()
+    return [
+        ResultRow("clip-tiny, zero-shot", evaluate(zero_shot, test).t2i.summary(), 0, frozen, "on test"),
+        ResultRow("CSKT", evaluate(cskt, test, features).t2i.summary(), total - frozen, total, "on test"),
+    ]
+
+
+def answer_test_sentences(encoder: Encoder, test: Split, features: SplitFeatures) -> list[Answer]:
+    """Captions of three people spread over the split, answered."""
+    spread = [index * len(test.captions) // NUM_SENTENCES for index in range(NUM_SENTENCES)]
+    queries, pids = [test.captions[index] for index in spread], [test.caption_pids[index] for index in spread]
+    return [
+        Answer(query, hits, [hit.image_id for hit in hits], [hit.metadata["pid"] == pid for hit in hits])
+        for query, pid, hits in zip(queries, pids, answer(encoder, test, queries, NUM_CROPS, features), strict=True)
+    ]
+
+
+def draw_sheets(answers: Sequence[Answer], folder: Path) -> list[Path]:
+    """One picture per answer: right crops framed green, wrong ones red."""
+    paths = [folder / f"answer-{number}.png" for number in range(1, len(answers) + 1)]
+    for path, found in zip(paths, answers, strict=True):
+        answer_sheet(found).save(path)
+    return paths
+
+
+def next_commands(folder: Path, root: Path, query: str) -> list[str]:
+    """What to try after the demo; the last command needs what the package cannot ship."""
+    finetune = "--config finetune --backbone.name clip-tiny --image-height 128 --image-width 64 --lr 1e-4"
+    return [
+        command_line("query", folder, query, "--sheet", "answer.png"),
+        command_line("evaluate", folder),
+        command_line("train", *finetune.split(), "--num-epochs", "10", "--root", root),
+        command_line("data", "make", "my-data", "--layout", "rstpreid", "--train-ids", "500"),
+        command_line("train", "--config", "cskt", "--root", "DIR"),
+    ]

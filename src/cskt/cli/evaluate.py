@@ -1,0 +1,153 @@
+"""`cskt evaluate`: retrieval metrics of any model on any split, and its per-query results in a file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cskt.cli.model_flags import add_model_flags, check_exists, load_model_and_split
+from cskt.cli.parsing import Parser
+from cskt.cli.run_facts import selection_note
+from cskt.cli.stored_results import evaluate_run, keep, seed_folders
+from cskt.data.records import Split
+from cskt.embed import Encoder
+from cskt.errors import CsktError
+from cskt.evaluation.compare import Entry
+from cskt.evaluation.evaluate import RankingOptions
+from cskt.evaluation.results import METRICS, Result
+from cskt.evaluation.statistics import mean_and_deviation
+from cskt.report.tables import ResultRow, result_table
+from cskt.utils.console import console
+from cskt.utils.terminal import json_text
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `cskt evaluate --help`."""
+    parser = Parser(
+        prog="cskt evaluate",
+        description="Retrieval metrics of a model on a split. A folder that holds seed-1, seed-2, ... is evaluated seed"
+        " by seed, with mean and deviation.",
+    )
+    add_model_flags(parser)
+    parser.add_argument("--json", action="store_true", help="fractions as JSON on stdout, instead of a table")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="keep the per-query results here (default: in the run folder)"
+    )
+    parser.add_argument("--label", help="what `cskt compare` calls the model (default: the run's name)")
+    add_ranking_flags(parser)
+    flags = parser.parse(argv)
+    options = ranking_options(flags)
+    if flags.output is not None:
+        flags.output.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is found before the work
+    if (folders := seed_folders(Path(flags.model))) != [Path(flags.model)]:
+        return report_seeds(folders, flags, options)
+    encoder, split = load_model_and_split(flags)
+    return report_metrics(
+        encoder,
+        split,
+        Path(flags.model),
+        as_json=flags.json,
+        label=flags.label,
+        options=options,
+        output=flags.output,
+    )
+
+
+def add_ranking_flags(parser: Parser) -> None:
+    """Test-time options, off by default."""
+    defaults = RankingOptions()
+    group = parser.add_argument_group("test-time options of text to image, noted in every result")
+    group.add_argument(
+        "--query-expansion", type=int, default=0, metavar="K", help="average a caption with its K nearest captions"
+    )
+    group.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking")
+    for name, kind, text in (
+        ("k1", int, "neighbours"),
+        ("k2", int, "vectors averaged"),
+        ("weight", float, "share of the cosine"),
+    ):
+        value = getattr(defaults, f"rerank_{name}")
+        group.add_argument(f"--rerank-{name}", type=kind, metavar="VALUE", help=f"{text} (with --rerank: {value})")
+
+
+def ranking_options(flags: argparse.Namespace) -> RankingOptions:
+    """The options that the flags of `add_ranking_flags` name.
+
+    Raises:
+        CsktError: a constant of re-ranking without re-ranking.
+    """
+    constants = {name: getattr(flags, name) for name in ("rerank_k1", "rerank_k2", "rerank_weight")}
+    given = {name: value for name, value in constants.items() if value is not None}
+    if given and not flags.rerank:
+        raise CsktError(f"--{next(iter(given)).replace('_', '-')} changes nothing without --rerank")
+    return RankingOptions(query_expansion=flags.query_expansion, rerank=flags.rerank, **given)
+
+
+def report_metrics(
+    encoder: Encoder,
+    split: Split,
+    model: Path,
+    *,
+    as_json: bool,
+    label: str | None = None,
+    options: RankingOptions | None = None,
+    output: Path | None = None,
+) -> int:
+    """Evaluate, keep the per-query results, and print the means, as a table for people or as JSON."""
+    result = evaluate_run(encoder, split, model, label=label, options=options)
+    keep(result, model, output)
+    t2i, i2t = result.metrics["t2i"], result.metrics["i2t"]
+    if as_json:
+        print(json_text(record_of(model, result)))
+        return 0
+    total = encoder.model.num_parameters()
+    rows = [
+        ResultRow("text to image", t2i, total_parameters=total, note=result.note),
+        ResultRow("image to text", i2t, total_parameters=total, note=selection_note(model)),
+    ]
+    sizes = f"{t2i['num_queries']} captions, {t2i['num_gallery']} images"
+    console().print(result_table(rows, f"{model} on {result.dataset} {result.split} ({sizes})"))
+    return 0
+
+
+def report_seeds(folders: Sequence[Path], flags: argparse.Namespace, options: RankingOptions) -> int:
+    """Evaluate every seed of a method, keep the per-query results of each, and print all with mean and deviation."""
+    for folder in folders:  # before the first is evaluated
+        check_exists(str(folder))
+    results = []
+    for folder in folders:
+        encoder, split = load_model_and_split(argparse.Namespace(**vars(flags) | {"model": str(folder)}))
+        result = evaluate_run(encoder, split, folder, label=flags.label, options=options)
+        keep(result, folder, flags.output and flags.output / folder.name)
+        results.append(result)
+    entry = Entry(results[0].label, tuple(results))  # refuses seeds that do not belong together
+    spread = {
+        direction: {
+            metric: mean_and_deviation([result.metrics[direction][metric] for result in results]) for metric in METRICS
+        }
+        for direction in ("t2i", "i2t")
+    }
+    mean, deviation = (
+        {direction: {metric: getattr(of[metric], name) for metric in METRICS} for direction, of in spread.items()}
+        for name in ("mean", "deviation")
+    )
+    if flags.json:
+        seeds = [record_of(folder, result) for folder, result in zip(folders, results, strict=True)]
+        print(json_text({"seeds": seeds, "mean": mean, "deviation": deviation}))
+        return 0
+    rows = [ResultRow(f"seed {one.seed}", one.metrics["t2i"], note=one.note) for one in results]
+    deviations = deviation["t2i"] if len(results) > 1 else {}
+    rows.append(ResultRow(f"mean of {len(results)}", mean["t2i"], deviations=deviations))
+    title = f"{entry.label}, text to image on {results[0].dataset} {results[0].split} ({flags.model})"
+    console().print(result_table(rows, title))
+    return 0
+
+
+def record_of(model: Path, result: Result) -> dict[str, Any]:
+    """The means of a result as plain values."""
+    return {
+        "model": str(model), "note": result.note, "dataset": result.dataset, "split": result.split,
+        "t2i": result.metrics["t2i"], "i2t": result.metrics["i2t"],
+    }  # fmt: skip

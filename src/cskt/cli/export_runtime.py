@@ -1,0 +1,194 @@
+"""`cskt export --format`: a model for ONNX Runtime or OpenVINO, checked against its source before it is kept."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from torch import Tensor
+
+from cskt.cli.model_flags import check_exists, run_config, split_of
+from cskt.cli.parsing import Parser
+from cskt.config import RunConfig
+from cskt.data.records import Split
+from cskt.embed import Encoder, load
+from cskt.embed.exported import is_exported, load_exported
+from cskt.errors import CsktError
+from cskt.export.check import Agreement, Parity, first_images, parity_on_dolls, parity_on_split
+from cskt.export.folder import calibration_pixels, check_possible, note_parity, placed_when_done, write_folder
+from cskt.gallery.indexing.scanning import walk
+from cskt.gallery.manifest import MANIFEST, read_manifest
+from cskt.gallery.originals import ORIGINALS
+from cskt.gallery.state import source_to_index
+from cskt.utils.terminal import json_text
+
+logger = logging.getLogger(__name__)
+
+NUM_CHECKED_IMAGES = 500
+TOLERANCE = {"fp32": 0.1, "int8": 1.0}
+"""Points of R1 that an export may differ, for int8 lose, where --tolerance does not say."""
+
+
+def add_runtime_flags(parser: Parser) -> None:
+    """The flags that belong to `--format`, which the command itself adds among its other forms."""
+    group = parser.add_argument_group("with --format")
+    group.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="folder to write (default: RUN/onnx, RUN/openvino, RUN/int8, RUN/released)",
+    )
+    group.add_argument(
+        "--int8", action="store_true", default=None, help="image tower in int8, with openvino; its cost is measured"
+    )
+    group.add_argument(
+        "--calibrate-on", type=Path, metavar="FOLDER",
+        help="gallery or folder of crops whose images set int8's ranges (default: those that the run was trained on)",
+    )  # fmt: skip
+    group.add_argument(
+        "--tolerance", type=float, metavar="POINTS", help="R1 that may differ (default: 0.1; that int8 may lose: 1)"
+    )
+    group.add_argument("--dataset", help="data set to check on (default: the run's own)")
+    group.add_argument("--root", help="folder that holds it (default: the run's own)")
+    group.add_argument("--split", help="split to check on (default: val)")
+    group.add_argument(
+        "--check-images", type=int, metavar="N",
+        help=f"images of it to check on, with their captions, 0 for all (default: {NUM_CHECKED_IMAGES})",
+    )  # fmt: skip
+    group.add_argument(
+        "--json", action="store_true", default=None, help="what the check found as JSON, instead of a table"
+    )
+
+
+RUNTIME_FLAGS = ("output", "int8", "calibrate_on", "tolerance", "dataset", "root", "split", "check_images", "json")
+
+
+def export_runtime(flags: argparse.Namespace) -> None:
+    """Write the folder, check it, and only then put it in its place.
+
+    Raises:
+        CsktError: the model cannot be read, or the export is not as good as its source.
+    """
+    precision = "int8" if flags.int8 else "fp32"
+    target = target_of(flags)
+    check_flags(flags)
+    check_possible(flags.format, target, int8=bool(flags.int8))
+    check_exists(str(flags.run))
+    if is_exported(flags.run):
+        raise CsktError(f"{flags.run}: is an exported model already; export the run that it was made from")
+    config = run_config(flags.run)
+    split = split_at_hand(flags, config)
+    source = load(flags.run, flags.backbone, "cpu", precision="fp32", weights=flags.weights or "model")
+    calibration = calibration_images(flags, config, source) if flags.int8 else []
+    with placed_when_done(target) as fresh:
+        logger.info("writing %s, %s", flags.format, precision)
+        write_folder(source, fresh, flags.format, config=config, calibration=calibration)
+        exported = load_exported(fresh)
+        logger.info("checking it on %s", f"{split.dataset} {split.name}" if split else "generated pedestrians")
+        parity = parity_on_split(source, exported, split) if split else parity_on_dolls(source, exported)
+        parity.check(precision, TOLERANCE[precision] if flags.tolerance is None else flags.tolerance)
+        note_parity(fresh, parity.summary())
+    num_bytes = sum(path.stat().st_size for path in target.iterdir())
+    if flags.json:
+        facts = {"folder": str(target), "format": flags.format, "precision": precision, "bytes": num_bytes}
+        print(json_text(facts | {"calibration_images": len(calibration), "parity": parity.summary()}))
+    else:
+        print(f"{target}: {flags.format}, {precision}, {num_bytes / 1e6:.1f} MB")
+        print(parity_table(parity))
+
+
+def target_of(flags: argparse.Namespace) -> Path:
+    """The folder to write.
+
+    Raises:
+        CsktError: neither the flags nor the run say which.
+    """
+    if flags.output is None and not flags.run.is_dir():
+        raise CsktError(f"{flags.run} is no folder to put the export into; say where: --output FOLDER")
+    return flags.output or flags.run / ("int8" if flags.int8 else flags.format)
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """See that the flags of `add_runtime_flags` belong together.
+
+    Raises:
+        CsktError: they do not.
+    """
+    if flags.calibrate_on and not flags.int8:
+        raise CsktError("--calibrate-on changes nothing without --int8")
+    if flags.tolerance is not None and not 0 <= flags.tolerance <= 100:
+        raise CsktError(f"--tolerance {flags.tolerance:g}: give points of R1, from 0 to 100")
+    if flags.check_images is not None and flags.check_images < 0:
+        raise CsktError(f"--check-images {flags.check_images}: give a number of images, or 0 for all")
+
+
+def split_at_hand(flags: argparse.Namespace, config: RunConfig | None) -> Split | None:
+    """The split to check on; none if the user names no data and the model's own is not here.
+
+    Raises:
+        CsktError: data that the user names cannot be read.
+    """
+    named = flags.dataset or flags.root or flags.split
+    if not named and (config is None or not Path(config.data.root).is_dir()):
+        logger.warning(
+            "no data set at hand: checked on generated pedestrians, features only; for R1 give --dataset and --root"
+        )
+        return None
+    default = "val" if config is None else config.data.select_on
+    split = split_of(str(flags.run), flags.dataset, flags.root, flags.split or default)
+    return first_images(split, NUM_CHECKED_IMAGES if flags.check_images is None else flags.check_images)
+
+
+def calibration_images(flags: argparse.Namespace, config: RunConfig | None, source: Encoder) -> list[Tensor]:
+    """[3, H, W] uint8 pixels of some hundred crops, spread over those of a gallery, a folder or the training split.
+
+    Raises:
+        CsktError: there are none, or none can be read.
+    """
+    if flags.calibrate_on:
+        paths = crops_of(flags.calibrate_on)
+    elif config is not None and Path(flags.root or config.data.root).is_dir():
+        paths = split_of(str(flags.run), flags.dataset, flags.root, "train").image_paths
+    else:
+        raise CsktError("int8 takes its ranges from crops; give a gallery or a folder of them with --calibrate-on")
+    return calibration_pixels(paths, source)
+
+
+def crops_of(folder: Path) -> list[Path]:
+    """Image files below a folder; of a gallery, those of its indexed folder and those that were handed over.
+
+    Raises:
+        CsktError: no such folder, or no image in it.
+    """
+    if (folder / MANIFEST).is_file():
+        manifest = read_manifest(folder)
+        paths = sorted(path for path in (folder / ORIGINALS).rglob("*") if path.is_file())
+        if manifest.images is not None:
+            source = source_to_index(folder, manifest)
+            paths += [source.folder / name for name in source.scan(folder).files]
+    else:
+        paths = [folder / name for name, _ in walk(folder)]
+    if not paths:
+        raise CsktError(f"--calibrate-on {folder}: holds no images")
+    return paths
+
+
+def parity_table(parity: Parity) -> str:
+    """What the check found, for people."""
+
+    def line(name: str, of: Agreement) -> str:
+        return f"  {name:<10}{of.count:>8}{of.largest_difference:>22.1e}{of.smallest_cosine:>18.6f}"
+
+    lines = [
+        f"checked on {parity.data}",
+        f"  {'':<10}{'number':>8}{'largest difference':>22}{'smallest cosine':>18}",
+        line("images", parity.images),
+        line("captions", parity.captions),
+    ]
+    if parity.source is not None and parity.exported is not None:
+        lines.append(f"  {'percent':<10}{'source':>8}{'exported':>22}{'difference':>18}")
+        for name, key in (("R1", "r1"), ("mAP", "mean_ap")):
+            before, after = 100 * parity.source[key], 100 * parity.exported[key]
+            lines.append(f"  {name:<10}{before:>8.2f}{after:>22.2f}{after - before:>+18.2f}")
+    return "\n".join(lines)

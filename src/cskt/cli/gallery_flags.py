@@ -1,0 +1,154 @@
+"""What the commands of a gallery share: which model fills it, how it is loaded, and what a run has said."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cskt.cli.model_flags import FAST_PRECISION, add_clip_flags, add_encoder_flags, check_exists, clip_settings
+from cskt.cli.parsing import Parser
+from cskt.embed import Encoder
+from cskt.gallery.indexing.commits import IndexReport
+from cskt.gallery.indexing.files import LONGEST_ID
+from cskt.gallery.indexing.scanning import READ_WITH
+from cskt.gallery.manifest import MANIFEST, ModelSource, needed_backbone
+from cskt.gallery.places import exists, load_model
+from cskt.model.io.cache import CLIP_TINY, PUBLISHED, is_repository_name
+from cskt.utils.terminal import json_text
+
+logger = logging.getLogger(__name__)
+
+MOST_LISTED = 10
+"""Unreadable images, and folders, that are logged; `--json` lists all."""
+
+
+def add_source_flags(parser: Parser, default: str) -> None:
+    """`--run`, and how that model is loaded and computes.
+
+    Args:
+        parser: of the command.
+        default: what the help says of leaving `--run` out.
+    """
+    parser.add_argument(
+        "--run", "--model", metavar="MODEL",
+        help="run folder, released CSKT or IRRA folder, CLIP weight file, or published name such as ViT-B/16"
+        f" (default: {default})",
+    )  # fmt: skip
+    add_encoder_flags(parser, FAST_PRECISION)
+    add_clip_flags(parser)
+
+
+def is_gallery(folder: Path) -> bool:
+    """Whether a gallery lies there."""
+    return (folder / MANIFEST).is_file()
+
+
+def source_of(flags: argparse.Namespace, known: ModelSource | None = None, *, same_model: bool = False) -> ModelSource:
+    """Return the model that the flags of `add_source_flags` name.
+
+    Args:
+        flags: as parsed.
+        known: a gallery's own model, which counts where `--run` is left out; clip-tiny, with a warning, if neither is
+            given.
+        same_model: whether `--run` can only be another place of `known`, so that its image size holds.
+
+    Raises:
+        CsktError: there is no such model.
+    """
+    if flags.run is None and known is None:
+        logger.warning(
+            "no --run given: clip-tiny fills the gallery, which knows paper dolls and not people; for people give"
+            " --run with a run folder, a released CSKT or IRRA folder, or CLIP weights such as ViT-B/16"
+        )
+    if flags.run is not None:
+        check_exists(flags.run)
+    base = known or ModelSource(flags.run or CLIP_TINY)
+    if flags.run is not None and known is not None:
+        sizes = known if same_model else ModelSource(flags.run)
+        base = dataclasses.replace(sizes, path=flags.run, backbone=_inherited_backbone(Path(flags.run), known))
+    names = ("backbone", "precision", "image_height", "image_width", "stride", "weights")
+    asked = {name: getattr(flags, name) for name in names}
+    asked["settings"] = ((base.settings or {}) | clip_settings(flags)) or None
+    return dataclasses.replace(base, **{name: value for name, value in asked.items() if value is not None})
+
+
+def _inherited_backbone(run: Path, known: ModelSource) -> str | None:
+    """Return the gallery's backbone for a run whose config names a file that is gone; its SHA-256 is checked later."""
+    name = needed_backbone(run.expanduser())
+    is_lost = name is not None and name not in PUBLISHED and not is_repository_name(name) and not exists(name)
+    return known.backbone if is_lost else None
+
+
+def load_source(source: ModelSource, flags: argparse.Namespace, gallery: Path | None = None) -> Encoder:
+    """Load the encoder of a source, computing as the flags say; on Ray, whose workers do so, on the CPU.
+
+    Args:
+        source: see `source_of`.
+        flags: as parsed.
+        gallery: its folder, for messages, if the source may be that of its manifest.
+
+    Raises:
+        CsktError: see `cskt.load`.
+    """
+    device: str = flags.device
+    computing: dict[str, Any] = {
+        "batch_size": flags.batch_size, "num_workers": flags.num_workers, "compile": flags.compile
+    }  # fmt: skip
+    if getattr(flags, "engine", "local") == "ray":
+        device, computing = "cpu", {}
+    if gallery is None or flags.run is not None:
+        return source.load(device, **computing)
+    return load_model(gallery, source, device, **computing)
+
+
+def report_indexing(report: IndexReport, gallery: Path, num_crops: int, *, as_json: bool) -> None:
+    """Print what indexing did: on stdout the figures, on stderr what could not be read."""
+    encoded = report.added + report.replaced
+    rate = encoded / report.seconds if report.seconds else 0.0
+    if as_json:
+        unreadable = [{"image_id": name, "reason": reason} for name, reason in report.unreadable]
+        folders = [{"folder": path, "reason": reason} for path, reason in report.unreadable_folders]
+        figures = dataclasses.asdict(report) | {"unreadable": unreadable, "unreadable_folders": folders}
+        print(json_text({"gallery": str(gallery), "crops": num_crops, **figures, "images_per_second": rate}))
+        return
+    if report.model_moved:
+        print(f"{gallery}: the same model; its path was updated")
+    outdated = set(report.outdated)
+    older = "; the old version still answers (--prune removes it)"
+    _warn("folder cannot be read, its crops stay", report.unreadable_folders)
+    _warn("unreadable", [(name, reason + (older if name in outdated else "")) for name, reason in report.unreadable])
+    vanished = f"vanished {report.vanished:,} (--prune removes them)" if report.vanished else "vanished 0"
+    print(
+        f"{gallery}: {num_crops:,} crops; added {report.added:,}, replaced {report.replaced:,}, updated"
+        f" {report.updated:,}, unchanged {report.unchanged:,}, {vanished}, removed {report.removed:,}, unreadable"
+        f" {len(report.unreadable):,}; {report.seconds:.1f} s" + (f", {rate:,.0f} images/s" if encoded else "")
+    )
+    for line in _further(report):
+        print(line)
+
+
+def _warn(what: str, listed: Sequence[tuple[str, str]]) -> None:
+    for name, reason in listed[:MOST_LISTED]:
+        logger.warning("%s: %s: %s", what, name[:LONGEST_ID], reason)
+    if len(listed) > MOST_LISTED:
+        logger.warning("... and %d more (--json lists all)", len(listed) - MOST_LISTED)
+
+
+def _further(report: IndexReport) -> Iterator[str]:
+    """Yield lines on what was not indexed, where there is any."""
+    if report.turned:
+        yield f"encoded again, now as their EXIF orientation says: {report.turned:,}"
+    if report.passed_over:
+        most_first = sorted(report.passed_over.items(), key=lambda item: (-item[1], item[0]))
+        print_as = (f"{kind} {count:,}{_hint(kind)}" for kind, count in most_first)
+        yield f"passed over: {', '.join(print_as)}"
+    if report.unchecked:
+        yield f"not checked: {report.unchecked:,} crops in folders or files that cannot be read; --prune keeps them"
+
+
+def _hint(kind: str) -> str:
+    return f" (to read them: {READ_WITH[kind]})" if kind in READ_WITH else ""

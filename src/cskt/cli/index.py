@@ -1,0 +1,176 @@
+"""`cskt index`: a folder of crops into a gallery that can be searched, or a gallery brought up to date."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from cskt.cli.gallery_flags import add_source_flags, is_gallery, load_source, report_indexing, source_of
+from cskt.cli.metadata_table import KEY_NAMES, read_metadata, tell_unmatched
+from cskt.cli.next_steps import command_line
+from cskt.cli.parsing import Parser
+from cskt.errors import CsktError
+from cskt.gallery.engines.ray import RayEngine
+from cskt.gallery.engines.ray_cluster import connected
+from cskt.gallery.gallery import Gallery
+from cskt.gallery.indexing.shards import SHARD_SUFFIXES, find_shards
+from cskt.gallery.manifest import Manifest, ModelSource, read_manifest
+from cskt.gallery.places import absolute_store
+from cskt.gallery.state import source_to_index
+from cskt.utils.progress import counting_bar
+
+DESCRIPTION = """\
+Make a gallery of the crops in a folder, or bring one up to date: new images are added, changed ones replaced, unchanged
+ones passed over. An interrupted run loses nothing that it has stored; the same command goes on. Many images are encoded
+on a Ray cluster with --engine ray.
+"""
+EXAMPLES = """\
+examples:
+  cskt index my-gallery --images crops --run ViT-B/16
+  cskt index my-gallery --images crops --run logs/cuhk-pedes/... --metadata cameras.csv
+  cskt index my-gallery --images names.txt                 the files that a list names
+  cskt index my-gallery --images 'shards-*.tar' --engine ray   or .parquet; the gallery keeps the originals
+  cskt index my-gallery --images crops --ignore '*.png' --ignore old/
+  cskt index my-gallery --prune          the same source and model again; remove images that are gone
+  cskt index my-gallery --run moved/run  the same model, which was moved
+exit code: 0 done, also where single images are unreadable; 1 done, but a folder could not be read; 2 refused
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `cskt index --help`."""
+    flags = _flags(argv)
+    known = read_manifest(flags.gallery) if is_gallery(flags.gallery) else None
+    shards = _shards(flags.images, known)
+    only_turned = known is not None and known.images is None and not known.upright and not shards and not flags.images
+    crops = None if shards or only_turned else source_to_index(flags.gallery, known, flags.images, _ignore(flags))
+    if known is not None and flags.store is not None and absolute_store(flags.store) != known.store:
+        raise CsktError(f"--store {flags.store}: the gallery keeps its vectors in {known.store}; leave --store out")
+    if flags.prune and shards:
+        raise CsktError("--prune is for a folder or a list; what was handed over in shards stays")
+    metadata = None
+    if flags.metadata:
+        if crops is None:
+            raise CsktError("--metadata is for a folder or a list; shards bring their own columns")
+        metadata = read_metadata(flags.metadata, crops.folder, flags.key)
+        tell_unmatched(flags.metadata, metadata, crops.scan(flags.gallery).files, crops.folder)
+    source = source_of(flags, known.model if known else None, same_model=True)
+    # Ray starts processes, which it must before the gallery's store is open; and after all that can be refused.
+    with nullcontext() if flags.engine == "local" else connected(flags.address):
+        encoder = load_source(source, flags, flags.gallery if known else None)
+        if known is None:
+            gallery = Gallery.create(flags.gallery, encoder, source, store=flags.store or "lance")
+        else:
+            gallery = Gallery.open(flags.gallery, encoder=encoder)
+        with gallery:
+            moved = known is not None and gallery.remember_model(source)
+            folder = None if crops is None else crops.folder
+            engine = None if flags.engine == "local" else _on_ray(flags, gallery, source, folder)
+            try:
+                with counting_bar("images", unit="images") as on_progress:
+                    if shards:
+                        report = gallery.add_shards(
+                            shards, ignore=_ignore(flags), on_progress=on_progress, engine=engine
+                        )
+                    else:
+                        report = gallery.index(
+                            flags.images, metadata=metadata, ignore=_ignore(flags), prune=flags.prune,
+                            on_progress=on_progress, engine=engine,
+                        )  # fmt: skip
+            except KeyboardInterrupt:
+                stored = f"{gallery.count():,} images are in the gallery"
+                print(f"cskt index: interrupted; {stored}; run the same command to go on", file=sys.stderr)
+                return 130
+            report.model_moved = moved
+            report_indexing(report, flags.gallery, gallery.count(), as_json=flags.json)
+    if known is None and not flags.json:
+        print(f"Search it: {command_line('search', flags.gallery, 'a woman in a red coat')}")
+    return 1 if report.unreadable_folders else 0
+
+
+def _ignore(flags: argparse.Namespace) -> list[str] | None:
+    """Return the patterns of `--ignore`; None where there are none, for those of the last time."""
+    return None if flags.ignore is None else [pattern for pattern in flags.ignore if pattern]
+
+
+def _shards(images: str | None, known: Manifest | None) -> tuple[str, ...]:
+    """Return the shards that `--images`, or the last indexing of a gallery without a folder, names; none otherwise.
+
+    Raises:
+        CsktError: there are no such files.
+    """
+    if images is None:
+        patterns = known.shards if known is not None and known.images is None else ()
+    else:
+        patterns = (images,) if images.endswith(SHARD_SUFFIXES) and not Path(images).is_dir() else ()
+    for pattern in patterns:
+        find_shards(pattern)
+    return patterns
+
+
+def _on_ray(flags: argparse.Namespace, gallery: Gallery, source: ModelSource, folder: Path | None) -> RayEngine:
+    """The workers of `--engine ray`, each with the model."""
+    return RayEngine(
+        source.absolute(),
+        gallery.encoder.fingerprint,
+        None if folder is None else folder.resolve(),
+        flags.workers,
+        device=flags.device,
+        batch_size=flags.batch_size,
+        num_threads=flags.num_workers,
+        compile=flags.compile,
+    )
+
+
+def _flags(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(prog="cskt index", description=DESCRIPTION, epilog=EXAMPLES)
+    parser.add_argument("gallery", type=Path, metavar="GALLERY", help="folder of the gallery; made if there is none")
+    parser.add_argument(
+        "--images", metavar="PATH",
+        help="folder of the crops and its subfolders (default: what was indexed last); or a list of paths (.txt); or"
+        " shards, several as a quoted pattern: Parquet with a column of image bytes, WebDataset archives (.tar)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--metadata", type=Path, metavar="TABLE",
+        help="what is known of the images (camera, time, track, ...): CSV with comma, semicolon or tab, or JSON lines;"
+        " what a column holds is seen from its values. Rows that name no image, and images without a row, are told",
+    )  # fmt: skip
+    parser.add_argument(
+        "--key", metavar="COLUMN", help=f"column of the table with the images' paths (default: {', '.join(KEY_NAMES)})"
+    )
+    parser.add_argument(
+        "--ignore", action="append", metavar="PATTERN",
+        help="files and folders that do not count, as in .gitignore: '*.png', 'old/', 'cam3/*_thumb.jpg'; may be given"
+        " several times, and holds until it is given again; '' for none (default: as before)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prune", action="store_true",
+        help="remove crops whose image is gone or ignored, and older versions of images that are unreadable now; what"
+        " lies in a folder that cannot be read stays",
+    )  # fmt: skip
+    parser.add_argument(
+        "--store", metavar="STORE",
+        help="where vectors are kept: lance, in the gallery's folder; milvus://HOST:PORT/COLLECTION; or milvus:FILE.db"
+        " (default: lance)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local",
+        help="where images are encoded: in this process, or by the workers of a Ray cluster (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=int, metavar="N", help="Ray: workers (default: one per GPU, or per two CPUs)")
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", help="Ray: a running cluster, or auto (default: one on this machine, for now)"
+    )
+    parser.add_argument("--json", action="store_true", help="JSON on stdout, with every unreadable image and folder")
+    add_source_flags(parser, "the gallery's own; for a new one clip-tiny, which knows paper dolls and not people")
+    flags = parser.parse(argv)
+    if flags.key and not flags.metadata:
+        raise CsktError("--key names a column of a table; give the table: --metadata table.csv")
+    if flags.engine == "local" and (flags.workers is not None or flags.address is not None):
+        raise CsktError("--workers and --address are of a Ray cluster; add --engine ray")
+    if flags.workers is not None and flags.workers < 1:
+        raise CsktError(f"--workers {flags.workers}: give at least 1")
+    return flags

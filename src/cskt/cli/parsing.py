@@ -1,0 +1,189 @@
+"""Flags: argparse with one-line errors that name the nearest flag, and one flag per config key."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
+
+from cskt.config import RunConfig, flat_fields, load_config, recipe_names, value_of
+from cskt.config.plain_yaml import plain_yaml
+from cskt.config.types import WeightsChoice
+from cskt.errors import CsktError
+from cskt.utils.terminal import printable
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+OVERRIDE = "override:"
+DEFAULT_RECIPE = "cskt"
+TEXT_KEYS = {key for key, field in flat_fields() if field.type == "str"}
+"""Config keys that hold text: `--name 2024` is a name and no number."""
+OPTIONAL_KEYS = {key for key, field in flat_fields() if str(field.type).endswith("| None")}
+"""Config keys that may be empty: `none` and `null` empty them."""
+SWITCHES = {key for key, field in flat_fields() if field.type == "bool"}
+"""Config keys that are on or off: the flag alone switches one on."""
+SERIES_KEYS = {
+    key
+    for key, field in flat_fields()
+    if isinstance(field.default, tuple) or str(field.type).startswith(("ChannelMeans", "ChannelStds"))
+}
+"""Config keys that hold several values: `10,20` is two numbers."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that says what is wrong in one line, exits with 2, and takes `-` and `_` alike in flags.
+
+    Args:
+        separator: `-` or `_`: how flags of two words are spelt where they are added, in the help and in messages.
+        settings: as argparse takes them.
+    """
+
+    def __init__(self, *, separator: str = "-", **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        self.separator = separator
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave with exit code 2."""
+        print(f"{self.prog}: {printable(message)}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print the help; argparse itself ignores a full disk or a closed pipe."""
+        (sys.stdout if file is None else file).write(self.format_help())
+
+    def parse(self, argv: Sequence[str], *, intermixed: bool = False) -> argparse.Namespace:
+        """The parsed flags; an unknown one ends the program and names the nearest.
+
+        Args:
+            argv: words after the command.
+            intermixed: arguments of which there may be any number may also stand behind and between flags.
+        """
+        parse_known = self.parse_known_intermixed_args if intermixed else self.parse_known_args
+        flags, unknown = parse_known([self._spelt(word) for word in argv])
+        if unknown:
+            word = unknown[0].split("=")[0]
+            if word.startswith("-"):
+                close = difflib.get_close_matches(word, self._option_string_actions, n=1)
+                self.error(f"unknown flag {word}: {f'did you mean {close[0]}?' if close else '--help lists all'}")
+            self.error(f"unexpected argument '{word}' (--help shows what is taken)")
+        return flags
+
+    def _spelt(self, word: str) -> str:
+        """`--batch_size=8` -> `--batch-size=8`, or the other way about; values are left as they are."""
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--"):
+            return word
+        return "--" + re.sub("[-_]", self.separator, flag[2:]) + equals + value
+
+
+def add_config_flags(parser: Parser) -> None:
+    """`--config` and one flag per config key; a last part that no other key shares may stand alone (`--lr`)."""
+    parser.add_argument(
+        "--config",
+        metavar="RECIPE",
+        help=f"recipe: {', '.join(recipe_names())}, or a YAML file (default: {DEFAULT_RECIPE})",
+    )
+    recipe = load_config(DEFAULT_RECIPE)
+    keys = [name for name, _ in flat_fields()]
+    shared = Counter(key.split(".")[-1] for key in keys)
+    groups: dict[str, Any] = {}
+    for key in keys:
+        section, _, leaf = key.rpartition(".")
+        group = groups.setdefault(section, parser.add_argument_group(section or "run"))
+        stands_alone = shared[leaf] == 1 or key == "loss.weights"
+        spellings = [f"--{key}"] + ([f"--{leaf}"] if section and stands_alone else [])
+        group.add_argument(
+            *(spelling.replace("_", "-") for spelling in spellings),
+            dest=OVERRIDE + key,
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            **({"nargs": "?", "const": "true"} if key in SWITCHES else {}),
+            help=_help(key, recipe).replace("%", "%%"),
+        )
+
+
+def config_from_flags(flags: argparse.Namespace) -> RunConfig:
+    """The recipe of `--config` with the flags laid over it.
+
+    Raises:
+        CsktError: see `cskt.config.load_config`.
+    """
+    return load_config(flags.config or DEFAULT_RECIPE, flag_overrides(flags))
+
+
+def flag_overrides(flags: argparse.Namespace) -> dict[str, Any]:
+    """Config key -> value for the config flags that were given."""
+    given = {name.removeprefix(OVERRIDE): text for name, text in vars(flags).items() if name.startswith(OVERRIDE)}
+    if given.get("loss.weights") in get_args(WeightsChoice):  # as in other commands, --weights ema is the backbone's
+        given["backbone.weights"] = given.pop("loss.weights")
+    return {key: config_value(key, text) for key, text in given.items()}
+
+
+def config_value(key: str, text: str) -> Any:
+    """A flag's text as its config key takes it: plain text, or what YAML makes of it (1e-4, true, [2, 3])."""
+    if key in TEXT_KEYS:
+        return text
+    if key in OPTIONAL_KEYS and text.lower() in ("none", "null"):
+        return None
+    try:
+        return plain_yaml(f"[{text}]" if key in SERIES_KEYS and not text.startswith("[") else text)
+    except ValueError:
+        return text
+
+
+def _help(key: str, recipe: RunConfig) -> str:
+    """Docstring and default of a config key, and what the recipe sets it to if that is something else."""
+    *sections, leaf = key.split(".")
+    owner: Any = RunConfig
+    for section in sections:
+        owner = type(getattr(RunConfig(), section)) if owner is RunConfig else owner
+    field = owner.__pydantic_fields__[leaf]
+    description = " ".join((field.description or "").split())
+    default, chosen = getattr(owner(), leaf), value_of(recipe, key)
+    by_recipe = "" if chosen == default else f"recipe {recipe.name}: {shown(chosen)}; "
+    return f"{description} ({by_recipe}default: {shown(default)})"
+
+
+def shown(value: Any) -> str:
+    """A value as its flag takes it."""
+    if value is None:
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def existing_folder(text: str) -> Path:
+    """A folder given as an argument.
+
+    Raises:
+        CsktError: there is none.
+    """
+    path = Path(text)
+    if not path.is_dir():
+        raise CsktError(f"{path}: no such folder")
+    return path
+
+
+def seeds_of(text: str) -> list[int]:
+    """`1,2,3` as numbers.
+
+    Raises:
+        CsktError: anything else, or a seed twice.
+    """
+    words = text.split(",")
+    if not all(word.strip().isdigit() for word in words) or len({int(word) for word in words}) < len(words):
+        raise CsktError(f"--seeds {text}: give distinct whole numbers joined by commas, as in --seeds 1,2,3")
+    return [int(word) for word in words]
+
+
+def overrides_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` words as config keys; what is wrong with them is told by who reads the config."""
+    if wrong := next((pair for pair in pairs if "=" not in pair), None):
+        raise CsktError(f"--set {wrong}: give KEY=VALUE, as in --set loop.num_epochs=3")
+    split = [pair.partition("=") for pair in pairs]
+    return {key: config_value(key, value) for key, _, value in split}

@@ -1,0 +1,61 @@
+"""`cskt reindex`: every crop of a gallery encoded anew, by another model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from cskt.cli.gallery_flags import add_source_flags, load_source, report_indexing, source_of
+from cskt.cli.parsing import Parser
+from cskt.embed import Encoder
+from cskt.gallery.gallery import Gallery
+from cskt.gallery.manifest import Manifest, ModelSource, read_manifest
+from cskt.utils.progress import counting_bar
+
+DESCRIPTION = """\
+Encode every crop of a gallery anew, with another model. The gallery answers with the old one until all is done; an
+interrupted run loses nothing, the same command goes on. Metadata stays; a calibrated cut-off belongs to the old model
+and is set again with `cskt calibrate`. Where the gallery's own model has been moved, --run (or --backbone) with its new
+place updates what the gallery remembers, and nothing is encoded.
+"""
+EXAMPLES = """\
+examples:
+  cskt reindex my-gallery --run logs/cuhk-pedes/...
+  cskt reindex my-gallery --run moved/run                  the same model at another place
+  cskt reindex my-gallery --backbone moved/ViT-B-16.pt     the same for the backbone of an adapter-only run
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `cskt reindex --help`."""
+    parser = Parser(prog="cskt reindex", description=DESCRIPTION, epilog=EXAMPLES)
+    parser.add_argument("gallery", type=Path, metavar="GALLERY", help="folder of the gallery")
+    parser.add_argument("--prune", action="store_true", help="drop crops whose image cannot be read any more")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout, with every unreadable image")
+    add_source_flags(parser, "the gallery's own, for weights that have changed in their place")
+    flags = parser.parse(argv)
+    source, encoder = _model(flags, read_manifest(flags.gallery))
+    with Gallery.open(flags.gallery) as gallery:
+        try:
+            with counting_bar("images", unit="images") as on_progress:
+                report = gallery.reindex(encoder, source, prune=flags.prune, on_progress=on_progress)
+        except KeyboardInterrupt:
+            kept = "the gallery answers as before"
+            print(f"cskt reindex: interrupted; {kept}; run the same command to go on", file=sys.stderr)
+            return 130
+        report_indexing(report, flags.gallery, gallery.count(), as_json=flags.json)
+    return 0
+
+
+def _model(flags: argparse.Namespace, manifest: Manifest) -> tuple[ModelSource, Encoder]:
+    """Return what `--run` names: the gallery's own model at another place, with its image size, or another model."""
+    same, other = source_of(flags, manifest.model, same_model=True), source_of(flags, manifest.model)
+    if same != other:
+        with suppress(ValueError):  # another model need not bear these settings
+            encoder = load_source(same, flags, flags.gallery)
+            if encoder.fingerprint == manifest.fingerprint:
+                return same, encoder
+    return other, load_source(other, flags, flags.gallery)

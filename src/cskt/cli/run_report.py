@@ -1,0 +1,132 @@
+"""The report of a run folder: what its files say, as one HTML page."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cskt.cli.next_steps import command_line
+from cskt.cli.run_settings import warnings_of
+from cskt.config import RunConfig, to_dict
+from cskt.report.page import write_report
+from cskt.report.pictures import Answer
+from cskt.report.plots import learning_curves
+from cskt.report.sections import Chart, Section
+from cskt.report.tables import ResultRow
+from cskt.training.run_folder import RunFolder, first_event, ignored_lines, last_event
+from cskt.utils.paths import inside
+
+STAGES = {"zero-shot": "CLIP zero-shot", "step-0": "before training (step 0)"}
+
+
+def write_run_report(
+    folder: Path,
+    *,
+    title: str = "",
+    extra_rows: Sequence[ResultRow] = (),
+    answers: Sequence[Answer] = (),
+    next_commands: Sequence[str] = (),
+) -> Path:
+    """Write `report.html` into a run folder.
+
+    Args:
+        folder: of a run.
+        title: of the page; the run's name and data set if empty.
+        extra_rows: figures that the run's own files do not hold, shown above those that they do.
+        answers: sentences with their hits.
+        next_commands: what the reader may want to run next.
+
+    Returns:
+        The page.
+    """
+    run = RunFolder(folder)
+    events, config = run.events(), run.config
+    start, end = first_event(events, "start"), last_event(events, "end")
+    rows = selection_rows(events, config.name)
+    facts = {
+        "data set": f"{config.data.dataset}, {start.get('train_identities', '?')} identities,"
+        f" {start.get('train_pairs', '?')} image-caption pairs",
+        "selected on": config.data.select_on,
+        "backbone": f"{start.get('backbone', config.backbone.name)}",
+        "seed": str(config.seed),
+        "machine": f"{platform.system()} {platform.machine()}, device {start.get('device', config.device)}",
+        "software": f"cskt {start.get('version', '?')}, torch {start.get('torch', '?')}",
+    }
+    if end:
+        facts["training time"] = f"{end['seconds']:.0f} s"
+        facts["peak memory"] = f"{end['peak_memory_bytes'] / 1e9:.2f} GB"
+    if ignored := ignored_lines(folder):
+        facts["ignored lines of metrics.jsonl"] = ignored
+    path = inside(folder, "report.html", follow_links=False)
+    write_report(
+        path,
+        title=title or f"{config.name} on {config.data.dataset}",
+        rows=[*extra_rows, *rows],
+        sections=[
+            *warning_sections({"": warnings_of(events)}),
+            *([Section("Answers", answers=answers)] if answers else []),
+            Section("Learning curves", charts=[curves_chart(events)], half=True),
+        ],
+        configs={"config.yaml": to_dict(config)},
+        facts=facts,
+        next_commands=next_commands or [command_line("evaluate", folder, "--root", config.data.root)],
+        headline=next(reversed(extra_rows or rows), None),
+    )
+    return path
+
+
+def warning_sections(warnings: Mapping[str, Sequence[str]]) -> list[Section]:
+    """Return a section with the doubts that runs recorded about themselves.
+
+    Args:
+        warnings: label of a run -> its lines.
+    """
+    lines = [(line, label) for label, of_run in warnings.items() for line in of_run]
+    return [Section("Warnings", "What each run found out about itself.", sentences=lines)] if lines else []
+
+
+def run_summary(config: RunConfig | None, events: Sequence[dict[str, Any]]) -> str:
+    """How a model was trained, in one line: for plain CLIP (no config), or with nothing to train, not at all."""
+    if config is None or config.trainable == "none":
+        return "not trained"
+    start, end = first_event(events, "start"), last_event(events, "end")
+    parts = [
+        f"trained on {config.data.dataset}",
+        f"selected on {config.data.select_on}",
+        f"backbone {start.get('backbone', config.backbone.name)}",
+        f"seed {config.seed}",
+    ]
+    if end:
+        parts += [f"{end['seconds']:.0f} s on {start.get('device', '?')}", f"{end['peak_memory_bytes'] / 1e9:.2f} GB"]
+    return " · ".join(parts)
+
+
+def curves_chart(events: Sequence[dict[str, Any]], name: str = "learning-curves", title: str = "") -> Chart:
+    """The learning curves of a run, from its events."""
+    alt = "Line charts: R1, R5, R10 and mAP by epoch; loss by step; learning rate by step."
+    return Chart(name, learning_curves(events), alt, title)
+
+
+def selection_rows(events: Sequence[dict[str, Any]], name: str) -> list[ResultRow]:
+    """Zero-shot, step 0 and the best epoch on the selection split, as far as the events hold them."""
+    evaluations = [event for event in events if event["event"] == "evaluation"]
+    start = first_event(events, "start")
+    epochs = [event for event in evaluations if event["stage"] == "epoch"]
+    chosen: list[tuple[str, dict[str, Any], int | None]] = [
+        (STAGES[event["stage"]], event, 0) for event in evaluations if event["stage"] in STAGES
+    ]
+    if epochs:
+        best = max(epochs, key=lambda event: event["t2i"]["r1"])
+        chosen.append((f"{name}, epoch {best['epoch']}", best, start.get("trainable_parameters")))
+    return [
+        ResultRow(
+            label=label,
+            metrics=event["t2i"],
+            trainable_parameters=trainable,
+            total_parameters=start.get("total_parameters"),
+            note=f"selected on {event['split']}" if event["stage"] == "epoch" else f"on {event['split']}",
+        )
+        for label, event, trainable in chosen
+    ]

@@ -1,0 +1,127 @@
+"""`cskt serve`: a gallery on a page in the browser, and as an HTTP API."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cskt.cli.parsing import Parser
+from cskt.config import validate
+from cskt.errors import CsktError
+from cskt.utils.extras import require
+
+if TYPE_CHECKING:
+    from cskt.service.settings import ServiceSettings
+
+DESCRIPTION = """\
+Serve a gallery on a page, and to programs by HTTP, until Ctrl-C. By default only this machine can ask, and nobody can
+write. Who asked what and when is noted in GALLERY/audit.jsonl: the sentences, not the pictures.
+"""
+EXAMPLES = """\
+examples:
+  cskt serve --demo dolls                                  a gallery to try it on
+  cskt serve my-gallery                                    then open http://127.0.0.1:8000/
+  openssl rand -hex 32 > token && chmod 600 token
+  cskt serve my-gallery --token-file token                 crops can be added and deleted by those who know the token
+  cskt serve my-gallery --token-file token --host 0.0.0.0  other machines can ask, with the token
+addresses:
+  /  the page     /docs  the operations     /openapi.json  the same for programs     /healthz     /metrics
+"""
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `cskt serve --help`."""
+    flags = _flags(argv)
+    require("serve", "fastapi", "uvicorn", "prometheus_client")
+    # Imported here: they take seconds, and are an extra.
+    from cskt.gallery.gallery import Gallery  # noqa: PLC0415
+    from cskt.gallery.places import check_place  # noqa: PLC0415
+    from cskt.service.app import create_app  # noqa: PLC0415
+    from cskt.service.server import address_of, listen, serve  # noqa: PLC0415
+
+    settings = _settings(flags)
+    with (
+        Gallery.open(_gallery(flags), device=flags.device) as gallery,
+        listen(settings.host, settings.port) as listener,
+    ):
+        check_place(gallery.folder, gallery.manifest.model)
+        app = create_app(gallery, settings)
+        _tell(settings, app.state.service.audit.path)
+        print(f"Serving {gallery.folder} ({gallery.count():,} crops) at {address_of(listener)}", flush=True)
+        serve(app, listener, settings)
+    return 0
+
+
+def _gallery(flags: argparse.Namespace) -> Path:
+    """The folder of the gallery, which `--demo` makes first."""
+    if flags.demo is None:
+        gallery: Path = flags.gallery
+        return gallery
+    from cskt.cli.demo_gallery import build_demo_gallery  # noqa: PLC0415
+
+    return build_demo_gallery(flags.demo, device=flags.device)
+
+
+def _settings(flags: argparse.Namespace) -> ServiceSettings:
+    from cskt.service.settings import ServiceSettings  # noqa: PLC0415
+    from cskt.service.tokens import read_token  # noqa: PLC0415
+
+    asked = {
+        "host": flags.host,
+        "port": flags.port,
+        "allow_hosts": tuple(flags.allow_host) if flags.allow_host else None,
+        "token": read_token(flags.token_file) if flags.token_file else None,
+        "audit_log": flags.audit_log,
+        "rate": flags.rate,
+        "max_k": flags.max_k,
+    }
+    stated = {name: value for name, value in asked.items() if value is not None}
+    return validate(ServiceSettings, {**stated, "keep_audit_log": not flags.no_audit_log}, "flags")
+
+
+def _tell(settings: ServiceSettings, audit_log: Path | None) -> None:
+    if settings.reading_needs_token:
+        log.warning(
+            "other machines can reach this service, with the token; it goes over the network unencrypted unless a proxy"
+            " with TLS stands in front"
+        )
+    if audit_log is None:
+        log.warning("no audit log is kept")
+    else:
+        log.info("who asks what is noted in %s", audit_log)
+
+
+def _flags(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(prog="cskt serve", description=DESCRIPTION, epilog=EXAMPLES)
+    parser.add_argument("gallery", type=Path, nargs="?", metavar="GALLERY", help="folder of the gallery")
+    parser.add_argument(
+        "--demo", type=Path, metavar="FOLDER",
+        help="draw paper dolls into this folder, if they are not there, and serve them",
+    )  # fmt: skip
+    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1); any other needs --token-file")
+    parser.add_argument("--port", type=int, help="port to listen on (default: 8000); 0 lets the system choose")
+    parser.add_argument(
+        "--allow-host", nargs="+", metavar="NAME",
+        help="further names under which browsers reach the service, through a proxy for example; needs --token-file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE",
+        help="file with a secret of 16 characters or more, which writing always needs",
+    )  # fmt: skip
+    audit = parser.add_mutually_exclusive_group()
+    audit.add_argument(
+        "--audit-log", type=Path, metavar="FILE", help="where requests are noted (default: audit.jsonl in the gallery)"
+    )
+    audit.add_argument("--no-audit-log", action="store_true", help="note nothing")
+    parser.add_argument("--rate", type=float, help="requests per second and client in the long run (default: 20)")
+    parser.add_argument("--max-k", type=int, help="most hits of one search (default: 500)")
+    parser.add_argument("--device", help="cpu, cuda, mps (default: the best one here)")
+    flags = parser.parse(argv)
+    if (flags.gallery is None) == (flags.demo is None):
+        raise CsktError("name the folder of a gallery, or give --demo FOLDER for one of paper dolls")
+    return flags

@@ -1,0 +1,110 @@
+"""`cskt train`: a recipe, overrides, a run folder with weights and a report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from cskt.cli.next_steps import command_line
+from cskt.cli.parsing import Parser, add_config_flags, config_from_flags, existing_folder, flag_overrides, seeds_of
+from cskt.config import RunConfig, as_trained, load_config
+from cskt.errors import CsktError
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `cskt train --help`."""
+    parser = Parser(
+        prog="cskt train",
+        usage="cskt train [--config RECIPE] [--output FOLDER] [--init-from RUN] [--seeds 1,2,3 | --resume RUN]"
+        " [--KEY VALUE ...]",
+        description="Train a recipe. Every config key below is a flag that is laid over it.",
+    )
+    parser.add_argument("--output", type=Path, help="run folder (default: <output_dir>/<dataset>/<time>_<name>)")
+    parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder from its last.pt, past a stop")
+    parser.add_argument(
+        "--seeds",
+        metavar="1,2,3",
+        help="one run per seed, in <output>/seed-<n> (default: <output_dir>/<dataset>/<name>); runs that are there are"
+        " left alone or gone on with",
+    )
+    add_config_flags(parser)
+    flags = parser.parse(argv)
+    if flags.seeds is not None:
+        if flags.resume is not None:
+            raise CsktError("--seeds goes on with what is missing by itself; leave out --resume")
+        return run_seeds(config_from_flags(flags), seeds_of(flags.seeds), flags.output)
+    if flags.resume is None:
+        return run(config_from_flags(flags), flags.output)
+    if flags.config is not None or flags.output is not None:
+        raise CsktError("--resume goes on with the run's own config in its folder; leave out --config and --output")
+    from cskt.training.run_folder import CONFIG  # noqa: PLC0415  (--help should not wait for torch)
+
+    folder = existing_folder(flags.resume)
+    # The stop of an earlier session is none of this one.
+    overrides = {"loop.stop_after_epochs": None} | flag_overrides(flags)
+    return run(as_trained(load_config(folder / CONFIG, overrides)), folder, resume=True)
+
+
+def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, refuse_overlaps: bool = True) -> int:
+    """Train, write the report, and print where everything is; arguments as for `engine.train`."""
+    from cskt.cli.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
+    from cskt.training.launch import is_leader, is_restart  # noqa: PLC0415
+    from cskt.training.loop import train  # noqa: PLC0415
+    from cskt.training.run_folder import CONFIG  # noqa: PLC0415
+
+    result = train(
+        config,
+        folder,
+        resume=resume or (None if is_restart(folder) else False),
+        refuse_overlaps=refuse_overlaps,
+    )
+    if not is_leader():
+        return 0
+    report = write_run_report(result.folder)
+    if result.already_finished:
+        print(f"already finished ({_epochs(config, result.num_epochs_done)}); nothing was trained")
+    elif result.num_epochs_done < config.loop.num_epochs and config.trainable != "none":
+        again = command_line("train", "--resume", result.folder)
+        print(f"stopped after {_epochs(config, result.num_epochs_done)}, as asked; to continue: {again}")
+    print(f"best: epoch {result.best_epoch}, R1 {100 * result.best_r1:.2f}, selected on {config.data.select_on}")
+    print(f"run: {result.folder}\nreport: {report}")
+    print("next: " + command_line("evaluate", result.folder, "--root", config.data.root))
+    if result.already_finished and config.trainable != "none":
+        start = command_line("train", "--config", result.folder / CONFIG, "--init-from", result.folder)
+        print(f"a new run from these weights: {start}")
+    return 0
+
+
+def _epochs(config: RunConfig, num_done: int) -> str:
+    if config.trainable == "none":
+        return "this recipe trains nothing"
+    return f"{num_done} of {config.loop.num_epochs} epochs"
+
+
+def run_seeds(config: RunConfig, seeds: Sequence[int], folder: Path | None = None) -> int:
+    """Train what is missing of several seeds; exit code 1 while another process is at one of them."""
+    from cskt.cli.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
+    from cskt.evaluation.statistics import mean_and_deviation  # noqa: PLC0415
+    from cskt.training.launch import check_alone  # noqa: PLC0415
+    from cskt.training.run_folder import claimed  # noqa: PLC0415
+    from cskt.training.series import seed_folder, train_or_resume  # noqa: PLC0415
+
+    check_alone("--seeds")
+    parent = folder or Path(config.output_dir) / config.data.dataset / config.name
+    results = []
+    for seed in seeds:
+        place = seed_folder(parent, seed)
+        with claimed(place) as mine:
+            if not mine:
+                print(f"seed {seed}: under way elsewhere")
+                continue
+            results.append(train_or_resume(dataclasses.replace(config, seed=seed), place))
+            write_run_report(place)
+        print(f"seed {seed}: epoch {results[-1].best_epoch}, R1 {100 * results[-1].best_r1:.2f} ({place})")
+    if results:
+        r1 = mean_and_deviation([result.best_r1 for result in results])
+        spread = "" if r1.deviation is None else f" ± {100 * r1.deviation:.2f} (standard deviation)"
+        print(f"mean of {len(results)} seeds: R1 {100 * r1.mean:.2f}{spread}, selected on {config.data.select_on}")
+        print("next: " + command_line("evaluate", parent, "--root", config.data.root))
+    return 0 if len(results) == len(seeds) else 1

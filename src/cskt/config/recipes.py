@@ -1,0 +1,186 @@
+"""Recipes and config files: found, merged, checked, written.
+
+pydantic's report of what is wrong becomes one line that names the key and, for an unknown key, the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from cskt.config.architecture import ClipArchitecture
+from cskt.config.plain_yaml import plain_yaml
+from cskt.config.schema import RunConfig, flat_fields
+from cskt.errors import CsktError
+from cskt.utils.terminal import printable
+
+Config = TypeVar("Config")
+UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
+"""pydantic's names for an error about a key that is not known."""
+SHORT = reprlib.Repr()
+"""Shows a value that was given: lists within lists, by YAML's aliases, may unfold to more than any memory holds."""
+SHORT.maxstring, SHORT.maxother, SHORT.maxlong = 200, 200, 80
+RECIPES = Path(str(resources.files("cskt"))) / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """A clause that names the nearest known word, or lists what is known when nothing is near."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file; only plain data is understood, never code.
+
+    Raises:
+        CsktError: the file is missing, is not YAML, has a key twice, or is no mapping.
+    """
+    try:
+        content = plain_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CsktError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CsktError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise CsktError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    except ValueError as error:
+        raise CsktError(f"{path}: not plain YAML: {printable(str(error))}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise CsktError(f"{path}: expected 'key: value' lines, found {type(content).__name__}")
+    return content
+
+
+def resolve_recipe(name_or_path: str | Path) -> Path:
+    """The file of a recipe given by name (`cskt`, `irra`) or by path."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        shipped = RECIPES / path.name
+        is_shipped = path.parent in (Path(), Path("recipes")) and shipped.is_file()
+        return shipped if is_shipped and not path.is_file() else path
+    if str(name_or_path) in recipe_names():
+        return RECIPES / f"{name_or_path}.yaml"
+    raise CsktError(f"unknown recipe '{name_or_path}': {nearest(str(name_or_path), recipe_names())}")
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The content of a recipe; one that names another under `base` is laid over it.
+
+    Raises:
+        CsktError: see `read_yaml`; a base that is unknown, or that is its own base.
+    """
+    content, here, seen = read_yaml(path), path, {path.resolve()}
+    while (base := content.pop("base", None)) is not None:
+        try:
+            below = resolve_recipe(str(base))
+        except ValueError as error:
+            raise CsktError(f"{here}: base: {error}") from None
+        if not below.is_file() and (here.parent / below).is_file():
+            below = here.parent / below
+        if below.resolve() in seen:
+            raise CsktError(f"{here}: base: {base} is laid over itself")
+        seen.add(below.resolve())
+        content, here = merge(read_yaml(below), content), below
+    return content
+
+
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `override` laid over it; nested mappings merge, but loss weights are replaced whole."""
+    merged = dict(base)
+    for key, value in override.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and key != "weights":
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{'optim.lr': 1} -> {'optim': {'lr': 1}}; of two that meet the later counts."""
+    nested: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        for part in reversed(dotted.split(".")):
+            value = {part: value}  # noqa: PLW2901  (wrapped from the inside out)
+        nested = merge(nested, value)
+    return nested
+
+
+def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """A checked `RunConfig` from a recipe's name, a YAML file or a mapping.
+
+    Args:
+        source: recipe name, path of a YAML file, or its content. Keys left out keep their defaults.
+        overrides: dotted key -> value, laid over the source (`{"optim.lr": 1e-4}`).
+
+    Raises:
+        CsktError: an unknown key (with the nearest one), a wrong type or a value out of range; names the key.
+    """
+    if isinstance(source, Mapping):
+        content, origin = dict(source), "config"
+    else:
+        path = resolve_recipe(source)
+        content, origin = read_recipe(path), str(path)
+    config = validate(RunConfig, content, origin)  # alone first: a message must blame a file only for what it says
+    return validate(RunConfig, merge(content, nest(overrides)), "overrides") if overrides else config
+
+
+def validate(config_class: type[Config], content: Mapping[str, Any], origin: str) -> Config:
+    """`content` as an instance of a config class; see `load_config` for what it raises."""
+    try:
+        return TypeAdapter(config_class).validate_python(dict(content))
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        # A misspelt key that had to be there shows up twice; what the user typed says more than what is missing.
+        first = next((detail for detail in details if detail["type"] in UNKNOWN_KEY), details[0])
+        raise CsktError(f"{origin}: {printable(_one_line(first, config_class))}") from None
+
+
+def _one_line(detail: ErrorDetails, config_class: type) -> str:
+    key = ".".join(str(part)[:80] for part in detail["loc"])
+    if detail["type"] in UNKNOWN_KEY:
+        return f"unknown key '{key}': {_nearest_key(key, config_class)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(detail["input"], dict) else f", got {SHORT.repr(detail['input'])}"
+    return f"{key + ': ' if key else ''}{message[0].lower()}{message[1:]}{found}"[:300]
+
+
+def _nearest_key(key: str, config_class: type) -> str:
+    """A clause that names the key meant: the one with that last part, or the nearest in letters, or its neighbours."""
+    known = [name for name, _ in flat_fields(config_class)]
+    if config_class is RunConfig:
+        known += [name for name, _ in flat_fields(ClipArchitecture, "backbone.architecture.")]
+    same_end = [name for name in known if name.endswith(f".{key}")]
+    if same_end:
+        return f"did you mean '{same_end[0]}'?"
+    section = key.rpartition(".")[0]
+    if not section:
+        known += {name.split(".")[0] for name in known if "." in name}
+    clause = nearest(key, known)
+    neighbours = [name for name in known if name.rpartition(".")[0] == section]
+    return clause if clause.startswith("did") else nearest(key, neighbours)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain mappings, lists and scalars that `load_config` reads back to an equal config."""
+    plain: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return plain
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the whole config, defaults included, as YAML."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")

@@ -1,0 +1,45 @@
+"""Kinds of values that config keys take, and how strictly pydantic reads them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from annotated_types import Ge, Gt, Le
+from pydantic import BeforeValidator, ConfigDict
+
+from cskt.errors import CsktError
+
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise CsktError("input should be a number")
+    return value
+
+
+Whole: TypeAlias = Annotated[int, BeforeValidator(_no_truth_value)]  # YAML's `yes` would otherwise be a 1
+Real: TypeAlias = Annotated[float, BeforeValidator(_no_truth_value)]
+Positive: TypeAlias = Annotated[Whole, Gt(0)]
+NonNegative: TypeAlias = Annotated[Whole, Ge(0)]
+PositiveReal: TypeAlias = Annotated[Real, Gt(0)]
+NonNegativeReal: TypeAlias = Annotated[Real, Ge(0)]
+Size: TypeAlias = Annotated[Positive, Le(100_000)]
+"""A width, a side, a number of tokens. The limits are far beyond any CLIP; without them a weight file of a few bytes,
+or a slip of the finger, asks for more memory than there is."""
+Depth: TypeAlias = Annotated[Positive, Le(200)]
+"""A number of blocks."""
+Fraction: TypeAlias = Annotated[Real, Ge(0), Le(1)]
+Range: TypeAlias = tuple[Real, Real]
+_Mean: TypeAlias = Annotated[Real, Ge(-1e6), Le(1e6)]
+_Std: TypeAlias = Annotated[Real, Ge(1e-6), Le(1e6)]
+ChannelMeans: TypeAlias = tuple[_Mean, _Mean, _Mean]
+"""Mean of the red, green and blue channel, of pixels in [0, 1]."""
+ChannelStds: TypeAlias = tuple[_Std, _Std, _Std]
+"""Standard deviation of the channels, likewise."""
+
+Activation: TypeAlias = Literal["quick_gelu", "gelu"]
+Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
+"""Filter that resizes images, antialiased."""
+WeightsChoice: TypeAlias = Literal["model", "ema"]
+"""Choice of weights in a checkpoint: those of the model, or their moving average."""
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)

@@ -1,0 +1,129 @@
+"""Errors that a user, a file or a request can cause.
+
+Only these become one line and exit code 2 in the shell, or HTTP 4xx and 503 in the service. Every other exception is a
+bug: it is shown with its traceback, exit code 70 and HTTP 500.
+
+Example::
+
+    try:
+        encoder = cskt.load("logs/RSTPReid/run")
+    except cskt.errors.CsktError as error:
+        print(error)  # one line: file and field, what is wrong, how to correct it
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SHORT = reprlib.Repr()
+"""Quotes a value from a file in a message, cut to a bounded length."""
+SHORT.maxstring, SHORT.maxother, SHORT.maxlong, SHORT.maxlevel = 80, 80, 80, 2
+
+REMEDIES: dict[int | None, str] = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room on the disk",
+    errno.EACCES: "choose a place that you may read and write",
+    errno.EPERM: "choose a place that you may read and write",
+    errno.EROFS: "choose a place that you may write",
+    errno.EMFILE: "raise the limit of open files, 'ulimit -n'",
+    errno.ENFILE: "raise the limit of open files, 'ulimit -n'",
+}
+"""Error number of the operating system -> what helps against it."""
+
+
+class CsktError(ValueError):
+    """Something that the caller can correct: an argument, a file, a setting of the machine. The message is one line."""
+
+
+class FileSystemError(CsktError):
+    """The operating system refused to read or write a file: a full disk, missing rights, a missing folder."""
+
+
+class MissingFileError(FileSystemError):
+    """A file does not exist."""
+
+
+class OutOfMemoryError(CsktError):
+    """The memory of the machine or of its accelerator does not suffice."""
+
+
+class RefusedImageError(CsktError):
+    """An intact image that is not read: too large, too slow to decode, or without a defined 8-bit picture."""
+
+
+class MissingBackboneError(CsktError):
+    """The backbone of a run is not where its config says, or is another file."""
+
+
+class StoreError(CsktError):
+    """The store of a gallery cannot do what it is asked now; its operator can correct that, a query cannot.
+
+    Args:
+        message: one line; may quote the query, a filter for example.
+        without_query: whether the message quotes nothing of the query, so that it may be logged.
+    """
+
+    def __init__(self, message: str, *, without_query: bool = False) -> None:
+        super().__init__(message)
+        self.without_query = without_query
+
+
+class NoAnswerError(StoreError):
+    """The server of a store does not answer, or answers with an error; the next request would wait as long."""
+
+
+class CorruptRowError(StoreError):
+    """A row of a store has values that this program does not write.
+
+    Args:
+        place: the store's folder or address.
+        row: name of the row, or what it holds in its place.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, place: Path | str, row: object, reason: str) -> None:
+        super().__init__(
+            f"{place}: row {SHORT.repr(row)}: {reason}; the store is damaged or was altered: remove such rows with"
+            " 'cskt index GALLERY --prune', or index into a new folder"
+        )
+
+
+class UnknownCropError(CsktError):
+    """The gallery has no crop of that name."""
+
+
+class GalleryChangedError(CsktError):
+    """Another process replaced the model of a gallery or deleted the gallery; it must be opened again."""
+
+
+@contextmanager
+def file_system_errors(place: Path | str | None = None) -> Iterator[None]:
+    """Turn an OSError of the block into a FileSystemError that names the file and the remedy.
+
+    A closed pipe stays a BrokenPipeError: nobody reads the output any longer, and nothing can be corrected.
+
+    Args:
+        place: what to name where the error names no file.
+
+    Raises:
+        FileSystemError: the operating system refused a call.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise from_os_error(error, place) from error
+
+
+def from_os_error(error: OSError, place: Path | str | None = None) -> FileSystemError:
+    """Return the error that describes an OSError in one line, with the file that it names, else `place`."""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else place
+    kind = MissingFileError if isinstance(error, FileNotFoundError) else FileSystemError
+    start = f"{name}: " if name is not None else ""
+    return kind(f"{start}{error.strerror or error}; {REMEDIES.get(error.errno, 'choose another place')}")

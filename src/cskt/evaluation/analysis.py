@@ -1,0 +1,245 @@
+"""What lies behind the means of a split: which queries fail, how similarities spread, what wrong answers confuse.
+
+Pure: features, identities and values in, arrays out. Nothing holds the [Q, G] similarities at once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cskt.types import PerQuery
+
+Floats: TypeAlias = NDArray[np.float64]
+Integers: TypeAlias = NDArray[np.int64]
+
+NUM_BINS = 2000
+"""Of a histogram of cosines over [-1, 1]: 0.001 each, for a drawing to join."""
+SIMILARITIES_AT_ONCE = 2**22
+"""Entries of one chunk of similarities: 16 MiB of float32, and twice as much for their bins."""
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """How the cosines of a split are spread over N = `NUM_BINS` equal bins from -1 to 1, and who wins."""
+
+    right: Integers
+    """[N] pairs of a query and an image of its person."""
+    wrong: Integers
+    """[N] pairs of a query and an image of somebody else."""
+    best_wrong: Integers
+    """[N] queries by their most similar image of somebody else: what the right images must beat."""
+    margin: Floats
+    """[Q] most similar right image less most similar wrong one; NaN for a query that lacks either."""
+    first_answer: Integers
+    """[Q] most similar image, the first in the gallery of equals."""
+
+
+@dataclass(frozen=True)
+class RankedList:
+    """Gallery images in the order of their ranks, [k] each."""
+
+    positions: Integers
+    """In the gallery."""
+    scores: Floats
+    ranks: Integers
+    """From 1, ascending."""
+    right: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class AttributeErrors:
+    """Where the person of a wrong first answer differs from the person sought."""
+
+    names: tuple[str, ...]
+    differs: NDArray[np.bool_]
+    """[W, A], one row per query whose first answer is wrong."""
+    chance: Floats
+    """[A] share that would differ if the same queries were answered with any image of anybody else."""
+    queries: Integers
+    """[W] positions of these queries."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often each value was sought and each was found."""
+
+    labels: tuple[str, ...]
+    """The most sought first."""
+    counts: Integers
+    """[C, C], sought by row and found by column."""
+
+
+def rank_hits(first_right_rank: Tensor, max_rank: int) -> Floats:
+    """Whether each matched query has a right image among the first 1, 2, ... images; the means are the CMC curve.
+
+    Args:
+        first_right_rank: [Q] from 1; 0 where the gallery has no right image, which is left out.
+        max_rank: K, at least 1.
+
+    Returns:
+        [Q', K] of 0 and 1.
+    """
+    found = first_right_rank[first_right_rank > 0].numpy()
+    return (found[:, None] <= np.arange(1, max_rank + 1)).astype(np.float64)
+
+
+@torch.no_grad()
+def compare_pairs(
+    query_features: Tensor,
+    gallery_features: Tensor,
+    query_ids: Tensor,
+    gallery_ids: Tensor,
+    *,
+    chunk_size: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Similarities:
+    """Histograms of all cosines of a split and each query's best images, exact, in chunks.
+
+    Args:
+        query_features: [Q, D] of unit norm.
+        gallery_features: [G, D] of unit norm.
+        query_ids: [Q] identities.
+        gallery_ids: [G] identities; a pair is right where they agree.
+        chunk_size: queries at once; by default as many as give 4 million similarities.
+        on_progress: called with the queries done and the queries in all, after each chunk.
+    """
+    counts = torch.zeros(3, NUM_BINS, dtype=torch.int64)
+    margins, first_answers = [], []
+    step = chunk_size or max(1, SIMILARITIES_AT_ONCE // len(gallery_features))
+    for start in range(0, len(query_features), step):
+        similarity = query_features[start : start + step] @ gallery_features.T
+        right = query_ids[start : start + step, None] == gallery_ids
+        best_right = similarity.masked_fill(~right, -torch.inf).amax(dim=1)
+        best_wrong = similarity.masked_fill(right, -torch.inf).amax(dim=1)
+        for row, values in enumerate((similarity[right], similarity[~right], best_wrong[best_wrong.isfinite()])):
+            counts[row] += _histogram(values)
+        margin = (best_right - best_wrong).double()
+        margins.append(margin.where(margin.isfinite(), torch.nan))
+        first_answers.append(similarity.argmax(dim=1))
+        if on_progress is not None:
+            on_progress(min(start + step, len(query_features)), len(query_features))
+    right_counts, wrong_counts, best_wrong_counts = counts.numpy()
+    return Similarities(
+        right_counts, wrong_counts, best_wrong_counts, torch.cat(margins).numpy(), torch.cat(first_answers).numpy()
+    )
+
+
+def _histogram(cosines: Tensor) -> Tensor:
+    # rounding may carry a cosine a little beyond 1, and 1 itself belongs to the last bin
+    bins = ((cosines + 1) * (NUM_BINS / 2)).long().clamp_(0, NUM_BINS - 1)
+    return torch.bincount(bins, minlength=NUM_BINS)
+
+
+def separation(similarities: Similarities) -> float:
+    """Chance that a right pair is more similar than a wrong one, a tie counting half (area under the ROC curve).
+
+    Exact up to pairs that share a bin, which count as ties. NaN where there are no right or no wrong pairs.
+    """
+    right, wrong = similarities.right.astype(np.float64), similarities.wrong.astype(np.float64)
+    if not right.sum() or not wrong.sum():
+        return float("nan")
+    below = np.cumsum(wrong) - wrong
+    return float((right * (below + wrong / 2)).sum() / (right.sum() * wrong.sum()))
+
+
+def hardest_queries(per_query: PerQuery, query_ids: Sequence[int], count: int) -> list[int]:
+    """Positions of the queries whose first right image ranks last, at most one per identity.
+
+    Equal ranks are ordered by average precision, then by position. Queries without a right image are left out.
+    """
+    rank, precision = per_query.first_right_rank.numpy(), per_query.average_precision.numpy()
+    order = np.lexsort((np.arange(len(rank)), precision, -rank))
+    return _one_per_identity((int(query) for query in order if rank[query] > 0), query_ids, count)
+
+
+def clearest_queries(margin: Floats, query_ids: Sequence[int], count: int) -> list[int]:
+    """Positions of the queries whose right image is furthest above all wrong ones, at most one per identity.
+
+    Args:
+        margin: [Q], see `Similarities`; only queries above 0, which are answered right, are taken.
+        query_ids: [Q] identities.
+        count: at most so many.
+    """
+    order = np.argsort(-margin, kind="stable")
+    return _one_per_identity((int(query) for query in order if margin[query] > 0), query_ids, count)
+
+
+def _one_per_identity(ordered: Iterable[int], query_ids: Sequence[int], count: int) -> list[int]:
+    first_by_identity: dict[int, int] = {}
+    for query in ordered:
+        first_by_identity.setdefault(query_ids[query], query)
+    return list(first_by_identity.values())[:count]
+
+
+@torch.no_grad()
+def ranked_list(similarity: Tensor, right: Tensor, k: int) -> RankedList:
+    """The k best images of one query, the last of them exchanged for the first right image where none is right.
+
+    Args:
+        similarity: [G] to the gallery; equals rank in gallery order.
+        right: [G] whether an image shows the person sought.
+        k: from 1 to G.
+    """
+    order = similarity.argsort(descending=True, stable=True)
+    places = torch.arange(k)
+    ranks_of_right = right[order].nonzero()[:, 0]
+    if len(ranks_of_right) and ranks_of_right[0] >= k:
+        places[-1] = ranks_of_right[0]
+    positions = order[places]
+    return RankedList(
+        positions.numpy(), similarity[positions].double().numpy(), (places + 1).numpy(), right[positions].numpy()
+    )
+
+
+def attribute_errors(
+    values: Mapping[str, Sequence[str]], image_ids: Sequence[int], sought: Sequence[int], found: Sequence[int]
+) -> AttributeErrors:
+    """How the people of wrong first answers differ from the people sought.
+
+    Args:
+        values: attribute -> [G] its value for each gallery image.
+        image_ids: [G] identity of each gallery image.
+        sought: [Q] image that each query describes, as a position in the gallery.
+        found: [Q] image of its first answer.
+    """
+    pids, sought_Q, found_Q = np.asarray(image_ids), np.asarray(sought), np.asarray(found)
+    queries = np.flatnonzero(pids[sought_Q] != pids[found_Q])
+    wanted, given = sought_Q[queries], found_Q[queries]
+    identity, num_same_person = _codes_and_counts(pids)
+    num_others = len(pids) - num_same_person
+    differs, chance = np.zeros((len(queries), len(values)), dtype=bool), np.full(len(values), np.nan)
+    for column, name in enumerate(values):
+        code, num_same_value = _codes_and_counts(np.asarray(values[name]))
+        _, num_same_both = _codes_and_counts(identity * (code.max() + 1) + code)
+        differs[:, column] = code[wanted] != code[given]
+        if len(queries):
+            num_others_alike = num_same_value - num_same_both
+            chance[column] = (1 - num_others_alike[wanted] / num_others[wanted]).mean()
+    return AttributeErrors(tuple(values), differs, chance, queries)
+
+
+def _codes_and_counts(values: NDArray[np.generic]) -> tuple[Integers, Integers]:
+    """[G] values as numbers from 0, and [G] how many images share each image's value."""
+    _, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return codes, counts[codes]
+
+
+def confusion(sought: Sequence[str], found: Sequence[str]) -> Confusion:
+    """Values sought against values found, position by position.
+
+    Raises:
+        CsktError: lengths that differ.
+    """
+    counts = Counter(zip(sought, found, strict=True))
+    by_sought = Counter(sought)
+    labels = sorted({*sought, *found}, key=lambda label: (-by_sought[label], label))
+    table = [[counts[row, column] for column in labels] for row in labels]
+    return Confusion(tuple(labels), np.array(table, dtype=np.int64).reshape(len(labels), len(labels)))

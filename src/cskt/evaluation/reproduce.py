@@ -1,0 +1,74 @@
+"""What the papers report, and whether a figure of ours agrees with it.
+
+Figures: CSKT (Liu et al., ICASSP 2024, tables 1 to 3), IRRA (Jiang and Ye, CVPR 2023, tables 1 to 3). Both select the
+epoch on the test split, and both give one number without an interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from scipy import stats
+
+from cskt.evaluation.statistics import Interval, mean_and_deviation
+
+RECIPES = {"cskt": "cskt-reference", "irra": "irra"}
+"""Method -> the recipe that repeats its released code."""
+
+PUBLISHED: Mapping[str, Mapping[str, Mapping[str, float]]] = {
+    "cskt": {
+        "cuhk-pedes": {"r1": 0.6970},
+        "icfg-pedes": {"r1": 0.5890},
+        "rstpreid": {"r1": 0.5775},
+    },
+    "irra": {
+        "cuhk-pedes": {"r1": 0.7338, "mean_ap": 0.6613},
+        "icfg-pedes": {"r1": 0.6346, "mean_ap": 0.3805},
+        "rstpreid": {"r1": 0.6020, "mean_ap": 0.4717},
+    },
+}
+"""Method -> data set -> metric -> fraction."""
+
+PROTOCOLS = {
+    "val": "epoch selected on val",
+    "published": "published protocol: epoch selected on test",
+}
+"""How the epoch is picked, and what every result of it is called."""
+
+
+FEWEST_SEEDS = 3
+"""From two seeds, Student's t predicts the next within 13 deviations: anything would agree."""
+
+
+def verdict(published: float, ours: Sequence[float]) -> str:
+    """Whether a published figure agrees with ours, in words.
+
+    Both are measured on the same test split, so what sets them apart is the training: the published figure agrees if
+    it could be one more seed of ours, that is, if it lies in the 95 % prediction interval of the next seed (Student's
+    t; Hahn and Meeker 1991, section 4.7).
+
+    Args:
+        published: fraction.
+        ours: fraction per seed.
+    """
+    difference = f"{100 * (mean_and_deviation(ours).mean - published):+.2f} points"
+    if len(ours) < FEWEST_SEEDS:
+        return f"no verdict below {FEWEST_SEEDS} seeds, which show how far they lie apart; {difference} from it"
+    low, high = next_seed(ours)
+    where = f"{difference} from it; another seed would lie in {100 * low:.2f} to {100 * high:.2f}"
+    if low <= published <= high:
+        return f"agrees: the published figure could be one more seed of ours ({where})"
+    return f"{'below' if published > high else 'above'} the published figure ({where})"
+
+
+def next_seed(ours: Sequence[float]) -> Interval:
+    """95 % prediction interval of the figure of one more seed.
+
+    Args:
+        ours: fraction per seed, at least two.
+    """
+    mean, deviation = mean_and_deviation(ours)
+    assert deviation is not None, "one seed shows no variation"
+    num_seeds = len(ours)
+    half = float(stats.t.ppf(0.975, num_seeds - 1)) * deviation * (1 + 1 / num_seeds) ** 0.5
+    return Interval(mean - half, mean + half)

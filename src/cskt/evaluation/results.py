@@ -1,0 +1,248 @@
+"""Per-query results of one model on one split, kept as a JSON file: what comparisons, studies and reports read.
+
+The means of a ranking cannot be compared with those of another; the queries behind them can. A file lies at
+`<folder>/evaluations/<dataset>_<split>_<first 8 digits of the split's digest>[_<options>].json`, so that a folder
+holds one result for each split and way of ranking.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge, Le, Lt
+from numpy.typing import NDArray
+from pydantic import with_config
+
+from cskt.errors import CsktError
+from cskt.model.io.files import write_atomically
+from cskt.utils.json_files import JSON, read_json
+from cskt.utils.paths import file_name, inside
+
+FORMAT_VERSION = 1
+EVALUATIONS = "evaluations"
+"""Folder of the result files within a run."""
+METRICS = ("r1", "r5", "r10", "mean_ap", "mean_inp")
+"""What `Result.values` knows, by the names of `RetrievalMetrics`."""
+CUTOFFS = {"r1": 1, "r5": 5, "r10": 10}
+COUNTS, SHARES = ("query_pids", "first_right_rank"), ("average_precision", "inverse_negative_penalty")
+ARRAYS = COUNTS + SHARES
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Fraction = Annotated[float, Ge(0), Le(1)]
+NonNegative = Annotated[float, Ge(0)]
+Count = Annotated[int, Ge(0), Le(10**15)]
+Pid = Annotated[int, Ge(-(2**63)), Lt(2**63)]
+REMEDY = "make it again: cskt evaluate"
+
+
+@with_config(JSON)
+@dataclass(frozen=True)
+class Summary:
+    """`RetrievalMetrics.summary()` in a file."""
+
+    r1: Fraction
+    r5: Fraction
+    r10: Fraction
+    mean_ap: Fraction
+    mean_inp: Fraction
+    num_queries: Count
+    num_gallery: Count
+    num_unmatched_queries: Count
+
+
+SUMMARY_KEYS = {field.name for field in dataclasses.fields(Summary)}
+
+
+@with_config(JSON)
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model beside its ranking; none where it is not known."""
+
+    trainable_parameters: Count | None = None
+    total_parameters: Count | None = None
+    checkpoint_bytes: Count | None = None
+    """Size of the file that inference needs beside its backbone."""
+    weights_sha256: str | None = None
+    """Digest of that file: a result of other weights is out of date."""
+    trained_on: str | None = None
+    """Data set of the training."""
+    training_seconds: NonNegative | None = None
+    training_peak_memory_bytes: Count | None = None
+    images_per_second: NonNegative | None = None
+    """Encoded in this evaluation, decoding included."""
+    captions_per_second: NonNegative | None = None
+    """Encoded in this evaluation, tokenising included."""
+    device: str | None = None
+    """Where this evaluation ran."""
+    precision: str | None = None
+    """Arithmetic of the towers in this evaluation."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model on one split: the means in both directions, and each query of text to image.
+
+    Raises:
+        CsktError: arrays of different lengths, values out of range, or means that are not those of the arrays.
+    """
+
+    dataset: str
+    split: str
+    split_sha256: str
+    """`Split.sha256`: results may be compared where it is the same."""
+    label: str
+    """What the model is called: the name of its run."""
+    metrics: Mapping[str, Mapping[str, float]]
+    """`t2i` and `i2t` -> `RetrievalMetrics.summary()`, fractions in [0, 1] and counts."""
+    query_pids: Integers
+    """[Q] identity of each query."""
+    first_right_rank: Integers
+    """[Q] rank (from 1) of the first right image; 0 where the gallery has none."""
+    average_precision: Floats
+    """[Q] in [0, 1]; 0 where the gallery has no right image."""
+    inverse_negative_penalty: Floats
+    """[Q] in [0, 1]; 0 where the gallery has no right image."""
+    seed: int | None = None
+    """Seed of the training."""
+    options: str = ""
+    """How the ranking departs from plain cosines, in the words of a file name: `query-expansion-5`."""
+    note: str = ""
+    """Conditions that a reader must know, joined by `; `: `selected on test`, `query expansion 5: ...`."""
+    facts: Facts = Facts()
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in ARRAYS}
+        if len(set(lengths.values())) > 1 or not len(self.query_pids):
+            raise CsktError(f"result '{self.label}': {lengths}; expected one value per query, and a query at least")
+        if self.first_right_rank.min() < 0:
+            raise CsktError(f"result '{self.label}': first_right_rank holds {self.first_right_rank.min()}")
+        for name in SHARES:
+            values = getattr(self, name)
+            if not ((values >= 0) & (values <= 1)).all():
+                raise CsktError(f"result '{self.label}': {name} holds values outside [0, 1]")
+        for direction in ("t2i", "i2t"):
+            if self.metrics.get(direction, {}).keys() != SUMMARY_KEYS:
+                raise CsktError(f"result '{self.label}': metrics of {direction} are not {sorted(SUMMARY_KEYS)}")
+        for metric in METRICS:
+            values, told = self.values(metric), self.metrics["t2i"][metric]
+            found = float(values.mean()) if len(values) else 0.0
+            if abs(found - told) > 1e-6:
+                raise CsktError(f"result '{self.label}': {metric} is {told}, but its queries give {found}")
+
+    @property
+    def matched(self) -> NDArray[np.bool_]:
+        """[Q] whether the gallery holds a right image."""
+        return self.first_right_rank > 0
+
+    @property
+    def groups(self) -> Integers:
+        """[Q'] identities of the matched queries, in the order of `values`."""
+        return self.query_pids[self.matched]
+
+    def values(self, metric: str) -> Floats:
+        """[Q'] what each matched query adds to the mean of a metric of `METRICS`, in the order of the split.
+
+        Raises:
+            CsktError: another metric.
+        """
+        if metric in CUTOFFS:
+            return (self.first_right_rank[self.matched] <= CUTOFFS[metric]).astype(np.float64)
+        if metric == "mean_ap":
+            return self.average_precision[self.matched]
+        if metric == "mean_inp":
+            return self.inverse_negative_penalty[self.matched]
+        raise CsktError(f"unknown metric '{metric}'; there are {', '.join(METRICS)}")
+
+
+@with_config(JSON)
+@dataclass(frozen=True)
+class _File:
+    """Contents of a result file, without its version."""
+
+    dataset: str
+    split: str
+    split_sha256: str
+    label: str
+    metrics: dict[Literal["t2i", "i2t"], Summary]
+    query_pids: tuple[Pid, ...]
+    first_right_rank: tuple[Count, ...]
+    average_precision: tuple[Fraction, ...]
+    inverse_negative_penalty: tuple[Fraction, ...]
+    facts: Facts
+    seed: int | None = None
+    options: str = ""
+    note: str = ""
+
+
+def result_path(folder: Path, dataset: str, split: str, split_sha256: str, options: str = "") -> Path:
+    """Where a folder keeps its result on a split."""
+    parts = [dataset, split, split_sha256[:8], *([options] if options else [])]
+    return folder / EVALUATIONS / f"{file_name('_'.join(parts))}.json"
+
+
+def save_result(folder: Path, result: Result) -> Path:
+    """Write a result into a folder, in place of an older one of the same split and options.
+
+    Returns:
+        The file.
+
+    Raises:
+        CsktError: it cannot be written.
+    """
+    content: dict[str, Any] = {"version": FORMAT_VERSION}
+    for field in dataclasses.fields(result):
+        value = getattr(result, field.name)
+        content[field.name] = value.tolist() if field.name in ARRAYS else value
+    content["metrics"] = {direction: dict(summary) for direction, summary in result.metrics.items()}
+    content["facts"] = dataclasses.asdict(result.facts)
+    path = result_path(folder, result.dataset, result.split, result.split_sha256, result.options)
+    text = json.dumps(content)
+    inside(folder, EVALUATIONS, path.name)
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    return path
+
+
+def load_result(path: Path) -> Result:
+    """Read a file that `save_result` wrote.
+
+    Raises:
+        CsktError: missing, damaged, written by a newer version, or no such file at all.
+    """
+    file = read_json(path, _File, remedy=REMEDY, version=("version", FORMAT_VERSION))
+    arrays = {name: np.array(getattr(file, name), np.int64 if name in COUNTS else np.float64) for name in ARRAYS}
+    metrics = {direction: dataclasses.asdict(summary) for direction, summary in file.metrics.items()}
+    values = {field.name: getattr(file, field.name) for field in dataclasses.fields(file)}
+    try:
+        return Result(**{**values, **arrays, "metrics": metrics})
+    except ValueError as error:
+        raise CsktError(f"{path}: {error}; {REMEDY}") from None
+
+
+def find_results(folder: Path, *, split: str = "test", dataset: str | None = None) -> list[Result]:
+    """The results that a folder holds on a split, in the order of their file names.
+
+    Args:
+        folder: a run, or a folder that `cskt evaluate --output` wrote.
+        split: train, val or test.
+        dataset: of this data set only; of any if empty.
+
+    Raises:
+        CsktError: there is none, or one of the folder's result files cannot be read.
+    """
+    results = [load_result(path) for path in sorted((folder / EVALUATIONS).glob("*.json"))]
+    if not results:
+        raise CsktError(f"{folder}: holds no per-query results; make them: cskt evaluate {folder}")
+    found = [result for result in results if result.split == split and dataset in (None, result.dataset)]
+    if not found:
+        held = sorted({f"{result.dataset} {result.split}" for result in results})
+        asked = f"{dataset or 'any data set'} {split}"
+        remedy = f"cskt evaluate {folder} --split {split}" + (f" --dataset {dataset}" if dataset else "")
+        raise CsktError(f"{folder}: holds per-query results on {', '.join(held)}, none on {asked}; make them: {remedy}")
+    return found

@@ -1,0 +1,250 @@
+"""How sure a figure is: intervals, paired tests and their correction, by identity.
+
+Queries of one identity are captions of the same person: if one of them fails, the others are likelier to. Treated as
+independent they would make every interval too narrow and every p-value too small, so that whole identities, never
+single queries, are resampled (cluster bootstrap, Davison and Hinkley 1997, section 3.8) and exchanged.
+
+`values` are per-query figures in [0, 1], such as `rank <= 1` or the average precision, of the queries that have a
+right image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from cskt.errors import CsktError
+
+Floats: TypeAlias = NDArray[np.float64]
+
+ENTRIES_AT_ONCE = 2**20
+"""Identities times resamples in one batch: 8 MiB an array, some tens of MiB in all."""
+EQUAL = 1e-12
+"""Means of identities that differ by less differ by rounding alone."""
+DECIMALS = 9
+"""Sums of differences are rounded to these, so that swaps which tie but for the order of adding do tie."""
+
+
+class Interval(NamedTuple):
+    """A confidence interval of a mean."""
+
+    low: float
+    high: float
+
+
+class Band(NamedTuple):
+    """Confidence intervals of K means, each on its own."""
+
+    low: Floats
+    """[K]."""
+    high: Floats
+    """[K]."""
+
+
+class MeanAndDeviation(NamedTuple):
+    """A figure over several seeds."""
+
+    mean: float
+    deviation: float | None
+    """Standard deviation of the sample (n - 1 below); None for a single value, which has none."""
+
+
+DEVIATION_AT_LEAST = 1e-12
+"""Deviations below this are rounding."""
+
+
+def curve_interval(
+    values: ArrayLike, groups: ArrayLike, *, confidence: float = 0.95, num_resamples: int = 10_000, seed: int = 0
+) -> Band:
+    """Intervals of the means of K columns over queries, such as the ranks of a CMC curve; pointwise.
+
+    Whole identities are drawn with replacement; the statistic is the sum of their sums over the sum of their numbers
+    of queries. The interval is BCa's (Efron 1987): of 20,000 simulated data sets of 100 identities with 4 to 8
+    queries each, the nominal 95 % cover a true mean of 0.6 / 0.9 / 0.97 in 94.8 / 94.7 / 93.2 % of the cases, against
+    94.6 / 93.7 / 90.5 % of percentile intervals and 94.0 / 92.2 / 86.6 % of basic ones.
+
+    Identities that all have the same mean m, and so a single identity too, give a bootstrap nothing to vary. Then all
+    that n identities tell is that a share L = (alpha / 2) ** (1 / n) or more has that mean (Clopper and Pearson 1934),
+    whatever the rest has: [L m, 1 - L (1 - m)].
+
+    Args:
+        values: [Q, K], in [0, 1].
+        groups: [Q] integer identities.
+        confidence: between 0 and 1.
+        num_resamples: of the bootstrap.
+        seed: of the bootstrap; all columns see the same draws.
+
+    Raises:
+        CsktError: values outside [0, 1] or not numbers, shapes that disagree, or an option out of range.
+    """
+    values_QK = _fractions(values, "values", 2)
+    if not 0 < confidence < 1:
+        raise CsktError(f"confidence is {confidence}; give a fraction between 0 and 1, such as 0.95")
+    if num_resamples < 1:
+        raise CsktError(f"num_resamples is {num_resamples}; give at least 1")
+    sums, counts = _per_identity(values_QK, groups)
+    means = sums / counts[:, None]
+    mean = means[0]
+    share = ((1 - confidence) / 2) ** (1 / len(counts))
+    low, high = share * mean, 1 - share * (1 - mean)
+    varying = np.ptp(means, axis=0) > EQUAL
+    if varying.any():
+        low[varying], high[varying] = _bootstrap(sums[:, varying], counts, confidence, num_resamples, seed)
+    return Band(low, high)
+
+
+def _bootstrap(sums: Floats, counts: Floats, confidence: float, num_resamples: int, seed: int) -> tuple[Floats, Floats]:
+    """BCa bounds [K] of sum(sums) / sum(counts) over n identities; sums are [n, K], counts [n]."""
+    num_identities = len(counts)
+    sums_and_counts = np.column_stack([sums, counts])
+
+    def ratio(identities: NDArray[Any], axis: int) -> Floats:
+        # [..., n] indices -> [K, ...]. How often each identity was drawn, times its sums, is one matrix product for
+        # all K columns; gathering the sums would take K times the memory.
+        drawn = identities.astype(np.int64).reshape(-1, identities.shape[axis])
+        places = drawn + num_identities * np.arange(len(drawn))[:, None]
+        times = np.bincount(places.ravel(), minlength=len(drawn) * num_identities).reshape(len(drawn), num_identities)
+        totals = times @ sums_and_counts
+        return (totals[:, :-1] / totals[:, -1:]).T.reshape(-1, *identities.shape[:-1])
+
+    interval = stats.bootstrap(
+        (np.arange(num_identities),),
+        ratio,
+        n_resamples=num_resamples,
+        batch=max(1, ENTRIES_AT_ONCE // num_identities),
+        vectorized=True,
+        confidence_level=confidence,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return interval.low, interval.high
+
+
+def paired_p_value(
+    a: ArrayLike, b: ArrayLike, groups: ArrayLike, *, num_resamples: int = 9_999, seed: int = 0
+) -> float:
+    """Two-sided p-value of the difference of the means of two trained models on the same queries.
+
+    It speaks of these models on other people, not of the methods behind them: a method trained again with another seed
+    may differ from itself by as much, for a seed moves all identities together. See `seeds_p_value`.
+
+    Permutation test: if the runs are equals, swapping their results within any identity changes nothing but chance
+    (Fisher 1935, section 21). Exact where all swaps are at most `num_resamples`, otherwise drawn at random, with the
+    observed one counted in (Phipson and Smyth 2010).
+
+    Args:
+        a: [Q], in [0, 1], of one run.
+        b: [Q], of the other run, the same queries in the same order.
+        groups: [Q] integer identities.
+        num_resamples: most swaps that are tried.
+        seed: of the random swaps.
+
+    Returns:
+        In (0, 1]; 1 if the runs do not differ on any identity.
+
+    Raises:
+        CsktError: values outside [0, 1] or not numbers, shapes that disagree, or an option out of range.
+    """
+    a_Q, b_Q = _fractions(a, "a", 1), _fractions(b, "b", 1)
+    if len(a_Q) != len(b_Q):
+        raise CsktError(f"a has {len(a_Q)} queries and b {len(b_Q)}; give both runs' results on the same queries")
+    if num_resamples < 1:
+        raise CsktError(f"num_resamples is {num_resamples}; give at least 1")
+    sums = _per_identity((a_Q - b_Q)[:, None], groups)[0][:, 0]
+    differences = sums[sums.round(DECIMALS) != 0]  # swapping the others changes nothing, and fewer are sooner exact
+    observed = abs(differences.sum()).round(DECIMALS)
+    num_different = len(differences)
+    exact = 2**num_different <= num_resamples
+    num_swaps = 2**num_different if exact else num_resamples
+    step, rng, at_least = max(1, ENTRIES_AT_ONCE // max(1, num_different)), np.random.default_rng(seed), 0
+    for start in range(0, num_swaps, step):
+        numbers = np.arange(start, min(start + step, num_swaps))
+        if exact:
+            swapped = numbers[:, None] >> np.arange(num_different) & 1
+        else:
+            swapped = rng.integers(0, 2, (len(numbers), num_different))
+        at_least += int((abs((1 - 2 * swapped) @ differences).round(DECIMALS) >= observed).sum())
+    return at_least / num_swaps if exact else (at_least + 1) / (num_swaps + 1)
+
+
+def seeds_p_value(a: ArrayLike, b: ArrayLike) -> float | None:
+    """Two-sided p-value of the difference of two methods, each a figure per seed.
+
+    Welch's t-test (1947) on the seeds; a side that is exactly known, because nothing in it is trained, is given as one
+    value, and the other tested against it.
+
+    Args:
+        a: [number of seeds], at least two, of one method.
+        b: of the other; two or more, or the one value that it always has.
+
+    Returns:
+        In [0, 1]; None where the figures do not vary, so that nothing can be said.
+    """
+    one, other = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    assert len(one) > 1 and len(other), "a single seed shows no variation"
+    if one.std() + other.std() < DEVIATION_AT_LEAST:
+        return None
+    if len(other) == 1:
+        return float(stats.ttest_1samp(one, other[0]).pvalue)
+    return float(stats.ttest_ind(one, other, equal_var=False).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number (Holm 1979): below alpha where the step-down procedure rejects at alpha.
+
+    Args:
+        p_values: of m comparisons, in any order.
+
+    Returns:
+        max over j <= i of (m - j) p_(j), j from 0 in ascending order, at most 1; in the order given.
+
+    Raises:
+        CsktError: a p-value outside [0, 1] or not a number.
+    """
+    values = _fractions(p_values, "p_values", 1) if len(p_values) else np.empty(0)
+    order = values.argsort(kind="stable")
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)).clip(max=1)
+    return [float(value) for value in adjusted]
+
+
+def mean_and_deviation(values: ArrayLike) -> MeanAndDeviation:
+    """Mean and sample deviation of a figure over seeds.
+
+    Args:
+        values: [number of seeds].
+
+    Raises:
+        CsktError: no value, or one that is not finite.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
+        raise CsktError(f"values over seeds are {array.tolist()}; expected a list of finite numbers")
+    return MeanAndDeviation(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None)
+
+
+def _fractions(values: ArrayLike, name: str, ndim: int) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != ndim or not array.size:
+        expected = "one figure per query" if ndim == 1 else "[queries, K]"
+        raise CsktError(f"{name} has shape {list(array.shape)}; expected {expected}, at least one")
+    if not ((array >= 0) & (array <= 1)).all():  # also where it is NaN
+        raise CsktError(f"{name} holds numbers outside [0, 1] or NaN; give fractions, not percent")
+    return array
+
+
+def _per_identity(values_QK: Floats, groups: ArrayLike) -> tuple[Floats, Floats]:
+    """Sums [n, K] and numbers of queries [n] of the n identities, in ascending order of identity."""
+    identities = np.asarray(groups)
+    if identities.shape != (len(values_QK),) or not np.issubdtype(identities.dtype, np.integer):
+        raise CsktError(
+            f"groups are {identities.dtype} {list(identities.shape)}; expected {len(values_QK)} integer identities"
+        )
+    _, position, counts = np.unique(identities, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), values_QK.shape[1]))
+    np.add.at(sums, position, values_QK)
+    return sums, counts.astype(np.float64)

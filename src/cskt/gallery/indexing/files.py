@@ -1,0 +1,122 @@
+"""Image files on their way into a gallery: read once, digested, decoded, reduced."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from cskt.config.types import Interpolation
+from cskt.data.images import Source, decode_image, read_bytes, resize
+from cskt.errors import CsktError
+from cskt.image_files.formats import suffixes
+
+SUFFIXES = suffixes()
+"""Endings, in lower case, of the files that are taken for images."""
+THUMBNAIL_SIZE = (160, 256)
+"""Most width and height in pixels."""
+THUMBNAIL_QUALITY = 82
+LONGEST_ID = 512
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
+"""Pattern of nearly all names; the full check takes ten times as long."""
+TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that turn the direction of writing, and so make one name look like another."""
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """One image file, read once."""
+
+    pixels: Tensor
+    """[3, H, W] uint8 as the model takes them."""
+    width: int
+    """Width of the original as it is displayed, in pixels."""
+    height: int
+    num_bytes: int
+    sha256: str
+    thumbnail: bytes
+
+
+def bytes_of(source: Source) -> bytes:
+    """The bytes of an image file; of an image in memory, of a PNG that holds it.
+
+    Raises:
+        CsktError: see `read_bytes`.
+    """
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, Image.Image):
+        buffer = io.BytesIO()
+        Image.fromarray(decode_image(source, apply_orientation=True)).save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+    return read_bytes(source)
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def prepare(data: bytes, height: int, width: int, interpolation: Interpolation = "bilinear") -> ReadImage:
+    """Decode an image file once, upright, for the model, the thumbnail and the record.
+
+    Args:
+        data: its bytes.
+        height, width: size that the model takes, in pixels.
+        interpolation: filter of the model's images; the thumbnail is drawn bilinear.
+
+    Raises:
+        CsktError: it cannot be read; see `cskt.data.images.decode_image`.
+    """
+    pixels = decode_image(data, apply_orientation=True)
+    return ReadImage(
+        pixels=resize(pixels, height, width, interpolation),
+        width=pixels.shape[1],
+        height=pixels.shape[0],
+        num_bytes=len(data),
+        sha256=digest(data),
+        thumbnail=draw_thumbnail(pixels),
+    )
+
+
+def draw_thumbnail(pixels: NDArray[np.uint8]) -> bytes:
+    """A small JPEG of [h, w, 3] pixels; the aspect ratio is kept."""
+    image = Image.fromarray(pixels)
+    image.thumbnail(THUMBNAIL_SIZE, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)
+    return buffer.getvalue()
+
+
+def check_image_id(image_id: str) -> str:
+    """See that a name can stand for a crop in every store, address and table.
+
+    Raises:
+        CsktError: it is empty, too long, or looks like a path to elsewhere.
+    """
+    if len(image_id) <= LONGEST_ID and _PLAIN_ID.fullmatch(image_id):
+        return image_id
+    parts = PurePosixPath(image_id).parts
+    wrong = (
+        not image_id
+        or len(image_id) > LONGEST_ID
+        or image_id.startswith("/")
+        or "\\" in image_id
+        or "/".join(parts) != image_id
+        or any(part == ".." or not part.strip() for part in parts)
+        or any(unicodedata.category(letter) in ("Cc", "Cs") or letter in TURNING for letter in image_id)
+    )
+    if wrong:
+        raise CsktError(
+            f"{image_id[:80]!r} is no name for a crop; expected 1 to {LONGEST_ID} letters such as cam3/0001.jpg: no"
+            " '..', '\\', leading or double '/', control characters"
+        )
+    return image_id

@@ -1,0 +1,145 @@
+"""What a user looks for, as one vector: a sentence, a picture, more like this, but not that.
+
+Parts are added as unit vectors with their weights, and the sum is brought back to length 1. The score of a crop is
+its cosine with that sum, which orders crops as the weighted sum of the parts' own cosines does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from cskt.data.sentences import check_sentence
+from cskt.errors import CsktError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cskt.data.images import Source
+    from cskt.embed import Encoder
+
+SHORTEST_SUM = 1e-4
+"""Below this length what is left of the parts is rounding, not direction."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to look for; at least one of text, image, like.
+
+    Raises:
+        CsktError: nothing to look for; a sentence that is empty, too long or holds control characters; a weight that
+            is no positive number.
+    """
+
+    text: str | None = None
+    """What the person looks like."""
+    image: Source | Tensor | None = None
+    """A picture from outside the gallery: a path, an opened image, the bytes of a file, or pixels [3, H, W] uint8 in
+    the size that the model takes."""
+    like: str | None = None
+    """Name of a crop of the gallery to find more of."""
+    exclude: tuple[str, ...] = ()
+    """Sentences to move away from: "with a hat"."""
+    text_weight: float = 1.0
+    image_weight: float = 1.0
+    """Of `image` and of `like`."""
+    exclude_weight: float = 0.5
+    """Of each sentence of `exclude`. At 1 they would count as much as what is looked for, and lead far off."""
+
+    def __post_init__(self) -> None:
+        if self.text is None and self.image is None and self.like is None:
+            raise CsktError("nothing to look for; give a sentence, an image, or a crop to find more of")
+        for sentence in (*([] if self.text is None else [self.text]), *self.exclude):
+            check_sentence(sentence)
+        for weight in (self.text_weight, self.image_weight, self.exclude_weight):
+            if not 0 < weight <= 100:
+                raise CsktError(f"a weight is {weight}; give more than 0, at most 100")
+
+
+def query_warnings(encoder: Encoder, query: Query) -> list[str]:
+    """Describe what the model misses in the sentences of a query; see `Encoder.text_warnings`.
+
+    Returns:
+        One line for each finding; lines about a sentence of `exclude` say so.
+    """
+    lines = encoder.text_warnings([query.text]) if query.text is not None else []
+    for number, sentence in enumerate(query.exclude, start=1):
+        place = "excluded sentence" if len(query.exclude) == 1 else f"excluded sentence {number}"
+        lines += [f"{place}: {line}" for line in encoder.text_warnings([sentence])]
+    return lines
+
+
+class _Part(NamedTuple):
+    query: int
+    """Position of the query that it belongs to."""
+    weight: float
+
+
+def encode_queries(encoder: Encoder, queries: Sequence[Query], vector_of: Callable[[str], Tensor]) -> Tensor:
+    """One unit vector per query; all sentences and all pictures are encoded together.
+
+    Args:
+        encoder: of the model that filled the gallery.
+        queries: Q of them.
+        vector_of: name of a crop -> its vector [D].
+
+    Returns:
+        [Q, D] float32, rows of length 1.
+
+    Raises:
+        CsktError: an image cannot be read, there is no such crop, or the parts of a query cancel each other out.
+    """
+    import torch  # noqa: PLC0415  (`cskt search --help` shows the defaults of Query, and need not wait)
+    import torch.nn.functional as F  # noqa: PLC0415
+
+    sentences: list[str] = []
+    images: list[Source] = []
+    pixels: list[Tensor] = []
+    sentence_parts: list[_Part] = []
+    image_parts: list[_Part] = []
+    pixel_parts: list[_Part] = []
+    vectors = torch.zeros(len(queries), encoder.model.architecture.embed_dim)
+    for row, query in enumerate(queries):
+        largest = _largest_weight(query)
+        text_weight, image_weight, exclude_weight = (
+            weight / largest for weight in (query.text_weight, query.image_weight, query.exclude_weight)
+        )
+        for text, weight in [(query.text, text_weight), *((no, -exclude_weight) for no in query.exclude)]:
+            if text is not None:
+                sentences.append(text)
+                sentence_parts.append(_Part(row, weight))
+        if isinstance(query.image, torch.Tensor):
+            pixels.append(query.image)
+            pixel_parts.append(_Part(row, image_weight))
+        elif query.image is not None:
+            images.append(query.image)
+            image_parts.append(_Part(row, image_weight))
+        if query.like is not None:
+            vectors[row] += image_weight * vector_of(query.like)
+    for features, parts in (
+        (encoder.encode_text(sentences), sentence_parts) if sentences else (None, []),
+        (encoder.encode_image(images, apply_orientation=True), image_parts) if images else (None, []),
+        (encoder.encode_image(torch.stack(pixels)), pixel_parts) if pixels else (None, []),
+    ):
+        if features is not None:
+            weights = torch.tensor([part.weight for part in parts])
+            vectors.index_add_(0, torch.tensor([part.query for part in parts]), weights[:, None] * features)
+    if (vectors.norm(dim=1) < SHORTEST_SUM).any():
+        raise CsktError("what is looked for and what is excluded cancel each other out; say something else")
+    return F.normalize(vectors, dim=-1)
+
+
+def _largest_weight(query: Query) -> float:
+    """Return the largest weight of the parts that a query has; divided by it, no sum is too small for float32."""
+    used = [
+        weight
+        for part, weight in (
+            (query.text, query.text_weight),
+            (query.image, query.image_weight),
+            (query.like, query.image_weight),
+            (query.exclude or None, query.exclude_weight),
+        )
+        if part is not None
+    ]
+    return max(used, default=0.0) or 1.0

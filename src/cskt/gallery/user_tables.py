@@ -1,0 +1,110 @@
+"""Tables that a user wrote, as CSV or JSON lines, read into rows of raw values."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cskt.errors import CsktError
+from cskt.utils.csv_cells import unguarded_cell
+from cskt.utils.json_files import load_json
+
+DELIMITERS = ",;\t"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table."""
+
+    where: str
+    """`file:line`, for messages."""
+    cells: Mapping[str, object]
+    """Heading as written -> raw value: text in a CSV file, any value of JSON in a JSON-lines file."""
+
+
+def read_table(path: Path) -> list[Row]:
+    """The rows of a table: JSON lines if its first character is `{`, else CSV with headings.
+
+    The delimiter of a CSV file is whichever of comma, semicolon and tab its headings hold most of. A byte order mark,
+    as spreadsheets write, is skipped. Marks of `csv_cells.guarded_cell` are removed.
+
+    Raises:
+        CsktError: the file is missing, not UTF-8, holds no row, or a row does not fit the headings; names file and
+            line.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # line ends within a cell stay as they are
+    except UnicodeDecodeError as error:
+        raise CsktError(f"{path}: not UTF-8 at byte {error.start}; save the table as UTF-8") from None
+    except OSError as error:
+        raise CsktError(f"{path}: cannot be read: {error.strerror}") from None
+    rows = list(_json_lines(path, text) if text.lstrip().startswith("{") else _csv_rows(path, text))
+    if not rows:
+        raise CsktError(f"{path}: holds no row; write headings and a line for each image")
+    return rows
+
+
+def column_of(rows: Sequence[Row], names: Collection[str], path: Path) -> str:
+    """The heading, as written, that is one of `names`, whatever its case; the first in the order of `names`.
+
+    Raises:
+        CsktError: the table has none of them.
+    """
+    written = {heading.strip().lower(): heading for row in reversed(rows) for heading in row.cells}
+    found = next((written[name] for name in map(str.lower, names) if name in written), None)
+    if found is None:
+        known = ", ".join(sorted(written.values())) or "none"
+        raise CsktError(f"{path}: no column {' or '.join(names)}; it has {known[:300]}")
+    return found
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[Row]:
+    headings: list[str] | None = None
+    for line_number, cells in _csv_lines(path, text):
+        where = f"{path}:{line_number}"
+        if headings is None:
+            headings = _checked_headings(cells, where)
+        elif len(cells) > len(headings):
+            raise CsktError(f"{where}: {len(cells)} cells under {len(headings)} headings; quote cells that hold commas")
+        else:
+            yield Row(where, dict(itertools.zip_longest(headings, map(unguarded_cell, cells), fillvalue="")))
+
+
+def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and cells of the lines that hold anything, without the empty cells that spreadsheets add."""
+    start = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max(DELIMITERS, key=start.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for cells in reader:
+            while cells and not cells[-1].strip():
+                cells.pop()
+            if cells:
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise CsktError(f"{path}:{reader.line_num}: not CSV: {error}; is a quotation mark left open?") from None
+
+
+def _checked_headings(cells: Sequence[str], where: str) -> list[str]:
+    headings = [cell.strip() for cell in cells]
+    seen = set[str]()
+    for heading in headings:
+        if heading in seen:
+            raise CsktError(f"{where}: the heading '{heading[:80]}' stands there twice; name each column")
+        seen.add(heading)
+    return headings
+
+
+def _json_lines(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        where = f"{path}:{number}"
+        if not line.strip():
+            continue
+        record = load_json(line, where=where, remedy="write one object per line")
+        if not isinstance(record, dict):
+            raise CsktError(f'{where}: no JSON object; write one per line, as in {{"image": "a.jpg"}}')
+        yield Row(where, record)

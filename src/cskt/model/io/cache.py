@@ -1,0 +1,204 @@
+"""Locate the weight file of a backbone: in the package, in the cache, at a path, or on the net."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+import urllib.request
+from http.client import HTTPException
+from importlib import resources
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from cskt.config import nearest
+from cskt.errors import CsktError
+from cskt.model.io.files import write_atomically
+from cskt.model.io.preprocessing import OPEN_CLIP_CONFIG, PROCESSOR_CONFIGS
+from cskt.model.io.sharded import is_index, shard_names, shard_paths
+
+log = logging.getLogger(__name__)
+
+_OPENAI = "https://openaipublic.azureedge.net/clip/models"
+PUBLISHED = {
+    "ViT-B/32": f"{_OPENAI}/40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
+    "ViT-B/16": f"{_OPENAI}/5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f/ViT-B-16.pt",
+    "ViT-L/14": f"{_OPENAI}/b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
+    "ViT-L/14@336px": f"{_OPENAI}/3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/ViT-L-14-336px.pt",
+}
+"""OpenAI's vision transformers by name; the last folder of an address is the file's SHA-256."""
+
+CLIP_TINY = "clip-tiny"
+WEIGHT_FILES = {
+    "model.safetensors": "config.json",
+    "model.safetensors.index.json": "config.json",
+    "pytorch_model.bin": "config.json",
+    "pytorch_model.bin.index.json": "config.json",
+    "open_clip_model.safetensors": OPEN_CLIP_CONFIG,
+    "open_clip_pytorch_model.bin": OPEN_CLIP_CONFIG,
+}
+"""Weight files, or indices of shards, that a folder or a Hugging Face repository may hold, best first, and the config
+each needs."""
+
+SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
+TIMEOUT_SECONDS = 30
+
+
+def cache_folder() -> Path:
+    """Folder of downloaded weight files: `$CSKT_CACHE`, else `.cache/cskt` in the home folder."""
+    return Path(os.environ.get("CSKT_CACHE") or Path.home() / ".cache" / "cskt").expanduser()
+
+
+def locate(name: str) -> Path:
+    """The weight file that `name` means, downloaded into the cache if need be.
+
+    Args:
+        name: clip-tiny, a published name, the path of a file or folder, or a Hugging Face repository.
+
+    Raises:
+        CsktError: nothing there, or no network; says which file to put where.
+    """
+    if name == CLIP_TINY:
+        return Path(str(resources.files("cskt"))) / "assets" / "clip-tiny.safetensors"
+    if name in PUBLISHED:
+        return _fetch_published(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _weight_file(path)
+    if path.is_file():
+        return path
+    if path.exists():
+        raise CsktError(f"{path}: a pipe or device, not a weight file; name a file or its folder")
+    if is_repository_name(name):
+        return _fetch_repository(name)
+    raise CsktError(f"backbone '{name}': no such file; {nearest(name, [CLIP_TINY, *PUBLISHED])}")
+
+
+def is_repository_name(name: str) -> bool:
+    """Whether a name has the form of a Hugging Face repository, `owner/name`, and not of a weight file's path."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and Path(name).suffix not in SUFFIXES
+
+
+def published_sha256(name: str) -> str | None:
+    """SHA-256 of a published name's file; none for any other name."""
+    return PUBLISHED[name].split("/")[-2] if name in PUBLISHED else None
+
+
+def is_openais(sha256: str) -> bool:
+    """Return whether a digest is that of a weight file which OpenAI published."""
+    return sha256 in {published_sha256(name) for name in PUBLISHED}
+
+
+def weights_sha256(path: Path) -> str:
+    """Digest of a weight file; of an index of shards, one over the digests of all shards.
+
+    Raises:
+        CsktError: a file is missing or cannot be read.
+    """
+    if not is_index(path):
+        return sha256_of(path)
+    digests = sorted(sha256_of(shard) for shard in shard_paths(path))
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        CsktError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise CsktError(f"{path}: {error.strerror or error}") from None
+
+
+def find_in_cache(sha256: str) -> Path | None:
+    """The cached file with this content, whatever its name."""
+    files = sorted(path for path in cache_folder().glob("*") if path.is_file() and not path.name.startswith("."))
+    return next((path for path in files if sha256_of(path) == sha256), None)
+
+
+def _fetch_published(name: str) -> Path:
+    url = PUBLISHED[name]
+    target = cache_folder() / url.split("/")[-1]
+    if target.is_file():
+        return target
+    log.info("downloading %s to %s", url, target)
+    problem = ""
+
+    def fill(temporary: Path) -> None:
+        nonlocal problem
+        try:
+            _download(url, temporary, url.split("/")[-2])
+        except OSError as error:
+            problem = " ".join(str(error).split())
+            raise
+
+    try:
+        write_atomically(target, fill)
+    except ValueError as error:
+        raise CsktError(f"backbone '{name}': download {url} and save it as {target} ({problem or error})") from None
+    return target
+
+
+def _download(url: str, path: Path, sha256: str) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer, path.open("wb") as stream:
+            shutil.copyfileobj(answer, stream, length=1 << 20)
+    except HTTPException as error:
+        raise OSError(f"the connection broke off: {error!r}") from None
+    if sha256_of(path) != sha256:
+        raise OSError(f"what {url} sent does not have the published SHA-256")
+
+
+def _fetch_repository(name: str) -> Path:
+    problem = "it holds none of " + ", ".join(WEIGHT_FILES)
+    for weights, config in WEIGHT_FILES.items():
+        try:
+            hf_hub_download(name, config)
+            path = Path(hf_hub_download(name, weights))
+            for shard in shard_names(path) if is_index(path) else ():
+                hf_hub_download(name, shard)
+        except LocalEntryNotFoundError as error:  # no network; another name may still be in the hub's cache
+            problem = str(error).strip().splitlines()[0]
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            problem = str(error).strip().splitlines()[0]
+            break
+        else:
+            _fetch_processor(name)
+            return path
+    raise CsktError(
+        f"backbone '{name}': neither a path, nor a published name ({', '.join(PUBLISHED)}),"
+        f" nor a Hugging Face repository that can be reached; download its files and give their folder ({problem})"
+    )
+
+
+def _fetch_processor(name: str) -> None:
+    """Fetch what a repository says of the normalisation of its images, where it says anything."""
+    for file in PROCESSOR_CONFIGS:
+        try:
+            hf_hub_download(name, file)
+        except LocalEntryNotFoundError:  # also where the repository has none and no cache says so
+            log.info(
+                "backbone '%s': no network, and no %s in the cache; if the repository has one, fetch it", name, file
+            )
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CsktError(f"backbone '{name}': {file} cannot be fetched: {reason}; try again") from None
+
+
+def _weight_file(folder: Path) -> Path:
+    for weights in WEIGHT_FILES:
+        if (folder / weights).is_file():
+            return folder / weights
+    raise CsktError(f"{folder}: no weight file; expected one of {', '.join(WEIGHT_FILES)}")

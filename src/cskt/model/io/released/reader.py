@@ -1,0 +1,147 @@
+"""Folders that the released CSKT and IRRA programs leave: `configs.yaml` and `best.pth`, with the whole backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from cskt.config import ClipArchitecture, RunConfig, merge, nest, read_recipe, resolve_recipe, validate
+from cskt.config.plain_yaml import PlainLoader, plain_yaml
+from cskt.config.released_flags import IRRA, REFERENCE, from_published, recipe_of
+from cskt.config.types import WeightsChoice
+from cskt.errors import CsktError
+from cskt.model.dual_encoder import DualEncoder
+from cskt.model.io.layouts import Layout, openai_heads, read_sizes
+from cskt.model.io.names import TRAINING_ONLY, released_name
+from cskt.model.io.tensors import load_checkpoint, named_tensors
+from cskt.model.io.weights import gather
+
+CONFIG_FILE = "configs.yaml"
+WEIGHT_FILES = ("best.pth", "last.pth")
+RELEASED = Layout(lambda name: (released_name(name),))
+
+
+@dataclass(frozen=True)
+class Released:
+    """A trained CSKT or IRRA as its authors' program saved it."""
+
+    config: RunConfig
+    """`cskt-reference` or `irra` with what the folder's configs.yaml says; data.root may be a folder of another
+    machine."""
+    architecture: ClipArchitecture
+    state: dict[str, Tensor]
+    """Every parameter of `DualEncoder`, our names, float32."""
+
+
+def read_released(folder: Path, choice: WeightsChoice = "model") -> Released:
+    """Read a released folder strictly; the heads that only the losses `id` and `mlm` need, if any, are left out.
+
+    The method, its depth, its length and all sizes are read from the tensors; configs.yaml gives the image size and
+    must not contradict.
+
+    Args:
+        folder: with configs.yaml and best.pth.
+        choice: which weights, where the file also holds their moving average.
+
+    Raises:
+        CsktError: a file is missing, damaged or carries code; a tensor is missing, unknown or misshapen; the tensors
+            and configs.yaml contradict each other.
+    """
+    flags = _read_flags(folder / CONFIG_FILE)
+    path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise CsktError(f"{folder}: no weights; expected {' or '.join(WEIGHT_FILES)}")
+    saved = named_tensors(load_checkpoint(path), path, choice)
+    tensors = {name: value for name, value in saved.items() if not name.startswith(TRAINING_ONLY)}
+    is_cskt = any(name.startswith("prompt_learner.") or ".adapter_mlp." in name for name in tensors)
+    found = _read_method(tensors, path) if is_cskt else {}
+    for flag, key in (("depth", "prompts.depth"), ("n_ctx", "prompts.length")):
+        if flag in flags and flags[flag] != found.get(key):
+            has = f"has {found[key]}" if is_cskt else "holds no prompts"
+            raise CsktError(f"{folder / CONFIG_FILE}: {flag} {flags[flag]} contradicts {path.name}, which {has}")
+    config = _config(REFERENCE if is_cskt else IRRA, flags, found, folder / CONFIG_FILE)
+    architecture = _architecture(read_sizes(tensors, RELEASED, str(path)), config, path)
+    with torch.device("meta"):
+        model = DualEncoder(architecture, config.prompts, config.adapters)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    return Released(config, architecture, gather(tensors, shapes, RELEASED, origin=str(path)))
+
+
+def read_released_config(folder: Path) -> RunConfig:
+    """What the configs.yaml of a released folder says, without a look at the weights.
+
+    Raises:
+        CsktError: missing, carries code, or holds a value that the method cannot take.
+    """
+    flags = _read_flags(folder / CONFIG_FILE)
+    return _config(recipe_of(flags), flags, {}, folder / CONFIG_FILE)
+
+
+class _Loader(PlainLoader):
+    """Plain YAML and tuples, which the released program writes; any other Python object is refused."""
+
+
+def _tuple(loader: PlainLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
+
+
+def _read_flags(path: Path) -> dict[str, Any]:
+    try:
+        flags = plain_yaml(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise CsktError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise CsktError(f"{path}: not plain YAML (no code in it was executed): {error}") from None
+    if not isinstance(flags, dict):
+        raise CsktError(f"{path}: expected 'key: value' lines, found {type(flags).__name__}")
+    return flags
+
+
+def _read_method(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """The config keys that the shapes of the method's tensors tell."""
+    first, adapter = released_name("prompts.text.0"), released_name("adapters.vision.0.down.weight")
+    for name in (first, adapter):
+        if name not in tensors or tensors[name].ndim != 2 or 0 in tensors[name].shape:
+            raise CsktError(f"{path}: not a CSKT checkpoint: no matrix '{name}'")
+    later = released_name("prompts.text.1").removesuffix("0")
+    bottleneck, width = tensors[adapter].shape
+    return {
+        "prompts.depth": 1 + sum(name.startswith(later) for name in tensors),
+        "prompts.length": tensors[first].shape[0],
+        "adapters.reduction": max(1, width // bottleneck),
+    }
+
+
+def _config(recipe: str, flags: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> RunConfig:
+    try:
+        overrides = from_published(flags)
+    except (ValueError, TypeError) as error:
+        raise CsktError(f"{path}: {error}") from None
+    return validate(RunConfig, merge(read_recipe(resolve_recipe(recipe)), nest({**overrides, **found})), str(path))
+
+
+def _architecture(sizes: Mapping[str, int], config: RunConfig, path: Path) -> ClipArchitecture:
+    backbone = config.backbone
+    image = {
+        "image_height": backbone.image_height,
+        "image_width": backbone.image_width,
+        "stride": backbone.stride or sizes["patch_size"],
+    }
+    fields = {key: value for key, value in sizes.items() if key != "num_patches"}
+    architecture = validate(ClipArchitecture, fields | image | openai_heads(sizes), str(path))
+    rows, columns = architecture.grid
+    if rows * columns != sizes["num_patches"]:
+        raise CsktError(
+            f"{path}: {sizes['num_patches']} patch positions do not fit the {rows} x {columns} patches of"
+            f" {CONFIG_FILE} (img_size {image['image_height']} x {image['image_width']}, stride_size {image['stride']})"
+        )
+    return architecture

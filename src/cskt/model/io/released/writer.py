@@ -1,0 +1,163 @@
+"""Folders for the released CSKT and IRRA programs: `configs.yaml` and `best.pth`, as their `test.py` reads them.
+
+`released.py` reads such folders. What the released programs cannot express is refused, never left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from cskt.config import CLIP_MEAN, CLIP_STD, ClipArchitecture, RunConfig, flat_fields, load_config, value_of
+from cskt.config.released_flags import IRRA, REFERENCE, from_published, to_published
+from cskt.errors import CsktError
+from cskt.model.io.layouts import HEAD_WIDTH
+from cskt.model.io.names import openai_name, released_name
+from cskt.model.io.released.reader import CONFIG_FILE, WEIGHT_FILES, read_released
+
+BACKBONE_FILE = "backbone.pth"
+DOWNLOADED = ("ViT-B/32", "ViT-B/16", "ViT-L/14")
+"""Backbones that the released programs fetch by name; any other is written beside the weights."""
+RELEASED_OPTIONS: dict[str, Any] = {
+    "distributed": False, "local_rank": 0, "masked_token_rate": 0.8, "masked_token_unchanged_rate": 0.1,
+    "resume": False, "resume_ckpt_file": "", "training": True,
+}  # fmt: skip
+"""Options of the released programs that have no config key here, with their defaults."""
+TUPLES = ("img_size", "milestones")
+"""Options that the released programs hold as tuples."""
+CSKT_WIDTHS = {"vision_width": 768, "text_width": 512}
+"""Widths that are written into the released CSKT program."""
+CSKT_METHOD = {
+    "prompts.directions": "both", "adapters.sides": "both", "adapters.reduction": 8, "adapters.vision_scale": 0.1,
+    "adapters.text_scale": 4.0,
+}  # fmt: skip
+"""The method that is written into the released CSKT program."""
+PREPROCESSING = {
+    "data.templates": (("{}",),), "data.apply_orientation": (False,), "backbone.interpolation": ("bilinear",),
+    "data.eval_interpolation": (None, "bilinear"),
+}  # fmt: skip
+"""Config key -> the values that the released programs can express."""
+NOT_FOR_TRAINING = (
+    "name", "output_dir", "device", "init_from", "backbone.", "loop.", "data.root", "data.num_workers", "data.cache",
+    "data.eval_batch_size", "prompts.", "adapters.",
+)  # fmt: skip
+"""Prefixes of the keys that do not affect how the weights were trained, or that are checked elsewhere."""
+
+
+def recipe_for(config: RunConfig) -> str:
+    """The recipe of the released program that a run belongs to: CSKT's, or IRRA's for plain towers.
+
+    Raises:
+        CsktError: neither program has such a method.
+    """
+    if (config.prompts.directions, config.adapters.sides) == ("none", "none"):
+        return IRRA
+    for key, value in CSKT_METHOD.items():
+        if (own := value_of(config, key)) != value:
+            raise CsktError(f"{key} {own}: the released CSKT program has {value} only; use --merge or --format onnx")
+    return REFERENCE
+
+
+def check_expressible(config: RunConfig, architecture: ClipArchitecture) -> None:
+    """Check that a released program computes the same function as a run.
+
+    Raises:
+        CsktError: it does not; names the first setting that it lacks.
+    """
+    is_cskt = recipe_for(config) == REFERENCE
+    fixed: dict[str, Any] = {"activation": "quick_gelu", "vocab_size": 49408}
+    fixed |= CSKT_WIDTHS if is_cskt else {}
+    fixed |= {f"{side}_heads": getattr(architecture, f"{side}_width") // HEAD_WIDTH for side in ("vision", "text")}
+    for key, value in fixed.items():
+        if (own := getattr(architecture, key)) != value:
+            raise CsktError(f"the model's {key} is {own}: the released program takes {value} only")
+    for key, clips in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
+        if (own := getattr(architecture, key)) != clips:
+            raise CsktError(f"the model's {key} is {own}: the released program has CLIP's only")
+    if "mlm" in config.loss.weights and architecture.embed_dim < HEAD_WIDTH:
+        raise CsktError(
+            f"the model's embed_dim is {architecture.embed_dim}: the released interaction encoder needs {HEAD_WIDTH}"
+        )
+    if config.data.caption_length != architecture.context_length:
+        raise CsktError(
+            f"data.caption_length {config.data.caption_length}: the released program takes"
+            f" {architecture.context_length} only, the context of the model"
+        )
+    for key, values in PREPROCESSING.items():
+        if key in {name for name, _ in flat_fields()} and (own := value_of(config, key)) not in values:
+            raise CsktError(f"{key} {own}: the released program has {values[-1]} only")
+
+
+def released_options(config: RunConfig, architecture: ClipArchitecture) -> dict[str, Any]:
+    """Every option of the released program that a run belongs to, in the types that it takes."""
+    options = to_published(config, architecture) | RELEASED_OPTIONS
+    return {name: tuple(value) if name in TUPLES else value for name, value in sorted(options.items())}
+
+
+def unspoken_keys(config: RunConfig, architecture: ClipArchitecture) -> list[str]:
+    """Config keys that decided how a run was trained and that the released options have no word for."""
+    told = load_config(recipe_for(config), from_published(to_published(config, architecture)))
+    keys = [key for key, _ in flat_fields() if not key.startswith(NOT_FOR_TRAINING)]
+    return [key for key in keys if value_of(config, key) != value_of(told, key)]
+
+
+def write_released(
+    folder: Path,
+    config: RunConfig,
+    architecture: ClipArchitecture,
+    state: Mapping[str, Tensor],
+    heads: Mapping[str, Tensor],
+    *,
+    placed_at: Path,
+    root_dir: Path,
+    dataset_name: str,
+    epoch: int,
+) -> None:
+    """Write a folder that the released `test.py` accepts, and check that it reads back to the same tensors.
+
+    Args:
+        folder: an empty folder.
+        config: of the run.
+        architecture: of its model.
+        state: every tensor of the model, our names.
+        heads: the training heads, our names; those of every loss that has one.
+        placed_at: where the folder will be; the released program looks for `best.pth` in `output_dir`.
+        root_dir, dataset_name: where its data set is, and the released name of it.
+        epoch: of the weights.
+
+    Raises:
+        CsktError: the released program cannot express the run.
+        OSError: the folder cannot be written.
+    """
+    check_expressible(config, architecture)
+    options = released_options(config, architecture)
+    options |= {"output_dir": str(placed_at), "root_dir": str(root_dir), "dataset_name": dataset_name}
+    if config.backbone.name not in DOWNLOADED:
+        towers = {
+            openai_name(name): _own(value) for name, value in state.items() if name.startswith(("vision.", "text."))
+        }
+        _save(towers, folder / BACKBONE_FILE)
+        options["pretrain_choice"] = str(placed_at / BACKBONE_FILE)
+    model = {released_name(name): _own(value) for name, value in [*state.items(), *heads.items()]}
+    _save({"model": model, "epoch": epoch}, folder / WEIGHT_FILES[0])
+    (folder / CONFIG_FILE).write_text(yaml.dump(options, default_flow_style=False), encoding="utf-8")
+    back = read_released(folder)
+    assert back.architecture == architecture and back.state.keys() == state.keys()
+    assert all(torch.equal(value, state[name].float()) for name, value in back.state.items())
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # how torch reports a full disk
+        raise OSError(" ".join(str(error).split())) from error
+
+
+def _own(value: Tensor) -> Tensor:
+    """A float32 copy that shares no memory: `torch.save` writes whole storages."""
+    return value.detach().float().cpu().clone(memory_format=torch.contiguous_format)

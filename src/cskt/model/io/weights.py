@@ -1,0 +1,258 @@
+"""Backbones: find a CLIP's weight file, read it strictly, fit its positions to the images, copy it into a model.
+
+Strict means that every tensor is there, none is left over, each has its shape and only finite real numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cskt.config import BackboneConfig, ClipArchitecture, to_dict, validate
+from cskt.errors import CsktError
+from cskt.model.clip import TextTower, VisionTower
+from cskt.model.io import cache
+from cskt.model.io.files import kind_of, read_backbone
+from cskt.model.io.layouts import OPENAI, OURS, VOCABULARY, Layout, layout_of, openai_heads, read_sizes, recognise
+from cskt.model.io.preprocessing import stated_by
+from cskt.model.io.tensors import is_safetensors, is_torchscript_file, read_tensors
+
+logger = logging.getLogger(__name__)
+
+IGNORED = ("input_resolution", "context_length", "vocab_size", "logit_scale", "attn_mask", "position_ids")
+"""Last part of the names of tensors that files carry beside the weights: sizes, the temperature, masks, counters."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The weights of a CLIP, ready for images of the asked size."""
+
+    name: str
+    """As the config names it."""
+    architecture: ClipArchitecture
+    """With the asked image size and stride."""
+    state: dict[str, Tensor]
+    """`vision.*` and `text.*` of `DualEncoder`, float32, positions already resized."""
+    sha256: str
+    """Digest of the weight file."""
+    known_token_ids: frozenset[int] | None
+    """The only tokens whose embeddings the file holds; none if it holds all."""
+
+
+def load_backbone(config: BackboneConfig, *, sha256: str | None = None) -> Backbone:
+    """Find and read the backbone that a config names.
+
+    Args:
+        config: name, image size (the file's own if empty), stride, and flags that complete what a file does not say
+            of itself.
+        sha256: the file must have this digest; a file of the cache that has it stands in for a name that leads
+            nowhere or elsewhere.
+
+    Raises:
+        CsktError: not found (says which file to put where), damaged, incomplete, of an unknown kind, or another file
+            than `sha256` asks for.
+    """
+    path, found_sha256 = _find(config.name, sha256)
+    known_token_ids = None
+    if _is_ours(path):
+        ours = read_backbone(path)
+        if config.weights == "ema":
+            raise CsktError(f"{path}: holds no moving average of the weights; leave out --weights ema")
+        tensors, layout, architecture, known_token_ids = ours.state, OURS, ours.architecture, ours.known_token_ids
+        preprocessing = stated_by(ours.facts, path)
+    else:
+        tensors = read_tensors(path, config.weights)
+        tensors = _without_appended_tokens(tensors, layout_of(tensors, path), path)
+        layout, architecture, preprocessing = recognise(tensors, path, config, found_sha256)
+    preprocessing.log_other_filter(config)
+    state = gather(tensors, tower_shapes(architecture), layout, origin=str(path))
+    fitted = fit_architecture(architecture, config)
+    state["vision.positional_embedding"] = resize_positions(
+        state["vision.positional_embedding"], architecture.grid, fitted.grid
+    )
+    return Backbone(config.name, fitted, state, found_sha256, known_token_ids)
+
+
+def assume_openai(config: BackboneConfig, *, sha256: str | None = None, archives_only: bool = False) -> BackboneConfig:
+    """Fill in what a weight file with OpenAI's names does not state: QuickGELU, heads of width 64.
+
+    The released programs take every such file for OpenAI's. What the config sets, or the file or a JSON file beside it
+    states, stays.
+
+    Args:
+        config: names the file.
+        sha256: see `load_backbone`.
+        archives_only: for TorchScript archives alone, as this package did in its version 0.1.
+
+    Raises:
+        CsktError: see `load_backbone`.
+    """
+    path, sha256 = _find(config.name, sha256)
+    if _is_ours(path) or (config.activation and config.vision_heads and config.text_heads):
+        return config
+    if archives_only and not is_torchscript_file(path):
+        return config
+    tensors = read_tensors(path, config.weights)
+    if layout_of(tensors, path) is not OPENAI:
+        return config
+    heads = openai_heads(read_sizes(tensors, OPENAI, str(path)))
+    assumed = replace(
+        config,
+        activation=config.activation or "quick_gelu",
+        vision_heads=config.vision_heads or heads["vision_heads"],
+        text_heads=config.text_heads or heads["text_heads"],
+    )
+    try:
+        recognise(tensors, path, config, sha256)
+    except ValueError:
+        return assumed
+    return config
+
+
+def load_state(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    origin: str,
+    prefixes: tuple[str, ...] = ("vision.", "text."),
+) -> None:
+    """Copy `state` into the parameters of a model whose names begin with one of `prefixes`; all or nothing.
+
+    Args:
+        model: changed in place; its device, dtypes and `requires_grad` stay. One on the device `meta`, which has no
+            memory yet, takes over the tensors of `state` themselves.
+        state: exactly these parameters, our names.
+        origin: where the state is from, for messages.
+
+    Raises:
+        CsktError: a tensor is missing, unknown, misshapen or not finite; names it.
+    """
+    own = {name: parameter for name, parameter in model.named_parameters() if name.startswith(prefixes)}
+    checked = gather(state, {name: parameter.shape for name, parameter in own.items()}, OURS, origin=origin)
+    if all(parameter.is_meta for parameter in own.values()):
+        model.load_state_dict(checked, strict=False, assign=True)
+        return
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(checked[name])
+
+
+def gather(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], layout: Layout, *, origin: str
+) -> dict[str, Tensor]:
+    """Our tensors, float32, out of those of a file, strictly.
+
+    Args:
+        tensors: by the file's names.
+        shapes: by our names, all that must come out.
+        layout: how the file names ours.
+        origin: the file, for messages.
+
+    Raises:
+        CsktError: a tensor is missing, unknown, misshapen, no real numbers, or not finite; names it.
+    """
+    left = {name: value for name, value in tensors.items() if name.split(".")[-1] not in IGNORED}
+    gathered = {}
+    for name, shape in shapes.items():
+        parts = []
+        for source in layout.sources(name):
+            if source not in left:
+                raise CsktError(f"{origin}: tensor '{source}' is missing")
+            parts.append(left.pop(source))
+            if not parts[-1].is_floating_point():
+                raise CsktError(f"{origin}: tensor '{source}' is {parts[-1].dtype}, expected floating point")
+        value = _assemble(parts, shape, transposed=name in layout.transposed, label=f"{origin}: tensor '{source}'")
+        # A sum is ten times as fast and finite in all sound files; only then is every number looked at.
+        if not value.sum().isfinite() and not value.isfinite().all():
+            raise CsktError(f"{origin}: tensor '{source}' holds NaN or infinity")
+        gathered[name] = value
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise CsktError(f"{origin}: unknown tensor '{min(left)[:80]}'{more}")
+    return gathered
+
+
+def tower_shapes(architecture: ClipArchitecture) -> dict[str, torch.Size]:
+    """Our name -> shape of every backbone parameter."""
+    with torch.device("meta"):
+        towers = nn.ModuleDict({"vision": VisionTower(architecture), "text": TextTower(architecture)})
+    return {name: parameter.shape for name, parameter in towers.named_parameters()}
+
+
+def fit_architecture(architecture: ClipArchitecture, config: BackboneConfig) -> ClipArchitecture:
+    """The architecture of a file with the image size, stride and normalisation that a config asks for, if it asks."""
+    asked = {
+        "image_height": config.image_height or architecture.image_height,
+        "image_width": config.image_width or architecture.image_width,
+        "stride": config.stride or architecture.stride,
+        "image_mean": config.image_mean or architecture.image_mean,
+        "image_std": config.image_std or architecture.image_std,
+    }
+    return validate(ClipArchitecture, to_dict(architecture) | asked, "backbone")
+
+
+def resize_positions(positions: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """Position embeddings for another grid of patches: bilinear, not antialiased, the class token's row kept.
+
+    Args:
+        positions: [1 + rows * columns, width].
+        grid: rows and columns of `positions`.
+        new_grid: rows and columns wanted; the same ones give `positions` back.
+    """
+    if grid == new_grid:
+        return positions
+    patches = positions[1:].view(1, *grid, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(patches, size=new_grid, mode="bilinear", align_corners=False)
+    return torch.cat([positions[:1], resized[0].flatten(1).T])
+
+
+def _assemble(parts: list[Tensor], shape: torch.Size, *, transposed: bool, label: str) -> Tensor:
+    """The parts below each other, float32; checked before anything large is made of them."""
+    rows = sum(part.shape[0] if part.ndim else 1 for part in parts)
+    found = [rows, *parts[0].shape[1:]] if parts[0].ndim else []
+    if transposed:
+        found.reverse()
+    if found != list(shape) or any(part.shape[1:] != parts[0].shape[1:] for part in parts):
+        raise CsktError(f"{label} has shape {found}, expected {list(shape)}")
+    value = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return (value.T if transposed else value).to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a weight file is in this package's own format."""
+    with path.open("rb") as stream:
+        return is_safetensors(stream.read(16)) and kind_of(path) is not None
+
+
+def _without_appended_tokens(tensors: dict[str, Tensor], layout: Layout, path: Path) -> dict[str, Tensor]:
+    """The tensors with the token embedding cut to CLIP's vocabulary: no text of ours has tokens beyond it."""
+    (name,) = layout.sources("text.token_embedding.weight")
+    table = tensors.get(name)
+    if table is None or table.ndim != 2 or len(table) <= VOCABULARY:
+        return tensors
+    logger.info("%s: %d tokens appended to CLIP's vocabulary are left out", path, len(table) - VOCABULARY)
+    return tensors | {name: table[:VOCABULARY]}
+
+
+def _find(name: str, sha256: str | None) -> tuple[Path, str]:
+    """Path and digest of the weight file."""
+    try:
+        path = cache.locate(name)
+        found = cache.weights_sha256(path)
+        if sha256 in (None, found):
+            if found != (cache.published_sha256(name) or found):
+                raise CsktError(f"{path}: damaged, its SHA-256 is not the published one; delete it to fetch it again")
+            return path, found
+        problem = f"{path}: another backbone than the weights were trained over; give the file with SHA-256 {sha256}"
+    except ValueError as error:
+        problem = str(error)
+    cached = cache.find_in_cache(sha256) if sha256 else None
+    if cached is None or sha256 is None:
+        raise CsktError(problem)
+    return cached, sha256

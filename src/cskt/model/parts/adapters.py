@@ -1,0 +1,64 @@
+"""Bottleneck adapters beside the MLP: DAT, dual adapters transferring (CSKT section 2.3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cskt.config import AdapterConfig, ClipArchitecture
+from cskt.errors import CsktError
+
+
+class Adapter(nn.Module):
+    """`scale * up(relu(down(norm(x))))`, the bottleneck `width / reduction` wide.
+
+    Raises:
+        CsktError: the bottleneck would be empty.
+    """
+
+    def __init__(self, width: int, reduction: int, scale: float) -> None:
+        super().__init__()
+        if reduction > width:
+            raise CsktError(f"adapters.reduction {reduction} is above the tower's width {width}")
+        self.scale = scale
+        self.norm = nn.LayerNorm(width)
+        self.down = nn.Linear(width, width // reduction)
+        self.up = nn.Linear(width // reduction, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens of mean 0 and variance 1 [B, L, width] -> [B, L, width], to be added to the residual stream."""
+        down, up = self.folded()
+        return F.linear(F.relu(F.linear(x, *down)), *up)
+
+    def folded(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(weight, bias) down and up: the affine map of the norm in the first, the scale in the second.
+
+        A product of small matrices once per batch instead of a pass over all tokens; gradients reach all five factors.
+        """
+        down = self.down.weight * self.norm.weight, self.down.bias + self.down.weight @ self.norm.bias
+        return down, (self.scale * self.up.weight, self.scale * self.up.bias)
+
+    @torch.no_grad()
+    def initialise(self, config: AdapterConfig, generator: torch.Generator) -> None:
+        """Linear weights N(0, init_std) and zero biases; with init `zero` the up-projection is zero too."""
+        for layer in (self.down, self.up):
+            layer.weight.normal_(std=config.init_std, generator=generator)
+            layer.bias.zero_()
+        if config.init == "zero":
+            self.up.weight.zero_()
+
+
+def build_adapters(config: AdapterConfig, architecture: ClipArchitecture) -> nn.ModuleDict:
+    """One adapter per block for each tower that `config.sides` names: `{"vision": [...], "text": [...]}`."""
+    towers = {
+        "vision": (architecture.vision_layers, architecture.vision_width, config.vision_scale),
+        "text": (architecture.text_layers, architecture.text_width, config.text_scale),
+    }
+    return nn.ModuleDict(
+        {
+            side: nn.ModuleList(Adapter(width, config.reduction, scale) for _ in range(layers))
+            for side, (layers, width, scale) in towers.items()
+            if config.sides in (side, "both")
+        }
+    )

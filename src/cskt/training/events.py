@@ -1,0 +1,171 @@
+"""The lines of `metrics.jsonl`, read against their schemas.
+
+A line that is none of ours is left out and counted: a figure of the past is no reason to refuse a run whose checkpoint
+is sound. What a resumed run writes anew holds the good lines only.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
+from pydantic import AllowInfNan, ConfigDict
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from cskt.errors import SHORT, CsktError
+from cskt.evaluation.results import Summary
+from cskt.utils.json_files import JSON, LARGEST_FILE, load_json, parse_json
+
+Loss = Annotated[float, AllowInfNan(True)]
+Count = Annotated[int, Ge(0), Le(10**15)]
+OPEN: ConfigDict = {**JSON, "extra": "ignore"}
+"""Further fields of an event are none of a reader's business."""
+REMEDY = "the line is ignored"
+MOST_NAMED = 10
+"""Lines that a message names."""
+
+logger = logging.getLogger(__name__)
+
+
+@checked_dataclass(config=OPEN, kw_only=True)
+class StepEvent:
+    """Figures of training, from time to time; a loss may be NaN where a run went wrong."""
+
+    step: Count
+    loss: Loss
+    lr: Annotated[float, Ge(0), Le(1e30)]
+    epoch: Count = 0
+    losses: dict[str, Loss] = field(default_factory=dict)
+
+
+@checked_dataclass(config=OPEN, kw_only=True)
+class EvaluationEvent:
+    """Figures of a model on the selection split."""
+
+    stage: str
+    epoch: Count
+    step: Count
+    dataset: str
+    split: str
+    t2i: Summary
+    i2t: Summary | None = None
+
+
+@checked_dataclass(config=OPEN, kw_only=True)
+class StartEvent:
+    """Fields of the start event that readers use."""
+
+    version: str | None = None
+    torch: str | None = None
+    device: str | None = None
+    backbone: str | None = None
+    backbone_sha256: str | None = None
+    data_sha256: str | None = None
+    trainable_parameters: Count | None = None
+    total_parameters: Count | None = None
+    train_identities: Count | None = None
+    train_pairs: Count | None = None
+    warnings: list[str] | None = None
+
+
+@checked_dataclass(config=OPEN, kw_only=True)
+class EndEvent:
+    """Fields of the end event that readers use."""
+
+    best_r1: Annotated[float, Ge(-1), Le(1)]
+    best_epoch: Count
+    seconds: Annotated[float, Ge(0)]
+    peak_memory_bytes: Count
+    warnings: list[str] | None = None
+
+
+@checked_dataclass(config=OPEN, kw_only=True)
+class OtherEvent:
+    """An event of a kind that this version does not read."""
+
+    step: Count = 0
+    epoch: Count = 0
+
+
+SCHEMAS: dict[str, type[Any]] = {
+    "start": StartEvent, "step": StepEvent, "evaluation": EvaluationEvent, "end": EndEvent,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EventLog:
+    """Contents of a `metrics.jsonl`."""
+
+    events: tuple[dict[str, Any], ...] = ()
+    """Oldest first."""
+    ignored: tuple[tuple[int, str], ...] = ()
+    """(number from 1, what is wrong with it) of lines that are no events. A last line cut short by a crash is none of
+    them."""
+
+    @property
+    def note(self) -> str:
+        """The numbers of ignored lines, as a report shows them; empty where there are none."""
+        named = ", ".join(str(number) for number, _ in self.ignored[:MOST_NAMED])
+        more = f" and {len(self.ignored) - MOST_NAMED} more" if len(self.ignored) > MOST_NAMED else ""
+        return named + more
+
+
+def read_event_log(path: Path) -> EventLog:
+    """Read a `metrics.jsonl`; nothing if there is no such file. Ignored lines are logged once for each state of it.
+
+    Raises:
+        CsktError: the file cannot be read.
+    """
+    try:
+        state = path.stat()
+    except OSError:
+        return EventLog()
+    if not stat.S_ISREG(state.st_mode):
+        return EventLog()
+    if state.st_size > LARGEST_FILE:
+        raise CsktError(f"{path}: {state.st_size:,} bytes, at most {LARGEST_FILE:,} are read; move the file away")
+    return _read(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _read(path: Path, _size: int, _mtime_ns: int) -> EventLog:
+    """Read once while a file keeps its size and time."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CsktError(f"{path}: cannot be read: {error.strerror or error}; make it readable") from None
+    lines = data.split(b"\n")
+    events: list[dict[str, Any]] = []
+    ignored: list[tuple[int, str]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            events.append(parse_event(line, f"line {number}"))
+        except ValueError as error:
+            if number < len(lines):  # a line that does not end is one that a crash cut short
+                ignored.append((number, str(error)))
+    log = EventLog(tuple(events), tuple(ignored))
+    if ignored:
+        reason = ignored[0][1].removesuffix(f"; {REMEDY}")
+        logger.warning("%s: ignored %d lines (%s) that are no events: %s", path, len(ignored), log.note, reason)
+    return log
+
+
+def parse_event(line: bytes, where: str) -> dict[str, Any]:
+    """Read one line.
+
+    Raises:
+        CsktError: it is no event, or one without what its kind has.
+    """
+    content = load_json(line, where=where, remedy=REMEDY)
+    if not isinstance(content, dict) or not isinstance(content.get("event"), str):
+        raise CsktError(f"{where}: must be an object with an 'event', got {SHORT.repr(content)}; {REMEDY}")
+    schema = SCHEMAS.get(content["event"], OtherEvent)
+    parse_json(line, schema, where=where, remedy=REMEDY)
+    return content

@@ -1,0 +1,166 @@
+"""The weighted losses of a batch and the heads they may need. Training only: no checkpoint for inference has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cskt import losses
+from cskt.config import ClipArchitecture, LossConfig, MlmConfig
+from cskt.data.images import to_device
+from cskt.data.masking import MaskedCaptions
+from cskt.model.dual_encoder import DualEncoder
+from cskt.model.parts.interaction import InteractionEncoder
+from cskt.training.shares import WHOLE, Rows
+
+
+@dataclass(frozen=True)
+class Views:
+    """A batch as the model is to see it."""
+
+    images: Tensor
+    """[B / k, 3, H, W] augmented and normalised, on the training device."""
+    caption_ids: Tensor
+    """[B, L] int64 on the host; those of image i are rows k * i to k * i + k - 1."""
+    masked: MaskedCaptions | None = None
+    """The same captions with words to be guessed, padded to the whole context, on the host; none for losses that need
+    no tokens."""
+
+    def split(self, num_pairs: int) -> list[Views]:
+        """The batch in pieces of at most so many pairs, whole images each; captions are cut to the piece's longest."""
+        captions_per_image = len(self.caption_ids) // len(self.images)
+        num_images = max(1, num_pairs // captions_per_image)
+        pieces = []
+        for first in range(0, len(self.images), num_images):
+            rows = slice(captions_per_image * first, captions_per_image * (first + num_images))
+            caption_ids, masked = self.caption_ids[rows], self.masked
+            longest = int(caption_ids.argmax(dim=1).max()) + 1  # the end token has the highest id
+            masked = None if masked is None else MaskedCaptions(masked.ids[rows], masked.labels[rows])
+            pieces.append(Views(self.images[first : first + num_images], caption_ids[:, :longest], masked))
+        return pieces
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the model makes of a batch of B pairs; an image with k captions has its row k times."""
+
+    image_features: Tensor
+    """[B, D] raw."""
+    text_features: Tensor
+    """[B, D] raw."""
+    image_tokens: Tensor | None = None
+    """[B, N, D] every token of the images, where words are masked."""
+    text_tokens: Tensor | None = None
+    """[B, L, D] every token of the masked captions."""
+    mlm_positions: Tensor | None = None
+    """[M] int64, where in the B * L text tokens the words stand that are asked for."""
+    mlm_labels: Tensor | None = None
+    """[M] int64, their ids."""
+
+
+def encode(model: DualEncoder, views: Views, *, masked_for_all: bool) -> Outputs:
+    """Features of a batch, and tokens where words are masked; every image is encoded once.
+
+    Args:
+        masked_for_all: the text features are those of the masked captions, which saves a pass through the text tower.
+    """
+    images, caption_ids, masked = views.images, views.caption_ids, views.masked
+    captions_per_image = len(caption_ids) // len(images)
+
+    def to_pairs(per_image: Tensor) -> Tensor:
+        return per_image.repeat_interleave(captions_per_image, dim=0) if captions_per_image > 1 else per_image
+
+    device = images.device
+    if masked is None:
+        image_features, text_features = model(images, to_device(caption_ids, device))
+        return Outputs(to_pairs(image_features), text_features)
+    image_tokens = to_pairs(model.image_tokens(images))
+    text = model.text_tokens(to_device(masked.ids, device))
+    labels = masked.labels[:, : text.tokens.shape[1]].flatten()
+    positions = labels.nonzero().squeeze(1)
+    return Outputs(
+        image_features=image_tokens[:, 0],
+        text_features=text.features if masked_for_all else model.encode_text(to_device(caption_ids, device)),
+        image_tokens=image_tokens,
+        text_tokens=text.tokens,
+        mlm_positions=to_device(positions, device),
+        mlm_labels=to_device(labels[positions], device),
+    )
+
+
+class Objective(nn.Module):
+    """Losses by name, with the identity classifier of `id` and the interaction encoder of `mlm`.
+
+    Args:
+        config: which losses, their weights and constants.
+        mlm: the interaction encoder's depth.
+        architecture: width of the features, vocabulary.
+        num_identities: classes of the `id` loss.
+    """
+
+    def __init__(self, config: LossConfig, mlm: MlmConfig, architecture: ClipArchitecture, num_identities: int) -> None:
+        super().__init__()
+        self.config = config
+        width = architecture.embed_dim
+        self.classifier = nn.Linear(width, num_identities) if "id" in config.weights else None
+        self.interaction = None
+        if "mlm" in config.weights:
+            self.interaction = InteractionEncoder(width, mlm.cmt_depth, architecture.vocab_size)
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """The classifier starts near zero, N(0, 0.001), as in IRRA (Jiang & Ye 2023, released code)."""
+        if self.classifier is not None:
+            self.classifier.weight.normal_(std=0.001, generator=generator)
+            self.classifier.bias.zero_()
+        if self.interaction is not None:
+            self.interaction.initialise(generator)
+
+    def forward(self, outputs: Outputs, pids: Tensor, image_ids: Tensor, rows: Rows = WHOLE) -> dict[str, Tensor]:
+        """Unweighted losses of a batch.
+
+        Args:
+            outputs: of the own rows.
+            pids, image_ids: [B] of the whole batch.
+            rows: which rows are this process's own.
+
+        Returns:
+            Scalars by name. Those of `losses.BY_ROW` are this process's part of the loss of the whole batch.
+        """
+        image_features, text_features = outputs.image_features.float(), outputs.text_features.float()
+        whole = losses.LossInputs(
+            image_features=rows.gather(image_features),
+            text_features=rows.gather(text_features),
+            pids=pids,
+            image_ids=image_ids,
+            temperature=self.config.temperature,
+            margin=self.config.margin,
+            tal_temperature=self.config.tal_temperature,
+            tal_margin=self.config.tal_margin,
+            sdm_other_image=self.config.sdm_other_image,
+        )
+        own = losses.LossInputs(
+            image_features=image_features,
+            text_features=text_features,
+            pids=pids[rows.own],
+            image_logits=None if self.classifier is None else self.classifier(outputs.image_features),
+            text_logits=None if self.classifier is None else self.classifier(outputs.text_features),
+            mlm_logits=self._mlm_logits(outputs),
+            mlm_labels=outputs.mlm_labels,
+        )
+        found = {}
+        for name in self.config.weights:
+            if name in losses.BY_ROW:
+                num_words = len(outputs.mlm_labels) if name == "mlm" and outputs.mlm_labels is not None else None
+                found[name] = rows.fraction(num_words) * losses.LOSSES[name](own)
+            else:
+                found[name] = losses.LOSSES[name](whole)
+        return found
+
+    def _mlm_logits(self, outputs: Outputs) -> Tensor | None:
+        if self.interaction is None or outputs.mlm_positions is None:
+            return None
+        assert outputs.text_tokens is not None and outputs.image_tokens is not None
+        return self.interaction(outputs.text_tokens, outputs.image_tokens, outputs.mlm_positions)

@@ -1,0 +1,144 @@
+"""Which parameter learns how fast, and how that changes over the epochs.
+
+The rules are those of the released CSKT and IRRA code, so that published recipes keep their meaning:
+biases learn faster and do not decay, heads that start from nothing learn fastest, and the rate is constant
+within an epoch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+
+from cskt.config import OptimConfig
+from cskt.errors import CsktError
+
+HEADS = ("classifier", "mlm_head")
+BLOCK = re.compile(r"(vision|text)\.blocks\.(\d+)\.")
+BELOW_BLOCKS = ("conv1", "class_embedding", "token_embedding", "positional_embedding", "ln_pre")
+"""Parts of a tower that come before its first block."""
+
+
+def parameter_groups(named_parameters: Iterable[tuple[str, Parameter]], optim: OptimConfig) -> list[dict[str, Any]]:
+    """The trainable parameters, gathered into one group for each pair of rate and weight decay.
+
+    A name decides, the later rule over the earlier: `cross` learns at head_lr_factor; `bias` at bias_lr_factor with
+    weight_decay_bias; `classifier` and `mlm_head` at head_lr_factor, their biases too (which keep weight_decay_bias).
+    With layer_decay below 1 a tower's blocks, and what lies below them, learn the slower the lower they stand.
+
+    Args:
+        named_parameters: as `Module.named_parameters` gives them; frozen ones are passed over.
+        optim: rates, factors and decays.
+
+    Returns:
+        Groups in order of first appearance, each with `params`, `lr`, `weight_decay`, and `lr_scale`: its rate
+        relative to the base rate, which `set_learning_rate` keeps. One empty group if no parameters are given.
+
+    Raises:
+        CsktError: parameters are given, but none is trainable.
+    """
+    named = list(named_parameters)
+    depths = _depths(name for name, _ in named)
+    members: dict[tuple[float, float], list[Parameter]] = {}
+    for name, parameter in named:
+        if parameter.requires_grad:
+            scale, decay = _scale_and_decay(name, optim)
+            members.setdefault((scale * _layer_scale(name, depths, optim.layer_decay), decay), []).append(parameter)
+    if named and not members:
+        raise CsktError("no parameter is trainable; set trainable to added, projections or all")
+    members = members or {(1.0, 0.0): []}
+    return [
+        {"params": parameters, "lr": optim.lr * scale, "lr_scale": scale, "weight_decay": decay}
+        for (scale, decay), parameters in members.items()
+    ]
+
+
+def _scale_and_decay(name: str, optim: OptimConfig) -> tuple[float, float]:
+    is_bias = "bias" in name
+    decay = optim.weight_decay_bias if is_bias else optim.weight_decay
+    if any(head in name for head in HEADS):
+        return optim.head_lr_factor, decay
+    if is_bias:
+        return optim.bias_lr_factor, decay
+    return (optim.head_lr_factor if "cross" in name else 1.0), decay
+
+
+def _depths(names: Iterable[str]) -> dict[str, int]:
+    """Blocks of each tower."""
+    depths: dict[str, int] = {}
+    for name in names:
+        if block := BLOCK.match(name):
+            depths[block[1]] = max(depths.get(block[1], 0), int(block[2]) + 1)
+    return depths
+
+
+def _layer_scale(name: str, depths: Mapping[str, int], layer_decay: float) -> float:
+    """Share of the rate that a parameter's place in its tower leaves: 1 for the topmost block and what follows it."""
+    if block := BLOCK.match(name):
+        return layer_decay ** (depths[block[1]] - 1 - int(block[2]))
+    tower, _, rest = name.partition(".")
+    return layer_decay ** depths[tower] if tower in depths and rest.startswith(BELOW_BLOCKS) else 1.0
+
+
+def build_optimizer(named_parameters: Iterable[tuple[str, Parameter]], optim: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser over `parameter_groups`.
+
+    `adam` adds the decay to the gradient (L2), as the released code does; `adamw` shrinks the weights apart from the
+    gradient (Loshchilov and Hutter 2019). The state dict holds rates and scales, so that loading it resumes a run.
+
+    Raises:
+        CsktError: parameters are given, but none is trainable.
+    """
+    groups = parameter_groups(named_parameters, optim)
+    # On CUDA one kernel updates all parameters; everywhere else torch decides.
+    fused = True if any(parameter.is_cuda for group in groups for parameter in group["params"]) else None
+    if optim.name == "sgd":
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, fused=fused)
+    optimizer = torch.optim.Adam if optim.name == "adam" else torch.optim.AdamW
+    return optimizer(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=fused)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the base rate: every group gets `rate` times its `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def learning_rate(epoch_index: int, optim: OptimConfig, num_epochs: int) -> float:
+    """The base rate of an epoch: warm-up first, then the schedule over the epochs that remain.
+
+    Args:
+        epoch_index: from 0.
+        optim: base rate, warm-up and schedule.
+        num_epochs: epochs of the whole run; a run no longer than its warm-up never leaves it.
+
+    Raises:
+        CsktError: the epoch is not one of the run's.
+    """
+    if not 0 <= epoch_index < num_epochs:
+        raise CsktError(f"epoch {epoch_index + 1} lies outside a run of {num_epochs}; raise num_epochs")
+    if epoch_index < optim.warmup_epochs:
+        done = epoch_index / optim.warmup_epochs if optim.warmup_method == "linear" else 0.0
+        return optim.lr * (optim.warmup_factor * (1 - done) + done)
+    if optim.schedule == "step":
+        return optim.lr * optim.gamma ** bisect_right(sorted(optim.milestones), epoch_index)
+    progress = (epoch_index - optim.warmup_epochs) / (num_epochs - optim.warmup_epochs)
+    floor = optim.target_lr if optim.schedule in ("cosine", "poly", "poly-released") else 0.0
+    return floor + (optim.lr - floor) * DECAYS[optim.schedule](progress, optim.power)
+
+
+DECAYS: dict[str, Callable[[float, float], float]] = {
+    "cosine": lambda progress, power: (1 + math.cos(math.pi * progress)) / 2,
+    "exp": lambda progress, power: power**progress,
+    "linear": lambda progress, power: 1 - progress,
+    "poly": lambda progress, power: (1 - progress) ** power,
+    # Falls at once to `power` and climbs back to 1: a slip of the released schedule, kept to reproduce it.
+    "poly-released": lambda progress, power: power ** (1 - progress),
+}
+"""Share of the base rate by schedule, at a progress in [0, 1) from warm-up to the end of the run."""

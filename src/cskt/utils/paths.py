@@ -1,0 +1,64 @@
+"""Paths built from names that somebody else wrote."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cskt.errors import CsktError
+
+RESERVED = frozenset('/\\:*?"<>|')
+"""Characters that a file name cannot hold, on one system or another."""
+LONGEST_NAME = 200
+"""Bytes; file systems take 255, of which others are added here."""
+
+
+def inside(folder: Path, *parts: str | Path, follow_links: bool = True) -> Path:
+    """Join a name to a folder and check that the result is below the folder once all links are resolved.
+
+    Every path built from a manifest, a store, an archive, a config or a request goes through this function.
+
+    Args:
+        folder: may itself be a link, or be reached by one.
+        parts: what is joined to it, as with `Path.joinpath`; nothing of the path has to exist.
+        follow_links: false for files that this program makes: no link is taken for one of them, wherever it leads.
+
+    Returns:
+        The resolved path, so that what is opened is what was checked; without links, the joined one, which is the same.
+
+    Raises:
+        CsktError: the path is the folder itself or lies outside it, has a link in it where none is followed, or cannot
+            be a path.
+    """
+    joined = folder.joinpath(*parts)
+    try:
+        root, path = folder.resolve(), joined.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a NUL, half a surrogate pair
+        raise CsktError(f"{_shown(joined)}: not a path that can be opened: {error}; rename it") from None
+    if path == root or not path.is_relative_to(root):
+        raise CsktError(f"{_shown(joined)}: leads outside {folder}; only files below that folder are used")
+    if follow_links:
+        return path
+    if path != Path(os.path.normpath(root.joinpath(*parts))):
+        raise CsktError(f"{_shown(joined)}: a link, or below one; put the file or folder itself there")
+    return joined
+
+
+def file_name(text: str) -> str:
+    """Return text as one part of a file name; characters that mean something in a path or a shell become `_`.
+
+    Args:
+        text: for example the name of a run in a stranger's config.
+
+    Returns:
+        At most 200 bytes, without a dot in front; `_` for an empty text.
+    """
+    safe = "".join("_" if letter in RESERVED or not letter.isprintable() else letter for letter in text)
+    safe = safe.encode()[:LONGEST_NAME].decode(errors="ignore")
+    return f"_{safe[1:]}" if not safe or safe.startswith(".") else safe
+
+
+def _shown(path: Path) -> str:
+    """A path on one line, of a length that can be read."""
+    text = str(path)
+    return (text if text.isprintable() else repr(text))[:300]

@@ -1,0 +1,195 @@
+"""Per-query results: the file, what it promises, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cskt import metrics
+from cskt.data.annotations import read_dataset
+from cskt.data.records import Record, Split
+from cskt.evaluation.results import METRICS, Facts, Result, find_results, load_result, result_path, save_result
+
+
+def made_up_result(seed: int = 0, **changes: Any) -> Result:
+    """Random similarities of 20 captions and 9 images; the last three captions are of somebody without an image."""
+    generator = torch.Generator().manual_seed(seed)
+    captions, images = torch.tensor([5, 5, 7, 8] * 4 + [5, 99, 99, 99]), torch.tensor([5, 7, 8] * 3)
+    similarity = torch.rand(len(captions), len(images), generator=generator)
+    t2i = metrics.from_similarity(similarity, captions, images)
+    i2t = metrics.from_similarity(similarity.T, images, captions)
+    values: dict[str, Any] = {
+        "dataset": "cuhk-pedes", "split": "test", "split_sha256": "ab" * 32, "label": "cskt",
+        "metrics": {"t2i": t2i.summary(), "i2t": i2t.summary()}, "query_pids": captions.numpy(),
+        "first_right_rank": t2i.per_query.first_right_rank.numpy(),
+        "average_precision": t2i.per_query.average_precision.numpy(),
+        "inverse_negative_penalty": t2i.per_query.inverse_negative_penalty.numpy(),
+    }  # fmt: skip
+    return Result(**(values | changes))
+
+
+def test_values_of_matched_queries_give_the_means() -> None:
+    result = made_up_result()
+    assert (len(result.query_pids), len(result.groups)) == (20, 17)
+    assert 99 not in result.groups
+    for metric in METRICS:
+        values = result.values(metric)
+        assert values.shape == result.groups.shape
+        assert values.mean() == pytest.approx(result.metrics["t2i"][metric], abs=1e-12)
+    assert set(result.values("r1")) == {0.0, 1.0}
+    assert (result.values("r1") <= result.values("r5")).all() and (result.values("r5") <= result.values("r10")).all()
+    with pytest.raises(ValueError, match="unknown metric 'r2'; there are r1, r5, r10, mean_ap, mean_inp"):
+        result.values("r2")
+
+
+def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
+    facts = Facts(trainable_parameters=12, training_seconds=3.5, images_per_second=10, device="cpu", trained_on="dolls")
+    saved = made_up_result(seed=3, note="selected on test", facts=facts)
+    path = save_result(tmp_path / "run", replace(saved, seed=7))
+    assert path == tmp_path / "run" / "evaluations" / "cuhk-pedes_test_abababab.json"
+    loaded = load_result(path)
+    assert (loaded.seed, loaded.note, loaded.facts, loaded.metrics) == (7, "selected on test", facts, saved.metrics)
+    for name in ("query_pids", "first_right_rank", "average_precision", "inverse_negative_penalty"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(saved, name))
+        assert getattr(loaded, name).dtype == getattr(saved, name).dtype
+
+
+def test_a_folder_keeps_one_result_for_each_split_and_way_of_ranking(tmp_path: Path) -> None:
+    save_result(tmp_path, made_up_result(label="old"))
+    save_result(tmp_path, made_up_result(label="new"))
+    save_result(tmp_path, made_up_result(label="expanded", options="query-expansion-5"))
+    save_result(tmp_path, made_up_result(label="elsewhere", dataset="rstpreid"))
+    save_result(tmp_path, made_up_result(label="val", split="val"))
+    assert sorted(result.label for result in find_results(tmp_path)) == ["elsewhere", "expanded", "new"]
+    assert [result.label for result in find_results(tmp_path, split="val")] == ["val"]
+    assert [result.label for result in find_results(tmp_path, dataset="rstpreid")] == ["elsewhere"]
+
+
+def test_a_folder_without_results_says_how_to_make_them(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        find_results(tmp_path)
+    assert str(error.value) == f"{tmp_path}: holds no per-query results; make them: cskt evaluate {tmp_path}"
+    save_result(tmp_path, made_up_result())
+    with pytest.raises(ValueError, match=r"results on cuhk-pedes test, none on any data set val; .* --split val$"):
+        find_results(tmp_path, split="val")
+    with pytest.raises(ValueError, match=r"none on rstpreid test; .* --split test --dataset rstpreid$"):
+        find_results(tmp_path, dataset="rstpreid")
+
+
+def test_digest_of_a_split_is_that_of_its_content(dolls: Path, tmp_path: Path) -> None:
+    split = read_dataset("cuhk-pedes", dolls)["test"]
+    digest = split.sha256
+    elsewhere = Path(shutil.copytree(dolls, tmp_path / "moved"))
+    assert read_dataset("cuhk-pedes", elsewhere)["test"].sha256 == digest
+    first, *rest = split.records
+    for other in (
+        replace(first, pid=first.pid + 1000),
+        replace(first, image_path=first.image_path.with_name("other.jpg")),
+        replace(first, captions=(*first.captions, "one more")),
+        replace(first, captions=("in other words", *first.captions[1:])),
+    ):
+        assert replace(split, records=(other, *rest)).sha256 != digest
+    assert replace(split, records=(*rest, first)).sha256 != digest, "the order breaks ties"
+
+
+def test_digest_tells_where_a_caption_ends() -> None:
+    one, other = (
+        Split("jsonl", "test", (Record(1, Path("a.jpg"), captions, "test"),)) for captions in (("a, b",), ("a", " b"))
+    )
+    assert one.sha256 != other.sha256
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"query_pids": np.arange(3)}, "expected one value per query"),
+        ({"first_right_rank": np.full(20, -1)}, "first_right_rank holds -1"),
+        ({"average_precision": np.full(20, 69.7)}, r"average_precision holds values outside \[0, 1\]"),
+        ({"average_precision": np.full(20, np.nan)}, r"average_precision holds values outside \[0, 1\]"),
+        ({"average_precision": np.full(20, 0.5)}, "mean_ap is .*, but its queries give 0.5"),
+        ({"metrics": {"t2i": {}, "i2t": {}}}, "metrics of t2i are not"),
+    ],
+)
+def test_results_that_contradict_themselves_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"result 'cskt': .*{message}"):
+        made_up_result(**changes)
+
+
+def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
+    def edited(text: str) -> str:
+        content = json.loads(text)
+        change(content)
+        return json.dumps(content)
+
+    return edited
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "not JSON: .*; make it again: cskt evaluate"),
+        (lambda _: "[1, 2]", "must be an object, got .1, 2.; make it again"),
+        (
+            edit(lambda content: content.update(version=99)),
+            "a newer version of cskt .format 99, this one reads 1.",
+        ),
+        (edit(lambda content: content.pop("query_pids")), "the field 'query_pids' is missing"),
+        (edit(lambda content: content.pop("label")), "the field 'label' is missing"),
+        (edit(lambda content: content.update(rank=3)), "the field 'rank' is unknown"),
+        (edit(lambda content: content.update(seed="one")), "'seed' must be a valid integer, got 'one'"),
+        (edit(lambda content: content["facts"].update(device=3)), "'facts.device' must be a valid string, got 3"),
+        (
+            edit(lambda content: content["query_pids"].__setitem__(0, "a")),
+            "'query_pids.0' must be a valid integer",
+        ),
+        (edit(lambda content: content["first_right_rank"].pop()), "expected one value per query"),
+        (edit(lambda content: content.update(metrics=None)), "make it again"),
+    ],
+)
+def test_damaged_files_are_refused_in_one_line(damage: Callable[[str], str], message: str, tmp_path: Path) -> None:
+    path = save_result(tmp_path, made_up_result())
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(ValueError, match=message) as error:
+        load_result(path)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=message):
+        find_results(tmp_path)
+
+
+def test_figures_of_the_other_direction_are_checked_too(tmp_path: Path) -> None:
+    for value in (math.nan, "0.5", None, -0.1, 1.5, [0.5]):
+        path = save_result(tmp_path, made_up_result())
+        path.write_text(edit(lambda content, value=value: content["metrics"]["i2t"].update(r1=value))(path.read_text()))
+        with pytest.raises(ValueError, match="'metrics.i2t.r1' .*make it again"):
+            load_result(path)
+
+
+def test_names_of_a_result_never_lead_outside_its_folder(tmp_path: Path) -> None:
+    path = save_result(tmp_path / "run", made_up_result(dataset="../../x", split="/etc/y", options="a/../b"))
+    assert path.parent == tmp_path / "run" / "evaluations" and load_result(path).dataset == "../../x"
+    assert [each.name for each in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_link_in_place_of_the_results_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "evaluations").symlink_to(tmp_path / "victim")
+    with pytest.raises(ValueError, match="leads outside"):
+        save_result(tmp_path / "run", made_up_result())
+    assert list((tmp_path / "victim").iterdir()) == []
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = result_path(tmp_path, "cuhk-pedes", "test", "ab" * 32, "rerank")
+    assert path.name == "cuhk-pedes_test_abababab_rerank.json"
+    with pytest.raises(ValueError, match="_rerank.json: no such file; make it again"):
+        load_result(path)

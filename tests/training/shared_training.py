@@ -1,0 +1,137 @@
+"""What a process of a training does in the tests of several processes; started by `torchrun`.
+
+    torchrun --nproc-per-node N shared_training.py gradients CONFIG OUTPUT [double]
+    torchrun --nproc-per-node N shared_training.py stop STEP train --config CONFIG ...
+    torchrun --nproc-per-node N shared_training.py kill STEP train --config CONFIG ...
+    torchrun --nproc-per-node N shared_training.py overflow STEP train --config CONFIG ...
+    torchrun --nproc-per-node N shared_training.py delete STEP FOLDER train --config CONFIG ...
+    torchrun --nproc-per-node N shared_training.py differ KEY VALUE train --config CONFIG ...
+
+CONFIG is a saved RunConfig; what follows STEP is a command line of `cskt`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import sys
+from functools import partial
+from typing import Any
+
+import torch
+
+from cskt.cli.main import main
+from cskt.config import load_config
+from cskt.data.loading import Batch
+from cskt.training import loop
+from cskt.training.distributed import joined
+from cskt.training.setup import Session, prepare
+from cskt.training.step import add_gradients
+
+
+def gradients(config: str, output: str, precision: str = "") -> None:
+    """Save the losses of every batch of an epoch and its gradients as they are just before the optimiser's step."""
+    with joined() as processes:
+        session = prepare(load_config(config), processes)
+        if precision == "double":
+            torch.Tensor.float = torch.Tensor.double
+            in_double(session)
+        found = gradients_of_epoch(session)
+        torch.save(found, f"{output}.{processes.rank}")
+
+
+def in_double(session: Session) -> Session:
+    """The same with weights in float64; where `Tensor.float` is `Tensor.double`, all is computed so."""
+    session.built.model.double()
+    session.trainee.objective.double()
+    return session
+
+
+def gradients_of_epoch(session: Session) -> list[dict[str, dict[str, torch.Tensor]]]:
+    """Per batch of the first epoch its losses and its gradients by name, added up over the processes."""
+    found = []
+    processes, trainee = session.processes, session.trainee
+    named = dict([*session.built.model.named_parameters(), *trainee.objective.named_parameters()])
+    for step, batch in enumerate(session.loader.epoch(0, share=processes.share)):
+        losses = add_gradients(session, batch, step, torch.Generator().manual_seed(step))
+        processes.add_up(parameter for parameter in named.values() if parameter.requires_grad)
+        held = {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
+        found.append({"losses": losses, "gradients": held})
+        trainee.optimizer.zero_grad(set_to_none=True)
+    return found
+
+
+def is_last() -> bool:
+    """Whether this is the last of the processes."""
+    return int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+
+
+def signalled(number: signal.Signals, step: str, *words: str) -> int:
+    """Train by the command line; the last process sends itself a signal behind a step, unless it is a second one."""
+    is_first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    train_step, num_steps = loop.update, itertools.count(1)
+
+    def update(session: Session, position: int, num_steps_of_epoch: int) -> bool:
+        updated = train_step(session, position, num_steps_of_epoch)
+        if next(num_steps) == int(step) and is_last() and is_first:
+            os.kill(os.getpid(), number)
+        return updated
+
+    loop.update = update
+    return main(words)
+
+
+def overflowing(step: str, *words: str) -> int:
+    """Train by the command line with a loss scaled by 64; the last process finds infinite gradients in a batch."""
+    num_batches = itertools.count(1)
+
+    def add(
+        session: Session, batch: Batch, position: int, generator: torch.Generator, num_steps_of_epoch: int
+    ) -> dict[str, torch.Tensor]:
+        parts = add_gradients(session, batch, position, generator, num_steps_of_epoch)
+        if next(num_batches) == int(step) and is_last():
+            next(p.grad for p in session.built.model.parameters() if p.grad is not None).fill_(torch.inf)
+        return parts
+
+    loop.add_gradients = add
+    torch.amp.GradScaler = partial(torch.amp.GradScaler, init_scale=64.0)
+    return main(words)
+
+
+def deleting(step: str, folder: str, *words: str) -> int:
+    """Train by the command line; the first process deletes the run's folder behind a step."""
+    train_step, num_steps = loop.update, itertools.count(1)
+
+    def update(*arguments: Any) -> Any:
+        updated = train_step(*arguments)
+        if next(num_steps) == int(step) and os.environ["RANK"] == "0":
+            shutil.rmtree(folder)
+        return updated
+
+    loop.update = update
+    return main(words)
+
+
+def differing(key: str, value: str, *words: str) -> int:
+    """Train by the command line; the last process has another idea of what is trained."""
+    essentials = Session.essentials
+    if is_last():
+        Session.essentials = lambda session: essentials(session) | {key: value}
+    return main(words)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    kind, *rest = sys.argv[1:]
+    if kind == "gradients":
+        gradients(*rest)
+    elif kind == "overflow":
+        sys.exit(overflowing(*rest))
+    elif kind == "delete":
+        sys.exit(deleting(*rest))
+    elif kind == "differ":
+        sys.exit(differing(*rest))
+    else:
+        sys.exit(signalled({"stop": signal.SIGTERM, "kill": signal.SIGKILL}[kind], *rest))

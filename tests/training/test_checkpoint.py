@@ -1,0 +1,237 @@
+"""`last.pt`: what it brings back, and what it is refused for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cskt.config import ClipArchitecture, LossConfig, MlmConfig, OptimConfig, RunConfig, load_config, to_dict
+from cskt.model.io.tensors import load_plain
+from cskt.training.checkpoint import (
+    FREE_ON_RESUME,
+    Progress,
+    Trainee,
+    config_differences,
+    load_last,
+    save_last,
+    set_aside,
+    trainable_state,
+)  # fmt: skip
+from cskt.training.ema import Average
+from cskt.training.objective import Objective, Outputs
+from cskt.training.optim import build_optimizer
+
+CONFIG = load_config("cskt")
+NARROW = ClipArchitecture(embed_dim=4)
+PROGRESS = Progress(epoch=3, step=7, total_steps=100, best_r1=0.25, best_epoch=2, seconds=12.5)
+
+
+def make_trainee(seed: int = 0, num_identities: int = 5, backbone: str = "a" * 64, data: str = "d" * 64) -> Trainee:
+    """A frozen and a trained layer, a classifier, and an Adam that has taken a step."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 4))
+    objective = Objective(LossConfig(weights={"id": 1.0}), MlmConfig(), NARROW, num_identities)
+    named = [*model.named_parameters(), *objective.named_parameters()]
+    optimizer = build_optimizer(named, OptimConfig())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**seed)
+    average = Average(model.named_parameters(), decay=0.9)
+    trainee = Trainee(model, objective, optimizer, scaler, average, backbone, data)
+    features = model(torch.randn(3, 4))
+    pids = torch.tensor([0, 1, 2])
+    loss = objective(Outputs(features, features), pids, pids)["id"]
+    torch.autograd.backward(scaler.scale(loss))
+    scaler.step(optimizer)
+    scaler.update()
+    average.update()
+    return trainee
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A last.pt of `make_trainee(0)`."""
+    save_last(tmp_path / "last.pt", make_trainee(0), CONFIG, PROGRESS)
+    return tmp_path / "last.pt"
+
+
+def refused(path: Path, trainee: Trainee | None = None, config: RunConfig = CONFIG) -> str:
+    """The one line with which resuming is refused."""
+    with pytest.raises(ValueError) as caught:
+        load_last(path, trainee or make_trainee(1), config)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+    return str(caught.value)
+
+
+def test_everything_that_changes_comes_back(saved: Path) -> None:
+    first, second = make_trainee(0), make_trainee(1)
+    frozen = second.model[0].weight.clone()  # type: ignore[index]
+    assert load_last(saved, second, CONFIG) == (PROGRESS, saved)
+    for one, other in ((first.model, second.model), (first.objective, second.objective)):
+        for name, value in trainable_state(one).items():
+            assert torch.equal(trainable_state(other)[name], value), name
+    assert torch.equal(second.model[0].weight, frozen), "the frozen rest comes from the backbone"  # type: ignore[index]
+    ours, theirs = second.optimizer.state_dict(), first.optimizer.state_dict()
+    assert ours["param_groups"] == theirs["param_groups"] and ours["state"].keys() == theirs["state"].keys()
+    for index, state in theirs["state"].items():
+        for name, value in state.items():
+            assert torch.equal(ours["state"][index][name], value), name
+    assert second.scaler.state_dict() == first.scaler.state_dict()
+    assert first.average is not None and second.average is not None
+    averages, others = first.average.state_dict(), second.average.state_dict()
+    assert others["num_updates"] == averages["num_updates"] == 1
+    for name, value in averages["averages"].items():
+        assert torch.equal(others["averages"][name], value), name
+
+
+def test_only_what_trains_is_written(saved: Path) -> None:
+    content = load_plain(saved)
+    assert content["model"].keys() == {"1.weight", "1.bias"}
+    assert content["objective"].keys() == {"classifier.weight", "classifier.bias"}
+    assert content["average"]["averages"].keys() == {"1.weight", "1.bias"}
+    assert content["progress"] == asdict(PROGRESS)
+    assert content["config"] == to_dict(CONFIG)
+
+
+def test_a_run_without_a_moving_average_saves_and_brings_back_none(tmp_path: Path) -> None:
+    save_last(tmp_path / "last.pt", replace(make_trainee(0), average=None), CONFIG, PROGRESS)
+    assert load_plain(tmp_path / "last.pt")["average"] is None
+    assert load_last(tmp_path / "last.pt", replace(make_trainee(1), average=None), CONFIG)[0] == PROGRESS
+
+
+def test_a_save_that_is_broken_off_after_a_fallback_keeps_the_good_one(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = replace(PROGRESS, total_steps=PROGRESS.total_steps + 1)
+    save_last(saved, make_trainee(0), CONFIG, later)
+    saved.write_bytes(saved.read_bytes()[:-100])
+    previous = saved.with_name("last.previous.pt")
+    assert load_last(saved, make_trainee(1), CONFIG) == (PROGRESS, previous)
+    set_aside(saved)
+    rename = Path.replace
+
+    def killed_before_the_last(path: Path, target: Path) -> Path:
+        if target == saved:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed_before_the_last)
+        save_last(saved, make_trainee(0), CONFIG, later)
+    assert load_last(saved, make_trainee(1), CONFIG) == (PROGRESS, previous)
+    save_last(saved, make_trainee(0), CONFIG, later)
+    assert load_last(saved, make_trainee(1), CONFIG) == (later, saved)
+
+
+def test_differences_name_every_key_with_both_values() -> None:
+    other = load_config("cskt", {"optim.lr": 1e-4, "prompts.depth": 3, "loss.weights": {"itc": 1.0}, "seed": 9})
+    assert config_differences(to_dict(CONFIG), to_dict(other)) == [
+        "loss.weights: {'sdm': 1.0} -> {'itc': 1.0}",
+        "optim.lr: 0.0003 -> 0.0001",
+        "prompts.depth: 12 -> 3",
+        "seed: 1 -> 9",
+    ]
+
+
+def test_a_key_that_one_side_lacks_is_a_difference() -> None:
+    older = to_dict(CONFIG)
+    del older["optim"]["momentum"]
+    assert config_differences(older, to_dict(CONFIG)) == ["optim.momentum: None -> 0.9"]
+
+
+def test_free_keys_are_config_keys_and_no_difference() -> None:
+    values: dict[str, Any] = dict.fromkeys(FREE_ON_RESUME, 3) | {
+        "name": "x", "output_dir": "x", "device": "mps", "backbone.name": "x", "data.root": "x",
+        "data.cache_images": True, "data.cache_dir": "x", "loop.checkpoint_activations": True, "loop.fit": True,
+        "loop.compile": True,
+    }  # fmt: skip
+    assert config_differences(to_dict(CONFIG), to_dict(load_config("cskt", values))) == []
+
+
+def test_a_file_older_than_a_config_key_is_resumed_with_the_keys_default(saved: Path) -> None:
+    content = torch.load(saved, weights_only=True)
+    del content["config"]["lora"], content["config"]["mlm"], content["config"]["data"]["templates"]
+    torch.save(content, saved)
+    assert load_last(saved, make_trainee(1), CONFIG) == (PROGRESS, saved)
+    assert "lora.sides: none -> both" in refused(saved, config=load_config("cskt", {"lora.sides": "both"}))
+
+
+def test_another_backbone_is_refused(saved: Path) -> None:
+    assert f"over another backbone (SHA-256 {'a' * 64})" in refused(saved, make_trainee(1, backbone="b" * 64))
+
+
+def test_other_parameters_are_refused_and_nothing_is_changed(saved: Path) -> None:
+    trainee = make_trainee(1, num_identities=6)
+    weight = trainee.objective.classifier.weight.clone()  # type: ignore[union-attr]
+    assert "'classifier.bias' has another shape" in refused(saved, trainee)
+    assert torch.equal(trainee.objective.classifier.weight, weight)  # type: ignore[union-attr]
+    trainee = make_trainee(1)
+    trainee.model[0].requires_grad_(True)  # type: ignore[index]
+    assert "'0.bias' has another shape" in refused(saved, trainee)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_one_line(saved: Path, share: float) -> None:
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(share * len(content))])
+    assert "cannot be resumed from, truncated or altered; start a new run (" in refused(saved)
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n", b"{}", b"PK\x03\x04 nothing", b"\x80\x02]q\x00."])
+def test_another_file_is_one_line(saved: Path, content: bytes) -> None:
+    saved.write_bytes(content)
+    refused(saved)
+
+
+def test_another_checkpoint_is_one_line(saved: Path) -> None:
+    torch.save({"model": {}, "epoch": 3}, saved)
+    assert "not a last.pt of this program" in refused(saved)
+
+
+class Harmful:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_is_refused_and_not_run(saved: Path, tmp_path: Path) -> None:
+    content = load_plain(saved)
+    torch.save(content | {"extra": Harmful(tmp_path / "executed")}, saved)
+    assert "nothing in it was executed" in refused(saved)
+    assert not (tmp_path / "executed").exists()
+    torch.load(saved, weights_only=False)
+    assert (tmp_path / "executed").exists(), "the file would have done harm"
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("part", ["model", "objective"])
+def test_weights_that_are_not_finite_are_not_saved(saved: Path, part: str, value: float) -> None:
+    before, trainee = saved.read_bytes(), make_trainee(1)
+    with torch.no_grad():
+        list(getattr(trainee, part).parameters())[-1][0] = value
+    with pytest.raises(ValueError, match=r"last\.pt: not written, '.*bias' holds NaN or infinity after step 100; .*lr"):
+        save_last(saved, trainee, CONFIG, PROGRESS)
+    assert saved.read_bytes() == before
+
+
+def test_a_failed_write_keeps_the_file_before(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+
+    def full_disk(content: Any, path: Path) -> None:
+        path.write_bytes(b"half a file")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nand more")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(ValueError, match=r"last\.pt: cannot be written: [^\n]*$"):
+        save_last(saved, make_trainee(1), CONFIG, replace(PROGRESS, epoch=4))
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]

@@ -1,0 +1,137 @@
+"""`Feed`: every batch in order, the time waited, and no thread left behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator
+
+import pytest
+import torch
+
+from cskt.training.prefetcher import Feed
+from cskt.types import Batch
+
+CPU = torch.device("cpu")
+ELSEWHERE = torch.device("meta")
+"""Stands for an accelerator: tensors go there, and have a shape."""
+PAUSE_SECONDS = 0.05
+
+
+def make_batch(number: int) -> Batch:
+    return Batch(
+        images=torch.full((2, 3, 4, 2), number, dtype=torch.uint8),
+        caption_ids=torch.full((2, 5), number),
+        pids=torch.tensor([0, 1]),
+        image_ids=torch.tensor([number, number + 1]),
+    )
+
+
+class Loader:
+    """Three batches, each after a pause; knows what was asked of it."""
+
+    def __init__(self, pause_seconds: float = 0.0, fails_at: int | None = None) -> None:
+        self.pause_seconds, self.fails_at = pause_seconds, fails_at
+        self.num_begun = 0
+        self.closed = False
+
+    def epoch(self) -> Generator[Batch, None, None]:
+        try:
+            for number in range(3):
+                self.num_begun += 1
+                if number == self.fails_at:
+                    raise ValueError("4.jpg: no such image")
+                time.sleep(self.pause_seconds)
+                yield make_batch(number)
+        finally:
+            self.closed = True
+
+
+def test_on_the_cpu_batches_pass_through() -> None:
+    batches = [make_batch(number) for number in range(3)]
+    loader = (batch for batch in batches)
+    before = threading.active_count()
+    with Feed(loader, CPU) as feed:
+        for fed, batch in zip(feed, batches, strict=True):
+            assert fed is batch and threading.active_count() == before
+
+
+def test_elsewhere_the_images_travel_and_the_rest_stays() -> None:
+    with Feed(Loader().epoch(), ELSEWHERE) as feed:
+        fed = list(feed)
+    assert [batch.image_ids.tolist() for batch in fed] == [[0, 1], [1, 2], [2, 3]]
+    for number, batch in enumerate(fed):
+        assert batch.images.device == ELSEWHERE
+        assert batch.images.shape == (2, 3, 4, 2) and batch.images.dtype == torch.uint8
+        assert torch.equal(batch.caption_ids, make_batch(number).caption_ids)
+        assert batch.pids.device == batch.image_ids.device == CPU
+
+
+def test_elsewhere_one_batch_is_fetched_ahead() -> None:
+    loader = Loader()
+    with Feed(loader.epoch(), ELSEWHERE) as feed:
+        batches = iter(feed)
+        next(batches)
+        ends = time.perf_counter() + 5
+        while loader.num_begun < 2 and time.perf_counter() < ends:
+            time.sleep(0.001)
+        time.sleep(0.02)
+        assert loader.num_begun == 2, "the next and no more"
+
+
+@pytest.mark.parametrize("device", [CPU, ELSEWHERE])
+def test_waiting_is_counted(device: torch.device) -> None:
+    with Feed(Loader(PAUSE_SECONDS).epoch(), device) as feed:
+        list(feed)
+        assert 3 * PAUSE_SECONDS <= feed.take_waited() < 9 * PAUSE_SECONDS
+        assert feed.take_waited() == 0.0
+
+
+def test_elsewhere_a_long_step_hides_the_loader() -> None:
+    with Feed(Loader(PAUSE_SECONDS).epoch(), ELSEWHERE) as feed:
+        batches = iter(feed)
+        next(batches)
+        assert feed.take_waited() >= PAUSE_SECONDS
+        time.sleep(2 * PAUSE_SECONDS)  # the step
+        next(batches)
+        assert feed.take_waited() < PAUSE_SECONDS / 2
+
+
+def test_on_the_cpu_a_step_is_not_counted_as_waiting() -> None:
+    with Feed(Loader().epoch(), CPU) as feed:
+        for _ in feed:
+            time.sleep(PAUSE_SECONDS)
+        assert feed.take_waited() < PAUSE_SECONDS
+
+
+@pytest.mark.parametrize("device", [CPU, ELSEWHERE])
+def test_an_error_of_the_loader_comes_at_its_batch(device: torch.device) -> None:
+    before, loader, seen = threading.active_count(), Loader(fails_at=2), 0
+    with pytest.raises(ValueError, match=r"4\.jpg: no such image"), Feed(loader.epoch(), device) as feed:
+        for _ in feed:
+            seen += 1
+    assert seen == 2 and loader.closed and threading.active_count() == before
+
+
+@pytest.mark.parametrize("device", [CPU, ELSEWHERE])
+def test_leaving_early_closes_the_loader_and_ends_the_thread(device: torch.device) -> None:
+    before, loader = threading.active_count(), Loader(PAUSE_SECONDS / 5)
+    with Feed(loader.epoch(), device) as feed:
+        for _ in feed:
+            break
+    assert loader.closed and loader.num_begun <= 2 and threading.active_count() == before
+
+
+@pytest.mark.parametrize("device", [CPU, ELSEWHERE])
+def test_a_failing_step_leaves_nothing_behind(device: torch.device) -> None:
+    before, loader = threading.active_count(), Loader()
+    with pytest.raises(RuntimeError, match="out of memory"), Feed(loader.epoch(), device) as feed:
+        for _ in feed:
+            raise RuntimeError("out of memory")
+    assert loader.closed and threading.active_count() == before
+
+
+@pytest.mark.parametrize("device", [CPU, ELSEWHERE])
+def test_an_epoch_without_batches(device: torch.device) -> None:
+    with Feed((batch for batch in list[Batch]()), device) as feed:
+        assert list(feed) == []

@@ -1,0 +1,125 @@
+"""What is read from the environment of a launcher, and what is refused under one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cskt.cli import main as cli
+from cskt.cli.released_programs import train_main
+from cskt.cli.train import run
+from cskt.training.launch import Place, check_alone, is_leader, is_restart, launched_as
+from cskt.training.loop import train
+from cskt.training.run_folder import CONFIG, LAST, PREVIOUS
+from elsewhere import claimed_elsewhere
+from tiny_run import Configure
+
+TORCHRUN = {
+    "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "none",
+    "TORCHELASTIC_RESTART_COUNT": "2", "TORCHELASTIC_MAX_RESTARTS": "3",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+
+
+def launch(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
+    for name, value in (TORCHRUN | changes).items():
+        monkeypatch.setenv(name, value)
+
+
+def test_without_a_launcher_a_process_is_alone() -> None:
+    assert launched_as() == Place(0, 1, 0, 1)
+    assert is_leader() and not is_restart(None)
+    check_alone("anything")
+
+
+def test_places_of_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    launch(monkeypatch)
+    assert launched_as() == Place(rank=5, count=8, local_rank=1, local_count=4)
+    assert not is_leader() and is_restart(tmp_path)
+    with pytest.raises(ValueError, match="--max-restarts starts a run again, .* use cskt train --output FOLDER"):
+        is_restart(None)
+    launch(monkeypatch, RANK="0", TORCHELASTIC_RESTART_COUNT="0")
+    assert is_leader() and not is_restart(tmp_path)
+
+
+def test_several_machines_that_share_a_store_are_not_restarted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each counts its restarts for itself, and the store keeps the addresses of the dead."""
+    launch(monkeypatch, GROUP_WORLD_SIZE="2", TORCHELASTIC_USE_AGENT_STORE="True")
+    with pytest.raises(ValueError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on all of them"):
+        is_restart(tmp_path)
+    launch(monkeypatch, GROUP_WORLD_SIZE="2", TORCHELASTIC_USE_AGENT_STORE="False")
+    assert is_restart(tmp_path)
+    launch(monkeypatch, GROUP_WORLD_SIZE="1", TORCHELASTIC_USE_AGENT_STORE="True")
+    assert is_restart(tmp_path)
+
+
+def test_a_restart_does_not_take_over_what_its_launch_was_refused(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config, folder = configure({"loop.num_epochs": 1}), tmp_path / "run"
+    train(config, folder)
+    for checkpoint in (LAST, PREVIOUS):  # as a study leaves a run
+        (folder / checkpoint).unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    alone = {"RANK": "0", "WORLD_SIZE": "1"}
+    for attempt in ("0", "1", "2"):
+        launch(monkeypatch, **alone, TORCHELASTIC_RESTART_COUNT=attempt)
+        with pytest.raises(ValueError, match="already holds a run"):
+            run(config, folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path in before} == before
+    (folder / CONFIG).unlink()
+    launch(monkeypatch, **alone, TORCHELASTIC_RESTART_COUNT="0")
+    assert run(config, folder) == 0, "another launch, or another try"
+
+
+def test_a_restart_does_not_take_over_what_another_was_at(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    alone, folder = {"RANK": "0", "WORLD_SIZE": "1"}, tmp_path / "run"
+    config = configure({"loop.num_epochs": 2})
+    with claimed_elsewhere(folder):
+        launch(monkeypatch, **alone, TORCHELASTIC_RESTART_COUNT="0")
+        with pytest.raises(ValueError, match="another process is training there"):
+            run(config, folder)
+    train(configure({"loop.num_epochs": 2, "loop.stop_after_epochs": 1}), folder)
+    launch(monkeypatch, **alone, TORCHELASTIC_RESTART_COUNT="1")
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(config, folder)
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert run(config, folder) == 0, "a restart of the launch that has begun it"
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+def test_half_an_environment_is_one_line(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    launch(monkeypatch)
+    monkeypatch.delenv(name)
+    with pytest.raises(ValueError, match=f"^WORLD_SIZE is 8, but {name} is no number; start with torchrun, or unset"):
+        launched_as()
+
+
+def test_what_is_not_shared_out_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Eight processes that evaluate, or wait for one another's seeds, are no help."""
+    launch(monkeypatch)
+    for words in (["evaluate", "clip-tiny"], ["study", "methods"], ["train", "--config", "demo", "--seeds", "1,2"]):
+        assert cli.main(words) == 2
+        told = capsys.readouterr().err.strip()
+        assert told.endswith(": 8 processes would all do the same; torchrun is for one training, leave it out")
+        assert "\n" not in told
+
+
+def test_the_published_program_takes_its_launchers_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    launch(monkeypatch, TORCHELASTIC_MAX_RESTARTS="0", TORCHELASTIC_RESTART_COUNT="0")
+    words = ["--root_dir", str(tmp_path), "--dataset_name", "CUHK-PEDES", "--test", "--local_rank"]
+    for rank, told in (("1", "--test: "), ("3", "--local_rank 3: no launcher has started other processes")):
+        with_test = words if rank == "1" else [word for word in words if word != "--test"]
+        assert train_main([*with_test, rank]) == 2
+        assert told in capsys.readouterr().err

@@ -1,0 +1,235 @@
+"""Several runs in one go: what a folder holds decides whether it is started, gone on with or left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_resume import CHANGES, stop_after_epoch
+
+from cskt.config import RunConfig
+from cskt.data.paperdoll import make_dataset
+from cskt.model.io.tensors import load_plain
+from cskt.training import loop
+from cskt.training.loop import train
+from cskt.training.run_folder import claimed
+from cskt.training.series import check_same_config, finished, seed_folder, train_or_resume
+from elsewhere import claimed_elsewhere
+from same_run import assert_same_run, story
+from tiny_run import quick_config, write_backbone
+
+
+@pytest.fixture
+def config(dolls: Path, tiny_backbone: Path) -> RunConfig:
+    return quick_config(dolls, tiny_backbone, "cskt", CHANGES | {"loop.num_epochs": 2})
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each training from now on: whether it went on from a checkpoint."""
+    seen: list[bool] = []
+    for name, resumes in (("_begun", False), ("_resumed", True)):
+        original = getattr(loop, name)
+
+        def noted(*arguments: Any, original: Any = original, resumes: bool = resumes) -> Any:
+            seen.append(resumes)
+            return original(*arguments)
+
+        monkeypatch.setattr(loop, name, noted)
+    return seen
+
+
+def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    root, backbone = Path(config.data.root), Path(config.backbone.name)
+    return quick_config(root, backbone, "cskt", CHANGES | {"loop.num_epochs": 2} | changes)
+
+
+def test_started_once_then_left_alone(config: RunConfig, calls: list[bool], tmp_path: Path) -> None:
+    folder = seed_folder(tmp_path, 7)
+    assert folder == tmp_path / "seed-7" and finished(folder) is None
+    first = train_or_resume(config, folder)
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert train_or_resume(config, folder) == first == finished(folder)
+    assert calls == [False]
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
+    (folder / "last.pt").unlink()
+    assert train_or_resume(config, folder) == first, "what only resuming needs is not asked for"
+    (folder / "best.safetensors").unlink()
+    assert finished(folder) is None, "a run without its weights is no run"
+
+
+def test_an_interrupted_run_goes_on(
+    config: RunConfig, calls: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(config, whole)
+    stop_after_epoch(1, config, stopped, monkeypatch)
+    assert finished(stopped) is None
+    calls.clear()
+    result = train_or_resume(config, stopped)
+    assert calls == [True] and result.folder == stopped
+    assert_same_run(stopped, whole)
+
+
+def test_a_folder_without_a_checkpoint_starts_again(config: RunConfig, calls: list[bool], tmp_path: Path) -> None:
+    whole, early = tmp_path / "whole", tmp_path / "early"
+    train(config, whole)
+    train(config, early)
+    for name in ("last.pt", "last.previous.pt", "best.safetensors"):
+        (early / name).unlink()
+    lines = (early / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (early / "metrics.jsonl").write_text("".join(lines[:2]) + '{"event": "eva')
+    calls.clear()
+    train_or_resume(config, early)
+    assert calls == [False]
+    assert_same_run(early, whole)
+
+
+def test_a_run_that_another_process_has_just_begun_is_left_alone(config: RunConfig, tmp_path: Path) -> None:
+    """It has no checkpoint yet, but its claim."""
+    train(config, tmp_path / "run")
+    for name in ("last.pt", "last.previous.pt", "best.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines[:2]))
+    with claimed_elsewhere(tmp_path / "run"):
+        with pytest.raises(ValueError, match="another process is training there"):
+            train_or_resume(config, tmp_path / "run")
+        with pytest.raises(ValueError, match="another process is training there"):
+            train(config, tmp_path / "run", resume=None)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == "".join(lines[:2])
+    assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("state", ["finished", "interrupted", "no checkpoint"])
+def test_another_config_is_refused(
+    state: str, config: RunConfig, calls: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if state == "finished":
+        train(config, tmp_path)
+    else:
+        stop_after_epoch(1, config, tmp_path, monkeypatch)
+    if state == "no checkpoint":
+        (tmp_path / "last.pt").unlink()
+    calls.clear()
+    before = story(tmp_path)
+    other = changed(config, {"optim.lr": 0.5, "seed": 3, "data.num_workers": 1})
+    for asked in (train_or_resume, check_same_config):
+        with pytest.raises(ValueError) as caught:
+            asked(other, tmp_path)
+        message = str(caught.value)
+        assert message == (
+            f"{tmp_path}: holds a run with another config (optim.lr: 0.01 -> 0.5; seed: 1 -> 3); name another folder"
+        )
+    assert calls == [] and story(tmp_path) == before
+
+
+def test_a_finished_run_belongs_to_its_data_and_its_backbone(
+    config: RunConfig, calls: list[bool], tmp_path: Path
+) -> None:
+    folder, other_root, other_backbone = tmp_path / "run", tmp_path / "dolls", tmp_path / "other.safetensors"
+    train(config, folder)
+    calls.clear()
+    make_dataset(other_root, ids={"train": 6, "val": 3, "test": 3}, images_per_id=2, seed=2)
+    write_backbone(other_backbone, seed=5)
+    for changes, told in (
+        ({"data.root": str(other_root)}, f"on other training data than that in {other_root}"),
+        ({"backbone.name": str(other_backbone)}, f"over another backbone than {other_backbone}"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            train_or_resume(changed(config, changes), folder)
+        assert str(caught.value) == f"{folder}: holds a run {told}; name another folder"
+    assert calls == []
+
+
+def test_a_run_that_was_told_to_stop_early_is_not_taken_for_the_whole(config: RunConfig, tmp_path: Path) -> None:
+    train(changed(config, {"loop.stop_after_epochs": 1}), tmp_path)
+    with pytest.raises(ValueError, match=r"\(loop\.stop_after_epochs: 1 -> None\)"):
+        train_or_resume(config, tmp_path)
+
+
+def test_where_and_how_fast_may_differ_and_so_may_an_image_size_that_the_backbone_settled(
+    config: RunConfig, calls: list[bool], tmp_path: Path
+) -> None:
+    """A config may leave the image size to the weight file; the run's own config then says what that was."""
+    open_size = changed(config, {"backbone.image_height": None, "backbone.image_width": None})
+    train_or_resume(open_size, tmp_path)
+    for same in (open_size, config, changed(config, {"data.num_workers": 1, "name": "other"})):
+        train_or_resume(same, tmp_path)
+    assert calls == [False]
+    with pytest.raises(ValueError, match="backbone.image_height: 32 -> 16"):
+        train_or_resume(changed(config, {"backbone.image_height": 16}), tmp_path)
+
+
+def test_a_config_is_there_whole_or_not_at_all(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies while it writes the config leaves a folder that can be started in."""
+
+    def half(config: RunConfig, path: Path) -> None:
+        path.write_text("name:")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cskt.training.run_folder.save_config", half)
+        with pytest.raises(KeyboardInterrupt):
+            train_or_resume(config, tmp_path)
+    train_or_resume(config, tmp_path)
+    assert load_plain(tmp_path / "last.pt")["progress"]["epoch"] == 2
+
+
+# --- claims
+
+
+def test_a_folder_has_one_worker_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "run"
+    with claimed(folder) as mine, claimed_elsewhere(folder) as theirs, claimed_elsewhere(tmp_path / "other") as other:
+        assert (mine, theirs, other) == (True, False, True)
+        with claimed_elsewhere(folder) as again:
+            assert not again, "being told no takes nothing from who holds it"
+        with claimed(folder) as once_more:
+            assert once_more, "who holds it may claim it again"
+        with claimed_elsewhere(folder) as still:
+            assert not still, "and keeps it until the first claim ends"
+    with claimed_elsewhere(folder) as theirs, claimed(folder) as mine:
+        assert (theirs, mine) == (True, False)
+    with claimed(folder) as again:
+        assert again
+    with pytest.raises(RuntimeError), claimed(folder):
+        raise RuntimeError("work that fails")
+    with claimed(folder) as after_failure:
+        assert after_failure
+
+
+HOLDER = """
+import pathlib, sys, time
+from cskt.training.run_folder import claimed
+with claimed(pathlib.Path(sys.argv[1])) as mine:
+    print(mine, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
+def test_a_claim_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "True\n"
+            with claimed(tmp_path) as mine:
+                assert not mine
+        finally:
+            process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    with claimed(tmp_path) as mine:
+        assert mine
