@@ -19,7 +19,6 @@ from cskt.config import (
     flat_fields,
     load_config,
     merge,
-    nearest,
     nest,
     read_yaml,
     recipe_names,
@@ -29,6 +28,7 @@ from cskt.config import (
     to_dict,
     validate,
 )  # fmt: skip
+from cskt.utils.messages import nearest
 
 SECTIONS = [item for item in vars(schema).values() if hasattr(item, "__pydantic_fields__")]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import pydoc
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -19,12 +21,12 @@ ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "losses": set(),
     "metrics": {"types"},
-    "device": {"config"},
+    "device": set(),
     "model": {"config"},
     "image_files": set(),
     "data": {"config", "image_files", "types"},
     "embed": {"config", "data", "device", "model"},
-    "evaluation": {"config", "data", "embed", "metrics", "model", "types"},
+    "evaluation": {"config", "data", "embed", "metrics", "types"},
     "export": {"config", "data", "embed", "evaluation", "model"},
     "explain": {"data", "device", "embed", "image_files", "model"},
     "gallery": {"config", "data", "device", "embed", "explain", "image_files", "model", "types"},
@@ -35,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
         "config", "cskt", "data", "device", "embed", "evaluation", "explain", "export", "gallery", "model", "report",
         "service", "training", "types",
     },
-    "cskt": {"embed", "gallery", "metrics"},
+    "cskt": {"config", "data", "embed", "evaluation", "gallery", "losses", "metrics", "training"},
     "__main__": {"cli"},
 }  # fmt: skip
 """Package or top-level module -> those that it imports. `cskt` is the module `cskt/__init__.py`. A new import between
@@ -92,7 +94,7 @@ def test_the_table_keeps_the_layers_apart() -> None:
     assert [package for package, imports in ALLOWED.items() if "cli" in imports] == ["__main__"]
     assert not ALLOWED["report"] & {"training", "model", "data", "embed", "evaluation"}, "a report takes plain values"
     assert "training" not in ALLOWED["evaluation"], "evaluation works without training"
-    assert {package for package, imports in ALLOWED.items() if "losses" in imports} == {"training"}
+    assert {package for package, imports in ALLOWED.items() if "losses" in imports} == {"training", "cskt"}
 
 
 def test_imports_form_no_cycle() -> None:
@@ -117,8 +119,28 @@ def test_importing_the_package_loads_no_torch() -> None:
     assert process.stdout.split() == ["False", "True"]
 
 
+def test_public_names_are_found_by_dir_help_and_an_ide() -> None:
+    lazy = set(cskt._MODULES)
+    assert lazy >= {
+        "load", "Encoder", "Gallery", "train", "evaluate", "losses", "metrics", "errors", "RunConfig", "load_config",
+        "read_dataset",
+    }  # fmt: skip
+    assert dir(cskt) == sorted(cskt.__all__) == sorted(lazy | {"__version__"})
+    text = pydoc.render_doc(cskt, renderer=pydoc.plaintext)
+    for name in lazy:
+        value = getattr(cskt, name)
+        assert f"class {name}(" in text or f"{name}(" in text or isinstance(value, ModuleType)
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    (typed,) = [node for node in tree.body if isinstance(node, ast.If)]
+    names = {alias.name for node in typed.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert names == lazy, "an IDE and mypy read the imports below TYPE_CHECKING"
+
+
 def test_an_unknown_public_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'cskt' has no attribute 'Galery'"):
         _ = cskt.Galery  # type: ignore[attr-defined]
-    for name in cskt.__all__:
-        assert getattr(cskt, name) is not None
+
+
+def test_help_works_without_the_extra_of_galleries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "Gallery" not in dir(cskt) and "load" in dir(cskt)

@@ -1,39 +1,75 @@
 """Text-based person retrieval with CLIP: CSKT and its rivals under one harness.
 
-encoder = cskt.load("logs/cuhk-pedes/...")              # a run, a released folder, CLIP weights, "clip-tiny"
-images = encoder.encode_image(["a.jpg", "b.jpg"])       # [B, D], unit norm
-texts = encoder.encode_text(["a woman in a red coat"])  # [Q, D], unit norm
-cskt.metrics.from_features(texts, images, query_ids, gallery_ids)
-gallery = cskt.Gallery.open("my-gallery")               # made by `cskt index`; needs the extra [gallery]
-gallery.search("a woman in a red coat", k=10, where="camera = 'c3'")
+>>> import cskt
+>>> encoder = cskt.load("clip-tiny", device="cpu")  # or a run, a released folder, CLIP weights such as "ViT-B/16"
+>>> texts = encoder.encode_text(["a woman in a red coat", "a man with a blue bag"])
+>>> texts.shape  # [B, D], rows of length 1
+torch.Size([2, 128])
+
+`train` trains a configuration (`load_config`, `RunConfig`) on a data set (`read_dataset`), `evaluate` measures an
+encoder on a split, `metrics` and `losses` are functions of tensors, `Gallery` searches crops by sentence (extra
+[gallery]). Everything that a caller can correct is raised as a `cskt.errors.CsktError`.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cskt import metrics
+    from cskt import errors, losses, metrics
+    from cskt.config import RunConfig, load_config
+    from cskt.data.annotations import read_dataset
     from cskt.embed import Encoder, load
+    from cskt.evaluation.evaluate import evaluate
     from cskt.gallery.gallery import Gallery
     from cskt.gallery.query import Query
+    from cskt.training.loop import train
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "Gallery", "Query", "__version__", "load", "metrics"]
+__all__ = [
+    "Encoder",
+    "Gallery",
+    "Query",
+    "RunConfig",
+    "__version__",
+    "errors",
+    "evaluate",
+    "load",
+    "load_config",
+    "losses",
+    "metrics",
+    "read_dataset",
+    "train",
+]
 
-_HOMES = {
+_MODULES = {
     "Encoder": "cskt.embed",
-    "load": "cskt.embed",
     "Gallery": "cskt.gallery.gallery",
     "Query": "cskt.gallery.query",
+    "RunConfig": "cskt.config",
+    "errors": None,
+    "evaluate": "cskt.evaluation.evaluate",
+    "load": "cskt.embed",
+    "load_config": "cskt.config",
+    "losses": None,
+    "metrics": None,
+    "read_dataset": "cskt.data.annotations",
+    "train": "cskt.training.loop",
 }
+"""Public name -> the module that defines it; None for a module of this package. Each is imported when it is first used,
+so that `import cskt` and `cskt --help` do not wait for torch."""
+_NEED_GALLERY = ("Gallery", "Query")
 
 
 def __getattr__(name: str) -> Any:
-    """Public names load what they need when first used: `import cskt` alone does not wait for torch."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    if name == "metrics":
-        return importlib.import_module("cskt.metrics")
-    raise AttributeError(f"module 'cskt' has no attribute '{name}'")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'cskt' has no attribute '{name}'")
+    module = _MODULES[name]
+    return importlib.import_module(f"cskt.{name}") if module is None else getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    is_gallery_installed = importlib.util.find_spec("lancedb") is not None
+    return [name for name in __all__ if is_gallery_installed or name not in _NEED_GALLERY]

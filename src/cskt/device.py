@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from cskt.config import nearest
 from cskt.errors import CsktError
+from cskt.utils.messages import nearest
 
 MEMORY_OF_PROCESS = Path("/proc/self/status")
 """Where Linux tells how much memory a process holds and has held."""

@@ -167,7 +167,7 @@ def test_disk_full_in_export_keeps_the_file_before(run: Path, tmp_path: Path, mo
     monkeypatch.setattr(files, "save_file", disk_is_full)
     refusal = typed(f"cskt export {run} --merge {merged}").refusal()
     assert refusal.startswith(f"{merged}: cannot be written: ") and "No space left on device" in refusal
-    assert "is there room" in refusal
+    assert "free disk space" in refusal
     assert contents(tmp_path) == before
 
 
@@ -220,5 +220,5 @@ def test_folder_that_cannot_be_written(command: str, run: Path, train_command: s
     file = tmp_path / "file"  # a folder below a file cannot be made, not even by the administrator
     file.write_text("precious")
     refusal = typed(command.format(train=train_command, run=run, file=file)).refusal()
-    assert refusal.startswith(str(file)) and ("choose another" in refusal or "may you write there?" in refusal)
+    assert refusal.startswith(str(file)) and "choose another" in refusal
     assert file.read_text() == "precious"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from pathlib import Path
 
@@ -187,38 +186,6 @@ def test_lying_header_length_is_refused(tmp_path: Path) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="absent.safetensors"):
         files.read_method(tmp_path / "absent.safetensors")
-
-
-@pytest.mark.parametrize(
-    "failure", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("writer failed\nfor some reason")]
-)
-def test_failed_write_leaves_the_old_file(tmp_path: Path, failure: Exception) -> None:
-    path = tmp_path / "last.pt"
-    path.write_text("old")
-
-    def write(temporary: Path) -> None:
-        temporary.write_text("half of the n")
-        raise failure
-
-    with pytest.raises(ValueError, match="last.pt: cannot be written") as caught:
-        files.write_atomically(path, write)
-    assert "\n" not in str(caught.value)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "last.pt"
-    path.write_text("old")
-
-    def write(temporary: Path) -> None:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        files.write_atomically(path, write)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_unwritable_place_is_named(tmp_path: Path) -> None:

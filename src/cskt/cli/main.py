@@ -191,7 +191,7 @@ def _without_command(words: Sequence[str]) -> int:
 
         print(f"cskt {__version__}")
         return 0
-    from cskt.config import nearest  # noqa: PLC0415  (keeps --help quick)
+    from cskt.utils.messages import nearest  # noqa: PLC0415  (difflib takes 5 ms to import)
 
     asked = " ".join(words[:2]) if words[0] == "data" else words[0]
     raise CsktError(f"unknown command '{asked}': {nearest(asked, list(COMMANDS))}")

@@ -11,7 +11,6 @@ from cskt.errors import CsktError
 from cskt.evaluation.compare import Comparison
 from cskt.evaluation.results import Result
 from cskt.evaluation.statistics import mean_and_deviation
-from cskt.model.io.files import write_atomically
 from cskt.report.comparison import (
     COST_KEYS,
     ComparedFigure,
@@ -24,6 +23,7 @@ from cskt.report.cross_domain import LEGEND, MatrixCell, MatrixRow, matrix_grid,
 from cskt.report.formats import csv_of, latex, markdown, markdown_cell
 from cskt.report.tables import is_number_column
 from cskt.utils.console import console, write_rendered
+from cskt.utils.files import write_atomically
 from cskt.utils.terminal import json_text
 
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json"}

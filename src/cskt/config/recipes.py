@@ -5,9 +5,8 @@ pydantic's report of what is wrong becomes one line that names the key and, for 
 
 from __future__ import annotations
 
-import difflib
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from cskt.config.architecture import ClipArchitecture
 from cskt.config.plain_yaml import plain_yaml
 from cskt.config.schema import RunConfig, flat_fields
 from cskt.errors import CsktError
+from cskt.utils.messages import nearest
 from cskt.utils.terminal import printable
 
 Config = TypeVar("Config")
@@ -34,12 +34,6 @@ RECIPES = Path(str(resources.files("cskt"))) / "recipes"
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """A clause that names the nearest known word, or lists what is known when nothing is near."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from cskt.config import nearest
 from cskt.data.records import SPLIT_NAMES, Record, Split, SplitCounts
 from cskt.errors import CsktError
+from cskt.utils.messages import nearest
 
 LARGEST_PID = 2**63 - 1  # identities travel as int64 tensors
 

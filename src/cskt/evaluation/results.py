@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import with_config
 
 from cskt.errors import CsktError
-from cskt.model.io.files import write_atomically
+from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, read_json
 from cskt.utils.paths import file_name, inside
 

@@ -28,9 +28,10 @@ from annotated_types import Len
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from cskt.config import RunConfig, load_config, nearest, read_yaml, validate
+from cskt.config import RunConfig, load_config, read_yaml, validate
 from cskt.config.types import STRICT, NonNegative
 from cskt.errors import CsktError
+from cskt.utils.messages import nearest
 
 STUDIES = Path(str(resources.files("cskt"))) / "studies"
 

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from cskt.config.types import Fraction, Positive, Range, Real
 from cskt.errors import CsktError, MissingFileError
-from cskt.model.io.files import write_atomically
+from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, read_json
 
 logger = logging.getLogger(__name__)

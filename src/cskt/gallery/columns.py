@@ -14,8 +14,8 @@ from datetime import UTC, date, datetime, time
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
-from cskt.config import nearest
 from cskt.errors import CsktError
+from cskt.utils.messages import nearest
 
 Value: TypeAlias = str | float | int | bool
 Kind: TypeAlias = Literal["text", "number", "boolean", "time"]

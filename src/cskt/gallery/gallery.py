@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cskt.config import nearest
 from cskt.data.images import Source, resize
 from cskt.data.sentences import check_sentence
 from cskt.embed import Encoder
@@ -43,6 +42,7 @@ from cskt.gallery.state import VECTORS, Contents, check_model, open_store, state
 from cskt.gallery.stores.base import CropFacts, Facet, Found, operators_affair
 from cskt.gallery.stores.row_checks import checked_thumbnail
 from cskt.types import Hit
+from cskt.utils.messages import nearest
 from cskt.utils.paths import inside
 
 MOST_HITS = 10_000

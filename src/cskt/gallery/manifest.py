@@ -22,7 +22,8 @@ from cskt.errors import CsktError, MissingFileError
 from cskt.gallery.columns import Kind, column_name
 from cskt.gallery.places import absolute_store, exists, to_disk, to_memory
 from cskt.gallery.stores.base import check_sha256, operators_affair
-from cskt.model.io.files import backbone_name_of, write_atomically
+from cskt.model.io.files import backbone_name_of
+from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, read_json
 
 PAPER_DOLLS = (

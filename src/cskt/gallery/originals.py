@@ -9,7 +9,7 @@ from pathlib import Path
 from cskt.errors import CsktError
 from cskt.gallery.conditions import All, Comparison
 from cskt.gallery.stores.base import VectorStore, check_sha256, operators_affair
-from cskt.model.io.files import write_atomically
+from cskt.utils.files import write_atomically
 from cskt.utils.paths import inside
 
 ORIGINALS = "originals"

@@ -14,11 +14,11 @@ from torch import nn
 
 from cskt.config import RunConfig, as_trained, completed_like, to_dict, validate
 from cskt.errors import CsktError
-from cskt.model.io.files import write_atomically
-from cskt.model.io.tensors import load_plain
+from cskt.model.io.tensors import load_plain, save_torch
 from cskt.training.checksum import is_broken, seal
 from cskt.training.ema import Average
 from cskt.training.run_folder import DAMAGED, PREVIOUS
+from cskt.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def save_last(path: Path, trainee: Trainee, config: RunConfig, progress: Progres
     }
 
     def write(temporary: Path) -> None:
-        torch.save(content, temporary)
+        save_torch(content, temporary)
         seal(temporary)
         _keep_previous(path)  # only now: a disk that is full leaves both as they were
 

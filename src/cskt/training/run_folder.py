@@ -18,10 +18,10 @@ from filelock import FileLock, Timeout
 from cskt.config import ClipArchitecture, RunConfig, as_trained, load_config, save_config
 from cskt.config.released_flags import to_published
 from cskt.errors import CsktError
-from cskt.model.io.files import write_atomically
 from cskt.training.events import read_event_log
 from cskt.training.run_files import RunFiles
 from cskt.training.tensorboard import ScalarFile
+from cskt.utils.files import write_atomically
 from cskt.utils.paths import file_name, inside
 
 CONFIG, FLAT_CONFIG, EVENTS = "config.yaml", "configs.yaml", "metrics.jsonl"

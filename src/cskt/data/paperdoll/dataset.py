@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from cskt.config import nearest
 from cskt.data.paperdoll.attributes import sample_attributes, stable_random
 from cskt.data.paperdoll.captions import write_caption
 from cskt.data.paperdoll.drawing import Domain, draw_person
 from cskt.data.paperdoll.layouts import LAYOUTS, Entry, Layout, write_annotation
 from cskt.errors import CsktError
 from cskt.utils.json_files import load_json, read_text
+from cskt.utils.messages import nearest
 
 logger = logging.getLogger(__name__)
 

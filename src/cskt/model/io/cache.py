@@ -15,11 +15,11 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from cskt.config import nearest
 from cskt.errors import CsktError
-from cskt.model.io.files import write_atomically
 from cskt.model.io.preprocessing import OPEN_CLIP_CONFIG, PROCESSOR_CONFIGS
 from cskt.model.io.sharded import is_index, shard_names, shard_paths
+from cskt.utils.files import write_atomically
+from cskt.utils.messages import nearest
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,7 @@ configuration, backbone name and SHA-256, architecture, facts. Every file is wri
 from __future__ import annotations
 
 import json
-import os
-import stat
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +21,9 @@ from torch import Tensor
 
 from cskt.config import ClipArchitecture, to_dict, validate
 from cskt.errors import SHORT, CsktError
+from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, load_json, parse_json
+from cskt.utils.messages import one_line
 
 FORMAT_VERSION = 1
 METADATA_KEY = "cskt"
@@ -131,30 +130,6 @@ class HeadsFile:
 
 KINDS = {"method": "a method", "backbone": "a backbone", "heads": "training heads"}
 """Kind of a file, as its metadata has it -> in words."""
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path` and put it in place only when it is complete on disk.
-
-    Raises:
-        CsktError: the disk is full, the folder is read-only, ...; an older file at `path` is then still whole.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = stat.S_IMODE(temporary.stat().st_mode)
-        write(temporary)
-        temporary.chmod(mode)  # safetensors leaves a file that nobody but its owner can read
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        reason = " ".join(str(error).split())
-        raise CsktError(f"{path}: cannot be written: {reason}; is there room, and may you write there?") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
 
 
 def save_method(
@@ -347,7 +322,14 @@ def _write(path: Path, tensors: Mapping[str, Tensor], content: dict[str, Any]) -
     # One metadata entry with sorted keys: safetensors writes several in random order, so files would never be equal.
     metadata = {METADATA_KEY: json.dumps({"version": FORMAT_VERSION, **content}, sort_keys=True)}
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(ready, temporary, metadata=metadata))
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(ready, temporary, metadata=metadata)
+        except SafetensorError as error:  # raised for a full disk
+            raise OSError(one_line(error)) from error
+
+    write_atomically(path, write)
 
 
 def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

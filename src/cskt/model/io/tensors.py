@@ -21,6 +21,7 @@ from cskt.model.io.sharded import is_index, shard_paths, weight_map
 from cskt.model.io.torch_archive import read_archive, read_legacy
 from cskt.model.io.torchscript import is_torchscript, read_torchscript
 from cskt.model.io.unpickling import StandIn
+from cskt.utils.messages import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,18 @@ def load_checkpoint(path: Path) -> Any:
         raise CsktError(f"{path}: {error.strerror or error}") from None
     except DAMAGE as error:
         raise _one_line(path, error) from None
+
+
+def save_torch(content: Any, path: Path) -> None:
+    """Write a file with `torch.save`.
+
+    Raises:
+        OSError: the disk is full, which torch reports as a RuntimeError, or the file cannot be written.
+    """
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:
+        raise OSError(one_line(error)) from error
 
 
 def named_tensors(content: Any, path: Path, choice: WeightsChoice = "model") -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from cskt.errors import CsktError
 from cskt.model.io.layouts import HEAD_WIDTH
 from cskt.model.io.names import openai_name, released_name
 from cskt.model.io.released.reader import CONFIG_FILE, WEIGHT_FILES, read_released
+from cskt.model.io.tensors import save_torch
 
 BACKBONE_FILE = "backbone.pth"
 DOWNLOADED = ("ViT-B/32", "ViT-B/16", "ViT-L/14")
@@ -141,21 +142,14 @@ def write_released(
         towers = {
             openai_name(name): _own(value) for name, value in state.items() if name.startswith(("vision.", "text."))
         }
-        _save(towers, folder / BACKBONE_FILE)
+        save_torch(towers, folder / BACKBONE_FILE)
         options["pretrain_choice"] = str(placed_at / BACKBONE_FILE)
     model = {released_name(name): _own(value) for name, value in [*state.items(), *heads.items()]}
-    _save({"model": model, "epoch": epoch}, folder / WEIGHT_FILES[0])
+    save_torch({"model": model, "epoch": epoch}, folder / WEIGHT_FILES[0])
     (folder / CONFIG_FILE).write_text(yaml.dump(options, default_flow_style=False), encoding="utf-8")
     back = read_released(folder)
     assert back.architecture == architecture and back.state.keys() == state.keys()
     assert all(torch.equal(value, state[name].float()) for name, value in back.state.items())
-
-
-def _save(content: dict[str, Any], path: Path) -> None:
-    try:
-        torch.save(content, path)
-    except RuntimeError as error:  # how torch reports a full disk
-        raise OSError(" ".join(str(error).split())) from error
 
 
 def _own(value: Tensor) -> Tensor:

@@ -1,0 +1,43 @@
+"""Files that are written completely or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from cskt.errors import FileSystemError
+from cskt.utils.messages import one_line
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, and rename it to `path` once it is complete on disk.
+
+    Args:
+        path: the file; its folder is created if it is missing.
+        write: called with the temporary file; an OSError that it raises is a refusal of the file system.
+
+    Raises:
+        FileSystemError: the disk is full, the folder is read-only, ...; an older file at `path` is then unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
+            mode = stat.S_IMODE(temporary.stat().st_mode)
+            write(temporary)
+            temporary.chmod(mode)  # safetensors leaves a file that only its owner can read
+            with temporary.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            if temporary.exists():
+                temporary.unlink()
+    except OSError as error:
+        reason = one_line(error.strerror or error)
+        raise FileSystemError(
+            f"{path}: cannot be written: {reason}; free disk space, or choose another folder"
+        ) from error
