@@ -25,11 +25,11 @@ from safetensors import safe_open
 
 import cskt
 from cskt.cli.main import COMMANDS
-from cskt.cli.model_flags import split_of
 from cskt.cli.next_steps import command_line
 from cskt.cli.parsing import config_value
 from cskt.config import load_config
 from cskt.embed import Encoder
+from cskt.evaluation.model_data import split_of
 from cskt.evaluation.results import EVALUATIONS
 from cskt.training import loop
 

@@ -17,6 +17,7 @@ from cskt.data.annotations import read_dataset
 from cskt.data.records import Record, Split
 from cskt.data.tokenizer import Tokenizer
 from cskt.embed import Encoder, build, load
+from cskt.errors import CsktError
 from cskt.evaluation.evaluate import SplitFeatures, answer, encode_split, evaluate, result_of
 from cskt.types import RetrievalMetrics
 from tiny_run import plain_clip, quick_config
@@ -212,3 +213,12 @@ def test_features_at_hand_spare_the_images(encoder: Encoder) -> None:
 def test_more_hits_than_images_are_refused(encoder: Encoder, val: Split, k: int) -> None:
     with pytest.raises(ValueError, match=f"k is {k}; the gallery has 6 images, so give 1 to 6"):
         answer(encoder, val, ["a person"], k)
+
+
+def test_a_model_and_a_split_are_named_by_path_and_name(dolls: Path, tiny_backbone: Path) -> None:
+    named = evaluate(tiny_backbone, "val", dataset="cuhk-pedes", root=str(dolls))
+    assert named == evaluate(load(tiny_backbone), read_dataset("cuhk-pedes", dolls)["val"])
+    with pytest.raises(CsktError, match="say which to use"):
+        evaluate(tiny_backbone, "val")
+    with pytest.raises(CsktError, match="'val' is a name"):
+        evaluate(load(tiny_backbone), "val")

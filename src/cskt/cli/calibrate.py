@@ -21,12 +21,12 @@ from cskt.cli.model_flags import (
     add_cache_flag,
     add_clip_flags,
     add_encoder_flags,
-    check_exists,
     load_model,
     load_model_and_split,
 )
 from cskt.cli.parsing import Parser
 from cskt.embed import Encoder
+from cskt.embed.model_paths import check_exists
 from cskt.errors import CsktError, UnknownCropError
 from cskt.evaluation.evaluate import SplitFeatures, encode_split
 from cskt.gallery.calibration import Calibration, cut_off, largest, num_allowed, save_calibration

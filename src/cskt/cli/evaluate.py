@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cskt.cli.model_flags import add_model_flags, check_exists, load_model_and_split
+from cskt.cli.model_flags import add_model_flags, load_model_and_split
 from cskt.cli.parsing import Parser
 from cskt.cli.run_facts import selection_note
 from cskt.cli.stored_results import evaluate_run, keep, seed_folders
 from cskt.data.records import Split
 from cskt.embed import Encoder
+from cskt.embed.model_paths import check_exists
 from cskt.errors import CsktError
 from cskt.evaluation.compare import Entry
 from cskt.evaluation.evaluate import RankingOptions

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cskt.cli.model_flags import check_exists, run_config, split_of
 from cskt.cli.parsing import Parser
 from cskt.config import RunConfig
 from cskt.data.records import Split
 from cskt.embed import Encoder, load
 from cskt.embed.exported import is_exported, load_exported
+from cskt.embed.model_paths import check_exists, run_config
 from cskt.errors import CsktError
+from cskt.evaluation.model_data import split_of
 from cskt.export.check import Agreement, Parity, first_images, parity_on_dolls, parity_on_split
 from cskt.export.folder import calibration_pixels, check_possible, note_parity, placed_when_done, write_folder
 from cskt.gallery.indexing.scanning import walk

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cskt.cli.model_flags import FAST_PRECISION, add_clip_flags, add_encoder_flags, check_exists, clip_settings
+from cskt.cli.model_flags import FAST_PRECISION, add_clip_flags, add_encoder_flags, clip_settings
 from cskt.cli.parsing import Parser
 from cskt.embed import Encoder
+from cskt.embed.model_paths import check_exists
 from cskt.gallery.indexing.commits import IndexReport
 from cskt.gallery.indexing.files import LONGEST_ID
 from cskt.gallery.indexing.scanning import READ_WITH

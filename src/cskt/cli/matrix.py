@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cskt.cli.model_flags import add_cache_flag, add_encoder_flags, check_exists, is_own_dataset, run_config, split_of
+from cskt.cli.model_flags import add_cache_flag, add_encoder_flags
 from cskt.cli.output import add_format_flags, matrix_row, matrix_text, output_format, write_output
 from cskt.cli.parsing import Parser
 from cskt.cli.stored_results import evaluate_run, keep, seed_folders, stored_result
 from cskt.config import RunConfig
 from cskt.data.annotations import dataset_key
 from cskt.embed import load
+from cskt.embed.model_paths import check_exists, run_config
 from cskt.errors import CsktError
 from cskt.evaluation.compare import check_same_split
+from cskt.evaluation.model_data import is_own_dataset, split_of
 from cskt.evaluation.results import Result
 from cskt.report.cross_domain import MatrixRow
 

@@ -245,14 +245,9 @@ def _as_setting(found: re.Match[str]) -> str:
 
 def _test(argv: Sequence[str]) -> int:
     from cskt.cli.evaluate import report_metrics  # noqa: PLC0415  (--help should not wait for torch)
-    from cskt.cli.model_flags import (  # noqa: PLC0415
-        OWN_PRECISION,
-        PRECISION_HELP,
-        PRECISIONS,
-        add_weights_flag,
-        split_of,
-    )
+    from cskt.cli.model_flags import OWN_PRECISION, PRECISION_HELP, PRECISIONS, add_weights_flag  # noqa: PLC0415
     from cskt.embed import load  # noqa: PLC0415
+    from cskt.evaluation.model_data import split_of  # noqa: PLC0415
 
     parser = Parser(
         prog="test.py",

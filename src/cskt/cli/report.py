@@ -11,15 +11,7 @@ from pathlib import Path
 import torch
 
 from cskt import __version__
-from cskt.cli.model_flags import (
-    OWN_PRECISION,
-    PRECISION_HELP,
-    PRECISIONS,
-    add_weights_flag,
-    check_exists,
-    run_config,
-    split_of,
-)
+from cskt.cli.model_flags import OWN_PRECISION, PRECISION_HELP, PRECISIONS, add_weights_flag
 from cskt.cli.next_steps import command_line
 from cskt.cli.parsing import Parser
 from cskt.cli.report_sections import (
@@ -38,8 +30,10 @@ from cskt.cli.stored_results import seed_folders
 from cskt.config import to_dict
 from cskt.data.records import Split
 from cskt.embed import load
+from cskt.embed.model_paths import check_exists, run_config
 from cskt.errors import CsktError
 from cskt.evaluation.evaluate import SplitFeatures, encode_split
+from cskt.evaluation.model_data import split_of
 from cskt.report.comparison import rate, size
 from cskt.report.page import write_report
 from cskt.report.pictures import answer_sheet

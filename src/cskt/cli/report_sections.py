@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from cskt.cli.model_flags import run_config
 from cskt.cli.next_steps import command_line
 from cskt.cli.output import comparison_explanation, comparison_rows
 from cskt.cli.run_facts import is_run, selection_note
@@ -20,6 +19,7 @@ from cskt.cli.stored_results import result_at_hand, stored_result
 from cskt.config import RunConfig
 from cskt.data.records import Split
 from cskt.embed import Encoder
+from cskt.embed.model_paths import run_config
 from cskt.errors import CsktError
 from cskt.evaluation.analysis import (
     Similarities,

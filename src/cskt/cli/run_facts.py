@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from cskt.cli.model_flags import run_config
+from cskt.embed.model_paths import run_config
 from cskt.evaluation.results import Facts
 from cskt.model.io.cache import sha256_of
 from cskt.model.io.released.reader import WEIGHT_FILES

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cskt.cli.model_flags import run_config
 from cskt.cli.parsing import shown
 from cskt.cli.run_facts import is_run
 from cskt.cli.stored_results import seed_folders
 from cskt.config import RECORDED, RunConfig, flat_fields, to_dict, value_of
+from cskt.embed.model_paths import run_config
 from cskt.evaluation.results import EVALUATIONS, Result
 from cskt.training.checkpoint import FREE_ON_RESUME
 from cskt.training.run_folder import read_events

@@ -6,10 +6,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from cskt.cli.model_flags import run_config
 from cskt.cli.run_facts import facts_of, is_run, selection_note, weights_file, weights_sha256
 from cskt.data.records import Split
 from cskt.embed import Encoder
+from cskt.embed.model_paths import run_config
 from cskt.errors import CsktError
 from cskt.evaluation.evaluate import Evaluation, RankingOptions, as_result, result_of
 from cskt.evaluation.results import Result, load_result, result_path, save_result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 from cskt import metrics
 from cskt.data.records import Split
 from cskt.data.tokenizer import log_caption_warnings
-from cskt.embed import Encoder
+from cskt.embed import Encoder, load
 from cskt.errors import CsktError
+from cskt.evaluation.model_data import split_of
 from cskt.evaluation.rerank import expand_queries, rerank_similarity
 from cskt.evaluation.results import Facts, Result
 from cskt.types import Hit, RetrievalMetrics
@@ -143,25 +145,50 @@ def _warm_up(encoder: Encoder, split: Split) -> None:
 
 
 def evaluate(
-    encoder: Encoder, split: Split, features: SplitFeatures | None = None, options: RankingOptions | None = None
+    model: Encoder | str | Path,
+    split: Split | str = "test",
+    features: SplitFeatures | None = None,
+    options: RankingOptions | None = None,
+    *,
+    dataset: str | None = None,
+    root: str | None = None,
 ) -> Evaluation:
-    """Retrieval metrics of a split; exact, in chunks, ties ranked in the split's order.
+    """Compute retrieval metrics of a model on a split, in both directions.
+
+    Metrics are exact: R1, R5, R10 (CMC), mAP and mINP of `cskt.metrics`; equal similarities rank in the split's order.
 
     Args:
-        encoder: the model.
-        split: images are the gallery of t2i and the queries of i2t.
-        features: of this split, if they are at hand already.
-        options: of t2i; i2t always ranks by the cosine.
+        model: an encoder, or what `cskt.load` takes: a run folder, weights, a published name.
+        split: a split, or with a run its name: train, val or test. Its images are the gallery of text to image and the
+            queries of image to text.
+        features: of this split, to encode nothing.
+        options: of text to image; image to text always ranks by the cosine.
+        dataset, root: data set of a split given by name; by default those of the run.
+
+    Returns:
+        Metrics as fractions in [0, 1], text to image in `t2i` and image to text in `i2t`.
 
     Raises:
-        CsktError: an image cannot be read, or an option does not fit the split.
+        CsktError: model, data set or an image cannot be read, or an option does not fit the split.
+
+    Example::
+
+        evaluation = cskt.evaluate("logs/cuhk-pedes/run", "test")
+        print(f"R1 {100 * evaluation.t2i.r1:.2f}")
     """
-    known = features or encode_split(encoder, split)
+    if isinstance(split, str):
+        if not isinstance(model, str | Path):
+            raise CsktError(f"split '{split}' is a name, which only a run explains; give a Split of cskt.read_dataset")
+        split = split_of(str(model), dataset, root, split)
+    if features is None:
+        features = encode_split(load(model) if isinstance(model, str | Path) else model, split)
     return Evaluation(
         dataset=split.dataset,
         split=split.name,
-        t2i=rank_images(known, options or RankingOptions()),
-        i2t=metrics.from_features(known.image_features, known.text_features, known.image_pids, known.caption_pids),
+        t2i=rank_images(features, options or RankingOptions()),
+        i2t=metrics.from_features(
+            features.image_features, features.text_features, features.image_pids, features.caption_pids
+        ),
     )
 
 

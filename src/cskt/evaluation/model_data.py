@@ -1,0 +1,60 @@
+"""The split that a model is evaluated on: named by the caller, or the data set that its run was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cskt.config import RunConfig
+from cskt.data.annotations import dataset_key
+from cskt.data.overlaps import read_separate_splits
+from cskt.data.records import Split, find_split, select_splits
+from cskt.embed.model_paths import check_exists, run_config
+from cskt.errors import CsktError
+
+
+def split_of(
+    model: str,
+    dataset: str | None,
+    root: str | None,
+    split: str,
+    *,
+    root_flag: str = "--root",
+    refuse_overlaps: bool = True,
+) -> Split:
+    """Read a split; the data set and its root are those of the model's run where they are not given.
+
+    If the run's own data set has no val split (ICFG-PEDES), `val` are the identities that the run held out to select
+    its best epoch, and `train` the others.
+
+    Args:
+        model: path or published name of a model.
+        dataset: name of a data set; the run's own if empty.
+        root: folder that contains the data set's folder; the run's own if empty.
+        split: train, val or test.
+        root_flag: the flag of the calling command that sets `root`, for errors.
+        refuse_overlaps: raise an error if splits or identities share images, except in the published data sets; log
+            a warning otherwise.
+
+    Raises:
+        CsktError: no such model, no data set named by caller or run, data that cannot be read, or overlaps.
+    """
+    check_exists(model)
+    own = run_config(Path(model))
+    if own and not root and not Path(own.data.root).is_dir():
+        raise CsktError(
+            f"{own.data.root}: no such folder from here, though {model} had its data there; say where: {root_flag} DIR"
+        )
+    name, place = dataset or (own.data.dataset if own else None), root or (own.data.root if own else None)
+    if not name or not place:
+        raise CsktError(f"{model} is no run that names its data; say which to use: --dataset rstpreid --root DIR")
+    splits = read_separate_splits(name, Path(place), refuse=refuse_overlaps)
+    if own and own.data.select_on == "val" and "val" not in splits and is_own_dataset(own, dataset):
+        train, val = select_splits(splits, own.data)
+        splits = splits | {"train": train, "val": val}
+    return find_split(splits, split)
+
+
+def is_own_dataset(own: RunConfig, dataset: str | None) -> bool:
+    """Return whether a data set, named by the user or not, is the one of a run's training, wherever it is now."""
+    # Two data sets named `jsonl` may be different ones.
+    return dataset is None or dataset_key(dataset) == dataset_key(own.data.dataset) != "jsonl"
