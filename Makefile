@@ -9,49 +9,60 @@ endif
 PIP_FLAGS ?=
 TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
-# Tools that look at the environment from outside, so that they are not part of it.
+# Tools that inspect the environment are installed in another one.
 AUDIT := $(VENV)-audit
 
-.PHONY: install demo page test test-faults lint bench sbom audit clean browser
+.PHONY: install demo page test test-rest test-all test-faults lint bench sbom audit clean browser
 
 install: $(VENV)/.core
 
 demo: $(VENV)/.core
 	$(BIN)/python -m cskt demo
 
-# A gallery of generated pedestrians, searched on a page of your own machine.
+# Serves a gallery of generated pedestrians on http://127.0.0.1:8000/.
 page: $(VENV)/.serve
 	$(BIN)/python -m cskt serve --demo demo-gallery
 
 # Two tests at a time, each with a core and up to 3 GB; with more of both: make test TEST_PROCESSES=4
-test: $(VENV)/.dev browser
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
+# Marks of tests that are slow or need a browser, Ray or Milvus; see pyproject.toml.
+REST := slow or browser or ray or milvus
 
-# The faults of docs/reliability.md as often as it says, three quarters of an hour; `make test` tries each a few times.
+test: $(VENV)/.dev
+	$(PYTEST) --hypothesis-profile fast -m 'not ($(REST))'
+
+# What `make test` leaves out.
+test-rest: $(VENV)/.dev browser
+	$(PYTEST) -m '$(REST)'
+
+test-all: test test-rest
+
+# The faults of docs/reliability.md as often as it says, about an hour; `make test-all` tries each a few times.
 test-faults: $(VENV)/.dev
 	rm -f faults.jsonl
 	CSKT_LONG_FAULTS=1 CSKT_FAULTS_JSON=$(CURDIR)/faults.jsonl $(BIN)/python -m pytest --timeout=1200 tests/faults tests/gallery/test_faults.py tests/gallery/test_milvus_faults.py tests/gallery/test_ray_engine.py; \
 	status=$$?; $(BIN)/python tests/faults/fault_table.py faults.jsonl && exit $$status
 
-# The page's tests drive a browser; on Debian, root fetches one where there is none.
+# Tests of the page need Chromium; on Debian, root installs it.
 browser:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
 	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 	&& apt-get update && apt-get install --yes --no-install-recommends chromium; } \
-	|| echo 'no chromium here: the tests of the page will be skipped'
+	|| echo 'chromium is missing: tests of the page are skipped'
 
 SCHEMA := $(BIN)/check-jsonschema --builtin-schema
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/codespell
 	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
 	$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 	$(SCHEMA) vendor.citation-file-format CITATION.cff
 
-# Everything that has a bar to meet, beside a naive path; leave the machine alone meanwhile.
+# Measurements with a target, beside a baseline. Other programs on the machine distort them.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks --json bench.json
 
-# What is installed, with versions and licences, in the CycloneDX form.
+# A software bill of materials (CycloneDX) of the installed packages.
 sbom: $(VENV)/.dev $(AUDIT)/.tools
 	$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --output-file sbom.json
 

@@ -126,8 +126,8 @@ def memory_by_batch(form: str, label: str, quick: bool) -> dict[str, float | int
     facts: dict[str, float | int | str] = {
         f"{label}, batch {size}": peak for size, peak in zip(MEASURED_BATCH_SIZES, peaks, strict=True)
     }
-    foretold = line_at(MEASURED_BATCH_SIZES, peaks, PUBLISHED_BATCH_SIZE)
-    return facts | {f"{label}, batch {PUBLISHED_BATCH_SIZE}, computed from these": foretold}
+    predicted = line_at(MEASURED_BATCH_SIZES, peaks, PUBLISHED_BATCH_SIZE)
+    return facts | {f"{label}, batch {PUBLISHED_BATCH_SIZE}, computed from these": predicted}
 
 
 def rows(quick: bool = False) -> list[Row]:

@@ -1,4 +1,4 @@
-"""What several rooms need: one thin backbone, one small data set of generated pedestrians."""
+"""Fixtures for all tests: a small random backbone and a small data set of generated pedestrians."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from cskt.data.paperdoll import make_dataset
 from fault_tries import record_failure
 from tiny_run import write_backbone
 
-# How long an example takes says something of what else the machine does; pytest's own limit is for tests that hang.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any machine")
+# No deadlines and no random examples, so that a test passes or fails alike on every machine and in every run.
+COMMON = settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", COMMON)
+settings.register_profile("fast", COMMON, max_examples=25)
+settings.load_profile("thorough")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """A test that fails is noted where faults are; of several processes, by the one that hears of all."""
+    """Record a failed test for the table of faults, once if there are several test processes."""
     if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
         record_failure(report.nodeid)
 
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The weight file of a random CLIP."""
+    """Path of the weights of a small random CLIP."""
     return write_backbone(tmp_path_factory.mktemp("backbone") / "tiny.safetensors")
 
 
@@ -41,7 +43,7 @@ def dolls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """One arithmetic thread, so that sums are taken in the same order wherever the test runs."""
+    """Compute with one thread, so that sums are taken in the same order on every machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

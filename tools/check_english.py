@@ -1,0 +1,130 @@
+"""Check docstrings, comments, messages and documents for rules of plain English that a program can check.
+
+    python tools/check_english.py [FILE ...]
+
+Without files it checks src, tests, benchmarks, tools and the documents. Every finding is a line `FILE:LINE: reason`,
+and the exit code is 1 if there are any. CONTRIBUTING.md has the rules in words.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON = ("src", "tests", "benchmarks", "tools")
+DOCUMENTS = ("*.md", "docs/**/*.md", "src/**/*.md", ".github/**/*.md")
+FIXTURES = ROOT / "tests" / "compat"
+
+FIRST_WORDS = {"What", "Whether", "Who", "Whose", "Which", "Those", "These", "Of", "How", "Where", "Why"}
+"""A docstring starts with a verb or a noun phrase, so with none of these."""
+
+PHRASES = {
+    r"\b(?:is|are|was|were|be|been) told\b": "'logged', 'reported' or 'raised'",
+    r"\bgo(?:es)? on\b(?! (?:in|at|to|a|the)\b)|\bgone on\b|\bwent on with\b": "'continue' or 'resume'",
+    r"\blet(?:s)? go\b": "'release', 'close' or 'delete'",
+    r"\bmend(?:s|ed|ing)?\b": "'fix' or 'repair'",
+    r"\bhand(?:s|ed) over\b": "'upload' or 'pass'",
+    r"\bwithstands?\b": "'tolerates', or name the test",
+    r"\baffairs?\b": "the responsible person or module",
+    r"\bwhoever\b|\bwhosoever\b": "the concrete subject",
+    r"\bcut-offs?\b": "'threshold'",
+    r"\bsealed\b|\bunseal\w*": "'checksum'",
+    r"\bat hand\b": "'available'",
+    r"\bstands? (?:there|here|beside|in the way)\b|\blies? (?:there|here|beside)\b": "'is' or 'contains'",
+    r"\blook(?:s|ed)? after\b": "'check'",
+    r"\bwithout mercy\b|\bmerciless\w*": "the concrete rule",
+    r"\bnot know(?:n)? any ?more\b|\bis known no more\b": "the concrete change",
+    r"\brooms?\b": "'package' or 'module'; of disks: 'space'",
+}
+"""Pattern in docstrings, comments, messages and documents -> the standard word to use instead."""
+
+NAMES = {
+    "add_up": "all_reduce",
+    "from_leader": "broadcast",
+    "is_leader": "is_main_process",
+    "leader": "is_main_process",
+    "leads": "is_main_process",
+    "Feed": "Prefetcher",
+    "Leaving": "ShutdownSignal",
+    "Trainee": "TrainState",
+    "Session": "Trainer",
+    "Average": "ExponentialMovingAverage",
+    "Additions": "BlockExtras",
+    "Outermost": "SecurityHeaders",
+    "Gate": "AccessControl",
+    "Contents": "GalleryState",
+    "cut_off": "min_score or threshold",
+    "cutoff": "min_score or threshold",
+    "told": "logged, message or output",
+    "operators_affair": "an error class",
+}
+"""Identifier -> the standard name."""
+
+IGNORE = "english: ignore"
+"""A comment with these words exempts its line."""
+
+
+def prose(source: str) -> Iterator[tuple[int, str]]:
+    """Yield the line number and the text of every string and comment of a Python file."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in {tokenize.STRING, tokenize.COMMENT} or tokenize.tok_name[token.type] == "FSTRING_MIDDLE":
+            for offset, line in enumerate(token.string.splitlines()):
+                yield token.start[0] + offset, line
+
+
+def check_text(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Yield the line number and the reason for every phrase that is not standard English of the field."""
+    for number, line in lines:
+        for pattern, better in PHRASES.items():
+            if found := re.search(pattern, line, re.IGNORECASE):
+                yield number, f"'{found.group()}': write {better}"
+
+
+def check_python(source: str) -> Iterator[tuple[int, str]]:
+    """Yield the line number and the reason for every finding in a Python file."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text and (first := re.split(r"\W", text, maxsplit=1)[0]) in FIRST_WORDS:
+                yield node.body[0].lineno, f"a docstring starts with '{first}': start with a verb or a noun phrase"
+    for node in ast.walk(tree):
+        name = getattr(node, "name", None) or getattr(node, "id", None) or getattr(node, "arg", None)
+        if isinstance(name, str) and name in NAMES:
+            yield getattr(node, "lineno", 1), f"the name '{name}': use {NAMES[name]}"
+    yield from check_text(prose(source))
+
+
+def check_file(path: Path) -> list[str]:
+    """Return the findings in a file as lines `FILE:LINE: reason`."""
+    source = path.read_text(encoding="utf-8")
+    lines = source.splitlines()
+    findings = check_python(source) if path.suffix == ".py" else check_text(enumerate(lines, 1))
+    kept = sorted({(number, reason) for number, reason in findings if IGNORE not in lines[number - 1]})
+    return [f"{path.relative_to(ROOT)}:{number}: {reason}" for number, reason in kept]
+
+
+def files() -> list[Path]:
+    """Return the files of the repository that are checked."""
+    python = [path for folder in PYTHON for path in (ROOT / folder).rglob("*.py")]
+    documents = [path for pattern in DOCUMENTS for path in ROOT.glob(pattern)]
+    return sorted(
+        path for path in {*python, *documents} if FIXTURES not in path.parents and path != Path(__file__).resolve()
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Print the findings and return the exit code."""
+    findings = [line for path in [Path(name).resolve() for name in arguments] or files() for line in check_file(path)]
+    print("\n".join(findings) or "plain English: no findings")
+    return int(bool(findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
