@@ -31,9 +31,10 @@ from torch import Tensor
 
 from cskt.gallery.columns import BUILT_IN, Kind
 from cskt.gallery.filters import parse_filter
-from cskt.gallery.stores.base import Crop, CropFacts, Found
+from cskt.gallery.stores.base import Crop, CropFacts
 from cskt.gallery.stores.lance.store import LanceStore, open_lance
 from cskt.service.batching import Batcher
+from cskt.types import Hit
 
 DIM = 512
 K = 10
@@ -137,7 +138,7 @@ def check_same_answers(store: LanceStore, index: faiss.IndexFlatIP, queries: Ten
     """See that both give the same crops, as far as float32 sums in two orders can."""
     scores, rows = index.search(queries.numpy(), K)
     for answer, expected_scores, expected in zip(store.search(queries, K), scores, rows, strict=True):
-        assert [found.facts.image_id for found in answer] == [name_of(row) for row in expected]
+        assert [hit.image_id for hit in answer] == [name_of(row) for row in expected]
         assert np.allclose([found.score for found in answer], expected_scores, atol=1e-6)
 
 
@@ -147,10 +148,10 @@ def compare(
     """Times of a search in milliseconds, ours and faiss in turn; faiss knows no filter and always searches all."""
     condition = parse_filter(where, {**COLUMNS, **BUILT_IN}) if where else None
 
-    def together(asked: Sequence[Tensor]) -> Sequence[list[Found]]:
+    def together(asked: Sequence[Tensor]) -> Sequence[list[Hit]]:
         return store.search(torch.stack(list(asked)), K, condition)
 
-    batcher: Batcher[Tensor, list[Found]] = Batcher("search", together, most_together=128, most_waiting=1000)
+    batcher: Batcher[Tensor, list[Hit]] = Batcher("search", together, most_together=128, most_waiting=1000)
     ours: list[float] = []
     bare: list[float] = []
     rounds = 4

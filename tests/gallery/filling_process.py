@@ -17,7 +17,7 @@ import torch
 
 import cskt
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.indexing.commits import commits
+from cskt.gallery.indexing import commits
 
 
 def index(folder: str, backbone: str, log: str) -> None:

@@ -22,7 +22,8 @@ import psutil
 
 from cskt.gallery.engines.ray import RayEngine
 from cskt.gallery.engines.ray_cluster import connected
-from cskt.gallery.indexing.commits import IndexReport, commits
+from cskt.gallery.indexing import commits
+from cskt.gallery.indexing.commits import IndexReport
 from cskt.gallery.indexing.encoding import Pending, Worked
 from cskt.gallery.manifest import ModelSource
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from cskt.gallery.answers import HISTOGRAM_EDGES, Group, grouped, hits_of, merged
-from cskt.gallery.stores.base import CropFacts, Found
+from cskt.gallery.answers import HISTOGRAM_EDGES, grouped, merged
+from cskt.types import Hit
 
 
-def found(name: str, score: float, **metadata: str) -> Found:
-    return Found(CropFacts(name, 10, 20, 1, 0, "0", False, metadata), score)
+def found(name: str, score: float, **metadata: str) -> Hit:
+    return Hit(name, score, rank=1, metadata=dict(metadata))
 
 
 CROPS = [
@@ -24,8 +24,8 @@ CROPS = [
 ]
 
 
-def searched(depths: list[int]) -> Callable[[int], list[Found]]:
-    def search(depth: int) -> list[Found]:
+def searched(depths: list[int]) -> Callable[[int], list[Hit]]:
+    def search(depth: int) -> list[Hit]:
         depths.append(depth)
         return CROPS[:depth]
 
@@ -34,30 +34,22 @@ def searched(depths: list[int]) -> Callable[[int], list[Found]]:
 
 def test_the_best_crop_stands_for_its_group() -> None:
     groups = grouped(searched([]), 10, "track", most=100)
-    assert [(group.best.facts.image_id, group.size) for group in groups] == [("a", 3), ("c", 1), ("d", 1), ("e", 1)]
+    assert [(hit.image_id, hit.group_size) for hit in groups] == [("a", 3), ("c", 1), ("d", 1), ("e", 1)]
+    assert [hit.rank for hit in groups] == [1, 2, 3, 4]
 
 
 def test_the_search_goes_deeper_until_there_are_enough_groups() -> None:
     depths: list[int] = []
     crops = [found(f"{index:03}", 1 - index / 1000, track=str(index // 50)) for index in range(400)]
 
-    def search(depth: int) -> list[Found]:
+    def search(depth: int) -> list[Hit]:
         depths.append(depth)
         return crops[:depth]
 
     groups = grouped(search, 3, "track", most=1000)
-    assert [group.best.facts.image_id for group in groups] == ["000", "050", "100"]
+    assert [hit.image_id for hit in groups] == ["000", "050", "100"]
     assert depths == [12, 48, 192]
     assert len(grouped(search, 8, "track", most=60)) == 2
-
-
-def test_hits_are_cut_off_and_numbered_from_the_offset() -> None:
-    groups = [Group(crop, 1) for crop in CROPS]
-    hits = hits_of(groups, lowest=0.6, offset=1)
-    assert [(hit.image_id, hit.rank) for hit in hits] == [("b", 2), ("c", 3), ("d", 4)]
-    assert hits[0].metadata == {"track": "1", "width": 10, "height": 20}
-    assert hits_of(groups, lowest=0.95, offset=0) == []
-    assert hits_of(groups, lowest=-1, offset=6) == []
 
 
 def counts_of(scores: list[float]) -> list[int]:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.indexing.commits import commits
+from cskt.gallery.indexing import commits
 from cskt.gallery.indexing.files import digest
 from cskt.gallery.stores.base import VectorStore
 from disks import enlarge, mounted, without_rights

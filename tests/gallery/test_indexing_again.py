@@ -236,7 +236,7 @@ def test_a_file_that_another_process_has_replaced_is_not_pruned(
     gallery: Gallery, crops: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The older version is removed only if it is still the one that this process saw."""
-    from cskt.gallery.indexing.commits import changes
+    from cskt.gallery.indexing import changes
 
     path = crops / "cam0" / "00.jpg"
     good = (crops / "cam1" / "01.jpg").read_bytes()

@@ -254,7 +254,9 @@ def test_above_the_limit_the_index_searches(tmp_path: Path) -> None:
     best = {crops[place].facts.image_id for place in np.argsort(-scores)[:20]}
     assert len(best & set(names(found))) >= 16
     for each in found:
-        assert each.score == pytest.approx(float(scores[[crop.facts for crop in crops].index(each.facts)]), abs=1e-6)
+        assert each.score == pytest.approx(
+            float(scores[[crop.facts.image_id for crop in crops].index(each.image_id)]), abs=1e-6
+        )
     assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
     assert names(store.search(queries_of(702), 1)[0]) == ["0702"]
     [few] = store.search(queries_of(9000), 20, Comparison("frame", "<", 7))

@@ -145,7 +145,7 @@ def test_a_server_holds_several_galleries_for_several_clients(tmp_path: Path, mo
         open_milvus(f"milvus://127.0.0.1:{port}/{name}", DIM, COLUMNS) for name in ("crops", "crops", "others")
     )
     writer.add([crop("a", {"camera": "c1"}), crop("b")])
-    assert [hit.facts.image_id for hit in reader.search(query(), 5, Comparison("camera", "=", "c1"))[0]] == ["a"]
+    assert [hit.image_id for hit in reader.search(query(), 5, Comparison("camera", "=", "c1"))[0]] == ["a"]
     assert other.count() == 0
     for store in (writer, reader):
         store.close()
@@ -223,7 +223,7 @@ def test_a_filter_means_what_it_says(
     kept_open.delete(list(kept_open.files()))
     kept_open.add([crop(f"{number}.jpg", known) for number, known in enumerate(metadata)])
     for condition in asked:
-        found = {hit.facts.image_id for hit in kept_open.search(query(), 10, condition)[0]}
+        found = {hit.image_id for hit in kept_open.search(query(), 10, condition)[0]}
         assert found == {f"{number}.jpg" for number, known in enumerate(metadata) if fulfils(condition, known)}
         assert kept_open.count(condition) == len(found)
 
@@ -272,7 +272,7 @@ def test_ties_are_in_the_order_of_names_however_many_there_are(store: MilvusStor
     twins = [f"{number:03}" for number in np.random.default_rng(0).permutation(300)]
     store.add([crop(name, seed=1) for name in twins] + [crop("best", seed=2)])
     found = store.search(query(2), 5)[0]
-    assert [hit.facts.image_id for hit in found] == ["best", "000", "001", "002", "003"]
+    assert [hit.image_id for hit in found] == ["best", "000", "001", "002", "003"]
     assert len({hit.score for hit in found[1:]}) == 1
 
 
@@ -289,7 +289,7 @@ def test_search_ranks_as_float_vectors_do(store: MilvusStore, monkeypatch: pytes
     for k in (1, 30, 500):
         for query_D, found in zip(queries.numpy(), store.search(queries, k), strict=True):
             scores = {each.facts.image_id: float(each.vector @ query_D) for each in crops}
-            assert [hit.facts.image_id for hit in found] == sorted(scores, key=lambda name: -scores[name])[:k]
+            assert [hit.image_id for hit in found] == sorted(scores, key=lambda name: -scores[name])[:k]
             np.testing.assert_allclose(
                 [hit.score for hit in found], sorted(scores.values(), reverse=True)[:k], atol=1e-6
             )

@@ -45,7 +45,7 @@ def best_of(crops: list[Crop], query: NDArray[np.float32], k: int) -> list[str]:
 
 
 def found_by(store: MilvusStore, query: NDArray[np.float32], k: int, where: Condition | None = None) -> list[str]:
-    return [hit.facts.image_id for hit in store.search(torch.from_numpy(query)[None], k, where)[0]]
+    return [hit.image_id for hit in store.search(torch.from_numpy(query)[None], k, where)[0]]
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_an_index_is_built_with_its_numbers_and_searched_with_them(
         recalls[query] = sum(right) / (10 * len(queries))
         [hits] = store.search(torch.from_numpy(queries[:1]), 10)
         for hit in hits:
-            exact = float(crops[int(hit.facts.image_id)].vector.astype(np.float64) @ queries[0])
+            exact = float(crops[int(hit.image_id)].vector.astype(np.float64) @ queries[0])
             assert hit.score == pytest.approx(exact, abs=1e-6)
         assert hits == sorted(hits, key=lambda hit: -hit.score)
         store.close()

@@ -22,7 +22,8 @@ from torch import Tensor
 from cskt.gallery.columns import BUILT_IN, Kind, Value
 from cskt.gallery.conditions import Any_, Comparison, Condition, Membership
 from cskt.gallery.filters import parse_filter
-from cskt.gallery.stores.base import MOST_FACET_VALUES, Crop, CropFacts, Facet, FileState, Found, VectorStore
+from cskt.gallery.stores.base import MAX_FACET_VALUES, Crop, CropFacts, Facet, FileState, VectorStore
+from cskt.types import Hit
 
 DIM = 16
 Opener: TypeAlias = Callable[[Path, Mapping[str, Kind]], VectorStore]
@@ -113,14 +114,15 @@ def expected(crops: list[Crop], query: np.ndarray, k: int) -> list[tuple[str, fl
     return [(image_id, -score) for score, image_id in sorted(scored)[:k]]
 
 
-def names(found: list[Found]) -> list[str]:
-    return [each.facts.image_id for each in found]
+def names(hits: list[Hit]) -> list[str]:
+    return [hit.image_id for hit in hits]
 
 
 def assert_same_hits(store: VectorStore, crops: list[Crop], queries: np.ndarray, k: int) -> None:
     for found, query in zip(store.search(torch.from_numpy(queries), k), queries, strict=True):
         wanted = expected(crops, query, k)
         assert names(found) == [image_id for image_id, _ in wanted]
+        assert [hit.rank for hit in found] == list(range(1, len(found) + 1))
         np.testing.assert_allclose([each.score for each in found], [score for _, score in wanted], atol=2e-7)
 
 
@@ -162,7 +164,8 @@ def test_what_is_added_comes_back_as_it_was(store: VectorStore) -> None:
         for each in added
     }
     [[found]] = store.search(torch.from_numpy(added[0].vector)[None], 1)
-    assert found.facts == added[0].facts
+    assert found == added[0].facts.hit(found.score, rank=1)
+    assert found.metadata == {**metadata, "width": 69, "height": 133}
     assert found.score == pytest.approx(1, abs=1e-6)
 
 
@@ -187,7 +190,7 @@ def test_of_one_name_twice_in_a_call_the_last_counts(store: VectorStore) -> None
 def test_deleted_crops_are_gone(store: VectorStore) -> None:
     crops = [crop(f"{seed}.jpg", seed) for seed in range(20)]
     store.add(crops)
-    assert store.search(queries_of(0), 20)[0][0].facts.image_id == "0.jpg"
+    assert store.search(queries_of(0), 20)[0][0].image_id == "0.jpg"
     assert store.delete(["0.jpg", "7.jpg", "not there", "7.jpg"]) == 2
     assert store.count() == 18
     assert store.get(["0.jpg", "1.jpg"]).keys() == {"1.jpg"}
@@ -195,7 +198,7 @@ def test_deleted_crops_are_gone(store: VectorStore) -> None:
     left = [each for each in crops if each.facts.image_id not in ("0.jpg", "7.jpg")]
     assert_same_hits(store, left, queries_of(0, 7, 99).numpy(), 50)
     store.add([crop("0.jpg", 0)])
-    assert store.search(queries_of(0), 1)[0][0].facts.image_id == "0.jpg"
+    assert store.search(queries_of(0), 1)[0][0].image_id == "0.jpg"
 
 
 @pytest.mark.parametrize("k", [1, 10, 400, 2000])
@@ -359,7 +362,7 @@ def test_a_filter_is_asked_anew_after_a_change(store: VectorStore) -> None:
     store.add([crop("a", 1, {"night": True}), crop("b", 2, {"night": False})])
     assert names(store.search(queries_of(1), 9, night)[0]) == ["a"]
     store.add([crop("a", 1, {"night": False}), crop("b", 2, {"night": True}), crop("c", 3, {"night": True})])
-    assert {found.facts.image_id for found in store.search(queries_of(1), 9, night)[0]} == {"b", "c"}
+    assert {hit.image_id for hit in store.search(queries_of(1), 9, night)[0]} == {"b", "c"}
 
 
 def test_a_histogram_counts_every_crop_once(store: VectorStore) -> None:
@@ -379,7 +382,7 @@ def test_a_histogram_counts_every_crop_once(store: VectorStore) -> None:
 
 
 def test_facets_tell_values_and_ranges(store: VectorStore) -> None:
-    many = MOST_FACET_VALUES + 1
+    many = MAX_FACET_VALUES + 1
     rows: list[dict[str, Value]] = [
         {
             "camera": f"c{seed % 7}",
@@ -399,7 +402,7 @@ def test_facets_tell_values_and_ranges(store: VectorStore) -> None:
     assert facets["time"] == Facet("time", minimum="2026-01-01T00:00:00", maximum="2026-01-09T00:00:00")
     assert facets["night"] == Facet("boolean", values=((False, 25),))
     store.delete(["0"])
-    assert len(store.facets({"note": "text"})["note"].values) == MOST_FACET_VALUES
+    assert len(store.facets({"note": "text"})["note"].values) == MAX_FACET_VALUES
 
 
 def test_columns_can_be_added_later(open_store: Open) -> None:
@@ -453,7 +456,7 @@ def test_a_search_sees_whole_additions_while_others_write(store: VectorStore) ->
             except Exception as error:  # noqa: BLE001  the test's own thread reports it
                 problems.append(error)
                 return
-            kinds = [each.facts.image_id.split("/")[0] for each in found]
+            kinds = [each.image_id.split("/")[0] for each in found]
             if kinds.count("even") != kinds.count("odd") or len(kinds) < last:
                 problems.append(kinds)
             last = len(kinds)

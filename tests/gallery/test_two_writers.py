@@ -12,7 +12,7 @@ import pytest
 import cskt
 from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.indexing.commits import changes
+from cskt.gallery.indexing import changes
 from cskt.gallery.indexing.encoding import Engine, LocalEngine, Pending, Worked
 from tiny_run import write_backbone
 

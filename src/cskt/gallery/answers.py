@@ -1,25 +1,18 @@
-"""What a store found, as a user gets it: cut off, grouped, numbered. Pure."""
+"""Pure functions on the hits of a store: grouping, and the histogram of scores."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from cskt.gallery.columns import Value
-from cskt.gallery.stores.base import Found
 from cskt.types import Hit
 
 HISTOGRAM_STEP = 0.005
 HISTOGRAM_EDGES = [round(step * HISTOGRAM_STEP - 1, 3) for step in range(int(2 / HISTOGRAM_STEP) + 1)]
 """From -1 to 1, finer than any histogram that is shown."""
-
-
-class Group(NamedTuple):
-    """Crops that count as one in an answer."""
-
-    best: Found
-    size: int
 
 
 class Histogram(NamedTuple):
@@ -31,47 +24,31 @@ class Histogram(NamedTuple):
     """n numbers of crops between neighbouring edges."""
 
 
-def grouped(search: Callable[[int], Sequence[Found]], wanted: int, column: str, most: int) -> list[Group]:
-    """The best crop of each group, best group first.
+def grouped(search: Callable[[int], Sequence[Hit]], wanted: int, column: str, most: int) -> list[Hit]:
+    """Return the best hit of each group, best group first, with the group's size and a rank of its own.
 
     Args:
-        search: number of crops -> that many best ones, fewer where there are no more.
-        wanted: most groups to return.
+        search: number of crops -> that many best ones, fewer if there are no more.
+        wanted: maximum number of groups.
         column: crops with one value in this metadata column are a group; a crop without a value is one by itself.
         most: deepest search. A group's size counts the crops that were found down to the last group's depth.
     """
     depth = min(most, 4 * wanted)
     while True:
         found = search(depth)
-        groups: dict[object, Group] = {}
-        for crop in found:
-            facts = crop.facts
-            key = (True, _in_nfc(facts.metadata[column])) if column in facts.metadata else (False, facts.image_id)
-            best, size = groups.get(key, Group(crop, 0))
-            groups[key] = Group(best, size + 1)
+        groups: dict[object, list[Hit]] = {}
+        for hit in found:
+            key = (True, _in_nfc(hit.metadata[column])) if column in hit.metadata else (False, hit.image_id)
+            groups.setdefault(key, []).append(hit)
         if len(groups) >= wanted or len(found) < depth or depth == most:
-            return list(groups.values())[:wanted]
+            best = list(groups.values())[:wanted]
+            return [replace(hits[0], rank=rank, group_size=len(hits)) for rank, hits in enumerate(best, start=1)]
         depth = min(most, 4 * depth)
 
 
 def _in_nfc(value: Value) -> Value:
     """Return a value in NFC, in which values compare; older galleries may hold text in other forms."""
     return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
-
-
-def hits_of(groups: Sequence[Group], lowest: float, offset: int) -> list[Hit]:
-    """Those that score at least `lowest`, numbered from 1, without the first `offset`."""
-    good = [group for group in groups if group.best.score >= lowest]
-    return [
-        Hit(
-            image_id=best.facts.image_id,
-            score=best.score,
-            rank=rank,
-            metadata={**best.facts.metadata, "width": best.facts.width, "height": best.facts.height},
-            group_size=size,
-        )
-        for rank, (best, size) in enumerate(good[offset:], start=offset + 1)
-    ]
 
 
 def merged(counts: Sequence[int], num_bins: int) -> Histogram:

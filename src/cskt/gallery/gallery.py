@@ -24,7 +24,7 @@ from cskt.embed import Encoder
 from cskt.errors import CsktError, UnknownCropError
 from cskt.explain import Explanation
 from cskt.explain import explain as explain_crop
-from cskt.gallery.answers import HISTOGRAM_EDGES, Group, Histogram, grouped, hits_of, merged
+from cskt.gallery.answers import HISTOGRAM_EDGES, Histogram, grouped, merged
 from cskt.gallery.calibration import CALIBRATION_FILE, load_calibration, save_calibration
 from cskt.gallery.columns import Kind, find_column
 from cskt.gallery.conditions import Condition
@@ -39,7 +39,7 @@ from cskt.gallery.originals import original_path
 from cskt.gallery.places import load_model
 from cskt.gallery.query import Query, encode_queries, query_warnings
 from cskt.gallery.state import VECTORS, Contents, check_model, open_store, state_of, undo_creation
-from cskt.gallery.stores.base import CropFacts, Facet, Found, operators_affair
+from cskt.gallery.stores.base import CropFacts, Facet, operator_errors
 from cskt.gallery.stores.row_checks import checked_thumbnail
 from cskt.types import Hit
 from cskt.utils.messages import nearest
@@ -144,7 +144,7 @@ class Gallery:
         """The calibrated cut-off of this model, if there is one; as the file says it now."""
         state = state_of(self.folder / CALIBRATION_FILE)
         if state != self._calibrated[0]:
-            with operators_affair():
+            with operator_errors():
                 calibration = load_calibration(self.folder, self.manifest.fingerprint)
             self._calibrated = state, None if calibration is None else calibration.cut_off
         return self._calibrated[1]
@@ -424,15 +424,13 @@ class Gallery:
         lowest = NO_CUT_OFF if cut_off is None else cut_off
         wanted = k + offset
         if column is None:
-            answers = [
-                [Group(crop, 1) for crop in found] for found in self._contents.store.search(vectors, wanted, condition)
-            ]
+            answers = self._contents.store.search(vectors, wanted, condition)
         else:
-            answers = [self._grouped(row, wanted, condition, column) for row in vectors[:, None]]
-        return [hits_of(groups, lowest, offset) for groups in answers]
+            answers = [self._grouped(vector, wanted, condition, column) for vector in vectors[:, None]]
+        return [[hit for hit in hits if hit.score >= lowest][offset:] for hits in answers]
 
-    def _grouped(self, vector: Tensor, wanted: int, condition: Condition | None, column: str) -> list[Group]:
-        def search(depth: int) -> list[Found]:
+    def _grouped(self, vector: Tensor, wanted: int, condition: Condition | None, column: str) -> list[Hit]:
+        def search(depth: int) -> list[Hit]:
             return self._contents.store.search(vector, depth, condition)[0]
 
         return grouped(search, wanted, column, MOST_HITS)

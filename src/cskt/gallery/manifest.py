@@ -21,7 +21,7 @@ from cskt.embed.models import RUN_WEIGHTS
 from cskt.errors import CsktError, MissingFileError
 from cskt.gallery.columns import Kind, column_name
 from cskt.gallery.places import absolute_store, exists, to_disk, to_memory
-from cskt.gallery.stores.base import check_sha256, operators_affair
+from cskt.gallery.stores.base import check_sha256, operator_errors
 from cskt.model.io.files import backbone_name_of
 from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, read_json
@@ -231,5 +231,5 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """
     content = {"format_version": FORMAT_VERSION, **asdict(to_disk(manifest, folder))}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    with operators_affair():
+    with operator_errors():
         write_atomically(folder / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cskt.errors import CsktError
 from cskt.gallery.conditions import All, Comparison
-from cskt.gallery.stores.base import VectorStore, check_sha256, operators_affair
+from cskt.gallery.stores.base import VectorStore, check_sha256, operator_errors
 from cskt.utils.files import write_atomically
 from cskt.utils.paths import inside
 
@@ -67,7 +67,7 @@ class Originals:
         """
         path = original_path(self._gallery, sha256)
         if not path.is_file():
-            with operators_affair():
+            with operator_errors():
                 write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
     def forget(self, digests: Iterable[str]) -> None:

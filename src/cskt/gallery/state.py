@@ -20,7 +20,7 @@ from cskt.gallery.conditions import Condition
 from cskt.gallery.indexing.scanning import ImageSource, is_list
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
 from cskt.gallery.originals import Originals
-from cskt.gallery.stores.base import VectorStore, operators_affair
+from cskt.gallery.stores.base import VectorStore, operator_errors
 from cskt.utils.extras import require
 from cskt.utils.paths import inside
 
@@ -64,7 +64,7 @@ class Contents:
         state = self._present_state()
         if state == self._state:
             return
-        with operators_affair():
+        with operator_errors():
             manifest = read_manifest(self.folder)
         if manifest.generation != self.manifest.generation:
             raise GalleryChangedError(f"{self.folder}: was reindexed with another model; open it again")

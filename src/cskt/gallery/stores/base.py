@@ -1,6 +1,7 @@
-"""What a gallery asks of the place that keeps its crops: `VectorStore`, and the values that pass through it.
+"""`VectorStore`, the interface of a gallery to the storage of its crops, and the values that pass through it.
 
-Two places fulfil it, `lance` and `milvus`; `tests/gallery/test_store_conformance.py` holds both to it.
+LanceDB (`stores.lance`) and Milvus (`stores.milvus`) implement it; `tests/gallery/test_store_conformance.py` runs the
+same tests against both.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from torch import Tensor
 from cskt.errors import CsktError, StoreError
 from cskt.gallery.columns import Kind, Value
 from cskt.gallery.conditions import Condition
+from cskt.types import Hit
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
+MAX_FACET_VALUES = 50
+"""A text column with more distinct values has no list of them in its facet."""
+
 
 def check_sha256(text: str) -> str:
-    """Return a digest as it is, if it is one: files and folders are named by it.
+    """Return a digest unchanged; files and folders are named by it.
 
     Raises:
         CsktError: it is not 64 hexadecimal digits.
@@ -34,43 +39,62 @@ def check_sha256(text: str) -> str:
 
 
 @contextmanager
-def operators_affair() -> Iterator[None]:
-    """What is a user's error elsewhere, such as a folder that cannot be written, is the store's here."""
+def operator_errors() -> Iterator[None]:
+    """Turn a CsktError of the block into a StoreError: the gallery's files cause it, and its operator can correct it.
+
+    Raises:
+        StoreError: the block raised a CsktError.
+    """
     try:
         yield
-    except ValueError as error:
+    except CsktError as error:
         raise StoreError(str(error), without_query=True) from error
 
 
 @dataclass(frozen=True)
+class FileState:
+    """Attributes by which a changed file is recognised."""
+
+    num_bytes: int
+    modified_ns: int
+    sha256: str
+    kept: bool
+
+
+@dataclass(frozen=True)
 class CropFacts:
-    """What is known of a crop beside its pixels and its vector."""
+    """Attributes of a stored crop, without its pixels and its vector."""
 
     image_id: str
-    """Name within the gallery, with `/` between folders; for a crop that lies in the indexed folder, its path there."""
+    """Name within the gallery, with `/` between folders; for an indexed file, its path within the indexed folder."""
     width: int
-    """Width of the original as it is displayed, in pixels."""
+    """Width of the original as displayed, in pixels."""
     height: int
     num_bytes: int
-    """Of the original file."""
+    """Size of the original file."""
     modified_ns: int
-    """When the original file was last changed, in nanoseconds since 1970; 0 for a crop that was handed over."""
+    """Modification time of the original file, in nanoseconds since 1970; 0 for an uploaded crop."""
     sha256: str
-    """Of the original file, in hexadecimal."""
+    """Digest of the original file, in hexadecimal."""
     kept: bool
-    """Whether the gallery holds the original itself, by its digest, because it was handed over and not indexed."""
+    """True for an uploaded crop, whose original the gallery stores itself under its digest. Filters know this column
+    under the same name."""
     metadata: Mapping[str, Value] = field(default_factory=dict)
-    """Column -> value; columns that the crop knows nothing of are left out."""
+    """Column -> value, without columns in which the crop has no value."""
 
     @property
     def state(self) -> FileState:
-        """What tells its file from a changed one."""
+        """Return the attributes of its file."""
         return FileState(self.num_bytes, self.modified_ns, self.sha256, self.kept)
+
+    def hit(self, score: float, rank: int) -> Hit:
+        """Return this crop as an answer to a query."""
+        return Hit(self.image_id, score, rank, {**self.metadata, "width": self.width, "height": self.height})
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A crop as it enters a store."""
+    """A crop to be stored."""
 
     facts: CropFacts
     vector: NDArray[np.float32]
@@ -80,96 +104,77 @@ class Crop:
 
 
 @dataclass(frozen=True)
-class FileState:
-    """What tells an unchanged file from a changed one."""
-
-    num_bytes: int
-    modified_ns: int
-    sha256: str
-    kept: bool
-
-
-@dataclass(frozen=True)
-class Found:
-    """A crop in the answer to a query."""
-
-    facts: CropFacts
-    score: float
-    """Inner product with the query in float32."""
-
-
-@dataclass(frozen=True)
 class Facet:
-    """What the values of a column are, for building filters."""
+    """Values of a metadata column, for building filters."""
 
     kind: Kind
     values: tuple[tuple[Value, int], ...] = ()
-    """(value, number of crops), the most frequent first; empty for numbers and times and where there are too many."""
+    """(value, number of crops), the most frequent first; empty for numbers and times, and for more than
+    `MAX_FACET_VALUES` values."""
     minimum: Value | None = None
     maximum: Value | None = None
-    """Of numbers and times; none where no crop has a value."""
-
-
-MOST_FACET_VALUES = 50
-"""A text column with more distinct values is searched by writing, not by choosing."""
+    """Range of numbers and times; None if no crop has a value."""
 
 
 class VectorStore(Protocol):
-    """Crops on disk or in a service: what is added outlives a kill of the process once the call has returned, and is
-    visible to the next search."""
+    """Crops on disk or in a service.
+
+    An addition is durable when the call returns, also if the process is killed then, and visible to the next search.
+    """
 
     def add(self, crops: Sequence[Crop]) -> None:
-        """Insert crops, or replace those of the same `image_id`; all of them or none (on Milvus, each crop).
+        """Insert crops, or replace those of the same `image_id`; all of them or none (on Milvus, each crop by itself).
 
-        Their metadata columns must exist (`add_columns`). Of two crops with one `image_id` the last counts.
+        Their metadata columns must exist (`add_columns`). Of two crops with one `image_id` the last is stored.
         """
 
     def delete(self, image_ids: Sequence[str]) -> int:
-        """Remove crops; those that are not there are passed over.
+        """Delete crops; unknown names are ignored.
 
         Returns:
-            How many were removed.
+            Number of deleted crops.
         """
 
     def add_columns(self, columns: Mapping[str, Kind]) -> None:
-        """Make room for metadata; a column that exists is left alone."""
+        """Add metadata columns; a column that exists is left unchanged."""
 
     def count(self, where: Condition | None = None) -> int:
-        """Number of crops, of all or of those that fulfil a condition."""
+        """Return the number of crops, of all or of those that fulfil a condition."""
 
     def get(self, image_ids: Sequence[str]) -> dict[str, CropFacts]:
-        """Facts by name; names that are not there are left out."""
+        """Return facts by name, without unknown names."""
 
     def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """[D] by name; names that are not there are left out."""
+        """Return vectors [D] by name, without unknown names."""
 
     def thumbnails(self, image_ids: Sequence[str]) -> dict[str, bytes]:
-        """Small JPEGs by name; names that are not there are left out."""
+        """Return small JPEGs by name, without unknown names."""
 
     def files(self) -> dict[str, FileState]:
-        """The state of every crop's file by name."""
+        """Return the state of every crop's file by name."""
 
     def delete_corrupt(self) -> int:
-        """Remove rows that this program did not write: names, facts or vectors that reading refuses.
+        """Delete rows that this program did not write: those whose name, facts or vector are refused when read.
 
         Returns:
-            How many were removed.
+            Number of deleted rows.
         """
 
-    def search(self, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Found]]:
-        """The k crops with the largest inner product for each query, exactly as float32 vectors rank them.
+    def search(self, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Hit]]:
+        """Return the k crops with the largest inner product for each query, exactly as float32 vectors rank them.
 
         Args:
             queries: [Q, D] float32.
-            k: most crops per query, at least 1.
+            k: maximum number of crops per query, at least 1.
             where: only crops that fulfil this.
 
         Returns:
-            Per query, best first; equal scores in the order of `image_id`. Fewer than k where there are fewer.
+            Per query, hits of ranks 1 to k, equal scores in the order of `image_id`; fewer than k if there are fewer
+            crops.
         """
 
     def histogram(self, query: Tensor, edges: Sequence[float], where: Condition | None = None) -> list[int]:
-        """How many crops score between neighbouring edges.
+        """Return the number of crops that score between neighbouring edges.
 
         Scores may be rounded to the precision in which the store searches (bfloat16: 3 digits).
 
@@ -183,10 +188,10 @@ class VectorStore(Protocol):
         """
 
     def facets(self, columns: Mapping[str, Kind]) -> dict[str, Facet]:
-        """The values of metadata columns."""
+        """Return the values of metadata columns."""
 
     def compact(self) -> None:
-        """Tidy up after many additions; changes no answer."""
+        """Optimise the storage after many additions; changes no answer."""
 
     def close(self) -> None:
-        """Let go of files and connections."""
+        """Close files and connections."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cskt.errors import CorruptRowError
-from cskt.gallery.stores.base import Found
 from cskt.gallery.stores.exact_search import Candidates, Matrix, Selection
 from cskt.gallery.stores.lance.rows import ROW_ID, to_facts, to_vectors
 from cskt.gallery.stores.row_checks import checked_name, first_corrupt
+from cskt.types import Hit
 
 SCAN_ROWS = 65_536
 """Rows handed over at once; with the default of a thousand, handing over costs more than reading."""
@@ -134,7 +134,7 @@ class Rows:
         rows = version.take(keys)
         return cls(version.folder, row_ids(rows), version.vectors(rows), rows.drop_columns([ROW_ID, "vector"]))
 
-    def best(self, query: Tensor, k: int, keys: NDArray[np.int64]) -> list[Found]:
+    def best(self, query: Tensor, k: int, keys: NDArray[np.int64]) -> list[Hit]:
         """The k best of these keys, all of which have been read."""
         places = np.searchsorted(self.keys, keys)
         # Row by row, not as a matrix product, whose last bit may depend on the place of a row.
@@ -147,11 +147,14 @@ class Rows:
             checked_name({"image_id": name}, self.folder) for name in self.facts["image_id"].take(places).to_pylist()
         ]
         order = sorted(range(len(names)), key=lambda row: (-scores[row], names[row]))[:k]
-        facts = (to_facts(row, self.folder) for row in self.facts.take(places[order]).to_pylist())
-        return [Found(each, float(scores[row])) for each, row in zip(facts, order, strict=True)]
+        best = self.facts.take(places[order]).to_pylist()
+        return [
+            to_facts(row, self.folder).hit(float(scores[place]), rank)
+            for rank, (place, row) in enumerate(zip(order, best, strict=True), start=1)
+        ]
 
 
-def rescored(version: Version, queries: Tensor, k: int, candidates: Sequence[Candidates]) -> list[list[Found]]:
+def rescored(version: Version, queries: Tensor, k: int, candidates: Sequence[Candidates]) -> list[list[Hit]]:
     """The k best of each query's candidates, by inner products in float64 rounded to float32."""
     keys = np.unique(np.concatenate([each.keys for each in candidates]))
     if not len(keys):
@@ -168,19 +171,19 @@ def rescored(version: Version, queries: Tensor, k: int, candidates: Sequence[Can
     ]
 
 
-def _best_of_many(version: Version, query: Tensor, k: int, candidates: Candidates) -> list[Found]:
+def _best_of_many(version: Version, query: Tensor, k: int, candidates: Candidates) -> list[Hit]:
     """The same where candidates are too many to hold, as with thousands of equal crops: in pieces, as far as needed."""
-    best: list[Found] = []
+    best: list[Hit] = []
     for start in range(0, len(candidates.keys), MOST_FETCHED):
         if len(best) == k and candidates.upper[start] < best[-1].score:
             break
         piece = np.sort(candidates.keys[start : start + MOST_FETCHED])
         best += Rows.read(version, piece).best(query, k, piece)
-        best = sorted(best, key=lambda found: (-found.score, found.facts.image_id))[:k]
-    return best
+        best = sorted(best, key=lambda hit: (-hit.score, hit.image_id))[:k]
+    return [replace(hit, rank=rank) for rank, hit in enumerate(best, start=1)]
 
 
-def by_index(version: Version, query: Tensor, k: int, where: str | None) -> list[Found]:
+def by_index(version: Version, query: Tensor, k: int, where: str | None) -> list[Hit]:
     """The k best that LanceDB's index finds."""
     nearest = version.table.search(query.numpy(), vector_column_name="vector").distance_type("dot")
     nearest = nearest.nprobes(NUM_PROBES).refine_factor(REFINE_FACTOR).limit(k).select([ROW_ID])

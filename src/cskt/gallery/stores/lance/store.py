@@ -34,7 +34,7 @@ from torch import Tensor
 from cskt.errors import CorruptRowError, CsktError, StoreError
 from cskt.gallery.columns import Kind, Value
 from cskt.gallery.conditions import Condition
-from cskt.gallery.stores.base import MOST_FACET_VALUES, Crop, CropFacts, Facet, FileState, Found
+from cskt.gallery.stores.base import MAX_FACET_VALUES, Crop, CropFacts, Facet, FileState
 from cskt.gallery.stores.lance.errors import in_one_line, told
 from cskt.gallery.stores.lance.rows import (
     PREFIX,
@@ -51,6 +51,7 @@ from cskt.gallery.stores.lance.rows import (
 )
 from cskt.gallery.stores.lance.search import Loaded, Version, by_index, rescored, row_ids
 from cskt.gallery.stores.row_checks import checked_state, first_corrupt, plain
+from cskt.types import Hit
 
 Item = TypeVar("Item")
 
@@ -278,7 +279,7 @@ class LanceStore:
             )
 
     @told
-    def search(self, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Found]]:
+    def search(self, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Hit]]:
         """As in `VectorStore`, except above `matrix_limit`; see the class."""
         version = self._latest()
         condition = None if where is None else to_sql(where)
@@ -287,7 +288,7 @@ class LanceStore:
             return [by_index(version, query, k, condition) for query in queries]
         loaded = self._in_memory(version)
         selection = loaded.selection(condition)
-        found: list[list[Found]] = []
+        found: list[list[Hit]] = []
         for start in range(0, len(queries), MOST_QUERIES):
             part = queries[start : start + MOST_QUERIES]
             found += rescored(loaded.version, part, k, loaded.matrix.candidates(part, k, selection))
@@ -381,7 +382,7 @@ def _facet(version: Version, column: str, kind: Kind) -> Facet:
     for values in batches:
         for entry in values.value_counts().to_pylist():
             counts[entry["values"]] += entry["counts"]
-        if len(counts) > MOST_FACET_VALUES:
+        if len(counts) > MAX_FACET_VALUES:
             return Facet(kind)
     return Facet(kind, values=tuple(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))))
 

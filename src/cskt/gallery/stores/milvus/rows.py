@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cskt.errors import CorruptRowError, CsktError
 from cskt.gallery.columns import Kind, Value
-from cskt.gallery.stores.base import MOST_FACET_VALUES, Crop, CropFacts, Facet
+from cskt.gallery.stores.base import MAX_FACET_VALUES, Crop, CropFacts, Facet
 from cskt.gallery.stores.milvus.filters import like_key, likeable, partition_field, partition_of
 from cskt.gallery.stores.milvus.server import LONGEST_ID, LONGEST_TEXT
 from cskt.gallery.stores.row_checks import checked_facts, first_corrupt, plain
@@ -112,7 +112,7 @@ def to_facet(kind: Kind, counts: Counter[Value]) -> Facet:
     """How often each value of a column was seen, as an answer."""
     if kind in ("number", "time"):
         return Facet(kind, minimum=min(counts, default=None), maximum=max(counts, default=None))
-    if len(counts) > MOST_FACET_VALUES:
+    if len(counts) > MAX_FACET_VALUES:
         return Facet(kind)
     return Facet(kind, values=tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))))
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from cskt.errors import CorruptRowError
 from cskt.gallery.columns import Kind, Value
 from cskt.gallery.conditions import Condition
-from cskt.gallery.stores.base import Crop, CropFacts, Facet, FileState, Found
+from cskt.gallery.stores.base import Crop, CropFacts, Facet, FileState
 from cskt.gallery.stores.milvus.filters import compiled, quoted
 from cskt.gallery.stores.milvus.options import CONSISTENCY
 from cskt.gallery.stores.milvus.rows import (
@@ -44,6 +44,7 @@ from cskt.gallery.stores.milvus.server import (
     open_collection,
 )
 from cskt.gallery.stores.row_checks import checked_state
+from cskt.types import Hit
 
 MOST_HITS = 16_384
 """Milvus returns no more rows to one request."""
@@ -163,7 +164,7 @@ class MilvusStore:
                     corrupt.append(row["image_id"])
         return self.delete(corrupt)
 
-    def search(self, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Found]]:
+    def search(self, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Hit]]:
         """As in `VectorStore`."""
         queries_QD = queries.detach().cpu().numpy().astype(np.float32)
         best: list[list[tuple[float, str]]] = []
@@ -173,7 +174,8 @@ class MilvusStore:
             best += self._best(queries_QD[start : start + step], k, where, limit)
         facts = self._get([image_id for pairs in best for _, image_id in pairs], **self._level())
         # A crop may be deleted between the two requests.
-        return [[Found(facts[name], score) for score, name in pairs if name in facts] for pairs in best]
+        found = [[(facts[name], score) for score, name in pairs if name in facts] for pairs in best]
+        return [[crop.hit(score, rank) for rank, (crop, score) in enumerate(pairs, start=1)] for pairs in found]
 
     def histogram(self, query: Tensor, edges: Sequence[float], where: Condition | None = None) -> list[int]:
         """As in `VectorStore`; reads every vector."""
