@@ -1,4 +1,4 @@
-"""Losses: golden values, naive loops, closed forms, symmetries, and the switchboard around them."""
+"""Losses: golden values, naive loops, closed forms, symmetries, and their registry."""
 
 import json
 import math
@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from cskt import losses
+from cskt.config import LossConfig
+from cskt.errors import CsktError
 from cskt.losses import LOSSES, LossInputs
 
 PARITY = Path(__file__).parent / "parity"
@@ -22,6 +24,8 @@ BATCHES = {
     "a single pair": [5],
     "large": [pid // 3 for pid in range(30)],
 }
+CONSTANTS = LossConfig(temperature=0.07, margin=0.7, tal_temperature=0.05, tal_margin=0.2)
+READY = losses.build_losses(LOSSES, CONSTANTS)
 
 
 def make_inputs(pids: list[int], *, num_classes: int = 40, width: int = 16, seed: int = 0) -> LossInputs:
@@ -30,20 +34,17 @@ def make_inputs(pids: list[int], *, num_classes: int = 40, width: int = 16, seed
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    size = len(pids)
+    size, identities = len(pids), torch.tensor(pids)
     return LossInputs(
         image_features=draw(size, width),
         text_features=2 * draw(size, width),
-        pids=torch.tensor(pids),
+        pids=identities,
         image_logits=draw(size, num_classes),
         text_logits=draw(size, num_classes),
+        id_labels=identities,
         image_ids=torch.tensor([image_of(pids, row) for row in range(size)]),
         mlm_logits=draw(size, num_classes),
         mlm_labels=torch.randint(num_classes, (size,), generator=generator),
-        temperature=0.07,
-        margin=0.7,
-        tal_temperature=0.05,
-        tal_margin=0.2,
     )
 
 
@@ -53,9 +54,8 @@ def image_of(pids: list[int], row: int) -> int:
 
 
 def with_rows(inputs: LossInputs, change: Callable[[torch.Tensor], torch.Tensor]) -> LossInputs:
-    """The same inputs with every tensor changed alike; constants stay."""
-    tensors = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
-    return replace(inputs, **{name: change(x) for name, x in tensors.items() if isinstance(x, torch.Tensor)})
+    """Return inputs with every tensor changed alike."""
+    return LossInputs(**{field.name: change(getattr(inputs, field.name)) for field in fields(inputs)})
 
 
 # --- golden values of the released code -------------------------------------------------------------------------
@@ -72,12 +72,13 @@ def test_losses_equal_the_released_code(case: str) -> None:
         weight, bias = (fill(f"classifier.{leaf}", shape, golden["seed"])
                         for leaf, shape in (("weight", (10, 512)), ("bias", (10,))))  # fmt: skip
         logits = {"image_logits": images @ weight.T + bias, "text_logits": texts @ weight.T + bias}
-    inputs = LossInputs(images, texts, torch.tensor(golden["pids"]), **logits, temperature=golden["temperature"])
+    pids = torch.tensor(golden["pids"])
+    inputs = LossInputs(images, texts, pids, id_labels=pids, **logits)
 
     expected = {name.removesuffix("_loss"): value for name, value in golden["losses"].items()}
-    ours = losses.compute(inputs, dict.fromkeys(expected, 1.0))
+    ours = losses.build_losses(expected, LossConfig(temperature=golden["temperature"]))
 
-    assert {name: value.item() for name, value in ours.items()} == pytest.approx(expected, rel=2e-6)
+    assert {name: loss(inputs).item() for name, loss in ours.items()} == pytest.approx(expected, rel=2e-6)
 
 
 # --- naive loops -------------------------------------------------------------------------------------------------
@@ -96,10 +97,16 @@ def softmax(row: list[float]) -> list[float]:
     return [x / sum(powers) for x in powers]
 
 
-def naive_matching(rows: list[list[float]], columns: list[list[float]], inputs: LossInputs, scale: float, order: int):
+def naive_matching(
+    rows: list[list[float]],
+    columns: list[list[float]],
+    inputs: LossInputs,
+    scale: float,
+    order: int,
+    others: float = 1.0,
+):
     """One direction of SDM (order 1) and CMPM (order 2)."""
     total, pids, images = 0.0, inputs.pids.tolist(), inputs.image_ids.tolist()
-    others = inputs.sdm_other_image if order == 1 else 1.0
     for i, row in enumerate(rows):
         predicted = softmax([scale * dot(row, column) for column in columns])
         same = [(1.0 if images[j] == images[i] else others) if pid == pids[i] else 0.0 for j, pid in enumerate(pids)]
@@ -114,14 +121,16 @@ def naive_cross_entropy(rows: list[list[float]], labels: list[int]) -> float:
     return -sum(math.log(softmax(row)[label]) for row, label in zip(rows, labels, strict=True)) / len(rows)
 
 
-def naive_sdm(images, texts, inputs: LossInputs) -> float:
-    scale = 1 / inputs.temperature
+def naive_sdm(images, texts, inputs: LossInputs, others: float = 1.0) -> float:
     images, texts = [unit(i) for i in images], [unit(t) for t in texts]
-    return naive_matching(images, texts, inputs, scale, 1) + naive_matching(texts, images, inputs, scale, 1)
+    return sum(
+        naive_matching(one, other, inputs, 1 / CONSTANTS.temperature, 1, others)
+        for one, other in ((images, texts), (texts, images))
+    )
 
 
 def naive_itc(images, texts, inputs: LossInputs) -> float:
-    logits = [[dot(unit(i), unit(t)) / inputs.temperature for t in texts] for i in images]
+    logits = [[dot(unit(i), unit(t)) / CONSTANTS.temperature for t in texts] for i in images]
     own = list(range(len(images)))
     return (naive_cross_entropy(logits, own) + naive_cross_entropy(list(zip(*logits, strict=True)), own)) / 2
 
@@ -145,12 +154,12 @@ def naive_triplet(images, texts, inputs: LossInputs) -> float:
         for j in range(2):
             others = [k for k in range(size) if k != i]
             negatives = [math.dist(images[i], texts[k]) if j else math.dist(images[k], texts[i]) for k in others]
-            total += max(0.0, inputs.margin + math.dist(images[i], texts[i]) - min(negatives, default=math.inf))
+            total += max(0.0, CONSTANTS.margin + math.dist(images[i], texts[i]) - min(negatives, default=math.inf))
     return total / size
 
 
 def naive_tal(images, texts, inputs: LossInputs) -> float:
-    total, pids, tau = 0.0, inputs.pids.tolist(), inputs.tal_temperature
+    total, pids, tau = 0.0, inputs.pids.tolist(), CONSTANTS.tal_temperature
     cosines = [[dot(unit(i), unit(t)) for t in texts] for i in images]
     for rows in (cosines, list(zip(*cosines, strict=True))):
         for i, row in enumerate(rows):
@@ -159,7 +168,7 @@ def naive_tal(images, texts, inputs: LossInputs) -> float:
             if negatives:
                 positive = dot(softmax([cosine / tau for cosine in positives]), positives)
                 soft_hardest = tau * math.log(math.fsum(math.exp(cosine / tau) for cosine in negatives))
-                total += max(0.0, inputs.tal_margin - positive + soft_hardest)
+                total += max(0.0, CONSTANTS.tal_margin - positive + soft_hardest)
     return total
 
 
@@ -178,22 +187,22 @@ NAIVE = {
 def test_loss_equals_a_naive_loop(name: str, pids: list[int]) -> None:
     inputs = make_inputs(pids)
     expected = NAIVE[name](inputs.image_features.tolist(), inputs.text_features.tolist(), inputs)
-    assert LOSSES[name](inputs).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert READY[name](inputs).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_of_duplicated_pairs_equals_a_naive_loop(name: str) -> None:
     twice = with_rows(make_inputs([0, 1, 2]), lambda x: torch.cat([x, x]))
     expected = NAIVE[name](twice.image_features.tolist(), twice.text_features.tolist(), twice)
-    assert LOSSES[name](twice).item() == pytest.approx(expected, rel=1e-5)
+    assert READY[name](twice).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("other_image", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("pids", BATCHES.values(), ids=BATCHES.keys())
 def test_sdm_with_labels_smoothed_by_image_equals_a_naive_loop(pids: list[int], other_image: float) -> None:
-    inputs = replace(make_inputs(pids), sdm_other_image=other_image)
-    expected = naive_sdm(inputs.image_features.tolist(), inputs.text_features.tolist(), inputs)
-    assert LOSSES["sdm"](inputs).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    inputs, loss = make_inputs(pids), losses.SDMLoss(CONSTANTS.temperature, other_image)
+    expected = naive_sdm(inputs.image_features.tolist(), inputs.text_features.tolist(), inputs, other_image)
+    assert loss(inputs).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_sdm_that_treats_images_alike_is_plain_sdm_and_one_that_does_not_is_another() -> None:
@@ -357,16 +366,16 @@ def test_tal_takes_no_gradient_through_the_weights_of_its_positives(constant_wei
 def test_order_of_the_pairs_does_not_matter(name: str) -> None:
     inputs = make_inputs(BATCHES["large"])
     order = torch.randperm(len(inputs.pids), generator=torch.Generator().manual_seed(1))
-    inputs = replace(inputs, sdm_other_image=0.3)
+    loss = replace(READY[name], other_image=0.3) if name == "sdm" else READY[name]
     shuffled = with_rows(inputs, lambda x: x[order])
-    assert LOSSES[name](shuffled).item() == pytest.approx(LOSSES[name](inputs).item(), rel=1e-5)
+    assert loss(shuffled).item() == pytest.approx(loss(inputs).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sdm", "itc", "triplet", "tal"])
 def test_images_and_captions_play_the_same_part(name: str) -> None:
     inputs = make_inputs(BATCHES["large"])
     swapped = replace(inputs, image_features=inputs.text_features, text_features=inputs.image_features)
-    assert LOSSES[name](swapped).item() == pytest.approx(LOSSES[name](inputs).item(), rel=1e-5)
+    assert READY[name](swapped).item() == pytest.approx(READY[name](inputs).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("pids", BATCHES.values(), ids=BATCHES.keys())
@@ -376,7 +385,7 @@ def test_gradients_are_finite(name: str, kind: str, pids: list[int]) -> None:
     features = {"random": 100 * torch.randn(len(pids), 8, generator=torch.Generator().manual_seed(0)),
                 "equal": torch.ones(len(pids), 8), "zero": torch.zeros(len(pids), 8)}[kind]  # fmt: skip
     images, texts = features.clone().requires_grad_(), features.flip(0).clone().requires_grad_()
-    loss = LOSSES[name](LossInputs(images, texts, torch.tensor(pids)))
+    loss = LOSSES[name]()(LossInputs(images, texts, torch.tensor(pids)))
     loss.backward()
     assert loss.isfinite()
     assert images.grad.isfinite().all()
@@ -390,7 +399,7 @@ def test_a_step_against_the_gradient_lowers_the_loss(name: str) -> None:
     leaves = [inputs.image_features, inputs.text_features, inputs.image_logits, inputs.text_logits, inputs.mlm_logits]
 
     def value() -> torch.Tensor:
-        return LOSSES[name](inputs)
+        return READY[name](inputs)
 
     before = value()
     before.backward()
@@ -404,9 +413,9 @@ def test_a_step_against_the_gradient_lowers_the_loss(name: str) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_autocast_does_not_touch_a_loss(name: str) -> None:
     inputs = make_inputs(BATCHES["large"])
-    plain = LOSSES[name](inputs)
+    plain = READY[name](inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = LOSSES[name](inputs)
+        cast = READY[name](inputs)
     assert cast.dtype == torch.float32
     assert torch.equal(cast, plain)
 
@@ -416,24 +425,33 @@ def test_half_precision_features_are_computed_in_float32(name: str) -> None:
     inputs = make_inputs(BATCHES["large"])
     half = with_rows(inputs, lambda x: x.bfloat16() if x.is_floating_point() else x)
     rounded = with_rows(half, lambda x: x.float() if x.is_floating_point() else x)
-    assert torch.equal(LOSSES[name](half), LOSSES[name](rounded))
+    assert torch.equal(READY[name](half), READY[name](rounded))
 
 
-# --- compute and total -------------------------------------------------------------------------------------------
+# --- registry and total ------------------------------------------------------------------------------------------
 
 
-def test_compute_gives_the_named_losses_unweighted() -> None:
+def test_losses_are_built_by_name_with_the_constants_of_a_config() -> None:
     inputs = make_inputs(BATCHES["large"])
-    computed = losses.compute(inputs, {"itc": 0.25, "triplet": 0.0})
-    assert list(computed) == ["itc", "triplet"]
-    assert torch.equal(computed["itc"], losses.itc(inputs.image_features, inputs.text_features, temperature=0.07))
-    assert torch.equal(computed["triplet"], losses.triplet(inputs.image_features, inputs.text_features, margin=0.7))
+    built = losses.build_losses(["itc", "triplet"], CONSTANTS)
+    assert list(built) == ["itc", "triplet"]
+    assert torch.equal(built["itc"](inputs), losses.itc(inputs.image_features, inputs.text_features, temperature=0.07))
+    assert torch.equal(
+        built["triplet"](inputs), losses.triplet(inputs.image_features, inputs.text_features, margin=0.7)
+    )
+
+
+@pytest.mark.parametrize("kind", LOSSES.values())
+def test_a_loss_says_which_config_key_gives_each_of_its_constants(kind: type[losses.Loss]) -> None:
+    assert set(kind.config_keys) == {field.name for field in fields(kind)}
+    assert all(hasattr(CONSTANTS, key) for key in kind.config_keys.values())
+    assert kind() in losses.build_losses(LOSSES, LossConfig()).values(), "class and config have the same defaults"
 
 
 def test_total_is_the_weighted_sum_and_leaves_out_weight_zero() -> None:
     watched, trained = torch.tensor(math.nan, requires_grad=True), torch.tensor(3.0, requires_grad=True)
     also = torch.tensor(5.0, requires_grad=True)
-    value = losses.total(
+    value = losses.weighted_total(
         {"triplet": watched, "sdm": trained, "mlm": also}, {"triplet": 0.0, "sdm": 2.0, "mlm": 0.1, "itc": 1.0}
     )
     value.backward()
@@ -446,26 +464,25 @@ def test_total_is_the_weighted_sum_and_leaves_out_weight_zero() -> None:
     [("cmpn", "unknown loss 'cmpn': did you mean 'cmpm'"), ("focal", "unknown loss 'focal': known: c")],
 )
 def test_an_unknown_loss_is_refused_with_a_hint(name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        losses.compute(make_inputs([0, 1]), {"sdm": 1.0, name: 1.0})
+    with pytest.raises(CsktError, match=message):
+        losses.build_losses(["sdm", name], CONSTANTS)
 
 
-def test_id_without_logits_is_refused() -> None:
-    with pytest.raises(ValueError, match="loss 'id' needs the logits of an identity classifier"):
-        losses.compute(LossInputs(torch.ones(2, 3), torch.ones(2, 3), torch.arange(2)), {"id": 1.0})
-
-
-def test_mlm_without_logits_is_refused() -> None:
-    with pytest.raises(ValueError, match="loss 'mlm' needs the logits of masked words; train with an interaction"):
-        losses.compute(LossInputs(torch.ones(2, 3), torch.ones(2, 3), torch.arange(2)), {"mlm": 1.0})
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("id", "loss 'id' needs the logits of an identity classifier"), ("mlm", "loss 'mlm' needs the logits of masked")],
+)
+def test_a_loss_without_the_logits_that_it_needs_is_refused(name: str, message: str) -> None:
+    with pytest.raises(CsktError, match=message):
+        READY[name](LossInputs(torch.ones(2, 3), torch.ones(2, 3), torch.arange(2)))
 
 
 def test_total_without_a_positive_weight_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"set one in loss\.weights"):
-        losses.total({"sdm": torch.tensor(1.0)}, {"sdm": 0.0})
+    with pytest.raises(CsktError, match=r"set one in loss\.weights"):
+        losses.weighted_total({"sdm": torch.tensor(1.0)}, {"sdm": 0.0})
 
 
 @pytest.mark.parametrize(("texts", "pids"), [((3, 4), (2,)), ((2, 4), (2, 1))])
-def test_pairs_that_do_not_match_are_our_own_fault(texts: tuple[int, ...], pids: tuple[int, ...]) -> None:
+def test_pairs_that_do_not_match_are_a_bug(texts: tuple[int, ...], pids: tuple[int, ...]) -> None:
     with pytest.raises(AssertionError):
         LossInputs(torch.ones(2, 4), torch.ones(texts), torch.zeros(pids, dtype=torch.int64))

@@ -11,7 +11,7 @@ from golden import Golden, check_losses
 from torch import Tensor, nn
 
 from cskt import losses
-from cskt.config import AdapterConfig, ClipArchitecture, OptimConfig, PromptConfig
+from cskt.config import AdapterConfig, ClipArchitecture, LossConfig, OptimConfig, PromptConfig
 from cskt.model.dual_encoder import DualEncoder
 from cskt.training.optim import build_optimizer
 
@@ -32,15 +32,18 @@ class Case:
     def losses(self) -> dict[str, Tensor]:
         image_features, text_features = self.features()
         figures = self.golden.figures
+        pids = torch.tensor(figures["pids"])
         inputs = losses.LossInputs(
             image_features,
             text_features,
-            torch.tensor(figures["pids"]),
+            pids,
             image_logits=None if self.classifier is None else self.classifier(image_features),
             text_logits=None if self.classifier is None else self.classifier(text_features),
-            temperature=figures["temperature"],
+            id_labels=pids,
         )
-        return losses.compute(inputs, {name.removesuffix("_loss"): 1.0 for name in figures["losses"]})
+        settings = LossConfig(temperature=figures["temperature"])
+        named = losses.build_losses([name.removesuffix("_loss") for name in figures["losses"]], settings)
+        return {name: loss(inputs) for name, loss in named.items()}
 
 
 @pytest.fixture(params=["cskt_a", "cskt_b"])
@@ -95,7 +98,7 @@ def test_losses_gradients_and_one_step(case: Case) -> None:
         weight_decay=settings["weight_decay"], bias_lr_factor=settings["bias_lr_factor"],
     )  # fmt: skip
     optimizer = build_optimizer(case.named_parameters(), optim)
-    losses.total(found, dict.fromkeys(found, 1.0)).backward()
+    losses.weighted_total(found, dict.fromkeys(found, 1.0)).backward()
     case.golden.check_gradients(case.named_parameters())
     optimizer.step()
     with torch.no_grad():

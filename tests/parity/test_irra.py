@@ -64,7 +64,7 @@ def test_parameter_count(case: Case) -> None:
 def test_losses_and_gradients(case: Case) -> None:
     found = case.losses()
     check_losses(found, case.golden.figures["losses"])
-    losses.total(found, dict.fromkeys(found, 1.0)).backward()
+    losses.weighted_total(found, dict.fromkeys(found, 1.0)).backward()
     case.golden.check_gradients(case.named_parameters())
 
 

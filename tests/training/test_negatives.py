@@ -16,7 +16,7 @@ from cskt.config import LossConfig
 from cskt.data.annotations import read_dataset
 from cskt.data.paperdoll import make_dataset
 from cskt.training.loop import train
-from cskt.training.negatives import check_negatives, without_negatives
+from cskt.training.negatives import check_negatives, trained_losses, without_negatives
 from cskt.training.run_folder import read_events
 from tiny_run import Configure, quick_config
 
@@ -112,10 +112,10 @@ def features(count: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("loss", CONTRASTIVE)
 def test_a_pair_alone_has_no_gradient(loss: str) -> None:
     pids = image_ids = torch.zeros(1, dtype=torch.int64)
-    assert without_negatives(LossConfig(weights={loss: 1.0}), pids, image_ids) == [loss]
+    assert without_negatives(trained_losses(LossConfig(weights={loss: 1.0})), pids, image_ids) == [loss]
     image_features, text_features = features(1)
     inputs = losses.LossInputs(image_features, text_features, pids, image_ids=image_ids)
-    losses.compute(inputs, {loss: 1.0})[loss].backward()
+    losses.LOSSES[loss]()(inputs).backward()
     assert image_features.grad is not None and image_features.grad.abs().max() < 1e-6
 
 
@@ -135,13 +135,14 @@ def test_a_pair_alone_has_no_gradient(loss: str) -> None:
 def test_which_batches_hold_no_wrong_answer(
     loss: str, pids: list[int], image_ids: list[int], expected: list[str]
 ) -> None:
-    assert without_negatives(LossConfig(weights={loss: 1.0}), torch.tensor(pids), torch.tensor(image_ids)) == expected
+    named = trained_losses(LossConfig(weights={loss: 1.0}))
+    assert without_negatives(named, torch.tensor(pids), torch.tensor(image_ids)) == expected
 
 
 def test_sdm_may_tell_images_of_one_person_apart() -> None:
-    config = LossConfig(weights={"sdm": 1.0}, sdm_other_image=0.3)
-    assert without_negatives(config, torch.tensor([1, 1]), torch.tensor([0, 1])) == []
-    assert without_negatives(config, torch.tensor([1, 1]), torch.tensor([0, 0])) == ["sdm"]
+    named = trained_losses(LossConfig(weights={"sdm": 1.0}, sdm_other_image=0.3))
+    assert without_negatives(named, torch.tensor([1, 1]), torch.tensor([0, 1])) == []
+    assert without_negatives(named, torch.tensor([1, 1]), torch.tensor([0, 0])) == ["sdm"]
 
 
 def test_a_last_batch_of_one_is_kept_counted_and_warned_of_once(

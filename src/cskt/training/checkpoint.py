@@ -17,6 +17,7 @@ from cskt.errors import CsktError
 from cskt.model.io.tensors import load_plain, save_torch
 from cskt.training.checksum import is_broken, seal
 from cskt.training.ema import Average
+from cskt.training.objective import Objective
 from cskt.training.run_folder import DAMAGED, PREVIOUS
 from cskt.utils.files import write_atomically
 
@@ -60,7 +61,7 @@ class Trainee:
     """What changes while training; `model` saves only what trains, the frozen rest comes from the backbone."""
 
     model: nn.Module
-    objective: nn.Module
+    objective: Objective
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: Average | None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from cskt.config import RunConfig, load_config, read_yaml, value_of
 from cskt.data.records import Split
-from cskt.training.negatives import trained
+from cskt.training.negatives import trained_losses
 
 BEST_RATES = Path(str(resources.files("cskt"))) / "assets" / "best_rates.yaml"
 FAR = 10.0
@@ -104,4 +104,4 @@ def _method_of_recipe(recipe: str) -> tuple[object, ...]:
 
 
 def _method(config: RunConfig) -> tuple[object, ...]:
-    return (*(value_of(config, key) for key in METHOD_KEYS), frozenset(trained(config.loss)))
+    return (*(value_of(config, key) for key in METHOD_KEYS), frozenset(trained_losses(config.loss)))

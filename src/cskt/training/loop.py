@@ -58,25 +58,34 @@ class TrainResult:
 def train(
     config: RunConfig, folder: Path | None = None, *, resume: bool | None = False, refuse_overlaps: bool = True
 ) -> TrainResult:
-    """Train a recipe and keep the epoch that does best on the selection split.
+    """Train a model and keep the epoch that does best on the selection split.
 
     Args:
-        config: the recipe.
-        folder: the run's folder; `<output_dir>/<dataset>/<time>_<name>` if empty.
+        config: of the run; see `cskt.load_config`.
+        folder: of the run; `<output_dir>/<dataset>/<time>_<name>` if None.
         resume: continue the run in `folder` from its last.pt; on a CPU bit-exactly if as many processes train. A stop
             (`loop.stop_after_epochs`) counts the epochs of the run and must lie ahead. None: continue the run if the
-            folder holds a checkpoint, otherwise begin again.
+            folder has a checkpoint, otherwise start again.
         refuse_overlaps: refuse data whose splits or people share images or identities, unless it is one of the
-            published data sets; otherwise, and for a run that is resumed, log a warning.
+            published data sets. If False, and for a run that is resumed, log a warning.
 
     Returns:
-        The run folder, holding best.safetensors, best.heads.safetensors (where a loss has a head), last.pt,
+        The result. The run folder contains best.safetensors, best.heads.safetensors (if a loss has a head), last.pt,
         config.yaml, metrics.jsonl and TensorBoard's files.
 
     Raises:
-        CsktError: bad data or config, a loss that is no longer finite (the last good checkpoint is intact), or a
-            folder that cannot be written. One line, with the remedy.
-        SystemExit: SIGTERM has come, and last.pt holds all that was done; or another process of the launch has failed.
+        CsktError: bad data or config; a loss that is no longer finite (the last good checkpoint is intact); a folder
+            that cannot be written.
+        SystemExit: SIGTERM arrived and last.pt holds everything that was done, or another process of the launch failed.
+
+    Example:
+        >>> import cskt, tempfile
+        >>> from cskt.data.paperdoll import make_dataset
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> make_dataset(folder / "data", ids={"train": 8, "val": 4, "test": 4}, images_per_id=2)
+        >>> changes = {"data.root": str(folder / "data"), "data.batch_size": 16, "loop.num_epochs": 1}
+        >>> cskt.train(cskt.load_config("demo", changes), folder / "run").best_epoch
+        1
     """
     with joined() as processes, Leaving() as leaving, ExitStack() as held:
         with leaving.at_once():

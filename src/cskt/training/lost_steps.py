@@ -10,7 +10,7 @@ from torch import Tensor
 from cskt.config import RunConfig
 from cskt.errors import CsktError
 from cskt.training.checkpoint import Progress
-from cskt.training.negatives import trained, without_negatives
+from cskt.training.negatives import trained_losses, without_negatives
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ class LostSteps:
 
     def __init__(self, config: RunConfig, progress: Progress) -> None:
         self._config = config
+        self._losses = trained_losses(config.loss)
         self._progress = progress
         self._warned_of_negatives = False
 
@@ -39,7 +40,7 @@ class LostSteps:
             pids: [B] identities, on the host.
             image_ids: [B] images.
         """
-        if without_negatives(self._config.loss, pids, image_ids):
+        if without_negatives(self._losses, pids, image_ids):
             self._progress.batches_without_negatives += 1
 
     def add_skipped(self, num_steps: int) -> None:
@@ -83,5 +84,5 @@ class LostSteps:
             logger.warning(
                 "epoch %d: %d of %d batches hold no wrong answer (one identity, or one pair), and teach the losses (%s)"
                 " nothing; later epochs are counted in metrics.jsonl",
-                epoch, lost, num_batches, ", ".join(trained(self._config.loss)),
+                epoch, lost, num_batches, ", ".join(self._losses),
             )  # fmt: skip

@@ -7,38 +7,52 @@ looks like success.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from cskt.config import DataConfig, LossConfig, RunConfig
 from cskt.data.records import Split
 from cskt.errors import CsktError
+from cskt.losses import Loss, build_losses
 
-OTHER_IDENTITIES = ("sdm", "cmpm", "tal")
-"""Losses whose wrong answers are the pairs of other identities."""
-OTHER_PAIRS = ("itc", "triplet")
-"""Losses whose wrong answers are all other pairs."""
+
+def trained_losses(config: LossConfig) -> dict[str, Loss]:
+    """Return the losses that have a weight, by name; one of weight 0 is only recorded."""
+    return build_losses([name for name, weight in config.weights.items() if weight], config)
+
+
+def check_captions_per_image(config: RunConfig) -> None:
+    """Raise CsktError for an unknown loss, or one that would take another caption of an image for a wrong answer."""
+    per_image, built = config.data.captions_per_image, build_losses(config.loss.weights, config.loss)
+    if per_image > 1 and (wrong := [name for name, loss in built.items() if loss.negatives == "pairs"]):
+        raise CsktError(
+            f"data.captions_per_image {per_image}: {min(wrong)} takes an image's other captions for wrong answers; use"
+            " sdm, cmpm, tal, id or mlm, or one caption per image"
+        )
 
 
 def check_negatives(config: RunConfig, train_split: Split) -> None:
-    """Check that a batch can hold a wrong answer for every loss that trains.
+    """Check that a batch can contain a wrong answer for every loss that trains.
 
     Raises:
-        CsktError: no batch of this configuration can; names the key to change.
+        CsktError: no batch of this configuration can; the message names the key to change.
     """
-    num_identities, num_images = train_split.num_ids, len(train_split.records)
-    data = config.data
-    for name in trained(config.loss):
-        few = f"the training split of {train_split.dataset} holds one identity, and the loss {name} needs two"
-        if name in (*OTHER_IDENTITIES, "id") and num_identities < 2 and not _tells_images_apart(name, config.loss):
-            raise CsktError(f"data.root {data.root}: {few}; add people, or take {name} out of loss.weights")
-        if name in OTHER_IDENTITIES:
-            if _tells_images_apart(name, config.loss):
-                enough, kind = min(data.batch_size // data.captions_per_image, num_images) > 1, "image"
-            else:
-                enough, kind = identities_per_batch(data, num_identities) > 1, "identity"
-        else:
-            enough, kind = name not in OTHER_PAIRS or data.batch_size > 1, "pair"
-        if not enough:
+    data, num_identities, num_images = config.data, train_split.num_ids, len(train_split.records)
+    images_per_batch = min(data.batch_size // data.captions_per_image, num_images)
+    largest = {
+        "identities": (identities_per_batch(data, num_identities), "identity"),
+        "images": (images_per_batch, "image"),
+        "pairs": (data.batch_size, "pair"),
+    }
+    for name, loss in trained_losses(config.loss).items():
+        if loss.negatives in ("identities", "classes") and num_identities < 2:
+            raise CsktError(
+                f"data.root {data.root}: the training split of {train_split.dataset} holds one identity, and the loss"
+                f" {name} needs two; add people, or take {name} out of loss.weights"
+            )
+        number, kind = largest.get(loss.negatives or "", (2, ""))
+        if number < 2:
             raise CsktError(
                 f"data.batch_size {data.batch_size}{_in_groups(data)}: every batch holds one {kind}, from which the"
                 f" loss {name} learns nothing; {_remedy(data)}"
@@ -46,35 +60,22 @@ def check_negatives(config: RunConfig, train_split: Split) -> None:
 
 
 def identities_per_batch(data: DataConfig, num_identities: int) -> int:
-    """The most identities that a batch can hold."""
+    """Return the largest number of identities in a batch."""
     places = data.batch_size // (data.captions_per_image if data.sampler == "random" else data.instances)
     return min(places, num_identities)
 
 
-def without_negatives(loss: LossConfig, pids: Tensor, image_ids: Tensor) -> list[str]:
-    """Names of the losses that train, but find no wrong answer in a batch.
+def without_negatives(losses: Mapping[str, Loss], pids: Tensor, image_ids: Tensor) -> list[str]:
+    """Return the names of the losses that find no wrong answer in a batch.
 
     Args:
-        loss: weights and constants.
+        losses: by name.
         pids: [B] identities of the batch, on the host.
         image_ids: [B] its images.
     """
-    one_identity, one_image = (bool((ids == ids[0]).all()) for ids in (pids, image_ids))
-    return [
-        name
-        for name in trained(loss)
-        if (name in OTHER_IDENTITIES and (one_image if _tells_images_apart(name, loss) else one_identity))
-        or (name in OTHER_PAIRS and len(pids) == 1)
-    ]
-
-
-def trained(loss: LossConfig) -> list[str]:
-    """Names of the losses that have a weight; one of weight 0 is only recorded."""
-    return [name for name, weight in loss.weights.items() if weight]
-
-
-def _tells_images_apart(name: str, loss: LossConfig) -> bool:
-    return name == "sdm" and loss.sdm_other_image < 1
+    without = {"pairs"} if len(pids) == 1 else set()
+    without |= {kind for kind, ids in (("identities", pids), ("images", image_ids)) if bool((ids == ids[0]).all())}
+    return [name for name, loss in losses.items() if loss.negatives in without]
 
 
 def _in_groups(data: DataConfig) -> str:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cskt import losses
 from cskt.config import ClipArchitecture, LossConfig, MlmConfig
 from cskt.data.images import to_device
 from cskt.data.masking import MaskedCaptions
+from cskt.losses import LossInputs, build_losses
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.parts.interaction import InteractionEncoder
 from cskt.training.shares import WHOLE, Rows
@@ -102,16 +102,16 @@ class Objective(nn.Module):
 
     def __init__(self, config: LossConfig, mlm: MlmConfig, architecture: ClipArchitecture, num_identities: int) -> None:
         super().__init__()
-        self.config = config
-        width = architecture.embed_dim
-        self.classifier = nn.Linear(width, num_identities) if "id" in config.weights else None
+        self.losses = build_losses(config.weights, config)
+        heads, width = {loss.head for loss in self.losses.values()}, architecture.embed_dim
+        self.classifier = nn.Linear(width, num_identities) if "classifier" in heads else None
         self.interaction = None
-        if "mlm" in config.weights:
+        if "interaction" in heads:
             self.interaction = InteractionEncoder(width, mlm.cmt_depth, architecture.vocab_size)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """The classifier starts near zero, N(0, 0.001), as in IRRA (Jiang & Ye 2023, released code)."""
+        """Draw the heads; the classifier starts near zero, N(0, 0.001), as in the released code of IRRA."""
         if self.classifier is not None:
             self.classifier.weight.normal_(std=0.001, generator=generator)
             self.classifier.bias.zero_()
@@ -119,48 +119,31 @@ class Objective(nn.Module):
             self.interaction.initialise(generator)
 
     def forward(self, outputs: Outputs, pids: Tensor, image_ids: Tensor, rows: Rows = WHOLE) -> dict[str, Tensor]:
-        """Unweighted losses of a batch.
+        """Return the unweighted losses of a batch by name.
 
         Args:
-            outputs: of the own rows.
+            outputs: of the rows of this process.
             pids, image_ids: [B] of the whole batch.
-            rows: which rows are this process's own.
+            rows: rows of this process.
 
         Returns:
-            Scalars by name. Those of `losses.BY_ROW` are this process's part of the loss of the whole batch.
+            Scalars. A by-row loss is the share of this process in the loss of the whole batch.
         """
-        image_features, text_features = outputs.image_features.float(), outputs.text_features.float()
-        whole = losses.LossInputs(
-            image_features=rows.gather(image_features),
-            text_features=rows.gather(text_features),
+        mlm_logits = None
+        if self.interaction is not None and outputs.mlm_positions is not None:
+            mlm_logits = self.interaction(outputs.text_tokens, outputs.image_tokens, outputs.mlm_positions)
+        inputs = LossInputs(
+            image_features=rows.gather(outputs.image_features.float()),
+            text_features=rows.gather(outputs.text_features.float()),
             pids=pids,
             image_ids=image_ids,
-            temperature=self.config.temperature,
-            margin=self.config.margin,
-            tal_temperature=self.config.tal_temperature,
-            tal_margin=self.config.tal_margin,
-            sdm_other_image=self.config.sdm_other_image,
-        )
-        own = losses.LossInputs(
-            image_features=image_features,
-            text_features=text_features,
-            pids=pids[rows.own],
             image_logits=None if self.classifier is None else self.classifier(outputs.image_features),
             text_logits=None if self.classifier is None else self.classifier(outputs.text_features),
-            mlm_logits=self._mlm_logits(outputs),
+            id_labels=pids[rows.own],
+            mlm_logits=mlm_logits,
             mlm_labels=outputs.mlm_labels,
         )
-        found = {}
-        for name in self.config.weights:
-            if name in losses.BY_ROW:
-                num_words = len(outputs.mlm_labels) if name == "mlm" and outputs.mlm_labels is not None else None
-                found[name] = rows.fraction(num_words) * losses.LOSSES[name](own)
-            else:
-                found[name] = losses.LOSSES[name](whole)
-        return found
-
-    def _mlm_logits(self, outputs: Outputs) -> Tensor | None:
-        if self.interaction is None or outputs.mlm_positions is None:
-            return None
-        assert outputs.text_tokens is not None and outputs.image_tokens is not None
-        return self.interaction(outputs.text_tokens, outputs.image_tokens, outputs.mlm_positions)
+        return {
+            name: rows.fraction(loss.num_terms(inputs)) * loss(inputs) if loss.by_row else loss(inputs)
+            for name, loss in self.losses.items()
+        }

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cskt import __version__, losses
+from cskt import __version__
 from cskt.config import RECORDED, RunConfig, evaluation_interpolation, flat_fields, value_of
 from cskt.data.loading import TrainingLoader
 from cskt.data.overlaps import read_separate_splits
@@ -19,11 +19,10 @@ from cskt.data.records import Split, select_splits
 from cskt.data.tokenizer import log_caption_warnings
 from cskt.device import pick_device, reset_peak_memory
 from cskt.embed import Built, Encoder, build, tokenizer_for
-from cskt.errors import CsktError
 from cskt.training.checkpoint import FREE_ON_RESUME, Trainee
 from cskt.training.distributed import ALONE, Processes
 from cskt.training.ema import Average
-from cskt.training.negatives import check_negatives
+from cskt.training.negatives import check_captions_per_image, check_negatives
 from cskt.training.objective import Objective
 from cskt.training.optim import build_optimizer
 
@@ -117,8 +116,7 @@ def prepare(config: RunConfig, processes: Processes = ALONE, *, refuse_overlaps:
     Raises:
         CsktError: anything in the config, the data or the weights that cannot be; one line, with the remedy.
     """
-    losses.check_names(config.loss.weights)
-    _check_captions_per_image(config)
+    check_captions_per_image(config)
     device = processes.device(pick_device(config.device))
     reset_peak_memory(device)
     dataset = read_separate_splits(config.data.dataset, Path(config.data.root), refuse=refuse_overlaps)
@@ -161,15 +159,6 @@ def prepare(config: RunConfig, processes: Processes = ALONE, *, refuse_overlaps:
         trainee=Trainee(model, objective, optimizer, scaler, average, built.backbone_sha256, digest(train_split)),
         processes=processes,
     )
-
-
-def _check_captions_per_image(config: RunConfig) -> None:
-    """Raise CsktError where a loss would take an image's other caption in the batch for a wrong answer."""
-    if config.data.captions_per_image > 1 and (wrong := {"itc", "triplet"} & config.loss.weights.keys()):
-        raise CsktError(
-            f"data.captions_per_image {config.data.captions_per_image}: {min(wrong)} takes an image's other captions"
-            " for wrong answers; use sdm, cmpm, tal, id or mlm, or one caption per image"
-        )
 
 
 def digest(split: Split) -> str:

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cskt import losses
 from cskt.data.images import augment, to_device
 from cskt.data.masking import MaskedCaptions, augment_captions, mask_tokens
 from cskt.device import arithmetic, exact_convolutions
+from cskt.losses import weighted_total
 from cskt.training.micro import backward_in_pieces
 from cskt.training.objective import Outputs, Views, encode
 from cskt.training.setup import Session
@@ -51,14 +51,14 @@ def add_gradients(
     def backward(outputs: Outputs) -> dict[str, Tensor]:
         with arithmetic(device, config.precision):
             parts = trainee.objective(outputs, pids, image_ids, rows)
-        loss = losses.total(parts, config.loss.weights)
+        loss = weighted_total(parts, config.loss.weights)
         with exact_convolutions(device):
             torch.autograd.backward(trainee.scaler.scale(loss / group_size))
         known = {
-            name: session.processes.sum(part.detach()) if name in losses.BY_ROW else part.detach()
+            name: session.processes.sum(part.detach()) if trainee.objective.losses[name].by_row else part.detach()
             for name, part in parts.items()
         }
-        return {"loss": losses.total(known, config.loss.weights)} | known
+        return {"loss": weighted_total(known, config.loss.weights)} | known
 
     views = views_of(session, batch, generator)
     pieces = views.split(config.loop.micro_batch_size or len(batch.pids))

@@ -1,0 +1,44 @@
+"""Cross-modal projection matching (CMPM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from cskt.losses.base import Loss, LossInputs, Negatives, divergence, full_precision, same
+
+
+@dataclass(frozen=True)
+class CMPMLoss(Loss):
+    """Cross-modal projection matching; see `cmpm`."""
+
+    negatives: ClassVar[Negatives] = "identities"
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return cmpm(inputs.image_features, inputs.text_features, inputs.pids)
+
+
+def cmpm(image_features: Tensor, text_features: Tensor, pids: Tensor, *, epsilon: float = 1e-8) -> Tensor:
+    """Return the divergence of `sdm`, on the length of one feature's projection onto the other.
+
+    Source: Zhang and Lu, ECCV 2018, equations 1 to 5. As in the released code the labels of a row are divided by
+    their L2 norm, where the paper makes them a distribution; the value of a perfect match is thus not 0.
+
+    Args:
+        image_features: [B, D], raw: their lengths act as the inverse temperature.
+        text_features: [B, D], raw.
+        pids: [B] identities.
+        epsilon: added to the labels inside the logarithm.
+
+    Returns:
+        Scalar, both directions summed.
+    """
+    with full_precision(image_features):
+        images, texts = image_features.float(), text_features.float()
+        labels_BB = F.normalize(same(pids), p=2, dim=1)
+        image_to_text = divergence(images @ F.normalize(texts, dim=1).T, labels_BB, epsilon)
+        text_to_image = divergence(texts @ F.normalize(images, dim=1).T, labels_BB, epsilon)
+        return image_to_text + text_to_image

@@ -1,0 +1,43 @@
+"""Identity classification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from cskt.errors import CsktError
+from cskt.losses.base import Loss, LossInputs, Negatives, full_precision
+
+
+@dataclass(frozen=True)
+class IdentityLoss(Loss):
+    """Identity classification; see `identity`."""
+
+    head: ClassVar = "classifier"
+    by_row: ClassVar = True
+    negatives: ClassVar[Negatives] = "classes"
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        if inputs.image_logits is None or inputs.text_logits is None or inputs.id_labels is None:
+            raise CsktError("loss 'id' needs the logits of an identity classifier; give the model one or drop the loss")
+        return identity(inputs.image_logits, inputs.text_logits, inputs.id_labels)
+
+
+def identity(image_logits: Tensor, text_logits: Tensor, pids: Tensor) -> Tensor:
+    """Return the mean of the cross-entropies of images and captions under one shared classifier.
+
+    Source: Dual-Path (Zheng et al., TOMM 2020), the instance loss; the ID loss of IRRA.
+
+    Args:
+        image_logits: [B, C].
+        text_logits: [B, C].
+        pids: [B] int64 in [0, C).
+
+    Returns:
+        Scalar, at least 0; log(C) for uniform logits.
+    """
+    with full_precision(image_logits):
+        return (F.cross_entropy(image_logits.float(), pids) + F.cross_entropy(text_logits.float(), pids)) / 2

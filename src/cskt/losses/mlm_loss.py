@@ -1,0 +1,47 @@
+"""Masked language modelling (MLM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from cskt.errors import CsktError
+from cskt.losses.base import Loss, LossInputs, full_precision
+
+
+@dataclass(frozen=True)
+class MLMLoss(Loss):
+    """Masked language modelling; see `mlm`."""
+
+    head: ClassVar = "interaction"
+    by_row: ClassVar = True
+
+    def num_terms(self, inputs: LossInputs) -> int:
+        """Return the number of masked words."""
+        return 0 if inputs.mlm_labels is None else len(inputs.mlm_labels)
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        if inputs.mlm_logits is None or inputs.mlm_labels is None:
+            raise CsktError("loss 'mlm' needs the logits of masked words; train with an interaction encoder or drop it")
+        return mlm(inputs.mlm_logits, inputs.mlm_labels)
+
+
+def mlm(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of the masked words.
+
+    Source: IRRA (Jiang and Ye, CVPR 2023), section 3.2, implicit relation reasoning.
+
+    Args:
+        logits: [M, V], one row per masked word of the batch.
+        labels: [M] int64, its id.
+
+    Returns:
+        Scalar, at least 0, log(V) for uniform logits; 0 if no word was masked.
+    """
+    with full_precision(logits):
+        if not len(labels):
+            return logits.float().sum()
+        return F.cross_entropy(logits.float(), labels)

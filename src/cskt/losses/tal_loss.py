@@ -1,0 +1,62 @@
+"""Triplet alignment loss (TAL)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cskt.losses.base import Loss, LossInputs, Negatives, cosines, full_precision, same
+
+
+@dataclass(frozen=True)
+class TALLoss(Loss):
+    """Triplet alignment; see `tal`."""
+
+    config_keys: ClassVar = {"temperature": "tal_temperature", "margin": "tal_margin"}
+    negatives: ClassVar[Negatives] = "identities"
+
+    temperature: float = 0.015
+    margin: float = 0.1
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return tal(
+            inputs.image_features, inputs.text_features, inputs.pids, temperature=self.temperature, margin=self.margin
+        )
+
+
+def tal(
+    image_features: Tensor, text_features: Tensor, pids: Tensor, *, temperature: float = 0.015, margin: float = 0.1
+) -> Tensor:
+    """Return a triplet loss whose hardest negative is a log-sum-exp over all negatives.
+
+    Source: RDE (Qin et al., CVPR 2024), section 3.3, as in its released code: pairs of the same identity are
+    positives, weighted by softmax(cosine / temperature) without gradient, and the batch is summed, not averaged.
+
+    Args:
+        image_features: [B, D], raw.
+        text_features: [B, D], raw.
+        pids: [B] identities.
+        temperature: above 0; towards 0 the log-sum-exp becomes the hardest negative.
+        margin: by which the cosine of the positives must be above that of the negatives.
+
+    Returns:
+        Scalar, at least 0, both directions summed; 0 for a batch of one identity.
+    """
+    with full_precision(image_features):
+        cosine_BB, same_BB = cosines(image_features, text_features), same(pids).bool()
+        return _one_direction(cosine_BB, same_BB, temperature, margin) + _one_direction(
+            cosine_BB.T, same_BB, temperature, margin
+        )
+
+
+def _one_direction(cosine_BB: Tensor, same_BB: Tensor, temperature: float, margin: float) -> Tensor:
+    logits_BB = cosine_BB / temperature
+    positive_weights_BB = logits_BB.detach().masked_fill(~same_BB, -torch.inf).softmax(dim=1)
+    positive_B = (positive_weights_BB * cosine_BB).sum(dim=1)
+    # The smallest number instead of minus infinity: a row without a negative then gives 0, and 0 as its gradient.
+    negative_B = temperature * logits_BB.masked_fill(same_BB, torch.finfo(logits_BB.dtype).min).logsumexp(dim=1)
+    return F.relu(margin - positive_B + negative_B).sum()

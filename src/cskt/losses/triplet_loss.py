@@ -1,0 +1,52 @@
+"""Triplet loss with hardest negatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cskt.losses.base import Loss, LossInputs, Negatives, full_precision
+
+
+@dataclass(frozen=True)
+class TripletLoss(Loss):
+    """Triplet loss; see `triplet`."""
+
+    config_keys: ClassVar = {"margin": "margin"}
+    negatives: ClassVar[Negatives] = "pairs"
+
+    margin: float = 1.0
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return triplet(inputs.image_features, inputs.text_features, margin=self.margin)
+
+
+def triplet(image_features: Tensor, text_features: Tensor, *, margin: float = 1.0) -> Tensor:
+    """Return the triplet loss with the hardest negative of each image and of each caption, on Euclidean distances.
+
+    Source: VSE++ (Faghri et al., BMVC 2018), equation 6, as in the released code: only the pair itself is right, so
+    that another image of the same person is a negative.
+
+    Args:
+        image_features: [B, D], raw.
+        text_features: [B, D], raw.
+        margin: by which a negative must be farther away than the positive.
+
+    Returns:
+        Scalar, at least 0: mean over images plus mean over captions. It is 0 for a batch of one, which has no negative.
+    """
+    with full_precision(image_features):
+        # Differences rather than the expanded square, which loses the small distances of hard negatives.
+        distance_BB = torch.cdist(
+            image_features.float(), text_features.float(), compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        positive_B = distance_BB.diagonal()
+        own = torch.eye(len(distance_BB), dtype=torch.bool, device=distance_BB.device)
+        negative_BB = distance_BB.masked_fill(own, torch.inf)
+        from_images = F.relu(margin + positive_B - negative_BB.amin(dim=1)).mean()
+        from_texts = F.relu(margin + positive_B - negative_BB.amin(dim=0)).mean()
+        return from_images + from_texts
