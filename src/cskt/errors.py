@@ -1,7 +1,7 @@
 """Errors that a user, a file or a request can cause.
 
 Only these become one line and exit code 2 in the shell, or HTTP 4xx and 503 in the service. Every other exception is a
-bug: it is shown with its traceback, exit code 70 and HTTP 500.
+bug: the traceback is printed with exit code 70, or logged with HTTP 500.
 
 Example::
 
@@ -24,6 +24,9 @@ SHORT = reprlib.Repr()
 """Quotes a value from a file in a message, cut to a bounded length."""
 SHORT.maxstring, SHORT.maxother, SHORT.maxlong, SHORT.maxlevel = 80, 80, 80, 2
 
+OTHER_PROGRAMS = "close other programs, or use --device cpu"
+SMALLER_BATCHES = "use a smaller --batch-size or --precision bf16"
+"""Remedies against full memory, for `out_of_memory_errors`."""
 REMEDIES: dict[int | None, str] = {
     errno.ENOSPC: "make room on the disk",
     errno.EDQUOT: "make room on the disk",
@@ -105,10 +108,11 @@ class GalleryChangedError(CsktError):
 def file_system_errors(place: Path | str | None = None) -> Iterator[None]:
     """Turn an OSError of the block into a FileSystemError that names the file and the remedy.
 
-    A closed pipe stays a BrokenPipeError: nobody reads the output any longer, and nothing can be corrected.
+    A path that the file system cannot encode is refused in the same way. A closed pipe stays a BrokenPipeError: the
+    output has no reader, and nothing can be corrected.
 
     Args:
-        place: what to name where the error names no file.
+        place: file or folder to name if the error names none.
 
     Raises:
         FileSystemError: the operating system refused a call.
@@ -119,6 +123,8 @@ def file_system_errors(place: Path | str | None = None) -> Iterator[None]:
         raise
     except OSError as error:
         raise from_os_error(error, place) from error
+    except UnicodeEncodeError as error:
+        raise _from_encode_error(error) from error
 
 
 def from_os_error(error: OSError, place: Path | str | None = None) -> FileSystemError:
@@ -127,3 +133,34 @@ def from_os_error(error: OSError, place: Path | str | None = None) -> FileSystem
     kind = MissingFileError if isinstance(error, FileNotFoundError) else FileSystemError
     start = f"{name}: " if name is not None else ""
     return kind(f"{start}{error.strerror or error}; {REMEDIES.get(error.errno, 'choose another place')}")
+
+
+def _from_encode_error(error: UnicodeEncodeError) -> FileSystemError:
+    text = error.object[:200]
+    if error.encoding.lower().replace("-", "") == "utf8":
+        return FileSystemError(f"{text}: is not UTF-8; rename it, or write it as UTF-8")
+    return FileSystemError(
+        f"{text}: cannot be written in the encoding of the locale, {error.encoding}; set LC_ALL=C.UTF-8"
+    )
+
+
+@contextmanager
+def out_of_memory_errors(remedy: str = OTHER_PROGRAMS) -> Iterator[None]:
+    """Turn full memory, of the machine or of its accelerator, into an OutOfMemoryError that names the remedy.
+
+    Also a decorator. Where two are nested, the remedy of the outer one counts.
+
+    Raises:
+        OutOfMemoryError: Python, CUDA, MPS or torch's CPU allocator is out of memory.
+    """
+    try:
+        yield
+    except OutOfMemoryError as error:
+        raise OutOfMemoryError(f"out of memory: {remedy}") from error
+    except (MemoryError, RuntimeError) as error:
+        # MPS and torch's CPU allocator have no exception class for it.
+        if isinstance(error, RuntimeError) and not any(
+            text in str(error) for text in ("out of memory", "DefaultCPUAllocator")
+        ):
+            raise
+        raise OutOfMemoryError(f"out of memory: {remedy}") from error

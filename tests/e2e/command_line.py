@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cskt
 from cskt.cli.main import main
 from cskt.cli.released_programs import test_main as run_test_py
 from cskt.cli.released_programs import train_main as run_train_py
@@ -47,6 +48,14 @@ class Outcome(NamedTuple):
         assert program.split()[0] in ("cskt", "train.py", "test.py")
         assert reason and len(re.sub(r"/\S+", "/...", reason)) < 500  # paths of this machine aside
         return reason
+
+    def bug(self) -> str:
+        """Return the last line of the traceback of a bug, after checking its report."""
+        lines = self.err.splitlines()
+        assert self.code == 70, self
+        assert "Traceback (most recent call last):" in lines
+        assert "please report this" in lines[-1] and cskt.__version__ in lines[-1] and "the command: " in lines[-1]
+        return lines[-2]
 
 
 def words_of(command: str) -> list[str]:

@@ -137,8 +137,7 @@ def test_other_failures_are_not_taken_for_full_memory(monkeypatch: pytest.Monkey
         raise RuntimeError("shapes [2] and [3] do not match")
 
     monkeypatch.setattr(loop, "prepare", fail)
-    with pytest.raises(RuntimeError, match="shapes"):
-        typed("cskt train")
+    assert "shapes [2] and [3]" in typed("cskt train").bug()
 
 
 def test_commands_to_type_next_where_nothing_is_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

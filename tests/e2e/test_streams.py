@@ -14,7 +14,8 @@ from command_line import REPOSITORY, typed
 
 def shell(line: str, *, program: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a line of bash in which `RUN` runs Python code as the command `cskt` would."""
-    code = f"import os, sys\nfrom cskt.cli.main import guarded\ndef run(argv):\n {program}\n return 0\n"
+    imports = "import os, sys\nfrom cskt.cli.main import guarded\nfrom cskt.errors import CsktError, file_system_errors"
+    code = f"{imports}\ndef run(argv):\n {program}\n return 0\n"
     run = shlex.join([sys.executable, "-c", code + "sys.exit(guarded(run, sys.argv[1:], 'cskt'))"])
     bash = ["bash", "-o", "pipefail", "-c", line.replace("RUN", run)]
     settings = os.environ | {"PYTHONUNBUFFERED": ""} | (env or {})
@@ -26,16 +27,16 @@ def shell(line: str, *, program: str = "", env: dict[str, str] | None = None) ->
     [
         ("RUN >&-", "print('found')", 0, "", ""),
         ("RUN 2>&-", "print('found', flush=True); print('warning', file=sys.stderr)", 0, "found\n", ""),
-        ("RUN 2>&-", "raise ValueError('wrong')", 2, "", ""),
+        ("RUN 2>&-", "raise CsktError('wrong')", 2, "", ""),
         ("RUN <&- >&- 2>&-", "print(sys.stdin.read())", 0, "", ""),
         ("RUN <&-", "print([sys.stdin.read()])", 0, "['']\n", ""),
         ("RUN >&-", "print(os.open('/', os.O_RDONLY) > 2, file=sys.stderr)", 0, "", "True\n"),
         ("RUN >/dev/full", "print('found')", 2, "", "cskt: stdout: No space left on device; make room on the disk\n"),
-        ("RUN >/dev/full", "raise ValueError(print('found') or 'wrong')", 2, "", "cskt: wrong\n"),
+        ("RUN >/dev/full", "raise CsktError(print('found') or 'wrong')", 2, "", "cskt: wrong\n"),
         ("RUN 2>/dev/full", "print('found'); print('warning', file=sys.stderr)", 0, "found\n", ""),
         ("RUN >/dev/full 2>/dev/full", "print('found')", 2, "", ""),
         ("RUN | head -1", "[print(number, 'a man in red') for number in range(20_000)]", 1, "0 a man in red\n", ""),
-        ("RUN 2>&1 >&- | head -1", "raise ValueError('wrong')", 2, "cskt: wrong\n", ""),
+        ("RUN 2>&1 >&- | head -1", "raise CsktError('wrong')", 2, "cskt: wrong\n", ""),
     ],
 )
 def test_streams_that_cannot_be_written(line: str, program: str, code: int, out: str, err: str) -> None:
@@ -66,7 +67,9 @@ def test_sentences_are_read_as_utf8_whatever_the_locale() -> None:
 
 
 def test_a_file_that_the_locale_cannot_name_is_one_line() -> None:
-    finished = shell("RUN 2>&1 | tail -1", program="open('/nowhere/caf\\xe9')", env=ASCII_LOCALE)
+    finished = shell(
+        "RUN 2>&1 | tail -1", program="with file_system_errors(): open('/nowhere/caf\\xe9')", env=ASCII_LOCALE
+    )
     assert finished.returncode == 2
     assert finished.stdout == (
         "cskt: /nowhere/caf\\xe9: cannot be written in the encoding of the locale, ascii; set LC_ALL=C.UTF-8\n"
@@ -74,12 +77,12 @@ def test_a_file_that_the_locale_cannot_name_is_one_line() -> None:
 
 
 def test_a_home_folder_that_is_not_known_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_home() -> Path:
+    def no_home(path: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(Path, "expanduser", no_home)
     monkeypatch.delenv("CSKT_CACHE", raising=False)
-    assert typed("cskt env").refusal() == "the home folder is not known; set HOME"
+    assert typed("cskt env").refusal() == "~/.cache/cskt: the home folder is not known; set HOME"
 
 
 @pytest.mark.parametrize(

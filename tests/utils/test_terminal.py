@@ -167,11 +167,12 @@ def test_the_streams_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (sys.stdout, sys.stderr) == before
 
 
-def test_uncaught_exceptions_are_escaped() -> None:
-    program = "from cskt.cli.main import guarded\nguarded(lambda argv: {}['\\x1b[2J\\u202e'], [], 'cskt')\n"
+def test_the_traceback_of_a_bug_is_escaped() -> None:
+    run = "guarded(lambda argv: {}['\\x1b[2J\\u202e'], [], 'cskt')"
+    program = f"from cskt.cli.main import guarded\nraise SystemExit({run})\n"
     finished = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, check=False, env=os.environ | {"PYTHONUTF8": "1"}
     )
-    assert finished.returncode == 1
+    assert finished.returncode == 70
     assert b"KeyError" in finished.stderr
     assert b"\x1b" not in finished.stderr

@@ -27,7 +27,7 @@ from cskt.cli.model_flags import (
 from cskt.cli.parsing import Parser
 from cskt.embed import Encoder
 from cskt.embed.model_paths import check_exists
-from cskt.errors import CsktError, UnknownCropError
+from cskt.errors import SMALLER_BATCHES, CsktError, UnknownCropError, out_of_memory_errors
 from cskt.evaluation.evaluate import SplitFeatures, encode_split
 from cskt.gallery.calibration import Calibration, cut_off, largest, num_allowed, save_calibration
 from cskt.gallery.gallery import Gallery
@@ -63,6 +63,7 @@ class Measured(NamedTuple):
     source: str
 
 
+@out_of_memory_errors(SMALLER_BATCHES)
 def main(argv: Sequence[str]) -> int:
     """See `cskt calibrate --help`."""
     flags = _flags(argv)

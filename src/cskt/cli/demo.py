@@ -15,7 +15,7 @@ from cskt.data.annotations import read_dataset
 from cskt.data.paperdoll import make_dataset
 from cskt.data.records import Split
 from cskt.embed import Encoder, load
-from cskt.errors import CsktError
+from cskt.errors import CsktError, file_system_errors, out_of_memory_errors
 from cskt.evaluation.evaluate import SplitFeatures, answer, encode_split, evaluate
 from cskt.report.pictures import Answer, answer_sheet
 from cskt.report.tables import ResultRow, result_table
@@ -31,6 +31,7 @@ FEWEST_IDS = 10
 """Fewer people to train on do not fill a batch of the recipe; fewer to search among are no search."""
 
 
+@out_of_memory_errors()
 def main(argv: Sequence[str]) -> int:
     """See `cskt demo --help`."""
     parser = Parser(prog="cskt demo", description="Draw pedestrians, train CSKT on them, answer three sentences.")
@@ -58,12 +59,14 @@ def main(argv: Sequence[str]) -> int:
     features = encode_split(cskt, test)
     rows = compare(zero_shot, cskt, test, features)
     answers = answer_test_sentences(cskt, test, features)
-    sheets = draw_sheets(answers, flags.output)
+    with file_system_errors(flags.output):
+        sheets = draw_sheets(answers, flags.output)
     commands = next_commands(folder, root, answers[0].query)
     report = write_run_report(
         folder, title="CSKT on generated pedestrians", extra_rows=rows, answers=answers, next_commands=commands
     )
-    shutil.copyfile(report, flags.output / "report.html")
+    with file_system_errors(flags.output):
+        shutil.copyfile(report, flags.output / "report.html")
 
     console().print(result_table(rows, f"{flags.test_ids} unseen people, {len(test.records)} images (percent)"))
     print("\nanswers: " + "  ".join(str(sheet) for sheet in sheets))
@@ -83,7 +86,7 @@ def draw(root: Path, train_ids: int, test_ids: int, seed: int) -> None:
     with counting_bar("drawing pedestrians") as on_progress:
         try:
             make_dataset(root, layout="cuhk-pedes", domain="target", ids=ids, seed=seed, on_progress=on_progress)
-        except ValueError as error:
+        except CsktError as error:
             raise CsktError(f"{error}: --output FOLDER") from None
 
 

@@ -14,7 +14,7 @@ from cskt.cli.stored_results import evaluate_run, keep, seed_folders
 from cskt.data.records import Split
 from cskt.embed import Encoder
 from cskt.embed.model_paths import check_exists
-from cskt.errors import CsktError
+from cskt.errors import CsktError, file_system_errors
 from cskt.evaluation.compare import Entry
 from cskt.evaluation.evaluate import RankingOptions
 from cskt.evaluation.results import METRICS, Result
@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
     flags = parser.parse(argv)
     options = ranking_options(flags)
     if flags.output is not None:
-        flags.output.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is found before the work
+        with file_system_errors(flags.output):
+            flags.output.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is found before the work
     if (folders := seed_folders(Path(flags.model))) != [Path(flags.model)]:
         return report_seeds(folders, flags, options)
     encoder, split = load_model_and_split(flags)

@@ -19,13 +19,14 @@ from cskt.config import LoraConfig, RunConfig, as_trained, load_config, to_dict
 from cskt.data.annotations import read_dataset
 from cskt.embed import Encoder, load
 from cskt.embed.exported import SUFFIXES
-from cskt.errors import CsktError
+from cskt.errors import CsktError, out_of_memory_errors
 from cskt.model.io.files import MethodFile, read_method, save_backbone, save_method
 from cskt.training.run_folder import BEST, CONFIG
 
 RELEASED = "released"
 
 
+@out_of_memory_errors()
 def main(argv: Sequence[str]) -> int:
     """See `cskt export --help`."""
     parser = Parser(prog="cskt export", description="Write a run in another form.")

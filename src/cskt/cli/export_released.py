@@ -48,7 +48,7 @@ def export_released(
         )
     try:
         check_expressible(config, architecture)
-    except ValueError as error:
+    except CsktError as error:
         raise CsktError(f"{run}: {error}") from None
     place = Path(root or config.data.root).absolute()
     heads = _heads(run, config, architecture, place)

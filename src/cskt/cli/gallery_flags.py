@@ -19,6 +19,7 @@ from cskt.gallery.indexing.scanning import READ_WITH
 from cskt.gallery.manifest import MANIFEST, ModelSource, needed_backbone
 from cskt.gallery.places import exists, load_model
 from cskt.model.io.cache import CLIP_TINY, PUBLISHED, is_repository_name
+from cskt.utils.paths import expanded
 from cskt.utils.terminal import json_text
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def source_of(flags: argparse.Namespace, known: ModelSource | None = None, *, sa
 
 def _inherited_backbone(run: Path, known: ModelSource) -> str | None:
     """Return the gallery's backbone for a run whose config names a file that is gone; its SHA-256 is checked later."""
-    name = needed_backbone(run.expanduser())
+    name = needed_backbone(expanded(run))
     is_lost = name is not None and name not in PUBLISHED and not is_repository_name(name) and not exists(name)
     return known.backbone if is_lost else None
 

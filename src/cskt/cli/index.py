@@ -12,7 +12,7 @@ from cskt.cli.gallery_flags import add_source_flags, is_gallery, load_source, re
 from cskt.cli.metadata_table import KEY_NAMES, read_metadata, tell_unmatched
 from cskt.cli.next_steps import command_line
 from cskt.cli.parsing import Parser
-from cskt.errors import CsktError
+from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.gallery.engines.ray import RayEngine
 from cskt.gallery.engines.ray_cluster import connected
 from cskt.gallery.gallery import Gallery
@@ -40,6 +40,7 @@ exit code: 0 done, also where single images are unreadable; 1 done, but a folder
 """
 
 
+@out_of_memory_errors(SMALLER_BATCHES)
 def main(argv: Sequence[str]) -> int:
     """See `cskt index --help`."""
     flags = _flags(argv)

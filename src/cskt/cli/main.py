@@ -1,19 +1,23 @@
 """The `cskt` command: verbs, one module each, loaded only when called.
 
-Results go to stdout, progress and warnings to stderr. Bad input ends with one line and exit code 2.
+Results go to stdout, progress and warnings to stderr. An error that the user can correct is one line and exit code 2;
+any other exception is a bug, with its traceback and exit code 70.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
+import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cskt.errors import CsktError, from_os_error
+from cskt.errors import CsktError
 from cskt.utils.terminal import StderrHandler, discard, printable, standard_streams
 
 logger = logging.getLogger(__name__)
@@ -41,31 +45,25 @@ COMMANDS = {
 }
 """Command -> (module with `main(argv) -> exit code`, one line on what it does)."""
 
-LESS_MEMORY = {
-    "cskt train": "use --fit, a smaller --batch-size, --precision bf16 or --checkpoint-activations",
-    "train.py": "use a smaller --batch_size, --precision bf16 or --checkpoint_activations",
-    "cskt evaluate": "use a smaller --batch-size or --precision bf16",
-    "cskt matrix": "use a smaller --batch-size or --precision bf16",
-    "cskt query": "use a smaller --batch-size or --precision bf16",
-    "cskt index": "use a smaller --batch-size or --precision bf16",
-    "cskt reindex": "use a smaller --batch-size or --precision bf16",
-    "cskt calibrate": "use a smaller --batch-size or --precision bf16",
-    "cskt report": "use a smaller --batch-size or --precision bf16",
-    "test.py": "use --precision bf16 or --device cpu",
-}
-"""Program -> what helps when the memory of the machine or of its accelerator is full."""
+TRACEBACK = "--traceback"
+"""Flag of every command: print the traceback of an error that the user can correct, too."""
+BUG = 70
+"""Exit code for a bug of cskt: EX_SOFTWARE of sysexits.h."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code: 0 done, 1 done with findings or nobody reads on, 2 bad input, 130 interrupted.
+        The exit code: 0 done, 1 done with findings or the output has no reader, 2 bad input, 70 a bug of cskt,
+        130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    first = next((place for place, word in enumerate(words) if word != TRACEBACK), len(words))
+    flags, words = words[:first], words[first:]
     command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
     if command is None:
-        return guarded(_without_command, words, "cskt")
+        return guarded(_without_command, flags + words, "cskt")
 
     def run(rest: Sequence[str]) -> int:
         if command != "train" and "TORCHELASTIC_RUN_ID" in os.environ:
@@ -75,20 +73,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = importlib.import_module(COMMANDS[command][0]).main(rest)
         return code
 
-    return guarded(run, words[len(command.split()) :], f"cskt {command}")
+    return guarded(run, flags + words[len(command.split()) :], f"cskt {command}")
 
 
 def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], program: str) -> int:
-    """Call `run` and turn every error that a user can correct into one line on stderr and exit code 2.
+    """Call `run`; print a CsktError as one line on stderr, and any other exception as a bug.
 
     Args:
         run: the command; returns its exit code.
-        argv: words after the command.
+        argv: words after the command; `--traceback` among them is for this function.
         program: name of the command, for messages.
 
     Returns:
-        The exit code of `run`; 2 after an error, 1 when the reader of stdout has closed it, 130 when interrupted.
+        The exit code of `run`; 2 after a CsktError, 1 if the reader of stdout has closed it, 130 when interrupted, 70
+        after any other exception.
     """
+    words, with_traceback = _without_traceback_flag(argv)
     with standard_streams():
         logging.basicConfig(handlers=[StderrHandler()], level=logging.INFO)
         for chatty in ("httpx", "huggingface_hub", "fontTools", "matplotlib"):
@@ -98,23 +98,46 @@ def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], program: s
         try:
             _check_locale()
             _check_working_directory()
-            return _run_and_flush(run, [_decoded(word) for word in argv])
+            return _run_and_flush(run, [_decoded(word) for word in words])
         except BrokenPipeError:  # `| head -1`
             return 1
         except KeyboardInterrupt:
-            reason, code = "interrupted", 130
-        except Exception as error:
-            found = _reason(error, program)
-            if found is None:
-                raise
-            reason, code = found, 2
+            return _report(f"{program}: interrupted", 130)
+        except CsktError as error:
+            if with_traceback:
+                traceback.print_exc()
+            return _report(f"{program}: {printable(' '.join(str(error).split()))}", 2)
+        except Exception:  # noqa: BLE001  a bug, which is reported as one
+            traceback.print_exc()
+            return _report(_bug_report(program, argv), BUG)
         finally:
             try:
                 sys.stdout.flush()
-            except OSError:
+            except (OSError, CsktError):
                 discard(sys.stdout)  # or Python would try again when it ends, and report that
-        print(f"{program}: {printable(reason)}", file=sys.stderr)
-        return code
+
+
+def _without_traceback_flag(argv: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the words without `--traceback`, and whether tracebacks of a CsktError are to be shown."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    words = [word for word in argv[:end] if word != TRACEBACK] + list(argv[end:])
+    return words, len(words) < len(argv) or os.environ.get("CSKT_TRACEBACK", "") not in ("", "0")
+
+
+def _report(text: str, code: int) -> int:
+    with contextlib.suppress(CsktError):  # stdout is full as well, for which another line is printed
+        sys.stdout.flush()
+    print(text, file=sys.stderr)
+    return code
+
+
+def _bug_report(program: str, argv: Sequence[str]) -> str:
+    from cskt import __version__  # noqa: PLC0415  (keeps --help quick)
+
+    return (
+        f"{program}: this is a bug in cskt {__version__}; please report this, with the lines above, the output of 'cskt"
+        f" env' and the command: {printable(shlex.join([*program.split(), *argv]))}"
+    )
 
 
 def _run_and_flush(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
@@ -125,28 +148,6 @@ def _run_and_flush(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> 
         raise
     sys.stdout.flush()
     return code
-
-
-def _reason(error: Exception, program: str) -> str | None:
-    """Return what is wrong and how to correct it, on one line; None for an error that no user can correct."""
-    if isinstance(error, UnicodeEncodeError):
-        return _unwritable(error)
-    if isinstance(error, CsktError):
-        return " ".join(str(error).split())
-    if isinstance(error, OSError):
-        return str(from_os_error(error))
-    if is_out_of_memory(error):
-        return f"out of memory: {LESS_MEMORY.get(program, 'close other programs, or use --device cpu')}"
-    if str(error).startswith("Could not determine home directory"):  # a RuntimeError of pathlib
-        return "the home folder is not known; set HOME"
-    return None
-
-
-def _unwritable(error: UnicodeEncodeError) -> str:
-    text = error.object[:200]
-    if error.encoding.lower().replace("-", "") == "utf8":
-        return f"{text}: is not UTF-8; rename it, or write it as UTF-8"
-    return f"{text}: cannot be written in the encoding of the locale, {error.encoding}; set LC_ALL=C.UTF-8"
 
 
 def _decoded(word: str) -> str:
@@ -173,13 +174,6 @@ def _check_working_directory() -> None:
         Path.cwd()
     except FileNotFoundError:
         raise CsktError("the working directory no longer exists; change to another with 'cd'") from None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether Python, CUDA, MPS or torch's CPU allocator is out of memory; the last two have no class for it."""
-    if isinstance(error, RuntimeError):
-        return "out of memory" in str(error) or "DefaultCPUAllocator" in str(error)
-    return isinstance(error, MemoryError)
 
 
 def _without_command(words: Sequence[str]) -> int:

@@ -38,7 +38,7 @@ def read_metadata(path: Path, images: Path, key: str | None = None) -> dict[str,
         values = {column: value for column, value in row.cells.items() if column and column != heading}
         try:
             named(values)
-        except ValueError as error:
+        except CsktError as error:
             raise CsktError(f"{row.where}: {error}") from None
         metadata[image_name(name, images)] = values
     if len(metadata) < len(rows):
@@ -86,7 +86,7 @@ def _check_names(headings: Iterable[str], path: Path) -> None:
     for heading in sorted(headings):
         try:
             other = heading_of.setdefault(column_name(heading), heading)
-        except ValueError as error:
+        except CsktError as error:
             raise CsktError(f"{path}: {error}") from None
         if other != heading:
             raise CsktError(f"{path}: '{other}' and '{heading}' are one name to a gallery; rename one of the columns")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 from cskt.config import RunConfig, flat_fields, load_config, recipe_names, value_of
 from cskt.config.plain_yaml import plain_yaml
 from cskt.config.types import WeightsChoice
-from cskt.errors import CsktError
+from cskt.errors import CsktError, MissingFileError
+from cskt.utils.paths import check_path
 from cskt.utils.terminal import printable
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ class Parser(argparse.ArgumentParser):
                 close = difflib.get_close_matches(word, self._option_string_actions, n=1)
                 self.error(f"unknown flag {word}: {f'did you mean {close[0]}?' if close else '--help lists all'}")
             self.error(f"unexpected argument '{word}' (--help shows what is taken)")
+        for value in vars(flags).values():
+            if isinstance(value, Path):
+                check_path(value)
         return flags
 
     def _spelt(self, word: str) -> str:
@@ -133,7 +137,7 @@ def config_value(key: str, text: str) -> Any:
         return None
     try:
         return plain_yaml(f"[{text}]" if key in SERIES_KEYS and not text.startswith("[") else text)
-    except ValueError:
+    except CsktError:
         return text
 
 
@@ -164,8 +168,9 @@ def existing_folder(text: str) -> Path:
         CsktError: there is none.
     """
     path = Path(text)
+    check_path(path)
     if not path.is_dir():
-        raise CsktError(f"{path}: no such folder")
+        raise MissingFileError(f"{path}: no such folder")
     return path
 
 

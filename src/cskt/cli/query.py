@@ -12,7 +12,7 @@ from rich.table import Table
 from cskt.cli.model_flags import FAST_PRECISION, add_model_flags, load_model_and_split
 from cskt.cli.parsing import Parser
 from cskt.data.sentences import LONGEST_SENTENCE, check_length
-from cskt.errors import CsktError
+from cskt.errors import CsktError, file_system_errors
 from cskt.evaluation.evaluate import answer
 from cskt.report.pictures import Answer, answer_sheet
 from cskt.types import Hit
@@ -56,8 +56,9 @@ def main(argv: Sequence[str]) -> int:
             console().print(_table(query, hits))
         if flags.sheet:
             path = flags.sheet if len(answers) == 1 else flags.sheet.with_stem(f"{flags.sheet.stem}-{number}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            answer_sheet(Answer(query, hits, [hit.image_id for hit in hits])).save(path)
+            with file_system_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                answer_sheet(Answer(query, hits, [hit.image_id for hit in hits])).save(path)
     return 0
 
 

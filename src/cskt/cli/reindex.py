@@ -11,6 +11,7 @@ from pathlib import Path
 from cskt.cli.gallery_flags import add_source_flags, load_source, report_indexing, source_of
 from cskt.cli.parsing import Parser
 from cskt.embed import Encoder
+from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import Manifest, ModelSource, read_manifest
 from cskt.utils.progress import counting_bar
@@ -29,6 +30,7 @@ examples:
 """
 
 
+@out_of_memory_errors(SMALLER_BATCHES)
 def main(argv: Sequence[str]) -> int:
     """See `cskt reindex --help`."""
     parser = Parser(prog="cskt reindex", description=DESCRIPTION, epilog=EXAMPLES)
@@ -54,7 +56,7 @@ def _model(flags: argparse.Namespace, manifest: Manifest) -> tuple[ModelSource, 
     """Return what `--run` names: the gallery's own model at another place, with its image size, or another model."""
     same, other = source_of(flags, manifest.model, same_model=True), source_of(flags, manifest.model)
     if same != other:
-        with suppress(ValueError):  # another model need not bear these settings
+        with suppress(CsktError):  # another model may not take these settings
             encoder = load_source(same, flags, flags.gallery)
             if encoder.fingerprint == manifest.fingerprint:
                 return same, encoder

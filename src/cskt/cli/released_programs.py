@@ -15,7 +15,8 @@ from cskt.cli.main import guarded
 from cskt.cli.parsing import Parser, config_value, overrides_of, shown
 from cskt.config import RunConfig, flat_fields, load_config
 from cskt.config.released_flags import FLAGS, IRRA, REFERENCE, from_published, recipe_of, to_published
-from cskt.errors import CsktError
+from cskt.errors import CsktError, out_of_memory_errors
+from cskt.utils.paths import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def _train(argv: Sequence[str]) -> int:
     recipe = load_config(name)  # first alone, for what is wrong in the file is told in the file's words
     try:
         config = load_config(name, _overrides(flags, recipe))
-        if Path(config.backbone.name).expanduser().is_file():  # published names are known by their digests
+        if expanded(config.backbone.name).is_file():  # published names are known by their digests
             config = replace(config, backbone=assume_openai(config.backbone))
         _check_mlm(flags.MLM, recipe, config)
         with_prompts = flags.MLM and config.prompts.directions != "none"
@@ -131,10 +132,11 @@ def _train(argv: Sequence[str]) -> int:
         elif with_prompts:
             logger.warning("%s; this one trains it, but there is no published result to compare with", MLM_WITH_PROMPTS)
         logger.info("recipe: %s (%s)", name, reason)
-        if flags.resume:
-            return run(config, last.parent, resume=True, refuse_overlaps=False)
-        return run(config, refuse_overlaps=False)
-    except ValueError as error:
+        with out_of_memory_errors("use a smaller --batch_size, --precision bf16 or --checkpoint_activations"):
+            if flags.resume:
+                return run(config, last.parent, resume=True, refuse_overlaps=False)
+            return run(config, refuse_overlaps=False)
+    except CsktError as error:
         raise CsktError(in_words_of_flags(str(error))) from error
 
 
@@ -271,12 +273,13 @@ def _test(argv: Sequence[str]) -> int:
         split = split_of(
             str(model), flags.dataset_name, flags.root_dir, flags.split, root_flag="--root_dir", refuse_overlaps=False
         )
-        encoder = load(
-            model, flags.backbone, flags.device, precision=flags.precision, weights=flags.weights or "model",
-            show_progress=True,
-        )  # fmt: skip
-        return report_metrics(encoder, split, model, as_json=flags.json)
-    except ValueError as error:
+        with out_of_memory_errors("use --precision bf16 or --device cpu"):
+            encoder = load(
+                model, flags.backbone, flags.device, precision=flags.precision, weights=flags.weights or "model",
+                show_progress=True,
+            )  # fmt: skip
+            return report_metrics(encoder, split, model, as_json=flags.json)
+    except CsktError as error:
         raise CsktError(in_words_of_test(str(error))) from error
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from cskt.cli.parsing import Parser
 from cskt.data.sentences import LONGEST_SENTENCE
-from cskt.errors import CsktError
+from cskt.errors import CsktError, file_system_errors, out_of_memory_errors
 from cskt.gallery.query import Query
 from cskt.utils.console import console, literal
 from cskt.utils.terminal import json_text, printable
@@ -66,6 +66,7 @@ class Answered:
     """Why there are no hits; empty where there are."""
 
 
+@out_of_memory_errors()
 def main(argv: Sequence[str]) -> int:
     """See `cskt search --help`."""
     flags = _flags(argv)
@@ -152,12 +153,11 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
 def _read_queries(name: str) -> list[str]:
     """The sentences of a file, or of stdin for `-`; empty lines are passed over."""
     try:
-        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        with file_system_errors(f"--queries {name}"):
+            content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         sentences = [line.strip() for line in content.decode("utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise CsktError(f"--queries {name}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    except OSError as error:
-        raise CsktError(f"--queries {name}: {error.strerror}") from None
     if not sentences:
         raise CsktError(f"--queries {name}: holds no sentence; write one per line")
     return sentences
@@ -254,5 +254,6 @@ def _draw(gallery: Gallery, flags: argparse.Namespace, answers: Sequence[Answere
         write_answer_page(flags.html, f"Answers of {flags.gallery.resolve().name}", drawn)
     for number, answer in enumerate(drawn if flags.sheet else [], start=1):
         path = flags.sheet if len(drawn) == 1 else flags.sheet.with_stem(f"{flags.sheet.stem}-{number}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draw_sheet(answer, explained=flags.explain).save(path)
+        with file_system_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw_sheet(answer, explained=flags.explain).save(path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cskt.cli.parsing import Parser
 from cskt.config import validate
-from cskt.errors import CsktError
+from cskt.errors import CsktError, out_of_memory_errors
 from cskt.utils.extras import require
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ addresses:
 log = logging.getLogger(__name__)
 
 
+@out_of_memory_errors()
 def main(argv: Sequence[str]) -> int:
     """See `cskt serve --help`."""
     flags = _flags(argv)

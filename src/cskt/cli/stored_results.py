@@ -78,7 +78,7 @@ def keep(result: Result, model: Path, output: Path | None = None) -> None:
     elif is_run(model):
         try:
             logger.info("per-query results: %s", save_result(model, result))
-        except ValueError as error:
+        except CsktError as error:
             logger.warning("no per-query results are kept: %s or keep them elsewhere: --output FOLDER", error)
     elif result.seed is not None:  # of a run, whose folder is no longer one
         logger.warning(

@@ -128,7 +128,7 @@ def work_off(runs: Sequence[PlannedRun], splits: TestSplits) -> None:
                 logger.info("run %d of %d: %s", number, len(runs), run.folder)
                 try:
                     do_run(run, splits)
-                except ValueError as error:
+                except CsktError as error:
                     raise CsktError(f"arm '{run.arm.label}', seed {run.seed} on {run.data.name}: {error}") from None
 
 

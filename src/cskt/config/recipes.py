@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from cskt.config.architecture import ClipArchitecture
 from cskt.config.plain_yaml import plain_yaml
 from cskt.config.schema import RunConfig, flat_fields
-from cskt.errors import CsktError
+from cskt.errors import CsktError, FileSystemError, MissingFileError
 from cskt.utils.messages import nearest
 from cskt.utils.terminal import printable
 
@@ -45,12 +45,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = plain_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CsktError(f"{path}: no such file") from None
+        raise MissingFileError(f"{path}: no such file") from None
     except OSError as error:
-        raise CsktError(f"{path}: cannot be read: {error.strerror}") from None
+        raise FileSystemError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise CsktError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    except ValueError as error:
+    except CsktError as error:
         raise CsktError(f"{path}: not plain YAML: {printable(str(error))}") from None
     if content is None:
         return {}
@@ -81,7 +81,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     while (base := content.pop("base", None)) is not None:
         try:
             below = resolve_recipe(str(base))
-        except ValueError as error:
+        except CsktError as error:
             raise CsktError(f"{here}: base: {error}") from None
         if not below.is_file() and (here.parent / below).is_file():
             below = here.parent / below

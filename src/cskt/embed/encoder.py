@@ -24,7 +24,7 @@ from cskt.data.images import Source, normalise, read_image
 from cskt.data.loading import iter_images
 from cskt.data.tokenizer import Tokenizer
 from cskt.device import DTYPES, exact_convolutions, pick_device, pick_precision
-from cskt.errors import CsktError
+from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
 from cskt.utils.progress import bar
@@ -155,6 +155,7 @@ class Encoder:
         architecture = self.model.architecture
         return normalise(pixels.to(self.device), architecture.image_mean, architecture.image_std)
 
+    @out_of_memory_errors(SMALLER_BATCHES)
     def encode_image(self, images: Tensor | Sequence[Source | str], *, apply_orientation: bool | None = None) -> Tensor:
         """Unit vectors of images.
 
@@ -189,6 +190,7 @@ class Encoder:
             raise CsktError(f"expected uint8 pixels or normalised float images, found {images.dtype}")
         return self._encode_batches(self._encode_normalised, (batch.float() for batch in whole), len(images))
 
+    @out_of_memory_errors(SMALLER_BATCHES)
     def encode_text(self, captions: Sequence[str] | Tensor) -> Tensor:
         """Unit vectors of sentences.
 

@@ -12,6 +12,7 @@ from cskt.errors import CsktError
 from cskt.model.io.cache import CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_name, locate
 from cskt.model.io.files import kind_of, read_method
 from cskt.model.io.released.reader import read_released_config
+from cskt.utils.paths import check_path, expanded
 
 CONFIG, FLAT_CONFIG = "config.yaml", "configs.yaml"
 """Config of one of our runs; of a released CSKT folder."""
@@ -23,7 +24,8 @@ def check_exists(model: str) -> None:
     Raises:
         CsktError: it is none of these.
     """
-    path, published = Path(model).expanduser(), [CLIP_TINY, *PUBLISHED]
+    path, published = expanded(model), [CLIP_TINY, *PUBLISHED]
+    check_path(path)
     if path.is_dir() and not any((path / name).is_file() for name in (CONFIG, FLAT_CONFIG, RUN_WEIGHTS, EXPORTED)):
         try:
             locate(model)

@@ -16,7 +16,7 @@ from cskt.data.tokenizer import END_ID, Tokenizer
 from cskt.device import pick_device, pick_precision
 from cskt.embed.encoder import PLAIN, Encoder
 from cskt.embed.exported import is_exported, load_exported
-from cskt.errors import CsktError, MissingBackboneError
+from cskt.errors import CsktError, MissingBackboneError, out_of_memory_errors
 from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
 from cskt.model.io import files
 from cskt.model.io.cache import CLIP_TINY
@@ -76,6 +76,7 @@ def _random_architecture(config: BackboneConfig) -> ClipArchitecture:
     )
 
 
+@out_of_memory_errors()
 def load(
     path: str | Path,
     backbone: str | Path | None = None,

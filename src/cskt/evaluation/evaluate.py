@@ -15,7 +15,7 @@ from cskt import metrics
 from cskt.data.records import Split
 from cskt.data.tokenizer import log_caption_warnings
 from cskt.embed import Encoder, load
-from cskt.errors import CsktError
+from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.evaluation.model_data import split_of
 from cskt.evaluation.rerank import expand_queries, rerank_similarity
 from cskt.evaluation.results import Facts, Result
@@ -108,6 +108,7 @@ class RankingOptions:
         return "-".join(parts)
 
 
+@out_of_memory_errors(SMALLER_BATCHES)
 def encode_split(encoder: Encoder, split: Split) -> SplitFeatures:
     """Encode every image and every caption of a split once.
 
@@ -144,6 +145,7 @@ def _warm_up(encoder: Encoder, split: Split) -> None:
         encoder.show_progress = shown
 
 
+@out_of_memory_errors(SMALLER_BATCHES)
 def evaluate(
     model: Encoder | str | Path,
     split: Split | str = "test",
@@ -213,6 +215,7 @@ def rank_images(features: SplitFeatures, options: RankingOptions) -> RetrievalMe
     return metrics.from_chunks(similarity_of, features.caption_pids, features.image_pids)
 
 
+@out_of_memory_errors(SMALLER_BATCHES)
 def result_of(
     encoder: Encoder,
     split: Split,
@@ -250,6 +253,7 @@ def result_of(
     return as_result(found, encoder, split, label=label, seed=seed, note=note, facts=rates, options=ranking)
 
 
+@out_of_memory_errors(SMALLER_BATCHES)
 def as_result(
     evaluation: Evaluation,
     encoder: Encoder,
@@ -291,6 +295,7 @@ def as_result(
     )
 
 
+@out_of_memory_errors(SMALLER_BATCHES)
 def answer(
     encoder: Encoder, split: Split, queries: Sequence[str], k: int, features: SplitFeatures | None = None
 ) -> list[list[Hit]]:

@@ -25,6 +25,7 @@ from cskt.gallery.stores.base import check_sha256, operator_errors
 from cskt.model.io.files import backbone_name_of
 from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, read_json
+from cskt.utils.paths import expanded
 
 PAPER_DOLLS = (
     "this model knows paper dolls, not people: fill the gallery with a trained run or CLIP weights before you trust it"
@@ -128,10 +129,10 @@ class ModelSource:
         """Return the same source with absolute paths, the backbone of an adapter-only run included; names stay."""
 
         def settled(name: str) -> str:
-            return str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
+            return str(expanded(name).resolve()) if expanded(name).exists() else name
 
         backbone = self.backbone
-        if backbone is None and (needed := needed_backbone(Path(self.path).expanduser())) and exists(needed):
+        if backbone is None and (needed := needed_backbone(expanded(self.path))) and exists(needed):
             backbone = needed
         return replace(self, path=settled(self.path), backbone=backbone and settled(backbone))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cskt.errors import CsktError, MissingBackboneError
+from cskt.utils.paths import expanded
 
 if TYPE_CHECKING:
     from cskt.embed import Encoder
@@ -47,7 +48,7 @@ def absolute_store(store: str) -> str:
     file = store.removeprefix(LITE)
     if not store.startswith(LITE) or not file or file.startswith("//"):
         return store
-    return f"{LITE}{Path(file).expanduser().resolve()}"
+    return f"{LITE}{expanded(file).resolve()}"
 
 
 def _with_paths(manifest: Manifest, change: Callable[[str], str]) -> Manifest:

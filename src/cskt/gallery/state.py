@@ -22,7 +22,7 @@ from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_ma
 from cskt.gallery.originals import Originals
 from cskt.gallery.stores.base import VectorStore, operator_errors
 from cskt.utils.extras import require
-from cskt.utils.paths import inside
+from cskt.utils.paths import expanded, inside
 
 VECTORS = "vectors"
 """Folder, within a gallery, of LanceDB's files."""
@@ -257,7 +257,7 @@ def source_to_index(
     if ignore is None:
         ignore = () if manifest is None else manifest.ignore
     if images is not None:
-        place = Path(images).expanduser()
+        place = expanded(images)
         list_file = place.parent.resolve() / place.name if is_list(place) else None
         folder = place.resolve() if list_file is None else list_file.parent
         remedy = "name what to index: --images PATH"

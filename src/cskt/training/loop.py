@@ -13,7 +13,7 @@ import torch
 
 from cskt.config import RunConfig, to_dict
 from cskt.device import peak_memory_bytes
-from cskt.errors import CsktError
+from cskt.errors import CsktError, out_of_memory_errors
 from cskt.evaluation.evaluate import Evaluation, evaluate
 from cskt.model.io.files import save_method
 from cskt.training.checkpoint import Progress, load_last, save_last, set_aside, trainable_state
@@ -55,6 +55,7 @@ class TrainResult:
     """True if all epochs were completed before this session, which therefore trained nothing."""
 
 
+@out_of_memory_errors("use --fit, a smaller --batch-size, --precision bf16 or --checkpoint-activations")
 def train(
     config: RunConfig, folder: Path | None = None, *, resume: bool | None = False, refuse_overlaps: bool = True
 ) -> TrainResult:

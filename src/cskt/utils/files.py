@@ -36,8 +36,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         finally:
             if temporary.exists():
                 temporary.unlink()
-    except OSError as error:
-        reason = one_line(error.strerror or error)
+    except (OSError, UnicodeEncodeError) as error:
+        reason = one_line(getattr(error, "strerror", None) or error)
         raise FileSystemError(
             f"{path}: cannot be written: {reason}; free disk space, or choose another folder"
         ) from error

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
-from cskt.errors import CsktError
+from cskt.errors import CsktError, file_system_errors
 
 RESERVED = frozenset('/\\:*?"<>|')
 """Characters that a file name cannot hold, on one system or another."""
@@ -42,6 +43,28 @@ def inside(folder: Path, *parts: str | Path, follow_links: bool = True) -> Path:
     if path != Path(os.path.normpath(root.joinpath(*parts))):
         raise CsktError(f"{_shown(joined)}: a link, or below one; put the file or folder itself there")
     return joined
+
+
+def expanded(path: Path | str) -> Path:
+    """Return a path with the home folder in place of a leading `~` or `~user`.
+
+    Raises:
+        CsktError: the home folder is not known, or there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise CsktError(f"{_shown(Path(path))}: the home folder is not known; set HOME") from None
+
+
+def check_path(path: Path) -> None:
+    """Check that the operating system can look for a path, which need not exist.
+
+    Raises:
+        FileSystemError: a part of it is too long, a folder above it may not be entered, or links form a circle.
+    """
+    with file_system_errors(path), suppress(FileNotFoundError, NotADirectoryError):
+        path.stat()
 
 
 def file_name(text: str) -> str:

@@ -12,12 +12,12 @@ import logging
 import os
 import re
 import sys
-import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
+
+from cskt.errors import from_os_error
 
 _SHORT = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}
 _VISIBLE_FORMAT = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
@@ -67,14 +67,12 @@ def standard_streams() -> Iterator[None]:
     """Replace stdout and stderr by streams that escape what is written to them.
 
     A stream that is closed is opened on the null device first. Characters that the encoding of the terminal lacks are
-    escaped as well. Uncaught exceptions are printed escaped, also after the block.
+    escaped as well.
     """
     _open_closed_streams()
     before = sys.stdout, sys.stderr
     ours = EscapingStream(before[0], "stdout"), EscapingStream(before[1], "stderr", is_optional=True)
     sys.stdout, sys.stderr = ours
-    if sys.excepthook is sys.__excepthook__:
-        sys.excepthook = _print_exception
     try:
         yield
     finally:
@@ -121,7 +119,7 @@ class EscapingStream:
     Args:
         stream: where the text goes.
         name: of the stream, for errors.
-        is_optional: whether text that cannot be written is dropped; an OSError is raised otherwise.
+        is_optional: drop text that cannot be written; otherwise a FileSystemError, or BrokenPipeError, is raised.
     """
 
     def __init__(self, stream: TextIO, name: str, *, is_optional: bool = False) -> None:
@@ -170,7 +168,9 @@ class _Stream:
             yield
         except OSError as error:
             if not self._is_optional:
-                raise OSError(error.errno, error.strerror or str(error), self._name) from error
+                if isinstance(error, BrokenPipeError):
+                    raise
+                raise from_os_error(error, self._name) from error
             discard(self._stream)
 
 
@@ -217,10 +217,3 @@ def _open_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  for the life of the process
-
-
-def _print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an uncaught exception as Python does, escaped."""
-    lines = "".join(traceback.format_exception(kind, error, trace))
-    with contextlib.suppress(OSError, AttributeError):
-        sys.stderr.write(printable(lines, keep="\n\t"))

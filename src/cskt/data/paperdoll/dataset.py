@@ -16,7 +16,7 @@ from cskt.data.paperdoll.attributes import sample_attributes, stable_random
 from cskt.data.paperdoll.captions import write_caption
 from cskt.data.paperdoll.drawing import Domain, draw_person
 from cskt.data.paperdoll.layouts import LAYOUTS, Entry, Layout, write_annotation
-from cskt.errors import CsktError
+from cskt.errors import CsktError, file_system_errors
 from cskt.utils.json_files import load_json, read_text
 from cskt.utils.messages import nearest
 
@@ -47,6 +47,7 @@ class _Job:
     masks: bool
 
 
+@file_system_errors()
 def make_dataset(
     root: Path,
     *,

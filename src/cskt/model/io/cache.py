@@ -20,6 +20,7 @@ from cskt.model.io.preprocessing import OPEN_CLIP_CONFIG, PROCESSOR_CONFIGS
 from cskt.model.io.sharded import is_index, shard_names, shard_paths
 from cskt.utils.files import write_atomically
 from cskt.utils.messages import nearest
+from cskt.utils.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ TIMEOUT_SECONDS = 30
 
 def cache_folder() -> Path:
     """Folder of downloaded weight files: `$CSKT_CACHE`, else `.cache/cskt` in the home folder."""
-    return Path(os.environ.get("CSKT_CACHE") or Path.home() / ".cache" / "cskt").expanduser()
+    return expanded(os.environ.get("CSKT_CACHE") or "~/.cache/cskt")
 
 
 def locate(name: str) -> Path:
@@ -66,7 +67,7 @@ def locate(name: str) -> Path:
         return Path(str(resources.files("cskt"))) / "assets" / "clip-tiny.safetensors"
     if name in PUBLISHED:
         return _fetch_published(name)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return _weight_file(path)
     if path.is_file():
