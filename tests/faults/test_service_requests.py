@@ -67,7 +67,7 @@ def test_requests_that_can_be_read_in_two_ways(kind: str, attacked: Served) -> N
         client.send(SMUGGLED)
         answer = client.answer()
         assert answer.status in (400, 403) and answer.headers["x-content-type-options"] == "nosniff", answer
-        assert json.loads(answer.body)["error"].keys() == {"code", "message"}
+        assert json.loads(answer.body)["error"].keys() == {"code", "message", "request_id"}
         assert client.rest() == b""
     assert smuggled(attacked) == before
     record("a request is smuggled behind one that can be read in two ways", tried=1, test=TEST)

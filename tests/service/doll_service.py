@@ -52,8 +52,9 @@ def refusal(response: Any) -> tuple[int, str, str]:
     """Status, code and message of an error, whose form is checked."""
     assert response.headers["content-type"] == "application/json", response.text
     content = response.json()
-    assert content.keys() == {"error"} and content["error"].keys() == {"code", "message"}
+    assert content.keys() == {"error"} and content["error"].keys() == {"code", "message", "request_id"}
     message = content["error"]["message"]
+    assert content["error"]["request_id"] == response.headers["x-request-id"] != ""
     assert message and "\n" not in message and len(message) <= 500
     assert response.headers["x-content-type-options"] == "nosniff"
     return response.status_code, content["error"]["code"], message

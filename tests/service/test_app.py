@@ -15,6 +15,7 @@ import pytest
 from doll_service import Ask, name_of, refusal
 from starlette.testclient import TestClient
 
+from cskt.errors import CsktError
 from cskt.gallery.gallery import Gallery
 from cskt.service.metrics import Metrics
 from cskt.service.pages import TYPES, page_files
@@ -50,7 +51,7 @@ def test_health_says_broken_where_the_model_cannot_be_loaded(
     gallery: Gallery, ask: Ask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(queries: Any) -> Any:
-        raise ValueError("/secret/place: no such model")
+        raise CsktError("/secret/place: no such model")
 
     monkeypatch.setattr(gallery, "encode", broken)
     client = ask(gallery)
@@ -121,6 +122,7 @@ def test_security_headers_are_on_every_answer(ask: Ask, gallery: Gallery) -> Non
     ]
     answers.append(client.get("/", headers={"Host": "evil.example"}))
     answers.append(client.post("/api/crops", json={}))
+    assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
     for answer in answers:
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["referrer-policy"] == "no-referrer"
@@ -143,6 +145,7 @@ def test_head_is_get_without_the_body(ask: Ask, gallery: Gallery) -> None:
         assert head.status_code == answer.status_code, path
         assert head.content == b"" != answer.content, path
         if path != "/metrics":  # whose figures have changed meanwhile
+            assert head.headers.pop("x-request-id") != answer.headers.pop("x-request-id")
             assert head.headers == answer.headers, path
             assert int(head.headers["content-length"]) == len(answer.content), path
     same = client.head("/page/app.js", headers={"If-None-Match": client.head("/page/app.js").headers["etag"]})

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from doll_service import PLENTY, TOKEN, WRITER, Ask, client_of, name_of, refusal
 from PIL import Image
 from starlette.testclient import TestClient
 
+from cskt.errors import CsktError, FileSystemError, OutOfMemoryError
 from cskt.gallery.gallery import Gallery
 from cskt.service.app import create_app
 from cskt.service.settings import ServiceSettings
@@ -211,7 +213,7 @@ def test_the_name_of_a_gallery_is_not_taken_for_letters_of_a_message(
         assert message.startswith("unknown column 'g' to group by"), message
 
         def fail(*_: object, **__: object) -> None:
-            raise ValueError(f"g: {gallery.folder.resolve()}/x and g/x are no good")
+            raise CsktError(f"g: {gallery.folder.resolve()}/x and g/x are no good")
 
         monkeypatch.setattr(gallery, "search_vectors", fail)
         message = refusal(client.post("/api/search", json={"text": "a man"}))[2]
@@ -329,12 +331,83 @@ def test_what_looks_like_a_data_url_and_is_none(client: TestClient, url: str) ->
     assert status == 422 and code in ("bad_base64", "bad_image")
 
 
-def test_an_error_of_ours_tells_nothing_and_is_logged(
+def broadcasting_bug(*_: Any, **__: Any) -> Any:
+    return np.zeros((2, 3)) + np.zeros((4, 5))
+
+
+@pytest.mark.parametrize(
+    ("method", "broken", "path", "body"),
+    [
+        ("POST", "search_vectors", "/api/search", {"text": "a man"}),
+        ("POST", "search_vectors", "/api/search", {"text": "a man", "where": "camera = 'c1'"}),
+        ("POST", "encode", "/api/search", {"text": "a man"}),
+        ("POST", "resize", "/api/search", {"image": base64.b64encode(png_of_size(24, 48)).decode()}),
+        ("POST", "explain", "/api/explain", {"text": "a man", "image_id": name_of(0)}),
+        ("POST", "kept", "/api/marks/export", {"format": "csv", "marks": []}),
+        ("POST", "add", "/api/crops", {"crops": [{"image_id": "new", "image": "AAAA"}]}),
+        ("GET", "crop", f"/api/crop?id={name_of(0)}", None),
+        ("GET", "thumbnail", f"/api/thumbnail?id={name_of(0)}", None),
+        ("GET", "original", f"/api/image?id={name_of(0)}", None),
+        ("GET", "facets", "/api/gallery", None),
+        ("DELETE", "remove", "/api/crops?id=a", None),
+    ],
+)
+def test_a_bug_is_a_500_with_a_request_id_that_the_log_has_too(
+    method: str,
+    broken: str,
+    path: str,
+    body: Any,
+    ask: Ask,
+    own_gallery: Gallery,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A ValueError of NumPy is none of the gallery's errors, so it must not become a 400 that blames the client."""
+    client = ask(own_gallery, token=TOKEN)
+    client.app.state.service.engine.ready.result(10)  # type: ignore[attr-defined]
+    monkeypatch.setattr(own_gallery, broken, broadcasting_bug)
+    answer = client.request(method, path, json=body, headers=WRITER)
+    assert refusal(answer)[:2] == (500, "internal")
+    (record,) = [record for record in caplog.records if record.name.startswith("cskt.service")]
+    route, identifier = path.partition("?")[0], answer.headers["x-request-id"]
+    assert record.getMessage() == f"{method} {route} failed, request {identifier}"
+    assert record.exc_text is not None and "in broadcasting_bug" in record.exc_text
+    assert record.exc_text.endswith("ValueError") and "shapes" not in record.exc_text, "no message: it may quote"
+    assert f'code="500",method="{method}",route="{route}"' in client.get("/metrics", headers=WRITER).text
+
+
+def test_a_bug_in_the_check_of_a_body_is_a_500(
     ask: Ask, gallery: Gallery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """pydantic reports every ValueError of a validator as invalid input."""
+    monkeypatch.setattr("cskt.service.schemas.check_wording", broadcasting_bug)
+    assert refusal(ask(gallery).post("/api/search", json={"text": "a man"}))[:2] == (500, "internal")
+    assert "in broadcasting_bug" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (CsktError("no"), (400, "bad_query", "no")),
+        (FileSystemError("/secret: no space"), (503, "store_refuses", "the gallery's store refuses")),
+        (OutOfMemoryError("/secret: no memory"), (503, "out_of_memory", "the service is out of memory")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_only_errors_of_the_package_blame_a_client_or_the_operator(
+    error: CsktError,
+    expected: tuple[int, str, str],
+    ask: Ask,
+    gallery: Gallery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
     client = ask(gallery)
-    with monkeypatch.context() as patch:
-        patch.setattr(gallery, "crop", lambda image_id: 1 / 0)
-        assert refusal(client.get("/api/crop", params={"id": "x"}))[:2] == (500, "internal")
-    assert "ZeroDivisionError" in caplog.text
-    assert 'code="500",method="GET",route="/api/crop"' in client.get("/metrics").text
+    client.app.state.service.engine.ready.result(10)  # type: ignore[attr-defined]
+    monkeypatch.setattr(gallery, "search_vectors", fail)
+    monkeypatch.setattr(gallery, "crop", fail)
+    for answer in (client.post("/api/search", json={"text": "a"}), client.get("/api/crop", params={"id": "a"})):
+        status, code, message = refusal(answer)
+        assert (status, code) == expected[:2] and message.startswith(expected[2]) and "secret" not in message

@@ -41,8 +41,8 @@ def as_json(hits: list[Hit]) -> list[dict[str, Any]]:
 
 def test_hits_are_those_of_the_gallery_in_full(ask: Ask, gallery: Gallery) -> None:
     answer = ask(gallery).post("/api/search", json={"text": SENTENCE}).raise_for_status().json()
-    expected = as_json(gallery.search(SENTENCE, 24))
-    assert len(expected) == 24
+    expected = as_json(gallery.search(SENTENCE))
+    assert len(expected) == 10
     assert answer["hits"] == expected
     assert answer["cut_off"] is None and answer["histogram"] is None and answer["seconds"] > 0
 
@@ -265,7 +265,7 @@ def test_who_asked_what_is_noted(ask: Ask, gallery: Gallery, noted: Callable[[],
     assert all(line.pop("time").endswith("+00:00") and line.pop("client") == "testclient" for line in lines)
     assert lines == [
         {"action": "search", "text": "line\none", "image": True, "where": "camera = 'c1'", "k": 3, "hits": 3},
-        {"action": "search", "text": SENTENCE, "where": "colour = 'red'", "k": 24, "error": "bad_filter"},
+        {"action": "search", "text": SENTENCE, "where": "colour = 'red'", "k": 10, "error": "bad_filter"},
         {"action": "explain", "text": SENTENCE, "image_id": name_of(2)},
         {"action": "image", "image_id": name_of(2)},
         {"action": "export", "format": "csv", "marks": 0},

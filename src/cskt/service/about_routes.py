@@ -5,11 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from cskt.data.sentences import LONGEST_SENTENCE
+from cskt.errors import CsktError
 from cskt.gallery.gallery import Gallery
 from cskt.service.access_control import SESSION_COOKIE, client_of, wrong_token
 from cskt.service.bodies import StrictRoute
-from cskt.service.dependencies import BODY_ERRORS, Parts, Service, errors
-from cskt.service.errors import ServiceError, told_to_the_client
+from cskt.service.dependencies import BODY_ERRORS, Parts, errors
+from cskt.service.errors import ServiceError, refusal
 from cskt.service.schemas import (
     ColumnAnswer,
     GalleryAnswer,
@@ -33,15 +34,13 @@ METRICS_TYPE = "text/plain; version=0.0.4"
 async def gallery(service: Parts) -> GalleryAnswer:
     """What a page needs to know before the first search."""
     settings, opened = service.settings, service.engine.gallery
-    with told_to_the_client(opened):
-        count, columns = await service.engine.reading.run(_overview, opened)
-        cut_off = opened.cut_off
+    count, columns = await service.engine.reading.run(_overview, opened)
     return GalleryAnswer(
         name=opened.folder.resolve().name,
         count=count,
         model=ModelAnswer(name=opened.manifest.model_name, warning=opened.manifest.warning),
         columns=columns,
-        cut_off=cut_off,
+        cut_off=opened.cut_off,
         limits=Limits(k=settings.max_k, sentence_characters=LONGEST_SENTENCE, image_bytes=settings.image_bytes),
         writable=settings.token is not None,
         token_needed=settings.reading_needs_token,
@@ -71,7 +70,7 @@ async def sign_in(asked: SessionRequest, request: Request, response: Response, s
 @router.get("/healthz", responses={503: errors()[503]})
 async def health(service: Parts) -> HealthAnswer:
     """Whether queries are answered at once."""
-    await _count(service)
+    await service.engine.count()
     ready = service.engine.ready
     if not ready.done():
         raise ServiceError(503, "loading", "the model and the vectors are being loaded", {"Retry-After": "1"})
@@ -88,17 +87,14 @@ async def health(service: Parts) -> HealthAnswer:
 async def metrics(service: Parts) -> Response:
     """Figures for Prometheus; where the gallery cannot be asked, the number of crops is the last one known."""
     try:
-        service.metrics.crops.set(await _count(service))
+        service.metrics.crops.set(await service.engine.count())
         service.metrics.gallery_up.set(1)
+    except CsktError as error:
+        refusal(error, service.engine.gallery)  # logs it
+        service.metrics.gallery_up.set(0)
     except ServiceError:
         service.metrics.gallery_up.set(0)
     return Response(service.metrics.text(), media_type=METRICS_TYPE)
-
-
-async def _count(service: Service) -> int:
-    """Crops in the gallery; fails if it has changed, or its store refuses."""
-    with told_to_the_client(service.engine.gallery):
-        return await service.engine.count()
 
 
 def _overview(gallery: Gallery) -> tuple[int, list[ColumnAnswer]]:

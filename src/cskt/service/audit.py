@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cskt.errors import CsktError
+from cskt.errors import CsktError, FileSystemError
 from cskt.service.errors import ServiceError
 
 AUDIT_FILE = "audit.jsonl"
@@ -40,7 +40,7 @@ class AuditLog:
         try:
             self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError as error:
-            raise CsktError(
+            raise FileSystemError(
                 f"the audit log {path} cannot be written ({error.strerror}); choose another place with --audit-log, or"
                 " --no-audit-log"
             ) from None

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cskt.service.errors import error_response
+from cskt.service.errors import REQUEST_ID, error_response, new_request_id, request_id
 from cskt.service.security_headers import SECURITY_HEADERS
 from cskt.service.settings import ServiceSettings
 
@@ -69,8 +69,10 @@ class Connection(H11Protocol):
             msg: as uvicorn words it; our answers have one form.
         """
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else h11 raises: rubbish after a refusal
+            request_id.set(new_request_id())
             answer = error_response(400, "bad_http", "this is no sound HTTP/1.1; the connection is closed")
-            security = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+            every = {**SECURITY_HEADERS, REQUEST_ID: request_id.get()}
+            security = [(name.lower().encode(), value.encode()) for name, value in every.items()]
             headers = [*answer.raw_headers, *security, (b"connection", b"close")]
             head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
             for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):

@@ -8,11 +8,19 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from cskt.errors import CsktError, GalleryChangedError, StoreError, UnknownCropError
+from cskt.errors import (
+    CsktError,
+    FileSystemError,
+    GalleryChangedError,
+    MissingFileError,
+    StoreError,
+    UnknownCropError,
+    file_system_errors,
+)
 from cskt.gallery.gallery import Gallery
 from cskt.service.bodies import StrictRoute
 from cskt.service.dependencies import BODY_ERRORS, Parts, errors
-from cskt.service.errors import ServiceError, told_to_the_client
+from cskt.service.errors import ServiceError
 from cskt.service.pictures import SIGNATURES, check_pixels, content_type, decode_base64, download_name
 from cskt.service.schemas import (
     MOST_DELETED,
@@ -44,9 +52,8 @@ def _pictures(*types: str) -> dict[int | str, dict[str, Any]]:
 @router.get("/crop", responses=errors(404))
 async def facts(image_id: CropName, service: Parts) -> CropAnswer:
     """What is known of a crop."""
-    with told_to_the_client(service.engine.gallery):
-        found = await service.engine.reading.run(service.engine.gallery.crop, image_id)
-        columns = service.engine.gallery.columns
+    found = await service.engine.reading.run(service.engine.gallery.crop, image_id)
+    columns = service.engine.gallery.columns
     return CropAnswer(
         image_id=found.image_id,
         width=found.width,
@@ -64,8 +71,7 @@ async def facts(image_id: CropName, service: Parts) -> CropAnswer:
 )
 async def thumbnail(image_id: CropName, request: Request, service: Parts) -> Response:
     """A small JPEG of a crop."""
-    with told_to_the_client(service.engine.gallery):
-        data = await service.engine.reading.run(service.engine.gallery.thumbnail, image_id)
+    data = await service.engine.reading.run(service.engine.gallery.thumbnail, image_id)
     tag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
     headers = {"ETag": tag, "Cache-Control": "private, max-age=60", "Content-Security-Policy": SANDBOX}
     if tag in request.headers.get("if-none-match", ""):
@@ -78,7 +84,7 @@ async def thumbnail(image_id: CropName, request: Request, service: Parts) -> Res
 )
 async def image(image_id: CropName, request: Request, service: Parts) -> Response:
     """The file that a crop was indexed from."""
-    with service.noting(request, "image", {"image_id": image_id}), told_to_the_client(service.engine.gallery):
+    with service.noting(request, "image", {"image_id": image_id}):
         data = await service.engine.reading.run(_original, service.engine.gallery, image_id)
     type_name = content_type(data)
     # what no browser shows as a picture is only to be saved
@@ -96,7 +102,7 @@ async def add(asked: AddRequest, request: Request, service: Parts) -> AddAnswer:
     asked.check_limits(service.settings)
     gallery, names = service.engine.gallery, [crop.image_id for crop in asked.crops]
     facts = {"image_ids": names}
-    with service.noting(request, "add", facts, changes=True) as noted, told_to_the_client(gallery, "bad_crop"):
+    with service.noting(request, "add", facts, changes=True, code="bad_crop") as noted:
         answer = await service.engine.writing.run(_add, gallery, asked.crops, service.settings)
         noted["added"], noted["replaced"] = answer.added, answer.replaced
     return answer
@@ -110,7 +116,7 @@ async def remove(
 ) -> RemoveAnswer:
     """Remove crops; those that are not there are passed over. Needs the token in the header."""
     gallery, facts = service.engine.gallery, {"image_ids": image_ids}
-    with service.noting(request, "delete", facts, changes=True) as noted, told_to_the_client(gallery, "bad_crop"):
+    with service.noting(request, "delete", facts, changes=True, code="bad_crop") as noted:
         removed = await service.engine.writing.run(gallery.remove, image_ids)
         noted["removed"] = removed
     return RemoveAnswer(removed=removed)
@@ -120,13 +126,16 @@ def _original(gallery: Gallery, image_id: str) -> bytes:
     """The bytes that were indexed and no others: a gallery of somebody else may name any folder as its own."""
     try:
         facts, path = gallery.crop(image_id), gallery.original(image_id)
-        data = path.read_bytes() if path.stat().st_size == facts.num_bytes else b""
+        with file_system_errors(path):
+            data = path.read_bytes() if path.stat().st_size == facts.num_bytes else b""
         if hashlib.sha256(data).hexdigest() != facts.sha256:
             raise CsktError("the file is not the one that was indexed")
         return data
     except (UnknownCropError, GalleryChangedError, StoreError):
         raise
-    except (ValueError, FileNotFoundError):  # its words name folders of this machine
+    except CsktError as error:  # its message names folders of this machine
+        if isinstance(error, FileSystemError) and not isinstance(error, MissingFileError):
+            raise
         log.warning("an original that was asked for is gone or was changed since it was indexed")
         message = "the original of this crop is gone or was changed; put it back, or index the gallery again"
         raise ServiceError(404, "no_original", message) from None
@@ -140,7 +149,7 @@ def _add(gallery: Gallery, crops: list[CropUpload], settings: ServiceSettings) -
         try:
             check_pixels(data, settings)
             taken.append((crop, data))
-        except ValueError as error:
+        except CsktError as error:
             unreadable.append(Unreadable(image_id=crop.image_id, reason=str(error)))
     metadata = [crop.metadata for crop, _ in taken]
     report = gallery.add([data for _, data in taken], [crop.image_id for crop, _ in taken], metadata)

@@ -9,9 +9,11 @@ from typing import Annotated, Any, TypeAlias
 
 from fastapi import Depends, Request
 
+from cskt.errors import CsktError
 from cskt.service.access_control import client_of
 from cskt.service.audit import AuditLog
 from cskt.service.engine import Engine
+from cskt.service.errors import refusal
 from cskt.service.metrics import Metrics
 from cskt.service.schemas import ErrorAnswer
 from cskt.service.settings import ServiceSettings
@@ -30,12 +32,19 @@ class Service:
 
     @contextmanager
     def noting(
-        self, request: Request, action: str, facts: dict[str, Any], *, changes: bool = False
+        self, request: Request, action: str, facts: dict[str, Any], *, changes: bool = False, code: str = "bad_query"
     ) -> Iterator[dict[str, Any]]:
-        """See `AuditLog.noting`; what is null is left out."""
+        """See `AuditLog.noting` and, for errors of the gallery in the block, `refusal`; empty facts are left out."""
         stated = {name: value for name, value in facts.items() if value not in (None, [], ())}
         with self.audit.noting(client_of(request), action, stated, changes=changes) as noted:
-            yield noted
+            try:
+                yield noted
+            except CsktError as error:
+                raise refusal(error, self.engine.gallery, code) from None
+            except OSError as error:
+                if error.errno is None:
+                    raise
+                raise refusal(error, self.engine.gallery) from None
 
 
 def _service(request: Request) -> Service:

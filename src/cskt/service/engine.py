@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cskt.errors import NoAnswerError
+from cskt.errors import CsktError, NoAnswerError
 from cskt.gallery.answers import Histogram
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.query import Query
@@ -100,14 +100,14 @@ class Engine:
             if error is None:
                 self.ready.set_result(None)
             else:
-                log.error("the gallery cannot be searched: %s", error)
+                _log_broken("the gallery cannot be searched", error)
                 self.ready.set_exception(error)
 
         def encoded(future: Future[Tensor]) -> None:
             if future.cancelled():
                 return
             if error := future.exception():
-                log.error("the model cannot be loaded: %s", error)
+                _log_broken("the model cannot be loaded", error)
                 self.ready.set_exception(error)
             else:
                 wanted = Wanted(k=1, offset=0, min_score=-1.0, group_by=None)
@@ -198,3 +198,8 @@ class Engine:
                 for place, hits in zip(places, answers, strict=True):
                     found[place] = hits
         return found
+
+
+def _log_broken(message: str, error: BaseException) -> None:
+    """Log why the service cannot start; a bug with its traceback. The first search has no words of a client."""
+    log.error("%s: %s", message, error, exc_info=None if isinstance(error, CsktError) else error)

@@ -1,4 +1,7 @@
-"""Errors in one JSON form: {"error": {"code": "bad_filter", "message": "one line with the remedy"}}."""
+"""Errors in one JSON form: {"error": {"code": "bad_filter", "message": "one line", "request_id": "4f0c..."}}.
+
+A `CsktError` becomes a 4xx or 503. Every other exception is a bug: `SecurityHeaders` answers it with a 500.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import secrets
+from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -15,13 +19,31 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from cskt.errors import GalleryChangedError, NoAnswerError, StoreError, UnknownCropError
+from cskt.errors import (
+    CsktError,
+    FileSystemError,
+    GalleryChangedError,
+    NoAnswerError,
+    OutOfMemoryError,
+    StoreError,
+    UnknownCropError,
+)
 from cskt.gallery.gallery import Gallery
 
 LONGEST_MESSAGE = 500
 """Characters; a message may quote what the client sent."""
 
+REQUEST_ID = "X-Request-ID"
+"""Header of every answer; log entries and errors carry the same value."""
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""Identifier of the request that is being answered."""
+
 log = logging.getLogger(__name__)
+
+
+def new_request_id() -> str:
+    """Return a random identifier; one that a client sends is not used, because it would be logged."""
+    return secrets.token_hex(8)
 
 
 class ServiceError(HTTPException):
@@ -46,7 +68,8 @@ class ServiceError(HTTPException):
 def error_response(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
     """An error in the one form."""
     line = " ".join(message.split())[:LONGEST_MESSAGE]
-    return JSONResponse({"error": {"code": code, "message": line}}, status, headers)
+    content = {"code": code, "message": line, "request_id": request_id.get()}
+    return JSONResponse({"error": content}, status, headers)
 
 
 def busy() -> ServiceError:
@@ -59,49 +82,29 @@ def stopping() -> ServiceError:
     return ServiceError(503, "stopping", "the service is being stopped; ask again when it is back")
 
 
-def unknown_crop() -> ServiceError:
-    """The gallery knows no crop of the name asked for."""
-    return ServiceError(404, "unknown_crop", "the gallery has no crop of this name; a search tells which it has")
+def refusal(error: CsktError | OSError, gallery: Gallery, code: str = "bad_query") -> ServiceError:
+    """Return the answer to an error of the gallery; why its store cannot be read or written is only logged.
 
-
-def gallery_changed() -> ServiceError:
-    """What the service has opened is no longer there: neither its model nor its vectors would be the right ones."""
-    message = "the gallery was filled by another model meanwhile, or is gone; the operator must restart the service"
-    return ServiceError(503, "gallery_changed", message)
-
-
-def store_refuses(error: OSError | StoreError, gallery: Gallery) -> ServiceError:
-    """The gallery's disk is full or closed, or its server is gone; where, the log says, and not the answer."""
-    if isinstance(error, StoreError) and error.without_query:
-        log.error("the store of the gallery refuses: %s", error)
-    else:
-        store = "" if gallery.manifest.store == "lance" else f" ({gallery.manifest.store})"
-        log.error("the store of the gallery refuses: %s%s: %s", gallery.folder, store, _reason(error))
-    return ServiceError(503, "store_refuses", "the gallery's store refuses; ask again when the operator has mended it")
-
-
-@contextmanager
-def told_to_the_client(gallery: Gallery, code: str = "bad_query") -> Iterator[None]:
-    """What the gallery refuses as a user's error becomes a 4xx with its line, less the folders that it names.
-
-    What its store refuses, a full disk for example, becomes a 503.
-
-    Every use of the gallery stands in one, for any may find that the gallery has changed.
+    Args:
+        error: the error.
+        gallery: it; its folders are removed from the message.
+        code: of the answer, where the request is at fault.
     """
-    try:
-        yield
-    except GalleryChangedError:
-        raise gallery_changed() from None
-    except UnknownCropError:
-        raise unknown_crop() from None
-    except StoreError as error:
-        raise store_refuses(error, gallery) from None
-    except ValueError as error:
-        raise ServiceError(400, code, _without_places(str(error), gallery)) from None
-    except OSError as error:
-        if error.errno is None:  # none of the system's, but a time limit's
-            raise
-        raise store_refuses(error, gallery) from None
+    match error:
+        case GalleryChangedError():
+            message = "another process replaced or deleted the gallery; the operator must restart the service"
+            return ServiceError(503, "gallery_changed", message)
+        case UnknownCropError():
+            return ServiceError(404, "unknown_crop", "the gallery has no crop of this name; a search lists the names")
+        case OutOfMemoryError():
+            log.error("out of memory")
+            return ServiceError(503, "out_of_memory", "the service is out of memory; ask again later")
+        case StoreError() | FileSystemError() | OSError():
+            _log_store_error(error, gallery)
+            message = "the gallery's store refuses; ask again when the operator has repaired it"
+            return ServiceError(503, "store_refuses", message)
+        case _:
+            return ServiceError(400, code, _without_places(str(error), gallery))
 
 
 def _without_places(line: str, gallery: Gallery) -> str:
@@ -126,10 +129,16 @@ def _path_pattern(path: Path) -> re.Pattern[str]:
     return re.compile(rf"(?<![\w./{further}-]){re.escape(str(path))}(?![\w{further}-])")
 
 
-def _reason(error: OSError | StoreError) -> str:
-    """Why a store refuses, in words that are not taken from the error: its message may quote the request."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno)
+def _log_store_error(error: CsktError | OSError, gallery: Gallery) -> None:
+    if isinstance(error, StoreError) and error.without_query:
+        log.error("the store of the gallery refuses: %s", error)
+        return
+    store = "" if gallery.manifest.store == "lance" else f" ({gallery.manifest.store})"
+    log.error("the store of the gallery refuses: %s%s: %s", gallery.folder, store, _reason(error))
+
+
+def _reason(error: CsktError | OSError) -> str:
+    """Return the cause of a store's error in fixed words: the error's message may quote the request."""
     text = str(error)
     found = (os.strerror(number) for number in errno.errorcode if os.strerror(number) in text)
     kind = "it is damaged" if "damaged (" in text else "it cannot be read or written"
@@ -139,7 +148,17 @@ def _reason(error: OSError | StoreError) -> str:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Bring what FastAPI and Starlette refuse by themselves into the one form."""
+    """Bring errors of the gallery, of FastAPI and of Starlette into the one form."""
+
+    @app.exception_handler(CsktError)
+    async def refused_by_gallery(request: Request, error: CsktError) -> Response:
+        return refusal(error, request.app.state.service.engine.gallery).response()
+
+    @app.exception_handler(OSError)
+    async def refused_by_system(request: Request, error: OSError) -> Response:
+        if error.errno is None:  # a time limit's, not the system's
+            raise error
+        return refusal(error, request.app.state.service.engine.gallery).response()
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
@@ -155,6 +174,10 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
+        for found in error.errors():
+            cause = found.get("ctx", {}).get("error")
+            if isinstance(cause, Exception) and not isinstance(cause, CsktError):  # a bug in one of our validators
+                raise cause
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:]) or "body"
         message = str(first["msg"]).removeprefix("Value error, ")

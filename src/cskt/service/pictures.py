@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from urllib.parse import unquote
 
@@ -66,7 +65,7 @@ def decode_base64(text: str, settings: ServiceSettings) -> bytes:
         )
     try:
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:  # what is no base64, or no ASCII
         message = "an image is sent as its file's bytes in base64, plain or in a data: URL"
         raise ServiceError(422, "bad_base64", message) from None
 
@@ -94,7 +93,7 @@ def decode_query(data: bytes, settings: ServiceSettings) -> NDArray[np.uint8]:
     try:
         check_pixels(data, settings)
         return decode_image(data, apply_orientation=True)
-    except ValueError as error:
+    except CsktError as error:
         raise ServiceError(422, "bad_image", str(error)) from None
 
 

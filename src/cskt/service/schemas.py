@@ -114,7 +114,7 @@ class SearchRequest(_Request):
     image_weight: Weight = 1.0
     exclude_weight: Weight = 0.5
     where: Filter | None = Field(None, description="A filter such as: camera = 'c3' AND time > '2026-01-01'")
-    k: Whole = Field(24, ge=1)
+    k: Whole = Field(10, ge=1)
     offset: Whole = Field(0, ge=0)
     min_score: Annotated[float, Field(ge=-1, le=1)] | None = Field(
         None, description="Cut-off; the calibrated one, if any, where it is left out; -1 for none."
@@ -213,6 +213,7 @@ class ErrorFacts(_Answer):
 
     code: str
     message: str
+    request_id: str
 
 
 class ErrorAnswer(_Answer):

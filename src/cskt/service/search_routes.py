@@ -8,6 +8,7 @@ from collections.abc import Set
 
 from fastapi import APIRouter, Request, Response
 
+from cskt.errors import CsktError
 from cskt.gallery.columns import BUILT_IN
 from cskt.gallery.filters import parse_filter
 from cskt.gallery.gallery import NO_CUT_OFF
@@ -16,7 +17,7 @@ from cskt.gallery.query import Query
 from cskt.service.bodies import StrictRoute
 from cskt.service.dependencies import BODY_ERRORS, Parts, errors
 from cskt.service.engine import Wanted
-from cskt.service.errors import told_to_the_client
+from cskt.service.errors import refusal
 from cskt.service.pictures import decode_base64, read_query
 from cskt.service.schemas import (
     ExplainAnswer,
@@ -52,29 +53,30 @@ async def search(asked: SearchRequest, request: Request, service: Parts) -> Sear
     }
     gallery = service.engine.gallery
     with service.noting(request, "search", facts) as noted:
-        with told_to_the_client(gallery, "bad_filter"):  # before the model is troubled
+        try:  # before the model is asked
             if asked.where is not None:
                 parse_filter(asked.where, BUILT_IN | gallery.columns)
+        except CsktError as error:
+            raise refusal(error, gallery, "bad_filter") from None
         image = None
         if asked.image is not None:
             data = decode_base64(asked.image, service.settings)
             image = await service.engine.decoding.run(read_query, data, gallery, service.settings)
-        with told_to_the_client(gallery):
-            # read once, so that the answer names the one it was made with: `cskt calibrate` may change it at any time
-            cut_off = gallery.cut_off if asked.min_score is None else asked.min_score
-            query = Query(
-                text=asked.text,
-                image=image,
-                like=asked.like,
-                exclude=tuple(asked.exclude),
-                text_weight=asked.text_weight,
-                image_weight=asked.image_weight,
-                exclude_weight=asked.exclude_weight,
-            )
-            lowest = NO_CUT_OFF if cut_off is None else cut_off
-            wanted = Wanted(asked.k, asked.offset, lowest, asked.group_by, asked.where)
-            hits, histogram = await service.engine.search(query, wanted, histogram=asked.histogram)
-            warnings, columns = gallery.warnings(query), gallery.columns
+        # read once, so that the answer names the one it was made with: `cskt calibrate` may change it at any time
+        cut_off = gallery.cut_off if asked.min_score is None else asked.min_score
+        query = Query(
+            text=asked.text,
+            image=image,
+            like=asked.like,
+            exclude=tuple(asked.exclude),
+            text_weight=asked.text_weight,
+            image_weight=asked.image_weight,
+            exclude_weight=asked.exclude_weight,
+        )
+        lowest = NO_CUT_OFF if cut_off is None else cut_off
+        wanted = Wanted(asked.k, asked.offset, lowest, asked.group_by, asked.where)
+        hits, histogram = await service.engine.search(query, wanted, histogram=asked.histogram)
+        warnings, columns = gallery.warnings(query), gallery.columns
         noted["hits"] = len(hits)
     return SearchAnswer(
         hits=[
@@ -99,7 +101,7 @@ async def explain(asked: ExplainRequest, request: Request, service: Parts) -> Ex
     """Where on a crop the sentence, and each of its words, is to be seen."""
     asked.check_limits()
     engine, facts = service.engine, {"text": asked.text, "image_id": asked.image_id}
-    with service.noting(request, "explain", facts), told_to_the_client(engine.gallery):
+    with service.noting(request, "explain", facts):
         explanation = await engine.explaining.run(engine.gallery.explain, asked.image_id, asked.text)
         warnings = engine.gallery.warnings(Query(asked.text))
     rows, columns = explanation.sentence.shape
@@ -129,7 +131,7 @@ async def export(asked: ExportRequest, request: Request, service: Parts) -> Resp
     asked.check_limits()
     marks, gallery = [Mark(mark.text, mark.image_id, mark.right) for mark in asked.marks], service.engine.gallery
     facts = {"format": asked.format, "marks": len(marks)}
-    with service.noting(request, "export", facts), told_to_the_client(gallery):
+    with service.noting(request, "export", facts):
         kept = await service.engine.reading.run(gallery.kept, [mark.image_id for mark in marks])
         if asked.format == "csv":
             text, num_left_out, media_type = marks_csv(marks), 0, "text/csv"

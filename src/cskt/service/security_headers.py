@@ -12,7 +12,7 @@ import time
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cskt.service.errors import error_response, stopping
+from cskt.service.errors import REQUEST_ID, error_response, new_request_id, request_id, stopping
 from cskt.service.metrics import Metrics
 from cskt.service.private_log import log_failure
 
@@ -54,6 +54,8 @@ class Outermost:
             await self._app(scope, receive, send)
             return
         status = 0
+        identifier = new_request_id()
+        request_id.set(identifier)
         method = scope["method"] if scope["method"] in METHODS else "other"
 
         async def send_with_headers(message: Message) -> None:
@@ -63,6 +65,7 @@ class Outermost:
                 headers = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
+                headers[REQUEST_ID] = identifier
             elif method == "HEAD" and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             await send(message)
@@ -79,10 +82,12 @@ class Outermost:
         except Exception as error:  # noqa: BLE001  (a client gets an answer whatever fails)
             # What went wrong is for the operator; the client learns only that something did. Neither the address nor
             # the message is logged, for both may hold what the client wrote.
-            log_failure(log, f"{method} {_route_of(inner)} failed", error)
+            log_failure(log, f"{method} {_route_of(inner)} failed, request {identifier}", error)
             if status:  # the answer has begun: all that is left is to break off the connection
                 raise BrokenOffError from None
-            answer = error_response(500, "internal", "an error of the service; its log says more")
+            answer = error_response(
+                500, "internal", "an error of the service; its log has an entry with this request_id"
+            )
             await answer(scope, receive, send_with_headers)
         finally:
             self._metrics.in_flight.dec()
