@@ -1,9 +1,9 @@
-"""All measurements that have a bar, in one table: `python -m benchmarks`, or `make bench`.
+"""All measurements with a target, in one table: `python -m benchmarks`, or `make bench`.
 
     python -m benchmarks --json bench.json
     python -m benchmarks --only towers,metrics
 
-Each module is measured in a process of its own, one after the other, so that none inherits another's memory or threads.
+Each module runs in its own process, one after the other, so that memory and threads are not shared.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ TABLES = ("towers", "train_step", "inexact", "metrics", "data", "growth", "start
 
 
 def measured(name: str, quick: bool, threads: int) -> list[Row]:
-    """The rows of one table, with a word on stderr."""
+    """Return the rows of one table and report progress on stderr."""
     print(f"measuring {name} ...", file=sys.stderr, flush=True)
     return measure.in_own_process(f"benchmarks.{name}", quick, threads)
 
 
 def main() -> None:
-    """Print one table."""
+    """Print one table and return the exit code."""
     parser = measure.parser(__doc__)
     parser.add_argument("--only", metavar="NAMES", help=f"of {', '.join(TABLES)}, separated by commas")
     args = parser.parse_args()

@@ -1,11 +1,10 @@
-"""cskt where only torch and numpy are installed: the towers, the losses and the optimiser need nothing else.
+"""Import towers, losses and optimizer of cskt where only torch and numpy are installed.
 
-A machine with an accelerator often has no way to install a package. Of what this package imports on the way to its
-towers, pydantic only checks configs, annotated_types words the checks, and yaml, PIL and simplejpeg read files; a
-measurement with constants and random inputs does none of this. So here stand-ins take their places while cskt is
-imported: config classes become plain frozen dataclasses whose checks are not made, and every other name of an absent
-package becomes an empty class. Afterwards the stand-ins are gone again, so that nobody else who asks for such a package
-is told that it is there. What is installed is used as it is.
+On a GPU machine it is often impossible to install packages. Importing the towers also imports pydantic and
+annotated_types (checks of configs), yaml, PIL and simplejpeg (files). A measurement with constants and random inputs
+uses none of them. Inside `imports()`, missing packages are replaced: config classes become plain frozen dataclasses
+without checks, and every other name of a missing package becomes an empty class. Installed packages are used. The
+replacements are removed afterwards, so that other code still finds the packages missing.
 
     with bare.imports():
         from cskt.model.dual_encoder import DualEncoder
@@ -23,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 SOURCE = Path(__file__).resolve().parent.parent / "src"
-"""Where the package lies in a checkout; it need not be installed."""
+"""Folder of the package in a checkout; it need not be installed."""
 PACKAGES = {
     "annotated_types": (),
     "pydantic": ("pydantic.dataclasses",),
@@ -32,12 +31,12 @@ PACKAGES = {
     "PIL": (),
     "simplejpeg": (),
 }
-"""Package that may be absent -> those of its submodules that are imported by name."""
+"""Package that may be missing -> its submodules that are imported by name."""
 
 
 @contextmanager
 def imports() -> Iterator[list[str]]:
-    """Import cskt inside of this, from the checkout; gives the names of the packages that are stood in for."""
+    """Make the cskt of the checkout importable in this context, which yields the names of the replaced packages."""
     if str(SOURCE) not in sys.path:
         sys.path.insert(0, str(SOURCE))
     absent = [name for name in PACKAGES if not _is_installed(name)]
@@ -61,7 +60,7 @@ def _is_installed(name: str) -> bool:
 
 
 class _EmptyClass(type):
-    """A class that has whatever attribute is asked for: another such class."""
+    """Metaclass of classes that have every attribute: another such class."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):  # Python's own questions are answered by their absence
@@ -74,16 +73,16 @@ def _empty_class(name: str) -> Any:
 
 
 def _ignore(self: object, *args: object, **kwargs: object) -> None:
-    """Take any arguments, as `Gt(0)` and `ConfigDict(extra="forbid")` do."""
+    """Accept any arguments, for example those of `Gt(0)` and `ConfigDict(extra="forbid")`."""
 
 
 def _same(self: object, decorated: Any) -> Any:
-    """An object made by `model_validator(mode="after")` decorates a method: leave it as it is, uncalled."""
+    """Return the decorated method unchanged, for example of `model_validator(mode="after")`."""
     return decorated
 
 
 class StandIn(ModuleType):
-    """A module in which every name is an empty class: an annotation, a marker, a decorator or an exception."""
+    """Module in which every name is an empty class, usable as annotation, marker, decorator or exception."""
 
     __path__: list[str] = []  # noqa: RUF012  (marks a package; Python's own protocol)
 
@@ -94,5 +93,5 @@ class StandIn(ModuleType):
 
 
 def _plain_dataclass(*, config: object, **options: Any) -> Callable[[type], type]:
-    """`pydantic.dataclasses.dataclass` without pydantic's checks."""
+    """Replacement of `pydantic.dataclasses.dataclass` without checks."""
     return dataclasses.dataclass(**options)

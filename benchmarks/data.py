@@ -1,11 +1,11 @@
-"""From image files to uint8 tensors of 384 x 128 on one core: Pillow, our decoding, and the cache of resized images.
+"""Reading image files into uint8 tensors of 384 x 128 on one core: Pillow, our decoding, the cache of resized images.
 
     python -m benchmarks.data
 
-The files are paper dolls drawn at the sizes of surveillance crops, heights of 150 to 800 pixels and widths of two
-fifths of that, with the camera's noise, as JPEG of quality 90. All lie in the system's page cache. Pillow is used as in
-the released code: open, convert to RGB, resize bilinearly, into a tensor. Cached images are timed with all that a run
-does to trust them: each file is read and its SHA-256 taken.
+The files are generated pedestrians with the sizes of surveillance crops, 150 to 800 pixels high and two fifths as wide,
+with camera noise, as JPEG of quality 90. They are in the system's page cache. Pillow is used as in the released code:
+open, convert to RGB, resize bilinearly, convert to a tensor. The time of cached images includes reading each file and
+computing its SHA-256, as a run does.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BASELINE = "Pillow: Image.open(path).convert('RGB').resize((128, 384), BILINEAR)
 
 
 def write_crops(folder: Path, count: int) -> list[Path]:
-    """`count` JPEG files of people, their heights spread evenly over `HEIGHTS_PIXELS`."""
+    """Write `count` JPEG files of people with heights evenly spaced over `HEIGHTS_PIXELS`."""
     paths = []
     for number, height in enumerate(np.linspace(*HEIGHTS_PIXELS, count).round().astype(int).tolist()):
         rng: random.Random = stable_random("benchmarks.data", number)
@@ -47,7 +47,7 @@ def write_crops(folder: Path, count: int) -> list[Path]:
 
 
 def with_pillow(paths: list[Path]) -> list[Tensor]:
-    """Batches [b, 3, H, W] uint8 as the released code makes them, before it normalises."""
+    """Return batches [b, 3, H, W] uint8 as in the released code before normalisation."""
 
     def read(path: Path) -> Tensor:
         with Image.open(path) as image:
@@ -59,12 +59,12 @@ def with_pillow(paths: list[Path]) -> list[Tensor]:
 
 
 def ours(paths: list[Path], cache_dir: Path | None = None) -> list[Tensor]:
-    """The same batches by the package, in the calling thread."""
+    """Return the same batches from the package, computed in the calling thread."""
     return list(iter_images(paths, HEIGHT, WIDTH, BATCH_SIZE, 0, cache_dir=cache_dir))
 
 
 def rows(quick: bool = False) -> list[Row]:
-    """Decoding without and with the cache, and the cache's first filling."""
+    """Measure decoding without and with the cache, and the first filling of the cache."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -114,7 +114,7 @@ def _rows(scratch: Path, count: int, repeats: int) -> list[Row]:
 
 
 def _extreme_row(scratch: Path, repeats: int) -> Row:
-    """The narrowest and highest picture that the limits allow, which is reduced in two passes."""
+    """Measure the narrowest and highest picture within the limits, which is reduced in two passes."""
     path = scratch / "extreme.png"
     width, height = MAX_SIDE_PIXELS // MAX_ASPECT_RATIO, MAX_SIDE_PIXELS
     Image.effect_noise((width, height), 60).convert("1").save(path)

@@ -1,13 +1,14 @@
-"""Do heat maps fall on what the words name? Methods side by side on paper dolls, whose masks know every part.
+"""Location of heat maps: methods compared on generated pedestrians, whose masks contain every part.
 
-    python -m benchmarks.explain                          # clip-tiny on people of the studio, which it knows
+    python -m benchmarks.explain                          # clip-tiny on the domain that it was trained on
     python -m benchmarks.explain --model RUN --domain target
     python -m benchmarks.explain --seconds                # one explanation at ViT-B/16, 384 x 128, random weights
 
-Two questions. Of methods: which map of "a person with red bag" finds the bag. Of words: which sentence or difference
-of sentences stands best for "bag" and for "red" in "a woman with a red bag, a blue cap and black jeans". A map finds a
-part if its largest patch touches the part's mask (pointing game); its contrast is the mean heat of the part's pixels
-over that of all others. Chance is the share of patches that touch the part, and a random map.
+The first table compares methods: which map of "a person with red bag" finds the bag. The second compares sentences:
+which sentence or difference of sentences represents "bag" or "red" best in "a woman with a red bag, a blue cap and
+black jeans". A map finds a part if its largest patch touches the mask of the part (pointing game). Its contrast is the
+mean heat of the part's pixels divided by that of all others. Chance level is the share of patches that touch the part,
+and a random map.
 """
 
 from __future__ import annotations
@@ -44,23 +45,23 @@ from cskt.model.dual_encoder import DualEncoder
 
 PARTS = ("upper", "lower", "shoes", "headwear", "bag", "held", "hair")
 SMALLEST_SHARE = 0.012
-"""Of the crop, for a part to be asked for: about 100 of 64 x 128 pixels."""
+"""Smallest share of the crop for a part to be used: about 100 of 64 x 128 pixels."""
 OTHER_DOLLS = 7
-"""Seed of the people, not the one of the demo's and of clip-tiny's."""
+"""Seed of the people, different from those of the demo and of clip-tiny."""
 
 
 class Named(NamedTuple):
-    """A part of a crop and what it is called."""
+    """A part of a crop with its names."""
 
     part: str
     phrase: str
     """Colour and noun, "red bag"."""
     mask: Tensor
-    """[H, W] bool at the model's size."""
+    """[H, W] bool at the input size of the model."""
 
 
 class Crop(NamedTuple):
-    """A test image with the parts that can be seen and named."""
+    """A test image with its visible parts."""
 
     path: Path
     gender: str
@@ -70,7 +71,7 @@ class Crop(NamedTuple):
 
 
 def crops(folder: Path, architecture: ClipArchitecture) -> Iterator[Crop]:
-    """The crops of a folder of paper dolls."""
+    """Return the crops of a folder of generated pedestrians."""
     height, width = architecture.image_height, architecture.image_width
     for record in json.loads((folder / "reid_raw.json").read_text(encoding="utf-8")):
         path, worn = folder / "imgs" / record["file_path"], record["attributes"]
@@ -86,7 +87,7 @@ def crops(folder: Path, architecture: ClipArchitecture) -> Iterator[Crop]:
 
 
 class Score(NamedTuple):
-    """How one map did."""
+    """Scores of one map."""
 
     found: float
     contrast: float
@@ -94,7 +95,7 @@ class Score(NamedTuple):
 
 
 def judge(heat: Tensor, mask: Tensor, architecture: ClipArchitecture) -> Score:
-    """A map [rows, columns] against the mask of what it should show."""
+    """Compare a map [rows, columns] with the mask of the part that it should show."""
     spread = F.interpolate(heat[None, None], mask.shape, mode="nearest")[0, 0]
     touched = F.adaptive_max_pool2d(mask[None].float(), architecture.grid)[0].flatten() > 0
     inside, outside = spread[mask].mean().item(), spread[~mask].mean().item()
@@ -104,7 +105,7 @@ def judge(heat: Tensor, mask: Tensor, architecture: ClipArchitecture) -> Score:
 
 
 class Tap(TorchFunctionMode):
-    """Attention spelled out, with its matrices, values and outputs kept."""
+    """Attention written out, storing its matrices, values and outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +127,7 @@ class Tap(TorchFunctionMode):
 
 
 def maps_by_method(model: DualEncoder, images: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """[rows, columns] of every method for one image and one text feature [D]."""
+    """Return the map [rows, columns] of every method for one image and one text feature [D]."""
     rows, columns = model.architecture.grid
     num_blocks, last = model.architecture.vision_layers, rows * columns + 1
     tap, pixels = Tap(), images.clone().requires_grad_()
@@ -173,7 +174,7 @@ def maps_by_method(model: DualEncoder, images: Tensor, target: Tensor) -> dict[s
 
 
 def compare_methods(encoder: Encoder, folder: Path) -> dict[str, list[Score]]:
-    """Every method on every named part."""
+    """Score every method on every part."""
     scores: dict[str, list[Score]] = {}
     for crop in crops(folder, encoder.model.architecture):
         for named in crop.parts:
@@ -184,7 +185,7 @@ def compare_methods(encoder: Encoder, folder: Path) -> dict[str, list[Score]]:
 
 
 def without_embedding(encoder: Encoder, sentence: str, word: str, share: float) -> Tensor:
-    """[D] of a sentence in which a word's token embeddings are shrunk by that share."""
+    """Return the feature [D] of a sentence in which the token embeddings of a word are scaled down by a share."""
     caption_ids = encoder.tokenizer([sentence])
     ids = caption_ids[0].tolist()
     wanted = encoder.tokenizer.encode(word)
@@ -203,7 +204,7 @@ def without_embedding(encoder: Encoder, sentence: str, word: str, share: float) 
 
 
 def compare_words(encoder: Encoder, folder: Path) -> dict[str, list[Score]]:
-    """What stands for a word of a sentence: its phrase, itself, or the difference that it makes."""
+    """Return the candidates that represent a word: its phrase, the word alone, or the difference that it makes."""
     rng, scores = random.Random(1), {}
     for crop in crops(folder, encoder.model.architecture):
         chosen = rng.sample(crop.parts, min(3, len(crop.parts)))
@@ -235,7 +236,7 @@ def compare_words(encoder: Encoder, folder: Path) -> dict[str, list[Score]]:
 
 
 def show(title: str, scores: dict[str, list[Score]]) -> None:
-    """One line per method, the best first."""
+    """Format one line per method, the best first."""
     print(f"\n{title:44} {'found':>6} {'chance':>6} {'contrast > 1':>12} {'median contrast':>15} {'maps':>5}")
     for name, rows in sorted(scores.items(), key=lambda item: -statistics.fmean(row.found for row in item[1])):
         found, chance = (statistics.fmean(getattr(row, key) for row in rows) for key in ("found", "chance"))
@@ -245,7 +246,7 @@ def show(title: str, scores: dict[str, list[Score]]) -> None:
 
 
 def show_seconds(device: str) -> None:
-    """Seconds of one explanation at the published size, prompts and adapters included."""
+    """Measure one explanation in seconds at the published size, with prompts and adapters."""
     generator = torch.Generator().manual_seed(1)
     model = DualEncoder(ClipArchitecture(image_height=384, image_width=128), PromptConfig(), AdapterConfig())
     model.initialise_backbone(generator)

@@ -1,9 +1,9 @@
-"""Operations of a training step of CSKT: those of its matrix products, two for a multiplication with its addition.
+"""Operations of a training step of CSKT: those of its matrix products, two for a multiply-add.
 
-Counted is what the method asks for, each caption at its own length: padding, casts and recomputation are time lost, not
-work done. Frozen layers hand gradients through and need none of their own, so their backward pass costs as much as the
-forward pass; what trains costs twice as much, and so does attention. Left out is what is computed once per batch
-(prompts, couplings, the captions' common prefix, below 1 % at 128 pairs) and all that is no matrix product.
+The count contains what the method needs, each caption at its own length, without padding, casts and recomputation. The
+backward pass of a frozen layer needs no weight gradients and costs as much as its forward pass; that of trained layers
+and of attention costs twice as much. Left out: what is computed once per batch (prompts, couplings, the common prefix
+of captions, below 1 % at 128 pairs) and everything that is not a matrix product.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from cskt.config import AdapterConfig, ClipArchitecture, PromptConfig
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations of one pass each way."""
+    """Operations of a forward and a backward pass."""
 
     forward: float
     backward: float
 
     @property
     def total(self) -> float:
-        """Of a training step."""
+        """Operations of a training step."""
         return self.forward + self.backward
 
     def __add__(self, other: Flops) -> Flops:
@@ -33,13 +33,13 @@ class Flops:
 def cskt_step(
     architecture: ClipArchitecture, prompts: PromptConfig, adapters: AdapterConfig, caption_lengths: Sequence[int]
 ) -> Flops:
-    """What one step needs: prompts are keys and values, the last block computes one token of each sequence.
+    """Count a step as we compute it: prompts are keys and values, the last block computes one token per sequence.
 
     Args:
         architecture: sizes of the towers.
         prompts: with all directions, in all blocks.
         adapters: in both towers.
-        caption_lengths: tokens of each caption, start and end included; as many images stand beside them.
+        caption_lengths: tokens of each caption, including start and end; the batch has one image per caption.
     """
     num_prompts, num_tokens = 2 * prompts.length, 1 + architecture.grid[0] * architecture.grid[1]
     words = [length - 1 for length in caption_lengths]  # the start token belongs to the prefix
@@ -54,7 +54,7 @@ def cskt_step(
 def released_step(
     architecture: ClipArchitecture, prompts: PromptConfig, adapters: AdapterConfig, num_pairs: int
 ) -> Flops:
-    """What the released wiring spends on a step: the whole context, and all tokens through all blocks."""
+    """Count a step of the released code: the whole context, and all tokens through all blocks."""
     num_tokens = 1 + architecture.grid[0] * architecture.grid[1] + 2 * prompts.length
     vision, text = _towers(architecture, adapters)
     return (
@@ -72,12 +72,12 @@ class _Tower:
     embed_dim: int
 
     def step(self, lengths: Sequence[int], *, seen: int, one_asks: bool, input_learns: bool) -> Flops:
-        """Blocks and projection, for sequences of these lengths.
+        """Count blocks and projection for sequences of these lengths.
 
         Args:
-            seen: keys and values beside a sequence's own.
-            one_asks: of the last block one token of each sequence is wanted, and alone projected.
-            input_learns: the first block's input holds tokens that learn.
+            seen: number of additional keys and values.
+            one_asks: the last block computes, and projects, one token per sequence only.
+            input_learns: the input of the first block contains trained tokens.
         """
         asking = len(lengths) if one_asks else sum(lengths)
         projection = 2 * self.width * self.embed_dim * asking
@@ -105,7 +105,7 @@ class _Tower:
 
 
 def _towers(architecture: ClipArchitecture, adapters: AdapterConfig) -> tuple[_Tower, _Tower]:
-    """(vision, text)."""
+    """Return the counts of (vision, text)."""
     sizes = (
         (architecture.vision_width, architecture.vision_layers),
         (architecture.text_width, architecture.text_layers),
@@ -117,6 +117,6 @@ def _towers(architecture: ClipArchitecture, adapters: AdapterConfig) -> tuple[_T
 
 
 def _patches(architecture: ClipArchitecture, num_images: int) -> Flops:
-    """The patch convolution, frozen and first."""
+    """Count the patch convolution, which is frozen and first."""
     rows, columns = architecture.grid
     return Flops(2 * num_images * rows * columns * 3 * architecture.patch_size**2 * architecture.vision_width, 0)

@@ -1,12 +1,12 @@
-"""Search in a gallery of random vectors beside bare faiss: ingest, p50 and p99, memory, disk, the first search.
+"""Search in a gallery of random vectors compared with faiss: ingest, p50 and p99, memory, disk, first search.
 
     python -m benchmarks.gallery --crops 100000
     python -m benchmarks.gallery --crops 1000000
 
-Our search answers with names, metadata and exact float32 order, with and without a filter; faiss is its flat index in
-float32, which gives row numbers. Both hold the same vectors and run in turn, in one process, on the same queries.
-Encoding is left out. Clients are threads that ask one query at a time; ours share passes over the vectors as the
-service lets them. Memory is what each adds to a process of its own. Needs `pip install faiss-cpu`.
+Our search returns names and metadata in exact float32 order, with and without a filter. Faiss is its flat index in
+float32, which returns row numbers. Both have the same vectors and alternate in one process on the same queries, without
+encoding. Clients are threads that send one query at a time; ours share passes over the vectors, as in the service.
+Memory is the growth of a separate process for each. Needs `pip install faiss-cpu`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def run(folder: Path, crops: int, clients: Sequence[int], num_queries: int, threads: int) -> dict[str, object]:
-    """All figures for one size."""
+    """Measure everything for one size."""
     result: dict[str, object] = {"crops": crops, "dim": DIM, "k": K, "threads": threads, "cpus": os.cpu_count()}
     store = open_lance(folder, DIM, COLUMNS)
     if store.count() < crops:
@@ -96,7 +96,7 @@ def run(folder: Path, crops: int, clients: Sequence[int], num_queries: int, thre
 
 
 def vectors_of(start: int, end: int) -> NDArray[np.float32]:
-    """[end - start, D] unit vectors that depend on their row numbers alone."""
+    """Return unit vectors [end - start, D] that depend on their row numbers only."""
     blocks = []
     for first in range(start - start % ROWS_AT_ONCE, end, ROWS_AT_ONCE):
         block = np.random.default_rng(first).standard_normal((ROWS_AT_ONCE, DIM), dtype=np.float32)
@@ -110,7 +110,7 @@ def name_of(row: int) -> str:
 
 
 def ingest(store: LanceStore, crops: int) -> float:
-    """Crops stored per second, thumbnails of 3 kB and metadata included."""
+    """Return crops stored per second, with thumbnails of 3 kB and metadata."""
     spent = 0.0
     for start in range(0, crops, ROWS_AT_ONCE):
         end = min(start + ROWS_AT_ONCE, crops)
@@ -135,7 +135,7 @@ def ingest(store: LanceStore, crops: int) -> float:
 
 
 def check_same_answers(store: LanceStore, index: faiss.IndexFlatIP, queries: Tensor) -> None:
-    """See that both give the same crops, as far as float32 sums in two orders can."""
+    """Check that both return the same crops, up to the rounding of float32 sums in two orders."""
     scores, rows = index.search(queries.numpy(), K)
     for answer, expected_scores, expected in zip(store.search(queries, K), scores, rows, strict=True):
         assert [hit.image_id for hit in answer] == [name_of(row) for row in expected]
@@ -145,7 +145,7 @@ def check_same_answers(store: LanceStore, index: faiss.IndexFlatIP, queries: Ten
 def compare(
     store: LanceStore, index: faiss.IndexFlatIP, queries: Tensor, name: str, where: str | None, *, clients: int
 ) -> dict[str, object]:
-    """Times of a search in milliseconds, ours and faiss in turn; faiss knows no filter and always searches all."""
+    """Return search times in milliseconds, ours and faiss alternating; faiss has no filter and always searches all."""
     condition = parse_filter(where, {**COLUMNS, **BUILT_IN}) if where else None
 
     def together(asked: Sequence[Tensor]) -> Sequence[list[Hit]]:
@@ -169,7 +169,7 @@ def compare(
 
 
 def ask(queries: Tensor, clients: int, search: Callable[[Tensor], object]) -> list[float]:
-    """Seconds that each query took; each client asks its next when the last is answered."""
+    """Return the seconds of each query; a client sends the next query after the answer to the last."""
     seconds: list[float] = []
     rest = iter(range(max(len(queries), 2 * clients)))
     lock = threading.Lock()
@@ -202,7 +202,7 @@ def in_new_process(side: str, folder: Path, crops: int, threads: int) -> dict[st
 
 
 def memory_of_ours(folder: Path, crops: int) -> dict[str, float]:
-    """What opening and searching adds to a process, and how long the first search takes."""
+    """Return the growth of a process by opening and searching, and the time of the first search."""
     query = torch.from_numpy(vectors_of(crops, crops + 1))
     before = resident_bytes()
     started = time.perf_counter()
@@ -219,7 +219,7 @@ def memory_of_ours(folder: Path, crops: int) -> dict[str, float]:
 
 
 def memory_of_faiss(folder: Path, crops: int) -> dict[str, float]:
-    """What a flat index of the same vectors adds to a process."""
+    """Return the growth of a process by a flat index of the same vectors."""
     query = vectors_of(crops, crops + 1)
     before = resident_bytes()
     index = faiss.IndexFlatIP(DIM)

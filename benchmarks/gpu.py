@@ -1,13 +1,13 @@
 """Training and encoding of CSKT at ViT-B/16, 384 x 128, on a GPU: pairs per second, MFU, memory.
 
     python -m benchmarks.gpu --json gpu.json            # on one GPU about 8 minutes
-    python -m benchmarks.gpu --device cpu --layers 2 --batch-size 4 --steps 2     # shows that it runs
+    python -m benchmarks.gpu --device cpu --layers 2 --batch-size 4 --steps 2     # a short trial
 
-No data set, no weights, no package but torch and numpy (`bare`): time does not depend on values. First it is asked
-whether bfloat16 computes what float32 computes; then each form of the training step (`gpu_step.FORMS`) is timed as
-`cskt train` would run it, images coming as bytes from the host and augmented on the device. MFU is the operations that
-the method needs (`flops`) over those that the device does in the same time in a bfloat16 product of large matrices,
-measured in the same run. One JSON line per measurement, a table at the end; exit code 1 if a check failed.
+Needs torch and numpy only (`bare`), no data set and no weights, because time does not depend on values. The program
+first compares bfloat16 with float32. It then times each variant of the training step (`gpu_step.FORMS`) as `cskt train`
+would run it: images come as bytes from the host and are augmented on the device. MFU is the operations that the method
+needs (`flops`) divided by those of a bfloat16 product of large matrices in the same time, measured in the same run. It
+prints one JSON line per measurement and a table at the end; the exit code is 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ with bare.imports() as STOOD_IN_FOR:
 
 EPOCHS, PAIRS_OF_EPOCH = 60, 68_126
 VAL_IMAGES, VAL_CAPTIONS = 3_078, 6_158
-"""CUHK-PEDES: training pairs, and what an evaluation after each epoch encodes."""
+"""CUHK-PEDES: training pairs, and images and captions of the evaluation after each epoch."""
 NUM_BATCHES = 8
 CHECKED_STEPS = 3
 BOUNDS = {
@@ -57,11 +57,11 @@ BOUNDS = {
     "folded_cosine_distance": 5e-4,
     "loss_difference": 0.02,
 }
-"""Largest difference from float32 that counts as right, relative; see `check_arithmetic` and `judged`."""
+"""Largest accepted relative difference from float32; see `check_arithmetic` and `judged`."""
 
 
 def main() -> int:
-    """Measure, print, write."""
+    """Measure, print and write everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=128)
@@ -120,9 +120,9 @@ def main() -> int:
 
 
 def check_arithmetic(model: DualEncoder, batch: Batch, device: torch.device) -> dict[str, Any]:
-    """How far bfloat16 is from float32 on the device, and float32 there from float32 on the CPU, as relative norms.
+    """Return the relative norm of the difference between bfloat16 and float32 on the device, and to float32 on the CPU.
 
-    The gradients are those of the loss of a few pairs.
+    Gradients are those of the loss of a few pairs.
     """
     few = slice(0, 8)
     batch = dataclasses.replace(batch, images=batch.images[few], caption_ids=batch.caption_ids[few])
@@ -147,7 +147,7 @@ def check_arithmetic(model: DualEncoder, batch: Batch, device: torch.device) -> 
 def _features_and_gradients(
     model: DualEncoder, batch: Batch, device: torch.device, precision: str
 ) -> tuple[Tensor, Tensor]:
-    """([2 B, D] features of images and captions, [trained numbers] gradients), on the CPU."""
+    """Return features [2 B, D] of images and captions and gradients [trained numbers], on the CPU."""
     model.to(device)
     with arithmetic(device, precision):
         features = model(normalise(batch.images.to(device)), batch.caption_ids.to(device))
@@ -159,15 +159,15 @@ def _features_and_gradients(
 
 
 class FirstSteps(NamedTuple):
-    """What a form makes of the first batches, from the same start as all others."""
+    """Results of a variant on the first batches; all variants start alike."""
 
     losses: list[float]
     gradients: Tensor
-    """[trained numbers] of the first step, on the CPU."""
+    """Gradients [trained numbers] of the first step, on the CPU."""
 
 
 def first_steps(step: TrainingStep, batches: Sequence[Batch], device: torch.device) -> FirstSteps:
-    """Losses of the first steps, and the gradients that the optimiser saw in the first one."""
+    """Return the losses of the first steps and the gradients of the first one."""
     values, gradients = [], None
     for inputs in _inputs(batches, CHECKED_STEPS, device):
         values.append(float(step(*inputs)))
@@ -180,7 +180,7 @@ def first_steps(step: TrainingStep, batches: Sequence[Batch], device: torch.devi
 def measure(
     form: Form, model: DualEncoder, batches: Sequence[Batch], device: torch.device, args: argparse.Namespace
 ) -> tuple[dict[str, Any], FirstSteps]:
-    """One form of the training step: time, memory, operations, what waits for the device; and its first steps."""
+    """Measure one variant: time, memory, operations, synchronisations, and its first steps."""
     reset_peak_memory(device)
     started = time.perf_counter()
     step = TrainingStep(model, form, part_lengths(batches, form.parts), device)
@@ -220,10 +220,10 @@ def measure(
 
 
 def judged(row: dict[str, Any], matrix_tflops: float, first: FirstSteps, right: FirstSteps | None) -> dict[str, Any]:
-    """A measurement with its shares of what the device can do, and what is wrong with it.
+    """Return a measurement with its shares of the device's peak, and what is wrong with it.
 
     Args:
-        right: the first steps of the first form; none where a form has batches of its own.
+        right: the first steps of the first variant; None if a variant has its own batches.
     """
     per_second = 1e3 / row["milliseconds"] / matrix_tflops
     found = {}
@@ -243,7 +243,7 @@ def judged(row: dict[str, Any], matrix_tflops: float, first: FirstSteps, right: 
 def encode(
     model: DualEncoder, batches: Sequence[Batch], device: torch.device, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Images and captions per second of the folded model in bfloat16, as an evaluation encodes them: by length."""
+    """Measure images and captions per second of the folded model in bfloat16, captions sorted by length."""
     vision = fold_vision(model, torch.bfloat16).to(device)
     text = fold_text(model, torch.bfloat16).to(device)
     images = batches[0].images.to(device)
@@ -267,7 +267,7 @@ def encode(
 
 
 def cannot_run(form: Form, device: torch.device) -> str:
-    """Why a form is out of the question here; empty if it is not."""
+    """Return the reason why a variant cannot run here, or an empty string."""
     if form.graph and device.type != "cuda":
         return "CUDA graphs need CUDA"
     if form.compiled and device.type == "cuda" and importlib.util.find_spec("triton") is None:
@@ -278,7 +278,7 @@ def cannot_run(form: Form, device: torch.device) -> str:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The forms side by side."""
+    """Format the table of variants."""
     head = f"{'form':42}{'pairs':>6}{'ms/step':>10}{'pairs/s':>9}{'MFU':>8}{'released':>10}{'GB':>7}{'60 epochs':>13}"
     lines = [f"{head}  notes"]
     for row in rows:
@@ -299,7 +299,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _random_model(architecture: ClipArchitecture) -> DualEncoder:
-    """CSKT with random weights, none of them silent."""
+    """Return CSKT with random weights, none of them zero."""
     generator = torch.Generator().manual_seed(1)
     depth = min(architecture.vision_layers, architecture.text_layers)
     model = DualEncoder(architecture, PromptConfig(depth=depth), AdapterConfig(init="normal"))
@@ -314,7 +314,7 @@ def _batches(model: DualEncoder, batch_size: int, count: int) -> list[Batch]:
 
 
 def _inputs(batches: Sequence[Batch], steps: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(augmented images, caption ids, pids) on the device for so many steps, the same each time from the first on."""
+    """Yield (augmented images, caption ids, pids) on the device for a number of steps, the same in every call."""
     generator = torch.Generator().manual_seed(3)
     drawn = (batches[step % len(batches)] for step in range(steps))
     with Feed(drawn, device) as feed:
@@ -328,12 +328,12 @@ def _difference(ours: Tensor, right: Tensor) -> float:
 
 
 def _beyond(found: dict[str, float]) -> list[str]:
-    """What lies beyond its bound, in words; what is no number lies beyond."""
+    """Describe the values beyond their bounds; NaN is beyond every bound."""
     return [f"{name} {value:.2g} above {BOUNDS[name]:g}" for name, value in found.items() if not value <= BOUNDS[name]]
 
 
 def _forget(device: torch.device) -> None:
-    """Free what a form has left: compiled code, graphs, cached memory."""
+    """Free the compiled code, graphs and cached memory of a variant."""
     torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":

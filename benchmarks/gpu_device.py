@@ -1,4 +1,4 @@
-"""What a device can do, how long work takes on it, and where the host stands still for it."""
+"""Peak speed of a device, timing of work on it, and places where the host waits for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return the facts that the results depend on."""
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type,
         "torch": torch.__version__,
@@ -27,7 +27,7 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 
 def ceilings(device: torch.device, size: int) -> dict[str, float]:
-    """What the device can do: TFLOP/s of a bfloat16 matrix product, GB/s of a copy, read and written bytes counted."""
+    """Measure TFLOP/s of a bfloat16 matrix product and GB/s of a copy, counting read and written bytes."""
     left, right = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
     out = torch.empty_like(left)
     product = median_seconds(lambda: torch.mm(left, right, out=out), device, calls=10)
@@ -38,7 +38,7 @@ def ceilings(device: torch.device, size: int) -> dict[str, float]:
 
 
 def waits_for_device(call: Callable[[], object], device: torch.device) -> list[str]:
-    """The places at which the host stands still until the device is done, as PyTorch reports them; none is right."""
+    """Return the places where the host waits for the device, as PyTorch reports them; there should be none."""
     if device.type != "cuda":
         return []
     before = torch.cuda.get_sync_debug_mode()
@@ -54,7 +54,7 @@ def waits_for_device(call: Callable[[], object], device: torch.device) -> list[s
 
 
 def kernels(call: Callable[[], object], device: torch.device, steps: int) -> dict[str, float]:
-    """Milliseconds per step of the kernels that take longest, and of all together. `call` does so many steps."""
+    """Return milliseconds per step of the slowest kernels and of all kernels; `call` runs a number of steps."""
     on_device = device.type == "cuda"
     kind = torch.profiler.ProfilerActivity.CUDA if on_device else torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[kind]) as profile:
@@ -70,14 +70,14 @@ def kernels(call: Callable[[], object], device: torch.device, steps: int) -> dic
 
 
 class Clock:
-    """Marks in the device's own work, read when all is done; on a CPU, the time of day."""
+    """Events in the stream of the device, read at the end; on a CPU, the clock."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._marks: list[Any] = []
 
     def mark(self) -> None:
-        """Here."""
+        """Record an event."""
         if self._device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -86,7 +86,7 @@ class Clock:
             self._marks.append(time.perf_counter())
 
     def intervals(self) -> list[float]:
-        """Seconds from each mark to the next."""
+        """Return the seconds between successive events."""
         wait(self._device)
         pairs = itertools.pairwise(self._marks)
         if self._device.type == "cuda":
@@ -95,7 +95,7 @@ class Clock:
 
 
 def median_seconds(call: Callable[[], object], device: torch.device, *, calls: int) -> float:
-    """Of one call: the median of five groups of `calls`, after one that is not counted."""
+    """Return seconds per call: the median of five groups of `calls`, after a warm-up group."""
     clock = Clock(device)
     for _ in range(6):
         clock.mark()
@@ -106,6 +106,6 @@ def median_seconds(call: Callable[[], object], device: torch.device, *, calls: i
 
 
 def wait(device: torch.device) -> None:
-    """Until all work on the device is done."""
+    """Wait until all work on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

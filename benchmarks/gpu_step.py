@@ -1,11 +1,11 @@
-"""The training step of `benchmarks.gpu` in each form that may be the fastest, and the batches that it is fed.
+"""The variants of the training step that `benchmarks.gpu` measures, and their batches.
 
-The step is the package's own: `DualEncoder`, `losses.sdm`, `build_optimizer`. A form says only how it is run.
+The step is that of the package: `DualEncoder`, `losses.sdm`, `build_optimizer`. A variant defines how it is run.
 
-Captions are as long as those of CUHK-PEDES, of which is published (Li et al., CVPR 2017, section 3.1): 1,893,118 words
-in 80,412 captions, 23.5 on average, 96 in the longest. Words are drawn from the one log-normal distribution of that
-mean which exceeds 96 once in 80,412 draws; a word is taken for 1.5 tokens, since punctuation counts and misspelt words
-are several: 37 tokens on average, start and end included.
+Captions have the lengths of CUHK-PEDES (Li et al., CVPR 2017, section 3.1): 1,893,118 words in 80,412 captions, 23.5 on
+average, 96 in the longest. Numbers of words are drawn from the log-normal distribution with that mean that exceeds 96
+once in 80,412 draws. A word counts as 1.5 tokens, because of punctuation and misspelt words: 37 tokens on average,
+including start and end.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from cskt.types import Batch
 NUM_CAPTIONS, MEAN_WORDS, MOST_WORDS = 80_412, 23.5, 96
 TOKENS_PER_WORD = 1.5
 NUM_IDENTITIES = 11_003
-"""Of the training split of CUHK-PEDES."""
+"""Captions of the training split of CUHK-PEDES."""
 STEP_OF_LENGTHS = 8
-"""Captions are padded to a multiple of it: few shapes, and rows that tensor cores and attention's masks like."""
+"""Captions are padded to a multiple of this, which gives few shapes and suits tensor cores and attention masks."""
 WARM_UP_STEPS = 3
 
 
@@ -44,19 +44,19 @@ class Form:
     name: str
     precision: Literal["fp32", "bf16"] = "bf16"
     released: bool = False
-    """The released wiring of `benchmarks.naive` in place of ours."""
+    """Compute as the released code (`benchmarks.naive`)."""
     fused: bool = True
-    """AdamW in one kernel; otherwise one for each operation on all tensors together."""
+    """Use fused AdamW instead of the foreach implementation."""
     parts: int = 1
-    """Captions are encoded in so many groups by length, each padded to its own longest."""
+    """Number of groups of captions by length, each padded to its longest caption."""
     frozen_bf16: bool = False
-    """Frozen layers are kept in bfloat16, to which autocast would round them anew in every step: the same numbers."""
+    """Store frozen layers in bfloat16, to which autocast would round them in every step."""
     compiled: Literal["", "blocks", "towers"] = ""
-    """Compiled by torch.compile, block by block or tower by tower."""
+    """Use torch.compile, per block or per tower."""
     graph: bool = False
-    """The whole step, optimiser included, is recorded once as a CUDA graph and played back."""
+    """Record the whole step with its optimizer as a CUDA graph and replay it."""
     checkpointed: bool = False
-    """Activations are computed again in the backward pass."""
+    """Recompute activations in the backward pass."""
     times_pairs: int = 1
     """Pairs per step, in units of --batch-size."""
 
@@ -77,11 +77,11 @@ FORMS = (
     Form("blocks compiled, graph, twice the pairs", parts=2, frozen_bf16=True, compiled="blocks", graph=True,
          times_pairs=2),
 )  # fmt: skip
-"""In the order in which they are measured; all but the first in bfloat16."""
+"""Variants in the order of measurement; all but the first in bfloat16."""
 
 
 def draw_lengths(count: int, longest: int, generator: torch.Generator) -> Tensor:
-    """[count] int64, tokens of captions as the module's text says, start and end included; longer ones are cut."""
+    """Return the numbers of tokens [count] int64 of captions, as described above; longer captions are cut."""
     furthest = NormalDist().inv_cdf(1 - 1 / NUM_CAPTIONS)
     # mean * exp(furthest * spread - spread**2 / 2) = most, solved for the spread
     spread = furthest - math.sqrt(furthest**2 - 2 * math.log(MOST_WORDS / MEAN_WORDS))
@@ -92,7 +92,7 @@ def draw_lengths(count: int, longest: int, generator: torch.Generator) -> Tensor
 def draw_batches(
     architecture: ClipArchitecture, batch_size: int, longest: int, count: int, generator: torch.Generator
 ) -> list[Batch]:
-    """`count` batches of noise and random words; within a batch, which has no order, by length of their captions."""
+    """Return `count` batches of noise and random words, sorted by caption length within a batch."""
     start_id, end_id = architecture.vocab_size - 2, architecture.vocab_size - 1
     places = torch.arange(longest)
     batches = []
@@ -109,12 +109,12 @@ def draw_batches(
 
 
 def lengths_of(batch: Batch) -> list[int]:
-    """Tokens of its captions, start and end included."""
+    """Number of tokens of each caption, including start and end."""
     return [int(end) + 1 for end in batch.caption_ids.argmax(dim=1)]
 
 
 def part_lengths(batches: Sequence[Batch], parts: int) -> tuple[int, ...]:
-    """The length that serves each part of every batch: one shape for the whole run."""
+    """Return the padded length of each part of all batches, one shape for the whole run."""
     longest = batches[0].caption_ids.shape[1]
     pieces = [
         [int(ids.argmax(dim=1).max()) + 1 for ids in batch.caption_ids.chunk(parts)] for batch in batches
@@ -125,13 +125,13 @@ def part_lengths(batches: Sequence[Batch], parts: int) -> tuple[int, ...]:
 
 
 class TrainingStep:
-    """One form of the step with a model of its own: forward, loss, backward, optimiser.
+    """A variant of the step with its own model: forward, loss, backward, optimizer.
 
     Args:
-        model: copied; the same start for every form.
-        form: how the step is run.
-        lengths: of the parts that captions are encoded in.
-        device: where.
+        model: copied, so that every variant starts alike.
+        form: the variant.
+        lengths: padded lengths of the groups of captions.
+        device: the device to run on.
     """
 
     def __init__(self, model: DualEncoder, form: Form, lengths: Sequence[int], device: torch.device) -> None:
@@ -150,7 +150,7 @@ class TrainingStep:
         self._recorded: _Recorded | None = None
 
     def features(self, images: Tensor, caption_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(image features, text features), each [B, D], in the form's arithmetic."""
+        """Return (image features, text features), each [B, D], in the arithmetic of the variant."""
         with arithmetic(self.device, self.form.precision):
             if self.naive is not None:
                 with self.device:  # where it makes its masks
@@ -160,7 +160,7 @@ class TrainingStep:
             return self.model.encode_image(images), torch.cat(text_features)
 
     def warm_up(self, images: Tensor, caption_ids: Tensor, pids: Tensor) -> None:
-        """Compile and record what the form asks for, then go back to the start."""
+        """Compile and record the variant, then restore the initial state."""
         stream = torch.cuda.Stream(self.device) if self.form.graph else None
         if stream is not None:
             stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -174,7 +174,7 @@ class TrainingStep:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Trained parameters and the optimiser's state as they were at the start, in place."""
+        """Restore the initial trained parameters and optimizer state, in place."""
         for parameter, value in self._start:
             parameter.copy_(value)
         for state in self.optimizer.state.values():
@@ -182,13 +182,13 @@ class TrainingStep:
                 tensor.zero_()
 
     def first_gradients(self) -> Tensor:
-        """[trained numbers] on the CPU, after one step from the start: Adam's first moment is then a share of them."""
+        """Return the gradients [trained numbers] of the first step on the CPU, from Adam's first moment after it."""
         share = 1 - self.optimizer.param_groups[0]["betas"][0]
         moments = [self.optimizer.state[parameter]["exp_avg"].flatten() for parameter, _ in self._start]
         return torch.cat(moments).cpu() / share
 
     def __call__(self, images: Tensor, caption_ids: Tensor, pids: Tensor) -> Tensor:
-        """The loss before the step, a scalar that nobody has waited for.
+        """Run a step and return the loss before it, without waiting for the device.
 
         Args:
             images: [B, 3, H, W], augmented and normalised.
@@ -208,7 +208,7 @@ class TrainingStep:
 
 
 class _Recorded:
-    """A step as a CUDA graph: it reads and writes the same memory each time."""
+    """A step as a CUDA graph, which reads and writes the same memory in each replay."""
 
     def __init__(self, step: TrainingStep, *inputs: Tensor) -> None:
         self.inputs = [tensor.clone() for tensor in inputs]
@@ -224,7 +224,7 @@ class _Recorded:
 
 
 def hold_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Convert the linear layers and convolutions that do not train."""
+    """Convert linear layers and convolutions that are not trained."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and not any(p.requires_grad for p in module.parameters()):
             module.to(dtype)

@@ -1,9 +1,9 @@
-"""How time grows with the input: text and image encoding, metrics and indexing at three sizes each.
+"""Growth of time with the size of the input: text and image encoding, metrics and indexing at three sizes each.
 
     python -m benchmarks.growth --plot docs/images/growth.svg
 
-A straight line of exponent 1 on logarithmic axes is linear growth. clip-tiny carries it: small, so that whatever is not
-arithmetic weighs most.
+Linear growth is a straight line with slope 1 on logarithmic axes. The model is clip-tiny, because overheads have the
+largest share with a small model.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from cskt.report.style import INK, LINES, MUTED, STYLE, new_figure, svg
 
 TIMES_LARGER = (1, 2, 4)
 SMALLEST = {"text encode": 500, "image encode": 250, "metrics": 2500, "index": 250}
-"""Captions, images, queries, crops."""
+"""Largest number of captions, images, queries or crops."""
 QUICK_DIVISOR = 10
 GALLERY_SIZE, DIMENSIONS = 5000, 512
-"""Of the metrics, whose queries grow."""
+"""Gallery size of the metrics, whose queries grow."""
 REPEATS = 3
 LARGEST_EXPONENT = 1.1
 
 Works = Mapping[str, Mapping[int, Callable[[], object]]]
-"""Name of a work -> size -> the work at that size."""
+"""Name of a task -> size -> the task at that size."""
 Growth = dict[str, dict[int, float]]
-"""Name of a work -> size -> median seconds."""
+"""Name of a task -> size -> median seconds."""
 
 
 def works(smallest: Mapping[str, int], encoder: Encoder, scratch: Path) -> Works:
-    """Everything whose growth is measured, inputs made beforehand."""
+    """Return all tasks, with their inputs prepared."""
     sizes = {work: [times * size for times in TIMES_LARGER] for work, size in smallest.items()}
     generator = torch.Generator().manual_seed(1)
     architecture = encoder.model.architecture
@@ -82,7 +82,7 @@ def works(smallest: Mapping[str, int], encoder: Encoder, scratch: Path) -> Works
 
 
 def measure_growth(quick: bool = False) -> Growth:
-    """Median seconds of every work at its three sizes, the sizes in turn."""
+    """Return the median seconds of every task at its three sizes, alternating the sizes."""
     smallest = {work: size // QUICK_DIVISOR for work, size in SMALLEST.items()} if quick else SMALLEST
     with tempfile.TemporaryDirectory() as scratch:
         seconds = {}
@@ -93,12 +93,12 @@ def measure_growth(quick: bool = False) -> Growth:
 
 
 def exponent(seconds: Mapping[int, float]) -> float:
-    """The slope of log seconds over log size, least squares: 1 for linear growth."""
+    """Return the least-squares slope of log seconds over log size: 1 for linear growth."""
     return float(np.polyfit(np.log(list(seconds)), np.log(list(seconds.values())), 1)[0])
 
 
 def plot(growth: Growth) -> Figure:
-    """Time over input, both as multiples of the smallest, on logarithmic axes, beside the line of linear growth."""
+    """Draw time over input size, relative to the smallest, on logarithmic axes, with the line of linear growth."""
     with mpl.rc_context(STYLE):
         figure = new_figure(5.6, 4.2)
         axes = figure.subplots()
@@ -123,7 +123,7 @@ def plot(growth: Growth) -> Figure:
 
 
 def to_rows(growth: Growth) -> list[Row]:
-    """The largest size of each work beside what linear growth from the smallest would take."""
+    """Return rows that compare the largest size of each task with linear growth from the smallest."""
     made = []
     for work, seconds in growth.items():
         smallest, *_, largest = seconds
@@ -143,12 +143,12 @@ def to_rows(growth: Growth) -> list[Row]:
 
 
 def rows(quick: bool = False) -> list[Row]:
-    """One row per work."""
+    """Format one row per task."""
     return to_rows(measure_growth(quick))
 
 
 def main() -> None:
-    """Print the table and, if asked, draw it."""
+    """Print the table and draw it if a file is given."""
     parser = measure.parser(__doc__)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write an SVG drawing there")
     args = parser.parse_args()

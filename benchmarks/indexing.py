@@ -1,10 +1,10 @@
-"""What indexing costs over bare encoding of the same image files: digests, thumbnails, commits.
+"""Cost of indexing (digests, thumbnails, commits) compared with encoding the same image files.
 
-    python -m benchmarks.indexing                    # clip-tiny, where the rest weighs most
+    python -m benchmarks.indexing                    # clip-tiny, where overheads have the largest share
     python -m benchmarks.indexing --model vit-b-16   # ViT-B/16 at 384 x 128 with random weights
-    python -m benchmarks.indexing --ray              # beside it, by a worker of a Ray cluster of this machine
+    python -m benchmarks.indexing --ray              # also with one worker of a Ray cluster on this machine
 
-Both decode every file once. They take turns, and the medians are compared.
+Both decode every file once and alternate; medians are compared.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
 
 
 def main() -> None:
-    """Print images per second of both, and what indexing adds."""
+    """Print images per second of both, and the difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("clip-tiny", "vit-b-16"), default="clip-tiny")
     parser.add_argument("--people", type=int, default=500, help="drawn four times each")
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
-    """What `main` prints."""
+    """Results that `main` prints."""
     torch.set_num_threads(args.threads)
     encoder = load("clip-tiny", device="cpu") if args.model == "clip-tiny" else random_vit()
     with tempfile.TemporaryDirectory() as scratch:
@@ -95,12 +95,12 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
 
 
 def warm_up(engine: RayEngine, crop: Path) -> None:
-    """Start the workers, whose start is none of what is measured."""
+    """Start the workers, whose start is not measured."""
     list(engine.work([Pending(crop.name, crop, 0, False, {}, None)]))
 
 
 def random_vit() -> Encoder:
-    """An encoder of the usual size; its values do not matter here."""
+    """Return an encoder of the published size with random weights."""
     model = DualEncoder(ClipArchitecture(image_height=384, image_width=128), NO_PROMPTS, NO_ADAPTERS, trainable="none")
     model.initialise_backbone(torch.Generator().manual_seed(1))
     return Encoder(model, Tokenizer(77), device=torch.device("cpu"), batch_size=32)

@@ -1,11 +1,10 @@
-"""What is faster or smaller but not exact: its cost in R1 and mAP on a trained run, and int8's speed at ViT-B/16.
+"""Inexact options: their cost in R1 and mAP on a trained run, and the speed of int8 at ViT-B/16.
 
     python -m benchmarks.inexact                   # trains what `cskt demo` trains, then measures; minutes
     python -m benchmarks.inexact --run demo/cuhk-pedes/...
 
-Every option ranks the same captions and images as exact float32 does, so that differences are paired; p is of a
-permutation test over people (`cskt.evaluation.statistics.paired_p_value`). Speed is measured with random weights, on
-which it does not depend.
+Every option ranks the same captions and images as float32, so differences are paired; p is that of a permutation test
+over people (`cskt.evaluation.statistics.paired_p_value`). Speed is measured with random weights.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ from cskt.training.run_folder import CONFIG
 from cskt.types import RetrievalMetrics
 
 NUM_RESCORED = 100
-"""Best images of a query that are scored again with their exact vectors."""
+"""Number of best images per query that are re-scored with their exact vectors."""
 REPEATS = 5
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One option against exact float32, text to image; fractions in [0, 1], differences in percentage points."""
+    """One option compared with float32, text to image; fractions in [0, 1], differences in percentage points."""
 
     option: str
     r1: float
@@ -58,15 +57,15 @@ class Cost:
     mean_ap_points: float
     mean_ap_p: float
     smallest_cosine: float
-    """Between a vector and its exact one; of a rounded gallery, of its images."""
+    """Smallest cosine between a vector and its exact one; for a rounded gallery, over its images."""
 
 
 def costs_of(run: Path, folder: Path) -> list[Cost]:
-    """Every option on the test split of a run.
+    """Measure every option on the test split of a run.
 
     Args:
         run: a run folder.
-        folder: an empty one, for the int8 export.
+        folder: an empty folder for the int8 export.
     """
     config = load_config(run / CONFIG)
     splits = read_dataset(config.data.dataset, Path(config.data.root))
@@ -91,14 +90,14 @@ def costs_of(run: Path, folder: Path) -> list[Cost]:
 
 
 def int8_of(source: Encoder, folder: Path, split: Split) -> ExportedEncoder:
-    """The encoder with its image tower in int8, calibrated on images of a split."""
+    """Return the encoder with its image tower in int8, calibrated on images of a split."""
     pixels = calibration_pixels(split.image_paths, source)
     write_folder(source, folder, "openvino", calibration=pixels)
     return load_exported(folder)
 
 
 def rounded_vectors(vectors: Tensor) -> dict[str, Tensor]:
-    """[G, D] float32 as a smaller gallery would hold it, back in float32; int8 with a scale per vector."""
+    """Return vectors [G, D] float32 rounded as a smaller gallery would store them; int8 has a scale per vector."""
     scale = vectors.abs().amax(dim=1, keepdim=True) / 127
     return {
         "bfloat16": vectors.bfloat16().float(),
@@ -108,12 +107,12 @@ def rounded_vectors(vectors: Tensor) -> dict[str, Tensor]:
 
 
 def ranked(features: SplitFeatures, gallery: Tensor) -> RetrievalMetrics:
-    """Captions against a gallery."""
+    """Return the metrics of captions against a gallery."""
     return metrics.from_features(features.text_features, gallery, features.caption_pids, features.image_pids)
 
 
 def rescored(exact: SplitFeatures, rounded: Tensor) -> RetrievalMetrics:
-    """Ranked by rounded vectors, then the best of each query by exact ones; the rest stay below, as they were."""
+    """Rank by rounded vectors, then re-rank the best of each query by exact ones."""
     similarity = exact.text_features @ rounded.T
     best = similarity.topk(min(NUM_RESCORED, len(rounded))).indices
     again = (exact.text_features @ exact.image_features.T).gather(1, best)
@@ -124,7 +123,7 @@ def rescored(exact: SplitFeatures, rounded: Tensor) -> RetrievalMetrics:
 def cost(
     name: str, found: RetrievalMetrics, reference: RetrievalMetrics, features: SplitFeatures, exact: SplitFeatures
 ) -> Cost:
-    """An option's figures beside those of float32."""
+    """Compare the results of an option with those of float32."""
     ours, theirs = found.per_query, reference.per_query
     people = theirs.query_ids.numpy()
     at_first = [(of.first_right_rank == 1).double().numpy() for of in (ours, theirs)]
@@ -148,7 +147,7 @@ def cost(
 
 
 def demo_run(folder: Path, quick: bool) -> Path:
-    """A run as `cskt demo` trains it; with `quick`, of fewer people and one epoch."""
+    """Train a run as `cskt demo` does; with `quick`, on fewer people and for one epoch."""
     ids = {"train": 40, "val": 10, "test": 10} if quick else {"train": 500, "val": 50, "test": 100}
     make_dataset(folder / "data", domain="target", ids=ids, seed=1)
     overrides = {"data.root": str(folder / "data"), "output_dir": str(folder), "device": "cpu"}
@@ -156,7 +155,7 @@ def demo_run(folder: Path, quick: bool) -> Path:
 
 
 def speed_row(quick: bool, folder: Path, facts: dict[str, float | int | str]) -> Row:
-    """Int8 beside the released wiring in float32."""
+    """Measure int8 compared with the released code in float32."""
     model = cskt_model(THIN if quick else VIT_B_16).requires_grad_(False)
     height, width = model.architecture.image_height, model.architecture.image_width
     generator = torch.Generator().manual_seed(4)
@@ -178,12 +177,12 @@ def speed_row(quick: bool, folder: Path, facts: dict[str, float | int | str]) ->
 
 
 def rows(quick: bool = False) -> list[Row]:
-    """The speed of int8, and what it costs on a run trained for it."""
+    """Return the speed of int8 and its cost on a run trained for this."""
     return measured(quick, None)[1]
 
 
 def measured(quick: bool, run: Path | None) -> tuple[list[Cost], list[Row]]:
-    """The costs on a run, a fresh one if none is given, and the rows for the table of bars."""
+    """Return the costs on a run (a new one if None) and the rows of the table of targets."""
     with tempfile.TemporaryDirectory() as scratch:
         places = [Path(scratch) / name for name in ("costs", "speed")]
         for place in places:
@@ -197,7 +196,7 @@ def measured(quick: bool, run: Path | None) -> tuple[list[Cost], list[Row]]:
 
 
 def cost_table(costs: list[Cost]) -> str:
-    """The costs as aligned text."""
+    """Format the costs as aligned text."""
     head = f"{'option':<36}{'R1':>7}{'diff':>7}{'p':>7}{'mAP':>8}{'diff':>7}{'p':>7}{'smallest cosine':>17}"
     return "\n".join(
         [head]
@@ -210,7 +209,7 @@ def cost_table(costs: list[Cost]) -> str:
 
 
 def main() -> None:
-    """Print both tables; write them as JSON."""
+    """Print both tables and write them as JSON."""
     parser = measure.parser(__doc__)
     parser.add_argument("--run", type=Path, help="run folder (default: one is trained as `cskt demo` does)")
     args = parser.parse_args()

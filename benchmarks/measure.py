@@ -1,7 +1,7 @@
-"""What every measurement shares: two ways to do one work timed in turn, peak memory, and the table of bars.
+"""Shared parts of the measurements: alternating timing of two implementations, peak memory, the table of targets.
 
-A comparison runs both ways in one process, alternately, so that whatever slows the machine slows both; medians are
-compared. Peak memory is taken in a process of its own, since a process hardly gives memory back.
+Both implementations alternate in one process, so that other load slows both; medians are compared. Peak memory is
+measured in a separate process, because a process rarely returns memory.
 """
 
 from __future__ import annotations
@@ -28,44 +28,44 @@ import torch
 from cskt.device import peak_memory_bytes, reset_peak_memory
 
 THREADS = 2
-"""Of every measurement that does not say otherwise."""
+"""Default number of repetitions."""
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One work, done in the usual way and in ours."""
+    """One task, with the baseline and with our code."""
 
     work: str
-    """What is done, "text encode, captions of 20 to 60 tokens"."""
+    """Description of the task, for example "text encode, captions of 20 to 60 tokens"."""
     variant: str
-    """How ours does it: float32, bf16, int8, cached."""
+    """Arithmetic or mode of our code: float32, bf16, int8, cached."""
     baseline: str
-    """What it is compared with, in words."""
+    """Description of the baseline."""
     baseline_seconds: float
     """Median."""
     seconds: float
     """Median."""
     bar: float | None = None
-    """Ratio that is asked for; none where it is only shown."""
+    """Required ratio; None if there is no target."""
     facts: dict[str, float | int | str] = field(default_factory=dict)
-    """Differences, peak memory, sizes, each with its unit in its name."""
+    """Differences, peak memory and sizes, with units in the names."""
     at_most: dict[str, float] = field(default_factory=dict)
-    """Facts that are asked to be no larger."""
+    """Upper limits of facts."""
     at_least: dict[str, float] = field(default_factory=dict)
-    """Facts that are asked to be no smaller."""
+    """Lower limits of facts."""
 
     def __post_init__(self) -> None:
         assert self.at_most.keys() | self.at_least.keys() <= self.facts.keys(), "a limit names one of the facts"
 
     @property
     def ratio(self) -> float:
-        """How many times as fast as the baseline."""
+        """Speed relative to the baseline."""
         return self.baseline_seconds / self.seconds
 
     @property
     def met(self) -> bool | None:
-        """Whether the ratio and every limited fact are as asked; none if nothing is asked."""
+        """True if the ratio and all facts meet their targets; None without targets."""
         asked = [float(self.facts[name]) <= limit for name, limit in self.at_most.items()]
         asked += [float(self.facts[name]) >= limit for name, limit in self.at_least.items()]
         if self.bar is not None:
@@ -74,7 +74,7 @@ class Row:
 
 
 def alternate(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every call, made in turn `repeats` times after one round that is not counted."""
+    """Return the seconds of every call, alternating, `repeats` times after a warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
@@ -86,14 +86,14 @@ def alternate(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
 
 
 def medians(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of every call of `alternate`."""
+    """Return the median seconds of every call of `alternate`."""
     return {name: statistics.median(seconds) for name, seconds in alternate(calls, repeats).items()}
 
 
 def memory_above_start(work: Callable[[], object]) -> int:
-    """Most bytes that this process held during `work`, above what it held before; 0 where the system does not count.
+    """Return the peak memory of this process during `work` in bytes, above that before it; 0 if unknown.
 
-    Meant for a process that does nothing else: memory that earlier work has freed may be used again uncounted.
+    Use a process that does nothing else: memory that was freed earlier is reused without being counted.
     """
     reset_peak_memory(CPU)
     start = peak_memory_bytes(CPU)  # the peak was just set to what is held now
@@ -102,13 +102,13 @@ def memory_above_start(work: Callable[[], object]) -> int:
 
 
 def peak_memory(module: str, *arguments: str) -> int:
-    """Bytes that `python -m module *arguments` prints as its last line, which is to be `memory_above_start`."""
+    """Run `python -m module *arguments` and return the bytes in its last line, its `memory_above_start`."""
     command = [sys.executable, "-m", module, *arguments]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
 def in_own_process(module: str, quick: bool, threads: int) -> list[Row]:
-    """`rows(quick)` of a module, in a fresh process with so many threads."""
+    """Return `rows(quick)` of a module, run in a new process with a number of threads."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(_rows_of, module, quick, threads).result()
 
@@ -119,7 +119,7 @@ def _rows_of(module: str, quick: bool, threads: int) -> list[Row]:
 
 
 def machine() -> dict[str, str | int | float]:
-    """What the figures depend on, and how busy the machine was before."""
+    """Return facts of the machine, and its load before the measurement."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -134,7 +134,7 @@ def machine() -> dict[str, str | int | float]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as aligned text, the facts of each below it."""
+    """Format the rows as aligned text, each followed by its facts."""
     head = ("work", "variant", "baseline s", "ours s", "ratio", "bar", "met")
     cells = [head] + [
         (
@@ -164,12 +164,12 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def as_json(rows: Sequence[Row], **facts: object) -> dict[str, Any]:
-    """The rows with their ratios, and `facts` of the machine, for a JSON file."""
+    """Return the rows with their ratios and the `facts` of the machine for a JSON file."""
     return {"machine": facts, "rows": [dataclasses.asdict(row) | {"ratio": row.ratio, "met": row.met} for row in rows]}
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The flags that every table has: --quick, --threads, --json."""
+    """Add the options that every table has: --quick, --threads, --json."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, says nothing of speed")
     made.add_argument("--threads", type=int, default=THREADS)
@@ -178,9 +178,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def show(rows: Sequence[Row], args: argparse.Namespace, before: Mapping[str, object]) -> None:
-    """Print the table and what `machine` said before it was measured; write the JSON file that was asked for.
+    """Print the table and the facts of the machine, and write the JSON file if one is given.
 
-    Bars are for the real sizes: with --quick none applies.
+    Targets are for full sizes and do not apply with --quick.
     """
     if args.quick:
         rows = [dataclasses.replace(row, bar=None, at_most={}, at_least={}) for row in rows]
@@ -192,7 +192,7 @@ def show(rows: Sequence[Row], args: argparse.Namespace, before: Mapping[str, obj
 
 
 def main(rows: Callable[[bool], list[Row]], description: str | None) -> None:
-    """`main` of a module of measurements that needs no flags of its own: `measure.main(rows, __doc__)`."""
+    """Run a module of measurements without options of its own: `measure.main(rows, __doc__)`."""
     args = parser(description).parse_args()
     torch.set_num_threads(args.threads)
     before = machine()

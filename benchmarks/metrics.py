@@ -1,9 +1,9 @@
-"""Retrieval metrics: ours beside an evaluator that sorts the whole matrix, and their memory at the size of ICFG-PEDES.
+"""Retrieval metrics: ours compared with an evaluator that sorts the whole matrix; memory at the size of ICFG-PEDES.
 
     python -m benchmarks.metrics
 
-Features are random, with a share that captions and images of a person have in common, so that ranks spread from first
-to last; each person has 20 images, about as many as in ICFG-PEDES.
+Features are random with a part shared by the captions and images of a person, so that ranks vary from first to last.
+Each person has 20 images, about as many as in ICFG-PEDES.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from cskt.types import RetrievalMetrics
 WIDTH = 512
 IMAGES_PER_PERSON = 20
 IN_COMMON = 0.4
-"""Of a feature, beside noise of one per dimension."""
+"""Weight of the shared part of a feature; the noise has one per dimension."""
 SIDE, ICFG_PEDES = 10_000, 19_848
-"""Captions, and as many images."""
+"""Number of captions, and of images."""
 REPEATS = 5
 FIGURES = ("r1", "r5", "r10", "mean_ap", "mean_inp")
 GIGABYTE = 1e9
@@ -34,18 +34,18 @@ DIFFERENCE = "R1, R5, R10, mAP, mINP: largest difference"
 
 
 class Retrieval(NamedTuple):
-    """What an evaluator is given."""
+    """Input of an evaluator."""
 
     queries: Tensor
     """[Q, D], rows of length 1."""
     gallery: Tensor
-    """[G, D], likewise."""
+    """[G, D], rows of length 1."""
     query_ids: Tensor
     gallery_ids: Tensor
 
 
 def draw(side: int) -> Retrieval:
-    """`side` captions and as many images of side / 20 people, in mixed order."""
+    """Return `side` captions and as many images of side / 20 people, shuffled."""
     generator = torch.Generator().manual_seed(1)
     pids = torch.arange(side) % max(1, side // IMAGES_PER_PERSON)
     people = torch.randn(int(pids.max()) + 1, WIDTH, generator=generator)
@@ -54,7 +54,7 @@ def draw(side: int) -> Retrieval:
 
 
 def sorting(given: Retrieval) -> dict[str, float]:
-    """The usual evaluator: all similarities, all of them sorted, and running sums over whole rows."""
+    """Compute metrics in the usual way: sort all similarities and take cumulative sums over rows."""
     similarity = given.queries @ given.gallery.T
     order = similarity.argsort(dim=1, descending=True, stable=True)
     right = given.gallery_ids[order] == given.query_ids[:, None]
@@ -67,12 +67,12 @@ def sorting(given: Retrieval) -> dict[str, float]:
 
 
 def ours(given: Retrieval) -> RetrievalMetrics:
-    """Every query has a right image here."""
+    """Assumes that every query has a relevant image."""
     return metrics.from_features(*given)
 
 
 def rows(quick: bool = False) -> list[Row]:
-    """One row; the size of ICFG-PEDES, where sorting needs some 15 GB, is among its facts."""
+    """Measure one row; its facts include the size of ICFG-PEDES, where sorting needs about 15 GB."""
     side, large, repeats = (400, 1000, 1) if quick else (SIDE, ICFG_PEDES, REPEATS)
     given = draw(side)
     expected, found = sorting(given), ours(given)
@@ -104,9 +104,9 @@ def rows(quick: bool = False) -> list[Row]:
 
 
 def memory(what: str, side: int) -> int:
-    """Bytes that this process held at most: `process`, with torch and the features; `call`, above what it held before.
+    """Return peak memory in bytes: `process`, including torch and the features, and `call`, above that before it.
 
-    Meant for a process that does nothing else.
+    Use a process that does nothing else.
     """
     given = draw(side)
     call = measure.memory_above_start(lambda: ours(given))
@@ -114,7 +114,7 @@ def memory(what: str, side: int) -> int:
 
 
 def main() -> None:
-    """Print the row, or one figure of memory."""
+    """Print the row, or one memory value."""
     parser = measure.parser(__doc__)
     parser.add_argument("--memory", choices=("process", "call"), help="print only these bytes")
     parser.add_argument("--side", type=int, default=ICFG_PEDES, help="captions and images for --memory")

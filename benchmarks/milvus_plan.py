@@ -1,12 +1,12 @@
-"""What 10 and 100 million crops would ask of a Milvus cluster: a projection from small sizes that are measured here.
+"""Requirements of 10 and 100 million crops on a Milvus cluster, projected from measurements at small sizes.
 
     python -m benchmarks.milvus_plan --json FILE         # measures, then projects; 7 minutes of processor time
-    python -m benchmarks.milvus_plan --quick             # small sizes: shows that it runs
-    python -m benchmarks.milvus_plan --measured benchmarks/milvus_measured.json --node-bytes 128e9    # projects anew
+    python -m benchmarks.milvus_plan --quick             # small sizes, a short trial
+    python -m benchmarks.milvus_plan --measured benchmarks/milvus_measured.json --node-bytes 128e9    # projects again
 
-Milvus keeps vectors in segments and searches each of them on its own. A larger gallery has more segments, not larger
-ones, and the largest size measured is about one whole segment: what is extrapolated is mostly their number. Every
-formula stands beside its figure in `docs/large-galleries.md`. Needs `pip install faiss-cpu`.
+Milvus stores vectors in segments and searches each separately. A larger gallery has more segments, not larger ones, and
+the largest measured size is about one full segment, so mostly their number is extrapolated. `docs/large-galleries.md`
+has the formulas. Needs `pip install faiss-cpu`.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ SIZES = (10_000, 40_000, 160_000)
 QUICK = (1000, 2000, 4000)
 PROJECTED = (10_000_000, 100_000_000)
 WRITTEN = 5000
-"""Crops that are made into messages, as many as go into one commit or two."""
+"""Number of crops that are serialised, those of one or two commits."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that is measured on small sizes."""
+    """All measurements at small sizes."""
 
     machine: dict[str, Any]
     row: Row
@@ -50,7 +50,7 @@ class Measured:
 
     @classmethod
     def read(cls, path: Path) -> Measured:
-        """What `--json` wrote."""
+        """Read a file written by `--json`."""
         content = json.loads(path.read_text(encoding="utf-8"))
         return cls(
             content["machine"],
@@ -60,7 +60,7 @@ class Measured:
 
 
 def measured_row() -> Row:
-    """Of a crop as our store writes it."""
+    """Bytes of a crop as our store writes it."""
     row = to_row(crop_of(1, crops_of(10)[1]), {"camera": "text"}, "camera")
     thumbnail = len(row.pop("thumbnail"))
     vector = row.pop("vector").nbytes
@@ -70,7 +70,7 @@ def measured_row() -> Row:
 
 
 def plans(measured: Measured, given: Assumptions) -> list[Plan]:
-    """Every index at every size that is projected."""
+    """Return the plan of every index at every projected size."""
     found = []
     for crops in PROJECTED:
         for name in dict.fromkeys(size.index for size in measured.indexes):
@@ -80,21 +80,21 @@ def plans(measured: Measured, given: Assumptions) -> list[Plan]:
 
 
 def index_table(sizes: Sequence[IndexSize]) -> str:
-    """Measured indexes, and how well the two sizes before one foretell its time."""
+    """Format the measured indexes, with the time predicted from the two smaller sizes."""
     rows = []
     for size in sizes:
         before = [each for each in sizes if each.index == size.index and each.crops < size.crops]
-        foretold = grown(before, lambda each: each.search_seconds, size.crops) if len(before) > 1 else None
+        predicted = grown(before, lambda each: each.search_seconds, size.crops) if len(before) > 1 else None
         cells = [size.index, f"{size.crops:,}", f"{1e3 * size.build_core_seconds / size.crops:.2f} ms"]
         cells += [f"{size.index_bytes / size.crops:,.0f} B", f"{size.read_bytes / 1e6:,.1f} MB"]
-        cells += [f"{1e3 * size.search_seconds:.2f} ms", "" if foretold is None else f"{1e3 * foretold:.2f} ms"]
+        cells += [f"{1e3 * size.search_seconds:.2f} ms", "" if predicted is None else f"{1e3 * predicted:.2f} ms"]
         rows.append([*cells, f"{1e3 * size.crowded_seconds:.2f} ms", f"{size.recall:.3f}"])
-    head = ["index", "crops", "build per crop", "index per crop", "read by a query", "query", "foretold", "crowded"]
+    head = ["index", "crops", "build per crop", "index per crop", "read by a query", "query", "predicted", "both cores"]
     return markdown([*head, "recall"], rows)
 
 
 def plan_table(found: Sequence[Plan]) -> str:
-    """The projection."""
+    """Format the projection."""
     rows = []
     for each in found:
         cells = [f"{each.crops // 1_000_000} M", each.index, f"{each.segments:,}", f"{each.shards}"]
@@ -106,12 +106,12 @@ def plan_table(found: Sequence[Plan]) -> str:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """Format a table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
 
 
 def measure_all(quick: bool, num_queries: int, threads: int, keep: Callable[[Measured], None]) -> Measured:
-    """Every index at every size, told and kept as it goes."""
+    """Measure every index at every size, printing each result."""
     measured = Measured(measure.machine(), measured_row(), [])
     for name, crops in itertools.product(INDEXES, QUICK if quick else SIZES):
         print(f"measuring {name}, {crops:,} crops ...", file=sys.stderr, flush=True)

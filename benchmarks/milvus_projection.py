@@ -1,6 +1,6 @@
-"""The arithmetic of `milvus_plan`: measured segments in, what a Milvus cluster would need out. Nothing here measures.
+"""Projection of `milvus_plan`: from measured segments to the requirements of a Milvus cluster. Nothing is measured.
 
-Bytes and seconds throughout; every formula stands beside its figure in `docs/large-galleries.md`.
+All values are in bytes and seconds. `docs/large-galleries.md` has the formulas.
 """
 
 from __future__ import annotations
@@ -17,46 +17,46 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What is not measured here. Change it to what you have: each is a flag."""
+    """Assumptions about the cluster; each is an option of the command."""
 
     segment_bytes: float = 2**30
     """Milvus merges segments up to this size, all fields counted (dataCoord.segment.maxSize, its default)."""
     disk_segment_bytes: float = 2**31
     """The same with DiskANN (dataCoord.segment.diskSegmentMaxSize, its default)."""
     growing_share: float = 0.12
-    """Of a segment, how large it grows before it is sealed and indexed (dataCoord.segment.sealProportion)."""
+    """Share of a segment's size at which it is closed and indexed (dataCoord.segment.sealProportion)."""
     partitions: int = 1
-    """The option `partitions`, where the address names a column to partition by."""
+    """The option `partitions`, if the address names a column to partition by."""
     shard_bytes: float = 100 * GB
-    """Data per shard, Milvus' own advice (create-collection.md)."""
+    """Data per shard, as Milvus recommends (create-collection.md)."""
     scalar_factor: float = 3
-    """Memory of names, facts and metadata over their plain bytes: text headers, the map of names, delete buffers."""
+    """Memory of names, facts and metadata relative to their bytes: text headers, map of names, delete buffers."""
     node_bytes: float = 64 * GB
     """Memory of a query node."""
     node_share: float = 0.75
-    """Of it that segments may fill; the rest is for requests, merging, and segments of a node that fails."""
+    """Share of the memory for segments; the rest is for requests, merging, and segments of a failed node."""
     node_cores: int = 16
     node_read_bytes: float = 100 * GB
-    """What all cores of a query node read from its memory in a second."""
+    """Memory bandwidth of a query node, all cores together."""
     build_cores: int = 32
-    """Of all nodes that build indexes together."""
+    """Cores of all nodes that build indexes."""
     built_times: float = 2
-    """How often a vector is put into an index: once when its segment is sealed, once when that is merged."""
+    """Times that a vector is indexed: when its segment is closed, and when it is merged."""
     disk_read_seconds: float = 1e-4
-    """To read one vector from an NVMe disk, where the index does not hold it."""
+    """Time to read one vector from an NVMe disk, if the index does not contain it."""
     request_seconds: float = 5e-3
-    """Proxy, network, merging, the second request for names and metadata."""
+    """Proxy, network, merging, and the second request for names and metadata."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A crop in Milvus: plain bytes of its parts."""
+    """Bytes of the parts of a crop in Milvus."""
 
     vector: int
     scalars: int
     thumbnail: int
     written_per_second: float
-    """How many such one core makes into messages."""
+    """Crops that one core serialises per second."""
 
     @property
     def bytes(self) -> int:
@@ -65,46 +65,46 @@ class Row:
 
 @dataclass(frozen=True)
 class Index:
-    """What an index takes of a crop."""
+    """Bytes and times of an index per crop."""
 
     name: str
     memory_bytes: float
     disk_bytes: float
     segment_bytes: float
-    """How large segments become."""
+    """Size of a full segment."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a gallery of so many crops would take; one replica."""
+    """Requirements of a gallery of a number of crops, one replica."""
 
     index: str
     crops: int
     segments: int
     memory_bytes: float
-    """Of all query nodes."""
+    """Memory of all query nodes."""
     nodes: int
-    """Query nodes."""
+    """Number of query nodes."""
     disk_bytes: float
     """Object storage, one copy: vectors, scalars, thumbnails, index."""
     shards: int
     write_hours: float
-    """At least: until one core has made all messages; a gallery has one writer at a time."""
+    """Lower bound: the time in which one core serialises all crops; a gallery has one writer."""
     build_hours: float | None = None
-    """Of the index, on all build cores, beside the writing; none where it was not measured, as with the next."""
+    """Time to build the index on all build cores; None if not measured, as the next."""
     p50_seconds: float | None = None
     """One query at a time, consistency other than strong."""
 
 
 def grown(sizes: Sequence[IndexSize], value: Callable[[IndexSize], float], crops: float) -> float:
-    """A value at another size: the power law through the two largest measured, its power within [0, 1]."""
+    """Extrapolate by the power law through the two largest measured sizes, its exponent within [0, 1]."""
     small, large = sorted(sizes, key=lambda size: size.crops)[-2:]
     power = math.log(value(large) / value(small)) / math.log(large.crops / small.crops)
     return value(large) * (crops / large.crops) ** min(1.0, max(0.0, power))
 
 
 def plan(sizes: Sequence[IndexSize], crops: int, row: Row, given: Assumptions) -> Plan:
-    """What so many crops take, from one index measured at several sizes."""
+    """Project a number of crops from one index measured at several sizes."""
     largest = max(sizes, key=lambda size: size.crops)
     index_bytes = largest.index_bytes / largest.crops
     on_disk = 0.0 if largest.index == "flat" else index_bytes  # flat is the vectors themselves, stored once
@@ -125,14 +125,14 @@ def plan(sizes: Sequence[IndexSize], crops: int, row: Row, given: Assumptions) -
 
 
 def diskann_plan(crops: int, row: Row, given: Assumptions) -> Plan:
-    """Memory and disk by Milvus' defaults (common.DiskIndex); no time is known here."""
+    """Return memory and disk by Milvus' defaults (common.DiskIndex), without times."""
     codes, cache, neighbours = row.vector * 0.125, row.vector * 0.1, 56 * 4
     on_disk = row.vector + neighbours + codes
     return _room(Index("diskann", codes + cache, on_disk, given.disk_segment_bytes), crops, row, given)
 
 
 def _room(index: Index, crops: int, row: Row, given: Assumptions) -> Plan:
-    """A plan without the times of the index."""
+    """Return a plan without the times of the index."""
     shards = min(MOST_SHARDS, math.ceil(crops * row.bytes / given.shard_bytes))
     # Each partition of each shard ends in a segment that is not full, and has one that grows.
     segments = math.ceil(crops * row.bytes / index.segment_bytes) + shards * given.partitions - 1

@@ -1,11 +1,11 @@
-"""Small sizes measured for `milvus_plan`: indexes as Milvus' query nodes hold them, and crops as messages.
+"""Measurements at small sizes for `milvus_plan`: indexes as on Milvus' query nodes, and serialised crops.
 
-Milvus' engine searches FLAT, IVF and HNSW with a fork of faiss, so faiss stands for one segment on a query node. What
-is timed is time on a processor, which other work on the machine changes little.
+Milvus searches FLAT, IVF and HNSW with a fork of faiss, so faiss represents one segment on a query node. Times are
+processor times, which depend little on other load.
 
-Vectors are made, not encoded: 10 crops of a person differ as crops do, sentences lie off the crops (the gap between
-modalities, Liang et al. 2022), and all have 64 directions that matter among 512. Real galleries may be easier or
-harder for an approximate index: measure recall on yours.
+Vectors are synthetic: the 10 crops of a person differ, sentences are at a distance from the crops (the modality gap,
+Liang et al. 2022), and all vary mainly along 64 of 512 directions. Real galleries can be easier or harder for an
+approximate index, so measure recall on yours.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cskt.gallery.stores.milvus.server import FIELDS
 DIM = 512
 K = 10
 FETCHED = K + 16
-"""Hits that our store asks Milvus for, to score them again."""
+"""Hits that our store requests from Milvus and re-scores."""
 THUMBNAIL_BYTES = 3000
 CROPS_PER_PERSON = 10
 LATENT = 64
@@ -38,30 +38,30 @@ NUM_CAMERAS = 8
 
 @dataclass(frozen=True)
 class IndexSize:
-    """An index over one segment of so many vectors."""
+    """An index over one segment of a number of vectors."""
 
     index: str
     crops: int
     build_core_seconds: float
     index_bytes: int
-    """As it is written; in memory it is as large."""
+    """Size when written; the same in memory."""
     search_seconds: float
-    """Median of one query on one thread, nothing else searching."""
+    """Median time of one query on one thread, without other searches."""
     crowded_seconds: float
-    """Median with a search on every thread at once: they share caches and the way to memory."""
+    """Median time with a search on every thread; they share caches and memory bandwidth."""
     read_bytes: float
-    """Of the index that one query reads, in the mean."""
+    """Mean bytes of the index that one query reads."""
     recall: float
-    """Of the exact 10 best, how many are among the 26 fetched, in [0, 1]."""
+    """Share of the exact 10 best among the 26 fetched, in [0, 1]."""
 
 
 def crops_of(count: int) -> NDArray[np.float32]:
-    """[count, D] unit vectors of crops."""
+    """Return unit vectors [count, D] of crops."""
     return _vectors(count, count // CROPS_PER_PERSON, seed=1, mean=0)
 
 
 def sentences_of(count: int, crops: int) -> NDArray[np.float32]:
-    """[count, D] unit vectors of sentences about the people of so many crops."""
+    """Return unit vectors [count, D] of sentences about the people in a number of crops."""
     return _vectors(count, crops // CROPS_PER_PERSON, seed=2, mean=1)
 
 
@@ -78,7 +78,7 @@ def _vectors(count: int, num_people: int, seed: int, mean: int) -> NDArray[np.fl
 
 
 def best_of(crops: NDArray[np.float32], queries: NDArray[np.float32]) -> NDArray[np.int64]:
-    """[Q, K] rows of the exact best."""
+    """Return the rows [Q, K] of the exact best."""
     index = faiss.IndexFlatIP(DIM)
     index.add(crops)
     rows: NDArray[np.int64] = index.search(queries, K)[1]
@@ -89,7 +89,7 @@ INDEXES = ("flat", "ivf_sq8", "hnsw")
 
 
 def empty_index(name: str) -> Any:
-    """An untrained index of faiss, with the numbers that the option of this name has by default."""
+    """Return an untrained index of faiss with the default parameters of the option of this name."""
     numbers = Options(index=name).build_numbers() | Options(index=name).search_numbers(FETCHED)
     if name == "flat":
         return faiss.IndexFlatIP(DIM)
@@ -103,7 +103,7 @@ def empty_index(name: str) -> Any:
 
 
 def read_bytes(name: str, index: Any, queries: NDArray[np.float32]) -> float:
-    """Bytes of vectors and codes that faiss compares one query with, in the mean."""
+    """Return the mean bytes of vectors and codes that faiss reads for one query."""
     if name == "flat":
         return float(4 * DIM * index.ntotal)
     all_counts: Any = faiss.cvar
@@ -115,7 +115,7 @@ def read_bytes(name: str, index: Any, queries: NDArray[np.float32]) -> float:
 
 
 def measure_index(name: str, crops: int, num_queries: int, threads: int) -> IndexSize:
-    """One index over so many vectors."""
+    """Measure one index over a number of vectors."""
     vectors, queries = crops_of(crops), sentences_of(num_queries, crops)
     exact = best_of(vectors, queries)
     faiss.omp_set_num_threads(threads)
@@ -148,14 +148,14 @@ def measure_index(name: str, crops: int, num_queries: int, threads: int) -> Inde
 
 
 def crop_of(row: int, vector: NDArray[np.float32]) -> Crop:
-    """A crop as a camera of a building would name it."""
+    """Return a crop with a typical name and camera."""
     name, camera = f"camera-{row % NUM_CAMERAS}/2026-01-31/{row:09}.jpg", f"c{row % NUM_CAMERAS}"
     facts = CropFacts(name, 128, 384, 30_000, 1_769_817_600_123_456_789, f"{row:064x}", False, {"camera": camera})
     return Crop(facts, vector, np.random.default_rng(row).bytes(THUMBNAIL_BYTES))  # a JPEG cannot be compressed
 
 
 def rows_written_per_second(crops: int) -> float:
-    """How fast one core turns crops into messages to a server; how fast that takes them is not known here."""
+    """Measure the crops per second that one core serialises; the speed of a server is not measured."""
     batch = [crop_of(row, vector) for row, vector in enumerate(crops_of(crops))]
     fields = [{"name": name, "type": kind, "is_primary": name == "image_id"} for name, kind in FIELDS.items()]
     for field in fields:

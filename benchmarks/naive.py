@@ -1,9 +1,9 @@
-"""CSKT as its released code wires it, which is what our speed is measured against.
+"""CSKT computed as in its released code, the baseline of our speed measurements.
 
-Every caption is padded to the whole context; all tokens, prompts among them, pass all blocks and are projected; prompts
-are spliced in anew before each block; an adapter has its own normalisation beside the MLP's; attention is PyTorch's
-module, tokens first, with a mask of minus infinity. The parameters are those of a `DualEncoder`, shared and not copied,
-so both compute the same function and either may train it.
+Every caption is padded to the whole context; all tokens, including prompts, pass all blocks and are projected; prompts
+are concatenated before each block; an adapter has its own normalisation; attention is PyTorch's module, tokens first,
+with a mask of minus infinity. The parameters are those of a `DualEncoder`, shared and not copied, so both compute the
+same function and either can train it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class NaiveBlock(nn.Module):
 
 
 class NaiveVision(nn.Module):
-    """Images to tokens in the shared space."""
+    """Vision tower: images to tokens in the shared space."""
 
     def __init__(self, architecture: ClipArchitecture, adapters: AdapterConfig) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class NaiveVision(nn.Module):
 
 
 class NaiveText(nn.Module):
-    """Captions of the whole context to tokens in the shared space."""
+    """Text tower: captions of the whole context to tokens in the shared space."""
 
     def __init__(self, architecture: ClipArchitecture, adapters: AdapterConfig) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class NaiveText(nn.Module):
 
 
 class NaivePrompts(nn.Module):
-    """Own prompts of both towers, and a coupling per block and direction."""
+    """Prompts of both towers, and a coupling per block and direction."""
 
     def __init__(self, architecture: ClipArchitecture, config: PromptConfig) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class NaivePrompts(nn.Module):
         self.v2t = nn.ModuleList(nn.Linear(vision_width, text_width) for _ in blocks)
 
     def forward(self) -> tuple[list[Tensor], list[Tensor]]:
-        """(vision, text) prompts of every prompted block: coupled, own for vision; own, coupled for text."""
+        """Return (vision, text) prompts of every prompted block: [coupled, own] for vision, [own, coupled] for text."""
         blocks = list(zip(self.text, self.vision, self.t2v, self.v2t, strict=True))
         vision_prompts = [torch.cat([t2v(text), vision]) for text, vision, t2v, _ in blocks]
         text_prompts = [torch.cat([text, v2t(vision)]) for text, vision, _, v2t in blocks]
@@ -134,7 +134,7 @@ class NaivePrompts(nn.Module):
 
 
 class NaiveEncoder(nn.Module):
-    """CSKT's dual encoder; make one with `of`."""
+    """Dual encoder of CSKT; create it with `of`."""
 
     def __init__(self, architecture: ClipArchitecture, prompts: PromptConfig, adapters: AdapterConfig) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class NaiveEncoder(nn.Module):
 
     @classmethod
     def of(cls, model: DualEncoder) -> NaiveEncoder:
-        """The naive form of a model with CSKT's prompts and adapters in both towers; it holds the same parameters."""
+        """Return the naive form of a model with CSKT's prompts and adapters in both towers, sharing its parameters."""
         with torch.device("meta"):
             naive = cls(model.architecture, model.prompts.config, model.adapter_config)
         theirs = {_naive_name(name): parameter for name, parameter in model.named_parameters()}
@@ -173,12 +173,12 @@ class NaiveEncoder(nn.Module):
         return self.text(spliced, text_prompts)[rows, end]
 
     def forward(self, images: Tensor, caption_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(image features, text features), each [B, D]."""
+        """Return (image features, text features), each [B, D]."""
         return self.encode_image(images), self.encode_text(caption_ids)
 
 
 def _naive_name(name: str) -> str:
-    """Our name of a parameter -> its name here."""
+    """Return the name here of a parameter with our name."""
     name = re.sub(r"\.in_proj\.(weight|bias)$", r".in_proj_\1", name)
     name = re.sub(r"^adapters\.(vision|text)\.(\d+)\.norm\.", r"\1.blocks.\2.ln_3.", name)
     return re.sub(r"^adapters\.(vision|text)\.(\d+)\.", r"\1.blocks.\2.adapter.", name)

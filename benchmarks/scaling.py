@@ -1,12 +1,12 @@
-"""One training in one process and in several of this machine: pairs per second, what passes between them, how long.
+"""Training in one process and in several on this machine: pairs per second, communicated bytes and time.
 
     python -m benchmarks.scaling                       # ViT-B/16 at 384 x 128 with random weights: half an hour
-    python -m benchmarks.scaling --quick               # small sizes: shows that it runs
+    python -m benchmarks.scaling --quick               # small sizes, a short trial
 
-Every run is `cskt train` as a user starts it, under `torchrun` where there are several processes, with the same batch
-in all; figures are those that it writes into metrics.jsonl. Runs take turns, and medians are compared. On one machine
-processes share its cores, so two of them with a thread each are held against one with a thread, and against one with
-two. What more machines would give: `python -m benchmarks.scaling_plan`.
+Every run is `cskt train`, under `torchrun` for several processes, with the same total batch; the values come from its
+metrics.jsonl. Runs alternate, and medians are compared. Processes share the cores of the machine, so two processes with
+one thread each are compared with one process with one thread and with two. `benchmarks.scaling_plan` projects to more
+machines.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ from cskt.data.paperdoll import make_dataset
 from cskt.training.run_folder import read_events
 
 RUNS = ((1, 1), (2, 1), (1, 2))
-"""(processes, threads of each)"""
+"""(processes, threads per process)"""
 BATCH_SIZE, NUM_STEPS, ROUNDS = 16, 4, 3
 CAPTIONS_PER_PERSON = 8
-"""Of the data set that is drawn: four images with two captions."""
+"""Identities of the generated data set, with four images and two captions per image."""
 METHODS = ("cskt", "finetune")
-"""Recipes: one that trains 7 % of the parameters, and one that trains all."""
+"""Recipes: CSKT trains 7 % of the parameters, fine-tuning all."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A training in so many processes; medians over steps and rounds, without each round's first step."""
+    """A training in a number of processes; medians over steps and rounds, without the first step of each round."""
 
     method: str
     processes: int
     threads: int
     step_seconds: float
     gathered_bytes: float
-    """Of features, that a process gets from the others in a step."""
+    """Bytes of features that a process receives per step."""
     added_up_bytes: float
-    """Of gradients, that are added up over the processes in a step."""
+    """Bytes of gradients that are all-reduced per step."""
     exchange_share: float
-    """Part of the time in which the leader exchanges, or waits for the others to come to it."""
+    """Share of time in which rank 0 communicates or waits for other processes."""
 
 
 def main() -> None:
-    """Print a table."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, says nothing of speed")
     parser.add_argument("--methods", nargs="+", default=METHODS, help="recipes (%(default)s)")
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def measured(method: str, rounds: int, *, quick: bool) -> list[Measured]:
-    """Every run of `RUNS`, in turn."""
+    """Measure every run of `RUNS`, alternating."""
     steps: dict[tuple[int, int], list[dict[str, float]]] = {run: [] for run in RUNS}
     with tempfile.TemporaryDirectory() as scratch:
         config = write_config(Path(scratch), method, quick=quick)
@@ -87,7 +87,7 @@ def measured(method: str, rounds: int, *, quick: bool) -> list[Measured]:
 
 
 def write_config(folder: Path, method: str, *, quick: bool) -> Path:
-    """A recipe over random weights and just enough drawn people for the steps; no evaluation before the last step."""
+    """Write a config over random weights, with just enough people for the steps and no evaluation before the end."""
     make_dataset(
         folder / "dolls", seed=1,
         ids={"train": BATCH_SIZE * NUM_STEPS // CAPTIONS_PER_PERSON, "val": 1, "test": 1},
@@ -104,7 +104,7 @@ def write_config(folder: Path, method: str, *, quick: bool) -> Path:
 
 
 def train(config: Path, folder: Path, processes: int, threads: int) -> list[dict[str, float]]:
-    """What metrics.jsonl says of the steps of a run, the first left out, each with its own `step_seconds`."""
+    """Return the step events of a run without the first, each with its own `step_seconds`."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     command = [sys.executable, *launcher, "-m", "cskt", "train", "--config", str(config), "--output", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -122,7 +122,7 @@ def _middle(method: str, processes: int, threads: int, steps: Sequence[dict[str,
 
 
 def table(rows: Sequence[Measured]) -> str:
-    """Markdown; times as fast as the first of the same method, and what a process exchanges."""
+    """Format Markdown with the speed-up over the first row of a method and the communication per process."""
     head = ["| method | processes x threads | s a step | times as fast | gathered | gradients added up | exchanging |"]
     lines = [*head, "|---|---|---|---|---|---|---|"]
     for row in rows:

@@ -1,21 +1,21 @@
-"""What 8 and 64 H100 would give: a projection from one training step that is counted here, and from stated speeds.
+"""Projection for 8 and 64 H100, from the counts of one training step and assumed speeds.
 
     python -m benchmarks.scaling_plan                            # counts a step, then projects: a minute on two cores
-    python -m benchmarks.scaling_plan --gpu gpu.json --form eager     # with the step that benchmarks.gpu has timed
+    python -m benchmarks.scaling_plan --gpu gpu.json --form eager     # with a step measured by benchmarks.gpu
 
-Counted are kernels, bytes that they read and write, operations, and bytes of gradients of a step at ViT-B/16, 384 x
-128, captions of 37 tokens on average, in bfloat16 autocast, run eagerly. How fast a device does that is stated in
-`Device`, how fast links are in `Links`; both are data sheets and assumptions, not measurements. A step of B pairs on N
-devices, each of which has b = B / N (rounded up):
+Counted are kernels, the bytes that they read and write, operations, and bytes of gradients of a step at ViT-B/16, 384 x
+128, captions of 37 tokens on average, in bfloat16 autocast, eager. `Device` has the speed of a device and `Links` that
+of links; both are from data sheets and assumptions, not measured. A step of B pairs on N devices, with b = B / N
+(rounded up) each:
 
     computing  = max(kernels x launch, bytes(b) / memory speed + operations(b) / matrix speed)
-    loss       = bytes(B x B) / memory speed + 3 x 2 x B x B x D / float32 speed      done in full by every device
-    gathering  = 2 x ((N - 1) / N x B x D x 4 bytes / link + (N - 1) x latency)       features, once for each tower
-    adding up  = over a ring in each machine, and over one ring per device between M machines:
+    loss       = bytes(B x B) / memory speed + 3 x 2 x B x B x D / float32 speed      computed by every device
+    gathering  = 2 x ((N - 1) / N x B x D x 4 bytes / link + (N - 1) x latency)       features, once per tower
+    reducing   = over a ring in each machine, and over one ring per device between M machines:
                  2 x (n - 1) / n x G / link + 2 x (M - 1) / M x G / n / network + (2 (n - 1) + 2 (M - 1)) x latency
 
-with G bytes of gradients and n devices in a machine. Nothing is taken to overlap: `train/distributed.py` adds up behind
-the backward pass.
+with G bytes of gradients and n devices per machine. No overlap is assumed, because gradients are reduced after the
+backward pass.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from cskt.training.optim import build_optimizer
 
 METHODS = ("CSKT", "fine-tuning")
 SMALL, LARGE, LOSS_PAIRS = 1, 3, 256
-"""Pairs of the steps that are counted; those of the loss."""
+"""Batch sizes of the counted steps, and of the counted loss."""
 TRAINING_PAIRS, EPOCHS = 68_126, 60
 """CUHK-PEDES."""
 BATCH_SIZE = 128
@@ -52,62 +52,62 @@ DEVICES = (1, 8, 64)
 
 @dataclass(frozen=True)
 class Device:
-    """One H100 SXM; nothing of it was measured here."""
+    """One H100 SXM; assumed, not measured."""
 
     bytes_per_second: float = 3e12
-    """Of memory, in passes of a kernel; the data sheet says 3.35e12."""
+    """Memory bandwidth in a kernel; data sheet 3.35e12."""
     matrix_flops: float = 790e12
-    """bfloat16, as large products reach; the data sheet says 989e12."""
+    """bfloat16 in large products; data sheet 989e12."""
     float32_flops: float = 60e12
-    """The data sheet says 67e12."""
+    """float32; data sheet 67e12."""
     launch_seconds: float = 5e-6
-    """From one kernel to the next where the host launches each."""
+    """Time per kernel launch by the host."""
 
 
 @dataclass(frozen=True)
 class Links:
-    """As data sheets state them, one way."""
+    """Links, in one direction, from data sheets."""
 
     devices_per_machine: int = 8
     device_bytes_per_second: float = 450e9
-    """NVLink 4, from each device of a machine."""
+    """NVLink 4, per device."""
     network_bytes_per_second: float = 50e9
-    """InfiniBand NDR, 400 Gb/s, a card for each device."""
+    """InfiniBand NDR, 400 Gb/s, one adapter per device."""
     device_latency_seconds: float = 5e-6
     network_latency_seconds: float = 10e-6
 
 
 NO_KERNELS = ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
-"""Operations without a kernel, beside those that say themselves that they only look at a tensor in another way."""
+"""Operations without a kernel, besides those that PyTorch marks as views."""
 H100, DGX = Device(), Links()
 
 
 @dataclass(frozen=True)
 class Step:
-    """A training step of a method, counted."""
+    """Counts of a training step of a method."""
 
     method: str
     kernels: float
     fixed_bytes: float
-    """Read and written whatever the batch."""
+    """Bytes read and written independently of the batch."""
     pair_bytes: float
     fixed_flop: float
     pair_flop: float
     gradient_bytes: float
     loss_bytes: float
-    """Read and written by SDM, forward and backward, for each of the B x B similarities."""
+    """Bytes read and written by SDM, forward and backward, per similarity of the B x B."""
     embed_dim: int
 
 
 class Counting(TorchDispatchMode):
-    """Counts the kernels that would be launched, and the bytes of the tensors that they read and write."""
+    """Counter of kernel launches and of the bytes of the tensors that they read and write."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kernels, self.num_bytes = 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call it, and count it unless it only looks at the same memory in another way."""
+        """Call the operation and count it unless it is a view."""
         result = func(*args, **(kwargs or {}))
         looks = any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
         if not looks and func.__name__.split(".")[0] not in NO_KERNELS:
@@ -123,7 +123,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def counted(work: Callable[[], object]) -> tuple[int, int, int]:
-    """Kernels, bytes and operations of a work."""
+    """Return kernels, bytes and operations of a call."""
     flops = FlopCounterMode(display=False)
     with flops, Counting() as counts:
         work()
@@ -131,7 +131,7 @@ def counted(work: Callable[[], object]) -> tuple[int, int, int]:
 
 
 def count_step(method: str, architecture: ClipArchitecture) -> Step:
-    """A step of a method: a straight line through a small and a larger batch, as all of it is but for the loss."""
+    """Return the counts of a method by a line through a small and a larger batch; only the loss is not linear."""
     whole = method == "fine-tuning"
     model = DualEncoder(
         architecture,
@@ -177,7 +177,7 @@ def _loss_of(pairs: int, embed_dim: int) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Projection:
-    """A training on so many devices."""
+    """Projected training on a number of devices."""
 
     method: str
     devices: int
@@ -189,22 +189,22 @@ class Projection:
 
     @property
     def step_seconds(self) -> float:
-        """Of a step."""
+        """Seconds per step."""
         return self.computing_seconds + self.loss_seconds + self.gathering_seconds + self.adding_seconds
 
     @property
     def pairs_per_second(self) -> float:
-        """Of all devices."""
+        """Pairs per second of all devices."""
         return self.batch_size / self.step_seconds
 
     @property
     def num_steps(self) -> int:
-        """Of all epochs."""
+        """Steps of all epochs."""
         return EPOCHS * math.ceil(TRAINING_PAIRS / self.batch_size)
 
     @property
     def minutes(self) -> float:
-        """Of all epochs, without evaluations."""
+        """Time of all epochs, without evaluations."""
         return self.num_steps * self.step_seconds / 60
 
 
@@ -217,10 +217,10 @@ def project(
     links: Links = DGX,
     pair_seconds: float | None = None,
 ) -> Projection:
-    """The formulas of this module.
+    """Project a training with the formulas of this module.
 
     Args:
-        pair_seconds: of computing, where a device's step was timed; it stands in for bytes and operations.
+        pair_seconds: computing time per pair if measured, used instead of bytes and operations.
     """
     own = math.ceil(batch_size / devices)
     moved = (step.fixed_bytes + own * step.pair_bytes) / device.bytes_per_second
@@ -240,7 +240,7 @@ def project(
 
 
 def _gathering(devices: int, num_bytes: float, links: Links) -> float:
-    """Seconds to gather the features of both towers, so many bytes each, over the slowest link between devices."""
+    """Return the seconds to gather the features of both towers over the slowest link between devices."""
     far = devices > links.devices_per_machine
     speed = links.network_bytes_per_second if far else links.device_bytes_per_second
     latency = links.network_latency_seconds if far else links.device_latency_seconds
@@ -248,7 +248,7 @@ def _gathering(devices: int, num_bytes: float, links: Links) -> float:
 
 
 def _adding_up(devices: int, num_bytes: float, links: Links) -> float:
-    """Seconds to add gradients up: over a ring in each machine, each device then over a ring between machines."""
+    """Return the seconds to all-reduce gradients: a ring in each machine, then a ring between machines per device."""
     near, machines = min(devices, links.devices_per_machine), math.ceil(devices / links.devices_per_machine)
     within = (near - 1) / near * num_bytes / links.device_bytes_per_second + (near - 1) * links.device_latency_seconds
     share = (machines - 1) / machines * num_bytes / near
@@ -257,14 +257,14 @@ def _adding_up(devices: int, num_bytes: float, links: Links) -> float:
 
 
 def projections(step: Step, pair_seconds: float | None = None) -> list[Projection]:
-    """The published batch on more and more devices, then a batch that grows with them."""
+    """Project the published batch on more devices, then a batch that grows with them."""
     plans = [(devices, BATCH_SIZE) for devices in DEVICES]
     plans += [(devices, devices * BATCH_SIZE) for devices in DEVICES[1:]]
     return [project(step, devices, pairs, pair_seconds=pair_seconds) for devices, pairs in plans]
 
 
 def plan_table(rows: list[Projection]) -> str:
-    """Markdown; efficiency is pairs per second and device, against one device."""
+    """Format Markdown; efficiency is pairs per second and device relative to one device."""
     lines = [
         "| method | devices | pairs a step | computing | loss | gathering | adding up | pairs/s | efficiency | steps,"
         f" {EPOCHS} epochs | minutes |",
@@ -281,7 +281,7 @@ def plan_table(rows: list[Projection]) -> str:
 
 
 def step_table(steps: list[Step]) -> str:
-    """Markdown of what was counted."""
+    """Format the counts as Markdown."""
     lines = [
         "| method | kernels | bytes, fixed | bytes a pair | operations a pair | gradients | bytes a similarity |",
         "|---|---|---|---|---|---|---|",
@@ -295,10 +295,10 @@ def step_table(steps: list[Step]) -> str:
 
 
 def timed_pair_seconds(path: Path, form: str) -> float:
-    """Seconds for a pair, from the JSON file of `benchmarks.gpu`.
+    """Return the seconds per pair from the JSON file of `benchmarks.gpu`.
 
     Raises:
-        SystemExit: the file has no such form, or it did not run.
+        SystemExit: the file has no such variant, or it did not run.
     """
     rows = json.loads(path.read_text(encoding="utf-8"))
     forms = {row["form"]: row for row in rows if "milliseconds" in row}
@@ -308,7 +308,7 @@ def timed_pair_seconds(path: Path, form: str) -> float:
 
 
 def main() -> None:
-    """Count, project, print."""
+    """Count, project and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", type=Path, metavar="FILE", help="JSON of benchmarks.gpu; its step is taken for CSKT's")
     parser.add_argument("--form", default="eager", help="of that file's training steps (%(default)s)")

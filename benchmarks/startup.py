@@ -1,9 +1,9 @@
-"""How long a command takes from the shell and back: help, and a search in a gallery, files in the system's cache.
+"""Duration of commands: help, and a search in a gallery, with files in the system's cache.
 
     python -m benchmarks.startup
 
-Every run is a fresh process. Processor seconds stand beside those of the clock: other programs on the machine stretch
-the latter. What a search cannot do without, torch and LanceDB imported, is the baseline that it approaches.
+Every run is a new process. Processor seconds are reported besides elapsed seconds, which depend on other load. The
+baseline of a search is importing torch and LanceDB.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from cskt.model.io.files import save_backbone
 
 COMMAND = (sys.executable, "-m", "cskt")
 NOTHING, PARTS = "pass", "import torch, lancedb"
-"""Programs that do the least that a command must."""
+"""Programs that do the minimum of a command."""
 SENTENCE = "a woman in a red coat"
 HELP_SECONDS, SEARCH_SECONDS = 0.3, 3.0
-"""Allowed."""
+"""Time limits."""
 REPEATS = 5
 NUM_CROPS = 20
-"""In the gallery of ViT-B/16: a search loads the model, and that takes the time."""
+"""Crops in the gallery of ViT-B/16; loading the model dominates the time of a search."""
 SECONDS, PROCESSOR = "seconds", "processor seconds"
 
 
 class Timed:
-    """Runs of a command, and the processor seconds of each."""
+    """Elapsed and processor seconds of the runs of a command."""
 
     def __init__(self, command: tuple[str, ...]) -> None:
         self.command = command
@@ -56,7 +56,7 @@ class Timed:
 
 
 def vit_b_16_gallery(folder: Path, crops: list[Path]) -> Path:
-    """A gallery of ViT-B/16 at 384 x 128 with random weights, in half precision as they are published."""
+    """Create a gallery of ViT-B/16 at 384 x 128 with random weights in half precision, as published."""
     architecture = ClipArchitecture(image_height=384, image_width=128)
     model = DualEncoder(architecture, NO_PROMPTS, NO_ADAPTERS)
     model.initialise_backbone(torch.Generator().manual_seed(1))
@@ -69,12 +69,12 @@ def vit_b_16_gallery(folder: Path, crops: list[Path]) -> Path:
 
 
 def help_row(words: tuple[str, ...], repeats: int) -> Row:
-    """What a command says of itself."""
+    """Measure the help of a command."""
     return _row(" ".join(("cskt", *words)), Timed((*COMMAND, *words)), NOTHING, HELP_SECONDS, repeats)
 
 
 def search_row(model: str, gallery: Path, repeats: int) -> Row:
-    """One sentence in a gallery."""
+    """Measure a search for one sentence."""
     ours = Timed((*COMMAND, "search", str(gallery), SENTENCE))
     return _row(f"cskt search, model {model}", ours, PARTS, SEARCH_SECONDS, repeats)
 
@@ -94,7 +94,7 @@ def _row(work: str, ours: Timed, least: str, allowed: float, repeats: int) -> Ro
 
 
 def rows(quick: bool = False) -> list[Row]:
-    """One row per command; with `quick` a small gallery, each command run once, and no ViT-B/16."""
+    """Return one row per command; with `quick`, a small gallery, one run per command, and no ViT-B/16."""
     people, repeats = (4, 1) if quick else (120, REPEATS)
     with tempfile.TemporaryDirectory() as folder:
         galleries = {"clip-tiny": build_demo_gallery(Path(folder), num_people=people)}

@@ -1,8 +1,8 @@
-"""Encoding at ViT-B/16, 384 x 128: ours, as a search or an evaluation calls it, beside the released wiring.
+"""Encoding at ViT-B/16, 384 x 128: ours, as in search and evaluation, compared with the released code.
 
     python -m benchmarks.towers
 
-Random weights and inputs, since time does not depend on values; adapters start from N(0, 0.02), so that all take part.
+Weights and inputs are random, because time does not depend on values; adapters are drawn from N(0, 0.02).
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ VIT_B_16 = ClipArchitecture(image_height=384, image_width=128)
 THIN = ClipArchitecture(
     embed_dim=64, image_height=96, image_width=32, vision_width=64, vision_heads=2, text_width=64, text_heads=2
 )
-"""For --quick."""
+"""Sizes for --quick."""
 BASELINE = "the released wiring, float32: 77 tokens, all tokens through all blocks, plain MultiheadAttention"
 SHORTEST, MEAN, LONGEST, SPREAD = 20, 37, 60, 9
-"""Tokens of a caption, start and end included: drawn from N(37, 9), clipped to 20 to 60."""
+"""Tokens of a caption, including start and end: drawn from N(37, 9), clipped to 20 to 60."""
 NUM_CAPTIONS, CAPTIONS_AT_ONCE = 256, 64
 NUM_IMAGES = 8
 REPEATS = 5
 
 
 def cskt_model(architecture: ClipArchitecture) -> DualEncoder:
-    """CSKT with random weights, none of them silent."""
+    """Return CSKT with random weights, none of them zero."""
     generator = torch.Generator().manual_seed(1)
     model = DualEncoder(architecture, PromptConfig(), AdapterConfig(init="normal"))
     model.initialise_backbone(generator)
@@ -44,7 +44,7 @@ def cskt_model(architecture: ClipArchitecture) -> DualEncoder:
 
 
 def draw_captions(count: int, generator: torch.Generator) -> Tensor:
-    """[count, longest] int64 ids of random words, their lengths as `SPREAD` says, zeros after the end tokens."""
+    """Return ids [count, longest] int64 of random words with lengths by `SPREAD`, zeros after the end tokens."""
     drawn = torch.randn(count, generator=generator) * SPREAD + MEAN
     lengths = drawn.round().long().clamp(SHORTEST, LONGEST)
     places = torch.arange(int(lengths.max()))
@@ -56,24 +56,24 @@ def draw_captions(count: int, generator: torch.Generator) -> Tensor:
 
 
 def encoder_of(model: DualEncoder, precision: str) -> Encoder:
-    """As searches and evaluations use the model."""
+    """Return an encoder as searches and evaluations use it."""
     tokenizer = Tokenizer(model.architecture.context_length - model.prompts.num_text_slots)
     return Encoder(model, tokenizer, device=measure.CPU, precision=precision, batch_size=CAPTIONS_AT_ONCE)
 
 
 @torch.no_grad()
 def encode_naively(encode: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """[N, D] unit vectors, in batches as large as ours."""
+    """Return unit vectors [N, D], in batches as large as ours."""
     return torch.cat([F.normalize(encode(batch), dim=-1) for batch in inputs.split(CAPTIONS_AT_ONCE)])
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest, over the rows, of |ours - theirs| / |theirs|."""
+    """Return the largest |ours - theirs| / |theirs| over the rows."""
     return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).max())
 
 
 def text_rows(model: DualEncoder, count: int) -> list[Row]:
-    """Captions to unit vectors."""
+    """Measure encoding captions."""
     naive = NaiveEncoder.of(model)
     exact, rounded = encoder_of(model, "fp32"), encoder_of(model, "bf16")
     ids = draw_captions(count, torch.Generator().manual_seed(2))
@@ -103,7 +103,7 @@ def text_rows(model: DualEncoder, count: int) -> list[Row]:
 
 
 def image_rows(model: DualEncoder, count: int) -> list[Row]:
-    """Normalised images to unit vectors."""
+    """Measure encoding normalised images."""
     naive = NaiveEncoder.of(model)
     exact, rounded = encoder_of(model, "fp32"), encoder_of(model, "bf16")
     size = model.architecture.image_height, model.architecture.image_width
@@ -133,7 +133,7 @@ def image_rows(model: DualEncoder, count: int) -> list[Row]:
 
 
 def rows(quick: bool = False) -> list[Row]:
-    """Text and images, float32 and bf16."""
+    """Measure text and images in float32 and bf16."""
     model = cskt_model(THIN if quick else VIT_B_16)
     return text_rows(model, NUM_CAPTIONS // 4 if quick else NUM_CAPTIONS) + image_rows(model, NUM_IMAGES)
 

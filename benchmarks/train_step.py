@@ -1,11 +1,10 @@
-"""A training step of CSKT at ViT-B/16, 384 x 128: seconds and peak memory, ours beside the released wiring.
+"""A training step of CSKT at ViT-B/16, 384 x 128: seconds and peak memory, compared with the released code.
 
     python -m benchmarks.train_step
 
-Forward pass, SDM, backward pass and AdamW, on random weights and pairs. Both ways hold the same parameters, so that
-each step goes on from the other's and the work stays the same. Memory is that of model, optimiser and step, taken in
-processes of their own. At batch 128 it is computed, a straight line through smaller batches; measured where the batch
-passes the model in pieces.
+Forward pass, SDM, backward pass and AdamW, on random weights and pairs. Both implementations share parameters, so each
+continues from the other's step. Memory is that of model, optimizer and step, measured in separate processes. At batch
+128 it is extrapolated linearly from smaller batches, and measured when the batch is processed in pieces.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from cskt.training.optim import build_optimizer
 BATCH_SIZE, PUBLISHED_BATCH_SIZE = 8, 128
 MEASURED_BATCH_SIZES = (8, 16, 32)
 PIECE = 8
-"""Pairs that pass the model at once where a batch is taken in pieces."""
+"""Pairs per piece when a batch is processed in pieces."""
 GIGABYTE = 1e9
 RATIO, LOSS = "peak memory, ours / baseline", "loss, relative difference"
 """Names of facts."""
@@ -42,14 +41,14 @@ Pairs = tuple[Tensor, Tensor, Tensor]
 
 
 def draw_batch(size: int, architecture: ClipArchitecture) -> Pairs:
-    """Random pairs, two of each identity."""
+    """Return random pairs, two per identity."""
     generator = torch.Generator().manual_seed(2)
     images = torch.randn(size, 3, architecture.image_height, architecture.image_width, generator=generator)
     return images, draw_captions(size, generator), torch.arange(size) // 2
 
 
 def loss_of(model: nn.Module, pairs: Pairs, precision: str = "fp32") -> Tensor:
-    """SDM of a batch."""
+    """Return the SDM loss of a batch."""
     images, caption_ids, pids = pairs
     with arithmetic(measure.CPU, precision):
         image_features, text_features = model(images, caption_ids)
@@ -57,7 +56,7 @@ def loss_of(model: nn.Module, pairs: Pairs, precision: str = "fp32") -> Tensor:
 
 
 def add_gradients_in_pieces(model: nn.Module, pairs: Pairs) -> None:
-    """Backward of `loss_of`, `PIECE` pairs passing the model at once."""
+    """Run the backward pass of `loss_of` in pieces of `PIECE` pairs."""
     images, caption_ids, pids = pairs
 
     def encode(piece: Views) -> Outputs:
@@ -70,7 +69,7 @@ def add_gradients_in_pieces(model: nn.Module, pairs: Pairs) -> None:
 
 
 def stepper(owner: DualEncoder, add_gradients: Callable[[Pairs], None]) -> Callable[[Pairs], None]:
-    """A step of training; whatever computes the gradients, the parameters are `owner`'s."""
+    """Run a training step; the parameters are those of `owner`."""
     optimizer = build_optimizer(owner.named_parameters(), OptimConfig())
 
     def step(pairs: Pairs) -> None:
@@ -82,7 +81,7 @@ def stepper(owner: DualEncoder, add_gradients: Callable[[Pairs], None]) -> Calla
 
 
 def in_one(model: nn.Module, precision: str = "fp32") -> Callable[[Pairs], None]:
-    """Backward of `loss_of`, the whole batch at once."""
+    """Run the backward pass of `loss_of` for the whole batch at once."""
     return lambda pairs: torch.autograd.backward(loss_of(model, pairs, precision))
 
 
@@ -93,11 +92,11 @@ FORMS: dict[str, Callable[[DualEncoder], Callable[[Pairs], None]]] = {
     "checkpointed": in_one,
     "pieces": lambda model: partial(add_gradients_in_pieces, model),
 }
-"""Ways to add the gradients of a batch, whose memory is measured."""
+"""Ways to compute the gradients of a batch whose memory is measured."""
 
 
 def memory_of_step(form: str, batch_size: int, architecture: ClipArchitecture) -> int:
-    """Bytes that model, optimiser and a step take, in a process that does nothing else."""
+    """Return the bytes of model, optimizer and a step, in a process that does nothing else."""
 
     def work() -> None:
         model = cskt_model(architecture)
@@ -110,18 +109,18 @@ def memory_of_step(form: str, batch_size: int, architecture: ClipArchitecture) -
 
 
 def peak_gigabytes(form: str, batch_size: int, quick: bool) -> float:
-    """`memory_of_step` in a fresh process."""
+    """Run `memory_of_step` in a new process."""
     flags = ["--memory-of", form, "--batch-size", str(batch_size), "--threads", str(torch.get_num_threads())]
     return measure.peak_memory("benchmarks.train_step", *flags, *(["--quick"] if quick else [])) / GIGABYTE
 
 
 def line_at(sizes: tuple[int, ...], values: list[float], wanted: int) -> float:
-    """Where the straight line through the points, least squares, stands at `wanted`."""
+    """Evaluate the least-squares line through the points at `wanted`."""
     return float(np.polyfit(sizes, values, 1) @ (wanted, 1))
 
 
 def memory_by_batch(form: str, label: str, quick: bool) -> dict[str, float | int | str]:
-    """Gigabytes at the measured batch sizes, and last what they foretell at the published one."""
+    """Return gigabytes at the measured batch sizes, and their extrapolation to the published one."""
     peaks = [peak_gigabytes(form, size, quick) for size in MEASURED_BATCH_SIZES]
     facts: dict[str, float | int | str] = {
         f"{label}, batch {size}": peak for size, peak in zip(MEASURED_BATCH_SIZES, peaks, strict=True)
@@ -131,7 +130,7 @@ def memory_by_batch(form: str, label: str, quick: bool) -> dict[str, float | int
 
 
 def rows(quick: bool = False) -> list[Row]:
-    """Steps in float32 and bf16."""
+    """Measure steps in float32 and bf16."""
     architecture = THIN if quick else VIT_B_16
     naive_peak = peak_gigabytes("baseline", BATCH_SIZE, quick)
     rounded_peak = peak_gigabytes("bf16", BATCH_SIZE, quick)
@@ -168,7 +167,7 @@ def rows(quick: bool = False) -> list[Row]:
 
 
 def main() -> None:
-    """Print the table, or, in a process of its own, one figure of memory."""
+    """Print the table, or one memory value in a separate process."""
     parser = measure.parser(__doc__)
     parser.add_argument("--memory-of", choices=FORMS, help="print the peak bytes of one step in this form, no table")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="of --memory-of")
