@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cskt.embed import Encoder, load
     from cskt.evaluation.evaluate import evaluate
     from cskt.gallery.gallery import Gallery
+    from cskt.gallery.options import SearchOptions
     from cskt.gallery.query import Query
     from cskt.training.loop import train
 
@@ -33,6 +34,7 @@ __all__ = [
     "Gallery",
     "Query",
     "RunConfig",
+    "SearchOptions",
     "__version__",
     "errors",
     "evaluate",
@@ -49,6 +51,7 @@ _MODULES = {
     "Gallery": "cskt.gallery.gallery",
     "Query": "cskt.gallery.query",
     "RunConfig": "cskt.config",
+    "SearchOptions": "cskt.gallery.options",
     "errors": None,
     "evaluate": "cskt.evaluation.evaluate",
     "load": "cskt.embed",

@@ -73,7 +73,7 @@ def test_a_run_is_calibrated_on_val_and_never_on_test(own_run: Path, root: Path)
     assert low < found["false_match_rate"] < high
     assert found["file"] == str(own_run / CALIBRATION_FILE)
     kept = load_calibration(own_run, encoder.fingerprint)
-    assert kept is not None and kept.cut_off == found["cut_off"]
+    assert kept is not None and kept.min_score == found["cut_off"]
 
 
 def test_another_split_than_val_warns(own_run: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -103,7 +103,7 @@ def test_a_sentence_below_the_cut_off_finds_nothing_and_says_so(gallery: Path, t
     marks = write_marks(tmp_path / "marks.csv")
     cut_off = typed(f"cskt calibrate {gallery} --labelled {marks} --false-match-rate 0.01 --device cpu --json").json()
     with Gallery.open(gallery, device="cpu") as opened:
-        assert opened.cut_off == cut_off["cut_off"]
+        assert opened.min_score == cut_off["cut_off"]
         unlike = next(text for text in (*SENTENCES, *(f"{number}" for number in range(100))) if not opened.search(text))
     outcome = typed(f"cskt search {gallery} '{unlike}' --device cpu")
     assert outcome.code == 0 and outcome.out == ""
@@ -114,7 +114,7 @@ def test_a_gallery_made_with_a_calibrated_run_takes_its_cut_off_over(own_run: Pa
     found = typed(f"cskt calibrate {own_run} --false-match-rate 0.05 --device cpu --json").json()
     done(f"cskt index {tmp_path}/g --images {root}/CUHK-PEDES --run {own_run} --device cpu")
     with Gallery.open(tmp_path / "g") as gallery:
-        assert gallery.cut_off == found["cut_off"]
+        assert gallery.min_score == found["cut_off"]
 
 
 def test_files_beside_a_table_calibrate_a_run(gallery: Path, own_run: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ import cskt
 from cskt.cli.main import main
 from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
+from cskt.gallery.options import SearchOptions
 from cskt.gallery.query import Query
 from tiny_run import write_backbone
 
@@ -401,7 +402,7 @@ def test_json_table_and_python_agree(gallery: Path) -> None:
     found = answers(f"cskt search {gallery} {quoted} {flags}")
     with Gallery.open(gallery, device="cpu") as opened:
         settings = {"where": "camera in ('c0', 'c1') and track > 0", "offset": 1, "min_score": -0.9}
-        expected = opened.search_many([Query(sentence) for sentence in SENTENCES], 4, **settings)
+        expected = opened.search_many([Query(sentence) for sentence in SENTENCES], SearchOptions(4, **settings))
         alone = [opened.search(sentence, 4, **settings) for sentence in SENTENCES]
     assert [answer["query"] for answer in found] == list(SENTENCES)
     for answer, together, one in zip(found, expected, alone, strict=True):
@@ -435,7 +436,7 @@ def test_pictures_and_words_are_weighed(gallery: Path, source: Path) -> None:
     assert by_name["hits"][0]["score"] == pytest.approx(1, abs=1e-5)
     with Gallery.open(gallery, device="cpu") as opened:
         query = Query(RED, like="cam1/04.jpg", exclude=("with a hat", "in blue"), text_weight=2, exclude_weight=0.25)
-        expected = [hit.image_id for hit in opened.search_many([query], 12)[0]]
+        expected = [hit.image_id for hit in opened.search_many([query], SearchOptions(12))[0]]
     flags = "--text-weight 2 --image-weight 1 --not 'with a hat' --not 'in blue' --not-weight 0.25"
     (both,) = answers(f"{like} '{RED}' {flags}")
     assert names(both) == expected

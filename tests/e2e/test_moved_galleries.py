@@ -17,7 +17,7 @@ from command_line import done, typed
 import cskt
 from cskt.config import to_dict
 from cskt.embed import Encoder, build
-from cskt.gallery.calibration import CALIBRATION_FILE, cut_off, save_calibration
+from cskt.gallery.calibration import CALIBRATION_FILE, calibrate, save_calibration
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import MANIFEST, ModelSource, read_manifest
 from cskt.model.io.files import save_method
@@ -328,8 +328,8 @@ def test_a_calibrated_cut_off_stays_with_the_same_model(project: Path, tmp_path:
     gallery = index(project)
     fingerprint = read_manifest(gallery).fingerprint
     right, wrong = np.float32([0.5, 0.9]), np.linspace(0, 0.4, 20, dtype=np.float32)
-    save_calibration(gallery, cut_off(right, wrong, 0.1), fingerprint=fingerprint, source="own")
-    save_calibration(project / "run", cut_off(right, wrong, 0.2), fingerprint=fingerprint, source="run")
+    save_calibration(gallery, calibrate(right, wrong, 0.1), fingerprint=fingerprint, source="own")
+    save_calibration(project / "run", calibrate(right, wrong, 0.2), fingerprint=fingerprint, source="run")
     before = (gallery / CALIBRATION_FILE).read_bytes()
     (project / "run").rename(tmp_path / "moved")
     done(f"cskt reindex {gallery} --run {tmp_path}/moved --device cpu")

@@ -1,11 +1,10 @@
-"""Groups, cut-offs, numbers and histograms of what a store found."""
+"""Groups of hits and histograms of scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
+from cskt.gallery import answers
 from cskt.gallery.answers import HISTOGRAM_EDGES, grouped, merged
 from cskt.types import Hit
 
@@ -24,21 +23,13 @@ CROPS = [
 ]
 
 
-def searched(depths: list[int]) -> Callable[[int], list[Hit]]:
-    def search(depth: int) -> list[Hit]:
-        depths.append(depth)
-        return CROPS[:depth]
-
-    return search
-
-
-def test_the_best_crop_stands_for_its_group() -> None:
-    groups = grouped(searched([]), 10, "track", most=100)
+def test_a_group_is_represented_by_its_best_crop() -> None:
+    groups = grouped(lambda depth: CROPS[:depth], 10, "track")
     assert [(hit.image_id, hit.group_size) for hit in groups] == [("a", 3), ("c", 1), ("d", 1), ("e", 1)]
     assert [hit.rank for hit in groups] == [1, 2, 3, 4]
 
 
-def test_the_search_goes_deeper_until_there_are_enough_groups() -> None:
+def test_the_search_goes_deeper_until_there_are_enough_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     depths: list[int] = []
     crops = [found(f"{index:03}", 1 - index / 1000, track=str(index // 50)) for index in range(400)]
 
@@ -46,10 +37,11 @@ def test_the_search_goes_deeper_until_there_are_enough_groups() -> None:
         depths.append(depth)
         return crops[:depth]
 
-    groups = grouped(search, 3, "track", most=1000)
+    groups = grouped(search, 3, "track")
     assert [hit.image_id for hit in groups] == ["000", "050", "100"]
     assert depths == [12, 48, 192]
-    assert len(grouped(search, 8, "track", most=60)) == 2
+    monkeypatch.setattr(answers, "MAX_RESULTS", 60)
+    assert len(grouped(search, 8, "track")) == 2
 
 
 def counts_of(scores: list[float]) -> list[int]:

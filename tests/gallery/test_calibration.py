@@ -1,4 +1,4 @@
-"""The cut-off against a naive search for it, its limits, and the file that keeps it."""
+"""Calibrated threshold: against a naive search for it, its limits, and its file."""
 
 import json
 import logging
@@ -13,8 +13,8 @@ from scipy.stats import binomtest
 from cskt.gallery.calibration import (
     CALIBRATION_FILE,
     Calibration,
+    calibrate,
     clopper_pearson,
-    cut_off,
     largest,
     load_calibration,
     num_allowed,
@@ -26,7 +26,7 @@ SCORES = st.lists(st.integers(-20, 20).map(lambda step: step / 20), min_size=1, 
 FINGERPRINT = "a" * 64
 
 
-def naive_cut_off(wrong: list[float], rate: float) -> np.float32:
+def naive_threshold(wrong: list[float], rate: float) -> np.float32:
     """The smallest float32 that at most a share of the scores reaches, tried from below: a score, or just above one."""
     scores = np.array(wrong, dtype=np.float32)
     tried = sorted({*scores.tolist(), *np.nextafter(scores, np.float32(np.inf)).tolist()})
@@ -35,29 +35,29 @@ def naive_cut_off(wrong: list[float], rate: float) -> np.float32:
 
 @settings(deadline=None, max_examples=60)
 @given(SCORES, SCORES, st.sampled_from([0.05, 0.1, 0.29, 0.5, 0.9]))
-def test_the_cut_off_is_the_smallest_that_keeps_the_rate(right: list[float], wrong: list[float], rate: float) -> None:
+def test_the_threshold_is_the_smallest_that_keeps_the_rate(right: list[float], wrong: list[float], rate: float) -> None:
     if len(wrong) < 1 / rate:
         with pytest.raises(ValueError, match="wrong pairs are too few"):
-            cut_off(np.array(right), np.array(wrong), rate)
+            calibrate(np.array(right), np.array(wrong), rate)
         return
-    found = cut_off(np.array(right), np.array(wrong), rate)
-    assert found.cut_off == naive_cut_off(wrong, rate)
-    assert found.false_match_rate == sum(score >= found.cut_off for score in wrong) / len(wrong) <= rate
-    assert found.match_rate == pytest.approx(sum(np.float32(score) >= found.cut_off for score in right) / len(right))
+    found = calibrate(np.array(right), np.array(wrong), rate)
+    assert found.min_score == naive_threshold(wrong, rate)
+    assert found.false_match_rate == sum(score >= found.min_score for score in wrong) / len(wrong) <= rate
+    assert found.match_rate == pytest.approx(sum(np.float32(score) >= found.min_score for score in right) / len(right))
     assert (found.num_right, found.num_wrong) == (len(right), len(wrong))
 
 
 def test_by_hand() -> None:
     wrong = np.array([0.1, 0.2, 0.3, 0.4, -0.5, 0.0, 0.05, 0.15, 0.25, 0.35])
-    found = cut_off(np.array([0.5, 0.36, 0.34]), wrong, 0.1)
-    assert 0.35 < found.cut_off < 0.3501
+    found = calibrate(np.array([0.5, 0.36, 0.34]), wrong, 0.1)
+    assert 0.35 < found.min_score < 0.3501
     assert found.false_match_rate == 0.1
     assert found.match_rate == pytest.approx(2 / 3)
 
 
 def test_scores_tied_at_the_limit_are_all_refused() -> None:
-    found = cut_off(np.array([0.9]), np.array([0.5] * 20), 0.1)
-    assert found.cut_off > 0.5 and found.false_match_rate == 0
+    found = calibrate(np.array([0.9]), np.array([0.5] * 20), 0.1)
+    assert found.min_score > 0.5 and found.false_match_rate == 0
 
 
 def test_the_largest_scores_suffice(one_thread: None) -> None:
@@ -66,9 +66,9 @@ def test_the_largest_scores_suffice(one_thread: None) -> None:
     kept = largest(np.array_split(scores, 7), num_allowed(5000, 0.01) + 1)
     assert len(kept) == 51
     assert sorted(kept) == sorted(scores)[-51:]
-    assert cut_off(right, kept, 0.01, num_wrong=5000) == cut_off(right, scores, 0.01)
+    assert calibrate(right, kept, 0.01, num_wrong=5000) == calibrate(right, scores, 0.01)
     with pytest.raises(ValueError, match="keep the largest 51"):
-        cut_off(right, kept[:50], 0.01, num_wrong=5000)
+        calibrate(right, kept[:50], 0.01, num_wrong=5000)
 
 
 def test_largest_of_fewer_than_asked_is_all() -> None:
@@ -85,26 +85,26 @@ def test_the_interval_is_the_exact_binomial_one(found: int, tried: int) -> None:
 def test_too_few_wrong_pairs_name_the_number_needed(rate: float, needed: str) -> None:
     enough = int(needed.replace(",", ""))
     with pytest.raises(ValueError, match=f"at least {needed};"):
-        cut_off(np.array([0.5]), np.zeros(enough - 1), rate)
-    assert cut_off(np.array([0.5]), np.zeros(enough), rate).num_wrong == enough
+        calibrate(np.array([0.5]), np.zeros(enough - 1), rate)
+    assert calibrate(np.array([0.5]), np.zeros(enough), rate).num_wrong == enough
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_a_rate_out_of_range_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="give a share between 0 and 1"):
-        cut_off(np.array([0.5]), np.zeros(10), rate)
+        calibrate(np.array([0.5]), np.zeros(10), rate)
 
 
 def test_without_right_pairs_or_with_nan_nothing_is_calibrated() -> None:
     with pytest.raises(ValueError, match="no pair is marked right"):
-        cut_off(np.array([]), np.zeros(10), 0.1)
+        calibrate(np.array([]), np.zeros(10), 0.1)
     with pytest.raises(ValueError, match="not finite"):
-        cut_off(np.array([np.nan]), np.zeros(10), 0.1)
+        calibrate(np.array([np.nan]), np.zeros(10), 0.1)
 
 
 @pytest.fixture
 def calibration() -> Calibration:
-    return cut_off(np.array([0.5, 0.1]), np.linspace(-0.2, 0.3, 50), 0.1)
+    return calibrate(np.array([0.5, 0.1]), np.linspace(-0.2, 0.3, 50), 0.1)
 
 
 def test_a_calibration_survives_its_file(tmp_path: Path, calibration: Calibration) -> None:

@@ -14,13 +14,16 @@ from PIL import Image
 
 import cskt
 from cskt.embed import Encoder
-from cskt.errors import GalleryChangedError, UnknownCropError
-from cskt.gallery.calibration import cut_off, save_calibration
+from cskt.errors import CsktError, GalleryChangedError, UnknownCropError
+from cskt.gallery import filters, state
+from cskt.gallery.calibration import calibrate, save_calibration
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing.changes import fill
 from cskt.gallery.manifest import FORMAT_VERSION, MANIFEST
+from cskt.gallery.options import SearchOptions
 from cskt.gallery.query import Query
 from cskt.gallery.state import Contents
+from cskt.utils import deprecation
 from tiny_run import write_backbone
 
 SENTENCE = "a woman in a red coat"
@@ -188,7 +191,7 @@ def test_pictures_and_sentences_together(gallery: Gallery, encoder: Encoder, cro
         gallery.search(like="nobody.jpg")
 
 
-def test_cut_off_offset_and_groups(gallery: Gallery, crops: Path) -> None:
+def test_threshold_offset_and_groups(gallery: Gallery, crops: Path) -> None:
     gallery.index(metadata={name: {"track": name[:4]} for name in names(crops)})
     hits = gallery.search(SENTENCE, k=12)
     assert gallery.search(SENTENCE, k=4, offset=3) == hits[3:7]
@@ -397,18 +400,18 @@ def test_a_creation_that_was_killed_is_begun_again(
 def test_equal_pictures_may_come_together(gallery: Gallery, crops: Path) -> None:
     data = (crops / names(crops)[0]).read_bytes()
     assert gallery.add([data] * 40, [f"blank/{number}" for number in range(40)]).added == 40
-    assert gallery.kept(["blank/3", names(crops)[0], "nobody"]) == {"blank/3"}
+    assert gallery.uploaded(["blank/3", names(crops)[0], "nobody"]) == {"blank/3"}
     kept = gallery.original("blank/3")
     kept.unlink()
     gallery.add([data], ["blank/3"])
     assert kept.read_bytes() == data
 
 
-def test_the_cut_off_follows_its_file(gallery: Gallery) -> None:
-    assert gallery.cut_off is None
-    calibration = cut_off(np.float32([0.9]), np.linspace(-1, 0.5, 100, dtype=np.float32), 0.01)
+def test_the_threshold_follows_its_file(gallery: Gallery) -> None:
+    assert gallery.min_score is None
+    calibration = calibrate(np.float32([0.9]), np.linspace(-1, 0.5, 100, dtype=np.float32), 0.01)
     save_calibration(gallery.folder, calibration, fingerprint=gallery.manifest.fingerprint, source="test")
-    assert gallery.cut_off == calibration.cut_off > 0.4
+    assert gallery.min_score == calibration.min_score > 0.4
     assert gallery.search(SENTENCE) == []
     assert len(gallery.search(SENTENCE, k=12, min_score=-1)) == 12
 
@@ -453,11 +456,48 @@ def test_a_file_too_large_for_a_crop_is_not_read(gallery: Gallery, crops: Path) 
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])
-def test_a_lowest_score_that_is_none(gallery: Gallery, score: float) -> None:
-    with pytest.raises(ValueError, match="the lowest score is"):
+def test_a_threshold_that_is_no_number(gallery: Gallery, score: float) -> None:
+    with pytest.raises(ValueError, match="min_score is"):
         gallery.search(SENTENCE, min_score=score)
 
 
 def test_nothing_to_group_by(gallery: Gallery) -> None:
     with pytest.raises(ValueError, match="no metadata to group by 'track'; index with --metadata"):
         gallery.search(SENTENCE, group_by="track")
+
+
+def test_a_gallery_describes_itself(gallery: Gallery, crops: Path) -> None:
+    assert len(gallery) == 12 and names(crops)[0] in gallery and "nobody.jpg" not in gallery and None not in gallery
+    assert repr(gallery).startswith(
+        f"<Gallery '{gallery.folder}': 12 crops, model {gallery.manifest.model.path}, store"
+    )
+
+
+def test_old_names_work_and_warn_once(gallery: Gallery) -> None:
+    deprecation._warned.clear()
+    vectors = gallery.encode([Query(SENTENCE)])
+    with pytest.warns(DeprecationWarning, match="SearchOptions"):
+        old = gallery.search_vectors(vectors, 3, offset=1)
+    assert (
+        old
+        == gallery.search_vectors(vectors, SearchOptions(3, offset=1))
+        == gallery.search_vectors(vectors, 3, offset=1)
+    )
+    with pytest.warns(DeprecationWarning, match="Gallery.min_score"):
+        assert gallery.cut_off is gallery.min_score
+    with pytest.raises(CsktError, match="unknown option"):
+        gallery.search_vectors(vectors, depth=3)
+    with pytest.raises(AttributeError, match="'Gallery' object has no attribute 'size'"):
+        gallery.size  # noqa: B018
+
+
+def test_a_search_parses_its_filter_and_reads_the_state_of_the_manifest_once(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery.index(metadata={name: {"camera": name[:4]} for name in gallery._contents.store.files()})
+    calls: list[str] = []
+    for place, name in ((filters, "parse_filter"), (state, "state_of")):
+        function = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *given, f=function, n=name: (calls.append(n), f(*given))[1])
+    assert len(gallery.search(SENTENCE, where="camera = 'cam0'", group_by="camera")) == 1
+    assert sorted(calls) == ["parse_filter", "state_of"]

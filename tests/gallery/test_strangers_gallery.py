@@ -165,8 +165,8 @@ def test_reading_writes_nothing(gallery: Gallery, encoder: Encoder, crops: Path)
         assert opened.count() == 12
         assert opened.facets()["camera"].values == (("c1", 1),)
         assert opened.crop(name).metadata == {"camera": "c1"}
-        assert opened.thumbnail(name) and opened.original(name).is_file() and opened.kept([name]) == set()
-        assert opened.cut_off is None
+        assert opened.thumbnail(name) and opened.original(name).is_file() and opened.uploaded([name]) == set()
+        assert opened.min_score is None
     assert tree(gallery.folder) == before
 
 
@@ -372,7 +372,7 @@ def test_rows_of_a_stranger_are_refused_everywhere(gallery: Gallery, encoder: En
             ways: list[Callable[[], object]] = [
                 lambda: opened.search(SENTENCE, k=100, min_score=-1),
                 lambda: opened.crop(name),  # noqa: B023
-                lambda: opened.kept([name]),  # noqa: B023
+                lambda: opened.uploaded([name]),  # noqa: B023
                 lambda: opened.original(name),  # noqa: B023
                 lambda: opened.remove([name]),  # noqa: B023
             ]

@@ -14,9 +14,10 @@ from doll_service import name_of
 
 from cskt.errors import NoAnswerError
 from cskt.gallery.gallery import Gallery
+from cskt.gallery.options import SearchOptions
 from cskt.gallery.query import Query
 from cskt.service.batching import Batcher, Pool
-from cskt.service.engine import Engine, Wanted
+from cskt.service.engine import Engine
 from cskt.service.errors import ServiceError
 from cskt.service.metrics import Metrics
 from cskt.service.settings import ServiceSettings
@@ -46,19 +47,15 @@ class Slow:
         assert self.encoding.wait(PATIENCE_SECONDS)
         return self._gallery.encode(queries)
 
-    def search_vectors(self, vectors: torch.Tensor, k: int, **rest: Any) -> Any:
-        if rest["where"] is not None or rest["group_by"] is not None or k + rest["offset"] > 1000:
+    def search_vectors(self, vectors: torch.Tensor, options: SearchOptions) -> Any:
+        if options.where is not None or options.group_by is not None or options.k + options.offset > 1000:
             self.held = True
             assert self.filtering.wait(PATIENCE_SECONDS)
         self.searches.append(len(vectors))
-        return self._gallery.search_vectors(vectors, k, **rest)
+        return self._gallery.search_vectors(vectors, options)
 
     def explain(self, image_id: str, text: str) -> None:
         assert self.explaining.wait(PATIENCE_SECONDS)
-
-
-def wanted(k: int = 5, **rest: Any) -> Wanted:
-    return Wanted(**{"k": k, "offset": 0, "min_score": None, "group_by": None, **rest})
 
 
 def run(gallery: Slow, asked: Coroutine[Any, Any, Any] | Any, **settings: Any) -> Any:
@@ -81,11 +78,11 @@ def test_twenty_queries_take_a_few_encodings_and_get_their_own_answers(gallery: 
     texts = [f"a man with {number} red bags" for number in range(20)]
 
     async def ask(engine: Engine) -> Any:
-        first = asyncio.create_task(engine.search(Query(text=texts[0]), wanted(k=3), histogram=False))
+        first = asyncio.create_task(engine.search(Query(text=texts[0]), SearchOptions(k=3), histogram=False))
         while not slow.batches:  # the first is being encoded
             await asyncio.sleep(0)
         rest = [
-            asyncio.create_task(engine.search(Query(text=text), wanted(k=3 + n % 2), histogram=False))
+            asyncio.create_task(engine.search(Query(text=text), SearchOptions(k=3 + n % 2), histogram=False))
             for n, text in enumerate(texts[1:], start=1)
         ]
         await asyncio.sleep(0)  # each of them runs up to where it waits for its vector
@@ -108,7 +105,7 @@ def test_a_batch_has_a_largest_size(gallery: Gallery) -> None:
 
     async def ask(engine: Engine) -> Any:
         return await asyncio.gather(
-            *(engine.search(Query(text=f"a man {n}"), wanted(), histogram=False) for n in range(13))
+            *(engine.search(Query(text=f"a man {n}"), SearchOptions(k=5), histogram=False) for n in range(13))
         )
 
     run(slow, ask, queries_together=4)
@@ -120,7 +117,7 @@ def test_one_bad_query_of_a_batch_fails_alone(gallery: Gallery) -> None:
 
     async def ask(engine: Engine) -> Any:
         return await asyncio.gather(
-            *(engine.search(query, wanted(), histogram=False) for query in queries), return_exceptions=True
+            *(engine.search(query, SearchOptions(k=5), histogram=False) for query in queries), return_exceptions=True
         )
 
     good, bad, like, other = run(Slow(gallery), ask)
@@ -139,12 +136,13 @@ def test_slow_searches_and_explanations_hold_up_nobody_else(gallery: Gallery, wh
 
     async def ask(engine: Engine) -> Any:
         held = [
-            asyncio.create_task(engine.search(Query(text="a man"), wanted(**what), histogram=False)) for _ in range(3)
+            asyncio.create_task(engine.search(Query(text="a man"), SearchOptions(**{"k": 5, **what}), histogram=False))
+            for _ in range(3)
         ]
         held.append(asyncio.create_task(engine.explaining.run(slow.explain, name_of(0), "a man")))  # type: ignore[arg-type]
         while not slow.held:
             await asyncio.sleep(0)
-        other = engine.search(Query(text="a woman"), wanted(offset=2), histogram=False)
+        other = engine.search(Query(text="a woman"), SearchOptions(k=5, offset=2), histogram=False)
         hits, _ = await asyncio.wait_for(other, PATIENCE_SECONDS)
         facts = await asyncio.wait_for(engine.reading.run(gallery.crop, name_of(3)), PATIENCE_SECONDS)
         assert not any(task.done() for task in held)

@@ -90,7 +90,7 @@ def test_the_cut_off_is_the_one_that_was_calibrated_last(ask: Ask, own_gallery: 
     def calibrate(cut_off: float) -> None:
         """As `cskt calibrate` does in another process."""
         calibration = Calibration(
-            cut_off=cut_off, asked_rate=0.5, false_match_rate=0.5, interval=(0.1, 0.9), match_rate=1.0, num_right=1,
+            min_score=cut_off, asked_rate=0.5, false_match_rate=0.5, interval=(0.1, 0.9), match_rate=1.0, num_right=1,
             num_wrong=2,
         )  # fmt: skip
         fingerprint = own_gallery.manifest.fingerprint

@@ -29,7 +29,7 @@ from cskt.embed import Encoder
 from cskt.embed.model_paths import check_exists
 from cskt.errors import SMALLER_BATCHES, CsktError, UnknownCropError, out_of_memory_errors
 from cskt.evaluation.evaluate import SplitFeatures, encode_split
-from cskt.gallery.calibration import Calibration, cut_off, largest, num_allowed, save_calibration
+from cskt.gallery.calibration import Calibration, as_record, calibrate, largest, num_allowed, save_calibration
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.marks import Mark, read_pairs
 from cskt.gallery.query import Query
@@ -78,11 +78,11 @@ def main(argv: Sequence[str]) -> int:
     calibration, fingerprint, source = measured
     path = save_calibration(folder, calibration, fingerprint=fingerprint, source=source)
     if flags.json:
-        print(json_text({**dataclasses.asdict(calibration), "source": source, "file": str(path)}))
+        print(json_text({**as_record(calibration), "source": source, "file": str(path)}))
         return 0
     low, high = calibration.interval
     print(
-        f"cut-off {calibration.cut_off:.4f}\n"
+        f"cut-off {calibration.min_score:.4f}\n"
         f"wrong pairs that match: {calibration.false_match_rate:.4%} of {calibration.num_wrong:,}"
         f" (95 % interval {low:.4%} to {high:.4%}; asked: {calibration.asked_rate:.4%})\n"
         f"right pairs that match: {calibration.match_rate:.1%} of {calibration.num_right:,}\n"
@@ -142,7 +142,7 @@ def _of_gallery(flags: argparse.Namespace) -> Measured:
             gallery.encode([Query(text) for text in texts]),
             gallery.encode([Query(like=image_id) for image_id in image_ids]),
         )
-        calibration = cut_off(*scores, flags.false_match_rate)
+        calibration = calibrate(*scores, flags.false_match_rate)
         return Measured(calibration, gallery.manifest.fingerprint, str(flags.labelled))
 
 
@@ -154,7 +154,7 @@ def _of_labelled_run(flags: argparse.Namespace) -> Measured:
     _warn(encoder, texts)
     paths = [flags.labelled.parent / image_id.replace("\\", "/") for image_id in image_ids]
     scores = _scores(marks, encoder.encode_text(texts), encoder.encode_image(paths))
-    return Measured(cut_off(*scores, flags.false_match_rate), encoder.fingerprint, str(flags.labelled))
+    return Measured(calibrate(*scores, flags.false_match_rate), encoder.fingerprint, str(flags.labelled))
 
 
 def _of_split(flags: argparse.Namespace) -> Measured:
@@ -168,7 +168,7 @@ def _of_split(flags: argparse.Namespace) -> Measured:
     num_wrong = len(split.captions) * len(split.records) - len(right)
     allowed = num_allowed(num_wrong, flags.false_match_rate)
     wrong = largest(pair_scores(features, right=False), allowed + 1)
-    calibration = cut_off(right, wrong, flags.false_match_rate, num_wrong=num_wrong)
+    calibration = calibrate(right, wrong, flags.false_match_rate, num_wrong=num_wrong)
     return Measured(calibration, encoder.fingerprint, f"{split.dataset} {split.name}")
 
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from cskt.cli.parsing import Parser
 from cskt.data.sentences import LONGEST_SENTENCE
 from cskt.errors import CsktError, file_system_errors, out_of_memory_errors
+from cskt.gallery.options import SearchOptions
 from cskt.gallery.query import Query
 from cskt.utils.console import console, literal
 from cskt.utils.terminal import json_text, printable
@@ -28,7 +29,6 @@ if TYPE_CHECKING:  # what needs torch is imported when it is used: --help and wr
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_K = 10
 MOST_QUERIES = 10_000
 MOST_DRAWN = 100
 """Crops per sentence on a sheet, or with heat maps."""
@@ -72,16 +72,14 @@ def main(argv: Sequence[str]) -> int:
     flags = _flags(argv)
     sentences = [*flags.sentences, *(_read_queries(flags.queries) if flags.queries else [])]
     queries = _queries(flags, sentences)
+    options = SearchOptions(flags.k, flags.offset, flags.where, flags.min_score, flags.group_by)
     # Threads of torch, which is loaded below, sleep when they wait: a process that is over so soon gains nothing where
     # they spin, and beside other programs loses seconds.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from cskt.gallery.gallery import Gallery  # noqa: PLC0415
 
     with Gallery.open(flags.gallery, device=flags.device) as gallery:
-        found = gallery.search_many(
-            queries, flags.k,
-            where=flags.where, min_score=flags.min_score, group_by=flags.group_by, offset=flags.offset,
-        )  # fmt: skip
+        found = gallery.search_many(queries, options)
         _warn(gallery, queries)
         answers = [_answered(gallery, flags, query, hits) for query, hits in zip(queries, found, strict=True)]
         if flags.json:
@@ -104,7 +102,7 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--queries", metavar="FILE", help="more sentences, one per line, UTF-8; - reads stdin")
     parser.add_argument(
-        "-k", type=int, default=DEFAULT_K, help="most crops per sentence, to 10,000 (default: %(default)s)"
+        "-k", type=int, default=SearchOptions.k, help="most crops per sentence, to 10,000 (default: %(default)s)"
     )
     parser.add_argument("--offset", type=int, default=0, metavar="N", help="pass over the N best crops")
     parser.add_argument("--where", metavar="FILTER", help="only crops whose metadata fulfils this; see below")
@@ -212,10 +210,9 @@ def _why_nothing(gallery: Gallery, flags: argparse.Namespace) -> str:
     further = "further " if flags.offset else ""
     if flags.min_score is not None:
         return f"no {further}crop scores at least {flags.min_score:g}"
-    if gallery.cut_off is not None:
-        return (
-            f"no {further}crop scores at least {gallery.cut_off:.3f}, the calibrated cut-off (--min-score -1: show all)"
-        )
+    if gallery.min_score is not None:
+        threshold = f"{gallery.min_score:.3f}, the calibrated cut-off (--min-score -1: show all)"
+        return f"no {further}crop scores at least {threshold}"
     return f"no {further}crop"
 
 

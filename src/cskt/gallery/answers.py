@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from cskt.gallery.columns import Value
+from cskt.gallery.options import MAX_RESULTS
 from cskt.types import Hit
 
 HISTOGRAM_STEP = 0.005
@@ -16,43 +16,40 @@ HISTOGRAM_EDGES = [round(step * HISTOGRAM_STEP - 1, 3) for step in range(int(2 /
 
 
 class Histogram(NamedTuple):
-    """How the scores of all crops are spread."""
+    """Distribution of the scores of all crops."""
 
     edges: list[float]
-    """n + 1 rising scores."""
+    """n + 1 ascending scores."""
     counts: list[int]
     """n numbers of crops between neighbouring edges."""
 
 
-def grouped(search: Callable[[int], Sequence[Hit]], wanted: int, column: str, most: int) -> list[Hit]:
+def grouped(search: Callable[[int], Sequence[Hit]], num_groups: int, column: str) -> list[Hit]:
     """Return the best hit of each group, best group first, with the group's size and a rank of its own.
 
     Args:
-        search: number of crops -> that many best ones, fewer if there are no more.
-        wanted: maximum number of groups.
-        column: crops with one value in this metadata column are a group; a crop without a value is one by itself.
-        most: deepest search. A group's size counts the crops that were found down to the last group's depth.
+        search: returns at most so many best hits.
+        num_groups: most groups to return.
+        column: hits with one value in this metadata column are a group; a hit without a value is one by itself. The
+            size of a group counts the hits down to the depth of the last group.
     """
-    depth = min(most, 4 * wanted)
+    depth = min(MAX_RESULTS, 4 * num_groups)
     while True:
         found = search(depth)
         groups: dict[object, list[Hit]] = {}
         for hit in found:
-            key = (True, _in_nfc(hit.metadata[column])) if column in hit.metadata else (False, hit.image_id)
-            groups.setdefault(key, []).append(hit)
-        if len(groups) >= wanted or len(found) < depth or depth == most:
-            best = list(groups.values())[:wanted]
+            value = hit.metadata.get(column)
+            if isinstance(value, str):  # older galleries may contain text in other forms
+                value = unicodedata.normalize("NFC", value)
+            groups.setdefault((value, hit.image_id if value is None else None), []).append(hit)
+        if len(groups) >= num_groups or len(found) < depth or depth == MAX_RESULTS:
+            best = list(groups.values())[:num_groups]
             return [replace(hits[0], rank=rank, group_size=len(hits)) for rank, hits in enumerate(best, start=1)]
-        depth = min(most, 4 * depth)
-
-
-def _in_nfc(value: Value) -> Value:
-    """Return a value in NFC, in which values compare; older galleries may hold text in other forms."""
-    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
+        depth = min(MAX_RESULTS, 4 * depth)
 
 
 def merged(counts: Sequence[int], num_bins: int) -> Histogram:
-    """A histogram over `HISTOGRAM_EDGES` without its empty ends, in at most `num_bins` intervals of equal width."""
+    """Return a histogram over `HISTOGRAM_EDGES` without its empty ends, in at most `num_bins` equal intervals."""
     filled = [index for index, count in enumerate(counts) if count]
     if not filled:
         return Histogram([-1.0, 1.0], [0])

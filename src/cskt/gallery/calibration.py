@@ -13,10 +13,11 @@ import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AliasChoices, Field
 from pydantic.dataclasses import dataclass
 
 from cskt.config.types import Fraction, Positive, Range, Real
@@ -36,8 +37,8 @@ CONFIDENCE = 0.95
 class Calibration:
     """A cut-off and what it does on the pairs that it was measured on; a pair matches if it scores at least that."""
 
-    cut_off: Real
-    """A cosine."""
+    min_score: Annotated[Real, Field(validation_alias=AliasChoices("cut_off", "min_score"))]
+    """A cosine. Files and answers call it `cut_off`."""
     asked_rate: Fraction
     """The largest share of wrong pairs that may match."""
     false_match_rate: Fraction
@@ -51,7 +52,7 @@ class Calibration:
     num_wrong: Positive
 
 
-def cut_off(
+def calibrate(
     right_scores: Scores, wrong_scores: Scores, false_match_rate: float, *, num_wrong: int | None = None
 ) -> Calibration:
     """The smallest cut-off that at most a share of the wrong pairs reaches.
@@ -81,7 +82,7 @@ def cut_off(
     threshold = np.nextafter(largest_refused, np.float32(np.inf))
     num_matching = int((wrong >= threshold).sum())
     return Calibration(
-        cut_off=float(threshold),
+        min_score=float(threshold),
         asked_rate=false_match_rate,
         false_match_rate=num_matching / count,
         interval=clopper_pearson(num_matching, count),
@@ -140,6 +141,12 @@ class _File:
     date: str
 
 
+def as_record(calibration: Calibration) -> dict[str, Any]:
+    """Return a calibration as files and answers state it, with the threshold under its first name, `cut_off`."""
+    fields = dataclasses.asdict(calibration)
+    return {"cut_off": fields.pop("min_score"), **fields}
+
+
 def save_calibration(folder: Path, calibration: Calibration, *, fingerprint: str, source: str) -> Path:
     """Keep a calibration in the folder of a gallery or of a run.
 
@@ -158,7 +165,7 @@ def save_calibration(folder: Path, calibration: Calibration, *, fingerprint: str
     path = folder / CALIBRATION_FILE
     date = datetime.now(UTC).isoformat(timespec="seconds")
     content = {
-        "calibration": dataclasses.asdict(calibration), "fingerprint": fingerprint, "source": source, "date": date,
+        "calibration": as_record(calibration), "fingerprint": fingerprint, "source": source, "date": date,
     }  # fmt: skip
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from sqlglot import Token, TokenType, exp
 from sqlglot.dialects.dialect import Dialect
@@ -72,12 +71,6 @@ def parse_filter(text: str, columns: Mapping[str, Kind]) -> Condition:
     """
     if len(text) > LONGEST_FILTER:
         raise CsktError(f"the filter has {len(text):,} characters; at most {LONGEST_FILTER:,} are read")
-    return _parsed(text, tuple(columns.items()))
-
-
-@lru_cache(maxsize=16)  # a search asks for the same filter several times
-def _parsed(text: str, known: tuple[tuple[str, Kind], ...]) -> Condition:
-    columns = dict(known)
     dialect = Dialect()  # plain SQL: '' is the only escape, a backslash is a backslash
     try:
         tokens = _checked_tokens(dialect.tokenize(text), text, columns)

@@ -6,12 +6,13 @@ with cskt.Gallery.open("my-gallery") as gallery:
 
 from __future__ import annotations
 
-import math
 import shlex
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from cskt.gallery.indexing.files import digest
 from cskt.gallery.indexing.shards import find_shards
 from cskt.gallery.indexing.upright import encode_turned_crops
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
+from cskt.gallery.options import DEFAULTS, EVERY_SCORE, SearchOptions
 from cskt.gallery.originals import original_path
 from cskt.gallery.places import load_model
 from cskt.gallery.query import Query, encode_queries, query_warnings
@@ -42,13 +44,12 @@ from cskt.gallery.state import VECTORS, Contents, check_model, open_store, state
 from cskt.gallery.stores.base import CropFacts, Facet, operator_errors
 from cskt.gallery.stores.row_checks import checked_thumbnail
 from cskt.types import Hit
+from cskt.utils.deprecation import warn_deprecated
 from cskt.utils.messages import nearest
 from cskt.utils.paths import inside
 
-MOST_HITS = 10_000
-"""Best crops that one search may look at, those before `offset` included."""
-NO_CUT_OFF = -1.0
-"""As `min_score`: every crop may answer, also where a cut-off was calibrated."""
+_OLD_NAMES = {"cut_off": "min_score", "kept": "uploaded"}
+"""Deprecated name of an attribute -> its name."""
 
 
 class Gallery:
@@ -122,6 +123,29 @@ class Gallery:
             check_model(folder, manifest, encoder)
         return cls(folder, manifest, encoder, device)
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Return an attribute under its deprecated name."""
+            if name not in _OLD_NAMES:
+                raise AttributeError(f"'Gallery' object has no attribute '{name}'")
+            warn_deprecated(f"Gallery.{name}", f"Gallery.{_OLD_NAMES[name]}")
+            return getattr(self, _OLD_NAMES[name])
+
+    def __repr__(self) -> str:
+        try:
+            size = f"{len(self):,} crops"
+        except CsktError:
+            size = "crops cannot be counted"
+        return f"<Gallery {str(self.folder)!r}: {size}, model {self.manifest.model.path}, store {self.manifest.store}>"
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __contains__(self, image_id: object) -> bool:
+        self._contents.refresh()
+        return isinstance(image_id, str) and bool(self._contents.store.get([image_id]))
+
     def __enter__(self) -> Gallery:
         return self
 
@@ -140,13 +164,13 @@ class Gallery:
         return self._contents.manifest
 
     @property
-    def cut_off(self) -> float | None:
-        """The calibrated cut-off of this model, if there is one; as the file says it now."""
+    def min_score(self) -> float | None:
+        """Calibrated threshold of this model, if there is one, as `calibration.json` states it now."""
         state = state_of(self.folder / CALIBRATION_FILE)
         if state != self._calibrated[0]:
             with operator_errors():
                 calibration = load_calibration(self.folder, self.manifest.fingerprint)
-            self._calibrated = state, None if calibration is None else calibration.cut_off
+            self._calibrated = state, None if calibration is None else calibration.min_score
         return self._calibrated[1]
 
     @property
@@ -170,8 +194,9 @@ class Gallery:
         self._contents.refresh()
         return dict(self._contents.manifest.columns)
 
-    def count(self, where: str | None = None) -> int:
-        """Number of crops, of all or of those that fulfil a filter."""
+    def count(self, where: str | Condition | None = None) -> int:
+        """Return the number of crops, of all or of those that match a filter; see `SearchOptions.where`."""
+        self._contents.refresh()
         return self._contents.store.count(self._contents.condition(where))
 
     def facets(self) -> dict[str, Facet]:
@@ -329,72 +354,74 @@ class Gallery:
     def search(
         self,
         text: str | None = None,
-        k: int = 10,
+        k: int = SearchOptions.k,
         *,
         image: Source | str | None = None,
         like: str | None = None,
         exclude: Sequence[str] = (),
-        text_weight: float = 1.0,
-        image_weight: float = 1.0,
-        exclude_weight: float = 0.5,
-        where: str | None = None,
+        text_weight: float = Query.text_weight,
+        image_weight: float = Query.image_weight,
+        exclude_weight: float = Query.exclude_weight,
+        where: str | Condition | None = None,
         min_score: float | None = None,
         group_by: str | None = None,
         offset: int = 0,
     ) -> list[Hit]:
-        """The best crops for a sentence, a picture, or both; see `Query` for what the parts mean.
+        """Return the best crops for a sentence, a picture, or both.
 
         Args:
-            text: what the person looks like.
-            k: most crops to return.
+            text: description of the person.
+            k, where, min_score, group_by, offset: see `SearchOptions`.
             image: a picture to find more of.
             like: name of a crop of this gallery to find more of.
             exclude: sentences to move away from.
             text_weight, image_weight, exclude_weight: see `Query`.
-            where: a filter on metadata, such as "camera = 'c3' and time > '2026-01-01'"; see `cskt.gallery.filters`.
-            min_score: crops that score less do not answer. If empty, the calibrated cut-off, where there is one; -1
-                lets all answer.
-            group_by: a column; of crops with one value in it, only the best answers.
-            offset: best crops to pass over.
 
         Returns:
             Best first; equal scores in the order of their names.
 
         Raises:
-            CsktError: nothing to look for, k out of range, a filter that is not understood, no such column or crop.
+            CsktError: nothing to look for, an option out of range, an invalid filter, an unknown column or crop.
+
+        Example:
+            >>> hits = gallery.search("a woman in a red coat", k=5, where="camera = 'c3'")  # doctest: +SKIP
+            >>> [(hit.image_id, hit.score) for hit in hits]  # doctest: +SKIP
         """
         source = Path(image) if isinstance(image, str) else image
         query = Query(text, source, like, tuple(exclude), text_weight, image_weight, exclude_weight)
-        return self.search_many(
-            [query], k, where=where, min_score=min_score, group_by=group_by, offset=offset
-        )[0]  # fmt: skip
+        return self.search_many([query], SearchOptions(k, offset, where, min_score, group_by))[0]
 
     def search_many(
-        self,
-        queries: Sequence[Query],
-        k: int = 10,
-        *,
-        where: str | None = None,
-        min_score: float | None = None,
-        group_by: str | None = None,
-        offset: int = 0,
+        self, queries: Sequence[Query], options: SearchOptions | int = DEFAULTS, **keywords: Any
     ) -> list[list[Hit]]:
-        """`search` for several queries at once."""
-        self._check_search(k, offset, where, min_score, group_by)
-        vectors = self.encode(queries)
-        return self.search_vectors(vectors, k, where=where, min_score=min_score, group_by=group_by, offset=offset)
+        """Search for several queries at once; see `search`.
+
+        Args:
+            queries: Q of them.
+            options: number and choice of the hits. The old form, k and the fields as keywords, is deprecated.
+        """
+        checked = self._checked(_search_options(options, keywords))
+        return self._search(self._encode(queries), checked)
+
+    def search_vectors(
+        self, vectors: Tensor, options: SearchOptions | int = DEFAULTS, **keywords: Any
+    ) -> list[list[Hit]]:
+        """Search for vectors [Q, D] of `encode`; see `search_many`."""
+        return self._search(vectors, self._checked(_search_options(options, keywords)))
 
     def encode(self, queries: Sequence[Query]) -> Tensor:
-        """[Q, D] unit vectors of queries: the costly half of a search."""
+        """Return unit vectors [Q, D] of queries: the costly half of a search."""
         self._contents.refresh()
+        return self._encode(queries)
 
-        def vector_of(image_id: str) -> Tensor:
-            vector = self._contents.store.vectors([image_id]).get(image_id)
-            if vector is None:
-                raise UnknownCropError(f"{image_id}: no such crop in {self.folder}")
-            return torch.from_numpy(vector)
+    def parse_filter(self, where: str | None) -> Condition | None:
+        """Parse a filter on the columns of this gallery, for `SearchOptions.where`; None for an empty one.
 
-        return encode_queries(self.encoder, queries, vector_of)
+        Raises:
+            CsktError: it is not a filter, or names an unknown column.
+        """
+        self._contents.refresh()
+        return self._contents.condition(where)
 
     def warnings(self, query: Query) -> list[str]:
         """Describe what the model misses in the sentences of a query: cut ends, and words that it has never seen.
@@ -407,39 +434,54 @@ class Gallery:
         """Resize a decoded picture [h, w, 3] for the model, so that `Query` takes it: [3, H, W] uint8."""
         return resize(pixels, *self.encoder.image_size, self.encoder.interpolation)
 
-    def search_vectors(
-        self,
-        vectors: Tensor,
-        k: int = 10,
-        *,
-        where: str | None = None,
-        min_score: float | None = None,
-        group_by: str | None = None,
-        offset: int = 0,
-    ) -> list[list[Hit]]:
-        """`search` for vectors [Q, D] of `encode`."""
-        condition = self._check_search(k, offset, where, min_score, group_by)
-        column = None if group_by is None else self._group_column(group_by)
-        cut_off = self.cut_off if min_score is None else min_score
-        lowest = NO_CUT_OFF if cut_off is None else cut_off
-        wanted = k + offset
+    def histogram(self, vector: Tensor, *, where: str | Condition | None = None, num_bins: int = 40) -> Histogram:
+        """Return the distribution of the scores of all crops, or of those that match a filter.
+
+        Args:
+            vector: [D], of `encode`.
+            where: see `SearchOptions`.
+            num_bins: most intervals.
+        """
+        self._contents.refresh()
+        counts = self._contents.store.histogram(vector, HISTOGRAM_EDGES, self._contents.condition(where))
+        return merged(counts, num_bins)
+
+    def _encode(self, queries: Sequence[Query]) -> Tensor:
+        def vector_of(image_id: str) -> Tensor:
+            vector = self._contents.store.vectors([image_id]).get(image_id)
+            if vector is None:
+                raise UnknownCropError(f"{image_id}: no such crop in {self.folder}")
+            return torch.from_numpy(vector)
+
+        return encode_queries(self.encoder, queries, vector_of)
+
+    def _checked(self, options: SearchOptions) -> SearchOptions:
+        """Return options with a parsed filter and the name of an existing column."""
+        self._contents.refresh()
+        columns, group_by = self._contents.manifest.columns, options.group_by
+        if group_by is not None:
+            if not columns:
+                raise CsktError(f"no metadata to group by '{group_by}'; index with --metadata")
+            try:
+                group_by = find_column(group_by, columns)
+            except CsktError:
+                near = nearest(group_by, list(columns))
+                raise CsktError(f"unknown column '{group_by}' to group by: {near}") from None
+        return replace(options, where=self._contents.condition(options.where), group_by=group_by)
+
+    def _search(self, vectors: Tensor, options: SearchOptions) -> list[list[Hit]]:
+        store, condition, column = self._contents.store, cast("Condition | None", options.where), options.group_by
+        num_groups = options.k + options.offset
         if column is None:
-            answers = self._contents.store.search(vectors, wanted, condition)
+            answers = store.search(vectors, num_groups, condition)
         else:
-            answers = [self._grouped(vector, wanted, condition, column) for vector in vectors[:, None]]
-        return [[hit for hit in hits if hit.score >= lowest][offset:] for hits in answers]
-
-    def _grouped(self, vector: Tensor, wanted: int, condition: Condition | None, column: str) -> list[Hit]:
-        def search(depth: int) -> list[Hit]:
-            return self._contents.store.search(vector, depth, condition)[0]
-
-        return grouped(search, wanted, column, MOST_HITS)
-
-    def histogram(self, vector: Tensor, *, where: str | None = None, num_bins: int = 40) -> Histogram:
-        """How the scores of all crops, or of those that fulfil a filter, are spread for a vector [D] of `encode`."""
-        return merged(
-            self._contents.store.histogram(vector, HISTOGRAM_EDGES, self._contents.condition(where)), num_bins
-        )
+            answers = [
+                grouped(lambda depth, row=row: store.search(row, depth, condition)[0], num_groups, column)  # type: ignore[misc]
+                for row in vectors[:, None]
+            ]
+        calibrated = self.min_score if options.min_score is None else options.min_score
+        min_score = EVERY_SCORE if calibrated is None else calibrated
+        return [[hit for hit in hits if hit.score >= min_score][options.offset :] for hits in answers]
 
     def explain(self, image_id: str, text: str) -> Explanation:
         """Which parts of a crop speak for a sentence and for each of its words; see `cskt.explain`.
@@ -464,8 +506,8 @@ class Gallery:
             raise UnknownCropError(f"{image_id}: no such crop in {self.folder}")
         return facts
 
-    def kept(self, image_ids: Sequence[str]) -> set[str]:
-        """Those of some names whose crop was handed over: its file is the gallery's own, and in no indexed folder."""
+    def uploaded(self, image_ids: Sequence[str]) -> set[str]:
+        """Return the names among these of uploaded crops: their files are the gallery's own, in no indexed folder."""
         self._contents.refresh()
         return {name for name, facts in self._contents.store.get(image_ids).items() if facts.kept}
 
@@ -511,27 +553,17 @@ class Gallery:
             raise CsktError(f"{image_id}: its file has changed since it was indexed; index again")
         return path
 
-    def _check_search(
-        self, k: int, offset: int, where: str | None, min_score: float | None, group_by: str | None
-    ) -> Condition | None:
-        if k < 1 or offset < 0 or k + offset > MOST_HITS:
-            raise CsktError(f"k is {k} with offset {offset}; give k of at least 1, and at most {MOST_HITS} together")
-        if min_score is not None and not math.isfinite(min_score):
-            raise CsktError(f"the lowest score is {min_score}; give a number, -1 for all crops")
-        condition = self._contents.condition(where)
-        if group_by is not None:
-            self._group_column(group_by)
-        return condition
 
-    def _group_column(self, name: str) -> str:
-        """The metadata column that a name means; ValueError where there is none."""
-        columns = self._contents.manifest.columns
-        if not columns:
-            raise CsktError(f"no metadata to group by '{name}'; index with --metadata")
-        try:
-            return find_column(name, columns)
-        except ValueError:
-            raise CsktError(f"unknown column '{name}' to group by: {nearest(name, list(columns))}") from None
+def _search_options(options: SearchOptions | int, keywords: Mapping[str, Any]) -> SearchOptions:
+    """Return the options of a search, also where they are stated in the old form."""
+    if isinstance(options, SearchOptions) and not keywords:
+        return options
+    warn_deprecated("search_many and search_vectors with k, where, ...", "SearchOptions(k=..., where=...)")
+    base = options if isinstance(options, SearchOptions) else SearchOptions(options)
+    try:
+        return replace(base, **keywords)
+    except TypeError as error:
+        raise CsktError(f"unknown option of a search: {error}") from None
 
 
 def _see_that_it_is_empty(folder: Path, manifest: Manifest) -> None:

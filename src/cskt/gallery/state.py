@@ -81,16 +81,17 @@ class Contents:
         """The files that the gallery keeps itself."""
         return Originals(self.folder, self.store)
 
-    def condition(self, where: str | None) -> Condition | None:
-        """A filter, understood; none for none.
+    def condition(self, where: str | Condition | None) -> Condition | None:
+        """Parse a filter on the columns of the manifest; None for an empty one, and a parsed one stays as it is.
 
         Raises:
-            CsktError: it is not understood.
+            CsktError: it is not a filter, or names an unknown column.
         """
-        self.refresh()
-        if not where or not where.strip():
+        if not isinstance(where, str):
+            return where
+        if not where.strip():
             return None
-        from cskt.gallery.filters import parse_filter  # noqa: PLC0415  (sqlglot: a search without a filter need not wait)
+        from cskt.gallery.filters import parse_filter  # noqa: PLC0415  (sqlglot is slow to import)
 
         return parse_filter(where, {**self.manifest.columns, **BUILT_IN})
 

@@ -40,7 +40,7 @@ async def gallery(service: Parts) -> GalleryAnswer:
         count=count,
         model=ModelAnswer(name=opened.manifest.model_name, warning=opened.manifest.warning),
         columns=columns,
-        cut_off=opened.cut_off,
+        cut_off=opened.min_score,
         limits=Limits(k=settings.max_k, sentence_characters=LONGEST_SENTENCE, image_bytes=settings.image_bytes),
         writable=settings.token is not None,
         token_needed=settings.reading_needs_token,

@@ -18,7 +18,7 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch import Tensor
 from cskt.errors import CsktError, NoAnswerError
 from cskt.gallery.answers import Histogram
 from cskt.gallery.gallery import Gallery
+from cskt.gallery.options import EVERY_SCORE, SearchOptions
 from cskt.gallery.query import Query
 from cskt.service.batching import Batcher, Pool
 from cskt.service.errors import ServiceError
@@ -44,19 +45,9 @@ COUNT_HOLDS, COUNT_PATIENCE = 2.0, 5.0
 log = logging.getLogger(__name__)
 
 
-class Wanted(NamedTuple):
-    """What is wanted of the gallery for an encoded query; see `Gallery.search`."""
-
-    k: int
-    offset: int
-    min_score: float | None
-    group_by: str | None
-    where: str | None = None
-
-    @property
-    def is_slow(self) -> bool:
-        """Whether the search may take long enough to be felt by those who wait behind it."""
-        return self.where is not None or self.group_by is not None or self.k + self.offset > DEEP
+def is_slow(options: SearchOptions) -> bool:
+    """Return whether a search may take so long that quick ones must not wait behind it."""
+    return options.where is not None or options.group_by is not None or options.k + options.offset > DEEP
 
 
 class Engine:
@@ -74,7 +65,7 @@ class Engine:
         self._encoding: Batcher[Query, Tensor] = Batcher(
             "encode", self._encode, most_together=settings.queries_together, most_waiting=settings.queries_waiting
         )
-        self._searching: Batcher[tuple[Tensor, Wanted], list[Hit]] = Batcher(
+        self._searching: Batcher[tuple[Tensor, SearchOptions], list[Hit]] = Batcher(
             "search", self._search, most_together=settings.queries_together, most_waiting=settings.queries_waiting
         )
         self._slow = Pool("slow", threads=2, most_waiting=LONG_WAIT)
@@ -110,13 +101,15 @@ class Engine:
                 _log_broken("the model cannot be loaded", error)
                 self.ready.set_exception(error)
             else:
-                wanted = Wanted(k=1, offset=0, min_score=-1.0, group_by=None)
+                options = SearchOptions(k=1, min_score=EVERY_SCORE)
                 with contextlib.suppress(ServiceError):  # the service has been stopped meanwhile
-                    self._searching.submit((future.result(), wanted)).add_done_callback(searched)
+                    self._searching.submit((future.result(), options)).add_done_callback(searched)
 
         self._encoding.submit(WARM_UP).add_done_callback(encoded)
 
-    async def search(self, query: Query, wanted: Wanted, *, histogram: bool) -> tuple[list[Hit], Histogram | None]:
+    async def search(
+        self, query: Query, options: SearchOptions, *, histogram: bool
+    ) -> tuple[list[Hit], Histogram | None]:
         """The hits of one query and, if asked for, how the gallery's scores are distributed.
 
         Raises:
@@ -125,13 +118,13 @@ class Engine:
             ServiceError: 503, too much waits.
         """
         vector = await self._encoding.run(query)
-        if wanted.is_slow:
-            hits = (await self._slow.run(self._search, [(vector, wanted)]))[0]
+        if is_slow(options):
+            hits = (await self._slow.run(self._search, [(vector, options)]))[0]
         else:
-            hits = await self._searching.run((vector, wanted))
+            hits = await self._searching.run((vector, options))
         if not histogram:
             return hits, None
-        return hits, await self._slow.run(self.gallery.histogram, vector, where=wanted.where)
+        return hits, await self._slow.run(self.gallery.histogram, vector, where=options.where)
 
     async def count(self) -> int:
         """Crops in the gallery, as of the last two seconds; all who ask meanwhile share one question.
@@ -178,23 +171,16 @@ class Engine:
         with self._metrics.encode_seconds.time():
             return self.gallery.encode(queries).unbind(0)
 
-    def _search(self, asked: Sequence[tuple[Tensor, Wanted]]) -> list[list[Hit]]:
+    def _search(self, asked: Sequence[tuple[Tensor, SearchOptions]]) -> list[list[Hit]]:
         """Hits of each; those that want the same are searched for in one pass over the vectors."""
-        positions: dict[Wanted, list[int]] = {}
-        for position, (_, wanted) in enumerate(asked):
-            positions.setdefault(wanted, []).append(position)
+        positions: dict[SearchOptions, list[int]] = {}
+        for position, (_, options) in enumerate(asked):
+            positions.setdefault(options, []).append(position)
         found: list[list[Hit]] = [[] for _ in asked]
         with self._metrics.search_seconds.time():
-            for wanted, places in positions.items():
+            for options, places in positions.items():
                 vectors = torch.stack([asked[place][0] for place in places])
-                answers = self.gallery.search_vectors(
-                    vectors,
-                    wanted.k,
-                    where=wanted.where,
-                    min_score=wanted.min_score,
-                    group_by=wanted.group_by,
-                    offset=wanted.offset,
-                )
+                answers = self.gallery.search_vectors(vectors, options)
                 for place, hits in zip(places, answers, strict=True):
                     found[place] = hits
         return found

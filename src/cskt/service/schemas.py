@@ -12,6 +12,7 @@ from cskt.data.sentences import LONGEST_SENTENCE, check_wording
 from cskt.errors import CsktError
 from cskt.gallery.columns import MOST_COLUMNS, Kind
 from cskt.gallery.indexing.files import LONGEST_ID
+from cskt.gallery.options import SearchOptions
 from cskt.service.errors import ServiceError
 from cskt.service.settings import ServiceSettings
 
@@ -114,7 +115,7 @@ class SearchRequest(_Request):
     image_weight: Weight = 1.0
     exclude_weight: Weight = 0.5
     where: Filter | None = Field(None, description="A filter such as: camera = 'c3' AND time > '2026-01-01'")
-    k: Whole = Field(10, ge=1)
+    k: Whole = Field(SearchOptions.k, ge=1)
     offset: Whole = Field(0, ge=0)
     min_score: Annotated[float, Field(ge=-1, le=1)] | None = Field(
         None, description="Cut-off; the calibrated one, if any, where it is left out; -1 for none."

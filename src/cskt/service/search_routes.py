@@ -9,14 +9,11 @@ from collections.abc import Set
 from fastapi import APIRouter, Request, Response
 
 from cskt.errors import CsktError
-from cskt.gallery.columns import BUILT_IN
-from cskt.gallery.filters import parse_filter
-from cskt.gallery.gallery import NO_CUT_OFF
 from cskt.gallery.marks import Mark, marks_csv, marks_jsonl
+from cskt.gallery.options import EVERY_SCORE, SearchOptions
 from cskt.gallery.query import Query
 from cskt.service.bodies import StrictRoute
 from cskt.service.dependencies import BODY_ERRORS, Parts, errors
-from cskt.service.engine import Wanted
 from cskt.service.errors import refusal
 from cskt.service.pictures import decode_base64, read_query
 from cskt.service.schemas import (
@@ -53,9 +50,8 @@ async def search(asked: SearchRequest, request: Request, service: Parts) -> Sear
     }
     gallery = service.engine.gallery
     with service.noting(request, "search", facts) as noted:
-        try:  # before the model is asked
-            if asked.where is not None:
-                parse_filter(asked.where, BUILT_IN | gallery.columns)
+        try:  # before anything is encoded
+            where = gallery.parse_filter(asked.where)
         except CsktError as error:
             raise refusal(error, gallery, "bad_filter") from None
         image = None
@@ -63,7 +59,7 @@ async def search(asked: SearchRequest, request: Request, service: Parts) -> Sear
             data = decode_base64(asked.image, service.settings)
             image = await service.engine.decoding.run(read_query, data, gallery, service.settings)
         # read once, so that the answer names the one it was made with: `cskt calibrate` may change it at any time
-        cut_off = gallery.cut_off if asked.min_score is None else asked.min_score
+        min_score = gallery.min_score if asked.min_score is None else asked.min_score
         query = Query(
             text=asked.text,
             image=image,
@@ -73,10 +69,10 @@ async def search(asked: SearchRequest, request: Request, service: Parts) -> Sear
             image_weight=asked.image_weight,
             exclude_weight=asked.exclude_weight,
         )
-        lowest = NO_CUT_OFF if cut_off is None else cut_off
-        wanted = Wanted(asked.k, asked.offset, lowest, asked.group_by, asked.where)
-        hits, histogram = await service.engine.search(query, wanted, histogram=asked.histogram)
-        warnings, columns = gallery.warnings(query), gallery.columns
+        lowest = EVERY_SCORE if min_score is None else min_score
+        options = SearchOptions(asked.k, asked.offset, where, lowest, asked.group_by)
+        hits, histogram = await service.engine.search(query, options, histogram=asked.histogram)
+        warnings, columns = gallery.warnings(query), gallery.manifest.columns
         noted["hits"] = len(hits)
     return SearchAnswer(
         hits=[
@@ -89,7 +85,7 @@ async def search(asked: SearchRequest, request: Request, service: Parts) -> Sear
             )
             for hit in hits
         ],
-        cut_off=cut_off,
+        cut_off=min_score,
         histogram=histogram and HistogramAnswer(edges=list(histogram.edges), counts=list(histogram.counts)),
         warnings=warnings,
         seconds=time.perf_counter() - begun,
@@ -132,7 +128,7 @@ async def export(asked: ExportRequest, request: Request, service: Parts) -> Resp
     marks, gallery = [Mark(mark.text, mark.image_id, mark.right) for mark in asked.marks], service.engine.gallery
     facts = {"format": asked.format, "marks": len(marks)}
     with service.noting(request, "export", facts):
-        kept = await service.engine.reading.run(gallery.kept, [mark.image_id for mark in marks])
+        kept = await service.engine.reading.run(gallery.uploaded, [mark.image_id for mark in marks])
         if asked.format == "csv":
             text, num_left_out, media_type = marks_csv(marks), 0, "text/csv"
         else:

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from cskt.config.types import STRICT, NonNegative, Positive, PositiveReal
 from cskt.errors import CsktError
 from cskt.gallery.conditions import LONGEST_FILTER
-from cskt.gallery.gallery import MOST_HITS
+from cskt.gallery.options import MAX_RESULTS
 
 SHORTEST_TOKEN = 16
 """Characters; shorter ones can be guessed."""
@@ -87,10 +87,10 @@ class ServiceSettings:
         if self.reading_needs_token and self.token is None:
             where = f"--host {self.host}" if not is_loopback(self.host) else f"--allow-host {self.allow_hosts[0]}"
             raise CsktError(f"{where} lets other machines ask; give --token-file FILE with a secret of your choice")
-        if self.max_k + self.max_offset > MOST_HITS:
+        if self.max_k + self.max_offset > MAX_RESULTS:
             raise CsktError(
-                f"max_k {self.max_k} and max_offset {self.max_offset} make more than the {MOST_HITS:,} best crops that"
-                " a search looks at"
+                f"max_k {self.max_k} and max_offset {self.max_offset} make more than the {MAX_RESULTS:,} best crops"
+                " that a search looks at"
             )
         return self
 

@@ -1,0 +1,21 @@
+"""Old names in the Python API: they keep working until version 1.0 and warn once per process."""
+
+from __future__ import annotations
+
+import warnings
+
+_warned = set[str]()
+
+
+def warn_deprecated(old: str, new: str) -> None:
+    """Warn, once per process, that an old name or form is replaced by another.
+
+    Args:
+        old: what the caller used, for example "Gallery.cut_off".
+        new: what to use in its place.
+    """
+    if old not in _warned:
+        _warned.add(old)
+        warnings.warn(
+            f"{old} is deprecated and will be removed in cskt 1.0; use {new}", DeprecationWarning, stacklevel=3
+        )
