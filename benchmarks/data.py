@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks import measure
 from benchmarks.measure import Row
+from cskt.data.images import ImageReader
 from cskt.data.loading import iter_images
 from cskt.data.paperdoll import draw_person, sample_attributes, stable_random
 from cskt.image_files.limits import MAX_ASPECT_RATIO, MAX_SIDE_PIXELS
@@ -60,7 +61,7 @@ def with_pillow(paths: list[Path]) -> list[Tensor]:
 
 def ours(paths: list[Path], cache_dir: Path | None = None) -> list[Tensor]:
     """Return the same batches from the package, computed in the calling thread."""
-    return list(iter_images(paths, HEIGHT, WIDTH, BATCH_SIZE, 0, cache_dir=cache_dir))
+    return list(iter_images(paths, ImageReader(HEIGHT, WIDTH), BATCH_SIZE, 0, cache_dir))
 
 
 def rows(quick: bool = False) -> list[Row]:

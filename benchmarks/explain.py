@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from cskt.config import AdapterConfig, ClipArchitecture, PromptConfig
-from cskt.data.images import normalise, read_image
+from cskt.data.images import ImageReader, normalise
 from cskt.data.paperdoll import PART_LABELS, make_dataset
 from cskt.data.paperdoll.attributes import NONE
 from cskt.data.paperdoll.lexicon import PLURAL, join, with_article
@@ -83,7 +83,7 @@ def crops(folder: Path, architecture: ClipArchitecture) -> Iterator[Crop]:
             mask = torch.from_numpy(labels == PART_LABELS.index(part))
             if NONE not in (kind, colour) and kind != "bald" and mask.float().mean() >= SMALLEST_SHARE:
                 parts.append(Named(part, f"{colour} {'hair' if part == 'hair' else kind}", mask))
-        yield Crop(path, worn["gender"], normalise(read_image(path, height, width)[None]), parts)
+        yield Crop(path, worn["gender"], normalise(ImageReader(height, width).read(path)[None]), parts)
 
 
 class Score(NamedTuple):

@@ -27,7 +27,7 @@ from benchmarks.naive import NaiveEncoder
 from benchmarks.towers import BASELINE, NUM_IMAGES, THIN, VIT_B_16, cskt_model, encoder_of
 from cskt import load, metrics
 from cskt.config import load_config
-from cskt.data.annotations import read_dataset
+from cskt.data.datasets import read_dataset
 from cskt.data.images import normalise
 from cskt.data.paperdoll import make_dataset
 from cskt.data.records import Split

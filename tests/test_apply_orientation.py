@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,9 @@ from torch import Tensor
 
 import cskt
 from cskt.config import load_config, to_dict
-from cskt.data import loading
 from cskt.data.check import check_dataset
-from cskt.data.images import read_image
-from cskt.data.loading import iter_images
-from cskt.data.pixel_cache import cached_images
+from cskt.data.images import ImageReader
+from cskt.data.loading import cached_images, iter_images
 from cskt.embed import Encoder
 from cskt.embed.exported import ExportedFacts
 from cskt.explain import explain
@@ -35,21 +34,20 @@ def lying(dolls: Path, tmp_path: Path) -> Path:
 
 
 def test_reading_follows_the_setting(lying: Path, tmp_path: Path) -> None:
-    stored = read_image(lying, HEIGHT, WIDTH)
-    upright = read_image(lying, HEIGHT, WIDTH, apply_orientation=True)
+    stored = ImageReader(HEIGHT, WIDTH).read(lying)
+    upright = ImageReader(HEIGHT, WIDTH, apply_orientation=True).read(lying)
     assert not torch.equal(stored, upright)
     for apply_orientation, expected in ((False, stored), (True, upright)):
         for cache_dir in (None, tmp_path / "cache", tmp_path / "cache"):
-            found = iter_images(
-                [lying], HEIGHT, WIDTH, 4, 0, apply_orientation=apply_orientation, cache_dir=cache_dir
-            )  # fmt: skip
-            assert torch.equal(next(found)[0], expected)
+            reader = ImageReader(HEIGHT, WIDTH, apply_orientation=apply_orientation)
+            (found,) = iter_images([lying], reader, 4, 0, cache_dir)
+            assert torch.equal(found[0], expected)
     assert len(list((tmp_path / "cache").iterdir())) == 2, "the cache keeps the two apart"
 
 
 def test_the_cache_of_before_is_still_used(lying: Path, tmp_path: Path) -> None:
-    first = cached_images(tmp_path, [lying], HEIGHT, WIDTH, 0)
-    again = cached_images(tmp_path, [lying], HEIGHT, WIDTH, 0, apply_orientation=False)
+    first = cached_images(tmp_path, [lying], ImageReader(HEIGHT, WIDTH), 0)
+    again = cached_images(tmp_path, [lying], ImageReader(HEIGHT, WIDTH, apply_orientation=False), 0)
     assert torch.equal(first[torch.tensor([0])], again[torch.tensor([0])])
     assert len([entry for entry in tmp_path.iterdir() if entry.is_dir()]) == 1
 
@@ -79,13 +77,13 @@ def test_a_run_is_evaluated_as_it_was_trained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
-    read = loading.read_image
+    read = ImageReader.read
 
-    def noting(*arguments: object, apply_orientation: bool) -> Tensor:
-        seen.append(apply_orientation)
-        return read(*arguments, apply_orientation=apply_orientation)  # type: ignore[arg-type]
+    def noting(reader: ImageReader, *arguments: Any) -> Tensor:
+        seen.append(reader.apply_orientation)
+        return read(reader, *arguments)
 
-    monkeypatch.setattr(loading, "read_image", noting)
+    monkeypatch.setattr(ImageReader, "read", noting)
     changes = changes | ({"data.apply_orientation": True} if apply_orientation else {})
     run = train(quick_config(dolls, tiny_backbone, changes=changes), tmp_path / "run").folder
     assert set(seen) == {apply_orientation}

@@ -16,13 +16,14 @@ from torch import Tensor
 
 import cskt
 from cskt.config import CLIP_MEAN, CLIP_STD, load_config, to_dict
-from cskt.data.images import decode_image, normalise, resize
+from cskt.data.images import ImageReader, normalise, resize
 from cskt.embed import Encoder
 from cskt.embed.models import tokenizer_for
 from cskt.explain import explain
 from cskt.export.graphs import ImageGraph
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import ModelSource
+from cskt.image_files.decode import decode_image
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_vision
 from cskt.model.io.files import read_backbone, read_method, save_backbone
@@ -207,16 +208,15 @@ def test_training_and_evaluation_may_use_other_filters(
     clips: tuple[Path, Path], dolls: Path, tmp_path: Path, evaluation: str | None, expected: str
 ) -> None:
     seen = []
-    from cskt.data import loading
 
-    read, patch = loading.read_image, pytest.MonkeyPatch()
+    read, patch = ImageReader.read, pytest.MonkeyPatch()
 
-    def noting(source: Any, height: int, width: int, interpolation: Any, **_: bool) -> Tensor:
-        seen.append(interpolation)
-        return read(source, height, width, interpolation)
+    def noting(reader: ImageReader, source: Any) -> Tensor:
+        seen.append(reader.interpolation)
+        return read(reader, source)
 
     with patch.context() as context:
-        context.setattr(loading, "read_image", noting)
+        context.setattr(ImageReader, "read", noting)
         changes = {"backbone__interpolation": "bicubic", "data__eval_interpolation": evaluation}
         run = train(config_over(clips[0], dolls, **changes), tmp_path / "run").folder
     assert set(seen) == {"bicubic", expected}

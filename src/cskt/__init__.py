@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cskt import errors, losses, metrics
     from cskt.config import RunConfig, load_config
-    from cskt.data.annotations import read_dataset
+    from cskt.data.datasets import read_dataset
     from cskt.embed import Encoder, load
     from cskt.evaluation.evaluate import evaluate
     from cskt.gallery.gallery import Gallery
@@ -58,7 +58,7 @@ _MODULES = {
     "load_config": "cskt.config",
     "losses": None,
     "metrics": None,
-    "read_dataset": "cskt.data.annotations",
+    "read_dataset": "cskt.data.datasets",
     "train": "cskt.training.loop",
 }
 """Public name -> the module that defines it; None for a module of this package. Each is imported when it is first used,

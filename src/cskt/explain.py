@@ -27,10 +27,10 @@ from PIL import Image
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from cskt.data.images import Source
 from cskt.data.tokenizer import Tokenizer
 from cskt.device import arithmetic
 from cskt.embed import Encoder
+from cskt.image_files.decode import Source
 from cskt.image_files.modes import to_rgb
 from cskt.model.dual_encoder import DualEncoder
 

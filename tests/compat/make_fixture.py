@@ -20,7 +20,7 @@ import torch
 
 import cskt
 from cskt.cli.main import main as cskt_command
-from cskt.data.annotations import read_dataset
+from cskt.data.datasets import read_dataset
 from cskt.data.paperdoll import make_dataset
 from cskt.data.tokenizer import Tokenizer
 from cskt.gallery.gallery import Gallery

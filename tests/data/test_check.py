@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from small_datasets import entry, write_dataset
 
-from cskt.data.annotations import PUBLISHED_COUNTS, WITHDRAWN_RSTPREID_COUNTS
 from cskt.data.check import CheckReport, SplitReport, check_dataset
+from cskt.data.datasets import DATASETS
 from cskt.data.records import SplitCounts
 
 
@@ -28,7 +28,7 @@ def test_sound_subset_has_no_errors(tmp_path: Path) -> None:
     assert report.dataset == "cuhk-pedes" and report.root == tmp_path and report.errors == []
     assert steps == [(2, 5), (3, 5), (5, 5)]
     train, test = report_of(report, "train"), report_of(report, "test")
-    assert train.counts == SplitCounts(2, 2, 4) and train.published == PUBLISHED_COUNTS["cuhk-pedes"]["train"]
+    assert train.counts == SplitCounts(2, 2, 4) and train.published == DATASETS["cuhk-pedes"].published_counts["train"]
     assert (train.num_shared_captions, train.num_id_gaps) == (1, 6)
     assert (test.num_shared_captions, test.num_id_gaps) == (0, 0)
     lengths = test.caption_lengths
@@ -90,7 +90,8 @@ def test_image_with_two_records_is_a_warning(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("withdrawn", [True, False])
 def test_withdrawn_rstpreid_split_is_an_error(tmp_path: Path, withdrawn: bool) -> None:
-    counts = WITHDRAWN_RSTPREID_COUNTS if withdrawn else PUBLISHED_COUNTS["rstpreid"]
+    rstpreid = DATASETS["rstpreid"]
+    counts = rstpreid.withdrawn_counts if withdrawn else rstpreid.published_counts
     entries, pid = [], 0
     for split, size in counts.items():
         for _ in range(size.num_ids):

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from small_datasets import write_image
 
-from cskt.config import AugmentConfig
-from cskt.data.images import CLIP_MEAN, CLIP_STD, augment, decode_image, normalise, read_image
+from cskt.config import CLIP_MEAN, CLIP_STD, AugmentConfig
+from cskt.data.images import ImageReader, augment, normalise
+from cskt.image_files.decode import decode_image
 
 NOTHING = AugmentConfig(flip_probability=0, pad_pixels=0, erase_probability=0)
 
@@ -46,14 +47,14 @@ def test_pixels_equal_pillows(tmp_path: Path, suffix: str, options: dict[str, ob
     with Image.open(path) as image:
         expected = np.asarray(image.convert("RGB"))
     assert np.array_equal(decode_image(path), expected)
-    assert torch.equal(read_image(path, 120, 50), torch.from_numpy(expected.copy()).permute(2, 0, 1))
+    assert torch.equal(ImageReader(120, 50).read(path), torch.from_numpy(expected.copy()).permute(2, 0, 1))
 
 
 @pytest.mark.parametrize(("width", "height"), [(50, 120), (300, 700), (128, 384), (40, 1000), (1, 1)])
 def test_resize_follows_pillow(width: int, height: int) -> None:
     image = picture(width, height)
     expected = torch.from_numpy(np.array(image.resize((128, 384), Image.Resampling.BILINEAR))).permute(2, 0, 1)
-    resized = read_image(image, 384, 128)
+    resized = ImageReader(384, 128).read(image)
     assert resized.shape == (3, 384, 128) and resized.dtype == torch.uint8 and resized.is_contiguous()
     difference = (resized.int() - expected.int()).abs()
     assert difference.max() <= 1
@@ -69,7 +70,9 @@ def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     picture().save(tmp_path / "a.jpg", exif=exif)
-    assert read_image(tmp_path / "a.jpg", 120, 50).shape == decode_image(tmp_path / "a.jpg").transpose(2, 0, 1).shape
+    assert (
+        ImageReader(120, 50).read(tmp_path / "a.jpg").shape == decode_image(tmp_path / "a.jpg").transpose(2, 0, 1).shape
+    )
 
 
 def grey16() -> np.ndarray:
@@ -163,15 +166,15 @@ def test_bad_files_are_named(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=message) as caught:
-        read_image(path, 384, 128)
+        ImageReader(384, 128).read(path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
 def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"b\.jpg: no such image"):
-        read_image(tmp_path / "b.jpg", 8, 8)
+        ImageReader(8, 8).read(tmp_path / "b.jpg")
     with pytest.raises(ValueError, match=r"a folder"):
-        read_image(tmp_path, 8, 8)
+        ImageReader(8, 8).read(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow on odd TIFF tags
@@ -187,7 +190,7 @@ def test_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
                 damaged[position] = draw.integers(256)
             path.write_bytes(damaged)
             try:
-                outcomes.add(read_image(path, 8, 4).shape)
+                outcomes.add(ImageReader(8, 4).read(path).shape)
             except ValueError as error:
                 outcomes.add(str(error).startswith(f"{path}: "))
     assert outcomes <= {True, (3, 8, 4)} and True in outcomes
@@ -195,9 +198,9 @@ def test_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
 
 def test_damaged_pillow_image_is_an_error() -> None:
     with Image.open(io.BytesIO(PNG[: len(PNG) // 2])) as image, pytest.raises(ValueError, match="image: damaged image"):
-        read_image(image, 8, 8)
+        ImageReader(8, 8).read(image)
     with pytest.raises(ValueError, match="image: its pixels are real numbers"):
-        read_image(Image.new("F", (8, 8)), 8, 8)
+        ImageReader(8, 8).read(Image.new("F", (8, 8)))
 
 
 def random_batch(num_images: int = 6, height: int = 24, width: int = 10, seed: int = 0) -> torch.Tensor:
@@ -350,4 +353,4 @@ def test_bytes_are_called_what_the_caller_calls_them() -> None:
 def test_read_image_takes_paths_and_pictures(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.png")
     with Image.open(path) as image:
-        assert torch.equal(read_image(path, 24, 8), read_image(image, 24, 8))
+        assert torch.equal(ImageReader(24, 8).read(path), ImageReader(24, 8).read(image))

@@ -10,8 +10,8 @@ from PIL import Image
 from small_datasets import write_image
 
 from cskt.config import DataConfig
-from cskt.data import ahead, loading, pixel_cache
-from cskt.data.images import read_image
+from cskt.data import loading
+from cskt.data.images import ImageReader
 from cskt.data.loading import TrainingLoader, iter_images
 from cskt.data.records import Record, Split
 from cskt.data.samplers import draw_units, identity_batches
@@ -19,6 +19,7 @@ from cskt.data.tokenizer import Tokenizer
 from cskt.types import Batch
 
 HEIGHT, WIDTH = 24, 8
+READER = ImageReader(HEIGHT, WIDTH)
 RANDOM = DataConfig(batch_size=5, num_workers=0)
 TWO_CAPTIONS = replace(RANDOM, batch_size=6, captions_per_image=2)
 
@@ -44,7 +45,7 @@ def split(tmp_path: Path) -> Split:
 
 
 def make_loader(split: Split, data: DataConfig = RANDOM, seed: int = 1) -> TrainingLoader:
-    return TrainingLoader(split, Tokenizer(), data, image_height=HEIGHT, image_width=WIDTH, seed=seed)
+    return TrainingLoader(split, Tokenizer(), data, READER, seed=seed)
 
 
 def assert_same_batches(left: list[Batch], right: list[Batch]) -> None:
@@ -77,7 +78,7 @@ def test_batches_hold_what_the_records_say(split: Split) -> None:
             image_id = pairs[caption]
             assert batch.image_ids[row] == image_id
             assert batch.pids[row] == [5, 31, 70, 900].index(split.image_pids[image_id])
-            assert torch.equal(batch.images[row], read_image(split.image_paths[image_id], HEIGHT, WIDTH))
+            assert torch.equal(batch.images[row], READER.read(split.image_paths[image_id]))
             seen.append(caption)
     assert sorted(seen) == sorted(pairs), "every pair once"
 
@@ -105,11 +106,12 @@ def test_resume_yields_the_rest_without_decoding_the_skipped(
     assert len(everything) == loader.num_steps(3)
     decoded: list[Path] = []
 
-    def counting(source: Path, height: int, width: int, *_: str, **__: object) -> torch.Tensor:
+    def counting(reader: ImageReader, source: Path) -> torch.Tensor:
         decoded.append(source)
-        return read_image(source, height, width)
+        return read(reader, source)
 
-    monkeypatch.setattr(loading, "read_image", counting)
+    read = ImageReader.read
+    monkeypatch.setattr(ImageReader, "read", counting)
     assert_same_batches(list(loader.epoch(3, start_step=1)), everything[1:])
     assert len(decoded) == sum(len(batch.image_ids.unique()) for batch in everything[1:])
     assert list(loader.epoch(3, start_step=loader.num_steps(3))) == []
@@ -134,34 +136,34 @@ def test_a_cache_folder_serves_training_and_evaluation(
     split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = list(make_loader(split).epoch(0))
-    everything = torch.stack([read_image(path, HEIGHT, WIDTH) for path in split.image_paths])
+    everything = torch.stack([READER.read(path) for path in split.image_paths])
     data = replace(RANDOM, cache_dir=str(tmp_path / "cache"))
     list(make_loader(split, data).epoch(0))
     pictures = [Image.open(path) for path in split.image_paths]
-    taken_apart = torch.cat(list(iter_images(pictures, HEIGHT, WIDTH, 4, 0, cache_dir=tmp_path / "cache")))
+    taken_apart = torch.cat(list(iter_images(pictures, READER, 4, 0, cache_dir=tmp_path / "cache")))
     assert torch.equal(taken_apart, everything), "pictures are no files"
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(loading, "read_image", never)
-    monkeypatch.setattr(pixel_cache, "resize", never)
+    monkeypatch.setattr(ImageReader, "read", never)
     assert_same_batches(list(make_loader(split, data).epoch(0)), plain)
     for num_workers in (0, 2):
-        chunks = list(iter_images(split.image_paths, HEIGHT, WIDTH, 4, num_workers, cache_dir=tmp_path / "cache"))
+        chunks = list(iter_images(split.image_paths, READER, 4, num_workers, cache_dir=tmp_path / "cache"))
         assert [len(chunk) for chunk in chunks] == [4, 4, 1]
         assert torch.equal(torch.cat(chunks), everything)
-    assert list(iter_images([], HEIGHT, WIDTH, 4, 0, cache_dir=tmp_path / "cache")) == []
+    assert list(iter_images([], READER, 4, 0, cache_dir=tmp_path / "cache")) == []
 
 
 def test_cache_decodes_each_image_once(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: Counter[Path] = Counter()
 
-    def counting(source: Path, height: int, width: int, *_: str, **__: object) -> torch.Tensor:
+    def counting(reader: ImageReader, source: Path) -> torch.Tensor:
         decoded[source] += 1
-        return read_image(source, height, width)
+        return read(reader, source)
 
-    monkeypatch.setattr(loading, "read_image", counting)
+    read = ImageReader.read
+    monkeypatch.setattr(ImageReader, "read", counting)
     loader = make_loader(split, replace(RANDOM, cache_images=True))
     list(loader.epoch(0)), list(loader.epoch(1))
     assert decoded == Counter(split.image_paths)
@@ -222,7 +224,7 @@ def test_an_image_meets_several_of_its_captions(split: Split, captions_per_image
             assert len(set(met)) == min(captions_per_image, len(own)), "repeats only where there are too few"
             pid = [5, 31, 70, 900].index(split.image_pids[image_id])
             assert batch.pids[together].tolist() == [pid] * captions_per_image
-            assert torch.equal(batch.images[row], read_image(split.image_paths[image_id], HEIGHT, WIDTH))
+            assert torch.equal(batch.images[row], READER.read(split.image_paths[image_id]))
             visits[image_id] += 1
             seen.update(met)
     assert visits == {image_id: -(-len(own) // captions_per_image) for image_id, own in enumerate(captions_of_image)}
@@ -325,22 +327,23 @@ def test_batch_as_large_as_the_split(split: Split) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_iter_images_keeps_order(split: Split, num_workers: int) -> None:
-    chunks = list(iter_images(split.image_paths, HEIGHT, WIDTH, 4, num_workers))
+    chunks = list(iter_images(split.image_paths, READER, 4, num_workers))
     assert [len(chunk) for chunk in chunks] == [4, 4, 1]
-    expected = torch.stack([read_image(path, HEIGHT, WIDTH) for path in split.image_paths])
+    expected = torch.stack([READER.read(path) for path in split.image_paths])
     assert torch.equal(torch.cat(chunks), expected)
-    assert list(iter_images([], HEIGHT, WIDTH, 4, num_workers)) == []
+    assert list(iter_images([], READER, 4, num_workers)) == []
 
 
 def test_decoding_runs_ahead_but_not_far(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[Path] = []
 
-    def counting(source: Path, height: int, width: int, *_: str, **__: object) -> torch.Tensor:
+    def counting(reader: ImageReader, source: Path) -> torch.Tensor:
         decoded.append(source)
-        return read_image(source, height, width)
+        return read(reader, source)
 
-    monkeypatch.setattr(loading, "read_image", counting)
-    images = iter_images(split.image_paths * 10, HEIGHT, WIDTH, 9, num_workers=1)
+    read = ImageReader.read
+    monkeypatch.setattr(ImageReader, "read", counting)
+    images = iter_images(split.image_paths * 10, READER, 9, num_workers=1)
     next(images)
     images.close()
-    assert len(decoded) <= 9 * (1 + ahead.NUM_GROUPS_AHEAD)
+    assert len(decoded) <= 9 * (1 + loading.NUM_GROUPS_AHEAD)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cskt.data.annotations import read_dataset
+from cskt.data.datasets import read_dataset
 from cskt.data.paperdoll import (
     CAPTION_WORDS,
     PART_LABELS,

@@ -17,21 +17,24 @@ import pytest
 import torch
 from small_datasets import write_image
 
-from cskt.data import pixel_cache
-from cskt.data.images import read_image
-from cskt.data.pixel_cache import INDEX, PIXELS, KeptImages, cached_images
+from cskt.data import images, loading, pixel_cache
+from cskt.data.images import ImageReader
+from cskt.data.loading import cached_images
+from cskt.data.pixel_cache import INDEX, PIXELS, ImageArray
 
 HEIGHT, WIDTH = 24, 8
+READER = ImageReader(HEIGHT, WIDTH)
 IMAGE_BYTES = 3 * HEIGHT * WIDTH
 NUM_IMAGES = 20
 
 FILLING = """
 import os, signal, sys
 from pathlib import Path
-from cskt.data import pixel_cache
+from cskt.data import loading
+from cskt.data.images import ImageReader
 
 folder, die_at_append, *paths = sys.argv[1:]
-pixel_cache.IMAGES_PER_APPEND = 4
+loading.IMAGES_PER_APPEND = 4
 fsync, appends = os.fsync, 0
 
 def counting(file):
@@ -42,7 +45,7 @@ def counting(file):
         os.kill(os.getpid(), signal.SIGKILL)
 
 os.fsync = counting
-pixel_cache.cached_images(Path(folder), [Path(path) for path in paths], 24, 8, 2)
+loading.cached_images(Path(folder), [Path(path) for path in paths], ImageReader(24, 8), 2)
 """
 
 
@@ -60,23 +63,23 @@ def folder(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Number of times that each file is decoded."""
     counts: Counter[str] = Counter()
-    decode = pixel_cache.decode_image
+    read = ImageReader.read
 
-    def counting(data: bytes, name: str = "", **_: bool) -> object:
+    def counting(reader: ImageReader, data: bytes, name: str = "") -> torch.Tensor:
         if name:  # the test picture has none
             counts[name] += 1
-        return decode(data, name)
+        return read(reader, data, name)
 
-    monkeypatch.setattr(pixel_cache, "decode_image", counting)
+    monkeypatch.setattr(ImageReader, "read", counting)
     return counts
 
 
-def open_images(folder: Path, paths: list[Path], num_workers: int = 0) -> KeptImages:
-    return cached_images(folder, paths, HEIGHT, WIDTH, num_workers)
+def open_images(folder: Path, paths: list[Path], num_workers: int = 0) -> ImageArray:
+    return cached_images(folder, paths, READER, num_workers)
 
 
-def assert_right(kept: KeptImages, paths: list[Path]) -> None:
-    expected = torch.stack([read_image(path, HEIGHT, WIDTH) for path in paths])
+def assert_right(kept: ImageArray, paths: list[Path]) -> None:
+    expected = torch.stack([READER.read(path) for path in paths])
     assert len(kept) == len(paths)
     assert torch.equal(kept[torch.arange(len(paths))], expected)
 
@@ -96,7 +99,7 @@ def num_indexed(folder: Path) -> int:
 def test_pixels_equal_decoding_in_any_order(
     folder: Path, paths: list[Path], num_workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pixel_cache, "IMAGES_PER_APPEND", 7)
+    monkeypatch.setattr(loading, "IMAGES_PER_APPEND", 7)
     for order in (paths, paths[::-1], paths[3:9] * 2):
         assert_right(open_images(folder, order, num_workers), order)
     kept = open_images(folder, paths, num_workers)
@@ -115,39 +118,39 @@ def test_nothing_is_decoded_twice(folder: Path, paths: list[Path], tmp_path: Pat
 
 
 def test_a_changed_file_is_read_anew_even_with_its_old_size_and_time(folder: Path, paths: list[Path]) -> None:
-    images = [write_image(path.with_suffix(".ppm"), seed) for seed, path in enumerate(paths[:3])]
-    before = open_images(folder, images)
-    old, status = read_image(images[1], HEIGHT, WIDTH), images[1].stat()
-    images[1].write_bytes(write_image(images[1].with_name("other.ppm"), seed=99).read_bytes())
-    os.utime(images[1], ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert images[1].stat().st_size == status.st_size
-    assert_right(open_images(folder, images), images)
+    files = [write_image(path.with_suffix(".ppm"), seed) for seed, path in enumerate(paths[:3])]
+    before = open_images(folder, files)
+    old, status = READER.read(files[1]), files[1].stat()
+    files[1].write_bytes(write_image(files[1].with_name("other.ppm"), seed=99).read_bytes())
+    os.utime(files[1], ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert files[1].stat().st_size == status.st_size
+    assert_right(open_images(folder, files), files)
     assert torch.equal(before[torch.tensor([1])][0], old), "who has the old images keeps them"
 
 
 def test_sizes_and_methods_lie_apart(folder: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     open_images(folder, paths)
-    larger = cached_images(folder, paths, 2 * HEIGHT, WIDTH, 0)
-    assert torch.equal(larger[torch.tensor([2])][0], read_image(paths[2], 2 * HEIGHT, WIDTH))
+    larger = cached_images(folder, paths, ImageReader(2 * HEIGHT, WIDTH), 0)
+    assert torch.equal(larger[torch.tensor([2])][0], ImageReader(2 * HEIGHT, WIDTH).read(paths[2]))
     assert len(list(folder.iterdir())) == 2
 
-    resize = pixel_cache.resize
+    resize, before = images.resize, READER.read(paths[2])
 
     def darker(pixels: np.ndarray, height: int, width: int, *_: str) -> torch.Tensor:
         return resize(pixels, height, width) // 2
 
-    monkeypatch.setattr(pixel_cache, "resize", darker)
+    monkeypatch.setattr(images, "resize", darker)
     pixel_cache._method.cache_clear()
     try:
         kept = open_images(folder, paths)
     finally:
         pixel_cache._method.cache_clear()
-    assert torch.equal(kept[torch.tensor([2])][0], read_image(paths[2], HEIGHT, WIDTH) // 2), "not the old pixels"
+    assert torch.equal(kept[torch.tensor([2])][0], before // 2), "not the old pixels"
     assert len(list(folder.iterdir())) == 3
 
 
 def test_two_runs_fill_at_once(folder: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixel_cache, "IMAGES_PER_APPEND", 3)
+    monkeypatch.setattr(loading, "IMAGES_PER_APPEND", 3)
     with ThreadPoolExecutor(4) as pool:
         orders = [paths, paths[::-1], paths[10:] + paths[:10], paths]
         for kept, order in zip(pool.map(lambda order: open_images(folder, order, 1), orders), orders, strict=True):

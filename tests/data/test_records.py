@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 from pathlib import Path
@@ -6,8 +7,9 @@ import pytest
 from small_datasets import LAYOUTS, entry, write_dataset
 
 from cskt.config import DataConfig
-from cskt.data.annotations import PUBLISHED_COUNTS, READERS, REQUEST_FROM, read_dataset
+from cskt.data.datasets import DATASETS, DatasetFormat, folders, read_dataset, register
 from cskt.data.records import Record, Split, SplitCounts, find_split, select_splits
+from cskt.errors import CsktError, FileSystemError
 
 THREE_SPLITS = [
     entry("train", 1, "cam_a/1.jpg", "A man.", "He walks."),
@@ -142,16 +144,39 @@ def test_bad_files_are_named(tmp_path: Path, content: str | bytes, message: str)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_missing_data_says_where_to_ask(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=f"no such folder.*{REQUEST_FROM[name]}"):
+def test_missing_data_names_the_place_to_request_it(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CsktError, match=r"no such folder.*request the data at https://github\.com/"):
         read_dataset(name, tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=f"{LAYOUTS[name][1]}: no such file.*{REQUEST_FROM[name]}"):
+    with pytest.raises(CsktError, match=f"{LAYOUTS[name][1]}: no such file; {DATASETS[name].remedy}"):
         read_dataset(name, tmp_path)
 
 
-def test_every_reader_has_its_facts() -> None:
-    assert set(READERS) == {*PUBLISHED_COUNTS, "jsonl"} == {*REQUEST_FROM, "jsonl"}
-    assert "val" not in PUBLISHED_COUNTS["icfg-pedes"]
+def test_registered_data_sets() -> None:
+    assert DATASETS.keys() == {"cuhk-pedes", "icfg-pedes", "rstpreid", "jsonl"}
+    assert folders() == {name: folder for name, (folder, *_) in LAYOUTS.items()}
+    assert all(bool(dataset.published_counts) == (name in folders()) for name, dataset in DATASETS.items())
+    assert "val" not in DATASETS["icfg-pedes"].published_counts
+
+
+def test_a_registered_format_is_read_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OneRecord(DatasetFormat):
+        def read(self, folder: Path) -> list[Record]:
+            return [Record(1, folder / "a.jpg", ("a man",), "test")]
+
+    monkeypatch.delitem(DATASETS, "jsonl")
+    register(OneRecord("jsonl", remedy=""))
+    (record,) = read_dataset("JSONL", tmp_path)["test"].records
+    assert record.image_path == tmp_path / "a.jpg"
+
+
+def test_a_file_without_read_permission_is_a_file_system_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(path: Path, **_: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (tmp_path / "train.jsonl").write_text("")
+    monkeypatch.setattr(Path, "read_text", deny)
+    with pytest.raises(FileSystemError, match="train.jsonl: Permission denied; choose a place"):
+        read_dataset("jsonl", tmp_path)
 
 
 def jsonl(*lines: object) -> str:

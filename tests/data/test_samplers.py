@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cskt.config import DataConfig
+from cskt.data.images import ImageReader
 from cskt.data.loading import TrainingLoader
 from cskt.data.records import Record, Split
 from cskt.data.samplers import check_batch_size, identity_batches, released_identity_batches
@@ -124,7 +125,7 @@ def make_loader(data: DataConfig, counts: list[int]) -> TrainingLoader:
         for pid, count in enumerate(counts)
         for n in range(count)
     )
-    return TrainingLoader(Split("jsonl", "train", records), Tokenizer(), data, image_height=8, image_width=8, seed=4)
+    return TrainingLoader(Split("jsonl", "train", records), Tokenizer(), data, ImageReader(8, 8), seed=4)
 
 
 def test_a_loader_counts_the_steps_of_each_epoch() -> None:

@@ -15,7 +15,7 @@ import pytest
 from command_line import done, typed
 from PIL import Image
 
-from cskt.data.images import MAX_PIXELS
+from cskt.image_files.limits import MAX_PIXELS
 
 Change = Callable[[Path], object]
 

@@ -12,7 +12,7 @@ import pytest
 from command_line import done, typed
 
 import cskt
-from cskt.data.annotations import read_dataset
+from cskt.data.datasets import read_dataset
 from cskt.gallery.calibration import CALIBRATION_FILE, load_calibration
 from cskt.gallery.gallery import Gallery
 

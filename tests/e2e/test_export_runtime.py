@@ -13,7 +13,7 @@ import torch
 from command_line import contents, done, typed
 
 from cskt import load
-from cskt.data.annotations import read_dataset
+from cskt.data.datasets import read_dataset
 from cskt.export import folder as export_folder
 
 

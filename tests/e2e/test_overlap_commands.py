@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import contents, typed
 
-from cskt.data.annotations import read_dataset
+from cskt.data.datasets import read_dataset
 
 
 @pytest.fixture

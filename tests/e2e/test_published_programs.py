@@ -14,7 +14,7 @@ from command_line import done, in_new_process, typed
 import cskt
 from cskt.cli import train as train_module
 from cskt.config import AdapterConfig, ClipArchitecture, LossConfig, MlmConfig, PromptConfig, RunConfig, load_config
-from cskt.data.annotations import read_dataset
+from cskt.data.datasets import read_dataset
 from cskt.evaluation.evaluate import evaluate
 from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
 from cskt.model.io.files import read_method

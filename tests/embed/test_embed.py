@@ -15,10 +15,11 @@ from PIL import Image
 
 import cskt
 from cskt.config import RECORDED, AdapterConfig, BackboneConfig, ClipArchitecture, PromptConfig, load_config, to_dict
-from cskt.data.annotations import read_dataset
-from cskt.data.images import normalise, read_image
+from cskt.data.datasets import read_dataset
+from cskt.data.images import ImageReader, normalise
 from cskt.data.tokenizer import END_ID, START_ID, Tokenizer
 from cskt.embed import Encoder, build, load
+from cskt.image_files.decode import decode_image
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.cache import sha256_of
 from cskt.model.io.files import read_method, save_backbone, save_method
@@ -77,9 +78,9 @@ def test_paths_pictures_and_tensors_give_the_same_unit_vectors(encoder: Encoder,
     assert features.dtype == torch.float32 and not features.requires_grad
     torch.testing.assert_close(features.norm(dim=1), torch.ones(len(paths)))
     assert torch.equal(encoder.encode_image([str(path) for path in paths]), features)
-    pictures = [Image.fromarray(cskt.data.images.decode_image(path)) for path in paths]
+    pictures = [Image.fromarray(decode_image(path)) for path in paths]
     assert torch.equal(encoder.encode_image(pictures), features)
-    pixels = normalise(torch.stack([read_image(path, HEIGHT, WIDTH) for path in paths]))
+    pixels = normalise(torch.stack([ImageReader(HEIGHT, WIDTH).read(path) for path in paths]))
     assert torch.equal(encoder.encode_image(pixels), features)
     raw = encoder.model.encode_image(pixels[:3])
     torch.testing.assert_close(raw / raw.norm(dim=1, keepdim=True), features[:3])
@@ -93,7 +94,7 @@ def test_images_keep_their_order_in_any_batch_and_with_threads(run: Path, paths:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_pixels_of_another_float_type_are_converted(encoder: Encoder, paths: list[Path], dtype: torch.dtype) -> None:
-    pixels = normalise(torch.stack([read_image(path, HEIGHT, WIDTH) for path in paths[:2]]))
+    pixels = normalise(torch.stack([ImageReader(HEIGHT, WIDTH).read(path) for path in paths[:2]]))
     found, expected = encoder.encode_image(pixels.to(dtype)), encoder.encode_image(pixels)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)

@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from cskt.config import AdapterConfig, PromptConfig
-from cskt.data.annotations import read_dataset
-from cskt.data.images import normalise, read_image
+from cskt.data.datasets import read_dataset
+from cskt.data.images import ImageReader, normalise
 from cskt.data.records import Split, find_split
 from cskt.data.tokenizer import END_ID, START_ID, Tokenizer, clean
 from cskt.embed import EXPORTED, Encoder
@@ -114,7 +114,7 @@ def test_paths_pictures_bytes_and_pixels_are_the_same(exported: ExportedEncoder,
     with Image.open(path) as picture:
         features = exported.encode_image([path, str(path), path.read_bytes(), picture])
     assert features.unique(dim=0).shape == (1, ARCHITECTURE.embed_dim)
-    torch.testing.assert_close(features[:1], exported.encode_image(read_image(path, HEIGHT, WIDTH)[None]))
+    torch.testing.assert_close(features[:1], exported.encode_image(ImageReader(HEIGHT, WIDTH).read(path)[None]))
 
 
 def test_normalised_images_are_refused(exported: ExportedEncoder) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cskt.data.annotations import read_dataset
+from cskt.data.datasets import read_dataset
 from cskt.data.records import Record, Split
 from cskt.data.tokenizer import Tokenizer
 from cskt.embed import Encoder, build, load

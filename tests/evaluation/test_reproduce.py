@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cskt.config import load_config
-from cskt.data.annotations import PUBLISHED_COUNTS
+from cskt.data.datasets import folders
 from cskt.evaluation.reproduce import PROTOCOLS, PUBLISHED, RECIPES, next_seed, verdict
 
 # Percent, as the papers print them: R1, and mAP where the paper reports it.
@@ -36,7 +36,7 @@ def test_every_method_has_its_recipe_and_every_data_set_its_counts() -> None:
             "ViT-B/16", 384, 128,
         )  # fmt: skip
         assert config.optim.eps == 1e-3 and config.loop.num_epochs == 60, "as released"
-        assert PUBLISHED[method].keys() == PUBLISHED_COUNTS.keys()
+        assert PUBLISHED[method].keys() == folders().keys()
 
 
 def test_only_the_papers_own_protocol_selects_on_test() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cskt import metrics
-from cskt.data.annotations import read_dataset
+from cskt.data.datasets import read_dataset
 from cskt.data.records import Record, Split
 from cskt.evaluation.results import METRICS, Facts, Result, find_results, load_result, result_path, save_result
 

@@ -34,10 +34,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 import cskt
-from cskt.data.images import MAX_PIXELS, decode_image, read_image
-from cskt.data.pixel_cache import cached_images
+from cskt.data.images import ImageReader
+from cskt.data.loading import cached_images
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing.files import prepare
+from cskt.image_files.decode import decode_image
+from cskt.image_files.limits import MAX_PIXELS
 from cskt.report.pictures import load_crop
 from cskt.service.errors import ServiceError
 from cskt.service.pictures import decode_query
@@ -171,7 +173,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 
 
 def train_reads(path: Path) -> object:
-    return read_image(path, 32, 16)
+    return ImageReader(32, 16).read(path)
 
 
 def gallery_reads(path: Path) -> object:
@@ -181,7 +183,7 @@ def gallery_reads(path: Path) -> object:
 
 
 def cache_reads(path: Path) -> object:
-    return cached_images(path.parent / "cache", [path], 32, 16, 0)
+    return cached_images(path.parent / "cache", [path], ImageReader(32, 16), 0)
 
 
 def service_reads(path: Path) -> object:

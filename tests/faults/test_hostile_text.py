@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cskt.cli.metadata_table import read_metadata
 from cskt.config import load_config
 from cskt.config.recipes import read_yaml
-from cskt.data.annotations import read_dataset
+from cskt.data.datasets import read_dataset
 from cskt.data.tokenizer import Tokenizer
 from cskt.evaluation.results import load_result
 from cskt.gallery.calibration import load_calibration
@@ -298,7 +298,7 @@ def test_a_large_annotation(tmp_path: Path) -> None:
             stream.write("," + one.replace("a/1.jpg", f"a/{number}.jpg"))
         stream.write("]")
     reading = f"read_dataset('cuhk-pedes', Path({str(tmp_path)!r}))"
-    (used,) = in_a_process("from cskt.data.annotations import read_dataset", [reading])
+    (used,) = in_a_process("from cskt.data.datasets import read_dataset", [reading])
     assert used.told == ""
     assert used.more_bytes < 15 * path.stat().st_size, f"{used.more_bytes / 1e6:.0f} MB"
     with path.open("r+b") as stream:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cskt.data.images import read_image
+from cskt.data.images import ImageReader
 from cskt.gallery.indexing.files import (
     THUMBNAIL_SIZE,
     bytes_of,
@@ -70,7 +70,7 @@ def test_an_image_is_read_once_for_all_uses(tmp_path: Path) -> None:
     read = prepare(path.read_bytes(), 64, 32)
     assert (read.width, read.height, read.num_bytes) == (300, 900, path.stat().st_size)
     assert read.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (read.pixels == read_image(path, 64, 32)).all()
+    assert (read.pixels == ImageReader(64, 32).read(path)).all()
     with Image.open(io.BytesIO(read.thumbnail)) as thumbnail:
         assert thumbnail.format == "JPEG"
         assert thumbnail.size[0] <= THUMBNAIL_SIZE[0]

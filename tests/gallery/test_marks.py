@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cskt.data.annotations import read_dataset
+from cskt.data.datasets import read_dataset
 from cskt.gallery.marks import Mark, marks_csv, marks_jsonl, read_pairs
 from cskt.training.loop import train
 from tiny_run import quick_config

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 import cskt.image_files.decode as decode_module
-from cskt.data.images import BOX_REDUCE_FROM, BOX_REDUCE_TO, decode_image, image_size, resize
+from cskt.data.images import BOX_REDUCE_FROM, BOX_REDUCE_TO, resize
+from cskt.image_files.decode import decode_image, image_size
 from cskt.image_files.limits import (
     MAX_ASPECT_RATIO,
     MAX_INTERPRETED_PIXELS,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cskt.cli import export
 from cskt.config import ClipArchitecture, LoraConfig, load_config
-from cskt.data.annotations import read_dataset
+from cskt.data.datasets import read_dataset
 from cskt.embed import load
 from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
 from cskt.model.io.files import kind_of, read_method

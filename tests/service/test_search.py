@@ -20,7 +20,7 @@ import pytest
 from doll_service import TOKEN, WRITER, Ask, name_of, refusal
 
 import cskt.gallery.gallery as gallery_module
-from cskt.data import loading
+from cskt.data.images import ImageReader
 from cskt.data.sentences import LONGEST_SENTENCE
 from cskt.embed import Encoder
 from cskt.gallery.calibration import Calibration, save_calibration
@@ -287,7 +287,7 @@ def test_pictures_are_decoded_and_resized_outside_the_encoding_thread(
 
     monkeypatch.setattr(pictures, "decode_image", noting("decode", pictures.decode_image))
     monkeypatch.setattr(gallery_module, "resize", noting("resize", gallery_module.resize))
-    monkeypatch.setattr(loading, "read_image", None)
+    monkeypatch.setattr(ImageReader, "read", None)
     encode, sizes = Encoder.encode_image, []
 
     def encode_noted(encoder: Encoder, images: Any, **settings: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cskt.config import load_config, read_yaml, recipe_names
-from cskt.data.annotations import read_dataset
+from cskt.data.datasets import read_dataset
 from cskt.data.paperdoll import make_dataset
 from cskt.data.records import Record, Split
 from cskt.evaluation.study import load_study

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from cskt import losses
 from cskt.config import RunConfig
-from cskt.config.types import Interpolation
-from cskt.data import loading
-from cskt.data.annotations import read_dataset
-from cskt.data.images import normalise
+from cskt.data.datasets import read_dataset
+from cskt.data.images import ImageReader, normalise
 from cskt.data.paperdoll import make_dataset
 from cskt.data.records import select_splits
 from cskt.data.tokenizer import Tokenizer
@@ -312,13 +310,13 @@ def test_zero_shot_and_step_0_are_two_figures(
 def images_read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Names of the images that are decoded from now on."""
     seen: set[str] = set()
-    read = loading.read_image
+    read = ImageReader.read
 
-    def read_and_note(source: Path, height: int, width: int, interpolation: Interpolation, **_: bool) -> Tensor:
+    def read_and_note(reader: ImageReader, source: Path) -> Tensor:
         seen.add(source.name)
-        return read(source, height, width, interpolation)
+        return read(reader, source)
 
-    monkeypatch.setattr(loading, "read_image", read_and_note)
+    monkeypatch.setattr(ImageReader, "read", read_and_note)
     return seen
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cskt import losses
 from cskt.config import LossConfig
-from cskt.data.annotations import read_dataset
+from cskt.data.datasets import read_dataset
 from cskt.data.paperdoll import make_dataset
 from cskt.training.loop import train
 from cskt.training.negatives import check_negatives, trained_losses, without_negatives

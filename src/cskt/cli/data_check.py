@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cskt.cli.parsing import Parser, existing_folder
-from cskt.data.annotations import FOLDERS, READERS
 from cskt.data.check import CheckReport, check_dataset
+from cskt.data.datasets import DATASETS, folders
 from cskt.data.records import SPLIT_NAMES
 from cskt.errors import CsktError
 from cskt.utils.console import console, literal
@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     """See `cskt data check --help`; exit code 1 where a data set has errors."""
     parser = Parser(prog="cskt data check", description="Counts, images and captions of every data set under a folder.")
     parser.add_argument("root", help="folder that holds CUHK-PEDES, ICFG-PEDES, RSTPReid, or a JSON-lines data set")
-    parser.add_argument("--dataset", help="look at this one only: " + ", ".join(READERS))
+    parser.add_argument("--dataset", help="look at this one only: " + ", ".join(DATASETS))
     parser.add_argument(
         "--no-decode",
         action="store_true",
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     names = [flags.dataset] if flags.dataset else present(root)
     if not names:
         raise CsktError(
-            f"{root}: holds none of {', '.join(FOLDERS.values())} and no train.jsonl, val.jsonl, test.jsonl"
+            f"{root}: holds none of {', '.join(folders().values())} and no train.jsonl, val.jsonl, test.jsonl"
         )
     reports = []
     for name in names:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 
 def present(root: Path) -> list[str]:
     """Names of the data sets that lie under `root`, or that `root` is."""
-    named = [name for name, folder in FOLDERS.items() if (root / folder).is_dir() or root.resolve().name == folder]
+    named = [name for name, folder in folders().items() if (root / folder).is_dir() or root.resolve().name == folder]
     return named or (["jsonl"] if any((root / f"{split}.jsonl").is_file() for split in SPLIT_NAMES) else [])
 
 

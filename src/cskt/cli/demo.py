@@ -11,7 +11,7 @@ from cskt.cli.next_steps import command_line
 from cskt.cli.parsing import Parser
 from cskt.cli.run_report import write_run_report
 from cskt.config import load_config
-from cskt.data.annotations import read_dataset
+from cskt.data.datasets import read_dataset
 from cskt.data.paperdoll import make_dataset
 from cskt.data.records import Split
 from cskt.embed import Encoder, load

@@ -16,7 +16,7 @@ from cskt.cli.export_runtime import RUNTIME_FLAGS, add_runtime_flags, export_run
 from cskt.cli.model_flags import add_weights_flag
 from cskt.cli.parsing import Parser
 from cskt.config import LoraConfig, RunConfig, as_trained, load_config, to_dict
-from cskt.data.annotations import read_dataset
+from cskt.data.datasets import read_dataset
 from cskt.embed import Encoder, load
 from cskt.embed.exported import SUFFIXES
 from cskt.errors import CsktError, out_of_memory_errors

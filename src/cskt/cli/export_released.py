@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cskt.config import ClipArchitecture, RunConfig
-from cskt.data.annotations import FOLDERS, dataset_key, read_dataset
+from cskt.data.datasets import dataset_key, folders, read_dataset
 from cskt.data.records import select_splits
 from cskt.embed import Encoder
 from cskt.errors import CsktError
@@ -42,9 +42,9 @@ def export_released(
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise CsktError(f"{target}: holds something already; name another folder with --output")
     dataset = dataset_key(config.data.dataset)
-    if dataset not in FOLDERS:
+    if dataset not in folders():
         raise CsktError(
-            f"data.dataset {config.data.dataset}: the released programs read {', '.join(FOLDERS.values())} only"
+            f"data.dataset {config.data.dataset}: the released programs read {', '.join(folders().values())} only"
         )
     try:
         check_expressible(config, architecture)
@@ -64,8 +64,8 @@ def export_released(
             {name: value.detach() for name, value in model.named_parameters()},
             heads,
             placed_at=target.absolute(),
-            root_dir=_parent_of_dataset(place, FOLDERS[dataset]),
-            dataset_name=FOLDERS[dataset],
+            root_dir=_parent_of_dataset(place, folders()[dataset]),
+            dataset_name=folders()[dataset],
             epoch=epoch,
         )
 

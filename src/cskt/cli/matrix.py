@@ -14,7 +14,7 @@ from cskt.cli.output import add_format_flags, matrix_row, matrix_text, output_fo
 from cskt.cli.parsing import Parser
 from cskt.cli.stored_results import evaluate_run, keep, seed_folders, stored_result
 from cskt.config import RunConfig
-from cskt.data.annotations import dataset_key
+from cskt.data.datasets import dataset_key
 from cskt.embed import load
 from cskt.embed.model_paths import check_exists, run_config
 from cskt.errors import CsktError

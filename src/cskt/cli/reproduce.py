@@ -14,8 +14,8 @@ from rich.table import Table
 from cskt.cli.parsing import Parser, existing_folder, overrides_of, seeds_of
 from cskt.cli.stored_results import evaluate_run, keep, stored_result
 from cskt.config import RunConfig, load_config
-from cskt.data.annotations import PUBLISHED_COUNTS, REQUEST_FROM, dataset_key
 from cskt.data.check import check_dataset
+from cskt.data.datasets import DATASETS, dataset_key, folders
 from cskt.data.overlaps import read_separate_splits
 from cskt.data.records import find_split
 from cskt.embed import load
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     flags = _parser().parse(argv)
     dataset, root = dataset_key(flags.dataset), existing_folder(flags.root)
     if dataset not in PUBLISHED[flags.method]:
-        raise CsktError(f"--dataset {flags.dataset}: nothing is published on it; give one of {', '.join(REQUEST_FROM)}")
+        raise CsktError(f"--dataset {flags.dataset}: nothing is published on it; give one of {', '.join(folders())}")
     if flags.set and not flags.rehearsal:
         raise CsktError("--set changes the recipe, which is then no reproduction; give it with --rehearsal")
     seeds, changes = seeds_of(flags.seeds), overrides_of(flags.set)
@@ -69,7 +69,7 @@ def _parser() -> Parser:
         "the papers do, and print both beside the published figures. Stop it at any time; the same command goes on.",
     )
     parser.add_argument("method", choices=list(RECIPES), help="whose result")
-    parser.add_argument("--dataset", required=True, help=", ".join(REQUEST_FROM))
+    parser.add_argument("--dataset", required=True, help=", ".join(folders()))
     parser.add_argument("--root", required=True, help="folder that holds the data set's folder")
     parser.add_argument("--seeds", default="1,2,3", help="one training each (%(default)s)")
     parser.add_argument(
@@ -135,7 +135,7 @@ def count_problems(dataset: str, root: Path) -> list[str]:
     found = {split.name: split.counts for split in report.splits}
     return [
         f"{root}: {dataset} {name} has {in_words(found.get(name, (0, 0, 0)))}, published are {in_words(published)}"
-        for name, published in PUBLISHED_COUNTS[dataset].items()
+        for name, published in DATASETS[dataset].published_counts.items()
         if found.get(name) != published
     ]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from PIL import Image
 
 from cskt.cli.explanations import Explanations
-from cskt.data.images import decode_image
 from cskt.explain import Explanation, overlay
 from cskt.gallery.gallery import Gallery
+from cskt.image_files.decode import decode_image
 from cskt.report.answer_page import PicturedAnswer, PicturedHit
 from cskt.report.explained_sheet import explained_sheet
 from cskt.report.pictures import Answer, answer_sheet

@@ -15,7 +15,7 @@ from cskt.cli.parsing import Parser, existing_folder, overrides_of, seeds_of
 from cskt.cli.run_settings import Difference, differences
 from cskt.cli.stored_results import evaluate_run, keep, stored_result
 from cskt.config import RunConfig
-from cskt.data.annotations import FOLDERS
+from cskt.data.datasets import DATASETS
 from cskt.data.overlaps import read_separate_splits
 from cskt.data.records import Split, find_split
 from cskt.embed import load
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--seeds", help="instead of the study's own: 1,2,3")
     parser.add_argument(
-        "--datasets", nargs="+", metavar="NAME", help=f"instead of the study's own: {', '.join([*FOLDERS, 'jsonl'])}"
+        "--datasets", nargs="+", metavar="NAME", help=f"instead of the study's own: {', '.join(DATASETS)}"
     )
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="config keys for every run")
     parser.add_argument("--plan", action="store_true", help="only list the runs and what is left of them")

@@ -7,6 +7,7 @@ grey level of rounding.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,24 +18,7 @@ from torch import Tensor
 
 from cskt.config import CLIP_MEAN, CLIP_STD, AugmentConfig
 from cskt.config.types import ChannelMeans, ChannelStds, Interpolation
-from cskt.image_files.decode import REMEDY, Source, decode_image, image_size, read_bytes
-from cskt.image_files.limits import MAX_PIXELS
-
-__all__ = [
-    "CLIP_MEAN",
-    "CLIP_STD",
-    "MAX_PIXELS",
-    "REMEDY",
-    "Source",
-    "augment",
-    "decode_image",
-    "image_size",
-    "normalise",
-    "read_bytes",
-    "read_image",
-    "resize",
-    "to_device",
-]
+from cskt.image_files.decode import Source, decode_image
 
 BOX_REDUCE_FROM = 32
 """Scale factor, of height or width, above which an image is reduced by averaging boxes before it is resized: 12,288
@@ -45,16 +29,24 @@ ERASE_TRIES = 10
 """Rectangles drawn before an image is left whole, as in torchvision's RandomErasing."""
 
 
-def read_image(
-    source: Source,
-    height: int,
-    width: int,
-    interpolation: Interpolation = "bilinear",
-    *,
-    apply_orientation: bool = False,
-) -> Tensor:
-    """Decode and resize one image; see `decode_image` and `resize`."""
-    return resize(decode_image(source, apply_orientation=apply_orientation), height, width, interpolation)
+@dataclass(frozen=True)
+class ImageReader:
+    """Decodes images and resizes them to the size that a model takes; see `resize` and `decode_image`."""
+
+    height: int
+    """In pixels, as is `width`."""
+    width: int
+    interpolation: Interpolation = "bilinear"
+    apply_orientation: bool = False
+
+    def read(self, source: Source, name: str = "") -> Tensor:
+        """Return an image as [3, H, W] uint8; `name` is what errors call bytes.
+
+        Raises:
+            CsktError: the image cannot be decoded; names it.
+        """
+        pixels = decode_image(source, name, apply_orientation=self.apply_orientation)
+        return resize(pixels, self.height, self.width, self.interpolation)
 
 
 def resize(pixels: NDArray[np.uint8], height: int, width: int, interpolation: Interpolation = "bilinear") -> Tensor:

@@ -1,49 +1,61 @@
-"""Records -> batches: which pairs meet in a batch, and images decoded ahead of the step that needs them.
+"""Records -> batches: the pairs that meet in a batch, and images decoded ahead of the step that needs them.
 
 The unit of training is an (image, caption) pair, as in the released code: an image with two captions is two pairs.
 With `captions_per_image` k a unit is an image with k of its captions: k pairs that share one decoded, encoded image.
 The order of an epoch is a function of the seed and the epoch alone, so a resumed run continues with the batches that
-the interrupted one would have seen. Images are decoded in threads ahead of their step, or come from where they are
-kept, in memory or in a folder.
+the interrupted one would have seen.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cskt.config import DataConfig
-from cskt.config.types import Interpolation
-from cskt.data.ahead import work_ahead
-from cskt.data.images import Source, read_image
-from cskt.data.pixel_cache import KeptImages, cached_images
+from cskt.data.images import ImageReader
+from cskt.data.pixel_cache import ImageArray, PixelStore
 from cskt.data.records import Split
 from cskt.data.samplers import check_batch_size, draw_batches, draw_units
 from cskt.data.tokenizer import Tokenizer, log_caption_warnings
+from cskt.errors import out_of_memory_errors
+from cskt.image_files.decode import Source, read_bytes
 from cskt.types import Batch
 
 logger = logging.getLogger(__name__)
 
-Share = Callable[[int], range]
-"""A number of rows -> the rows next to one another that a process takes."""
+NUM_GROUPS_AHEAD = 2
+"""Groups worked on while the current one is in use."""
+ITEMS_PER_TASK = 8
+"""Items that a thread takes at a time; with one by one, the queue costs as much as decoding an image."""
+IMAGES_PER_APPEND = 256
+"""Images that are added to a cache folder together."""
 IMAGES_AT_ONCE = 64
-"""Images that go into memory together."""
+"""Images that are copied into memory together."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Share = Callable[[int], range]
+"""Number of rows -> the consecutive rows that a process takes."""
 
 
 class TrainingLoader:
-    """Training batches of one split; pixels stay uint8 and unaugmented, see `cskt.data.images.augment`.
+    """Training batches of one split; pixels are uint8 and not augmented, see `cskt.data.images.augment`.
 
     Args:
         split: the training split; its identities are renumbered from 0, in ascending order of the file's numbers.
         tokenizer: encodes every caption once, here.
         data: batch size, captions per image, sampler, decoding threads, cache.
-        image_height, image_width: size of the images in pixels.
-        interpolation: filter that resizes them, see `cskt.data.images.resize`.
+        reader: decodes and resizes the images.
         seed: decides the order together with the epoch.
 
     Raises:
@@ -51,20 +63,11 @@ class TrainingLoader:
     """
 
     def __init__(
-        self,
-        split: Split,
-        tokenizer: Tokenizer,
-        data: DataConfig,
-        *,
-        image_height: int,
-        image_width: int,
-        seed: int,
-        interpolation: Interpolation = "bilinear",
-    ) -> None:
+        self, split: Split, tokenizer: Tokenizer, data: DataConfig, reader: ImageReader, *, seed: int
+    ) -> None:  # fmt: skip
         self._paths = split.image_paths
         self._data = data
-        self._size = (image_height, image_width)
-        self._interpolation = interpolation
+        self._reader = reader
         self._seed = seed
         log_caption_warnings(f"{split.dataset} {split.name}", tokenizer.warnings(split.captions))
         self._caption_ids = tokenizer(split.captions)
@@ -72,21 +75,22 @@ class TrainingLoader:
         self._image_ids = torch.tensor(split.caption_image_ids)
         pids, renumbered = np.unique(np.array(split.caption_pids, dtype=np.int64), return_inverse=True)
         self._pids = torch.from_numpy(renumbered.astype(np.int64))
-        self._kept: KeptImages | None = None
         self.num_identities = len(pids)
         self.num_pairs = len(self._pids)
         per_image = data.captions_per_image
         num_units = int((-(-torch.bincount(self._image_ids) // per_image)).sum())
         check_batch_size(data, num_units * per_image, self.num_identities)
         self._num_even_steps = -(-num_units * per_image // data.batch_size)
-        self._drawn: tuple[int, list[Tensor]] | None = None
-        """The last epoch asked for, and its batches: counting them should not draw them twice."""
+        self._drawn: tuple[int, list[Tensor]] = -1, []
+        """The epoch that was drawn last, and its batches: counting them should not draw them twice."""
 
     def epoch(self, epoch: int, start_step: int = 0, share: Share = range) -> Generator[Batch, None, None]:
-        """The batches of an epoch from `start_step` on; what lies before is not decoded.
+        """Yield the batches of an epoch from `start_step` on; those before it are not decoded.
 
         Args:
-            share: the number of images in a batch -> those that are decoded, never none; by default all.
+            epoch: from 0.
+            start_step: the first batch to yield.
+            share: the number of images in a batch -> those that are decoded, at least one; by default all.
 
         Raises:
             CsktError: an image is missing or damaged; names the file.
@@ -94,19 +98,19 @@ class TrainingLoader:
         batches = self._batches(epoch)[start_step:]
         image_ids = [self._image_ids[units[:, 0]] for units in batches]
         shares = [share(len(ids)) for ids in image_ids]
-        wanted = [ids[mine.start : mine.stop] for ids, mine in zip(image_ids, shares, strict=True)]
-        for units, ids, mine, images in zip(batches, image_ids, shares, self._read(wanted), strict=True):
+        wanted = [ids[own.start : own.stop] for ids, own in zip(image_ids, shares, strict=True)]
+        for units, ids, own, images in zip(batches, image_ids, shares, self._read(wanted), strict=True):
             pairs = units.flatten()
             yield Batch(
                 images=images,
                 caption_ids=self._caption_ids[pairs, : int(self._lengths[pairs].max())],
                 pids=self._pids[pairs],
                 image_ids=ids,
-                first_image=mine.start,
+                first_image=own.start,
             )
 
     def num_steps(self, epoch: int) -> int:
-        """Batches of an epoch; only those of the sampler `identity-released` differ from epoch to epoch."""
+        """Return the number of batches of an epoch; it differs between epochs with `identity-released` only."""
         if self._data.sampler == "identity-released":
             return len(self._batches(epoch))
         return self._num_even_steps
@@ -117,64 +121,59 @@ class TrainingLoader:
         return self.num_steps(0)
 
     def _batches(self, epoch: int) -> list[Tensor]:
-        """The batches of an epoch, each [B / k, k]: one unit per row, and in it the positions of its pairs."""
-        drawn = self._drawn
-        if drawn is None or drawn[0] != epoch:
+        """Return the batches of an epoch, each [B / k, k]: one unit per row, with the positions of its pairs."""
+        if self._drawn[0] != epoch:
             random = np.random.default_rng([self._seed, epoch])
             units = draw_units(self._image_ids.numpy(), self._data.captions_per_image, random)
             pids = self._pids.numpy()[units[:, 0]]
             batches = draw_batches(pids, self._data, self._num_even_steps, random)
-            drawn = self._drawn = epoch, [torch.from_numpy(units[batch]) for batch in batches]
-        return drawn[1]
+            self._drawn = epoch, [torch.from_numpy(units[batch]) for batch in batches]
+        return self._drawn[1]
 
     def _read(self, image_ids: Sequence[Tensor]) -> Iterator[Tensor]:
         if self._data.cache_images or self._data.cache_dir is not None:
-            yield from _gather_ahead(self._kept_images(), image_ids, self._data.num_workers)
+            yield from _gather_ahead(self._array, image_ids, self._data.num_workers)
             return
         # An image that occurs several times in a batch, once per caption, is decoded once.
         distinct = [torch.unique(ids, return_inverse=True) for ids in image_ids]
         wanted = [[self._paths[image_id] for image_id in ids.tolist()] for ids, _ in distinct]
-        decoded = _decode_ahead(
-            wanted, *self._size, self._data.num_workers,
-            interpolation=self._interpolation, apply_orientation=self._data.apply_orientation,
-        )  # fmt: skip
-        for images, (_, positions) in zip(decoded, distinct, strict=True):
+        for images, (_, positions) in zip(
+            _decode_ahead(self._reader, wanted, self._data.num_workers), distinct, strict=True
+        ):
             yield images[positions]
 
-    def _kept_images(self) -> KeptImages:
-        """All images of the split, read when they are first asked for; what changes on disk later is not seen."""
-        if self._kept is None:
-            data = self._data
-            if data.cache_dir is not None:
-                self._kept = cached_images(
-                    Path(data.cache_dir), self._paths, *self._size, data.num_workers,
-                    interpolation=self._interpolation, apply_orientation=data.apply_orientation,
-                )  # fmt: skip
-            else:
-                self._kept = _in_memory(
-                    self._paths, *self._size, data.num_workers,
-                    interpolation=self._interpolation, apply_orientation=data.apply_orientation,
-                )  # fmt: skip
-        return self._kept
+    @cached_property
+    def _array(self) -> ImageArray:
+        """All images of the split, read at the first use; later changes on disk are not seen."""
+        if self._data.cache_dir is not None:
+            return cached_images(Path(self._data.cache_dir), self._paths, self._reader, self._data.num_workers)
+        shape = (len(self._paths), 3, self._reader.height, self._reader.width)
+        with out_of_memory_errors("use data.cache_dir instead of data.cache_images"):
+            pixels = np.empty(shape, np.uint8)
+        logger.info("reading %d images into memory (%.1f GB)", shape[0], pixels.nbytes / 1e9)
+        starts = range(0, len(self._paths), IMAGES_AT_ONCE)
+        batches = [self._paths[start : start + IMAGES_AT_ONCE] for start in starts]
+        decoded = _decode_ahead(self._reader, batches, self._data.num_workers)
+        for start, images in zip(starts, decoded, strict=True):
+            pixels[start : start + IMAGES_AT_ONCE] = images.numpy()
+        return ImageArray(pixels, np.arange(len(self._paths)))
 
 
 def iter_images(
     sources: Sequence[Source],
-    height: int,
-    width: int,
+    reader: ImageReader,
     batch_size: int,
     num_workers: int,
-    *,
-    interpolation: Interpolation = "bilinear",
-    apply_orientation: bool = False,
     cache_dir: Path | None = None,
 ) -> Iterator[Tensor]:
-    """All images in order, [b, 3, H, W] uint8 with b = `batch_size` but for the last; read ahead in threads.
+    """Yield all images in order, [b, 3, H, W] uint8 with b = `batch_size` but for the last; threads read ahead.
 
     Args:
-        interpolation: filter that resizes them, see `cskt.data.images.resize`.
-        apply_orientation: turn them as their EXIF orientation says.
-        cache_dir: a folder as `cached_images` keeps it, for files; pictures and bytes are decoded all the same.
+        sources: files, PIL images or the bytes of files.
+        reader: decodes and resizes them.
+        batch_size: images per batch.
+        num_workers: threads; 0 reads in the calling thread.
+        cache_dir: folder of a cache, see `cached_images`; used only if all sources are files.
 
     Raises:
         CsktError: an image is missing or damaged; names the file.
@@ -183,52 +182,94 @@ def iter_images(
     starts = range(0, len(sources), batch_size)
     if cache_dir is None or len(paths) < len(sources):
         batches = [sources[start : start + batch_size] for start in starts]
-        return _decode_ahead(
-            batches, height, width, num_workers, interpolation=interpolation, apply_orientation=apply_orientation
-        )
-    kept = cached_images(
-        cache_dir, paths, height, width, num_workers, interpolation=interpolation, apply_orientation=apply_orientation
-    )
-    return _gather_ahead(kept, [torch.arange(len(kept))[start : start + batch_size] for start in starts], num_workers)
+        return _decode_ahead(reader, batches, num_workers)
+    array = cached_images(cache_dir, paths, reader, num_workers)
+    return _gather_ahead(array, [torch.arange(len(array))[start : start + batch_size] for start in starts], num_workers)
 
 
-def _decode_ahead(
-    batches: Sequence[Sequence[Source]],
-    height: int,
-    width: int,
-    num_workers: int,
-    *,
-    interpolation: Interpolation,
-    apply_orientation: bool,
-) -> Iterator[Tensor]:
-    def decode(source: Source) -> Tensor:
-        return read_image(source, height, width, interpolation, apply_orientation=apply_orientation)
+def cached_images(folder: Path, paths: Sequence[Path], reader: ImageReader, num_workers: int) -> ImageArray:
+    """Read image files through the cache in `folder`; those that it lacks are decoded and added.
 
-    for images in work_ahead(decode, batches, num_workers):
+    Every file is read and its SHA-256 computed each time: that costs a thirtieth of decoding it, and a file's size and
+    time do not show for certain that it is unchanged.
+
+    Args:
+        folder: of the cache; created if it does not exist.
+        paths: image files.
+        reader: decodes and resizes them; every reader has a folder of its own in the cache.
+        num_workers: threads; 0 reads in the calling thread.
+
+    Raises:
+        CsktError: an image is missing or damaged; names the file.
+        FileSystemError: the folder cannot be read or written.
+    """
+    store = PixelStore(folder, reader)
+    num_known = len(store.rows)
+
+    def read(path: Path) -> tuple[bytes, Tensor | None]:
+        data = read_bytes(path)
+        digest = hashlib.sha256(data).digest()
+        return digest, None if digest in store.rows else reader.read(data, name=str(path))
+
+    digests: list[bytes] = []
+    starts = range(0, len(paths), IMAGES_PER_APPEND)
+    for images in work_ahead(read, (paths[start : start + IMAGES_PER_APPEND] for start in starts), num_workers):
+        digests += [digest for digest, _ in images]
+        new = {digest: pixels for digest, pixels in images if pixels is not None}
+        if new and len(store.rows) == num_known:
+            logger.info("adding images to %s, which has %d", store.folder, num_known)
+        store.append(new)
+    if len(store.rows) > num_known:
+        logger.info("%s now has %d images", store.folder, len(store.rows))
+    return store.images(digests)
+
+
+def work_ahead(
+    work: Callable[[Item], Result], groups: Iterable[Sequence[Item]], num_workers: int
+) -> Iterator[list[Result]]:
+    """Yield the results of every group in order, while threads work on the groups after it.
+
+    Reading, hashing, decoding and resizing release Python's lock, so threads are as fast as processes here, start
+    at once on every system, and pass errors on unchanged. No thread outlives the iterator.
+
+    Args:
+        work: function of one item.
+        groups: items that are needed together.
+        num_workers: threads; 0 works in the calling thread, when the next group is requested.
+
+    Raises:
+        Exception: an error of `work`, at the group that it belongs to.
+    """
+
+    def task(items: Sequence[Item]) -> list[Result]:
+        return [work(item) for item in items]
+
+    if num_workers == 0:
+        yield from map(task, groups)
+        return
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="ahead")
+    pending: deque[list[Future[list[Result]]]] = deque()
+
+    def finish_oldest() -> list[Result]:
+        return [result for task in pending.popleft() for result in task.result()]
+
+    try:
+        for group in groups:
+            starts = range(0, len(group), ITEMS_PER_TASK)
+            pending.append([pool.submit(task, group[start : start + ITEMS_PER_TASK]) for start in starts])
+            if len(pending) > NUM_GROUPS_AHEAD:
+                yield finish_oldest()
+        while pending:
+            yield finish_oldest()
+    finally:  # also when the caller stops early or an item fails
+        pool.shutdown(cancel_futures=True)
+
+
+def _decode_ahead(reader: ImageReader, batches: Iterable[Sequence[Source]], num_workers: int) -> Iterator[Tensor]:
+    for images in work_ahead(reader.read, batches, num_workers):
         yield torch.stack(images)
 
 
-def _gather_ahead(kept: KeptImages, batches: Sequence[Tensor], num_workers: int) -> Iterator[Tensor]:
-    for (images,) in work_ahead(kept.__getitem__, ([positions] for positions in batches), num_workers):
+def _gather_ahead(array: ImageArray, batches: Sequence[Tensor], num_workers: int) -> Iterator[Tensor]:
+    for (images,) in work_ahead(array.__getitem__, ([positions] for positions in batches), num_workers):
         yield images
-
-
-def _in_memory(
-    paths: Sequence[Path],
-    height: int,
-    width: int,
-    num_workers: int,
-    *,
-    interpolation: Interpolation,
-    apply_orientation: bool,
-) -> KeptImages:
-    pixels = np.empty((len(paths), 3, height, width), np.uint8)
-    logger.info("reading %d images into memory (%.1f GB)", len(paths), pixels.nbytes / 1e9)
-    starts = range(0, len(paths), IMAGES_AT_ONCE)
-    batches = iter_images(
-        paths, height, width, IMAGES_AT_ONCE, num_workers,
-        interpolation=interpolation, apply_orientation=apply_orientation,
-    )  # fmt: skip
-    for start, images in zip(starts, batches, strict=True):
-        pixels[start : start + IMAGES_AT_ONCE] = images.numpy()
-    return KeptImages(pixels, np.arange(len(paths)))

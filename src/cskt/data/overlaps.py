@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import combinations
 from pathlib import Path
 
-from cskt.data.annotations import PUBLISHED_COUNTS, read_dataset
+from cskt.data.datasets import DATASETS, dataset_key, read_dataset
 from cskt.data.records import Record, Split
 from cskt.errors import CsktError
 
@@ -20,32 +20,31 @@ logger = logging.getLogger(__name__)
 NUM_NAMED = 3
 """Files or identities that a message names before it only counts."""
 NUM_THREADS = 8
-"""Threads that ask the file system about files, which takes long over a network."""
+"""Threads that look up files, which takes long over a network."""
 
 
 def read_separate_splits(name: str, root: Path, *, refuse: bool = True) -> dict[str, Split]:
     """Read a data set and check that its splits share no identity and no file, and its people no file.
 
-    Files are compared by path, and those of a data set of the user's also by what the file system says of them, so that
-    links and names that differ in case are seen through. Their content is not read; `check_dataset` reads it.
+    Files are compared by path, and those of a data set of the user's own also by device and inode, so that links and
+    names that differ in case are recognised. Their content is not read; `check_dataset` reads it.
 
     Args:
         name, root: as for `read_dataset`.
-        refuse: raise instead of logging a warning once. The three published data sets are never refused: what their
-            authors released counts as it is.
+        refuse: raise instead of logging a warning once. A published data set never raises: it is used as its authors
+            released it.
 
     Raises:
         CsktError: the annotation cannot be read, or `refuse` and something is shared; one line.
     """
     dataset = read_dataset(name, root)
-    published = any(split.dataset in PUBLISHED_COUNTS for split in dataset.values())
-    found = overlaps(dataset, path_keys(dataset) if published else file_keys(dataset))
+    is_published = bool(DATASETS[dataset_key(name)].published_counts)
+    found = overlaps(dataset, path_keys(dataset) if is_published else file_keys(dataset))
     if not found:
         return dataset
     more = f" (and {len(found) - 1} more findings)" if len(found) > 1 else ""
-    command = f"cskt data check {shlex.quote(str(root))}"
-    message = f"{root}: {found[0]}{more}; '{command}' lists all"
-    if refuse and not published:
+    message = f"{root}: {found[0]}{more}; 'cskt data check {shlex.quote(str(root))}' lists all"
+    if refuse and not is_published:
         raise CsktError(message)
     _warn_once(message)
     return dataset
@@ -57,29 +56,25 @@ def _warn_once(message: str) -> None:
 
 
 def path_keys(dataset: Mapping[str, Split]) -> dict[Path, Hashable]:
-    """Image path -> the same for every spelling of the path that needs no look at the file system."""
+    """Return a key for each image path, equal for two spellings of a path; the file system is not read."""
     return {path: _spelled(path) for split in dataset.values() for path in split.image_paths}
 
 
 def file_keys(dataset: Mapping[str, Split]) -> dict[Path, Hashable]:
-    """Image path -> the same for every path of the same file, links followed; the path where there is no file."""
-    paths = list({path for split in dataset.values() for path in split.image_paths})
+    """Return a key for each image path, equal for two paths of the same file; that of the path if there is no file."""
+    paths = list(path_keys(dataset))
     parts = [paths[start::NUM_THREADS] for start in range(NUM_THREADS)]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        keys = pool.map(lambda part: [_file_key(path) for path in part], parts)
-        return {
-            path: key
-            for part, of_part in zip(parts, keys, strict=True)
-            for path, key in zip(part, of_part, strict=True)
-        }
+        keys = pool.map(lambda part: {path: _file_key(path) for path in part}, parts)
+        return {path: key for part in keys for path, key in part.items()}
 
 
 def _file_key(path: Path) -> Hashable:
     try:
         state = path.stat()
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # no such file; a name that no file can have
         return _spelled(path)
-    # Some network file systems know no inode numbers. The size tells apart what others number alike.
+    # Some network file systems have no inode numbers, or give several files the same one of the same size.
     return (state.st_dev, state.st_ino, state.st_size) if state.st_ino else _spelled(path)
 
 
@@ -88,43 +83,42 @@ def _spelled(path: Path) -> str:
 
 
 def overlaps(dataset: Mapping[str, Split], keys: Mapping[Path, Hashable]) -> list[str]:
-    """Sentences on what is shared, with the remedy; empty if nothing is.
+    """Return a sentence, with the remedy, on each kind of thing that is shared.
 
     Args:
         dataset: splits by name.
         keys: image path -> equal for two paths exactly if they are to count as the same image.
     """
-    errors = []
+    return [*_shared_identities(dataset), *_shared_images(dataset, same_images(dataset, keys))]
+
+
+def _shared_identities(dataset: Mapping[str, Split]) -> Iterator[str]:
     for one, other in combinations(dataset.values(), 2):
-        shared = sorted(set(one.image_pids) & set(other.image_pids))
-        if shared:
-            errors.append(
+        if shared := sorted(set(one.image_pids) & set(other.image_pids)):
+            yield (
                 f"identities in both {one.name} and {other.name}: {len(shared)} ({some(shared)}); "
                 "number people apart and keep each in one split"
             )
-    groups = same_images(dataset, keys)
-    for one, other in combinations(dataset.values(), 2):
-        shared_images = [group for group in groups if {one.name, other.name} <= {record.split for record in group}]
-        if shared_images:
-            named = [_named(group, lambda record: record.split, (one.name, other.name)) for group in shared_images]
-            errors.append(
-                f"images in both {one.name} and {other.name}: {len(named)} ({some(named)}); keep each in one split"
-            )
-    of_two = [group for group in groups if len({record.pid for record in group}) > 1]
-    if of_two:
-        pids = [sorted({record.pid for record in group})[:2] for group in of_two]
-        named = [
-            f"{_named(group, lambda record: record.pid, two)} of {two[0]} and {two[1]}"
-            for group, two in zip(of_two, pids, strict=True)
-        ]
-        errors.append(
-            f"images under more than one identity: {len(named)} ({some(named)}); keep the record of the right person"
-        )
-    return errors
+
+
+def _shared_images(dataset: Mapping[str, Split], groups: Sequence[Sequence[Record]]) -> Iterator[str]:
+    for one, other in combinations(dataset, 2):
+        firsts = [{record.split: record for record in reversed(group)} for group in groups]
+        named = [names_of([first[one], first[other]]) for first in firsts if {one, other} <= first.keys()]
+        if named:
+            yield f"images in both {one} and {other}: {len(named)} ({some(named)}); keep each in one split"
+    named = []
+    for group in groups:
+        first_of = {record.pid: record for record in reversed(group)}
+        if len(first_of) > 1:
+            one_pid, other_pid = sorted(first_of)[:2]
+            named.append(f"{names_of([first_of[one_pid], first_of[other_pid]])} of {one_pid} and {other_pid}")
+    if named:
+        yield f"images under more than one identity: {len(named)} ({some(named)}); keep the record of the right person"
 
 
 def same_images(dataset: Mapping[str, Split], keys: Mapping[Path, Hashable]) -> list[list[Record]]:
-    """The records of each image that has more than one, in the order of the data set."""
+    """Return the records of each image that has more than one, in the order of the data set."""
     groups: dict[Hashable, list[Record]] = {}
     for split in dataset.values():
         for record in split.records:
@@ -133,17 +127,11 @@ def same_images(dataset: Mapping[str, Split], keys: Mapping[Path, Hashable]) -> 
 
 
 def names_of(records: Sequence[Record]) -> str:
-    """`a.jpg`, or `a.jpg = b.jpg` where the same image has two paths."""
-    paths = list(dict.fromkeys(record.image_path for record in records))
-    return " = ".join(str(path) for path in paths[:2])
+    """Return `a.jpg`, or `a.jpg = b.jpg` where the same image has two paths."""
+    return " = ".join(list(dict.fromkeys(str(record.image_path) for record in records))[:2])
 
 
 def some(items: Sequence[object]) -> str:
-    """The first few items, and how many more there are."""
+    """Return the first few items, and how many more there are."""
     named = ", ".join(str(item) for item in items[:NUM_NAMED])
     return named if len(items) <= NUM_NAMED else f"{named} and {len(items) - NUM_NAMED} more"
-
-
-def _named(group: Sequence[Record], of: Callable[[Record], object], values: Sequence[object]) -> str:
-    """The names of the first record of each value."""
-    return names_of([next(record for record in group if of(record) == value) for value in values])

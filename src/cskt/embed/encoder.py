@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from cskt.config import to_dict
 from cskt.config.types import Interpolation
-from cskt.data.images import Source, normalise, read_image
+from cskt.data.images import ImageReader, normalise
 from cskt.data.loading import iter_images
 from cskt.data.tokenizer import Tokenizer
 from cskt.device import DTYPES, exact_convolutions, pick_device, pick_precision
 from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
+from cskt.image_files.decode import Source
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
 from cskt.utils.progress import bar
@@ -144,7 +145,7 @@ class Encoder:
             CsktError: the image cannot be read; names it.
         """
         upright = self.apply_orientation if apply_orientation is None else apply_orientation
-        return read_image(source, *self.image_size, self.interpolation, apply_orientation=upright)
+        return ImageReader(*self.image_size, self.interpolation, upright).read(source)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Normalise pixels [B, 3, H, W] uint8 with the mean and standard deviation that the model was trained with.
@@ -175,11 +176,9 @@ class Encoder:
             raise CsktError("images is a single one; pass a list: [image]")
         if not isinstance(images, Tensor):
             sources = [Path(image) if isinstance(image, str) else image for image in images]
-            batches = iter_images(
-                sources, *size, self.batch_size, self.num_workers,
-                interpolation=self.interpolation, cache_dir=self.cache_dir,
-                apply_orientation=self.apply_orientation if apply_orientation is None else apply_orientation,
-            )  # fmt: skip
+            upright = self.apply_orientation if apply_orientation is None else apply_orientation
+            reader = ImageReader(*size, self.interpolation, upright)
+            batches = iter_images(sources, reader, self.batch_size, self.num_workers, self.cache_dir)
             return self._encode_batches(self._encode_pixels, batches, len(sources))
         if images.ndim != 4 or images.shape[1:] != (3, *size):
             raise CsktError(f"expected images [B, 3, {size[0]}, {size[1]}], found {list(images.shape)}")

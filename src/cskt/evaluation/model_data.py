@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cskt.config import RunConfig
-from cskt.data.annotations import dataset_key
+from cskt.data.datasets import dataset_key
 from cskt.data.overlaps import read_separate_splits
 from cskt.data.records import Split, find_split, select_splits
 from cskt.embed.model_paths import check_exists, run_config

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cskt.data.images import Source, resize
+from cskt.data.images import resize
 from cskt.data.sentences import check_sentence
 from cskt.embed import Encoder
 from cskt.errors import CsktError, UnknownCropError
@@ -43,6 +43,7 @@ from cskt.gallery.query import Query, encode_queries, query_warnings
 from cskt.gallery.state import VECTORS, Contents, check_model, open_store, state_of, undo_creation
 from cskt.gallery.stores.base import CropFacts, Facet, operator_errors
 from cskt.gallery.stores.row_checks import checked_thumbnail
+from cskt.image_files.decode import Source
 from cskt.types import Hit
 from cskt.utils.deprecation import warn_deprecated
 from cskt.utils.messages import nearest

@@ -16,8 +16,8 @@ from cskt.errors import CsktError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cskt.data.images import Source
     from cskt.embed import Encoder
+    from cskt.image_files.decode import Source
 
 SHORTEST_SUM = 1e-4
 """Below this length what is left of the parts is rounding, not direction."""

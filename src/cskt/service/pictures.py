@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cskt.data.images import decode_image, image_size
 from cskt.errors import CsktError
 from cskt.gallery.gallery import Gallery
+from cskt.image_files.decode import decode_image, image_size
 from cskt.service.errors import ServiceError
 from cskt.service.settings import ServiceSettings
 

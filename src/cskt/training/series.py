@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from cskt.config import DataConfig, RunConfig, completed_like, to_dict
-from cskt.data.annotations import read_dataset
+from cskt.data.datasets import read_dataset
 from cskt.data.records import select_splits
 from cskt.errors import CsktError
 from cskt.model.io.cache import locate, sha256_of, weights_sha256

@@ -13,6 +13,7 @@ import torch
 
 from cskt import __version__
 from cskt.config import RECORDED, RunConfig, evaluation_interpolation, flat_fields, value_of
+from cskt.data.images import ImageReader
 from cskt.data.loading import TrainingLoader
 from cskt.data.overlaps import read_separate_splits
 from cskt.data.records import Split, select_splits
@@ -135,10 +136,8 @@ def prepare(config: RunConfig, processes: Processes = ALONE, *, refuse_overlaps:
     drawn = config.data
     if config.trainable == "none":  # no batch is ever drawn, and a data set may be smaller than one
         drawn = dataclasses.replace(drawn, batch_size=1, captions_per_image=1, sampler="random")
-    loader = TrainingLoader(
-        train_split, built.tokenizer, drawn, image_height=height, image_width=width, seed=config.seed,
-        interpolation=config.backbone.interpolation,
-    )  # fmt: skip
+    reader = ImageReader(height, width, config.backbone.interpolation, config.data.apply_orientation)
+    loader = TrainingLoader(train_split, built.tokenizer, drawn, reader, seed=config.seed)
     log_caption_warnings(f"{val_split.dataset} {val_split.name}", built.tokenizer.warnings(val_split.captions))
     objective = Objective(config.loss, config.mlm, architecture, loader.num_identities)
     objective.initialise(torch.Generator().manual_seed(config.seed))

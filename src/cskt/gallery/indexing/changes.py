@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from cskt.data.images import Source
 from cskt.embed import Encoder
 from cskt.errors import CsktError
 from cskt.gallery.indexing.commits import IndexReport, Progress, brought_up, fill, in_the_way, restate
@@ -25,6 +24,7 @@ from cskt.gallery.manifest import Manifest, ModelSource
 from cskt.gallery.originals import original_path
 from cskt.gallery.state import Contents, open_store
 from cskt.gallery.stores.base import FileState, VectorStore
+from cskt.image_files.decode import Source
 from cskt.utils.paths import inside
 
 T = TypeVar("T")

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from cskt.config.types import Interpolation
-from cskt.data.ahead import work_ahead
-from cskt.data.images import Source
+from cskt.data.loading import work_ahead
 from cskt.embed import Encoder
 from cskt.errors import CsktError
 from cskt.gallery.columns import Value
 from cskt.gallery.indexing.files import ReadImage, bytes_of, digest, prepare
 from cskt.gallery.stores.base import Crop, CropFacts, FileState
+from cskt.image_files.decode import Source
 
 MOST_BATCH_BYTES = 64_000_000
 """Of the files of a batch, where they are in memory."""

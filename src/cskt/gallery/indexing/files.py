@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from cskt.config.types import Interpolation
-from cskt.data.images import Source, decode_image, read_bytes, resize
+from cskt.data.images import resize
 from cskt.errors import CsktError
+from cskt.image_files.decode import Source, decode_image, read_bytes
 from cskt.image_files.formats import suffixes
 
 SUFFIXES = suffixes()
@@ -74,7 +75,7 @@ def prepare(data: bytes, height: int, width: int, interpolation: Interpolation =
         interpolation: filter of the model's images; the thumbnail is drawn bilinear.
 
     Raises:
-        CsktError: it cannot be read; see `cskt.data.images.decode_image`.
+        CsktError: it cannot be read; see `cskt.image_files.decode.decode_image`.
     """
     pixels = decode_image(data, apply_orientation=True)
     return ReadImage(

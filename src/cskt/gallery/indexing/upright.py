@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from cskt.data.ahead import work_ahead
+from cskt.data.loading import work_ahead
 from cskt.gallery.indexing.commits import IndexReport, fill
 from cskt.gallery.indexing.encoding import Engine, Pending
 from cskt.gallery.originals import original_path

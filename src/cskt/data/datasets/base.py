@@ -1,0 +1,169 @@
+"""Registry of data sets, and the JSON list of records in which the published ones come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from cskt.data.records import SPLIT_NAMES, Record, SplitCounts
+from cskt.errors import CsktError, file_system_errors
+from cskt.utils.messages import nearest
+
+LARGEST_PID = 2**63 - 1
+"""Identities are stored as int64 tensors."""
+KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
+"""Type of a JSON value -> how a message calls it; all others are numbers."""
+
+
+@dataclass(frozen=True)
+class DatasetFormat:
+    """A data set that `read_dataset` knows by name; a subclass reads its annotation."""
+
+    name: str
+    """Lower case, with hyphens."""
+    remedy: str
+    """What to do about a missing annotation; the end of an error."""
+    folder: str = ""
+    """Folder of the data set under a common root; empty where the root is the data set's own folder."""
+    published_counts: Mapping[str, SplitCounts] = field(default_factory=dict)
+    """Size of each split in the data set's paper; empty for a data set of the user's own."""
+    withdrawn_counts: Mapping[str, SplitCounts] = field(default_factory=dict)
+    """Size of each split in a version that the authors withdrew and that still circulates."""
+
+    def read(self, folder: Path) -> list[Record]:
+        """Read all records below the data set's own folder.
+
+        Raises:
+            CsktError: the annotation is missing or malformed; names the file, the record and the remedy.
+        """
+        raise NotImplementedError
+
+
+DATASETS: dict[str, DatasetFormat] = {}
+"""Data sets by name; `register` adds one."""
+
+
+def register(dataset: DatasetFormat) -> DatasetFormat:
+    """Make a data set known to `read_dataset` and return it."""
+    DATASETS[dataset.name] = dataset
+    return dataset
+
+
+def dataset_key(name: str) -> str:
+    """Return the name under which a data set is registered; case and `_` for `-` do not matter.
+
+    Raises:
+        CsktError: there is no such data set; names the nearest one.
+    """
+    key = name.strip().lower().replace("_", "-")
+    if key not in DATASETS:
+        raise CsktError(f"unknown data set '{name}': {nearest(key, list(DATASETS))}")
+    return key
+
+
+def folders() -> dict[str, str]:
+    """Return the folder of each registered data set that has one under a common root."""
+    return {name: dataset.folder for name, dataset in DATASETS.items() if dataset.folder}
+
+
+@dataclass(frozen=True)
+class JsonListFormat(DatasetFormat):
+    """A JSON file with one list of records; images are in `imgs`. The format of the three published data sets."""
+
+    files: tuple[str, ...] = ()
+    """Names that the annotation may have; the first is the usual one."""
+    path_key: str = ""
+    """Field of a record with the path of its image."""
+
+    def read(self, folder: Path) -> list[Record]:
+        """Read all records below the data set's own folder; see `DatasetFormat.read`."""
+        candidates = [folder / name for name in self.files]
+        path = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if path is None:
+            raise CsktError(f"{candidates[0]}: no such file; {self.remedy}")
+        content = parse_json(read_annotation(path), str(path))
+        if not isinstance(content, list):
+            raise CsktError(f"{path}: expected a list of records at the top level, found {_kind(content)}")
+        if not content:
+            raise CsktError(f"{path}: holds no records; {self.remedy}")
+        records = []
+        for index, entry in enumerate(content):
+            where = f"{path}: record {index}"
+            split = entry.get("split") if isinstance(entry, dict) else ""
+            if isinstance(entry, dict) and split not in SPLIT_NAMES:
+                raise CsktError(f"{where} has {_value(entry, 'split')}; expected one of {', '.join(SPLIT_NAMES)}")
+            records.append(to_record(entry, where, folder / "imgs", str(split), path_key=self.path_key, pid_key="id"))
+        return records
+
+
+def read_annotation(path: Path) -> str:
+    """Return the text of an annotation file; a byte order mark, which some editors write, is left out."""
+    try:
+        with file_system_errors(path):
+            return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CsktError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse a JSON text; errors begin with `where`."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
+        raise CsktError(f"{where}: not JSON: {error.msg} at {place}; is the file complete?") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of nested brackets
+        raise CsktError(f"{where}: not JSON that can be read: {error}") from None
+
+
+def to_record(entry: Any, where: str, image_folder: Path, split: str, *, path_key: str, pid_key: str) -> Record:
+    """Check a parsed entry and return it as a record.
+
+    Args:
+        entry: any JSON value.
+        where: file and place in it; the start of an error.
+        image_folder: the folder that image paths are relative to.
+        split: train, val or test.
+        path_key, pid_key: fields with the path of the image and with the identity.
+
+    Raises:
+        CsktError: a field is missing or has a wrong value, or the path leaves the folder.
+    """
+    if not isinstance(entry, dict):
+        raise CsktError(f"{where} is {_kind(entry)}; expected an object with {pid_key}, {path_key} and captions")
+    pid = entry.get(pid_key)
+    if isinstance(pid, bool) or not isinstance(pid, int) or not 0 <= pid <= LARGEST_PID:
+        raise CsktError(f"{where} has {_value(entry, pid_key)}; expected a whole number from 0")
+    captions = entry.get("captions")
+    if not isinstance(captions, list) or not captions or not all(isinstance(item, str) for item in captions):
+        raise CsktError(f"{where} has {_value(entry, 'captions')}; expected a non-empty list of strings")
+    path = entry.get(path_key)
+    if not isinstance(path, str) or not path.strip():
+        raise CsktError(f"{where} has {_value(entry, path_key)}; expected the path of an image")
+    # Annotations made on Windows separate with backslashes; no published file name has one.
+    relative = PurePosixPath(path.replace("\\", "/"))
+    outside = relative.is_absolute() or ".." in relative.parts or PureWindowsPath(path).drive
+    if outside or any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in path):  # no file can have these
+        raise CsktError(f"{where} has {_value(entry, path_key)}; expected a path inside {image_folder}")
+    attributes = entry.get("attributes")
+    return Record(
+        pid=pid,
+        image_path=image_folder / relative,
+        captions=tuple(captions),
+        split=split,
+        attributes=attributes if isinstance(attributes, dict) else None,
+    )
+
+
+def _value(entry: dict[str, Any], key: str) -> str:
+    if key not in entry:
+        return f"no '{key}'"
+    written = repr(entry[key])
+    return f"'{key}' {written if len(written) <= 80 else written[:77] + '...'}"
+
+
+def _kind(value: Any) -> str:
+    return KINDS.get(type(value), "a number")
