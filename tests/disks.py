@@ -1,4 +1,4 @@
-"""Disks that fill up soon, and folders that close."""
+"""Small file systems and folders without write permission."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 @contextmanager
 def mounted(place: Path, kilobytes: int) -> Iterator[Path]:
-    """A disk of that size at a place, for the `with` block; without it the test is skipped where nobody may mount."""
+    """Mount a file system of a size in kB; skip the test if mounting is not allowed."""
     place.mkdir()
     options = ["-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
     if not hasattr(os, "geteuid") or os.geteuid():
@@ -27,13 +27,13 @@ def mounted(place: Path, kilobytes: int) -> Iterator[Path]:
 
 
 def enlarge(place: Path, megabytes: int) -> None:
-    """Make room on such a disk while it is in use."""
+    """Enlarge a mounted file system."""
     subprocess.run(["mount", "-o", f"remount,size={megabytes}m", str(place)], check=True)
 
 
 @contextmanager
 def another_user() -> Iterator[None]:
-    """Let this process be nobody in particular where it is root, who may do all."""
+    """Run the block as the user `nobody` if this process is root, which has all rights."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -46,7 +46,7 @@ def another_user() -> Iterator[None]:
 
 @contextmanager
 def without_rights(folder: Path) -> Iterator[None]:
-    """Let nobody write below a folder, not even root: this process is another user meanwhile."""
+    """Make everything below a folder read-only and run the block as another user than root."""
     everything = [folder, *folder.rglob("*")]
     modes = [path.stat().st_mode for path in everything]
     for path in everything:

@@ -1,4 +1,4 @@
-"""Another worker on the same folder."""
+"""A run folder claimed by another thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cskt.training.run_folder import claimed
 
 @contextmanager
 def claimed_elsewhere(folder: Path) -> Iterator[bool]:
-    """Another thread claims a folder; whether it got it."""
+    """Claim a folder in another thread; yield whether that succeeded."""
     answers: list[bool] = []
     asked, over = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""How often a fault is tried: a few times in `make test`; in `make test-faults` as docs/reliability.md says."""
+"""Numbers of tries of a fault: few in `make test-all`, those of docs/reliability.md in `make test-faults`."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ import random
 from pathlib import Path
 
 LONG = os.environ.get("CSKT_LONG_FAULTS") == "1"
-"""Whether this is the long part."""
+"""True in `make test-faults`."""
 SEED = int(os.environ.get("CSKT_FAULT_SEED", "1"))
 
 
 def tries(fast: int, long: int) -> int:
-    """How often a fault is tried in this part."""
+    """Return the number of tries."""
     return long if LONG else fast
 
 
 def chance(test: str) -> random.Random:
-    """Where and when a test strikes: the same in every run with one seed."""
+    """Return a generator for the choices of a test, the same in every run with one seed."""
     return random.Random(f"{SEED} {test}")
 
 
 def record(fault: str, *, tried: int, test: str) -> None:
-    """Note that a fault was tried so often and nothing was lost, which the test has seen before it calls this."""
+    """Record the tries of a fault after the test has checked that nothing was lost."""
     _note({"fault": fault, "tries": tried, "test": test})
 
 
 def record_failure(test: str) -> None:
-    """Note that a test has failed: something was lost, or may have been."""
+    """Record a failed test."""
     _note({"failed": test})
 
 
 def _note(fact: dict[str, str | int]) -> None:
-    """Into the file that $CSKT_FAULTS_JSON names; `fault_table.py` makes a table of it."""
+    """Append to the file $CSKT_FAULTS_JSON, from which `fault_table.py` makes a table."""
     if path := os.environ.get("CSKT_FAULTS_JSON"):
         with Path(path).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(fact) + "\n")

@@ -1,4 +1,4 @@
-"""Two runs of one training, held against each other bit by bit."""
+"""Comparison of two runs, bit by bit."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from cskt.model.io.tensors import load_plain
 from cskt.training.run_folder import read_events
 
 TIMINGS = ("seconds", "pairs_per_second", "waiting_share", "exchange_share", "peak_memory_bytes")
-"""What the clock says, and the memory."""
+"""Values of events that depend on the machine."""
 
 
 def story(folder: Path) -> list[dict[str, Any]]:
-    """The events of a run without what the clock says."""
+    """Return the events of a run without times and memory."""
     return [{key: value for key, value in event.items() if key not in TIMINGS} for event in read_events(folder)]
 
 
 def assert_equal(found: Any, expected: Any, place: str = "last.pt") -> None:
-    """Equal all the way down, tensors bit by bit."""
+    """Check that nested values are equal, tensors bit by bit."""
     if isinstance(expected, torch.Tensor):
         assert found.dtype == expected.dtype and torch.equal(found, expected), place
     elif isinstance(expected, dict):

@@ -58,6 +58,7 @@ runpy.run_module("benchmarks.gpu", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.slow
 def test_runs_with_torch_and_numpy_alone(tmp_path: Path) -> None:
     """A checkout, and no other package: neither pydantic nor an installation of cskt."""
     written = tmp_path / "gpu.json"
@@ -81,6 +82,7 @@ def test_runs_with_torch_and_numpy_alone(tmp_path: Path) -> None:
     assert [row["form"] for row in recorded] == [form.name for form in gpu_step.FORMS if form.graph]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wiring", ["ours", "released"])
 def test_operations_are_those_that_torch_counts(wiring: str) -> None:
     """Forward and backward apart, on shapes alone; what is left out of our count is below 0.2 % at 128 pairs."""

@@ -96,6 +96,7 @@ def test_the_table_counts_against_one_device() -> None:
     assert lines[2].split("|")[9].strip() == "100%"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo and torchrun on Windows are not tried")
 def test_processes_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "BATCH_SIZE", 4)

@@ -142,6 +142,7 @@ def test_calls_are_made_in_turn_after_a_round_that_does_not_count() -> None:
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
 def test_memory_is_the_peak_above_the_start() -> None:
     held = torch.ones(10_000_000)  # of the start, not of the work
@@ -160,6 +161,7 @@ def test_memory_of_another_process_is_its_last_line(tmp_path: Path, monkeypatch:
     assert measure.peak_memory("weighs", "6") == 42
 
 
+@pytest.mark.slow
 def test_table_is_made_in_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "given_table.py").write_text(
         "import os, torch\nfrom benchmarks.measure import Row\n"

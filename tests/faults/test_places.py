@@ -1,4 +1,4 @@
-"""Places that cannot be written, or no longer: one line, nothing lost, and it goes on once there is room again."""
+"""Training on a full disk, in a read-only folder, and without rights: one line, nothing lost, and it can resume."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ from fault_tries import record, tries
 from same_run import assert_same_run
 from tiny_run import quick_config
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights"),
+]
 
 NOBODY = 65534
 TRAINING = """
 import os, pathlib, sys, torch
 import torch.utils.tensorboard
-from cskt.cli import cli, run_report
-from cskt.training import engine
+from cskt.cli import main, run_report
+from cskt.training import loop
 
 torch.set_num_threads(1)
 config, folder, lost_at = sys.argv[1:]
-update, claimed, steps = engine.update, engine.claimed, [0]
+update, claimed, steps = loop.update, loop.claimed, [0]
 
 def become_another():
     if os.geteuid() == 0:  # may do all
@@ -50,8 +53,8 @@ def lose_and_claim(folder):
         become_another()
     return claimed(folder)
 
-engine.update, engine.claimed = update_and_lose, lose_and_claim
-sys.exit(cli.main(["train", "--config", config, "--output", folder]))
+loop.update, loop.claimed = update_and_lose, lose_and_claim
+sys.exit(main.main(["train", "--config", config, "--output", folder]))
 """.replace("NOBODY", str(NOBODY))
 
 
@@ -63,13 +66,13 @@ def config(dolls: Path, tiny_backbone: Path) -> RunConfig:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 400 kB."""
+    """A file system of 400 kB."""
     with mounted(tmp_path / "disk", 400) as place:
         yield place
 
 
-def test_a_disk_that_fills_up(config: RunConfig, small_disk: Path, tmp_path: Path) -> None:
-    """At several fillings the training ends in one line wherever it runs out of room, and goes on with more."""
+def test_full_disk(config: RunConfig, small_disk: Path, tmp_path: Path) -> None:
+    """Training ends with one line wherever the disk becomes full, and resumes with more space."""
     train(config, tmp_path / "whole")
     needed = sum(path.stat().st_blocks * 512 for path in (tmp_path / "whole").rglob("*"))
     assert needed > 200_000
@@ -101,9 +104,8 @@ def test_a_disk_that_fills_up(config: RunConfig, small_disk: Path, tmp_path: Pat
     record("disk full while training", tried=len(errors), test="tests/faults/test_places.py")
 
 
-def test_a_read_only_folder_and_rights_lost_while_training(config: RunConfig, tmp_path: Path) -> None:
-    """As another user, for root may do all."""
-    with tempfile.TemporaryDirectory() as open_to_all:  # pytest's own folders are closed to other users
+def test_read_only_folder_and_rights_removed_during_training(config: RunConfig, tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as open_to_all:  # other users cannot read pytest's folders
         Path(open_to_all).chmod(0o755)
         scratch = Path(shutil.copytree(config.data.root, Path(open_to_all) / "scratch"))
         backbone = Path(shutil.copy(config.backbone.name, scratch / "backbone.safetensors"))
