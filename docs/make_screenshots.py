@@ -38,7 +38,7 @@ PHONE = {"width": 390, "height": 844}
 
 @contextmanager
 def served(gallery: Gallery) -> Iterator[str]:
-    """The address of a gallery's page, as long as the block lasts."""
+    """Serve a gallery and yield the address of its page."""
     listener = listen("127.0.0.1", 0)
     app = create_app(gallery, ServiceSettings(keep_audit_log=False))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
@@ -51,7 +51,7 @@ def served(gallery: Gallery) -> Iterator[str]:
 
 @contextmanager
 def opened(browser: Browser, address: str, *, phone: bool = False, dark: bool = False, **search: str) -> Iterator[Page]:
-    """A page, with the crops of a search drawn if there is one."""
+    """Open the page in a browser and wait for the results of a search, if there is one."""
     context = browser.new_context(
         viewport=PHONE if phone else WIDE,  # type: ignore[arg-type]
         device_scale_factor=2 if phone else 1,
@@ -70,21 +70,21 @@ def opened(browser: Browser, address: str, *, phone: bool = False, dark: bool = 
 
 
 def mark(page: Page) -> None:
-    """Say of three crops whether they fit."""
+    """Mark three crops as right or wrong."""
     page.locator(".hit").first.focus()
     for key in ("r", "ArrowRight", "r", "ArrowRight", "w", "ArrowRight"):
         page.keyboard.press(key)
 
 
 def explain(page: Page, rank: int, word: str) -> None:
-    """Open a crop, and show where a word lies."""
+    """Open a crop and show the heat map of a word."""
     page.locator(".hit").nth(rank - 1).click()
     page.locator("#words .word", has_text=word).first.click()
     page.locator("#viewer-name").hover()
 
 
 def draw(browser: Browser, address: str, empty_address: str, folder: Path) -> None:
-    """Take every picture."""
+    """Take all screenshots."""
 
     def keep(page: Page, name: str) -> None:
         page.wait_for_timeout(300)  # pictures fade in
@@ -110,15 +110,15 @@ def draw(browser: Browser, address: str, empty_address: str, folder: Path) -> No
         page.wait_for_selector("#message h2")
         keep(page, "empty")
     with opened(browser, address) as page:
-        told = {"error": {"code": "busy", "message": "256 queries are waiting for the model; try again in 1 s"}}
-        page.route("**/api/search", lambda route: route.fulfill(status=503, body=json.dumps(told)))
+        answer = {"error": {"code": "busy", "message": "256 queries are waiting for the model; try again in 1 s"}}
+        page.route("**/api/search", lambda route: route.fulfill(status=503, body=json.dumps(answer)))
         page.locator("#sentence").fill(SENTENCE)
         page.wait_for_selector("#message h2")
         keep(page, "error")
 
 
 def main() -> None:
-    """Fill two galleries in a temporary folder, one with paper dolls, and draw."""
+    """Create two galleries in a temporary folder, one with generated pedestrians, and take the screenshots."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:

@@ -1,4 +1,4 @@
-"""Wrong shapes of a JSON file: what somebody may have damaged, or means ill with."""
+"""Invalid variants of a JSON file, corrupt or malicious."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VALUES: dict[str, Any] = {
 
 
 def fields(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The place of every value within; of a list, of its first two."""
+    """Yield the path of every value inside, and of the first two values of a list."""
     if path:
         yield path
     if isinstance(content, dict):
@@ -28,7 +28,7 @@ def fields(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 
 def with_value(content: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A copy with another value at a place."""
+    """Return a copy with another value at a path."""
     changed = copy.deepcopy(content)
     inner = changed
     for part in path[:-1]:
@@ -38,7 +38,7 @@ def with_value(content: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 def without(content: Any, path: tuple[Any, ...]) -> Any:
-    """A copy without the value at a place."""
+    """Return a copy without the value at a path."""
     changed = copy.deepcopy(content)
     inner = changed
     for part in path[:-1]:
@@ -48,7 +48,7 @@ def without(content: Any, path: tuple[Any, ...]) -> Any:
 
 
 def wrong_shapes(content: Any) -> Iterator[tuple[str, bytes]]:
-    """(what is done, text) for every field with every value, without it, and for texts that are no JSON at all."""
+    """Yield (description, bytes): every field with every value, without the field, and texts that are not JSON."""
     for path in fields(content):
         place = ".".join(map(str, path))
         for kind, value in VALUES.items():

@@ -1,4 +1,4 @@
-"""What the pages on security and dependencies say is what the files hold."""
+"""Documents on security and dependencies agree with the files that they describe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def normal(name: str) -> str:
-    """A package's name in its one form."""
+    """Return the normalised name of a package."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -21,7 +21,7 @@ def pinned() -> dict[str, str]:
 
 
 def wanted() -> dict[str, set[str]]:
-    """Extra, empty for the core -> packages that pyproject.toml asks for."""
+    """Extra (empty for the core) -> packages in pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lists = {"": project["dependencies"]} | project["optional-dependencies"]
     names = {extra: {normal(re.split(r"[^\w.-]", line)[0]) for line in lines} for extra, lines in lists.items()}

@@ -1,4 +1,4 @@
-"""Every JSON file that we read, in every wrong shape: it is taken or refused in one line that names it."""
+"""Invalid JSON files of every kind: accepted, or refused in one line that names the file."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def exported(folder: Path) -> Reader:
 
 
 def marker(folder: Path) -> Reader:
-    """What paper dolls were made with."""
+    """`paperdoll.json`, the settings of generated pedestrians."""
     made = make_dataset(folder, ids={"train": 1}, images_per_id=1, seed=1)
     path = made / "paperdoll.json"
     content = json.loads(path.read_text())
@@ -80,8 +80,8 @@ READERS: dict[str, Callable[[Path], Reader]] = {
 }  # fmt: skip
 
 
-def told(read: Callable[[], object], path: Path, kind: str) -> str:
-    """The one line that a reading is refused with; empty if the file was taken."""
+def refusal(read: Callable[[], object], path: Path, kind: str) -> str:
+    """Return the error message of one line, or an empty string if the file was accepted."""
     try:
         read()
     except ValueError as error:
@@ -94,14 +94,14 @@ def told(read: Callable[[], object], path: Path, kind: str) -> str:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_every_wrong_shape_is_taken_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
+def test_invalid_files_are_accepted_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
     path, content, read = READERS[name](tmp_path)
     path.write_text(json.dumps(content))
     read()
     num_refused = 0
     for kind, text in wrong_shapes(content):
         path.write_bytes(text)
-        line = told(read, path, kind)
+        line = refusal(read, path, kind)
         num_refused += bool(line)
         if kind in ("empty", "null", "five", "NaN", "infinity", "text", "a list", "not UTF-8", "cut", "deep lists"):
             assert line, kind
@@ -110,7 +110,7 @@ def test_every_wrong_shape_is_taken_or_refused_in_one_line(name: str, tmp_path: 
     assert num_refused > 100 or name == "paperdoll.json"
     path.unlink()
     path.mkdir()
-    assert told(read, path, "a folder") or name == "paperdoll.json"
+    assert refusal(read, path, "a folder") or name == "paperdoll.json"
 
 
 METADATA: dict[str, dict[str, Any]] = {
@@ -142,14 +142,14 @@ def test_metadata_of_our_safetensors_files(kind: str, tmp_path: Path) -> None:
         except UnicodeDecodeError:
             continue  # safetensors refuses it
         save_file({"x": torch.zeros(1)}, path, metadata={files.METADATA_KEY: written})
-        line = told(lambda: reader(path), path, what)
+        line = refusal(lambda: reader(path), path, what)
         assert bool(line) == (what != "as it was") or what.partition(" ")[0] not in ("kind", "version"), what
         for read in (files.kind_of, files.backbone_name_of):
-            told(lambda read=read: read(path), path, what)  # type: ignore[misc]
+            refusal(lambda read=read: read(path), path, what)  # type: ignore[misc]
 
 
 def test_flat_configs_and_configs_of_a_run(tmp_path: Path) -> None:
-    """YAML reads JSON, so the shapes are the same; reading one takes a while, so some of them are tried."""
+    """YAML contains JSON, so the same contents are used; only some, because reading YAML is slow."""
     readers: dict[str, Callable[[], object]] = {
         "configs.yaml": lambda: read_released_config(tmp_path),
         "config.yaml": lambda: load_config(tmp_path / "config.yaml"),
@@ -159,7 +159,7 @@ def test_flat_configs_and_configs_of_a_run(tmp_path: Path) -> None:
         shapes = list(wrong_shapes(content))
         for kind, text in [*shapes[:: len(shapes) // 25], *shapes[-21:]]:
             path.write_bytes(text[:5000] if "deep" in kind else text)
-            told(read, path, kind)
+            refusal(read, path, kind)
         path.unlink()
         path.mkdir()
-        assert told(read, path, "a folder")
+        assert refusal(read, path, "a folder")

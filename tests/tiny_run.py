@@ -1,4 +1,4 @@
-"""A CLIP of two thin blocks per tower, and recipes that train over it within a second."""
+"""A CLIP with two narrow blocks per tower, and recipes that train it within a second."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.files import save_backbone
 
 Configure = Callable[..., RunConfig]
-"""Changes and a recipe -> that recipe, made quick."""
+"""Takes overrides and a recipe; returns the quick config of the recipe."""
 HEIGHT, WIDTH = 32, 16
 ARCHITECTURE = ClipArchitecture(
     embed_dim=16, image_height=HEIGHT, image_width=WIDTH, patch_size=8, stride=8, vision_width=32, vision_layers=2,
@@ -25,18 +25,18 @@ QUICK: dict[str, Any] = {
     "data.batch_size": 8, "data.eval_batch_size": 5, "data.num_workers": 0, "loop.num_epochs": 1,
     "loop.log_period_steps": 1, "loop.evaluate_before": False,
 }  # fmt: skip
-"""Laid over a recipe. The rate is high enough to tell one step from the next."""
+"""Overrides of a recipe. The rate is high enough that every step changes the weights visibly."""
 
 
 def plain_clip(seed: int = 0) -> DualEncoder:
-    """The bare towers with random weights."""
+    """Return the towers with random weights, without method parts."""
     model = DualEncoder(ARCHITECTURE, PromptConfig(directions="none"), AdapterConfig(sides="none"), trainable="none")
     model.initialise_backbone(torch.Generator().manual_seed(seed))
     return model
 
 
 def write_backbone(path: Path, seed: int = 0) -> Path:
-    """A weight file of `plain_clip(seed)`."""
+    """Write the weights of `plain_clip(seed)`."""
     state = {name: value.detach() for name, value in plain_clip(seed).named_parameters()}
     save_backbone(path, state, ARCHITECTURE, facts={"seed": str(seed)})
     return path
@@ -45,7 +45,7 @@ def write_backbone(path: Path, seed: int = 0) -> Path:
 def quick_config(
     root: Path, backbone: Path, recipe: str = "cskt", changes: Mapping[str, Any] | None = None
 ) -> RunConfig:
-    """A recipe, made quick, over a data set in `root`; `changes` are dotted config keys."""
+    """Return the quick config of a recipe for a data set in `root`; `changes` maps dotted config keys to values."""
     settled = {
         "data.root": str(root), "backbone.name": str(backbone),
         "backbone.image_height": HEIGHT, "backbone.image_width": WIDTH,

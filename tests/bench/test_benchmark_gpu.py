@@ -1,4 +1,4 @@
-"""The device benchmark: it counts right, draws as published, and runs with torch and numpy alone."""
+"""Benchmark of a GPU: its counts, its captions, and running it with torch and numpy only."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ runpy.run_module("benchmarks.gpu", run_name="__main__", alter_sys=True)
 
 @pytest.mark.slow
 def test_runs_with_torch_and_numpy_alone(tmp_path: Path) -> None:
-    """A checkout, and no other package: neither pydantic nor an installation of cskt."""
+    """Environment with a checkout, without pydantic and without an installed cskt."""
     written = tmp_path / "gpu.json"
     arguments = "--device cpu --layers 1 --batch-size 4 --steps 1 --groups 1 --matrix-size 64 --forms float32 graph"
     command = [sys.executable, "-c", BARE, str(ROOT), *arguments.split(), "--json", str(written)]
@@ -84,8 +84,8 @@ def test_runs_with_torch_and_numpy_alone(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wiring", ["ours", "released"])
-def test_operations_are_those_that_torch_counts(wiring: str) -> None:
-    """Forward and backward apart, on shapes alone; what is left out of our count is below 0.2 % at 128 pairs."""
+def test_counted_operations_equal_those_of_torch(wiring: str) -> None:
+    """Forward and backward pass separately, on the meta device; our count leaves out less than 0.2 % at 128 pairs."""
     with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
         prompts, adapters = PromptConfig(), AdapterConfig()
         model: nn.Module = DualEncoder(VIT_B_16, prompts, adapters)
@@ -102,7 +102,7 @@ def test_operations_are_those_that_torch_counts(wiring: str) -> None:
     assert counter.get_total_flops() == pytest.approx(expected.total, rel=2e-3)
 
 
-def test_captions_are_as_long_as_published() -> None:
+def test_captions_have_the_published_lengths() -> None:
     """23.5 words on average and 96 in the longest of 80,412, at 1.5 tokens to a word with start and end."""
     tokens = gpu_step.draw_lengths(1_000_000, 1000, torch.Generator().manual_seed(0))
     assert float(tokens.double().mean()) == pytest.approx(2 + 1.5 * 23.5, abs=0.1)
@@ -116,8 +116,8 @@ def thin() -> DualEncoder:
     return gpu._random_model(THIN)
 
 
-def test_parts_hold_their_captions(thin: DualEncoder) -> None:
-    """No caption of any batch is cut, and its lengths are those that are counted."""
+def test_groups_contain_their_captions(thin: DualEncoder) -> None:
+    """No caption of a batch is cut, and the counted lengths are right."""
     batches = gpu._batches(thin, 12, 3)
     lengths = gpu_step.part_lengths(batches, 3)
     assert list(lengths) == sorted(lengths)
@@ -136,8 +136,8 @@ def first_steps(model: DualEncoder, form: gpu_step.Form) -> gpu.FirstSteps:
     return gpu.first_steps(step, batches, CPU)
 
 
-def test_forms_compute_the_same_in_float32(thin: DualEncoder) -> None:
-    """Parts, recomputation, the optimiser's kernel and the released wiring change rounding only."""
+def test_variants_agree_in_float32(thin: DualEncoder) -> None:
+    """Groups of captions, recomputation, fused AdamW and the released computation change rounding only."""
     forms = [dataclasses.replace(form, precision="fp32", frozen_bf16=False) for form in gpu_step.FORMS]
     runnable = [form for form in forms if not form.compiled and not form.graph]
     assert {(form.released, form.fused, form.parts, form.checkpointed) for form in runnable} == {
@@ -152,8 +152,8 @@ def test_forms_compute_the_same_in_float32(thin: DualEncoder) -> None:
         assert gpu._difference(ours.gradients, right.gradients) < 1e-4, form.name
 
 
-def test_first_gradients_are_the_loss_s(thin: DualEncoder) -> None:
-    """What the optimiser's first moment is taken for."""
+def test_first_gradients_are_those_of_the_loss(thin: DualEncoder) -> None:
+    """`first_gradients` reads the gradients from Adam's first moment."""
     batches = gpu._batches(thin, 8, 1)
     step = gpu_step.TrainingStep(thin, gpu_step.Form("float32", precision="fp32"), (69,), CPU)
     images, caption_ids, pids = next(gpu._inputs(batches, 1, CPU))
@@ -164,8 +164,8 @@ def test_first_gradients_are_the_loss_s(thin: DualEncoder) -> None:
     torch.testing.assert_close(step.first_gradients(), gradients, rtol=1e-4, atol=1e-7)
 
 
-def test_frozen_layers_in_bf16_are_what_autocast_makes_of_them(thin: DualEncoder) -> None:
-    """The same numbers to the last bit, since autocast would round the same weights."""
+def test_frozen_layers_in_bf16_equal_autocast(thin: DualEncoder) -> None:
+    """Bit-equal results, because autocast would round the same weights."""
     plain, held = (gpu_step.Form("", frozen_bf16=frozen_bf16) for frozen_bf16 in (False, True))
     ours, theirs = first_steps(thin, held), first_steps(thin, plain)
     assert ours.losses == theirs.losses
@@ -173,7 +173,7 @@ def test_frozen_layers_in_bf16_are_what_autocast_makes_of_them(thin: DualEncoder
 
 
 def test_a_wrong_result_fails(thin: DualEncoder) -> None:
-    """Beyond its bound, no number at all, or waiting for the device: each is said."""
+    """Values beyond their bound, NaN, and synchronisations are reported."""
     row = {"milliseconds": 10.0, "tflop": 1.0, "released_tflop": 2.0, "waits_for_device": []}
     gradients = torch.ones(4)
     right = gpu.FirstSteps([3.0, 2.0], gradients)
@@ -190,10 +190,10 @@ def test_a_wrong_result_fails(thin: DualEncoder) -> None:
     assert gpu.judged(row, 400.0, right, None)["mfu"] == pytest.approx(100 / 400)
 
 
-def test_a_form_that_breaks_leaves_the_others(
+def test_other_variants_run_after_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is reported with its reason, and the exit code says so."""
+    """The failure is reported with its reason and sets the exit code."""
 
     def measure(form: gpu_step.Form, *rest: object) -> tuple[dict[str, object], gpu.FirstSteps]:
         if form.fused:

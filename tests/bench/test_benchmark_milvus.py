@@ -1,4 +1,4 @@
-"""The plan for Milvus: its arithmetic on known inputs, what it measures, and the tables of the documentation."""
+"""Projection for Milvus: its arithmetic on known inputs, its measurements, and the tables in the documentation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GIVEN = Assumptions(segment_bytes=1e9, disk_segment_bytes=2e9, node_bytes=64e9, 
 
 
 def sizes_of(index: str, index_bytes: int = 2200, read_bytes: float = 1e6) -> list[IndexSize]:
-    """Four times as many vectors take twice as long; the larger is one whole segment of `ROW` and `GIVEN`."""
+    """Measurements in which four times as many vectors take twice as long; the larger size is a full segment."""
     small = IndexSize(index, 50_000, 50.0, 50_000 * index_bytes, 1e-3, 2e-3, read_bytes / 4, 1.0)
     return [small, IndexSize(index, 200_000, 200.0, 200_000 * index_bytes, 2e-3, 4e-3, read_bytes, 1.0)]
 
@@ -51,13 +51,13 @@ def test_a_hundred_million_crops_by_hand() -> None:
     assert plan(sizes_of("hnsw"), 10**9, ROW, GIVEN).shards == 16  # Milvus has no more
 
 
-def test_a_node_searches_no_faster_than_it_reads_its_memory() -> None:
+def test_memory_bandwidth_limits_a_node() -> None:
     found = plan(sizes_of("flat", read_bytes=400e6), 10_000_000, ROW, GIVEN)
     assert found.disk_bytes == 10e6 * 5000  # the index is the vectors
     assert found.p50_seconds == pytest.approx(50 * 400e6 / 100e9 + 5e-3)
 
 
-def test_vectors_that_the_index_does_not_hold_are_read_from_disk() -> None:
+def test_vectors_outside_the_index_are_read_from_disk() -> None:
     held, dropped = (plan(sizes_of("ivf_sq8", index_bytes=size), 10_000_000, ROW, GIVEN) for size in (2000, 1999))
     assert held.p50_seconds is not None and dropped.p50_seconds is not None
     assert dropped.p50_seconds - held.p50_seconds == pytest.approx(26 * 1e-4)
@@ -72,7 +72,7 @@ def test_diskann_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("power", "kept"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0), (1.5, 1.0), (-1.0, 0.0)])
-def test_growth_is_a_power_of_the_two_largest_sizes(power: float, kept: float) -> None:
+def test_growth_is_the_power_law_of_the_two_largest_sizes(power: float, kept: float) -> None:
     sizes = [replace(sizes_of("hnsw")[0], crops=crops, search_seconds=crops**power) for crops in (1000, 100, 10)]
     sizes[2] = replace(sizes[2], search_seconds=77)  # the smallest says nothing
     assert grown(sizes, lambda size: size.search_seconds, 4000) == pytest.approx(1000**power * 4**kept)
@@ -85,8 +85,8 @@ def test_more_memory_in_a_node_is_fewer_nodes_and_slower_searches() -> None:
 
 
 @pytest.mark.parametrize(("name", "least", "most"), [("flat", 2048, 2049), ("ivf_sq8", 520, 660), ("hnsw", 2180, 2200)])
-def test_measured_indexes_are_what_they_are_called(name: str, least: float, most: float) -> None:
-    """Bytes per crop: 4 D; D and a row number, and the middles of 128 cells; 4 D, 2 M links of 4 bytes, some above."""
+def test_measured_indexes_have_the_expected_sizes(name: str, least: float, most: float) -> None:
+    """Bytes per crop: 4 D; D, a row number and 128 centres; 4 D, 2 M links of 4 bytes, and upper layers."""
     found = milvus_sizes.measure_index(name, 2000, 10, 1)
     assert least <= found.index_bytes / 2000 <= most
     assert found.recall > 0.9 and (name != "flat" or found.recall == 1)
@@ -94,7 +94,7 @@ def test_measured_indexes_are_what_they_are_called(name: str, least: float, most
     assert found.build_core_seconds >= 0 and found.search_seconds > 0 and found.crowded_seconds > 0
 
 
-def test_a_measured_row_is_as_our_store_writes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measured_row_equals_that_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(milvus_plan, "WRITTEN", 100)
     row = milvus_plan.measured_row()
     assert (row.vector, row.thumbnail) == (4 * DIM, 4 * milvus_sizes.THUMBNAIL_BYTES // 3)  # base64
@@ -123,12 +123,12 @@ def test_measuring_and_projecting_again_give_one_plan(
 
 
 def tables_in(text: str) -> list[Sequence[str]]:
-    """Of Markdown, each with its lines."""
+    """Return the Markdown tables of a text, each as a list of lines."""
     blocks = "\n".join(line if line.startswith("|") else "" for line in text.splitlines()).split("\n\n")
     return [block.strip().splitlines() for block in blocks if block.strip()]
 
 
-def test_the_documentation_has_the_tables_of_the_kept_measurement(
+def test_the_documentation_has_the_tables_of_the_stored_measurement(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written = tables_in((ROOT / "docs" / "large-galleries.md").read_text(encoding="utf-8"))
@@ -138,7 +138,7 @@ def test_the_documentation_has_the_tables_of_the_kept_measurement(
         assert table in written
 
 
-def test_made_vectors_are_unit_and_the_same_each_time() -> None:
+def test_synthetic_vectors_are_unit_and_deterministic() -> None:
     crops, sentences = milvus_sizes.crops_of(200), milvus_sizes.sentences_of(50, 200)
     np.testing.assert_allclose(np.linalg.norm(crops, axis=1), 1, atol=1e-5)
     np.testing.assert_array_equal(crops, milvus_sizes.crops_of(200))

@@ -1,4 +1,4 @@
-"""The plan for many GPUs: its counts against closed forms, its formulas against figures worked out by hand."""
+"""Projection for many GPUs: counts compared with closed forms, formulas with values computed by hand."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_kernels_and_bytes_are_those_of_the_operations() -> None:
     assert counts.num_bytes == 4 * (12 + 20 + 15) + 4 * (15 + 15)
 
 
-def test_a_step_is_a_line_through_its_batches() -> None:
+def test_counts_are_linear_in_the_batch() -> None:
     step = scaling_plan.count_step("fine-tuning", ARCHITECTURE)
     assert step.gradient_bytes == 4 * sum(p.numel() for p in _model().parameters())
     with FlopCounterMode(display=False) as flops:
@@ -75,13 +75,13 @@ def test_devices_of_one_machine_and_of_three() -> None:
     assert far.adding_seconds == pytest.approx(near.adding_seconds + 2 * (2 / 3 * 20e6 / 10e9 + 2e-4))
 
 
-def test_launching_is_the_least_that_a_step_takes() -> None:
+def test_launching_kernels_limits_a_step() -> None:
     slow = dataclasses.replace(DEVICE, launch_seconds=1e-3)
     assert project(STEP, 1, 32, device=slow, links=LINKS).computing_seconds == 1.0
     assert project(STEP, 1, 32, device=DEVICE, links=LINKS, pair_seconds=0.5).computing_seconds == 16
 
 
-def test_a_timed_step_is_taken_from_the_benchmark_of_a_gpu(tmp_path: Path) -> None:
+def test_a_measured_step_is_read_from_the_gpu_benchmark(tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
     rows = [{"matrix_tflops": 1}, {"form": "eager", "pairs_per_step": 128, "milliseconds": 64.0}, {"form": "graph"}]
     path.write_text(json.dumps(rows), encoding="utf-8")
@@ -90,7 +90,7 @@ def test_a_timed_step_is_taken_from_the_benchmark_of_a_gpu(tmp_path: Path) -> No
         scaling_plan.timed_pair_seconds(path, "graph")
 
 
-def test_the_table_counts_against_one_device() -> None:
+def test_the_table_is_relative_to_one_device() -> None:
     lines = scaling_plan.plan_table(scaling_plan.projections(STEP)).splitlines()
     assert len(lines) == 2 + 5
     assert lines[2].split("|")[9].strip() == "100%"

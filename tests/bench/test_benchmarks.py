@@ -1,4 +1,4 @@
-"""The measurements measure what they say: the naive path is the same function, and the figures are right."""
+"""Measurements: the baseline computes the same function, and the numbers are right."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tiny_model(trainable: str = "added") -> DualEncoder:
 
 
 def pairs(count: int) -> train_step.Pairs:
-    """Captions of several lengths, one of which has words that fall away for the prompts, one of all 77 tokens."""
+    """Captions of several lengths: one loses words to the prompts, one has all 77 tokens."""
     generator = torch.Generator().manual_seed(4)
     caption_ids = torch.randint(1, START_ID, (count, 77), generator=generator)
     caption_ids[:, 0] = START_ID
@@ -48,20 +48,20 @@ def pairs(count: int) -> train_step.Pairs:
 
 
 def gradients(model: DualEncoder) -> dict[str, Tensor]:
-    """Of all that trains, taken off the parameters."""
+    """Return the gradients of all trained parameters and clear them."""
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return found
 
 
 def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Of the gradients of any parameter, relative to its own; those that are nothing but rounding aside."""
+    """Return the largest relative difference of a parameter's gradients, without gradients that are only rounding."""
     assert found.keys() == expected.keys()
     least = 1e-6 * max(gradient.norm() for gradient in expected.values())
     return max(float((found[name] - e).norm() / e.norm().clamp_min(least)) for name, e in expected.items())
 
 
-def test_naive_path_computes_our_features() -> None:
+def test_baseline_computes_our_features() -> None:
     model, (images, caption_ids, _) = tiny_model(), pairs(4)
     naive = NaiveEncoder.of(model)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_naive_path_computes_our_features() -> None:
 
 
 @pytest.mark.parametrize("trainable", ["added", "all"])
-def test_naive_path_computes_our_gradients(trainable: str) -> None:
+def test_baseline_computes_our_gradients(trainable: str) -> None:
     model, (images, caption_ids, _) = tiny_model(trainable).double(), pairs(4)
     weights = torch.randn(2, 4, ARCHITECTURE.embed_dim, generator=torch.Generator().manual_seed(6)).double()
     found = {}
@@ -82,7 +82,7 @@ def test_naive_path_computes_our_gradients(trainable: str) -> None:
     assert largest_difference(found["ours"], found["naive"]) < 1e-10
 
 
-def test_naive_path_shares_the_parameters_and_refuses_another_method() -> None:
+def test_baseline_shares_parameters_and_refuses_other_methods() -> None:
     model = tiny_model()
     ours = {id(parameter) for parameter in model.parameters()}
     assert {id(parameter) for parameter in NaiveEncoder.of(model).parameters()} == ours
@@ -90,7 +90,7 @@ def test_naive_path_shares_the_parameters_and_refuses_another_method() -> None:
         NaiveEncoder.of(model.bare())
 
 
-def test_every_measured_form_of_a_step_has_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_measured_steps_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_step, "PIECE", 2)
     model, batch = tiny_model(), pairs(4)
     train_step.FORMS["float32"](model)(batch)
@@ -109,7 +109,7 @@ def test_a_step_trains() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_drawn_captions_are_as_long_as_stated() -> None:
+def test_random_captions_have_the_stated_lengths() -> None:
     ids = towers.draw_captions(2000, torch.Generator().manual_seed(5))
     lengths = ids.argmax(dim=1) + 1
     assert (int(lengths.min()), int(lengths.max())) == (20, 60) and ids.shape[1] == 60
@@ -119,7 +119,7 @@ def test_drawn_captions_are_as_long_as_stated() -> None:
     assert (ids[:, 0] == START_ID).all() and ((ids == END_ID).sum(dim=1) == 1).all()
 
 
-def test_row_is_met_if_ratio_and_every_fact_are_as_asked() -> None:
+def test_a_row_meets_its_target_if_ratio_and_facts_do() -> None:
     facts: dict[str, float | int | str] = {"difference": 1e-6, "cosine": 0.9999}
     row = Row("work", "bf16", "naive", 3.0, 2.0, 1.5, facts, {"difference": 1e-5}, {"cosine": 0.999})
     assert row.ratio == 1.5 and row.met is True
@@ -135,7 +135,7 @@ def test_row_is_met_if_ratio_and_every_fact_are_as_asked() -> None:
         Row("work", "fp32", "naive", 1.0, 2.0, at_most={"differense": 1.0})
 
 
-def test_calls_are_made_in_turn_after_a_round_that_does_not_count() -> None:
+def test_calls_alternate_after_a_warm_up_round() -> None:
     made: list[str] = []
     seconds = measure.alternate({"a": lambda: made.append("a"), "b": lambda: made.append("b")}, repeats=2)
     assert made == ["a", "b"] * 3
@@ -175,7 +175,7 @@ def test_table_is_made_in_another_process(tmp_path: Path, monkeypatch: pytest.Mo
     assert row.facts == {"threads": 1, "quick": True}
 
 
-def test_memory_at_a_larger_batch_continues_the_line() -> None:
+def test_memory_is_extrapolated_linearly() -> None:
     assert train_step.line_at((8, 16, 32), [3.0, 4.0, 6.0], 128) == pytest.approx(18.0)
 
 
@@ -196,7 +196,7 @@ def test_growth_is_judged_by_its_exponent() -> None:
 
 
 def run_tables(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
-    """`python -m benchmarks` with one given row per table; the tables that were measured."""
+    """Run `python -m benchmarks` with one given row per table and return the names of the measured tables."""
     asked: list[str] = []
 
     def given(name: str, quick: bool, threads: int) -> list[Row]:

@@ -29,7 +29,7 @@ from cskt.model.io.files import save_backbone
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH, plain_clip
 
 SENTENCES = ["a woman in a red coat with a brown bag", "a man in blue jeans"]
-"""Queries whose answers `expected.json` holds."""
+"""Queries with their answers in `expected.json`."""
 
 
 def main(target: Path) -> None:
@@ -82,7 +82,7 @@ def _make(target: Path, root: Path) -> None:
 
 
 def _write_backbone(path: Path, root: Path) -> None:
-    """A random CLIP that holds the embeddings of the words of the data set alone, so that its file is small."""
+    """Return a random CLIP with the embeddings of the words of the data set only, so that its file is small."""
     dataset = read_dataset("cuhk-pedes", root)
     captions = [caption for split in dataset.values() for record in split.records for caption in record.captions]
     words = Tokenizer(77)([*captions, *SENTENCES, "a photo of a person"])

@@ -22,7 +22,7 @@ EXPECTED: dict[str, Any] = json.loads((FIXTURE / "expected.json").read_text(enco
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A copy of the files, with the gallery's model where the copy has it."""
+    """A copy of the files, with the path of the gallery's model changed to the copy."""
     copy = tmp_path / "v0_1_0"
     shutil.copytree(FIXTURE, copy)
     manifest = copy / "gallery" / "gallery.json"
