@@ -32,7 +32,7 @@ from torch import Tensor
 from cskt.gallery.columns import BUILT_IN, Kind
 from cskt.gallery.filters import parse_filter
 from cskt.gallery.stores.base import Crop, CropFacts
-from cskt.gallery.stores.lance.store import LanceStore, open_lance
+from cskt.gallery.stores.lance.lance_store import LanceStore, open_lance
 from cskt.service.batching import Batcher
 from cskt.types import Hit
 

@@ -31,7 +31,7 @@ from benchmarks.milvus_sizes import (
     measure_index,
     rows_written_per_second,
 )
-from cskt.gallery.stores.milvus.rows import to_row
+from cskt.gallery.stores.milvus.collection import to_row
 
 SIZES = (10_000, 40_000, 160_000)
 QUICK = (1000, 2000, 4000)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.milvus_sizes import FETCHED, IndexSize
-from cskt.gallery.stores.milvus.options import MOST_SHARDS
+from cskt.gallery.stores.milvus.address import MAX_SHARDS
 
 GB = 1e9
 
@@ -133,7 +133,7 @@ def diskann_plan(crops: int, row: Row, given: Assumptions) -> Plan:
 
 def _room(index: Index, crops: int, row: Row, given: Assumptions) -> Plan:
     """Return a plan without the times of the index."""
-    shards = min(MOST_SHARDS, math.ceil(crops * row.bytes / given.shard_bytes))
+    shards = min(MAX_SHARDS, math.ceil(crops * row.bytes / given.shard_bytes))
     # Each partition of each shard ends in a segment that is not full, and has one that grows.
     segments = math.ceil(crops * row.bytes / index.segment_bytes) + shards * given.partitions - 1
     growing = shards * given.partitions * given.growing_share * index.segment_bytes

@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from pymilvus.client.prepare import Prepare
 
 from cskt.gallery.stores.base import Crop, CropFacts
-from cskt.gallery.stores.milvus.options import Options
-from cskt.gallery.stores.milvus.rows import to_row
-from cskt.gallery.stores.milvus.server import FIELDS
+from cskt.gallery.stores.milvus.address import CollectionOptions
+from cskt.gallery.stores.milvus.collection import FIELDS, to_row
 
 DIM = 512
 K = 10
@@ -90,7 +89,7 @@ INDEXES = ("flat", "ivf_sq8", "hnsw")
 
 def empty_index(name: str) -> Any:
     """Return an untrained index of faiss with the default parameters of the option of this name."""
-    numbers = Options(index=name).build_numbers() | Options(index=name).search_numbers(FETCHED)
+    numbers = CollectionOptions(index=name).build_numbers() | CollectionOptions(index=name).search_numbers(FETCHED)
     if name == "flat":
         return faiss.IndexFlatIP(DIM)
     if name == "ivf_sq8":

@@ -17,7 +17,7 @@ import numpy as np
 
 from cskt.gallery.columns import Kind, Value
 from cskt.gallery.stores.base import Crop, CropFacts
-from cskt.gallery.stores.milvus.store import open_milvus
+from cskt.gallery.stores.milvus.milvus_store import open_milvus
 
 DIM = 8
 COLUMNS: Mapping[str, Kind] = {"camera": "text", "round": "number"}

@@ -419,7 +419,7 @@ def test_the_threshold_follows_its_file(gallery: Gallery) -> None:
 def test_a_stream_of_crops_is_tidied_up(gallery: Gallery, crops: Path) -> None:
     data = (crops / names(crops)[0]).read_bytes()
     monkey = pytest.MonkeyPatch()
-    monkey.setattr("cskt.gallery.stores.lance.store.MANY_FRAGMENTS", 4)
+    monkey.setattr("cskt.gallery.stores.lance.lance_store.MANY_FRAGMENTS", 4)
     for number in range(12):
         gallery.add([data], [f"live/{number}"])
     monkey.undo()

@@ -21,9 +21,8 @@ from cskt.gallery.stores.base import Crop
 from cskt.gallery.stores.exact_search import Matrix
 
 pytest.importorskip("lancedb")
-from cskt.gallery.stores.lance import search as lance_search
-from cskt.gallery.stores.lance import store as lance
-from cskt.gallery.stores.lance.store import LanceStore, open_lance
+from cskt.gallery.stores.lance import lance_store, versions
+from cskt.gallery.stores.lance.lance_store import LanceStore, open_lance
 
 DIM = 16
 WRITER = """
@@ -31,7 +30,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_store_conformance import crop
-from cskt.gallery.stores.lance.store import open_lance
+from cskt.gallery.stores.lance.lance_store import open_lance
 store = open_lance(Path(sys.argv[1]), 16, {})
 for number in range(10_000):
     store.add([crop(f"{kind}/{number}", number) for kind in ("even", "odd")])
@@ -171,26 +170,26 @@ def test_a_folder_that_cannot_be_written_is_searched(store: LanceStore, tmp_path
 
 def test_ties_beyond_what_is_read_at_once(store: LanceStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Candidates by the hundred are read in pieces, no further than they can matter."""
-    monkeypatch.setattr(lance_search, "MOST_FETCHED", 32)
+    monkeypatch.setattr(versions, "MAX_FETCHED", 32)
     shuffled = np.random.default_rng(0).permutation(300)
     crops = [crop(f"{number:03}", number, vector=coarse(number % 2)) for number in shuffled.tolist()]
     store.add([*crops, *some_crops(100, 1000)])
     assert_same_hits(store, [*crops, *some_crops(100, 1000)], np.stack([coarse(0), coarse(1), coarse(2)]), 7)
     read: list[int] = []
-    take = lance_search.Version.take
+    take = versions.Version.take
 
-    def counted(self: lance_search.Version, row_ids: np.ndarray) -> object:
+    def counted(self: versions.Version, row_ids: np.ndarray) -> object:
         read.append(len(row_ids))
         return take(self, row_ids)
 
-    monkeypatch.setattr(lance_search.Version, "take", counted)
+    monkeypatch.setattr(versions.Version, "take", counted)
     [found] = store.search(torch.from_numpy(coarse(0))[None], 7)
     assert names(found) == [f"{number:03}" for number in range(0, 14, 2)]
     assert max(read) <= 32 and 150 <= sum(read) < 400
 
 
 def test_tidying_up_keeps_what_a_search_may_still_read(store: LanceStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lance, "MANY_FRAGMENTS", 3)
+    monkeypatch.setattr(lance_store, "MANY_FRAGMENTS", 3)
     for each in some_crops(6):
         store.add([each])
     pinned = store._latest()  # as a search holds it while it runs
@@ -204,9 +203,9 @@ def test_tidying_up_keeps_what_a_search_may_still_read(store: LanceStore, monkey
 def test_versions_vanish_when_they_have_long_been_replaced(
     store: LanceStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(lance, "MANY_FRAGMENTS", 3)
-    monkeypatch.setattr(lance, "KEPT_FOR", timedelta(seconds=-10))  # as if an hour had passed
-    monkeypatch.setattr(lance, "TOLERANCE", timedelta(0))
+    monkeypatch.setattr(lance_store, "MANY_FRAGMENTS", 3)
+    monkeypatch.setattr(lance_store, "RETENTION", timedelta(seconds=-10))  # as if an hour had passed
+    monkeypatch.setattr(lance_store, "TOLERANCE", timedelta(0))
     for each in some_crops(6):
         store.add([each])
     store.compact()
@@ -218,13 +217,13 @@ def test_versions_vanish_when_they_have_long_been_replaced(
 def test_age_counts_from_when_a_version_was_replaced() -> None:
     hours = [9.0, 5.0, 0.5, 0.1]  # since each version was made; the second was still current half an hour ago
     versions = [{"timestamp": datetime.now() - timedelta(hours=each)} for each in hours]
-    age = lance._age_of_outdated(versions)
+    age = lance_store._age_of_outdated(versions)
     assert timedelta(hours=5) < age < timedelta(hours=9)
-    assert lance._age_of_outdated(versions[:1]) > timedelta(hours=9)
+    assert lance_store._age_of_outdated(versions[:1]) > timedelta(hours=9)
 
 
 def test_names_are_indexed_and_found_all_the_same(store: LanceStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lance, "INDEXED_FROM", 50)
+    monkeypatch.setattr(lance_store, "INDEXED_FROM", 50)
     store.add(some_crops(60))
     store.compact()
     assert [index.columns for index in store._writer.list_indices()] == [["image_id"]]

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cskt.gallery.stores import exact_search as matrix_module
-from cskt.gallery.stores import products
+from cskt.gallery.stores import exact_search
 from cskt.gallery.stores.exact_search import Candidates, Matrix
 
 DIM = 24
@@ -21,7 +20,7 @@ DIM = 24
 @pytest.fixture(params=["bfloat16", "float32"])
 def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to multiply, whichever is the faster here."""
-    monkeypatch.setattr(products, "native_bf16", lambda: request.param == "bfloat16")
+    monkeypatch.setattr(exact_search, "native_bf16", lambda: request.param == "bfloat16")
     return str(request.param)
 
 
@@ -74,7 +73,7 @@ def test_all_that_belong_are_candidates(
     product: str, num_queries: int, k: int, panel_scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many blocks are sifted at once."""
-    monkeypatch.setattr(matrix_module, "PANEL_SCORES", panel_scores)
+    monkeypatch.setattr(exact_search, "PANEL_SCORES", panel_scores)
     vectors, queries = random_vectors(200), random_vectors(num_queries, seed=1)
     for found, query in zip(filled(vectors).candidates(torch.from_numpy(queries), k), queries, strict=True):
         assert_nothing_is_missing(found, vectors, query, k)
@@ -209,7 +208,7 @@ def test_keys_must_rise() -> None:
 
 
 def test_many_queries_are_searched_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matrix_module, "MOST_COLLECTED", 500)
+    monkeypatch.setattr(exact_search, "MAX_COLLECTED", 500)
     vectors, queries = random_vectors(200), random_vectors(9, seed=1)
     for found, query in zip(filled(vectors).candidates(torch.from_numpy(queries), 150), queries, strict=True):
         assert_nothing_is_missing(found, vectors, query, 150)

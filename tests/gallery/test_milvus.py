@@ -20,10 +20,10 @@ from cskt.gallery.columns import BUILT_IN, Value
 from cskt.gallery.conditions import Comparison, Condition, Membership, Missing, Pattern
 from cskt.gallery.filters import parse_filter
 from cskt.gallery.stores.base import Crop, CropFacts
-from cskt.gallery.stores.milvus import store as milvus
-from cskt.gallery.stores.milvus.filters import compiled
-from cskt.gallery.stores.milvus.rows import to_row
-from cskt.gallery.stores.milvus.store import MilvusStore, drop_milvus, open_milvus
+from cskt.gallery.stores.milvus import milvus_store
+from cskt.gallery.stores.milvus.collection import to_row
+from cskt.gallery.stores.milvus.expressions import compiled
+from cskt.gallery.stores.milvus.milvus_store import MilvusStore, drop_milvus, open_milvus
 
 pytest.importorskip("milvus_lite")
 DIM = 8
@@ -151,7 +151,7 @@ def test_a_server_holds_several_galleries_for_several_clients(tmp_path: Path, mo
         store.close()
     server.stop(grace=0)
     database.close()
-    monkeypatch.setattr(milvus, "READ_SECONDS", 1.0)
+    monkeypatch.setattr(milvus_store, "READ_SECONDS", 1.0)
     for question in (other.count, other.files, lambda: other.get(["a"]), lambda: other.search(query(), 5)):
         asked = time.monotonic()
         with pytest.raises(StoreError, match=f"milvus://127.0.0.1:{port}/others: ") as refusal:
@@ -279,10 +279,10 @@ def test_ties_are_in_the_order_of_names_however_many_there_are(store: MilvusStor
 @pytest.mark.parametrize("most_hits", [16_384, 40])
 def test_search_ranks_as_float_vectors_do(store: MilvusStore, monkeypatch: pytest.MonkeyPatch, most_hits: int) -> None:
     """Also where the list is longer than Milvus' own may be, and where everything takes several requests."""
-    monkeypatch.setattr(milvus, "MOST_HITS", most_hits)
-    monkeypatch.setattr(milvus, "PAGE_ROWS", 37)
-    monkeypatch.setattr(milvus, "NAMED_ROWS", 11)
-    monkeypatch.setattr(milvus, "MESSAGE_BYTES", 1_000_000)
+    monkeypatch.setattr(milvus_store, "MAX_HITS", most_hits)
+    monkeypatch.setattr(milvus_store, "PAGE_ROWS", 37)
+    monkeypatch.setattr(milvus_store, "NAMED_ROWS", 11)
+    monkeypatch.setattr(milvus_store, "MESSAGE_BYTES", 1_000_000)
     crops = [crop(f"{number:03}", seed=number) for number in range(200)]
     store.add(crops)
     queries = torch.cat([query(1000), query(1001), -2 * query(1002)])
@@ -298,7 +298,7 @@ def test_search_ranks_as_float_vectors_do(store: MilvusStore, monkeypatch: pytes
 def test_compacting_changes_no_answer_and_a_reopened_file_gives_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(milvus, "MANY_ROWS", 1)
+    monkeypatch.setattr(milvus_store, "MANY_ROWS", 1)
     url = f"milvus:{tmp_path}/crops.db"
     store = open_milvus(url, DIM, COLUMNS)
     store.add([crop(f"{number:03}", {"frame": number}, seed=number) for number in range(50)])

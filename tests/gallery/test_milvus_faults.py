@@ -22,7 +22,7 @@ import replacing_process
 from pymilvus import MilvusException
 from replacing_process import COLUMNS, DIM, NUM_CROPS, crops_of
 
-from cskt.gallery.stores.milvus.store import MilvusStore, open_milvus
+from cskt.gallery.stores.milvus.milvus_store import MilvusStore, open_milvus
 
 NUM_KILLS = tries(2, 20)
 

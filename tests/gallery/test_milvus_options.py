@@ -8,15 +8,15 @@ import pytest
 
 pytest.importorskip("pymilvus")
 
-from cskt.gallery.stores.milvus.options import INDEXES, Options, read_options
-from cskt.gallery.stores.milvus.store import open_milvus
+from cskt.gallery.stores.milvus.address import INDEXES, CollectionOptions, read_options
+from cskt.gallery.stores.milvus.milvus_store import open_milvus
 
 SERVER = "milvus://localhost:19530/crops"
 
 
 def test_an_address_without_options_is_exact_and_sees_every_write() -> None:
     options = read_options(SERVER)
-    assert options == Options() == read_options(SERVER + "?")
+    assert options == CollectionOptions() == read_options(SERVER + "?")
     assert options.is_exact and options.consistency == "strong" and options.partition is None
     assert options.build_numbers() == options.search_numbers(1000) == {}
 
@@ -25,7 +25,7 @@ def test_options_are_read() -> None:
     options = read_options(
         SERVER + "?index=hnsw&m=32&ef=64&partition=camera&partitions=128&shards=4&consistency=bounded"
     )
-    assert options == Options("hnsw", {"m": 32, "ef": 64}, "camera", 128, 4, "bounded")
+    assert options == CollectionOptions("hnsw", {"m": 32, "ef": 64}, "camera", 128, 4, "bounded")
     assert not options.is_exact
     assert options.build_numbers() == {"M": 32, "efConstruction": 200}
 
@@ -64,7 +64,7 @@ def test_candidates_are_no_fewer_than_the_hits_that_are_asked_for(
         ("index=ivf_flat&nlist=8", "nprobe=16 cells of nlist=8; visit no more than there are"),
         ("index=ivf_flat&nprobe=129", "nprobe=129 cells of nlist=128"),
         ("shards=0", "shards=0; expected a whole number from 1 to 16"),
-        ("partitions=64", "name a column, too: partition=camera"),
+        ("partitions=64", "partitions=64 need a column; name one, too: partition=camera"),
         ("partition=camera&partitions=1025", "expected a whole number from 1 to 1,024"),
         ("partition=Track ID", "partition=Track ID is no column; metadata calls it track_id"),
         ("partition=width", "reserved name"),
@@ -96,4 +96,4 @@ def test_what_only_a_server_has_is_refused_for_a_file(tmp_path: Path, query: str
 def test_defaults_are_within_their_own_bounds() -> None:
     for name, index in INDEXES.items():
         for number in (*index.build.values(), *index.search.values()):
-            assert number.least <= number.default <= number.most, (name, number)
+            assert number.minimum <= number.default <= number.maximum, (name, number)

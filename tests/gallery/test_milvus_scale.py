@@ -21,9 +21,9 @@ from cskt.gallery.stores.base import Crop, CropFacts
 
 pytest.importorskip("milvus_lite")
 
-from cskt.gallery.stores.milvus import store as milvus
-from cskt.gallery.stores.milvus.filters import compiled, partition_of, partitions_of
-from cskt.gallery.stores.milvus.store import MilvusStore, open_milvus
+from cskt.gallery.stores.milvus import milvus_store
+from cskt.gallery.stores.milvus.expressions import compiled, partition_of, partitions_of
+from cskt.gallery.stores.milvus.milvus_store import MilvusStore, open_milvus
 
 DIM = 16
 
@@ -70,7 +70,7 @@ def test_an_index_is_built_with_its_numbers_and_searched_with_them(
     milvus_type: str,
 ) -> None:
     """Narrow searches miss crops, so the index is used; wide ones find nearly all; scores are exact in both."""
-    monkeypatch.setattr(milvus, "MANY_ROWS", 1000)
+    monkeypatch.setattr(milvus_store, "MANY_ROWS", 1000)
     crops, url = crops_of(1500), f"milvus:{tmp_path}/crops.db"
     store = open_milvus(f"{url}?{narrow}", DIM, {})
     store.add(crops)
@@ -193,7 +193,7 @@ def test_partitions_change_no_answer(
 def test_a_crop_that_changes_its_partition_leaves_nothing_behind(
     by_camera: MilvusStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(milvus, "MANY_ROWS", 1)
+    monkeypatch.setattr(milvus_store, "MANY_ROWS", 1)
     by_camera.delete(list(by_camera.files()))
     crops = crops_of(20, camera="c1", night=True)
     by_camera.add(crops)
@@ -295,7 +295,7 @@ def test_few_crops_are_sealed_by_the_server_when_it_sees_fit(
     server: str, calls: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A service adds a crop at a time; a server refuses more than one flush of a collection in 10 seconds."""
-    monkeypatch.setattr(milvus, "MANY_ROWS", 8)
+    monkeypatch.setattr(milvus_store, "MANY_ROWS", 8)
     store = open_milvus(server, DIM, COLUMNS)
     for each in crops_of(20):
         store.add([each])

@@ -32,14 +32,14 @@ Open: TypeAlias = Callable[[], VectorStore]
 
 def _open_lance(folder: Path, columns: Mapping[str, Kind]) -> VectorStore:
     pytest.importorskip("lancedb")
-    from cskt.gallery.stores.lance.store import open_lance
+    from cskt.gallery.stores.lance.lance_store import open_lance
 
     return open_lance(folder, DIM, columns)
 
 
 def _open_milvus(folder: Path, columns: Mapping[str, Kind]) -> VectorStore:
     pytest.importorskip("milvus_lite")
-    from cskt.gallery.stores.milvus.store import open_milvus
+    from cskt.gallery.stores.milvus.milvus_store import open_milvus
 
     return open_milvus(f"milvus:{folder}/crops.db", DIM, columns)
 

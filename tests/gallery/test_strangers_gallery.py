@@ -16,14 +16,14 @@ import pytest
 
 from cskt.cli import search as search_command
 from cskt.embed import Encoder
-from cskt.errors import CorruptRowError, StoreError
+from cskt.errors import CorruptRowError, FileSystemError, StoreError
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import MANIFEST, read_manifest
 from cskt.gallery.originals import ORIGINALS, UNSETTLED, original_path
 from cskt.gallery.state import drop_store, vectors_folder
-from cskt.gallery.stores.lance.rows import to_vectors
-from cskt.gallery.stores.lance.store import LOCK, TABLE
-from cskt.gallery.stores.row_checks import first_corrupt
+from cskt.gallery.stores.lance.lance_store import LOCK, TABLE
+from cskt.gallery.stores.lance.table import to_vectors
+from cskt.gallery.stores.row_checks import corrupt_vectors
 
 SENTENCE = "a woman in a red coat"
 
@@ -313,7 +313,7 @@ def test_a_folder_that_is_no_table_is_not_deleted(gallery: Gallery) -> None:
     shutil.rmtree(folder / f"{TABLE}.lance")
     (folder / f"{TABLE}.lance").mkdir()
     (folder / f"{TABLE}.lance" / "photo.jpg").write_bytes(b"mine")
-    with pytest.raises(OSError, match="not empty"):
+    with pytest.raises(FileSystemError, match="not empty"):
         drop_store(gallery.folder, gallery.manifest)
     assert (folder / f"{TABLE}.lance" / "photo.jpg").read_bytes() == b"mine"
 
@@ -413,16 +413,16 @@ def test_vectors_with_holes_keep_their_places() -> None:
     """LanceDB itself takes no NaN and no gap, but a file may hold them."""
     kind = pa.list_(pa.float32(), 2)
     fine = pa.array([[1, 0], [0, 1]], kind)
-    assert first_corrupt(to_vectors(pa.table({"vector": fine}))) is None
+    assert corrupt_vectors(to_vectors(pa.table({"vector": fine}))) == []
     for broken in ([None, 1], [float("nan"), 1], None, [float("inf"), 1], [1, -3e38]):
         for place in range(3):
             rows = [[1, 0], [0, 1]]
             rows.insert(place, broken)  # type: ignore[arg-type]
             table = pa.table({"vector": pa.chunked_array([pa.array(rows, kind), fine])})
             vectors = to_vectors(table)
-            assert vectors.shape == (5, 2) and first_corrupt(vectors) == place
+            assert vectors.shape == (5, 2) and corrupt_vectors(vectors) == [place]
     assert to_vectors(pa.table({"vector": pa.array([], kind)})).shape == (0, 2)
-    assert first_corrupt(np.empty((0, 2), np.float32)) is None
+    assert corrupt_vectors(np.empty((0, 2), np.float32)) == []
 
 
 def test_a_thumbnail_that_is_no_jpeg_is_refused(gallery: Gallery, encoder: Encoder) -> None:

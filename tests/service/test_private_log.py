@@ -136,7 +136,7 @@ def fail(error: Exception) -> Any:
         (KeyError(SECRET), "KeyError"),
         (RuntimeError(f"no field {SECRET}"), "RuntimeError"),
         (StoreError(f"lance error: cannot parse {SECRET}"), "it cannot be read or written"),
-        (StoreError(f"/g: damaged (LanceError(IO): {SECRET}); restore it"), "it is damaged"),
+        (StoreError(f"/g: corrupt (LanceError(IO): {SECRET}); restore it"), "it is corrupt"),
         (StoreError(f"milvus:/g/crops.db: {SECRET}: [Errno 28] No space left on device"), "No space left on device"),
         (NoAnswerError(f"milvus://10.0.0.7: cannot parse {SECRET}"), "its server gives no answer"),
         (PermissionError(errno.EACCES, "Permission denied", f"/images/{SECRET}.jpg"), "Permission denied"),

@@ -16,7 +16,7 @@ from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import MANIFEST
 from cskt.gallery.state import vectors_folder
-from cskt.gallery.stores.lance.store import TABLE
+from cskt.gallery.stores.lance.lance_store import TABLE
 
 
 def add_row(folder: Path, gallery: Gallery, **values: object) -> None:

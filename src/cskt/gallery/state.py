@@ -315,12 +315,12 @@ def open_store(folder: Path, manifest: Manifest, *, create: bool) -> VectorStore
         CsktError: it is missing, cannot be opened, does not fit the manifest, or its address is not understood.
     """
     if manifest.store == "lance":
-        from cskt.gallery.stores.lance.store import open_lance  # noqa: PLC0415  (a second to import)
+        from cskt.gallery.stores.lance.lance_store import open_lance  # noqa: PLC0415  (a second to import)
 
         return open_lance(vectors_folder(folder, manifest), manifest.embed_dim, manifest.columns, create=create)
     if manifest.store.startswith("milvus:"):
         require("milvus", "pymilvus")
-        from cskt.gallery.stores.milvus.store import open_milvus  # noqa: PLC0415  (a second to import, and an extra)
+        from cskt.gallery.stores.milvus.milvus_store import open_milvus  # noqa: PLC0415  (a second to import, and an extra)
 
         return open_milvus(
             manifest.store, manifest.embed_dim, manifest.columns, manifest.generation, create=create
@@ -337,11 +337,11 @@ def drop_store(folder: Path, manifest: Manifest) -> None:
         ValueError, OSError: something of them cannot be deleted, or is not what this program makes.
     """
     if manifest.store == "lance":
-        from cskt.gallery.stores.lance.store import drop_lance  # noqa: PLC0415  (as above)
+        from cskt.gallery.stores.lance.lance_store import drop_lance  # noqa: PLC0415  (as above)
 
         drop_lance(vectors_folder(folder, manifest))
     else:
-        from cskt.gallery.stores.milvus.store import drop_milvus  # noqa: PLC0415  (as above)
+        from cskt.gallery.stores.milvus.milvus_store import drop_milvus  # noqa: PLC0415  (as above)
 
         drop_milvus(manifest.store, manifest.generation)
 

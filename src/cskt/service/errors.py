@@ -141,7 +141,7 @@ def _reason(error: CsktError | OSError) -> str:
     """Return the cause of a store's error in fixed words: the error's message may quote the request."""
     text = str(error)
     found = (os.strerror(number) for number in errno.errorcode if os.strerror(number) in text)
-    kind = "it is damaged" if "damaged (" in text else "it cannot be read or written"
+    kind = "it is corrupt" if "corrupt (" in text else "it cannot be read or written"
     if isinstance(error, NoAnswerError):
         kind = "its server gives no answer"
     return next(found, f"{kind}; 'cskt search' on this machine shows more")

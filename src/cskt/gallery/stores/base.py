@@ -7,7 +7,8 @@ same tests against both.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -114,6 +115,29 @@ class Facet:
     minimum: Value | None = None
     maximum: Value | None = None
     """Range of numbers and times; None if no crop has a value."""
+
+    @classmethod
+    def of(cls, kind: Kind, counts: Counter[Value]) -> Facet:
+        """Return the facet of a column with these values (of numbers and times, the extreme ones suffice)."""
+        if kind in ("number", "time"):
+            return cls(kind, minimum=min(counts, default=None), maximum=max(counts, default=None))
+        if len(counts) > MAX_FACET_VALUES:
+            return cls(kind)
+        return cls(kind, values=tuple(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))))
+
+
+def score_counts(scores: Iterable[NDArray[np.float32]], edges: Sequence[float]) -> list[int]:
+    """Count scores between neighbouring edges, as `VectorStore.histogram` returns them.
+
+    Args:
+        scores: pieces [n] of all scores.
+        edges: see `VectorStore.histogram`.
+    """
+    counts = np.zeros(len(edges) - 1, np.int64)
+    for piece in scores:
+        interval = np.searchsorted(np.asarray(edges), piece, side="right") - 1
+        counts += np.bincount(interval.clip(0, len(counts) - 1), minlength=len(counts))
+    return counts.tolist()
 
 
 class VectorStore(Protocol):

@@ -1,10 +1,18 @@
-"""Which crops can be among the k best: all vectors in memory in bfloat16, with a proof that none is overlooked.
+"""Exact search over vectors in memory in bfloat16: the rows that can be among the k best, with a proof.
 
-A `Matrix` never changes; rows are added and removed by making a new one that shares the memory of the old, so that
-searches which run on the old one are not disturbed.
+**The bound.** Let v be a float32 vector, v' its bfloat16 rounding, q a query and q' the query as it is multiplied.
+The computed inner product is a = (1 + e) (q'.v' + f), where f comes from summing in float32 in any order,
+|f| <= D 2^-24 |q'| |v'| to first order (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and e
+from rounding the result to nearest: |e| <= 2^-8 in bfloat16, 0 in float32. With
 
-`products` says how far a computed score can be from the true one. Every row whose upper bound reaches the k-th largest
-lower bound is a candidate; no other can be among the k best or tie with them.
+    |q.v - q'.v'| <= |q.(v - v')| + |(q - q').v'| <= |q| |v - v'| + |q - q'| |v'|         (Cauchy-Schwarz)
+
+q.v lies within `slack` + `unit` |a| of a, where slack = |q| r + |q - q'| n + (D + 8) 2^-23 |q'| n, r is the largest
+|v - v'| of the rows in a block and n the largest |v'|, both measured when the block is filled, and unit is slightly
+above 2^-8. (Doubling D covers the second order; the 8 the rounding of bounds and final scores to float32.)
+
+Every row whose upper bound reaches the k-th largest lower bound is a candidate; no other row can be among the k best
+or tie with them.
 """
 
 from __future__ import annotations
@@ -19,48 +27,54 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cskt.gallery.stores.products import LEAST, Queries, products
+from cskt.device import native_bf16
 
 BLOCK_ROWS = 131_072
-"""Rows that are multiplied at once; also the step in which memory is taken."""
-LONGEST_GROUP = 64
-"""Neighbouring rows of which only the best is looked at until the threshold is known."""
+"""Rows that are multiplied at once; memory is allocated in the same step."""
+GROUP_LENGTH = 64
+"""Neighbouring rows whose scores are represented by their maximum until the threshold is known."""
 PANEL_SCORES = 2**21
-"""Scores that are sifted at once, if they come from several blocks."""
+"""Scores of several blocks that are filtered at once."""
 GATHERED_SHARE = 0.25
-"""Where fewer of a block's rows are searched, they are copied together first; else all are multiplied."""
-MOST_COLLECTED = 4_000_000
-"""Candidates of several queries held at once, 20 bytes each; beyond, the queries are searched in two halves."""
+"""If a smaller share of a block's rows is searched, they are copied before they are multiplied."""
+MAX_COLLECTED = 4_000_000
+"""Candidates of several queries in memory, 20 bytes each; above that, the queries are searched in two halves."""
+PIECE_ROWS = 2048
+"""Rows that are converted to float32 at once on a CPU without bfloat16 products; they fit into its cache."""
+LOWEST_SCORE = torch.finfo(torch.float32).min
+"""Below every score, above the -inf of rows that are not searched."""
+SUBNORMAL = 1e-30
+"""Covers the loss on processors that flush subnormal numbers to zero."""
 
 Selection: TypeAlias = Sequence[NDArray[np.bool_]]
-"""Per block, which rows are searched."""
+"""Mask of the searched rows, per block."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Rows that may be among the k best of one query, the most promising first."""
+    """Rows that may be among the k best of one query, the largest upper bound first."""
 
     keys: NDArray[np.int64]
     upper: NDArray[np.float32]
-    """No inner product is larger than this."""
+    """Upper bounds of their inner products."""
 
 
 @dataclass(frozen=True)
-class Block:
+class MatrixBlock:
     """Rows under rising keys: the first `len(alive)` of two buffers."""
 
     row_buffer: Tensor
-    """[block_rows, D] bfloat16; the system gives memory only to the part that has been written."""
+    """[block_rows, D] bfloat16; the operating system allocates only the part that has been written."""
     key_buffer: NDArray[np.int64]
     alive: NDArray[np.bool_]
-    """Removed rows stay until they are half of the block."""
+    """Removed rows stay in the buffers until they are half of the block."""
     rounding: float = 0.0
     """Largest distance of a vector from its rounded row."""
     norm: float = 0.0
     """Largest length of a rounded row."""
 
     @classmethod
-    def empty(cls, block_rows: int, dim: int) -> Block:
+    def empty(cls, block_rows: int, dim: int) -> MatrixBlock:
         rows = torch.empty((block_rows, dim), dtype=torch.bfloat16)
         return cls(rows, np.empty(block_rows, np.int64), np.empty(0, bool))
 
@@ -72,54 +86,68 @@ class Block:
     def keys(self) -> NDArray[np.int64]:
         return self.key_buffer[: len(self.alive)]
 
-    def filled(self, keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> Block:
-        """With more rows, written into the unused part of the same buffers."""
+    def filled(self, keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> MatrixBlock:
+        """Return this block with more rows, written into the unused part of the same buffers."""
         written = slice(len(self.alive), len(self.alive) + len(keys))
         self.key_buffer[written] = keys
         exact, rows = torch.tensor(vectors), self.row_buffer[written]
         rows.copy_(exact)
         rounded = rows.float()
+        norm = torch.linalg.vector_norm(rounded, dim=1).max().item()
+        rounding = torch.linalg.vector_norm(rounded.sub_(exact), dim=1).max().item()
         return replace(
             self,
             alive=np.concatenate([self.alive, np.ones(len(keys), bool)]),
-            norm=max(self.norm, _longest(rounded)),
-            rounding=max(self.rounding, _longest(rounded.sub_(exact))),
+            norm=max(self.norm, norm),
+            rounding=max(self.rounding, rounding),
         )
 
-    def rebuilt(self) -> Block:
-        """Of the living rows only, in buffers of its own; the measured bounds still hold."""
-        fresh = Block.empty(*self.row_buffer.shape)
-        kept = np.flatnonzero(self.alive)
-        fresh.row_buffer[: len(kept)] = self.rows[torch.from_numpy(kept)]
-        fresh.key_buffer[: len(kept)] = self.keys[kept]
-        return replace(fresh, alive=np.ones(len(kept), bool), rounding=self.rounding, norm=self.norm)
+    def rebuilt(self) -> MatrixBlock:
+        """Copy the rows that are not removed into new buffers; the measured bounds still hold."""
+        fresh = MatrixBlock.empty(*self.row_buffer.shape)
+        alive = np.flatnonzero(self.alive)
+        fresh.row_buffer[: len(alive)] = self.rows[torch.from_numpy(alive)]
+        fresh.key_buffer[: len(alive)] = self.keys[alive]
+        return replace(fresh, alive=np.ones(len(alive), bool), rounding=self.rounding, norm=self.norm)
+
+    def scores(self, wanted: NDArray[np.bool_], queries: Tensor) -> tuple[Tensor, NDArray[np.int64]]:
+        """Return scores [Q, n] and keys [n]; rows that are not wanted are missing, or score -inf."""
+        if wanted.sum() < GATHERED_SHARE * len(wanted):
+            places = np.flatnonzero(wanted)
+            return _products(self.rows[torch.from_numpy(places)], queries), self.keys[places]
+        scores = _products(self.rows, queries)
+        if not wanted.all():
+            scores.masked_fill_(torch.from_numpy(~wanted), -torch.inf)
+        return scores, self.keys
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Vectors under rising keys; immutable.
+    """Immutable vectors under rising keys.
 
-    New rows go into the shared buffers of the last block: of several extensions of one matrix only the last is valid.
+    A change makes a new matrix that shares the memory of the old one, so that running searches are not disturbed. New
+    rows are written into the shared buffers of the last block: of several extensions of one matrix only the last is
+    valid.
     """
 
     dim: int
     block_rows: int = BLOCK_ROWS
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[MatrixBlock, ...] = ()
 
     def __len__(self) -> int:
         return sum(int(block.alive.sum()) for block in self.blocks)
 
     def keys(self) -> NDArray[np.int64]:
-        """Keys of all rows, rising."""
+        """Return the keys of all rows, rising."""
         return np.concatenate([np.empty(0, np.int64), *(block.keys[block.alive] for block in self.blocks)])
 
     @property
     def last_key(self) -> int:
-        """No key is larger; -1 where there is none."""
+        """An upper bound of the keys; -1 if there is none."""
         return int(self.blocks[-1].keys[-1]) if self.blocks else -1
 
     def extended(self, keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> Matrix:
-        """This matrix with more rows at its end.
+        """Return this matrix with more rows at its end.
 
         Args:
             keys: [n], at least 0, rising, each above `last_key`.
@@ -131,70 +159,70 @@ class Matrix:
         start = 0
         while start < len(keys):
             if not blocks or len(blocks[-1].alive) == self.block_rows:
-                blocks.append(Block.empty(self.block_rows, self.dim))
+                blocks.append(MatrixBlock.empty(self.block_rows, self.dim))
             end = start + self.block_rows - len(blocks[-1].alive)
             blocks[-1] = blocks[-1].filled(keys[start:end], vectors[start:end])
             start = end
         return replace(self, blocks=tuple(blocks))
 
     def without(self, keys: NDArray[np.int64]) -> Matrix:
-        """This matrix without some rows; `keys` rise, and those that it does not hold are passed over."""
-        kept = []
+        """Return this matrix without some rows; `keys` rise, unknown ones are ignored."""
+        blocks = []
         for block in self.blocks:
             left = replace(block, alive=block.alive & ~_is_among(block.keys, keys))
             if left.alive.any():
-                kept.append(left.rebuilt() if 2 * left.alive.sum() <= len(left.alive) else left)
-        return replace(self, blocks=tuple(kept))
+                blocks.append(left.rebuilt() if 2 * left.alive.sum() <= len(left.alive) else left)
+        return replace(self, blocks=tuple(blocks))
 
     def select(self, keys: NDArray[np.int64]) -> Selection:
-        """The rows with these keys, for searching only them; `keys` rise."""
+        """Return the mask of the rows with these keys; `keys` rise."""
         return [block.alive & _is_among(block.keys, keys) for block in self.blocks]
 
     def scores(self, query: Tensor, selection: Selection | None = None) -> Iterator[NDArray[np.float32]]:
-        """Approximate inner products of a query [D] with the rows, a piece at a time."""
-        for panel in self._panels(Queries.prepared(query[None]), selection):
+        """Yield approximate inner products of a query [D] with the rows, in pieces."""
+        for panel in self._panels(_PreparedQueries.of(query[None]), selection):
             scores = panel.scores[0]
             yield scores[scores > -torch.inf].numpy()
 
     def candidates(self, queries: Tensor, k: int, selection: Selection | None = None) -> list[Candidates]:
-        """Every row that may be among the k rows with the largest inner product, ties included.
+        """Return every row that may be among the k rows with the largest inner product, ties included.
 
         Args:
             queries: [Q, D] float32, finite.
             k: at least 1.
-            selection: which rows to search; none for all.
+            selection: which rows to search; all if None.
 
         Returns:
             Per query, at least min(k, rows searched) rows.
         """
-        prepared = Queries.prepared(queries)
-        best = torch.full((len(queries), 0), -torch.inf)  # lower bounds of the most promising rows so far
-        least = torch.full((len(queries), 1), -torch.inf)  # the k-th of them: what an upper bound must reach
+        prepared = _PreparedQueries.of(queries)
+        best = torch.full((len(queries), 0), -torch.inf)  # the k largest lower bounds so far
+        threshold = torch.full((len(queries), 1), -torch.inf)  # the k-th of them, which upper bounds must reach
         collected = []
         num_collected = 0
         for panel in self._panels(prepared, selection):
             slack = prepared.slack(panel.rounding, panel.norm)
             best = _best_bounds(best, panel.scores, k, slack, prepared.unit)
             if best.shape[1] == k:
-                least = best[:, -1:]
-            query, column = _reaching(panel.scores, prepared.least_score(least, slack))
+                threshold = best[:, -1:]
+            query, column = _reaching(panel.scores, prepared.lowest_score(threshold, slack))
             score = panel.scores[query, column]
             upper = score + slack[query, 0] + prepared.unit * score.abs()
             collected.append((query.numpy(), panel.keys_of(column.numpy()), upper.numpy()))
             num_collected += len(query)
-            if len(queries) > 1 and num_collected > MOST_COLLECTED:
+            if len(queries) > 1 and num_collected > MAX_COLLECTED:
                 half = len(queries) // 2
                 return self.candidates(queries[:half], k, selection) + self.candidates(queries[half:], k, selection)
-        return _by_query(collected, least[:, 0].numpy())
+        return _by_query(collected, threshold[:, 0].numpy())
 
-    def _panels(self, queries: Queries, selection: Selection | None) -> Iterator[_Panel]:
-        """The scores of all blocks in which something is searched, as many at once as is sensible."""
+    def _panels(self, queries: _PreparedQueries, selection: Selection | None) -> Iterator[_Panel]:
+        """Yield the scores of all blocks with searched rows, of several small blocks at once."""
         masks = [block.alive for block in self.blocks] if selection is None else selection
-        parts: list[tuple[Tensor, NDArray[np.int64], Block]] = []
+        parts: list[tuple[Tensor, NDArray[np.int64], MatrixBlock]] = []
         size = 0
         for block, wanted in zip(self.blocks, masks, strict=True):
             if wanted.any():
-                parts.append((*_scored(block, wanted, queries.multiplied), block))
+                parts.append((*block.scores(wanted, queries.multiplied), block))
                 size += parts[-1][0].numel()
             if size >= PANEL_SCORES:
                 yield _Panel.joined(parts)
@@ -204,8 +232,42 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class _PreparedQueries:
+    """Queries as they are multiplied, and the quantities of the error bound; lengths are [Q, 1]."""
+
+    multiplied: Tensor
+    """[Q, D] bfloat16 or float32: the arithmetic of the product."""
+    norm: Tensor
+    multiplied_norm: Tensor
+    rounding: Tensor
+    unit: float
+
+    @classmethod
+    def of(cls, queries: Tensor) -> _PreparedQueries:
+        queries = queries.float()
+        native = native_bf16()
+        multiplied = queries.bfloat16() if native else queries
+        norm, multiplied_norm, rounding = (
+            torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+            for vectors in (queries, multiplied.float(), queries - multiplied.float())
+        )
+        return cls(multiplied, norm, multiplied_norm, rounding, unit=1.01 * 2**-8 if native else 0.0)
+
+    def slack(self, row_rounding: float, row_norm: float) -> Tensor:
+        """Return the constant part of the error bound, [Q, 1]; see the module."""
+        summing = (self.multiplied.shape[1] + 8) * 2**-23 * self.multiplied_norm * row_norm
+        return 1.001 * (self.norm * row_rounding + self.rounding * row_norm + summing) + SUBNORMAL
+
+    def lowest_score(self, bound: Tensor, slack: Tensor) -> Tensor:
+        """Return a score [Q, 1] slightly below the smallest computed one whose upper bound reaches `bound`."""
+        score = bound - slack
+        score = torch.where(score > 0, score / (1 + self.unit), score / (1 - self.unit))
+        return (score - 1e-6 * score.abs()).clamp(min=LOWEST_SCORE)
+
+
+@dataclass(frozen=True)
 class _Panel:
-    """Scores of some blocks side by side: each step that two processors share costs time of its own, however small."""
+    """Scores of some blocks side by side: each parallel step has a fixed cost, however few scores it handles."""
 
     scores: Tensor
     """[Q, n] float32; -inf for rows that are not searched."""
@@ -215,13 +277,13 @@ class _Panel:
     norm: float
 
     @classmethod
-    def joined(cls, parts: Sequence[tuple[Tensor, NDArray[np.int64], Block]]) -> _Panel:
+    def joined(cls, parts: Sequence[tuple[Tensor, NDArray[np.int64], MatrixBlock]]) -> _Panel:
         scores, keys, blocks = zip(*parts, strict=True)
         together = scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
         return cls(together.float(), keys, max(b.rounding for b in blocks), max(b.norm for b in blocks))
 
     def keys_of(self, columns: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Keys of some columns, without laying those of all columns side by side."""
+        """Return the keys of some columns, without concatenating those of all columns."""
         found = np.empty(len(columns), np.int64)
         start = 0
         for keys in self.keys:
@@ -231,43 +293,40 @@ class _Panel:
         return found
 
 
-def _scored(block: Block, wanted: NDArray[np.bool_], queries: Tensor) -> tuple[Tensor, NDArray[np.int64]]:
-    """Scores [Q, n] of a block's rows and their keys [n]; rows that are not wanted are left out, or score -inf."""
-    if wanted.sum() < GATHERED_SHARE * len(wanted):
-        places = np.flatnonzero(wanted)
-        return products(block.rows[torch.from_numpy(places)], queries), block.keys[places]
-    scores = products(block.rows, queries)
-    if not wanted.all():
-        scores.masked_fill_(torch.from_numpy(~wanted), -torch.inf)
-    return scores, block.keys
+def _products(rows: Tensor, queries: Tensor) -> Tensor:
+    """Return inner products [Q, n] of bfloat16 rows [n, D] with queries [Q, D], in the arithmetic of the queries."""
+    if queries.dtype == torch.bfloat16:
+        return queries @ rows.T
+    starts = range(0, len(rows), PIECE_ROWS)
+    return torch.cat([queries @ rows[start : start + PIECE_ROWS].float().T for start in starts], dim=1)
 
 
 def _best_bounds(best: Tensor, scores: Tensor, k: int, slack: Tensor, unit: float) -> Tensor:
-    """The k largest lower bounds that are known of each query, best first; fewer where fewer rows have been seen.
+    """Return the k largest known lower bounds of each query, best first; fewer if fewer rows were scored.
 
-    The maxima of groups stand in for the rows: k groups with a bound are k rows with it.
+    The maxima of groups represent the rows: k groups with a bound are k rows with it.
     """
-    group = LONGEST_GROUP
+    group = GROUP_LENGTH
     while group > 1 and scores.shape[1] < 4 * k * group:
         group //= 2
     maxima = _group_maxima(scores, group)
-    highest = maxima.topk(min(k, maxima.shape[1]), sorted=False).values.clamp(min=LEAST)  # 0 * inf has no value
+    highest = maxima.topk(min(k, maxima.shape[1]), sorted=False).values.clamp(min=LOWEST_SCORE)  # 0 * inf is NaN
     bounds = torch.cat([best, highest - slack - unit * highest.abs()], dim=1)
     return bounds.topk(min(k, bounds.shape[1])).values
 
 
-def _reaching(scores: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
-    """Places of the scores [Q, n] that reach their query's `least` [Q, 1]: numbers of query and column."""
-    query, group = (_group_maxima(scores, LONGEST_GROUP) >= least).nonzero(as_tuple=True)
-    column = group[:, None] * LONGEST_GROUP + torch.arange(LONGEST_GROUP)
+def _reaching(scores: Tensor, lowest: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (query, column) of the scores [Q, n] that reach their query's `lowest` [Q, 1]."""
+    query, group = (_group_maxima(scores, GROUP_LENGTH) >= lowest).nonzero(as_tuple=True)
+    column = group[:, None] * GROUP_LENGTH + torch.arange(GROUP_LENGTH)
     inside = column < scores.shape[1]
     column.clamp_(max=scores.shape[1] - 1)
-    hit, place = (inside & (scores[query[:, None], column] >= least[query])).nonzero(as_tuple=True)
+    hit, place = (inside & (scores[query[:, None], column] >= lowest[query])).nonzero(as_tuple=True)
     return query[hit], column[hit, place]
 
 
 def _group_maxima(scores: Tensor, group: int) -> Tensor:
-    """Largest of every `group` neighbours in the rows of [Q, n]; [Q, n / group, rounded up]."""
+    """Return the maximum of every `group` neighbours in the rows of [Q, n]: [Q, n / group, rounded up]."""
     num_whole = scores.shape[1] // group
     maxima = scores[:, : num_whole * group].reshape(len(scores), num_whole, group).amax(2)
     rest = scores[:, num_whole * group :]
@@ -276,29 +335,25 @@ def _group_maxima(scores: Tensor, group: int) -> Tensor:
 
 def _by_query(
     collected: Sequence[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]],
-    least: NDArray[np.float32],
+    threshold: NDArray[np.float32],
 ) -> list[Candidates]:
-    """What was collected as (query, key, upper bound), per query, without what the last threshold excludes."""
+    """Group (query, key, upper bound) by query, without those below the final threshold."""
     if not collected:
-        return [Candidates(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in least]
+        return [Candidates(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in threshold]
     query, keys, upper = (np.concatenate(column) for column in zip(*collected, strict=True))
-    reaching = upper >= least[query]
+    reaching = upper >= threshold[query]
     query, keys, upper = query[reaching], keys[reaching], upper[reaching]
     order = np.lexsort((-upper, query))
-    ends = np.searchsorted(query[order], np.arange(len(least) + 1))
+    ends = np.searchsorted(query[order], np.arange(len(threshold) + 1))
     parts = [order[start:end] for start, end in itertools.pairwise(ends)]
     return [Candidates(keys[part], upper[part]) for part in parts]
 
 
 def _is_among(keys: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of `keys` occur in `wanted`; both rise."""
+    """Return which of `keys` occur in `wanted`; both rise."""
     among = np.zeros(len(keys), bool)
     if len(keys):
         wanted = wanted[np.searchsorted(wanted, keys[0]) : np.searchsorted(wanted, keys[-1], side="right")]
         places = np.searchsorted(keys, wanted)
         among[places[keys[places] == wanted]] = True
     return among
-
-
-def _longest(vectors: Tensor) -> float:
-    return float(torch.linalg.vector_norm(vectors, dim=1).max())

@@ -1,13 +1,14 @@
-"""Rows of a store, checked when they are read: a gallery, and the rows in it, may come from somebody else.
+"""Checks of rows read from a store: a gallery may come from someone else.
 
-Names of crops and digests become paths, numbers become answers. So what comes out of a store obeys the same rules as
-what goes in, and a row that does not is an error that names it.
+Names of crops and digests become paths, and numbers become answers. Rows therefore obey the same rules when read as
+when written; one that does not is an error that names it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,84 +19,92 @@ from cskt.gallery.columns import LARGEST_WHOLE, Value
 from cskt.gallery.indexing.files import check_image_id
 from cskt.gallery.stores.base import CropFacts, FileState, check_sha256
 
-LARGEST_ENTRY = 1e6
+STATE_FIELDS = ("image_id", "num_bytes", "modified_ns", "sha256", "kept")
+"""Fields of a row that make a `FileState`, and its name."""
+FACT_FIELDS = (*STATE_FIELDS, "width", "height")
+"""Fields of a row that make `CropFacts`, besides the metadata columns."""
+MAX_ENTRY = 1e6
 """Largest number in a vector, whose length is 1; products of larger ones could be infinite."""
 JPEG_START = b"\xff\xd8\xff"
-LARGEST_THUMBNAIL = 1_000_000
-"""Bytes; those that this program makes have some 10,000."""
+MAX_THUMBNAIL_BYTES = 1_000_000
+"""Thumbnails that this program makes have some 10,000."""
 
 
-def checked_name(row: Mapping[str, object], place: Path | str) -> str:
-    """The name of a row's crop.
+@contextmanager
+def corrupt_row_errors(place: Path | str, row: object) -> Iterator[None]:
+    """Turn a CsktError of the block into a CorruptRowError.
 
     Args:
-        row: field -> value.
+        place: folder or address of the store.
+        row: name of the row, or a value of it.
+
+    Raises:
+        CorruptRowError: the block raised a CsktError.
+    """
+    try:
+        yield
+    except CsktError as error:
+        raise CorruptRowError(place, row, str(error)) from None
+
+
+def checked_name(name: object, place: Path | str) -> str:
+    """Return the name of a row's crop; the functions below take `place` as this one does.
+
+    Args:
+        name: its field `image_id`.
         place: folder or address of the store, for the error.
 
     Raises:
-        CorruptRowError: it is none.
+        CorruptRowError: it is not the name of a crop.
     """
-    name = row["image_id"]
-    try:
+    with corrupt_row_errors(place, name):
         if not isinstance(name, str):
             raise CsktError("'image_id' must be text")
         return check_image_id(name)
-    except ValueError as error:
-        raise CorruptRowError(place, name, str(error)) from None
 
 
 def checked_state(row: Mapping[str, object], place: Path | str) -> tuple[str, FileState]:
-    """Name and file state of a row's crop.
+    """Return the name and the file state of a row's crop.
 
     Raises:
-        CorruptRowError: one of the fields is not what this program writes there.
+        CorruptRowError: a field has a value that this program does not write.
     """
-    name = checked_name(row, place)
-    try:
+    name = checked_name(row["image_id"], place)
+    with corrupt_row_errors(place, name):
         modified_ns, sha256, kept = row["modified_ns"], row["sha256"], row["kept"]
-        if not isinstance(sha256, str):
-            raise CsktError("'sha256' must be text")
         if not isinstance(kept, bool | np.bool_):
             raise CsktError("'kept' must be true or false")
         if isinstance(modified_ns, bool) or not isinstance(modified_ns, int):
             raise CsktError("'modified_ns' must be a whole number")
-        return name, FileState(_whole(row, "num_bytes"), modified_ns, _digest(sha256), bool(kept))
-    except ValueError as error:
-        raise CorruptRowError(place, name, str(error)) from None
+        try:
+            digest = check_sha256(sha256 if isinstance(sha256, str) else "")
+        except CsktError as error:
+            raise CsktError(f"'sha256' {error}, got {SHORT.repr(sha256)}") from None
+        return name, FileState(_whole(row, "num_bytes"), modified_ns, digest, bool(kept))
 
 
 def checked_facts(row: Mapping[str, object], metadata: Mapping[str, object], place: Path | str) -> CropFacts:
-    """All facts of a row's crop.
+    """Return all facts of a row's crop.
 
     Args:
         row: field -> value.
-        metadata: column -> value, without those that have none.
-        place: folder or address of the store, for the error.
+        metadata: column -> value, without missing values.
 
     Raises:
-        CorruptRowError: see `checked_state`; or a value of the metadata is of no kind that a column has.
+        CorruptRowError: as in `checked_state`; or a metadata value has a type that no column has.
     """
     name, state = checked_state(row, place)
-    try:
-        return CropFacts(
-            image_id=name,
-            width=_whole(row, "width"),
-            height=_whole(row, "height"),
-            num_bytes=state.num_bytes,
-            modified_ns=state.modified_ns,
-            sha256=state.sha256,
-            kept=state.kept,
-            metadata={column: plain(value, column) for column, value in metadata.items()},
-        )
-    except ValueError as error:
-        raise CorruptRowError(place, name, str(error)) from None
+    with corrupt_row_errors(place, name):
+        values = {column: checked_value(value, column) for column, value in metadata.items()}
+        size = _whole(row, "width"), _whole(row, "height")
+        return CropFacts(name, *size, state.num_bytes, state.modified_ns, state.sha256, state.kept, values)
 
 
-def plain(value: object, column: str) -> Value:
-    """A value of metadata; a float that stands for a whole number as that number.
+def checked_value(value: object, column: str) -> Value:
+    """Return a metadata value; a float without a fraction as a whole number.
 
     Raises:
-        CsktError: it is neither text, a finite number nor a truth value.
+        CsktError: it is not text, a finite number or a truth value.
     """
     if isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST_WHOLE:
         return int(value)
@@ -104,37 +113,28 @@ def plain(value: object, column: str) -> Value:
     return value
 
 
-def first_corrupt(vectors: NDArray[np.float32]) -> int | None:
-    """The first of [n, D] vectors that holds something else than numbers of bearable size; none if all are fine."""
+def corrupt_vectors(vectors: NDArray[np.float32]) -> list[int]:
+    """Return the indices of those of [n, D] vectors that have NaN or an entry beyond `MAX_ENTRY`."""
     # Two passes without a copy; NaN fails both comparisons.
-    if not len(vectors) or (vectors.min() >= -LARGEST_ENTRY and vectors.max() <= LARGEST_ENTRY):
-        return None
-    fine = (np.abs(vectors) <= LARGEST_ENTRY).all(axis=1)
-    return int(np.argmin(fine))
+    if not len(vectors) or (vectors.min() >= -MAX_ENTRY and vectors.max() <= MAX_ENTRY):
+        return []
+    return np.flatnonzero(~(np.abs(vectors) <= MAX_ENTRY).all(axis=1)).tolist()
 
 
 def checked_thumbnail(image_id: str, thumbnail: object, place: Path | str) -> bytes:
-    """A crop's thumbnail, which is sent as JPEG.
+    """Return a crop's thumbnail, which is sent as JPEG.
 
     Raises:
-        CorruptRowError: it is no JPEG of bearable size.
+        CorruptRowError: it is not a JPEG of at most `MAX_THUMBNAIL_BYTES`.
     """
-    if isinstance(thumbnail, bytes) and thumbnail.startswith(JPEG_START) and len(thumbnail) <= LARGEST_THUMBNAIL:
+    if isinstance(thumbnail, bytes) and thumbnail.startswith(JPEG_START) and len(thumbnail) <= MAX_THUMBNAIL_BYTES:
         return thumbnail
     raise CorruptRowError(place, image_id, "its thumbnail is no small JPEG")
 
 
-def _digest(sha256: str) -> str:
-    try:
-        return check_sha256(sha256)
-    except ValueError as error:
-        raise CsktError(f"'sha256' {error}, got {SHORT.repr(sha256)}") from None
-
-
 def _whole(row: Mapping[str, object], field: str) -> int:
     value = row[field]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST_WHOLE:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= LARGEST_WHOLE or value != int(value):  # type: ignore[operator, call-overload]
         raise CsktError(f"'{field}' must be a whole number, got {SHORT.repr(value)}")
-    if value != int(value):
-        raise CsktError(f"'{field}' must be a whole number, got {value}")
-    return int(value)
+    return int(value)  # type: ignore[call-overload]

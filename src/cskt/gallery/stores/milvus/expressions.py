@@ -1,16 +1,16 @@
 """Conditions as Milvus' boolean expressions.
 
-Three things differ between Milvus' versions and milvus-lite, so nothing here depends on them:
+Milvus' versions and milvus-lite differ in three points, so no expression depends on them:
 
-- whether `!=` holds where a key is missing: each negated leaf asks for the key too;
-- what a backslash means in a LIKE pattern, and where an escaped `_` or `%` is understood: LIKE looks at a copy of
-  the text in which these characters, and the line feed, have changed places with four of the private use area;
-- whether `in` takes a key of the dynamic field: it is written as a chain of comparisons.
+- whether `!=` is true if a key is missing: each negated leaf also requires the key;
+- the meaning of a backslash in a LIKE pattern, and where an escaped `_` or `%` is understood: LIKE compares a copy of
+  the text in which these characters, and the line feed, are exchanged with four of the private use area;
+- whether `in` accepts a key of the dynamic field: it is written as a chain of comparisons.
 
 Numbers are written and stored as floats.
 
-Milvus leaves partitions out of a search only where the expression names the field that it partitions by, which has to
-be a text and cannot be missing; so a copy of the column is that field, and `compiled` names it where that is possible.
+Milvus skips partitions in a search only if the expression names the field that it partitions by, which must be a text
+and cannot be missing; that field is a copy of the column, and `compiled` names it where possible.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from __future__ import annotations
 from cskt.gallery.columns import BUILT_IN, Value
 from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Pattern
 
-TOGETHER = 8
-"""Conditions joined without parentheses."""
+MAX_JOINED = 8
+"""Conditions that are joined without parentheses."""
 _EXCHANGED = dict(zip("%_\\\n", "\ue025\ue05f\ue05c\ue00a", strict=True))
-_EXCHANGE = str.maketrans(_EXCHANGED | {there: here for here, there in _EXCHANGED.items()})
+_EXCHANGE = str.maketrans(_EXCHANGED | {private: usual for usual, private in _EXCHANGED.items()})
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
-def likeable(text: str) -> str:
-    """The copy of a text that LIKE looks at: one character for each, so that parts stay parts."""
+def like_text(text: str) -> str:
+    """Return the copy of a text that LIKE compares: one character for each, so that parts stay parts."""
     return text.translate(_EXCHANGE)
 
 
 def like_key(column: str) -> str:
-    """Where that copy is kept; no column bears such a name, as columns have no capitals."""
+    """Return the key of that copy; no column has this name, as columns have no capitals."""
     return f"LIKE_{column}"
 
 
 def partition_field(column: str) -> str:
-    """The field that crops are partitioned by, a copy of the column as text; no column bears such a name."""
+    """Return the field that crops are partitioned by, a copy of the column as text; no column has this name."""
     return f"PARTITION_{column}"
 
 
 def partition_of(value: Value | None) -> str:
-    """What stands in that field: the same text for values that are equal; nothing for no value."""
+    """Return the content of that field: the same text for equal values, empty for a missing one."""
     if value is None or isinstance(value, str):
         return value or ""
-    # -0 and 0 are equal, and have one text once something was added.
+    # -0 and 0 are equal; after an addition they have the same text.
     return str(value).lower() if isinstance(value, bool) else repr(float(value) + 0.0)
 
 
 def partitions_of(condition: Condition, column: str) -> frozenset[str] | None:
-    """In which partitions of a column crops may lie that fulfil a condition.
+    """Return the partitions of a column that may contain crops that fulfil a condition.
 
     Returns:
-        Texts as of `partition_of`; None if the condition does not say.
+        Texts as of `partition_of`; None if all partitions may.
     """
     match condition:
         case Comparison(name, "=", value) if name == column:
@@ -71,12 +71,12 @@ def partitions_of(condition: Condition, column: str) -> frozenset[str] | None:
 
 
 def quoted(text: str) -> str:
-    """A text as a literal."""
+    """Return a text as a literal."""
     return f'"{text.translate(_ESCAPES)}"'
 
 
 def compiled(condition: Condition, partitioned_by: str | None = None) -> str:
-    """A condition as Milvus reads it.
+    """Return a condition as an expression.
 
     Args:
         condition: the condition.
@@ -107,16 +107,16 @@ def _compiled(condition: Condition) -> str:  # noqa: PLR0911  one per form
             leaf = _joined([f"{_key(column)} {relation} {_literal(value)}" for value in values], joint)
             return _with_key(column, f"({leaf})") if negated else leaf
         case Pattern(column, parts, negated):
-            # A digest is hexadecimal: it has nothing to exchange, and no copy.
+            # A digest is hexadecimal: it contains no exchanged character, and has no copy.
             key = _key(column) if column == "sha256" else f'$meta["{like_key(column)}"]'
-            leaf = f"{key} like {quoted('%'.join(map(likeable, parts)))}"
+            leaf = f"{key} like {quoted('%'.join(map(like_text, parts)))}"
             return _with_key(column, f"not ({leaf})") if negated else leaf
 
 
 def _joined(expressions: list[str], joint: str) -> str:
-    """Expressions joined in groups: a server parses a chain of thousands as deep as it is long, and refuses that."""
-    while len(expressions) > TOGETHER:
-        groups = [expressions[start : start + TOGETHER] for start in range(0, len(expressions), TOGETHER)]
+    """Join expressions in groups: a server parses a chain of thousands with equal depth, and refuses that."""
+    while len(expressions) > MAX_JOINED:
+        groups = [expressions[start : start + MAX_JOINED] for start in range(0, len(expressions), MAX_JOINED)]
         expressions = [f"({joint.join(group)})" for group in groups]
     return joint.join(expressions)
 
