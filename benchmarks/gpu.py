@@ -198,7 +198,7 @@ def measure(
             clock.mark()
     seconds = statistics.median(clock.intervals()) / args.steps
     pairs = len(batches[0].pids)
-    adapters, prompts = model.adapter_config, model.prompts.config
+    adapters, prompts = model.method_configs["adapters"], model.method_configs["prompts"]
     lengths = [length for batch in batches for length in lengths_of(batch)]
     row = {
         "milliseconds": 1e3 * seconds,

@@ -23,12 +23,11 @@ from cskt import load
 from cskt.config import ClipArchitecture
 from cskt.data.paperdoll import make_dataset
 from cskt.data.tokenizer import Tokenizer
-from cskt.embed import Encoder
+from cskt.embed import Encoder, ModelSource
 from cskt.gallery.engines.ray import RayEngine
 from cskt.gallery.engines.ray_cluster import connected
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing.encoding import Pending
-from cskt.gallery.manifest import ModelSource
 from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
 
 

@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"config", "data", "embed", "metrics", "types"},
     "export": {"config", "data", "embed", "evaluation", "model"},
     "explain": {"data", "device", "embed", "image_files", "model"},
-    "gallery": {"config", "data", "device", "embed", "explain", "image_files", "model", "types"},
+    "gallery": {"config", "data", "device", "embed", "explain", "image_files", "types"},
     "service": {"config", "data", "gallery", "image_files", "types"},
     "report": {"image_files", "types"},
     "training": {"config", "cskt", "data", "device", "embed", "evaluation", "losses", "model", "types"},

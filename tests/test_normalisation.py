@@ -17,12 +17,11 @@ from torch import Tensor
 import cskt
 from cskt.config import CLIP_MEAN, CLIP_STD, load_config, to_dict
 from cskt.data.images import ImageReader, normalise, resize
-from cskt.embed import Encoder
+from cskt.embed import Encoder, ModelSource
 from cskt.embed.models import tokenizer_for
 from cskt.explain import explain
 from cskt.export.graphs import ImageGraph
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.manifest import ModelSource
 from cskt.image_files.decode import decode_image
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_vision
@@ -38,7 +37,7 @@ SIZES = {"image_height": HEIGHT, "image_width": HEIGHT}
 
 def square_clip() -> dict[str, Tensor]:
     """A CLIP for square images, as foreign files have them."""
-    model = DualEncoder(SQUARE, plain_clip().prompts.config, plain_clip().adapter_config, trainable="none")
+    model = DualEncoder(SQUARE, **plain_clip().method_configs, trainable="none")
     model.initialise_backbone(torch.Generator().manual_seed(7))
     return {name: value.detach().clone() for name, value in model.named_parameters()}
 

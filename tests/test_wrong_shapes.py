@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 
 from cskt.config import load_config, to_dict
 from cskt.data.paperdoll import make_dataset
+from cskt.embed import ModelSource
 from cskt.embed.exported import EXPORTED, read_facts
 from cskt.evaluation.results import Result, Summary, load_result, save_result
 from cskt.gallery.calibration import Calibration, load_calibration, save_calibration
-from cskt.gallery.manifest import Manifest, ModelSource, read_manifest, write_manifest
+from cskt.gallery.manifest import Manifest, read_manifest, write_manifest
 from cskt.model.io import files
 from cskt.model.io.released.reader import read_released_config
 from json_fuzz import wrong_shapes

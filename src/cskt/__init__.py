@@ -4,7 +4,7 @@
 >>> encoder = cskt.load("clip-tiny", device="cpu")  # or a run, a released folder, CLIP weights such as "ViT-B/16"
 >>> texts = encoder.encode_text(["a woman in a red coat", "a man with a blue bag"])
 >>> texts.shape  # [B, D], rows of length 1
-torch.Size([2, 128])
+torch.Size([2, 256])
 
 `train` trains a configuration (`load_config`, `RunConfig`) on a data set (`read_dataset`), `evaluate` measures an
 encoder on a split, `metrics` and `losses` are functions of tensors, `Gallery` searches crops by sentence (extra

@@ -23,8 +23,8 @@ from cskt.cli.main import main as cskt_command
 from cskt.data.datasets import read_dataset
 from cskt.data.paperdoll import make_dataset
 from cskt.data.tokenizer import Tokenizer
+from cskt.embed import ModelSource
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.manifest import ModelSource
 from cskt.model.io.files import save_backbone
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH, plain_clip
 

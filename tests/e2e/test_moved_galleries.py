@@ -16,10 +16,10 @@ from command_line import done, typed
 
 import cskt
 from cskt.config import to_dict
-from cskt.embed import Encoder, build
+from cskt.embed import Encoder, ModelSource, build
 from cskt.gallery.calibration import CALIBRATION_FILE, calibrate, save_calibration
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.manifest import MANIFEST, ModelSource, read_manifest
+from cskt.gallery.manifest import MANIFEST, read_manifest
 from cskt.model.io.files import save_method
 from cskt.training.checkpoint import trainable_state
 from tiny_run import quick_config, write_backbone

@@ -239,11 +239,11 @@ def other_version(folder: Path) -> None:
 
 
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [
-    (cut_short, r"image\.onnx: missing, or not as it was exported"),
+    (cut_short, r"image\.onnx: missing, or changed since the export"),
     (lambda folder: (folder / "tokenizer.json").unlink(), r"tokenizer\.json: missing"),
     (lambda folder: (folder / EXPORTED).write_text("{"), r"exported\.json: not JSON: .* export again"),
     (lambda folder: (folder / EXPORTED).write_text("[]"), r"exported\.json: must be an object, got \[\]; export again"),
-    (lambda folder: (folder / EXPORTED).unlink(), "no exported model there"),
+    (lambda folder: (folder / EXPORTED).unlink(), "not an exported model"),
     (other_version, r"made by a newer version of cskt \(format 2, this one reads 1\)"),
 ]
 
@@ -260,10 +260,10 @@ def test_damage_is_found(
 
 def test_devices_and_precisions_that_it_does_not_have(folders: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="computes on the CPU, not on cuda"):
-        load_exported(folders["onnx"], "cuda")
+        load_exported(folders["onnx"], device="cuda")
     with pytest.raises(ValueError, match="exported as int8, not bf16; leave --precision out"):
-        load_exported(folders["int8"], "cpu", precision="bf16")
-    assert load_exported(folders["int8"], "auto", precision="auto").precision == "int8"
+        load_exported(folders["int8"], device="cpu", precision="bf16")
+    assert load_exported(folders["int8"], device="auto", precision="auto").precision == "int8"
 
 
 def test_a_failed_export_leaves_what_was_there(tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import psutil
 
+from cskt.embed import EncodeOptions, ModelSource, load_source
 from cskt.gallery.engines.ray import RayEngine
 from cskt.gallery.engines.ray_cluster import connected
 from cskt.gallery.indexing import commits
 from cskt.gallery.indexing.commits import IndexReport
 from cskt.gallery.indexing.encoding import Pending, Worked
-from cskt.gallery.manifest import ModelSource
 
 NUM_BATCHES = 15
 """Batches that `index` takes before it waits to be killed or interrupted, so that it never ends by itself."""
@@ -37,7 +37,7 @@ def check(backbone: str, crops: str, many: str, scratch: str, num_kills: str) ->
         from cskt.gallery.gallery import Gallery
 
         model, folder = ModelSource(backbone, precision="fp32"), Path(scratch)
-        encoder = model.load("cpu")
+        encoder = load_source(model, EncodeOptions("cpu"))
 
         def engine(fingerprint: str = encoder.fingerprint, images: str = crops, num_workers: int = 1) -> RayEngine:
             return RayEngine(

@@ -26,12 +26,11 @@ import pytest
 from test_faults import NUM_CROPS, check_whole, many_crops
 from test_shards import archive_of, images_in, parquet_of
 
-from cskt.embed import Encoder
+from cskt.embed import Encoder, ModelSource
 from cskt.gallery.engines.ray import ActorPlan, plan_actors
 from cskt.gallery.engines.ray_cluster import connected
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing.commits import IndexReport
-from cskt.gallery.manifest import ModelSource
 from fault_tries import chance, record, tries
 
 pytest.importorskip("ray")

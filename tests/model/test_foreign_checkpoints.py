@@ -25,7 +25,7 @@ from torch import Tensor
 
 import cskt
 from cskt.config import BackboneConfig
-from cskt.gallery.manifest import ModelSource
+from cskt.embed import EncodeOptions, ModelSource, load_source
 from cskt.model.io import cache
 from cskt.model.io.names import hugging_face_names, openai_name
 from cskt.model.io.tensors import load_checkpoint, read_tensors
@@ -227,7 +227,7 @@ def test_a_gallery_remembers_which_weights(tmp_path: Path) -> None:
     path = tmp_path / "clip.pt"
     torch.save({"model": own, "model_ema": {name: -value for name, value in own.items()}}, path)
     source = ModelSource(str(path), weights="ema", settings=HEADS)
-    encoders = [ModelSource(str(path), settings=HEADS).load("cpu"), source.load("cpu")]
+    encoders = [load_source(each, EncodeOptions("cpu")) for each in (ModelSource(str(path), settings=HEADS), source)]
     assert encoders[0].fingerprint != encoders[1].fingerprint
     assert cskt.load(path, device="cpu", weights="ema", settings=HEADS).fingerprint == encoders[1].fingerprint
     with pytest.raises(ValueError, match="'name' is not known"):

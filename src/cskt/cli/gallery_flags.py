@@ -7,16 +7,16 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from cskt import embed
 from cskt.cli.model_flags import FAST_PRECISION, add_clip_flags, add_encoder_flags, clip_settings
 from cskt.cli.parsing import Parser
-from cskt.embed import Encoder
-from cskt.embed.model_paths import check_exists
+from cskt.embed import EncodeOptions, Encoder, ModelSource
+from cskt.embed.model_paths import check_exists, needed_backbone
 from cskt.gallery.indexing.commits import IndexReport
 from cskt.gallery.indexing.files import LONGEST_ID
 from cskt.gallery.indexing.scanning import READ_WITH
-from cskt.gallery.manifest import MANIFEST, ModelSource, needed_backbone
+from cskt.gallery.manifest import MANIFEST
 from cskt.gallery.places import exists, load_model
 from cskt.model.io.cache import CLIP_TINY, PUBLISHED, is_repository_name
 from cskt.utils.paths import expanded
@@ -96,15 +96,14 @@ def load_source(source: ModelSource, flags: argparse.Namespace, gallery: Path | 
     Raises:
         CsktError: see `cskt.load`.
     """
-    device: str = flags.device
-    computing: dict[str, Any] = {
-        "batch_size": flags.batch_size, "num_workers": flags.num_workers, "compile": flags.compile
-    }  # fmt: skip
+    options = EncodeOptions(
+        flags.device, batch_size=flags.batch_size, num_workers=flags.num_workers, compile=flags.compile
+    )
     if getattr(flags, "engine", "local") == "ray":
-        device, computing = "cpu", {}
+        options = EncodeOptions("cpu")
     if gallery is None or flags.run is not None:
-        return source.load(device, **computing)
-    return load_model(gallery, source, device, **computing)
+        return embed.load_source(source, options)
+    return load_model(gallery, source, options)
 
 
 def report_indexing(report: IndexReport, gallery: Path, num_crops: int, *, as_json: bool) -> None:

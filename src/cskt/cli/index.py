@@ -12,12 +12,14 @@ from cskt.cli.gallery_flags import add_source_flags, is_gallery, load_source, re
 from cskt.cli.metadata_table import KEY_NAMES, read_metadata, tell_unmatched
 from cskt.cli.next_steps import command_line
 from cskt.cli.parsing import Parser
+from cskt.embed import ModelSource
+from cskt.embed.model_paths import absolute_source
 from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.gallery.engines.ray import RayEngine
 from cskt.gallery.engines.ray_cluster import connected
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing.shards import SHARD_SUFFIXES, find_shards
-from cskt.gallery.manifest import Manifest, ModelSource, read_manifest
+from cskt.gallery.manifest import Manifest, read_manifest
 from cskt.gallery.places import absolute_store
 from cskt.gallery.state import source_to_index
 from cskt.utils.progress import counting_bar
@@ -115,7 +117,7 @@ def _shards(images: str | None, known: Manifest | None) -> tuple[str, ...]:
 def _on_ray(flags: argparse.Namespace, gallery: Gallery, source: ModelSource, folder: Path | None) -> RayEngine:
     """The workers of `--engine ray`, each with the model."""
     return RayEngine(
-        source.absolute(),
+        absolute_source(source),
         gallery.encoder.fingerprint,
         None if folder is None else folder.resolve(),
         flags.workers,

@@ -10,7 +10,7 @@ from cskt.cli.parsing import Parser
 from cskt.config.types import Activation, Interpolation, WeightsChoice
 from cskt.data.records import Split
 from cskt.embed import Encoder, load
-from cskt.embed.models import SETTINGS
+from cskt.embed.model_paths import SETTINGS
 from cskt.evaluation.model_data import split_of
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from cskt.cli.gallery_flags import add_source_flags, load_source, report_indexing, source_of
 from cskt.cli.parsing import Parser
-from cskt.embed import Encoder
+from cskt.embed import Encoder, ModelSource
 from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.manifest import Manifest, ModelSource, read_manifest
+from cskt.gallery.manifest import Manifest, read_manifest
 from cskt.utils.progress import counting_bar
 
 DESCRIPTION = """\

@@ -27,6 +27,7 @@ from cskt.config.types import (
     NonNegativeReal,
     Positive,
     PositiveReal,
+    Precision,
     Range,
     Real,
     Size,
@@ -347,7 +348,7 @@ class RunConfig:
     """Seed of initialisation, sampling and augmentation."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Arithmetic of the towers; weights stay float32, fp16 scales the loss."""
     trainable: Literal["added", "projections", "all", "none"] = "added"
     """added: prompts, couplings, adapters, LoRA | projections: these and the two output projections | all | none."""

@@ -39,6 +39,8 @@ ChannelStds: TypeAlias = tuple[_Std, _Std, _Std]
 Activation: TypeAlias = Literal["quick_gelu", "gelu"]
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 """Filter that resizes images, antialiased."""
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+"""Arithmetic of the towers."""
 WeightsChoice: TypeAlias = Literal["model", "ema"]
 """Choice of weights in a checkpoint: those of the model, or their moving average."""
 

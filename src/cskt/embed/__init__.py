@@ -1,7 +1,20 @@
-"""Where models meet images and sentences: `Encoder`, what loads one (`load`), and exported ones (`exported`)."""
+"""Images and sentences to vectors: `Encoder`, `load`, which makes one of any model, and models ready to train."""
 
 from cskt.embed.encoder import Encoder
 from cskt.embed.exported import EXPORTED, is_exported
-from cskt.embed.models import Built, build, load, tokenizer_for
+from cskt.embed.model_paths import load, load_source
+from cskt.embed.models import Built, build, tokenizer_for
+from cskt.embed.options import EncodeOptions, ModelSource
 
-__all__ = ["EXPORTED", "Built", "Encoder", "build", "is_exported", "load", "tokenizer_for"]
+__all__ = [
+    "EXPORTED",
+    "Built",
+    "EncodeOptions",
+    "Encoder",
+    "ModelSource",
+    "build",
+    "is_exported",
+    "load",
+    "load_source",
+    "tokenizer_for",
+]

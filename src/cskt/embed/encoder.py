@@ -1,124 +1,135 @@
-"""`Encoder`: images and sentences to unit vectors. Evaluation, galleries and search all go through it.
+"""`Encoder`: images and sentences to unit vectors. Evaluation, galleries and search all use it.
 
-Here the model, which knows only tensors, meets the tokenizer and the image reader; and here features are normalised,
-once and nowhere else.
+Here the model, which takes tensors, meets the tokenizer and the image reader; and here features are normalised, once.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, Unpack, cast, overload
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from cskt.config import to_dict
-from cskt.config.types import Interpolation
+from cskt.config import RunConfig, to_dict
+from cskt.config.types import Interpolation, Precision
 from cskt.data.images import ImageReader, normalise
 from cskt.data.loading import iter_images
 from cskt.data.tokenizer import Tokenizer
 from cskt.device import DTYPES, exact_convolutions, pick_device, pick_precision
+from cskt.embed.options import EncodeKeywords, EncodeOptions, ModelSource, merged
 from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.image_files.decode import Source
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
+from cskt.model.io.files import RUN_WEIGHTS, save_method
 from cskt.utils.progress import bar
 
 PLAIN = ("{}",)
 """The template that leaves a caption as it is."""
+CPU = torch.device("cpu")
+Images: TypeAlias = Tensor | Source | str | Sequence[Source | str]
 
 
 class Encoder:
-    """A model with its tokenizer and image transform, for inference.
+    """A model with its tokenizer and image transform, for inference. `cskt.load` makes one.
+
+    Each tower is folded (`cskt.model.folded`) when it is first used; a later change of the model's weights has an
+    effect in a new Encoder only.
 
     Args:
-        model: weights loaded; moved to `device`.
+        model: weights loaded; moved to the device.
         tokenizer: of the model's vocabulary and context.
-        device: where it computes.
-        precision: fp32, bf16 or fp16 arithmetic of the towers, or auto: bf16 on a CPU that multiplies it by itself,
-            else fp32. Features come out in float32.
-        templates: sentences around every caption, `{}` being the caption; the unit features of several are averaged
-            and brought back to length 1.
+        options: how it computes; `EncodeOptions`, whose fields can also be given as keyword arguments.
         interpolation: filter that resizes images to the model's size.
         apply_orientation: turn images that are read from files as their EXIF orientation says. Galleries always do.
-        batch_size: images or captions computed at once.
-        num_workers: threads that decode images.
-        cache_dir: folder of a memory-mapped cache of the resized images (`cskt.data.pixel_cache`), for image files.
-        compile: compile the towers with torch.compile; on a CPU that takes a C++ compiler.
-        show_progress: draw bars on stderr while encoding.
-
-    Each tower is folded (`cskt.model.folded`) when it is first needed: what happens to the model's weights afterwards
-    is seen by a new Encoder only.
+        source: what the model was loaded from.
+        config: of the run that the model was loaded from.
 
     Raises:
-        CsktError: an unknown precision, a batch size below 1, a negative number of threads, or a template without its
-            place for the caption.
+        CsktError: an unknown device or precision, or an option out of its range.
+
+    Example:
+        >>> encoder = cskt.load("clip-tiny", device="cpu")
+        >>> encoder.encode_text("a woman in a red coat").shape
+        torch.Size([256])
+        >>> encoder.encode_image([Image.new("RGB", (64, 128))] * 2, convert_to="numpy").shape
+        (2, 256)
     """
 
     def __init__(
         self,
         model: DualEncoder,
         tokenizer: Tokenizer,
+        options: EncodeOptions | None = None,
         *,
-        device: torch.device | None = None,
-        precision: str = "fp32",
-        templates: Sequence[str] = PLAIN,
         interpolation: Interpolation = "bilinear",
         apply_orientation: bool = False,
-        batch_size: int = 128,
-        num_workers: int = 4,
-        cache_dir: Path | None = None,
-        compile: bool = False,
-        show_progress: bool = False,
+        source: ModelSource | None = None,
+        config: RunConfig | None = None,
+        **changes: Unpack[EncodeKeywords],
     ) -> None:
-        if batch_size < 1 or num_workers < 0:
-            raise CsktError(f"batch size {batch_size}, {num_workers} threads: give at least 1 and at least 0")
-        if isinstance(templates, str) or not all(template.count("{}") == 1 for template in templates):
-            raise CsktError("templates is a list of sentences that hold {} once, where the caption goes")
-        self.device = device or pick_device()
+        options = merged(options, changes)
+        self.device = pick_device(options.device)
         self.model = model.to(self.device)
         self.tokenizer = tokenizer
-        self.precision = pick_precision(precision, self.device)
-        self.templates = tuple(templates)
+        self.precision = pick_precision(options.precision or "fp32", self.device)
+        self.templates = tuple(options.templates or PLAIN)
         self.interpolation: Interpolation = interpolation
         self.apply_orientation = apply_orientation
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.cache_dir = cache_dir
-        self.compile = compile
-        self.show_progress = show_progress
+        self.batch_size = options.batch_size
+        self.num_workers = options.num_workers
+        self.show_progress = options.show_progress
+        self.source = source
+        self.config = config
+        self._cache_dir, self._compile = options.cache_dir, options.compile
+
+    def __repr__(self) -> str:
+        size = "{} x {}".format(*self.image_size)
+        source = "a model in memory" if self.source is None else repr(self.source.path)
+        return (
+            f"{type(self).__name__}({source}, {self._method()}, {self.model.num_parameters():,} parameters,"
+            f" D={self.embed_dim}, images {size}, {self.device}, {self.precision})"
+        )
+
+    def _method(self) -> str:
+        parts = ("prompts", "adapters", "lora")
+        return " + ".join(["CLIP", *(part for part in parts if [*getattr(self.model, part).parameters()])])
+
+    @property
+    def embed_dim(self) -> int:
+        """D, the length of a feature vector."""
+        return self.model.architecture.embed_dim
 
     @cached_property
     def _vision(self) -> Callable[[Tensor], Tensor]:
-        return self._ready(fold_vision(self.model, self._dtype))
+        tower = fold_vision(self.model, DTYPES.get(self.precision, torch.float32))
+        return torch.compile(tower) if self._compile else tower
 
     @cached_property
     def _text(self) -> Callable[[Tensor], Tensor]:
-        return self._ready(fold_text(self.model, self._dtype))
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return DTYPES.get(self.precision, torch.float32)
-
-    def _ready(self, tower: nn.Module) -> Callable[[Tensor], Tensor]:
-        return torch.compile(tower) if self.compile else tower
+        tower = fold_text(self.model, DTYPES.get(self.precision, torch.float32))
+        return torch.compile(tower) if self._compile else tower
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all that features depend on: weights, sizes, vocabulary, templates, and how images are
-        normalised and resized where that is not CLIP's normalisation and the bilinear filter.
+        """SHA-256 over everything that features depend on: weights, sizes, vocabulary, templates, normalisation and
+        resizing of images.
 
         Vectors of encoders with one fingerprint can be compared; precision and device only round them.
         """
         digest = hashlib.sha256()
         reading: list[Any] = [self.tokenizer.context_length, sorted(self.tokenizer.known_ids or ()), self.templates]
-        if self.interpolation != "bilinear":
+        if self.interpolation != "bilinear":  # so that fingerprints of version 0.1 stay as they are
             reading.append(self.interpolation)
         digest.update(json.dumps([to_dict(self.model.architecture), reading]).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
@@ -136,16 +147,19 @@ class Encoder:
 
         Args:
             source: a file, the bytes of one, or a PIL image, of any size.
-            apply_orientation: see `Encoder`; the encoder's own setting if None.
+            apply_orientation: see `Encoder`; None: the encoder's own setting.
 
         Returns:
-            [3, H, W] uint8, as `encode_image` takes a batch of them.
+            [3, H, W] uint8, of which `encode_image` takes a batch.
 
         Raises:
             CsktError: the image cannot be read; names it.
         """
+        return self._reader(apply_orientation).read(source)
+
+    def _reader(self, apply_orientation: bool | None) -> ImageReader:
         upright = self.apply_orientation if apply_orientation is None else apply_orientation
-        return ImageReader(*self.image_size, self.interpolation, upright).read(source)
+        return ImageReader(*self.image_size, self.interpolation, upright)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Normalise pixels [B, 3, H, W] uint8 with the mean and standard deviation that the model was trained with.
@@ -156,70 +170,123 @@ class Encoder:
         architecture = self.model.architecture
         return normalise(pixels.to(self.device), architecture.image_mean, architecture.image_std)
 
+    @overload
+    def encode_image(
+        self,
+        images: Images,
+        *,
+        apply_orientation: bool | None = None,
+        convert_to: Literal["torch"] = "torch",
+        keep_on_device: bool = False,
+    ) -> Tensor: ...
+    @overload
+    def encode_image(
+        self, images: Images, *, apply_orientation: bool | None = None, convert_to: Literal["numpy"]
+    ) -> NDArray[np.float32]: ...
     @out_of_memory_errors(SMALLER_BATCHES)
-    def encode_image(self, images: Tensor | Sequence[Source | str], *, apply_orientation: bool | None = None) -> Tensor:
-        """Unit vectors of images.
+    def encode_image(
+        self,
+        images: Images,
+        *,
+        apply_orientation: bool | None = None,
+        convert_to: Literal["torch", "numpy"] = "torch",
+        keep_on_device: bool = False,
+    ) -> Any:
+        """Encode one image or several into unit vectors.
 
         Args:
-            images: [B, 3, H, W] uint8 RGB, or float normalised as the model takes them (see `normalise`); or paths,
-                PIL images and bytes of image files, of any size.
-            apply_orientation: see `Encoder`; the encoder's own setting if None. Tensors are taken as they are.
+            images: a path, a PIL image or the bytes of an image file, of any size, or a list of these; or
+                [B, 3, H, W] or [3, H, W] uint8 RGB, or float normalised as the model takes them (see `normalise`).
+            apply_orientation: see `Encoder`; None: the encoder's own setting. Tensors are taken as they are.
+            convert_to: torch or numpy.
+            keep_on_device: leave the tensor on the model's device instead of the CPU.
 
         Returns:
-            [B, D] float32 on the CPU, rows of length 1.
+            [D] for one image, [B, D] for several; float32, rows of length 1.
 
         Raises:
-            CsktError: an image that cannot be read (names it) or pixels that do not fit the model.
+            CsktError: an image that cannot be read (names it), or pixels that do not fit the model.
         """
-        size = self.image_size
-        if isinstance(images, str | bytes | Path | Image.Image):
-            raise CsktError("images is a single one; pass a list: [image]")
-        if not isinstance(images, Tensor):
-            sources = [Path(image) if isinstance(image, str) else image for image in images]
-            upright = self.apply_orientation if apply_orientation is None else apply_orientation
-            reader = ImageReader(*size, self.interpolation, upright)
-            batches = iter_images(sources, reader, self.batch_size, self.num_workers, self.cache_dir)
-            return self._encode_batches(self._encode_pixels, batches, len(sources))
-        if images.ndim != 4 or images.shape[1:] != (3, *size):
-            raise CsktError(f"expected images [B, 3, {size[0]}, {size[1]}], found {list(images.shape)}")
-        whole = torch.split(images, self.batch_size)
+        device = self._output_device(convert_to, keep_on_device)
+        if isinstance(images, Tensor):
+            is_single = images.ndim == 3
+            encode, batches, count = self._split_pixels(images[None] if is_single else images)
+        else:
+            is_single = isinstance(images, str | bytes | Path | Image.Image)
+            given: Sequence[Source | str] = [images] if is_single else images  # type: ignore[list-item, assignment]
+            sources = [Path(image) if isinstance(image, str) else image for image in given]
+            encode, count = self._pixel_features, len(sources)
+            reader = self._reader(apply_orientation)
+            batches = iter_images(sources, reader, self.batch_size, self.num_workers, self._cache_dir)
+        features = [torch.empty(0, self.embed_dim, device=device)]
+        with bar("images", count, shown=self.show_progress) as advance:
+            for batch in batches:
+                features.append(encode(batch).to(device))
+                advance(len(batch))
+        return _converted(torch.cat(features), is_single=is_single, convert_to=convert_to)
+
+    def _split_pixels(self, images: Tensor) -> tuple[Callable[[Tensor], Tensor], Iterable[Tensor], int]:
+        """Return the function that encodes a batch of pixels, the batches, and the number of images."""
+        if images.ndim != 4 or images.shape[1:] != (3, *self.image_size):
+            height, width = self.image_size
+            raise CsktError(f"expected images [B, 3, {height}, {width}], found {list(images.shape)}")
+        batches = torch.split(images, self.batch_size)
         if images.dtype == torch.uint8:
-            return self._encode_batches(self._encode_pixels, whole, len(images))
+            return self._pixel_features, batches, len(images)
         if not images.is_floating_point():
             raise CsktError(f"expected uint8 pixels or normalised float images, found {images.dtype}")
-        return self._encode_batches(self._encode_normalised, (batch.float() for batch in whole), len(images))
+        return self._normalised_features, (batch.float() for batch in batches), len(images)
 
+    @overload
+    def encode_text(
+        self,
+        captions: str | Sequence[str] | Tensor,
+        *,
+        convert_to: Literal["torch"] = "torch",
+        keep_on_device: bool = False,
+    ) -> Tensor: ...
+    @overload
+    def encode_text(
+        self, captions: str | Sequence[str] | Tensor, *, convert_to: Literal["numpy"]
+    ) -> NDArray[np.float32]: ...
     @out_of_memory_errors(SMALLER_BATCHES)
-    def encode_text(self, captions: Sequence[str] | Tensor) -> Tensor:
-        """Unit vectors of sentences.
+    def encode_text(
+        self,
+        captions: str | Sequence[str] | Tensor,
+        *,
+        convert_to: Literal["torch", "numpy"] = "torch",
+        keep_on_device: bool = False,
+    ) -> Any:
+        """Encode one sentence or several into unit vectors.
 
         Args:
-            captions: sentences, or caption ids [B, L] with start and end tokens and without prompt slots, to which
-                no template applies.
+            captions: a sentence or a list of sentences; or caption ids [B, L] int64 with start and end tokens and
+                without prompt slots, to which no template applies.
+            convert_to: torch or numpy.
+            keep_on_device: leave the tensor on the model's device instead of the CPU.
 
         Returns:
-            [B, D] float32 on the CPU, rows of length 1.
+            [D] for one sentence, [B, D] for several; float32, rows of length 1.
 
         Raises:
-            CsktError: a single string, or ids of another shape or type, or without an end token.
+            CsktError: ids of another shape or type, or without an end token.
         """
+        device = self._output_device(convert_to, keep_on_device)
         if isinstance(captions, Tensor):
             _check_ids(captions, self.model.architecture.vocab_size)
-            return self._encode_ids(captions.cpu())
-        if self.templates == PLAIN:
-            return self._encode_ids(self.tokenizer(captions))
-        if isinstance(captions, str):
-            raise CsktError("captions is one string; pass a list of strings")
+            return _converted(self._encode_ids(captions.cpu(), device), is_single=False, convert_to=convert_to)
+        sentences = [captions] if isinstance(captions, str) else captions
         views = [
-            self._encode_ids(self.tokenizer([template.replace("{}", caption) for caption in captions]))
+            self._encode_ids(self.tokenizer([template.replace("{}", sentence) for sentence in sentences]), device)
             for template in self.templates
         ]
-        return F.normalize(torch.stack(views).mean(dim=0), dim=-1)
+        features = F.normalize(torch.stack(views).mean(dim=0), dim=-1) if len(views) > 1 else views[0]
+        return _converted(features, is_single=isinstance(captions, str), convert_to=convert_to)
 
     def text_warnings(self, captions: Sequence[str]) -> list[str]:
         """Describe what the model misses in sentences: ends that are cut off, and words that it has never seen.
 
-        `encode_text` itself is silent. Whoever encodes a user's sentence shows these lines to that user.
+        `encode_text` does not log it: show these lines to the user who wrote the sentence.
 
         Args:
             captions: sentences; the lines are about all of them together, so pass one by itself to learn about it.
@@ -230,46 +297,91 @@ class Encoder:
         longest = max(self.templates, key=len)
         return self.tokenizer.warnings([longest.replace("{}", caption) for caption in captions])
 
-    def _encode_ids(self, caption_ids: Tensor) -> Tensor:
+    def save(self, path: str | Path) -> Path:
+        """Write the whole model, backbone included, so that `cskt.load(path)` gives equal features.
+
+        Args:
+            path: a `.safetensors` file, or a folder that receives `best.safetensors`.
+
+        Returns:
+            The file.
+
+        Raises:
+            CsktError: the folder holds a run, or the file cannot be written.
+        """
+        path = Path(path)
+        if (path / "config.yaml").exists():
+            raise CsktError(f"{path}: holds a run, which is not overwritten; name another folder")
+        target = path if path.suffix == ".safetensors" else path / RUN_WEIGHTS
+        base = self.config or RunConfig(name="clip", trainable="none")
+        data = dataclasses.replace(
+            base.data,
+            caption_length=self.tokenizer.context_length,
+            templates=self.templates,
+            eval_interpolation=self.interpolation,
+            apply_orientation=self.apply_orientation,
+        )
+        config = dataclasses.replace(
+            base, data=data, precision=cast(Precision, self.precision), **self.model.method_configs
+        )
+        save_method(
+            target,
+            dict(self.model.named_parameters()),
+            config=to_dict(config),
+            backbone_name=config.backbone.name,
+            backbone_sha256="",
+            facts={} if self.source is None else {"source": self.source.path},
+            architecture=self.model.architecture,
+            known_token_ids=self.tokenizer.known_ids,
+        )
+        return target
+
+    def _output_device(self, convert_to: str, keep_on_device: bool) -> torch.device:
+        if convert_to not in ("torch", "numpy"):
+            raise CsktError(f"convert_to '{convert_to}': must be torch or numpy")
+        if keep_on_device and convert_to == "numpy":
+            raise CsktError("keep_on_device: NumPy arrays are on the CPU; give convert_to='torch'")
+        return self.device if keep_on_device else CPU
+
+    def _encode_ids(self, caption_ids: Tensor, device: torch.device) -> Tensor:
         lengths = caption_ids.argmax(dim=1) + 1  # the end token has the largest id
-        # Captions of like length share a batch: nothing after the end token is computed for nothing.
+        # Captions of similar length share a batch, so that little is computed after an end token.
         order = lengths.argsort(stable=True)
-        features = torch.empty(len(caption_ids), self.model.architecture.embed_dim)
+        features = torch.empty(len(caption_ids), self.embed_dim, device=device)
         with bar("captions", len(order), shown=self.show_progress) as advance:
             for rows in torch.split(order, self.batch_size) if len(order) else ():
                 batch = caption_ids[rows, : int(lengths[rows].max())]
-                features[rows] = self._encode_caption_ids(batch)
+                features[rows.to(device)] = self._text_features(batch).to(device)
                 advance(len(rows))
         return features
 
-    def _encode_batches(self, encode: Callable[[Tensor], Tensor], batches: Iterable[Tensor], count: int) -> Tensor:
-        features = [torch.empty(0, self.model.architecture.embed_dim)]
-        with bar("images", count, shown=self.show_progress) as advance:
-            for batch in batches:
-                features.append(encode(batch))
-                advance(len(batch))
-        return torch.cat(features)
+    def _pixel_features(self, pixels: Tensor) -> Tensor:
+        """[b, 3, H, W] uint8 -> [b, D] float32 unit rows."""
+        return self._normalised_features(self.normalise(pixels))
 
-    def _encode_pixels(self, pixels: Tensor) -> Tensor:
-        """[b, 3, H, W] uint8 -> [b, D] float32 unit rows on the CPU."""
-        return self._encode_normalised(self.normalise(pixels))
-
-    def _encode_normalised(self, images: Tensor) -> Tensor:
-        """[b, 3, H, W] float32 -> likewise."""
+    def _normalised_features(self, images: Tensor) -> Tensor:
+        """[b, 3, H, W] float32 -> [b, D] float32 unit rows."""
         return self._unit(self._vision, images)
 
-    def _encode_caption_ids(self, caption_ids: Tensor) -> Tensor:
-        """[b, L] int64, L the longest of them -> likewise."""
+    def _text_features(self, caption_ids: Tensor) -> Tensor:
+        """[b, L] int64, L the longest of them -> [b, D] float32 unit rows."""
         return self._unit(self._text, caption_ids)
 
     @torch.no_grad()
     def _unit(self, tower: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
         with exact_convolutions(self.device):
-            return F.normalize(tower(batch.to(self.device)), dim=-1).cpu()
+            return F.normalize(tower(batch.to(self.device)), dim=-1)
+
+
+def _converted(features: Tensor, *, is_single: bool, convert_to: str) -> Any:
+    features = features[0] if is_single else features
+    return features.numpy() if convert_to == "numpy" else features
 
 
 def _check_ids(caption_ids: Tensor, vocab_size: int) -> None:
     if caption_ids.ndim != 2 or caption_ids.dtype != torch.int64:
         raise CsktError(f"expected caption ids [B, L] int64, found {list(caption_ids.shape)} {caption_ids.dtype}")
     if (caption_ids < 0).any() or not (caption_ids.amax(dim=1) == vocab_size - 1).all():
-        raise CsktError(f"caption ids lie in 0 to {vocab_size - 1}, and every row has the end token {vocab_size - 1}")
+        raise CsktError(
+            f"caption ids must be from 0 to {vocab_size - 1}, with the end token {vocab_size - 1} in every row"
+        )

@@ -1,24 +1,26 @@
-"""Folders that `cskt export --format` wrote: two graphs for ONNX Runtime or OpenVINO, and what belongs to them.
+"""Folders that `cskt export --format` writes: two graphs for ONNX Runtime or OpenVINO, and the files beside them.
 
-    image.onnx | image.xml + image.bin   uint8 RGB [B, 3, H, W], resized, nothing else done to it -> unit rows [B, D]
+    image.onnx | image.xml + image.bin   uint8 RGB [B, 3, H, W], resized, not normalised -> unit rows [B, D]
     text.onnx  | text.xml + text.bin     int64 caption ids [B, L], L from 3 -> unit rows [B, D]
     tokenizer.json                       CLIP's tokenizer for the library `tokenizers`
-    exported.json                        `ExportedFacts`: sizes, tokens, templates, digests, what the check found
+    exported.json                        `ExportedFacts`
 
-The model's normalisation is inside the image graph, whose input is whole numbers: pixels cannot be normalised twice,
-since normalised ones do not fit. `ExportedEncoder` takes the place of an `Encoder` everywhere but under heat maps.
+The image graph contains the model's normalisation; it takes whole numbers, so that pixels cannot be normalised twice.
+`ExportedEncoder` replaces an `Encoder` everywhere except in heat maps.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import json
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeAlias, cast
+from typing import Any, Literal, NoReturn, TypeAlias, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,49 +30,52 @@ from torch import Tensor, nn
 from cskt.config import ClipArchitecture
 from cskt.config.types import Interpolation, Positive
 from cskt.data.tokenizer import END_ID, Tokenizer
-from cskt.embed.encoder import Encoder
-from cskt.errors import CsktError, MissingFileError
+from cskt.embed.encoder import CPU, Encoder
+from cskt.embed.options import EncodeKeywords, EncodeOptions, ModelSource, merged
+from cskt.errors import CsktError, MissingFileError, file_system_errors
 from cskt.model.clip import place_prompts
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.cache import sha256_of
 from cskt.utils.extras import require
 from cskt.utils.json_files import JSON, read_json
+from cskt.utils.messages import one_line
 from cskt.utils.paths import inside
 
 EXPORTED = "exported.json"
-"""What tells such a folder."""
+"""Its presence marks an exported folder."""
 TOKENIZER = "tokenizer.json"
 FORMAT_VERSION = 1
 SHORTEST_CAPTION = 3
 """Fewest token positions that the text graph takes; shorter captions are padded, which changes nothing."""
-CPU = torch.device("cpu")
 
 Form: TypeAlias = Literal["onnx", "openvino"]
 Graph: TypeAlias = Callable[[Tensor], Tensor]
 """A batch -> its unit rows, float32."""
+SUFFIXES: dict[Form, str] = {"onnx": ".onnx", "openvino": ".xml"}
+"""Of a graph's file; OpenVINO's weights are in a `.bin` beside it."""
 
 
 @dataclass(config=JSON, frozen=True)
 class ExportedFacts:
-    """What `exported.json` says."""
+    """Content of `exported.json`."""
 
     form: Form
     precision: Literal["fp32", "int8"]
     """Of the image graph; the text graph is float32."""
     fingerprint: str
-    """Of the source in float32: the vectors are the same up to rounding. Int8 has one of its own: its cosines live in
-    the same space, but beside float32 ones in one gallery a crop's rank and the cut-off would depend on who encoded."""
+    """Of the source in float32, whose vectors are the same up to rounding. Int8 has its own, since its scores differ
+    by more: ranks and thresholds in a gallery of both would depend on which model encoded a crop."""
     architecture: ClipArchitecture
     longest_caption: Positive
-    """Most token positions that the text graph takes: the context without the prompts' share."""
+    """Most token positions that the text graph takes: the context length minus the prompts."""
     known_token_ids: tuple[int, ...] | None
-    """Tokens whose embedding the model really holds; none if it holds all."""
+    """The only tokens whose embedding the model holds; None if it holds all."""
     templates: tuple[str, ...]
     """Sentences around every caption, see `Encoder`."""
     num_parameters: Positive
     """Of the source."""
     config: dict[str, Any] | None
-    """The run's configuration; none if the source was no run."""
+    """The run's config; None if the source was no run."""
     sha256: dict[str, str]
     """Digests of the other files."""
     usage: dict[str, str]
@@ -78,7 +83,7 @@ class ExportedFacts:
     versions: dict[str, str]
     """Of what wrote the folder."""
     parity: dict[str, Any] | None = None
-    """What the check of the export found; see `cskt.export.check.Parity`."""
+    """Result of the check of the export; see `cskt.export.check.Parity`."""
     interpolation: Interpolation = "bilinear"
     """Filter that resizes images to the size of the architecture."""
     apply_orientation: bool = False
@@ -86,58 +91,56 @@ class ExportedFacts:
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether a folder was written by `cskt export --format`."""
+    """Return whether a folder was written by `cskt export --format`."""
     return (folder / EXPORTED).is_file()
 
 
 def read_facts(folder: Path) -> ExportedFacts:
-    """What an exported folder says of itself.
+    """Read `exported.json` of a folder.
 
     Raises:
-        CsktError: there is none, or it is of another version, damaged or incomplete.
+        CsktError: the file is missing, of a newer version, damaged or incomplete.
     """
     try:
         return read_json(
             folder / EXPORTED, ExportedFacts, remedy="export again", version=("format_version", FORMAT_VERSION)
         )
     except MissingFileError:
-        raise CsktError(f"{folder}: no exported model there (it has no {EXPORTED})") from None
+        raise CsktError(f"{folder}: not an exported model (it has no {EXPORTED})") from None
 
 
 def load_exported(
     folder: Path,
-    device: str | torch.device | None = None,
+    options: EncodeOptions | None = None,
     *,
-    precision: str | None = None,
-    templates: Sequence[str] | None = None,
-    **settings: Any,
+    source: ModelSource | None = None,
+    **changes: Unpack[EncodeKeywords],
 ) -> ExportedEncoder:
-    """The encoder of an exported folder.
+    """Load the encoder of an exported folder.
 
     Args:
-        folder: what `cskt export --format` wrote.
-        device: cpu or auto.
-        precision: the folder's own, or auto, or none.
-        templates: see `Encoder`; the folder's own if empty.
-        settings: batch_size, num_workers, cache_dir, show_progress, see `Encoder`.
+        folder: written by `cskt export --format`.
+        options: device cpu or auto, precision that of the folder or auto; templates None: those of the folder.
+        source: what `cskt.load` was given.
+        changes: fields of `EncodeOptions`, laid over `options`.
 
     Raises:
-        CsktError: the folder is damaged, its runtime is not installed, or it cannot compute as asked.
+        CsktError: the folder is damaged, its runtime is not installed, or it cannot compute with these options.
     """
-    facts = read_facts(folder)
+    facts, options = read_facts(folder), merged(options, changes)
     for name, digest in facts.sha256.items():
         path = inside(folder, name)
         if not path.is_file() or sha256_of(path) != digest:
-            raise CsktError(f"{path}: missing, or not as it was exported; export again")
-    if device is not None and str(device) not in ("auto", "cpu"):
-        raise CsktError(f"{folder}: an exported model computes on the CPU, not on {device}; use --device cpu")
-    if precision not in (None, "auto", facts.precision):
-        raise CsktError(f"{folder}: exported as {facts.precision}, not {precision}; leave --precision out")
-    return ExportedEncoder(ExportedModel(folder, facts), templates or facts.templates, **settings)
+            raise CsktError(f"{path}: missing, or changed since the export; export again")
+    if str(options.device or "auto") not in ("auto", "cpu"):
+        raise CsktError(f"{folder}: an exported model computes on the CPU, not on {options.device}; use --device cpu")
+    if options.precision not in (None, "auto", facts.precision):
+        raise CsktError(f"{folder}: exported as {facts.precision}, not {options.precision}; leave --precision out")
+    return ExportedEncoder(ExportedModel(folder, facts), options, source or ModelSource(str(folder)))
 
 
 class ExportedModel(nn.Module):
-    """The two graphs of a folder, each opened when it is first used, and what may be asked of a model beside them."""
+    """The two graphs of a folder, each opened when it is first used, with the attributes of a model that are used."""
 
     def __init__(self, folder: Path, facts: ExportedFacts) -> None:
         super().__init__()
@@ -154,51 +157,64 @@ class ExportedModel(nn.Module):
         return open_graph(self.folder, "text", self.facts.form)
 
     def num_parameters(self, *, trainable_only: bool = False) -> int:
-        """Number of scalars of the source; none of them trains any more."""
+        """Return the number of scalars of the source; none of them trains any more."""
         return 0 if trainable_only else self.facts.num_parameters
 
     def encode_image(self, images: Tensor) -> NoReturn:
-        """Float images are what heat maps give, for a gradient that no graph has."""
+        """Raise an error: heat maps call this for a gradient, which no graph has."""
         raise CsktError(f"{self.folder}: heat maps need gradients, an exported model has none; use the run itself")
 
 
 class ExportedEncoder(Encoder):
     """An `Encoder` whose towers are exported graphs."""
 
-    def __init__(self, model: ExportedModel, templates: Sequence[str], **settings: Any) -> None:
-        tokenizer = Tokenizer(model.facts.longest_caption, known_ids=model.facts.known_token_ids)
+    def __init__(self, model: ExportedModel, options: EncodeOptions, source: ModelSource) -> None:
+        facts = model.facts
+        tokenizer = Tokenizer(facts.longest_caption, known_ids=facts.known_token_ids)
+        options = dataclasses.replace(
+            options, device=CPU, precision=None, templates=options.templates or facts.templates
+        )
         super().__init__(
-            cast(DualEncoder, model), tokenizer, device=CPU, templates=templates,
-            interpolation=model.facts.interpolation, apply_orientation=model.facts.apply_orientation, **settings,
+            cast(DualEncoder, model), tokenizer, options, interpolation=facts.interpolation,
+            apply_orientation=facts.apply_orientation, source=source,
         )  # fmt: skip
-        self.folder, self.facts, self.precision = model.folder, model.facts, model.facts.precision
+        self.folder, self.facts, self.precision = model.folder, facts, facts.precision
         self._graphs = model
 
     @cached_property
     def fingerprint(self) -> str:
-        """The folder's; other templates give other features, and so another one."""
+        """That of the folder; other templates give other features, and so another fingerprint."""
         if self.templates == self.facts.templates:
             return self.facts.fingerprint
         return hashlib.sha256(json.dumps([self.facts.fingerprint, self.templates]).encode()).hexdigest()
 
-    def _encode_normalised(self, images: Tensor) -> Tensor:
+    def save(self, path: str | Path) -> Path:
+        """Copy the exported folder to a new folder; see `Encoder.save`."""
+        if Path(path).exists():
+            raise CsktError(f"{path}: exists already; name another folder")
+        with file_system_errors(path):
+            Path(path).mkdir(parents=True)
+            for name in (*self.facts.sha256, EXPORTED):
+                shutil.copyfile(self.folder / name, Path(path) / name)
+        return Path(path)
+
+    def _method(self) -> str:
+        return self.facts.form
+
+    def _normalised_features(self, images: Tensor) -> Tensor:
         raise CsktError(f"expected uint8 pixels, found {images.dtype}; an exported model normalises them itself")
 
-    def _encode_pixels(self, pixels: Tensor) -> Tensor:
+    def _pixel_features(self, pixels: Tensor) -> Tensor:
         return self._graphs.image_graph(pixels)
 
-    def _encode_caption_ids(self, caption_ids: Tensor) -> Tensor:
-        # Longer captions lose words before their end token, as they do where the source gives them room for prompts.
+    def _text_features(self, caption_ids: Tensor) -> Tensor:
+        # Longer captions lose words before their end token, as they do where prompts take positions.
         cut, _ = place_prompts(caption_ids, 0, end_id=END_ID, context_length=self.facts.longest_caption)
         return self._graphs.text_graph(F.pad(cut, (0, max(0, SHORTEST_CAPTION - cut.shape[1]))))
 
 
-SUFFIXES: dict[Form, str] = {"onnx": ".onnx", "openvino": ".xml"}
-"""Of a graph's file; OpenVINO's weights lie beside it in a `.bin`."""
-
-
 def open_graph(folder: Path, tower: Literal["image", "text"], form: Form) -> Graph:
-    """A graph, ready to compute on as many threads as torch uses.
+    """Open a graph that computes on as many threads as torch uses.
 
     Raises:
         CsktError: its runtime is not installed, or does not read it.
@@ -226,7 +242,7 @@ def _open_openvino(path: Path) -> Graph:
     try:
         compiled = openvino.Core().compile_model(path, "CPU", exact)
     except RuntimeError as error:
-        raise CsktError(f"{path}: this openvino cannot read it ({' '.join(str(error).split())}); update it") from None
+        raise CsktError(f"{path}: this openvino cannot read it ({one_line(error)}); update it") from None
 
     def run(batch: Tensor) -> Tensor:
         request = compiled.create_infer_request()  # one belongs to one thread
@@ -236,10 +252,10 @@ def _open_openvino(path: Path) -> Graph:
 
 
 def import_silent(name: Literal["openvino", "nncf"]) -> Any:
-    """OpenVINO or NNCF without their telemetry.
+    """Import OpenVINO or NNCF without their telemetry.
 
-    Both report their import and every quantisation to a server unless asked not to; where the module that would send
-    is absent, they go without. So it is absent from here on, in this process, unless somebody has imported it before.
+    Both report their import and every quantisation to a server, unless the module that sends it cannot be imported:
+    it is hidden in this process.
     """
     sys.modules.setdefault("openvino_telemetry", cast(Any, None))
     return importlib.import_module(name)

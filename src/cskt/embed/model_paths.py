@@ -1,21 +1,293 @@
-"""Kinds of models that a path names, told apart without loading weights."""
+"""Kinds of models that a path names, and `load`, which makes an `Encoder` of any of them.
+
+`READERS` decides what a path is. A new kind of model is one subclass of `Reader` and one entry in `READERS`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Unpack
 
-from cskt.config import RunConfig, load_config, validate
-from cskt.embed.exported import EXPORTED, is_exported, read_facts
-from cskt.embed.models import RUN_WEIGHTS
-from cskt.errors import CsktError
+import torch
+
+from cskt.config import BackboneConfig, RunConfig, as_trained, evaluation_interpolation, load_config, validate
+from cskt.config.types import WeightsChoice
+from cskt.data.tokenizer import Tokenizer
+from cskt.device import pick_device, pick_precision
+from cskt.embed.encoder import Encoder
+from cskt.embed.exported import EXPORTED, is_exported, load_exported, read_facts
+from cskt.embed.models import tokenizer_for
+from cskt.embed.options import Computing, EncodeOptions, ModelSource, merged
+from cskt.errors import CsktError, MissingBackboneError, out_of_memory_errors
+from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
 from cskt.model.io.cache import CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_name, locate
-from cskt.model.io.files import kind_of, read_method
-from cskt.model.io.released.reader import read_released_config
+from cskt.model.io.files import RUN_WEIGHTS, backbone_name_of, kind_of, read_method
+from cskt.model.io.released.reader import read_released, read_released_config
+from cskt.model.io.weights import assume_openai, load_backbone, load_state
 from cskt.utils.paths import check_path, expanded
 
 CONFIG, FLAT_CONFIG = "config.yaml", "configs.yaml"
-"""Config of one of our runs; of a released CSKT folder."""
+"""Config of one of our runs; of a released CSKT or IRRA folder."""
+CROP_SIZE = (384, 128)
+"""Height and width of person crops in pixels, as in every recipe over published weights."""
+SETTINGS = ("activation", "vision_heads", "text_heads", "image_mean", "image_std", "interpolation")
+"""Fields of `BackboneConfig` that `load` takes for plain CLIP weights."""
+WHOLE = ("",)
+"""Every tensor of a model, as a prefix of their names."""
+
+
+@out_of_memory_errors()
+def load(
+    path: str | Path,
+    backbone: str | Path | None = None,
+    device: str | torch.device | None = None,
+    *,
+    precision: str | None = None,
+    image_height: int | None = None,
+    image_width: int | None = None,
+    stride: int | None = None,
+    weights: WeightsChoice | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **options: Unpack[Computing],
+) -> Encoder:
+    """Load a model of any kind as an `Encoder`.
+
+    Args:
+        path: a run folder or its best.safetensors; a file of `cskt export --merge` or `Encoder.save`, or a folder of
+            `cskt export --format`; a released CSKT or IRRA folder (configs.yaml + best.pth); a CLIP weight file or its
+            folder, a published name such as "ViT-B/16", a Hugging Face repository, or "clip-tiny".
+        backbone: CLIP weights of an adapter-only run, if they are not where its config says.
+        device: cpu, cuda, cuda:1 or mps; None: the best one of this machine.
+        precision: fp32, bf16, fp16 or auto, see `EncodeOptions`; None: as the run was trained, fp32 for plain CLIP.
+        image_height, image_width, stride: of plain CLIP weights, in pixels. None: 384 x 128, as all recipes for person
+            crops; for a backbone file of our own, the size that it was made for.
+        weights: `model` or `ema`, for a checkpoint that also holds the moving average of its weights.
+        settings: what the file of plain CLIP weights does not state: fields of `BackboneConfig` (activation,
+            vision_heads, text_heads, image_mean, image_std, interpolation).
+        options: templates, batch_size, num_workers, cache_dir, compile, show_progress; see `EncodeOptions`.
+
+    Raises:
+        CsktError: no model at `path`, a file that cannot be read, or weights over another backbone than they were
+            trained on.
+
+    Example:
+        >>> cskt.load("clip-tiny", device="cpu", batch_size=64).image_size
+        (128, 64)
+    """
+    source = ModelSource(
+        str(path), None if backbone is None else str(backbone), image_height, image_width, stride, precision, weights,
+        None if settings is None else dict(settings),
+    )  # fmt: skip
+    return reader_of(path).load(source, merged(EncodeOptions(device, precision), options))
+
+
+@out_of_memory_errors()
+def load_source(source: ModelSource, options: EncodeOptions | None = None) -> Encoder:
+    """Load a model for search: in the precision of `options`, else of its source, else `auto`.
+
+    Raises:
+        CsktError: see `load`.
+    """
+    options = options or EncodeOptions()
+    precision = options.precision or source.precision or "auto"
+    return reader_of(source.path).load(source, dataclasses.replace(options, precision=precision))
+
+
+class Loaded(NamedTuple):
+    """A model as its files hold it."""
+
+    model: DualEncoder
+    tokenizer: Tokenizer
+    config: RunConfig
+    """Precision, templates and preprocessing are read from it."""
+
+
+class Reader(ABC):
+    """Reads one kind of model."""
+
+    is_clip: ClassVar[bool] = False
+    """Plain CLIP weights, with settings of their own and no config."""
+    may_hold_ema: ClassVar[bool] = False
+    """Its files may also hold the moving average of the weights."""
+
+    @abstractmethod
+    def matches(self, path: Path) -> bool:
+        """Return whether a path is of this kind."""
+
+    @abstractmethod
+    def read(self, source: ModelSource) -> Loaded:
+        """Read the model on the CPU."""
+
+    def config(self, path: Path) -> RunConfig | None:
+        """Return the config of the run that the model is from, without reading its weights; None if it is none."""
+        return None
+
+    def load(self, source: ModelSource, options: EncodeOptions) -> Encoder:
+        """Read the model and make an encoder of it."""
+        self.check(source)
+        model, tokenizer, config = self.read(source)
+        device = pick_device(options.device)
+        precision = pick_precision(options.precision or config.precision, device, exact=config.precision)
+        options = dataclasses.replace(
+            options, device=device, precision=precision, templates=options.templates or config.data.templates
+        )
+        return Encoder(
+            model, tokenizer, options, interpolation=evaluation_interpolation(config),
+            apply_orientation=config.data.apply_orientation, source=source, config=None if self.is_clip else config,
+        )  # fmt: skip
+
+    def check(self, source: ModelSource) -> None:
+        """Check that nothing is asked of the model that only plain CLIP weights have.
+
+        Raises:
+            CsktError: it is.
+        """
+        if source.weights == "ema" and not self.may_hold_ema:
+            raise CsktError(f"{source.path}: a trained run has one set of weights; leave out --weights ema")
+        if source.settings and not self.is_clip:
+            raise CsktError(
+                f"{source.path}: no plain CLIP weights, its {', '.join(source.settings)} is fixed; leave out"
+                f" --{min(source.settings).replace('_', '-')}"
+            )
+
+
+class ExportedReader(Reader):
+    """Folders of `cskt export --format`."""
+
+    def matches(self, path: Path) -> bool:
+        return is_exported(path)
+
+    def read(self, source: ModelSource) -> Loaded:
+        raise NotImplementedError  # `load` needs no tensors
+
+    def config(self, path: Path) -> RunConfig | None:
+        config = read_facts(path).config
+        return None if config is None else validate(RunConfig, config, f"{path / EXPORTED}: config")
+
+    def load(self, source: ModelSource, options: EncodeOptions) -> Encoder:
+        self.check(source)
+        if options.compile or source.backbone or source.image_height or source.image_width or source.stride:
+            raise CsktError(
+                f"{source.path}: an exported model is whole; leave out --compile, --backbone and image sizes"
+            )
+        return load_exported(Path(source.path), options, source=source)
+
+
+class MethodFileReader(Reader):
+    """Weight files of a run, of `cskt export --merge` and of `Encoder.save`."""
+
+    def matches(self, path: Path) -> bool:
+        return _own_kind(path) == "method"
+
+    def config(self, path: Path) -> RunConfig | None:
+        return validate(RunConfig, read_method(path).config, f"{path}: config")
+
+    def read(self, source: ModelSource) -> Loaded:
+        path = Path(source.path)
+        file = read_method(path)
+        config = as_trained(validate(RunConfig, file.config, f"{path}: config"))
+        architecture, state, known_token_ids = file.architecture, file.tensors, file.known_token_ids
+        if architecture is None:
+            backbone = dataclasses.replace(config.backbone, name=source.backbone or config.backbone.name)
+            try:
+                if backbone.activation is None:  # a run of version 0.1, which did not record it
+                    backbone = assume_openai(backbone, sha256=file.backbone_sha256, archives_only=True)
+                carrier = load_backbone(backbone, sha256=file.backbone_sha256)
+            except CsktError as error:
+                raise MissingBackboneError(
+                    f"{path}: trained over {file.backbone_name} with SHA-256 {file.backbone_sha256}; give that file"
+                    f" with backbone= (--backbone): {error}"
+                ) from None
+            architecture, known_token_ids = carrier.architecture, carrier.known_token_ids
+            state = carrier.state | state
+        try:
+            with torch.device("meta"):  # load_state brings the memory
+                model = DualEncoder(architecture, config.prompts, config.adapters, config.lora, trainable="none")
+        except CsktError as error:
+            raise CsktError(f"{path}: {error}") from None
+        load_state(model, state, origin=str(path), prefixes=WHOLE)
+        return Loaded(model, tokenizer_for(model, config.data.caption_length, known_token_ids), config)
+
+
+class RunReader(MethodFileReader):
+    """Run folders: config.yaml and best.safetensors."""
+
+    def matches(self, path: Path) -> bool:
+        return (path / RUN_WEIGHTS).is_file() or (path / CONFIG).is_file()
+
+    def config(self, path: Path) -> RunConfig | None:
+        return load_config(path / CONFIG) if (path / CONFIG).is_file() else super().config(path / RUN_WEIGHTS)
+
+    def read(self, source: ModelSource) -> Loaded:
+        weights = Path(source.path) / RUN_WEIGHTS
+        if not weights.is_file():
+            raise CsktError(f"{weights}: no such file; the run has not completed an evaluation yet")
+        return super().read(dataclasses.replace(source, path=str(weights)))
+
+
+class ReleasedReader(Reader):
+    """Folders that the released CSKT and IRRA programs leave."""
+
+    may_hold_ema = True
+
+    def matches(self, path: Path) -> bool:
+        return (path / FLAT_CONFIG).is_file()
+
+    def config(self, path: Path) -> RunConfig | None:
+        return read_released_config(path)
+
+    def read(self, source: ModelSource) -> Loaded:
+        found = read_released(Path(source.path), source.weights or "model")
+        with torch.device("meta"):  # load_state brings the memory
+            model = DualEncoder(found.architecture, found.config.prompts, found.config.adapters, trainable="none")
+        load_state(model, found.state, origin=source.path, prefixes=WHOLE)
+        return Loaded(model, tokenizer_for(model, found.config.data.caption_length, None), found.config)
+
+
+class ClipReader(Reader):
+    """Plain CLIP weights: a file, a folder, a published name, a repository."""
+
+    is_clip = may_hold_ema = True
+
+    def matches(self, path: Path) -> bool:
+        return True
+
+    def read(self, source: ModelSource) -> Loaded:
+        sizes = {key: getattr(source, key) for key in ("image_height", "image_width", "stride")}
+        if source.path != CLIP_TINY and _own_kind(Path(source.path)) is None:
+            sizes["image_height"] = sizes["image_height"] or CROP_SIZE[0]
+            sizes["image_width"] = sizes["image_width"] or CROP_SIZE[1]
+        asked = {
+            **check_settings(source.settings or {}),
+            **sizes,
+            "name": source.path,
+            "weights": source.weights or "model",
+        }
+        config = validate(BackboneConfig, asked, source.path)
+        backbone = load_backbone(config)
+        with torch.device("meta"):  # load_state brings the memory
+            model = DualEncoder(backbone.architecture, NO_PROMPTS, NO_ADAPTERS, trainable="none")
+        load_state(model, backbone.state, origin=backbone.name)
+        tokenizer = tokenizer_for(model, backbone.architecture.context_length, backbone.known_token_ids)
+        return Loaded(model, tokenizer, RunConfig(name="clip", trainable="none", backbone=config))
+
+
+READERS: tuple[Reader, ...] = (ExportedReader(), RunReader(), ReleasedReader(), MethodFileReader(), ClipReader())
+"""In the order in which they are tried; the last one takes everything."""
+
+
+def reader_of(path: str | Path) -> Reader:
+    """Return the reader of the model at a path."""
+    return next(reader for reader in READERS if reader.matches(Path(path)))
+
+
+def run_config(path: Path) -> RunConfig | None:
+    """Return the config of the run that a model is from; None for plain CLIP weights."""
+    return reader_of(path).config(path)
 
 
 def check_exists(model: str) -> None:
@@ -26,7 +298,7 @@ def check_exists(model: str) -> None:
     """
     path, published = expanded(model), [CLIP_TINY, *PUBLISHED]
     check_path(path)
-    if path.is_dir() and not any((path / name).is_file() for name in (CONFIG, FLAT_CONFIG, RUN_WEIGHTS, EXPORTED)):
+    if path.is_dir() and reader_of(path).is_clip:
         try:
             locate(model)
         except CsktError as error:
@@ -39,18 +311,37 @@ def check_exists(model: str) -> None:
     raise CsktError(f"{model}: no such run folder, weight file or published name; {known}")
 
 
-def run_config(model: Path) -> RunConfig | None:
-    """Return the config of a run folder, a run's weight file, an exported run or a released CSKT folder.
+def check_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Check that the settings of plain CLIP weights are those that `load` takes.
 
-    Plain CLIP weights have none: None.
+    Raises:
+        CsktError: another one is among them.
     """
-    if (model / CONFIG).is_file():
-        return load_config(model / CONFIG)
-    if (model / FLAT_CONFIG).is_file():
-        return read_released_config(model)
-    if is_exported(model):
-        config = read_facts(model).config
-        return None if config is None else validate(RunConfig, config, f"{model / EXPORTED}: config")
-    if model.suffix == ".safetensors" and model.is_file() and kind_of(model) == "method":
-        return validate(RunConfig, read_method(model).config, f"{model}: config")
-    return None
+    if unknown := settings.keys() - set(SETTINGS):
+        raise CsktError(f"settings: '{str(min(unknown))[:80]}' is not known; known: {', '.join(SETTINGS)}")
+    return settings
+
+
+def needed_backbone(path: Path) -> str | None:
+    """Return the backbone of an adapter-only run as its config names it; None for any other model."""
+    weights = path / RUN_WEIGHTS if path.is_dir() else path
+    if weights.suffix != ".safetensors" or not weights.is_file():
+        return None
+    return backbone_name_of(weights)
+
+
+def absolute_source(source: ModelSource) -> ModelSource:
+    """Return the same source with absolute paths, the backbone of an adapter-only run included; names stay."""
+
+    def resolved(name: str) -> str:
+        return str(expanded(name).resolve()) if expanded(name).exists() else name
+
+    backbone = source.backbone
+    if backbone is None and (needed := needed_backbone(expanded(source.path))) and Path(needed).exists():
+        backbone = needed
+    return dataclasses.replace(source, path=resolved(source.path), backbone=backbone and resolved(backbone))
+
+
+def _own_kind(path: Path) -> str | None:
+    """Return `method` or `backbone` for a file of our own format; None for anything else."""
+    return kind_of(path) if path.suffix == ".safetensors" and path.is_file() else None

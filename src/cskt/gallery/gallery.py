@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cskt.data.images import resize
 from cskt.data.sentences import check_sentence
-from cskt.embed import Encoder
+from cskt.embed import EncodeOptions, Encoder, ModelSource
 from cskt.errors import CsktError, UnknownCropError
 from cskt.explain import Explanation
 from cskt.explain import explain as explain_crop
@@ -35,7 +35,7 @@ from cskt.gallery.indexing.encoding import Engine, LocalEngine
 from cskt.gallery.indexing.files import digest
 from cskt.gallery.indexing.shards import find_shards
 from cskt.gallery.indexing.upright import encode_turned_crops
-from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
+from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, read_manifest, write_manifest
 from cskt.gallery.options import DEFAULTS, EVERY_SCORE, SearchOptions
 from cskt.gallery.originals import original_path
 from cskt.gallery.places import load_model
@@ -184,7 +184,7 @@ class Gallery:
         with self._loading:
             if self._encoder is None:
                 self._contents.refresh()  # another process may have stated where the model is now
-                encoder = load_model(self.folder, self.manifest.model, self._device)
+                encoder = load_model(self.folder, self.manifest.model, EncodeOptions(self._device))
                 check_model(self.folder, self.manifest, encoder)
                 self._encoder = encoder
             return self._encoder

@@ -15,17 +15,15 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le, Len
 from pydantic import AfterValidator, with_config
 
-from cskt.config.types import WeightsChoice
-from cskt.embed import Encoder, load
-from cskt.embed.models import RUN_WEIGHTS
+from cskt.embed import Encoder, ModelSource
+from cskt.embed.model_paths import absolute_source
+from cskt.embed.options import PathText, ShortText, check_path_text
 from cskt.errors import CsktError, MissingFileError
 from cskt.gallery.columns import Kind, column_name
-from cskt.gallery.places import absolute_store, exists, to_disk, to_memory
+from cskt.gallery.places import absolute_store, to_disk, to_memory
 from cskt.gallery.stores.base import check_sha256, operator_errors
-from cskt.model.io.files import backbone_name_of
 from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, read_json
-from cskt.utils.paths import expanded
 
 PAPER_DOLLS = (
     "this model knows paper dolls, not people: fill the gallery with a trained run or CLIP weights before you trust it"
@@ -39,20 +37,12 @@ FORMAT_VERSION = 2
 REMEDY = "no manifest of a gallery, or a damaged one: restore it, or index into a new folder"
 LARGEST_WIDTH = 65_536
 """Largest width of a vector."""
-LARGEST_SIDE = 100_000
-"""Largest side of an image, in pixels."""
-
-
-def _check_path(text: str) -> str:
-    if "\0" in text:
-        raise CsktError("must be a path or a name, without a null character")
-    return text
 
 
 def _check_store(text: str) -> str:
     if text != "lance" and not text.startswith("milvus:"):
         raise CsktError("must be lance, milvus:FILE.db or milvus://HOST:PORT/COLLECTION")
-    return _check_path(text)
+    return check_path_text(text)
 
 
 def _check_columns(columns: Mapping[str, Kind]) -> Mapping[str, Kind]:
@@ -70,79 +60,6 @@ def _check_file_name(text: str) -> str:
     if text in (".", "..") or "/" in text or "\\" in text:
         raise CsktError("must be the name of a file, without a folder")
     return text
-
-
-PathText = Annotated[str, Len(1, 4096), AfterValidator(_check_path)]
-ShortText = Annotated[str, Len(0, 1000)]
-Side = Annotated[int, Ge(1), Le(LARGEST_SIDE)]
-
-
-@with_config(JSON)
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a gallery's model comes from: what `cskt.load` takes."""
-
-    path: PathText
-    """A run, a released folder, a CLIP weight file, a published name, `clip-tiny`."""
-    backbone: PathText | None = None
-    """CLIP weights of an adapter-only run, where its config does not say."""
-    image_height: Side | None = None
-    """Of plain CLIP weights, in pixels."""
-    image_width: Side | None = None
-    stride: Side | None = None
-    precision: ShortText | None = None
-    """Arithmetic of the towers; `auto` (see `cskt.load`) if empty."""
-    weights: WeightsChoice | None = None
-    """Choice of weights in a checkpoint that also holds their moving average; those of the model if empty."""
-    settings: dict[str, Any] | None = None
-    """Settings that the file of plain CLIP weights does not state; see `cskt.load`."""
-
-    def load(
-        self,
-        device: str | None = None,
-        *,
-        batch_size: int = 128,
-        num_workers: int = 4,
-        compile: bool = False,
-    ) -> Encoder:
-        """The encoder; see `cskt.load` for how it computes.
-
-        Raises:
-            CsktError: see `cskt.load`.
-        """
-        return load(
-            self.path,
-            self.backbone,
-            device,
-            precision=self.precision or "auto",
-            image_height=self.image_height,
-            image_width=self.image_width,
-            stride=self.stride,
-            weights=self.weights or "model",
-            settings=self.settings,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            compile=compile,
-        )
-
-    def absolute(self) -> ModelSource:
-        """Return the same source with absolute paths, the backbone of an adapter-only run included; names stay."""
-
-        def settled(name: str) -> str:
-            return str(expanded(name).resolve()) if expanded(name).exists() else name
-
-        backbone = self.backbone
-        if backbone is None and (needed := needed_backbone(expanded(self.path))) and exists(needed):
-            backbone = needed
-        return replace(self, path=settled(self.path), backbone=backbone and settled(backbone))
-
-
-def needed_backbone(path: Path) -> str | None:
-    """Return the backbone of an adapter-only run as its config names it; None for any other model."""
-    weights = path / RUN_WEIGHTS if path.is_dir() else path
-    if weights.suffix != ".safetensors" or not weights.is_file():
-        return None
-    return backbone_name_of(weights)
 
 
 @with_config(JSON)
@@ -204,7 +121,7 @@ class Manifest:
 
 def _facts_of(encoder: Encoder, model: ModelSource) -> dict[str, Any]:
     return {
-        "model": model.absolute(),
+        "model": absolute_source(model),
         "fingerprint": encoder.fingerprint,
         "embed_dim": encoder.model.architecture.embed_dim,
         "warning": None if encoder.tokenizer.known_ids is None else PAPER_DOLLS,

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cskt.embed import EncodeOptions, Encoder, ModelSource, load_source
 from cskt.errors import CsktError, MissingBackboneError
 from cskt.utils.paths import expanded
 
 if TYPE_CHECKING:
-    from cskt.embed import Encoder
-    from cskt.gallery.manifest import Manifest, ModelSource
+    from cskt.gallery.manifest import Manifest
 
 LITE = "milvus:"
 """Before the file of a milvus-lite; a server's address goes on with `//`."""
@@ -99,31 +99,23 @@ def exists(path: str) -> bool:
         return False
 
 
-def load_model(
-    gallery: Path,
-    source: ModelSource,
-    device: str | None = None,
-    *,
-    batch_size: int = 128,
-    num_workers: int = 4,
-    compile: bool = False,
-) -> Encoder:
+def load_model(gallery: Path, source: ModelSource, options: EncodeOptions | None = None) -> Encoder:
     """Load the model that a manifest names.
 
     Args:
         gallery: folder of the gallery, for messages.
         source: where the model is.
-        device, batch_size, num_workers, compile: see `cskt.load`.
+        options: see `cskt.embed.load_source`.
 
     Raises:
         CsktError: it is not there, or cannot be loaded; names the gallery, and the command that states another place.
     """
     check_place(gallery, source)
     try:
-        return source.load(device, batch_size=batch_size, num_workers=num_workers, compile=compile)
+        return load_source(source, options)
     except MissingBackboneError as error:
         raise CsktError(f"{gallery}: {error}; type: {_remedy(gallery, '--backbone', 'FILE')}") from None
-    except ValueError as error:
+    except CsktError as error:
         raise CsktError(f"{gallery}: its model cannot be loaded: {error}") from None
 
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from cskt.embed import Encoder
+from cskt.embed import Encoder, ModelSource
+from cskt.embed.model_paths import absolute_source
 from cskt.errors import CsktError, GalleryChangedError
 from cskt.gallery.calibration import CALIBRATION_FILE
 from cskt.gallery.columns import BUILT_IN, Kind, Value, check_new_columns, convert, infer_kinds, is_empty, named
 from cskt.gallery.conditions import Condition
 from cskt.gallery.indexing.scanning import ImageSource, is_list
-from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, ModelSource, read_manifest, write_manifest
+from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, read_manifest, write_manifest
 from cskt.gallery.originals import Originals
 from cskt.gallery.stores.base import VectorStore, operator_errors
 from cskt.utils.extras import require
@@ -138,7 +139,7 @@ class Contents:
         """
         with self.writing():
             before = self.manifest.model
-            after = replace(model.absolute(), precision=before.precision)
+            after = replace(absolute_source(model), precision=before.precision)
             self._change_if_needed(model=after)
         is_added = model.backbone is None and before.backbone is None  # from the run's config: it has not moved
         return (replace(after, backbone=None) if is_added else after) != before

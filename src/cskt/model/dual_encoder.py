@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class DualEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        self.adapter_config = adapters
+        self.method_configs: dict[str, Any] = {"prompts": prompts, "adapters": adapters, "lora": lora}
         self.vision = VisionTower(architecture)
         self.text = TextTower(architecture)
         self.prompts = PromptLearner(prompts, architecture)
@@ -147,6 +147,7 @@ class DualEncoder(nn.Module):
                     whole[first : first + len(delta)] += delta
                     layer.weight = nn.Parameter(whole, layer.weight.requires_grad)
         self.lora = build_lora(NO_LORA, self.architecture)
+        self.method_configs["lora"] = NO_LORA
 
     def trainable_names(self) -> list[str]:
         """Names of the parameters that train, in order."""
@@ -172,7 +173,7 @@ class DualEncoder(nn.Module):
         self.prompts.initialise(generator, words)
         for side in self.adapters.values():
             for adapter in side:  # type: ignore[attr-defined]
-                adapter.initialise(self.adapter_config, generator)
+                adapter.initialise(self.method_configs["adapters"], generator)
         for update in self.lora.modules():
             if isinstance(update, LowRank):
                 update.initialise(generator)

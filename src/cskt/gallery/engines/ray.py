@@ -24,11 +24,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cskt.embed import Encoder
+from cskt.embed import EncodeOptions, Encoder, ModelSource, load_source
 from cskt.errors import CsktError
 from cskt.gallery.engines.ray_cluster import first_line, python_error
 from cskt.gallery.indexing.encoding import LocalEngine, Pending, Touched, Worked, batched, bytes_held
-from cskt.gallery.manifest import ModelSource
 
 IN_FLIGHT = 3
 """Batches that wait for an actor or are with it, per actor: one encoded, one read, one on its way."""
@@ -93,7 +92,7 @@ class RayEngine:
         fingerprint: of the gallery's encoder.
         images: folder that the actors read from, none where nothing is read from one.
         num_workers: actors; by default one for each GPU of the cluster, else one for every two CPUs.
-        device, batch_size, num_threads, compile: see `ModelSource.load`; they hold for each actor.
+        device, batch_size, num_threads, compile: see `EncodeOptions`; they hold for each actor.
 
     Raises:
         CsktError: the cluster has too few CPUs or GPUs.
@@ -115,9 +114,8 @@ class RayEngine:
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         self._plan = plan_actors(nodes, num_workers, device)
-        self._load = partial(
-            model.load, self._plan.device, batch_size=batch_size, num_workers=num_threads, compile=compile
-        )
+        options = EncodeOptions(self._plan.device, batch_size=batch_size, num_workers=num_threads, compile=compile)
+        self._load = partial(load_source, model, options)
         self._seen = None if images is None else (images, next((entry.name for entry in os.scandir(images)), None))
         self._model, self._fingerprint, self._batch_size = model.path, fingerprint, batch_size
         self._actors: list[Any] = []

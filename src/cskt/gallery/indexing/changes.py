@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from cskt.embed import Encoder
+from cskt.embed import Encoder, ModelSource
 from cskt.errors import CsktError
 from cskt.gallery.indexing.commits import IndexReport, Progress, brought_up, fill, in_the_way, restate
 from cskt.gallery.indexing.encoding import Engine, LocalEngine, Pending, Stated, batched
@@ -20,7 +20,7 @@ from cskt.gallery.indexing.ignoring import IgnorePatterns
 from cskt.gallery.indexing.scanning import IGNORED, ImageSource, Scan, reason_of
 from cskt.gallery.indexing.shards import ShardCrop, crops_of
 from cskt.gallery.indexing.upright import encode_turned_crops
-from cskt.gallery.manifest import Manifest, ModelSource
+from cskt.gallery.manifest import Manifest
 from cskt.gallery.originals import original_path
 from cskt.gallery.state import Contents, open_store
 from cskt.gallery.stores.base import FileState, VectorStore

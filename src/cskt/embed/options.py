@@ -1,0 +1,108 @@
+"""What a model is loaded from (`ModelSource`), and how it computes (`EncodeOptions`): one dataclass each for the shell,
+Python, galleries and the HTTP service."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+import torch
+from annotated_types import Ge, Le, Len
+from pydantic import AfterValidator, with_config
+
+from cskt.config.types import WeightsChoice
+from cskt.errors import CsktError
+from cskt.utils.json_files import JSON
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How an `Encoder` computes."""
+
+    device: str | torch.device | None = None
+    """cpu, cuda, cuda:1 or mps; auto and None take the best one of this machine."""
+    precision: str | None = None
+    """Arithmetic of the towers: fp32, bf16, fp16, or auto, which is bf16 on a CPU that multiplies bfloat16 by itself.
+    None: as the run was trained, fp32 for plain CLIP. Features come out in float32."""
+    templates: Sequence[str] | None = None
+    """Sentences around every caption, `{}` being the caption; the unit features of several are averaged and normalised
+    again. None: those of the run."""
+    batch_size: int = 128
+    """Images or captions computed at once."""
+    num_workers: int = 4
+    """Threads that decode images."""
+    cache_dir: Path | None = None
+    """Folder of a memory-mapped cache of the resized images (`cskt.data.pixel_cache`), for image files."""
+    compile: bool = False
+    """Compile the towers with torch.compile; on a CPU that takes a C++ compiler."""
+    show_progress: bool = False
+    """Draw bars on stderr while encoding."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise CsktError(f"batch_size {self.batch_size}: must be at least 1")
+        if self.num_workers < 0:
+            raise CsktError(f"num_workers {self.num_workers}: must be at least 0")
+        templates = () if self.templates is None else self.templates
+        if isinstance(templates, str) or not all(template.count("{}") == 1 for template in templates):
+            raise CsktError("templates must be a list of sentences, each with one {} where the caption goes")
+
+
+class Computing(TypedDict, total=False):
+    """`EncodeOptions` as keyword arguments, without device and precision."""
+
+    templates: Sequence[str] | None
+    batch_size: int
+    num_workers: int
+    cache_dir: Path | None
+    compile: bool
+    show_progress: bool
+
+
+class EncodeKeywords(Computing, total=False):
+    """`EncodeOptions` as keyword arguments."""
+
+    device: str | torch.device | None
+    precision: str | None
+
+
+def check_path_text(text: str) -> str:
+    """Return the text of a path or name, unless it contains a null character."""
+    if "\0" in text:
+        raise CsktError("must be a path or a name, without a null character")
+    return text
+
+
+PathText = Annotated[str, Len(1, 4096), AfterValidator(check_path_text)]
+ShortText = Annotated[str, Len(0, 1000)]
+Side = Annotated[int, Ge(1), Le(100_000)]
+"""Side of an image in pixels."""
+
+
+@with_config(JSON)
+@dataclass(frozen=True)
+class ModelSource:
+    """What `cskt.load` was given; a gallery stores it to load its model again."""
+
+    path: PathText
+    """A run, a released folder, an exported folder, a CLIP weight file or its published name, or `clip-tiny`."""
+    backbone: PathText | None = None
+    """CLIP weights of an adapter-only run; None: those that its config names."""
+    image_height: Side | None = None
+    """Of plain CLIP weights, in pixels."""
+    image_width: Side | None = None
+    stride: Side | None = None
+    precision: ShortText | None = None
+    """See `EncodeOptions`; None is auto where a gallery loads its model."""
+    weights: WeightsChoice | None = None
+    """Choice of weights in a checkpoint that also holds their moving average; None: those of the model."""
+    settings: dict[str, Any] | None = None
+    """Settings that the file of plain CLIP weights does not state; see `cskt.load`."""
+
+
+def merged(options: EncodeOptions | None, changes: EncodeKeywords | Computing) -> EncodeOptions:
+    """Return options with keyword arguments laid over them."""
+    return dataclasses.replace(options or EncodeOptions(), **changes)
