@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import cskt
 from cskt.config import AdapterConfig, PromptConfig
 from cskt.data.datasets import read_dataset
 from cskt.data.images import ImageReader, normalise
@@ -25,6 +26,7 @@ from cskt.data.records import Split, find_split
 from cskt.data.tokenizer import END_ID, START_ID, Tokenizer, clean
 from cskt.embed import EXPORTED, Encoder
 from cskt.embed.exported import ExportedEncoder, is_exported, load_exported, read_facts
+from cskt.errors import CsktError
 from cskt.explain import explain
 from cskt.export.check import Agreement, Parity, first_images, parity_on_dolls, parity_on_split
 from cskt.export.folder import check_possible, note_parity, placed_when_done, write_folder
@@ -122,8 +124,19 @@ def test_normalised_images_are_refused(exported: ExportedEncoder) -> None:
         exported.encode_image(normalise(random_pixels(1)))
     with pytest.raises(ValueError, match=r"expected images \[B, 3, 32, 16\], found \[1, 3, 16, 32\]"):
         exported.encode_image(random_pixels(1).mT)
-    with pytest.raises(ValueError, match="pass a list"):
+    with pytest.raises(ValueError, match=r"crop\.jpg: no such image"):
         exported.encode_image("crop.jpg")
+
+
+def test_an_exported_encoder_is_an_encoder(exported: ExportedEncoder, tmp_path: Path) -> None:
+    assert exported.encode_text("a man").shape == (ARCHITECTURE.embed_dim,)
+    assert exported.encode_text(["a man"], convert_to="numpy").shape == (1, ARCHITECTURE.embed_dim)
+    assert repr(exported).startswith(f"ExportedEncoder('{exported.folder}', {exported.facts.form}, ")
+    assert exported.source is not None and exported.source.path == str(exported.folder)
+    again = cskt.load(exported.save(tmp_path / "copy"))
+    assert again.fingerprint == exported.fingerprint
+    with pytest.raises(CsktError, match="exists already"):
+        exported.save(tmp_path / "copy")
 
 
 def test_threads_share_a_graph(exported: ExportedEncoder) -> None:
