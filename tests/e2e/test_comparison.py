@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from command_line import contents, done, typed
 
-from cskt.cli import stored_results
+from cskt.cli import run_results
 from cskt.config import load_config, save_config
 from cskt.evaluation.results import METRICS, Result, find_results, load_result
 from tiny_run import HEIGHT, WIDTH
@@ -394,14 +394,14 @@ def test_a_run_folder_that_is_deleted_while_it_is_evaluated(
 ) -> None:
     """The means are known and printed; nothing is made anew in its place."""
     folder = Path(shutil.copytree(run, tmp_path / "run"))
-    result_of = stored_results.result_of
+    result_of = run_results.result_of
 
     def evaluate_and_lose(*arguments: Any, **options: Any) -> Result:
         result = result_of(*arguments, **options)
         shutil.rmtree(folder)
         return result
 
-    monkeypatch.setattr(stored_results, "result_of", evaluate_and_lose)
+    monkeypatch.setattr(run_results, "result_of", evaluate_and_lose)
     assert typed(f"cskt evaluate {folder} --json").json()["split"] == "test"
     assert any("the run folder was deleted or moved meanwhile" in message for message in caplog.messages)
     assert not folder.exists()

@@ -13,7 +13,7 @@ import pytest
 from command_line import done, typed
 from PIL import Image
 
-from cskt.cli.run_settings import warnings_of
+from cskt.cli.compared_runs import warnings_of
 from cskt.config import load_config, save_config
 from cskt.training.run_folder import read_events
 
@@ -191,7 +191,7 @@ def test_bad_input_ends_in_one_line_before_anything_is_encoded(
     config = (run / "config.yaml").read_text().replace("dataset: cuhk-pedes", "dataset: rstpreid")
     (other / "config.yaml").write_text(config)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cskt.cli.report.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("cskt.cli.report.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     reason = typed(f"cskt report {words.format(run=run, root=root, other=other)}").refusal()
     assert all(part in reason for part in expected), reason
     assert not list(tmp_path.glob("*.html"))

@@ -99,7 +99,7 @@ def test_runs_and_tables(whole: Path, file: Path, dolls: Path) -> None:
         assert row["r1"] == pytest.approx(sum(one.metrics["t2i"]["r1"] for one in kept) / len(kept))
         assert {one.label for one in kept} == {row["label"]}
     text = {one: (whole / f"dolls.{one}").read_text() for one in SUFFIXES}
-    assert "| CSKT |" in text["md"] and r"LoRA \& co." in text["tex"] and text["csv"].startswith('"label",')
+    assert "| CSKT " in text["md"] and r"LoRA \& co." in text["tex"] and text["csv"].startswith('"label",')
     assert load_config(whole / "dolls" / "lora-co" / "seed-2" / "config.yaml").optim.lr == 5e-3
     weights = [(whole / "dolls" / "cskt" / seed / "best.safetensors").read_bytes() for seed in ("seed-1", "seed-2")]
     assert weights[0] != weights[1]
@@ -125,7 +125,7 @@ def test_weights_are_read_once_however_often_their_results_are_asked_for(
         read.append(path.parent.relative_to(copy / "dolls").as_posix())
         return sha256_of(path)
 
-    monkeypatch.setattr("cskt.cli.run_facts.sha256_of", counted)
+    monkeypatch.setattr("cskt.cli.run_results.sha256_of", counted)
     assert study(file, dolls, copy).code == 0 and sorted(read) == sorted(FOLDERS)
     shutil.copy(copy / "dolls" / "cskt" / "seed-1" / "best.safetensors", copy / "dolls" / "cskt" / "seed-2")
     assert "missing" in study(file, dolls, copy, "--plan").out, "other weights are seen all the same"
@@ -239,7 +239,7 @@ def test_shared_by_two_processes_and_killed(whole: Path, file: Path, dolls: Path
             assert {path.parts[1] for path in first} == {"clip-zero-shot", "cskt"}
 
             company = typed(command)
-            assert company.code == 1 and "1 of 5 runs are missing or under way elsewhere" in company.out
+            assert company.code == 1 and "1 of 5 runs are missing or in progress elsewhere" in company.out
             assert [row["seeds"] for row in table_of(output)] == ["1", "2", "1 2"]
             shared = work_of(output)
             assert {path: shared[path] for path in first} == first, "what the other has done or is at is left alone"

@@ -40,7 +40,7 @@ from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing.files import prepare
 from cskt.image_files.decode import decode_image
 from cskt.image_files.limits import MAX_PIXELS
-from cskt.report.pictures import load_crop
+from cskt.report.answers import load_crop
 from cskt.service.errors import ServiceError
 from cskt.service.pictures import decode_query
 from cskt.service.settings import ServiceSettings

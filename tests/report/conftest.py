@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cskt.report.pictures import Answer
+from cskt.report.answers import Answer, PicturedHit
 from cskt.types import Hit
 
 
@@ -18,4 +18,4 @@ def answer(tmp_path: Path) -> Answer:
     for path in paths[:2]:
         Image.new("RGB", (48, 128), (30, 60, 200)).save(path)
     hits = [Hit(f"cam_a/crop_{number}.png", 0.5 - 0.1 * number, number + 1) for number in range(3)]
-    return Answer("A woman in a red coat.", hits, paths, right=[True, False, True])
+    return Answer("A woman in a red coat.", list(map(PicturedHit, hits, paths, (True, False, True))))

@@ -1,4 +1,4 @@
-"""Answers as one HTML file and as a sheet with heat maps: whole, safe, and nothing from outside."""
+"""Answers as one HTML file: complete, escaped, self-contained."""
 
 import base64
 import io
@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cskt.report.answer_page import PicturedAnswer, PicturedHit, write_answer_page
-from cskt.report.explained_sheet import CELL_HEIGHT, CELL_WIDTH, MARGIN, explained_sheet
-from cskt.report.html import MAX_PAGE_BYTES
+from cskt.report.answers import Answer, PicturedHit
+from cskt.report.pages import MAX_PAGE_BYTES, write_answer_page
 from cskt.types import Hit
 
 NASTY = "<script>alert('x')</script> \"quoted\" & {braces} %s"
@@ -57,7 +56,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def page_of(folder: Path, *answers: PicturedAnswer, title: str = "Answers") -> Page:
+def page_of(folder: Path, *answers: Answer, title: str = "Answers") -> Page:
     write_answer_page(folder / "new" / "answers.html", title, answers)
     return Page(folder / "new" / "answers.html")
 
@@ -67,7 +66,7 @@ def test_every_hit_is_shown_with_what_is_known_of_it(tmp_path: Path) -> None:
         PicturedHit(hit(1, camera="c3", night=False), jpeg(BLUE)),
         PicturedHit(Hit("cam2/b.jpg", 0.3, 2, {"camera": "c4", "width": 64, "height": 160}, group_size=3), jpeg(RED)),
     ]
-    page = page_of(tmp_path, PicturedAnswer("a man in blue", hits))
+    page = page_of(tmp_path, Answer("a man in blue", hits))
     pictures = page.attributes("img")
     assert [picture["alt"] for picture in pictures] == ["Rank 1: cam1/a.jpg", "Rank 2: cam2/b.jpg"]
     for picture, shown in zip(pictures, hits, strict=True):
@@ -79,7 +78,7 @@ def test_every_hit_is_shown_with_what_is_known_of_it(tmp_path: Path) -> None:
 
 def test_heat_maps_stand_beside_their_crop(tmp_path: Path) -> None:
     maps = [("whole sentence", jpeg(RED)), ("bag", jpeg(GREEN))]
-    page = page_of(tmp_path, PicturedAnswer("a red bag", [PicturedHit(hit(1), jpeg(BLUE), maps)]))
+    page = page_of(tmp_path, Answer("a red bag", [PicturedHit(hit(1), jpeg(BLUE), heat_maps=maps)]))
     assert [picture["alt"] for picture in page.attributes("img")] == [
         "Rank 1: cam1/a.jpg",
         "Heat map of whole sentence",
@@ -89,21 +88,21 @@ def test_heat_maps_stand_beside_their_crop(tmp_path: Path) -> None:
 
 
 def test_an_answer_without_hits_says_why(tmp_path: Path) -> None:
-    page = page_of(tmp_path, PicturedAnswer("nobody", [], note="no crop scores at least 0.3"))
+    page = page_of(tmp_path, Answer("nobody", [], note="no crop scores at least 0.3"))
     assert "no crop scores at least 0.3" in page.text
     assert page.attributes("img") == []
 
 
 def test_whatever_words_hold_stays_text(tmp_path: Path) -> None:
     nasty = Hit(NASTY, 0.5, 1, {NASTY: NASTY})
-    pictured = PicturedHit(nasty, jpeg(BLUE), [(NASTY, jpeg(RED))])
-    page = page_of(tmp_path, PicturedAnswer(NASTY, [pictured], NASTY), title=NASTY)
+    pictured = PicturedHit(nasty, jpeg(BLUE), heat_maps=[(NASTY, jpeg(RED))])
+    page = page_of(tmp_path, Answer(NASTY, [pictured], NASTY), title=NASTY)
     assert page.attributes("script") == []
     assert page.text.count(NASTY) == 8  # title, heading, query, note, image, column, value, map
 
 
 def test_nothing_is_fetched_and_nothing_runs(tmp_path: Path) -> None:
-    page = page_of(tmp_path, PicturedAnswer("x", [PicturedHit(hit(1), jpeg(BLUE))]))
+    page = page_of(tmp_path, Answer("x", [PicturedHit(hit(1), jpeg(BLUE))]))
     (policy,) = [meta["content"] for meta in page.attributes("meta") if "http-equiv" in meta]
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     assert not re.search(r"https?://|url\(|@import", page.source)
@@ -113,30 +112,5 @@ def test_nothing_is_fetched_and_nothing_runs(tmp_path: Path) -> None:
 def test_a_page_too_large_for_a_browser_is_refused(tmp_path: Path) -> None:
     large = PicturedHit(hit(1), bytes(MAX_PAGE_BYTES))
     with pytest.raises(ValueError, match=r"would take 13 MB; show fewer crops \(-k\)"):
-        page_of(tmp_path, PicturedAnswer("x", [large]))
+        page_of(tmp_path, Answer("x", [large]))
     assert not (tmp_path / "new").exists()
-
-
-def pixel(sheet: Image.Image, row: int, column: int) -> tuple[int, int, int]:
-    """The middle of a cell of a sheet whose last rows end at its lower edge."""
-    row_height = CELL_HEIGHT + 2 * 21 + MARGIN
-    top = (sheet.height - MARGIN) % row_height + row * row_height
-    found = sheet.getpixel((MARGIN + column * (CELL_WIDTH + MARGIN) + CELL_WIDTH // 2, top + CELL_HEIGHT // 2))
-    assert isinstance(found, tuple)
-    return found[:3]
-
-
-def test_the_sheet_has_a_line_for_each_crop() -> None:
-    hits = [
-        PicturedHit(hit(1), jpeg(BLUE), [("whole sentence", jpeg(RED)), ("bag", jpeg(GREEN))]),
-        PicturedHit(hit(2), jpeg(GREEN), [("whole sentence", jpeg(BLUE)), ("bag", jpeg(RED))]),
-    ]
-    sheet = explained_sheet("a red bag", hits)
-    seen = [pixel(sheet, row, column) for row in range(2) for column in range(3)]
-    for found, wanted in zip(seen, (BLUE, RED, GREEN, GREEN, BLUE, RED), strict=True):
-        assert max(abs(one - other) for one, other in zip(found, wanted, strict=True)) < 12
-
-
-def test_a_sheet_without_hits_says_so() -> None:
-    sheet = explained_sheet("nobody", [])
-    assert len(sheet.getcolors(1 << 20) or []) > 2

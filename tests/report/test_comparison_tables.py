@@ -1,55 +1,81 @@
-"""Comparison and matrix tables in every form: nothing cut, nothing taken for markup."""
+"""Comparisons and cross-domain tables in every format: nothing cut, nothing read as markup."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
+import re
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
-from cskt.report.comparison import (
-    ComparedFigure,
-    ComparisonRow,
+from cskt.evaluation.comparison import ComparedMethod, Estimate, MethodComparison
+from cskt.evaluation.results import Facts
+from cskt.evaluation.statistics import Interval, MeanAndDeviation
+from cskt.report.comparison_tables import (
+    SettingDifference,
     comparison_grid,
     comparison_records,
     comparison_table,
-    difference_text,
-    duration,
-    p_text,
-    rate,
-    size,
+    comparison_text,
 )
-from cskt.report.cross_domain import MatrixCell, MatrixRow, matrix_grid, matrix_records, matrix_table
-from cskt.report.formats import csv_of, latex, latex_cell, markdown
-from cskt.report.tables import METRIC_NAMES, is_number_column
+from cskt.report.cross_domain import (
+    CrossDomainCell,
+    CrossDomainRow,
+    cross_domain_grid,
+    cross_domain_records,
+    cross_domain_table,
+)
+from cskt.report.numbers import METRIC_NAMES, difference_text, duration, p_text, rate, size
+from cskt.report.tables import latex, markdown, table_text
 
 
-def figures(
+def estimates(
     mean: float,
     difference: float | None = None,
     p_value: float | None = None,
     deviation: float | None = None,
-) -> dict[str, ComparedFigure]:
+) -> dict[str, Estimate]:
     """The same for all metrics, but only R1 and mAP tested."""
     seeds_p_value = None if deviation is None else 0.0213
-    whole = ComparedFigure(mean, mean - 0.012, mean + 0.0113, deviation, difference, p_value, seeds_p_value)
-    untested = replace(whole, p_value=None, seeds_p_value=None)
-    return {key: whole if key in ("r1", "mean_ap") else untested for key in METRIC_NAMES}
+    interval = Interval(mean - 0.012, mean + 0.0113)
+    tested = Estimate(mean, interval, deviation, difference, p_value, seeds_p_value)
+    untested = replace(tested, p_value=None, seeds_p_value=None)
+    return {key: tested if key in ("r1", "mean_ap") else untested for key in METRIC_NAMES}
 
 
-CLIP = ComparisonRow(
-    "CLIP", figures(0.12), trainable_parameters=0, total_parameters=149_620_737, checkpoint_bytes=0,
-    images_per_second=1234.0, captions_per_second=4567.0,
+CLIP = ComparedMethod(
+    "CLIP",
+    estimates(0.12),
+    facts=Facts(
+        trainable_parameters=0, total_parameters=149_620_737, checkpoint_bytes=0,
+        images_per_second=1234.0, captions_per_second=4567.0,
+    ),
 )  # fmt: skip
-CSKT = ComparisonRow(
-    "cskt_[x] 100% & more", figures(0.69704, 0.577, 0.0001, 0.0031), seeds=(1, 2, 3), note="selected on test | a",
-    trained_on="cuhk-pedes", trainable_parameters=12_117_888, total_parameters=161_735_552,
-    checkpoint_bytes=48_500_000, training_seconds=7200, training_peak_memory_bytes=22_000_000_000,
-    images_per_second=1034.0, captions_per_second=3567.0,
+CSKT = ComparedMethod(
+    "cskt_[x] 100% & more",
+    estimates(0.69704, 0.577, 0.0001, 0.0031),
+    seeds=(1, 2, 3),
+    note="selected on test | a",
+    facts=Facts(
+        trained_on="cuhk-pedes", trainable_parameters=12_117_888, total_parameters=161_735_552,
+        checkpoint_bytes=48_500_000, training_seconds=7200, training_peak_memory_bytes=22_000_000_000,
+        images_per_second=1034.0, captions_per_second=3567.0,
+    ),
 )  # fmt: skip
+COMPARISON = MethodComparison("cuhk-pedes", "test", "ab" * 32, 6156, 3074, "CLIP", 2, 2, (CLIP, CSKT))
+
+
+def csv_of(records: list[dict[str, object]]) -> str:
+    return table_text("csv", grid=[], records=records, content=None, terminal=lambda width: Table())
+
+
+def squeezed(text: str) -> str:
+    """Without the padding of columns."""
+    return re.sub(" +", " ", text)
 
 
 def on_terminal(table: Table, width: int) -> str:
@@ -110,7 +136,7 @@ def test_records_hold_fractions_and_all_keys() -> None:
 @pytest.mark.parametrize(("zero_shot", "better"), [(0.5, True), (0.69704, False), (0.8, False), (None, None)])
 def test_methods_no_better_than_zero_shot_are_marked(zero_shot: float | None, better: bool | None) -> None:
     row = replace(CSKT, zero_shot_r1=zero_shot)
-    assert row.better_than_zero_shot is better
+    assert row.is_better_than_zero_shot is better
     (record,) = comparison_records([row])
     assert (record["better_than_zero_shot"], record["zero_shot_r1"], record["note"]) == (better, zero_shot, CSKT.note)
     mark = f"selected on test | a; no better than zero-shot (R1 {100 * (zero_shot or 0):.2f})"
@@ -121,15 +147,28 @@ def test_methods_no_better_than_zero_shot_are_marked(zero_shot: float | None, be
 
 def test_markdown_and_latex_show_text_as_it_is() -> None:
     grid = [["Method", "R1"], ["a_b | *c* `d`\n[e](f) <g> \\", "50.00"]]
-    assert markdown(grid, is_number_column).splitlines() == [
-        "| Method | R1 |", "| --- | ---: |", r"| a\_b \| \*c\* \`d\` \[e\](f) \<g> \\ | 50.00 |",
-    ]  # fmt: skip
-    assert latex_cell(r"100 % & a_b #1 {x} \y ~ ^ $") == (
-        r"100 \% \& a\_b \#1 \{x\} \textbackslash{}y \textasciitilde{} \textasciicircum{} \$"
+    heading, rule, line = squeezed(markdown(grid)).splitlines()
+    assert (heading, line) == ("| Method | R1 |", r"| a\_b \| \*c\* \`d\` \[e\](f) \<g> \\ | 50.00 |")
+    assert re.fullmatch(r"\|:-+\|-+:\|", rule)
+    lines = latex([["Method", "R1"], [r"100 % & a_b #1 {x} \y ~ ^ $ – ±", "−1"]], ["one", "two"]).splitlines()
+    assert lines[:4] == ["% one", "% two", r"% \usepackage{booktabs}", r"\begin{tabular}{lr}"]
+    assert squeezed(lines[7]) == (
+        r" 100 \% \& a\_b \#1 \{x\} \textbackslash{}y \textasciitilde{} \^{} \$ -- $\pm$ & $-$1 \\"
     )
-    assert latex(grid, is_number_column, "one\ntwo").splitlines()[:4] == [
-        "% one", "% two", r"% \usepackage{booktabs}", r"\begin{tabular}{lr}",
-    ]  # fmt: skip
+
+
+def test_a_comparison_in_every_format() -> None:
+    settings = [SettingDifference("optim.lr", {"cskt_[x] 100% & more": [0.001, 0.0003]})]
+    explanation = "Percent, with the 95 % interval over people. Δ: against CLIP."
+    text = {form: comparison_text(COMPARISON, form, settings) for form in ("markdown", "latex", "json", "csv")}
+    assert text["markdown"].startswith("cuhk-pedes test: 6,156 captions, 3,074 images\n\n| Method ")
+    assert explanation in text["markdown"] and "% Settings that differ between the trained runs:" in text["latex"]
+    assert r"- optim.lr: cskt\_\[x\] 100% & more 0.001 / 0.0003" in text["markdown"]
+    content = json.loads(text["json"])
+    assert (content["baseline"], content["num_tests"], content["rows"][1]["r1"]) == ("CLIP", 2, 0.69704)
+    assert content["differing_settings"] == {"optim.lr": {CSKT.label: [0.001, 0.0003]}}
+    clip, cskt = csv.DictReader(io.StringIO(text["csv"]))
+    assert (clip["optim.lr"], cskt["optim.lr"]) == ("", "0.001 / 0.0003")
 
 
 @pytest.mark.parametrize(
@@ -156,36 +195,42 @@ def test_figures_in_words(text: str, expected: str) -> None:
     assert text == expected
 
 
-# --- matrix
+# --- cross-domain tables
 
 DATASETS = ("cuhk-pedes", "jsonl (my_data)")
+
+
+def cell(r1: float, mean_ap: float, in_domain: bool, deviation: float | None = None) -> CrossDomainCell:
+    return CrossDomainCell(MeanAndDeviation(r1, deviation), MeanAndDeviation(mean_ap, None), in_domain)
+
+
 MATRIX = [
-    MatrixRow("cskt", "cuhk-pedes", [MatrixCell(0.697, 0.6, True), MatrixCell(0.3, 0.2, False, 0.011)]),
-    MatrixRow("[b]CLIP", "", [MatrixCell(0.1, 0.05, False), MatrixCell(0.2, 0.1, False)], note="selected on test"),
+    CrossDomainRow("cskt", "cuhk-pedes", [cell(0.697, 0.6, True), cell(0.3, 0.2, False, 0.011)]),
+    CrossDomainRow("[b]CLIP", "", [cell(0.1, 0.05, False), cell(0.2, 0.1, False)], note="selected on test"),
 ]
 
 
 def test_matrix_marks_its_own_domain() -> None:
-    assert matrix_grid(MATRIX, DATASETS) == [
+    assert cross_domain_grid(MATRIX, DATASETS) == [
         ["Method", "Trained on", *DATASETS, "Note"],
         ["cskt", "cuhk-pedes", "69.70 *", "30.00 ± 1.10", ""],
         ["[b]CLIP", "nothing", "10.00", "20.00", "selected on test"],
     ]
-    assert "Note" not in matrix_grid(MATRIX[:1], DATASETS)[0]
-    text = on_terminal(matrix_table(MATRIX, DATASETS, "[i]title"), 80)
+    assert "Note" not in cross_domain_grid(MATRIX[:1], DATASETS)[0]
+    text = on_terminal(cross_domain_table(MATRIX, DATASETS, "[i]title"), 80)
     for part in ("69.70 *", "30.00", "± 1.10", "[b]CLIP", "[i]title", "in domain", "[b]CLIP: selected on test"):
         assert part in text
 
 
 def test_matrix_keeps_its_figures_whole_where_names_must_fold() -> None:
     datasets = [f"a data set with a long name {number}" for number in range(5)]
-    row = MatrixRow("a method with a long name", "cuhk-pedes", [MatrixCell(0.697, 0.6, True, 0.0123)] * 5)
-    text = on_terminal(matrix_table([row], datasets, "title"), 80)
+    row = CrossDomainRow("a method with a long name", "cuhk-pedes", [cell(0.697, 0.6, True, 0.0123)] * 5)
+    text = on_terminal(cross_domain_table([row], datasets, "title"), 80)
     assert text.count("69.70 *") == text.count("± 1.23") == 5 and max(map(len, text.splitlines())) <= 80
 
 
-def test_matrix_records_hold_one_cell_each() -> None:
-    records = matrix_records(MATRIX, DATASETS)
+def test_cross_domain_records_hold_one_cell_each() -> None:
+    records = cross_domain_records(MATRIX, DATASETS)
     assert [(one["label"], one["tested_on"], one["r1"], one["in_domain"]) for one in records] == [
         ("cskt", "cuhk-pedes", 0.697, True), ("cskt", "jsonl (my_data)", 0.3, False),
         ("[b]CLIP", "cuhk-pedes", 0.1, False), ("[b]CLIP", "jsonl (my_data)", 0.2, False),
@@ -193,14 +238,14 @@ def test_matrix_records_hold_one_cell_each() -> None:
     assert records[2]["trained_on"] is None
 
 
-def test_labels_of_strangers_stay_text_in_every_format() -> None:
+def test_untrusted_labels_stay_text_in_every_format() -> None:
     grid = [["Method", "R1"], ["[1pt] \\input{x} *a* <b> & &lt; $x$ | \x1b[2J", "=1+1;+2"]]
-    line = markdown(grid, is_number_column).splitlines()[2]
+    line = squeezed(markdown(grid)).splitlines()[2]
     assert line == r"| \[1pt\] \\input{x} \*a\* \<b> & \&lt; \$x\$ \| \\x1b\[2J | =1+1;+2 |"
-    line = latex(grid, is_number_column, "a\nb\x0bc\x1b").splitlines()
-    assert all(part.startswith("% ") for part in line[:4])
+    line = latex(grid, ["a\nb\x0bc\x1b"]).splitlines()
+    assert all(part.startswith("% ") for part in line[:2]) and line[2].startswith(r"\begin")
     cell = next(part for part in line if "pt" in part)
-    assert cell.startswith("{[}1pt] ") and "\\input" not in cell and "\x1b" not in cell
+    assert cell.startswith(" {[}1pt] ") and "\\input" not in cell and "\x1b" not in cell
     assert csv_of([{"label": "=1+1;+2", "difference": -0.5, "note": None}]) == (
         '"label","difference","note"\n"\'=1+1;\'+2","-0.5",""\n'
     )

@@ -1,10 +1,11 @@
-"""The drawings behind the means: what they show, whatever the numbers."""
+"""Charts of the evidence behind the means."""
 
 from __future__ import annotations
 
 import io
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Iterable
 
 import matplotlib as mpl
 import numpy as np
@@ -13,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from cskt.evaluation.analysis import Similarities
 from cskt.report.evidence import (
     MOST_LABELS,
     NUM_BARS,
     Curve,
-    Histogram,
     attribute_bars,
     cmc_curves,
     confusion_matrix,
@@ -31,10 +32,15 @@ def curve(label: str, start: float, count: int = 20) -> Curve:
     return Curve(label, mean, np.maximum(mean - 0.1, 0), np.minimum(mean + 0.05, 1))
 
 
-def histogram(label: str, num_bins: int = 2000) -> Histogram:
+def similarities(counts: Iterable[np.ndarray]) -> Similarities:
+    right, wrong, best_wrong = counts
+    return Similarities(right, wrong, best_wrong, margin=np.zeros(0), first_answer=np.zeros(0, np.int64))
+
+
+def drawn_similarities() -> Similarities:
     rng = np.random.default_rng(0)
     drawn = (rng.normal(centre, 60, count).astype(int) for centre, count in ((1500, 300), (1100, 9000), (1400, 100)))
-    return Histogram(label, *(np.bincount(places, minlength=num_bins) for places in drawn))
+    return similarities(np.bincount(places, minlength=2000) for places in drawn)
 
 
 def bars() -> Figure:
@@ -54,16 +60,16 @@ def texts(figure: Figure) -> list[str]:
         cmc_curves([curve("cskt", 0.5)]),
         cmc_curves([curve(f"run-{number}", 0.0) for number in range(len(LINES))]),
         cmc_curves([curve("a gallery of one image", 1.0, count=1)]),
-        similarity_histograms([histogram("cskt")]),
-        similarity_histograms([histogram("cskt"), histogram("clip")]),
-        similarity_histograms([Histogram("no pairs at all", *np.zeros((3, 2000), dtype=np.int64))]),
-        similarity_histograms([Histogram("one bin", *np.eye(2000, dtype=np.int64)[[1999, 1999, 1999]])]),
+        similarity_histograms({"cskt": drawn_similarities()}),
+        similarity_histograms({"cskt": drawn_similarities(), "clip": drawn_similarities()}),
+        similarity_histograms({"no pairs at all": similarities(np.zeros((3, 2000), dtype=np.int64))}),
+        similarity_histograms({"one bin": similarities(np.eye(2000, dtype=np.int64)[[1999, 1999, 1999]])}),
         bars(),
         confusion_matrix(["red"], np.array([[3]])),
         confusion_matrix(["red", "blue"], np.array([[0, 0], [1, 5]])),
     ],
 )  # fmt: skip
-def test_any_figures_give_an_svg_for_light_and_dark_pages(figure: Figure) -> None:
+def test_any_numbers_give_an_svg_for_light_and_dark_pages(figure: Figure) -> None:
     drawing = svg(figure)
     assert ET.fromstring(drawing).tag == "{http://www.w3.org/2000/svg}svg"
     body, style = drawing.decode().split("<style>@media (prefers-color-scheme: dark)")
@@ -99,8 +105,8 @@ def test_more_lines_than_colours_are_refused() -> None:
 
 
 def test_histograms_show_every_pair_once_scaled_to_the_same_area() -> None:
-    counts = histogram("cskt")
-    figure = similarity_histograms([counts])
+    counts = drawn_similarities()
+    figure = similarity_histograms({"cskt": counts})
     wrong, right, _, best_wrong = figure.axes[0].patches
     for stairs, whole in ((wrong, counts.wrong), (right, counts.right), (best_wrong, counts.best_wrong)):
         values, edges, _ = stairs.get_data()
@@ -112,7 +118,7 @@ def test_histograms_show_every_pair_once_scaled_to_the_same_area() -> None:
     assert right.get_facecolor()[:3] == pytest.approx(mpl.colors.to_rgb(GREEN))
 
 
-def test_attributes_are_sorted_with_the_most_minded_on_top() -> None:
+def test_attributes_are_sorted_with_the_furthest_below_chance_on_top() -> None:
     figure = bars()
     figure.canvas.draw()
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]

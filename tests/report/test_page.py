@@ -1,6 +1,9 @@
+"""The HTML report: complete, escaped, self-contained."""
+
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -8,13 +11,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cskt.report import page
-from cskt.report.page import write_report
-from cskt.report.pictures import Answer
-from cskt.report.plots import learning_curves
-from cskt.report.sections import Chart, Section
+from cskt.report import pages
+from cskt.report.answers import Answer, PicturedHit
+from cskt.report.learning_curves import learning_curves
+from cskt.report.pages import Chart, Section, write_report
 from cskt.report.style import new_figure
 from cskt.report.tables import ResultRow
+from cskt.types import Hit
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 NASTY = "<script>alert('x')</script> \"quoted\" & {braces} %s"
@@ -61,7 +64,7 @@ def write_and_read(path: Path, **parts: Any) -> tuple[str, Page]:
 
 @pytest.fixture
 def full(tmp_path: Path, answer: Answer) -> tuple[str, Page]:
-    nasty = Answer(NASTY, answer.hits, answer.image_paths)
+    nasty = Answer(NASTY, [replace(hit, right=None) for hit in answer.hits])
     return write_and_read(
         tmp_path / "new" / "report.html",
         title=NASTY,
@@ -152,8 +155,8 @@ def test_parts_that_are_empty_are_left_out(tmp_path: Path) -> None:
 
 
 def test_an_answer_without_right_images_or_without_hits_says_so(tmp_path: Path, answer: Answer) -> None:
-    wrong = Answer("x", answer.hits, answer.image_paths, [False] * 3)
-    _, parsed = write_and_read(tmp_path / "report.html", sections=[Section("a", answers=[wrong, Answer("y", [], [])])])
+    wrong = Answer("x", [replace(hit, right=False) for hit in answer.hits])
+    _, parsed = write_and_read(tmp_path / "report.html", sections=[Section("a", answers=[wrong, Answer("y", [])])])
     assert "no right image among the first 3" in parsed.text
     assert "No image found." in parsed.text
 
@@ -205,19 +208,17 @@ def test_every_configuration_is_folded_away_under_its_name(full: tuple[str, Page
 def test_crops_shrink_until_the_page_is_small_enough_and_too_many_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cskt.types import Hit
-
     noisy = tmp_path / "noisy.png"
     Image.effect_noise((200, 400), 90).save(noisy)
-    many = Answer("x", [Hit("a", 0.5, 1)] * 20, [noisy] * 20)
+    many = Answer("x", [PicturedHit(Hit("a", 0.5, 1), noisy)] * 20)
     path = tmp_path / "report.html"
     write_report(path, title="A run", rows=[], sections=[Section("a", answers=[many])])
     whole = path.stat().st_size
 
-    monkeypatch.setattr(page, "MAX_PAGE_BYTES", whole // 2)
+    monkeypatch.setattr(pages, "MAX_PAGE_BYTES", whole // 2)
     write_report(path, title="A run", rows=[], sections=[Section("a", answers=[many])])
     assert path.stat().st_size <= whole // 2
 
-    monkeypatch.setattr(page, "MAX_PAGE_BYTES", whole // 50)
+    monkeypatch.setattr(pages, "MAX_PAGE_BYTES", whole // 50)
     with pytest.raises(ValueError, match=r"report\.html: the report would take .* MB; show fewer answers"):
         write_report(path, title="A run", rows=[], sections=[Section("a", answers=[many])])

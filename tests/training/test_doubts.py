@@ -12,7 +12,7 @@ from cskt.config import load_config, read_yaml, recipe_names
 from cskt.data.datasets import read_dataset
 from cskt.data.paperdoll import make_dataset
 from cskt.data.records import Record, Split
-from cskt.evaluation.study import load_study
+from cskt.evaluation.study_plan import load_study
 from cskt.model.io.cache import CLIP_TINY, locate
 from cskt.training.doubts import BEST_RATES, best_rate, doubts_after, doubts_before
 from cskt.training.loop import train

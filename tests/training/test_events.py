@@ -12,7 +12,7 @@ import pytest
 
 from cskt.cli.run_report import write_run_report
 from cskt.config import RunConfig, load_config
-from cskt.report.plots import learning_curves
+from cskt.report.learning_curves import learning_curves
 from cskt.training.events import parse_event, read_event_log
 from cskt.training.loop import train
 from cskt.training.run_folder import (

@@ -17,7 +17,7 @@ from cskt.data.records import Split
 from cskt.embed import Encoder, load
 from cskt.errors import CsktError, file_system_errors, out_of_memory_errors
 from cskt.evaluation.evaluate import SplitFeatures, answer, encode_split, evaluate
-from cskt.report.pictures import Answer, answer_sheet
+from cskt.report.answers import Answer, PicturedHit, answer_sheet
 from cskt.report.tables import ResultRow, result_table
 from cskt.training.loop import train
 from cskt.utils.console import console
@@ -104,7 +104,7 @@ def answer_test_sentences(encoder: Encoder, test: Split, features: SplitFeatures
     spread = [index * len(test.captions) // NUM_SENTENCES for index in range(NUM_SENTENCES)]
     queries, pids = [test.captions[index] for index in spread], [test.caption_pids[index] for index in spread]
     return [
-        Answer(query, hits, [hit.image_id for hit in hits], [hit.metadata["pid"] == pid for hit in hits])
+        Answer(query, [PicturedHit(hit, Path(hit.image_id), hit.metadata["pid"] == pid) for hit in hits])
         for query, pid, hits in zip(queries, pids, answer(encoder, test, queries, NUM_CROPS, features), strict=True)
     ]
 

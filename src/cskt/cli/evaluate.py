@@ -9,13 +9,12 @@ from typing import Any
 
 from cskt.cli.model_flags import add_model_flags, load_model_and_split
 from cskt.cli.parsing import Parser
-from cskt.cli.run_facts import selection_note
-from cskt.cli.stored_results import evaluate_run, keep, seed_folders
+from cskt.cli.run_results import evaluate_run, seed_folders, selection_note, store_result
 from cskt.data.records import Split
 from cskt.embed import Encoder
 from cskt.embed.model_paths import check_exists
 from cskt.errors import CsktError, file_system_errors
-from cskt.evaluation.compare import Entry
+from cskt.evaluation.comparison import MethodResults
 from cskt.evaluation.evaluate import RankingOptions
 from cskt.evaluation.results import METRICS, Result
 from cskt.evaluation.statistics import mean_and_deviation
@@ -99,7 +98,7 @@ def report_metrics(
 ) -> int:
     """Evaluate, keep the per-query results, and print the means, as a table for people or as JSON."""
     result = evaluate_run(encoder, split, model, label=label, options=options)
-    keep(result, model, output)
+    store_result(result, model, output)
     t2i, i2t = result.metrics["t2i"], result.metrics["i2t"]
     if as_json:
         print(json_text(record_of(model, result)))
@@ -122,9 +121,9 @@ def report_seeds(folders: Sequence[Path], flags: argparse.Namespace, options: Ra
     for folder in folders:
         encoder, split = load_model_and_split(argparse.Namespace(**vars(flags) | {"model": str(folder)}))
         result = evaluate_run(encoder, split, folder, label=flags.label, options=options)
-        keep(result, folder, flags.output and flags.output / folder.name)
+        store_result(result, folder, flags.output and flags.output / folder.name)
         results.append(result)
-    entry = Entry(results[0].label, tuple(results))  # refuses seeds that do not belong together
+    method = MethodResults(results[0].label, tuple(results))  # refuses seeds that do not belong together
     spread = {
         direction: {
             metric: mean_and_deviation([result.metrics[direction][metric] for result in results]) for metric in METRICS
@@ -142,7 +141,7 @@ def report_seeds(folders: Sequence[Path], flags: argparse.Namespace, options: Ra
     rows = [ResultRow(f"seed {one.seed}", one.metrics["t2i"], note=one.note) for one in results]
     deviations = deviation["t2i"] if len(results) > 1 else {}
     rows.append(ResultRow(f"mean of {len(results)}", mean["t2i"], deviations=deviations))
-    title = f"{entry.label}, text to image on {results[0].dataset} {results[0].split} ({flags.model})"
+    title = f"{method.label}, text to image on {results[0].dataset} {results[0].split} ({flags.model})"
     console().print(result_table(rows, title))
     return 0
 

@@ -71,7 +71,7 @@ def add_clip_flags(parser: Parser) -> None:
 
 def clip_settings(flags: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of `cskt.load` that the flags of `add_clip_flags` give."""
-    return {name: value for name in SETTINGS if (value := getattr(flags, name)) is not None}
+    return {name: value for name in SETTINGS if (value := getattr(flags, name, None)) is not None}
 
 
 def add_weights_flag(parser: Parser) -> None:
@@ -101,25 +101,30 @@ def load_model_and_split(flags: argparse.Namespace, *, refuse_overlaps: bool = T
     return load_model(flags), split
 
 
-def load_model(flags: argparse.Namespace) -> Encoder:
-    """The encoder that `flags.model` names, computing as the flags of `add_encoder_flags` say.
+def load_model(flags: argparse.Namespace, model: str | None = None) -> Encoder:
+    """Load a model with the flags of `add_encoder_flags`, and those of `add_cache_flag` and `add_clip_flags` if given.
+
+    Args:
+        flags: as parsed.
+        model: the model; by default `flags.model`.
 
     Raises:
         CsktError: it cannot be read.
     """
+    given = vars(flags)
     return load(
-        flags.model,
+        model or flags.model,
         flags.backbone,
         flags.device,
         precision=flags.precision,
-        image_height=flags.image_height,
-        image_width=flags.image_width,
-        stride=flags.stride,
+        image_height=given.get("image_height"),
+        image_width=given.get("image_width"),
+        stride=given.get("stride"),
         weights=flags.weights or "model",
         settings=clip_settings(flags),
         batch_size=flags.batch_size,
         num_workers=flags.num_workers,
-        cache_dir=flags.cache_dir,
+        cache_dir=given.get("cache_dir"),
         compile=flags.compile,
         show_progress=True,
     )

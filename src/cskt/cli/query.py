@@ -14,7 +14,7 @@ from cskt.cli.parsing import Parser
 from cskt.data.sentences import LONGEST_SENTENCE, check_length
 from cskt.errors import CsktError, file_system_errors
 from cskt.evaluation.evaluate import answer
-from cskt.report.pictures import Answer, answer_sheet
+from cskt.report.answers import Answer, PicturedHit, answer_sheet
 from cskt.types import Hit
 from cskt.utils.console import console, literal
 from cskt.utils.terminal import json_text
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
             path = flags.sheet if len(answers) == 1 else flags.sheet.with_stem(f"{flags.sheet.stem}-{number}")
             with file_system_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                answer_sheet(Answer(query, hits, [hit.image_id for hit in hits])).save(path)
+                answer_sheet(Answer(query, [PicturedHit(hit, Path(hit.image_id)) for hit in hits])).save(path)
     return 0
 
 

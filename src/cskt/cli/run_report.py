@@ -1,4 +1,4 @@
-"""The report of a run folder: what its files say, as one HTML page."""
+"""The report of a run folder: the content of its files as one HTML page."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cskt.cli.compared_runs import warnings_of
 from cskt.cli.next_steps import command_line
-from cskt.cli.run_settings import warnings_of
 from cskt.config import RunConfig, to_dict
-from cskt.report.page import write_report
-from cskt.report.pictures import Answer
-from cskt.report.plots import learning_curves
-from cskt.report.sections import Chart, Section
+from cskt.report.answers import Answer
+from cskt.report.learning_curves import learning_curves
+from cskt.report.pages import Chart, Section, write_report
 from cskt.report.tables import ResultRow
 from cskt.training.run_folder import RunFolder, first_event, ignored_lines, last_event
 from cskt.utils.paths import inside
@@ -34,9 +33,9 @@ def write_run_report(
     Args:
         folder: of a run.
         title: of the page; the run's name and data set if empty.
-        extra_rows: figures that the run's own files do not hold, shown above those that they do.
+        extra_rows: results that are not in the run's files, shown first.
         answers: sentences with their hits.
-        next_commands: what the reader may want to run next.
+        next_commands: commands that the reader may want to run next.
 
     Returns:
         The page.
@@ -78,7 +77,7 @@ def write_run_report(
 
 
 def warning_sections(warnings: Mapping[str, Sequence[str]]) -> list[Section]:
-    """Return a section with the doubts that runs recorded about themselves.
+    """Return a section with the warnings that runs recorded about themselves; none without warnings.
 
     Args:
         warnings: label of a run -> its lines.
@@ -88,7 +87,7 @@ def warning_sections(warnings: Mapping[str, Sequence[str]]) -> list[Section]:
 
 
 def run_summary(config: RunConfig | None, events: Sequence[dict[str, Any]]) -> str:
-    """How a model was trained, in one line: for plain CLIP (no config), or with nothing to train, not at all."""
+    """Return in one line how a model was trained; plain CLIP has no config."""
     if config is None or config.trainable == "none":
         return "not trained"
     start, end = first_event(events, "start"), last_event(events, "end")
@@ -104,13 +103,13 @@ def run_summary(config: RunConfig | None, events: Sequence[dict[str, Any]]) -> s
 
 
 def curves_chart(events: Sequence[dict[str, Any]], name: str = "learning-curves", title: str = "") -> Chart:
-    """The learning curves of a run, from its events."""
+    """Return the learning curves of a run."""
     alt = "Line charts: R1, R5, R10 and mAP by epoch; loss by step; learning rate by step."
     return Chart(name, learning_curves(events), alt, title)
 
 
 def selection_rows(events: Sequence[dict[str, Any]], name: str) -> list[ResultRow]:
-    """Zero-shot, step 0 and the best epoch on the selection split, as far as the events hold them."""
+    """Return zero-shot CLIP, step 0 and the best epoch on the selection split, as far as they were recorded."""
     evaluations = [event for event in events if event["event"] == "evaluation"]
     start = first_event(events, "start")
     epochs = [event for event in evaluations if event["stage"] == "epoch"]

@@ -243,8 +243,9 @@ def _table(answer: Answered, columns: Sequence[str], *, grouped: bool) -> Table:
 def _draw(gallery: Gallery, flags: argparse.Namespace, answers: Sequence[Answered]) -> None:
     """Write the sheets and the page that were asked for."""
     # matplotlib, whose fonts they use, would let every search wait for a second.
-    from cskt.cli.search_pictures import draw_sheet, pictured  # noqa: PLC0415
-    from cskt.report.answer_page import write_answer_page  # noqa: PLC0415
+    from cskt.cli.search_pictures import pictured  # noqa: PLC0415
+    from cskt.report.answers import answer_sheet  # noqa: PLC0415
+    from cskt.report.pages import write_answer_page  # noqa: PLC0415
 
     drawn = [pictured(gallery, answer.title, answer.hits, answer.explanations, answer.note) for answer in answers]
     if flags.html:
@@ -253,4 +254,4 @@ def _draw(gallery: Gallery, flags: argparse.Namespace, answers: Sequence[Answere
         path = flags.sheet if len(drawn) == 1 else flags.sheet.with_stem(f"{flags.sheet.stem}-{number}")
         with file_system_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            draw_sheet(answer, explained=flags.explain).save(path)
+            answer_sheet(answer).save(path)

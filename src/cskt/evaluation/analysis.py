@@ -1,6 +1,6 @@
-"""What lies behind the means of a split: which queries fail, how similarities spread, what wrong answers confuse.
+"""Evidence behind the means of a split: queries that fail, similarities, attributes that wrong answers confuse.
 
-Pure: features, identities and values in, arrays out. Nothing holds the [Q, G] similarities at once.
+Pure functions of features, identities and values; none holds the [Q, G] similarities at once.
 """
 
 from __future__ import annotations
@@ -21,42 +21,30 @@ Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
 
 NUM_BINS = 2000
-"""Of a histogram of cosines over [-1, 1]: 0.001 each, for a drawing to join."""
+"""Bins of a histogram of cosines over [-1, 1]; a drawing joins them."""
 SIMILARITIES_AT_ONCE = 2**22
 """Entries of one chunk of similarities: 16 MiB of float32, and twice as much for their bins."""
 
 
 @dataclass(frozen=True)
 class Similarities:
-    """How the cosines of a split are spread over N = `NUM_BINS` equal bins from -1 to 1, and who wins."""
+    """Cosines of a split, as histograms of N = `NUM_BINS` equal bins from -1 to 1, and each query's best images."""
 
     right: Integers
     """[N] pairs of a query and an image of its person."""
     wrong: Integers
     """[N] pairs of a query and an image of somebody else."""
     best_wrong: Integers
-    """[N] queries by their most similar image of somebody else: what the right images must beat."""
+    """[N] queries by their most similar image of somebody else."""
     margin: Floats
-    """[Q] most similar right image less most similar wrong one; NaN for a query that lacks either."""
+    """[Q] cosine of the most similar right image minus that of the most similar wrong one; NaN if one is missing."""
     first_answer: Integers
-    """[Q] most similar image, the first in the gallery of equals."""
-
-
-@dataclass(frozen=True)
-class RankedList:
-    """Gallery images in the order of their ranks, [k] each."""
-
-    positions: Integers
-    """In the gallery."""
-    scores: Floats
-    ranks: Integers
-    """From 1, ascending."""
-    right: NDArray[np.bool_]
+    """[Q] position of the most similar image, the first in the gallery among equals."""
 
 
 @dataclass(frozen=True)
 class AttributeErrors:
-    """Where the person of a wrong first answer differs from the person sought."""
+    """Attributes in which the person of a wrong first answer differs from the person sought."""
 
     names: tuple[str, ...]
     differs: NDArray[np.bool_]
@@ -67,21 +55,11 @@ class AttributeErrors:
     """[W] positions of these queries."""
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """How often each value was sought and each was found."""
-
-    labels: tuple[str, ...]
-    """The most sought first."""
-    counts: Integers
-    """[C, C], sought by row and found by column."""
-
-
 def rank_hits(first_right_rank: Tensor, max_rank: int) -> Floats:
-    """Whether each matched query has a right image among the first 1, 2, ... images; the means are the CMC curve.
+    """Return 1 where a matched query has a right image among the first 1, 2, ... images; the means are the CMC curve.
 
     Args:
-        first_right_rank: [Q] from 1; 0 where the gallery has no right image, which is left out.
+        first_right_rank: [Q] from 1; 0 for a query without a right image, which is left out.
         max_rank: K, at least 1.
 
     Returns:
@@ -101,15 +79,15 @@ def compare_pairs(
     chunk_size: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Similarities:
-    """Histograms of all cosines of a split and each query's best images, exact, in chunks.
+    """Return histograms of all cosines of a split and each query's best images, exact, in chunks.
 
     Args:
         query_features: [Q, D] of unit norm.
         gallery_features: [G, D] of unit norm.
         query_ids: [Q] identities.
-        gallery_ids: [G] identities; a pair is right where they agree.
+        gallery_ids: [G] identities; a pair is right if they are equal.
         chunk_size: queries at once; by default as many as give 4 million similarities.
-        on_progress: called with the queries done and the queries in all, after each chunk.
+        on_progress: called with the number of queries done and of all queries, after each chunk.
     """
     counts = torch.zeros(3, NUM_BINS, dtype=torch.int64)
     margins, first_answers = [], []
@@ -120,7 +98,9 @@ def compare_pairs(
         best_right = similarity.masked_fill(~right, -torch.inf).amax(dim=1)
         best_wrong = similarity.masked_fill(right, -torch.inf).amax(dim=1)
         for row, values in enumerate((similarity[right], similarity[~right], best_wrong[best_wrong.isfinite()])):
-            counts[row] += _histogram(values)
+            # rounding may carry a cosine a little beyond 1, and 1 itself belongs to the last bin
+            bins = ((values + 1) * (NUM_BINS / 2)).long().clamp_(0, NUM_BINS - 1)
+            counts[row] += torch.bincount(bins, minlength=NUM_BINS)
         margin = (best_right - best_wrong).double()
         margins.append(margin.where(margin.isfinite(), torch.nan))
         first_answers.append(similarity.argmax(dim=1))
@@ -132,16 +112,10 @@ def compare_pairs(
     )
 
 
-def _histogram(cosines: Tensor) -> Tensor:
-    # rounding may carry a cosine a little beyond 1, and 1 itself belongs to the last bin
-    bins = ((cosines + 1) * (NUM_BINS / 2)).long().clamp_(0, NUM_BINS - 1)
-    return torch.bincount(bins, minlength=NUM_BINS)
-
-
 def separation(similarities: Similarities) -> float:
-    """Chance that a right pair is more similar than a wrong one, a tie counting half (area under the ROC curve).
+    """Return the probability that a right pair is more similar than a wrong one (area under the ROC curve).
 
-    Exact up to pairs that share a bin, which count as ties. NaN where there are no right or no wrong pairs.
+    Exact but for pairs that share a bin, which count half, as ties. NaN without right or without wrong pairs.
     """
     right, wrong = similarities.right.astype(np.float64), similarities.wrong.astype(np.float64)
     if not right.sum() or not wrong.sum():
@@ -151,7 +125,7 @@ def separation(similarities: Similarities) -> float:
 
 
 def hardest_queries(per_query: PerQuery, query_ids: Sequence[int], count: int) -> list[int]:
-    """Positions of the queries whose first right image ranks last, at most one per identity.
+    """Return the queries whose first right image ranks last, at most one per identity.
 
     Equal ranks are ordered by average precision, then by position. Queries without a right image are left out.
     """
@@ -161,10 +135,10 @@ def hardest_queries(per_query: PerQuery, query_ids: Sequence[int], count: int) -
 
 
 def clearest_queries(margin: Floats, query_ids: Sequence[int], count: int) -> list[int]:
-    """Positions of the queries whose right image is furthest above all wrong ones, at most one per identity.
+    """Return the queries whose right image is furthest above all wrong ones, at most one per identity.
 
     Args:
-        margin: [Q], see `Similarities`; only queries above 0, which are answered right, are taken.
+        margin: [Q], see `Similarities`; only queries above 0, which are answered right, are returned.
         query_ids: [Q] identities.
         count: at most so many.
     """
@@ -180,35 +154,35 @@ def _one_per_identity(ordered: Iterable[int], query_ids: Sequence[int], count: i
 
 
 @torch.no_grad()
-def ranked_list(similarity: Tensor, right: Tensor, k: int) -> RankedList:
-    """The k best images of one query, the last of them exchanged for the first right image where none is right.
+def ranked_positions(similarity: Tensor, right: Tensor, k: int) -> list[tuple[int, int]]:
+    """Return the k best images of one query; if none is right, the first right image replaces the last of them.
 
     Args:
         similarity: [G] to the gallery; equals rank in gallery order.
-        right: [G] whether an image shows the person sought.
+        right: [G] true for images of the person sought.
         k: from 1 to G.
+
+    Returns:
+        (rank, position in the gallery), ranks ascending from 1.
     """
     order = similarity.argsort(descending=True, stable=True)
-    places = torch.arange(k)
-    ranks_of_right = right[order].nonzero()[:, 0]
-    if len(ranks_of_right) and ranks_of_right[0] >= k:
-        places[-1] = ranks_of_right[0]
-    positions = order[places]
-    return RankedList(
-        positions.numpy(), similarity[positions].double().numpy(), (places + 1).numpy(), right[positions].numpy()
-    )
+    places = list(range(k))
+    places_of_right = right[order].nonzero()[:, 0].tolist()
+    if places_of_right and places_of_right[0] >= k:
+        places[-1] = places_of_right[0]
+    return [(place + 1, int(order[place])) for place in places]
 
 
 def attribute_errors(
     values: Mapping[str, Sequence[str]], image_ids: Sequence[int], sought: Sequence[int], found: Sequence[int]
 ) -> AttributeErrors:
-    """How the people of wrong first answers differ from the people sought.
+    """Return how the people of wrong first answers differ from the people sought.
 
     Args:
         values: attribute -> [G] its value for each gallery image.
         image_ids: [G] identity of each gallery image.
-        sought: [Q] image that each query describes, as a position in the gallery.
-        found: [Q] image of its first answer.
+        sought: [Q] position in the gallery of the image that each query describes.
+        found: [Q] position of the image of its first answer.
     """
     pids, sought_Q, found_Q = np.asarray(image_ids), np.asarray(sought), np.asarray(found)
     queries = np.flatnonzero(pids[sought_Q] != pids[found_Q])
@@ -227,19 +201,18 @@ def attribute_errors(
 
 
 def _codes_and_counts(values: NDArray[np.generic]) -> tuple[Integers, Integers]:
-    """[G] values as numbers from 0, and [G] how many images share each image's value."""
+    """Values as numbers from 0 [G], and the number of images that share each image's value [G]."""
     _, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
     return codes, counts[codes]
 
 
-def confusion(sought: Sequence[str], found: Sequence[str]) -> Confusion:
-    """Values sought against values found, position by position.
+def confusion(sought: Sequence[str], found: Sequence[str]) -> tuple[list[str], Integers]:
+    """Count values sought against values found, position by position.
 
-    Raises:
-        CsktError: lengths that differ.
+    Returns:
+        The C values, those sought most often first; counts [C, C], sought by row and found by column.
     """
-    counts = Counter(zip(sought, found, strict=True))
-    by_sought = Counter(sought)
+    counts, by_sought = Counter(zip(sought, found, strict=True)), Counter(sought)
     labels = sorted({*sought, *found}, key=lambda label: (-by_sought[label], label))
     table = [[counts[row, column] for column in labels] for row in labels]
-    return Confusion(tuple(labels), np.array(table, dtype=np.int64).reshape(len(labels), len(labels)))
+    return labels, np.array(table, dtype=np.int64).reshape(len(labels), len(labels))

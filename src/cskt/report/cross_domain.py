@@ -1,4 +1,4 @@
-"""Trained on one data set, tested on others: a table with the runs as lines and the data sets as columns."""
+"""Models trained on one data set and tested on others: one row per model, one column per data set."""
 
 from __future__ import annotations
 
@@ -8,55 +8,88 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from cskt.report.tables import bare_table, percent
+from cskt.evaluation.results import Result
+from cskt.evaluation.statistics import MeanAndDeviation, mean_and_deviation
+from cskt.report.numbers import percent
+from cskt.report.tables import bare_table, table_text
 from cskt.utils.console import literal
-from cskt.utils.terminal import printable
 
 IN_DOMAIN = "*"
 LEGEND = f"R1 of text to image in percent; {IN_DOMAIN} in domain: tested on the data set that it was trained on"
 
 
 @dataclass(frozen=True)
-class MatrixCell:
-    """One run, or several seeds of it, on one data set; fractions."""
+class CrossDomainCell:
+    """One model on one data set, over one or several seeds; fractions."""
 
-    r1: float
-    mean_ap: float
+    r1: MeanAndDeviation
+    mean_ap: MeanAndDeviation
     in_domain: bool
-    r1_deviation: float | None = None
-    """Standard deviation over seeds."""
 
 
 @dataclass(frozen=True)
-class MatrixRow:
-    """One run, or several seeds of it."""
+class CrossDomainRow:
+    """One model, of one or several seeds."""
 
     label: str
     trained_on: str
-    """Empty where nothing was trained."""
-    cells: Sequence[MatrixCell]
+    """Name of a data set; empty if nothing was trained."""
+    cells: Sequence[CrossDomainCell]
     """One per data set, in the order of the columns."""
     note: str = ""
 
 
-def matrix_grid(rows: Sequence[MatrixRow], datasets: Sequence[str]) -> list[list[str]]:
-    """R1 in percent as text, headings first; the notes are left out where there are none."""
+def cross_domain_row(results: Sequence[Sequence[Result]], trained_on: str, in_domain: Sequence[bool]) -> CrossDomainRow:
+    """Return the row of a model.
+
+    Args:
+        results: per seed one result per data set.
+        trained_on: name of the data set of the training; empty if nothing was trained.
+        in_domain: per data set, True if it is that of the training.
+    """
+    cells = []
+    for of_seeds, is_own in zip(zip(*results, strict=True), in_domain, strict=True):
+        r1, mean_ap = (
+            mean_and_deviation([result.metrics["t2i"][metric] for result in of_seeds]) for metric in ("r1", "mean_ap")
+        )
+        cells.append(CrossDomainCell(r1, mean_ap, is_own))
+    first = results[0][0]
+    return CrossDomainRow(first.label, trained_on, cells, first.note)
+
+
+def cross_domain_text(rows: Sequence[CrossDomainRow], datasets: Sequence[str], split: str, form: str) -> str:
+    """Return the table in one of `tables.FORMATS`, ending in a newline."""
+    records = cross_domain_records(rows, datasets)
+    return table_text(
+        form,
+        grid=cross_domain_grid(rows, datasets),
+        records=records,
+        content={"split": split, "cells": records},
+        terminal=lambda _: cross_domain_table(rows, datasets, f"trained on x tested on, split {split}"),
+        lines=[LEGEND],
+    )
+
+
+def cross_domain_grid(rows: Sequence[CrossDomainRow], datasets: Sequence[str]) -> list[list[str]]:
+    """Return R1 in percent as text, headings first; without notes if there are none."""
     grid = [["Method", "Trained on", *datasets, "Note"]]
-    grid += [[row.label, row.trained_on or "nothing", *map(_cell, row.cells), row.note] for row in rows]
+    for row in rows:
+        cells = [percent(cell.r1.mean) + _deviation(cell, " ") + _mark(cell) for cell in row.cells]
+        grid.append([row.label, row.trained_on or "nothing", *cells, row.note])
     return grid if any(row.note for row in rows) else [line[:-1] for line in grid]
 
 
-def matrix_records(rows: Sequence[MatrixRow], datasets: Sequence[str]) -> list[dict[str, object]]:
-    """One flat record of fractions for each run and data set, all with the same keys."""
+def cross_domain_records(rows: Sequence[CrossDomainRow], datasets: Sequence[str]) -> list[dict[str, object]]:
+    """Return one flat record of fractions for each model and data set, all with the same keys."""
     return [
         {
             "label": row.label,
             "trained_on": row.trained_on or None,
             "tested_on": dataset,
             "in_domain": cell.in_domain,
-            "r1": cell.r1,
-            "r1_deviation": cell.r1_deviation,
-            "mean_ap": cell.mean_ap,
+            "r1": cell.r1.mean,
+            "r1_deviation": cell.r1.deviation,
+            "mean_ap": cell.mean_ap.mean,
             "note": row.note,
         }
         for row in rows
@@ -64,35 +97,24 @@ def matrix_records(rows: Sequence[MatrixRow], datasets: Sequence[str]) -> list[d
     ]
 
 
-def matrix_table(rows: Sequence[MatrixRow], datasets: Sequence[str], title: str) -> Table:
-    """The table for a terminal, with notes below; names fold, figures never."""
-    caption = Text(LEGEND, style="dim")
-    for row in rows:
-        if row.note:
-            caption.append("\n" + printable(f"{row.label}: {row.note}"), style="not dim yellow")
-    table = bare_table(title, caption)
+def cross_domain_table(rows: Sequence[CrossDomainRow], datasets: Sequence[str], title: str) -> Table:
+    """Return the table for a terminal, notes below it; names fold, numbers do not."""
+    table = bare_table(title, LEGEND, [(row.label, row.note) for row in rows])
     table.add_column("Method", overflow="fold")
     table.add_column("Trained on", overflow="fold")
-    for place, dataset in enumerate(datasets):
-        widest = max(len(line) for row in rows for line in _terminal_cell(row.cells[place]).plain.splitlines())
-        # a heading may fold, a figure may not
+    texts = [[percent(cell.r1.mean) + _mark(cell) + _deviation(cell, "\n") for cell in row.cells] for row in rows]
+    for dataset, *column in zip(datasets, *texts, strict=True):
+        widest = max(len(line) for text in column for line in text.splitlines())
         table.add_column(literal(dataset), justify="right", min_width=widest, overflow="fold")
-    for row in rows:
-        table.add_row(literal(row.label), literal(row.trained_on or "nothing"), *map(_terminal_cell, row.cells))
+    for row, of_row in zip(rows, texts, strict=True):
+        cells = [Text(text, "bold" if cell.in_domain else "") for text, cell in zip(of_row, row.cells, strict=True)]
+        table.add_row(literal(row.label), literal(row.trained_on or "nothing"), *cells)
     return table
 
 
-def _cell(cell: MatrixCell) -> str:
-    return " ".join([percent(cell.r1), *_deviation(cell), *([IN_DOMAIN] if cell.in_domain else [])])
+def _mark(cell: CrossDomainCell) -> str:
+    return f" {IN_DOMAIN}" if cell.in_domain else ""
 
 
-def _terminal_cell(cell: MatrixCell) -> Text:
-    """The deviation stands below, for several data sets to have room."""
-    text = Text(percent(cell.r1), style="bold" if cell.in_domain else "")
-    return text.append(f" {IN_DOMAIN}" if cell.in_domain else "").append(
-        "".join(f"\n{part}" for part in _deviation(cell))
-    )
-
-
-def _deviation(cell: MatrixCell) -> list[str]:
-    return [] if cell.r1_deviation is None else [f"± {100 * cell.r1_deviation:.2f}"]
+def _deviation(cell: CrossDomainCell, separator: str) -> str:
+    return "" if cell.r1.deviation is None else f"{separator}± {100 * cell.r1.deviation:.2f}"

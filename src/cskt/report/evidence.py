@@ -1,10 +1,9 @@
-"""Drawings of what lies behind the means: CMC curves, similarities, attributes. Plain arrays in, figures out."""
+"""Charts of the evidence behind the means: CMC curves, similarities, attributes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -14,6 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
 from cskt.errors import CsktError
+from cskt.evaluation.analysis import Floats, Integers, Similarities
 from cskt.report.style import (
     BLUE,
     GREEN,
@@ -28,18 +28,15 @@ from cskt.report.style import (
     shorten,
 )
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Integers = np.ndarray[Any, np.dtype[np.int64]]
-
 NUM_BARS = 70
-"""Of a histogram, at most, over the cosines that occur."""
+"""Most bars of a histogram, over the cosines that occur."""
 MOST_LABELS = 18
-"""Rows of a confusion matrix; beyond, the figures in its cells are too small to read."""
+"""Most rows of a confusion matrix whose numbers can be read."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line with its band, as fractions: [K] each, for ranks 1 to K."""
+    """A line with its band: [K] fractions, for ranks 1 to K."""
 
     label: str
     mean: Floats
@@ -47,18 +44,8 @@ class Curve:
     high: Floats
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """Counts [N] over equal bins from -1 to 1."""
-
-    label: str
-    right: Integers
-    wrong: Integers
-    best_wrong: Integers
-
-
 def cmc_curves(curves: Sequence[Curve]) -> Figure:
-    """Cumulative matching characteristic: the share of queries with a right image among the first 1, 2, ... images.
+    """Draw the cumulative matching characteristic: queries with a right image among the first 1, 2, ... images.
 
     Raises:
         CsktError: more curves than there are colours and markers.
@@ -68,7 +55,7 @@ def cmc_curves(curves: Sequence[Curve]) -> Figure:
     with mpl.rc_context(STYLE):
         figure = new_figure(4.9, 4.2)
         axes = figure.subplots()
-        labels, faint = [], 0.16 if len(curves) <= 3 else 0.08  # many bands lie upon each other
+        labels, faint = [], 0.16 if len(curves) <= 3 else 0.08  # many bands overlap
         for curve, (color, marker) in zip(curves, LINES, strict=False):
             ranks = np.arange(1, len(curve.mean) + 1)
             axes.fill_between(ranks, 100 * curve.low, 100 * curve.high, color=color, alpha=faint, linewidth=0)
@@ -85,12 +72,15 @@ def cmc_curves(curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-def similarity_histograms(histograms: Sequence[Histogram]) -> Figure:
-    """Cosines of right and of wrong pairs, and of each query's best wrong image, one panel per run.
+def similarity_histograms(models: Mapping[str, Similarities]) -> Figure:
+    """Draw cosines of right and wrong pairs and of each query's best wrong image, one panel per model.
 
-    Each histogram is scaled to its own number of pairs, for there are far more wrong pairs than right ones.
+    Each histogram is scaled to its own number of pairs, because there are far more wrong pairs than right ones.
+
+    Args:
+        models: label -> similarities.
     """
-    counts_RSN = np.array([[one.right, one.wrong, one.best_wrong] for one in histograms], dtype=np.float64)
+    counts_RSN = np.array([[one.right, one.wrong, one.best_wrong] for one in models.values()], dtype=np.float64)
     num_bins = counts_RSN.shape[2]
     used = np.flatnonzero(counts_RSN.sum(axis=(0, 1)))
     first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, num_bins)
@@ -98,9 +88,9 @@ def similarity_histograms(histograms: Sequence[Histogram]) -> Figure:
     starts = np.arange(first, last, width)
     edges = np.append(starts, starts[-1] + width) * 2 / num_bins - 1
     with mpl.rc_context(STYLE):
-        figure = new_figure(4.9, 0.75 + max(1.9, 3.4 / len(histograms)) * len(histograms))
-        panels = figure.subplots(len(histograms), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, one, counts in zip(panels, histograms, counts_RSN, strict=True):
+        figure = new_figure(4.9, 0.75 + max(1.9, 3.4 / len(models)) * len(models))
+        panels = figure.subplots(len(models), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, label, counts in zip(panels, models, counts_RSN, strict=True):
             shares = np.add.reduceat(counts[:, :last], starts, axis=1)
             shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1)
             axes.stairs(shares[1], edges, color=VERMILION, fill=True, alpha=0.35, label="wrong pairs")
@@ -110,7 +100,7 @@ def similarity_histograms(histograms: Sequence[Histogram]) -> Figure:
                 shares[2], edges, color=VERMILION, linewidth=1.5, linestyle=(0, (3, 1.5)), label="best wrong of a query"
             )
             axes.set(yticks=[], ylim=(0, None))
-            axes.set_title(shorten(one.label, 48))
+            axes.set_title(shorten(label, 48))
         panels[-1].set_xlabel("cosine similarity")
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(
@@ -121,7 +111,7 @@ def similarity_histograms(histograms: Sequence[Histogram]) -> Figure:
 
 
 def attribute_bars(names: Sequence[str], shares: Floats, chance: Floats, low: Floats, high: Floats) -> Figure:
-    """How often each attribute of a wrong first answer differs from the person sought, against chance.
+    """Draw how often each attribute of a wrong first answer differs from the person sought, against chance.
 
     Args:
         names: of A attributes.
@@ -130,7 +120,7 @@ def attribute_bars(names: Sequence[str], shares: Floats, chance: Floats, low: Fl
         low: [A] lower end of the interval of `shares`.
         high: [A] its upper end.
     """
-    # Drawn from the bottom up: furthest above chance first, so that the top line is the attribute furthest below it.
+    # from the bottom up, so that the attribute furthest below chance is on top
     order = np.argsort(shares - chance, kind="stable")[::-1]
     with mpl.rc_context(STYLE):
         figure = new_figure(4.9, 1.1 + 0.29 * len(names))
@@ -160,10 +150,10 @@ def attribute_bars(names: Sequence[str], shares: Floats, chance: Floats, low: Fl
 
 
 def confusion_matrix(labels: Sequence[str], counts: Integers) -> Figure:
-    """Values sought by row, values found by column, each row in percent of its queries.
+    """Draw values sought by row and values found by column, each row in percent of its queries.
 
     Args:
-        labels: of the C values; beyond the first `MOST_LABELS` they are joined as `others`.
+        labels: the C values; those after the first `MOST_LABELS` - 1 are joined as `others`.
         counts: [C, C].
     """
     labels, counts = _join_rare(labels, counts)
@@ -196,7 +186,7 @@ def confusion_matrix(labels: Sequence[str], counts: Integers) -> Figure:
 
 def _cell(axes: Axes, row: int, column: int, share: float) -> None:
     color = GREEN if row == column else VERMILION
-    # never darker than ink can be read upon, on a light page and on a dark one
+    # light enough for the number to be read, on a light page and on a dark one
     axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=color, alpha=0.08 + 0.47 * share, linewidth=0))
     text = f"{100 * share:.0f}" if share >= 0.005 else "<1"
     axes.text(column, row, text, ha="center", va="center", fontsize=10, color=INK)

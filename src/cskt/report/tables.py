@@ -1,52 +1,64 @@
-"""Results as a table: its cells as text, and the table that a terminal shows.
+"""Tables of results: their cells as text, and the forms in which they are written.
 
-Here, and only here, fractions become percent. `table_grid` is the one place that decides which columns a table has;
-the terminal and the HTML page draw the same grid.
+A grid is a table of text, headings first. Markdown, LaTeX, the HTML page and, with fewer columns, the terminal show the
+same grid; CSV and JSON hold records of numbers instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
+from tabulate import tabulate
 
 from cskt.errors import CsktError
-from cskt.utils.console import literal
-from cskt.utils.terminal import printable
+from cskt.report.numbers import METRIC_NAMES, UNKNOWN, parameter_text, percent
+from cskt.utils.console import console, literal
+from cskt.utils.csv_cells import csv_text
+from cskt.utils.terminal import json_text, printable
 
-METRIC_NAMES = {"r1": "R1", "r5": "R5", "r10": "R10", "mean_ap": "mAP", "mean_inp": "mINP"}
-"""Key in `RetrievalMetrics.summary()` -> the field's name for it, in the order in which papers print them."""
+Grid = Sequence[Sequence[str]]
 
 TEXT_COLUMNS = ("Method", "Trained on", "Note")
-"""Headings of columns that line up on the left; all others hold figures."""
-UNKNOWN = "–"
-"""What a cell says when the figure is not known."""
+"""Headings of columns that are aligned left; all others are numbers."""
+SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json"}
+"""Suffix of a file -> format of its table."""
+FORMATS = ("terminal", *SUFFIXES.values())
+
+MARKDOWN_SPECIAL = re.compile(r"[\\`*_\[\]<|~$]|&(?=[#A-Za-z])")
+"""Characters with a meaning in Markdown; `&` only where an entity may follow."""
+LATEX_MATH = str.maketrans({
+    "–": "--", "−": "$-$", "±": r"$\pm$", "Δ": r"$\Delta$", "|": r"\textbar{}",
+    "[": "{[}", "*": "{*}",  # after a line break they would be its argument
+})  # fmt: skip
+"""Characters that LaTeX does not typeset as they are and tabulate leaves unchanged."""
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One line of a table of results.
+    """One row of a table of results.
 
     Raises:
-        CsktError: a metric lies outside [0, 1], which is what percent passed for a fraction looks like.
+        CsktError: a metric is outside [0, 1]; percent, for example.
     """
 
     label: str
-    """What was evaluated: `CLIP zero-shot`, `cskt (best epoch)`."""
+    """Name of the model: `CLIP zero-shot`, `cskt (best epoch)`."""
     metrics: Mapping[str, float]
-    """`RetrievalMetrics.summary()`, fractions in [0, 1]; figures that are not known may be left out."""
+    """`RetrievalMetrics.summary()`, fractions in [0, 1]; unknown ones may be left out."""
     trainable_parameters: int | None = None
     total_parameters: int | None = None
     note: str = ""
     """A condition that the reader must know, such as `selected on test`."""
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Key of a metric -> lower and upper end of its 95 % interval, as fractions, where it is known."""
+    """Key of a metric -> ends of its 95 % interval, as fractions."""
     deviations: Mapping[str, float] = field(default_factory=dict)
-    """Key of a metric -> its standard deviation over seeds, as a fraction, where the row is the mean of several.
-    A terminal shows them in a line below."""
+    """Key of a metric -> standard deviation over seeds, as a fraction, of a row that is a mean over seeds."""
 
     def __post_init__(self) -> None:
         for key in METRIC_NAMES.keys() & self.metrics.keys():
@@ -54,21 +66,8 @@ class ResultRow:
                 raise CsktError(f"row '{self.label}': {key} is {self.metrics[key]}; expected a fraction in [0, 1]")
 
 
-def percent(fraction: float | None) -> str:
-    """A fraction as percent with two decimals and without the sign: 0.697 -> `69.70`."""
-    return UNKNOWN if fraction is None else f"{100 * fraction:.2f}"
-
-
-def parameter_text(trainable: int | None, total: int | None) -> str:
-    """How much trains: `12,117,888 (7.49 %)`, or only the count where the total is not known."""
-    if trainable is None:
-        return UNKNOWN
-    share = f" ({100 * trainable / total:.2f} %)" if total else ""
-    return f"{trainable:,}{share}"
-
-
 def note_text(row: ResultRow) -> str:
-    """The row's note, and how many queries had no relevant image and so are left out of the means."""
+    """Return the row's note and the number of queries without a right image, which the means leave out."""
     unmatched = int(row.metrics.get("num_unmatched_queries", 0))
     parts = [row.note] if row.note else []
     if unmatched:
@@ -77,7 +76,7 @@ def note_text(row: ResultRow) -> str:
 
 
 def table_grid(rows: Sequence[ResultRow], *, with_notes: bool = True) -> list[list[str]]:
-    """The cells of a table of results as text, headings first; columns that hold nothing in any row are left out."""
+    """Return a table of results as text, headings first, without the optional columns that are empty in all rows."""
     columns = [["Method", *(row.label for row in rows)]]
     columns += [[name, *(percent(row.metrics.get(key)) for row in rows)] for key, name in METRIC_NAMES.items()]
     optional = [
@@ -89,12 +88,22 @@ def table_grid(rows: Sequence[ResultRow], *, with_notes: bool = True) -> list[li
 
 
 def is_number_column(heading: str) -> bool:
-    """Whether a column of a table holds figures, which line up on the right."""
+    """Return whether the column under a heading holds numbers, which are aligned right."""
     return heading not in TEXT_COLUMNS
 
 
-def bare_table(title: str, caption: Text) -> Table:
-    """A table for the terminal without columns yet: the title above, shown literally, and the caption below."""
+def bare_table(title: str, explanation: str, notes: Sequence[tuple[str, str]] = ()) -> Table:
+    """Return a table for the terminal without columns.
+
+    Args:
+        title: above the table; shown literally.
+        explanation: below the table.
+        notes: label of a row and its note, below the explanation; empty notes are left out.
+    """
+    caption = Text(printable(explanation, keep="\n"), style="dim")
+    for label, note in notes:
+        if note:
+            caption.append("\n" + printable(f"{label}: {note}"), style="not dim yellow")
     return Table(
         title=Text(printable(title), style="bold"), title_justify="left", caption=caption, caption_justify="left",
         box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title_style="", caption_style="",
@@ -102,22 +111,86 @@ def bare_table(title: str, caption: Text) -> Table:
 
 
 def result_table(rows: Sequence[ResultRow], title: str) -> Table:
-    """A table of results in percent for the terminal, with the notes below it, where 80 columns have room for them.
+    """Return a table of results in percent for a terminal of 80 columns or more, notes below it.
 
     Title, labels and notes are shown literally, never as rich markup.
     """
     headings, *body = table_grid(rows, with_notes=False)
-    caption = Text("percent, higher is better", style="dim")
-    for row in rows:
-        if note := note_text(row):
-            caption.append("\n" + printable(f"{row.label}: {note}"), style="not dim yellow")
-    table = bare_table(title, caption)
+    table = bare_table(title, "percent, higher is better", [(row.label, note_text(row)) for row in rows])
     for heading in headings:
-        numeric = is_number_column(heading)
-        # a narrow terminal folds labels, never a figure
-        table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+        is_number = is_number_column(heading)
+        # a narrow terminal folds labels, never a number
+        table.add_column(heading, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     for row, cells in zip(rows, body, strict=True):
         table.add_row(*map(literal, cells))
         if row.deviations:
             table.add_row("± (standard deviation)", *(percent(row.deviations.get(key)) for key in METRIC_NAMES))
     return table
+
+
+def table_text(
+    form: str,
+    *,
+    grid: Grid,
+    records: Sequence[Mapping[str, Any]],
+    content: object,
+    terminal: Callable[[int], Table],
+    title: str = "",
+    lines: Sequence[str] = (),
+) -> str:
+    """Return a table in one of `FORMATS`, ending in a newline.
+
+    Args:
+        form: one of `FORMATS`.
+        grid: cells of Markdown and LaTeX.
+        records: rows of CSV, all with the same keys.
+        content: value of JSON.
+        terminal: makes the table for a terminal of so many columns.
+        title: above the table in Markdown, a comment in LaTeX; empty for none.
+        lines: explanation below the table in Markdown, a comment in LaTeX.
+    """
+    if form == "json":
+        return json_text(content, indent=1) + "\n"
+    if form == "csv":
+        return csv_text([list(records[0]), *(list(record.values()) for record in records)])
+    if form == "markdown":
+        heading = [markdown_cell(title), ""] if title else []
+        return "\n".join([*heading, markdown(grid), *map(markdown_cell, lines), ""])
+    if form == "latex":
+        return latex(grid, [title, *lines] if title else lines)
+    screen = console()
+    with screen.capture() as capture:
+        screen.print(terminal(screen.width))
+    return capture.get()
+
+
+def markdown(grid: Grid) -> str:
+    """Return a grid as a GitHub Markdown table that ends in a newline; cells are escaped."""
+    return _tabulated([[markdown_cell(cell) for cell in row] for row in grid], "pipe")
+
+
+def latex(grid: Grid, comments: Sequence[str] = ()) -> str:
+    """Return a grid as a LaTeX table for the package booktabs that ends in a newline; cells are escaped.
+
+    Args:
+        grid: rows of cells, headings first.
+        comments: lines above the table.
+    """
+    # tabulate escapes the characters of LaTeX's own syntax
+    table = _tabulated([[_one_line(cell) for cell in row] for row in grid], "latex_booktabs").translate(LATEX_MATH)
+    return "".join(f"% {printable(line)}\n" for line in [*comments, r"\usepackage{booktabs}"]) + table
+
+
+def markdown_cell(text: str) -> str:
+    """Return text on one line, escaped for Markdown."""
+    return MARKDOWN_SPECIAL.sub(r"\\\g<0>", _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
+def _tabulated(grid: Grid, table_format: str) -> str:
+    headings, *body = grid
+    alignment = ["right" if is_number_column(heading) else "left" for heading in headings]
+    return tabulate(body, headings, table_format, colalign=alignment, disable_numparse=True) + "\n"

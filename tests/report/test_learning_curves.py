@@ -5,8 +5,8 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from cskt.report import plots
-from cskt.report.plots import learning_curves, running_mean
+from cskt.report import learning_curves as plots
+from cskt.report.learning_curves import learning_curves, running_mean
 from cskt.report.style import DARK, spread, svg
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cskt.cli.run_settings import differences, run_folders, warnings_of
+from cskt.cli.compared_runs import differing_settings, distinct_names, run_folders, warnings_of
 from cskt.config import RunConfig, load_config, save_config
 
 
@@ -14,7 +14,7 @@ def changed(recipe: str = "cskt", **changes: Any) -> list[RunConfig]:
 
 
 def found(**configs: list[RunConfig]) -> dict[str, dict[str, str]]:
-    return {one.key: {label: one.text_of(label) for label in one.values} for one in differences(configs)}
+    return {one.key: {label: one.text_of(label) for label in one.values} for one in differing_settings(configs)}
 
 
 def test_only_what_differs_is_listed() -> None:
@@ -22,7 +22,7 @@ def test_only_what_differs_is_listed() -> None:
     assert found(a=changed(), b=changed()) == {} == found(a=changed(optim__lr=1.0)) == found()
 
 
-def test_places_names_seeds_and_speed_are_no_settings() -> None:
+def test_paths_names_seeds_and_speed_are_not_compared() -> None:
     elsewhere = changed(
         name="other", seed=7, device="cuda", output_dir="x", data__root="y", data__cache_dir="z", data__num_workers=1,
         backbone__name="/there/ViT-B/16", loop__log_period_steps=3, loop__compile=True,
@@ -48,12 +48,12 @@ def test_seeds_that_differ_among_themselves() -> None:
     }
 
 
-def test_what_an_older_run_left_to_the_weight_file_is_no_difference() -> None:
+def test_a_field_that_an_older_run_left_empty_is_no_difference() -> None:
     assert found(a=changed(), b=changed(backbone__vision_heads=12, backbone__activation="quick_gelu")) == {}
     assert found(a=changed(backbone__vision_heads=8), b=changed(backbone__vision_heads=12)) != {}
 
 
-def test_what_trains_nothing_or_is_unknown_is_left_out() -> None:
+def test_untrained_and_unknown_runs_are_left_out() -> None:
     assert found(a=changed(), clip=changed("clip"), unknown=[]) == {}
     assert found(a=changed(), b=changed(optim__lr=1.0), unknown=[])["optim.lr"] == {"a": "0.0003", "b": "1"}
 
@@ -72,6 +72,12 @@ def test_a_run_is_found_by_its_folder_its_seeds_or_its_result_file(tmp_path: Pat
     assert run_folders(str(tmp_path / "results")) == run_folders(str(tmp_path / "lone.json")) == []
 
 
-def test_warnings_of_older_runs_are_none() -> None:
+def test_older_runs_have_no_warnings() -> None:
     assert warnings_of([{"event": "start"}, {"event": "step"}, {"event": "end", "best_r1": 0.5}]) == []
     assert warnings_of([{"event": "start", "warnings": ["a"]}, {"event": "end", "warnings": ["b"]}]) == ["a", "b"]
+
+
+def test_names_are_lengthened_until_they_are_distinct() -> None:
+    assert distinct_names(["a", "b"], ["x", "y"]) == ["a", "b"]
+    assert distinct_names(["a", "a", "b"], ["x", "y", "z"]) == ["x", "y", "b"]
+    assert distinct_names(["a", "a"], ["x", "x"], ["p/x", "q/x"]) == ["p/x", "q/x"]

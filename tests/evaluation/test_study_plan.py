@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from cskt.config import ClipArchitecture, RunConfig
-from cskt.evaluation.study import OWN_KEYS, Size, Study, StudyData, load_study, plan, select, study_names
+from cskt.evaluation.study_plan import OWN_KEYS, Size, Study, StudyData, load_study, plan, select, study_names
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.weights import load_backbone
 
@@ -88,11 +88,11 @@ def test_defaults(tmp_path: Path) -> None:
          "arm 'CSKT': overrides: optim.lr: input should be a valid number, unable to parse string as a number"),
         ({"common": {"prompts.dept": 1}}, "did you mean 'prompts.depth'?"),
         ({"arms": [{"label": "CSKT", "recipe": "cskt"}, {"label": "cskt!", "recipe": "maple"}]},
-         "arms at the size small: 'cskt' stands there twice"),
+         "arms at the size small: 'cskt' is given twice"),
         ({"arms": [{"label": "!?", "recipe": "cskt"}], "baseline": "!?"},
          "arms at the size small: '' is no name for a folder; use letters and digits"),
-        ({"datasets": [CONTENT["datasets"][1]] * 2}, "datasets: 'own' stands there twice"),
-        ({"seeds": [1, 2, 1]}, "seeds: '1' stands there twice"),
+        ({"datasets": [CONTENT["datasets"][1]] * 2}, "datasets: 'own' is given twice"),
+        ({"seeds": [1, 2, 1]}, "seeds: '1' is given twice"),
         ({"seeds": []}, "seeds: "),
         ({"seeds": [-1]}, "seeds.0: input should be greater than or equal to 0, got -1"),
         ({"arms": []}, "arms: "),
@@ -102,7 +102,7 @@ def test_defaults(tmp_path: Path) -> None:
         ({"arms": "cskt"}, "study.yaml: arms: "),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told_in_one_line(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_an_invalid_study_is_refused_in_one_line(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
     assert told in refusal(write(tmp_path, changes))
 
 
@@ -123,7 +123,7 @@ def test_an_unknown_study() -> None:
 def test_one_label_may_stand_for_another_arm_at_each_size(tmp_path: Path) -> None:
     arms = [{"label": "CSKT", "recipe": "cskt", "size": size} for size in ("small", "full")]
     assert len(load_study(write(tmp_path, {"arms": arms})).arms) == 2
-    assert "'cskt' stands there twice" in refusal(write(tmp_path, {"arms": [*arms, arms[0] | {"size": "both"}]}))
+    assert "'cskt' is given twice" in refusal(write(tmp_path, {"arms": [*arms, arms[0] | {"size": "both"}]}))
 
 
 # --- the plan

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from cskt.report.numbers import METRIC_NAMES
 from cskt.report.style import (
     BLUE,
     GREEN,
@@ -25,7 +26,6 @@ from cskt.report.style import (
     new_figure,
     whole_numbers,
 )
-from cskt.report.tables import METRIC_NAMES
 
 Event = Mapping[str, Any]
 Floats = np.ndarray[Any, np.dtype[np.float64]]

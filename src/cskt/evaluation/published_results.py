@@ -1,7 +1,7 @@
-"""What the papers report, and whether a figure of ours agrees with it.
+"""Results that papers report, and whether ours agree with them.
 
 Figures: CSKT (Liu et al., ICASSP 2024, tables 1 to 3), IRRA (Jiang and Ye, CVPR 2023, tables 1 to 3). Both select the
-epoch on the test split, and both give one number without an interval.
+epoch on the test split, and both report one number without an interval.
 """
 
 from __future__ import annotations
@@ -33,19 +33,18 @@ PROTOCOLS = {
     "val": "epoch selected on val",
     "published": "published protocol: epoch selected on test",
 }
-"""How the epoch is picked, and what every result of it is called."""
-
+"""Way to select the epoch -> label of its results."""
 
 FEWEST_SEEDS = 3
-"""From two seeds, Student's t predicts the next within 13 deviations: anything would agree."""
+"""With two seeds, the prediction interval is 13 deviations wide on each side: any figure would agree."""
 
 
 def verdict(published: float, ours: Sequence[float]) -> str:
-    """Whether a published figure agrees with ours, in words.
+    """Return in words whether a published figure agrees with ours.
 
-    Both are measured on the same test split, so what sets them apart is the training: the published figure agrees if
-    it could be one more seed of ours, that is, if it lies in the 95 % prediction interval of the next seed (Student's
-    t; Hahn and Meeker 1991, section 4.7).
+    Both are measured on the same test split, so that only the trainings differ: the published figure agrees if it could
+    be one more seed of ours, that is, if it is in the 95 % prediction interval of the next seed (Student's t; Hahn and
+    Meeker 1991, section 4.7).
 
     Args:
         published: fraction.
@@ -62,7 +61,7 @@ def verdict(published: float, ours: Sequence[float]) -> str:
 
 
 def next_seed(ours: Sequence[float]) -> Interval:
-    """95 % prediction interval of the figure of one more seed.
+    """Return the 95 % prediction interval of the figure of one more seed.
 
     Args:
         ours: fraction per seed, at least two.

@@ -7,7 +7,7 @@ import pytest
 
 from cskt.config import load_config
 from cskt.data.datasets import folders
-from cskt.evaluation.reproduce import PROTOCOLS, PUBLISHED, RECIPES, next_seed, verdict
+from cskt.evaluation.published_results import PROTOCOLS, PUBLISHED, RECIPES, next_seed, verdict
 
 # Percent, as the papers print them: R1, and mAP where the paper reports it.
 PRINTED = {

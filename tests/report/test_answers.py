@@ -1,15 +1,20 @@
+"""Pictures of answers: frames, marks, heat maps, missing files."""
+
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from cskt.report.pictures import (
+from cskt.report.answers import (
     EMPTY,
     NEUTRAL,
     PAPER,
     RIGHT,
     WRONG,
     Answer,
+    PicturedHit,
     answer_sheet,
     drawable,
     load_crop,
@@ -30,8 +35,8 @@ def test_frames_tell_right_from_wrong(answer: Answer) -> None:
     assert frames(answer_sheet(answer, crop_height=200), 200) == [RIGHT, WRONG, RIGHT]
 
 
-def test_frames_are_neutral_where_nobody_knows(answer: Answer) -> None:
-    unknown = Answer(answer.query, answer.hits, answer.image_paths)
+def test_frames_are_neutral_if_it_is_unknown_who_is_right(answer: Answer) -> None:
+    unknown = Answer(answer.query, [replace(hit, right=None) for hit in answer.hits])
     sheet = answer_sheet(unknown, crop_height=200)
     assert frames(sheet, 200) == [NEUTRAL] * 3
     colors = {color for _, color in sheet.getcolors(1 << 20)}
@@ -47,7 +52,7 @@ def test_a_mark_below_the_frame_repeats_the_verdict(answer: Answer) -> None:
 
 def test_crops_are_shown_and_a_missing_one_is_a_grey_box(answer: Answer, caplog: pytest.LogCaptureFixture) -> None:
     colors = {color: count for count, color in answer_sheet(answer, crop_height=128).getcolors(1 << 20)}
-    crop_color = Image.open(answer.image_paths[0]).getpixel((0, 0))
+    crop_color = Image.open(answer.hits[0].picture).getpixel((0, 0))
     assert colors[crop_color] >= 2 * 48 * 128 * 0.9
     assert colors[EMPTY] > 0.8 * 48 * 128
     assert "crop_2.png" in caplog.text
@@ -72,14 +77,14 @@ def test_a_crop_stands_upright(tmp_path: Path) -> None:
 
 
 def test_a_long_sentence_makes_the_sheet_higher_and_not_wider(answer: Answer) -> None:
-    long = Answer("a man with a large blue backpack " * 20, answer.hits, answer.image_paths, answer.right)
+    long = Answer("a man with a large blue backpack " * 20, answer.hits)
     short_sheet, long_sheet = answer_sheet(answer), answer_sheet(long)
     assert long_sheet.width == short_sheet.width
     assert long_sheet.height > short_sheet.height + 100
 
 
 def test_an_answer_without_hits_is_drawn() -> None:
-    assert answer_sheet(Answer("nobody", [], [])).width > 100
+    assert answer_sheet(Answer("nobody", [])).width > 100
 
 
 def test_wrapped_lines_fit_and_lose_nothing() -> None:
@@ -94,14 +99,36 @@ def test_full_width_punctuation_becomes_drawable() -> None:
     assert drawable("a red coat，black\nshoes。") == "a red coat,black shoes。"
 
 
-def test_lengths_that_differ_are_refused() -> None:
-    hit = Hit("a.png", 0.5, 1)
-    with pytest.raises(ValueError, match="answer to 'x': 1 hits but 0 image_paths"):
-        Answer("x", [hit], [])
-    with pytest.raises(ValueError, match="1 hits but 2 right"):
-        Answer("x", [hit], ["a.png"], [True, False])
-
-
 def test_a_crop_height_too_small_to_read_is_refused(answer: Answer) -> None:
     with pytest.raises(ValueError, match="crop_height is 8 pixels"):
         answer_sheet(answer, crop_height=8)
+
+
+BLUE, RED, GREEN = (30, 60, 200), (200, 40, 30), (20, 160, 60)
+
+
+def jpeg(color: tuple[int, int, int]) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (48, 128), color).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def middle_of(sheet: Image.Image, row: int, column: int, *, height: int = 240) -> tuple[int, int, int]:
+    """The pixel in the middle of a crop on a sheet of two rows with heat maps."""
+    margin, border, line = height // 12, max(3, height // 48), round(1.4 * max(11, height // 15))
+    width = round(0.4 * height) + 2 * border + margin
+    bottom = sheet.height - (1 - row) * (height + 2 * border + 3 * line) - 3 * line - border
+    found = sheet.getpixel((margin + column * width + width // 2 - margin // 2, bottom - height // 2))
+    assert isinstance(found, tuple)
+    return found[:3]
+
+
+def test_an_explained_sheet_has_a_row_for_each_crop() -> None:
+    hits = [
+        PicturedHit(Hit("a.jpg", 0.4, 1), jpeg(BLUE), heat_maps=[("whole sentence", jpeg(RED)), ("bag", jpeg(GREEN))]),
+        PicturedHit(Hit("b.jpg", 0.3, 2), jpeg(GREEN), heat_maps=[("whole sentence", jpeg(BLUE)), ("bag", jpeg(RED))]),
+    ]
+    sheet = answer_sheet(Answer("a red bag", hits), crop_height=240)
+    seen = [middle_of(sheet, row, column) for row in range(2) for column in range(3)]
+    for found, wanted in zip(seen, (BLUE, RED, GREEN, GREEN, BLUE, RED), strict=True):
+        assert max(abs(one - other) for one, other in zip(found, wanted, strict=True)) < 12

@@ -1,0 +1,196 @@
+"""Results of a model: computed with the facts that its files state, stored in its run folder, and read again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from cskt.config import RunConfig
+from cskt.data.records import Split
+from cskt.embed import Encoder, load
+from cskt.embed.model_paths import run_config
+from cskt.errors import CsktError
+from cskt.evaluation.evaluate import Evaluation, RankingOptions, as_result, result_of
+from cskt.evaluation.results import Facts, Result, load_result, result_path, save_result
+from cskt.model.io.cache import sha256_of
+from cskt.model.io.released.reader import WEIGHT_FILES
+from cskt.training.run_folder import (
+    BEST,
+    CONFIG,
+    DAMAGED,
+    LAST,
+    PREVIOUS,
+    claimed,
+    first_event,
+    last_event,
+    read_events,
+)
+from cskt.training.series import train_or_resume
+
+logger = logging.getLogger(__name__)
+
+SEED_FOLDERS = "seed-*"
+"""Runs of one method with several seeds, in one folder."""
+
+
+def seed_folders(folder: Path) -> list[Path]:
+    """Return the runs of several seeds in a folder, in the order of the seeds; or the folder itself."""
+    seeds = [path for path in folder.glob(SEED_FOLDERS) if path.is_dir()]
+    return sorted(seeds, key=lambda path: (len(path.name), path.name)) or [folder]
+
+
+def is_run(model: Path) -> bool:
+    """Return whether a folder is one of our runs, which stores its results in itself."""
+    return (model / CONFIG).is_file()
+
+
+def selection_note(model: Path) -> str:
+    """Return `selected on test`, for every result of a run that selected its epoch on the test split; else nothing."""
+    config = run_config(model)
+    return "selected on test" if config is not None and config.data.select_on == "test" else ""
+
+
+def evaluate_run(
+    encoder: Encoder, split: Split, model: Path, *, label: str | None = None, options: RankingOptions | None = None
+) -> Result:
+    """Evaluate a loaded model, with the facts that its files state.
+
+    Args:
+        encoder: what `load(model)` returned.
+        split: of any data set.
+        model: run folder, released folder, weight file or name of the model.
+        label: name of the model in tables; by default that of the run or file.
+        options: how captions rank images.
+    """
+    return result_of(encoder, split, **_facts_of(model, label), options=options)
+
+
+def result_from(evaluation: Evaluation, encoder: Encoder, split: Split, model: Path, label: str) -> Result:
+    """Return the result of an evaluation that was ranked by plain cosines and not timed; see `evaluate_run`."""
+    return as_result(evaluation, encoder, split, **_facts_of(model, label), options=RankingOptions())
+
+
+def _facts_of(model: Path, label: str | None) -> dict[str, Any]:
+    """Label, seed, note and facts of a model, as arguments of `evaluate.result_of`.
+
+    Plain CLIP weights train nothing and need no other file. Nothing is known of the training of a released folder or a
+    weight file.
+    """
+    config, path = run_config(model), weights_file(model)
+    if config is None:
+        return {"label": label or model.name, "facts": Facts(trainable_parameters=0, checkpoint_bytes=0)}
+    events = read_events(model) if is_run(model) else []
+    start, end = first_event(events, "start"), last_event(events, "end")
+    trains = config.trainable != "none"
+    facts = Facts(
+        trainable_parameters=start.get("trainable_parameters"),
+        total_parameters=start.get("total_parameters"),
+        checkpoint_bytes=path.stat().st_size if path else None,
+        weights_sha256=weights_sha256(model),
+        trained_on=config.data.dataset if trains else None,
+        training_seconds=end.get("seconds") if trains else None,
+        training_peak_memory_bytes=end.get("peak_memory_bytes") if trains else None,
+    )
+    seed = config.seed if is_run(model) else None
+    return {"label": label or config.name, "seed": seed, "note": selection_note(model), "facts": facts}
+
+
+def weights_file(model: Path) -> Path | None:
+    """Return the file with a model's own weights; None for CLIP by name, and before a run has any."""
+    candidates = [*(model / name for name in (BEST, *WEIGHT_FILES)), model]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def weights_sha256(model: Path) -> str | None:
+    """Return the digest of a model's own weights; None for CLIP by name, and before a run has any."""
+    path = weights_file(model)
+    if path is None:
+        return None
+    file = path.stat()
+    return _sha256_of(path.resolve(), file.st_size, file.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
+    """Digest of a file, read once while its size and time stay: a study asks for each run on every split."""
+    return sha256_of(path)
+
+
+def store_result(result: Result, model: Path, output: Path | None = None) -> None:
+    """Write a result into `output`, or else into the folder of the run; another model stores none.
+
+    Raises:
+        CsktError: `output` cannot be written. A run folder that cannot be written only causes a warning.
+    """
+    if output is not None:
+        logger.info("per-query results: %s", save_result(output, result))
+    elif is_run(model):
+        try:
+            logger.info("per-query results: %s", save_result(model, result))
+        except CsktError as error:
+            logger.warning("no per-query results are kept: %s or keep them elsewhere: --output FOLDER", error)
+    elif result.seed is not None:  # of a run, whose folder is no longer one
+        logger.warning(
+            "%s: no per-query results are kept, for the run folder was deleted or moved meanwhile; put it back and"
+            " evaluate again",
+            model,
+        )
+
+
+def stored_result(model: Path, split: Split, precision: str | None = None) -> Result | None:
+    """Return the result that a run folder stores for a split; None if missing, of older weights or another precision.
+
+    Raises:
+        CsktError: the file is damaged.
+    """
+    path = result_path(model, split.dataset, split.name, split.sha256)
+    if not is_run(model) or weights_file(model) is None or not path.is_file():
+        return None
+    result = load_result(path)
+    return None if _is_stale(result, model) or precision not in (None, result.facts.precision) else result
+
+
+def check_up_to_date(folder: Path, results: Sequence[Result]) -> None:
+    """Check that the results of a folder were computed with its present weights.
+
+    Raises:
+        CsktError: the run has continued since.
+    """
+    for result in results:
+        if is_run(folder) and _is_stale(result, folder):
+            raise CsktError(
+                f"{folder}: its result on {result.dataset} {result.split} is of other weights than it holds now; make"
+                f" it again: cskt evaluate {folder} --dataset {result.dataset} --split {result.split}"
+            )
+
+
+def _is_stale(result: Result, model: Path) -> bool:
+    weights = weights_sha256(model)
+    return weights is not None and result.facts.weights_sha256 != weights
+
+
+def train_and_test(config: RunConfig, folder: Path, splits: Sequence[Split]) -> list[Result] | None:
+    """Train what is missing of a run, test it on splits, and delete the checkpoints that only resuming needs.
+
+    Returns:
+        The result on each split, computed now or stored; None if another process works on the folder.
+    """
+    with claimed(folder) as is_mine:
+        if not is_mine:
+            logger.info("%s: another process works on it", folder)
+            return None
+        train_or_resume(config, folder)
+        encoder, results = None, []
+        for split in splits:
+            result = stored_result(folder, split)
+            if result is None:
+                encoder = encoder or load(folder, device=config.device)
+                result = evaluate_run(encoder, split, folder)
+                store_result(result, folder, folder)
+            results.append(result)
+        for checkpoint in (LAST, PREVIOUS, DAMAGED):
+            (folder / checkpoint).unlink(missing_ok=True)
+    return results

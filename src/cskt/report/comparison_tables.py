@@ -1,0 +1,256 @@
+"""Methods side by side as a terminal table, Markdown, LaTeX, CSV or JSON.
+
+Tables for people hold percent with intervals; CSV and JSON hold fractions, bytes and seconds. A terminal shows as many
+columns as fit, the most important first, and names the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from cskt.evaluation.comparison import ComparedMethod, Estimate, MethodComparison
+from cskt.report.numbers import (
+    METRIC_NAMES,
+    UNKNOWN,
+    difference_text,
+    duration,
+    p_text,
+    parameter_text,
+    percent,
+    rate,
+    short,
+    size,
+)
+from cskt.report.tables import bare_table, table_text
+from cskt.utils.console import literal
+
+NARROWEST_LABEL = 14
+"""Characters of a terminal that are reserved for labels; longer ones fold."""
+COST_FACTS = (
+    "trainable_parameters", "total_parameters", "training_seconds", "training_peak_memory_bytes", "images_per_second",
+    "captions_per_second", "checkpoint_bytes",
+)  # fmt: skip
+"""Fields of `Facts` that records contain."""
+
+
+@dataclass(frozen=True)
+class SettingDifference:
+    """A config field in which the compared runs differ."""
+
+    key: str
+    """Dotted name in the config: `optim.lr`."""
+    values: Mapping[str, list[Any]]
+    """Label of a method -> its values as plain data: one, or several where its seeds differ."""
+
+    def text_of(self, label: str) -> str:
+        """Return the value of a method as text; empty if its settings are unknown."""
+        return " / ".join(_value_text(value) for value in self.values.get(label, []))
+
+
+def comparison_text(comparison: MethodComparison, form: str, settings: Sequence[SettingDifference] = ()) -> str:
+    """Return a comparison in one of `tables.FORMATS`, ending in a newline.
+
+    Args:
+        comparison: of at least two methods.
+        form: one of `FORMATS`.
+        settings: fields in which the runs differ, by label.
+    """
+    methods, labels = comparison.methods, [method.label for method in comparison.methods]
+    title = (
+        f"{comparison.dataset} {comparison.split}: {comparison.num_queries:,} captions,"
+        f" {comparison.num_gallery:,} images"
+    )
+    lines = [comparison_explanation(comparison)]
+    if settings:
+        lines.append("Settings that differ between the trained runs:")
+        for one in settings:
+            values = [f"{label} {text}" for label in labels if (text := one.text_of(label))]
+            lines.append(f"- {one.key}: {', '.join(values)}")
+    records = comparison_records(methods)
+    fields = (
+        "dataset", "split", "split_sha256", "num_queries", "num_gallery", "baseline", "num_tests", "num_seeds_tests",
+    )  # fmt: skip
+    content = {name: getattr(comparison, name) for name in fields} | {
+        "rows": records,
+        "differing_settings": {
+            one.key: {label: values[0] if len(values) == 1 else values for label, values in one.values.items()}
+            for one in settings
+        },
+    }
+    return table_text(
+        form,
+        grid=comparison_grid(methods),
+        records=[
+            record | {one.key: one.text_of(label) for one in settings}
+            for record, label in zip(records, labels, strict=True)
+        ],
+        content=content,
+        terminal=lambda width: comparison_table(methods, title, "\n".join(lines), width),
+        title=title,
+        lines=lines,
+    )
+
+
+def comparison_explanation(comparison: MethodComparison) -> str:
+    """Return an explanation of the columns of a comparison."""
+    explanation = (
+        f"Percent, with the 95 % interval over people. Δ: against {comparison.baseline}. p or p people: these models on"
+        f" other people (permutation test, corrected for {comparison.num_tests} tests by Holm)."
+    )
+    if comparison.num_seeds_tests:
+        explanation += (
+            f" s or p seeds: the methods trained again (Welch's test, for {comparison.num_seeds_tests})."
+            " Methods differ where both are small."
+        )
+    return explanation
+
+
+def comparison_grid(methods: Sequence[ComparedMethod]) -> list[list[str]]:
+    """Return all columns as text, headings first, without the columns that are empty for all methods."""
+    facts = [method.facts for method in methods]
+    columns = [
+        ["Method", *(method.label for method in methods)],
+        ["Trained on", *(one.trained_on or "" for one in facts)],
+        ["Seeds", *(_seeds_text(method) for method in methods)],
+    ]
+    for key, name in METRIC_NAMES.items():
+        estimates = [method.estimates[key] for method in methods]
+        columns.append([name, *(f"{_mean_text(one)} ({_interval_text(one)})" for one in estimates)])
+        if any(one.p_value is not None for one in estimates):
+            columns.append([f"Δ {name}", *(difference_text(one.difference) for one in estimates)])
+            columns.append([f"p people ({name})", *(p_text(one.p_value) for one in estimates)])
+            columns.append([f"p seeds ({name})", *(p_text(one.seeds_p_value) for one in estimates)])
+    columns += [
+        ["Trained", *(parameter_text(one.trainable_parameters, one.total_parameters) for one in facts)],
+        ["Parameters", *(UNKNOWN if one.total_parameters is None else f"{one.total_parameters:,}" for one in facts)],
+        ["Training", *(duration(one.training_seconds) for one in facts)],
+        ["Peak memory", *(size(one.training_peak_memory_bytes) for one in facts)],
+        ["Images/s", *(rate(one.images_per_second) for one in facts)],
+        ["Captions/s", *(rate(one.captions_per_second) for one in facts)],
+        ["Checkpoint", *(size(one.checkpoint_bytes) for one in facts)],
+        ["Note", *map(_note, methods)],
+    ]
+    kept = [column for column in columns if column[0] == "Method" or set(column[1:]) - {"", UNKNOWN}]
+    return [list(line) for line in zip(*kept, strict=True)]
+
+
+def comparison_records(methods: Sequence[ComparedMethod]) -> list[dict[str, object]]:
+    """Return the methods as flat records of plain values, all with the same keys; unknown values are None."""
+    records = []
+    for method in methods:
+        record: dict[str, object] = {
+            "label": method.label,
+            "seeds": " ".join("?" if seed is None else str(seed) for seed in method.seeds),
+            "num_seeds": len(method.seeds),
+        }
+        for key in METRIC_NAMES:
+            one = method.estimates[key]
+            record[key] = one.mean
+            record[f"{key}_low"], record[f"{key}_high"] = one.interval
+            for part in ("deviation", "difference", "p_value", "seeds_p_value"):
+                record[f"{key}_{part}"] = getattr(one, part)
+        record["trained_on"] = method.facts.trained_on
+        record |= {name: getattr(method.facts, name) for name in COST_FACTS}
+        record["note"] = method.note
+        record["zero_shot_r1"] = method.zero_shot_r1
+        record["better_than_zero_shot"] = method.is_better_than_zero_shot
+        records.append(record)
+    return records
+
+
+def comparison_table(methods: Sequence[ComparedMethod], title: str, explanation: str, width: int) -> Table:
+    """Return the table for a terminal: each number with its interval or p-values below it.
+
+    Args:
+        methods: in the order to show.
+        title: above the table, shown literally.
+        explanation: below the table.
+        width: of the terminal in characters.
+    """
+    known = [column for column in _terminal_columns(methods) if set(column[1:]) - {"", UNKNOWN}]
+    remaining = width - max(NARROWEST_LABEL, min(len(method.label) for method in methods))
+    shown: list[list[str]] = []
+    for column in known:
+        needed = 2 + max(len(line) for cell in column for line in cell.splitlines() or [""])
+        if needed > remaining:
+            break
+        shown.append(column)
+        remaining -= needed
+    if hidden := [heading for heading, *_ in known[len(shown) :]]:
+        explanation += f"\nnot shown here, but by --format csv: {', '.join(hidden)}"
+    table = bare_table(title, explanation, [(method.label, _note(method)) for method in methods])
+    table.add_column("Method", overflow="fold")
+    for heading, *_ in shown:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for number, method in enumerate(methods, start=1):
+        table.add_row(literal(method.label), *(_two_lines(column[number]) for column in shown))
+    return table
+
+
+def _terminal_columns(methods: Sequence[ComparedMethod]) -> list[list[str]]:
+    """Columns after the label, the most important first; a cell is one to three lines."""
+    facts = [method.facts for method in methods]
+    columns = []
+    for key in ("r1", "mean_ap"):
+        name, estimates = METRIC_NAMES[key], [method.estimates[key] for method in methods]
+        columns.append([name, *(f"{_mean_text(one)}\n{_interval_text(one)}" for one in estimates)])
+        differences = [
+            _lines(difference_text(one.difference), p_text(one.p_value, "p "), p_text(one.seeds_p_value, "s "))
+            for one in estimates
+        ]
+        columns.append([f"Δ {name}", *differences])
+    for key in ("r5", "r10", "mean_inp"):
+        columns.append([METRIC_NAMES[key], *(percent(method.estimates[key].mean) for method in methods)])
+    rates = [_lines(rate(one.images_per_second, " img"), rate(one.captions_per_second, " txt")) for one in facts]
+    return [
+        *columns,
+        ["Trained", *(_lines(short(one.trainable_parameters), short(one.total_parameters, "of ")) for one in facts)],
+        ["Training", *(_lines(duration(one.training_seconds), size(one.training_peak_memory_bytes)) for one in facts)],
+        ["Checkpoint", *(size(one.checkpoint_bytes) for one in facts)],
+        ["Encodes/s", *rates],
+        ["Seeds", *(_seeds_text(method) for method in methods)],
+    ]
+
+
+def _note(method: ComparedMethod) -> str:
+    """Return the note of a method, and a mark if it is no better than zero-shot CLIP."""
+    is_marked = method.is_better_than_zero_shot is False
+    mark = f"no better than zero-shot (R1 {percent(method.zero_shot_r1)})" if is_marked else ""
+    return "; ".join(part for part in (method.note, mark) if part)
+
+
+def _seeds_text(method: ComparedMethod) -> str:
+    return ", ".join(str(seed) for seed in method.seeds if seed is not None)
+
+
+def _mean_text(estimate: Estimate) -> str:
+    deviation = "" if estimate.deviation is None else f" ± {100 * estimate.deviation:.2f}"
+    return percent(estimate.mean) + deviation
+
+
+def _interval_text(estimate: Estimate) -> str:
+    return "–".join(map(percent, estimate.interval))
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {_value_text(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _lines(*parts: str) -> str:
+    return "\n".join(part for part in parts if part != UNKNOWN) or UNKNOWN
+
+
+def _two_lines(cell: str) -> Text:
+    first, newline, second = cell.partition("\n")
+    return Text(first + newline).append(second, style="dim")
