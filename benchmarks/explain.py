@@ -37,7 +37,7 @@ from cskt.config import AdapterConfig, ClipArchitecture, PromptConfig
 from cskt.data.images import ImageReader, normalise
 from cskt.data.paperdoll import PART_LABELS, make_dataset
 from cskt.data.paperdoll.attributes import NONE
-from cskt.data.paperdoll.lexicon import PLURAL, join, with_article
+from cskt.data.paperdoll.phrases import PLURAL, join, with_article
 from cskt.data.tokenizer import Tokenizer
 from cskt.embed import Encoder, load
 from cskt.explain import PHRASE, explain, patch_relevance

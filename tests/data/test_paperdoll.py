@@ -28,8 +28,8 @@ from cskt.data.paperdoll import (
     write_caption,
 )
 from cskt.data.paperdoll.attributes import COLOURS, NONE
-from cskt.data.paperdoll.lexicon import SOURCE_WORDS, TARGET_WORDS, with_article
-from cskt.data.paperdoll.pose import View
+from cskt.data.paperdoll.doll import View
+from cskt.data.paperdoll.phrases import SOURCE_WORDS, TARGET_WORDS, with_article
 
 DOMAINS: tuple[Domain, ...] = ("source", "target")
 IDS = {"train": 3, "val": 1, "test": 2}
@@ -388,6 +388,6 @@ def test_a_folder_with_real_data_is_refused(tmp_path: Path) -> None:
     real = tmp_path / "CUHK-PEDES"
     real.mkdir()
     (real / "reid_raw.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(ValueError, match="already holds another data set"):
+    with pytest.raises(ValueError, match="already has another data set"):
         make_dataset(tmp_path, ids={"train": 1})
     assert digest(real) == {"reid_raw.json": b"[]"}

@@ -1,8 +1,7 @@
 """A sheet on which every shape is drawn twice: in colour, and as a part label in the mask.
 
 Shapes are polygons in body units: x to the right from the body's middle, y down from the crown (0) to the soles (1).
-The canvas places them in the image: shift, scale, lean and mirroring happen here and nowhere else, so image and mask
-cannot disagree.
+Only the canvas places them in the image (shift, scale, lean, mirroring), so image and mask cannot disagree.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ SUPERSAMPLING = 2
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the body stands in the supersampled sheet."""
+    """Place of the body in the supersampled sheet."""
 
     x_pixels: float
     """Column of the body's middle at the soles."""
@@ -54,12 +53,6 @@ class Canvas:
         self._draw = ImageDraw.Draw(self.image)
         self._draw_labels = ImageDraw.Draw(self.labels)
 
-    def place(self, polygon: Polygon) -> list[Point]:
-        """Body units to pixels of the sheet."""
-        at = self.placement
-        side = -at.scale_pixels if at.mirrored else at.scale_pixels
-        return [(at.x_pixels + side * (x + at.lean * (1 - y)), at.y_pixels + at.scale_pixels * y) for x, y in polygon]
-
     def shape(
         self, polygons: Sequence[Polygon], colour: Colour, part: str, fabric: Image.Image | None = None
     ) -> None:  # fmt: skip
@@ -67,39 +60,45 @@ class Canvas:
 
         Args:
             polygons: in body units.
-            colour: of the filling, RGB; the outline is a darker one.
+            colour: RGB of the filling.
             part: one of `PART_LABELS`.
             fabric: a sheet-sized picture that fills the shape in place of the colour.
         """
         edge = shade(colour, 0.6)
         width = max(2, round(0.011 * self.placement.scale_pixels))
         for polygon in polygons:
-            points = self.place(polygon)
+            points = self._place(polygon)
             self._draw.line([*points, points[0], points[1]], fill=edge, width=width)
         self.detail(polygons, colour, part)
         if fabric is not None:
             stencil = Image.new("1", self.image.size)
             draw_stencil = ImageDraw.Draw(stencil)
             for polygon in polygons:
-                draw_stencil.polygon(self.place(polygon), fill=1)
+                draw_stencil.polygon(self._place(polygon), fill=1)
             self.image.paste(fabric, mask=stencil)
 
     def detail(self, polygons: Sequence[Polygon], colour: Colour, part: str) -> None:
         """Draw polygons without an outline: seams, straps, buttons, anything inside a shape."""
         label = PART_LABELS.index(part)
         for polygon in polygons:
-            points = self.place(polygon)
+            points = self._place(polygon)
             self._draw.polygon(points, fill=colour)
             self._draw_labels.polygon(points, fill=label)
 
     def occlude(self, pixels: Polygon, colour: Colour) -> None:
-        """Draw something in front of the body, in pixels of the sheet; the mask forgets what it covers."""
+        """Draw something in front of the body, in pixels of the sheet; the mask is background there."""
         self._draw.polygon(list(pixels), fill=colour)
         self._draw_labels.polygon(list(pixels), fill=0)
 
+    def _place(self, polygon: Polygon) -> list[Point]:
+        """Convert body units to pixels of the sheet."""
+        at = self.placement
+        side = -at.scale_pixels if at.mirrored else at.scale_pixels
+        return [(at.x_pixels + side * (x + at.lean * (1 - y)), at.y_pixels + at.scale_pixels * y) for x, y in polygon]
+
 
 def shade(colour: Colour, factor: float) -> Colour:
-    """The colour in less light (factor below 1) or mixed with white (above 1)."""
+    """Return the colour in less light (factor below 1) or mixed with white (above 1)."""
     if factor <= 1:
         red, green, blue = (round(value * factor) for value in colour)
     else:
@@ -107,15 +106,20 @@ def shade(colour: Colour, factor: float) -> Colour:
     return red, green, blue
 
 
+def box(left: float, top: float, right: float, bottom: float) -> list[Point]:
+    """Return an upright rectangle."""
+    return [(left, top), (right, top), (right, bottom), (left, bottom)]
+
+
 def ellipse(x: float, y: float, radii: Point, start: float = 0, end: float = 360) -> list[Point]:
-    """A polygon along an ellipse from angle `start` to `end`, in degrees clockwise from the right."""
+    """Return a polygon along an ellipse from angle `start` to `end`, in degrees clockwise from the right."""
     steps = max(4, round((end - start) / 22.5))
     angles = [math.radians(start + (end - start) * step / steps) for step in range(steps + (end - start < 360))]
     return [(x + radii[0] * math.cos(angle), y + radii[1] * math.sin(angle)) for angle in angles]
 
 
 def limb(joints: Sequence[Point], widths: Sequence[float]) -> list[list[Point]]:
-    """A tapering tube through the joints with round ends, as polygons: one per joint, then one per stretch.
+    """Return a tapering tube through joints with round ends, as polygons: one per joint, then one per stretch.
 
     Args:
         joints: two or more points.
@@ -126,27 +130,26 @@ def limb(joints: Sequence[Point], widths: Sequence[float]) -> list[list[Point]]:
         across_x, across_y = end[1] - start[1], start[0] - end[0]
         length = math.hypot(across_x, across_y) or 1.0
         across_x, across_y = across_x / length / 2, across_y / length / 2
-        polygons.append(
-            [
-                (start[0] + across_x * first, start[1] + across_y * first),
-                (end[0] + across_x * second, end[1] + across_y * second),
-                (end[0] - across_x * second, end[1] - across_y * second),
-                (start[0] - across_x * first, start[1] - across_y * first),
-            ]
-        )
+        ends = ((start, first), (end, second), (end, -second), (start, -first))
+        polygons.append([(x + across_x * width, y + across_y * width) for (x, y), width in ends])
     return polygons
 
 
-def between(start: Point, end: Point, fraction: float) -> Point:
-    """The point at that fraction of the way from start to end."""
-    return start[0] + (end[0] - start[0]) * fraction, start[1] + (end[1] - start[1]) * fraction
-
-
 def strip(start: Point, end: Point, width: float) -> list[Point]:
-    """A straight band of that width: a strap, a shaft, a seam."""
+    """Return a straight band of that width: a strap, a shaft, a seam."""
     return limb((start, end), (width, width))[-1]
 
 
-def box(left: float, top: float, right: float, bottom: float) -> list[Point]:
-    """An upright rectangle."""
-    return [(left, top), (right, top), (right, bottom), (left, bottom)]
+def between(start: Point, end: Point, fraction: float) -> Point:
+    """Return the point at that fraction of the way from start to end."""
+    return start[0] + (end[0] - start[0]) * fraction, start[1] + (end[1] - start[1]) * fraction
+
+
+def shifted(polygon: Polygon, x: float, y: float) -> list[Point]:
+    """Return a polygon whose origin was moved to (x, y)."""
+    return [(x + right, y + down) for right, down in polygon]
+
+
+def both_sides(polygon: Polygon, x: float = 0.0) -> list[list[Point]]:
+    """Return a polygon on the left and on the right of x; its own x values are distances from there."""
+    return [[(x + sign * right, down) for right, down in polygon] for sign in (-1, 1)]

@@ -1,55 +1,60 @@
-"""A whole generated data set on disk: images, captions, part masks on request."""
+"""A whole generated data set on disk: images, captions, part masks on request, in the format of a public data set."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import multiprocessing
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, TypeAlias, get_args
 
+from cskt.data.datasets import DATASETS
+from cskt.data.datasets.base import JsonListFormat
 from cskt.data.paperdoll.attributes import sample_attributes, stable_random
 from cskt.data.paperdoll.captions import write_caption
 from cskt.data.paperdoll.drawing import Domain, draw_person
-from cskt.data.paperdoll.layouts import LAYOUTS, Entry, Layout, write_annotation
+from cskt.data.records import SPLIT_NAMES
 from cskt.errors import CsktError, file_system_errors
 from cskt.utils.json_files import load_json, read_text
 from cskt.utils.messages import nearest
 
 logger = logging.getLogger(__name__)
 
+Layout: TypeAlias = Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "jsonl"]
+Record: TypeAlias = dict[str, Any]
+"""One image with its captions, under neutral names; the path of the image is relative to `imgs`."""
+
 GENERATOR_VERSION = 1
-"""Raised with every change that alters a pixel or a word, so that older folders are not taken for current ones."""
-
-SPLITS = ("train", "val", "test")
-MOST_CAPTIONS = 10
+"""Raised with every change of a pixel or a word, so that older folders are not taken for current ones."""
+MAX_CAPTIONS = 10
 MARKER = "paperdoll.json"
+"""File with the arguments that made a folder, and whether it was finished."""
 REMEDY = "restore it, or choose another root"
-"""File that says what a generated folder was made with, and whether it was finished."""
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One identity to draw; small, since it travels to another process."""
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """Arguments that decide the content of a data set, as the marker states them."""
 
-    folder: Path
+    generator_version: int
+    layout: Layout
     domain: Domain
-    seed: int
-    split: str
-    index_in_split: int
-    pid: int
+    ids: dict[str, int]
     images_per_id: int
     captions_per_image: int
+    seed: int
     masks: bool
 
 
 @file_system_errors()
 def make_dataset(
-    root: Path,
+    root: Path | str,
     *,
     layout: Layout = "cuhk-pedes",
     domain: Domain = "target",
@@ -61,9 +66,9 @@ def make_dataset(
     num_processes: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Draw a data set of paper dolls and write it as a public data set would come.
+    """Draw a data set of paper dolls and write it in the format of a public data set.
 
-    An identity depends on (seed, domain, split, its place in the split) alone, an image and each caption also on their
+    An identity depends on (seed, domain, split, its index in the split) alone, an image and each caption also on their
     numbers: larger data sets extend smaller ones, and the number of processes changes no byte. A folder that was made
     with the same arguments is left as it is.
 
@@ -79,79 +84,118 @@ def make_dataset(
         seed: of everything that is drawn.
         masks: also write `masks/<name>.png` for `imgs/<name>.jpg`: palette images of `PART_LABELS`.
         num_processes: processes that draw; with more than one, call from under `if __name__ == "__main__":`.
-        on_progress: called with the images done and the images in all, after each identity.
+        on_progress: called with the number of images done and their total, after each identity.
 
     Returns:
         The data set's folder.
 
     Raises:
-        CsktError: an argument out of range, or a folder that already holds something else.
+        CsktError: an argument is out of range, or the folder already contains something else.
+        FileSystemError: the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = make_dataset(tempfile.mkdtemp(), layout="jsonl", ids={"test": 1}, images_per_id=2)
+        >>> sorted(path.name for path in folder.iterdir())
+        ['imgs', 'paperdoll.json', 'test.jsonl']
     """
     _check_names(layout, domain, ids)
     _check_numbers(ids, images_per_id, captions_per_image, num_processes)
-    folder = Path(root) / LAYOUTS[layout].folder
-    made_with = {
-        "generator_version": GENERATOR_VERSION, "layout": layout, "domain": domain,
-        "ids": {split: ids[split] for split in SPLITS if ids.get(split)}, "images_per_id": images_per_id,
-        "captions_per_image": captions_per_image, "seed": seed, "masks": masks,
-    }  # fmt: skip
-    if _is_finished(folder, made_with):
+    present = {split: ids[split] for split in SPLIT_NAMES if ids.get(split)}
+    settings = _Settings(
+        GENERATOR_VERSION, layout, domain, present, images_per_id, captions_per_image, seed, masks
+    )  # fmt: skip
+    folder = Path(root) / DATASETS[layout].folder
+    if _is_finished(folder, settings):
         logger.info("%s: already made with these arguments", folder)
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    _write_marker(folder, made_with, finished=False)
-    places = [(split, index) for split in SPLITS for index in range(ids.get(split, 0))]
-    jobs = [
-        _Job(folder, domain, seed, split, index, pid, images_per_id, captions_per_image, masks)
-        for pid, (split, index) in enumerate(places)
-    ]
-    entries: list[Entry] = []
+    _write_marker(folder, settings, finished=False)
+    splits = [split for split, number in present.items() for _ in range(number)]
+    indices = [index for number in present.values() for index in range(number)]
+    make = partial(_make_identity, folder, settings)
+    records: list[Record] = []
     with ExitStack() as stack:
-        results: Iterable[list[Entry]] = map(_make_identity, jobs)
+        results: Iterable[list[Record]] = map(make, range(len(splits)), splits, indices)
         if num_processes > 1:
             context = multiprocessing.get_context("spawn")  # forking a process that runs torch's threads can hang
             pool = stack.enter_context(ProcessPoolExecutor(num_processes, mp_context=context))
-            results = pool.map(_make_identity, jobs, chunksize=8)
+            results = pool.map(make, range(len(splits)), splits, indices, chunksize=8)
         for identity in results:
-            entries.extend(identity)
+            records.extend(identity)
             if on_progress is not None:
-                on_progress(len(entries), len(jobs) * images_per_id)
-    write_annotation(folder, layout, entries)
-    _write_marker(folder, made_with, finished=True)
+                on_progress(len(records), len(splits) * images_per_id)
+    _write_annotation(folder, layout, records)
+    _write_marker(folder, settings, finished=True)
     return folder
 
 
-def _make_identity(job: _Job) -> list[Entry]:
+def _make_identity(folder: Path, settings: _Settings, pid: int, split: str, index_in_split: int) -> list[Record]:
     """Draw, describe and save all images of one identity."""
-    key = ("paperdoll", job.seed, job.domain, job.split, job.index_in_split)
+    key = ("paperdoll", settings.seed, settings.domain, split, index_in_split)
     attributes = sample_attributes(stable_random(*key))
-    name = f"{job.pid + 1:04d}"
-    image_folder, mask_folder = (job.folder / kind / "paperdoll" / name for kind in ("imgs", "masks"))
+    name = f"{pid + 1:04d}"
+    image_folder, mask_folder = (folder / kind / "paperdoll" / name for kind in ("imgs", "masks"))
     image_folder.mkdir(parents=True, exist_ok=True)
-    if job.masks:
+    if settings.masks:
         mask_folder.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for number in range(job.images_per_id):
-        drawing = draw_person(attributes, stable_random(*key, "image", number), domain=job.domain)
+    records = []
+    for number in range(settings.images_per_id):
+        drawing = draw_person(attributes, stable_random(*key, "image", number), domain=settings.domain)
         drawing.image.save(image_folder / f"{name}_{number}.jpg", quality=drawing.jpeg_quality)
-        if job.masks:
+        if settings.masks:
             drawing.mask.save(mask_folder / f"{name}_{number}.png")
-        captions = tuple(
-            write_caption(attributes, drawing, stable_random(*key, "caption", number, turn), domain=job.domain)
-            for turn in range(job.captions_per_image)
-        )
-        entries.append(Entry(job.split, job.pid, f"paperdoll/{name}/{name}_{number}.jpg", captions, attributes))
-    return entries
+        captions = [
+            write_caption(attributes, drawing, stable_random(*key, "caption", number, turn), domain=settings.domain)
+            for turn in range(settings.captions_per_image)
+        ]
+        path = f"paperdoll/{name}/{name}_{number}.jpg"
+        worn = dataclasses.asdict(attributes)
+        records.append({"split": split, "captions": captions, "path": path, "pid": pid, "attributes": worn})
+    return records
+
+
+def _write_annotation(folder: Path, layout: Layout, records: Sequence[Record]) -> None:
+    dataset = DATASETS[layout]
+    if isinstance(dataset, JsonListFormat):
+        text = ",\n".join(json.dumps(_published_record(record, layout, n)) for n, record in enumerate(records))
+        (folder / dataset.files[0]).write_text(f"[{text}]\n", encoding="utf-8")
+        return
+    for split in dict.fromkeys(record["split"] for record in records):
+        with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+            for record in records:
+                if record["split"] == split:
+                    named = {key: record[key] for key in ("pid", "captions", "attributes")}
+                    file.write(json.dumps({"image": f"imgs/{record['path']}", **named}) + "\n")
+
+
+def _published_record(record: Record, layout: Layout, index: int) -> Record:
+    """Rename the fields of a record as the public data set has them, with its peculiarities."""
+    dataset = DATASETS[layout]
+    assert isinstance(dataset, JsonListFormat)
+    captions = record["captions"]
+    named = {
+        "split": record["split"],
+        "captions": captions,
+        dataset.path_key: record["path"],
+        "id": record["pid"] + (layout == "cuhk-pedes"),  # its identities start at 1
+        "attributes": record["attributes"],
+    }
+    if layout == "icfg-pedes":  # one caption per image and no validation split
+        named |= {"captions": captions[:1], "split": "train" if record["split"] == "val" else record["split"]}
+    if layout == "cuhk-pedes" and index % 3 == 0:  # some real records have their tokens, which no reader needs
+        named["processed_tokens"] = [re.findall(r"[\w-]+", caption.lower()) for caption in captions]
+    return named
 
 
 def _check_names(layout: str, domain: str, ids: Mapping[str, int]) -> None:
-    if layout not in LAYOUTS:
-        raise CsktError(f"unknown layout '{layout}': {nearest(layout, list(LAYOUTS))}")
-    if domain not in get_args(Domain):
-        raise CsktError(f"unknown domain '{domain}': {nearest(domain, get_args(Domain))}")
-    for split in ids:
-        if split not in SPLITS:
-            raise CsktError(f"unknown split '{split}' in ids: {nearest(split, SPLITS)}")
+    for kind, name, known in (
+        ("layout", layout, get_args(Layout)),
+        ("domain", domain, get_args(Domain)),
+        *(("split", split, SPLIT_NAMES) for split in ids),
+    ):
+        if name not in known:
+            raise CsktError(f"unknown {kind} '{name}': {nearest(name, known)}")
 
 
 def _check_numbers(ids: Mapping[str, int], images_per_id: int, captions_per_image: int, num_processes: int) -> None:
@@ -160,37 +204,38 @@ def _check_numbers(ids: Mapping[str, int], images_per_id: int, captions_per_imag
             raise CsktError(f"ids has {number} identities for {split}; expected 0 or more")
     if not sum(ids.values()):
         raise CsktError('ids names no identity; expected for instance {"train": 250, "val": 50, "test": 100}')
-    if images_per_id < 1:
-        raise CsktError(f"images_per_id is {images_per_id}; expected 1 or more")
-    if not 1 <= captions_per_image <= MOST_CAPTIONS:
-        raise CsktError(f"captions_per_image is {captions_per_image}; expected 1 to {MOST_CAPTIONS}")
-    if num_processes < 1:
-        raise CsktError(f"num_processes is {num_processes}; expected 1 or more")
+    if not 1 <= captions_per_image <= MAX_CAPTIONS:
+        raise CsktError(f"captions_per_image is {captions_per_image}; expected 1 to {MAX_CAPTIONS}")
+    for name, number in (("images_per_id", images_per_id), ("num_processes", num_processes)):
+        if number < 1:
+            raise CsktError(f"{name} is {number}; expected 1 or more")
 
 
-def _is_finished(folder: Path, made_with: Mapping[str, object]) -> bool:
-    """Whether the folder already holds exactly this data set.
+def _is_finished(folder: Path, settings: _Settings) -> bool:
+    """Return whether the folder already contains exactly this data set.
 
     Raises:
-        CsktError: it holds another one.
+        CsktError: it contains another one.
     """
     marker = folder / MARKER
     if marker.is_file():
         found = load_json(read_text(marker, remedy=REMEDY), where=str(marker), remedy=REMEDY)
         if not isinstance(found, dict):
             raise CsktError(f"{marker}: not written by this program; {REMEDY}")
+        wanted = dataclasses.asdict(settings)
         finished = found.pop("finished", False) is True
-        if found == made_with:
+        if found == wanted:
             return finished
-        different = sorted(key for key in made_with if found.get(key) != made_with[key])
-        raise CsktError(f"{folder}: holds paper dolls made with other {', '.join(different)}; choose another root")
-    annotations = {shape.annotation for shape in LAYOUTS.values()} | {f"{split}.jsonl" for split in SPLITS}
-    taken = [name for name in sorted(annotations | {"imgs", "masks"}) if name and (folder / name).exists()]
+        different = sorted(key for key in wanted if found.get(key) != wanted[key])
+        raise CsktError(f"{folder}: has paper dolls made with other {', '.join(different)}; choose another root")
+    annotations = [name for dataset in DATASETS.values() for name in getattr(dataset, "files", ())]
+    names = sorted({*annotations, *(f"{split}.jsonl" for split in SPLIT_NAMES), "imgs", "masks"})
+    taken = [name for name in names if (folder / name).exists()]
     if taken:
-        raise CsktError(f"{folder}: already holds another data set ({taken[0]}); choose another root")
+        raise CsktError(f"{folder}: already has another data set ({taken[0]}); choose another root")
     return False
 
 
-def _write_marker(folder: Path, made_with: Mapping[str, object], *, finished: bool) -> None:
-    text = json.dumps({**made_with, "finished": finished}, indent=1)
+def _write_marker(folder: Path, settings: _Settings, *, finished: bool) -> None:
+    text = json.dumps({**dataclasses.asdict(settings), "finished": finished}, indent=1)
     (folder / MARKER).write_text(text + "\n", encoding="utf-8")

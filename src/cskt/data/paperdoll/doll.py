@@ -1,14 +1,61 @@
-"""All that the drawing functions need to know of one doll in one image, and the fabric of its upper garment."""
+"""One doll in one image: its pose, the joints that follow, and the values that the drawing functions share.
+
+Body units throughout (see `canvas`). A side view looks to the right; the canvas mirrors it.
+"""
 
 from __future__ import annotations
 
+import math
+import random
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from cskt.data.paperdoll.attributes import SKIN_TONES, Attributes, Colour
-from cskt.data.paperdoll.canvas import Canvas
-from cskt.data.paperdoll.pose import Skeleton
+from cskt.data.paperdoll.attributes import NONE, SKIN_TONES, Attributes, Colour
+from cskt.data.paperdoll.canvas import Canvas, Point
+
+View: TypeAlias = Literal["front", "back", "side"]
+Joints: TypeAlias = tuple[Point, Point, Point]
+
+SHOULDER_Y, WAIST_Y, HIP_Y, ANKLE_Y = 0.245, 0.41, 0.53, 0.945
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Differences between two images of one person, apart from camera and scene."""
+
+    view: View
+    walking: bool
+    stride: float
+    """Angle between the legs, in degrees; 0 when standing."""
+    swing: float
+    """Angle of the arms from hanging straight, in degrees."""
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """Joints and half-widths of a body in its pose."""
+
+    view: View
+    shoulder: float
+    waist: float
+    hip: float
+    limb: float
+    """Factor on the thickness of arms and legs."""
+    head: Point
+    head_radius: Point
+    holding_arm: Joints
+    """Shoulder, elbow, hand of the arm that holds something in front."""
+    carrying_arm: Joints
+    """The other arm: handbags and suitcases hang from it."""
+    legs: tuple[Joints, Joints]
+    """Hip, knee, ankle; the far leg first."""
+
+    @property
+    def side(self) -> bool:
+        """Whether the body is seen from the side."""
+        return self.view == "side"
 
 
 @dataclass(frozen=True)
@@ -29,41 +76,77 @@ class Doll:
         return SKIN_TONES[self.attributes.skin]
 
 
-def weave(attributes: Attributes, colours: dict[str, Colour], canvas: Canvas) -> Image.Image | None:
-    """The fabric of the upper garment, as fine as the figure is large, or none for a plain or printed one."""
-    if attributes.pattern not in ("striped", "checked", "dotted"):
-        return None
-    ground, ink = colours["upper_colour"], colours["pattern_colour"]
-    sheet = Image.new("RGB", canvas.image.size, ground)
-    draw = ImageDraw.Draw(sheet)
-    unit = canvas.placement.scale_pixels
-    if attributes.pattern == "striped":
-        _stripe(draw, sheet.size, max(10, round(0.062 * unit)), ink)
-    elif attributes.pattern == "checked":
-        _check(draw, sheet.size, max(10, round(0.066 * unit)), ground, ink)
-    else:
-        _dot(draw, sheet.size, max(10, round(0.058 * unit)), ink)
-    return sheet
+def sample_pose(rng: random.Random, view: View | None = None) -> Pose:
+    """Draw a pose; `view` fixes the place of the camera."""
+    walking = rng.random() < 0.55
+    drawn: View = rng.choices(("front", "back", "side"), weights=(4, 3, 3))[0]
+    stride = rng.uniform(22, 46) if walking else rng.uniform(0, 7)
+    swing = rng.uniform(12, 30) if walking else rng.uniform(2, 12)
+    rng.random()  # a value that no drawing uses; without it all later ones would differ
+    return Pose(view or drawn, walking, stride, swing)
 
 
-def _stripe(draw: ImageDraw.ImageDraw, size: tuple[int, int], period: int, ink: Colour) -> None:
-    for y in range(0, size[1], period):
-        draw.rectangle((0, y, size[0], y + period // 2 - 1), fill=ink)
+def build_skeleton(attributes: Attributes, pose: Pose) -> Skeleton:
+    """Return the joints of a person in a pose."""
+    width = {"slim": 0.84, "average": 1.0, "heavy": 1.28}[attributes.build]
+    man, child, side = attributes.gender == "man", attributes.age == "child", pose.view == "side"
+    head_size = 1.28 if child else 1.0
+    shoulder = (0.128 if man else 0.110) * (0.85 if child else 1.0) * (0.5 + 0.5 * width)
+    waist = (0.100 if man else 0.082) * width
+    hip = (0.098 if man else 0.104) * (0.3 + 0.7 * width)
+    if side:
+        shoulder, waist, hip = 0.62 * shoulder, (0.70 if man else 0.74) * waist, 0.74 * hip
+    stoop = 0.03 if attributes.age == "elderly" and side else 0.0
+    radius_y = 0.088 * head_size
+    return Skeleton(
+        view=pose.view,
+        shoulder=shoulder,
+        waist=waist,
+        hip=hip,
+        limb=(0.4 + 0.6 * width) * (1.0 if man else 0.92),
+        head=(0.012 + stoop if side else 0.0, 0.182 - radius_y),
+        head_radius=(0.071 * head_size, radius_y),
+        holding_arm=_holding_arm(attributes.held, pose, shoulder),
+        carrying_arm=_hanging_arm(pose, shoulder, -1),
+        legs=_side_legs(pose) if side else _front_legs(pose, hip),
+    )
 
 
-def _check(draw: ImageDraw.ImageDraw, size: tuple[int, int], period: int, ground: Colour, ink: Colour) -> None:
-    band = period // 3
-    mixed = ((ground[0] + ink[0]) // 2, (ground[1] + ink[1]) // 2, (ground[2] + ink[2]) // 2)
-    for x in range(0, size[0], period):
-        draw.rectangle((x, 0, x + band, size[1]), fill=mixed)
-    for y in range(0, size[1], period):
-        draw.rectangle((0, y, size[0], y + band), fill=mixed)
-        for x in range(0, size[0], period):
-            draw.rectangle((x, y, x + band, y + band), fill=ink)
+def _holding_arm(held: str, pose: Pose, shoulder: float) -> Joints:
+    if held in (NONE, "shopping bag"):
+        return _hanging_arm(pose, shoulder, 1)
+    if pose.view == "side":
+        hand = (0.135, 0.33) if held == "umbrella" else (0.165, 0.335)
+        return (0.0, SHOULDER_Y), (0.025, 0.385), hand
+    hand_x = shoulder + 0.015 if held == "umbrella" else 0.085
+    return (shoulder - 0.015, SHOULDER_Y), (shoulder + 0.05, 0.385), (hand_x, 0.335)
 
 
-def _dot(draw: ImageDraw.ImageDraw, size: tuple[int, int], period: int, ink: Colour) -> None:
-    radius = 0.30 * period
-    for row, y in enumerate(range(0, size[1], period)):
-        for x in range((row % 2) * period // 2, size[0], period):
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=ink)
+def _hanging_arm(pose: Pose, shoulder: float, sign: int) -> Joints:
+    if pose.view == "side":
+        upper, lower = math.radians(sign * pose.swing), math.radians(sign * pose.swing + pose.swing / 2)
+        elbow = 0.145 * math.sin(upper), SHOULDER_Y + 0.145 * math.cos(upper)
+        return (0.0, SHOULDER_Y), elbow, (elbow[0] + 0.14 * math.sin(lower), elbow[1] + 0.14 * math.cos(lower))
+    outward = math.radians(0.5 * pose.swing + 3)
+    elbow = shoulder - 0.012 + 0.145 * math.sin(outward), SHOULDER_Y + 0.145 * math.cos(outward)
+    # A walker's arms swing to and from the camera, which shortens the forearm of one of them.
+    forearm = 0.14 if sign > 0 else 0.14 - 0.0008 * pose.swing
+    hand = elbow[0] + 0.010, elbow[1] + forearm
+    return (sign * (shoulder - 0.015), SHOULDER_Y), (sign * elbow[0], elbow[1]), (sign * hand[0], hand[1])
+
+
+def _front_legs(pose: Pose, hip: float) -> tuple[Joints, Joints]:
+    lift = 0.0011 * pose.stride
+    return (
+        ((-0.5 * hip, HIP_Y), (-0.54 * hip, 0.735 - lift / 2), (-0.50 * hip, ANKLE_Y - lift)),
+        ((0.5 * hip, HIP_Y), (0.56 * hip, 0.735), (0.58 * hip, ANKLE_Y)),
+    )
+
+
+def _side_legs(pose: Pose) -> tuple[Joints, Joints]:
+    def leg(thigh_degrees: float, bend_degrees: float) -> Joints:
+        thigh, shin = math.radians(thigh_degrees), math.radians(thigh_degrees - bend_degrees)
+        knee = 0.21 * math.sin(thigh), HIP_Y + 0.205 * math.cos(thigh)
+        return (0.0, HIP_Y), knee, (knee[0] + 0.21 * math.sin(shin), knee[1] + 0.21 * math.cos(shin))
+
+    return leg(-0.35 * pose.stride, 0.45 * pose.stride), leg(0.55 * pose.stride, 0.12 * pose.stride)

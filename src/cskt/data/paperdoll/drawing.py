@@ -11,10 +11,10 @@ from PIL import Image, ImageFilter
 
 from cskt.data.paperdoll.attributes import COLOURS, HAIR_COLOURS, NONE, Attributes, Colour
 from cskt.data.paperdoll.canvas import PART_LABELS, SUPERSAMPLING, Canvas, Placement
-from cskt.data.paperdoll.doll import Doll, weave
+from cskt.data.paperdoll.doll import Doll, View, build_skeleton, sample_pose
 from cskt.data.paperdoll.figure import draw_figure
-from cskt.data.paperdoll.pose import View, build_skeleton, sample_pose
 from cskt.data.paperdoll.scene import draw_occluder, draw_shadow, draw_street, draw_studio
+from cskt.data.paperdoll.upper import weave
 
 Domain: TypeAlias = Literal["source", "target"]
 

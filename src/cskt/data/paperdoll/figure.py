@@ -1,4 +1,4 @@
-"""The paper doll's body: legs, shoes, arms and what covers the legs, and the order in which all parts hide each other.
+"""The paper doll's body and the order in which its parts hide each other: legs, shoes, arms, skirt or trousers.
 
 The upper garment is in `upper`, the head in `head`, bags and things in the hand in `carried`.
 """
@@ -8,9 +8,8 @@ from __future__ import annotations
 from cskt.data.paperdoll.attributes import NONE, Colour
 from cskt.data.paperdoll.canvas import between, box, ellipse, limb, shade, strip
 from cskt.data.paperdoll.carried import draw_bag_behind, draw_bag_on_body, draw_hand_luggage, draw_held
-from cskt.data.paperdoll.doll import Doll
+from cskt.data.paperdoll.doll import HIP_Y, WAIST_Y, Doll, Joints
 from cskt.data.paperdoll.head import draw_hair_behind, draw_head
-from cskt.data.paperdoll.pose import HIP_Y, WAIST_Y, Joints
 from cskt.data.paperdoll.upper import draw_sleeve, draw_upper
 
 FAR_SHADE = 0.84
@@ -20,7 +19,7 @@ FAR_SHADE = 0.84
 def draw_figure(doll: Doll) -> None:
     """Draw one person on the doll's canvas, from back to front."""
     side = doll.skeleton.side
-    # Seen from behind, what the bent arm holds is hidden by the body; a bag at arm's length is not.
+    # Seen from behind, the body hides what the bent arm holds; a bag at arm's length is visible.
     holding_behind = doll.skeleton.view == "back" and doll.attributes.held not in (NONE, "shopping bag")
 
     draw_bag_behind(doll)
@@ -87,8 +86,7 @@ def _draw_leg(doll: Doll, leg: Joints, light: float) -> None:
 def _draw_shoe(doll: Doll, leg: Joints, light: float) -> None:
     _, knee, (x, y) = leg
     canvas, kind, side = doll.canvas, doll.attributes.shoes, doll.skeleton.side
-    colour = shade(doll.colours["shoes_colour"], light)
-    sole_y = y + 0.052
+    colour, sole_y = shade(doll.colours["shoes_colour"], light), y + 0.052
     if side:
         left, right = x - 0.036, x + 0.082
         foot = [(left, y - 0.008), (x + 0.03, y + 0.002), (x + 0.078, y + 0.024), (right, sole_y), (left, sole_y)]
@@ -109,11 +107,8 @@ def _draw_shoe(doll: Doll, leg: Joints, light: float) -> None:
     elif kind == "sneakers":
         canvas.shape([foot], colour, "shoes")
         white: Colour = (150, 152, 158) if sum(doll.colours["shoes_colour"]) > 600 else (248, 248, 246)
-        sole, laces = (
-            box(left, sole_y - 0.015, right, sole_y),
-            strip((x - 0.012, y + 0.014), (x + 0.016, y + 0.008), 0.011),
-        )
-        canvas.detail([sole, laces], white, "shoes")
+        laces = strip((x - 0.012, y + 0.014), (x + 0.016, y + 0.008), 0.011)
+        canvas.detail([box(left, sole_y - 0.015, right, sole_y), laces], white, "shoes")
     else:
         canvas.shape([foot], colour, "shoes")
         canvas.detail([strip((x, y + 0.010), (x + 0.022, y + 0.018), 0.010)], shade(colour, 2.2), "shoes")
@@ -122,11 +117,10 @@ def _draw_shoe(doll: Doll, leg: Joints, light: float) -> None:
 
 
 def _draw_lower(doll: Doll) -> None:
-    """The skirt, or what joins the legs of trousers at the waist."""
+    """Draw the skirt, or the part of trousers that joins the legs at the waist."""
     if doll.attributes.lower == NONE:
         return
-    canvas, hip, waist = doll.canvas, doll.skeleton.hip, doll.skeleton.waist
-    colour = doll.colours["lower_colour"]
+    canvas, hip, waist, colour = doll.canvas, doll.skeleton.hip, doll.skeleton.waist, doll.colours["lower_colour"]
     if doll.attributes.lower not in ("skirt", "long skirt"):
         pelvis = [(-waist, WAIST_Y), (waist, WAIST_Y), (hip, HIP_Y + 0.03), (-hip, HIP_Y + 0.03)]
         canvas.detail([pelvis], colour, "lower")

@@ -1,53 +1,53 @@
-"""The head: face, hair, what is worn on it, and eyewear."""
+"""The head: face, hair, headwear and eyewear."""
 
 from __future__ import annotations
 
 from cskt.data.paperdoll.attributes import NONE, Colour
-from cskt.data.paperdoll.canvas import box, ellipse, limb, shade
+from cskt.data.paperdoll.canvas import both_sides, box, ellipse, limb, shade
 from cskt.data.paperdoll.doll import Doll
 
 _INK: Colour = (34, 34, 40)
 _LENS: Colour = (226, 240, 248)
 _LIPSTICK: Colour = (196, 50, 66)
 _HAIR_TIE: Colour = (206, 60, 90)
+_CURLS = ((-1.05, 0.15), (-0.95, -0.5), (-0.45, -0.95), (0.45, -0.95), (0.95, -0.5), (1.05, 0.15))
+"""Centres of the curls around the head, in radii of the head."""
 
 
 def draw_hair_behind(doll: Doll) -> None:
-    """Hair that hangs behind the shoulders or stands out around the head."""
+    """Draw hair that hangs behind the shoulders or stands out around the head."""
     (x, y), (radius_x, radius_y) = doll.skeleton.head, doll.skeleton.head_radius
     colour = doll.colours["hair_colour"]
     if doll.attributes.hair == "long" and doll.skeleton.view == "front":
         half = radius_x + 0.026
         doll.canvas.shape([box(x - half, y, x + half, 0.300), ellipse(x, y, (half, radius_y + 0.012))], colour, "hair")
     elif doll.attributes.hair == "curly":
-        around = ((-1.05, 0.15), (-0.95, -0.5), (-0.45, -0.95), (0.45, -0.95), (0.95, -0.5), (1.05, 0.15))
-        curls = [ellipse(x + across * radius_x, y + down * radius_y, (0.046, 0.046))
-                 for across, down in around if not (doll.skeleton.side and across > 0.5)]  # fmt: skip
+        curls = [
+            ellipse(x + across * radius_x, y + down * radius_y, (0.046, 0.046))
+            for across, down in _CURLS
+            if not (doll.skeleton.side and across > 0.5)
+        ]
         doll.canvas.shape(curls, colour, "hair")
 
 
 def draw_head(doll: Doll) -> None:
     """Draw the head over the shoulders."""
-    (x, y), radii = doll.skeleton.head, doll.skeleton.head_radius
-    hairy, hatless = doll.attributes.hair != "bald", doll.attributes.headwear == NONE
-    face = ellipse(x, y, radii)
+    (x, y), (radius_x, radius_y) = doll.skeleton.head, doll.skeleton.head_radius
+    canvas, side, hair = doll.canvas, doll.skeleton.side, doll.attributes.hair
+    hatless = doll.attributes.headwear == NONE
+    face = ellipse(x, y, (radius_x, radius_y))
     if doll.skeleton.view == "back":
-        doll.canvas.shape([face], doll.skin, "skin")
-        if hairy:
-            _draw_back_hair(doll)
+        canvas.shape([face], doll.skin, "skin")
+        _draw_back_hair(doll)
     else:
-        if doll.attributes.hair == "bun" and hatless:
-            shift = -0.85 * radii[0] if doll.skeleton.side else 0.0
-            doll.canvas.shape(
-                [ellipse(x + shift, y - 0.92 * radii[1], (0.040, 0.038))], doll.colours["hair_colour"], "hair"
-            )
-        tip = x + radii[0]
+        if hair == "bun" and hatless:
+            centre = x - 0.85 * radius_x if side else x
+            bun = ellipse(centre, y - 0.92 * radius_y, (0.040, 0.038))
+            canvas.shape([bun], doll.colours["hair_colour"], "hair")
+        tip = x + radius_x
         nose = [(tip - 0.012, y - 0.012), (tip + 0.020, y + 0.022), (tip - 0.012, y + 0.030)]
-        doll.canvas.shape([face, nose] if doll.skeleton.side else [face], doll.skin, "skin")
-        if hairy and doll.skeleton.side:
-            _draw_side_hair(doll)
-        elif hairy:
-            _draw_front_hair(doll)
+        canvas.shape([face, nose] if side else [face], doll.skin, "skin")
+        (_draw_side_hair if side else _draw_front_hair)(doll)
         _draw_face(doll)
     if not hatless:
         _draw_headwear(doll)
@@ -55,19 +55,21 @@ def draw_head(doll: Doll) -> None:
 
 def _draw_front_hair(doll: Doll) -> None:
     (x, y), (radius_x, radius_y) = doll.skeleton.head, doll.skeleton.head_radius
+    if doll.attributes.hair == "bald":
+        return
     colour = doll.colours["hair_colour"]
     crown = ellipse(x, y, (radius_x + 0.006, radius_y + 0.008), 186, 354)
-    parting = (x - 0.25 * radius_x, y - 0.52 * radius_y)
-    doll.canvas.shape([[*crown, parting]], colour, "hair")
+    doll.canvas.shape([[*crown, (x - 0.25 * radius_x, y - 0.52 * radius_y)]], colour, "hair")
     if doll.attributes.hair == "long":
-        locks = [[(x + sign * (radius_x + 0.010), y - 0.30 * radius_y), (x + sign * (radius_x + 0.028), 0.295),
-                  (x + sign * 0.045, 0.295), (x + sign * (radius_x - 0.012), y + 0.2 * radius_y)]
-                 for sign in (-1, 1)]  # fmt: skip
+        lock = [(radius_x + 0.010, y - 0.30 * radius_y), (radius_x + 0.028, 0.295), (0.045, 0.295)]
+        locks = both_sides([*lock, (radius_x - 0.012, y + 0.2 * radius_y)], x)
         doll.canvas.detail(locks, colour, "hair")
 
 
 def _draw_side_hair(doll: Doll) -> None:
     (x, y), (radius_x, radius_y) = doll.skeleton.head, doll.skeleton.head_radius
+    if doll.attributes.hair == "bald":
+        return
     colour = doll.colours["hair_colour"]
     cap = ellipse(x, y, (radius_x + 0.008, radius_y + 0.008), 120, 335)
     doll.canvas.shape([[*cap, (x + 0.030, y - 0.42 * radius_y), (x - 0.014, y - 0.1 * radius_y)]], colour, "hair")
@@ -82,19 +84,22 @@ def _draw_side_hair(doll: Doll) -> None:
 
 def _draw_back_hair(doll: Doll) -> None:
     (x, y), (radius_x, radius_y) = doll.skeleton.head, doll.skeleton.head_radius
-    colour, style = doll.colours["hair_colour"], doll.attributes.hair
+    canvas, style = doll.canvas, doll.attributes.hair
+    if style == "bald":
+        return
+    colour = doll.colours["hair_colour"]
     nape = y + (0.55 if style == "short" else 0.75) * radius_y
     round_head = ellipse(x, y, (radius_x + 0.007, radius_y + 0.008), 160, 380)
-    doll.canvas.shape([[*round_head, (x + 0.72 * radius_x, nape), (x - 0.72 * radius_x, nape)]], colour, "hair")
+    canvas.shape([[*round_head, (x + 0.72 * radius_x, nape), (x - 0.72 * radius_x, nape)]], colour, "hair")
     if style == "long":
         half = radius_x + 0.012
         fall = [(x - half, y), (x + half, y), (x + half + 0.010, 0.330), (x - half - 0.010, 0.330)]
-        doll.canvas.shape([fall, ellipse(x, y, (half, radius_y))], colour, "hair")
+        canvas.shape([fall, ellipse(x, y, (half, radius_y))], colour, "hair")
     elif style == "ponytail":
-        doll.canvas.shape(limb(((x, y - 0.01), (x, 0.320)), (0.056, 0.036)), shade(colour, 0.85), "hair")
-        doll.canvas.detail([box(x - 0.020, y - 0.010, x + 0.020, y + 0.008)], _HAIR_TIE, "hair")
+        canvas.shape(limb(((x, y - 0.01), (x, 0.320)), (0.056, 0.036)), shade(colour, 0.85), "hair")
+        canvas.detail([box(x - 0.020, y - 0.010, x + 0.020, y + 0.008)], _HAIR_TIE, "hair")
     elif style == "bun" and doll.attributes.headwear == NONE:
-        doll.canvas.shape([ellipse(x, y - 0.80 * radius_y, (0.042, 0.040))], shade(colour, 0.85), "hair")
+        canvas.shape([ellipse(x, y - 0.80 * radius_y, (0.042, 0.040))], shade(colour, 0.85), "hair")
 
 
 def _draw_face(doll: Doll) -> None:
@@ -115,17 +120,17 @@ def _draw_face(doll: Doll) -> None:
 
 def _draw_headwear(doll: Doll) -> None:
     (x, y), (radius_x, radius_y) = doll.skeleton.head, doll.skeleton.head_radius
-    canvas, view, colour = doll.canvas, doll.skeleton.view, doll.colours["headwear_colour"]
-    brow, wide, tall = y - 0.26 * radius_y, radius_x + 0.014, 0.88 * radius_y
-    darker = shade(colour, 0.8)
-    if doll.attributes.headwear == "hat":
+    canvas, kind, view = doll.canvas, doll.attributes.headwear, doll.skeleton.view
+    colour = doll.colours["headwear_colour"]
+    brow, wide, tall, darker = y - 0.26 * radius_y, radius_x + 0.014, 0.88 * radius_y, shade(colour, 0.8)
+    if kind == "hat":
         canvas.shape([ellipse(x, brow - 0.008, (wide + 0.070, 0.024))], darker, "headwear")
         canvas.shape([ellipse(x, brow - 0.018, (wide - 0.008, tall), 180, 360)], colour, "headwear")
         band = box(x - wide + 0.010, brow - 0.036, x + wide - 0.010, brow - 0.014)
         canvas.detail([band], shade(colour, 0.5), "headwear")
         return
     canvas.shape([ellipse(x, brow, (wide, tall), 180, 360)], colour, "headwear")
-    if doll.attributes.headwear == "beanie":
+    if kind == "beanie":
         canvas.shape([box(x - wide - 0.004, brow - 0.020, x + wide + 0.004, brow + 0.012)], darker, "headwear")
         canvas.shape([ellipse(x, brow - 1.06 * tall, (0.028, 0.026))], shade(colour, 1.6), "headwear")
     elif view == "side":
