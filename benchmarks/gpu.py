@@ -42,7 +42,7 @@ with bare.imports() as STOOD_IN_FOR:
     from cskt.device import arithmetic, peak_memory_bytes, pick_device, reset_peak_memory
     from cskt.model.dual_encoder import DualEncoder
     from cskt.model.folded import fold_text, fold_vision
-    from cskt.training.prefetcher import Feed
+    from cskt.training.prefetcher import Prefetcher
     from cskt.types import Batch
 
 EPOCHS, PAIRS_OF_EPOCH = 60, 68_126
@@ -317,7 +317,7 @@ def _inputs(batches: Sequence[Batch], steps: int, device: torch.device) -> Itera
     """Yield (augmented images, caption ids, pids) on the device for a number of steps, the same in every call."""
     generator = torch.Generator().manual_seed(3)
     drawn = (batches[step % len(batches)] for step in range(steps))
-    with Feed(drawn, device) as feed:
+    with Prefetcher(drawn, device) as feed:
         for batch in feed:
             images = augment(batch.images, AugmentConfig(), generator)
             yield images, to_device(batch.caption_ids, device), to_device(batch.pids, device)

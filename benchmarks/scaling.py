@@ -30,7 +30,7 @@ import yaml
 from benchmarks import measure
 from benchmarks.towers import THIN, VIT_B_16
 from cskt.data.paperdoll import make_dataset
-from cskt.training.run_folder import read_events
+from cskt.training.events import read_events
 
 RUNS = ((1, 1), (2, 1), (1, 2))
 """(processes, threads per process)"""

@@ -24,9 +24,9 @@ from cskt import losses
 from cskt.config import ClipArchitecture, OptimConfig
 from cskt.device import arithmetic
 from cskt.model.dual_encoder import DualEncoder
-from cskt.training.micro import backward_in_pieces
 from cskt.training.objective import Outputs, Views
 from cskt.training.optim import build_optimizer
+from cskt.training.step import backward_in_pieces
 
 BATCH_SIZE, PUBLISHED_BATCH_SIZE = 8, 128
 MEASURED_BATCH_SIZES = (8, 16, 32)

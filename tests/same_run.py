@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cskt.model.io.tensors import load_plain
-from cskt.training.run_folder import read_events
+from cskt.training.events import read_events
 
 TIMINGS = ("seconds", "pairs_per_second", "waiting_share", "exchange_share", "peak_memory_bytes")
 """Values of events that depend on the machine."""

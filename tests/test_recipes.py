@@ -28,8 +28,8 @@ from cskt.data.paperdoll import make_dataset
 from cskt.embed import load
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.files import save_backbone
+from cskt.training.events import read_events
 from cskt.training.loop import train
-from cskt.training.run_folder import read_events
 
 TEXT, VISION, T2V, V2T = "prompts.text", "prompts.vision", "prompts.t2v", "prompts.v2t"
 PROMPTS = {TEXT, VISION, T2V, V2T}

@@ -14,7 +14,7 @@ from cskt.cli.main import main as cskt_command
 from cskt.config import RunConfig, load_config
 from cskt.evaluation.results import find_results
 from cskt.gallery.gallery import Gallery
-from cskt.training.run_folder import read_events
+from cskt.training.events import read_events
 
 FIXTURE = Path(__file__).parent / "v0_1_0"
 EXPECTED: dict[str, Any] = json.loads((FIXTURE / "expected.json").read_text(encoding="utf-8"))

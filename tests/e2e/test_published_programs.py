@@ -19,8 +19,8 @@ from cskt.evaluation.evaluate import evaluate
 from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
 from cskt.model.io.files import read_method
 from cskt.model.io.names import released_name
+from cskt.training.events import read_events
 from cskt.training.objective import Objective
-from cskt.training.run_folder import read_events
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH
 
 VERBATIM = (

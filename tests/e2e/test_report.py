@@ -15,7 +15,7 @@ from PIL import Image
 
 from cskt.cli.compared_runs import warnings_of
 from cskt.config import load_config, save_config
-from cskt.training.run_folder import read_events
+from cskt.training.events import read_events
 
 pytestmark = pytest.mark.usefixtures("nothing_is_lost")
 

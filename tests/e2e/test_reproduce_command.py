@@ -17,7 +17,7 @@ from cskt.data.records import find_split
 from cskt.embed import load
 from cskt.evaluation.evaluate import evaluate
 from cskt.evaluation.results import find_results
-from cskt.training.run_folder import read_events
+from cskt.training.events import read_events
 from tiny_run import HEIGHT, WIDTH
 
 QUICK = (

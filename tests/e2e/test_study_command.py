@@ -20,7 +20,7 @@ from command_line import Outcome, contents, done, typed, words_of
 from cskt.config import load_config
 from cskt.evaluation.results import find_results
 from cskt.model.io.cache import sha256_of
-from cskt.training.run_folder import read_events
+from cskt.training.events import read_events
 from elsewhere import claimed_elsewhere
 from tiny_run import HEIGHT, WIDTH
 

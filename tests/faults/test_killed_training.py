@@ -16,8 +16,8 @@ from processes import DYING, ENVIRONMENT, kill_some_time, num_moments, run
 
 from cskt.config import RunConfig, save_config
 from cskt.model.io.tensors import load_plain
+from cskt.training.events import read_events
 from cskt.training.loop import train
-from cskt.training.run_folder import read_events
 from elsewhere import claimed_elsewhere
 from fault_tries import chance, record, tries
 from same_run import assert_same_run, story
@@ -115,7 +115,7 @@ def test_sigterm_saves_and_leaves_within_ten_seconds(
             told = process.stderr.read()
         slowest = max(slowest, time.monotonic() - asked)
         assert process.returncode == 143, told
-        assert f"stopped by SIGTERM; go on with: cskt train --resume {folder}" in told
+        assert f"stopped by SIGTERM; continue with: cskt train --resume {folder}" in told
         assert load_plain(folder / "last.pt")["progress"]["total_steps"] >= step, "the step that was seen is saved"
         train(saved_rarely, folder, resume=True)
         assert story(folder)[1:] == story(whole[0])[1:]  # but for the config in the first
@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
         (folder / "last.pt").write_bytes(damage(content, kind, random))
         caplog.clear()
         train(config, folder, resume=True)
-        fell_back = [message for message in caplog.messages if message.endswith("; going on from last.previous.pt")]
+        fell_back = [message for message in caplog.messages if message.endswith("; resuming from last.previous.pt")]
         assert all("\n" not in message and "last.pt: " in message for message in fell_back)
         noticed += bool(fell_back)
         assert_same_run(folder, whole[0])

@@ -14,7 +14,7 @@ import pytest
 
 from cskt.config import RunConfig, save_config
 from cskt.training.loop import train
-from cskt.training.run_folder import read_events
+from cskt.training.events import read_events
 from disks import mounted
 from fault_tries import record, tries
 from same_run import assert_same_run
@@ -125,7 +125,7 @@ def test_read_only_folder_and_rights_removed_during_training(config: RunConfig, 
         closed.mkdir(mode=0o555)
         ended = training(closed / "run", 0)
         assert ended.returncode == 2 and "Traceback" not in ended.stderr
-        assert "cannot write a run there: Permission denied; choose another folder" in ended.stderr.splitlines()[-1]
+        assert "cannot be written: Permission denied; free disk space, or choose" in ended.stderr.splitlines()[-1]
 
         place = scratch / "open"
         ended = training(place / "run", 7)

@@ -1,4 +1,4 @@
-"""Every training test computes in one thread, and can look into the session that `train` prepares."""
+"""Every training test computes in one thread, and can look into the context that `train` prepares."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from cskt.config import RunConfig
 from cskt.training import loop
-from cskt.training.setup import Session, prepare
+from cskt.training.context import TrainingContext, prepare
 from tiny_run import Configure, quick_config
 
 
@@ -37,11 +37,11 @@ def configure(dolls: Path, tiny_backbone: Path) -> Configure:
 
 
 @pytest.fixture
-def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
+def contexts(monkeypatch: pytest.MonkeyPatch) -> list[TrainingContext]:
     """The sessions that `train` prepares from now on, oldest first."""
-    seen: list[Session] = []
+    seen: list[TrainingContext] = []
 
-    def prepare_and_keep(*arguments: Any, **options: Any) -> Session:
+    def prepare_and_keep(*arguments: Any, **options: Any) -> TrainingContext:
         seen.append(prepare(*arguments, **options))
         return seen[-1]
 

@@ -22,8 +22,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from cskt.config import RunConfig
 from cskt.model.io.files import read_method
+from cskt.training.events import read_events
 from cskt.training.loop import train
-from cskt.training.run_folder import read_events
 from tiny_run import HEIGHT, WIDTH, quick_config, write_backbone
 
 GOLDEN = Path(__file__).parent / "golden_run.json"

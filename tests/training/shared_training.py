@@ -26,37 +26,37 @@ from cskt.cli.main import main
 from cskt.config import load_config
 from cskt.data.loading import Batch
 from cskt.training import loop
-from cskt.training.distributed import joined
-from cskt.training.setup import Session, prepare
+from cskt.training.context import TrainingContext, prepare
+from cskt.training.distributed import process_group
 from cskt.training.step import add_gradients
 
 
 def gradients(config: str, output: str, precision: str = "") -> None:
     """Save the losses of every batch of an epoch and its gradients as they are just before the optimiser's step."""
-    with joined() as processes:
-        session = prepare(load_config(config), processes)
+    with process_group() as processes:
+        context = prepare(load_config(config), processes)
         if precision == "double":
             torch.Tensor.float = torch.Tensor.double
-            in_double(session)
-        found = gradients_of_epoch(session)
+            in_double(context)
+        found = gradients_of_epoch(context)
         torch.save(found, f"{output}.{processes.rank}")
 
 
-def in_double(session: Session) -> Session:
+def in_double(context: TrainingContext) -> TrainingContext:
     """The same with weights in float64; where `Tensor.float` is `Tensor.double`, all is computed so."""
-    session.built.model.double()
-    session.trainee.objective.double()
-    return session
+    context.state.model.double()
+    context.state.objective.double()
+    return context
 
 
-def gradients_of_epoch(session: Session) -> list[dict[str, dict[str, torch.Tensor]]]:
+def gradients_of_epoch(context: TrainingContext) -> list[dict[str, dict[str, torch.Tensor]]]:
     """Per batch of the first epoch its losses and its gradients by name, added up over the processes."""
     found = []
-    processes, trainee = session.processes, session.trainee
-    named = dict([*session.built.model.named_parameters(), *trainee.objective.named_parameters()])
-    for step, batch in enumerate(session.loader.epoch(0, share=processes.share)):
-        losses = add_gradients(session, batch, step, torch.Generator().manual_seed(step))
-        processes.add_up(parameter for parameter in named.values() if parameter.requires_grad)
+    processes, trainee = context.processes, context.state
+    named = dict([*context.state.model.named_parameters(), *trainee.objective.named_parameters()])
+    for step, batch in enumerate(context.loader.epoch(0, share=processes.share)):
+        losses = add_gradients(context, batch, step, torch.Generator().manual_seed(step))
+        processes.all_reduce_gradients(parameter for parameter in named.values() if parameter.requires_grad)
         held = {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
         found.append({"losses": losses, "gradients": held})
         trainee.optimizer.zero_grad(set_to_none=True)
@@ -73,8 +73,8 @@ def signalled(number: signal.Signals, step: str, *words: str) -> int:
     is_first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     train_step, num_steps = loop.update, itertools.count(1)
 
-    def update(session: Session, position: int, num_steps_of_epoch: int) -> bool:
-        updated = train_step(session, position, num_steps_of_epoch)
+    def update(context: TrainingContext, position: int, num_steps_of_epoch: int) -> bool:
+        updated = train_step(context, position, num_steps_of_epoch)
         if next(num_steps) == int(step) and is_last() and is_first:
             os.kill(os.getpid(), number)
         return updated
@@ -88,11 +88,11 @@ def overflowing(step: str, *words: str) -> int:
     num_batches = itertools.count(1)
 
     def add(
-        session: Session, batch: Batch, position: int, generator: torch.Generator, num_steps_of_epoch: int
+        context: TrainingContext, batch: Batch, position: int, generator: torch.Generator, num_steps_of_epoch: int
     ) -> dict[str, torch.Tensor]:
-        parts = add_gradients(session, batch, position, generator, num_steps_of_epoch)
+        parts = add_gradients(context, batch, position, generator, num_steps_of_epoch)
         if next(num_batches) == int(step) and is_last():
-            next(p.grad for p in session.built.model.parameters() if p.grad is not None).fill_(torch.inf)
+            next(p.grad for p in context.state.model.parameters() if p.grad is not None).fill_(torch.inf)
         return parts
 
     loop.add_gradients = add
@@ -116,9 +116,9 @@ def deleting(step: str, folder: str, *words: str) -> int:
 
 def differing(key: str, value: str, *words: str) -> int:
     """Train by the command line; the last process has another idea of what is trained."""
-    essentials = Session.essentials
+    essentials = TrainingContext.essentials
     if is_last():
-        Session.essentials = lambda session: essentials(session) | {key: value}
+        TrainingContext.essentials = lambda context: essentials(context) | {key: value}
     return main(words)
 
 

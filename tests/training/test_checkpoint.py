@@ -15,24 +15,21 @@ from cskt.config import ClipArchitecture, LossConfig, MlmConfig, OptimConfig, Ru
 from cskt.model.io.tensors import load_plain
 from cskt.training.checkpoint import (
     FREE_ON_RESUME,
-    Progress,
-    Trainee,
     config_differences,
     load_last,
     save_last,
     set_aside,
-    trainable_state,
 )  # fmt: skip
-from cskt.training.ema import Average
 from cskt.training.objective import Objective, Outputs
 from cskt.training.optim import build_optimizer
+from cskt.training.state import ExponentialMovingAverage, Progress, TrainState, trainable_state
 
 CONFIG = load_config("cskt")
 NARROW = ClipArchitecture(embed_dim=4)
 PROGRESS = Progress(epoch=3, step=7, total_steps=100, best_r1=0.25, best_epoch=2, seconds=12.5)
 
 
-def make_trainee(seed: int = 0, num_identities: int = 5, backbone: str = "a" * 64, data: str = "d" * 64) -> Trainee:
+def make_state(seed: int = 0, num_identities: int = 5, backbone: str = "a" * 64, data: str = "d" * 64) -> TrainState:
     """A frozen and a trained layer, a classifier, and an Adam that has taken a step."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 4))
@@ -40,38 +37,48 @@ def make_trainee(seed: int = 0, num_identities: int = 5, backbone: str = "a" * 6
     named = [*model.named_parameters(), *objective.named_parameters()]
     optimizer = build_optimizer(named, OptimConfig())
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**seed)
-    average = Average(model.named_parameters(), decay=0.9)
-    trainee = Trainee(model, objective, optimizer, scaler, average, backbone, data)
+    ema = ExponentialMovingAverage(model.named_parameters(), decay=0.9)
+    state = TrainState(model, objective, optimizer, scaler, ema, backbone, data)  # type: ignore[arg-type]
     features = model(torch.randn(3, 4))
     pids = torch.tensor([0, 1, 2])
     loss = objective(Outputs(features, features), pids, pids)["id"]
     torch.autograd.backward(scaler.scale(loss))
     scaler.step(optimizer)
     scaler.update()
-    average.update()
-    return trainee
+    ema.update()
+    return state
+
+
+def save(path: Path, state: TrainState, progress: Progress = PROGRESS) -> None:
+    save_last(path, replace(state, progress=progress), CONFIG)
+
+
+def load(path: Path, state: TrainState) -> tuple[Progress, Path]:
+    """Load a checkpoint; return the progress and the file."""
+    source = load_last(path, state, CONFIG)
+    return state.progress, source
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """A last.pt of `make_trainee(0)`."""
-    save_last(tmp_path / "last.pt", make_trainee(0), CONFIG, PROGRESS)
+    """A last.pt of `make_state(0)`."""
+    save(tmp_path / "last.pt", make_state(0))
     return tmp_path / "last.pt"
 
 
-def refused(path: Path, trainee: Trainee | None = None, config: RunConfig = CONFIG) -> str:
+def refused(path: Path, state: TrainState | None = None, config: RunConfig = CONFIG) -> str:
     """The one line with which resuming is refused."""
     with pytest.raises(ValueError) as caught:
-        load_last(path, trainee or make_trainee(1), config)
+        load_last(path, state or make_state(1), config)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(str(path))
     return str(caught.value)
 
 
 def test_everything_that_changes_comes_back(saved: Path) -> None:
-    first, second = make_trainee(0), make_trainee(1)
+    first, second = make_state(0), make_state(1)
     frozen = second.model[0].weight.clone()  # type: ignore[index]
-    assert load_last(saved, second, CONFIG) == (PROGRESS, saved)
+    assert load(saved, second) == (PROGRESS, saved)
     for one, other in ((first.model, second.model), (first.objective, second.objective)):
         for name, value in trainable_state(one).items():
             assert torch.equal(trainable_state(other)[name], value), name
@@ -82,8 +89,8 @@ def test_everything_that_changes_comes_back(saved: Path) -> None:
         for name, value in state.items():
             assert torch.equal(ours["state"][index][name], value), name
     assert second.scaler.state_dict() == first.scaler.state_dict()
-    assert first.average is not None and second.average is not None
-    averages, others = first.average.state_dict(), second.average.state_dict()
+    assert first.ema is not None and second.ema is not None
+    averages, others = first.ema.state_dict(), second.ema.state_dict()
     assert others["num_updates"] == averages["num_updates"] == 1
     for name, value in averages["averages"].items():
         assert torch.equal(others["averages"][name], value), name
@@ -99,19 +106,19 @@ def test_only_what_trains_is_written(saved: Path) -> None:
 
 
 def test_a_run_without_a_moving_average_saves_and_brings_back_none(tmp_path: Path) -> None:
-    save_last(tmp_path / "last.pt", replace(make_trainee(0), average=None), CONFIG, PROGRESS)
+    save(tmp_path / "last.pt", replace(make_state(0), ema=None))
     assert load_plain(tmp_path / "last.pt")["average"] is None
-    assert load_last(tmp_path / "last.pt", replace(make_trainee(1), average=None), CONFIG)[0] == PROGRESS
+    assert load(tmp_path / "last.pt", replace(make_state(1), ema=None))[0] == PROGRESS
 
 
 def test_a_save_that_is_broken_off_after_a_fallback_keeps_the_good_one(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later = replace(PROGRESS, total_steps=PROGRESS.total_steps + 1)
-    save_last(saved, make_trainee(0), CONFIG, later)
+    save(saved, make_state(0), later)
     saved.write_bytes(saved.read_bytes()[:-100])
     previous = saved.with_name("last.previous.pt")
-    assert load_last(saved, make_trainee(1), CONFIG) == (PROGRESS, previous)
+    assert load(saved, make_state(1)) == (PROGRESS, previous)
     set_aside(saved)
     rename = Path.replace
 
@@ -122,10 +129,10 @@ def test_a_save_that_is_broken_off_after_a_fallback_keeps_the_good_one(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "replace", killed_before_the_last)
-        save_last(saved, make_trainee(0), CONFIG, later)
-    assert load_last(saved, make_trainee(1), CONFIG) == (PROGRESS, previous)
-    save_last(saved, make_trainee(0), CONFIG, later)
-    assert load_last(saved, make_trainee(1), CONFIG) == (later, saved)
+        save(saved, make_state(0), later)
+    assert load(saved, make_state(1)) == (PROGRESS, previous)
+    save(saved, make_state(0), later)
+    assert load(saved, make_state(1)) == (later, saved)
 
 
 def test_differences_name_every_key_with_both_values() -> None:
@@ -157,22 +164,22 @@ def test_a_file_older_than_a_config_key_is_resumed_with_the_keys_default(saved: 
     content = torch.load(saved, weights_only=True)
     del content["config"]["lora"], content["config"]["mlm"], content["config"]["data"]["templates"]
     torch.save(content, saved)
-    assert load_last(saved, make_trainee(1), CONFIG) == (PROGRESS, saved)
+    assert load(saved, make_state(1)) == (PROGRESS, saved)
     assert "lora.sides: none -> both" in refused(saved, config=load_config("cskt", {"lora.sides": "both"}))
 
 
 def test_another_backbone_is_refused(saved: Path) -> None:
-    assert f"over another backbone (SHA-256 {'a' * 64})" in refused(saved, make_trainee(1, backbone="b" * 64))
+    assert f"over another backbone (SHA-256 {'a' * 64})" in refused(saved, make_state(1, backbone="b" * 64))
 
 
 def test_other_parameters_are_refused_and_nothing_is_changed(saved: Path) -> None:
-    trainee = make_trainee(1, num_identities=6)
-    weight = trainee.objective.classifier.weight.clone()  # type: ignore[union-attr]
-    assert "'classifier.bias' has another shape" in refused(saved, trainee)
-    assert torch.equal(trainee.objective.classifier.weight, weight)  # type: ignore[union-attr]
-    trainee = make_trainee(1)
-    trainee.model[0].requires_grad_(True)  # type: ignore[index]
-    assert "'0.bias' has another shape" in refused(saved, trainee)
+    state = make_state(1, num_identities=6)
+    weight = state.objective.classifier.weight.clone()  # type: ignore[union-attr]
+    assert "'classifier.bias' has another shape" in refused(saved, state)
+    assert torch.equal(state.objective.classifier.weight, weight)  # type: ignore[union-attr]
+    state = make_state(1)
+    state.model[0].requires_grad_(True)  # type: ignore[index]
+    assert "'0.bias' has another shape" in refused(saved, state)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
@@ -215,11 +222,11 @@ def test_code_is_refused_and_not_run(saved: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("part", ["model", "objective"])
 def test_weights_that_are_not_finite_are_not_saved(saved: Path, part: str, value: float) -> None:
-    before, trainee = saved.read_bytes(), make_trainee(1)
+    before, state = saved.read_bytes(), make_state(1)
     with torch.no_grad():
-        list(getattr(trainee, part).parameters())[-1][0] = value
+        list(getattr(state, part).parameters())[-1][0] = value
     with pytest.raises(ValueError, match=r"last\.pt: not written, '.*bias' holds NaN or infinity after step 100; .*lr"):
-        save_last(saved, trainee, CONFIG, PROGRESS)
+        save(saved, state)
     assert saved.read_bytes() == before
 
 
@@ -232,6 +239,6 @@ def test_a_failed_write_keeps_the_file_before(saved: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(ValueError, match=r"last\.pt: cannot be written: [^\n]*$"):
-        save_last(saved, make_trainee(1), CONFIG, replace(PROGRESS, epoch=4))
+        save(saved, make_state(1), replace(PROGRESS, epoch=4))
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]

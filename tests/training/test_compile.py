@@ -9,8 +9,8 @@ import pytest
 
 from cskt.embed import load
 from cskt.model.io.tensors import load_plain
+from cskt.training.events import read_events
 from cskt.training.loop import train
-from cskt.training.run_folder import read_events
 from tiny_run import Configure
 
 

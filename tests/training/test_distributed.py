@@ -15,11 +15,11 @@ from shared_training import gradients_of_epoch, in_double
 
 from cskt.config import save_config
 from cskt.model.io.tensors import load_plain
-from cskt.training.checkpoint import trainable_state
+from cskt.training.state import trainable_state
+from cskt.training.context import prepare
 from cskt.training.distributed import Processes
+from cskt.training.events import read_events
 from cskt.training.loop import train
-from cskt.training.run_folder import read_events
-from cskt.training.setup import prepare
 from same_run import story
 from tiny_run import Configure
 
@@ -99,8 +99,8 @@ def test_without_rounding_they_are_the_same_at_the_published_temperature(
 
 def test_gradients_of_halves_would_be_another_loss(configure: Configure, tmp_path: Path) -> None:
     """What ungathered features give: each process a loss of its own pairs."""
-    session = prepare(configure(BASE | {"data.batch_size": 8}))
-    whole = gradients_of_epoch(session)[0]["gradients"]
+    context = prepare(configure(BASE | {"data.batch_size": 8}))
+    whole = gradients_of_epoch(context)[0]["gradients"]
     halves = gradients_of_epoch(prepare(configure(BASE | {"data.batch_size": 4})))[:2]
     name = "adapters.vision.0.up.weight"
     mean = sum(half["gradients"][name] for half in halves) / 2
@@ -112,7 +112,7 @@ def test_a_training_of_two_is_that_of_one_and_may_change_hands(configure: Config
     config = saved(configure, tmp_path, changes)
     alone = train(configure(BASE | changes), tmp_path / "alone")
     ran = torchrun(2, PROGRAM, "stop", "3", "train", "--config", config, "--output", tmp_path / "two")
-    assert ran.stderr.count("stopped by SIGTERM; go on with: cskt train --resume") == 1
+    assert ran.stderr.count("stopped by SIGTERM; continue with: cskt train --resume") == 1
     assert load_plain(tmp_path / "two" / "last.pt")["progress"]["total_steps"] == 3
     ran = torchrun(3, "-m", "cskt", "train", "--resume", tmp_path / "two")
     assert ran.returncode == 0, ran.stderr
@@ -149,7 +149,7 @@ def test_steps_over_several_batches_with_scaled_losses_are_those_of_one(configur
     alone, shared = (load_plain(tmp_path / name / "last.pt") for name in "12")
     assert shared["scaler"] == alone["scaler"]
     assert shared["scaler"]["scale"] == 32.0, "half of what it began with"
-    start = trainable_state(prepare(configure(BASE | changes)).built.model)
+    start = trainable_state(prepare(configure(BASE | changes)).state.model)
     moved, off = (
         torch.cat([(one[name] - other[name]).flatten() for name in start]).norm()
         for one, other in ((alone["model"], start), (shared["model"], alone["model"]))
@@ -217,7 +217,7 @@ def test_processes_that_would_train_different_things_do_not_begin(configure: Con
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 7, 24])
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_shares_cover_every_row_once_and_evenly(num_rows: int, count: int) -> None:
-    shares = Processes(count=count).shares(num_rows)
+    shares = Processes(world_size=count).shares(num_rows)
     assert [row for share in shares for row in share] == list(range(num_rows))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     for rank, share in enumerate(shares):

@@ -13,17 +13,16 @@ import pytest
 from cskt.cli.run_report import write_run_report
 from cskt.config import RunConfig, load_config
 from cskt.report.learning_curves import learning_curves
-from cskt.training.events import parse_event, read_event_log
-from cskt.training.loop import train
-from cskt.training.run_folder import (
-    RunFolder,
-    claimed,
+from cskt.training.events import (
     first_event,
-    fresh_folder,
     ignored_lines,
     last_event,
+    parse_event,
+    read_event_log,
     read_events,
 )
+from cskt.training.loop import train
+from cskt.training.run_folder import RunFolder, claimed, fresh_folder
 from cskt.training.series import finished
 from cskt.training.tensorboard import ScalarFile
 from json_fuzz import wrong_shapes
@@ -55,7 +54,7 @@ def test_bad_lines_are_left_out_and_named_once(tmp_path: Path, caplog: pytest.Lo
     numbers = [1, *range(5, 4 + len(BAD))]
     told = record.getMessage()
     assert told.startswith(f"{path}: ignored {len(BAD)} lines (1, 5, 6") and told.isprintable() and len(told) < 500
-    assert [number for number, _ in read_event_log(path).ignored] == numbers
+    assert list(read_event_log(path).ignored) == numbers
     assert ignored_lines(tmp_path) == "1, 5, 6, 7, 8, 9, 10, 11, 12, 13 and 12 more"
 
 

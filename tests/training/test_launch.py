@@ -10,7 +10,7 @@ import pytest
 from cskt.cli import main as cli
 from cskt.cli.released_programs import train_main
 from cskt.cli.train import run
-from cskt.training.launch import Place, check_alone, is_leader, is_restart, launched_as
+from cskt.training.launch import Ranks, check_single_process, is_restart, read_ranks
 from cskt.training.loop import train
 from cskt.training.run_folder import CONFIG, LAST, PREVIOUS
 from elsewhere import claimed_elsewhere
@@ -34,19 +34,19 @@ def launch(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
 
 
 def test_without_a_launcher_a_process_is_alone() -> None:
-    assert launched_as() == Place(0, 1, 0, 1)
-    assert is_leader() and not is_restart(None)
-    check_alone("anything")
+    assert read_ranks() == Ranks()
+    assert read_ranks().is_main_process and not is_restart(None)
+    check_single_process("anything")
 
 
 def test_places_of_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     launch(monkeypatch)
-    assert launched_as() == Place(rank=5, count=8, local_rank=1, local_count=4)
-    assert not is_leader() and is_restart(tmp_path)
+    assert read_ranks() == Ranks(rank=5, world_size=8, local_rank=1, local_world_size=4)
+    assert not read_ranks().is_main_process and is_restart(tmp_path)
     with pytest.raises(ValueError, match="--max-restarts starts a run again, .* use cskt train --output FOLDER"):
         is_restart(None)
     launch(monkeypatch, RANK="0", TORCHELASTIC_RESTART_COUNT="0")
-    assert is_leader() and not is_restart(tmp_path)
+    assert read_ranks().is_main_process and not is_restart(tmp_path)
 
 
 def test_several_machines_that_share_a_store_are_not_restarted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_half_an_environment_is_one_line(monkeypatch: pytest.MonkeyPatch, name: 
     launch(monkeypatch)
     monkeypatch.delenv(name)
     with pytest.raises(ValueError, match=f"^WORLD_SIZE is 8, but {name} is no number; start with torchrun, or unset"):
-        launched_as()
+        read_ranks()
 
 
 def test_what_is_not_shared_out_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +13,11 @@ import torch
 from cskt.config import load_config
 from cskt.model.io.tensors import load_plain
 from cskt.training import loop
-from cskt.training.checkpoint import Progress
+from cskt.training.context import TrainingContext
+from cskt.training.events import read_events
 from cskt.training.loop import train
-from cskt.training.lost_steps import LostSteps
-from cskt.training.run_folder import read_events
-from cskt.training.setup import Session
+from cskt.training.monitor import StepMonitor
+from cskt.training.state import Progress
 from tiny_run import Configure
 
 
@@ -28,12 +29,12 @@ def overflowing(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int], value: flo
     """Let a gradient be infinite in these steps of a run, counted from 1, and in no others."""
     add_gradients, num_steps = loop.add_gradients, 0
 
-    def add(session: Session, *rest: Any) -> Any:
+    def add(context: TrainingContext, *rest: Any) -> Any:
         nonlocal num_steps
         num_steps += 1
-        parts = add_gradients(session, *rest)
+        parts = add_gradients(context, *rest)
         if num_steps in bad_steps:
-            next(p.grad for p in session.built.model.parameters() if p.grad is not None).view(-1)[0] = value
+            next(p.grad for p in context.state.model.parameters() if p.grad is not None).view(-1)[0] = value
         return parts
 
     monkeypatch.setattr(loop, "add_gradients", add)
@@ -89,10 +90,10 @@ def test_steps_are_counted_on_where_a_run_was_saved(
     config = configure({"precision": "fp16", "loop.save_period_steps": 1})
     update = loop.update
 
-    def stop(session: Session, step: int, *rest: Any) -> Any:
+    def stop(context: TrainingContext, step: int, *rest: Any) -> Any:
         if step == 2:
             raise KeyboardInterrupt
-        return update(session, step, *rest)
+        return update(context, step, *rest)
 
     monkeypatch.setattr(loop, "update", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -110,8 +111,8 @@ def test_checkpoints_without_these_counts_are_read() -> None:
 
 
 def test_an_epoch_resumed_at_its_end_is_not_refused() -> None:
-    lost = LostSteps(load_config("cskt", {"precision": "fp16"}), Progress(step=3))
-    lost.close_epoch(num_batches=3, num_updates=3)
+    state: Any = SimpleNamespace(progress=Progress(step=3))
+    StepMonitor(load_config("cskt", {"precision": "fp16"}), state, Path()).end_epoch(num_batches=3)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

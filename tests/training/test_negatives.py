@@ -15,9 +15,9 @@ from cskt import losses
 from cskt.config import LossConfig
 from cskt.data.datasets import read_dataset
 from cskt.data.paperdoll import make_dataset
+from cskt.training.checks import check_negatives, trained_losses, without_negatives
+from cskt.training.events import read_events
 from cskt.training.loop import train
-from cskt.training.negatives import check_negatives, trained_losses, without_negatives
-from cskt.training.run_folder import read_events
 from tiny_run import Configure, quick_config
 
 CONTRASTIVE = ("sdm", "itc", "cmpm", "triplet", "tal")

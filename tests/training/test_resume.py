@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_engine import with_scores
+from test_loop import with_scores
 
 from cskt.config import RunConfig, save_config
 from cskt.data.paperdoll import make_dataset
 from cskt.model.io.tensors import load_plain
 from cskt.training import loop
 from cskt.training.loop import train
+from cskt.training.state import TrainState
 from same_run import assert_equal, assert_same_run, story
 from tiny_run import quick_config, write_backbone
 
@@ -57,9 +58,9 @@ def stop_after_epoch(
 ) -> None:
     """Train until `epoch`, and `step` of the next one, are saved, and be interrupted there."""
 
-    def save_and_stop(path: Path, trainee: Any, config: RunConfig, progress: Any) -> None:
-        save_last(path, trainee, config, progress)
-        if (progress.epoch, progress.step) == (epoch, step):
+    def save_and_stop(path: Path, state: TrainState, config: RunConfig) -> None:
+        save_last(path, state, config)
+        if (state.progress.epoch, state.progress.step) == (epoch, step):
             raise KeyboardInterrupt
 
     save_last = loop.save_last

@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cskt.config import as_trained, load_config
 from cskt.config.released_flags import from_published
 from cskt.training import run_folder
-from cskt.training.run_folder import RunFolder, first_event, fresh_folder, last_event, read_events
+from cskt.training.events import first_event, last_event, read_events
+from cskt.training.run_folder import RunFolder, fresh_folder
 
 CONFIG = load_config("cskt", {"name": "one", "optim.lr": 1e-4})
 
@@ -55,7 +56,7 @@ def test_a_folder_with_a_run_is_refused_and_left_alone(run: RunFolder) -> None:
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ValueError, match=r"run: cannot write a run there: Not a directory"):
+    with pytest.raises(ValueError, match=r"run: cannot be written: Not a directory"):
         RunFolder.create(CONFIG, tmp_path / "file" / "run")
 
 
@@ -74,7 +75,7 @@ def test_events_are_one_line_each_and_come_back(run: RunFolder) -> None:
     for event in events:
         values = dict(event)
         run.record(values.pop("event"), **values)
-    assert run.events() == read_events(run.path) == events
+    assert read_events(run.path) == events
     assert len((run.path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
@@ -82,7 +83,7 @@ def test_a_line_cut_short_by_a_crash_is_left_out(run: RunFolder, caplog: pytest.
     run.record("step", step=1, loss=2.5, lr=0.1)
     with (run.path / "metrics.jsonl").open("a") as lines:
         lines.write('{"event": "step", "st')
-    assert run.events() == [{"event": "step", "step": 1, "loss": 2.5, "lr": 0.1}]
+    assert read_events(run.path) == [{"event": "step", "step": 1, "loss": 2.5, "lr": 0.1}]
     assert not caplog.records
 
 
@@ -93,7 +94,8 @@ def test_events_of_a_folder_without_any(tmp_path: Path) -> None:
 def test_a_record_that_cannot_be_written_is_one_line(run: RunFolder) -> None:
     (run.path / "metrics.jsonl").mkdir()
     with pytest.raises(
-        ValueError, match=r"metrics\.jsonl: cannot write: Is a directory; is there room, and may you write\?$"
+        ValueError,
+        match=r"metrics\.jsonl: cannot be written: Is a directory; free disk space, or choose another folder$",
     ):
         run.record("step", step=1)
 
@@ -107,26 +109,26 @@ def test_what_lies_beyond_a_checkpoint_is_forgotten(run: RunFolder) -> None:
     run.record("evaluation", stage="epoch", epoch=2, step=8, **FIGURES)
     run.record("step", epoch=3, step=9, loss=1.0, lr=0.1)
     run.record("end", step=4, best_r1=0.5, best_epoch=1, seconds=1.0, peak_memory_bytes=1)
-    kept = run.events()[:5]
-    run.forget_after(total_steps=8, epochs=1)  # the second epoch's steps are done, its evaluation is not
-    assert run.events() == kept
-    run.forget_after(total_steps=4, epochs=1)
-    assert run.events() == kept[:4]
+    kept = read_events(run.path)[:5]
+    run.drop_events_after(total_steps=8, epochs=1)  # the second epoch's steps are done, its evaluation is not
+    assert read_events(run.path) == kept
+    run.drop_events_after(total_steps=4, epochs=1)
+    assert read_events(run.path) == kept[:4]
     assert [path.name for path in run.path.glob("*.tmp")] == []
 
 
 def test_forgetting_is_all_or_nothing(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     run.record("step", step=1, loss=1.0, lr=0.1)
     run.record("step", step=2, loss=1.0, lr=0.1)
-    before = run.events()
+    before = read_events(run.path)
 
     def no_space(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", no_space)
     with pytest.raises(ValueError, match=r"metrics\.jsonl: cannot be written: .*No space left"):
-        run.forget_after(total_steps=1, epochs=0)
-    assert run.events() == before
+        run.drop_events_after(total_steps=1, epochs=0)
+    assert read_events(run.path) == before
 
 
 def test_scalars_reach_tensorboard(run: RunFolder) -> None:
@@ -143,7 +145,7 @@ def test_tensorboard_forgets_what_a_resumed_run_makes_again(run: RunFolder) -> N
         run.record("step", step=step, loss=float(step))
     run.close()
     resumed = RunFolder(run.path)
-    resumed.forget_after(total_steps=2, epochs=0)
+    resumed.drop_events_after(total_steps=2, epochs=0)
     resumed.record("step", step=3, loss=0.5)
     resumed.close()
     board = EventAccumulator(str(run.path / "tensorboard")).Reload()

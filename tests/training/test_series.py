@@ -15,8 +15,7 @@ from test_resume import CHANGES, stop_after_epoch
 from cskt.config import RunConfig
 from cskt.data.paperdoll import make_dataset
 from cskt.model.io.tensors import load_plain
-from cskt.training import loop
-from cskt.training.loop import train
+from cskt.training.loop import Trainer, train
 from cskt.training.run_folder import claimed
 from cskt.training.series import check_same_config, finished, seed_folder, train_or_resume
 from elsewhere import claimed_elsewhere
@@ -31,16 +30,16 @@ def config(dolls: Path, tiny_backbone: Path) -> RunConfig:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each training from now on: whether it went on from a checkpoint."""
+    """For each training from now on, True if it resumed from a checkpoint."""
     seen: list[bool] = []
-    for name, resumes in (("_begun", False), ("_resumed", True)):
-        original = getattr(loop, name)
+    for name, resumes in (("start", False), ("resume", True)):
+        original = getattr(Trainer, name)
 
-        def noted(*arguments: Any, original: Any = original, resumes: bool = resumes) -> Any:
+        def noted(*arguments: Any, original: Any = original, resumes: bool = resumes, **named: Any) -> Any:
             seen.append(resumes)
-            return original(*arguments)
+            return original(*arguments, **named)
 
-        monkeypatch.setattr(loop, name, noted)
+        monkeypatch.setattr(Trainer, name, noted)
     return seen
 
 

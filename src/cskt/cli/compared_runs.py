@@ -16,7 +16,7 @@ from cskt.evaluation.results import EVALUATIONS, Result
 from cskt.report.comparison_tables import SettingDifference
 from cskt.report.tables import FORMATS, SUFFIXES
 from cskt.training.checkpoint import FREE_ON_RESUME
-from cskt.training.run_folder import read_events
+from cskt.training.events import read_events
 from cskt.utils.console import write_rendered
 from cskt.utils.files import write_atomically
 
@@ -80,7 +80,7 @@ def zero_shot_r1(folders: Sequence[Path], results: Sequence[Result]) -> float | 
 
 
 def warnings_of(events: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the warnings that a run recorded about itself at its start and end; see `cskt.training.doubts`."""
+    """Return the warnings that a run recorded about itself at its start and end; see `cskt.training.checks`."""
     return [str(line) for event in events if event["event"] in ("start", "end") for line in event.get("warnings") or []]
 
 

@@ -15,7 +15,7 @@ from cskt.embed import Encoder
 from cskt.errors import CsktError
 from cskt.export.folder import placed_when_done
 from cskt.model.io.released.writer import check_expressible, unspoken_keys, write_released
-from cskt.training.heads import read_run_heads
+from cskt.training.initial_weights import read_run_heads
 from cskt.training.objective import Objective
 from cskt.training.run_folder import HEADS, LAST
 

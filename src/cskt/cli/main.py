@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run(rest: Sequence[str]) -> int:
         if command != "train" and "TORCHELASTIC_RUN_ID" in os.environ:
-            from cskt.training.launch import check_alone  # noqa: PLC0415  (keeps --help quick)
+            from cskt.training.launch import check_single_process  # noqa: PLC0415  (keeps --help quick)
 
-            check_alone(command)
+            check_single_process(command)
         code: int = importlib.import_module(COMMANDS[command][0]).main(rest)
         return code
 

@@ -105,13 +105,13 @@ def test_main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str]) -> int:
     from cskt.cli.train import run  # noqa: PLC0415  (--help should not wait for torch)
     from cskt.model.io.weights import assume_openai  # noqa: PLC0415
-    from cskt.training.launch import launched_as  # noqa: PLC0415
+    from cskt.training.launch import read_ranks  # noqa: PLC0415
     from cskt.training.run_folder import LAST  # noqa: PLC0415
 
     flags = _train_parser().parse(argv)
     if flags.test:
         raise CsktError(f"--test: {TEST_REFUSED}")
-    if flags.local_rank not in (0, launched_as().local_rank):
+    if flags.local_rank not in (0, read_ranks().local_rank):
         raise CsktError(f"--local_rank {flags.local_rank}: no launcher has started other processes; use torchrun")
     last = Path(flags.resume_ckpt_file)
     if flags.resume and last.name != LAST:

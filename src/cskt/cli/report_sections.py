@@ -39,7 +39,7 @@ from cskt.report.comparison_tables import comparison_explanation, comparison_gri
 from cskt.report.evidence import Curve, attribute_bars, cmc_curves, confusion_matrix, similarity_histograms
 from cskt.report.pages import Chart, Section
 from cskt.report.tables import ResultRow
-from cskt.training.run_folder import first_event, ignored_lines, read_events
+from cskt.training.events import first_event, ignored_lines, read_events
 from cskt.types import Hit, PerQuery
 from cskt.utils.progress import counting_bar
 

@@ -14,7 +14,8 @@ from cskt.report.answers import Answer
 from cskt.report.learning_curves import learning_curves
 from cskt.report.pages import Chart, Section, write_report
 from cskt.report.tables import ResultRow
-from cskt.training.run_folder import RunFolder, first_event, ignored_lines, last_event
+from cskt.training.events import first_event, ignored_lines, last_event, read_events
+from cskt.training.run_folder import RunFolder
 from cskt.utils.paths import inside
 
 STAGES = {"zero-shot": "CLIP zero-shot", "step-0": "before training (step 0)"}
@@ -40,8 +41,7 @@ def write_run_report(
     Returns:
         The page.
     """
-    run = RunFolder(folder)
-    events, config = run.events(), run.config
+    events, config = read_events(folder), RunFolder(folder).config
     start, end = first_event(events, "start"), last_event(events, "end")
     rows = selection_rows(events, config.name)
     facts = {

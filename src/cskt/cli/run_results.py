@@ -17,17 +17,8 @@ from cskt.evaluation.evaluate import Evaluation, RankingOptions, as_result, resu
 from cskt.evaluation.results import Facts, Result, load_result, result_path, save_result
 from cskt.model.io.cache import sha256_of
 from cskt.model.io.released.reader import WEIGHT_FILES
-from cskt.training.run_folder import (
-    BEST,
-    CONFIG,
-    DAMAGED,
-    LAST,
-    PREVIOUS,
-    claimed,
-    first_event,
-    last_event,
-    read_events,
-)
+from cskt.training.events import first_event, last_event, read_events
+from cskt.training.run_folder import BEST, CONFIG, DAMAGED, LAST, PREVIOUS, claimed
 from cskt.training.series import train_or_resume
 
 logger = logging.getLogger(__name__)

@@ -47,9 +47,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, refuse_overlaps: bool = True) -> int:
-    """Train, write the report, and print where everything is; arguments as for `engine.train`."""
+    """Train, write the report, and print where everything is; arguments as for `cskt.train`."""
     from cskt.cli.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
-    from cskt.training.launch import is_leader, is_restart  # noqa: PLC0415
+    from cskt.training.launch import is_restart, read_ranks  # noqa: PLC0415
     from cskt.training.loop import train  # noqa: PLC0415
     from cskt.training.run_folder import CONFIG  # noqa: PLC0415
 
@@ -59,7 +59,7 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, 
         resume=resume or (None if is_restart(folder) else False),
         refuse_overlaps=refuse_overlaps,
     )
-    if not is_leader():
+    if not read_ranks().is_main_process:
         return 0
     report = write_run_report(result.folder)
     if result.already_finished:
@@ -86,11 +86,11 @@ def run_seeds(config: RunConfig, seeds: Sequence[int], folder: Path | None = Non
     """Train what is missing of several seeds; exit code 1 while another process is at one of them."""
     from cskt.cli.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
     from cskt.evaluation.statistics import mean_and_deviation  # noqa: PLC0415
-    from cskt.training.launch import check_alone  # noqa: PLC0415
+    from cskt.training.launch import check_single_process  # noqa: PLC0415
     from cskt.training.run_folder import claimed  # noqa: PLC0415
     from cskt.training.series import seed_folder, train_or_resume  # noqa: PLC0415
 
-    check_alone("--seeds")
+    check_single_process("--seeds")
     parent = folder or Path(config.output_dir) / config.data.dataset / config.name
     results = []
     for seed in seeds:

@@ -1,16 +1,14 @@
-"""Several processes that train one model: which share of a batch each takes, and what passes between them.
+"""Several processes that train one model: the rows that each computes, and what they exchange.
 
-Every process draws the same batches and the same augmentation from the same seed, so captions, identities and image
-numbers are known everywhere, and images alone are shared out:
+All processes draw the same batches and the same augmentation from the same seed, so captions, identities and image ids
+are known everywhere, and only images are divided:
 
-    own images and captions -> own features -> gathered -> the losses of the whole batch -> own gradients -> added up
+    own images and captions -> own features -> gathered -> losses of the whole batch -> own gradients -> all-reduced
 
-A loss that compares pairs is computed in full by every process, and its gradient goes back into the process's own rows:
-nothing is sent for it. What a loss gives to one row by itself (`losses.BY_ROW`) is computed where the row is, as its
-share of the whole mean. Adding all gradients up then gives those of one process with the whole batch, and every process
-makes the same step. `data.batch_size` is the batch of all processes together.
-
-A single process is the case in which every share is the whole and nothing passes.
+Every process computes a loss that compares pairs in full, and its gradient goes back into the rows of the process:
+nothing is sent for it. A by-row loss (`Loss.by_row`) is computed where its rows are, as a share of the whole mean. The
+sum of the gradients of all processes is then the gradient of one process with the whole batch, and all make the same
+step. `data.batch_size` is the batch of all processes together. A single process has all rows and exchanges nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import logging
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,156 +29,171 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from cskt.errors import CsktError
-from cskt.training.launch import launched_as, num_restarts, shares_store
-from cskt.training.traffic import Traffic
+from cskt.training.launch import Ranks, has_agent_store, num_restarts, read_ranks
+from cskt.types import Batch
 
-Made = TypeVar("Made")
+T = TypeVar("T")
 
 BUCKET_BYTES = 64 * 2**20
-"""Of gradients that are added up in one exchange; as much memory is taken for it."""
-PATIENCE = datetime.timedelta(minutes=30)
-"""How long a process waits for the others: as long as the leader may rank the answers of a large split."""
+"""Gradients that are summed in one exchange; this much memory is taken for it."""
+TIMEOUT = datetime.timedelta(minutes=30)
+"""Time that a process waits for the others: rank 0 may rank the gallery of a large split meanwhile."""
+
+
+class Traffic:
+    """Bytes and seconds of the exchanges since the last `take`."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    @contextmanager
+    def measured(self, kind: str, num_bytes: int, device: torch.device) -> Generator[None, None, None]:
+        """Measure an exchange; on CUDA by events in the stream, for which the host does not wait."""
+        self._bytes[kind] += num_bytes
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin.record()
+            yield
+            end.record()
+            self._events.append((begin, end))
+            return
+        started = time.perf_counter()
+        yield
+        self._seconds += time.perf_counter() - started
+
+    def take(self, num_steps: int, seconds: float) -> dict[str, float]:
+        """Return the bytes received in a step by kind, and the share of `seconds` spent in exchanges; then clear.
+
+        Empty for a single process.
+        """
+        if not any(self._bytes.values()):
+            return {}
+        for begin, end in self._events:
+            end.synchronize()
+            self._seconds += begin.elapsed_time(end) / 1e3
+        found = {f"{kind}_bytes": num_bytes / num_steps for kind, num_bytes in self._bytes.items()}
+        found["exchange_share"] = self._seconds / seconds
+        self.clear()
+        return found
+
+    def clear(self) -> None:
+        """Start to measure from zero."""
+        self._bytes = dict.fromkeys(("gathered", "added_up"), 0)
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
 
 @dataclass(frozen=True)
-class Processes:
-    """The processes of a training, as one of them sees them."""
+class Processes(Ranks):
+    """Processes of a training, as one of them sees them."""
 
-    rank: int = 0
-    count: int = 1
-    local_rank: int = 0
-    """Among those of the same machine."""
-    local_count: int = 1
     traffic: Traffic = field(default_factory=Traffic, compare=False, repr=False)
 
-    def exchanged(self, num_steps: int, seconds: float) -> dict[str, float]:
-        """What a process exchanged with others in a step: see `Traffic.take`; nothing where there are no others."""
-        return {} if self.count == 1 else self.traffic.take(num_steps, seconds)
-
-    @property
-    def leads(self) -> bool:
-        """Whether this is the process that writes, of which there is one."""
-        return self.rank == 0
-
     def shares(self, num_rows: int) -> list[range]:
-        """The rows of each process: in order, next to one another, and as even as can be; some may get none."""
-        bounds = [num_rows * rank // self.count for rank in range(self.count + 1)]
+        """Return the rows of each process: consecutive, as even as possible, some perhaps empty."""
+        bounds = [num_rows * rank // self.world_size for rank in range(self.world_size + 1)]
         return [range(start, stop) for start, stop in itertools.pairwise(bounds)]
 
     def share(self, num_rows: int) -> range:
-        """The rows that this process computes.
+        """Return the rows that this process computes.
 
-        Where there are fewer rows than processes, one without a row computes the first, which is counted elsewhere: so
-        every process goes the same way.
+        With fewer rows than processes, a process without a row computes the first row, which does not count: so all
+        processes call the same functions.
         """
         return self.shares(num_rows)[self.rank] or range(1)
 
     def device(self, device: torch.device) -> torch.device:
-        """Where this process computes: on a machine with several GPUs each process has one.
+        """Return the device of this process: on a machine with several GPUs each process has one.
 
         Raises:
-            CsktError: there are fewer GPUs than processes, or the device is not one that several can use.
+            CsktError: there are fewer GPUs than processes, or several processes cannot use the device.
         """
-        if self.count == 1 or device.type == "cpu":
+        if self.world_size == 1 or device.type == "cpu":
             return device
         if device.type != "cuda" or device.index is not None:
-            raise CsktError(f"{self.count} processes cannot share device '{device}'; use --device cuda or cpu")
+            raise CsktError(f"{self.world_size} processes cannot share device '{device}'; use --device cuda or cpu")
         if self.local_rank >= torch.cuda.device_count():
             raise CsktError(
-                f"{self.local_count} processes on a machine with {torch.cuda.device_count()} GPUs; start torchrun with"
-                f" --nproc-per-node {torch.cuda.device_count()}"
+                f"{self.local_world_size} processes on a machine with {torch.cuda.device_count()} GPUs; start torchrun"
+                f" with --nproc-per-node {torch.cuda.device_count()}"
             )
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
     def gather(self, own: Tensor, num_rows: int, width: int = 1) -> Tensor:
-        """What each process has computed of its `share` -> all of it, in order and without gradient.
+        """Return the rows that all processes computed, in order and without gradient.
 
         Args:
-            own: [b, D].
-            num_rows: what was shared out; each counts `width` rows of D.
+            own: [b, D] of this process.
+            num_rows: rows that were divided with `share`; each stands for `width` rows of D.
 
         Returns:
             [num_rows * width, D]
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return own
-        counts = [width * len(share) for share in self.shares(num_rows)]
-        # All send as much as the one with the most; what is filled up is cut off again.
-        own = own.detach()[: counts[self.rank]]
-        padded = F.pad(own, (0, 0, 0, max(counts) - len(own)))
-        received = [torch.empty_like(padded) for _ in counts]
-        num_bytes = (self.count - 1) * padded.numel() * padded.element_size()
-        with _in_contact(), self.traffic.measured("gathered", num_bytes, own.device):
+        sizes = [width * len(share) for share in self.shares(num_rows)]
+        own = own.detach()[: sizes[self.rank]]
+        padded = F.pad(own, (0, 0, 0, max(sizes) - len(own)))  # all processes must send the same number of rows
+        received = [torch.empty_like(padded) for _ in sizes]
+        num_bytes = (self.world_size - 1) * padded.numel() * padded.element_size()
+        with _connection_errors(), self.traffic.measured("gathered", num_bytes, own.device):
             dist.all_gather(received, padded)
-        return torch.cat([rows[:count] for rows, count in zip(received, counts, strict=True)])
+        return torch.cat([rows[:size] for rows, size in zip(received, sizes, strict=True)])
 
-    def add_up(self, parameters: Iterable[Parameter]) -> None:
-        """Add the gradients of all processes up, so that each has the sum."""
-        if self.count == 1:
+    def all_reduce_gradients(self, parameters: Iterable[Parameter]) -> None:
+        """Replace the gradients by their sums over the processes."""
+        if self.world_size == 1:
             return
         with_gradient = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
         while with_gradient:
             bucket, size = [with_gradient.pop()], 0
             while with_gradient and (size := size + bucket[-1][1].nbytes) < BUCKET_BYTES:
                 bucket.append(with_gradient.pop())
-            flat = torch.cat([gradient.flatten() for _, gradient in bucket])
-            with _in_contact(), self.traffic.measured("added_up", flat.nbytes, flat.device):
-                dist.all_reduce(flat)
-            pieces = torch.split(flat, [gradient.numel() for _, gradient in bucket])
+            total = self._all_reduce_(torch.cat([gradient.flatten() for _, gradient in bucket]))
+            pieces = torch.split(total, [gradient.numel() for _, gradient in bucket])
             for (parameter, gradient), piece in zip(bucket, pieces, strict=True):
                 parameter.grad = piece.view_as(gradient)
 
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over the processes; the argument is left as it is."""
-        if self.count == 1:
-            return values
-        total = values.clone()
-        with _in_contact(), self.traffic.measured("added_up", values.nbytes, values.device):
-            dist.all_reduce(total)
-        return total
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """Return the sum over the processes; the argument is unchanged."""
+        return values if self.world_size == 1 else self._all_reduce_(values.clone())
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process."""
-        return bool(self.sum(torch.tensor(int(flag))))
+        """Return True if the flag is set in any process."""
+        return bool(self.all_reduce(torch.tensor(int(flag))))
 
-    def least(self, number: int) -> int:
-        """The smallest of the processes' numbers."""
-        return min(self._objects(number))
+    def min(self, number: int) -> int:
+        """Return the smallest of the numbers of the processes."""
+        return min(self._gather_objects(number))
 
-    def from_leader(self, make: Callable[[], Made]) -> Made:
-        """What the leader makes, for all: whatever looks at files or the clock, or writes.
+    def broadcast(self, make: Callable[[], T]) -> T:
+        """Call a function in rank 0 and return its result in all processes.
 
         Raises:
-            Whatever `make` raises, in the leader. The others then end: one message is enough.
+            Any error of `make`, in rank 0. The other processes exit: one message is enough.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return make()
         outcome: list[Any] = [None, True]
-        failure: ValueError | OSError | None = None
-        if self.leads:
+        error: Exception | None = None
+        if self.is_main_process:
             try:
                 outcome = [make(), False]
-            except (ValueError, OSError) as error:
-                failure = error
-        with _in_contact():
+            except Exception as caught:  # noqa: BLE001  (raised again below, after the others know of it)
+                error = caught
+        with _connection_errors():
             dist.broadcast_object_list(outcome)
-        if failure is not None:
-            raise failure
-        made, failed = outcome
+        if error is not None:
+            raise error
+        result, failed = outcome
         if failed:
             raise SystemExit(2)
-        return made
+        return result
 
-    def check_alike(self, facts: Mapping[str, object]) -> None:
-        """See that all processes are about to do the same.
-
-        Raises:
-            CsktError: something differs, in every process; says what.
-        """
-        if self.count == 1:
-            return
-        for rank, other in enumerate(self._objects(dict(facts))):
+    def check_equal(self, facts: Mapping[str, object]) -> None:
+        """Raise CsktError in every process if a fact differs between processes; the message names it."""
+        for rank, other in enumerate(self._gather_objects(dict(facts))):
             for name, value in facts.items():
                 if other[name] != value:
                     raise CsktError(
@@ -187,51 +201,114 @@ class Processes:
                         " machine the same command, version, data and weights"
                     )
 
-    def _objects(self, own: Made) -> list[Made]:
-        if self.count == 1:
+    def _all_reduce_(self, values: Tensor) -> Tensor:
+        """Sum in place."""
+        with _connection_errors(), self.traffic.measured("added_up", values.nbytes, values.device):
+            dist.all_reduce(values)
+        return values
+
+    def _gather_objects(self, own: T) -> list[T]:
+        if self.world_size == 1:
             return [own]
-        received: list[Any] = [None] * self.count
-        with _in_contact():
+        received: list[Any] = [None] * self.world_size
+        with _connection_errors():
             dist.all_gather_object(received, own)
         return received
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Pairs of a batch that this process computes."""
+
+    processes: Processes
+    own: slice
+    num_images: int
+    """Images of the whole batch."""
+    captions_per_image: int
+
+    @classmethod
+    def of(cls, batch: Batch, processes: Processes) -> Rows:
+        """Return the rows of a batch that has the images of this process's share."""
+        num_images = len(batch.image_ids)
+        per_image = len(batch.pids) // num_images
+        own = slice(per_image * batch.first_image, per_image * (batch.first_image + len(batch.images)))
+        return cls(processes, own, num_images, per_image)
+
+    @property
+    def counted(self) -> range:
+        """Own rows that count: all or none; see `Processes.share`."""
+        images = self.processes.shares(self.num_images)[self.processes.rank]
+        return range(self.captions_per_image * images.start, self.captions_per_image * images.stop)
+
+    def gather(self, own: Tensor) -> Tensor:
+        """Return [B, D] of all processes from [b, D]; the gradient of the whole goes into the own rows."""
+        if self.processes.world_size == 1:
+            return own
+        return _Gather.apply(own[: len(self.counted)], self)  # type: ignore[no-untyped-call]
+
+    def fraction(self, num_terms: int | None = None) -> float:
+        """Return the weight of the mean over the own rows in the mean over all rows.
+
+        Args:
+            num_terms: terms of the own mean, if it has not one per row.
+        """
+        if self.processes.world_size == 1:
+            return 1.0
+        if num_terms is None:
+            return len(self.counted) / (self.num_images * self.captions_per_image)
+        counted = num_terms if self.counted else 0
+        return counted / max(int(self.processes.all_reduce(torch.tensor(counted))), 1)
+
+
+WHOLE = Rows(SINGLE_PROCESS, slice(None), num_images=0, captions_per_image=1)
+"""Rows of a single process."""
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, rows: Rows) -> Tensor:
+        ctx.own = slice(rows.counted.start, rows.counted.stop)
+        return rows.processes.gather(own, rows.num_images, rows.captions_per_image)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient[ctx.own], None
 
 
 @contextmanager
-def joined() -> Generator[Processes, None, None]:
-    """The processes that `torchrun` started, connected inside the `with` block; this one alone without it.
-
-    All but the leader are quiet.
+def process_group() -> Generator[Processes, None, None]:
+    """Connect the processes that `torchrun` started; all but rank 0 log errors only.
 
     Raises:
-        CsktError: they do not find one another, or the environment is only half of torchrun's.
+        CsktError: they do not find one another, or the environment of torchrun is incomplete.
     """
-    place = launched_as()
-    if place.count == 1:
-        yield Processes()
+    ranks = read_ranks()
+    processes = Processes(**vars(ranks))
+    if ranks.world_size == 1:
+        yield processes
         return
-    processes = Processes(place.rank, place.count, place.local_rank, place.local_count)
     log = logging.getLogger("cskt")
     level = log.level
-    if not processes.leads:
+    if not ranks.is_main_process:
         log.setLevel(logging.ERROR)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with _in_contact():
-        store, *_ = next(dist.rendezvous("env://", place.rank, place.count, timeout=PATIENCE))  # type: ignore[attr-defined]
-        if shares_store():  # it still holds the addresses of processes that are no more
+    with _connection_errors():
+        store, *_ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=TIMEOUT))  # type: ignore[attr-defined]
+        if has_agent_store():  # it still has the addresses of processes that ended before a restart
             store = dist.PrefixStore(f"attempt {num_restarts()}", store)  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.count, timeout=PATIENCE)
+        dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=TIMEOUT)
     try:
         yield processes
     finally:
         log.setLevel(level)
-    dist.destroy_process_group()  # not after an error: the others may never come to it
+    dist.destroy_process_group()  # not after an error: the others may never call it
 
 
 @contextmanager
-def _in_contact() -> Generator[None, None, None]:
+def _connection_errors() -> Generator[None, None, None]:
     try:
         yield
     except torch.OutOfMemoryError:

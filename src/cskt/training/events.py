@@ -1,13 +1,14 @@
-"""The lines of `metrics.jsonl`, read against their schemas.
+"""Events of a run: the lines of `metrics.jsonl`, checked against their schemas.
 
-A line that is none of ours is left out and counted: a figure of the past is no reason to refuse a run whose checkpoint
-is sound. What a resumed run writes anew holds the good lines only.
+A bad line is ignored and counted: a lost figure is no reason to refuse a run whose checkpoint is intact. A run that is
+resumed rewrites the file with the good lines only.
 """
 
 from __future__ import annotations
 
 import logging
 import stat
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -17,24 +18,25 @@ from annotated_types import Ge, Le
 from pydantic import AllowInfNan, ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from cskt.errors import SHORT, CsktError
+from cskt.errors import SHORT, CsktError, file_system_errors
 from cskt.evaluation.results import Summary
 from cskt.utils.json_files import JSON, LARGEST_FILE, load_json, parse_json
 
+logger = logging.getLogger(__name__)
+
+EVENTS = "metrics.jsonl"
 Loss = Annotated[float, AllowInfNan(True)]
 Count = Annotated[int, Ge(0), Le(10**15)]
 OPEN: ConfigDict = {**JSON, "extra": "ignore"}
-"""Further fields of an event are none of a reader's business."""
+"""Further fields of an event are not checked."""
 REMEDY = "the line is ignored"
 MOST_NAMED = 10
-"""Lines that a message names."""
-
-logger = logging.getLogger(__name__)
+"""Ignored lines that a message names."""
 
 
 @checked_dataclass(config=OPEN, kw_only=True)
 class StepEvent:
-    """Figures of training, from time to time; a loss may be NaN where a run went wrong."""
+    """Figures of training; a loss may be NaN if a run diverged."""
 
     step: Count
     loss: Loss
@@ -86,7 +88,7 @@ class EndEvent:
 
 @checked_dataclass(config=OPEN, kw_only=True)
 class OtherEvent:
-    """An event of a kind that this version does not read."""
+    """Event of a kind that this version does not read."""
 
     step: Count = 0
     epoch: Count = 0
@@ -103,20 +105,38 @@ class EventLog:
 
     events: tuple[dict[str, Any], ...] = ()
     """Oldest first."""
-    ignored: tuple[tuple[int, str], ...] = ()
-    """(number from 1, what is wrong with it) of lines that are no events. A last line cut short by a crash is none of
-    them."""
+    ignored: tuple[int, ...] = ()
+    """Numbers, from 1, of lines that are no events. A last line cut short by a crash is not counted."""
 
     @property
     def note(self) -> str:
-        """The numbers of ignored lines, as a report shows them; empty where there are none."""
-        named = ", ".join(str(number) for number, _ in self.ignored[:MOST_NAMED])
-        more = f" and {len(self.ignored) - MOST_NAMED} more" if len(self.ignored) > MOST_NAMED else ""
-        return named + more
+        """Numbers of the ignored lines, as a report shows them; empty if there are none."""
+        named = ", ".join(str(number) for number in self.ignored[:MOST_NAMED])
+        return named + (f" and {len(self.ignored) - MOST_NAMED} more" if len(self.ignored) > MOST_NAMED else "")
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """Return the events of a run folder, oldest first; none if nothing was recorded."""
+    return [dict(event) for event in read_event_log(folder / EVENTS).events]
+
+
+def ignored_lines(folder: Path) -> str:
+    """Return the numbers of the lines of a run's metrics.jsonl that are no events; empty if there are none."""
+    return read_event_log(folder / EVENTS).note
+
+
+def first_event(events: Iterable[Mapping[str, Any]], kind: str) -> Mapping[str, Any]:
+    """Return the first event of a kind, such as `start`; empty if there is none."""
+    return next((event for event in events if event["event"] == kind), {})
+
+
+def last_event(events: Sequence[Mapping[str, Any]], kind: str) -> Mapping[str, Any]:
+    """Return the last event of a kind, such as `end`; empty if there is none."""
+    return first_event(reversed(events), kind)
 
 
 def read_event_log(path: Path) -> EventLog:
-    """Read a `metrics.jsonl`; nothing if there is no such file. Ignored lines are logged once for each state of it.
+    """Read a `metrics.jsonl`; the result is empty if there is no such file. Ignored lines are logged once.
 
     Raises:
         CsktError: the file cannot be read.
@@ -135,24 +155,21 @@ def read_event_log(path: Path) -> EventLog:
 @lru_cache(maxsize=16)
 def _read(path: Path, _size: int, _mtime_ns: int) -> EventLog:
     """Read once while a file keeps its size and time."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CsktError(f"{path}: cannot be read: {error.strerror or error}; make it readable") from None
-    lines = data.split(b"\n")
+    with file_system_errors(path):
+        lines = path.read_bytes().split(b"\n")
     events: list[dict[str, Any]] = []
-    ignored: list[tuple[int, str]] = []
+    ignored: dict[int, str] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             events.append(parse_event(line, f"line {number}"))
-        except ValueError as error:
-            if number < len(lines):  # a line that does not end is one that a crash cut short
-                ignored.append((number, str(error)))
+        except CsktError as error:
+            if number < len(lines):  # a line without an end was cut short by a crash
+                ignored[number] = str(error).removesuffix(f"; {REMEDY}")
     log = EventLog(tuple(events), tuple(ignored))
     if ignored:
-        reason = ignored[0][1].removesuffix(f"; {REMEDY}")
+        reason = next(iter(ignored.values()))
         logger.warning("%s: ignored %d lines (%s) that are no events: %s", path, len(ignored), log.note, reason)
     return log
 
@@ -161,7 +178,7 @@ def parse_event(line: bytes, where: str) -> dict[str, Any]:
     """Read one line.
 
     Raises:
-        CsktError: it is no event, or one without what its kind has.
+        CsktError: it is no event, or lacks a field of its kind.
     """
     content = load_json(line, where=where, remedy=REMEDY)
     if not isinstance(content, dict) or not isinstance(content.get("event"), str):

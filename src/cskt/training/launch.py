@@ -1,4 +1,4 @@
-"""What `torchrun` says of this process, in the environment."""
+"""Environment of this process as `torchrun` set it up: its rank, and how often the launch was restarted."""
 
 from __future__ import annotations
 
@@ -7,57 +7,70 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from cskt.errors import CsktError
+from cskt.errors import CsktError, file_system_errors
 from cskt.utils.paths import inside
 
 REFUSED = ".refused"
-"""File in a run's folder: the launch that was refused there last."""
+"""File of a run folder that names the launch that was last refused there."""
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
-class Place:
-    """This process among those that were started together."""
+class Ranks:
+    """Position of this process among the processes of a launch."""
 
-    rank: int
-    count: int
-    local_rank: int
-    """Among those of the same machine."""
-    local_count: int
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    """Rank among the processes of this machine."""
+    local_world_size: int = 1
+
+    @property
+    def is_main_process(self) -> bool:
+        """True in the one process that writes and prints, which has rank 0."""
+        return self.rank == 0
 
 
-def launched_as() -> Place:
-    """This process's place; the only one where there is no launcher.
+def read_ranks() -> Ranks:
+    """Return the ranks from the environment; those of a single process without a launcher.
 
     Raises:
-        CsktError: the environment is only half of torchrun's, as on clusters that set some of it for other programs.
+        CsktError: the environment is incomplete, as on clusters that set a part of it for other programs.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        return Place(0, 1, 0, 1)
+        return Ranks()
     if missing := [name for name in NAMES if not os.environ.get(name, "").isdecimal()]:
         raise CsktError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {missing[0]} is no number; start with torchrun, or unset"
             " WORLD_SIZE to train in one process"
         )
-    return Place(*(int(os.environ[name]) for name in NAMES))
+    return Ranks(*(int(os.environ[name]) for name in NAMES))
 
 
-def is_leader() -> bool:
-    """Whether this is the process of a launch that writes and prints."""
-    return launched_as().rank == 0
+def check_single_process(command: str) -> None:
+    """Raise CsktError if `torchrun` started several processes for a command that one process must run."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and (world_size := read_ranks().world_size) > 1:
+        raise CsktError(
+            f"{command}: {world_size} processes would all do the same; torchrun is for one training, leave it out"
+        )
+
+
+def num_restarts() -> int:
+    """Return how often `torchrun` restarted all processes."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def is_restart(folder: Path | None) -> bool:
-    """Whether `torchrun` has started this training before, and lost a process.
+    """Return True if `torchrun` restarted this training after it had lost a process.
 
     Raises:
-        CsktError: it might, and would not find what it has begun.
+        CsktError: `torchrun` may restart this training, which would then not find its folder or its processes.
     """
-    if may_restart() and folder is None:
+    if _may_restart() and folder is None:
         raise CsktError(
             "torchrun --max-restarts starts a run again, which must find its folder: use cskt train --output FOLDER"
         )
-    if may_restart() and _several_machines() and shares_store():
+    if _may_restart() and int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1 and has_agent_store():
         raise CsktError(
             "torchrun --max-restarts over several machines: they count restarts each for itself and may not find one"
             " another again; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on all of them"
@@ -65,47 +78,29 @@ def is_restart(folder: Path | None) -> bool:
     return num_restarts() > 0
 
 
-def may_restart() -> bool:
-    """Whether `torchrun` starts all processes again when one ends with an error."""
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
-
-
-def note_refusal(folder: Path) -> None:
-    """Where a folder is another's run, let restarts of this launch know that it is none of theirs to go on with."""
-    if may_restart():
-        inside(folder, REFUSED, follow_links=False).write_text(_launcher(), encoding="utf-8")
-
-
-def was_refused(folder: Path) -> bool:
-    """Whether this launch has been refused there before it was restarted."""
-    path = folder / REFUSED
-    return path.is_file() and path.read_text(encoding="utf-8", errors="replace") == _launcher()
-
-
-def _launcher() -> str:
-    """The agent of torchrun that has started this process, which is the same over its restarts."""
-    return f"{socket.gethostname()} {os.getppid()}"
-
-
-def shares_store() -> bool:
-    """Whether the processes meet in a store of `torchrun`, which outlives them and their restarts."""
+def has_agent_store() -> bool:
+    """Return True if the processes use the store of `torchrun`, which outlives them and their restarts."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def _several_machines() -> bool:
-    return int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
+def record_refusal(folder: Path) -> None:
+    """Record that this launch was refused in a folder, so that its restarts do not resume the run of another."""
+    if _may_restart():
+        with file_system_errors(folder):
+            inside(folder, REFUSED, follow_links=False).write_text(_launch_id(), encoding="utf-8")
 
 
-def num_restarts() -> int:
-    """How often `torchrun` has started all processes again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+def was_refused(folder: Path) -> bool:
+    """Return True if this launch was refused in a folder before it was restarted."""
+    path = folder / REFUSED
+    with file_system_errors(path):
+        return path.is_file() and path.read_text(encoding="utf-8", errors="replace") == _launch_id()
 
 
-def check_alone(what: str) -> None:
-    """See that nobody shares out what cannot be shared.
+def _may_restart() -> bool:
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
-    Raises:
-        CsktError: `torchrun` has started several processes.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ and (count := launched_as().count) > 1:
-        raise CsktError(f"{what}: {count} processes would all do the same; torchrun is for one training, leave it out")
+
+def _launch_id() -> str:
+    """Return a name of the agent of torchrun that started this process; it is the same after a restart."""
+    return f"{socket.gethostname()} {os.getppid()}"

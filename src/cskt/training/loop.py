@@ -1,4 +1,4 @@
-"""Training, top to bottom: set up, evaluate before, loop over epochs and steps, evaluate, keep the best."""
+"""Training, from top to bottom: set up, train, evaluate, save."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ import torch
 
 from cskt.config import RunConfig, to_dict
 from cskt.device import peak_memory_bytes
-from cskt.errors import CsktError, out_of_memory_errors
-from cskt.evaluation.evaluate import Evaluation, evaluate
+from cskt.embed import Encoder
+from cskt.errors import CsktError, file_system_errors, out_of_memory_errors
+from cskt.evaluation.evaluate import Evaluation, SplitFeatures, evaluate
 from cskt.model.io.files import save_method
-from cskt.training.checkpoint import Progress, load_last, save_last, set_aside, trainable_state
-from cskt.training.distributed import joined
-from cskt.training.doubts import doubts_after, doubts_before
-from cskt.training.fit import fitted
-from cskt.training.heads import save_best_heads
-from cskt.training.init_from import InitialWeights, read_initial
-from cskt.training.launch import note_refusal, num_restarts, was_refused
-from cskt.training.loss_log import Readings
-from cskt.training.lost_steps import LostSteps
+from cskt.training.checkpoint import load_last, save_last, set_aside
+from cskt.training.checks import warnings_after, warnings_before
+from cskt.training.context import TrainingContext, prepare
+from cskt.training.distributed import process_group
+from cskt.training.events import EVENTS, read_events
+from cskt.training.initial_weights import InitialWeights, read_initial_weights, save_best_heads
+from cskt.training.launch import num_restarts, record_refusal, was_refused
+from cskt.training.micro_batch import fit_micro_batch
+from cskt.training.monitor import StepMonitor
 from cskt.training.optim import learning_rate, set_learning_rate
-from cskt.training.prefetcher import Feed
-from cskt.training.run_folder import CONFIG, EVENTS, LAST, PREVIOUS, RunFolder, claimed, fresh_folder
-from cskt.training.setup import Session, prepare
-from cskt.training.shares import encode_shared
-from cskt.training.shutdown import Leaving
-from cskt.training.step import add_gradients, per_pair, update
-from cskt.training.watch import CollapseWatch
+from cskt.training.prefetcher import Prefetcher
+from cskt.training.run_folder import CONFIG, LAST, PREVIOUS, RunFolder, claimed, fresh_folder
+from cskt.training.shutdown import ShutdownSignal
+from cskt.training.state import trainable_state
+from cskt.training.step import add_gradients, update
 from cskt.utils.progress import Advance, bar
 
 logger = logging.getLogger(__name__)
@@ -40,15 +39,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished training leaves behind."""
+    """Result of a training."""
 
     folder: Path
     best_r1: float
     """Selection score, t2i R1 as a fraction, on the split named by `data.select_on`."""
     best_epoch: int
-    """From 1; 0 where nothing trains."""
+    """From 1; 0 if nothing trains."""
     seconds: float
-    """Training and its evaluations, over all sessions."""
+    """Time of training and its evaluations, over all sessions."""
     num_epochs_done: int = field(default=0, compare=False)
     """Epochs that the run has completed, over all sessions."""
     already_finished: bool = field(default=False, compare=False)
@@ -88,109 +87,46 @@ def train(
         >>> cskt.train(cskt.load_config("demo", changes), folder / "run").best_epoch
         1
     """
-    with joined() as processes, Leaving() as leaving, ExitStack() as held:
-        with leaving.at_once():
-            session = prepare(config, processes, refuse_overlaps=refuse_overlaps and not resume)
-            if config.loop.fit and session.trains:
-                session = fitted(session)
-        processes.check_alike(session.essentials())
-        # Before a folder is made, where that is possible: a run to start from that does not fit leaves nothing behind.
-        initial = _initial(session) if resume is False else None
-        folder = processes.from_leader(lambda: folder or fresh_folder(config))
-        processes.from_leader(lambda: _claim(folder, held))
+    with process_group() as processes, ShutdownSignal() as shutdown, ExitStack() as stack:
+        # Set up.
+        with shutdown.immediate():
+            context = prepare(config, processes, refuse_overlaps=refuse_overlaps and not resume)
+            if config.loop.fit and context.trains:
+                context = fit_micro_batch(context)
+        processes.check_equal(context.essentials())
+        # Initial weights are read before a folder is created, if possible: weights that do not fit leave no folder.
+        initial = _initial_weights(context) if resume is False else None
+        folder = processes.broadcast(lambda: folder or fresh_folder(config))
+        processes.broadcast(lambda: _claim(folder, stack))
         if may_be_done := processes.any(resume is None):
-            resume = processes.from_leader(lambda: _goes_on(folder))
-            initial = None if resume else _initial(session)
-        return _train(session, folder, leaving, initial, resume=bool(resume), may_be_done=may_be_done)
+            resume = processes.broadcast(lambda: _has_checkpoint(folder))
+            initial = None if resume else _initial_weights(context)
+        run = stack.enter_context(closing(RunFolder(folder, writes=processes.is_main_process)))
+        trainer = Trainer(context, run, shutdown)
+        if resume:
+            trainer.resume(may_be_done=may_be_done)
+        else:
+            trainer.start(initial)
+        shutdown.hint = f"continue with: cskt train --resume {folder}"
 
-
-def _initial(session: Session) -> InitialWeights | None:
-    """The weights of another run that this one starts from, the same in every process."""
-    initial = read_initial(session)
-    session.processes.check_alike({"the SHA-256 of init_from": None if initial is None else initial.sha256})
-    return initial
-
-
-def _check_stop(session: Session, folder: Path, progress: Progress) -> None:
-    """Check that a run that is resumed has not come to its stop already.
-
-    Raises:
-        CsktError: it has.
-    """
-    stop, num_epochs = session.config.loop.stop_after_epochs, session.config.loop.num_epochs
-    if session.trains and stop is not None and stop <= progress.epoch < num_epochs:
-        raise CsktError(
-            f"loop.stop_after_epochs {stop}: {folder} has completed {progress.epoch} of {num_epochs} epochs already;"
-            " name a later epoch, or leave it out to train to the end"
-        )
-
-
-def _goes_on(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint; what has not come so far is cleared away."""
-    if num_restarts() and was_refused(folder):
-        return False  # what lies there is not of this launch, which will be refused again
-    if any((folder / name).is_file() for name in (LAST, PREVIOUS)):
-        return True
-    for name in (EVENTS, CONFIG):  # the config last: without it nobody would look for old events
-        (folder / name).unlink(missing_ok=True)
-    return False
-
-
-def _claim(folder: Path, held: ExitStack) -> None:
-    if not held.enter_context(claimed(folder)):
-        note_refusal(folder)
-        raise CsktError(f"{folder}: another process is training there; wait for it, or name another folder")
-
-
-def _create(session: Session, folder: Path) -> None:
-    if (folder / CONFIG).exists():
-        note_refusal(folder)
-    RunFolder.create(session.config, folder, session.built.model.architecture)
-
-
-def _train(
-    session: Session,
-    folder: Path,
-    leaving: Leaving,
-    initial: InitialWeights | None,
-    *,
-    resume: bool,
-    may_be_done: bool,
-) -> TrainResult:
-    config, last_epoch = session.config, session.last_epoch
-    num_steps = last_epoch * session.loader.steps_per_epoch  # for the bar; epochs of identity-released differ a little
-    with closing(RunFolder(folder, writes=session.processes.leads)) as run:
-        progress = _resumed(session, run, may_be_done) if resume else _begun(session, run, leaving, initial)
-        is_finished = progress.epoch >= config.loop.num_epochs if session.trains else progress.best_r1 >= 0
-        leaving.hint = f"go on with: cskt train --resume {run.path}"
-        watch, lost = CollapseWatch(config.loss.sdm_other_image), LostSteps(config, progress)
-        with bar("training", num_steps, done=progress.total_steps, shown=session.processes.leads) as advance:
+        # Train, evaluate, save.
+        progress, last_epoch = context.state.progress, context.last_epoch
+        is_finished = progress.epoch >= config.loop.num_epochs if context.trains else progress.best_r1 >= 0
+        num_steps = last_epoch * context.loader.steps_per_epoch  # epochs of identity-released differ a little
+        with bar("training", num_steps, done=progress.total_steps, shown=processes.is_main_process) as advance:
             for epoch in range(progress.epoch, last_epoch):
-                _train_epoch(session, run, progress, advance, watch=watch, lost=lost, leaving=leaving)
+                trainer.train_epoch(advance)
                 if (epoch + 1) % config.loop.eval_period_epochs == 0 or epoch + 1 == last_epoch:
-                    _save(session, run, progress)  # evaluating may take long; what was trained is not lost meanwhile
-                    with leaving.at_once():
-                        _evaluate_and_keep(session, run, progress, epoch + 1)
+                    trainer.save()  # evaluating may take long, and must not lose what was trained
+                    trainer.evaluate_epoch(epoch + 1)
                 progress.epoch, progress.step = epoch + 1, 0
-                _save(session, run, progress)
-            if not session.trains and progress.best_r1 < 0:  # what was loaded is the result
-                _evaluate_and_keep(session, run, progress, 0)
-                _save(session, run, progress)
-        events = run.events() if session.processes.leads else []
-        doubts = doubts_after(events, progress.best_r1, progress.best_epoch)
-        for doubt in doubts:
-            logger.warning("%s", doubt)
-        run.record(
-            "end",
-            step=progress.total_steps,
-            best_r1=progress.best_r1,
-            best_epoch=progress.best_epoch,
-            seconds=progress.seconds,
-            peak_memory_bytes=peak_memory_bytes(session.device),
-            warnings=doubts,
-        )
+                trainer.save()
+            if not context.trains and progress.best_r1 < 0:  # the loaded weights are the result
+                trainer.evaluate_epoch(0)
+                trainer.save()
+        trainer.end()
     return TrainResult(
-        folder=run.path,
+        folder=folder,
         best_r1=progress.best_r1,
         best_epoch=progress.best_epoch,
         seconds=progress.seconds,
@@ -199,173 +135,226 @@ def _train(
     )
 
 
-def _resumed(session: Session, run: RunFolder, may_be_done: bool) -> Progress:
-    """Go back to where last.pt stands.
-
-    Args:
-        may_be_done: the run may have come to its stop; otherwise that is an error.
-    """
-    progress, source = load_last(run.last, session.trainee, session.config)
-    if not may_be_done:
-        _check_stop(session, run.path, progress)
-    session.processes.check_alike({"epochs and steps at which they resume": (progress.epoch, progress.total_steps)})
-    if session.processes.leads and source != run.last:
-        set_aside(run.last)
-    run.set_stop(session.config.loop.stop_after_epochs)
-    run.forget_after(progress.total_steps, progress.epoch)
-    logger.info("resuming %s after epoch %d, step %d", run.path, progress.epoch, progress.step)
-    return progress
+def _initial_weights(context: TrainingContext) -> InitialWeights | None:
+    """Read the weights that `init_from` names, the same in every process."""
+    initial = read_initial_weights(context)
+    context.processes.check_equal({"the SHA-256 of init_from": None if initial is None else initial.sha256})
+    return initial
 
 
-def _begun(session: Session, run: RunFolder, leaving: Leaving, initial: InitialWeights | None) -> Progress:
-    """Make the run's folder, evaluate the backbone and the start of the training, and save the start."""
-    config, progress = session.config, Progress()
-    session.processes.from_leader(lambda: _create(session, run.path))
-    run.expect_files()
-    leaving.hint = f"nothing is saved yet; to begin again, remove {run.path}"
-    logger.info("run folder: %s (if interrupted: cskt train --resume %s)", run.path, run.path)
-    doubts = doubts_before(config, session.val_split, session.built.backbone_sha256)
-    for doubt in doubts:
-        logger.warning("%s", doubt)
-    run.record("start", **session.facts(), **({} if initial is None else initial.facts()), warnings=doubts)
-    with leaving.at_once():
-        evaluates = config.loop.evaluate_before and session.trains
-        if evaluates:
-            _evaluate(session, run, progress, "zero-shot", 0)
-        if initial is not None:
-            initial.apply(session)
-        if evaluates:
-            _evaluate(session, run, progress, "step-0", 0)
-    _save(session, run, progress)
-    return progress
+def _claim(folder: Path, stack: ExitStack) -> None:
+    if not stack.enter_context(claimed(folder)):
+        record_refusal(folder)
+        raise CsktError(f"{folder}: another process is training there; wait for it, or name another folder")
 
 
-def _train_epoch(
-    session: Session,
-    run: RunFolder,
-    progress: Progress,
-    advance: Advance,
-    *,
-    watch: CollapseWatch,
-    lost: LostSteps,
-    leaving: Leaving,
-) -> None:
-    """Make the steps that are left of the epoch under way; changes `progress`."""
-    config, processes = session.config, session.processes
-    epoch = progress.epoch
-    num_steps = session.loader.num_steps(epoch)
-    log_period, save_period = config.loop.log_period_steps, config.loop.save_period_steps
-    rate = learning_rate(epoch, config.optim, config.loop.num_epochs)
-    set_learning_rate(session.trainee.optimizer, rate)
-    logged_at, logged_step, logged_pairs = time.perf_counter(), progress.step, 0
-    saved_at = progress.total_steps
-    processes.traffic.clear()  # of what evaluating exchanged
-    # Reading a loss makes the host wait for the device: on an accelerator it is done now and then, never at each step.
-    readings = Readings(watch, skips_steps=session.trainee.scaler.is_enabled())
-    with Feed(session.loader.epoch(epoch, progress.step, processes.share), session.device) as feed:
-        for step, batch in enumerate(feed, start=progress.step):
-            parts = add_gradients(session, batch, step, _generator(config.seed, epoch, step), num_steps)
-            largest_gradient = update(session, step, num_steps)
-            readings.add(epoch, step, parts, batch, largest_gradient)
-            lost.look_at(batch.pids, per_pair(batch))
+def _has_checkpoint(folder: Path) -> bool:
+    """Return True if a folder has a checkpoint; else delete what a start before its first checkpoint has written."""
+    if num_restarts() and was_refused(folder):
+        return False  # the run there is not of this launch, which will be refused again
+    if any((folder / name).is_file() for name in (LAST, PREVIOUS)):
+        return True
+    for name in (EVENTS, CONFIG):  # the config last: without it old events would never be deleted
+        with file_system_errors(folder / name):
+            (folder / name).unlink(missing_ok=True)
+    return False
 
-            progress.step, progress.total_steps = step + 1, progress.total_steps + 1
-            logged_pairs += len(batch.pids)
-            logs = progress.total_steps % log_period == 0 or step + 1 == num_steps
-            is_update = largest_gradient is not None
-            leaves = is_update and processes.any(leaving.asked)
-            saves = leaves or (is_update and save_period > 0 and progress.total_steps - saved_at >= save_period)
-            if logs or saves or session.device.type == "cpu":
-                last = readings.read(run.path)
-                lost.add_skipped(readings.num_skipped)
-                advance(readings.num_read, note=f"epoch {epoch + 1}/{config.loop.num_epochs}, loss {last['loss']:.3f}")
-            if logs:
-                seconds = time.perf_counter() - logged_at
-                progress.seconds += seconds
-                run.record(
-                    "step",
-                    epoch=epoch + 1,
-                    step=progress.total_steps,
-                    loss=last.pop("loss"),
-                    losses=last,
-                    lr=rate,
-                    pairs_per_second=logged_pairs / seconds,
-                    waiting_share=feed.take_waited() / seconds,
-                    **processes.exchanged(progress.step - logged_step, seconds),
-                    **lost.counts(),
-                    seconds=progress.seconds,
-                )
-                logged_at, logged_step, logged_pairs = time.perf_counter(), progress.step, 0
-            if saves:
-                _save(session, run, progress)
-                saved_at = progress.total_steps
-            if leaves:
-                leaving.leave()
-    lost.close_epoch(num_steps, num_updates=-(-num_steps // config.loop.accumulate_steps))
+
+class Trainer:
+    """Parts of a training: its start, its epochs, its evaluations and its files."""
+
+    def __init__(self, context: TrainingContext, run: RunFolder, shutdown: ShutdownSignal) -> None:
+        self.context, self.run, self.shutdown = context, run, shutdown
+        self.monitor = StepMonitor(context.config, context.state, run.path)
+
+    def start(self, initial: InitialWeights | None) -> None:
+        """Create the run folder, evaluate the backbone and the initial weights, and save the latter."""
+        context, run = self.context, self.run
+        context.processes.broadcast(self._create_folder)
+        self.shutdown.hint = f"nothing is saved yet; to begin again, remove {run.path}"
+        logger.info("run folder: %s (if interrupted: cskt train --resume %s)", run.path, run.path)
+        warnings = warnings_before(context.config, context.val_split, context.state.backbone_sha256)
+        for warning in warnings:
+            logger.warning("%s", warning)
+        facts = context.facts() | ({} if initial is None else initial.facts())
+        run.record("start", **facts, warnings=warnings)
+        with self.shutdown.immediate():
+            evaluates = context.config.loop.evaluate_before and context.trains
+            if evaluates:
+                self._evaluate("zero-shot", 0)
+            if initial is not None:
+                initial.apply(context)
+            if evaluates:
+                self._evaluate("step-0", 0)
+        self.save()
+
+    def _create_folder(self) -> None:
+        if (self.run.path / CONFIG).exists():
+            record_refusal(self.run.path)
+        RunFolder.create(self.context.config, self.run.path, self.context.state.model.architecture)
+
+    def resume(self, *, may_be_done: bool) -> None:
+        """Restore the state of last.pt.
+
+        Args:
+            may_be_done: do not raise an error if the run has reached `loop.stop_after_epochs` already.
+        """
+        context, run, loop = self.context, self.run, self.context.config.loop
+        source = load_last(run.last, context.state, context.config)
+        progress, stop = context.state.progress, loop.stop_after_epochs
+        if not may_be_done and context.trains and stop is not None and stop <= progress.epoch < loop.num_epochs:
+            raise CsktError(
+                f"loop.stop_after_epochs {stop}: {run.path} has completed {progress.epoch} of {loop.num_epochs} epochs"
+                " already; name a later epoch, or leave it out to train to the end"
+            )
+        position = (progress.epoch, progress.total_steps)
+        context.processes.check_equal({"epochs and steps at which they resume": position})
+        if context.processes.is_main_process and source != run.last:
+            set_aside(run.last)
+        run.set_stop(stop)
+        run.drop_events_after(progress.total_steps, progress.epoch)
+        logger.info("resuming %s after epoch %d, step %d", run.path, progress.epoch, progress.step)
+
+    def train_epoch(self, advance: Advance) -> None:
+        """Make the remaining steps of the current epoch."""
+        context, run, loop = self.context, self.run, self.context.config.loop
+        state, processes, progress = context.state, context.processes, context.state.progress
+        epoch, num_steps = progress.epoch, context.loader.num_steps(progress.epoch)
+        rate = learning_rate(epoch, context.config.optim, loop.num_epochs)
+        set_learning_rate(state.optimizer, rate)
+        logged_at, logged_step, logged_pairs = time.perf_counter(), progress.step, 0
+        saved_at = progress.total_steps
+        processes.traffic.clear()  # evaluating exchanged features
+        # Reading a loss makes the host wait for the device: on an accelerator it is done now and then.
+        with Prefetcher(context.loader.epoch(epoch, progress.step, processes.share), context.device) as prefetcher:
+            for step, batch in enumerate(prefetcher, start=progress.step):
+                generator = _generator(context.config.seed, epoch, step)
+                losses = add_gradients(context, batch, step, generator, num_steps)
+                largest_gradient = update(context, step, num_steps)
+                num_unread = self.monitor.add(step, losses, largest_gradient, batch)
+
+                progress.step, progress.total_steps = step + 1, progress.total_steps + 1
+                logged_pairs += len(batch.pids)
+                logs = progress.total_steps % loop.log_period_steps == 0 or step + 1 == num_steps
+                is_update = largest_gradient is not None
+                exits = is_update and processes.any(self.shutdown.received)
+                is_due = loop.save_period_steps > 0 and progress.total_steps - saved_at >= loop.save_period_steps
+                saves = exits or (is_update and is_due)
+                if logs or saves or context.device.type == "cpu":
+                    last = self.monitor.read()
+                    advance(num_unread, note=f"epoch {epoch + 1}/{loop.num_epochs}, loss {last['loss']:.3f}")
+                if logs:
+                    seconds = time.perf_counter() - logged_at
+                    progress.seconds += seconds
+                    run.record(
+                        "step",
+                        epoch=epoch + 1,
+                        step=progress.total_steps,
+                        loss=last.pop("loss"),
+                        losses=last,
+                        lr=rate,
+                        pairs_per_second=logged_pairs / seconds,
+                        waiting_share=prefetcher.take_waited() / seconds,
+                        **processes.traffic.take(progress.step - logged_step, seconds),
+                        **self.monitor.counts(),
+                        seconds=progress.seconds,
+                    )
+                    logged_at, logged_step, logged_pairs = time.perf_counter(), progress.step, 0
+                if saves:
+                    self.save()
+                    saved_at = progress.total_steps
+                if exits:
+                    self.shutdown.exit()
+        self.monitor.end_epoch(num_steps)
+
+    def evaluate_epoch(self, epoch: int) -> None:
+        """Evaluate an epoch, by its moving average if there is one, and save its weights if it is the best so far."""
+        state, progress = self.context.state, self.context.state.progress
+        with self.shutdown.immediate(), nullcontext() if state.ema is None else state.ema.applied():
+            result = self._evaluate("epoch", epoch)
+            if result.t2i.r1 > progress.best_r1:
+                progress.best_r1, progress.best_epoch = result.t2i.r1, epoch
+                self._save_best()
+
+    def _evaluate(self, stage: str, epoch: int) -> Evaluation:
+        """Evaluate on the selection split and record the result under `stage`; each process encodes its share."""
+        started, progress = time.perf_counter(), self.context.state.progress
+        encoder = self.context.encoder(bare=stage == "zero-shot")
+        features = _encode_val_split(self.context, encoder)
+        result = self.context.processes.broadcast(lambda: evaluate(encoder, self.context.val_split, features))
+        progress.seconds += time.perf_counter() - started
+        label = f"epoch {epoch}" if stage == "epoch" else stage
+        logger.info("%s: R1 %.2f on %s of %s", label, 100 * result.t2i.r1, result.split, result.dataset)
+        self.run.record("evaluation", stage=stage, epoch=epoch, step=progress.total_steps, **result.summary())
+        return result
+
+    def save(self) -> None:
+        """Write last.pt."""
+        if self.context.processes.is_main_process:
+            with self.run.checked():
+                save_last(self.run.last, self.context.state, self.context.config)
+
+    def _save_best(self) -> None:
+        """Write best.safetensors (what inference needs of the trained tensors), and the heads that belong to it."""
+        context, state, run = self.context, self.context.state, self.run
+        if not context.processes.is_main_process:
+            return
+        whole = {name: parameter.detach() for name, parameter in state.model.named_parameters()}
+        # A random backbone is in no file: tensors that were trained over it mean nothing without it.
+        tensors = trainable_state(state.model) if state.backbone_sha256 else whole
+        is_whole = len(tensors) == len(whole)
+        with run.checked():
+            save_method(
+                run.best,
+                tensors,
+                architecture=state.model.architecture if is_whole else None,
+                known_token_ids=context.tokenizer.known_ids if is_whole else None,
+                config=to_dict(context.config),
+                backbone_name=context.backbone_name,
+                backbone_sha256=state.backbone_sha256,
+                facts={
+                    "epoch": str(state.progress.best_epoch),
+                    "selected_on": context.val_split.name,
+                    "selection_r1": f"{state.progress.best_r1:.6f}",
+                },
+            )
+            if context.trains:
+                heads, epoch = trainable_state(state.objective), state.progress.best_epoch
+                save_best_heads(run.path, heads, data_sha256=state.data_sha256, epoch=epoch)
+
+    def end(self) -> None:
+        """Log warnings about the result, and record the end of the run."""
+        context, progress = self.context, self.context.state.progress
+        events = read_events(self.run.path) if context.processes.is_main_process else []
+        warnings = warnings_after(events, progress.best_r1, progress.best_epoch)
+        for warning in warnings:
+            logger.warning("%s", warning)
+        self.run.record(
+            "end",
+            step=progress.total_steps,
+            best_r1=progress.best_r1,
+            best_epoch=progress.best_epoch,
+            seconds=progress.seconds,
+            peak_memory_bytes=peak_memory_bytes(context.device),
+            warnings=warnings,
+        )
 
 
 def _generator(seed: int, epoch: int, step: int) -> torch.Generator:
-    """Augmentation's randomness as a function of the place in the run, so that resuming needs no saved state."""
+    """Return a generator for the augmentation of a step: a function of the position, so resuming needs no state."""
     digest = hashlib.sha256(f"{seed}/{epoch}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def _evaluate_and_keep(session: Session, run: RunFolder, progress: Progress, epoch: int) -> None:
-    """Evaluate what an epoch made, the moving average where there is one, and keep it if it is the best so far."""
-    average = session.trainee.average
-    with nullcontext() if average is None else average.applied():
-        result = _evaluate(session, run, progress, "epoch", epoch)
-        if result.t2i.r1 > progress.best_r1:
-            progress.best_r1, progress.best_epoch = result.t2i.r1, epoch
-            _save_best(session, run, progress)
-
-
-def _evaluate(session: Session, run: RunFolder, progress: Progress, stage: str, epoch: int) -> Evaluation:
-    """Evaluate on the selection split and record it under `stage`."""
-    started = time.perf_counter()
-    encoder, processes = session.encoder(bare=stage == "zero-shot"), session.processes
-    features = encode_shared(encoder, session.val_split, processes)
-    result = processes.from_leader(lambda: evaluate(encoder, session.val_split, features))
-    progress.seconds += time.perf_counter() - started
-    label = f"epoch {epoch}" if stage == "epoch" else stage
-    logger.info("%s: R1 %.2f on %s of %s", label, 100 * result.t2i.r1, result.split, result.dataset)
-    run.record("evaluation", stage=stage, epoch=epoch, step=progress.total_steps, **result.summary())
-    return result
-
-
-def _save(session: Session, run: RunFolder, progress: Progress) -> None:
-    """Write last.pt."""
-    if session.processes.leads:
-        run.check_files()
-        save_last(run.last, session.trainee, session.config, progress)
-        run.expect_files()
-
-
-def _save_best(session: Session, run: RunFolder, progress: Progress) -> None:
-    """Write best.safetensors: what inference needs of what was trained, and the backbone's digest."""
-    if not session.processes.leads:
-        return
-    run.check_files()
-    built = session.built
-    whole = {name: parameter.detach() for name, parameter in built.model.named_parameters()}
-    # A random backbone lies in no file: what was trained over it would mean nothing without it.
-    state = trainable_state(built.model) if built.backbone_sha256 else whole
-    is_whole = len(state) == len(whole)
-    save_method(
-        run.best,
-        state,
-        architecture=built.model.architecture if is_whole else None,
-        known_token_ids=built.tokenizer.known_ids if is_whole else None,
-        config=to_dict(session.config),
-        backbone_name=built.backbone_name,
-        backbone_sha256=built.backbone_sha256,
-        facts={
-            "epoch": str(progress.best_epoch),
-            "selected_on": session.val_split.name,
-            "selection_r1": f"{progress.best_r1:.6f}",
-        },
+def _encode_val_split(context: TrainingContext, encoder: Encoder) -> SplitFeatures:
+    """Encode every image and caption of the selection split once, divided among the processes; all get all features."""
+    split, processes = context.val_split, context.processes
+    images, captions = processes.share(len(split.records)), processes.share(len(split.captions))
+    image_features = encoder.encode_image(split.image_paths[images.start : images.stop])
+    text_features = encoder.encode_text(split.captions[captions.start : captions.stop])
+    return SplitFeatures(
+        image_features=processes.gather(image_features, len(split.records)),
+        text_features=processes.gather(text_features, len(split.captions)),
+        image_pids=torch.tensor(split.image_pids),
+        caption_pids=torch.tensor(split.caption_pids),
     )
-    if session.trains:
-        heads, data_sha256 = trainable_state(session.trainee.objective), session.trainee.data_sha256
-        save_best_heads(run.path, heads, data_sha256=data_sha256, epoch=progress.best_epoch)
-    run.expect_files()

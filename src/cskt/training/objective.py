@@ -1,4 +1,4 @@
-"""The weighted losses of a batch and the heads they may need. Training only: no checkpoint for inference has them."""
+"""A batch through the model, and its losses with the heads that some of them need. Training only."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from cskt.data.masking import MaskedCaptions
 from cskt.losses import LossInputs, build_losses
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.parts.interaction import InteractionEncoder
-from cskt.training.shares import WHOLE, Rows
+from cskt.training.distributed import WHOLE, Rows
 
 
 @dataclass(frozen=True)
 class Views:
-    """A batch as the model is to see it."""
+    """A batch as the model receives it."""
 
     images: Tensor
     """[B / k, 3, H, W] augmented and normalised, on the training device."""
     caption_ids: Tensor
     """[B, L] int64 on the host; those of image i are rows k * i to k * i + k - 1."""
     masked: MaskedCaptions | None = None
-    """The same captions with words to be guessed, padded to the whole context, on the host; none for losses that need
-    no tokens."""
+    """The same captions with masked words, padded to the whole context, on the host; None if no loss needs tokens."""
 
     def split(self, num_pairs: int) -> list[Views]:
-        """The batch in pieces of at most so many pairs, whole images each; captions are cut to the piece's longest."""
+        """Return pieces of at most `num_pairs` pairs and whole images, with captions cut to the longest of a piece."""
         captions_per_image = len(self.caption_ids) // len(self.images)
         num_images = max(1, num_pairs // captions_per_image)
         pieces = []
@@ -44,24 +43,24 @@ class Views:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the model makes of a batch of B pairs; an image with k captions has its row k times."""
+    """Outputs of the model for a batch of B pairs; an image with k captions has its row k times."""
 
     image_features: Tensor
     """[B, D] raw."""
     text_features: Tensor
     """[B, D] raw."""
     image_tokens: Tensor | None = None
-    """[B, N, D] every token of the images, where words are masked."""
+    """[B, N, D] every token of the images, if words are masked."""
     text_tokens: Tensor | None = None
     """[B, L, D] every token of the masked captions."""
     mlm_positions: Tensor | None = None
-    """[M] int64, where in the B * L text tokens the words stand that are asked for."""
+    """[M] int64, positions of the masked words in the B * L text tokens."""
     mlm_labels: Tensor | None = None
-    """[M] int64, their ids."""
+    """[M] int64, ids of the masked words."""
 
 
 def encode(model: DualEncoder, views: Views, *, masked_for_all: bool) -> Outputs:
-    """Features of a batch, and tokens where words are masked; every image is encoded once.
+    """Compute the features of a batch, and tokens if words are masked; every image is encoded once.
 
     Args:
         masked_for_all: the text features are those of the masked captions, which saves a pass through the text tower.
@@ -93,9 +92,11 @@ def encode(model: DualEncoder, views: Views, *, masked_for_all: bool) -> Outputs
 class Objective(nn.Module):
     """Losses by name, with the identity classifier of `id` and the interaction encoder of `mlm`.
 
+    No weight file for inference holds these heads.
+
     Args:
-        config: which losses, their weights and constants.
-        mlm: the interaction encoder's depth.
+        config: losses, their weights and constants.
+        mlm: depth of the interaction encoder.
         architecture: width of the features, vocabulary.
         num_identities: classes of the `id` loss.
     """

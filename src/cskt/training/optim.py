@@ -1,8 +1,7 @@
-"""Which parameter learns how fast, and how that changes over the epochs.
+"""Optimizer and learning rates: per parameter, and over the epochs.
 
-The rules are those of the released CSKT and IRRA code, so that published recipes keep their meaning:
-biases learn faster and do not decay, heads that start from nothing learn fastest, and the rate is constant
-within an epoch.
+The rules are those of the released CSKT and IRRA code, so that published recipes keep their meaning: biases learn
+faster and do not decay, heads that start from nothing learn fastest, and the rate is constant within an epoch.
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ from cskt.errors import CsktError
 HEADS = ("classifier", "mlm_head")
 BLOCK = re.compile(r"(vision|text)\.blocks\.(\d+)\.")
 BELOW_BLOCKS = ("conv1", "class_embedding", "token_embedding", "positional_embedding", "ln_pre")
-"""Parts of a tower that come before its first block."""
+"""Parts of a tower before its first block."""
 
 
 def parameter_groups(named_parameters: Iterable[tuple[str, Parameter]], optim: OptimConfig) -> list[dict[str, Any]]:
-    """The trainable parameters, gathered into one group for each pair of rate and weight decay.
+    """Return the trainable parameters in one group for each pair of rate and weight decay.
 
     A name decides, the later rule over the earlier: `cross` learns at head_lr_factor; `bias` at bias_lr_factor with
     weight_decay_bias; `classifier` and `mlm_head` at head_lr_factor, their biases too (which keep weight_decay_bias).
-    With layer_decay below 1 a tower's blocks, and what lies below them, learn the slower the lower they stand.
+    With layer_decay below 1 the lower blocks of a tower, and the parts below them, learn slower than the upper ones.
 
     Args:
-        named_parameters: as `Module.named_parameters` gives them; frozen ones are passed over.
+        named_parameters: as `Module.named_parameters` returns them; frozen ones are left out.
         optim: rates, factors and decays.
 
     Returns:
         Groups in order of first appearance, each with `params`, `lr`, `weight_decay`, and `lr_scale`: its rate
-        relative to the base rate, which `set_learning_rate` keeps. One empty group if no parameters are given.
+        relative to the base rate. One empty group if no parameters are given.
 
     Raises:
         CsktError: parameters are given, but none is trainable.
@@ -70,7 +69,7 @@ def _scale_and_decay(name: str, optim: OptimConfig) -> tuple[float, float]:
 
 
 def _depths(names: Iterable[str]) -> dict[str, int]:
-    """Blocks of each tower."""
+    """Return the number of blocks of each tower."""
     depths: dict[str, int] = {}
     for name in names:
         if block := BLOCK.match(name):
@@ -79,7 +78,7 @@ def _depths(names: Iterable[str]) -> dict[str, int]:
 
 
 def _layer_scale(name: str, depths: Mapping[str, int], layer_decay: float) -> float:
-    """Share of the rate that a parameter's place in its tower leaves: 1 for the topmost block and what follows it."""
+    """Return the factor of the rate by the place in the tower: 1 for the topmost block and the parts after it."""
     if block := BLOCK.match(name):
         return layer_decay ** (depths[block[1]] - 1 - int(block[2]))
     tower, _, rest = name.partition(".")
@@ -87,10 +86,10 @@ def _layer_scale(name: str, depths: Mapping[str, int], layer_decay: float) -> fl
 
 
 def build_optimizer(named_parameters: Iterable[tuple[str, Parameter]], optim: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser over `parameter_groups`.
+    """Return the optimizer over `parameter_groups`.
 
     `adam` adds the decay to the gradient (L2), as the released code does; `adamw` shrinks the weights apart from the
-    gradient (Loshchilov and Hutter 2019). The state dict holds rates and scales, so that loading it resumes a run.
+    gradient (Loshchilov and Hutter 2019). The state dict holds rates and scales, so loading it resumes a run.
 
     Raises:
         CsktError: parameters are given, but none is trainable.
@@ -111,18 +110,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def learning_rate(epoch_index: int, optim: OptimConfig, num_epochs: int) -> float:
-    """The base rate of an epoch: warm-up first, then the schedule over the epochs that remain.
+    """Return the base rate of an epoch: warm-up first, then the schedule over the remaining epochs.
 
     Args:
         epoch_index: from 0.
         optim: base rate, warm-up and schedule.
-        num_epochs: epochs of the whole run; a run no longer than its warm-up never leaves it.
+        num_epochs: epochs of the whole run; a run no longer than its warm-up stays in it.
 
     Raises:
-        CsktError: the epoch is not one of the run's.
+        CsktError: the epoch is outside the run.
     """
     if not 0 <= epoch_index < num_epochs:
-        raise CsktError(f"epoch {epoch_index + 1} lies outside a run of {num_epochs}; raise num_epochs")
+        raise CsktError(f"epoch {epoch_index + 1} is outside a run of {num_epochs}; raise num_epochs")
     if epoch_index < optim.warmup_epochs:
         done = epoch_index / optim.warmup_epochs if optim.warmup_method == "linear" else 0.0
         return optim.lr * (optim.warmup_factor * (1 - done) + done)
@@ -138,7 +137,7 @@ DECAYS: dict[str, Callable[[float, float], float]] = {
     "exp": lambda progress, power: power**progress,
     "linear": lambda progress, power: 1 - progress,
     "poly": lambda progress, power: (1 - progress) ** power,
-    # Falls at once to `power` and climbs back to 1: a slip of the released schedule, kept to reproduce it.
+    # Drops at once to `power` and rises back to 1: an error of the released schedule, kept to reproduce it.
     "poly-released": lambda progress, power: power ** (1 - progress),
 }
 """Share of the base rate by schedule, at a progress in [0, 1) from warm-up to the end of the run."""

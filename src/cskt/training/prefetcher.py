@@ -1,4 +1,4 @@
-"""Batches on the training device, each brought there while the step before it runs."""
+"""Batches on the training device, each copied there while the step before it runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 
 import torch
 
@@ -14,46 +13,41 @@ from cskt.data.images import to_device
 from cskt.types import Batch
 
 
-class Feed:
-    """The batches of a loader with their images on the training device.
+class Prefetcher:
+    """Batches of a loader with their images on the training device.
 
-        with Feed(loader.epoch(epoch, step), device) as feed:
-            for batch in feed: ...
+        with Prefetcher(loader.epoch(epoch, step), device) as prefetcher:
+            for batch in prefetcher: ...
 
-    Images alone travel. Captions, identities and image numbers stay on the host, where captions are augmented and
-    masked and the watch looks at identities; `cskt.data.images.to_device` sends what is left of them.
+    Only images are copied. Captions, identities and image ids stay on the host, where captions are augmented and
+    masked; `cskt.data.images.to_device` copies the result.
 
-    On a CPU nothing is added to the loader. For an accelerator a thread takes the next batch from the loader and copies
-    its images while the current batch is computed with; on CUDA from pinned memory and in a stream of its own, which
-    the consumer's stream waits for and the host does not.
+    For an accelerator a thread takes the next batch from the loader and copies its images during the current step; on
+    CUDA from pinned memory and in a stream of its own, for which the consumer's stream waits and the host does not. On
+    a CPU there is no thread.
 
     Args:
-        batches: what a loader yields; closed with the feed.
-        device: where the images shall be.
+        batches: of a loader; closed with the prefetcher.
+        device: of the images.
     """
 
     def __init__(self, batches: Generator[Batch, None, None], device: torch.device) -> None:
         self._batches = batches
         self._device = device
-        self._thread = None if device.type == "cpu" else ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._thread = None if device.type == "cpu" else ThreadPoolExecutor(1, thread_name_prefix="prefetcher")
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._waited_seconds = 0.0
 
-    def __enter__(self) -> Feed:
+    def __enter__(self) -> Prefetcher:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
         self._batches.close()
 
     def __iter__(self) -> Iterator[Batch]:
-        """
-        Raises:
-            Whatever the loader raises, when its batch is asked for.
-        """
+        """Yield the batches; an error of the loader is raised when its batch is due."""
         finish = self._start()
         while True:
             started = time.perf_counter()
@@ -61,29 +55,25 @@ class Feed:
             self._waited_seconds += time.perf_counter() - started
             if batch is None:
                 return
-            self._hand_over(batch)
+            if self._stream is not None:
+                consumer = torch.cuda.current_stream(self._device)
+                consumer.wait_stream(self._stream)  # before the next copy is started, so it waits for this one alone
+                batch.images.record_stream(consumer)  # their memory is reused only after the consumer is done with it
             finish = self._start()
             yield batch
 
     def take_waited(self) -> float:
-        """Seconds that the consumer has stood still for data since this was last asked."""
+        """Return the seconds that the consumer waited for data since the last call."""
         waited, self._waited_seconds = self._waited_seconds, 0.0
         return waited
 
     def _start(self) -> Callable[[], Batch | None]:
-        """Begin with the next batch; what is returned gives it, or none after the last."""
+        """Start to load the next batch; the function that is returned gives it, or None after the last."""
         return self._next if self._thread is None else self._thread.submit(self._next).result
 
     def _next(self) -> Batch | None:
         batch = next(self._batches, None)
         if batch is None or self._thread is None:
             return batch
-        with torch.cuda.stream(self._stream):  # none changes nothing
+        with torch.cuda.stream(self._stream):  # None changes nothing
             return dataclasses.replace(batch, images=to_device(batch.images, self._device))
-
-    def _hand_over(self, batch: Batch) -> None:
-        if self._stream is None:
-            return
-        consumer = torch.cuda.current_stream(self._device)
-        consumer.wait_stream(self._stream)  # before the next copy is started, so it waits for this one alone
-        batch.images.record_stream(consumer)  # their memory is not used again before the consumer is done with it

@@ -1,90 +1,89 @@
-"""The files of a run: its config, its events as JSON lines and for TensorBoard."""
+"""Folder of a run: its config, its events as JSON lines and for TensorBoard, and the claim of the process that trains.
+
+While a run trains, its folder is checked before each write: files may be deleted, moved or replaced. A file that is
+open stays writable after its name is gone, and saving creates a missing folder again, so a training would otherwise
+continue to its end and leave a folder that cannot be resumed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import json
+import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from filelock import FileLock, Timeout
 
 from cskt.config import ClipArchitecture, RunConfig, as_trained, load_config, save_config
 from cskt.config.released_flags import to_published
-from cskt.errors import CsktError
-from cskt.training.events import read_event_log
-from cskt.training.run_files import RunFiles
-from cskt.training.tensorboard import ScalarFile
+from cskt.errors import CsktError, FileSystemError
+from cskt.training.events import EVENTS, read_events
+from cskt.training.tensorboard import ScalarFile, scalars_of
 from cskt.utils.files import write_atomically
 from cskt.utils.paths import file_name, inside
 
-CONFIG, FLAT_CONFIG, EVENTS = "config.yaml", "configs.yaml", "metrics.jsonl"
+CONFIG, FLAT_CONFIG = "config.yaml", "configs.yaml"
 BEST, LAST, PREVIOUS = "best.safetensors", "last.pt", "last.previous.pt"
 HEADS = "best.heads.safetensors"
 """Training heads of the best epoch; inference never reads it."""
 DAMAGED = "last.damaged.pt"
-"""What was found as last.pt and could not be resumed from."""
+"""A last.pt that could not be resumed from."""
 TENSORBOARD, LOCK = "tensorboard", ".lock"
-HALF_WRITTEN = re.compile(r"\.[A-Za-z0-9_.-]+\.[0-9]+(\.[0-9]+)?\.tmp")
-"""Name of a file that a process was killed while it wrote: the name that it would have got, process and thread."""
+TEMPORARY = re.compile(r"\.[A-Za-z0-9_.-]+\.[0-9]+(\.[0-9]+)?\.tmp")
+"""Name of a file whose process was killed while it wrote: the final name, process and thread."""
 
 
 class RunFolder:
-    """A folder of one run.
+    """Folder of one run.
 
     Args:
-        path: exists with a config, or is made here.
-        writes: false where another process of the same training writes.
+        path: with a config, or to be created by `create`.
+        writes: False if another process of the same training writes; then nothing is written or checked.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
-        self._writes = writes
         self.best, self.last = path / BEST, path / LAST
+        self._writes = writes
         self._scalar_file: ScalarFile | None = None
         self._purge_step: int | None = None
-        self._files = RunFiles(path)
+        self._expected: dict[Path, IO[bytes] | None] = {}
 
     @classmethod
     def create(cls, config: RunConfig, folder: Path, architecture: ClipArchitecture | None = None) -> RunFolder:
-        """Make a folder with a config and nothing else.
+        """Create a folder with a config and nothing else.
 
         Args:
             config: of the run.
-            folder: is made if it is not there.
+            folder: created if it is missing.
             architecture: of the model, for the image size and stride in the flat copy of the config.
 
         Raises:
-            CsktError: the folder holds a run already, or cannot be made.
+            CsktError: the folder holds a run already, or cannot be created.
         """
         if (folder / CONFIG).exists():
             raise CsktError(f"{folder}: already holds a run; resume it (--resume {folder}) or name another folder")
-        try:
+        flat = yaml.safe_dump(to_published(config, architecture), sort_keys=False)
+        with _cannot_write(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            flat = yaml.safe_dump(to_published(config, architecture), sort_keys=False)
-            write_atomically(folder / FLAT_CONFIG, lambda temporary: temporary.write_text(flat, encoding="utf-8"))
-            write_atomically(folder / CONFIG, lambda temporary: save_config(config, temporary))
-        except OSError as error:
-            raise _unwritable(folder, error) from None
+        write_atomically(folder / FLAT_CONFIG, lambda temporary: temporary.write_text(flat, encoding="utf-8"))
+        write_atomically(folder / CONFIG, lambda temporary: save_config(config, temporary))
         return cls(folder)
 
     @property
     def config(self) -> RunConfig:
-        """The run's config, from its config.yaml."""
+        """Config of the run, from its config.yaml."""
         return as_trained(load_config(self.path / CONFIG))
 
     def set_stop(self, stop_after_epochs: int | None) -> None:
-        """Put the epoch at which a resumed run is to stop into its config.yaml.
-
-        Raises:
-            CsktError: the file cannot be written.
-        """
+        """Write the epoch at which a resumed run stops into its config.yaml."""
         config = self.config
         if self._writes and config.loop.stop_after_epochs != stop_after_epochs:
             loop = dataclasses.replace(config.loop, stop_after_epochs=stop_after_epochs)
@@ -99,151 +98,142 @@ class RunFolder:
         """
         if not self._writes:
             return
-        self.check_files()
-        self.expect_files()
-        place = inside(self.path, EVENTS, follow_links=False)
-        try:
-            with place.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({"event": event, **values}) + "\n")
-            self._files.expect(place, hold=True)
+        with self.checked():
+            place = inside(self.path, EVENTS, follow_links=False)
+            with _cannot_write(place):
+                with place.open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps({"event": event, **values}) + "\n")
+                self._expect(place, hold=True)
             place = inside(self.path, TENSORBOARD, follow_links=False)
-            if scalars := _scalars(values, values.get("stage", event)):
-                self._scalar_file = self._scalar_file or ScalarFile(place, self._purge_step)
-                self._files.expect(self._scalar_file.path, hold=True)
-                self._scalar_file.add(scalars, values.get("step", 0))
-        except OSError as error:
-            raise CsktError(f"{place}: cannot write: {error.strerror}; is there room, and may you write?") from None
+            if scalars := list(scalars_of(values, values.get("stage", event))):
+                with _cannot_write(place):
+                    self._scalar_file = self._scalar_file or ScalarFile(place, self._purge_step)
+                    self._expect(self._scalar_file.path, hold=True)
+                    self._scalar_file.add(scalars, values.get("step", 0))
 
-    def check_files(self) -> None:
-        """Check that what the run has written is still there.
+    @contextmanager
+    def checked(self) -> Iterator[None]:
+        """Return a context for a write to the folder: files that were written before must still be there.
 
         Raises:
-            CsktError: somebody has deleted, moved or replaced it; see `RunFiles.check`.
+            CsktError: a file was deleted, moved or replaced; names the folder and the file.
         """
-        if self._writes:
-            self._files.check()
-
-    def expect_files(self) -> None:
-        """From now on `check_files` requires the config and the weights that are in the folder."""
+        for path, held in self._expected.items():
+            if not _is_there(path, held):
+                name = path.relative_to(self.path).as_posix()
+                problem = f"'{name}' was deleted or replaced" if self.path.is_dir() else "deleted or moved"
+                raise CsktError(
+                    f"{self.path}: {problem} during training, which ends here; put it back and continue with"
+                    f" 'cskt train --resume {self.path}', or start a new run"
+                )
+        yield
         for path in (self.path / CONFIG, self.best, self.last):
             if self._writes and path.is_file():
-                self._files.expect(path)
+                self._expect(path)
 
-    def events(self) -> list[dict[str, Any]]:
-        """All events so far, oldest first; see `read_events`."""
-        return read_events(self.path)
-
-    def forget_after(self, total_steps: int, epochs: int) -> None:
-        """Drop the events beyond a checkpoint, so that a resumed run tells its story once; and files half written.
+    def _expect(self, path: Path, *, hold: bool = False) -> None:
+        """Require a file from now on.
 
         Args:
-            total_steps: steps that the checkpoint has behind it.
-            epochs: epochs that it has completed, their evaluation included.
+            path: an existing file in the folder.
+            hold: keep it open for reading, and also require that no other file replaces it. While a file is open its
+                inode number is not given to another, on any file system.
         """
+        if path not in self._expected:
+            self._expected[path] = path.open("rb") if hold else None
 
+    def drop_events_after(self, total_steps: int, epochs: int) -> None:
+        """Drop the events after a checkpoint, which a resumed run records again, and temporary files of killed writes.
+
+        Args:
+            total_steps: steps completed at the checkpoint.
+            epochs: epochs completed, their evaluation included.
+        """
         if not self._writes:
             return
 
-        def is_past(event: dict[str, Any]) -> bool:
+        def is_before(event: dict[str, Any]) -> bool:
             if event["event"] == "evaluation" and event["epoch"] > epochs:
-                return False  # at the checkpoint's own step, but not yet counted in its best score
+                return False  # at the step of the checkpoint, but not yet counted in its best score
             return event["event"] != "end" and event.get("step", 0) <= total_steps
 
-        text = "".join(json.dumps(event) + "\n" for event in self.events() if is_past(event))
-        for cut_short in self.path.glob(".*.tmp"):
-            if HALF_WRITTEN.fullmatch(cut_short.name) and (cut_short.is_file() or cut_short.is_symlink()):
-                cut_short.unlink(missing_ok=True)
+        text = "".join(json.dumps(event) + "\n" for event in read_events(self.path) if is_before(event))
+        with _cannot_write(self.path):
+            for path in self.path.glob(".*.tmp"):
+                if TEMPORARY.fullmatch(path.name) and (path.is_file() or path.is_symlink()):
+                    path.unlink(missing_ok=True)
         self._purge_step = total_steps + 1
         write_atomically(self.path / EVENTS, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def close(self) -> None:
         """Close the files that are open."""
-        self._files.close()
-        if self._scalar_file is not None:
-            with suppress(OSError):  # what it could not hold, metrics.jsonl does, or `record` has said so
-                self._scalar_file.close()
+        for held in [*self._expected.values(), self._scalar_file]:
+            if held is not None:
+                with suppress(OSError):  # `record` has reported a scalar that a full disk did not take
+                    held.close()
+        self._expected.clear()
 
 
-def read_events(folder: Path) -> list[dict[str, Any]]:
-    """The events of a run folder, oldest first; none if nothing was recorded. Lines that are none are left out."""
-    return [dict(event) for event in read_event_log(folder / EVENTS).events]
-
-
-def ignored_lines(folder: Path) -> str:
-    """The numbers of those lines of a run's metrics.jsonl that are no events, for a report; empty if all are."""
-    return read_event_log(folder / EVENTS).note
-
-
-def first_event(events: Iterable[Mapping[str, Any]], kind: str) -> Mapping[str, Any]:
-    """The first event of a kind, such as `start`; empty where there is none."""
-    return next((event for event in events if event["event"] == kind), {})
-
-
-def last_event(events: Sequence[Mapping[str, Any]], kind: str) -> Mapping[str, Any]:
-    """The last event of a kind, such as `end`; empty where there is none."""
-    return first_event(reversed(events), kind)
+def _is_there(path: Path, held: IO[bytes] | None) -> bool:
+    try:
+        state = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # a network that does not answer is not a deletion; the next write reports it
+        return True
+    return held is None or os.path.samestat(state, os.fstat(held.fileno()))
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
-    """Whether this process alone works on a folder; another that asks meanwhile is told no.
+    """Claim a folder for this process, and yield True; yield False if another process has claimed it.
 
-    The operating system lets go of the claim when a process ends, however it ends. So the same series may be started
-    in several terminals, or on several GPUs, and each takes what no other has. Whoever holds a claim may claim again.
+    The operating system releases the claim when the process ends, however it ends. So the same series may be started
+    in several terminals, or on several GPUs, and each process takes the runs that no other has. A process may claim a
+    folder again that it has claimed.
 
     Raises:
         CsktError: the folder cannot be written.
     """
-    try:
+    with _cannot_write(folder):
         folder.mkdir(parents=True, exist_ok=True)
         inside(folder, LOCK, follow_links=False)
-        lock = FileLock(folder / LOCK, is_singleton=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    except OSError as error:
-        raise _unwritable(folder, error) from None
+        lock, is_claimed = FileLock(folder / LOCK, is_singleton=True), True
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            is_claimed = False
     try:
-        yield True
+        yield is_claimed
     finally:
-        lock.release()
+        if is_claimed:
+            lock.release()
 
 
 def fresh_folder(config: RunConfig) -> Path:
-    """Where a run goes that nobody has named a folder for: `<output_dir>/<dataset>/<time>_<name>`.
+    """Create the default folder of a run, `<output_dir>/<dataset>/<time>_<name>`, and return its path.
 
-    Characters of the name that mean something in a path are replaced, so that the folder is always in that place. It is
-    made here, for two trainings that are started in the same second are not to meet.
+    Special characters of the names are replaced, so that the folder is always there. It is created at once: two
+    trainings that start in the same second must not meet.
 
     Raises:
-        CsktError: it cannot be made.
+        CsktError: it cannot be created.
     """
     parent = Path(config.output_dir) / file_name(config.data.dataset)
     stem = f"{time.strftime('%Y%m%d_%H%M%S')}_{file_name(config.name)}"
-    names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
-    return next(parent / name for name in names if _is_made(parent / name))
+    for number in itertools.count(1):
+        folder = parent / (stem if number == 1 else f"{stem}_{number}")
+        with _cannot_write(folder), suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("unreachable")
 
 
-def _is_made(folder: Path) -> bool:
+@contextmanager
+def _cannot_write(place: Path) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        return False
+        yield
     except OSError as error:
-        raise _unwritable(folder, error) from None
-    return True
-
-
-def _unwritable(folder: Path, error: OSError) -> CsktError:
-    return CsktError(f"{folder}: cannot write a run there: {error.strerror}; choose another folder")
-
-
-def _scalars(values: Mapping[str, Any], tag: str) -> list[tuple[str, float]]:
-    found = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found += _scalars(value, f"{tag}/{name}")
-        elif isinstance(value, int | float) and name not in ("step", "epoch"):
-            found.append((f"{tag}/{name}", float(value)))
-    return found
+        raise FileSystemError(
+            f"{place}: cannot be written: {error.strerror or error}; free disk space, or choose another folder"
+        ) from None

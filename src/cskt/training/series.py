@@ -1,8 +1,7 @@
-"""Several runs in one go: each is started, gone on with or left alone, as its folder calls for."""
+"""Runs of a series: each is started, resumed or left as it is, depending on the contents of its folder."""
 
 from __future__ import annotations
 
-import logging
 from functools import cache
 from pathlib import Path
 
@@ -12,52 +11,51 @@ from cskt.data.records import select_splits
 from cskt.errors import CsktError
 from cskt.model.io.cache import locate, sha256_of, weights_sha256
 from cskt.training.checkpoint import config_differences
-from cskt.training.init_from import initial_file
+from cskt.training.context import data_digest
+from cskt.training.events import first_event, last_event, read_events
+from cskt.training.initial_weights import initial_file
 from cskt.training.loop import TrainResult, train
-from cskt.training.run_folder import BEST, CONFIG, RunFolder, first_event, last_event, read_events
-from cskt.training.setup import digest
-
-logger = logging.getLogger(__name__)
+from cskt.training.run_folder import BEST, CONFIG, RunFolder
 
 
 def seed_folder(parent: Path, seed: int) -> Path:
-    """Where a series keeps the run of a seed."""
+    """Return the folder of the run of a seed."""
     return parent / f"seed-{seed}"
 
 
 def train_or_resume(config: RunConfig, folder: Path) -> TrainResult:
-    """Train in a folder what is missing there: everything, the rest of an interrupted run, or nothing.
+    """Train what is missing in a folder: everything, the rest of an interrupted run, or nothing.
 
     Raises:
-        CsktError: the folder holds a run of another config; see also `engine.train`.
+        CsktError: the folder holds a run of another config; see also `train`.
     """
     if not (folder / CONFIG).is_file():
         return train(config, folder)
     check_same_config(config, folder)
-    if (done := finished(folder)) is not None:
-        return done
+    if (result := finished(folder)) is not None:
+        return result
     return train(config, folder, resume=None)
 
 
 def check_same_config(config: RunConfig, folder: Path) -> None:
-    """See that a folder holds a run of this config over this backbone and this data, or none.
+    """Check that a folder holds a run of this config over this backbone and this data, or none.
 
     Raises:
-        CsktError: it holds another; one line that says in what it differs.
+        CsktError: it holds another; the message names the difference.
     """
     if not (folder / CONFIG).is_file():
         return
     saved = RunFolder(folder).config
     different = config_differences(to_dict(saved), to_dict(completed_like(config, saved)))
     before, now = saved.loop.stop_after_epochs, config.loop.stop_after_epochs
-    if before != now:  # free where a run is resumed, but its end is not the one that is asked for here
+    if before != now:  # free when a run is resumed, but here it would be another result
         different.append(f"loop.stop_after_epochs: {before} -> {now}")
     if different:
         raise CsktError(f"{folder}: holds a run with another config ({'; '.join(different)}); name another folder")
     start, name, root = first_event(read_events(folder), "start"), config.backbone.name, config.data.root
-    if start.get("backbone_sha256") and start["backbone_sha256"] != backbone_digest(name):
+    if start.get("backbone_sha256") and start["backbone_sha256"] != _backbone_digest(name):
         raise CsktError(f"{folder}: holds a run over another backbone than {name}; name another folder")
-    if "data_sha256" in start and start["data_sha256"] != training_digest(config.data):
+    if "data_sha256" in start and start["data_sha256"] != _training_digest(config.data):
         raise CsktError(f"{folder}: holds a run on other training data than that in {root}; name another folder")
     if config.init_from is not None and "init_from_sha256" in start:
         path = initial_file(config.init_from)
@@ -68,22 +66,20 @@ def check_same_config(config: RunConfig, folder: Path) -> None:
             )
 
 
-@cache
-def backbone_digest(name: str) -> str:
-    """SHA-256 of a backbone's weight file, looked at once per process."""
-    return weights_sha256(locate(name))
-
-
-@cache
-def training_digest(data: DataConfig) -> str:
-    """Digest of the training pairs that a config asks for, read once per process."""
-    train_split, _ = select_splits(read_dataset(data.dataset, Path(data.root)), data)
-    return digest(train_split)
-
-
 def finished(folder: Path) -> TrainResult | None:
-    """What a run has come to; none if it has not come to its end."""
+    """Return the result of a run; None if it has not ended."""
     end = last_event(read_events(folder), "end")
     if not end or not (folder / BEST).is_file():
         return None
     return TrainResult(folder, end["best_r1"], end["best_epoch"], end["seconds"])
+
+
+@cache
+def _backbone_digest(name: str) -> str:
+    return weights_sha256(locate(name))
+
+
+@cache
+def _training_digest(data: DataConfig) -> str:
+    train_split, _ = select_splits(read_dataset(data.dataset, Path(data.root)), data)
+    return data_digest(train_split)

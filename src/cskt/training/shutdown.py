@@ -1,4 +1,4 @@
-"""Leaving in order when the system asks for it (SIGTERM): what a scheduler sends before it kills."""
+"""Graceful shutdown: SIGTERM, which a scheduler sends before it kills, ends a training where nothing is lost."""
 
 from __future__ import annotations
 
@@ -13,54 +13,54 @@ from typing import NoReturn
 logger = logging.getLogger(__name__)
 
 EXIT_CODE = 128 + signal.SIGTERM
-"""What a shell reports of a process that SIGTERM ended."""
+"""Exit code that a shell reports for a process that SIGTERM ended."""
 
 
-class Leaving:
-    """Whether SIGTERM has come.
+class ShutdownSignal:
+    """Listens for SIGTERM, and ends the program by `SystemExit` when it is asked to.
 
-        with Leaving() as leaving:
+        with ShutdownSignal() as shutdown:
             for step in ...:
                 ...
-                if leaving.asked: save, leave()
-            with leaving.at_once(): what keeps nothing that is not saved
+                if shutdown.received: save, shutdown.exit()
+            with shutdown.immediate(): work that has nothing to save
 
-    All of it ends by `SystemExit`. Only the main thread of a program hears signals; in another nothing changes.
+    Only the main thread of a program receives signals; in another thread nothing changes.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.received = False
         self.hint = "nothing was changed"
-        """What to tell on leaving."""
-        self._at_once = False
-        self._hears = threading.current_thread() is threading.main_thread()
+        """End of the message that is logged at the exit."""
+        self._is_immediate = False
+        self._listens = threading.current_thread() is threading.main_thread()
 
-    def __enter__(self) -> Leaving:
-        if self._hears:
-            self._before = signal.signal(signal.SIGTERM, self._hear)
+    def __enter__(self) -> ShutdownSignal:
+        if self._listens:
+            self._before = signal.signal(signal.SIGTERM, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._hears:
+        if self._listens:
             signal.signal(signal.SIGTERM, self._before)
 
     @contextmanager
-    def at_once(self) -> Generator[None, None, None]:
-        """Inside the `with` block SIGTERM ends the program there and then."""
-        self._at_once = True
+    def immediate(self) -> Generator[None, None, None]:
+        """Return a context in which SIGTERM ends the program at once."""
+        self._is_immediate = True
         try:
-            if self.asked:
-                self.leave()
+            if self.received:
+                self.exit()
             yield
         finally:
-            self._at_once = False
+            self._is_immediate = False
 
-    def leave(self) -> NoReturn:
+    def exit(self) -> NoReturn:
         """End the program."""
         logger.info("stopped by SIGTERM; %s", self.hint)
         raise SystemExit(EXIT_CODE)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        if self._at_once:
-            self.leave()
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        if self._is_immediate:
+            self.exit()

@@ -1,8 +1,10 @@
-"""One training step: a batch through model and losses, gradients back, the optimiser on."""
+"""One training step: augment a batch, compute its losses and gradients, update the weights."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,134 +14,184 @@ from cskt.data.images import augment, to_device
 from cskt.data.masking import MaskedCaptions, augment_captions, mask_tokens
 from cskt.device import arithmetic, exact_convolutions
 from cskt.losses import weighted_total
-from cskt.training.micro import backward_in_pieces
+from cskt.training.context import TrainingContext
+from cskt.training.distributed import Rows
 from cskt.training.objective import Outputs, Views, encode
-from cskt.training.setup import Session
-from cskt.training.shares import Rows
 from cskt.types import Batch
 
+T = TypeVar("T")
+
 CAPTION_BUCKET = 16
-"""Compiled blocks see captions whose length is a multiple of this: few lengths, each compiled once."""
+"""Compiled blocks receive captions whose length is a multiple of this: few lengths, each compiled once."""
+WITH_GRADIENT = ("image_features", "text_features", "image_tokens", "text_tokens")
+"""Fields of `Outputs` through which gradients reach the model."""
 
 
 def add_gradients(
-    session: Session, batch: Batch, step: int, generator: torch.Generator, num_steps: int | None = None
+    context: TrainingContext, batch: Batch, step: int, generator: torch.Generator, num_steps: int | None = None
 ) -> dict[str, Tensor]:
     """Add the gradients of a batch to the parameters.
 
     With `loop.micro_batch_size` the batch passes the model in pieces; the gradients are those of the whole batch.
 
     Args:
-        session: what is trained, and how.
-        batch: the images of this process's share on the training device.
+        context: of the training.
+        batch: with the images of this process's share on the training device.
         step: of the epoch, from 0.
         generator: decides the augmentation.
-        num_steps: of the epoch, where it is not `steps_per_epoch` of the loader.
+        num_steps: of the epoch, if it is not `steps_per_epoch` of the loader.
 
     Returns:
         The weighted total as `loss`, then the unweighted losses by name: scalars of the whole batch, on the device.
     """
-    config, device, trainee = session.config, session.device, session.trainee
-    pids, image_ids = to_device(batch.pids, device), to_device(per_pair(batch), device)
-    rows = Rows.of(batch, session.processes)
-    _, group_size = _group(session, step, num_steps)
+    config, device, state = context.config, context.device, context.state
+    rows = Rows.of(batch, context.processes)
+    pids, image_ids = to_device(batch.pids, device), to_device(image_ids_per_pair(batch), device)
+    _, group_size = _group(context, step, num_steps)
 
     def outputs_of(piece: Views) -> Outputs:
         with arithmetic(device, config.precision):
-            return encode(session.built.model, piece, masked_for_all=config.mlm.masked_for_all)
+            return encode(state.model, piece, masked_for_all=config.mlm.masked_for_all)
 
     def backward(outputs: Outputs) -> dict[str, Tensor]:
         with arithmetic(device, config.precision):
-            parts = trainee.objective(outputs, pids, image_ids, rows)
-        loss = weighted_total(parts, config.loss.weights)
+            losses = state.objective(outputs, pids, image_ids, rows)
+        total = weighted_total(losses, config.loss.weights)
         with exact_convolutions(device):
-            torch.autograd.backward(trainee.scaler.scale(loss / group_size))
-        known = {
-            name: session.processes.sum(part.detach()) if trainee.objective.losses[name].by_row else part.detach()
-            for name, part in parts.items()
-        }
-        return {"loss": weighted_total(known, config.loss.weights)} | known
+            torch.autograd.backward(state.scaler.scale(total / group_size))
+        whole = {name: loss.detach() for name, loss in losses.items()}
+        for name, loss in whole.items():
+            if state.objective.losses[name].by_row:
+                whole[name] = context.processes.all_reduce(loss)
+        return {"loss": weighted_total(whole, config.loss.weights)} | whole
 
-    views = views_of(session, batch, generator)
-    pieces = views.split(config.loop.micro_batch_size or len(batch.pids))
+    pieces = augmented(context, batch, rows, generator).split(config.loop.micro_batch_size or len(batch.pids))
     if config.loop.compile:
-        pieces = [in_bucket(piece, session.built.tokenizer.context_length) for piece in pieces]
+        pieces = [_in_bucket(piece, context.tokenizer.context_length) for piece in pieces]
     if len(pieces) == 1:
         return backward(outputs_of(pieces[0]))
     return backward_in_pieces(pieces, outputs_of, backward)
 
 
-def views_of(session: Session, batch: Batch, generator: torch.Generator) -> Views:
-    """This process's share of a batch augmented, and with words masked where a loss asks for it.
+def augmented(context: TrainingContext, batch: Batch, rows: Rows, generator: torch.Generator) -> Views:
+    """Augment this process's share of a batch, and mask words if a loss needs it.
 
-    Everything is drawn for the whole batch, so that it does not depend on how many processes share it.
+    All random numbers are drawn for the whole batch, so they do not depend on the number of processes.
     """
-    config, context_length = session.config, session.built.tokenizer.context_length
-    own, num_images = Rows.of(batch, session.processes).own, len(batch.image_ids)
-    architecture = session.built.model.architecture
+    config, architecture = context.config, context.state.model.architecture
     images = augment(
         batch.images, config.augment, generator, mean=architecture.image_mean, std=architecture.image_std,
-        of=num_images, first=batch.first_image,
+        of=rows.num_images, first=batch.first_image,
     )  # fmt: skip
     caption_ids = augment_captions(batch.caption_ids, config.augment, generator)
     masked = None
-    if "mlm" in config.loss.weights:
+    if context.state.objective.interaction is not None:
         # The interaction encoder has no mask: in the released code, too, it sees the padding of the whole context.
-        whole = F.pad(caption_ids, (0, context_length - caption_ids.shape[1]))
-        masked = MaskedCaptions(*(part[own] for part in mask_tokens(whole, config.mlm.mask_probability, generator)))
+        whole = F.pad(caption_ids, (0, context.tokenizer.context_length - caption_ids.shape[1]))
+        masked = MaskedCaptions(
+            *(part[rows.own] for part in mask_tokens(whole, config.mlm.mask_probability, generator))
+        )
     elif config.mlm.without_loss:
         caption_ids = mask_tokens(caption_ids, config.mlm.mask_probability, generator).ids
-    return Views(images, caption_ids[own], masked)
+    return Views(images, caption_ids[rows.own], masked)
 
 
-def in_bucket(views: Views, context_length: int) -> Views:
-    """The same with captions padded to a multiple of `CAPTION_BUCKET`, which changes nothing but their length."""
+def image_ids_per_pair(batch: Batch) -> Tensor:
+    """Return the image of each pair, [B]."""
+    return batch.image_ids.repeat_interleave(len(batch.pids) // len(batch.image_ids))
+
+
+def _in_bucket(views: Views, context_length: int) -> Views:
+    """Pad captions to a multiple of `CAPTION_BUCKET`, which changes no feature."""
     length = views.caption_ids.shape[1]
     bucket = min(-(-length // CAPTION_BUCKET) * CAPTION_BUCKET, context_length)
     return dataclasses.replace(views, caption_ids=F.pad(views.caption_ids, (0, bucket - length)))
 
 
-def per_pair(batch: Batch) -> Tensor:
-    """[B] the image of each pair."""
-    return batch.image_ids.repeat_interleave(len(batch.pids) // len(batch.image_ids))
+def backward_in_pieces(
+    pieces: Sequence[Views], encode_piece: Callable[[Views], Outputs], backward: Callable[[Outputs], T]
+) -> T:
+    """Add the gradients of a loss over a whole batch that does not fit into memory.
+
+    A contrastive loss compares every pair with every other, so gradients summed over pieces would belong to another
+    loss. The features of all pieces are computed first, without a graph; then the loss of the whole batch and its
+    gradient with respect to the features; then each piece is computed again and receives its part of that gradient.
+    Source: Gao, Zhang, Han and Callan 2021 (arXiv 2101.06983).
+
+    Args:
+        pieces: the batch.
+        encode_piece: computes the outputs of a piece, twice; so it must not be random.
+        backward: takes the outputs of the whole batch and calls backward on their loss.
+
+    Returns:
+        The result of `backward`.
+    """
+    with torch.no_grad():
+        whole = joined([encode_piece(piece) for piece in pieces])
+    leaves = {name: value.requires_grad_() for name in WITH_GRADIENT if (value := getattr(whole, name)) is not None}
+    result = backward(whole)
+    first = 0
+    for piece in pieces:
+        outputs, rows = encode_piece(piece), slice(first, first + len(piece.caption_ids))
+        reached = [
+            (tensor, leaf.grad[rows])
+            for name, leaf in leaves.items()
+            if leaf.grad is not None and (tensor := getattr(outputs, name)).requires_grad  # not of a frozen tower
+        ]
+        torch.autograd.backward([tensor for tensor, _ in reached], [gradient for _, gradient in reached])
+        first = rows.stop
+    return result
 
 
-def update(session: Session, step: int, num_steps: int | None = None) -> Tensor | None:
+def joined(pieces: Sequence[Outputs]) -> Outputs:
+    """Concatenate the outputs of the pieces of a batch."""
+    whole: dict[str, Any] = {}
+    for field in dataclasses.fields(Outputs):
+        values = [value for piece in pieces if (value := getattr(piece, field.name)) is not None]
+        whole[field.name] = torch.cat(values) if values else None
+    positions, num_tokens = [], 0
+    for piece in pieces:  # positions count the tokens of earlier pieces too
+        if piece.text_tokens is not None and piece.mlm_positions is not None:
+            positions.append(piece.mlm_positions + num_tokens)
+            num_tokens += piece.text_tokens.shape[:2].numel()
+    if positions:
+        whole["mlm_positions"] = torch.cat(positions)
+    return Outputs(**whole)
+
+
+def update(context: TrainingContext, step: int, num_steps: int | None = None) -> Tensor | None:
     """Step the optimizer at the end of a group of batches.
 
     Args:
-        session: what is trained.
+        context: of the training.
         step: of the epoch, from 0.
-        num_steps: of the epoch, where it is not `steps_per_epoch` of the loader.
+        num_steps: of the epoch, if it is not `steps_per_epoch` of the loader.
 
     Returns:
-        The largest absolute gradient, a scalar on the device, of which fp16 has the scaled one: if it is not finite,
-        `GradScaler` skips the step, and without a scaler the step damages the weights. None within a group.
+        The largest absolute gradient, a scalar on the device (with fp16, of the scaled gradients). If it is not finite,
+        `GradScaler` skips the step; without a scaler the step would damage the weights. None within a group.
     """
-    trainee, clip_norm = session.trainee, session.config.optim.clip_grad_norm
-    start, size = _group(session, step, num_steps)
+    state, clip_norm = context.state, context.config.optim.clip_grad_norm
+    start, size = _group(context, step, num_steps)
     if step + 1 < start + size:
         return None
-    parameters = [p for group in trainee.optimizer.param_groups for p in group["params"]]
-    session.processes.add_up(parameters)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    context.processes.all_reduce_gradients(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     largest = torch.nn.utils.get_total_norm(gradients, norm_type=torch.inf)
     if clip_norm is not None:
-        trainee.scaler.unscale_(trainee.optimizer)
+        state.scaler.unscale_(state.optimizer)
         torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-    trainee.scaler.step(trainee.optimizer)
-    trainee.scaler.update()
-    trainee.optimizer.zero_grad(set_to_none=True)
-    if trainee.average is not None:
-        trainee.average.update()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.ema is not None:
+        state.ema.update()
     return largest
 
 
-def _group(session: Session, step: int, num_steps: int | None) -> tuple[int, int]:
-    """(first step, size) of the group of `accumulate_steps` batches that a step belongs to.
-
-    The last group of an epoch may be smaller; its gradients are averaged all the same.
-    """
-    accumulate = session.config.loop.accumulate_steps
+def _group(context: TrainingContext, step: int, num_steps: int | None) -> tuple[int, int]:
+    """Return (first step, size) of the group of `accumulate_steps` batches of a step; the last may be smaller."""
+    accumulate = context.config.loop.accumulate_steps
     start = step - step % accumulate
-    return start, min(accumulate, (num_steps or session.loader.steps_per_epoch) - start)
+    return start, min(accumulate, (num_steps or context.loader.steps_per_epoch) - start)

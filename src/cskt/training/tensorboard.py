@@ -1,7 +1,7 @@
 """Scalars for TensorBoard, written by the thread that records them.
 
-torch's SummaryWriter writes from a thread of its own, minutes later: on a full disk that thread dies with a traceback,
-and a killed run lacks what was waiting.
+The SummaryWriter of torch writes from a thread of its own, minutes later: on a full disk that thread dies with a
+traceback, and a killed run loses the scalars that were waiting.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -23,41 +24,28 @@ FILE_VERSION = "brain.Event:2"
 
 
 class ScalarFile:
-    """One session's file.
+    """File of one session. Every method raises OSError if the file cannot be written.
 
     Args:
-        folder: of all sessions of a run; made here.
-        purge_step: of what earlier sessions wrote, TensorBoard forgets everything from this step on.
-
-    Raises:
-        OSError: as `add` does.
+        folder: of all sessions of a run; created if missing.
+        purge_step: step from which on TensorBoard discards the scalars of earlier sessions.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"{PREFIX}{_next_stamp(folder):010}.{socket.gethostname()}.{os.getpid()}"
-        self.path = folder / name
-        self._stream = self.path.open("wb")
-        self._records = RecordWriter(self._stream)
+        self.path = folder / f"{PREFIX}{_next_stamp(folder):010}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter(self.path.open("wb"))
         self._write(Event(file_version=FILE_VERSION))
         if purge_step is not None:
             self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, scalars: Iterable[tuple[str, float]], step: int) -> None:
-        """Write (tag, value) pairs of a step.
-
-        Raises:
-            OSError: the disk is full, ...
-        """
+        """Write (tag, value) pairs of a step."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars]
         self._write(Event(step=step, summary=Summary(value=values)))
 
     def close(self) -> None:
-        """Close the file.
-
-        Raises:
-            OSError: it still lacks what a full disk had no room for.
-        """
+        """Close the file."""
         self._records.close()
 
     def _write(self, event: Event) -> None:
@@ -66,10 +54,19 @@ class ScalarFile:
         self._records.flush()
 
 
-def _next_stamp(folder: Path) -> int:
-    """Seconds since 1970, or more: TensorBoard reads sessions by name, and the clock may have been put back.
+def scalars_of(values: Mapping[str, Any], tag: str) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of an event with their tags, such as `step/losses/sdm`."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from scalars_of(value, f"{tag}/{name}")
+        elif isinstance(value, int | float) and name not in ("step", "epoch"):
+            yield f"{tag}/{name}", float(value)
 
-    Names of other programs that look alike are left alone: a stamp has ten digits.
+
+def _next_stamp(folder: Path) -> int:
+    """Return seconds since 1970, or more: TensorBoard reads sessions by name, and the clock may have been put back.
+
+    Similar names of other programs are ignored: a stamp has ten digits.
     """
     stamps = [path.name.removeprefix(PREFIX).split(".")[0] for path in folder.glob(f"{PREFIX}*")]
     return max([int(time.time()), *(int(stamp) + 1 for stamp in stamps if STAMP.fullmatch(stamp))])

@@ -14,9 +14,9 @@ from cskt.data.paperdoll import make_dataset
 from cskt.data.records import Record, Split
 from cskt.evaluation.study_plan import load_study
 from cskt.model.io.cache import CLIP_TINY, locate
-from cskt.training.doubts import BEST_RATES, best_rate, doubts_after, doubts_before
+from cskt.training.checks import BEST_RATES, best_rate, warnings_after, warnings_before
+from cskt.training.events import first_event, last_event, read_events
 from cskt.training.loop import train
-from cskt.training.run_folder import first_event, last_event, read_events
 from tiny_run import Configure, quick_config
 
 TINY = hashlib.sha256(locate(CLIP_TINY).read_bytes()).hexdigest()
@@ -25,7 +25,7 @@ NO_WARMUP = {"optim.warmup_epochs": 0}
 
 
 def doubts(changes: dict[str, Any], recipe: str = "cskt", digest: str = "", split: Split = PEOPLE) -> list[str]:
-    return doubts_before(load_config(recipe, changes), split, digest)
+    return warnings_before(load_config(recipe, changes), split, digest)
 
 
 @pytest.mark.parametrize(
@@ -119,19 +119,19 @@ def evaluation(stage: str, r1: float) -> dict[str, Any]:
 )
 def test_a_best_epoch_that_is_no_better_than_before(best_r1: float, expected: list[str]) -> None:
     events = [evaluation("zero-shot", 0.5), evaluation("step-0", 0.5), evaluation("epoch", best_r1)]
-    found = doubts_after(events, best_r1, 2)
+    found = warnings_after(events, best_r1, 2)
     assert len(found) == len(expected)
     assert all(f"no epoch is better than {words}" in line for words, line in zip(expected, found, strict=True))
 
 
 def test_better_than_step_0_but_not_than_zero_shot() -> None:
-    (found,) = doubts_after([evaluation("zero-shot", 0.5), evaluation("step-0", 0.1)], 0.3, 1)
+    (found,) = warnings_after([evaluation("zero-shot", 0.5), evaluation("step-0", 0.1)], 0.3, 1)
     assert "zero-shot CLIP" in found
 
 
 def test_runs_that_train_or_evaluated_nothing_before_are_not_doubted() -> None:
-    assert doubts_after([evaluation("zero-shot", 0.5)], 0.5, 0) == []
-    assert doubts_after([evaluation("epoch", 0.5)], 0.5, 1) == []
+    assert warnings_after([evaluation("zero-shot", 0.5)], 0.5, 0) == []
+    assert warnings_after([evaluation("epoch", 0.5)], 0.5, 1) == []
 
 
 # --- in a run

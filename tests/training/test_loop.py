@@ -25,10 +25,10 @@ from cskt.evaluation.evaluate import Evaluation, evaluate
 from cskt.model.io.files import read_method
 from cskt.model.io.tensors import load_plain
 from cskt.training import loop
-from cskt.training.checkpoint import trainable_state
+from cskt.training.state import trainable_state
+from cskt.training.context import TrainingContext, prepare
+from cskt.training.events import read_events
 from cskt.training.loop import train
-from cskt.training.run_folder import read_events
-from cskt.training.setup import Session, prepare
 from tiny_run import HEIGHT, WIDTH, Configure, plain_clip, quick_config
 
 NO_AUGMENTATION = {"augment.flip_probability": 0, "augment.pad_pixels": 0, "augment.erase_probability": 0}
@@ -80,21 +80,23 @@ def test_rates_follow_the_schedule_and_steps_are_logged_as_asked(configure: Conf
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_computes_about_the_same(
-    configure: Configure, tmp_path: Path, sessions: list[Session], precision: str
+    configure: Configure, tmp_path: Path, contexts: list[TrainingContext], precision: str
 ) -> None:
     full = losses_of(train(configure(), tmp_path / "full").folder)
     low = losses_of(train(configure({"precision": precision}), tmp_path / "low").folder)
     assert low != full
     assert low[0] == pytest.approx(full[0], rel=0.05), "the same batch from the same start"
-    assert sessions[1].trainee.scaler.is_enabled() == (precision == "fp16")
-    assert {value.dtype for value in trainable_state(sessions[1].built.model).values()} == {torch.float32}
-    assert all(torch.isfinite(value).all() for value in trainable_state(sessions[1].built.model).values())
+    assert contexts[1].state.scaler.is_enabled() == (precision == "fp16")
+    assert {value.dtype for value in trainable_state(contexts[1].state.model).values()} == {torch.float32}
+    assert all(torch.isfinite(value).all() for value in trainable_state(contexts[1].state.model).values())
 
 
-def test_recomputed_activations_change_no_loss(configure: Configure, tmp_path: Path, sessions: list[Session]) -> None:
+def test_recomputed_activations_change_no_loss(
+    configure: Configure, tmp_path: Path, contexts: list[TrainingContext]
+) -> None:
     plain = train(configure(), tmp_path / "plain").folder
     recomputed = train(configure({"loop.checkpoint_activations": True}), tmp_path / "recomputed").folder
-    assert sessions[1].built.model.vision.checkpoint_activations and sessions[1].built.model.text.checkpoint_activations
+    assert contexts[1].state.model.vision.checkpoint_activations and contexts[1].state.model.text.checkpoint_activations
     assert losses_of(recomputed) == losses_of(plain)
 
 
@@ -105,11 +107,11 @@ class ByHand(NamedTuple):
 
 def by_hand(config: RunConfig, clip_norm: float | None) -> ByHand:
     """What an epoch of plain SGD makes of the trainable tensors, from autograd's gradient of each batch alone."""
-    session = prepare(config)
-    model, group = session.built.model, config.loop.accumulate_steps
+    context = prepare(config)
+    model, group = context.state.model, config.loop.accumulate_steps
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     before = {name: parameter.detach().clone() for name, parameter in named.items()}
-    batches = list(session.loader.epoch(0))
+    batches = list(context.loader.epoch(0))
     for start in range(0, len(batches), group):
         members = batches[start : start + group]
         gradients = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
@@ -140,48 +142,48 @@ def assert_changed_as_by_hand(model: nn.Module, expected: ByHand, tolerance: flo
 
 @pytest.mark.parametrize(("accumulate", "clip_norm"), [(1, None), (2, None), (3, None), (2, 0.5)])
 def test_accumulated_gradients_are_averaged_and_clipped(
-    configure: Configure, tmp_path: Path, sessions: list[Session], accumulate: int, clip_norm: float | None
+    configure: Configure, tmp_path: Path, contexts: list[TrainingContext], accumulate: int, clip_norm: float | None
 ) -> None:
     # Three batches: in groups of two the last group has one batch only, and counts as much as a whole one.
     changes = {"loop.accumulate_steps": accumulate, "optim.clip_grad_norm": clip_norm, "adapters.init": "normal"}
     config = configure(changes | NO_AUGMENTATION | PLAIN_SGD)
     train(config, tmp_path / "run")
-    assert_changed_as_by_hand(sessions[0].built.model, by_hand(config, clip_norm), tolerance=1e-3)
+    assert_changed_as_by_hand(contexts[0].state.model, by_hand(config, clip_norm), tolerance=1e-3)
 
 
 def test_in_fp16_the_gradients_are_clipped_and_not_the_scaled_ones(
-    configure: Configure, tmp_path: Path, sessions: list[Session]
+    configure: Configure, tmp_path: Path, contexts: list[TrainingContext]
 ) -> None:
     changes = {"optim.clip_grad_norm": 0.5, "adapters.init": "normal", "precision": "fp16"}
     config = configure(changes | NO_AUGMENTATION | PLAIN_SGD)
     train(config, tmp_path / "run")
     # fp16 tips a ReLU or two over; gradients that are still scaled would be 64 times too large.
-    assert_changed_as_by_hand(sessions[0].built.model, by_hand(config, clip_norm=0.5), tolerance=0.2)
+    assert_changed_as_by_hand(contexts[0].state.model, by_hand(config, clip_norm=0.5), tolerance=0.2)
 
 
 # --- what trains, what stays, what is written
 
 
 def test_the_backbone_stays_bit_for_bit_and_all_else_moves(
-    configure: Configure, tmp_path: Path, sessions: list[Session]
+    configure: Configure, tmp_path: Path, contexts: list[TrainingContext]
 ) -> None:
     config = configure({"loop.num_epochs": 2, "adapters.init": "normal"})
-    before = {name: value.detach().clone() for name, value in prepare(config).built.model.named_parameters()}
+    before = {name: value.detach().clone() for name, value in prepare(config).state.model.named_parameters()}
     train(config, tmp_path / "run")
     frozen = {f"{name}" for name, _ in plain_clip().named_parameters()}
-    for name, value in sessions[0].built.model.named_parameters():
+    for name, value in contexts[0].state.model.named_parameters():
         assert torch.equal(value, before[name]) == (name in frozen), name
 
 
 def test_weights_hold_what_inference_needs_of_what_was_trained(
-    configure: Configure, tmp_path: Path, sessions: list[Session]
+    configure: Configure, tmp_path: Path, contexts: list[TrainingContext]
 ) -> None:
     result = train(configure({"loss.weights": {"sdm": 1.0, "id": 1.0}}), tmp_path / "run")
-    file, session = read_method(result.folder / "best.safetensors"), sessions[0]
-    assert file.tensors.keys() == set(session.built.model.trainable_names())
+    file, context = read_method(result.folder / "best.safetensors"), contexts[0]
+    assert file.tensors.keys() == set(context.state.model.trainable_names())
     assert all(name.startswith(("prompts.", "adapters.")) for name in file.tensors), "no tower, no classifier"
     assert file.architecture is None
-    assert file.backbone_sha256 == session.built.backbone_sha256 != ""
+    assert file.backbone_sha256 == context.state.backbone_sha256 != ""
     assert file.facts == {"epoch": "1", "selected_on": "val", "selection_r1": f"{result.best_r1:.6f}"}
     assert {"classifier.weight", "classifier.bias"} == load_plain(result.folder / "last.pt")["objective"].keys()
 
@@ -193,20 +195,20 @@ def assert_computes_alike(encoder: Encoder, trained: Encoder, paths: list[Path],
 
 @pytest.mark.parametrize("trainable", ["added", "projections"])
 def test_a_loaded_run_computes_what_the_trained_model_does(
-    configure: Configure, tmp_path: Path, sessions: list[Session], trainable: str
+    configure: Configure, tmp_path: Path, contexts: list[TrainingContext], trainable: str
 ) -> None:
     folder = train(configure({"trainable": trainable}), tmp_path / "run").folder
-    session = sessions[0]
+    context = contexts[0]
     encoder = load(folder, device="cpu", batch_size=5, num_workers=0)
-    val = session.val_split
-    assert_computes_alike(encoder, session.encoder(), val.image_paths, val.captions)
-    bare = session.encoder(bare=True).encode_text(val.captions)
+    val = context.val_split
+    assert_computes_alike(encoder, context.encoder(), val.image_paths, val.captions)
+    bare = context.encoder(bare=True).encode_text(val.captions)
     assert not torch.allclose(encoder.encode_text(val.captions), bare, atol=1e-3), "training made a difference"
 
 
 @pytest.mark.parametrize("recipe", ["finetune", "cskt"])
 def test_a_wholly_trained_run_needs_no_backbone_file(
-    dolls: Path, tiny_backbone: Path, tmp_path: Path, sessions: list[Session], recipe: str
+    dolls: Path, tiny_backbone: Path, tmp_path: Path, contexts: list[TrainingContext], recipe: str
 ) -> None:
     passing = tmp_path / "passing.safetensors"
     passing.write_bytes(tiny_backbone.read_bytes())
@@ -214,22 +216,24 @@ def test_a_wholly_trained_run_needs_no_backbone_file(
         quick_config(dolls, passing, recipe, {"trainable": "all", "optim.lr": 1e-3}), tmp_path / "run"
     ).folder
     passing.unlink()
-    val = sessions[0].val_split
+    val = contexts[0].val_split
     encoder = load(folder, device="cpu", batch_size=5, num_workers=0)
-    assert_computes_alike(encoder, sessions[0].encoder(), val.image_paths, val.captions)
+    assert_computes_alike(encoder, contexts[0].encoder(), val.image_paths, val.captions)
 
 
-def test_a_run_over_random_weights_keeps_them(configure: Configure, tmp_path: Path, sessions: list[Session]) -> None:
+def test_a_run_over_random_weights_keeps_them(
+    configure: Configure, tmp_path: Path, contexts: list[TrainingContext]
+) -> None:
     """No file holds them, so a run that trained next to nothing is whole all the same."""
     architecture = {"embed_dim": 8, "image_height": HEIGHT, "image_width": WIDTH, "patch_size": 8, "stride": 8}
     towers = {"vision_width": 16, "vision_layers": 2, "vision_heads": 1} | {
         "text_width": 16, "text_layers": 2, "text_heads": 1
     }  # fmt: skip
     folder = train(configure({"backbone.architecture": architecture | towers}), tmp_path / "run").folder
-    assert sessions[0].built.backbone_name == "random"
-    val = sessions[0].val_split
+    assert contexts[0].backbone_name == "random"
+    val = contexts[0].val_split
     encoder = load(folder, device="cpu", batch_size=5, num_workers=0)
-    assert_computes_alike(encoder, sessions[0].encoder(), val.image_paths, val.captions)
+    assert_computes_alike(encoder, contexts[0].encoder(), val.image_paths, val.captions)
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(configure: Configure, tmp_path: Path) -> None:
@@ -255,14 +259,14 @@ def with_scores(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
 
 
 def test_the_best_epoch_is_kept_and_of_equals_the_first(
-    configure: Configure, tmp_path: Path, sessions: list[Session], monkeypatch: pytest.MonkeyPatch
+    configure: Configure, tmp_path: Path, contexts: list[TrainingContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states: list[dict[str, Tensor]] = []
     last = loop.save_last
 
     def save_and_remember(*arguments: Any) -> None:
         last(*arguments)
-        states.append({name: value.clone() for name, value in trainable_state(sessions[0].built.model).items()})
+        states.append({name: value.clone() for name, value in trainable_state(contexts[0].state.model).items()})
 
     monkeypatch.setattr(loop, "save_last", save_and_remember)
     with_scores(monkeypatch, [0.2, 0.5, 0.5, 0.1])
@@ -282,7 +286,7 @@ def test_evaluations_come_when_asked_and_at_the_end(configure: Configure, tmp_pa
 
 
 def test_zero_shot_and_step_0_are_two_figures(
-    configure: Configure, tmp_path: Path, sessions: list[Session], monkeypatch: pytest.MonkeyPatch
+    configure: Configure, tmp_path: Path, contexts: list[TrainingContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Zero-shot is CLIP without prompts and adapters; step 0 has them, still random in this recipe."""
     encoders: list[tuple[Tensor, Tensor]] = []
@@ -295,10 +299,10 @@ def test_zero_shot_and_step_0_are_two_figures(
     folder = train(configure({"loop.evaluate_before": True}, "cskt-reference"), tmp_path / "run").folder
     assert [event["stage"] for event in events_of(folder, "evaluation")] == ["zero-shot", "step-0", "epoch"]
     plain = Encoder(plain_clip(), Tokenizer(), device=torch.device("cpu"), batch_size=5, num_workers=0)
-    val = sessions[0].val_split
+    val = contexts[0].val_split
     zero_shot, step_0 = encoders[0], encoders[1]
-    assert sessions[0].encoder().tokenizer.context_length == 77 - 2 * 2, "prompts take their share of a caption"
-    assert sessions[0].encoder(bare=True).tokenizer.context_length == 77
+    assert contexts[0].encoder().tokenizer.context_length == 77 - 2 * 2, "prompts take their share of a caption"
+    assert contexts[0].encoder(bare=True).tokenizer.context_length == 77
     for found, other, expected in zip(
         zero_shot, step_0, (plain.encode_image(val.image_paths), plain.encode_text(val.captions)), strict=True
     ):
@@ -343,7 +347,7 @@ def test_selection_on_test_is_asked_for_and_marked(configure: Configure, tmp_pat
 
 
 def test_without_a_val_split_identities_are_held_out(
-    tiny_backbone: Path, tmp_path: Path, sessions: list[Session], images_read: set[str]
+    tiny_backbone: Path, tmp_path: Path, contexts: list[TrainingContext], images_read: set[str]
 ) -> None:
     make_dataset(tmp_path, layout="icfg-pedes", ids={"train": 8, "test": 2}, images_per_id=2, seed=3)
     changes = {"data.dataset": "icfg-pedes", "data.holdout_fraction": 0.25, "data.batch_size": 4}
@@ -353,8 +357,8 @@ def test_without_a_val_split_identities_are_held_out(
     kept, held_out = select_splits(dataset, config.data)
     assert (kept.num_ids, held_out.num_ids) == (6, 2)
     assert not set(kept.image_pids) & set(held_out.image_pids)
-    assert sessions[0].loader.num_identities == 6 and sessions[0].loader.num_pairs == len(kept.captions)
-    assert sessions[0].val_split == held_out
+    assert contexts[0].loader.num_identities == 6 and contexts[0].loader.num_pairs == len(kept.captions)
+    assert contexts[0].val_split == held_out
     assert images_read == {path.name for path in dataset["train"].image_paths}
     assert events_of(folder, "start")[0]["train_identities"] == 6
     assert events_of(folder, "evaluation")[0]["split"] == "val"

@@ -1,4 +1,4 @@
-"""`Feed`: every batch in order, the time waited, and no thread left behind."""
+"""`Prefetcher`: every batch in order, the time waited, and no thread left behind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Generator
 import pytest
 import torch
 
-from cskt.training.prefetcher import Feed
+from cskt.training.prefetcher import Prefetcher
 from cskt.types import Batch
 
 CPU = torch.device("cpu")
@@ -51,13 +51,13 @@ def test_on_the_cpu_batches_pass_through() -> None:
     batches = [make_batch(number) for number in range(3)]
     loader = (batch for batch in batches)
     before = threading.active_count()
-    with Feed(loader, CPU) as feed:
+    with Prefetcher(loader, CPU) as feed:
         for fed, batch in zip(feed, batches, strict=True):
             assert fed is batch and threading.active_count() == before
 
 
 def test_elsewhere_the_images_travel_and_the_rest_stays() -> None:
-    with Feed(Loader().epoch(), ELSEWHERE) as feed:
+    with Prefetcher(Loader().epoch(), ELSEWHERE) as feed:
         fed = list(feed)
     assert [batch.image_ids.tolist() for batch in fed] == [[0, 1], [1, 2], [2, 3]]
     for number, batch in enumerate(fed):
@@ -69,7 +69,7 @@ def test_elsewhere_the_images_travel_and_the_rest_stays() -> None:
 
 def test_elsewhere_one_batch_is_fetched_ahead() -> None:
     loader = Loader()
-    with Feed(loader.epoch(), ELSEWHERE) as feed:
+    with Prefetcher(loader.epoch(), ELSEWHERE) as feed:
         batches = iter(feed)
         next(batches)
         ends = time.perf_counter() + 5
@@ -81,14 +81,14 @@ def test_elsewhere_one_batch_is_fetched_ahead() -> None:
 
 @pytest.mark.parametrize("device", [CPU, ELSEWHERE])
 def test_waiting_is_counted(device: torch.device) -> None:
-    with Feed(Loader(PAUSE_SECONDS).epoch(), device) as feed:
+    with Prefetcher(Loader(PAUSE_SECONDS).epoch(), device) as feed:
         list(feed)
         assert 3 * PAUSE_SECONDS <= feed.take_waited() < 9 * PAUSE_SECONDS
         assert feed.take_waited() == 0.0
 
 
 def test_elsewhere_a_long_step_hides_the_loader() -> None:
-    with Feed(Loader(PAUSE_SECONDS).epoch(), ELSEWHERE) as feed:
+    with Prefetcher(Loader(PAUSE_SECONDS).epoch(), ELSEWHERE) as feed:
         batches = iter(feed)
         next(batches)
         assert feed.take_waited() >= PAUSE_SECONDS
@@ -98,7 +98,7 @@ def test_elsewhere_a_long_step_hides_the_loader() -> None:
 
 
 def test_on_the_cpu_a_step_is_not_counted_as_waiting() -> None:
-    with Feed(Loader().epoch(), CPU) as feed:
+    with Prefetcher(Loader().epoch(), CPU) as feed:
         for _ in feed:
             time.sleep(PAUSE_SECONDS)
         assert feed.take_waited() < PAUSE_SECONDS
@@ -107,7 +107,7 @@ def test_on_the_cpu_a_step_is_not_counted_as_waiting() -> None:
 @pytest.mark.parametrize("device", [CPU, ELSEWHERE])
 def test_an_error_of_the_loader_comes_at_its_batch(device: torch.device) -> None:
     before, loader, seen = threading.active_count(), Loader(fails_at=2), 0
-    with pytest.raises(ValueError, match=r"4\.jpg: no such image"), Feed(loader.epoch(), device) as feed:
+    with pytest.raises(ValueError, match=r"4\.jpg: no such image"), Prefetcher(loader.epoch(), device) as feed:
         for _ in feed:
             seen += 1
     assert seen == 2 and loader.closed and threading.active_count() == before
@@ -116,7 +116,7 @@ def test_an_error_of_the_loader_comes_at_its_batch(device: torch.device) -> None
 @pytest.mark.parametrize("device", [CPU, ELSEWHERE])
 def test_leaving_early_closes_the_loader_and_ends_the_thread(device: torch.device) -> None:
     before, loader = threading.active_count(), Loader(PAUSE_SECONDS / 5)
-    with Feed(loader.epoch(), device) as feed:
+    with Prefetcher(loader.epoch(), device) as feed:
         for _ in feed:
             break
     assert loader.closed and loader.num_begun <= 2 and threading.active_count() == before
@@ -125,7 +125,7 @@ def test_leaving_early_closes_the_loader_and_ends_the_thread(device: torch.devic
 @pytest.mark.parametrize("device", [CPU, ELSEWHERE])
 def test_a_failing_step_leaves_nothing_behind(device: torch.device) -> None:
     before, loader = threading.active_count(), Loader()
-    with pytest.raises(RuntimeError, match="out of memory"), Feed(loader.epoch(), device) as feed:
+    with pytest.raises(RuntimeError, match="out of memory"), Prefetcher(loader.epoch(), device) as feed:
         for _ in feed:
             raise RuntimeError("out of memory")
     assert loader.closed and threading.active_count() == before
@@ -133,5 +133,5 @@ def test_a_failing_step_leaves_nothing_behind(device: torch.device) -> None:
 
 @pytest.mark.parametrize("device", [CPU, ELSEWHERE])
 def test_an_epoch_without_batches(device: torch.device) -> None:
-    with Feed((batch for batch in list[Batch]()), device) as feed:
+    with Prefetcher((batch for batch in list[Batch]()), device) as feed:
         assert list(feed) == []

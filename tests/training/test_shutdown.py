@@ -1,4 +1,4 @@
-"""SIGTERM: heard from the first moment of a training, and obeyed where nothing is lost.
+"""SIGTERM is received from the start of a training, and ends it where nothing is lost.
 
 It is sent to programs of their own: libraries that other tests load may leave a process in which no signal is safe.
 """
@@ -16,33 +16,36 @@ import pytest
 
 from cskt.config import save_config
 from cskt.training.loop import train
-from cskt.training.shutdown import EXIT_CODE, Leaving
+from cskt.training.shutdown import EXIT_CODE, ShutdownSignal
 from tiny_run import Configure
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no SIGTERM")
 
 PROGRAM = """
 import os, signal, sys
-from cskt.cli import cli
-from cskt.training import engine
+from cskt.cli.main import main
+from cskt.training import loop
 
 place, *words = sys.argv[1:]
 
-def told_to_end(*_, **__):
+def terminated(*_, **__):
     os.kill(os.getpid(), signal.SIGTERM)
-    print("it went on")
+    print("it continued")
 
-setattr(engine, place, told_to_end)
-sys.exit(cli.main(words))
+setattr(loop, place, terminated)
+sys.exit(main(words))
 """
 
 
 @pytest.mark.parametrize(
-    ("place", "told"),
-    [("prepare", "nothing was changed"), ("encode_shared", "nothing is saved yet; to begin again, remove {folder}")],
+    ("place", "message"),
+    [
+        ("prepare", "nothing was changed"),
+        ("_encode_val_split", "nothing is saved yet; to begin again, remove {folder}"),
+    ],
 )
-def test_what_takes_long_and_saves_nothing_is_left_there_and_then(
-    configure: Configure, tmp_path: Path, place: str, told: str
+def test_sigterm_ends_long_work_that_saves_nothing_at_once(
+    configure: Configure, tmp_path: Path, place: str, message: str
 ) -> None:
     """While data and weights are read, and while a split is evaluated."""
     config, folder = configure({"loop.evaluate_before": True}), tmp_path / "run"
@@ -53,21 +56,21 @@ def test_what_takes_long_and_saves_nothing_is_left_there_and_then(
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert ended.returncode == EXIT_CODE == 143
-    assert ended.stderr.splitlines()[-1] == f"stopped by SIGTERM; {told.format(folder=folder)}"
-    assert "it went on" not in ended.stdout
+    assert ended.stderr.splitlines()[-1] == f"stopped by SIGTERM; {message.format(folder=folder)}"
+    assert "it continued" not in ended.stdout
     assert not (folder / "last.pt").exists()
     assert train(config, folder, resume=None).best_epoch == 1
 
 
-def test_a_thread_hears_nothing_and_changes_nothing() -> None:
-    heard: list[object] = []
+def test_a_thread_receives_no_signal_and_changes_nothing() -> None:
+    found: list[object] = []
 
     def work() -> None:
-        with Leaving() as leaving:
-            heard.extend([leaving.asked, signal.getsignal(signal.SIGTERM)])
+        with ShutdownSignal() as shutdown:
+            found.extend([shutdown.received, signal.getsignal(signal.SIGTERM)])
 
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert heard == [False, before]
+    assert found == [False, before]

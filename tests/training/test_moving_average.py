@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cskt.training.ema import Average
+from cskt.training.state import ExponentialMovingAverage
 
 
 def make_model(seed: int = 0) -> nn.Sequential:
@@ -23,7 +23,7 @@ def values(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def averages(model: nn.Module, average: Average) -> dict[str, torch.Tensor]:
+def averages(model: nn.Module, average: ExponentialMovingAverage) -> dict[str, torch.Tensor]:
     with average.applied():
         return values(model)
 
@@ -34,7 +34,9 @@ def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
         assert torch.equal(tensor, right[name]), name
 
 
-def train_steps(model: nn.Module, average: Average, num_steps: int, seed: int = 1) -> list[dict[str, torch.Tensor]]:
+def train_steps(
+    model: nn.Module, average: ExponentialMovingAverage, num_steps: int, seed: int = 1
+) -> list[dict[str, torch.Tensor]]:
     """Random steps of everything that trains, each followed by an update; the weights after each step."""
     generator = torch.Generator().manual_seed(seed)
     history = []
@@ -52,7 +54,7 @@ def train_steps(model: nn.Module, average: Average, num_steps: int, seed: int = 
 def test_equals_a_naive_loop(decay: float, num_steps: int) -> None:
     model = make_model()
     expected = {name: tensor.double() for name, tensor in values(model).items()}
-    average = Average(model.named_parameters(), decay)
+    average = ExponentialMovingAverage(model.named_parameters(), decay)
     for t, current in enumerate(train_steps(model, average, num_steps), start=1):
         kept = min(decay, (1 + t) / (10 + t))
         expected = {name: kept * tensor + (1 - kept) * current[name].double() for name, tensor in expected.items()}
@@ -63,7 +65,7 @@ def test_equals_a_naive_loop(decay: float, num_steps: int) -> None:
 def test_closed_form_of_a_step_response() -> None:
     """From 0, towards a constant 1: what is missing after n updates is the product of the decays."""
     parameter = nn.Parameter(torch.zeros(2))
-    average = Average([("w", parameter)], decay=0.25)
+    average = ExponentialMovingAverage([("w", parameter)], decay=0.25)
     nn.init.ones_(parameter)
     for _ in range(4):
         average.update()
@@ -73,7 +75,7 @@ def test_closed_form_of_a_step_response() -> None:
 
 def test_a_short_run_leaves_its_start_behind() -> None:
     parameter = nn.Parameter(torch.zeros(1))
-    average = Average([("w", parameter)], decay=0.9999)
+    average = ExponentialMovingAverage([("w", parameter)], decay=0.9999)
     nn.init.ones_(parameter)
     for _ in range(20):
         average.update()
@@ -84,21 +86,21 @@ def test_a_short_run_leaves_its_start_behind() -> None:
 def test_before_an_update_the_average_is_the_start() -> None:
     model = make_model()
     start = values(model)
-    average = Average(model.named_parameters(), 0.9)
+    average = ExponentialMovingAverage(model.named_parameters(), 0.9)
     nn.init.zeros_(model[1].weight)
     assert_equal(averages(model, average), start)
 
 
 def test_only_what_trains_is_averaged() -> None:
     model = make_model()
-    state = Average(model.named_parameters(), 0.9).state_dict()
+    state = ExponentialMovingAverage(model.named_parameters(), 0.9).state_dict()
     assert state["averages"].keys() == {"0.bias", "1.weight", "1.bias"}
     assert all(tensor.dtype == torch.float32 and not tensor.requires_grad for tensor in state["averages"].values())
 
 
 def test_own_weights_come_back_bit_by_bit() -> None:
     model = make_model()
-    average = Average(model.named_parameters(), 0.9)
+    average = ExponentialMovingAverage(model.named_parameters(), 0.9)
     train_steps(model, average, 5)
     own, parameters = values(model), list(model.parameters())
     with average.applied():
@@ -113,14 +115,14 @@ def test_own_weights_come_back_bit_by_bit() -> None:
 
 def test_applying_leaves_the_average_as_it_was() -> None:
     model = make_model()
-    average = Average(model.named_parameters(), 0.9)
+    average = ExponentialMovingAverage(model.named_parameters(), 0.9)
     train_steps(model, average, 5)
     assert_equal(averages(model, average), averages(model, average))
 
 
 def test_resuming_goes_on_bit_by_bit() -> None:
     model = make_model()
-    average = Average(model.named_parameters(), 0.9)
+    average = ExponentialMovingAverage(model.named_parameters(), 0.9)
     train_steps(model, average, 5)
     file = io.BytesIO()
     torch.save({"weights": values(model), "average": average.state_dict()}, file)
@@ -130,7 +132,7 @@ def test_resuming_goes_on_bit_by_bit() -> None:
     saved = torch.load(file, weights_only=True)
     resumed = make_model(seed=3)
     resumed.load_state_dict(saved["weights"])
-    other = Average(resumed.named_parameters(), 0.9)
+    other = ExponentialMovingAverage(resumed.named_parameters(), 0.9)
     other.load_state_dict(saved["average"])
     train_steps(resumed, other, 5, seed=2)
     assert_equal(averages(resumed, other), averages(model, average))
@@ -138,7 +140,10 @@ def test_resuming_goes_on_bit_by_bit() -> None:
 
 def test_loaded_averages_are_copies() -> None:
     model, other = make_model(), make_model(seed=1)
-    average, copy = Average(model.named_parameters(), 0.9), Average(other.named_parameters(), 0.9)
+    average, copy = (
+        ExponentialMovingAverage(model.named_parameters(), 0.9),
+        ExponentialMovingAverage(other.named_parameters(), 0.9),
+    )
     train_steps(model, average, 2)
     copy.load_state_dict(average.state_dict())
     before = averages(other, copy)
@@ -149,8 +154,8 @@ def test_loaded_averages_are_copies() -> None:
 @pytest.mark.parametrize("change", ["missing", "unknown", "shape"])
 def test_averages_of_other_parameters_are_refused(change: str) -> None:
     model = make_model()
-    average = Average(model.named_parameters(), 0.9)
-    state = Average(make_model(seed=1).named_parameters(), 0.9).state_dict()
+    average = ExponentialMovingAverage(model.named_parameters(), 0.9)
+    state = ExponentialMovingAverage(make_model(seed=1).named_parameters(), 0.9).state_dict()
     if change == "missing":
         del state["averages"]["1.bias"]
     else:

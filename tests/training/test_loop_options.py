@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import (
+from test_loop import (
     NO_AUGMENTATION,
     PLAIN_SGD,
     assert_changed_as_by_hand,
@@ -28,10 +28,10 @@ from cskt.model.io.tensors import load_plain
 from cskt.model.parts.interaction import InteractionEncoder
 from cskt.training import loop
 from cskt.training import step as training_step
-from cskt.training.checkpoint import trainable_state
+from cskt.training.state import trainable_state
+from cskt.training.context import TrainingContext, prepare
 from cskt.training.loop import train
 from cskt.training.objective import Views
-from cskt.training.setup import Session, prepare
 from tiny_run import Configure, plain_clip
 
 AVERAGED = {"optim.ema_decay": 0.6, "loop.num_epochs": 2, "adapters.init": "normal"}
@@ -45,15 +45,15 @@ def weights_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]
     """Trained weights: at the start, then after every step of the optimiser."""
     seen: list[dict[str, Tensor]] = []
 
-    def prepare_and_watch(*arguments: Any, **options: Any) -> Session:
-        session = prepare(*arguments, **options)
+    def prepare_and_watch(*arguments: Any, **options: Any) -> TrainingContext:
+        context = prepare(*arguments, **options)
 
         def note(*_: Any) -> None:
-            seen.append({name: value.clone() for name, value in trainable_state(session.built.model).items()})
+            seen.append({name: value.clone() for name, value in trainable_state(context.state.model).items()})
 
         note()
-        session.trainee.optimizer.register_step_post_hook(note)
-        return session
+        context.state.optimizer.register_step_post_hook(note)
+        return context
 
     monkeypatch.setattr(loop, "prepare", prepare_and_watch)
     return seen
@@ -109,13 +109,13 @@ def test_the_average_changes_no_step(configure: Configure, tmp_path: Path) -> No
 
 
 @pytest.fixture
-def rows_encoded(sessions: list[Session], monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+def rows_encoded(contexts: list[TrainingContext], monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
     """Rows that reach each tower in every step of training."""
     rows: dict[str, list[int]] = {"vision": [], "text": []}
     prepare_and_keep = loop.prepare
 
-    def prepare_and_count(*arguments: Any, **options: Any) -> Session:
-        session = prepare_and_keep(*arguments, **options)
+    def prepare_and_count(*arguments: Any, **options: Any) -> TrainingContext:
+        context = prepare_and_keep(*arguments, **options)
         for side, seen in rows.items():
 
             def note(tower: Any, inputs: Any, hidden: Tensor, seen: list[int] = seen) -> None:
@@ -123,31 +123,31 @@ def rows_encoded(sessions: list[Session], monkeypatch: pytest.MonkeyPatch) -> di
                     seen.append(len(hidden))
 
             first = {"vision": "vision.conv1", "text": "text.token_embedding"}[side]
-            session.built.model.get_submodule(first).register_forward_hook(note)
-        return session
+            context.state.model.get_submodule(first).register_forward_hook(note)
+        return context
 
     monkeypatch.setattr(loop, "prepare", prepare_and_count)
     return rows
 
 
 def test_an_image_is_encoded_once_for_its_captions(
-    configure: Configure, tmp_path: Path, sessions: list[Session], rows_encoded: dict[str, list[int]]
+    configure: Configure, tmp_path: Path, contexts: list[TrainingContext], rows_encoded: dict[str, list[int]]
 ) -> None:
     folder = train(configure({"data.captions_per_image": 2}), tmp_path / "run").folder
     assert rows_encoded == {"vision": [4, 4, 4], "text": [8, 8, 8]}, "12 images with two captions each"
-    val = sessions[0].val_split
+    val = contexts[0].val_split
     loaded = load(folder, device="cpu", batch_size=5, num_workers=0)
-    assert_computes_alike(loaded, sessions[0].encoder(), val.image_paths, val.captions)
+    assert_computes_alike(loaded, contexts[0].encoder(), val.image_paths, val.captions)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_sharing_an_image_gives_the_gradients_of_encoding_it_again(
-    configure: Configure, tmp_path: Path, sessions: list[Session], accumulate: int
+    configure: Configure, tmp_path: Path, contexts: list[TrainingContext], accumulate: int
 ) -> None:
     changes = {"data.captions_per_image": 2, "loop.accumulate_steps": accumulate, "adapters.init": "normal"}
     config = configure(changes | NO_AUGMENTATION | PLAIN_SGD)
     train(config, tmp_path / "run")
-    assert_changed_as_by_hand(sessions[0].built.model, by_hand(config, None), tolerance=1e-3)
+    assert_changed_as_by_hand(contexts[0].state.model, by_hand(config, None), tolerance=1e-3)
 
 
 @pytest.mark.parametrize("loss", ["itc", "triplet"])
@@ -171,12 +171,12 @@ def test_every_other_loss_takes_several_captions(configure: Configure, tmp_path:
 
 
 def test_zero_shot_clip_is_evaluated_once_and_kept(
-    configure: Configure, tmp_path: Path, sessions: list[Session]
+    configure: Configure, tmp_path: Path, contexts: list[TrainingContext]
 ) -> None:
     config = configure({"loop.evaluate_before": True, "optim.ema_decay": 0.9}, "clip")
     result = train(config, tmp_path / "run")
     plain = Encoder(plain_clip(), Tokenizer(), device=torch.device("cpu"), batch_size=5, num_workers=0)
-    val = sessions[0].val_split
+    val = contexts[0].val_split
     loaded = load(result.folder, device="cpu", batch_size=5, num_workers=0)
     assert_computes_alike(loaded, plain, val.image_paths, val.captions)
     (event,) = events_of(result.folder, "evaluation")
@@ -197,7 +197,7 @@ IRRA = {"mlm.cmt_depth": 1, "optim.lr": 1e-4}
 def test_irra_trains_heads_that_only_training_has(
     configure: Configure,
     tmp_path: Path,
-    sessions: list[Session],
+    contexts: list[TrainingContext],
     rows_encoded: dict[str, list[int]],
     lengths_seen: list[int],
     masked_for_all: bool,
@@ -216,9 +216,9 @@ def test_irra_trains_heads_that_only_training_has(
     for event in events_of(folder, "step"):
         assert event["loss"] == pytest.approx(sum(event["losses"].values()), rel=1e-6)
         assert event["losses"].keys() == {"sdm", "id", "mlm"}
-    val = sessions[0].val_split
+    val = contexts[0].val_split
     loaded = load(folder, device="cpu", batch_size=5, num_workers=0)
-    assert_computes_alike(loaded, sessions[0].encoder(), val.image_paths, val.captions)
+    assert_computes_alike(loaded, contexts[0].encoder(), val.image_paths, val.captions)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -232,10 +232,10 @@ def test_irra_in_lower_precision_computes_about_the_same(configure: Configure, t
         assert value.dtype == torch.float32 and value.isfinite().all()
 
 
-def test_the_heads_of_irra_learn(configure: Configure, tmp_path: Path, sessions: list[Session]) -> None:
+def test_the_heads_of_irra_learn(configure: Configure, tmp_path: Path, contexts: list[TrainingContext]) -> None:
     train(configure(IRRA, "irra"), tmp_path / "run")
-    fresh = prepare(configure(IRRA, "irra")).trainee.objective.state_dict()
-    for name, value in sessions[0].trainee.objective.state_dict().items():
+    fresh = prepare(configure(IRRA, "irra")).state.objective.state_dict()
+    for name, value in contexts[0].state.objective.state_dict().items():
         assert not torch.equal(value, fresh[name]), name
 
 

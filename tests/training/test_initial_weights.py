@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import with_scores
+from test_loop import with_scores
 from test_resume import stop_after_epoch
 
 from cskt.cli.export import read_run, write_merged
@@ -17,12 +17,12 @@ from cskt.data.paperdoll import make_dataset
 from cskt.model.io.cache import sha256_of
 from cskt.model.io.files import read_heads, read_method, save_method
 from cskt.model.io.tensors import load_plain
-from cskt.training import loop
-from cskt.training.heads import read_run_heads
-from cskt.training.loop import train
-from cskt.training.run_folder import first_event, read_events
+from cskt.training.context import TrainingContext
+from cskt.training.events import first_event, read_events
+from cskt.training.initial_weights import read_run_heads
+from cskt.training.loop import Trainer, train
 from cskt.training.series import train_or_resume
-from cskt.training.setup import Session
+from cskt.utils.progress import Advance
 from same_run import assert_same_run
 from tiny_run import quick_config, write_backbone
 
@@ -60,17 +60,17 @@ def refused(config: RunConfig, folder: Path) -> str:
 
 
 def test_the_heads_of_the_best_epoch_are_kept(
-    dolls: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sessions: list[Session]
+    dolls: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contexts: list[TrainingContext]
 ) -> None:
     config = quick_config(dolls, tiny_backbone, "cskt", ID | {"loop.num_epochs": 3})
     states: list[dict[str, torch.Tensor]] = []
-    kept = loop._evaluate_and_keep
+    evaluate_epoch = Trainer.evaluate_epoch
 
-    def noting(session: Session, *arguments: Any) -> None:
-        states.append({name: p.detach().clone() for name, p in session.trainee.objective.named_parameters()})
-        kept(session, *arguments)
+    def noting(trainer: Trainer, epoch: int) -> None:
+        states.append({name: p.detach().clone() for name, p in trainer.context.state.objective.named_parameters()})
+        evaluate_epoch(trainer, epoch)
 
-    monkeypatch.setattr(loop, "_evaluate_and_keep", noting)
+    monkeypatch.setattr(Trainer, "evaluate_epoch", noting)
     with_scores(monkeypatch, [0.2, 0.5, 0.3])
     folder = train(config, tmp_path / "run").folder
     heads = read_heads(folder / "best.heads.safetensors")
@@ -78,7 +78,7 @@ def test_the_heads_of_the_best_epoch_are_kept(
     for name, value in heads.tensors.items():
         assert torch.equal(value, states[1][name]) and not torch.equal(value, states[2][name]), name
     assert heads.weights_sha256 == sha256_of(folder / "best.safetensors")
-    assert (heads.data_sha256, heads.facts) == (sessions[0].trainee.data_sha256, {"epoch": "2"})
+    assert (heads.data_sha256, heads.facts) == (contexts[0].state.data_sha256, {"epoch": "2"})
     found = read_run_heads(folder)
     assert found is not None and found.note == "" and found.tensors.keys() == heads.tensors.keys()
     assert not any("classifier" in name for name in read_method(folder / "best.safetensors").tensors)
@@ -136,19 +136,20 @@ def test_heads_that_do_not_fit_the_weights_are_noticed(source: Path, tmp_path: P
 
 def started(
     config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[dict[str, torch.Tensor], Session]:
-    """Every parameter before the first step, and the session."""
-    seen: list[tuple[dict[str, torch.Tensor], Session]] = []
-    train_epoch = loop._train_epoch
+) -> tuple[dict[str, torch.Tensor], TrainingContext]:
+    """Every parameter before the first step, and the context."""
+    seen: list[tuple[dict[str, torch.Tensor], TrainingContext]] = []
+    train_epoch = Trainer.train_epoch
 
-    def noting(session: Session, *arguments: Any, **named: Any) -> None:
+    def noting(trainer: Trainer, advance: Advance) -> None:
+        context = trainer.context
         if not seen:
-            both = [*session.built.model.named_parameters(), *session.trainee.objective.named_parameters()]
-            seen.append(({name: value.detach().clone() for name, value in both}, session))
-        train_epoch(session, *arguments, **named)
+            both = [*context.state.model.named_parameters(), *context.state.objective.named_parameters()]
+            seen.append(({name: value.detach().clone() for name, value in both}, context))
+        train_epoch(trainer, advance)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "_train_epoch", noting)
+        patched.setattr(Trainer, "train_epoch", noting)
         train(config, folder)
     return seen[0]
 
@@ -157,7 +158,7 @@ def test_a_run_starts_from_the_best_weights_and_heads_of_another(
     starting: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = starting({"optim.ema_decay": 0.9, "loop.evaluate_before": True, "seed": 7})
-    parameters, session = started(config, tmp_path / "run", monkeypatch)
+    parameters, context = started(config, tmp_path / "run", monkeypatch)
     weights = read_method(source / "best.safetensors").tensors
     heads = read_heads(source / "best.heads.safetensors").tensors
     for name, value in (weights | heads).items():
@@ -165,7 +166,7 @@ def test_a_run_starts_from_the_best_weights_and_heads_of_another(
     start = first_event(read_events(tmp_path / "run"), "start")
     assert start["init_from"] == str(source) and start["init_from_heads"] == ["classifier"]
     assert start["init_from_sha256"] == sha256_of(source / "best.safetensors")
-    assert session.config.init_from == str(source)
+    assert context.config.init_from == str(source)
 
     # The figures before the first step: CLIP without the method, and the loaded weights.
     figures = {e["stage"]: e["t2i"]["r1"] for e in read_events(tmp_path / "run") if e["event"] == "evaluation"}
@@ -193,16 +194,16 @@ def test_the_moving_average_starts_from_the_loaded_weights(
     starting: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     averages: list[dict[str, torch.Tensor]] = []
-    train_epoch = loop._train_epoch
+    train_epoch = Trainer.train_epoch
 
-    def noting(session: Session, *arguments: Any, **named: Any) -> None:
-        assert session.trainee.average is not None
-        state = session.trainee.average.state_dict()
+    def noting(trainer: Trainer, advance: Advance) -> None:
+        assert trainer.context.state.ema is not None
+        state = trainer.context.state.ema.state_dict()
         averages.append({name: value.clone() for name, value in state["averages"].items()})
         assert state["num_updates"] == 0
-        train_epoch(session, *arguments, **named)
+        train_epoch(trainer, advance)
 
-    monkeypatch.setattr(loop, "_train_epoch", noting)
+    monkeypatch.setattr(Trainer, "train_epoch", noting)
     train(starting({"optim.ema_decay": 0.9}), tmp_path / "run")
     for name, value in read_method(source / "best.safetensors").tensors.items():
         assert torch.equal(averages[0][name], value), name
@@ -264,8 +265,8 @@ def test_a_run_that_kept_no_heads_gives_the_last_epochs(
 def test_a_run_of_the_added_parts_may_go_on_as_a_whole(
     starting: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parameters, session = started(starting({"trainable": "all", "optim.lr": 1e-4}), tmp_path / "run", monkeypatch)
-    assert all(parameter.requires_grad for parameter in session.built.model.parameters())
+    parameters, context = started(starting({"trainable": "all", "optim.lr": 1e-4}), tmp_path / "run", monkeypatch)
+    assert all(parameter.requires_grad for parameter in context.state.model.parameters())
     assert torch.equal(parameters["prompts.text.0"], read_method(source / "best.safetensors").tensors["prompts.text.0"])
 
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from cskt.data.masking import MASK_ID, MaskedCaptions
+from cskt.training.context import TrainingContext, prepare
+from cskt.training.distributed import Rows
+from cskt.training.events import read_events
 from cskt.training.loop import train
 from cskt.training.objective import Views
-from cskt.training.run_folder import read_events
-from cskt.training.setup import Session, prepare
-from cskt.training.step import add_gradients, views_of
+from cskt.training.step import add_gradients, augmented
 from cskt.types import Batch
 from tiny_run import Configure
 
@@ -23,15 +24,15 @@ BATCH: dict[str, Any] = {"data.batch_size": 8, "adapters.init": "normal", "optim
 
 
 def gradients_of(
-    session: Session, batch: Batch, micro_batch_size: int | None
+    context: TrainingContext, batch: Batch, micro_batch_size: int | None
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Gradient of everything that trains, and the losses."""
-    loop = replace(session.config.loop, micro_batch_size=micro_batch_size)
-    session = replace(session, config=replace(session.config, loop=loop))
-    parts = add_gradients(session, batch, 0, torch.Generator().manual_seed(3))
-    named = [*session.built.model.named_parameters(), *session.trainee.objective.named_parameters()]
+    loop = replace(context.config.loop, micro_batch_size=micro_batch_size)
+    context = replace(context, config=replace(context.config, loop=loop))
+    parts = add_gradients(context, batch, 0, torch.Generator().manual_seed(3))
+    named = [*context.state.model.named_parameters(), *context.state.objective.named_parameters()]
     gradients = {name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None}
-    session.trainee.optimizer.zero_grad(set_to_none=True)
+    context.state.optimizer.zero_grad(set_to_none=True)
     return gradients, {name: value.item() for name, value in parts.items()}
 
 
@@ -51,10 +52,10 @@ def gradients_of(
 def test_gradients_are_those_of_the_whole_batch(
     configure: Configure, changes: dict[str, Any], micro_batch_size: int
 ) -> None:
-    session = prepare(configure(BATCH | changes))
-    batch = next(iter(session.loader.epoch(0)))
-    whole, whole_losses = gradients_of(session, batch, None)
-    pieces, pieces_losses = gradients_of(session, batch, micro_batch_size)
+    context = prepare(configure(BATCH | changes))
+    batch = next(iter(context.loader.epoch(0)))
+    whole, whole_losses = gradients_of(context, batch, None)
+    pieces, pieces_losses = gradients_of(context, batch, micro_batch_size)
     assert pieces_losses == pytest.approx(whole_losses, rel=1e-5)
     assert pieces.keys() == whole.keys() and len(whole) > 4
     largest = max(float(gradient.norm()) for gradient in whole.values())
@@ -64,22 +65,22 @@ def test_gradients_are_those_of_the_whole_batch(
 
 
 def test_captions_are_masked_without_the_loss_mlm(configure: Configure) -> None:
-    session = prepare(configure(BATCH | {"mlm.without_loss": True}))
-    batch = next(iter(session.loader.epoch(0)))
-    views = views_of(session, batch, torch.Generator().manual_seed(3))
+    context = prepare(configure(BATCH | {"mlm.without_loss": True}))
+    batch = next(iter(context.loader.epoch(0)))
+    views = augmented(context, batch, Rows.of(batch, context.processes), torch.Generator().manual_seed(3))
     assert views.masked is None, "there is no loss to guess the words"
     assert views.caption_ids.shape == batch.caption_ids.shape
     assert bool((views.caption_ids == MASK_ID).any()) and not bool((batch.caption_ids == MASK_ID).any())
 
 
 def test_summing_the_losses_of_pieces_would_be_another_loss(configure: Configure) -> None:
-    session = prepare(configure(BATCH))
-    batch = next(iter(session.loader.epoch(0)))
-    whole, _ = gradients_of(session, batch, None)
+    context = prepare(configure(BATCH))
+    batch = next(iter(context.loader.epoch(0)))
+    whole, _ = gradients_of(context, batch, None)
     halves = []
     for rows in (slice(0, 4), slice(4, 8)):
         half = Batch(batch.images[rows], batch.caption_ids[rows], batch.pids[rows], batch.image_ids[rows])
-        halves.append(gradients_of(session, half, None)[0])
+        halves.append(gradients_of(context, half, None)[0])
     name = "adapters.vision.0.up.weight"
     assert (sum(half[name] for half in halves) / 2 - whole[name]).norm() > 0.05 * whole[name].norm()
 

@@ -1,0 +1,179 @@
+"""Checks of a run: configurations that cannot learn are refused, doubtful ones warned of.
+
+A contrastive loss learns by comparing a pair with others. In a batch of one identity SDM, CMPM and TAL have no wrong
+answer; in a batch of one pair ITC and the triplet loss have none. Such a batch teaches nothing, and its loss of about 0
+looks like success.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from cskt.config import DataConfig, LossConfig, RunConfig, load_config, read_yaml, value_of
+from cskt.data.records import Split
+from cskt.errors import CsktError
+from cskt.losses import Loss, build_losses
+
+BEST_RATES = Path(str(resources.files("cskt"))) / "assets" / "best_rates.yaml"
+FAR = 10.0
+"""Factor between a learning rate and the best one from which on a warning is logged."""
+METHOD_KEYS = ("trainable", "prompts.directions", "adapters.sides", "lora.sides", "optim.name")
+"""Settings that identify a method for its learning rate, beside its losses."""
+ROUNDING = 1e-9
+STAGES_BEFORE = {"zero-shot": "zero-shot CLIP", "step-0": "the model before training"}
+"""Stage of an evaluation before the first step -> its model."""
+
+
+def trained_losses(config: LossConfig) -> dict[str, Loss]:
+    """Return the losses that have a weight, by name; one of weight 0 is only recorded."""
+    return build_losses([name for name, weight in config.weights.items() if weight], config)
+
+
+def check_captions_per_image(config: RunConfig) -> None:
+    """Raise CsktError for an unknown loss, or one that would take another caption of an image for a wrong answer."""
+    per_image, losses = config.data.captions_per_image, build_losses(config.loss.weights, config.loss)
+    if per_image > 1 and (wrong := [name for name, loss in losses.items() if loss.negatives == "pairs"]):
+        raise CsktError(
+            f"data.captions_per_image {per_image}: {min(wrong)} takes an image's other captions for wrong answers; use"
+            " sdm, cmpm, tal, id or mlm, or one caption per image"
+        )
+
+
+def check_negatives(config: RunConfig, train_split: Split) -> None:
+    """Check that a batch can contain a wrong answer for every loss that trains.
+
+    Raises:
+        CsktError: no batch of this configuration can; the message names the key to change.
+    """
+    data, num_identities, num_images = config.data, train_split.num_ids, len(train_split.records)
+    largest = {
+        "identities": (_identities_per_batch(data, num_identities), "identity"),
+        "images": (min(data.batch_size // data.captions_per_image, num_images), "image"),
+        "pairs": (data.batch_size, "pair"),
+    }
+    for name, loss in trained_losses(config.loss).items():
+        if loss.negatives in ("identities", "classes") and num_identities < 2:
+            raise CsktError(
+                f"data.root {data.root}: the training split of {train_split.dataset} holds one identity, and the loss"
+                f" {name} needs two; add people, or take {name} out of loss.weights"
+            )
+        number, kind = largest.get(loss.negatives or "", (2, ""))
+        if number < 2:
+            groups, remedy = "", "raise data.batch_size"
+            if data.sampler != "random":
+                groups = f" with data.sampler {data.sampler} and data.instances {data.instances}"
+                remedy += " or lower data.instances"
+            elif data.captions_per_image > 1:
+                groups = f" with data.captions_per_image {data.captions_per_image}"
+            raise CsktError(
+                f"data.batch_size {data.batch_size}{groups}: every batch holds one {kind}, from which the loss {name}"
+                f" learns nothing; {remedy}"
+            )
+
+
+def _identities_per_batch(data: DataConfig, num_identities: int) -> int:
+    places = data.batch_size // (data.captions_per_image if data.sampler == "random" else data.instances)
+    return min(places, num_identities)
+
+
+def without_negatives(losses: Mapping[str, Loss], pids: Tensor, image_ids: Tensor) -> list[str]:
+    """Return the names of the losses that find no wrong answer in a batch.
+
+    Args:
+        losses: by name.
+        pids: [B] identities of the batch, on the host.
+        image_ids: [B] its images.
+    """
+    missing = {"pairs"} if len(pids) == 1 else set()
+    missing |= {kind for kind, ids in (("identities", pids), ("images", image_ids)) if bool((ids == ids[0]).all())}
+    return [name for name, loss in losses.items() if loss.negatives in missing]
+
+
+class BestRate(NamedTuple):
+    """Learning rate that was measured to do best."""
+
+    recipe: str
+    lr: float
+    source: str
+
+
+def warnings_before(config: RunConfig, val_split: Split, backbone_sha256: str) -> list[str]:
+    """Return warnings about a run before its first step, one sentence each.
+
+    Args:
+        config: of the run.
+        val_split: split that picks the best epoch.
+        backbone_sha256: of the weight file; empty for random weights.
+    """
+    found = []
+    if val_split.num_ids == 1:
+        found.append(
+            f"the split that picks the best epoch ({val_split.name}) holds one identity: every answer is right, and R1"
+            " is 100 whatever is learned; give it several people"
+        )
+    if config.trainable == "none":
+        return found
+    optim, num_epochs = config.optim, config.loop.num_epochs
+    if optim.warmup_factor < 1 and 2 * optim.warmup_epochs > num_epochs:
+        found.append(
+            f"warm-up takes {optim.warmup_epochs} epochs, more than half of the run's {num_epochs}; lower"
+            " optim.warmup_epochs"
+        )
+    best = best_rate(config, backbone_sha256)
+    if best is not None and not best.lr / FAR <= optim.lr * (1 + ROUNDING) <= best.lr * FAR * (1 + 2 * ROUNDING):
+        times, direction = max(optim.lr / best.lr, best.lr / optim.lr), "above" if optim.lr > best.lr else "below"
+        found.append(
+            f"optim.lr {optim.lr:g} is {times:.0f} times {direction} {best.lr:g}, the best rate measured for"
+            f" {best.recipe} over this backbone: {best.source}"
+        )
+    return found
+
+
+def warnings_after(events: Sequence[Mapping[str, Any]], best_r1: float, best_epoch: int) -> list[str]:
+    """Return warnings about a run after its last step, one sentence each.
+
+    Args:
+        events: of the run so far.
+        best_r1: of the best epoch, a fraction.
+        best_epoch: from 1; 0 if nothing was trained.
+    """
+    if not best_epoch:
+        return []
+    found = []
+    for event in events:
+        name = STAGES_BEFORE.get(event.get("stage", ""))
+        if event["event"] == "evaluation" and name and best_r1 <= event["t2i"]["r1"]:
+            found.append(
+                f"no epoch is better than {name} on {event['split']}: R1 {100 * best_r1:.2f} at best (epoch"
+                f" {best_epoch}), {100 * event['t2i']['r1']:.2f} without training; try another optim.lr or more epochs"
+            )
+    return found
+
+
+def best_rate(config: RunConfig, backbone_sha256: str) -> BestRate | None:
+    """Return the learning rate that did best for the method of a run over its backbone; None if none was measured."""
+    own = _method(config)
+    fitting = [
+        BestRate(recipe, lr, entry["source"])
+        for entry in read_yaml(BEST_RATES)["measured"]
+        if entry["backbone_sha256"] == backbone_sha256
+        for recipe, lr in entry["rates"].items()
+        if _method_of_recipe(recipe) == own
+    ]
+    named = [rate for rate in fitting if rate.recipe == config.name]
+    return next(iter([*named, *fitting]), None)
+
+
+@cache
+def _method_of_recipe(recipe: str) -> tuple[object, ...]:
+    return _method(load_config(recipe))
+
+
+def _method(config: RunConfig) -> tuple[object, ...]:
+    return (*(value_of(config, key) for key in METHOD_KEYS), frozenset(trained_losses(config.loss)))
