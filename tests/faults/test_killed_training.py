@@ -52,7 +52,9 @@ def whole(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 @pytest.mark.timeout(900)
-def test_killed_at_any_moment_and_gone_on_with(config_file: Path, whole: tuple[Path, int], tmp_path: Path) -> None:
+def test_a_run_killed_at_any_moment_is_resumed_without_loss(
+    config_file: Path, whole: tuple[Path, int], tmp_path: Path
+) -> None:
     """One run, killed again and again: by itself at a chosen place, and from outside at a chosen time."""
     random, folder, num_tries = chance("training"), tmp_path / "run", tries(4, 50)
     undisturbed, total = whole
@@ -80,9 +82,7 @@ def test_killed_at_any_moment_and_gone_on_with(config_file: Path, whole: tuple[P
 
 
 @pytest.mark.timeout(300)
-def test_sigterm_saves_and_leaves_within_ten_seconds(
-    config: RunConfig, whole: tuple[Path, int], tmp_path: Path
-) -> None:
+def test_sigterm_saves_and_exits_within_ten_seconds(config: RunConfig, whole: tuple[Path, int], tmp_path: Path) -> None:
     random, num_tries, slowest = chance("sigterm"), tries(2, 10), 0.0
     config_file = tmp_path / "config.yaml"
     saved_rarely = quick_config(
@@ -135,7 +135,7 @@ def damage(content: bytes, kind: str, random: Any) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["cut", "zeros", "flipped"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+def test_a_corrupt_checkpoint_is_replaced_by_the_previous_one(
     config: RunConfig, whole: tuple[Path, int], tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whether the damage is noticed or harmless (between the parts of the file), the run ends as it should."""
@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     record(f"`last.pt` damaged ({kind})", tried=num_tries, test=TEST)
 
 
-def test_a_kill_after_the_fallback_leaves_the_good_checkpoint(
+def test_a_kill_after_the_fallback_keeps_the_intact_checkpoint(
     config_file: Path, whole: tuple[Path, int], tmp_path: Path
 ) -> None:
     """At any of the first moments after it: the damaged file never takes the place of the one before."""
@@ -179,7 +179,9 @@ def test_a_kill_after_the_fallback_leaves_the_good_checkpoint(
     record("training killed (kill -9) after `last.pt` was damaged", tried=len(moments), test=TEST)
 
 
-def test_two_damaged_checkpoints_are_one_line(config: RunConfig, whole: tuple[Path, int], tmp_path: Path) -> None:
+def test_two_corrupt_checkpoints_are_refused_in_one_line(
+    config: RunConfig, whole: tuple[Path, int], tmp_path: Path
+) -> None:
     folder = shutil.copytree(whole[0], tmp_path / "run")
     for name in ("last.pt", "last.previous.pt"):
         (folder / name).write_bytes((folder / name).read_bytes()[:1000])
@@ -211,7 +213,7 @@ def test_a_clock_that_goes_backwards(
     record("clock goes backwards", tried=1, test=TEST)
 
 
-def test_a_vanished_data_set_and_one_that_comes_back(
+def test_a_run_whose_data_set_vanished_is_resumed_when_it_is_back(
     config: RunConfig, whole: tuple[Path, int], tmp_path: Path
 ) -> None:
     root, away = tmp_path / "data", tmp_path / "away"

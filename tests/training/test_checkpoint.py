@@ -75,7 +75,7 @@ def refused(path: Path, state: TrainState | None = None, config: RunConfig = CON
     return str(caught.value)
 
 
-def test_everything_that_changes_comes_back(saved: Path) -> None:
+def test_loading_restores_everything_that_changes(saved: Path) -> None:
     first, second = make_state(0), make_state(1)
     frozen = second.model[0].weight.clone()  # type: ignore[index]
     assert load(saved, second) == (PROGRESS, saved)
@@ -105,13 +105,13 @@ def test_only_what_trains_is_written(saved: Path) -> None:
     assert content["config"] == to_dict(CONFIG)
 
 
-def test_a_run_without_a_moving_average_saves_and_brings_back_none(tmp_path: Path) -> None:
+def test_a_run_without_a_moving_average_saves_none(tmp_path: Path) -> None:
     save(tmp_path / "last.pt", replace(make_state(0), ema=None))
     assert load_plain(tmp_path / "last.pt")["average"] is None
     assert load(tmp_path / "last.pt", replace(make_state(1), ema=None))[0] == PROGRESS
 
 
-def test_a_save_that_is_broken_off_after_a_fallback_keeps_the_good_one(
+def test_an_interrupted_save_after_a_fallback_keeps_the_intact_checkpoint(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later = replace(PROGRESS, total_steps=PROGRESS.total_steps + 1)
@@ -183,19 +183,19 @@ def test_other_parameters_are_refused_and_nothing_is_changed(saved: Path) -> Non
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
-def test_a_truncated_file_is_one_line(saved: Path, share: float) -> None:
+def test_a_truncated_file_is_refused_in_one_line(saved: Path, share: float) -> None:
     content = saved.read_bytes()
     saved.write_bytes(content[: int(share * len(content))])
     assert "cannot be resumed from, truncated or altered; start a new run (" in refused(saved)
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n", b"{}", b"PK\x03\x04 nothing", b"\x80\x02]q\x00."])
-def test_another_file_is_one_line(saved: Path, content: bytes) -> None:
+def test_another_kind_of_file_is_refused_in_one_line(saved: Path, content: bytes) -> None:
     saved.write_bytes(content)
     refused(saved)
 
 
-def test_another_checkpoint_is_one_line(saved: Path) -> None:
+def test_a_checkpoint_of_another_program_is_refused_in_one_line(saved: Path) -> None:
     torch.save({"model": {}, "epoch": 3}, saved)
     assert "not a last.pt of this program" in refused(saved)
 
@@ -230,7 +230,7 @@ def test_weights_that_are_not_finite_are_not_saved(saved: Path, part: str, value
     assert saved.read_bytes() == before
 
 
-def test_a_failed_write_keeps_the_file_before(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_previous_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = saved.read_bytes()
 
     def full_disk(content: Any, path: Path) -> None:

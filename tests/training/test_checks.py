@@ -32,7 +32,7 @@ def doubts(changes: dict[str, Any], recipe: str = "cskt", digest: str = "", spli
     ("warmup", "num_epochs", "factor", "doubted"),
     [(5, 60, 0.1, False), (5, 10, 0.1, False), (5, 9, 0.1, True), (5, 3, 0.1, True), (5, 3, 1.0, False)],
 )
-def test_a_long_warmup(warmup: int, num_epochs: int, factor: float, doubted: bool) -> None:
+def test_a_long_warmup_is_warned_of(warmup: int, num_epochs: int, factor: float, doubted: bool) -> None:
     changes = {"optim.warmup_epochs": warmup, "optim.warmup_factor": factor, "loop.num_epochs": num_epochs}
     found = doubts(changes)
     assert bool(found) == doubted
@@ -41,7 +41,7 @@ def test_a_long_warmup(warmup: int, num_epochs: int, factor: float, doubted: boo
     ]
 
 
-def test_a_selection_split_of_one_identity() -> None:
+def test_a_selection_split_of_one_identity_is_warned_of() -> None:
     records = tuple(Record(7, Path(f"{index}.jpg"), ("a", "b"), "val") for index in range(3))
     for recipe in ("cskt", "clip"):
         (found,) = doubts({}, recipe, split=Split("jsonl", "val", records))
@@ -71,7 +71,7 @@ def test_a_selection_split_of_one_identity() -> None:
         ("cskt-bpt", 1e-7, ""),  # not measured
     ],
 )
-def test_a_rate_far_from_the_best_one(recipe: str, lr: float, doubted: str) -> None:
+def test_a_rate_far_from_the_best_one_is_warned_of(recipe: str, lr: float, doubted: str) -> None:
     found = doubts({"optim.lr": lr, **NO_WARMUP}, recipe, TINY)
     assert len(found) == bool(doubted)
     if doubted:
@@ -79,7 +79,7 @@ def test_a_rate_far_from_the_best_one(recipe: str, lr: float, doubted: str) -> N
         assert "docs/results.md" in found[0]
 
 
-def test_nothing_is_known_of_other_backbones_and_other_methods() -> None:
+def test_no_best_rate_for_other_backbones_and_other_methods() -> None:
     far = {"optim.lr": 1e-7, **NO_WARMUP}
     assert doubts(far, digest="0" * 64) == doubts(far) == []
     assert doubts({**far, "optim.name": "sgd"}, digest=TINY) == []
@@ -87,7 +87,7 @@ def test_nothing_is_known_of_other_backbones_and_other_methods() -> None:
     assert doubts({**far, "loss.weights": {"sdm": 1.0, "tal": 0.0}}, digest=TINY) != [], "weight 0 does not train"
 
 
-def test_a_run_is_known_by_what_it_trains_whatever_it_is_called() -> None:
+def test_the_best_rate_depends_on_the_method_and_not_on_the_name() -> None:
     assert best_rate(load_config("cskt", {"name": "mine"}), TINY) == best_rate(load_config("cskt"), TINY)
     fine_tuned = best_rate(load_config("finetune", {"name": "cskt"}), TINY)
     assert fine_tuned is not None and fine_tuned.recipe == "finetune", "called cskt, but trains everything"
@@ -117,19 +117,19 @@ def evaluation(stage: str, r1: float) -> dict[str, Any]:
         (0.6, []),
     ],
 )
-def test_a_best_epoch_that_is_no_better_than_before(best_r1: float, expected: list[str]) -> None:
+def test_a_best_epoch_that_is_no_better_than_before_is_warned_of(best_r1: float, expected: list[str]) -> None:
     events = [evaluation("zero-shot", 0.5), evaluation("step-0", 0.5), evaluation("epoch", best_r1)]
     found = warnings_after(events, best_r1, 2)
     assert len(found) == len(expected)
     assert all(f"no epoch is better than {words}" in line for words, line in zip(expected, found, strict=True))
 
 
-def test_better_than_step_0_but_not_than_zero_shot() -> None:
+def test_better_than_step_0_but_not_than_zero_shot_is_warned_of() -> None:
     (found,) = warnings_after([evaluation("zero-shot", 0.5), evaluation("step-0", 0.1)], 0.3, 1)
     assert "zero-shot CLIP" in found
 
 
-def test_runs_that_train_or_evaluated_nothing_before_are_not_doubted() -> None:
+def test_no_warning_for_runs_that_train_nothing_or_evaluated_nothing_before() -> None:
     assert warnings_after([evaluation("zero-shot", 0.5)], 0.5, 0) == []
     assert warnings_after([evaluation("epoch", 0.5)], 0.5, 1) == []
 
@@ -137,7 +137,9 @@ def test_runs_that_train_or_evaluated_nothing_before_are_not_doubted() -> None:
 # --- in a run
 
 
-def test_a_run_says_so_and_records_it(configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_logs_and_records_its_warnings(
+    configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A rate of next to nothing: the best epoch is what was there before."""
     changes = {"optim.lr": 1e-12, "optim.warmup_epochs": 1, "loop.evaluate_before": True}
     events = read_events(train(configure(changes), tmp_path / "run").folder)
@@ -148,14 +150,16 @@ def test_a_run_says_so_and_records_it(configure: Configure, tmp_path: Path, capl
     assert all(line in logged for line in [*start["warnings"], *end["warnings"]])
 
 
-def test_a_resumed_run_compares_with_what_it_began_from(configure: Configure, tmp_path: Path) -> None:
+def test_a_resumed_run_compares_with_its_first_evaluations(configure: Configure, tmp_path: Path) -> None:
     changes = {"optim.lr": 1e-12, "loop.evaluate_before": True, "loop.num_epochs": 2}
     run = train(configure({**changes, "loop.stop_after_epochs": 1}), tmp_path / "run").folder
     train(configure(changes), run, resume=True)
     assert last_event(read_events(run), "end")["warnings"]
 
 
-def test_one_identity_to_select_on(tiny_backbone: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_with_one_identity_to_select_on_logs_a_warning(
+    tiny_backbone: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     make_dataset(tmp_path, layout="jsonl", ids={"train": 4, "val": 1, "test": 1}, images_per_id=2, seed=6)
     assert read_dataset("jsonl", tmp_path)["val"].num_ids == 1
     config = quick_config(tmp_path, tiny_backbone, changes={"data.dataset": "jsonl"})

@@ -81,7 +81,7 @@ def test_gradients_and_losses_are_those_of_one_process(
             assert all(torch.equal(other["gradients"][name], shared["gradients"][name]) for other in same), name
 
 
-def test_without_rounding_they_are_the_same_at_the_published_temperature(
+def test_in_float64_gradients_are_equal_at_the_published_temperature(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"loss.temperature": 0.02, "loss.weights": EVERY_LOSS}
@@ -107,7 +107,7 @@ def test_gradients_of_halves_would_be_another_loss(configure: Configure, tmp_pat
     assert (mean - whole[name]).norm() > 0.05 * whole[name].norm()
 
 
-def test_a_training_of_two_is_that_of_one_and_may_change_hands(configure: Configure, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_and_three_may_resume(configure: Configure, tmp_path: Path) -> None:
     changes = {"loop.num_epochs": 2, "loss.weights": {"sdm": 1.0, "id": 1.0}, "optim.clip_grad_norm": 1.0}
     config = saved(configure, tmp_path, changes)
     alone = train(configure(BASE | changes), tmp_path / "alone")
@@ -135,7 +135,7 @@ def test_a_training_of_two_is_that_of_one_and_may_change_hands(configure: Config
     assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 2, "one process writes: two sessions, two files"
 
 
-def test_steps_over_several_batches_with_scaled_losses_are_those_of_one(configure: Configure, tmp_path: Path) -> None:
+def test_accumulated_fp16_steps_of_two_processes_equal_those_of_one(configure: Configure, tmp_path: Path) -> None:
     """The gradients of one process overflow in the fourth batch: its step is passed over by all of them."""
     changes = {
         "loop.accumulate_steps": 2, "precision": "fp16", "loop.num_epochs": 2,
@@ -157,7 +157,7 @@ def test_steps_over_several_batches_with_scaled_losses_are_those_of_one(configur
     assert off < 0.01 * moved
 
 
-def test_a_killed_process_is_replaced_and_nothing_saved_is_lost(configure: Configure, tmp_path: Path) -> None:
+def test_torchrun_replaces_a_killed_process_without_loss(configure: Configure, tmp_path: Path) -> None:
     config = saved(configure, tmp_path, {"loop.num_epochs": 2, "loop.save_period_steps": 1})
     whole = torchrun(2, "-m", "cskt", "train", "--config", config, "--output", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
@@ -203,7 +203,7 @@ def test_two_machines_train_what_one_trains(configure: Configure, tmp_path: Path
     assert story(tmp_path / "two") == story(tmp_path / "one")
 
 
-def test_processes_that_would_train_different_things_do_not_begin(configure: Configure, tmp_path: Path) -> None:
+def test_processes_that_differ_are_refused(configure: Configure, tmp_path: Path) -> None:
     key = "the kind of device"
     config = saved(configure, tmp_path, {})
     words = ["train", "--config", config, "--output", tmp_path / "run"]
@@ -216,7 +216,7 @@ def test_processes_that_would_train_different_things_do_not_begin(configure: Con
 
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 7, 24])
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_shares_cover_every_row_once_and_evenly(num_rows: int, count: int) -> None:
+def test_shares_contain_every_row_once_and_are_even(num_rows: int, count: int) -> None:
     shares = Processes(world_size=count).shares(num_rows)
     assert [row for share in shares for row in share] == list(range(num_rows))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -43,7 +43,7 @@ def lines_of(path: Path) -> list[bytes]:
     return [line for line in path.read_bytes().split(b"\n") if line]
 
 
-def test_bad_lines_are_left_out_and_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_lines_are_ignored_and_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     good = lines_of(COMPAT / "metrics.jsonl")
     expected = [json.loads(line) for line in good]
     path = tmp_path / "metrics.jsonl"
@@ -58,7 +58,7 @@ def test_bad_lines_are_left_out_and_named_once(tmp_path: Path, caplog: pytest.Lo
     assert ignored_lines(tmp_path) == "1, 5, 6, 7, 8, 9, 10, 11, 12, 13 and 12 more"
 
 
-def test_a_last_line_that_does_not_end_is_no_bad_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_last_line_without_an_end_is_not_counted_as_bad(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     good = lines_of(COMPAT / "metrics.jsonl")
     for cut in (1, 10, len(good[-1]) - 1):
         (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*good[:-1], good[-1][:cut]]))
@@ -69,7 +69,7 @@ def test_a_last_line_that_does_not_end_is_no_bad_line(tmp_path: Path, caplog: py
 
 
 @pytest.mark.parametrize("kind", ["start", "step", "evaluation", "end"])
-def test_an_event_of_any_shape_is_one_that_every_reader_takes_or_none(kind: str, tmp_path: Path) -> None:
+def test_an_event_of_any_shape_is_refused_or_works_in_every_reader(kind: str, tmp_path: Path) -> None:
     content = next(event for line in lines_of(COMPAT / "metrics.jsonl") if (event := json.loads(line))["event"] == kind)
     if kind == "evaluation":
         content = {name: value for name, value in content.items() if name != "i2t"}
@@ -120,7 +120,7 @@ def test_bad_lines_and_strange_files_do_not_stop_a_resumed_run(
     assert (folder / ".notes.tmp").exists() and not (folder / ".metrics.jsonl.123.456.tmp").exists()
 
 
-def test_a_report_names_the_lines_that_it_leaves_out(trained: tuple[RunConfig, Path]) -> None:
+def test_a_report_names_the_ignored_lines(trained: tuple[RunConfig, Path]) -> None:
     _, folder = trained
     with (folder / "metrics.jsonl").open("ab") as stream:
         stream.write(b"null\n5\n")
@@ -162,14 +162,14 @@ NAMES = ["../../victim", "/etc/x", "..", ".", "", "a/b", "a\0b", "a\nb", "x" * 5
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_never_leads_outside_the_output_folder(name: str, tmp_path: Path) -> None:
+def test_no_name_leads_outside_the_output_folder(name: str, tmp_path: Path) -> None:
     config = load_config("cskt", {"name": name, "output_dir": str(tmp_path / "logs"), "data.dataset": name})
     folder = fresh_folder(config)
     assert folder.is_dir() and folder.parents[1] == tmp_path / "logs"
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
-def test_names_that_look_like_tensorboards_are_left_alone(tmp_path: Path) -> None:
+def test_files_with_names_like_those_of_tensorboard_are_ignored(tmp_path: Path) -> None:
     for stamp in ("\u0663" * 10, "9" * 11, "9" * 200, "0000000001", "²"):
         (tmp_path / f"events.out.tfevents.{stamp}.x").touch()
     ScalarFile(tmp_path).close()

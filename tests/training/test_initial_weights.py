@@ -174,7 +174,7 @@ def test_a_run_starts_from_the_best_weights_and_heads_of_another(
     assert figures["step-0"] == best["t2i"]["r1"]
 
 
-def test_zero_shot_is_that_of_the_backbone_where_the_whole_model_is_loaded(
+def test_zero_shot_is_that_of_the_backbone_when_the_whole_model_is_loaded(
     dolls: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     changes = {"optim.lr": 3e-3, "loop.evaluate_before": True}
@@ -220,7 +220,7 @@ def test_a_merged_file_gives_the_same_start(
     assert not torch.equal(from_file["classifier.weight"], from_run["classifier.weight"]), "a merged file has no heads"
 
 
-def test_heads_are_drawn_anew_where_the_identities_differ(
+def test_heads_are_drawn_anew_if_the_identities_differ(
     starting: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_dataset(tmp_path / "others", ids={"train": 6, "val": 3, "test": 1}, images_per_id=2, seed=9)
@@ -231,7 +231,7 @@ def test_heads_are_drawn_anew_where_the_identities_differ(
     assert first_event(read_events(tmp_path / "run"), "start")["init_from_heads"] == []
 
 
-def test_each_head_is_taken_by_itself(
+def test_each_head_is_used_independently(
     dolls: Path, tiny_backbone: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train(quick_config(dolls, tiny_backbone, "irra", IRRA), tmp_path / "first").folder
@@ -249,7 +249,7 @@ def test_each_head_is_taken_by_itself(
     assert "the interaction is drawn anew: that run's has another shape" in caplog.text
 
 
-def test_a_run_that_kept_no_heads_gives_the_last_epochs(
+def test_a_run_without_saved_heads_gives_those_of_its_last_epoch(
     starting: Any, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = tmp_path / "old"
@@ -262,7 +262,7 @@ def test_a_run_that_kept_no_heads_gives_the_last_epochs(
     assert "the classifier continues from that run" in caplog.text
 
 
-def test_a_run_of_the_added_parts_may_go_on_as_a_whole(
+def test_a_run_that_trained_added_parts_can_start_one_that_trains_all(
     starting: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parameters, context = started(starting({"trainable": "all", "optim.lr": 1e-4}), tmp_path / "run", monkeypatch)
@@ -294,14 +294,14 @@ def test_weights_that_do_not_fit_are_refused(
     assert message in refused(starting(changes, recipe), tmp_path / "run")
 
 
-def test_what_was_trained_there_must_train_here(dolls: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_tensors_that_were_trained_must_not_be_frozen(dolls: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     """Only what trains is saved: a frozen tensor that is not the backbone's would be lost."""
     first = train(quick_config(dolls, tiny_backbone, "finetune", {"optim.lr": 3e-3}), tmp_path / "first").folder
     linear = quick_config(dolls, tiny_backbone, "linear", {"init_from": str(first)})
     assert "was trained there and is frozen here; set trainable" in refused(linear, tmp_path / "run")
 
 
-def test_a_lora_run_folded_into_a_merged_file_is_not_taken_for_a_frozen_backbone(
+def test_a_merged_lora_run_is_not_accepted_as_a_frozen_backbone(
     dolls: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     first = train(quick_config(dolls, tiny_backbone, "lora"), tmp_path / "first").folder
@@ -328,7 +328,7 @@ def test_other_weights_of_the_same_backbone_file_are_refused(starting: Any, sour
     assert message.endswith("the ema weights of its backbone, and backbone.weights is model; start from the same")
 
 
-def test_what_is_no_run_is_refused(starting: Any, tiny_backbone: Path, source: Path, tmp_path: Path) -> None:
+def test_other_files_and_folders_are_refused(starting: Any, tiny_backbone: Path, source: Path, tmp_path: Path) -> None:
     missing = refused(starting({"init_from": str(tmp_path / "nowhere")}), tmp_path / "run")
     assert missing == f"init_from {tmp_path / 'nowhere'}: no such run folder or file"
     (tmp_path / "empty").mkdir()

@@ -33,13 +33,13 @@ def launch(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
         monkeypatch.setenv(name, value)
 
 
-def test_without_a_launcher_a_process_is_alone() -> None:
+def test_without_a_launcher_there_is_one_process() -> None:
     assert read_ranks() == Ranks()
     assert read_ranks().is_main_process and not is_restart(None)
     check_single_process("anything")
 
 
-def test_places_of_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ranks_of_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     launch(monkeypatch)
     assert read_ranks() == Ranks(rank=5, world_size=8, local_rank=1, local_world_size=4)
     assert not read_ranks().is_main_process and is_restart(tmp_path)
@@ -60,7 +60,7 @@ def test_several_machines_that_share_a_store_are_not_restarted(monkeypatch: pyte
     assert is_restart(tmp_path)
 
 
-def test_a_restart_does_not_take_over_what_its_launch_was_refused(
+def test_a_restart_does_not_resume_a_run_that_its_launch_was_refused(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config, folder = configure({"loop.num_epochs": 1}), tmp_path / "run"
@@ -79,7 +79,7 @@ def test_a_restart_does_not_take_over_what_its_launch_was_refused(
     assert run(config, folder) == 0, "another launch, or another try"
 
 
-def test_a_restart_does_not_take_over_what_another_was_at(
+def test_a_restart_does_not_resume_a_run_that_another_process_had_claimed(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     alone, folder = {"RANK": "0", "WORLD_SIZE": "1"}, tmp_path / "run"
@@ -97,14 +97,16 @@ def test_a_restart_does_not_take_over_what_another_was_at(
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
-def test_half_an_environment_is_one_line(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_an_incomplete_environment_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     launch(monkeypatch)
     monkeypatch.delenv(name)
     with pytest.raises(ValueError, match=f"^WORLD_SIZE is 8, but {name} is no number; start with torchrun, or unset"):
         read_ranks()
 
 
-def test_what_is_not_shared_out_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_for_one_process_are_refused_under_torchrun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Eight processes that evaluate, or wait for one another's seeds, are no help."""
     launch(monkeypatch)
     for words in (["evaluate", "clip-tiny"], ["study", "methods"], ["train", "--config", "demo", "--seeds", "1,2"]):
@@ -114,7 +116,7 @@ def test_what_is_not_shared_out_is_refused(monkeypatch: pytest.MonkeyPatch, caps
         assert "\n" not in told
 
 
-def test_the_published_program_takes_its_launchers_word(
+def test_the_published_program_checks_local_rank_against_its_launcher(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     launch(monkeypatch, TORCHELASTIC_MAX_RESTARTS="0", TORCHELASTIC_RESTART_COUNT="0")

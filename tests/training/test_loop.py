@@ -164,7 +164,7 @@ def test_in_fp16_the_gradients_are_clipped_and_not_the_scaled_ones(
 # --- what trains, what stays, what is written
 
 
-def test_the_backbone_stays_bit_for_bit_and_all_else_moves(
+def test_the_backbone_is_unchanged_and_everything_else_changes(
     configure: Configure, tmp_path: Path, contexts: list[TrainingContext]
 ) -> None:
     config = configure({"loop.num_epochs": 2, "adapters.init": "normal"})
@@ -175,7 +175,7 @@ def test_the_backbone_stays_bit_for_bit_and_all_else_moves(
         assert torch.equal(value, before[name]) == (name in frozen), name
 
 
-def test_weights_hold_what_inference_needs_of_what_was_trained(
+def test_weight_files_contain_the_trained_tensors_of_inference(
     configure: Configure, tmp_path: Path, contexts: list[TrainingContext]
 ) -> None:
     result = train(configure({"loss.weights": {"sdm": 1.0, "id": 1.0}}), tmp_path / "run")
@@ -221,7 +221,7 @@ def test_a_wholly_trained_run_needs_no_backbone_file(
     assert_computes_alike(encoder, contexts[0].encoder(), val.image_paths, val.captions)
 
 
-def test_a_run_over_random_weights_keeps_them(
+def test_a_run_over_random_weights_saves_them(
     configure: Configure, tmp_path: Path, contexts: list[TrainingContext]
 ) -> None:
     """No file holds them, so a run that trained next to nothing is whole all the same."""
@@ -258,7 +258,7 @@ def with_scores(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
     monkeypatch.setattr(loop, "evaluate", scored)
 
 
-def test_the_best_epoch_is_kept_and_of_equals_the_first(
+def test_the_best_epoch_is_saved_and_of_equal_ones_the_first(
     configure: Configure, tmp_path: Path, contexts: list[TrainingContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states: list[dict[str, Tensor]] = []
@@ -280,7 +280,7 @@ def test_the_best_epoch_is_kept_and_of_equals_the_first(
     assert (end["best_r1"], end["best_epoch"], end["step"]) == (0.5, 2, 12)
 
 
-def test_evaluations_come_when_asked_and_at_the_end(configure: Configure, tmp_path: Path) -> None:
+def test_evaluations_follow_the_period_and_include_the_last_epoch(configure: Configure, tmp_path: Path) -> None:
     folder = train(configure({"loop.num_epochs": 5, "loop.eval_period_epochs": 2}), tmp_path / "run").folder
     assert [event["epoch"] for event in events_of(folder, "evaluation")] == [2, 4, 5]
 
@@ -336,7 +336,9 @@ def test_training_never_opens_a_test_image(tiny_backbone: Path, tmp_path: Path, 
     assert {event["split"] for event in events_of(folder, "evaluation")} == {"val"}
 
 
-def test_selection_on_test_is_asked_for_and_marked(configure: Configure, tmp_path: Path, images_read: set[str]) -> None:
+def test_selection_on_test_must_be_configured_and_is_marked(
+    configure: Configure, tmp_path: Path, images_read: set[str]
+) -> None:
     config = configure({"data.select_on": "test"})
     folder = train(config, tmp_path / "run").folder
     splits = read_dataset("cuhk-pedes", Path(config.data.root))
@@ -409,7 +411,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(
     assert train(config, tmp_path / "run", resume=True).best_epoch in (1, 2), "and goes on with a sound rate"
 
 
-def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(
+def test_a_full_disk_ends_in_one_line_and_loses_nothing(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure({"loop.num_epochs": 2})

@@ -60,7 +60,7 @@ def weights_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_average_is_evaluated_and_kept_and_the_weights_go_on(
+def test_the_average_is_evaluated_and_saved_and_training_continues_from_the_weights(
     configure: Configure,
     tmp_path: Path,
     weights_of_steps: list[dict[str, Tensor]],

@@ -64,7 +64,7 @@ def test_an_epoch_that_skips_every_step_ends_the_run(
     assert (progress["epoch"], progress["step"]) == (1, 0), "the last good checkpoint is intact"
 
 
-def test_the_usual_first_scale_is_what_short_runs_fail_by(
+def test_the_default_first_scale_skips_every_step_of_a_short_run(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As found: all of three steps skipped, and a best epoch all the same."""
@@ -82,7 +82,7 @@ def test_groups_of_batches_count_as_steps(
         train(configure(changes), tmp_path / "run")
 
 
-def test_steps_are_counted_on_where_a_run_was_saved(
+def test_counting_continues_in_a_resumed_run(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that is stopped within an epoch knows, when it is resumed, what that epoch has skipped before."""

@@ -48,14 +48,14 @@ def pretend(monkeypatch: pytest.MonkeyPatch, context: TrainingContext) -> Callab
 
 
 @pytest.mark.parametrize(("pairs", "expected"), [(1, 1), (5, 5), (11, 11), (12, 12), (500, 12)])
-def test_as_many_pairs_as_the_memory_holds(
+def test_the_largest_number_of_pairs_that_memory_holds_is_used(
     context: TrainingContext, pretend: Callable[..., None], pairs: int, expected: int
 ) -> None:
     pretend(FIXED + pairs * PER_PAIR + PER_PAIR // 2)
     assert fit_micro_batch(context).config.loop.micro_batch_size == expected
 
 
-def test_what_the_losses_of_the_whole_batch_hold_makes_pieces_smaller(
+def test_memory_of_the_losses_of_the_whole_batch_makes_pieces_smaller(
     context: TrainingContext, pretend: Callable[..., None]
 ) -> None:
     pretend(FIXED + 7 * PER_PAIR + PER_PAIR // 2, of_whole_batch=PER_PAIR // 4)  # three pairs' worth
@@ -67,7 +67,7 @@ def test_the_configured_size_of_pieces_is_not_measured(context: TrainingContext,
     assert fit_micro_batch(micro_batch.with_micro_batch(context, 2)).config.loop.micro_batch_size == 7
 
 
-def test_whole_images_only(configure: Configure, pretend: Callable[..., None]) -> None:
+def test_pieces_contain_whole_images_only(configure: Configure, pretend: Callable[..., None]) -> None:
     pretend(FIXED + 7 * PER_PAIR + PER_PAIR // 2)
     assert (
         fit_micro_batch(
@@ -77,7 +77,9 @@ def test_whole_images_only(configure: Configure, pretend: Callable[..., None]) -
     )
 
 
-def test_not_even_one(context: TrainingContext, pretend: Callable[..., None]) -> None:
+def test_memory_that_holds_not_even_one_image_is_an_error(
+    context: TrainingContext, pretend: Callable[..., None]
+) -> None:
     pretend(FIXED)
     with pytest.raises(
         ValueError, match=r"a single image takes 0\.0 GB, more than cpu has free; use --checkpoint-activations"
@@ -85,13 +87,13 @@ def test_not_even_one(context: TrainingContext, pretend: Callable[..., None]) ->
         fit_micro_batch(context)
 
 
-def test_where_nobody_says_how_much_is_free(context: TrainingContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_free_memory_is_an_error(context: TrainingContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(micro_batch, "free_memory_bytes", lambda _: 0)
     with pytest.raises(ValueError, match=r"cannot be read here; set loop\.micro_batch_size"):
         fit_micro_batch(context)
 
 
-def test_on_this_machine_a_tiny_batch_fits_whole_and_nothing_is_left_behind(context: TrainingContext) -> None:
+def test_a_tiny_batch_fits_and_measuring_changes_nothing(context: TrainingContext) -> None:
     before = {name: parameter.detach().clone() for name, parameter in context.state.model.named_parameters()}
     found = fit_micro_batch(context)
     assert found.config.loop.micro_batch_size == 12

@@ -43,7 +43,7 @@ def test_constant_features_warn_once_with_the_remedy(caplog: pytest.LogCaptureFi
     assert "Lower optim.lr, raise loss.temperature" in message and "\n" not in message
 
 
-def test_one_side_without_a_difference_is_a_collapse_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_equal_features_on_one_side_are_a_collapse_too(caplog: pytest.LogCaptureFixture) -> None:
     """All captions alike: each image is equally similar to every one of them."""
     watch = CollapseWatch()
     noise = 1e-5 * random_features(0)
@@ -83,7 +83,7 @@ def test_a_batch_of_one_person_does_not_end_a_collapse(caplog: pytest.LogCapture
     assert len(caplog.messages) == 1
 
 
-def test_the_value_follows_the_batch(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_value_at_collapse_depends_on_the_batch(caplog: pytest.LogCaptureFixture) -> None:
     """The last batch of an epoch is smaller, and its collapsed loss another."""
     watch = CollapseWatch()
     for step in range(COLLAPSE_STEPS):

@@ -98,7 +98,7 @@ def test_only_what_trains_is_averaged() -> None:
     assert all(tensor.dtype == torch.float32 and not tensor.requires_grad for tensor in state["averages"].values())
 
 
-def test_own_weights_come_back_bit_by_bit() -> None:
+def test_applying_restores_the_weights_bit_by_bit() -> None:
     model = make_model()
     average = ExponentialMovingAverage(model.named_parameters(), 0.9)
     train_steps(model, average, 5)
@@ -120,7 +120,7 @@ def test_applying_leaves_the_average_as_it_was() -> None:
     assert_equal(averages(model, average), averages(model, average))
 
 
-def test_resuming_goes_on_bit_by_bit() -> None:
+def test_resuming_is_bit_exact() -> None:
     model = make_model()
     average = ExponentialMovingAverage(model.named_parameters(), 0.9)
     train_steps(model, average, 5)

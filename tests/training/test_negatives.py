@@ -39,7 +39,7 @@ def test_batches_of_one_pair_are_refused(configure: Configure, tmp_path: Path, l
     )
 
 
-def test_groups_do_not_help(configure: Configure, tmp_path: Path) -> None:
+def test_accumulated_batches_of_one_pair_are_refused(configure: Configure, tmp_path: Path) -> None:
     """Each batch keeps its own contrastive loss, however many are summed before a step."""
     assert refusal(configure, tmp_path, {"data.batch_size": 1, "loop.accumulate_steps": 8})
 
@@ -52,7 +52,9 @@ def test_one_loss_of_several_is_enough_to_refuse(configure: Configure, tmp_path:
 
 
 @pytest.mark.parametrize("sampler", ["identity", "identity-released"])
-def test_identity_samplers_with_one_identity_a_batch(configure: Configure, tmp_path: Path, sampler: str) -> None:
+def test_identity_samplers_with_one_identity_a_batch_are_refused(
+    configure: Configure, tmp_path: Path, sampler: str
+) -> None:
     changes = {"data.batch_size": 4, "data.sampler": sampler, "data.instances": 4}
     assert refusal(configure, tmp_path, changes) == (
         f"data.batch_size 4 with data.sampler {sampler} and data.instances 4: every batch holds one identity, from"
@@ -60,14 +62,16 @@ def test_identity_samplers_with_one_identity_a_batch(configure: Configure, tmp_p
     )
 
 
-def test_a_batch_of_one_image_with_its_captions(configure: Configure, tmp_path: Path) -> None:
+def test_batches_of_one_image_with_its_captions_are_refused(configure: Configure, tmp_path: Path) -> None:
     changes = {"data.batch_size": 2, "data.captions_per_image": 2}
     assert "with data.captions_per_image 2: every batch holds one identity" in refusal(configure, tmp_path, changes)
     assert "every batch holds one image" in refusal(configure, tmp_path, changes | {"loss.sdm_other_image": 0.3})
 
 
 @pytest.mark.parametrize("loss", ["sdm", "cmpm", "tal", "id"])
-def test_a_training_split_of_one_identity(dolls: Path, configure: Configure, tmp_path: Path, loss: str) -> None:
+def test_a_training_split_of_one_identity_is_refused(
+    dolls: Path, configure: Configure, tmp_path: Path, loss: str
+) -> None:
     config = configure({"loss.weights": {loss: 1.0}})
     split = read_dataset("cuhk-pedes", dolls)["train"]
     one = replace(split, records=tuple(record for record in split.records if record.pid == split.records[0].pid))
@@ -93,7 +97,7 @@ def test_one_identity_by_fraction_is_refused_by_train(configure: Configure, tmp_
         {"data.batch_size": 2},
     ],
 )
-def test_what_can_learn_is_not_refused(configure: Configure, dolls: Path, changes: dict[str, Any]) -> None:
+def test_configurations_that_can_learn_are_accepted(configure: Configure, dolls: Path, changes: dict[str, Any]) -> None:
     check_negatives(configure(changes), read_dataset("cuhk-pedes", dolls)["train"])
 
 
@@ -132,7 +136,7 @@ def test_a_pair_alone_has_no_gradient(loss: str) -> None:
         ("mlm", [1], [0], []),
     ],
 )
-def test_which_batches_hold_no_wrong_answer(
+def test_losses_without_a_wrong_answer_in_a_batch_are_named(
     loss: str, pids: list[int], image_ids: list[int], expected: list[str]
 ) -> None:
     named = trained_losses(LossConfig(weights={loss: 1.0}))

@@ -50,7 +50,7 @@ def test_losses_are_those_of_the_pure_functions_with_the_configs_constants() -> 
     assert {name: value.item() for name, value in found.items()} == {k: v.item() for k, v in expected.items()}
 
 
-def test_only_id_and_mlm_bring_parameters() -> None:
+def test_only_id_and_mlm_have_parameters() -> None:
     others = dict.fromkeys(losses.LOSSES.keys() - {"id", "mlm"}, 1.0)
     assert list(ready(LossConfig(weights=others)).parameters()) == []
     words = [name for name, _ in ready(LossConfig(weights={"mlm": 1.0})).named_parameters()]
@@ -116,7 +116,7 @@ def test_without_masked_words_there_are_features_alone(captions_per_image: int) 
 @pytest.mark.parametrize("captions_per_image", [1, 2])
 @pytest.mark.parametrize("masked_for_all", [False, True])
 @torch.no_grad()
-def test_masked_words_bring_tokens_and_the_features_of_the_captions_asked_for(
+def test_masked_words_give_tokens_and_the_features_of_the_chosen_captions(
     masked_for_all: bool, captions_per_image: int
 ) -> None:
     model, (images, caption_ids, masked) = plain_clip(), batch_of(captions_per_image)

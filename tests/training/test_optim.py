@@ -31,7 +31,7 @@ def test_rates_equal_the_released_code(released: str) -> None:
     assert ours == pytest.approx(GOLDEN["lr_by_epoch"][released], rel=1e-12, abs=0)
 
 
-def test_poly_decays_where_the_released_one_rises_again() -> None:
+def test_poly_decays_while_the_released_schedule_rises_again() -> None:
     usual, released = (rates(60, schedule=name)[5:] for name in ("poly", "poly-released"))
     assert usual == sorted(usual, reverse=True)
     assert usual[11] == pytest.approx(3e-4 * (1 - 11 / 55) ** 0.9)
@@ -39,7 +39,7 @@ def test_poly_decays_where_the_released_one_rises_again() -> None:
 
 
 @pytest.mark.parametrize(("schedule", "halfway"), [("cosine", 5.5e-4), ("poly", 1e-4 + 9e-4 * 0.5**2)])
-def test_target_lr_is_where_the_rate_goes(schedule: str, halfway: float) -> None:
+def test_the_rate_ends_at_target_lr(schedule: str, halfway: float) -> None:
     run = rates(1000, schedule=schedule, lr=1e-3, target_lr=1e-4, power=2.0, warmup_epochs=0)
     assert run[0] == pytest.approx(1e-3)
     assert run[500] == pytest.approx(halfway)
@@ -95,7 +95,7 @@ def make_parameters(names: list[str]) -> dict[str, nn.Parameter]:
     return {name: nn.Parameter(torch.randn(3, generator=generator)) for name in names}
 
 
-def test_each_name_learns_and_decays_by_its_rule() -> None:
+def test_rate_and_decay_follow_from_the_name() -> None:
     parameters = make_parameters(list(ASSIGNMENT))
     groups = parameter_groups(parameters.items(), DISTINCT)
     found = {
@@ -124,7 +124,7 @@ def test_frozen_parameters_are_in_no_group() -> None:
     assert [id(member) for member in group["params"]] == [id(parameters["prompts"])]
 
 
-def test_no_parameters_at_all_make_an_optimiser_that_does_nothing() -> None:
+def test_without_parameters_the_optimizer_does_nothing() -> None:
     optimizer = build_optimizer([], DISTINCT)
     assert [group["params"] for group in optimizer.param_groups] == [[]]
     set_learning_rate(optimizer, 1e-3)
@@ -197,7 +197,7 @@ def test_set_learning_rate_keeps_the_proportions() -> None:
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_a_resumed_optimizer_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+def test_a_resumed_optimizer_is_bit_exact(name: str, tmp_path: Path) -> None:
     optim = dataclasses.replace(DISTINCT, name=name)
     straight = make_parameters(list(ASSIGNMENT))
     optimizer = build_optimizer(straight.items(), optim)

@@ -56,7 +56,7 @@ def test_on_the_cpu_batches_pass_through() -> None:
             assert fed is batch and threading.active_count() == before
 
 
-def test_elsewhere_the_images_travel_and_the_rest_stays() -> None:
+def test_on_an_accelerator_only_images_are_copied() -> None:
     with Prefetcher(Loader().epoch(), ELSEWHERE) as feed:
         fed = list(feed)
     assert [batch.image_ids.tolist() for batch in fed] == [[0, 1], [1, 2], [2, 3]]
@@ -67,7 +67,7 @@ def test_elsewhere_the_images_travel_and_the_rest_stays() -> None:
         assert batch.pids.device == batch.image_ids.device == CPU
 
 
-def test_elsewhere_one_batch_is_fetched_ahead() -> None:
+def test_on_an_accelerator_one_batch_is_prefetched() -> None:
     loader = Loader()
     with Prefetcher(loader.epoch(), ELSEWHERE) as feed:
         batches = iter(feed)
@@ -80,14 +80,14 @@ def test_elsewhere_one_batch_is_fetched_ahead() -> None:
 
 
 @pytest.mark.parametrize("device", [CPU, ELSEWHERE])
-def test_waiting_is_counted(device: torch.device) -> None:
+def test_waiting_time_is_measured(device: torch.device) -> None:
     with Prefetcher(Loader(PAUSE_SECONDS).epoch(), device) as feed:
         list(feed)
         assert 3 * PAUSE_SECONDS <= feed.take_waited() < 9 * PAUSE_SECONDS
         assert feed.take_waited() == 0.0
 
 
-def test_elsewhere_a_long_step_hides_the_loader() -> None:
+def test_on_an_accelerator_a_long_step_hides_the_loader() -> None:
     with Prefetcher(Loader(PAUSE_SECONDS).epoch(), ELSEWHERE) as feed:
         batches = iter(feed)
         next(batches)
@@ -105,7 +105,7 @@ def test_on_the_cpu_a_step_is_not_counted_as_waiting() -> None:
 
 
 @pytest.mark.parametrize("device", [CPU, ELSEWHERE])
-def test_an_error_of_the_loader_comes_at_its_batch(device: torch.device) -> None:
+def test_an_error_of_the_loader_is_raised_at_its_batch(device: torch.device) -> None:
     before, loader, seen = threading.active_count(), Loader(fails_at=2), 0
     with pytest.raises(ValueError, match=r"4\.jpg: no such image"), Prefetcher(loader.epoch(), device) as feed:
         for _ in feed:
@@ -114,7 +114,7 @@ def test_an_error_of_the_loader_comes_at_its_batch(device: torch.device) -> None
 
 
 @pytest.mark.parametrize("device", [CPU, ELSEWHERE])
-def test_leaving_early_closes_the_loader_and_ends_the_thread(device: torch.device) -> None:
+def test_an_early_exit_closes_the_loader_and_ends_the_thread(device: torch.device) -> None:
     before, loader = threading.active_count(), Loader(PAUSE_SECONDS / 5)
     with Prefetcher(loader.epoch(), device) as feed:
         for _ in feed:

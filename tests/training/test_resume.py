@@ -160,7 +160,7 @@ def test_killed_within_an_epoch(
     assert_same_run(killed, whole)
 
 
-def test_a_run_that_was_told_to_stop_goes_on(config: RunConfig, tmp_path: Path) -> None:
+def test_a_run_that_stopped_as_configured_is_resumed(config: RunConfig, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(config, whole)
     first = quick_config(
@@ -200,7 +200,9 @@ def test_another_config_is_refused_and_its_keys_named(
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_where_and_how_fast_may_change(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_place_and_speed_may_change(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     train(config, whole)
     stop_after_epoch(1, config, moved, monkeypatch)
@@ -231,6 +233,6 @@ def test_another_backbone_or_other_data_are_refused(
         train(quick_config(tmp_path / "data", backbone, "cskt", CHANGES), tmp_path / "run", resume=True)
 
 
-def test_nothing_to_resume_is_told(config: RunConfig, tmp_path: Path) -> None:
+def test_nothing_to_resume_is_an_error(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run.last\.pt: no such file; nothing to resume"):
         train(config, tmp_path / "run", resume=True)

@@ -64,7 +64,7 @@ def after_event(monkeypatch: pytest.MonkeyPatch, number: int, harm: Callable[[Pa
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_training_ends_in_one_line(
+def test_deleted_files_end_the_training_in_one_line(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
     """Behind the first step of the second epoch, when all files are there."""
@@ -81,7 +81,7 @@ def test_training_ends_in_one_line(
 
 
 @pytest.mark.parametrize("number", range(1, 10))
-def test_whenever_it_happens(
+def test_a_deleted_folder_is_noticed_after_any_event(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """2 epochs of 3 steps and an evaluation: 10 events, and the folder is gone behind one of them."""
@@ -91,7 +91,7 @@ def test_whenever_it_happens(
     assert len(recorded) == number and not (tmp_path / "run").exists()
 
 
-def test_between_making_the_folder_and_the_first_event(
+def test_a_folder_deleted_before_the_first_event_is_noticed(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = loop._create
@@ -111,14 +111,18 @@ def test_the_command_ends_with_code_2(
     assert last.startswith(f"cskt: {tmp_path / 'run'}: deleted or moved") or "run: deleted or moved" in last
 
 
-def test_a_resumed_run_is_watched_too(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deletion_is_noticed_in_a_resumed_run_too(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = train(configure({"loop.stop_after_epochs": 1, "loop.num_epochs": 3}), tmp_path / "run").folder
     after_event(monkeypatch, 2, remove_file("best.safetensors"))
     with pytest.raises(ValueError, match=r"run: 'best\.safetensors' was deleted or replaced"):
         train(configure({"loop.num_epochs": 3}), run, resume=True)
 
 
-def test_what_was_put_back_is_resumed(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_was_put_back_is_resumed(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, run = configure({"loop.num_epochs": 2}), tmp_path / "run"
     with monkeypatch.context() as patch:
         after_event(patch, 6, lambda path: path.rename(tmp_path / "moved"))

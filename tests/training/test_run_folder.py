@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> Iterator[RunFolder]:
         yield made
 
 
-def test_config_comes_back(run: RunFolder) -> None:
+def test_the_config_is_saved(run: RunFolder) -> None:
     assert run.config == as_trained(CONFIG), "with the normalisation that a run without one was trained with"
     assert RunFolder(run.path).config == as_trained(CONFIG)
 
@@ -47,14 +47,14 @@ def test_folders_are_named_by_data_set_time_and_run(tmp_path: Path, monkeypatch:
     assert names == [stem, f"{stem}_2", f"{stem}_3"], "two runs of one second do not meet"
 
 
-def test_a_folder_with_a_run_is_refused_and_left_alone(run: RunFolder) -> None:
+def test_a_folder_with_a_run_is_refused_and_unchanged(run: RunFolder) -> None:
     before = (run.path / "config.yaml").read_bytes()
     with pytest.raises(ValueError, match=r"already holds a run; resume it \(--resume .*run\) or name another folder"):
         RunFolder.create(load_config("cskt", {"seed": 2}), run.path)
     assert (run.path / "config.yaml").read_bytes() == before
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ValueError, match=r"run: cannot be written: Not a directory"):
         RunFolder.create(CONFIG, tmp_path / "file" / "run")
@@ -67,7 +67,7 @@ SUMMARY = {
 FIGURES: dict[str, Any] = {"dataset": "jsonl", "split": "val", "t2i": SUMMARY, "i2t": SUMMARY}
 
 
-def test_events_are_one_line_each_and_come_back(run: RunFolder) -> None:
+def test_events_are_written_and_read_as_one_line_each(run: RunFolder) -> None:
     events: list[dict[str, Any]] = [
         {"event": "start", "backbone": "a\nb"},
         {"event": "step", "step": 1, "loss": 0.5, "lr": 1e-3, "losses": {"sdm": 0.5}},
@@ -79,7 +79,7 @@ def test_events_are_one_line_each_and_come_back(run: RunFolder) -> None:
     assert len((run.path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_line_cut_short_by_a_crash_is_left_out(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_cut_short_by_a_crash_is_ignored(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     run.record("step", step=1, loss=2.5, lr=0.1)
     with (run.path / "metrics.jsonl").open("a") as lines:
         lines.write('{"event": "step", "st')
@@ -87,11 +87,11 @@ def test_a_line_cut_short_by_a_crash_is_left_out(run: RunFolder, caplog: pytest.
     assert not caplog.records
 
 
-def test_events_of_a_folder_without_any(tmp_path: Path) -> None:
+def test_a_folder_without_events_has_none(tmp_path: Path) -> None:
     assert read_events(tmp_path) == []
 
 
-def test_a_record_that_cannot_be_written_is_one_line(run: RunFolder) -> None:
+def test_a_record_that_cannot_be_written_is_an_error_of_one_line(run: RunFolder) -> None:
     (run.path / "metrics.jsonl").mkdir()
     with pytest.raises(
         ValueError,
@@ -100,7 +100,7 @@ def test_a_record_that_cannot_be_written_is_one_line(run: RunFolder) -> None:
         run.record("step", step=1)
 
 
-def test_what_lies_beyond_a_checkpoint_is_forgotten(run: RunFolder) -> None:
+def test_events_after_a_checkpoint_are_dropped(run: RunFolder) -> None:
     run.record("start", seed=1)
     run.record("evaluation", stage="step-0", epoch=0, step=0, **FIGURES)
     run.record("step", epoch=1, step=4, loss=1.0, lr=0.1)
@@ -117,7 +117,7 @@ def test_what_lies_beyond_a_checkpoint_is_forgotten(run: RunFolder) -> None:
     assert [path.name for path in run.path.glob("*.tmp")] == []
 
 
-def test_forgetting_is_all_or_nothing(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropping_events_is_atomic(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     run.record("step", step=1, loss=1.0, lr=0.1)
     run.record("step", step=2, loss=1.0, lr=0.1)
     before = read_events(run.path)
@@ -140,7 +140,7 @@ def test_scalars_reach_tensorboard(run: RunFolder) -> None:
     assert scalars == {"step/loss": [(5, 2.5)], "step/losses/sdm": [(5, 1.5)], "epoch/t2i/r1": [(6, 0.25)]}
 
 
-def test_tensorboard_forgets_what_a_resumed_run_makes_again(run: RunFolder) -> None:
+def test_tensorboard_discards_steps_that_a_resumed_run_repeats(run: RunFolder) -> None:
     for step in range(1, 5):
         run.record("step", step=step, loss=float(step))
     run.close()

@@ -48,7 +48,7 @@ def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     return quick_config(root, backbone, "cskt", CHANGES | {"loop.num_epochs": 2} | changes)
 
 
-def test_started_once_then_left_alone(config: RunConfig, calls: list[bool], tmp_path: Path) -> None:
+def test_a_finished_run_is_not_started_again(config: RunConfig, calls: list[bool], tmp_path: Path) -> None:
     folder = seed_folder(tmp_path, 7)
     assert folder == tmp_path / "seed-7" and finished(folder) is None
     first = train_or_resume(config, folder)
@@ -62,7 +62,7 @@ def test_started_once_then_left_alone(config: RunConfig, calls: list[bool], tmp_
     assert finished(folder) is None, "a run without its weights is no run"
 
 
-def test_an_interrupted_run_goes_on(
+def test_an_interrupted_run_is_resumed(
     config: RunConfig, calls: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -89,7 +89,7 @@ def test_a_folder_without_a_checkpoint_starts_again(config: RunConfig, calls: li
     assert_same_run(early, whole)
 
 
-def test_a_run_that_another_process_has_just_begun_is_left_alone(config: RunConfig, tmp_path: Path) -> None:
+def test_a_run_that_another_process_has_just_started_is_refused(config: RunConfig, tmp_path: Path) -> None:
     """It has no checkpoint yet, but its claim."""
     train(config, tmp_path / "run")
     for name in ("last.pt", "last.previous.pt", "best.safetensors"):
@@ -146,13 +146,13 @@ def test_a_finished_run_belongs_to_its_data_and_its_backbone(
     assert calls == []
 
 
-def test_a_run_that_was_told_to_stop_early_is_not_taken_for_the_whole(config: RunConfig, tmp_path: Path) -> None:
+def test_a_run_that_stopped_early_does_not_count_as_the_whole(config: RunConfig, tmp_path: Path) -> None:
     train(changed(config, {"loop.stop_after_epochs": 1}), tmp_path)
     with pytest.raises(ValueError, match=r"\(loop\.stop_after_epochs: 1 -> None\)"):
         train_or_resume(config, tmp_path)
 
 
-def test_where_and_how_fast_may_differ_and_so_may_an_image_size_that_the_backbone_settled(
+def test_settings_of_place_and_speed_and_an_open_image_size_may_differ(
     config: RunConfig, calls: list[bool], tmp_path: Path
 ) -> None:
     """A config may leave the image size to the weight file; the run's own config then says what that was."""
@@ -165,9 +165,7 @@ def test_where_and_how_fast_may_differ_and_so_may_an_image_size_that_the_backbon
         train_or_resume(changed(config, {"backbone.image_height": 16}), tmp_path)
 
 
-def test_a_config_is_there_whole_or_not_at_all(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_config_is_written_atomically(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that dies while it writes the config leaves a folder that can be started in."""
 
     def half(config: RunConfig, path: Path) -> None:
@@ -185,7 +183,7 @@ def test_a_config_is_there_whole_or_not_at_all(
 # --- claims
 
 
-def test_a_folder_has_one_worker_at_a_time(tmp_path: Path) -> None:
+def test_one_worker_claims_a_folder_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "run"
     with claimed(folder) as mine, claimed_elsewhere(folder) as theirs, claimed_elsewhere(tmp_path / "other") as other:
         assert (mine, theirs, other) == (True, False, True)
@@ -215,7 +213,7 @@ with claimed(pathlib.Path(sys.argv[1])) as mine:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
-def test_a_claim_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
+def test_a_claim_ends_with_a_killed_process(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)],
         stdout=subprocess.PIPE,

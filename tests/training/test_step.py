@@ -85,7 +85,7 @@ def test_summing_the_losses_of_pieces_would_be_another_loss(configure: Configure
     assert (sum(half[name] for half in halves) / 2 - whole[name]).norm() > 0.05 * whole[name].norm()
 
 
-def test_pieces_hold_whole_images_and_no_needless_padding() -> None:
+def test_pieces_contain_whole_images_and_no_needless_padding() -> None:
     caption_ids = torch.zeros(6, 9, dtype=torch.int64)
     for row, length in zip(caption_ids, (3, 5, 9, 4, 6, 3), strict=True):
         row[:length] = torch.tensor([98, *range(1, length - 1), 99])
