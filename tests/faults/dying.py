@@ -1,10 +1,10 @@
-"""A `cskt` command, or a training that goes on where it can, which kills itself (-9) at a chosen moment.
+"""A `cskt` command, or a training that resumes if it can, which kills itself (-9) at a chosen moment.
 
     python dying.py MOMENT train CONFIG FOLDER
     python dying.py MOMENT command WORDS...
 
 Moments are counted from 1: before and after a file is synced, renamed, linked or written as a checkpoint, an event
-recorded, a step made, a split evaluated. At 0 nothing happens; the number of moments is printed at the end.
+recorded, a step made, a split evaluated. At 0 the program is not killed. Each moment prints the line `moment`.
 """
 
 from __future__ import annotations
@@ -32,20 +32,19 @@ PLACES: list[tuple[Any, str]] = [
 
 
 class Moments:
-    """Counts, and strikes."""
+    """Counts moments, and kills the program at one of them."""
 
     def __init__(self, fatal: int) -> None:
-        self.count = 0
-        self._fatal = fatal
+        self._left = fatal
 
     def pass_by(self) -> None:
-        """A moment."""
-        self.count += 1
-        if self.count == self._fatal:
+        self._left -= 1
+        if self._left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
+        print("moment", file=sys.__stdout__, flush=True)
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, with a moment before and one after it."""
+        """Return the function with a moment before it and one after it."""
 
         @functools.wraps(function)
         def called(*arguments: Any, **named: Any) -> Any:
@@ -58,19 +57,15 @@ class Moments:
 
 
 def main(fatal: str, kind: str, *words: str) -> int:
-    """See the module."""
+    """Run a command or a training; see the docstring of the module."""
     torch.set_num_threads(1)
     moments = Moments(int(fatal))
     for holder, name in PLACES:
         setattr(holder, name, moments.around(getattr(holder, name)))
-    print("begun", flush=True)
-    code = 0
-    if kind == "train":
-        train_or_resume(load_config(words[0]), Path(words[1]))
-    else:
-        code = cli.main(words)
-    print(f"moments: {moments.count}", flush=True)
-    return code
+    if kind == "command":
+        return cli.main(words)
+    train_or_resume(load_config(words[0]), Path(words[1]))
+    return 0
 
 
 if __name__ == "__main__":

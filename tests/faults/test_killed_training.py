@@ -1,4 +1,4 @@
-"""kill -9 at any moment of a training, SIGTERM, damaged checkpoints: what goes on equals what never stopped."""
+"""kill -9 at any moment of a training, SIGTERM, corrupt checkpoints: the resumed run equals one that never stopped."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import DYING, ENVIRONMENT, kill_some_time, num_moments, run
+from processes import ENVIRONMENT, command, kill_at, num_moments, run
 
 from cskt.config import RunConfig, save_config
+from cskt.errors import CsktError
 from cskt.model.io.tensors import load_plain
 from cskt.training.events import read_events
 from cskt.training.loop import train
+from cskt.training.run_folder import RunFolder
 from elsewhere import claimed_elsewhere
 from fault_tries import chance, record, tries
 from same_run import assert_same_run, story
@@ -46,7 +47,7 @@ def config_file(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def whole(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """The run that nobody disturbed, and how many moments it had."""
+    """Return an undisturbed run, and the number of its moments."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     return folder, num_moments(run("train", config_file, folder))
 
@@ -55,32 +56,34 @@ def whole(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 def test_a_run_killed_at_any_moment_is_resumed_without_loss(
     config_file: Path, whole: tuple[Path, int], tmp_path: Path
 ) -> None:
-    """One run, killed again and again: by itself at a chosen place, and from outside at a chosen time."""
-    random, folder, num_tries = chance("training"), tmp_path / "run", tries(4, 50)
+    """One run is killed repeatedly: by itself exactly at a moment, and from outside shortly after one."""
+    random, folder, num_tries = chance("training"), tmp_path / "run", tries(2, 50)
     undisturbed, total = whole
     most = max(4 * total // num_tries, 8)  # so that the kills spread over the whole run, its first moments included
     num_kills = 0
     for attempt in range(3 * num_tries):
         if num_kills == num_tries:
             break
+        moment = random.randint(1, most)
         if attempt % 2:
-            killed = kill_some_time(random, 1.0, "train", config_file, folder)
+            killed = kill_at(moment, "train", config_file, folder)
         else:
-            ended = run("train", config_file, folder, moment=random.randint(1, most))
+            ended = run("train", config_file, folder, moment=moment)
             killed = ended.returncode == -signal.SIGKILL
             assert killed or ended.returncode == 0, ended.stderr
-        if not killed:  # it came to its end first: again from the start
+        if not killed:  # it ended before: start again
             assert_same_run(folder, undisturbed)
             shutil.rmtree(folder)
         num_kills += killed
     ended = run("train", config_file, folder)
     assert ended.returncode == 0, ended.stderr
     assert_same_run(folder, undisturbed)
-    assert not list(folder.glob(".*.tmp")), "what was half written is cleared away"
-    assert num_kills == num_tries, "it was at work when it was killed"
+    assert not list(folder.glob(".*.tmp")), "temporary files are deleted"
+    assert num_kills == num_tries, "it was killed before its end"
     record("training killed (kill -9)", tried=num_kills, test=TEST)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_sigterm_saves_and_exits_within_ten_seconds(config: RunConfig, whole: tuple[Path, int], tmp_path: Path) -> None:
     random, num_tries, slowest = chance("sigterm"), tries(2, 10), 0.0
@@ -91,40 +94,30 @@ def test_sigterm_saves_and_exits_within_ten_seconds(config: RunConfig, whole: tu
     save_config(saved_rarely, config_file)
     for attempt in range(num_tries):
         folder = tmp_path / f"run-{attempt}"
-        command = [
-            sys.executable,
-            str(DYING),
-            "0",
-            "command",
-            "train",
-            "--config",
-            str(config_file),
-            "--output",
-            folder,
-        ]
         step = random.randint(1, 30)
         with subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-        ) as process:
-            while max((event.get("step", 0) for event in read_events(folder)), default=0) < step:
-                assert process.poll() is None, process.stderr and process.stderr.read()
-                time.sleep(0.01)
-            asked = time.monotonic()
+            command("command", "train", "--config", config_file, "--output", folder),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            for _ in process.stdout:  # a line at each moment
+                if max((event.get("step", 0) for event in read_events(folder)), default=0) >= step:
+                    break
+            sent_at = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            assert process.stderr is not None
-            told = process.stderr.read()
-        slowest = max(slowest, time.monotonic() - asked)
-        assert process.returncode == 143, told
-        assert f"stopped by SIGTERM; continue with: cskt train --resume {folder}" in told
-        assert load_plain(folder / "last.pt")["progress"]["total_steps"] >= step, "the step that was seen is saved"
+            _, stderr = process.communicate()
+        slowest = max(slowest, time.monotonic() - sent_at)
+        assert process.returncode == 143, stderr
+        assert f"stopped by SIGTERM; continue with: cskt train --resume {folder}" in stderr
+        assert load_plain(folder / "last.pt")["progress"]["total_steps"] >= step, "the recorded step is saved"
         train(saved_rarely, folder, resume=True)
         assert story(folder)[1:] == story(whole[0])[1:]  # but for the config in the first
     assert slowest < 10
-    record("training told to end (SIGTERM)", tried=num_tries, test=TEST)
+    record("training stopped (SIGTERM)", tried=num_tries, test=TEST)
 
 
 def damage(content: bytes, kind: str, random: Any) -> bytes:
-    """A file that is not what was written."""
+    """Return a damaged file."""
     if kind == "cut":
         return content[: random.randrange(len(content))]
     if kind == "zeros":
@@ -138,7 +131,7 @@ def damage(content: bytes, kind: str, random: Any) -> bytes:
 def test_a_corrupt_checkpoint_is_replaced_by_the_previous_one(
     config: RunConfig, whole: tuple[Path, int], tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whether the damage is noticed or harmless (between the parts of the file), the run ends as it should."""
+    """The damage is noticed, or harmless (between the parts of the file); the run ends as it should either way."""
     random, num_tries, noticed = chance(kind), tries(4, 40), 0
     for attempt in range(num_tries):
         folder = tmp_path / str(attempt)
@@ -156,10 +149,11 @@ def test_a_corrupt_checkpoint_is_replaced_by_the_previous_one(
     record(f"`last.pt` damaged ({kind})", tried=num_tries, test=TEST)
 
 
+@pytest.mark.slow
 def test_a_kill_after_the_fallback_keeps_the_intact_checkpoint(
     config_file: Path, whole: tuple[Path, int], tmp_path: Path
 ) -> None:
-    """At any of the first moments after it: the damaged file never takes the place of the one before."""
+    """At none of the first moments after it the damaged file replaces the previous one."""
     undisturbed, total = whole
     moments = chance("fallback").sample(range(1, 31), tries(2, 24))
     assert run("train", config_file, tmp_path / "half", moment=total // 2).returncode == -signal.SIGKILL
@@ -185,7 +179,7 @@ def test_two_corrupt_checkpoints_are_refused_in_one_line(
     folder = shutil.copytree(whole[0], tmp_path / "run")
     for name in ("last.pt", "last.previous.pt"):
         (folder / name).write_bytes((folder / name).read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"last\.previous\.pt: cannot be resumed from, truncated or altered") as caught:
+    with pytest.raises(CsktError, match=r"last\.previous\.pt: cannot be resumed from, truncated or altered") as caught:
         train(config, folder, resume=True)
     assert "\n" not in str(caught.value)
 
@@ -195,45 +189,46 @@ def test_a_second_training_in_the_same_folder_is_refused(config: RunConfig, tmp_
     with claimed_elsewhere(folder) as theirs:
         assert theirs
         for resume in (False, True):
-            with pytest.raises(ValueError, match="another process is training there; wait for it, or name another"):
+            with pytest.raises(CsktError, match="another process is training there; wait for it, or name another"):
                 train(config, folder, resume=resume)
         assert [path.name for path in folder.iterdir()] == [".lock"]
     record("two trainings into one folder", tried=2, test=TEST)
 
 
-def test_a_clock_that_goes_backwards(
+@pytest.mark.slow
+def test_a_clock_that_is_set_back_changes_nothing(
     config: RunConfig, whole: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing that decides a result asks for the time of day."""
+    """No result depends on the time of day."""
     started = time.time()
     monkeypatch.setattr(time, "time", lambda: 2 * started - time.monotonic() - started)
     train(config, tmp_path / "run")
     assert story(tmp_path / "run") == story(whole[0])
     assert all(event["seconds"] >= 0 for event in read_events(tmp_path / "run") if event["event"] == "step")
-    record("clock goes backwards", tried=1, test=TEST)
+    record("clock set back", tried=1, test=TEST)
 
 
 def test_a_run_whose_data_set_vanished_is_resumed_when_it_is_back(
-    config: RunConfig, whole: tuple[Path, int], tmp_path: Path
+    config: RunConfig, whole: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, away = tmp_path / "data", tmp_path / "away"
     shutil.copytree(config.data.root, root)
     moved = quick_config(root, Path(config.backbone.name), "cskt", CHANGES)
 
-    def take_away() -> None:
-        while max((event.get("step", 0) for event in read_events(tmp_path / "run")), default=0) < 7:
-            time.sleep(0.001)
-        root.rename(away)
+    record_event = RunFolder.record
 
-    thief = threading.Thread(target=take_away, daemon=True)
-    thief.start()
-    with pytest.raises(ValueError, match=r"data.*: no such image; put it there") as caught:
+    def record_and_take_away(run_folder: RunFolder, event: str, **values: Any) -> None:
+        record_event(run_folder, event, **values)
+        if (event, values.get("step")) == ("step", 7):
+            root.rename(away)
+
+    with monkeypatch.context() as patched, pytest.raises(CsktError, match=r"data.*: no such image; put it") as caught:
+        patched.setattr(RunFolder, "record", record_and_take_away)
         train(moved, tmp_path / "run")
-    thief.join()
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="data"):
+    with pytest.raises(CsktError, match="data"):
         train(moved, tmp_path / "run", resume=True)
     away.rename(root)
     train(moved, tmp_path / "run", resume=True)
     assert story(tmp_path / "run")[1:] == story(whole[0])[1:]
-    record("data set vanishes", tried=1, test=TEST)
+    record("data set deleted", tried=1, test=TEST)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-from processes import kill_some_time, num_moments, run
+from processes import kill_at, num_moments, run
 
 from disks import mounted
 from fault_tries import chance, record, tries
@@ -88,10 +88,11 @@ def test_killed_at_any_moment_and_gone_on_with(study: Path, whole: Whole, dolls:
     for attempt in range(3 * num_tries):
         if num_kills == num_tries:
             break
+        moment = random.randint(1, max(4 * whole.moments // num_tries, 8))
         if attempt % 2:
-            killed = kill_some_time(random, 1.5, *command)
+            killed = kill_at(moment, *command)
         else:
-            ended = run(*command, moment=random.randint(1, max(4 * whole.moments // num_tries, 8)))
+            ended = run(*command, moment=moment)
             killed = ended.returncode == -signal.SIGKILL
             assert killed or ended.returncode == 0, ended.stderr
         if not killed:  # it came to its end first: again from the start

@@ -1,15 +1,27 @@
-"""The watch over a collapse of SDM: silent while there is something to learn, one warning when there is not."""
+"""Collapse of SDM, steps that fp16 skips, and gradients that are not finite: warned of, counted, or refused."""
 
 from __future__ import annotations
 
 import logging
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from cskt.config import load_config
 from cskt.losses import sdm, sdm_at_collapse
-from cskt.training.monitor import COLLAPSE_STEPS, CollapseWatch
+from cskt.model.io.tensors import load_plain
+from cskt.training import loop
+from cskt.training.context import TrainingContext
+from cskt.training.events import read_events
+from cskt.training.loop import train
+from cskt.training.monitor import COLLAPSE_STEPS, CollapseWatch, StepMonitor
+from cskt.training.state import Progress
+from tiny_run import Configure
 
 PIDS = torch.arange(32) // 2
 
@@ -90,3 +102,122 @@ def test_the_value_at_collapse_depends_on_the_batch(caplog: pytest.LogCaptureFix
         pids = PIDS[: 5 if step % 4 == 3 else 32]
         watch.add(sdm_at_collapse(pids).item(), pids, pids)
     assert len(caplog.messages) == 1
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    return [event for event in read_events(folder) if event["event"] == "step"]
+
+
+def overflowing(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int], value: float = torch.inf) -> None:
+    """Let a gradient be infinite in these steps of a run, counted from 1, and in no others."""
+    add_gradients, num_steps = loop.add_gradients, 0
+
+    def add(context: TrainingContext, *rest: Any) -> Any:
+        nonlocal num_steps
+        num_steps += 1
+        parts = add_gradients(context, *rest)
+        if num_steps in bad_steps:
+            next(p.grad for p in context.state.model.parameters() if p.grad is not None).view(-1)[0] = value
+        return parts
+
+    monkeypatch.setattr(loop, "add_gradients", add)
+
+
+def test_skipped_steps_are_recorded_and_warned_of(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    overflowing(monkeypatch, {2, 4, 5})
+    config = configure({"precision": "fp16", "loop.num_epochs": 3})  # three steps each
+    folder = train(config, tmp_path / "run").folder
+    assert [event["skipped_steps"] for event in steps_of(folder)] == [0, 1, 1, 1, 2, 2, 0, 0, 0]
+    warnings = [record.message for record in caplog.records if "skipped" in record.message]
+    assert [message.split(" because")[0] for message in warnings] == [
+        "epoch 1: 1 of 3 steps were skipped", "epoch 2: 2 of 3 steps were skipped",
+    ]  # fmt: skip
+
+
+def test_an_epoch_that_skips_every_step_ends_the_run(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overflowing(monkeypatch, {4, 5, 6})
+    config = configure({"precision": "fp16", "loop.num_epochs": 3})
+    with pytest.raises(ValueError, match=r"^precision fp16: all 3 steps of epoch 2 were skipped .*--precision bf16"):
+        train(config, tmp_path / "run")
+    progress = load_plain(tmp_path / "run" / "last.pt")["progress"]
+    assert (progress["epoch"], progress["step"]) == (1, 0), "the last good checkpoint is intact"
+
+
+def test_the_default_first_scale_skips_every_step_of_a_short_run(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As found: all of three steps skipped, and a best epoch all the same."""
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**16))
+    with pytest.raises(ValueError, match="all 3 steps of epoch 1 were skipped"):
+        train(configure({"precision": "fp16"}), tmp_path / "run")
+
+
+def test_groups_of_batches_count_as_steps(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overflowing(monkeypatch, {1, 3})  # a group of two batches, then one of one: both have a bad batch
+    changes = {"precision": "fp16", "loop.accumulate_steps": 2}
+    with pytest.raises(ValueError, match="all 2 steps of epoch 1 were skipped"):
+        train(configure(changes), tmp_path / "run")
+
+
+def test_counting_continues_in_a_resumed_run(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is stopped within an epoch knows, when it is resumed, what that epoch has skipped before."""
+    overflowing(monkeypatch, {1, 2, 3})
+    config = configure({"precision": "fp16", "loop.save_period_steps": 1})
+    update = loop.update
+
+    def stop(context: TrainingContext, step: int, *rest: Any) -> Any:
+        if step == 2:
+            raise KeyboardInterrupt
+        return update(context, step, *rest)
+
+    monkeypatch.setattr(loop, "update", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run")
+    assert load_plain(tmp_path / "run" / "last.pt")["progress"]["skipped_steps"] == 2
+    monkeypatch.setattr(loop, "update", update)
+    overflowing(monkeypatch, {1})
+    with pytest.raises(ValueError, match="all 3 steps of epoch 1 were skipped"):
+        train(config, tmp_path / "run", resume=True)
+
+
+def test_checkpoints_without_these_counts_are_read() -> None:
+    older = {"epoch": 1, "step": 0, "total_steps": 3, "best_r1": 0.5, "best_epoch": 1, "seconds": 2.0}
+    assert (Progress(**older).skipped_steps, Progress(**older).batches_without_negatives) == (0, 0)
+
+
+def test_an_epoch_resumed_at_its_end_is_not_refused() -> None:
+    state: Any = SimpleNamespace(progress=Progress(step=3))
+    StepMonitor(load_config("cskt", {"precision": "fp16"}), state, Path()).end_epoch(num_batches=3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_gradient_that_is_not_finite_ends_the_run(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    precision: str, value: float, clip_norm: float | None,
+) -> None:  # fmt: skip
+    """The loss is finite; the weights would not be after the step, and are not saved."""
+    overflowing(monkeypatch, {5}, value)
+    changes = {"precision": precision, "loop.num_epochs": 2, "optim.clip_grad_norm": clip_norm}
+    with pytest.raises(ValueError, match=r"^a gradient is not finite at epoch 2, step 2; .*keeps the last good check"):
+        train(configure(changes), tmp_path / "run")
+    saved = load_plain(tmp_path / "run" / "last.pt")
+    assert saved["progress"]["epoch"] == 1
+    assert all(tensor.isfinite().all() for tensor in saved["model"].values())
+
+
+def test_large_but_finite_gradients_are_no_error(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their squares overflow, so that a Euclidean norm would be infinite."""
+    overflowing(monkeypatch, {1}, 1e30)
+    train(configure({"optim.name": "sgd", "optim.lr": 1e-30}), tmp_path / "run")

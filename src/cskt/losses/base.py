@@ -25,7 +25,6 @@ class LossInputs:
     """
 
     image_features: Tensor
-    """[B, D] raw, not normalised."""
     text_features: Tensor
     """[B, D] raw, not normalised."""
     pids: Tensor
@@ -33,15 +32,12 @@ class LossInputs:
     image_ids: Tensor | None = None
     """[B] int64 images."""
     image_logits: Tensor | None = None
-    """[b, C] identity logits of images."""
     text_logits: Tensor | None = None
-    """[b, C] identity logits of captions, from the same classifier."""
     id_labels: Tensor | None = None
-    """[b] int64 identities in [0, C) of the rows that have identity logits."""
+    """[b, C] identity logits of one classifier, and [b] int64 identities in [0, C)."""
     mlm_logits: Tensor | None = None
-    """[M, V] logits of masked words."""
     mlm_labels: Tensor | None = None
-    """[M] int64 ids of masked words."""
+    """[M, V] logits of masked words, and their [M] int64 ids."""
 
     def __post_init__(self) -> None:
         assert self.image_features.shape == self.text_features.shape, "image i belongs to caption i"

@@ -28,8 +28,7 @@ def cmpm(image_features: Tensor, text_features: Tensor, pids: Tensor, *, epsilon
     their L2 norm, where the paper makes them a distribution; the value of a perfect match is thus not 0.
 
     Args:
-        image_features: [B, D], raw: their lengths act as the inverse temperature.
-        text_features: [B, D], raw.
+        image_features, text_features: [B, D], raw: their lengths act as the inverse temperature.
         pids: [B] identities.
         epsilon: added to the labels inside the logarithm.
 

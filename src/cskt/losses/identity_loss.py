@@ -32,8 +32,7 @@ def identity(image_logits: Tensor, text_logits: Tensor, pids: Tensor) -> Tensor:
     Source: Dual-Path (Zheng et al., TOMM 2020), the instance loss; the ID loss of IRRA.
 
     Args:
-        image_logits: [B, C].
-        text_logits: [B, C].
+        image_logits, text_logits: [B, C].
         pids: [B] int64 in [0, C).
 
     Returns:

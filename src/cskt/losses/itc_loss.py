@@ -31,8 +31,7 @@ def itc(image_features: Tensor, text_features: Tensor, *, temperature: float = 0
     Source: CLIP (Radford et al., ICML 2021), figure 3. Only the own caption is right, whatever the identities.
 
     Args:
-        image_features: [B, D], raw.
-        text_features: [B, D], raw.
+        image_features, text_features: [B, D], raw.
         temperature: above 0.
 
     Returns:

@@ -48,8 +48,7 @@ def sdm(
     Source: IRRA (Jiang and Ye, CVPR 2023), equations 5 to 8.
 
     Args:
-        image_features: [B, D], raw.
-        text_features: [B, D], raw.
+        image_features, text_features: [B, D], raw.
         pids: [B] identities; the label of a row is spread evenly over the pairs of its identity.
         temperature: above 0.
         epsilon: added to the labels inside the logarithm; a wrong match costs -log(epsilon).

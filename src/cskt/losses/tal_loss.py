@@ -37,8 +37,7 @@ def tal(
     positives, weighted by softmax(cosine / temperature) without gradient, and the batch is summed, not averaged.
 
     Args:
-        image_features: [B, D], raw.
-        text_features: [B, D], raw.
+        image_features, text_features: [B, D], raw.
         pids: [B] identities.
         temperature: above 0; towards 0 the log-sum-exp becomes the hardest negative.
         margin: by which the cosine of the positives must be above that of the negatives.

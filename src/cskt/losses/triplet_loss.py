@@ -32,8 +32,7 @@ def triplet(image_features: Tensor, text_features: Tensor, *, margin: float = 1.
     that another image of the same person is a negative.
 
     Args:
-        image_features: [B, D], raw.
-        text_features: [B, D], raw.
+        image_features, text_features: [B, D], raw.
         margin: by which a negative must be farther away than the positive.
 
     Returns:

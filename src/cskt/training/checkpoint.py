@@ -97,10 +97,7 @@ def _keep_previous(path: Path) -> None:
 
 
 def load_last(path: Path, state: TrainState, config: RunConfig) -> Path:
-    """Restore a training from `last.pt`, or from `last.previous.pt` if that is corrupt.
-
-    Returns:
-        The file that was read.
+    """Restore a training from `last.pt`, or from `last.previous.pt` if that is corrupt; return the file.
 
     Raises:
         CsktError: the file is missing, or both are corrupt or contain code; it belongs to another config or backbone.
@@ -170,13 +167,7 @@ def config_differences(saved: dict[str, Any], current: dict[str, Any], prefix: s
 
 
 def read_last(path: Path) -> tuple[dict[str, Any], Path]:
-    """Read the newest checkpoint that is intact.
-
-    Args:
-        path: `last.pt`; if it is corrupt, the `last.previous.pt` beside it is read.
-
-    Returns:
-        The content, and the file that it was read from.
+    """Read `last.pt`, or the `last.previous.pt` beside it if that is corrupt; return the content and the file.
 
     Raises:
         CsktError: both are missing or corrupt.
@@ -238,11 +229,7 @@ def _corrupt(path: Path, reason: object) -> CsktError:
 
 
 def add_checksum(path: Path) -> None:
-    """Add the checksum to a file that `torch.save` has just written.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Add the checksum to a file that `torch.save` has just written."""
     with path.open("rb+") as stream:
         stream.seek(-2, 2)  # without a comment, the file ends with the length of the comment
         stream.write(struct.pack("<H", NUM_CHECKSUM_BYTES))
@@ -251,11 +238,7 @@ def add_checksum(path: Path) -> None:
 
 
 def is_corrupt(path: Path) -> bool:
-    """Return True if any byte changed since `add_checksum`, or is missing; False for a file without a checksum.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Return True if any byte changed since `add_checksum`, or is missing; False for a file without a checksum."""
     num_bytes = path.stat().st_size
     with path.open("rb") as stream:
         stream.seek(max(0, num_bytes - MOST_COMMENT_BYTES - NUM_END_BYTES))

@@ -83,13 +83,7 @@ def _identities_per_batch(data: DataConfig, num_identities: int) -> int:
 
 
 def without_negatives(losses: Mapping[str, Loss], pids: Tensor, image_ids: Tensor) -> list[str]:
-    """Return the names of the losses that find no wrong answer in a batch.
-
-    Args:
-        losses: by name.
-        pids: [B] identities of the batch, on the host.
-        image_ids: [B] its images.
-    """
+    """Return the names of the losses that find no wrong answer in a batch with these identities and images, [B]."""
     missing = {"pairs"} if len(pids) == 1 else set()
     missing |= {kind for kind, ids in (("identities", pids), ("images", image_ids)) if bool((ids == ids[0]).all())}
     return [name for name, loss in losses.items() if loss.negatives in missing]
@@ -104,13 +98,7 @@ class BestRate(NamedTuple):
 
 
 def warnings_before(config: RunConfig, val_split: Split, backbone_sha256: str) -> list[str]:
-    """Return warnings about a run before its first step, one sentence each.
-
-    Args:
-        config: of the run.
-        val_split: split that picks the best epoch.
-        backbone_sha256: of the weight file; empty for random weights.
-    """
+    """Return warnings about a run before its first step, one sentence each; `val_split` picks the best epoch."""
     found = []
     if val_split.num_ids == 1:
         found.append(
@@ -136,13 +124,7 @@ def warnings_before(config: RunConfig, val_split: Split, backbone_sha256: str) -
 
 
 def warnings_after(events: Sequence[Mapping[str, Any]], best_r1: float, best_epoch: int) -> list[str]:
-    """Return warnings about a run after its last step, one sentence each.
-
-    Args:
-        events: of the run so far.
-        best_r1: of the best epoch, a fraction.
-        best_epoch: from 1; 0 if nothing was trained.
-    """
+    """Return warnings about a run after its last step, one sentence each; `best_epoch` is 0 if nothing was trained."""
     if not best_epoch:
         return []
     found = []

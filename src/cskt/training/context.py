@@ -110,12 +110,7 @@ class TrainingContext:
 def prepare(
     config: RunConfig, processes: Processes = SINGLE_PROCESS, *, refuse_overlaps: bool = True
 ) -> TrainingContext:
-    """Read the data; build model, losses and optimizer.
-
-    Args:
-        config: of the run.
-        processes: processes that train together.
-        refuse_overlaps: see `read_separate_splits`.
+    """Read the data; build model, losses and optimizer. For `refuse_overlaps` see `read_separate_splits`.
 
     Raises:
         CsktError: the config, the data or the weights cannot be used.

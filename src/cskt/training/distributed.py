@@ -121,14 +121,9 @@ class Processes(Ranks):
         return torch.device("cuda", self.local_rank)
 
     def gather(self, own: Tensor, num_rows: int, width: int = 1) -> Tensor:
-        """Return the rows that all processes computed, in order and without gradient.
+        """Return [num_rows * width, D] of all processes, in order and without gradient, from [b, D] of this one.
 
-        Args:
-            own: [b, D] of this process.
-            num_rows: rows that were divided with `share`; each stands for `width` rows of D.
-
-        Returns:
-            [num_rows * width, D]
+        `num_rows` were divided with `share`; each stands for `width` rows of D.
         """
         if self.world_size == 1:
             return own
@@ -250,11 +245,7 @@ class Rows:
         return _Gather.apply(own[: len(self.counted)], self)  # type: ignore[no-untyped-call]
 
     def fraction(self, num_terms: int | None = None) -> float:
-        """Return the weight of the mean over the own rows in the mean over all rows.
-
-        Args:
-            num_terms: terms of the own mean, if it has not one per row.
-        """
+        """Return the weight of the own mean in the mean of all, with `num_terms` terms if not one per row."""
         if self.processes.world_size == 1:
             return 1.0
         if num_terms is None:

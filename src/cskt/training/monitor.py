@@ -56,13 +56,7 @@ class StepMonitor:
         self._warned_of_negatives = False
 
     def add(self, step: int, losses: dict[str, Tensor], largest_gradient: Tensor | None, batch: Batch) -> int:
-        """Add a step; nothing is read from the device.
-
-        Args:
-            step: of the epoch, from 0.
-            losses: result of `add_gradients`.
-            largest_gradient: result of `update`.
-            batch: of the step.
+        """Add a step of the epoch, from 0, with the results of `add_gradients` and `update`; nothing is read yet.
 
         Returns:
             Number of steps that were not read yet.
@@ -75,10 +69,7 @@ class StepMonitor:
         return len(self._unread)
 
     def read(self) -> dict[str, float]:
-        """Read and check all steps since the last reading.
-
-        Returns:
-            The losses of the last step.
+        """Read and check all steps since the last reading, and return the losses of the last one.
 
         Raises:
             CsktError: a loss is not finite, or a gradient whose step is not skipped; names the first such step.
@@ -156,13 +147,7 @@ class CollapseWatch:
         self._collapsed_steps = 0
 
     def add(self, sdm: float | None, pids: Tensor, image_ids: Tensor) -> None:
-        """Add a step.
-
-        Args:
-            sdm: unweighted SDM loss of the step; None if SDM is not computed.
-            pids: [B] identities of the batch.
-            image_ids: [B] its images.
-        """
+        """Add a step: its unweighted SDM loss (None if there is none), and identities and images of its batch, [B]."""
         if sdm is None:
             return
         uniform = sdm_at_collapse(pids, image_ids=image_ids, other_image=self._other_image).item()

@@ -31,10 +31,6 @@ def parameter_groups(named_parameters: Iterable[tuple[str, Parameter]], optim: O
     weight_decay_bias; `classifier` and `mlm_head` at head_lr_factor, their biases too (which keep weight_decay_bias).
     With layer_decay below 1 the lower blocks of a tower, and the parts below them, learn slower than the upper ones.
 
-    Args:
-        named_parameters: as `Module.named_parameters` returns them; frozen ones are left out.
-        optim: rates, factors and decays.
-
     Returns:
         Groups in order of first appearance, each with `params`, `lr`, `weight_decay`, and `lr_scale`: its rate
         relative to the base rate. One empty group if no parameters are given.

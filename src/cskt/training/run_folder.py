@@ -58,12 +58,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: RunConfig, folder: Path, architecture: ClipArchitecture | None = None) -> RunFolder:
-        """Create a folder with a config and nothing else.
-
-        Args:
-            config: of the run.
-            folder: created if it is missing.
-            architecture: of the model, for the image size and stride in the flat copy of the config.
+        """Create a folder with a config, and with a flat copy that has the image size and stride of the architecture.
 
         Raises:
             CsktError: the folder holds a run already, or cannot be created.
@@ -132,12 +127,9 @@ class RunFolder:
                 self._expect(path)
 
     def _expect(self, path: Path, *, hold: bool = False) -> None:
-        """Require a file from now on.
+        """Require a file from now on; with `hold` also that no other replaces it.
 
-        Args:
-            path: an existing file in the folder.
-            hold: keep it open for reading, and also require that no other file replaces it. While a file is open its
-                inode number is not given to another, on any file system.
+        A held file is kept open: its inode number is then not given to another, on any file system.
         """
         if path not in self._expected:
             self._expected[path] = path.open("rb") if hold else None
@@ -145,9 +137,7 @@ class RunFolder:
     def drop_events_after(self, total_steps: int, epochs: int) -> None:
         """Drop the events after a checkpoint, which a resumed run records again, and temporary files of killed writes.
 
-        Args:
-            total_steps: steps completed at the checkpoint.
-            epochs: epochs completed, their evaluation included.
+        The checkpoint has completed so many steps, and so many epochs including their evaluation.
         """
         if not self._writes:
             return

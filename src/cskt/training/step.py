@@ -35,7 +35,6 @@ def add_gradients(
     With `loop.micro_batch_size` the batch passes the model in pieces; the gradients are those of the whole batch.
 
     Args:
-        context: of the training.
         batch: with the images of this process's share on the training device.
         step: of the epoch, from 0.
         generator: decides the augmentation.
@@ -163,9 +162,7 @@ def update(context: TrainingContext, step: int, num_steps: int | None = None) ->
     """Step the optimizer at the end of a group of batches.
 
     Args:
-        context: of the training.
-        step: of the epoch, from 0.
-        num_steps: of the epoch, if it is not `steps_per_epoch` of the loader.
+        step, num_steps: as for `add_gradients`.
 
     Returns:
         The largest absolute gradient, a scalar on the device (with fp16, of the scaled gradients). If it is not finite,
