@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cskt.config import RunConfig, save_config
-from cskt.training.loop import train
 from cskt.training.events import read_events
+from cskt.training.loop import train
 from disks import mounted
 from fault_tries import record, tries
 from same_run import assert_same_run

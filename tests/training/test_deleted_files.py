@@ -11,8 +11,8 @@ import pytest
 
 from cskt.cli.main import main
 from cskt.config import save_config
-from cskt.training import loop
-from cskt.training.loop import train
+from cskt.errors import CsktError
+from cskt.training.loop import Trainer, train
 from cskt.training.run_folder import RunFolder
 from tiny_run import Configure
 
@@ -71,7 +71,7 @@ def test_deleted_files_end_the_training_in_one_line(
     do, what = HARMS[harm]
     recorded = after_event(monkeypatch, 6, do)
     run = tmp_path / "run"
-    with pytest.raises(ValueError, match=r"during training, which ends here; put it back and continue with") as caught:
+    with pytest.raises(CsktError, match=r"during training, which ends here; put it back and continue with") as caught:
         train(configure({"loop.num_epochs": 3}), run)
     assert recorded == ["start", "step", "step", "step", "evaluation", "step"], "noticed at the next write"
     message = str(caught.value)
@@ -86,7 +86,7 @@ def test_a_deleted_folder_is_noticed_after_any_event(
 ) -> None:
     """2 epochs of 3 steps and an evaluation: 10 events, and the folder is gone behind one of them."""
     recorded = after_event(monkeypatch, number, shutil.rmtree)
-    with pytest.raises(ValueError, match="run: deleted or moved during training"):
+    with pytest.raises(CsktError, match="run: deleted or moved during training"):
         train(configure({"loop.num_epochs": 2}), tmp_path / "run")
     assert len(recorded) == number and not (tmp_path / "run").exists()
 
@@ -94,9 +94,14 @@ def test_a_deleted_folder_is_noticed_after_any_event(
 def test_a_folder_deleted_before_the_first_event_is_noticed(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create = loop._create
-    monkeypatch.setattr(loop, "_create", lambda config, run: (create(config, run), shutil.rmtree(run)))
-    with pytest.raises(ValueError, match="run: deleted or moved during training|cannot write"):
+    create_folder = Trainer._create_folder
+
+    def create_and_delete(trainer: Trainer) -> None:
+        create_folder(trainer)
+        shutil.rmtree(trainer.run.path)
+
+    monkeypatch.setattr(Trainer, "_create_folder", create_and_delete)
+    with pytest.raises(CsktError, match="run: deleted or moved during training"):
         train(configure(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -116,7 +121,7 @@ def test_deletion_is_noticed_in_a_resumed_run_too(
 ) -> None:
     run = train(configure({"loop.stop_after_epochs": 1, "loop.num_epochs": 3}), tmp_path / "run").folder
     after_event(monkeypatch, 2, remove_file("best.safetensors"))
-    with pytest.raises(ValueError, match=r"run: 'best\.safetensors' was deleted or replaced"):
+    with pytest.raises(CsktError, match=r"run: 'best\.safetensors' was deleted or replaced"):
         train(configure({"loop.num_epochs": 3}), run, resume=True)
 
 
@@ -126,7 +131,7 @@ def test_a_folder_that_was_put_back_is_resumed(
     config, run = configure({"loop.num_epochs": 2}), tmp_path / "run"
     with monkeypatch.context() as patch:
         after_event(patch, 6, lambda path: path.rename(tmp_path / "moved"))
-        with pytest.raises(ValueError, match="deleted or moved"):
+        with pytest.raises(CsktError, match="deleted or moved"):
             train(config, run)
     (tmp_path / "moved").rename(run)
     assert train(config, run, resume=True).best_epoch > 0

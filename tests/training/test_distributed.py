@@ -15,11 +15,11 @@ from shared_training import gradients_of_epoch, in_double
 
 from cskt.config import save_config
 from cskt.model.io.tensors import load_plain
-from cskt.training.state import trainable_state
 from cskt.training.context import prepare
 from cskt.training.distributed import Processes
 from cskt.training.events import read_events
 from cskt.training.loop import train
+from cskt.training.state import trainable_state
 from same_run import story
 from tiny_run import Configure
 

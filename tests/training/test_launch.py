@@ -10,6 +10,8 @@ import pytest
 from cskt.cli import main as cli
 from cskt.cli.released_programs import train_main
 from cskt.cli.train import run
+from cskt.errors import CsktError
+from cskt.training.distributed import process_group
 from cskt.training.launch import Ranks, check_single_process, is_restart, read_ranks
 from cskt.training.loop import train
 from cskt.training.run_folder import CONFIG, LAST, PREVIOUS
@@ -102,6 +104,14 @@ def test_an_incomplete_environment_is_refused_in_one_line(monkeypatch: pytest.Mo
     monkeypatch.delenv(name)
     with pytest.raises(ValueError, match=f"^WORLD_SIZE is 8, but {name} is no number; start with torchrun, or unset"):
         read_ranks()
+
+
+def test_an_environment_without_an_address_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch(monkeypatch)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(CsktError, match="MASTER_ADDR expected, but not set; start with torchrun"), process_group():
+        pass
 
 
 def test_commands_for_one_process_are_refused_under_torchrun(

@@ -25,10 +25,10 @@ from cskt.evaluation.evaluate import Evaluation, evaluate
 from cskt.model.io.files import read_method
 from cskt.model.io.tensors import load_plain
 from cskt.training import loop
-from cskt.training.state import trainable_state
 from cskt.training.context import TrainingContext, prepare
 from cskt.training.events import read_events
 from cskt.training.loop import train
+from cskt.training.state import trainable_state
 from tiny_run import HEIGHT, WIDTH, Configure, plain_clip, quick_config
 
 NO_AUGMENTATION = {"augment.flip_probability": 0, "augment.pad_pixels": 0, "augment.erase_probability": 0}

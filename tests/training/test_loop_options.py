@@ -28,10 +28,10 @@ from cskt.model.io.tensors import load_plain
 from cskt.model.parts.interaction import InteractionEncoder
 from cskt.training import loop
 from cskt.training import step as training_step
-from cskt.training.state import trainable_state
 from cskt.training.context import TrainingContext, prepare
 from cskt.training.loop import train
 from cskt.training.objective import Views
+from cskt.training.state import trainable_state
 from tiny_run import Configure, plain_clip
 
 AVERAGED = {"optim.ema_decay": 0.6, "loop.num_epochs": 2, "adapters.init": "normal"}

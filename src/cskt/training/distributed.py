@@ -31,6 +31,7 @@ from torch.nn import Parameter
 from cskt.errors import CsktError
 from cskt.training.launch import Ranks, has_agent_store, num_restarts, read_ranks
 from cskt.types import Batch
+from cskt.utils.messages import one_line
 
 T = TypeVar("T")
 
@@ -287,7 +288,10 @@ def process_group() -> Generator[Processes, None, None]:
         log.setLevel(logging.ERROR)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with _connection_errors():
-        store, *_ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=TIMEOUT))  # type: ignore[attr-defined]
+        try:
+            store, *_ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=TIMEOUT))  # type: ignore[attr-defined]
+        except ValueError as error:  # of torch: no MASTER_ADDR or MASTER_PORT
+            raise CsktError(f"{one_line(error)}; start with torchrun, or unset WORLD_SIZE") from None
         if has_agent_store():  # it still has the addresses of processes that ended before a restart
             store = dist.PrefixStore(f"attempt {num_restarts()}", store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=TIMEOUT)

@@ -191,7 +191,8 @@ class Trainer:
     def _create_folder(self) -> None:
         if (self.run.path / CONFIG).exists():
             record_refusal(self.run.path)
-        RunFolder.create(self.context.config, self.run.path, self.context.state.model.architecture)
+        with self.run.checked():
+            RunFolder.create(self.context.config, self.run.path, self.context.state.model.architecture)
 
     def resume(self, *, may_be_done: bool) -> None:
         """Restore the state of last.pt.
