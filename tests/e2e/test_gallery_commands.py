@@ -126,7 +126,7 @@ def test_unreadable_images_are_listed_and_not_fatal(
 def test_index_says_what_it_passed_over(
     indexed: Callable[[str], dict[str, Any]], crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cskt.gallery.indexing.commits import scanning
+    from cskt.gallery.indexing import scanning
 
     monkeypatch.setattr(scanning, "SUFFIXES", scanning.SUFFIXES - {".heic", ".avif"})
     for name in ("a.heic", "b.heic", "c.avif", ".hidden.jpg", "notes.txt"):

@@ -37,7 +37,7 @@ import cskt
 from cskt.data.images import ImageReader
 from cskt.data.loading import cached_images
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.indexing.files import prepare
+from cskt.gallery.indexing.preparing import prepare
 from cskt.image_files.decode import decode_image
 from cskt.image_files.limits import MAX_PIXELS
 from cskt.report.answers import load_crop
@@ -341,7 +341,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     """Whatever a file claims. A later reading may take as much as one before it without being seen, so they are in
     order; those of the long part have a process each."""
     path = tmp_path / "x.jpg"
-    preparation = "from cskt.gallery.indexing.files import bytes_of, prepare"
+    preparation = "from cskt.gallery.indexing.preparing import bytes_of, prepare"
     groups = [[kind] for kind in MEMORY] if LONG else [list(IN_FAST)]
     for group in groups:
         readings = []

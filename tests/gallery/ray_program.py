@@ -25,7 +25,7 @@ from cskt.gallery.engines.ray import RayEngine
 from cskt.gallery.engines.ray_cluster import connected
 from cskt.gallery.indexing import commits
 from cskt.gallery.indexing.commits import IndexReport
-from cskt.gallery.indexing.encoding import Pending, Worked
+from cskt.gallery.indexing.encoding import Pending, Processed
 
 NUM_BATCHES = 15
 """Batches that `index` takes before it waits to be killed or interrupted, so that it never ends by itself."""
@@ -98,7 +98,7 @@ class Killing:
         self._engine, self._num_kills, self._every = engine, num_kills, every
         self.num_killed = 0
 
-    def work(self, pending: Iterable[Pending]) -> Iterator[Worked]:
+    def work(self, pending: Iterable[Pending]) -> Iterator[list[Processed]]:
         """Batches as they are done."""
         return self._engine.work(self._killing(pending))
 
@@ -131,7 +131,7 @@ def index(*words: str) -> None:
     commits.COMMIT_SECONDS = 0.05
     work = RayEngine.work
 
-    def up_to_there(engine: RayEngine, pending: Iterable[Pending]) -> Iterator[Worked]:
+    def up_to_there(engine: RayEngine, pending: Iterable[Pending]) -> Iterator[list[Processed]]:
         with closing(work(engine, pending)) as batches:  # an interruption ends the engine's work at once
             for number, worked in enumerate(batches):
                 while number >= NUM_BATCHES:

@@ -23,7 +23,7 @@ LONG = {"note": "x" * (LONGEST_VALUE + 1)}
 
 def state_of(gallery: Gallery) -> tuple[str, list[str], dict[str, object]]:
     """All that a refused request could have changed: the manifest, the store's columns and its crops."""
-    store = gallery._contents.store
+    store = gallery._state.store
     store_columns = sorted(store.get([next(iter(store.files()))]).popitem()[1].metadata)
     return (gallery.folder / "gallery.json").read_text(), store_columns, dict(store.get(list(store.files())))
 
@@ -83,7 +83,7 @@ def test_columns_are_counted_over_the_gallerys_life(gallery: Gallery, crops: Pat
 
 def test_a_larger_gallery_opens_searches_and_refuses_new_columns(gallery: Gallery, crops: Path) -> None:
     """As earlier versions made them: more columns, and values of any length."""
-    contents, name = gallery._contents, next(iter(images_in(crops)))
+    contents, name = gallery._state, next(iter(images_in(crops)))
     columns: dict[str, Kind] = {f"old_{number}": "text" for number in range(130)}
     contents.store.add_columns(columns)
     with contents.writing():
@@ -111,7 +111,7 @@ def test_names_and_values_compare_in_nfc(gallery: Gallery, crops: Path) -> None:
     camera = unicodedata.normalize("NFD", "カメラガ")
     gallery.index(metadata={first: {camera: "cafe\u0301"}, third: {camera: "tea"}})
     assert list(gallery.columns) == ["カメラガ"]
-    contents = gallery._contents
+    contents = gallery._state
     with contents.writing():
         present = contents.store.get([second])
         restate(contents.store, present, {second: ({"カメラガ": "cafe\u0301"}, present[second].modified_ns)})

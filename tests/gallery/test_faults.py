@@ -20,7 +20,8 @@ from PIL import Image
 from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing import commits
-from cskt.gallery.indexing.files import digest
+from cskt.gallery.indexing.preparing import digest
+from cskt.gallery.places import source_to_index
 from cskt.gallery.stores.base import VectorStore
 from disks import enlarge, mounted, without_rights
 from fault_tries import chance, record, tries
@@ -49,7 +50,7 @@ def many_crops(folder: Path, dolls: Path) -> None:
 
 def check_whole(gallery: Gallery, crops: Path) -> None:
     """Every row that is there is there whole: vector, thumbnail, and the digest of its file."""
-    store: VectorStore = gallery._contents.store
+    store: VectorStore = gallery._state.store
     files = store.files()
     vectors = store.vectors(list(files))
     assert vectors.keys() == files.keys()
@@ -71,7 +72,7 @@ def test_killed_at_any_moment(tmp_path: Path, dolls: Path, encoder: Encoder, tin
         store = f"milvus:{tmp_path}/crops.db"
     Gallery.create(folder, encoder, str(tiny_backbone), store=store).close()
     with Gallery.open(folder, encoder=encoder) as gallery:
-        gallery._contents.remember_source(gallery._contents.source(crops))
+        gallery._state.remember_source(source_to_index(folder, gallery.manifest, crops))
     reached, most, num_killed = 0, 0, 0
     for _ in range(4 * num_tries):
         if num_killed == num_tries:

@@ -18,11 +18,11 @@ from cskt.errors import CsktError, GalleryChangedError, UnknownCropError
 from cskt.gallery import filters, state
 from cskt.gallery.calibration import calibrate, save_calibration
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.indexing.changes import fill
+from cskt.gallery.indexing.reencoding import fill
 from cskt.gallery.manifest import FORMAT_VERSION, MANIFEST
 from cskt.gallery.options import SearchOptions
 from cskt.gallery.query import Query
-from cskt.gallery.state import Contents
+from cskt.gallery.state import GalleryState
 from cskt.utils import deprecation
 from tiny_run import write_backbone
 
@@ -93,7 +93,7 @@ def test_unreadable_images_are_listed_and_the_rest_is_indexed(gallery: Gallery, 
 def test_a_moved_folder_is_the_same_and_another_is_refused(gallery: Gallery, crops: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(crops, other)
-    with pytest.raises(ValueError, match="holds the crops of .*make another gallery"):
+    with pytest.raises(ValueError, match="contains the crops of .*make another gallery"):
         gallery.index(other)
     shutil.rmtree(crops)
     assert gallery.index(other).unchanged + gallery.index(other).replaced == 12
@@ -320,7 +320,7 @@ def test_what_another_process_does_during_a_reindex_is_kept(
             writer.index(metadata={first: {"camera": "new"}})
             writer.remove([third])
 
-    monkeypatch.setattr("cskt.gallery.indexing.changes.fill", meanwhile)
+    monkeypatch.setattr("cskt.gallery.indexing.reencoding.fill", meanwhile)
     gallery.reindex(other, str(path))
     assert len(passes) >= 2
     assert everything(gallery).keys() == {*names(crops), "live"} - {third}
@@ -346,7 +346,7 @@ def test_metadata_told_between_two_halves_of_a_reindex_is_kept(
     path = write_backbone(tmp_path / "other.safetensors", seed=1)
     other = cskt.load(path, device="cpu")
     with monkeypatch.context() as patch:
-        patch.setattr(Contents, "replace_by", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(GalleryState, "replace_by", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             gallery.reindex(other, str(path))
     gallery.index(metadata={first: {"camera": "new"}})
@@ -364,7 +364,7 @@ def test_nothing_is_acknowledged_that_the_store_refused(
     def full(_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(gallery._contents.store, "add", full)
+    monkeypatch.setattr(gallery._state.store, "add", full)
     with pytest.raises(OSError, match="No space left"):
         gallery.index(on_progress=lambda done, _: told.append(done))
     assert told == []
@@ -388,8 +388,8 @@ def test_a_creation_that_was_killed_is_begun_again(
     tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("cskt.gallery.gallery.write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        patch.setattr("cskt.gallery.gallery.undo_creation", lambda *_: None)  # a kill cleans nothing up
+        patch.setattr("cskt.gallery.opening.write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("cskt.gallery.opening._undo_creation", lambda *_: None)  # a kill cleans nothing up
         with pytest.raises(KeyboardInterrupt):
             Gallery.create(tmp_path / "half", encoder, "clip-tiny")
     assert (tmp_path / "half").is_dir()
@@ -423,7 +423,7 @@ def test_a_stream_of_crops_is_tidied_up(gallery: Gallery, crops: Path) -> None:
     for number in range(12):
         gallery.add([data], [f"live/{number}"])
     monkey.undo()
-    stats = gallery._contents.store._head.stats()  # type: ignore[attr-defined]
+    stats = gallery._state.store._head.stats()  # type: ignore[attr-defined]
     assert stats["fragment_stats"]["num_fragments"] <= 6
     assert gallery.count() == 24
 
@@ -494,7 +494,7 @@ def test_old_names_work_and_warn_once(gallery: Gallery) -> None:
 def test_a_search_parses_its_filter_and_reads_the_state_of_the_manifest_once(
     gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gallery.index(metadata={name: {"camera": name[:4]} for name in gallery._contents.store.files()})
+    gallery.index(metadata={name: {"camera": name[:4]} for name in gallery._state.store.files()})
     calls: list[str] = []
     for place, name in ((filters, "parse_filter"), (state, "state_of")):
         function = getattr(place, name)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cskt.data.images import ImageReader
-from cskt.gallery.indexing.files import (
+from cskt.gallery.indexing.preparing import (
     THUMBNAIL_SIZE,
     bytes_of,
     check_image_id,

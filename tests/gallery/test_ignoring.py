@@ -50,7 +50,7 @@ def test_too_many_patterns_are_refused() -> None:
 
 def test_no_pattern_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ways to place several `**` multiply; only the last one is tried again."""
-    from cskt.gallery.indexing.commits import ignoring
+    from cskt.gallery.indexing import ignoring
 
     compared = 0
 

@@ -31,7 +31,7 @@ def list_of(crops: Path, names: list[str]) -> Path:
 
 
 def is_in(gallery: Gallery) -> set[str]:
-    return set(gallery._contents.store.files())
+    return set(gallery._state.store.files())
 
 
 # --- what was indexed is remembered
@@ -108,7 +108,7 @@ def test_shards_are_read_again(empty: Path, encoder: Encoder, crops: Path, tmp_p
 
 def test_shards_of_which_nothing_is_known_are_named(empty: Path, encoder: Encoder, tmp_path: Path) -> None:
     with Gallery.open(empty, encoder=encoder) as gallery:
-        with pytest.raises(ValueError, match="no shards were handed over before; name them"):
+        with pytest.raises(ValueError, match="no shards were indexed before; name them"):
             gallery.add_shards()
         os.mkfifo(tmp_path / "pipe.tar")
         for name, told in (("pipe.tar", "not a file"), ("no-*.tar", "no such shard")):
@@ -208,7 +208,7 @@ def test_nothing_is_lost_where_no_folder_can_be_read(
 def test_crops_whose_extra_is_missing_are_not_pruned(
     gallery: Gallery, crops: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cskt.gallery.indexing.commits import scanning
+    from cskt.gallery.indexing import scanning
 
     shutil.move(crops / "cam0" / "00.jpg", crops / "cam0" / "00.heic")
     monkeypatch.setattr(scanning, "SUFFIXES", scanning.SUFFIXES | {".heic"})
@@ -236,21 +236,21 @@ def test_a_file_that_another_process_has_replaced_is_not_pruned(
     gallery: Gallery, crops: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The older version is removed only if it is still the one that this process saw."""
-    from cskt.gallery.indexing import changes
+    from cskt.gallery.indexing import updating
 
     path = crops / "cam0" / "00.jpg"
     good = (crops / "cam1" / "01.jpg").read_bytes()
     path.write_bytes(b"no picture any more")
-    fill = changes.fill
+    fill = updating.fill
 
     def fill_and_repair(*given: Any, **options: Any) -> None:
         fill(*given, **options)
-        monkeypatch.setattr(changes, "fill", fill)
+        monkeypatch.setattr(updating, "fill", fill)
         path.write_bytes(good)
         with Gallery.open(gallery.folder, encoder=encoder) as other:
             assert other.index().replaced == 1
 
-    monkeypatch.setattr(changes, "fill", fill_and_repair)
+    monkeypatch.setattr(updating, "fill", fill_and_repair)
     assert gallery.index(prune=True).removed == 0
     assert gallery.count() == 12
 

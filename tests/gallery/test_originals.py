@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.originals import ORIGINALS, UNSETTLED, Originals, original_path
+from cskt.gallery.originals import ORIGINALS, PENDING, Originals, original_path
 
 
 def kept(folder: Path) -> set[str]:
@@ -23,12 +23,12 @@ def digests(*images: bytes) -> set[str]:
 
 
 def test_they_are_named_by_content_and_written_whole(gallery: Gallery) -> None:
-    originals, (sha256,) = Originals(gallery.folder, gallery._contents.store), digests(b"data")
-    originals.keep(b"data", sha256)
+    originals, (sha256,) = Originals(gallery.folder, gallery._state.store), digests(b"data")
+    originals.save(b"data", sha256)
     path = original_path(gallery.folder, sha256)
     assert path.read_bytes() == b"data"
     before = path.stat().st_mtime_ns
-    originals.keep(b"data", sha256)
+    originals.save(b"data", sha256)
     assert path.stat().st_mtime_ns == before
     assert [entry.name for entry in path.parent.iterdir()] == [sha256]
 
@@ -42,7 +42,7 @@ def test_one_that_crops_share_stays_until_the_last_is_gone(gallery: Gallery, cro
     gallery.add([second], ["b"])
     assert kept(gallery.folder) == digests(second)
     gallery.remove(["a", "b", "c"])
-    assert kept(gallery.folder) == set() and not (gallery.folder / UNSETTLED).exists()
+    assert kept(gallery.folder) == set() and not (gallery.folder / PENDING).exists()
 
 
 @pytest.mark.parametrize("broken_off", ["add", "remove"])
@@ -52,7 +52,7 @@ def test_what_a_broken_off_change_leaves_is_cleared_up_by_the_next(
     """As a kill would: between the file and the crop, in whichever order they come or go."""
     one, other = (path.read_bytes() for path in sorted(crops.rglob("*.jpg"))[:2])
     gallery.add([one], ["one"])
-    store = gallery._contents.store
+    store = gallery._state.store
 
     def after(change: Callable[..., Any]) -> Callable[..., Any]:
         def changed_and_failed(*args: Any) -> None:
@@ -74,4 +74,4 @@ def test_what_a_broken_off_change_leaves_is_cleared_up_by_the_next(
     stranger.write_bytes(b"of a crop that the store has lost, say")
     gallery.remove(["nobody"])
     assert kept(gallery.folder) == (digests(one) if broken_off == "add" else set()) | {"0" * 64}
-    assert not (gallery.folder / UNSETTLED).exists()
+    assert not (gallery.folder / PENDING).exists()

@@ -106,7 +106,7 @@ def program(*words: str | Path) -> Iterator[Program]:
 
 def contents(gallery: Gallery) -> dict[str, tuple[str, np.ndarray]]:
     """Name -> digest of the file, vector."""
-    store = gallery._contents.store
+    store = gallery._state.store
     files = store.files()
     vectors = store.vectors(list(files))
     return {name: (state.sha256, vectors[name]) for name, state in files.items()}

@@ -17,7 +17,7 @@ import pytest
 import cskt.gallery.indexing.shards as shards_module
 from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.indexing.commits import encoding
+from cskt.gallery.indexing import encoding
 from cskt.gallery.indexing.scanning import listed
 from cskt.gallery.indexing.shards import crops_of
 
@@ -54,7 +54,7 @@ def archive_of(images: dict[str, bytes], path: Path) -> Path:
 
 def vectors(gallery: Gallery) -> dict[str, np.ndarray]:
     """Name -> vector."""
-    store = gallery._contents.store
+    store = gallery._state.store
     return dict(store.vectors(list(store.files())))
 
 
@@ -85,7 +85,7 @@ def test_shards_give_the_gallery_of_the_folder(
 
 
 def test_what_cannot_be_a_crop_is_listed(gallery: Gallery, tmp_path: Path) -> None:
-    data = images_in(Path(gallery._contents.images))  # type: ignore[arg-type]
+    data = images_in(Path(gallery._state.images))  # type: ignore[arg-type]
     taken, content = next(iter(data.items()))
     rows = [("../out.jpg", content), ("bad.jpg", b"no image"), (taken, content), ("a.jpg", content), ("a.jpg", content)]
     table = pyarrow.table({"key": [name for name, _ in rows], "jpg": [data for _, data in rows]})
@@ -122,7 +122,7 @@ def test_crops_that_are_there_are_not_written_again(
     with Gallery.create(tmp_path / "sharded", encoder, str(tiny_backbone)) as sharded:
         sharded.add_shards([shard])
         added: list[int] = []
-        monkeypatch.setattr(sharded._contents.store, "add", lambda crops: added.append(len(crops)))
+        monkeypatch.setattr(sharded._state.store, "add", lambda crops: added.append(len(crops)))
         assert sharded.add_shards([shard]).unchanged == len(images_in(crops))
         assert sum(added) == 0
 
@@ -220,7 +220,7 @@ def test_columns_of_a_table_are_found(tmp_path: Path) -> None:
 
 
 def test_batches_hold_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "MOST_BATCH_BYTES", 10)
+    monkeypatch.setattr(encoding, "MAX_BATCH_BYTES", 10)
     sizes = [1, 1, 1, 1, 9, 2, 30, 1]
     assert list(encoding.batched(sizes, 3, lambda size: size)) == [[1, 1, 1], [1, 9], [2], [30], [1]]
     assert list(encoding.batched([], 3, lambda size: size)) == []

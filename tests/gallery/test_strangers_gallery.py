@@ -19,8 +19,8 @@ from cskt.embed import Encoder
 from cskt.errors import CorruptRowError, FileSystemError, StoreError
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import MANIFEST, read_manifest
-from cskt.gallery.originals import ORIGINALS, UNSETTLED, original_path
-from cskt.gallery.state import drop_store, vectors_folder
+from cskt.gallery.opening import drop_store, vectors_folder
+from cskt.gallery.originals import ORIGINALS, PENDING, original_path
 from cskt.gallery.stores.lance.lance_store import LOCK, TABLE
 from cskt.gallery.stores.lance.table import to_vectors
 from cskt.gallery.stores.row_checks import corrupt_vectors
@@ -157,7 +157,7 @@ def test_a_milvus_file_that_is_missing_is_not_made(gallery: Gallery, tmp_path: P
 
 
 def test_reading_writes_nothing(gallery: Gallery, encoder: Encoder, crops: Path) -> None:
-    name = next(iter(gallery._contents.store.files()))
+    name = next(iter(gallery._state.store.files()))
     gallery.index(metadata={name: {"camera": "c1"}})
     before = tree(gallery.folder)
     with Gallery.open(gallery.folder, encoder=encoder) as opened:
@@ -179,7 +179,7 @@ def test_columns_that_the_table_lacks_are_an_error_and_not_made(gallery: Gallery
 
 
 def test_columns_of_another_kind(gallery: Gallery, crops: Path) -> None:
-    name = next(iter(gallery._contents.store.files()))
+    name = next(iter(gallery._state.store.files()))
     gallery.index(metadata={name: {"camera": "c1"}})
     change_manifest(gallery.folder, columns={"camera": "number"})
     assert "column 'meta_camera' holds string" in refused(lambda: Gallery.open(gallery.folder))
@@ -240,13 +240,13 @@ def test_links_to_originals_are_neither_written_nor_deleted(gallery: Gallery, vi
 
 
 def test_a_mark_of_unsettled_originals_that_is_a_link(gallery: Gallery, victim: Path, crops: Path) -> None:
-    (gallery.folder / UNSETTLED).symlink_to(victim / "diary.txt")
+    (gallery.folder / PENDING).symlink_to(victim / "diary.txt")
     before = tree(victim)
     data = next(crops.rglob("*.jpg")).read_bytes()
     refused(lambda: gallery.add([data], ["live"]))
     assert tree(victim) == before
-    (gallery.folder / UNSETTLED).unlink()
-    (gallery.folder / UNSETTLED).write_bytes(b"\xff../../victim/diary.txt " + b"0" * 63)
+    (gallery.folder / PENDING).unlink()
+    (gallery.folder / PENDING).write_bytes(b"\xff../../victim/diary.txt " + b"0" * 63)
     assert gallery.add([data], ["live"]).added == 1
     assert tree(victim) == before
 
@@ -255,7 +255,7 @@ def test_a_mark_of_unsettled_originals_that_is_a_link(gallery: Gallery, victim: 
 def test_a_mark_of_unsettled_originals_that_is_no_file(
     make: Callable[[Path], None], gallery: Gallery, crops: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make(gallery.folder / UNSETTLED)
+    make(gallery.folder / PENDING)
     monkeypatch.setattr(Path, "write_text", lambda *_, **__: pytest.fail("would wait for a reader of the pipe"))
     data = next(crops.rglob("*.jpg")).read_bytes()
     assert "not a file" in refused(lambda: gallery.add([data], ["live"]))
@@ -273,7 +273,7 @@ def test_files_of_json_that_are_links_are_replaced_and_not_written_through(
     (gallery.folder / name).symlink_to(victim / name)
     before = tree(victim)
     if name == MANIFEST:
-        gallery.index(metadata={next(iter(gallery._contents.store.files())): {"camera": "c1"}})
+        gallery.index(metadata={next(iter(gallery._state.store.files())): {"camera": "c1"}})
     else:
         save_calibration(gallery.folder, calibration, fingerprint=gallery.manifest.fingerprint, source="again")
     assert tree(victim) == before and not (gallery.folder / name).is_symlink()
@@ -325,7 +325,7 @@ def test_a_creation_that_fails_deletes_only_what_it_made(
         (folder / "notes.txt").write_text("from another program, meanwhile")
         raise ValueError("no room")
 
-    monkeypatch.setattr("cskt.gallery.gallery.write_manifest", fail)
+    monkeypatch.setattr("cskt.gallery.opening.write_manifest", fail)
     with pytest.raises(ValueError, match="no room"):
         Gallery.create(tmp_path / "new", encoder, "clip-tiny")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["notes.txt"]
@@ -336,7 +336,7 @@ def test_a_creation_that_fails_deletes_only_what_it_made(
 
 def row_of(gallery: Gallery, **values: object) -> pa.Table:
     """A row like that of another crop, but for some values."""
-    table = gallery._contents.store._writer  # type: ignore[attr-defined]
+    table = gallery._state.store._writer  # type: ignore[attr-defined]
     row = table.search().limit(1).to_arrow().select(table.schema.names).to_pylist()[0]
     schema = pa.schema([pa.field(field.name, field.type) for field in table.schema])
     return pa.table({name: [value] for name, value in {**row, **values}.items()}, schema=schema)
@@ -434,7 +434,7 @@ def test_a_thumbnail_that_is_no_jpeg_is_refused(gallery: Gallery, encoder: Encod
 
 
 def test_values_that_no_answer_can_hold(gallery: Gallery, encoder: Encoder) -> None:
-    name = next(iter(gallery._contents.store.files()))
+    name = next(iter(gallery._state.store.files()))
     gallery.index(metadata={name: {"speed": 1.5}})
     row = row_of(gallery, image_id="bad.jpg", meta_speed=float("inf"))
     change_table(gallery.folder, lambda table: table.add(row))

@@ -12,8 +12,8 @@ import pytest
 import cskt
 from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.indexing import changes
-from cskt.gallery.indexing.encoding import Engine, LocalEngine, Pending, Worked
+from cskt.gallery.indexing import reencoding
+from cskt.gallery.indexing.encoding import Engine, LocalEngine, Pending, Processed
 from tiny_run import write_backbone
 
 Meanwhile = Callable[[Callable[[], object]], Engine]
@@ -25,7 +25,7 @@ class Interrupted:
     def __init__(self, engine: Engine, meanwhile: Callable[[], object]) -> None:
         self._engine, self._meanwhile = engine, meanwhile
 
-    def work(self, pending: Iterable[Pending]) -> Iterator[Worked]:
+    def work(self, pending: Iterable[Pending]) -> Iterator[list[Processed]]:
         """As the engine's, a little late."""
         batches = list(self._engine.work(pending))
         self._meanwhile()
@@ -73,7 +73,7 @@ def test_a_crop_handed_over_is_not_replaced_by_a_file_that_was_found_before(
     picture = next(path for path in sorted(crops.rglob("*.jpg")) if path.name == "05.jpg").read_bytes()
     report = gallery.index(engine=meanwhile(lambda: other.add([picture], ["new.jpg"])))
     assert (report.added, report.replaced) == (0, 0)
-    assert report.unreadable == [("new.jpg", "a crop of this name was handed over; remove it first")]
+    assert report.unreadable == [("new.jpg", "a crop of this name was uploaded; remove it first")]
     assert gallery.crop("new.jpg").kept
     assert gallery.original("new.jpg").read_bytes() == picture
 
@@ -83,7 +83,7 @@ def test_a_file_that_was_indexed_is_not_replaced_by_a_crop_on_its_way(
 ) -> None:
     work, picture = LocalEngine.work, (crops / name).read_bytes()
 
-    def late(engine: LocalEngine, pending: Iterable[Pending]) -> Iterator[Worked]:
+    def late(engine: LocalEngine, pending: Iterable[Pending]) -> Iterator[list[Processed]]:
         batches = list(work(engine, pending))
         monkeypatch.setattr(LocalEngine, "work", work)
         shutil.copyfile(crops / name, crops / "new.jpg")
@@ -125,7 +125,7 @@ def test_a_crop_that_was_removed_is_not_acknowledged_as_unchanged(
     picture, work = (crops / name).read_bytes(), LocalEngine.work
     gallery.add([picture], ["live"])
 
-    def late(engine: LocalEngine, pending: Iterable[Pending]) -> Iterator[Worked]:
+    def late(engine: LocalEngine, pending: Iterable[Pending]) -> Iterator[list[Processed]]:
         batches = list(work(engine, pending))
         other.remove(["live"])
         yield from batches
@@ -145,18 +145,18 @@ def test_a_column_that_is_new_during_a_reindex_is_there_after_it(
         pytest.importorskip("milvus_lite")
         store = f"milvus:{tmp_path}/crops.db"
     path = write_backbone(tmp_path / "other.safetensors", seed=1)
-    picture, fill = (crops / name).read_bytes(), changes.fill
+    picture, fill = (crops / name).read_bytes(), reencoding.fill
     with Gallery.create(tmp_path / "gallery-2", encoder, str(tiny_backbone), store=store) as gallery:
         gallery.index(crops)
         writer = Gallery.open(gallery.folder, encoder=encoder)
 
         def once(*args: object, **kwargs: object) -> None:
             fill(*args, **kwargs)  # type: ignore[arg-type]
-            monkeypatch.setattr(changes, "fill", fill)
+            monkeypatch.setattr(reencoding, "fill", fill)
             writer.add([picture], ["live"], [{"zone": "z1"}])
             writer.close()
 
-        monkeypatch.setattr(changes, "fill", once)
+        monkeypatch.setattr(reencoding, "fill", once)
         gallery.reindex(cskt.load(path, device="cpu"), str(path))
         assert dict(gallery.crop("live").metadata) == {"zone": "z1"}
         assert gallery.count("zone = 'z1'") == 1

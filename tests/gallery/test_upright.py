@@ -16,7 +16,7 @@ from PIL import Image
 
 from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.indexing.commits import files as gallery_files
+from cskt.gallery.indexing import preparing
 from cskt.gallery.manifest import MANIFEST
 from cskt.gallery.query import Query
 from cskt.gallery.stores.base import check_sha256
@@ -45,7 +45,7 @@ def write(path: Path, number: int, kind: str = "PNG") -> Path:
 def older_version(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Encode as the versions before this one did."""
     with monkeypatch.context() as patch:
-        patch.setattr(gallery_files, "decode_image", lambda source, *_, **__: decode_image(source))
+        patch.setattr(preparing, "decode_image", lambda source, *_, **__: decode_image(source))
         yield
 
 
@@ -58,7 +58,7 @@ def forget_upright(folder: Path) -> None:
 def is_upright(gallery: Gallery, name: str, number: int) -> bool:
     facts = gallery.crop(name)
     thumbnail = Image.open(io.BytesIO(gallery.thumbnail(name)))
-    vector = torch.from_numpy(gallery._contents.store.vectors([name])[name])
+    vector = torch.from_numpy(gallery._state.store.vectors([name])[name])
     standing = picture(number)
     upright, lying = vector @ gallery.encoder.encode_image([standing, standing.transpose(Image.Transpose.ROTATE_90)]).T
     found = {
@@ -111,7 +111,7 @@ def test_an_older_gallery_is_brought_up_to_date_once(
     forget_upright(empty)
     with Gallery.open(empty, encoder=encoder) as gallery:
         assert not gallery.manifest.upright
-        standing = gallery.crop("standing.png"), gallery._contents.store.vectors(["standing.png"])["standing.png"]
+        standing = gallery.crop("standing.png"), gallery._state.store.vectors(["standing.png"])["standing.png"]
         for name, number in (("0.jpg", 0), ("2.jpg", 2), ("handed/over", 0)):
             assert not is_upright(gallery, name, number)
         report = gallery.index()
@@ -122,9 +122,9 @@ def test_an_older_gallery_is_brought_up_to_date_once(
         assert dict(gallery.crop("0.jpg").metadata) == {"camera": "c1"}
         assert gallery.crop("handed/over").kept and gallery.original("handed/over").is_file()
         assert gallery.crop("standing.png") == standing[0]
-        assert np.array_equal(gallery._contents.store.vectors(["standing.png"])["standing.png"], standing[1])
+        assert np.array_equal(gallery._state.store.vectors(["standing.png"])["standing.png"], standing[1])
         assert gallery.manifest.upright
-        monkeypatch.setattr("cskt.gallery.indexing.upright.read_bytes", None)  # files are not read again
+        monkeypatch.setattr("cskt.gallery.indexing.reencoding.read_bytes", None)  # files are not read again
         assert gallery.index().turned == 0
     with Gallery.open(empty, encoder=encoder) as gallery:
         assert gallery.manifest.upright

@@ -63,7 +63,7 @@ def test_a_store_that_is_out_of_reach(
     def refuse(*_: object, **__: object) -> None:
         raise StoreError("milvus://10.0.0.7:19530/crops: server unavailable")
 
-    store = own_gallery._contents.store
+    store = own_gallery._state.store
     for name in ("search", "histogram", "get", "thumbnails", "vectors", "facets", "count", "delete", "add"):
         monkeypatch.setattr(store, name, refuse)
     mark = {"text": "a man", "image_id": name_of(0), "right": True}
@@ -104,7 +104,7 @@ def test_a_store_that_gives_no_answer_keeps_nobody_waiting_for_health(
         answered.wait(30)
         return 4
 
-    monkeypatch.setattr(own_gallery._contents.store, "count", wait)
+    monkeypatch.setattr(own_gallery._state.store, "count", wait)
     monkeypatch.setattr(engine, "COUNT_PATIENCE", 0.2)
     for _ in range(3):
         assert refusal(client.get("/healthz"))[:2] == (503, "store_refuses")

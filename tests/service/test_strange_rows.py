@@ -15,7 +15,7 @@ from doll_service import TOKEN, WRITER, Ask, name_of, refusal
 from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import MANIFEST
-from cskt.gallery.state import vectors_folder
+from cskt.gallery.opening import vectors_folder
 from cskt.gallery.stores.lance.lance_store import TABLE
 
 

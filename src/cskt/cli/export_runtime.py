@@ -21,7 +21,7 @@ from cskt.export.folder import calibration_pixels, check_possible, note_parity, 
 from cskt.gallery.indexing.scanning import walk
 from cskt.gallery.manifest import MANIFEST, read_manifest
 from cskt.gallery.originals import ORIGINALS
-from cskt.gallery.state import source_to_index
+from cskt.gallery.places import source_to_index
 from cskt.utils.terminal import json_text
 
 logger = logging.getLogger(__name__)

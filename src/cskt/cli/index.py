@@ -19,9 +19,8 @@ from cskt.gallery.engines.ray import RayEngine
 from cskt.gallery.engines.ray_cluster import connected
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing.shards import SHARD_SUFFIXES, find_shards
-from cskt.gallery.manifest import Manifest, read_manifest
-from cskt.gallery.places import absolute_store
-from cskt.gallery.state import source_to_index
+from cskt.gallery.manifest import Manifest, absolute_store, read_manifest
+from cskt.gallery.places import source_to_index
 from cskt.utils.progress import counting_bar
 
 DESCRIPTION = """\

@@ -1,18 +1,13 @@
-"""`Gallery`: crops indexed once, searched by sentence, picture or both.
-
-with cskt.Gallery.open("my-gallery") as gallery:
-    hits = gallery.search("a woman in a red coat", k=10, where="camera = 'c3'", min_score=0.2)
-"""
+"""`Gallery`: crops indexed once, searched by sentence, picture or both."""
 
 from __future__ import annotations
 
 import shlex
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,84 +21,67 @@ from cskt.errors import CsktError, UnknownCropError
 from cskt.explain import Explanation
 from cskt.explain import explain as explain_crop
 from cskt.gallery.answers import HISTOGRAM_EDGES, Histogram, grouped, merged
-from cskt.gallery.calibration import CALIBRATION_FILE, load_calibration, save_calibration
-from cskt.gallery.columns import Kind, find_column
+from cskt.gallery.calibration import CALIBRATION_FILE, load_calibration
+from cskt.gallery.columns import Kind
 from cskt.gallery.conditions import Condition
-from cskt.gallery.indexing.changes import add_crops, add_shards, check_shards, index_source, reindex, remove_crops
 from cskt.gallery.indexing.commits import IndexReport, Progress
 from cskt.gallery.indexing.encoding import Engine, LocalEngine
-from cskt.gallery.indexing.files import digest
-from cskt.gallery.indexing.shards import find_shards
-from cskt.gallery.indexing.upright import encode_turned_crops
-from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, read_manifest, write_manifest
-from cskt.gallery.options import DEFAULTS, EVERY_SCORE, SearchOptions
-from cskt.gallery.originals import original_path
-from cskt.gallery.places import load_model
+from cskt.gallery.indexing.preparing import digest
+from cskt.gallery.indexing.reencoding import encode_turned_crops, reindex
+from cskt.gallery.indexing.updating import add_crops, add_shards, index_source, remove_crops
+from cskt.gallery.manifest import Manifest, read_manifest
+from cskt.gallery.opening import copy_calibration, create_gallery
+from cskt.gallery.options import DEFAULTS, EVERY_SCORE, SearchOptions, search_options
+from cskt.gallery.places import check_model, load_model, source_to_index
 from cskt.gallery.query import Query, encode_queries, query_warnings
-from cskt.gallery.state import VECTORS, Contents, check_model, open_store, state_of, undo_creation
+from cskt.gallery.state import GalleryState, state_of
 from cskt.gallery.stores.base import CropFacts, Facet, operator_errors
 from cskt.gallery.stores.row_checks import checked_thumbnail
 from cskt.image_files.decode import Source
 from cskt.types import Hit
 from cskt.utils.deprecation import warn_deprecated
-from cskt.utils.messages import nearest
-from cskt.utils.paths import inside
 
+T = TypeVar("T")
 _OLD_NAMES = {"cut_off": "min_score", "kept": "uploaded"}
 """Deprecated name of an attribute -> its name."""
 
 
 class Gallery:
-    """A folder that holds vectors, thumbnails and metadata of crops. Make one with `create` or `open`.
+    """A folder with vectors, thumbnails and metadata of crops. Make one with `create` or `open`.
 
     Searching is safe from several threads, beside writers in this and in other processes; only `reindex` must not run
     beside searches of the same object.
+
+    Example:
+        >>> with cskt.Gallery.open("my-gallery") as gallery:  # doctest: +SKIP
+        ...     hits = gallery.search("a woman in a red coat", k=5, where="camera = 'c3'")
     """
 
     def __init__(self, folder: Path, manifest: Manifest, encoder: Encoder | None, device: str | None) -> None:
         self.folder = folder
-        self._contents = Contents(folder, manifest)
+        self._state = GalleryState(folder, manifest)
         self._device = device
         self._encoder = encoder
         self._loading = threading.Lock()
         self._calibrated: tuple[tuple[int, int] | None, float | None] = (None, None)
 
     @classmethod
-    def create(
-        cls,
-        folder: str | Path,
-        encoder: Encoder,
-        model: str | ModelSource,
-        *,
-        store: str = "lance",
-    ) -> Gallery:
-        """Make an empty gallery.
+    def create(cls, folder: str | Path, encoder: Encoder, model: str | ModelSource, *, store: str = "lance") -> Gallery:
+        """Create an empty gallery.
 
         Args:
-            folder: made if it is missing.
+            folder: created if it is missing.
             encoder: the model that will fill it.
             model: where the encoder was loaded from, so that `open` can load it again.
             store: `lance`, files in the folder; or `milvus://HOST:PORT/COLLECTION`, `milvus:FILE.db`.
 
         Raises:
-            CsktError: a gallery or something else is there, the store holds crops, or it cannot be reached.
+            CsktError: a gallery or other files are in the folder, the store contains crops, or it cannot be reached.
         """
         folder = Path(folder)
-        # A creation that was killed leaves vectors and a lock without a manifest; the next one goes on with them.
-        if folder.is_dir() and any(entry.name not in (VECTORS, LOCK) for entry in folder.iterdir()):
-            there = "a gallery already" if (folder / MANIFEST).is_file() else "not empty, and no gallery"
-            raise CsktError(f"{folder}: {there}; name another folder")
         source = model if isinstance(model, ModelSource) else ModelSource(model)
         manifest = Manifest.of(encoder, source, store)
-        existed = folder.is_dir()
-        try:
-            _see_that_it_is_empty(folder, manifest)
-            write_manifest(folder, manifest)
-            _take_over_calibration(folder, manifest)
-        except BaseException:
-            if not existed:
-                undo_creation(folder, manifest)
-            raise
+        create_gallery(folder, manifest)
         return cls(folder, manifest, encoder, None)
 
     @classmethod
@@ -111,12 +89,12 @@ class Gallery:
         """Open a gallery; its model is loaded when first needed.
 
         Args:
-            folder: where `create` or `cskt index` made it.
+            folder: of a gallery that `create` or `cskt index` made.
             encoder: the gallery's model, if it is loaded already.
-            device: where to compute; the best one here if empty.
+            device: cpu, cuda or mps; None: the best one of this machine.
 
         Raises:
-            CsktError: no gallery there, one of a newer version, or one that another model filled.
+            CsktError: no gallery in the folder, one of a newer version, or one that another model filled.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
@@ -144,8 +122,8 @@ class Gallery:
         return self.count()
 
     def __contains__(self, image_id: object) -> bool:
-        self._contents.refresh()
-        return isinstance(image_id, str) and bool(self._contents.store.get([image_id]))
+        self._state.refresh()
+        return isinstance(image_id, str) and bool(self._state.store.get([image_id]))
 
     def __enter__(self) -> Gallery:
         return self
@@ -156,13 +134,13 @@ class Gallery:
         self.close()
 
     def close(self) -> None:
-        """Let go of files and connections."""
-        self._contents.store.close()
+        """Close files and connections."""
+        self._state.store.close()
 
     @property
     def manifest(self) -> Manifest:
-        """What the gallery is made of."""
-        return self._contents.manifest
+        """Model, store, columns and image source of the gallery, as last read."""
+        return self._state.manifest
 
     @property
     def min_score(self) -> float | None:
@@ -183,7 +161,7 @@ class Gallery:
         """
         with self._loading:
             if self._encoder is None:
-                self._contents.refresh()  # another process may have stated where the model is now
+                self._state.refresh()  # another process may have stated another place of the model
                 encoder = load_model(self.folder, self.manifest.model, EncodeOptions(self._device))
                 check_model(self.folder, self.manifest, encoder)
                 self._encoder = encoder
@@ -191,18 +169,18 @@ class Gallery:
 
     @property
     def columns(self) -> dict[str, Kind]:
-        """Metadata columns and what they hold."""
-        self._contents.refresh()
-        return dict(self._contents.manifest.columns)
+        """Metadata columns and the kinds of their values."""
+        self._state.refresh()
+        return dict(self._state.manifest.columns)
 
     def count(self, where: str | Condition | None = None) -> int:
         """Return the number of crops, of all or of those that match a filter; see `SearchOptions.where`."""
-        self._contents.refresh()
-        return self._contents.store.count(self._contents.condition(where))
+        self._state.refresh()
+        return self._state.store.count(self._state.condition(where))
 
     def facets(self) -> dict[str, Facet]:
-        """The values of the metadata columns, for building filters."""
-        return self._contents.store.facets(self.columns)
+        """Return the values of the metadata columns, for building filters."""
+        return self._state.store.facets(self.columns)
 
     # Filling
 
@@ -218,46 +196,50 @@ class Gallery:
     ) -> IndexReport:
         """Bring the gallery up to date with a folder of crops: new files are added, changed ones replaced.
 
-        Crops that an older version encoded without their EXIF orientation are encoded again, those that were handed
-        over included; a gallery without a folder is brought up to date with that alone.
+        Crops that an older version encoded without their EXIF orientation are encoded again, uploads included.
 
         Args:
-            images: a folder; or a list (.txt, .lst) of paths below the list's own folder, which then count as all that
-                is there. What was indexed last if empty. The folder may have moved, but not become another.
-            metadata: path within the folder -> column -> value; columns that are not named keep their values, one
-                that is named with an empty value or None loses it.
-            ignore: patterns of files and folders that are not indexed (see `cskt.gallery.indexing.ignoring`); those of
-                the last call if None, no pattern if ().
-            prune: remove crops whose file is gone or ignored, and older versions of files that cannot be read any more;
-                they are only counted otherwise. Crops below a folder that cannot be read stay.
-            on_progress: called with (images done, images to encode) as they are committed.
-            engine: what reads and encodes; this process if empty.
+            images: a folder, which may have moved since the last call; or a list (.txt, .lst) of paths below the
+                folder of the list, which are then all images of the gallery. None: the source of the last call.
+            metadata: path within the folder -> column -> value; columns that are not named keep their values, an empty
+                value or None deletes one.
+            ignore: patterns of files and folders that are not indexed (see `cskt.gallery.indexing.ignoring`). None:
+                those of the last call.
+            prune: remove crops whose file is missing or ignored, and older versions of files that cannot be read any
+                more; they are only counted otherwise. Crops below a folder that cannot be read stay.
+            on_progress: called with (finished images, images to encode) after each commit.
+            engine: reads and encodes; None: this process.
 
         Raises:
             CsktError: no such folder or list, another folder than before, or a value that does not fit its column.
+
+        Example:
+            >>> report = gallery.index("crops", metadata={"c1/1.jpg": {"camera": "c1"}})  # doctest: +SKIP
+            >>> report.added, report.unreadable  # doctest: +SKIP
         """
         if images is None and self.manifest.images is None and not self.manifest.upright:
             report = IndexReport()
-            encode_turned_crops(self._contents, engine or LocalEngine(self.encoder), report)
+            encode_turned_crops(self._state, engine or LocalEngine(self.encoder), report)
             return report
-        source = self._contents.source(images, ignore)
-        working = engine or LocalEngine(self.encoder)
-        return index_source(self._contents, working, source, metadata or {}, prune=prune, on_progress=on_progress)
+        self._state.refresh()
+        source = source_to_index(self.folder, self.manifest, images, ignore)
+        engine = engine or LocalEngine(self.encoder)
+        return index_source(self._state, engine, source, metadata or {}, prune=prune, on_progress=on_progress)
 
     def remember_model(self, model: str | ModelSource) -> bool:
-        """State where the gallery's model is now, so that `open` loads it from there.
+        """Store another place of the gallery's model, so that `open` loads it from there.
 
         Args:
-            model: another place of the same model; the gallery must have been opened with an encoder of it.
+            model: the place; the gallery must have been opened with an encoder of it.
 
         Returns:
-            Whether the manifest named another place before.
+            True if the manifest named another place before.
 
         Raises:
             CsktError: it is another model.
         """
         check_model(self.folder, self.manifest, self.encoder)
-        return self._contents.remember_model(model if isinstance(model, ModelSource) else ModelSource(model))
+        return self._state.remember_model(model if isinstance(model, ModelSource) else ModelSource(model))
 
     def add(
         self,
@@ -265,7 +247,7 @@ class Gallery:
         image_ids: Sequence[str],
         metadata: Sequence[Mapping[str, object]] | None = None,
     ) -> IndexReport:
-        """Hand crops over, from a detector for instance; the gallery keeps the originals, named by their content.
+        """Upload crops, for example of a detector; the gallery stores the originals, named by their content.
 
         Args:
             images: paths, opened images, or bytes of image files.
@@ -273,9 +255,12 @@ class Gallery:
             metadata: column -> value for each.
 
         Raises:
-            CsktError: a name that can be none, one of an indexed file, or a value that does not fit its column.
+            CsktError: an invalid name, one of an indexed file, or a value that does not fit its column.
+
+        Example:
+            >>> gallery.add(["new.jpg"], ["live/1"], [{"camera": "c7"}]).added  # doctest: +SKIP
         """
-        return add_crops(self._contents, self.encoder, images, image_ids, metadata)
+        return add_crops(self._state, LocalEngine(self.encoder), images, image_ids, metadata)
 
     def add_shards(
         self,
@@ -285,38 +270,35 @@ class Gallery:
         on_progress: Progress | None = None,
         engine: Engine | None = None,
     ) -> IndexReport:
-        """Hand over the crops of Parquet files and WebDataset archives; the gallery keeps the originals.
+        """Upload the crops of Parquet files and WebDataset archives; the gallery stores the originals.
 
-        A crop that is there with the same content is passed over, so an interrupted call may be made again.
+        Crops with the same name and content are skipped, so an interrupted call can be repeated.
 
         Args:
-            shards: paths or patterns (`shards-*.tar`); those of the last call if empty. `.parquet` files with a column
-                of image bytes, one of names, and metadata in the others; `.tar` files whose images, and JSON or text
+            shards: paths or patterns (`shards-*.tar`); None: those of the last call. `.parquet` files with a column of
+                image bytes, one of names, and metadata in the others; `.tar` files whose images, and JSON or text
                 beside them, share a name up to its first dot.
-            ignore: patterns of crops' names that do not count; see `index`.
-            on_progress: called with (images done, images read so far).
-            engine: what decodes and encodes; this process if empty.
+            ignore: patterns of names that are skipped; see `index`.
+            on_progress: called with (finished images, images read so far).
+            engine: decodes and encodes; None: this process.
 
         Raises:
             CsktError: a file that cannot be read, or a value that does not fit its column.
         """
         patterns = self.manifest.shards if shards is None else tuple(map(str, shards))
         if not patterns:
-            raise CsktError(f"{self.folder}: no shards were handed over before; name them")
-        found = [shard for pattern in patterns for shard in find_shards(pattern)]
+            raise CsktError(f"{self.folder}: no shards were indexed before; name them")
         ignored = self.manifest.ignore if ignore is None else tuple(ignore)
-        working = engine or LocalEngine(self.encoder)
-        check_shards(self._contents, found, ignored)
-        self._contents.remember_shards(patterns, ignored)
-        return add_shards(self._contents, working, found, ignore=ignored, on_progress=on_progress)
+        engine = engine or LocalEngine(self.encoder)
+        return add_shards(self._state, engine, patterns, ignored, on_progress=on_progress)
 
     def remove(self, image_ids: Sequence[str]) -> int:
-        """Remove crops, and the originals that the gallery kept of them; files of the indexed folder are not touched.
+        """Remove crops, and the stored originals of uploads; files of the indexed folder are not touched.
 
         Returns:
-            How many were there.
+            Number of removed crops; unknown names are ignored.
         """
-        return remove_crops(self._contents, image_ids)
+        return remove_crops(self._state, image_ids)
 
     def reindex(
         self,
@@ -326,12 +308,11 @@ class Gallery:
         prune: bool = False,
         on_progress: Progress | None = None,
     ) -> IndexReport:
-        """Encode every crop anew with another model, and keep what is known of it.
+        """Encode every crop again with another model; metadata stays.
 
-        The old vectors answer until all new ones are there; an interrupted reindexing goes on where it stopped. Other
-        programs that have the gallery open must open it again.
-
-        The same model from another place changes only what the manifest says of its place.
+        Searches use the old vectors until all new ones are stored; after an interruption, the next call continues.
+        Other programs that have the gallery open must open it again. The same model at another place changes only that
+        place in the manifest.
 
         Args:
             encoder: the new model.
@@ -343,11 +324,11 @@ class Gallery:
             CsktError: the gallery names this model already, or crops cannot be read and `prune` is not set.
         """
         source = model if isinstance(model, ModelSource) else ModelSource(model)
-        report = reindex(self._contents, encoder, source, drop_unreadable=prune, on_progress=on_progress)
+        report = reindex(self._state, encoder, source, prune=prune, on_progress=on_progress)
         self._encoder = encoder
         if not report.model_moved:
             self._calibrated = (None, None)
-            _take_over_calibration(self.folder, self.manifest)
+            copy_calibration(self.folder, self.manifest)
         return report
 
     # Searching
@@ -401,18 +382,18 @@ class Gallery:
             queries: Q of them.
             options: number and choice of the hits. The old form, k and the fields as keywords, is deprecated.
         """
-        checked = self._checked(_search_options(options, keywords))
+        checked = self._state.checked(search_options(options, keywords))
         return self._search(self._encode(queries), checked)
 
     def search_vectors(
         self, vectors: Tensor, options: SearchOptions | int = DEFAULTS, **keywords: Any
     ) -> list[list[Hit]]:
         """Search for vectors [Q, D] of `encode`; see `search_many`."""
-        return self._search(vectors, self._checked(_search_options(options, keywords)))
+        return self._search(vectors, self._state.checked(search_options(options, keywords)))
 
     def encode(self, queries: Sequence[Query]) -> Tensor:
         """Return unit vectors [Q, D] of queries: the costly half of a search."""
-        self._contents.refresh()
+        self._state.refresh()
         return self._encode(queries)
 
     def parse_filter(self, where: str | None) -> Condition | None:
@@ -421,8 +402,8 @@ class Gallery:
         Raises:
             CsktError: it is not a filter, or names an unknown column.
         """
-        self._contents.refresh()
-        return self._contents.condition(where)
+        self._state.refresh()
+        return self._state.condition(where)
 
     def warnings(self, query: Query) -> list[str]:
         """Describe what the model misses in the sentences of a query: cut ends, and words that it has never seen.
@@ -443,35 +424,18 @@ class Gallery:
             where: see `SearchOptions`.
             num_bins: most intervals.
         """
-        self._contents.refresh()
-        counts = self._contents.store.histogram(vector, HISTOGRAM_EDGES, self._contents.condition(where))
+        self._state.refresh()
+        counts = self._state.store.histogram(vector, HISTOGRAM_EDGES, self._state.condition(where))
         return merged(counts, num_bins)
 
     def _encode(self, queries: Sequence[Query]) -> Tensor:
         def vector_of(image_id: str) -> Tensor:
-            vector = self._contents.store.vectors([image_id]).get(image_id)
-            if vector is None:
-                raise UnknownCropError(f"{image_id}: no such crop in {self.folder}")
-            return torch.from_numpy(vector)
+            return torch.from_numpy(self._one(image_id, self._state.store.vectors([image_id])))
 
         return encode_queries(self.encoder, queries, vector_of)
 
-    def _checked(self, options: SearchOptions) -> SearchOptions:
-        """Return options with a parsed filter and the name of an existing column."""
-        self._contents.refresh()
-        columns, group_by = self._contents.manifest.columns, options.group_by
-        if group_by is not None:
-            if not columns:
-                raise CsktError(f"no metadata to group by '{group_by}'; index with --metadata")
-            try:
-                group_by = find_column(group_by, columns)
-            except CsktError:
-                near = nearest(group_by, list(columns))
-                raise CsktError(f"unknown column '{group_by}' to group by: {near}") from None
-        return replace(options, where=self._contents.condition(options.where), group_by=group_by)
-
     def _search(self, vectors: Tensor, options: SearchOptions) -> list[list[Hit]]:
-        store, condition, column = self._contents.store, cast("Condition | None", options.where), options.group_by
+        store, condition, column = self._state.store, cast("Condition | None", options.where), options.group_by
         num_groups = options.k + options.offset
         if column is None:
             answers = store.search(vectors, num_groups, condition)
@@ -485,10 +449,10 @@ class Gallery:
         return [[hit for hit in hits if hit.score >= min_score][options.offset :] for hits in answers]
 
     def explain(self, image_id: str, text: str) -> Explanation:
-        """Which parts of a crop speak for a sentence and for each of its words; see `cskt.explain`.
+        """Return the parts of a crop that match a sentence and each of its words; see `cskt.explain`.
 
         Raises:
-            CsktError: no such crop, its original is gone, or the sentence is one that `search` refuses.
+            CsktError: no such crop, its original is missing, or the sentence is one that `search` refuses.
         """
         check_sentence(text)
         return explain_crop(self.encoder, self.original(image_id), text, apply_orientation=True)
@@ -496,91 +460,54 @@ class Gallery:
     # Single crops
 
     def crop(self, image_id: str) -> CropFacts:
-        """What is known of a crop.
+        """Return the facts and metadata of a crop.
 
         Raises:
-            UnknownCropError: it is not there.
+            UnknownCropError: no such crop.
         """
-        self._contents.refresh()
-        facts = self._contents.store.get([image_id]).get(image_id)
-        if facts is None:
-            raise UnknownCropError(f"{image_id}: no such crop in {self.folder}")
-        return facts
+        self._state.refresh()
+        return self._one(image_id, self._state.store.get([image_id]))
 
     def uploaded(self, image_ids: Sequence[str]) -> set[str]:
         """Return the names among these of uploaded crops: their files are the gallery's own, in no indexed folder."""
-        self._contents.refresh()
-        return {name for name, facts in self._contents.store.get(image_ids).items() if facts.kept}
+        self._state.refresh()
+        return {name for name, facts in self._state.store.get(image_ids).items() if facts.kept}
 
     def thumbnail(self, image_id: str) -> bytes:
-        """A small JPEG of a crop.
+        """Return a small JPEG of a crop.
 
         Raises:
-            UnknownCropError: it is not there.
+            UnknownCropError: no such crop.
         """
-        self._contents.refresh()
-        thumbnail = self._contents.store.thumbnails([image_id]).get(image_id)
-        if thumbnail is None:
-            raise UnknownCropError(f"{image_id}: no such crop in {self.folder}")
+        self._state.refresh()
+        thumbnail = self._one(image_id, self._state.store.thumbnails([image_id]))
         return checked_thumbnail(image_id, thumbnail, self.folder)
 
     def original(self, image_id: str) -> Path:
-        """The file of a crop: in the indexed folder or in the gallery's own, nowhere else, and as it was indexed.
+        """Return the path of a crop's file, in the indexed folder or among the uploads, unchanged since it was indexed.
 
         Raises:
-            UnknownCropError: there is no such crop.
-            CsktError: its file is gone, or is another one by now.
+            UnknownCropError: no such crop.
+            CsktError: its file is gone or has changed.
         """
         facts = self.crop(image_id)
-        root = self._contents.images or self.folder
+        root = self._state.images or self.folder
         try:
-            if facts.kept:
-                path = original_path(self.folder, facts.sha256)
-            else:
-                inside(root, facts.image_id)
-                path = root / facts.image_id
-        except ValueError as error:
+            path = self._state.file_of(facts)
+        except CsktError as error:
             raise CsktError(f"{image_id}: its file is gone ({error}); index again with --prune") from None
         if not facts.kept and not root.is_dir():
-            where = shlex.join(["cskt", "index", str(self.folder)])
-            raise CsktError(
-                f"{image_id}: the folder of crops is no longer at {root}; put it back, or say where it is now: {where}"
-                " --images FOLDER"
-            )
+            command = shlex.join(["cskt", "index", str(self.folder), "--images"])
+            place = f"the folder of crops is no longer at {root}"
+            raise CsktError(f"{image_id}: {place}; put it back, or say where it is now: {command} FOLDER")
         if not path.is_file():
             raise CsktError(f"{image_id}: its file is gone; put it back, or index again with --prune")
-        # The folder that a stranger's gallery names as its own may hold files of that name which were never in it.
+        # The folder that a stranger's gallery names may contain files of that name which were never in the gallery.
         if path.stat().st_size != facts.num_bytes or digest(path.read_bytes()) != facts.sha256:
             raise CsktError(f"{image_id}: its file has changed since it was indexed; index again")
         return path
 
-
-def _search_options(options: SearchOptions | int, keywords: Mapping[str, Any]) -> SearchOptions:
-    """Return the options of a search, also where they are stated in the old form."""
-    if isinstance(options, SearchOptions) and not keywords:
-        return options
-    warn_deprecated("search_many and search_vectors with k, where, ...", "SearchOptions(k=..., where=...)")
-    base = options if isinstance(options, SearchOptions) else SearchOptions(options)
-    try:
-        return replace(base, **keywords)
-    except TypeError as error:
-        raise CsktError(f"unknown option of a search: {error}") from None
-
-
-def _see_that_it_is_empty(folder: Path, manifest: Manifest) -> None:
-    """Open or make a store; what another gallery has left there is of unknown columns."""
-    store = open_store(folder, manifest, create=True)
-    try:
-        num_crops = store.count()
-    finally:
-        store.close()
-    if num_crops:
-        place = folder / VECTORS if manifest.store == "lance" else manifest.store
-        raise CsktError(f"{place}: holds {num_crops:,} crops of another gallery; name another place")
-
-
-def _take_over_calibration(folder: Path, manifest: Manifest) -> None:
-    """Let a gallery have the cut-off that was measured for the run that fills it, if there is one."""
-    calibration = load_calibration(Path(manifest.model.path), manifest.fingerprint)
-    if calibration is not None:
-        save_calibration(folder, calibration, fingerprint=manifest.fingerprint, source=manifest.model.path)
+    def _one(self, image_id: str, found: Mapping[str, T]) -> T:
+        if image_id not in found:
+            raise UnknownCropError(f"{image_id}: no such crop in {self.folder}")
+        return found[image_id]

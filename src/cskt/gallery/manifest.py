@@ -1,12 +1,17 @@
-"""`gallery.json`: what a gallery is made of. The crops themselves are in its store.
+"""`gallery.json`, the manifest of a gallery: its model, store, columns and image source.
 
 A gallery may come from somebody else, so every value is checked against the types of `Manifest` when it is read.
+
+On disk, paths below the folder that contains the gallery are relative to the gallery (`../crops`), so that both can be
+moved together, and all others are absolute. In memory all paths are absolute. `home` is the gallery's folder when the
+paths were written: a relative path that does not exist is tried from there, for a gallery that was moved alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,10 +25,10 @@ from cskt.embed.model_paths import absolute_source
 from cskt.embed.options import PathText, ShortText, check_path_text
 from cskt.errors import CsktError, MissingFileError
 from cskt.gallery.columns import Kind, column_name
-from cskt.gallery.places import absolute_store, to_disk, to_memory
 from cskt.gallery.stores.base import check_sha256, operator_errors
 from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, read_json
+from cskt.utils.paths import expanded
 
 PAPER_DOLLS = (
     "this model knows paper dolls, not people: fill the gallery with a trained run or CLIP weights before you trust it"
@@ -31,7 +36,9 @@ PAPER_DOLLS = (
 """Of clip-tiny, and of what was trained over it: its vocabulary is that of generated captions."""
 MANIFEST = "gallery.json"
 LOCK = "gallery.lock"
-"""Held by whoever changes a gallery; ends with its process."""
+"""Locked during every change of a gallery."""
+LITE = "milvus:"
+"""Prefix of the file of a milvus-lite; the address of a server continues with `//`."""
 FORMAT_VERSION = 2
 """2 added relative paths, `home`, `image_list`, `ignore` and `shards`; files of format 1 are read."""
 REMEDY = "no manifest of a gallery, or a damaged one: restore it, or index into a new folder"
@@ -129,25 +136,95 @@ def _facts_of(encoder: Encoder, model: ModelSource) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a gallery.
+    """Read the manifest of a gallery.
 
     Raises:
-        CsktError: no gallery there, or one that cannot be read; says what to do.
+        CsktError: no gallery in the folder, or one that cannot be read.
     """
     try:
         manifest = read_json(folder / MANIFEST, Manifest, remedy=REMEDY, version=("format_version", FORMAT_VERSION))
     except MissingFileError:
         raise CsktError(f"{folder}: no gallery there; make one: cskt index {folder} --images FOLDER") from None
-    return to_memory(manifest, folder)
+    return _to_memory(manifest, folder)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest, whole or not at all.
+    """Write the manifest completely or not at all.
 
     Raises:
         StoreError: the disk is full, the folder is read-only, ...
     """
-    content = {"format_version": FORMAT_VERSION, **asdict(to_disk(manifest, folder))}
+    content = {"format_version": FORMAT_VERSION, **asdict(_to_disk(manifest, folder))}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     with operator_errors():
         write_atomically(folder / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def exists(path: str | Path) -> bool:
+    """Return whether a path exists; False for text that cannot be a path."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _to_disk(manifest: Manifest, gallery: Path) -> Manifest:
+    """Return a manifest as it is written: with relative paths where gallery and files can move together."""
+    home = gallery.resolve()
+    return replace(_with_paths(manifest, lambda path: _relative(path, home)), home=str(home))
+
+
+def _to_memory(manifest: Manifest, gallery: Path) -> Manifest:
+    """Return a manifest as it is used: with absolute paths."""
+    folders = [gallery.resolve()]
+    if manifest.home is not None and Path(manifest.home).is_absolute():
+        folders.append(Path(manifest.home))
+    placed = _with_paths(manifest, lambda path: _absolute(path, folders) if _is_relative(path) else path)
+    if placed.images is None or Path(placed.images).is_absolute():
+        return placed
+    return replace(placed, images=_absolute(placed.images, folders))  # `crops`, as format 1 has it
+
+
+def absolute_store(store: str) -> str:
+    """Return the address of a store with an absolute file, so that it is valid in any working directory."""
+    file = store.removeprefix(LITE)
+    if not store.startswith(LITE) or not file or file.startswith("//"):
+        return store
+    return f"{LITE}{expanded(file).resolve()}"
+
+
+def _with_paths(manifest: Manifest, change: Callable[[str], str]) -> Manifest:
+    """Return a manifest with all of its paths changed; names (`ViT-B/16`, a server) stay."""
+    model, store = manifest.model, manifest.store
+    if store.startswith(LITE) and not store.startswith(f"{LITE}//"):
+        file, mark, options = store.removeprefix(LITE).partition("?")
+        store = f"{LITE}{change(file)}{mark}{options}"
+    backbone = None if model.backbone is None else change(model.backbone)
+    return replace(
+        manifest,
+        model=replace(model, path=change(model.path), backbone=backbone),
+        images=None if manifest.images is None else change(manifest.images),
+        shards=tuple(map(change, manifest.shards)),
+        store=store,
+    )
+
+
+def _relative(path: str, home: Path) -> str:
+    """Return an absolute path relative to the gallery if it lies below the folder around the gallery."""
+    around = home.parent
+    if not Path(path).is_absolute() or around == around.parent or not Path(path).is_relative_to(around):
+        return path
+    relative = Path(os.path.relpath(path, home)).as_posix()
+    return relative if relative.startswith("..") else f"./{relative}"
+
+
+def _is_relative(path: str) -> bool:
+    """Return whether a path was written by `_relative`; names such as `ViT-B/16` never begin so."""
+    return path in (".", "..") or path.startswith(("./", "../"))
+
+
+def _absolute(path: str, folders: list[Path]) -> str:
+    """Return a path from the first folder where it exists; of a pattern of shards, where its folder exists."""
+    places = [os.path.normpath(folder / path) for folder in folders]
+    is_pattern = any(letter in path for letter in "*?[")
+    return next((place for place in places if exists(Path(place).parent if is_pattern else place)), places[0])

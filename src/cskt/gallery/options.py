@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cskt.errors import SHORT, CsktError
+from cskt.utils.deprecation import warn_deprecated
 
 if TYPE_CHECKING:
     from cskt.gallery.conditions import Condition
@@ -56,3 +58,13 @@ class SearchOptions:
 
 
 DEFAULTS = SearchOptions()
+
+
+def search_options(options: SearchOptions | int, keywords: Mapping[str, Any]) -> SearchOptions:
+    """Return the options of a search, also those in the old form: k, and the other fields as keywords."""
+    if isinstance(options, SearchOptions) and not keywords:
+        return options
+    warn_deprecated("search_many and search_vectors with k, where, ...", "SearchOptions(k=..., where=...)")
+    if unknown := keywords.keys() - {field.name for field in fields(SearchOptions)}:
+        raise CsktError(f"unknown option of a search: '{min(unknown)}'")
+    return replace(options if isinstance(options, SearchOptions) else SearchOptions(options), **keywords)

@@ -1,102 +1,16 @@
-"""Places of a gallery's model and files, after it or they may have moved.
-
-On disk, `gallery.json` names what lies below the folder that holds the gallery relative to the gallery (`../crops`), so
-that they move together, and everything else by its absolute path. In memory all paths are absolute. `home` is where the
-gallery was when the paths were written: a relative path that leads nowhere is tried from there, for a gallery that was
-moved alone.
-"""
+"""Model and images that a gallery names, found at their place; errors name the command that states another place."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cskt.embed import EncodeOptions, Encoder, ModelSource, load_source
-from cskt.errors import CsktError, MissingBackboneError
-from cskt.utils.paths import expanded
-
-if TYPE_CHECKING:
-    from cskt.gallery.manifest import Manifest
-
-LITE = "milvus:"
-"""Before the file of a milvus-lite; a server's address goes on with `//`."""
-
-
-def to_disk(manifest: Manifest, gallery: Path) -> Manifest:
-    """Return a manifest as it is written: with relative paths where gallery and files can move together."""
-    home = gallery.resolve()
-    return dataclasses.replace(_with_paths(manifest, lambda path: _relative(path, home)), home=str(home))
-
-
-def to_memory(manifest: Manifest, gallery: Path) -> Manifest:
-    """Return a manifest as it is used: with absolute paths."""
-    folders = [gallery.resolve()]
-    if manifest.home is not None and Path(manifest.home).is_absolute():
-        folders.append(Path(manifest.home))
-    placed = _with_paths(manifest, lambda path: _absolute(path, folders) if _is_relative(path) else path)
-    if placed.images is None or Path(placed.images).is_absolute():
-        return placed
-    return dataclasses.replace(placed, images=_absolute(placed.images, folders))  # `crops`, as format 1 has it
-
-
-def absolute_store(store: str) -> str:
-    """Return the address of a store such that it holds from any working directory: with an absolute file."""
-    file = store.removeprefix(LITE)
-    if not store.startswith(LITE) or not file or file.startswith("//"):
-        return store
-    return f"{LITE}{expanded(file).resolve()}"
-
-
-def _with_paths(manifest: Manifest, change: Callable[[str], str]) -> Manifest:
-    """Return a manifest with all of its paths changed; what is no path (`ViT-B/16`, a server) stays."""
-    model, store = manifest.model, manifest.store
-    if store.startswith(LITE) and not store.startswith(f"{LITE}//"):
-        file, mark, options = store.removeprefix(LITE).partition("?")
-        store = f"{LITE}{change(file)}{mark}{options}"
-    backbone = None if model.backbone is None else change(model.backbone)
-    return dataclasses.replace(
-        manifest,
-        model=dataclasses.replace(model, path=change(model.path), backbone=backbone),
-        images=None if manifest.images is None else change(manifest.images),
-        shards=tuple(map(change, manifest.shards)),
-        store=store,
-    )
-
-
-def _relative(path: str, home: Path) -> str:
-    """Return an absolute path relative to the gallery if it lies below the folder around the gallery."""
-    around = home.parent
-    if not Path(path).is_absolute() or around == around.parent or not Path(path).is_relative_to(around):
-        return path
-    relative = Path(os.path.relpath(path, home)).as_posix()
-    return relative if relative.startswith("..") else f"./{relative}"
-
-
-def _is_relative(path: str) -> bool:
-    """Return whether a path was written by `_relative`; names such as `ViT-B/16` never begin so."""
-    return path in (".", "..") or path.startswith(("./", "../"))
-
-
-def _absolute(path: str, folders: list[Path]) -> str:
-    """Return a path from the first folder where it leads somewhere; of a pattern of shards, where its folder is."""
-    places = [os.path.normpath(folder / path) for folder in folders]
-    return next((place for place in places if exists(place) or exists(_folder_of_pattern(place))), places[0])
-
-
-def _folder_of_pattern(path: str) -> str:
-    return str(Path(path).parent) if any(letter in path for letter in "*?[") else path
-
-
-def exists(path: str) -> bool:
-    """Return whether there is something at a path; False for text that cannot be a path."""
-    try:
-        return Path(path).exists()
-    except (OSError, ValueError):
-        return False
+from cskt.errors import CsktError, MissingBackboneError, file_system_errors
+from cskt.gallery.indexing.scanning import ImageSource, is_list
+from cskt.gallery.manifest import Manifest, exists
+from cskt.utils.paths import expanded, inside
 
 
 def load_model(gallery: Path, source: ModelSource, options: EncodeOptions | None = None) -> Encoder:
@@ -104,11 +18,11 @@ def load_model(gallery: Path, source: ModelSource, options: EncodeOptions | None
 
     Args:
         gallery: folder of the gallery, for messages.
-        source: where the model is.
+        source: of the model.
         options: see `cskt.embed.load_source`.
 
     Raises:
-        CsktError: it is not there, or cannot be loaded; names the gallery, and the command that states another place.
+        CsktError: the model is missing or cannot be loaded.
     """
     check_place(gallery, source)
     try:
@@ -120,22 +34,90 @@ def load_model(gallery: Path, source: ModelSource, options: EncodeOptions | None
 
 
 def check_place(gallery: Path, source: ModelSource) -> None:
-    """See that the model's files are where a manifest says; a name such as `ViT-B/16` is not looked up.
+    """Check that the files of a model exist; a name such as `ViT-B/16` is not looked up.
 
     Raises:
-        CsktError: they are not; names gallery and path, and the command that states another place.
+        CsktError: one is missing.
     """
-    for what, path, flag, value in (
+    for name, path, flag, value in (
         ("model", source.path, "--run", "PATH"),
         ("model's backbone", source.backbone, "--backbone", "FILE"),
     ):
         if path is not None and Path(path).is_absolute() and not exists(path):
             raise CsktError(
-                f"{gallery}: its {what} is no longer at {path}; put it back, or say where it is now:"
+                f"{gallery}: its {name} is no longer at {path}; put it back, or say where it is now:"
                 f" {_remedy(gallery, flag, value)}"
             )
 
 
+def check_model(gallery: Path, manifest: Manifest, encoder: Encoder) -> None:
+    """Check that vectors of an encoder can be compared with those of a gallery.
+
+    Raises:
+        CsktError: another model filled it.
+    """
+    if encoder.fingerprint != manifest.fingerprint:
+        raise CsktError(
+            f"{gallery}: was filled by another model ({manifest.model.path}, fingerprint {manifest.generation}; this"
+            f" one is {encoder.fingerprint[:12]}); encode its crops anew: cskt reindex {gallery} --run MODEL"
+        )
+
+
+@file_system_errors()
+def source_to_index(
+    gallery: Path, manifest: Manifest | None, images: str | Path | None = None, ignore: Sequence[str] | None = None
+) -> ImageSource:
+    """Return the source to index; `GalleryState.remember_source` stores it for the next indexing.
+
+    Args:
+        gallery: its folder, for messages.
+        manifest: None for a gallery that does not exist yet.
+        images: a folder, or a list of paths; None: the source of the last indexing.
+        ignore: patterns, see `ignoring`; None: those of the last indexing.
+
+    Raises:
+        CsktError: nothing was indexed before, the source is missing, a pattern is invalid, or the gallery contains the
+            crops of another folder.
+    """
+    known = None if manifest is None or manifest.images is None else Path(manifest.images)
+    if ignore is None:
+        ignore = () if manifest is None else manifest.ignore
+    if images is not None:
+        place = expanded(images)
+        try:
+            list_file = place.parent.resolve() / place.name if is_list(place) else None
+            folder = place.resolve() if list_file is None else list_file.parent
+        except (RuntimeError, ValueError) as error:  # links in a circle, a null character
+            raise CsktError(f"{str(images)[:200]!r}: not a path: {error}; name what to index: --images PATH") from None
+        remedy = "name what to index: --images PATH"
+    elif manifest is None or known is None:
+        raise CsktError(f"{gallery}: has no folder of crops yet; name it: --images FOLDER")
+    else:
+        folder, name = known, manifest.image_list
+        list_file = None if name is None else inside(folder, name)
+        remedy = f"put it back, or say where it is now: {shlex.join(['cskt', 'index', str(gallery)])} --images PATH"
+    if not folder.is_dir():
+        raise CsktError(f"{folder}: no such folder of crops; {remedy}")
+    if list_file is not None and not list_file.is_file():
+        raise CsktError(f"{list_file}: no such list of paths; {remedy}")
+    if manifest is not None:
+        check_folder(gallery, manifest, folder)
+    return ImageSource(folder, list_file, tuple(ignore))
+
+
+def check_folder(gallery: Path, manifest: Manifest, folder: Path) -> None:
+    """Check that a folder is the one whose crops the gallery contains, which may have been moved.
+
+    Raises:
+        CsktError: the gallery's own folder of crops exists, and it is another one.
+    """
+    before = None if manifest.images is None else Path(manifest.images)
+    if before is not None and before.is_dir() and before.resolve() != folder.resolve():
+        raise CsktError(
+            f"{gallery}: contains the crops of {before}; make another gallery for {folder}, or index a folder that"
+            " contains both"
+        )
+
+
 def _remedy(gallery: Path, flag: str, value: str) -> str:
-    """Return the command that states another place of the same model."""
     return f"{shlex.join(['cskt', 'reindex', str(gallery)])} {flag} {value}"

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from cskt.data.sentences import LONGEST_SENTENCE, check_wording
 from cskt.errors import CsktError
 from cskt.gallery.columns import MOST_COLUMNS, Kind
-from cskt.gallery.indexing.files import LONGEST_ID
+from cskt.gallery.indexing.preparing import LONGEST_ID
 from cskt.gallery.options import SearchOptions
 from cskt.service.errors import ServiceError
 from cskt.service.settings import ServiceSettings

@@ -27,7 +27,7 @@ from typing import Any
 from cskt.embed import EncodeOptions, Encoder, ModelSource, load_source
 from cskt.errors import CsktError
 from cskt.gallery.engines.ray_cluster import first_line, python_error
-from cskt.gallery.indexing.encoding import LocalEngine, Pending, Touched, Worked, batched, bytes_held
+from cskt.gallery.indexing.encoding import LocalEngine, Pending, Processed, batched, bytes_held
 
 IN_FLIGHT = 3
 """Batches that wait for an actor or are with it, per actor: one encoded, one read, one on its way."""
@@ -121,7 +121,7 @@ class RayEngine:
         self._actors: list[Any] = []
         self._processes: dict[int, Process] = {}
 
-    def work(self, pending: Iterable[Pending]) -> Iterator[Worked]:
+    def work(self, pending: Iterable[Pending]) -> Iterator[list[Processed]]:
         """Batches as they are done.
 
         Raises:
@@ -235,10 +235,10 @@ class _Worker:
         self._ready()
         return Introduction(self._process, importlib.metadata.version("cskt"), self._fingerprint)
 
-    def work(self, batch: Sequence[Pending]) -> Worked:
+    def work(self, batch: Sequence[Pending]) -> list[Processed]:
         """Read, decode and encode a batch."""
-        (worked,) = self._ready().work(batch)
-        return _without_bytes(worked)
+        (images,) = self._ready().work(batch)
+        return _without_bytes(images)
 
     def _ready(self) -> LocalEngine:
         with self._loading:
@@ -288,23 +288,15 @@ def plan_actors(nodes: Sequence[Mapping[str, float]], num_workers: int | None, d
     return ActorPlan(count, each, "cpu" if device in (None, "auto") else str(device))
 
 
-def _without_bytes(worked: Worked) -> Worked:
-    """What an actor has done, without the files that the driver has."""
-    return replace(
-        worked,
-        encoded=[replace(image, data=b"") for image in worked.encoded],
-        touched=[Touched(replace(image.pending, source=b""), b"") for image in worked.touched],
-    )
+def _without_bytes(images: Sequence[Processed]) -> list[Processed]:
+    """Return results without the files, which the driver has."""
+    return [replace(image, pending=replace(image.pending, source=b""), data=b"") for image in images]
 
 
-def _with_bytes(worked: Worked, batch: Sequence[Pending]) -> Worked:
-    """The same with those files, of the batch that it was made of."""
-    kept = {item.image_id: item.source for item in batch if isinstance(item.source, bytes)}
-    return replace(
-        worked,
-        encoded=[replace(image, data=kept.get(image.crop.facts.image_id, b"")) for image in worked.encoded],
-        touched=[Touched(image.pending, kept.get(image.pending.image_id, b"")) for image in worked.touched],
-    )
+def _with_bytes(images: Sequence[Processed], batch: Sequence[Pending]) -> list[Processed]:
+    """Return results with the files of the batch from which they were made."""
+    files = {item.image_id: item.source for item in batch if item.kept and isinstance(item.source, bytes)}
+    return [replace(image, data=files.get(image.pending.image_id, b"")) for image in images]
 
 
 def _to_be_done_again(call: Call) -> Call:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from cskt.errors import CsktError
-from cskt.gallery.indexing.files import SUFFIXES
 from cskt.gallery.indexing.ignoring import IgnorePatterns
+from cskt.gallery.indexing.preparing import SUFFIXES
 
 LIST_SUFFIXES = (".txt", ".lst")
 """Suffixes of a list: UTF-8, one path a line."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cskt.errors import SHORT, CorruptRowError, CsktError
 from cskt.gallery.columns import LARGEST_WHOLE, Value
-from cskt.gallery.indexing.files import check_image_id
+from cskt.gallery.indexing.preparing import check_image_id
 from cskt.gallery.stores.base import CropFacts, FileState, check_sha256
 
 STATE_FIELDS = ("image_id", "num_bytes", "modified_ns", "sha256", "kept")

@@ -1,4 +1,4 @@
-"""Image files on their way into a gallery: read once, digested, decoded, reduced."""
+"""Image files on their way into a gallery: read, digested, decoded, resized; and the check of crop names."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from cskt.image_files.decode import Source, decode_image, read_bytes
 from cskt.image_files.formats import suffixes
 
 SUFFIXES = suffixes()
-"""Endings, in lower case, of the files that are taken for images."""
+"""Suffixes, in lower case, of image files."""
 THUMBNAIL_SIZE = (160, 256)
-"""Most width and height in pixels."""
+"""Largest width and height in pixels."""
 THUMBNAIL_QUALITY = 82
 LONGEST_ID = 512
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
 """Pattern of nearly all names; the full check takes ten times as long."""
-TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that turn the direction of writing, and so make one name look like another."""
 
 
 @dataclass(frozen=True)
-class ReadImage:
-    """One image file, read once."""
+class PreparedImage:
+    """An image file, read once."""
 
     pixels: Tensor
-    """[3, H, W] uint8 as the model takes them."""
+    """[3, H, W] uint8, in the size of the model."""
     width: int
     """Width of the original as it is displayed, in pixels."""
     height: int
@@ -47,7 +47,7 @@ class ReadImage:
 
 
 def bytes_of(source: Source) -> bytes:
-    """The bytes of an image file; of an image in memory, of a PNG that holds it.
+    """Return the bytes of an image file; for an image in memory, of a PNG of it.
 
     Raises:
         CsktError: see `read_bytes`.
@@ -62,23 +62,23 @@ def bytes_of(source: Source) -> bytes:
 
 
 def digest(data: bytes) -> str:
-    """SHA-256 in hexadecimal."""
+    """Return the SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
-def prepare(data: bytes, height: int, width: int, interpolation: Interpolation = "bilinear") -> ReadImage:
-    """Decode an image file once, upright, for the model, the thumbnail and the record.
+def prepare(data: bytes, height: int, width: int, interpolation: Interpolation = "bilinear") -> PreparedImage:
+    """Decode an image file once, upright, for the model, the thumbnail and the store.
 
     Args:
-        data: its bytes.
-        height, width: size that the model takes, in pixels.
-        interpolation: filter of the model's images; the thumbnail is drawn bilinear.
+        data: content of the file.
+        height, width: size of the model's images, in pixels.
+        interpolation: filter of the model's images; the thumbnail is always bilinear.
 
     Raises:
-        CsktError: it cannot be read; see `cskt.image_files.decode.decode_image`.
+        CsktError: the image cannot be decoded.
     """
     pixels = decode_image(data, apply_orientation=True)
-    return ReadImage(
+    return PreparedImage(
         pixels=resize(pixels, height, width, interpolation),
         width=pixels.shape[1],
         height=pixels.shape[0],
@@ -89,7 +89,7 @@ def prepare(data: bytes, height: int, width: int, interpolation: Interpolation =
 
 
 def draw_thumbnail(pixels: NDArray[np.uint8]) -> bytes:
-    """A small JPEG of [h, w, 3] pixels; the aspect ratio is kept."""
+    """Return a small JPEG of pixels [h, w, 3] with the same aspect ratio."""
     image = Image.fromarray(pixels)
     image.thumbnail(THUMBNAIL_SIZE, Image.Resampling.BILINEAR, reducing_gap=2.0)
     buffer = io.BytesIO()
@@ -98,24 +98,22 @@ def draw_thumbnail(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def check_image_id(image_id: str) -> str:
-    """See that a name can stand for a crop in every store, address and table.
+    """Return a crop's name if every store, address and table can contain it.
 
     Raises:
-        CsktError: it is empty, too long, or looks like a path to elsewhere.
+        CsktError: it is empty, too long, or could be a path outside the indexed folder.
     """
     if len(image_id) <= LONGEST_ID and _PLAIN_ID.fullmatch(image_id):
         return image_id
     parts = PurePosixPath(image_id).parts
-    wrong = (
-        not image_id
-        or len(image_id) > LONGEST_ID
+    if (
+        not 0 < len(image_id) <= LONGEST_ID
         or image_id.startswith("/")
         or "\\" in image_id
         or "/".join(parts) != image_id
         or any(part == ".." or not part.strip() for part in parts)
-        or any(unicodedata.category(letter) in ("Cc", "Cs") or letter in TURNING for letter in image_id)
-    )
-    if wrong:
+        or any(unicodedata.category(letter) in ("Cc", "Cs") or letter in _BIDIRECTIONAL for letter in image_id)
+    ):
         raise CsktError(
             f"{image_id[:80]!r} is no name for a crop; expected 1 to {LONGEST_ID} letters such as cam3/0001.jpg: no"
             " '..', '\\', leading or double '/', control characters"

@@ -1,0 +1,232 @@
+"""Crops added to a gallery, updated and removed: those of a folder or list, of shards, or single ones."""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from cskt.errors import CsktError
+from cskt.gallery.indexing.commits import IndexReport, Progress, conflict_with, fill, merged_metadata, restate
+from cskt.gallery.indexing.encoding import Engine, Pending, Stated, batched
+from cskt.gallery.indexing.ignoring import IgnorePatterns
+from cskt.gallery.indexing.preparing import check_image_id
+from cskt.gallery.indexing.reencoding import encode_turned_crops
+from cskt.gallery.indexing.scanning import IGNORED, ImageSource, Scan
+from cskt.gallery.indexing.shards import crops_of, find_shards
+from cskt.gallery.state import GalleryState
+from cskt.gallery.stores.base import FileState
+from cskt.image_files.decode import Source
+
+T = TypeVar("T")
+
+SHARD_CROPS_AT_ONCE = 256
+"""Crops of a shard in memory, with the bytes of their images."""
+
+
+def index_source(
+    state: GalleryState,
+    engine: Engine,
+    source: ImageSource,
+    metadata: Mapping[str, Mapping[str, object]],
+    *,
+    prune: bool,
+    on_progress: Progress | None,
+) -> IndexReport:
+    """Bring a gallery up to date with a folder, or with the files of a list; see `Gallery.index`."""
+    started = time.monotonic()
+    scan = source.scan(state.folder)
+    rows = _by_file(metadata, scan.files)
+    state.check_metadata(rows.items())
+    state.remember_source(source)
+    stated = state.convert_metadata(rows)
+    report = IndexReport(
+        unreadable=scan.unreadable, unreadable_folders=scan.unreadable_folders, passed_over=dict(scan.passed_over)
+    )
+    if prune:
+        with state.writing():
+            report.removed = state.store.delete_corrupt()
+    known = state.store.files()
+    pending: list[Pending] = []
+    unchanged: dict[str, int] = {}
+    for name, (num_bytes, modified_ns) in scan.files.items():
+        before = known.get(name)
+        try:
+            check_image_id(name)
+        except CsktError as error:
+            report.unreadable.append((name, str(error)))
+            continue
+        if (conflict := conflict_with(before, kept=False)) is not None:
+            report.unreadable.append((name, conflict))
+        elif before is not None and (before.num_bytes, before.modified_ns) == (num_bytes, modified_ns):
+            unchanged[name] = modified_ns
+        else:
+            pending.append(Pending(name, source.folder / name, modified_ns, False, stated.get(name, {}), before))
+    report.updated = _restate_unchanged(state, unchanged, stated)
+    report.unchanged = len(unchanged) - report.updated
+    fill(state.store, engine, pending, report, writing=state.writing, on_progress=on_progress)
+    absent = [name for name, file in known.items() if not file.kept and name not in scan.files]
+    vanished = [name for name in absent if not scan.is_unchecked(name)]
+    report.unchecked, report.vanished = len(absent) - len(vanished), len(vanished)
+    if prune and (vanished or report.outdated):
+        if not scan.files:
+            reason = "ignore less" if scan.passed_over[IGNORED] else "is it mounted?"
+            raise CsktError(
+                f"{source.folder}: contains no image; not removing all {len(vanished)} crops for that; {reason}"
+            )
+        report.removed += _prune(state, {name: known[name] for name in [*vanished, *report.outdated]})
+        report.vanished, report.outdated = 0, []
+    if pending or report.removed or report.updated:
+        with state.writing():
+            state.store.compact()
+    encode_turned_crops(state, engine, report)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def add_crops(
+    state: GalleryState,
+    engine: Engine,
+    images: Sequence[Source | str],
+    image_ids: Sequence[str],
+    metadata: Sequence[Mapping[str, object]] | None,
+) -> IndexReport:
+    """Store uploaded crops; see `Gallery.add`."""
+    started = time.monotonic()
+    if len(images) != len(image_ids) or (metadata is not None and len(metadata) != len(images)):
+        raise CsktError(f"{len(images)} images with {len(image_ids)} names; give one name, and one row, for each")
+    if len(set(map(check_image_id, image_ids))) < len(image_ids):
+        raise CsktError("a name occurs twice; give every crop its own")
+    state.refresh()
+    before = state.store.get(image_ids)
+    for name, facts in before.items():
+        if (conflict := conflict_with(facts, kept=True)) is not None:
+            raise CsktError(f"{name}: {conflict}")
+    stated = state.convert_metadata(dict(zip(image_ids, metadata or [{}] * len(images), strict=True)))
+    pending = []
+    for image, name in zip(images, image_ids, strict=True):
+        source = Path(image) if isinstance(image, str) else image
+        pending.append(Pending(name, source, 0, True, stated[name], before[name].state if name in before else None))
+    report = IndexReport()
+    fill(state.store, engine, pending, report, writing=state.writing, originals=state.originals)
+    with state.writing():
+        state.store.compact()
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def add_shards(
+    state: GalleryState,
+    engine: Engine,
+    patterns: Sequence[str],
+    ignore: Sequence[str],
+    *,
+    on_progress: Progress | None,
+) -> IndexReport:
+    """Store the crops of Parquet files and archives as uploads; see `Gallery.add_shards`."""
+    started = time.monotonic()
+    shards = [shard for pattern in patterns for shard in find_shards(pattern)]
+    ignored = IgnorePatterns(ignore)
+    state.refresh()
+    state.check_metadata(row for shard in shards for row in _metadata_of(shard, ignored))
+    state.remember_shards(patterns, ignore)
+    report, scan = IndexReport(), Scan()
+    fill(
+        state.store, engine, _pending_of(state, shards, report, scan, ignored), report,
+        writing=state.writing, originals=state.originals, on_progress=on_progress,
+    )  # fmt: skip
+    report.passed_over = dict(scan.passed_over)
+    with state.writing():
+        state.store.compact()
+    encode_turned_crops(state, engine, report)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def remove_crops(state: GalleryState, image_ids: Sequence[str]) -> int:
+    """Remove crops by name; see `Gallery.remove`."""
+    with state.writing():
+        uploads = {facts.sha256 for facts in state.store.get(image_ids).values() if facts.kept}
+        with state.originals.changing(uploads):
+            removed = state.store.delete(image_ids)
+            state.originals.delete_unused(uploads)
+    return removed
+
+
+def _by_file(rows: Mapping[str, T], files: Collection[str]) -> dict[str, T]:
+    """Return rows by the names of their files: a table and a file system may use other normal forms."""
+    in_nfc = {unicodedata.normalize("NFC", name): name for name in files}
+    return {
+        name if name in files else in_nfc.get(unicodedata.normalize("NFC", name), name): row
+        for name, row in rows.items()
+    }
+
+
+def _restate_unchanged(state: GalleryState, unchanged: Mapping[str, int], stated: Mapping[str, Stated]) -> int:
+    """Store new metadata of unchanged files (name -> time of change), and return the number of crops that differ."""
+    num_updated = 0
+    for names in batched([name for name in stated if name in unchanged]):
+        with state.writing():
+            facts = state.store.get(names)
+            rows = {name: merged_metadata(known.metadata, stated[name]) for name, known in facts.items()}
+            changes = {name: (row, unchanged[name]) for name, row in rows.items() if row != facts[name].metadata}
+            num_updated += restate(state.store, facts, changes)
+    return num_updated
+
+
+def _prune(state: GalleryState, vanished: Mapping[str, FileState]) -> int:
+    """Remove crops whose file is missing, unless another program has replaced them, and return their number."""
+    num_removed = 0
+    for names in batched(vanished):
+        with state.writing():
+            present = state.store.get(names)
+            num_removed += state.store.delete(
+                [name for name, facts in present.items() if facts.state == vanished[name]]
+            )
+    return num_removed
+
+
+def _metadata_of(shard: Path, ignore: IgnorePatterns) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """Yield names and metadata of a shard's crops up to the first error, which reading the images reports again."""
+    crops = crops_of(shard, with_images=False)
+    while True:
+        try:
+            crop = next(crops)
+        except (StopIteration, CsktError):
+            return
+        if not ignore.match_file(crop.image_id):
+            yield f"{shard}: {crop.image_id}", crop.metadata
+
+
+def _pending_of(
+    state: GalleryState, shards: Sequence[Path], report: IndexReport, scan: Scan, ignore: IgnorePatterns
+) -> Iterator[Pending]:
+    """Yield the crops of shards; those that cannot be stored go into the report."""
+    seen = set[str]()
+    for shard in shards:
+        for crops in batched(crops_of(shard, scan), SHARD_CROPS_AT_ONCE, lambda crop: len(crop.data)):
+            valid = {}
+            for crop in crops:
+                if ignore.match_file(crop.image_id):
+                    scan.passed_over[IGNORED] += 1
+                    continue
+                try:
+                    if check_image_id(crop.image_id) in seen:
+                        raise CsktError("the name occurs twice; the first counts")
+                    seen.add(crop.image_id)
+                    if crop.wrong:
+                        raise CsktError(crop.wrong)
+                    valid[crop.image_id] = crop
+                except CsktError as error:
+                    report.unreadable.append((crop.image_id, f"{shard}: {error}"))
+            before = state.store.get(list(valid))
+            for name, facts in before.items():
+                if (conflict := conflict_with(facts, kept=True)) is not None:
+                    report.unreadable.append((name, f"{shard}: {conflict}"))
+                    del valid[name]
+            stated = state.convert_metadata({name: crop.metadata for name, crop in valid.items()})
+            for name, crop in valid.items():
+                known = before[name].state if name in before else None
+                yield Pending(name, crop.data, 0, True, stated[name], known)
