@@ -1,15 +1,20 @@
 """Retrieval metrics: R1, R5, R10 (CMC), mAP and mINP, exact and in bounded memory.
 
-The measures need the ranks of the right images only, and the rank of an image is one more than the number of gallery
-images that beat it. Counting those takes two passes over a row of similarities for each of its right images, a few
-dozen at most in this field; sorting the row would take longer, and the sorted indices of a whole benchmark gigabytes.
+CMC, mAP: Zheng et al., "Scalable Person Re-identification", ICCV 2015; mINP: Ye et al., "Deep Learning for Person
+Re-identification: A Survey and Outlook", TPAMI 2021. Only the ranks of the right images are needed, and a rank is one
+more than the number of gallery images with a higher similarity. Counting them takes two passes over a row for each of
+its few right images, less than sorting the row.
 
 **Ties.** Of two gallery images with the same similarity the one with the smaller gallery index ranks first, as in a
-stable descending sort. `top_k` keeps the same order.
+stable descending sort. `top_k` uses the same order.
 
-**Inputs.** Every argument may be a PyTorch tensor on any device, a NumPy array of any number type, or a list; the
-result is the same. Features in a list become float32, as `torch.tensor` makes them. Identities are integers or
-booleans.
+**Inputs.** Every argument can be a PyTorch tensor on any device, a NumPy array of any number type, or a list; the
+result is the same. Features in a list become float32, as in `torch.tensor`. Identities are integers or booleans.
+
+Example:
+    >>> result = from_similarity([[0.9, 0.1, 0.3], [0.2, 0.8, 0.7]], query_ids=[7, 9], gallery_ids=[7, 8, 9])
+    >>> result.r1, result.r5, result.mean_ap
+    (0.5, 1.0, 0.75)
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ COMPARISONS_AT_ONCE = 2**21
 
 @dataclass(frozen=True)
 class Ranking:
-    """The best gallery images of each query, best first."""
+    """Gallery images with the highest similarity for each query, best first."""
 
     indices: Tensor
     """[Q, k] int64, positions in the gallery."""
@@ -43,7 +48,7 @@ class Ranking:
 
 
 def from_similarity(similarity: Numbers, query_ids: Numbers, gallery_ids: Numbers) -> RetrievalMetrics:
-    """Metrics of a similarity matrix.
+    """Compute the metrics of a similarity matrix.
 
     Args:
         similarity: [Q, G], higher is better; any sign and scale.
@@ -56,12 +61,16 @@ def from_similarity(similarity: Numbers, query_ids: Numbers, gallery_ids: Number
     Raises:
         CsktError: an empty side, shapes that disagree, identities that are not integers, or a similarity that is not
             a number.
+
+    Example:
+        >>> from_similarity([[0.9, 0.1], [0.8, 0.2]], query_ids=[1, 2], gallery_ids=[1, 2]).r1
+        0.5
     """
     scores = tensor_of(similarity, "similarity")
     if scores.ndim != 2:
         raise CsktError(f"similarity has shape {list(scores.shape)}; expected [queries, gallery images]")
     query_pids, gallery_pids = _ids_of(query_ids, gallery_ids, scores.shape[0], scores.shape[1])
-    if scores.amax().isnan():  # also in the row of a query that no chunk asks for
+    if scores.amax().isnan():  # also in rows of queries without a right image
         raise CsktError("similarity holds NaN; look for zero or non-finite features")
     return from_chunks(lambda rows: scores[rows.to(scores.device)], query_pids, gallery_pids)
 
@@ -74,7 +83,7 @@ def from_features(
     *,
     chunk_size: int | None = None,
 ) -> RetrievalMetrics:
-    """Metrics of inner products, without ever holding the [Q, G] similarities.
+    """Compute the metrics of inner products in chunks, without the whole [Q, G] similarities.
 
     Args:
         query_features: [Q, D], multiplied as they are: give unit norm for cosines.
@@ -89,6 +98,10 @@ def from_features(
     Raises:
         CsktError: an empty side, shapes that disagree, identities that are not integers, features that are not
             finite, or a chunk size below 1.
+
+    Example:
+        >>> from_features([[1.0, 0.0]], [[0.0, 1.0], [0.6, 0.8]], query_ids=[3], gallery_ids=[4, 3]).mean_ap
+        1.0
     """
     queries, gallery = _features_of(query_features, gallery_features)
     query_pids, gallery_pids = _ids_of(query_ids, gallery_ids, len(queries), len(gallery))
@@ -107,14 +120,14 @@ def from_chunks(
     *,
     chunk_size: int | None = None,
 ) -> RetrievalMetrics:
-    """Metrics of similarities that are made a few queries at a time and never held together.
+    """Compute the metrics of similarities that a function makes a few queries at a time.
 
     Args:
-        similarity_of: gives the similarities [rows, G], higher is better, of the queries at `rows` (int64 positions,
-            on the CPU); asked once for each query whose identity is in the gallery.
+        similarity_of: returns the similarities [rows, G], higher is better, of the queries at `rows` (int64 positions,
+            on the CPU); called once for each query whose identity is in the gallery.
         query_ids: [Q] identities, integers or booleans.
         gallery_ids: [G] identities, likewise; a gallery image is right if it has the query's.
-        chunk_size: queries asked for at once; by default as many as give 16 million similarities (64 MiB).
+        chunk_size: queries per call; by default as many as give 16 million similarities (64 MiB).
 
     Returns:
         The same as `from_similarity` on all the similarities.
@@ -122,6 +135,12 @@ def from_chunks(
     Raises:
         CsktError: an empty side, identities that are no list of integers, a chunk of another shape, a similarity that
             is not a number, or a chunk size below 1.
+
+    Example:
+        >>> gallery = torch.tensor([[0.0, 1.0], [0.6, 0.8]])
+        >>> queries = torch.tensor([[1.0, 0.0]])
+        >>> from_chunks(lambda rows: queries[rows] @ gallery.T, query_ids=[3], gallery_ids=[4, 3]).r1
+        1.0
     """
     query_pids, gallery_pids = _ids_of(query_ids, gallery_ids)
     num_queries, num_gallery = len(query_pids), len(gallery_pids)
@@ -131,7 +150,7 @@ def from_chunks(
     precision = torch.zeros(num_queries, dtype=torch.float64)
     penalty = torch.zeros(num_queries, dtype=torch.float64)
     matched = torch.isin(query_pids, gallery_pids)
-    # Queries of one identity share their right columns, so that they are counted together.
+    # Queries of one identity have the same right columns and are counted together.
     by_identity = query_pids.argsort(stable=True)
     by_identity = by_identity[matched[by_identity]]
     step = _rows_at_once(num_gallery, chunk_size)
@@ -142,7 +161,7 @@ def from_chunks(
             raise CsktError(
                 f"similarity_of gave shape {list(similarity.shape)}; expected {[len(rows), num_gallery]}, as asked for"
             )
-        if similarity.amax().isnan():  # the maximum hands a NaN on, without a mask of the whole chunk
+        if similarity.amax().isnan():  # cheaper than a mask of the whole chunk
             raise CsktError("similarity holds NaN; look for zero or non-finite features")
         ranks, num_right = _ranks_of_right(similarity, query_pids[rows], columns_by_id)
         nth = torch.arange(1, ranks.shape[1] + 1)
@@ -167,7 +186,7 @@ def from_chunks(
 
 @torch.no_grad()
 def top_k(query_features: Numbers, gallery_features: Numbers, k: int, *, chunk_size: int | None = None) -> Ranking:
-    """The k gallery images most similar to each query; equal similarities in gallery order.
+    """Return the k gallery images most similar to each query; equal similarities in gallery order.
 
     Args:
         query_features: [Q, D], multiplied as they are: give unit norm for cosines.
@@ -177,6 +196,10 @@ def top_k(query_features: Numbers, gallery_features: Numbers, k: int, *, chunk_s
 
     Raises:
         CsktError: k out of range, an empty side, shapes that disagree, or features that are not finite.
+
+    Example:
+        >>> top_k([[1.0, 0.0]], [[0.0, 1.0], [0.6, 0.8], [0.8, 0.6]], k=2).indices
+        tensor([[2, 1]])
     """
     queries, gallery = _features_of(query_features, gallery_features)
     num_gallery = len(gallery)
@@ -192,7 +215,7 @@ def top_k(query_features: Numbers, gallery_features: Numbers, k: int, *, chunk_s
 
 
 def _top_k(similarity: Tensor, k: int) -> Ranking:
-    # torch.topk promises no order among equals, neither inside its answer nor at the cut.
+    # torch.topk guarantees no order among equals, neither within its answer nor at the end.
     scores, indices = similarity.topk(k, dim=1)
     indices, by_index = indices.sort(dim=1)
     scores, by_score = scores.gather(1, by_index).sort(dim=1, descending=True, stable=True)
@@ -206,15 +229,14 @@ def _top_k(similarity: Tensor, k: int) -> Ranking:
 def _ranks_of_right(similarity: Tensor, query_ids: Tensor, columns_by_id: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
     """Ranks [q, R] int64, ascending, of each query's right images, and their number [q]; `query_ids` are sorted.
 
-    Rows with fewer than R right images end in the rank G + 1.
+    Rows with fewer than R right images are filled with the rank G + 1.
     """
     runs = [(rows, columns_by_id[pid]) for pid, rows in _runs(query_ids)]
     num_gallery = similarity.shape[1]
     num_right = torch.cat([torch.full((len(rows),), len(columns)) for rows, columns in runs])
     ranks = similarity.new_full((len(query_ids), int(num_right.max())), num_gallery + 1, dtype=torch.int64)
-    # Comparing into a float buffer that is used again keeps this pass at the speed of the memory; float32 counts
-    # exactly up to 2 ** 24. Many columns go in one comparison: where other programs run, the threads of a short one
-    # wait for each other longer than they compute.
+    # A reused float buffer keeps the comparisons at the speed of the memory; float32 counts exactly up to 2 ** 24.
+    # Many columns are compared at once, because the threads of short comparisons wait for each other.
     dtype = torch.float32 if num_gallery < 2**24 else torch.float64
     most_rows = max(len(rows) for rows, _ in runs)
     buffer = similarity.new_empty(max(COMPARISONS_AT_ONCE, most_rows * num_gallery), dtype=dtype)
@@ -236,13 +258,13 @@ def _ranks_of_columns(block: Tensor, columns: Tensor, buffer: Tensor) -> Tensor:
     above = torch.gt(block, scores, out=beats).sum(dim=2).long()
     not_below = torch.ge(block, scores, out=beats).sum(dim=2).long()
     tied = (not_below > above + 1).any(dim=1)
-    for place in tied.nonzero().flatten().tolist():  # an equal before it ranks before it
+    for place in tied.nonzero().flatten().tolist():  # an equal image before it ranks first
         above[place] += (block[:, : columns[place]] == scores[place]).sum(dim=1)
     return above + 1
 
 
 def _runs(ids: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Each distinct identity, ascending, with its positions [n], ascending."""
+    """Distinct identities, ascending, each with its positions [n], ascending."""
     order = ids.argsort(stable=True)
     distinct, counts = torch.unique_consecutive(ids[order], return_counts=True)
     return zip(distinct.tolist(), torch.split(order, counts.tolist()), strict=True)
@@ -265,9 +287,9 @@ def _whole(number: Any, name: str) -> int:
 
 
 def _features_of(query_features: Numbers, gallery_features: Numbers) -> tuple[Tensor, Tensor]:
-    """Both sides as float tensors of one type, at least float32, on the device of the queries; checked."""
+    """Both sides as float32 or float64, on the device of the queries; checked."""
     queries, gallery = (
-        # As torch.tensor reads a list: Python's numbers are double, but features are not measured so finely.
+        # as torch.tensor reads a list of Python's doubles
         tensor.float() if tensor.dtype == torch.float64 and is_plain_list(features) else tensor
         for features, tensor in (
             (query_features, tensor_of(query_features, "query_features")),
@@ -289,7 +311,7 @@ def _features_of(query_features: Numbers, gallery_features: Numbers) -> tuple[Te
 def _ids_of(
     query_ids: Numbers, gallery_ids: Numbers, num_queries: int | None = None, num_gallery: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Both sides' identities as int64 on the CPU; checked against the counts where they are given."""
+    """Identities of both sides as int64 on the CPU; checked against the counts if given."""
     queries, gallery = (
         tensor_of(ids, f"{side}_ids").cpu() for side, ids in (("query", query_ids), ("gallery", gallery_ids))
     )

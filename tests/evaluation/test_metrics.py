@@ -1,5 +1,6 @@
 """Metrics: golden values, a full sort in plain Python, ties, and the ways of holding less in memory."""
 
+import doctest
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -538,3 +539,8 @@ def test_chunks_of_another_shape_or_kind_are_one_line() -> None:
         metrics.from_chunks(lambda rows: [0.1, 0.2], [1], [1, 2])
     with pytest.raises(ValueError, match="similarity_of holds object values"):
         metrics.from_chunks(lambda rows: None, [1], [1, 2])  # type: ignore[arg-type, return-value]
+
+
+def test_the_examples_of_the_docstrings() -> None:
+    outcome = doctest.testmod(metrics, verbose=False)
+    assert (outcome.failed, outcome.attempted > 5) == (0, True)

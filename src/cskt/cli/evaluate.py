@@ -15,7 +15,7 @@ from cskt.embed import Encoder
 from cskt.embed.model_paths import check_exists
 from cskt.errors import CsktError, file_system_errors
 from cskt.evaluation.comparison import MethodResults
-from cskt.evaluation.evaluate import RankingOptions
+from cskt.evaluation.rerank import RankingOptions
 from cskt.evaluation.results import METRICS, Result
 from cskt.evaluation.statistics import mean_and_deviation
 from cskt.report.tables import ResultRow, result_table

@@ -6,14 +6,14 @@ import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from cskt.config import RunConfig
 from cskt.data.records import Split
 from cskt.embed import Encoder, load
 from cskt.embed.model_paths import run_config
 from cskt.errors import CsktError
-from cskt.evaluation.evaluate import Evaluation, RankingOptions, as_result, result_of
+from cskt.evaluation.evaluate import Evaluation, ModelDescription, as_result, result_of
+from cskt.evaluation.rerank import RankingOptions
 from cskt.evaluation.results import Facts, Result, load_result, result_path, save_result
 from cskt.model.io.cache import sha256_of
 from cskt.model.io.released.reader import WEIGHT_FILES
@@ -56,23 +56,23 @@ def evaluate_run(
         label: name of the model in tables; by default that of the run or file.
         options: how captions rank images.
     """
-    return result_of(encoder, split, **_facts_of(model, label), options=options)
+    return result_of(encoder, split, _described(model, label), options)
 
 
 def result_from(evaluation: Evaluation, encoder: Encoder, split: Split, model: Path, label: str) -> Result:
     """Return the result of an evaluation that was ranked by plain cosines and not timed; see `evaluate_run`."""
-    return as_result(evaluation, encoder, split, **_facts_of(model, label), options=RankingOptions())
+    return as_result(evaluation, encoder, split, _described(model, label))
 
 
-def _facts_of(model: Path, label: str | None) -> dict[str, Any]:
-    """Label, seed, note and facts of a model, as arguments of `evaluate.result_of`.
+def _described(model: Path, label: str | None) -> ModelDescription:
+    """Label, seed, note and facts of a model from its files.
 
     Plain CLIP weights train nothing and need no other file. Nothing is known of the training of a released folder or a
     weight file.
     """
     config, path = run_config(model), weights_file(model)
     if config is None:
-        return {"label": label or model.name, "facts": Facts(trainable_parameters=0, checkpoint_bytes=0)}
+        return ModelDescription(label or model.name, facts=Facts(trainable_parameters=0, checkpoint_bytes=0))
     events = read_events(model) if is_run(model) else []
     start, end = first_event(events, "start"), last_event(events, "end")
     trains = config.trainable != "none"
@@ -86,7 +86,7 @@ def _facts_of(model: Path, label: str | None) -> dict[str, Any]:
         training_peak_memory_bytes=end.get("peak_memory_bytes") if trains else None,
     )
     seed = config.seed if is_run(model) else None
-    return {"label": label or config.name, "seed": seed, "note": selection_note(model), "facts": facts}
+    return ModelDescription(label or config.name, seed, selection_note(model), facts)
 
 
 def weights_file(model: Path) -> Path | None:

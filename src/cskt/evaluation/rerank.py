@@ -2,22 +2,23 @@
 
 Re-ranking (Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017, section 3)
 compares the neighbourhoods of a probe and of a gallery image instead of the two alone. The paper ranks images by images
-and pools both sides. Here the probes are captions, and the modality gap (captions lie closer to each other than to any
-image, images likewise) would fill a pooled neighbourhood with one's own modality. So:
+and pools both sides. Here the probes are captions, which are closer to each other than to any image (the modality gap),
+and so are images; a pooled neighbourhood would contain one modality only. Therefore:
 
 - Every neighbour is a gallery image, of a caption as of an image; an image is the first of its own neighbours.
-- Reciprocity is asked of images among images, where near means the same on both sides. A caption has no place among
-  the neighbours of an image, so that all of its nearest images enter its set.
-- The distances of a row are stretched to [0, 1], from the row's nearest image to its farthest, so that the width of the
-  gap, an offset on all the distances of a caption, changes nothing: neither the kernel nor what `weight` means.
+- Reciprocity is tested between images. A caption is in no image's neighbourhood, so that all of its nearest images
+  enter its set.
+- The distances of a row are scaled to [0, 1], from the row's nearest image to its farthest, so that the width of the
+  gap, an offset of all distances of a caption, changes neither the kernel nor the meaning of `weight`.
 
-A caption's answer therefore does not depend on which other captions are asked.
+The answer to a caption therefore does not depend on the other captions.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,13 +34,72 @@ UNIT_TOLERANCE = 1e-2
 """Largest deviation of a feature's length from 1: half precision keeps within it, raw features do not."""
 
 
+@dataclass(frozen=True)
+class RankingOptions:
+    """Test-time options of text to image beyond the cosine; off by default, and noted in every result."""
+
+    query_expansion: int = 0
+    """Number of other captions that a query is averaged with; see `expand_queries`."""
+    rerank: bool = False
+    """k-reciprocal re-ranking; see `rerank_similarity`."""
+    rerank_k1: int = 20
+    """Neighbours of a caption or an image in re-ranking."""
+    rerank_k2: int = 6
+    """Vectors that re-ranking averages."""
+    rerank_weight: float = 0.3
+    """Share of the cosine in re-ranking, from 0 to 1."""
+
+    def check(self, num_queries: int, num_gallery: int) -> None:
+        """Check the options against the size of a split, before it is encoded.
+
+        Raises:
+            CsktError: the split is too small, or a number is out of its range.
+        """
+        if self.query_expansion:
+            _check_expansion(self.query_expansion, num_queries)
+        if self.rerank:
+            _check_rerank(self.rerank_k1, self.rerank_k2, self.rerank_weight, num_gallery)
+
+    def notes(self) -> list[str]:
+        """Return the options that are on, as notes of a result."""
+        notes = []
+        if self.query_expansion:
+            notes.append(f"query expansion {self.query_expansion}: uses the other queries")
+        if self.rerank:
+            constants = f"k1 {self.rerank_k1}, k2 {self.rerank_k2}, weight {self.rerank_weight:g}"
+            notes.append(f"re-ranked ({constants}): uses the other images of the gallery")
+        return notes
+
+    def slug(self) -> str:
+        """Return the options that are on, as part of a file name; empty if none is."""
+        parts = [f"query-expansion-{self.query_expansion}"] if self.query_expansion else []
+        if self.rerank:
+            parts.append(f"rerank-{self.rerank_k1}-{self.rerank_k2}-{self.rerank_weight:g}")
+        return "-".join(parts)
+
+
+def _check_expansion(k: int, num_queries: int) -> None:
+    if not 1 <= k < num_queries:
+        raise CsktError(f"query expansion by {k} of {num_queries} captions; give 1 to {num_queries - 1}")
+
+
+def _check_rerank(k1: int, k2: int, weight: float, num_gallery: int) -> None:
+    if not 1 <= k2 <= k1 <= num_gallery:
+        raise CsktError(
+            f"re-ranking with k1 {k1}, k2 {k2} of {num_gallery} images; give a k1 of 1 to {num_gallery} and a k2 of 1"
+            " to k1"
+        )
+    if not 0 <= weight <= 1:
+        raise CsktError(f"re-ranking with weight {weight}; give a fraction from 0 to 1")
+
+
 @torch.no_grad()
 def expand_queries(query_features: Tensor, k: int, *, chunk_size: int | None = None) -> Tensor:
-    """Average query expansion: each query becomes the unit mean of itself and its k nearest other queries.
+    """Expand queries: each becomes the unit mean of itself and its k nearest other queries.
 
     Chum et al., "Total Recall", ICCV 2007, section 4, average a query with its verified results. Here it is averaged
-    with other queries, the other captions of a data set, which stay on the same side of the modality gap; the answer
-    to a caption then depends on which others are asked.
+    with the other captions of a data set, which are on the same side of the modality gap; the answer to a caption then
+    depends on the other captions.
 
     Args:
         query_features: [Q, D], of unit length.
@@ -47,18 +107,14 @@ def expand_queries(query_features: Tensor, k: int, *, chunk_size: int | None = N
         chunk_size: queries compared at once; by default as many as give 16 million similarities (64 MiB).
 
     Returns:
-        [Q, D] float32 (float64 if the features are), of unit length. Opposite features that cancel leave a query as
-        it was.
+        [Q, D] float32 (float64 if the features are), of unit length. A query whose sum is zero stays unchanged.
 
     Raises:
         CsktError: k out of range, or features that are not finite or not of unit length.
     """
     queries = _unit_features(query_features, "query")
     num_queries = len(queries)
-    if num_queries < 2:
-        raise CsktError(f"k is {k}; expansion needs at least 2 queries, and there is 1")
-    if not 1 <= k < num_queries:
-        raise CsktError(f"k is {k} and there are {num_queries} queries; give 1 to {num_queries - 1} other queries")
+    _check_expansion(k, num_queries)
     expanded = torch.empty_like(queries)
     for rows in _chunks(num_queries, chunk_size):
         similarity = queries[rows] @ queries.T
@@ -82,9 +138,9 @@ def rerank_similarity(
     weight: float = 0.3,
     chunk_size: int | None = None,
 ) -> Callable[[Tensor], Tensor]:
-    """k-reciprocal re-ranking of captions against images; the module's docstring says how neighbourhoods are defined.
+    """Re-rank images for captions by k-reciprocal neighbours; the module's docstring defines neighbourhoods.
 
-    With N(x, k) the k images nearest to x, d the stretched distance, and g, h gallery images:
+    With N(x, k) the k images nearest to x, d the scaled distance, and g, h gallery images:
 
         R(g, k) = {h in N(g, k): g in N(h, k)}                          (equation 2; for a caption q, R(q, k) = N(q, k))
         R*(x) = R(x, k1) and R(h, k1 / 2) of every h in R(x, k1) with
@@ -117,12 +173,7 @@ def rerank_similarity(
     num_gallery = len(gallery)
     if queries.shape[1] != gallery.shape[1]:
         raise CsktError(f"query features are {queries.shape[1]} wide and gallery features {gallery.shape[1]}")
-    if not 1 <= k1 <= num_gallery:
-        raise CsktError(f"k1 is {k1}; the gallery has {num_gallery} images, so give 1 to {num_gallery}")
-    if not 1 <= k2 <= k1:
-        raise CsktError(f"k2 is {k2}; give 1 to k1, which is {k1}")
-    if not 0 <= weight <= 1:
-        raise CsktError(f"weight is {weight}; give a fraction from 0 to 1")
+    _check_rerank(k1, k2, weight, num_gallery)
 
     chunks = _chunks(num_gallery, chunk_size)
     nearest = torch.cat([_nearest_images(gallery, rows, k1) for rows in chunks])
@@ -131,7 +182,7 @@ def rerank_similarity(
         [_encode(gallery[rows] @ gallery.T, _expand(reciprocal[rows.numpy()], reciprocal_half)) for rows in chunks],
         format="csr",
     )
-    share = np.float32(1 / k2)  # a Python number would make float64 of them
+    share = np.float32(1 / k2)  # a Python number would give float64
     gallery_vectors = (_members(nearest[:, :k2], num_gallery) @ encodings * share).tocsc()
 
     @torch.no_grad()
@@ -141,20 +192,20 @@ def rerank_similarity(
         own = _encode(similarity, _expand(_members(nearest, num_gallery), reciprocal_half))
         vectors = (own + _members(nearest[:, : k2 - 1], num_gallery) @ encodings) * share
         jaccard = torch.from_numpy(_jaccard_distance(vectors, gallery_vectors)).to(similarity)
-        return 1 - (1 - weight) * jaccard - weight * _stretched_distance(similarity)
+        return 1 - (1 - weight) * jaccard - weight * _scaled_distance(similarity)
 
     return similarity_of
 
 
 def _nearest_images(gallery: Tensor, rows: Tensor, k: int) -> Tensor:
-    """[rows, k] positions of the images nearest to those at `rows`, each of which is the first of its own."""
+    """Positions [rows, k] of the images nearest to those at `rows`; each image is its own first."""
     similarity = gallery[rows] @ gallery.T
     similarity[torch.arange(len(rows)), rows] = torch.inf  # also among duplicates
     return similarity.topk(k, dim=1).indices
 
 
 def _members(neighbours: Tensor, num_gallery: int) -> sparse.csr_array:
-    """[rows, k] positions -> [rows, G] with a 1 at each."""
+    """Turn positions [rows, k] into rows of 0 and 1 [rows, G]."""
     num_rows, k = neighbours.shape
     ones = np.ones(num_rows * k, dtype=np.float32)
     starts = np.arange(num_rows + 1, dtype=np.int32) * k  # half of what scipy takes for int64
@@ -162,13 +213,13 @@ def _members(neighbours: Tensor, num_gallery: int) -> sparse.csr_array:
 
 
 def _reciprocal(nearest: Tensor) -> sparse.csr_array:
-    """[G, k] -> [G, G] with a 1 where two images are among each other's k nearest (equation 2)."""
+    """Return [G, G] with a 1 where two images are among each other's k nearest (equation 2)."""
     members = _members(nearest, len(nearest))
     return members.multiply(members.T).tocsr()
 
 
 def _expand(sets: sparse.csr_array, reciprocal_half: sparse.csr_array) -> sparse.csr_array:
-    """[rows, G] sets with the half-sized sets of those members that lie in them by two thirds (equation 3)."""
+    """Add to sets [rows, G] the half-sized sets of their members that overlap by two thirds (equation 3)."""
     shared = (sets @ reciprocal_half.T).multiply(sets).tocoo()
     sizes = reciprocal_half.sum(axis=1)
     trusted = 3 * shared.data >= 2 * sizes[shared.col]
@@ -178,25 +229,25 @@ def _expand(sets: sparse.csr_array, reciprocal_half: sparse.csr_array) -> sparse
 
 
 def _encode(similarity: Tensor, sets: sparse.csr_array) -> sparse.csr_array:
-    """[rows, G] Gaussian kernels of the distances to the members of each row's set, sum 1 (equation 7)."""
+    """Return kernels [rows, G] of the distances to the members of each row's set, sum 1 (equation 7)."""
     rows, columns = sets.nonzero()
-    kernel = np.exp(-_stretched_distance(similarity)[rows, columns].float().cpu().numpy())
+    kernel = np.exp(-_scaled_distance(similarity)[rows, columns].float().cpu().numpy())
     total = np.bincount(rows, weights=kernel, minlength=len(similarity)).astype(np.float32)
     return sparse.csr_array((kernel / total[rows], (rows, columns)), shape=sets.shape)
 
 
-def _stretched_distance(similarity: Tensor) -> Tensor:
+def _scaled_distance(similarity: Tensor) -> Tensor:
     """Distances in [0, 1]: 0 for a row's largest similarity, 1 for its smallest; 0 where all are equal."""
     smallest, largest = similarity.aminmax(dim=1, keepdim=True)
     return (largest - similarity) / (largest - smallest).clamp_min(torch.finfo(similarity.dtype).tiny)
 
 
 def _jaccard_distance(vectors: sparse.csr_array, gallery_vectors: sparse.csc_array) -> NDArray[np.float32]:
-    """[rows, G] float32 of 1 - sum min / sum max (equation 10); the sum of the maxima is 2 - that of the minima."""
+    """Return 1 - sum min / sum max [rows, G] (equation 10); the maxima sum to 2 minus the sum of the minima."""
     num_rows, num_gallery = vectors.shape
     distance = np.empty((num_rows, num_gallery), dtype=np.float32)
     for row, (start, end) in enumerate(itertools.pairwise(vectors.indptr)):
-        # The minimum is 0 but where both vectors are not: only the columns of this row's few entries are looked at.
+        # The minimum is 0 unless both vectors are positive: only the columns of this row's entries are read.
         met = gallery_vectors[:, vectors.indices[start:end]]
         own = np.repeat(vectors.data[start:end], np.diff(met.indptr))
         shared = np.bincount(met.indices, weights=np.minimum(met.data, own), minlength=num_gallery).clip(max=1)
@@ -205,7 +256,7 @@ def _jaccard_distance(vectors: sparse.csr_array, gallery_vectors: sparse.csc_arr
 
 
 def _unit_features(features: Tensor, side: str) -> Tensor:
-    """At least float32, checked."""
+    """Return the features as float32 or float64, checked."""
     if features.ndim != 2 or not len(features):
         raise CsktError(f"{side} features have shape {list(features.shape)}; expected [{side} rows, D], at least one")
     features = features if features.dtype == torch.float64 else features.float()
@@ -219,7 +270,7 @@ def _unit_features(features: Tensor, side: str) -> Tensor:
 
 
 def _chunks(count: int, chunk_size: int | None) -> tuple[Tensor, ...]:
-    """Positions 0 to count - 1 in pieces; the similarities of a piece with all of them fit one chunk."""
+    """Split positions 0 to count - 1 so that the similarities of a piece with all of them fit one chunk."""
     if chunk_size is not None and chunk_size < 1:
         raise CsktError(f"chunk_size is {chunk_size}; give at least 1")
     return torch.split(torch.arange(count), chunk_size or max(1, ENTRIES_AT_ONCE // count))

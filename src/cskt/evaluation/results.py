@@ -1,8 +1,8 @@
-"""Per-query results of one model on one split, kept as a JSON file: what comparisons, studies and reports read.
+"""Per-query results of one model on one split, stored as a JSON file for comparisons, studies and reports.
 
-The means of a ranking cannot be compared with those of another; the queries behind them can. A file lies at
+Whether two means differ by more than chance can only be tested query by query. The file is
 `<folder>/evaluations/<dataset>_<split>_<first 8 digits of the split's digest>[_<options>].json`, so that a folder
-holds one result for each split and way of ranking.
+contains one result for each split and way of ranking.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FORMAT_VERSION = 1
 EVALUATIONS = "evaluations"
 """Folder of the result files within a run."""
 METRICS = ("r1", "r5", "r10", "mean_ap", "mean_inp")
-"""What `Result.values` knows, by the names of `RetrievalMetrics`."""
+"""Metrics of `Result.values`, by the names of `RetrievalMetrics`."""
 CUTOFFS = {"r1": 1, "r5": 5, "r10": 10}
 COUNTS, SHARES = ("query_pids", "first_right_rank"), ("average_precision", "inverse_negative_penalty")
 ARRAYS = COUNTS + SHARES
@@ -63,42 +63,42 @@ SUMMARY_KEYS = {field.name for field in dataclasses.fields(Summary)}
 @with_config(JSON)
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a model beside its ranking; none where it is not known."""
+    """Size, training and speed of a model; None if unknown."""
 
     trainable_parameters: Count | None = None
     total_parameters: Count | None = None
     checkpoint_bytes: Count | None = None
-    """Size of the file that inference needs beside its backbone."""
+    """Size of the file that inference needs besides its backbone."""
     weights_sha256: str | None = None
-    """Digest of that file: a result of other weights is out of date."""
+    """Digest of that file; a result of other weights is out of date."""
     trained_on: str | None = None
-    """Data set of the training."""
+    """Name of the training data set."""
     training_seconds: NonNegative | None = None
     training_peak_memory_bytes: Count | None = None
     images_per_second: NonNegative | None = None
-    """Encoded in this evaluation, decoding included."""
+    """Speed of this evaluation, decoding included."""
     captions_per_second: NonNegative | None = None
-    """Encoded in this evaluation, tokenising included."""
+    """Speed of this evaluation, tokenising included."""
     device: str | None = None
-    """Where this evaluation ran."""
+    """Device of this evaluation."""
     precision: str | None = None
-    """Arithmetic of the towers in this evaluation."""
+    """Precision of this evaluation."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One model on one split: the means in both directions, and each query of text to image.
+    """Means of one model on one split in both directions, and each query of text to image.
 
     Raises:
-        CsktError: arrays of different lengths, values out of range, or means that are not those of the arrays.
+        CsktError: arrays of different lengths, values out of range, or means that contradict the arrays.
     """
 
     dataset: str
     split: str
     split_sha256: str
-    """`Split.sha256`: results may be compared where it is the same."""
+    """`Split.sha256`; only results with the same one can be compared."""
     label: str
-    """What the model is called: the name of its run."""
+    """Name of the model in tables: that of its run."""
     metrics: Mapping[str, Mapping[str, float]]
     """`t2i` and `i2t` -> `RetrievalMetrics.summary()`, fractions in [0, 1] and counts."""
     query_pids: Integers
@@ -112,7 +112,7 @@ class Result:
     seed: int | None = None
     """Seed of the training."""
     options: str = ""
-    """How the ranking departs from plain cosines, in the words of a file name: `query-expansion-5`."""
+    """Test-time options as part of a file name: `query-expansion-5`; empty for plain cosines."""
     note: str = ""
     """Conditions that a reader must know, joined by `; `: `selected on test`, `query expansion 5: ...`."""
     facts: Facts = Facts()
@@ -131,14 +131,14 @@ class Result:
             if self.metrics.get(direction, {}).keys() != SUMMARY_KEYS:
                 raise CsktError(f"result '{self.label}': metrics of {direction} are not {sorted(SUMMARY_KEYS)}")
         for metric in METRICS:
-            values, told = self.values(metric), self.metrics["t2i"][metric]
+            values, stated = self.values(metric), self.metrics["t2i"][metric]
             found = float(values.mean()) if len(values) else 0.0
-            if abs(found - told) > 1e-6:
-                raise CsktError(f"result '{self.label}': {metric} is {told}, but its queries give {found}")
+            if abs(found - stated) > 1e-6:
+                raise CsktError(f"result '{self.label}': {metric} is {stated}, but its queries give {found}")
 
     @property
     def matched(self) -> NDArray[np.bool_]:
-        """[Q] whether the gallery holds a right image."""
+        """[Q] true for queries with a right image in the gallery."""
         return self.first_right_rank > 0
 
     @property
@@ -147,7 +147,7 @@ class Result:
         return self.query_pids[self.matched]
 
     def values(self, metric: str) -> Floats:
-        """[Q'] what each matched query adds to the mean of a metric of `METRICS`, in the order of the split.
+        """Return the value of a metric for each matched query [Q'], in the order of the split.
 
         Raises:
             CsktError: another metric.
@@ -182,13 +182,13 @@ class _File:
 
 
 def result_path(folder: Path, dataset: str, split: str, split_sha256: str, options: str = "") -> Path:
-    """Where a folder keeps its result on a split."""
+    """Return the file of a folder's result on a split."""
     parts = [dataset, split, split_sha256[:8], *([options] if options else [])]
     return folder / EVALUATIONS / f"{file_name('_'.join(parts))}.json"
 
 
 def save_result(folder: Path, result: Result) -> Path:
-    """Write a result into a folder, in place of an older one of the same split and options.
+    """Write a result into a folder; an older one of the same split and options is replaced.
 
     Returns:
         The file.
@@ -213,7 +213,7 @@ def load_result(path: Path) -> Result:
     """Read a file that `save_result` wrote.
 
     Raises:
-        CsktError: missing, damaged, written by a newer version, or no such file at all.
+        CsktError: missing, damaged, or written by a newer version.
     """
     file = read_json(path, _File, remedy=REMEDY, version=("version", FORMAT_VERSION))
     arrays = {name: np.array(getattr(file, name), np.int64 if name in COUNTS else np.float64) for name in ARRAYS}
@@ -221,20 +221,20 @@ def load_result(path: Path) -> Result:
     values = {field.name: getattr(file, field.name) for field in dataclasses.fields(file)}
     try:
         return Result(**{**values, **arrays, "metrics": metrics})
-    except ValueError as error:
+    except CsktError as error:
         raise CsktError(f"{path}: {error}; {REMEDY}") from None
 
 
 def find_results(folder: Path, *, split: str = "test", dataset: str | None = None) -> list[Result]:
-    """The results that a folder holds on a split, in the order of their file names.
+    """Return the results of a folder on a split, in the order of their file names.
 
     Args:
         folder: a run, or a folder that `cskt evaluate --output` wrote.
         split: train, val or test.
-        dataset: of this data set only; of any if empty.
+        dataset: results on this data set only; None for any.
 
     Raises:
-        CsktError: there is none, or one of the folder's result files cannot be read.
+        CsktError: no such result, or one of the folder's result files cannot be read.
     """
     results = [load_result(path) for path in sorted((folder / EVALUATIONS).glob("*.json"))]
     if not results:

@@ -1,11 +1,10 @@
-"""How sure a figure is: intervals, paired tests and their correction, by identity.
+"""Statistics by identity: intervals, paired tests and their correction.
 
-Queries of one identity are captions of the same person: if one of them fails, the others are likelier to. Treated as
-independent they would make every interval too narrow and every p-value too small, so that whole identities, never
-single queries, are resampled (cluster bootstrap, Davison and Hinkley 1997, section 3.8) and exchanged.
+Queries of one identity are captions of the same person and fail together. Treated as independent they would make
+intervals too narrow and p-values too small; therefore whole identities are resampled (cluster bootstrap, Davison and
+Hinkley 1997, section 3.8) and exchanged.
 
-`values` are per-query figures in [0, 1], such as `rank <= 1` or the average precision, of the queries that have a
-right image.
+`values` are figures in [0, 1] of the queries that have a right image, such as `rank <= 1` or the average precision.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ Floats: TypeAlias = NDArray[np.float64]
 ENTRIES_AT_ONCE = 2**20
 """Identities times resamples in one batch: 8 MiB an array, some tens of MiB in all."""
 EQUAL = 1e-12
-"""Means of identities that differ by less differ by rounding alone."""
+"""Means that differ by less differ by rounding only."""
 DECIMALS = 9
-"""Sums of differences are rounded to these, so that swaps which tie but for the order of adding do tie."""
+"""Decimals of sums of differences, so that ties are not broken by the order of summation."""
 
 
 class Interval(NamedTuple):
@@ -46,11 +45,11 @@ class Band(NamedTuple):
 
 
 class MeanAndDeviation(NamedTuple):
-    """A figure over several seeds."""
+    """Mean and deviation of a figure over seeds."""
 
     mean: float
     deviation: float | None
-    """Standard deviation of the sample (n - 1 below); None for a single value, which has none."""
+    """Sample standard deviation (n - 1); None for a single value."""
 
 
 DEVIATION_AT_LEAST = 1e-12
@@ -60,16 +59,16 @@ DEVIATION_AT_LEAST = 1e-12
 def curve_interval(
     values: ArrayLike, groups: ArrayLike, *, confidence: float = 0.95, num_resamples: int = 10_000, seed: int = 0
 ) -> Band:
-    """Intervals of the means of K columns over queries, such as the ranks of a CMC curve; pointwise.
+    """Compute pointwise intervals of the means of K columns over queries, such as the ranks of a CMC curve.
 
-    Whole identities are drawn with replacement; the statistic is the sum of their sums over the sum of their numbers
-    of queries. The interval is BCa's (Efron 1987): of 20,000 simulated data sets of 100 identities with 4 to 8
-    queries each, the nominal 95 % cover a true mean of 0.6 / 0.9 / 0.97 in 94.8 / 94.7 / 93.2 % of the cases, against
-    94.6 / 93.7 / 90.5 % of percentile intervals and 94.0 / 92.2 / 86.6 % of basic ones.
+    Whole identities are drawn with replacement; the statistic is the ratio of the sum of their values to their number
+    of queries. The interval is BCa's (Efron 1987): in 20,000 simulated data sets of 100 identities with 4 to 8 queries
+    each, the nominal 95 % cover a true mean of 0.6 / 0.9 / 0.97 in 94.8 / 94.7 / 93.2 % of the cases; percentile
+    intervals in 94.6 / 93.7 / 90.5 %, basic ones in 94.0 / 92.2 / 86.6 %.
 
-    Identities that all have the same mean m, and so a single identity too, give a bootstrap nothing to vary. Then all
-    that n identities tell is that a share L = (alpha / 2) ** (1 / n) or more has that mean (Clopper and Pearson 1934),
-    whatever the rest has: [L m, 1 - L (1 - m)].
+    If all n identities have the same mean m, a bootstrap has nothing to vary. Then a share of at least
+    L = (alpha / 2) ** (1 / n) of all people has that mean (Clopper and Pearson 1934), and the interval is
+    [L m, 1 - L (1 - m)].
 
     Args:
         values: [Q, K], in [0, 1].
@@ -103,8 +102,8 @@ def _bootstrap(sums: Floats, counts: Floats, confidence: float, num_resamples: i
     sums_and_counts = np.column_stack([sums, counts])
 
     def ratio(identities: NDArray[Any], axis: int) -> Floats:
-        # [..., n] indices -> [K, ...]. How often each identity was drawn, times its sums, is one matrix product for
-        # all K columns; gathering the sums would take K times the memory.
+        # [..., n] indices -> [K, ...]. Counts of draws times sums is one matrix product for all K columns; gathering
+        # the sums would take K times the memory.
         drawn = identities.astype(np.int64).reshape(-1, identities.shape[axis])
         places = drawn + num_identities * np.arange(len(drawn))[:, None]
         times = np.bincount(places.ravel(), minlength=len(drawn) * num_identities).reshape(len(drawn), num_identities)
@@ -127,14 +126,14 @@ def _bootstrap(sums: Floats, counts: Floats, confidence: float, num_resamples: i
 def paired_p_value(
     a: ArrayLike, b: ArrayLike, groups: ArrayLike, *, num_resamples: int = 9_999, seed: int = 0
 ) -> float:
-    """Two-sided p-value of the difference of the means of two trained models on the same queries.
+    """Compute the two-sided p-value of the difference of two trained models on the same queries.
 
-    It speaks of these models on other people, not of the methods behind them: a method trained again with another seed
-    may differ from itself by as much, for a seed moves all identities together. See `seeds_p_value`.
+    It is about these models on other people, not about the methods: a method trained with another seed may differ from
+    itself by as much, because a seed moves all identities together. See `seeds_p_value`.
 
-    Permutation test: if the runs are equals, swapping their results within any identity changes nothing but chance
-    (Fisher 1935, section 21). Exact where all swaps are at most `num_resamples`, otherwise drawn at random, with the
-    observed one counted in (Phipson and Smyth 2010).
+    Permutation test: if the runs are equal, their results can be swapped within any identity (Fisher 1935,
+    section 21). Exact if there are at most `num_resamples` swaps, otherwise with random swaps, the observed one
+    included (Phipson and Smyth 2010).
 
     Args:
         a: [Q], in [0, 1], of one run.
@@ -155,7 +154,7 @@ def paired_p_value(
     if num_resamples < 1:
         raise CsktError(f"num_resamples is {num_resamples}; give at least 1")
     sums = _per_identity((a_Q - b_Q)[:, None], groups)[0][:, 0]
-    differences = sums[sums.round(DECIMALS) != 0]  # swapping the others changes nothing, and fewer are sooner exact
+    differences = sums[sums.round(DECIMALS) != 0]  # swapping the others changes nothing
     observed = abs(differences.sum()).round(DECIMALS)
     num_different = len(differences)
     exact = 2**num_different <= num_resamples
@@ -172,7 +171,7 @@ def paired_p_value(
 
 
 def seeds_p_value(a: ArrayLike, b: ArrayLike) -> float | None:
-    """Two-sided p-value of the difference of two methods, each a figure per seed.
+    """Compute the two-sided p-value of the difference of two methods, each a figure per seed.
 
     Welch's t-test (1947) on the seeds; a side that is exactly known, because nothing in it is trained, is given as one
     value, and the other tested against it.
@@ -194,7 +193,7 @@ def seeds_p_value(a: ArrayLike, b: ArrayLike) -> float | None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number (Holm 1979): below alpha where the step-down procedure rejects at alpha.
+    """Correct p-values for their number (Holm 1979): below alpha where the step-down procedure rejects at alpha.
 
     Args:
         p_values: of m comparisons, in any order.
@@ -213,7 +212,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mean_and_deviation(values: ArrayLike) -> MeanAndDeviation:
-    """Mean and sample deviation of a figure over seeds.
+    """Return mean and sample deviation of a figure over seeds.
 
     Args:
         values: [number of seeds].
