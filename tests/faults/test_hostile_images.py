@@ -36,6 +36,7 @@ from PIL import Image, ImageOps
 import cskt
 from cskt.data.images import ImageReader
 from cskt.data.loading import cached_images
+from cskt.errors import CsktError
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing.preparing import prepare
 from cskt.image_files.decode import decode_image
@@ -191,7 +192,7 @@ def service_reads(path: Path) -> object:
         return decode_query(path.read_bytes(), ServiceSettings(image_pixels=MAX_PIXELS))
     except ServiceError as error:
         assert error.status_code == 422
-        raise ValueError(str(error)) from None
+        raise CsktError(str(error)) from None
 
 
 READERS: dict[str, Callable[[Path], object]] = {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cskt.errors import CsktError, FileSystemError
 from cskt.image_files import decode
 from cskt.image_files import formats as image_formats
 from cskt.image_files.decode import decode_image, image_size
@@ -61,7 +62,7 @@ def test_heic_is_turned_once() -> None:
 
 def test_heic_without_the_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded("HEIF")
-    monkeypatch.setattr(decode, "reads_heic", lambda: False)
+    monkeypatch.setattr(image_formats, "reads_heic", lambda: False)
     with pytest.raises(ValueError, match=r"pip install 'cskt\[heic\]'"):
         decode_image(data)
 
@@ -81,6 +82,16 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monke
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", deny)
-    with pytest.raises(ValueError) as caught:
-        decode.decode_image(path)
+    with pytest.raises(FileSystemError) as caught:
+        decode_image(path)
     assert str(caught.value) == f"{path}: permission denied; make it readable or leave it out"
+
+
+def test_an_error_of_our_own_code_is_not_called_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr(decode, "_decode_opened", broken)
+    with pytest.raises(ValueError, match="^operands could not be broadcast") as caught:
+        decode_image(encoded("AVIF"))
+    assert not isinstance(caught.value, CsktError)

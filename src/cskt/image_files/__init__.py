@@ -1,1 +1,1 @@
-"""Image files of every format, bounded, checked and decoded: `decode` is the door."""
+"""Image files of every format, checked against limits and decoded; `decode.decode_image` is the entry point."""

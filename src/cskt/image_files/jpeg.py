@@ -1,7 +1,7 @@
 """JPEG files: decoded strictly, so that lost data is an error, with exceptions for harmless mistakes of their writers.
 
 libjpeg fills the lost part of a damaged file with grey and reports a warning. The same warnings are reported for files
-that hold all their pixels: an unknown JFIF revision, wrong fields in a start of scan, bytes between two markers. So a
+that have all their pixels: an unknown JFIF revision, wrong fields in a start of scan, bytes between two markers. So a
 file that the strict decoder refuses is decoded by Pillow, and checked for lost data in other ways.
 """
 
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cskt.errors import CsktError
-from cskt.image_files.limits import MAX_PARTS, check_scans, check_size, too_many_parts
+from cskt.image_files.formats import decoder_errors
+from cskt.image_files.limits import MAX_PARTS, check_scans, check_size, damaged, too_many_parts
 
 SIGNATURE = b"\xff\xd8\xff"
 """First bytes of a JPEG file."""
@@ -35,6 +36,8 @@ _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 _JFIF, _ADOBE = 0xE0, 0xEE
 _METADATA = frozenset({*range(0xE0, 0xF0), 0xFE})
+_COLOURS = {_JFIF: b"JFIF\0", _ADOBE: b"Adobe"}
+"""Metadata that decides the colours, by its first bytes."""
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _RESTART = re.compile(rb"(?<!\xff)\xff+[\xd0-\xd7]")
@@ -64,7 +67,7 @@ def segments(data: bytes) -> Iterator[Segment]:
     for _ in range(MAX_PARTS):
         found = _MARKER.search(data, position)
         if found is None:
-            raise CsktError(CUT_SHORT)
+            raise damaged(CUT_SHORT)
         marker, position = found[0][1], found.end()
         if marker == _END_OF_IMAGE:
             return
@@ -77,14 +80,14 @@ def segments(data: bytes) -> Iterator[Segment]:
             continue
         end = _SCAN_END.search(data, position)
         if end is None:
-            raise CsktError(CUT_SHORT)
+            raise damaged(CUT_SHORT)
         yield Segment(marker, content, data[position : end.start()].rstrip(b"\xff"))
         position = end.start()
     raise too_many_parts("JPEG segments")
 
 
 def read_size(data: bytes) -> tuple[int, int]:
-    """Read the height and width of a JPEG file in pixels.
+    """Return the height and width of a JPEG file in pixels.
 
     Raises:
         CsktError: its header is damaged.
@@ -92,28 +95,31 @@ def read_size(data: bytes) -> tuple[int, int]:
     for segment in segments(data):
         if segment.marker in _FRAMES:
             return int.from_bytes(segment.content[1:3], "big"), int.from_bytes(segment.content[3:5], "big")
-    raise CsktError("no frame in a JPEG file")
+    raise damaged("no frame in a JPEG file")
 
 
 def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
-    """Decode a JPEG file.
-
-    Returns:
-        [H, W, 3] RGB, as Pillow gives them.
+    """Decode a JPEG file to [H, W, 3] RGB, as Pillow does.
 
     Raises:
-        ValueError, OSError: the file is damaged, cut short, or too large.
+        CsktError: the file is damaged, cut short, or too large.
     """
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        with decoder_errors():
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         _check(data, height, width)
         if colours in ("RGB", "YCbCr", "Gray"):
-            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True)
-            return pixels
-    except ValueError as error:
+            return _decode_strictly(data, "RGB")
+    except CsktError as error:
         if _is_data_lost(error):
             raise
     return _decode_with_pillow(data)
+
+
+def _decode_strictly(data: bytes, colours: str) -> NDArray[np.uint8]:
+    with decoder_errors():
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colours, strict=True)
+        return pixels
 
 
 def _check(data: bytes, height: int, width: int) -> None:
@@ -121,66 +127,53 @@ def _check(data: bytes, height: int, width: int) -> None:
     check_scans(data.count(_SCAN), height, width)
 
 
-def _is_data_lost(error: ValueError) -> bool:
+def _is_data_lost(error: CsktError) -> bool:
     return any(words in str(error).lower() for words in DATA_LOST)
 
 
 def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
-    """Decode a file that the strict decoder refuses or does not know, such as CMYK; see that no data is lost."""
+    """Decode a file that the strict decoder refuses or does not know, such as CMYK, and check that no data is lost."""
     _check(data, *read_size(data))
     plain, repaired, padded = _rewritten(data)
     pixels = _pillow_pixels(plain)
     try:
-        is_cmyk = simplejpeg.decode_jpeg_header(repaired)[2] in ("CMYK", "YCCK")
-        strict = simplejpeg.decode_jpeg(repaired, "CMYK" if is_cmyk else "RGB", strict=True)
-        if not is_cmyk and not np.array_equal(strict, pixels):
-            raise CsktError("Corrupt JPEG data: premature end of a restart interval")
-    except ValueError as error:
+        with decoder_errors():
+            is_cmyk = simplejpeg.decode_jpeg_header(repaired)[2] in ("CMYK", "YCCK")
+        strict = _decode_strictly(repaired, "CMYK" if is_cmyk else "RGB")
+    except CsktError as error:
         if _is_data_lost(error) or WRONG_RESTART in str(error).lower():
             raise
-        # What else the strict decoder refuses says nothing about the rest of the file.
+        # Other complaints of the strict decoder say nothing about the rest of the file.
         if not np.array_equal(_pillow_pixels(padded), pixels):
-            raise CsktError("Corrupt JPEG data: premature end of data segment") from None
+            raise damaged("Corrupt JPEG data: premature end of data segment") from None
+        return pixels
+    if not is_cmyk and not np.array_equal(strict, pixels):
+        raise damaged("Corrupt JPEG data: premature end of a restart interval")
     return pixels
 
 
 def _pillow_pixels(data: bytes) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+    with decoder_errors(), Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         check_size(image.height, image.width)
         return np.array(image.convert("RGB"))
 
 
-class _Rewritten(NamedTuple):
-    """A JPEG file written again, without the metadata that Pillow would read in Python."""
+def _rewritten(data: bytes) -> list[bytes]:
+    """Return three versions of a file without its metadata.
 
-    plain: bytes
-    """As it is."""
-    repaired: bytes
-    """Without the harmless mistakes that can be repaired."""
-    padded: bytes
-    """With bytes added to the end of every scan and restart interval. They change the pixels if, and only if, a decoder
-    runs out of data there."""
-
-
-def _rewritten(data: bytes) -> _Rewritten:
-    plain, repaired, padded = (bytearray(b"\xff\xd8") for _ in range(3))
+    As it is; with the harmless mistakes repaired that the strict decoder refuses; and with bytes after every scan and
+    restart interval, which change the picture only if one ended too early.
+    """
+    files = [bytearray(b"\xff\xd8") for _ in range(3)]
     is_sequential = False
     for marker, content, scan in segments(data):
         is_sequential = is_sequential or marker in _SEQUENTIAL_FRAMES
-        if marker in _METADATA and not _sets_colours(marker, content):
+        if marker in _METADATA and not (marker in _COLOURS and content.startswith(_COLOURS[marker])):
             continue
-        plain += _written(marker, content, scan)
-        repaired += _written(marker, _repaired(marker, content, is_sequential), _renumbered(scan))
-        padded += _written(marker, content, _padded(scan))
-    return _Rewritten(*(bytes(file + b"\xff\xd9") for file in (plain, repaired, padded)))
-
-
-def _written(marker: int, content: bytes, scan: bytes) -> bytes:
-    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content + scan
-
-
-def _sets_colours(marker: int, content: bytes) -> bool:
-    return (marker == _JFIF and content.startswith(b"JFIF\0")) or (marker == _ADOBE and content.startswith(b"Adobe"))
+        repaired = _repaired(marker, content, is_sequential), _renumbered(scan)
+        for file, (header, body) in zip(files, ((content, scan), repaired, (content, _padded(scan))), strict=True):
+            file.extend(bytes([0xFF, marker]) + (len(header) + 2).to_bytes(2, "big") + header + body)
+    return [bytes(file + b"\xff\xd9") for file in files]
 
 
 def _repaired(marker: int, content: bytes, is_sequential: bool) -> bytes:

@@ -1,7 +1,7 @@
 """Limits on image files that are checked before anything is decoded.
 
-A file of a few kilobytes can claim gigabytes of pixels, or a million parts that a decoder walks one by one. The sizes
-and the number of parts are read from the header, so that refusing such a file costs next to nothing.
+A file of a few kilobytes can claim gigabytes of pixels, or a million parts that a decoder reads one by one. The sizes
+and the number of parts are read from the header, so that such a file is refused at almost no cost.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from PIL import Image
 
 from cskt.errors import CsktError, RefusedImageError
 
+REMEDY = "replace the file or leave it out"
+"""For files that are damaged or no images."""
 MAX_FILE_BYTES = 256_000_000
 """Bytes of an image file; larger ones are not read."""
 MAX_PIXELS = 64_000_000
@@ -44,10 +46,7 @@ _PART_TAGS = (273, 279, 324, 325)
 
 
 def check_size(height: int, width: int) -> None:
-    """Check the size of an image before it is decoded.
-
-    Args:
-        height, width: in pixels, as the header says.
+    """Check the size in the header of an image, in pixels, before it is decoded.
 
     Raises:
         RefusedImageError: too many pixels, too long a side, or too narrow an image; states the limit.
@@ -65,11 +64,7 @@ def check_size(height: int, width: int) -> None:
 
 
 def check_scans(num_scans: int, height: int, width: int) -> None:
-    """Check that a JPEG does not pass over its pixels too often.
-
-    Raises:
-        RefusedImageError: it does.
-    """
+    """Raise RefusedImageError if a JPEG passes over its pixels too often."""
     if num_scans * height * width > MAX_SCANNED_PIXELS:
         raise RefusedImageError(
             f"{num_scans:,} scans of {width} x {height} pixels would take too long to decode; save it as another JPEG"
@@ -99,12 +94,7 @@ def check_parts(data: bytes) -> None:
 
 
 def check_decoder(image: Image.Image, num_bytes: int) -> None:
-    """Check that an opened image is not too large for its decoder.
-
-    Raises:
-        RefusedImageError: Pillow decodes it in Python, and it is larger than `MAX_INTERPRETED_PIXELS` or
-            `MAX_INTERPRETED_BYTES`.
-    """
+    """Raise RefusedImageError if Pillow decodes an opened image in Python, and it is too large for that."""
     tiles = getattr(image, "tile", ())
     interpreted = any(tile[0] in Image.DECODERS for tile in tiles)
     if interpreted and (image.width * image.height > MAX_INTERPRETED_PIXELS or num_bytes > MAX_INTERPRETED_BYTES):
@@ -119,7 +109,7 @@ def read_ppm_header(data: bytes) -> tuple[int, int, int, int, int]:
     """Read the header of a binary PPM file.
 
     Returns:
-        Its kind (4, 5 or 6), width and height in pixels, largest value of a channel, and where its pixels start.
+        The kind (4, 5 or 6), width and height in pixels, largest value of a channel, and the offset of its pixels.
 
     Raises:
         CsktError: there is no such header in the first `PPM_HEADER_BYTES`.
@@ -127,15 +117,20 @@ def read_ppm_header(data: bytes) -> tuple[int, int, int, int, int]:
     head = data[:PPM_HEADER_BYTES]
     found = _PPM_HEADER.match(head)
     if found is None:
-        raise CsktError(f"no PPM header in the first {PPM_HEADER_BYTES} bytes")
+        raise damaged(f"no PPM header in the first {PPM_HEADER_BYTES} bytes")
     kind, width, height = map(int, found.groups())
     check_size(height, width)
     if kind == 4:
         return kind, width, height, 1, found.end() + 1
     maximum = _PPM_MAXIMUM.match(head, found.end())
     if maximum is None or not 0 < int(maximum[1]) < 2**16:
-        raise CsktError("a PPM header without its largest value, 1 to 65535")
+        raise damaged("a PPM header without its largest value, 1 to 65535")
     return kind, width, height, int(maximum[1]), maximum.end()
+
+
+def damaged(reason: object) -> CsktError:
+    """Return the error for a damaged file."""
+    return CsktError(f"damaged image: {' '.join(str(reason).split())}; {REMEDY}")
 
 
 def too_many_parts(parts: str) -> RefusedImageError:
@@ -199,7 +194,7 @@ def _check_tiff(data: bytes) -> None:
 
 
 def _check_webp(data: bytes) -> None:
-    """Check the size, for which libwebp takes memory when the file is opened."""
+    """Check the size; libwebp allocates memory for it when the file is opened."""
     head = data[12:30].ljust(18, b"\0")
     if head.startswith(b"VP8X"):
         check_size(1 + int.from_bytes(head[15:18], "little"), 1 + int.from_bytes(head[12:15], "little"))

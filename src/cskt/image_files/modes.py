@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cskt.errors import CsktError, RefusedImageError
-from cskt.image_files.limits import read_ppm_header
+from cskt.errors import RefusedImageError
+from cskt.image_files.formats import decoder_errors
+from cskt.image_files.limits import damaged, read_ppm_header
 
 DARKEST = 16
 """Largest 8-bit value of a picture that is taken for black: what 12 bits leave of 16."""
@@ -26,37 +27,34 @@ _DEEP = re.compile(r"\b(LA|RGB[AaX]?);16[BLN]")
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Load an image and convert it to RGB.
-
-    Returns:
-        [H, W, 3].
+    """Load an image and convert it to RGB, [H, W, 3].
 
     Raises:
-        CsktError: its values have no known range. Loading raises what Pillow raises on damaged files.
+        RefusedImageError: its values have no known range.
+        CsktError: it is damaged.
     """
     is_deep = any(_DEEP.search(str(tile[3])) for tile in getattr(image, "tile", ()))
-    image.load()
+    with decoder_errors():
+        image.load()
     if image.mode.startswith("I"):
         image = Image.fromarray(_grey(image))
     elif image.mode == "F":
         raise RefusedImageError(f"its pixels are real numbers of unknown range, not 8 bits per channel; {REMEDY_RANGE}")
-    elif image.mode == "La":
-        image = image.convert("LA")
-    elif "transparency" in image.info:  # straight to RGB, Pillow warns about palettes with transparency
-        image = image.convert("RGBA")
-    pixels = np.array(image.convert("RGB"))
+    with decoder_errors():
+        if image.mode == "La":
+            image = image.convert("LA")
+        elif "transparency" in image.info:  # straight to RGB, Pillow warns about palettes with transparency
+            image = image.convert("RGBA")
+        pixels = np.array(image.convert("RGB"))
     if is_deep and pixels.max(initial=0) < DARKEST:
         raise RefusedImageError(f"the values of its 16-bit channels are below 4096 and would be black; {REMEDY_RANGE}")
     return pixels
 
 
 def decode_ppm(data: bytes) -> NDArray[np.uint8]:
-    """Decode a binary PPM file with grey or colour values, whatever its largest value is.
+    """Decode a binary PPM file with grey or colour values to [H, W, 3], whatever its largest value is.
 
     The pixels are Pillow's, which decodes largest values other than 255 and 65535 in Python, value by value.
-
-    Returns:
-        [H, W, 3].
 
     Raises:
         CsktError: the file is damaged, cut short or too large.
@@ -66,7 +64,7 @@ def decode_ppm(data: bytes) -> NDArray[np.uint8]:
     kept_maximum = 255 if kind == 6 or maximum < 2**8 else 2**16 - 1
     stored = np.dtype("u1" if maximum < 2**8 else ">u2")
     if len(data) - start < stored.itemsize * int(np.prod(shape)):
-        raise CsktError("the file is truncated: it has fewer pixels than its header says")
+        raise damaged("the file is truncated: it has fewer pixels than its header says")
     values = np.frombuffer(data, stored, int(np.prod(shape)), start).reshape(shape)
     if maximum != kept_maximum:
         scaled = np.rint(np.arange(2 ** (8 * stored.itemsize)) / maximum * kept_maximum)
@@ -75,7 +73,7 @@ def decode_ppm(data: bytes) -> NDArray[np.uint8]:
 
 
 def _grey(image: Image.Image) -> NDArray[np.uint8]:
-    """Grey values of 16 or 32 bits -> 8 bits: as they are where they fit, else their upper 8 bits."""
+    """Convert grey values of 16 or 32 bits to 8: as they are where they fit, else their upper 8 bits."""
     values = np.asarray(image)
     if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = 2**16 - 1 - values  # Pillow inverts such TIFF files of up to 8 bits only
@@ -87,13 +85,8 @@ def _grey(image: Image.Image) -> NDArray[np.uint8]:
     # A binary PPM states its largest value, and Pillow scales it to 65535.
     if image.mode == "I" and image.format != "PPM":
         raise RefusedImageError(f"its values are 32-bit integers of unknown range, up to {highest}; {REMEDY_RANGE}")
-    shift = _num_bits(image) - 8
+    bits = tuple(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, ()))  # 12 in some TIFF files, else 16
+    shift = 4 if bits == (12,) else 8
     if highest >> shift < DARKEST:
         raise RefusedImageError(f"its 16-bit values are at most {highest} and would be nearly black; {REMEDY_RANGE}")
     return (values >> shift).astype(np.uint8)
-
-
-def _num_bits(image: Image.Image) -> int:
-    """Bits per value: 12 in some TIFF files, else 16."""
-    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
-    return 12 if tuple(bits) == (12,) else 16

@@ -1,4 +1,4 @@
-"""EXIF orientation: a tag that says how pixels, stored as the sensor read them, are to be turned."""
+"""EXIF orientation: a tag with the turn that pixels, stored as the sensor read them, need."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 from cskt.image_files import jpeg
 
 UPRIGHT = 1
-"""The orientation of an image that is stored as it is to be seen; also of one without the tag."""
+"""Orientation of an image that is stored upright, or has no tag."""
 _TAG = 0x0112
 _SIGNS = (b"Exif", b"EXIF", b"exif", b"eXIf", b"tiff:Orientation", b"adobe.xmp")
 """One of these is in every file with the tag, but for AVIF."""
@@ -18,12 +18,12 @@ _APP1 = 0xE1
 
 
 def may_be_turned(data: bytes) -> bool:
-    """Tell quickly whether a file may have an orientation; most have none, and need no second look."""
+    """Return, from a quick search, whether a file may have an orientation; most have none."""
     return data[4:8] == b"ftyp" or any(sign in data for sign in _SIGNS)
 
 
 def jpeg_orientation(data: bytes) -> int:
-    """Read the orientation of a JPEG file, 1 to 8; 1 where the metadata is damaged.
+    """Return the orientation of a JPEG file, 1 to 8; 1 if the metadata is damaged.
 
     The segments are read here, since Pillow reads all tags of all segments when it opens a file.
 
@@ -45,13 +45,13 @@ def jpeg_orientation(data: bytes) -> int:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Read the orientation that is still to be applied to a loaded image, 1 to 8; 1 where the metadata is damaged.
+    """Return the orientation that is still to be applied to a loaded image, 1 to 8; 1 if the metadata is damaged.
 
     Pillow itself applies that of a TIFF file when it loads it, and pillow-heif that of a HEIC file.
     """
     try:
         orientation = image.getexif().get(_TAG, UPRIGHT)
-    except Exception:  # noqa: BLE001  (damaged metadata, which no decoder needs, raises whatever reads it)
+    except Exception:  # noqa: BLE001  (Pillow's reader of metadata raises many kinds of errors on damaged ones)
         return UPRIGHT
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else UPRIGHT
 
