@@ -151,14 +151,14 @@ def compare(
     def together(asked: Sequence[Tensor]) -> Sequence[list[Hit]]:
         return store.search(torch.stack(list(asked)), K, condition)
 
-    batcher: Batcher[Tensor, list[Hit]] = Batcher("search", together, most_together=128, most_waiting=1000)
+    batcher: Batcher[Tensor, list[Hit]] = Batcher("search", together, max_batch=128, max_waiting=1000)
     ours: list[float] = []
     bare: list[float] = []
     rounds = 4
     for part in queries.tensor_split(rounds):
-        ours += ask(part, clients, lambda query: batcher.submit(query).result())
+        ours += ask(part, clients, lambda query: batcher.enqueue(query).result())
         bare += ask(part, clients, lambda query: index.search(query[None].numpy(), K))
-    batcher.close()
+    batcher.stop()
     figures: dict[str, object] = {"filter": name, "clients": clients}
     for side, times in (("ours", ours), ("faiss", bare)):
         times.sort()

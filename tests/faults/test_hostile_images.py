@@ -42,9 +42,9 @@ from cskt.gallery.indexing.preparing import prepare
 from cskt.image_files.decode import decode_image
 from cskt.image_files.limits import MAX_PIXELS
 from cskt.report.answers import load_crop
-from cskt.service.errors import ServiceError
-from cskt.service.pictures import decode_query
+from cskt.service.http_errors import ServiceError
 from cskt.service.settings import ServiceSettings
+from cskt.service.uploads import decode_query
 from fault_tries import LONG, record
 
 TEST = "tests/faults/test_hostile_images.py"

@@ -16,12 +16,12 @@ import pytest
 from doll_service import TOKEN, WRITER, Ask, name_of, refusal
 
 from cskt.gallery.gallery import Gallery
+from cskt.service.access.access_control import MAX_CLIENTS, RateLimiter
+from cskt.service.access.tokens import MAX_SESSIONS, SESSION_SECONDS, Tokens, read_token
 from cskt.service.app import create_app
 from cskt.service.audit import AuditLog
-from cskt.service.errors import ServiceError
-from cskt.service.rate import MOST_CLIENTS, RateLimiter
+from cskt.service.http_errors import ServiceError
 from cskt.service.settings import ServiceSettings, is_loopback
-from cskt.service.tokens import MOST_SESSIONS, SESSION_SECONDS, Tokens, read_token
 from disks import enlarge, mounted
 
 SEARCH = {"text": "a man in a red coat", "k": 2}
@@ -138,7 +138,7 @@ def test_sessions_end_and_give_way() -> None:
     assert tokens.is_session(first)
     now = SESSION_SECONDS
     assert not tokens.is_session(first)
-    sessions = [tokens.new_session() for _ in range(MOST_SESSIONS + 1)]
+    sessions = [tokens.new_session() for _ in range(MAX_SESSIONS + 1)]
     assert [tokens.is_session(session) for session in (sessions[0], sessions[1], sessions[-1])] == [False, True, True]
 
 
@@ -254,7 +254,7 @@ def test_a_bucket_fills_at_its_rate_and_clients_have_their_own() -> None:
         rates.spend("a", 1.0)
     with pytest.raises(ServiceError):
         rates.spend("a", 1.0)
-    for number in range(MOST_CLIENTS):
+    for number in range(MAX_CLIENTS):
         rates.spend(f"client {number}", 1.0)
     rates.spend("a", 1.0)  # forgotten among so many
 
@@ -286,7 +286,7 @@ def test_a_token_file_that_others_can_read(
     assert read_token(path) == TOKEN and not caplog.records
     path.chmod(0o640)
     with monkeypatch.context() as patch:
-        patch.setattr("cskt.service.tokens.os", SimpleNamespace(name="nt"))
+        patch.setattr("cskt.service.access.tokens.os", SimpleNamespace(name="nt"))
         assert read_token(path) == TOKEN and not caplog.records, "Windows keeps no such bits"
     assert read_token(path) == TOKEN and "chmod 600" in caplog.text
 

@@ -17,9 +17,9 @@ from starlette.testclient import TestClient
 
 from cskt.errors import CsktError
 from cskt.gallery.gallery import Gallery
-from cskt.service.metrics import Metrics
+from cskt.service.middleware import SecurityHeaders
+from cskt.service.monitoring import Metrics
 from cskt.service.pages import TYPES, page_files
-from cskt.service.security_headers import Outermost
 
 
 def wait_until_ready(client: TestClient) -> None:
@@ -55,7 +55,7 @@ def test_health_says_broken_where_the_model_cannot_be_loaded(
 
     monkeypatch.setattr(gallery, "encode", broken)
     client = ask(gallery)
-    client.app.state.service.engine.ready.exception(timeout=10)  # type: ignore[attr-defined]
+    client.app.state.service.worker.ready.exception(timeout=10)  # type: ignore[attr-defined]
     status, code, message = refusal(client.get("/healthz"))
     assert (status, code) == (503, "broken") and "secret" not in message
     assert "/secret/place: no such model" in caplog.text
@@ -89,7 +89,7 @@ def test_every_file_of_the_page_is_served_as_what_it_is(ask: Ask, gallery: Galle
     for path, content in files.items():
         answer = client.get(f"/page/{path}")
         assert answer.content == content
-        assert answer.headers["content-type"].startswith(TYPES["." + path.rpartition(".")[2]])
+        assert answer.headers["content-type"].startswith(TYPES[path.rpartition(".")[2]])
         again = client.get(f"/page/{path}", headers={"If-None-Match": answer.headers["etag"]})
         assert again.status_code == 304
     page = client.get("/")
@@ -109,7 +109,7 @@ def test_the_list_of_operations_needs_nothing_from_elsewhere(ask: Ask, gallery: 
     for name in described["components"]["schemas"]["SearchRequest"]["properties"]:
         assert f"<code>{name}</code>" in page.text
     assert "<script" not in page.text and "http://" not in page.text and "https://" not in page.text
-    (style,) = re.findall(r"<style>(.*?)</style>", page.text)
+    (style,) = re.findall(r"<style>(.*?)</style>", page.text, re.DOTALL)
     allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     assert f"style-src 'sha256-{allowed}'" in page.headers["content-security-policy"]
 
@@ -179,7 +179,7 @@ def test_a_request_that_outlasts_the_service_is_told_so(caplog: pytest.LogCaptur
 
     async def stop() -> None:
         scope = {"type": "http", "method": "POST", "path": "/api/explain", "headers": []}
-        request = asyncio.create_task(Outermost(never, metrics=Metrics())(scope, None, send))  # type: ignore[arg-type]
+        request = asyncio.create_task(SecurityHeaders(never, metrics=Metrics())(scope, None, send))  # type: ignore[arg-type]
         await asyncio.sleep(0)
         request.cancel()
         await request

@@ -17,10 +17,10 @@ from cskt.gallery.gallery import Gallery
 from cskt.gallery.options import SearchOptions
 from cskt.gallery.query import Query
 from cskt.service.batching import Batcher, Pool
-from cskt.service.engine import Engine
-from cskt.service.errors import ServiceError
-from cskt.service.metrics import Metrics
+from cskt.service.http_errors import ServiceError
+from cskt.service.monitoring import Metrics
 from cskt.service.settings import ServiceSettings
+from cskt.service.worker import GalleryWorker
 
 PATIENCE_SECONDS = 300
 """Limit of a wait that ends at once unless something is broken."""
@@ -58,17 +58,23 @@ class Slow:
         assert self.explaining.wait(PATIENCE_SECONDS)
 
 
+def close(pool: Pool) -> bool:
+    """Stop a pool and wait for its running work."""
+    pool.stop()
+    return pool.wait()
+
+
 def run(gallery: Slow, asked: Coroutine[Any, Any, Any] | Any, **settings: Any) -> Any:
-    """Run `asked(engine)` to its end, then close the engine."""
+    """Run `asked(worker)` to its end, then close the worker."""
 
     async def main() -> Any:
-        engine = Engine(gallery, ServiceSettings(**settings), Metrics())  # type: ignore[arg-type]
+        worker = GalleryWorker(gallery, ServiceSettings(**settings), Metrics())  # type: ignore[arg-type]
         try:
-            return await asked(engine)
+            return await asked(worker)
         finally:
             gallery.filtering.set()
             gallery.explaining.set()
-            engine.close()
+            worker.close()
 
     return asyncio.run(main())
 
@@ -77,12 +83,12 @@ def test_twenty_queries_take_a_few_encodings_and_get_their_own_answers(gallery: 
     slow = Slow(gallery)
     texts = [f"a man with {number} red bags" for number in range(20)]
 
-    async def ask(engine: Engine) -> Any:
-        first = asyncio.create_task(engine.search(Query(text=texts[0]), SearchOptions(k=3), histogram=False))
+    async def ask(worker: GalleryWorker) -> Any:
+        first = asyncio.create_task(worker.search(Query(text=texts[0]), SearchOptions(k=3), histogram=False))
         while not slow.batches:  # the first is being encoded
             await asyncio.sleep(0)
         rest = [
-            asyncio.create_task(engine.search(Query(text=text), SearchOptions(k=3 + n % 2), histogram=False))
+            asyncio.create_task(worker.search(Query(text=text), SearchOptions(k=3 + n % 2), histogram=False))
             for n, text in enumerate(texts[1:], start=1)
         ]
         await asyncio.sleep(0)  # each of them runs up to where it waits for its vector
@@ -103,9 +109,9 @@ def test_twenty_queries_take_a_few_encodings_and_get_their_own_answers(gallery: 
 def test_a_batch_has_a_largest_size(gallery: Gallery) -> None:
     slow = Slow(gallery)
 
-    async def ask(engine: Engine) -> Any:
+    async def ask(worker: GalleryWorker) -> Any:
         return await asyncio.gather(
-            *(engine.search(Query(text=f"a man {n}"), SearchOptions(k=5), histogram=False) for n in range(13))
+            *(worker.search(Query(text=f"a man {n}"), SearchOptions(k=5), histogram=False) for n in range(13))
         )
 
     run(slow, ask, queries_together=4)
@@ -115,9 +121,9 @@ def test_a_batch_has_a_largest_size(gallery: Gallery) -> None:
 def test_one_bad_query_of_a_batch_fails_alone(gallery: Gallery) -> None:
     queries = [Query(text="a man"), Query(like="nobody"), Query(like=name_of(1)), Query(text="a woman")]
 
-    async def ask(engine: Engine) -> Any:
+    async def ask(worker: GalleryWorker) -> Any:
         return await asyncio.gather(
-            *(engine.search(query, SearchOptions(k=5), histogram=False) for query in queries), return_exceptions=True
+            *(worker.search(query, SearchOptions(k=5), histogram=False) for query in queries), return_exceptions=True
         )
 
     good, bad, like, other = run(Slow(gallery), ask)
@@ -134,17 +140,17 @@ def test_one_bad_query_of_a_batch_fails_alone(gallery: Gallery) -> None:
 def test_slow_searches_and_explanations_hold_up_nobody_else(gallery: Gallery, what: dict[str, Any]) -> None:
     slow = Slow(gallery)
 
-    async def ask(engine: Engine) -> Any:
+    async def ask(worker: GalleryWorker) -> Any:
         held = [
-            asyncio.create_task(engine.search(Query(text="a man"), SearchOptions(**{"k": 5, **what}), histogram=False))
+            asyncio.create_task(worker.search(Query(text="a man"), SearchOptions(**{"k": 5, **what}), histogram=False))
             for _ in range(3)
         ]
-        held.append(asyncio.create_task(engine.explaining.run(slow.explain, name_of(0), "a man")))  # type: ignore[arg-type]
+        held.append(asyncio.create_task(worker.explaining.run(slow.explain, name_of(0), "a man")))  # type: ignore[arg-type]
         while not slow.held:
             await asyncio.sleep(0)
-        other = engine.search(Query(text="a woman"), SearchOptions(k=5, offset=2), histogram=False)
+        other = worker.search(Query(text="a woman"), SearchOptions(k=5, offset=2), histogram=False)
         hits, _ = await asyncio.wait_for(other, PATIENCE_SECONDS)
-        facts = await asyncio.wait_for(engine.reading.run(gallery.crop, name_of(3)), PATIENCE_SECONDS)
+        facts = await asyncio.wait_for(worker.reading.run(gallery.crop, name_of(3)), PATIENCE_SECONDS)
         assert not any(task.done() for task in held)
         slow.filtering.set()
         slow.explaining.set()
@@ -166,17 +172,17 @@ def test_more_than_may_wait_is_sent_away_and_the_rest_answered() -> None:
         assert release.wait(PATIENCE_SECONDS)
         return [2 * item for item in items]
 
-    batcher = Batcher("test", work, most_together=2, most_waiting=3)
-    first = batcher.submit(0)
+    batcher = Batcher("test", work, max_batch=2, max_waiting=3)
+    first = batcher.enqueue(0)
     while not first.running():
         time.sleep(0.001)
-    rest = [batcher.submit(number) for number in (1, 2, 3)]
+    rest = [batcher.enqueue(number) for number in (1, 2, 3)]
     with pytest.raises(ServiceError) as caught:
-        batcher.submit(4)
+        batcher.enqueue(4)
     assert caught.value.status_code == 503 and caught.value.headers == {"Retry-After": "1"}
     release.set()
     assert [future.result(PATIENCE_SECONDS) for future in (first, *rest)] == [0, 2, 4, 6]
-    batcher.close()
+    close(batcher)
 
 
 def test_a_client_that_has_left_costs_nothing() -> None:
@@ -187,15 +193,15 @@ def test_a_client_that_has_left_costs_nothing() -> None:
         release.wait(PATIENCE_SECONDS)
         return list(items)
 
-    batcher = Batcher("test", work, most_together=8, most_waiting=8)
-    first = batcher.submit("first")
+    batcher = Batcher("test", work, max_batch=8, max_waiting=8)
+    first = batcher.enqueue("first")
     while not first.running():
         time.sleep(0.001)
-    left, stays = batcher.submit("left"), batcher.submit("stays")
+    left, stays = batcher.enqueue("left"), batcher.enqueue("stays")
     assert left.cancel()
     release.set()
     assert stays.result(PATIENCE_SECONDS) == "stays"
-    batcher.close()
+    close(batcher)
     assert seen == ["first", "stays"]
 
 
@@ -208,15 +214,15 @@ def test_a_store_that_gives_no_answer_is_asked_once_for_all() -> None:
         release.wait(PATIENCE_SECONDS)
         raise refusal
 
-    batcher = Batcher("test", work, most_together=8, most_waiting=8)
-    futures = [batcher.submit(0)]
+    batcher = Batcher("test", work, max_batch=8, max_waiting=8)
+    futures = [batcher.enqueue(0)]
     while not calls:
         time.sleep(0.001)
-    futures += [batcher.submit(number) for number in range(1, 6)]
+    futures += [batcher.enqueue(number) for number in range(1, 6)]
     release.set()
     assert [future.exception(PATIENCE_SECONDS) for future in futures] == [refusal] * 6
     assert calls == [1, 5]
-    batcher.close()
+    close(batcher)
 
 
 def test_closing_finishes_what_has_begun_and_drops_what_waits() -> None:
@@ -227,16 +233,16 @@ def test_closing_finishes_what_has_begun_and_drops_what_waits() -> None:
         release.wait(PATIENCE_SECONDS)
         return list(items)
 
-    batcher = Batcher("test", work, most_together=1, most_waiting=8)
-    begun, waiting = batcher.submit("begun"), batcher.submit("waiting")
+    batcher = Batcher("test", work, max_batch=1, max_waiting=8)
+    begun, waiting = batcher.enqueue("begun"), batcher.enqueue("waiting")
     while not begun.running():
         time.sleep(0.001)
-    closing = threading.Thread(target=batcher.close)
+    closing = threading.Thread(target=close, args=(batcher,))
     closing.start()
     while not waiting.cancelled():
         time.sleep(0.001)
     with pytest.raises(ServiceError, match="being stopped"):
-        batcher.submit("late")
+        batcher.enqueue("late")
     release.set()
     closing.join(PATIENCE_SECONDS)
     assert begun.result(PATIENCE_SECONDS) == "begun" and seen == ["begun"]
@@ -245,7 +251,7 @@ def test_closing_finishes_what_has_begun_and_drops_what_waits() -> None:
 def test_a_pool_bounds_what_waits() -> None:
     async def main() -> None:
         release = threading.Event()
-        pool = Pool("test", threads=1, most_waiting=1)
+        pool = Pool("test", threads=1, max_waiting=1)
         tasks = [asyncio.create_task(pool.run(release.wait, PATIENCE_SECONDS)) for _ in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(ServiceError, match="too many"):
@@ -255,7 +261,7 @@ def test_a_pool_bounds_what_waits() -> None:
         with pytest.raises(ZeroDivisionError):
             await pool.run(lambda: 1 / 0)
         assert await pool.run(lambda: "still there") == "still there"
-        pool.close()
+        close(pool)
         with pytest.raises(ServiceError, match="being stopped"):
             await pool.run(lambda: None)
 

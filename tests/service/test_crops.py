@@ -14,7 +14,7 @@ from doll_service import TOKEN, WRITER, Ask, metadata_of, name_of, refusal
 from PIL import Image
 
 from cskt.gallery.gallery import Gallery
-from cskt.service.pictures import content_type, download_name
+from cskt.service.uploads import content_type, download_name
 
 
 def sent(picture: bytes) -> str:

@@ -18,9 +18,8 @@ from PIL import Image, PngImagePlugin
 
 from cskt.errors import NoAnswerError, StoreError
 from cskt.gallery.gallery import Gallery
-from cskt.service.metrics import Metrics
-from cskt.service.private_log import private_logging, trace_of
-from cskt.service.security_headers import BrokenOffError, Outermost
+from cskt.service.middleware import IncompleteAnswerError, SecurityHeaders
+from cskt.service.monitoring import Metrics, private_logging, trace_of
 
 SECRET = "zanzibarian"
 CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "asyncio")
@@ -147,8 +146,8 @@ def test_no_word_of_a_request_is_logged_when_it_fails(
     ask: Ask, own_gallery: Gallery, log: Log, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     client = ask(own_gallery, token=TOKEN, keep_audit_log=False)
-    client.app.state.service.engine.ready.result(10)  # type: ignore[attr-defined]
-    for name in ("encode", "explain", "crop", "thumbnail", "add", "remove", "kept"):
+    client.app.state.service.worker.ready.result(10)  # type: ignore[attr-defined]
+    for name in ("encode", "explain", "crop", "thumbnail", "add", "remove", "uploaded"):
         monkeypatch.setattr(own_gallery, name, fail(error))
     statuses = everything(client)
     assert len([status for status in statuses if status >= 500]) >= 8
@@ -175,8 +174,8 @@ def test_an_error_in_the_middle_of_an_answer(log: Log) -> None:
         pass
 
     scope = {"type": "http", "method": SECRET, "path": f"/{SECRET}", "headers": []}
-    with pytest.raises(BrokenOffError) as caught:
-        asyncio.run(Outermost(breaks, metrics=Metrics())(scope, None, send))  # type: ignore[arg-type]
+    with pytest.raises(IncompleteAnswerError) as caught:
+        asyncio.run(SecurityHeaders(breaks, metrics=Metrics())(scope, None, send))  # type: ignore[arg-type]
     logging.getLogger("cskt.test").error("as a server logs it", exc_info=caught.value)
     assert "ValueError" in log.text() and SECRET not in log.text().lower()
 

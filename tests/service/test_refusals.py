@@ -343,7 +343,7 @@ def broadcasting_bug(*_: Any, **__: Any) -> Any:
         ("POST", "encode", "/api/search", {"text": "a man"}),
         ("POST", "resize", "/api/search", {"image": base64.b64encode(png_of_size(24, 48)).decode()}),
         ("POST", "explain", "/api/explain", {"text": "a man", "image_id": name_of(0)}),
-        ("POST", "kept", "/api/marks/export", {"format": "csv", "marks": []}),
+        ("POST", "uploaded", "/api/marks/export", {"format": "csv", "marks": []}),
         ("POST", "add", "/api/crops", {"crops": [{"image_id": "new", "image": "AAAA"}]}),
         ("GET", "crop", f"/api/crop?id={name_of(0)}", None),
         ("GET", "thumbnail", f"/api/thumbnail?id={name_of(0)}", None),
@@ -364,7 +364,7 @@ def test_a_bug_is_a_500_with_a_request_id_that_the_log_has_too(
 ) -> None:
     """A ValueError of NumPy is none of the gallery's errors, so it must not become a 400 that blames the client."""
     client = ask(own_gallery, token=TOKEN)
-    client.app.state.service.engine.ready.result(10)  # type: ignore[attr-defined]
+    client.app.state.service.worker.ready.result(10)  # type: ignore[attr-defined]
     monkeypatch.setattr(own_gallery, broken, broadcasting_bug)
     answer = client.request(method, path, json=body, headers=WRITER)
     assert refusal(answer)[:2] == (500, "internal")
@@ -405,7 +405,7 @@ def test_only_errors_of_the_package_blame_a_client_or_the_operator(
         raise error
 
     client = ask(gallery)
-    client.app.state.service.engine.ready.result(10)  # type: ignore[attr-defined]
+    client.app.state.service.worker.ready.result(10)  # type: ignore[attr-defined]
     monkeypatch.setattr(gallery, "search_vectors", fail)
     monkeypatch.setattr(gallery, "crop", fail)
     for answer in (client.post("/api/search", json={"text": "a"}), client.get("/api/crop", params={"id": "a"})):

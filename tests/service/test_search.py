@@ -25,7 +25,7 @@ from cskt.data.sentences import LONGEST_SENTENCE
 from cskt.embed import Encoder
 from cskt.gallery.calibration import Calibration, save_calibration
 from cskt.gallery.gallery import Gallery
-from cskt.service import pictures
+from cskt.service import uploads
 from cskt.types import Hit
 
 SENTENCE = "a man in a red coat"
@@ -285,7 +285,7 @@ def test_pictures_are_decoded_and_resized_outside_the_encoding_thread(
 
         return noted
 
-    monkeypatch.setattr(pictures, "decode_image", noting("decode", pictures.decode_image))
+    monkeypatch.setattr(uploads, "decode_image", noting("decode", uploads.decode_image))
     monkeypatch.setattr(gallery_module, "resize", noting("resize", gallery_module.resize))
     monkeypatch.setattr(ImageReader, "read", None)
     encode, sizes = Encoder.encode_image, []
@@ -306,7 +306,7 @@ def test_pictures_are_decoded_and_resized_outside_the_encoding_thread(
 def test_slivers_are_refused_from_their_header(
     ask: Ask, gallery: Gallery, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "decode_image", None)
+    monkeypatch.setattr(uploads, "decode_image", None)
     picture = base64.b64encode(png_header(*size)).decode()
     answer = ask(gallery).post("/api/search", json={"image": picture})
     assert refusal(answer)[:2] == (422, "bad_image")

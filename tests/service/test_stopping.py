@@ -22,10 +22,11 @@ from stuck_program import TOKEN
 
 from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
-from cskt.service.engine import Engine
-from cskt.service.metrics import Metrics
+from cskt.service.batching import Pool
+from cskt.service.http_errors import ServiceError
+from cskt.service.monitoring import Metrics
 from cskt.service.settings import ServiceSettings
-from cskt.service.threads import DaemonExecutor
+from cskt.service.worker import GalleryWorker
 
 PROGRAM = Path(__file__).with_name("stuck_program.py")
 PATIENCE = 120
@@ -135,27 +136,23 @@ def test_a_second_signal_ends_the_service_at_once(own_gallery: Gallery, second: 
         assert service.stop(signal.SIGTERM, second)[0] == 0
 
 
-def test_daemon_threads_run_calls_and_report_whether_they_ended() -> None:
-    executor, release = DaemonExecutor("test", 2), threading.Event()
-    assert executor.submit(lambda number: number + 1, 1).result(10) == 2
-    with pytest.raises(ZeroDivisionError):
-        executor.submit(lambda: 1 / 0).result(10)
+def test_a_pool_finishes_what_runs_and_cancels_what_waits() -> None:
+    pool, release = Pool("test", threads=2, max_waiting=2), threading.Event()
     begun = threading.Barrier(3)
 
     def block() -> bool:
         begun.wait(PATIENCE)
         return release.wait(PATIENCE)
 
-    blocked = [executor.submit(block) for _ in range(2)]
+    blocked = [pool.submit(block) for _ in range(2)]
     begun.wait(PATIENCE)
-    waiting = executor.submit(print)
-    executor.shutdown(wait=False, cancel_futures=True)
-    assert waiting.cancelled() and not executor.join(0.0)
-    with pytest.raises(RuntimeError, match="no new calls"):
-        executor.submit(print)
+    waiting = pool.submit(print)
+    pool.stop()
+    assert waiting.cancelled() and not pool.wait(0.0)
+    with pytest.raises(ServiceError, match="being stopped"):
+        pool.submit(print)
     release.set()
-    assert executor.join() and [future.result(10) for future in blocked] == [True, True]
-    assert all(thread.daemon for thread in executor._threads)
+    assert pool.wait() and [future.result(10) for future in blocked] == [True, True]
 
 
 def test_a_service_that_is_stopped_while_it_loads_says_nothing(
@@ -170,29 +167,29 @@ def test_a_service_that_is_stopped_while_it_loads_says_nothing(
         return encode(queries)
 
     monkeypatch.setattr(own_gallery, "encode", slow)
-    engine = Engine(own_gallery, ServiceSettings(), Metrics())
-    engine.warm_up()
+    worker = GalleryWorker(own_gallery, ServiceSettings(), Metrics())
+    worker.warm_up()
     assert loading.wait(PATIENCE)
-    assert not engine.close(0.0)
+    assert not worker.close(0.0)
     caplog.clear()
     loaded.set()
-    assert engine.close() and not engine.ready.done()
+    assert worker.close() and not worker.ready.done()
     assert caplog.text == ""
 
 
-def test_an_engine_says_which_threads_still_work(gallery: Gallery, caplog: pytest.LogCaptureFixture) -> None:
-    engine, release, begun = Engine(gallery, ServiceSettings(), Metrics()), threading.Event(), threading.Event()
+def test_a_worker_logs_which_threads_still_work(gallery: Gallery, caplog: pytest.LogCaptureFixture) -> None:
+    worker, release, begun = GalleryWorker(gallery, ServiceSettings(), Metrics()), threading.Event(), threading.Event()
 
     def block(*_: Any) -> None:
         begun.set()
         release.wait()
 
-    future = engine.writing._threads.submit(block)
+    future = worker.writing.submit(block)
     assert begun.wait(PATIENCE)
-    assert not engine.close(0.0) and not engine.finished
+    assert not worker.close(0.0) and not worker.finished
     assert [record.getMessage() for record in caplog.records] == [
         "not finished when the service stopped: threads write"
     ]
     release.set()
     future.result(PATIENCE)
-    assert engine.close() and engine.finished
+    assert worker.close() and worker.finished

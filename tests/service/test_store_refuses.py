@@ -17,7 +17,7 @@ from doll_service import TOKEN, WRITER, Ask, name_of, refusal
 from cskt.embed import Encoder
 from cskt.errors import StoreError
 from cskt.gallery.gallery import Gallery
-from cskt.service import engine
+from cskt.service import worker
 from disks import another_user, without_rights
 
 NAME = {"params": {"id": name_of(0)}}
@@ -97,7 +97,7 @@ def test_a_store_that_gives_no_answer_keeps_nobody_waiting_for_health(
     ask: Ask, own_gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, answered, asked = ask(own_gallery), threading.Event(), []
-    client.app.state.service.engine.ready.result(10)  # type: ignore[attr-defined]
+    client.app.state.service.worker.ready.result(10)  # type: ignore[attr-defined]
 
     def wait(*_: object) -> int:
         asked.append(1)
@@ -105,13 +105,13 @@ def test_a_store_that_gives_no_answer_keeps_nobody_waiting_for_health(
         return 4
 
     monkeypatch.setattr(own_gallery._state.store, "count", wait)
-    monkeypatch.setattr(engine, "COUNT_PATIENCE", 0.2)
+    monkeypatch.setattr(worker, "COUNT_TIMEOUT_SECONDS", 0.2)
     for _ in range(3):
         assert refusal(client.get("/healthz"))[:2] == (503, "store_refuses")
         assert "cskt_gallery_up 0.0" in client.get("/metrics").text
     assert client.get("/api/thumbnail", **NAME).status_code == 200 and len(asked) == 1
     answered.set()
-    monkeypatch.setattr(engine, "COUNT_PATIENCE", 10.0)
+    monkeypatch.setattr(worker, "COUNT_TIMEOUT_SECONDS", 10.0)
     assert client.get("/healthz").status_code == 200 and "cskt_gallery_up 1.0" in client.get("/metrics").text
 
 
@@ -126,7 +126,7 @@ def test_vectors_that_cannot_be_read(
         (data,) = folder.rglob("crops.lance/data")
         with Gallery.open(folder, encoder=encoder) as gallery:
             client = ask(gallery, token=TOKEN)
-            client.app.state.service.engine.ready.result(10)  # type: ignore[attr-defined]
+            client.app.state.service.worker.ready.result(10)  # type: ignore[attr-defined]
             if what == "closed":
                 data.chmod(0)
             for path in data.glob("*.lance") if what == "cut short" else ():

@@ -69,8 +69,8 @@ def _gallery(flags: argparse.Namespace) -> Path:
 
 
 def _settings(flags: argparse.Namespace) -> ServiceSettings:
+    from cskt.service.access.tokens import read_token  # noqa: PLC0415
     from cskt.service.settings import ServiceSettings  # noqa: PLC0415
-    from cskt.service.tokens import read_token  # noqa: PLC0415
 
     asked = {
         "host": flags.host,

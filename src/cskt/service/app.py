@@ -1,4 +1,4 @@
-"""`create_app`: a gallery as an HTTP service with a page. The parts meet here, and nowhere else."""
+"""`create_app`: a gallery as an HTTP service with a page."""
 
 from __future__ import annotations
 
@@ -13,52 +13,51 @@ require("serve", "fastapi", "prometheus_client")
 from fastapi import FastAPI  # noqa: E402
 
 from cskt.gallery.gallery import Gallery  # noqa: E402
-from cskt.service import about_routes, crop_routes, search_routes  # noqa: E402
-from cskt.service.access_control import Gate  # noqa: E402
+from cskt.service.access.access_control import SESSION_COOKIE, AccessControl, needed_access  # noqa: E402
+from cskt.service.access.tokens import Tokens  # noqa: E402
 from cskt.service.audit import AUDIT_FILE, AuditLog  # noqa: E402
-from cskt.service.dependencies import Service  # noqa: E402
-from cskt.service.engine import Engine  # noqa: E402
-from cskt.service.errors import add_error_handlers  # noqa: E402
-from cskt.service.metrics import Metrics  # noqa: E402
-from cskt.service.openapi import describe  # noqa: E402
+from cskt.service.http_errors import add_error_handlers  # noqa: E402
+from cskt.service.middleware import SecurityHeaders  # noqa: E402
+from cskt.service.monitoring import Metrics  # noqa: E402
 from cskt.service.pages import page_files, page_router  # noqa: E402
-from cskt.service.rate import RateLimiter  # noqa: E402
-from cskt.service.security_headers import Outermost  # noqa: E402
+from cskt.service.routes import crops, searching, status  # noqa: E402
+from cskt.service.routes.base import Service  # noqa: E402
 from cskt.service.settings import ServiceSettings  # noqa: E402
-from cskt.service.tokens import Tokens  # noqa: E402
+from cskt.service.uploads import MAX_DATA_URL_HEAD  # noqa: E402
+from cskt.service.worker import GalleryWorker  # noqa: E402
 
 
 def create_app(gallery: Gallery, settings: ServiceSettings | None = None) -> FastAPI:
-    """The service over one gallery, for any ASGI server.
+    """Create the service over one gallery, for any ASGI server.
 
-    Model and vectors are loaded in the background once the server has started; `/healthz` says when they are.
+    Model and vectors are loaded in the background once the server has started; `/healthz` answers 503 until then.
 
     Args:
-        gallery: open; it stays open, whoever opened it closes it after the server has stopped.
-        settings: address, access and limits; local and read-only if empty.
+        gallery: open; the caller closes it after the server has stopped.
+        settings: address, access and limits; local and read-only by default.
 
     Raises:
         CsktError: the audit log cannot be written.
     """
     settings = settings or ServiceSettings()
     metrics = Metrics()
-    path = (settings.audit_log or gallery.folder / AUDIT_FILE) if settings.keep_audit_log else None
+    audit_path = (settings.audit_log or gallery.folder / AUDIT_FILE) if settings.keep_audit_log else None
     service = Service(
         settings=settings,
-        engine=Engine(gallery, settings, metrics),
+        worker=GalleryWorker(gallery, settings, metrics),
         metrics=metrics,
         tokens=Tokens(settings.token),
-        audit=AuditLog(path, only_file=settings.audit_log is None),
+        audit=AuditLog(audit_path, only_file=settings.audit_log is None),
     )
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
-        service.engine.warm_up()
+        service.worker.warm_up()
         yield
-        service.engine.close(settings.stop_seconds)
+        service.worker.close(settings.stop_seconds)
         service.audit.close()
 
-    app = _App(
+    app = FastAPI(
         title="Person search",
         description="Search a gallery of person crops by sentence. Every address that takes GET takes HEAD as well.",
         lifespan=running,
@@ -67,19 +66,36 @@ def create_app(gallery: Gallery, settings: ServiceSettings | None = None) -> Fas
         redirect_slashes=False,
     )
     app.state.settings, app.state.service = settings, service
-    for router in (about_routes.router, search_routes.router, crop_routes.router, page_router(page_files())):
+    for router in (status.router, searching.router, crops.router, page_router(page_files())):
         app.include_router(router)
     add_error_handlers(app)
-    rates = RateLimiter(settings.rate, settings.rate * settings.burst_seconds)
-    # the one added last is the outermost
-    app.add_middleware(Gate, settings=settings, tokens=service.tokens, rates=rates, audit=service.audit)
-    app.add_middleware(Outermost, metrics=metrics)
+    _complete_description(app.openapi(), settings)
+    # The last one added is the outermost.
+    app.add_middleware(AccessControl, settings=settings, tokens=service.tokens, audit=service.audit)
+    app.add_middleware(SecurityHeaders, metrics=metrics)
     return app
 
 
-class _App(FastAPI):
-    def openapi(self) -> dict[str, Any]:
-        """The description, made once."""
-        if self.openapi_schema is None:
-            self.openapi_schema = describe(self, self.state.settings)
-        return self.openapi_schema
+def _complete_description(description: dict[str, Any], settings: ServiceSettings) -> None:
+    """Add the limits, and who needs the token, to the OpenAPI description that FastAPI reads from the routes."""
+    description["components"]["securitySchemes"] = {
+        "token": {"type": "http", "scheme": "bearer"},
+        "session": {"type": "apiKey", "in": "cookie", "name": SESSION_COOKIE},
+    }
+    for path, operations in description["paths"].items():
+        for method, operation in operations.items():
+            needed = needed_access(method.upper(), path)
+            if needed == "write":
+                operation["security"] = [{"token": []}]
+            elif needed == "read" and settings.reading_needs_token:
+                operation["security"] = [{"token": []}, {"session": []}]
+    schemas = description["components"]["schemas"]
+    image_characters = settings.image_bytes * 4 // 3 + MAX_DATA_URL_HEAD
+    search = schemas["SearchRequest"]["properties"]
+    search["where"]["anyOf"][0]["maxLength"] = settings.where_characters
+    search["image"]["anyOf"][0]["maxLength"] = image_characters
+    search["exclude"]["maxItems"] = settings.max_exclude
+    search["k"]["maximum"] = settings.max_k
+    search["offset"]["maximum"] = settings.max_offset
+    schemas["AddRequest"]["properties"]["crops"]["maxItems"] = settings.crops_per_request
+    schemas["CropUpload"]["properties"]["image"]["maxLength"] = image_characters

@@ -1,4 +1,4 @@
-"""The audit log: who asked what and when, one JSON object per line. The sentence is noted, pictures are not."""
+"""The audit log: client, time and content of each request, one JSON object per line; sentences, but no pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cskt.errors import CsktError, FileSystemError
-from cskt.service.errors import ServiceError
+from cskt.service.http_errors import ServiceError
 
 AUDIT_FILE = "audit.jsonl"
 """In the gallery folder."""
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 
 class AuditLog:
-    """A file that only grows, readable by its owner alone.
+    """A file that is only appended to, readable by its owner alone.
 
     Args:
-        path: the file; none keeps no log.
-        only_file: whether a link, a pipe or a device in its place is refused: a gallery may come from somebody else.
+        path: the file; None for no log.
+        only_file: refuse a link, a pipe or a device in its place: a stranger may have made the gallery.
 
     Raises:
         CsktError: it cannot be written.
@@ -35,16 +35,21 @@ class AuditLog:
     def __init__(self, path: Path | None, *, only_file: bool = False) -> None:
         self.path = path
         self._lock = threading.Lock()
-        if path is not None and only_file and (path.is_symlink() or (path.exists() and not path.is_file())):
+        self._file: int | None = None
+        self._torn = False
+        """The last line is incomplete."""
+        if path is None:
+            return
+        if only_file and (path.is_symlink() or (path.exists() and not path.is_file())):
             raise CsktError(f"the audit log {path} is no plain file; remove it, or choose another place: --audit-log")
         try:
-            self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError as error:
             raise FileSystemError(
                 f"the audit log {path} cannot be written ({error.strerror}); choose another place with --audit-log, or"
                 " --no-audit-log"
             ) from None
-        self._torn = path is not None and not _ends_whole(path)
+        self._torn = _is_torn(path)
 
     def note(self, client: str, action: str, **facts: Any) -> None:
         """Append one line; it is in the file when the call returns.
@@ -52,18 +57,18 @@ class AuditLog:
         Args:
             client: its address.
             action: search, explain, image, add, delete, export, session or refused-token.
-            facts: what was asked and how it ended; JSON values.
+            facts: content of the request and how it ended; JSON values.
 
         Raises:
-            ServiceError: 503; what cannot be noted is not answered.
+            ServiceError: 503; a request that cannot be logged is not answered.
         """
         if self._file is None:
             return
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": time, "client": client, "action": action} | facts) + "\n"
-        data = line.encode("ascii")  # JSON escapes the rest, line breaks and control characters included
+        data = line.encode("ascii")  # JSON escapes all others, line breaks and control characters included
         with self._lock:
-            if self._torn:  # the disk was full: what is there of that line stays a line of its own
+            if self._torn:  # the disk was full: the incomplete line stays a line of its own
                 data = b"\n" + data
             reason = "no room for a whole line"
             try:
@@ -74,23 +79,23 @@ class AuditLog:
             self._torn = missing > 0 and (self._torn or num_written > 0)
         if missing:
             log.error("the audit log %s cannot be written: %s", self.path, reason)
-            raise ServiceError(503, "no_audit_log", "the audit log cannot be written; the operator must mend it")
+            raise ServiceError(503, "no_audit_log", "the audit log cannot be written; the operator must repair it")
 
     @contextmanager
     def noting(
         self, client: str, action: str, facts: dict[str, Any], *, changes: bool = False
     ) -> Iterator[dict[str, Any]]:
-        """Note a request when it has been answered, refused or broken off.
+        """Write a line when a request has been answered, refused or cancelled.
 
         Args:
             client: its address.
             action: see `note`.
-            facts: what was asked; what the block adds to the facts that it gets is noted too.
-            changes: whether it changes the gallery. It is then noted before as well (`stage` asked, then ended), so
-                that nothing is changed which is not in the log.
+            facts: content of the request; the block may add more to the facts that it gets.
+            changes: the request changes the gallery. There is then a line before as well (`stage` asked, then ended),
+                so that nothing is changed which is not in the log.
 
         Raises:
-            ServiceError: see `note`; before the block if it changes the gallery.
+            ServiceError: see `note`; before the block if the request changes the gallery.
         """
         if changes:
             self.note(client, action, **facts, stage="asked")
@@ -103,19 +108,19 @@ class AuditLog:
         self.note(client, action, **facts)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
 
-def _ends_whole(path: Path) -> bool:
-    """Whether the last line of a log is whole; also true of what cannot be looked into, such as a pipe."""
+def _is_torn(path: Path) -> bool:
+    """Return whether the last line of a log is incomplete; False for what cannot be read, such as a pipe."""
     if not path.is_file() or not path.stat().st_size or not os.access(path, os.R_OK):
-        return True
+        return False
     with path.open("rb") as stream:
         stream.seek(-1, os.SEEK_END)
-        return stream.read() == b"\n"
+        return stream.read() != b"\n"
 
 
 def _code_of(error: BaseException) -> str:

@@ -1,144 +1,139 @@
-"""Threads that serve many requests: a `Batcher` takes what waits together, a `Pool` bounds what may wait."""
+"""Threads for many requests: a `Pool` limits what may wait, a `Batcher` takes together what waits."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import concurrent.futures
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from typing import Generic, ParamSpec, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from cskt.errors import NoAnswerError
-from cskt.service.errors import busy, stopping
-from cskt.service.threads import DaemonExecutor
+from cskt.service.http_errors import busy, stopping
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 P = ParamSpec("P")
 
 
-class Batcher(Generic[Item, Result]):
-    """One thread that works on single items where it is idle, and on all that gathered meanwhile where it is not.
-
-    Args:
-        name: of the thread.
-        work: items -> as many results.
-        most_together: most items of one call of `work`.
-        most_waiting: items that may wait.
-    """
-
-    def __init__(
-        self, name: str, work: Callable[[Sequence[Item]], Sequence[Result]], *, most_together: int, most_waiting: int
-    ) -> None:
-        self._work = work
-        self._most_together = most_together
-        self._most_waiting = most_waiting
-        self._waiting: deque[tuple[Item, Future[Result]]] = deque()
-        self._lock = threading.Lock()
-        self._closed = False
-        self._thread = DaemonExecutor(name, 1)
-
-    async def run(self, item: Item) -> Result:
-        """The result of one item.
-
-        Raises:
-            ServiceError: 503, too many wait or the service stops.
-            NoAnswerError: for all that were worked on together.
-            Exception: what `work` raises for this item alone.
-        """
-        return await asyncio.wrap_future(self.submit(item))
-
-    def submit(self, item: Item) -> Future[Result]:
-        """As `run`, for callers without an event loop."""
-        with self._lock:
-            if self._closed:
-                raise stopping()
-            if len(self._waiting) >= self._most_waiting:
-                raise busy()
-            future: Future[Result] = Future()
-            self._waiting.append((item, future))
-            self._thread.submit(self._work_off)  # finds nothing to do if an earlier call took this item along
-        return future
-
-    def stop(self) -> None:
-        """Take no more, and cancel what waits; what has begun goes on."""
-        with self._lock:
-            self._closed = True
-            for _, future in self._waiting:
-                future.cancel()
-            self._waiting.clear()
-        self._thread.shutdown(wait=False)
-
-    def close(self, seconds: float | None = None) -> bool:
-        """`stop`, and wait until what has begun is finished; see `DaemonExecutor.join`."""
-        self.stop()
-        return self._thread.join(seconds)
-
-    def _work_off(self) -> None:
-        with self._lock:
-            taken = [self._waiting.popleft() for _ in range(min(self._most_together, len(self._waiting)))]
-        # a future that cannot be set running belongs to a client that has left
-        asked = [(item, future) for item, future in taken if future.set_running_or_notify_cancel()]
-        if asked:
-            self._answer(asked)
-
-    def _answer(self, asked: Sequence[tuple[Item, Future[Result]]]) -> None:
-        try:
-            results = self._work([item for item, _ in asked])
-            assert len(results) == len(asked)
-        except Exception as error:  # noqa: BLE001  (it belongs to those who wait)
-            if len(asked) == 1 or isinstance(error, NoAnswerError):  # each for itself would wait as long again
-                for _, future in asked:
-                    future.set_exception(error)
-                return
-            for pair in asked:  # one bad item must not fail the rest
-                self._answer([pair])
-            return
-        for (_, future), result in zip(asked, results, strict=True):
-            future.set_result(result)
-
-
 class Pool:
-    """A few threads for one kind of work, so that its slow requests hold up nobody else's.
+    """Threads for one kind of work, so that slow requests of this kind delay no other kind.
 
     Args:
         name: of the threads.
-        threads: how many.
-        most_waiting: requests that may wait for a thread.
+        threads: number of threads.
+        max_waiting: requests that may wait for a thread.
     """
 
-    def __init__(self, name: str, *, threads: int, most_waiting: int) -> None:
-        self._threads = DaemonExecutor(name, threads)
-        self._most = threads + most_waiting
-        self._running = 0
-        self._closed = False
+    def __init__(self, name: str, *, threads: int, max_waiting: int) -> None:
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._max_pending = threads + max_waiting
+        self._pending: set[Future[Any]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
 
-    async def run(self, work: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
+    def submit(self, work: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Future[Result]:
         """Call `work` in a thread of the pool.
 
         Raises:
             ServiceError: 503, too many wait or the service stops.
-            Exception: what `work` raises.
         """
-        if self._closed:
-            raise stopping()
-        if self._running >= self._most:
-            raise busy()
-        self._running += 1  # only the event loop's thread comes here
-        try:
-            call = functools.partial(work, *args, **kwargs)
-            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
-        finally:
-            self._running -= 1
+        with self._lock:
+            self._check(len(self._pending), self._max_pending)
+            future = self._executor.submit(work, *args, **kwargs)
+            self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        return future
+
+    async def run(self, work: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
+        """Call `work` in a thread of the pool and return its result; see `submit`."""
+        return await asyncio.wrap_future(self.submit(work, *args, **kwargs))
 
     def stop(self) -> None:
-        """Take no more, and cancel what waits; what has begun goes on."""
-        self._closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Cancel what waits and refuse what follows; running work continues."""
+        with self._lock:
+            self._stopped = True
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def close(self, seconds: float | None = None) -> bool:
-        """`stop`, and wait until what has begun is finished; see `DaemonExecutor.join`."""
-        self.stop()
-        return self._threads.join(seconds)
+    def wait(self, seconds: float | None = None) -> bool:
+        """After `stop`: wait for the running work, without a limit if None, and return whether it is finished."""
+        return not concurrent.futures.wait(list(self._pending), seconds).not_done
+
+    def _check(self, num_pending: int, limit: int) -> None:
+        if self._stopped:
+            raise stopping()
+        if num_pending >= limit:
+            raise busy()
+
+
+class Batcher(Pool, Generic[Item, Result]):
+    """One thread that works on a single item when idle, and on all items that arrived meanwhile when busy.
+
+    Args:
+        name: of the thread.
+        work: items -> as many results.
+        max_batch: most items of one call of `work`.
+        max_waiting: items that may wait.
+    """
+
+    def __init__(
+        self, name: str, work: Callable[[Sequence[Item]], Sequence[Result]], *, max_batch: int, max_waiting: int
+    ) -> None:
+        super().__init__(name, threads=1, max_waiting=max_waiting)
+        self._work = work
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
+        self._waiting: deque[tuple[Item, Future[Result]]] = deque()
+
+    async def add(self, item: Item) -> Result:
+        """Return the result of one item.
+
+        Raises:
+            ServiceError: 503, too many wait or the service stops.
+            NoAnswerError: for all items of a batch.
+            Exception: what `work` raises for this item alone.
+        """
+        return await asyncio.wrap_future(self.enqueue(item))
+
+    def enqueue(self, item: Item) -> Future[Result]:
+        """See `add`; for callers without an event loop."""
+        future: Future[Result] = Future()
+        with self._lock:
+            self._check(len(self._waiting), self._max_waiting)
+            self._waiting.append((item, future))
+            self._pending.add(future)
+            self._executor.submit(self._work_off)  # does nothing if an earlier call took this item along
+        future.add_done_callback(self._pending.discard)
+        return future
+
+    def stop(self) -> None:
+        """See `Pool.stop`."""
+        super().stop()
+        with self._lock:
+            waiting, self._waiting = self._waiting, deque()
+        for _, future in waiting:
+            future.cancel()
+
+    def _work_off(self) -> None:
+        with self._lock:
+            batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
+        # The future of a client that has left is cancelled and cannot be set running.
+        if batch := [(item, future) for item, future in batch if future.set_running_or_notify_cancel()]:
+            self._answer(batch)
+
+    def _answer(self, batch: Sequence[tuple[Item, Future[Result]]]) -> None:
+        try:
+            results = self._work([item for item, _ in batch])
+            assert len(results) == len(batch)
+        except Exception as error:  # noqa: BLE001  (raised where the results are awaited)
+            if len(batch) == 1 or isinstance(error, NoAnswerError):  # one by one they would all wait as long again
+                for _, future in batch:
+                    future.set_exception(error)
+                return
+            for pair in batch:  # one bad item must not fail the others
+                self._answer([pair])
+            return
+        for (_, future), result in zip(batch, results, strict=True):
+            future.set_result(result)

@@ -1,4 +1,4 @@
-"""What requests and answers look like, in JSON; the same classes make the OpenAPI description."""
+"""Requests and answers in JSON; FastAPI reads the OpenAPI description from the same classes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from torch import Tensor
 
 from cskt.data.sentences import LONGEST_SENTENCE, check_wording
 from cskt.errors import CsktError
 from cskt.gallery.columns import MOST_COLUMNS, Kind
+from cskt.gallery.conditions import Condition
 from cskt.gallery.indexing.preparing import LONGEST_ID
 from cskt.gallery.options import SearchOptions
-from cskt.service.errors import ServiceError
+from cskt.gallery.query import Query
+from cskt.service.http_errors import ServiceError
 from cskt.service.settings import ServiceSettings
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
@@ -40,7 +43,7 @@ def _one_line(text: str) -> str:
 
 
 def _whole(value: Any) -> Any:
-    """JSON knows one kind of number: 10.0 is a whole one."""
+    """JSON has one kind of number: 10.0 is a whole one."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -67,8 +70,8 @@ ImageFile: TypeAlias = Annotated[
 Weight: TypeAlias = Annotated[float, Field(gt=0, le=100)]
 MetadataValue: TypeAlias = bool | int | float | str
 TIMES = "Times are ISO 8601 in UTC, such as 2026-01-31T12:00:00Z."
-MOST_MARKS = 10_000
-MOST_DELETED = 1000
+MAX_MARKS = 10_000
+MAX_DELETED = 1000
 
 
 class _Request(BaseModel):
@@ -80,21 +83,21 @@ class _Answer(BaseModel):
 
 
 def with_zones(values: Mapping[str, MetadataValue], kinds: Mapping[str, Kind]) -> dict[str, MetadataValue]:
-    """Metadata as it is answered: times name their zone, which stores leave out, for all are in UTC.
+    """Return metadata as they are answered: times name their zone, which stores leave out, because all are in UTC.
 
     Args:
         values: column -> value.
-        kinds: what the columns hold.
+        kinds: column -> kind of its values.
     """
     return {name: with_zone(value, kinds.get(name)) for name, value in values.items()}
 
 
 def with_zone(value: MetadataValue, kind: Kind | None) -> MetadataValue:
-    """A value as it is answered: a time of a store, `2026-01-31T12:00:00`, gets the Z of UTC."""
+    """Return a value as it is answered: a time of a store, `2026-01-31T12:00:00`, gets the Z of UTC."""
     return f"{value}Z" if kind == "time" else value
 
 
-def _asks_for_something(schema: dict[str, Any]) -> None:
+def _require_a_part(schema: dict[str, Any]) -> None:
     """Of three keys that may all be left out or null, one must be a string."""
     schema["anyOf"] = [
         {"required": [name], "properties": {name: schema["properties"][name]["anyOf"][0]}}
@@ -105,7 +108,7 @@ def _asks_for_something(schema: dict[str, Any]) -> None:
 class SearchRequest(_Request):
     """A sentence, a picture, a crop of the gallery, or several of them."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_asks_for_something)
+    model_config = ConfigDict(json_schema_extra=_require_a_part)
 
     text: Sentence | None = None
     image: ImageFile | None = None
@@ -116,9 +119,9 @@ class SearchRequest(_Request):
     exclude_weight: Weight = 0.5
     where: Filter | None = Field(None, description="A filter such as: camera = 'c3' AND time > '2026-01-01'")
     k: Whole = Field(SearchOptions.k, ge=1)
-    offset: Whole = Field(0, ge=0)
+    offset: Whole = Field(SearchOptions.offset, ge=0)
     min_score: Annotated[float, Field(ge=-1, le=1)] | None = Field(
-        None, description="Cut-off; the calibrated one, if any, where it is left out; -1 for none."
+        None, description="Threshold; the calibrated one, if any, where it is left out; -1 for none."
     )
     group_by: Annotated[str, Field(json_schema_extra={"format": "column"})] | None = Field(
         None, description="A metadata column; the best crop of each of its values is shown."
@@ -143,9 +146,23 @@ class SearchRequest(_Request):
         _check_most("k", self.k, settings.max_k, "hits")
         _check_most("offset", self.offset, settings.max_offset, "hits")
 
+    def audit_facts(self) -> dict[str, Any]:
+        """Return what the audit log records of the request: everything that chooses the crops, but no picture."""
+        facts = self.model_dump(include={"text", "like", "exclude", "where", "k"})
+        return facts | {"image": None if self.image is None else True, "offset": self.offset or None}
+
+    def query(self, image: Tensor | None) -> Query:
+        """Return the query, with its decoded picture."""
+        weights = self.text_weight, self.image_weight, self.exclude_weight
+        return Query(self.text, image, self.like, tuple(self.exclude), *weights)
+
+    def options(self, where: Condition | None, min_score: float) -> SearchOptions:
+        """Return the options of the search, with the parsed filter and the threshold that applies."""
+        return SearchOptions(self.k, self.offset, where, min_score, self.group_by)
+
 
 class ExplainRequest(_Request):
-    """Which crop is to be explained by which sentence."""
+    """A crop, and the sentence that explains it."""
 
     text: Sentence
     image_id: ImageId
@@ -156,7 +173,7 @@ class ExplainRequest(_Request):
 
 
 class CropUpload(_Request):
-    """A crop that is to enter the gallery; one of the same name is replaced."""
+    """A crop for the gallery; one of the same name is replaced."""
 
     image_id: ImageId
     image: ImageFile
@@ -176,7 +193,7 @@ class AddRequest(_Request):
 
 
 class MarkedHit(_Request):
-    """A hit that someone has judged."""
+    """A hit that somebody marked as right or wrong."""
 
     text: Sentence
     image_id: ImageId
@@ -184,10 +201,10 @@ class MarkedHit(_Request):
 
 
 class ExportRequest(_Request):
-    """Judged hits, to be written as a file."""
+    """Marked hits, to be exported as a file."""
 
     format: Literal["csv", "jsonl"]
-    marks: list[MarkedHit] = Field(max_length=MOST_MARKS)
+    marks: list[MarkedHit] = Field(max_length=MAX_MARKS)
 
     def check_limits(self) -> None:
         """See `SearchRequest.check_limits`."""
@@ -210,7 +227,7 @@ def _check_most(what: str, found: int, most: int, unit: str) -> None:
 
 
 class ErrorFacts(_Answer):
-    """What went wrong."""
+    """An error; `request_id` is also in the log."""
 
     code: str
     message: str
@@ -234,7 +251,7 @@ class HitAnswer(_Answer):
 
 
 class HistogramAnswer(_Answer):
-    """How many crops score between neighbouring edges."""
+    """Number of crops that score between neighbouring edges."""
 
     edges: list[float]
     counts: list[int]
@@ -244,7 +261,7 @@ class SearchAnswer(_Answer):
     """Hits, best first."""
 
     hits: list[HitAnswer]
-    cut_off: float | None = Field(description="The lowest score that could be a hit; null if any could.")
+    cut_off: float | None = Field(description="The threshold: lowest score of a hit; null without one.")
     histogram: HistogramAnswer | None
     warnings: list[str] = Field(
         description="What the model misses in the sentences: ends that are cut off, words that it has never seen."
@@ -253,14 +270,14 @@ class SearchAnswer(_Answer):
 
 
 class WordHeat(_Answer):
-    """Where a word is to be seen: rows of patches, from 0 to 1."""
+    """Heat map of a word: rows of patches, from 0 to 1."""
 
     word: str
     heat: list[list[float]]
 
 
 class ExplainAnswer(_Answer):
-    """Where a sentence and its words are to be seen on a crop."""
+    """Heat maps of a sentence and its words over a crop."""
 
     score: float
     rows: int
@@ -271,7 +288,7 @@ class ExplainAnswer(_Answer):
 
 
 class CropAnswer(_Answer):
-    """What is known of a crop."""
+    """Facts of a crop."""
 
     image_id: str
     width: int
@@ -282,7 +299,7 @@ class CropAnswer(_Answer):
 
 
 class ValueCount(_Answer):
-    """A value of a column and how many crops have it."""
+    """A value of a column and the number of crops that have it."""
 
     value: MetadataValue
     count: int
@@ -306,7 +323,7 @@ class ModelAnswer(_Answer):
 
 
 class Limits(_Answer):
-    """How much one request may ask."""
+    """Limits of one request."""
 
     k: int
     sentence_characters: int
@@ -314,7 +331,7 @@ class Limits(_Answer):
 
 
 class GalleryAnswer(_Answer):
-    """What a page needs to know before the first search."""
+    """Facts of the gallery that a page needs before the first search."""
 
     name: str
     count: int
@@ -327,14 +344,14 @@ class GalleryAnswer(_Answer):
 
 
 class Unreadable(_Answer):
-    """A crop that was not taken."""
+    """A crop that was not added."""
 
     image_id: str
     reason: str
 
 
 class AddAnswer(_Answer):
-    """What became of the crops."""
+    """Result of adding crops."""
 
     added: int
     replaced: int
@@ -342,7 +359,7 @@ class AddAnswer(_Answer):
 
 
 class RemoveAnswer(_Answer):
-    """How many crops were removed."""
+    """Number of crops that were removed."""
 
     removed: int
 
@@ -350,7 +367,7 @@ class RemoveAnswer(_Answer):
 class SessionAnswer(_Answer):
     """A browser is signed in."""
 
-    seconds: int = Field(description="How long, if the service runs that long.")
+    seconds: int = Field(description="Time until the session ends, at the latest when the service stops.")
 
 
 class HealthAnswer(_Answer):

@@ -1,19 +1,14 @@
-"""A socket, and uvicorn on it until someone stops it."""
+"""The socket of the service, and uvicorn on it until a signal stops it."""
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import functools
 import logging
 import os
-import signal
 import socket
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
-from queue import SimpleQueue
 from types import FrameType
 from typing import cast
 
@@ -22,24 +17,23 @@ from fastapi import FastAPI
 
 from cskt.errors import CsktError
 from cskt.service.connections import Connection
-from cskt.service.dependencies import Service
-from cskt.service.descriptors import room_for
-from cskt.service.private_log import private_logging
+from cskt.service.monitoring import private_logging
+from cskt.service.routes.base import Service
 from cskt.service.settings import ServiceSettings
 
-MOST_UNACCEPTED = 2048
-"""Connections that the system holds while the service is busy."""
+MAX_QUEUED = 2048
+"""Connections that the system queues while the service is busy."""
 LAST_SECONDS = 5
-"""After `stop_seconds`: for the answers to requests that have been given up, and the end of idle threads."""
+"""After `stop_seconds`: for the answers to requests that have been cancelled, and the end of idle threads."""
 
 log = logging.getLogger(__name__)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections; port 0 lets the system choose one.
+    """Return a listening socket; the system chooses the port if it is 0.
 
     Raises:
-        CsktError: the address is not ours, or another program has the port.
+        CsktError: the address is not of this machine, or another program has the port.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -47,10 +41,10 @@ def listen(host: str, port: int) -> socket.socket:
         raise CsktError(f"--host {host}: no such address; 127.0.0.1 is this machine alone") from None
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if os.name != "nt":  # there it would let two programs share the port
+        if os.name != "nt":  # on Windows it would let two programs share the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(MOST_UNACCEPTED)
+        listener.listen(MAX_QUEUED)
     except OSError as error:
         listener.close()
         remedies = {
@@ -63,17 +57,17 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_of(listener: socket.socket) -> str:
-    """What a browser is to open."""
+    """Return the address for a browser."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def serve(app: FastAPI, listener: socket.socket, settings: ServiceSettings) -> None:
-    """Answer requests until SIGINT or SIGTERM, with the words of clients kept out of the log.
+    """Answer requests until SIGINT or SIGTERM, without client text in the log.
 
-    Requests that have begun are finished first, for `settings.stop_seconds`. A process in which a thread of the service
-    still works then ends all the same, a few seconds later and with exit code 0: what was acknowledged is on the disk,
-    and nothing else may be relied on. A second signal ends it at once.
+    Running requests are finished first, for `settings.stop_seconds`. If a thread of the service works even longer, the
+    process ends a few seconds later all the same, with exit code 0: what was acknowledged is on the disk. A second
+    signal ends it at once.
 
     Args:
         app: of `create_app`.
@@ -83,102 +77,85 @@ def serve(app: FastAPI, listener: socket.socket, settings: ServiceSettings) -> N
     Raises:
         CsktError: the gallery's model or vectors cannot be loaded.
     """
-    room = room_for(settings.connections)
-    held = dataclasses.replace(settings, connections=room.connections)
+    max_connections = _max_connections(settings.connections)
     config = uvicorn.Config(
         app,
         log_config=None,
-        log_level="error",  # its warnings are lines that any client can have written as often as it likes
-        access_log=False,  # who asked is in the audit log
-        proxy_headers=False,  # or anybody here could write any address into it
+        log_level="error",  # any client can cause a warning as often as it likes
+        access_log=False,  # the audit log has the requests
+        proxy_headers=False,  # or any client could write any address into it
         server_header=False,
         ws="none",
-        http=cast(type[Connection], functools.partial(Connection, held)),
+        http=cast(type[Connection], functools.partial(Connection, settings, max_connections)),
         lifespan="on",
-        backlog=room.at_once,
+        backlog=max(1, max_connections // 8),  # up to four times so many are open before one is closed
         timeout_keep_alive=settings.idle_seconds,
-        timeout_graceful_shutdown=settings.stop_seconds + 1,  # by then `Connection` has dropped those waited for
+        timeout_graceful_shutdown=settings.stop_seconds + 1,  # `Connection` has closed slow ones by then
     )
-    deadline = _Deadline(settings.stop_seconds + LAST_SECONDS)
-    server = _Server(config, deadline)
+    server = _Server(config, settings.stop_seconds + LAST_SECONDS)
     service: Service = app.state.service
 
-    def give_up(ready: Future[None]) -> None:
+    def stop_if_broken(ready: Future[None]) -> None:
         if ready.exception() is not None:
             server.should_exit = True
 
-    service.engine.ready.add_done_callback(give_up)
+    service.worker.ready.add_done_callback(stop_if_broken)
     with private_logging():
         server.run(sockets=[listener])
-    if service.engine.finished:  # else the interpreter may wait for threads that the service has started indirectly
-        deadline.cancel()
-    if service.engine.ready.done():
-        service.engine.ready.result()
+    if service.worker.finished:  # else the interpreter would wait for the threads
+        server.deadline.cancel()
+    if service.worker.ready.done():
+        service.worker.ready.result()
 
 
-class _Deadline:
-    """Ends the process at a time, whatever its threads do.
+def _max_connections(wanted: int) -> int:
+    """Return a number of connections that leaves half of the file descriptors to the gallery."""
+    if os.name == "nt":  # sockets are not counted with files
+        return wanted
+    import resource  # noqa: PLC0415  (not on Windows)
 
-    Args:
-        seconds: from `begin` to the end.
-    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY or files // 2 >= wanted:
+        return wanted
+    log.warning("%d connections are held instead of %d; the system allows %d files", files // 2, wanted, files)
+    return files // 2
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._begun: SimpleQueue[bool] = SimpleQueue()  # can be used in a signal handler, unlike an Event
-        self._cancelled = threading.Event()
-        threading.Thread(target=self._wait, name="deadline", daemon=True).start()
 
-    def begin(self) -> None:
-        """Start to count."""
-        self._begun.put(True)
+class _Server(uvicorn.Server):
+    """uvicorn's server, which ends within a time and, at a second signal, at once."""
 
-    def cancel(self) -> None:
-        """Let the process live on."""
-        self._cancelled.set()
-        self._begun.put(False)
+    def __init__(self, config: uvicorn.Config, seconds: float) -> None:
+        super().__init__(config)
+        self.deadline = threading.Timer(seconds, _end_late, (seconds,))
+        self.deadline.daemon = True
 
-    def _wait(self) -> None:
-        if not self._begun.get() or self._cancelled.wait(self._seconds):
-            return
-        line = "the service has not stopped within %g s; its process ends now"
-        # In a thread of its own: whoever reads stderr may have stopped reading.
-        told = threading.Thread(target=log.warning, args=(line, self._seconds), daemon=True)
-        told.start()
-        told.join(1.0)
-        end_process()
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handle a signal; uvicorn's method would also raise it again at the end, as if the program had failed."""
+        if self.should_exit:
+            end_process()
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start; the system may queue more connections than asyncio accepts at once, for which it has one setting."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(MAX_QUEUED)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop, with a deadline for threads that do not return."""
+        self.deadline.start()
+        await super().shutdown(sockets)
+
+
+def _end_late(seconds: float) -> None:
+    line = "the service has not stopped within %g s; its process ends now"
+    # In a thread of its own: the reader of stderr may have stopped reading.
+    warning = threading.Thread(target=log.warning, args=(line, seconds), daemon=True)
+    warning.start()
+    warning.join(1.0)
+    end_process()
 
 
 def end_process() -> None:
     """End this process with exit code 0, without waiting for any of its threads."""
     os._exit(0)
-
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, deadline: _Deadline) -> None:
-        super().__init__(config)
-        self._deadline = deadline
-        self.is_stopping = False
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """asyncio has one `backlog` for what it accepts in a turn and for what the system holds, which may be more."""
-        await super().startup(sockets)
-        for listener in sockets or []:
-            listener.listen(MOST_UNACCEPTED)
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own would raise the signal again at the end, and so end the program as if by an accident."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self.is_stopping:
-                end_process()
-            self.is_stopping = self.should_exit = True
-            self._deadline.begin()
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The service itself: what it holds, whether it is well, and how a browser signs in."""
+"""Routes about the service: facts of the gallery, health, metrics, and the sign-in of a browser."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from fastapi import APIRouter, Request, Response
 from cskt.data.sentences import LONGEST_SENTENCE
 from cskt.errors import CsktError
 from cskt.gallery.gallery import Gallery
-from cskt.service.access_control import SESSION_COOKIE, client_of, wrong_token
-from cskt.service.bodies import StrictRoute
-from cskt.service.dependencies import BODY_ERRORS, Parts, errors
-from cskt.service.errors import ServiceError, refusal
+from cskt.service.access.access_control import SESSION_COOKIE, client_of, wrong_token
+from cskt.service.access.tokens import SESSION_SECONDS
+from cskt.service.http_errors import ServiceError, refusal
+from cskt.service.routes.base import BODY_ERRORS, ServiceParts, StrictRoute, errors
 from cskt.service.schemas import (
     ColumnAnswer,
     GalleryAnswer,
@@ -22,19 +22,18 @@ from cskt.service.schemas import (
     ValueCount,
     with_zone,
 )
-from cskt.service.tokens import SESSION_SECONDS
 
 router = APIRouter(tags=["service"], route_class=StrictRoute)
 
 METRICS_TYPE = "text/plain; version=0.0.4"
-"""Of the text format of Prometheus."""
+"""Text format of Prometheus."""
 
 
 @router.get("/api/gallery", responses=errors())
-async def gallery(service: Parts) -> GalleryAnswer:
-    """What a page needs to know before the first search."""
-    settings, opened = service.settings, service.engine.gallery
-    count, columns = await service.engine.reading.run(_overview, opened)
+async def gallery(service: ServiceParts) -> GalleryAnswer:
+    """Return what a page needs before the first search."""
+    settings, opened = service.settings, service.worker.gallery
+    count, columns = await service.worker.reading.run(_overview, opened)
     return GalleryAnswer(
         name=opened.folder.resolve().name,
         count=count,
@@ -48,8 +47,8 @@ async def gallery(service: Parts) -> GalleryAnswer:
 
 
 @router.post("/api/session", responses=errors(*BODY_ERRORS))
-async def sign_in(asked: SessionRequest, request: Request, response: Response, service: Parts) -> SessionAnswer:
-    """Show the token once; the browser then reads by a cookie, which allows no writing."""
+async def sign_in(asked: SessionRequest, request: Request, response: Response, service: ServiceParts) -> SessionAnswer:
+    """Exchange the token for a cookie, with which a browser may read but not write."""
     if service.settings.token is None:
         raise ServiceError(403, "no_token", "this service has no token; searching needs none")
     if not service.tokens.is_right(asked.token):
@@ -68,10 +67,10 @@ async def sign_in(asked: SessionRequest, request: Request, response: Response, s
 
 
 @router.get("/healthz", responses={503: errors()[503]})
-async def health(service: Parts) -> HealthAnswer:
-    """Whether queries are answered at once."""
-    await service.engine.count()
-    ready = service.engine.ready
+async def health(service: ServiceParts) -> HealthAnswer:
+    """Return a 200 once searches are answered, and a 503 until then."""
+    await service.worker.count()
+    ready = service.worker.ready
     if not ready.done():
         raise ServiceError(503, "loading", "the model and the vectors are being loaded", {"Retry-After": "1"})
     if ready.exception() is not None:
@@ -84,16 +83,15 @@ async def health(service: Parts) -> HealthAnswer:
     responses=errors() | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     response_class=Response,
 )
-async def metrics(service: Parts) -> Response:
-    """Figures for Prometheus; where the gallery cannot be asked, the number of crops is the last one known."""
+async def metrics(service: ServiceParts) -> Response:
+    """Return metrics for Prometheus; if the gallery gives no answer, the number of crops is the last known one."""
     try:
-        service.metrics.crops.set(await service.engine.count())
+        service.metrics.crops.set(await service.worker.count())
         service.metrics.gallery_up.set(1)
-    except CsktError as error:
-        refusal(error, service.engine.gallery)  # logs it
+    except (CsktError, ServiceError) as error:
         service.metrics.gallery_up.set(0)
-    except ServiceError:
-        service.metrics.gallery_up.set(0)
+        if isinstance(error, CsktError):
+            refusal(error, service.worker.gallery)  # logs the cause
     return Response(service.metrics.text(), media_type=METRICS_TYPE)
 
 

@@ -1,7 +1,7 @@
-"""Under which names a browser may reach the service, and from whose pages it may be asked.
+"""Host names of the service, and origins of the pages that may send it requests.
 
-A page on the internet can make a browser ask a service on this machine: by pointing a name of its own at 127.0.0.1
-(DNS rebinding), which the Host header shows, or by posting across sites, which the Origin header shows.
+A page on the internet can make a browser send requests to a service on this machine: by pointing a name of its own at
+127.0.0.1 (DNS rebinding), which the Host header shows, or by posting across sites, which the Origin header shows.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
-from cskt.service.errors import ServiceError
+from cskt.service.http_errors import ServiceError
 from cskt.service.settings import ServiceSettings, is_loopback
 
 EVERY_ADDRESS = ("0.0.0.0", "::")
 FORWARDED = ("x-forwarded-host", "forwarded", "x-forwarded-for", "x-forwarded-proto", "x-real-ip", "via")
-"""Headers that proxies add. They are not believed; they only choose the words of a refusal."""
+"""Headers that proxies add. They decide nothing; they only choose the words of a refusal."""
 PASS_HOST = "let it pass the browser's Host on (nginx: proxy_set_header Host $host; Apache: ProxyPreserveHost On)"
-LONGEST_SHOWN = 60
+MAX_SHOWN = 60
 """Characters of a name in a refusal."""
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def check_host(headers: Headers, settings: ServiceSettings) -> None:
-    """Refuse a request that was sent to a name that is not ours.
+    """Refuse a request that was sent to a name that is not the service's.
 
     Args:
         headers: of the request; it has one Host header, `name[:port]`.
@@ -36,21 +36,22 @@ def check_host(headers: Headers, settings: ServiceSettings) -> None:
     """
     hosts = headers.getlist("host")
     name = _name(hosts[0]) if len(hosts) == 1 else ""
-    if name and (is_loopback(name) or name in _own_names(settings) or _is_own_address(name, settings)):
+    if name and (_is_own_name(name, settings) or _is_own_address(name, settings)):
         return
-    message = f"the service does not answer under '{name[:LONGEST_SHOWN]}'; start it with --allow-host and that name"
+    refused = f"the service does not answer under '{name[:MAX_SHOWN]}'"
+    message = f"{refused}; start it with --allow-host and that name"
     if any(header in headers for header in FORWARDED):
-        asked = _forwarded_host(headers)
-        shown = f"'{asked[:LONGEST_SHOWN]}', the name that the browser asked for" if asked else "the browser's name"
+        wanted = _forwarded_host(headers)
+        shown = f"'{wanted[:MAX_SHOWN]}', the name that the browser asked for" if wanted else "the browser's name"
         message = (
-            f"the service does not answer under '{name[:LONGEST_SHOWN]}', which a proxy has sent as Host; {PASS_HOST},"
-            f" and start the service with --allow-host and {shown}"
+            f"{refused}, which a proxy has sent as Host; {PASS_HOST}, and start the service with --allow-host and"
+            f" {shown}"
         )
     raise ServiceError(403, "wrong_host", message)
 
 
 def check_origin(origin: str | None, host: str, settings: ServiceSettings) -> None:
-    """Refuse a request that changes or costs something and comes from a page that is not ours.
+    """Refuse a request that changes or costs something and comes from the page of another site.
 
     Args:
         origin: the Origin header, which browsers send and other programs leave out.
@@ -66,22 +67,23 @@ def check_origin(origin: str | None, host: str, settings: ServiceSettings) -> No
     if _with_port(place, scheme) == _with_port(host.lower(), scheme):
         return
     message = "a page of another site may not ask; open the page of this service"
-    if name := _name(place):  # said to everybody, for a proxy that rewrites Host may add no header that tells of it
+    if name := _name(place):  # for every such request: a proxy that rewrites Host may add no header that shows it
         message += (
-            f". If this is its page behind a proxy: the proxy has sent Host: {host[:LONGEST_SHOWN]} instead of"
-            f" {place[:LONGEST_SHOWN]}; {PASS_HOST}"
+            f". If this is its page behind a proxy: the proxy has sent Host: {host[:MAX_SHOWN]} instead of"
+            f" {place[:MAX_SHOWN]}; {PASS_HOST}"
         )
-        if not (is_loopback(name) or name in _own_names(settings)):
-            message += f", and start the service with --allow-host {name[:LONGEST_SHOWN]}"
+        if not _is_own_name(name, settings):
+            message += f", and start the service with --allow-host {name[:MAX_SHOWN]}"
     raise ServiceError(403, "wrong_origin", message)
 
 
-def _own_names(settings: ServiceSettings) -> set[str]:
-    return {name.lower().strip("[]") for name in (settings.host, *settings.allow_hosts)}
+def _is_own_name(name: str, settings: ServiceSettings) -> bool:
+    own = {own.lower().strip("[]") for own in (settings.host, *settings.allow_hosts)}
+    return is_loopback(name) or name in own
 
 
 def _is_own_address(name: str, settings: ServiceSettings) -> bool:
-    """Rebinding takes a name; where every address of the machine is served, a number is an address of ours."""
+    """Rebinding needs a name; where every address of the machine is served, a number is one of its addresses."""
     if settings.host not in EVERY_ADDRESS:
         return False
     try:
@@ -92,7 +94,7 @@ def _is_own_address(name: str, settings: ServiceSettings) -> bool:
 
 
 def _forwarded_host(headers: Headers) -> str:
-    """The name that a browser asked a proxy for, as the proxy says; empty where it says nothing."""
+    """Return the name that a browser asked a proxy for, as the proxy reports it, or an empty string."""
     if found := headers.get("x-forwarded-host", "").partition(",")[0].strip():
         return found
     pairs = re.split("[;,]", headers.get("forwarded", ""))
@@ -101,14 +103,14 @@ def _forwarded_host(headers: Headers) -> str:
 
 
 def _with_port(place: str, scheme: str) -> tuple[str, int | None] | None:
-    """Name and port of `name[:port]`; a port that is left out is that of the scheme. None where it is malformed."""
+    """Return name and port of `name[:port]`, the port of the scheme if it has none; None if it is malformed."""
     name = _name(place)
     port = urlsplit(f"//{place}").port if name else None
     return (name, DEFAULT_PORTS.get(scheme) if port is None else port) if name else None
 
 
 def _name(host: str) -> str:
-    """`name:8000` and `[::1]:8000` without the port; nothing where it is malformed."""
+    """Return `name:8000` and `[::1]:8000` without the port; an empty string if it is malformed."""
     try:
         parts = urlsplit(f"//{host}")
         _ = parts.port

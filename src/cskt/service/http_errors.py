@@ -30,11 +30,10 @@ from cskt.errors import (
 )
 from cskt.gallery.gallery import Gallery
 
-LONGEST_MESSAGE = 500
+MAX_MESSAGE = 500
 """Characters; a message may quote what the client sent."""
-
 REQUEST_ID = "X-Request-ID"
-"""Header of every answer; log entries and errors carry the same value."""
+"""Header of every answer; log entries and errors contain the same value."""
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Identifier of the request that is being answered."""
 
@@ -47,7 +46,7 @@ def new_request_id() -> str:
 
 
 class ServiceError(HTTPException):
-    """A refusal that the client is told of.
+    """An error that the client sees.
 
     Args:
         status: of HTTP, 4xx or 5xx.
@@ -61,45 +60,45 @@ class ServiceError(HTTPException):
         self.code = code
 
     def response(self) -> Response:
-        """The error as it goes to the client."""
+        """Return the error as it is sent to the client."""
         return error_response(self.status_code, self.code, self.detail, self.headers)
 
 
 def error_response(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """An error in the one form."""
-    line = " ".join(message.split())[:LONGEST_MESSAGE]
+    """Return an error in the one form."""
+    line = " ".join(message.split())[:MAX_MESSAGE]
     content = {"code": code, "message": line, "request_id": request_id.get()}
     return JSONResponse({"error": content}, status, headers)
 
 
 def busy() -> ServiceError:
-    """More work waits than the service takes on."""
+    """Return the error for a request beyond those that may wait."""
     return ServiceError(503, "busy", "too many queries are waiting; try again in a second", {"Retry-After": "1"})
 
 
 def stopping() -> ServiceError:
-    """The service takes on nothing more, or gives up what takes too long."""
+    """Return the error for a request that arrives while the service stops, or takes longer than it may then."""
     return ServiceError(503, "stopping", "the service is being stopped; ask again when it is back")
 
 
-def refusal(error: CsktError | OSError, gallery: Gallery, code: str = "bad_query") -> ServiceError:
-    """Return the answer to an error of the gallery; why its store cannot be read or written is only logged.
+def refusal(error: CsktError, gallery: Gallery, code: str = "bad_query") -> ServiceError:
+    """Return the answer to an error of the gallery; the reason for a store's error is logged instead of answered.
 
     Args:
         error: the error.
-        gallery: it; its folders are removed from the message.
+        gallery: the gallery; its folders are removed from the message.
         code: of the answer, where the request is at fault.
     """
     match error:
         case GalleryChangedError():
-            message = "another process replaced or deleted the gallery; the operator must restart the service"
+            message = "the gallery was replaced or deleted by another process; the operator must restart the service"
             return ServiceError(503, "gallery_changed", message)
         case UnknownCropError():
             return ServiceError(404, "unknown_crop", "the gallery has no crop of this name; a search lists the names")
         case OutOfMemoryError():
             log.error("out of memory")
             return ServiceError(503, "out_of_memory", "the service is out of memory; ask again later")
-        case StoreError() | FileSystemError() | OSError():
+        case StoreError() | FileSystemError():
             _log_store_error(error, gallery)
             message = "the gallery's store refuses; ask again when the operator has repaired it"
             return ServiceError(503, "store_refuses", message)
@@ -121,30 +120,27 @@ def _without_places(line: str, gallery: Gallery) -> str:
 
 
 def _path_pattern(path: Path) -> re.Pattern[str]:
-    """Return what finds a path in a message, but not its letters in words: a gallery may be called `g`.
+    """Return a pattern that matches a path in a message, but not its letters in words: a gallery may be called `g`.
 
-    A relative path in quotes is not found either: messages quote what the client has written.
+    A relative path in quotes does not match either: messages quote what the client has written.
     """
     further = "" if path.is_absolute() else ".'\""
     return re.compile(rf"(?<![\w./{further}-]){re.escape(str(path))}(?![\w{further}-])")
 
 
-def _log_store_error(error: CsktError | OSError, gallery: Gallery) -> None:
+def _log_store_error(error: CsktError, gallery: Gallery) -> None:
+    """Log why a store refuses, in fixed words unless the message is known to quote nothing of the request."""
     if isinstance(error, StoreError) and error.without_query:
         log.error("the store of the gallery refuses: %s", error)
         return
-    store = "" if gallery.manifest.store == "lance" else f" ({gallery.manifest.store})"
-    log.error("the store of the gallery refuses: %s%s: %s", gallery.folder, store, _reason(error))
-
-
-def _reason(error: CsktError | OSError) -> str:
-    """Return the cause of a store's error in fixed words: the error's message may quote the request."""
     text = str(error)
-    found = (os.strerror(number) for number in errno.errorcode if os.strerror(number) in text)
-    kind = "it is corrupt" if "corrupt (" in text else "it cannot be read or written"
+    reason = "it is corrupt" if "corrupt (" in text else "it cannot be read or written"
     if isinstance(error, NoAnswerError):
-        kind = "its server gives no answer"
-    return next(found, f"{kind}; 'cskt search' on this machine shows more")
+        reason = "its server gives no answer"
+    of_system = (os.strerror(number) for number in errno.errorcode if os.strerror(number) in text)
+    reason = next(of_system, f"{reason}; 'cskt search' on this machine shows more")
+    store = "" if gallery.manifest.store == "lance" else f" ({gallery.manifest.store})"
+    log.error("the store of the gallery refuses: %s%s: %s", gallery.folder, store, reason)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -152,24 +148,21 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(CsktError)
     async def refused_by_gallery(request: Request, error: CsktError) -> Response:
-        return refusal(error, request.app.state.service.engine.gallery).response()
-
-    @app.exception_handler(OSError)
-    async def refused_by_system(request: Request, error: OSError) -> Response:
-        if error.errno is None:  # a time limit's, not the system's
-            raise error
-        return refusal(error, request.app.state.service.engine.gallery).response()
+        return refusal(error, request.app.state.service.worker.gallery).response()
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         if isinstance(error, ServiceError):
             return error.response()
         if error.status_code == 405:
-            methods = ", ".join(_methods(request))
-            message = f"{request.scope['path']} takes {methods}"
-            return error_response(405, "method_not_allowed", message, {"Allow": methods})
+            # No path of the API has a variable part; the page, which has one, can only be read.
+            operations = request.app.openapi()["paths"].get(request.scope["path"], {"get": None})
+            methods = {method.upper() for method in operations} | ({"HEAD"} if "get" in operations else set())
+            allowed = ", ".join(sorted(methods))
+            message = f"{request.scope['path']} takes {allowed}"
+            return error_response(405, "method_not_allowed", message, {"Allow": allowed})
         if error.status_code == 404:
-            return error_response(404, "not_found", "nothing lies at this address; /docs lists what there is")
+            return error_response(404, "not_found", "nothing is at this address; /docs lists what there is")
         return error_response(error.status_code, "bad_request", str(error.detail), error.headers)
 
     @app.exception_handler(RequestValidationError)
@@ -182,10 +175,3 @@ def add_error_handlers(app: FastAPI) -> None:
         place = ".".join(str(part) for part in first["loc"][1:]) or "body"
         message = str(first["msg"]).removeprefix("Value error, ")
         return error_response(422, "invalid_request", f"{place}: {message}; /docs says what is taken")
-
-
-def _methods(request: Request) -> list[str]:
-    """What the address takes. No address of ours has a variable part but those of the page, which can only be read."""
-    operations = request.app.openapi()["paths"].get(request.scope["path"], {"get": None})
-    methods = {method.upper() for method in operations}
-    return sorted(methods | {"HEAD"} if "GET" in methods else methods)

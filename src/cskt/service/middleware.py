@@ -1,6 +1,6 @@
-"""The outermost layer: every answer is counted and bears the security headers, an error of ours included.
+"""`SecurityHeaders`, the outermost middleware: every answer has the security headers and a request id, and is counted.
 
-HEAD is answered here as GET without the body, so that no route has to know of it.
+HEAD is answered here as GET without the body, so that routes need not handle it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import time
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cskt.service.errors import REQUEST_ID, error_response, new_request_id, request_id, stopping
-from cskt.service.metrics import Metrics
-from cskt.service.private_log import log_failure
+from cskt.service.http_errors import REQUEST_ID, error_response, new_request_id, request_id, stopping
+from cskt.service.monitoring import Metrics, log_failure
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -25,23 +24,23 @@ SECURITY_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""Of every answer that does not set them itself."""
+"""Added to every answer that does not set them itself."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""Counted by name; a client could make up any number of others."""
+"""Counted by name; a client could invent any number of others."""
 
 log = logging.getLogger(__name__)
 
 
-class BrokenOffError(Exception):
-    """An answer failed after it had begun; the server closes the connection. The error itself is logged here."""
+class IncompleteAnswerError(Exception):
+    """An answer failed after it had begun, so the server closes the connection. The cause is logged here."""
 
 
-class Outermost:
-    """ASGI middleware around everything else.
+class SecurityHeaders:
+    """ASGI middleware around all others.
 
     Args:
-        app: what lies behind.
-        metrics: where requests are counted.
+        app: the app inside.
+        metrics: requests are counted here.
     """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
@@ -49,14 +48,14 @@ class Outermost:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, come what may."""
+        """Answer a request, with a 500 where the app fails."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         status = 0
+        method = scope["method"] if scope["method"] in METHODS else "other"
         identifier = new_request_id()
         request_id.set(identifier)
-        method = scope["method"] if scope["method"] in METHODS else "other"
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -75,20 +74,16 @@ class Outermost:
         self._metrics.in_flight.inc()
         try:
             await self._app(inner, receive, send_with_headers)
-        except asyncio.CancelledError:
-            # The service stops, and this request has had its time; nobody is left to be told of the cancelling.
+        except asyncio.CancelledError:  # the service stops and the request has had its time
             if not status:
                 await stopping().response()(scope, receive, send_with_headers)
         except Exception as error:  # noqa: BLE001  (a client gets an answer whatever fails)
-            # What went wrong is for the operator; the client learns only that something did. Neither the address nor
-            # the message is logged, for both may hold what the client wrote.
+            # Neither the address nor the message is logged or answered: both may quote what the client sent.
             log_failure(log, f"{method} {_route_of(inner)} failed, request {identifier}", error)
-            if status:  # the answer has begun: all that is left is to break off the connection
-                raise BrokenOffError from None
-            answer = error_response(
-                500, "internal", "an error of the service; its log has an entry with this request_id"
-            )
-            await answer(scope, receive, send_with_headers)
+            if status:
+                raise IncompleteAnswerError from None
+            message = "an error of the service; its log has an entry with this request_id"
+            await error_response(500, "internal", message)(scope, receive, send_with_headers)
         finally:
             self._metrics.in_flight.dec()
             route = _route_of(inner)
@@ -97,5 +92,5 @@ class Outermost:
 
 
 def _route_of(scope: Scope) -> str:
-    """The template of the route that answers, such as /page/{path}; never the address that the client wrote."""
+    """Return the template of the route, such as /page/{path}; never the address that the client wrote."""
     return getattr(scope.get("route"), "path", "none")

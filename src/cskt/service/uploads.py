@@ -1,4 +1,4 @@
-"""Picture files from outside and back: size checked before decoding, type told by content and never by name."""
+"""Image files from clients and back: the size is checked before decoding, the type is read from the content."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cskt.errors import CsktError
+from cskt.errors import CsktError, OutOfMemoryError
 from cskt.gallery.gallery import Gallery
 from cskt.image_files.decode import decode_image, image_size
-from cskt.service.errors import ServiceError
+from cskt.service.http_errors import ServiceError
 from cskt.service.settings import ServiceSettings
 
 SIGNATURES = {
@@ -26,30 +26,30 @@ SIGNATURES = {
     "image/avif": re.compile(rb"....ftypavi[fs]", re.DOTALL),
     "image/heic": re.compile(rb"....ftyp(?:hei[cx]|hev[cx]|mif1|msf1)", re.DOTALL),
 }
-"""How files of each type begin."""
-LONGEST_DATA_HEAD = 200
+"""First bytes of the files of each type."""
+MAX_DATA_URL_HEAD = 200
 """Characters of a data: URL before its data."""
-DATA_URL = re.compile(rf"data:[^,]{{0,{LONGEST_DATA_HEAD - 13}}};base64,", re.IGNORECASE)
+DATA_URL = re.compile(rf"data:[^,]{{0,{MAX_DATA_URL_HEAD - 13}}};base64,", re.IGNORECASE)
 SUFFIXES = {"image/jpeg": ".jpg", "application/octet-stream": ".bin"}
 
 
 def content_type(data: bytes) -> str:
-    """The type of a picture file by its first bytes; anything else is bytes that no browser opens."""
+    """Return the type of an image file by its first bytes; other files are bytes that no browser opens."""
     found = (name for name, signature in SIGNATURES.items() if signature.match(data))
     return next(found, "application/octet-stream")
 
 
 def download_name(image_id: str, type_name: str) -> str:
-    """A harmless file name for a crop: the end of its name in ASCII letters, and the suffix of its type."""
+    """Return a harmless file name for a crop: the end of its name in ASCII letters, and the suffix of its type."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", image_id.rpartition("/")[2].rpartition(".")[0] or image_id)[-80:].strip("-")
     return (stem or "crop") + SUFFIXES.get(type_name, f".{type_name.rpartition('/')[2]}")
 
 
 def decode_base64(text: str, settings: ServiceSettings) -> bytes:
-    """The bytes of an image file that came inside JSON.
+    """Return the bytes of an image file that was sent inside JSON.
 
     Args:
-        text: base64, plain or in a data: URL (RFC 2397). The type that such a URL names is not looked at.
+        text: base64, plain or in a data: URL (RFC 2397). The type that such a URL names is ignored.
         settings: of the service.
 
     Raises:
@@ -65,7 +65,7 @@ def decode_base64(text: str, settings: ServiceSettings) -> bytes:
         )
     try:
         return base64.b64decode(text, validate=True)
-    except ValueError:  # what is no base64, or no ASCII
+    except ValueError:  # not base64, or not ASCII
         message = "an image is sent as its file's bytes in base64, plain or in a data: URL"
         raise ServiceError(422, "bad_base64", message) from None
 
@@ -74,7 +74,7 @@ def check_pixels(data: bytes, settings: ServiceSettings) -> None:
     """Check from its header that an image can be decoded in little memory.
 
     Raises:
-        CsktError: it is too large or too narrow, or is no image; says so in a line.
+        CsktError: it is too large or too narrow, or is no image.
     """
     height, width = image_size(data)
     if height * width > settings.image_pixels:
@@ -82,7 +82,7 @@ def check_pixels(data: bytes, settings: ServiceSettings) -> None:
 
 
 def decode_query(data: bytes, settings: ServiceSettings) -> NDArray[np.uint8]:
-    """Decode the picture of a query.
+    """Decode the image of a query.
 
     Returns:
         [H, W, 3] RGB, upright.
@@ -93,12 +93,14 @@ def decode_query(data: bytes, settings: ServiceSettings) -> NDArray[np.uint8]:
     try:
         check_pixels(data, settings)
         return decode_image(data, apply_orientation=True)
+    except OutOfMemoryError:
+        raise
     except CsktError as error:
         raise ServiceError(422, "bad_image", str(error)) from None
 
 
 def read_query(data: bytes, gallery: Gallery, settings: ServiceSettings) -> Tensor:
-    """Decode the picture of a query and resize it for the model, outside the thread that encodes for everybody.
+    """Decode the image of a query and resize it for the model, in a thread other than that of the model.
 
     Returns:
         [3, H, W] uint8.

@@ -1,4 +1,4 @@
-"""Single crops: facts and pictures; with the token, crops added and deleted."""
+"""Routes of single crops: facts and pictures; with the token, adding and deleting."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from cskt.errors import (
     file_system_errors,
 )
 from cskt.gallery.gallery import Gallery
-from cskt.service.bodies import StrictRoute
-from cskt.service.dependencies import BODY_ERRORS, Parts, errors
-from cskt.service.errors import ServiceError
-from cskt.service.pictures import SIGNATURES, check_pixels, content_type, decode_base64, download_name
+from cskt.service.http_errors import ServiceError
+from cskt.service.pages import cached_response
+from cskt.service.routes.base import BODY_ERRORS, ServiceParts, StrictRoute, errors
 from cskt.service.schemas import (
-    MOST_DELETED,
+    MAX_DELETED,
     AddAnswer,
     AddRequest,
     CropAnswer,
@@ -34,11 +33,12 @@ from cskt.service.schemas import (
     with_zones,
 )
 from cskt.service.settings import ServiceSettings
+from cskt.service.uploads import SIGNATURES, check_pixels, content_type, decode_base64, download_name
 
 router = APIRouter(prefix="/api", tags=["crops"], route_class=StrictRoute)
 
 SANDBOX = "sandbox; default-src 'none'"
-"""A picture that is opened by itself gets no rights, whatever it may hold."""
+"""Content policy of a picture that is opened by itself: no rights, whatever the file contains."""
 
 log = logging.getLogger(__name__)
 
@@ -50,18 +50,11 @@ def _pictures(*types: str) -> dict[int | str, dict[str, Any]]:
 
 
 @router.get("/crop", responses=errors(404))
-async def facts(image_id: CropName, service: Parts) -> CropAnswer:
-    """What is known of a crop."""
-    found = await service.engine.reading.run(service.engine.gallery.crop, image_id)
-    columns = service.engine.gallery.columns
-    return CropAnswer(
-        image_id=found.image_id,
-        width=found.width,
-        height=found.height,
-        num_bytes=found.num_bytes,
-        sha256=found.sha256,
-        metadata=with_zones(found.metadata, columns),
-    )
+async def facts(image_id: CropName, service: ServiceParts) -> CropAnswer:
+    """Return what is known of a crop."""
+    found = await service.worker.reading.run(service.worker.gallery.crop, image_id)
+    metadata = with_zones(found.metadata, service.worker.gallery.columns)
+    return CropAnswer(**(vars(found) | {"metadata": metadata}))
 
 
 @router.get(
@@ -69,61 +62,56 @@ async def facts(image_id: CropName, service: Parts) -> CropAnswer:
     responses=errors(404) | _pictures("image/jpeg") | {304: {"description": "it has not changed"}},
     response_class=Response,
 )
-async def thumbnail(image_id: CropName, request: Request, service: Parts) -> Response:
-    """A small JPEG of a crop."""
-    data = await service.engine.reading.run(service.engine.gallery.thumbnail, image_id)
-    tag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
-    headers = {"ETag": tag, "Cache-Control": "private, max-age=60", "Content-Security-Policy": SANDBOX}
-    if tag in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
-    return Response(data, media_type="image/jpeg", headers=headers)
+async def thumbnail(image_id: CropName, request: Request, service: ServiceParts) -> Response:
+    """Return a small JPEG of a crop."""
+    data = await service.worker.reading.run(service.worker.gallery.thumbnail, image_id)
+    headers = {"Cache-Control": "private, max-age=60", "Content-Security-Policy": SANDBOX}
+    return cached_response(request, data, "image/jpeg", headers)
 
 
 @router.get(
     "/image", responses=errors(404) | _pictures(*SIGNATURES, "application/octet-stream"), response_class=Response
 )
-async def image(image_id: CropName, request: Request, service: Parts) -> Response:
-    """The file that a crop was indexed from."""
+async def image(image_id: CropName, request: Request, service: ServiceParts) -> Response:
+    """Return the file that a crop was indexed from."""
     with service.noting(request, "image", {"image_id": image_id}):
-        data = await service.engine.reading.run(_original, service.engine.gallery, image_id)
+        data = await service.worker.reading.run(_original, service.worker.gallery, image_id)
     type_name = content_type(data)
-    # what no browser shows as a picture is only to be saved
-    shown = "inline" if type_name in SIGNATURES else "attachment"
+    # A file that no browser shows as a picture can only be saved.
+    disposition = "inline" if type_name in SIGNATURES else "attachment"
     headers = {
         "Content-Security-Policy": SANDBOX,
-        "Content-Disposition": f'{shown}; filename="{download_name(image_id, type_name)}"',
+        "Content-Disposition": f'{disposition}; filename="{download_name(image_id, type_name)}"',
     }
     return Response(data, media_type=type_name, headers=headers)
 
 
 @router.post("/crops", responses=errors(*BODY_ERRORS))
-async def add(asked: AddRequest, request: Request, service: Parts) -> AddAnswer:
+async def add(asked: AddRequest, request: Request, service: ServiceParts) -> AddAnswer:
     """Add crops, or replace those of the same name. Needs the token in the header."""
     asked.check_limits(service.settings)
-    gallery, names = service.engine.gallery, [crop.image_id for crop in asked.crops]
-    facts = {"image_ids": names}
+    facts = {"image_ids": [crop.image_id for crop in asked.crops]}
     with service.noting(request, "add", facts, changes=True, code="bad_crop") as noted:
-        answer = await service.engine.writing.run(_add, gallery, asked.crops, service.settings)
+        answer = await service.worker.writing.run(_add, service.worker.gallery, asked.crops, service.settings)
         noted["added"], noted["replaced"] = answer.added, answer.replaced
     return answer
 
 
 @router.delete("/crops", responses=errors(400))
 async def remove(
-    image_ids: Annotated[list[ImageId], Query(alias="id", min_length=1, max_length=MOST_DELETED)],
+    image_ids: Annotated[list[ImageId], Query(alias="id", min_length=1, max_length=MAX_DELETED)],
     request: Request,
-    service: Parts,
+    service: ServiceParts,
 ) -> RemoveAnswer:
-    """Remove crops; those that are not there are passed over. Needs the token in the header."""
-    gallery, facts = service.engine.gallery, {"image_ids": image_ids}
-    with service.noting(request, "delete", facts, changes=True, code="bad_crop") as noted:
-        removed = await service.engine.writing.run(gallery.remove, image_ids)
+    """Remove crops; unknown names are ignored. Needs the token in the header."""
+    with service.noting(request, "delete", {"image_ids": image_ids}, changes=True, code="bad_crop") as noted:
+        removed = await service.worker.writing.run(service.worker.gallery.remove, image_ids)
         noted["removed"] = removed
     return RemoveAnswer(removed=removed)
 
 
 def _original(gallery: Gallery, image_id: str) -> bytes:
-    """The bytes that were indexed and no others: a gallery of somebody else may name any folder as its own."""
+    """Return the bytes that were indexed and no others: a stranger's gallery may name any folder as its own."""
     try:
         facts, path = gallery.crop(image_id), gallery.original(image_id)
         with file_system_errors(path):
@@ -143,15 +131,15 @@ def _original(gallery: Gallery, image_id: str) -> bytes:
 
 def _add(gallery: Gallery, crops: list[CropUpload], settings: ServiceSettings) -> AddAnswer:
     taken: list[tuple[CropUpload, bytes]] = []
-    unreadable: list[Unreadable] = []
+    unreadable: list[tuple[str, str]] = []
     for crop in crops:
         data = decode_base64(crop.image, settings)
         try:
             check_pixels(data, settings)
             taken.append((crop, data))
         except CsktError as error:
-            unreadable.append(Unreadable(image_id=crop.image_id, reason=str(error)))
-    metadata = [crop.metadata for crop, _ in taken]
-    report = gallery.add([data for _, data in taken], [crop.image_id for crop, _ in taken], metadata)
-    unreadable += [Unreadable(image_id=name, reason=reason) for name, reason in report.unreadable]
-    return AddAnswer(added=report.added, replaced=report.replaced, unreadable=unreadable)
+            unreadable.append((crop.image_id, str(error)))
+    names, metadata = [crop.image_id for crop, _ in taken], [crop.metadata for crop, _ in taken]
+    report = gallery.add([data for _, data in taken], names, metadata)
+    refused = [Unreadable(image_id=name, reason=reason) for name, reason in (*unreadable, *report.unreadable)]
+    return AddAnswer(added=report.added, replaced=report.replaced, unreadable=refused)

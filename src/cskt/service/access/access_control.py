@@ -1,0 +1,163 @@
+"""`AccessControl` middleware: host name, rate and token of a request, checked before any of its body is read."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cskt.service.access.hosts import check_host, check_origin
+from cskt.service.access.tokens import Tokens
+from cskt.service.audit import AuditLog
+from cskt.service.http_errors import ServiceError
+from cskt.service.settings import ServiceSettings
+
+Access: TypeAlias = Literal["open", "read", "write"]
+
+SESSION_COOKIE = "cskt_session"
+OPEN = frozenset({"/", "/healthz", "/docs", "/openapi.json", "/api/session"})
+"""Paths that show nothing of the gallery; the page must load before it can ask for the token."""
+QUERIES = frozenset({"/api/search", "/api/explain", "/api/marks/export"})
+"""Posted because they are long, but they change nothing."""
+CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+SMALL_COST = 0.02
+"""Cost of a thumbnail or a file of the page, of which one answer shows dozens; a search costs 1."""
+MAX_CLIENTS = 10_000
+"""Clients with a bucket; beyond that, the one that has been silent longest loses it, full by then."""
+
+
+def needed_access(method: str, path: str) -> Access:
+    """Return what a request needs; an unknown one needs the token."""
+    if path in OPEN or path.startswith("/page/"):
+        return "open"
+    return "write" if method in CHANGING and path not in QUERIES else "read"
+
+
+def cost(path: str) -> float:
+    """Return what a request takes from its client's bucket; monitoring systems must not be refused for the rate."""
+    if path == "/healthz":
+        return 0.0
+    return SMALL_COST if path in ("/", "/api/thumbnail") or path.startswith("/page/") else 1.0
+
+
+class RateLimiter:
+    """One token bucket per client.
+
+    Args:
+        rate: what a client may spend per second on average.
+        burst: what it may spend at once.
+        clock: seconds; never decreases.
+    """
+
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._burst = max(burst, 1.0)
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def spend(self, client: str, cost: float) -> None:
+        """Take from a client's bucket.
+
+        Raises:
+            ServiceError: 429, with the seconds to wait; nothing is taken then.
+        """
+        now = self._clock()
+        level, filled = self._buckets.pop(client, (self._burst, now))
+        level = min(self._burst, level + (now - filled) * self._rate)
+        self._buckets[client] = (level - cost if level >= cost else level, now)
+        if len(self._buckets) > MAX_CLIENTS:
+            self._buckets.popitem(last=False)
+        if level < cost:
+            wait = math.ceil((cost - level) / self._rate)
+            message = f"more than {self._rate:g} requests per second; try again in {wait} s"
+            raise ServiceError(429, "too_many_requests", message, {"Retry-After": str(wait)})
+
+
+class AccessControl:
+    """ASGI middleware in front of every route.
+
+    Args:
+        app: the app inside.
+        settings: of the service.
+        tokens: the token and the sessions.
+        audit: refused tokens are logged here.
+    """
+
+    def __init__(self, app: ASGIApp, *, settings: ServiceSettings, tokens: Tokens, audit: AuditLog) -> None:
+        self._app = app
+        self._settings = settings
+        self._tokens = tokens
+        self._rates = RateLimiter(settings.rate, settings.rate * settings.burst_seconds)
+        self._audit = audit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "http":
+            try:
+                self._check(Request(scope))
+            except ServiceError as error:
+                await error.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, request: Request) -> None:
+        path = request.scope["path"]  # as the router sees it; `request.url` differs where it holds a %3F
+        _check_framing(request)
+        check_host(request.headers, self._settings)
+        self._rates.spend(client_of(request), cost(path))
+        if request.method in CHANGING:
+            check_origin(request.headers.get("origin"), request.headers["host"], self._settings)
+        needed = needed_access(request.method, path)
+        has_token = self._has_token(request)
+        if needed == "write" and not has_token:
+            if self._settings.token is None:
+                message = "this service is read-only; start it with --token-file FILE to add or delete crops"
+                raise ServiceError(403, "read_only", message)
+            raise _token_needed("adding and deleting need the token in the header; a browser's session may only read")
+        can_read = has_token or self._tokens.is_session(request.cookies.get(SESSION_COOKIE, ""))
+        if needed == "read" and self._settings.reading_needs_token and not can_read:
+            raise _token_needed("sign in on the page, or send the token as Authorization: Bearer TOKEN")
+
+    def _has_token(self, request: Request) -> bool:
+        """Return whether the request has the token; a wrong one is refused even where none is needed."""
+        header = request.headers.get("authorization")
+        if header is None:
+            return False
+        scheme, _, token = header.partition(" ")
+        if scheme.lower() != "bearer" or not self._tokens.is_right(token.strip()):
+            # On every path: guesses, and their lines in the log, must not be free where health is.
+            self._rates.spend(client_of(request), 1.0)
+            self._audit.note(client_of(request), "refused-token", path=request.scope["path"])
+            raise wrong_token()
+        return True
+
+
+def _check_framing(request: Request) -> None:
+    """Refuse a body whose end a proxy may see elsewhere: one request here could be two there (RFC 9112, 6.3).
+
+    Raises:
+        ServiceError: 400; the connection is closed, because the start of the next request is unknown.
+    """
+    headers, version = request.headers, request.scope["http_version"]
+    if "transfer-encoding" in headers and ("content-length" in headers or version != "1.1"):
+        message = "a body has either a Content-Length or, in HTTP/1.1, a Transfer-Encoding; send one of them"
+        raise ServiceError(400, "bad_framing", message, {"Connection": "close"})
+
+
+def client_of(request: Request) -> str:
+    """Return the address that a request comes from; headers that claim another are ignored."""
+    return request.client.host if request.client else "unknown"
+
+
+def wrong_token() -> ServiceError:
+    """Return the answer to a wrong token."""
+    return ServiceError(401, "wrong_token", "the token is not the right one", {"WWW-Authenticate": "Bearer"})
+
+
+def _token_needed(message: str) -> ServiceError:
+    return ServiceError(401, "token_needed", message, {"WWW-Authenticate": "Bearer"})

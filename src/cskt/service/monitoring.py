@@ -1,0 +1,130 @@
+"""Metrics for Prometheus, and a log without any text that a client sent.
+
+Of a request only method, route, status, time and request id may be logged. Messages of exceptions and of other
+packages may quote what was sent (a filter, a sentence, a name), so they are not written: an error is logged by its type
+and the places in the code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cskt.utils.extras import require
+
+require("serve", "prometheus_client")
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest  # noqa: E402
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+OWN = "cskt"
+"""The package whose messages are logged unchanged."""
+
+log = logging.getLogger(__name__)
+
+
+class Metrics:
+    """Metrics of one app, in a registry of their own so that two apps in a process do not share them."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = self._make(Counter, "requests", "Requests answered.", ("route", "method", "code"))
+        self.request_seconds = self._seconds("request_seconds", "Time to answer a request.", "route")
+        self.encode_seconds = self._seconds("encode_seconds", "Time to encode a batch of queries.")
+        self.search_seconds = self._seconds("search_seconds", "Time to search for a batch of encoded queries.")
+        self.batch_size = self._make(Histogram, "batch_size", "Queries encoded together.", buckets=BATCHES)
+        self.in_flight = self._make(Gauge, "requests_in_flight", "Requests being answered.")
+        self.crops = self._make(Gauge, "crops", "Crops in the gallery.")
+        self.gallery_up = self._make(Gauge, "gallery_up", "Whether the gallery can be asked: 1 or 0.")
+
+    def text(self) -> bytes:
+        """Return all metrics in the text format of Prometheus."""
+        return generate_latest(self._registry)
+
+    def _seconds(self, name: str, help_text: str, *labels: str) -> Histogram:
+        return self._make(Histogram, name, help_text, labels, buckets=SECONDS)
+
+    def _make(self, kind: Any, name: str, *rest: Any, **options: Any) -> Any:
+        return kind(f"cskt_{name}", *rest, registry=self._registry, **options)
+
+
+def trace_of(error: BaseException) -> str:
+    """Describe an exception and its causes as Python does, without their messages.
+
+    Returns:
+        Several lines: for each exception, the first cause first, its frames and its type. An error of the system also
+        has its standard text, such as "No space left on device".
+    """
+    lines: list[str] = []
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        lines.insert(0, "".join(traceback.format_tb(current.__traceback__)) + _name_of(current))
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return "\n".join(lines)
+
+
+def log_failure(logger: logging.Logger, message: str, error: BaseException) -> None:
+    """Log an error with `trace_of` as its traceback, for every kind of handler."""
+    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, message, (), None)
+    record.exc_text = trace_of(error)
+    logger.handle(record)
+
+
+def make_private(record: logging.LogRecord) -> None:
+    """Replace the message of another package by its place in the code, and a traceback by `trace_of`."""
+    if record.name.partition(".")[0] != OWN:
+        place = f"{record.module}:{record.lineno}"
+        record.msg, record.args = f"{record.name}: {record.levelname.lower()} in {place}", ()
+    if record.exc_info and record.exc_info[1] is not None:
+        record.exc_text = trace_of(record.exc_info[1])
+    record.exc_info = None
+
+
+@contextmanager
+def private_logging() -> Iterator[None]:
+    """Keep client text out of everything that this process logs, and out of stderr.
+
+    Records are changed when they are made, because packages such as pymilvus have handlers of their own. Warnings of
+    the module `warnings`, and errors of threads without a waiting caller, are logged by the same rule.
+    """
+    factory = logging.getLogRecordFactory()
+    hooks = threading.excepthook, sys.unraisablehook
+
+    def private_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = factory(*args, **kwargs)
+        make_private(record)
+        return record
+
+    def log_unhandled(failure: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
+        if failure.exc_value is not None:
+            kind = "a thread failed" if isinstance(failure, threading.ExceptHookArgs) else "an error was not raised"
+            log_failure(log, kind, failure.exc_value)
+
+    logging.setLogRecordFactory(private_record)
+    logging.captureWarnings(capture=True)
+    threading.excepthook = sys.unraisablehook = log_unhandled
+    try:
+        yield
+    finally:
+        threading.excepthook, sys.unraisablehook = hooks
+        logging.captureWarnings(capture=False)
+        logging.setLogRecordFactory(factory)
+
+
+def _name_of(error: BaseException) -> str:
+    name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+    if isinstance(error, BaseExceptionGroup):
+        parts = "\n".join(trace_of(part) for part in error.exceptions)
+        return f"{name} of {len(error.exceptions)}:\n{parts}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{name}: {os.strerror(error.errno)}"
+    return name

@@ -1,0 +1,119 @@
+"""Routes for searching, explaining a hit, and exporting marked hits."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Set
+
+from fastapi import APIRouter, Request, Response
+
+from cskt.errors import CsktError
+from cskt.gallery.marks import Mark, marks_csv, marks_jsonl
+from cskt.gallery.options import EVERY_SCORE
+from cskt.gallery.query import Query
+from cskt.service.http_errors import refusal
+from cskt.service.routes.base import BODY_ERRORS, ServiceParts, StrictRoute, errors
+from cskt.service.schemas import (
+    ExplainAnswer,
+    ExplainRequest,
+    ExportRequest,
+    HistogramAnswer,
+    HitAnswer,
+    SearchAnswer,
+    SearchRequest,
+    WordHeat,
+    with_zones,
+)
+from cskt.service.uploads import decode_base64, read_query
+
+router = APIRouter(prefix="/api", tags=["search"], route_class=StrictRoute)
+HEAT_DIGITS = 4
+LEFT_OUT = "X-Left-Out"
+"""Header of an export: number of crops that are not in it because no file of the indexed folder shows them."""
+
+
+@router.post("/search", responses=errors(404, *BODY_ERRORS))
+async def search(asked: SearchRequest, request: Request, service: ServiceParts) -> SearchAnswer:
+    """Return the best crops for a sentence, a picture, a crop, or several of these together."""
+    begun = time.perf_counter()
+    asked.check_limits(service.settings)
+    gallery = service.worker.gallery
+    with service.noting(request, "search", asked.audit_facts()) as noted:
+        try:  # before anything is encoded
+            where = gallery.parse_filter(asked.where)
+        except CsktError as error:
+            raise refusal(error, gallery, "bad_filter") from None
+        image = None
+        if asked.image is not None:
+            data = decode_base64(asked.image, service.settings)
+            image = await service.worker.decoding.run(read_query, data, gallery, service.settings)
+        # Read once, so that the answer names the one that was used: `cskt calibrate` may change it at any time.
+        min_score = gallery.min_score if asked.min_score is None else asked.min_score
+        options = asked.options(where, EVERY_SCORE if min_score is None else min_score)
+        query = asked.query(image)
+        hits, histogram = await service.worker.search(query, options, histogram=asked.histogram)
+        warnings, columns = gallery.warnings(query), gallery.manifest.columns
+        noted["hits"] = len(hits)
+    return SearchAnswer(
+        hits=[HitAnswer(**(vars(hit) | {"metadata": with_zones(hit.metadata, columns)})) for hit in hits],
+        cut_off=min_score,
+        histogram=histogram and HistogramAnswer(edges=list(histogram.edges), counts=list(histogram.counts)),
+        warnings=warnings,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+@router.post("/explain", responses=errors(404, *BODY_ERRORS))
+async def explain(asked: ExplainRequest, request: Request, service: ServiceParts) -> ExplainAnswer:
+    """Return heat maps of a sentence, and of each of its words, over a crop."""
+    asked.check_limits()
+    worker, facts = service.worker, {"text": asked.text, "image_id": asked.image_id}
+    with service.noting(request, "explain", facts):
+        explanation = await worker.explaining.run(worker.gallery.explain, asked.image_id, asked.text)
+        warnings = worker.gallery.warnings(Query(asked.text))
+    rows, columns = explanation.sentence.shape
+    return ExplainAnswer(
+        score=explanation.score,
+        rows=rows,
+        columns=columns,
+        sentence=explanation.sentence.round(decimals=HEAT_DIGITS).tolist(),
+        words=[WordHeat(word=word, heat=heat.round(decimals=HEAT_DIGITS).tolist()) for word, heat in explanation.words],
+        warnings=warnings,
+    )
+
+
+@router.post(
+    "/marks/export",
+    responses=errors(*BODY_ERRORS)
+    | {
+        200: {
+            "content": {kind: {"schema": {"type": "string"}} for kind in ("text/csv", "application/x-ndjson")},
+            "headers": {LEFT_OUT: {"description": "Crops that training cannot read.", "schema": {"type": "integer"}}},
+        }
+    },
+    response_class=Response,
+)
+async def export(asked: ExportRequest, request: Request, service: ServiceParts) -> Response:
+    """Return judged hits as a table, or as records for training, in which crops added by the API are left out."""
+    asked.check_limits()
+    marks, gallery = [Mark(mark.text, mark.image_id, mark.right) for mark in asked.marks], service.worker.gallery
+    with service.noting(request, "export", {"format": asked.format, "marks": len(marks)}):
+        uploaded = await service.worker.reading.run(gallery.uploaded, [mark.image_id for mark in marks])
+        if asked.format == "csv":
+            text, num_left_out, media_type = marks_csv(marks), 0, "text/csv"
+        else:
+            text, num_left_out = _without(uploaded, marks_jsonl(marks))
+            media_type = "application/x-ndjson"
+    headers = {"Content-Disposition": f'attachment; filename="marks.{asked.format}"', LEFT_OUT: str(num_left_out)}
+    return Response(text, media_type=media_type, headers=headers)
+
+
+def _without(image_ids: Set[str], records: str) -> tuple[str, int]:
+    """Return training records without those of some crops, and the number of these crops.
+
+    They are removed after identities have been assigned: two sentences for one such crop still describe one person.
+    """
+    lines = records.split("\n")[:-1]  # not `splitlines`: a caption may contain U+2028
+    stay = [line for line in lines if json.loads(line)["image"] not in image_ids]
+    return "".join(f"{line}\n" for line in stay), len(lines) - len(stay)

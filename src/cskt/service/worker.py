@@ -1,0 +1,176 @@
+"""The threads of the service: queries share the model, and slow work of one kind delays no other kind.
+
+encode     one thread   every query; those that arrive while the model is busy are encoded together
+search     one thread   fast searches; those that wait are answered in one pass over the vectors
+slow       two threads  searches with a filter, in groups or far down the list, and histograms
+explain    one thread   heat maps
+decode     two threads  query images, decoded and resized for the model
+read       four threads originals, thumbnails, facts
+write      one thread   additions and deletions
+count      one thread   number of crops, which shows whether the store answers
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import torch
+from torch import Tensor
+
+from cskt.errors import CsktError, NoAnswerError
+from cskt.gallery.answers import Histogram
+from cskt.gallery.gallery import Gallery
+from cskt.gallery.options import EVERY_SCORE, SearchOptions
+from cskt.gallery.query import Query
+from cskt.service.batching import Batcher, Pool
+from cskt.service.http_errors import ServiceError
+from cskt.service.monitoring import Metrics
+from cskt.service.settings import ServiceSettings
+from cskt.types import Hit
+
+WARM_UP = Query(text="a person")
+DEEP = 1000
+"""Ranked crops, those before the offset included, beyond which a search is slow."""
+MAX_SLOW_WAITING = 32
+"""Slow requests that may wait for a pool."""
+COUNT_VALID_SECONDS, COUNT_TIMEOUT_SECONDS = 2.0, 5.0
+"""Prometheus gives up after ten."""
+
+log = logging.getLogger(__name__)
+
+
+class GalleryWorker:
+    """A gallery and the threads that use it.
+
+    Args:
+        gallery: open; the caller closes it.
+        settings: of the service.
+        metrics: times and batch sizes are counted here.
+    """
+
+    def __init__(self, gallery: Gallery, settings: ServiceSettings, metrics: Metrics) -> None:
+        self.gallery = gallery
+        self._metrics = metrics
+        batch, waiting = settings.queries_together, settings.queries_waiting
+        self._encoding: Batcher[Query, Tensor] = Batcher("encode", self._encode, max_batch=batch, max_waiting=waiting)
+        self._searching: Batcher[tuple[Tensor, SearchOptions], list[Hit]] = Batcher(
+            "search", self._search, max_batch=batch, max_waiting=waiting
+        )
+        self._slow = Pool("slow", threads=2, max_waiting=MAX_SLOW_WAITING)
+        self.explaining = Pool("explain", threads=1, max_waiting=MAX_SLOW_WAITING)
+        self.decoding = Pool("decode", threads=2, max_waiting=MAX_SLOW_WAITING)
+        self.reading = Pool("read", threads=4, max_waiting=waiting)
+        self.writing = Pool("write", threads=1, max_waiting=MAX_SLOW_WAITING)
+        self._counting = Pool("count", threads=1, max_waiting=1)
+        self._count: Future[int] | None = None
+        self._counted_at = 0.0
+        self.finished = False
+        """True once `close` has been called and no thread works any more."""
+        self.ready: Future[None] = Future()
+        """Done when model and vectors are loaded; holds the error if they cannot be."""
+
+    def warm_up(self) -> None:
+        """Begin to load the model and the vectors, by a first search in the threads of all later ones."""
+
+        def failed(future: Future[Tensor] | Future[list[Hit]], message: str) -> bool:
+            if future.cancelled():  # the service stops already
+                return True
+            if error := future.exception():
+                log.error("%s: %s", message, error, exc_info=None if isinstance(error, CsktError) else error)
+                self.ready.set_exception(error)
+            return error is not None
+
+        def searched(future: Future[list[Hit]]) -> None:
+            if not failed(future, "the gallery cannot be searched"):
+                self.ready.set_result(None)
+
+        def encoded(future: Future[Tensor]) -> None:
+            if not failed(future, "the model cannot be loaded"):
+                with contextlib.suppress(ServiceError):  # the service has been stopped meanwhile
+                    item = future.result(), SearchOptions(k=1, min_score=EVERY_SCORE)
+                    self._searching.enqueue(item).add_done_callback(searched)
+
+        self._encoding.enqueue(WARM_UP).add_done_callback(encoded)
+
+    async def search(
+        self, query: Query, options: SearchOptions, *, histogram: bool
+    ) -> tuple[list[Hit], Histogram | None]:
+        """Return the hits of one query and, if asked for, the distribution of all scores.
+
+        Raises:
+            CsktError: see `Gallery.search`.
+            ServiceError: 503, too much waits.
+        """
+        vector = await self._encoding.add(query)
+        is_slow = options.where is not None or options.group_by is not None or options.k + options.offset > DEEP
+        if is_slow:
+            (hits,) = await self._slow.run(self._search, [(vector, options)])
+        else:
+            hits = await self._searching.add((vector, options))
+        if not histogram:
+            return hits, None
+        return hits, await self._slow.run(self.gallery.histogram, vector, where=options.where)
+
+    async def count(self) -> int:
+        """Return the number of crops, at most two seconds old; concurrent calls share one question to the store.
+
+        Raises:
+            CsktError: the gallery has changed, or its store refuses or gives no answer in time.
+        """
+        _ = self.gallery.columns  # reads the manifest: fails at once if the gallery has changed
+        is_old = time.monotonic() > self._counted_at + COUNT_VALID_SECONDS
+        if self._count is None or (self._count.done() and is_old):
+            self._count, self._counted_at = self._counting.submit(self.gallery.count), time.monotonic()
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._count)), COUNT_TIMEOUT_SECONDS)
+        except TimeoutError:
+            raise NoAnswerError(f"no answer within {COUNT_TIMEOUT_SECONDS:.0f} s") from None
+
+    def close(self, seconds: float | None = None) -> bool:
+        """Refuse further work and wait until running work is finished; then the gallery may be closed.
+
+        Args:
+            seconds: longest wait; no limit if None.
+
+        Returns:
+            True if everything is finished.
+        """
+        pools: dict[str, Pool] = {
+            "encode": self._encoding, "search": self._searching, "slow": self._slow, "explain": self.explaining,
+            "decode": self.decoding, "read": self.reading, "write": self.writing, "count": self._counting,
+        }  # fmt: skip
+        for pool in pools.values():
+            pool.stop()
+        end = None if seconds is None else time.monotonic() + seconds
+        working = [
+            name
+            for name, pool in pools.items()
+            if not pool.wait(None if end is None else max(0.0, end - time.monotonic()))
+        ]
+        if working:
+            log.warning("not finished when the service stopped: threads %s", ", ".join(working))
+        self.finished = not working
+        return self.finished
+
+    def _encode(self, queries: Sequence[Query]) -> Sequence[Tensor]:
+        self._metrics.batch_size.observe(len(queries))
+        with self._metrics.encode_seconds.time():
+            return self.gallery.encode(queries).unbind(0)
+
+    def _search(self, items: Sequence[tuple[Tensor, SearchOptions]]) -> list[list[Hit]]:
+        """Return the hits of each item; items with the same options are searched for together."""
+        positions: dict[SearchOptions, list[int]] = {}
+        for position, (_, options) in enumerate(items):
+            positions.setdefault(options, []).append(position)
+        found: list[list[Hit]] = [[] for _ in items]
+        with self._metrics.search_seconds.time():
+            for options, places in positions.items():
+                vectors = torch.stack([items[place][0] for place in places])
+                for place, hits in zip(places, self.gallery.search_vectors(vectors, options), strict=True):
+                    found[place] = hits
+        return found
