@@ -1,10 +1,13 @@
-"""Numbers of tries of a fault: few in `make test-all`, those of docs/reliability.md in `make test-faults`."""
+"""Tries of a fault: their number (few in `make test-all`, many in `make test-faults`), their moment, their record."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 LONG = os.environ.get("CSKT_LONG_FAULTS") == "1"
@@ -20,6 +23,15 @@ def tries(fast: int, long: int) -> int:
 def chance(test: str) -> random.Random:
     """Return a generator for the choices of a test, the same in every run with one seed."""
     return random.Random(f"{SEED} {test}")
+
+
+def wait_until(event: Callable[[], bool], process: subprocess.Popen, seconds: float = 300) -> None:
+    """Wait for an event that a process causes, so that a kill or an interrupt strikes at the same point everywhere."""
+    end = time.monotonic() + seconds
+    while not event():
+        assert process.poll() is None, "the process ended before the event"
+        assert time.monotonic() < end, f"nothing happened within {seconds:.0f} s"
+        time.sleep(0.005)
 
 
 def record(fault: str, *, tried: int, test: str) -> None:

@@ -1,9 +1,10 @@
-"""Programs that fill a gallery until they end or are killed; started by `test_faults`, in processes of their own.
+"""Programs that fill a gallery; `test_faults` starts them in processes of their own.
 
-    python filling_process.py index GALLERY BACKBONE LOG
+    python filling_process.py index GALLERY BACKBONE LOG LIMIT
     python filling_process.py add GALLERY BACKBONE NAME IMAGES...
 
-The log receives one line per commit, once it is acknowledged: how many crops the gallery has gained by then.
+`index` writes a line into the log after each commit: the number of crops that it has added so far. From LIMIT on it
+commits nothing more and waits to be killed.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing import commits
 
 
-def index(folder: str, backbone: str, log: str) -> None:
-    """Index what is there, in many small commits."""
+def index(folder: str, backbone: str, log: str, limit: str) -> None:
+    """Index the gallery's folder in many small commits."""
     commits.COMMIT_SECONDS = 0.02
     encoder = cskt.load(backbone, device="cpu", batch_size=2, num_workers=2)
     with Gallery.open(folder, encoder=encoder) as gallery, Path(log).open("a", encoding="ascii") as stream:
@@ -30,13 +31,14 @@ def index(folder: str, backbone: str, log: str) -> None:
             stream.write(f"{done}\n")
             stream.flush()
             os.fsync(stream.fileno())
-            time.sleep(0.01)
+            while done >= int(limit):
+                time.sleep(0.01)
 
         gallery.index(on_progress=acknowledge)
 
 
 def add(folder: str, backbone: str, name: str, *images: str) -> None:
-    """Hand crops over, one call each."""
+    """Upload crops, one call each."""
     encoder = cskt.load(backbone, device="cpu", num_workers=1)
     with Gallery.open(folder, encoder=encoder) as gallery:
         for number, image in enumerate(images):

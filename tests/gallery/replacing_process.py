@@ -1,8 +1,8 @@
-"""A program that replaces all crops of a Milvus collection again and again until it is killed: `test_milvus_faults`.
+"""A program that replaces all crops of a Milvus collection repeatedly until it is killed, for `test_milvus_faults`.
 
     python replacing_process.py URL FIRST LOG
 
-Round FIRST is written, then the next one, and so on; the log receives the number of each that was acknowledged.
+It writes round FIRST, then the next one, and so on, and logs the number of each acknowledged round.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NUM_CROPS = 100
 
 
 def crops_of(round_: int) -> Iterator[Crop]:
-    """All crops as one round writes them: odd rounds have values that even ones lack."""
+    """Yield all crops of one round; odd rounds have values that even ones lack."""
     for number in range(NUM_CROPS):
         metadata: dict[str, Value] = {"camera": f"c{number % 3}", "round": round_} if round_ % 2 else {}
         vector = np.random.default_rng(1000 * round_ + number).standard_normal(DIM).astype(np.float32)
@@ -34,7 +34,7 @@ def crops_of(round_: int) -> Iterator[Crop]:
 
 
 def main(url: str, first: str, log: str) -> None:
-    """Replace them until the end of this process."""
+    """Replace the crops until the end of this process."""
     store = open_milvus(url, DIM, COLUMNS)
     with Path(log).open("a", encoding="ascii") as stream:
         for round_ in count(int(first)):
