@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.utf_8_sig  # noqa: F401  (Python loads it on first use, for which another user lacks the rights)
 import os
 import subprocess
 from collections.abc import Iterator
