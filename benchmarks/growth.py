@@ -64,7 +64,7 @@ def works(smallest: Mapping[str, int], encoder: Encoder, scratch: Path) -> Works
     def index(size: int) -> None:
         with (
             tempfile.TemporaryDirectory(dir=scratch) as place,
-            Gallery.create(Path(place) / "gallery", encoder, "clip-tiny") as made,
+            Gallery.create(Path(place) / "gallery", encoder) as made,
         ):
             made.index(folders[size] / "imgs")
             assert made.count() == size

@@ -66,13 +66,13 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
             started = time.perf_counter()
             encoder.encode_image(crops)
             bare.append(time.perf_counter() - started)
-            with Gallery.create(Path(scratch) / f"gallery-{number}", encoder, args.model) as gallery:
+            with Gallery.create(Path(scratch) / f"gallery-{number}", encoder) as gallery:
                 started = time.perf_counter()
                 gallery.index(drawn / "imgs")
                 indexed.append(time.perf_counter() - started)
                 assert gallery.count() == len(crops)
             if engine is not None:
-                with Gallery.create(Path(scratch) / f"ray-{number}", encoder, args.model) as gallery:
+                with Gallery.create(Path(scratch) / f"ray-{number}", encoder) as gallery:
                     started = time.perf_counter()
                     gallery.index(drawn / "imgs", engine=engine)
                     on_ray.append(time.perf_counter() - started)

@@ -63,7 +63,7 @@ def vit_b_16_gallery(folder: Path, crops: list[Path]) -> Path:
     weights = folder / "vit-b-16.safetensors"
     save_backbone(weights, model.state_dict(), architecture, facts={}, half=True)
     home = folder / "vit-b-16"
-    with Gallery.create(home, load(weights), str(weights)) as gallery:
+    with Gallery.create(home, load(weights)) as gallery:
         gallery.add(crops, [crop.name for crop in crops])
     return home
 

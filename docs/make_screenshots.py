@@ -128,7 +128,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as root,
         Gallery.open(build_demo_gallery(Path(root) / "demo"), encoder=encoder) as full,
-        Gallery.create(Path(root) / "new", encoder, "clip-tiny") as new,
+        Gallery.create(Path(root) / "new", encoder) as new,
         sync_playwright() as playwright,
         served(full) as address,
         served(new) as empty_address,

@@ -17,7 +17,7 @@ from torch import Tensor
 import cskt
 from cskt.config import CLIP_MEAN, CLIP_STD, load_config, to_dict
 from cskt.data.images import ImageReader, normalise, resize
-from cskt.embed import Encoder, ModelSource
+from cskt.embed import Encoder
 from cskt.embed.models import tokenizer_for
 from cskt.explain import explain
 from cskt.export.graphs import ImageGraph
@@ -192,9 +192,7 @@ def test_the_filter_reaches_every_way_of_reading_images(
     )
     assert len(list((tmp_path / "cache").iterdir())) == 2, "each filter has a cache of its own"
     assert bicubic.fingerprint != usual.fingerprint
-    with Gallery.create(
-        tmp_path / "g", bicubic, ModelSource(str(clips[0]), **SIZES, settings={"interpolation": "bicubic"})
-    ) as gallery:
+    with Gallery.create(tmp_path / "g", bicubic) as gallery:
         gallery.index(paths[0].parent)
         hits = gallery.search(image=paths[0], k=1)
         assert hits[0].score == pytest.approx(1, abs=1e-5)

@@ -23,7 +23,6 @@ from cskt.cli.main import main as cskt_command
 from cskt.data.datasets import read_dataset
 from cskt.data.paperdoll import make_dataset
 from cskt.data.tokenizer import Tokenizer
-from cskt.embed import ModelSource
 from cskt.gallery.gallery import Gallery
 from cskt.model.io.files import save_backbone
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH, plain_clip
@@ -59,7 +58,7 @@ def _make(target: Path, root: Path) -> None:
     crops = target / "gallery" / "crops"
     pictures = sorted((root / "CUHK-PEDES" / "imgs").rglob("*.jpg"))
     encoder = cskt.load(run, device="cpu", precision="fp32")
-    gallery = Gallery.create(target / "gallery", encoder, ModelSource(str(run)))
+    gallery = Gallery.create(target / "gallery", encoder)
     crops.mkdir()
     for number, picture in enumerate(pictures[:6]):
         shutil.copy(picture, crops / f"{number}{picture.suffix}")

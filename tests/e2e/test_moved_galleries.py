@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shlex
@@ -142,7 +143,7 @@ def test_vectors_beside_the_gallery_move_with_it(project: Path, tmp_path: Path) 
 def test_what_lies_inside_the_gallery_and_far_away(project: Path, encoder: Encoder, tmp_path: Path) -> None:
     """`./run` cannot be taken for a repository of Hugging Face, as `run/x` could."""
     weights = write_backbone(tmp_path / "far.safetensors")
-    with Gallery.create(project / "g", cskt.load(weights, device="cpu"), str(weights)) as gallery:
+    with Gallery.create(project / "g", cskt.load(weights, device="cpu")) as gallery:
         shutil.copytree(project / "crops", project / "g" / "crops")
         gallery.index(project / "g" / "crops")
         content = content_of(project / "g")
@@ -155,7 +156,9 @@ def test_what_lies_inside_the_gallery_and_far_away(project: Path, encoder: Encod
 
 @pytest.mark.parametrize("name", ["clip-tiny", "ViT-B/16", "owner/name"])
 def test_names_of_models_stay_names(encoder: Encoder, tmp_path: Path, name: str) -> None:
-    with Gallery.create(tmp_path / "g", encoder, name):
+    named = copy.copy(encoder)
+    named.source = ModelSource(name)
+    with Gallery.create(tmp_path / "g", named):
         assert content_of(tmp_path / "g")["model"]["path"] == name
     assert read_manifest(tmp_path / "g").model.path == name
 

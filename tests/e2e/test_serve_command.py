@@ -33,7 +33,7 @@ TOKEN = "correct-horse-battery-staple"
 def gallery(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, dolls: Path) -> Path:
     """A gallery of paper dolls."""
     folder = tmp_path_factory.mktemp("served") / "gallery"
-    with Gallery.create(folder, load(tiny_backbone, device="cpu"), str(tiny_backbone)) as made:
+    with Gallery.create(folder, load(tiny_backbone, device="cpu")) as made:
         made.index(dolls)
     return folder
 
@@ -193,7 +193,7 @@ def test_a_port_in_use_is_one_line(gallery: Path) -> None:
 def test_a_model_that_is_gone_ends_the_service(tmp_path: Path, tiny_backbone: Path) -> None:
     backbone = tmp_path / "gone.safetensors"
     backbone.write_bytes(tiny_backbone.read_bytes())
-    Gallery.create(tmp_path / "own", load(backbone, device="cpu"), str(backbone)).close()
+    Gallery.create(tmp_path / "own", load(backbone, device="cpu")).close()
     backbone.unlink()
     outcome = typed(f"cskt serve {tmp_path / 'own'} --port 0 --no-audit-log --device cpu")
     assert outcome.code == 2

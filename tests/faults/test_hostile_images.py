@@ -313,9 +313,7 @@ def test_gallery_reports_what_it_cannot_read_and_takes_the_rest(
     (crops / "folder.jpg").mkdir()
     with (
         limited(6 * SECONDS),
-        Gallery.create(
-            tmp_path / "gallery", cskt.load(tiny_backbone, device="cpu", num_workers=2), str(tiny_backbone)
-        ) as gallery,
+        Gallery.create(tmp_path / "gallery", cskt.load(tiny_backbone, device="cpu", num_workers=2)) as gallery,
     ):
         report = gallery.index(crops)
         assert report.added == gallery.count() == len(good) + len(TAKEN)

@@ -398,7 +398,7 @@ def test_archives_of_crops(tmp_path: Path, tiny_backbone: Path) -> None:
     encoder = cskt.load(tiny_backbone, device="cpu", num_workers=0)
     whole = archive_of(tmp_path / "whole.tar", image)
     before = sorted(path.name for path in tmp_path.iterdir())
-    with Gallery.create(tmp_path / "gallery", encoder, str(tiny_backbone)) as gallery:
+    with Gallery.create(tmp_path / "gallery", encoder) as gallery:
         report = gallery.add_shards([whole])
         assert report.added == gallery.count() == 1
         assert {name for name, _ in report.unreadable} >= {*OUTSIDE}
@@ -458,7 +458,7 @@ def test_commands_end_in_one_line(tmp_path: Path, dolls: Path, tiny_backbone: Pa
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: !!python/object/apply:os.mkdir [canary]\n", encoding="utf-8")
     gallery = tmp_path / "gallery"
-    Gallery.create(gallery, cskt.load(tiny_backbone, device="cpu"), str(tiny_backbone)).close()
+    Gallery.create(gallery, cskt.load(tiny_backbone, device="cpu")).close()
     commands: list[list[str | Path]] = [
         ["evaluate", bad_clip, "--dataset", "cuhk-pedes", "--root", dolls],
         ["evaluate", tiny_backbone, "--dataset", "cuhk-pedes", "--root", damaged],

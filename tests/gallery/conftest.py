@@ -31,15 +31,15 @@ def crops(dolls: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Encoder, str]:
-    """As arguments of `Gallery.reindex`."""
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    """Return another model than `encoder`."""
     path = write_backbone(tmp_path_factory.mktemp("backbone") / "other.safetensors", seed=1)
-    return cskt.load(path, device="cpu", num_workers=0), str(path)
+    return cskt.load(path, device="cpu", num_workers=0)
 
 
 @pytest.fixture
 def gallery(tmp_path: Path, encoder: Encoder, tiny_backbone: Path, crops: Path) -> Iterator[Gallery]:
     """A gallery of those crops."""
-    with Gallery.create(tmp_path / "gallery", encoder, str(tiny_backbone)) as made:
+    with Gallery.create(tmp_path / "gallery", encoder) as made:
         made.index(crops)
         yield made

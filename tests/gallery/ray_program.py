@@ -45,7 +45,7 @@ def check(backbone: str, crops: str, many: str, scratch: str, num_kills: str) ->
             )  # fmt: skip
 
         def try_twice(name: str, fill: Callable[[Gallery], IndexReport]) -> None:
-            with Gallery.create(folder / name, encoder, model) as gallery:
+            with Gallery.create(folder / name, encoder) as gallery:
                 tell(name, [counts(fill(gallery)) for _ in range(2)])
 
         pending = Pending("a.jpg", Path(crops, "a.jpg"), 0, False, {}, None)

@@ -24,7 +24,7 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path, encoder: Encoder, tiny
     if request.param == "milvus":
         pytest.importorskip("milvus_lite")
     where = request.param if request.param == "lance" else f"milvus:{tmp_path}/crops.db"
-    with Gallery.create(tmp_path / "empty", encoder, str(tiny_backbone), store=where) as made:
+    with Gallery.create(tmp_path / "empty", encoder, store=where) as made:
         yield made
 
 
@@ -52,16 +52,16 @@ def test_a_column_whose_manifest_found_no_room_is_made_by_the_next_who_states_it
 
 
 def test_a_reindex_that_finds_no_room_at_the_end_keeps_the_old_model(
-    gallery: Gallery, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, other_model: tuple[Encoder, str]
+    gallery: Gallery, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, other_model: Encoder
 ) -> None:
     before = gallery.search("a man in a red coat", k=12)
     with monkeypatch.context() as patch, pytest.raises(StoreError):
         patch.setattr(state, "write_manifest", no_room)
-        gallery.reindex(*other_model)
+        gallery.reindex(other_model)
     assert gallery.search("a man in a red coat", k=12) == before
     with Gallery.open(gallery.folder, encoder=encoder) as again:
         assert again.search("a man in a red coat", k=12) == before
-    assert gallery.reindex(*other_model).unchanged == 12, "what was encoded is not encoded again"
+    assert gallery.reindex(other_model).unchanged == 12, "what was encoded is not encoded again"
     assert gallery.search("a man in a red coat", k=12) != before
 
 

@@ -66,7 +66,7 @@ def started_gallery(tmp_path: Path, dolls: Path, encoder: Encoder, backbone: Pat
     """Return the folder of an empty gallery of `tmp_path / "crops"`, which are many."""
     many_crops(tmp_path / "crops", dolls)
     place = "lance" if store == "lance" else f"milvus:{tmp_path}/crops.db"
-    with Gallery.create(tmp_path / "gallery", encoder, str(backbone), store=place) as gallery:
+    with Gallery.create(tmp_path / "gallery", encoder, store=place) as gallery:
         source = source_to_index(gallery.folder, gallery.manifest, tmp_path / "crops")
         gallery._state.remember_source(source)
     return tmp_path / "gallery"
@@ -128,7 +128,7 @@ def test_indexing_on_a_full_disk_ends_in_one_line_and_is_resumed(
         with mounted(tmp_path / f"disk-{attempt}", 250 + 50 * attempt) as disk:
             where = "lance" if store == "lance" else f"milvus:{disk}/crops.db"
             acknowledged = [0]
-            with Gallery.create(disk / "gallery", encoder, str(tiny_backbone), store=where) as gallery:
+            with Gallery.create(disk / "gallery", encoder, store=where) as gallery:
                 try:
                     gallery.index(tmp_path / "crops", on_progress=lambda done, _, log=acknowledged: log.append(done))
                 except CsktError as error:

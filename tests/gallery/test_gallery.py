@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from cskt.gallery import filters, state
 from cskt.gallery.calibration import calibrate, save_calibration
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing.reencoding import fill
-from cskt.gallery.manifest import FORMAT_VERSION, MANIFEST
+from cskt.gallery.manifest import FORMAT_VERSION, MANIFEST, read_manifest
 from cskt.gallery.options import SearchOptions
 from cskt.gallery.query import Query
 from cskt.gallery.state import GalleryState
@@ -230,7 +231,7 @@ def test_another_model_is_refused_until_reindexed(gallery: Gallery, crops: Path,
 
     reader = Gallery.open(gallery.folder)
     old_folders = set((gallery.folder / "vectors").iterdir())
-    report = gallery.reindex(other, str(path))
+    report = gallery.reindex(other)
     assert report.added == 13
     assert not old_folders & set((gallery.folder / "vectors").iterdir())
     assert dict(gallery.crop("live").metadata) == {"track": 1}
@@ -244,7 +245,7 @@ def test_another_model_is_refused_until_reindexed(gallery: Gallery, crops: Path,
     with Gallery.open(gallery.folder, device="cpu") as again:
         assert again.encoder.fingerprint == other.fingerprint
     with pytest.raises(ValueError, match="nothing to do"):
-        gallery.reindex(other, str(path))
+        gallery.reindex(other)
     assert gallery.index().unchanged == 12
 
 
@@ -253,9 +254,9 @@ def test_reindexing_loses_no_crop_in_silence(gallery: Gallery, crops: Path, tmp_
     other, before = cskt.load(path, device="cpu"), everything(gallery)
     (crops / names(crops)[0]).unlink()
     with pytest.raises(ValueError, match="1 crops cannot be encoded anew.*--prune"):
-        gallery.reindex(other, str(path))
+        gallery.reindex(other)
     assert everything(gallery) == before
-    assert gallery.reindex(other, str(path), prune=True).removed == 1
+    assert gallery.reindex(other, prune=True).removed == 1
     assert gallery.count() == 11
 
 
@@ -273,13 +274,13 @@ def test_a_newer_format_and_a_broken_manifest_are_refused(gallery: Gallery) -> N
 
 def test_galleries_are_made_only_where_nothing_is(gallery: Gallery, encoder: Encoder, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a gallery already"):
-        Gallery.create(gallery.folder, encoder, "clip-tiny")
+        Gallery.create(gallery.folder, encoder)
     with pytest.raises(ValueError, match="not empty, and no gallery"):
-        Gallery.create(tmp_path / "crops", encoder, "clip-tiny")
+        Gallery.create(tmp_path / "crops", encoder)
     with pytest.raises(ValueError, match="no gallery there; make one"):
         Gallery.open(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="unknown store 'redis'"):
-        Gallery.create(tmp_path / "new", encoder, "clip-tiny", store="redis")
+        Gallery.create(tmp_path / "new", encoder, store="redis")
     assert not (tmp_path / "new").exists()
 
 
@@ -321,7 +322,7 @@ def test_what_another_process_does_during_a_reindex_is_kept(
             writer.remove([third])
 
     monkeypatch.setattr("cskt.gallery.indexing.reencoding.fill", meanwhile)
-    gallery.reindex(other, str(path))
+    gallery.reindex(other)
     assert len(passes) >= 2
     assert everything(gallery).keys() == {*names(crops), "live"} - {third}
     assert dict(gallery.crop(first).metadata) == {"camera": "new"}
@@ -348,9 +349,9 @@ def test_metadata_told_between_two_halves_of_a_reindex_is_kept(
     with monkeypatch.context() as patch:
         patch.setattr(GalleryState, "replace_by", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            gallery.reindex(other, str(path))
+            gallery.reindex(other)
     gallery.index(metadata={first: {"camera": "new"}})
-    report = gallery.reindex(other, str(path))
+    report = gallery.reindex(other)
     assert report.unchanged == 12
     assert dict(gallery.crop(first).metadata) == {"camera": "new"}
 
@@ -370,12 +371,9 @@ def test_nothing_is_acknowledged_that_the_store_refused(
     assert told == []
 
 
-def test_a_model_that_has_changed_behind_its_path_is_refused(
-    gallery: Gallery, tmp_path: Path, encoder: Encoder
-) -> None:
+def test_a_model_that_has_changed_behind_its_path_is_refused(tmp_path: Path) -> None:
     path = write_backbone(tmp_path / "mine.safetensors", seed=0)
-    with Gallery.create(tmp_path / "another", encoder, str(path)):
-        pass
+    Gallery.create(tmp_path / "another", cskt.load(path, device="cpu")).close()
     write_backbone(path, seed=1)
     with (
         Gallery.open(tmp_path / "another", device="cpu") as opened,
@@ -391,9 +389,9 @@ def test_a_creation_that_was_killed_is_begun_again(
         patch.setattr("cskt.gallery.opening.write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         patch.setattr("cskt.gallery.opening._undo_creation", lambda *_: None)  # a kill cleans nothing up
         with pytest.raises(KeyboardInterrupt):
-            Gallery.create(tmp_path / "half", encoder, "clip-tiny")
+            Gallery.create(tmp_path / "half", encoder)
     assert (tmp_path / "half").is_dir()
-    with Gallery.create(tmp_path / "half", encoder, "clip-tiny") as gallery:
+    with Gallery.create(tmp_path / "half", encoder) as gallery:
         assert gallery.count() == 0
 
 
@@ -489,6 +487,22 @@ def test_old_names_work_and_warn_once(gallery: Gallery) -> None:
         gallery.search_vectors(vectors, depth=3)
     with pytest.raises(AttributeError, match="'Gallery' object has no attribute 'size'"):
         gallery.size  # noqa: B018
+
+
+def test_a_gallery_stores_the_source_of_its_encoder(
+    encoder: Encoder, other_model: Encoder, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    deprecation._warned.clear()
+    with pytest.warns(DeprecationWarning, match="argument 'model'"):
+        Gallery.create(tmp_path / "old-form", encoder).close()
+    assert read_manifest(tmp_path / "old-form").model.path == str(tiny_backbone)
+    made = copy.copy(encoder)
+    made.source = None
+    with pytest.raises(CsktError, match="not made by cskt.load; state what to load it from"):
+        Gallery.create(tmp_path / "unknown", made)
+    Gallery.create(tmp_path / "stated", made).close()
+    with Gallery.open(tmp_path / "stated", device="cpu") as gallery:
+        assert gallery.encoder.fingerprint == encoder.fingerprint
 
 
 def test_a_search_parses_its_filter_and_reads_the_state_of_the_manifest_once(

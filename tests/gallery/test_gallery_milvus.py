@@ -37,7 +37,7 @@ def test_a_gallery_answers_alike_wherever_its_vectors_lie(
     """As many vectors as an approximate index misses none of; a crop that is added is found by the next search."""
     gallery.index(metadata=metadata)
     store = f"milvus:{tmp_path}/crops.db?{OPTIONS}"
-    with Gallery.create(tmp_path / "on-milvus", encoder, str(tiny_backbone), store=store) as other:
+    with Gallery.create(tmp_path / "on-milvus", encoder, store=store) as other:
         assert other.index(crops, metadata=metadata).added == 12
         for where in (None, "camera = 'cam1'", "camera in ('cam0', 'cam2')", "camera is null", "camera != 'cam1'"):
             expected = {hit.image_id: hit.score for hit in gallery.search(SENTENCE, k=50, where=where)}
@@ -51,7 +51,7 @@ def test_what_may_change_is_changed_in_the_manifest(
     encoder: Encoder, tiny_backbone: Path, crops: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "gallery"
-    with Gallery.create(folder, encoder, str(tiny_backbone), store=f"milvus:{tmp_path}/crops.db?{OPTIONS}") as made:
+    with Gallery.create(folder, encoder, store=f"milvus:{tmp_path}/crops.db?{OPTIONS}") as made:
         made.index(crops)
     manifest = (folder / MANIFEST).read_text(encoding="utf-8")
     assert json.loads(manifest)["store"] == f"milvus:../crops.db?{OPTIONS}"
@@ -71,10 +71,10 @@ def test_another_model_gets_a_collection_of_its_own_and_the_old_one_goes(
 
     store = f"milvus:{tmp_path}/crops.db?{OPTIONS}"
     other = cskt.load(write_backbone(tmp_path / "other.safetensors", seed=5), device="cpu", batch_size=4, num_workers=2)
-    with Gallery.create(tmp_path / "gallery", encoder, str(tiny_backbone), store=store) as gallery:
+    with Gallery.create(tmp_path / "gallery", encoder, store=store) as gallery:
         gallery.index(crops)
         before = [hit.score for hit in gallery.search(SENTENCE, k=50)]
-        assert gallery.reindex(other, str(tmp_path / "other.safetensors")).added == 12
+        assert gallery.reindex(other).added == 12
         assert [hit.score for hit in gallery.search(SENTENCE, k=50)] != pytest.approx(before, abs=1e-3)
     client = MilvusClient(str(tmp_path / "crops.db"))
     assert client.list_collections() == [f"crops_{other.fingerprint[:12]}"]
@@ -86,9 +86,9 @@ def test_a_collection_that_another_gallery_has_filled_is_refused(
 ) -> None:
     """Its columns are unknown, so a replaced crop would keep old values out of sight."""
     store = f"milvus:{tmp_path}/crops.db"
-    with Gallery.create(tmp_path / "first", encoder, str(tiny_backbone), store=store) as first:
+    with Gallery.create(tmp_path / "first", encoder, store=store) as first:
         first.index(crops)
         with pytest.raises(ValueError, match=r"crops\.db: holds 12 crops of another gallery; name another place"):
-            Gallery.create(tmp_path / "second", encoder, str(tiny_backbone), store=store)
+            Gallery.create(tmp_path / "second", encoder, store=store)
         assert not (tmp_path / "second").exists()
         assert first.count() == 12

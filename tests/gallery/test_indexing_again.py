@@ -21,7 +21,7 @@ from cskt.gallery.manifest import MANIFEST
 @pytest.fixture
 def empty(tmp_path: Path, encoder: Encoder, tiny_backbone: Path) -> Path:
     """The folder of a gallery without crops."""
-    with Gallery.create(tmp_path / "gallery", encoder, str(tiny_backbone)) as made:
+    with Gallery.create(tmp_path / "gallery", encoder) as made:
         return made.folder
 
 
@@ -152,7 +152,7 @@ def test_patterns_hold_for_lists_and_shards(empty: Path, encoder: Encoder, crops
         for path, added in ((shard, num_others), (table, 0)):
             report = gallery.add_shards([path], ignore=["cam0"])
             assert (report.added, report.passed_over) == (added, {"ignored": len(images) - num_others})
-    with Gallery.create(tmp_path / "listed", encoder, "clip-tiny") as gallery:
+    with Gallery.create(tmp_path / "listed", encoder) as gallery:
         report = gallery.index(list_of(crops, list(images)), ignore=["cam0"])
         assert (report.added, report.passed_over) == (num_others, {"ignored": len(images) - num_others})
 

@@ -149,9 +149,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, dolls: Path) -> Path:
 @pytest.fixture(scope="module")
 def local(place: Path, encoder: Encoder, model: ModelSource) -> Iterator[dict[str, Gallery]]:
     """Galleries of the local engine: of the folder, and of the many crops."""
-    galleries = {
-        name: Gallery.create(place / f"local-{name}", encoder, model, store="lance") for name in ("crops", "many")
-    }
+    galleries = {name: Gallery.create(place / f"local-{name}", encoder, store="lance") for name in ("crops", "many")}
     for name, gallery in galleries.items():
         gallery.index(place / name)
     yield galleries

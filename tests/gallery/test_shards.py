@@ -67,7 +67,7 @@ def test_shards_give_the_gallery_of_the_folder(
     ending = "tar" if kind == "archive" else "parquet"
     first, second = dict(list(images.items())[:7]), dict(list(images.items())[7:])
     shards = [make(first, tmp_path / f"one.{ending}"), make(second, tmp_path / f"two.{ending}")]
-    with Gallery.create(tmp_path / "sharded", encoder, str(tiny_backbone)) as sharded:
+    with Gallery.create(tmp_path / "sharded", encoder) as sharded:
         report = sharded.add_shards(shards)
         assert (report.added, report.unreadable) == (len(images), [])
         expected = vectors(gallery)
@@ -106,7 +106,7 @@ def test_a_name_counts_once_however_many_shards_have_it(
         archive_of({"a.jpg": first, "b.jpg": first}, tmp_path / "1.tar"),
         archive_of({"a.jpg": second, "c.jpg": second}, tmp_path / "2.tar"),
     ]
-    with Gallery.create(tmp_path / "sharded", encoder, str(tiny_backbone)) as sharded:
+    with Gallery.create(tmp_path / "sharded", encoder) as sharded:
         for added, unchanged in ((3, 0), (0, 3)):
             report = sharded.add_shards(shards)
             assert (report.added, report.unchanged, report.replaced, report.updated) == (added, unchanged, 0, 0)
@@ -119,7 +119,7 @@ def test_crops_that_are_there_are_not_written_again(
     crops: Path, tmp_path: Path, encoder: Encoder, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard = archive_of(images_in(crops), tmp_path / "1.tar")
-    with Gallery.create(tmp_path / "sharded", encoder, str(tiny_backbone)) as sharded:
+    with Gallery.create(tmp_path / "sharded", encoder) as sharded:
         sharded.add_shards([shard])
         added: list[int] = []
         monkeypatch.setattr(sharded._state.store, "add", lambda crops: added.append(len(crops)))

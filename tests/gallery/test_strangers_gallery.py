@@ -125,12 +125,12 @@ def test_a_field_that_is_missing(gallery: Gallery) -> None:
 
 
 def test_a_fingerprint_that_leads_outside_writes_and_deletes_nothing(
-    gallery: Gallery, victim: Path, other_model: tuple[Encoder, str], tmp_path: Path
+    gallery: Gallery, victim: Path, other_model: Encoder, tmp_path: Path
 ) -> None:
     change_manifest(gallery.folder, fingerprint="../../victim".ljust(64, "0"))
     before = tree(tmp_path)
     refused(lambda: search_command.main([str(gallery.folder), SENTENCE]))
-    refused(lambda: Gallery.open(gallery.folder).reindex(*other_model))
+    refused(lambda: Gallery.open(gallery.folder).reindex(other_model))
     assert tree(tmp_path) == before
 
 
@@ -198,7 +198,7 @@ LINKS = {
 
 @pytest.mark.parametrize("place", LINKS)
 def test_a_link_in_place_of_vectors_is_refused(
-    place: str, gallery: Gallery, victim: Path, other_model: tuple[Encoder, str], tmp_path: Path
+    place: str, gallery: Gallery, victim: Path, other_model: Encoder, tmp_path: Path
 ) -> None:
     linked = LINKS[place](gallery)
     shutil.move(linked, victim / "moved")
@@ -282,25 +282,23 @@ def test_files_of_json_that_are_links_are_replaced_and_not_written_through(
 # What is deleted
 
 
-def test_dropping_vectors_leaves_what_is_not_ours(gallery: Gallery, other_model: tuple[Encoder, str]) -> None:
+def test_dropping_vectors_leaves_what_is_not_ours(gallery: Gallery, other_model: Encoder) -> None:
     old = vectors_folder(gallery.folder, gallery.manifest)
     (old / "notes.txt").write_text("mine")
     (old / "folder").mkdir()
     (old / "folder" / "more.txt").write_text("mine, too")
-    gallery.reindex(*other_model)
+    gallery.reindex(other_model)
     assert sorted(path.name for path in old.iterdir()) == ["folder", "notes.txt"]
     assert (old / "folder" / "more.txt").read_text() == "mine, too"
     assert gallery.count() == 12
 
 
-def test_dropping_vectors_leaves_what_is_not_ours_in_the_table(
-    gallery: Gallery, other_model: tuple[Encoder, str]
-) -> None:
+def test_dropping_vectors_leaves_what_is_not_ours_in_the_table(gallery: Gallery, other_model: Encoder) -> None:
     table = vectors_folder(gallery.folder, gallery.manifest) / f"{TABLE}.lance"
     (table / "notes.txt").write_text("mine")
     (table / "folder").mkdir()
     (table / "folder" / "more.txt").write_text("mine, too")
-    gallery.reindex(*other_model)
+    gallery.reindex(other_model)
     assert sorted(path.relative_to(table).as_posix() for path in table.rglob("*.txt")) == [
         "folder/more.txt", "notes.txt",
     ]  # fmt: skip
@@ -327,7 +325,7 @@ def test_a_creation_that_fails_deletes_only_what_it_made(
 
     monkeypatch.setattr("cskt.gallery.opening.write_manifest", fail)
     with pytest.raises(ValueError, match="no room"):
-        Gallery.create(tmp_path / "new", encoder, "clip-tiny")
+        Gallery.create(tmp_path / "new", encoder)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["notes.txt"]
 
 
@@ -389,13 +387,13 @@ def test_rows_of_a_stranger_are_refused_everywhere(gallery: Gallery, encoder: En
 
 
 def test_rows_of_a_stranger_do_not_pass_into_another_store(
-    gallery: Gallery, encoder: Encoder, other_model: tuple[Encoder, str], victim: Path
+    gallery: Gallery, encoder: Encoder, other_model: Encoder, victim: Path
 ) -> None:
     change_table(gallery.folder, lambda table: table.add(row_of(gallery, image_id="/etc/passwd")))
     with Gallery.open(gallery.folder, encoder=encoder) as opened:
-        assert "row '/etc/passwd'" in refused(lambda: opened.reindex(*other_model))
+        assert "row '/etc/passwd'" in refused(lambda: opened.reindex(other_model))
         assert opened.index(prune=True).removed == 1
-        assert opened.reindex(*other_model).added == 12
+        assert opened.reindex(other_model).added == 12
 
 
 @pytest.mark.parametrize("entry", [np.inf, -np.inf, 3e38])
@@ -502,14 +500,14 @@ def private(gallery: Gallery, victim: Path, crops: Path) -> Iterator[Path]:
 
 
 def test_a_private_file_is_neither_handed_out_nor_encoded(
-    gallery: Gallery, private: Path, encoder: Encoder, other_model: tuple[Encoder, str], tmp_path: Path
+    gallery: Gallery, private: Path, encoder: Encoder, other_model: Encoder, tmp_path: Path
 ) -> None:
     with Gallery.open(gallery.folder, encoder=encoder) as opened:
         assert "has changed since it was indexed" in refused(lambda: opened.original("passport.jpg"))
         assert "has changed since it was indexed" in refused(lambda: opened.explain("passport.jpg", SENTENCE))
-        told = refused(lambda: opened.reindex(*other_model))
+        told = refused(lambda: opened.reindex(other_model))
         assert "the first is passport.jpg: its file has changed since it was indexed" in told and "cskt index" in told
-        assert opened.reindex(*other_model, prune=True).removed == 1
+        assert opened.reindex(other_model, prune=True).removed == 1
         assert opened.count() == 0
 
 
@@ -522,22 +520,20 @@ def test_the_root_as_the_indexed_folder(gallery: Gallery, encoder: Encoder) -> N
 
 
 def test_reindexing_follows_no_link_out_of_the_indexed_folder(
-    gallery: Gallery, other_model: tuple[Encoder, str], victim: Path, crops: Path
+    gallery: Gallery, other_model: Encoder, victim: Path, crops: Path
 ) -> None:
     path = next(crops.rglob("*.jpg"))
     shutil.move(path, victim / "moved.jpg")
     path.symlink_to(victim / "moved.jpg")
-    assert "leads outside" in refused(lambda: gallery.reindex(*other_model))
-    assert gallery.reindex(*other_model, prune=True).removed == 1
+    assert "leads outside" in refused(lambda: gallery.reindex(other_model))
+    assert gallery.reindex(other_model, prune=True).removed == 1
 
 
-def test_a_changed_file_is_indexed_before_it_is_reindexed(
-    gallery: Gallery, other_model: tuple[Encoder, str], crops: Path
-) -> None:
+def test_a_changed_file_is_indexed_before_it_is_reindexed(gallery: Gallery, other_model: Encoder, crops: Path) -> None:
     first, second, *_ = sorted(crops.rglob("*.jpg"))
     shutil.copyfile(second, first)
     os.utime(first, ns=(1, 1))
-    assert "bring the gallery up to date first: cskt index" in refused(lambda: gallery.reindex(*other_model))
+    assert "bring the gallery up to date first: cskt index" in refused(lambda: gallery.reindex(other_model))
     assert gallery.index().replaced == 1
-    report = gallery.reindex(*other_model)
+    report = gallery.reindex(other_model)
     assert (report.added, report.unchanged) == (1, 11)

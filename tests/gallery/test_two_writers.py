@@ -146,7 +146,7 @@ def test_a_column_that_is_new_during_a_reindex_is_there_after_it(
         store = f"milvus:{tmp_path}/crops.db"
     path = write_backbone(tmp_path / "other.safetensors", seed=1)
     picture, fill = (crops / name).read_bytes(), reencoding.fill
-    with Gallery.create(tmp_path / "gallery-2", encoder, str(tiny_backbone), store=store) as gallery:
+    with Gallery.create(tmp_path / "gallery-2", encoder, store=store) as gallery:
         gallery.index(crops)
         writer = Gallery.open(gallery.folder, encoder=encoder)
 
@@ -157,7 +157,7 @@ def test_a_column_that_is_new_during_a_reindex_is_there_after_it(
             writer.close()
 
         monkeypatch.setattr(reencoding, "fill", once)
-        gallery.reindex(cskt.load(path, device="cpu"), str(path))
+        gallery.reindex(cskt.load(path, device="cpu"))
         assert dict(gallery.crop("live").metadata) == {"zone": "z1"}
         assert gallery.count("zone = 'z1'") == 1
         assert gallery.count() == 13

@@ -72,7 +72,7 @@ def is_upright(gallery: Gallery, name: str, number: int) -> bool:
 
 @pytest.fixture
 def empty(tmp_path: Path, encoder: Encoder, tiny_backbone: Path) -> Path:
-    with Gallery.create(tmp_path / "gallery", encoder, str(tiny_backbone)) as made:
+    with Gallery.create(tmp_path / "gallery", encoder) as made:
         return made.folder
 
 
@@ -166,13 +166,13 @@ def test_what_cannot_be_read_now_is_looked_at_again(
 
 
 def test_reindexing_with_another_model_is_upright(
-    empty: Path, encoder: Encoder, other_model: tuple[Encoder, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    empty: Path, encoder: Encoder, other_model: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with older_version(monkeypatch), Gallery.open(empty, encoder=encoder) as gallery:
         gallery.index(write(tmp_path / "crops" / "a.jpg", 1).parent)
     forget_upright(empty)
     with Gallery.open(empty, encoder=encoder) as gallery:
-        gallery.reindex(*other_model)
+        gallery.reindex(other_model)
         assert is_upright(gallery, "a.jpg", 1) and gallery.manifest.upright
 
 

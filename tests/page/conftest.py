@@ -56,7 +56,7 @@ def gallery(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Itera
             "indoor": number % 4 == 0,
             "speed": number / 100,
         })  # fmt: skip
-    with Gallery.create(tmp_path_factory.mktemp("page") / "dolls", encoder, "clip-tiny") as made:
+    with Gallery.create(tmp_path_factory.mktemp("page") / "dolls", encoder) as made:
         report = made.add(images, names, metadata)
         assert report.added == NUM_CROPS
         yield made
@@ -65,7 +65,7 @@ def gallery(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="session")
 def empty_gallery(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gallery]:
     """A gallery without a crop."""
-    with Gallery.create(tmp_path_factory.mktemp("page") / "bare", encoder, "clip-tiny") as made:
+    with Gallery.create(tmp_path_factory.mktemp("page") / "bare", encoder) as made:
         yield made
 
 

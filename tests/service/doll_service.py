@@ -35,7 +35,7 @@ def metadata_of(number: int) -> dict[str, str | int]:
 
 def fill(folder: Path, encoder: Encoder, backbone: Path, images: Path, *, within: bool = False) -> Gallery:
     """A new gallery of the crops in a folder, of which it gets a copy `within` its own if it is to be moved."""
-    gallery = Gallery.create(folder, encoder, str(backbone))
+    gallery = Gallery.create(folder, encoder)
     if within:
         images = shutil.copytree(images, folder / "images")
     names = [path.relative_to(images).as_posix() for path in images.rglob("*.jpg")]

@@ -20,14 +20,14 @@ TEXT = {"text": "a man"}
 
 
 @pytest.fixture(scope="module")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Encoder, str]:
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     path = write_backbone(tmp_path_factory.mktemp("backbone") / "other.safetensors", seed=1)
-    return load(path, device="cpu", num_workers=0), str(path)
+    return load(path, device="cpu", num_workers=0)
 
 
 @pytest.mark.parametrize("is_gone", [False, True], ids=["reindexed", "gone"])
 def test_every_answer_says_that_the_gallery_has_changed(
-    is_gone: bool, ask: Ask, own_gallery: Gallery, encoder: Encoder, other_model: tuple[Encoder, str], crops: Path,
+    is_gone: bool, ask: Ask, own_gallery: Gallery, encoder: Encoder, other_model: Encoder, crops: Path,
     noted: Callable[[], Any],
 ) -> None:  # fmt: skip
     client = ask(own_gallery, token=TOKEN)
@@ -37,7 +37,7 @@ def test_every_answer_says_that_the_gallery_has_changed(
         shutil.rmtree(own_gallery.folder)
     else:
         with Gallery.open(own_gallery.folder, encoder=encoder) as elsewhere:
-            elsewhere.reindex(*other_model)
+            elsewhere.reindex(other_model)
     picture = base64.b64encode((crops / name_of(9)).read_bytes()).decode()
     mark = {**TEXT, "image_id": name_of(0), "right": True}
     requests: list[tuple[str, str, dict[str, Any]]] = [
@@ -60,5 +60,5 @@ def test_every_answer_says_that_the_gallery_has_changed(
     ended = [line for line in noted() if line.get("stage") != "asked"]
     assert len(ended) == 10 and {line["error"] for line in ended} == {"gallery_changed"}
     if not is_gone:
-        with Gallery.open(own_gallery.folder, encoder=other_model[0]) as elsewhere:
+        with Gallery.open(own_gallery.folder, encoder=other_model) as elsewhere:
             assert elsewhere.count() == 4, "nothing was added or deleted"

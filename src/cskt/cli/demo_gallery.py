@@ -48,7 +48,7 @@ def build_demo_gallery(folder: Path, *, num_people: int = NUM_PEOPLE, device: st
     if (home / MANIFEST).is_file():
         gallery = Gallery.open(home, device=device)
     else:
-        gallery = Gallery.create(home, load(CLIP_TINY, device=device), CLIP_TINY)
+        gallery = Gallery.create(home, load(CLIP_TINY, device=device))
     with gallery, counting_bar("indexing", "images") as on_progress:
         gallery.index(images, metadata=sightings(num_people), on_progress=on_progress)
     return home

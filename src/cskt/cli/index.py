@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     with nullcontext() if flags.engine == "local" else connected(flags.address):
         encoder = load_source(source, flags, flags.gallery if known else None)
         if known is None:
-            gallery = Gallery.create(flags.gallery, encoder, source, store=flags.store or "lance")
+            gallery = Gallery.create(flags.gallery, encoder, store=flags.store or "lance")
         else:
             gallery = Gallery.open(flags.gallery, encoder=encoder)
         with gallery:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cskt.cli.gallery_flags import add_source_flags, load_source, report_indexing, source_of
 from cskt.cli.parsing import Parser
-from cskt.embed import Encoder, ModelSource
+from cskt.embed import Encoder
 from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import Manifest, read_manifest
@@ -39,11 +39,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="JSON on stdout, with every unreadable image")
     add_source_flags(parser, "the gallery's own, for weights that have changed in their place")
     flags = parser.parse(argv)
-    source, encoder = _model(flags, read_manifest(flags.gallery))
+    encoder = _model(flags, read_manifest(flags.gallery))
     with Gallery.open(flags.gallery) as gallery:
         try:
             with counting_bar("images", unit="images") as on_progress:
-                report = gallery.reindex(encoder, source, prune=flags.prune, on_progress=on_progress)
+                report = gallery.reindex(encoder, prune=flags.prune, on_progress=on_progress)
         except KeyboardInterrupt:
             kept = "the gallery answers as before"
             print(f"cskt reindex: interrupted; {kept}; run the same command to go on", file=sys.stderr)
@@ -52,12 +52,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _model(flags: argparse.Namespace, manifest: Manifest) -> tuple[ModelSource, Encoder]:
+def _model(flags: argparse.Namespace, manifest: Manifest) -> Encoder:
     """Return what `--run` names: the gallery's own model at another place, with its image size, or another model."""
     same, other = source_of(flags, manifest.model, same_model=True), source_of(flags, manifest.model)
     if same != other:
         with suppress(CsktError):  # another model may not take these settings
             encoder = load_source(same, flags, flags.gallery)
             if encoder.fingerprint == manifest.fingerprint:
-                return same, encoder
-    return other, load_source(other, flags, flags.gallery)
+                return encoder
+    return load_source(other, flags, flags.gallery)

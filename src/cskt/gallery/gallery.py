@@ -66,21 +66,26 @@ class Gallery:
         self._calibrated: tuple[tuple[int, int] | None, float | None] = (None, None)
 
     @classmethod
-    def create(cls, folder: str | Path, encoder: Encoder, model: str | ModelSource, *, store: str = "lance") -> Gallery:
+    def create(
+        cls, folder: str | Path, encoder: Encoder, model: str | ModelSource | None = None, *, store: str = "lance"
+    ) -> Gallery:
         """Create an empty gallery.
 
         Args:
             folder: created if it is missing.
-            encoder: the model that will fill it.
-            model: where the encoder was loaded from, so that `open` can load it again.
+            encoder: the model that will fill it; `open` loads it again from `Encoder.source`.
+            model: source of an encoder that was not made by `cskt.load`; deprecated for others, which know theirs.
             store: `lance`, files in the folder; or `milvus://HOST:PORT/COLLECTION`, `milvus:FILE.db`.
 
         Raises:
             CsktError: a gallery or other files are in the folder, the store contains crops, or it cannot be reached.
+
+        Example:
+            >>> encoder = cskt.load("ViT-B/16")  # doctest: +SKIP
+            >>> gallery = cskt.Gallery.create("my-gallery", encoder)  # doctest: +SKIP
         """
         folder = Path(folder)
-        source = model if isinstance(model, ModelSource) else ModelSource(model)
-        manifest = Manifest.of(encoder, source, store)
+        manifest = Manifest.of(encoder, _source_of(encoder, model), store)
         create_gallery(folder, manifest)
         return cls(folder, manifest, encoder, None)
 
@@ -303,7 +308,7 @@ class Gallery:
     def reindex(
         self,
         encoder: Encoder,
-        model: str | ModelSource,
+        model: str | ModelSource | None = None,
         *,
         prune: bool = False,
         on_progress: Progress | None = None,
@@ -316,15 +321,14 @@ class Gallery:
 
         Args:
             encoder: the new model.
-            model: where it was loaded from.
+            model: see `create`.
             prune: drop crops whose file cannot be read any more.
             on_progress: see `index`.
 
         Raises:
             CsktError: the gallery names this model already, or crops cannot be read and `prune` is not set.
         """
-        source = model if isinstance(model, ModelSource) else ModelSource(model)
-        report = reindex(self._state, encoder, source, prune=prune, on_progress=on_progress)
+        report = reindex(self._state, encoder, _source_of(encoder, model), prune=prune, on_progress=on_progress)
         self._encoder = encoder
         if not report.model_moved:
             self._calibrated = (None, None)
@@ -511,3 +515,14 @@ class Gallery:
         if image_id not in found:
             raise UnknownCropError(f"{image_id}: no such crop in {self.folder}")
         return found[image_id]
+
+
+def _source_of(encoder: Encoder, model: str | ModelSource | None) -> ModelSource:
+    """Return what an encoder was loaded from; a stated source counts only for an encoder without one."""
+    if encoder.source is not None:
+        if model is not None:
+            warn_deprecated("the argument 'model'", "the encoder alone, which knows what it was loaded from")
+        return encoder.source
+    if model is None:
+        raise CsktError("the encoder was not made by cskt.load; state what to load it from: model=PATH")
+    return model if isinstance(model, ModelSource) else ModelSource(model)
