@@ -16,39 +16,39 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 from cskt.errors import CsktError
+from cskt.utils.messages import nearest, one_line
 from cskt.utils.terminal import StderrHandler, discard, printable, standard_streams
 
 logger = logging.getLogger(__name__)
 
 COMMANDS = {
-    "demo": ("cskt.cli.demo", "see CSKT learn and answer sentences, on generated pedestrians, in minutes"),
-    "data make": ("cskt.cli.data_make", "draw a data set of pedestrians with captions"),
-    "data check": ("cskt.cli.data_check", "check a data set: counts, images, captions"),
-    "recipes": ("cskt.cli.recipes", "the methods that ship with the package, and how much of CLIP each trains"),
-    "train": ("cskt.cli.train", "train a recipe"),
-    "evaluate": ("cskt.cli.evaluate", "retrieval metrics of a run, a released folder or plain CLIP on any split"),
-    "compare": ("cskt.cli.compare", "methods side by side: figures, intervals, corrected tests, sizes and times"),
-    "matrix": ("cskt.cli.matrix", "runs trained on one data set, tested on others"),
-    "query": ("cskt.cli.query", "answer sentences with the best crops of a split"),
-    "index": ("cskt.cli.index", "make a gallery of a folder of crops, or bring one up to date"),
-    "reindex": ("cskt.cli.reindex", "encode the crops of a gallery anew, with another model"),
-    "search": ("cskt.cli.search", "find people in a gallery by sentence, by picture, or by both"),
-    "calibrate": ("cskt.cli.calibrate", "set the score below which a crop is no answer"),
-    "serve": ("cskt.cli.serve", "serve a gallery on a local page and an HTTP API"),
-    "report": ("cskt.cli.report", "one page with the evidence behind one run or several, and its pictures"),
-    "study": ("cskt.cli.study", "train and compare every method of a study"),
-    "reproduce": ("cskt.cli.reproduce", "train a published result again and set it beside the paper's figure"),
-    "export": ("cskt.cli.export", "write a run as one self-contained file, or as a backbone"),
-    "env": ("cskt.cli.env", "versions, devices, extras and paths, for a bug report"),
+    "demo": "see CSKT learn and answer sentences, on generated pedestrians, in minutes",
+    "data make": "draw a data set of pedestrians with captions",
+    "data check": "check a data set: counts, images, captions",
+    "recipes": "the methods that ship with the package, and how much of CLIP each trains",
+    "train": "train a recipe",
+    "evaluate": "retrieval metrics of a run, a released folder or plain CLIP on any split",
+    "compare": "methods side by side: figures, intervals, corrected tests, sizes and times",
+    "matrix": "runs trained on one data set, tested on others",
+    "query": "answer sentences with the best crops of a split; the same as cskt search --model",
+    "index": "make a gallery of a folder of crops, or bring one up to date",
+    "reindex": "encode the crops of a gallery anew, with another model",
+    "search": "find people in a gallery or a split by sentence, by picture, or by both",
+    "calibrate": "set the score below which a crop is no answer",
+    "serve": "serve a gallery on a local page and an HTTP API",
+    "report": "one page with the evidence behind one run or several, and its pictures",
+    "study": "train and compare every method of a study",
+    "reproduce": "train a published result again and set it beside the paper's figure",
+    "export": "write a run as one self-contained file, or as a backbone",
+    "env": "versions, devices, extras and paths, for a bug report",
 }
-"""Command -> (module with `main(argv) -> exit code`, one line on what it does)."""
+"""Command -> summary. Its module in `cskt.cli` has `main(argv) -> exit code`."""
 
 TRACEBACK = "--traceback"
 """Flag of every command: print the traceback of an error that the user can correct, too."""
-BUG = 70
-"""Exit code for a bug of cskt: EX_SOFTWARE of sysexits.h."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,27 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     first = next((place for place, word in enumerate(words) if word != TRACEBACK), len(words))
-    flags, words = words[:first], words[first:]
-    command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
+    command = next((name for name in COMMANDS if words[first:][: len(name.split())] == name.split()), None)
     if command is None:
-        return guarded(_without_command, flags + words, "cskt")
-
-    def run(rest: Sequence[str]) -> int:
-        if command != "train" and "TORCHELASTIC_RUN_ID" in os.environ:
-            from cskt.training.launch import check_single_process  # noqa: PLC0415  (keeps --help quick)
-
-            check_single_process(command)
-        code: int = importlib.import_module(COMMANDS[command][0]).main(rest)
-        return code
-
-    return guarded(run, flags + words[len(command.split()) :], f"cskt {command}")
+        return guarded(_without_command, words, "cskt")
+    module, rest = f"cskt.cli.{command.replace(' ', '_')}", words[:first] + words[first + len(command.split()) :]
+    return guarded(module, rest, f"cskt {command}")
 
 
-def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], program: str) -> int:
-    """Call `run`; print a CsktError as one line on stderr, and any other exception as a bug.
+def guarded(run: str | Callable[[Sequence[str]], int], argv: Sequence[str], program: str) -> int:
+    """Run a program; print a CsktError as one line on stderr, and any other exception as a bug.
 
     Args:
-        run: the command; returns its exit code.
+        run: function that takes words and returns the exit code; or a module with such a `main`, which is imported.
         argv: words after the command; `--traceback` among them is for this function.
         program: name of the command, for messages.
 
@@ -96,9 +87,12 @@ def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], program: s
         for reader in ("PIL", "torch._weights_only_unpickler"):
             warnings.filterwarnings("ignore", module=reader)  # our own errors say once what is wrong with a file
         try:
-            _check_locale()
-            _check_working_directory()
-            return _run_and_flush(run, [_decoded(word) for word in words])
+            _check_surroundings(program)
+            if isinstance(run, str):
+                run = cast(Callable[[Sequence[str]], int], importlib.import_module(run).main)
+            code = run([_decoded(word) for word in words])
+            sys.stdout.flush()  # here, where a full disk is reported
+            return code
         except BrokenPipeError:  # `| head -1`
             return 1
         except KeyboardInterrupt:
@@ -106,10 +100,10 @@ def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], program: s
         except CsktError as error:
             if with_traceback:
                 traceback.print_exc()
-            return _report(f"{program}: {printable(' '.join(str(error).split()))}", 2)
+            return _report(f"{program}: {printable(one_line(error))}", 2)
         except Exception:  # noqa: BLE001  a bug, which is reported as one
             traceback.print_exc()
-            return _report(_bug_report(program, argv), BUG)
+            return _report(_bug_report(program, argv), 70)  # EX_SOFTWARE of sysexits.h
         finally:
             try:
                 sys.stdout.flush()
@@ -125,7 +119,7 @@ def _without_traceback_flag(argv: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def _report(text: str, code: int) -> int:
-    with contextlib.suppress(CsktError):  # stdout is full as well, for which another line is printed
+    with contextlib.suppress(OSError, CsktError):  # stdout may be full as well
         sys.stdout.flush()
     print(text, file=sys.stderr)
     return code
@@ -140,16 +134,6 @@ def _bug_report(program: str, argv: Sequence[str]) -> str:
     )
 
 
-def _run_and_flush(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    try:
-        code = run(argv)
-    except SystemExit:  # --help
-        sys.stdout.flush()
-        raise
-    sys.stdout.flush()
-    return code
-
-
 def _decoded(word: str) -> str:
     """Return an argument in UTF-8 that a locale without UTF-8 has left undecoded; names of files stay as they are."""
     if word.isascii() or sys.getfilesystemencoding().lower() == "utf-8" or os.path.lexists(word):
@@ -160,20 +144,26 @@ def _decoded(word: str) -> str:
         return word
 
 
-def _check_locale() -> None:
+def _check_surroundings(program: str) -> None:
+    """Check locale, working directory and launcher.
+
+    Raises:
+        CsktError: the working directory was deleted: MKL, which torch uses, would end the process. Or torchrun has
+            started a command that only one process may run.
+    """
     if (encoding := sys.getfilesystemencoding()) != "utf-8":
         logger.warning(
             "the encoding of the locale is %s: files with other characters in their names are not found; set"
             " LC_ALL=C.UTF-8", encoding,
         )  # fmt: skip
-
-
-def _check_working_directory() -> None:
-    """Raise CsktError where the working directory was deleted: MKL, beneath torch, would end the process."""
     try:
         Path.cwd()
     except FileNotFoundError:
         raise CsktError("the working directory no longer exists; change to another with 'cd'") from None
+    if program.startswith("cskt ") and program != "cskt train" and "TORCHELASTIC_RUN_ID" in os.environ:
+        from cskt.training.launch import check_single_process  # noqa: PLC0415  (keeps --help quick)
+
+        check_single_process(program.removeprefix("cskt "))
 
 
 def _without_command(words: Sequence[str]) -> int:
@@ -185,13 +175,12 @@ def _without_command(words: Sequence[str]) -> int:
 
         print(f"cskt {__version__}")
         return 0
-    from cskt.utils.messages import nearest  # noqa: PLC0415  (difflib takes 5 ms to import)
-
     asked = " ".join(words[:2]) if words[0] == "data" else words[0]
     raise CsktError(f"unknown command '{asked}': {nearest(asked, list(COMMANDS))}")
 
 
 def _usage() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
-    return "\n".join(["usage: cskt COMMAND ...   (cskt COMMAND --help explains it)", "", *lines])
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    usage = "usage: cskt COMMAND ...   (cskt COMMAND --help explains it; --traceback shows where an error was raised)"
+    return "\n".join([usage, "", *lines])

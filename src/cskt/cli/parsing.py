@@ -56,7 +56,10 @@ class Parser(argparse.ArgumentParser):
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
         """Print the help; argparse itself ignores a full disk or a closed pipe."""
-        (sys.stdout if file is None else file).write(self.format_help())
+        stream = sys.stdout if file is None else file
+        stream.write(self.format_help())
+        if stream is sys.stdout:
+            sys.stdout.flush()
 
     def parse(self, argv: Sequence[str], *, intermixed: bool = False) -> argparse.Namespace:
         """The parsed flags; an unknown one ends the program and names the nearest.

@@ -114,22 +114,32 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """A checked `RunConfig` from a recipe's name, a YAML file or a mapping.
+def load_config(
+    source: str | Path | Mapping[str, Any] | RunConfig, overrides: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Return a checked `RunConfig` from a recipe's name, a YAML file, a mapping or another config.
 
     Args:
         source: recipe name, path of a YAML file, or its content. Keys left out keep their defaults.
-        overrides: dotted key -> value, laid over the source (`{"optim.lr": 1e-4}`).
+        overrides: dotted key -> value that replaces the one of the source (`{"optim.lr": 1e-4}`).
 
     Raises:
         CsktError: an unknown key (with the nearest one), a wrong type or a value out of range; names the key.
+
+    Example::
+
+        >>> import cskt
+        >>> cskt.load_config("cskt", {"optim.lr": 1e-4}).optim.lr
+        0.0001
     """
-    if isinstance(source, Mapping):
-        content, origin = dict(source), "config"
+    if isinstance(source, RunConfig):
+        content, config = to_dict(source), source
+    elif isinstance(source, Mapping):
+        content, config = dict(source), validate(RunConfig, source, "config")
     else:
         path = resolve_recipe(source)
-        content, origin = read_recipe(path), str(path)
-    config = validate(RunConfig, content, origin)  # alone first: a message must blame a file only for what it says
+        content = read_recipe(path)
+        config = validate(RunConfig, content, str(path))  # before the overrides, so that a message names the right one
     return validate(RunConfig, merge(content, nest(overrides)), "overrides") if overrides else config
 
 

@@ -1,6 +1,6 @@
-"""The flags of the released CSKT and IRRA programs beside our config keys, read in both directions.
+"""Flags of the released CSKT and IRRA programs and the config keys that they set, for both directions.
 
-`train.py`, `test.py`, the flat `configs.yaml` of a run and the reader of released folders all use this table.
+`train.py`, the flat `configs.yaml` of a run and the reader of released folders all use this table.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ SCHEDULES = {"poly": "poly-released", "poly-decay": "poly"}
 
 @dataclass(frozen=True)
 class Flag:
-    """One published flag and the config key that it sets."""
+    """One published flag."""
 
-    key: str
-    """Dotted config key."""
+    key: str | None
+    """Dotted config key that it sets; None for the flags that `from_published` handles itself."""
+    help: str
     to_config: Callable[[Any], Any] = lambda value: value
     """Published value -> ours."""
     from_config: Callable[[Any], Any] = lambda value: value
@@ -40,45 +41,59 @@ def _renamed(names: Mapping[str, str]) -> tuple[Callable[[Any], Any], Callable[[
 
 
 FLAGS: dict[str, Flag] = {
-    "name": Flag("name"),
-    "output_dir": Flag("output_dir"),
-    "log_period": Flag("loop.log_period_steps"),
-    "eval_period": Flag("loop.eval_period_epochs"),
-    "val_dataset": Flag("data.select_on"),
-    "pretrain_choice": Flag("backbone.name"),
-    "temperature": Flag("loss.temperature"),
-    "depth": Flag("prompts.depth"),
-    "n_ctx": Flag("prompts.length"),
-    "cmt_depth": Flag("mlm.cmt_depth"),
-    "lr_factor": Flag("optim.head_lr_factor"),
-    "stride_size": Flag("backbone.stride"),
-    "text_length": Flag("data.caption_length"),
-    "optimizer": Flag("optim.name", *_renamed(OPTIMIZERS)),
-    "lr": Flag("optim.lr"),
-    "bias_lr_factor": Flag("optim.bias_lr_factor"),
-    "momentum": Flag("optim.momentum"),
-    "weight_decay": Flag("optim.weight_decay"),
-    "weight_decay_bias": Flag("optim.weight_decay_bias"),
-    "alpha": Flag("optim.beta1"),
-    "beta": Flag("optim.beta2"),
-    "num_epoch": Flag("loop.num_epochs"),
-    "milestones": Flag("optim.milestones", from_config=list),
-    "gamma": Flag("optim.gamma"),
-    "warmup_factor": Flag("optim.warmup_factor"),
-    "warmup_epochs": Flag("optim.warmup_epochs"),
-    "warmup_method": Flag("optim.warmup_method"),
-    "lrscheduler": Flag("optim.schedule", *_renamed(SCHEDULES)),
-    "target_lr": Flag("optim.target_lr"),
-    "power": Flag("optim.power"),
-    "dataset_name": Flag("data.dataset", *_renamed(DATASETS)),
-    "sampler": Flag("data.sampler", *_renamed(SAMPLERS)),
-    "num_instance": Flag("data.instances"),
-    "root_dir": Flag("data.root"),
-    "batch_size": Flag("data.batch_size"),
-    "test_batch_size": Flag("data.eval_batch_size"),
-    "num_workers": Flag("data.num_workers"),
+    "name": Flag("name", "name of the run"),
+    "output_dir": Flag("output_dir", "folder that receives <dataset>/<time>_<name>"),
+    "log_period": Flag("loop.log_period_steps", "steps between log lines"),
+    "eval_period": Flag("loop.eval_period_epochs", "epochs between evaluations"),
+    "val_dataset": Flag(
+        "data.select_on",
+        "val (default here) or test: the split that picks the best epoch; test is the published protocol",
+    ),
+    "pretrain_choice": Flag("backbone.name", "CLIP backbone: ViT-B/16, a path, ..."),
+    "temperature": Flag("loss.temperature", "temperature of sdm and itc"),
+    "depth": Flag("prompts.depth", "blocks with prompts of their own"),
+    "n_ctx": Flag("prompts.length", "prompts per tower and block"),
+    "lr_factor": Flag("optim.head_lr_factor", "rate of heads that start at random, relative to lr"),
+    "loss_names": Flag(None, "losses joined by +: sdm, itc, cmpm, id, triplet, tal; mlm beside --MLM"),
+    "id_loss_weight": Flag(None, "weight of the id loss"),
+    "mlm_loss_weight": Flag(None, "weight of the mlm loss"),
+    "cmt_depth": Flag("mlm.cmt_depth", "blocks of the mlm loss's interaction encoder"),
+    "img_size": Flag(None, "height,width in pixels"),
+    "stride_size": Flag("backbone.stride", "distance between patches in pixels (obeyed here)"),
+    "text_length": Flag("data.caption_length", "most tokens of a caption"),
+    "vocab_size": Flag(None, "49408, CLIP's"),
+    "optimizer": Flag("optim.name", "Adam (eps 1e-3), AdamW (eps 1e-8) or SGD", *_renamed(OPTIMIZERS)),
+    "lr": Flag("optim.lr", "base learning rate"),
+    "bias_lr_factor": Flag("optim.bias_lr_factor", "rate of biases, relative to lr"),
+    "momentum": Flag("optim.momentum", "momentum of SGD"),
+    "weight_decay": Flag("optim.weight_decay", "weight decay"),
+    "weight_decay_bias": Flag("optim.weight_decay_bias", "weight decay of biases"),
+    "alpha": Flag("optim.beta1", "Adam's beta 1"),
+    "beta": Flag("optim.beta2", "Adam's beta 2"),
+    "num_epoch": Flag("loop.num_epochs", "epochs"),
+    "milestones": Flag(
+        "optim.milestones", "epochs after which the step schedule multiplies the rate by gamma", from_config=list
+    ),
+    "gamma": Flag("optim.gamma", "factor of the step schedule"),
+    "warmup_factor": Flag("optim.warmup_factor", "share of the rate that warm-up starts from"),
+    "warmup_epochs": Flag("optim.warmup_epochs", "epochs of warm-up"),
+    "warmup_method": Flag("optim.warmup_method", "linear or constant"),
+    "lrscheduler": Flag("optim.schedule", "cosine, step, exp, linear or poly", *_renamed(SCHEDULES)),
+    "target_lr": Flag("optim.target_lr", "rate at the end of cosine and poly"),
+    "power": Flag("optim.power", "exponent of poly"),
+    "dataset_name": Flag("data.dataset", "CUHK-PEDES, ICFG-PEDES or RSTPReid", *_renamed(DATASETS)),
+    "sampler": Flag(
+        "data.sampler", "random, or identity: people and steps drawn as the released program does", *_renamed(SAMPLERS)
+    ),
+    "num_instance": Flag("data.instances", "pairs of one identity in a batch of the identity sampler"),
+    "root_dir": Flag("data.root", "folder that holds the data set's folder"),
+    "batch_size": Flag("data.batch_size", "pairs per step"),
+    "test_batch_size": Flag("data.eval_batch_size", "images or captions encoded at once"),
+    "num_workers": Flag("data.num_workers", "threads that decode images"),
 }
-"""Flags that set one key. Those that set several are handled in `from_published`."""
+"""Flags of the released train.py that take a value, by name."""
+KEYS = {flag.key: name for name, flag in FLAGS.items() if flag.key}
+"""Config key -> flag that sets it."""
 
 NO_AUGMENTATION = {"augment.pad_pixels": 0, "augment.erase_probability": 0.0}
 
@@ -100,7 +115,9 @@ def from_published(flags: Mapping[str, Any], weights: Mapping[str, float] | None
     Raises:
         CsktError: a value that the method cannot take, with the reason.
     """
-    overrides = {FLAGS[name].key: FLAGS[name].to_config(value) for name, value in flags.items() if name in FLAGS}
+    overrides = {
+        flag.key: flag.to_config(value) for name, value in flags.items() if (flag := FLAGS.get(name)) and flag.key
+    }
     if "img_size" in flags:
         overrides["backbone.image_height"], overrides["backbone.image_width"] = _two_sizes(flags["img_size"])
     if "loss_names" in flags or weights:
@@ -128,7 +145,7 @@ def to_published(config: RunConfig, architecture: ClipArchitecture | None = None
             config leaves to the weight file is left out or None.
     """
     values = {key: value_of(config, key) for key, _ in flat_fields()}
-    flat = {name: flag.from_config(values[flag.key]) for name, flag in FLAGS.items()}
+    flat = {name: FLAGS[name].from_config(values[key]) for key, name in KEYS.items()}
     if config.prompts.directions == "none":
         del flat["depth"], flat["n_ctx"]
     weights = config.loss.weights
