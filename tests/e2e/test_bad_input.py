@@ -175,8 +175,8 @@ WORDS = [
     ("cskt evaluate {run} --split vall", "no split 'vall'; it has train, val, test"),
     ("cskt evaluate {run} --devise cpu", "unknown flag --devise: did you mean --device?"),
     ("cskt evaluate {run} --device cpv", "unknown device 'cpv': did you mean 'cpu'?"),
-    ("cskt evaluate {run} --batch-size 0", "batch size 0"),
-    ("cskt evaluate {run} --num-workers -1", "-1 threads"),
+    ("cskt evaluate {run} --batch-size 0", "batch_size 0"),
+    ("cskt evaluate {run} --num-workers -1", "num_workers -1"),
     ("cskt evaluate {run} --num-workers many", "invalid int value: 'many'"),
     ("cskt evaluate {run} {run}", "unexpected argument '{run}'"),
     (

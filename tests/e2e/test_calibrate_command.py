@@ -34,7 +34,7 @@ def gallery(root: Path, own_run: Path, tmp_path: Path) -> Path:
     (tmp_path / "crops" / "a").mkdir(parents=True)
     for number, image in enumerate(images):
         shutil.copyfile(image, tmp_path / "crops" / "a" / f"{number:02}.jpg")
-    done(f"cskt index {tmp_path}/g --images {tmp_path}/crops --run {own_run} --device cpu")
+    done(f"cskt index {tmp_path}/g --images {tmp_path}/crops --model {own_run} --device cpu")
     return tmp_path / "g"
 
 
@@ -112,7 +112,7 @@ def test_a_sentence_below_the_cut_off_finds_nothing_and_says_so(gallery: Path, t
 
 def test_a_gallery_made_with_a_calibrated_run_takes_its_cut_off_over(own_run: Path, root: Path, tmp_path: Path) -> None:
     found = typed(f"cskt calibrate {own_run} --false-match-rate 0.05 --device cpu --json").json()
-    done(f"cskt index {tmp_path}/g --images {root}/CUHK-PEDES --run {own_run} --device cpu")
+    done(f"cskt index {tmp_path}/g --images {root}/CUHK-PEDES --model {own_run} --device cpu")
     with Gallery.open(tmp_path / "g") as gallery:
         assert gallery.min_score == found["cut_off"]
 

@@ -413,6 +413,20 @@ def test_query_as_json(run: Path) -> None:
     assert "a woman in a red coat" in table and "a man with a bag" in table
 
 
+def test_search_of_a_split_gives_the_answers_of_query_without_the_extra_of_galleries(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "queries.txt").write_text("a man with a bag\n")
+    expected = typed(f"cskt query {run} 'a woman in a red coat' 'a man with a bag' -k 10 --json").json()
+    for name in [name for name in sys.modules if name.startswith("cskt.gallery")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "cskt.gallery", None)  # importing it raises ImportError
+    search = f"cskt search --model {run} --split test 'a woman in a red coat'"
+    assert typed(f"{search} --queries {tmp_path}/queries.txt --json").json() == expected
+    assert "pid" in done(f"{search} -k 1 --sheet {tmp_path}/s.png --html {tmp_path}/p.html")
+    assert (tmp_path / "s.png").is_file() and "data:image/jpeg" in (tmp_path / "p.html").read_text()
+
+
 def test_query_takes_any_sentence(run: Path) -> None:
     table = done(f"cskt query {run} 'a man [/b] [red]in black，<|endoftext|> 👜' '' -k 1")
     assert "[/b]" in table and "[red]" in table

@@ -43,7 +43,7 @@ def test_an_exported_folder_fills_a_gallery_that_the_run_searches(
     onnx: Path, run: Path, root: Path, tmp_path: Path
 ) -> None:
     gallery = tmp_path / "gallery"
-    done(f"cskt index {gallery} --images {root}/CUHK-PEDES/imgs --run {onnx} --device cpu")
+    done(f"cskt index {gallery} --images {root}/CUHK-PEDES/imgs --model {onnx} --device cpu")
     answers = typed(f"cskt search {gallery} 'a man in a red coat' --device cpu --json").json()
     assert answers
     manifest = json.loads((gallery / "gallery.json").read_text(encoding="utf-8"))
@@ -57,14 +57,14 @@ def test_an_export_is_not_exported_again(onnx: Path, tmp_path: Path) -> None:
 
 def test_int8_on_the_crops_of_a_gallery(run: Path, root: Path, tmp_path: Path) -> None:
     gallery, folder = tmp_path / "gallery", tmp_path / "int8"
-    done(f"cskt index {gallery} --images {root}/CUHK-PEDES/imgs --run {run} --device cpu")
+    done(f"cskt index {gallery} --images {root}/CUHK-PEDES/imgs --model {run} --device cpu")
     flags = f"--format openvino --int8 --calibrate-on {gallery} --tolerance 100 --split test --check-images 6"
     found = typed(f"cskt export {run} {flags} --output {folder} --json").json()
     num_crops = len(list((root / "CUHK-PEDES" / "imgs").rglob("*.jpg")))
     assert found["calibration_images"] == num_crops
     assert found["parity"]["images"]["count"] == 6
     assert found["parity"]["images"]["smallest_cosine"] > 0.98
-    refusal = typed(f"cskt index {gallery} --run {folder} --device cpu").refusal()
+    refusal = typed(f"cskt index {gallery} --model {folder} --device cpu").refusal()
     assert "reindex" in refusal, "vectors of int8 are not mixed with those of float32"
 
 

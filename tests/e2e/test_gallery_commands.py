@@ -51,7 +51,7 @@ def gallery(source: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPath
     """A gallery of those crops with metadata; tests leave it as it is."""
     folder = tmp_path_factory.mktemp("galleries")
     (folder / "table.csv").write_text(TABLE)
-    done(f"cskt index {folder}/g --images {source} --run {tiny_backbone} --metadata {folder}/table.csv --device cpu")
+    done(f"cskt index {folder}/g --images {source} --model {tiny_backbone} --metadata {folder}/table.csv --device cpu")
     return folder / "g"
 
 
@@ -66,7 +66,7 @@ def indexed(crops: Path, tiny_backbone: Path, tmp_path: Path) -> Callable[[str],
     """Indexes those crops with further flags; what the command printed as JSON."""
 
     def run(flags: str = "") -> dict[str, Any]:
-        command = f"cskt index {tmp_path}/g --images {crops} --run {tiny_backbone} --device cpu --json {flags}"
+        command = f"cskt index {tmp_path}/g --images {crops} --model {tiny_backbone} --device cpu --json {flags}"
         report: dict[str, Any] = typed(command).json()
         return report
 
@@ -113,7 +113,7 @@ def test_unreadable_images_are_listed_and_not_fatal(
 ) -> None:
     for number in range(12):
         (crops / f"broken{number:02}.jpg").write_bytes(b"\xff\xd8\xff no picture")
-    command = f"cskt index {tmp_path}/g --images {crops} --run {tiny_backbone} --device cpu"
+    command = f"cskt index {tmp_path}/g --images {crops} --model {tiny_backbone} --device cpu"
     outcome = typed(command)
     assert outcome.code == 0 and "added 12," in outcome.out and "unreadable 12;" in outcome.out
     assert "broken00.jpg" in caplog.text and "broken09.jpg" in caplog.text and "broken10.jpg" not in caplog.text
@@ -184,7 +184,7 @@ def test_the_old_version_of_an_unreadable_file_still_answers(
 def test_index_repeats_a_list(crops: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     (crops / "names.txt").write_text("cam0/00.jpg\ncam1/01.jpg\n")
     (crops / "table.csv").write_text("image,camera\ncam0/00.jpg,c0\ncam1/01.jpg,c1\n")
-    done(f"cskt index {tmp_path}/g --images {crops}/names.txt --run {tiny_backbone} --device cpu")
+    done(f"cskt index {tmp_path}/g --images {crops}/names.txt --model {tiny_backbone} --device cpu")
     out = done(f"cskt index {tmp_path}/g --metadata {crops}/table.csv --device cpu")
     assert "2 crops; added 0, replaced 0, updated 2," in out
     (crops / "names.txt").rename(tmp_path / "names.txt")
@@ -197,7 +197,7 @@ def test_index_repeats_shards_where_there_is_no_folder(crops: Path, tiny_backbon
     for number in range(2):
         with tarfile.open(tmp_path / f"s-{number}.tar", "w") as archive:
             archive.add(crops / f"cam{number}", f"./cam{number}")
-    done(f"cskt index {tmp_path}/g --images '{tmp_path}/s-*.tar' --run {tiny_backbone} --device cpu")
+    done(f"cskt index {tmp_path}/g --images '{tmp_path}/s-*.tar' --model {tiny_backbone} --device cpu")
     with tarfile.open(tmp_path / "s-2.tar", "w") as archive:
         archive.add(crops / "cam2", "cam2")
     assert "added 4, replaced 0, updated 0, unchanged 8," in done(f"cskt index {tmp_path}/g --device cpu")
@@ -213,14 +213,14 @@ def test_a_store_may_be_named_again(
 ) -> None:
     pytest.importorskip("milvus_lite")
     monkeypatch.chdir(tmp_path)
-    command = f"cskt index g --images {crops} --run {tiny_backbone} --device cpu --store milvus:crops.db"
+    command = f"cskt index g --images {crops} --model {tiny_backbone} --device cpu --store milvus:crops.db"
     assert "added 12," in done(command)
     assert "unchanged 12," in done(command)
     assert "leave --store out" in typed(command.replace("crops.db", "other.db")).refusal()
 
 
 def test_a_new_gallery_says_how_to_search_it(crops: Path, tiny_backbone: Path, tmp_path: Path) -> None:
-    out = done(f"cskt index {tmp_path}/g --images {crops} --run {tiny_backbone} --device cpu")
+    out = done(f"cskt index {tmp_path}/g --images {crops} --model {tiny_backbone} --device cpu")
     command = out.splitlines()[-1].removeprefix("Search it: ")
     assert "0.0" in done(f"{command} --device cpu") or "-0.0" in done(f"{command} --device cpu")
 
@@ -229,7 +229,7 @@ def test_without_a_model_clip_tiny_warns_of_paper_dolls(
     crops: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     done(f"cskt index {tmp_path}/g --images {crops} --device cpu")
-    assert "paper dolls and not people" in caplog.text and "--run" in caplog.text
+    assert "paper dolls and not people" in caplog.text and "--model" in caplog.text
     with Gallery.open(tmp_path / "g") as gallery:
         assert gallery.manifest.model.path == "clip-tiny" and gallery.count() == 12
     caplog.clear()
@@ -242,7 +242,7 @@ def test_another_model_than_the_gallery_was_filled_with_is_refused(
 ) -> None:
     indexed("")
     other = write_backbone(tmp_path / "other.safetensors", seed=1)
-    reason = typed(f"cskt index {tmp_path}/g --images {crops} --run {other} --device cpu").refusal()
+    reason = typed(f"cskt index {tmp_path}/g --images {crops} --model {other} --device cpu").refusal()
     assert "cskt reindex" in reason
     assert indexed("")["unchanged"] == 12
 
@@ -264,7 +264,7 @@ def interrupted_in_batch(last: int) -> Callable[[Encoder, Any], torch.Tensor]:
 def test_an_interrupted_index_says_what_it_has_and_goes_on(
     crops: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = f"cskt index {tmp_path}/g --images {crops} --run {tiny_backbone} --device cpu --batch-size 4"
+    command = f"cskt index {tmp_path}/g --images {crops} --model {tiny_backbone} --device cpu --batch-size 4"
     with monkeypatch.context() as patch:
         patch.setattr(Encoder, "encode_image", interrupted_in_batch(3))
         outcome = typed(command)
@@ -285,7 +285,7 @@ def test_people_at_a_terminal_see_how_fast_it_goes(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     monkeypatch.setattr("cskt.gallery.indexing.commits.COMMIT_SECONDS", 0.0)
-    words = f"index {tmp_path}/g --images {crops} --run {tiny_backbone} --device cpu --batch-size 2 --json"
+    words = f"index {tmp_path}/g --images {crops} --model {tiny_backbone} --device cpu --batch-size 2 --json"
     assert main(shlex.split(words)) == 0
     assert "12/12" in terminal.getvalue()
     assert re.search(r"[0-9,]+ images/s", terminal.getvalue())
@@ -333,7 +333,7 @@ def test_a_table_that_cannot_be_meant_is_refused_before_the_work(
     crops: Path, tiny_backbone: Path, tmp_path: Path, table: str, message: str
 ) -> None:
     (tmp_path / "t.csv").write_text(table)
-    command = f"cskt index {tmp_path}/g --images {crops} --run {tiny_backbone} --metadata {tmp_path}/t.csv"
+    command = f"cskt index {tmp_path}/g --images {crops} --model {tiny_backbone} --metadata {tmp_path}/t.csv"
     assert message in typed(command).refusal()
     assert not (tmp_path / "g").exists()
 
@@ -353,10 +353,10 @@ def test_of_several_rows_for_one_image_the_last_counts(
     [
         ("", "--images FOLDER"),
         ("--images {tmp}/nowhere", "nowhere: no such folder"),
-        ("--images {crops} --run nothing.pt", "nothing.pt: no such run folder"),
+        ("--images {crops} --model nothing.pt", "nothing.pt: no such run folder"),
         ("--images {crops} --key image", "--key names a column of a table"),
         ("--images {crops} --metadata {tmp}/none.csv", "none.csv: cannot be read: No such file"),
-        ("--images {crops} --batch-size 0", "batch size 0"),
+        ("--images {crops} --batch-size 0", "batch_size 0"),
         ("--images {tmp}/none.txt", "none.txt: no such list of paths"),
         ("--images '{tmp}/none-*.tar'", "none-*.tar: no such shard"),
         ("--images {tmp}/empty.tar --prune", "--prune is for a folder or a list"),
@@ -381,7 +381,7 @@ def test_a_list_and_a_pattern_of_shards_are_indexed(source: Path, tiny_backbone:
             archive.add(source / f"cam{number}", f"cam{number}")
     (tmp_path / "crops" / "names.txt").write_text("cam0/00.jpg\ncam1/01.jpg\n")
     for images, expected in ((f"{tmp_path}/crops/names.txt", 2), (f"'{tmp_path}/shard-*.tar'", 12)):
-        command = f"cskt index {tmp_path}/of-{expected} --images {images} --run {tiny_backbone} --device cpu --json"
+        command = f"cskt index {tmp_path}/of-{expected} --images {images} --model {tiny_backbone} --device cpu --json"
         for added, unchanged in ((expected, 0), (0, expected)):
             report = typed(command).json()
             assert (report["crops"], report["added"], report["unchanged"]) == (expected, added, unchanged)
@@ -457,7 +457,7 @@ def test_sentences_from_a_file_and_from_stdin(gallery: Path, tmp_path: Path, mon
     ("flags", "reason"),
     [
         ("--min-score 0.99", "no crop scores at least 0.99"),
-        ("--where \"camera = 'c7'\"", "no crop fulfils --where camera = 'c7'"),
+        ("--where \"camera = 'c7'\"", "no crop matches --where camera = 'c7'"),
         ("--offset 12", "no further crop"),
     ],
 )
@@ -471,6 +471,7 @@ def test_nothing_found_says_why_and_is_no_failure(gallery: Path, flags: str, rea
     ("flags", "message"),
     [
         ("", "nothing to look for"),
+        ("x --model clip-tiny --where 'a = 1'", "--where is for galleries"),
         ("''", "a sentence is empty"),
         ("x --not ' '", "a sentence is empty"),
         ("x -k 0", "k of at least 1"),
@@ -497,6 +498,30 @@ def test_search_refuses_in_one_line(gallery: Path, flags: str, message: str) -> 
         assert message in reason
 
 
+def test_the_old_names_of_options_work_and_warn_once(
+    gallery: Path, tiny_backbone: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = "-k 2"
+    expected = answers(f"cskt search {gallery} '{RED}' --exclude 'a hat' --exclude-weight 0.3 {flags}")
+    with caplog.at_level(logging.WARNING):
+        assert answers(f"cskt search {gallery} '{RED}' --not 'a hat' --not-weight 0.3 {flags}") == expected
+        done(f"cskt index {gallery} --run {tiny_backbone} --device cpu")
+    assert [record.getMessage() for record in caplog.records] == [
+        "--not-weight is now --exclude-weight; the old name works until version 1.0",
+        "--run is now --model; the old name works until version 1.0",
+    ]
+    assert "--run" not in done("cskt index --help") and "--not-weight" not in done("cskt search --help")
+
+
+def test_the_defaults_of_the_help_are_those_of_python() -> None:
+    text = " ".join(done("cskt search --help").split())
+    assert f"to 10,000 (default: {SearchOptions().k})" in text
+    weights = re.findall(r"--(\w+)-weight W of [-\w, ]+ \(default: ([\d.]+)\)", text)
+    assert {name: float(weight) for name, weight in weights} == {
+        name: getattr(Query("x"), f"{name}_weight") for name in ("text", "image", "exclude")
+    }
+
+
 @pytest.mark.parametrize("sentence", ["x\x00y", "\x1b[2Jclear", "word " * 2001, "x\ud800"], ids=range(4))
 def test_sentences_that_nobody_means_are_refused(gallery: Path, tmp_path: Path, sentence: str) -> None:
     (tmp_path / "queries.txt").write_bytes(sentence.encode(errors="surrogatepass"))
@@ -511,7 +536,7 @@ def test_the_longest_sentence_is_searched_for_and_what_is_cut_off_is_said(
     longest = ("a red man " * 200)[:2000]
     caplog.set_level(logging.WARNING)
     cut = "the model reads 77 tokens of the sentence, which has 602; shorten it"
-    found = answers(f"cskt search {gallery} '{longest}' --not '{longest}' -k 1 --not-weight 0.1")
+    found = answers(f"cskt search {gallery} '{longest}' --not '{longest}' -k 1 --exclude-weight 0.1")
     assert found[0]["hits"] and [record.getMessage() for record in caplog.records] == [cut, f"excluded sentence: {cut}"]
     caplog.clear()
     answers(f"cskt search {gallery} '{longest}' 'a man' -k 1")
@@ -542,7 +567,7 @@ def test_no_gallery_there_is_refused_with_the_remedy(tmp_path: Path) -> None:
 
 def test_an_empty_gallery_says_so(tmp_path: Path, tiny_backbone: Path) -> None:
     (tmp_path / "crops").mkdir()
-    done(f"cskt index {tmp_path}/g --images {tmp_path}/crops --run {tiny_backbone} --device cpu")
+    done(f"cskt index {tmp_path}/g --images {tmp_path}/crops --model {tiny_backbone} --device cpu")
     outcome = typed(f"cskt search {tmp_path}/g '{RED}' --device cpu")
     assert outcome == (0, "", f"{RED}: the gallery is empty; fill it: cskt index\n")
 
@@ -613,7 +638,7 @@ def test_reindex_goes_over_to_another_model_and_keeps_what_is_known(
     indexed(f"--metadata {tmp_path}/table.csv")
     (before,) = answers(f"cskt search {tmp_path}/g '{RED}' -k 12")
     other = write_backbone(tmp_path / "other.safetensors", seed=1)
-    report = typed(f"cskt reindex {tmp_path}/g --run {other} --device cpu --json").json()
+    report = typed(f"cskt reindex {tmp_path}/g --model {other} --device cpu --json").json()
     assert report["crops"] == 12 and report["added"] == 12
     (after,) = answers(f"cskt search {tmp_path}/g '{RED}' -k 12")
     encoder = cskt.load(other, device="cpu", precision="auto")
@@ -635,7 +660,7 @@ def test_an_interrupted_reindex_answers_with_the_old_model_and_goes_on(
     indexed("")
     before = answers(f"cskt search {tmp_path}/g '{RED}'")
     other = write_backbone(tmp_path / "other.safetensors", seed=1)
-    command = f"cskt reindex {tmp_path}/g --run {other} --device cpu --batch-size 4"
+    command = f"cskt reindex {tmp_path}/g --model {other} --device cpu --batch-size 4"
     with monkeypatch.context() as patch:
         patch.setattr(Encoder, "encode_image", interrupted_in_batch(3))
         outcome = typed(command)

@@ -58,7 +58,7 @@ def write_run(folder: Path, backbone: Path, seed: int = 7) -> None:
 
 def index(project: Path, flags: str = "") -> Path:
     """The project's gallery."""
-    done(f"cskt index {project}/g --images {project}/crops --run {project}/run --device cpu {flags}")
+    done(f"cskt index {project}/g --images {project}/crops --model {project}/run --device cpu {flags}")
     return project / "g"
 
 
@@ -124,7 +124,7 @@ def test_a_list_and_shards_move_with_the_gallery(project: Path, tmp_path: Path) 
     with tarfile.open(project / "one.tar", "w") as archive:
         archive.add(crops, ".", filter=lambda member: None if member.name.endswith(".txt") else member)
     for folder, images in (("listed", "crops/names.txt"), ("sharded", "one*.tar")):
-        done(f"cskt index {project / folder} --images '{project / images}' --run {project}/run --device cpu")
+        done(f"cskt index {project / folder} --images '{project / images}' --model {project}/run --device cpu")
     new = project.rename(tmp_path / "renamed")
     for folder, count in (("listed", 3), ("sharded", 12)):
         report = typed(f"cskt index {new / folder} --device cpu --json").json()
@@ -213,7 +213,7 @@ def test_the_same_model_at_another_place_updates_its_path(project: Path, tmp_pat
     gallery = index(project)
     before, manifest = answers(gallery), read_manifest(gallery)
     (project / "run").rename(tmp_path / "moved")
-    out = done(f"cskt {command} {gallery} --run {tmp_path}/moved --device cpu")
+    out = done(f"cskt {command} {gallery} --model {tmp_path}/moved --device cpu")
     assert f"{gallery}: the same model; its path was updated" in out and "unchanged 12" in out
     assert answers(gallery) == before
     after = read_manifest(gallery)
@@ -227,11 +227,11 @@ def test_run_and_backbone_that_moved_apart(project: Path, tmp_path: Path) -> Non
     gallery = index(project)
     (project / "run").rename(tmp_path / "moved")
     moved = (project / "clip.safetensors").rename(tmp_path / "moved.safetensors")
-    reason = typed(f"cskt index {gallery} --run {tmp_path}/moved --device cpu").refusal()
+    reason = typed(f"cskt index {gallery} --model {tmp_path}/moved --device cpu").refusal()
     assert "--backbone" in reason
-    done(f"cskt index {gallery} --run {tmp_path}/moved --backbone {moved} --device cpu")
+    done(f"cskt index {gallery} --model {tmp_path}/moved --backbone {moved} --device cpu")
     (tmp_path / "moved").rename(tmp_path / "again")
-    done(f"cskt reindex {gallery} --run {tmp_path}/again --device cpu")
+    done(f"cskt reindex {gallery} --model {tmp_path}/again --device cpu")
     assert len(answers(gallery)) == 10
     assert read_manifest(gallery).model == ModelSource(str(tmp_path / "again"), str(moved))
 
@@ -240,7 +240,7 @@ def test_another_model_at_the_new_place_is_refused(project: Path, tmp_path: Path
     gallery = index(project)
     write_run(tmp_path / "other", project / "clip.safetensors", seed=8)
     before = content_of(gallery)
-    reason = typed(f"cskt index {gallery} --run {tmp_path}/other --device cpu").refusal()
+    reason = typed(f"cskt index {gallery} --model {tmp_path}/other --device cpu").refusal()
     assert "was filled by another model" in reason
     assert content_of(gallery) == before
     with Gallery.open(gallery, device="cpu") as opened:
@@ -253,15 +253,15 @@ def test_another_model_at_the_new_place_is_refused(project: Path, tmp_path: Path
 def test_image_sizes_hold_for_weights_that_moved(project: Path, tmp_path: Path) -> None:
     gallery, weights = project / "sized", project / "clip.safetensors"
     sizes = "--image-height 64 --image-width 32"
-    done(f"cskt index {gallery} --images {project}/crops --run {weights} {sizes} --device cpu")
+    done(f"cskt index {gallery} --images {project}/crops --model {weights} {sizes} --device cpu")
     moved = weights.rename(tmp_path / "moved.safetensors")
     reason = typed(f"cskt search {gallery} x --device cpu").refusal()
     done(f"{remedy_in(reason, PATH=moved)} --device cpu")
     again = moved.rename(tmp_path / "again.safetensors")
-    assert "its path was updated" in done(f"cskt index {gallery} --run {again} --device cpu")
+    assert "its path was updated" in done(f"cskt index {gallery} --model {again} --device cpu")
     assert read_manifest(gallery).model == ModelSource(str(again), image_height=64, image_width=32)
     other = write_backbone(tmp_path / "other.safetensors", seed=3)
-    assert "added 12," in done(f"cskt reindex {gallery} --run {other} --device cpu")
+    assert "added 12," in done(f"cskt reindex {gallery} --model {other} --device cpu")
     assert read_manifest(gallery).model == ModelSource(str(other)), "another model has its own image size"
 
 
@@ -270,7 +270,7 @@ def test_open_galleries_follow_a_path_that_another_process_updates(project: Path
     with Gallery.open(gallery, device="cpu") as reader, Gallery.open(gallery, device="cpu") as loaded:
         before = loaded.search(SENTENCE)
         (project / "run").rename(tmp_path / "moved")
-        done(f"cskt reindex {gallery} --run {tmp_path}/moved --device cpu")
+        done(f"cskt reindex {gallery} --model {tmp_path}/moved --device cpu")
         assert reader.search(SENTENCE) == before
         assert loaded.search(SENTENCE) == before
         assert loaded.add([project / "crops" / "cam0" / "00.jpg"], ["live"]).added == 1
@@ -282,7 +282,7 @@ def test_crops_that_are_gone_are_named_with_the_remedy(project: Path, tmp_path: 
     (project / "crops").rename(tmp_path / "moved")
     write_run(tmp_path / "other", project / "clip.safetensors", seed=8)
     for flags in ("", "--prune"):
-        reason = typed(f"cskt reindex {gallery} --run {tmp_path}/other --device cpu {flags}").refusal()
+        reason = typed(f"cskt reindex {gallery} --model {tmp_path}/other --device cpu {flags}").refusal()
         assert "--images FOLDER" in reason or not flags
     reason = typed(f"cskt index {gallery} --prune --device cpu").refusal()
     assert reason.startswith(
@@ -293,7 +293,7 @@ def test_crops_that_are_gone_are_named_with_the_remedy(project: Path, tmp_path: 
         with pytest.raises(ValueError, match="the folder of crops is no longer at .*--images FOLDER"):
             opened.original("cam0/00.jpg")
     assert "unchanged 12" in done(f"cskt index {gallery} --images {tmp_path}/moved --device cpu")
-    assert "12 crops; added 12" in done(f"cskt reindex {gallery} --run {tmp_path}/other --device cpu --prune")
+    assert "12 crops; added 12" in done(f"cskt reindex {gallery} --model {tmp_path}/other --device cpu --prune")
 
 
 def test_reindexing_drops_no_crop_of_a_folder_that_cannot_be_read(
@@ -309,7 +309,7 @@ def test_reindexing_drops_no_crop_of_a_folder_that_cannot_be_read(
         return stat(path, **options)
 
     (project / "crops" / "cam0" / "00.jpg").unlink()
-    command = f"cskt reindex {gallery} --run {tmp_path}/other --device cpu --prune"
+    command = f"cskt reindex {gallery} --model {tmp_path}/other --device cpu --prune"
     with monkeypatch.context() as patch:
         patch.setattr(os, "stat", refuse)
         patch.setattr(os, "lstat", lambda path: refuse(path, follow_symlinks=False))
@@ -335,5 +335,5 @@ def test_a_calibrated_cut_off_stays_with_the_same_model(project: Path, tmp_path:
     save_calibration(project / "run", calibrate(right, wrong, 0.2), fingerprint=fingerprint, source="run")
     before = (gallery / CALIBRATION_FILE).read_bytes()
     (project / "run").rename(tmp_path / "moved")
-    done(f"cskt reindex {gallery} --run {tmp_path}/moved --device cpu")
+    done(f"cskt reindex {gallery} --model {tmp_path}/moved --device cpu")
     assert (gallery / CALIBRATION_FILE).read_bytes() == before

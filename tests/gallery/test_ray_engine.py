@@ -224,7 +224,7 @@ def test_what_a_node_lacks_is_one_line(findings: dict[str, Any], place: Path, ti
 def index_words(gallery: Path, place: Path, backbone: Path) -> list[str | Path]:
     """Return the words of an indexing of 120 batches, of which the program takes a few."""
     return [
-        "index", gallery, "--images", place / "many", "--run", backbone, "--engine", "ray", "--precision", "fp32",
+        "index", gallery, "--images", place / "many", "--model", backbone, "--engine", "ray", "--precision", "fp32",
         "--batch-size", "2", "--json",
     ]  # fmt: skip
 

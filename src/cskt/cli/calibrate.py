@@ -18,8 +18,7 @@ from cskt.cli.gallery_flags import is_gallery
 from cskt.cli.metadata_table import image_name
 from cskt.cli.model_flags import (
     FAST_PRECISION,
-    add_cache_flag,
-    add_clip_flags,
+    add_dataset_flags,
     add_encoder_flags,
     load_model,
     load_model_and_split,
@@ -105,12 +104,8 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     group = parser.add_argument_group(
         "pairs from a data set, for a run: a sentence and an image of anybody else is wrong"
     )
-    group.add_argument("--dataset", help="cuhk-pedes, icfg-pedes, rstpreid or jsonl (default: the run's own)")
-    group.add_argument("--root", help="folder that holds the data set's folder (default: the run's own)")
-    group.add_argument("--split", help="train, val or test (default: val)")
-    add_encoder_flags(parser, FAST_PRECISION)
-    add_cache_flag(parser)
-    add_clip_flags(parser)
+    add_dataset_flags(group, "val")
+    add_encoder_flags(parser, FAST_PRECISION, caches=True)
     flags = parser.parse(argv)
     named = [f"--{name}" for name in ("dataset", "root", "split") if getattr(flags, name)]
     if is_gallery(Path(flags.model)) and not flags.labelled:

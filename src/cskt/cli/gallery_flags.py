@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cskt import embed
-from cskt.cli.model_flags import FAST_PRECISION, add_clip_flags, add_encoder_flags, clip_settings
+from cskt.cli.model_flags import FAST_PRECISION, add_encoder_flags, encode_options, source_flags
 from cskt.cli.parsing import Parser
 from cskt.embed import EncodeOptions, Encoder, ModelSource
 from cskt.embed.model_paths import check_exists, needed_backbone
@@ -29,19 +29,19 @@ MOST_LISTED = 10
 
 
 def add_source_flags(parser: Parser, default: str) -> None:
-    """`--run`, and how that model is loaded and computes.
+    """Add `--model` and how it is loaded and computes.
 
     Args:
         parser: of the command.
-        default: what the help says of leaving `--run` out.
+        default: the model without `--model`, for the help.
     """
+    parser.renamed = {"--run": "--model"}
     parser.add_argument(
-        "--run", "--model", metavar="MODEL",
+        "--model", metavar="MODEL",
         help="run folder, released CSKT or IRRA folder, CLIP weight file, or published name such as ViT-B/16"
         f" (default: {default})",
     )  # fmt: skip
     add_encoder_flags(parser, FAST_PRECISION)
-    add_clip_flags(parser)
 
 
 def is_gallery(folder: Path) -> bool:
@@ -54,28 +54,28 @@ def source_of(flags: argparse.Namespace, known: ModelSource | None = None, *, sa
 
     Args:
         flags: as parsed.
-        known: a gallery's own model, which counts where `--run` is left out; clip-tiny, with a warning, if neither is
+        known: a gallery's own model, which counts where `--model` is left out; clip-tiny, with a warning, if neither is
             given.
-        same_model: whether `--run` can only be another place of `known`, so that its image size holds.
+        same_model: whether `--model` can only be another place of `known`, so that its image size holds.
 
     Raises:
         CsktError: there is no such model.
     """
-    if flags.run is None and known is None:
+    if flags.model is None and known is None:
         logger.warning(
-            "no --run given: clip-tiny fills the gallery, which knows paper dolls and not people; for people give"
-            " --run with a run folder, a released CSKT or IRRA folder, or CLIP weights such as ViT-B/16"
+            "no --model given: clip-tiny fills the gallery, which knows paper dolls and not people; for people give"
+            " --model with a run folder, a released CSKT or IRRA folder, or CLIP weights such as ViT-B/16"
         )
-    if flags.run is not None:
-        check_exists(flags.run)
-    base = known or ModelSource(flags.run or CLIP_TINY)
-    if flags.run is not None and known is not None:
-        sizes = known if same_model else ModelSource(flags.run)
-        base = dataclasses.replace(sizes, path=flags.run, backbone=_inherited_backbone(Path(flags.run), known))
-    names = ("backbone", "precision", "image_height", "image_width", "stride", "weights")
-    asked = {name: getattr(flags, name) for name in names}
-    asked["settings"] = ((base.settings or {}) | clip_settings(flags)) or None
-    return dataclasses.replace(base, **{name: value for name, value in asked.items() if value is not None})
+    if flags.model is not None:
+        check_exists(flags.model)
+    base = known or ModelSource(flags.model or CLIP_TINY)
+    if flags.model is not None and known is not None:
+        sizes = known if same_model else ModelSource(flags.model)
+        base = dataclasses.replace(sizes, path=flags.model, backbone=_inherited_backbone(Path(flags.model), known))
+    asked = source_flags(flags) | ({} if flags.precision is None else {"precision": flags.precision})
+    if "settings" in asked:
+        asked["settings"] = (base.settings or {}) | asked["settings"]
+    return dataclasses.replace(base, **asked)
 
 
 def _inherited_backbone(run: Path, known: ModelSource) -> str | None:
@@ -96,12 +96,9 @@ def load_source(source: ModelSource, flags: argparse.Namespace, gallery: Path | 
     Raises:
         CsktError: see `cskt.load`.
     """
-    options = EncodeOptions(
-        flags.device, batch_size=flags.batch_size, num_workers=flags.num_workers, compile=flags.compile
-    )
-    if getattr(flags, "engine", "local") == "ray":
-        options = EncodeOptions("cpu")
-    if gallery is None or flags.run is not None:
+    on_ray = getattr(flags, "engine", "local") == "ray"
+    options = EncodeOptions("cpu") if on_ray else encode_options(flags)
+    if gallery is None or flags.model is not None:
         return embed.load_source(source, options)
     return load_model(gallery, source, options)
 

@@ -30,13 +30,13 @@ on a Ray cluster with --engine ray.
 """
 EXAMPLES = """\
 examples:
-  cskt index my-gallery --images crops --run ViT-B/16
-  cskt index my-gallery --images crops --run logs/cuhk-pedes/... --metadata cameras.csv
+  cskt index my-gallery --images crops --model ViT-B/16
+  cskt index my-gallery --images crops --model logs/cuhk-pedes/... --metadata cameras.csv
   cskt index my-gallery --images names.txt                 the files that a list names
   cskt index my-gallery --images 'shards-*.tar' --engine ray   or .parquet; the gallery keeps the originals
   cskt index my-gallery --images crops --ignore '*.png' --ignore old/
   cskt index my-gallery --prune          the same source and model again; remove images that are gone
-  cskt index my-gallery --run moved/run  the same model, which was moved
+  cskt index my-gallery --model moved/run  the same model, which was moved
 exit code: 0 done, also where single images are unreadable; 1 done, but a folder could not be read; 2 refused
 """
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cskt.cli.compared_runs import add_format_flags, distinct_names, output_format, write_output
-from cskt.cli.model_flags import add_cache_flag, add_encoder_flags, load_model
+from cskt.cli.model_flags import add_encoder_flags, load_model
 from cskt.cli.parsing import Parser
 from cskt.cli.run_results import evaluate_run, seed_folders, store_result, stored_result
 from cskt.config import RunConfig
@@ -58,8 +58,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--root", help="folder that holds the data sets' folders, where @ROOT is left out")
     parser.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
-    add_encoder_flags(parser)
-    add_cache_flag(parser)
+    add_encoder_flags(parser, caches=True)
     add_format_flags(parser)
     flags = parser.parse(argv)
     form = output_format(flags.format, flags.output)  # before the work

@@ -1,46 +1,57 @@
-"""The flags that say which model runs on which split, shared by the commands that evaluate and query."""
+"""Flags that name a model and a split, shared by the commands."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from cskt.cli.parsing import Parser
 from cskt.config.types import Activation, Interpolation, WeightsChoice
-from cskt.data.records import Split
-from cskt.embed import Encoder, load
-from cskt.embed.model_paths import SETTINGS
-from cskt.evaluation.model_data import split_of
+
+if TYPE_CHECKING:  # torch, for which --help need not wait
+    from cskt.data.records import Split
+    from cskt.embed import EncodeOptions, Encoder
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OWN_PRECISION, FAST_PRECISION = "the run's own, fp32 for CLIP weights", "auto"
-"""What is meant where `--precision` is left out: figures are exact, searches fast."""
-PRECISION_HELP = "arithmetic of the towers; auto is bf16 on a CPU that multiplies it by itself (default: {})"
+"""Defaults of `--precision`: metrics are exact, searches fast."""
+PRECISION_HELP = "arithmetic of the towers; auto is bf16 on a CPU that multiplies it natively (default: {})"
+CLIP_SETTINGS = ("activation", "vision_heads", "text_heads", "image_mean", "image_std", "interpolation")
+"""Flags that are `settings` of `cskt.load`."""
 
 
-def add_model_flags(parser: Parser, precision: str = OWN_PRECISION) -> None:
-    """`model`, the data set's `--dataset`, `--root`, `--split`, and how to encode it; see `add_encoder_flags`."""
-    parser.add_argument("model", help="run folder, released folder, merged file, CLIP weights, or clip-tiny")
-    parser.add_argument("--dataset", help="cuhk-pedes, icfg-pedes, rstpreid or jsonl (default: the run's own)")
-    parser.add_argument("--root", help="folder that holds the data set's folder (default: the run's own)")
-    parser.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
-    add_encoder_flags(parser, precision)
-    add_cache_flag(parser)
-    add_clip_flags(parser)
-
-
-def add_cache_flag(parser: Parser) -> None:
-    """`--cache-dir`, for commands that encode the images of a split."""
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep resized images there, for other runs too")
-
-
-def add_encoder_flags(parser: Parser, precision: str = OWN_PRECISION) -> None:
-    """Where the backbone lies, and how a model computes.
+def add_model_flags(parser: Parser, precision: str = OWN_PRECISION, *, positional: bool = True) -> None:
+    """Add the model, positional or as `--model`, its data set (`--dataset`, `--root`, `--split`), and encoder flags.
 
     Args:
         parser: of the command.
-        precision: what the help says of leaving `--precision` out.
+        precision: default of `--precision`, for the help.
+        positional: the model is a positional argument.
+    """
+    what = "run folder, released folder, merged file, CLIP weights, or clip-tiny"
+    if positional:
+        parser.add_argument("model", help=what)
+    else:
+        parser.add_argument("--model", help=f"{what}; searches a split of a data set")
+    add_dataset_flags(parser)
+    add_encoder_flags(parser, precision, caches=True)
+
+
+def add_dataset_flags(container: Any, split: str = "test") -> None:
+    """Add `--dataset`, `--root` and `--split` to a parser or an argument group."""
+    container.add_argument("--dataset", help="cuhk-pedes, icfg-pedes, rstpreid or jsonl (default: the run's own)")
+    container.add_argument("--root", help="folder that holds the data set's folder (default: the run's own)")
+    container.add_argument("--split", help=f"train, val or test (default: {split})")
+
+
+def add_encoder_flags(parser: Parser, precision: str = OWN_PRECISION, *, caches: bool = False) -> None:
+    """Add where the backbone is, how a model computes, and what the file of plain CLIP weights may not state.
+
+    Args:
+        parser: of the command.
+        precision: default of `--precision`, for the help.
+        caches: the command encodes the images of a split, which may be cached.
     """
     parser.add_argument("--backbone", help="CLIP weights of an adapter-only run, if they are not where its config says")
     add_weights_flag(parser)
@@ -49,10 +60,10 @@ def add_encoder_flags(parser: Parser, precision: str = OWN_PRECISION) -> None:
     parser.add_argument("--compile", action="store_true", help="compile the towers first; on a CPU that takes g++")
     parser.add_argument("--batch-size", type=int, default=128, help="images or captions at once (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, default=4, help="threads that decode images (default: %(default)s)")
-
-
-def add_clip_flags(parser: Parser) -> None:
-    """Image size of plain CLIP weights, and what their file may not state; a run has all of this in its config."""
+    if caches:
+        parser.add_argument(
+            "--cache-dir", type=Path, metavar="DIR", help="folder that caches resized images, for other runs too"
+        )
     plain = parser.add_argument_group("for CLIP weights that are no run")
     plain.add_argument("--image-height", type=int, metavar="PIXELS", help="default: 384; of our own files, the file's")
     plain.add_argument("--image-width", type=int, metavar="PIXELS", help="default: 128; of our own files, the file's")
@@ -69,13 +80,8 @@ def add_clip_flags(parser: Parser) -> None:
     )
 
 
-def clip_settings(flags: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of `cskt.load` that the flags of `add_clip_flags` give."""
-    return {name: value for name in SETTINGS if (value := getattr(flags, name, None)) is not None}
-
-
 def add_weights_flag(parser: Parser) -> None:
-    """`--weights`: which of two sets of weights a checkpoint is read for."""
+    """Add `--weights`, the choice between two sets of weights in a checkpoint."""
     parser.add_argument(
         "--weights",
         choices=get_args(WeightsChoice),
@@ -88,7 +94,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def load_model_and_split(flags: argparse.Namespace, *, refuse_overlaps: bool = True) -> tuple[Encoder, Split]:
-    """The encoder and the split that the flags of `add_model_flags` name.
+    """Return the encoder and the split that the flags of `add_model_flags` name.
 
     Args:
         flags: as parsed.
@@ -97,34 +103,43 @@ def load_model_and_split(flags: argparse.Namespace, *, refuse_overlaps: bool = T
     Raises:
         CsktError: the data set or the model cannot be read, or the data set is refused.
     """
-    split = split_of(flags.model, flags.dataset, flags.root, flags.split, refuse_overlaps=refuse_overlaps)
+    from cskt.evaluation.model_data import split_of  # noqa: PLC0415
+
+    split = split_of(flags.model, flags.dataset, flags.root, flags.split or "test", refuse_overlaps=refuse_overlaps)
     return load_model(flags), split
 
 
 def load_model(flags: argparse.Namespace, model: str | None = None) -> Encoder:
-    """Load a model with the flags of `add_encoder_flags`, and those of `add_cache_flag` and `add_clip_flags` if given.
-
-    Args:
-        flags: as parsed.
-        model: the model; by default `flags.model`.
+    """Return the encoder of `model`, else of `flags.model`, that computes as the flags of `add_encoder_flags` say.
 
     Raises:
         CsktError: it cannot be read.
     """
-    given = vars(flags)
-    return load(
-        model or flags.model,
-        flags.backbone,
+    from cskt.embed import ModelSource  # noqa: PLC0415
+    from cskt.embed.model_paths import reader_of  # noqa: PLC0415
+
+    source = ModelSource(model or flags.model, **source_flags(flags))
+    return reader_of(source.path).load(source, encode_options(flags, show_progress=True))
+
+
+def source_flags(flags: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of `ModelSource` that the flags of `add_encoder_flags` set, but for its path."""
+    names = ("backbone", "image_height", "image_width", "stride", "weights")
+    settings = {name: value for name in CLIP_SETTINGS if (value := getattr(flags, name)) is not None}
+    given = {name: getattr(flags, name) for name in names} | {"settings": settings or None}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def encode_options(flags: argparse.Namespace, *, show_progress: bool = False) -> EncodeOptions:
+    """Return the options that the flags of `add_encoder_flags` set."""
+    from cskt.embed import EncodeOptions  # noqa: PLC0415
+
+    return EncodeOptions(
         flags.device,
-        precision=flags.precision,
-        image_height=given.get("image_height"),
-        image_width=given.get("image_width"),
-        stride=given.get("stride"),
-        weights=flags.weights or "model",
-        settings=clip_settings(flags),
+        flags.precision,
         batch_size=flags.batch_size,
         num_workers=flags.num_workers,
-        cache_dir=given.get("cache_dir"),
+        cache_dir=getattr(flags, "cache_dir", None),
         compile=flags.compile,
-        show_progress=True,
+        show_progress=show_progress,
     )

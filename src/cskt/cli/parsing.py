@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import re
 import sys
 from collections import Counter
@@ -20,6 +21,8 @@ from cskt.utils.terminal import printable
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
+
+logger = logging.getLogger(__name__)
 
 OVERRIDE = "override:"
 DEFAULT_RECIPE = "cskt"
@@ -38,16 +41,18 @@ SERIES_KEYS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that says what is wrong in one line, exits with 2, and takes `-` and `_` alike in flags.
+    """argparse with errors of one line and exit code 2, in which `-` and `_` in flags are the same.
 
     Args:
-        separator: `-` or `_`: how flags of two words are spelt where they are added, in the help and in messages.
-        settings: as argparse takes them.
+        separator: `-` or `_`, between the words of a flag where it is added, in the help and in messages.
+        settings: arguments of `argparse.ArgumentParser`.
     """
 
     def __init__(self, *, separator: str = "-", **settings: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
         self.separator = separator
+        self.renamed: dict[str, str] = {}
+        """Old names of flags -> their present names."""
 
     def error(self, message: str) -> NoReturn:
         """Print one line and leave with exit code 2."""
@@ -56,10 +61,8 @@ class Parser(argparse.ArgumentParser):
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
         """Print the help; argparse itself ignores a full disk or a closed pipe."""
-        stream = sys.stdout if file is None else file
-        stream.write(self.format_help())
-        if stream is sys.stdout:
-            sys.stdout.flush()
+        (sys.stdout if file is None else file).write(self.format_help())
+        sys.stdout.flush()
 
     def parse(self, argv: Sequence[str], *, intermixed: bool = False) -> argparse.Namespace:
         """The parsed flags; an unknown one ends the program and names the nearest.
@@ -86,7 +89,10 @@ class Parser(argparse.ArgumentParser):
         flag, equals, value = word.partition("=")
         if not flag.startswith("--"):
             return word
-        return "--" + re.sub("[-_]", self.separator, flag[2:]) + equals + value
+        flag = "--" + re.sub("[-_]", self.separator, flag[2:])
+        if flag in self.renamed:
+            logger.warning("%s is now %s; the old name works until version 1.0", flag, self.renamed[flag])
+        return self.renamed.get(flag, flag) + equals + value
 
 
 def add_config_flags(parser: Parser) -> None:

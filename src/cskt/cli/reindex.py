@@ -18,14 +18,14 @@ from cskt.utils.progress import counting_bar
 
 DESCRIPTION = """\
 Encode every crop of a gallery anew, with another model. The gallery answers with the old one until all is done; an
-interrupted run loses nothing, the same command goes on. Metadata stays; a calibrated cut-off belongs to the old model
-and is set again with `cskt calibrate`. Where the gallery's own model has been moved, --run (or --backbone) with its new
-place updates what the gallery remembers, and nothing is encoded.
+interrupted run loses nothing, the same command continues it. Metadata is kept. A calibrated threshold belongs to the
+old model; set it again with `cskt calibrate`. If the gallery's own model was moved, --model (or --backbone) with its
+new place updates the path in the gallery, and nothing is encoded.
 """
 EXAMPLES = """\
 examples:
-  cskt reindex my-gallery --run logs/cuhk-pedes/...
-  cskt reindex my-gallery --run moved/run                  the same model at another place
+  cskt reindex my-gallery --model logs/cuhk-pedes/...
+  cskt reindex my-gallery --model moved/run                  the same model at another place
   cskt reindex my-gallery --backbone moved/ViT-B-16.pt     the same for the backbone of an adapter-only run
 """
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _model(flags: argparse.Namespace, manifest: Manifest) -> Encoder:
-    """Return what `--run` names: the gallery's own model at another place, with its image size, or another model."""
+    """Return what `--model` names: the gallery's own model at another place, with its image size, or another model."""
     same, other = source_of(flags, manifest.model, same_model=True), source_of(flags, manifest.model)
     if same != other:
         with suppress(CsktError):  # another model may not take these settings

@@ -40,7 +40,7 @@ def check_place(gallery: Path, source: ModelSource) -> None:
         CsktError: one is missing.
     """
     for name, path, flag, value in (
-        ("model", source.path, "--run", "PATH"),
+        ("model", source.path, "--model", "PATH"),
         ("model's backbone", source.backbone, "--backbone", "FILE"),
     ):
         if path is not None and Path(path).is_absolute() and not exists(path):
