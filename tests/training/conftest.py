@@ -1,7 +1,8 @@
-"""Every training test computes in one thread, and can look into the context that `train` prepares."""
+"""Fixtures of training tests: one thread, quick configs, and the contexts that `train` prepares."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ from cskt.training.context import TrainingContext, prepare
 from tiny_run import Configure, quick_config
 
 
-@pytest.fixture(autouse=True)
-def _in_one_thread(one_thread: None) -> None:
-    """Sums in the same order, for comparisons bit by bit."""
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_and_a_small_scale() -> Iterator[None]:
+    """Sum in the same order, for comparisons bit by bit; scale fp16 losses by 64 at first.
 
-
-@pytest.fixture(autouse=True)
-def _with_a_scale_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fp16 scales the loss by 64 at first: 65536 overflows over this model, and its first steps would be skipped."""
-    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=64.0))
+    A scale of 65536 overflows over this model, and its first steps would be skipped.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=64.0))
+        yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ def configure(dolls: Path, tiny_backbone: Path) -> Configure:
 
 @pytest.fixture
 def contexts(monkeypatch: pytest.MonkeyPatch) -> list[TrainingContext]:
-    """The sessions that `train` prepares from now on, oldest first."""
+    """Contexts that `train` prepares from now on, oldest first."""
     seen: list[TrainingContext] = []
 
     def prepare_and_keep(*arguments: Any, **options: Any) -> TrainingContext:

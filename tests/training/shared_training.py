@@ -1,4 +1,4 @@
-"""What a process of a training does in the tests of several processes; started by `torchrun`.
+"""Program of one process in the tests of several processes, started by `torchrun`.
 
     torchrun --nproc-per-node N shared_training.py gradients CONFIG OUTPUT [double]
     torchrun --nproc-per-node N shared_training.py stop STEP train --config CONFIG ...
@@ -52,19 +52,19 @@ def in_double(context: TrainingContext) -> TrainingContext:
 def gradients_of_epoch(context: TrainingContext) -> list[dict[str, dict[str, torch.Tensor]]]:
     """Per batch of the first epoch its losses and its gradients by name, added up over the processes."""
     found = []
-    processes, trainee = context.processes, context.state
-    named = dict([*context.state.model.named_parameters(), *trainee.objective.named_parameters()])
+    processes, state = context.processes, context.state
+    named = dict([*context.state.model.named_parameters(), *state.objective.named_parameters()])
     for step, batch in enumerate(context.loader.epoch(0, share=processes.share)):
         losses = add_gradients(context, batch, step, torch.Generator().manual_seed(step))
         processes.all_reduce_gradients(parameter for parameter in named.values() if parameter.requires_grad)
         held = {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
         found.append({"losses": losses, "gradients": held})
-        trainee.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad(set_to_none=True)
     return found
 
 
 def is_last() -> bool:
-    """Whether this is the last of the processes."""
+    """Return True in the process of the highest rank."""
     return int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
 
 

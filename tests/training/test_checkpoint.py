@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cskt.config import ClipArchitecture, LossConfig, MlmConfig, OptimConfig, RunConfig, load_config, to_dict
+from cskt.errors import CsktError
 from cskt.model.io.tensors import load_plain
 from cskt.training.checkpoint import (
     FREE_ON_RESUME,
@@ -68,7 +69,7 @@ def saved(tmp_path: Path) -> Path:
 
 def refused(path: Path, state: TrainState | None = None, config: RunConfig = CONFIG) -> str:
     """The one line with which resuming is refused."""
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(CsktError) as caught:
         load_last(path, state or make_state(1), config)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(str(path))
@@ -225,7 +226,7 @@ def test_weights_that_are_not_finite_are_not_saved(saved: Path, part: str, value
     before, state = saved.read_bytes(), make_state(1)
     with torch.no_grad():
         list(getattr(state, part).parameters())[-1][0] = value
-    with pytest.raises(ValueError, match=r"last\.pt: not written, '.*bias' holds NaN or infinity after step 100; .*lr"):
+    with pytest.raises(CsktError, match=r"last\.pt: not written, '.*bias' holds NaN or infinity after step 100; .*lr"):
         save(saved, state)
     assert saved.read_bytes() == before
 
@@ -238,7 +239,7 @@ def test_a_failed_write_keeps_the_previous_file(saved: Path, monkeypatch: pytest
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nand more")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(ValueError, match=r"last\.pt: cannot be written: [^\n]*$"):
+    with pytest.raises(CsktError, match=r"last\.pt: cannot be written: [^\n]*$"):
         save(saved, make_state(1), replace(PROGRESS, epoch=4))
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]

@@ -17,6 +17,7 @@ from cskt.config import LossConfig, load_config, read_yaml, recipe_names
 from cskt.data.datasets import read_dataset
 from cskt.data.paperdoll import make_dataset
 from cskt.data.records import Record, Split
+from cskt.errors import CsktError
 from cskt.evaluation.study_plan import load_study
 from cskt.model.io.cache import CLIP_TINY, locate
 from cskt.training.checks import (
@@ -185,7 +186,7 @@ CONTRASTIVE = ("sdm", "itc", "cmpm", "triplet", "tal")
 
 
 def refusal(configure: Configure, tmp_path: Path, changes: dict[str, Any]) -> str:
-    with pytest.raises(ValueError, match="learns nothing") as caught:
+    with pytest.raises(CsktError, match="learns nothing") as caught:
         train(configure(changes), tmp_path / "run")
     assert not (tmp_path / "run").exists() and "\n" not in str(caught.value)
     return str(caught.value)
@@ -236,13 +237,13 @@ def test_a_training_split_of_one_identity_is_refused(
     config = configure({"loss.weights": {loss: 1.0}})
     split = read_dataset("cuhk-pedes", dolls)["train"]
     one = replace(split, records=tuple(record for record in split.records if record.pid == split.records[0].pid))
-    with pytest.raises(ValueError, match=f"holds one identity, and the loss {loss} needs two; add people, or take"):
+    with pytest.raises(CsktError, match=f"holds one identity, and the loss {loss} needs two; add people, or take"):
         check_negatives(config, one)
 
 
 def test_one_identity_by_fraction_is_refused_by_train(configure: Configure, tmp_path: Path) -> None:
     changes = {"data.train_fraction": 0.01, "data.batch_size": 2}
-    with pytest.raises(ValueError, match="the training split of cuhk-pedes holds one identity"):
+    with pytest.raises(CsktError, match="the training split of cuhk-pedes holds one identity"):
         train(configure(changes), tmp_path / "run")
 
 

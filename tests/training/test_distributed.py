@@ -31,6 +31,8 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 BASE: dict[str, Any] = {
     "data.batch_size": 7, "adapters.init": "normal", "loop.evaluate_before": True, "loss.temperature": 0.05,
 }  # fmt: skip
+IN_PIECES = {"loop.micro_batch_size": 2}
+IRRA_LOSSES = {"sdm": 1.0, "id": 1.0, "mlm": 1.0}
 EVERY_LOSS = {"sdm": 1.0, "itc": 0.5, "cmpm": 0.5, "tal": 0.1, "triplet": 0.5, "id": 1.0, "mlm": 1.0}
 
 
@@ -52,10 +54,15 @@ def saved(configure: Configure, folder: Path, changes: dict[str, Any]) -> Path:
     ("num_processes", "changes"),
     [
         (2, {"loss.weights": EVERY_LOSS}),
-        (3, {"loss.weights": EVERY_LOSS, "trainable": "all", "mlm.masked_for_all": True, "loop.micro_batch_size": 2}),
-        (4, {"loss.weights": {"sdm": 1.0, "id": 1.0}, "augment.caption_drop_probability": 0.3}),
-        (2, {"data.batch_size": 6, "data.captions_per_image": 2, "loss.weights": {"sdm": 1.0, "id": 1.0, "mlm": 1.0}}),
-        (3, {"data.batch_size": 8, "data.sampler": "identity", "loss.weights": {"sdm": 1.0, "triplet": 1.0}}),
+        *(
+            pytest.param(num_processes, changes, marks=pytest.mark.slow)
+            for num_processes, changes in (
+                (3, {"loss.weights": EVERY_LOSS, "trainable": "all", "mlm.masked_for_all": True} | IN_PIECES),
+                (4, {"loss.weights": {"sdm": 1.0, "id": 1.0}, "augment.caption_drop_probability": 0.3}),
+                (2, {"data.batch_size": 6, "data.captions_per_image": 2, "loss.weights": IRRA_LOSSES}),
+                (3, {"data.batch_size": 8, "data.sampler": "identity", "loss.weights": {"sdm": 1.0, "triplet": 1.0}}),
+            )
+        ),
     ],
     ids=["two", "three-in-pieces", "four-for-three", "two-captions", "groups-of-people"],
 )
@@ -81,6 +88,7 @@ def test_gradients_and_losses_are_those_of_one_process(
             assert all(torch.equal(other["gradients"][name], shared["gradients"][name]) for other in same), name
 
 
+@pytest.mark.slow
 def test_in_float64_gradients_are_equal_at_the_published_temperature(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +106,7 @@ def test_in_float64_gradients_are_equal_at_the_published_temperature(
 
 
 def test_gradients_of_halves_would_be_another_loss(configure: Configure, tmp_path: Path) -> None:
-    """What ungathered features give: each process a loss of its own pairs."""
+    """Without gathered features each process would have a loss of its own pairs."""
     context = prepare(configure(BASE | {"data.batch_size": 8}))
     whole = gradients_of_epoch(context)[0]["gradients"]
     halves = gradients_of_epoch(prepare(configure(BASE | {"data.batch_size": 4})))[:2]
@@ -107,6 +115,7 @@ def test_gradients_of_halves_would_be_another_loss(configure: Configure, tmp_pat
     assert (mean - whole[name]).norm() > 0.05 * whole[name].norm()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_three_may_resume(configure: Configure, tmp_path: Path) -> None:
     changes = {"loop.num_epochs": 2, "loss.weights": {"sdm": 1.0, "id": 1.0}, "optim.clip_grad_norm": 1.0}
     config = saved(configure, tmp_path, changes)
@@ -135,6 +144,7 @@ def test_two_processes_train_as_one_and_three_may_resume(configure: Configure, t
     assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 2, "one process writes: two sessions, two files"
 
 
+@pytest.mark.slow
 def test_accumulated_fp16_steps_of_two_processes_equal_those_of_one(configure: Configure, tmp_path: Path) -> None:
     """The gradients of one process overflow in the fourth batch: its step is passed over by all of them."""
     changes = {
@@ -157,6 +167,7 @@ def test_accumulated_fp16_steps_of_two_processes_equal_those_of_one(configure: C
     assert off < 0.01 * moved
 
 
+@pytest.mark.slow
 def test_torchrun_replaces_a_killed_process_without_loss(configure: Configure, tmp_path: Path) -> None:
     config = saved(configure, tmp_path, {"loop.num_epochs": 2, "loop.save_period_steps": 1})
     whole = torchrun(2, "-m", "cskt", "train", "--config", config, "--output", tmp_path / "whole")
@@ -170,6 +181,7 @@ def test_torchrun_replaces_a_killed_process_without_loss(configure: Configure, t
     assert all(torch.equal(kept[name], value) for name, value in expected.items())
 
 
+@pytest.mark.slow
 def test_all_processes_end_when_the_run_folder_is_deleted(configure: Configure, tmp_path: Path) -> None:
     """The first process alone writes, and so notices; the others wait for it, and end with it."""
     config, folder = saved(configure, tmp_path, {"loop.num_epochs": 3}), tmp_path / "run"
@@ -180,6 +192,7 @@ def test_all_processes_end_when_the_run_folder_is_deleted(configure: Configure, 
     assert ended.stderr.count("Traceback") == ended.stderr.count("ChildFailedError: "), "that of torchrun alone"
 
 
+@pytest.mark.slow
 def test_two_machines_train_what_one_trains(configure: Configure, tmp_path: Path) -> None:
     """Two launchers that find each other over the network, here of one machine."""
     config = saved(configure, tmp_path, {})
@@ -203,6 +216,7 @@ def test_two_machines_train_what_one_trains(configure: Configure, tmp_path: Path
     assert story(tmp_path / "two") == story(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_processes_that_differ_are_refused(configure: Configure, tmp_path: Path) -> None:
     key = "the kind of device"
     config = saved(configure, tmp_path, {})

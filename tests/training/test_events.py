@@ -12,6 +12,7 @@ import pytest
 
 from cskt.cli.run_report import write_run_report
 from cskt.config import RunConfig, load_config
+from cskt.errors import CsktError
 from cskt.report.learning_curves import learning_curves
 from cskt.training.events import (
     first_event,
@@ -146,11 +147,11 @@ def test_a_link_in_a_run_folder_is_not_written_through(name: str, tmp_path: Path
         RunFolder.create(config, folder)
         assert not (folder / name).is_symlink()
     elif name == ".lock":
-        with pytest.raises(ValueError, match="link|leads outside"), claimed(folder):
+        with pytest.raises(CsktError, match="link|leads outside"), claimed(folder):
             pass
     else:
         run = RunFolder(folder) if name == "report.html" else RunFolder.create(config, folder)
-        with closing(run), pytest.raises(ValueError, match="link|leads outside"):
+        with closing(run), pytest.raises(CsktError, match="link|leads outside"):
             if name == "report.html":
                 (folder / "config.yaml").write_text((COMPAT / "config.yaml").read_text())
                 write_run_report(folder)

@@ -14,6 +14,7 @@ from test_resume import stop_after_epoch
 from cskt.cli.export import read_run, write_merged
 from cskt.config import RunConfig
 from cskt.data.paperdoll import make_dataset
+from cskt.errors import CsktError
 from cskt.model.io.cache import sha256_of
 from cskt.model.io.files import read_heads, read_method, save_method
 from cskt.model.io.tensors import load_plain
@@ -49,7 +50,7 @@ def starting(dolls: Path, tiny_backbone: Path, source: Path) -> Any:
 
 
 def refused(config: RunConfig, folder: Path) -> str:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(CsktError) as caught:
         train(config, folder)
     assert "\n" not in str(caught.value)
     assert not folder.exists(), "a refused start leaves nothing behind"
@@ -123,7 +124,7 @@ def test_heads_that_do_not_fit_the_weights_are_noticed(source: Path, tmp_path: P
     assert old is not None and old.note.endswith("so the training heads are the last epoch's, from last.pt")
 
     (folder / "best.heads.safetensors").write_bytes(b"cut short")
-    with pytest.raises(ValueError, match=r"delete the file to use the last epoch's heads instead") as caught:
+    with pytest.raises(CsktError, match=r"delete the file to use the last epoch's heads instead") as caught:
         read_run_heads(folder)
     assert "\n" not in str(caught.value)
     (folder / "best.heads.safetensors").unlink()
@@ -385,7 +386,7 @@ def test_resuming_does_not_need_the_other_run(
         path.unlink()
     train(config, stopped, resume=True)
     assert_same_run(stopped, whole)
-    with pytest.raises(ValueError, match=r"made with another config \(init_from: "):
+    with pytest.raises(CsktError, match=r"made with another config \(init_from: "):
         train(dataclasses.replace(config, init_from=None), stopped, resume=True)
 
 
@@ -398,7 +399,7 @@ def test_a_series_notices_other_weights_to_start_from(starting: Any, source: Pat
     assert train_or_resume(config, tmp_path / "run") == first, "left alone"
     other = train(starting({"init_from": None, "seed": 5}), tmp_path / "other").folder
     (copy / "best.safetensors").write_bytes((other / "best.safetensors").read_bytes())
-    with pytest.raises(ValueError, match="holds a run that started from other weights than those in"):
+    with pytest.raises(CsktError, match="holds a run that started from other weights than those in"):
         train_or_resume(config, tmp_path / "run")
     (copy / "best.safetensors").unlink()
     assert train_or_resume(config, tmp_path / "run") == first, "a finished run does not need them"

@@ -1,4 +1,4 @@
-"""What is read from the environment of a launcher, and what is refused under one."""
+"""Environment of a launcher: ranks, restarts, and commands that are refused under it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_ranks_of_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     launch(monkeypatch)
     assert read_ranks() == Ranks(rank=5, world_size=8, local_rank=1, local_world_size=4)
     assert not read_ranks().is_main_process and is_restart(tmp_path)
-    with pytest.raises(ValueError, match="--max-restarts starts a run again, .* use cskt train --output FOLDER"):
+    with pytest.raises(CsktError, match="--max-restarts starts a run again, .* use cskt train --output FOLDER"):
         is_restart(None)
     launch(monkeypatch, RANK="0", TORCHELASTIC_RESTART_COUNT="0")
     assert read_ranks().is_main_process and not is_restart(tmp_path)
@@ -54,7 +54,7 @@ def test_ranks_of_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 def test_several_machines_that_share_a_store_are_not_restarted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each counts its restarts for itself, and the store keeps the addresses of the dead."""
     launch(monkeypatch, GROUP_WORLD_SIZE="2", TORCHELASTIC_USE_AGENT_STORE="True")
-    with pytest.raises(ValueError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on all of them"):
+    with pytest.raises(CsktError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on all of them"):
         is_restart(tmp_path)
     launch(monkeypatch, GROUP_WORLD_SIZE="2", TORCHELASTIC_USE_AGENT_STORE="False")
     assert is_restart(tmp_path)
@@ -73,7 +73,7 @@ def test_a_restart_does_not_resume_a_run_that_its_launch_was_refused(
     alone = {"RANK": "0", "WORLD_SIZE": "1"}
     for attempt in ("0", "1", "2"):
         launch(monkeypatch, **alone, TORCHELASTIC_RESTART_COUNT=attempt)
-        with pytest.raises(ValueError, match="already holds a run"):
+        with pytest.raises(CsktError, match="already holds a run"):
             run(config, folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path in before} == before
     (folder / CONFIG).unlink()
@@ -88,11 +88,11 @@ def test_a_restart_does_not_resume_a_run_that_another_process_had_claimed(
     config = configure({"loop.num_epochs": 2})
     with claimed_elsewhere(folder):
         launch(monkeypatch, **alone, TORCHELASTIC_RESTART_COUNT="0")
-        with pytest.raises(ValueError, match="another process is training there"):
+        with pytest.raises(CsktError, match="another process is training there"):
             run(config, folder)
     train(configure({"loop.num_epochs": 2, "loop.stop_after_epochs": 1}), folder)
     launch(monkeypatch, **alone, TORCHELASTIC_RESTART_COUNT="1")
-    with pytest.raises(ValueError, match="already holds a run"):
+    with pytest.raises(CsktError, match="already holds a run"):
         run(config, folder)
     monkeypatch.setattr(os, "getppid", lambda: 1)
     assert run(config, folder) == 0, "a restart of the launch that has begun it"
@@ -102,7 +102,7 @@ def test_a_restart_does_not_resume_a_run_that_another_process_had_claimed(
 def test_an_incomplete_environment_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     launch(monkeypatch)
     monkeypatch.delenv(name)
-    with pytest.raises(ValueError, match=f"^WORLD_SIZE is 8, but {name} is no number; start with torchrun, or unset"):
+    with pytest.raises(CsktError, match=f"^WORLD_SIZE is 8, but {name} is no number; start with torchrun, or unset"):
         read_ranks()
 
 

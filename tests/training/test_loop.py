@@ -21,6 +21,7 @@ from cskt.data.paperdoll import make_dataset
 from cskt.data.records import select_splits
 from cskt.data.tokenizer import Tokenizer
 from cskt.embed import Encoder, load
+from cskt.errors import CsktError
 from cskt.evaluation.evaluate import Evaluation, evaluate
 from cskt.model.io.files import read_method
 from cskt.model.io.tensors import load_plain
@@ -106,7 +107,7 @@ class ByHand(NamedTuple):
 
 
 def by_hand(config: RunConfig, clip_norm: float | None) -> ByHand:
-    """What an epoch of plain SGD makes of the trainable tensors, from autograd's gradient of each batch alone."""
+    """Return the trainable tensors before and after an epoch of plain SGD, computed by autograd batch by batch."""
     context = prepare(config)
     model, group = context.state.model, config.loop.accumulate_steps
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -239,7 +240,7 @@ def test_a_run_over_random_weights_saves_them(
 def test_a_folder_that_holds_a_run_is_not_overwritten(configure: Configure, tmp_path: Path) -> None:
     folder = train(configure(), tmp_path / "run").folder
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    with pytest.raises(ValueError, match=r"run: already holds a run; resume it \(--resume .*run\) or name another"):
+    with pytest.raises(CsktError, match=r"run: already holds a run; resume it \(--resume .*run\) or name another"):
         train(configure({"seed": 2}), folder)
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
@@ -402,7 +403,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(
 
     monkeypatch.setattr(loop, "save_last", save_and_remember)
     diverging(monkeypatch)
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(CsktError, match=message) as caught:
         train(config, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert {"last.pt", "best.safetensors", "config.yaml"} <= files.keys()
@@ -425,7 +426,7 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(
             raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(torch, "save", full_at_the_fourth)
-    with pytest.raises(ValueError, match=r"last\.pt: cannot be written: .*No space left on device") as caught:
+    with pytest.raises(CsktError, match=r"last\.pt: cannot be written: .*No space left on device") as caught:
         train(config, tmp_path / "run")
     assert "\n" not in str(caught.value)
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""What `train` does when asked: moving average, several captions an image, nothing to train, masked words."""
+"""Options of `train`: moving average, several captions an image, nothing to train, masked words."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cskt.data.tokenizer import Tokenizer
 from cskt.embed import Encoder, load
+from cskt.errors import CsktError
 from cskt.evaluation.evaluate import Evaluation, evaluate
 from cskt.model.io.files import read_method
 from cskt.model.io.tensors import load_plain
@@ -153,7 +154,7 @@ def test_sharing_an_image_gives_the_gradients_of_encoding_it_again(
 @pytest.mark.parametrize("loss", ["itc", "triplet"])
 def test_losses_that_take_other_captions_for_wrong_are_refused(configure: Configure, tmp_path: Path, loss: str) -> None:
     config = configure({"data.captions_per_image": 2, "loss.weights": {"sdm": 1.0, loss: 0.5}})
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(CsktError) as caught:
         train(config, tmp_path / "run")
     message = str(caught.value)
     assert message.startswith(f"data.captions_per_image 2: {loss} takes an image's other captions for wrong answers;")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from cskt.errors import CsktError
 from cskt.training import micro_batch
 from cskt.training.context import TrainingContext, prepare
 from cskt.training.micro_batch import fit_micro_batch
@@ -82,14 +83,14 @@ def test_memory_that_holds_not_even_one_image_is_an_error(
 ) -> None:
     pretend(FIXED)
     with pytest.raises(
-        ValueError, match=r"a single image takes 0\.0 GB, more than cpu has free; use --checkpoint-activations"
+        CsktError, match=r"a single image takes 0\.0 GB, more than cpu has free; use --checkpoint-activations"
     ):
         fit_micro_batch(context)
 
 
 def test_unknown_free_memory_is_an_error(context: TrainingContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(micro_batch, "free_memory_bytes", lambda _: 0)
-    with pytest.raises(ValueError, match=r"cannot be read here; set loop\.micro_batch_size"):
+    with pytest.raises(CsktError, match=r"cannot be read here; set loop\.micro_batch_size"):
         fit_micro_batch(context)
 
 

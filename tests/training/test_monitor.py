@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cskt.config import load_config
+from cskt.errors import CsktError
 from cskt.losses import sdm, sdm_at_collapse
 from cskt.model.io.tensors import load_plain
 from cskt.training import loop
@@ -141,7 +142,7 @@ def test_an_epoch_that_skips_every_step_ends_the_run(
 ) -> None:
     overflowing(monkeypatch, {4, 5, 6})
     config = configure({"precision": "fp16", "loop.num_epochs": 3})
-    with pytest.raises(ValueError, match=r"^precision fp16: all 3 steps of epoch 2 were skipped .*--precision bf16"):
+    with pytest.raises(CsktError, match=r"^precision fp16: all 3 steps of epoch 2 were skipped .*--precision bf16"):
         train(config, tmp_path / "run")
     progress = load_plain(tmp_path / "run" / "last.pt")["progress"]
     assert (progress["epoch"], progress["step"]) == (1, 0), "the last good checkpoint is intact"
@@ -152,7 +153,7 @@ def test_the_default_first_scale_skips_every_step_of_a_short_run(
 ) -> None:
     """As found: all of three steps skipped, and a best epoch all the same."""
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**16))
-    with pytest.raises(ValueError, match="all 3 steps of epoch 1 were skipped"):
+    with pytest.raises(CsktError, match="all 3 steps of epoch 1 were skipped"):
         train(configure({"precision": "fp16"}), tmp_path / "run")
 
 
@@ -161,7 +162,7 @@ def test_groups_of_batches_count_as_steps(
 ) -> None:
     overflowing(monkeypatch, {1, 3})  # a group of two batches, then one of one: both have a bad batch
     changes = {"precision": "fp16", "loop.accumulate_steps": 2}
-    with pytest.raises(ValueError, match="all 2 steps of epoch 1 were skipped"):
+    with pytest.raises(CsktError, match="all 2 steps of epoch 1 were skipped"):
         train(configure(changes), tmp_path / "run")
 
 
@@ -184,7 +185,7 @@ def test_counting_continues_in_a_resumed_run(
     assert load_plain(tmp_path / "run" / "last.pt")["progress"]["skipped_steps"] == 2
     monkeypatch.setattr(loop, "update", update)
     overflowing(monkeypatch, {1})
-    with pytest.raises(ValueError, match="all 3 steps of epoch 1 were skipped"):
+    with pytest.raises(CsktError, match="all 3 steps of epoch 1 were skipped"):
         train(config, tmp_path / "run", resume=True)
 
 
@@ -208,7 +209,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run(
     """The loss is finite; the weights would not be after the step, and are not saved."""
     overflowing(monkeypatch, {5}, value)
     changes = {"precision": precision, "loop.num_epochs": 2, "optim.clip_grad_norm": clip_norm}
-    with pytest.raises(ValueError, match=r"^a gradient is not finite at epoch 2, step 2; .*keeps the last good check"):
+    with pytest.raises(CsktError, match=r"^a gradient is not finite at epoch 2, step 2; .*keeps the last good check"):
         train(configure(changes), tmp_path / "run")
     saved = load_plain(tmp_path / "run" / "last.pt")
     assert saved["progress"]["epoch"] == 1

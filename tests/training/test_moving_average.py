@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from cskt.errors import CsktError
 from cskt.training.state import ExponentialMovingAverage
 
 
@@ -162,6 +163,6 @@ def test_averages_of_other_parameters_are_refused(change: str) -> None:
         state["averages"]["1.bias" if change == "shape" else "1.scale"] = torch.zeros(7)
     before = averages(model, average)
     name = "1.scale" if change == "unknown" else "1.bias"
-    with pytest.raises(ValueError, match=f"moving average of '{name}' .*start a new run"):
+    with pytest.raises(CsktError, match=f"moving average of '{name}' .*start a new run"):
         average.load_state_dict(state)
     assert_equal(averages(model, average), before)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cskt.config import AdapterConfig, LoraConfig, OptimConfig, PromptConfig
+from cskt.errors import CsktError
 from cskt.model.dual_encoder import DualEncoder
 from cskt.training.optim import build_optimizer, learning_rate, parameter_groups, set_learning_rate
 from tiny_run import ARCHITECTURE
@@ -67,7 +68,7 @@ def test_short_runs_have_finite_rates(schedule: str, num_epochs: int, warmup_epo
 
 @pytest.mark.parametrize("epoch_index", [-1, 60])
 def test_an_epoch_outside_the_run_is_refused(epoch_index: int) -> None:
-    with pytest.raises(ValueError, match="outside a run of 60; raise num_epochs"):
+    with pytest.raises(CsktError, match="outside a run of 60; raise num_epochs"):
         learning_rate(epoch_index, RELEASED, 60)
 
 
@@ -134,7 +135,7 @@ def test_without_parameters_the_optimizer_does_nothing() -> None:
 def test_nothing_to_train_is_refused() -> None:
     parameters = make_parameters(["visual.proj"])
     parameters["visual.proj"].requires_grad_(False)
-    with pytest.raises(ValueError, match="set trainable to"):
+    with pytest.raises(CsktError, match="set trainable to"):
         build_optimizer(parameters.items(), DISTINCT)
 
 

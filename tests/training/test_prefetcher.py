@@ -9,6 +9,7 @@ from collections.abc import Generator
 import pytest
 import torch
 
+from cskt.errors import CsktError
 from cskt.training.prefetcher import Prefetcher
 from cskt.types import Batch
 
@@ -107,7 +108,7 @@ def test_on_the_cpu_a_step_is_not_counted_as_waiting() -> None:
 @pytest.mark.parametrize("device", [CPU, ELSEWHERE])
 def test_an_error_of_the_loader_is_raised_at_its_batch(device: torch.device) -> None:
     before, loader, seen = threading.active_count(), Loader(fails_at=2), 0
-    with pytest.raises(ValueError, match=r"4\.jpg: no such image"), Prefetcher(loader.epoch(), device) as feed:
+    with pytest.raises(CsktError, match=r"4\.jpg: no such image"), Prefetcher(loader.epoch(), device) as feed:
         for _ in feed:
             seen += 1
     assert seen == 2 and loader.closed and threading.active_count() == before

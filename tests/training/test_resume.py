@@ -14,6 +14,7 @@ from test_loop import with_scores
 
 from cskt.config import RunConfig, save_config
 from cskt.data.paperdoll import make_dataset
+from cskt.errors import CsktError
 from cskt.model.io.tensors import load_plain
 from cskt.training import loop
 from cskt.training.loop import train
@@ -48,9 +49,15 @@ train(load_config(config), pathlib.Path(folder))
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(dolls: Path, tiny_backbone: Path) -> RunConfig:
     return quick_config(dolls, tiny_backbone, "cskt", CHANGES)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `config` that never stopped."""
+    return train(config, tmp_path_factory.mktemp("uninterrupted") / "run").folder
 
 
 def stop_after_epoch(
@@ -70,25 +77,36 @@ def stop_after_epoch(
             train(config, folder)
 
 
-def test_stopped_at_an_epochs_end(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train(config, whole)
+def test_stopped_at_the_end_of_an_epoch(
+    config: RunConfig, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = tmp_path / "stopped"
     stop_after_epoch(2, config, stopped, monkeypatch)
     assert load_plain(stopped / "last.pt")["progress"]["epoch"] == 2
     assert story(stopped)[-1]["event"] != "end"
     train(config, stopped, resume=True)
-    assert_same_run(stopped, whole)
+    assert_same_run(stopped, uninterrupted)
 
 
 @pytest.mark.parametrize(
     ("recipe", "changes", "place"),
     [
         ("cskt", {"optim.ema_decay": 0.9, "precision": "fp16"}, (1, 3)),
-        ("cskt", {"optim.ema_decay": 0.9, "loop.accumulate_steps": 2}, (1, 0)),
-        ("cskt", {"data.captions_per_image": 2, "data.batch_size": 6, "loss.sdm_other_image": 0.3}, (1, 3)),
         # Batches of 5 from groups of 2; the number of steps may differ from epoch to epoch.
         ("cskt", {"data.sampler": "identity-released", "data.instances": 2, "loop.accumulate_steps": 2}, (1, 0)),
-        ("lora", {"augment.caption_mask_probability": 0.3, "augment.caption_drop_probability": 0.2}, (1, 3)),
+        pytest.param("cskt", {"optim.ema_decay": 0.9, "loop.accumulate_steps": 2}, (1, 0), marks=pytest.mark.slow),
+        pytest.param(
+            "cskt",
+            {"data.captions_per_image": 2, "data.batch_size": 6, "loss.sdm_other_image": 0.3},
+            (1, 3),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "lora",
+            {"augment.caption_mask_probability": 0.3, "augment.caption_drop_probability": 0.2},
+            (1, 3),
+            marks=pytest.mark.slow,
+        ),
         ("irra", {"mlm.cmt_depth": 1, "loss.weights": {"sdm": 1.0, "id": 1.0, "mlm": 1.0}, "optim.lr": 1e-4}, (1, 3)),
     ],
 )
@@ -111,7 +129,7 @@ def test_stopped_with_options_on(
 
 
 def test_the_best_score_survives(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was best before the stop stays best after it."""
+    """The best epoch before the stop is the best after it."""
     scores = [0.1, 0.1, 0.6, 0.4, 0.5]  # zero-shot, step 0, three epochs
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     with_scores(monkeypatch, scores)
@@ -128,22 +146,40 @@ def test_the_best_score_survives(config: RunConfig, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("changes", "event", "step", "left_at"),
     [
-        # Before the first save within an epoch: the run starts again where it had begun.
-        ({}, "step", 2, {"epoch": 0, "step": 0, "total_steps": 0}),
         # Step 9 was made and logged after the last save; it is made again.
         ({}, "step", 9, {"epoch": 1, "step": 3, "total_steps": 8}),
-        # The epoch's last step was saved and its evaluation logged, but the epoch itself was not saved.
-        ({"loop.save_period_steps": 5}, "evaluation", 10, {"epoch": 1, "step": 5, "total_steps": 10}),
-        # Gradients of two batches are added up: after step 8 a save is due, but the group ends with step 9.
-        ({"loop.accumulate_steps": 2, "precision": "fp16"}, "step", 9, {"epoch": 1, "step": 0, "total_steps": 5}),
+        # Before the first save within an epoch the run starts again from its initial weights.
+        pytest.param({}, "step", 2, {"epoch": 0, "step": 0, "total_steps": 0}, marks=pytest.mark.slow),
+        # The last step of the epoch was saved and its evaluation logged, but the epoch itself was not saved.
+        pytest.param(
+            {"loop.save_period_steps": 5},
+            "evaluation",
+            10,
+            {"epoch": 1, "step": 5, "total_steps": 10},
+            marks=pytest.mark.slow,
+        ),
+        # Gradients of two batches are summed: after step 8 a save is due, but the group ends with step 9.
+        pytest.param(
+            {"loop.accumulate_steps": 2, "precision": "fp16"},
+            "step",
+            9,
+            {"epoch": 1, "step": 0, "total_steps": 5},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_killed_within_an_epoch(
-    config: RunConfig, tmp_path: Path, *, changes: dict[str, Any], event: str, step: int, left_at: dict[str, int]
+    config: RunConfig,
+    uninterrupted: Path,
+    tmp_path: Path,
+    *,
+    changes: dict[str, Any],
+    event: str,
+    step: int,
+    left_at: dict[str, int],
 ) -> None:
     config = quick_config(Path(config.data.root), Path(config.backbone.name), "cskt", CHANGES | changes)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(config, whole)
+    whole, killed = train(config, tmp_path / "whole").folder if changes else uninterrupted, tmp_path / "killed"
     save_config(config, tmp_path / "config.yaml")
     process = subprocess.run(
         [sys.executable, "-c", KILLED_RUN, str(tmp_path / "config.yaml"), str(killed), event, str(step)],
@@ -160,9 +196,8 @@ def test_killed_within_an_epoch(
     assert_same_run(killed, whole)
 
 
-def test_a_run_that_stopped_as_configured_is_resumed(config: RunConfig, tmp_path: Path) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train(config, whole)
+def test_a_run_that_stopped_as_configured_is_resumed(config: RunConfig, uninterrupted: Path, tmp_path: Path) -> None:
+    whole, stopped = uninterrupted, tmp_path / "stopped"
     first = quick_config(
         Path(config.data.root), Path(config.backbone.name), "cskt", CHANGES | {"loop.stop_after_epochs": 2}
     )
@@ -191,7 +226,7 @@ def test_another_config_is_refused_and_its_keys_named(
         Path(config.data.root), Path(config.backbone.name), "cskt",
         CHANGES | {"optim.lr": 1e-3, "seed": 5, "loss.weights": {"sdm": 1.0}, "data.num_workers": 1},
     )  # fmt: skip
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(CsktError) as caught:
         train(other, tmp_path / "run", resume=True)
     message = str(caught.value)
     assert "made with another config (" in message and "\n" not in message
@@ -201,10 +236,9 @@ def test_another_config_is_refused_and_its_keys_named(
 
 
 def test_settings_of_place_and_speed_may_change(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, moved = tmp_path / "whole", tmp_path / "moved"
-    train(config, whole)
+    whole, moved = uninterrupted, tmp_path / "moved"
     stop_after_epoch(1, config, moved, monkeypatch)
     root, backbone = tmp_path / "elsewhere", tmp_path / "moved.safetensors"
     root.symlink_to(config.data.root)
@@ -226,13 +260,13 @@ def test_another_backbone_or_other_data_are_refused(
     stop_after_epoch(1, config, tmp_path / "run", monkeypatch)
     root, backbone = Path(config.data.root), Path(config.backbone.name)
     other_backbone = quick_config(root, write_backbone(tmp_path / "other.safetensors", seed=1), "cskt", CHANGES)
-    with pytest.raises(ValueError, match=r"trained over another backbone \(SHA-256 [0-9a-f]{64}\)"):
+    with pytest.raises(CsktError, match=r"trained over another backbone \(SHA-256 [0-9a-f]{64}\)"):
         train(other_backbone, tmp_path / "run", resume=True)
     make_dataset(tmp_path / "data", ids={"train": 7, "val": 3, "test": 1}, images_per_id=2)
-    with pytest.raises(ValueError, match=r"trained on other images or captions; give the folder that holds them"):
+    with pytest.raises(CsktError, match=r"trained on other images or captions; give the folder that holds them"):
         train(quick_config(tmp_path / "data", backbone, "cskt", CHANGES), tmp_path / "run", resume=True)
 
 
 def test_nothing_to_resume_is_an_error(config: RunConfig, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"run.last\.pt: no such file; nothing to resume"):
+    with pytest.raises(CsktError, match=r"run.last\.pt: no such file; nothing to resume"):
         train(config, tmp_path / "run", resume=True)

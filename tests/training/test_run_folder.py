@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cskt.config import as_trained, load_config
 from cskt.config.released_flags import from_published
+from cskt.errors import CsktError
 from cskt.training import run_folder
 from cskt.training.events import first_event, last_event, read_events
 from cskt.training.run_folder import RunFolder, fresh_folder
@@ -49,14 +50,14 @@ def test_folders_are_named_by_data_set_time_and_run(tmp_path: Path, monkeypatch:
 
 def test_a_folder_with_a_run_is_refused_and_unchanged(run: RunFolder) -> None:
     before = (run.path / "config.yaml").read_bytes()
-    with pytest.raises(ValueError, match=r"already holds a run; resume it \(--resume .*run\) or name another folder"):
+    with pytest.raises(CsktError, match=r"already holds a run; resume it \(--resume .*run\) or name another folder"):
         RunFolder.create(load_config("cskt", {"seed": 2}), run.path)
     assert (run.path / "config.yaml").read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_created_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ValueError, match=r"run: cannot be written: Not a directory"):
+    with pytest.raises(CsktError, match=r"run: cannot be written: Not a directory"):
         RunFolder.create(CONFIG, tmp_path / "file" / "run")
 
 
@@ -94,7 +95,7 @@ def test_a_folder_without_events_has_none(tmp_path: Path) -> None:
 def test_a_record_that_cannot_be_written_is_an_error_of_one_line(run: RunFolder) -> None:
     (run.path / "metrics.jsonl").mkdir()
     with pytest.raises(
-        ValueError,
+        CsktError,
         match=r"metrics\.jsonl: cannot be written: Is a directory; free disk space, or choose another folder$",
     ):
         run.record("step", step=1)
@@ -126,7 +127,7 @@ def test_dropping_events_is_atomic(run: RunFolder, monkeypatch: pytest.MonkeyPat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", no_space)
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: cannot be written: .*No space left"):
+    with pytest.raises(CsktError, match=r"metrics\.jsonl: cannot be written: .*No space left"):
         run.drop_events_after(total_steps=1, epochs=0)
     assert read_events(run.path) == before
 

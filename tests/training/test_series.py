@@ -1,8 +1,9 @@
-"""Several runs in one go: what a folder holds decides whether it is started, gone on with or left alone."""
+"""Runs of a series: the contents of a folder decide whether a run is started, resumed or left as it is."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from test_resume import CHANGES, stop_after_epoch
 
 from cskt.config import RunConfig
 from cskt.data.paperdoll import make_dataset
+from cskt.errors import CsktError
 from cskt.model.io.tensors import load_plain
 from cskt.training.loop import Trainer, train
 from cskt.training.run_folder import claimed
@@ -23,9 +25,15 @@ from same_run import assert_same_run, story
 from tiny_run import quick_config, write_backbone
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(dolls: Path, tiny_backbone: Path) -> RunConfig:
     return quick_config(dolls, tiny_backbone, "cskt", CHANGES | {"loop.num_epochs": 2})
+
+
+@pytest.fixture(scope="module")
+def whole(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of `config`; tests change copies of it."""
+    return train(config, tmp_path_factory.mktemp("whole") / "run").folder
 
 
 @pytest.fixture
@@ -63,10 +71,9 @@ def test_a_finished_run_is_not_started_again(config: RunConfig, calls: list[bool
 
 
 def test_an_interrupted_run_is_resumed(
-    config: RunConfig, calls: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, whole: Path, calls: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train(config, whole)
+    stopped = tmp_path / "stopped"
     stop_after_epoch(1, config, stopped, monkeypatch)
     assert finished(stopped) is None
     calls.clear()
@@ -75,10 +82,10 @@ def test_an_interrupted_run_is_resumed(
     assert_same_run(stopped, whole)
 
 
-def test_a_folder_without_a_checkpoint_starts_again(config: RunConfig, calls: list[bool], tmp_path: Path) -> None:
-    whole, early = tmp_path / "whole", tmp_path / "early"
-    train(config, whole)
-    train(config, early)
+def test_a_folder_without_a_checkpoint_starts_again(
+    config: RunConfig, whole: Path, calls: list[bool], tmp_path: Path
+) -> None:
+    early = shutil.copytree(whole, tmp_path / "early")
     for name in ("last.pt", "last.previous.pt", "best.safetensors"):
         (early / name).unlink()
     lines = (early / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -89,17 +96,17 @@ def test_a_folder_without_a_checkpoint_starts_again(config: RunConfig, calls: li
     assert_same_run(early, whole)
 
 
-def test_a_run_that_another_process_has_just_started_is_refused(config: RunConfig, tmp_path: Path) -> None:
+def test_a_run_that_another_process_has_just_started_is_refused(config: RunConfig, whole: Path, tmp_path: Path) -> None:
     """It has no checkpoint yet, but its claim."""
-    train(config, tmp_path / "run")
+    shutil.copytree(whole, tmp_path / "run")
     for name in ("last.pt", "last.previous.pt", "best.safetensors"):
         (tmp_path / "run" / name).unlink()
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines[:2]))
     with claimed_elsewhere(tmp_path / "run"):
-        with pytest.raises(ValueError, match="another process is training there"):
+        with pytest.raises(CsktError, match="another process is training there"):
             train_or_resume(config, tmp_path / "run")
-        with pytest.raises(ValueError, match="another process is training there"):
+        with pytest.raises(CsktError, match="another process is training there"):
             train(config, tmp_path / "run", resume=None)
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == "".join(lines[:2])
     assert (tmp_path / "run" / "config.yaml").is_file()
@@ -107,10 +114,15 @@ def test_a_run_that_another_process_has_just_started_is_refused(config: RunConfi
 
 @pytest.mark.parametrize("state", ["finished", "interrupted", "no checkpoint"])
 def test_another_config_is_refused(
-    state: str, config: RunConfig, calls: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    state: str,
+    config: RunConfig,
+    whole: Path,
+    calls: list[bool],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if state == "finished":
-        train(config, tmp_path)
+        shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     else:
         stop_after_epoch(1, config, tmp_path, monkeypatch)
     if state == "no checkpoint":
@@ -119,7 +131,7 @@ def test_another_config_is_refused(
     before = story(tmp_path)
     other = changed(config, {"optim.lr": 0.5, "seed": 3, "data.num_workers": 1})
     for asked in (train_or_resume, check_same_config):
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(CsktError) as caught:
             asked(other, tmp_path)
         message = str(caught.value)
         assert message == (
@@ -129,26 +141,24 @@ def test_another_config_is_refused(
 
 
 def test_a_finished_run_belongs_to_its_data_and_its_backbone(
-    config: RunConfig, calls: list[bool], tmp_path: Path
+    config: RunConfig, whole: Path, calls: list[bool], tmp_path: Path
 ) -> None:
-    folder, other_root, other_backbone = tmp_path / "run", tmp_path / "dolls", tmp_path / "other.safetensors"
-    train(config, folder)
-    calls.clear()
+    folder, other_root, other_backbone = whole, tmp_path / "dolls", tmp_path / "other.safetensors"
     make_dataset(other_root, ids={"train": 6, "val": 3, "test": 3}, images_per_id=2, seed=2)
     write_backbone(other_backbone, seed=5)
-    for changes, told in (
+    for changes, problem in (
         ({"data.root": str(other_root)}, f"on other training data than that in {other_root}"),
         ({"backbone.name": str(other_backbone)}, f"over another backbone than {other_backbone}"),
     ):
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(CsktError) as caught:
             train_or_resume(changed(config, changes), folder)
-        assert str(caught.value) == f"{folder}: holds a run {told}; name another folder"
+        assert str(caught.value) == f"{folder}: holds a run {problem}; name another folder"
     assert calls == []
 
 
 def test_a_run_that_stopped_early_does_not_count_as_the_whole(config: RunConfig, tmp_path: Path) -> None:
     train(changed(config, {"loop.stop_after_epochs": 1}), tmp_path)
-    with pytest.raises(ValueError, match=r"\(loop\.stop_after_epochs: 1 -> None\)"):
+    with pytest.raises(CsktError, match=r"\(loop\.stop_after_epochs: 1 -> None\)"):
         train_or_resume(config, tmp_path)
 
 
@@ -161,7 +171,7 @@ def test_settings_of_place_and_speed_and_an_open_image_size_may_differ(
     for same in (open_size, config, changed(config, {"data.num_workers": 1, "name": "other"})):
         train_or_resume(same, tmp_path)
     assert calls == [False]
-    with pytest.raises(ValueError, match="backbone.image_height: 32 -> 16"):
+    with pytest.raises(CsktError, match="backbone.image_height: 32 -> 16"):
         train_or_resume(changed(config, {"backbone.image_height": 16}), tmp_path)
 
 
@@ -188,11 +198,11 @@ def test_one_worker_claims_a_folder_at_a_time(tmp_path: Path) -> None:
     with claimed(folder) as mine, claimed_elsewhere(folder) as theirs, claimed_elsewhere(tmp_path / "other") as other:
         assert (mine, theirs, other) == (True, False, True)
         with claimed_elsewhere(folder) as again:
-            assert not again, "being told no takes nothing from who holds it"
+            assert not again, "a refusal does not release the claim of another"
         with claimed(folder) as once_more:
-            assert once_more, "who holds it may claim it again"
+            assert once_more, "a process may claim again what it has claimed"
         with claimed_elsewhere(folder) as still:
-            assert not still, "and keeps it until the first claim ends"
+            assert not still, "it is released with the first claim"
     with claimed_elsewhere(folder) as theirs, claimed(folder) as mine:
         assert (theirs, mine) == (True, False)
     with claimed(folder) as again:
@@ -204,18 +214,20 @@ def test_one_worker_claims_a_folder_at_a_time(tmp_path: Path) -> None:
 
 
 HOLDER = """
-import pathlib, sys, time
+import pathlib, sys
 from cskt.training.run_folder import claimed
 with claimed(pathlib.Path(sys.argv[1])) as mine:
     print(mine, flush=True)
-    time.sleep(600)
+    sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
 def test_a_claim_ends_with_a_killed_process(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -41,7 +41,11 @@ sys.exit(main(words))
     ("place", "message"),
     [
         ("prepare", "nothing was changed"),
-        ("_encode_val_split", "nothing is saved yet; to begin again, remove {folder}"),
+        pytest.param(
+            "_encode_val_split",
+            "nothing is saved yet; to begin again, remove {folder}",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_sigterm_ends_long_work_that_saves_nothing_at_once(

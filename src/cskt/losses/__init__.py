@@ -6,10 +6,14 @@ loss need their lengths. All losses compute in float32, under autocast as well.
 
 To add a loss, write a subclass of `Loss` in a file of its own, add it to `LOSSES`, and test it against a naive loop.
 
-Example::
-
-    loss = losses.sdm(image_features, text_features, pids, temperature=0.02)
-    loss = losses.LOSSES["sdm"](temperature=0.02)(losses.LossInputs(image_features, text_features, pids))
+Example:
+    >>> from cskt import losses
+    >>> image_features, text_features, pids = torch.eye(4), torch.eye(4), torch.arange(4)
+    >>> round(losses.itc(image_features, text_features, temperature=0.5).item(), 4)
+    0.3408
+    >>> loss = losses.LOSSES["itc"](temperature=0.5)
+    >>> round(loss(losses.LossInputs(image_features, text_features, pids)).item(), 4)
+    0.3408
 """
 
 from __future__ import annotations

@@ -60,10 +60,9 @@ def sdm(
     Returns:
         Scalar. The minimum is about 0 (epsilon lets it fall slightly below).
 
-    Example::
-
-        features = torch.eye(4)
-        assert losses.sdm(features, features, torch.arange(4)) < 1e-3
+    Example:
+        >>> bool(sdm(torch.eye(4), torch.eye(4), torch.arange(4)) < 1e-3)
+        True
     """
     with full_precision(image_features):
         labels_BB = _labels(pids, image_ids, other_image)
