@@ -250,7 +250,7 @@ def show_seconds(device: str) -> None:
     generator = torch.Generator().manual_seed(1)
     model = DualEncoder(ClipArchitecture(image_height=384, image_width=128), PromptConfig(), AdapterConfig())
     model.initialise_backbone(generator)
-    model.initialise_added(generator)
+    model.initialise_method(generator)
     encoder = Encoder(model.requires_grad_(False), Tokenizer(73), device=torch.device(device))
     crop = Image.effect_noise((128, 384), 60).convert("RGB")
     sentences = {

@@ -304,7 +304,7 @@ def _random_model(architecture: ClipArchitecture) -> DualEncoder:
     depth = min(architecture.vision_layers, architecture.text_layers)
     model = DualEncoder(architecture, PromptConfig(depth=depth), AdapterConfig(init="normal"))
     model.initialise_backbone(generator)
-    model.initialise_added(generator)
+    model.initialise_method(generator)
     return model
 
 

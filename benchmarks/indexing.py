@@ -28,7 +28,7 @@ from cskt.gallery.engines.ray import RayEngine
 from cskt.gallery.engines.ray_cluster import connected
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing.encoding import Pending
-from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
+from cskt.model.dual_encoder import DualEncoder
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def warm_up(engine: RayEngine, crop: Path) -> None:
 
 def random_vit() -> Encoder:
     """Return an encoder of the published size with random weights."""
-    model = DualEncoder(ClipArchitecture(image_height=384, image_width=128), NO_PROMPTS, NO_ADAPTERS, trainable="none")
+    model = DualEncoder(ClipArchitecture(image_height=384, image_width=128), trainable="none")
     model.initialise_backbone(torch.Generator().manual_seed(1))
     return Encoder(model, Tokenizer(77), device=torch.device("cpu"), batch_size=32)
 

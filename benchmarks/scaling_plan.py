@@ -38,7 +38,9 @@ from benchmarks.towers import VIT_B_16, draw_captions
 from cskt import losses
 from cskt.config import AdapterConfig, ClipArchitecture, OptimConfig, PromptConfig
 from cskt.device import arithmetic
-from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
+from cskt.model.dual_encoder import DualEncoder
+from cskt.model.parts.adapters import NO_ADAPTERS
+from cskt.model.parts.prompts import NO_PROMPTS
 from cskt.training.optim import build_optimizer
 
 METHODS = ("CSKT", "fine-tuning")
@@ -141,7 +143,7 @@ def count_step(method: str, architecture: ClipArchitecture) -> Step:
     )
     generator = torch.Generator().manual_seed(1)
     model.initialise_backbone(generator)
-    model.initialise_added(generator)
+    model.initialise_method(generator)
     optimizer = build_optimizer(model.named_parameters(), OptimConfig())
     captions = draw_captions(LARGE, generator)
     images = torch.randn(LARGE, 3, architecture.image_height, architecture.image_width, generator=generator)

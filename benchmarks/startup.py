@@ -24,8 +24,10 @@ from cskt.cli.demo_gallery import build_demo_gallery
 from cskt.config import ClipArchitecture
 from cskt.embed import load
 from cskt.gallery.gallery import Gallery
-from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
-from cskt.model.io.files import save_backbone
+from cskt.model.dual_encoder import DualEncoder
+from cskt.model.io.native import save_backbone
+from cskt.model.parts.adapters import NO_ADAPTERS
+from cskt.model.parts.prompts import NO_PROMPTS
 
 COMMAND = (sys.executable, "-m", "cskt")
 NOTHING, PARTS = "pass", "import torch, lancedb"

@@ -39,7 +39,7 @@ def cskt_model(architecture: ClipArchitecture) -> DualEncoder:
     generator = torch.Generator().manual_seed(1)
     model = DualEncoder(architecture, PromptConfig(), AdapterConfig(init="normal"))
     model.initialise_backbone(generator)
-    model.initialise_added(generator)
+    model.initialise_method(generator)
     return model
 
 

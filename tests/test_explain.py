@@ -23,7 +23,10 @@ from cskt.data.paperdoll.attributes import NONE
 from cskt.data.tokenizer import Tokenizer
 from cskt.embed import Encoder, load
 from cskt.explain import Explanation, explain, find_words, overlay, patch_relevance, scaled
-from cskt.model.dual_encoder import NO_ADAPTERS, NO_LORA, NO_PROMPTS, DualEncoder
+from cskt.model.dual_encoder import DualEncoder
+from cskt.model.parts.adapters import NO_ADAPTERS
+from cskt.model.parts.lora import NO_LORA
+from cskt.model.parts.prompts import NO_PROMPTS
 from tiny_run import ARCHITECTURE
 
 SENTENCE = "A woman with a red bag, and blue jeans"
@@ -41,7 +44,7 @@ def random_model(method: str = "plain", trainable: str = "none") -> DualEncoder:
         prompts = PromptConfig(directions="both", depth=2, length=2, init="random", init_std=0.5)
         model = DualEncoder(THREE_BLOCKS, prompts, AdapterConfig(init="normal", init_std=0.2), lora, trainable)
     model.initialise_backbone(generator)
-    model.initialise_added(generator)
+    model.initialise_method(generator)
     with torch.no_grad():
         for parameter in model.lora.parameters():
             parameter.normal_(std=0.2, generator=generator)

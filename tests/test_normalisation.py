@@ -25,8 +25,8 @@ from cskt.gallery.gallery import Gallery
 from cskt.image_files.decode import decode_image
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_vision
-from cskt.model.io.files import read_backbone, read_method, save_backbone
-from cskt.model.io.names import openai_name
+from cskt.model.io.layouts import openai_name
+from cskt.model.io.native import read_backbone, read_method, save_backbone
 from cskt.training.loop import train
 from tiny_run import ARCHITECTURE, HEIGHT, plain_clip, quick_config, write_backbone
 
@@ -146,7 +146,7 @@ def test_a_run_that_recorded_none_was_trained_with_clips(
     for key in ("image_mean", "image_std", "interpolation", "weights", "activation", "vision_heads", "text_heads"):
         del old[key]
     monkeypatch.setattr(
-        "cskt.model.io.files.read_method",
+        "cskt.model.io.native.read_method",
         lambda path: dataclasses.replace(file, config=file.config | {"backbone": old}),
     )
     assert cskt.load(run.folder, device="cpu").fingerprint == known

@@ -27,7 +27,7 @@ from cskt.config.schema import value_of
 from cskt.data.paperdoll import make_dataset
 from cskt.embed import load
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.io.files import save_backbone
+from cskt.model.io.native import save_backbone
 from cskt.training.events import read_events
 from cskt.training.loop import train
 

@@ -17,16 +17,17 @@ from cskt.config import load_config, to_dict
 from cskt.data.paperdoll import make_dataset
 from cskt.embed import ModelSource
 from cskt.embed.exported import EXPORTED, read_facts
+from cskt.embed.model_paths import needed_backbone
 from cskt.evaluation.results import Result, Summary, load_result, save_result
 from cskt.gallery.calibration import Calibration, load_calibration, save_calibration
 from cskt.gallery.manifest import Manifest, read_manifest, write_manifest
-from cskt.model.io import files
+from cskt.model.io import native
 from cskt.model.io.released.reader import read_released_config
 from json_fuzz import wrong_shapes
 
 COMPAT = Path(__file__).parent / "compat" / "v0_1_0"
 Reader: TypeAlias = tuple[Path, Any, Callable[[], object]]
-ARCHITECTURE = to_dict(files.read_backbone(COMPAT / "backbone.safetensors").architecture)
+ARCHITECTURE = to_dict(native.read_backbone(COMPAT / "backbone.safetensors").architecture)
 SHA256 = "0123456789abcdef" * 4
 
 
@@ -131,10 +132,10 @@ def test_metadata_of_our_safetensors_files(kind: str, tmp_path: Path) -> None:
     if kind == "backbone":
         content = {
             **content,
-            "architecture": to_dict(files.read_backbone(COMPAT / "backbone.safetensors").architecture),
+            "architecture": to_dict(native.read_backbone(COMPAT / "backbone.safetensors").architecture),
         }
     reader: Callable[[Path], object] = {
-        "method": files.read_method, "backbone": files.read_backbone, "heads": files.read_heads,
+        "method": native.read_method, "backbone": native.read_backbone, "heads": native.read_heads,
     }[kind]  # fmt: skip
     shapes = [("as it was", json.dumps(content).encode()), *wrong_shapes(content)]
     for what, text in shapes:
@@ -142,10 +143,10 @@ def test_metadata_of_our_safetensors_files(kind: str, tmp_path: Path) -> None:
             written = text.decode()
         except UnicodeDecodeError:
             continue  # safetensors refuses it
-        save_file({"x": torch.zeros(1)}, path, metadata={files.METADATA_KEY: written})
+        save_file({"x": torch.zeros(1)}, path, metadata={native.METADATA_KEY: written})
         line = refusal(lambda: reader(path), path, what)
         assert bool(line) == (what != "as it was") or what.partition(" ")[0] not in ("kind", "version"), what
-        for read in (files.kind_of, files.backbone_name_of):
+        for read in (native.kind_of, needed_backbone):
             refusal(lambda read=read: read(path), path, what)  # type: ignore[misc]
 
 

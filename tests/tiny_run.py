@@ -10,7 +10,7 @@ import torch
 
 from cskt.config import AdapterConfig, ClipArchitecture, PromptConfig, RunConfig, load_config
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.io.files import save_backbone
+from cskt.model.io.native import save_backbone
 
 Configure = Callable[..., RunConfig]
 """Takes overrides and a recipe; returns the quick config of the recipe."""

@@ -27,7 +27,7 @@ def tiny_model(trainable: str = "added") -> DualEncoder:
     generator = torch.Generator().manual_seed(3)
     model = DualEncoder(ARCHITECTURE, PROMPTS, AdapterConfig(init="normal"), trainable=trainable)
     model.initialise_backbone(generator)
-    model.initialise_added(generator)
+    model.initialise_method(generator)
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # what starts at 0 or 1 would hide a mix-up
             if name.endswith("bias") or ".ln_" in name or ".norm." in name:

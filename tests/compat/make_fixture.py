@@ -24,7 +24,7 @@ from cskt.data.datasets import read_dataset
 from cskt.data.paperdoll import make_dataset
 from cskt.data.tokenizer import Tokenizer
 from cskt.gallery.gallery import Gallery
-from cskt.model.io.files import save_backbone
+from cskt.model.io.native import save_backbone
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH, plain_clip
 
 SENTENCES = ["a woman in a red coat with a brown bag", "a man in blue jeans"]

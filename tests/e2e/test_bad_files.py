@@ -14,7 +14,7 @@ import torch
 from command_line import contents, done, typed
 from safetensors.torch import load_file, save_file
 
-from cskt.model.io import files
+from cskt.model.io import native
 from tiny_run import write_backbone
 
 pytestmark = pytest.mark.usefixtures("nothing_is_lost")
@@ -115,7 +115,7 @@ def test_weights_of_another_architecture(
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7), "layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}, resnet)
     refusal = typed(f"{train_command} --backbone.name {resnet} --output {tmp_path / 'new'}").refusal()
     assert refusal.startswith(f"{resnet}: not a CLIP with a vision transformer")
-    tensors, metadata = files.read_safetensors(tiny_backbone)
+    tensors, metadata = native.read_safetensors(tiny_backbone)
     tensors.pop("text.blocks.1.mlp.c_fc.bias")
     save_file(tensors, incomplete, metadata=metadata)
     refusal = typed(f"cskt evaluate {incomplete} --dataset cuhk-pedes --root {root}").refusal()
@@ -125,7 +125,7 @@ def test_weights_of_another_architecture(
     # a run whose weights are of another depth than its own config says
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    tensors, metadata = files.read_safetensors(run / "best.safetensors")
+    tensors, metadata = native.read_safetensors(run / "best.safetensors")
     tensors["prompts.text.2"] = tensors["prompts.text.1"].clone()
     save_file(tensors, copy / "best.safetensors", metadata=metadata)
     refusal = typed(f"cskt evaluate {copy}").refusal()
@@ -164,7 +164,7 @@ def test_disk_full_in_export_keeps_the_file_before(run: Path, tmp_path: Path, mo
     merged = tmp_path / "merged.safetensors"
     done(f"cskt export {run} --merge {merged}")
     before = contents(tmp_path)
-    monkeypatch.setattr(files, "save_file", disk_is_full)
+    monkeypatch.setattr(native, "save_file", disk_is_full)
     refusal = typed(f"cskt export {run} --merge {merged}").refusal()
     assert refusal.startswith(f"{merged}: cannot be written: ") and "No space left on device" in refusal
     assert "free disk space" in refusal

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import cskt
 from cskt.config import ClipArchitecture, LossConfig, MlmConfig, load_config, save_config
-from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
-from cskt.model.io.files import read_heads, save_backbone
-from cskt.model.io.names import released_name
+from cskt.model.dual_encoder import DualEncoder
+from cskt.model.io.layouts import released_name
+from cskt.model.io.native import read_heads, save_backbone
 from cskt.model.io.released import writer as released_export
 from cskt.model.io.released.writer import check_expressible
 from cskt.model.io.tensors import load_plain
@@ -133,7 +133,7 @@ def as_released_loads(model: nn.Module, saved: dict[str, Tensor]) -> None:
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = DualEncoder(SIZES, NO_PROMPTS, NO_ADAPTERS, trainable="none")
+    model = DualEncoder(SIZES, trainable="none")
     model.initialise_backbone(torch.Generator().manual_seed(0))
     path = tmp_path_factory.mktemp("backbone") / "wide.safetensors"
     save_backbone(path, {name: value.detach() for name, value in model.named_parameters()}, SIZES, facts={})

@@ -21,7 +21,7 @@ from cskt.embed import Encoder, ModelSource, build
 from cskt.gallery.calibration import CALIBRATION_FILE, calibrate, save_calibration
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import MANIFEST, read_manifest
-from cskt.model.io.files import save_method
+from cskt.model.io.native import save_method
 from cskt.training.state import trainable_state
 from tiny_run import quick_config, write_backbone
 

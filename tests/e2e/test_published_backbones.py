@@ -14,7 +14,7 @@ from torch import Tensor
 from cskt.cli import train as train_module
 from cskt.cli.released_programs import _train_parser, in_words_of_flags, in_words_of_test
 from cskt.config import ClipArchitecture, RunConfig, flat_fields
-from cskt.model.io.names import openai_name
+from cskt.model.io.layouts import openai_name
 from cskt.model.io.weights import load_backbone, tower_shapes
 from tiny_run import HEIGHT
 

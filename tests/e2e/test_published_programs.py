@@ -16,9 +16,11 @@ from cskt.cli import train as train_module
 from cskt.config import AdapterConfig, ClipArchitecture, LossConfig, MlmConfig, PromptConfig, RunConfig, load_config
 from cskt.data.datasets import read_dataset
 from cskt.evaluation.evaluate import evaluate
-from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
-from cskt.model.io.files import read_method
-from cskt.model.io.names import released_name
+from cskt.model.dual_encoder import DualEncoder
+from cskt.model.io.layouts import released_name
+from cskt.model.io.native import read_method
+from cskt.model.parts.adapters import NO_ADAPTERS
+from cskt.model.parts.prompts import NO_PROMPTS
 from cskt.training.events import read_events
 from cskt.training.objective import Objective
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH
@@ -447,7 +449,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DualEncode
     model = DualEncoder(RELEASED_ARCHITECTURE, PromptConfig(depth=2, length=3), AdapterConfig(init="normal"))
     generator = torch.Generator().manual_seed(5)
     model.initialise_backbone(generator)
-    model.initialise_added(generator)
+    model.initialise_method(generator)
     folder = tmp_path_factory.mktemp("released")
     (folder / "configs.yaml").write_text(RELEASED_CONFIG)
     state = {f"module.{released_name(name)}": value.detach() for name, value in model.named_parameters()}

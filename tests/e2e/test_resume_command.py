@@ -9,7 +9,7 @@ from command_line import done, typed, words_of
 
 from cskt.cli import train as train_module
 from cskt.config import load_config
-from cskt.model.io.files import read_method
+from cskt.model.io.native import read_method
 from cskt.training.events import read_events
 from same_run import story
 from tiny_run import HEIGHT, WIDTH

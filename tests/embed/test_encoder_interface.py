@@ -16,7 +16,7 @@ from cskt.data.tokenizer import Tokenizer
 from cskt.embed import EncodeOptions, Encoder, ModelSource, build, load, load_source
 from cskt.embed.model_paths import CONFIG, FLAT_CONFIG, READERS, reader_of, run_config
 from cskt.errors import CsktError
-from cskt.model.io.files import RUN_WEIGHTS, read_method, save_backbone, save_method
+from cskt.model.io.native import RUN_WEIGHTS, read_method, save_backbone, save_method
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH, plain_clip, quick_config
 
 DIM = ARCHITECTURE.embed_dim

@@ -43,7 +43,7 @@ def encoder_with(seed: int, **settings: Any) -> Encoder:
     model = DualEncoder(ARCHITECTURE, PromptConfig(depth=2, length=2), AdapterConfig(init="normal"), trainable="none")
     generator = torch.Generator().manual_seed(seed)
     model.initialise_backbone(generator)
-    model.initialise_added(generator)
+    model.initialise_method(generator)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "adapters" in name:  # silent from the start, or nearly so

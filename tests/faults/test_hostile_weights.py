@@ -31,7 +31,7 @@ import cskt
 from cskt.config import load_config
 from cskt.embed.exported import read_facts
 from cskt.gallery.gallery import Gallery
-from cskt.model.io.files import kind_of, read_backbone, read_method, read_safetensors, save_method
+from cskt.model.io.native import kind_of, read_backbone, read_method, read_safetensors, save_method
 from cskt.model.io.released.reader import read_released
 from cskt.model.io.tensors import read_tensors
 from cskt.training import checkpoint

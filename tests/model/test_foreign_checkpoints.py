@@ -27,7 +27,7 @@ import cskt
 from cskt.config import BackboneConfig
 from cskt.embed import EncodeOptions, ModelSource, load_source
 from cskt.model.io import cache
-from cskt.model.io.names import hugging_face_names, openai_name
+from cskt.model.io.layouts import hugging_face_names, openai_name
 from cskt.model.io.tensors import load_checkpoint, read_tensors
 from cskt.model.io.weights import load_backbone, tower_shapes
 

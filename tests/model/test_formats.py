@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cskt.config import BackboneConfig
 from cskt.model.io import cache
-from cskt.model.io.files import save_backbone, save_method
+from cskt.model.io.native import save_backbone, save_method
 from cskt.model.io.tensors import read_tensors
 from cskt.model.io.weights import load_backbone
 

@@ -14,8 +14,10 @@ from cskt.cli import export
 from cskt.config import ClipArchitecture, LoraConfig, load_config
 from cskt.data.datasets import read_dataset
 from cskt.embed import load
-from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
-from cskt.model.io.files import kind_of, read_method
+from cskt.model.dual_encoder import DualEncoder
+from cskt.model.io.native import kind_of, read_method
+from cskt.model.parts.adapters import NO_ADAPTERS
+from cskt.model.parts.prompts import NO_PROMPTS
 from cskt.training.loop import train
 from tiny_run import quick_config
 
@@ -34,7 +36,7 @@ def lora(targets: tuple[str, ...] = TARGETS, sides: str = "both", trainable: str
     model = DualEncoder(SIZES, NO_PROMPTS, NO_ADAPTERS, config, trainable)
     generator = torch.Generator().manual_seed(4)
     model.initialise_backbone(generator)
-    model.initialise_added(generator)
+    model.initialise_method(generator)
     return model
 
 

@@ -14,7 +14,7 @@ from tiny_clip import ARCHITECTURE, LEFTOVERS, assert_tiny, open_clip_config, re
 from transformers import CLIPConfig
 
 from cskt.config import BackboneConfig
-from cskt.model.io.model_config import hugging_face_facts, resolved_section
+from cskt.model.io.json_configs import hugging_face_facts, resolved_section
 from cskt.model.io.weights import load_backbone
 
 # --- TorchScript archives

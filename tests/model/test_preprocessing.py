@@ -15,7 +15,7 @@ from tiny_clip import UNKNOWN_ORIGIN, open_clip_config, refused
 from transformers import CLIPImageProcessor
 
 from cskt.config import CLIP_MEAN, CLIP_STD, BackboneConfig
-from cskt.model.io.preprocessing import Preprocessing, read_preprocessing
+from cskt.model.io.json_configs import Preprocessing, read_preprocessing
 from cskt.model.io.weights import load_backbone
 
 HALF = (0.5, 0.5, 0.5)

@@ -12,11 +12,13 @@ import yaml
 from torch import Tensor
 
 from cskt.config import AdapterConfig, ClipArchitecture, PromptConfig
-from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
-from cskt.model.io.names import released_name
+from cskt.model.dual_encoder import DualEncoder
+from cskt.model.io.layouts import released_name
 from cskt.model.io.released.reader import read_released, read_released_config
 from cskt.model.io.weights import load_state
+from cskt.model.parts.adapters import NO_ADAPTERS
 from cskt.model.parts.interaction import InteractionEncoder
+from cskt.model.parts.prompts import NO_PROMPTS
 
 ARCHITECTURE = ClipArchitecture(
     embed_dim=12, image_height=24, image_width=16, patch_size=8, stride=4, vision_width=64, vision_layers=3,

@@ -186,7 +186,7 @@ def initialised(directions: str, sides: str, trainable: str = "added") -> DualEn
     )
     generator = torch.Generator().manual_seed(6)
     model.initialise_backbone(generator)
-    model.initialise_added(generator)
+    model.initialise_method(generator)
     return model
 
 

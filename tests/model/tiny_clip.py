@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cskt.config import BackboneConfig, ClipArchitecture
-from cskt.model.io.names import openai_name
+from cskt.model.io.layouts import openai_name
 from cskt.model.io.weights import load_backbone, tower_shapes
 
 VISION_WIDTH, TEXT_WIDTH, EMBED_DIM = 128, 64, 24  # OpenAI's heads are 64 wide: two in vision, one in text

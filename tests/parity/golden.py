@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cskt.config import ClipArchitecture
-from cskt.model.io.layouts import OPENAI
-from cskt.model.io.names import released_name
+from cskt.model.io.layouts import OPENAI, released_name
 from cskt.model.io.weights import gather, load_state, resize_positions, tower_shapes
 
 HERE = Path(__file__).parent

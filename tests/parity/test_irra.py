@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from cskt import losses
 from cskt.config import LossConfig, MlmConfig
 from cskt.data.masking import MASK_ID, MaskedCaptions
-from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
+from cskt.model.dual_encoder import DualEncoder
+from cskt.model.parts.adapters import NO_ADAPTERS
+from cskt.model.parts.prompts import NO_PROMPTS
 from cskt.training.objective import Objective, Outputs, Views, encode
 
 NUM_IDENTITIES = 10

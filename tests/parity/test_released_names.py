@@ -8,8 +8,10 @@ import weights as rule
 from golden import Golden
 
 from cskt.config import AdapterConfig, LossConfig, MlmConfig, PromptConfig
-from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
-from cskt.model.io.names import released_name
+from cskt.model.dual_encoder import DualEncoder
+from cskt.model.io.layouts import released_name
+from cskt.model.parts.adapters import NO_ADAPTERS
+from cskt.model.parts.prompts import NO_PROMPTS
 from cskt.training.objective import Objective
 
 

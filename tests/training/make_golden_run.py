@@ -21,7 +21,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from cskt.config import RunConfig
-from cskt.model.io.files import read_method
+from cskt.model.io.native import read_method
 from cskt.training.events import read_events
 from cskt.training.loop import train
 from tiny_run import HEIGHT, WIDTH, quick_config, write_backbone

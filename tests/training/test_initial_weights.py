@@ -16,7 +16,7 @@ from cskt.config import RunConfig
 from cskt.data.paperdoll import make_dataset
 from cskt.errors import CsktError
 from cskt.model.io.cache import sha256_of
-from cskt.model.io.files import read_heads, read_method, save_method
+from cskt.model.io.native import read_heads, read_method, save_method
 from cskt.model.io.tensors import load_plain
 from cskt.training.context import TrainingContext
 from cskt.training.events import first_event, read_events

@@ -24,7 +24,7 @@ from cskt.data.tokenizer import Tokenizer
 from cskt.embed import Encoder, load
 from cskt.errors import CsktError
 from cskt.evaluation.evaluate import Evaluation, evaluate
-from cskt.model.io.files import read_method
+from cskt.model.io.native import read_method
 from cskt.model.io.tensors import load_plain
 from cskt.model.parts.interaction import InteractionEncoder
 from cskt.training import loop

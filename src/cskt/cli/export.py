@@ -20,7 +20,7 @@ from cskt.data.datasets import read_dataset
 from cskt.embed import Encoder, load
 from cskt.embed.exported import SUFFIXES
 from cskt.errors import CsktError, out_of_memory_errors
-from cskt.model.io.files import MethodFile, read_method, save_backbone, save_method
+from cskt.model.io.native import MethodFile, read_method, save_backbone, save_method
 from cskt.training.run_folder import BEST, CONFIG
 
 RELEASED = "released"

@@ -31,7 +31,7 @@ from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.image_files.decode import Source
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
-from cskt.model.io.files import RUN_WEIGHTS, save_method
+from cskt.model.io.native import RUN_WEIGHTS, save_method
 from cskt.utils.progress import bar
 
 PLAIN = ("{}",)

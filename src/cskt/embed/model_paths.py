@@ -23,9 +23,9 @@ from cskt.embed.exported import EXPORTED, is_exported, load_exported, read_facts
 from cskt.embed.models import tokenizer_for
 from cskt.embed.options import Computing, EncodeOptions, ModelSource, merged
 from cskt.errors import CsktError, MissingBackboneError, out_of_memory_errors
-from cskt.model.dual_encoder import NO_ADAPTERS, NO_PROMPTS, DualEncoder
+from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.cache import CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_name, locate
-from cskt.model.io.files import RUN_WEIGHTS, backbone_name_of, kind_of, read_method
+from cskt.model.io.native import RUN_WEIGHTS, kind_of, read_method, read_method_metadata
 from cskt.model.io.released.reader import read_released, read_released_config
 from cskt.model.io.weights import assume_openai, load_backbone, load_state
 from cskt.utils.paths import check_path, expanded
@@ -184,7 +184,7 @@ class MethodFileReader(Reader):
         return _own_kind(path) == "method"
 
     def config(self, path: Path) -> RunConfig | None:
-        return validate(RunConfig, read_method(path).config, f"{path}: config")
+        return validate(RunConfig, read_method_metadata(path).config, f"{path}: config")
 
     def read(self, source: ModelSource) -> Loaded:
         path = Path(source.path)
@@ -270,7 +270,7 @@ class ClipReader(Reader):
         config = validate(BackboneConfig, asked, source.path)
         backbone = load_backbone(config)
         with torch.device("meta"):  # load_state brings the memory
-            model = DualEncoder(backbone.architecture, NO_PROMPTS, NO_ADAPTERS, trainable="none")
+            model = DualEncoder(backbone.architecture, trainable="none")
         load_state(model, backbone.state, origin=backbone.name)
         tokenizer = tokenizer_for(model, backbone.architecture.context_length, backbone.known_token_ids)
         return Loaded(model, tokenizer, RunConfig(name="clip", trainable="none", backbone=config))
@@ -325,9 +325,10 @@ def check_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 def needed_backbone(path: Path) -> str | None:
     """Return the backbone of an adapter-only run as its config names it; None for any other model."""
     weights = path / RUN_WEIGHTS if path.is_dir() else path
-    if weights.suffix != ".safetensors" or not weights.is_file():
+    if _own_kind(weights) != "method":
         return None
-    return backbone_name_of(weights)
+    file = read_method_metadata(weights)
+    return file.backbone_name if file.architecture is None else None
 
 
 def absolute_source(source: ModelSource) -> ModelSource:

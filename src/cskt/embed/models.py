@@ -41,7 +41,7 @@ def build(config: RunConfig) -> Built:
     else:
         model.initialise_backbone(generator)
     words = torch.tensor(tokenizer.encode(config.prompts.words)[: config.prompts.length])
-    model.initialise_added(generator, words if config.prompts.init == "words" and len(words) else None)
+    model.initialise_method(generator, words if config.prompts.init == "words" and len(words) else None)
     return Built(model, tokenizer, backbone.name if backbone else "random", backbone.sha256 if backbone else "")
 
 

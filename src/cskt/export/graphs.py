@@ -56,7 +56,7 @@ class TextGraph(nn.Module):
         slots = caption_ids.new_zeros(len(caption_ids), num_slots)
         ids = torch.cat([caption_ids[:, :1], slots, caption_ids[:, 1:]], dim=1)
         placed = PlacedCaptions(ids, caption_ids.argmax(dim=1) + num_slots)
-        return F.normalize(tower.project(tower.end_token(placed, seen=list(self.text.seen))), dim=-1)
+        return F.normalize(tower.project(tower.end_token(placed, prefix_kv=list(self.text.prefix_kv))), dim=-1)
 
 
 def write_graphs(encoder: Encoder, folder: Path, form: Form, calibration: Sequence[Tensor] | None) -> None:

@@ -1,8 +1,4 @@
-"""The blocks of CLIP's transformers (Radford et al. 2021, section 2.4), and what a method adds to them.
-
-A block takes keys and values of tokens that the whole batch sees, an adapter beside its MLP and low-rank updates beside
-its linear layers as arguments; it owns none of them.
-"""
+"""Blocks of CLIP's transformers (Radford et al. 2021, section 2.4), which take the modules of a method as arguments."""
 
 from __future__ import annotations
 
@@ -15,31 +11,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-QUICK = 1.702
+QUICK_SLOPE = 1.702
 """Slope of the sigmoid in `quick_gelu`."""
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP was trained with."""
-    # Through SiLU, autograd keeps one tensor where the formula as written would make it keep two.
-    return F.silu(QUICK * x).div_(QUICK)
-
-
 QUERY_KEY_VALUE = ("query", "key", "value")
 """Parts of an attention's joint projection, in its order."""
 QUERY, KEY_VALUE = QUERY_KEY_VALUE[:1], QUERY_KEY_VALUE[1:]
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Compute x * sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP was trained with."""
+    # Through SiLU, autograd stores one tensor where the formula as written would store two.
+    return F.silu(QUICK_SLOPE * x).div_(QUICK_SLOPE)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
-def updated(layer: nn.Linear, x: Tensor, low_rank: nn.ModuleDict | None, target: str) -> Tensor:
-    """What a linear layer makes of `x`, with its low-rank update where there is one."""
+def apply_linear(layer: nn.Linear, x: Tensor, low_rank: nn.ModuleDict | None, target: str) -> Tensor:
+    """Apply a linear layer with its low-rank update, if it has one."""
     if low_rank is None or target not in low_rank:
         return layer(x)
     return layer(x) + low_rank[target](x)
 
 
 def pick(tokens: Tensor, positions: Tensor) -> Tensor:
-    """One token of each sequence: [B, L, width] at [B] int64 -> [B, 1, width]."""
+    """Pick one token of each sequence: [B, L, width] at [B] int64 -> [B, 1, width]."""
     return tokens.gather(1, positions[:, None, None].expand(-1, 1, tokens.shape[-1]))
 
 
@@ -56,34 +52,34 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         *,
-        asking: Tensor | None = None,
-        seen: Tensor | None = None,
+        query_tokens: Tensor | None = None,
+        prefix_kv: Tensor | None = None,
         mask: Tensor | None = None,
         low_rank: nn.ModuleDict | None = None,
     ) -> Tensor:
-        """What the tokens that ask learn from all that they see.
+        """Attend from the query tokens to `x` and the prefix.
 
         Args:
-            x: [B, L, width], the tokens that give keys and values.
-            asking: [B, A, width], those of them that ask; if empty, all do.
-            seen: [1, S, 2 * width], keys and values of other tokens, common to the batch; they stand after those of x.
-            mask: [A, L + S] or [B, 1, A, L + S], true where a token sees another; if empty, all see all.
+            x: [B, L, width].
+            query_tokens: [B, A, width], those tokens of x whose output is needed; None: all.
+            prefix_kv: [1, S, 2 * width], keys and values of S more tokens for every sequence, placed after those of x.
+            mask: [A, L + S] or [B, 1, A, L + S], true where a query attends to a token; None: to all.
             low_rank: updates of the projections.
 
         Returns:
             [B, A, width].
         """
-        # Apart, so that the keys and values without `seen` need not be kept for the backward pass.
-        query = self.project(x if asking is None else asking, QUERY, low_rank)
+        # In two projections, so that keys and values without the prefix are not stored for the backward pass.
+        query = self.project(x if query_tokens is None else query_tokens, QUERY, low_rank)
         key_value = self.project(x, KEY_VALUE, low_rank)
-        if seen is not None:
-            key_value = torch.cat([key_value, seen.expand(len(x), -1, -1)], dim=1)
+        if prefix_kv is not None:
+            key_value = torch.cat([key_value, prefix_kv.expand(len(x), -1, -1)], dim=1)
         key, value = key_value.chunk(2, dim=-1)
-        query, key, value = self._heads(query), self._heads(key), self._heads(value)
+        query, key, value = self._split_heads(query), self._split_heads(key), self._split_heads(value)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return updated(self.out_proj, attended.transpose(1, 2).flatten(2), low_rank, "out")
+        return apply_linear(self.out_proj, attended.transpose(1, 2).flatten(2), low_rank, "out")
 
-    def _heads(self, projected: Tensor) -> Tensor:
+    def _split_heads(self, projected: Tensor) -> Tensor:
         """[B, L, width] -> [B, heads, L, width / heads]."""
         batch, length, width = projected.shape
         return projected.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
@@ -110,11 +106,12 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, low_rank: nn.ModuleDict | None = None) -> Tensor:
         """[B, L, width] -> [B, L, width]."""
-        return updated(self.c_proj, self.activation(updated(self.c_fc, x, low_rank, "fc")), low_rank, "proj")
+        hidden = self.activation(apply_linear(self.c_fc, x, low_rank, "fc"))
+        return apply_linear(self.c_proj, hidden, low_rank, "proj")
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block; an adapter, where there is one, runs beside the MLP on the attention's output."""
+    """Pre-norm transformer block, with an optional adapter beside the MLP on the attention's output."""
 
     def __init__(self, width: int, heads: int, activation: str) -> None:
         super().__init__()
@@ -127,44 +124,44 @@ class Block(nn.Module):
         self,
         x: Tensor,
         *,
-        seen: Tensor | None = None,
+        prefix_kv: Tensor | None = None,
         mask: Tensor | None = None,
-        asking: Tensor | None = None,
+        query_positions: Tensor | None = None,
         adapter: nn.Module | None = None,
         low_rank: nn.ModuleDict | None = None,
     ) -> Tensor:
-        """The tokens after this block.
+        """Compute the tokens after this block.
 
         Args:
             x: [B, L, width].
-            seen: [1, S, 2 * width], what `keys_and_values` made of tokens that the whole batch sees.
-            mask: [L, L + S], true where a token sees another; if empty, all see all.
-            asking: [B] int64, the one token of each sequence that is wanted; if empty, all are.
+            prefix_kv: [1, S, 2 * width], see `Attention` and `keys_and_values`.
+            mask: [L, L + S], true where a token attends to another; None: to all.
+            query_positions: [B] int64, the one token of each sequence that is needed; None: all.
             adapter: takes tokens of mean 0 and variance 1.
             low_rank: updates by target.
 
         Returns:
-            [B, L, width], or [B, 1, width] with `asking`.
+            [B, L, width], or [B, 1, width] with `query_positions`.
         """
         normalised, queries = self.ln_1(x), None
-        if asking is not None:
-            x, queries = pick(x, asking), pick(normalised, asking)
-            mask = None if mask is None else mask[asking][:, None, None]
-        x = x + self.attn(normalised, asking=queries, seen=seen, mask=mask, low_rank=low_rank)
+        if query_positions is not None:
+            x, queries = pick(x, query_positions), pick(normalised, query_positions)
+            mask = None if mask is None else mask[query_positions][:, None, None]
+        x = x + self.attn(normalised, query_tokens=queries, prefix_kv=prefix_kv, mask=mask, low_rank=low_rank)
         if adapter is None:
             return x + self.mlp(self.ln_2(x), low_rank)
-        # One normalisation serves both; each has its own affine map.
+        # Normalised once for both, which have affine maps of their own.
         normalised = F.layer_norm(x, x.shape[-1:], eps=self.ln_2.eps)
         return x + self.mlp(torch.addcmul(self.ln_2.bias, normalised, self.ln_2.weight), low_rank) + adapter(normalised)
 
     def keys_and_values(self, x: Tensor, low_rank: nn.ModuleDict | None = None) -> Tensor:
-        """[B, S, width] tokens that stand before this block -> [B, S, 2 * width], side by side."""
+        """[B, S, width] tokens before this block -> [B, S, 2 * width]."""
         return self.attn.project(self.ln_1(x), KEY_VALUE, low_rank)
 
 
 @dataclass(frozen=True)
-class Additions:
-    """What a method adds to one tower; by default nothing."""
+class TowerExtras:
+    """Modules and tensors that a method adds to one tower; none by default."""
 
     prompts: Sequence[Tensor] = ()
     """One [P, width] per prompted block."""
@@ -174,7 +171,7 @@ class Additions:
     """Per block, its low-rank updates by target."""
 
     def of_block(self, index: int) -> tuple[nn.Module | None, nn.ModuleDict | None]:
-        """(adapter, low-rank updates) of a block."""
+        """Return adapter and low-rank updates of a block."""
         adapter = None if self.adapters is None else self.adapters[index]
         if self.low_rank is None:
             return adapter, None
@@ -183,49 +180,47 @@ class Additions:
         return adapter, updates
 
 
-NOTHING = Additions()
+NO_EXTRAS = TowerExtras()
 
 
 def run_blocks(
     blocks: nn.ModuleList,
     x: Tensor,
-    added: Additions,
+    extras: TowerExtras,
     *,
-    seen: Sequence[Tensor],
-    joining: Tensor | None = None,
+    prefix_kv: Sequence[Tensor],
+    appended: Tensor | None = None,
     mask: Tensor | None = None,
-    asking: Tensor | None = None,
+    query_positions: Tensor | None = None,
     checkpoint_activations: bool = False,
 ) -> Tensor:
     """Pass tokens through the blocks of a tower.
 
     Args:
+        blocks: of the tower.
         x: [B, L, width].
-        added: adapters and low-rank updates of the blocks.
-        seen: [1, S, 2 * width] per block, from the first: keys and values that the whole batch sees.
-        joining: [P, width], tokens that stand last in every sequence from the first block without `seen` on.
+        extras: adapters and low-rank updates of the blocks.
+        prefix_kv: [1, S, 2 * width] for each of the first blocks, see `Attention`.
+        appended: [P, width], tokens at the end of every sequence from the first block without `prefix_kv` on.
         mask: [L, L + S], see `Block`.
-        asking: [B] int64, the tokens that are wanted of the last block; if empty, all.
-        checkpoint_activations: keep no activations for the backward pass, compute them again there.
+        query_positions: [B] int64, the tokens that are needed of the last block; None: all.
+        checkpoint_activations: compute activations again in the backward pass instead of storing them.
 
     Returns:
-        [B, L, width], with `joining` [B, L + P, width], with `asking` [B, 1, width].
+        [B, L, width], with `appended` [B, L + P, width], with `query_positions` [B, 1, width].
     """
     for index, block in enumerate(blocks):
-        if index == len(seen) and joining is not None:
-            x = torch.cat([x, joining.expand(len(x), -1, -1)], dim=1)
-        adapter, low_rank = added.of_block(index)
+        if index == len(prefix_kv) and appended is not None:
+            x = torch.cat([x, appended.expand(len(x), -1, -1)], dim=1)
+        adapter, low_rank = extras.of_block(index)
         run = partial(
             block,
-            seen=seen[index] if index < len(seen) else None,
+            prefix_kv=prefix_kv[index] if index < len(prefix_kv) else None,
             mask=mask,
-            asking=asking if index + 1 == len(blocks) else None,
+            query_positions=query_positions if index + 1 == len(blocks) else None,
             adapter=adapter,
             low_rank=low_rank,
         )
-        x = (
-            checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
-            if checkpoint_activations and torch.is_grad_enabled()
-            else run(x)
-        )
+        is_checkpointed = checkpoint_activations and torch.is_grad_enabled()
+        x = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False) if is_checkpointed else run(x)
     return x

@@ -1,13 +1,12 @@
-"""The two towers of CLIP (Radford et al. 2021, section 2.4), open at the places where a method joins in.
+"""The two towers of CLIP (Radford et al. 2021, section 2.4), with arguments for what a method adds.
 
-A tower takes prompts (tokens that are renewed block by block), adapters (a module beside each block's MLP) and low-rank
-updates (a module beside a linear layer) as arguments. It owns none of them, and nothing here is trainable by itself:
-see `dual_encoder`.
+A tower takes prompts (tokens that are replaced block by block), adapters and low-rank updates as arguments. It owns
+none of them, and nothing here is trainable by itself: see `dual_encoder`.
 
-What does not depend on the image or the caption is computed once for a whole batch: prompts, and in the causal text
-tower the start token before them, are keys and values that every sequence sees. Where only a tower's feature is asked
-for, the last block computes the one token that carries it. Both give the numbers of the plain wiring, in which all
-tokens pass all blocks, up to rounding.
+What does not depend on the image or the caption is computed once per batch: prompts, and in the causal text tower the
+start token before them, are cached prefix keys and values of every sequence. Where only a tower's feature is needed,
+the last block computes the one token that carries it. The results are those of the plain wiring, in which all tokens
+pass all blocks, up to rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cskt.config import ClipArchitecture
-from cskt.model.blocks import NOTHING, Additions, Block, run_blocks
+from cskt.model.blocks import NO_EXTRAS, Block, TowerExtras, run_blocks
 
 
 class VisionTower(nn.Module):
@@ -39,64 +38,66 @@ class VisionTower(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, architecture.embed_dim))
 
-    def seen(self, added: Additions) -> list[Tensor]:
-        """Keys and values of the prompts, for every block after which they are renewed or no longer needed.
+    def prefix_kv(self, extras: TowerExtras) -> list[Tensor]:
+        """Compute keys and values of the prompts, for every block after which they are replaced or no longer needed.
 
-        Such prompts are asked nothing, so nothing else of them is computed. The last ones of a tower that has blocks
-        without prompts of their own are not among them: these become tokens like all others.
+        Nothing else of such prompts is needed. The prompts of the last prompted block, if blocks without prompts of
+        their own follow, are not among them: they become tokens like all others.
 
         Returns:
             [1, P, 2 * vision_width] per block, from the first.
         """
-        depth = len(added.prompts)
+        depth = len(extras.prompts)
         blocks = self.blocks[: depth if depth == len(self.blocks) else max(depth - 1, 0)]
         return [
-            block.keys_and_values(self._before(index, added)[None], added.of_block(index)[1])  # type: ignore[operator]
+            block.keys_and_values(self._prompts_before(index, extras)[None], extras.of_block(index)[1])  # type: ignore[operator]
             for index, block in enumerate(blocks)
         ]
 
-    def forward(self, images: Tensor, added: Additions = NOTHING) -> Tensor:
-        """Hidden tokens `[class, patches]` after the last block.
+    def forward(self, images: Tensor, extras: TowerExtras = NO_EXTRAS) -> Tensor:
+        """Compute the hidden tokens `[class, patches]` after the last block.
 
         Args:
             images: [B, 3, H, W] float, normalised with the architecture's mean and std.
-            added: what the method adds; prompts carry no position.
+            extras: of the method; prompts carry no position.
 
         Returns:
             [B, N, vision_width] with N = 1 + number of patches.
         """
-        return self._run(images, added, self.seen(added), asking=None)[:, : len(self.positional_embedding)]
+        hidden = self._run(images, extras, self.prefix_kv(extras), query_positions=None)
+        return hidden[:, : len(self.positional_embedding)]
 
-    def class_token(self, images: Tensor, added: Additions = NOTHING, seen: Sequence[Tensor] | None = None) -> Tensor:
-        """The hidden token that carries an image's feature; see `forward`.
+    def class_token(
+        self, images: Tensor, extras: TowerExtras = NO_EXTRAS, prefix_kv: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """Compute the hidden token that carries an image's feature: [B, vision_width]; see `forward`.
 
-        Args:
-            seen: what `self.seen(added)` gives, where it is known already.
-
-        Returns:
-            [B, vision_width].
+        `prefix_kv` is `self.prefix_kv(extras)`, if it is known already.
         """
         first = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        return self._run(images, added, self.seen(added) if seen is None else seen, asking=first)[:, 0]
+        prefix_kv = self.prefix_kv(extras) if prefix_kv is None else prefix_kv
+        return self._run(images, extras, prefix_kv, query_positions=first)[:, 0]
 
-    def _run(self, images: Tensor, added: Additions, seen: Sequence[Tensor], asking: Tensor | None) -> Tensor:
+    def _run(
+        self, images: Tensor, extras: TowerExtras, prefix_kv: Sequence[Tensor], query_positions: Tensor | None
+    ) -> Tensor:
         patches = self.conv1(images).flatten(2).transpose(1, 2)
         class_token = self.class_embedding.expand(len(images), 1, -1)
         x = torch.cat([class_token, patches], dim=1) + self.positional_embedding
-        depth = len(added.prompts)
+        depth = len(extras.prompts)
         return run_blocks(
             self.blocks,
             self.ln_pre(x),
-            added,
-            seen=seen,
-            joining=self._before(depth - 1, added) if len(seen) < depth else None,
-            asking=asking,
+            extras,
+            prefix_kv=prefix_kv,
+            appended=self._prompts_before(depth - 1, extras) if len(prefix_kv) < depth else None,
+            query_positions=query_positions,
             checkpoint_activations=self.checkpoint_activations,
         )
 
-    def _before(self, index: int, added: Additions) -> Tensor:
-        """[P, vision_width], the prompts as they stand before a block."""
-        return self.ln_pre(added.prompts[index]) if index == 0 else added.prompts[index]
+    def _prompts_before(self, index: int, extras: TowerExtras) -> Tensor:
+        """Return the prompts [P, vision_width] that enter a block."""
+        return self.ln_pre(extras.prompts[index]) if index == 0 else extras.prompts[index]
 
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden tokens [..., vision_width] -> the shared space [..., D]."""
@@ -104,22 +105,22 @@ class VisionTower(nn.Module):
 
 
 class PlacedCaptions(NamedTuple):
-    """Captions with room for prompts after the start token."""
+    """Captions with slots for prompts after the start token."""
 
     ids: Tensor
     """[B, L'] int64, zeros in the prompt slots."""
     end_positions: Tensor
-    """[B] int64, where each end token stands now."""
+    """[B] int64, position of each end token."""
 
 
 def place_prompts(caption_ids: Tensor, num_slots: int, *, end_id: int, context_length: int) -> PlacedCaptions:
-    """Open `num_slots` prompt slots after the start token; words that no longer fit fall away before the end token.
+    """Insert prompt slots after the start token; words that no longer fit are dropped before the end token.
 
     Args:
         caption_ids: [B, L] int64 with start and end tokens, anything after the end. Not changed.
-        num_slots: prompt tokens P to make room for.
+        num_slots: number P of prompt tokens.
         end_id: id of the end token, the largest of the vocabulary.
-        context_length: most tokens that may come out.
+        context_length: largest number of tokens of the result.
 
     Returns:
         ids [B, min(L + P, context_length)] and the position of each row's end token.
@@ -133,9 +134,9 @@ def place_prompts(caption_ids: Tensor, num_slots: int, *, end_id: int, context_l
 
 
 class Prefix(NamedTuple):
-    """What all captions have in common: the start token and the prompts. Nothing that follows can reach them."""
+    """Start token and prompts, which are the same for all captions: no later token can affect them."""
 
-    seen: list[Tensor]
+    kv: list[Tensor]
     """[1, 1 + P, 2 * text_width] per block: their keys and values."""
     hidden: Tensor
     """[1, 1 + P, text_width] after the last block."""
@@ -150,7 +151,7 @@ class TextTower(nn.Module):
         self.context_length = architecture.context_length
         self.start_id, self.end_id = architecture.vocab_size - 2, architecture.vocab_size - 1
         self.checkpoint_activations = False
-        # Unset, as the rest: drawing 25 million numbers that nobody keeps would take longer than all else here.
+        # Unset, as the rest: drawing 25 million numbers that are overwritten would take longer than all else here.
         unset = torch.empty(architecture.vocab_size, width)
         self.token_embedding = nn.Embedding.from_pretrained(unset, freeze=False)  # type: ignore[no-untyped-call]
         self.positional_embedding = nn.Parameter(torch.empty(architecture.context_length, width))
@@ -161,66 +162,65 @@ class TextTower(nn.Module):
         self.proj = nn.Parameter(torch.empty(width, architecture.embed_dim))
 
     def place(self, caption_ids: Tensor, num_slots: int) -> PlacedCaptions:
-        """`place_prompts` with this tower's vocabulary and context."""
+        """Call `place_prompts` with this tower's vocabulary and context."""
         return place_prompts(caption_ids, num_slots, end_id=self.end_id, context_length=self.context_length)
 
-    def prefix(self, added: Additions) -> Prefix:
-        """The start token and the prompts, passed through the blocks; every prompt slot keeps its position."""
+    def prefix(self, extras: TowerExtras) -> Prefix:
+        """Pass the start token and the prompts through the blocks; every prompt slot keeps its position."""
         x = self.token_embedding.weight[self.start_id][None]
-        if added.prompts:
-            x = torch.cat([x, added.prompts[0]])
+        if extras.prompts:
+            x = torch.cat([x, extras.prompts[0]])
         x = (x + self.positional_embedding[: len(x)])[None]
-        causal, seen = _causal(x.shape[1], x.device), []
+        causal, kv = _causal(x.shape[1], x.device), []
         for index, block in enumerate(self.blocks):
-            adapter, low_rank = added.of_block(index)
-            if 0 < index < len(added.prompts):
-                x = torch.cat([x[:, :1], added.prompts[index][None]], dim=1)
-            seen.append(block.keys_and_values(x, low_rank))  # type: ignore[operator]
+            adapter, low_rank = extras.of_block(index)
+            if 0 < index < len(extras.prompts):
+                x = torch.cat([x[:, :1], extras.prompts[index][None]], dim=1)
+            kv.append(block.keys_and_values(x, low_rank))  # type: ignore[operator]
             x = block(x, mask=causal, adapter=adapter, low_rank=low_rank)
-        return Prefix(seen, x)
+        return Prefix(kv, x)
 
-    def forward(self, placed: PlacedCaptions, added: Additions = NOTHING) -> Tensor:
-        """Hidden tokens `[start, words, end, padding]` after the last block.
+    def forward(self, placed: PlacedCaptions, extras: TowerExtras = NO_EXTRAS) -> Tensor:
+        """Compute the hidden tokens `[start, words, end, padding]` after the last block.
 
-        There is no padding mask: attention is causal, so nothing after the end token can reach it.
+        There is no padding mask: attention is causal, so nothing after the end token can affect it.
 
         Args:
             placed: captions with as many slots as the prompts have tokens.
-            added: what the method adds.
+            extras: of the method.
 
         Returns:
             [B, L' - P, text_width].
         """
-        prefix = self.prefix(added)
+        prefix = self.prefix(extras)
         start = prefix.hidden[:, :1].expand(len(placed.ids), -1, -1)
-        return torch.cat([start, self._run(placed.ids, added, prefix.seen, asking=None)], dim=1)
+        return torch.cat([start, self._run(placed.ids, extras, prefix.kv, query_positions=None)], dim=1)
 
     def end_token(
-        self, placed: PlacedCaptions, added: Additions = NOTHING, seen: Sequence[Tensor] | None = None
+        self, placed: PlacedCaptions, extras: TowerExtras = NO_EXTRAS, prefix_kv: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """The hidden token that carries a caption's feature; see `forward`.
+        """Compute the hidden token that carries a caption's feature: [B, text_width]; see `forward`.
 
-        Args:
-            seen: what `self.prefix(added)` gives, where it is known already.
-
-        Returns:
-            [B, text_width].
+        `prefix_kv` is `self.prefix(extras).kv`, if it is known already.
         """
-        seen = self.prefix(added).seen if seen is None else seen
-        return self._run(placed.ids, added, seen, asking=placed.end_positions - seen[0].shape[1])[:, 0]
+        prefix_kv = self.prefix(extras).kv if prefix_kv is None else prefix_kv
+        positions = placed.end_positions - prefix_kv[0].shape[1]
+        return self._run(placed.ids, extras, prefix_kv, query_positions=positions)[:, 0]
 
-    def _run(self, ids: Tensor, added: Additions, seen: Sequence[Tensor], asking: Tensor | None) -> Tensor:
-        """What follows the prefix: [B, L'] -> [B, L' - 1 - P, text_width]."""
-        num_seen = seen[0].shape[1]
-        words = ids[:, num_seen:]
+    def _run(
+        self, ids: Tensor, extras: TowerExtras, prefix_kv: Sequence[Tensor], query_positions: Tensor | None
+    ) -> Tensor:
+        """Compute the tokens after the prefix: [B, L'] -> [B, L' - 1 - P, text_width]."""
+        num_cached = prefix_kv[0].shape[1]
+        words = ids[:, num_cached:]
         causal = _causal(words.shape[1], ids.device)
         return run_blocks(
             self.blocks,
-            self.token_embedding(words) + self.positional_embedding[num_seen : ids.shape[1]],
-            added,
-            seen=seen,
-            mask=torch.cat([causal, causal.new_ones(len(causal), num_seen)], dim=1),
-            asking=asking,
+            self.token_embedding(words) + self.positional_embedding[num_cached : ids.shape[1]],
+            extras,
+            prefix_kv=prefix_kv,
+            mask=torch.cat([causal, causal.new_ones(len(causal), num_cached)], dim=1),
+            query_positions=query_positions,
             checkpoint_activations=self.checkpoint_activations,
         )
 
@@ -230,5 +230,5 @@ class TextTower(nn.Module):
 
 
 def _causal(length: int, device: torch.device) -> Tensor:
-    """[L, L], true where a token sees another: itself and what stands before it."""
+    """[L, L], true where a token attends to another: to itself and those before it."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()

@@ -1,4 +1,4 @@
-"""`DualEncoder`: CLIP's two towers together with what a method adds, and the word on which of it trains."""
+"""`DualEncoder`: CLIP's two towers with the parts of a method, and which of their parameters train."""
 
 from __future__ import annotations
 
@@ -8,26 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from cskt.config import AdapterConfig, ClipArchitecture, LoraConfig, PromptConfig
-from cskt.model.blocks import QUERY_KEY_VALUE, Additions, pick
+from cskt.model.blocks import TowerExtras, pick
 from cskt.model.clip import PlacedCaptions, TextTower, VisionTower
-from cskt.model.parts.adapters import build_adapters
-from cskt.model.parts.lora import LowRank, build_lora
-from cskt.model.parts.prompts import PromptLearner
+from cskt.model.parts.adapters import NO_ADAPTERS, build_adapters, initialise_adapters
+from cskt.model.parts.lora import NO_LORA, build_lora, fold_lora, initialise_lora
+from cskt.model.parts.prompts import NO_PROMPTS, PromptLearner
 
-ADDED = ("prompts.", "adapters.", "lora.")
+METHOD_PARTS = ("prompts.", "adapters.", "lora.")
+"""First letters of the names of the parameters that a method adds."""
 PROJECTIONS = ("vision.proj", "text.proj")
-
-
-NO_PROMPTS, NO_ADAPTERS, NO_LORA = PromptConfig(directions="none"), AdapterConfig(sides="none"), LoraConfig()
-LAYERS = {
-    "query": "attn.in_proj", "key": "attn.in_proj", "value": "attn.in_proj", "out": "attn.out_proj",
-    "fc": "mlp.c_fc", "proj": "mlp.c_proj",
-}  # fmt: skip
-"""Target of a low-rank update -> the layer of a block that it belongs to."""
+TRAINABLE = {"added": METHOD_PARTS, "projections": METHOD_PARTS + PROJECTIONS, "all": ("",), "none": ()}
+"""Value of the config key `trainable` -> first letters of the names of the parameters that train."""
 
 
 class TextTokens(NamedTuple):
-    """A batch of captions, token by token; prompt slots are left out."""
+    """A batch of captions, token by token, without the prompt slots."""
 
     tokens: Tensor
     """[B, L, D] in the shared space, not normalised; position l belongs to the caption's token l."""
@@ -36,16 +31,14 @@ class TextTokens(NamedTuple):
 
 
 class DualEncoder(nn.Module):
-    """Images and captions into one space; raw features, normalised only by who compares them.
+    """Images and captions to features of one space, not normalised.
 
-    A new model holds unset memory: load a backbone (`weights.load_backbone`) or call `initialise_backbone`, then
-    `initialise_added`.
+    The memory of a new model is not set: load a backbone (`weights.load_backbone`) or call `initialise_backbone`, then
+    `initialise_method`.
 
     Args:
         architecture: sizes of the towers.
-        prompts: which prompts are learned.
-        adapters: which adapters are learned.
-        lora: which low-rank updates are learned.
+        prompts, adapters, lora: which prompts, adapters and low-rank updates are learned.
         trainable: `added` (prompts, couplings, adapters, low-rank updates), `projections` (these and the two output
             projections), `all` or `none`.
     """
@@ -53,8 +46,8 @@ class DualEncoder(nn.Module):
     def __init__(
         self,
         architecture: ClipArchitecture,
-        prompts: PromptConfig,
-        adapters: AdapterConfig,
+        prompts: PromptConfig = NO_PROMPTS,
+        adapters: AdapterConfig = NO_ADAPTERS,
         lora: LoraConfig = NO_LORA,
         trainable: str = "added",
     ) -> None:
@@ -66,12 +59,11 @@ class DualEncoder(nn.Module):
         self.prompts = PromptLearner(prompts, architecture)
         self.adapters = build_adapters(adapters, architecture)
         self.lora = build_lora(lora, architecture)
-        prefixes = {"added": ADDED, "projections": ADDED + PROJECTIONS, "all": ("",), "none": ()}[trainable]
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name.startswith(prefixes))
+            parameter.requires_grad_(name.startswith(TRAINABLE[trainable]))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Raw image features.
+        """Encode images.
 
         Args:
             images: [B, 3, H, W] float, of the architecture's height and width, normalised with its mean and std.
@@ -79,10 +71,10 @@ class DualEncoder(nn.Module):
         Returns:
             [B, D], not normalised.
         """
-        return self.vision.project(self.vision.class_token(images, self.additions("vision")))
+        return self.vision.project(self.vision.class_token(images, self.extras("vision")))
 
     def encode_text(self, caption_ids: Tensor) -> Tensor:
-        """Raw text features.
+        """Encode captions.
 
         Args:
             caption_ids: [B, L] int64, start and end tokens included, no prompt slots; L up to the context length.
@@ -91,97 +83,83 @@ class DualEncoder(nn.Module):
         Returns:
             [B, D], not normalised.
         """
-        return self.text.project(self.text.end_token(self.place(caption_ids), self.additions("text")))
+        return self.text.project(self.text.end_token(self.place(caption_ids), self.extras("text")))
 
     def forward(self, images: Tensor, caption_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(image features [B, D], text features [B, D]) of a batch of pairs; see the two encoders."""
+        """Return image and text features [B, D] of a batch of pairs."""
         return self.encode_image(images), self.encode_text(caption_ids)
 
     def image_tokens(self, images: Tensor) -> Tensor:
-        """Every token of the images in the shared space, for losses that look at more than the feature.
+        """Encode every token of the images, for losses that need more than the feature.
 
         Returns:
             [B, N, D], not normalised: the class token, which is the image's feature, then the patches; no prompts.
         """
-        return self.vision.project(self.vision(images, self.additions("vision")))
+        return self.vision.project(self.vision(images, self.extras("vision")))
 
     def text_tokens(self, caption_ids: Tensor) -> TextTokens:
-        """Every token of the captions in the shared space; see `encode_text` and `TextTokens`."""
+        """Encode every token of the captions; see `encode_text` and `TextTokens`."""
         placed = self.place(caption_ids)
-        tokens = self.text.project(self.text(placed, self.additions("text")))
+        tokens = self.text.project(self.text(placed, self.extras("text")))
         ends = placed.end_positions - self.prompts.num_text_slots
         return TextTokens(tokens, pick(tokens, ends)[:, 0])
 
     def place(self, caption_ids: Tensor) -> PlacedCaptions:
-        """Captions with room for this model's prompts."""
+        """Insert the slots of this model's prompts into captions."""
         return self.text.place(caption_ids, self.prompts.num_text_slots)
 
-    def additions(self, side: Literal["vision", "text"]) -> Additions:
-        """What the method adds to one tower, as it is now."""
+    def extras(self, side: Literal["vision", "text"]) -> TowerExtras:
+        """Return what the method adds to one tower, with the prompts as they are now."""
         prompts = self.prompts()
-        return Additions(
+        return TowerExtras(
             prompts=prompts.vision if side == "vision" else prompts.text,
             adapters=_module_list(self.adapters, side),
             low_rank=_module_list(self.lora, side),
         )
 
     def bare(self) -> DualEncoder:
-        """The same towers, shared and not copied, without what a method adds: zero-shot CLIP."""
+        """Return zero-shot CLIP: the same towers, shared and not copied, without the parts of the method."""
         with torch.device("meta"):
-            plain = DualEncoder(self.architecture, NO_PROMPTS, NO_ADAPTERS, trainable="none")
+            plain = DualEncoder(self.architecture, trainable="none")
         plain.vision, plain.text = self.vision, self.text
         return plain
 
-    @torch.no_grad()
     def fold_lora(self) -> None:
-        """Add the low-rank updates to the weights that they update, and drop them: the same function, at no cost."""
+        """Add the low-rank updates to the weights that they update, and remove them: the same function, faster."""
         for side, blocks in (("vision", self.vision.blocks), ("text", self.text.blocks)):
-            for block, updates in zip(blocks, _module_list(self.lora, side) or (), strict=False):
-                assert isinstance(updates, nn.ModuleDict)
-                for target, update in updates.items():
-                    assert isinstance(update, LowRank)
-                    layer = block.get_submodule(LAYERS[target])
-                    assert isinstance(layer, nn.Linear)
-                    delta, whole = update.delta(), layer.weight.clone()
-                    first = len(delta) * QUERY_KEY_VALUE.index(target) if target in QUERY_KEY_VALUE else 0
-                    whole[first : first + len(delta)] += delta
-                    layer.weight = nn.Parameter(whole, layer.weight.requires_grad)
+            fold_lora(blocks, _module_list(self.lora, side))
         self.lora = build_lora(NO_LORA, self.architecture)
         self.method_configs["lora"] = NO_LORA
 
     def trainable_names(self) -> list[str]:
-        """Names of the parameters that train, in order."""
+        """Return the names of the parameters that train, in order."""
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def num_parameters(self, *, trainable_only: bool = False) -> int:
-        """Number of scalars, of all parameters or of those that train."""
+        """Return the number of scalars, of all parameters or of those that train."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable_only)
 
     def checkpoint_activations(self, enabled: bool) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
+        """Choose whether blocks compute their activations again in the backward pass instead of storing them."""
         self.vision.checkpoint_activations = self.text.checkpoint_activations = enabled
 
     @torch.no_grad()
-    def initialise_added(self, generator: torch.Generator, word_ids: Tensor | None = None) -> None:
-        """Draw the starting values of prompts, couplings, adapters and low-rank updates.
+    def initialise_method(self, generator: torch.Generator, word_ids: Tensor | None = None) -> None:
+        """Draw the initial values of prompts, couplings, adapters and low-rank updates.
 
         Args:
             generator: CPU generator; the same state gives the same values on every device.
-            word_ids: [n] int64 token ids whose embeddings start block 0's text prompts; none leaves those random.
+            word_ids: [n] int64 token ids whose embeddings initialise block 0's text prompts; None: drawn as the rest.
         """
         words = None if word_ids is None else self.text.token_embedding.weight[word_ids]
         self.prompts.initialise(generator, words)
-        for side in self.adapters.values():
-            for adapter in side:  # type: ignore[attr-defined]
-                adapter.initialise(self.method_configs["adapters"], generator)
-        for update in self.lora.modules():
-            if isinstance(update, LowRank):
-                update.initialise(generator)
+        initialise_adapters(self.adapters, self.method_configs["adapters"], generator)
+        initialise_lora(self.lora, generator)
 
     @torch.no_grad()
     def initialise_backbone(self, generator: torch.Generator) -> None:
-        """Draw random towers with the standard deviations of CLIP's text tower (Radford et al. 2021, released
-        `initialize_parameters`) for both; all biases are zero, which the released code leaves as PyTorch draws them."""
+        """Draw random towers with the standard deviations of CLIP's text tower for both (Radford et al. 2021, released
+        `initialize_parameters`); all biases are zero, which the released code leaves as PyTorch draws them."""
         for tower, width, layers in (
             (self.vision, self.architecture.vision_width, self.architecture.vision_layers),
             (self.text, self.architecture.text_width, self.architecture.text_layers),
@@ -209,7 +187,7 @@ class DualEncoder(nn.Module):
 
 
 def _module_list(by_side: nn.ModuleDict, side: str) -> nn.ModuleList | None:
-    """What a method adds to the blocks of one tower; none if nothing."""
+    """Return what a part adds to the blocks of one tower, if it adds anything."""
     if side not in by_side:
         return None
     modules = by_side[side]

@@ -19,8 +19,8 @@ from cskt.config import RunConfig, as_trained, completed_like, flat_fields, vali
 from cskt.errors import CsktError
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.cache import sha256_of
-from cskt.model.io.files import MethodFile, kind_of, read_heads, read_method, save_heads
 from cskt.model.io.layouts import OURS
+from cskt.model.io.native import MethodFile, kind_of, read_heads, read_method, save_heads
 from cskt.model.io.weights import gather
 from cskt.training.checkpoint import read_last
 from cskt.training.context import TrainingContext

@@ -16,7 +16,7 @@ from cskt.device import peak_memory_bytes
 from cskt.embed import Encoder
 from cskt.errors import CsktError, file_system_errors, out_of_memory_errors
 from cskt.evaluation.evaluate import Evaluation, SplitFeatures, evaluate
-from cskt.model.io.files import save_method
+from cskt.model.io.native import save_method
 from cskt.training.checkpoint import load_last, save_last, set_aside
 from cskt.training.checks import warnings_after, warnings_before
 from cskt.training.context import TrainingContext, prepare

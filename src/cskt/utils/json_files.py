@@ -28,6 +28,8 @@ from cskt.errors import SHORT, CsktError, MissingFileError
 
 JSON = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 """Configuration of the dataclasses that describe files."""
+FOREIGN = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+"""Configuration for files of other programs: only the fields that are read here are checked."""
 LARGEST_FILE = 256 * 2**20
 """Bytes that are read of a file at most."""
 UNKNOWN_FIELD = ("unexpected_keyword_argument", "extra_forbidden")

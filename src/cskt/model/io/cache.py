@@ -1,4 +1,4 @@
-"""Locate the weight file of a backbone: in the package, in the cache, at a path, or on the net."""
+"""Locate the weight file of a backbone: in the package, in the cache, at a path, or on the network."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from cskt.errors import CsktError
-from cskt.model.io.preprocessing import OPEN_CLIP_CONFIG, PROCESSOR_CONFIGS
-from cskt.model.io.sharded import is_index, shard_names, shard_paths
+from cskt.errors import CsktError, FileSystemError, file_system_errors
+from cskt.model.io.json_configs import OPEN_CLIP_CONFIG, PROCESSOR_CONFIGS
+from cskt.model.io.tensors import is_index, shard_names, shard_paths
 from cskt.utils.files import write_atomically
-from cskt.utils.messages import nearest
-from cskt.utils.paths import expanded
+from cskt.utils.messages import nearest, one_line
+from cskt.utils.paths import check_path, expanded
 
 log = logging.getLogger(__name__)
 
@@ -42,32 +42,32 @@ WEIGHT_FILES = {
     "open_clip_model.safetensors": OPEN_CLIP_CONFIG,
     "open_clip_pytorch_model.bin": OPEN_CLIP_CONFIG,
 }
-"""Weight files, or indices of shards, that a folder or a Hugging Face repository may hold, best first, and the config
-each needs."""
+"""Weight files, or indices of shards, of a folder or a Hugging Face repository, best first -> the config of each."""
 
 SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
 TIMEOUT_SECONDS = 30
 
 
 def cache_folder() -> Path:
-    """Folder of downloaded weight files: `$CSKT_CACHE`, else `.cache/cskt` in the home folder."""
+    """Return the folder of downloaded weight files: `$CSKT_CACHE`, else `.cache/cskt` in the home folder."""
     return expanded(os.environ.get("CSKT_CACHE") or "~/.cache/cskt")
 
 
 def locate(name: str) -> Path:
-    """The weight file that `name` means, downloaded into the cache if need be.
+    """Return the weight file that a name means, after downloading it into the cache where necessary.
 
     Args:
         name: clip-tiny, a published name, the path of a file or folder, or a Hugging Face repository.
 
     Raises:
-        CsktError: nothing there, or no network; says which file to put where.
+        CsktError: not found, or no network; names the file to download and its place.
     """
     if name == CLIP_TINY:
         return Path(str(resources.files("cskt"))) / "assets" / "clip-tiny.safetensors"
     if name in PUBLISHED:
         return _fetch_published(name)
     path = expanded(name)
+    check_path(path)
     if path.is_dir():
         return _weight_file(path)
     if path.is_file():
@@ -80,12 +80,12 @@ def locate(name: str) -> Path:
 
 
 def is_repository_name(name: str) -> bool:
-    """Whether a name has the form of a Hugging Face repository, `owner/name`, and not of a weight file's path."""
+    """Return whether a name has the form of a Hugging Face repository, `owner/name`, and not of a weight file."""
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and Path(name).suffix not in SUFFIXES
 
 
 def published_sha256(name: str) -> str | None:
-    """SHA-256 of a published name's file; none for any other name."""
+    """Return the SHA-256 of the file of a published name; None for any other name."""
     return PUBLISHED[name].split("/")[-2] if name in PUBLISHED else None
 
 
@@ -95,7 +95,7 @@ def is_openais(sha256: str) -> bool:
 
 
 def weights_sha256(path: Path) -> str:
-    """Digest of a weight file; of an index of shards, one over the digests of all shards.
+    """Return the SHA-256 of a weight file; of an index of shards, one over the digests of all shards.
 
     Raises:
         CsktError: a file is missing or cannot be read.
@@ -107,20 +107,17 @@ def weights_sha256(path: Path) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal.
+    """Return the SHA-256 of the content of a file, in hexadecimal.
 
     Raises:
-        CsktError: the file cannot be read.
+        FileSystemError: the file cannot be read.
     """
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise CsktError(f"{path}: {error.strerror or error}") from None
+    with file_system_errors(path), path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def find_in_cache(sha256: str) -> Path | None:
-    """The cached file with this content, whatever its name."""
+    """Return the cached file with this content, whatever its name."""
     files = sorted(path for path in cache_folder().glob("*") if path.is_file() and not path.name.startswith("."))
     return next((path for path in files if sha256_of(path) == sha256), None)
 
@@ -128,23 +125,13 @@ def find_in_cache(sha256: str) -> Path | None:
 def _fetch_published(name: str) -> Path:
     url = PUBLISHED[name]
     target = cache_folder() / url.split("/")[-1]
-    if target.is_file():
-        return target
-    log.info("downloading %s to %s", url, target)
-    problem = ""
-
-    def fill(temporary: Path) -> None:
-        nonlocal problem
+    if not target.is_file():
+        log.info("downloading %s to %s", url, target)
         try:
-            _download(url, temporary, url.split("/")[-2])
-        except OSError as error:
-            problem = " ".join(str(error).split())
-            raise
-
-    try:
-        write_atomically(target, fill)
-    except ValueError as error:
-        raise CsktError(f"backbone '{name}': download {url} and save it as {target} ({problem or error})") from None
+            write_atomically(target, lambda temporary: _download(url, temporary, url.split("/")[-2]))
+        except FileSystemError as error:
+            reason = one_line(error.__cause__ or error)
+            raise CsktError(f"backbone '{name}': download {url} and save it as {target} ({reason})") from None
     return target
 
 
@@ -153,9 +140,9 @@ def _download(url: str, path: Path, sha256: str) -> None:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer, path.open("wb") as stream:
             shutil.copyfileobj(answer, stream, length=1 << 20)
     except HTTPException as error:
-        raise OSError(f"the connection broke off: {error!r}") from None
+        raise OSError(f"the connection was lost: {error!r}") from None
     if sha256_of(path) != sha256:
-        raise OSError(f"what {url} sent does not have the published SHA-256")
+        raise OSError(f"the download from {url} does not have the published SHA-256")
 
 
 def _fetch_repository(name: str) -> Path:
@@ -167,11 +154,11 @@ def _fetch_repository(name: str) -> Path:
             for shard in shard_names(path) if is_index(path) else ():
                 hf_hub_download(name, shard)
         except LocalEntryNotFoundError as error:  # no network; another name may still be in the hub's cache
-            problem = str(error).strip().splitlines()[0]
+            problem = _first_line(error)
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            problem = str(error).strip().splitlines()[0]
+            problem = _first_line(error)
             break
         else:
             _fetch_processor(name)
@@ -183,7 +170,7 @@ def _fetch_repository(name: str) -> Path:
 
 
 def _fetch_processor(name: str) -> None:
-    """Fetch what a repository says of the normalisation of its images, where it says anything."""
+    """Fetch the files of a repository that state the normalisation of its images, if it has any."""
     for file in PROCESSOR_CONFIGS:
         try:
             hf_hub_download(name, file)
@@ -194,8 +181,12 @@ def _fetch_processor(name: str) -> None:
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = _first_line(error)
             raise CsktError(f"backbone '{name}': {file} cannot be fetched: {reason}; try again") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _weight_file(folder: Path) -> Path:

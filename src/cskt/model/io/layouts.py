@@ -1,63 +1,150 @@
-"""The naming schemes of weight files, and the architecture that each implies.
+"""Names of tensors in weight files of each kind, and the architecture that a file implies.
 
 Sizes are read from the tensors. Head counts and the activation are not in them: OpenAI's files have fixed ones, others
-come with a config file, and where neither is there, the user must state them (`backbone.activation`, ...): a wrong
-guess would load without an error and compute something else.
+come with a config file, and without one the user must state them (`backbone.activation`, ...): a wrong guess would
+load without an error and compute something else.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from cskt.config import BackboneConfig, ClipArchitecture, validate
 from cskt.errors import CsktError
 from cskt.model.io.cache import is_openais
-from cskt.model.io.model_config import hugging_face_facts, open_clip_facts
-from cskt.model.io.names import hugging_face_names, openai_name
-from cskt.model.io.preprocessing import OPEN_CLIP_CONFIG, Preprocessing, read_preprocessing
+from cskt.model.io.json_configs import (
+    OPEN_CLIP_CONFIG,
+    Preprocessing,
+    hugging_face_facts,
+    open_clip_facts,
+    read_preprocessing,
+)
 
 HEAD_WIDTH = 64
 """Width of a head in every CLIP of OpenAI's."""
 ARCHIVE_LEFTOVERS = ("input_resolution", "context_length", "vocab_size")
-"""Tensors that only OpenAI's archives, and state dicts made from them, have beside the weights."""
+"""Tensors beside the weights that only OpenAI's archives have, and state dicts made from them."""
 VOCABULARY = 49408
-"""Tokens of CLIP's vocabulary; rows of a token embedding beyond them belong to tokens that were appended to it."""
+"""Tokens of CLIP's vocabulary; further rows of a token embedding belong to appended tokens."""
 
 SIGNS = ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight")
-"""Tensors that tell a vision transformer of OpenAI's or open_clip, and one of Hugging Face."""
+"""Tensors of a vision transformer of OpenAI or open_clip, and of one of Hugging Face."""
+
+_BACKBONE = (  # ours, OpenAI's; every rule that matches is applied
+    (r"^vision\.", "visual."),
+    (r"^text\.proj$", "text_projection"),
+    (r"^text\.", ""),
+    (r"\bblocks\.", "transformer.resblocks."),
+    (r"attn\.in_proj\.", "attn.in_proj_"),
+)
+_HUGGING_FACE = (  # ours, the name in a Hugging Face `CLIPModel`; every rule that matches is applied
+    (r"^(vision|text)\.proj$", r"\1_projection.weight"),
+    (r"^vision_projection", "visual_projection"),
+    (r"^(vision|text)\.", r"\1_model."),
+    (r"^vision_model\.(class_embedding)$", r"vision_model.embeddings.\1"),
+    (r"^vision_model\.conv1\.", "vision_model.embeddings.patch_embedding."),
+    (r"\.positional_embedding$", ".embeddings.position_embedding.weight"),
+    (r"\.token_embedding\.", ".embeddings.token_embedding."),
+    (r"\.blocks\.", ".encoder.layers."),
+    (r"\.attn\.", ".self_attn."),
+    (r"\.ln_([12])\.", r".layer_norm\1."),
+    (r"\.c_fc\.", ".fc1."),
+    (r"\.c_proj\.", ".fc2."),
+    (r"\.ln_pre\.", ".pre_layrnorm."),  # the misspelling is theirs
+    (r"\.ln_post\.", ".post_layernorm."),
+    (r"\.ln_final\.", ".final_layer_norm."),
+)
+_METHOD = (  # ours (block index in the first group), released name of block 0, released name of a later block
+    (r"^prompts\.text\.(\d+)$", "prompt_learner.ctx", "prompt_learner.compound_prompts_text.{}"),
+    (r"^prompts\.vision\.(\d+)$", "prompt_learner.vision", "prompt_learner.compound_prompts_vision.{}"),
+    (r"^prompts\.t2v\.(\d+)\.", "prompt_learner.tmap.", "prompt_learner.compound_prompt_projections.{}."),
+    (r"^prompts\.v2t\.(\d+)\.", "prompt_learner.vmap.", "prompt_learner.compound_prompt_projections_vision.{}."),
+)
+_INTERACTION = (  # ours, IRRA's; every rule that matches is applied
+    (r"^interaction\.", ""),
+    (r"^cross_blocks\.", "cross_modal_transformer.resblocks."),
+    (r"attn\.in_proj\.", "attn.in_proj_"),
+)
+_ADAPTER = re.compile(r"^adapters\.(vision|text)\.(\d+)\.(norm|down|up)\.(weight|bias)$")
+
+TRAINING_ONLY = (
+    "classifier.", "cross_attn.", "cross_modal_transformer.", "ln_pre_t.", "ln_pre_i.", "ln_post.", "mlm_head.",
+)  # fmt: skip
+"""First letters of the names of tensors in released checkpoints that only the losses `id` and `mlm` use."""
+
+
+def openai_name(name: str) -> str:
+    """Map our name of a backbone parameter to its name in OpenAI's files (`vision.proj` -> `visual.proj`)."""
+    return _replaced(name, _BACKBONE)
+
+
+def hugging_face_names(name: str) -> tuple[str, ...]:
+    """Map our name of a backbone parameter to the one or three names whose concatenated tensors it is.
+
+    `text.blocks.0.attn.in_proj.bias` -> `text_model.encoder.layers.0.self_attn.q_proj.bias`, the same of `k_proj`, and
+    of `v_proj`. The projections (`vision.proj`, `text.proj`) are stored transposed.
+    """
+    name = _replaced(name, _HUGGING_FACE)
+    if ".in_proj." not in name:
+        return (name,)
+    return tuple(name.replace(".in_proj.", f".{part}_proj.") for part in "qkv")
+
+
+def released_name(name: str) -> str:
+    """Map our name of a parameter of model or objective to its name in a released CSKT or IRRA checkpoint.
+
+    `prompts.text.0` -> `prompt_learner.ctx`, `adapters.text.3.norm.bias` ->
+    `base_model.transformer.resblocks.3.ln_3.bias`, `vision.proj` -> `base_model.visual.proj`,
+    `interaction.cross_blocks.0.ln_1.bias` -> `cross_modal_transformer.resblocks.0.ln_1.bias`.
+    """
+    if name.startswith("classifier."):
+        return name
+    if name.startswith("interaction."):
+        return _replaced(name, _INTERACTION)
+    for pattern, first, later in _METHOD:
+        if match := re.match(pattern, name):
+            block = int(match[1])
+            return (first if block == 0 else later.format(block - 1)) + name[match.end() :]
+    if match := _ADAPTER.match(name):
+        side, block_index, part, leaf = match.groups()
+        tower = "visual.transformer" if side == "vision" else "transformer"
+        place = "ln_3" if part == "norm" else f"adapter_mlp.{part}"
+        return f"base_model.{tower}.resblocks.{block_index}.{place}.{leaf}"
+    return f"base_model.{openai_name(name)}"
+
+
+def _replaced(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a kind of file names and orients our tensors."""
+    """Names and orientation of our tensors in one kind of file."""
 
     sources: Callable[[str], tuple[str, ...]]
-    """Our name -> names in the file whose tensors, one below the other, make ours."""
+    """Our name -> names in the file whose concatenated tensors are ours."""
     transposed: frozenset[str] = frozenset()
-    """Ours, whose source is stored transposed."""
+    """Our names of tensors that the file stores transposed."""
 
 
 OURS = Layout(lambda name: (name,))
 OPENAI = Layout(lambda name: (openai_name(name),))
 HUGGING_FACE = Layout(hugging_face_names, frozenset({"vision.proj", "text.proj"}))
+RELEASED = Layout(lambda name: (released_name(name),))
 
 
-class Recognised(NamedTuple):
-    """Layout, architecture and preprocessing of a weight file."""
-
-    layout: Layout
-    architecture: ClipArchitecture
-    """With the image size and stride that the file was made for."""
-    preprocessing: Preprocessing
-
-
-def recognise(tensors: Mapping[str, Tensor], path: Path, config: BackboneConfig, sha256: str) -> Recognised:
+def recognise(
+    tensors: Mapping[str, Tensor], path: Path, config: BackboneConfig, sha256: str
+) -> tuple[Layout, ClipArchitecture, Preprocessing]:
     """Recognise a weight file of OpenAI, open_clip or Hugging Face.
 
     Args:
@@ -65,6 +152,9 @@ def recognise(tensors: Mapping[str, Tensor], path: Path, config: BackboneConfig,
         path: for messages, and to find config files beside it.
         config: flags that complete what the file does not say, and win over what it says.
         sha256: digest of the file.
+
+    Returns:
+        The layout, the architecture with the image size and stride that the file was made for, the preprocessing.
 
     Raises:
         CsktError: not a CLIP with a vision transformer, of a kind that is not supported, or a flag is needed.
@@ -80,7 +170,7 @@ def recognise(tensors: Mapping[str, Tensor], path: Path, config: BackboneConfig,
     if not is_openais(sha256) and not (config.image_mean and config.image_std):
         preprocessing = read_preprocessing(path, is_open_clip=layout is OPENAI)
     facts |= preprocessing.completed(config)
-    return Recognised(layout, _complete(sizes, facts, config, path), preprocessing)
+    return layout, _complete(sizes, facts, config, path), preprocessing
 
 
 def layout_of(tensors: Mapping[str, Tensor], path: Path) -> Layout:
@@ -109,7 +199,7 @@ def layout_of(tensors: Mapping[str, Tensor], path: Path) -> Layout:
 
 
 def read_sizes(tensors: Mapping[str, Tensor], layout: Layout, origin: str) -> dict[str, int]:
-    """The fields of `ClipArchitecture` that shapes tell, plus `num_patches`.
+    """Return the fields of `ClipArchitecture` that shapes determine, plus `num_patches`.
 
     Raises:
         CsktError: a tensor is missing or has another number of dimensions; names it.
@@ -144,7 +234,7 @@ def read_sizes(tensors: Mapping[str, Tensor], layout: Layout, origin: str) -> di
 
 
 def openai_heads(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Head counts of OpenAI's models."""
+    """Return the head counts of OpenAI's models."""
     return {f"{side}_heads": sizes[f"{side}_width"] // HEAD_WIDTH for side in ("vision", "text")}
 
 

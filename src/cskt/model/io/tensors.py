@@ -1,56 +1,38 @@
-"""Named tensors from a weight file of any common format, recognised by its content; no code of a file ever runs."""
+"""Tensors of a weight file of any common format, recognised by its content; no code of a file ever runs."""
 
 from __future__ import annotations
 
-import logging
 import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Len
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from cskt.config.types import WeightsChoice
-from cskt.errors import CsktError
-from cskt.model.io.files import read_safetensors
-from cskt.model.io.sharded import is_index, shard_paths, weight_map
-from cskt.model.io.torch_archive import read_archive, read_legacy
-from cskt.model.io.torchscript import is_torchscript, read_torchscript
-from cskt.model.io.unpickling import StandIn
+from cskt.errors import CsktError, from_os_error
+from cskt.model.io.checkpoints import named_tensors, stand_in_note
+from cskt.model.io.native import read_safetensors
+from cskt.model.io.torch_files import is_torchscript, read_archive, read_legacy, read_torchscript
+from cskt.utils.json_files import FOREIGN, read_json
 from cskt.utils.messages import one_line
 
-logger = logging.getLogger(__name__)
-
-MODEL_KEYS = (
-    "state_dict", "model", "model_state_dict", "model_state", "module", "net", "network", "params", "weights",
-)  # fmt: skip
-"""Entries under which checkpoints hold the weights of the model; the first that is there is taken."""
-EMA_KEYS = (
-    "state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model", "ema_model_state_dict",
-    "model_ema_state_dict", "averaged_model", "swa_model", "params_ema", "shadow",
-)  # fmt: skip
-"""Entries under which they hold the moving average of the weights."""
-MOST_WRAPPERS = 8
-"""Entries within entries, and prefixes before prefixes, that are taken off."""
-COMPILED = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""Parts of names that torch.compile and others put in at any place."""
-ROOTS = frozenset({
-    "visual", "transformer", "vision_model", "text_model", "vision", "text", "base_model", "prompt_learner",
-})  # fmt: skip
-"""First parts of names that belong to a CLIP itself, and are no prefix."""
-COUNTER = "n_averaged"
-"""Tensor of torch's AveragedModel beside the weights."""
-SIZES = ("input_resolution", "context_length", "vocab_size")
-"""Entries without a dot in their names that may be plain numbers in state dicts of OpenAI's."""
+INDEX = ".index.json"
+"""End of the name of an index of shards, as Hugging Face writes large models: `model.safetensors.index.json`."""
+MOST_SHARDS = 1000
 DAMAGE = (
     pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, RuntimeError, ValueError, LookupError,
     AttributeError, TypeError, ArithmeticError, AssertionError, ImportError, MemoryError,
 )  # fmt: skip
-"""What the readers of torch, zipfile and pickle raise on files that are cut short, altered or hostile."""
+"""Exceptions of the readers of torch, zipfile and pickle for files that are cut short, altered or hostile."""
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+"""First bytes of files of `torch.save`."""
 
 
 def read_tensors(path: Path, choice: WeightsChoice = "model") -> dict[str, Tensor]:
@@ -62,30 +44,29 @@ def read_tensors(path: Path, choice: WeightsChoice = "model") -> dict[str, Tenso
 
     Returns:
         The tensors in the precision they are stored in (half precision of safetensors as float32), by the names of the
-        model: prefixes that wrappers such as DataParallel, torch.compile or Lightning add are taken off.
+        model: prefixes that wrappers such as DataParallel, torch.compile or Lightning add are removed.
 
     Raises:
         CsktError: the file is missing, damaged, no weight file, or holds anything that would have to be executed.
     """
-    if is_index(path):
-        return named_tensors(_read_shards(path), path, choice)
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(64)
-        if start.startswith(b"PK\x03\x04"):
+    return named_tensors(_read_shards(path) if is_index(path) else _read_file(path), path, choice)
+
+
+def _read_file(path: Path) -> Any:
+    start = _first_bytes(path)
+    if is_safetensors(start):
+        return read_safetensors(path)[0]
+    if not start.startswith((ZIP, PICKLE)):
+        raise CsktError(f"{path}: {_describe(start)}")
+    if start.startswith(ZIP):
+        try:
             with zipfile.ZipFile(path) as archive:
                 _check_archive(archive, path)
                 if is_torchscript(archive):
-                    return named_tensors(read_torchscript(archive), path, choice)
-    except OSError as error:
-        raise CsktError(f"{path}: {error.strerror or error}") from None
-    except DAMAGE as error:
-        raise _one_line(path, error) from None
-    if is_safetensors(start):
-        return named_tensors(read_safetensors(path)[0], path, choice)
-    if start.startswith((b"PK\x03\x04", b"\x80")):
-        return named_tensors(load_checkpoint(path), path, choice)
-    raise CsktError(f"{path}: {_describe(start)}")
+                    return read_torchscript(archive)
+        except DAMAGE as error:
+            raise _damage(path, error) from None
+    return load_checkpoint(path)
 
 
 def load_plain(path: Path) -> Any:
@@ -97,10 +78,8 @@ def load_plain(path: Path) -> Any:
     try:
         _check_zip(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CsktError(f"{path}: {error.strerror or error}") from None
     except DAMAGE as error:
-        raise _one_line(path, error) from None
+        raise _damage(path, error) from None
 
 
 def load_checkpoint(path: Path) -> Any:
@@ -112,24 +91,20 @@ def load_checkpoint(path: Path) -> Any:
     try:
         _check_zip(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about pickle protocols that the reader below understands
+            warnings.simplefilter("ignore")  # torch warns about pickle protocols that the reader below understands
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise CsktError(f"{path}: {error.strerror or error}") from None
+        raise from_os_error(error, path) from None
     except DAMAGE:
         pass
     try:
-        with path.open("rb") as stream:
-            is_zip = stream.read(4) == b"PK\x03\x04"
-        if not is_zip:
+        if not _first_bytes(path).startswith(ZIP):
             return read_legacy(path)
         with zipfile.ZipFile(path) as archive:
             _check_archive(archive, path)
             return read_archive(archive)
-    except OSError as error:
-        raise CsktError(f"{path}: {error.strerror or error}") from None
     except DAMAGE as error:
-        raise _one_line(path, error) from None
+        raise _damage(path, error) from None
 
 
 def save_torch(content: Any, path: Path) -> None:
@@ -144,41 +119,8 @@ def save_torch(content: Any, path: Path) -> None:
         raise OSError(one_line(error)) from error
 
 
-def named_tensors(content: Any, path: Path, choice: WeightsChoice = "model") -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by the names of its model.
-
-    Args:
-        content: what the file holds: tensors by name, or a mapping that holds such mappings.
-        path: for messages.
-        choice: which weights, where the file also holds their moving average.
-
-    Raises:
-        CsktError: no tensors by name, tensors that unfold to more than the file holds, or no moving average although
-            it is asked for.
-    """
-    found, has_both = _unwrapped(content, path, choice)
-    tensors: dict[str, Tensor] = {}
-    for name, value in found.items():
-        if not isinstance(name, str):
-            raise CsktError(f"{path}: entry '{str(name)[:80]}' is no name of a tensor")
-        if isinstance(value, int | float) and ("." in name or name in SIZES) and abs(value) < 2**31:
-            value = torch.tensor(value)  # noqa: PLW2901
-        if not isinstance(value, Tensor):
-            continue  # epochs, arguments and the like beside the tensors; one that is missing is noticed later
-        if not _is_plain(value):
-            raise CsktError(f"{path}: entry '{name[:80]}' is sparse, quantised or unfolds to more than the file holds")
-        tensors[name] = value
-    if not tensors:
-        raise CsktError(f"{path}: holds no named tensors{_instead(content)}")
-    tensors, has_both_by_name = _stripped(tensors, path, choice)
-    if has_both or has_both_by_name:
-        other = "the model's own weights" if choice == "ema" else "their moving average"
-        logger.info("%s: holds a model and its moving average; --weights %s is taken, not %s", path, choice, other)
-    return tensors
-
-
 def is_safetensors(start: bytes) -> bool:
-    """Whether a file that begins so is safetensors: the header's length in eight bytes, then JSON."""
+    """Return whether a file that begins so is safetensors: the header's length in eight bytes, then JSON."""
     return start[8:9] == b"{"
 
 
@@ -190,62 +132,53 @@ def is_torchscript_file(path: Path) -> bool:
         return is_torchscript(archive)
 
 
-def _unwrapped(content: Any, path: Path, choice: WeightsChoice) -> tuple[Mapping[Any, Any], bool]:
-    """The mapping that holds the chosen tensors, and whether both kinds of weights are there."""
-    average: Any = None
-    has_both = False
-    for _ in range(MOST_WRAPPERS):
-        if not isinstance(content, Mapping):
-            break
-        model, ema = _entry(content, MODEL_KEYS), _entry(content, EMA_KEYS)
-        is_model = model is None and any(isinstance(value, Tensor) for value in content.values())
-        has_both = has_both or (ema is not None and (model is not None or is_model))
-        if ema is not None and (choice == "ema" or (model is None and not is_model)):
-            average = content = ema
-        elif model is not None:
-            content = model
-        else:
-            break
-    if not isinstance(content, Mapping) or not content:
-        raise CsktError(f"{path}: holds no named tensors{_instead(content)}")
-    if average is not None and choice == "model":
-        raise CsktError(f"{path}: holds a moving average alone, no model; give --weights ema")
-    names = [name for name in content if isinstance(name, str)]
-    if choice == "ema" and average is None and not _prefixes(names) & set(EMA_KEYS):
-        raise CsktError(f"{path}: holds no moving average of the weights; leave out --weights ema")
-    return content, has_both
+@dataclass(config=FOREIGN, frozen=True)
+class _Index:
+    weight_map: Annotated[dict[str, str], Len(min_length=1, max_length=1_000_000)]
+    """Name of a tensor -> name of the shard that holds it."""
 
 
-def _entry(content: Mapping[Any, Any], keys: Iterable[str]) -> Any:
-    return next((content[key] for key in keys if isinstance(content.get(key), Mapping) and content[key]), None)
+def is_index(path: Path) -> bool:
+    """Return whether a file is, by its name, an index of shards."""
+    return path.name.endswith(INDEX)
 
 
-def _stripped(tensors: dict[str, Tensor], path: Path, choice: WeightsChoice) -> tuple[dict[str, Tensor], bool]:
-    """The same without prefixes that all names share, and whether prefixes told a model from its moving average."""
-    as_stored = tensors
-    tensors = _renamed(tensors, lambda name: ".".join(part for part in name.split(".") if part not in COMPILED), path)
-    has_both = False
-    for _ in range(MOST_WRAPPERS):
-        counted = {name: value for name, value in tensors.items() if name != COUNTER}
-        first = _prefixes(counted)
-        if len(first) == 2 and first & set(EMA_KEYS) and first & set(MODEL_KEYS):
-            (chosen,) = first & set(EMA_KEYS if choice == "ema" else MODEL_KEYS)
-            counted, has_both = {n: v for n, v in counted.items() if n.startswith(f"{chosen}.")}, True
-        elif len(first) != 1 or first & ROOTS or not all("." in name for name in counted):
-            break
-        tensors = _renamed(counted, lambda name: name.partition(".")[2], path)
-    return (tensors, has_both) if _prefixes(tensors) & ROOTS else (as_stored, False)  # else errors name what is stored
+def shard_names(index: Path) -> list[str]:
+    """Return the names of the shards of an index, in order, each once.
+
+    Raises:
+        CsktError: the index cannot be read, or a name is not that of a file beside it.
+    """
+    names = sorted(set(weight_map(index).values()))
+    for name in names:
+        # Not `paths.inside`: in the cache of huggingface_hub every file is a link to elsewhere.
+        if Path(name).name != name or "\\" in name or "\0" in name or name in ("", ".", ".."):
+            raise CsktError(f"{index}: 'weight_map' names the shard {name[:80]!r}; a shard is a file beside its index")
+    if len(names) > MOST_SHARDS:
+        raise CsktError(f"{index}: 'weight_map' names {len(names):,} shards, at most {MOST_SHARDS:,} are read")
+    return names
 
 
-def _prefixes(names: Iterable[str]) -> set[str]:
-    return {name.partition(".")[0] for name in names}
+def shard_paths(index: Path) -> list[Path]:
+    """Return the files of the shards of an index.
+
+    Raises:
+        CsktError: see `shard_names`; or a shard is missing.
+    """
+    paths = [index.with_name(name) for name in shard_names(index)]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CsktError(f"{index}: the shard {missing[0]}{more} is missing; put it beside the index")
+    return paths
 
 
-def _renamed(tensors: Mapping[str, Tensor], rename: Any, path: Path) -> dict[str, Tensor]:
-    renamed: dict[str, Tensor] = {rename(name): value for name, value in tensors.items()}
-    if len(renamed) < len(tensors):
-        raise CsktError(f"{path}: two tensors have one name once the prefixes of their wrappers are taken off")
-    return renamed
+def weight_map(index: Path) -> dict[str, str]:
+    """Return which shard holds which tensor.
+
+    Raises:
+        CsktError: the index cannot be read, or has another form.
+    """
+    return read_json(index, _Index, remedy="copy the index of the model's repository anew").weight_map
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -263,20 +196,19 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _read_shard(shard: Path) -> dict[str, Tensor]:
-    """The tensors of a shard by the names that its index gives them."""
-    try:
-        with shard.open("rb") as stream:
-            start = stream.read(64)
-    except OSError as error:
-        raise CsktError(f"{shard}: {error.strerror or error}") from None
-    if is_safetensors(start):
-        return read_safetensors(shard)[0]
-    if not start.startswith((b"PK\x03\x04", b"\x80")):
-        raise CsktError(f"{shard}: {_describe(start)}")
-    content = load_checkpoint(shard)
+    """Read the tensors of a shard by the names that its index gives them."""
+    content = _read_file(shard)
     if not isinstance(content, Mapping):
-        raise CsktError(f"{shard}: holds no named tensors{_instead(content)}")
+        raise CsktError(f"{shard}: holds no named tensors{stand_in_note(content)}")
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(64)
+    except OSError as error:
+        raise from_os_error(error, path) from None
 
 
 def _check_zip(path: Path) -> None:
@@ -286,7 +218,11 @@ def _check_zip(path: Path) -> None:
 
 
 def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
-    """See that what is read of an archive is no larger than its file: torch unpacks, and reads overlapping entries."""
+    """Check that no more is read of an archive than its file holds: torch unpacks, and reads overlapping entries.
+
+    Raises:
+        zipfile.BadZipFile: more would be read.
+    """
     entries = archive.infolist()
     stored = [entry for entry in entries if entry.compress_type == zipfile.ZIP_STORED]
     if len(stored) < len(entries) and not is_torchscript(archive):  # those pack their programs, which are not opened
@@ -295,22 +231,13 @@ def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
         raise zipfile.BadZipFile("its entries claim more bytes than the file has")
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor has a number of its own in memory for each place."""
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
-        return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-
-
-def _instead(content: Any) -> str:
-    """A clause that says what a file holds in place of tensors."""
-    if isinstance(content, StandIn):
-        return f", but an object of {content.origin}; save its tensors: torch.save(model.state_dict(), FILE)"
-    return ""
-
-
-def _one_line(path: Path, error: BaseException) -> CsktError:
-    reason = " ".join(str(error).split())
+def _damage(path: Path, error: BaseException) -> CsktError:
+    """Return the error for a file on which a reader raised one of `DAMAGE`."""
+    if isinstance(error, CsktError):
+        return error
+    if isinstance(error, OSError):
+        return from_os_error(error, path)
+    reason = one_line(error)
     if reason.startswith(str(path)):
         return CsktError(reason)
     if reason.startswith("it asks for ") or "Weights only load failed" in reason:
@@ -335,7 +262,7 @@ def _is_cut_short(path: Path, error: BaseException) -> bool:
 
 
 def _describe(start: bytes) -> str:
-    """Describe a file that is no weight file, and what to do."""
+    """Return a clause that describes a file that is no weight file, with the remedy."""
     text = start.lstrip().lower()
     expected = "expected a weight file (.pt, .pth, .bin, .safetensors)"
     if not start:

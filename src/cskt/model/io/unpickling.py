@@ -1,10 +1,10 @@
 """Pickles inside weight files, read without running code from them.
 
-A pickle is a program that may name any function. Here a name leads to one of three things: the functions that build
-tensors over storages of the same file, `OrderedDict`, or a stand-in that has no behaviour. So what lies beside the
-tensors (`argparse.Namespace`, paths, NumPy arrays, a training framework's own classes) is passed over, whether or not
-its package is installed. Names from the standard library that are not plain data (`os.system`, `builtins.eval`) are
-refused: nothing would come of them, but a file that has them is not to be trusted.
+A pickle is a program that may name any function. Here a name is resolved to a function that builds tensors over
+storages of the same file, to `OrderedDict`, or to a stand-in without behaviour. So objects beside the tensors
+(`argparse.Namespace`, paths, NumPy arrays, classes of a training framework) are skipped, installed or not. Names from
+the standard library that are not plain data (`os.system`, `builtins.eval`) are refused: a stand-in would not run them,
+but a file that has them is not to be trusted.
 """
 
 from __future__ import annotations
@@ -45,13 +45,12 @@ PLAIN_DATA = {
     "uuid": {"SafeUUID", "UUID"},
     "zoneinfo": {"ZoneInfo", "ZoneInfo._unpickle"},
 }  # fmt: skip
-"""Names of the standard library that stand-ins take the place of; those of `pathlib` since Python 3.13 are in
-`pathlib._local`."""
+"""Names of the standard library that stand-ins replace; `pathlib` is `pathlib._local` since Python 3.13."""
 LONGEST_NAME = 300
 
 
 class StandIn(dict[Any, Any]):
-    """Takes the place of any object beside the tensors; holds what a mapping would, has no behaviour."""
+    """Replaces any object beside the tensors; a mapping without behaviour."""
 
     origin = ""
     """Dotted name of the class or function."""
@@ -62,18 +61,10 @@ class StandIn(dict[Any, Any]):
     def __new__(cls, *_: object, **__: object) -> StandIn:
         return super().__new__(cls)
 
-    def append(self, item: object) -> None:
-        """Take an item of a list, and forget it."""
+    def _ignore(self, *_: object, **__: object) -> None:
+        """Drop items of a list, a set or a mapping."""
 
-    def extend(self, items: object) -> None:
-        """Take items of a list, and forget them."""
-
-    def add(self, item: object) -> None:
-        """Take an item of a set, and forget it."""
-
-    def update(self, *_: object, **__: object) -> None:
-        """Take items of a set, and forget them."""
-
+    append = extend = add = update = _ignore
     __hash__ = object.__hash__  # type: ignore[assignment]
     __eq__ = object.__eq__
     __ne__ = object.__ne__
@@ -82,10 +73,10 @@ class StandIn(dict[Any, Any]):
 class RestrictedUnpickler(pickle._Unpickler):
     """Read one pickle of any protocol; see the module.
 
-    The reader written in Python: the one in C allocates a table of any length that a pickle names.
+    It extends the reader written in Python: the one in C allocates a table of any length that a pickle names.
 
     Args:
-        stream: stands at the pickle's first byte; is left behind its last.
+        stream: at the pickle's first byte; afterwards behind its last.
         num_bytes: length of the file, beyond which nothing is allocated.
     """
 
@@ -97,7 +88,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         super().__init__(_Bounded(stream, num_bytes))
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a name of the pickle stands for."""
+        """Return the replacement of a name of the pickle."""
         module, name = _today(module, name)
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
@@ -106,7 +97,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         if module in ("torch._utils", "torch._tensor", "torch.storage"):
             builders = {
                 "_rebuild_tensor": self.rebuild_tensor, "_rebuild_tensor_v2": self.rebuild_tensor,
-                "_rebuild_parameter": _first, "_rebuild_parameter_with_state": _first,
+                "_rebuild_parameter": first_argument, "_rebuild_parameter_with_state": first_argument,
                 "_rebuild_from_type_v2": self._rebuild_subclass,
             }  # fmt: skip
             if name in builders:
@@ -126,7 +117,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         return tensor
 
     def _rebuild_subclass(self, build: Any, _: object, arguments: tuple[Any, ...], *__: object) -> Tensor:
-        """The tensor below an instance of a subclass of `torch.Tensor`."""
+        """Return the tensor below an instance of a subclass of `torch.Tensor`."""
         if build != self.rebuild_tensor:
             raise pickle.UnpicklingError("it holds a tensor of a class that is not known")
         return self.rebuild_tensor(*arguments)
@@ -138,7 +129,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         return self._stand_ins[origin]
 
     def load_build(self) -> None:
-        """Set the state of the last object: none but a module of TorchScript has any here."""
+        """Set the state of the last object; only modules of TorchScript have one here."""
         stack: list[Any] = self.stack  # type: ignore[attr-defined]
         state, instance = stack.pop(), stack[-1]
         if isinstance(instance, Stateful):
@@ -164,7 +155,7 @@ class Stateful:
 
 
 class _Bounded:
-    """A stream of which no more is asked than its file can have."""
+    """A stream that refuses to read more than its file has."""
 
     def __init__(self, stream: BinaryIO, num_bytes: int) -> None:
         self._stream, self._num_bytes = stream, num_bytes
@@ -177,12 +168,12 @@ class _Bounded:
 
 
 def refused(module: str, name: str) -> pickle.UnpicklingError:
-    """Return the error for a name that is not followed."""
+    """Return the error for a name that is refused."""
     return pickle.UnpicklingError(f"it asks for {f'{module}.{name}'[:LONGEST_NAME]}")
 
 
 def _today(module: str, name: str) -> tuple[str, str]:
-    """Names that pickles of protocol 2 and below write as Python 2 had them."""
+    """Return a name of Python 2, as pickles of protocol 2 and below have it, as Python 3 has it."""
     if (module, name) in _compat_pickle.NAME_MAPPING:
         return _compat_pickle.NAME_MAPPING[module, name]
     return _compat_pickle.IMPORT_MAPPING.get(module, module), name
@@ -192,5 +183,6 @@ def _public(module: str) -> str:
     return "pathlib" if module in ("pathlib._local", "pathlib._abc") else module
 
 
-def _first(value: object, *_: object) -> object:
+def first_argument(value: object, *_: object) -> object:
+    """Return the first argument, for calls whose other arguments do not matter."""
     return value

@@ -1,6 +1,6 @@
-"""Backbones: find a CLIP's weight file, read it strictly, fit its positions to the images, copy it into a model.
+"""Backbones: find a CLIP's weight file, read it strictly, resize its positions to the images, copy it into a model.
 
-Strict means that every tensor is there, none is left over, each has its shape and only finite real numbers.
+Strict means that every tensor is there, none is left over, and each has its shape and only finite real numbers.
 """
 
 from __future__ import annotations
@@ -15,44 +15,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cskt.config import BackboneConfig, ClipArchitecture, to_dict, validate
-from cskt.errors import CsktError
+from cskt.errors import CsktError, file_system_errors
 from cskt.model.clip import TextTower, VisionTower
 from cskt.model.io import cache
-from cskt.model.io.files import kind_of, read_backbone
+from cskt.model.io.json_configs import Preprocessing
 from cskt.model.io.layouts import OPENAI, OURS, VOCABULARY, Layout, layout_of, openai_heads, read_sizes, recognise
-from cskt.model.io.preprocessing import stated_by
+from cskt.model.io.native import kind_of, read_backbone
 from cskt.model.io.tensors import is_safetensors, is_torchscript_file, read_tensors
 
 logger = logging.getLogger(__name__)
 
 IGNORED = ("input_resolution", "context_length", "vocab_size", "logit_scale", "attn_mask", "position_ids")
-"""Last part of the names of tensors that files carry beside the weights: sizes, the temperature, masks, counters."""
+"""Last part of the names of tensors that files have beside the weights: sizes, the temperature, masks, counters."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """The weights of a CLIP, ready for images of the asked size."""
+    """The weights of a CLIP, ready for images of the size that was asked for."""
 
     name: str
-    """As the config names it."""
+    """As the config has it."""
     architecture: ClipArchitecture
-    """With the asked image size and stride."""
+    """With the image size and stride that were asked for."""
     state: dict[str, Tensor]
     """`vision.*` and `text.*` of `DualEncoder`, float32, positions already resized."""
     sha256: str
     """Digest of the weight file."""
     known_token_ids: frozenset[int] | None
-    """The only tokens whose embeddings the file holds; none if it holds all."""
+    """The only tokens whose embeddings the file holds; None if it holds all."""
 
 
 def load_backbone(config: BackboneConfig, *, sha256: str | None = None) -> Backbone:
     """Find and read the backbone that a config names.
 
     Args:
-        config: name, image size (the file's own if empty), stride, and flags that complete what a file does not say
-            of itself.
-        sha256: the file must have this digest; a file of the cache that has it stands in for a name that leads
-            nowhere or elsewhere.
+        config: name, image size (None: that of the file), stride, and settings that the file does not state.
+        sha256: digest that the file must have; a file of the cache that has it replaces a name that is not found or
+            names another file.
 
     Raises:
         CsktError: not found (says which file to put where), damaged, incomplete, of an unknown kind, or another file
@@ -65,14 +64,16 @@ def load_backbone(config: BackboneConfig, *, sha256: str | None = None) -> Backb
         if config.weights == "ema":
             raise CsktError(f"{path}: holds no moving average of the weights; leave out --weights ema")
         tensors, layout, architecture, known_token_ids = ours.state, OURS, ours.architecture, ours.known_token_ids
-        preprocessing = stated_by(ours.facts, path)
+        preprocessing = Preprocessing(interpolation=ours.facts.get("interpolation"), source=path)
     else:
         tensors = read_tensors(path, config.weights)
         tensors = _without_appended_tokens(tensors, layout_of(tensors, path), path)
         layout, architecture, preprocessing = recognise(tensors, path, config, found_sha256)
     preprocessing.log_other_filter(config)
     state = gather(tensors, tower_shapes(architecture), layout, origin=str(path))
-    fitted = fit_architecture(architecture, config)
+    fields = ("image_height", "image_width", "stride", "image_mean", "image_std")
+    asked = {key: value for key in fields if (value := getattr(config, key))}
+    fitted = validate(ClipArchitecture, to_dict(architecture) | asked, "backbone")
     state["vision.positional_embedding"] = resize_positions(
         state["vision.positional_embedding"], architecture.grid, fitted.grid
     )
@@ -82,13 +83,13 @@ def load_backbone(config: BackboneConfig, *, sha256: str | None = None) -> Backb
 def assume_openai(config: BackboneConfig, *, sha256: str | None = None, archives_only: bool = False) -> BackboneConfig:
     """Fill in what a weight file with OpenAI's names does not state: QuickGELU, heads of width 64.
 
-    The released programs take every such file for OpenAI's. What the config sets, or the file or a JSON file beside it
-    states, stays.
+    The released programs take every such file for one of OpenAI. Settings of the config, of the file or of a JSON file
+    beside it are not changed.
 
     Args:
         config: names the file.
         sha256: see `load_backbone`.
-        archives_only: for TorchScript archives alone, as this package did in its version 0.1.
+        archives_only: for TorchScript archives alone, as version 0.1 of this package did.
 
     Raises:
         CsktError: see `load_backbone`.
@@ -102,33 +103,29 @@ def assume_openai(config: BackboneConfig, *, sha256: str | None = None, archives
     if layout_of(tensors, path) is not OPENAI:
         return config
     heads = openai_heads(read_sizes(tensors, OPENAI, str(path)))
-    assumed = replace(
-        config,
-        activation=config.activation or "quick_gelu",
-        vision_heads=config.vision_heads or heads["vision_heads"],
-        text_heads=config.text_heads or heads["text_heads"],
-    )
     try:
         recognise(tensors, path, config, sha256)
-    except ValueError:
-        return assumed
+    except CsktError:
+        return replace(
+            config,
+            activation=config.activation or "quick_gelu",
+            vision_heads=config.vision_heads or heads["vision_heads"],
+            text_heads=config.text_heads or heads["text_heads"],
+        )
     return config
 
 
 def load_state(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    *,
-    origin: str,
-    prefixes: tuple[str, ...] = ("vision.", "text."),
+    model: nn.Module, state: Mapping[str, Tensor], *, origin: str, prefixes: tuple[str, ...] = ("vision.", "text.")
 ) -> None:
     """Copy `state` into the parameters of a model whose names begin with one of `prefixes`; all or nothing.
 
     Args:
-        model: changed in place; its device, dtypes and `requires_grad` stay. One on the device `meta`, which has no
-            memory yet, takes over the tensors of `state` themselves.
+        model: changed in place; its device, dtypes and `requires_grad` stay. On the device `meta`, which has no memory,
+            it takes over the tensors of `state` themselves.
         state: exactly these parameters, our names.
-        origin: where the state is from, for messages.
+        origin: source of the state in messages.
+        prefixes: of the names of the parameters.
 
     Raises:
         CsktError: a tensor is missing, unknown, misshapen or not finite; names it.
@@ -146,13 +143,13 @@ def load_state(
 def gather(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], layout: Layout, *, origin: str
 ) -> dict[str, Tensor]:
-    """Our tensors, float32, out of those of a file, strictly.
+    """Return our tensors, float32, made of those of a file, strictly.
 
     Args:
         tensors: by the file's names.
-        shapes: by our names, all that must come out.
-        layout: how the file names ours.
-        origin: the file, for messages.
+        shapes: of all our tensors, by our names.
+        layout: names of our tensors in the file.
+        origin: the file, in messages.
 
     Raises:
         CsktError: a tensor is missing, unknown, misshapen, no real numbers, or not finite; names it.
@@ -168,7 +165,7 @@ def gather(
             if not parts[-1].is_floating_point():
                 raise CsktError(f"{origin}: tensor '{source}' is {parts[-1].dtype}, expected floating point")
         value = _assemble(parts, shape, transposed=name in layout.transposed, label=f"{origin}: tensor '{source}'")
-        # A sum is ten times as fast and finite in all sound files; only then is every number looked at.
+        # A sum is ten times as fast as looking at every number, and finite in all good files.
         if not value.sum().isfinite() and not value.isfinite().all():
             raise CsktError(f"{origin}: tensor '{source}' holds NaN or infinity")
         gathered[name] = value
@@ -179,31 +176,19 @@ def gather(
 
 
 def tower_shapes(architecture: ClipArchitecture) -> dict[str, torch.Size]:
-    """Our name -> shape of every backbone parameter."""
+    """Return the shape of every backbone parameter by our name."""
     with torch.device("meta"):
         towers = nn.ModuleDict({"vision": VisionTower(architecture), "text": TextTower(architecture)})
     return {name: parameter.shape for name, parameter in towers.named_parameters()}
 
 
-def fit_architecture(architecture: ClipArchitecture, config: BackboneConfig) -> ClipArchitecture:
-    """The architecture of a file with the image size, stride and normalisation that a config asks for, if it asks."""
-    asked = {
-        "image_height": config.image_height or architecture.image_height,
-        "image_width": config.image_width or architecture.image_width,
-        "stride": config.stride or architecture.stride,
-        "image_mean": config.image_mean or architecture.image_mean,
-        "image_std": config.image_std or architecture.image_std,
-    }
-    return validate(ClipArchitecture, to_dict(architecture) | asked, "backbone")
-
-
 def resize_positions(positions: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Position embeddings for another grid of patches: bilinear, not antialiased, the class token's row kept.
+    """Resize position embeddings to another grid of patches: bilinear, not antialiased, without the class token's row.
 
     Args:
         positions: [1 + rows * columns, width].
         grid: rows and columns of `positions`.
-        new_grid: rows and columns wanted; the same ones give `positions` back.
+        new_grid: rows and columns of the result.
     """
     if grid == new_grid:
         return positions
@@ -213,7 +198,7 @@ def resize_positions(positions: Tensor, grid: tuple[int, int], new_grid: tuple[i
 
 
 def _assemble(parts: list[Tensor], shape: torch.Size, *, transposed: bool, label: str) -> Tensor:
-    """The parts below each other, float32; checked before anything large is made of them."""
+    """Concatenate parts to float32; shapes are checked before anything large is allocated."""
     rows = sum(part.shape[0] if part.ndim else 1 for part in parts)
     found = [rows, *parts[0].shape[1:]] if parts[0].ndim else []
     if transposed:
@@ -226,12 +211,12 @@ def _assemble(parts: list[Tensor], shape: torch.Size, *, transposed: bool, label
 
 def _is_ours(path: Path) -> bool:
     """Return whether a weight file is in this package's own format."""
-    with path.open("rb") as stream:
+    with file_system_errors(path), path.open("rb") as stream:
         return is_safetensors(stream.read(16)) and kind_of(path) is not None
 
 
 def _without_appended_tokens(tensors: dict[str, Tensor], layout: Layout, path: Path) -> dict[str, Tensor]:
-    """The tensors with the token embedding cut to CLIP's vocabulary: no text of ours has tokens beyond it."""
+    """Cut the token embedding to CLIP's vocabulary: the tokenizer gives no id beyond it."""
     (name,) = layout.sources("text.token_embedding.weight")
     table = tensors.get(name)
     if table is None or table.ndim != 2 or len(table) <= VOCABULARY:
@@ -241,7 +226,7 @@ def _without_appended_tokens(tensors: dict[str, Tensor], layout: Layout, path: P
 
 
 def _find(name: str, sha256: str | None) -> tuple[Path, str]:
-    """Path and digest of the weight file."""
+    """Return path and digest of the weight file."""
     try:
         path = cache.locate(name)
         found = cache.weights_sha256(path)
@@ -250,7 +235,7 @@ def _find(name: str, sha256: str | None) -> tuple[Path, str]:
                 raise CsktError(f"{path}: damaged, its SHA-256 is not the published one; delete it to fetch it again")
             return path, found
         problem = f"{path}: another backbone than the weights were trained over; give the file with SHA-256 {sha256}"
-    except ValueError as error:
+    except CsktError as error:
         problem = str(error)
     cached = cache.find_in_cache(sha256) if sha256 else None
     if cached is None or sha256 is None:

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from cskt.config import AdapterConfig, ClipArchitecture
 from cskt.errors import CsktError
 
+NO_ADAPTERS = AdapterConfig(sides="none")
+
 
 class Adapter(nn.Module):
-    """`scale * up(relu(down(norm(x))))`, the bottleneck `width / reduction` wide.
+    """`scale * up(relu(down(norm(x))))` with a bottleneck of `width / reduction`.
 
     Raises:
         CsktError: the bottleneck would be empty.
@@ -27,21 +29,21 @@ class Adapter(nn.Module):
         self.up = nn.Linear(width // reduction, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens of mean 0 and variance 1 [B, L, width] -> [B, L, width], to be added to the residual stream."""
+        """Tokens of mean 0 and variance 1 [B, L, width] -> [B, L, width], which the residual stream adds."""
         down, up = self.folded()
         return F.linear(F.relu(F.linear(x, *down)), *up)
 
     def folded(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """(weight, bias) down and up: the affine map of the norm in the first, the scale in the second.
+        """Return (weight, bias) of two layers, the affine map of the norm in the first, the scale in the second.
 
-        A product of small matrices once per batch instead of a pass over all tokens; gradients reach all five factors.
+        A product of small matrices once per batch replaces a pass over all tokens; gradients reach all five factors.
         """
         down = self.down.weight * self.norm.weight, self.down.bias + self.down.weight @ self.norm.bias
         return down, (self.scale * self.up.weight, self.scale * self.up.bias)
 
     @torch.no_grad()
     def initialise(self, config: AdapterConfig, generator: torch.Generator) -> None:
-        """Linear weights N(0, init_std) and zero biases; with init `zero` the up-projection is zero too."""
+        """Draw linear weights from N(0, init_std), biases zero; with init `zero` the up-projection is zero too."""
         for layer in (self.down, self.up):
             layer.weight.normal_(std=config.init_std, generator=generator)
             layer.bias.zero_()
@@ -50,7 +52,7 @@ class Adapter(nn.Module):
 
 
 def build_adapters(config: AdapterConfig, architecture: ClipArchitecture) -> nn.ModuleDict:
-    """One adapter per block for each tower that `config.sides` names: `{"vision": [...], "text": [...]}`."""
+    """Return one adapter per block for each tower that `config.sides` names: `{"vision": [...], "text": [...]}`."""
     towers = {
         "vision": (architecture.vision_layers, architecture.vision_width, config.vision_scale),
         "text": (architecture.text_layers, architecture.text_width, config.text_scale),
@@ -62,3 +64,10 @@ def build_adapters(config: AdapterConfig, architecture: ClipArchitecture) -> nn.
             if config.sides in (side, "both")
         }
     )
+
+
+def initialise_adapters(adapters: nn.ModuleDict, config: AdapterConfig, generator: torch.Generator) -> None:
+    """Draw the initial values of all adapters, in order."""
+    for adapter in adapters.modules():
+        if isinstance(adapter, Adapter):
+            adapter.initialise(config, generator)

@@ -1,6 +1,6 @@
 """IRRA's cross-modal interaction encoder and its masked-language head (Jiang and Ye, CVPR 2023, section 3.2).
 
-They make the towers align words with patches while training, and are thrown away after it.
+They make the towers align words with patches in training, and are not part of the model at inference.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from cskt.model.blocks import Block, quick_gelu
 
 HEAD_WIDTH = 64
 UNIFORM_BIASES = ("mlp.c_fc.bias", "mlp.c_proj.bias", "mlm_head.dense.bias", "mlm_head.fc.bias")
-"""Endings of the biases that the released code leaves as `nn.Linear` draws them."""
+"""Ends of the names of biases that the released code leaves as `nn.Linear` draws them."""
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of one sequence to another; the projections of all three lie in one matrix."""
+    """Multi-head attention of one sequence to another, with one matrix for query, key and value."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class CrossAttention(nn.Module):
 
 
 class MlmHead(nn.Module):
-    """A token of the interaction encoder -> logits over the vocabulary."""
+    """Maps a token of the interaction encoder to logits over the vocabulary."""
 
     def __init__(self, width: int, vocab_size: int) -> None:
         super().__init__()
@@ -51,10 +51,10 @@ class MlmHead(nn.Module):
 
 
 class InteractionEncoder(nn.Module):
-    """Words attend to the patches of their image, then to each other; the masked ones are guessed.
+    """Lets words attend to the patches of their image, then to each other, and predicts the masked ones.
 
-    The cross-attention has no residual, as in the released code. Parameter names hold `cross` or `mlm_head` where the
-    released optimiser goes by them.
+    The cross-attention has no residual, as in the released code. Parameter names contain `cross` or `mlm_head` where
+    the released optimiser looks for them.
 
     Args:
         width: D, of the shared space.
@@ -73,15 +73,15 @@ class InteractionEncoder(nn.Module):
         self.mlm_head = MlmHead(width, vocab_size)
 
     def forward(self, text_tokens: Tensor, image_tokens: Tensor, positions: Tensor) -> Tensor:
-        """Logits of the words that are asked for; only these pass the head, whose output is large.
+        """Compute the logits of the masked words; only these pass the head, whose output is large.
 
-        There is no mask: padding takes part, as in the released code, where a caption always has 77 tokens. What comes
-        out therefore depends on how far captions are padded.
+        There is no mask, as in the released code, where a caption always has 77 tokens: the result depends on the
+        length that captions are padded to.
 
         Args:
             text_tokens: [B, L, D] of captions with masked words, in the shared space.
             image_tokens: [B, N, D] of their images.
-            positions: [M] int64, where in the B * L tokens the words stand.
+            positions: [M] int64, of the masked words among the B * L tokens.
 
         Returns:
             [M, V].
@@ -93,12 +93,12 @@ class InteractionEncoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw the starting values, tensor by tensor from the distributions of IRRA's released code.
+        """Draw the initial values, tensor by tensor from the distributions of IRRA's released code.
 
         Weights of linear layers: normal with mean 0 and the standard deviations of CLIP's text tower. Biases of the
         attentions: zero. Biases of the other linear layers (both layers of each block's MLP, both of the MLM head):
-        uniform in +-1 / sqrt(inputs of the layer), which is PyTorch's default, for the released code leaves them as
-        `nn.Linear` draws them. Layer norms: weight 1, bias 0.
+        uniform in +-1 / sqrt(inputs of the layer), PyTorch's default, which the released code does not change. Layer
+        norms: weight 1, bias 0.
 
         Args:
             generator: CPU generator.

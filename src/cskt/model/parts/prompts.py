@@ -1,7 +1,7 @@
 """Learned prompts and their couplings: BPT, bidirectional prompts transferring (CSKT section 2.2).
 
-Both towers may learn prompts of their own for each of the first `depth` blocks; a linear coupling per block carries
-them into the other tower. MaPLe (Khattak et al. 2023) is the special case `t2v`.
+Both towers may learn prompts of their own for each of the first `depth` blocks; a linear coupling per block maps them
+into the other tower. MaPLe (Khattak et al. 2023) is the special case `t2v`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from cskt.config import ClipArchitecture, PromptConfig
 from cskt.errors import CsktError
 
+NO_PROMPTS = PromptConfig(directions="none")
 LEARNS_TEXT = {"text", "own", "t2v", "both"}
 LEARNS_VISION = {"vision", "own", "v2t", "both"}
 
 
 class PromptTokens(NamedTuple):
-    """The prompts of each prompted block, ready for the towers; empty where a tower has none."""
+    """Prompts of each prompted block for both towers; empty where a tower has none."""
 
     vision: list[Tensor]
     """[P, vision_width] per block: coupled text prompts, then own vision prompts."""
@@ -29,10 +30,10 @@ class PromptTokens(NamedTuple):
 
 
 class PromptLearner(nn.Module):
-    """Text and vision prompts and the couplings `t2v` and `v2t`, as far as `config.directions` asks for them.
+    """Text and vision prompts and the couplings `t2v` and `v2t` that `config.directions` names.
 
     Raises:
-        CsktError: more prompted blocks than a tower has, or more prompts than a caption has room for.
+        CsktError: more prompted blocks than a tower has, or more prompts than fit into a caption.
     """
 
     def __init__(self, config: PromptConfig, architecture: ClipArchitecture) -> None:
@@ -63,11 +64,11 @@ class PromptLearner(nn.Module):
 
     @property
     def num_text_slots(self) -> int:
-        """Prompt tokens that every caption carries."""
+        """Number of prompt tokens in every caption."""
         return self.config.length * (bool(self.text) + bool(self.v2t))
 
     def forward(self) -> PromptTokens:
-        """The prompts of every prompted block; gradients reach prompts and couplings alike."""
+        """Return the prompts of every prompted block, with gradients for prompts and couplings."""
         coupled_text = [couple(own) for couple, own in zip(self.t2v, self.text, strict=False)]
         coupled_vision = [couple(own) for couple, own in zip(self.v2t, self.vision, strict=False)]
         return PromptTokens(vision=_join(coupled_text, self.vision), text=_join(self.text, coupled_vision))
@@ -78,8 +79,8 @@ class PromptLearner(nn.Module):
 
         Args:
             generator: CPU generator.
-            word_embeddings: [n, text_width], token embeddings that start block 0's text prompts, repeated when fewer
-                than `length`; none leaves them random.
+            word_embeddings: [n, text_width], token embeddings that initialise block 0's text prompts, repeated if fewer
+                than `length`; None: drawn as the rest.
         """
         for parameter in [*self.text, *self.vision, *(layer.weight for layer in [*self.t2v, *self.v2t])]:
             parameter.normal_(std=self.config.init_std, generator=generator)
@@ -91,6 +92,6 @@ class PromptLearner(nn.Module):
 
 
 def _join(*kinds: Iterable[Tensor]) -> list[Tensor]:
-    """Per block, the prompts of all kinds that exist, one after the other."""
+    """Concatenate the prompts of all kinds, block by block."""
     present = [list(kind) for kind in kinds]
     return [torch.cat(block) for block in zip(*(kind for kind in present if kind), strict=True)]

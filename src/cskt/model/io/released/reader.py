@@ -17,9 +17,9 @@ from cskt.config.released_flags import IRRA, REFERENCE, from_published, recipe_o
 from cskt.config.types import WeightsChoice
 from cskt.errors import CsktError
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.io.layouts import Layout, openai_heads, read_sizes
-from cskt.model.io.names import TRAINING_ONLY, released_name
-from cskt.model.io.tensors import load_checkpoint, named_tensors
+from cskt.model.io.checkpoints import named_tensors
+from cskt.model.io.layouts import TRAINING_ONLY, Layout, openai_heads, read_sizes, released_name
+from cskt.model.io.tensors import load_checkpoint
 from cskt.model.io.weights import gather
 
 CONFIG_FILE = "configs.yaml"

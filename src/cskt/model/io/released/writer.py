@@ -16,8 +16,7 @@ from torch import Tensor
 from cskt.config import CLIP_MEAN, CLIP_STD, ClipArchitecture, RunConfig, flat_fields, load_config, value_of
 from cskt.config.released_flags import IRRA, REFERENCE, from_published, to_published
 from cskt.errors import CsktError
-from cskt.model.io.layouts import HEAD_WIDTH
-from cskt.model.io.names import openai_name, released_name
+from cskt.model.io.layouts import HEAD_WIDTH, openai_name, released_name
 from cskt.model.io.released.reader import CONFIG_FILE, WEIGHT_FILES, read_released
 from cskt.model.io.tensors import save_torch
 

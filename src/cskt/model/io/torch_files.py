@@ -1,37 +1,43 @@
-"""Files of `torch.save`, read by the restricted unpickler: zip archives, and the format before torch 1.6.
+"""Archives of `torch.save` and TorchScript, and files of `torch.save` before torch 1.6, read without running code.
 
-`torch.load(weights_only=True)` comes first (`tensors.load_checkpoint`); this reader takes what it refuses although it
-is harmless: objects beside the tensors, and pickle protocols above 2.
+`torch.load(weights_only=True)` comes first (`tensors.load_checkpoint`); these readers take what it refuses although it
+is harmless: objects beside the tensors, pickle protocols above 2, and TorchScript (the format of OpenAI's CLIP).
+
+An archive is a zip: `<root>/data.pkl` describes a tree of objects, `<root>/data/<key>` is one raw storage each;
+TorchScript's programs in `<root>/code/` are not opened.
+
+Every reader raises one of `tensors.DAMAGE` for a file that is damaged or asks for code.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 import struct
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from cskt.model.io.unpickling import RestrictedUnpickler
+from cskt.model.io.unpickling import RestrictedUnpickler, StandIn, Stateful, first_argument, refused
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+MOST_MODULES = 10_000
+"""Visits of modules in a TorchScript tree; a tree that names its own parts twice at every level would never end."""
 
 
 def read_archive(archive: zipfile.ZipFile) -> Any:
-    """Return what a zip archive of `torch.save` holds, with stand-ins for everything but plain values and tensors.
-
-    Raises:
-        pickle.UnpicklingError, zipfile.BadZipFile, KeyError, EOFError, ...: it is damaged, or asks for code.
-    """
+    """Return the content of an archive of `torch.save`, with stand-ins for all but plain values and tensors."""
     return ArchiveUnpickler(archive).load()
 
 
 def read_legacy(path: Path) -> Any:
-    """Return what a file of `torch.save` before torch 1.6 holds; see `read_archive`."""
+    """Return the content of a file of `torch.save` before torch 1.6; see `read_archive`."""
     num_bytes = path.stat().st_size
     with path.open("rb") as stream:
         magic = RestrictedUnpickler(stream, num_bytes).load()
@@ -62,7 +68,7 @@ def _fill(storage: Tensor, stream: BinaryIO) -> None:
 
 
 class ArchiveUnpickler(RestrictedUnpickler):
-    """Reads data.pkl of a zip archive, and the storages beside it."""
+    """Reads data.pkl of an archive, and the storages beside it."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         (pickled,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
@@ -74,7 +80,7 @@ class ArchiveUnpickler(RestrictedUnpickler):
         super().__init__(io.BytesIO(content), len(content))
 
     def persistent_load(self, pid: Any) -> Tensor:
-        """Return a storage as a flat tensor."""
+        """Return a storage as a flat tensor, read once."""
         _, dtype, key, _, count = pid
         if (key, dtype) in self.storages:
             return self.storages[key, dtype]
@@ -82,7 +88,7 @@ class ArchiveUnpickler(RestrictedUnpickler):
         if len(raw) != count * dtype.itemsize:
             raise pickle.UnpicklingError(f"storage {key} holds {len(raw)} bytes instead of {count} x {dtype.itemsize}")
         whole = torch.frombuffer(bytearray(raw), dtype=dtype) if count else torch.empty(0, dtype=dtype)
-        self.storages[key, dtype] = whole  # asked for again and again, it is read once
+        self.storages[key, dtype] = whole
         return whole
 
     def _stored(self, name: str) -> bytes:
@@ -93,7 +99,7 @@ class ArchiveUnpickler(RestrictedUnpickler):
 
 
 class _LegacyUnpickler(RestrictedUnpickler):
-    """Reads the content of a legacy file; its storages follow behind and are filled later."""
+    """Reads the content of a legacy file; its storages come after it and are filled later."""
 
     def __init__(self, stream: BinaryIO, num_bytes: int) -> None:
         super().__init__(stream, num_bytes)
@@ -113,3 +119,52 @@ class _LegacyUnpickler(RestrictedUnpickler):
         if self.storages[str(key)].dtype != dtype:
             raise pickle.UnpicklingError(f"storage {key} has two types")
         return self.storages[str(key)]
+
+
+def is_torchscript(archive: zipfile.ZipFile) -> bool:
+    """Return whether a zip is a TorchScript archive; those of `torch.save` have no constants."""
+    return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def read_torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
+    """Return every tensor of the module tree by its dotted name, in the precision it was saved in."""
+    root = _TorchScriptUnpickler(archive).load()
+    if not isinstance(root, _Module):
+        raise pickle.UnpicklingError("its root is no module")
+    return dict(_tensors_of(root, "", itertools.count(1)))
+
+
+class _Module(Stateful):
+    """Replaces every class of a TorchScript archive: has attributes, and no behaviour."""
+
+    attributes: Mapping[str, Any] = MappingProxyType({})
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise pickle.UnpicklingError("a module's state is no mapping")
+        self.attributes = state
+
+
+def _tensors_of(module: _Module, prefix: str, visits: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
+    if next(visits) > MOST_MODULES:
+        raise pickle.UnpicklingError(f"a tree of more than {MOST_MODULES:,} modules")
+    for name, value in module.attributes.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, _Module):
+            yield from _tensors_of(value, f"{prefix}{name}.", visits)
+
+
+class _TorchScriptUnpickler(ArchiveUnpickler):
+    """Follows the names that TorchScript writes, and no stand-ins."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch.jit._pickle":  # lists of one type, and values tagged with their type
+            return first_argument
+        if module == "__torch__" or module.startswith("__torch__."):
+            return _Module
+        found = super().find_class(module, name)
+        is_stand_in = isinstance(found, type) and issubclass(found, StandIn)
+        if is_stand_in or (module == "torch._utils" and name != "_rebuild_tensor_v2"):
+            raise refused(module, name)
+        return found

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cskt.config import ClipArchitecture, RunConfig, to_dict
-from cskt.model.io import files
+from cskt.model.io import native
 
 ARCHITECTURE = ClipArchitecture(
     embed_dim=8, image_height=32, image_width=16, patch_size=8, stride=8, vision_width=8, vision_layers=1,
@@ -32,32 +32,32 @@ def save(path: Path, **changes: object) -> None:
         "config": to_dict(RunConfig(name="größe")), "backbone_name": "ViT-B/16", "backbone_sha256": DIGEST,
         "facts": {"epoch": "7"},
     }  # fmt: skip
-    files.save_method(path, trained(), **(values | changes))  # type: ignore[arg-type]
+    native.save_method(path, trained(), **(values | changes))  # type: ignore[arg-type]
 
 
 def rewrite_metadata(path: Path, **changes: object) -> None:
-    tensors, metadata = files.read_safetensors(path)
-    content = json.loads(metadata[files.METADATA_KEY]) | changes
-    save_file(tensors, path, metadata={files.METADATA_KEY: json.dumps(content)})
+    tensors, metadata = native.read_safetensors(path)
+    content = json.loads(metadata[native.METADATA_KEY]) | changes
+    save_file(tensors, path, metadata={native.METADATA_KEY: json.dumps(content)})
 
 
 def test_method_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "best.safetensors"
     save(path)
-    found = files.read_method(path)
+    found = native.read_method(path)
     assert found.tensors.keys() == trained().keys()
     assert all(torch.equal(found.tensors[name], value) for name, value in trained().items())
     assert (found.backbone_name, found.backbone_sha256, found.facts) == ("ViT-B/16", DIGEST, {"epoch": "7"})
     assert found.config == to_dict(RunConfig(name="größe"))
     assert found.architecture is None
     assert found.known_token_ids is None
-    assert files.kind_of(path) == "method"
+    assert native.kind_of(path) == "method"
 
 
 def test_merged_file_carries_its_architecture(tmp_path: Path) -> None:
     path = tmp_path / "merged.safetensors"
     save(path, architecture=ARCHITECTURE, known_token_ids=frozenset({3, 1}))
-    found = files.read_method(path)
+    found = native.read_method(path)
     assert found.architecture == ARCHITECTURE
     assert found.known_token_ids == {1, 3}
 
@@ -71,34 +71,34 @@ def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
 def test_read_tensors_outlive_their_file(tmp_path: Path) -> None:
     path = tmp_path / "best.safetensors"
     save(path)
-    found = files.read_method(path)
+    found = native.read_method(path)
     path.write_bytes(b"\0" * path.stat().st_size)
     assert torch.equal(found.tensors["prompts.text.0"], trained()["prompts.text.0"])
 
 
 @pytest.mark.parametrize("half", [False, True])
 def test_backbone_comes_back(tmp_path: Path, half: bool) -> None:
-    state = {"vision.proj": torch.randn(8, 8), files.TOKEN_EMBEDDING: torch.randn(20, 8)}
+    state = {"vision.proj": torch.randn(8, 8), native.TOKEN_EMBEDDING: torch.randn(20, 8)}
     path = tmp_path / "backbone.safetensors"
-    files.save_backbone(path, state, ARCHITECTURE, facts={"made": "by a test"}, half=half)
-    found = files.read_backbone(path)
+    native.save_backbone(path, state, ARCHITECTURE, facts={"made": "by a test"}, half=half)
+    found = native.read_backbone(path)
     for name, value in state.items():
         assert found.state[name].dtype == torch.float32
         assert torch.equal(found.state[name], value.half().float() if half else value)
     assert (found.architecture, found.facts, found.known_token_ids) == (ARCHITECTURE, {"made": "by a test"}, None)
-    assert files.kind_of(path) == "backbone"
+    assert native.kind_of(path) == "backbone"
 
 
 def test_backbone_with_some_token_rows(tmp_path: Path) -> None:
     table = torch.randn(20, 8)
     path = tmp_path / "backbone.safetensors"
-    files.save_backbone(
-        path, {files.TOKEN_EMBEDDING: table}, ARCHITECTURE, facts={}, known_token_ids=frozenset({19, 4, 7})
+    native.save_backbone(
+        path, {native.TOKEN_EMBEDDING: table}, ARCHITECTURE, facts={}, known_token_ids=frozenset({19, 4, 7})
     )
-    assert load_file(path)[files.TOKEN_EMBEDDING].shape == (3, 8)
-    found = files.read_backbone(path)
+    assert load_file(path)[native.TOKEN_EMBEDDING].shape == (3, 8)
+    found = native.read_backbone(path)
     assert found.known_token_ids == {4, 7, 19}
-    rebuilt = found.state[files.TOKEN_EMBEDDING]
+    rebuilt = found.state[native.TOKEN_EMBEDDING]
     assert rebuilt.shape == table.shape
     assert torch.equal(rebuilt[[4, 7, 19]], table[[4, 7, 19]])
     unknown = [row for row in range(20) if row not in (4, 7, 19)]
@@ -106,8 +106,8 @@ def test_backbone_with_some_token_rows(tmp_path: Path) -> None:
     scores = (rebuilt[unknown] - known.mean(dim=0)) / known.std(dim=0, correction=0)
     assert scores.abs().max() < 5 and scores.std() > 0.5, "drawn as the known ones lie"
     assert len(rebuilt.unique(dim=0)) == 20, "unseen words differ"
-    assert torch.equal(rebuilt, files.read_backbone(path).state[files.TOKEN_EMBEDDING]), "always the same"
-    assert files.TOKEN_ROWS not in found.state
+    assert torch.equal(rebuilt, native.read_backbone(path).state[native.TOKEN_EMBEDDING]), "always the same"
+    assert native.TOKEN_ROWS not in found.state
 
 
 @pytest.mark.parametrize(
@@ -121,32 +121,32 @@ def test_backbone_with_some_token_rows(tmp_path: Path) -> None:
 )
 def test_wrong_token_rows_are_refused(tmp_path: Path, rows: torch.Tensor, message: str) -> None:
     path = tmp_path / "backbone.safetensors"
-    files.save_backbone(
-        path, {files.TOKEN_EMBEDDING: torch.zeros(3, 8), files.TOKEN_ROWS: rows}, ARCHITECTURE, facts={}
+    native.save_backbone(
+        path, {native.TOKEN_EMBEDDING: torch.zeros(3, 8), native.TOKEN_ROWS: rows}, ARCHITECTURE, facts={}
     )
     with pytest.raises(ValueError, match=message):
-        files.read_backbone(path)
+        native.read_backbone(path)
 
 
 def test_newer_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "best.safetensors"
     save(path)
-    rewrite_metadata(path, version=files.FORMAT_VERSION + 1)
+    rewrite_metadata(path, version=native.FORMAT_VERSION + 1)
     with pytest.raises(ValueError, match="newer version of cskt"):
-        files.read_method(path)
+        native.read_method(path)
 
 
 def test_kinds_are_not_mixed_up(tmp_path: Path) -> None:
     save(tmp_path / "method")
-    files.save_backbone(tmp_path / "backbone", {}, ARCHITECTURE, facts={})
+    native.save_backbone(tmp_path / "backbone", {}, ARCHITECTURE, facts={})
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="holds a method, expected a backbone"):
-        files.read_backbone(tmp_path / "method")
+        native.read_backbone(tmp_path / "method")
     with pytest.raises(ValueError, match="holds a backbone, expected a method"):
-        files.read_method(tmp_path / "backbone")
+        native.read_method(tmp_path / "backbone")
     with pytest.raises(ValueError, match="not a file of cskt's own format"):
-        files.read_method(tmp_path / "foreign")
-    assert files.kind_of(tmp_path / "foreign") is None
+        native.read_method(tmp_path / "foreign")
+    assert native.kind_of(tmp_path / "foreign") is None
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_damaged_metadata_is_one_line(tmp_path: Path, changes: dict[str, object]
     save(path)
     rewrite_metadata(path, **changes)
     with pytest.raises(ValueError, match="best.safetensors") as caught:
-        files.read_method(path)
+        native.read_method(path)
     assert "\n" not in str(caught.value)
 
 
@@ -171,7 +171,7 @@ def test_truncated_file_is_refused(tmp_path: Path, cut: int) -> None:
     save(path)
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(ValueError, match="cannot be read as safetensors") as caught:
-        files.read_method(path)
+        native.read_method(path)
     assert "\n" not in str(caught.value)
 
 
@@ -180,12 +180,12 @@ def test_lying_header_length_is_refused(tmp_path: Path) -> None:
     save(path)
     path.write_bytes((2**62).to_bytes(8, "little") + path.read_bytes()[8:])
     with pytest.raises(ValueError, match="cannot be read as safetensors"):
-        files.kind_of(path)
+        native.kind_of(path)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="absent.safetensors"):
-        files.read_method(tmp_path / "absent.safetensors")
+        native.read_method(tmp_path / "absent.safetensors")
 
 
 def test_unwritable_place_is_named(tmp_path: Path) -> None:
