@@ -43,12 +43,12 @@ def runs(
 # --- evaluate
 
 
-def test_evaluate_keeps_what_became_of_each_query(runs: Path, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_evaluate_stores_every_query(runs: Path, root: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     printed = typed(f"cskt evaluate {runs}/cskt --json").json()
-    (told,) = (found[1] for message in caplog.messages if (found := FILE.match(message)))
-    result = load_result(Path(told))
-    assert Path(told).parent == runs / "cskt" / "evaluations"
+    (logged,) = (found[1] for message in caplog.messages if (found := FILE.match(message)))
+    result = load_result(Path(logged))
+    assert Path(logged).parent == runs / "cskt" / "evaluations"
     assert (result.label, result.seed, result.note, result.facts.trained_on) == ("cskt", 1, "", "cuhk-pedes")
     assert result.metrics == {"t2i": printed["t2i"], "i2t": printed["i2t"]}
     assert len(result.query_pids) == printed["t2i"]["num_queries"] == 24
@@ -60,7 +60,7 @@ def test_evaluate_keeps_what_became_of_each_query(runs: Path, root: Path, caplog
     assert facts.device == "cpu" and facts.images_per_second and facts.captions_per_second
 
 
-def test_models_that_are_no_run_keep_results_only_where_they_are_told(
+def test_results_of_other_models_are_stored_only_in_the_output_folder(
     runs: Path, tiny_backbone: Path, root: Path, tmp_path: Path
 ) -> None:
     (clip,) = find_results(runs / "clip")
@@ -84,10 +84,10 @@ def test_a_run_folder_that_cannot_be_written_is_evaluated_all_the_same(
     folder = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations")))
     (folder / "evaluations").touch()
     assert typed(f"cskt evaluate {folder} --json").json()["split"] == "test"
-    assert any("no per-query results are kept" in message and "--output" in message for message in caplog.messages)
+    assert any("no per-query results are stored" in message and "--output" in message for message in caplog.messages)
 
 
-def test_options_of_ranking_are_noted_and_kept_apart(runs: Path, tmp_path: Path) -> None:
+def test_ranking_options_are_noted_and_stored_separately(runs: Path, tmp_path: Path) -> None:
     command = f"cskt evaluate {runs}/cskt --output {tmp_path}"
     plain = typed(f"{command} --json").json()
     expanded = typed(f"{command} --query-expansion 5 --json").json()
@@ -115,7 +115,7 @@ def test_options_of_ranking_are_noted_and_kept_apart(runs: Path, tmp_path: Path)
         ("--rerank-k1 6", "--rerank-k1 changes nothing without --rerank"),
     ],
 )
-def test_options_of_ranking_that_cannot_be(flags: str, reason: str, run: Path, tmp_path: Path) -> None:
+def test_invalid_ranking_options_are_refused(flags: str, reason: str, run: Path, tmp_path: Path) -> None:
     assert typed(f"cskt evaluate {run} --output {tmp_path} {flags}").refusal() == reason
     assert contents(tmp_path) == {}
 
@@ -147,7 +147,7 @@ def test_compare_as_json(runs: Path) -> None:
     assert cskt["training_seconds"] > 0 and clip["training_seconds"] is None
 
 
-def test_compare_lists_settings_that_differ_and_marks_what_is_no_better_than_zero_shot(
+def test_compare_lists_differing_settings_and_marks_methods_no_better_than_zero_shot(
     runs: Path, tmp_path: Path
 ) -> None:
     """The random backbone knows nothing: which run beats it is chance, but every form says the same of it."""
@@ -174,7 +174,7 @@ def test_compare_lists_settings_that_differ_and_marks_what_is_no_better_than_zer
     assert alone["differing_settings"] == {}
 
 
-def test_a_run_is_held_against_the_zero_shot_figure_that_it_recorded(train_command: str, tmp_path: Path) -> None:
+def test_a_run_is_compared_with_the_zero_shot_r1_that_it_recorded(train_command: str, tmp_path: Path) -> None:
     """On the split that picked its epoch, where it evaluated both; on another nothing is known."""
     for name, rate in (("one", "1e-12"), ("other", "1e-2")):
         short = f"--name {name} --lr {rate} --num-epochs 1 --evaluate-before true"
@@ -225,7 +225,7 @@ def test_other_forms_hold_the_same(runs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("columns", [80, 140])
-def test_terminal_keeps_every_figure_whole(runs: Path, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_every_number_whole(runs: Path, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     command = f"cskt compare {runs}/clip {runs}/cskt {runs}/slow"
     table, rows = done(command), typed(f"{command} --format json").json()["rows"]
@@ -247,7 +247,9 @@ def test_one_run_by_its_result_file_and_names_that_two_share(runs: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("nothing_is_lost")
-def test_what_cannot_be_compared(runs: Path, train_command: str, root: Path, tmp_path: Path) -> None:
+def test_invalid_comparisons_are_refused_in_one_line(
+    runs: Path, train_command: str, root: Path, tmp_path: Path
+) -> None:
     empty = Path(shutil.copytree(runs / "cskt", tmp_path / "empty", ignore=shutil.ignore_patterns("evaluations")))
     before = contents(runs)
     refusal = typed(f"cskt compare {runs}/clip {empty}").refusal()
@@ -293,7 +295,7 @@ def test_all_seeds_or_none(runs: Path, tmp_path: Path) -> None:
 # --- matrix
 
 
-def test_matrix_evaluates_what_is_missing_and_marks_its_own_domain(
+def test_matrix_computes_missing_results_and_marks_the_own_domain(
     runs: Path, root: Path, own_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(runs / "cskt", tmp_path / "cskt")
@@ -303,7 +305,7 @@ def test_matrix_evaluates_what_is_missing_and_marks_its_own_domain(
     )
     caplog.set_level(logging.INFO)
     cells = typed(f"{command} --format json").json()["cells"]
-    assert sum("per-query results" in message for message in caplog.messages) == 6, "cuhk-pedes is at hand"
+    assert sum("per-query results" in message for message in caplog.messages) == 6, "that on cuhk-pedes is stored"
     assert [cell["tested_on"] for cell in cells[:3]] == ["cuhk-pedes", "rstpreid", f"jsonl ({own_data.name})"]
     assert [cell["in_domain"] for cell in cells] == [True, False, False] * 2
     assert {(cell["label"], cell["trained_on"]) for cell in cells} == {("cskt", "cuhk-pedes"), ("slow", "cuhk-pedes")}
@@ -338,7 +340,7 @@ def test_a_public_name_in_another_folder_is_another_domain(runs: Path, root: Pat
     assert [cell["in_domain"] for cell in cells] == [True, True, False], "by its name, for the folder is not here"
 
 
-def test_columns_are_told_apart_and_none_is_there_twice(runs: Path, root: Path, tmp_path: Path) -> None:
+def test_columns_have_distinct_names_and_no_duplicates(runs: Path, root: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(runs / "cskt", tmp_path / "cskt"))
     places = [tmp_path / name / "data" for name in "ab"]
     for place in places:
@@ -359,8 +361,8 @@ def test_a_run_that_trains_nothing_is_trained_on_nothing(
     done(f"cskt train --config clip --root {root} --backbone.name {tiny_backbone} {size} --device cpu --output {clip}")
     done(f"cskt evaluate {clip} --device cpu")
     row, other = typed(f"cskt compare {clip} {runs}/cskt --format json").json()["rows"]
-    told = ("trained_on", "training_seconds", "training_peak_memory_bytes", "trainable_parameters")
-    assert [row[key] for key in told] == [None, None, None, 0]
+    facts = ("trained_on", "training_seconds", "training_peak_memory_bytes", "trainable_parameters")
+    assert [row[key] for key in facts] == [None, None, None, 0]
     assert other["trained_on"] == "cuhk-pedes" and other["training_peak_memory_bytes"] > 0
     (cell,) = typed(f"cskt matrix {clip} --datasets cuhk-pedes --root {root} --format json").json()["cells"]
     assert (cell["trained_on"], cell["in_domain"]) == (None, False)
@@ -369,7 +371,7 @@ def test_a_run_that_trains_nothing_is_trained_on_nothing(
     assert "not trained" in page.read_text(encoding="utf-8")
 
 
-def test_matrix_of_plain_weights_and_of_what_is_not_there(runs: Path, tiny_backbone: Path, root: Path) -> None:
+def test_matrix_of_plain_weights_and_of_missing_runs(runs: Path, tiny_backbone: Path, root: Path) -> None:
     before = contents(runs)
     cells = typed(f"cskt matrix {tiny_backbone} --datasets icfg-pedes --root {root} --format json").json()["cells"]
     assert (cells[0]["trained_on"], cells[0]["in_domain"]) == (None, False)
@@ -403,7 +405,7 @@ def test_a_run_folder_that_is_deleted_while_it_is_evaluated(
 
     monkeypatch.setattr(run_results, "result_of", evaluate_and_lose)
     assert typed(f"cskt evaluate {folder} --json").json()["split"] == "test"
-    assert any("the run folder was deleted or moved meanwhile" in message for message in caplog.messages)
+    assert any("the run folder was deleted or moved" in message for message in caplog.messages)
     assert not folder.exists()
 
 

@@ -24,7 +24,7 @@ FETCHING = {"src", "href", "srcset", "poster", "data", "action", "background"}
 
 
 class Page(HTMLParser):
-    """What a browser would see of a page."""
+    """Addresses, tags, headings and text of a page, as a browser sees them."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ def test_the_comparison_is_that_of_compare(run: Path, tiny_backbone: Path, root:
     assert dict(zip(headings, ours, strict=True))["Images/s"] == expected[0]["Images/s"]
 
 
-def test_settings_that_differ_and_what_runs_warned_of_are_shown(run: Path, tmp_path: Path) -> None:
+def test_differing_settings_and_warnings_are_shown(run: Path, tmp_path: Path) -> None:
     """Two runs that differ in two settings; one found out that it cannot have learned."""
     other, page = Path(shutil.copytree(run, tmp_path / "other")), tmp_path / "page.html"
     config = load_config(other / "config.yaml", {"optim.lr": 0.125, "data.batch_size": 7, "name": "other", "seed": 9})
@@ -137,7 +137,7 @@ def test_settings_that_differ_and_what_runs_warned_of_are_shown(run: Path, tmp_p
     assert "no epoch is better than &lt;b&gt;zero-shot&lt;/b&gt;" in text
 
 
-def test_a_folder_of_seeds_stands_for_its_first_and_one_run_alone_tells_its_size(run: Path, tmp_path: Path) -> None:
+def test_a_folder_of_seeds_is_its_first_seed_and_a_single_run_shows_its_size(run: Path, tmp_path: Path) -> None:
     for seed in (2, 1):
         shutil.copytree(run, tmp_path / "cskt" / f"seed-{seed}")
     page = tmp_path / "page.html"
@@ -148,7 +148,7 @@ def test_a_folder_of_seeds_stands_for_its_first_and_one_run_alone_tells_its_size
     assert re.search(r"[\d,]+ parameters, checkpoint [\d.]+ [kM]B", seen.text)
 
 
-def test_pictures_lie_beside_the_page(written: tuple[Path, str]) -> None:
+def test_pictures_are_in_a_folder_beside_the_page(written: tuple[Path, str]) -> None:
     page, printed = written
     folder = page.with_name("both_files")
     assert f"report:   {page}" in printed and f"pictures: {folder}" in printed

@@ -50,8 +50,8 @@ def test_rehearsal(
 ) -> None:  # fmt: skip
     command = rehearsal(method, dataset, root, tiny_backbone, tmp_path)
     lines = typed(f"{command} --json").json()
-    told = [message for message in caplog.messages if "published are" in message or "SHA-256" in message]
-    assert len(told) == (3 if dataset.lower() == "cuhk-pedes" else 2) + 1, "counts of each split, and the weights"
+    warnings = [message for message in caplog.messages if "published are" in message or "SHA-256" in message]
+    assert len(warnings) == (3 if dataset.lower() == "cuhk-pedes" else 2) + 1, "counts of each split, and the weights"
     assert [(line["protocol"], line["metric"]) for line in lines] == [(p, metric) for p in BOTH for metric in published]
     for line in lines:
         assert line["published"] == published[line["metric"]] and line["seeds"] == [1, 2]
@@ -137,7 +137,7 @@ def test_broken_data_are_refused_even_for_a_rehearsal(root: Path, tiny_backbone:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (
             "cskt --dataset cuhk-pedes --set loop.num_epochs=1",
@@ -150,10 +150,10 @@ def test_broken_data_are_refused_even_for_a_rehearsal(root: Path, tiny_backbone:
         ("cskt --dataset cuhk-pedes --rehearsal --set loop.num_epoch=1", "did you mean 'loop.num_epochs'?"),
     ],
 )
-def test_bad_input(words: str, told: str, root: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_bad_input(words: str, message: str, root: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     method, _, flags = words.partition(" ")
     command = f"cskt reproduce {method} --root {root} --backbone {tiny_backbone} --output {tmp_path} {flags}"
-    assert told in typed(command).refusal()
+    assert message in typed(command).refusal()
     assert contents(tmp_path) == {}
 
 

@@ -145,7 +145,7 @@ def test_plan(whole: Path, file: Path, dolls: Path, tmp_path: Path) -> None:
     assert fresh.out.count("missing") == 5 and not (tmp_path / "none").exists()
 
 
-def test_a_table_of_what_is_there(whole: Path, file: Path, dolls: Path) -> None:
+def test_a_table_of_the_finished_runs(whole: Path, file: Path, dolls: Path) -> None:
     before = work_of(whole)
     part = study(file, dolls, whole, "--table --seeds 1,2,3")
     assert part.code == 1 and "2 of 7 runs are missing" in part.out and work_of(whole) == before
@@ -253,7 +253,7 @@ def test_shared_by_two_processes_and_killed(whole: Path, file: Path, dolls: Path
     others = {path: written for path, written in shared.items() if path.parts[1:3] != ("cskt", "seed-1")}
     assert {path: ended[path] for path in others} == others, "nothing done is done again"
     starts = [event for event in read_events(held) if event["event"] == "start"]
-    assert len(starts) == 1, "gone on with, not started again"
+    assert len(starts) == 1, "resumed, not started again"
     for name in FOLDERS:
         ours, theirs = (folder / "dolls" / name / "best.safetensors" for folder in (output, whole))
         assert ours.read_bytes() == theirs.read_bytes(), name
@@ -266,7 +266,7 @@ def test_shared_by_two_processes_and_killed(whole: Path, file: Path, dolls: Path
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"arms": [*ARMS, {"label": "wrong", "recipe": "cskt", "set": {"optim.lrr": 1}}]},
          "study 'Two methods and none', arm 'wrong': overrides: unknown key 'optim.lrr': did you mean 'optim.lr'?"),
@@ -276,9 +276,9 @@ def test_shared_by_two_processes_and_killed(whole: Path, file: Path, dolls: Path
     ],
 )  # fmt: skip
 def test_nothing_is_trained_where_an_arm_is_wrong(
-    changes: dict[str, Any], told: str, tiny_backbone: Path, dolls: Path, tmp_path: Path
+    changes: dict[str, Any], message: str, tiny_backbone: Path, dolls: Path, tmp_path: Path
 ) -> None:
-    assert told in study(write(tmp_path, tiny_backbone, changes), dolls, tmp_path / "out").refusal()
+    assert message in study(write(tmp_path, tiny_backbone, changes), dolls, tmp_path / "out").refusal()
     assert not (tmp_path / "out").exists()
 
 
@@ -289,7 +289,7 @@ def test_an_arm_that_fails_is_named(tiny_backbone: Path, dolls: Path, tmp_path: 
     assert study(file, dolls, tmp_path / "out").refusal().startswith("arm 'deep', seed 1 on dolls: ")
 
 
-def test_unknown_studies_and_words(dolls: Path, file: Path, tmp_path: Path) -> None:
+def test_unknown_studies_and_flags(dolls: Path, file: Path, tmp_path: Path) -> None:
     assert typed(f"cskt study methds --root {dolls}").refusal() == "unknown study 'methds': did you mean 'methods'?"
     assert "no such folder" in study(file, tmp_path / "none", tmp_path / "out").refusal()
     assert "--set optim.lr: give KEY=VALUE" in study(file, dolls, tmp_path / "out", "--set optim.lr").refusal()
@@ -376,11 +376,11 @@ def test_seeds_are_evaluated_and_compared_as_one_method(
     copy = Path(shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("evaluations")))
     (copy / "seed-9").mkdir()
     assert typed(f"cskt evaluate {copy}").refusal().startswith(f"{copy / 'seed-9'}: ")
-    assert not list(copy.rglob("evaluations")), "told before the others are evaluated"
+    assert not list(copy.rglob("evaluations")), "refused before the others are evaluated"
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("--seeds 1,1", "--seeds 1,1: give distinct whole numbers joined by commas, as in --seeds 1,2,3"),
         ("--seeds 1,x", "--seeds 1,x: give distinct whole numbers joined by commas, as in --seeds 1,2,3"),
@@ -388,6 +388,6 @@ def test_seeds_are_evaluated_and_compared_as_one_method(
         ("--seeds 2 --lr 5e-3", "holds a run with another config (optim.lr: 0.01 -> 0.005); name another folder"),
     ],
 )
-def test_seeds_that_cannot_be(words: str, told: str, seeds: tuple[str, Path, str]) -> None:
+def test_invalid_seeds_are_refused(words: str, message: str, seeds: tuple[str, Path, str]) -> None:
     command, _, _ = seeds
-    assert typed(f"{command} {words}").refusal().endswith(told)
+    assert typed(f"{command} {words}").refusal().endswith(message)

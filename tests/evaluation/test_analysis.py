@@ -92,9 +92,9 @@ def test_a_ranked_list_is_the_sorted_gallery_and_ends_in_a_right_image(k: int) -
 @pytest.mark.parametrize("chunk_size", [1, 4, None])
 def test_pairs_are_counted_as_by_a_naive_loop_in_any_chunks(chunk_size: int | None) -> None:
     queries, gallery, query_ids, gallery_ids = pairs()
-    told: list[tuple[int, int]] = []
+    steps: list[tuple[int, int]] = []
     found = compare_pairs(
-        queries, gallery, query_ids, gallery_ids, chunk_size=chunk_size, on_progress=lambda *step: told.append(step)
+        queries, gallery, query_ids, gallery_ids, chunk_size=chunk_size, on_progress=lambda *step: steps.append(step)
     )
     counts = np.zeros((3, NUM_BINS), dtype=int)
     for row, pid in enumerate(QUERY_IDS):
@@ -113,8 +113,8 @@ def test_pairs_are_counted_as_by_a_naive_loop_in_any_chunks(chunk_size: int | No
     for name, expected_counts in zip(("right", "wrong", "best_wrong"), counts, strict=True):
         assert getattr(found, name).tolist() == expected_counts.tolist(), name
     assert found.right[-1] + found.wrong[-1] >= 1, "a cosine of 1 is in the last bin"
-    assert told[-1] == (len(QUERY_IDS), len(QUERY_IDS))
-    assert len(told) == -(-len(QUERY_IDS) // (chunk_size or len(QUERY_IDS)))
+    assert steps[-1] == (len(QUERY_IDS), len(QUERY_IDS))
+    assert len(steps) == -(-len(QUERY_IDS) // (chunk_size or len(QUERY_IDS)))
 
 
 def test_a_gallery_of_one_person_has_no_wrong_pairs() -> None:

@@ -171,7 +171,7 @@ def test_rates_leave_out_the_first_batch(
 # --- answers
 
 
-def test_answers_are_the_best_images_in_order_with_what_is_known_of_them(encoder: Encoder, val: Split) -> None:
+def test_answers_are_the_best_images_in_order_with_their_metadata(encoder: Encoder, val: Split) -> None:
     records = tuple(replace(record, attributes={"nth": index}) for index, record in enumerate(val.records))
     described = replace(val, records=records)
     queries = ["a man in a red coat", "a woman with a bag"]

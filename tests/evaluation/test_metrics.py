@@ -142,7 +142,7 @@ def test_cosines_of_a_whole_split(captions_per_image: int, chunk_size: int | Non
 
 
 @pytest.mark.parametrize("comparisons", [1, 400, 1000])
-def test_columns_compared_in_several_goes(monkeypatch: pytest.MonkeyPatch, comparisons: int) -> None:
+def test_columns_compared_in_several_chunks(monkeypatch: pytest.MonkeyPatch, comparisons: int) -> None:
     monkeypatch.setattr(metrics, "COMPARISONS_AT_ONCE", comparisons)
     similarity = torch.randint(-3, 4, (12, 30), generator=torch.Generator().manual_seed(1)).float()
     query_ids, gallery_ids = torch.arange(12) % 3, torch.arange(30) % 4
@@ -250,7 +250,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("num_people", [300, 100, 1])
-def test_similarities_are_never_held_whole(monkeypatch: pytest.MonkeyPatch, num_people: int) -> None:
+def test_the_whole_similarity_matrix_is_never_in_memory(monkeypatch: pytest.MonkeyPatch, num_people: int) -> None:
     monkeypatch.setattr(metrics, "SIMILARITIES_AT_ONCE", 10_000)
     monkeypatch.setattr(metrics, "COMPARISONS_AT_ONCE", 10_000)
     features, ids = unit_features(300, seed=1), torch.arange(300) % num_people
@@ -505,7 +505,7 @@ def test_lists_of_similarities_keep_the_precision_of_python() -> None:
         ([[float("nan")]], [1], [1], "similarity holds NaN"),
     ],
 )
-def test_what_is_no_similarity_is_one_line(similarity: Any, query_ids: Any, gallery_ids: Any, message: str) -> None:
+def test_invalid_similarities_are_refused(similarity: Any, query_ids: Any, gallery_ids: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         metrics.from_similarity(similarity, query_ids, gallery_ids)
     assert "\n" not in str(caught.value)
@@ -528,7 +528,7 @@ def test_what_is_no_similarity_is_one_line(similarity: Any, query_ids: Any, gall
         ([[1.0]], [[1.0]], 1, 0, "chunk_size is 0; give at least 1"),
     ],
 )
-def test_what_is_no_ranking_is_one_line(queries: Any, gallery: Any, k: Any, chunk_size: Any, message: str) -> None:
+def test_invalid_rankings_are_refused(queries: Any, gallery: Any, k: Any, chunk_size: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         metrics.top_k(queries, gallery, k, chunk_size=chunk_size)
     assert "\n" not in str(caught.value)

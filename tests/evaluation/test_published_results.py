@@ -64,7 +64,7 @@ def test_the_next_seed_falls_inside_as_often_as_promised() -> None:
     [
         (0.6900, "agrees: the published figure could be one more seed of ours (+1.00 points from it; another seed"),
         (0.70 + HALF - 1e-4, "agrees: "),
-        (0.70 + HALF + 1e-4, "below the published figure (-4.98 points from it; another seed would lie in 65.03 to"),
+        (0.70 + HALF + 1e-4, "below the published figure (-4.98 points from it; another seed would be in 65.03 to"),
         (0.70 - HALF + 1e-4, "agrees: "),
         (0.5890, "above the published figure (+11.10 points from it;"),
     ],
@@ -75,5 +75,5 @@ def test_verdict(published: float, expected: str) -> None:
 
 @pytest.mark.parametrize("seeds", [[0.70], [0.69, 0.71]])
 def test_one_seed_or_two_are_no_verdict(seeds: list[float]) -> None:
-    said = "no verdict below 3 seeds, which show how far they lie apart; -1.00 points from it"
+    said = "no verdict below 3 seeds, too few for the variation between seeds; -1.00 points from it"
     assert verdict(0.71, seeds) == said

@@ -200,7 +200,7 @@ class LargestTensor(TorchDispatchMode):
         return output
 
 
-def test_similarities_are_never_held_whole() -> None:
+def test_the_whole_similarity_matrix_is_never_in_memory() -> None:
     queries, gallery, _, _ = people(60)
     with LargestTensor() as largest:
         similarity_of = rerank.rerank_similarity(queries, gallery, chunk_size=50)
@@ -209,7 +209,7 @@ def test_similarities_are_never_held_whole() -> None:
     assert largest.num_elements <= 50 * 240
 
 
-def test_what_is_held_is_sparse() -> None:
+def test_intermediate_matrices_are_sparse() -> None:
     queries, gallery, _, _ = people(400)
     similarity_of = rerank.rerank_similarity(queries[:50], gallery[:50])  # first calls load modules
     similarity_of(torch.arange(50))

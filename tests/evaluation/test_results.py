@@ -51,7 +51,7 @@ def test_values_of_matched_queries_give_the_means() -> None:
         result.values("r2")
 
 
-def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
+def test_a_saved_result_is_loaded_unchanged(tmp_path: Path) -> None:
     facts = Facts(trainable_parameters=12, training_seconds=3.5, images_per_second=10, device="cpu", trained_on="dolls")
     saved = made_up_result(seed=3, note="selected on test", facts=facts)
     path = save_result(tmp_path / "run", replace(saved, seed=7))
@@ -63,7 +63,7 @@ def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
         assert getattr(loaded, name).dtype == getattr(saved, name).dtype
 
 
-def test_a_folder_keeps_one_result_for_each_split_and_way_of_ranking(tmp_path: Path) -> None:
+def test_a_folder_stores_one_result_for_each_split_and_way_of_ranking(tmp_path: Path) -> None:
     save_result(tmp_path, made_up_result(label="old"))
     save_result(tmp_path, made_up_result(label="new"))
     save_result(tmp_path, made_up_result(label="expanded", options="query-expansion-5"))
@@ -101,7 +101,7 @@ def test_digest_of_a_split_is_that_of_its_content(dolls: Path, tmp_path: Path) -
     assert replace(split, records=(*rest, first)).sha256 != digest, "the order breaks ties"
 
 
-def test_digest_tells_where_a_caption_ends() -> None:
+def test_the_digest_depends_on_the_ends_of_captions() -> None:
     one, other = (
         Split("jsonl", "test", (Record(1, Path("a.jpg"), captions, "test"),)) for captions in (("a, b",), ("a", " b"))
     )

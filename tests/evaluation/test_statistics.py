@@ -210,7 +210,7 @@ def test_mean_and_deviation_over_seeds() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -0.1, 69.7])
-def test_what_is_no_fraction_is_refused(bad: float) -> None:
+def test_values_outside_0_to_1_are_refused(bad: float) -> None:
     good, groups = [0.5, 0.5], [0, 1]
     with pytest.raises(ValueError, match=r"values holds numbers outside \[0, 1\] or NaN; give fractions"):
         statistics.curve_interval([[0.5], [bad]], groups)

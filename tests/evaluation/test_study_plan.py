@@ -73,7 +73,7 @@ def test_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"basline": "CSKT"}, "study.yaml: unknown key 'basline': did you mean 'baseline'?"),
         ({"arms": [{"label": "CSKT", "recipe": "cskt", "smal": {}}]},
@@ -102,8 +102,8 @@ def test_defaults(tmp_path: Path) -> None:
         ({"arms": "cskt"}, "study.yaml: arms: "),
     ],
 )  # fmt: skip
-def test_an_invalid_study_is_refused_in_one_line(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
-    assert told in refusal(write(tmp_path, changes))
+def test_an_invalid_study_is_refused_in_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    assert message in refusal(write(tmp_path, changes))
 
 
 def test_a_missing_key_is_named_and_so_is_a_misspelt_one(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_an_unknown_study() -> None:
     assert refusal("nowhere.yaml") == "nowhere.yaml: no such file"
 
 
-def test_one_label_may_stand_for_another_arm_at_each_size(tmp_path: Path) -> None:
+def test_a_label_can_name_one_arm_at_each_size(tmp_path: Path) -> None:
     arms = [{"label": "CSKT", "recipe": "cskt", "size": size} for size in ("small", "full")]
     assert len(load_study(write(tmp_path, {"arms": arms})).arms) == 2
     assert "'cskt' is given twice" in refusal(write(tmp_path, {"arms": [*arms, arms[0] | {"size": "both"}]}))
@@ -129,7 +129,7 @@ def test_one_label_may_stand_for_another_arm_at_each_size(tmp_path: Path) -> Non
 # --- the plan
 
 
-def test_seed_by_seed_and_what_trains_nothing_once(study: Study) -> None:
+def test_runs_are_planned_seed_by_seed_and_untrained_arms_once(study: Study) -> None:
     runs = plan(study, Path("out"), Path("data"))
     assert [str(run.folder) for run in runs] == [
         "out/dolls/clip-zero-shot/seed-4", "out/dolls/cskt/seed-4", "out/dolls/thin/seed-4",
@@ -150,7 +150,7 @@ def settled(study: Study, arm: str, size: Size, overrides: dict[str, Any] | None
     )
 
 
-def test_whose_word_counts(study: Study) -> None:
+def test_precedence_of_config_keys(study: Study) -> None:
     """common < small < set < small of the arm < what the command line says; the recipe below all."""
     small = settled(study, "CSKT", "small", {"optim.lr": 1e-5})
     assert (small.optim.lr, small.optim.eps, small.optim.gamma) == (1e-5, 1e-4, 0.4)
@@ -161,7 +161,7 @@ def test_whose_word_counts(study: Study) -> None:
 
 
 @pytest.mark.parametrize("key", OWN_KEYS)
-def test_what_a_study_sets_itself_is_refused_as_an_override(key: str, study: Study) -> None:
+def test_keys_of_the_study_are_refused_as_overrides(key: str, study: Study) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(key)} is for the study to set; give {OWN_KEYS[key]}$"):
         plan(study, Path("out"), Path("data"), overrides={"optim.lr": 1e-5, key: "x"})
 
@@ -178,7 +178,7 @@ def test_other_seeds_and_data_sets(study: Study) -> None:
 
 @pytest.fixture(scope="module")
 def small_architecture() -> ClipArchitecture:
-    """Of clip-tiny as the small size runs it."""
+    """Architecture of clip-tiny at the small size."""
     (config,) = {run.config.backbone for run in plan(load_study("rates"), Path(), Path(), size="small")}
     assert config.name == "clip-tiny"
     return load_backbone(config).architecture

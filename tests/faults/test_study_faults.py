@@ -1,4 +1,4 @@
-"""A study killed (-9) at any moment, or out of room: the same command goes on, to the tables of one never stopped."""
+"""A study that is killed (-9) or whose disk is full: the same command continues, to the tables of a whole study."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from disks import mounted
 from fault_tries import chance, record, tries
 from tiny_run import HEIGHT, WIDTH
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")]
 
 TEST = "tests/faults/test_study_faults.py"
 
@@ -44,7 +44,7 @@ def study(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def table(output: Path) -> list[dict[str, str]]:
-    """The study's figures, without what the clock says."""
+    """Figures of the study without durations and sizes."""
     with (output / "dolls.csv").open(encoding="utf-8", newline="") as stream:
         return [
             {key: value for key, value in row.items() if "second" not in key and "bytes" not in key}
@@ -53,11 +53,11 @@ def table(output: Path) -> list[dict[str, str]]:
 
 
 class Whole(NamedTuple):
-    """The study, come to its end without being disturbed."""
+    """The study, run without interruption."""
 
     folder: Path
     moments: int
-    """In which it could have been killed."""
+    """Number of moments at which it could be killed."""
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +67,12 @@ def whole(study: Path, dolls: Path) -> Whole:
 
 
 def words(study: Path, dolls: Path, output: Path) -> list[str | Path]:
-    """For `dying.py`."""
+    """Arguments of `dying.py`."""
     return ["command", "study", study, "--root", dolls, "--output", output]
 
 
 def assert_same_study(output: Path, reference: Path) -> None:
-    """The same tables and the same weights, byte for byte."""
+    """Check that tables and weights are the same, byte for byte."""
     assert table(output) == table(reference)
     weights = sorted(path.relative_to(output) for path in output.rglob("best.safetensors"))
     assert len(weights) == 5
@@ -81,7 +81,7 @@ def assert_same_study(output: Path, reference: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_killed_at_any_moment_and_gone_on_with(study: Path, whole: Whole, dolls: Path, tmp_path: Path) -> None:
+def test_a_study_killed_at_any_moment_is_continued(study: Path, whole: Whole, dolls: Path, tmp_path: Path) -> None:
     random, num_tries = chance("study"), tries(2, 20)
     output, num_kills = tmp_path / "out", 0
     command = words(study, dolls, output)
@@ -95,11 +95,11 @@ def test_killed_at_any_moment_and_gone_on_with(study: Path, whole: Whole, dolls:
             ended = run(*command, moment=moment)
             killed = ended.returncode == -signal.SIGKILL
             assert killed or ended.returncode == 0, ended.stderr
-        if not killed:  # it came to its end first: again from the start
+        if not killed:  # it ended before the kill: again from the start
             assert_same_study(output, whole.folder)
             shutil.rmtree(output)
         num_kills += killed
-    assert num_kills == num_tries, "it was at work when it was killed"
+    assert num_kills == num_tries, "killed while it was running"
     ended = run(*command)
     assert ended.returncode == 0, ended.stderr
     assert_same_study(output, whole.folder)
@@ -108,7 +108,7 @@ def test_killed_at_any_moment_and_gone_on_with(study: Path, whole: Whole, dolls:
 
 @pytest.mark.timeout(900)
 def test_a_disk_that_fills_up(study: Path, whole: Whole, dolls: Path, tmp_path: Path) -> None:
-    """Again and again: it ends in one line wherever it runs out of room, and goes on with a little more."""
+    """The study ends in one line wherever the disk is full, and continues with a little more space."""
     random, num_full = chance("study's disk"), 0
     needed = sum(path.stat().st_blocks for path in whole.folder.rglob("*")) // 2
     most_given = needed * 1024 // tries(1, 5)

@@ -61,7 +61,7 @@ def page_of(folder: Path, *answers: Answer, title: str = "Answers") -> Page:
     return Page(folder / "new" / "answers.html")
 
 
-def test_every_hit_is_shown_with_what_is_known_of_it(tmp_path: Path) -> None:
+def test_every_hit_is_shown_with_score_and_metadata(tmp_path: Path) -> None:
     hits = [
         PicturedHit(hit(1, camera="c3", night=False), jpeg(BLUE)),
         PicturedHit(Hit("cam2/b.jpg", 0.3, 2, {"camera": "c4", "width": 64, "height": 160}, group_size=3), jpeg(RED)),
@@ -76,7 +76,7 @@ def test_every_hit_is_shown_with_what_is_known_of_it(tmp_path: Path) -> None:
         assert text in page.text
 
 
-def test_heat_maps_stand_beside_their_crop(tmp_path: Path) -> None:
+def test_heat_maps_are_beside_their_crop(tmp_path: Path) -> None:
     maps = [("whole sentence", jpeg(RED)), ("bag", jpeg(GREEN))]
     page = page_of(tmp_path, Answer("a red bag", [PicturedHit(hit(1), jpeg(BLUE), heat_maps=maps)]))
     assert [picture["alt"] for picture in page.attributes("img")] == [
@@ -93,7 +93,7 @@ def test_an_answer_without_hits_says_why(tmp_path: Path) -> None:
     assert page.attributes("img") == []
 
 
-def test_whatever_words_hold_stays_text(tmp_path: Path) -> None:
+def test_all_text_is_escaped(tmp_path: Path) -> None:
     nasty = Hit(NASTY, 0.5, 1, {NASTY: NASTY})
     pictured = PicturedHit(nasty, jpeg(BLUE), heat_maps=[(NASTY, jpeg(RED))])
     page = page_of(tmp_path, Answer(NASTY, [pictured], NASTY), title=NASTY)

@@ -31,7 +31,7 @@ def frames(sheet: Image.Image, crop_height: int) -> list[tuple[int, int, int]]:
     return [pixel for pixel, before in zip(row[1:], row, strict=False) if before == PAPER and pixel != PAPER]
 
 
-def test_frames_tell_right_from_wrong(answer: Answer) -> None:
+def test_frames_are_green_if_right_and_red_if_wrong(answer: Answer) -> None:
     assert frames(answer_sheet(answer, crop_height=200), 200) == [RIGHT, WRONG, RIGHT]
 
 
@@ -67,7 +67,7 @@ def test_an_unreadable_file_is_a_grey_box_too(tmp_path: Path, caplog: pytest.Log
     assert "cut.png" in caplog.text
 
 
-def test_a_crop_stands_upright(tmp_path: Path) -> None:
+def test_a_crop_is_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: turn by 90 degrees
     Image.new("RGB", (128, 48)).save(tmp_path / "turned.jpg", exif=exif)

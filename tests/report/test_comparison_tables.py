@@ -92,7 +92,7 @@ def on_terminal(table: Table, width: int) -> str:
         (140, ("R1", "Δ R1", "mAP", "Δ mAP", "R5", "R10", "mINP", "Trained", "Training", "Checkpoint"), ()),
     ],
 )
-def test_a_terminal_shows_what_it_has_room_for_and_names_the_rest(
+def test_a_terminal_shows_the_columns_that_fit_and_names_the_others(
     width: int, shown: tuple[str, ...], left_out: tuple[str, ...]
 ) -> None:
     text = on_terminal(comparison_table([CLIP, CSKT], "title", "explanation", width), width)
@@ -191,7 +191,7 @@ def test_a_comparison_in_every_format() -> None:
         (rate(4567.3), "4,567"),
     ],
 )
-def test_figures_in_words(text: str, expected: str) -> None:
+def test_numbers_as_text(text: str, expected: str) -> None:
     assert text == expected
 
 
@@ -210,7 +210,7 @@ MATRIX = [
 ]
 
 
-def test_matrix_marks_its_own_domain() -> None:
+def test_cross_domain_tables_mark_the_own_domain() -> None:
     assert cross_domain_grid(MATRIX, DATASETS) == [
         ["Method", "Trained on", *DATASETS, "Note"],
         ["cskt", "cuhk-pedes", "69.70 *", "30.00 ± 1.10", ""],
@@ -222,7 +222,7 @@ def test_matrix_marks_its_own_domain() -> None:
         assert part in text
 
 
-def test_matrix_keeps_its_figures_whole_where_names_must_fold() -> None:
+def test_cross_domain_numbers_stay_whole_if_names_fold() -> None:
     datasets = [f"a data set with a long name {number}" for number in range(5)]
     row = CrossDomainRow("a method with a long name", "cuhk-pedes", [cell(0.697, 0.6, True, 0.0123)] * 5)
     text = on_terminal(cross_domain_table([row], datasets, "title"), 80)

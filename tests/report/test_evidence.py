@@ -100,7 +100,7 @@ def test_a_band_reaches_from_its_lower_to_its_upper_ends() -> None:
 
 
 def test_more_lines_than_colours_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"9 curves; more than 8 cannot be told apart"):
+    with pytest.raises(ValueError, match=r"9 curves; more than 8 cannot be distinguished"):
         cmc_curves([curve("x", 0.5)] * 9)
 
 

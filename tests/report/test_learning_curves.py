@@ -85,7 +85,7 @@ def test_the_drawing_has_dark_colours_for_each_of_its_light_ones() -> None:
     assert all(light in style for light in used)
 
 
-def test_matplotlibs_global_settings_are_left_alone() -> None:
+def test_matplotlibs_global_settings_stay_unchanged() -> None:
     before = dict(mpl.rcParams)
     learning_curves([step(10, 4.0)])
     assert dict(mpl.rcParams) == before
@@ -97,7 +97,7 @@ def test_long_runs_are_smoothed_and_stay_small() -> None:
     assert len(drawing) < 500_000
 
 
-def test_running_mean_equals_the_naive_loop_and_leaves_out_what_is_not_finite() -> None:
+def test_running_mean_equals_the_naive_loop_over_finite_values() -> None:
     values = np.array([1.0, 2.0, np.nan, 4.0, 10.0, np.inf, 3.0])
     naive = []
     for index in range(len(values)):

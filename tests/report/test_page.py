@@ -102,7 +102,7 @@ def test_every_users_string_is_escaped_and_shown(full: tuple[str, Page]) -> None
     assert "note <b>" in parsed.text
 
 
-def test_each_hit_says_rank_score_and_verdict_in_words(full: tuple[str, Page]) -> None:
+def test_each_hit_has_rank_score_and_verdict_as_text(full: tuple[str, Page]) -> None:
     _, parsed = full
     figures = [figure["class"] for figure in parsed.all("figure")]
     assert figures == ["hit right", "hit wrong", "hit right", "hit unknown", "hit unknown", "hit unknown"]
@@ -147,7 +147,7 @@ def test_the_configuration_is_shown_as_yaml(full: tuple[str, Page]) -> None:
     assert "optim:\n  lr: 0.0003\nmilestones:\n- 20\n- 50" in full[1].text
 
 
-def test_parts_that_are_empty_are_left_out(tmp_path: Path) -> None:
+def test_empty_parts_are_omitted(tmp_path: Path) -> None:
     _, parsed = write_and_read(tmp_path / "report.html", rows=[])
     assert not parsed.all("section")
     _, parsed = write_and_read(tmp_path / "report.html")
@@ -161,7 +161,7 @@ def test_an_answer_without_right_images_or_without_hits_says_so(tmp_path: Path, 
     assert "No image found." in parsed.text
 
 
-def test_a_section_shows_its_parts_in_order_and_leaves_out_what_is_empty(tmp_path: Path) -> None:
+def test_a_section_shows_its_parts_in_order_and_omits_empty_ones(tmp_path: Path) -> None:
     sections = [
         Section("Only words", "in 95 % of cases"),
         Section("Hardest", sentences=[("a man in red", "rank 7"), ("a woman", "rank 6")]),
@@ -191,7 +191,7 @@ def test_a_table_has_headers_lines_its_figures_up_and_scrolls(tmp_path: Path) ->
     assert "<script" not in text and NASTY in parsed.text and "69.70" in parsed.text
 
 
-def test_intervals_stand_below_their_figures(tmp_path: Path) -> None:
+def test_intervals_are_below_their_means(tmp_path: Path) -> None:
     row = ResultRow("cskt", SUMMARY, intervals={"r1": (0.6804, 0.7129), "mean_inp": (0.4, 0.6)})
     text, parsed = write_and_read(tmp_path / "report.html", rows=[row, ROW])
     assert re.findall(r"<small>([^<]*)</small></td>", text) == ["68.0 – 71.3", "40.0 – 60.0"]

@@ -43,7 +43,7 @@ def test_notes_and_unmatched_queries_are_visible_in_every_form() -> None:
     assert f"cskt: {note}" in on_terminal([ZERO_SHOT, TRAINED])
 
 
-def test_columns_that_no_row_fills_are_left_out() -> None:
+def test_empty_columns_are_omitted() -> None:
     assert table_grid([PUBLISHED])[0] == ["Method", "R1", "R5", "R10", "mAP", "mINP"]
     assert table_grid([ZERO_SHOT])[0][-1] == "Trained"
     assert table_grid([ZERO_SHOT])[1][-1] == "0 (0.00 %)"
@@ -69,7 +69,7 @@ def test_markdown_has_one_line_per_row_and_escapes_pipes() -> None:
     ]
 
 
-def test_deviations_over_seeds_stand_below_their_mean() -> None:
+def test_deviations_over_seeds_are_below_their_mean() -> None:
     mean = ResultRow("mean of 3", {"r1": 0.697, "mean_ap": 0.6}, deviations={"r1": 0.0031, "mean_ap": 0.123})
     lines = [" ".join(line.split()) for line in on_terminal([mean, ZERO_SHOT]).splitlines()]
     place = lines.index("mean of 3 69.70 – – 60.00 – –")

@@ -121,7 +121,7 @@ def comparison_sections(models: Sequence[Examined]) -> list[Section]:
     if untimed := [model.model for model in models if is_run(model.model) and not model.result.facts.images_per_second]:
         split = ("--dataset", comparison.dataset, "--split", comparison.split)
         commands = "; ".join(command_line("evaluate", model, *split) for model in untimed)
-        notes.append(f"Not timed on this split yet; what measures images and captions per second: {commands}")
+        notes.append(f"Not timed on this split yet; to measure images and captions per second: {commands}")
     sections = [Section("Comparison", " ".join(notes), table=comparison_grid(comparison.methods))]
     if settings := differing_settings({label: configs_of(of_label) for label, of_label in folders.items()}):
         labels = [model.label for model in models]
@@ -136,12 +136,12 @@ def ranking_sections(models: Sequence[Examined], split: Split) -> list[Section]:
     percents = [f"{model.label} {100 * separation(model.similarities):.2f} %" for model in models]
     cmc_note = (
         f"Queries with a right image among the first 1 to {len(models[0].cmc.mean)}. Bands: 95 % intervals of each "
-        "point, people resampled with all their queries. Behind each name: R1."
+        "point, people resampled with all their queries. After each name: R1."
     )
     similarity_note = (
         "All pairs of a caption and an image, right and wrong ones scaled to the same area. Dashed: the most similar "
-        "wrong image of each caption, which a right one has to beat. How often a right pair is more similar than a "
-        f"wrong one: {', '.join(percents)}."
+        "wrong image of each caption. Probability that a right pair is more similar than a wrong one: "
+        f"{', '.join(percents)}."
     )
     cmc = Chart(
         "cmc", cmc_curves([model.cmc for model in models]), "Line chart: CMC curve of each model, with its band."
@@ -175,9 +175,9 @@ def list_sections(model: Examined, split: Split, features: SplitFeatures, k: int
     best = clearest_queries(model.similarities.margin, split.caption_pids, count)
     worst = hardest_queries(model.per_query, split.caption_pids, count)
     worst = [query for query in worst if model.per_query.first_right_rank[query] > 1]
-    best_note = "Where a right image lies furthest above every wrong one; at most one caption for each person."
+    best_note = "Captions whose right image is furthest above every wrong one; at most one for each person."
     worst_note = (
-        "Where the first right image comes last; at most one caption for each person. If none of the first "
+        "Captions whose first right image comes last; at most one for each person. If none of the first "
         f"{k} images is right, the last that is shown is the first right one, with its rank."
     )
     return [
@@ -214,8 +214,8 @@ def attribute_sections(model: Examined, split: Split) -> list[Section]:
         note = (
             f"The {len(errors.queries):,} of {len(sought):,} queries that {model.label} answers wrongly at rank 1: how "
             "often each attribute of the person found differs from the person sought. Chance: any other person's image "
-            "instead. Far left of chance: the model attends to it. At chance: it does not see it, or the "
-            "captions do not tell."
+            "instead. Far left of chance: the model uses the attribute. At chance: it does not see it, or the "
+            "captions do not mention it."
         )
         alt = "Dot chart: how often each attribute of wrong first answers differs, with intervals, against chance."
         sections.append(Section("Confusion by attribute", note, [Chart("attributes", figure, alt)], half=True))

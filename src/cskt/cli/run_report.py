@@ -1,4 +1,4 @@
-"""The report of a run folder: the content of its files as one HTML page."""
+"""Report of a run folder: the content of its files as one HTML page."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def warning_sections(warnings: Mapping[str, Sequence[str]]) -> list[Section]:
         warnings: label of a run -> its lines.
     """
     lines = [(line, label) for label, of_run in warnings.items() for line in of_run]
-    return [Section("Warnings", "What each run found out about itself.", sentences=lines)] if lines else []
+    return [Section("Warnings", "Signs in a run that it cannot have learned.", sentences=lines)] if lines else []
 
 
 def run_summary(config: RunConfig | None, events: Sequence[dict[str, Any]]) -> str:

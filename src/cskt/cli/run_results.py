@@ -122,11 +122,11 @@ def store_result(result: Result, model: Path, output: Path | None = None) -> Non
         try:
             logger.info("per-query results: %s", save_result(model, result))
         except CsktError as error:
-            logger.warning("no per-query results are kept: %s or keep them elsewhere: --output FOLDER", error)
+            logger.warning("no per-query results are stored: %s or store them elsewhere: --output FOLDER", error)
     elif result.seed is not None:  # of a run, whose folder is no longer one
         logger.warning(
-            "%s: no per-query results are kept, for the run folder was deleted or moved meanwhile; put it back and"
-            " evaluate again",
+            "%s: no per-query results are stored, because the run folder was deleted or moved; put it back and evaluate"
+            " again",
             model,
         )
 

@@ -1,4 +1,4 @@
-"""The split that a model is evaluated on: named by the caller, or the data set that its run was trained on."""
+"""Split that a model is evaluated on: named by the caller, or of the data set that its run was trained on."""
 
 from __future__ import annotations
 

@@ -52,9 +52,9 @@ def verdict(published: float, ours: Sequence[float]) -> str:
     """
     difference = f"{100 * (mean_and_deviation(ours).mean - published):+.2f} points"
     if len(ours) < FEWEST_SEEDS:
-        return f"no verdict below {FEWEST_SEEDS} seeds, which show how far they lie apart; {difference} from it"
+        return f"no verdict below {FEWEST_SEEDS} seeds, too few for the variation between seeds; {difference} from it"
     low, high = next_seed(ours)
-    where = f"{difference} from it; another seed would lie in {100 * low:.2f} to {100 * high:.2f}"
+    where = f"{difference} from it; another seed would be in {100 * low:.2f} to {100 * high:.2f}"
     if low <= published <= high:
         return f"agrees: the published figure could be one more seed of ours ({where})"
     return f"{'below' if published > high else 'above'} the published figure ({where})"

@@ -51,7 +51,7 @@ def cmc_curves(curves: Sequence[Curve]) -> Figure:
         CsktError: more curves than there are colours and markers.
     """
     if len(curves) > len(LINES):
-        raise CsktError(f"{len(curves)} curves; more than {len(LINES)} cannot be told apart")
+        raise CsktError(f"{len(curves)} curves; more than {len(LINES)} cannot be distinguished")
     with mpl.rc_context(STYLE):
         figure = new_figure(4.9, 4.2)
         axes = figure.subplots()

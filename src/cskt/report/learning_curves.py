@@ -21,16 +21,16 @@ from cskt.report.style import (
     PURPLE,
     STYLE,
     VERMILION,
+    integer_ticks,
     label_ends,
     markers,
     new_figure,
-    whole_numbers,
 )
 
 Event = Mapping[str, Any]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
-# key in the summary -> colour and marker; mINP is left to the table, a fifth line would hide the others
+# key in the summary -> colour and marker; mINP is in the table, a fifth line would hide the others
 SERIES = {
     "r1": (BLUE, "o"),
     "r5": (VERMILION, "s"),
@@ -40,14 +40,14 @@ SERIES = {
 REFERENCES = {"zero-shot": (0, (6, 3)), "step-0": (0, (1.5, 2.5))}
 LOSS_COLORS = (VERMILION, GREEN, PURPLE, BLUE)
 SMOOTH_FROM = 120
-"""From so many points on, the loss is drawn faint under its running mean."""
+"""From this number of points on, the loss is drawn faint under its running mean."""
 
 
 def learning_curves(events: Iterable[Event]) -> Figure:
-    """Retrieval by epoch, loss by step and learning rate by step, one below the other.
+    """Draw retrieval by epoch, loss by step and learning rate by step, one below the other.
 
     Args:
-        events: the objects of `metrics.jsonl` in order. Where a resumed run wrote a step or an epoch again, the later
+        events: the objects of `metrics.jsonl` in order. If a resumed run recorded a step or an epoch again, the later
             line counts. Events of other kinds are ignored.
     """
     events = list(events)
@@ -72,7 +72,7 @@ def learning_curves(events: Iterable[Event]) -> Figure:
 
 def _draw_retrieval(axes: Axes, evaluations: Sequence[Event]) -> None:
     shown = next((event for event in reversed(evaluations) if event["stage"] == "epoch"), evaluations[-1])
-    # a figure of another split or data set would not be comparable with these lines
+    # another split or data set would not be comparable with these lines
     evaluations = [event for event in evaluations if _where(event) == _where(shown)]
     axes.set_xlabel("epoch (text to image on {} {})".format(*_where(shown)))
     by_epoch = {event["epoch"]: event["t2i"] for event in evaluations if event["stage"] in ("step-0", "epoch")}
@@ -93,7 +93,7 @@ def _draw_retrieval(axes: Axes, evaluations: Sequence[Event]) -> None:
             highest = max(highest, figures[-1])
             labels.append((figures[-1], f"R1 {stage} {figures[-1]:.1f}", color))
     axes.set_ylim(0, max(10.0, 1.06 * highest))
-    whole_numbers(axes, epochs)
+    integer_ticks(axes, epochs)
     label_ends(axes, labels, lines_of_text=14)
 
 
@@ -120,7 +120,7 @@ def _draw_loss(axes: Axes, steps: Sequence[Event]) -> None:
     if len(numbers) >= SMOOTH_FROM:
         axes.set_title("running mean in bold", loc="right", color=MUTED, fontsize=9.5, fontweight="normal")
     axes.set_xlabel("step")
-    whole_numbers(axes, numbers)
+    integer_ticks(axes, numbers)
     label_ends(axes, labels, lines_of_text=9)
 
 
@@ -136,11 +136,11 @@ def _draw_rate(axes: Axes, steps: Sequence[Event]) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel("step")
-    whole_numbers(axes, numbers)
+    integer_ticks(axes, numbers)
 
 
 def running_mean(values: Floats, window: int) -> Floats:
-    """The mean over up to `window` neighbours on either side; values that are not finite are left out of it."""
+    """Return the mean over up to `window` neighbours on either side, without values that are not finite."""
     known = np.isfinite(values)
     box = np.ones(2 * window + 1)
     sums = np.convolve(np.where(known, values, 0.0), box)[window : window + len(values)]

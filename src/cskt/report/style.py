@@ -1,8 +1,7 @@
-"""How all plots of a report look, and how a figure becomes bytes.
+"""Common style of all charts of a report, and their conversion to SVG and PNG.
 
-A drawing carries a second set of colours for dark pages, its background included, so it stays legible wherever it is
-shown. Series differ in marker and carry their name at the line's end: colour (Okabe and Ito's palette, safe for
-colour-blind readers, and four more of its kind) is never the only sign.
+An SVG contains a second set of colours for dark pages, its background included. Lines differ in colour (the palette of
+Okabe and Ito, safe for colour-blind readers, and four more colours) and marker, and have their name at their end.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ LINES = (
     (BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (PURPLE, "D"),
     ("#8a6a00", "v"), ("#6a4fc4", "P"), ("#007c8a", "X"), ("#9c3a3a", "p"),
 )  # fmt: skip
-"""Colour and marker of the first, second, ... line: as many as a reader can tell apart."""
+"""Colour and marker of the first, second, ... line; more could not be distinguished."""
 DARK = {
     INK: "#e6e9ee", MUTED: "#a2abb8", GRID: "#2b323c", PAPER: "#171b22",
     BLUE: "#5cb8f2", VERMILION: "#ff8f55", GREEN: "#3ccf9f", PURPLE: "#e391c6",
@@ -42,20 +41,20 @@ PNG_DOTS_PER_INCH = 200
 
 
 def new_figure(width_inches: float, height_inches: float) -> Figure:
-    """An empty figure of a size that a phone shows whole."""
+    """Return an empty figure; up to 5 inches wide, a phone shows it whole."""
     return Figure(figsize=(width_inches, height_inches), layout=ConstrainedLayoutEngine(h_pad=0.08, hspace=0.06))
 
 
 def svg(figure: Figure) -> bytes:
-    """A figure as an SVG document (UTF-8) with colours for light and dark pages; equal figures give equal bytes."""
+    """Return a figure as SVG (UTF-8) with colours for light and dark pages; equal figures give equal bytes."""
     drawing = io.BytesIO()
-    with mpl.rc_context(STYLE):  # ticks are made only now
+    with mpl.rc_context(STYLE):  # ticks are created when the figure is saved
         figure.savefig(drawing, format="svg", metadata={"Date": None})
     return _with_dark_colors(drawing.getvalue())
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as a PNG picture, in its light colours, sharp enough for print."""
+    """Return a figure as PNG in its light colours, sharp enough for print."""
     drawing = io.BytesIO()
     with mpl.rc_context(STYLE):
         figure.savefig(drawing, format="png", dpi=PNG_DOTS_PER_INCH)
@@ -63,14 +62,14 @@ def png(figure: Figure) -> bytes:
 
 
 def shorten(name: str, length: int = 22) -> str:
-    """A name that fits beside a plot: the middle of a longer one gives way, for runs differ at their ends."""
+    """Shorten a name in the middle, because runs differ at the ends of their names."""
     if len(name) <= length:
         return name
     return f"{name[: length // 2 - 1]}…{name[-(length - length // 2) :]}"
 
 
 def spread(positions: Sequence[float], gap: float, top: float) -> list[float]:
-    """Positions moved apart to at least `gap`, in the same order, none above `top` while there is room below it."""
+    """Move positions apart to at least `gap`, in the same order; below `top` if there is enough space."""
     order = np.argsort(positions, kind="stable")
     placed = [0.0] * len(positions)
     floor = -np.inf
@@ -84,12 +83,12 @@ def spread(positions: Sequence[float], gap: float, top: float) -> list[float]:
 
 
 def markers(marker: str, count: int) -> dict[str, Any]:
-    """Settings of a line of `count` points with about fifteen markers."""
+    """Return the settings of a line of `count` points with about fifteen markers."""
     return {"marker": marker, "markersize": 4.5, "markevery": max(1, count // 15)}
 
 
 def label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]], lines_of_text: int) -> None:
-    """Write (height, text, colour) to the right of the plot, moved apart where the heights are close."""
+    """Write labels (height, text, colour) to the right of the plot, without overlaps."""
     bottom, top = axes.get_ylim()
     heights = spread([height for height, _, _ in labels], gap=(top - bottom) / lines_of_text, top=top)
     for height, (_, text, color) in zip(heights, labels, strict=True):
@@ -99,9 +98,9 @@ def label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]], lines_of_te
         )  # fmt: skip
 
 
-def whole_numbers(axes: Axes, values: Sequence[int]) -> None:
-    """Ticks at whole numbers below the plot, whose lines have these horizontal positions."""
-    if len(values) < 2:  # matplotlib would zoom into the one point until its neighbours are fractions
+def integer_ticks(axes: Axes, values: Sequence[int]) -> None:
+    """Set ticks at integers on the horizontal axis, where the lines have these values."""
+    if len(values) < 2:  # matplotlib would show fractions around a single point
         middle = values[0] if values else 0
         axes.set_xlim(middle - 0.5, middle + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
@@ -109,7 +108,7 @@ def whole_numbers(axes: Axes, values: Sequence[int]) -> None:
 
 
 def _with_dark_colors(drawing: bytes) -> bytes:
-    """Add a style sheet that exchanges the colours, which matplotlib writes into each element, on a dark page."""
+    """Add a style sheet that replaces the colours, which matplotlib writes into each element, on a dark page."""
     rules = "".join(
         f'[style*="{role}: {light}"]{{{role}:{dark} !important}}'
         for light, dark in DARK.items()

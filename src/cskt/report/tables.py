@@ -24,7 +24,7 @@ from cskt.utils.terminal import json_text, printable
 
 Grid = Sequence[Sequence[str]]
 
-TEXT_COLUMNS = ("Method", "Trained on", "Note")
+TEXT_COLUMNS = ("Method", "Trained on", "Note", "Setting")
 """Headings of columns that are aligned left; all others are numbers."""
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json"}
 """Suffix of a file -> format of its table."""
