@@ -45,14 +45,14 @@ def test_reading_follows_the_setting(lying: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache").iterdir())) == 2, "the cache keeps the two apart"
 
 
-def test_the_cache_of_before_is_still_used(lying: Path, tmp_path: Path) -> None:
+def test_images_as_stored_have_one_folder(lying: Path, tmp_path: Path) -> None:
     first = cached_images(tmp_path, [lying], ImageReader(HEIGHT, WIDTH), 0)
     again = cached_images(tmp_path, [lying], ImageReader(HEIGHT, WIDTH, apply_orientation=False), 0)
     assert torch.equal(first[torch.tensor([0])], again[torch.tensor([0])])
     assert len([entry for entry in tmp_path.iterdir() if entry.is_dir()]) == 1
 
 
-def test_an_encoder_follows_its_setting_unless_told(lying: Path, tiny_backbone: Path) -> None:
+def test_an_encoder_follows_its_setting_unless_an_argument_overrides_it(lying: Path, tiny_backbone: Path) -> None:
     encoder = cskt.load(tiny_backbone, device="cpu", num_workers=0)
     turning = Encoder(encoder.model, encoder.tokenizer, device=torch.device("cpu"), apply_orientation=True)
     assert not encoder.apply_orientation and encoder.fingerprint == turning.fingerprint
@@ -66,6 +66,7 @@ def test_an_encoder_follows_its_setting_unless_told(lying: Path, tiny_backbone: 
     assert scores[0] == scores[1] != scores[2] == explain(turning, lying, "a red bag").score
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"data.cache_images": True}])
 @pytest.mark.parametrize("apply_orientation", [False, True])
 def test_a_run_is_evaluated_as_it_was_trained(

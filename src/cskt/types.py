@@ -1,4 +1,4 @@
-"""The values that travel between rooms, and the one legend of their dimensions.
+"""Values that packages exchange, and the legend of their dimensions.
 
     B  images or captions in a batch        L  token positions of a caption
     D  width of the shared embedding        N  tokens of an image (class token first)
@@ -6,7 +6,7 @@
     H  image height in pixels               W  image width in pixels
     P  prompt tokens                        C  identities known to a classifier
 
-A shape is written `[B, D]` in docstrings; where tensors abound the name carries it (`similarity_QG`).
+A shape is written `[B, D]` in docstrings, or at the end of a name (`similarity_QG`).
 Similarity is the cosine and higher is better. Metrics are fractions in [0, 1].
 """
 
@@ -20,12 +20,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch of B pairs, still on the host: pixels are decoded but neither augmented nor normalised.
+    """One training batch of B pairs on the host; pixels are decoded but neither augmented nor normalised.
 
-    An image stands beside k captions, k being `data.captions_per_image`: those of image i are rows k * i to
-    k * i + k - 1. With k = 1 the rows of images and captions agree.
+    An image has k = `data.captions_per_image` captions: those of image i are rows k * i to k * i + k - 1.
 
-    Where several processes train together, each has the pixels of its share alone, and the rest of the whole batch.
+    If several processes train together, each has the pixels of its own share, and all other fields of the whole batch.
     """
 
     images: Tensor
@@ -37,15 +36,15 @@ class Batch:
     image_ids: Tensor
     """[B / k] int64, index of the image within its split."""
     first_image: int = 0
-    """Where among those the row of `images[0]` is."""
+    """Row of `images[0]` in the whole batch."""
 
 
 @dataclass(frozen=True)
 class PerQuery:
-    """What `RetrievalMetrics` knows of each query; a query without a relevant image holds zeros."""
+    """Results of each query; zeros for a query without a relevant image."""
 
     first_right_rank: Tensor
-    """[Q] int64, rank (from 1) of the first relevant gallery image; 0 where there is none."""
+    """[Q] int64, rank (from 1) of the first relevant gallery image; 0 if there is none."""
     average_precision: Tensor
     """[Q] float64 in [0, 1]."""
     inverse_negative_penalty: Tensor
@@ -66,11 +65,11 @@ class RetrievalMetrics:
     num_queries: int
     num_gallery: int
     num_unmatched_queries: int
-    """Queries whose identity is absent from the gallery: counted here, left out of the means."""
+    """Queries whose identity is absent from the gallery; they are left out of the means."""
     per_query: PerQuery = field(repr=False, compare=False)
 
     def summary(self) -> dict[str, float | int]:
-        """The scalar figures by name, ready for JSON."""
+        """Return the scalar figures by name, ready for JSON."""
         return {
             name: getattr(self, name)
             for name in (
@@ -91,4 +90,4 @@ class Hit:
     """From 1."""
     metadata: dict[str, Any] = field(default_factory=dict)
     group_size: int = 1
-    """Where answers are grouped, by track for instance: crops of the group that were found, this best one included."""
+    """Crops of the group that were found, this one included; 1 if the answer is not grouped."""

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ from small_datasets import entry, write_dataset
 
 from cskt.data.check import CheckReport, SplitReport, check_dataset
 from cskt.data.datasets import DATASETS
-from cskt.data.records import SplitCounts
+from cskt.data.records import SPLIT_NAMES, SplitCounts
 
 
 def report_of(report: CheckReport, name: str) -> SplitReport:
@@ -89,17 +90,30 @@ def test_image_with_two_records_is_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("withdrawn", [True, False])
-def test_withdrawn_rstpreid_split_is_an_error(tmp_path: Path, withdrawn: bool) -> None:
+def test_withdrawn_rstpreid_split_is_an_error(
+    tmp_path: Path, withdrawn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     rstpreid = DATASETS["rstpreid"]
-    counts = rstpreid.withdrawn_counts if withdrawn else rstpreid.published_counts
+    ids = [tuple(counts.num_ids for counts in rstpreid.withdrawn_counts.values())]
+    ids.append(tuple(counts.num_ids for counts in rstpreid.published_counts.values()))
+    assert ids == [(3901, 100, 100), (3701, 200, 200)]
+    published, old = (
+        {
+            name: SplitCounts(num_ids, 5 * num_ids, 10 * num_ids)
+            for name, num_ids in zip(SPLIT_NAMES, sizes, strict=True)
+        }
+        for sizes in ((7, 4, 4), (9, 3, 3))
+    )
+    small = replace(rstpreid, published_counts=published, withdrawn_counts=old)
+    monkeypatch.setitem(DATASETS, "rstpreid", small)
     entries, pid = [], 0
-    for split, size in counts.items():
+    for split, size in (old if withdrawn else published).items():
         for _ in range(size.num_ids):
             entries += [entry(split, pid, f"{pid}_{n}.jpg", f"a {pid} {n}", f"b {pid} {n}") for n in range(5)]
             pid += 1
     report = check_dataset("rstpreid", write_dataset(tmp_path, "rstpreid", entries, images=False), decode=False)
-    said = [error for error in report.errors if "withdrawn split" in error]
-    assert len(said) == withdrawn and all("3701 / 200 / 200" in error for error in said)
+    found = [error for error in report.errors if "withdrawn split of RSTPReid (9 / 3 / 3 identities)" in error]
+    assert len(found) == withdrawn and all("published results use 7 / 4 / 4" in error for error in found)
     assert any("where the paper has" in warning for warning in report.warnings) == withdrawn
 
 

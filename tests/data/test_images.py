@@ -60,7 +60,7 @@ def test_resize_follows_pillow(width: int, height: int) -> None:
     assert difference.max() <= 1
 
 
-def test_format_is_told_by_content_not_name(tmp_path: Path) -> None:
+def test_format_is_recognised_by_content(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "a.jpg")
     assert np.array_equal(decode_image(tmp_path / "a.jpg"), np.asarray(picture()))
@@ -343,7 +343,7 @@ def test_order_is_crop_normalise_erase() -> None:
     assert all(kind.any() for kind in kinds) and (sum(kind.int() for kind in kinds) == 1).all()
 
 
-def test_bytes_are_called_what_the_caller_calls_them() -> None:
+def test_errors_name_bytes_as_the_caller_does() -> None:
     with pytest.raises(ValueError, match=r"^a\.jpg: not an image of a known format"):
         decode_image(b"text", name="a.jpg")
     with pytest.raises(ValueError, match=r"^image: not an image of a known format"):

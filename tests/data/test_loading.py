@@ -59,7 +59,7 @@ def captions_of(batch: Batch) -> list[tuple[int, ...]]:
     return [tuple(row[: row.argmax() + 1].tolist()) for row in batch.caption_ids]
 
 
-def test_batches_hold_what_the_records_say(split: Split) -> None:
+def test_batches_have_the_content_of_the_records(split: Split) -> None:
     loader = make_loader(split)
     assert (loader.num_identities, loader.num_pairs, loader.steps_per_epoch) == (4, 23, 5)
     batches = list(loader.epoch(0))
@@ -126,7 +126,7 @@ def test_workers_and_caches_change_nothing(split: Split, tmp_path: Path, num_wor
     assert_same_batches(list(loader.epoch(2, start_step=3)), list(make_loader(split).epoch(2, start_step=3)))
 
 
-def test_a_memory_that_holds_the_images_in_parts_holds_them_all(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_copied_into_memory_in_parts(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "IMAGES_AT_ONCE", 4)
     loader = make_loader(split, replace(RANDOM, cache_images=True))
     assert_same_batches(list(loader.epoch(0)), list(make_loader(split).epoch(0)))
@@ -171,7 +171,7 @@ def test_cache_decodes_each_image_once(split: Split, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("content", [None, b"", b"text", "truncated"])
-def test_bad_image_reaches_the_caller_by_name(split: Split, num_workers: int, content: bytes | str | None) -> None:
+def test_a_bad_image_is_an_error_that_names_it(split: Split, num_workers: int, content: bytes | str | None) -> None:
     path = split.image_paths[6]
     intact = path.read_bytes()
     path.unlink()
@@ -235,7 +235,7 @@ def test_an_image_meets_several_of_its_captions(split: Split, captions_per_image
     assert loader.num_pairs == 23
 
 
-def test_which_captions_meet_depends_on_seed_and_epoch_alone(split: Split) -> None:
+def test_captions_of_a_unit_depend_on_seed_and_epoch_alone(split: Split) -> None:
     def meetings(loader: TrainingLoader, epoch: int) -> list[list[tuple[int, ...]]]:
         """The captions that met, without the order of the units."""
         captions = [caption for batch in loader.epoch(epoch) for caption in captions_of(batch)]
@@ -280,7 +280,7 @@ def test_the_last_unit_is_filled_with_the_others_alike() -> None:
     assert all(filled[pair] == pytest.approx(600, abs=100) for pair in range(5))  # a standard deviation is 22
 
 
-def test_identity_sampler_deals_fairly() -> None:
+def test_identity_sampler_draws_identities_equally_often() -> None:
     pids = np.repeat(np.arange(10), [1, 2, 3, 4, 5, 6, 7, 8, 9, 40])
     batches = identity_batches(pids, 12, 4, num_batches=200, random=np.random.default_rng(0))
     assert len(batches) == 200

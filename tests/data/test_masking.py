@@ -48,7 +48,7 @@ def test_the_mask_token_is_the_last_word_of_clip() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("probability", PROBABILITIES)
-def test_masking_asks_for_words_and_touches_nothing_else(caption_ids: Tensor, probability: float, seed: int) -> None:
+def test_masking_changes_words_only(caption_ids: Tensor, probability: float, seed: int) -> None:
     before = caption_ids.clone()
     ids, labels = mask_tokens(caption_ids, probability, generator(seed))
     assert torch.equal(caption_ids, before)
@@ -89,7 +89,7 @@ def test_shares_are_those_of_bert() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("probability", PROBABILITIES)
-def test_hiding_touches_words_only(caption_ids: Tensor, probability: float, seed: int) -> None:
+def test_hiding_changes_words_only(caption_ids: Tensor, probability: float, seed: int) -> None:
     before = caption_ids.clone()
     hidden = hide_tokens(caption_ids, probability, generator(seed))
     assert torch.equal(caption_ids, before)

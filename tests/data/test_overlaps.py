@@ -51,7 +51,7 @@ def test_a_sound_data_set_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert errors_of(tmp_path) == [] and caplog.records == [], "twice under one identity does no harm"
 
 
-def test_a_caption_of_several_people_is_fine(tmp_path: Path) -> None:
+def test_a_caption_of_several_people_is_accepted(tmp_path: Path) -> None:
     for pid, split in enumerate(("train", "val", "test")):
         write_image(tmp_path / f"{pid}.jpg", pid)
         line = json.dumps({"image": f"{pid}.jpg", "pid": pid, "captions": ["the same words"]})
@@ -87,14 +87,14 @@ def test_a_path_under_two_people(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
-def test_links_are_seen_through(tmp_path: Path, link: object) -> None:
+def test_links_to_the_same_file_are_recognised(tmp_path: Path, link: object) -> None:
     write_image(tmp_path / "a.jpg")
     link(tmp_path / "b.jpg", tmp_path / "a.jpg")  # type: ignore[operator]
     write_jsonl(tmp_path, ("train", 1, "a.jpg"), ("val", 2, "b.jpg"))
     assert f"{tmp_path / 'a.jpg'} = {tmp_path / 'b.jpg'}" in refusal_of(tmp_path)
 
 
-def test_names_that_a_file_system_takes_for_one_file_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_names_of_one_file_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where upper and lower case are the same: both names have the state of one file."""
     write_jsonl(tmp_path, ("train", 1, "a.jpg"), ("val", 2, "A.jpg"), ("test", 3, "c.jpg"))
     state = Path.stat
@@ -115,7 +115,7 @@ def test_files_without_an_inode_number_are_compared_by_path(tmp_path: Path, monk
     assert len(set(file_keys(dataset).values())) == 2
 
 
-def test_images_that_are_not_there_are_compared_by_path(tmp_path: Path) -> None:
+def test_missing_images_are_compared_by_path(tmp_path: Path) -> None:
     write_jsonl(tmp_path, ("train", 1, "a.jpg"), ("val", 2, "b.jpg"), ("test", 3, "a.jpg"))
     for path in tmp_path.glob("*.jpg"):
         path.unlink()
@@ -142,7 +142,7 @@ def test_published_data_sets_are_warned_of_once(tmp_path: Path, caplog: pytest.L
     assert any(error.startswith("images in both train and test") for error in check_dataset(name, tmp_path).errors)
 
 
-def test_who_asks_not_to_refuse_is_warned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_refuse_an_overlap_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_jsonl(tmp_path, ("train", 1, "a.jpg"), ("test", 1, "b.jpg"))
     assert len(read_separate_splits("jsonl", tmp_path, refuse=False)) == 2
     assert len(caplog.records) == 1
@@ -191,7 +191,7 @@ def test_equal_sizes_are_no_equal_content(tmp_path: Path) -> None:
     assert errors_of(write_jsonl(tmp_path, ("train", 1, "a.bmp"), ("test", 2, "b.bmp"))) == []
 
 
-def test_damaged_files_are_reported_as_damaged_alone(tmp_path: Path) -> None:
+def test_damaged_files_are_not_compared(tmp_path: Path) -> None:
     write_jsonl(tmp_path, ("train", 1, "a.jpg"), ("test", 2, "b.jpg"), ("test", 3, "c.jpg"))
     (tmp_path / "a.jpg").write_bytes(b"")
     (tmp_path / "b.jpg").write_bytes(b"")

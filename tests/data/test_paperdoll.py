@@ -230,7 +230,7 @@ def test_an_attribute_shows_in_the_mask(change: dict[str, str], part: str) -> No
         assert part in draw(dataclasses.replace(PLAIN, **change), view).visible_parts, view  # type: ignore[arg-type]
 
 
-def test_the_view_hides_what_it_must() -> None:
+def test_the_view_hides_parts() -> None:
     dressed = dataclasses.replace(
         PLAIN, eyewear="glasses", upper="coat", inner_colour="white", bag="backpack", bag_colour="blue"
     )
@@ -298,7 +298,7 @@ def test_rstpreid_layout(tmp_path: Path) -> None:
     assert read_dataset("rstpreid", tmp_path)["test"].counts == (2, 2, 4)
 
 
-def test_jsonl_layout_lies_in_the_root(tmp_path: Path) -> None:
+def test_jsonl_layout_is_in_the_root(tmp_path: Path) -> None:
     folder = make_dataset(tmp_path, layout="jsonl", ids={"train": 2, "test": 1}, images_per_id=1)
     assert folder == tmp_path
     lines = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -318,7 +318,7 @@ def test_captions_per_image(tmp_path: Path, number: int) -> None:
         assert len(set(record.captions)) == number
 
 
-def test_masks_lie_beside_the_images(tmp_path: Path) -> None:
+def test_masks_have_the_names_of_the_images(tmp_path: Path) -> None:
     folder = make_dataset(tmp_path, ids={"train": 2}, images_per_id=2, masks=True)
     images = sorted((folder / "imgs").rglob("*.jpg"))
     assert len(images) == 4
@@ -330,12 +330,12 @@ def test_masks_lie_beside_the_images(tmp_path: Path) -> None:
             assert np.asarray(mask).max() < len(PART_LABELS)
 
 
-def test_progress_is_told_in_images(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+def test_progress_is_reported_in_images(tmp_path: Path) -> None:
+    reported: list[tuple[int, int]] = []
     make_dataset(
-        tmp_path, ids={"train": 3}, images_per_id=2, on_progress=lambda done, total: told.append((done, total))
+        tmp_path, ids={"train": 3}, images_per_id=2, on_progress=lambda done, total: reported.append((done, total))
     )
-    assert told == [(2, 6), (4, 6), (6, 6)]
+    assert reported == [(2, 6), (4, 6), (6, 6)]
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

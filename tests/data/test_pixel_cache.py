@@ -1,4 +1,4 @@
-"""The cache gives the pixels that decoding gives: whoever fills it, whatever is killed, whichever file changes."""
+"""The cache gives the pixels that decoding gives, with several runs, killed runs and changed files."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_nothing_is_decoded_twice(folder: Path, paths: list[Path], tmp_path: Pat
     assert decoded.total() == NUM_IMAGES and num_indexed(folder) == NUM_IMAGES, "known by content, not by name"
 
 
-def test_a_changed_file_is_read_anew_even_with_its_old_size_and_time(folder: Path, paths: list[Path]) -> None:
+def test_a_changed_file_is_read_again_even_with_its_old_size_and_time(folder: Path, paths: list[Path]) -> None:
     files = [write_image(path.with_suffix(".ppm"), seed) for seed, path in enumerate(paths[:3])]
     before = open_images(folder, files)
     old, status = READER.read(files[1]), files[1].stat()
@@ -128,7 +128,9 @@ def test_a_changed_file_is_read_anew_even_with_its_old_size_and_time(folder: Pat
     assert torch.equal(before[torch.tensor([1])][0], old), "who has the old images keeps them"
 
 
-def test_sizes_and_methods_lie_apart(folder: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_and_methods_have_folders_of_their_own(
+    folder: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     open_images(folder, paths)
     larger = cached_images(folder, paths, ImageReader(2 * HEIGHT, WIDTH), 0)
     assert torch.equal(larger[torch.tensor([2])][0], ImageReader(2 * HEIGHT, WIDTH).read(paths[2]))
@@ -158,7 +160,8 @@ def test_two_runs_fill_at_once(folder: Path, paths: list[Path], monkeypatch: pyt
     assert num_indexed(folder) == NUM_IMAGES, "none twice"
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no such signal")
 def test_a_killed_run_leaves_no_wrong_pixel(folder: Path, paths: list[Path]) -> None:
     """Killed between its third append's pixels and their index, while another run fills the same cache."""
 
@@ -184,7 +187,9 @@ def test_a_killed_run_leaves_no_wrong_pixel(folder: Path, paths: list[Path]) -> 
         (0, 9 * 32),
     ],
 )
-def test_remains_are_overwritten(folder: Path, paths: list[Path], pixel_bytes: int, index_bytes: int) -> None:
+def test_remains_of_a_killed_run_are_overwritten(
+    folder: Path, paths: list[Path], pixel_bytes: int, index_bytes: int
+) -> None:
     open_images(folder, paths)
     store = store_of(folder)
     index = (store / INDEX).read_bytes()
@@ -207,7 +212,7 @@ def test_a_write_that_fails_halfway_indexes_nothing_wrong(
 
     with monkeypatch.context() as context:
         context.setattr(os, "fsync", full)
-        with pytest.raises(ValueError, match=r"cache: No space left on device; make room there or .* data\.cache_dir"):
+        with pytest.raises(ValueError, match=r"cache: No space left on device; free space there or .* data\.cache_dir"):
             open_images(folder, paths[10:])
     assert_right(open_images(folder, paths), paths)
 
@@ -233,9 +238,9 @@ def test_bad_images_are_named_and_not_kept(
     assert_right(open_images(folder, paths), paths)
 
 
-def test_a_folder_that_cannot_be(tmp_path: Path, paths: list[Path]) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path, paths: list[Path]) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"file: .*; make room there or name another folder with data\.cache_dir"):
+    with pytest.raises(ValueError, match=r"file: .*; free space there or name another folder with data\.cache_dir"):
         open_images(tmp_path / "file", paths)
 
 

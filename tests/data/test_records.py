@@ -38,11 +38,11 @@ def test_reads_the_published_layouts(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["CUHK-PEDES", "cuhk_pedes", " Cuhk-Pedes "])
-def test_names_forgive_case_and_underscore(tmp_path: Path, name: str) -> None:
+def test_names_ignore_case_and_underscore(tmp_path: Path, name: str) -> None:
     assert len(read_dataset(name, write_dataset(tmp_path, "cuhk-pedes", THREE_SPLITS, images=False))) == 3
 
 
-def test_unknown_name_names_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_name_suggests_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown data set 'CUHK-PEDS': did you mean 'cuhk-pedes'"):
         read_dataset("CUHK-PEDS", tmp_path)
 
@@ -54,7 +54,7 @@ def test_both_icfg_file_names(tmp_path: Path) -> None:
     assert read_dataset("icfg-pedes", root) == with_hyphen
 
 
-def test_real_files_quirks(tmp_path: Path) -> None:
+def test_peculiarities_of_real_files(tmp_path: Path) -> None:
     long_caption = "word " * 145
     root = write_dataset(
         tmp_path,
@@ -227,7 +227,7 @@ def make_split(name: str, pids: list[int]) -> Split:
     )
 
 
-def test_find_split_lists_what_there_is() -> None:
+def test_find_split_lists_the_splits_of_the_data_set() -> None:
     dataset = {"train": make_split("train", [1]), "test": make_split("test", [2])}
     assert find_split(dataset, "test") is dataset["test"]
     with pytest.raises(ValueError, match="the data set has no split 'val'; it has train, test"):
@@ -268,7 +268,7 @@ def test_train_fraction_keeps_identities_whole() -> None:
     assert one.num_ids == 1
 
 
-def test_selection_refuses_what_it_cannot_do() -> None:
+def test_selection_without_the_needed_split_is_an_error() -> None:
     with pytest.raises(ValueError, match="no split 'train'"):
         select_splits({"test": make_split("test", [1])}, DataConfig())
     with pytest.raises(ValueError, match="only 1 training identity to hold out from; add a val split"):

@@ -112,7 +112,7 @@ def test_people_with_equal_numbers_of_pairs_give_an_exact_number_of_steps() -> N
 
 
 def test_our_own_sampler_makes_more_steps() -> None:
-    """The difference that made the published flag wrong: ours goes on until every pair could have been seen."""
+    """The difference that made the published flag wrong: ours continues until every pair could have been drawn."""
     pids = people_of([7] * 8)
     released = ours(pids, 8, 4, seed=0)
     own = identity_batches(np.array(pids), 8, 4, num_batches=-(-56 // 8), random=np.random.default_rng(0))

@@ -188,8 +188,8 @@ def test_words_that_the_backbone_does_not_know() -> None:
     assert cut.startswith("the model reads 77 tokens"), "a word that is not read adds nothing"
 
 
-def test_encoding_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """A caption's words are its writer's: they are returned to whoever asks, and never logged."""
+def test_encoding_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The words of a caption may be personal data: they are returned to the caller and never logged."""
     tokenizer = Tokenizer(known_ids=[1])
     with caplog.at_level(logging.DEBUG):
         tokenizer(["purplish " * 100])

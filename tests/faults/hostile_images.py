@@ -34,7 +34,7 @@ def turned(kind: str, orientation: int) -> bytes:
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """Of a PNG."""
+    """Return a chunk of a PNG."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
@@ -87,7 +87,7 @@ def jpeg_of_scans(width: int, height: int, num_scans: int) -> bytes:
 
 
 def claiming(data: bytes, width: int, height: int) -> bytes:
-    """A file whose header has been told another size."""
+    """Return a file whose header claims another size."""
     changed = bytearray(data)
     if data.startswith(b"\xff\xd8"):
         frame = data.index(b"\xff\xc0")

@@ -209,9 +209,9 @@ def test_every_reader(reader: str, tmp_path: Path) -> None:
         assert taken_or_refused(lambda: READERS[reader](path)) == "", kind
     for kind, (content, words) in REFUSED.items():
         path.write_bytes(content)
-        told = taken_or_refused(lambda: READERS[reader](path))
-        assert words in told or (reader == "service" and told), f"{kind}: {told or 'taken'}"
-        assert reader in ("gallery", "service") or str(path) in told, f"{kind}: does not say which: {told}"
+        message = taken_or_refused(lambda: READERS[reader](path))
+        assert words in message or (reader == "service" and message), f"{kind}: {message or 'taken'}"
+        assert reader in ("gallery", "service") or str(path) in message, f"{kind}: does not say which: {message}"
     assert not (tmp_path / "canary").exists() and not Path("canary").exists()
     record("pictures unusual, damaged or turned", tried=len(TAKEN) + len(REFUSED), test=TEST)
 
@@ -248,14 +248,14 @@ def test_cut_at_every_byte() -> None:
     for kind, data in CUT.items():
         step = 1 if LONG else max(1, len(data) // 60)
         for length in range(0, len(data) - 24, step):  # the end of a PNG is sums and a mark: all pixels are there
-            told = taken_or_refused(lambda cut=data[:length]: decode_image(cut))
-            assert told or kind in ("GIF", "TIFF", "BMP"), f"{kind}: taken, though cut after {length} bytes"
+            message = taken_or_refused(lambda cut=data[:length]: decode_image(cut))
+            assert message or kind in ("GIF", "TIFF", "BMP"), f"{kind}: taken, though cut after {length} bytes"
             num_tried += 1
     record("pictures cut short, at every byte", tried=num_tried, test=TEST)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_exif_turns_are_left_to_whoever_shows_the_picture(kind: str, tmp_path: Path) -> None:
+def test_exif_orientation_is_applied_for_display_only(kind: str, tmp_path: Path) -> None:
     """Models see the pixels as they lie, as the published code does; reports show them upright. (Pillow itself turns
     TIFF, for both.)"""
     path = tmp_path / "x.jpg"
@@ -276,7 +276,7 @@ def test_exif_turns_are_left_to_whoever_shows_the_picture(kind: str, tmp_path: P
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="makes pipes and links")
-def test_places_that_are_no_files(tmp_path: Path) -> None:
+def test_folders_pipes_and_devices_are_refused(tmp_path: Path) -> None:
     """A pipe that nobody writes into would be waited for; /dev/zero never ends."""
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
@@ -289,11 +289,12 @@ def test_places_that_are_no_files(tmp_path: Path) -> None:
     places = sorted(tmp_path.glob("*.jpg"))
     for path in [*places, tmp_path / ("x" * 300 + ".jpg"), tmp_path / "a.jpg" / "b.jpg"]:
         for reader in (train_reads, cache_reads):
-            told = taken_or_refused(partial(reader, path))
-            assert str(path) in told, f"{path.name}: {told or 'taken'}"
+            message = taken_or_refused(partial(reader, path))
+            assert str(path) in message, f"{path.name}: {message or 'taken'}"
     record("pictures that are no files, or would fill the memory", tried=len(places) + 2, test=TEST)
 
 
+@pytest.mark.slow
 def test_gallery_reports_what_it_cannot_read_and_takes_the_rest(
     tmp_path: Path, dolls: Path, tiny_backbone: Path
 ) -> None:
@@ -351,5 +352,5 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         for kind, used in zip(group, in_a_process(preparation, readings), strict=True):
             assert used.more_bytes < MEMORY[kind][1], f"{kind}: {used.more_bytes / 1e6:.0f} MB"
             assert used.seconds < SECONDS, kind
-            assert kind.startswith("8,000") or used.told, kind
+            assert kind.startswith("8,000") or used.message, kind
     record("pictures that are no files, or would fill the memory", tried=sum(map(len, groups)), test=TEST)

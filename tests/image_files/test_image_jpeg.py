@@ -38,7 +38,7 @@ def before(data: bytes, marker: int, number: int = 0, inserted: bytes = GARBAGE)
 
 
 def scan_start(data: bytes) -> int:
-    """Where the compressed data of the first scan begins."""
+    """Return the offset of the compressed data of the first scan."""
     start = data.index(b"\xff\xda")
     return start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
 

@@ -111,7 +111,6 @@ EIGHT_BITS = (RAMP * 255).round()
     ids=["uint16", "int16", "uint32", "int32", "Pillow's int32", "Pillow's uint16", "16-bit PNG"],
 )
 def test_eight_bit_values_in_wider_integers_are_taken_as_they_are(data: bytes) -> None:
-    """These were black."""
     with Image.open(io.BytesIO(data)) as image:
         expected = np.asarray(image.convert("RGB"))
     assert np.array_equal(decode_image(data), expected) and expected.max() == 255

@@ -105,7 +105,7 @@ def test_damaged_metadata_is_no_reason_to_refuse_a_picture() -> None:
     ] * 4
 
 
-def test_most_files_are_not_searched_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_without_a_tag_are_not_searched_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = io.BytesIO()
     PICTURE.save(buffer, "JPEG")
     monkeypatch.setattr("cskt.image_files.decode.jpeg_orientation", None)

@@ -24,7 +24,7 @@ BOX_REDUCE_FROM = 32
 """Scale factor, of height or width, above which an image is reduced by averaging boxes before it is resized: 12,288
 pixels of height for a model that takes 384. Below it pixels are resized in one pass."""
 BOX_REDUCE_TO = 8
-"""Scale factor that such a reduction leaves to the antialiased resize."""
+"""Scale factor of the antialiased resize after such a reduction."""
 ERASE_TRIES = 10
 """Rectangles drawn before an image is left whole, as in torchvision's RandomErasing."""
 
@@ -68,7 +68,7 @@ def resize(pixels: NDArray[np.uint8], height: int, width: int, interpolation: In
 
 
 def _box_reduced(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Average boxes of pixels of an image that is far larger than the size asked for; others are returned as they are.
+    """Average boxes of pixels of an image that is far larger than the target size; return others as they are.
 
     The filter of an antialiased resize is as wide as the scale factor, and its weights are rounded to 16 bits. Boxes
     cost one addition per pixel and direction.
@@ -96,7 +96,7 @@ def normalise(images: Tensor, mean: ChannelMeans = CLIP_MEAN, std: ChannelStds =
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device; on CUDA through pinned memory, and without waiting for work under way."""
+    """Copy a tensor of the host to the device; on CUDA through pinned memory, without waiting for running work."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)  # the pinned memory is kept until the copy is done
@@ -112,7 +112,7 @@ def augment(
     of: int | None = None,
     first: int = 0,
 ) -> Tensor:
-    """The training view of a batch: flip, pad and crop, normalise, erase, in the order of the released code.
+    """Return the training view of a batch: flip, pad and crop, normalise, erase, in the order of the released code.
 
     Erased rectangles are filled after normalising with CLIP's raw channel means, as released, whatever `mean` is: a mid
     grey, not the mean colour.
@@ -122,7 +122,8 @@ def augment(
         config: rates and ranges.
         generator: a generator on the CPU, where every choice is drawn: the same on every device.
         mean, std: see `normalise`.
-        of, first: where these are rows of a larger batch, its size and the first row: they look as they would in it.
+        of, first: size of the whole batch and first row in it, if these are rows of a larger batch: the result is the
+            same as in the whole.
 
     Returns:
         [B, 3, H, W] float32, normalised.
@@ -139,7 +140,7 @@ def augment(
 def _draw(
     num_images: int, height: int, width: int, config: AugmentConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What becomes of each image: [B] flipped or not, [B, 2] corner of its crop, [B, 4] rectangle to be erased."""
+    """Draw for each image: [B] flipped or not, [B, 2] corner of its crop, [B, 4] rectangle to erase."""
     flipped = torch.rand(num_images, generator=generator) < config.flip_probability
     corners = torch.randint(0, 2 * config.pad_pixels + 1, (num_images, 2), generator=generator)
     erased = torch.rand(num_images, generator=generator) < config.erase_probability
@@ -149,7 +150,7 @@ def _draw(
 def _crop(images: Tensor, pad: int, corners: Tensor) -> Tensor:
     num_images, channels, height, width = images.shape
     padded = F.pad(images, (pad, pad, pad, pad)).contiguous()
-    # In memory a row of a crop is `width` pixels on end: one selection fetches all rows by where they start.
+    # A row of a crop is `width` consecutive pixels in memory: one selection fetches all rows by their start.
     planes = torch.arange(num_images * channels, device=images.device).view(num_images, channels, 1)
     rows = planes * padded.shape[2] + corners[:, :1, None] + torch.arange(height, device=images.device)
     starts = rows * padded.shape[3] + corners[:, 1:, None]
@@ -158,7 +159,7 @@ def _crop(images: Tensor, pad: int, corners: Tensor) -> Tensor:
 
 
 def _erase(images: Tensor, rectangles: Tensor) -> Tensor:
-    """Overwrites rectangles of `images` in place."""
+    """Overwrite rectangles of `images` in place."""
     height, width = images.shape[2:]
     top, left, rows, columns = rectangles[..., None].unbind(1)
     y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
@@ -171,7 +172,7 @@ def _erase(images: Tensor, rectangles: Tensor) -> Tensor:
 def _draw_rectangles(
     num_images: int, height: int, width: int, config: AugmentConfig, generator: torch.Generator
 ) -> Tensor:
-    """[B, 4] int64: top, left, rows and columns of a rectangle inside each image; zeros where no try fitted.
+    """Draw [B, 4] int64: top, left, rows and columns of a rectangle inside each image; zeros where no try fitted.
 
     The area is uniform and the ratio log-uniform in their ranges; the first of `ERASE_TRIES` that fits is taken.
     """

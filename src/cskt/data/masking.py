@@ -1,4 +1,4 @@
-"""Word tokens hidden or left out: the input of masked language modelling, and augmentation of captions.
+"""Masking and dropping of word tokens: the input of masked language modelling, and augmentation of captions.
 
 Everything works on a batch of caption ids as `Tokenizer` makes them, [B, L] int64: start, words, end, zeros. The
 input is never changed, and every choice is drawn from a generator on the CPU, so that it is the same on every device.
@@ -19,25 +19,25 @@ from cskt.config import AugmentConfig
 MASK_ID = 49_405
 """CLIP has no mask token. As in IRRA its last word, "jekyll", serves as one, and only where masking is on."""
 FIRST_WORD_ID, LAST_WORD_ID = 1, 49_404
-"""The ids that may be masked or come in at random, as in IRRA: all words but the mask token; 0 ("!") is padding."""
+"""Ids that may be masked or inserted at random, as in IRRA: all words but the mask token; 0 ("!") is padding."""
 MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1
-"""Of the chosen tokens, those that become the mask token and those that become a random one; the rest stay (BERT)."""
+"""Shares of the chosen tokens that become the mask token, and a random one; the rest stay (BERT)."""
 
 
 class MaskedCaptions(NamedTuple):
-    """Captions with words to be guessed."""
+    """Captions with words to predict."""
 
     ids: Tensor
-    """[B, L] int64, what the model reads."""
+    """[B, L] int64, input of the model."""
     labels: Tensor
-    """[B, L] int64, the original id where it is asked for, 0 elsewhere."""
+    """[B, L] int64, the original id where it is to be predicted, 0 elsewhere."""
 
 
 def mask_tokens(caption_ids: Tensor, probability: float, generator: torch.Generator) -> MaskedCaptions:
-    """Choose words to be guessed, and hide most of them.
+    """Choose words to predict, and mask most of them.
 
     A chosen word becomes the mask token (80 %), a random one (10 %) or stays (10 %). A caption in which none is
-    chosen has its first word masked, as in IRRA, so that every caption asks for something; one without words cannot.
+    chosen has its first word masked, as in IRRA, so that every caption with words has a prediction.
 
     Args:
         caption_ids: [B, L] int64, on any device.
@@ -45,7 +45,7 @@ def mask_tokens(caption_ids: Tensor, probability: float, generator: torch.Genera
         generator: on the CPU.
     """
     maskable = _is_maskable(caption_ids)
-    # One number per token decides whether it is chosen and what becomes of it.
+    # One number per token decides whether it is chosen and how it is replaced.
     draw = _uniform(caption_ids, generator)
     chosen = maskable & (draw < probability)
     masked = chosen & (draw < probability * MASKED_SHARE)
@@ -75,7 +75,7 @@ def hide_tokens(caption_ids: Tensor, probability: float, generator: torch.Genera
 
 
 def drop_tokens(caption_ids: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Leave each word out with a probability; the rest moves up. Of a caption that has words, one always stays.
+    """Remove each word with a probability; the others move up. Of a caption that has words, one always stays.
 
     Here everything between start and end is a word, an inner "!" (id 0) too.
 
@@ -91,7 +91,7 @@ def drop_tokens(caption_ids: Tensor, probability: float, generator: torch.Genera
     positions = torch.arange(caption_ids.shape[1], device=caption_ids.device)
     is_word = (positions > 0) & (positions < ends)
     draw = _uniform(caption_ids, generator).masked_fill(~is_word, -1)
-    # The word with the largest number is the last to go at any probability, so it is the one that stays at all.
+    # The word with the largest number is the last to be removed at any probability: it is the one that stays.
     dropped = (is_word & (draw < probability)).scatter(1, draw.argmax(dim=1, keepdim=True), False)
 
     kept_first = dropped.to(torch.uint8).argsort(dim=1, stable=True)
@@ -100,9 +100,9 @@ def drop_tokens(caption_ids: Tensor, probability: float, generator: torch.Genera
 
 
 def augment_captions(caption_ids: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """The training view of captions: words left out, then words hidden.
+    """Return the training view of captions: words removed, then words masked.
 
-    A probability of 0 draws nothing, so that whatever else the generator serves is left as it was.
+    A probability of 0 draws nothing, so that later draws from the generator stay the same.
 
     Args:
         caption_ids: [B, L] int64, on any device.
@@ -124,5 +124,5 @@ def _is_maskable(caption_ids: Tensor) -> Tensor:
 
 
 def _uniform(caption_ids: Tensor, generator: torch.Generator) -> Tensor:
-    """[B, L] numbers in [0, 1), drawn on the CPU and put beside the captions."""
+    """Return [B, L] numbers in [0, 1), drawn on the CPU and moved to the captions' device."""
     return torch.rand(caption_ids.shape, generator=generator).to(caption_ids.device)

@@ -131,7 +131,7 @@ class PixelStore:
             yield
         except OSError as error:
             raise FileSystemError(
-                f"{self._cache}: {error.strerror or error}; make room there or name another folder with data.cache_dir"
+                f"{self._cache}: {error.strerror or error}; free space there or name another folder with data.cache_dir"
             ) from None
 
 

@@ -1,7 +1,4 @@
-"""Records of images and captions, the splits that they make, and which of them a training uses.
-
-`annotations` reads them.
-"""
+"""Records of images and captions, splits of them, and the selection of the splits that a training uses."""
 
 from __future__ import annotations
 
@@ -84,7 +81,7 @@ class Split:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of identities, image file names and captions, in order; where the data set lies is no part."""
+        """Digest of identities, image file names and captions, in order, without the folder of the data set."""
         digest = hashlib.sha256()
         for record in self.records:
             line = json.dumps([record.pid, record.image_path.name, *record.captions])
@@ -98,7 +95,7 @@ class Split:
 
 
 def find_split(dataset: Mapping[str, Split], name: str) -> Split:
-    """The split of that name.
+    """Return the split of that name.
 
     Raises:
         CsktError: the data set has no such split; lists those that it has.
@@ -109,7 +106,7 @@ def find_split(dataset: Mapping[str, Split], name: str) -> Split:
 
 
 def select_splits(dataset: Mapping[str, Split], data: DataConfig) -> tuple[Split, Split]:
-    """The split to train on and the one that picks the best epoch.
+    """Return the split to train on and the one that selects the best epoch.
 
     With `select_on` val and no val split (ICFG-PEDES), `holdout_fraction` of the training identities are held out
     as val. `train_fraction` then keeps that share of the remaining identities. Both choices depend only on
@@ -131,7 +128,7 @@ def select_splits(dataset: Mapping[str, Split], data: DataConfig) -> tuple[Split
             )
         selection = _restrict(train, set(ordered[:num_held_out]), name="val")
         train = _restrict(train, set(ordered[num_held_out:]))
-        held_out = f"{num_held_out} of {len(ordered)} training identities held out to pick the best epoch"
+        held_out = f"{num_held_out} of {len(ordered)} training identities held out to select the best epoch"
         logger.info("%s has no val split: %s (seed %d)", train.dataset, held_out, data.holdout_seed)
     if data.train_fraction < 1:
         ordered = _shuffled(set(train.image_pids), f"fraction {data.holdout_seed}")

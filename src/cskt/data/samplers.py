@@ -1,4 +1,4 @@
-"""Samplers: which pairs meet in a batch, as a function of a random generator.
+"""Samplers: the pairs of each batch, as a function of a random generator.
 
 `random`: every pair once per epoch. `identity` and `identity-released`: `instances` pairs of each of several people,
 ours and the one of the released CSKT and IRRA programs; see `identity_batches` and `released_identity_batches`.
@@ -21,8 +21,8 @@ def draw_batches(
     Args:
         pids: [U] identity of each unit (a pair, or an image with some of its captions), numbered from 0 without gaps.
         data: sampler, batch size and instances, both in pairs.
-        num_batches: of an epoch of `identity`; the other samplers find their own.
-        random: decides everything.
+        num_batches: batches per epoch of `identity`; the other samplers determine their own number.
+        random: makes every choice.
 
     Returns:
         Positions of units, one array per batch.
@@ -36,10 +36,10 @@ def draw_batches(
 
 
 def draw_units(image_ids: NDArray[np.int64], per_image: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Pairs gathered into units of one image with `per_image` of its captions, image by image.
+    """Return the pairs in units of one image with `per_image` of its captions, image by image.
 
-    Every caption is in a unit: an image with c captions has ceil(c / per_image), which deal its captions in random
-    order and begin again where they run out. So the last unit is filled up with captions of the others; it repeats a
+    Every caption is in a unit: an image with c captions has ceil(c / per_image) units, which take its captions in
+    random order and start again from the first. So the last unit is filled up with captions of the others; it repeats a
     caption only if c is below `per_image`. Units of one caption are the pairs in their order, and draw nothing.
 
     Args:
@@ -59,7 +59,7 @@ def draw_units(image_ids: NDArray[np.int64], per_image: int, random: np.random.G
 
 
 def random_batches(num_units: int, batch_size: int, random: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Every unit once, in random order; the last batch may be smaller."""
+    """Return batches with every unit once, in random order; the last batch may be smaller."""
     order = random.permutation(num_units)
     return [order[start : start + batch_size] for start in range(0, num_units, batch_size)]
 
@@ -67,10 +67,10 @@ def random_batches(num_units: int, batch_size: int, random: np.random.Generator)
 def identity_batches(
     pids: NDArray[np.int64], batch_size: int, instances: int, num_batches: int, random: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """Batches of batch_size / instances distinct identities with `instances` units each (Hermans et al. 2017).
+    """Draw batches of batch_size / instances distinct identities with `instances` units each (Hermans et al. 2017).
 
     Identities come in rounds, each once per round, so all are drawn about equally often however many units they
-    have. An identity deals its units like a deck, shuffled anew when too few are left; one with fewer units than
+    have. An identity's units are a deck that is shuffled again when too few are left; one with fewer units than
     `instances` is drawn with replacement. An epoch has as many batches as one of the sampler `random`.
 
     Args:

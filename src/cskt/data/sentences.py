@@ -1,6 +1,7 @@
-"""The rules for a sentence that somebody searches with, in the shell, in Python and by HTTP alike.
+"""Rules for a sentence to search with, the same in the shell, in Python and over HTTP.
 
-Captions of data sets are not bound by them: the tokenizer cuts those to what the model reads.
+They do not apply to captions of data sets, which the tokenizer cuts. The module imports no torch: command-line help and
+the schemas of the service need the limit.
 """
 
 from __future__ import annotations
@@ -10,18 +11,11 @@ import unicodedata
 from cskt.errors import CsktError
 
 LONGEST_SENTENCE = 2_000
-"""Characters; a model reads the first 60 words or so."""
+"""Characters; a model reads about the first 60 words."""
 
 
 def check_sentence(text: str) -> None:
-    """Check a sentence before it is encoded.
-
-    Args:
-        text: as the user wrote it; white space, line breaks included, is allowed anywhere.
-
-    Raises:
-        CsktError: see `check_length` and `check_wording`.
-    """
+    """Raise CsktError if a sentence must not be encoded; see `check_length` and `check_wording`."""
     check_length(text)
     check_wording(text)
 
@@ -33,9 +27,9 @@ def check_length(text: str) -> None:
 
 
 def check_wording(text: str) -> None:
-    """Raise CsktError if a sentence is empty, is not UTF-8, or contains control characters."""
+    """Raise CsktError if a sentence is empty, is not UTF-8, or has control characters other than white space."""
     if not text.strip():
-        raise CsktError("a sentence is empty; say what the person looks like")
+        raise CsktError("a sentence is empty; describe the person")
     if any(unicodedata.category(letter) == "Cs" for letter in text):  # bytes that Python could not decode
         raise CsktError(f"a sentence is not UTF-8: {text[:60]!a}; write it in UTF-8")
     if any(unicodedata.category(letter) == "Cc" and not letter.isspace() for letter in text):

@@ -34,23 +34,25 @@ NUM_MERGES = 48_894
 START_ID = 49_406
 END_ID = 49_407
 WORD_END = "</w>"
-MOST_CHARACTERS = 5_000
-"""Of a text that are looked at: far more than any context holds, and few enough that repairing them takes no time."""
-MOST_WORDS_SHOWN, LONGEST_WORD_SHOWN = 8, 40
-"""Words in one warning, and characters of each."""
+MAX_CHARACTERS = 5_000
+"""Characters of a text that are read: far more than fit into any context, few enough to be cleaned at once."""
+MAX_WORDS_SHOWN, MAX_LETTERS_SHOWN = 8, 40
+"""Words in one warning, and letters of each."""
 WORD_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 """CLIP's words: English contractions, runs of letters, single digits, runs of anything else."""
 
 
 class Tokenizer:
-    """Captions -> token ids.
+    """Encodes captions as token ids; it logs nothing, see `warnings`.
 
     Args:
         context_length: most tokens per caption, start and end included.
         known_ids: ids whose embeddings the backbone has learned; None if it knows all. A word that needs others is
             encoded all the same.
 
-    Encoding is silent: `warnings` returns what a model misses in some captions.
+    Example:
+        >>> Tokenizer()(["a man in red"]).tolist()
+        [[49406, 320, 786, 530, 736, 49407]]
     """
 
     def __init__(self, context_length: int = 77, known_ids: Collection[int] | None = None) -> None:
@@ -60,13 +62,11 @@ class Tokenizer:
         self.known_ids = None if known_ids is None else frozenset(known_ids)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without start and end tokens and however long."""
+        """Return the ids of a text of any length, without start and end tokens."""
         return _encodings([text])[0].ids
 
     def __call__(self, captions: Sequence[str], *, pad_to_context: bool = False) -> Tensor:
-        """Encode a batch of captions.
-
-        Longer ones are cut to `context_length`, keeping the end token.
+        """Encode a batch of captions; longer ones are cut to `context_length`, with the end token kept.
 
         Args:
             captions: B texts.
@@ -89,13 +89,10 @@ class Tokenizer:
         return caption_ids
 
     def warnings(self, captions: Sequence[str]) -> list[str]:
-        """Describe what a model misses in captions: ends that are cut off, and words without a learned embedding.
+        """Return a line on captions whose ends are cut off, and one that quotes words without a learned embedding.
 
         Args:
-            captions: a data set's, or a single sentence, which the lines are then about.
-
-        Returns:
-            One line for what is cut and one for unknown words, which it quotes; none where there is nothing to say.
+            captions: those of a data set, or a single sentence to search with, which the lines are then about.
         """
         encodings, most_words = _encodings(captions), self.context_length - 2
         lengths = [len(encoding.ids) for encoding in encodings]
@@ -116,12 +113,7 @@ class Tokenizer:
 
 
 def log_caption_warnings(source: str, lines: Iterable[str]) -> None:
-    """Log what `Tokenizer.warnings` returned for the captions of a data set.
-
-    Args:
-        source: name of the data set and split, which every line begins with.
-        lines: to log.
-    """
+    """Log the lines of `Tokenizer.warnings`; `source` is the name of the data set and split."""
     for line in lines:
         logger.warning("%s: %s", source, line)
 
@@ -131,15 +123,15 @@ def _encodings(texts: Sequence[str]) -> list[tokenizers.Encoding]:
 
 
 def _line_of_unknown_words(words: Sequence[str]) -> str:
-    shown = ", ".join(repr(word[:LONGEST_WORD_SHOWN]) for word in words[:MOST_WORDS_SHOWN])
+    shown = ", ".join(repr(word[:MAX_LETTERS_SHOWN]) for word in words[:MAX_WORDS_SHOWN])
     if len(words) == 1:
         return f"the model has never seen the word {shown}, which adds noise"
-    rest = f" and {len(words) - MOST_WORDS_SHOWN} more" if len(words) > MOST_WORDS_SHOWN else ""
+    rest = f" and {len(words) - MAX_WORDS_SHOWN} more" if len(words) > MAX_WORDS_SHOWN else ""
     return f"the model has never seen the words {shown}{rest}, which add noise"
 
 
 def _unknown_words(encoding: tokenizers.Encoding, known_ids: frozenset[int], num_read: int) -> Iterator[str]:
-    """The words among the first `num_read` ids of an encoded text that need an id outside `known_ids`."""
+    """Yield the words among the first `num_read` ids of an encoded text that need an id outside `known_ids`."""
     positions_of: dict[int | None, list[int]] = {}
     for position, word_id in enumerate(encoding.word_ids[:num_read]):
         positions_of.setdefault(word_id, []).append(position)
@@ -150,14 +142,14 @@ def _unknown_words(encoding: tokenizers.Encoding, known_ids: frozenset[int], num
 
 
 def clean(text: str) -> str:
-    """A text as CLIP's vocabulary expects it: repaired, unescaped, single spaces, lower case."""
-    unescaped = html.unescape(html.unescape(ftfy.fix_text(text.lstrip()[:MOST_CHARACTERS])))
+    """Return a text as CLIP's vocabulary expects it: repaired, unescaped, single spaces, lower case."""
+    unescaped = html.unescape(html.unescape(ftfy.fix_text(text.lstrip()[:MAX_CHARACTERS])))
     return " ".join(unescaped.split()).lower()
 
 
 @cache
 def clip_bpe() -> tokenizers.Tokenizer:
-    """CLIP's vocabulary and merges as a `tokenizers` object, built once per process (about 0.1 s)."""
+    """Return CLIP's vocabulary and merges as a `tokenizers` object, built once per process (about 0.1 s)."""
     symbols = symbol_by_byte().values()
     merges = _read_merges()
     vocabulary = [*symbols, *(symbol + WORD_END for symbol in symbols), *("".join(merge) for merge in merges)]
@@ -173,7 +165,7 @@ def clip_bpe() -> tokenizers.Tokenizer:
 
 
 def _read_merges() -> list[tuple[str, str]]:
-    # The file goes on to 262,144 merges; CLIP was trained on the first 48,894.
+    # The file has 262,144 merges; CLIP was trained on the first 48,894.
     file = resources.files("cskt") / "assets" / "bpe_simple_vocab_16e6.txt.gz"
     with file.open("rb") as packed, gzip.open(packed, "rt", encoding="utf-8") as lines:
         next(lines)  # a version line
@@ -183,9 +175,9 @@ def _read_merges() -> list[tuple[str, str]]:
 
 @cache
 def symbol_by_byte() -> dict[int, str]:
-    """The printable character that stands for each byte, in the order of CLIP's ids 0-255.
+    """Return the printable character for each byte, in the order of CLIP's ids 0-255.
 
-    Printable bytes of Latin-1 stand for themselves and come first; the others follow, shifted past 255 (Radford et
+    Printable bytes of Latin-1 are their own character and come first; the others follow, shifted past 255 (Radford et
     al. 2019, GPT-2).
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]

@@ -28,7 +28,7 @@ _DECODING_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, zlib.error, IndexError, OverflowError,
     UserWarning,
 )  # fmt: skip
-"""Errors of Pillow, pillow-heif and simplejpeg on damaged files; warnings, where Python was told to raise them."""
+"""Errors of Pillow, pillow-heif and simplejpeg on damaged files; warnings, where Python raises them."""
 
 
 def reads_avif() -> bool:

@@ -54,7 +54,7 @@ class Skeleton:
 
     @property
     def side(self) -> bool:
-        """Whether the body is seen from the side."""
+        """True if the body is seen from the side."""
         return self.view == "side"
 
 

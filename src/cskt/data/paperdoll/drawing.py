@@ -19,7 +19,7 @@ from cskt.data.paperdoll.upper import weave
 Domain: TypeAlias = Literal["source", "target"]
 
 SMALLEST_VISIBLE_SHARE = 0.0012
-"""A part that covers less of the image (10 of 64 x 128 pixels) is not seen."""
+"""A part that covers less of the image (10 of 64 x 128 pixels) is not visible."""
 
 _LABEL_COLOURS: tuple[Colour, ...] = (
     (0, 0, 0), (244, 196, 160), (120, 70, 30), (230, 60, 200), (0, 230, 230), (220, 50, 50), (250, 160, 60),
@@ -29,7 +29,7 @@ _LABEL_COLOURS: tuple[Colour, ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """One image of one person, and what can be seen of her or him."""
+    """One image of one person, with its part mask."""
 
     image: Image.Image
     """RGB."""
@@ -47,13 +47,13 @@ def draw_person(
     attributes: Attributes, rng: random.Random, *, domain: Domain = "target", view: View | None = None,
     size_pixels: tuple[int, int] | None = None,
 ) -> Drawing:  # fmt: skip
-    """Draw one image of a person; all that may differ between images is drawn from `rng`.
+    """Draw one image of a person; all differences between images are drawn from `rng`.
 
     Args:
-        attributes: who it is, from `sample_attributes`.
+        attributes: the person, from `sample_attributes`.
         rng: decides pose, crop, scene and camera; an equally seeded one gives equal pixels.
         domain: "source", a plain studio, or "target", a street camera.
-        view: where the camera stands; drawn when not given.
+        view: place of the camera; drawn when not given.
         size_pixels: width and height of the crop; drawn when not given (heights of 110 to 190).
     """
     street = domain == "target"
@@ -109,7 +109,7 @@ def _place(attributes: Attributes, size: tuple[int, int], street: bool, rng: ran
 
 
 def _image_colours(attributes: Attributes, street: bool, rng: random.Random) -> dict[str, Colour]:
-    """RGB of every coloured thing in this image: the named colour, a little off."""
+    """Return the RGB of every coloured thing in this image: the named colour with small changes."""
     spread = 9 if street else 5
     colours: dict[str, Colour] = {}
     for field in dataclasses.fields(attributes):

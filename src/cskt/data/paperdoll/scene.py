@@ -1,4 +1,4 @@
-"""What surrounds a paper doll: a plain studio (`source`) or a street with things in the way (`target`)."""
+"""Surroundings of a paper doll: a plain studio (`source`) or a street with occluders (`target`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LEAVES: tuple[Colour, ...] = ((56, 104, 50), (78, 124, 58), (44, 84, 52))
 
 
 def draw_studio(size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """A flat light backdrop over a floor of nearly the same colour; `size` is width, height in pixels."""
+    """Draw a flat light backdrop over a floor of nearly the same colour; `size` is width, height in pixels."""
     width, height = size
     colour = rng.choice(_STUDIO)
     image = Image.new("RGB", size, colour)
@@ -30,7 +30,7 @@ def draw_studio(size: tuple[int, int], rng: random.Random) -> Image.Image:
 
 
 def draw_street(size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """A wall, shop window, hedge or road with parked cars over pavement or grass; width, height in pixels."""
+    """Draw a wall, shop window, hedge or road with parked cars over pavement or grass; see `draw_studio`."""
     width, height = size
     image = Image.new("RGB", size)
     draw = ImageDraw.Draw(image)
@@ -140,7 +140,7 @@ def draw_shadow(image: Image.Image, placement: Placement, strength: float) -> No
 
 
 def draw_occluder(canvas: Canvas, rng: random.Random) -> None:
-    """Put a post, a bush, a car's bonnet or a barrier between camera and person: at most a quarter of the figure."""
+    """Draw a post, a bush, a car's bonnet or a barrier before the person, over at most a quarter of the figure."""
     width, height = canvas.image.size
     kind = rng.choice(("post", "bush", "bonnet", "barrier"))
     if kind == "post":
