@@ -20,7 +20,7 @@ def command(*words: str | Path, moment: int = 0) -> list[str]:
 def run(*words: str | Path, moment: int = 0) -> subprocess.CompletedProcess[str]:
     """Run `dying.py` until it ends or kills itself at a moment."""
     return subprocess.run(
-        command(*words, moment=moment), check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=240
+        command(*words, moment=moment), check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=600
     )
 
 

@@ -40,7 +40,7 @@ def torchrun(num_processes: int, *words: str | Path, restarts: int = 0) -> subpr
     """Start a program, or `-m module`, in several processes of this machine."""
     counts = ["--standalone", f"--nproc-per-node={num_processes}", f"--max-restarts={restarts}"]
     command = [*LAUNCHER, *counts, *map(str, words)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=500)
 
 
 def saved(configure: Configure, folder: Path, changes: dict[str, Any]) -> Path:
@@ -205,7 +205,7 @@ def test_two_machines_train_what_one_trains(configure: Configure, tmp_path: Path
         for _ in range(2)
     ]
     try:
-        printed = [launcher.communicate(timeout=120)[0] for launcher in launchers]
+        printed = [launcher.communicate(timeout=500)[0] for launcher in launchers]
     finally:
         for launcher in launchers:
             launcher.kill()

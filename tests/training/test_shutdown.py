@@ -56,7 +56,7 @@ def test_sigterm_ends_long_work_that_saves_nothing_at_once(
     save_config(config, tmp_path / "config.yaml")
     words = [place, "train", "--config", tmp_path / "config.yaml", "--output", folder]
     ended = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *map(str, words)], capture_output=True, text=True, check=False, timeout=120,
+        [sys.executable, "-c", PROGRAM, *map(str, words)], capture_output=True, text=True, check=False, timeout=500,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert ended.returncode == EXIT_CODE == 143
