@@ -50,7 +50,7 @@ def in_double(context: TrainingContext) -> TrainingContext:
 
 
 def gradients_of_epoch(context: TrainingContext) -> list[dict[str, dict[str, torch.Tensor]]]:
-    """Per batch of the first epoch its losses and its gradients by name, added up over the processes."""
+    """Per batch of the first epoch its losses and its gradients by name, summed over the processes."""
     found = []
     processes, state = context.processes, context.state
     named = dict([*context.state.model.named_parameters(), *state.objective.named_parameters()])

@@ -1,4 +1,4 @@
-"""Lines of `metrics.jsonl` that are none of ours: left out, counted, and no reason to refuse a sound run."""
+"""Bad lines of `metrics.jsonl`: ignored, counted, and no reason to refuse an intact run."""
 
 from __future__ import annotations
 
@@ -53,8 +53,12 @@ def test_bad_lines_are_ignored_and_logged_once(tmp_path: Path, caplog: pytest.Lo
         assert read_events(tmp_path) == read_events(tmp_path) == expected
     [record] = caplog.records
     numbers = [1, *range(5, 4 + len(BAD))]
-    told = record.getMessage()
-    assert told.startswith(f"{path}: ignored {len(BAD)} lines (1, 5, 6") and told.isprintable() and len(told) < 500
+    message = record.getMessage()
+    assert (
+        message.startswith(f"{path}: ignored {len(BAD)} lines (1, 5, 6")
+        and message.isprintable()
+        and len(message) < 500
+    )
     assert list(read_event_log(path).ignored) == numbers
     assert ignored_lines(tmp_path) == "1, 5, 6, 7, 8, 9, 10, 11, 12, 13 and 12 more"
 

@@ -396,7 +396,7 @@ def test_a_series_notices_other_weights_to_start_from(starting: Any, source: Pat
     (copy / "best.safetensors").write_bytes((source / "best.safetensors").read_bytes())
     config = starting({"init_from": str(copy)})
     first = train_or_resume(config, tmp_path / "run")
-    assert train_or_resume(config, tmp_path / "run") == first, "left alone"
+    assert train_or_resume(config, tmp_path / "run") == first, "the finished run is unchanged"
     other = train(starting({"init_from": None, "seed": 5}), tmp_path / "other").folder
     (copy / "best.safetensors").write_bytes((other / "best.safetensors").read_bytes())
     with pytest.raises(CsktError, match="holds a run that started from other weights than those in"):

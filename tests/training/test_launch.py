@@ -121,9 +121,9 @@ def test_commands_for_one_process_are_refused_under_torchrun(
     launch(monkeypatch)
     for words in (["evaluate", "clip-tiny"], ["study", "methods"], ["train", "--config", "demo", "--seeds", "1,2"]):
         assert cli.main(words) == 2
-        told = capsys.readouterr().err.strip()
-        assert told.endswith(": 8 processes would all do the same; torchrun is for one training, leave it out")
-        assert "\n" not in told
+        message = capsys.readouterr().err.strip()
+        assert message.endswith(": 8 processes would all do the same; torchrun is for one training, leave it out")
+        assert "\n" not in message
 
 
 def test_the_published_program_checks_local_rank_against_its_launcher(
@@ -131,7 +131,7 @@ def test_the_published_program_checks_local_rank_against_its_launcher(
 ) -> None:
     launch(monkeypatch, TORCHELASTIC_MAX_RESTARTS="0", TORCHELASTIC_RESTART_COUNT="0")
     words = ["--root_dir", str(tmp_path), "--dataset_name", "CUHK-PEDES", "--test", "--local_rank"]
-    for rank, told in (("1", "--test: "), ("3", "--local_rank 3: no launcher has started other processes")):
+    for rank, message in (("1", "--test: "), ("3", "--local_rank 3: no launcher has started other processes")):
         with_test = words if rank == "1" else [word for word in words if word != "--test"]
         assert train_main([*with_test, rank]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err

@@ -409,7 +409,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(
     assert {"last.pt", "best.safetensors", "config.yaml"} <= files.keys()
     assert {name: (tmp_path / "run" / name).read_bytes() for name in files} == files
     monkeypatch.undo()
-    assert train(config, tmp_path / "run", resume=True).best_epoch in (1, 2), "and goes on with a sound rate"
+    assert train(config, tmp_path / "run", resume=True).best_epoch in (1, 2), "and continues with a lower rate"
 
 
 def test_a_full_disk_ends_in_one_line_and_loses_nothing(

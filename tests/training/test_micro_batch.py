@@ -25,13 +25,15 @@ def context(configure: Configure) -> TrainingContext:
 
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch, context: TrainingContext) -> Callable[..., None]:
-    """A memory in which a step of n pairs holds FIXED + n * PER_PAIR bytes above HELD, and in which `room` are free."""
+    """Pretend that a step of n pairs holds FIXED + n * PER_PAIR bytes above HELD, and that `free_bytes` are free."""
 
-    def pretended(room: int, of_whole_batch: int = 0) -> None:
+    def pretended(free_bytes: int, of_whole_batch: int = 0) -> None:
         nonlocal rest
         rest = of_whole_batch
         moments = micro_batch.BYTES_OF_MOMENTS * context.state.model.num_parameters(trainable_only=True)
-        monkeypatch.setattr(micro_batch, "free_memory_bytes", lambda _: (room + moments) / micro_batch.USABLE_SHARE)
+        monkeypatch.setattr(
+            micro_batch, "free_memory_bytes", lambda _: (free_bytes + moments) / micro_batch.USABLE_SHARE
+        )
         monkeypatch.setattr(micro_batch, "held_memory_bytes", lambda _: HELD)
         monkeypatch.setattr(micro_batch, "_peak_bytes", peak_bytes)
 

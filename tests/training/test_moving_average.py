@@ -1,4 +1,4 @@
-"""The moving average of weights: closed forms, a naive loop, and weights that come back."""
+"""Moving average of weights: closed forms, a naive loop, and restored weights."""
 
 import io
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Generator
 
 import pytest
 import torch
 
 from cskt.errors import CsktError
+from cskt.training import prefetcher
 from cskt.training.prefetcher import Prefetcher
 from cskt.types import Batch
 
 CPU = torch.device("cpu")
 ELSEWHERE = torch.device("meta")
-"""Stands for an accelerator: tensors go there, and have a shape."""
-PAUSE_SECONDS = 0.05
+"""In place of an accelerator: tensors can be copied to it, and have a shape."""
+SECONDS = 0.5
 
 
 def make_batch(number: int) -> Batch:
@@ -28,21 +28,45 @@ def make_batch(number: int) -> Batch:
     )
 
 
-class Loader:
-    """Three batches, each after a pause; knows what was asked of it."""
+class Clock:
+    """Clock that advances only while a batch is loaded or a step is made, in place of `time`."""
 
-    def __init__(self, pause_seconds: float = 0.0, fails_at: int | None = None) -> None:
-        self.pause_seconds, self.fails_at = pause_seconds, fails_at
-        self.num_begun = 0
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.was_read = threading.Event()
+
+    def perf_counter(self) -> float:
+        self.was_read.set()
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(prefetcher, "time", clock)
+    return clock
+
+
+class Loader:
+    """Three batches, each of which takes `SECONDS` of a clock; records how many were started."""
+
+    def __init__(self, clock: Clock | None = None, fails_at: int | None = None) -> None:
+        self.clock, self.fails_at = clock, fails_at
+        self.num_started = 0
+        self.has_loaded = [threading.Event() for _ in range(3)]
         self.closed = False
 
     def epoch(self) -> Generator[Batch, None, None]:
         try:
             for number in range(3):
-                self.num_begun += 1
+                self.num_started += 1
                 if number == self.fails_at:
-                    raise ValueError("4.jpg: no such image")
-                time.sleep(self.pause_seconds)
+                    raise CsktError("4.jpg: no such image")
+                if self.clock is not None:
+                    if number == 0:
+                        assert self.clock.was_read.wait(60), "the consumer waits for the first batch"
+                    self.clock.seconds += SECONDS
+                self.has_loaded[number].set()
                 yield make_batch(number)
         finally:
             self.closed = True
@@ -73,36 +97,34 @@ def test_on_an_accelerator_one_batch_is_prefetched() -> None:
     with Prefetcher(loader.epoch(), ELSEWHERE) as feed:
         batches = iter(feed)
         next(batches)
-        ends = time.perf_counter() + 5
-        while loader.num_begun < 2 and time.perf_counter() < ends:
-            time.sleep(0.001)
-        time.sleep(0.02)
-        assert loader.num_begun == 2, "the next and no more"
+        assert loader.has_loaded[1].wait(60)
+        assert loader.num_started == 2, "the next and no more"
 
 
 @pytest.mark.parametrize("device", [CPU, ELSEWHERE])
-def test_waiting_time_is_measured(device: torch.device) -> None:
-    with Prefetcher(Loader(PAUSE_SECONDS).epoch(), device) as feed:
-        list(feed)
-        assert 3 * PAUSE_SECONDS <= feed.take_waited() < 9 * PAUSE_SECONDS
+def test_waiting_time_is_measured(clock: Clock, device: torch.device) -> None:
+    with Prefetcher(Loader(clock).epoch(), device) as feed:
+        next(iter(feed))
+        assert feed.take_waited() == SECONDS
         assert feed.take_waited() == 0.0
 
 
-def test_on_an_accelerator_a_long_step_hides_the_loader() -> None:
-    with Prefetcher(Loader(PAUSE_SECONDS).epoch(), ELSEWHERE) as feed:
+def test_on_an_accelerator_a_long_step_hides_the_loader(clock: Clock) -> None:
+    loader = Loader(clock)
+    with Prefetcher(loader.epoch(), ELSEWHERE) as feed:
         batches = iter(feed)
         next(batches)
-        assert feed.take_waited() >= PAUSE_SECONDS
-        time.sleep(2 * PAUSE_SECONDS)  # the step
+        feed.take_waited()
+        assert loader.has_loaded[1].wait(60), "while the step is made"
         next(batches)
-        assert feed.take_waited() < PAUSE_SECONDS / 2
+        assert feed.take_waited() == 0.0
 
 
-def test_on_the_cpu_a_step_is_not_counted_as_waiting() -> None:
+def test_a_step_is_not_counted_as_waiting(clock: Clock) -> None:
     with Prefetcher(Loader().epoch(), CPU) as feed:
         for _ in feed:
-            time.sleep(PAUSE_SECONDS)
-        assert feed.take_waited() < PAUSE_SECONDS
+            clock.seconds += SECONDS
+        assert feed.take_waited() == 0.0
 
 
 @pytest.mark.parametrize("device", [CPU, ELSEWHERE])
@@ -116,11 +138,11 @@ def test_an_error_of_the_loader_is_raised_at_its_batch(device: torch.device) -> 
 
 @pytest.mark.parametrize("device", [CPU, ELSEWHERE])
 def test_an_early_exit_closes_the_loader_and_ends_the_thread(device: torch.device) -> None:
-    before, loader = threading.active_count(), Loader(PAUSE_SECONDS / 5)
+    before, loader = threading.active_count(), Loader()
     with Prefetcher(loader.epoch(), device) as feed:
         for _ in feed:
             break
-    assert loader.closed and loader.num_begun <= 2 and threading.active_count() == before
+    assert loader.closed and loader.num_started <= 2 and threading.active_count() == before
 
 
 @pytest.mark.parametrize("device", [CPU, ELSEWHERE])

@@ -1,4 +1,4 @@
-"""The files of a run: made once, told once, readable after a crash."""
+"""Files of a run: created once, readable after a crash."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_a_finished_run_is_not_started_again(config: RunConfig, calls: list[bool
     assert calls == [False]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
     (folder / "last.pt").unlink()
-    assert train_or_resume(config, folder) == first, "what only resuming needs is not asked for"
+    assert train_or_resume(config, folder) == first, "a finished run needs no checkpoint"
     (folder / "best.safetensors").unlink()
     assert finished(folder) is None, "a run without its weights is no run"
 
