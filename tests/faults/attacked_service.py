@@ -1,4 +1,4 @@
-"""What the tests that attack the service share: its limits, short ones, and how an honest client fares meanwhile."""
+"""Helpers of the tests that attack the service: short limits, and an honest client."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from service_process import TOKEN, Served
 CONNECTIONS = 120
 IDLE_SECONDS, HEAD_SECONDS, BODY_SECONDS, ANSWER_SECONDS = 3, 2.0, 3.0, 3.0
 LATE_SECONDS = 15.0
-"""That a deadline may pass unnoticed on a machine that does other things."""
+"""Delay of a deadline that a busy machine may cause."""
 PATIENCE_SECONDS = 5.0
-"""In which an honest client must have its answer whatever others do."""
+"""Longest time for the answer to an honest client."""
 SETTINGS = {
     "token": TOKEN, "allow_hosts": ["search.example"],  # so that reading needs the token too
     "connections": CONNECTIONS, "idle_seconds": IDLE_SECONDS, "head_seconds": HEAD_SECONDS,
@@ -36,7 +36,7 @@ def ask(service: Served, request: bytes) -> Answer:
 
 
 def honest(service: Served) -> list[tuple[str, float]]:
-    """What somebody finds who asks as one should; in time."""
+    """Return the hits of an honest search, which must be answered in time."""
     begun = time.monotonic()
     answer = ask(service, post("/api/search", SEARCH))
     assert answer.status == 200 and time.monotonic() - begun < PATIENCE_SECONDS, answer
@@ -50,7 +50,7 @@ def metrics(service: Served) -> str:
 
 @contextmanager
 def unhurt(service: Served) -> Iterator[None]:
-    """Whatever is done to it: it complains about nothing, and the same question gets the same answer."""
+    """After the block, the service has logged nothing and gives the same answer as before."""
     before = honest(service)
     yield
     assert honest(service) == before

@@ -1,4 +1,4 @@
-"""Clients that speak HTTP byte by byte, as well or as badly as a test wants."""
+"""Clients that send HTTP byte by byte, valid or not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOST = "Host: 127.0.0.1\r\n"
 WRITES = f"Authorization: Bearer {TOKEN}\r\n"
 JSON = "Content-Type: application/json\r\n"
 AT_ONCE = struct.pack("ii", 1, 0)
-"""To linger no second when a socket is closed: the other side gets a reset."""
+"""Linger option of zero seconds: closing the socket sends a reset."""
 
 
 def head(line: str, *headers: str) -> bytes:
@@ -29,7 +29,7 @@ def post(path: str, body: Any) -> bytes:
 
 
 class BrokenOffError(AssertionError):
-    """Half an answer has come: an error, unless the service was killed."""
+    """An answer is incomplete: an error, unless the service was killed."""
 
 
 class Answer(NamedTuple):
@@ -68,7 +68,7 @@ class Raw:
         self.socket.close()
 
     def send(self, data: bytes) -> bool:
-        """Whether the other side may still take it."""
+        """Send, and return False if the other side has closed."""
         try:
             self.socket.sendall(data)
         except (BrokenPipeError, ConnectionResetError):
@@ -76,7 +76,7 @@ class Raw:
         return True
 
     def answer(self) -> Answer:
-        """The next answer, whole; each of ours says how long it is."""
+        """Return the next complete answer; all of the service have a length."""
         line = self._stream.readline()
         if not line:
             raise ConnectionError("the connection was closed instead of an answer")
@@ -101,7 +101,7 @@ class Raw:
         return found
 
     def is_closed(self) -> bool:
-        """Whether the other side has closed; what it has sent before is thrown away."""
+        """Return whether the other side has closed; earlier data is discarded."""
         self.socket.setblocking(False)
         try:
             while self.socket.recv(65536):
@@ -115,6 +115,6 @@ class Raw:
         return True
 
     def reset(self) -> None:
-        """Go without a word, as a client does whose machine has lost its network or its power."""
+        """Disconnect with a reset, as a client does whose machine has lost its network."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
         self.__exit__(None, None, None)

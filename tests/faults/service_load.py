@@ -1,4 +1,4 @@
-"""What clients ask of the service, each with the answer that it must get; the gallery's content stays what it is."""
+"""Requests to the service, each with a check of its answer; none of them changes the content of the gallery."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAGE = 5
 DEFAULT_K = 10
 EVERY = 1000
 ROUNDING = 1e-2
-"""Of a score: where the CPU multiplies bfloat16, a sentence's vector depends a little on those encoded with it."""
+"""Tolerance of a score: with bfloat16 on the CPU, a sentence's vector depends slightly on its batch."""
 BAD_SEARCHES: tuple[tuple[int, bytes], ...] = (
     (400, b'{"text": '), (400, b'{"text": "a", "text": "b"}'), (400, b'{"text": "a", "min_score": NaN}'),
     (422, b'{"text": ""}'), (422, b'{"text": "a", "k": 100000}'), (422, b'{"image": "no base64"}'),

@@ -48,13 +48,13 @@ def crop_files(folder: Path, *places: str) -> dict[str, Path]:
 
 
 def metadata_of(name: str) -> dict[str, object]:
-    """What is known of a crop."""
+    """Return the metadata of a crop."""
     number = int(name.partition(".")[0])
     return {"camera": f"c{number % CAMERAS}", "track": number // 2}
 
 
 class Usage(NamedTuple):
-    """What a process takes."""
+    """Resources of a process."""
 
     rss: int
     """Bytes of memory."""
@@ -127,7 +127,7 @@ class Served:
             return json.loads(answer.read())
 
     def status(self, path: str) -> int:
-        """Of a request without a body."""
+        """Return the status of a request without a body."""
         try:
             with urllib.request.urlopen(f"{self.address}/{path}", timeout=30) as answer:
                 return answer.status
@@ -141,7 +141,7 @@ class Served:
             return answer.read().decode()
 
     def usage(self) -> Usage:
-        """What it takes now."""
+        """Return the resources in use now."""
         process = psutil.Process(self.process.pid)
         with process.oneshot():
             return Usage(process.memory_info().rss, process.num_fds(), process.num_threads())

@@ -1,10 +1,9 @@
-"""Requests that can be read in two ways, that are too large, that come in floods, that show the token to all."""
+"""Ambiguous, oversized and pipelined requests, and the token in an address."""
 
 from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +24,7 @@ SMUGGLED = head("GET /api/crop?id=smuggled")
 LENGTH, CHUNKED = f"Content-Length: {len(SMUGGLED)}\r\n", "Transfer-Encoding: chunked\r\n"
 EMPTY = b"0\r\n\r\n"
 MOST_BYTES = 48 * 2**20
-"""Of memory that the service may take for what it refuses."""
+"""Memory that the service may use for refused requests."""
 AMBIGUOUS = {
     "two kinds of framing": head("POST /api/search", JSON, LENGTH, CHUNKED) + EMPTY,
     "two kinds, the other way round": head("POST /api/search", JSON, CHUNKED, LENGTH) + EMPTY,
@@ -59,12 +58,10 @@ def _unhurt(attacked: Served) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", AMBIGUOUS)
 def test_requests_that_can_be_read_in_two_ways(kind: str, attacked: Served) -> None:
-    """One refusal in our form, then the end of the connection: what follows is not taken for a request."""
+    """One error in the form of the service, then the end of the connection: what follows is not read as a request."""
     before = smuggled(attacked)
     with Raw(attacked) as client:
-        client.send(AMBIGUOUS[kind])
-        time.sleep(0.05)
-        client.send(SMUGGLED)
+        client.send(AMBIGUOUS[kind] + SMUGGLED)
         answer = client.answer()
         assert answer.status in (400, 403) and answer.headers["x-content-type-options"] == "nosniff", answer
         assert json.loads(answer.body)["error"].keys() == {"code", "message", "request_id"}
@@ -78,14 +75,15 @@ def smuggled(service: Served) -> list[str]:
     return re.findall(r'cskt_requests_total\{.*route="/api/crop"\}.*', metrics(service))
 
 
-def test_what_is_smuggled_would_be_noticed(attacked: Served) -> None:
+def test_a_smuggled_request_would_be_noticed(attacked: Served) -> None:
     before = smuggled(attacked)
     assert ask(attacked, SMUGGLED).status == 404
     assert smuggled(attacked) != before
 
 
-def test_rubbish_after_a_refusal(attacked: Served) -> None:
-    """The answer is there already; what cannot be read of the body ends the connection, and is no error of ours."""
+@pytest.mark.slow
+def test_invalid_bytes_after_a_refusal(attacked: Served) -> None:
+    """After an early answer, an invalid body closes the connection and logs no error."""
     number = tries(20, 500)
     for _ in range(number):
         with Raw(attacked) as client:
@@ -96,8 +94,9 @@ def test_rubbish_after_a_refusal(attacked: Served) -> None:
     record("rubbish instead of the rest of a refused body", tried=number, test=TEST)
 
 
+@pytest.mark.slow
 def test_large_heads_and_bodies(attacked: Served) -> None:
-    """They are refused by what they say or as soon as they are too large, and cost no memory."""
+    """They are refused by their length, or as soon as they are too large, and cost no memory."""
     before, blank = attacked.usage().rss, b" " * 2**16
     told = "Content-Length: 9999999999\r\n"
     endless = [
@@ -125,8 +124,9 @@ def flood(service: Served, requests: list[bytes]) -> list[int]:
         return [client.answer().status for _ in requests]
 
 
+@pytest.mark.slow
 def test_floods_of_requests(attacked: Served) -> None:
-    """Hundreds of requests at once on each connection: all get their answers, in order, and others do not wait."""
+    """Hundreds of pipelined requests on each connection are answered in order and delay no other client."""
     kinds = [
         (head("GET /healthz"), 200), (head("GET /nothing"), 404), (post("/api/search", SEARCH), 200),
         (head("DELETE /healthz"), 405), (post("/api/search", {"text": ""}), 422),
@@ -150,7 +150,7 @@ TOKEN_IN_ADDRESS = (
 
 
 def test_the_token_in_an_address(attacked: Served, filled_gallery: Path) -> None:
-    """It opens nothing there; and neither it, nor what looks like it, nor a session is written down anywhere."""
+    """It gives no access there; neither it, nor a wrong one, nor a session is written to any log or metric."""
     crops, tried = honest(attacked), 0
     for method, path in TOKEN_IN_ADDRESS:
         for name in ("token", "access_token", "Authorization", "cskt_session"):

@@ -1,4 +1,4 @@
-"""The service stopped and killed while clients ask and write, and started again in its place."""
+"""The service is stopped and killed while clients search and write, and then started again."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from fault_tries import chance, record, tries
 
 pytest.importorskip("fastapi")
 
+pytestmark = pytest.mark.slow
+
 TEST = "tests/faults/test_service_restarts.py"
 STOP_SECONDS = 20
 NUM_READERS, NUM_WRITERS, NUM_LONG = 3, 2, 8
 OURS = "camera = 'c0'"
-"""Of the crops that stay what they are; those written here have no camera."""
+"""Filter for the crops that no test changes; those written here have no camera."""
 
 
 class Writer:
-    """Adds and deletes crops of its own, one request after the other, and knows what was acknowledged.
+    """Adds and deletes crops of its own, one request after the other, and records acknowledged changes.
 
     Args:
         name: of its crops.
@@ -42,7 +44,7 @@ class Writer:
         self.acknowledged: dict[str, str | None] = {}
         """The digest of each crop's picture, none where it was deleted."""
         self.in_doubt: set[str] = set()
-        """What was asked for and not answered."""
+        """Crops whose last request was not answered."""
 
     def next(self) -> tuple[str, str | None, bytes]:
         """Crop, digest of its picture or none, and the request that makes it so; every third deletes an earlier one."""
@@ -65,7 +67,7 @@ class Writer:
 
 
 class Clients:
-    """Readers and writers that ask until the service is gone; how each of their requests ended is counted."""
+    """Readers and writers that send requests until the service is gone; the results are counted."""
 
     def __init__(self, service: Served, writers: list[Writer], *, to_be_killed: bool) -> None:
         self._service = service
@@ -76,10 +78,10 @@ class Clients:
         self._running = [self._threads.submit(self._read) for _ in range(NUM_READERS)]
         self._running += [self._threads.submit(self._write, writer) for writer in writers]
 
-    def wait_until_busy(self) -> None:
-        """Until there have been some answers, which must come in time."""
+    def wait_for_answers(self, number: int) -> None:
+        """Wait until so many requests have been answered."""
         deadline = time.monotonic() + 10 * PATIENCE_SECONDS
-        while self.ended["200"] < 5 * len(self._running):
+        while self.ended["200"] < number:
             assert time.monotonic() < deadline, self.ended
             time.sleep(0.02)
 
@@ -99,7 +101,7 @@ class Clients:
         return None
 
     def _note(self, answer: Answer | None) -> bool:
-        """Whether to go on."""
+        """Count an answer and return whether to continue."""
         kind = "gone" if answer is None else str(answer.status)
         with self._lock:
             self.ended[kind] += 1
@@ -167,8 +169,7 @@ def test_stopped_and_killed_under_load(filled_gallery: Path, tmp_path: Path) -> 
                 break
             new = [Writer(f"w{number}-{which}", pictures) for which in range(NUM_WRITERS)]
             clients = Clients(service, new, to_be_killed=ending == signal.SIGKILL)
-            clients.wait_until_busy()
-            time.sleep(moments.uniform(0, 1))
+            clients.wait_for_answers(25 + moments.randrange(50))
             if ending == signal.SIGTERM:
                 threads, accepted = accept_long_requests(service, answer["hits"][0]["image_id"])
                 assert service.stop() == 0

@@ -1,4 +1,4 @@
-"""The service for as long as one likes: right answers, and neither memory, descriptors, threads nor times grow."""
+"""Soak test: right answers, without growth of memory, descriptors, threads or times."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from fault_tries import chance, record, tries
 
 pytest.importorskip("fastapi")
 
+pytestmark = pytest.mark.slow
+
 TEST = "tests/faults/test_service_soak.py"
 SECONDS = tries(60, 600)
 RATE = 25
@@ -31,13 +33,13 @@ RATE = 25
 MOST_WAITING = 16
 """Requests without an answer, so that a machine which does other things is not asked for more than it can do."""
 LEAST_SHARE = 0.2
-"""Of the requests for which there is time; with fewer, nothing has been tried."""
+"""Least share of the possible requests that must have been answered."""
 MOST_GROWTH_BYTES = 16 * 2**20
-"""Of memory, from the second third to the last: a few KiB a request are noticed in the long part."""
+"""Growth of memory from the second third to the last; a few KiB a request are noticed in the long form."""
 MOST_GROWTH = {"descriptors": 3, "threads": 12}
 """LanceDB keeps as many threads as a moment has once needed, for ten seconds after the last use of each."""
 SLOWER = 3.0
-"""How many times the p99 of the second third that of the last may be, on a machine that is as fast as it was."""
+"""Largest ratio of the p99 of the last third to that of the second, on a machine of constant speed."""
 WORK = bytes(8 * 2**20)
 """Hashed now and then, to see how fast the machine is for us."""
 LEAST_P99_SECONDS = 0.1
@@ -56,7 +58,7 @@ class Answered(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What the service took, and how long some work of always the same size."""
+    """Resources of the service, and the time for work of a fixed size."""
 
     usage: Usage
     work_seconds: float
@@ -68,7 +70,7 @@ def gallery(tmp_path: Path, filled_gallery: Path) -> Path:
 
 
 async def soak(service: Served, requests: Iterator[Asked]) -> tuple[list[Answered], list[Sample]]:
-    """Ask at a steady rate, as long as the answers keep up; every one is checked."""
+    """Send requests at a steady rate, if the answers are as fast, and check every answer."""
     answered: list[Answered] = []
     samples: list[Sample] = []
     waiting, begun = asyncio.Semaphore(MOST_WAITING), time.monotonic()
@@ -106,7 +108,7 @@ def p99(answered: Sequence[Answered]) -> float:
 
 
 def work_seconds(samples: Sequence[Sample]) -> float:
-    """What the same work took, on average."""
+    """Return the average time of the same work."""
     return statistics.fmean(sample.work_seconds for sample in samples)
 
 
@@ -116,8 +118,8 @@ def third(items: Sequence[T], number: int) -> Sequence[T]:
 
 
 @pytest.mark.timeout(SECONDS + 120)
-def test_a_long_day(gallery: Path, tmp_path: Path) -> None:
-    """All that clients do, right and wrong; then what was said is where it may be, and nowhere else."""
+def test_mixed_requests_for_minutes(gallery: Path, tmp_path: Path) -> None:
+    """Valid and invalid requests of every kind; afterwards client text is in the audit log alone."""
     token = tmp_path / "token"
     token.write_text(TOKEN, encoding="utf-8")
     token.chmod(0o600)

@@ -83,19 +83,19 @@ def _served(gallery: Gallery, settings: ServiceSettings) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def address(gallery: Gallery) -> Iterator[str]:
-    """Where the page lies."""
+    """Return the address of the page."""
     yield from _served(gallery, ServiceSettings(rate=1000, keep_audit_log=False))
 
 
 @pytest.fixture
 def empty_address(empty_gallery: Gallery) -> Iterator[str]:
-    """Where the page of the empty gallery lies."""
+    """Return the address of the page of the empty gallery."""
     yield from _served(empty_gallery, ServiceSettings(rate=1000, keep_audit_log=False))
 
 
 @pytest.fixture
 def locked_address(gallery: Gallery) -> Iterator[str]:
-    """Where the page lies behind a token, as a service that other machines may reach has it."""
+    """Return the address of the page of a service that needs the token."""
     settings = ServiceSettings(allow_hosts=("gallery.example",), token=TOKEN, rate=1000, keep_audit_log=False)
     yield from _served(gallery, settings)
 
@@ -121,7 +121,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def watch(address: str) -> Watch:
-    """What the test's page does; checked when the test ends."""
+    """Record the requests and errors of the test's page, and check them when the test ends."""
     return Watch(address)
 
 
@@ -164,7 +164,7 @@ def context_page(context: BrowserContext, watch: Watch) -> Page:
 
 @pytest.fixture(scope="session")
 def artefacts() -> Path:
-    """Where screenshots are kept: CSKT_TEST_ARTEFACTS, or build/screenshots."""
+    """Return the folder of the screenshots: CSKT_TEST_ARTEFACTS, or build/screenshots."""
     folder = Path(os.environ.get("CSKT_TEST_ARTEFACTS") or Path(__file__).parents[2] / "build" / "screenshots")
     folder.mkdir(parents=True, exist_ok=True)
     return folder

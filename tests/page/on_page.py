@@ -1,4 +1,4 @@
-"""What the tests of the page share: words for what is seen on it, and a watch over what it does."""
+"""Helpers of the tests of the page: its elements, and a record of its requests and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOKEN = "a token of the tests"
 
 @dataclass
 class Watch:
-    """What a page asked for and complained of."""
+    """Requests and errors of a page."""
 
     address: str
     elsewhere: list[str] = field(default_factory=list)

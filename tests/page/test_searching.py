@@ -1,4 +1,4 @@
-"""Searching on the page: by sentence, by picture, with filters, groups and a cut-off; the address keeps it all."""
+"""Searching on the page: by sentence, picture, filter, group and threshold; the address contains the search."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import io
 import re
 from pathlib import Path
 
+import pytest
 from on_page import NUM_CROPS, SENTENCE, Watch, asked, expect_names, hand_over, hits, jpeg, names, type_sentence
 from playwright.sync_api import Page, Route, expect
 
 from cskt.gallery.gallery import Gallery
+
+pytestmark = pytest.mark.browser
 
 
 def test_a_sentence_finds_what_python_finds(page: Page, gallery: Gallery, watch: Watch) -> None:
@@ -25,7 +28,7 @@ def test_a_sentence_finds_what_python_finds(page: Page, gallery: Gallery, watch:
     assert page.title().startswith(SENTENCE)
 
 
-def test_an_older_answer_never_covers_a_newer_one(page: Page, gallery: Gallery) -> None:
+def test_an_older_answer_never_replaces_a_newer_one(page: Page, gallery: Gallery) -> None:
     held_back: list[Route] = []
 
     def answer(route: Route) -> None:
@@ -46,7 +49,7 @@ def test_an_older_answer_never_covers_a_newer_one(page: Page, gallery: Gallery) 
     expect_names(page, wanted)
 
 
-def test_what_the_model_misses_is_said_below_the_box(page: Page) -> None:
+def test_warnings_are_shown_below_the_text_box(page: Page) -> None:
     note = page.locator("#box-note")
     type_sentence(page, "a woman in a zygomorphic dress " + "and a red hat " * 60)
     expect(note).to_contain_text("the model has never seen the word 'zygomorphic', which adds noise")
@@ -58,7 +61,7 @@ def test_what_the_model_misses_is_said_below_the_box(page: Page) -> None:
     expect(note).to_have_text("excluded sentence: the model has never seen the word 'zygomorphic', which adds noise")
 
 
-def test_times_are_shown_in_utc_without_the_sign_for_it(page: Page) -> None:
+def test_times_are_shown_in_utc_without_the_z(page: Page) -> None:
     type_sentence(page)
     hits(page).first.click()
     expect(page.locator("#facts")).to_contain_text(re.compile(r"2026-01-\d\d \d\d:30 UTC"))
@@ -126,13 +129,13 @@ def test_filter_text_and_controls_mean_the_same(page: Page) -> None:
         assert page.evaluate(round_trip, [text, columns]) is None, text
 
 
-def test_the_cut_off_hides_and_no_hit_says_so(page: Page, gallery: Gallery, watch: Watch) -> None:
+def test_the_threshold_hides_crops_and_a_message_replaces_no_hits(page: Page, gallery: Gallery, watch: Watch) -> None:
     type_sentence(page)
     expect(page.locator("#cut-off-value")).to_have_text("everything")
     slider = page.locator("#cut-off-slider")
     slider.focus()
     page.keyboard.press("End")
-    expect(page.locator("#message h2")).to_contain_text("Nothing above the cut-off")
+    expect(page.locator("#message h2")).to_contain_text("Nothing above the threshold")
     assert hits(page).count() == 0
     page.get_by_role("button", name="Lower it to").click()
     expect(hits(page).first).to_be_visible()
@@ -143,7 +146,7 @@ def test_the_cut_off_hides_and_no_hit_says_so(page: Page, gallery: Gallery, watc
     expect(hits(page)).to_have_count(48)
 
 
-def test_what_falls_below_fades_before_the_answer_comes(page: Page, gallery: Gallery) -> None:
+def test_crops_below_the_threshold_fade_before_the_answer_arrives(page: Page, gallery: Gallery) -> None:
     type_sentence(page)
     middle = gallery.search(SENTENCE, k=48)[20].score
     page.locator("#cut-off-slider").evaluate(
@@ -167,7 +170,7 @@ def test_one_crop_per_track(page: Page, gallery: Gallery) -> None:
     expect(hits(page)).to_have_count(gallery.count(f"track = '{grouped.metadata['track']}'"))
 
 
-def test_but_not(page: Page, gallery: Gallery) -> None:
+def test_a_sentence_to_exclude(page: Page, gallery: Gallery) -> None:
     type_sentence(page)
     page.get_by_role("button", name="but not").click()
     page.keyboard.type("with a hat")
@@ -209,7 +212,7 @@ def test_a_pasted_and_a_chosen_picture(page: Page, gallery: Gallery, tmp_path: P
     assert names(page)[0] == "c1/006.jpg"
 
 
-def test_a_link_without_its_picture_says_so(blank: Page, address: str) -> None:
+def test_a_link_without_its_picture_shows_a_message(blank: Page, address: str) -> None:
     blank.goto(f"{address}?picture=gone-1&q=red")
     expect(blank.locator("#box-note")).to_contain_text("drop it here again")
     expect(hits(blank).first).to_be_visible()
@@ -251,7 +254,7 @@ def test_a_png_with_transparency_is_a_picture_too(page: Page, gallery: Gallery) 
     expect(hits(page).first).to_have_attribute("data-id", "c2/001.jpg")
 
 
-def test_a_slash_leads_to_the_box_and_not_into_the_sentence(page: Page) -> None:
+def test_a_slash_focuses_the_text_box(page: Page) -> None:
     page.keyboard.press("/")  # the box has the focus already
     page.keyboard.type("red")
     expect(page.locator("#sentence")).to_have_value("red")

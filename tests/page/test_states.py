@@ -11,6 +11,8 @@ import pytest
 from on_page import HOSTILE_NAME, HOSTILE_TRACK, SENTENCE, TOKEN, Watch, hits, type_sentence
 from playwright.sync_api import Browser, Page, Route, expect
 
+pytestmark = pytest.mark.browser
+
 RESOURCE = "Failed to load resource"
 
 
@@ -19,7 +21,7 @@ def search_url(address: str, **parameters: str) -> str:
     return address + "?" + "&".join(f"{name}={quote(value)}" for name, value in ({"q": SENTENCE} | parameters).items())
 
 
-def test_the_empty_gallery_says_how_to_fill_it(blank: Page, empty_address: str, watch: Watch, artefacts: Path) -> None:
+def test_an_empty_gallery_shows_how_to_fill_it(blank: Page, empty_address: str, watch: Watch, artefacts: Path) -> None:
     watch.address = empty_address
     blank.goto(empty_address)
     expect(blank.locator("#message")).to_contain_text("cskt index GALLERY --images FOLDER")
@@ -27,7 +29,7 @@ def test_the_empty_gallery_says_how_to_fill_it(blank: Page, empty_address: str, 
     blank.screenshot(path=artefacts / "empty.png")
 
 
-def test_an_error_is_one_line_and_can_be_tried_again(page: Page, watch: Watch, artefacts: Path) -> None:
+def test_an_error_is_one_line_with_a_button_to_try_again(page: Page, watch: Watch, artefacts: Path) -> None:
     watch.allowed = RESOURCE
     refusal = json.dumps({"error": {"code": "busy", "message": "256 queries wait already; try again in a second"}})
     page.route("**/api/search", lambda route: route.fulfill(status=503, content_type="application/json", body=refusal))
@@ -41,7 +43,7 @@ def test_an_error_is_one_line_and_can_be_tried_again(page: Page, watch: Watch, a
     expect(page.locator("#message")).to_be_hidden()
 
 
-def test_a_service_that_has_gone_is_told_apart(page: Page, watch: Watch) -> None:
+def test_an_unreachable_service_has_a_message_of_its_own(page: Page, watch: Watch) -> None:
     watch.allowed = RESOURCE
     page.route("**/api/**", lambda route: route.abort())
     page.keyboard.type(SENTENCE)
@@ -51,14 +53,14 @@ def test_a_service_that_has_gone_is_told_apart(page: Page, watch: Watch) -> None
     expect(hits(page)).to_have_count(48)
 
 
-def test_a_proxys_own_error_page_is_no_riddle(page: Page, watch: Watch) -> None:
+def test_an_error_page_of_a_proxy_is_reported_by_its_status(page: Page, watch: Watch) -> None:
     watch.allowed = RESOURCE
     page.route("**/api/search", lambda route: route.fulfill(status=502, content_type="text/html", body="<h1>Bad</h1>"))
     page.keyboard.type(SENTENCE)
     expect(page.locator("#message")).to_contain_text("The service answered 502.")
 
 
-def test_a_wrong_filter_is_explained_where_it_was_written(page: Page, watch: Watch) -> None:
+def test_a_filter_error_is_shown_at_the_filter(page: Page, watch: Watch) -> None:
     watch.allowed = RESOURCE
     type_sentence(page)
     page.locator("summary").click()
@@ -72,7 +74,7 @@ def test_a_wrong_filter_is_explained_where_it_was_written(page: Page, watch: Wat
     expect(page.locator("#message")).to_contain_text("No crop fulfils the filter")
 
 
-def test_crops_to_come_are_grey_places(page: Page, artefacts: Path) -> None:
+def test_loading_crops_are_grey_placeholders(page: Page, artefacts: Path) -> None:
     waiting: list[Route] = []
     page.route("**/api/search", lambda route: waiting.append(route))  # noqa: PLW0108 - a bound method of list cannot be wrapped
     page.keyboard.type(SENTENCE)
@@ -227,7 +229,7 @@ FITS = """() => [...document.querySelectorAll("#facets .range input")].map((fiel
 
 
 @pytest.mark.parametrize("locale", ["en-US", "de-DE"])
-def test_dates_are_seen_whole(locale: str, browser: Browser, address: str, artefacts: Path) -> None:
+def test_dates_are_shown_completely(locale: str, browser: Browser, address: str, artefacts: Path) -> None:
     context = browser.new_context(locale=locale)
     page = context.new_page()
     for width in (1280, 1101, 901, 390):
@@ -244,9 +246,7 @@ def test_dates_are_seen_whole(locale: str, browser: Browser, address: str, artef
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
-def test_text_stands_out_and_everything_has_a_name(
-    colours: str, browser: Browser, address: str, artefacts: Path
-) -> None:
+def test_contrast_and_accessible_names(colours: str, browser: Browser, address: str, artefacts: Path) -> None:
     context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme=colours)  # type: ignore[arg-type]
     page = context.new_page()
     page.goto(address)
@@ -282,7 +282,7 @@ def test_colours_can_be_chosen(page: Page) -> None:
     expect(page.locator("#theme")).to_have_attribute("aria-label", "Colours: dark")
 
 
-def test_who_asked_for_less_motion_gets_none(browser: Browser, address: str) -> None:
+def test_reduced_motion_is_respected(browser: Browser, address: str) -> None:
     context = browser.new_context(reduced_motion="reduce")
     page = context.new_page()
     page.goto(address)
@@ -292,7 +292,7 @@ def test_who_asked_for_less_motion_gets_none(browser: Browser, address: str) -> 
     context.close()
 
 
-def test_nothing_is_written_into_the_page_as_html() -> None:
+def test_no_script_writes_html_into_the_page() -> None:
     from cskt.service.pages import page_files
 
     files = {name: data.decode() for name, data in page_files().items()}

@@ -6,10 +6,13 @@ import csv
 import io
 import re
 
+import pytest
 from on_page import SENTENCE, Watch, asked, expect_names, hits, names, type_sentence
 from playwright.sync_api import Page, expect
 
 from cskt.gallery.gallery import Gallery
+
+pytestmark = pytest.mark.browser
 
 MEAN_HEAT = """canvas => {
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
@@ -90,7 +93,7 @@ def test_more_like_this_and_the_original(page: Page, gallery: Gallery, watch: Wa
     expect(page.locator("#viewer")).to_be_visible()
 
 
-def test_marks_are_exported_as_table_and_as_data_set(page: Page, gallery: Gallery) -> None:
+def test_marks_are_exported_as_csv_and_as_a_data_set(page: Page, gallery: Gallery) -> None:
     type_sentence(page)
     found = names(page)
     hits(page).first.focus()
@@ -136,7 +139,7 @@ def test_a_mark_needs_a_sentence(page: Page) -> None:
     expect(page.locator("#tray")).to_be_hidden()
 
 
-def test_the_keyboard_alone(page: Page) -> None:
+def test_the_page_works_with_the_keyboard_alone(page: Page) -> None:
     type_sentence(page)
     page.keyboard.press("ArrowDown")
     expect(hits(page).first).to_be_focused()

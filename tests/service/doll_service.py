@@ -1,4 +1,4 @@
-"""What the tests of the service share: names and facts of the crops, a client, a token."""
+"""Helpers of the tests of the service: names and metadata of the crops, a client, a token."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def name_of(number: int) -> str:
 
 
 def metadata_of(number: int) -> dict[str, str | int]:
-    """What is known of a crop; its note must never be taken for anything but text."""
+    """Return the metadata of a crop; its note must never be interpreted."""
     note = "<script>alert('1')</script>" if number == 0 else "plain"
     return {"camera": f"c{number % 4}", "time": f"2026-01-{1 + number % 20:02d}", "track": number // 2, "note": note}
 

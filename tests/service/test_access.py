@@ -1,4 +1,4 @@
-"""Who may ask and who may write: addresses, names, origins, the token, a browser's session, the rate."""
+"""Access control: addresses, host names, origins, the token, a browser's session, the rate."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_reading_from_elsewhere_needs_the_token(ask: Ask, gallery: Gallery, note
     assert client.get("/api/gallery", headers=WRITER).json()["token_needed"] is True
 
 
-def test_whoever_reads_here_needs_none(ask: Ask, gallery: Gallery) -> None:
+def test_reading_from_this_machine_needs_no_token(ask: Ask, gallery: Gallery) -> None:
     client = ask(gallery, token=TOKEN)
     for method, path, sent in READS:
         assert client.request(method, path, **sent).status_code == 200, path
@@ -98,7 +98,7 @@ def test_writing_without_a_token_file_is_refused_with_the_remedy(ask: Ask, galle
     assert gallery.count() == 40
 
 
-def test_writing_needs_the_token_here_too(ask: Ask, own_gallery: Gallery, crops: Path) -> None:
+def test_writing_from_this_machine_needs_the_token(ask: Ask, own_gallery: Gallery, crops: Path) -> None:
     client = ask(own_gallery, token=TOKEN)
     for method, path, sent in writes(crops):
         assert refusal(client.request(method, path, **sent))[:2] == (401, "token_needed")
@@ -122,7 +122,7 @@ def test_a_session_reads_and_does_not_write(ask: Ask, own_gallery: Gallery, crop
     assert client.post("/api/search", json=SEARCH).status_code == 401
 
 
-def test_a_session_is_not_given_for_a_wrong_token(ask: Ask, gallery: Gallery, noted: Callable[[], Any]) -> None:
+def test_a_wrong_token_opens_no_session(ask: Ask, gallery: Gallery, noted: Callable[[], Any]) -> None:
     client = ask(gallery, FAR_ADDRESS, **FAR)
     answer = client.post("/api/session", json={"token": "wrong"})
     assert refusal(answer)[:2] == (401, "wrong_token") and "set-cookie" not in answer.headers
@@ -130,7 +130,7 @@ def test_a_session_is_not_given_for_a_wrong_token(ask: Ask, gallery: Gallery, no
     assert refusal(ask(gallery).post("/api/session", json={"token": TOKEN}))[:2] == (403, "no_token")
 
 
-def test_sessions_end_and_give_way() -> None:
+def test_sessions_end_and_their_number_is_limited() -> None:
     now = 0.0
     tokens = Tokens(TOKEN, clock=lambda: now)
     first = tokens.new_session()
@@ -142,7 +142,7 @@ def test_sessions_end_and_give_way() -> None:
     assert [tokens.is_session(session) for session in (sessions[0], sessions[1], sessions[-1])] == [False, True, True]
 
 
-def test_names_that_are_not_ours(ask: Ask, gallery: Gallery) -> None:
+def test_unknown_host_names_are_refused(ask: Ask, gallery: Gallery) -> None:
     client = ask(gallery)
     for host in (
         "evil.example",
@@ -158,7 +158,7 @@ def test_names_that_are_not_ours(ask: Ask, gallery: Gallery) -> None:
         assert client.get("/api/gallery", headers={"Host": host}).status_code == 200, host
 
 
-def test_names_of_a_service_for_others(ask: Ask, gallery: Gallery) -> None:
+def test_host_names_of_a_service_for_other_machines(ask: Ask, gallery: Gallery) -> None:
     client = ask(gallery, FAR_ADDRESS, **FAR, allow_hosts=("search.example.org",))
     for host in ("search.example.org", "Search.Example.org:443", "192.168.1.7:8000", "[fe80::1]:8000"):
         assert client.get("/healthz", headers={"Host": host}).status_code in (200, 503), host
@@ -168,7 +168,7 @@ def test_names_of_a_service_for_others(ask: Ask, gallery: Gallery) -> None:
     assert refusal(one.get("/docs", headers={"Host": "192.168.1.8"}))[1] == "wrong_host"
 
 
-def test_pages_of_other_sites_may_not_ask(ask: Ask, own_gallery: Gallery, crops: Path) -> None:
+def test_pages_of_other_sites_are_refused(ask: Ask, own_gallery: Gallery, crops: Path) -> None:
     client = ask(own_gallery, token=TOKEN)
     for origin in ("https://evil.example", "null", "http://127.0.0.1:9000", "http://[", "https://127.0.0.1:8000.evil"):
         headers = WRITER | {"Origin": origin}
@@ -191,7 +191,7 @@ def test_pages_of_other_sites_may_not_ask(ask: Ask, own_gallery: Gallery, crops:
         ({"X-Forwarded-For": "192.0.2.1"}, "the browser's name"),
     ],
 )
-def test_a_proxy_that_sends_a_name_of_its_own_is_told_how_to_pass_it_on(
+def test_a_proxy_that_sends_its_own_host_name_gets_the_remedy(
     ask: Ask, gallery: Gallery, headers: dict[str, str], asked: str
 ) -> None:
     client = ask(gallery)
@@ -204,8 +204,8 @@ def test_a_proxy_that_sends_a_name_of_its_own_is_told_how_to_pass_it_on(
     assert plain == "the service does not answer under 'backend'; start it with --allow-host and that name"
 
 
-def test_a_proxy_that_keeps_the_origin_and_rewrites_the_host(ask: Ask, gallery: Gallery) -> None:
-    """Its requests look like those of another site: the address of the service as Host, the page's own as Origin."""
+def test_a_proxy_that_rewrites_the_host_alone_gets_the_remedy(ask: Ask, gallery: Gallery) -> None:
+    """Its requests look like those of another site: the address of the service as Host, that of the page as Origin."""
     headers = {"Host": "127.0.0.1:8000", "Origin": "https://search.example.org"}
     status, code, message = refusal(ask(gallery).post("/api/search", json=SEARCH, headers=headers))
     assert (status, code) == (403, "wrong_origin")
@@ -221,7 +221,7 @@ def test_a_proxy_that_keeps_the_origin_and_rewrites_the_host(ask: Ask, gallery: 
         assert refusal(named.post("/api/search", json=SEARCH, headers=passed_on | {"Host": host}))[1] == "wrong_origin"
 
 
-def test_a_client_that_asks_too_fast_is_told_how_long_to_wait(ask: Ask, gallery: Gallery) -> None:
+def test_a_client_over_the_rate_gets_the_seconds_to_wait(ask: Ask, gallery: Gallery) -> None:
     client = ask(gallery, rate=0.5, burst_seconds=6.0)
     assert [client.post("/api/search", json=SEARCH).status_code for _ in range(4)] == [200, 200, 200, 429]
     answer = client.post("/api/search", json=SEARCH)
@@ -230,14 +230,14 @@ def test_a_client_that_asks_too_fast_is_told_how_long_to_wait(ask: Ask, gallery:
     assert all(client.get("/healthz").status_code != 429 for _ in range(5))
 
 
-def test_thumbnails_hardly_count(ask: Ask, gallery: Gallery) -> None:
+def test_thumbnails_cost_little(ask: Ask, gallery: Gallery) -> None:
     client = ask(gallery, rate=0.01, burst_seconds=100.0)
     found = [client.get("/api/thumbnail", params={"id": name_of(number)}).status_code for number in range(40)]
     assert found == [200] * 40
     assert client.get("/api/gallery").status_code == 429, "40 thumbnails leave less than a whole request"
 
 
-def test_a_bucket_fills_at_its_rate_and_clients_have_their_own() -> None:
+def test_each_client_has_a_bucket_that_fills_at_its_rate() -> None:
     now = 0.0
     rates = RateLimiter(2.0, 4.0, clock=lambda: now)
     for _ in range(4):
@@ -291,7 +291,7 @@ def test_a_token_file_that_others_can_read(
     assert read_token(path) == TOKEN and "chmod 600" in caplog.text
 
 
-def test_the_audit_log_is_its_owners_and_grows(tmp_path: Path) -> None:
+def test_the_audit_log_is_private_and_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     before = os.umask(0)
     try:
@@ -308,7 +308,7 @@ def test_the_audit_log_is_its_owners_and_grows(tmp_path: Path) -> None:
         log.close()
 
 
-def test_the_audit_log_lies_in_the_gallery_unless_it_is_switched_off(own_gallery: Gallery) -> None:
+def test_the_audit_log_is_in_the_gallery_unless_switched_off(own_gallery: Gallery) -> None:
     for settings, kept in ((ServiceSettings(keep_audit_log=False), False), (ServiceSettings(), True)):
         app = create_app(own_gallery, settings)
         app.state.service.audit.note("::1", "search")
@@ -322,7 +322,7 @@ def test_an_audit_log_that_cannot_be_written_stops_the_service(gallery: Gallery,
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_what_cannot_be_noted_is_not_answered(ask: Ask, gallery: Gallery) -> None:
+def test_a_request_that_cannot_be_logged_is_not_answered(ask: Ask, gallery: Gallery) -> None:
     client = ask(gallery, audit_log=Path("/dev/full"))
     assert refusal(client.post("/api/search", json=SEARCH))[:2] == (503, "no_audit_log")
     assert refusal(client.get("/api/image", params={"id": name_of(0)}))[:2] == (503, "no_audit_log")
@@ -330,7 +330,7 @@ def test_what_cannot_be_noted_is_not_answered(ask: Ask, gallery: Gallery) -> Non
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_what_cannot_be_noted_is_not_done(ask: Ask, own_gallery: Gallery, crops: Path) -> None:
+def test_a_change_that_cannot_be_logged_is_not_made(ask: Ask, own_gallery: Gallery, crops: Path) -> None:
     client = ask(own_gallery, audit_log=Path("/dev/full"), token=TOKEN)
     added, _ = writes(crops)
     for method, path, sent in (added, ("DELETE", "/api/crops", {"params": {"id": name_of(0)}})):
@@ -338,7 +338,7 @@ def test_what_cannot_be_noted_is_not_done(ask: Ask, own_gallery: Gallery, crops:
     assert own_gallery.count() == 4 and own_gallery.crop(name_of(0)).image_id == name_of(0)
 
 
-def test_a_line_that_the_disk_tears_is_a_line_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_incomplete_line_stays_a_line_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with mounted(tmp_path / "disk", 4) as disk:
         log, numbers = AuditLog(disk / "audit.jsonl"), iter(range(10**6))
         for _ in range(2):  # after the first tear there is not even room for a line break
@@ -359,7 +359,7 @@ def test_a_line_that_the_disk_tears_is_a_line_of_its_own(tmp_path: Path, caplog:
     ]  # fmt: skip
 
 
-def test_a_torn_line_stays_one_when_the_service_is_started_again(tmp_path: Path) -> None:
+def test_an_incomplete_line_stays_one_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     path.write_text('{"number": 0}\n{"numb', encoding="ascii")
     for number in (1, 2):
@@ -370,7 +370,7 @@ def test_a_torn_line_stays_one_when_the_service_is_started_again(tmp_path: Path)
     assert [json.loads(lines[place])["number"] for place in (0, 2, 3)] == [0, 1, 2] and lines[1] == '{"numb'
 
 
-def test_a_request_that_is_broken_off_is_noted(tmp_path: Path) -> None:
+def test_a_cancelled_request_is_logged(tmp_path: Path) -> None:
     log = AuditLog(tmp_path / "audit.jsonl")
 
     async def work() -> None:
@@ -392,7 +392,7 @@ def test_a_request_that_is_broken_off_is_noted(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_no_header_lends_a_client_another_address(ask: Ask, gallery: Gallery, noted: Callable[[], Any]) -> None:
+def test_no_header_changes_the_address_of_a_client(ask: Ask, gallery: Gallery, noted: Callable[[], Any]) -> None:
     client = ask(gallery, rate=0.01, burst_seconds=100.0)
     claims = [
         {"X-Forwarded-For": "203.0.113.9"}, {"Forwarded": "for=203.0.113.9"}, {"X-Real-IP": "203.0.113.9"},

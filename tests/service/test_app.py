@@ -61,7 +61,7 @@ def test_health_says_broken_where_the_model_cannot_be_loaded(
     assert "/secret/place: no such model" in caplog.text
 
 
-def test_figures_for_prometheus(ask: Ask, gallery: Gallery) -> None:
+def test_metrics_for_prometheus(ask: Ask, gallery: Gallery) -> None:
     client = ask(gallery)
     wait_until_ready(client)
     for _ in range(3):
@@ -82,7 +82,7 @@ def test_figures_for_prometheus(ask: Ask, gallery: Gallery) -> None:
     assert 'cskt_requests_total{code="200",method="POST",route="/api/search"}' not in ask(gallery).get("/metrics").text
 
 
-def test_every_file_of_the_page_is_served_as_what_it_is(ask: Ask, gallery: Gallery) -> None:
+def test_every_file_of_the_page_has_its_type(ask: Ask, gallery: Gallery) -> None:
     client = ask(gallery)
     files = page_files()
     assert {"index.html", "app.js"} <= files.keys()
@@ -99,7 +99,7 @@ def test_every_file_of_the_page_is_served_as_what_it_is(ask: Ask, gallery: Galle
     assert client.get("/page/nothing.js").status_code == 404
 
 
-def test_the_list_of_operations_needs_nothing_from_elsewhere(ask: Ask, gallery: Gallery) -> None:
+def test_the_list_of_operations_has_no_script_and_no_link_elsewhere(ask: Ask, gallery: Gallery) -> None:
     client = ask(gallery)
     page = client.get("/docs")
     described = client.get("/openapi.json").json()
@@ -157,7 +157,7 @@ def test_head_is_get_without_the_body(ask: Ask, gallery: Gallery) -> None:
     assert 'code="200",method="HEAD",route="/api/image"' in client.get("/metrics").text
 
 
-def test_an_empty_gallery_answers_with_nothing(ask: Ask, own_gallery: Gallery) -> None:
+def test_an_empty_gallery_has_no_hits(ask: Ask, own_gallery: Gallery) -> None:
     own_gallery.remove([hit.image_id for hit in own_gallery.search("a man")])
     client = ask(own_gallery)
     wait_until_ready(client)
@@ -167,8 +167,8 @@ def test_an_empty_gallery_answers_with_nothing(ask: Ask, own_gallery: Gallery) -
     assert client.get("/api/gallery").json()["count"] == 0
 
 
-def test_a_request_that_outlasts_the_service_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
-    """uvicorn cancels what is still running when the time to stop is over."""
+def test_a_request_that_outlasts_the_service_gets_503(caplog: pytest.LogCaptureFixture) -> None:
+    """uvicorn cancels running requests after the time to stop."""
     sent: list[Any] = []
 
     async def never(scope: Any, receive: Any, send: Any) -> None:

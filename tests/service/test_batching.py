@@ -1,4 +1,4 @@
-"""Queries that gather while the model is busy are encoded together; what is slow or wrong holds up nobody else."""
+"""Queries that arrive while the model is busy are encoded together; a slow or wrong one delays no other."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def run(gallery: Slow, asked: Coroutine[Any, Any, Any] | Any, **settings: Any) -
     return asyncio.run(main())
 
 
-def test_twenty_queries_take_a_few_encodings_and_get_their_own_answers(gallery: Gallery) -> None:
+def test_waiting_queries_are_encoded_together_and_get_their_own_answers(gallery: Gallery) -> None:
     slow = Slow(gallery)
     texts = [f"a man with {number} red bags" for number in range(20)]
 
@@ -106,7 +106,7 @@ def test_twenty_queries_take_a_few_encodings_and_get_their_own_answers(gallery: 
         assert histogram is None
 
 
-def test_a_batch_has_a_largest_size(gallery: Gallery) -> None:
+def test_the_size_of_a_batch_is_limited(gallery: Gallery) -> None:
     slow = Slow(gallery)
 
     async def ask(worker: GalleryWorker) -> Any:
@@ -137,7 +137,7 @@ def test_one_bad_query_of_a_batch_fails_alone(gallery: Gallery) -> None:
     [{"where": "camera = 'c1'"}, {"group_by": "track"}, {"offset": 996}, {"k": 1001}],
     ids=lambda what: next(iter(what)),
 )
-def test_slow_searches_and_explanations_hold_up_nobody_else(gallery: Gallery, what: dict[str, Any]) -> None:
+def test_slow_requests_do_not_delay_others(gallery: Gallery, what: dict[str, Any]) -> None:
     slow = Slow(gallery)
 
     async def ask(worker: GalleryWorker) -> Any:
@@ -165,7 +165,7 @@ def test_slow_searches_and_explanations_hold_up_nobody_else(gallery: Gallery, wh
         assert [hit.image_id for hit in found] == [hit.image_id for hit in expected]
 
 
-def test_more_than_may_wait_is_sent_away_and_the_rest_answered() -> None:
+def test_requests_beyond_the_limit_are_refused_and_the_others_answered() -> None:
     release = threading.Event()
 
     def work(items: Sequence[int]) -> list[int]:
@@ -185,7 +185,7 @@ def test_more_than_may_wait_is_sent_away_and_the_rest_answered() -> None:
     close(batcher)
 
 
-def test_a_client_that_has_left_costs_nothing() -> None:
+def test_the_query_of_a_client_that_has_left_is_not_encoded() -> None:
     release, seen = threading.Event(), []
 
     def work(items: Sequence[str]) -> list[str]:
@@ -205,8 +205,8 @@ def test_a_client_that_has_left_costs_nothing() -> None:
     assert seen == ["first", "stays"]
 
 
-def test_a_store_that_gives_no_answer_is_asked_once_for_all() -> None:
-    """Each for itself they would wait as long again, one after the other."""
+def test_a_store_that_gives_no_answer_is_asked_once_per_batch() -> None:
+    """One by one they would all wait as long again."""
     release, calls, refusal = threading.Event(), [], NoAnswerError("gone")
 
     def work(items: Sequence[int]) -> list[int]:
@@ -225,7 +225,7 @@ def test_a_store_that_gives_no_answer_is_asked_once_for_all() -> None:
     close(batcher)
 
 
-def test_closing_finishes_what_has_begun_and_drops_what_waits() -> None:
+def test_closing_finishes_running_work_and_cancels_waiting_work() -> None:
     release, seen = threading.Event(), []
 
     def work(items: Sequence[str]) -> list[str]:
@@ -248,7 +248,7 @@ def test_closing_finishes_what_has_begun_and_drops_what_waits() -> None:
     assert begun.result(PATIENCE_SECONDS) == "begun" and seen == ["begun"]
 
 
-def test_a_pool_bounds_what_waits() -> None:
+def test_a_pool_limits_what_waits() -> None:
     async def main() -> None:
         release = threading.Event()
         pool = Pool("test", threads=1, max_waiting=1)

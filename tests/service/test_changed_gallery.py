@@ -1,4 +1,4 @@
-"""Another process reindexes or deletes the gallery under a running service, which then says so and does no harm."""
+"""Another process reindexes or deletes the gallery of a running service, which then answers 503 and changes nothing."""
 
 from __future__ import annotations
 

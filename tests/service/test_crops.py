@@ -1,4 +1,4 @@
-"""Crops by HTTP: facts, pictures and their headers; added and deleted by those who know the token."""
+"""Crops by HTTP: facts, pictures and their headers; adding and deleting with the token."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def test_facts_and_pictures_of_a_crop(ask: Ask, gallery: Gallery, crops: Path) -
     assert other.status_code == 200
 
 
-def test_crops_come_and_go(ask: Ask, own_gallery: Gallery, crops: Path, noted: Callable[[], Any]) -> None:
+def test_crops_are_added_replaced_and_removed(
+    ask: Ask, own_gallery: Gallery, crops: Path, noted: Callable[[], Any]
+) -> None:
     client = ask(own_gallery, token=TOKEN)
     first, second = (crops / name_of(8)).read_bytes(), (crops / name_of(9)).read_bytes()
 
@@ -91,7 +93,7 @@ def test_crops_come_and_go(ask: Ask, own_gallery: Gallery, crops: Path, noted: C
 @pytest.mark.parametrize(
     "name", ["../x", "/etc/x", "a/../b", "a//b", "a\\b", "a/", ".", "..", "\x1bx", "a\nb", "", "x" * 513]
 )
-def test_names_that_no_crop_may_have(name: str, ask: Ask, own_gallery: Gallery) -> None:
+def test_bad_names_of_crops_are_refused(name: str, ask: Ask, own_gallery: Gallery) -> None:
     client = ask(own_gallery, token=TOKEN)
     body = {"crops": [{"image_id": name, "image": sent(encoded("PNG"))}]}
     before = sorted(own_gallery.folder.parent.rglob("*"))
@@ -115,14 +117,14 @@ def test_names_that_no_crop_may_have(name: str, ask: Ask, own_gallery: Gallery) 
         {"image_id": "a", "image": sent(encoded("PNG")), "metadata": {f"column{n}": n for n in range(101)}},
     ],
 )
-def test_crops_that_are_not_taken(crop: dict[str, Any], ask: Ask, own_gallery: Gallery) -> None:
+def test_bad_crops_are_refused(crop: dict[str, Any], ask: Ask, own_gallery: Gallery) -> None:
     client = ask(own_gallery, token=TOKEN)
     answer = client.post("/api/crops", json={"crops": [crop]}, headers=WRITER)
     assert refusal(answer)[0] in (400, 422)
     assert own_gallery.count() == 4
 
 
-def test_one_bad_crop_does_not_spoil_the_rest(ask: Ask, own_gallery: Gallery) -> None:
+def test_one_bad_crop_does_not_prevent_the_others(ask: Ask, own_gallery: Gallery) -> None:
     client = ask(own_gallery, token=TOKEN)
     cut = encoded("JPEG")[:-40]
     body = {
@@ -138,7 +140,7 @@ def test_one_bad_crop_does_not_spoil_the_rest(ask: Ask, own_gallery: Gallery) ->
     assert own_gallery.count() == 5
 
 
-def test_no_more_than_the_limit_at_once(ask: Ask, own_gallery: Gallery) -> None:
+def test_the_number_and_size_of_crops_are_limited(ask: Ask, own_gallery: Gallery) -> None:
     client = ask(own_gallery, token=TOKEN, crops_per_request=2, crops_bytes=5000)
     crop = {"image": sent(encoded("PNG"))}
     body = {"crops": [crop | {"image_id": str(number)} for number in range(3)]}
@@ -156,7 +158,7 @@ def test_no_more_than_the_limit_at_once(ask: Ask, own_gallery: Gallery) -> None:
     [("JPEG", "image/jpeg"), ("PNG", "image/png"), ("WEBP", "image/webp"), ("GIF", "image/gif"), ("BMP", "image/bmp"),
      ("TIFF", "image/tiff"), ("PPM", "application/octet-stream")],
 )  # fmt: skip
-def test_the_type_is_told_by_content(kind: str, expected: str, ask: Ask, own_gallery: Gallery) -> None:
+def test_the_type_is_read_from_the_content(kind: str, expected: str, ask: Ask, own_gallery: Gallery) -> None:
     data = encoded(kind)
     assert content_type(data) == expected
     own_gallery.add([data], ["page.html"])
@@ -170,7 +172,7 @@ def test_the_type_is_told_by_content(kind: str, expected: str, ask: Ask, own_gal
 @pytest.mark.parametrize(
     "data", [b"", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"<html>", b"RIFF....WAVE", b"GIF", b" \xff\xd8\xff"]
 )
-def test_what_is_no_picture_has_no_type(data: bytes) -> None:
+def test_other_files_have_no_image_type(data: bytes) -> None:
     assert content_type(data) == "application/octet-stream"
 
 

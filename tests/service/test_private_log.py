@@ -1,4 +1,4 @@
-"""What clients write is in the audit log, if one is kept, and in no other: not in log lines, tracebacks or figures."""
+"""Client text is in the audit log, if there is one, and in no log line, traceback or metric."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def picture(text: str) -> str:
 
 
 def everything(client: Any) -> list[int]:
-    """Put the word wherever a client can write one, in requests that are right and wrong; the statuses."""
+    """Send the word in every place of valid and invalid requests, and return the statuses."""
     sentence = f"a {SECRET} man " * 40
     crop = {
         "image_id": f"{SECRET}/1",
@@ -108,7 +108,7 @@ def everything(client: Any) -> list[int]:
     ]
 
 
-def test_no_word_of_a_request_is_logged(
+def test_no_text_of_a_request_is_logged(
     ask: Ask, own_gallery: Gallery, log: Log, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = own_gallery.encoder.tokenizer
@@ -142,7 +142,7 @@ def fail(error: Exception) -> Any:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value[:10],
 )
-def test_no_word_of_a_request_is_logged_when_it_fails(
+def test_no_text_of_a_failed_request_is_logged(
     ask: Ask, own_gallery: Gallery, log: Log, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     client = ask(own_gallery, token=TOKEN, keep_audit_log=False)
@@ -157,14 +157,14 @@ def test_no_word_of_a_request_is_logged_when_it_fails(
         assert "POST /api/search failed" in text and "in failing" in text, "method, route and the place in the code"
 
 
-def test_an_original_that_is_gone_is_logged_without_its_name(ask: Ask, own_gallery: Gallery, log: Log) -> None:
+def test_a_missing_original_is_logged_without_its_name(ask: Ask, own_gallery: Gallery, log: Log) -> None:
     (own_gallery.folder / "images" / name_of(0)).unlink()
     assert ask(own_gallery).get("/api/image", params={"id": name_of(0)}).status_code == 404
     assert "an original" in log.text() and name_of(0) not in log.text()
 
 
 def test_an_error_in_the_middle_of_an_answer(log: Log) -> None:
-    """The server logs what it is handed: neither the message nor the error behind it."""
+    """The server may log the raised error: it contains neither the message nor the cause."""
 
     async def breaks(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -181,7 +181,7 @@ def test_an_error_in_the_middle_of_an_answer(log: Log) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_other_packages_are_logged_by_place_alone(log: Log) -> None:
+def test_messages_of_other_packages_are_replaced_by_their_place(log: Log) -> None:
     def failing() -> None:
         raise ValueError(SECRET)
 
@@ -215,7 +215,7 @@ def test_other_packages_are_logged_by_place_alone(log: Log) -> None:
     assert SECRET in log.text()
 
 
-def test_a_trace_names_causes_and_places_and_no_message() -> None:
+def test_a_trace_has_causes_and_places_but_no_messages() -> None:
     def inner() -> None:
         raise FileNotFoundError(errno.ENOENT, SECRET, SECRET)
 

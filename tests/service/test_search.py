@@ -1,4 +1,4 @@
-"""Searching by HTTP: the same hits as in Python, whatever is asked."""
+"""Searching by HTTP returns the same hits as in Python."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def as_json(hits: list[Hit]) -> list[dict[str, Any]]:
     return found
 
 
-def test_hits_are_those_of_the_gallery_in_full(ask: Ask, gallery: Gallery) -> None:
+def test_hits_equal_those_of_the_gallery(ask: Ask, gallery: Gallery) -> None:
     answer = ask(gallery).post("/api/search", json={"text": SENTENCE}).raise_for_status().json()
     expected = as_json(gallery.search(SENTENCE))
     assert len(expected) == 10
@@ -47,7 +47,7 @@ def test_hits_are_those_of_the_gallery_in_full(ask: Ask, gallery: Gallery) -> No
     assert answer["cut_off"] is None and answer["histogram"] is None and answer["seconds"] > 0
 
 
-def test_every_part_of_a_question_counts(ask: Ask, gallery: Gallery, crops: Path) -> None:
+def test_every_field_of_a_search_counts(ask: Ask, gallery: Gallery, crops: Path) -> None:
     picture = (crops / name_of(7)).read_bytes()
     asked = {
         "text": SENTENCE, "like": name_of(3), "exclude": ["a hat", "a bag"], "text_weight": 0.7, "image_weight": 1.5,
@@ -67,7 +67,7 @@ def test_every_part_of_a_question_counts(ask: Ask, gallery: Gallery, crops: Path
         assert scores != [hit.score for hit in expected], left_out
 
 
-def test_pages_follow_each_other(ask: Ask, gallery: Gallery) -> None:
+def test_pages_join_to_the_whole_answer(ask: Ask, gallery: Gallery) -> None:
     client = ask(gallery)
     whole = client.post("/api/search", json={"text": SENTENCE, "k": 40}).json()["hits"]
     parts = [client.post("/api/search", json={"text": SENTENCE, "k": 15, "offset": at}).json() for at in (0, 15, 30)]
@@ -75,7 +75,7 @@ def test_pages_follow_each_other(ask: Ask, gallery: Gallery) -> None:
     assert len(whole) == 40
 
 
-def test_a_cut_off_leaves_nothing_where_nothing_matches(ask: Ask, gallery: Gallery) -> None:
+def test_a_threshold_removes_lower_scores(ask: Ask, gallery: Gallery) -> None:
     client = ask(gallery)
     scores = [hit["score"] for hit in client.post("/api/search", json={"text": SENTENCE, "k": 40}).json()["hits"]]
     some = client.post("/api/search", json={"text": SENTENCE, "k": 40, "min_score": scores[4]}).json()
@@ -84,7 +84,7 @@ def test_a_cut_off_leaves_nothing_where_nothing_matches(ask: Ask, gallery: Galle
     assert client.post("/api/search", json={"text": SENTENCE, "min_score": 1.0}).json()["hits"] == []
 
 
-def test_the_cut_off_is_the_one_that_was_calibrated_last(ask: Ask, own_gallery: Gallery) -> None:
+def test_the_threshold_is_the_one_calibrated_last(ask: Ask, own_gallery: Gallery) -> None:
     scores = [hit.score for hit in own_gallery.search(SENTENCE)]
 
     def calibrate(cut_off: float) -> None:
@@ -106,7 +106,7 @@ def test_the_cut_off_is_the_one_that_was_calibrated_last(ask: Ask, own_gallery: 
     assert len(client.post("/api/search", json={"text": SENTENCE, "min_score": -1}).json()["hits"]) == 4
 
 
-def test_the_histogram_counts_what_the_filter_leaves(ask: Ask, gallery: Gallery) -> None:
+def test_the_histogram_counts_the_filtered_crops(ask: Ask, gallery: Gallery) -> None:
     client = ask(gallery)
     for where, count in ((None, 40), ("camera = 'c3'", 10)):
         answer = client.post("/api/search", json={"text": SENTENCE, "where": where, "histogram": True, "k": 1}).json()
@@ -114,9 +114,7 @@ def test_the_histogram_counts_what_the_filter_leaves(ask: Ask, gallery: Gallery)
         assert len(answer["histogram"]["edges"]) == len(answer["histogram"]["counts"]) + 1
 
 
-def test_what_the_model_misses_in_a_sentence_is_in_the_answer(
-    ask: Ask, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_have_warnings_about_the_sentences(ask: Ask, gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
     client, long = ask(gallery), "a man " * 80
     cut = "the model reads 77 tokens of the sentence, which has 162; shorten it"
     assert client.post("/api/search", json={"text": SENTENCE}).json()["warnings"] == []
@@ -138,7 +136,7 @@ def test_what_the_model_misses_in_a_sentence_is_in_the_answer(
     assert explained["warnings"] == [unknown]
 
 
-def test_the_longest_sentence_is_taken_and_a_longer_one_is_not(ask: Ask, gallery: Gallery) -> None:
+def test_the_length_of_a_sentence_is_limited(ask: Ask, gallery: Gallery) -> None:
     client = ask(gallery)
     assert client.get("/api/gallery").json()["limits"]["sentence_characters"] == LONGEST_SENTENCE == 2000
     longest = "x" * LONGEST_SENTENCE
@@ -175,7 +173,7 @@ def test_an_explanation_covers_the_crop(ask: Ask, gallery: Gallery) -> None:
         assert all(0 <= value <= 1 for row in heat for value in row)
 
 
-def test_what_the_page_needs_to_know(ask: Ask, gallery: Gallery, tiny_backbone: Path) -> None:
+def test_facts_of_the_gallery(ask: Ask, gallery: Gallery, tiny_backbone: Path) -> None:
     answer = ask(gallery).get("/api/gallery").raise_for_status().json()
     assert answer["name"] == "dolls" and answer["count"] == 40
     assert answer["model"]["name"] == tiny_backbone.name, "not where it lies"
@@ -188,7 +186,7 @@ def test_what_the_page_needs_to_know(ask: Ask, gallery: Gallery, tiny_backbone: 
     assert (columns["track"]["minimum"], columns["track"]["maximum"]) == (0, 19)
 
 
-def test_marks_come_back_as_files(ask: Ask, gallery: Gallery) -> None:
+def test_marks_are_exported_as_files(ask: Ask, gallery: Gallery) -> None:
     client = ask(gallery)
     marks = [
         {"text": "=1+1", "image_id": name_of(0), "right": True},
@@ -205,7 +203,7 @@ def test_marks_come_back_as_files(ask: Ask, gallery: Gallery) -> None:
     assert [json.loads(line)["captions"] for line in records.text.splitlines()] == [["=1+1"]]
 
 
-def test_training_data_leave_out_crops_that_were_handed_over(ask: Ask, own_gallery: Gallery, crops: Path) -> None:
+def test_training_data_leave_out_uploaded_crops(ask: Ask, own_gallery: Gallery, crops: Path) -> None:
     own_gallery.add([crops / name_of(8)], ["live/1"])
     marks = [
         {"text": text, "image_id": image_id, "right": right}
@@ -228,7 +226,7 @@ def test_training_data_leave_out_crops_that_were_handed_over(ask: Ask, own_galle
 
 
 def test_every_time_names_its_zone(ask: Ask, own_gallery: Gallery, crops: Path) -> None:
-    """What comes out can be put in again: as a filter, and as metadata."""
+    """A time of an answer can be used in a filter and as metadata."""
     client = ask(own_gallery, token=TOKEN)
     written = {"live/1": "2026-02-03T04:05:06.25+02:00", "live/2": "2026-02-03 04:05", "live/3": "2026-02-03T04:05:00Z"}
     picture = base64.b64encode((crops / name_of(8)).read_bytes()).decode()
@@ -253,7 +251,9 @@ def test_every_time_names_its_zone(ask: Ask, own_gallery: Gallery, crops: Path) 
     assert columns["time"]["maximum"] == times["live/2"] and all(time.endswith("Z") for time in found)
 
 
-def test_who_asked_what_is_noted(ask: Ask, gallery: Gallery, noted: Callable[[], Any], crops: Path) -> None:
+def test_requests_are_written_to_the_audit_log(
+    ask: Ask, gallery: Gallery, noted: Callable[[], Any], crops: Path
+) -> None:
     client = ask(gallery)
     picture = base64.b64encode((crops / name_of(1)).read_bytes()).decode()
     client.post("/api/search", json={"text": "line\none", "image": picture, "where": "camera = 'c1'", "k": 3})
@@ -275,7 +275,7 @@ def test_who_asked_what_is_noted(ask: Ask, gallery: Gallery, noted: Callable[[],
 def test_pictures_are_decoded_and_resized_outside_the_encoding_thread(
     ask: Ask, gallery: Gallery, crops: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The thread that encodes for everybody receives pixels of the model's size, and opens no file."""
+    """The encoding thread receives pixels of the model's size, and opens no file."""
     threads: dict[str, set[str]] = {"decode": set(), "resize": set(), "encode": set()}
 
     def noting(kind: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -303,7 +303,7 @@ def test_pictures_are_decoded_and_resized_outside_the_encoding_thread(
 
 
 @pytest.mark.parametrize("size", [(1, 60), (1, 23_900_000), (64_000_000, 1), (30_001, 700)])
-def test_slivers_are_refused_from_their_header(
+def test_narrow_images_are_refused_from_their_header(
     ask: Ask, gallery: Gallery, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploads, "decode_image", None)

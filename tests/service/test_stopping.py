@@ -1,4 +1,4 @@
-"""The end of the service: it comes after the grace period whatever the threads do, and at once on a second signal."""
+"""The service ends after the grace period whatever its threads do, and at once on a second signal."""
 
 from __future__ import annotations
 
@@ -103,7 +103,8 @@ def stuck_service(gallery: Path, stop_seconds: int, *calls: str) -> Iterator[Stu
         process.communicate()
 
 
-def test_a_service_whose_threads_never_return_ends_and_keeps_what_it_acknowledged(
+@pytest.mark.slow
+def test_a_service_with_blocked_threads_ends_and_keeps_acknowledged_changes(
     own_gallery: Gallery, encoder: Encoder, crops: Path
 ) -> None:
     """Searches, heat maps, originals and deletions all block; what was added before stays."""
@@ -128,6 +129,7 @@ def test_a_service_whose_threads_never_return_ends_and_keeps_what_it_acknowledge
         assert opened.crop("live/1") and opened.crop("added/before") and opened.count() == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_the_service_at_once(own_gallery: Gallery, second: signal.Signals) -> None:
     with stuck_service(own_gallery.folder, 100_000, "encode") as service:
@@ -155,7 +157,7 @@ def test_a_pool_finishes_what_runs_and_cancels_what_waits() -> None:
     assert pool.wait() and [future.result(10) for future in blocked] == [True, True]
 
 
-def test_a_service_that_is_stopped_while_it_loads_says_nothing(
+def test_a_service_that_is_stopped_while_it_loads_logs_nothing(
     own_gallery: Gallery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loading, loaded = threading.Event(), threading.Event()

@@ -1,4 +1,4 @@
-"""The store of the gallery refuses under a running service: a 503 that blames no client; afterwards all goes on."""
+"""Errors of the store are answered 503; once they are fixed, the service continues."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEARCH = {"json": {"text": "a man"}}
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
-def test_rights_that_are_lost_and_given_back(
+def test_missing_rights_are_answered_503_until_they_are_restored(
     ask: Ask, encoder: Encoder, four_crops: Path, crops: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     picture = base64.b64encode((crops / name_of(9)).read_bytes()).decode()
@@ -53,10 +53,10 @@ def test_rights_that_are_lost_and_given_back(
             assert gallery.count() == 4 and gallery.crop("new").num_bytes > 0
 
 
-def test_a_store_that_is_out_of_reach(
+def test_a_store_that_cannot_be_reached_is_answered_503(
     ask: Ask, own_gallery: Gallery, crops: Path, noted: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is asked: neither the client's mistake, nor is it told where the store is."""
+    """Every request gets a 503 that does not contain the address of the store."""
     client = ask(own_gallery, token=TOKEN)
     assert client.post("/api/search", **SEARCH).status_code == 200
 
@@ -86,14 +86,14 @@ def test_a_store_that_is_out_of_reach(
 
 
 @pytest.mark.parametrize("name", ["gallery.json", "calibration.json"])
-def test_files_of_the_gallery_that_are_damaged(ask: Ask, own_gallery: Gallery, name: str) -> None:
+def test_corrupt_files_of_the_gallery_are_answered_503(ask: Ask, own_gallery: Gallery, name: str) -> None:
     client = ask(own_gallery)
     assert client.post("/api/search", **SEARCH).status_code == 200
     (own_gallery.folder / name).write_text("{", encoding="utf-8")
     assert refusal(client.post("/api/search", **SEARCH))[:2] == (503, "store_refuses")
 
 
-def test_a_store_that_gives_no_answer_keeps_nobody_waiting_for_health(
+def test_health_is_answered_although_the_store_is_not(
     ask: Ask, own_gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, answered, asked = ask(own_gallery), threading.Event(), []
@@ -117,7 +117,7 @@ def test_a_store_that_gives_no_answer_keeps_nobody_waiting_for_health(
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
 @pytest.mark.parametrize("what", ["closed", "cut short"])
-def test_vectors_that_cannot_be_read(
+def test_unreadable_vectors_are_answered_503(
     ask: Ask, encoder: Encoder, four_crops: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     with tempfile.TemporaryDirectory() as scratch:

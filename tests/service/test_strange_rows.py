@@ -1,4 +1,4 @@
-"""A service over a gallery that somebody else made: what its rows name is not handed out."""
+"""A service over the gallery of a stranger: files that its rows name are not sent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def folder(tmp_path: Path, four_crops: Path) -> Path:
     return Path(shutil.copytree(four_crops, tmp_path / "strange"))
 
 
-def test_the_indexed_folder_of_a_stranger_hands_out_nothing(folder: Path, ask: Ask, encoder: Encoder) -> None:
+def test_files_outside_the_indexed_folder_are_not_sent(folder: Path, ask: Ask, encoder: Encoder) -> None:
     content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     (folder / MANIFEST).write_text(json.dumps(content | {"images": "/"}), encoding="utf-8")
     with Gallery.open(folder, encoder=encoder) as gallery:
@@ -49,7 +49,7 @@ def test_the_indexed_folder_of_a_stranger_hands_out_nothing(folder: Path, ask: A
 @pytest.mark.parametrize(
     "values", [{"sha256": "/etc/passwd", "kept": True}, {"sha256": "../" * 21 + "x"}, {"num_bytes": -1.0}]
 )
-def test_a_row_of_a_stranger_is_the_operators_affair(
+def test_a_row_of_a_stranger_is_an_operator_error(
     values: dict[str, object], folder: Path, ask: Ask, encoder: Encoder
 ) -> None:
     with Gallery.open(folder, encoder=encoder) as gallery:
@@ -62,7 +62,7 @@ def test_a_row_of_a_stranger_is_the_operators_affair(
         assert client.get("/api/crop", params={"id": name_of(0)}, headers=WRITER).status_code == 200
 
 
-def test_a_thumbnail_of_a_stranger_is_a_jpeg_or_not_sent(folder: Path, ask: Ask, encoder: Encoder) -> None:
+def test_a_thumbnail_that_is_no_jpeg_is_not_sent(folder: Path, ask: Ask, encoder: Encoder) -> None:
     with Gallery.open(folder, encoder=encoder) as gallery:
         add_row(folder, gallery, image_id="bad.jpg", thumbnail=b"<script>alert(1)</script>")
         answer = ask(gallery).get("/api/thumbnail", params={"id": "bad.jpg"})

@@ -54,11 +54,6 @@ class AuditLog:
     def note(self, client: str, action: str, **facts: Any) -> None:
         """Append one line; it is in the file when the call returns.
 
-        Args:
-            client: its address.
-            action: search, explain, image, add, delete, export, session or refused-token.
-            facts: content of the request and how it ended; JSON values.
-
         Raises:
             ServiceError: 503; a request that cannot be logged is not answered.
         """
@@ -85,14 +80,10 @@ class AuditLog:
     def noting(
         self, client: str, action: str, facts: dict[str, Any], *, changes: bool = False
     ) -> Iterator[dict[str, Any]]:
-        """Write a line when a request has been answered, refused or cancelled.
+        """Write a line when a request has been answered, refused or cancelled; the block may add to its facts.
 
-        Args:
-            client: its address.
-            action: see `note`.
-            facts: content of the request; the block may add more to the facts that it gets.
-            changes: the request changes the gallery. There is then a line before as well (`stage` asked, then ended),
-                so that nothing is changed which is not in the log.
+        A request that changes the gallery has a line before as well (`stage` asked, then ended), so that nothing is
+        changed which is not in the log.
 
         Raises:
             ServiceError: see `note`; before the block if the request changes the gallery.

@@ -19,13 +19,7 @@ P = ParamSpec("P")
 
 
 class Pool:
-    """Threads for one kind of work, so that slow requests of this kind delay no other kind.
-
-    Args:
-        name: of the threads.
-        threads: number of threads.
-        max_waiting: requests that may wait for a thread.
-    """
+    """Threads for one kind of work, so that slow requests of this kind delay no other kind."""
 
     def __init__(self, name: str, *, threads: int, max_waiting: int) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
@@ -69,14 +63,7 @@ class Pool:
 
 
 class Batcher(Pool, Generic[Item, Result]):
-    """One thread that works on a single item when idle, and on all items that arrived meanwhile when busy.
-
-    Args:
-        name: of the thread.
-        work: items -> as many results.
-        max_batch: most items of one call of `work`.
-        max_waiting: items that may wait.
-    """
+    """One thread that works on a single item when idle, and on up to `max_batch` that arrived meanwhile when busy."""
 
     def __init__(
         self, name: str, work: Callable[[Sequence[Item]], Sequence[Result]], *, max_batch: int, max_waiting: int

@@ -20,8 +20,8 @@ from cskt.service.settings import ServiceSettings
 
 CHECK_SECONDS = 0.5
 Wait: TypeAlias = Literal["request", "head", "body", "rest", "answer"]
-"""What the client has to do: send the next request, its head, its body, the rest of a body that has been answered, or
-take an answer."""
+"""Next step of the client: send a request, its head, its body, the rest of a body that has been answered, or take an
+answer."""
 
 
 class Connection(H11Protocol):
@@ -44,7 +44,7 @@ class Connection(H11Protocol):
         }
         self._wait: tuple[Wait | None, object] = (None, None)
         self._since = math.inf
-        """Start of the wait; infinite while the service itself has to act."""
+        """Start of the wait; infinite while it is the service's turn."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Watch a new connection; close another one if there are too many."""
@@ -58,11 +58,7 @@ class Connection(H11Protocol):
             min(connections, key=lambda other: other._since)._abort()  # if no other one, then this new one
 
     def send_400_response(self, msg: str) -> None:
-        """Answer in the service's own form what is not HTTP, unless there is an answer already, and close.
-
-        Args:
-            msg: uvicorn's message.
-        """
+        """Answer in the service's own form what is not HTTP, unless there is an answer already, and close."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else h11 would raise
             request_id.set(new_request_id())
             answer = error_response(400, "bad_http", "this is not valid HTTP/1.1; the connection is closed")
@@ -97,7 +93,7 @@ class Connection(H11Protocol):
             self._wait, self._since = wait, math.inf if wait[0] is None else self.loop.time()
 
     def _awaited(self) -> Wait | None:
-        """Return what the client has to do; None while the service has to act."""
+        """Return the next step of the client; None while it is the service's turn."""
         if self.flow.write_paused:
             return "answer"
         if self.conn.their_state is h11.IDLE:

@@ -36,12 +36,7 @@ class IncompleteAnswerError(Exception):
 
 
 class SecurityHeaders:
-    """ASGI middleware around all others.
-
-    Args:
-        app: the app inside.
-        metrics: requests are counted here.
-    """
+    """ASGI middleware around all others."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app

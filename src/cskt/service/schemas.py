@@ -32,13 +32,13 @@ def _filter(text: str) -> str:
     if not text.strip():
         raise CsktError("the filter is empty; leave it out")
     if _CONTROL.search(text):
-        raise CsktError("the filter holds a control character; remove it")
+        raise CsktError("the filter contains a control character; remove it")
     return text
 
 
 def _one_line(text: str) -> str:
     if _BREAK.search(text):
-        raise CsktError("the text holds a control character or a line break; remove it")
+        raise CsktError("the text contains a control character or a line break; remove it")
     return text
 
 
@@ -83,12 +83,7 @@ class _Answer(BaseModel):
 
 
 def with_zones(values: Mapping[str, MetadataValue], kinds: Mapping[str, Kind]) -> dict[str, MetadataValue]:
-    """Return metadata as they are answered: times name their zone, which stores leave out, because all are in UTC.
-
-    Args:
-        values: column -> value.
-        kinds: column -> kind of its values.
-    """
+    """Return metadata as they are answered; see `with_zone`."""
     return {name: with_zone(value, kinds.get(name)) for name, value in values.items()}
 
 
@@ -98,7 +93,7 @@ def with_zone(value: MetadataValue, kind: Kind | None) -> MetadataValue:
 
 
 def _require_a_part(schema: dict[str, Any]) -> None:
-    """Of three keys that may all be left out or null, one must be a string."""
+    """Require a string for one of the three keys that may be left out or null."""
     schema["anyOf"] = [
         {"required": [name], "properties": {name: schema["properties"][name]["anyOf"][0]}}
         for name in ("text", "image", "like")

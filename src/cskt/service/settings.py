@@ -1,4 +1,4 @@
-"""What can be set about the service: where it listens, who may ask, and how much one request may cost."""
+"""Settings of the service: address, access, and limits of requests and connections."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class ServiceSettings:
     port: Annotated[NonNegative, Le(65535)] = 8000
     """Port to listen on; 0 lets the system choose."""
     allow_hosts: tuple[str, ...] = ()
-    """Further names under which browsers reach the service, through a proxy for example; they need a token too."""
+    """Further host names of the service, through a proxy for example; they need a token too."""
     token: str | None = dataclasses.field(default=None, repr=False)
-    """What a client must know to write and, where the service is not local, to read."""
+    """Secret for writing and, unless the service is local, for reading."""
     keep_audit_log: bool = True
-    """Note who asked what and when."""
+    """Log client, time and content of each request."""
     audit_log: Path | None = None
-    """File of these notes; audit.jsonl in the gallery folder if empty."""
+    """File of that log; audit.jsonl in the gallery folder if None."""
     rate: PositiveReal = 20.0
-    """Requests per second and client in the long run."""
+    """Requests per second and client on average."""
     burst_seconds: PositiveReal = 3.0
     """Seconds whose requests a client may make at once."""
     max_k: Positive = 500
@@ -51,9 +51,9 @@ class ServiceSettings:
     where_characters: Annotated[Positive, Le(LONGEST_FILTER)] = LONGEST_FILTER
     """Longest filter."""
     image_bytes: Positive = 10 * 2**20
-    """Largest image file that is taken."""
+    """Largest image file."""
     image_pixels: Positive = 24_000_000
-    """Most pixels of an image that is taken; decoding needs 3 bytes for each."""
+    """Most pixels of an image; decoding needs 3 bytes for each."""
     crops_per_request: Positive = 64
     """Most crops added by one request."""
     crops_bytes: Positive = 64 * 2**20
@@ -61,12 +61,12 @@ class ServiceSettings:
     other_bytes: Positive = 4 * 2**20
     """Largest body of any other request without a picture."""
     session_bytes: Positive = 16 * 2**10
-    """Largest body of a request that shows the token; whoever sends it need not know it."""
+    """Largest body of a request that sends the token; anybody can send one."""
     connections: Positive = 512
-    """Most connections held; when another comes, the one that has kept the service waiting longest is dropped."""
+    """Most connections; when another comes, the one whose client the service has waited for longest is closed."""
     idle_seconds: Positive = 75
-    """Time that a connection is kept for its next request; longer than clients and proxies keep theirs, or one of them
-    would send a request just as the service closes."""
+    """Time between two requests on a connection; longer than clients and proxies keep theirs, or a request could be
+    sent just as the service closes."""
     head_seconds: PositiveReal = 10.0
     """Time in which a request's headers must arrive, and the rest of a body that has been refused already."""
     body_seconds: PositiveReal = 60.0
@@ -76,7 +76,7 @@ class ServiceSettings:
     queries_together: Positive = 32
     """Most queries that are encoded in one batch."""
     queries_waiting: Positive = 256
-    """Queries that may wait for the model; the next one is sent away."""
+    """Queries that may wait for the model; the next one gets 503."""
     stop_seconds: Positive = 30
     """Time that running requests have to finish when the service is stopped."""
 
@@ -96,11 +96,11 @@ class ServiceSettings:
 
     @property
     def reading_needs_token(self) -> bool:
-        """Whether the service can be reached from other machines."""
+        """Return whether the service can be reached from other machines."""
         return not is_loopback(self.host) or bool(self.allow_hosts)
 
     def body_bytes(self, path: str) -> int:
-        """The largest body that a request to this path may have."""
+        """Return the largest body of a request to this path."""
         if path == "/api/crops":
             return self.crops_bytes
         if path == "/api/session":
@@ -110,7 +110,7 @@ class ServiceSettings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name stands for this machine and cannot be reached from another."""
+    """Return whether an address or name is this machine's and cannot be reached from another."""
     if host.lower() == "localhost":
         return True
     try:

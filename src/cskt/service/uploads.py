@@ -8,10 +8,8 @@ from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cskt.errors import CsktError, OutOfMemoryError
-from cskt.gallery.gallery import Gallery
 from cskt.image_files.decode import decode_image, image_size
 from cskt.service.http_errors import ServiceError
 from cskt.service.settings import ServiceSettings
@@ -46,11 +44,7 @@ def download_name(image_id: str, type_name: str) -> str:
 
 
 def decode_base64(text: str, settings: ServiceSettings) -> bytes:
-    """Return the bytes of an image file that was sent inside JSON.
-
-    Args:
-        text: base64, plain or in a data: URL (RFC 2397). The type that such a URL names is ignored.
-        settings: of the service.
+    """Return the bytes of a base64 text, plain or in a data: URL (RFC 2397), whose type is ignored.
 
     Raises:
         ServiceError: 413 too many bytes, 422 no base64.
@@ -60,9 +54,8 @@ def decode_base64(text: str, settings: ServiceSettings) -> bytes:
             raise ServiceError(422, "bad_base64", "a data: URL of an image has the form data:image/png;base64,...")
         text = unquote(text[head.end() :])
     if len(text) > settings.image_bytes * 4 // 3 + 4:
-        raise ServiceError(
-            413, "image_too_large", f"an image has at most {settings.image_bytes:,} bytes; scale it down"
-        )
+        message = f"an image has at most {settings.image_bytes:,} bytes; scale it down"
+        raise ServiceError(413, "image_too_large", message)
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:  # not base64, or not ASCII
@@ -97,15 +90,3 @@ def decode_query(data: bytes, settings: ServiceSettings) -> NDArray[np.uint8]:
         raise
     except CsktError as error:
         raise ServiceError(422, "bad_image", str(error)) from None
-
-
-def read_query(data: bytes, gallery: Gallery, settings: ServiceSettings) -> Tensor:
-    """Decode the image of a query and resize it for the model, in a thread other than that of the model.
-
-    Returns:
-        [3, H, W] uint8.
-
-    Raises:
-        ServiceError: 422, it cannot be decoded.
-    """
-    return gallery.resize(decode_query(data, settings))

@@ -45,13 +45,7 @@ log = logging.getLogger(__name__)
 
 
 class GalleryWorker:
-    """A gallery and the threads that use it.
-
-    Args:
-        gallery: open; the caller closes it.
-        settings: of the service.
-        metrics: times and batch sizes are counted here.
-    """
+    """An open gallery, which the caller closes, and the threads that use it."""
 
     def __init__(self, gallery: Gallery, settings: ServiceSettings, metrics: Metrics) -> None:
         self.gallery = gallery
@@ -132,14 +126,7 @@ class GalleryWorker:
             raise NoAnswerError(f"no answer within {COUNT_TIMEOUT_SECONDS:.0f} s") from None
 
     def close(self, seconds: float | None = None) -> bool:
-        """Refuse further work and wait until running work is finished; then the gallery may be closed.
-
-        Args:
-            seconds: longest wait; no limit if None.
-
-        Returns:
-            True if everything is finished.
-        """
+        """Refuse further work, wait for running work, without a limit if None, and return whether it is finished."""
         pools: dict[str, Pool] = {
             "encode": self._encoding, "search": self._searching, "slow": self._slow, "explain": self.explaining,
             "decode": self.decoding, "read": self.reading, "write": self.writing, "count": self._counting,

@@ -203,7 +203,7 @@ function begin(gallery) {
   byId("share").addEventListener("click", async () => {
     try {
       await navigator.clipboard.writeText(location.href);
-      say("Link copied: it holds the sentence, the filter and the cut-off.");
+      say("Link copied: it contains the sentence, the filter and the threshold.");
     } catch {
       say("The address of this page is the link; copy it from the browser's bar.");
     }

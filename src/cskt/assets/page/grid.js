@@ -172,7 +172,7 @@ export function createGrid({ columns, onOpen, onMark, onLeaveUp, verdictOf }) {
       grid.replaceChildren();
     },
     remark: () => cards.forEach((item) => remark(item)),
-    /** Fade what a new cut-off leaves out, until the answer comes. */
+    /** Fade crops below a new threshold until the answer arrives. */
     fade: (cutOff) => cards.forEach((item) => item.classList.toggle("below", item.firstElementChild.hit.score < cutOff)),
     /** Move the focus to a crop, or to the first. */
     focus(imageId) {

@@ -1,4 +1,4 @@
-// The cut-off: a slider over how all scores of the gallery lie.
+// The threshold: a slider over the histogram of all scores of the gallery.
 
 import { byId } from "./dom.js";
 import { count, score } from "./format.js";
@@ -56,7 +56,7 @@ export function createCutOff({ onInput }) {
     svg.replaceChildren(
       ...counts.map((inBin, bin) => {
         const bar = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-        // Square roots: the few best are what a cut-off is about, and beside the many they would not be seen.
+        // Square roots: the few best are what a threshold is about, and beside the many they would not be seen.
         const height = inBin ? Math.max(1.5, (HEIGHT * Math.sqrt(inBin)) / tallest) : 0;
         const left = (100 * (edges[bin] - low)) / (high - low);
         const width = (100 * (edges[bin + 1] - edges[bin])) / (high - low);
@@ -73,7 +73,7 @@ export function createCutOff({ onInput }) {
   });
 
   return {
-    /** Show a trimmed histogram, none if there is nothing to show, and the cut-off in force (null for none). */
+    /** Show a trimmed histogram, none if there is nothing to show, and the threshold in force (null for none). */
     show(held, cutOff) {
       byId("cut-off").hidden = !held;
       if (!held) return;

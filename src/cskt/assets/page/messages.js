@@ -36,7 +36,7 @@ export const tellEmptyGallery = (name) =>
 export const tellError = (error, action, title = error.code === "unreachable" ? "No answer" : "That did not work") =>
   tell({ kind: "error", title, line: error.message, action });
 
-/** Nothing was found: because of the filter, or because of the cut-off, which `lower(cutOff)` brings down. */
+/** Nothing was found: because of the filter, or because of the threshold, which `lower(cutOff)` lowers. */
 export function tellNoHit({ held, cutOff, where, lower, clearFilter }) {
   if (!held) {
     tell({
@@ -49,7 +49,7 @@ export function tellNoHit({ held, cutOff, where, lower, clearFilter }) {
   const best = held.edges.at(-2); // the lower end of the best crop's bin
   const next = Math.floor(best / STEP) * STEP;
   tell({
-    title: `Nothing above the cut-off ${score(cutOff)}`,
+    title: `Nothing above the threshold ${score(cutOff)}`,
     line: `The best crops score about ${score(best)}.`,
     action: { label: `Lower it to ${score(next)}`, act: () => lower(Number(next.toFixed(3))) },
   });

@@ -46,13 +46,7 @@ def cost(path: str) -> float:
 
 
 class RateLimiter:
-    """One token bucket per client.
-
-    Args:
-        rate: what a client may spend per second on average.
-        burst: what it may spend at once.
-        clock: seconds; never decreases.
-    """
+    """One token bucket per client, filled with `rate` per second up to `burst`."""
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = rate
@@ -79,14 +73,7 @@ class RateLimiter:
 
 
 class AccessControl:
-    """ASGI middleware in front of every route.
-
-    Args:
-        app: the app inside.
-        settings: of the service.
-        tokens: the token and the sessions.
-        audit: refused tokens are logged here.
-    """
+    """ASGI middleware in front of every route."""
 
     def __init__(self, app: ASGIApp, *, settings: ServiceSettings, tokens: Tokens, audit: AuditLog) -> None:
         self._app = app
@@ -118,10 +105,11 @@ class AccessControl:
             if self._settings.token is None:
                 message = "this service is read-only; start it with --token-file FILE to add or delete crops"
                 raise ServiceError(403, "read_only", message)
-            raise _token_needed("adding and deleting need the token in the header; a browser's session may only read")
+            message = "adding and deleting need the token in the header; a browser's session may only read"
+            raise token_error("token_needed", message)
         can_read = has_token or self._tokens.is_session(request.cookies.get(SESSION_COOKIE, ""))
         if needed == "read" and self._settings.reading_needs_token and not can_read:
-            raise _token_needed("sign in on the page, or send the token as Authorization: Bearer TOKEN")
+            raise token_error("token_needed", "sign in on the page, or send the token as Authorization: Bearer TOKEN")
 
     def _has_token(self, request: Request) -> bool:
         """Return whether the request has the token; a wrong one is refused even where none is needed."""
@@ -133,7 +121,7 @@ class AccessControl:
             # On every path: guesses, and their lines in the log, must not be free where health is.
             self._rates.spend(client_of(request), 1.0)
             self._audit.note(client_of(request), "refused-token", path=request.scope["path"])
-            raise wrong_token()
+            raise token_error()
         return True
 
 
@@ -154,10 +142,6 @@ def client_of(request: Request) -> str:
     return request.client.host if request.client else "unknown"
 
 
-def wrong_token() -> ServiceError:
-    """Return the answer to a wrong token."""
-    return ServiceError(401, "wrong_token", "the token is not the right one", {"WWW-Authenticate": "Bearer"})
-
-
-def _token_needed(message: str) -> ServiceError:
-    return ServiceError(401, "token_needed", message, {"WWW-Authenticate": "Bearer"})
+def token_error(code: str = "wrong_token", message: str = "the token is not the right one") -> ServiceError:
+    """Return a 401."""
+    return ServiceError(401, code, message, {"WWW-Authenticate": "Bearer"})

@@ -25,11 +25,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def check_host(headers: Headers, settings: ServiceSettings) -> None:
-    """Refuse a request that was sent to a name that is not the service's.
-
-    Args:
-        headers: of the request; it has one Host header, `name[:port]`.
-        settings: of the service.
+    """Refuse a request that was sent to a name that is not the service's, in one Host header, `name[:port]`.
 
     Raises:
         ServiceError: 403.
@@ -53,10 +49,7 @@ def check_host(headers: Headers, settings: ServiceSettings) -> None:
 def check_origin(origin: str | None, host: str, settings: ServiceSettings) -> None:
     """Refuse a request that changes or costs something and comes from the page of another site.
 
-    Args:
-        origin: the Origin header, which browsers send and other programs leave out.
-        host: the Host header.
-        settings: of the service.
+    Browsers send the Origin header, other programs leave it out.
 
     Raises:
         ServiceError: 403.

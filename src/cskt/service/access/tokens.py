@@ -48,12 +48,7 @@ def read_token(path: Path) -> str:
 
 
 class Tokens:
-    """The token of a service and the sessions of browsers that have sent it.
-
-    Args:
-        token: the secret; None for a service without one.
-        clock: seconds; never decreases.
-    """
+    """The token of a service, if it has one, and the sessions of browsers that have sent it."""
 
     def __init__(self, token: str | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._token = token

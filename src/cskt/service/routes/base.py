@@ -1,4 +1,4 @@
-"""What the routes share: the parts of the service, the reading of JSON bodies, and the described errors.
+"""Base of the routes: the parts of the service, the reading of JSON bodies, and the described errors.
 
 Bodies are read with a limit and checked before pydantic sees them. Refused is what a lenient parser would accept:
 another content type, NaN, numbers beyond float64, duplicate keys, deep nesting, and text that is not UTF-8 or contains
@@ -80,7 +80,7 @@ _MEANINGS = {
     503: "busy, loading or being stopped; the gallery has changed, its store refuses, or no audit log can be written",
 }
 BODY_ERRORS = (400, 408, 413, 415)
-"""Of every route that reads a body."""
+"""Errors of every route that reads a body."""
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -25,7 +25,7 @@ from cskt.service.schemas import (
     WordHeat,
     with_zones,
 )
-from cskt.service.uploads import decode_base64, read_query
+from cskt.service.uploads import decode_base64, decode_query
 
 router = APIRouter(prefix="/api", tags=["search"], route_class=StrictRoute)
 HEAT_DIGITS = 4
@@ -47,7 +47,7 @@ async def search(asked: SearchRequest, request: Request, service: ServiceParts) 
         image = None
         if asked.image is not None:
             data = decode_base64(asked.image, service.settings)
-            image = await service.worker.decoding.run(read_query, data, gallery, service.settings)
+            image = await service.worker.decoding.run(lambda: gallery.resize(decode_query(data, service.settings)))
         # Read once, so that the answer names the one that was used: `cskt calibrate` may change it at any time.
         min_score = gallery.min_score if asked.min_score is None else asked.min_score
         options = asked.options(where, EVERY_SCORE if min_score is None else min_score)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from cskt.data.sentences import LONGEST_SENTENCE
 from cskt.errors import CsktError
 from cskt.gallery.gallery import Gallery
-from cskt.service.access.access_control import SESSION_COOKIE, client_of, wrong_token
+from cskt.service.access.access_control import SESSION_COOKIE, client_of, token_error
 from cskt.service.access.tokens import SESSION_SECONDS
 from cskt.service.http_errors import ServiceError, refusal
 from cskt.service.routes.base import BODY_ERRORS, ServiceParts, StrictRoute, errors
@@ -53,7 +53,7 @@ async def sign_in(asked: SessionRequest, request: Request, response: Response, s
         raise ServiceError(403, "no_token", "this service has no token; searching needs none")
     if not service.tokens.is_right(asked.token):
         service.audit.note(client_of(request), "refused-token", path=request.scope["path"])
-        raise wrong_token()
+        raise token_error()
     service.audit.note(client_of(request), "session")
     response.set_cookie(
         SESSION_COOKIE,
