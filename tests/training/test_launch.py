@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -110,8 +111,10 @@ def test_an_environment_without_an_address_is_refused_in_one_line(monkeypatch: p
     launch(monkeypatch)
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
+    level = logging.getLogger("cskt").level
     with pytest.raises(CsktError, match="MASTER_ADDR expected, but not set; start with torchrun"), process_group():
         pass
+    assert logging.getLogger("cskt").level == level, "the other ranks log errors only while they train"
 
 
 def test_commands_for_one_process_are_refused_under_torchrun(

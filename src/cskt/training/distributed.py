@@ -284,8 +284,17 @@ def process_group() -> Generator[Processes, None, None]:
         return
     log = logging.getLogger("cskt")
     level = log.level
-    if not ranks.is_main_process:
-        log.setLevel(logging.ERROR)
+    try:
+        if not ranks.is_main_process:
+            log.setLevel(logging.ERROR)
+        _connect(ranks)
+        yield processes
+    finally:
+        log.setLevel(level)
+    dist.destroy_process_group()  # not after an error: the others may never call it
+
+
+def _connect(ranks: Ranks) -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with _connection_errors():
         try:
@@ -295,11 +304,6 @@ def process_group() -> Generator[Processes, None, None]:
         if has_agent_store():  # it still has the addresses of processes that ended before a restart
             store = dist.PrefixStore(f"attempt {num_restarts()}", store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=TIMEOUT)
-    try:
-        yield processes
-    finally:
-        log.setLevel(level)
-    dist.destroy_process_group()  # not after an error: the others may never call it
 
 
 @contextmanager
