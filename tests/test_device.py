@@ -60,7 +60,7 @@ def test_memory_is_read_from_the_systems_tables(tmp_path: Path, monkeypatch: pyt
     process.write_text("Name:\tpython\nVmHWM:\t  3000 kB\nVmRSS:\t  2000 kB\n", encoding="ascii")
     machine.write_text("MemTotal:  9000 kB\nMemAvailable:  7000 kB\n", encoding="ascii")
     container.mkdir()
-    for name, path in (("MEMORY_OF_PROCESS", process), ("MEMORY_OF_MACHINE", machine), ("CONTAINER", container)):
+    for name, path in (("PROCESS_MEMORY", process), ("MACHINE_MEMORY", machine), ("CONTAINER", container)):
         monkeypatch.setattr(device_room, name, path)
     assert held_memory_bytes(CPU) == 2000 * 1024
     assert free_memory_bytes(CPU) == 7000 * 1024
@@ -71,5 +71,5 @@ def test_memory_is_read_from_the_systems_tables(tmp_path: Path, monkeypatch: pyt
     (container / "memory.max").write_text("1500000\n", encoding="ascii")
     assert free_memory_bytes(CPU) == 500_000
     assert free_memory_bytes(torch.device("mps")) == 0
-    monkeypatch.setattr(device_room, "MEMORY_OF_MACHINE", tmp_path / "nowhere")
+    monkeypatch.setattr(device_room, "MACHINE_MEMORY", tmp_path / "nowhere")
     assert free_memory_bytes(CPU) == 0

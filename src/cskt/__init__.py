@@ -63,7 +63,7 @@ _MODULES = {
 }
 """Public name -> the module that defines it; None for a module of this package. Each is imported when it is first used,
 so that `import cskt` and `cskt --help` do not wait for torch."""
-_NEED_GALLERY = ("Gallery", "Query")
+_NEED_GALLERY = ("Gallery", "Query", "SearchOptions")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Which device computes, and in which arithmetic."""
+"""Devices, the arithmetic on them, and their memory."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import torch
 from cskt.errors import CsktError
 from cskt.utils.messages import nearest
 
-MEMORY_OF_PROCESS = Path("/proc/self/status")
-"""Where Linux tells how much memory a process holds and has held."""
-MEMORY_OF_MACHINE = Path("/proc/meminfo")
+PROCESS_MEMORY = Path("/proc/self/status")
+"""Linux's table of the memory that a process has and has had."""
+MACHINE_MEMORY = Path("/proc/meminfo")
 CONTAINER = Path("/sys/fs/cgroup")
-"""Where Linux tells how much a container may hold."""
+"""Linux's limits of a container."""
 KINDS = ("auto", "cpu", "cuda", "mps")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("fp32", "bf16", "fp16")
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16")
-"""Instructions with which a CPU multiplies bfloat16 numbers, in torch's words."""
+"""Instructions that multiply bfloat16 numbers, by torch's names."""
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
-    """The device of that name; `auto` or none takes CUDA, then Apple's MPS, then the CPU.
+    """Return the device of a name; `auto` and None take CUDA, then Apple's MPS, then the CPU.
 
     Raises:
-        CsktError: no such device here.
+        CsktError: no such device on this machine.
     """
     if isinstance(name, torch.device):
         return name
@@ -50,15 +50,13 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
 
 
 def native_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 numbers by itself; others are slower with them than with float32."""
+    """Return whether this CPU multiplies bfloat16 numbers in hardware; other CPUs are faster with float32."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capabilities.get(name) for name in NATIVE_BF16)
 
 
 def pick_precision(name: str, device: torch.device, exact: str = "fp32") -> str:
-    """The precision of that name; `auto` takes bf16 on a CPU that multiplies it by itself, fp32 on others.
-
-    On an accelerator `auto` is `exact`.
+    """Return the precision of a name; `auto` is bf16 on a CPU with `native_bf16`, fp32 on others, elsewhere `exact`.
 
     Raises:
         CsktError: no such precision.
@@ -71,7 +69,7 @@ def pick_precision(name: str, device: torch.device, exact: str = "fp32") -> str:
 
 
 def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Autocast to bf16 or fp16 on `device`; float32 needs no context.
+    """Return a context that computes in a precision: autocast, or for fp32 exact float32.
 
     Raises:
         CsktError: no such precision.
@@ -84,7 +82,7 @@ def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[o
 
 
 def exact_convolutions(device: torch.device) -> AbstractContextManager[object]:
-    """Float32 stays float32: cuDNN would round the patch convolution to TF32 by default."""
+    """Return a context of exact float32: cuDNN would round the patch convolution to TF32 by default."""
     if device.type != "cuda":
         return nullcontext()
     cudnn = torch.backends.cudnn
@@ -94,58 +92,58 @@ def exact_convolutions(device: torch.device) -> AbstractContextManager[object]:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let the peak be counted from now on, where that is possible: on CUDA, and on Linux for the whole process."""
+    """Measure the peak from now on, where that is possible: on CUDA, and on Linux for the whole process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif MEMORY_OF_PROCESS.is_file():
-        with contextlib.suppress(OSError):  # a container may forbid it; the peak is then that of the process so far
+    elif PROCESS_MEMORY.is_file():
+        with contextlib.suppress(OSError):  # a container may forbid it; the peak then includes the past
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def held_memory_bytes(device: torch.device) -> int:
-    """Memory held now: CUDA's allocator's, else the process's; 0 where nobody counts."""
+    """Return the memory held now by CUDA's allocator, else by the process; 0 where the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    return _of_process("VmRSS:")
+    return _process_memory("VmRSS:")
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """Memory that could be taken in addition: of the CUDA device, else of the machine; 0 where nobody counts."""
+    """Return the memory still available on the CUDA device, else on the machine; 0 where it is not reported."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    if device.type != "cpu" or not MEMORY_OF_MACHINE.is_file():
+    if device.type != "cpu" or not MACHINE_MEMORY.is_file():
         return 0
-    free = _kilobytes(MEMORY_OF_MACHINE, "MemAvailable:")
+    free = _kilobytes(MACHINE_MEMORY, "MemAvailable:")
     limit = CONTAINER / "memory.max"
     if limit.is_file() and (most := limit.read_text(encoding="ascii").strip()) != "max":
         used = int((CONTAINER / "memory.current").read_text(encoding="ascii"))
-        # Of the files that were read, those not in use are given up as soon as memory is asked for.
+        # Cached files that are not in use are released when memory is needed.
         lines = (CONTAINER / "memory.stat").read_text(encoding="ascii").splitlines()
-        given_up = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-        free = min(free, int(most) - used + given_up)
+        releasable = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        free = min(free, int(most) - used + releasable)
     return max(free, 0)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held since `reset_peak_memory`: CUDA's allocator's, else the process's; 0 where nobody counts."""
+    """Return the most memory held since `reset_peak_memory`; see `held_memory_bytes`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if MEMORY_OF_PROCESS.is_file():
-        return _of_process("VmHWM:")
+    if PROCESS_MEMORY.is_file():
+        return _process_memory("VmHWM:")
     if sys.platform == "darwin":
         import resource  # noqa: PLC0415  (absent on Windows)
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the process so far: macOS cannot forget it
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS cannot reset it
     return 0
 
 
-def _of_process(name: str) -> int:
-    return _kilobytes(MEMORY_OF_PROCESS, name) if MEMORY_OF_PROCESS.is_file() else 0
+def _process_memory(name: str) -> int:
+    return _kilobytes(PROCESS_MEMORY, name) if PROCESS_MEMORY.is_file() else 0
 
 
 def _kilobytes(path: Path, name: str) -> int:
-    """The figure of that name in one of Linux's tables, in bytes; 0 if it is not there."""
+    """Return an entry of one of Linux's tables in bytes; 0 if there is none."""
     lines = path.read_text(encoding="ascii").splitlines()
     line = next((line for line in lines if line.startswith(name)), None)
     return int(line.split()[1]) * 1024 if line else 0

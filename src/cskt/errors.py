@@ -3,12 +3,12 @@
 Only these become one line and exit code 2 in the shell, or HTTP 4xx and 503 in the service. Every other exception is a
 bug: the traceback is printed with exit code 70, or logged with HTTP 500.
 
-Example::
-
-    try:
-        encoder = cskt.load("logs/RSTPReid/run")
-    except cskt.errors.CsktError as error:
-        print(error)  # one line: file and field, what is wrong, how to correct it
+Example:
+    >>> try:
+    ...     encoder = cskt.load("clip-tinny")
+    ... except cskt.errors.CsktError as error:
+    ...     print(error)  # one line: file and field, what is wrong, how to correct it
+    backbone 'clip-tinny': no such file; did you mean 'clip-tiny'?
 """
 
 from __future__ import annotations

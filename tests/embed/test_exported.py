@@ -324,7 +324,7 @@ def test_what_comes_into_an_exported_folder_meanwhile_is_not_deleted(
         (target / "notes" / "a.txt").write_text("mine")
     assert (target / EXPORTED).read_text() == "second"
     [left] = tmp_path.rglob("a.txt")
-    assert left.read_text() == "mine" and "the export before is left over" in caplog.text
+    assert left.read_text() == "mine" and "the previous export could not be deleted" in caplog.text
 
 
 def test_a_description_names_no_file_outside(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -338,7 +338,12 @@ class LoopConfig:
 
 @dataclass(config=STRICT, frozen=True)
 class RunConfig:
-    """One training run. A recipe is such a file with most keys left out."""
+    """One training run. A recipe is such a file with most keys left out.
+
+    Example:
+        >>> cskt.RunConfig(seed=2).loop.num_epochs
+        60
+    """
 
     name: str = "cskt"
     """Name of the run; part of the run folder's name."""

@@ -1,4 +1,4 @@
-"""Whether an exported model still is its source: the same features, the same ranking."""
+"""Check of an exported model against its source: features and ranking."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from cskt.errors import CsktError
 from cskt.evaluation.evaluate import SplitFeatures, encode_split, evaluate
 
 MOST_DIFFERENCE = 1e-4
-"""Between entries of unit vectors, of float32 graphs."""
+"""Largest difference between entries of unit vectors, for float32 graphs."""
 LEAST_COSINE = 0.98
-"""Between an image's vectors before and after int8; further apart, it is another model."""
+"""Smallest cosine between the vectors of an image before and after int8."""
 NUM_DOLLS = 24
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How close the vectors of one tower are."""
+    """Agreement of the vectors of one tower."""
 
     count: int
     largest_difference: float
@@ -42,36 +42,36 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Parity:
-    """What a source and its export have in common; fractions in [0, 1]."""
+    """Agreement of a source and its export; fractions in [0, 1]."""
 
     data: str
-    """On what it was measured: data set and split, or generated pedestrians."""
+    """Data set and split, or generated pedestrians."""
     images: Agreement
     captions: Agreement
     source: dict[str, float] | None
-    """R1 and mAP, text to image; none of generated pedestrians."""
+    """R1 and mAP, text to image; None for generated pedestrians."""
     exported: dict[str, float] | None
 
     @property
     def r1_points(self) -> float | None:
-        """R1 of the export minus that of the source, in percentage points."""
+        """R1 of the export minus R1 of the source, in percentage points."""
         if self.source is None or self.exported is None:
             return None
         return 100 * (self.exported["r1"] - self.source["r1"])
 
     def summary(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values for JSON."""
         return dataclasses.asdict(self) | {"r1_points": self.r1_points}
 
     def check(self, precision: str, most_points: float) -> None:
-        """See that the export may stand for its source.
+        """Check that the export may replace its source.
 
         Args:
-            precision: fp32, which only rounds, or int8, which also costs.
-            most_points: of R1 that may differ, for int8 that may be lost.
+            precision: fp32, or int8, which may lose accuracy.
+            most_points: largest difference of R1 in percentage points; for int8 the largest loss.
 
         Raises:
-            CsktError: it may not.
+            CsktError: features or R1 differ by more.
         """
         exact = [("captions", self.captions), *([("images", self.images)] if precision == "fp32" else [])]
         for name, agreement in exact:
@@ -94,7 +94,7 @@ class Parity:
 
 
 def parity_on_split(source: Encoder, exported: ExportedEncoder, split: Split) -> Parity:
-    """Features and ranking on labelled data.
+    """Compare features and ranking on labelled data.
 
     Raises:
         CsktError: an image cannot be read, or the exported tokenizer gives other ids.
@@ -110,7 +110,7 @@ def parity_on_split(source: Encoder, exported: ExportedEncoder, split: Split) ->
 
 
 def parity_on_dolls(source: Encoder, exported: ExportedEncoder) -> Parity:
-    """Features alone, on generated pedestrians: for models whose data is not at hand.
+    """Compare features on generated pedestrians, for models whose data is not available.
 
     Raises:
         CsktError: the exported tokenizer gives other ids.
@@ -127,7 +127,7 @@ def parity_on_dolls(source: Encoder, exported: ExportedEncoder) -> Parity:
 
 
 def first_images(split: Split, count: int) -> Split:
-    """The split cut to its first images, whose people so stay together; 0 leaves all."""
+    """Return the first images of a split; 0: all. Images of one person are neighbours."""
     return dataclasses.replace(split, records=split.records[: count or None])
 
 
@@ -151,7 +151,7 @@ def _ranking(encoder: Encoder, split: Split, features: SplitFeatures) -> dict[st
 
 
 def _check_tokenizer(exported: ExportedEncoder, tokenizer: Tokenizer, captions: Sequence[str]) -> None:
-    """See that `tokenizer.json`, after the mending that it cannot do, gives the ids that the model was given."""
+    """Check that `tokenizer.json`, after the text is cleaned, gives the ids of our tokenizer."""
     portable = tokenizers.Tokenizer.from_file(str(exported.folder / TOKENIZER))
     ids = [encoding.ids for encoding in portable.encode_batch([clean(caption) for caption in captions])]
     if not torch.equal(torch.tensor(ids), tokenizer(captions)):

@@ -1,4 +1,4 @@
-"""An exported folder, written whole or not at all: graphs, tokenizer, and what belongs to them."""
+"""Writer of exported folders, complete or not at all: graphs, tokenizer and facts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from cskt.embed.exported import (
     is_exported,
     read_facts,
 )
-from cskt.errors import CsktError
+from cskt.errors import CsktError, FileSystemError, file_system_errors
 from cskt.export.graphs import write_graphs
 from cskt.model.io.cache import sha256_of
 from cskt.utils.extras import require
@@ -43,14 +43,14 @@ WRITTEN = re.compile(rf"{re.escape(EXPORTED)}|{re.escape(TOKENIZER)}|(image|text
 NUM_CALIBRATION_IMAGES = 300
 """As many as NNCF reads by default."""
 NEEDED: dict[Form, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}
-"""Packages of a format's extra, which has its name."""
+"""Packages of the extra that is named like the format."""
 
 
 def check_possible(form: Form, target: Path, *, int8: bool) -> None:
-    """See that an export can be made and put at its place, before anything is loaded.
+    """Check that an export is possible and its folder usable, before anything is loaded.
 
     Raises:
-        CsktError: a package is missing, int8 is asked of ONNX, or something else lies at `target`.
+        CsktError: a package is missing, int8 with ONNX, or `target` holds something else.
     """
     if int8 and form != "openvino":
         raise CsktError(f"--int8 is made by OpenVINO and not with --format {form}; give --format openvino")
@@ -60,7 +60,7 @@ def check_possible(form: Form, target: Path, *, int8: bool) -> None:
 
 
 def _others(folder: Path) -> list[Path]:
-    """Return the files of a folder that no export wrote; a new export leaves them alone."""
+    """Return the files of a folder that no export wrote."""
     entries = sorted(folder.iterdir())
     if not is_exported(folder):
         return entries
@@ -69,10 +69,10 @@ def _others(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def placed_when_done(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target` that takes its place, and that of an older export, if nothing is raised.
+    """Yield an empty folder that replaces `target`, which may be an older export, if nothing is raised.
 
     Raises:
-        CsktError: it cannot be written.
+        FileSystemError: it cannot be written.
     """
     fresh, older = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("new", "old"))
     try:
@@ -94,13 +94,13 @@ def placed_when_done(target: Path) -> Iterator[Path]:
         _delete_export(older)
 
 
-def _unwritable(target: Path, error: OSError) -> CsktError:
+def _unwritable(target: Path, error: OSError) -> FileSystemError:
     reason = error.strerror or error
-    return CsktError(f"{target}: cannot be written: {reason}; is there room, and may you write there?")
+    return FileSystemError(f"{target}: cannot be written: {reason}; free disk space, or choose another folder")
 
 
 def _delete_export(folder: Path) -> None:
-    """Delete the files of an export, and their folder unless something else is in it by now."""
+    """Delete the files of an export, and their folder unless it holds something else."""
     others = _others(folder)
     try:
         for path in folder.iterdir():
@@ -108,21 +108,21 @@ def _delete_export(folder: Path) -> None:
                 path.unlink()
         folder.rmdir()
     except OSError as error:
-        logger.warning("%s: the export before is left over: %s", folder, error.strerror or error)
+        logger.warning("%s: the previous export could not be deleted: %s", folder, error.strerror or error)
 
 
 def write_folder(
     encoder: Encoder, folder: Path, form: Form, *, config: RunConfig | None = None, calibration: Sequence[Tensor] = ()
 ) -> None:
-    """Write the graphs of an encoder and all that belongs to them; see `cskt.embed.exported`.
+    """Write the graphs of an encoder and the files beside them; see `cskt.embed.exported`.
 
     Args:
         encoder: the source.
-        folder: an empty one.
+        folder: an empty folder.
         form: onnx or openvino.
-        config: of the run that the encoder was loaded from, if it was.
-        calibration: pixels [3, H, W] uint8 of a few hundred images, as the model will see them. With these the image
-            graph computes in int8; OpenVINO only.
+        config: of the run that the encoder was loaded from, if any.
+        calibration: pixels [3, H, W] uint8 of a few hundred typical images, with which the image graph computes in
+            int8; OpenVINO only.
     """
     write_graphs(encoder, folder, form, calibration or None)
     portable_tokenizer(encoder.tokenizer.context_length).save(str(folder / TOKENIZER))
@@ -160,11 +160,11 @@ def write_folder(
 
 
 def calibration_pixels(paths: Sequence[Path], encoder: Encoder) -> list[Tensor]:
-    """Pixels [3, H, W] uint8 of some hundred images, spread evenly over those given; unreadable ones are left out.
+    """Read some hundred images, spread evenly over those given, as [3, H, W] uint8; unreadable ones are skipped.
 
     Args:
         paths: image files.
-        encoder: for whose model they are resized.
+        encoder: determines the size.
 
     Raises:
         CsktError: none can be read.
@@ -173,28 +173,28 @@ def calibration_pixels(paths: Sequence[Path], encoder: Encoder) -> list[Tensor]:
     for number in range(min(len(paths), NUM_CALIBRATION_IMAGES)):
         try:
             pixels.append(encoder.read_image(paths[int(step * number)]))
-        except ValueError as error:
-            logger.warning("left out of calibration: %s", error)
+        except CsktError as error:
+            logger.warning("skipped in calibration: %s", error)
     if not pixels:
         raise CsktError("none of the images to calibrate on can be read; give others with --calibrate-on")
     return pixels
 
 
 def note_parity(folder: Path, parity: dict[str, Any]) -> None:
-    """Keep beside the graphs what their check has found."""
+    """Write the result of the check beside the graphs."""
     _write_facts(folder, dataclasses.replace(read_facts(folder), parity=parity))
 
 
 def _write_facts(folder: Path, facts: ExportedFacts) -> None:
     content = {"format_version": FORMAT_VERSION, **to_dict(facts)}
-    (folder / EXPORTED).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with file_system_errors(folder / EXPORTED):
+        (folder / EXPORTED).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def portable_tokenizer(longest: int) -> tokenizers.Tokenizer:
-    """CLIP's tokenizer as other programs load it: start and end tokens added, cut to `longest`, zeros after the end.
+    """Return CLIP's tokenizer for other programs: start and end tokens added, cut to `longest`, zeros after the end.
 
-    It gives the ids of `cskt.data.tokenizer.Tokenizer` for text that needs no mending; of mojibake and HTML entities
-    it knows nothing.
+    It gives the ids of `cskt.data.tokenizer.Tokenizer`, but does not repair mojibake and HTML entities.
     """
     tokenizer = tokenizers.Tokenizer.from_str(clip_bpe().to_str())
     tokenizer.normalizer = normalizers.Sequence(

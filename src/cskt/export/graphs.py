@@ -1,7 +1,7 @@
 """The folded towers of a model (`cskt.model.folded`) as graphs of other runtimes: ONNX, OpenVINO, OpenVINO in int8.
 
-All start from `torch.export`: the size of a batch and the length of the captions stay open, prompts and couplings are
-constants, the model's normalisation comes before the image tower and the division by the length after both.
+All start from `torch.export`: batch size and caption length are dynamic, prompts and couplings are constants. The image
+graph begins with the model's normalisation, and both end with the division by the length.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class ImageGraph(nn.Module):
 
 
 class TextGraph(nn.Module):
-    """Caption ids to unit rows. They fit beside the prompts already: where to cut them would be a branch, and a graph
-    has none."""
+    """Caption ids to unit rows. The ids must leave room for the prompts: cutting them would be a branch, which a graph
+    cannot have."""
 
     def __init__(self, text: FoldedText) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def write_graphs(encoder: Encoder, folder: Path, form: Form, calibration: Sequen
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What torch, ONNX and NNCF say of their own work is not for users; stdout is the command's."""
+    """Hide the messages of torch, ONNX and NNCF; stdout is for the command's own output."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -110,12 +110,12 @@ def _write_openvino(program: ExportedProgram, path: Path, name: str, calibration
 
 
 def _quantised(model: Any, calibration: Sequence[Tensor]) -> Any:
-    """Weights and inputs of the matrix products in int8, their ranges read off the calibration images (NNCF)."""
+    """Quantise weights and inputs of matrix products to int8 with ranges of the calibration images (NNCF)."""
     nncf = import_silent("nncf")
     model.reshape([-1, *calibration[0].shape])
     batches = [pixels[None].numpy() for pixels in calibration]
-    # By default a range is the mean of the images' own largest values, which clips the unusual crop: on generated
-    # pedestrians cosines to float32 fell to 0.956 and R1 by a point; with the largest of all, to 0.996 and not at all.
+    # The default range is the mean of the images' largest values, which clips unusual crops: on generated pedestrians
+    # cosines to float32 fell to 0.956 and R1 by a point. With the largest of all, cosines are 0.996 and R1 is equal.
     ranges = importlib.import_module("nncf.quantization.range_estimator").RangeEstimatorParametersSet.MINMAX
     return nncf.quantize(
         model,

@@ -30,6 +30,10 @@ class Query:
     Raises:
         CsktError: nothing to look for; a sentence that is empty, too long or holds control characters; a weight that
             is no positive number.
+
+    Example:
+        >>> cskt.Query("a woman in a red coat", exclude=("with a hat",)).exclude_weight
+        0.5
     """
 
     text: str | None = None

@@ -82,7 +82,7 @@ def train(
         >>> import cskt, tempfile
         >>> from cskt.data.paperdoll import make_dataset
         >>> folder = Path(tempfile.mkdtemp())
-        >>> make_dataset(folder / "data", ids={"train": 8, "val": 4, "test": 4}, images_per_id=2)
+        >>> _ = make_dataset(folder / "data", ids={"train": 8, "val": 4, "test": 4}, images_per_id=2)
         >>> changes = {"data.root": str(folder / "data"), "data.batch_size": 16, "loop.num_epochs": 1}
         >>> cskt.train(cskt.load_config("demo", changes), folder / "run").best_epoch
         1

@@ -1,0 +1,63 @@
+"""The examples in the docstrings of everything exported from `cskt` run and give what they state."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import cskt
+
+NAMES = [name for name in cskt.__all__ if name != "__version__"]
+
+
+def documented(name: str) -> Iterator[tuple[str, Any]]:
+    """Yield an exported object, and if it is a module the functions and classes that it exports."""
+    value = getattr(cskt, name)
+    yield name, value
+    if isinstance(value, ModuleType):
+        for member, item in vars(value).items():
+            is_public = not member.startswith("_") and (inspect.isfunction(item) or inspect.isclass(item))
+            if is_public and item.__module__.startswith(value.__name__):
+                yield f"{name}.{member}", item
+
+
+def examples(name: str) -> list[doctest.DocTest]:
+    """Return the examples of a name and its members, with the globals of the module that defines each."""
+    found = []
+    for label, item in documented(name):
+        module = inspect.getmodule(item)
+        globs = {**vars(module), "cskt": cskt, "Image": Image, "Path": Path} if module else {"cskt": cskt}
+        tests = doctest.DocTestFinder(recurse=not isinstance(item, ModuleType)).find(item, label, globs=globs)
+        found += [test for test in tests if test.examples]
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_run(
+    name: str, dolls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(dolls)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.FAIL_FAST
+    runner = doctest.DocTestRunner(optionflags=flags)
+    report: list[str] = []
+    for test in examples(name):
+        runner.run(test, out=report.append)
+    assert runner.failures == 0, "".join(report)
+
+
+def test_everything_exported_has_an_example() -> None:
+    assert [name for name in NAMES if not examples(name)] == []
+
+
+def test_the_example_of_the_package_runs() -> None:
+    test = doctest.DocTestParser().get_doctest(cskt.__doc__ or "", {}, "cskt", cskt.__file__, 0)
+    assert test.examples
+    assert doctest.DocTestRunner().run(test).failed == 0
