@@ -174,6 +174,7 @@ def test_compare_lists_differing_settings_and_marks_methods_no_better_than_zero_
     assert alone["differing_settings"] == {}
 
 
+@pytest.mark.slow
 def test_a_run_is_compared_with_the_zero_shot_r1_that_it_recorded(train_command: str, tmp_path: Path) -> None:
     """On the split that picked its epoch, where it evaluated both; on another nothing is known."""
     for name, rate in (("one", "1e-12"), ("other", "1e-2")):
@@ -256,6 +257,14 @@ def test_invalid_comparisons_are_refused_in_one_line(
     assert refusal == f"{empty}: holds no per-query results; make them: cskt evaluate {empty}"
     assert "1 to compare; give at least two" in typed(f"cskt compare {runs}/clip").refusal()
     assert "no such folder" in typed(f"cskt compare {runs}/clip {runs}/clop").refusal()
+    for command in (
+        "compare {0} {0}",
+        "report {0}",
+        "evaluate {0}",
+        "report a --output {0}.html",
+        "matrix {0} --datasets jsonl",
+    ):
+        assert "File name too long" in typed(f"cskt {command.format('a' * 300)}").refusal()
     assert "none on any data set val" in typed(f"cskt compare {runs}/clip {runs}/cskt --split val").refusal()
     refusal = typed(f"cskt compare {runs}/clip {runs}/cskt --output {tmp_path}/table.html").refusal()
     assert refusal == f"--output {tmp_path}/table.html: end it in .md, .tex, .csv, .json, or say the --format"
@@ -268,6 +277,7 @@ def test_invalid_comparisons_are_refused_in_one_line(
     assert f"{runs}/clip: cuhk-pedes test, 24 queries" in refusal and f"{empty}: rstpreid test" in refusal
 
 
+@pytest.mark.slow
 def test_runs_that_share_several_splits_ask_for_one(runs: Path, root: Path, tmp_path: Path) -> None:
     for name in ("cskt", "slow/seed-1"):
         for dataset in ("cuhk-pedes", "icfg-pedes"):
@@ -295,6 +305,7 @@ def test_all_seeds_or_none(runs: Path, tmp_path: Path) -> None:
 # --- matrix
 
 
+@pytest.mark.slow
 def test_matrix_computes_missing_results_and_marks_the_own_domain(
     runs: Path, root: Path, own_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -352,6 +363,7 @@ def test_columns_have_distinct_names_and_no_duplicates(runs: Path, root: Path, t
     assert refusal == "--datasets: cuhk-pedes is named 2 times; once is enough"
 
 
+@pytest.mark.slow
 def test_a_run_that_trains_nothing_is_trained_on_nothing(
     runs: Path, tiny_backbone: Path, root: Path, tmp_path: Path
 ) -> None:
@@ -382,6 +394,7 @@ def test_matrix_of_plain_weights_and_of_missing_runs(runs: Path, tiny_backbone: 
     assert contents(runs) == before
 
 
+@pytest.mark.slow
 def test_matrix_refuses_columns_of_different_people(runs: Path, root: Path, tmp_path: Path) -> None:
     for seed in (1, 2):  # people held out from ICFG-PEDES, which has no val split
         folder = Path(shutil.copytree(runs / "cskt", tmp_path / str(seed)))

@@ -93,6 +93,7 @@ def table_of(text: str, heading: str) -> list[list[str]]:
     return [[unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line)] for line in lines]
 
 
+@pytest.mark.slow
 def test_the_comparison_is_that_of_compare(run: Path, tiny_backbone: Path, root: Path, tmp_path: Path) -> None:
     here, clip, page = Path(shutil.copytree(run, tmp_path / "run")), tmp_path / "clip", tmp_path / "page.html"
     shutil.rmtree(here / "evaluations", ignore_errors=True)
@@ -121,6 +122,7 @@ def test_the_comparison_is_that_of_compare(run: Path, tiny_backbone: Path, root:
     assert dict(zip(headings, ours, strict=True))["Images/s"] == expected[0]["Images/s"]
 
 
+@pytest.mark.slow
 def test_differing_settings_and_warnings_are_shown(run: Path, tmp_path: Path) -> None:
     """Two runs that differ in two settings; one found out that it cannot have learned."""
     other, page = Path(shutil.copytree(run, tmp_path / "other")), tmp_path / "page.html"
@@ -137,6 +139,7 @@ def test_differing_settings_and_warnings_are_shown(run: Path, tmp_path: Path) ->
     assert "no epoch is better than &lt;b&gt;zero-shot&lt;/b&gt;" in text
 
 
+@pytest.mark.slow
 def test_a_folder_of_seeds_is_its_first_seed_and_a_single_run_shows_its_size(run: Path, tmp_path: Path) -> None:
     for seed in (2, 1):
         shutil.copytree(run, tmp_path / "cskt" / f"seed-{seed}")

@@ -154,6 +154,7 @@ def test_a_table_of_the_finished_runs(whole: Path, file: Path, dolls: Path) -> N
     assert [row["seeds"] for row in table_of(whole)] == ["1", "1 2", "1 2"]
 
 
+@pytest.mark.slow
 def test_other_seeds_data_sets_and_config_keys(file: Path, root: Path, tmp_path: Path) -> None:
     more = "--seeds 5 --datasets rstpreid --set loop.num_epochs=1 optim.lr=1e-3"
     assert study(file, root, tmp_path, more).code == 0
@@ -174,6 +175,7 @@ def test_runs_of_another_config_are_in_no_table(whole: Path, file: Path, dolls: 
     assert contents(whole) == before
 
 
+@pytest.mark.slow
 def test_tested_on_every_data_set(tiny_backbone: Path, tmp_path: Path) -> None:
     """Two data sets of one format are two domains all the same."""
     for place in ("source", "target"):
@@ -222,6 +224,7 @@ main(sys.argv[3:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
 def test_shared_by_two_processes_and_killed(whole: Path, file: Path, dolls: Path, tmp_path: Path) -> None:
     """One process is held in its second run, after the first epoch; another does the rest; the first is killed."""
@@ -319,6 +322,7 @@ def test_one_folder_per_seed_with_mean_and_deviation(seeds: tuple[str, Path, str
     assert all((folder / name / "report.html").is_file() for name in ("seed-1", "seed-2"))
 
 
+@pytest.mark.slow
 def test_only_missing_seeds_are_trained(seeds: tuple[str, Path, str], caplog: pytest.LogCaptureFixture) -> None:
     command, folder, out = seeds
 

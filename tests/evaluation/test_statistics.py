@@ -35,6 +35,7 @@ def interval_of(values: ArrayLike, groups: ArrayLike, **options: Any) -> tuple[f
 # --- intervals ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nominal_95_percent_cover_by_identity_and_fall_short_by_query() -> None:
     rng, covered, covered_naively = np.random.default_rng(0), [], []
     for repetition in range(8):
@@ -101,6 +102,7 @@ def test_few_identities_that_differ_give_a_finite_interval(values: list[int]) ->
     assert 0 <= low < np.mean(values) < high <= 1
 
 
+@pytest.mark.slow
 def test_thousands_of_identities_take_bounded_memory() -> None:
     rng = np.random.default_rng(5)
     groups = np.repeat(np.arange(3000), 2)

@@ -23,6 +23,7 @@ from cskt.errors import CsktError
 from cskt.evaluation.comparison import MethodResults, check_same_split, compare
 from cskt.evaluation.results import Result, find_results, load_result
 from cskt.report.comparison_tables import comparison_text
+from cskt.utils.paths import check_path
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,6 +69,7 @@ def methods_of(run: str, split: str, dataset: str | None = None) -> list[MethodR
         CsktError: no such folder, no per-query results in it, results of older weights, or of some seeds only.
     """
     path = Path(run)
+    check_path(path)
     if path.is_file():
         result = load_result(path)
         return [MethodResults(_label(result), (result,))]

@@ -38,6 +38,7 @@ from cskt.report.pages import Section, write_report
 from cskt.report.style import LINES, png
 from cskt.report.tables import result_table
 from cskt.utils.console import console
+from cskt.utils.paths import check_path
 from cskt.utils.progress import bar
 
 MOST_HITS = 10
@@ -119,6 +120,7 @@ def check_flags(flags: argparse.Namespace) -> None:
             raise CsktError(f"{run} is named {times} times; once is enough")
     if flags.lists < 0:
         raise CsktError(f"--lists {flags.lists}: give 0 or more")
+    check_path(flags.output)
     if flags.output.suffix.lower() not in (".html", ".htm") or flags.output.is_dir():
         raise CsktError(f"--output {flags.output}: name a file that ends in .html")
 

@@ -18,7 +18,7 @@ from cskt.config import RunConfig
 from cskt.data.records import Split
 from cskt.embed import Encoder
 from cskt.embed.model_paths import run_config
-from cskt.errors import CsktError
+from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.evaluation.analysis import (
     Similarities,
     attribute_errors,
@@ -69,6 +69,7 @@ class Examined:
     """Numbers of the lines of its metrics.jsonl that are no events."""
 
 
+@out_of_memory_errors(SMALLER_BATCHES)
 def examine(label: str, model: Path, encoder: Encoder, split: Split, features: SplitFeatures) -> Examined:
     """Rank a split and collect what the report shows of a model.
 

@@ -11,7 +11,7 @@ from cskt.config import RunConfig
 from cskt.data.records import Split
 from cskt.embed import Encoder, load
 from cskt.embed.model_paths import run_config
-from cskt.errors import CsktError
+from cskt.errors import CsktError, file_system_errors
 from cskt.evaluation.evaluate import Evaluation, ModelDescription, as_result, result_of
 from cskt.evaluation.rerank import RankingOptions
 from cskt.evaluation.results import Facts, Result, load_result, result_path, save_result
@@ -20,6 +20,7 @@ from cskt.model.io.released.reader import WEIGHT_FILES
 from cskt.training.events import first_event, last_event, read_events
 from cskt.training.run_folder import BEST, CONFIG, DAMAGED, LAST, PREVIOUS, claimed
 from cskt.training.series import train_or_resume
+from cskt.utils.paths import check_path
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,12 @@ SEED_FOLDERS = "seed-*"
 
 
 def seed_folders(folder: Path) -> list[Path]:
-    """Return the runs of several seeds in a folder, in the order of the seeds; or the folder itself."""
+    """Return the runs of several seeds in a folder, in the order of the seeds; or the folder itself.
+
+    Raises:
+        FileSystemError: the path cannot be a folder's, or it may not be entered.
+    """
+    check_path(folder / CONFIG)
     seeds = [path for path in folder.glob(SEED_FOLDERS) if path.is_dir()]
     return sorted(seeds, key=lambda path: (len(path.name), path.name)) or [folder]
 
@@ -182,6 +188,7 @@ def train_and_test(config: RunConfig, folder: Path, splits: Sequence[Split]) -> 
                 result = evaluate_run(encoder, split, folder)
                 store_result(result, folder, folder)
             results.append(result)
-        for checkpoint in (LAST, PREVIOUS, DAMAGED):
-            (folder / checkpoint).unlink(missing_ok=True)
+        with file_system_errors(folder):
+            for checkpoint in (LAST, PREVIOUS, DAMAGED):
+                (folder / checkpoint).unlink(missing_ok=True)
     return results

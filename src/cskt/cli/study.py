@@ -25,6 +25,7 @@ from cskt.report.comparison_tables import SettingDifference, comparison_text
 from cskt.report.cross_domain import CrossDomainRow, cross_domain_row, cross_domain_text
 from cskt.report.tables import SUFFIXES
 from cskt.training.series import check_same_config, finished
+from cskt.utils.paths import check_path
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
     )
     output = flags.output or Path("studies") / Path(flags.study).stem
     root = existing_folder(flags.root)
+    check_path(output)
     runs = plan(study, output, root, size=flags.size, overrides=overrides_of(flags.set))
     for run in runs:  # all of them, before anything is trained or any table mixes configs
         check_same_config(run.config, run.folder)

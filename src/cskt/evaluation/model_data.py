@@ -9,7 +9,7 @@ from cskt.data.datasets import dataset_key
 from cskt.data.overlaps import read_separate_splits
 from cskt.data.records import Split, find_split, select_splits
 from cskt.embed.model_paths import check_exists, run_config
-from cskt.errors import CsktError
+from cskt.errors import CsktError, file_system_errors
 
 
 def split_of(
@@ -40,10 +40,14 @@ def split_of(
     """
     check_exists(model)
     own = run_config(Path(model))
-    if own and not root and not Path(own.data.root).is_dir():
-        raise CsktError(
-            f"{own.data.root}: no such folder from here, though {model} had its data there; say where: {root_flag} DIR"
-        )
+    if own and not root:
+        with file_system_errors(own.data.root):
+            has_moved = not Path(own.data.root).is_dir()
+        if has_moved:
+            raise CsktError(
+                f"{own.data.root}: no such folder from here, though {model} had its data there; say where: {root_flag}"
+                " DIR"
+            )
     name, place = dataset or (own.data.dataset if own else None), root or (own.data.root if own else None)
     if not name or not place:
         raise CsktError(f"{model} is no run that names its data; say which to use: --dataset rstpreid --root DIR")
