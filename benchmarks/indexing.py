@@ -23,7 +23,7 @@ from cskt import load
 from cskt.config import ClipArchitecture
 from cskt.data.paperdoll import make_dataset
 from cskt.data.tokenizer import Tokenizer
-from cskt.embed import Encoder, ModelSource
+from cskt.embed import EncodeOptions, Encoder, ModelSource
 from cskt.gallery.engines.ray import RayEngine
 from cskt.gallery.engines.ray_cluster import connected
 from cskt.gallery.gallery import Gallery
@@ -60,7 +60,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         engine = None
         if args.ray:
             model = ModelSource("clip-tiny", precision=encoder.precision)
-            engine = RayEngine(model, encoder.fingerprint, drawn / "imgs", device="cpu")
+            engine = RayEngine(model, encoder.fingerprint, drawn / "imgs", options=EncodeOptions("cpu"))
             warm_up(engine, crops[0])
         for number in range(args.rounds):
             started = time.perf_counter()

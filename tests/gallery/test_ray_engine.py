@@ -1,7 +1,7 @@
-"""Encoding on a Ray cluster: the local engine's gallery, and nothing lost or doubled, whoever is killed.
+"""Encoding on a Ray cluster gives the gallery of the local engine, also if workers or the driver are killed.
 
-Ray runs in programs of their own, `ray_program.py`, with a time limit: it starts processes, which does not go with what
-other tests have started in this one.
+Ray runs in a program of its own, `ray_program.py`: it starts processes, which this process with its open stores does
+not survive. One cluster serves all tests that need not kill their driver.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,25 +25,24 @@ import pytest
 from test_faults import NUM_CROPS, check_whole, many_crops
 from test_shards import archive_of, images_in, parquet_of
 
-from cskt.embed import Encoder, ModelSource
+from cskt.embed import Encoder
+from cskt.errors import CsktError
 from cskt.gallery.engines.ray import ActorPlan, plan_actors
 from cskt.gallery.engines.ray_cluster import connected
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing.commits import IndexReport
-from fault_tries import chance, record, tries
+from fault_tries import chance, record, tries, wait_until
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Ray on Windows is in beta")
+pytestmark = [pytest.mark.ray, pytest.mark.skipif(sys.platform == "win32", reason="Ray on Windows is in beta")]
 
 PROGRAM = Path(__file__).with_name("ray_program.py")
 NUM_KILLED_WORKERS = tries(1, 12)
 NUM_KILLED_DRIVERS = tries(1, 6)
-START_SECONDS = 90
-"""Until Ray and its workers have started, on a slow machine."""
-END_SECONDS = 300
-"""Limit of a wait for a program that was interrupted; Ray takes its time to stop on a busy machine."""
-LEAVE_SECONDS = 90
-"""Until the last of Ray's processes has noticed that its cluster is gone; they look now and then."""
+LIMIT_SECONDS = 600
+"""Generous limit of each wait: Ray takes its time to start and to stop on a busy machine."""
+MAX_BATCHES = 15
+"""Batches of two crops that a driver takes before it waits for its end; all drivers together do not take all crops."""
 
 
 class Program:
@@ -52,51 +50,46 @@ class Program:
 
     def __init__(self, *words: str | Path) -> None:
         command = [sys.executable, str(PROGRAM), *map(str, words)]
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
         )  # fmt: skip
         self._family: dict[int, psutil.Process] = {}
 
     def family(self) -> list[psutil.Process]:
-        """The program and every process below it, those included that were seen before and are left."""
+        """Return the running processes of the program, also those that were its children at an earlier call."""
         try:
-            driver = psutil.Process(self._process.pid)
+            driver = psutil.Process(self.process.pid)
             self._family |= {one.pid: one for one in [driver, *driver.children(recursive=True)]}
         except psutil.NoSuchProcess:
             pass
         return [one for one in self._family.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
-    @property
-    def is_running(self) -> bool:
-        """Whether it has not ended."""
-        return self._process.poll() is None
-
     def interrupt(self) -> None:
-        """Press Ctrl-C: all processes of the terminal's group hear it."""
+        """Send SIGINT to the process group, as Ctrl-C in a terminal does."""
         self.family()
-        os.killpg(self._process.pid, signal.SIGINT)
+        os.killpg(self.process.pid, signal.SIGINT)
 
     def kill(self) -> None:
-        """kill -9 of the driver alone."""
+        """Send SIGKILL to the driver only."""
         self.family()
-        self._process.kill()
+        self.process.kill()
 
-    def ended(self, seconds: float) -> tuple[int, str, str]:
-        """Exit code, stdout, stderr."""
-        out, err = self._process.communicate(timeout=seconds)
-        return self._process.returncode, out, err
+    def result(self) -> tuple[int, str, str]:
+        """Wait for the end and return exit code, stdout and stderr."""
+        out, err = self.process.communicate(timeout=LIMIT_SECONDS)
+        return self.process.returncode, out, err
 
     def kill_all(self) -> None:
-        """Whatever is left of it."""
+        """Kill every process of the program."""
         for one in self.family():
             one.kill()
-        self._process.communicate()
+        self.process.communicate()
 
 
 @contextmanager
 def program(*words: str | Path) -> Iterator[Program]:
-    """`ray_program.py` for the `with` block, and nothing of it afterwards."""
+    """Run `ray_program.py` for the `with` block, and kill its processes afterwards."""
     started = Program(*words)
     try:
         yield started
@@ -105,7 +98,7 @@ def program(*words: str | Path) -> Iterator[Program]:
 
 
 def contents(gallery: Gallery) -> dict[str, tuple[str, np.ndarray]]:
-    """Name -> digest of the file, vector."""
+    """Return digest of the file and vector by name."""
     store = gallery._state.store
     files = store.files()
     vectors = store.vectors(list(files))
@@ -113,7 +106,7 @@ def contents(gallery: Gallery) -> dict[str, tuple[str, np.ndarray]]:
 
 
 def assert_same(found: Gallery, expected: Gallery) -> None:
-    """The same crops, each once, with the same vectors."""
+    """Check that two galleries have the same crops, each once, with the same vectors."""
     ours, theirs = contents(found), contents(expected)
     assert ours.keys() == theirs.keys()
     assert found.count() == len(ours)
@@ -123,13 +116,8 @@ def assert_same(found: Gallery, expected: Gallery) -> None:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_backbone: Path) -> ModelSource:
-    return ModelSource(str(tiny_backbone), precision="fp32")
-
-
-@pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, dolls: Path) -> Path:
-    """Twelve crops, one of them damaged, in a folder with a list; the good ones in shards; many more in a folder."""
+    """Return a folder of twelve crops, one of them corrupt, and a list; shards of the others; many more crops."""
     place = tmp_path_factory.mktemp("ray")
     (place / "crops").mkdir()
     for number, image in enumerate(sorted(dolls.rglob("*.jpg"))[:11]):
@@ -147,9 +135,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, dolls: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local(place: Path, encoder: Encoder, model: ModelSource) -> Iterator[dict[str, Gallery]]:
-    """Galleries of the local engine: of the folder, and of the many crops."""
-    galleries = {name: Gallery.create(place / f"local-{name}", encoder, store="lance") for name in ("crops", "many")}
+def local(place: Path, encoder: Encoder) -> Iterator[dict[str, Gallery]]:
+    """Return galleries that the local engine has filled: of the folder, and of the many crops."""
+    galleries = {name: Gallery.create(place / f"local-{name}", encoder) for name in ("crops", "many")}
     for name, gallery in galleries.items():
         gallery.index(place / name)
     yield galleries
@@ -159,24 +147,24 @@ def local(place: Path, encoder: Encoder, model: ModelSource) -> Iterator[dict[st
 
 @pytest.fixture(scope="module")
 def findings(place: Path, tiny_backbone: Path) -> dict[str, Any]:
-    """What `ray_program.py check` says."""
+    """Return the results of `ray_program.py check`."""
     words = ("check", tiny_backbone, place / "crops", place / "many", place / "scratch", str(NUM_KILLED_WORKERS))
     with program(*words) as checking:
-        code, out, err = checking.ended(START_SECONDS + 60 + 15 * NUM_KILLED_WORKERS)
+        code, out, err = checking.result()
     assert code == 0, err
     return dict(json.loads(line) for line in out.splitlines()) | {"stderr": err}
 
 
-def nothing_but(**figures: int) -> dict[str, Any]:
-    """A report with these figures."""
+def report_of(**figures: int) -> dict[str, Any]:
+    """Return a report with these figures and zeros."""
     report = dataclasses.asdict(IndexReport(**figures))
     del report["seconds"]
     return report
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(2 * LIMIT_SECONDS)
 @pytest.mark.parametrize("kind", ["folder", "list", "parquet", "tar"])
-def test_the_gallery_is_that_of_the_local_engine(
+def test_a_ray_cluster_gives_the_gallery_of_the_local_engine(
     kind: str, findings: dict[str, Any], place: Path, local: dict[str, Gallery], encoder: Encoder
 ) -> None:
     first, second = findings[kind]
@@ -184,7 +172,7 @@ def test_the_gallery_is_that_of_the_local_engine(
     first["unreadable"], second["unreadable"] = [], []
     assert first.pop("passed_over") == second.pop("passed_over")
     first["passed_over"], second["passed_over"] = {}, {}
-    assert (first, second) == (nothing_but(added=11), nothing_but(unchanged=11))
+    assert (first, second) == (report_of(added=11), report_of(unchanged=11))
     for listed in unreadable:
         assert [name for name, _ in listed] == ([] if kind in ("parquet", "tar") else ["bad.jpg"])
     with Gallery.open(place / "scratch" / kind, encoder=encoder) as gallery:
@@ -195,13 +183,13 @@ def test_the_gallery_is_that_of_the_local_engine(
             assert gallery.original(name).read_bytes() == data
 
 
-@pytest.mark.timeout(400)
-def test_killed_workers_lose_and_double_nothing(
+@pytest.mark.timeout(2 * LIMIT_SECONDS)
+def test_no_crop_is_lost_or_doubled_if_workers_are_killed(
     findings: dict[str, Any], place: Path, local: dict[str, Gallery], encoder: Encoder
 ) -> None:
     assert findings["kills"] == NUM_KILLED_WORKERS
-    assert findings["killed"] == [nothing_but(added=NUM_CROPS), nothing_but(unchanged=NUM_CROPS)]
-    # One that is killed again while it starts anew had nothing to lose, and is told of once.
+    assert findings["killed"] == [report_of(added=NUM_CROPS), report_of(unchanged=NUM_CROPS)]
+    # A worker that is killed again while it restarts has no batch, and is reported once.
     assert 1 <= findings["stderr"].count(" died; nothing is lost") <= NUM_KILLED_WORKERS
     with Gallery.open(place / "scratch" / "killed", encoder=encoder) as gallery:
         check_whole(gallery, place / "many")
@@ -210,8 +198,10 @@ def test_killed_workers_lose_and_double_nothing(
     record("Ray worker killed (kill -9) while indexing", tried=NUM_KILLED_WORKERS, test=test)
 
 
-@pytest.mark.timeout(400)
-def test_what_a_node_lacks_is_one_line(findings: dict[str, Any], place: Path, tiny_backbone: Path) -> None:
+@pytest.mark.timeout(2 * LIMIT_SECONDS)
+def test_a_node_without_the_folder_or_the_model_is_reported_in_one_line(
+    findings: dict[str, Any], place: Path, tiny_backbone: Path
+) -> None:
     node = socket.gethostname()
     unmounted = place / "scratch" / "unmounted"
     assert findings["no folder"] == f"node {node} does not see {unmounted}; every node needs it at that path"
@@ -221,74 +211,53 @@ def test_what_a_node_lacks_is_one_line(findings: dict[str, Any], place: Path, ti
     assert findings["too many workers"].startswith("--workers 1000: the cluster has ")
 
 
-def index_words(gallery: Path, place: Path, backbone: Path) -> list[str | Path]:
-    """Return the words of an indexing of 120 batches, of which the program takes a few."""
-    return [
-        "index", gallery, "--images", place / "many", "--model", backbone, "--engine", "ray", "--precision", "fp32",
-        "--batch-size", "2", "--json",
-    ]  # fmt: skip
-
-
-def wait_for_crops(running: Program, folder: Path, encoder: Encoder, more_than: int) -> None:
-    """Until a gallery holds more crops than that."""
-    until = time.monotonic() + START_SECONDS
-    while running.is_running and time.monotonic() < until:
-        if (folder / "gallery.json").is_file():
-            with Gallery.open(folder, encoder=encoder) as gallery:
-                if gallery.count() > more_than:
-                    return
-        time.sleep(0.05)
-    pytest.fail(f"nothing was stored: {running.ended(1)}")
-
-
-@pytest.mark.timeout(60 + END_SECONDS + 3 * START_SECONDS * (NUM_KILLED_DRIVERS + 1))
-def test_a_killed_and_an_interrupted_driver_lose_and_double_nothing(
+@pytest.mark.timeout((NUM_KILLED_DRIVERS + 1) * LIMIT_SECONDS)
+def test_no_crop_is_lost_or_doubled_if_the_driver_is_killed_or_interrupted(
     place: Path, tmp_path: Path, local: dict[str, Gallery], encoder: Encoder, tiny_backbone: Path
 ) -> None:
-    folder, random, reached = tmp_path / "gallery", chance("ray drivers"), 0
-    words = index_words(folder, place, tiny_backbone)
-    left: list[psutil.Process] = []
-    for _ in range(NUM_KILLED_DRIVERS):
-        running = Program(*words)
-        try:
-            wait_for_crops(running, folder, encoder, more_than=reached)
-            assert all(
-                connection.laddr.ip.removeprefix("::ffff:") == "127.0.0.1"
-                for one in running.family()
-                for connection in one.net_connections(kind="tcp")
-                if connection.status == psutil.CONN_LISTEN
-            ), "others can speak to the cluster"
-            time.sleep(random.uniform(0, 0.5 / NUM_KILLED_DRIVERS))
-            running.kill()
-            assert running.ended(10)[0] == -signal.SIGKILL
-        finally:
-            left += running.family()
-            running._process.kill()
-        with Gallery.open(folder, encoder=encoder) as gallery:
-            before, reached = reached, gallery.count()
-            assert before < reached < NUM_CROPS
+    """Each driver waits for its end after a number of batches, of which some are committed when the signal arrives."""
+    folder, random = tmp_path / "gallery", chance("ray drivers")
+    words = [
+        "--images", place / "many", "--model", tiny_backbone, "--engine", "ray", "--precision", "fp32",
+        "--batch-size", "2", "--json",
+    ]  # fmt: skip
+    with Gallery.create(folder, encoder) as gallery:
+        for attempt in range(NUM_KILLED_DRIVERS + 1):
+            reached, marker = gallery.count(), tmp_path / f"waiting-{attempt}"
+            num_batches = str(random.randint(3, MAX_BATCHES))
+            with program("index", num_batches, marker, folder, *words) as running:
+                wait_until(marker.exists, running.process, LIMIT_SECONDS)
+                wait_until(lambda reached=reached: gallery.count() > reached, running.process, LIMIT_SECONDS)
+                assert all(
+                    connection.laddr.ip.removeprefix("::ffff:") == "127.0.0.1"
+                    for one in running.family()
+                    for connection in one.net_connections(kind="tcp")
+                    if connection.status == psutil.CONN_LISTEN
+                ), "other machines can connect to the cluster"
+                if attempt < NUM_KILLED_DRIVERS:
+                    running.kill()
+                    assert running.result()[0] == -signal.SIGKILL
+                else:
+                    running.interrupt()
+                    code, out, err = running.result()
+                    message = (
+                        f"cskt index: interrupted; {gallery.count():,} images are in the gallery; run the same command"
+                        " to go on"
+                    )
+                    assert (code, out, err.splitlines()[-1]) == (130, "", message)
+                _, remaining = psutil.wait_procs(running.family(), timeout=LIMIT_SECONDS)
+            assert not remaining, "processes of Ray outlive their driver"
+            assert reached < gallery.count() < NUM_CROPS
             check_whole(gallery, place / "many")
-
-    with program(*words) as running:
-        wait_for_crops(running, folder, encoder, more_than=reached)
-        running.interrupt()
-        code, out, err = running.ended(END_SECONDS)
-        left += running.family()
-        with Gallery.open(folder, encoder=encoder) as gallery:
-            before, reached = reached, gallery.count()
-            assert before < reached < NUM_CROPS
-            told = f"cskt index: interrupted; {reached:,} images are in the gallery; run the same command to go on"
-            assert (code, out, err.splitlines()[-1]) == (130, "", told)
-            report = gallery.index(place / "many")
-            assert (report.added, report.unchanged, report.replaced) == (NUM_CROPS - reached, reached, 0)
-            assert_same(gallery, local["many"])
-    psutil.wait_procs(left, timeout=LEAVE_SECONDS)
-    assert [one for one in left if one.is_running()] == []
+        reached = gallery.count()
+        report = gallery.index(place / "many")
+        assert (report.added, report.unchanged, report.replaced) == (NUM_CROPS - reached, reached, 0)
+        assert_same(gallery, local["many"])
     test = "tests/gallery/test_ray_engine.py"
     record("indexing on Ray: driver killed (kill -9)", tried=NUM_KILLED_DRIVERS, test=test)
 
 
-def test_actors_find_their_places() -> None:
+def test_the_plan_of_actors_fits_on_the_cluster() -> None:
     small, large = {"CPU": 2.0}, {"CPU": 16.0}
     assert plan_actors([small], None, None) == ActorPlan(1, 2, "cpu")
     assert plan_actors([small], 2, "auto") == ActorPlan(2, 1, "cpu")
@@ -296,22 +265,22 @@ def test_actors_find_their_places() -> None:
     assert plan_actors([small, large, {}], 1, None) == ActorPlan(1, 16, "cpu")
     assert plan_actors([small, {"CPU": 8.0, "GPU": 4.0}], None, None) == ActorPlan(4, 1, "cuda")
     assert plan_actors([{"CPU": 8.0, "GPU": 4.0}], 3, "cpu") == ActorPlan(3, 2, "cpu")
-    for nodes, num_workers, device, told in (
+    for nodes, num_workers, device, message in (
         ([small], 3, None, "--workers 3: the cluster has 2 CPUs; give at most 2"),
         ([{"GPU": 1.0, "CPU": 4.0}], 2, None, "the cluster has 1 GPUs; --device cpu uses its CPUs; give at most 1"),
         ([{"node:here": 1.0}], None, None, "the cluster has no CPUs for workers; see `ray start --num-cpus`"),
         ([small], None, "cuda", "--device cuda: Ray gives every worker one of the cluster's 0 GPUs; use auto"),
     ):
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(CsktError) as caught:
             plan_actors(nodes, num_workers, device)
-        assert told in str(caught.value)
+        assert message in str(caught.value)
 
 
-def test_no_cluster_at_an_address_is_one_line() -> None:
+def test_an_address_without_a_cluster_is_reported_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-    with pytest.raises(ValueError, match=f"no Ray cluster at 127.0.0.1:{port}: Connection refused; see `ray start`"):
+    with pytest.raises(CsktError, match=f"no Ray cluster at 127.0.0.1:{port}: Connection refused; see `ray start`"):
         connected(f"127.0.0.1:{port}").__enter__()
     for address in ("ray://127.0.0.1:10001", "127.0.0.1", "127.0.0.1:100000", ":6379"):
-        with pytest.raises(ValueError, match="expected auto, or HOST:PORT as `ray start` names it"):
+        with pytest.raises(CsktError, match="expected auto, or HOST:PORT as `ray start` names it"):
             connected(address).__enter__()

@@ -12,7 +12,7 @@ from cskt.cli.gallery_flags import add_source_flags, is_gallery, load_source, re
 from cskt.cli.metadata_table import KEY_NAMES, read_metadata, tell_unmatched
 from cskt.cli.next_steps import command_line
 from cskt.cli.parsing import Parser
-from cskt.embed import ModelSource
+from cskt.embed import EncodeOptions, ModelSource
 from cskt.embed.model_paths import absolute_source
 from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.gallery.engines.ray import RayEngine
@@ -120,11 +120,10 @@ def _on_ray(flags: argparse.Namespace, gallery: Gallery, source: ModelSource, fo
         gallery.encoder.fingerprint,
         None if folder is None else folder.resolve(),
         flags.workers,
-        device=flags.device,
-        batch_size=flags.batch_size,
-        num_threads=flags.num_workers,
-        compile=flags.compile,
-    )
+        EncodeOptions(
+            flags.device, batch_size=flags.batch_size, num_workers=flags.num_workers, compile=flags.compile
+        ),
+    )  # fmt: skip
 
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:

@@ -1,11 +1,11 @@
-"""Images encoded on a Ray cluster: actors hold the model, batches go out to them, and what they make comes back.
+"""`RayEngine`: images encoded by the actors of a Ray cluster.
 
-    driver: names (and bytes, where there is no file) -> batches -> actors: read, decode, encode -> driver: one commit
+    driver: names (and bytes of images that are not files) -> batches -> actors: read, decode, encode -> driver: commit
 
-Files are read where they are encoded, so every node must see the folder under the same path; what comes from shards
-travels with its batch, one way. Few batches are under way at a time, so memory does not grow with the gallery. The
-batches of an actor that dies go to the others, and Ray starts it again where there is room: a batch has no effect but
-its answer, and the one committer is the driver, as with `LocalEngine`. So nothing is lost, and nothing comes twice.
+Actors read files themselves, so every node must have the folder under the same path; images of shards travel with
+their batch, in one direction. Only a few batches are under way, so memory does not grow with the gallery. If an actor
+dies, its batches go to the others, and Ray restarts it where there is room. A batch has no effect but its result, and
+only the driver commits, as with `LocalEngine`: no image is lost, and none is stored twice.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from pathlib import Path
 from typing import Any
 
 from cskt.embed import EncodeOptions, Encoder, ModelSource, load_source
-from cskt.errors import CsktError
+from cskt.errors import CsktError, file_system_errors
 from cskt.gallery.engines.ray_cluster import first_line, python_error
 from cskt.gallery.indexing.encoding import LocalEngine, Pending, Processed, batched, bytes_held
 
-IN_FLIGHT = 3
-"""Batches that wait for an actor or are with it, per actor: one encoded, one read, one on its way."""
-CPUS_EACH = 2
-"""Of an actor, where nobody says how many actors there are to be and they have no GPU."""
-MOST_DEATHS = 5
-"""Times that a batch may lose its actor, or an actor die as it starts again, before it is blamed for it."""
+BATCHES_PER_ACTOR = 3
+"""Batches under way per actor: one is encoded, one is read, one is sent."""
+CPUS_PER_ACTOR = 2
+"""Without GPUs, if the number of actors is not given."""
+MAX_DEATHS = 5
+"""Actors that may die with one batch, and restarts of an actor that may fail, before that is an error."""
 SILENT_SECONDS = 60.0
-"""After so long without an answer the log says that the cluster is waited for."""
+"""Time without a result after which a warning is logged."""
 VERSION = importlib.metadata.version("cskt")
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ActorPlan:
-    """How many actors there are, and what each has of its node."""
+    """Number of actors, and the resources of each."""
 
     num_workers: int
     num_cpus: int
@@ -53,18 +53,11 @@ class ActorPlan:
 
 
 @dataclass(frozen=True)
-class Process:
-    """Where an actor lives."""
+class ActorInfo:
+    """Description of a started actor."""
 
     node: str
     pid: int
-
-
-@dataclass(frozen=True)
-class Introduction:
-    """What an actor tells of itself."""
-
-    process: Process
     version: str
     """Of the package."""
     fingerprint: str
@@ -72,27 +65,27 @@ class Introduction:
 
 
 @dataclass(frozen=True)
-class Call:
-    """What an actor has been asked for."""
+class ActorCall:
+    """A request to an actor."""
 
     actor: int
     batch: Sequence[Pending] = ()
-    """To encode; none where it is to load the model and introduce itself."""
+    """Images to encode; empty for a request to load the model and describe itself."""
     num_deaths: int = 0
-    """Of actors that had this batch before."""
+    """Actors that died with this batch."""
 
 
 class RayEngine:
     """Encodes in actors of a Ray cluster; use it inside `ray_cluster.connected`.
 
-    The actors start with the first image that there is to encode, and end with this object.
+    The actors start with the first image that is to be encoded, and end with this object.
 
     Args:
         model: loaded by every actor.
         fingerprint: of the gallery's encoder.
-        images: folder that the actors read from, none where nothing is read from one.
-        num_workers: actors; by default one for each GPU of the cluster, else one for every two CPUs.
-        device, batch_size, num_threads, compile: see `EncodeOptions`; they hold for each actor.
+        images: folder from which the actors read; None if images are not files.
+        num_workers: number of actors; by default one for each GPU of the cluster, else one for every two CPUs.
+        options: of each actor's encoder.
 
     Raises:
         CsktError: the cluster has too few CPUs or GPUs.
@@ -104,29 +97,28 @@ class RayEngine:
         fingerprint: str,
         images: Path | None,
         num_workers: int | None = None,
-        *,
-        device: str | None = None,
-        batch_size: int = 128,
-        num_threads: int = 4,
-        compile: bool = False,
+        options: EncodeOptions = EncodeOptions(),  # noqa: B008  (immutable)
     ) -> None:
         import ray  # noqa: PLC0415  (an extra, and slow to import)
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        self._plan = plan_actors(nodes, num_workers, device)
-        options = EncodeOptions(self._plan.device, batch_size=batch_size, num_workers=num_threads, compile=compile)
-        self._load = partial(load_source, model, options)
-        self._seen = None if images is None else (images, next((entry.name for entry in os.scandir(images)), None))
-        self._model, self._fingerprint, self._batch_size = model.path, fingerprint, batch_size
+        self._plan = plan_actors(nodes, num_workers, None if options.device is None else str(options.device))
+        self._load = partial(load_source, model, replace(options, device=self._plan.device))
+        self._folder: tuple[Path, Path] | None = None
+        if images is not None:
+            # With an entry of the folder: on another node, the path may be an empty mount point.
+            with file_system_errors(images):
+                self._folder = images, next((Path(entry.path) for entry in os.scandir(images)), images)
+        self._model, self._fingerprint, self._batch_size = model.path, fingerprint, options.batch_size
         self._actors: list[Any] = []
-        self._processes: dict[int, Process] = {}
+        self._infos: dict[int, ActorInfo] = {}
 
     def work(self, pending: Iterable[Pending]) -> Iterator[list[Processed]]:
-        """Batches as they are done.
+        """Yield the results batch by batch, in the order in which they are finished.
 
         Raises:
-            CsktError: a node has another version of the package, or another model, or does not see the folder; the
-                cluster is gone; or a batch has killed its actor again and again.
+            CsktError: a node has another version of the package, or another model, or not the folder; the cluster is
+                gone; or a batch has killed its actor repeatedly.
         """
         batches = batched(pending, self._batch_size, bytes_held)
         first = next(batches, None)
@@ -134,138 +126,125 @@ class RayEngine:
             return
         if not self._actors:
             self._start()
-        running: dict[Any, Call] = {}
-        free = [*range(len(self._actors))] * IN_FLIGHT
-        away: dict[int, int] = {}  # dead actors, until Ray has started them again -> how often they were free
-        again: deque[Call] = deque()
-        new = (Call(-1, batch) for batch in itertools.chain([first], batches))
+        running: dict[Any, ActorCall] = {}
+        free = [*range(len(self._actors))] * BATCHES_PER_ACTOR
+        restarting: dict[int, int] = {}  # dead actor -> entries in `free` that it gets back
+        retries: deque[ActorCall] = deque()
+        new = (ActorCall(-1, batch) for batch in itertools.chain([first], batches))
         while True:
-            while free and (call := again.popleft() if again else next(new, None)) is not None:
+            while free and (call := retries.popleft() if retries else next(new, None)) is not None:
                 number = free.pop(0)
                 work = self._actors[number].work.options(max_task_retries=0)
-                with _in_one_line():
+                with _ray_errors():
                     running[work.remote(call.batch)] = replace(call, actor=number)
-            if not again and not any(call.batch for call in running.values()):
+            if not retries and not any(call.batch for call in running.values()):
                 return
             if not running:
-                raise CsktError(
-                    f"every worker has ended {MOST_DEATHS + 1} times as it started; is there memory enough?"
-                )
-            call, answer = _next_answer(running)
+                raise CsktError(f"every worker has ended {MAX_DEATHS + 1} times as it started; is there memory enough?")
+            call, result = _next_result(running)
             number = call.actor
-            if call.batch and answer is not None:
+            if call.batch and result is not None:
                 free.append(number)
-                yield _with_bytes(answer, call.batch)
+                yield _with_files(result, call.batch)
             elif call.batch:
-                again.append(_to_be_done_again(call))
-                if number not in away:
-                    away[number] = free.count(number)
+                retries.append(_retry(call))
+                if number not in restarting:
+                    restarting[number] = free.count(number)
                     free = [other for other in free if other != number]
-                    running[self._introduce(number)] = Call(number)
+                    running[self._describe(number)] = ActorCall(number)
                     logger.warning(
                         "a worker (process %d of %s) died; nothing is lost, but is there memory enough?",
-                        self._processes[number].pid, self._processes[number].node,
+                        self._infos[number].pid, self._infos[number].node,
                     )  # fmt: skip
-                away[number] += 1
+                restarting[number] += 1
             else:
-                slots = away.pop(number)
-                if answer is not None:
-                    self._processes[number] = answer.process
+                slots = restarting.pop(number)
+                if result is not None:
+                    self._infos[number] = result
                     free += [number] * slots
 
     def _start(self) -> None:
-        """Start the actors and see that they are what they should be."""
+        """Start the actors, and check that each has this version and the gallery's model."""
         import ray  # noqa: PLC0415  (as above)
 
-        worker: Any = ray.remote(_Worker)
-        actor = worker.options(
+        worker: Any = ray.remote(_Worker).options(
             num_cpus=self._plan.num_cpus,
             num_gpus=int(self._plan.device == "cuda"),
             max_restarts=-1,
-            max_task_retries=MOST_DEATHS,  # of introductions, which so wait for an actor that is started again
+            max_task_retries=MAX_DEATHS,  # of descriptions, which therefore wait for an actor that is restarted
             max_concurrency=2,  # one batch is read while another is encoded
         )
-        self._actors = [actor.remote(self._load, self._seen) for _ in range(self._plan.num_workers)]
+        self._actors = [worker.remote(self._load, self._folder) for _ in range(self._plan.num_workers)]
         try:
-            self._meet()
+            starting = {self._describe(number): ActorCall(number) for number in range(len(self._actors))}
+            while starting:
+                call, info = _next_result(starting)
+                if info is None:
+                    raise CsktError(
+                        f"loading the model has ended a worker {MAX_DEATHS + 1} times; is there memory enough?"
+                    )
+                if info.version != VERSION:
+                    raise CsktError(f"node {info.node} has cskt {info.version}, this one {VERSION}; install the same")
+                if info.fingerprint != self._fingerprint:
+                    raise CsktError(
+                        f"node {info.node} loads another model than the gallery's from {self._model}; put the same"
+                        " weights there"
+                    )
+                self._infos[call.actor] = info
         except BaseException:
             self._actors = []
             raise
 
-    def _meet(self) -> None:
-        """See that every actor is what it should be."""
-        starting = {self._introduce(number): Call(number) for number in range(len(self._actors))}
-        while starting:
-            call, told = _next_answer(starting)
-            if told is None:
-                raise CsktError(
-                    f"loading the model has ended a worker {MOST_DEATHS + 1} times; is there memory enough?"
-                )
-            if told.version != VERSION:
-                raise CsktError(
-                    f"node {told.process.node} has cskt {told.version}, this one {VERSION}; install the same on all"
-                )
-            if told.fingerprint != self._fingerprint:
-                raise CsktError(
-                    f"node {told.process.node} loads another model than the gallery's from {self._model}; put the same"
-                    " weights there"
-                )
-            self._processes[call.actor] = told.process
-
-    def _introduce(self, number: int) -> Any:
-        """Ask an actor for its introduction, which waits until it has started."""
-        return self._actors[number].introduce.remote()
+    def _describe(self, number: int) -> Any:
+        """Request an actor's description, which waits until it has started."""
+        return self._actors[number].describe.remote()
 
 
 class _Worker:
-    """An actor: the model, and what it does with a batch.
+    """An actor.
 
-    The model is loaded by the first call and not by the constructor, whose errors Ray wraps into pages of text.
+    The first call loads the model, not the constructor, whose errors Ray wraps into pages of text.
     """
 
-    def __init__(self, load: Callable[[], Encoder], seen: tuple[Path, str | None] | None) -> None:
-        self._load, self._seen = load, seen
-        self._process = Process(socket.gethostname(), os.getpid())
+    def __init__(self, load: Callable[[], Encoder], folder: tuple[Path, Path] | None) -> None:
+        self._load, self._folder = load, folder
+        self._node = socket.gethostname()
         self._engine: LocalEngine | None = None
         self._fingerprint = ""
         self._loading = threading.Lock()
 
-    def introduce(self) -> Introduction:
-        """Once the model is loaded."""
-        self._ready()
-        return Introduction(self._process, importlib.metadata.version("cskt"), self._fingerprint)
+    def describe(self) -> ActorInfo:
+        """Load the model and describe this actor."""
+        self._loaded()
+        return ActorInfo(self._node, os.getpid(), importlib.metadata.version("cskt"), self._fingerprint)
 
     def work(self, batch: Sequence[Pending]) -> list[Processed]:
-        """Read, decode and encode a batch."""
-        (images,) = self._ready().work(batch)
-        return _without_bytes(images)
+        """Read, decode and encode a batch; the driver has the files already."""
+        (results,) = self._loaded().work(batch)
+        return [replace(image, pending=replace(image.pending, source=b""), data=b"") for image in results]
 
-    def _ready(self) -> LocalEngine:
+    def _loaded(self) -> LocalEngine:
         with self._loading:
             if self._engine is None:
-                self._look()
+                if self._folder is not None and not self._folder[1].exists():
+                    raise CsktError(
+                        f"node {self._node} does not see {self._folder[0]}; every node needs it at that path"
+                    )  # fmt: skip
                 try:
                     encoder = self._load()
-                except ValueError as error:
-                    raise CsktError(f"node {self._process.node}: {error}") from None
+                except CsktError as error:
+                    raise CsktError(f"node {self._node}: {error}") from None
                 self._fingerprint, self._engine = encoder.fingerprint, LocalEngine(encoder)
             return self._engine
 
-    def _look(self) -> None:
-        """See that the folder is here, and not merely the empty place where it should have been mounted."""
-        if self._seen is not None:
-            folder, entry = self._seen
-            if not (folder / entry if entry else folder).exists():
-                raise CsktError(f"node {self._process.node} does not see {folder}; every node needs it at that path")
-
 
 def plan_actors(nodes: Sequence[Mapping[str, float]], num_workers: int | None, device: str | None) -> ActorPlan:
-    """Actors for a cluster, such that each finds a place.
+    """Return a plan of actors all of which fit on the cluster.
 
     Args:
-        nodes: what each has: `CPU`, `GPU`.
-        num_workers: as asked for.
-        device: as asked for: auto (None), cpu, cuda or mps.
+        nodes: resources of each node: `CPU`, `GPU`.
+        num_workers: number of actors; None for the default.
+        device: auto (None), cpu, cuda or mps.
 
     Raises:
         CsktError: there are fewer GPUs or CPUs than actors.
@@ -276,7 +255,7 @@ def plan_actors(nodes: Sequence[Mapping[str, float]], num_workers: int | None, d
         raise CsktError(f"--device {device}: Ray gives every worker one of the cluster's {num_gpus} GPUs; use auto")
     on_gpus = num_gpus > 0 and device in (None, "auto", "cuda")
     places = num_gpus if on_gpus else sum(cpus)
-    count = num_workers or (num_gpus if on_gpus else max(1, sum(node // CPUS_EACH for node in cpus)))
+    count = num_workers or (num_gpus if on_gpus else max(1, sum(node // CPUS_PER_ACTOR for node in cpus)))
     if places == 0:
         raise CsktError("the cluster has no CPUs for workers; see `ray start --num-cpus`")
     if count > places:
@@ -288,40 +267,35 @@ def plan_actors(nodes: Sequence[Mapping[str, float]], num_workers: int | None, d
     return ActorPlan(count, each, "cpu" if device in (None, "auto") else str(device))
 
 
-def _without_bytes(images: Sequence[Processed]) -> list[Processed]:
-    """Return results without the files, which the driver has."""
-    return [replace(image, pending=replace(image.pending, source=b""), data=b"") for image in images]
-
-
-def _with_bytes(images: Sequence[Processed], batch: Sequence[Pending]) -> list[Processed]:
+def _with_files(results: Sequence[Processed], batch: Sequence[Pending]) -> list[Processed]:
     """Return results with the files of the batch from which they were made."""
     files = {item.image_id: item.source for item in batch if item.kept and isinstance(item.source, bytes)}
-    return [replace(image, data=files.get(image.pending.image_id, b"")) for image in images]
+    return [replace(image, data=files.get(image.pending.image_id, b"")) for image in results]
 
 
-def _to_be_done_again(call: Call) -> Call:
-    """A batch whose actor has died.
+def _retry(call: ActorCall) -> ActorCall:
+    """Return the request for a batch whose actor died.
 
     Raises:
-        CsktError: it has ended as many as it may.
+        CsktError: too many actors died with it.
     """
-    if call.num_deaths == MOST_DEATHS:
+    if call.num_deaths == MAX_DEATHS:
         raise CsktError(
-            f"{MOST_DEATHS + 1} workers ended while {call.batch[0].image_id} to {call.batch[-1].image_id} were with"
+            f"{MAX_DEATHS + 1} workers ended while {call.batch[0].image_id} to {call.batch[-1].image_id} were with"
             " them; is there memory enough? try a smaller --batch-size"
         )
     return replace(call, num_deaths=call.num_deaths + 1)
 
 
-def _next_answer(running: dict[Any, Call]) -> tuple[Call, Any]:
-    """Wait for one of the calls that are under way, and take it out; the answer is None where its actor has died.
+def _next_result(running: dict[Any, ActorCall]) -> tuple[ActorCall, Any]:
+    """Wait for one of the running calls and remove it; the result is None if its actor died.
 
     Raises:
-        CsktError: in the actor's own words; or it cannot start, or the cluster is gone.
+        CsktError: see `_ray_errors`.
     """
-    import ray  # noqa: PLC0415  (an extra, and slow to import)
+    import ray  # noqa: PLC0415  (as above)
 
-    with _in_one_line():
+    with _ray_errors():
         while not (done := ray.wait(list(running), timeout=SILENT_SECONDS)[0]):
             logger.warning("no answer for %.0f s; has the cluster CPUs, GPUs and memory left?", SILENT_SECONDS)
         call = running.pop(done[0])
@@ -334,18 +308,18 @@ def _next_answer(running: dict[Any, Call]) -> tuple[Call, Any]:
 
 
 @contextmanager
-def _in_one_line() -> Iterator[None]:
-    """Tell in a line what Ray tells in pages.
+def _ray_errors() -> Iterator[None]:
+    """Turn Ray's errors, which fill pages, into one line.
 
     Raises:
-        CsktError: in the actor's own words; or it cannot start, or the cluster is gone.
+        CsktError: the actor raised it; or it cannot start, or the cluster is gone.
     """
     import ray  # noqa: PLC0415  (as above)
 
     try:
         yield
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError):
+        if isinstance(error.cause, CsktError):
             raise CsktError(str(error.cause)) from None
         raise
     except ray.exceptions.RayError as error:
