@@ -1,4 +1,4 @@
-"""What is left of a change that had no room or was killed half way: nothing that a later change stumbles over."""
+"""Changes that a full disk or a kill has interrupted do not impede later ones; corrupt vectors are reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from disks import another_user
 
 @pytest.fixture(params=["lance", "milvus"])
 def empty(request: pytest.FixtureRequest, tmp_path: Path, encoder: Encoder, tiny_backbone: Path) -> Iterator[Gallery]:
-    """A gallery without a crop."""
+    """Return a gallery without crops."""
     if request.param == "milvus":
         pytest.importorskip("milvus_lite")
     where = request.param if request.param == "lance" else f"milvus:{tmp_path}/crops.db"
@@ -28,18 +28,18 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path, encoder: Encoder, tiny
         yield made
 
 
-def no_room(*_: Any) -> None:
-    raise StoreError("gallery.json: cannot be written: no room")
+def full_disk(*_: Any) -> None:
+    raise StoreError("gallery.json: cannot be written: No space left on device")
 
 
-@pytest.mark.parametrize("zone", ["z1", 7], ids=["of the same kind", "of another kind"])
-def test_a_column_whose_manifest_found_no_room_is_made_by_the_next_who_states_it(
+@pytest.mark.parametrize("zone", ["z1", 7], ids=["same kind", "another kind"])
+def test_a_column_is_made_again_if_the_disk_was_full_for_the_manifest(
     empty: Gallery, encoder: Encoder, crops: Path, monkeypatch: pytest.MonkeyPatch, zone: object
 ) -> None:
-    """It stands in the store, but the gallery does not know of it: here, and when it is opened again."""
+    """The store has the column, but the manifest does not, now and when the gallery is opened again."""
     picture = next(crops.rglob("*.jpg")).read_bytes()
     with monkeypatch.context() as patch, pytest.raises(StoreError):
-        patch.setattr(state, "write_manifest", no_room)
+        patch.setattr(state, "write_manifest", full_disk)
         empty.add([picture], ["a"], [{"zone": "z1"}])
     assert (empty.count(), empty.columns) == (0, {})
     empty.add([picture], ["a"], [{"zone": zone}])
@@ -51,12 +51,12 @@ def test_a_column_whose_manifest_found_no_room_is_made_by_the_next_who_states_it
         assert [hit.image_id for hit in again.search("a man", where=condition)] == ["a"]
 
 
-def test_a_reindex_that_finds_no_room_at_the_end_keeps_the_old_model(
+def test_reindexing_on_a_full_disk_retains_the_old_model(
     gallery: Gallery, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, other_model: Encoder
 ) -> None:
     before = gallery.search("a man in a red coat", k=12)
     with monkeypatch.context() as patch, pytest.raises(StoreError):
-        patch.setattr(state, "write_manifest", no_room)
+        patch.setattr(state, "write_manifest", full_disk)
         gallery.reindex(other_model)
     assert gallery.search("a man in a red coat", k=12) == before
     with Gallery.open(gallery.folder, encoder=encoder) as again:
@@ -69,8 +69,10 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("harm", [cut, Path.unlink], ids=["cut short", "gone"])
-def test_damaged_vectors_are_one_line(gallery: Gallery, encoder: Encoder, harm: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("harm", [cut, Path.unlink], ids=["truncated", "missing"])
+def test_corrupt_vectors_are_reported_in_one_line(
+    gallery: Gallery, encoder: Encoder, harm: Callable[[Path], None]
+) -> None:
     for path in gallery.folder.rglob("crops.lance/data/*.lance"):
         harm(path)
     for ask in (
@@ -84,7 +86,7 @@ def test_damaged_vectors_are_one_line(gallery: Gallery, encoder: Encoder, harm: 
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
-def test_vectors_that_nobody_may_read_are_one_line(gallery: Gallery, encoder: Encoder) -> None:
+def test_vectors_without_read_rights_are_reported_in_one_line(gallery: Gallery, encoder: Encoder) -> None:
     with tempfile.TemporaryDirectory() as scratch:  # pytest's own folders are closed to other users
         Path(scratch).chmod(0o755)
         folder = Path(shutil.copytree(gallery.folder, Path(scratch) / "gallery"))

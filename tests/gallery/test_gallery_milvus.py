@@ -1,4 +1,4 @@
-"""A gallery whose vectors lie in Milvus: options of the address, from indexing to another model."""
+"""A gallery with its vectors in Milvus: options of the address, indexing, another model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import pytest
 
 import cskt
 from cskt.embed import Encoder
+from cskt.errors import CsktError
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import MANIFEST
 from tiny_run import write_backbone
 
 pytest.importorskip("milvus_lite")
+pytestmark = pytest.mark.milvus
 
 SENTENCE = "a woman in a red coat"
 OPTIONS = "index=hnsw&m=8&partition=camera&consistency=session"
@@ -21,12 +23,12 @@ OPTIONS = "index=hnsw&m=8&partition=camera&consistency=session"
 
 @pytest.fixture
 def metadata(crops: Path) -> dict[str, dict[str, str]]:
-    """The camera of each crop but the first, which has none."""
+    """Return the camera of each crop but the first, which has none."""
     names = sorted(path.relative_to(crops).as_posix() for path in crops.rglob("*.jpg"))
     return {name: {"camera": name[:4]} for name in names[1:]}
 
 
-def test_a_gallery_answers_alike_wherever_its_vectors_lie(
+def test_a_gallery_on_milvus_gives_the_answers_of_lance(
     gallery: Gallery,
     encoder: Encoder,
     tiny_backbone: Path,
@@ -34,7 +36,7 @@ def test_a_gallery_answers_alike_wherever_its_vectors_lie(
     metadata: dict[str, dict[str, str]],
     tmp_path: Path,
 ) -> None:
-    """As many vectors as an approximate index misses none of; a crop that is added is found by the next search."""
+    """So few vectors that an approximate index misses none; an added crop is found by the next search."""
     gallery.index(metadata=metadata)
     store = f"milvus:{tmp_path}/crops.db?{OPTIONS}"
     with Gallery.create(tmp_path / "on-milvus", encoder, store=store) as other:
@@ -47,7 +49,7 @@ def test_a_gallery_answers_alike_wherever_its_vectors_lie(
         assert "live/1" in {hit.image_id for hit in other.search(SENTENCE, k=50, where="camera = 'cam1'")}
 
 
-def test_what_may_change_is_changed_in_the_manifest(
+def test_search_options_can_be_changed_in_the_manifest(
     encoder: Encoder, tiny_backbone: Path, crops: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "gallery"
@@ -60,11 +62,11 @@ def test_what_may_change_is_changed_in_the_manifest(
     with Gallery.open(folder, encoder=encoder) as opened:
         assert len(opened.search(SENTENCE, k=50)) == 12
     (folder / MANIFEST).write_text(manifest.replace("m=8", "m=16"), encoding="utf-8")
-    with pytest.raises(ValueError, match="has another index"):
+    with pytest.raises(CsktError, match="has another index"):
         Gallery.open(folder, encoder=encoder)
 
 
-def test_another_model_gets_a_collection_of_its_own_and_the_old_one_goes(
+def test_reindexing_makes_a_collection_and_deletes_the_old_one(
     encoder: Encoder, tiny_backbone: Path, crops: Path, tmp_path: Path
 ) -> None:
     from pymilvus import MilvusClient
@@ -81,14 +83,14 @@ def test_another_model_gets_a_collection_of_its_own_and_the_old_one_goes(
     client.close()
 
 
-def test_a_collection_that_another_gallery_has_filled_is_refused(
+def test_a_collection_with_crops_of_another_gallery_is_refused(
     encoder: Encoder, tiny_backbone: Path, crops: Path, tmp_path: Path
 ) -> None:
-    """Its columns are unknown, so a replaced crop would keep old values out of sight."""
+    """Its columns are unknown, so that a replaced crop would retain old values."""
     store = f"milvus:{tmp_path}/crops.db"
     with Gallery.create(tmp_path / "first", encoder, store=store) as first:
         first.index(crops)
-        with pytest.raises(ValueError, match=r"crops\.db: holds 12 crops of another gallery; name another place"):
+        with pytest.raises(CsktError, match=r"crops\.db: contains 12 crops of another gallery; name another place"):
             Gallery.create(tmp_path / "second", encoder, store=store)
         assert not (tmp_path / "second").exists()
         assert first.count() == 12

@@ -1,4 +1,4 @@
-"""LanceDB only: several processes at one table, refreshing, many ties, old versions, the index for many crops."""
+"""LanceDB store: several processes with one table, new versions, many ties, old versions, the index for many crops."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 import torch
 from test_store_conformance import assert_same_hits, coarse, crop, names, queries_of, vector_of
 
+from cskt.errors import CsktError
 from cskt.gallery.conditions import Comparison
 from cskt.gallery.stores.base import Crop
 from cskt.gallery.stores.exact_search import Matrix
@@ -50,7 +51,7 @@ def some_crops(count: int, start: int = 0) -> list[Crop]:
 
 
 def test_another_width_is_refused(store: LanceStore, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="vectors of 16 numbers, the model gives 32; type: cskt reindex"):
+    with pytest.raises(CsktError, match="vectors of 16 numbers, the model gives 32; type: cskt reindex"):
         open_lance(tmp_path, 32, {})
 
 
@@ -63,7 +64,7 @@ def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {name}
 
 
-def test_making_the_table_can_be_cut_short(tmp_path: Path) -> None:
+def test_a_partly_made_table_is_completed(tmp_path: Path) -> None:
     (tmp_path / "crops.lance" / "data").mkdir(parents=True)
     (tmp_path / "crops.lance" / "_versions").mkdir()
     store = open_lance(tmp_path, DIM, {})
@@ -71,7 +72,7 @@ def test_making_the_table_can_be_cut_short(tmp_path: Path) -> None:
     assert store.count() == 1
 
 
-def test_what_does_not_fit_is_refused_and_nothing_is_added(store: LanceStore) -> None:
+def test_an_invalid_crop_is_refused_and_nothing_is_added(store: LanceStore) -> None:
     broken = vector_of(1)
     broken[3] = np.nan
     for refused, reason in [
@@ -79,12 +80,12 @@ def test_what_does_not_fit_is_refused_and_nothing_is_added(store: LanceStore) ->
         (crop("x", vector=vector_of(1)[:8]), "x: the vector must be 16 finite numbers, found 8"),
         (crop("x", 1, {"camera": "c1"}), "x: the gallery has no column 'camera'"),
     ]:
-        with pytest.raises(ValueError, match=reason):
+        with pytest.raises(CsktError, match=reason):
             store.add([crop("fine", 1), refused])
     assert store.count() == 0
 
 
-def test_only_what_is_new_is_read_again(store: LanceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_new_rows_are_read_after_a_change(store: LanceStore, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = some_crops(100)
     store.add(crops)
     store.search(queries_of(1), 1)
@@ -106,8 +107,8 @@ def test_only_what_is_new_is_read_again(store: LanceStore, monkeypatch: pytest.M
     assert sum(read) == 5
 
 
-def test_another_process_writes_and_is_killed(tmp_path: Path) -> None:
-    """A reader sees each addition as soon as it is acknowledged; after a kill all are there, each of them whole."""
+def test_a_reader_sees_every_acknowledged_write_of_a_killed_process(tmp_path: Path) -> None:
+    """After the kill every acknowledged addition is present as a whole."""
     reader = open_lance(tmp_path, DIM, {})
     command = [sys.executable, "-c", WRITER, str(tmp_path), str(Path(__file__).parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
@@ -128,8 +129,8 @@ def test_another_process_writes_and_is_killed(tmp_path: Path) -> None:
         assert names(each.search(queries_of(5000), 1)[0]) == ["after"]
 
 
-def test_two_writers_lose_and_double_nothing(tmp_path: Path) -> None:
-    """Each has its own connection, as two processes have; half of the names are the same."""
+def test_two_writers_lose_and_double_no_crop(tmp_path: Path) -> None:
+    """Each writer has its own connection, as two processes have; half of the names are equal."""
     stores = [open_lance(tmp_path, DIM, {"frame": "number"}) for _ in range(2)]
     problems: list[Exception] = []
 
@@ -154,7 +155,7 @@ def test_two_writers_lose_and_double_nothing(tmp_path: Path) -> None:
         assert each.count() == len(each.search(queries_of(1), 100)[0]) == len(expected)
 
 
-def test_a_folder_that_cannot_be_written_is_searched(store: LanceStore, tmp_path: Path) -> None:
+def test_a_read_only_folder_is_searched(store: LanceStore, tmp_path: Path) -> None:
     store.add(some_crops(20))
     (tmp_path / "write.lock").unlink(missing_ok=True)
     for path in [tmp_path, *tmp_path.rglob("*")]:
@@ -168,8 +169,8 @@ def test_a_folder_that_cannot_be_written_is_searched(store: LanceStore, tmp_path
             path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def test_ties_beyond_what_is_read_at_once(store: LanceStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Candidates by the hundred are read in pieces, no further than they can matter."""
+def test_more_ties_than_are_read_at_once(store: LanceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of candidates are read in pieces, only as far as they can be among the best."""
     monkeypatch.setattr(versions, "MAX_FETCHED", 32)
     shuffled = np.random.default_rng(0).permutation(300)
     crops = [crop(f"{number:03}", number, vector=coarse(number % 2)) for number in shuffled.tolist()]
@@ -188,7 +189,7 @@ def test_ties_beyond_what_is_read_at_once(store: LanceStore, monkeypatch: pytest
     assert max(read) <= 32 and 150 <= sum(read) < 400
 
 
-def test_tidying_up_keeps_what_a_search_may_still_read(store: LanceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compaction_retains_the_version_of_a_running_search(store: LanceStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lance_store, "MANY_FRAGMENTS", 3)
     for each in some_crops(6):
         store.add([each])
@@ -200,7 +201,7 @@ def test_tidying_up_keeps_what_a_search_may_still_read(store: LanceStore, monkey
     assert len(pinned.take(pinned.row_ids())) == 6
 
 
-def test_versions_vanish_when_they_have_long_been_replaced(
+def test_compaction_deletes_versions_after_their_retention(
     store: LanceStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(lance_store, "MANY_FRAGMENTS", 3)
@@ -222,7 +223,7 @@ def test_age_counts_from_when_a_version_was_replaced() -> None:
     assert lance_store._age_of_outdated(versions[:1]) > timedelta(hours=9)
 
 
-def test_names_are_indexed_and_found_all_the_same(store: LanceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crops_are_found_by_indexed_names(store: LanceStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lance_store, "INDEXED_FROM", 50)
     store.add(some_crops(60))
     store.compact()
@@ -235,7 +236,7 @@ def test_names_are_indexed_and_found_all_the_same(store: LanceStore, monkeypatch
     assert store.count(Comparison("image_id", "=", "0100")) == 1
 
 
-def test_above_the_limit_the_index_searches(tmp_path: Path) -> None:
+def test_a_search_above_the_matrix_limit_uses_the_index(tmp_path: Path) -> None:
     store = open_lance(tmp_path, DIM, {"frame": "number"}, matrix_limit=100)
     crops = some_crops(100)
     store.add(crops)

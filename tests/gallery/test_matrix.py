@@ -1,4 +1,4 @@
-"""The matrix against a full float32 sort: no row that belongs among the k best may be missing from the candidates."""
+"""`Matrix` compared with a full float32 sort: every row among the k best must be a candidate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIM = 24
 
 @pytest.fixture(params=["bfloat16", "float32"])
 def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to multiply, whichever is the faster here."""
+    """Both arithmetics of the product, on every CPU."""
     monkeypatch.setattr(exact_search, "native_bf16", lambda: request.param == "bfloat16")
     return str(request.param)
 
@@ -33,7 +33,7 @@ def random_vectors(count: int, dim: int = DIM, seed: int = 0) -> NDArray[np.floa
 
 
 def filled(vectors: NDArray[np.float32], block_rows: int = 64, step: int = 50) -> Matrix:
-    """A matrix in several blocks, filled in steps that cross their borders, under keys with gaps."""
+    """Return a matrix of several blocks, filled in steps that cross their borders, under keys with gaps."""
     matrix = Matrix(vectors.shape[1], block_rows)
     for start in range(0, len(vectors), step):
         part = vectors[start : start + step]
@@ -41,8 +41,8 @@ def filled(vectors: NDArray[np.float32], block_rows: int = 64, step: int = 50) -
     return matrix
 
 
-def belonging(vectors: NDArray[np.float32], query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_]) -> set[int]:
-    """Keys of the rows that reach the k-th best float32 score, ties included."""
+def best_keys(vectors: NDArray[np.float32], query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_]) -> set[int]:
+    """Return the keys of the rows that reach the k-th best float32 score, ties included."""
     scores = (vectors.astype(np.float64) @ query.astype(np.float64)).astype(np.float32)
     best = np.sort(scores[allowed])[::-1]
     if not len(best):
@@ -50,7 +50,7 @@ def belonging(vectors: NDArray[np.float32], query: NDArray[np.float32], k: int, 
     return set((3 * np.flatnonzero(allowed & (scores >= best[min(k, len(best)) - 1]))).tolist())
 
 
-def assert_nothing_is_missing(
+def assert_complete(
     found: Candidates,
     vectors: NDArray[np.float32],
     query: NDArray[np.float32],
@@ -58,7 +58,7 @@ def assert_nothing_is_missing(
     allowed: NDArray[np.bool_] | None = None,
 ) -> None:
     allowed = np.ones(len(vectors), bool) if allowed is None else allowed
-    assert belonging(vectors, query, k, allowed) <= set(found.keys.tolist())
+    assert best_keys(vectors, query, k, allowed) <= set(found.keys.tolist())
     assert len(set(found.keys.tolist())) == len(found.keys)
     assert allowed[found.keys // 3].all()
     exact = vectors[found.keys // 3].astype(np.float64) @ query.astype(np.float64)
@@ -69,34 +69,36 @@ def assert_nothing_is_missing(
 @pytest.mark.parametrize("panel_scores", [1, 100, 10**6])
 @pytest.mark.parametrize("num_queries", [1, 3])
 @pytest.mark.parametrize("k", [1, 10, 199, 200, 1000])
-def test_all_that_belong_are_candidates(
+def test_every_row_among_the_k_best_is_a_candidate(
     product: str, num_queries: int, k: int, panel_scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many blocks are sifted at once."""
+    """The result does not depend on the number of blocks that are filtered at once."""
     monkeypatch.setattr(exact_search, "PANEL_SCORES", panel_scores)
     vectors, queries = random_vectors(200), random_vectors(num_queries, seed=1)
     for found, query in zip(filled(vectors).candidates(torch.from_numpy(queries), k), queries, strict=True):
-        assert_nothing_is_missing(found, vectors, query, k)
+        assert_complete(found, vectors, query, k)
 
 
-def test_only_few_others_are(product: str) -> None:
-    """A bound that lets everything pass would be right, and useless."""
+def test_few_other_rows_are_candidates(product: str) -> None:
+    """A bound that excludes no row would be correct, and useless."""
     vectors, query = random_vectors(20_000, 128), random_vectors(1, 128, seed=1)
     [found] = filled(vectors, 4096, 3000).candidates(torch.from_numpy(query), 10)
-    assert_nothing_is_missing(found, vectors, query[0], 10)
+    assert_complete(found, vectors, query[0], 10)
     assert len(found.keys) < 60
 
 
-def test_neighbours_whose_order_bfloat16_turns_round(product: str) -> None:
-    """Thousands of vectors within a hair of each other: their rounded order is noise."""
+def test_rows_whose_order_bfloat16_changes(product: str) -> None:
+    """Thousands of almost equal vectors: their order after rounding is noise."""
     rng = np.random.default_rng(5)
     query = random_vectors(1, seed=6)
     vectors = unit(query + 1e-3 * rng.standard_normal((3000, DIM)))
     matrix = filled(vectors, 512, 500)
     rounded = np.concatenate(list(matrix.scores(torch.from_numpy(query[0]))))
-    assert set(np.argsort(-rounded)[:10]) != set(np.argsort(-(vectors @ query[0]))[:10]), "nothing is turned round"
+    assert set(np.argsort(-rounded)[:10]) != set(np.argsort(-(vectors @ query[0]))[:10]), (
+        "bfloat16 changes no order here"
+    )
     [found] = matrix.candidates(torch.from_numpy(query), 10)
-    assert_nothing_is_missing(found, vectors, query[0], 10)
+    assert_complete(found, vectors, query[0], 10)
 
 
 def test_the_bound_covers_the_rounding_of_the_result(product: str) -> None:
@@ -106,7 +108,7 @@ def test_the_bound_covers_the_rounding_of_the_result(product: str) -> None:
     matrix = filled(vectors)
     assert {block.rounding for block in matrix.blocks} == {0.0}
     for found, query in zip(matrix.candidates(torch.from_numpy(queries), 20), queries, strict=True):
-        assert_nothing_is_missing(found, vectors, query, 20)
+        assert_complete(found, vectors, query, 20)
 
 
 def test_exact_duplicates_all_tie(product: str) -> None:
@@ -115,12 +117,12 @@ def test_exact_duplicates_all_tie(product: str) -> None:
     assert set(range(300, 3300, 3)) <= set(found.keys.tolist())
 
 
-def test_where_all_cosines_are_negative(product: str) -> None:
+def test_negative_cosines(product: str) -> None:
     query = random_vectors(1)
     vectors = unit(-query + 0.7 * random_vectors(300, seed=8))
     assert (vectors @ query[0] < 0).all()
     [found] = filled(vectors).candidates(torch.from_numpy(query), 5)
-    assert_nothing_is_missing(found, vectors, query[0], 5)
+    assert_complete(found, vectors, query[0], 5)
     assert len(found.keys) < 300
 
 
@@ -136,24 +138,24 @@ def test_any_vectors(data: st.DataObject) -> None:
     allowed = np.array(data.draw(st.lists(st.booleans(), min_size=len(vectors), max_size=len(vectors))))
     matrix = filled(vectors, block_rows=data.draw(st.integers(1, 50)), step=data.draw(st.integers(1, 50)))
     [found] = matrix.candidates(torch.from_numpy(query[None]), k, matrix.select(3 * np.flatnonzero(allowed)))
-    assert_nothing_is_missing(found, vectors, query, k, allowed)
+    assert_complete(found, vectors, query, k, allowed)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
 def test_only_selected_rows_are_found(product: str, share: float) -> None:
-    """Few are gathered before they are multiplied, many are masked after."""
+    """A few rows are copied before the product, many are masked after it."""
     vectors, query = random_vectors(500), random_vectors(1, seed=1)
     allowed = np.random.default_rng(2).random(500) < share
     matrix = filled(vectors)
     # Keys that the matrix does not hold, between, before and after its own, select nothing.
     selection = matrix.select(np.sort(np.concatenate([3 * np.flatnonzero(allowed), [-5, 1, 4, 3001]])))
     [found] = matrix.candidates(torch.from_numpy(query), 7, selection)
-    assert_nothing_is_missing(found, vectors, query[0], 7, allowed)
+    assert_complete(found, vectors, query[0], 7, allowed)
     scores = np.concatenate([np.empty(0), *matrix.scores(torch.from_numpy(query[0]), selection)])
     np.testing.assert_allclose(np.sort(scores), np.sort(vectors[allowed] @ query[0]), atol=0.02)
 
 
-def test_removed_rows_are_gone_and_the_rest_stays(product: str) -> None:
+def test_removed_rows_are_not_found_and_the_others_are(product: str) -> None:
     vectors, query = random_vectors(300), random_vectors(1, seed=1)
     matrix = filled(vectors)
     allowed = np.ones(300, bool)
@@ -164,7 +166,7 @@ def test_removed_rows_are_gone_and_the_rest_stays(product: str) -> None:
         assert matrix.keys().tolist() == (3 * np.flatnonzero(allowed)).tolist()
         assert len(matrix) == allowed.sum()
         [found] = matrix.candidates(torch.from_numpy(query), 10)
-        assert_nothing_is_missing(found, vectors, query[0], 10, allowed)
+        assert_complete(found, vectors, query[0], 10, allowed)
     assert sum(len(block.alive) for block in matrix.blocks) <= 2 * allowed.sum(), "dead rows are still multiplied"
 
 
@@ -177,8 +179,8 @@ def test_a_matrix_can_be_emptied_and_filled_again() -> None:
     assert again.candidates(torch.from_numpy(vectors[:1]), 3)[0].keys.tolist() == [7]
 
 
-def test_an_older_matrix_is_not_disturbed_by_a_newer() -> None:
-    """Both share the last block's memory; searches on the older run while the newer is made."""
+def test_an_extension_changes_no_search_of_the_older_matrix() -> None:
+    """Both share the memory of the last block; the older is searched while the newer is made."""
     vectors, query = random_vectors(400), torch.from_numpy(random_vectors(1, seed=1))
     old = filled(vectors[:110])
     expected = old.candidates(query, 5)[0]
@@ -211,7 +213,7 @@ def test_many_queries_are_searched_in_halves(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(exact_search, "MAX_COLLECTED", 500)
     vectors, queries = random_vectors(200), random_vectors(9, seed=1)
     for found, query in zip(filled(vectors).candidates(torch.from_numpy(queries), 150), queries, strict=True):
-        assert_nothing_is_missing(found, vectors, query, 150)
+        assert_complete(found, vectors, query, 150)
 
 
 def test_memory_is_half_of_float32() -> None:

@@ -1,4 +1,4 @@
-"""What the address of a Milvus collection may ask for, and what is told where it cannot be had."""
+"""Options in the address of a Milvus collection, and the errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import pytest
 
 pytest.importorskip("pymilvus")
 
+from cskt.errors import CsktError
 from cskt.gallery.stores.milvus.address import INDEXES, CollectionOptions, read_options
 from cskt.gallery.stores.milvus.milvus_store import open_milvus
 
+pytestmark = pytest.mark.milvus
 SERVER = "milvus://localhost:19530/crops"
 
 
@@ -38,10 +40,10 @@ def test_options_are_read() -> None:
         ("index=ivf_sq8&nlist=1024&nprobe=32", {"nprobe": 32}, {"nprobe": 32}),
     ],
 )
-def test_candidates_are_no_fewer_than_the_hits_that_are_asked_for(
+def test_a_search_uses_at_least_as_many_candidates_as_hits(
     query: str, few: dict[str, int], many: dict[str, int]
 ) -> None:
-    """A server refuses a search with fewer; cells are no candidates."""
+    """A server refuses a search with fewer candidates; `nprobe` counts cells, not candidates."""
     options = read_options(f"{SERVER}?{query}")
     assert (options.search_numbers(10), options.search_numbers(500)) == (few, many)
 
@@ -73,8 +75,8 @@ def test_candidates_are_no_fewer_than_the_hits_that_are_asked_for(
         ("index=hnsw&index=flat", "an option is given twice"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused_before_anything_is_reached(query: str, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason) as refusal:
+def test_an_invalid_option_is_refused_before_connecting(query: str, reason: str) -> None:
+    with pytest.raises(CsktError, match=reason) as refusal:
         open_milvus(f"{SERVER}?{query}", 8, {})
     assert "\n" not in str(refusal.value)
 
@@ -87,8 +89,8 @@ def test_what_cannot_be_is_refused_before_anything_is_reached(query: str, reason
         ("partition=camera&partitions=64", "milvus-lite has 16 partitions and one shard"),
     ],
 )
-def test_what_only_a_server_has_is_refused_for_a_file(tmp_path: Path, query: str, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
+def test_an_option_of_servers_is_refused_for_a_file(tmp_path: Path, query: str, reason: str) -> None:
+    with pytest.raises(CsktError, match=reason):
         open_milvus(f"milvus:{tmp_path}/crops.db?{query}", 8, {})
     assert not list(tmp_path.iterdir())
 

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cskt.errors import CsktError
 from cskt.gallery.columns import Value
 from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Pattern
 from cskt.gallery.stores.base import Crop, CropFacts
@@ -25,11 +26,12 @@ from cskt.gallery.stores.milvus import milvus_store
 from cskt.gallery.stores.milvus.expressions import compiled, partition_of, partitions_of
 from cskt.gallery.stores.milvus.milvus_store import MilvusStore, open_milvus
 
+pytestmark = pytest.mark.milvus
 DIM = 16
 
 
 def crops_of(number: int, **metadata: Value) -> list[Crop]:
-    """Crops `0000`, `0001`, ... with vectors of their own."""
+    """Return crops `0000`, `0001`, ... with different vectors."""
     rng = np.random.default_rng(number)
     vectors = rng.standard_normal((number, DIM)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -69,7 +71,7 @@ def test_an_index_is_built_with_its_numbers_and_searched_with_them(
     wide: str,
     milvus_type: str,
 ) -> None:
-    """Narrow searches miss crops, so the index is used; wide ones find nearly all; scores are exact in both."""
+    """Searches with small numbers miss crops, so the index is used; scores are exact in all searches."""
     monkeypatch.setattr(milvus_store, "MANY_ROWS", 1000)
     crops, url = crops_of(1500), f"milvus:{tmp_path}/crops.db"
     store = open_milvus(f"{url}?{narrow}", DIM, {})
@@ -92,7 +94,7 @@ def test_an_index_is_built_with_its_numbers_and_searched_with_them(
     assert recalls[narrow] < 0.95 <= recalls[wide]
 
 
-def test_hundreds_of_twins_do_not_make_an_approximate_search_read_everything(
+def test_an_approximate_search_with_many_ties_requests_one_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_milvus(f"milvus:{tmp_path}/crops.db?index=hnsw", DIM, {})
@@ -118,10 +120,10 @@ def test_hundreds_of_twins_do_not_make_an_approximate_search_read_everything(
         ("partition=camera", "partition=day", r"has other partitions \(PARTITION_camera\)"),
     ],
 )
-def test_a_collection_that_was_made_otherwise_is_refused(tmp_path: Path, made: str, opened: str, reason: str) -> None:
+def test_a_collection_with_other_options_is_refused(tmp_path: Path, made: str, opened: str, reason: str) -> None:
     url = f"milvus:{tmp_path}/crops.db"
     open_milvus(f"{url}?{made}", DIM, {}).close()
-    with pytest.raises(ValueError, match=reason) as refusal:
+    with pytest.raises(CsktError, match=reason) as refusal:
         open_milvus(f"{url}?{opened}", DIM, {})
     assert "\n" not in str(refusal.value)
     open_milvus(f"{url}?{made}&consistency=bounded", DIM, {}).close()  # that may change
@@ -161,7 +163,7 @@ NIGHT = Comparison("night", "=", True)
         (NIGHT, None),
     ],
 )
-def test_a_condition_says_in_which_partitions_its_crops_lie(condition: Condition, partitions: set[str] | None) -> None:
+def test_a_condition_determines_the_partitions_of_its_crops(condition: Condition, partitions: set[str] | None) -> None:
     assert partitions_of(condition, "camera") == partitions
 
 
@@ -171,7 +173,7 @@ def test_a_search_names_the_partitions_that_it_needs() -> None:
     assert "PARTITION" not in compiled(All((camera("c1"), camera("c2"))), "camera")  # of none: no list to name
 
 
-def test_equal_values_lie_in_one_partition() -> None:
+def test_equal_values_are_in_one_partition() -> None:
     assert partition_of(0) == partition_of(-0.0) == partition_of(0.0)
     assert partition_of(3) == partition_of(3.0) != partition_of(3.5)
     assert (partition_of(True), partition_of("c1"), partition_of(None)) == ("true", "c1", "")
@@ -190,7 +192,7 @@ def test_partitions_change_no_answer(
         assert by_camera.count(condition) == len(found)
 
 
-def test_a_crop_that_changes_its_partition_leaves_nothing_behind(
+def test_a_crop_that_changes_its_partition_is_stored_once(
     by_camera: MilvusStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(milvus_store, "MANY_ROWS", 1)
@@ -209,7 +211,7 @@ def test_a_crop_that_changes_its_partition_leaves_nothing_behind(
     assert by_camera.delete(["0003", "0004"]) == 2 and by_camera.count() == 18
 
 
-def test_milvus_puts_each_value_into_one_of_its_partitions(tmp_path: Path) -> None:
+def test_milvus_stores_each_value_in_one_of_its_partitions(tmp_path: Path) -> None:
     store = open_milvus(f"milvus:{tmp_path}/crops.db?partition=camera", DIM, COLUMNS)
     store.add([_with(crop, {"camera": f"c{index % 3}"}) for index, crop in enumerate(crops_of(30))])
     client, name = store._client, store._name
@@ -227,7 +229,7 @@ def _with(crop: Crop, metadata: dict[str, Value]) -> Crop:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """Requests that reach a server, as they come."""
+    """Return the list of requests that a server receives."""
     from milvus_lite.adapter.grpc.servicer import MilvusServicer
 
     seen: list[tuple[str, Any]] = []
@@ -248,7 +250,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
 @pytest.fixture
 def server(tmp_path: Path, calls: list[tuple[str, Any]]) -> Iterator[str]:  # calls: recorded from its start
-    """The address of a milvus-lite that answers as a server does."""
+    """Return the address of a milvus-lite that runs as a server."""
     from milvus_lite.adapter.grpc.server import start_server_in_thread
 
     server, database, port = start_server_in_thread(data_dir=str(tmp_path / "server"), host="127.0.0.1", port=0)
@@ -268,7 +270,7 @@ def server(tmp_path: Path, calls: list[tuple[str, Any]]) -> Iterator[str]:  # ca
         ("index=hnsw&m=24", 1, 0, {"index_type": "HNSW", "M": 24, "efConstruction": 200}),
     ],
 )
-def test_a_server_is_asked_for_what_the_address_says(
+def test_a_server_receives_the_options_of_the_address(
     server: str,
     calls: list[tuple[str, Any]],
     options: str,
@@ -276,7 +278,7 @@ def test_a_server_is_asked_for_what_the_address_says(
     partitions: int,
     index: dict[str, str | int],
 ) -> None:
-    """What goes over the wire: milvus-lite would take any number of shards and partitions, and do without them."""
+    """Check the requests themselves: milvus-lite accepts any number of shards and partitions, and ignores it."""
     from pymilvus.grpc_gen.schema_pb2 import CollectionSchema
 
     open_milvus(f"{server}?{options}", DIM, COLUMNS).close()
@@ -291,10 +293,10 @@ def test_a_server_is_asked_for_what_the_address_says(
     assert sent["metric_type"] == "IP"
 
 
-def test_few_crops_are_sealed_by_the_server_when_it_sees_fit(
+def test_few_new_crops_are_not_flushed(
     server: str, calls: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A service adds a crop at a time; a server refuses more than one flush of a collection in 10 seconds."""
+    """A server refuses more than one flush of a collection in 10 seconds."""
     monkeypatch.setattr(milvus_store, "MANY_ROWS", 8)
     store = open_milvus(server, DIM, COLUMNS)
     for each in crops_of(20):
@@ -309,14 +311,16 @@ def test_few_crops_are_sealed_by_the_server_when_it_sees_fit(
     ("option", "level"),
     [("", 0), ("consistency=session", 1), ("consistency=bounded", 2), ("consistency=eventually", 3)],
 )
-def test_only_searches_are_loosened(server: str, calls: list[tuple[str, Any]], option: str, level: int) -> None:
-    """What goes over the wire: the level of every request, `default` where it is the collection's, which is Strong.
+def test_the_consistency_option_applies_to_searches_only(
+    server: str, calls: list[tuple[str, Any]], option: str, level: int
+) -> None:
+    """Check the consistency level of every request; `default` is the collection's, which is Strong.
 
     Numbers are those of Milvus' protocol.
     """
 
     def seen() -> list[tuple[str, int | str]]:
-        """The level of each request since the last call."""
+        """Return the level of each request since the last call."""
         levels = [(verb, "default" if each.use_default_consistency else each.consistency_level) for verb, each in calls]
         calls.clear()
         return levels

@@ -1,6 +1,6 @@
-"""What every store must do, whatever keeps its crops: one suite, held against each.
+"""Tests of `VectorStore` that every store must pass.
 
-A store is added as an opener in `OPENERS`: a function that opens the store of a folder, made where there is none.
+A store is added as an opener in `OPENERS`: a function that opens the store of a folder, which it makes if needed.
 Vectors of ties have entries of 1/4: their inner products are exact in any arithmetic.
 """
 
@@ -47,29 +47,29 @@ def _open_milvus(folder: Path, columns: Mapping[str, Kind]) -> VectorStore:
 OPENERS: dict[str, Opener] = {"lance": _open_lance, "milvus": _open_milvus}
 
 
-@pytest.fixture(params=sorted(OPENERS), scope="module")
+@pytest.fixture(params=["lance", pytest.param("milvus", marks=pytest.mark.milvus)], scope="module")
 def opener(request: pytest.FixtureRequest) -> Opener:
     return OPENERS[request.param]
 
 
 @pytest.fixture(scope="module")
-def kept_open(opener: Opener, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VectorStore]:
-    """One store for all that does not need a fresh one: making it takes a while."""
+def shared_store(opener: Opener, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VectorStore]:
+    """Open one store for all tests that need no new one."""
     store = opener(tmp_path_factory.mktemp("store"), COLUMNS)
     yield store
     store.close()
 
 
 @pytest.fixture
-def store(kept_open: VectorStore) -> VectorStore:
-    """That store, emptied."""
-    kept_open.delete(list(kept_open.files()))
-    return kept_open
+def store(shared_store: VectorStore) -> VectorStore:
+    """Empty the shared store and return it."""
+    shared_store.delete(list(shared_store.files()))
+    return shared_store
 
 
 @pytest.fixture
 def open_store(opener: Opener, tmp_path: Path) -> Iterator[Open]:
-    """Opens the store of one fresh folder, as often as called."""
+    """Return a function that opens the store of one new folder, as often as it is called."""
     opened: list[VectorStore] = []
 
     def open_once_more() -> VectorStore:
@@ -87,14 +87,14 @@ def vector_of(seed: int) -> np.ndarray:
 
 
 def coarse(seed: int) -> np.ndarray:
-    """A unit vector whose products with its like are multiples of 1/8, so that many tie."""
+    """Return a unit vector; products of two such vectors are multiples of 1/8, so that many are equal."""
     return np.random.default_rng(seed).choice(np.float32([-0.25, 0.25]), DIM)
 
 
 def crop(
     image_id: str, seed: int = 0, metadata: Mapping[str, Value] | None = None, vector: np.ndarray | None = None
 ) -> Crop:
-    """A crop of which every fact depends on the seed."""
+    """Return a crop of which every fact depends on the seed."""
     facts = CropFacts(
         image_id=image_id,
         width=64 + seed,
@@ -109,7 +109,7 @@ def crop(
 
 
 def expected(crops: list[Crop], query: np.ndarray, k: int) -> list[tuple[str, float]]:
-    """The naive search: all scores, sorted."""
+    """Return the result of a naive search: all scores, sorted."""
     scored = [(-float(np.float32(each.vector.astype(np.float64) @ query)), each.facts.image_id) for each in crops]
     return [(image_id, -score) for score, image_id in sorted(scored)[:k]]
 
@@ -145,7 +145,7 @@ def test_an_empty_store(store: VectorStore) -> None:
     assert store.count() == 0
 
 
-def test_what_is_added_comes_back_as_it_was(store: VectorStore) -> None:
+def test_added_crops_are_read_back_unchanged(store: VectorStore) -> None:
     metadata: dict[str, Value] = {"camera": "c1", "frame": 3, "night": False, "time": "2026-01-31T12:00:00"}
     added = [crop("cam1/a.jpg", 5, metadata), crop("cam1/b.jpg", 6, {"frame": -0.25}), crop("c", 7)]
     store.add(added)
@@ -169,7 +169,7 @@ def test_what_is_added_comes_back_as_it_was(store: VectorStore) -> None:
     assert found.score == pytest.approx(1, abs=1e-6)
 
 
-def test_a_crop_of_the_same_name_takes_the_place_of_the_old(store: VectorStore) -> None:
+def test_a_crop_replaces_one_of_the_same_name(store: VectorStore) -> None:
     store.add([crop("a", 1, {"camera": "old"}), crop("b", 2)])
     assert names(store.search(queries_of(1), 1)[0]) == ["a"]
     store.add([crop("a", 3, {"note": "new"})])
@@ -180,14 +180,14 @@ def test_a_crop_of_the_same_name_takes_the_place_of_the_old(store: VectorStore) 
     assert_same_hits(store, [crop("a", 3), crop("b", 2)], queries_of(1, 2, 3).numpy(), 2)
 
 
-def test_of_one_name_twice_in_a_call_the_last_counts(store: VectorStore) -> None:
+def test_the_last_of_two_crops_with_one_name_is_stored(store: VectorStore) -> None:
     store.add([crop("a", 1), crop("b", 2), crop("a", 3), crop("a", 4)])
     assert store.count() == 2
     assert store.get(["a"])["a"] == crop("a", 4).facts
     assert_same_hits(store, [crop("a", 4), crop("b", 2)], queries_of(1, 4).numpy(), 5)
 
 
-def test_deleted_crops_are_gone(store: VectorStore) -> None:
+def test_deleted_crops_are_not_found(store: VectorStore) -> None:
     crops = [crop(f"{seed}.jpg", seed) for seed in range(20)]
     store.add(crops)
     assert store.search(queries_of(0), 20)[0][0].image_id == "0.jpg"
@@ -265,7 +265,7 @@ def test_names_of_any_characters(store: VectorStore) -> None:
 
 @pytest.fixture(scope="module")
 def of_every_kind(opener: Opener, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[VectorStore, list[Crop]]]:
-    """A store of crops with all sorts of values, some without, for conditions to choose from."""
+    """Return a store of crops with random values, some of them missing."""
     rng = random.Random(0)
     rows = [
         {column: rng.choice(SOME_VALUES[kind]) for column, kind in COLUMNS.items() if rng.random() < 0.8}
@@ -281,7 +281,7 @@ def of_every_kind(opener: Opener, tmp_path_factory: pytest.TempPathFactory) -> I
 @settings(max_examples=60, deadline=None)
 @given(condition=conditions())
 @example(condition=Any_((Membership("camera", ("c1",), negated=True), Membership("camera", ("C1",), negated=True))))
-def test_conditions_mean_what_the_grammar_says(
+def test_conditions_select_the_crops_that_fulfil_them(
     of_every_kind: tuple[VectorStore, list[Crop]], condition: Condition
 ) -> None:
     store, crops = of_every_kind
@@ -348,7 +348,7 @@ def test_built_in_columns_are_filtered_by(store: VectorStore) -> None:
         assert len(store.search(queries_of(1), 30, condition)[0]) == matching, text
 
 
-def test_a_filter_that_few_fulfil_and_one_that_most_do(store: VectorStore) -> None:
+def test_filters_that_few_or_most_crops_fulfil(store: VectorStore) -> None:
     crops = [crop(f"{seed:04}", seed, {"frame": seed}) for seed in range(600)]
     store.add(crops)
     for operator, fulfilling in (("<", crops[:4]), (">=", crops[4:])):
@@ -357,7 +357,7 @@ def test_a_filter_that_few_fulfil_and_one_that_most_do(store: VectorStore) -> No
         assert names(found) == [image_id for image_id, _ in expected(fulfilling, vector_of(4444), 10)]
 
 
-def test_a_filter_is_asked_anew_after_a_change(store: VectorStore) -> None:
+def test_a_filter_is_evaluated_again_after_a_change(store: VectorStore) -> None:
     night = Comparison("night", "=", True)
     store.add([crop("a", 1, {"night": True}), crop("b", 2, {"night": False})])
     assert names(store.search(queries_of(1), 9, night)[0]) == ["a"]
@@ -381,7 +381,7 @@ def test_a_histogram_counts_every_crop_once(store: VectorStore) -> None:
     assert sum(store.histogram(torch.from_numpy(query), edges, Comparison("frame", "<", 50))) == 50
 
 
-def test_facets_tell_values_and_ranges(store: VectorStore) -> None:
+def test_facets_contain_values_and_ranges(store: VectorStore) -> None:
     many = MAX_FACET_VALUES + 1
     rows: list[dict[str, Value]] = [
         {
@@ -429,7 +429,7 @@ def test_a_store_opened_again_holds_what_was_added(open_store: Open) -> None:
     assert_same_hits(again, [each for each in crops if each.facts.image_id != "3"], queries_of(3, 99).numpy(), 30)
 
 
-def test_tidying_up_changes_no_answer(store: VectorStore) -> None:
+def test_compaction_changes_no_answer(store: VectorStore) -> None:
     crops = [crop(f"{seed:02}", seed, {"frame": seed}) for seed in range(30)]
     for each in crops:
         store.add([each])
@@ -442,8 +442,8 @@ def test_tidying_up_changes_no_answer(store: VectorStore) -> None:
     assert store.count(Comparison("frame", "<", 10)) == 9
 
 
-def test_a_search_sees_whole_additions_while_others_write(store: VectorStore) -> None:
-    """Two readers and a writer: each addition brings one crop of either kind, so that a half seen one would show."""
+def test_a_search_sees_whole_additions_of_a_concurrent_writer(store: VectorStore) -> None:
+    """Each addition has one crop of either kind, so that a reader would notice a partial one."""
     store.add([crop("even/start", 1, vector=coarse(1)), crop("odd/start", 1, vector=coarse(1))])
     problems: list[object] = []
     done = threading.Event()

@@ -1,4 +1,4 @@
-"""Two programs change one gallery: what the first has acknowledged stays, whatever the second began before that."""
+"""Two programs change one gallery: changes that the first has acknowledged are not undone by the second."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Meanwhile = Callable[[Callable[[], object]], Engine]
 
 
 class Interrupted:
-    """An engine in whose work, just after it, another program does something."""
+    """An engine after whose work, before its results are stored, another program changes the gallery."""
 
     def __init__(self, engine: Engine, meanwhile: Callable[[], object]) -> None:
         self._engine, self._meanwhile = engine, meanwhile
 
     def work(self, pending: Iterable[Pending]) -> Iterator[list[Processed]]:
-        """As the engine's, a little late."""
+        """Yield the results of the engine after the change."""
         batches = list(self._engine.work(pending))
         self._meanwhile()
         yield from batches
@@ -34,14 +34,14 @@ class Interrupted:
 
 @pytest.fixture
 def other(gallery: Gallery, encoder: Encoder) -> Iterator[Gallery]:
-    """The same gallery, as another program has it open."""
+    """Open the same gallery as another program would."""
     with Gallery.open(gallery.folder, encoder=encoder) as opened:
         yield opened
 
 
 @pytest.fixture
 def meanwhile(encoder: Encoder) -> Meanwhile:
-    """Makes the engine in whose work something happens."""
+    """Return a function that makes such an engine for a change."""
     return lambda act: Interrupted(LocalEngine(encoder), act)
 
 
@@ -50,7 +50,7 @@ def name(crops: Path) -> str:
     return sorted(path.relative_to(crops).as_posix() for path in crops.rglob("*.jpg"))[0]
 
 
-def test_a_crop_handed_over_under_the_name_of_a_vanished_file_is_not_pruned(
+def test_an_upload_with_the_name_of_a_deleted_file_is_not_pruned(
     gallery: Gallery, other: Gallery, crops: Path, name: str, meanwhile: Meanwhile
 ) -> None:
     picture = (crops / name).read_bytes()
@@ -66,7 +66,7 @@ def test_a_crop_handed_over_under_the_name_of_a_vanished_file_is_not_pruned(
     assert gallery.original(name).read_bytes() == picture
 
 
-def test_a_crop_handed_over_is_not_replaced_by_a_file_that_was_found_before(
+def test_an_upload_is_not_replaced_by_a_file_that_was_listed_before(
     gallery: Gallery, other: Gallery, crops: Path, name: str, meanwhile: Meanwhile
 ) -> None:
     shutil.copyfile(crops / name, crops / "new.jpg")
@@ -78,7 +78,7 @@ def test_a_crop_handed_over_is_not_replaced_by_a_file_that_was_found_before(
     assert gallery.original("new.jpg").read_bytes() == picture
 
 
-def test_a_file_that_was_indexed_is_not_replaced_by_a_crop_on_its_way(
+def test_an_indexed_file_is_not_replaced_by_a_concurrent_upload(
     gallery: Gallery, other: Gallery, crops: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work, picture = LocalEngine.work, (crops / name).read_bytes()
@@ -96,10 +96,10 @@ def test_a_file_that_was_indexed_is_not_replaced_by_a_crop_on_its_way(
     assert not gallery.crop("new.jpg").kept
 
 
-def test_what_both_tell_of_a_crop_is_known(
+def test_metadata_of_both_writers_is_stored(
     gallery: Gallery, other: Gallery, crops: Path, name: str, meanwhile: Meanwhile
 ) -> None:
-    """Of a file that has changed, of one that is new, and of one that was only touched."""
+    """For a changed file, a new one, and one with another modification time only."""
     changed, touched, new = name, "touched.jpg", "new.jpg"
     shutil.copyfile(crops / name, crops / touched)
     gallery.index(metadata={changed: {"x": 1, "gone": 1}, touched: {"x": 1, "gone": 1}})
@@ -119,7 +119,7 @@ def test_what_both_tell_of_a_crop_is_known(
     }  # fmt: skip
 
 
-def test_a_crop_that_was_removed_is_not_acknowledged_as_unchanged(
+def test_a_removed_crop_is_not_reported_as_unchanged(
     gallery: Gallery, other: Gallery, crops: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture, work = (crops / name).read_bytes(), LocalEngine.work
@@ -137,7 +137,7 @@ def test_a_crop_that_was_removed_is_not_acknowledged_as_unchanged(
 
 
 @pytest.mark.parametrize("store", ["lance", "milvus"])
-def test_a_column_that_is_new_during_a_reindex_is_there_after_it(
+def test_a_column_added_during_reindexing_is_retained(
     encoder: Encoder, crops: Path, tiny_backbone: Path, tmp_path: Path, name: str, store: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
