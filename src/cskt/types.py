@@ -12,7 +12,7 @@ Similarity is the cosine and higher is better. Metrics are fractions in [0, 1].
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -70,12 +70,7 @@ class RetrievalMetrics:
 
     def summary(self) -> dict[str, float | int]:
         """Return the scalar figures by name, ready for JSON."""
-        return {
-            name: getattr(self, name)
-            for name in (
-                "r1", "r5", "r10", "mean_ap", "mean_inp", "num_queries", "num_gallery", "num_unmatched_queries",
-            )
-        }  # fmt: skip
+        return {figure.name: getattr(self, figure.name) for figure in fields(self) if figure.name != "per_query"}
 
 
 @dataclass(frozen=True)

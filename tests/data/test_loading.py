@@ -16,6 +16,7 @@ from cskt.data.loading import TrainingLoader, iter_images
 from cskt.data.records import Record, Split
 from cskt.data.samplers import draw_units, identity_batches
 from cskt.data.tokenizer import Tokenizer
+from cskt.errors import OutOfMemoryError
 from cskt.types import Batch
 
 HEIGHT, WIDTH = 24, 8
@@ -130,6 +131,19 @@ def test_images_are_copied_into_memory_in_parts(split: Split, monkeypatch: pytes
     monkeypatch.setattr(loading, "IMAGES_AT_ONCE", 4)
     loader = make_loader(split, replace(RANDOM, cache_images=True))
     assert_same_batches(list(loader.epoch(0)), list(make_loader(split).epoch(0)))
+
+
+def test_images_that_do_not_fit_into_memory_name_the_other_cache(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(shape: object, *rest: object, **options: object) -> np.ndarray:
+        if shape == (len(split.records), 3, HEIGHT, WIDTH):
+            raise MemoryError
+        return empty(shape, *rest, **options)
+
+    empty = np.empty
+    loader = make_loader(split, replace(RANDOM, cache_images=True))
+    monkeypatch.setattr(loading.np, "empty", full)
+    with pytest.raises(OutOfMemoryError, match=r"use data\.cache_dir instead of data\.cache_images"):
+        next(loader.epoch(0))
 
 
 def test_a_cache_folder_serves_training_and_evaluation(

@@ -1,7 +1,8 @@
 """Samplers: the pairs of each batch, as a function of a random generator.
 
-`random`: every pair once per epoch. `identity` and `identity-released`: `instances` pairs of each of several people,
-ours and the one of the released CSKT and IRRA programs; see `identity_batches` and `released_identity_batches`.
+`random`: every pair once per epoch; the last batch may be smaller. `identity` and `identity-released`: `instances`
+pairs of each of several people, ours and the one of the released CSKT and IRRA programs; see `identity_batches` and
+`released_identity_batches`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def draw_batches(
     """
     batch_size, instances = data.batch_size // data.captions_per_image, data.instances // data.captions_per_image
     if data.sampler == "random":
-        return random_batches(len(pids), batch_size, random)
+        order = random.permutation(len(pids))
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if data.sampler == "identity":
         return identity_batches(pids, batch_size, instances, num_batches, random)
     return released_identity_batches(pids, batch_size, instances, random)
@@ -56,12 +58,6 @@ def draw_units(image_ids: NDArray[np.int64], per_image: int, random: np.random.G
             for pairs in _positions_by_id(image_ids)
         ]
     )
-
-
-def random_batches(num_units: int, batch_size: int, random: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Return batches with every unit once, in random order; the last batch may be smaller."""
-    order = random.permutation(num_units)
-    return [order[start : start + batch_size] for start in range(0, num_units, batch_size)]
 
 
 def identity_batches(
