@@ -59,7 +59,7 @@ def test_a_heading_becomes_a_name(raw: str, name: str) -> None:
         ("---", "no letter"),
         ("📷 ★", "no letter"),
         ("\u0301\u200d", "no letter"),
-        ("a" * 64, "64 characters; at most 63"),
+        ("a" * 64, "64 characters; shorten it to 63"),
         ("Image ID", "crop_image_id"),
         ("SCORE", "reserved"),
         ("vector", "reserved"),

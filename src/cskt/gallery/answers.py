@@ -1,13 +1,17 @@
-"""Pure functions on the hits of a store: grouping, and the histogram of scores."""
+"""Hits of a store: above a threshold, one per group; and the histogram of scores."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from cskt.gallery.options import MAX_RESULTS
+from torch import Tensor
+
+from cskt.gallery.conditions import Condition
+from cskt.gallery.options import EVERY_SCORE, MAX_RESULTS, SearchOptions
+from cskt.gallery.stores.base import VectorStore
 from cskt.types import Hit
 
 HISTOGRAM_STEP = 0.005
@@ -22,6 +26,20 @@ class Histogram(NamedTuple):
     """n + 1 ascending scores."""
     counts: list[int]
     """n numbers of crops between neighbouring edges."""
+
+
+def search(store: VectorStore, vectors: Tensor, options: SearchOptions) -> list[list[Hit]]:
+    """Search a store for vectors [Q, D], with options of `GalleryState.checked`."""
+    where, column, num_ranked = cast("Condition | None", options.where), options.group_by, options.k + options.offset
+    if column is None:
+        answers = store.search(vectors, num_ranked, where)
+    else:
+        answers = [
+            grouped(lambda depth, row=row: store.search(row, depth, where)[0], num_ranked, column)  # type: ignore[misc]
+            for row in vectors[:, None]
+        ]
+    min_score = EVERY_SCORE if options.min_score is None else options.min_score
+    return [[hit for hit in hits if hit.score >= min_score][options.offset :] for hits in answers]
 
 
 def grouped(search: Callable[[int], Sequence[Hit]], num_groups: int, column: str) -> list[Hit]:

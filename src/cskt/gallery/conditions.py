@@ -1,7 +1,7 @@
-"""What a crop must fulfil to answer: a small tree of conditions on its columns, which every store compiles.
+"""Conditions of a filter as a small tree, which every store compiles to its own language.
 
-`filters` makes it of a user's text. There is no NOT in it: a crop without a value in a column fulfils no condition on
-that column but `Missing`.
+`filters` parses it from text. It has no NOT: a crop without a value in a column fulfils no condition on that column
+but `Missing`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 from cskt.gallery.columns import Value
 
 LONGEST_FILTER = 100_000
-"""Characters of a filter's text, wherever it comes from."""
+"""Characters of a filter."""
 MOST_ENTRIES = 5000
 """Literals in one IN (...)."""
 MOST_JOINED = 200
@@ -23,7 +23,7 @@ Operator: TypeAlias = Literal["=", "!=", "<", "<=", ">", ">="]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The crop's value stands in this relation to another; text and times are ordered by code point."""
+    """The crop's value compares so with another; text and times are ordered by code point."""
 
     column: str
     operator: Operator
@@ -41,10 +41,10 @@ class Membership:
 
 @dataclass(frozen=True)
 class Pattern:
-    """The crop's text is made of these parts in this order with any text between them; case counts.
+    """The crop's text consists of these parts in order, with any text between them; case matters.
 
     `LIKE 'a%b'` has the parts `a` and `b`: it starts with the first and ends with the last, which may be empty. A
-    pattern without `%` has one part, the whole text. A part may hold any character, `%` included.
+    pattern without `%` has one part, the whole text. A part may contain any character, also `%`.
     """
 
     column: str
@@ -68,7 +68,7 @@ class All:
 
 
 @dataclass(frozen=True)
-class Any_:  # noqa: N801  typing has taken the better name
+class Any_:  # noqa: N801  (`Any` is a name of typing)
     """At least one of two or more conditions holds."""
 
     conditions: tuple[Condition, ...]

@@ -4,28 +4,29 @@
     column [NOT] BETWEEN literal AND literal               column [NOT] LIKE 'text with %' [ESCAPE 'c']
     column IS [NOT] NULL                                   AND   OR   NOT   ( )
 
-The text never reaches a store. It is cut into tokens, of which only those above pass; sqlglot parses them; the tree
-that it returns is walked and anything but these forms is refused. A store compiles our tree to its own language.
+The text never reaches a store. It is split into tokens, of which only those above are accepted; sqlglot parses them;
+its tree is converted to ours, and any other node is refused. A store compiles our tree to its own language.
 
-A crop without a value in a column fulfils no condition on that column but IS NULL, negated ones included: NOT is
-pushed down to the leaves here, so that no store has to negate.
+A crop without a value in a column fulfils no condition on that column but IS NULL, not even a negated one: NOT is
+moved to the leaves here, so that no store has to negate.
 
 `%` in a LIKE pattern is any text; `_` is the letter itself. With ESCAPE, the character before `%`, `_` or itself
-makes it a letter. Names and text compare in NFC: where a text has several normal forms, each of them is asked for, as
-older galleries hold the forms that they were given. Order (<, >, BETWEEN) looks at NFC alone.
+makes it a letter. Names and text compare in NFC: of a text with several normal forms, each is searched, as older
+galleries contain text as it was given. Order (<, >, BETWEEN) uses NFC only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from unicodedata import normalize
 
 from sqlglot import Token, TokenType, exp
 from sqlglot.dialects.dialect import Dialect
 from sqlglot.errors import SqlglotError
 
-from cskt.errors import CsktError
-from cskt.gallery.columns import FORMS, Kind, Value, convert, find_column, forms, in_form
+from cskt.errors import SHORT, CsktError
+from cskt.gallery.columns import FORMS, Kind, Value, convert, find_column, forms
 from cskt.gallery.conditions import (
     LONGEST_FILTER,
     MOST_ENTRIES,
@@ -41,8 +42,7 @@ from cskt.gallery.conditions import (
 )
 
 DEEPEST = 20
-"""Parentheses within parentheses, NOTs included."""
-
+"""Nested parentheses and NOTs."""
 
 _WORDS = frozenset(["AND", "OR", "NOT", "IN", "BETWEEN", "LIKE", "IS", "NULL", "TRUE", "FALSE"])
 _SYMBOLS = frozenset(["=", "!=", "<>", "<", "<=", ">", ">=", "(", ")", ",", "-"])
@@ -51,23 +51,23 @@ _OPERATORS: dict[type[exp.Expr], Operator] = {
     exp.EQ: "=", exp.NEQ: "!=", exp.LT: "<", exp.LTE: "<=", exp.GT: ">", exp.GTE: ">=",
 }  # fmt: skip
 _PARTS = frozenset(["this", "expression", "expressions", "low", "high", "negate"])
-"""What sqlglot says of a leaf, as far as it is understood here; `field`, `escape`, `symmetric` and the like are not."""
+"""Arguments of sqlglot's leaves that are converted; others, such as `field` and `symmetric`, are refused."""
 _OPPOSITE: dict[Operator, Operator] = {"=": "!=", "!=": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 _ALLOWED = "a filter is column = 'text', <, >, IN (1, 2), BETWEEN 1 AND 2, LIKE 'a%', IS NULL, joined by AND, OR, NOT"
 
 
 def parse_filter(text: str, columns: Mapping[str, Kind]) -> Condition:
-    """The conditions that a filter sets.
+    """Parse a filter.
 
     Args:
         text: as in the grammar above; names of columns and words of the grammar in any case.
-        columns: what may be filtered by: the gallery's own columns and `BUILT_IN`.
+        columns: the gallery's own columns and `BUILT_IN`.
 
     Returns:
         A tree without NOT; its literals have the kind of their column.
 
     Raises:
-        CsktError: anything else, in one line that says what is allowed.
+        CsktError: not in the grammar, or an unknown column.
     """
     if len(text) > LONGEST_FILTER:
         raise CsktError(f"the filter has {len(text):,} characters; at most {LONGEST_FILTER:,} are read")
@@ -85,7 +85,7 @@ def parse_filter(text: str, columns: Mapping[str, Kind]) -> Condition:
 
 
 def _checked_tokens(tokens: Sequence[Token], text: str, columns: Mapping[str, Kind]) -> list[Token]:
-    """The tokens, if all belong to the grammar; names of columns are marked as such, so that none is a keyword."""
+    """Return the tokens if all belong to the grammar; names of columns become identifiers and no keywords."""
     if not tokens:
         raise _refusal("it is empty")
     checked: list[Token] = []
@@ -108,13 +108,13 @@ def _checked_tokens(tokens: Sequence[Token], text: str, columns: Mapping[str, Ki
         elif token.token_type == TokenType.IDENTIFIER or written.isidentifier():
             try:
                 name = find_column(token.text, columns)  # in double quotes or bare
-            except ValueError as error:
+            except CsktError as error:
                 if following and following.token_type == TokenType.L_PAREN:
-                    raise _refusal(f"{_shown(written)} looks like a function, and there are none") from None
-                raise CsktError(f"{error} (text stands in single quotes)") from None
+                    raise _refusal(f"{SHORT.repr(written)} looks like a function, and there are none") from None
+                raise CsktError(f"{error} (text is written in single quotes)") from None
             checked.append(Token(TokenType.IDENTIFIER, name, start=token.start, end=token.end))
         else:
-            raise _refusal(f"{_shown(written)} is not read")
+            raise _refusal(f"{SHORT.repr(written)} is not read")
     if text[end:].strip():
         raise _refusal("comments are not read")
     return checked
@@ -122,7 +122,7 @@ def _checked_tokens(tokens: Sequence[Token], text: str, columns: Mapping[str, Ki
 
 @dataclass(frozen=True)
 class _Walk:
-    """From sqlglot's tree to ours; whatever has no branch here is refused."""
+    """Converts sqlglot's tree to ours; any node without a branch here is refused."""
 
     columns: Mapping[str, Kind]
 
@@ -143,9 +143,9 @@ class _Walk:
 
     def leaf(self, node: exp.Expr, negated: bool, escape: exp.Expr | None = None) -> Condition:
         if not isinstance(node, (*_OPERATORS, exp.In, exp.Between, exp.Like, exp.Is)):
-            raise _refusal(f"{_shown(node.sql())} is no condition")
+            raise _refusal(f"{SHORT.repr(node.sql())} is no condition")
         if any(value for part, value in node.args.items() if part not in _PARTS):
-            raise _refusal(f"{_shown(node.sql())} says more than a filter can")
+            raise _refusal(f"{SHORT.repr(node.sql())} says more than a filter can")
         negated = negated != bool(node.args.get("negate"))  # NOT LIKE, in some versions of sqlglot
         column = self.column(node.this)
         if isinstance(node, exp.Is):
@@ -186,23 +186,23 @@ class _Walk:
     def column(self, node: exp.Expr) -> str:
         if isinstance(node, exp.Column) and not node.table:
             return node.name
-        raise _refusal(f"{_shown(node.sql())} stands where a column must")
+        raise _refusal(f"{SHORT.repr(node.sql())} is where a column must be")
 
     def check_order(self, column: str) -> None:
         if self.columns[column] == "boolean":
             raise _refusal(f"column '{column}' is true or false and has no order; write {column} = true")
 
     def parts(self, node: exp.Expr, column: str, escape: exp.Expr | None) -> list[tuple[str, ...]]:
-        """The parts of a pattern, once for each normal form."""
+        """Return the parts of a pattern, once for each normal form."""
         if self.columns[column] != "text":
             raise _refusal(f"LIKE is for columns of text, column '{column}' is a {self.columns[column]}")
         self.literal(node, column, may_be_empty=True)
         first, *rest = _pieces(node.this, _escape_character(escape))
         pieces = (first, *(piece for piece in rest[:-1] if piece), *rest[-1:])
-        return list(dict.fromkeys([*(tuple(in_form(piece, form) for piece in pieces) for form in FORMS), pieces]))
+        return list(dict.fromkeys([*(tuple(normalize(form, piece) for piece in pieces) for form in FORMS), pieces]))
 
     def equals(self, nodes: Sequence[exp.Expr], column: str) -> Iterator[Value]:
-        """The values that literals stand for; of a text, all its forms."""
+        """Yield the values of literals; of a text, all its forms."""
         for node in nodes:
             value = self.literal(node, column)
             if self.columns[column] == "text":
@@ -211,7 +211,7 @@ class _Walk:
                 yield value
 
     def literal(self, node: exp.Expr, column: str, *, may_be_empty: bool = False) -> Value:
-        """A literal in the column's kind, written as that kind is written: text and times in quotes."""
+        """Return the value of a literal in the column's kind; text and times are in quotes."""
         kind = self.columns[column]
         if isinstance(node, exp.Null):
             raise _refusal(f"nothing compares with NULL; write {column} IS NULL")
@@ -224,33 +224,33 @@ class _Walk:
             raw = f"-{number.this}" if isinstance(node, exp.Neg) else number.this
         else:
             form = {"number": "a number", "boolean": "true or false"}.get(kind, f"a {kind} in single quotes")
-            raise _refusal(f"column '{column}' compares with {form}, not with {_shown(node.sql())}")
+            raise _refusal(f"column '{column}' compares with {form}, not with {SHORT.repr(node.sql())}")
         value = convert(raw, kind, column)
         if value is None and may_be_empty:
             return raw
         if value is None:
-            raise _refusal(f"column '{column}' never holds an empty text; write {column} IS NULL")
+            raise _refusal(f"column '{column}' never contains an empty text; write {column} IS NULL")
         return value
 
 
 def _escape_character(node: exp.Expr | None) -> str:
-    """The character after ESCAPE; none where there is no ESCAPE."""
+    """Return the character after ESCAPE; empty without ESCAPE."""
     if node is None:
         return ""
     if isinstance(node, exp.Literal) and node.is_string and len(node.this) == 1:
         return str(node.this)
-    raise _refusal(f"ESCAPE takes one character in single quotes, not {_shown(node.sql())}")
+    raise _refusal(f"ESCAPE takes one character in single quotes, not {SHORT.repr(node.sql())}")
 
 
 def _pieces(pattern: str, escape: str) -> list[str]:
-    """The texts between the `%` of a pattern, without its escape characters."""
+    """Return the texts between the `%` of a pattern, without its escape characters."""
     pieces = [""]
     letters = iter(pattern)
     for letter in letters:
         if letter == escape:
             escaped = next(letters, "")
             if not escaped or escaped not in f"%_{escape}":
-                raise _refusal(f"the escape character {_shown(escape)} stands before %, _ or itself only")
+                raise _refusal(f"the escape character {SHORT.repr(escape)} is allowed before %, _ or itself only")
             pieces[-1] += escaped
         elif letter == "%":
             pieces.append("")
@@ -260,7 +260,7 @@ def _pieces(pattern: str, escape: str) -> list[str]:
 
 
 def _chain(node: exp.Expr) -> Iterator[exp.Expr]:
-    """The parts of a AND b AND c, which sqlglot nests to the left; of OR likewise."""
+    """Yield the parts of a AND b AND c, which sqlglot nests to the left; of OR likewise."""
     right: list[exp.Expr] = []
     kind = type(node)
     while type(node) is kind:
@@ -272,9 +272,3 @@ def _chain(node: exp.Expr) -> Iterator[exp.Expr]:
 
 def _refusal(reason: str) -> CsktError:
     return CsktError(f"the filter is not understood: {reason}; {_ALLOWED}")
-
-
-def _shown(text: str) -> str:
-    """A piece of the filter in an error: one line of bearable length."""
-    shown = repr(text)
-    return shown if len(shown) <= 60 else f"{shown[:56]}...{shown[-1]}"

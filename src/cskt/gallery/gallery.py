@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,30 +18,26 @@ from cskt.embed import EncodeOptions, Encoder, ModelSource
 from cskt.errors import CsktError, UnknownCropError
 from cskt.explain import Explanation
 from cskt.explain import explain as explain_crop
-from cskt.gallery.answers import HISTOGRAM_EDGES, Histogram, grouped, merged
-from cskt.gallery.calibration import CALIBRATION_FILE, load_calibration
+from cskt.gallery.answers import HISTOGRAM_EDGES, Histogram, merged, search
 from cskt.gallery.columns import Kind
 from cskt.gallery.conditions import Condition
 from cskt.gallery.indexing.commits import IndexReport, Progress
 from cskt.gallery.indexing.encoding import Engine, LocalEngine
-from cskt.gallery.indexing.preparing import digest
-from cskt.gallery.indexing.reencoding import encode_turned_crops, reindex
-from cskt.gallery.indexing.updating import add_crops, add_shards, index_source, remove_crops
-from cskt.gallery.manifest import Manifest, read_manifest
+from cskt.gallery.indexing.reencoding import reindex
+from cskt.gallery.indexing.updating import add_crops, add_shards, index, remove_crops
+from cskt.gallery.manifest import Manifest, read_manifest, source_of
 from cskt.gallery.opening import copy_calibration, create_gallery
-from cskt.gallery.options import DEFAULTS, EVERY_SCORE, SearchOptions, search_options
-from cskt.gallery.places import check_model, load_model, source_to_index
+from cskt.gallery.options import DEFAULTS, SearchOptions, search_options
+from cskt.gallery.places import check_model, load_model
 from cskt.gallery.query import Query, encode_queries, query_warnings
-from cskt.gallery.state import GalleryState, state_of
-from cskt.gallery.stores.base import CropFacts, Facet, operator_errors
+from cskt.gallery.state import GalleryState
+from cskt.gallery.stores.base import CropFacts, Facet
 from cskt.gallery.stores.row_checks import checked_thumbnail
 from cskt.image_files.decode import Source
 from cskt.types import Hit
-from cskt.utils.deprecation import warn_deprecated
+from cskt.utils.deprecation import renamed
 
 T = TypeVar("T")
-_OLD_NAMES = {"cut_off": "min_score", "kept": "uploaded"}
-"""Deprecated name of an attribute -> its name."""
 
 
 class Gallery:
@@ -63,7 +57,6 @@ class Gallery:
         self._device = device
         self._encoder = encoder
         self._loading = threading.Lock()
-        self._calibrated: tuple[tuple[int, int] | None, float | None] = (None, None)
 
     @classmethod
     def create(
@@ -81,40 +74,31 @@ class Gallery:
             CsktError: a gallery or other files are in the folder, the store contains crops, or it cannot be reached.
 
         Example:
-            >>> encoder = cskt.load("ViT-B/16")  # doctest: +SKIP
-            >>> gallery = cskt.Gallery.create("my-gallery", encoder)  # doctest: +SKIP
+            >>> gallery = cskt.Gallery.create("my-gallery", cskt.load("ViT-B/16"))  # doctest: +SKIP
         """
-        folder = Path(folder)
-        manifest = Manifest.of(encoder, _source_of(encoder, model), store)
-        create_gallery(folder, manifest)
-        return cls(folder, manifest, encoder, None)
+        manifest = Manifest.of(encoder, source_of(encoder, model), store)
+        create_gallery(Path(folder), manifest)
+        return cls(Path(folder), manifest, encoder, None)
 
     @classmethod
     def open(cls, folder: str | Path, *, encoder: Encoder | None = None, device: str | None = None) -> Gallery:
         """Open a gallery; its model is loaded when first needed.
 
         Args:
-            folder: of a gallery that `create` or `cskt index` made.
+            folder: of the gallery.
             encoder: the gallery's model, if it is loaded already.
             device: cpu, cuda or mps; None: the best one of this machine.
 
         Raises:
             CsktError: no gallery in the folder, one of a newer version, or one that another model filled.
         """
-        folder = Path(folder)
-        manifest = read_manifest(folder)
+        manifest = read_manifest(Path(folder))
         if encoder is not None:
-            check_model(folder, manifest, encoder)
-        return cls(folder, manifest, encoder, device)
+            check_model(Path(folder), manifest, encoder)
+        return cls(Path(folder), manifest, encoder, device)
 
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            """Return an attribute under its deprecated name."""
-            if name not in _OLD_NAMES:
-                raise AttributeError(f"'Gallery' object has no attribute '{name}'")
-            warn_deprecated(f"Gallery.{name}", f"Gallery.{_OLD_NAMES[name]}")
-            return getattr(self, _OLD_NAMES[name])
+    cut_off = renamed("Gallery.cut_off", "min_score")
+    kept = renamed("Gallery.kept", "uploaded")
 
     def __repr__(self) -> str:
         try:
@@ -133,9 +117,7 @@ class Gallery:
     def __enter__(self) -> Gallery:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -150,20 +132,11 @@ class Gallery:
     @property
     def min_score(self) -> float | None:
         """Calibrated threshold of this model, if there is one, as `calibration.json` states it now."""
-        state = state_of(self.folder / CALIBRATION_FILE)
-        if state != self._calibrated[0]:
-            with operator_errors():
-                calibration = load_calibration(self.folder, self.manifest.fingerprint)
-            self._calibrated = state, None if calibration is None else calibration.min_score
-        return self._calibrated[1]
+        return self._state.min_score()
 
     @property
     def encoder(self) -> Encoder:
-        """The model of this gallery.
-
-        Raises:
-            CsktError: it cannot be loaded, or is not the one that filled the gallery.
-        """
+        """The model of this gallery, loaded when first needed; must be the one that filled the gallery."""
         with self._loading:
             if self._encoder is None:
                 self._state.refresh()  # another process may have stated another place of the model
@@ -187,8 +160,6 @@ class Gallery:
         """Return the values of the metadata columns, for building filters."""
         return self._state.store.facets(self.columns)
 
-    # Filling
-
     def index(
         self,
         images: str | Path | None = None,
@@ -204,14 +175,12 @@ class Gallery:
         Crops that an older version encoded without their EXIF orientation are encoded again, uploads included.
 
         Args:
-            images: a folder, which may have moved since the last call; or a list (.txt, .lst) of paths below the
-                folder of the list, which are then all images of the gallery. None: the source of the last call.
-            metadata: path within the folder -> column -> value; columns that are not named keep their values, an empty
-                value or None deletes one.
-            ignore: patterns of files and folders that are not indexed (see `cskt.gallery.indexing.ignoring`). None:
-                those of the last call.
-            prune: remove crops whose file is missing or ignored, and older versions of files that cannot be read any
-                more; they are only counted otherwise. Crops below a folder that cannot be read stay.
+            images: a folder, which may have moved since the last call; or a list (.txt, .lst) of paths below its own
+                folder. None: the source of the last call.
+            metadata: path within the folder -> column -> value; other columns stay, an empty value deletes one.
+            ignore: patterns of files and folders, see `cskt.gallery.indexing.ignoring`. None: those of the last call.
+            prune: remove crops whose file is missing or ignored, and older versions of unreadable files; they are only
+                counted otherwise. Crops below a folder that cannot be read stay.
             on_progress: called with (finished images, images to encode) after each commit.
             engine: reads and encodes; None: this process.
 
@@ -219,26 +188,13 @@ class Gallery:
             CsktError: no such folder or list, another folder than before, or a value that does not fit its column.
 
         Example:
-            >>> report = gallery.index("crops", metadata={"c1/1.jpg": {"camera": "c1"}})  # doctest: +SKIP
-            >>> report.added, report.unreadable  # doctest: +SKIP
+            >>> gallery.index("crops", metadata={"c1/1.jpg": {"camera": "c1"}}).added  # doctest: +SKIP
         """
-        if images is None and self.manifest.images is None and not self.manifest.upright:
-            report = IndexReport()
-            encode_turned_crops(self._state, engine or LocalEngine(self.encoder), report)
-            return report
-        self._state.refresh()
-        source = source_to_index(self.folder, self.manifest, images, ignore)
         engine = engine or LocalEngine(self.encoder)
-        return index_source(self._state, engine, source, metadata or {}, prune=prune, on_progress=on_progress)
+        return index(self._state, engine, images, metadata or {}, ignore, prune=prune, on_progress=on_progress)
 
     def remember_model(self, model: str | ModelSource) -> bool:
-        """Store another place of the gallery's model, so that `open` loads it from there.
-
-        Args:
-            model: the place; the gallery must have been opened with an encoder of it.
-
-        Returns:
-            True if the manifest named another place before.
+        """Store another place of the gallery's model, and return whether the manifest named another before.
 
         Raises:
             CsktError: it is another model.
@@ -263,7 +219,7 @@ class Gallery:
             CsktError: an invalid name, one of an indexed file, or a value that does not fit its column.
 
         Example:
-            >>> gallery.add(["new.jpg"], ["live/1"], [{"camera": "c7"}]).added  # doctest: +SKIP
+            >>> gallery.add(["new.jpg"], ["live/1"], [{"camera": "c7"}])  # doctest: +SKIP
         """
         return add_crops(self._state, LocalEngine(self.encoder), images, image_ids, metadata)
 
@@ -283,25 +239,19 @@ class Gallery:
             shards: paths or patterns (`shards-*.tar`); None: those of the last call. `.parquet` files with a column of
                 image bytes, one of names, and metadata in the others; `.tar` files whose images, and JSON or text
                 beside them, share a name up to its first dot.
-            ignore: patterns of names that are skipped; see `index`.
+            ignore, engine: see `index`.
             on_progress: called with (finished images, images read so far).
-            engine: decodes and encodes; None: this process.
 
         Raises:
             CsktError: a file that cannot be read, or a value that does not fit its column.
         """
-        patterns = self.manifest.shards if shards is None else tuple(map(str, shards))
-        if not patterns:
-            raise CsktError(f"{self.folder}: no shards were indexed before; name them")
-        ignored = self.manifest.ignore if ignore is None else tuple(ignore)
-        engine = engine or LocalEngine(self.encoder)
-        return add_shards(self._state, engine, patterns, ignored, on_progress=on_progress)
+        patterns = None if shards is None else [str(shard) for shard in shards]
+        return add_shards(self._state, engine or LocalEngine(self.encoder), patterns, ignore, on_progress=on_progress)
 
     def remove(self, image_ids: Sequence[str]) -> int:
-        """Remove crops, and the stored originals of uploads; files of the indexed folder are not touched.
+        """Remove crops, with the stored originals of uploads, and return their number; unknown names are ignored.
 
-        Returns:
-            Number of removed crops; unknown names are ignored.
+        Files of the indexed folder are not touched.
         """
         return remove_crops(self._state, image_ids)
 
@@ -315,9 +265,8 @@ class Gallery:
     ) -> IndexReport:
         """Encode every crop again with another model; metadata stays.
 
-        Searches use the old vectors until all new ones are stored; after an interruption, the next call continues.
-        Other programs that have the gallery open must open it again. The same model at another place changes only that
-        place in the manifest.
+        Searches use the old vectors until all new ones are stored; after an interruption, the next call continues. The
+        same model at another place changes only the manifest.
 
         Args:
             encoder: the new model.
@@ -328,14 +277,11 @@ class Gallery:
         Raises:
             CsktError: the gallery names this model already, or crops cannot be read and `prune` is not set.
         """
-        report = reindex(self._state, encoder, _source_of(encoder, model), prune=prune, on_progress=on_progress)
+        report = reindex(self._state, encoder, source_of(encoder, model), prune=prune, on_progress=on_progress)
         self._encoder = encoder
         if not report.model_moved:
-            self._calibrated = (None, None)
             copy_calibration(self.folder, self.manifest)
         return report
-
-    # Searching
 
     def search(
         self,
@@ -371,7 +317,6 @@ class Gallery:
 
         Example:
             >>> hits = gallery.search("a woman in a red coat", k=5, where="camera = 'c3'")  # doctest: +SKIP
-            >>> [(hit.image_id, hit.score) for hit in hits]  # doctest: +SKIP
         """
         source = Path(image) if isinstance(image, str) else image
         query = Query(text, source, like, tuple(exclude), text_weight, image_weight, exclude_weight)
@@ -380,25 +325,21 @@ class Gallery:
     def search_many(
         self, queries: Sequence[Query], options: SearchOptions | int = DEFAULTS, **keywords: Any
     ) -> list[list[Hit]]:
-        """Search for several queries at once; see `search`.
-
-        Args:
-            queries: Q of them.
-            options: number and choice of the hits. The old form, k and the fields as keywords, is deprecated.
-        """
+        """Search for several queries at once; see `search`. k and the other options as keywords are deprecated."""
         checked = self._state.checked(search_options(options, keywords))
-        return self._search(self._encode(queries), checked)
+        return search(self._state.store, self.encode(queries), checked)
 
     def search_vectors(
         self, vectors: Tensor, options: SearchOptions | int = DEFAULTS, **keywords: Any
     ) -> list[list[Hit]]:
         """Search for vectors [Q, D] of `encode`; see `search_many`."""
-        return self._search(vectors, self._state.checked(search_options(options, keywords)))
+        checked = self._state.checked(search_options(options, keywords))
+        return search(self._state.store, vectors, checked)
 
     def encode(self, queries: Sequence[Query]) -> Tensor:
         """Return unit vectors [Q, D] of queries: the costly half of a search."""
-        self._state.refresh()
-        return self._encode(queries)
+        vectors = self._state.store.vectors
+        return encode_queries(self.encoder, queries, lambda name: torch.from_numpy(self._one(name, vectors)))
 
     def parse_filter(self, where: str | None) -> Condition | None:
         """Parse a filter on the columns of this gallery, for `SearchOptions.where`; None for an empty one.
@@ -410,10 +351,7 @@ class Gallery:
         return self._state.condition(where)
 
     def warnings(self, query: Query) -> list[str]:
-        """Describe what the model misses in the sentences of a query: cut ends, and words that it has never seen.
-
-        Searching itself is silent; the command prints these lines, the service puts them into its answer.
-        """
+        """Describe what the model misses in the sentences of a query: cut ends, and words that it has never seen."""
         return query_warnings(self.encoder, query)
 
     def resize(self, pixels: NDArray[np.uint8]) -> Tensor:
@@ -421,108 +359,42 @@ class Gallery:
         return resize(pixels, *self.encoder.image_size, self.encoder.interpolation)
 
     def histogram(self, vector: Tensor, *, where: str | Condition | None = None, num_bins: int = 40) -> Histogram:
-        """Return the distribution of the scores of all crops, or of those that match a filter.
-
-        Args:
-            vector: [D], of `encode`.
-            where: see `SearchOptions`.
-            num_bins: most intervals.
-        """
+        """Return the distribution of the scores of crops for a vector [D] of `encode`, in at most `num_bins` bins."""
         self._state.refresh()
         counts = self._state.store.histogram(vector, HISTOGRAM_EDGES, self._state.condition(where))
         return merged(counts, num_bins)
 
-    def _encode(self, queries: Sequence[Query]) -> Tensor:
-        def vector_of(image_id: str) -> Tensor:
-            return torch.from_numpy(self._one(image_id, self._state.store.vectors([image_id])))
-
-        return encode_queries(self.encoder, queries, vector_of)
-
-    def _search(self, vectors: Tensor, options: SearchOptions) -> list[list[Hit]]:
-        store, condition, column = self._state.store, cast("Condition | None", options.where), options.group_by
-        num_groups = options.k + options.offset
-        if column is None:
-            answers = store.search(vectors, num_groups, condition)
-        else:
-            answers = [
-                grouped(lambda depth, row=row: store.search(row, depth, condition)[0], num_groups, column)  # type: ignore[misc]
-                for row in vectors[:, None]
-            ]
-        calibrated = self.min_score if options.min_score is None else options.min_score
-        min_score = EVERY_SCORE if calibrated is None else calibrated
-        return [[hit for hit in hits if hit.score >= min_score][options.offset :] for hits in answers]
-
     def explain(self, image_id: str, text: str) -> Explanation:
-        """Return the parts of a crop that match a sentence and each of its words; see `cskt.explain`.
-
-        Raises:
-            CsktError: no such crop, its original is missing, or the sentence is one that `search` refuses.
-        """
+        """Return the parts of a crop that match a sentence and each of its words; see `cskt.explain`."""
         check_sentence(text)
         return explain_crop(self.encoder, self.original(image_id), text, apply_orientation=True)
 
-    # Single crops
-
     def crop(self, image_id: str) -> CropFacts:
-        """Return the facts and metadata of a crop.
-
-        Raises:
-            UnknownCropError: no such crop.
-        """
+        """Return the facts and metadata of a crop, or raise an UnknownCropError."""
         self._state.refresh()
-        return self._one(image_id, self._state.store.get([image_id]))
-
-    def uploaded(self, image_ids: Sequence[str]) -> set[str]:
-        """Return the names among these of uploaded crops: their files are the gallery's own, in no indexed folder."""
-        self._state.refresh()
-        return {name for name, facts in self._state.store.get(image_ids).items() if facts.kept}
+        return self._one(image_id, self._state.store.get)
 
     def thumbnail(self, image_id: str) -> bytes:
-        """Return a small JPEG of a crop.
-
-        Raises:
-            UnknownCropError: no such crop.
-        """
+        """Return a small JPEG of a crop, or raise an UnknownCropError."""
         self._state.refresh()
-        thumbnail = self._one(image_id, self._state.store.thumbnails([image_id]))
-        return checked_thumbnail(image_id, thumbnail, self.folder)
+        return checked_thumbnail(image_id, self._one(image_id, self._state.store.thumbnails), self.folder)
 
     def original(self, image_id: str) -> Path:
         """Return the path of a crop's file, in the indexed folder or among the uploads, unchanged since it was indexed.
 
         Raises:
             UnknownCropError: no such crop.
-            CsktError: its file is gone or has changed.
+            CsktError: its file is missing or has changed.
         """
-        facts = self.crop(image_id)
-        root = self._state.images or self.folder
-        try:
-            path = self._state.file_of(facts)
-        except CsktError as error:
-            raise CsktError(f"{image_id}: its file is gone ({error}); index again with --prune") from None
-        if not facts.kept and not root.is_dir():
-            command = shlex.join(["cskt", "index", str(self.folder), "--images"])
-            place = f"the folder of crops is no longer at {root}"
-            raise CsktError(f"{image_id}: {place}; put it back, or say where it is now: {command} FOLDER")
-        if not path.is_file():
-            raise CsktError(f"{image_id}: its file is gone; put it back, or index again with --prune")
-        # The folder that a stranger's gallery names may contain files of that name which were never in the gallery.
-        if path.stat().st_size != facts.num_bytes or digest(path.read_bytes()) != facts.sha256:
-            raise CsktError(f"{image_id}: its file has changed since it was indexed; index again")
-        return path
+        return self._state.unchanged_file(self.crop(image_id))
 
-    def _one(self, image_id: str, found: Mapping[str, T]) -> T:
+    def uploaded(self, image_ids: Sequence[str]) -> set[str]:
+        """Return the names among these of uploaded crops: their files are the gallery's own, in no indexed folder."""
+        self._state.refresh()
+        return {name for name, facts in self._state.store.get(image_ids).items() if facts.kept}
+
+    def _one(self, image_id: str, read: Callable[[Sequence[str]], Mapping[str, T]]) -> T:
+        found = read([image_id])
         if image_id not in found:
             raise UnknownCropError(f"{image_id}: no such crop in {self.folder}")
         return found[image_id]
-
-
-def _source_of(encoder: Encoder, model: str | ModelSource | None) -> ModelSource:
-    """Return what an encoder was loaded from; a stated source counts only for an encoder without one."""
-    if encoder.source is not None:
-        if model is not None:
-            warn_deprecated("the argument 'model'", "the encoder alone, which knows what it was loaded from")
-        return encoder.source
-    if model is None:
-        raise CsktError("the encoder was not made by cskt.load; state what to load it from: model=PATH")
-    return model if isinstance(model, ModelSource) else ModelSource(model)

@@ -26,6 +26,7 @@ from cskt.embed.options import PathText, ShortText, check_path_text
 from cskt.errors import CsktError, MissingFileError
 from cskt.gallery.columns import Kind, column_name
 from cskt.gallery.stores.base import check_sha256, operator_errors
+from cskt.utils.deprecation import warn_deprecated
 from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, read_json
 from cskt.utils.paths import expanded
@@ -133,6 +134,17 @@ def _facts_of(encoder: Encoder, model: ModelSource) -> dict[str, Any]:
         "embed_dim": encoder.model.architecture.embed_dim,
         "warning": None if encoder.tokenizer.known_ids is None else PAPER_DOLLS,
     }
+
+
+def source_of(encoder: Encoder, model: str | ModelSource | None) -> ModelSource:
+    """Return what an encoder was loaded from; a stated source counts only for an encoder without one."""
+    if encoder.source is not None:
+        if model is not None:
+            warn_deprecated("the argument 'model'", "the encoder alone, which knows what it was loaded from")
+        return encoder.source
+    if model is None:
+        raise CsktError("the encoder was not made by cskt.load; state what to load it from: model=PATH")
+    return model if isinstance(model, ModelSource) else ModelSource(model)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from filelock import FileLock
 from cskt.embed import ModelSource
 from cskt.embed.model_paths import absolute_source
 from cskt.errors import CsktError, GalleryChangedError, StoreError, file_system_errors, from_os_error
+from cskt.gallery.calibration import CALIBRATION_FILE, load_calibration
 from cskt.gallery.columns import (
     BUILT_IN,
     Kind,
@@ -26,6 +28,7 @@ from cskt.gallery.columns import (
     named,
 )
 from cskt.gallery.conditions import Condition
+from cskt.gallery.indexing.preparing import digest
 from cskt.gallery.indexing.scanning import ImageSource
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, read_manifest, write_manifest
 from cskt.gallery.opening import drop_store, open_store
@@ -51,6 +54,8 @@ class GalleryState:
         self.store = open_store(folder, manifest, create=False)
         self._read_at = self._file_state()
         self._lock = FileLock(folder / LOCK)
+        self._calibrated_at: tuple[object, str] | None = None
+        self._min_score: float | None = None
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -106,6 +111,38 @@ class GalleryState:
             return original_path(self.folder, crop.sha256)
         return inside(self.images or self.folder, crop.image_id)
 
+    def unchanged_file(self, crop: CropFacts) -> Path:
+        """Return the path of a crop's file if it exists with the indexed content.
+
+        Raises:
+            CsktError: it is missing or has changed.
+        """
+        name, root = crop.image_id, self.images or self.folder
+        try:
+            path = self.file_of(crop)
+        except CsktError as error:
+            raise CsktError(f"{name}: its file is gone ({error}); index again with --prune") from None
+        with file_system_errors(path):
+            if not crop.kept and not root.is_dir():
+                command = shlex.join(["cskt", "index", str(self.folder), "--images"])
+                place = f"the folder of crops is no longer at {root}"
+                raise CsktError(f"{name}: {place}; put it back, or say where it is now: {command} FOLDER")
+            if not path.is_file():
+                raise CsktError(f"{name}: its file is gone; put it back, or index again with --prune")
+            # The folder that a stranger's gallery names may contain files of that name which were never in the gallery.
+            if path.stat().st_size != crop.num_bytes or digest(path.read_bytes()) != crop.sha256:
+                raise CsktError(f"{name}: its file has changed since it was indexed; index again")
+        return path
+
+    def min_score(self) -> float | None:
+        """Return the calibrated threshold of the model, if there is one; the file is read again when it has changed."""
+        state = state_of(self.folder / CALIBRATION_FILE), self.manifest.fingerprint
+        if state != self._calibrated_at:
+            with operator_errors():
+                calibration = load_calibration(self.folder, self.manifest.fingerprint)
+            self._calibrated_at, self._min_score = state, None if calibration is None else calibration.min_score
+        return self._min_score
+
     def condition(self, where: str | Condition | None) -> Condition | None:
         """Parse a filter on the columns of the manifest; None for an empty one, and a parsed one stays as it is.
 
@@ -121,7 +158,7 @@ class GalleryState:
         return parse_filter(where, {**self.manifest.columns, **BUILT_IN})
 
     def checked(self, options: SearchOptions) -> SearchOptions:
-        """Read the manifest if it has changed, and return options with a parsed filter and the name of a column.
+        """Return options with a parsed filter, the name of a column, and the calibrated threshold if none is stated.
 
         Raises:
             CsktError: an invalid filter, or an unknown column.
@@ -136,7 +173,8 @@ class GalleryState:
             except CsktError:
                 near = nearest(group_by, columns)
                 raise CsktError(f"unknown column '{group_by}' to group by: {near}") from None
-        return replace(options, where=self.condition(options.where), group_by=group_by)
+        min_score = self.min_score() if options.min_score is None else options.min_score
+        return replace(options, where=self.condition(options.where), group_by=group_by, min_score=min_score)
 
     def remember_source(self, source: ImageSource) -> None:
         """Store what is indexed, so that the next indexing without `images` updates the same source.

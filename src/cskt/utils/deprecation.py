@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 _warned = set[str]()
 
@@ -19,3 +20,18 @@ def warn_deprecated(old: str, new: str) -> None:
         warnings.warn(
             f"{old} is deprecated and will be removed in cskt 1.0; use {new}", DeprecationWarning, stacklevel=3
         )
+
+
+def renamed(old: str, new: str) -> Any:
+    """Return a property with a deprecated name of an attribute.
+
+    Args:
+        old: class and deprecated name, for example "Gallery.cut_off".
+        new: name of the attribute.
+    """
+
+    def value(owner: object) -> Any:
+        warn_deprecated(old, f"{old.partition('.')[0]}.{new}")
+        return getattr(owner, new)
+
+    return property(value)

@@ -14,8 +14,9 @@ from cskt.gallery.indexing.encoding import Engine, Pending, Stated, batched
 from cskt.gallery.indexing.ignoring import IgnorePatterns
 from cskt.gallery.indexing.preparing import check_image_id
 from cskt.gallery.indexing.reencoding import encode_turned_crops
-from cskt.gallery.indexing.scanning import IGNORED, ImageSource, Scan
+from cskt.gallery.indexing.scanning import IGNORED, Scan
 from cskt.gallery.indexing.shards import crops_of, find_shards
+from cskt.gallery.places import source_to_index
 from cskt.gallery.state import GalleryState
 from cskt.gallery.stores.base import FileState
 from cskt.image_files.decode import Source
@@ -26,17 +27,24 @@ SHARD_CROPS_AT_ONCE = 256
 """Crops of a shard in memory, with the bytes of their images."""
 
 
-def index_source(
+def index(
     state: GalleryState,
     engine: Engine,
-    source: ImageSource,
+    images: str | Path | None,
     metadata: Mapping[str, Mapping[str, object]],
+    ignore: Sequence[str] | None,
     *,
     prune: bool,
     on_progress: Progress | None,
 ) -> IndexReport:
     """Bring a gallery up to date with a folder, or with the files of a list; see `Gallery.index`."""
     started = time.monotonic()
+    state.refresh()
+    if images is None and state.images is None and not state.manifest.upright:
+        report = IndexReport()
+        encode_turned_crops(state, engine, report)
+        return report
+    source = source_to_index(state.folder, state.manifest, images, ignore)
     scan = source.scan(state.folder)
     rows = _by_file(metadata, scan.files)
     state.check_metadata(rows.items())
@@ -120,16 +128,20 @@ def add_crops(
 def add_shards(
     state: GalleryState,
     engine: Engine,
-    patterns: Sequence[str],
-    ignore: Sequence[str],
+    patterns: Sequence[str] | None,
+    ignore: Sequence[str] | None,
     *,
     on_progress: Progress | None,
 ) -> IndexReport:
     """Store the crops of Parquet files and archives as uploads; see `Gallery.add_shards`."""
     started = time.monotonic()
-    shards = [shard for pattern in patterns for shard in find_shards(pattern)]
-    ignored = IgnorePatterns(ignore)
     state.refresh()
+    patterns = state.manifest.shards if patterns is None else patterns
+    if not patterns:
+        raise CsktError(f"{state.folder}: no shards were indexed before; name them")
+    shards = [shard for pattern in patterns for shard in find_shards(pattern)]
+    ignore = state.manifest.ignore if ignore is None else ignore
+    ignored = IgnorePatterns(ignore)
     state.check_metadata(row for shard in shards for row in _metadata_of(shard, ignored))
     state.remember_shards(patterns, ignore)
     report, scan = IndexReport(), Scan()
