@@ -28,8 +28,8 @@ OTHER_PROGRAMS = "close other programs, or use --device cpu"
 SMALLER_BATCHES = "use a smaller --batch-size or --precision bf16"
 """Remedies against full memory, for `out_of_memory_errors`."""
 REMEDIES: dict[int | None, str] = {
-    errno.ENOSPC: "make room on the disk",
-    errno.EDQUOT: "make room on the disk",
+    errno.ENOSPC: "free space on the disk",
+    errno.EDQUOT: "free space on the disk",
     errno.EACCES: "choose a place that you may read and write",
     errno.EPERM: "choose a place that you may read and write",
     errno.EROFS: "choose a place that you may write",

@@ -1,4 +1,4 @@
-"""`cskt calibrate`: on a run's val split, on marks of a gallery, on files; and what a search makes of the cut-off."""
+"""`cskt calibrate`: on a run's val split, on marks of a gallery, on files; and what a search makes of the threshold."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SENTENCES = [
 
 @pytest.fixture
 def own_run(run: Path, tmp_path: Path) -> Path:
-    """A copy of the trained run, to keep a cut-off in."""
+    """A copy of the trained run, to store a threshold in."""
     return Path(shutil.copytree(run, tmp_path / "run"))
 
 
@@ -78,7 +78,7 @@ def test_a_run_is_calibrated_on_val_and_never_on_test(own_run: Path, root: Path)
 
 def test_another_split_than_val_warns(own_run: Path, caplog: pytest.LogCaptureFixture) -> None:
     done(f"cskt calibrate {own_run} --split test --false-match-rate 0.05 --device cpu")
-    assert "figures on it are then no test any more" in caplog.text
+    assert "metrics on it are then no test any more" in caplog.text
 
 
 def test_a_gallery_is_calibrated_on_marks_and_searched_with_the_cut_off(
@@ -96,7 +96,7 @@ def test_a_gallery_is_calibrated_on_marks_and_searched_with_the_cut_off(
     every = typed(f"{search} --min-score -1").json()[0]["hits"]
     assert len(every) == 12
     assert typed(search).json()[0]["hits"] == [hit for hit in every if hit["score"] >= found["cut_off"]]
-    assert "kept in" in done(command) and "of 110 (95 % interval" in done(command)
+    assert "stored in" in done(command) and "of 110 (95 % interval" in done(command)
 
 
 def test_a_sentence_below_the_cut_off_finds_nothing_and_says_so(gallery: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_sentence_below_the_cut_off_finds_nothing_and_says_so(gallery: Path, t
         unlike = next(text for text in (*SENTENCES, *(f"{number}" for number in range(100))) if not opened.search(text))
     outcome = typed(f"cskt search {gallery} '{unlike}' --device cpu")
     assert outcome.code == 0 and outcome.out == ""
-    assert f"no crop scores at least {cut_off['cut_off']:.3f}, the calibrated cut-off (--min-score -1" in outcome.err
+    assert f"no crop scores at least {cut_off['cut_off']:.3f}, the calibrated threshold (--min-score -1" in outcome.err
 
 
 def test_a_gallery_made_with_a_calibrated_run_takes_its_cut_off_over(own_run: Path, root: Path, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_of_two_marks_for_one_pair_the_later_counts(gallery: Path, tmp_path: Pat
         ("{run}", "--false-match-rate 0", "between 0 and 1"),
         ("{run}", "--false-match-rate 1e-9", "too few"),
         ("{run}", "--split nowhere", "no split 'nowhere'"),
-        ("clip-tiny", "", "a cut-off is kept in a folder"),
+        ("clip-tiny", "", "a threshold is stored in a folder"),
         ("{tmp}", "", "no run folder"),
         ("nowhere", "", "nowhere: no such run folder"),
     ],

@@ -269,7 +269,7 @@ def test_an_interrupted_index_says_what_it_has_and_goes_on(
         patch.setattr(Encoder, "encode_image", interrupted_in_batch(3))
         outcome = typed(command)
     assert outcome.code == 130 and outcome.out == ""
-    assert outcome.err == ("cskt index: interrupted; 8 images are in the gallery; run the same command to go on\n")
+    assert outcome.err == ("cskt index: interrupted; 8 images are in the gallery; run the same command to continue\n")
     assert "added 4, replaced 0, updated 0, unchanged 8," in done(command)
 
 

@@ -31,7 +31,7 @@ def shell(line: str, *, program: str = "", env: dict[str, str] | None = None) ->
         ("RUN <&- >&- 2>&-", "print(sys.stdin.read())", 0, "", ""),
         ("RUN <&-", "print([sys.stdin.read()])", 0, "['']\n", ""),
         ("RUN >&-", "print(os.open('/', os.O_RDONLY) > 2, file=sys.stderr)", 0, "", "True\n"),
-        ("RUN >/dev/full", "print('found')", 2, "", "cskt: stdout: No space left on device; make room on the disk\n"),
+        ("RUN >/dev/full", "print('found')", 2, "", "cskt: stdout: No space left on device; free space on the disk\n"),
         ("RUN >/dev/full", "raise CsktError(print('found') or 'wrong')", 2, "", "cskt: wrong\n"),
         ("RUN 2>/dev/full", "print('found'); print('warning', file=sys.stderr)", 0, "found\n", ""),
         ("RUN >/dev/full 2>/dev/full", "print('found')", 2, "", ""),
@@ -48,7 +48,7 @@ def test_a_full_disk_under_the_help_is_reported() -> None:
     program = "from cskt.cli.parsing import Parser; Parser(prog='cskt', description='x' * 20_000).parse(['--help'])"
     finished = shell("RUN >/dev/full", program=program)
     assert (finished.returncode, finished.stderr) == (
-        2, "cskt: stdout: No space left on device; make room on the disk\n",
+        2, "cskt: stdout: No space left on device; free space on the disk\n",
     )  # fmt: skip
 
 

@@ -388,7 +388,7 @@ def test_seeds_are_evaluated_and_compared_as_one_method(
     [
         ("--seeds 1,1", "--seeds 1,1: give distinct whole numbers joined by commas, as in --seeds 1,2,3"),
         ("--seeds 1,x", "--seeds 1,x: give distinct whole numbers joined by commas, as in --seeds 1,2,3"),
-        ("--seeds 1 --resume run", "--seeds goes on with what is missing by itself; leave out --resume"),
+        ("--seeds 1 --resume run", "--seeds continues unfinished runs by itself; leave out --resume"),
         ("--seeds 2 --lr 5e-3", "holds a run with another config (optim.lr: 0.01 -> 0.005); name another folder"),
     ],
 )

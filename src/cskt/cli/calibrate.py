@@ -1,4 +1,4 @@
-"""`cskt calibrate`: the score below which a crop is no answer, measured on pairs known to be right or wrong."""
+"""`cskt calibrate`: the threshold of scores, measured on pairs that are known to be right or wrong."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ DEFAULT_RATE = 0.001
 CAPTIONS_AT_ONCE = 512
 
 DESCRIPTION = """\
-Set the cut-off of a gallery or of a run: the smallest score that at most a stated share of wrong pairs reaches. Pairs
-are a sentence and a crop, marked right or wrong. The cut-off is kept in the folder, and `cskt search`, `cskt serve` and
-cskt.Gallery use it where no other is asked for; a gallery that is made with a calibrated run takes it over.
+Set the threshold of a gallery or of a run: the smallest score that at most a given share of wrong pairs reaches. Pairs
+are a sentence and a crop, marked right or wrong. The threshold is stored in the folder; `cskt search`, `cskt serve` and
+cskt.Gallery use it if --min-score is not given. A gallery that is made with a calibrated run takes it over.
 """
 EXAMPLES = """\
 examples:
@@ -55,7 +55,7 @@ pairs (--labelled): CSV or JSON lines with the columns text, image and right (1 
 
 
 class Measured(NamedTuple):
-    """A calibration and where it belongs."""
+    """A calibration with its model and its source."""
 
     calibration: Calibration
     fingerprint: str
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
         measured = _of_gallery(flags)
     elif not folder.is_dir():
         check_exists(flags.model)
-        raise CsktError(f"{folder}: a cut-off is kept in a folder; calibrate a gallery that was filled with this model")
+        raise CsktError(f"{folder}: a threshold is stored in a folder; calibrate a gallery made with this model")
     else:
         measured = _of_labelled_run(flags) if flags.labelled else _of_split(flags)
     calibration, fingerprint, source = measured
@@ -81,11 +81,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
     low, high = calibration.interval
     print(
-        f"cut-off {calibration.min_score:.4f}\n"
+        f"threshold {calibration.min_score:.4f}\n"
         f"wrong pairs that match: {calibration.false_match_rate:.4%} of {calibration.num_wrong:,}"
         f" (95 % interval {low:.4%} to {high:.4%}; asked: {calibration.asked_rate:.4%})\n"
         f"right pairs that match: {calibration.match_rate:.1%} of {calibration.num_right:,}\n"
-        f"kept in {path}"
+        f"stored in {path}"
     )
     return 0
 
@@ -102,7 +102,7 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
     group = parser.add_argument_group(
-        "pairs from a data set, for a run: a sentence and an image of anybody else is wrong"
+        "pairs from a data set, for a run: a sentence with an image of another person is wrong"
     )
     add_dataset_flags(group, "val")
     add_encoder_flags(parser, FAST_PRECISION, caches=True)
@@ -113,12 +113,12 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     if flags.labelled and named:
         raise CsktError(f"--labelled and {named[0]} name pairs both; leave one out")
     flags.split, flags.precision = flags.split or "val", flags.precision or FAST_PRECISION
-    num_allowed(10**9, flags.false_match_rate)  # a rate out of range is told before anything is encoded
+    num_allowed(10**9, flags.false_match_rate)  # refuses a rate out of range before anything is encoded
     return flags
 
 
 def _of_gallery(flags: argparse.Namespace) -> Measured:
-    """Calibrated on pairs of sentences and crops of a gallery; pairs whose crop it does not hold are told."""
+    """Calibrate a gallery on pairs of sentences and its crops; pairs of other crops are logged."""
     marks = read_pairs(flags.labelled)
     with Gallery.open(flags.model, device=flags.device) as gallery:
         images = Path(flags.model) / (gallery.manifest.images or "")
@@ -142,7 +142,7 @@ def _of_gallery(flags: argparse.Namespace) -> Measured:
 
 
 def _of_labelled_run(flags: argparse.Namespace) -> Measured:
-    """Calibrated on pairs of sentences and image files, with a run's model."""
+    """Calibrate a run on pairs of sentences and image files."""
     marks = read_pairs(flags.labelled)
     encoder = load_model(flags)
     texts, image_ids = _distinct(marks)
@@ -153,10 +153,10 @@ def _of_labelled_run(flags: argparse.Namespace) -> Measured:
 
 
 def _of_split(flags: argparse.Namespace) -> Measured:
-    """Calibrated on a split of a data set: captions against all of its images."""
+    """Calibrate a run on all pairs of captions and images of a split."""
     if flags.split != "val":
-        why = "figures on it are then no test any more" if flags.split == "test" else "a model knows it by heart"
-        logger.warning("--split %s: %s; the cut-off of a model is to be set on val", flags.split, why)
+        why = "metrics on it are then no test any more" if flags.split == "test" else "the model was trained on it"
+        logger.warning("--split %s: %s; set the threshold of a model on val", flags.split, why)
     encoder, split = load_model_and_split(flags)
     features = encode_split(encoder, split)
     right = np.concatenate(list(pair_scores(features, right=True)))
@@ -168,7 +168,7 @@ def _of_split(flags: argparse.Namespace) -> Measured:
 
 
 def pair_scores(features: SplitFeatures, *, right: bool) -> Iterator[NDArray[np.float32]]:
-    """Cosines of a split's captions with images of the same person, or of anybody else, some captions at a time."""
+    """Yield cosines of captions with images of the same person (`right`), or of others, some captions at a time."""
     for texts, pids in zip(
         torch.split(features.text_features, CAPTIONS_AT_ONCE),
         torch.split(features.caption_pids, CAPTIONS_AT_ONCE),
@@ -187,7 +187,7 @@ def _holds(gallery: Gallery, image_id: str) -> bool:
 
 
 def _distinct(marks: Sequence[Mark]) -> tuple[list[str], list[str]]:
-    """The sentences and the crops of some pairs, each once."""
+    """Return the sentences and the crops of pairs, each once."""
     return list(dict.fromkeys(mark.text for mark in marks)), list(dict.fromkeys(mark.image_id for mark in marks))
 
 
@@ -199,15 +199,15 @@ def _warn(encoder: Encoder, texts: Sequence[str]) -> None:
 def _scores(
     marks: Sequence[Mark], text_features: Tensor, image_features: Tensor
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Scores of the right pairs and of the wrong ones; of two marks for one pair the last counts.
+    """Return the scores of the right pairs and of the wrong ones; of two marks for one pair the last counts.
 
     Args:
         marks: any.
         text_features, image_features: of the sentences and crops of `_distinct(marks)`, rows of length 1.
     """
     texts, image_ids = ({name: row for row, name in enumerate(names)} for names in _distinct(marks))
-    settled = {(texts[mark.text], image_ids[mark.image_id]): mark.right for mark in marks}
-    rows = torch.tensor(list(settled), dtype=torch.int64).reshape(-1, 2)
+    last_mark = {(texts[mark.text], image_ids[mark.image_id]): mark.right for mark in marks}
+    rows = torch.tensor(list(last_mark), dtype=torch.int64).reshape(-1, 2)
     scores = (text_features[rows[:, 0]] * image_features[rows[:, 1]]).sum(dim=1).numpy()
-    is_right = np.array(list(settled.values()), dtype=bool)
+    is_right = np.array(list(last_mark.values()), dtype=bool)
     return scores[is_right], scores[~is_right]

@@ -1,4 +1,4 @@
-"""`cskt data check`: what is wrong with a data set, before a training finds out."""
+"""`cskt data check`: errors and warnings of a data set, before training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     """See `cskt data check --help`; exit code 1 where a data set has errors."""
     parser = Parser(prog="cskt data check", description="Counts, images and captions of every data set under a folder.")
     parser.add_argument("root", help="folder that holds CUHK-PEDES, ICFG-PEDES, RSTPReid, or a JSON-lines data set")
-    parser.add_argument("--dataset", help="look at this one only: " + ", ".join(DATASETS))
+    parser.add_argument("--dataset", help="check this one only: " + ", ".join(DATASETS))
     parser.add_argument(
         "--no-decode",
         action="store_true",
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def present(root: Path) -> list[str]:
-    """Names of the data sets that lie under `root`, or that `root` is."""
+    """Return the names of the data sets below `root`, or that `root` is."""
     named = [name for name, folder in folders().items() if (root / folder).is_dir() or root.resolve().name == folder]
     return named or (["jsonl"] if any((root / f"{split}.jsonl").is_file() for split in SPLIT_NAMES) else [])
 

@@ -77,10 +77,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def draw(root: Path, train_ids: int, test_ids: int, seed: int) -> None:
-    """Generated pedestrians of the `target` domain, in the layout of CUHK-PEDES; nothing is redrawn.
+    """Draw pedestrians of the `target` domain in the layout of CUHK-PEDES, unless they exist.
 
     Raises:
-        CsktError: other data lies there.
+        CsktError: the folder holds other data.
     """
     ids = {"train": train_ids, "val": max(train_ids // 10, 10), "test": test_ids}
     with counting_bar("drawing pedestrians") as on_progress:
@@ -91,7 +91,7 @@ def draw(root: Path, train_ids: int, test_ids: int, seed: int) -> None:
 
 
 def compare(zero_shot: Encoder, cskt: Encoder, test: Split, features: SplitFeatures) -> list[ResultRow]:
-    """Zero-shot CLIP and trained CSKT on people whom neither has seen; CSKT trains only what it adds."""
+    """Evaluate zero-shot CLIP and trained CSKT, which trains only what it adds, on unseen people."""
     frozen, total = zero_shot.model.num_parameters(), cskt.model.num_parameters()
     return [
         ResultRow("clip-tiny, zero-shot", evaluate(zero_shot, test).t2i.summary(), 0, frozen, "on test"),
@@ -100,7 +100,7 @@ def compare(zero_shot: Encoder, cskt: Encoder, test: Split, features: SplitFeatu
 
 
 def answer_test_sentences(encoder: Encoder, test: Split, features: SplitFeatures) -> list[Answer]:
-    """Captions of three people spread over the split, answered."""
+    """Search for the captions of three people spread over the split."""
     spread = [index * len(test.captions) // NUM_SENTENCES for index in range(NUM_SENTENCES)]
     queries, pids = [test.captions[index] for index in spread], [test.caption_pids[index] for index in spread]
     return [
@@ -110,7 +110,7 @@ def answer_test_sentences(encoder: Encoder, test: Split, features: SplitFeatures
 
 
 def draw_sheets(answers: Sequence[Answer], folder: Path) -> list[Path]:
-    """One picture per answer: right crops framed green, wrong ones red."""
+    """Draw one picture per answer, with right crops framed green and wrong ones red."""
     paths = [folder / f"answer-{number}.png" for number in range(1, len(answers) + 1)]
     for path, found in zip(paths, answers, strict=True):
         answer_sheet(found).save(path)
@@ -118,7 +118,7 @@ def draw_sheets(answers: Sequence[Answer], folder: Path) -> list[Path]:
 
 
 def next_commands(folder: Path, root: Path, query: str) -> list[str]:
-    """What to try after the demo; the last command needs what the package cannot ship."""
+    """Return commands to try after the demo; the last one needs files that the package cannot ship."""
     finetune = "--config finetune --backbone.name clip-tiny --image-height 128 --image-width 64 --lr 1e-4"
     return [
         command_line("query", folder, query, "--sheet", "answer.png"),

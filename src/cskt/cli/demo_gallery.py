@@ -1,4 +1,4 @@
-"""A gallery of generated pedestrians for who has no crops at hand: drawn, with cameras, times, tracks, and indexed."""
+"""A gallery of generated pedestrians with cameras, times and tracks, for a first try without crops."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ HOURS = 14
 
 
 def build_demo_gallery(folder: Path, *, num_people: int = NUM_PEOPLE, device: str | None = None) -> Path:
-    """Draw people whom clip-tiny has not seen, in the style that it knows, and index them; what is there is kept.
+    """Draw people whom clip-tiny has not seen, in the style that it was trained on, and index them.
+
+    Existing images and crops are not made again.
 
     Args:
         folder: receives `people/` and `gallery/`.
         num_people: each is seen on two cameras, twice by each.
-        device: where to compute; the best one here if empty.
+        device: cpu, cuda, mps; None: the best one of this machine.
 
     Returns:
         The gallery's folder.
 
     Raises:
-        CsktError: other data lies there.
+        CsktError: the folder holds other data.
     """
     with counting_bar("drawing pedestrians") as on_progress:
         drawn = make_dataset(
@@ -55,7 +57,7 @@ def build_demo_gallery(folder: Path, *, num_people: int = NUM_PEOPLE, device: st
 
 
 def sightings(num_people: int) -> dict[str, dict[str, str]]:
-    """Path of each image -> where and when the person was seen; what one camera sees of a person is a track."""
+    """Return path of each image -> camera and time of the sighting; the images of one camera are a track."""
     rows = {}
     for person in range(1, num_people + 1):
         random = stable_random("sightings", person)

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def add_ranking_flags(parser: Parser) -> None:
-    """Test-time options, off by default."""
+    """Add test-time options, off by default."""
     defaults = RankingOptions()
     group = parser.add_argument_group("test-time options of text to image, noted in every result")
     group.add_argument(
@@ -74,7 +74,7 @@ def add_ranking_flags(parser: Parser) -> None:
 
 
 def ranking_options(flags: argparse.Namespace) -> RankingOptions:
-    """The options that the flags of `add_ranking_flags` name.
+    """Return the options that the flags of `add_ranking_flags` set.
 
     Raises:
         CsktError: a constant of re-ranking without re-ranking.
@@ -147,7 +147,7 @@ def report_seeds(folders: Sequence[Path], flags: argparse.Namespace, options: Ra
 
 
 def record_of(model: Path, result: Result) -> dict[str, Any]:
-    """The means of a result as plain values."""
+    """Return the means of a result as plain values."""
     return {
         "model": str(model), "note": result.note, "dataset": result.dataset, "split": result.split,
         "t2i": result.metrics["t2i"], "i2t": result.metrics["i2t"],

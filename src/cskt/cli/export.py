@@ -1,5 +1,5 @@
-"""`cskt export`: a run as one file that needs nothing beside it, a trained CLIP as a backbone for other runs, a model
-for other runtimes (`export_runtime`), or a folder for the released programs (`export_released`)."""
+"""`cskt export`: a run as one self-contained file, a trained CLIP as a backbone for other runs, a model for other
+runtimes (`export_runtime`), or a folder for the released programs (`export_released`)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """See that the flags belong together, before anything is read.
+    """Check that the flags belong together, before anything is read.
 
     Raises:
         CsktError: they do not, or the file has another suffix.
@@ -99,7 +99,7 @@ class Folded:
     folder: Path
     config: RunConfig
     source: MethodFile
-    """The run's own weight file: where its backbone came from, and facts."""
+    """The run's weight file, with the source of its backbone and facts."""
     encoder: Encoder
 
     @property
@@ -109,7 +109,7 @@ class Folded:
 
 
 def read_run(folder: Path, backbone: str | None) -> Folded:
-    """A run over its backbone.
+    """Load a run over its backbone.
 
     Raises:
         CsktError: no run folder, or its weights or backbone cannot be read.
@@ -124,7 +124,7 @@ def read_run(folder: Path, backbone: str | None) -> Folded:
 
 
 def write_merged(target: Path, run: Folded) -> None:
-    """Backbone and method in one file."""
+    """Write backbone and method into one file."""
     save_method(
         target,
         run.state,
@@ -138,7 +138,7 @@ def write_merged(target: Path, run: Folded) -> None:
 
 
 def write_backbone(target: Path, run: Folded, *, half: bool, seen_tokens: bool) -> None:
-    """The towers alone, as a backbone of other runs.
+    """Write the towers alone, as a backbone of other runs.
 
     Raises:
         CsktError: the run added what a backbone does not have, or its training data cannot be read.
@@ -159,6 +159,6 @@ def write_backbone(target: Path, run: Folded, *, half: bool, seen_tokens: bool) 
 
 
 def seen_token_ids(run: Folded) -> frozenset[int]:
-    """Token ids of the captions that a run was trained on."""
+    """Return the token ids of the captions that a run was trained on."""
     split = read_dataset(run.config.data.dataset, Path(run.config.data.root))["train"]
     return frozenset(run.encoder.tokenizer(split.captions).flatten().tolist())

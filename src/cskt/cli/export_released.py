@@ -71,10 +71,10 @@ def export_released(
 
 
 def _heads(run: Path, config: RunConfig, architecture: ClipArchitecture, root: Path) -> dict[str, Tensor]:
-    """The heads of every loss that has one, the classifier with a row for each person whom the released program counts.
+    """Return the heads of all losses, the classifier with a row for each identity that the released program counts.
 
     Raises:
-        CsktError: they were not kept, or do not fit the run's losses.
+        CsktError: they were not stored, or do not fit the run's losses.
     """
     wanted = [name for name in ("id", "mlm") if name in config.loss.weights]
     if not wanted:
@@ -100,10 +100,10 @@ def _heads(run: Path, config: RunConfig, architecture: ClipArchitecture, root: P
 
 
 def _whole_classifier(heads: dict[str, Tensor], config: RunConfig, root: Path, run: Path) -> dict[str, Tensor]:
-    """The classifier with a row of zeros for each person of the training split whom the run did not train on.
+    """Return the classifier with a row of zeros for each identity of the split that the run did not train on.
 
     The released program counts all people of the training split. A run may have held some out (`holdout_fraction` of
-    ICFG-PEDES, which has no val split) or left some away (`train_fraction`).
+    ICFG-PEDES, which has no val split) or left some out (`train_fraction`).
     """
     data, rows = config.data, len(heads["classifier.weight"])
     has_no_val = dataset_key(data.dataset) == "icfg-pedes"
@@ -133,5 +133,5 @@ def _whole_classifier(heads: dict[str, Tensor], config: RunConfig, root: Path, r
 
 
 def _parent_of_dataset(root: Path, name: str) -> Path:
-    """The folder that holds the data set's folder; the user may have named either."""
+    """Return the folder that contains the data set's folder; the user may have named either."""
     return root.parent if root.name == name and not (root / name).is_dir() else root

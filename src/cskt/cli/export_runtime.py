@@ -1,4 +1,4 @@
-"""`cskt export --format`: a model for ONNX Runtime or OpenVINO, checked against its source before it is kept."""
+"""`cskt export --format`: a model for ONNX Runtime or OpenVINO, checked against its source."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOLERANCE = {"fp32": 0.1, "int8": 1.0}
 
 
 def add_runtime_flags(parser: Parser) -> None:
-    """The flags that belong to `--format`, which the command itself adds among its other forms."""
+    """Add the flags that belong to `--format`."""
     group = parser.add_argument_group("with --format")
     group.add_argument(
         "--output",
@@ -66,7 +66,7 @@ RUNTIME_FLAGS = ("output", "int8", "calibrate_on", "tolerance", "dataset", "root
 
 
 def export_runtime(flags: argparse.Namespace) -> None:
-    """Write the folder, check it, and only then put it in its place.
+    """Write the folder, check it, and only then rename it to its place.
 
     Raises:
         CsktError: the model cannot be read, or the export is not as good as its source.
@@ -79,7 +79,7 @@ def export_runtime(flags: argparse.Namespace) -> None:
     if is_exported(flags.run):
         raise CsktError(f"{flags.run}: is an exported model already; export the run that it was made from")
     config = run_config(flags.run)
-    split = split_at_hand(flags, config)
+    split = checked_split(flags, config)
     source = load(flags.run, flags.backbone, "cpu", precision="fp32", weights=flags.weights or "model")
     calibration = calibration_images(flags, config, source) if flags.int8 else []
     with placed_when_done(target) as fresh:
@@ -100,7 +100,7 @@ def export_runtime(flags: argparse.Namespace) -> None:
 
 
 def target_of(flags: argparse.Namespace) -> Path:
-    """The folder to write.
+    """Return the folder to write.
 
     Raises:
         CsktError: neither the flags nor the run say which.
@@ -111,7 +111,7 @@ def target_of(flags: argparse.Namespace) -> Path:
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """See that the flags of `add_runtime_flags` belong together.
+    """Check that the flags of `add_runtime_flags` belong together.
 
     Raises:
         CsktError: they do not.
@@ -124,8 +124,8 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise CsktError(f"--check-images {flags.check_images}: give a number of images, or 0 for all")
 
 
-def split_at_hand(flags: argparse.Namespace, config: RunConfig | None) -> Split | None:
-    """The split to check on; none if the user names no data and the model's own is not here.
+def checked_split(flags: argparse.Namespace, config: RunConfig | None) -> Split | None:
+    """Return the split to check on; None if the user names no data and that of the model is not here.
 
     Raises:
         CsktError: data that the user names cannot be read.
@@ -133,7 +133,7 @@ def split_at_hand(flags: argparse.Namespace, config: RunConfig | None) -> Split 
     named = flags.dataset or flags.root or flags.split
     if not named and (config is None or not Path(config.data.root).is_dir()):
         logger.warning(
-            "no data set at hand: checked on generated pedestrians, features only; for R1 give --dataset and --root"
+            "no data set found: checked on generated pedestrians, features only; for R1 give --dataset and --root"
         )
         return None
     default = "val" if config is None else config.data.select_on
@@ -142,7 +142,7 @@ def split_at_hand(flags: argparse.Namespace, config: RunConfig | None) -> Split 
 
 
 def calibration_images(flags: argparse.Namespace, config: RunConfig | None, source: Encoder) -> list[Tensor]:
-    """[3, H, W] uint8 pixels of some hundred crops, spread over those of a gallery, a folder or the training split.
+    """Return uint8 pixels [3, H, W] of some hundred crops, spread over a gallery, a folder or the training split.
 
     Raises:
         CsktError: there are none, or none can be read.
@@ -157,7 +157,7 @@ def calibration_images(flags: argparse.Namespace, config: RunConfig | None, sour
 
 
 def crops_of(folder: Path) -> list[Path]:
-    """Image files below a folder; of a gallery, those of its indexed folder and those that were handed over.
+    """Return the image files below a folder; for a gallery, those of its indexed folder and uploaded ones.
 
     Raises:
         CsktError: no such folder, or no image in it.
@@ -176,7 +176,7 @@ def crops_of(folder: Path) -> list[Path]:
 
 
 def parity_table(parity: Parity) -> str:
-    """What the check found, for people."""
+    """Return the result of the check as a table."""
 
     def line(name: str, of: Agreement) -> str:
         return f"  {name:<10}{of.count:>8}{of.largest_difference:>22.1e}{of.smallest_cosine:>18.6f}"

@@ -1,4 +1,4 @@
-"""What the commands of a gallery share: which model fills it, how it is loaded, and what a run has said."""
+"""Flags and reports that the commands of a gallery share."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def add_source_flags(parser: Parser, default: str) -> None:
 
 
 def is_gallery(folder: Path) -> bool:
-    """Whether a gallery lies there."""
+    """Return whether a folder is a gallery."""
     return (folder / MANIFEST).is_file()
 
 
@@ -54,8 +54,7 @@ def source_of(flags: argparse.Namespace, known: ModelSource | None = None, *, sa
 
     Args:
         flags: as parsed.
-        known: a gallery's own model, which counts where `--model` is left out; clip-tiny, with a warning, if neither is
-            given.
+        known: the gallery's model, used without `--model`; clip-tiny, with a warning, if there is neither.
         same_model: whether `--model` can only be another place of `known`, so that its image size holds.
 
     Raises:
@@ -104,7 +103,7 @@ def load_source(source: ModelSource, flags: argparse.Namespace, gallery: Path | 
 
 
 def report_indexing(report: IndexReport, gallery: Path, num_crops: int, *, as_json: bool) -> None:
-    """Print what indexing did: on stdout the figures, on stderr what could not be read."""
+    """Print numbers of indexing on stdout, and unreadable images on stderr."""
     encoded = report.added + report.replaced
     rate = encoded / report.seconds if report.seconds else 0.0
     if as_json:
@@ -137,7 +136,7 @@ def _warn(what: str, listed: Sequence[tuple[str, str]]) -> None:
 
 
 def _further(report: IndexReport) -> Iterator[str]:
-    """Yield lines on what was not indexed, where there is any."""
+    """Yield lines on images that were not indexed."""
     if report.turned:
         yield f"encoded again, now as their EXIF orientation says: {report.turned:,}"
     if report.passed_over:

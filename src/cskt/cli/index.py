@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from cskt.cli.gallery_flags import add_source_flags, is_gallery, load_source, report_indexing, source_of
-from cskt.cli.metadata_table import KEY_NAMES, read_metadata, tell_unmatched
+from cskt.cli.metadata_table import KEY_NAMES, log_unmatched, read_metadata
 from cskt.cli.next_steps import command_line
 from cskt.cli.parsing import Parser
 from cskt.embed import EncodeOptions, ModelSource
@@ -24,9 +24,9 @@ from cskt.gallery.places import source_to_index
 from cskt.utils.progress import counting_bar
 
 DESCRIPTION = """\
-Make a gallery of the crops in a folder, or bring one up to date: new images are added, changed ones replaced, unchanged
-ones passed over. An interrupted run loses nothing that it has stored; the same command goes on. Many images are encoded
-on a Ray cluster with --engine ray.
+Make a gallery of the crops in a folder, or update one: new images are added, changed ones replaced, unchanged ones
+skipped. An interrupted run loses nothing that it has stored; the same command continues it. With --engine ray, images
+are encoded on a Ray cluster.
 """
 EXAMPLES = """\
 examples:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         if crops is None:
             raise CsktError("--metadata is for a folder or a list; shards bring their own columns")
         metadata = read_metadata(flags.metadata, crops.folder, flags.key)
-        tell_unmatched(flags.metadata, metadata, crops.scan(flags.gallery).files, crops.folder)
+        log_unmatched(flags.metadata, metadata, crops.scan(flags.gallery).files, crops.folder)
     source = source_of(flags, known.model if known else None, same_model=True)
     # Ray starts processes, which it must before the gallery's store is open; and after all that can be refused.
     with nullcontext() if flags.engine == "local" else connected(flags.address):
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
                         )  # fmt: skip
             except KeyboardInterrupt:
                 stored = f"{gallery.count():,} images are in the gallery"
-                print(f"cskt index: interrupted; {stored}; run the same command to go on", file=sys.stderr)
+                print(f"cskt index: interrupted; {stored}; run the same command to continue", file=sys.stderr)
                 return 130
             report.model_moved = moved
             report_indexing(report, flags.gallery, gallery.count(), as_json=flags.json)
@@ -114,7 +114,7 @@ def _shards(images: str | None, known: Manifest | None) -> tuple[str, ...]:
 
 
 def _on_ray(flags: argparse.Namespace, gallery: Gallery, source: ModelSource, folder: Path | None) -> RayEngine:
-    """The workers of `--engine ray`, each with the model."""
+    """Return the workers of `--engine ray`, each with the model."""
     return RayEngine(
         absolute_source(source),
         gallery.encoder.fingerprint,
@@ -136,25 +136,25 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--metadata", type=Path, metavar="TABLE",
-        help="what is known of the images (camera, time, track, ...): CSV with comma, semicolon or tab, or JSON lines;"
-        " what a column holds is seen from its values. Rows that name no image, and images without a row, are told",
+        help="metadata of the images (camera, time, track, ...): CSV with comma, semicolon or tab, or JSON lines; the"
+        " type of a column follows from its values. Rows without an image, and images without a row, are reported",
     )  # fmt: skip
     parser.add_argument(
         "--key", metavar="COLUMN", help=f"column of the table with the images' paths (default: {', '.join(KEY_NAMES)})"
     )
     parser.add_argument(
         "--ignore", action="append", metavar="PATTERN",
-        help="files and folders that do not count, as in .gitignore: '*.png', 'old/', 'cam3/*_thumb.jpg'; may be given"
-        " several times, and holds until it is given again; '' for none (default: as before)",
+        help="files and folders to skip, as in .gitignore: '*.png', 'old/', 'cam3/*_thumb.jpg'; may be given several"
+        " times, and is remembered until it is given again; '' for none (default: as before)",
     )  # fmt: skip
     parser.add_argument(
         "--prune", action="store_true",
         help="remove crops whose image is gone or ignored, and older versions of images that are unreadable now; what"
-        " lies in a folder that cannot be read stays",
+        " is in a folder that cannot be read stays",
     )  # fmt: skip
     parser.add_argument(
         "--store", metavar="STORE",
-        help="where vectors are kept: lance, in the gallery's folder; milvus://HOST:PORT/COLLECTION; or milvus:FILE.db"
+        help="store of the vectors: lance, in the gallery's folder; milvus://HOST:PORT/COLLECTION; or milvus:FILE.db"
         " (default: lance)",
     )  # fmt: skip
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""What a user's table knows of the images in a folder, by the image's place in it."""
+"""Tables of metadata for the images of a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY_NAMES = ("image", "path", "file", "image_id")
 
 
 def read_metadata(path: Path, images: Path, key: str | None = None) -> dict[str, dict[str, object]]:
-    """Path of each image within its folder -> column -> raw value, from a CSV or JSON-lines table.
+    """Read a CSV or JSON-lines table as path of an image within its folder -> column -> raw value.
 
     Args:
         path: the table; its key column holds paths of images, relative to `images` or absolute, with `/` or `\\`.
@@ -46,13 +46,13 @@ def read_metadata(path: Path, images: Path, key: str | None = None) -> dict[str,
     return metadata
 
 
-def tell_unmatched(path: Path, metadata: Mapping[str, object], present: Collection[str], images: Path) -> None:
+def log_unmatched(path: Path, metadata: Mapping[str, object], present: Collection[str], images: Path) -> None:
     """Log how many rows name no image, and how many images have no row.
 
     Args:
         path: the table.
         metadata: see `read_metadata`.
-        present: names of the images that count.
+        present: names of the indexed images.
         images: their folder.
     """
     known = {unicodedata.normalize("NFC", name) for name in present}
@@ -67,7 +67,7 @@ def tell_unmatched(path: Path, metadata: Mapping[str, object], present: Collecti
 
 
 def image_name(name: str, images: Path) -> str:
-    """A path as a table has it, relative to the folder of the images, as galleries write it.
+    """Return a path of a table as galleries write it, relative to the folder of the images.
 
     Args:
         name: relative to `images` or absolute, with `/` or `\\`; a path to elsewhere is left as it is.
@@ -81,7 +81,7 @@ def image_name(name: str, images: Path) -> str:
 
 
 def _check_names(headings: Iterable[str], path: Path) -> None:
-    """See that headings stay apart under the names that a gallery gives them."""
+    """Check that no two headings have one name in a gallery."""
     heading_of: dict[str, str] = {}
     for heading in sorted(headings):
         try:

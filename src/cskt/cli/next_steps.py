@@ -1,4 +1,4 @@
-"""Commands to type next, as they run from where the user is: installed, or in an environment that is not active."""
+"""Commands to type next, as they run from the working folder, also in an environment that is not active."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def command_line(*words: str | Path) -> str:
-    """A `cskt` command, quoted so that a shell takes it as it is printed.
+    """Return a `cskt` command, quoted for a shell.
 
     Args:
         words: what follows `cskt`, one argument each.

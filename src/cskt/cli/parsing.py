@@ -29,7 +29,7 @@ DEFAULT_RECIPE = "cskt"
 TEXT_KEYS = {key for key, field in flat_fields() if field.type == "str"}
 """Config keys that hold text: `--name 2024` is a name and no number."""
 OPTIONAL_KEYS = {key for key, field in flat_fields() if str(field.type).endswith("| None")}
-"""Config keys that may be empty: `none` and `null` empty them."""
+"""Config keys that may be None, by `none` or `null`."""
 SWITCHES = {key for key, field in flat_fields() if field.type == "bool"}
 """Config keys that are on or off: the flag alone switches one on."""
 SERIES_KEYS = {
@@ -65,11 +65,11 @@ class Parser(argparse.ArgumentParser):
         sys.stdout.flush()
 
     def parse(self, argv: Sequence[str], *, intermixed: bool = False) -> argparse.Namespace:
-        """The parsed flags; an unknown one ends the program and names the nearest.
+        """Return the parsed flags; an unknown one ends the program with a line that names the nearest.
 
         Args:
             argv: words after the command.
-            intermixed: arguments of which there may be any number may also stand behind and between flags.
+            intermixed: positional arguments may also come between and after flags.
         """
         parse_known = self.parse_known_intermixed_args if intermixed else self.parse_known_args
         flags, unknown = parse_known([self._spelt(word) for word in argv])
@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser):
         return flags
 
     def _spelt(self, word: str) -> str:
-        """`--batch_size=8` -> `--batch-size=8`, or the other way about; values are left as they are."""
+        """Return a word with the present spelling of its flag: `--batch_size=8` -> `--batch-size=8`."""
         flag, equals, value = word.partition("=")
         if not flag.startswith("--"):
             return word
@@ -96,7 +96,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_config_flags(parser: Parser) -> None:
-    """`--config` and one flag per config key; a last part that no other key shares may stand alone (`--lr`)."""
+    """Add `--config` and a flag per config key, also by its last part if that is unique (`--lr`)."""
     parser.add_argument(
         "--config",
         metavar="RECIPE",
@@ -122,7 +122,7 @@ def add_config_flags(parser: Parser) -> None:
 
 
 def config_from_flags(flags: argparse.Namespace) -> RunConfig:
-    """The recipe of `--config` with the flags laid over it.
+    """Return the recipe of `--config` with the values of the flags.
 
     Raises:
         CsktError: see `cskt.config.load_config`.
@@ -131,7 +131,7 @@ def config_from_flags(flags: argparse.Namespace) -> RunConfig:
 
 
 def flag_overrides(flags: argparse.Namespace) -> dict[str, Any]:
-    """Config key -> value for the config flags that were given."""
+    """Return config key -> value for the config flags that were given."""
     given = {name.removeprefix(OVERRIDE): text for name, text in vars(flags).items() if name.startswith(OVERRIDE)}
     if given.get("loss.weights") in get_args(WeightsChoice):  # as in other commands, --weights ema is the backbone's
         given["backbone.weights"] = given.pop("loss.weights")
@@ -139,7 +139,7 @@ def flag_overrides(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def config_value(key: str, text: str) -> Any:
-    """A flag's text as its config key takes it: plain text, or what YAML makes of it (1e-4, true, [2, 3])."""
+    """Return the text of a flag as the value of a config key: text, or its value in YAML (1e-4, true, [2, 3])."""
     if key in TEXT_KEYS:
         return text
     if key in OPTIONAL_KEYS and text.lower() in ("none", "null"):
@@ -151,7 +151,7 @@ def config_value(key: str, text: str) -> Any:
 
 
 def _help(key: str, recipe: RunConfig) -> str:
-    """Docstring and default of a config key, and what the recipe sets it to if that is something else."""
+    """Return docstring and default of a config key, and its value in the recipe if that differs."""
     *sections, leaf = key.split(".")
     owner: Any = RunConfig
     for section in sections:
@@ -164,14 +164,14 @@ def _help(key: str, recipe: RunConfig) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as its flag takes it."""
+    """Return a value as its flag takes it."""
     if value is None:
         return "none"
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def existing_folder(text: str) -> Path:
-    """A folder given as an argument.
+    """Return a folder given as an argument.
 
     Raises:
         CsktError: there is none.
@@ -184,7 +184,7 @@ def existing_folder(text: str) -> Path:
 
 
 def seeds_of(text: str) -> list[int]:
-    """`1,2,3` as numbers.
+    """Return `1,2,3` as numbers.
 
     Raises:
         CsktError: anything else, or a seed twice.
@@ -196,7 +196,7 @@ def seeds_of(text: str) -> list[int]:
 
 
 def overrides_of(pairs: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE` words as config keys; what is wrong with them is told by who reads the config."""
+    """Return `KEY=VALUE` words as config key -> value; keys and values are checked by `load_config`."""
     if wrong := next((pair for pair in pairs if "=" not in pair), None):
         raise CsktError(f"--set {wrong}: give KEY=VALUE, as in --set loop.num_epochs=3")
     split = [pair.partition("=") for pair in pairs]

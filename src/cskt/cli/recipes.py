@@ -19,7 +19,7 @@ from cskt.utils.terminal import json_text
 
 @dataclass(frozen=True)
 class RecipeSize:
-    """How large a recipe is, with the classifier of a number of identities."""
+    """Number of parameters of a recipe, with the classifier of a number of identities."""
 
     name: str
     about: str
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def size_of(name: str, num_identities: int) -> RecipeSize:
-    """The parameters of a recipe, counted on the model itself, without memory for it."""
+    """Count the parameters of a recipe on its model, which takes no memory."""
     config = load_config(name)
     architecture = config.backbone.architecture or architecture_at(config)
     with torch.device("meta"):
@@ -78,7 +78,7 @@ def size_of(name: str, num_identities: int) -> RecipeSize:
 
 
 def architecture_at(config: RunConfig) -> ClipArchitecture:
-    """ViT-B/16 at the image size of a recipe."""
+    """Return ViT-B/16 at the image size of a recipe."""
     default = ClipArchitecture()
     return ClipArchitecture(
         image_height=config.backbone.image_height or default.image_height,
@@ -88,7 +88,7 @@ def architecture_at(config: RunConfig) -> ClipArchitecture:
 
 
 def about(path: Path) -> str:
-    """The first sentence of the comment at the head of a YAML file."""
+    """Return the first sentence of the comment at the head of a YAML file."""
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
     return comment.split(". ")[0].removesuffix(".")

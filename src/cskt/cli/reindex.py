@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     """See `cskt reindex --help`."""
     parser = Parser(prog="cskt reindex", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help="folder of the gallery")
-    parser.add_argument("--prune", action="store_true", help="drop crops whose image cannot be read any more")
+    parser.add_argument("--prune", action="store_true", help="remove crops whose image cannot be read any more")
     parser.add_argument("--json", action="store_true", help="JSON on stdout, with every unreadable image")
     add_source_flags(parser, "the gallery's own, for weights that have changed in their place")
     flags = parser.parse(argv)
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
                 report = gallery.reindex(encoder, prune=flags.prune, on_progress=on_progress)
         except KeyboardInterrupt:
             kept = "the gallery answers as before"
-            print(f"cskt reindex: interrupted; {kept}; run the same command to go on", file=sys.stderr)
+            print(f"cskt reindex: interrupted; {kept}; run the same command to continue", file=sys.stderr)
             return 130
         report_indexing(report, flags.gallery, gallery.count(), as_json=flags.json)
     return 0

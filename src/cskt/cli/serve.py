@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from cskt.service.settings import ServiceSettings
 
 DESCRIPTION = """\
-Serve a gallery on a page, and to programs by HTTP, until Ctrl-C. By default only this machine can ask, and nobody can
-write. Who asked what and when is noted in GALLERY/audit.jsonl: the sentences, not the pictures.
+Serve a gallery on a page, and to programs by HTTP, until Ctrl-C. By default only this machine has access, and nothing
+can be written. Requests are logged in GALLERY/audit.jsonl, with sentences and without pictures.
 """
 EXAMPLES = """\
 examples:
@@ -52,14 +52,14 @@ def main(argv: Sequence[str]) -> int:
     ):
         check_place(gallery.folder, gallery.manifest.model)
         app = create_app(gallery, settings)
-        _tell(settings, app.state.service.audit.path)
+        _log_settings(settings, app.state.service.audit.path)
         print(f"Serving {gallery.folder} ({gallery.count():,} crops) at {address_of(listener)}", flush=True)
         serve(app, listener, settings)
     return 0
 
 
 def _gallery(flags: argparse.Namespace) -> Path:
-    """The folder of the gallery, which `--demo` makes first."""
+    """Return the folder of the gallery, which `--demo` makes first."""
     if flags.demo is None:
         gallery: Path = flags.gallery
         return gallery
@@ -85,7 +85,7 @@ def _settings(flags: argparse.Namespace) -> ServiceSettings:
     return validate(ServiceSettings, {**stated, "keep_audit_log": not flags.no_audit_log}, "flags")
 
 
-def _tell(settings: ServiceSettings, audit_log: Path | None) -> None:
+def _log_settings(settings: ServiceSettings, audit_log: Path | None) -> None:
     if settings.reading_needs_token:
         log.warning(
             "other machines can reach this service, with the token; it goes over the network unencrypted unless a proxy"

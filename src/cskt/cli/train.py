@@ -18,30 +18,30 @@ def main(argv: Sequence[str]) -> int:
         prog="cskt train",
         usage="cskt train [--config RECIPE] [--output FOLDER] [--init-from RUN] [--seeds 1,2,3 | --resume RUN]"
         " [--KEY VALUE ...]",
-        description="Train a recipe. Every config key below is a flag that is laid over it.",
+        description="Train a recipe. Every config key below is a flag that changes it.",
     )
     parser.add_argument("--output", type=Path, help="run folder (default: <output_dir>/<dataset>/<time>_<name>)")
     parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder from its last.pt, past a stop")
     parser.add_argument(
         "--seeds",
         metavar="1,2,3",
-        help="one run per seed, in <output>/seed-<n> (default: <output_dir>/<dataset>/<name>); runs that are there are"
-        " left alone or gone on with",
+        help="one run per seed, in <output>/seed-<n> (default: <output_dir>/<dataset>/<name>); finished runs are"
+        " skipped, others continued",
     )
     add_config_flags(parser)
     flags = parser.parse(argv)
     if flags.seeds is not None:
         if flags.resume is not None:
-            raise CsktError("--seeds goes on with what is missing by itself; leave out --resume")
+            raise CsktError("--seeds continues unfinished runs by itself; leave out --resume")
         return run_seeds(config_from_flags(flags), seeds_of(flags.seeds), flags.output)
     if flags.resume is None:
         return run(config_from_flags(flags), flags.output)
     if flags.config is not None or flags.output is not None:
-        raise CsktError("--resume goes on with the run's own config in its folder; leave out --config and --output")
+        raise CsktError("--resume continues with the run's own config in its folder; leave out --config and --output")
     from cskt.training.run_folder import CONFIG  # noqa: PLC0415  (--help should not wait for torch)
 
     folder = existing_folder(flags.resume)
-    # The stop of an earlier session is none of this one.
+    # A stop was meant for the earlier session.
     overrides = {"loop.stop_after_epochs": None} | flag_overrides(flags)
     return run(as_trained(load_config(folder / CONFIG, overrides)), folder, resume=True)
 
@@ -83,7 +83,7 @@ def _epochs(config: RunConfig, num_done: int) -> str:
 
 
 def run_seeds(config: RunConfig, seeds: Sequence[int], folder: Path | None = None) -> int:
-    """Train what is missing of several seeds; exit code 1 while another process is at one of them."""
+    """Train the seeds that are not finished; return 1 while another process trains one of them."""
     from cskt.cli.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
     from cskt.evaluation.statistics import mean_and_deviation  # noqa: PLC0415
     from cskt.training.launch import check_single_process  # noqa: PLC0415

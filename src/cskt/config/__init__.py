@@ -1,4 +1,4 @@
-"""The configuration of a run: what can be set (`schema`) and how it is read and written (`files`)."""
+"""Configuration of a run: its fields (`schema`), and recipes and config files (`recipes`)."""
 
 from cskt.config.architecture import CLIP_MEAN, CLIP_STD, ClipArchitecture
 from cskt.config.recipes import (

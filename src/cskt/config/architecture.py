@@ -1,4 +1,4 @@
-"""The sizes of a CLIP, and the normalisation of the images that it takes."""
+"""Sizes of a CLIP model, and the normalisation of its images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML as plain data: no objects, no key twice, no unfolding without end, and every fault an error in one line."""
+"""YAML as plain data: no objects, no key twice, bounded size, and every fault a CsktError of one line."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import yaml
 from cskt.errors import CsktError
 
 DAMAGE = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
-"""What PyYAML raises, beside errors of its own, on tags that promise what their values do not hold."""
+"""Exceptions that PyYAML raises, beside its own, for a tag that does not fit its value."""
 MOST_LEVELS = 100
-"""Of mappings and lists within each other; a text that opens thousands would keep the parser busy for minutes."""
+"""Nesting of mappings and lists; a text with thousands of levels would take minutes to parse."""
 MOST_CHARACTERS = 200_000
-"""Of a text, a hundred times what a config has; the parser takes some 15 seconds for a million."""
+"""Length of a text, a hundred times that of a config; parsing a million takes some 15 seconds."""
 MERGE = "tag:yaml.org,2002:merge"
 
 
 class PlainLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which by itself lets the last of two equal keys win and says nothing."""
+    """PyYAML's safe loader, with an error for a key that appears twice."""
 
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """A value with all that is in it.
+        """Compose a value with everything inside it.
 
         Raises:
             yaml.composer.ComposerError: it is nested too deep.
@@ -36,7 +36,7 @@ class PlainLoader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """See that a mapping has each key once, and merges no others (`<<`), which a few lines let fill the memory.
+        """Check that a mapping has each key once, and no `<<`, with which a few lines could fill the memory.
 
         Raises:
             yaml.constructor.ConstructorError: it does not.
@@ -48,16 +48,16 @@ class PlainLoader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"'{key.value[:80]}' stands there twice; keep one", key.start_mark
+                        None, None, f"'{key.value[:80]}' is there twice; delete one", key.start_mark
                     )
                 seen.add((key.tag, key.value))
 
 
 def plain_yaml(text: str, loader: type[PlainLoader] = PlainLoader) -> Any:
-    """What a YAML text holds; nothing in it is ever executed.
+    """Parse a YAML text as plain data; nothing in it is executed.
 
     Raises:
-        CsktError: it is not plain YAML; says why and where in one line, without naming the file.
+        CsktError: it is not plain YAML; one line with reason and position, without the file.
     """
     if len(text) > MOST_CHARACTERS:
         raise CsktError(f"{len(text):,} characters; at most {MOST_CHARACTERS:,} are read")

@@ -1,6 +1,6 @@
-"""Recipes and config files: found, merged, checked, written.
+"""Recipes and config files: find, merge, check and write them.
 
-pydantic's report of what is wrong becomes one line that names the key and, for an unknown key, the nearest known one.
+A pydantic error becomes one line that names the key and, for an unknown key, the nearest known one.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from cskt.utils.terminal import printable
 
 Config = TypeVar("Config")
 UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
-"""pydantic's names for an error about a key that is not known."""
+"""pydantic's names of the error for an unknown key."""
 SHORT = reprlib.Repr()
-"""Shows a value that was given: lists within lists, by YAML's aliases, may unfold to more than any memory holds."""
+"""Quotes a value: lists within lists, through YAML's aliases, may be larger than any memory."""
 SHORT.maxstring, SHORT.maxother, SHORT.maxlong = 200, 200, 80
 RECIPES = Path(str(resources.files("cskt"))) / "recipes"
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that ship with the package."""
+    """Return the names of the recipes that ship with the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file; only plain data is understood, never code.
+    """Read a YAML mapping of plain data from a file.
 
     Raises:
         CsktError: the file is missing, is not YAML, has a key twice, or is no mapping.
@@ -60,7 +60,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def resolve_recipe(name_or_path: str | Path) -> Path:
-    """The file of a recipe given by name (`cskt`, `irra`) or by path."""
+    """Return the file of a recipe given by name (`cskt`, `irra`) or by path."""
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         shipped = RECIPES / path.name
@@ -72,7 +72,7 @@ def resolve_recipe(name_or_path: str | Path) -> Path:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The content of a recipe; one that names another under `base` is laid over it.
+    """Read a recipe, merged into the one that it names under `base`, if any.
 
     Raises:
         CsktError: see `read_yaml`; a base that is unknown, or that is its own base.
@@ -93,7 +93,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `override` laid over it; nested mappings merge, but loss weights are replaced whole."""
+    """Return `base` with the values of `override`; nested mappings merge, but loss weights are replaced whole."""
     merged = dict(base)
     for key, value in override.items():
         below = merged.get(key)
@@ -105,7 +105,7 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{'optim.lr': 1} -> {'optim': {'lr': 1}}; of two that meet the later counts."""
+    """Return {'optim.lr': 1} as {'optim': {'lr': 1}}; for equal keys the later value counts."""
     nested: dict[str, Any] = {}
     for dotted, value in flat.items():
         for part in reversed(dotted.split(".")):
@@ -144,7 +144,7 @@ def load_config(
 
 
 def validate(config_class: type[Config], content: Mapping[str, Any], origin: str) -> Config:
-    """`content` as an instance of a config class; see `load_config` for what it raises."""
+    """Return `content` as an instance of a config class; see `load_config` for the errors."""
     try:
         return TypeAdapter(config_class).validate_python(dict(content))
     except ValidationError as error:
@@ -164,7 +164,7 @@ def _one_line(detail: ErrorDetails, config_class: type) -> str:
 
 
 def _nearest_key(key: str, config_class: type) -> str:
-    """A clause that names the key meant: the one with that last part, or the nearest in letters, or its neighbours."""
+    """Return a clause that names the key with that last part, or the nearest key, or those of its section."""
     known = [name for name, _ in flat_fields(config_class)]
     if config_class is RunConfig:
         known += [name for name, _ in flat_fields(ClipArchitecture, "backbone.architecture.")]
@@ -180,7 +180,7 @@ def _nearest_key(key: str, config_class: type) -> str:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain mappings, lists and scalars that `load_config` reads back to an equal config."""
+    """Return a config as plain mappings, lists and scalars, from which `load_config` makes an equal one."""
     plain: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
     return plain
 

@@ -99,12 +99,12 @@ NO_AUGMENTATION = {"augment.pad_pixels": 0, "augment.erase_probability": 0.0}
 
 
 def recipe_of(flags: Mapping[str, Any]) -> str:
-    """The recipe that published flags belong to: IRRA has masked language modelling and no prompts."""
+    """Return the recipe of published flags: IRRA has masked language modelling and no prompts."""
     return IRRA if flags.get("MLM") and not {"depth", "n_ctx"} & flags.keys() else REFERENCE
 
 
 def from_published(flags: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """Config overrides (dotted key -> value) for published flags.
+    """Return config overrides (dotted key -> value) for published flags.
 
     Args:
         flags: flag name without dashes -> value, as the command line or a released configs.yaml gives them. Flags

@@ -43,7 +43,7 @@ LoraTarget: TypeAlias = Literal["query", "key", "value", "out", "fc", "proj"]
 
 @dataclass(config=STRICT, frozen=True)
 class BackboneConfig:
-    """Which CLIP carries the method, and the image size that it is run at."""
+    """CLIP model below the method, and its image size."""
 
     name: str = "ViT-B/16"
     """clip-tiny (ships with the package), a published name such as ViT-B/16, a Hugging Face repository, or a path."""
@@ -136,7 +136,7 @@ class LoraConfig:
 
 @dataclass(config=STRICT, frozen=True)
 class LossConfig:
-    """Which losses train, and their constants."""
+    """Losses and their constants."""
 
     weights: Annotated[dict[str, NonNegativeReal], Len(min_length=1)] = dataclasses.field(
         default_factory=lambda: {"sdm": 1.0}
@@ -172,7 +172,7 @@ class MlmConfig:
 
 @dataclass(config=STRICT, frozen=True)
 class DataConfig:
-    """Where the pairs come from and how batches are drawn."""
+    """Training pairs and how batches are drawn from them."""
 
     dataset: str = "cuhk-pedes"
     """cuhk-pedes, icfg-pedes, rstpreid or jsonl."""
@@ -210,7 +210,7 @@ class DataConfig:
     train_fraction: Annotated[Real, Gt(0), Le(1)] = 1.0
     """Share of the training identities that is used (small-data studies)."""
     captions_per_image: Positive = 1
-    """Captions of an image in one step, with the image encoded once; batch_size goes on counting pairs."""
+    """Captions of an image in one step, with the image encoded once; batch_size still counts pairs."""
     templates: Annotated[tuple[str, ...], Len(min_length=1)] = ("{}",)
     """Sentences around a caption in evaluation and search, `{}` being the caption; features of several are averaged
     (CLIP, Radford et al. 2021, section 3.1.4). Training sees the captions as they are."""
@@ -283,7 +283,7 @@ class OptimConfig:
     layer_decay: Annotated[Real, Gt(0), Le(1)] = 1.0
     """Rate of a tower's block relative to the block above it (layer-wise rate decay, ELECTRA, Clark et al. 2020)."""
     ema_decay: Annotated[Real, Gt(0), Lt(1)] | None = None
-    """Decay per step of a moving average of the trained weights, which is then evaluated and kept (Polyak and Juditsky
+    """Decay per step of a moving average of the trained weights, which is then evaluated and saved (Polyak and Juditsky
     1992); none for no average. At step t it is min(ema_decay, (1 + t) / (10 + t)): at 0.999 the ramp rules the first
     9,000 steps."""
     clip_grad_norm: PositiveReal | None = None
@@ -308,7 +308,7 @@ class OptimConfig:
 
 @dataclass(config=STRICT, frozen=True)
 class LoopConfig:
-    """How long to train, how exactly, and what to write."""
+    """Length of the training, memory, and saved files."""
 
     num_epochs: Positive = 60
     """Passes over the training pairs."""
@@ -373,12 +373,12 @@ class RunConfig:
 
 
 def evaluation_interpolation(config: RunConfig) -> Interpolation:
-    """Filter that resizes the images of a run in evaluation and search."""
+    """Return the filter that resizes the images of a run in evaluation and search."""
     return config.data.eval_interpolation or config.backbone.interpolation
 
 
 def as_trained(config: RunConfig) -> RunConfig:
-    """The config of a run, with CLIP's normalisation where it states none: runs record it since it can differ."""
+    """Return the config of a run with CLIP's normalisation if it has none: older runs did not record it."""
     backbone = config.backbone
     return dataclasses.replace(
         config,
@@ -389,14 +389,14 @@ def as_trained(config: RunConfig) -> RunConfig:
 
 
 def completed_like(config: RunConfig, other: RunConfig) -> RunConfig:
-    """A config whose backbone takes what it leaves open from another's, where that is recorded at a run's start."""
+    """Return a config whose empty `RECORDED` fields of the backbone are those of another config."""
     ours, theirs = config.backbone, other.backbone
     recorded = {key: getattr(theirs, key) for key in RECORDED if getattr(ours, key) is None}
     return dataclasses.replace(config, backbone=dataclasses.replace(ours, **recorded))
 
 
 def flat_fields(config_class: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    """Dotted name and field of every leaf of a config class, in order (`optim.lr`, ...)."""
+    """Yield dotted name and field of every leaf of a config class, in order (`optim.lr`, ...)."""
     for item in dataclasses.fields(config_class):
         default = item.default_factory() if callable(item.default_factory) else item.default
         if dataclasses.is_dataclass(default):
@@ -406,5 +406,5 @@ def flat_fields(config_class: type = RunConfig, prefix: str = "") -> Iterator[tu
 
 
 def value_of(config: RunConfig, key: str) -> Any:
-    """The value of a dotted key (`optim.lr`)."""
+    """Return the value of a dotted key (`optim.lr`)."""
     return functools.reduce(getattr, key.split("."), config)

@@ -1,4 +1,4 @@
-"""Kinds of values that config keys take, and how strictly pydantic reads them."""
+"""Types of config values."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ Numbers = Tensor | ArrayLike
 
 
 def tensor_of(values: Numbers, name: str) -> Tensor:
-    """A tensor without gradient that shares memory with `values` where that is possible.
+    """Return a tensor without gradient that shares memory with `values` if possible.
 
     Raises:
         CsktError: `values` is no rectangular array of real numbers; calls it `name`.
@@ -45,7 +45,7 @@ def tensor_of(values: Numbers, name: str) -> Tensor:
 
 
 def _from_numpy(array: np.ndarray[Any, Any], name: str) -> Tensor:
-    """An array of any number type, byte order and layout as a tensor."""
+    """Return an array of any number type, byte order and layout as a tensor."""
     if array.dtype.kind == "c":
         raise CsktError(f"{name} holds complex numbers; give real ones")
     if array.dtype.kind not in "biuf":

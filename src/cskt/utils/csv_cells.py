@@ -1,4 +1,4 @@
-"""CSV that no spreadsheet runs: every cell quoted, formulas marked as text, in a way that is read back unchanged.
+"""CSV without formulas for spreadsheets: cells are quoted, formulas marked as text, and read back unchanged.
 
 A spreadsheet takes a cell for a formula, which may start programs, where it begins with `=`, `+`, `-` or `@`. It may
 also split a cell, quoted or not, at a separator that its country uses, drop quotes around nothing, and pass over

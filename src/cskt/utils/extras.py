@@ -1,4 +1,4 @@
-"""Parts of the package that are installed on request, and the line that installs them."""
+"""Optional parts of the package, and the command that installs them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cskt.errors import CsktError
 
 
 def require(extra: str, *modules: str) -> None:
-    """See that the modules of an extra are installed, without importing them.
+    """Check that the modules of an extra are installed, without importing them.
 
     Args:
         extra: its name in pyproject.toml, such as `gallery`.

@@ -1,4 +1,4 @@
-"""JSON files and lines read against a schema; every fault is a ValueError of one line.
+"""JSON files and lines read against a schema; every fault is a CsktError of one line.
 
 A schema is any type that pydantic understands, usually a dataclass with `config=JSON`:
 
@@ -74,7 +74,7 @@ def parse_json(
         details = error.errors(include_url=False, include_context=False)
         # A misspelt name is a missing field, too; the misspelt one says more.
         first = next((detail for detail in details if detail["type"] in UNKNOWN_FIELD), details[0])
-        raise CsktError(f"{where}: {_told(first)}; {remedy}") from None
+        raise CsktError(f"{where}: {_reason(first)}; {remedy}") from None
     return checked
 
 
@@ -97,7 +97,7 @@ def load_json(text: str | bytes, *, where: str, remedy: str) -> Any:
 
 
 def read_text(path: Path, *, remedy: str) -> str:
-    """Read a text file, if it is a regular file of bearable size.
+    """Read a text file, if it is a regular file of at most `LARGEST_FILE` bytes.
 
     Raises:
         MissingFileError: there is none.
@@ -154,8 +154,8 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
 
 
-def _told(detail: ErrorDetails) -> str:
-    """pydantic's report of one fault as a clause."""
+def _reason(detail: ErrorDetails) -> str:
+    """Return a pydantic error as a clause."""
     field = SHORT.repr(".".join(str(part) for part in detail["loc"]))
     if detail["type"] in UNKNOWN_FIELD:
         return f"the field {field} is unknown"

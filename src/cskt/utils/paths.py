@@ -1,4 +1,4 @@
-"""Paths built from names that somebody else wrote."""
+"""Paths from names that are not trusted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def inside(folder: Path, *parts: str | Path, follow_links: bool = True) -> Path:
     Args:
         folder: may itself be a link, or be reached by one.
         parts: what is joined to it, as with `Path.joinpath`; nothing of the path has to exist.
-        follow_links: false for files that this program makes: no link is taken for one of them, wherever it leads.
+        follow_links: false for files that this program makes, none of which is a link.
 
     Returns:
         The resolved path, so that what is opened is what was checked; without links, the joined one, which is the same.
@@ -71,7 +71,7 @@ def file_name(text: str) -> str:
     """Return text as one part of a file name; characters that mean something in a path or a shell become `_`.
 
     Args:
-        text: for example the name of a run in a stranger's config.
+        text: for example the name of a run in a config.
 
     Returns:
         At most 200 bytes, without a dot in front; `_` for an empty text.
@@ -82,6 +82,6 @@ def file_name(text: str) -> str:
 
 
 def _shown(path: Path) -> str:
-    """A path on one line, of a length that can be read."""
+    """Return a path on one line, cut to 300 characters."""
     text = str(path)
     return (text if text.isprintable() else repr(text))[:300]

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar for people at a terminal, nothing for a log file."""
+"""Progress bars on stderr, at a terminal only."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ COLUMNS = (
 
 
 class Advance(Protocol):
-    """Moves a bar on, with an optional note behind it."""
+    """Advances a bar, with an optional note behind it."""
 
     def __call__(self, steps: int = 1, note: str = "") -> None: ...
 
 
 @contextmanager
 def bar(description: str, total: int, done: int = 0, *, shown: bool = True) -> Iterator[Advance]:
-    """A progress bar with counts and time left; the value moves it on.
+    """Show a progress bar with counts and time left; the value advances it.
 
     Args:
-        description: what is being done.
+        description: name of the work.
         total: steps in all.
         done: steps already done, for work that is resumed.
         shown: false draws nothing.
@@ -50,11 +50,11 @@ def bar(description: str, total: int, done: int = 0, *, shown: bool = True) -> I
 
 @contextmanager
 def counting_bar(description: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for work that reports `(done, total)` itself; the value is what it reports to.
+    """Show a progress bar for work that calls the value with `(done, total)`.
 
     Args:
-        description: what is being done.
-        unit: of what is counted: with it, the rate since the first report is shown behind the bar (`123 images/s`).
+        description: name of the work.
+        unit: of the counts; with it, the rate since the first report is shown (`123 images/s`).
     """
     with Progress(*COLUMNS, console=console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(description, total=None, note="")

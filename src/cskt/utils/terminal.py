@@ -1,4 +1,4 @@
-"""Text for a terminal, from sources that are not trusted: it must not move the cursor, hide text or reorder a line.
+"""Text from sources that are not trusted, for a terminal: it cannot move the cursor, hide text or reorder a line.
 
 `printable` escapes one text. `standard_streams` replaces stdout and stderr by streams that escape all that is written
 to them, whichever command writes it. Colours and progress bars are written beneath these streams; see `console`.
