@@ -1,16 +1,16 @@
-"""Why this one? Which patches of a crop speak for a sentence, and for each of its words.
+"""Heat maps: the patches of a crop that raise its score for a sentence, and for each of its words.
 
 The relevance of a patch is gradient times value, summed over the later two thirds of the vision tower's blocks b:
 
     relevance_i = sum_b sum_c  d cos(crop, sentence) / d V_b[i, c] * V_b[i, c]
 
-with V_b[i] the value vectors of patch i over all heads. Since an attention block puts out sum_i A[q, i] V[i], this
-is the sum over q of A[q, i] * d cos / d A[q, i]: the gradient-weighted attention of Chefer et al. 2021 (ICCV, arXiv
-2103.15679, equation 5), which is also what Grad-ECLIP (Zhao et al. 2024, ICML, arXiv 2502.18816) reads off the class
-token's row of the last block. Departures: the rows and the later blocks are added up instead of multiplied through, the
-sign is kept until the end, so that what speaks against a sentence cancels, and no attention matrix is ever built. What
-is below zero in the end is cut off: the map shows what speaks for. On paper dolls that finds the parts as often as
-Chefer's product does, with more contrast, and far more often than the last block alone (`benchmarks/explain.py`).
+with V_b[i] the value vectors of patch i over all heads. Since an attention block outputs sum_i A[q, i] V[i], this is
+the sum over q of A[q, i] * d cos / d A[q, i]: the gradient-weighted attention of Chefer et al. 2021 (ICCV, arXiv
+2103.15679, equation 5), which Grad-ECLIP (Zhao et al. 2024, ICML, arXiv 2502.18816) reads from the class token's row of
+the last block. Departures: the rows and the later blocks are added instead of multiplied, the sign is kept until the
+end, so that patches against a sentence cancel, and no attention matrix is built. Negative values are set to zero in the
+end. On paper dolls the maps find the parts as often as Chefer's product does, with more contrast, and far more often
+than the last block alone (`benchmarks/explain.py`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from cskt.image_files.modes import to_rgb
 from cskt.model.dual_encoder import DualEncoder
 
 PHRASE = "a person with {}"
-"""What a word's phrase is encoded in: captions that the towers have seen are about persons."""
+"""Sentence around a word's phrase: the towers were trained on captions about persons."""
 GRADIENT_SCALE = 1024.0
 """Factor on the cosine while its gradient is taken, so that fp16 does not round small gradients to zero. A map is
 divided by its largest value, which takes the factor out again."""
@@ -50,7 +50,7 @@ EMPTY_WORDS = JOINTS | frozenset({
     "as", "while", "but", "both", "also", "only", "very", "wearing", "wears", "wear", "worn", "dressed", "carrying",
     "carries", "carry", "holding", "holds", "hold", "photo", "picture", "image",
 })  # fmt: skip
-"""Words that name nothing which could be seen in a place of the crop."""
+"""Words that name nothing visible at one place of a crop."""
 MODIFIERS = frozenset({
     "black", "white", "grey", "gray", "red", "maroon", "burgundy", "orange", "yellow", "green", "blue", "navy",
     "purple", "violet", "pink", "brown", "beige", "tan", "khaki", "cream", "gold", "golden", "silver", "turquoise",
@@ -58,46 +58,52 @@ MODIFIERS = frozenset({
     "plaid", "dotted", "patterned", "floral", "plain", "printed", "long", "short", "curly", "straight", "large",
     "big", "small", "tall", "little",
 })  # fmt: skip
-"""Words that wait for a noun: "red and white striped shirt" is one phrase."""
+"""Words that need a noun: "red and white striped shirt" is one phrase."""
 
 COLD_TO_HOT = ((0, 0, 0), (58, 12, 100), (150, 30, 110), (230, 80, 50), (252, 165, 30), (252, 250, 160))
-"""RGB of equally spaced heats from 0 to 1; lightness rises steadily, so that it reads without colours too."""
+"""RGB of equally spaced heats from 0 to 1, of rising lightness, so that the map is readable without colours."""
 WIDEST = 4
-"""Most times that an overlay is wider than `height`: a picture of one row of pixels would fill the memory."""
+"""Largest width of an overlay in units of its height: a picture of one row of pixels would fill the memory."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What speaks for a sentence in a crop; rows and columns are those of the model's patches."""
+    """Relevance of the patches of a crop for a sentence; rows and columns are those of the model's patches."""
 
     sentence: Tensor
-    """[rows, columns] float32 in [0, 1], 1 = most relevant patch; all 0 where nothing speaks for the sentence."""
+    """[rows, columns] float32 in [0, 1], 1 = most relevant patch; all 0 if no patch raises the score."""
     words: tuple[tuple[str, Tensor], ...]
-    """(word as written, [rows, columns] likewise) of the words that say something, in order. The words of one phrase
+    """(word as written, [rows, columns] likewise) of the words with a meaning, in order. The words of one phrase
     ("red bag") share the phrase's map."""
     score: float
     """Cosine of crop and sentence."""
 
 
 def explain(encoder: Encoder, image: Source, text: str, *, apply_orientation: bool | None = None) -> Explanation:
-    """Heat maps of a sentence and of its words over a crop.
+    """Compute heat maps of a sentence and of its words over a crop.
 
-    A word's map is that of its phrase, encoded by itself in `PHRASE`: of "bag" in "a woman with a red bag and a blue
-    cap", the map of "a person with red bag". On paper dolls that finds the part far more often than the word alone, and
-    more often than the difference that leaving the word out makes. A noun without a colour beside it fares as badly as
-    the word alone: clip-tiny, which learned from captions that name both, seldom finds it.
+    A word's map is that of its phrase, encoded by itself in `PHRASE`: for "bag" in "a woman with a red bag and a blue
+    cap", the map of "a person with red bag". On paper dolls this finds the part far more often than the word alone, and
+    more often than the difference between the sentences with and without the word.
 
-    It costs one pass of the image forward and one backward per phrase. Any number of threads may call it at once on
-    one encoder; nothing stays behind in the model. It works below `torch.no_grad` and `torch.inference_mode`.
+    It costs one forward pass of the image and one backward pass per phrase. Threads may share an encoder; the model is
+    not changed. It works below `torch.no_grad` and `torch.inference_mode`.
 
     Args:
-        encoder: any model, frozen or not, with what a method adds.
+        encoder: of any model with gradients, frozen or not; not an exported one.
         image: a file, the bytes of one, or a PIL image, of any size.
-        text: the sentence; words that the model cannot take in any more, because the sentence is too long, have no map.
-        apply_orientation: turn the image as its EXIF orientation says; the encoder's own setting if None.
+        text: the sentence; words beyond the context length have no map.
+        apply_orientation: turn the image as its EXIF orientation says; None: the encoder's own setting.
 
     Raises:
         CsktError: the image cannot be read.
+
+    Example:
+        >>> import cskt
+        >>> encoder = cskt.load("clip-tiny", device="cpu")
+        >>> explanation = explain(encoder, Image.new("RGB", (64, 128)), "a woman with a red bag")
+        >>> [word for word, _ in explanation.words]
+        ['woman', 'red', 'bag']
     """
     pixels = encoder.read_image(image, apply_orientation=apply_orientation)
     words = find_words(text, encoder.tokenizer)
@@ -114,25 +120,25 @@ def explain(encoder: Encoder, image: Source, text: str, *, apply_orientation: bo
 
 
 class Relevance(NamedTuple):
-    """How T texts fare with one image."""
+    """Relevance of one image for T texts."""
 
     scores: Tensor
     """[T] float32, cosines."""
     patches: Tensor
-    """[T, rows, columns] float32: above 0 speaks for the text, below 0 against it; in no unit."""
+    """[T, rows, columns] float32, without a unit: positive raises the cosine with the text, negative lowers it."""
 
 
 def patch_relevance(model: DualEncoder, images: Tensor, text_features: Tensor) -> Relevance:
-    """The signed relevance of every patch for the cosine of an image and each text (see the module).
+    """Compute the signed relevance of every patch for the cosine of an image and each text; see the module.
 
     Args:
         model: its parameters are neither changed nor given a gradient.
-        images: [1, 3, H, W] float, normalised as the model takes them.
+        images: [1, 3, H, W] float, normalised with the model's mean and standard deviation.
         text_features: [T, D], unit vectors.
     """
     rows, columns = model.architecture.grid
     num_blocks = model.architecture.vision_layers
-    # The pixels ask for a gradient, and not the weights, which may be frozen.
+    # The pixels require a gradient, because the weights may be frozen.
     with torch.enable_grad(), _AttendedValues() as attended:
         features = model.encode_image(images.detach().requires_grad_())
     assert len(attended.values) == num_blocks
@@ -152,9 +158,9 @@ def patch_relevance(model: DualEncoder, images: Tensor, text_features: Tensor) -
 
 
 class _AttendedValues(TorchFunctionMode):
-    """Keeps the value vectors [B, heads, N, width / heads] of every attention computed in its `with`.
+    """Stores the value vectors [B, heads, N, width / heads] of every attention computed in its `with`.
 
-    Torch keeps such a mode per thread, which module hooks are not: requests at the same time do not meet.
+    Torch has such a mode per thread, unlike module hooks: simultaneous requests do not share it.
     """
 
     def __init__(self) -> None:
@@ -175,27 +181,27 @@ class _AttendedValues(TorchFunctionMode):
 
 
 def scaled(relevance: Tensor) -> Tensor:
-    """What speaks for the text, as shares of its largest value: in [0, 1], all 0 where nothing does."""
+    """Return positive relevance divided by its largest value: in [0, 1], all 0 if none is positive."""
     heat = relevance.clamp_min(0)
     return heat / heat.max().clamp_min(torch.finfo(heat.dtype).tiny)
 
 
 class Word(NamedTuple):
-    """A word that says something."""
+    """A word with a meaning."""
 
     written: str
     """As in the sentence, without the punctuation around it."""
     phrase: str
-    """The stretch of the sentence that it belongs to, such as "red and white striped shirt"."""
+    """The part of the sentence that it belongs to, such as "red and white striped shirt"."""
 
 
 def find_words(text: str, tokenizer: Tokenizer) -> list[Word]:
-    """The words of a sentence that say something, each with its phrase.
+    """Return the words of a sentence with a meaning, each with its phrase.
 
-    A phrase is a run of such words; empty words and punctuation end it. Modifiers alone join what follows them after a
-    comma or an "and". Words are left out from the first that the model's context cuts off.
+    A phrase is a sequence of such words; empty words and punctuation end it. After a comma or an "and", modifiers alone
+    continue it. Words beyond the model's context are left out.
     """
-    tokens = _that_fit(text, tokenizer)
+    tokens = _tokens_within_context(text, tokenizer)
     phrases: list[tuple[int, int]] = []
     for index, token in enumerate(tokens):
         if token.is_empty:
@@ -213,7 +219,7 @@ def find_words(text: str, tokenizer: Tokenizer) -> list[Word]:
 
 
 class _Token(NamedTuple):
-    """A stretch between white space, taken apart: "(red," is "(", "red" and ","."""
+    """Text between white space in three parts: "(red," is "(", "red" and ","."""
 
     before: str
     word: str
@@ -224,12 +230,12 @@ class _Token(NamedTuple):
         return not self.word or self.word.casefold() in EMPTY_WORDS
 
 
-def _that_fit(text: str, tokenizer: Tokenizer) -> list[_Token]:
-    room = tokenizer.context_length - 2  # start and end
+def _tokens_within_context(text: str, tokenizer: Tokenizer) -> list[_Token]:
+    num_left = tokenizer.context_length - 2  # start and end
     tokens: list[_Token] = []
     for written in text.split():
-        room -= len(tokenizer.encode(written))
-        if room < 0:
+        num_left -= len(tokenizer.encode(written))
+        if num_left < 0:
             break
         bare = [not unicodedata.category(character).startswith("P") for character in written]
         start = bare.index(True) if any(bare) else len(written)
@@ -239,20 +245,20 @@ def _that_fit(text: str, tokenizer: Tokenizer) -> list[_Token]:
 
 
 def _belong_together(phrase: Sequence[_Token], between: Sequence[_Token]) -> bool:
-    """Whether the next word goes on with a phrase, given the empty words between them."""
+    """Return whether the next word continues a phrase, given the empty words between them."""
     if not between and not phrase[-1].after:
         return True
-    waits = all(token.word.casefold() in MODIFIERS | JOINTS for token in phrase)
+    needs_noun = all(token.word.casefold() in MODIFIERS | JOINTS for token in phrase)
     joined = all(token.word.casefold() in JOINTS for token in between)
-    return waits and joined and phrase[-1].after in ("", ",")
+    return needs_noun and joined and phrase[-1].after in ("", ",")
 
 
 def overlay(image: Image.Image, heat: Tensor, *, height: int = 384) -> Image.Image:
-    """A heat map over its crop: cold places grey, hot ones coloured.
+    """Draw a heat map over its crop: cold places grey, hot ones coloured.
 
     Args:
         image: the crop.
-        heat: [rows, columns] in [0, 1], spread over the whole crop.
+        heat: [rows, columns] in [0, 1], interpolated over the whole crop.
         height: of the result in pixels; the crop's aspect ratio is kept.
     """
     crop = Image.fromarray(to_rgb(image))

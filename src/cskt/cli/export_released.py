@@ -14,7 +14,7 @@ from cskt.data.records import select_splits
 from cskt.embed import Encoder
 from cskt.errors import CsktError
 from cskt.export.folder import placed_when_done
-from cskt.model.io.released.writer import check_expressible, unspoken_keys, write_released
+from cskt.model.io.released.writer import check_expressible, inexpressible_keys, write_released
 from cskt.training.initial_weights import read_run_heads
 from cskt.training.objective import Objective
 from cskt.training.run_folder import HEADS, LAST
@@ -52,7 +52,7 @@ def export_released(
         raise CsktError(f"{run}: {error}") from None
     place = Path(root or config.data.root).absolute()
     heads = _heads(run, config, architecture, place)
-    if lost := unspoken_keys(config, architecture):
+    if lost := inexpressible_keys(config, architecture):
         logger.warning(
             "configs.yaml has no word for %s: settings of the training, which test.py does not use", ", ".join(lost)
         )

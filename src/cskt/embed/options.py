@@ -1,5 +1,5 @@
-"""What a model is loaded from (`ModelSource`), and how it computes (`EncodeOptions`): one dataclass each for the shell,
-Python, galleries and the HTTP service."""
+"""Source of a model (`ModelSource`) and options of its computation (`EncodeOptions`), shared by the shell, Python,
+galleries and the HTTP service."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cskt.utils.json_files import JSON
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """How an `Encoder` computes."""
+    """Options of an `Encoder`'s computation."""
 
     device: str | torch.device | None = None
     """cpu, cuda, cuda:1 or mps; auto and None take the best one of this machine."""
@@ -85,7 +85,7 @@ Side = Annotated[int, Ge(1), Le(100_000)]
 @with_config(JSON)
 @dataclass(frozen=True)
 class ModelSource:
-    """What `cskt.load` was given; a gallery stores it to load its model again."""
+    """Arguments of `cskt.load`, which a gallery stores to load its model again."""
 
     path: PathText
     """A run, a released folder, an exported folder, a CLIP weight file or its published name, or `clip-tiny`."""

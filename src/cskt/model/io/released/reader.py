@@ -1,4 +1,4 @@
-"""Folders that the released CSKT and IRRA programs leave: `configs.yaml` and `best.pth`, with the whole backbone."""
+"""Reader of folders of the released CSKT and IRRA programs: `configs.yaml` and `best.pth`, with the whole backbone."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from cskt.config import ClipArchitecture, RunConfig, merge, nest, read_recipe, r
 from cskt.config.plain_yaml import PlainLoader, plain_yaml
 from cskt.config.released_flags import IRRA, REFERENCE, from_published, recipe_of
 from cskt.config.types import WeightsChoice
-from cskt.errors import CsktError
+from cskt.errors import CsktError, FileSystemError, file_system_errors
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.checkpoints import named_tensors
-from cskt.model.io.layouts import TRAINING_ONLY, Layout, openai_heads, read_sizes, released_name
+from cskt.model.io.layouts import RELEASED, TRAINING_ONLY, openai_heads, read_sizes, released_name
 from cskt.model.io.tensors import load_checkpoint
 from cskt.model.io.weights import gather
 
 CONFIG_FILE = "configs.yaml"
 WEIGHT_FILES = ("best.pth", "last.pth")
-RELEASED = Layout(lambda name: (released_name(name),))
 
 
 @dataclass(frozen=True)
 class Released:
-    """A trained CSKT or IRRA as its authors' program saved it."""
+    """A trained CSKT or IRRA, saved by its authors' program."""
 
     config: RunConfig
-    """`cskt-reference` or `irra` with what the folder's configs.yaml says; data.root may be a folder of another
+    """`cskt-reference` or `irra` with the settings of the folder's configs.yaml; data.root may be a folder of another
     machine."""
     architecture: ClipArchitecture
     state: dict[str, Tensor]
@@ -40,17 +39,17 @@ class Released:
 
 
 def read_released(folder: Path, choice: WeightsChoice = "model") -> Released:
-    """Read a released folder strictly; the heads that only the losses `id` and `mlm` need, if any, are left out.
+    """Read a released folder strictly, without the heads that only the losses `id` and `mlm` need.
 
     The method, its depth, its length and all sizes are read from the tensors; configs.yaml gives the image size and
-    must not contradict.
+    must not contradict them.
 
     Args:
         folder: with configs.yaml and best.pth.
         choice: which weights, where the file also holds their moving average.
 
     Raises:
-        CsktError: a file is missing, damaged or carries code; a tensor is missing, unknown or misshapen; the tensors
+        CsktError: a file is missing, damaged or has code; a tensor is missing, unknown or misshapen; the tensors
             and configs.yaml contradict each other.
     """
     flags = _read_flags(folder / CONFIG_FILE)
@@ -74,17 +73,17 @@ def read_released(folder: Path, choice: WeightsChoice = "model") -> Released:
 
 
 def read_released_config(folder: Path) -> RunConfig:
-    """What the configs.yaml of a released folder says, without a look at the weights.
+    """Read the configs.yaml of a released folder, without its weights.
 
     Raises:
-        CsktError: missing, carries code, or holds a value that the method cannot take.
+        CsktError: missing, with code, or with a value that the method does not allow.
     """
     flags = _read_flags(folder / CONFIG_FILE)
     return _config(recipe_of(flags), flags, {}, folder / CONFIG_FILE)
 
 
 class _Loader(PlainLoader):
-    """Plain YAML and tuples, which the released program writes; any other Python object is refused."""
+    """Reads plain YAML and tuples, which the released programs write; any other Python object is refused."""
 
 
 def _tuple(loader: PlainLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
@@ -96,10 +95,11 @@ _Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
 
 def _read_flags(path: Path) -> dict[str, Any]:
     try:
-        flags = plain_yaml(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise CsktError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
+        with file_system_errors(path):
+            flags = plain_yaml(path.read_text(encoding="utf-8"), _Loader)
+    except FileSystemError:
+        raise
+    except ValueError as error:  # of the YAML, or not UTF-8
         raise CsktError(f"{path}: not plain YAML (no code in it was executed): {error}") from None
     if not isinstance(flags, dict):
         raise CsktError(f"{path}: expected 'key: value' lines, found {type(flags).__name__}")
@@ -107,7 +107,7 @@ def _read_flags(path: Path) -> dict[str, Any]:
 
 
 def _read_method(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """The config keys that the shapes of the method's tensors tell."""
+    """Return the config keys that the shapes of the method's tensors determine."""
     first, adapter = released_name("prompts.text.0"), released_name("adapters.vision.0.down.weight")
     for name in (first, adapter):
         if name not in tensors or tensors[name].ndim != 2 or 0 in tensors[name].shape:

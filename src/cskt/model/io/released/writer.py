@@ -1,6 +1,6 @@
-"""Folders for the released CSKT and IRRA programs: `configs.yaml` and `best.pth`, as their `test.py` reads them.
+"""Writer of folders for the released CSKT and IRRA programs: `configs.yaml` and `best.pth`, as `test.py` reads them.
 
-`released.py` reads such folders. What the released programs cannot express is refused, never left out.
+A run that the released programs cannot express is refused.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from cskt.model.io.tensors import save_torch
 
 BACKBONE_FILE = "backbone.pth"
 DOWNLOADED = ("ViT-B/32", "ViT-B/16", "ViT-L/14")
-"""Backbones that the released programs fetch by name; any other is written beside the weights."""
+"""Backbones that the released programs download by name; any other is written beside the weights."""
 RELEASED_OPTIONS: dict[str, Any] = {
     "distributed": False, "local_rank": 0, "masked_token_rate": 0.8, "masked_token_unchanged_rate": 0.1,
     "resume": False, "resume_ckpt_file": "", "training": True,
 }  # fmt: skip
-"""Options of the released programs that have no config key here, with their defaults."""
+"""Options of the released programs without a config key here, with their defaults."""
 TUPLES = ("img_size", "milestones")
-"""Options that the released programs hold as tuples."""
+"""Options that are tuples in the released programs."""
 CSKT_WIDTHS = {"vision_width": 768, "text_width": 512}
-"""Widths that are written into the released CSKT program."""
+"""Widths that are fixed in the released CSKT program."""
 CSKT_METHOD = {
     "prompts.directions": "both", "adapters.sides": "both", "adapters.reduction": 8, "adapters.vision_scale": 0.1,
     "adapters.text_scale": 4.0,
 }  # fmt: skip
-"""The method that is written into the released CSKT program."""
+"""Settings of the method that are fixed in the released CSKT program."""
 PREPROCESSING = {
     "data.templates": (("{}",),), "data.apply_orientation": (False,), "backbone.interpolation": ("bilinear",),
     "data.eval_interpolation": (None, "bilinear"),
 }  # fmt: skip
-"""Config key -> the values that the released programs can express."""
+"""Config key -> the values that the released programs support."""
 NOT_FOR_TRAINING = (
     "name", "output_dir", "device", "init_from", "backbone.", "loop.", "data.root", "data.num_workers", "data.cache",
     "data.eval_batch_size", "prompts.", "adapters.",
@@ -50,7 +50,7 @@ NOT_FOR_TRAINING = (
 
 
 def recipe_for(config: RunConfig) -> str:
-    """The recipe of the released program that a run belongs to: CSKT's, or IRRA's for plain towers.
+    """Return the recipe of the released program that can run a model: CSKT's, or IRRA's for plain towers.
 
     Raises:
         CsktError: neither program has such a method.
@@ -94,16 +94,16 @@ def check_expressible(config: RunConfig, architecture: ClipArchitecture) -> None
 
 
 def released_options(config: RunConfig, architecture: ClipArchitecture) -> dict[str, Any]:
-    """Every option of the released program that a run belongs to, in the types that it takes."""
+    """Return every option of the released program for a run, in its types."""
     options = to_published(config, architecture) | RELEASED_OPTIONS
     return {name: tuple(value) if name in TUPLES else value for name, value in sorted(options.items())}
 
 
-def unspoken_keys(config: RunConfig, architecture: ClipArchitecture) -> list[str]:
-    """Config keys that decided how a run was trained and that the released options have no word for."""
-    told = load_config(recipe_for(config), from_published(to_published(config, architecture)))
+def inexpressible_keys(config: RunConfig, architecture: ClipArchitecture) -> list[str]:
+    """Return the config keys that affected a run's training and that the released options cannot express."""
+    expressed = load_config(recipe_for(config), from_published(to_published(config, architecture)))
     keys = [key for key, _ in flat_fields() if not key.startswith(NOT_FOR_TRAINING)]
-    return [key for key in keys if value_of(config, key) != value_of(told, key)]
+    return [key for key in keys if value_of(config, key) != value_of(expressed, key)]
 
 
 def write_released(
@@ -125,9 +125,9 @@ def write_released(
         config: of the run.
         architecture: of its model.
         state: every tensor of the model, our names.
-        heads: the training heads, our names; those of every loss that has one.
-        placed_at: where the folder will be; the released program looks for `best.pth` in `output_dir`.
-        root_dir, dataset_name: where its data set is, and the released name of it.
+        heads: the training heads of every loss that has one, our names.
+        placed_at: final path of the folder; the released program looks for `best.pth` in `output_dir`.
+        root_dir, dataset_name: folder and released name of its data set.
         epoch: of the weights.
 
     Raises:
@@ -152,5 +152,5 @@ def write_released(
 
 
 def _own(value: Tensor) -> Tensor:
-    """A float32 copy that shares no memory: `torch.save` writes whole storages."""
+    """Return a float32 copy that shares no memory: `torch.save` writes whole storages."""
     return value.detach().float().cpu().clone(memory_format=torch.contiguous_format)
