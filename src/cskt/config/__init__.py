@@ -3,6 +3,9 @@
 from cskt.config.architecture import CLIP_MEAN, CLIP_STD, ClipArchitecture
 from cskt.config.recipes import (
     RECIPES,
+    as_trained,
+    completed_like,
+    evaluation_interpolation,
     load_config,
     merge,
     nest,
@@ -27,9 +30,6 @@ from cskt.config.schema import (
     OptimConfig,
     PromptConfig,
     RunConfig,
-    as_trained,
-    completed_like,
-    evaluation_interpolation,
     flat_fields,
     value_of,
 )

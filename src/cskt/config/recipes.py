@@ -5,6 +5,7 @@ A pydantic error becomes one line that names the key and, for an unknown key, th
 
 from __future__ import annotations
 
+import dataclasses
 import reprlib
 from collections.abc import Mapping
 from importlib import resources
@@ -15,9 +16,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from cskt.config.architecture import ClipArchitecture
+from cskt.config.architecture import CLIP_MEAN, CLIP_STD, ClipArchitecture
 from cskt.config.plain_yaml import plain_yaml
-from cskt.config.schema import RunConfig, flat_fields
+from cskt.config.schema import RECORDED, RunConfig, flat_fields
+from cskt.config.types import Interpolation
 from cskt.errors import CsktError, FileSystemError, MissingFileError
 from cskt.utils.messages import nearest
 from cskt.utils.terminal import printable
@@ -188,3 +190,26 @@ def to_dict(config: Any) -> dict[str, Any]:
 def save_config(config: RunConfig, path: Path) -> None:
     """Write the whole config, defaults included, as YAML."""
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def evaluation_interpolation(config: RunConfig) -> Interpolation:
+    """Return the filter that resizes the images of a run in evaluation and search."""
+    return config.data.eval_interpolation or config.backbone.interpolation
+
+
+def as_trained(config: RunConfig) -> RunConfig:
+    """Return the config of a run with CLIP's normalisation if it has none: older runs did not record it."""
+    backbone = config.backbone
+    return dataclasses.replace(
+        config,
+        backbone=dataclasses.replace(
+            backbone, image_mean=backbone.image_mean or CLIP_MEAN, image_std=backbone.image_std or CLIP_STD
+        ),
+    )
+
+
+def completed_like(config: RunConfig, other: RunConfig) -> RunConfig:
+    """Return a config whose empty `RECORDED` fields of the backbone are those of another config."""
+    ours, theirs = config.backbone, other.backbone
+    recorded = {key: getattr(theirs, key) for key in RECORDED if getattr(ours, key) is None}
+    return dataclasses.replace(config, backbone=dataclasses.replace(ours, **recorded))

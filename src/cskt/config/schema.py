@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from cskt.config.architecture import CLIP_MEAN, CLIP_STD, ClipArchitecture
+from cskt.config.architecture import ClipArchitecture
 from cskt.config.types import (
     STRICT,
     Activation,
@@ -370,29 +370,6 @@ class RunConfig:
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
     loop: LoopConfig = LoopConfig()
-
-
-def evaluation_interpolation(config: RunConfig) -> Interpolation:
-    """Return the filter that resizes the images of a run in evaluation and search."""
-    return config.data.eval_interpolation or config.backbone.interpolation
-
-
-def as_trained(config: RunConfig) -> RunConfig:
-    """Return the config of a run with CLIP's normalisation if it has none: older runs did not record it."""
-    backbone = config.backbone
-    return dataclasses.replace(
-        config,
-        backbone=dataclasses.replace(
-            backbone, image_mean=backbone.image_mean or CLIP_MEAN, image_std=backbone.image_std or CLIP_STD
-        ),
-    )
-
-
-def completed_like(config: RunConfig, other: RunConfig) -> RunConfig:
-    """Return a config whose empty `RECORDED` fields of the backbone are those of another config."""
-    ours, theirs = config.backbone, other.backbone
-    recorded = {key: getattr(theirs, key) for key in RECORDED if getattr(ours, key) is None}
-    return dataclasses.replace(config, backbone=dataclasses.replace(ours, **recorded))
 
 
 def flat_fields(config_class: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
