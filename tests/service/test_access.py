@@ -355,7 +355,7 @@ def test_an_incomplete_line_stays_a_line_of_its_own(tmp_path: Path, caplog: pyte
     with pytest.raises(json.JSONDecodeError):
         json.loads(lines[-2])
     assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == [
-        "no room for a whole line", "No space left on device",
+        "no space for a whole line", "No space left on device",
     ]  # fmt: skip
 
 

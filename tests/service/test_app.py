@@ -12,14 +12,18 @@ import time
 from typing import Any
 
 import pytest
+import uvicorn
 from doll_service import Ask, name_of, refusal
 from starlette.testclient import TestClient
+from uvicorn.server import ServerState
 
 from cskt.errors import CsktError
 from cskt.gallery.gallery import Gallery
+from cskt.service.connections import Connection
 from cskt.service.middleware import SecurityHeaders
 from cskt.service.monitoring import Metrics
 from cskt.service.pages import TYPES, page_files
+from cskt.service.settings import ServiceSettings
 
 
 def wait_until_ready(client: TestClient) -> None:
@@ -188,3 +192,36 @@ def test_a_request_that_outlasts_the_service_gets_503(caplog: pytest.LogCaptureF
     start, body = sent
     assert start["status"] == 503 and json.loads(body["body"])["error"]["code"] == "stopping"
     assert caplog.text == ""
+
+
+class FakeTransport(asyncio.Transport):
+    """A transport whose client takes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_closed, self.aborted = False, asyncio.Event()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+
+def test_a_connection_that_closes_is_still_aborted_if_its_client_takes_no_answer() -> None:
+    async def main() -> None:
+        transport, settings = FakeTransport(), ServiceSettings(answer_seconds=0.01)
+        options = {"config": uvicorn.Config(ServerState), "server_state": ServerState(), "app_state": {}}
+        connection = Connection(settings, 10, **options)
+        connection.connection_made(transport)
+        connection.pause_writing()
+        transport.close()
+        await asyncio.wait_for(transport.aborted.wait(), 60)
+
+    asyncio.run(main())

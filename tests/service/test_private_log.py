@@ -160,7 +160,7 @@ def test_no_text_of_a_failed_request_is_logged(
 def test_a_missing_original_is_logged_without_its_name(ask: Ask, own_gallery: Gallery, log: Log) -> None:
     (own_gallery.folder / "images" / name_of(0)).unlink()
     assert ask(own_gallery).get("/api/image", params={"id": name_of(0)}).status_code == 404
-    assert "an original" in log.text() and name_of(0) not in log.text()
+    assert "a requested original" in log.text() and name_of(0) not in log.text()
 
 
 def test_an_error_in_the_middle_of_an_answer(log: Log) -> None:

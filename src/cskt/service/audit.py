@@ -65,7 +65,7 @@ class AuditLog:
         with self._lock:
             if self._torn:  # the disk was full: the incomplete line stays a line of its own
                 data = b"\n" + data
-            reason = "no room for a whole line"
+            reason = "no space for a whole line"
             try:
                 num_written = os.write(self._file, data)
             except OSError as error:

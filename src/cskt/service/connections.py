@@ -27,10 +27,7 @@ answer."""
 class Connection(H11Protocol):
     """uvicorn's connection, closed when its client keeps the service waiting too long.
 
-    Args:
-        settings: of the service.
-        max_connections: when more are open, the one whose client the service has waited for longest is closed.
-        options: as uvicorn calls a protocol.
+    With more than `max_connections`, the one whose client the service has waited for longest is closed.
     """
 
     def __init__(self, settings: ServiceSettings, max_connections: int, **options: Any) -> None:
@@ -79,7 +76,7 @@ class Connection(H11Protocol):
 
     def _check(self) -> None:
         """Close the connection if its client is too slow; a byte now and then gives it no more time."""
-        if self.transport.is_closing():
+        if self not in self.connections:  # a lost one; one that is closing may still wait for its last answer
             return
         self._update()
         if self.loop.time() > self._since + self._limits.get(self._wait[0], math.inf):
@@ -89,7 +86,7 @@ class Connection(H11Protocol):
 
     def _update(self) -> None:
         wait = self._awaited(), self.cycle
-        if wait != self._wait and not self.transport.is_closing():
+        if wait != self._wait:
             self._wait, self._since = wait, math.inf if wait[0] is None else self.loop.time()
 
     def _awaited(self) -> Wait | None:

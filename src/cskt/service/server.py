@@ -117,7 +117,10 @@ def _max_connections(wanted: int) -> int:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY or files // 2 >= wanted:
         return wanted
-    log.warning("%d connections are held instead of %d; the system allows %d files", files // 2, wanted, files)
+    message = (
+        "connections are limited to %d instead of %d: the system allows %d open files; raise that with 'ulimit -n'"
+    )
+    log.warning(message, files // 2, wanted, files)
     return files // 2
 
 

@@ -66,7 +66,7 @@ class GalleryWorker:
         self.finished = False
         """True once `close` has been called and no thread works any more."""
         self.ready: Future[None] = Future()
-        """Done when model and vectors are loaded; holds the error if they cannot be."""
+        """Done when model and vectors are loaded; has the error if they cannot be."""
 
     def warm_up(self) -> None:
         """Begin to load the model and the vectors, by a first search in the threads of all later ones."""

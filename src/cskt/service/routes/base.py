@@ -180,11 +180,11 @@ def _check(value: Any, depth: int = 1) -> None:
     match value:
         case str():
             if "\0" in value:
-                raise _bad("a text holds NUL")
+                raise _bad("a text contains NUL")
             try:
                 value.encode("utf-8")
             except UnicodeEncodeError:
-                raise _bad("a text holds half of a surrogate pair") from None
+                raise _bad("a text contains half of a surrogate pair") from None
         case int() | float() if not abs(value) < MAX_NUMBER:  # NaN and infinity included
             raise _bad("a number is too large")
         case dict():

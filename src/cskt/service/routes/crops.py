@@ -87,12 +87,12 @@ async def image(image_id: CropName, request: Request, service: ServiceParts) -> 
 
 
 @router.post("/crops", responses=errors(*BODY_ERRORS))
-async def add(asked: AddRequest, request: Request, service: ServiceParts) -> AddAnswer:
+async def add(body: AddRequest, request: Request, service: ServiceParts) -> AddAnswer:
     """Add crops, or replace those of the same name. Needs the token in the header."""
-    asked.check_limits(service.settings)
-    facts = {"image_ids": [crop.image_id for crop in asked.crops]}
+    body.check_limits(service.settings)
+    facts = {"image_ids": [crop.image_id for crop in body.crops]}
     with service.noting(request, "add", facts, changes=True, code="bad_crop") as noted:
-        answer = await service.worker.writing.run(_add, service.worker.gallery, asked.crops, service.settings)
+        answer = await service.worker.writing.run(_add, service.worker.gallery, body.crops, service.settings)
         noted["added"], noted["replaced"] = answer.added, answer.replaced
     return answer
 
@@ -124,7 +124,7 @@ def _original(gallery: Gallery, image_id: str) -> bytes:
     except CsktError as error:  # its message names folders of this machine
         if isinstance(error, FileSystemError) and not isinstance(error, MissingFileError):
             raise
-        log.warning("an original that was asked for is gone or was changed since it was indexed")
+        log.warning("a requested original is gone or was changed since it was indexed")
         message = "the original of this crop is gone or was changed; put it back, or index the gallery again"
         raise ServiceError(404, "no_original", message) from None
 

@@ -34,25 +34,25 @@ LEFT_OUT = "X-Left-Out"
 
 
 @router.post("/search", responses=errors(404, *BODY_ERRORS))
-async def search(asked: SearchRequest, request: Request, service: ServiceParts) -> SearchAnswer:
+async def search(body: SearchRequest, request: Request, service: ServiceParts) -> SearchAnswer:
     """Return the best crops for a sentence, a picture, a crop, or several of these together."""
     begun = time.perf_counter()
-    asked.check_limits(service.settings)
+    body.check_limits(service.settings)
     gallery = service.worker.gallery
-    with service.noting(request, "search", asked.audit_facts()) as noted:
+    with service.noting(request, "search", body.audit_facts()) as noted:
         try:  # before anything is encoded
-            where = gallery.parse_filter(asked.where)
+            where = gallery.parse_filter(body.where)
         except CsktError as error:
             raise refusal(error, gallery, "bad_filter") from None
         image = None
-        if asked.image is not None:
-            data = decode_base64(asked.image, service.settings)
+        if body.image is not None:
+            data = decode_base64(body.image, service.settings)
             image = await service.worker.decoding.run(lambda: gallery.resize(decode_query(data, service.settings)))
         # Read once, so that the answer names the one that was used: `cskt calibrate` may change it at any time.
-        min_score = gallery.min_score if asked.min_score is None else asked.min_score
-        options = asked.options(where, EVERY_SCORE if min_score is None else min_score)
-        query = asked.query(image)
-        hits, histogram = await service.worker.search(query, options, histogram=asked.histogram)
+        min_score = gallery.min_score if body.min_score is None else body.min_score
+        options = body.options(where, EVERY_SCORE if min_score is None else min_score)
+        query = body.query(image)
+        hits, histogram = await service.worker.search(query, options, histogram=body.histogram)
         warnings, columns = gallery.warnings(query), gallery.manifest.columns
         noted["hits"] = len(hits)
     return SearchAnswer(
@@ -65,13 +65,13 @@ async def search(asked: SearchRequest, request: Request, service: ServiceParts) 
 
 
 @router.post("/explain", responses=errors(404, *BODY_ERRORS))
-async def explain(asked: ExplainRequest, request: Request, service: ServiceParts) -> ExplainAnswer:
+async def explain(body: ExplainRequest, request: Request, service: ServiceParts) -> ExplainAnswer:
     """Return heat maps of a sentence, and of each of its words, over a crop."""
-    asked.check_limits()
-    worker, facts = service.worker, {"text": asked.text, "image_id": asked.image_id}
+    body.check_limits()
+    worker, facts = service.worker, {"text": body.text, "image_id": body.image_id}
     with service.noting(request, "explain", facts):
-        explanation = await worker.explaining.run(worker.gallery.explain, asked.image_id, asked.text)
-        warnings = worker.gallery.warnings(Query(asked.text))
+        explanation = await worker.explaining.run(worker.gallery.explain, body.image_id, body.text)
+        warnings = worker.gallery.warnings(Query(body.text))
     rows, columns = explanation.sentence.shape
     return ExplainAnswer(
         score=explanation.score,
@@ -94,18 +94,18 @@ async def explain(asked: ExplainRequest, request: Request, service: ServiceParts
     },
     response_class=Response,
 )
-async def export(asked: ExportRequest, request: Request, service: ServiceParts) -> Response:
+async def export(body: ExportRequest, request: Request, service: ServiceParts) -> Response:
     """Return judged hits as a table, or as records for training, in which crops added by the API are left out."""
-    asked.check_limits()
-    marks, gallery = [Mark(mark.text, mark.image_id, mark.right) for mark in asked.marks], service.worker.gallery
-    with service.noting(request, "export", {"format": asked.format, "marks": len(marks)}):
+    body.check_limits()
+    marks, gallery = [Mark(mark.text, mark.image_id, mark.right) for mark in body.marks], service.worker.gallery
+    with service.noting(request, "export", {"format": body.format, "marks": len(marks)}):
         uploaded = await service.worker.reading.run(gallery.uploaded, [mark.image_id for mark in marks])
-        if asked.format == "csv":
+        if body.format == "csv":
             text, num_left_out, media_type = marks_csv(marks), 0, "text/csv"
         else:
             text, num_left_out = _without(uploaded, marks_jsonl(marks))
             media_type = "application/x-ndjson"
-    headers = {"Content-Disposition": f'attachment; filename="marks.{asked.format}"', LEFT_OUT: str(num_left_out)}
+    headers = {"Content-Disposition": f'attachment; filename="marks.{body.format}"', LEFT_OUT: str(num_left_out)}
     return Response(text, media_type=media_type, headers=headers)
 
 

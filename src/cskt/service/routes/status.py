@@ -47,11 +47,11 @@ async def gallery(service: ServiceParts) -> GalleryAnswer:
 
 
 @router.post("/api/session", responses=errors(*BODY_ERRORS))
-async def sign_in(asked: SessionRequest, request: Request, response: Response, service: ServiceParts) -> SessionAnswer:
+async def sign_in(body: SessionRequest, request: Request, response: Response, service: ServiceParts) -> SessionAnswer:
     """Exchange the token for a cookie, with which a browser may read but not write."""
     if service.settings.token is None:
         raise ServiceError(403, "no_token", "this service has no token; searching needs none")
-    if not service.tokens.is_right(asked.token):
+    if not service.tokens.is_right(body.token):
         service.audit.note(client_of(request), "refused-token", path=request.scope["path"])
         raise token_error()
     service.audit.note(client_of(request), "session")
