@@ -1,4 +1,4 @@
-"""Which precision is meant by `auto`, and how much memory there is."""
+"""Precision `auto`, and the memory of process and machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def capabilities(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
-    """What torch says of the processor; empty at first."""
+    """Capabilities of the processor as torch reports them; empty at first."""
     found: dict[str, bool] = {}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
     return found

@@ -157,7 +157,7 @@ def test_ids_and_sentences_give_the_same_and_ids_stay_as_they_are(encoder: Encod
 
 
 def test_a_caption_beyond_the_context_keeps_its_first_words(encoder: Encoder) -> None:
-    # 77 tokens hold start, end and 75 words; four of those make room for the prompts.
+    # 77 tokens hold start, end and 75 words; the prompts take four of those.
     words = encoder.tokenizer.encode("red " * 200)
     kept = torch.tensor([[START_ID, *words[:71], END_ID]])
     torch.testing.assert_close(encoder.encode_text(["red " * 200]), encoder.encode_text(kept))
@@ -274,7 +274,7 @@ def test_settings_out_of_range_are_refused(run: Path, settings: dict[str, Any], 
         ("cuda:99", "device 'cuda:99' is not available here"),
     ],
 )
-def test_a_device_that_is_not_there_is_told(run: Path, device: str, message: str) -> None:
+def test_an_unavailable_device_is_refused(run: Path, device: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load(run, device=device)
 
@@ -322,7 +322,7 @@ def test_a_random_backbone_needs_no_file_and_has_no_digest(dolls: Path) -> None:
     [
         ({"prompts.depth": 3}, "prompts.depth 3 is above the blocks of a tower"),
         ({"adapters.reduction": 99}, "adapters.reduction 99 is above the tower's width 32"),
-        ({"prompts.length": 40}, "prompts.length 40 leaves no room for words"),
+        ({"prompts.length": 40}, "prompts.length 40 leaves no position for words"),
         ({"data.caption_length": 78}, "data.caption_length 78 is more than the backbone's 77 positions"),
         ({"backbone.name": "clip-tinny"}, "backbone 'clip-tinny': no such file; did you mean 'clip-tiny'"),
         (
@@ -331,7 +331,7 @@ def test_a_random_backbone_needs_no_file_and_has_no_digest(dolls: Path) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_the_backbone_is_refused(
+def test_a_config_that_does_not_fit_the_backbone_is_refused(
     dolls: Path, tiny_backbone: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -490,7 +490,7 @@ def test_a_run_from_before_later_keys_still_loads(run: Path, paths: list[Path], 
     assert_equal(quick_load(tmp_path), quick_load(run), paths)
 
 
-def test_published_weights_run_at_the_size_of_person_crops_unless_told(tmp_path: Path) -> None:
+def test_published_weights_run_at_the_size_of_person_crops_by_default(tmp_path: Path) -> None:
     """384 x 128, as every recipe over them has it; our own backbone files keep the size that they were made for."""
     transformers = pytest.importorskip("transformers")
     tower = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2}

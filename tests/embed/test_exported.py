@@ -291,7 +291,7 @@ def test_a_failed_export_leaves_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_what_cannot_be_exported_is_told_before_the_work(tmp_path: Path) -> None:
+def test_an_impossible_export_is_refused_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--int8 is made by OpenVINO and not with --format onnx"):
         check_possible("onnx", tmp_path / "new", int8=True)
     (tmp_path / "thesis.tex").touch()

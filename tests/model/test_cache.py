@@ -1,4 +1,4 @@
-"""Where a backbone's file is found, and what is said when it is not."""
+"""The file of a backbone is found by name, path or digest, or the error names what to download."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_without_network_the_file_and_its_place_are_named(published: Path, empty
     assert str(empty_cache / "ViT-B-16.pt") in line
 
 
-def test_damaged_file_in_the_cache_is_told(published: Path, empty_cache: Path) -> None:
+def test_damaged_file_in_the_cache_is_reported(published: Path, empty_cache: Path) -> None:
     empty_cache.mkdir()
     (empty_cache / "ViT-B-16.pt").write_bytes(published.read_bytes()[:-5])
     assert "SHA-256 is not the published one; delete it" in refused("ViT-B/16")

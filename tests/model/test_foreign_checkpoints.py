@@ -107,7 +107,7 @@ def test_views_parameters_and_half_precision_come_back(tmp_path: Path) -> None:
             assert found[name].dtype == value.dtype and torch.equal(found[name], value), name
 
 
-def test_a_pickled_module_is_told_what_to_save(tmp_path: Path) -> None:
+def test_the_error_for_a_pickled_module_says_what_to_save(tmp_path: Path) -> None:
     torch.save(tiny_clip.OpenAIClip(), tmp_path / "clip.pt")
     line = refused(tmp_path / "clip.pt")
     assert "tiny_clip.OpenAIClip" in line and "state_dict()" in line and "fetch" not in line
@@ -186,7 +186,7 @@ def test_a_model_and_its_moving_average(tmp_path: Path, kind: str, caplog: pytes
     path = tmp_path / "clip.pt"
     torch.save(PAIRS[kind](own, ema), path)
     assert_tiny(loaded(path))
-    assert [line for line in caplog.messages if "--weights model is taken" in line], "which one is told, once"
+    assert [line for line in caplog.messages if "--weights model is taken" in line], "the choice is logged"
     found = loaded(path, weights="ema")
     assert torch.equal(found["vision.proj"], ema["visual.proj"])
     assert "--weights ema is taken" in caplog.text

@@ -39,7 +39,7 @@ ASKED = torch.tensor([[0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]], dtype=
 
 
 def positions(asked: Tensor) -> Tensor:
-    """Where the words that are asked for stand among all tokens."""
+    """Return the positions of the masked words among all tokens."""
     return asked.flatten().nonzero().squeeze(1)
 
 

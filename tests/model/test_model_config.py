@@ -1,4 +1,4 @@
-"""What JSON files say of activation and heads is understood as transformers and open_clip understand it."""
+"""Activation and heads in JSON files have the meaning that transformers and open_clip give them."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_what_cannot_be_understood_is_one_line_with_file_and_field(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "logged"),
     [
         ({}, None),
         ({"open_clip_config": open_clip(interpolation="bilinear")}, None),
@@ -171,19 +171,19 @@ def test_what_cannot_be_understood_is_one_line_with_file_and_field(tmp_path: Pat
         ({"preprocessor_config": {"resample": 77}}, None),
     ],
 )
-def test_another_filter_is_told_in_one_line(
-    tmp_path: Path, files: dict[str, Any], told: str | None, caplog: pytest.LogCaptureFixture
+def test_another_filter_is_logged_in_one_line(
+    tmp_path: Path, files: dict[str, Any], logged: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     load_backbone(BackboneConfig(name=str(folder_with(tmp_path / "clip", **files))))
     lines = [line for line in caplog.messages if "interpolation" in line]
-    assert len(lines) == (told is not None) and all(f"states interpolation {told}" in line for line in lines)
+    assert len(lines) == (logged is not None) and all(f"states interpolation {logged}" in line for line in lines)
     caplog.clear()
     load_backbone(BackboneConfig(name=str(tmp_path / "clip"), interpolation="bicubic"))
-    assert told != "bicubic" or not caplog.messages
+    assert logged != "bicubic" or not caplog.messages
 
 
-def test_files_that_contradict_each_other_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_that_contradict_each_other_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = folder_with(
         tmp_path / "clip", open_clip_config=open_clip(mean=HALF, std=HALF), preprocessor_config={"do_normalize": True}
     )

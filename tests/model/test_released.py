@@ -258,7 +258,7 @@ def test_truncated_or_absent_files_are_one_line(tmp_path: Path) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("mlm", [True, False])
-def test_irra_is_told_by_its_tensors(tmp_path: Path, prefix: str, mlm: bool) -> None:
+def test_irra_is_recognised_by_its_tensors(tmp_path: Path, prefix: str, mlm: bool) -> None:
     state = {prefix + name: value for name, value in irra_state(mlm=mlm).items()}
     config = IRRA_CONFIG if mlm else IRRA_CONFIG.replace("MLM: true", "MLM: false").replace("sdm+mlm+id", "sdm+id")
     released = read_released(write(tmp_path / "run", state, config=config))

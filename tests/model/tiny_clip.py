@@ -163,7 +163,7 @@ def with_changes(change: Callable[[dict[str, Any]], object], path: Path) -> Path
 
 
 def open_clip_config(**model: object) -> dict[str, object]:
-    """What open_clip would write beside it, with other head counts."""
+    """Return the config that open_clip would write beside it, with other head counts."""
     vision = {"image_size": 32, "layers": 2, "width": 128, "patch_size": 8, "head_width": 32}
     text = {"context_length": 20, "vocab_size": 60, "width": 64, "heads": 4, "layers": 3}
     return {"model_cfg": {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text} | model, "preprocess_cfg": {}}

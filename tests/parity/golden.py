@@ -1,4 +1,4 @@
-"""What golden tests share: a case's figures and tensors, and the weights that the rule behind them gives."""
+"""Helpers of golden tests: figures and tensors of a case, and the weights that its rule gives."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class ImageGraph(nn.Module):
 
 
 class TextGraph(nn.Module):
-    """Caption ids to unit rows. The ids must leave room for the prompts: cutting them would be a branch, which a graph
+    """Caption ids to unit rows. The ids must leave positions for the prompts: cutting them is a branch, which a graph
     cannot have."""
 
     def __init__(self, text: FoldedText) -> None:

@@ -59,7 +59,7 @@ class PromptLearner(nn.Module):
         self.v2t = couplings(directions in ("v2t", "both"), vision_width, text_width)
         if self.num_text_slots > architecture.context_length - 3:
             raise CsktError(
-                f"prompts.length {config.length} leaves no room for words in {architecture.context_length} tokens"
+                f"prompts.length {config.length} leaves no position for words in {architecture.context_length} tokens"
             )
 
     @property
