@@ -89,7 +89,7 @@ def test_recipes_are_found_by_name_and_by_path(tmp_path: Path, monkeypatch: pyte
         ("mine.yaml", "mine.yaml: no such file"),
     ],
 )
-def test_an_unknown_recipe_is_told_with_the_nearest(name: str, message: str) -> None:
+def test_an_unknown_recipe_is_reported_with_the_nearest(name: str, message: str) -> None:
     assert refused(name).startswith(message)
 
 
@@ -109,7 +109,7 @@ def test_an_unknown_recipe_is_told_with_the_nearest(name: str, message: str) -> 
         ("zzz", "known: adapters, augment, backbone, data, device, init_from, loop, lora, loss, mlm, name, "),
     ],
 )
-def test_an_unknown_key_is_told_with_the_nearest(tmp_path: Path, key: str, hint: str) -> None:
+def test_an_unknown_key_is_reported_with_the_nearest(tmp_path: Path, key: str, hint: str) -> None:
     assert refused({}, {key: 1}).startswith(f"overrides: unknown key '{key}': {hint}")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(nest({key: 1})))
     assert refused(tmp_path / "run.yaml").startswith(f"{tmp_path / 'run.yaml'}: unknown key '{key}': {hint}")
@@ -125,7 +125,7 @@ def test_an_unknown_key_is_told_with_the_nearest(tmp_path: Path, key: str, hint:
         ("backbone.architecture", "ViT"), ("backbone.architecture.embed_dim", "wide"), ("seed", float("nan")),
     ],
 )  # fmt: skip
-def test_a_wrong_type_is_told_with_its_key(key: str, value: Any) -> None:
+def test_a_wrong_type_is_reported_with_its_key(key: str, value: Any) -> None:
     message = refused(nest({key: value}))
     assert message.startswith(f"config: {key}") and ", got " in message
 
@@ -162,7 +162,7 @@ def test_a_wrong_type_is_told_with_its_key(key: str, value: Any) -> None:
         ("backbone.architecture.image_width", 8, "an image of 224 x 8 holds no patch of 16"),
     ],
 )  # fmt: skip
-def test_a_value_out_of_range_is_told_with_key_and_rule(key: str, value: Any, rule: str) -> None:
+def test_a_value_out_of_range_is_reported_with_key_and_rule(key: str, value: Any, rule: str) -> None:
     message = refused(nest({key: value}))
     assert message.startswith(f"config: {key.rpartition('.')[0]}") and rule in message
 
@@ -267,7 +267,7 @@ def test_loss_weights_are_replaced_whole() -> None:
     assert load_config("cskt", {"loss.weights": {"itc": 0.5}}).loss == LossConfig(weights={"itc": 0.5})
 
 
-def test_merge_goes_into_mappings_and_changes_neither_side() -> None:
+def test_merge_descends_into_mappings_and_changes_neither_side() -> None:
     base = {"a": {"x": 1, "y": 2}, "b": 3, "weights": {"sdm": 1}, "n": {"k": 1}}
     override = {"a": {"y": 5, "z": 6}, "b": {"c": 1}, "weights": {"itc": 1}, "n": None}
     before = str((base, override))
@@ -304,7 +304,7 @@ def test_flat_fields_are_the_leaves_of_a_config() -> None:
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_every_field_says_what_it_is_and_none_changes(section: type) -> None:
+def test_every_field_has_a_description_and_is_frozen(section: type) -> None:
     fields = section.__pydantic_fields__  # type: ignore[attr-defined]
     sections = {"backbone", "prompts", "adapters", "lora", "mlm", "loss", "data", "augment", "optim", "loop"}
     for name, field in fields.items():

@@ -217,7 +217,7 @@ ROUND_TRIPS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("recipe", ["cskt", "cskt-reference", "irra"])
 @pytest.mark.parametrize("changes", ROUND_TRIPS)
-def test_a_config_goes_there_and_back(recipe: str, changes: dict[str, Any]) -> None:
+def test_a_config_survives_the_published_form(recipe: str, changes: dict[str, Any]) -> None:
     if changes.get("optim.name") == "sgd":
         changes = changes | {"optim.eps": 1e-8}
     config = load_config(recipe, changes)

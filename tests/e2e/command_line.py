@@ -27,19 +27,19 @@ PROGRAMS: dict[tuple[str, ...], Callable[[list[str]], int]] = {
 
 
 class Outcome(NamedTuple):
-    """What a command left on the terminal."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
     err: str
 
     def json(self) -> Any:
-        """stdout, which must hold JSON and nothing else; the command must have succeeded."""
+        """Return the JSON on stdout of a command that succeeded."""
         assert self.code == 0, self.err
         return json.loads(self.out)
 
     def refusal(self) -> str:
-        """The one line with which bad input ends: on stderr, from the program, with exit code 2 and no traceback."""
+        """Return the reason of a refusal, after checking that it is one line on stderr with exit code 2."""
         lines = self.err.splitlines()
         assert self.code == 2, self
         assert self.out == ""
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
 
 
 def words_of(command: str) -> list[str]:
-    """A command as a shell splits it; `PYTHON -m cskt`, which we print where `cskt` is not on PATH, becomes `cskt`."""
+    """Split a command as a shell does; `PYTHON -m cskt`, printed if `cskt` is not on PATH, becomes `cskt`."""
     words = shlex.split(command)
     return words[2:] if words[1:3] == ["-m", "cskt"] else words
 
@@ -78,7 +78,7 @@ def typed(command: str) -> Outcome:
 
 
 def done(command: str) -> str:
-    """Run a command that must succeed, in this process; what it printed to stdout."""
+    """Run a command that must succeed in this process, and return its stdout."""
     outcome = typed(command)
     assert outcome.code == 0, outcome.err
     return outcome.out
@@ -96,5 +96,5 @@ def in_new_process(command: str, folder: Path) -> Outcome:
 
 
 def contents(folder: Path) -> dict[Path, str]:
-    """Digest of every file below a folder."""
+    """Return the digest of every file below a folder."""
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}

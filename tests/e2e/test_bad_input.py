@@ -260,7 +260,7 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def places(run: Path, root: Path, demo_data: Path, train_command: str, tmp_path: Path) -> dict[str, str]:
-    """What stands in braces in `WORDS`."""
+    """Values for the braces in `WORDS`."""
     new = f"{train_command} --output {tmp_path / 'new'}"
     return {"run": str(run), "root": str(root), "tmp": str(tmp_path), "train": new, "dolls": str(demo_data)}
 

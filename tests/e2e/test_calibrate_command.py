@@ -81,7 +81,7 @@ def test_another_split_than_val_warns(own_run: Path, caplog: pytest.LogCaptureFi
     assert "metrics on it are then no test any more" in caplog.text
 
 
-def test_a_gallery_is_calibrated_on_marks_and_searched_with_the_cut_off(
+def test_a_gallery_is_calibrated_on_marks_and_searched_with_the_threshold(
     gallery: Path, own_run: Path, tmp_path: Path
 ) -> None:
     marks = write_marks(tmp_path / "marks.csv")
@@ -99,7 +99,7 @@ def test_a_gallery_is_calibrated_on_marks_and_searched_with_the_cut_off(
     assert "stored in" in done(command) and "of 110 (95 % interval" in done(command)
 
 
-def test_a_sentence_below_the_cut_off_finds_nothing_and_says_so(gallery: Path, tmp_path: Path) -> None:
+def test_a_search_without_hits_above_the_threshold_names_it(gallery: Path, tmp_path: Path) -> None:
     marks = write_marks(tmp_path / "marks.csv")
     cut_off = typed(f"cskt calibrate {gallery} --labelled {marks} --false-match-rate 0.01 --device cpu --json").json()
     with Gallery.open(gallery, device="cpu") as opened:
@@ -110,7 +110,7 @@ def test_a_sentence_below_the_cut_off_finds_nothing_and_says_so(gallery: Path, t
     assert f"no crop scores at least {cut_off['cut_off']:.3f}, the calibrated threshold (--min-score -1" in outcome.err
 
 
-def test_a_gallery_made_with_a_calibrated_run_takes_its_cut_off_over(own_run: Path, root: Path, tmp_path: Path) -> None:
+def test_a_gallery_of_a_calibrated_run_takes_its_threshold_over(own_run: Path, root: Path, tmp_path: Path) -> None:
     found = typed(f"cskt calibrate {own_run} --false-match-rate 0.05 --device cpu --json").json()
     done(f"cskt index {tmp_path}/g --images {root}/CUHK-PEDES --model {own_run} --device cpu")
     with Gallery.open(tmp_path / "g") as gallery:
@@ -125,7 +125,7 @@ def test_files_beside_a_table_calibrate_a_run(gallery: Path, own_run: Path, tmp_
     assert (own_run / CALIBRATION_FILE).is_file() and not (gallery / CALIBRATION_FILE).exists()
 
 
-def test_pairs_of_crops_that_are_gone_are_told_and_absolute_paths_found(
+def test_pairs_of_missing_crops_are_logged_and_absolute_paths_found(
     gallery: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     marks = write_marks(tmp_path / "marks.csv", prefix=f"{tmp_path}/crops/a/")

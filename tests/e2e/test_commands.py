@@ -98,7 +98,7 @@ def test_values_of_flags(key: str, text: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
-def test_reader_who_leaves_is_met_in_silence(words: list[str]) -> None:
+def test_a_closed_pipe_ends_the_help_without_a_message(words: list[str]) -> None:
     command = [sys.executable, "-m", "cskt", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -361,7 +361,7 @@ def test_people_held_out_to_select_on(train_command: str, tmp_path: Path, precis
     assert set(own_way.image_pids) == people["val"]
 
 
-def test_no_val_where_nobody_was_held_out(train_command: str, run: Path, tmp_path: Path) -> None:
+def test_a_run_without_held_out_identities_has_no_val_split(train_command: str, run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done(f"{train_command} --dataset icfg-pedes --select-on test --output {folder}")
     for command in (f"cskt evaluate {folder}", f"cskt evaluate {run} --dataset icfg-pedes"):
@@ -432,7 +432,7 @@ def test_query_takes_any_sentence(run: Path) -> None:
     assert "[/b]" in table and "[red]" in table
 
 
-def test_query_says_what_it_cuts_off_and_refuses_what_is_too_long(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_query_warns_of_cut_sentences_and_refuses_too_long_ones(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     done(f"cskt query {run} '{'a man ' * 100}' -k 1")
     assert [record.getMessage() for record in caplog.records] == [

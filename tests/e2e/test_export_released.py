@@ -314,7 +314,7 @@ def test_old_runs_give_the_last_epochs_heads_and_say_so(
     assert "has neither best.heads.safetensors nor last.pt, so the heads of the losses id, mlm are lost" in refusal
 
 
-def test_people_who_were_held_out_get_rows_of_zeros(
+def test_held_out_identities_get_rows_of_zeros(
     command: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The released program counts all people of ICFG-PEDES' training split; a run holds some out as val."""

@@ -85,7 +85,7 @@ def test_a_model_without_data_is_checked_on_generated_pedestrians(
     )
 
 
-def test_a_graph_that_fails_its_check_is_not_kept(
+def test_a_graph_that_fails_its_check_replaces_nothing(
     run: Path, onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = shutil.copytree(onnx, tmp_path / "onnx")

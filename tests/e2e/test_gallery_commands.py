@@ -74,7 +74,7 @@ def indexed(crops: Path, tiny_backbone: Path, tmp_path: Path) -> Callable[[str],
 
 
 def answers(command: str) -> list[dict[str, Any]]:
-    """What a search printed as JSON."""
+    """Return the JSON that a search printed."""
     found: list[dict[str, Any]] = typed(f"{command} --device cpu --json").json()
     return found
 
@@ -100,7 +100,7 @@ def test_index_follows_the_folder(indexed: Callable[[str], dict[str, Any]], crop
     assert counts(indexed("--prune")) == [12, 0, 0, 12, 0, 1]
 
 
-def test_index_without_images_goes_back_to_the_same_folder(
+def test_index_without_images_indexes_the_same_folder_again(
     indexed: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:
     indexed("")
@@ -123,7 +123,7 @@ def test_unreadable_images_are_listed_and_not_fatal(
     assert all(entry["reason"] for entry in listed)
 
 
-def test_index_says_what_it_passed_over(
+def test_index_reports_skipped_files(
     indexed: Callable[[str], dict[str, Any]], crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cskt.gallery.indexing import scanning
@@ -219,7 +219,7 @@ def test_a_store_may_be_named_again(
     assert "leave --store out" in typed(command.replace("crops.db", "other.db")).refusal()
 
 
-def test_a_new_gallery_says_how_to_search_it(crops: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_index_of_a_new_gallery_prints_a_search_command(crops: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     out = done(f"cskt index {tmp_path}/g --images {crops} --model {tiny_backbone} --device cpu")
     command = out.splitlines()[-1].removeprefix("Search it: ")
     assert "0.0" in done(f"{command} --device cpu") or "-0.0" in done(f"{command} --device cpu")
@@ -261,7 +261,7 @@ def interrupted_in_batch(last: int) -> Callable[[Encoder, Any], torch.Tensor]:
     return interrupted
 
 
-def test_an_interrupted_index_says_what_it_has_and_goes_on(
+def test_an_interrupted_index_reports_stored_images_and_continues(
     crops: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = f"cskt index {tmp_path}/g --images {crops} --model {tiny_backbone} --device cpu --batch-size 4"
@@ -273,7 +273,7 @@ def test_an_interrupted_index_says_what_it_has_and_goes_on(
     assert "added 4, replaced 0, updated 0, unchanged 8," in done(command)
 
 
-def test_people_at_a_terminal_see_how_fast_it_goes(
+def test_a_terminal_shows_images_per_second(
     crops: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(io.StringIO):
@@ -294,7 +294,7 @@ def test_people_at_a_terminal_see_how_fast_it_goes(
 # --- metadata
 
 
-def test_metadata_finds_its_images_and_tells_of_those_it_misses(
+def test_metadata_is_matched_to_images_and_missing_ones_are_logged(
     indexed: Callable[[str], dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [line for line in TABLE.splitlines() if "02.jpg" not in line]
@@ -461,7 +461,7 @@ def test_sentences_from_a_file_and_from_stdin(gallery: Path, tmp_path: Path, mon
         ("--offset 12", "no further crop"),
     ],
 )
-def test_nothing_found_says_why_and_is_no_failure(gallery: Path, flags: str, reason: str) -> None:
+def test_a_search_without_hits_gives_the_reason_and_exit_code_0(gallery: Path, flags: str, reason: str) -> None:
     for form, out in (("", ""), ("--json", json.dumps([{"query": RED, "hits": []}]) + "\n")):
         outcome = typed(f"cskt search {gallery} '{RED}' {flags} --device cpu {form}")
         assert outcome == (0, out, f"{RED}: {reason}\n")
@@ -523,14 +523,14 @@ def test_the_defaults_of_the_help_are_those_of_python() -> None:
 
 
 @pytest.mark.parametrize("sentence", ["x\x00y", "\x1b[2Jclear", "word " * 2001, "x\ud800"], ids=range(4))
-def test_sentences_that_nobody_means_are_refused(gallery: Path, tmp_path: Path, sentence: str) -> None:
+def test_control_characters_and_extreme_lengths_are_refused(gallery: Path, tmp_path: Path, sentence: str) -> None:
     (tmp_path / "queries.txt").write_bytes(sentence.encode(errors="surrogatepass"))
     reason = typed(f"cskt search {gallery} --queries {tmp_path}/queries.txt").refusal()
     assert "control characters" in reason or "10,004 characters" in reason or "not UTF-8" in reason
     assert reason.isprintable()
 
 
-def test_the_longest_sentence_is_searched_for_and_what_is_cut_off_is_said(
+def test_the_longest_sentence_is_searched_for_with_a_warning_of_the_cut(
     gallery: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     longest = ("a red man " * 200)[:2000]
@@ -565,7 +565,7 @@ def test_no_gallery_there_is_refused_with_the_remedy(tmp_path: Path) -> None:
     assert "cskt index" in reason
 
 
-def test_an_empty_gallery_says_so(tmp_path: Path, tiny_backbone: Path) -> None:
+def test_a_search_of_an_empty_gallery_names_the_reason(tmp_path: Path, tiny_backbone: Path) -> None:
     (tmp_path / "crops").mkdir()
     done(f"cskt index {tmp_path}/g --images {tmp_path}/crops --model {tiny_backbone} --device cpu")
     outcome = typed(f"cskt search {tmp_path}/g '{RED}' --device cpu")
@@ -613,7 +613,7 @@ def test_explanations_come_as_pictures_and_as_numbers(gallery: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("form", ["", "--json"], ids=["table", "json"])
-def test_a_reader_who_leaves_is_met_in_silence(
+def test_a_closed_pipe_ends_a_command_without_a_message(
     gallery: Path, form: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reading, writing = os.pipe()
@@ -631,9 +631,7 @@ def test_a_reader_who_leaves_is_met_in_silence(
 # --- reindex
 
 
-def test_reindex_goes_over_to_another_model_and_keeps_what_is_known(
-    indexed: Callable[[str], dict[str, Any]], tmp_path: Path
-) -> None:
+def test_reindex_changes_the_model_and_keeps_metadata(indexed: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text(TABLE)
     indexed(f"--metadata {tmp_path}/table.csv")
     (before,) = answers(f"cskt search {tmp_path}/g '{RED}' -k 12")
@@ -654,7 +652,7 @@ def test_reindex_goes_over_to_another_model_and_keeps_what_is_known(
     assert typed(f"cskt reindex {tmp_path}/g --device cpu").refusal().endswith("nothing to do")
 
 
-def test_an_interrupted_reindex_answers_with_the_old_model_and_goes_on(
+def test_an_interrupted_reindex_answers_with_the_old_model_and_continues(
     indexed: Callable[[str], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     indexed("")

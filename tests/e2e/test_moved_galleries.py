@@ -140,7 +140,7 @@ def test_vectors_beside_the_gallery_move_with_it(project: Path, tmp_path: Path) 
     assert read_manifest(new / "g").store == f"milvus:{new}/crops.db?consistency=session"
 
 
-def test_what_lies_inside_the_gallery_and_far_away(project: Path, encoder: Encoder, tmp_path: Path) -> None:
+def test_crops_inside_the_gallery_and_elsewhere(project: Path, encoder: Encoder, tmp_path: Path) -> None:
     """`./run` cannot be taken for a repository of Hugging Face, as `run/x` could."""
     weights = write_backbone(tmp_path / "far.safetensors")
     with Gallery.create(project / "g", cskt.load(weights, device="cpu")) as gallery:
@@ -177,7 +177,7 @@ def test_format_1_is_read_and_becomes_format_2(project: Path, encoder: Encoder) 
 
 
 @pytest.mark.parametrize("command", ["search {g} x", "serve {g} --port 0 --no-audit-log", "index {g}", "reindex {g}"])
-def test_a_model_that_is_gone_is_named_with_the_remedy(project: Path, tmp_path: Path, command: str) -> None:
+def test_a_missing_model_is_named_with_the_remedy(project: Path, tmp_path: Path, command: str) -> None:
     gallery = index(project)
     (project / "run").rename(tmp_path / "moved")
     reason = typed(f"cskt {command.format(g=gallery)} --device cpu").refusal()
@@ -186,7 +186,7 @@ def test_a_model_that_is_gone_is_named_with_the_remedy(project: Path, tmp_path: 
     assert len(answers(gallery)) == 10
 
 
-def test_the_backbone_of_a_run_that_is_gone_is_named_with_the_remedy(project: Path, tmp_path: Path) -> None:
+def test_the_missing_backbone_of_a_run_is_named_with_the_remedy(project: Path, tmp_path: Path) -> None:
     gallery = index(project)
     before = answers(gallery)
     moved = (project / "clip.safetensors").rename(tmp_path / "moved clip.safetensors")
@@ -277,7 +277,7 @@ def test_open_galleries_follow_a_path_that_another_process_updates(project: Path
     assert read_manifest(gallery).model.path == str(tmp_path / "moved")
 
 
-def test_crops_that_are_gone_are_named_with_the_remedy(project: Path, tmp_path: Path) -> None:
+def test_missing_crops_are_named_with_the_remedy(project: Path, tmp_path: Path) -> None:
     gallery = index(project)
     (project / "crops").rename(tmp_path / "moved")
     write_run(tmp_path / "other", project / "clip.safetensors", seed=8)
@@ -327,7 +327,7 @@ def test_the_backbone_that_an_old_manifest_lacks_is_added_in_silence(project: Pa
     assert typed(f"cskt reindex {gallery} --device cpu").refusal().endswith("nothing to do")
 
 
-def test_a_calibrated_cut_off_stays_with_the_same_model(project: Path, tmp_path: Path) -> None:
+def test_a_calibrated_threshold_stays_with_the_same_model(project: Path, tmp_path: Path) -> None:
     gallery = index(project)
     fingerprint = read_manifest(gallery).fingerprint
     right, wrong = np.float32([0.5, 0.9]), np.linspace(0, 0.4, 20, dtype=np.float32)

@@ -106,7 +106,7 @@ def test_published_command_of_irra_is_its_recipe(asked_for: list[RunConfig]) -> 
         ("--recipe irra --loss_names sdm+id", "irra", "as --recipe says"),
     ],
 )
-def test_program_says_which_recipe_it_took_and_why(
+def test_the_recipe_and_its_reason_are_logged(
     asked_for: list[RunConfig], caplog: pytest.LogCaptureFixture, flags: str, recipe: str, reason: str
 ) -> None:
     with caplog.at_level("INFO"):
@@ -116,7 +116,7 @@ def test_program_says_which_recipe_it_took_and_why(
 
 
 @pytest.mark.parametrize("flags", ["--depth 12", "--n_ctx 4", "--recipe cskt"])
-def test_mlm_with_prompts_says_that_the_released_program_cannot_run_it(
+def test_mlm_with_prompts_warns_that_the_released_program_cannot_run_it(
     asked_for: list[RunConfig], caplog: pytest.LogCaptureFixture, flags: str
 ) -> None:
     done(f"python train.py --MLM {flags} --loss_names sdm+mlm")
@@ -234,9 +234,7 @@ def test_every_released_flag_is_looked_at_here() -> None:
 
 
 @pytest.mark.parametrize(("flags", "expected"), VALUES, ids=lambda value: value if isinstance(value, str) else "")
-def test_flag_does_what_it_says_and_nothing_else(
-    asked_for: list[RunConfig], flags: str, expected: dict[str, Any]
-) -> None:
+def test_a_flag_sets_its_keys_only(asked_for: list[RunConfig], flags: str, expected: dict[str, Any]) -> None:
     done("python train.py --num_epoch 60")
     done(f"python train.py {flags}")
     plain, changed = asked_for

@@ -26,7 +26,7 @@ def test_heads_grow_with_the_identities_and_nothing_else_does() -> None:
     assert grown == {"irra": 512 + 1}, "a row of the classifier and its bias"
 
 
-def test_the_table_tells_every_recipe_in_a_sentence() -> None:
+def test_the_table_describes_every_recipe_in_a_sentence() -> None:
     table = done("cskt recipes")
     assert "12,117,888" in table and "7.49 %" in table
     for name in set(recipe_names()) - {"demo"}:

@@ -156,7 +156,7 @@ def test_bad_input(words: str, message: str, root: Path, tiny_backbone: Path, tm
     assert contents(tmp_path) == {}
 
 
-def test_weights_that_are_not_at_hand(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_refused(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*args: object, **settings: object) -> None:
         raise OSError("no network")
 

@@ -39,7 +39,7 @@ def printed_command(out: str, start: str) -> str:
     return "cskt " + line.split(" train ")[0].split("cskt")[-1].strip() + "train " + line.split(" train ", 1)[1]
 
 
-def test_the_printed_command_goes_past_the_stop(training: str, whole: Path, tmp_path: Path) -> None:
+def test_the_printed_command_continues_past_the_stop(training: str, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     out = done(f"{training} --output {folder} --stop-after-epochs 1")
     command = printed_command(out, "stopped after 1 of 3 epochs, as asked; to continue:")
@@ -70,7 +70,7 @@ def test_a_later_stop_may_be_given_and_counts_the_epochs_of_the_run(training: st
     assert [e["epoch"] for e in read_events(folder) if e["event"] == "evaluation"] == [1, 2, 3]
 
 
-def test_a_finished_run_says_so_and_how_to_start_from_it(training: str, whole: Path, tmp_path: Path) -> None:
+def test_a_finished_run_prints_a_command_to_start_from_it(training: str, whole: Path, tmp_path: Path) -> None:
     before, weights = story(whole), (whole / "best.safetensors").read_bytes()
     out = done(f"cskt train --resume {whole}")
     assert out.splitlines()[0] == "already finished (3 of 3 epochs); nothing was trained"
@@ -88,7 +88,7 @@ def test_a_finished_run_says_so_and_how_to_start_from_it(training: str, whole: P
     assert "already finished (1 of 1 epochs)" in done(f"cskt train --resume {folder}")
 
 
-def test_a_recipe_that_trains_nothing_says_so(root: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_a_recipe_that_trains_nothing_is_reported(root: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     size = f"--image-height {HEIGHT} --image-width {WIDTH}"
     done(f"cskt train --config clip --root {root} --backbone.name {tiny_backbone} {size} --output {tmp_path}/run")
     out = done(f"cskt train --resume {tmp_path}/run")

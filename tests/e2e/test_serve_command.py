@@ -69,7 +69,7 @@ class Running:
                 return error.code, json.loads(error.read())
 
     def wait_until_ready(self) -> list[str]:
-        """What the service says of its health until it is well."""
+        """Return the health of the service once it is well."""
         said = []
         while True:
             status, content = self.ask("healthz")
@@ -101,7 +101,7 @@ def serving(command: str) -> Iterator[Running]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
-def test_a_service_answers_and_stops_when_it_is_told_to(gallery: Path) -> None:
+def test_a_service_answers_and_stops_on_a_signal(gallery: Path) -> None:
     # A client has one request, whatever it says of its address.
     with serving(f"cskt serve {gallery} --port 0 --device cpu --rate 0.01") as service:
         assert service.first_line.startswith(f"Serving {gallery} (24 crops) at http://127.0.0.1:")
@@ -190,7 +190,7 @@ def test_a_port_in_use_is_one_line(gallery: Path) -> None:
     assert outcome.refusal() == f"--port {port} is in use; choose another, or stop the program that has it"
 
 
-def test_a_model_that_is_gone_ends_the_service(tmp_path: Path, tiny_backbone: Path) -> None:
+def test_a_missing_model_ends_the_service(tmp_path: Path, tiny_backbone: Path) -> None:
     backbone = tmp_path / "gone.safetensors"
     backbone.write_bytes(tiny_backbone.read_bytes())
     Gallery.create(tmp_path / "own", load(backbone, device="cpu")).close()

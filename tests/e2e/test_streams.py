@@ -88,7 +88,7 @@ def test_a_home_folder_that_is_not_known_is_one_line(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "command", ["-m cskt data check /", f"{REPOSITORY}/train.py --name x", f"{REPOSITORY}/test.py --config_file x"]
 )
-def test_a_working_directory_that_is_gone_is_one_line(tmp_path: Path, command: str) -> None:
+def test_a_deleted_working_directory_is_one_line(tmp_path: Path, command: str) -> None:
     finished = subprocess.run(
         ["bash", "-c", f"cd {tmp_path} && rmdir {tmp_path} && {sys.executable} {command}"],
         capture_output=True, text=True, check=False,

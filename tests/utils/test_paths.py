@@ -19,7 +19,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("parts", [("a.jpg",), ("sub", "a.jpg"), ("sub/../a.jpg",), ("sub/./b",), ("..a",), ("a..",)])
-def test_what_lies_inside_is_joined(folder: Path, parts: tuple[str, ...]) -> None:
+def test_a_path_inside_the_folder_is_joined(folder: Path, parts: tuple[str, ...]) -> None:
     path = inside(folder, *parts)
     assert path == folder.joinpath(*parts).resolve()
     assert path.is_absolute() and ".." not in path.parts
