@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from cskt.data.paperdoll.attributes import Attributes
 from cskt.data.paperdoll.drawing import Domain, Drawing
-from cskt.data.paperdoll.phrases import (  # fmt: skip
+from cskt.data.paperdoll.phrases import (
     CLOTHES,
     GRAMMAR,
     Voice,
@@ -129,14 +129,7 @@ class _TargetCaption:
         if not together or voice.maybe(0.7):
             voice.rng.shuffle(statements)
         if voice.maybe(0.15):
-            remarks = GRAMMAR["remarks"]
-            asides.append(
-                self.pick(
-                    remarks["always"]
-                    + remarks["walking"] * self.drawing.walking
-                    + remarks["back"] * (self.drawing.view == "back")
-                )
-            )
+            asides.append(self.pick(self.remarks()))
         sentences = self.sentences(statements, description) + asides
         return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
 
@@ -150,6 +143,14 @@ class _TargetCaption:
         if fact in ("bag", "held"):
             return forms.get(kind, forms["held"])
         return forms.get(fact, forms["worn"])
+
+    def remarks(self) -> list[str]:
+        remarks = list(GRAMMAR["remarks"]["always"])
+        if self.drawing.walking:
+            remarks += GRAMMAR["remarks"]["walking"]
+        if self.drawing.view == "back":
+            remarks += GRAMMAR["remarks"]["back"]
+        return remarks
 
     def activity(self) -> str:
         place = self.voice.pick(*GRAMMAR["places"][self.gait])
