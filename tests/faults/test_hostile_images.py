@@ -338,8 +338,11 @@ IN_FAST = ("20,000 x 20,000 PNG", "20,000 x 20,000 JPEG")
 
 @pytest.mark.skipif(sys.platform == "win32", reason="measures with the module resource")
 def test_memory_is_bounded(tmp_path: Path) -> None:
-    """Whatever a file claims. A later reading may take as much as one before it without being seen, so they are in
-    order; those of the long part have a process each."""
+    """A file's claims do not raise the memory that reading it takes.
+
+    Only a new maximum of the process is visible, so the readings are in ascending order; those of the long part have a
+    process each.
+    """
     path = tmp_path / "x.jpg"
     preparation = "from cskt.gallery.indexing.preparing import bytes_of, prepare"
     groups = [[kind] for kind in MEMORY] if LONG else [list(IN_FAST)]
@@ -352,5 +355,5 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         for kind, used in zip(group, in_a_process(preparation, readings), strict=True):
             assert used.more_bytes < MEMORY[kind][1], f"{kind}: {used.more_bytes / 1e6:.0f} MB"
             assert used.seconds < SECONDS, kind
-            assert kind.startswith("8,000") or used.message, kind
+            assert kind.startswith("8,000") or used.told, kind
     record("pictures that are no files, or would fill the memory", tried=sum(map(len, groups)), test=TEST)
