@@ -47,7 +47,7 @@ def test_the_threshold_is_the_smallest_that_keeps_the_rate(right: list[float], w
     assert (found.num_right, found.num_wrong) == (len(right), len(wrong))
 
 
-def test_by_hand() -> None:
+def test_a_threshold_computed_by_hand() -> None:
     wrong = np.array([0.1, 0.2, 0.3, 0.4, -0.5, 0.0, 0.05, 0.15, 0.25, 0.35])
     found = calibrate(np.array([0.5, 0.36, 0.34]), wrong, 0.1)
     assert 0.35 < found.min_score < 0.3501
@@ -71,7 +71,7 @@ def test_the_largest_scores_suffice(one_thread: None) -> None:
         calibrate(right, kept[:50], 0.01, num_wrong=5000)
 
 
-def test_largest_of_fewer_than_asked_is_all() -> None:
+def test_the_largest_of_few_scores_are_all() -> None:
     assert sorted(largest([np.array([0.3, 0.1]), np.array([0.2])], 10)) == pytest.approx([0.1, 0.2, 0.3])
 
 
@@ -118,7 +118,7 @@ def test_no_file_is_no_calibration(tmp_path: Path) -> None:
     assert load_calibration(tmp_path, FINGERPRINT) is None
 
 
-def test_the_calibration_of_another_model_is_passed_over(
+def test_the_calibration_of_another_model_is_ignored(
     tmp_path: Path, calibration: Calibration, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_calibration(tmp_path, calibration, fingerprint="b" * 64, source="")
@@ -135,7 +135,7 @@ def test_a_model_that_is_a_file_has_no_calibration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"calibration": {"cut_off": "high"}}', "\udcff", "[" * 100_000], ids=range(6)
 )
-def test_a_damaged_file_is_refused_with_the_remedy(tmp_path: Path, content: str) -> None:
+def test_a_corrupt_file_is_refused_with_the_remedy(tmp_path: Path, content: str) -> None:
     path = tmp_path / CALIBRATION_FILE
     path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=r"calibration\.json: .*; damaged: delete it, or calibrate again"):

@@ -1,4 +1,4 @@
-"""How many columns a gallery has and how long a value is, whichever way metadata comes in; and in which normal form."""
+"""Limits on columns and values for every source of metadata, and normal forms of text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def state_of(gallery: Gallery) -> tuple[str, list[str], dict[str, object]]:
     ids=["columns", "value"],
 )
 @pytest.mark.parametrize("door", ["index", "add", "parquet", "archive"])
-def test_a_request_that_brings_too_much_is_refused_whole(
+def test_too_many_columns_or_too_long_values_change_nothing(
     gallery: Gallery, crops: Path, tmp_path: Path, door: str, row: dict[str, str], problem: str
 ) -> None:
     """The row that is too much comes last, beside another new column, so that nothing of the others may be stored."""
@@ -70,7 +70,7 @@ def archive_of_row(path: Path, data: bytes, row: dict[str, str]) -> Path:
     return path
 
 
-def test_columns_are_counted_over_the_gallerys_life(gallery: Gallery, crops: Path) -> None:
+def test_columns_of_all_indexings_are_counted(gallery: Gallery, crops: Path) -> None:
     name = next(iter(images_in(crops)))
     gallery.index(metadata={name: {f"a{number}": number for number in range(60)}})
     with pytest.raises(ValueError, match="41 new columns .* beside the gallery's 60"):
@@ -129,7 +129,7 @@ def test_names_and_values_compare_in_nfc(gallery: Gallery, crops: Path) -> None:
         gallery.search("a man", group_by="カメラ")
 
 
-def test_rows_find_their_files_whatever_the_form_of_their_names(gallery: Gallery, crops: Path) -> None:
+def test_rows_match_files_in_any_normal_form(gallery: Gallery, crops: Path) -> None:
     name = unicodedata.normalize("NFD", "café.jpg")
     next(crops.rglob("*.jpg")).rename(crops / name)
     gallery.index(metadata={"café.jpg": {"note": "x"}})

@@ -1,4 +1,4 @@
-"""Metadata columns: names, kinds and values as a table brings them."""
+"""Metadata columns: names, kinds and values of tables."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_heading_that_cannot_be_a_name_is_refused(raw: str, problem: str) -> N
     assert "\n" not in str(refusal.value)
 
 
-def test_what_every_crop_has_is_reserved() -> None:
+def test_built_in_columns_are_reserved() -> None:
     assert set(BUILT_IN) <= RESERVED
 
 
@@ -142,7 +142,7 @@ def test_kinds_come_in_the_order_of_columns_and_only_for_columns_with_a_value() 
         (date(2026, 1, 31), "time", "2026-01-31T00:00:00"),
     ],
 )
-def test_a_value_takes_the_form_of_its_column(value: object, kind: Kind, converted: object) -> None:
+def test_a_value_is_converted_to_the_kind_of_its_column(value: object, kind: Kind, converted: object) -> None:
     result = convert(value, kind, "column")
     assert result == converted
     assert type(result) is type(converted)
@@ -150,7 +150,7 @@ def test_a_value_takes_the_form_of_its_column(value: object, kind: Kind, convert
 
 @pytest.mark.parametrize("kind", ["text", "number", "boolean", "time"])
 @pytest.mark.parametrize("value", [None, "", "  ", "\t\n", float("nan")])
-def test_nothing_written_is_no_value(value: object, kind: Kind) -> None:
+def test_empty_values_are_no_value(value: object, kind: Kind) -> None:
     assert convert(value, kind, "column") is None
 
 
@@ -200,7 +200,7 @@ def test_times_sort_as_text(first: datetime, second: datetime) -> None:
 
 
 @given(st.one_of(st.text(), st.floats(), st.integers(), st.booleans(), st.dates(), st.datetimes(), st.none()))
-def test_whatever_a_kind_was_inferred_from_converts_and_stays_as_it_is(value: object) -> None:
+def test_a_value_converts_to_the_kind_inferred_from_it(value: object) -> None:
     for column, kind in infer_kinds([{"column": value}]).items():
         try:
             once = convert(value, kind, column)

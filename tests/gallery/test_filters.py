@@ -1,4 +1,4 @@
-"""The filter grammar: what is read, what it means, and that nothing else gets through."""
+"""Grammar of filters: accepted texts, their meaning, and refused ones."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ N1 = Comparison("night", "=", True)
         ("(" * 20 + "frame = 1" + ")" * 20, F1),
     ],
 )
-def test_what_is_read(text: str, condition: Condition) -> None:
+def test_accepted_filters(text: str, condition: Condition) -> None:
     assert parse_filter(text, KNOWN) == condition
 
 
@@ -202,7 +202,7 @@ def test_what_is_read(text: str, condition: Condition) -> None:
         ("frame = not " * 160 + "1", "nested too deeply|out of place|compares with"),
     ],
 )
-def test_what_is_refused(text: str, problem: str | None) -> None:
+def test_refused_filters(text: str, problem: str | None) -> None:
     if problem is None:
         parse_filter(text, KNOWN)
         return
@@ -230,12 +230,12 @@ def has_one_form(text: str) -> bool:
 
 
 @given(conditions().filter(lambda condition: has_one_form(written(condition))))
-def test_what_is_written_is_what_is_read(condition: Condition) -> None:
+def test_a_condition_survives_its_text(condition: Condition) -> None:
     assert parse_filter(written(condition), KNOWN) == condition
 
 
 @given(conditions(), values())
-def test_not_turns_a_condition_round_where_every_value_is_known(condition: Condition, known: dict[str, Value]) -> None:
+def test_not_inverts_a_condition_on_known_values(condition: Condition, known: dict[str, Value]) -> None:
     text = f"NOT ({written(condition)})"
     assume(has_one_form(text))
     opposite = parse_filter(text, KNOWN)
@@ -269,7 +269,7 @@ PIECES = """
 
 @given(st.lists(st.sampled_from(PIECES.split()), max_size=25).map(" ".join) | st.text(max_size=60))
 @settings(max_examples=300)
-def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
+def test_any_text_is_parsed_or_refused_in_one_line(text: str) -> None:
     try:
         condition = parse_filter(text, KNOWN)
     except ValueError as refusal:

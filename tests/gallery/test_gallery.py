@@ -1,4 +1,4 @@
-"""The verbs of a gallery, over a real store and a thin model."""
+"""Methods of a gallery, over a real store and a thin model."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_an_empty_folder_does_not_empty_the_gallery(gallery: Gallery, crops: Pat
     assert gallery.count() == 12
 
 
-def test_metadata_can_be_told_later_and_in_parts(gallery: Gallery, crops: Path) -> None:
+def test_metadata_can_be_added_later_and_in_parts(gallery: Gallery, crops: Path) -> None:
     first, second, third = names(crops)[:3]
     report = gallery.index(metadata={first: {"Camera": "c1", "hour": "7"}, second: {"Camera": "c2"}})
     assert (report.updated, report.unchanged) == (2, 10)
@@ -134,7 +134,7 @@ def test_columns_that_another_process_made_are_seen(gallery: Gallery, crops: Pat
     assert gallery.search(SENTENCE, where="camera = 'c9'")[0].metadata["camera"] == "c9"
 
 
-def test_crops_that_are_handed_over(gallery: Gallery, crops: Path) -> None:
+def test_uploaded_crops(gallery: Gallery, crops: Path) -> None:
     path = crops / names(crops)[0]
     report = gallery.add(
         [path, path.read_bytes(), Image.open(path), b"no image"],
@@ -165,7 +165,7 @@ def test_crops_that_are_handed_over(gallery: Gallery, crops: Path) -> None:
         gallery.original("live/1")
 
 
-def test_a_crop_handed_over_again_is_replaced(gallery: Gallery, crops: Path) -> None:
+def test_a_crop_uploaded_again_is_replaced(gallery: Gallery, crops: Path) -> None:
     first, second = (crops / name for name in names(crops)[:2])
     gallery.add([first], ["live"], [{"track": 1}])
     assert gallery.add([first], ["live"], [{"track": 2}]).updated == 1
@@ -249,7 +249,7 @@ def test_another_model_is_refused_until_reindexed(gallery: Gallery, crops: Path,
     assert gallery.index().unchanged == 12
 
 
-def test_reindexing_loses_no_crop_in_silence(gallery: Gallery, crops: Path, tmp_path: Path) -> None:
+def test_reindexing_drops_no_crop_without_prune(gallery: Gallery, crops: Path, tmp_path: Path) -> None:
     path = write_backbone(tmp_path / "other.safetensors", seed=1)
     other, before = cskt.load(path, device="cpu"), everything(gallery)
     (crops / names(crops)[0]).unlink()
@@ -272,7 +272,7 @@ def test_a_newer_format_and_a_broken_manifest_are_refused(gallery: Gallery) -> N
             Gallery.open(gallery.folder)
 
 
-def test_galleries_are_made_only_where_nothing_is(gallery: Gallery, encoder: Encoder, tmp_path: Path) -> None:
+def test_galleries_are_created_in_empty_folders_only(gallery: Gallery, encoder: Encoder, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a gallery already"):
         Gallery.create(gallery.folder, encoder)
     with pytest.raises(ValueError, match="not empty, and no gallery"):
@@ -284,7 +284,7 @@ def test_galleries_are_made_only_where_nothing_is(gallery: Gallery, encoder: Enc
     assert not (tmp_path / "new").exists()
 
 
-def test_a_deleted_file_is_told_and_still_found(gallery: Gallery, crops: Path) -> None:
+def test_a_deleted_file_is_reported_and_its_crop_still_found(gallery: Gallery, crops: Path) -> None:
     name = names(crops)[0]
     (crops / name).unlink()
     assert name in everything(gallery)
@@ -293,7 +293,7 @@ def test_a_deleted_file_is_told_and_still_found(gallery: Gallery, crops: Path) -
         gallery.original(name)
 
 
-def test_a_file_that_became_a_way_out_is_not_served(gallery: Gallery, crops: Path, tmp_path: Path) -> None:
+def test_a_file_that_became_a_link_to_outside_is_refused(gallery: Gallery, crops: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret.jpg"
     shutil.copyfile(crops / names(crops)[1], secret)
     name = names(crops)[0]
@@ -303,7 +303,7 @@ def test_a_file_that_became_a_way_out_is_not_served(gallery: Gallery, crops: Pat
         gallery.original(name)
 
 
-def test_what_another_process_does_during_a_reindex_is_kept(
+def test_changes_of_another_process_during_a_reindex_are_stored(
     gallery: Gallery, encoder: Encoder, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, third = names(crops)[:3]
@@ -339,7 +339,7 @@ def test_what_another_process_does_during_a_reindex_is_kept(
     assert gallery.count() == 12
 
 
-def test_metadata_told_between_two_halves_of_a_reindex_is_kept(
+def test_metadata_added_during_an_interrupted_reindex_is_stored(
     gallery: Gallery, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = names(crops)[0]
@@ -356,7 +356,7 @@ def test_metadata_told_between_two_halves_of_a_reindex_is_kept(
     assert dict(gallery.crop(first).metadata) == {"camera": "new"}
 
 
-def test_nothing_is_acknowledged_that_the_store_refused(
+def test_images_that_the_store_refused_are_not_reported_as_stored(
     gallery: Gallery, crops: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copyfile(crops / names(crops)[0], crops / "new.jpg")
@@ -382,9 +382,7 @@ def test_a_model_that_has_changed_behind_its_path_is_refused(tmp_path: Path) -> 
         opened.search(SENTENCE)
 
 
-def test_a_creation_that_was_killed_is_begun_again(
-    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_creation_can_be_repeated(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("cskt.gallery.opening.write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         patch.setattr("cskt.gallery.opening._undo_creation", lambda *_: None)  # a kill cleans nothing up
@@ -395,7 +393,7 @@ def test_a_creation_that_was_killed_is_begun_again(
         assert gallery.count() == 0
 
 
-def test_equal_pictures_may_come_together(gallery: Gallery, crops: Path) -> None:
+def test_equal_pictures_can_be_uploaded_together(gallery: Gallery, crops: Path) -> None:
     data = (crops / names(crops)[0]).read_bytes()
     assert gallery.add([data] * 40, [f"blank/{number}" for number in range(40)]).added == 40
     assert gallery.uploaded(["blank/3", names(crops)[0], "nobody"]) == {"blank/3"}
@@ -414,7 +412,7 @@ def test_the_threshold_follows_its_file(gallery: Gallery) -> None:
     assert len(gallery.search(SENTENCE, k=12, min_score=-1)) == 12
 
 
-def test_a_stream_of_crops_is_tidied_up(gallery: Gallery, crops: Path) -> None:
+def test_a_stream_of_crops_is_compacted(gallery: Gallery, crops: Path) -> None:
     data = (crops / names(crops)[0]).read_bytes()
     monkey = pytest.MonkeyPatch()
     monkey.setattr("cskt.gallery.stores.lance.lance_store.MANY_FRAGMENTS", 4)
@@ -426,7 +424,7 @@ def test_a_stream_of_crops_is_tidied_up(gallery: Gallery, crops: Path) -> None:
     assert gallery.count() == 24
 
 
-def test_an_emptied_cell_takes_a_value_back(gallery: Gallery, crops: Path) -> None:
+def test_an_empty_cell_deletes_a_value(gallery: Gallery, crops: Path) -> None:
     first, second = names(crops)[:2]
     gallery.index(metadata={first: {"camera": "c1", "hour": "7"}, second: {"camera": "c2"}})
     report = gallery.index(metadata={first: {"camera": "", "hour": "7"}, second: {"camera": None}})
@@ -454,12 +452,12 @@ def test_a_file_too_large_for_a_crop_is_not_read(gallery: Gallery, crops: Path) 
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])
-def test_a_threshold_that_is_no_number(gallery: Gallery, score: float) -> None:
+def test_a_threshold_must_be_finite(gallery: Gallery, score: float) -> None:
     with pytest.raises(ValueError, match="min_score is"):
         gallery.search(SENTENCE, min_score=score)
 
 
-def test_nothing_to_group_by(gallery: Gallery) -> None:
+def test_grouping_without_metadata_is_refused(gallery: Gallery) -> None:
     with pytest.raises(ValueError, match="no metadata to group by 'track'; index with --metadata"):
         gallery.search(SENTENCE, group_by="track")
 

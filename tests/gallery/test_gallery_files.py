@@ -28,7 +28,7 @@ def picture(path: Path, size: tuple[int, int] = (40, 100)) -> Path:
     return path
 
 
-def test_walk_is_in_order_and_stays_inside(tmp_path: Path) -> None:
+def test_walk_is_in_order_and_follows_no_link(tmp_path: Path) -> None:
     folder = tmp_path / "crops"
     for name in ("b/2.PNG", "b/1.jpg", "a.webp", "c/d/e.bmp"):
         picture(folder / name)
@@ -53,7 +53,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
         list(walk(tmp_path))
 
 
-def test_a_folder_that_goes_while_it_is_walked_is_passed_over(tmp_path: Path) -> None:
+def test_a_folder_deleted_during_the_walk_is_skipped(tmp_path: Path) -> None:
     for name in ("a/1.jpg", "b/2.jpg"):
         picture(tmp_path / name)
     found = []
@@ -78,7 +78,7 @@ def test_an_image_is_read_once_for_all_uses(tmp_path: Path) -> None:
         assert abs(thumbnail.size[0] / thumbnail.size[1] - 1 / 3) < 0.02
 
 
-def test_a_small_image_is_not_blown_up(tmp_path: Path) -> None:
+def test_a_small_image_is_not_enlarged(tmp_path: Path) -> None:
     read = prepare(picture(tmp_path / "a.png", (20, 50)).read_bytes(), 64, 32)
     with Image.open(io.BytesIO(read.thumbnail)) as thumbnail:
         assert thumbnail.size == (20, 50)
@@ -91,7 +91,7 @@ def test_an_image_in_memory_keeps_its_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "cam 3/ö/東京.png", ".a", "a..b/c", "x" * 512, "'; DROP TABLE crops; --"])
-def test_names_that_are_fine(name: str) -> None:
+def test_valid_names(name: str) -> None:
     assert check_image_id(name) == name
 
 
@@ -100,6 +100,6 @@ def test_names_that_are_fine(name: str) -> None:
     ["", ".", "..", "../a.jpg", "a/../b.jpg", "/etc/passwd", "a//b", "a/", "./a", "a\\b", "C:\\a", "x" * 513, "a\nb",
      "a\x00b", "a\x7f", "\ud800", " ", "a/ /b", "a\u202egpj.exe"],
 )  # fmt: skip
-def test_names_that_are_none(name: str) -> None:
+def test_invalid_names(name: str) -> None:
     with pytest.raises(ValueError, match="is no name for a crop"):
         check_image_id(name)

@@ -22,7 +22,7 @@ from cskt.gallery.indexing.ignoring import IgnorePatterns
         ("größe.jpg", ["größe.jpg"], ["groesse.jpg"]),
     ],
 )
-def test_what_matches(pattern: str, ignored: list[str], kept: list[str]) -> None:
+def test_matches(pattern: str, ignored: list[str], kept: list[str]) -> None:
     patterns = IgnorePatterns([pattern])
     assert [path for path in [*ignored, *kept] if patterns.match_file(path)] == ignored
 
@@ -48,7 +48,7 @@ def test_too_many_patterns_are_refused() -> None:
         IgnorePatterns(map(str, range(101)))
 
 
-def test_no_pattern_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pattern_takes_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ways to place several `**` multiply; only the last one is tried again."""
     from cskt.gallery.indexing import ignoring
 

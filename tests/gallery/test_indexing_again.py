@@ -1,4 +1,4 @@
-"""A gallery that is brought up to date: what it was filled from is remembered, and nothing is lost by accident."""
+"""Indexing again: the source is stored in the manifest, and no crop is lost by accident."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_list_can_be_replaced_by_its_folder_and_back(empty: Path, encoder: Enc
 
 
 @pytest.mark.parametrize("prune", [False, True])
-def test_a_list_that_is_gone_is_an_error(empty: Path, encoder: Encoder, crops: Path, prune: bool) -> None:
+def test_a_missing_list_is_an_error(empty: Path, encoder: Encoder, crops: Path, prune: bool) -> None:
     with Gallery.open(empty, encoder=encoder) as gallery:
         gallery.index(list_of(crops, list(images_in(crops))[:3])).added  # noqa: B018
         (crops / "names.txt").unlink()
@@ -69,7 +69,7 @@ def test_a_list_that_is_gone_is_an_error(empty: Path, encoder: Encoder, crops: P
         assert gallery.count() == 3
 
 
-def test_a_list_that_is_refused_is_not_remembered(gallery: Gallery, crops: Path) -> None:
+def test_a_refused_list_is_not_stored(gallery: Gallery, crops: Path) -> None:
     with pytest.raises(ValueError, match="is not below the list's folder"):
         gallery.index(list_of(crops, ["../elsewhere.jpg"]))
     assert gallery.index().unchanged == 12
@@ -78,7 +78,7 @@ def test_a_list_that_is_refused_is_not_remembered(gallery: Gallery, crops: Path)
 @pytest.mark.parametrize(
     ("name", "told"), [("../secret.txt", "'image_list' must be the name of a file"), ("link.txt", "leads outside")]
 )
-def test_a_list_of_somebody_else_leads_nowhere_else(
+def test_a_list_in_a_strangers_manifest_names_no_file_outside(
     empty: Path, encoder: Encoder, crops: Path, tmp_path: Path, name: str, told: str
 ) -> None:
     (tmp_path / "secret.txt").write_text("a.jpg", encoding="utf-8")
@@ -106,7 +106,7 @@ def test_shards_are_read_again(empty: Path, encoder: Encoder, crops: Path, tmp_p
             gallery.index()
 
 
-def test_shards_of_which_nothing_is_known_are_named(empty: Path, encoder: Encoder, tmp_path: Path) -> None:
+def test_indexing_shards_again_needs_an_earlier_call(empty: Path, encoder: Encoder, tmp_path: Path) -> None:
     with Gallery.open(empty, encoder=encoder) as gallery:
         with pytest.raises(ValueError, match="no shards were indexed before; name them"):
             gallery.add_shards()
@@ -119,7 +119,7 @@ def test_shards_of_which_nothing_is_known_are_named(empty: Path, encoder: Encode
 # --- ignored files
 
 
-def test_patterns_hold_until_others_are_given(gallery: Gallery, crops: Path, encoder: Encoder) -> None:
+def test_patterns_are_stored_until_others_are_given(gallery: Gallery, crops: Path, encoder: Encoder) -> None:
     report = gallery.index(ignore=["cam0/", "*/01.jpg"])
     assert (report.unchanged, report.vanished, report.passed_over) == (7, 5, {"ignored": 2})
     with Gallery.open(gallery.folder, encoder=encoder) as again:
@@ -143,7 +143,7 @@ def test_ignoring_everything_does_not_empty_the_gallery(gallery: Gallery) -> Non
     assert gallery.count() == 12
 
 
-def test_patterns_hold_for_lists_and_shards(empty: Path, encoder: Encoder, crops: Path, tmp_path: Path) -> None:
+def test_patterns_apply_to_lists_and_shards(empty: Path, encoder: Encoder, crops: Path, tmp_path: Path) -> None:
     images = images_in(crops)
     num_others = sum(not name.startswith("cam0/") for name in images)
     shard = archive_of(images, tmp_path / "one.tar")
@@ -189,7 +189,7 @@ def test_an_unreadable_folder_loses_no_crop(gallery: Gallery, crops: Path, monke
     assert (report.unchanged, report.unchecked, report.unreadable_folders) == (12, 0, [])
 
 
-def test_nothing_is_lost_where_no_folder_can_be_read(
+def test_no_crop_is_lost_if_no_folder_can_be_read(
     gallery: Gallery, crops: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scandir = os.scandir
@@ -220,7 +220,7 @@ def test_crops_whose_extra_is_missing_are_not_pruned(
     assert gallery.count() == 12
 
 
-def test_an_overwritten_file_that_is_unreadable_is_told_and_pruned(gallery: Gallery, crops: Path) -> None:
+def test_an_overwritten_unreadable_file_is_reported_and_pruned(gallery: Gallery, crops: Path) -> None:
     (crops / "cam0" / "00.jpg").write_bytes(b"no picture any more")
     (crops / "cam1" / "01.jpg").write_bytes(b"")
     (crops / "never-was.jpg").write_bytes(b"no picture")

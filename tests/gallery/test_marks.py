@@ -1,4 +1,4 @@
-"""Marks as CSV and back, and as records that training reads: who is one person, and who is nobody known."""
+"""Marks as CSV and back, and as training records: crops of one person, and crops left out."""
 
 import json
 import random
@@ -48,7 +48,7 @@ def pid_of(marks: list[Mark]) -> dict[str, int]:
         "a;'=b",
     ],
 )
-def test_csv_comes_back_unchanged(tmp_path: Path, text: str) -> None:
+def test_csv_is_read_back_unchanged(tmp_path: Path, text: str) -> None:
     marks = [Mark(text, "cam1/a,b.jpg", True), Mark(text, "+formula.jpg", False)]
     path = tmp_path / "marks.csv"
     path.write_text(marks_csv(marks), encoding="utf-8", newline="")
@@ -106,7 +106,7 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 # --- training records
 
 
-def test_crops_of_one_sentence_are_one_person_and_wrong_ones_nobody() -> None:
+def test_right_crops_of_one_sentence_are_one_person_and_wrong_ones_are_left_out() -> None:
     marks = [Mark(RED, "a.jpg", True), Mark(RED, "b.jpg", True), Mark(RED, "c.jpg", False), Mark(HAT, "d.jpg", True)]
     assert records(marks, pid_start=7) == [
         {"image": "a.jpg", "pid": 7, "captions": [RED]},
@@ -124,7 +124,7 @@ def test_sentences_that_share_a_right_crop_are_one_person() -> None:
     assert len(set(pid_of([*joined, Mark(HAT, "c.jpg", True)]).values())) == 1
 
 
-def test_a_shared_wrong_crop_joins_nobody() -> None:
+def test_a_shared_wrong_crop_joins_no_persons() -> None:
     marks = [Mark(RED, "a.jpg", True), Mark(HAT, "b.jpg", True), Mark(RED, "c.jpg", False), Mark(HAT, "c.jpg", True)]
     assert pid_of(marks) == {"a.jpg": 0, "b.jpg": 1, "c.jpg": 1}
 
@@ -135,7 +135,7 @@ def test_of_two_marks_the_later_counts() -> None:
     assert marks_jsonl([Mark(RED, "a.jpg", False)]) == ""
 
 
-def test_people_are_the_connected_parts_whatever_the_order() -> None:
+def test_persons_are_the_connected_components_in_any_order() -> None:
     """Against an oracle that spreads a label until nothing changes."""
     draw = random.Random(0)
     for _ in range(20):

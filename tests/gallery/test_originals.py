@@ -1,4 +1,4 @@
-"""Files that a gallery keeps itself: whole, each once, and none that no crop needs."""
+"""Uploaded files: complete, each stored once, and none without a crop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def digests(*images: bytes) -> set[str]:
     return {hashlib.sha256(image).hexdigest() for image in images}
 
 
-def test_they_are_named_by_content_and_written_whole(gallery: Gallery) -> None:
+def test_uploads_are_named_by_content_and_written_completely(gallery: Gallery) -> None:
     originals, (sha256,) = Originals(gallery.folder, gallery._state.store), digests(b"data")
     originals.save(b"data", sha256)
     path = original_path(gallery.folder, sha256)
@@ -33,7 +33,7 @@ def test_they_are_named_by_content_and_written_whole(gallery: Gallery) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == [sha256]
 
 
-def test_one_that_crops_share_stays_until_the_last_is_gone(gallery: Gallery, crops: Path) -> None:
+def test_a_shared_upload_is_deleted_with_its_last_crop(gallery: Gallery, crops: Path) -> None:
     first, second = (path.read_bytes() for path in sorted(crops.rglob("*.jpg"))[:2])
     gallery.add([first, first, second], ["a", "b", "c"])
     assert kept(gallery.folder) == digests(first, second)
@@ -46,7 +46,7 @@ def test_one_that_crops_share_stays_until_the_last_is_gone(gallery: Gallery, cro
 
 
 @pytest.mark.parametrize("broken_off", ["add", "remove"])
-def test_what_a_broken_off_change_leaves_is_cleared_up_by_the_next(
+def test_the_next_change_deletes_what_an_interrupted_one_left(
     gallery: Gallery, crops: Path, monkeypatch: pytest.MonkeyPatch, broken_off: str
 ) -> None:
     """As a kill would: between the file and the crop, in whichever order they come or go."""

@@ -1,4 +1,4 @@
-"""Queries that can be none, and what one sentence in a batch leaves of the others."""
+"""Invalid queries, and independence of the queries in a batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def no_crop(image_id: str) -> Tensor:
     raise AssertionError(f"nobody asked for {image_id}")
 
 
-def test_nothing_to_look_for() -> None:
+def test_an_empty_query_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to look for"):
         Query()
     with pytest.raises(ValueError, match="nothing to look for"):
@@ -24,18 +24,18 @@ def test_nothing_to_look_for() -> None:
 
 
 @pytest.mark.parametrize("query", [{"text": ""}, {"text": " \n"}, {"text": "a man", "exclude": ("a hat", "")}])
-def test_empty_sentences(query: dict[str, object]) -> None:
+def test_empty_sentences_are_refused(query: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="a sentence is empty"):
         Query(**query)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, 101.0, float("nan"), float("inf")])
-def test_weights_out_of_range(weight: float) -> None:
+def test_weights_out_of_range_are_refused(weight: float) -> None:
     with pytest.raises(ValueError, match="a weight is"):
         Query("a man", text_weight=weight)
 
 
-def test_a_batch_is_its_queries_one_by_one(encoder: Encoder, dolls: Path) -> None:
+def test_a_batch_equals_its_queries_one_by_one(encoder: Encoder, dolls: Path) -> None:
     first, second = sorted(dolls.rglob("*.jpg"))[:2]
     crop = encoder.encode_image([second])[0]
     queries = [
@@ -52,13 +52,13 @@ def test_a_batch_is_its_queries_one_by_one(encoder: Encoder, dolls: Path) -> Non
     assert torch.allclose(encode_queries(encoder, queries[:2], no_crop), together[:2], atol=1e-6)
 
 
-def test_an_image_that_cannot_be_read(encoder: Encoder) -> None:
+def test_an_unreadable_image_is_refused(encoder: Encoder) -> None:
     with pytest.raises(ValueError, match="not an image"):
         encode_queries(encoder, [Query(image=b"<svg/>")], no_crop)
 
 
 @pytest.mark.parametrize("text", ["a man\x00", "a \x1b[31mman"])
-def test_control_characters(text: str) -> None:
+def test_control_characters_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="holds control characters"):
         Query(text)
     assert Query("a man\nwith a hat\t").text
@@ -66,7 +66,7 @@ def test_control_characters(text: str) -> None:
         Query("a \ud800")
 
 
-def test_a_sentence_that_never_ends() -> None:
+def test_a_too_long_sentence_is_refused() -> None:
     with pytest.raises(ValueError, match="a sentence of 10,000,000 characters; give at most 2,000"):
         Query("a" * 10_000_000)
 

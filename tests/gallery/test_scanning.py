@@ -1,4 +1,4 @@
-"""The files of a folder or a list: what is passed over, and what cannot be read, ends no scan."""
+"""Files of a folder or a list: skipped and unreadable entries do not end a scan."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fail_to_list(monkeypatch: pytest.MonkeyPatch, folder: Path, code: int) -> No
     monkeypatch.setattr(os, "scandir", refuse)
 
 
-def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
+def test_skipped_files_are_counted_by_kind(tmp_path: Path) -> None:
     folder = folder_of(
         tmp_path / "crops",
         "a.jpg", "b/c.PNG", ".hidden.jpg", ".git/d.jpg", "notes.txt", "e.TXT", "README", "old/f.jpg", "thumb.gif",
@@ -63,7 +63,7 @@ def test_kinds_stay_few_and_printable(tmp_path: Path) -> None:
     assert all(kind.isprintable() for kind in kinds)
 
 
-def test_the_gallery_is_no_part_of_its_own_source(tmp_path: Path) -> None:
+def test_the_folder_of_the_gallery_is_skipped(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "a.jpg", "gallery/originals/x.jpg", "gallery/gallery.json", "b/gallery/c.jpg")
     scan = ImageSource(folder).scan(folder / "gallery")
     assert (list(scan.files), scan.passed_over) == (["a.jpg", "b/gallery/c.jpg"], {})
@@ -83,7 +83,7 @@ def test_a_folder_that_cannot_be_read_is_listed(tmp_path: Path, monkeypatch: pyt
     ]  # fmt: skip
 
 
-def test_a_folder_whose_listing_breaks_off_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_whose_listing_fails_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_of(tmp_path, "a/1.jpg", "a/2.jpg", "b.jpg")
     scandir = os.scandir
 
@@ -135,7 +135,7 @@ def test_a_folder_of_crops_that_cannot_be_read_is_an_error(tmp_path: Path, monke
         ImageSource(tmp_path).scan()
 
 
-def test_a_list_goes_on_behind_what_is_missing(tmp_path: Path) -> None:
+def test_missing_files_of_a_list_are_reported_and_skipped(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "a.jpg", "b/c.jpg", "old/d.jpg")
     os.mkfifo(folder / "pipe.jpg")
     (folder / "round.jpg").symlink_to("round.jpg")
@@ -163,5 +163,5 @@ def test_a_list_that_cannot_be_read_is_an_error(tmp_path: Path, kind: str) -> No
         list(listed(path))
 
 
-def test_nothing_is_unchecked_where_all_was_seen() -> None:
+def test_nothing_is_unchecked_after_a_complete_scan() -> None:
     assert not Scan().is_unchecked("a/b.jpg")

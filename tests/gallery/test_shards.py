@@ -1,4 +1,4 @@
-"""Crops from lists, Parquet files and archives: the same gallery as from a folder, however often it is asked for."""
+"""Crops of lists, Parquet files and archives: the same gallery as from a folder, also when repeated."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_shards_give_the_gallery_of_the_folder(
         assert sharded.count() == len(images)
 
 
-def test_what_cannot_be_a_crop_is_listed(gallery: Gallery, tmp_path: Path) -> None:
+def test_invalid_crops_are_listed(gallery: Gallery, tmp_path: Path) -> None:
     data = images_in(Path(gallery._state.images))  # type: ignore[arg-type]
     taken, content = next(iter(data.items()))
     rows = [("../out.jpg", content), ("bad.jpg", b"no image"), (taken, content), ("a.jpg", content), ("a.jpg", content)]
@@ -115,7 +115,7 @@ def test_a_name_counts_once_however_many_shards_have_it(
         assert sharded.original("a.jpg").read_bytes() == first
 
 
-def test_crops_that_are_there_are_not_written_again(
+def test_stored_crops_are_not_written_again(
     crops: Path, tmp_path: Path, encoder: Encoder, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard = archive_of(images_in(crops), tmp_path / "1.tar")
@@ -127,7 +127,7 @@ def test_crops_that_are_there_are_not_written_again(
         assert sum(added) == 0
 
 
-def test_what_leads_out_of_an_archive_is_no_crop(gallery: Gallery, crops: Path, tmp_path: Path) -> None:
+def test_names_outside_an_archive_are_refused(gallery: Gallery, crops: Path, tmp_path: Path) -> None:
     data = next(iter(images_in(crops).values()))
     with tarfile.open(tmp_path / "out.tar", "w") as archive:
         for name in ("../out.jpg", "/out.jpg", "a/../../out.jpg", "good/in.jpg"):
@@ -145,7 +145,7 @@ def test_what_leads_out_of_an_archive_is_no_crop(gallery: Gallery, crops: Path, 
 
 
 @pytest.mark.parametrize("ending", ["tar", "tar.gz"])
-def test_an_archive_cut_anywhere_or_with_a_flipped_byte_is_told(ending: str, crops: Path, tmp_path: Path) -> None:
+def test_a_cut_or_corrupt_archive_is_reported(ending: str, crops: Path, tmp_path: Path) -> None:
     images = dict(list(images_in(crops).items())[:3])
     whole = archive_of(images, tmp_path / "whole.tar").read_bytes()
     end = len(whole.rstrip(b"\0"))  # what follows is the mark of the end
@@ -173,7 +173,7 @@ def header(name: str, size: int, kind: bytes) -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
-def test_sizes_that_lie_fill_no_memory(tmp_path: Path) -> None:
+def test_wrong_sizes_in_headers_fill_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "lying.tar"
     path.write_bytes(header("a.jpg", 10**12, tarfile.REGTYPE) + b"\0" * 4096)
     with pytest.raises(ValueError, match="cannot be read: "):
@@ -184,7 +184,7 @@ def test_sizes_that_lie_fill_no_memory(tmp_path: Path) -> None:
             list(crops_of(path))
 
 
-def test_an_image_beyond_all_measure_is_listed(
+def test_a_too_large_image_is_listed(
     gallery: Gallery, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards_module, "MOST_BYTES", 2000)
@@ -219,14 +219,14 @@ def test_columns_of_a_table_are_found(tmp_path: Path) -> None:
         list(crops_of(path))
 
 
-def test_batches_hold_little(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_limited_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "MAX_BATCH_BYTES", 10)
     sizes = [1, 1, 1, 1, 9, 2, 30, 1]
     assert list(encoding.batched(sizes, 3, lambda size: size)) == [[1, 1, 1], [1, 9], [2], [30], [1]]
     assert list(encoding.batched([], 3, lambda size: size)) == []
 
 
-def test_damaged_shards_are_one_line(tmp_path: Path, crops: Path) -> None:
+def test_corrupt_shards_are_reported_in_one_line(tmp_path: Path, crops: Path) -> None:
     images = images_in(crops)
     whole = parquet_of(images, tmp_path / "whole.parquet").read_bytes()
     (tmp_path / "cut.parquet").write_bytes(whole[:-20])
@@ -240,7 +240,7 @@ def test_damaged_shards_are_one_line(tmp_path: Path, crops: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_a_list_stands_for_what_is_there(gallery: Gallery, crops: Path) -> None:
+def test_a_list_names_all_files_of_the_gallery(gallery: Gallery, crops: Path) -> None:
     names = list(images_in(crops))
     (crops / "names.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*names[:5], "", names[0]]).encode())
     report = gallery.index(crops / "names.txt")
@@ -256,7 +256,7 @@ def test_a_list_stands_for_what_is_there(gallery: Gallery, crops: Path) -> None:
         ("link.jpg", "line 1: link.jpg is a link that leads out"), ("up/elsewhere.jpg", "is a link that leads out"),
     ],
 )  # fmt: skip
-def test_a_list_that_names_what_it_may_not(line: str, told: str, tmp_path: Path) -> None:
+def test_a_list_may_not_name_files_outside(line: str, told: str, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "names.txt"
     path.parent.mkdir()
     (tmp_path / "elsewhere.jpg").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""A gallery that somebody else made: its manifest, its links and its rows lead nowhere outside, and destroy nothing."""
+"""Galleries of strangers: manifest, links and rows read, write and delete no file outside."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_every_value_of_a_manifest_is_checked(gallery: Gallery, tmp_path: Path) 
         assert tree(tmp_path) == before
 
 
-def test_a_field_that_is_missing(gallery: Gallery) -> None:
+def test_a_missing_field_is_named(gallery: Gallery) -> None:
     content = json.loads((gallery.folder / MANIFEST).read_text(encoding="utf-8"))
     for field in ("model", "fingerprint", "embed_dim", "format_version"):
         without = {name: value for name, value in content.items() if name != field}
@@ -178,7 +178,7 @@ def test_columns_that_the_table_lacks_are_an_error_and_not_made(gallery: Gallery
     assert tree(gallery.folder) == before
 
 
-def test_columns_of_another_kind(gallery: Gallery, crops: Path) -> None:
+def test_columns_of_another_kind_are_refused(gallery: Gallery, crops: Path) -> None:
     name = next(iter(gallery._state.store.files()))
     gallery.index(metadata={name: {"camera": "c1"}})
     change_manifest(gallery.folder, columns={"camera": "number"})
@@ -239,7 +239,7 @@ def test_links_to_originals_are_neither_written_nor_deleted(gallery: Gallery, vi
     assert (victim / sha256).read_bytes() == data
 
 
-def test_a_mark_of_unsettled_originals_that_is_a_link(gallery: Gallery, victim: Path, crops: Path) -> None:
+def test_a_marker_of_pending_uploads_that_is_a_link_is_refused(gallery: Gallery, victim: Path, crops: Path) -> None:
     (gallery.folder / PENDING).symlink_to(victim / "diary.txt")
     before = tree(victim)
     data = next(crops.rglob("*.jpg")).read_bytes()
@@ -252,7 +252,7 @@ def test_a_mark_of_unsettled_originals_that_is_a_link(gallery: Gallery, victim: 
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
-def test_a_mark_of_unsettled_originals_that_is_no_file(
+def test_a_marker_of_pending_uploads_that_is_no_file_is_refused(
     make: Callable[[Path], None], gallery: Gallery, crops: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(gallery.folder / PENDING)
@@ -282,7 +282,7 @@ def test_files_of_json_that_are_links_are_replaced_and_not_written_through(
 # What is deleted
 
 
-def test_dropping_vectors_leaves_what_is_not_ours(gallery: Gallery, other_model: Encoder) -> None:
+def test_dropping_vectors_leaves_other_files(gallery: Gallery, other_model: Encoder) -> None:
     old = vectors_folder(gallery.folder, gallery.manifest)
     (old / "notes.txt").write_text("mine")
     (old / "folder").mkdir()
@@ -293,7 +293,7 @@ def test_dropping_vectors_leaves_what_is_not_ours(gallery: Gallery, other_model:
     assert gallery.count() == 12
 
 
-def test_dropping_vectors_leaves_what_is_not_ours_in_the_table(gallery: Gallery, other_model: Encoder) -> None:
+def test_dropping_vectors_leaves_other_files_in_the_table(gallery: Gallery, other_model: Encoder) -> None:
     table = vectors_folder(gallery.folder, gallery.manifest) / f"{TABLE}.lance"
     (table / "notes.txt").write_text("mine")
     (table / "folder").mkdir()
@@ -386,7 +386,7 @@ def test_rows_of_a_stranger_are_refused_everywhere(gallery: Gallery, encoder: En
     assert tree(victim) == before
 
 
-def test_rows_of_a_stranger_do_not_pass_into_another_store(
+def test_rows_of_a_stranger_are_not_copied_by_reindexing(
     gallery: Gallery, encoder: Encoder, other_model: Encoder, victim: Path
 ) -> None:
     change_table(gallery.folder, lambda table: table.add(row_of(gallery, image_id="/etc/passwd")))
@@ -407,7 +407,7 @@ def test_vectors_that_are_no_numbers_are_refused(entry: float, gallery: Gallery,
         assert len(opened.search(SENTENCE, min_score=-1, k=100)) == 12
 
 
-def test_vectors_with_holes_keep_their_places() -> None:
+def test_corrupt_vectors_are_found_by_position() -> None:
     """LanceDB itself takes no NaN and no gap, but a file may hold them."""
     kind = pa.list_(pa.float32(), 2)
     fine = pa.array([[1, 0], [0, 1]], kind)
@@ -431,7 +431,7 @@ def test_a_thumbnail_that_is_no_jpeg_is_refused(gallery: Gallery, encoder: Encod
             gallery.thumbnail(f"bad{number}.jpg")
 
 
-def test_values_that_no_answer_can_hold(gallery: Gallery, encoder: Encoder) -> None:
+def test_infinite_values_are_refused(gallery: Gallery, encoder: Encoder) -> None:
     name = next(iter(gallery._state.store.files()))
     gallery.index(metadata={name: {"speed": 1.5}})
     row = row_of(gallery, image_id="bad.jpg", meta_speed=float("inf"))
@@ -499,7 +499,7 @@ def private(gallery: Gallery, victim: Path, crops: Path) -> Iterator[Path]:
     yield path
 
 
-def test_a_private_file_is_neither_handed_out_nor_encoded(
+def test_a_private_file_is_neither_returned_nor_encoded(
     gallery: Gallery, private: Path, encoder: Encoder, other_model: Encoder, tmp_path: Path
 ) -> None:
     with Gallery.open(gallery.folder, encoder=encoder) as opened:

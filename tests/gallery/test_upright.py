@@ -1,4 +1,4 @@
-"""Crops with an EXIF orientation: upright from every door of a gallery, and brought up to date in older galleries."""
+"""Crops with an EXIF orientation: upright in every method of a gallery, and corrected in older galleries."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def empty(tmp_path: Path, encoder: Encoder, tiny_backbone: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_every_door_is_upright(kind: str, empty: Path, encoder: Encoder, tmp_path: Path) -> None:
+def test_every_source_is_upright(kind: str, empty: Path, encoder: Encoder, tmp_path: Path) -> None:
     lying = write(tmp_path / "crops" / "a.jpg", 1, kind)
     upright = encoder.encode_image([picture(1)])[0]
     with Gallery.open(empty, encoder=encoder) as gallery:
@@ -143,7 +143,7 @@ def test_a_gallery_without_a_folder_is_brought_up_to_date(
             gallery.index()
 
 
-def test_what_cannot_be_read_now_is_looked_at_again(
+def test_unreadable_crops_are_tried_again(
     empty: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crops = tmp_path / "crops"
@@ -176,8 +176,8 @@ def test_reindexing_with_another_model_is_upright(
         assert is_upright(gallery, "a.jpg", 1) and gallery.manifest.upright
 
 
-def test_fixed_names_of_originals_stay(empty: Path, encoder: Encoder, tmp_path: Path) -> None:
-    """What the gallery keeps is the file as it was handed over, tag and all."""
+def test_uploads_are_stored_unchanged(empty: Path, encoder: Encoder, tmp_path: Path) -> None:
+    """The stored upload is the file as it was uploaded, with its EXIF tag."""
     data = write(tmp_path / "a.jpg", 1).read_bytes()
     with Gallery.open(empty, encoder=encoder) as gallery:
         gallery.add([data], ["a"])

@@ -1,7 +1,7 @@
-"""The cut-off below which a crop is no answer, set so that few wrong crops come above it.
+"""Threshold of the score of a hit, calibrated on labelled pairs so that few wrong crops reach it.
 
-Cosines of one model are not those of another, so a cut-off is measured: on pairs of a sentence and a crop of which
-somebody knows whether they belong together. It is kept in `calibration.json`, in the folder of a gallery or of a run.
+Cosines of different models cannot be compared, so the threshold is measured for each model, on pairs of a sentence and
+a crop that are marked right or wrong. It is stored in `calibration.json`, in the folder of a gallery or of a run.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ logger = logging.getLogger(__name__)
 Scores = NDArray[np.floating[Any]]
 CALIBRATION_FILE = "calibration.json"
 CONFIDENCE = 0.95
-"""Of the interval of the achieved rate."""
+"""Confidence of the interval of the achieved rate."""
 
 
 @dataclass(config=JSON, frozen=True)
 class Calibration:
-    """A cut-off and what it does on the pairs that it was measured on; a pair matches if it scores at least that."""
+    """A threshold and its rates on the pairs of its measurement; a pair matches if it scores at least the threshold."""
 
     min_score: Annotated[Real, Field(validation_alias=AliasChoices("cut_off", "min_score"))]
     """A cosine. Files and answers call it `cut_off`."""
     asked_rate: Fraction
-    """The largest share of wrong pairs that may match."""
+    """Largest share of wrong pairs that may match."""
     false_match_rate: Fraction
-    """The share of wrong pairs that do match: at most what was asked."""
+    """Share of wrong pairs that match, at most `asked_rate`."""
     interval: Range
-    """Where the rate of all wrong pairs lies with 95 % confidence, as far as the pairs are independent of each other;
-    pairs that share a sentence or a crop are not, and deserve a wider one (Clopper and Pearson 1934)."""
+    """Interval of that rate with 95 % confidence for independent pairs (Clopper and Pearson 1934); pairs that share a
+    sentence or a crop are not independent, and their interval would be wider."""
     match_rate: Fraction
-    """The share of right pairs that match."""
+    """Share of right pairs that match."""
     num_right: Positive
     num_wrong: Positive
 
@@ -55,24 +55,24 @@ class Calibration:
 def calibrate(
     right_scores: Scores, wrong_scores: Scores, false_match_rate: float, *, num_wrong: int | None = None
 ) -> Calibration:
-    """The smallest cut-off that at most a share of the wrong pairs reaches.
+    """Return the smallest threshold that at most a share of the wrong pairs reaches.
 
     Args:
-        right_scores: [R] cosines of sentences with crops of the person whom they describe.
+        right_scores: [R] cosines of sentences with crops of the described person.
         wrong_scores: [W] cosines of sentences with crops of others.
         false_match_rate: that share, in (0, 1).
-        num_wrong: wrong pairs in all, where `wrong_scores` holds only the largest (see `largest`).
+        num_wrong: number of all wrong pairs, if `wrong_scores` are only the largest (see `largest`).
 
     Returns:
-        The cut-off is the float32 just above the largest wrong score that must not match: search scores in float32.
+        The threshold is the float32 just above the largest wrong score that must not match: search scores in float32.
 
     Raises:
-        CsktError: no right pair, or fewer wrong ones than 1 / rate, of which none might match; a rate out of range.
+        CsktError: no right pair, fewer wrong ones than 1 / rate, a rate out of range, or a score that is not finite.
     """
     count = len(wrong_scores) if num_wrong is None else num_wrong
     allowed = num_allowed(count, false_match_rate)
     if not len(right_scores):
-        raise CsktError("no pair is marked right; mark some, for without them nobody knows what the cut-off hides")
+        raise CsktError("no pair is marked right; mark some, which show how many right crops the threshold hides")
     if len(wrong_scores) <= allowed:
         raise CsktError(f"{len(wrong_scores)} wrong scores are too few; keep the largest {allowed + 1}")
     right, wrong = (np.asarray(scores, dtype=np.float32) for scores in (right_scores, wrong_scores))
@@ -93,11 +93,10 @@ def calibrate(
 
 
 def num_allowed(num_wrong: int, false_match_rate: float) -> int:
-    """How many of the wrong pairs may match.
+    """Return the number of wrong pairs that may match.
 
     Raises:
-        CsktError: the rate is out of range, or allows none of so few pairs: a cut-off that nobody could tell from one
-            for a smaller rate.
+        CsktError: the rate is out of range, or there are too few pairs to measure it.
     """
     if not 0 < false_match_rate < 1:
         raise CsktError(f"false-match rate {false_match_rate}: give a share between 0 and 1, such as 0.001")
@@ -112,7 +111,7 @@ def num_allowed(num_wrong: int, false_match_rate: float) -> int:
 
 
 def largest(chunks: Iterable[Scores], count: int) -> NDArray[np.float32]:
-    """The `count` largest of many scores, in no order; more than `2 * count` and a chunk are never in memory."""
+    """Return the `count` largest scores, unordered, with at most `2 * count` and one chunk in memory."""
     kept = np.empty(0, dtype=np.float32)
     for chunk in chunks:
         kept = np.concatenate((kept, chunk.astype(np.float32, copy=False)))
@@ -122,8 +121,8 @@ def largest(chunks: Iterable[Scores], count: int) -> NDArray[np.float32]:
 
 
 def clopper_pearson(num_found: int, num_tried: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The exact binomial interval of a rate (Clopper and Pearson 1934)."""
-    from scipy.special import betaincinv  # noqa: PLC0415  (a search, which only reads calibrations, need not wait)
+    """Return the exact binomial interval of a rate (Clopper and Pearson 1934)."""
+    from scipy.special import betaincinv  # noqa: PLC0415  (slow to import, and a search only reads calibrations)
 
     tail, missed = (1 - confidence) / 2, num_tried - num_found
     low = float(betaincinv(num_found, missed + 1, tail)) if num_found else 0.0
@@ -133,7 +132,7 @@ def clopper_pearson(num_found: int, num_tried: int, confidence: float = CONFIDEN
 
 @dataclass(config=JSON, frozen=True)
 class _File:
-    """What `calibration.json` holds."""
+    """Content of `calibration.json`."""
 
     calibration: Calibration
     fingerprint: str
@@ -148,19 +147,16 @@ def as_record(calibration: Calibration) -> dict[str, Any]:
 
 
 def save_calibration(folder: Path, calibration: Calibration, *, fingerprint: str, source: str) -> Path:
-    """Keep a calibration in the folder of a gallery or of a run.
+    """Write a calibration into the folder of a gallery or of a run, and return the file.
 
     Args:
         folder: of the gallery or run.
         calibration: replaces an older one.
         fingerprint: of the encoder that scored the pairs.
-        source: where the pairs come from, for a reader of the file.
-
-    Returns:
-        The file.
+        source: name of the pairs, for readers of the file.
 
     Raises:
-        CsktError: it cannot be written.
+        CsktError: the file cannot be written.
     """
     path = folder / CALIBRATION_FILE
     date = datetime.now(UTC).isoformat(timespec="seconds")
@@ -173,10 +169,10 @@ def save_calibration(folder: Path, calibration: Calibration, *, fingerprint: str
 
 
 def load_calibration(folder: Path, fingerprint: str) -> Calibration | None:
-    """The calibration in a folder; none where there is none, or, with a warning, where it is another model's.
+    """Read the calibration in a folder; None if there is none or, with a warning, if it is of another model.
 
     Raises:
-        CsktError: the file is damaged.
+        CsktError: the file is corrupt.
     """
     path = folder / CALIBRATION_FILE
     try:
@@ -184,6 +180,6 @@ def load_calibration(folder: Path, fingerprint: str) -> Calibration | None:
     except MissingFileError:
         return None
     if file.fingerprint != fingerprint:
-        logger.warning("%s: measured with another model, so no cut-off is set; calibrate again: cskt calibrate", path)
+        logger.warning("%s: measured with another model, so no threshold is set; calibrate again: cskt calibrate", path)
         return None
     return file.calibration

@@ -34,7 +34,7 @@ from cskt.utils.paths import expanded
 PAPER_DOLLS = (
     "this model knows paper dolls, not people: fill the gallery with a trained run or CLIP weights before you trust it"
 )
-"""Of clip-tiny, and of what was trained over it: its vocabulary is that of generated captions."""
+"""Warning about clip-tiny and models trained over it, whose vocabulary is that of generated captions."""
 MANIFEST = "gallery.json"
 LOCK = "gallery.lock"
 """Locked during every change of a gallery."""
@@ -57,7 +57,7 @@ def _check_columns(columns: Mapping[str, Kind]) -> Mapping[str, Kind]:
     for name in columns:
         try:
             is_one = column_name(name) == name
-        except ValueError:
+        except CsktError:
             is_one = False
         if not is_one:
             raise CsktError(f"must hold names of metadata columns as filters write them, which {name[:80]!r} is not")
@@ -73,57 +73,50 @@ def _check_file_name(text: str) -> str:
 @with_config(JSON)
 @dataclass(frozen=True)
 class Manifest:
-    """What `gallery.json` says."""
+    """Content of `gallery.json`."""
 
     model: ModelSource
     fingerprint: Annotated[str, AfterValidator(check_sha256)]
     """`Encoder.fingerprint` of the model that filled the gallery."""
     embed_dim: Annotated[int, Ge(1), Le(LARGEST_WIDTH)]
     warning: ShortText | None = None
-    """What users of the model must know, if anything."""
+    """Warning for users of the model."""
     store: Annotated[str, Len(1, 4096), AfterValidator(_check_store)] = "lance"
     """`lance`, or the address of a Milvus collection."""
     columns: Annotated[Mapping[str, Kind], AfterValidator(_check_columns)] = field(default_factory=dict)
     """Metadata columns, in the order in which they came."""
     images: PathText | None = None
-    """The indexed folder; none before the first indexing."""
+    """The indexed folder; None before the first indexing."""
     image_list: Annotated[PathText, AfterValidator(_check_file_name)] | None = None
-    """A list of the files that count, by its name within the folder; none where all of them do."""
+    """Name of a list of files within the folder; None if all files are indexed."""
     ignore: Annotated[tuple[ShortText, ...], Len(0, 1000)] = ()
     """Patterns of files and folders that are not indexed; see `ignoring`."""
     shards: tuple[PathText, ...] = ()
-    """Paths or patterns of the shards that were handed over last."""
+    """Paths or patterns of the shards of the last indexing."""
     home: PathText | None = None
-    """Folder of the gallery when its paths were written; see `places`."""
+    """Folder of the gallery when its paths were written."""
     upright: bool = False
-    """True if every crop is encoded as its EXIF orientation says; galleries of older versions are so once they have
-    been indexed again, see `cskt.gallery.indexing.upright`."""
+    """True if every crop is encoded as its EXIF orientation says; see `cskt.gallery.indexing.reencoding`."""
     created: ShortText = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @classmethod
     def of(cls, encoder: Encoder, model: ModelSource, store: str) -> Manifest:
-        """The manifest of a new gallery.
-
-        Args:
-            encoder: the model that will fill it.
-            model: where it was loaded from.
-            store: as the user named it; the file of a milvus-lite is settled to hold from any folder.
-        """
+        """Return the manifest of a new gallery; the file of a milvus-lite becomes an absolute path."""
         return cls(store=absolute_store(store), upright=True, **_facts_of(encoder, model))
 
     def with_model(self, encoder: Encoder, model: ModelSource) -> Manifest:
-        """The manifest of the same gallery once another model has filled it."""
+        """Return the manifest of the same gallery filled by another model."""
         return replace(self, **_facts_of(encoder, model))
 
     @property
     def model_name(self) -> str:
-        """What people call the model."""
+        """Short name of the model."""
         path = Path(self.model.path)
         return path.name if path.is_absolute() else self.model.path
 
     @property
     def generation(self) -> str:
-        """Name of the vectors of this model; a reindexed gallery has others under another name."""
+        """Name of the vectors of this model."""
         return self.fingerprint[:12]
 
 

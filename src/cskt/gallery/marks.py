@@ -1,4 +1,4 @@
-"""Crops that somebody marked as right or wrong for a sentence: as a table, and as records that training reads."""
+"""Crops marked as right or wrong for a sentence: as a table, and as records for training."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ COLUMNS = ("text", "image", "right")
 OTHER_NAMES = {
     "text": ("sentence", "caption", "query"), "image": ("image_id", "path", "file"), "right": ("label", "match"),
 }  # fmt: skip
-"""What other tables call the columns."""
+"""Names of the columns in other tables."""
 YES, NO = ("1", "true", "yes", "right"), ("0", "false", "no", "wrong")
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Somebody's word on a hit."""
+    """A judged hit."""
 
     text: str
     """The sentence."""
     image_id: str
-    """The crop, as the gallery names it."""
+    """Name of the crop in the gallery."""
     right: bool
-    """Whether it shows whom the sentence describes."""
+    """True if the crop shows the person whom the sentence describes."""
 
 
 def marks_csv(marks: Iterable[Mark]) -> str:
-    """Marks as CSV with the columns text, image and right (1 or 0); `read_pairs` reads them back unchanged.
+    """Return marks as CSV with the columns text, image and right (1 or 0); `read_pairs` reads them back unchanged.
 
     Cells that a spreadsheet would take for a formula are marked as text; see `csv_cells`.
     """
@@ -41,22 +41,19 @@ def marks_csv(marks: Iterable[Mark]) -> str:
 
 
 def marks_jsonl(marks: Iterable[Mark], pid_start: int = 0) -> str:
-    """Crops marked right as training records, one per crop: `{"image": ..., "pid": ..., "captions": [...]}`.
+    """Return crops marked right as training records: lines of `{"image": ..., "pid": ..., "captions": [...]}`.
 
     Crops that are right for one sentence show one person, and so do those of two sentences that share a right crop.
-    Crops marked wrong are left out: they are somebody else, but nobody knows who. Of two marks for one sentence and
-    crop the later counts. To train, save the records as `train.jsonl` in the folder that the gallery was indexed from.
+    Crops marked wrong are left out, since their person is unknown. Of two marks for one sentence and crop the later
+    counts. To train, save the records as `train.jsonl` in the indexed folder.
 
     Args:
         marks: in the order in which they were set.
         pid_start: number of the first person.
-
-    Returns:
-        One record per line; empty if nothing is marked right.
     """
-    settled = {(mark.text, mark.image_id): mark.right for mark in marks}
+    latest = {(mark.text, mark.image_id): mark.right for mark in marks}
     captions_of: dict[str, list[str]] = {}
-    for (text, image_id), right in settled.items():
+    for (text, image_id), right in latest.items():
         if right:
             captions_of.setdefault(image_id, []).append(text)
     pids = _people(captions_of)
@@ -68,14 +65,13 @@ def marks_jsonl(marks: Iterable[Mark], pid_start: int = 0) -> str:
 
 
 def read_pairs(path: Path) -> list[Mark]:
-    """Labelled pairs, as `marks_csv` writes them, or in any CSV or JSON-lines file with such columns.
+    """Read labelled pairs from a file of `marks_csv`, or any CSV or JSON-lines file with such columns.
 
     Args:
         path: columns text, image (or image_id, path, file) and right: 1 or 0, true or false, right or wrong.
 
     Raises:
-        CsktError: the file cannot be read, a column is missing, a line lacks a value, or its sentence is one that
-            `check_sentence` refuses; names file and line.
+        CsktError: the file cannot be read, a column is missing, a line has no value, or an invalid sentence.
     """
     rows = read_table(path)
     text, image, right = (column_of(rows, (name, *OTHER_NAMES[name]), path) for name in COLUMNS)
@@ -83,7 +79,7 @@ def read_pairs(path: Path) -> list[Mark]:
 
 
 def _people(captions_of: dict[str, list[str]]) -> dict[str, int]:
-    """Crop -> person, numbered in order of appearance, where crops joined by captions are one person."""
+    """Return crop -> person, numbered in order of appearance; crops that share a caption show one person."""
     first_with: dict[str, str] = {}
     parent = {image_id: image_id for image_id in captions_of}
 
@@ -111,7 +107,7 @@ def _sentence_of(row: Row, column: str) -> str:
     text = _text_of(row, column)
     try:
         check_sentence(text)
-    except ValueError as error:
+    except CsktError as error:
         raise CsktError(f"{row.where}: '{column}': {error}") from None
     return text
 

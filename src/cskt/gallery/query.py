@@ -1,7 +1,7 @@
-"""What a user looks for, as one vector: a sentence, a picture, more like this, but not that.
+"""`Query`, a sentence, a picture, a crop or several of these, encoded as one vector.
 
-Parts are added as unit vectors with their weights, and the sum is brought back to length 1. The score of a crop is
-its cosine with that sum, which orders crops as the weighted sum of the parts' own cosines does.
+The unit vectors of the parts are added with their weights, and the sum is normalised. The score of a crop is its
+cosine with that sum, which orders crops as the weighted sum of the cosines with the parts does.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from cskt.image_files.decode import Source
 
 SHORTEST_SUM = 1e-4
-"""Below this length what is left of the parts is rounding, not direction."""
+"""A shorter sum of the parts is only rounding."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """What to look for; at least one of text, image, like.
+    """A query; at least one of text, image and like is needed.
 
     Raises:
-        CsktError: nothing to look for; a sentence that is empty, too long or holds control characters; a weight that
-            is no positive number.
+        CsktError: nothing to look for, a sentence that is empty, too long or has control characters, or a weight out
+            of range.
 
     Example:
         >>> cskt.Query("a woman in a red coat", exclude=("with a hat",)).exclude_weight
@@ -37,19 +37,19 @@ class Query:
     """
 
     text: str | None = None
-    """What the person looks like."""
+    """Description of the person."""
     image: Source | Tensor | None = None
     """A picture from outside the gallery: a path, an opened image, the bytes of a file, or pixels [3, H, W] uint8 in
-    the size that the model takes."""
+    the size of the model."""
     like: str | None = None
     """Name of a crop of the gallery to find more of."""
     exclude: tuple[str, ...] = ()
     """Sentences to move away from: "with a hat"."""
     text_weight: float = 1.0
     image_weight: float = 1.0
-    """Of `image` and of `like`."""
+    """Weight of `image` and of `like`."""
     exclude_weight: float = 0.5
-    """Of each sentence of `exclude`. At 1 they would count as much as what is looked for, and lead far off."""
+    """Weight of each sentence of `exclude`. At 1 it would count as much as the rest, and move too far away."""
 
     def __post_init__(self) -> None:
         if self.text is None and self.image is None and self.like is None:
@@ -62,11 +62,7 @@ class Query:
 
 
 def query_warnings(encoder: Encoder, query: Query) -> list[str]:
-    """Describe what the model misses in the sentences of a query; see `Encoder.text_warnings`.
-
-    Returns:
-        One line for each finding; lines about a sentence of `exclude` say so.
-    """
+    """Describe in lines what the model misses in the sentences of a query; see `Encoder.text_warnings`."""
     lines = encoder.text_warnings([query.text]) if query.text is not None else []
     for number, sentence in enumerate(query.exclude, start=1):
         place = "excluded sentence" if len(query.exclude) == 1 else f"excluded sentence {number}"
@@ -76,25 +72,22 @@ def query_warnings(encoder: Encoder, query: Query) -> list[str]:
 
 class _Part(NamedTuple):
     query: int
-    """Position of the query that it belongs to."""
+    """Row of its query."""
     weight: float
 
 
 def encode_queries(encoder: Encoder, queries: Sequence[Query], vector_of: Callable[[str], Tensor]) -> Tensor:
-    """One unit vector per query; all sentences and all pictures are encoded together.
+    """Return unit vectors [Q, D] of queries; all sentences and all pictures are encoded together.
 
     Args:
-        encoder: of the model that filled the gallery.
+        encoder: of the gallery.
         queries: Q of them.
         vector_of: name of a crop -> its vector [D].
 
-    Returns:
-        [Q, D] float32, rows of length 1.
-
     Raises:
-        CsktError: an image cannot be read, there is no such crop, or the parts of a query cancel each other out.
+        CsktError: an image cannot be read, no such crop, or the parts of a query cancel each other out.
     """
-    import torch  # noqa: PLC0415  (`cskt search --help` shows the defaults of Query, and need not wait)
+    import torch  # noqa: PLC0415  (slow to import, and `cskt search --help` needs Query)
     import torch.nn.functional as F  # noqa: PLC0415
 
     sentences: list[str] = []
@@ -135,7 +128,7 @@ def encode_queries(encoder: Encoder, queries: Sequence[Query], vector_of: Callab
 
 
 def _largest_weight(query: Query) -> float:
-    """Return the largest weight of the parts that a query has; divided by it, no sum is too small for float32."""
+    """Return the largest weight of a query's parts; divided by it, no sum is too small for float32."""
     used = [
         weight
         for part, weight in (

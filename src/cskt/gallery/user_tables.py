@@ -1,4 +1,4 @@
-"""Tables that a user wrote, as CSV or JSON lines, read into rows of raw values."""
+"""Tables of a user, CSV or JSON lines, read into rows of raw values."""
 
 from __future__ import annotations
 
@@ -27,14 +27,13 @@ class Row:
 
 
 def read_table(path: Path) -> list[Row]:
-    """The rows of a table: JSON lines if its first character is `{`, else CSV with headings.
+    """Read the rows of a table: JSON lines if its first character is `{`, else CSV with headings.
 
-    The delimiter of a CSV file is whichever of comma, semicolon and tab its headings hold most of. A byte order mark,
-    as spreadsheets write, is skipped. Marks of `csv_cells.guarded_cell` are removed.
+    The delimiter of a CSV file is the most frequent of comma, semicolon and tab in its headings. A byte order mark is
+    skipped. Marks of `csv_cells.guarded_cell` are removed.
 
     Raises:
-        CsktError: the file is missing, not UTF-8, holds no row, or a row does not fit the headings; names file and
-            line.
+        CsktError: the file is missing, not UTF-8, without rows, or a row does not fit the headings.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")  # line ends within a cell stay as they are
@@ -44,12 +43,12 @@ def read_table(path: Path) -> list[Row]:
         raise CsktError(f"{path}: cannot be read: {error.strerror}") from None
     rows = list(_json_lines(path, text) if text.lstrip().startswith("{") else _csv_rows(path, text))
     if not rows:
-        raise CsktError(f"{path}: holds no row; write headings and a line for each image")
+        raise CsktError(f"{path}: has no row; write headings and a line for each image")
     return rows
 
 
 def column_of(rows: Sequence[Row], names: Collection[str], path: Path) -> str:
-    """The heading, as written, that is one of `names`, whatever its case; the first in the order of `names`.
+    """Return the heading, as written, that is one of `names` in any case; the first in the order of `names`.
 
     Raises:
         CsktError: the table has none of them.
@@ -69,13 +68,13 @@ def _csv_rows(path: Path, text: str) -> Iterator[Row]:
         if headings is None:
             headings = _checked_headings(cells, where)
         elif len(cells) > len(headings):
-            raise CsktError(f"{where}: {len(cells)} cells under {len(headings)} headings; quote cells that hold commas")
+            raise CsktError(f"{where}: {len(cells)} cells under {len(headings)} headings; quote cells with commas")
         else:
             yield Row(where, dict(itertools.zip_longest(headings, map(unguarded_cell, cells), fillvalue="")))
 
 
 def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and cells of the lines that hold anything, without the empty cells that spreadsheets add."""
+    """Yield line numbers and cells of lines that are not empty, without the empty cells that spreadsheets add."""
     start = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max(DELIMITERS, key=start.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -94,7 +93,7 @@ def _checked_headings(cells: Sequence[str], where: str) -> list[str]:
     seen = set[str]()
     for heading in headings:
         if heading in seen:
-            raise CsktError(f"{where}: the heading '{heading[:80]}' stands there twice; name each column")
+            raise CsktError(f"{where}: the heading '{heading[:80]}' is there twice; rename one of them")
         seen.add(heading)
     return headings
 

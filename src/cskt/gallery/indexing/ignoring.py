@@ -1,12 +1,12 @@
-"""Patterns of `--ignore`: which files and folders of a source are not indexed.
+"""Patterns of `--ignore`: files and folders of a source that are not indexed.
 
 The rules are those of .gitignore, without `!` and `\\`:
 
 - A pattern without a slash matches a file or folder of that name anywhere: `*.png`, `thumbnails`.
 - A pattern with a slash matches the path from the indexed folder: `cam3/*.jpg`, `/old`.
 - A slash at the end matches folders only: `old/`.
-- `*` and `?` stand for any characters but a slash, `[abc]` for one of several, `**` for any number of folders.
-- What lies in a folder that matches is ignored with it. Case matters.
+- `*` and `?` are any characters but a slash, `[abc]` is one of several, `**` is any number of folders.
+- The content of a folder that matches is ignored with it. Case matters.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_LENGTH = 512
 class _Pattern:
     parts: tuple[str, ...]
     is_anchored: bool
-    """True if it matches the whole path, and not its last name alone."""
+    """True if it matches the whole path, and not only its last name."""
     is_folder: bool
 
     def matches(self, path: Sequence[str], *, is_folder: bool) -> bool:
@@ -51,12 +51,7 @@ class IgnorePatterns:
             raise CsktError(f"--ignore: {len(self._patterns)} patterns; give at most {MAX_PATTERNS}")
 
     def match(self, path: str, *, is_folder: bool = False) -> bool:
-        """Return whether a path itself matches; the folders above it are not looked at.
-
-        Args:
-            path: relative to the indexed folder, with `/`.
-            is_folder: whether the path is that of a folder.
-        """
+        """Return whether a path relative to the indexed folder matches; the folders above it are not checked."""
         parts = path.split("/")
         return any(pattern.matches(parts, is_folder=is_folder) for pattern in self._patterns)
 

@@ -1,7 +1,7 @@
-"""The files of a gallery's source, found without opening them: a folder with its subfolders, or a list of paths.
+"""Files of a gallery's source, found without opening them: a folder with its subfolders, or a list of paths.
 
-One entry that cannot be read never ends a scan. It is listed, and its crops count as unchecked: neither present nor
-gone, so that `--prune` leaves them alone.
+An entry that cannot be read never ends a scan. It is listed, and its crops count as unchecked: neither present nor
+missing, so that `--prune` keeps them.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ LIST_SUFFIXES = (".txt", ".lst")
 READ_WITH = {
     ".heic": "pip install 'cskt[heic]'", ".heif": "pip install 'cskt[heic]'", ".avif": "pip install -U pillow",
 }  # fmt: skip
-"""Suffix of images that are read where something more is installed -> the command."""
+"""Suffix of images that need another package -> the command that installs it."""
 HIDDEN, IGNORED, LINKS, FOLDERS, SPECIAL = "hidden", "ignored", "links", "folders", "special files"
 NO_SUFFIX = "files without a suffix"
 OTHER = "other files"
 MAX_SUFFIXES = 20
-"""Suffixes that are counted each by itself; files with further ones count as `OTHER`."""
+"""Suffixes that are counted separately; files with further ones count as `OTHER`."""
 LONGEST_SUFFIX = 12
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Source that a gallery is filled from."""
+    """Source of the images of a gallery."""
 
     folder: Path
-    """The crops' names are paths within it."""
+    """Names of crops are paths within it."""
     list_file: Path | None = None
-    """A list of paths below the folder, if not all of the folder counts."""
+    """A list of paths below the folder, if not all of its files are indexed."""
     ignore: tuple[str, ...] = ()
     """See `ignoring`."""
 
@@ -49,10 +49,10 @@ class ImageSource:
         """Find the files; none is opened.
 
         Args:
-            gallery: folder of the gallery, which is no part of its own source where it lies inside it.
+            gallery: folder of the gallery, which is skipped if it is inside the source.
 
         Raises:
-            CsktError: the folder or the list cannot be read, or a line of the list leads out of the folder.
+            CsktError: the folder or the list cannot be read, or a line of the list names a path outside the folder.
         """
         scan = Scan()
         patterns = IgnorePatterns(self.ignore)
@@ -69,18 +69,18 @@ class Scan:
     """Contents of a source."""
 
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Name -> (bytes, nanoseconds since 1970 at which it was last changed)."""
+    """Name -> (bytes, time of the last change in nanoseconds since 1970)."""
     passed_over: Counter[str] = field(default_factory=Counter)
-    """Kind of entries that are not indexed (a suffix, `hidden`, `links`, ...) -> how many."""
+    """Kind of entries that are not indexed (a suffix, `hidden`, `links`, ...) -> number."""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-    """(name, reason) of files of which not even the size can be read."""
+    """(name, reason) of files whose size cannot be read."""
     unreadable_folders: list[tuple[str, str]] = field(default_factory=list)
     """(path within the folder, reason)."""
     unchecked: set[str] = field(default_factory=set)
-    """Files and folders of which nothing is known."""
+    """Files and folders that cannot be read."""
 
     def is_unchecked(self, name: str) -> bool:
-        """Return whether a crop's file, or a folder above it, could not be looked at."""
+        """Return whether a crop's file, or a folder above it, cannot be read."""
         if not self.unchecked:
             return False
         return name in self.unchecked or any(str(above) in self.unchecked for above in PurePosixPath(name).parents)
@@ -112,14 +112,14 @@ def walk(
 ) -> Iterator[tuple[str, os.stat_result]]:
     """Yield (path relative to `folder` with `/`, state) of every image file below it, in order.
 
-    Links are not followed, so that nothing outside the folder comes in, and no circle is walked. Names that begin with
-    a dot are hidden.
+    Links are not followed, so that all files are inside the folder and the walk ends. Names that begin with a dot are
+    hidden.
 
     Args:
-        folder: its subfolders are walked, too.
-        scan: receives what is passed over, and what cannot be read.
-        ignore: what is not walked.
-        own: folder of the gallery, which is not walked.
+        folder: is walked with its subfolders.
+        scan: receives skipped and unreadable entries.
+        ignore: patterns of skipped entries.
+        own: folder of the gallery, which is skipped.
 
     Raises:
         CsktError: `folder` itself cannot be read.
@@ -161,7 +161,7 @@ def walk(
 
 
 def _kind(entry: os.DirEntry[str], name: str, ignore: IgnorePatterns) -> str:
-    """Return why an entry is no file to index, or `FOLDERS`; empty for a regular file."""
+    """Return the reason why an entry is not indexed, or `FOLDERS`; empty for a regular file."""
     is_folder = entry.is_dir(follow_symlinks=False)
     if entry.name.startswith("."):
         return HIDDEN
@@ -175,7 +175,7 @@ def _kind(entry: os.DirEntry[str], name: str, ignore: IgnorePatterns) -> str:
 
 
 def _name_within(folder: Path, other: Path | None) -> str | None:
-    """Return the path of another folder within a folder; None if it lies elsewhere."""
+    """Return the path of another folder within a folder; None if it is elsewhere."""
     if other is None or not other.resolve().is_relative_to(folder.resolve()):
         return None
     return other.resolve().relative_to(folder.resolve()).as_posix()
@@ -194,12 +194,12 @@ def listed(
 
     Args:
         path: the list.
-        folder: names are relative to it; the list's own if empty.
-        scan: receives what is passed over, and what cannot be read, such as a file that is missing.
-        ignore: files that do not count.
+        folder: names are relative to it; None: the folder of the list.
+        scan: receives skipped and unreadable files, such as missing ones.
+        ignore: patterns of skipped files.
 
     Raises:
-        CsktError: the list cannot be read, or a line names something outside the folder, be it by a link; says which.
+        CsktError: the list cannot be read, or a line names a file outside the folder, also by a link.
     """
     found = Scan() if scan is None else scan
     patterns = ignore or IgnorePatterns()
@@ -238,7 +238,7 @@ def listed(
 
 def _lines(path: Path) -> list[str]:
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # reading a pipe would wait
             raise CsktError(f"{path}: no such list of paths; put it back, or name what to index: --images PATH")
         return path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -246,5 +246,5 @@ def _lines(path: Path) -> list[str]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return what the system says of an error, without the path."""
+    """Return the message of an error without the path."""
     return (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""Crops from the files that large collections come in: Parquet tables and WebDataset archives."""
+"""Crops of shards, the files of large collections: Parquet tables and WebDataset archives."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from cskt.utils.json_files import load_json
 
 SHARD_SUFFIXES = (".parquet", ".tar")
 NAME_COLUMNS = ("image_id", "name", "key", "__key__", "path", "file", "file_name", "filename")
-"""Of a Parquet table; the first of them that is there holds the names."""
+"""Columns with the names of crops in a Parquet table; the first one that exists is used."""
 ROWS_AT_ONCE = 32
-"""Of a Parquet table: they are in memory together, however large their images are."""
+"""Rows of a Parquet table that are in memory together."""
 BUFFER_BYTES = 1_000_000
 """Read from a Parquet file at a time; without a buffer pyarrow reads all of a row group."""
 MOST_TEXT_BYTES = 1_000_000
-"""Of a text, JSON or header member of an archive; a larger one is no metadata."""
+"""Size of a text, JSON or header member of an archive; a larger one is no metadata."""
 MOST_EMPTY_READS = 3
-"""Of an archive that is over."""
+"""Reads at the end of an archive."""
 NAMING = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
 )  # fmt: skip
-"""Members of an archive that say how the next one is called."""
+"""Members of an archive with the name of the next one."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class ShardCrop:
     data: bytes
     metadata: Mapping[str, object]
     wrong: str = ""
-    """Why it is none after all; `data` is empty then."""
+    """Reason why it cannot be stored; `data` is then empty."""
 
 
 def find_shards(pattern: str) -> list[Path]:
     """Return the shards that a path or a glob pattern names, in order.
 
     Raises:
-        CsktError: there is none, or one is no file (a pipe would be waited for).
+        CsktError: there is none, or one is not a regular file.
     """
     named = [Path(pattern)] if Path(pattern).exists() else [Path(name) for name in sorted(glob.glob(pattern))]  # noqa: PTH207  (takes absolute patterns, too)
     if not named:
@@ -62,17 +62,17 @@ def find_shards(pattern: str) -> list[Path]:
 
 
 def crops_of(shard: Path, scan: Scan | None = None, *, with_images: bool = True) -> Iterator[ShardCrop]:
-    """Yield the crops of a Parquet file or a tar archive, in order; few are held at a time.
+    """Yield the crops of a Parquet file or a tar archive, in order; few are in memory at a time.
 
-    Nothing is unpacked to the disk, no member is named on it, and nothing in a shard is code that would be run.
+    Nothing is unpacked to the disk, and no code in a shard is run.
 
     Args:
         shard: `.parquet` or `.tar`.
-        scan: receives the members of an archive that are passed over.
-        with_images: False yields names and metadata alone, and does not read the bytes of images from Parquet files.
+        scan: receives the skipped members of an archive.
+        with_images: False yields names and metadata only, and reads no images from Parquet files.
 
     Raises:
-        CsktError: the file is corrupt, or has no column of images; names it. The crops before that were yielded.
+        CsktError: the file is corrupt, or has no column of images; the crops before the error were yielded.
     """
     if shard.suffix == ".parquet":
         return _of_parquet(shard, with_images)
@@ -80,7 +80,7 @@ def crops_of(shard: Path, scan: Scan | None = None, *, with_images: bool = True)
 
 
 def _crop(image_id: str, data: bytes, num_bytes: int, metadata: Mapping[str, object]) -> ShardCrop:
-    """A crop, unless it is too large to be one."""
+    """Return a crop, without its data if it is too large."""
     if num_bytes > MOST_BYTES:
         wrong = f"{num_bytes / 1e9:.1f} GB; a crop has at most {MOST_BYTES / 1e6:.0f} MB"
         return ShardCrop(image_id, b"", metadata, wrong)
@@ -108,7 +108,7 @@ def _of_parquet(shard: Path, with_images: bool) -> Iterator[ShardCrop]:
 
 
 def _columns(shard: Path, schema: Any) -> tuple[str, str | None]:
-    """Which column of a table holds the images, and which their names: none where they come with the images."""
+    """Return the columns of the images and of their names; None if the names are inside the images' column."""
     import pyarrow  # noqa: PLC0415  (as above)
 
     image = next((field for field in schema if _holds_bytes(field.type)), None)
@@ -131,17 +131,13 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 class _Ending:
-    """A file that says when it is over: `tarfile` reads on for hours where a member says that it has terabytes."""
+    """A file that raises at its end: `tarfile` reads for hours if a member claims to have terabytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._num_empty = file, 0
 
     def read(self, size: int) -> bytes:
-        """At most so many bytes.
-
-        Raises:
-            EOFError: nothing came the last times either.
-        """
+        """Read at most so many bytes, or raise EOFError after several empty reads."""
         data = self._file.read(size)
         self._num_empty = 0 if data else self._num_empty + 1
         if self._num_empty > MOST_EMPTY_READS:
@@ -150,15 +146,11 @@ class _Ending:
 
 
 class _Member(tarfile.TarInfo):
-    """A member of an archive that ends where it says so: `tarfile` takes a damaged header for the end, in silence."""
+    """A member of an archive whose corrupt header is an error: `tarfile` takes it for the end, without a message."""
 
     @classmethod
     def fromtarfile(cls, archive: Any) -> Any:
-        """The next member.
-
-        Raises:
-            ReadError: the header is damaged, or missing.
-        """
+        """Return the next member, or raise ReadError if its header is corrupt or missing."""
         try:
             return super().fromtarfile(archive)
         except EOFHeaderError:
@@ -168,7 +160,7 @@ class _Member(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
-        """A header's facts; one that says that names fill gigabytes is not believed, for they would be read at once."""
+        """Return a member of a header; names of gigabytes, which would be read at once, are refused."""
         member = super().frombuf(buf, encoding, errors)
         if member.type in NAMING and member.size > MOST_TEXT_BYTES:
             raise ReadError(f"a name of {member.size} bytes")
@@ -176,7 +168,7 @@ class _Member(tarfile.TarInfo):
 
 
 def _of_archive(shard: Path, scan: Scan, with_images: bool) -> Iterator[ShardCrop]:
-    """Members with one key, the path up to the first dot of its last part, belong together (WebDataset)."""
+    """Yield crops; members with one key, the path up to the first dot of its last part, are a crop (WebDataset)."""
     try:
         with (
             shard.open("rb") as file,
@@ -185,7 +177,7 @@ def _of_archive(shard: Path, scan: Scan, with_images: bool) -> Iterator[ShardCro
             key, crop = "", None
             metadata: dict[str, object] = {}
             for member in iter(archive.next, None):
-                archive.members.clear()  # type: ignore[attr-defined]  # or it remembers every one
+                archive.members.clear()  # type: ignore[attr-defined]  # it would store all members
                 if not member.isfile():
                     if not member.isdir():
                         scan.passed_over[LINKS if member.issym() or member.islnk() else SPECIAL] += 1
@@ -221,7 +213,7 @@ def _damaged(shard: Path, error: Exception) -> CsktError:
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes:
-    """Its bytes; nothing of one that is too large."""
+    """Return the bytes of a member; none of one that is too large."""
     stream = archive.extractfile(member) if member.size <= most else None
     return stream.read() if stream is not None else b""
 
