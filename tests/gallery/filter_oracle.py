@@ -1,4 +1,4 @@
-"""What a filter means, spelled out: the reading that stores are held to, and trees of conditions to try on them."""
+"""Meaning of conditions in plain Python, to which stores are compared, and random trees of conditions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SOME_VALUES: dict[Kind, list[Value]] = {
 
 
 def fulfils(condition: Condition, values: Mapping[str, Value]) -> bool:  # noqa: PLR0911  one per form
-    """Whether a crop with these values fulfils the condition."""
+    """Return whether a crop with these values fulfils the condition."""
     match condition:
         case All(conditions):
             return all(fulfils(part, values) for part in conditions)

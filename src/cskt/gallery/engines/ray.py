@@ -4,8 +4,8 @@
 
 Actors read files themselves, so every node must have the folder under the same path; images of shards travel with
 their batch, in one direction. Only a few batches are under way, so memory does not grow with the gallery. If an actor
-dies, its batches go to the others, and Ray restarts it where there is room. A batch has no effect but its result, and
-only the driver commits, as with `LocalEngine`: no image is lost, and none is stored twice.
+dies, its batches go to the others, and Ray restarts it where resources are free. A batch has no effect but its result,
+and only the driver commits, as with `LocalEngine`: no image is lost, and none is stored twice.
 """
 
 from __future__ import annotations
