@@ -242,7 +242,7 @@ def test_no_crop_is_lost_or_doubled_if_the_driver_is_killed_or_interrupted(
                     code, out, err = running.result()
                     message = (
                         f"cskt index: interrupted; {gallery.count():,} images are in the gallery; run the same command"
-                        " to go on"
+                        " to continue"
                     )
                     assert (code, out, err.splitlines()[-1]) == (130, "", message)
                 _, remaining = psutil.wait_procs(running.family(), timeout=LIMIT_SECONDS)
