@@ -33,7 +33,7 @@ PHRASES = {
     r"\bwithstands?\b": "'tolerates', or name the test",
     r"\baffairs?\b": "the responsible person or module",
     r"\bwhoever\b|\bwhosoever\b": "the concrete subject",
-    r"\bcut-offs?\b": "'threshold'",
+    r"\bcut-offs?\b(?!-)(?<!#cut-off)": "'threshold'",
     r"\bsealed\b|\bunseal\w*": "'checksum'",
     r"\bat hand\b": "'available'",
     r"\bstands? (?:there|here|beside|in the way)\b|\blies? (?:there|here|beside)\b": "'is' or 'contains'",
@@ -59,8 +59,6 @@ NAMES = {
     "Outermost": "SecurityHeaders",
     "Gate": "AccessControl",
     "Contents": "GalleryState",
-    "cut_off": "min_score or threshold",
-    "cutoff": "min_score or threshold",
     "told": "logged, message or output",
     "operators_affair": "an error class",
 }

@@ -22,7 +22,7 @@ QUICK = (
 
 @pytest.fixture(scope="session", autouse=True)
 def _on_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One arithmetic thread, so that two runs give the same bytes; an empty cache, so that no weights are at hand."""
+    """One arithmetic thread, so that two runs give the same bytes; an empty cache, so that no weights are available."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

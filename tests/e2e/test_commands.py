@@ -210,7 +210,7 @@ def test_run_folder_is_complete(run: Path, tiny_backbone: Path) -> None:
     }  # fmt: skip
     assert any((run / "tensorboard").iterdir())
     modes = {path.stat().st_mode for path in run.iterdir() if path.is_file()}
-    assert len(modes) == 1, "whoever may read the config may read the weights"
+    assert len(modes) == 1, "config and weights have the same rights"
     config = load_config(run / "config.yaml")
     assert (config.prompts.depth, config.data.batch_size, config.optim.lr) == (2, 8, 0.01)
     flat = yaml.safe_load((run / "configs.yaml").read_text())
@@ -269,7 +269,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert (stopped.code, stopped.err) == (130, "cskt train: interrupted\n")
     assert "end" not in {event["event"] for event in events_of(folder)}
     again = typed(f"{train_command} --output {folder}").refusal()
-    assert f"--resume {folder}" in again, "a second start says how to go on and overwrites nothing"
+    assert f"--resume {folder}" in again, "a second start says how to resume and overwrites nothing"
 
     done(f"cskt train --resume {folder}")
     assert digest(folder / "best.safetensors") == digest(run / "best.safetensors")
@@ -286,8 +286,8 @@ def test_results_on_stdout_and_progress_on_stderr(train_command: str, tmp_path: 
     assert trained.code == 0, trained.err
     assert [line.split(":")[0] for line in trained.out.splitlines()] == ["best", "run", "report", "next"]
     # The best epoch over random weights may be no better than zero-shot, which the run then says after the last.
-    told = [line.split(":")[0] for line in trained.err.splitlines() if not line.startswith("no epoch is better")]
-    assert told[-4:] == ["zero-shot", "step-0", "epoch 1", "epoch 2"]
+    message = [line.split(":")[0] for line in trained.err.splitlines() if not line.startswith("no epoch is better")]
+    assert message[-4:] == ["zero-shot", "step-0", "epoch 1", "epoch 2"]
     following = trained.out.splitlines()[-1].removeprefix("next: ")
     evaluated = in_new_process(f"{following} --json", tmp_path)
     assert re.fullmatch(r"per-query results: \S+\.json\n", evaluated.err)

@@ -92,11 +92,11 @@ def test_every_key_of_the_config_has_a_flag_in_train_py() -> None:
     known = _train_parser()._option_string_actions
     for key, _ in flat_fields():
         for message in (f"overrides: {key}: wrong", f"lower {key}", f"set {key} instead", f"{key} 3 is too many"):
-            told = in_words_of_flags(message)
-            for flag in re.findall(r"--[\w-]+", told):
-                assert flag in known or flag.replace("-", "_").replace("__", "--") in known, told
+            reason = in_words_of_flags(message)
+            for flag in re.findall(r"--[\w-]+", reason):
+                assert flag in known or flag.replace("-", "_").replace("__", "--") in known, reason
             if "." in key:
-                assert key not in told or f"--set {key}=" in told
+                assert key not in reason or f"--set {key}=" in reason
 
 
 def test_set_reaches_any_key(asked_for: list[RunConfig]) -> None:
@@ -106,5 +106,5 @@ def test_set_reaches_any_key(asked_for: list[RunConfig]) -> None:
 
 
 def test_test_py_names_its_own_flags() -> None:
-    told = in_words_of_test("say which to use: --dataset rstpreid --root DIR, not --root_dir")
-    assert told == "say which to use: --dataset_name rstpreid --root_dir DIR, not --root_dir"
+    reason = in_words_of_test("say which to use: --dataset rstpreid --root DIR, not --root_dir")
+    assert reason == "say which to use: --dataset_name rstpreid --root_dir DIR, not --root_dir"

@@ -255,9 +255,9 @@ def test_mlm_without_its_loss_masks_the_captions_of_cskt(
     with caplog.at_level("INFO", "cskt"):
         done("python train.py --MLM --img_aug --depth 12 --n_ctx 4 --loss_names sdm")
     assert asked_for == [load_config("cskt-reference", {"mlm.masked_for_all": True, "mlm.without_loss": True})]
-    (told,) = [message for message in caplog.messages if message.startswith("--MLM without the loss mlm")]
-    assert "masked captions for sdm, as in the released programs" in told
-    assert "the released CSKT program cannot run the loss mlm with prompts" in told
+    (printed,) = [message for message in caplog.messages if message.startswith("--MLM without the loss mlm")]
+    assert "masked captions for sdm, as in the released programs" in printed
+    assert "the released CSKT program cannot run the loss mlm with prompts" in printed
 
 
 @pytest.mark.parametrize(("flags", "reason"), REFUSED, ids=lambda value: value)

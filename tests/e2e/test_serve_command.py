@@ -149,9 +149,9 @@ def test_other_machines_need_the_token_and_requests_that_have_begun_are_finished
         for thread in asked:
             thread.join(30)
     assert code == 0 and answers == [200] * 5
-    told = err.splitlines()
-    assert len(told) == 3 and TOKEN not in err
-    for line, part in zip(told, ("chmod 600", "other machines can reach this service", "no audit log"), strict=True):
+    message = err.splitlines()
+    assert len(message) == 3 and TOKEN not in err
+    for line, part in zip(message, ("chmod 600", "other machines can reach this service", "no audit log"), strict=True):
         assert part in line
 
 

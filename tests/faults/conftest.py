@@ -19,7 +19,7 @@ def _in_one_thread(one_thread: None) -> None:
 
 @pytest.fixture(scope="session")
 def filled_gallery(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, dolls: Path) -> Path:
-    """The folder of a gallery; to be copied by whoever changes it."""
+    """The folder of a gallery. Tests that change it must copy it."""
     from service_process import make_gallery  # takes seconds, which most tests do not need
 
     return make_gallery(tmp_path_factory.mktemp("filled") / "gallery", tiny_backbone, dolls)

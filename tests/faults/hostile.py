@@ -1,4 +1,4 @@
-"""What a reader of foreign files may do: take them, or refuse them in one line, within a limit of time."""
+"""Rules for readers of foreign files: accept them, or refuse them in one line, within a time limit."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from processes import ENVIRONMENT
 from cskt.errors import CsktError
 
 SECONDS = 20.0
-"""For one case, on a machine that does other things, too."""
+"""Time limit of one case on a busy machine."""
 LONGEST = 1500
-"""Characters of a message: it does not repeat a megabyte of what it was given."""
+"""Characters of a message, which must not repeat a large input."""
 
 
 class Measured(NamedTuple):
-    """What reading something came to in a process of its own."""
+    """Result of reading something in a separate process."""
 
-    told: str
-    """The one line of the refusal; empty if it was taken."""
+    reason: str
+    """Error message; empty if the input was accepted."""
     more_bytes: int
-    """By which reading raised the most memory that the process ever held."""
+    """Growth of the peak memory of the process."""
     seconds: float
 
 
@@ -93,7 +93,7 @@ for number in range({count}):
 
 
 def in_a_process(preparation: str, readings: Sequence[str], seconds: float = 240) -> list[Measured]:
-    """Read things where the memory that it takes can be told; anything but a ValueError fails the test."""
+    """Read inputs in a separate process and measure its memory; anything but a CsktError fails the test."""
     cases = "\n".join(f"    if number == {number}: {reading}" for number, reading in enumerate(readings))
     program = MEASURE.format(preparation=preparation, cases=cases, count=len(readings))
     ended = subprocess.run(

@@ -29,7 +29,7 @@ CAMERAS = 3
 
 
 def make_gallery(folder: Path, backbone: Path, dolls: Path, store: str = "lance") -> Path:
-    """The crops of a data set with camera and track: in turns indexed, in `images`, and handed over, from `handed`."""
+    """Crops of a data set with camera and track: every other one is indexed from `images`, the others are uploaded."""
     with Gallery.create(folder, load(backbone, device="cpu", num_workers=0), store=store) as gallery:
         for number, crop in enumerate(sorted(dolls.rglob("*.jpg"))):
             place = folder / ("handed", "images")[number % 2] / f"{number:02}.jpg"

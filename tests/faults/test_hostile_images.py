@@ -355,5 +355,5 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         for kind, used in zip(group, in_a_process(preparation, readings), strict=True):
             assert used.more_bytes < MEMORY[kind][1], f"{kind}: {used.more_bytes / 1e6:.0f} MB"
             assert used.seconds < SECONDS, kind
-            assert kind.startswith("8,000") or used.told, kind
+            assert kind.startswith("8,000") or used.reason, kind
     record("pictures that are no files, or would fill the memory", tried=sum(map(len, groups)), test=TEST)

@@ -81,12 +81,12 @@ def test_files_that_should_be_json(reader: str, tmp_path: Path) -> None:
     name, read = READERS[reader]
     for kind, content in JSON_FILES.items():
         (tmp_path / name).write_bytes(content)
-        told = taken_or_refused(lambda: read(tmp_path / name))
-        assert told or kind in {
+        message = taken_or_refused(lambda: read(tmp_path / name))
+        assert message or kind in {
             "empty", "spaces", "an empty list", "an empty object", "a BOM alone", "a key twice",
             "a hundred thousand objects",
         }, f"{kind} was taken"  # fmt: skip
-        assert not told or name in told or str(tmp_path) in told, f"{kind}: does not say where: {told}"
+        assert not message or name in message or str(tmp_path) in message, f"{kind}: does not say where: {message}"
     record("JSON and annotations, damaged or hostile", tried=len(JSON_FILES), test=TEST)
 
 
@@ -113,8 +113,8 @@ def test_records_with_wrong_values(key: str, tmp_path: Path) -> None:
                     inside = (tmp_path / "imgs").resolve()
                     assert inside in found.image_path.resolve().parents, f"{kind}: leaves the folder"
 
-        told = taken_or_refused(read)
-        assert not told or "record 1" in told, told[:200]
+        message = taken_or_refused(read)
+        assert not message or "record 1" in message, message[:200]
     record("JSON and annotations, damaged or hostile", tried=len(VALUES), test=TEST)
 
 
@@ -213,9 +213,9 @@ def test_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.yaml"
     for kind, content in CONFIGS.items():
         path.write_bytes(content)
-        told = taken_or_refused(lambda: load_config(path))
-        assert told or kind in {"a long value", "octal, sexagesimal", "binary"}, f"{kind} was taken"
-        assert not told or "config.yaml" in told, f"{kind}: does not say where: {told[:200]}"
+        message = taken_or_refused(lambda: load_config(path))
+        assert message or kind in {"a long value", "octal, sexagesimal", "binary"}, f"{kind} was taken"
+        assert not message or "config.yaml" in message, f"{kind}: does not say where: {message[:200]}"
         assert not (tmp_path / "canary").exists(), "no code is run"
     record("YAML and tables, damaged or hostile", tried=len(CONFIGS), test=TEST)
 
@@ -261,9 +261,9 @@ def test_tables(reader: str, tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     for kind, content in TABLES.items():
         path.write_bytes(content)
-        told = taken_or_refused(lambda: read_metadata(path, tmp_path) if reader == "metadata" else read_pairs(path))
-        assert bool(told) != (reader == "metadata" and kind in TAKEN), f"{kind}: {told}"
-        assert not told or "table.csv" in told, f"{kind}: {told}"
+        message = taken_or_refused(lambda: read_metadata(path, tmp_path) if reader == "metadata" else read_pairs(path))
+        assert bool(message) != (reader == "metadata" and kind in TAKEN), f"{kind}: {message}"
+        assert not message or "table.csv" in message, f"{kind}: {message}"
     record("YAML and tables, damaged or hostile", tried=len(TABLES), test=TEST)
 
 
@@ -299,7 +299,7 @@ def test_a_large_annotation(tmp_path: Path) -> None:
         stream.write("]")
     reading = f"read_dataset('cuhk-pedes', Path({str(tmp_path)!r}))"
     (used,) = in_a_process("from cskt.data.datasets import read_dataset", [reading])
-    assert used.told == ""
+    assert used.message == ""
     assert used.more_bytes < 15 * path.stat().st_size, f"{used.more_bytes / 1e6:.0f} MB"
     with path.open("r+b") as stream:
         stream.seek(-1, 2)

@@ -73,9 +73,9 @@ def test_safetensors_that_lie(tmp_path: Path, tiny_backbone: Path) -> None:
     for kind, content in forged.items():
         path.write_bytes(content)
         for read in (load, kind_of, read_tensors, read_backbone, read_method):
-            told = taken_or_refused(partial(read, path))
-            assert read is not load or told or kind in HARMLESS, f"{kind}: taken"
-            assert not told or str(path) in told, told
+            message = taken_or_refused(partial(read, path))
+            assert read is not load or message or kind in HARMLESS, f"{kind}: taken"
+            assert not message or str(path) in message, message
     record("safetensors that lie", tried=len(forged), test=TEST)
 
 
@@ -115,8 +115,8 @@ def test_wrong_tensors(tmp_path: Path, run: Path, tiny_backbone: Path) -> None:
         path = tmp_path / "x.safetensors"
         for kind, change in WRONG_TENSORS.items():
             save_file({**tensors, name: change(tensors[name])}, path, metadata=metadata)
-            told = taken_or_refused(partial(load, path))
-            assert name in told and str(path) in told, f"{kind}: {told or 'taken'}"
+            message = taken_or_refused(partial(load, path))
+            assert name in message and str(path) in message, f"{kind}: {message or 'taken'}"
             num_tried += 1
         for kind, changed in {
             "one missing": {key: value for key, value in tensors.items() if key != name},
@@ -160,8 +160,8 @@ def test_pickles_run_nothing(tmp_path: Path, canary: Path) -> None:
                 path.write_bytes(pickled)
             else:
                 rewritten(archive, path, pickled)
-            told = taken_or_refused(lambda: load(path))
-            assert str(path) in told, f"{kind}: {told or 'taken'}"
+            message = taken_or_refused(lambda: load(path))
+            assert str(path) in message, f"{kind}: {message or 'taken'}"
             assert not canary.exists()
             num_tried += 1
     record("pickles and archives that would run code, unfold or lead out", tried=num_tried, test=TEST)
@@ -207,8 +207,8 @@ def test_code_beside_the_tensors_is_not_run(legacy: bool, protocol: int, tmp_pat
     for function, arguments in calls:
         content = {"state_dict": {"visual.proj": torch.zeros(2)}, "args": Call(function, arguments)}
         torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
-        told = taken_or_refused(lambda: load(path))
-        assert "nothing in it was executed" in told, f"{function}: {told or 'taken'}"
+        message = taken_or_refused(lambda: load(path))
+        assert "nothing in it was executed" in message, f"{function}: {message or 'taken'}"
         assert not canary.exists()
     torch.save(
         {"state_dict": {"visual.proj": torch.zeros(2)}, "args": Call(taken_or_refused, (canary.mkdir,))},
@@ -235,8 +235,8 @@ def test_archives_that_unfold_or_lead_out(tmp_path: Path) -> None:
         lambda: overlapping(path, 1000),
     ):
         make()
-        told = taken_or_refused(lambda: read_tensors(path))
-        assert "compressed" in told or "more bytes than the file has" in told
+        message = taken_or_refused(lambda: read_tensors(path))
+        assert "compressed" in message or "more bytes than the file has" in message
     whole = plain.read_bytes()
     cuts = range(0, len(whole), max(1, len(whole) // (len(whole) if LONG else 40)))
     for length in cuts:
@@ -270,8 +270,8 @@ def test_checkpoints_of_odd_things(tmp_path: Path) -> None:
     for kind, make in TENSORS.items():
         for content in ({"visual.proj": make()}, {"state_dict": {"visual.proj": make()}}, make(), {1: make()}):
             torch.save(content, path)
-            told = taken_or_refused(partial(load, path))
-            assert str(path) in told, f"{kind}: {told or 'taken'}"
+            message = taken_or_refused(partial(load, path))
+            assert str(path) in message, f"{kind}: {message or 'taken'}"
     record("checkpoints and model folders with wrong parts", tried=4 * len(TENSORS), test=TEST)
 
 
@@ -290,10 +290,10 @@ def test_last_pt_of_wrong_parts(tmp_path: Path, run: Path) -> None:
     for part in sorted(checkpoint.PARTS):
         for value in junk:
             torch.save({**content, part: value}, copy / "last.pt")
-            told = taken_or_refused(lambda: train(config, copy, resume=True), seconds=60)
+            message = taken_or_refused(lambda: train(config, copy, resume=True), seconds=60)
             # Without fp16 the scaler does nothing, and without heads there is no objective to restore.
             harmless = part == "scaler" or (part, value) == ("objective", {})
-            assert harmless or str(copy / "last.pt") in told, f"{part} = {value!r}: {told or 'taken'}"
+            assert harmless or str(copy / "last.pt") in message, f"{part} = {value!r}: {message or 'taken'}"
             num_tried += 1
     name = next(iter(content["model"]))
     broken = {**content["model"], name: torch.full_like(content["model"][name], torch.nan)}
@@ -438,7 +438,7 @@ def test_bombs_fill_no_memory(tmp_path: Path) -> None:
     readings = [f"load_backbone(BackboneConfig(name={str(path)!r}))" for path in (packed, over, spaces)]
     preparation = "from cskt.config import BackboneConfig\nfrom cskt.model.io.weights import load_backbone"
     for used in in_a_process(preparation, readings):
-        assert used.told and used.more_bytes < 250e6, f"{used.more_bytes / 1e6:.0f} MB"
+        assert used.message and used.more_bytes < 250e6, f"{used.more_bytes / 1e6:.0f} MB"
     record("pickles and archives that would run code, unfold or lead out", tried=len(readings), test=TEST)
 
 
@@ -473,6 +473,8 @@ def test_commands_end_in_one_line(tmp_path: Path, dolls: Path, tiny_backbone: Pa
             ["index", gallery, "--images", root, "--metadata", bad_image],
             ["evaluate", bad_image], ["report", bad_image], ["export", bad_clip, "--merge", tmp_path / "m.safetensors"],
         ]  # fmt: skip
-    told = run_commands(commands)
-    assert "nothing in it was executed" in told[0] and "not plain YAML" in told[2] and str(bad_image) in told[3]
+    message = run_commands(commands)
+    assert (
+        "nothing in it was executed" in message[0] and "not plain YAML" in message[2] and str(bad_image) in message[3]
+    )
     record("commands on hostile files", tried=len(commands), test=TEST)

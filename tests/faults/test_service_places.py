@@ -73,8 +73,8 @@ def test_a_full_disk(tmp_path: Path, tiny_backbone: Path, dolls: Path, *, store:
                 assert answer.status == 200, answer
                 there.add(crop["image_id"])
                 honest(service)
-                told = service.errors.read_text(encoding="utf-8").splitlines()
-                assert len(told) == refused and all("No space left" in line for line in told), told
+                message = service.errors.read_text(encoding="utf-8").splitlines()
+                assert len(message) == refused and all("No space left" in line for line in message), message
                 num_refused += refused
                 assert service.stop() == 0
             with Gallery.open(gallery, device="cpu") as opened:

@@ -98,10 +98,10 @@ def test_invalid_bytes_after_a_refusal(attacked: Served) -> None:
 def test_large_heads_and_bodies(attacked: Served) -> None:
     """They are refused by their length, or as soon as they are too large, and cost no memory."""
     before, blank = attacked.usage().rss, b" " * 2**16
-    told = "Content-Length: 9999999999\r\n"
+    message = "Content-Length: 9999999999\r\n"
     endless = [
-        (head("GET /healthz")[:-2] + b"X-Long: ", blank, 400), (head("POST /api/search", JSON, told), blank, 413),
-        (head("POST /api/session", JSON, told), blank, 413), (head("POST /api/nothing", told), blank, 404),
+        (head("GET /healthz")[:-2] + b"X-Long: ", blank, 400), (head("POST /api/search", JSON, message), blank, 413),
+        (head("POST /api/session", JSON, message), blank, 413), (head("POST /api/nothing", message), blank, 404),
         (head("POST /api/search", JSON, CHUNKED), b"10000\r\n" + blank + b"\r\n", 413),
     ]  # fmt: skip
     number = tries(2, 20)

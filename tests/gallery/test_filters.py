@@ -225,7 +225,7 @@ def test_a_long_chain_is_not_deep() -> None:
 
 
 def has_one_form(text: str) -> bool:
-    """Whether NFC and NFD agree, so that there is one text to look for."""
+    """Return True if NFC and NFD of a text are equal, so that it has one form."""
     return all(unicodedata.is_normalized(form, text) for form in ("NFC", "NFD"))
 
 

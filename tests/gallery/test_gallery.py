@@ -360,15 +360,15 @@ def test_images_that_the_store_refused_are_not_reported_as_stored(
     gallery: Gallery, crops: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copyfile(crops / names(crops)[0], crops / "new.jpg")
-    told: list[int] = []
+    message: list[int] = []
 
     def full(_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(gallery._state.store, "add", full)
     with pytest.raises(OSError, match="No space left"):
-        gallery.index(on_progress=lambda done, _: told.append(done))
-    assert told == []
+        gallery.index(on_progress=lambda done, _: message.append(done))
+    assert message == []
 
 
 def test_a_model_that_has_changed_behind_its_path_is_refused(tmp_path: Path) -> None:

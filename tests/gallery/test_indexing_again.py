@@ -79,14 +79,14 @@ def test_a_refused_list_is_not_stored(gallery: Gallery, crops: Path) -> None:
     ("name", "told"), [("../secret.txt", "'image_list' must be the name of a file"), ("link.txt", "leads outside")]
 )
 def test_a_list_in_a_strangers_manifest_names_no_file_outside(
-    empty: Path, encoder: Encoder, crops: Path, tmp_path: Path, name: str, told: str
+    empty: Path, encoder: Encoder, crops: Path, tmp_path: Path, name: str, message: str
 ) -> None:
     (tmp_path / "secret.txt").write_text("a.jpg", encoding="utf-8")
     (crops / "link.txt").symlink_to(tmp_path / "secret.txt")
     content = json.loads((empty / MANIFEST).read_text(encoding="utf-8"))
     content |= {"images": str(crops), "image_list": name}
     (empty / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(ValueError, match=told), Gallery.open(empty, encoder=encoder) as gallery:
+    with pytest.raises(ValueError, match=message), Gallery.open(empty, encoder=encoder) as gallery:
         gallery.index()
 
 
@@ -111,8 +111,8 @@ def test_indexing_shards_again_needs_an_earlier_call(empty: Path, encoder: Encod
         with pytest.raises(ValueError, match="no shards were indexed before; name them"):
             gallery.add_shards()
         os.mkfifo(tmp_path / "pipe.tar")
-        for name, told in (("pipe.tar", "not a file"), ("no-*.tar", "no such shard")):
-            with pytest.raises(ValueError, match=told):
+        for name, message in (("pipe.tar", "not a file"), ("no-*.tar", "no such shard")):
+            with pytest.raises(ValueError, match=message):
                 gallery.add_shards([tmp_path / name])
 
 

@@ -19,7 +19,7 @@ DIM = 24
 
 @pytest.fixture(params=["bfloat16", "float32"])
 def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both arithmetics of the product, on every CPU."""
+    """Both arithmetic_names of the product, on every CPU."""
     monkeypatch.setattr(exact_search, "native_bf16", lambda: request.param == "bfloat16")
     return str(request.param)
 

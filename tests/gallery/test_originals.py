@@ -14,7 +14,7 @@ from cskt.gallery.originals import ORIGINALS, PENDING, Originals, original_path
 
 
 def kept(folder: Path) -> set[str]:
-    """Names of the files that lie there."""
+    """Return the names of the stored files."""
     return {path.name for path in (folder / ORIGINALS).glob("*/*")}
 
 

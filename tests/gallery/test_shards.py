@@ -167,7 +167,7 @@ def test_a_cut_or_corrupt_archive_is_reported(ending: str, crops: Path, tmp_path
 
 
 def header(name: str, size: int, kind: bytes) -> bytes:
-    """Of a member that says how large it is."""
+    """Header of an archive member with a given size."""
     info = tarfile.TarInfo(name)
     info.size, info.type = size, kind
     return info.tobuf(tarfile.GNU_FORMAT)
@@ -256,7 +256,7 @@ def test_a_list_names_all_files_of_the_gallery(gallery: Gallery, crops: Path) ->
         ("link.jpg", "line 1: link.jpg is a link that leads out"), ("up/elsewhere.jpg", "is a link that leads out"),
     ],
 )  # fmt: skip
-def test_a_list_may_not_name_files_outside(line: str, told: str, tmp_path: Path) -> None:
+def test_a_list_may_not_name_files_outside(line: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "names.txt"
     path.parent.mkdir()
     (tmp_path / "elsewhere.jpg").write_bytes(b"")
@@ -265,4 +265,4 @@ def test_a_list_may_not_name_files_outside(line: str, told: str, tmp_path: Path)
     path.write_text(line, encoding="utf-8")
     with pytest.raises(ValueError) as caught:
         list(listed(path))
-    assert told in str(caught.value)
+    assert message in str(caught.value)

@@ -69,9 +69,9 @@ def refused(do: Callable[[], object]) -> str:
     with pytest.raises(ValueError) as caught:
         do()
     assert type(caught.value).__module__.startswith(("cskt", "builtins")), caught.type
-    told = str(caught.value)
-    assert "\n" not in told and told.isprintable() and len(told) < 1000, told
-    return told
+    message = str(caught.value)
+    assert "\n" not in message and message.isprintable() and len(message) < 1000, message
+    return message
 
 
 # The manifest
@@ -110,9 +110,9 @@ def test_every_value_of_a_manifest_is_checked(gallery: Gallery, tmp_path: Path) 
         (gallery.folder / MANIFEST).write_text(text, encoding="utf-8")
         change_manifest(gallery.folder, **{field: value})
         before = tree(tmp_path)
-        told = refused(lambda: Gallery.open(gallery.folder))
-        assert told.startswith(f"{gallery.folder / MANIFEST}: "), told
-        assert field.replace("__", ".") in told and "index into a new folder" in told, told
+        message = refused(lambda: Gallery.open(gallery.folder))
+        assert message.startswith(f"{gallery.folder / MANIFEST}: "), message
+        assert field.replace("__", ".") in message and "index into a new folder" in message, message
         assert tree(tmp_path) == before
 
 
@@ -173,8 +173,8 @@ def test_reading_writes_nothing(gallery: Gallery, encoder: Encoder, crops: Path)
 def test_columns_that_the_table_lacks_are_an_error_and_not_made(gallery: Gallery) -> None:
     change_manifest(gallery.folder, columns={"camera": "text"})
     before = tree(gallery.folder)
-    told = refused(lambda: Gallery.open(gallery.folder))
-    assert "column 'meta_camera' is missing; the table does not fit its gallery.json" in told
+    message = refused(lambda: Gallery.open(gallery.folder))
+    assert "column 'meta_camera' is missing; the table does not fit its gallery.json" in message
     assert tree(gallery.folder) == before
 
 
@@ -321,10 +321,10 @@ def test_a_creation_that_fails_deletes_only_what_it_made(
 ) -> None:
     def fail(folder: Path, *_: object) -> None:
         (folder / "notes.txt").write_text("from another program, meanwhile")
-        raise ValueError("no room")
+        raise ValueError("disk full")
 
     monkeypatch.setattr("cskt.gallery.opening.write_manifest", fail)
-    with pytest.raises(ValueError, match="no room"):
+    with pytest.raises(ValueError, match="disk full"):
         Gallery.create(tmp_path / "new", encoder)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["notes.txt"]
 
@@ -377,8 +377,10 @@ def test_rows_of_a_stranger_are_refused_everywhere(gallery: Gallery, encoder: En
             if kind not in UNREAD_BY_INDEXING:
                 ways.append(opened.index)
             for do in ways:
-                told = refused(do)
-                assert "row " in told and "index GALLERY --prune" in told and str(gallery.folder) in told, told
+                message = refused(do)
+                assert "row " in message and "index GALLERY --prune" in message and str(gallery.folder) in message, (
+                    message
+                )
                 with pytest.raises(StoreError):
                     do()
             assert opened.index(prune=True).removed == 1, kind
@@ -478,8 +480,8 @@ TABLES: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
 def test_a_table_of_other_columns_is_refused(kind: str, gallery: Gallery) -> None:
     change, reason = TABLES[kind]
     rebuilt(gallery, change)
-    told = refused(lambda: Gallery.open(gallery.folder))
-    assert reason in told and "the table does not fit its gallery.json" in told
+    message = refused(lambda: Gallery.open(gallery.folder))
+    assert reason in message and "the table does not fit its gallery.json" in message
 
 
 # Files of the indexed folder
@@ -505,8 +507,11 @@ def test_a_private_file_is_neither_returned_nor_encoded(
     with Gallery.open(gallery.folder, encoder=encoder) as opened:
         assert "has changed since it was indexed" in refused(lambda: opened.original("passport.jpg"))
         assert "has changed since it was indexed" in refused(lambda: opened.explain("passport.jpg", SENTENCE))
-        told = refused(lambda: opened.reindex(other_model))
-        assert "the first is passport.jpg: its file has changed since it was indexed" in told and "cskt index" in told
+        message = refused(lambda: opened.reindex(other_model))
+        assert (
+            "the first is passport.jpg: its file has changed since it was indexed" in message
+            and "cskt index" in message
+        )
         assert opened.reindex(other_model, prune=True).removed == 1
         assert opened.count() == 0
 
@@ -515,8 +520,8 @@ def test_the_root_as_the_indexed_folder(gallery: Gallery, encoder: Encoder) -> N
     change_manifest(gallery.folder, images="/")
     change_table(gallery.folder, lambda table: table.add(row_of(gallery, image_id="etc/passwd", kept=False)))
     with Gallery.open(gallery.folder, encoder=encoder) as opened:
-        told = refused(lambda: opened.original("etc/passwd"))
-        assert "has changed since it was indexed" in told and "root:" not in told
+        message = refused(lambda: opened.original("etc/passwd"))
+        assert "has changed since it was indexed" in message and "root:" not in message
 
 
 def test_reindexing_follows_no_link_out_of_the_indexed_folder(

@@ -102,7 +102,7 @@ def locked_address(gallery: Gallery) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The machine's chromium. Where there is none, CI fails and everybody else is told.
+    """The machine's chromium. Without one, tests fail in CI and are skipped elsewhere.
 
     Not kept for the session: playwright leaves an event loop running in this thread for as long as it is open.
     """

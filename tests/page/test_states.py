@@ -133,9 +133,9 @@ def test_a_phone_shows_all_without_sideways_scrolling(
     expect(page.locator("#warning")).to_be_visible()
     if name != "start":
         expect(hits(page)).to_have_count(48)
-        page.get_by_role("button", name="Cut-off and filters").click()
+        page.get_by_role("button", name="Threshold and filters").click()
         expect(page.locator("#cut-off")).to_be_visible()
-        page.get_by_role("button", name="Cut-off and filters").click()
+        page.get_by_role("button", name="Threshold and filters").click()
     if name == "viewer":
         hits(page).first.click()
         expect(page.locator("#words .word").first).to_be_visible()
@@ -237,7 +237,7 @@ def test_dates_are_shown_completely(locale: str, browser: Browser, address: str,
         page.goto(search_url(address))
         expect(hits(page).first).to_be_visible()
         if width <= 900:
-            page.get_by_role("button", name="Cut-off and filters").click()
+            page.get_by_role("button", name="Threshold and filters").click()
         page.get_by_label("time from, UTC").fill("2026-01-20T10:30:15")
         assert page.evaluate(FITS) == [True] * 4, width
         assert page.evaluate("(panel => panel.scrollWidth - panel.clientWidth)(document.getElementById('panel'))") == 0

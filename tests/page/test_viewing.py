@@ -119,7 +119,7 @@ def test_marks_are_exported_as_csv_and_as_a_data_set(page: Page, gallery: Galler
     with page.expect_download() as data_set:
         page.get_by_role("button", name="data set").click()
     assert data_set.value.suggested_filename == "marks.jsonl"
-    assert data_set.value.path().read_text() == "", "no file shows these crops, which were handed over"
+    assert data_set.value.path().read_text() == "", "uploaded crops have no file in the folder"
     expect(page.locator("#status")).to_contain_text("Left out: 2 crops")
 
     page.reload()

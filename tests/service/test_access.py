@@ -341,7 +341,7 @@ def test_a_change_that_cannot_be_logged_is_not_made(ask: Ask, own_gallery: Galle
 def test_an_incomplete_line_stays_a_line_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with mounted(tmp_path / "disk", 4) as disk:
         log, numbers = AuditLog(disk / "audit.jsonl"), iter(range(10**6))
-        for _ in range(2):  # after the first tear there is not even room for a line break
+        for _ in range(2):  # after the first partial line there is no space for a line break
             with pytest.raises(ServiceError, match="cannot be written"):
                 while True:
                     log.note("::1", "search", number=next(numbers))

@@ -53,7 +53,7 @@ for name, strategy in {
 def described(
     tmp_path_factory: pytest.TempPathFactory, encoder: Encoder, tiny_backbone: Path, crops: Path
 ) -> Iterator[schemathesis.BaseSchema]:
-    """The description of a running service, every operation of which is open to whoever shows the token."""
+    """OpenAPI description of a running service, whose operations all accept the token."""
     folder = tmp_path_factory.mktemp("fuzzed") / "gallery"
     # schemathesis asks under this name
     settings = ServiceSettings(token=TOKEN, allow_hosts=("testserver",), rate=1e6, max_k=30, max_offset=50)

@@ -118,8 +118,8 @@ def test_no_text_of_a_request_is_logged(
     assert statuses.count(200) >= 8 and not [status for status in statuses if status >= 500]
     assert SECRET not in log.text().lower()
     assert SECRET not in client.get("/metrics").text.lower()
-    told = "".join(capfd.readouterr()).lower()
-    assert SECRET not in told
+    output = "".join(capfd.readouterr()).lower()
+    assert SECRET not in output
 
 
 def fail(error: Exception) -> Any:

@@ -137,8 +137,8 @@ def test_a_quote_in_a_value_is_escaped(client: TestClient) -> None:
 
 
 def test_large_bodies_are_refused_by_their_header_and_while_they_arrive(client: TestClient) -> None:
-    told = client.post("/api/explain", content=b"x" * 10_000_000, headers=JSON)
-    assert refusal(told)[:2] == (413, "too_large")
+    output = client.post("/api/explain", content=b"x" * 10_000_000, headers=JSON)
+    assert refusal(output)[:2] == (413, "too_large")
     taken = 0
 
     def chunks() -> Iterator[bytes]:
@@ -296,7 +296,7 @@ def test_an_original_that_was_replaced_by_a_link_is_not_sent(ask: Ask, own_galle
     ],
 )  # fmt: skip
 def test_data_urls_are_accepted_as_images(ask: Ask, own_gallery: Gallery, url: str) -> None:
-    """The type is told by the content, as ever."""
+    """The type is read from the content."""
     file = io.BytesIO()
     Image.effect_noise((20, 40), 90).convert("RGB").save(file, "PNG")
     plain = base64.b64encode(file.getvalue()).decode()

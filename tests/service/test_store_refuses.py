@@ -44,8 +44,8 @@ def test_missing_rights_are_answered_503_until_they_are_restored(
                     status, code, message = refusal(client.request(method, path, **sent, headers=WRITER))
                     assert (status, code) == (503, "store_refuses") and scratch not in message
                 assert client.post("/api/search", **SEARCH, headers=WRITER).json()["hits"] == before
-            told = [record.getMessage() for record in caplog.records if record.name.startswith("cskt.service")]
-            assert len(told) == 2 and all("denied" in line and scratch in line for line in told)
+            output = [record.getMessage() for record in caplog.records if record.name.startswith("cskt.service")]
+            assert len(output) == 2 and all("denied" in line and scratch in line for line in output)
             assert not any(record.exc_info for record in caplog.records)
             assert gallery.count() == 4
             for method, path, sent in writes:
@@ -136,6 +136,6 @@ def test_unreadable_vectors_are_answered_503(
                     status, code, message = refusal(client.request(method, path, **sent, headers=WRITER))
                     assert (status, code) == (503, "store_refuses") and scratch not in message
             data.chmod(0o755)
-        told = [record for record in caplog.records if record.name.startswith("cskt.service")]
-        assert len(told) == 2 and not any(record.exc_info for record in told)
-        assert all("\n" not in record.getMessage() and len(record.getMessage()) < 500 for record in told)
+        output = [record for record in caplog.records if record.name.startswith("cskt.service")]
+        assert len(output) == 2 and not any(record.exc_info for record in output)
+        assert all("\n" not in record.getMessage() and len(record.getMessage()) < 500 for record in output)

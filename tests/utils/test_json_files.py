@@ -37,10 +37,10 @@ GOOD: dict[str, Any] = {"name": "a", "inner": {"number": 3}, "flags": [True], "n
 def refused(text: str | bytes, **options: Any) -> str:
     with pytest.raises(ValueError) as caught:
         parse_json(text, Outer, where="file.json", remedy=REMEDY, **options)
-    told = str(caught.value)
-    assert type(caught.value) is CsktError and told.isprintable() and len(told) < 500
-    assert (told.startswith("file.json: ") and told.endswith("make it again")) or "upgrade" in told
-    return told
+    message = str(caught.value)
+    assert type(caught.value) is CsktError and message.isprintable() and len(message) < 500
+    assert (message.startswith("file.json: ") and message.endswith("make it again")) or "upgrade" in message
+    return message
 
 
 def test_a_file_that_fits(tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def test_the_version_is_checked_before_the_schema() -> None:
     text = json.dumps({"version": 1, **GOOD})
     assert parse_json(text, Outer, where="x", remedy=REMEDY, version=("version", 2)) == Outer("a", Inner(3), (True,))
     assert "the field 'version' is unknown" in refused(text)
-    told = refused('{"version": 2, "unknown": 1}', version=("version", 1))
-    assert told == "file.json: made by a newer version of cskt (format 2, this one reads 1); upgrade cskt"
+    message = refused('{"version": 2, "unknown": 1}', version=("version", 1))
+    assert message == "file.json: made by a newer version of cskt (format 2, this one reads 1); upgrade cskt"
     for version in ("null", "true", "0", "-1", "1.5", "1e999", '"1"', "[]", "{}"):
         assert "'version' must be a whole number" in refused(f'{{"version": {version}}}', version=("version", 1))
     assert "the field 'version' is missing" in refused("{}", version=("version", 1))
@@ -114,30 +114,30 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monke
 def test_what_is_no_readable_file(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
 
-    def told() -> str:
+    def message() -> str:
         with pytest.raises(ValueError, match="make it again$") as caught:
             read_json(path, Outer, remedy=REMEDY)
         assert str(caught.value).startswith(f"{path}: ")
         return str(caught.value)
 
-    assert "no such file" in told()
+    assert "no such file" in message()
     path.mkdir()
-    assert "not a file" in told()
+    assert "not a file" in message()
     path.rmdir()
     os.mkfifo(path)
-    assert "not a file" in told(), "opening a pipe would wait for ever"
+    assert "not a file" in message(), "opening a pipe would wait for ever"
     path.unlink()
     path.symlink_to("/dev/zero")
-    assert "not a file" in told()
+    assert "not a file" in message()
     path.unlink()
     path.symlink_to(path)
-    assert "cannot be read" in told()
+    assert "cannot be read" in message()
     path.unlink()
     path.write_bytes(b"\xff")
-    assert "not UTF-8 at byte 0" in told()
+    assert "not UTF-8 at byte 0" in message()
     with path.open("wb") as stream:
         stream.truncate(LARGEST_FILE + 1)
-    assert "at most" in told()
+    assert "at most" in message()
 
 
 def test_plain_values_have_each_key_once() -> None:

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     if known is not None and flags.store is not None and absolute_store(flags.store) != known.store:
         raise CsktError(f"--store {flags.store}: the gallery keeps its vectors in {known.store}; leave --store out")
     if flags.prune and shards:
-        raise CsktError("--prune is for a folder or a list; what was handed over in shards stays")
+        raise CsktError("--prune is for a folder or a list; crops of shards stay")
     metadata = None
     if flags.metadata:
         if crops is None:
