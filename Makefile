@@ -53,7 +53,7 @@ browser:
 SCHEMA := $(BIN)/check-jsonschema --builtin-schema
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/codespell
+	$(BIN)/python tools/check_english.py && $(BIN)/codespell
 	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
 	$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 	$(SCHEMA) vendor.citation-file-format CITATION.cff
