@@ -245,6 +245,19 @@ WORDS = [
     ("cskt export {run} --as-backbone {tmp}", "--as-backbone {tmp}: name a file that ends in .safetensors"),
     ("cskt export {root} --merge {tmp}/m.safetensors", "no run folder (it has no config.yaml)"),
     ("python test.py", "the following arguments are required: --config_file"),
+    *(
+        (command.format(long="x" * 300), "File name too long")
+        for command in (
+            "cskt evaluate {long}",
+            "cskt data check {long}",
+            "cskt calibrate {long}",
+            "cskt train --config {long}.yaml",
+            "{{train}} --init-from {long}",
+            "cskt evaluate clip-tiny --dataset jsonl --root {long}",
+            "python train.py --pretrain_choice {long}",
+            "python test.py --config_file {long}",
+        )
+    ),
     ("python test.py --config_file {tmp}/configs.yaml", "configs.yaml: no such file"),
     ("python test.py --config_file {run}/configs.yaml --dataset_name RSTPried", "did you mean 'rstpreid'?"),
 ]

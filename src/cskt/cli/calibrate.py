@@ -32,6 +32,7 @@ from cskt.gallery.calibration import Calibration, as_record, calibrate, largest,
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.marks import Mark, read_pairs
 from cskt.gallery.query import Query
+from cskt.utils.paths import check_path
 from cskt.utils.terminal import json_text
 
 logger = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add_dataset_flags(group, "val")
     add_encoder_flags(parser, FAST_PRECISION, caches=True)
     flags = parser.parse(argv)
+    check_path(Path(flags.model))
     named = [f"--{name}" for name in ("dataset", "root", "split") if getattr(flags, name)]
     if is_gallery(Path(flags.model)) and not flags.labelled:
         raise CsktError(f"{flags.model} is a gallery; give pairs of sentences and its crops: --labelled marks.csv")

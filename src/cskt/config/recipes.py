@@ -22,6 +22,7 @@ from cskt.config.schema import RECORDED, RunConfig, flat_fields
 from cskt.config.types import Interpolation
 from cskt.errors import CsktError, FileSystemError, MissingFileError
 from cskt.utils.messages import nearest
+from cskt.utils.paths import check_path
 from cskt.utils.terminal import printable
 
 Config = TypeVar("Config")
@@ -64,6 +65,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def resolve_recipe(name_or_path: str | Path) -> Path:
     """Return the file of a recipe given by name (`cskt`, `irra`) or by path."""
     path = Path(name_or_path)
+    check_path(path)
     if path.suffix in (".yaml", ".yml"):
         shipped = RECIPES / path.name
         is_shipped = path.parent in (Path(), Path("recipes")) and shipped.is_file()

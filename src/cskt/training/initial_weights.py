@@ -25,6 +25,7 @@ from cskt.model.io.weights import gather
 from cskt.training.checkpoint import read_last
 from cskt.training.context import TrainingContext
 from cskt.training.run_folder import BEST, HEADS, LAST, PREVIOUS
+from cskt.utils.paths import check_path
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +152,7 @@ def read_initial_weights(context: TrainingContext) -> InitialWeights | None:
 def initial_file(named: str) -> Path | None:
     """Return the weight file of the run or file that `init_from` names; None if it does not exist."""
     place = Path(named)
+    check_path(place)
     path = place / BEST if place.is_dir() else place
     return path if path.is_file() else None
 

@@ -46,15 +46,17 @@ def inside(folder: Path, *parts: str | Path, follow_links: bool = True) -> Path:
 
 
 def expanded(path: Path | str) -> Path:
-    """Return a path with the home folder in place of a leading `~` or `~user`.
+    """Return a checked path with the home folder in place of a leading `~` or `~user`.
 
     Raises:
-        CsktError: the home folder is not known, or there is no such user.
+        CsktError: the home folder is not known, there is no such user, or see `check_path`.
     """
     try:
-        return Path(path).expanduser()
+        whole = Path(path).expanduser()
     except RuntimeError:
         raise CsktError(f"{_shown(Path(path))}: the home folder is not known; set HOME") from None
+    check_path(whole)
+    return whole
 
 
 def check_path(path: Path) -> None:

@@ -18,6 +18,7 @@ from cskt.data.datasets import cuhk_pedes, icfg_pedes, jsonl, rstpreid
 from cskt.data.datasets.base import DATASETS, DatasetFormat, dataset_key, folders, register
 from cskt.data.records import SPLIT_NAMES, Split
 from cskt.errors import CsktError
+from cskt.utils.paths import check_path
 
 __all__ = [
     "DATASETS",
@@ -56,6 +57,7 @@ def read_dataset(name: str, root: Path | str) -> dict[str, Split]:
     """
     key = dataset_key(name)
     dataset, folder = DATASETS[key], Path(root)
+    check_path(folder)
     if dataset.folder and (folder / dataset.folder).is_dir():
         folder = folder / dataset.folder
     if not folder.is_dir():
