@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -39,11 +40,24 @@ def examples(name: str) -> list[doctest.DocTest]:
     return found
 
 
+def write_gallery(dolls: Path, folder: Path) -> None:
+    """Write `crops`, `my-gallery` with these crops, and `new.jpg`, which the examples of `Gallery` use."""
+    pictures = sorted(dolls.rglob("*.jpg"))[:4]
+    (folder / "crops").mkdir()
+    for number, picture in enumerate(pictures[:3]):
+        shutil.copy(picture, folder / "crops" / f"{number}.jpg")
+    shutil.copy(pictures[3], folder / "new.jpg")
+    with cskt.Gallery.create(folder / "my-gallery", cskt.load("clip-tiny", device="cpu")) as gallery:
+        gallery.index(folder / "crops", metadata={f"{number}.jpg": {"camera": "c1"} for number in range(3)})
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_examples_run(
     name: str, dolls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if name == "Gallery":
+        write_gallery(dolls, tmp_path)
     (tmp_path / "data").symlink_to(dolls)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.FAIL_FAST
     runner = doctest.DocTestRunner(optionflags=flags)

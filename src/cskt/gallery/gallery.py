@@ -47,8 +47,10 @@ class Gallery:
     beside searches of the same object.
 
     Example:
-        >>> with cskt.Gallery.open("my-gallery") as gallery:  # doctest: +SKIP
-        ...     hits = gallery.search("a woman in a red coat", k=5, where="camera = 'c3'")
+        >>> with cskt.Gallery.open("my-gallery") as gallery:
+        ...     hits = gallery.search("a woman in a red coat", k=2, where="camera = 'c1'")
+        >>> [hit.rank for hit in hits]
+        [1, 2]
     """
 
     def __init__(self, folder: Path, manifest: Manifest, encoder: Encoder | None, device: str | None) -> None:
@@ -74,7 +76,9 @@ class Gallery:
             CsktError: a gallery or other files are in the folder, the store contains crops, or it cannot be reached.
 
         Example:
-            >>> gallery = cskt.Gallery.create("my-gallery", cskt.load("ViT-B/16"))  # doctest: +SKIP
+            >>> gallery = cskt.Gallery.create("new-gallery", cskt.load("clip-tiny", device="cpu"))
+            >>> len(gallery)
+            0
         """
         manifest = Manifest.of(encoder, source_of(encoder, model), store)
         create_gallery(Path(folder), manifest)
@@ -188,7 +192,9 @@ class Gallery:
             CsktError: no such folder or list, another folder than before, or a value that does not fit its column.
 
         Example:
-            >>> gallery.index("crops", metadata={"c1/1.jpg": {"camera": "c1"}}).added  # doctest: +SKIP
+            >>> gallery = cskt.Gallery.open("my-gallery")
+            >>> gallery.index("crops", metadata={"1.jpg": {"camera": "c7"}}).updated
+            1
         """
         engine = engine or LocalEngine(self.encoder)
         return index(self._state, engine, images, metadata or {}, ignore, prune=prune, on_progress=on_progress)
@@ -219,7 +225,11 @@ class Gallery:
             CsktError: an invalid name, one of an indexed file, or a value that does not fit its column.
 
         Example:
-            >>> gallery.add(["new.jpg"], ["live/1"], [{"camera": "c7"}])  # doctest: +SKIP
+            >>> gallery = cskt.Gallery.open("my-gallery")
+            >>> gallery.add(["new.jpg"], ["live/1"], [{"camera": "c7"}]).added
+            1
+            >>> "live/1" in gallery
+            True
         """
         return add_crops(self._state, LocalEngine(self.encoder), images, image_ids, metadata)
 
@@ -316,7 +326,10 @@ class Gallery:
             CsktError: nothing to look for, an option out of range, an invalid filter, an unknown column or crop.
 
         Example:
-            >>> hits = gallery.search("a woman in a red coat", k=5, where="camera = 'c3'")  # doctest: +SKIP
+            >>> gallery = cskt.Gallery.open("my-gallery")
+            >>> hits = gallery.search("a woman in a red coat", k=1)
+            >>> hits[0].rank, -1 <= hits[0].score <= 1
+            (1, True)
         """
         source = Path(image) if isinstance(image, str) else image
         query = Query(text, source, like, tuple(exclude), text_weight, image_weight, exclude_weight)
