@@ -147,7 +147,7 @@ class NaiveEncoder(nn.Module):
     def of(cls, model: DualEncoder) -> NaiveEncoder:
         """Return the naive form of a model with CSKT's prompts and adapters in both towers, sharing its parameters."""
         with torch.device("meta"):
-            naive = cls(model.architecture, **model.method_configs)
+            naive = cls(model.architecture, model.method_configs["prompts"], model.method_configs["adapters"])
         theirs = {_naive_name(name): parameter for name, parameter in model.named_parameters()}
         assert theirs.keys() == dict(naive.named_parameters()).keys(), "a model of another method"
         for name, parameter in theirs.items():

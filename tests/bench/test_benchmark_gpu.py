@@ -164,6 +164,7 @@ def test_first_gradients_are_those_of_the_loss(thin: DualEncoder) -> None:
     torch.testing.assert_close(step.first_gradients(), gradients, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_frozen_layers_in_bf16_equal_autocast(thin: DualEncoder) -> None:
     """Bit-equal results, because autocast would round the same weights."""
     plain, held = (gpu_step.Form("", frozen_bf16=frozen_bf16) for frozen_bf16 in (False, True))

@@ -280,6 +280,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert losses == expected
 
 
+@pytest.mark.slow
 def test_results_on_stdout_and_progress_on_stderr(train_command: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     trained = in_new_process(f"{train_command} --output {folder}", tmp_path)
@@ -294,6 +295,7 @@ def test_results_on_stdout_and_progress_on_stderr(train_command: str, tmp_path: 
     assert evaluated.json()["t2i"].keys() == METRICS
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
 def test_progress_bar_at_a_terminal(train_command: str, tmp_path: Path) -> None:
     import pty

@@ -78,6 +78,7 @@ def test_report_holds_everything_in_one_file(demo: tuple[Path, str]) -> None:
     assert not re.search(r'(src|href)="(?!data:)', page), "nothing beside the file is needed"
 
 
+@pytest.mark.slow
 def test_next_commands_run_as_printed(demo: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, out = demo
     query, evaluate, train, make, remark, licensed = (line.strip() for line in out.partition("next:\n")[2].splitlines())
@@ -93,6 +94,7 @@ def test_next_commands_run_as_printed(demo: tuple[Path, str], tmp_path: Path, mo
     assert done(f"{make} --train-ids 2 --val-ids 1 --test-ids 1") == f"{Path('my-data') / 'RSTPReid'}\n"
 
 
+@pytest.mark.slow
 def test_second_time_draws_nothing_anew(demo: tuple[Path, str], caplog: pytest.LogCaptureFixture) -> None:
     folder, out = demo
     image = min((folder / "data").rglob("*.jpg"))

@@ -16,6 +16,8 @@ from cskt import load
 from cskt.data.datasets import read_dataset
 from cskt.export import folder as export_folder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def onnx(run: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,4 +1,4 @@
-"""`train.py --pretrain_choice FILE` takes what the released program takes, and advises flags that it has."""
+"""`train.py --pretrain_choice FILE` accepts what the released program accepts and names its own flags."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from cskt.cli import train as train_module
 from cskt.cli.released_programs import _train_parser, in_words_of_flags, in_words_of_test
-from cskt.config import ClipArchitecture, RunConfig, flat_fields
+from cskt.config import ClipArchitecture, RunConfig, flat_fields, load_config
+from cskt.config.released_flags import IRRA, REFERENCE, to_published
 from cskt.model.io.layouts import openai_name
 from cskt.model.io.weights import load_backbone, tower_shapes
 from tiny_run import HEIGHT
@@ -89,7 +90,8 @@ def test_trained_and_tested(dolls: Path, tmp_path: Path) -> None:
 
 def test_every_key_of_the_config_has_a_flag_in_train_py() -> None:
     """So that an error can name it: its own, or --set."""
-    known = _train_parser()._option_string_actions
+    reference, irra = (to_published(load_config(name)) for name in (REFERENCE, IRRA))
+    known = _train_parser(reference, irra)._option_string_actions
     for key, _ in flat_fields():
         for message in (f"overrides: {key}: wrong", f"lower {key}", f"set {key} instead", f"{key} 3 is too many"):
             reason = in_words_of_flags(message)

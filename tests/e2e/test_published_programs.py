@@ -397,6 +397,7 @@ def test_resume(root: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     assert f"{missing}: no such file" in typed(f"{command} --resume --resume_ckpt_file {missing}").refusal()
 
 
+@pytest.mark.slow
 def test_both_programs_from_a_shell(root: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     command = VERBATIM.format(dataset="CUHK-PEDES", root=root)
     trained = in_new_process(f"{command} {SMALL} --pretrain_choice {tiny_backbone}", tmp_path)

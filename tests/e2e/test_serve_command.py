@@ -123,6 +123,7 @@ def test_a_service_answers_and_stops_on_a_signal(gallery: Path) -> None:
     assert [(line["client"], line["text"], line["hits"]) for line in lines] == [("127.0.0.1", "a man in a red coat", 5)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 def test_other_machines_need_the_token_and_requests_that_have_begun_are_finished(
     gallery: Path, token_file: Path

@@ -98,6 +98,7 @@ def test_a_deleted_working_directory_is_one_line(tmp_path: Path, command: str) -
     assert len(finished.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_search_works_without_a_stdout(tmp_path: Path) -> None:
     """The whole way, with torch and LanceDB, which open files of their own."""
     (tmp_path / "crops").mkdir()

@@ -33,6 +33,8 @@ from cskt.export.folder import check_possible, note_parity, placed_when_done, wr
 from cskt.model.dual_encoder import DualEncoder
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH
 
+pytestmark = pytest.mark.slow
+
 LONGEST = 77 - 4
 """Token positions beside two prompts of the tower's own and two coupled ones."""
 FORMS = ("onnx", "openvino")

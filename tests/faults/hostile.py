@@ -57,7 +57,7 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 def taken_or_refused(read: Callable[[], object], seconds: float = SECONDS) -> str:
-    """The one line of the refusal; empty if it was taken. Anything else is an error of the test."""
+    """Return the error message of one line, or an empty string if the input was accepted; check both."""
     started = time.monotonic()
     try:
         with limited(seconds):
@@ -83,12 +83,12 @@ def most_bytes():
 def read(number):
 {cases}
 for number in range({count}):
-    before, started, told = most_bytes(), time.monotonic(), ""
+    before, started, reason = most_bytes(), time.monotonic(), ""
     try:
         read(number)
     except ValueError as error:
-        told = str(error)
-    print(json.dumps([told, most_bytes() - before, time.monotonic() - started]))
+        reason = str(error)
+    print(json.dumps([reason, most_bytes() - before, time.monotonic() - started]))
 """
 
 

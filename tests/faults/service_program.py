@@ -12,7 +12,7 @@ from cskt.service.settings import ServiceSettings
 
 
 def main(folder: str, text: str) -> None:
-    """Serve until told to stop; the first line printed ends with the address, as that of `cskt serve` does."""
+    """Serve until a signal; the first line printed ends with the address, as that of `cskt serve` does."""
     settings = ServiceSettings(**json.loads(text))
     with Gallery.open(folder, device="cpu") as gallery, listen(settings.host, settings.port) as listener:
         app = create_app(gallery, settings)

@@ -299,7 +299,7 @@ def test_a_large_annotation(tmp_path: Path) -> None:
         stream.write("]")
     reading = f"read_dataset('cuhk-pedes', Path({str(tmp_path)!r}))"
     (used,) = in_a_process("from cskt.data.datasets import read_dataset", [reading])
-    assert used.message == ""
+    assert used.reason == ""
     assert used.more_bytes < 15 * path.stat().st_size, f"{used.more_bytes / 1e6:.0f} MB"
     with path.open("r+b") as stream:
         stream.seek(-1, 2)

@@ -54,6 +54,7 @@ def whole(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return folder, num_moments(run("train", config_file, folder))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_killed_at_any_moment_is_resumed_without_loss(
     config_file: Path, whole: tuple[Path, int], tmp_path: Path

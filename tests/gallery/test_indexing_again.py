@@ -76,7 +76,7 @@ def test_a_refused_list_is_not_stored(gallery: Gallery, crops: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("../secret.txt", "'image_list' must be the name of a file"), ("link.txt", "leads outside")]
+    ("name", "message"), [("../secret.txt", "'image_list' must be the name of a file"), ("link.txt", "leads outside")]
 )
 def test_a_list_in_a_strangers_manifest_names_no_file_outside(
     empty: Path, encoder: Encoder, crops: Path, tmp_path: Path, name: str, message: str

@@ -250,7 +250,7 @@ def test_a_list_names_all_files_of_the_gallery(gallery: Gallery, crops: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("../elsewhere.jpg", "line 1: ../elsewhere.jpg is not below"),
         ("link.jpg", "line 1: link.jpg is a link that leads out"), ("up/elsewhere.jpg", "is a link that leads out"),

@@ -31,7 +31,7 @@ def stuck(*_: Any, **__: Any) -> NoReturn:
 
 
 def main(folder: str, stop_seconds: str, *calls: str) -> None:
-    """Serve until told to stop."""
+    """Serve until a signal."""
     settings = ServiceSettings(port=0, token=TOKEN, stop_seconds=int(stop_seconds), rate=1e6)
     with Gallery.open(folder, device="cpu") as gallery, listen(settings.host, settings.port) as listener:
         app = create_app(gallery, settings)

@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 300
 
 
 class Slow:
-    """A gallery whose model begins once `encoding` is set, and whose slow work ends once told so."""
+    """A gallery whose model starts when `encoding` is set, and whose slow work ends when an event is set."""
 
     def __init__(self, gallery: Gallery) -> None:
         self._gallery = gallery

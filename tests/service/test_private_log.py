@@ -181,10 +181,12 @@ def test_an_error_in_the_middle_of_an_answer(log: Log) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_messages_of_other_packages_are_replaced_by_their_place(log: Log) -> None:
+def test_messages_of_other_packages_are_replaced_by_their_place(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing() -> None:
         raise ValueError(SECRET)
 
+    for name in ("uvicorn", "uvicorn.error"):  # a server of another test may have changed it
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
     hook = threading.excepthook
     apart, stream = logging.getLogger("apart"), io.StringIO()
     apart.addHandler(logging.StreamHandler(stream))
