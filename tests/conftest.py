@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from hypothesis import HealthCheck, settings
 from cskt.data.paperdoll import make_dataset
 from fault_tries import record_failure
 from tiny_run import write_backbone
+
+# A shell ignores SIGINT for programs that it starts in the background, and processes inherit that. Tests that interrupt
+# a process need the default.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadlines and no random examples, so that a test passes or fails alike on every machine and in every run.
 COMMON = settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
