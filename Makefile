@@ -28,8 +28,9 @@ PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 # Marks of tests that are slow or need a browser, Ray or Milvus; see pyproject.toml.
 REST := slow or browser or ray or milvus
 
+# One thread of torch per test process; with more, the processes wait for each other's cores.
 test: $(VENV)/.dev
-	$(PYTEST) --hypothesis-profile fast -m 'not ($(REST))'
+	OMP_NUM_THREADS=1 $(PYTEST) --hypothesis-profile fast -m 'not ($(REST))'
 
 # What `make test` leaves out.
 test-rest: $(VENV)/.dev browser
