@@ -239,7 +239,7 @@ FINGERPRINTS = {
     "cskt": "5e632aaab62ed13375aad32d3eb7b4d22e7d68b453b34bb327119358e319112d",
     "lora": "6d87d7ae31c9118aaf9ec95bd5743cae692ddb1628ab5b9dc3f70808167e19c7",
 }
-"""Of version 0.1, which galleries hold."""
+"""Fingerprints of version 0.1, which galleries contain."""
 
 
 @pytest.mark.parametrize("recipe", FINGERPRINTS)

@@ -88,10 +88,12 @@ def check_python(source: str) -> Iterator[tuple[int, str]]:
     """Yield the line number and the reason for every finding in a Python file."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text and (first := re.split(r"\W", text, maxsplit=1)[0]) in FIRST_WORDS:
-                yield node.body[0].lineno, f"a docstring starts with '{first}': start with a verb or a noun phrase"
+        body = getattr(node, "body", None)
+        for statement in body if isinstance(body, list) else []:
+            match statement:  # a docstring, also of a constant or a field
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    if (first := re.split(r"\W", text.strip(), maxsplit=1)[0]) in FIRST_WORDS:
+                        yield statement.lineno, f"a docstring starts with '{first}': start with a verb or a noun phrase"
     for node in ast.walk(tree):
         name = getattr(node, "name", None) or getattr(node, "id", None) or getattr(node, "arg", None)
         if isinstance(name, str) and name in NAMES:

@@ -26,7 +26,7 @@ from tiny_run import plain_clip, quick_config
 
 CPU = torch.device("cpu")
 NO_ENCODER = cast(Encoder, None)
-"""Where features are given, no model may be asked."""
+"""Placeholder: with given features no model may be used."""
 
 
 @pytest.fixture(autouse=True)

@@ -332,7 +332,7 @@ MEMORY = {
     "a text bomb": (lambda: png(8, 8, pixels=zeros(16), before=chunk(b"zTXt", b"a\0\0" + zeros(10**8))), 40e6),
     "16-bit TIFF": (lambda: claiming(encoded(GREY16, "TIFF"), 8_000, 8_000), 900e6),
 }
-"""How each is made, and the most bytes that reading it may take: the file, and 64 megapixels in a few forms."""
+"""Maker of each file, and the limit of bytes for reading it: the file, and 64 megapixels in a few forms."""
 IN_FAST = ("20,000 x 20,000 PNG", "20,000 x 20,000 JPEG")
 
 

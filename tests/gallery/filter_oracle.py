@@ -34,7 +34,7 @@ def _is_name(text: str) -> bool:
 
 
 NASTY_NAMES = list(filter(_is_name, NASTY_TEXTS))
-"""Those of them that a crop may be called."""
+"""Texts that are valid names of crops."""
 SOME_VALUES: dict[Kind, list[Value]] = {
     "text": list(NASTY_TEXTS),
     "number": [0, 1, -1, 3, 2.5, -0.25, 1e-7, 1e300, 2**53, -(2**53), 0.1, 100000000000000000000.0],

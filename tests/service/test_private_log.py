@@ -210,7 +210,7 @@ def test_messages_of_other_packages_are_replaced_by_their_place(log: Log, monkey
     assert "another.client: error in test_private_log:" in text
     assert stream.getvalue().startswith("apart: error in test_private_log:") and SECRET not in stream.getvalue()
     assert "uvicorn.error: error in" in text and "py.warnings: warning in" in text
-    assert "a thread failed" in text and text.splitlines().count("ValueError") >= 2 and "in failing" in text
+    assert "a thread failed" in text and text.count("in failing") == 2  # one traceback each
     assert "INFO cskt.cli kept as it is" in text
     assert threading.excepthook is hook
     logging.getLogger("other").error("free again: %s", SECRET)

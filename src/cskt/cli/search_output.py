@@ -37,7 +37,7 @@ class Answered:
     """Everything that was looked for, on one line."""
     hits: Sequence[Hit]
     note: str = ""
-    """Why there are no hits; empty otherwise."""
+    """Reason for an empty answer; empty if there are hits."""
     explanations: Sequence[Explanation] = ()
     """Heat maps of each hit, or none."""
 

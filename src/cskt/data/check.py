@@ -82,7 +82,7 @@ class _Image(NamedTuple):
     digest: bytes = b""
     """SHA-256 of the file; empty where it was not decoded."""
     is_turned: bool = False
-    """Whether it has an EXIF orientation that readers do not apply by themselves."""
+    """True if it has an EXIF orientation that its decoder does not apply."""
 
 
 def check_dataset(

@@ -52,7 +52,7 @@ Form: TypeAlias = Literal["onnx", "openvino"]
 Graph: TypeAlias = Callable[[Tensor], Tensor]
 """A batch -> its unit rows, float32."""
 SUFFIXES: dict[Form, str] = {"onnx": ".onnx", "openvino": ".xml"}
-"""Of a graph's file; OpenVINO's weights are in a `.bin` beside it."""
+"""Suffix of a graph's file; OpenVINO's weights are in a `.bin` beside it."""
 
 
 @dataclass(config=JSON, frozen=True)
@@ -61,10 +61,10 @@ class ExportedFacts:
 
     form: Form
     precision: Literal["fp32", "int8"]
-    """Of the image graph; the text graph is float32."""
+    """Arithmetic of the image graph; the text graph is float32."""
     fingerprint: str
-    """Of the source in float32, whose vectors are the same up to rounding. Int8 has its own, since its scores differ
-    by more: ranks and thresholds in a gallery of both would depend on which model encoded a crop."""
+    """In float32 that of the source, whose vectors are equal up to rounding. Int8 has its own, because its scores
+    differ by more: ranks and thresholds in a gallery of both would depend on which model encoded a crop."""
     architecture: ClipArchitecture
     longest_caption: Positive
     """Most token positions that the text graph takes: the context length minus the prompts."""
@@ -73,15 +73,15 @@ class ExportedFacts:
     templates: tuple[str, ...]
     """Sentences around every caption, see `Encoder`."""
     num_parameters: Positive
-    """Of the source."""
+    """Number of parameters of the source."""
     config: dict[str, Any] | None
     """The run's config; None if the source was no run."""
     sha256: dict[str, str]
     """Digests of the other files."""
     usage: dict[str, str]
-    """How other programs prepare images and captions."""
+    """Instructions for other programs on preparing images and captions."""
     versions: dict[str, str]
-    """Of what wrote the folder."""
+    """Versions of the packages that wrote the folder."""
     parity: dict[str, Any] | None = None
     """Result of the check of the export; see `cskt.export.check.Parity`."""
     interpolation: Interpolation = "bilinear"

@@ -22,7 +22,7 @@ class Built:
     tokenizer: Tokenizer
     backbone_name: str
     backbone_sha256: str
-    """Of the weight file; empty for random weights."""
+    """SHA-256 of the weight file; empty for random weights."""
 
 
 def build(config: RunConfig) -> Built:

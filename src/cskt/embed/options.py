@@ -92,7 +92,7 @@ class ModelSource:
     backbone: PathText | None = None
     """CLIP weights of an adapter-only run; None: those that its config names."""
     image_height: Side | None = None
-    """Of plain CLIP weights, in pixels."""
+    """Size and stride for plain CLIP weights, in pixels; None: the defaults of `load`."""
     image_width: Side | None = None
     stride: Side | None = None
     precision: ShortText | None = None

@@ -25,7 +25,7 @@ class DatasetFormat:
     name: str
     """Lower case, with hyphens."""
     remedy: str
-    """What to do about a missing annotation; the end of an error."""
+    """Remedy for a missing annotation, the end of an error message."""
     folder: str = ""
     """Folder of the data set under a common root; empty where the root is the data set's own folder."""
     published_counts: Mapping[str, SplitCounts] = field(default_factory=dict)

@@ -48,7 +48,7 @@ class ActorPlan:
 
     num_workers: int
     num_cpus: int
-    """Of each."""
+    """CPUs of each worker."""
     device: str
 
 
@@ -59,9 +59,9 @@ class ActorInfo:
     node: str
     pid: int
     version: str
-    """Of the package."""
+    """Version of cskt."""
     fingerprint: str
-    """Of the model."""
+    """Fingerprint of the model."""
 
 
 @dataclass(frozen=True)

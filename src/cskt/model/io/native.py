@@ -70,7 +70,7 @@ class BackboneFile:
 
     architecture: ClipArchitecture
     facts: dict[str, str]
-    """How the weights were made."""
+    """Facts about the training of the weights."""
     known_token_ids: frozenset[int] | None = None
     """Tokens whose embedding the file holds; None if it holds all."""
     state: dict[str, Tensor] = field(default_factory=dict)

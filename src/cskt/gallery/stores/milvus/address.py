@@ -21,9 +21,9 @@ from cskt.gallery.columns import column_name
 CONSISTENCY = {"strong": "Strong", "session": "Session", "bounded": "Bounded", "eventually": "Eventually"}
 """Option -> Milvus' name. It applies to searches; reads on which a write depends are always Strong."""
 MAX_PARTITIONS = 1024
-"""Of a collection, with a server's default configuration."""
+"""Partitions of a collection that a server allows by default."""
 MAX_SHARDS = 16
-"""The same."""
+"""Shards of a collection that a server allows by default."""
 _SERVER = re.compile(
     r"milvus://(?P<host>[^/:@\s]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]+)/(?P<name>[A-Za-z_]\w*)", re.ASCII
 )

@@ -44,7 +44,7 @@ PAGE_ROWS = 10_000
 NAMED_ROWS = 1000
 """Rows of one request that names each."""
 MESSAGE_BYTES = 32 * 2**20
-"""Of one request; a server accepts messages of 64 MB."""
+"""Bytes of one request; a server accepts messages of 64 MB."""
 MANY_ROWS = 10_000
 """Rows after which `compact` flushes: a server allows a collection one flush in 10 seconds, and each makes segments."""
 EXTRA_HITS = 16
