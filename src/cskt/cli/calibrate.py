@@ -203,9 +203,7 @@ def _scores(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the scores of the right pairs and of the wrong ones; of two marks for one pair the last counts.
 
-    Args:
-        marks: any.
-        text_features, image_features: of the sentences and crops of `_distinct(marks)`, rows of length 1.
+    The features are unit vectors of the sentences and crops of `_distinct(marks)`.
     """
     texts, image_ids = ({name: row for row, name in enumerate(names)} for names in _distinct(marks))
     last_mark = {(texts[mark.text], image_ids[mark.image_id]): mark.right for mark in marks}

@@ -63,11 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def methods_of(run: str, split: str, dataset: str | None = None) -> list[MethodResults]:
-    """Return the results of a RUN argument on a split: one method for each data set and way of ranking.
-
-    Raises:
-        CsktError: no such folder, no per-query results in it, results of older weights, or of some seeds only.
-    """
+    """Return the results of a RUN argument on a split: one method for each data set and way of ranking."""
     path = Path(run)
     check_path(path)
     if path.is_file():
@@ -91,11 +87,7 @@ def methods_of(run: str, split: str, dataset: str | None = None) -> list[MethodR
 
 
 def on_one_split(methods: dict[str, list[MethodResults]]) -> list[tuple[str, MethodResults]]:
-    """Return the runs and methods on the one split that all runs share.
-
-    Raises:
-        CsktError: they share none, or several.
-    """
+    """Return the runs and methods on the one split that all runs share."""
     splits = [{method.results[0].split_sha256: method.results[0] for method in of_run} for of_run in methods.values()]
     shared = [digest for digest in splits[0] if all(digest in others for others in splits)]
     if not shared:

@@ -60,14 +60,9 @@ def differing_settings(configs: Mapping[str, Sequence[RunConfig]]) -> list[Setti
 
 
 def zero_shot_r1(folders: Sequence[Path], results: Sequence[Result]) -> float | None:
-    """Return R1 of zero-shot CLIP as runs recorded it on the split of their results, the mean over seeds.
+    """Return R1 of zero-shot CLIP as runs, one for each seed, recorded it on the split of their results: the mean.
 
-    Args:
-        folders: run folders, one for each seed.
-        results: of the same runs, all on one split.
-
-    Returns:
-        A fraction; None if a run recorded none, or only on another split.
+    None if a run recorded none, or only on another split.
     """
     found = []
     for folder in folders:
@@ -85,12 +80,7 @@ def warnings_of(events: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def distinct_names(names: Sequence[str], *longer: Sequence[str]) -> list[str]:
-    """Replace names that are not unique by longer ones, until all are or there are no longer ones.
-
-    Args:
-        names: to begin with.
-        longer: longer names of the same things, one list after the other.
-    """
+    """Replace names that are not unique by longer ones of the same things, list by list, until all are unique."""
     distinct = list(names)
     for others in longer:
         times = Counter(distinct)
@@ -105,11 +95,7 @@ def add_format_flags(parser: Parser) -> None:
 
 
 def output_format(asked: str | None, path: Path | None) -> str:
-    """Return the format of a table: the one that was asked for, else by the suffix of its file.
-
-    Raises:
-        CsktError: another suffix.
-    """
+    """Return the format of a table: the one that was asked for, else by the suffix of its file."""
     if asked or path is None:
         return asked or "terminal"
     if path.suffix.lower() not in SUFFIXES:

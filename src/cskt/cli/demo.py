@@ -77,11 +77,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def draw(root: Path, train_ids: int, test_ids: int, seed: int) -> None:
-    """Draw pedestrians of the `target` domain in the layout of CUHK-PEDES, unless they exist.
-
-    Raises:
-        CsktError: the folder holds other data.
-    """
+    """Draw pedestrians of the `target` domain in the layout of CUHK-PEDES, unless they exist."""
     ids = {"train": train_ids, "val": max(train_ids // 10, 10), "test": test_ids}
     with counting_bar("drawing pedestrians") as on_progress:
         try:

@@ -22,18 +22,7 @@ HOURS = 14
 def build_demo_gallery(folder: Path, *, num_people: int = NUM_PEOPLE, device: str | None = None) -> Path:
     """Draw people whom clip-tiny has not seen, in the style that it was trained on, and index them.
 
-    Existing images and crops are not made again.
-
-    Args:
-        folder: receives `people/` and `gallery/`.
-        num_people: each is seen on two cameras, twice by each.
-        device: cpu, cuda, mps; None: the best one of this machine.
-
-    Returns:
-        The gallery's folder.
-
-    Raises:
-        CsktError: the folder holds other data.
+    Existing images and crops are not made again. The images are in `people/`, and the result is the path of `gallery/`.
     """
     with counting_bar("drawing pedestrians") as on_progress:
         drawn = make_dataset(

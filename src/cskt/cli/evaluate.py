@@ -74,11 +74,7 @@ def add_ranking_flags(parser: Parser) -> None:
 
 
 def ranking_options(flags: argparse.Namespace) -> RankingOptions:
-    """Return the options that the flags of `add_ranking_flags` set.
-
-    Raises:
-        CsktError: a constant of re-ranking without re-ranking.
-    """
+    """Return the options that the flags of `add_ranking_flags` set."""
     constants = {name: getattr(flags, name) for name in ("rerank_k1", "rerank_k2", "rerank_weight")}
     given = {name: value for name, value in constants.items() if value is not None}
     if given and not flags.rerank:

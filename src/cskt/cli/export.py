@@ -71,11 +71,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """Check that the flags belong together, before anything is read.
-
-    Raises:
-        CsktError: they do not, or the file has another suffix.
-    """
+    """Check that the flags belong together, before anything is read."""
     if (flags.merge or flags.format) and (flags.half or flags.seen_tokens):
         raise CsktError("--half and --seen-tokens shorten a backbone; give them with --as-backbone")
     given = [name for name in RUNTIME_FLAGS if getattr(flags, name) is not None]
@@ -109,11 +105,7 @@ class Folded:
 
 
 def read_run(folder: Path, backbone: str | None) -> Folded:
-    """Load a run over its backbone.
-
-    Raises:
-        CsktError: no run folder, or its weights or backbone cannot be read.
-    """
+    """Load a run over its backbone."""
     if not (folder / CONFIG).is_file():
         raise CsktError(f"{folder}: no run folder (it has no {CONFIG})")
     config = as_trained(load_config(folder / CONFIG))
@@ -138,11 +130,7 @@ def write_merged(target: Path, run: Folded) -> None:
 
 
 def write_backbone(target: Path, run: Folded, *, half: bool, seen_tokens: bool) -> None:
-    """Write the towers alone, as a backbone of other runs.
-
-    Raises:
-        CsktError: the run added what a backbone does not have, or its training data cannot be read.
-    """
+    """Write the towers alone, as a backbone of other runs."""
     state = run.state
     if added := [name for name in state if not name.startswith(("vision.", "text."))]:
         raise CsktError(f"{run.folder}: has prompts or adapters ({added[0]}, ...), a backbone has none; use --merge")

@@ -34,9 +34,6 @@ def export_released(
         epoch: of its weights.
         target: folder to write; must be empty or absent.
         root: where the data set is; as the config says if empty.
-
-    Raises:
-        CsktError: the released program cannot express the run, its heads are lost, or the folder cannot be written.
     """
     model, architecture = encoder.model, encoder.model.architecture
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
@@ -71,11 +68,7 @@ def export_released(
 
 
 def _heads(run: Path, config: RunConfig, architecture: ClipArchitecture, root: Path) -> dict[str, Tensor]:
-    """Return the heads of all losses, the classifier with a row for each identity that the released program counts.
-
-    Raises:
-        CsktError: they were not stored, or do not fit the run's losses.
-    """
+    """Return the heads of all losses, the classifier with a row for each identity that the released program counts."""
     wanted = [name for name in ("id", "mlm") if name in config.loss.weights]
     if not wanted:
         return {}

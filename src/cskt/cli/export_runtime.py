@@ -66,11 +66,7 @@ RUNTIME_FLAGS = ("output", "int8", "calibrate_on", "tolerance", "dataset", "root
 
 
 def export_runtime(flags: argparse.Namespace) -> None:
-    """Write the folder, check it, and only then rename it to its place.
-
-    Raises:
-        CsktError: the model cannot be read, or the export is not as good as its source.
-    """
+    """Write the folder, check it, and only then rename it to its place."""
     precision = "int8" if flags.int8 else "fp32"
     target = target_of(flags)
     check_flags(flags)
@@ -100,22 +96,14 @@ def export_runtime(flags: argparse.Namespace) -> None:
 
 
 def target_of(flags: argparse.Namespace) -> Path:
-    """Return the folder to write.
-
-    Raises:
-        CsktError: neither the flags nor the run say which.
-    """
+    """Return the folder to write."""
     if flags.output is None and not flags.run.is_dir():
         raise CsktError(f"{flags.run} is no folder to put the export into; say where: --output FOLDER")
     return flags.output or flags.run / ("int8" if flags.int8 else flags.format)
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """Check that the flags of `add_runtime_flags` belong together.
-
-    Raises:
-        CsktError: they do not.
-    """
+    """Check that the flags of `add_runtime_flags` belong together."""
     if flags.calibrate_on and not flags.int8:
         raise CsktError("--calibrate-on changes nothing without --int8")
     if flags.tolerance is not None and not 0 <= flags.tolerance <= 100:
@@ -125,11 +113,7 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 
 def checked_split(flags: argparse.Namespace, config: RunConfig | None) -> Split | None:
-    """Return the split to check on; None if the user names no data and that of the model is not here.
-
-    Raises:
-        CsktError: data that the user names cannot be read.
-    """
+    """Return the split to check on; None if the user names no data and that of the model is not here."""
     named = flags.dataset or flags.root or flags.split
     if not named and (config is None or not Path(config.data.root).is_dir()):
         logger.warning(
@@ -142,11 +126,7 @@ def checked_split(flags: argparse.Namespace, config: RunConfig | None) -> Split 
 
 
 def calibration_images(flags: argparse.Namespace, config: RunConfig | None, source: Encoder) -> list[Tensor]:
-    """Return uint8 pixels [3, H, W] of some hundred crops, spread over a gallery, a folder or the training split.
-
-    Raises:
-        CsktError: there are none, or none can be read.
-    """
+    """Return uint8 pixels [3, H, W] of some hundred crops, spread over a gallery, a folder or the training split."""
     if flags.calibrate_on:
         paths = crops_of(flags.calibrate_on)
     elif config is not None and Path(flags.root or config.data.root).is_dir():
@@ -157,11 +137,7 @@ def calibration_images(flags: argparse.Namespace, config: RunConfig | None, sour
 
 
 def crops_of(folder: Path) -> list[Path]:
-    """Return the image files below a folder; for a gallery, those of its indexed folder and uploaded ones.
-
-    Raises:
-        CsktError: no such folder, or no image in it.
-    """
+    """Return the image files below a folder; for a gallery, those of its indexed folder and uploaded ones."""
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         paths = sorted(path for path in (folder / ORIGINALS).rglob("*") if path.is_file())

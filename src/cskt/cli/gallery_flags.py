@@ -29,12 +29,7 @@ MOST_LISTED = 10
 
 
 def add_source_flags(parser: Parser, default: str) -> None:
-    """Add `--model` and how it is loaded and computes.
-
-    Args:
-        parser: of the command.
-        default: the model without `--model`, for the help.
-    """
+    """Add `--model`, with the default that its help names, and how it is loaded and computes."""
     parser.renamed = {"--run": "--model"}
     parser.add_argument(
         "--model", metavar="MODEL",
@@ -56,9 +51,6 @@ def source_of(flags: argparse.Namespace, known: ModelSource | None = None, *, sa
         flags: as parsed.
         known: the gallery's model, used without `--model`; clip-tiny, with a warning, if there is neither.
         same_model: whether `--model` can only be another place of `known`, so that its image size holds.
-
-    Raises:
-        CsktError: there is no such model.
     """
     if flags.model is None and known is None:
         logger.warning(
@@ -87,13 +79,7 @@ def _inherited_backbone(run: Path, known: ModelSource) -> str | None:
 def load_source(source: ModelSource, flags: argparse.Namespace, gallery: Path | None = None) -> Encoder:
     """Load the encoder of a source, computing as the flags say; on Ray, whose workers do so, on the CPU.
 
-    Args:
-        source: see `source_of`.
-        flags: as parsed.
-        gallery: its folder, for messages, if the source may be that of its manifest.
-
-    Raises:
-        CsktError: see `cskt.load`.
+    `gallery` is its folder, for messages, if the source may be that of its manifest.
     """
     on_ray = getattr(flags, "engine", "local") == "ray"
     options = EncodeOptions("cpu") if on_ray else encode_options(flags)

@@ -99,11 +99,7 @@ def _ignore(flags: argparse.Namespace) -> list[str] | None:
 
 
 def _shards(images: str | None, known: Manifest | None) -> tuple[str, ...]:
-    """Return the shards that `--images`, or the last indexing of a gallery without a folder, names; none otherwise.
-
-    Raises:
-        CsktError: there are no such files.
-    """
+    """Return the shards that `--images`, or the last indexing of a gallery without a folder, names; none otherwise."""
     if images is None:
         patterns = known.shards if known is not None and known.images is None else ()
     else:

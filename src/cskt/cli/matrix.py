@@ -80,21 +80,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def read_place(word: str, root: str | None) -> TestData:
-    """Parse `NAME@ROOT`, or `NAME` in the common root.
-
-    Raises:
-        CsktError: no such data set.
-    """
+    """Parse `NAME@ROOT`, or `NAME` in the common root."""
     name, _, own_root = word.partition("@")
     return TestData(dataset_key(name), own_root or root)
 
 
 def results_on(model: str, places: Sequence[TestData], flags: argparse.Namespace) -> list[Result]:
-    """Return the results of a model on each data set: stored ones, or computed now and stored.
-
-    Raises:
-        CsktError: a data set or the model cannot be read.
-    """
+    """Return the results of a model on each data set: stored ones, or computed now and stored."""
     encoder, results = None, []
     for place in places:
         split = split_of(model, place.dataset, place.root, flags.split)
@@ -109,11 +101,7 @@ def results_on(model: str, places: Sequence[TestData], flags: argparse.Namespace
 
 
 def check_columns(results: dict[str, list[list[Result]]]) -> None:
-    """Check that each column is one split; held-out identities, for example, differ from run to run.
-
-    Raises:
-        CsktError: it is not.
-    """
+    """Check that each column is one split; held-out identities, for example, differ from run to run."""
     (first_run, first), *others = [(run, of_model) for run, of_run in results.items() for of_model in of_run]
     for run, of_model in others:
         for one, other in zip(first, of_model, strict=True):
@@ -121,13 +109,7 @@ def check_columns(results: dict[str, list[list[Result]]]) -> None:
 
 
 def row_of(model: Path, results: Sequence[Sequence[Result]], places: Sequence[TestData]) -> CrossDomainRow:
-    """Return the row of a run, or of several seeds of it.
-
-    Args:
-        model: the run, or its first seed.
-        results: per seed one per data set.
-        places: the data sets.
-    """
+    """Return the row of a run, or of several seeds of it, whose results are by seed and data set."""
     config = run_config(model)
     if config is None or config.trainable == "none":
         return cross_domain_row(results, "", [False] * len(places))
@@ -154,11 +136,7 @@ def dataset_name(dataset: str, root: str | None) -> str:
 
 
 def column_names(places: Sequence[TestData]) -> list[str]:
-    """Return distinct names of the data sets: with the name of the folder, or its whole path, where they need it.
-
-    Raises:
-        CsktError: one data set is given twice.
-    """
+    """Return distinct names of the data sets: with the name of the folder, or its whole path, where they need it."""
     if repeated := next((place for place, times in Counter(places).items() if times > 1), None):
         raise CsktError(f"--datasets: {repeated.dataset} is named {places.count(repeated)} times; once is enough")
 

@@ -23,9 +23,6 @@ def read_metadata(path: Path, images: Path, key: str | None = None) -> dict[str,
         path: the table; its key column holds paths of images, relative to `images` or absolute, with `/` or `\\`.
         images: the folder of the images.
         key: heading of the key column; `image`, `path`, `file` or `image_id` if empty. Case does not matter.
-
-    Raises:
-        CsktError: the table cannot be read, has no key column, or a row has no key; names file and line.
     """
     rows = read_table(path)
     heading = column_of(rows, KEY_NAMES if key is None else (key,), path)
@@ -47,14 +44,7 @@ def read_metadata(path: Path, images: Path, key: str | None = None) -> dict[str,
 
 
 def log_unmatched(path: Path, metadata: Mapping[str, object], present: Collection[str], images: Path) -> None:
-    """Log how many rows name no image, and how many images have no row.
-
-    Args:
-        path: the table.
-        metadata: see `read_metadata`.
-        present: names of the indexed images.
-        images: their folder.
-    """
+    """Log how many rows name no image, and how many of the indexed images (`present`) have no row."""
     known = {unicodedata.normalize("NFC", name) for name in present}
     strange = [name for name in metadata if unicodedata.normalize("NFC", name) not in known]
     if strange:

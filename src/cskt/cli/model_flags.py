@@ -22,13 +22,7 @@ CLIP_SETTINGS = ("activation", "vision_heads", "text_heads", "image_mean", "imag
 
 
 def add_model_flags(parser: Parser, precision: str = OWN_PRECISION, *, positional: bool = True) -> None:
-    """Add the model, positional or as `--model`, its data set (`--dataset`, `--root`, `--split`), and encoder flags.
-
-    Args:
-        parser: of the command.
-        precision: default of `--precision`, for the help.
-        positional: the model is a positional argument.
-    """
+    """Add the model, positional or as `--model`, its data set (`--dataset`, `--root`, `--split`), and encoder flags."""
     what = "run folder, released folder, merged file, CLIP weights, or clip-tiny"
     if positional:
         parser.add_argument("model", help=what)
@@ -48,10 +42,7 @@ def add_dataset_flags(container: Any, split: str = "test") -> None:
 def add_encoder_flags(parser: Parser, precision: str = OWN_PRECISION, *, caches: bool = False) -> None:
     """Add where the backbone is, how a model computes, and what the file of plain CLIP weights may not state.
 
-    Args:
-        parser: of the command.
-        precision: default of `--precision`, for the help.
-        caches: the command encodes the images of a split, which may be cached.
+    `caches`: the command encodes the images of a split, which may be cached.
     """
     parser.add_argument("--backbone", help="CLIP weights of an adapter-only run, if they are not where its config says")
     add_weights_flag(parser)
@@ -94,15 +85,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def load_model_and_split(flags: argparse.Namespace, *, refuse_overlaps: bool = True) -> tuple[Encoder, Split]:
-    """Return the encoder and the split that the flags of `add_model_flags` name.
-
-    Args:
-        flags: as parsed.
-        refuse_overlaps: see `split_of`.
-
-    Raises:
-        CsktError: the data set or the model cannot be read, or the data set is refused.
-    """
+    """Return the encoder and the split that the flags of `add_model_flags` name."""
     from cskt.evaluation.model_data import split_of  # noqa: PLC0415
 
     split = split_of(flags.model, flags.dataset, flags.root, flags.split or "test", refuse_overlaps=refuse_overlaps)
@@ -110,11 +93,7 @@ def load_model_and_split(flags: argparse.Namespace, *, refuse_overlaps: bool = T
 
 
 def load_model(flags: argparse.Namespace, model: str | None = None) -> Encoder:
-    """Return the encoder of `model`, else of `flags.model`, that computes as the flags of `add_encoder_flags` say.
-
-    Raises:
-        CsktError: it cannot be read.
-    """
+    """Return the encoder of `model`, else of `flags.model`, that computes as the flags of `add_encoder_flags` say."""
     from cskt.embed import ModelSource  # noqa: PLC0415
     from cskt.embed.model_paths import reader_of  # noqa: PLC0415
 

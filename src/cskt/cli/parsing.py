@@ -67,9 +67,7 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str], *, intermixed: bool = False) -> argparse.Namespace:
         """Return the parsed flags; an unknown one ends the program with a line that names the nearest.
 
-        Args:
-            argv: words after the command.
-            intermixed: positional arguments may also come between and after flags.
+        `intermixed`: positional arguments may also come between and after flags.
         """
         parse_known = self.parse_known_intermixed_args if intermixed else self.parse_known_args
         flags, unknown = parse_known([self._spelt(word) for word in argv])
@@ -122,11 +120,7 @@ def add_config_flags(parser: Parser) -> None:
 
 
 def config_from_flags(flags: argparse.Namespace) -> RunConfig:
-    """Return the recipe of `--config` with the values of the flags.
-
-    Raises:
-        CsktError: see `cskt.config.load_config`.
-    """
+    """Return the recipe of `--config` with the values of the flags."""
     return load_config(flags.config or DEFAULT_RECIPE, flag_overrides(flags))
 
 
@@ -171,11 +165,7 @@ def shown(value: Any) -> str:
 
 
 def existing_folder(text: str) -> Path:
-    """Return a folder given as an argument.
-
-    Raises:
-        CsktError: there is none.
-    """
+    """Return a folder given as an argument."""
     path = Path(text)
     check_path(path)
     if not path.is_dir():
@@ -184,11 +174,7 @@ def existing_folder(text: str) -> Path:
 
 
 def seeds_of(text: str) -> list[int]:
-    """Return `1,2,3` as numbers.
-
-    Raises:
-        CsktError: anything else, or a seed twice.
-    """
+    """Return `1,2,3` as numbers."""
     words = text.split(",")
     if not all(word.strip().isdigit() for word in words) or len({int(word) for word in words}) < len(words):
         raise CsktError(f"--seeds {text}: give distinct whole numbers joined by commas, as in --seeds 1,2,3")

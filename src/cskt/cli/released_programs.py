@@ -97,11 +97,7 @@ def _reason(flags: argparse.Namespace) -> str:
 
 
 def _check_mlm(masking: bool, recipe: RunConfig, config: RunConfig) -> None:
-    """Log how masked captions are used.
-
-    Raises:
-        CsktError: the flags ask for the loss mlm, but not for the masked words that it needs.
-    """
+    """Log how masked captions are used."""
     names = "+".join(config.loss.weights)
     if not masking and "mlm" in config.loss.weights.keys() - recipe.loss.weights.keys():
         raise CsktError(f"--loss_names {names}: the loss mlm needs masked words; add --MLM")

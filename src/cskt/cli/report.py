@@ -108,11 +108,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """Check what can be checked before anything is encoded.
-
-    Raises:
-        CsktError: too many runs, one run twice, a negative number of lists, or an output that is no HTML file.
-    """
+    """Check what can be checked before anything is encoded."""
     if len(flags.runs) > len(LINES):
         raise CsktError(f"{len(flags.runs)} runs; a page shows up to {len(LINES)}, for more lines look alike")
     for run, times in Counter(flags.runs).items():
@@ -141,11 +137,7 @@ def named_runs(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def common_split(runs: Sequence[str], dataset: str | None, root: str | None, name: str) -> Split:
-    """Return the split that all runs are shown on; plain CLIP, which has no data of its own, takes that of the others.
-
-    Raises:
-        CsktError: no such model or split, no run names its data, or the runs have different splits.
-    """
+    """Return the split that all runs are shown on; plain CLIP, which has no data of its own, takes that of others."""
     for run in runs:
         check_exists(run)
     first, *others = [run for run in runs if run_config(Path(run))] or runs[:1]
@@ -162,11 +154,7 @@ def common_split(runs: Sequence[str], dataset: str | None, root: str | None, nam
 
 
 def list_length(asked: int | None, num_images: int) -> int:
-    """Return the number of images of a ranked list.
-
-    Raises:
-        CsktError: more are asked for than there are, or none.
-    """
+    """Return the number of images of a ranked list."""
     length = min(MOST_HITS, num_images) if asked is None else asked
     if not 1 <= length <= num_images:
         raise CsktError(f"-k {length}: the split has {num_images} images; give 1 to {num_images}")

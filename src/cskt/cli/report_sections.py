@@ -71,11 +71,7 @@ class Examined:
 
 @out_of_memory_errors(SMALLER_BATCHES)
 def examine(label: str, model: Path, encoder: Encoder, split: Split, features: SplitFeatures) -> Examined:
-    """Rank a split and collect what the report shows of a model.
-
-    Raises:
-        CsktError: no query has a right image, or features that are not finite.
-    """
+    """Rank a split and collect what the report shows of a model."""
     evaluation = evaluate(encoder, split, features)
     metrics, per_query = evaluation.t2i, evaluation.t2i.per_query
     matched = (per_query.first_right_rank > 0).numpy()

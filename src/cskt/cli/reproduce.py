@@ -79,11 +79,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check_originals(dataset: str, root: Path, backbone: str, *, rehearsal: bool) -> None:
-    """Check that data and weights are the published ones; a rehearsal only logs warnings.
-
-    Raises:
-        CsktError: they are not, or the data cannot be used at all.
-    """
+    """Check that data and weights are the published ones; a rehearsal only logs warnings."""
     # The data first: the weights may have to be downloaded.
     for problems in (partial(count_problems, dataset, root), partial(weight_problems, backbone)):
         for problem in problems():
@@ -93,11 +89,7 @@ def check_originals(dataset: str, root: Path, backbone: str, *, rehearsal: bool)
 
 
 def count_problems(dataset: str, root: Path) -> list[str]:
-    """Return the splits whose size is not that of the published data set, one line each.
-
-    Raises:
-        CsktError: the data cannot be used at all: an image is missing, identities overlap.
-    """
+    """Return the splits whose size is not that of the published data set, one line each."""
     with counting_bar(f"checking {dataset}") as on_progress:
         report = check_dataset(dataset, root, decode=False, on_progress=on_progress)
     if report.errors:
@@ -122,12 +114,7 @@ def reproduce(
 ) -> list[MethodResults]:
     """Train and test the missing runs, and return each protocol of which all seeds have a result.
 
-    Args:
-        recipe: name.
-        keys: dotted config keys laid over it.
-        seeds: of each protocol.
-        protocols: of `PROTOCOLS`.
-        output: the runs are in <output>/<protocol>/seed-<n>.
+    The config keys are laid over the recipe; the runs are in <output>/<protocol>/seed-<n>.
     """
     methods = []
     for protocol in protocols:

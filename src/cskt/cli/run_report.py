@@ -29,7 +29,7 @@ def write_run_report(
     answers: Sequence[Answer] = (),
     next_commands: Sequence[str] = (),
 ) -> Path:
-    """Write `report.html` into a run folder.
+    """Write `report.html` into a run folder, and return its path.
 
     Args:
         folder: of a run.
@@ -37,9 +37,6 @@ def write_run_report(
         extra_rows: results that are not in the run's files, shown first.
         answers: sentences with their hits.
         next_commands: commands that the reader may want to run next.
-
-    Returns:
-        The page.
     """
     events, config = read_events(folder), RunFolder(folder).config
     start, end = first_event(events, "start"), last_event(events, "end")
@@ -77,11 +74,7 @@ def write_run_report(
 
 
 def warning_sections(warnings: Mapping[str, Sequence[str]]) -> list[Section]:
-    """Return a section with the warnings that runs recorded about themselves; none without warnings.
-
-    Args:
-        warnings: label of a run -> its lines.
-    """
+    """Return a section with the warnings that runs, by label, recorded about themselves; none without warnings."""
     lines = [(line, label) for label, of_run in warnings.items() for line in of_run]
     return [Section("Warnings", "Signs in a run that it cannot have learned.", sentences=lines)] if lines else []
 

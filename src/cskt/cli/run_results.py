@@ -29,11 +29,7 @@ SEED_FOLDERS = "seed-*"
 
 
 def seed_folders(folder: Path) -> list[Path]:
-    """Return the runs of several seeds in a folder, in the order of the seeds; or the folder itself.
-
-    Raises:
-        FileSystemError: the path cannot be a folder's, or it may not be entered.
-    """
+    """Return the runs of several seeds in a folder, in the order of the seeds; or the folder itself."""
     check_path(folder / CONFIG)
     seeds = [path for path in folder.glob(SEED_FOLDERS) if path.is_dir()]
     return sorted(seeds, key=lambda path: (len(path.name), path.name)) or [folder]
@@ -119,8 +115,7 @@ def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
 def store_result(result: Result, model: Path, output: Path | None = None) -> None:
     """Write a result into `output`, or else into the folder of the run; another model stores none.
 
-    Raises:
-        CsktError: `output` cannot be written. A run folder that cannot be written only causes a warning.
+    A run folder that cannot be written only causes a warning.
     """
     if output is not None:
         logger.info("per-query results: %s", save_result(output, result))
@@ -138,11 +133,7 @@ def store_result(result: Result, model: Path, output: Path | None = None) -> Non
 
 
 def stored_result(model: Path, split: Split, precision: str | None = None) -> Result | None:
-    """Return the result that a run folder stores for a split; None if missing, of older weights or another precision.
-
-    Raises:
-        CsktError: the file is damaged.
-    """
+    """Return the result that a run folder stores for a split; None if missing, or of other weights or precision."""
     path = result_path(model, split.dataset, split.name, split.sha256)
     if not is_run(model) or weights_file(model) is None or not path.is_file():
         return None
@@ -151,11 +142,7 @@ def stored_result(model: Path, split: Split, precision: str | None = None) -> Re
 
 
 def check_up_to_date(folder: Path, results: Sequence[Result]) -> None:
-    """Check that the results of a folder were computed with its present weights.
-
-    Raises:
-        CsktError: the run has continued since.
-    """
+    """Check that the results of a folder were computed with its present weights."""
     for result in results:
         if is_run(folder) and _is_stale(result, folder):
             raise CsktError(

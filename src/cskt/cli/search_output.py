@@ -51,11 +51,7 @@ def check_suffix(flag: str, path: Path | None, suffixes: Sequence[str]) -> None:
 def print_answers(answers: Sequence[Answered], columns: Sequence[str], *, grouped: bool, as_json: bool) -> None:
     """Print hits on stdout, and on stderr why a query has none.
 
-    Args:
-        answers: in the order to print.
-        columns: of the metadata, for tables.
-        grouped: each hit stands for a group, whose size is shown.
-        as_json: JSON instead of tables.
+    `columns` are those of the metadata, for tables; `grouped`: each hit stands for a group, whose size is shown.
     """
     if as_json:
         print(json_text([_record(answer) for answer in answers]))
@@ -103,17 +99,9 @@ def draw_answers(
     page: Path | None = None,
     heading: str = "",
 ) -> None:
-    """Write hits as pictures.
+    """Write hits as pictures: a PNG file for each answer, numbered if there are several, and one HTML page.
 
-    Args:
-        answers: in the order to draw.
-        picture_of: hit -> its crop as JPEG.
-        sheet: PNG file, numbered if there are several answers; None for none.
-        page: HTML file; None for none.
-        heading: title of the page.
-
-    Raises:
-        FileSystemError: a file cannot be written.
+    `picture_of` returns the crop of a hit as JPEG; `heading` is the title of the page.
     """
     # matplotlib, whose fonts they use, takes a second to import.
     from cskt.report.answers import Answer, answer_sheet  # noqa: PLC0415

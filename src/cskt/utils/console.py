@@ -29,11 +29,7 @@ def literal(text: str) -> Text:
 
 
 def write_rendered(text: str) -> None:
-    """Write text to stdout that a console has rendered, with its colours.
-
-    Args:
-        text: escaped by the console already.
-    """
+    """Write text to stdout that a console has rendered and escaped, with its colours."""
     console().file.write(text)
 
 

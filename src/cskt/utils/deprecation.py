@@ -9,12 +9,7 @@ _warned = set[str]()
 
 
 def warn_deprecated(old: str, new: str) -> None:
-    """Warn, once per process, that an old name or form is replaced by another.
-
-    Args:
-        old: what the caller used, for example "Gallery.cut_off".
-        new: what to use in its place.
-    """
+    """Warn, once per process, that an old name or form such as "Gallery.cut_off" is replaced by another."""
     if old not in _warned:
         _warned.add(old)
         warnings.warn(
@@ -23,12 +18,7 @@ def warn_deprecated(old: str, new: str) -> None:
 
 
 def renamed(old: str, new: str) -> Any:
-    """Return a property with a deprecated name of an attribute.
-
-    Args:
-        old: class and deprecated name, for example "Gallery.cut_off".
-        new: name of the attribute.
-    """
+    """Return a property with a deprecated name (with its class: "Gallery.cut_off") of an attribute."""
 
     def value(owner: object) -> Any:
         warn_deprecated(old, f"{old.partition('.')[0]}.{new}")

@@ -8,15 +8,7 @@ from cskt.errors import CsktError
 
 
 def require(extra: str, *modules: str) -> None:
-    """Check that the modules of an extra are installed, without importing them.
-
-    Args:
-        extra: its name in pyproject.toml, such as `gallery`.
-        modules: what it brings.
-
-    Raises:
-        CsktError: one is missing; says how to install it.
-    """
+    """Check that the modules of an extra of pyproject.toml are installed, without importing them."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise CsktError(f"{', '.join(missing)} not installed; type: pip install 'cskt[{extra}]'")

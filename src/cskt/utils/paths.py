@@ -46,11 +46,7 @@ def inside(folder: Path, *parts: str | Path, follow_links: bool = True) -> Path:
 
 
 def expanded(path: Path | str) -> Path:
-    """Return a checked path with the home folder in place of a leading `~` or `~user`.
-
-    Raises:
-        CsktError: the home folder is not known, there is no such user, or see `check_path`.
-    """
+    """Return a checked path with the home folder in place of a leading `~` or `~user`."""
     try:
         whole = Path(path).expanduser()
     except RuntimeError:
@@ -72,11 +68,7 @@ def check_path(path: Path) -> None:
 def file_name(text: str) -> str:
     """Return text as one part of a file name; characters that mean something in a path or a shell become `_`.
 
-    Args:
-        text: for example the name of a run in a config.
-
-    Returns:
-        At most 200 bytes, without a dot in front; `_` for an empty text.
+    The name has at most 200 bytes and no dot in front; it is `_` for an empty text.
     """
     safe = "".join("_" if letter in RESERVED or not letter.isprintable() else letter for letter in text)
     safe = safe.encode()[:LONGEST_NAME].decode(errors="ignore")

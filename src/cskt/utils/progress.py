@@ -31,13 +31,9 @@ class Advance(Protocol):
 
 @contextmanager
 def bar(description: str, total: int, done: int = 0, *, shown: bool = True) -> Iterator[Advance]:
-    """Show a progress bar with counts and time left; the value advances it.
+    """Show a progress bar with counts and time left, unless `shown` is false; the value advances it.
 
-    Args:
-        description: name of the work.
-        total: steps in all.
-        done: steps already done, for work that is resumed.
-        shown: false draws nothing.
+    `done` steps of the total are already done, for work that is resumed.
     """
     with Progress(*COLUMNS, console=console(stderr=True), disable=not (shown and sys.stderr.isatty())) as progress:
         task = progress.add_task(description, total=total, completed=done, note="")
@@ -52,9 +48,7 @@ def bar(description: str, total: int, done: int = 0, *, shown: bool = True) -> I
 def counting_bar(description: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar for work that calls the value with `(done, total)`.
 
-    Args:
-        description: name of the work.
-        unit: of the counts; with it, the rate since the first report is shown (`123 images/s`).
+    With the unit of the counts, the rate since the first report is shown (`123 images/s`).
     """
     with Progress(*COLUMNS, console=console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(description, total=None, note="")

@@ -116,10 +116,8 @@ class StderrHandler(logging.StreamHandler[TextIO]):
 class EscapingStream:
     """A text stream that escapes what is written to it.
 
-    Args:
-        stream: where the text goes.
-        name: of the stream, for errors.
-        is_optional: drop text that cannot be written; otherwise a FileSystemError, or BrokenPipeError, is raised.
+    Text that cannot be written is dropped if the stream is optional; otherwise a FileSystemError that names the stream
+    or a BrokenPipeError is raised.
     """
 
     def __init__(self, stream: TextIO, name: str, *, is_optional: bool = False) -> None:
