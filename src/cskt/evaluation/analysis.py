@@ -56,15 +56,7 @@ class AttributeErrors:
 
 
 def rank_hits(first_right_rank: Tensor, max_rank: int) -> Floats:
-    """Return 1 where a matched query has a right image among the first 1, 2, ... images; the means are the CMC curve.
-
-    Args:
-        first_right_rank: [Q] from 1; 0 for a query without a right image, which is left out.
-        max_rank: K, at least 1.
-
-    Returns:
-        [Q', K] of 0 and 1.
-    """
+    """Return [Q', K] of 0 and 1: a matched query has a right image among the first 1, ..., K; the means are the CMC."""
     found = first_right_rank[first_right_rank > 0].numpy()
     return (found[:, None] <= np.arange(1, max_rank + 1)).astype(np.float64)
 
@@ -82,10 +74,8 @@ def compare_pairs(
     """Return histograms of all cosines of a split and each query's best images, exact, in chunks.
 
     Args:
-        query_features: [Q, D] of unit norm.
-        gallery_features: [G, D] of unit norm.
-        query_ids: [Q] identities.
-        gallery_ids: [G] identities; a pair is right if they are equal.
+        query_features, gallery_features: [Q, D] and [G, D] of unit norm.
+        query_ids, gallery_ids: [Q] and [G] identities; a pair is right if they are equal.
         chunk_size: queries at once; by default as many as give 4 million similarities.
         on_progress: called with the number of queries done and of all queries, after each chunk.
     """
@@ -135,13 +125,7 @@ def hardest_queries(per_query: PerQuery, query_ids: Sequence[int], count: int) -
 
 
 def clearest_queries(margin: Floats, query_ids: Sequence[int], count: int) -> list[int]:
-    """Return the queries whose right image is furthest above all wrong ones, at most one per identity.
-
-    Args:
-        margin: [Q], see `Similarities`; only queries above 0, which are answered right, are returned.
-        query_ids: [Q] identities.
-        count: at most so many.
-    """
+    """Return the queries with the largest `Similarities.margin` above 0, at most one per identity."""
     order = np.argsort(-margin, kind="stable")
     return _one_per_identity((int(query) for query in order if margin[query] > 0), query_ids, count)
 
@@ -155,15 +139,12 @@ def _one_per_identity(ordered: Iterable[int], query_ids: Sequence[int], count: i
 
 @torch.no_grad()
 def ranked_positions(similarity: Tensor, right: Tensor, k: int) -> list[tuple[int, int]]:
-    """Return the k best images of one query; if none is right, the first right image replaces the last of them.
+    """Return (rank, position) of the k best images of one query; if none is right, the first right one is the last.
 
     Args:
         similarity: [G] to the gallery; equals rank in gallery order.
         right: [G] true for images of the person sought.
         k: from 1 to G.
-
-    Returns:
-        (rank, position in the gallery), ranks ascending from 1.
     """
     order = similarity.argsort(descending=True, stable=True)
     places = list(range(k))
@@ -181,8 +162,7 @@ def attribute_errors(
     Args:
         values: attribute -> [G] its value for each gallery image.
         image_ids: [G] identity of each gallery image.
-        sought: [Q] position in the gallery of the image that each query describes.
-        found: [Q] position of the image of its first answer.
+        sought, found: [Q] position of the image that a query describes, and of its first answer.
     """
     pids, sought_Q, found_Q = np.asarray(image_ids), np.asarray(sought), np.asarray(found)
     queries = np.flatnonzero(pids[sought_Q] != pids[found_Q])
@@ -207,11 +187,7 @@ def _codes_and_counts(values: NDArray[np.generic]) -> tuple[Integers, Integers]:
 
 
 def confusion(sought: Sequence[str], found: Sequence[str]) -> tuple[list[str], Integers]:
-    """Count values sought against values found, position by position.
-
-    Returns:
-        The C values, those sought most often first; counts [C, C], sought by row and found by column.
-    """
+    """Count values sought [C, C by row] against values found; return the C values, most often sought first, too."""
     counts, by_sought = Counter(zip(sought, found, strict=True)), Counter(sought)
     labels = sorted({*sought, *found}, key=lambda label: (-by_sought[label], label))
     table = [[counts[row, column] for column in labels] for row in labels]

@@ -32,11 +32,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class MethodResults:
-    """Results of one method over one or several seeds, all on one split.
-
-    Raises:
-        CsktError: no result, results of different splits or ways of ranking, or one seed twice.
-    """
+    """Results of one method over one or several seeds, all on one split and ranked in one way."""
 
     label: str
     results: tuple[Result, ...]
@@ -150,9 +146,6 @@ def compare(
         baseline: position in `methods` of the one that the others are compared with.
         zero_shot: label -> R1 of zero-shot CLIP on these queries, where a run recorded it; for the others it is the
             best R1 of a method that trains nothing and ranks in the same way.
-
-    Raises:
-        CsktError: fewer than two methods, equal labels, or different queries or galleries.
     """
     if len(methods) < 2:
         raise CsktError(f"{len(methods)} to compare; give at least two")
@@ -226,11 +219,7 @@ def _seeds_p_value(method: MethodResults, reference: MethodResults, metric: str)
 
 
 def check_same_split(label: str, result: Result, other_label: str, other: Result) -> None:
-    """Check that two results rank the same queries against the same gallery.
-
-    Raises:
-        CsktError: they do not; one line that names both.
-    """
+    """Raise CsktError if two results do not rank the same queries against the same gallery."""
     if result.split_sha256 != other.split_sha256:
         places = [
             f"{name}: {one.dataset} {one.split}, {len(one.query_pids)} queries, SHA-256 {one.split_sha256[:8]}"

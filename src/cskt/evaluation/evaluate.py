@@ -75,11 +75,7 @@ class ModelDescription:
 
 @out_of_memory_errors(SMALLER_BATCHES)
 def encode_split(encoder: Encoder, split: Split) -> SplitFeatures:
-    """Encode every image and every caption of a split once.
-
-    Raises:
-        CsktError: an image cannot be read.
-    """
+    """Encode every image and every caption of a split once."""
     log_caption_warnings(f"{split.dataset} {split.name}", encoder.text_warnings(split.captions))
     begin = time.perf_counter()
     image_features = encoder.encode_image(split.image_paths)
@@ -161,14 +157,7 @@ def _rank_images(features: SplitFeatures, options: RankingOptions) -> RetrievalM
 def result_of(encoder: Encoder, split: Split, model: ModelDescription, options: RankingOptions | None = None) -> Result:
     """Evaluate a split with its encoding timed after a first batch of each kind, and record every query.
 
-    Args:
-        encoder: the model.
-        split: its images are the gallery of text to image.
-        model: its facts are completed by rates, device, precision and, if unknown, size.
-        options: test-time options of text to image.
-
-    Raises:
-        CsktError: an image cannot be read, or an option does not fit the split.
+    The facts of `model` are completed by rates, device, precision and, if unknown, size.
     """
     options = options or RankingOptions()
     options.check(len(split.captions), len(split.records))
@@ -230,20 +219,9 @@ def as_result(
 def answer(
     encoder: Encoder, split: Split, queries: Sequence[str], k: int, features: SplitFeatures | None = None
 ) -> list[list[Hit]]:
-    """Return the k best images of a split for each sentence.
+    """Return the k best images of a split for each sentence; `metadata` has the `pid` and `attributes` of an image.
 
-    Args:
-        encoder: the model.
-        split: its images are the gallery.
-        queries: sentences.
-        k: hits per sentence, at most the number of images.
-        features: of this split, to encode no image.
-
-    Returns:
-        Per sentence the hits, best first; `metadata` contains the image's `pid` and `attributes`.
-
-    Raises:
-        CsktError: k is larger than the gallery.
+    `features` are those of this split, to encode no image.
     """
     gallery = features.image_features if features else encoder.encode_image(split.image_paths)
     ranking = metrics.top_k(encoder.encode_text(queries), gallery, k)

@@ -32,11 +32,7 @@ def split_of(
         root: folder that contains the data set's folder; the run's own if empty.
         split: train, val or test.
         root_flag: the flag of the calling command that sets `root`, for errors.
-        refuse_overlaps: raise an error if splits or identities share images, except in the published data sets; log
-            a warning otherwise.
-
-    Raises:
-        CsktError: no such model, no data set named by caller or run, data that cannot be read, or overlaps.
+        refuse_overlaps: see `read_separate_splits`.
     """
     check_exists(model)
     own = run_config(Path(model))

@@ -40,15 +40,11 @@ FEWEST_SEEDS = 3
 
 
 def verdict(published: float, ours: Sequence[float]) -> str:
-    """Return in words whether a published figure agrees with ours.
+    """Return in words whether a published figure agrees with ours, one per seed; all are fractions.
 
     Both are measured on the same test split, so that only the trainings differ: the published figure agrees if it could
     be one more seed of ours, that is, if it is in the 95 % prediction interval of the next seed (Student's t; Hahn and
     Meeker 1991, section 4.7).
-
-    Args:
-        published: fraction.
-        ours: fraction per seed.
     """
     difference = f"{100 * (mean_and_deviation(ours).mean - published):+.2f} points"
     if len(ours) < FEWEST_SEEDS:
@@ -61,11 +57,7 @@ def verdict(published: float, ours: Sequence[float]) -> str:
 
 
 def next_seed(ours: Sequence[float]) -> Interval:
-    """Return the 95 % prediction interval of the figure of one more seed.
-
-    Args:
-        ours: fraction per seed, at least two.
-    """
+    """Return the 95 % prediction interval of the figure of one more seed, from at least two."""
     mean, deviation = mean_and_deviation(ours)
     assert deviation is not None, "one seed shows no variation"
     num_seeds = len(ours)

@@ -50,11 +50,7 @@ class RankingOptions:
     """Share of the cosine in re-ranking, from 0 to 1."""
 
     def check(self, num_queries: int, num_gallery: int) -> None:
-        """Check the options against the size of a split, before it is encoded.
-
-        Raises:
-            CsktError: the split is too small, or a number is out of its range.
-        """
+        """Raise CsktError if the options do not fit the size of a split, before it is encoded."""
         if self.query_expansion:
             _check_expansion(self.query_expansion, num_queries)
         if self.rerank:
@@ -95,22 +91,11 @@ def _check_rerank(k1: int, k2: int, weight: float, num_gallery: int) -> None:
 
 @torch.no_grad()
 def expand_queries(query_features: Tensor, k: int, *, chunk_size: int | None = None) -> Tensor:
-    """Expand queries: each becomes the unit mean of itself and its k nearest other queries.
+    """Expand queries [Q, D]: each becomes the unit mean of itself and its k nearest other queries, k from 1 to Q - 1.
 
     Chum et al., "Total Recall", ICCV 2007, section 4, average a query with its verified results. Here it is averaged
     with the other captions of a data set, which are on the same side of the modality gap; the answer to a caption then
-    depends on the other captions.
-
-    Args:
-        query_features: [Q, D], of unit length.
-        k: from 1 to Q - 1.
-        chunk_size: queries compared at once; by default as many as give 16 million similarities (64 MiB).
-
-    Returns:
-        [Q, D] float32 (float64 if the features are), of unit length. A query whose sum is zero stays unchanged.
-
-    Raises:
-        CsktError: k out of range, or features that are not finite or not of unit length.
+    depends on the other captions. A query whose sum is zero stays unchanged.
     """
     queries = _unit_features(query_features, "query")
     num_queries = len(queries)
@@ -151,23 +136,11 @@ def rerank_similarity(
         similarity = 1 - (1 - weight) J(q, g) - weight d(q, g)          (equation 12)
 
     The sum of 1 is the released code's and not the paper's, and keeps large sets from winning by size. k1 / 2 is
-    rounded up.
-
-    Args:
-        query_features: [Q, D], of unit length.
-        gallery_features: [G, D], of unit length.
-        k1: neighbours of a caption or image, from 1 to G.
-        k2: vectors averaged in local expansion, from 1 (none) to k1.
-        weight: share of the original distance (the paper's lambda), in [0, 1]; 1 leaves the order as it was.
-        chunk_size: gallery images compared at once; by default as many as give 16 million similarities (64 MiB).
+    rounded up. With k2 = 1 vectors are not averaged, with weight 1 the order stays as it was.
 
     Returns:
         `similarity_of(rows)`: the re-ranked similarities [rows, G] in [0, 1], float32 (float64 if the features are), of
         the queries at `rows` (int64 positions). Nothing of size [Q, G] or [G, G] is held.
-
-    Raises:
-        CsktError: k1, k2 or weight out of range, shapes that disagree, or features that are not finite or not of unit
-            length.
     """
     queries, gallery = _unit_features(query_features, "query"), _unit_features(gallery_features, "gallery")
     num_gallery = len(gallery)

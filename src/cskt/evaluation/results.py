@@ -87,11 +87,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Result:
-    """Means of one model on one split in both directions, and each query of text to image.
-
-    Raises:
-        CsktError: arrays of different lengths, values out of range, or means that contradict the arrays.
-    """
+    """Means of one model on one split in both directions, and each query of text to image."""
 
     dataset: str
     split: str
@@ -147,11 +143,7 @@ class Result:
         return self.query_pids[self.matched]
 
     def values(self, metric: str) -> Floats:
-        """Return the value of a metric for each matched query [Q'], in the order of the split.
-
-        Raises:
-            CsktError: another metric.
-        """
+        """Return the value of a metric for each matched query [Q'], in the order of the split."""
         if metric in CUTOFFS:
             return (self.first_right_rank[self.matched] <= CUTOFFS[metric]).astype(np.float64)
         if metric == "mean_ap":
@@ -188,14 +180,7 @@ def result_path(folder: Path, dataset: str, split: str, split_sha256: str, optio
 
 
 def save_result(folder: Path, result: Result) -> Path:
-    """Write a result into a folder; an older one of the same split and options is replaced.
-
-    Returns:
-        The file.
-
-    Raises:
-        CsktError: it cannot be written.
-    """
+    """Write a result into a folder, over an older one of the same split and options; return the file."""
     content: dict[str, Any] = {"version": FORMAT_VERSION}
     for field in dataclasses.fields(result):
         value = getattr(result, field.name)
@@ -210,11 +195,7 @@ def save_result(folder: Path, result: Result) -> Path:
 
 
 def load_result(path: Path) -> Result:
-    """Read a file that `save_result` wrote.
-
-    Raises:
-        CsktError: missing, damaged, or written by a newer version.
-    """
+    """Read a file that `save_result` wrote."""
     file = read_json(path, _File, remedy=REMEDY, version=("version", FORMAT_VERSION))
     arrays = {name: np.array(getattr(file, name), np.int64 if name in COUNTS else np.float64) for name in ARRAYS}
     metrics = {direction: dataclasses.asdict(summary) for direction, summary in file.metrics.items()}
@@ -226,16 +207,7 @@ def load_result(path: Path) -> Result:
 
 
 def find_results(folder: Path, *, split: str = "test", dataset: str | None = None) -> list[Result]:
-    """Return the results of a folder on a split, in the order of their file names.
-
-    Args:
-        folder: a run, or a folder that `cskt evaluate --output` wrote.
-        split: train, val or test.
-        dataset: results on this data set only; None for any.
-
-    Raises:
-        CsktError: no such result, or one of the folder's result files cannot be read.
-    """
+    """Return the results of a run, or of a folder of `cskt evaluate --output`, on a split, in the order of files."""
     results = [load_result(path) for path in sorted((folder / EVALUATIONS).glob("*.json"))]
     if not results:
         raise CsktError(f"{folder}: holds no per-query results; make them: cskt evaluate {folder}")

@@ -59,7 +59,7 @@ DEVIATION_AT_LEAST = 1e-12
 def curve_interval(
     values: ArrayLike, groups: ArrayLike, *, confidence: float = 0.95, num_resamples: int = 10_000, seed: int = 0
 ) -> Band:
-    """Compute pointwise intervals of the means of K columns over queries, such as the ranks of a CMC curve.
+    """Compute pointwise intervals of the means of K columns of values [Q, K], such as the ranks of a CMC curve.
 
     Whole identities are drawn with replacement; the statistic is the ratio of the sum of their values to their number
     of queries. The interval is BCa's (Efron 1987): in 20,000 simulated data sets of 100 identities with 4 to 8 queries
@@ -69,16 +69,6 @@ def curve_interval(
     If all n identities have the same mean m, a bootstrap has nothing to vary. Then a share of at least
     L = (alpha / 2) ** (1 / n) of all people has that mean (Clopper and Pearson 1934), and the interval is
     [L m, 1 - L (1 - m)].
-
-    Args:
-        values: [Q, K], in [0, 1].
-        groups: [Q] integer identities.
-        confidence: between 0 and 1.
-        num_resamples: of the bootstrap.
-        seed: of the bootstrap; all columns see the same draws.
-
-    Raises:
-        CsktError: values outside [0, 1] or not numbers, shapes that disagree, or an option out of range.
     """
     values_QK = _fractions(values, "values", 2)
     if not 0 < confidence < 1:
@@ -126,7 +116,7 @@ def _bootstrap(sums: Floats, counts: Floats, confidence: float, num_resamples: i
 def paired_p_value(
     a: ArrayLike, b: ArrayLike, groups: ArrayLike, *, num_resamples: int = 9_999, seed: int = 0
 ) -> float:
-    """Compute the two-sided p-value of the difference of two trained models on the same queries.
+    """Compute the two-sided p-value of the difference of two trained models on the same queries [Q], in (0, 1].
 
     It is about these models on other people, not about the methods: a method trained with another seed may differ from
     itself by as much, because a seed moves all identities together. See `seeds_p_value`.
@@ -134,19 +124,6 @@ def paired_p_value(
     Permutation test: if the runs are equal, their results can be swapped within any identity (Fisher 1935,
     section 21). Exact if there are at most `num_resamples` swaps, otherwise with random swaps, the observed one
     included (Phipson and Smyth 2010).
-
-    Args:
-        a: [Q], in [0, 1], of one run.
-        b: [Q], of the other run, the same queries in the same order.
-        groups: [Q] integer identities.
-        num_resamples: most swaps that are tried.
-        seed: of the random swaps.
-
-    Returns:
-        In (0, 1]; 1 if the runs do not differ on any identity.
-
-    Raises:
-        CsktError: values outside [0, 1] or not numbers, shapes that disagree, or an option out of range.
     """
     a_Q, b_Q = _fractions(a, "a", 1), _fractions(b, "b", 1)
     if len(a_Q) != len(b_Q):
@@ -171,17 +148,10 @@ def paired_p_value(
 
 
 def seeds_p_value(a: ArrayLike, b: ArrayLike) -> float | None:
-    """Compute the two-sided p-value of the difference of two methods, each a figure per seed.
+    """Compute the two-sided p-value of the difference of two methods, each a figure per seed; at least two of `a`.
 
     Welch's t-test (1947) on the seeds; a side that is exactly known, because nothing in it is trained, is given as one
-    value, and the other tested against it.
-
-    Args:
-        a: [number of seeds], at least two, of one method.
-        b: of the other; two or more, or the one value that it always has.
-
-    Returns:
-        In [0, 1]; None where the figures do not vary, so that nothing can be said.
+    value of `b`, and `a` tested against it. None where the figures do not vary, so that nothing can be said.
     """
     one, other = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     assert len(one) > 1 and len(other), "a single seed shows no variation"
@@ -195,14 +165,8 @@ def seeds_p_value(a: ArrayLike, b: ArrayLike) -> float | None:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Correct p-values for their number (Holm 1979): below alpha where the step-down procedure rejects at alpha.
 
-    Args:
-        p_values: of m comparisons, in any order.
-
-    Returns:
-        max over j <= i of (m - j) p_(j), j from 0 in ascending order, at most 1; in the order given.
-
-    Raises:
-        CsktError: a p-value outside [0, 1] or not a number.
+    Of m p-values the result is max over j <= i of (m - j) p_(j), j from 0 in ascending order, at most 1; in the order
+    given.
     """
     values = _fractions(p_values, "p_values", 1) if len(p_values) else np.empty(0)
     order = values.argsort(kind="stable")
@@ -212,14 +176,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mean_and_deviation(values: ArrayLike) -> MeanAndDeviation:
-    """Return mean and sample deviation of a figure over seeds.
-
-    Args:
-        values: [number of seeds].
-
-    Raises:
-        CsktError: no value, or one that is not finite.
-    """
+    """Return mean and sample deviation of a figure over seeds."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not array.size or not np.isfinite(array).all():
         raise CsktError(f"values over seeds are {array.tolist()}; expected a list of finite numbers")

@@ -126,11 +126,7 @@ def study_names() -> list[str]:
 
 
 def load_study(name_or_path: str) -> Study:
-    """Load a study that ships with the package, by name, or a YAML file.
-
-    Raises:
-        CsktError: unknown name or key (with the nearest), or a wrong value; one line.
-    """
+    """Load a study that ships with the package, by name, or a YAML file."""
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         if name_or_path not in study_names():
@@ -167,10 +163,7 @@ def plan(
         output: folder of the study; the runs are in <output>/<data set>/<arm>/seed-<n>.
         root: folder that the roots of the data sets are relative to.
         size: selects the arms and their config keys.
-        overrides: dotted config keys laid over everything (device, precision, ...).
-
-    Raises:
-        CsktError: an arm's recipe or config keys are wrong (names the arm), or an override of a key in `OWN_KEYS`.
+        overrides: dotted config keys laid over everything (device, precision, ...), none of `OWN_KEYS`.
     """
     if own := OWN_KEYS.keys() & (overrides or {}).keys():
         raise CsktError(f"{min(own)} is for the study to set; give {OWN_KEYS[min(own)]}")

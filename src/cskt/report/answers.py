@@ -93,14 +93,7 @@ def answer_sheet(answer: Answer, *, crop_height: int = 256) -> Image.Image:
     """Draw an answer: the query on top, below it the crops in a row, or with heat maps one row for each crop.
 
     The frame of a crop is green with a check mark if it is right, red with a cross if it is wrong, grey if unknown.
-    A file that is missing or unreadable is a grey box.
-
-    Args:
-        answer: the query and its hits.
-        crop_height: height of the crops in pixels, at least 32; everything else scales with it.
-
-    Raises:
-        CsktError: `crop_height` is too small.
+    A file that is missing or unreadable is a grey box. Everything scales with `crop_height`, in pixels, at least 32.
     """
     if crop_height < 32:
         raise CsktError(f"crop_height is {crop_height} pixels; expected at least 32")

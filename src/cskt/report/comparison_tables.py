@@ -53,13 +53,7 @@ class SettingDifference:
 
 
 def comparison_text(comparison: MethodComparison, form: str, settings: Sequence[SettingDifference] = ()) -> str:
-    """Return a comparison in one of `tables.FORMATS`, ending in a newline.
-
-    Args:
-        comparison: of at least two methods.
-        form: one of `FORMATS`.
-        settings: fields in which the runs differ, by label.
-    """
+    """Return a comparison in one of `tables.FORMATS`, with the settings in which the runs differ."""
     methods, labels = comparison.methods, [method.label for method in comparison.methods]
     title = (
         f"{comparison.dataset} {comparison.split}: {comparison.num_queries:,} captions,"
@@ -164,14 +158,7 @@ def comparison_records(methods: Sequence[ComparedMethod]) -> list[dict[str, obje
 
 
 def comparison_table(methods: Sequence[ComparedMethod], title: str, explanation: str, width: int) -> Table:
-    """Return the table for a terminal: each number with its interval or p-values below it.
-
-    Args:
-        methods: in the order to show.
-        title: above the table, shown literally.
-        explanation: below the table.
-        width: of the terminal in characters.
-    """
+    """Return the table for a terminal: each number with its interval or p-values below it."""
     known = [column for column in _terminal_columns(methods) if set(column[1:]) - {"", UNKNOWN}]
     remaining = width - max(NARROWEST_LABEL, min(len(method.label) for method in methods))
     shown: list[list[str]] = []

@@ -45,11 +45,7 @@ class Curve:
 
 
 def cmc_curves(curves: Sequence[Curve]) -> Figure:
-    """Draw the cumulative matching characteristic: queries with a right image among the first 1, 2, ... images.
-
-    Raises:
-        CsktError: more curves than there are colours and markers.
-    """
+    """Draw the cumulative matching characteristic: queries with a right image among the first 1, 2, ... images."""
     if len(curves) > len(LINES):
         raise CsktError(f"{len(curves)} curves; more than {len(LINES)} cannot be distinguished")
     with mpl.rc_context(STYLE):
@@ -76,9 +72,6 @@ def similarity_histograms(models: Mapping[str, Similarities]) -> Figure:
     """Draw cosines of right and wrong pairs and of each query's best wrong image, one panel per model.
 
     Each histogram is scaled to its own number of pairs, because there are far more wrong pairs than right ones.
-
-    Args:
-        models: label -> similarities.
     """
     counts_RSN = np.array([[one.right, one.wrong, one.best_wrong] for one in models.values()], dtype=np.float64)
     num_bins = counts_RSN.shape[2]
@@ -117,8 +110,7 @@ def attribute_bars(names: Sequence[str], shares: Floats, chance: Floats, low: Fl
         names: of A attributes.
         shares: [A] fraction of wrong first answers in which it differs.
         chance: [A] the same for a random image of anybody else.
-        low: [A] lower end of the interval of `shares`.
-        high: [A] its upper end.
+        low, high: [A] ends of the interval of `shares`.
     """
     # from the bottom up, so that the attribute furthest below chance is on top
     order = np.argsort(shares - chance, kind="stable")[::-1]
@@ -150,12 +142,7 @@ def attribute_bars(names: Sequence[str], shares: Floats, chance: Floats, low: Fl
 
 
 def confusion_matrix(labels: Sequence[str], counts: Integers) -> Figure:
-    """Draw values sought by row and values found by column, each row in percent of its queries.
-
-    Args:
-        labels: the C values; those after the first `MOST_LABELS` - 1 are joined as `others`.
-        counts: [C, C].
-    """
+    """Draw counts [C, C] of values sought by row and found by column, each row in percent; rare values are joined."""
     labels, counts = _join_rare(labels, counts)
     num = len(labels)
     totals = counts.sum(axis=1)

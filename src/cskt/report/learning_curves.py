@@ -44,12 +44,7 @@ SMOOTH_FROM = 120
 
 
 def learning_curves(events: Iterable[Event]) -> Figure:
-    """Draw retrieval by epoch, loss by step and learning rate by step, one below the other.
-
-    Args:
-        events: the objects of `metrics.jsonl` in order. If a resumed run recorded a step or an epoch again, the later
-            line counts. Events of other kinds are ignored.
-    """
+    """Draw retrieval by epoch, loss and learning rate by step; of a step recorded twice the later event counts."""
     events = list(events)
     steps = [event for event in events if event.get("event") == "step"]
     evaluations = [event for event in events if event.get("event") == "evaluation"]

@@ -93,10 +93,10 @@ def write_report(
     next_commands: Sequence[str] = (),
     headline: ResultRow | None = None,
 ) -> None:
-    """Write a report; empty parts are left out.
+    """Write a report as one HTML file, whose folder is created if missing; empty parts are left out.
 
     Args:
-        path: the HTML file; its folder is created if missing.
+        path: the HTML file.
         title: heading of the page.
         rows: the table of results.
         sections: parts below the table; image files of answers are read now and copied in, reduced.
@@ -104,9 +104,6 @@ def write_report(
         facts: name -> text, such as time, machine, data set, seed and command.
         next_commands: commands that the reader may want to run next.
         headline: the row that is shown large above the table.
-
-    Raises:
-        CsktError: the page would exceed 10 MB even with small crops, or cannot be written.
     """
     for crop_height in CROP_HEIGHTS_PIXELS:
         page = _render(
@@ -127,16 +124,7 @@ def write_report(
 
 
 def write_answer_page(path: Path, title: str, answers: Sequence[Answer]) -> None:
-    """Write the answers of a gallery, whose pictures are JPEG.
-
-    Args:
-        path: the HTML file; its folder is created if missing.
-        title: heading of the page.
-        answers: in the order to show.
-
-    Raises:
-        CsktError: the page would exceed 10 MB or cannot be written.
-    """
+    """Write the answers of a gallery, whose pictures are JPEG, as one HTML file."""
     page = _render("answers.html.j2", title=title, answers=answers)
     _write(path, page, "the page", "show fewer crops (-k) or fewer sentences")
 

@@ -41,11 +41,7 @@ LATEX_MATH = str.maketrans({
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One row of a table of results.
-
-    Raises:
-        CsktError: a metric is outside [0, 1]; percent, for example.
-    """
+    """One row of a table of results."""
 
     label: str
     """Name of the model: `CLIP zero-shot`, `cskt (best epoch)`."""
@@ -93,10 +89,10 @@ def is_number_column(heading: str) -> bool:
 
 
 def bare_table(title: str, explanation: str, notes: Sequence[tuple[str, str]] = ()) -> Table:
-    """Return a table for the terminal without columns.
+    """Return a table for the terminal without columns, its texts shown literally.
 
     Args:
-        title: above the table; shown literally.
+        title: above the table.
         explanation: below the table.
         notes: label of a row and its note, below the explanation; empty notes are left out.
     """
@@ -111,10 +107,7 @@ def bare_table(title: str, explanation: str, notes: Sequence[tuple[str, str]] = 
 
 
 def result_table(rows: Sequence[ResultRow], title: str) -> Table:
-    """Return a table of results in percent for a terminal of 80 columns or more, notes below it.
-
-    Title, labels and notes are shown literally, never as rich markup.
-    """
+    """Return a table of results in percent for a terminal of 80 columns or more, notes below it."""
     headings, *body = table_grid(rows, with_notes=False)
     table = bare_table(title, "percent, higher is better", [(row.label, note_text(row)) for row in rows])
     for heading in headings:
@@ -170,12 +163,7 @@ def markdown(grid: Grid) -> str:
 
 
 def latex(grid: Grid, comments: Sequence[str] = ()) -> str:
-    """Return a grid as a LaTeX table for the package booktabs that ends in a newline; cells are escaped.
-
-    Args:
-        grid: rows of cells, headings first.
-        comments: lines above the table.
-    """
+    """Return a grid as a LaTeX table for the package booktabs, below comments; cells are escaped."""
     # tabulate escapes the characters of LaTeX's own syntax
     table = _tabulated([[_one_line(cell) for cell in row] for row in grid], "latex_booktabs").translate(LATEX_MATH)
     return "".join(f"% {printable(line)}\n" for line in [*comments, r"\usepackage{booktabs}"]) + table

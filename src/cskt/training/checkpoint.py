@@ -47,12 +47,7 @@ CHUNK_BYTES = 1 << 20
 
 
 def save_last(path: Path, state: TrainState, config: RunConfig) -> None:
-    """Write `last.pt` atomically; the one before stays as `last.previous.pt`.
-
-    Raises:
-        CsktError: the file cannot be written, or a parameter is no longer finite (a loss shows that one step later);
-            the file before is intact.
-    """
+    """Write `last.pt` atomically, if all parameters are finite; the one before stays as `last.previous.pt`."""
     model, objective = trainable_state(state.model), trainable_state(state.objective)
     broken = next((name for name, value in (model | objective).items() if not value.isfinite().all()), None)
     if broken is not None:
@@ -97,11 +92,7 @@ def _keep_previous(path: Path) -> None:
 
 
 def load_last(path: Path, state: TrainState, config: RunConfig) -> Path:
-    """Restore a training from `last.pt`, or from `last.previous.pt` if that is corrupt; return the file.
-
-    Raises:
-        CsktError: the file is missing, or both are corrupt or contain code; it belongs to another config or backbone.
-    """
+    """Restore a training from `last.pt`, or from `last.previous.pt` if that is corrupt; return the file."""
     content, source = read_last(path)
     _check_same_run(content, source, state, config)
     weights = [(trainable_state(getattr(state, part)), content[part]) for part in ("model", "objective")]
@@ -167,11 +158,7 @@ def config_differences(saved: dict[str, Any], current: dict[str, Any], prefix: s
 
 
 def read_last(path: Path) -> tuple[dict[str, Any], Path]:
-    """Read `last.pt`, or the `last.previous.pt` beside it if that is corrupt; return the content and the file.
-
-    Raises:
-        CsktError: both are missing or corrupt.
-    """
+    """Read `last.pt`, or the `last.previous.pt` beside it if that is corrupt; return the content and the file."""
     previous = path.with_name(PREVIOUS)
     try:
         return _read(path), path

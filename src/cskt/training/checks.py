@@ -46,11 +46,7 @@ def check_captions_per_image(config: RunConfig) -> None:
 
 
 def check_negatives(config: RunConfig, train_split: Split) -> None:
-    """Check that a batch can contain a wrong answer for every loss that trains.
-
-    Raises:
-        CsktError: no batch of this configuration can; the message names the key to change.
-    """
+    """Raise CsktError, with the key to change, if no batch can contain a wrong answer for a loss that trains."""
     data, num_identities, num_images = config.data, train_split.num_ids, len(train_split.records)
     largest = {
         "identities": (_identities_per_batch(data, num_identities), "identity"),

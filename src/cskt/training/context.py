@@ -110,11 +110,7 @@ class TrainingContext:
 def prepare(
     config: RunConfig, processes: Processes = SINGLE_PROCESS, *, refuse_overlaps: bool = True
 ) -> TrainingContext:
-    """Read the data; build model, losses and optimizer. For `refuse_overlaps` see `read_separate_splits`.
-
-    Raises:
-        CsktError: the config, the data or the weights cannot be used.
-    """
+    """Read the data; build model, losses and optimizer. For `refuse_overlaps` see `read_separate_splits`."""
     check_captions_per_image(config)
     trains = config.trainable != "none"
     device = processes.device(pick_device(config.device))

@@ -63,10 +63,7 @@ class Traffic:
         self._seconds += time.perf_counter() - started
 
     def take(self, num_steps: int, seconds: float) -> dict[str, float]:
-        """Return the bytes received in a step by kind, and the share of `seconds` spent in exchanges; then clear.
-
-        Empty for a single process.
-        """
+        """Return the bytes received in a step by kind, and the share of `seconds` spent in exchanges; then clear."""
         if not any(self._bytes.values()):
             return {}
         for begin, end in self._events:
@@ -104,11 +101,7 @@ class Processes(Ranks):
         return self.shares(num_rows)[self.rank] or range(1)
 
     def device(self, device: torch.device) -> torch.device:
-        """Return the device of this process: on a machine with several GPUs each process has one.
-
-        Raises:
-            CsktError: there are fewer GPUs than processes, or several processes cannot use the device.
-        """
+        """Return the device of this process: on a machine with several GPUs each process has one."""
         if self.world_size == 1 or device.type == "cpu":
             return device
         if device.type != "cuda" or device.index is not None:
@@ -164,11 +157,7 @@ class Processes(Ranks):
         return min(self._gather_objects(number))
 
     def broadcast(self, make: Callable[[], T]) -> T:
-        """Call a function in rank 0 and return its result in all processes.
-
-        Raises:
-            Any error of `make`, in rank 0. The other processes exit: one message is enough.
-        """
+        """Call a function in rank 0 and return its result in all processes; if it fails, the others exit."""
         if self.world_size == 1:
             return make()
         outcome: list[Any] = [None, True]
@@ -272,11 +261,7 @@ class _Gather(torch.autograd.Function):
 
 @contextmanager
 def process_group() -> Generator[Processes, None, None]:
-    """Connect the processes that `torchrun` started; all but rank 0 log errors only.
-
-    Raises:
-        CsktError: they do not find one another, or the environment of torchrun is incomplete.
-    """
+    """Connect the processes that `torchrun` started; all but rank 0 log errors only."""
     ranks = read_ranks()
     processes = Processes(**vars(ranks))
     if ranks.world_size == 1:

@@ -58,11 +58,7 @@ def save_best_heads(folder: Path, heads: dict[str, Tensor], *, data_sha256: str,
 
 
 def read_run_heads(folder: Path) -> RunHeads | None:
-    """Read the heads of the best epoch of a run, else those of its last checkpoint; None if it has none.
-
-    Raises:
-        CsktError: a file is corrupt.
-    """
+    """Read the heads of the best epoch of a run, else those of its last checkpoint; None if it has none."""
     path = folder / HEADS
     reason = f"it has no {HEADS} (made by an earlier version)"
     if path.is_file():
@@ -117,10 +113,6 @@ def read_initial_weights(context: TrainingContext) -> InitialWeights | None:
 
     They are the backbone of the other run with the tensors that it trained. They must be exactly the parameters of
     this model, and may differ from the backbone only where this run trains, for only that is saved.
-
-    Raises:
-        CsktError: no such run or file, another backbone, a tensor that is missing, unknown or of another shape, or one
-            that was trained there and is frozen here; the message names it.
     """
     config, named = context.config, context.config.init_from
     if named is None:

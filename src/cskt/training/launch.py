@@ -32,11 +32,7 @@ class Ranks:
 
 
 def read_ranks() -> Ranks:
-    """Return the ranks from the environment; those of a single process without a launcher.
-
-    Raises:
-        CsktError: the environment is incomplete, as on clusters that set a part of it for other programs.
-    """
+    """Return the ranks from the environment; those of a single process without a launcher."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return Ranks()
     if missing := [name for name in NAMES if not os.environ.get(name, "").isdecimal()]:
@@ -61,11 +57,7 @@ def num_restarts() -> int:
 
 
 def is_restart(folder: Path | None) -> bool:
-    """Return True if `torchrun` restarted this training after it had lost a process.
-
-    Raises:
-        CsktError: `torchrun` may restart this training, which would then not find its folder or its processes.
-    """
+    """Return True if `torchrun` restarted this training; raise CsktError if a restart could not find the run again."""
     if _may_restart() and folder is None:
         raise CsktError(
             "torchrun --max-restarts starts a run again, which must find its folder: use cskt train --output FOLDER"

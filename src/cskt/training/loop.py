@@ -195,11 +195,7 @@ class Trainer:
             RunFolder.create(self.context.config, self.run.path, self.context.state.model.architecture)
 
     def resume(self, *, may_be_done: bool) -> None:
-        """Restore the state of last.pt.
-
-        Args:
-            may_be_done: do not raise an error if the run has reached `loop.stop_after_epochs` already.
-        """
+        """Restore the state of last.pt; `may_be_done` allows that `loop.stop_after_epochs` is reached already."""
         context, run, loop = self.context, self.run, self.context.config.loop
         source = load_last(run.last, context.state, context.config)
         progress, stop = context.state.progress, loop.stop_after_epochs

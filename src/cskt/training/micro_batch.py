@@ -31,9 +31,6 @@ def fit_micro_batch(context: TrainingContext) -> TrainingContext:
     The memory of a step grows linearly with its pairs, so two small steps show how much each pair takes. Then a step
     of a whole batch in such pieces is tried, and the pieces are halved until it fits: its losses see all pairs at once.
     If several processes divide a batch, each tries its share, and all take the smallest size.
-
-    Raises:
-        CsktError: the system does not say how much memory is free, or not even one image fits.
     """
     data, device, processes = context.config.data, context.device, context.processes
     num_neighbours = processes.local_world_size if device.type == "cpu" else 1

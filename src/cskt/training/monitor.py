@@ -41,11 +41,6 @@ class StepMonitor:
     Steps that teach nothing are counted in the progress of the run. With fp16 a step is skipped if a scaled gradient
     overflows: the scale is then halved, so a few at the start are usual. And a loss learns nothing from a batch without
     a wrong answer, such as a last batch of one pair.
-
-    Args:
-        config: of the run.
-        state: of the run; the counts of its progress are changed.
-        folder: of the run, for messages.
     """
 
     def __init__(self, config: RunConfig, state: TrainState, folder: Path) -> None:
@@ -56,11 +51,7 @@ class StepMonitor:
         self._warned_of_negatives = False
 
     def add(self, step: int, losses: dict[str, Tensor], largest_gradient: Tensor | None, batch: Batch) -> int:
-        """Add a step of the epoch, from 0, with the results of `add_gradients` and `update`; nothing is read yet.
-
-        Returns:
-            Number of steps that were not read yet.
-        """
+        """Add the results of `add_gradients` and `update` for a step; return how many steps were not read yet."""
         image_ids = image_ids_per_pair(batch)
         if without_negatives(self._losses, batch.pids, image_ids):
             self._state.progress.batches_without_negatives += 1
@@ -69,11 +60,7 @@ class StepMonitor:
         return len(self._unread)
 
     def read(self) -> dict[str, float]:
-        """Read and check all steps since the last reading, and return the losses of the last one.
-
-        Raises:
-            CsktError: a loss is not finite, or a gradient whose step is not skipped; names the first such step.
-        """
+        """Check all steps since the last reading, and return the losses of the last; NaN and infinity are errors."""
         columns = [torch.stack([*one.losses.values(), one.largest_gradient]) for one in self._unread]
         rows = torch.stack(columns).tolist()
         for one, (*row, largest) in zip(self._unread, rows, strict=True):
@@ -98,11 +85,7 @@ class StepMonitor:
         return found
 
     def end_epoch(self, num_batches: int) -> None:
-        """Warn of the steps of the epoch that taught nothing, and start to count again.
-
-        Raises:
-            CsktError: every optimizer step was skipped.
-        """
+        """Warn of the steps of the epoch that taught nothing, and start to count again."""
         progress = self._state.progress
         num_updates = -(-num_batches // self._config.loop.accumulate_steps)
         epoch, skipped, lost = progress.epoch + 1, progress.skipped_steps, progress.batches_without_negatives
@@ -137,9 +120,6 @@ class CollapseWatch:
 
     The gradient there is close to zero, so waiting does not help. Weak features at temperature 0.02 and a high
     learning rate lead to it.
-
-    Args:
-        other_image: as in the SDM loss.
     """
 
     def __init__(self, other_image: float = 1.0) -> None:

@@ -90,16 +90,7 @@ def encode(model: DualEncoder, views: Views, *, masked_for_all: bool) -> Outputs
 
 
 class Objective(nn.Module):
-    """Losses by name, with the identity classifier of `id` and the interaction encoder of `mlm`.
-
-    No weight file for inference holds these heads.
-
-    Args:
-        config: losses, their weights and constants.
-        mlm: depth of the interaction encoder.
-        architecture: width of the features, vocabulary.
-        num_identities: classes of the `id` loss.
-    """
+    """Losses by name, with the heads that they need: an identity classifier, an interaction encoder. Training only."""
 
     def __init__(self, config: LossConfig, mlm: MlmConfig, architecture: ClipArchitecture, num_identities: int) -> None:
         super().__init__()
@@ -120,15 +111,12 @@ class Objective(nn.Module):
             self.interaction.initialise(generator)
 
     def forward(self, outputs: Outputs, pids: Tensor, image_ids: Tensor, rows: Rows = WHOLE) -> dict[str, Tensor]:
-        """Return the unweighted losses of a batch by name.
+        """Return the unweighted losses of a batch by name; a by-row loss is the share of the own rows in the whole.
 
         Args:
             outputs: of the rows of this process.
             pids, image_ids: [B] of the whole batch.
             rows: rows of this process.
-
-        Returns:
-            Scalars. A by-row loss is the share of this process in the loss of the whole batch.
         """
         mlm_logits = None
         if self.interaction is not None and outputs.mlm_positions is not None:

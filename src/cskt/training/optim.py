@@ -30,13 +30,7 @@ def parameter_groups(named_parameters: Iterable[tuple[str, Parameter]], optim: O
     A name decides, the later rule over the earlier: `cross` learns at head_lr_factor; `bias` at bias_lr_factor with
     weight_decay_bias; `classifier` and `mlm_head` at head_lr_factor, their biases too (which keep weight_decay_bias).
     With layer_decay below 1 the lower blocks of a tower, and the parts below them, learn slower than the upper ones.
-
-    Returns:
-        Groups in order of first appearance, each with `params`, `lr`, `weight_decay`, and `lr_scale`: its rate
-        relative to the base rate. One empty group if no parameters are given.
-
-    Raises:
-        CsktError: parameters are given, but none is trainable.
+    `lr_scale` of a group is its rate relative to the base rate. Without parameters the result is one empty group.
     """
     named = list(named_parameters)
     depths = _depths(name for name, _ in named)
@@ -86,9 +80,6 @@ def build_optimizer(named_parameters: Iterable[tuple[str, Parameter]], optim: Op
 
     `adam` adds the decay to the gradient (L2), as the released code does; `adamw` shrinks the weights apart from the
     gradient (Loshchilov and Hutter 2019). The state dict holds rates and scales, so loading it resumes a run.
-
-    Raises:
-        CsktError: parameters are given, but none is trainable.
     """
     groups = parameter_groups(named_parameters, optim)
     # On CUDA one kernel updates all parameters; everywhere else torch decides.
@@ -106,16 +97,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def learning_rate(epoch_index: int, optim: OptimConfig, num_epochs: int) -> float:
-    """Return the base rate of an epoch: warm-up first, then the schedule over the remaining epochs.
-
-    Args:
-        epoch_index: from 0.
-        optim: base rate, warm-up and schedule.
-        num_epochs: epochs of the whole run; a run no longer than its warm-up stays in it.
-
-    Raises:
-        CsktError: the epoch is outside the run.
-    """
+    """Return the base rate of an epoch, from 0: warm-up first, then the schedule over the remaining epochs."""
     if not 0 <= epoch_index < num_epochs:
         raise CsktError(f"epoch {epoch_index + 1} is outside a run of {num_epochs}; raise num_epochs")
     if epoch_index < optim.warmup_epochs:

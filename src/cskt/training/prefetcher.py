@@ -16,19 +16,10 @@ from cskt.types import Batch
 class Prefetcher:
     """Batches of a loader with their images on the training device.
 
-        with Prefetcher(loader.epoch(epoch, step), device) as prefetcher:
-            for batch in prefetcher: ...
-
-    Only images are copied. Captions, identities and image ids stay on the host, where captions are augmented and
-    masked; `cskt.data.images.to_device` copies the result.
-
-    For an accelerator a thread takes the next batch from the loader and copies its images during the current step; on
-    CUDA from pinned memory and in a stream of its own, for which the consumer's stream waits and the host does not. On
-    a CPU there is no thread.
-
-    Args:
-        batches: of a loader; closed with the prefetcher.
-        device: of the images.
+    Captions, identities and image ids stay on the host, where captions are augmented and masked. For an accelerator a
+    thread takes the next batch from the loader and copies its images during the current step; on CUDA from pinned
+    memory and in a stream of its own, for which the consumer's stream waits and the host does not. On a CPU there is no
+    thread. The loader is closed with the prefetcher.
     """
 
     def __init__(self, batches: Generator[Batch, None, None], device: torch.device) -> None:

@@ -41,12 +41,7 @@ TEMPORARY = re.compile(r"\.[A-Za-z0-9_.-]+\.[0-9]+(\.[0-9]+)?\.tmp")
 
 
 class RunFolder:
-    """Folder of one run.
-
-    Args:
-        path: with a config, or to be created by `create`.
-        writes: False if another process of the same training writes; then nothing is written or checked.
-    """
+    """Folder of one run. If it does not write, because another process does, nothing is checked either."""
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
@@ -58,11 +53,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: RunConfig, folder: Path, architecture: ClipArchitecture | None = None) -> RunFolder:
-        """Create a folder with a config, and with a flat copy that has the image size and stride of the architecture.
-
-        Raises:
-            CsktError: the folder holds a run already, or cannot be created.
-        """
+        """Create a folder with a config, and with a flat copy that has image size and stride of the architecture."""
         if (folder / CONFIG).exists():
             raise CsktError(f"{folder}: already holds a run; resume it (--resume {folder}) or name another folder")
         flat = yaml.safe_dump(to_published(config, architecture), sort_keys=False)
@@ -86,11 +77,7 @@ class RunFolder:
             write_atomically(self.path / CONFIG, lambda temporary: save_config(changed, temporary))
 
     def record(self, event: str, **values: Any) -> None:
-        """Append an event to metrics.jsonl, and its scalars to TensorBoard under its `step`.
-
-        Raises:
-            CsktError: the disk is full, files of the run were deleted meanwhile, a link is in place of a file, ...
-        """
+        """Append an event to metrics.jsonl, and its scalars to TensorBoard under its `step`."""
         if not self._writes:
             return
         with self.checked():
@@ -108,11 +95,7 @@ class RunFolder:
 
     @contextmanager
     def checked(self) -> Iterator[None]:
-        """Return a context for a write to the folder: files that were written before must still be there.
-
-        Raises:
-            CsktError: a file was deleted, moved or replaced; names the folder and the file.
-        """
+        """Return a context for a write to the folder: files that were written before must still be there."""
         for path, held in self._expected.items():
             if not _is_there(path, held):
                 name = path.relative_to(self.path).as_posix()
@@ -181,9 +164,6 @@ def claimed(folder: Path) -> Iterator[bool]:
     The operating system releases the claim when the process ends, however it ends. So the same series may be started
     in several terminals, or on several GPUs, and each process takes the runs that no other has. A process may claim a
     folder again that it has claimed.
-
-    Raises:
-        CsktError: the folder cannot be written.
     """
     with _cannot_write(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,11 +183,7 @@ def claimed(folder: Path) -> Iterator[bool]:
 def fresh_folder(config: RunConfig) -> Path:
     """Create the default folder of a run, `<output_dir>/<dataset>/<time>_<name>`, and return its path.
 
-    Special characters of the names are replaced, so that the folder is always there. It is created at once: two
-    trainings that start in the same second must not meet.
-
-    Raises:
-        CsktError: it cannot be created.
+    It is created at once: two trainings that start in the same second must not meet.
     """
     parent = Path(config.output_dir) / file_name(config.data.dataset)
     stem = f"{time.strftime('%Y%m%d_%H%M%S')}_{file_name(config.name)}"

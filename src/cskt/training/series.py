@@ -24,11 +24,7 @@ def seed_folder(parent: Path, seed: int) -> Path:
 
 
 def train_or_resume(config: RunConfig, folder: Path) -> TrainResult:
-    """Train what is missing in a folder: everything, the rest of an interrupted run, or nothing.
-
-    Raises:
-        CsktError: the folder holds a run of another config; see also `train`.
-    """
+    """Train what is missing in a folder: everything, the rest of an interrupted run, or nothing."""
     if not (folder / CONFIG).is_file():
         return train(config, folder)
     check_same_config(config, folder)
@@ -38,11 +34,7 @@ def train_or_resume(config: RunConfig, folder: Path) -> TrainResult:
 
 
 def check_same_config(config: RunConfig, folder: Path) -> None:
-    """Check that a folder holds a run of this config over this backbone and this data, or none.
-
-    Raises:
-        CsktError: it holds another; the message names the difference.
-    """
+    """Raise CsktError if a folder holds a run of another config, or over another backbone or other data."""
     if not (folder / CONFIG).is_file():
         return
     saved = RunFolder(folder).config

@@ -17,13 +17,7 @@ EXIT_CODE = 128 + signal.SIGTERM
 
 
 class ShutdownSignal:
-    """Listens for SIGTERM, and ends the program by `SystemExit` when it is asked to.
-
-        with ShutdownSignal() as shutdown:
-            for step in ...:
-                ...
-                if shutdown.received: save, shutdown.exit()
-            with shutdown.immediate(): work that has nothing to save
+    """Listens for SIGTERM: at once within `immediate`, else when the loop has seen `received`, saved and called `exit`.
 
     Only the main thread of a program receives signals; in another thread nothing changes.
     """

@@ -39,15 +39,11 @@ class Progress:
 
 
 class ExponentialMovingAverage:
-    """Exponential moving average of named parameters, in float32 (Polyak and Juditsky 1992).
+    """Exponential moving average of the trained parameters, in float32 (Polyak and Juditsky 1992).
 
     At update t, counted from 1, the average keeps the share min(decay, (1 + t) / (10 + t)) of itself and takes the
     rest from the parameters. Without this ramp, that of TensorFlow's class of the same name, a short run would end
     near the weights that it started from.
-
-    Args:
-        named_parameters: with distinct names; frozen ones are ignored.
-        decay: in (0, 1).
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, Parameter]], decay: float) -> None:
@@ -87,11 +83,7 @@ class ExponentialMovingAverage:
         return {"averages": dict(self._averages), "num_updates": self._num_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Copy a `state_dict` into this average.
-
-        Raises:
-            CsktError: it belongs to other parameters; nothing is changed.
-        """
+        """Copy a `state_dict` into this average."""
         if unlike := unlike_names(self._averages, state["averages"]):
             raise CsktError(
                 f"the moving average of '{unlike[0]}' has another shape than here; resume with the config that it was"

@@ -114,16 +114,9 @@ def backward_in_pieces(
 
     A contrastive loss compares every pair with every other, so gradients summed over pieces would belong to another
     loss. The features of all pieces are computed first, without a graph; then the loss of the whole batch and its
-    gradient with respect to the features; then each piece is computed again and receives its part of that gradient.
-    Source: Gao, Zhang, Han and Callan 2021 (arXiv 2101.06983).
-
-    Args:
-        pieces: the batch.
-        encode_piece: computes the outputs of a piece, twice; so it must not be random.
-        backward: takes the outputs of the whole batch and calls backward on their loss.
-
-    Returns:
-        The result of `backward`.
+    gradient with respect to the features; then each piece is computed again and receives its part of that gradient
+    (Gao, Zhang, Han and Callan 2021, arXiv 2101.06983). So `encode_piece` must not be random. `backward` takes the
+    outputs of the whole batch and calls backward on their loss; its result is returned.
     """
     with torch.no_grad():
         whole = joined([encode_piece(piece) for piece in pieces])
@@ -159,10 +152,7 @@ def joined(pieces: Sequence[Outputs]) -> Outputs:
 
 
 def update(context: TrainingContext, step: int, num_steps: int | None = None) -> Tensor | None:
-    """Step the optimizer at the end of a group of batches.
-
-    Args:
-        step, num_steps: as for `add_gradients`.
+    """Step the optimizer at the end of a group of batches; `step` and `num_steps` are those of `add_gradients`.
 
     Returns:
         The largest absolute gradient, a scalar on the device (with fp16, of the scaled gradients). If it is not finite,

@@ -24,12 +24,7 @@ FILE_VERSION = "brain.Event:2"
 
 
 class ScalarFile:
-    """File of one session. Every method raises OSError if the file cannot be written.
-
-    Args:
-        folder: of all sessions of a run; created if missing.
-        purge_step: step from which on TensorBoard discards the scalars of earlier sessions.
-    """
+    """File of one session, whose methods raise OSError; earlier sessions count up to the step before `purge_step`."""
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,9 +59,6 @@ def scalars_of(values: Mapping[str, Any], tag: str) -> Iterator[tuple[str, float
 
 
 def _next_stamp(folder: Path) -> int:
-    """Return seconds since 1970, or more: TensorBoard reads sessions by name, and the clock may have been put back.
-
-    Similar names of other programs are ignored: a stamp has ten digits.
-    """
+    """Return seconds since 1970, or more: TensorBoard reads sessions by name, and the clock may have been put back."""
     stamps = [path.name.removeprefix(PREFIX).split(".")[0] for path in folder.glob(f"{PREFIX}*")]
     return max([int(time.time()), *(int(stamp) + 1 for stamp in stamps if STAMP.fullmatch(stamp))])
