@@ -24,7 +24,7 @@ from cskt.gallery.manifest import FORMAT_VERSION, MANIFEST, read_manifest
 from cskt.gallery.options import SearchOptions
 from cskt.gallery.query import Query
 from cskt.gallery.state import GalleryState
-from cskt.utils import deprecation
+from cskt.utils import messages
 from tiny_run import write_backbone
 
 SENTENCE = "a woman in a red coat"
@@ -470,7 +470,7 @@ def test_a_gallery_describes_itself(gallery: Gallery, crops: Path) -> None:
 
 
 def test_old_names_work_and_warn_once(gallery: Gallery) -> None:
-    deprecation._warned.clear()
+    messages._warned.clear()
     vectors = gallery.encode([Query(SENTENCE)])
     with pytest.warns(DeprecationWarning, match="SearchOptions"):
         old = gallery.search_vectors(vectors, 3, offset=1)
@@ -488,7 +488,7 @@ def test_old_names_work_and_warn_once(gallery: Gallery) -> None:
 
 
 def test_a_gallery_stores_the_source_of_its_encoder(encoder: Encoder, tiny_backbone: Path, tmp_path: Path) -> None:
-    deprecation._warned.clear()
+    messages._warned.clear()
     with pytest.warns(DeprecationWarning, match="argument 'model'"):
         Gallery.create(tmp_path / "old-form", encoder, "another").close()
     assert read_manifest(tmp_path / "old-form").model.path == str(tiny_backbone)

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 import pytest
 from rich.table import Table
 
-from cskt.utils.console import console, literal, write_rendered
-from cskt.utils.progress import bar
+from cskt.utils.console import bar, console, literal, write_rendered
 from cskt.utils.terminal import StderrHandler, json_text, printable, standard_streams
 
 HOSTILE = "a\x1b[2J\x1b]0;title\x07\x9b31m\u202eb\u2066c\ud800d\x7f\u2028e\U000e0041\u200bf[red][link=http://x]"

@@ -14,8 +14,7 @@ from cskt.data.check import CheckReport, check_dataset
 from cskt.data.datasets import DATASETS, folders
 from cskt.data.records import SPLIT_NAMES
 from cskt.errors import CsktError
-from cskt.utils.console import console, literal
-from cskt.utils.progress import counting_bar
+from cskt.utils.console import console, counting_bar, literal
 from cskt.utils.terminal import json_text, printable
 
 

@@ -8,7 +8,7 @@ from typing import get_args
 
 from cskt.cli.parsing import Parser
 from cskt.data.paperdoll import Domain, Layout, make_dataset
-from cskt.utils.progress import counting_bar
+from cskt.utils.console import counting_bar
 
 
 def main(argv: Sequence[str]) -> int:

@@ -20,8 +20,7 @@ from cskt.evaluation.evaluate import SplitFeatures, answer, encode_split, evalua
 from cskt.report.answers import Answer, PicturedHit, answer_sheet
 from cskt.report.tables import ResultRow, result_table
 from cskt.training.loop import train
-from cskt.utils.console import console
-from cskt.utils.progress import counting_bar
+from cskt.utils.console import console, counting_bar
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from cskt.embed import load
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import MANIFEST
 from cskt.model.io.cache import CLIP_TINY
-from cskt.utils.progress import counting_bar
+from cskt.utils.console import counting_bar
 
 NUM_PEOPLE = 120
 IMAGES_PER_PERSON = 4

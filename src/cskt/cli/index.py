@@ -21,7 +21,7 @@ from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing.shards import SHARD_SUFFIXES, find_shards
 from cskt.gallery.manifest import Manifest, absolute_store, read_manifest
 from cskt.gallery.places import source_to_index
-from cskt.utils.progress import counting_bar
+from cskt.utils.console import counting_bar
 
 DESCRIPTION = """\
 Make a gallery of the crops in a folder, or update one: new images are added, changed ones replaced, unchanged ones

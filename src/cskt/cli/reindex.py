@@ -14,7 +14,7 @@ from cskt.embed import Encoder
 from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import Manifest, read_manifest
-from cskt.utils.progress import counting_bar
+from cskt.utils.console import counting_bar
 
 DESCRIPTION = """\
 Encode every crop of a gallery anew, with another model. The gallery answers with the old one until all is done; an

@@ -37,9 +37,8 @@ from cskt.report.numbers import rate, size
 from cskt.report.pages import Section, write_report
 from cskt.report.style import LINES, png
 from cskt.report.tables import result_table
-from cskt.utils.console import console
+from cskt.utils.console import bar, console
 from cskt.utils.paths import check_path
-from cskt.utils.progress import bar
 
 MOST_HITS = 10
 """Default number of images of a ranked list."""

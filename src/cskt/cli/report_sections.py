@@ -41,7 +41,7 @@ from cskt.report.pages import Chart, Section
 from cskt.report.tables import ResultRow
 from cskt.training.events import first_event, ignored_lines, read_events
 from cskt.types import Hit, PerQuery
-from cskt.utils.progress import counting_bar
+from cskt.utils.console import counting_bar
 
 MAX_RANK = 20
 """Last rank of the CMC curves."""

@@ -24,8 +24,7 @@ from cskt.evaluation.published_results import PROTOCOLS, PUBLISHED, RECIPES, ver
 from cskt.model.io.cache import locate, published_sha256, sha256_of
 from cskt.report.numbers import METRIC_NAMES, percent
 from cskt.training.series import seed_folder
-from cskt.utils.console import console, literal
-from cskt.utils.progress import counting_bar
+from cskt.utils.console import console, counting_bar, literal
 from cskt.utils.terminal import json_text
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from cskt.cli.parsing import Parser
 from cskt.cli.search_output import Answered, check_suffix, draw_answers, jpeg, print_answers
 from cskt.data.sentences import LONGEST_SENTENCE, check_length
 from cskt.errors import CsktError, MissingFileError, out_of_memory_errors
+from cskt.utils.console import bar
 from cskt.utils.messages import one_line
-from cskt.utils.progress import bar
 from cskt.utils.terminal import printable
 
 if TYPE_CHECKING:  # these need torch, or the extra `gallery`, and are imported when they are used

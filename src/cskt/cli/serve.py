@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cskt.cli.parsing import Parser
 from cskt.config import validate
 from cskt.errors import CsktError, out_of_memory_errors
-from cskt.utils.extras import require
+from cskt.utils.messages import require
 
 if TYPE_CHECKING:
     from cskt.service.settings import ServiceSettings

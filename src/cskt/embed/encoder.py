@@ -32,7 +32,7 @@ from cskt.image_files.decode import Source
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
 from cskt.model.io.native import RUN_WEIGHTS, save_method
-from cskt.utils.progress import bar
+from cskt.utils.console import bar
 
 PLAIN = ("{}",)
 """The template that leaves a caption as it is."""

@@ -36,9 +36,8 @@ from cskt.errors import CsktError, MissingFileError, file_system_errors
 from cskt.model.clip import place_prompts
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.cache import sha256_of
-from cskt.utils.extras import require
 from cskt.utils.json_files import JSON, read_json
-from cskt.utils.messages import one_line
+from cskt.utils.messages import one_line, require
 from cskt.utils.paths import inside
 
 EXPORTED = "exported.json"

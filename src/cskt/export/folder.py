@@ -34,7 +34,7 @@ from cskt.embed.exported import (
 from cskt.errors import CsktError, FileSystemError, file_system_errors
 from cskt.export.graphs import write_graphs
 from cskt.model.io.cache import sha256_of
-from cskt.utils.extras import require
+from cskt.utils.messages import require
 
 logger = logging.getLogger(__name__)
 

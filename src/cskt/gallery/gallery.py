@@ -35,7 +35,7 @@ from cskt.gallery.stores.base import CropFacts, Facet
 from cskt.gallery.stores.row_checks import checked_thumbnail
 from cskt.image_files.decode import Source
 from cskt.types import Hit
-from cskt.utils.deprecation import renamed
+from cskt.utils.messages import renamed
 
 T = TypeVar("T")
 

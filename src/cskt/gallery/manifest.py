@@ -26,9 +26,9 @@ from cskt.embed.options import PathText, ShortText, check_path_text
 from cskt.errors import CsktError, MissingFileError
 from cskt.gallery.columns import Kind, column_name
 from cskt.gallery.stores.base import check_sha256, operator_errors
-from cskt.utils.deprecation import warn_deprecated
 from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, read_json
+from cskt.utils.messages import warn_deprecated
 from cskt.utils.paths import expanded
 
 PAPER_DOLLS = (

@@ -9,7 +9,7 @@ from cskt.errors import CsktError, file_system_errors
 from cskt.gallery.calibration import CALIBRATION_FILE, load_calibration, save_calibration
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, write_manifest
 from cskt.gallery.stores.base import VectorStore
-from cskt.utils.extras import require
+from cskt.utils.messages import require
 from cskt.utils.paths import inside
 
 VECTORS = "vectors"

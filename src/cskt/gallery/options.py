@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from cskt.errors import SHORT, CsktError
-from cskt.utils.deprecation import warn_deprecated
+from cskt.utils.messages import warn_deprecated
 
 if TYPE_CHECKING:
     from cskt.gallery.conditions import Condition

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from cskt.utils.extras import require
+from cskt.utils.messages import require
 
 require("serve", "fastapi", "prometheus_client")
 

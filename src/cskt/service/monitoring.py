@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cskt.utils.extras import require
+from cskt.utils.messages import require
 
 require("serve", "prometheus_client")
 

@@ -32,7 +32,7 @@ from cskt.training.run_folder import CONFIG, LAST, PREVIOUS, RunFolder, claimed,
 from cskt.training.shutdown import ShutdownSignal
 from cskt.training.state import trainable_state
 from cskt.training.step import add_gradients, update
-from cskt.utils.progress import Advance, bar
+from cskt.utils.console import Advance, bar
 
 logger = logging.getLogger(__name__)
 

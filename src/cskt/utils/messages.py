@@ -1,9 +1,16 @@
-"""Parts of error messages."""
+"""Messages to users: the nearest known word, missing extras, deprecated names."""
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import warnings
 from collections.abc import Collection
+from typing import Any
+
+from cskt.errors import CsktError
+
+_warned = set[str]()
 
 
 def nearest(word: str, known: Collection[str]) -> str:
@@ -15,3 +22,29 @@ def nearest(word: str, known: Collection[str]) -> str:
 def one_line(text: object) -> str:
     """Return a text, or the message of an error, on one line."""
     return " ".join(str(text).split())
+
+
+def require(extra: str, *modules: str) -> None:
+    """Check that the modules of an extra of pyproject.toml are installed, without importing them."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CsktError(f"{', '.join(missing)} not installed; type: pip install 'cskt[{extra}]'")
+
+
+def warn_deprecated(old: str, new: str) -> None:
+    """Warn, once per process, that an old name or form such as "Gallery.cut_off" is replaced by another."""
+    if old not in _warned:
+        _warned.add(old)
+        warnings.warn(
+            f"{old} is deprecated and will be removed in cskt 1.0; use {new}", DeprecationWarning, stacklevel=3
+        )
+
+
+def renamed(old: str, new: str) -> Any:
+    """Return a property with a deprecated name (with its class: "Gallery.cut_off") of an attribute."""
+
+    def value(owner: object) -> Any:
+        warn_deprecated(old, f"{old.partition('.')[0]}.{new}")
+        return getattr(owner, new)
+
+    return property(value)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cskt.errors import CsktError
-from cskt.utils.extras import require
+from cskt.utils.messages import require
 
 CONNECT_SECONDS = 5.0
 HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
