@@ -28,13 +28,10 @@ OTHER_PROGRAMS = "close other programs, or use --device cpu"
 SMALLER_BATCHES = "use a smaller --batch-size or --precision bf16"
 """Remedies against full memory, for `out_of_memory_errors`."""
 REMEDIES: dict[int | None, str] = {
-    errno.ENOSPC: "free space on the disk",
-    errno.EDQUOT: "free space on the disk",
-    errno.EACCES: "choose a place that you may read and write",
-    errno.EPERM: "choose a place that you may read and write",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space on the disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "choose a place that you may read and write"),
     errno.EROFS: "choose a place that you may write",
-    errno.EMFILE: "raise the limit of open files, 'ulimit -n'",
-    errno.ENFILE: "raise the limit of open files, 'ulimit -n'",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files, 'ulimit -n'"),
 }
 """Error number of the operating system -> what helps against it."""
 
@@ -124,7 +121,12 @@ def file_system_errors(place: Path | str | None = None) -> Iterator[None]:
     except OSError as error:
         raise from_os_error(error, place) from error
     except UnicodeEncodeError as error:
-        raise _from_encode_error(error) from error
+        text = error.object[:200]
+        if error.encoding.lower().replace("-", "") == "utf8":
+            raise FileSystemError(f"{text}: is not UTF-8; rename it, or write it as UTF-8") from error
+        raise FileSystemError(
+            f"{text}: cannot be written in the encoding of the locale, {error.encoding}; set LC_ALL=C.UTF-8"
+        ) from error
 
 
 def from_os_error(error: OSError, place: Path | str | None = None) -> FileSystemError:
@@ -133,15 +135,6 @@ def from_os_error(error: OSError, place: Path | str | None = None) -> FileSystem
     kind = MissingFileError if isinstance(error, FileNotFoundError) else FileSystemError
     start = f"{name}: " if name is not None else ""
     return kind(f"{start}{error.strerror or error}; {REMEDIES.get(error.errno, 'choose another place')}")
-
-
-def _from_encode_error(error: UnicodeEncodeError) -> FileSystemError:
-    text = error.object[:200]
-    if error.encoding.lower().replace("-", "") == "utf8":
-        return FileSystemError(f"{text}: is not UTF-8; rename it, or write it as UTF-8")
-    return FileSystemError(
-        f"{text}: cannot be written in the encoding of the locale, {error.encoding}; set LC_ALL=C.UTF-8"
-    )
 
 
 @contextmanager
@@ -155,12 +148,9 @@ def out_of_memory_errors(remedy: str = OTHER_PROGRAMS) -> Iterator[None]:
     """
     try:
         yield
-    except OutOfMemoryError as error:
-        raise OutOfMemoryError(f"out of memory: {remedy}") from error
-    except (MemoryError, RuntimeError) as error:
+    except (OutOfMemoryError, MemoryError, RuntimeError) as error:
         # MPS and torch's CPU allocator have no exception class for it.
-        if isinstance(error, RuntimeError) and not any(
-            text in str(error) for text in ("out of memory", "DefaultCPUAllocator")
-        ):
+        texts = ("out of memory", "DefaultCPUAllocator")
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in texts):
             raise
         raise OutOfMemoryError(f"out of memory: {remedy}") from error

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from cskt.errors import CsktError
+from cskt.utils.messages import one_line
 
 DAMAGE = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
 """Exceptions that PyYAML raises, beside its own, for a tag that does not fit its value."""
@@ -23,11 +24,7 @@ class PlainLoader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Compose a value with everything inside it.
-
-        Raises:
-            yaml.composer.ComposerError: it is nested too deep.
-        """
+        """Compose a value with everything inside it, unless it is nested too deep."""
         self.depth += 1
         if self.depth > MOST_LEVELS:
             raise yaml.composer.ComposerError(problem=f"nested deeper than {MOST_LEVELS} levels")
@@ -36,21 +33,17 @@ class PlainLoader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Check that a mapping has each key once, and no `<<`, with which a few lines could fill the memory.
-
-        Raises:
-            yaml.constructor.ConstructorError: it does not.
-        """
+        """Check that a mapping has each key once, and no `<<`, with which a few lines could fill the memory."""
         seen = set()
         for key, _ in node.value:
-            if key.tag == MERGE:
-                raise yaml.constructor.ConstructorError(None, None, "'<<' is not taken; write the keys", key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"'{key.value[:80]}' is there twice; delete one", key.start_mark
-                    )
-                seen.add((key.tag, key.value))
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
+            problem = "'<<' is not taken; write the keys" if key.tag == MERGE else ""
+            if name in seen:
+                problem = f"'{key.value[:80]}' is there twice; delete one"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            if name is not None:
+                seen.add(name)
 
 
 def plain_yaml(text: str, loader: type[PlainLoader] = PlainLoader) -> Any:
@@ -64,7 +57,7 @@ def plain_yaml(text: str, loader: type[PlainLoader] = PlainLoader) -> Any:
     try:
         return yaml.load(text, Loader=loader)
     except yaml.YAMLError as error:
-        raise CsktError(" ".join(str(error).split())[:1000]) from None
+        raise CsktError(one_line(error)[:1000]) from None
     except DAMAGE as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)[:200] or type(error).__name__
         raise CsktError(f"a value does not fit what it is said to be ({reason})") from None

@@ -6,7 +6,6 @@ A pydantic error becomes one line that names the key and, for an unknown key, th
 from __future__ import annotations
 
 import dataclasses
-import reprlib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -20,17 +19,13 @@ from cskt.config.architecture import CLIP_MEAN, CLIP_STD, ClipArchitecture
 from cskt.config.plain_yaml import plain_yaml
 from cskt.config.schema import RECORDED, RunConfig, flat_fields
 from cskt.config.types import Interpolation
-from cskt.errors import CsktError, FileSystemError, MissingFileError
+from cskt.errors import SHORT, CsktError, FileSystemError, MissingFileError
+from cskt.utils.json_files import UNKNOWN_FIELD
 from cskt.utils.messages import nearest
 from cskt.utils.paths import check_path
 from cskt.utils.terminal import printable
 
 Config = TypeVar("Config")
-UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
-"""pydantic's names of the error for an unknown key."""
-SHORT = reprlib.Repr()
-"""Quotes a value: lists within lists, through YAML's aliases, may be larger than any memory."""
-SHORT.maxstring, SHORT.maxother, SHORT.maxlong = 200, 200, 80
 RECIPES = Path(str(resources.files("cskt"))) / "recipes"
 
 
@@ -154,13 +149,13 @@ def validate(config_class: type[Config], content: Mapping[str, Any], origin: str
     except ValidationError as error:
         details = error.errors(include_url=False)
         # A misspelt key that had to be there shows up twice; what the user typed says more than what is missing.
-        first = next((detail for detail in details if detail["type"] in UNKNOWN_KEY), details[0])
-        raise CsktError(f"{origin}: {printable(_one_line(first, config_class))}") from None
+        first = next((detail for detail in details if detail["type"] in UNKNOWN_FIELD), details[0])
+        raise CsktError(f"{origin}: {printable(_reason(first, config_class))}") from None
 
 
-def _one_line(detail: ErrorDetails, config_class: type) -> str:
+def _reason(detail: ErrorDetails, config_class: type) -> str:
     key = ".".join(str(part)[:80] for part in detail["loc"])
-    if detail["type"] in UNKNOWN_KEY:
+    if detail["type"] in UNKNOWN_FIELD:
         return f"unknown key '{key}': {_nearest_key(key, config_class)}"
     message = detail["msg"].removeprefix("Value error, ")
     found = "" if isinstance(detail["input"], dict) else f", got {SHORT.repr(detail['input'])}"
@@ -172,8 +167,7 @@ def _nearest_key(key: str, config_class: type) -> str:
     known = [name for name, _ in flat_fields(config_class)]
     if config_class is RunConfig:
         known += [name for name, _ in flat_fields(ClipArchitecture, "backbone.architecture.")]
-    same_end = [name for name in known if name.endswith(f".{key}")]
-    if same_end:
+    if same_end := [name for name in known if name.endswith(f".{key}")]:
         return f"did you mean '{same_end[0]}'?"
     section = key.rpartition(".")[0]
     if not section:
@@ -201,17 +195,14 @@ def evaluation_interpolation(config: RunConfig) -> Interpolation:
 
 def as_trained(config: RunConfig) -> RunConfig:
     """Return the config of a run with CLIP's normalisation if it has none: older runs did not record it."""
-    backbone = config.backbone
-    return dataclasses.replace(
-        config,
-        backbone=dataclasses.replace(
-            backbone, image_mean=backbone.image_mean or CLIP_MEAN, image_std=backbone.image_std or CLIP_STD
-        ),
-    )
+    return _completed(config, {"image_mean": CLIP_MEAN, "image_std": CLIP_STD})
 
 
 def completed_like(config: RunConfig, other: RunConfig) -> RunConfig:
     """Return a config whose empty `RECORDED` fields of the backbone are those of another config."""
-    ours, theirs = config.backbone, other.backbone
-    recorded = {key: getattr(theirs, key) for key in RECORDED if getattr(ours, key) is None}
-    return dataclasses.replace(config, backbone=dataclasses.replace(ours, **recorded))
+    return _completed(config, {key: getattr(other.backbone, key) for key in RECORDED})
+
+
+def _completed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    missing = {key: value for key, value in values.items() if getattr(config.backbone, key) is None}
+    return dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, **missing))

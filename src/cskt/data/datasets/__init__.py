@@ -20,19 +20,6 @@ from cskt.data.records import SPLIT_NAMES, Split
 from cskt.errors import CsktError
 from cskt.utils.paths import check_path
 
-__all__ = [
-    "DATASETS",
-    "DatasetFormat",
-    "cuhk_pedes",
-    "dataset_key",
-    "folders",
-    "icfg_pedes",
-    "jsonl",
-    "read_dataset",
-    "register",
-    "rstpreid",
-]
-
 
 def read_dataset(name: str, root: Path | str) -> dict[str, Split]:
     """Read the annotation of a data set.

@@ -8,17 +8,3 @@ from cskt.data.paperdoll.canvas import PART_LABELS
 from cskt.data.paperdoll.captions import CAPTION_WORDS, write_caption
 from cskt.data.paperdoll.dataset import Layout, make_dataset
 from cskt.data.paperdoll.drawing import Domain, Drawing, draw_person
-
-__all__ = [
-    "CAPTION_WORDS",
-    "PART_LABELS",
-    "Attributes",
-    "Domain",
-    "Drawing",
-    "Layout",
-    "draw_person",
-    "make_dataset",
-    "sample_attributes",
-    "stable_random",
-    "write_caption",
-]
