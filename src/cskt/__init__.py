@@ -18,7 +18,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cskt import errors, losses, metrics
+    from cskt import errors, losses, metrics, plugins
     from cskt.config import RunConfig, load_config
     from cskt.data.datasets import read_dataset
     from cskt.embed import Encoder, load
@@ -42,6 +42,7 @@ __all__ = [
     "load_config",
     "losses",
     "metrics",
+    "plugins",
     "read_dataset",
     "train",
 ]
@@ -58,6 +59,7 @@ _MODULES = {
     "load_config": "cskt.config",
     "losses": None,
     "metrics": None,
+    "plugins": None,
     "read_dataset": "cskt.data.datasets",
     "train": "cskt.training.loop",
 }

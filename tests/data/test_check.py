@@ -105,7 +105,7 @@ def test_withdrawn_rstpreid_split_is_an_error(
         for sizes in ((7, 4, 4), (9, 3, 3))
     )
     small = replace(rstpreid, published_counts=published, withdrawn_counts=old)
-    monkeypatch.setitem(DATASETS, "rstpreid", small)
+    monkeypatch.setitem(DATASETS._entries, "rstpreid", small)
     entries, pid = [], 0
     for split, size in (old if withdrawn else published).items():
         for _ in range(size.num_ids):

@@ -43,7 +43,7 @@ def test_names_ignore_case_and_underscore(tmp_path: Path, name: str) -> None:
 
 
 def test_an_unknown_name_suggests_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown data set 'CUHK-PEDS': did you mean 'cuhk-pedes'"):
+    with pytest.raises(ValueError, match="unknown data set 'cuhk-peds': did you mean 'cuhk-pedes'"):
         read_dataset("CUHK-PEDS", tmp_path)
 
 
@@ -163,7 +163,7 @@ def test_a_registered_format_is_read_by_its_name(tmp_path: Path, monkeypatch: py
         def read(self, folder: Path) -> list[Record]:
             return [Record(1, folder / "a.jpg", ("a man",), "test")]
 
-    monkeypatch.delitem(DATASETS, "jsonl")
+    monkeypatch.delitem(DATASETS._entries, "jsonl")
     register(OneRecord("jsonl", remedy=""))
     (record,) = read_dataset("JSONL", tmp_path)["test"].records
     assert record.image_path == tmp_path / "a.jpg"

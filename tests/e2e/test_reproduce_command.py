@@ -112,7 +112,7 @@ def test_other_weights_are_refused_with_both_digests(
 ) -> None:
     """Were the data the published ones, the weights would still be asked for their SHA-256."""
     counts = {split.name: split.counts for split in check_dataset("cuhk-pedes", root, decode=False).splits}
-    monkeypatch.setitem(DATASETS, "cuhk-pedes", replace(DATASETS["cuhk-pedes"], published_counts=counts))
+    monkeypatch.setitem(DATASETS._entries, "cuhk-pedes", replace(DATASETS["cuhk-pedes"], published_counts=counts))
     command = f"cskt reproduce irra --dataset cuhk-pedes --root {root} --backbone {tiny_backbone} --output {tmp_path}"
     found = hashlib.sha256(tiny_backbone.read_bytes()).hexdigest()
     expected = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"

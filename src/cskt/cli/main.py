@@ -49,6 +49,8 @@ COMMANDS = {
 
 TRACEBACK = "--traceback"
 """Flag of every command: print the traceback of an error that the user can correct, too."""
+PLUGIN = "--plugin"
+"""Flag of every command, with a value: Python file or module whose code adds data sets, losses or methods."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    first = next((place for place, word in enumerate(words) if word != TRACEBACK), len(words))
+    first = 0  # of the words that are no flag of every command
+    while first < len(words) and words[first].startswith((TRACEBACK, PLUGIN)):
+        first += 2 if words[first] == PLUGIN else 1
     command = next((name for name in COMMANDS if words[first:][: len(name.split())] == name.split()), None)
     if command is None:
         return guarded(_without_command, words, "cskt")
@@ -72,14 +76,14 @@ def guarded(run: str | Callable[[Sequence[str]], int], argv: Sequence[str], prog
 
     Args:
         run: function that takes words and returns the exit code; or a module with such a `main`, which is imported.
-        argv: words after the command; `--traceback` among them is for this function.
+        argv: words after the command; `--traceback` and `--plugin` among them are for this function.
         program: name of the command, for messages.
 
     Returns:
         The exit code of `run`; 2 after a CsktError, 1 if the reader of stdout has closed it, 130 when interrupted, 70
         after any other exception.
     """
-    words, with_traceback = _without_traceback_flag(argv)
+    words, with_traceback, plugins = _common_flags(argv)
     with standard_streams():
         logging.basicConfig(handlers=[StderrHandler()], level=logging.INFO)
         for chatty in ("httpx", "huggingface_hub", "fontTools", "matplotlib"):
@@ -88,6 +92,7 @@ def guarded(run: str | Callable[[Sequence[str]], int], argv: Sequence[str], prog
             warnings.filterwarnings("ignore", module=reader)  # our own errors say once what is wrong with a file
         try:
             _check_surroundings(program)
+            _load_plugins(plugins)
             if isinstance(run, str):
                 run = cast(Callable[[Sequence[str]], int], importlib.import_module(run).main)
             code = run([_decoded(word) for word in words])
@@ -101,9 +106,9 @@ def guarded(run: str | Callable[[Sequence[str]], int], argv: Sequence[str], prog
             if with_traceback:
                 traceback.print_exc()
             return _report(f"{program}: {printable(one_line(error))}", 2)
-        except Exception:  # noqa: BLE001  a bug, which is reported as one
+        except Exception as error:  # noqa: BLE001  a bug, which is reported as one
             traceback.print_exc()
-            return _report(_bug_report(program, argv), 70)  # EX_SOFTWARE of sysexits.h
+            return _report(_bug_report(program, argv, error), 70)  # EX_SOFTWARE of sysexits.h
         finally:
             try:
                 sys.stdout.flush()
@@ -111,11 +116,39 @@ def guarded(run: str | Callable[[Sequence[str]], int], argv: Sequence[str], prog
                 discard(sys.stdout)  # or Python would try again when it ends, and report that
 
 
-def _without_traceback_flag(argv: Sequence[str]) -> tuple[list[str], bool]:
-    """Return the words without `--traceback`, and whether tracebacks of a CsktError are to be shown."""
+def _common_flags(argv: Sequence[str]) -> tuple[list[str], bool, list[str]]:
+    """Take the flags of every command out of the words.
+
+    Returns:
+        The other words, whether tracebacks of a CsktError are to be shown, and the plug-ins; an empty name stands for
+        a missing one.
+    """
     end = argv.index("--") if "--" in argv else len(argv)
-    words = [word for word in argv[:end] if word != TRACEBACK] + list(argv[end:])
-    return words, len(words) < len(argv) or os.environ.get("CSKT_TRACEBACK", "") not in ("", "0")
+    with_traceback = os.environ.get("CSKT_TRACEBACK", "") not in ("", "0")
+    words, plugins = [], []
+    remaining = iter(argv[:end])
+    for word in remaining:
+        if word == TRACEBACK:
+            with_traceback = True
+        elif word == PLUGIN:
+            plugins.append(next(remaining, ""))
+        elif word.startswith(f"{PLUGIN}="):
+            plugins.append(word.partition("=")[2])
+        else:
+            words.append(word)
+    return [*words, *argv[end:]], with_traceback, plugins
+
+
+def _load_plugins(given: Sequence[str]) -> None:
+    """Load the plug-ins of the flags and of CSKT_PLUGINS; the processes that this one starts load them too."""
+    if "" in given:
+        raise CsktError(f"{PLUGIN} names no plug-in; give a Python file, or the name of a module")
+    if not given and not os.environ.get("CSKT_PLUGINS"):
+        return
+    from cskt import plugins  # noqa: PLC0415  (keeps --help quick)
+
+    loaded = plugins.load_plugins([*plugins.environment_plugins(), *given])
+    os.environ[plugins.ENVIRONMENT] = os.pathsep.join(dict.fromkeys(plugin.source for plugin in loaded))
 
 
 def _report(text: str, code: int) -> int:
@@ -125,12 +158,16 @@ def _report(text: str, code: int) -> int:
     return code
 
 
-def _bug_report(program: str, argv: Sequence[str]) -> str:
+def _bug_report(program: str, argv: Sequence[str], error: Exception) -> str:
     from cskt import __version__  # noqa: PLC0415  (keeps --help quick)
+    from cskt.plugins import plugin_in  # noqa: PLC0415
 
+    command = printable(shlex.join([*program.split(), *argv]))
+    if plugin := plugin_in(error.__traceback__):
+        return f"{program}: the plug-in {plugin.name} raised this exception; the command was: {command}"
     return (
         f"{program}: this is a bug in cskt {__version__}; please report this, with the lines above, the output of 'cskt"
-        f" env' and the command: {printable(shlex.join([*program.split(), *argv]))}"
+        f" env' and the command: {command}"
     )
 
 
@@ -182,5 +219,14 @@ def _without_command(words: Sequence[str]) -> int:
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
-    usage = "usage: cskt COMMAND ...   (cskt COMMAND --help explains it; --traceback shows where an error was raised)"
-    return "\n".join([usage, "", *lines])
+    return "\n".join(
+        [
+            "usage: cskt COMMAND ...   (cskt COMMAND --help explains it)",
+            "",
+            *lines,
+            "",
+            "Every command takes --plugin FILE_OR_MODULE, which adds data sets, losses and methods of yours, and"
+            " --traceback,",
+            "which shows where an error was raised.",
+        ]
+    )

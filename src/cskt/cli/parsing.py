@@ -59,6 +59,11 @@ class Parser(argparse.ArgumentParser):
         print(f"{self.prog}: {printable(message)}", file=sys.stderr)
         raise SystemExit(2)
 
+    def format_help(self) -> str:
+        """Return the help, with the flags that `cskt.cli.main` reads for every command."""
+        common = "--plugin FILE_OR_MODULE (your data sets, losses and methods), --traceback"
+        return f"{super().format_help()}\nevery command: {common}\n"
+
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
         """Print the help; argparse itself ignores a full disk or a closed pipe."""
         (sys.stdout if file is None else file).write(self.format_help())

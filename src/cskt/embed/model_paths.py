@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Unpack
 
@@ -28,6 +28,7 @@ from cskt.model.io.cache import CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_na
 from cskt.model.io.native import RUN_WEIGHTS, kind_of, read_method, read_method_metadata
 from cskt.model.io.released.reader import read_released, read_released_config
 from cskt.model.io.weights import assume_openai, load_backbone, load_state
+from cskt.plugins import load_plugins
 from cskt.utils.paths import check_path, expanded
 
 CONFIG, FLAT_CONFIG = "config.yaml", "configs.yaml"
@@ -52,6 +53,7 @@ def load(
     stride: int | None = None,
     weights: WeightsChoice | None = None,
     settings: Mapping[str, Any] | None = None,
+    plugins: Iterable[str | Path] = (),
     **options: Unpack[Computing],
 ) -> Encoder:
     """Load a model of any kind as an `Encoder`.
@@ -68,6 +70,7 @@ def load(
         weights: `model` or `ema`, for a checkpoint that also holds the moving average of its weights.
         settings: what the file of plain CLIP weights does not state: fields of `BackboneConfig` (activation,
             vision_heads, text_heads, image_mean, image_std, interpolation).
+        plugins: Python files or modules with the method parts that the model consists of; their code is run.
         options: templates, batch_size, num_workers, cache_dir, compile, show_progress; see `EncodeOptions`.
 
     Raises:
@@ -78,6 +81,7 @@ def load(
         >>> cskt.load("clip-tiny", device="cpu", batch_size=64).image_size
         (128, 64)
     """
+    load_plugins(plugins)
     source = ModelSource(
         str(path), None if backbone is None else str(backbone), image_height, image_width, stride, precision, weights,
         None if settings is None else dict(settings),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cskt.data.datasets import cuhk_pedes, icfg_pedes, jsonl, rstpreid
 from cskt.data.datasets.base import DATASETS, DatasetFormat, dataset_key, folders, register
-from cskt.data.records import SPLIT_NAMES, Split
+from cskt.data.records import SPLIT_NAMES, Record, Split
 from cskt.errors import CsktError
 from cskt.utils.paths import check_path
 

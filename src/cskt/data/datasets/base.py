@@ -10,7 +10,7 @@ from typing import Any
 
 from cskt.data.records import SPLIT_NAMES, Record, SplitCounts
 from cskt.errors import CsktError, file_system_errors
-from cskt.utils.messages import nearest
+from cskt.plugins import Registry
 
 LARGEST_PID = 2**63 - 1
 """Identities are stored as int64 tensors."""
@@ -42,14 +42,24 @@ class DatasetFormat:
         raise NotImplementedError
 
 
-DATASETS: dict[str, DatasetFormat] = {}
+DATASETS: Registry[DatasetFormat] = Registry("data set", "cskt.datasets")
 """Data sets by name; `register` adds one."""
 
 
 def register(dataset: DatasetFormat) -> DatasetFormat:
-    """Make a data set known to `read_dataset` and return it."""
-    DATASETS[dataset.name] = dataset
-    return dataset
+    """Make a data set known to `read_dataset` and return it.
+
+    Raises:
+        CsktError: its name is not in lower case with hyphens, or is taken.
+    """
+    if dataset.name != normalised(dataset.name):
+        raise CsktError(f"a data set cannot be called '{dataset.name}'; use '{normalised(dataset.name)}'")
+    return DATASETS.register(dataset.name, dataset)
+
+
+def normalised(name: str) -> str:
+    """Return a name in lower case, with hyphens in place of underscores."""
+    return name.strip().lower().replace("_", "-")
 
 
 def dataset_key(name: str) -> str:
@@ -58,9 +68,8 @@ def dataset_key(name: str) -> str:
     Raises:
         CsktError: there is no such data set; names the nearest one.
     """
-    key = name.strip().lower().replace("_", "-")
-    if key not in DATASETS:
-        raise CsktError(f"unknown data set '{name}': {nearest(key, list(DATASETS))}")
+    key = normalised(name)
+    DATASETS[key]  # raises for an unknown name
     return key
 
 

@@ -1,0 +1,244 @@
+"""Registries of everything that others can add to the package, and the loading of their code.
+
+A plug-in is a Python file or module that registers data sets, losses, method parts, stores, hooks or loggers; the
+package registers its own in the same way. Code is imported only where the user asks for it: `--plugin FILE_OR_MODULE`,
+the environment variable CSKT_PLUGINS, `cskt.load(..., plugins=[...])`, or an installed package with an entry point. No
+recipe, run or gallery imports code by itself.
+
+Example:
+    >>> from cskt.plugins import Registry
+    >>> shapes = Registry("shape", "example.shapes")
+    >>> @shapes.register("circle")
+    ... class Circle: ...
+    >>> shapes["circle"].__name__, "square" in shapes
+    ('Circle', False)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Generic, TypeVar, overload
+
+from cskt.errors import CsktError, MissingFileError, file_system_errors
+from cskt.utils.messages import nearest, one_line
+
+ENVIRONMENT = "CSKT_PLUGINS"
+"""Environment variable with plug-ins, separated as the folders in PATH are."""
+FILES = "cskt_plugin_files"
+"""Start of the module names of plug-ins that are loaded from a file."""
+Entry = TypeVar("Entry")
+New = TypeVar("New")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Code that registers entries, as a run records it."""
+
+    name: str
+    """Name of the file, `my_loss.py`, or of the module, `package.module`."""
+    sha256: str
+    """Digest of the file; empty for a module without a file."""
+    source: str = field(default="", compare=False)
+    """Path of the file, or name of the module: loads it again."""
+    file: str = field(default="", compare=False)
+    """Path of its code; empty for a module without a file."""
+
+
+class Registry(Mapping[str, Entry], Generic[Entry]):
+    """Entries of one kind by name.
+
+    They come from the package, from loaded plug-ins and from entry points of installed packages; of equal names a
+    loaded plug-in counts. An entry point is listed by its name, and imported when its entry is asked for.
+
+    Args:
+        kind: word for an entry in messages, such as `loss`.
+        group: of the entry points, such as `cskt.losses`.
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind, self.group = kind, group
+        self._entries: dict[str, Entry] = {}
+        self._plugins: dict[str, Plugin | None] = {}
+        REGISTRIES[group] = self
+
+    @overload
+    def register(self, name: str) -> Callable[[New], New]: ...
+    @overload
+    def register(self, name: str, entry: New) -> New: ...
+    def register(self, name: str, entry: Any = None) -> Any:
+        """Add an entry and return it; without `entry`, return a decorator that adds what it decorates.
+
+        Raises:
+            CsktError: the name is taken.
+        """
+        if entry is None:
+            return lambda decorated: self.register(name, decorated)
+        if name in self._entries:
+            owner = self._plugins[name]
+            by = f"the plug-in {owner.name}" if owner else "cskt"
+            raise CsktError(f"{by} has a {self.kind} '{name}' already; choose another name")
+        self._entries[name], self._plugins[name] = entry, _loading[-1] if _loading else None
+        return entry
+
+    def provider(self, name: str) -> Plugin | None:
+        """Return the plug-in that registered an entry; None for an entry of the package."""
+        self[name]  # imports an entry point
+        return self._plugins[name]
+
+    def forget(self, plugin: Plugin) -> None:
+        """Remove the entries of a plug-in."""
+        for name in [name for name, owner in self._plugins.items() if owner == plugin]:
+            del self._entries[name], self._plugins[name]
+
+    def __getitem__(self, name: str) -> Entry:
+        """Return the entry of that name.
+
+        Raises:
+            CsktError: there is none; names the nearest.
+        """
+        if name not in self._entries:
+            point = self._entry_points.get(name)
+            if point is None:
+                hint = nearest(name, list(self))
+                if hint.startswith("known"):
+                    hint += " (a plug-in can add others: --plugin FILE)"
+                raise CsktError(f"unknown {self.kind} '{name}': {hint}")
+            with _running(_plugin_of_module(point.module)) as plugin:
+                entry = point.load()
+                if name not in self._entries:  # the module may have registered it by itself
+                    if isinstance(entry, ModuleType):
+                        raise CsktError(f"its entry point names a module that registers no {self.kind} '{name}'")
+                    self._entries[name], self._plugins[name] = entry, plugin
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self._entry_points
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self._entries, *self._entry_points]))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    @cached_property
+    def _entry_points(self) -> dict[str, importlib.metadata.EntryPoint]:
+        return {point.name: point for point in importlib.metadata.entry_points(group=self.group)}
+
+
+REGISTRIES: dict[str, Registry[Any]] = {}
+"""Every registry by its group."""
+_loaded: dict[Plugin, None] = {}
+_loading: list[Plugin] = []
+
+
+def load_plugins(sources: Iterable[str | Path]) -> list[Plugin]:
+    """Import plug-ins, each once; a file that has not changed since it was loaded is not run again.
+
+    Args:
+        sources: paths of Python files, which end in `.py`, and names of modules that can be imported.
+
+    Returns:
+        The plug-ins, in that order.
+
+    Raises:
+        CsktError: there is no such file or module, its code raises, or a name that it registers is taken.
+    """
+    return [_load(str(source)) for source in sources]
+
+
+def environment_plugins() -> list[str]:
+    """Return the plug-ins that the environment variable CSKT_PLUGINS names."""
+    return [source for source in os.environ.get(ENVIRONMENT, "").split(os.pathsep) if source]
+
+
+def loaded_plugins() -> list[Plugin]:
+    """Return all plug-ins whose code ran, the first loaded first."""
+    return list(_loaded)
+
+
+def plugin_in(stack: TracebackType | None) -> Plugin | None:
+    """Return the plug-in whose code raised an exception, given its traceback; None if none of its frames is one."""
+    files = {os.path.realpath(frame.filename) for frame in traceback.extract_tb(stack)}
+    return next((plugin for plugin in reversed(_loaded) if os.path.realpath(plugin.file) in files), None)
+
+
+def _load(source: str) -> Plugin:
+    if not source.endswith(".py"):
+        plugin = _plugin_of_module(source)
+        if plugin not in _loaded:
+            with _running(plugin):
+                importlib.import_module(source)
+        return plugin
+    path = Path(source).expanduser().resolve()
+    if not path.is_file():
+        raise MissingFileError(f"plug-in {source}: no such file")
+    with file_system_errors(path):
+        code = path.read_bytes()
+    plugin = Plugin(path.name, hashlib.sha256(code).hexdigest(), str(path), str(path))
+    if plugin not in _loaded:
+        # In sys.modules, where dataclasses look for the module of a class; the digest keeps equal file names apart.
+        name = f"{FILES}.{path.stem}_{plugin.sha256[:12]}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            with _running(plugin):
+                spec.loader.exec_module(module)
+        except CsktError:
+            del sys.modules[name]
+            raise
+    return plugin
+
+
+def _plugin_of_module(name: str) -> Plugin:
+    """Return a module as a plug-in, without importing it (but for the packages around it)."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError) as error:
+        raise CsktError(
+            f"plug-in {name}: {one_line(error)}; name an installed module, or a file that ends in .py"
+        ) from None
+    if spec is None:
+        raise CsktError(f"plug-in {name}: no such module; install it, or give a file that ends in .py")
+    if not spec.origin or not Path(spec.origin).is_file():
+        return Plugin(name, "", name)
+    with file_system_errors(spec.origin):
+        digest = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+    return Plugin(name, digest, name, spec.origin)
+
+
+@contextmanager
+def _running(plugin: Plugin) -> Iterator[Plugin]:
+    """Attribute what the block registers to a plug-in; an exception takes it all back.
+
+    Raises:
+        CsktError: the block raised an exception.
+    """
+    _loading.append(plugin)
+    try:
+        yield plugin
+        _loaded.setdefault(plugin)
+    except Exception as error:
+        for registry in REGISTRIES.values():
+            registry.forget(plugin)
+        if isinstance(error, CsktError):
+            raise CsktError(f"plug-in {plugin.name}: {error}") from error
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == plugin.file]
+        line = f", line {frames[-1].lineno}" if frames else ""
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.filename == plugin.file else line
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise CsktError(f"plug-in {plugin.name}{line}: {reason} (--traceback shows where)") from error
+    finally:
+        _loading.pop()
