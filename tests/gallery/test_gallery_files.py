@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 
 from cskt.data.images import ImageReader
+from cskt.gallery.indexing.ignoring import IgnorePatterns
 from cskt.gallery.indexing.preparing import (
     THUMBNAIL_SIZE,
     bytes_of,
     check_image_id,
     prepare,
 )
-from cskt.gallery.indexing.scanning import walk
+from cskt.gallery.indexing.scanning import ImageSource, Scan, walk
 
 
 def picture(path: Path, size: tuple[int, int] = (40, 100)) -> Path:
@@ -41,28 +42,28 @@ def test_walk_is_in_order_and_follows_no_link(tmp_path: Path) -> None:
     (folder / "circle").symlink_to(folder)
     (folder / "link.png").symlink_to(tmp_path / "outside" / "secret.png")
 
-    assert [name for name, _ in walk(folder)] == ["a.webp", "b/1.jpg", "b/2.PNG", "c/d/e.bmp"]
-    sizes = {name: state.st_size for name, state in walk(folder)}
-    assert sizes["a.webp"] == (folder / "a.webp").stat().st_size
+    files = ImageSource(folder).scan().files
+    assert list(files) == ["a.webp", "b/1.jpg", "b/2.PNG", "c/d/e.bmp"]
+    assert files["a.webp"][0] == (folder / "a.webp").stat().st_size
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads every folder")
 def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0)
     with pytest.raises(ValueError, match="locked: Permission denied; make it readable"):
-        list(walk(tmp_path))
+        ImageSource(tmp_path / "locked").scan()
 
 
 def test_a_folder_deleted_during_the_walk_is_skipped(tmp_path: Path) -> None:
     for name in ("a/1.jpg", "b/2.jpg"):
         picture(tmp_path / name)
     found = []
-    for name, _ in walk(tmp_path):
+    for name, _ in walk(tmp_path, Scan(), IgnorePatterns(), None):
         found.append(name)
         shutil.rmtree(tmp_path / "b", ignore_errors=True)
     assert found == ["a/1.jpg"]
     with pytest.raises(ValueError, match="no such folder of crops"):
-        list(walk(tmp_path / "nowhere"))
+        ImageSource(tmp_path / "nowhere").scan()
 
 
 def test_an_image_is_read_once_for_all_uses(tmp_path: Path) -> None:

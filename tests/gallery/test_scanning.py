@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cskt.gallery.indexing.scanning import ImageSource, Scan, listed
+from cskt.gallery.indexing.scanning import ImageSource, Scan
 from disks import another_user
 
 
@@ -160,7 +160,7 @@ def test_a_list_that_cannot_be_read_is_an_error(tmp_path: Path, kind: str) -> No
     elif kind == "latin-1":
         path.write_bytes(b"gr\xf6\xdfe.jpg")
     with pytest.raises(ValueError, match="names.txt: (no such list of paths|cannot be read as a list)"):
-        list(listed(path))
+        ImageSource(tmp_path, path).scan()
 
 
 def test_nothing_is_unchecked_after_a_complete_scan() -> None:

@@ -18,7 +18,7 @@ import cskt.gallery.indexing.shards as shards_module
 from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing import encoding
-from cskt.gallery.indexing.scanning import listed
+from cskt.gallery.indexing.scanning import ImageSource
 from cskt.gallery.indexing.shards import crops_of
 
 
@@ -264,5 +264,5 @@ def test_a_list_may_not_name_files_outside(line: str, message: str, tmp_path: Pa
     (path.parent / "up").symlink_to(tmp_path, target_is_directory=True)
     path.write_text(line, encoding="utf-8")
     with pytest.raises(ValueError) as caught:
-        list(listed(path))
+        ImageSource(path.parent, path).scan()
     assert message in str(caught.value)

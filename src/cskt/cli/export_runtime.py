@@ -18,7 +18,7 @@ from cskt.errors import CsktError
 from cskt.evaluation.model_data import split_of
 from cskt.export.check import Agreement, Parity, first_images, parity_on_dolls, parity_on_split
 from cskt.export.folder import calibration_pixels, check_possible, note_parity, placed_when_done, write_folder
-from cskt.gallery.indexing.scanning import walk
+from cskt.gallery.indexing.scanning import ImageSource
 from cskt.gallery.manifest import MANIFEST, read_manifest
 from cskt.gallery.originals import ORIGINALS
 from cskt.gallery.places import source_to_index
@@ -145,7 +145,7 @@ def crops_of(folder: Path) -> list[Path]:
             source = source_to_index(folder, manifest)
             paths += [source.folder / name for name in source.scan(folder).files]
     else:
-        paths = [folder / name for name, _ in walk(folder)]
+        paths = [folder / name for name in ImageSource(folder).scan().files]
     if not paths:
         raise CsktError(f"--calibrate-on {folder}: holds no images")
     return paths

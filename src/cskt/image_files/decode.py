@@ -71,27 +71,16 @@ def _decode_opened(image: Image.Image, apply_orientation: bool) -> NDArray[np.ui
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Return height and width in pixels, as stored, from the header of an image file.
-
-    Raises:
-        CsktError: no image, or larger than the limits of `cskt.image_files.limits`.
-    """
+    """Return height and width in pixels, as stored, from the header of an image file."""
     with _errors_naming("image"):
         if data.startswith(jpeg.SIGNATURE):
-            height, width = jpeg.read_size(data)
-            check_size(height, width)
-            return height, width
+            return jpeg.read_size(data)
         with open_image(data) as image:
             return image.height, image.width
 
 
 def stored_orientation(data: bytes) -> int:
-    """Return the orientation of an image file that `apply_orientation` would apply to its pixels.
-
-    Returns:
-        1 to 8, as EXIF numbers them; 1 for upright pixels, for files that any reader turns (TIFF, HEIC), and for files
-        that cannot be read.
-    """
+    """Return the orientation, 1 to 8, that `apply_orientation` applies to a file's pixels; 1 if it cannot be read."""
     if not may_be_turned(data):
         return UPRIGHT
     try:

@@ -62,11 +62,7 @@ def formats() -> tuple[str, ...]:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Open an image file other than a JPEG within the limits of `cskt.image_files.limits`; nothing is decoded.
-
-    Raises:
-        CsktError: it is larger than they allow, damaged, or of no known format.
-    """
+    """Open an image file other than a JPEG within the limits of `cskt.image_files.limits`; nothing is decoded."""
     check_parts(data)
     if _HEIC.match(data) and not reads_heic():
         raise RefusedImageError("a HEIC file, which needs an extra: pip install 'cskt[heic]'")

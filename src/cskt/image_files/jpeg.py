@@ -58,11 +58,7 @@ class Segment(NamedTuple):
 
 
 def segments(data: bytes) -> Iterator[Segment]:
-    """Yield the segments of a JPEG file up to its end marker; bytes between them are skipped, as libjpeg does.
-
-    Raises:
-        CsktError: the file ends before its end marker, or has too many segments.
-    """
+    """Yield the segments of a JPEG file up to its end marker; bytes between them are skipped, as libjpeg does."""
     position = 2
     for _ in range(MAX_PARTS):
         found = _MARKER.search(data, position)
@@ -87,27 +83,22 @@ def segments(data: bytes) -> Iterator[Segment]:
 
 
 def read_size(data: bytes) -> tuple[int, int]:
-    """Return the height and width of a JPEG file in pixels.
-
-    Raises:
-        CsktError: its header is damaged.
-    """
+    """Return the height and width of a JPEG file in pixels, which are within the limits."""
     for segment in segments(data):
         if segment.marker in _FRAMES:
-            return int.from_bytes(segment.content[1:3], "big"), int.from_bytes(segment.content[3:5], "big")
+            height, width = (int.from_bytes(segment.content[start : start + 2], "big") for start in (1, 3))
+            check_size(height, width)
+            return height, width
     raise damaged("no frame in a JPEG file")
 
 
 def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
-    """Decode a JPEG file to [H, W, 3] RGB, as Pillow does.
-
-    Raises:
-        CsktError: the file is damaged, cut short, or too large.
-    """
+    """Decode a JPEG file to [H, W, 3] RGB, as Pillow does."""
     try:
         with decoder_errors():
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        _check(data, height, width)
+        check_size(height, width)
+        check_scans(data.count(_SCAN), height, width)
         if colours in ("RGB", "YCbCr", "Gray"):
             return _decode_strictly(data, "RGB")
     except CsktError as error:
@@ -122,18 +113,13 @@ def _decode_strictly(data: bytes, colours: str) -> NDArray[np.uint8]:
         return pixels
 
 
-def _check(data: bytes, height: int, width: int) -> None:
-    check_size(height, width)
-    check_scans(data.count(_SCAN), height, width)
-
-
 def _is_data_lost(error: CsktError) -> bool:
     return any(words in str(error).lower() for words in DATA_LOST)
 
 
 def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
     """Decode a file that the strict decoder refuses or does not know, such as CMYK, and check that no data is lost."""
-    _check(data, *read_size(data))
+    check_scans(data.count(_SCAN), *read_size(data))
     plain, repaired, padded = _rewritten(data)
     pixels = _pillow_pixels(plain)
     try:

@@ -46,11 +46,7 @@ _PART_TAGS = (273, 279, 324, 325)
 
 
 def check_size(height: int, width: int) -> None:
-    """Check the size in the header of an image, in pixels, before it is decoded.
-
-    Raises:
-        RefusedImageError: too many pixels, too long a side, or too narrow an image; states the limit.
-    """
+    """Check the size in the header of an image, in pixels, before it is decoded."""
     if height * width > MAX_PIXELS:
         raise RefusedImageError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}; scale it down")
     if max(height, width) > MAX_SIDE_PIXELS:
@@ -72,11 +68,7 @@ def check_scans(num_scans: int, height: int, width: int) -> None:
 
 
 def check_parts(data: bytes) -> None:
-    """Check that a file other than a JPEG can be opened at little cost; `cskt.image_files.jpeg` reads JPEG files.
-
-    Raises:
-        RefusedImageError: it has too many parts, or claims too large a size where opening it would already use memory.
-    """
+    """Check that a file other than a JPEG can be opened at little cost; `cskt.image_files.jpeg` reads JPEG files."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         _check_png(data)
     elif data.startswith(b"GIF8"):
@@ -110,9 +102,6 @@ def read_ppm_header(data: bytes) -> tuple[int, int, int, int, int]:
 
     Returns:
         The kind (4, 5 or 6), width and height in pixels, largest value of a channel, and the offset of its pixels.
-
-    Raises:
-        CsktError: there is no such header in the first `PPM_HEADER_BYTES`.
     """
     head = data[:PPM_HEADER_BYTES]
     found = _PPM_HEADER.match(head)

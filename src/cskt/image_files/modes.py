@@ -27,12 +27,7 @@ _DEEP = re.compile(r"\b(LA|RGB[AaX]?);16[BLN]")
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Load an image and convert it to RGB, [H, W, 3].
-
-    Raises:
-        RefusedImageError: its values have no known range.
-        CsktError: it is damaged.
-    """
+    """Load an image and convert it to RGB, [H, W, 3]."""
     is_deep = any(_DEEP.search(str(tile[3])) for tile in getattr(image, "tile", ()))
     with decoder_errors():
         image.load()
@@ -55,9 +50,6 @@ def decode_ppm(data: bytes) -> NDArray[np.uint8]:
     """Decode a binary PPM file with grey or colour values to [H, W, 3], whatever its largest value is.
 
     The pixels are Pillow's, which decodes largest values other than 255 and 65535 in Python, value by value.
-
-    Raises:
-        CsktError: the file is damaged, cut short or too large.
     """
     kind, width, height, maximum, start = read_ppm_header(data)
     shape = (height, width, 3) if kind == 6 else (height, width)

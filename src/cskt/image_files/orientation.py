@@ -26,9 +26,6 @@ def jpeg_orientation(data: bytes) -> int:
     """Return the orientation of a JPEG file, 1 to 8; 1 if the metadata is damaged.
 
     The segments are read here, since Pillow reads all tags of all segments when it opens a file.
-
-    Raises:
-        CsktError: the file is cut short, or has too many segments.
     """
     image = Image.Image()
     exif = b""
@@ -57,15 +54,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Apply an orientation.
-
-    Args:
-        pixels: [H, W, 3] as stored.
-        orientation: 1 to 8, as EXIF numbers them.
-
-    Returns:
-        [H, W, 3], or [W, H, 3] from 5 on.
-    """
+    """Apply an EXIF orientation, 1 to 8, to pixels [H, W, 3] as stored; from 5 on, they become [W, H, 3]."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):

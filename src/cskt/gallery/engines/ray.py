@@ -86,9 +86,6 @@ class RayEngine:
         images: folder from which the actors read; None if images are not files.
         num_workers: number of actors; by default one for each GPU of the cluster, else one for every two CPUs.
         options: of each actor's encoder.
-
-    Raises:
-        CsktError: the cluster has too few CPUs or GPUs.
     """
 
     def __init__(
@@ -114,12 +111,7 @@ class RayEngine:
         self._infos: dict[int, ActorInfo] = {}
 
     def work(self, pending: Iterable[Pending]) -> Iterator[list[Processed]]:
-        """Yield the results batch by batch, in the order in which they are finished.
-
-        Raises:
-            CsktError: a node has another version of the package, or another model, or not the folder; the cluster is
-                gone; or a batch has killed its actor repeatedly.
-        """
+        """Yield the results batch by batch, in the order in which they are finished."""
         batches = batched(pending, self._batch_size, bytes_held)
         first = next(batches, None)
         if first is None:
@@ -245,9 +237,6 @@ def plan_actors(nodes: Sequence[Mapping[str, float]], num_workers: int | None, d
         nodes: resources of each node: `CPU`, `GPU`.
         num_workers: number of actors; None for the default.
         device: auto (None), cpu, cuda or mps.
-
-    Raises:
-        CsktError: there are fewer GPUs or CPUs than actors.
     """
     num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     cpus = [int(node.get("CPU", 0)) for node in nodes]
@@ -274,11 +263,7 @@ def _with_files(results: Sequence[Processed], batch: Sequence[Pending]) -> list[
 
 
 def _retry(call: ActorCall) -> ActorCall:
-    """Return the request for a batch whose actor died.
-
-    Raises:
-        CsktError: too many actors died with it.
-    """
+    """Return the request for a batch whose actor died."""
     if call.num_deaths == MAX_DEATHS:
         raise CsktError(
             f"{MAX_DEATHS + 1} workers ended while {call.batch[0].image_id} to {call.batch[-1].image_id} were with"
@@ -288,11 +273,7 @@ def _retry(call: ActorCall) -> ActorCall:
 
 
 def _next_result(running: dict[Any, ActorCall]) -> tuple[ActorCall, Any]:
-    """Wait for one of the running calls and remove it; the result is None if its actor died.
-
-    Raises:
-        CsktError: see `_ray_errors`.
-    """
+    """Wait for one of the running calls and remove it; the result is None if its actor died."""
     import ray  # noqa: PLC0415  (as above)
 
     with _ray_errors():
@@ -309,11 +290,7 @@ def _next_result(running: dict[Any, ActorCall]) -> tuple[ActorCall, Any]:
 
 @contextmanager
 def _ray_errors() -> Iterator[None]:
-    """Turn Ray's errors, which fill pages, into one line.
-
-    Raises:
-        CsktError: the actor raised it; or it cannot start, or the cluster is gone.
-    """
+    """Turn Ray's errors, which fill pages, into one line."""
     import ray  # noqa: PLC0415  (as above)
 
     try:

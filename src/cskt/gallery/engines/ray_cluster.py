@@ -47,9 +47,6 @@ def connected(address: str | None) -> Iterator[None]:
 
     Args:
         address: HOST:PORT of a running cluster, `auto` for the one of this machine; None starts one.
-
-    Raises:
-        CsktError: Ray is not installed, or there is no cluster at the address.
     """
     require("ray", "ray")
     if address is not None:

@@ -64,11 +64,7 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Encodes in this process; threads read files ahead.
-
-    Args:
-        encoder: of the gallery.
-    """
+    """Encodes in this process with the encoder of the gallery; threads read files ahead."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
@@ -126,13 +122,6 @@ def _read(
 
 
 def _crop(pending: Pending, image: PreparedImage, vector: NDArray[np.float32]) -> Crop:
-    facts = CropFacts(
-        image_id=pending.image_id,
-        width=image.width,
-        height=image.height,
-        num_bytes=image.num_bytes,
-        modified_ns=pending.modified_ns,
-        sha256=image.sha256,
-        kept=pending.kept,
-    )
+    size = image.width, image.height, image.num_bytes
+    facts = CropFacts(pending.image_id, *size, pending.modified_ns, image.sha256, pending.kept)
     return Crop(facts, vector, image.thumbnail)

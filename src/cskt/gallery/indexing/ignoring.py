@@ -40,9 +40,6 @@ class IgnorePatterns:
 
     Args:
         patterns: see the module.
-
-    Raises:
-        CsktError: a pattern is empty, too long, or uses `!`, `\\`, `.` or `..`; or there are too many.
     """
 
     def __init__(self, patterns: Iterable[str] = ()) -> None:

@@ -47,11 +47,7 @@ class PreparedImage:
 
 
 def bytes_of(source: Source) -> bytes:
-    """Return the bytes of an image file; for an image in memory, of a PNG of it.
-
-    Raises:
-        CsktError: see `read_bytes`.
-    """
+    """Return the bytes of an image file; for an image in memory, of a PNG of it."""
     if isinstance(source, bytes):
         return source
     if isinstance(source, Image.Image):
@@ -67,16 +63,7 @@ def digest(data: bytes) -> str:
 
 
 def prepare(data: bytes, height: int, width: int, interpolation: Interpolation = "bilinear") -> PreparedImage:
-    """Decode an image file once, upright, for the model, the thumbnail and the store.
-
-    Args:
-        data: content of the file.
-        height, width: size of the model's images, in pixels.
-        interpolation: filter of the model's images; the thumbnail is always bilinear.
-
-    Raises:
-        CsktError: the image cannot be decoded.
-    """
+    """Decode a file once, upright: `height`, `width` and `interpolation` are of the model's images."""
     pixels = decode_image(data, apply_orientation=True)
     return PreparedImage(
         pixels=resize(pixels, height, width, interpolation),
@@ -98,11 +85,7 @@ def draw_thumbnail(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def check_image_id(image_id: str) -> str:
-    """Return a crop's name if every store, address and table can contain it.
-
-    Raises:
-        CsktError: it is empty, too long, or could be a path outside the indexed folder.
-    """
+    """Return a crop's name if every store, address and table can contain it."""
     if len(image_id) <= LONGEST_ID and _PLAIN_ID.fullmatch(image_id):
         return image_id
     parts = PurePosixPath(image_id).parts

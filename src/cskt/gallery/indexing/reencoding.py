@@ -20,7 +20,6 @@ from cskt.errors import CsktError
 from cskt.gallery.indexing.commits import IndexReport, Progress, fill, restate
 from cskt.gallery.indexing.encoding import Engine, LocalEngine, Pending, batched
 from cskt.gallery.indexing.scanning import reason_of
-from cskt.gallery.manifest import Manifest
 from cskt.gallery.opening import open_store
 from cskt.gallery.state import GalleryState
 from cskt.gallery.stores.base import CropFacts, VectorStore
@@ -36,13 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def encode_turned_crops(state: GalleryState, engine: Engine, report: IndexReport) -> None:
-    """Encode the crops of an older gallery again whose files have an EXIF orientation.
-
-    Args:
-        state: the gallery.
-        engine: reads and encodes.
-        report: `turned` counts the crops; unreadable files are listed.
-    """
+    """Encode the crops of an older gallery again whose files have an EXIF orientation; counted as `report.turned`."""
     if state.manifest.upright:
         return
     turned: list[str] = []
@@ -82,62 +75,43 @@ def reindex(
         return IndexReport(unchanged=state.store.count(), model_moved=True, seconds=time.monotonic() - started)
     manifest = state.manifest.with_model(encoder, model)
     store = open_store(state.folder, manifest, create=True)
+    engine, report = LocalEngine(encoder), IndexReport()
     try:
-        report = _fill_anew(state, store, manifest, encoder, prune=prune, on_progress=on_progress)
+        pending, report.unchanged = _missing_from(store, state, report)
+        if not report.unchanged:  # else an older version may have begun
+            manifest = replace(manifest, upright=True)
+        fill(store, engine, pending, report, writing=state.writing, on_progress=on_progress)
+        with state.writing():  # changes of other programs are repeated while nobody writes
+            report.unreadable = []
+            store.add_columns(state.manifest.columns)
+            pending, _ = _missing_from(store, state, report)
+            fill(store, engine, pending, report, writing=nullcontext)
+            _check_droppable(state, report.unreadable, prune=prune)
+            old = state.store.files().keys()
+            store.delete([name for name in store.files() if name not in old])
+            _copy_metadata(state.store, store)
+            store.compact()
+            state.replace_by(manifest, store)
     except BaseException:
         if state.store is not store:
             store.close()  # its content stays for the next try
         raise
+    report.removed = len(report.unreadable)
     report.seconds = time.monotonic() - started
     return report
 
 
-def _fill_anew(
-    state: GalleryState,
-    store: VectorStore,
-    manifest: Manifest,
-    encoder: Encoder,
-    *,
-    prune: bool,
-    on_progress: Progress | None,
-) -> IndexReport:
-    """Encode every crop into the store of another model, and switch to it."""
-    report = IndexReport()
-    pending, report.unchanged = _missing_from(store, state, report)
-    if not report.unchanged:  # else an older version may have begun
-        manifest = replace(manifest, upright=True)
-    fill(store, LocalEngine(encoder), pending, report, writing=state.writing, on_progress=on_progress)
-    with state.writing():  # changes of other programs are repeated while nobody writes
-        report.unreadable = []
-        store.add_columns(state.manifest.columns)
-        pending, _ = _missing_from(store, state, report)
-        fill(store, LocalEngine(encoder), pending, report, writing=nullcontext)
-        if report.unreadable and not prune:
-            name, reason = report.unreadable[0]
-            raise CsktError(
-                f"{state.folder}: {len(report.unreadable)} crops cannot be encoded anew, the first is {name}:"
-                f" {reason}; put them back, or drop them from the gallery with --prune; it answers with the old model"
-                " until then"
-            )
-        _check_droppable(state, [name for name, _ in report.unreadable])
-        old = state.store.files().keys()
-        store.delete([name for name in store.files() if name not in old])
-        _copy_metadata(state.store, store)
-        store.compact()
-        state.replace_by(manifest, store)
-    report.removed = len(report.unreadable)
-    return report
-
-
-def _check_droppable(state: GalleryState, names: Sequence[str]) -> None:
-    """Check that crops are dropped because their own file is missing or corrupt, not because a folder is unreadable.
-
-    Raises:
-        CsktError: it is unknown whether a file exists, or the indexed folder contains none of the files.
-    """
+def _check_droppable(state: GalleryState, unreadable: Sequence[tuple[str, str]], *, prune: bool) -> None:
+    """Check that crops may be dropped, and are missing or corrupt themselves and not in an unreadable folder."""
+    if unreadable and not prune:
+        name, reason = unreadable[0]
+        raise CsktError(
+            f"{state.folder}: {len(unreadable)} crops cannot be encoded anew, the first is {name}: {reason}; put them"
+            " back, or drop them from the gallery with --prune; it answers with the old model until then"
+        )
     files, root = state.store.files(), state.images or state.folder
     num_missing = 0
-    for name in names:
+    for name, _ in unreadable:
         if files[name].kept:
             continue
         try:

@@ -46,20 +46,16 @@ class ImageSource:
         IgnorePatterns(self.ignore)  # refused before anything is loaded
 
     def scan(self, gallery: Path | None = None) -> Scan:
-        """Find the files; none is opened.
+        """Find the files; the folder of the gallery is skipped if it is inside the source.
 
-        Args:
-            gallery: folder of the gallery, which is skipped if it is inside the source.
-
-        Raises:
-            CsktError: the folder or the list cannot be read, or a line of the list names a path outside the folder.
+        A folder or list that cannot be read is an error, as is a line of the list that names a path outside the folder.
         """
         scan = Scan()
         patterns = IgnorePatterns(self.ignore)
         if self.list_file is not None:
-            files = listed(self.list_file, self.folder, scan, patterns)
+            files = listed(self.list_file, self.folder.resolve(), scan, patterns)
         else:
-            files = walk(self.folder, scan, patterns, own=gallery)
+            files = walk(self.folder, scan, patterns, gallery)
         scan.files = {name: (state.st_size, state.st_mtime_ns) for name, state in files}
         return scan
 
@@ -108,25 +104,16 @@ def is_list(path: Path) -> bool:
 
 
 def walk(
-    folder: Path, scan: Scan | None = None, ignore: IgnorePatterns | None = None, *, own: Path | None = None
+    folder: Path, scan: Scan, patterns: IgnorePatterns, gallery: Path | None
 ) -> Iterator[tuple[str, os.stat_result]]:
     """Yield (path relative to `folder` with `/`, state) of every image file below it, in order.
 
     Links are not followed, so that all files are inside the folder and the walk ends. Names that begin with a dot are
-    hidden.
-
-    Args:
-        folder: is walked with its subfolders.
-        scan: receives skipped and unreadable entries.
-        ignore: patterns of skipped entries.
-        own: folder of the gallery, which is skipped.
-
-    Raises:
-        CsktError: `folder` itself cannot be read.
+    hidden. Skipped and unreadable entries go into `scan`.
     """
-    found = Scan() if scan is None else scan
-    patterns = ignore or IgnorePatterns()
-    own_name = _name_within(folder, own)
+    gallery_name = None
+    if gallery is not None and gallery.resolve().is_relative_to(folder.resolve()):
+        gallery_name = gallery.resolve().relative_to(folder.resolve()).as_posix()
     pending = [""]
     while pending:
         place = pending.pop()
@@ -135,9 +122,11 @@ def walk(
                 children = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             if not place:
-                _refuse_root(folder, error)
-            found.unreadable_folders.append((place, reason_of(error)))
-            found.unchecked.add(place)
+                reason = f"{reason_of(error)}; make it readable, or move it away"
+                missing = isinstance(error, FileNotFoundError)
+                raise CsktError(f"{folder}: {'no such folder of crops' if missing else reason}") from None
+            scan.unreadable_folders.append((place, reason_of(error)))
+            scan.unchecked.add(place)
             continue
         folders = []
         for entry in children:
@@ -146,17 +135,17 @@ def walk(
             try:
                 kind = _kind(entry, name, patterns)
                 if kind == FOLDERS:
-                    folders += [name] if name != own_name else []
+                    folders += [name] if name != gallery_name else []
                 elif kind:
-                    found.passed_over[kind] += 1
+                    scan.passed_over[kind] += 1
                 elif suffix not in SUFFIXES:
-                    found.pass_over_file(name, suffix)
+                    scan.pass_over_file(name, suffix)
                 else:
                     yield name, entry.stat(follow_symlinks=False)
             except FileNotFoundError:  # it has gone since the folder was listed
                 continue
             except OSError as error:
-                found.add_unreadable(name, error)
+                scan.add_unreadable(name, error)
         pending += reversed(folders)
 
 
@@ -174,36 +163,8 @@ def _kind(entry: os.DirEntry[str], name: str, ignore: IgnorePatterns) -> str:
     return "" if entry.is_file(follow_symlinks=False) else SPECIAL
 
 
-def _name_within(folder: Path, other: Path | None) -> str | None:
-    """Return the path of another folder within a folder; None if it is elsewhere."""
-    if other is None or not other.resolve().is_relative_to(folder.resolve()):
-        return None
-    return other.resolve().relative_to(folder.resolve()).as_posix()
-
-
-def _refuse_root(folder: Path, error: OSError) -> None:
-    if isinstance(error, FileNotFoundError):
-        raise CsktError(f"{folder}: no such folder of crops") from None
-    raise CsktError(f"{folder}: {reason_of(error)}; make it readable, or move it away") from None
-
-
-def listed(
-    path: Path, folder: Path | None = None, scan: Scan | None = None, ignore: IgnorePatterns | None = None
-) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield (name, state) of the files that a list names, one path a line.
-
-    Args:
-        path: the list.
-        folder: names are relative to it; None: the folder of the list.
-        scan: receives skipped and unreadable files, such as missing ones.
-        ignore: patterns of skipped files.
-
-    Raises:
-        CsktError: the list cannot be read, or a line names a file outside the folder, also by a link.
-    """
-    found = Scan() if scan is None else scan
-    patterns = ignore or IgnorePatterns()
-    folder = (folder or path.parent).resolve()
+def listed(path: Path, folder: Path, scan: Scan, patterns: IgnorePatterns) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield (name, state) of the files below a folder that a list names; skipped and missing ones go into `scan`."""
     seen = set()
     for number, line in enumerate(_lines(path), start=1):
         text = line.strip()
@@ -218,22 +179,22 @@ def listed(
             continue
         seen.add(name)
         if patterns.match_file(name):
-            found.passed_over[IGNORED] += 1
+            scan.passed_over[IGNORED] += 1
             continue
         try:
             state, is_here = place.stat(), place.resolve().is_relative_to(folder)
         except (FileNotFoundError, NotADirectoryError):
-            found.unreadable.append((name, f"line {number} of {path.name}: no such file"))
+            scan.unreadable.append((name, f"line {number} of {path.name}: no such file"))
             continue
         except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links that go round in a circle
-            found.add_unreadable(name, error)
+            scan.add_unreadable(name, error)
             continue
         if not is_here:
             raise CsktError(f"{where} is a link that leads out of the list's folder; name the file itself")
         if stat.S_ISREG(state.st_mode):
             yield name, state
         else:
-            found.passed_over[FOLDERS if stat.S_ISDIR(state.st_mode) else SPECIAL] += 1
+            scan.passed_over[FOLDERS if stat.S_ISDIR(state.st_mode) else SPECIAL] += 1
 
 
 def _lines(path: Path) -> list[str]:

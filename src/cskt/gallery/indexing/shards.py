@@ -47,11 +47,7 @@ class ShardCrop:
 
 
 def find_shards(pattern: str) -> list[Path]:
-    """Return the shards that a path or a glob pattern names, in order.
-
-    Raises:
-        CsktError: there is none, or one is not a regular file.
-    """
+    """Return the shards that a path or a glob pattern names, in order."""
     named = [Path(pattern)] if Path(pattern).exists() else [Path(name) for name in sorted(glob.glob(pattern))]  # noqa: PTH207  (takes absolute patterns, too)
     if not named:
         raise CsktError(f"{pattern}: no such shard; put it back, or name what to index: --images PATH")
@@ -64,15 +60,12 @@ def find_shards(pattern: str) -> list[Path]:
 def crops_of(shard: Path, scan: Scan | None = None, *, with_images: bool = True) -> Iterator[ShardCrop]:
     """Yield the crops of a Parquet file or a tar archive, in order; few are in memory at a time.
 
-    Nothing is unpacked to the disk, and no code in a shard is run.
+    Nothing is unpacked to the disk, and no code in a shard is run. A corrupt file is an error after its last good crop.
 
     Args:
         shard: `.parquet` or `.tar`.
         scan: receives the skipped members of an archive.
         with_images: False yields names and metadata only, and reads no images from Parquet files.
-
-    Raises:
-        CsktError: the file is corrupt, or has no column of images; the crops before the error were yielded.
     """
     if shard.suffix == ".parquet":
         return _of_parquet(shard, with_images)

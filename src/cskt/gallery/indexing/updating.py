@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -202,14 +203,10 @@ def _prune(state: GalleryState, vanished: Mapping[str, FileState]) -> int:
 
 def _metadata_of(shard: Path, ignore: IgnorePatterns) -> Iterator[tuple[str, Mapping[str, object]]]:
     """Yield names and metadata of a shard's crops up to the first error, which reading the images reports again."""
-    crops = crops_of(shard, with_images=False)
-    while True:
-        try:
-            crop = next(crops)
-        except (StopIteration, CsktError):
-            return
-        if not ignore.match_file(crop.image_id):
-            yield f"{shard}: {crop.image_id}", crop.metadata
+    with suppress(CsktError):
+        for crop in crops_of(shard, with_images=False):
+            if not ignore.match_file(crop.image_id):
+                yield f"{shard}: {crop.image_id}", crop.metadata
 
 
 def _pending_of(

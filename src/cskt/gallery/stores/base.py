@@ -29,11 +29,7 @@ MAX_FACET_VALUES = 50
 
 
 def check_sha256(text: str) -> str:
-    """Return a digest unchanged; files and folders are named by it.
-
-    Raises:
-        CsktError: it is not 64 hexadecimal digits.
-    """
+    """Return a digest unchanged; files and folders are named by it."""
     if not _SHA256.fullmatch(text):
         raise CsktError("must be 64 hexadecimal digits in lower case")
     return text
@@ -41,11 +37,7 @@ def check_sha256(text: str) -> str:
 
 @contextmanager
 def operator_errors() -> Iterator[None]:
-    """Turn a CsktError of the block into a StoreError: the gallery's files cause it, and its operator can correct it.
-
-    Raises:
-        StoreError: the block raised a CsktError.
-    """
+    """Turn a CsktError of the block into a StoreError: the files of the gallery cause it, not the query."""
     try:
         yield
     except CsktError as error:
@@ -127,12 +119,7 @@ class Facet:
 
 
 def score_counts(scores: Iterable[NDArray[np.float32]], edges: Sequence[float]) -> list[int]:
-    """Count scores between neighbouring edges, as `VectorStore.histogram` returns them.
-
-    Args:
-        scores: pieces [n] of all scores.
-        edges: see `VectorStore.histogram`.
-    """
+    """Count scores, given in pieces [n], between neighbouring edges; see `VectorStore.histogram`."""
     counts = np.zeros(len(edges) - 1, np.int64)
     for piece in scores:
         interval = np.searchsorted(np.asarray(edges), piece, side="right") - 1

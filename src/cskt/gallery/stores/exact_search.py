@@ -185,15 +185,12 @@ class Matrix:
             yield scores[scores > -torch.inf].numpy()
 
     def candidates(self, queries: Tensor, k: int, selection: Selection | None = None) -> list[Candidates]:
-        """Return every row that may be among the k rows with the largest inner product, ties included.
+        """Return every row that may be among the k rows with the largest inner product, ties included, per query.
 
         Args:
             queries: [Q, D] float32, finite.
             k: at least 1.
             selection: which rows to search; all if None.
-
-        Returns:
-            Per query, at least min(k, rows searched) rows.
         """
         prepared = _PreparedQueries.of(queries)
         best = torch.full((len(queries), 0), -torch.inf)  # the k largest lower bounds so far

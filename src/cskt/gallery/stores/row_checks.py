@@ -35,11 +35,8 @@ def corrupt_row_errors(place: Path | str, row: object) -> Iterator[None]:
     """Turn a CsktError of the block into a CorruptRowError.
 
     Args:
-        place: folder or address of the store.
+        place: folder or address of the store; the functions below take it, too.
         row: name of the row, or a value of it.
-
-    Raises:
-        CorruptRowError: the block raised a CsktError.
     """
     try:
         yield
@@ -48,15 +45,7 @@ def corrupt_row_errors(place: Path | str, row: object) -> Iterator[None]:
 
 
 def checked_name(name: object, place: Path | str) -> str:
-    """Return the name of a row's crop; the functions below take `place` as this one does.
-
-    Args:
-        name: its field `image_id`.
-        place: folder or address of the store, for the error.
-
-    Raises:
-        CorruptRowError: it is not the name of a crop.
-    """
+    """Return the name of a row's crop, its field `image_id`."""
     with corrupt_row_errors(place, name):
         if not isinstance(name, str):
             raise CsktError("'image_id' must be text")
@@ -64,11 +53,7 @@ def checked_name(name: object, place: Path | str) -> str:
 
 
 def checked_state(row: Mapping[str, object], place: Path | str) -> tuple[str, FileState]:
-    """Return the name and the file state of a row's crop.
-
-    Raises:
-        CorruptRowError: a field has a value that this program does not write.
-    """
+    """Return the name and the file state of a row's crop."""
     name = checked_name(row["image_id"], place)
     with corrupt_row_errors(place, name):
         modified_ns, sha256, kept = row["modified_ns"], row["sha256"], row["kept"]
@@ -84,15 +69,7 @@ def checked_state(row: Mapping[str, object], place: Path | str) -> tuple[str, Fi
 
 
 def checked_facts(row: Mapping[str, object], metadata: Mapping[str, object], place: Path | str) -> CropFacts:
-    """Return all facts of a row's crop.
-
-    Args:
-        row: field -> value.
-        metadata: column -> value, without missing values.
-
-    Raises:
-        CorruptRowError: as in `checked_state`; or a metadata value has a type that no column has.
-    """
+    """Return all facts of a row's crop; `metadata` has no missing values."""
     name, state = checked_state(row, place)
     with corrupt_row_errors(place, name):
         values = {column: checked_value(value, column) for column, value in metadata.items()}
@@ -101,11 +78,7 @@ def checked_facts(row: Mapping[str, object], metadata: Mapping[str, object], pla
 
 
 def checked_value(value: object, column: str) -> Value:
-    """Return a metadata value; a float without a fraction as a whole number.
-
-    Raises:
-        CsktError: it is not text, a finite number or a truth value.
-    """
+    """Return a metadata value; a float without a fraction as a whole number."""
     if isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST_WHOLE:
         return int(value)
     if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
@@ -122,11 +95,7 @@ def corrupt_vectors(vectors: NDArray[np.float32]) -> list[int]:
 
 
 def checked_thumbnail(image_id: str, thumbnail: object, place: Path | str) -> bytes:
-    """Return a crop's thumbnail, which is sent as JPEG.
-
-    Raises:
-        CorruptRowError: it is not a JPEG of at most `MAX_THUMBNAIL_BYTES`.
-    """
+    """Return a crop's thumbnail, which is sent as JPEG."""
     if isinstance(thumbnail, bytes) and thumbnail.startswith(JPEG_START) and len(thumbnail) <= MAX_THUMBNAIL_BYTES:
         return thumbnail
     raise CorruptRowError(place, image_id, "its thumbnail is no small JPEG")

@@ -39,7 +39,9 @@ from cskt.gallery.stores.lance.table import (
     ROW_ID,
     check_schema,
     lance_errors,
+    membership_sql,
     metadata_fields,
+    names_sql,
     schema,
     to_facts,
     to_rows,
@@ -49,8 +51,6 @@ from cskt.gallery.stores.lance.table import (
 from cskt.gallery.stores.lance.versions import (
     LoadedVersion,
     Version,
-    in_parts,
-    names_conditions,
     rescored,
     row_ids,
     search_by_index,
@@ -88,19 +88,14 @@ def open_lance(
     create: bool = True,
     matrix_limit: int = MATRIX_LIMIT,
 ) -> LanceStore:
-    """Open the store in a folder.
+    """Open the store in a folder, which is for the vectors of one model.
 
     Args:
-        folder: for the vectors of one model; the table is a folder in it.
+        folder: the table is a folder in it.
         embed_dim: D, width of the vectors.
         columns: metadata columns.
         create: make the table, and the columns that it lacks; if False, nothing is written.
         matrix_limit: see `LanceStore`.
-
-    Raises:
-        FileSystemError: the folder cannot be read, or not be written with `create`.
-        StoreError: there is no table and `create` is False, it has other columns, or there is a link in the folder.
-        CsktError: the vectors have another width.
     """
     check_no_links(folder)
     with lance_errors(folder):
@@ -130,12 +125,7 @@ def _existing(database: lancedb.DBConnection) -> Any:
 
 
 def drop_lance(folder: Path) -> None:
-    """Delete a table and the files that this program has made beside it; other files in the two folders stay.
-
-    Raises:
-        FileSystemError: a file could not be deleted, or was not made by this program.
-        StoreError: there is a link in the folder.
-    """
+    """Delete a table and the files that this program has made beside it; other files in the two folders stay."""
     check_no_links(folder)
     table = folder / f"{TABLE}.lance"
     with file_system_errors(folder):
@@ -150,11 +140,7 @@ def drop_lance(folder: Path) -> None:
 
 
 def check_no_links(folder: Path) -> None:
-    """Check that no file or folder in a folder is a link: LanceDB would read and write its target.
-
-    Raises:
-        StoreError: there is a link.
-    """
+    """Check that no file or folder in a folder is a link: LanceDB would read and write its target."""
     for here, folders, files in os.walk(folder):
         for name in [*folders, *files]:
             if (path := Path(here, name)).is_symlink():
@@ -167,10 +153,6 @@ class LanceStore(VectorStore):
     Above `matrix_limit` crops searches use LanceDB's own index instead of the matrix, as far as `compact` has built it
     (IVF over 8-bit scalars, candidates scored again as float32). Such searches are approximate: they may miss crops,
     though scores and order of those that they find are exact.
-
-    Args:
-        folder: see `open_lance`, which makes this object.
-        matrix_limit: maximum number of crops that are searched in memory.
     """
 
     def __init__(self, folder: Path, *, matrix_limit: int = MATRIX_LIMIT) -> None:
@@ -185,11 +167,6 @@ class LanceStore(VectorStore):
         self._writer: Any = self._database.open_table(TABLE)
         self._writing_lock = threading.Lock()
 
-    @property
-    def exact(self) -> bool:
-        """True if a search finds the best crops for certain."""
-        return self._latest().num_rows <= self._matrix_limit
-
     def add(self, crops: Sequence[Crop]) -> None:
         """See `VectorStore`; CsktError for a vector of another width or not finite, and for an unknown column."""
         last = {crop.facts.image_id: crop for crop in crops}
@@ -202,7 +179,7 @@ class LanceStore(VectorStore):
     def delete(self, image_ids: Sequence[str]) -> int:
         """See `VectorStore`; a thousand names at a time, each thousand whole or not at all."""
         with self._writing() as table:
-            return sum(int(table.delete(where).num_deleted_rows) for where in names_conditions(image_ids))
+            return sum(int(table.delete(where).num_deleted_rows) for where in names_sql(image_ids))
 
     def add_columns(self, columns: Mapping[str, Kind]) -> None:
         """See `VectorStore`; CsktError for a column with values of another kind."""
@@ -260,7 +237,7 @@ class LanceStore(VectorStore):
         if not corrupt:
             return 0
         with self._writing() as table:
-            conditions = (f"{ROW_ID} IN ({', '.join(map(str, part))})" for part in in_parts(sorted(corrupt)))
+            conditions = membership_sql(ROW_ID, map(str, sorted(corrupt)))
             return sum(int(table.delete(where).num_deleted_rows) for where in conditions)
 
     def search(self, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Hit]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cskt.errors import SHORT, CsktError, StoreError, file_system_errors
 from cskt.gallery.columns import BUILT_IN, Kind, Value
 from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Pattern
+from cskt.gallery.indexing.encoding import batched
 from cskt.gallery.stores.base import Crop, CropFacts
 from cskt.gallery.stores.row_checks import FACT_FIELDS, checked_facts
 
@@ -30,6 +31,8 @@ ARROW_TYPES: dict[Kind, pa.DataType] = {
 ROW_ID = "_rowid"
 """Lance's own: number of the fragment in the upper 32 bits, of the row in it in the lower. A row is never changed:
 replacing a crop deletes the row and adds another, and compaction moves rows to new fragments under new ids."""
+MAX_LITERALS = 1000
+"""Values in one condition."""
 CORRUPTION = re.compile(r"LanceError\(IO\)|Not found|[Cc]orrupt|Invalid range")
 """Matches Lance's messages about files that are truncated, altered or missing."""
 
@@ -81,18 +84,7 @@ def metadata_fields(columns: Mapping[str, Kind]) -> list[pa.Field]:
 
 
 def check_schema(found: pa.Schema, dim: int, columns: Mapping[str, Kind], folder: Path) -> None:
-    """Check that a table has the columns that this program makes.
-
-    Args:
-        found: of the table.
-        dim: width of the model's vectors.
-        columns: metadata columns that the manifest names.
-        folder: of the table, for the error.
-
-    Raises:
-        StoreError: a column is missing or of another type, or there is another column.
-        CsktError: the vectors have another width.
-    """
+    """Check that a table has the columns that this program makes: vectors of this width, and the metadata columns."""
     kinds: dict[str, pa.DataType] = {field.name: field.type for field in found}
     wanted = {field.name: field.type for field in [*schema(dim), *metadata_fields(columns)]}
     vector = kinds.get("vector")
@@ -116,11 +108,7 @@ def check_schema(found: pa.Schema, dim: int, columns: Mapping[str, Kind], folder
 
 
 def to_rows(crops: Sequence[Crop], table: pa.Schema) -> pa.Table:
-    """Return crops as rows of a table with this schema.
-
-    Raises:
-        CsktError: a vector has another length or is not finite, or a metadata column is not in the table.
-    """
+    """Return crops as rows of a table with this schema."""
     dim = table.field("vector").type.list_size
     for crop in crops:
         if crop.vector.shape != (dim,) or not np.isfinite(crop.vector).all():
@@ -146,14 +134,7 @@ def to_rows(crops: Sequence[Crop], table: pa.Schema) -> pa.Table:
 
 
 def to_facts(row: Mapping[str, object], folder: Path) -> CropFacts:
-    """Return the facts of a row, given as column -> value.
-
-    Args:
-        folder: of the table, for the error.
-
-    Raises:
-        CorruptRowError: see `checked_facts`.
-    """
+    """Return the facts of a row, given as column -> value."""
     metadata = {
         name.removeprefix(PREFIX): value for name, value in row.items() if name.startswith(PREFIX) and value is not None
     }
@@ -196,9 +177,14 @@ def to_sql(condition: Condition) -> str:
             return f"{column} {'NOT ' if negated else ''}LIKE {_literal(pattern)}"
 
 
-def names_sql(image_ids: Sequence[str]) -> str:
-    """Return the condition that a crop has one of these names."""
-    return f"image_id IN ({', '.join(map(_literal, image_ids))})"
+def names_sql(image_ids: Iterable[str]) -> Iterator[str]:
+    """Yield conditions that select crops by name."""
+    return membership_sql("image_id", map(_literal, dict.fromkeys(image_ids)))
+
+
+def membership_sql(column: str, literals: Iterable[str]) -> Iterator[str]:
+    """Yield conditions that a column has one of these values, `MAX_LITERALS` at a time."""
+    return (f"{column} IN ({', '.join(part)})" for part in batched(literals, MAX_LITERALS))
 
 
 def _literal(value: Value) -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,16 +20,12 @@ from cskt.gallery.stores.lance.table import ROW_ID, lance_errors, names_sql, to_
 from cskt.gallery.stores.row_checks import checked_name, corrupt_vectors
 from cskt.types import Hit
 
-Item = TypeVar("Item")
-
 SCAN_ROWS = 65_536
 """Rows per batch of a scan; with the default of a thousand, the transfer costs more than the reading."""
 SCAN_VECTORS = 8192
 """The same for vectors, which are large."""
 LOADED_ROWS = 131_072
 """Rows that are requested at once when vectors are loaded: Lance reads ahead, which takes twice their memory."""
-MAX_NAMES = 1000
-"""Names in one condition."""
 MAX_FETCHED = 8192
 """Candidates that are read from disk at once."""
 MAX_SELECTIONS = 8
@@ -60,7 +56,7 @@ class Version:
 
     def named(self, image_ids: Sequence[str], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield some columns of the rows with these names."""
-        for where in names_conditions(image_ids):
+        for where in names_sql(image_ids):
             yield from self.scan(columns, where)
 
     @property
@@ -74,11 +70,7 @@ class Version:
             return int(self.table.count_rows(where))
 
     def vectors(self, rows: pa.RecordBatch | pa.Table) -> NDArray[np.float32]:
-        """Return the vectors [n, D] of rows from `scan` or `take`.
-
-        Raises:
-            CorruptRowError: see `corrupt_vectors`.
-        """
+        """Return the vectors [n, D] of rows from `scan` or `take`."""
         vectors = to_vectors(rows)
         if corrupt := corrupt_vectors(vectors):
             row = self.take(row_ids(rows)[corrupt[:1]], ["image_id"])
@@ -186,7 +178,7 @@ def rescored(version: Version, queries: Tensor, k: int, candidates: Sequence[Can
 
 
 def _best_of_many(version: Version, query: Tensor, k: int, candidates: Candidates) -> list[Hit]:
-    """Return the k best of more candidates than fit into memory, such as thousands of equal crops, read in pieces."""
+    """Return the k best of more candidates than are read at once, such as thousands of equal crops."""
     best: list[Hit] = []
     for start in range(0, len(candidates.keys), MAX_FETCHED):
         if len(best) == k and candidates.upper[start] < best[-1].score:
@@ -211,16 +203,6 @@ def search_by_index(version: Version, query: Tensor, k: int, where: str | None) 
 def row_ids(rows: pa.RecordBatch | pa.Table) -> NDArray[np.int64]:
     """Return the ids of rows that were read with them."""
     return np.asarray(rows[ROW_ID].to_numpy().astype(np.int64))
-
-
-def names_conditions(image_ids: Sequence[str]) -> Iterator[str]:
-    """Yield conditions that select crops by name, `MAX_NAMES` at a time."""
-    return map(names_sql, in_parts(list(dict.fromkeys(image_ids))))
-
-
-def in_parts(values: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    """Yield the values that fit into one condition together."""
-    return (values[start : start + MAX_NAMES] for start in range(0, len(values), MAX_NAMES))
 
 
 def _trim_memory() -> None:

@@ -109,15 +109,7 @@ class CollectionOptions:
 
 
 def read_address(url: str, generation: str = "") -> tuple[str, str]:
-    """Return the address to which pymilvus connects, and the name of the collection there.
-
-    Args:
-        url: of either form above.
-        generation: end of the collection's name.
-
-    Raises:
-        CsktError: it has another form, or the folder of the file does not exist.
-    """
+    """Return the address to which pymilvus connects, and the collection's name there, which ends in `generation`."""
     suffix = f"_{generation}" if generation else ""
     place = url.partition("?")[0]
     if server := _SERVER.fullmatch(place):
@@ -131,12 +123,7 @@ def read_address(url: str, generation: str = "") -> tuple[str, str]:
 
 
 def read_options(url: str) -> CollectionOptions:
-    """Return the options of an address.
-
-    Raises:
-        CsktError: one is unknown, given twice, out of range, of another index than the named one, or not supported by
-            milvus-lite, if the address is a file.
-    """
+    """Return the options of an address."""
     place, _, query = url.partition("?")
     pairs = parse_qsl(query, keep_blank_values=True)
     given = dict(pairs)

@@ -77,23 +77,12 @@ def milvus_errors(url: str) -> Iterator[None]:
             reason = "another process has it open, it is no database of milvus-lite, or it is read-only; name another"
         # Milvus takes a missing collection for the client's mistake, too.
         is_request = getattr(error, "is_input_error", False) and getattr(error, "code", 0) not in MISSING_CODES
-        raise (CsktError if is_request else NoAnswerError)(
-            f"{url}: {' '.join(str(reason).split())[:300]}"
-        ) from error  # fmt: skip
+        kind = CsktError if is_request else NoAnswerError
+        raise kind(f"{url}: {' '.join(str(reason).split())[:300]}") from error
 
 
 class Collection:
-    """A connection to a collection.
-
-    Args:
-        url: see `address`.
-        generation: see `open_milvus`.
-        must_exist: raise if the file of the address does not exist; connecting would make it.
-
-    Raises:
-        CsktError: the address is not understood.
-        StoreError: the server does not answer, or the file is missing.
-    """
+    """A connection to a collection; with `must_exist`, a missing file is an error, which connecting would make."""
 
     def __init__(self, url: str, generation: str, *, must_exist: bool = False) -> None:
         self.url = url
@@ -123,12 +112,7 @@ class Collection:
         return FIELDS if partition is None else {**FIELDS, partition_field(partition): DataType.VARCHAR}
 
     def prepare(self, embed_dim: int, *, create: bool) -> None:
-        """Check and load the collection, or create it.
-
-        Raises:
-            StoreError: it is missing, and `create` is False.
-            CsktError: it does not have this width, these fields or this index.
-        """
+        """Check and load the collection, or create it."""
         with milvus_errors(self.url):
             if self.client.has_collection(self.name, timeout=CALL_SECONDS):
                 self._check_fields(embed_dim)
@@ -137,9 +121,7 @@ class Collection:
             elif create:
                 self._create(embed_dim)
             else:
-                raise StoreError(
-                    f"{self.url}: has no collection '{self.name}'; restore it, or index into a new folder"
-                )  # fmt: skip
+                raise StoreError(f"{self.url}: has no collection '{self.name}'; restore it, or index into a new folder")
 
     def close(self) -> None:
         """Close the connection, and a file that no other collection of this process uses; repeated calls do nothing."""
@@ -222,11 +204,7 @@ class Collection:
 
 
 def to_row(crop: Crop, columns: Mapping[str, Kind], partitioned_by: str | None) -> dict[str, Any]:
-    """Return a crop as a row.
-
-    Raises:
-        CsktError: a text is longer than Milvus stores, or a column is unknown.
-    """
+    """Return a crop as a row."""
     facts = crop.facts
     if unknown := facts.metadata.keys() - columns.keys():
         raise CsktError(f"the gallery has no column '{min(unknown)}'")
@@ -259,16 +237,7 @@ def to_row(crop: Crop, columns: Mapping[str, Kind], partitioned_by: str | None) 
 
 
 def to_facts(row: Mapping[str, Any], columns: Mapping[str, Kind], url: str) -> CropFacts:
-    """Return the facts of a row.
-
-    Args:
-        row: field -> value.
-        columns: metadata columns.
-        url: of the collection, for the error.
-
-    Raises:
-        CorruptRowError: see `checked_facts`; or a value is not of its column's kind.
-    """
+    """Return the facts of a row."""
     metadata = {column: row[column] for column in columns if row.get(column) is not None}
     facts = checked_facts(row, metadata, url)
     with corrupt_row_errors(url, facts.image_id):
@@ -278,11 +247,7 @@ def to_facts(row: Mapping[str, Any], columns: Mapping[str, Kind], url: str) -> C
 
 
 def column_value(value: object, kind: Kind, column: str) -> Value:
-    """Return a metadata value as it was before all numbers became floats.
-
-    Raises:
-        CsktError: it is not of its column's kind; unlike a table, a collection accepts any JSON value.
-    """
+    """Return a metadata value as it was before all numbers became floats."""
     plain = checked_value(value, column)
     wanted = {"boolean": bool, "number": int | float}.get(kind, str)
     if not isinstance(plain, wanted) or (kind == "number" and isinstance(plain, bool)):
@@ -291,11 +256,7 @@ def column_value(value: object, kind: Kind, column: str) -> Value:
 
 
 def to_vectors(rows: Sequence[Mapping[str, Any]], url: str) -> NDArray[np.float32]:
-    """Return the vectors [n, D] of rows.
-
-    Raises:
-        CorruptRowError: see `corrupt_vectors`.
-    """
+    """Return the vectors [n, D] of rows."""
     vectors = np.array([row["vector"] for row in rows], np.float32)
     if corrupt := corrupt_vectors(vectors):
         raise CorruptRowError(url, rows[corrupt[0]]["image_id"], "its vector must be finite numbers")
@@ -303,11 +264,7 @@ def to_vectors(rows: Sequence[Mapping[str, Any]], url: str) -> NDArray[np.float3
 
 
 def to_thumbnail(row: Mapping[str, Any], url: str) -> bytes:
-    """Return the small JPEG of a row.
-
-    Raises:
-        CorruptRowError: it is not written in base64.
-    """
+    """Return the small JPEG of a row."""
     try:
         return base64.b64decode(row["thumbnail"], validate=True)
     except (ValueError, TypeError):

@@ -49,11 +49,7 @@ def partition_of(value: Value | None) -> str:
 
 
 def partitions_of(condition: Condition, column: str) -> frozenset[str] | None:
-    """Return the partitions of a column that may contain crops that fulfil a condition.
-
-    Returns:
-        Texts as of `partition_of`; None if all partitions may.
-    """
+    """Return the partitions, as `partition_of` names them, that may contain matching crops; None if all may."""
     match condition:
         case Comparison(name, "=", value) if name == column:
             return frozenset([partition_of(value)])
@@ -76,12 +72,7 @@ def quoted(text: str) -> str:
 
 
 def compiled(condition: Condition, partitioned_by: str | None = None) -> str:
-    """Return a condition as an expression.
-
-    Args:
-        condition: the condition.
-        partitioned_by: the column that the collection is partitioned by, if any.
-    """
+    """Return a condition as an expression; `partitioned_by` is the column of the collection's partitions."""
     whole = _compiled(condition)
     keys = None if partitioned_by is None else partitions_of(condition, partitioned_by)
     if partitioned_by is None or not keys:

@@ -18,6 +18,7 @@ from torch import Tensor
 from cskt.errors import CorruptRowError
 from cskt.gallery.columns import Kind, Value
 from cskt.gallery.conditions import Condition
+from cskt.gallery.indexing.encoding import batched
 from cskt.gallery.stores.base import Crop, CropFacts, Facet, FileState, VectorStore, score_counts
 from cskt.gallery.stores.milvus.address import CONSISTENCY
 from cskt.gallery.stores.milvus.collection import (
@@ -64,11 +65,6 @@ def open_milvus(
         columns: metadata columns.
         generation: distinguishes the vectors of one model from those of another; end of the collection's name.
         create: make the collection if it is missing.
-
-    Raises:
-        CsktError: the address is not understood, or the collection was made by another program, with another index or
-            with other partitions.
-        StoreError: there is no answer, or the collection is missing and `create` is False.
     """
     collection = Collection(url, generation, must_exist=not create)
     try:
@@ -80,12 +76,7 @@ def open_milvus(
 
 
 def drop_milvus(url: str, generation: str = "") -> None:
-    """Delete the collection that `open_milvus` made, if it exists.
-
-    Raises:
-        CsktError: the address is not understood.
-        StoreError: there is no answer.
-    """
+    """Delete the collection that `open_milvus` made, if it exists."""
     collection = Collection(url, generation)
     try:
         with milvus_errors(url):
@@ -113,16 +104,14 @@ class MilvusStore(VectorStore):
                 # Nulls are read and compared like missing keys.
                 absent = dict.fromkeys([*facts.metadata, *map(like_key, facts.metadata)])
                 by_name[name] = absent | by_name[name]
-        rows = list(by_name.values())
-        step = self._rows_per_message()
-        for start in range(0, len(rows), step):
-            self._call(self._client.upsert, rows[start : start + step])
-        self._num_unflushed += len(rows)
+        for rows in batched(by_name.values(), self._rows_per_message()):
+            self._call(self._client.upsert, rows)
+        self._num_unflushed += len(by_name)
 
     def delete(self, image_ids: Sequence[str]) -> int:
         present = [row["image_id"] for row in self._by_name(image_ids, ["image_id"])]
-        for start in range(0, len(present), NAMED_ROWS):
-            self._call(self._client.delete, filter=_is_one_of(present[start : start + NAMED_ROWS]))
+        for names in batched(present, NAMED_ROWS):
+            self._call(self._client.delete, filter=_is_one_of(names))
         return len(present)
 
     def add_columns(self, columns: Mapping[str, Kind]) -> None:
@@ -209,10 +198,8 @@ class MilvusStore(VectorStore):
 
     def _by_name(self, image_ids: Sequence[str], fields: list[str], **level: str) -> Iterator[dict[str, Any]]:
         """Yield the rows of these names, in any order, once each; the consistency is Strong without a level."""
-        names = list(dict.fromkeys(image_ids))
-        step = min(NAMED_ROWS, self._rows_per_message())
-        for start in range(0, len(names), step):
-            yield from self._query(filter=_is_one_of(names[start : start + step]), output_fields=fields, **level)
+        for names in batched(dict.fromkeys(image_ids), min(NAMED_ROWS, self._rows_per_message())):
+            yield from self._query(filter=_is_one_of(names), output_fields=fields, **level)
 
     def _pages(self, fields: Sequence[str], where: Condition | None = None) -> Iterator[list[dict[str, Any]]]:
         """Yield all rows, in pages by the order of their names.
