@@ -9,6 +9,7 @@ import json
 import re
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,7 +94,7 @@ def test_every_file_of_the_page_has_its_type(ask: Ask, gallery: Gallery) -> None
     for path, content in files.items():
         answer = client.get(f"/page/{path}")
         assert answer.content == content
-        assert answer.headers["content-type"].startswith(TYPES[path.rpartition(".")[2]])
+        assert answer.headers["content-type"].startswith(TYPES[Path(path).suffix])
         again = client.get(f"/page/{path}", headers={"If-None-Match": answer.headers["etag"]})
         assert again.status_code == 304
     page = client.get("/")

@@ -27,9 +27,6 @@ class AuditLog:
     Args:
         path: the file; None for no log.
         only_file: refuse a link, a pipe or a device in its place: a stranger may have made the gallery.
-
-    Raises:
-        CsktError: it cannot be written.
     """
 
     def __init__(self, path: Path | None, *, only_file: bool = False) -> None:
@@ -52,11 +49,7 @@ class AuditLog:
         self._torn = _is_torn(path)
 
     def note(self, client: str, action: str, **facts: Any) -> None:
-        """Append one line; it is in the file when the call returns.
-
-        Raises:
-            ServiceError: 503; a request that cannot be logged is not answered.
-        """
+        """Append one line, which is in the file when the call returns; a request that cannot be logged gets a 503."""
         if self._file is None:
             return
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -84,9 +77,6 @@ class AuditLog:
 
         A request that changes the gallery has a line before as well (`stage` asked, then ended), so that nothing is
         changed which is not in the log.
-
-        Raises:
-            ServiceError: see `note`; before the block if the request changes the gallery.
         """
         if changes:
             self.note(client, action, **facts, stage="asked")

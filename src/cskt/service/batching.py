@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from cskt.errors import NoAnswerError
-from cskt.service.http_errors import busy, stopping
+from cskt.service.http_errors import ServiceError, stopping
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,6 +22,7 @@ class Pool:
     """Threads for one kind of work, so that slow requests of this kind delay no other kind."""
 
     def __init__(self, name: str, *, threads: int, max_waiting: int) -> None:
+        self.name = name
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._max_pending = threads + max_waiting
         self._pending: set[Future[Any]] = set()
@@ -29,11 +30,7 @@ class Pool:
         self._stopped = False
 
     def submit(self, work: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Future[Result]:
-        """Call `work` in a thread of the pool.
-
-        Raises:
-            ServiceError: 503, too many wait or the service stops.
-        """
+        """Call `work` in a thread of the pool, or raise a ServiceError: too many wait, or the service stops."""
         with self._lock:
             self._check(len(self._pending), self._max_pending)
             future = self._executor.submit(work, *args, **kwargs)
@@ -59,7 +56,7 @@ class Pool:
         if self._stopped:
             raise stopping()
         if num_pending >= limit:
-            raise busy()
+            raise ServiceError(503, "busy", "too many queries are waiting; try again in a second", {"Retry-After": "1"})
 
 
 class Batcher(Pool, Generic[Item, Result]):
@@ -75,17 +72,11 @@ class Batcher(Pool, Generic[Item, Result]):
         self._waiting: deque[tuple[Item, Future[Result]]] = deque()
 
     async def add(self, item: Item) -> Result:
-        """Return the result of one item.
-
-        Raises:
-            ServiceError: 503, too many wait or the service stops.
-            NoAnswerError: for all items of a batch.
-            Exception: what `work` raises for this item alone.
-        """
+        """Return the result of one item, or raise what `work` raises for it; a NoAnswerError fails its whole batch."""
         return await asyncio.wrap_future(self.enqueue(item))
 
     def enqueue(self, item: Item) -> Future[Result]:
-        """See `add`; for callers without an event loop."""
+        """Return the future result of one item; see `add` and `Pool.submit`."""
         future: Future[Result] = Future()
         with self._lock:
             self._check(len(self._waiting), self._max_waiting)

@@ -46,14 +46,7 @@ def new_request_id() -> str:
 
 
 class ServiceError(HTTPException):
-    """An error that the client sees.
-
-    Args:
-        status: of HTTP, 4xx or 5xx.
-        code: the kind of error, for programs.
-        message: one line with the remedy, for people.
-        headers: of the response.
-    """
+    """An error that the client sees: a code for programs, and one line with the remedy for people."""
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(status, message, dict(headers or {}))
@@ -71,23 +64,15 @@ def error_response(status: int, code: str, message: str, headers: Mapping[str, s
     return JSONResponse({"error": content}, status, headers)
 
 
-def busy() -> ServiceError:
-    """Return the error for a request beyond those that may wait."""
-    return ServiceError(503, "busy", "too many queries are waiting; try again in a second", {"Retry-After": "1"})
-
-
 def stopping() -> ServiceError:
     """Return the error for a request that arrives while the service stops, or takes longer than it may then."""
     return ServiceError(503, "stopping", "the service is being stopped; ask again when it is back")
 
 
 def refusal(error: CsktError, gallery: Gallery, code: str = "bad_query") -> ServiceError:
-    """Return the answer to an error of the gallery; the reason for a store's error is logged instead of answered.
+    """Return the answer to an error of the gallery, with `code` if the request is at fault.
 
-    Args:
-        error: the error.
-        gallery: the gallery; its folders are removed from the message.
-        code: of the answer, where the request is at fault.
+    A store's error is logged instead of answered; the gallery's folders are removed from the message.
     """
     match error:
         case GalleryChangedError():

@@ -35,32 +35,26 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self.requests = self._make(Counter, "requests", "Requests answered.", ("route", "method", "code"))
-        self.request_seconds = self._seconds("request_seconds", "Time to answer a request.", "route")
-        self.encode_seconds = self._seconds("encode_seconds", "Time to encode a batch of queries.")
-        self.search_seconds = self._seconds("search_seconds", "Time to search for a batch of encoded queries.")
-        self.batch_size = self._make(Histogram, "batch_size", "Queries encoded together.", buckets=BATCHES)
-        self.in_flight = self._make(Gauge, "requests_in_flight", "Requests being answered.")
-        self.crops = self._make(Gauge, "crops", "Crops in the gallery.")
-        self.gallery_up = self._make(Gauge, "gallery_up", "Whether the gallery can be asked: 1 or 0.")
+        options: Any = {"namespace": "cskt", "registry": self._registry}
+        seconds = options | {"buckets": SECONDS}
+        self.requests = Counter("requests", "Requests answered.", ("route", "method", "code"), **options)
+        self.request_seconds = Histogram("request_seconds", "Time to answer a request.", ("route",), **seconds)
+        self.encode_seconds = Histogram("encode_seconds", "Time to encode a batch of queries.", **seconds)
+        self.search_seconds = Histogram("search_seconds", "Time to search for a batch of encoded queries.", **seconds)
+        self.batch_size = Histogram("batch_size", "Queries encoded together.", buckets=BATCHES, **options)
+        self.in_flight = Gauge("requests_in_flight", "Requests being answered.", **options)
+        self.crops = Gauge("crops", "Crops in the gallery.", **options)
+        self.gallery_up = Gauge("gallery_up", "Whether the gallery can be asked: 1 or 0.", **options)
 
     def text(self) -> bytes:
         """Return all metrics in the text format of Prometheus."""
         return generate_latest(self._registry)
 
-    def _seconds(self, name: str, help_text: str, *labels: str) -> Histogram:
-        return self._make(Histogram, name, help_text, labels, buckets=SECONDS)
-
-    def _make(self, kind: Any, name: str, *rest: Any, **options: Any) -> Any:
-        return kind(f"cskt_{name}", *rest, registry=self._registry, **options)
-
 
 def trace_of(error: BaseException) -> str:
-    """Describe an exception and its causes as Python does, without their messages.
+    """Describe an exception and its causes in lines as Python does, without their messages.
 
-    Returns:
-        Several lines: for each exception, the first cause first, its frames and its type. An error of the system also
-        has its standard text, such as "No space left on device".
+    An error of the system has its standard text, such as "No space left on device".
     """
     lines: list[str] = []
     seen: set[int] = set()
@@ -79,29 +73,27 @@ def log_failure(logger: logging.Logger, message: str, error: BaseException) -> N
     logger.handle(record)
 
 
-def make_private(record: logging.LogRecord) -> None:
-    """Replace the message of another package by its place in the code, and a traceback by `trace_of`."""
-    if record.name.partition(".")[0] != OWN:
-        place = f"{record.module}:{record.lineno}"
-        record.msg, record.args = f"{record.name}: {record.levelname.lower()} in {place}", ()
-    if record.exc_info and record.exc_info[1] is not None:
-        record.exc_text = trace_of(record.exc_info[1])
-    record.exc_info = None
-
-
 @contextmanager
 def private_logging() -> Iterator[None]:
     """Keep client text out of everything that this process logs, and out of stderr.
 
-    Records are changed when they are made, because packages such as pymilvus have handlers of their own. Warnings of
-    the module `warnings`, and errors of threads without a waiting caller, are logged by the same rule.
+    Records are changed when they are made, because packages such as pymilvus have handlers of their own: the message
+    of another package becomes its place in the code, a traceback becomes `trace_of`. Warnings of the module `warnings`,
+    and errors of threads without a waiting caller, are logged by the same rule.
     """
     factory = logging.getLogRecordFactory()
     hooks = threading.excepthook, sys.unraisablehook
 
     def private_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = factory(*args, **kwargs)
-        make_private(record)
+        if record.name.partition(".")[0] != OWN:
+            record.msg, record.args = (
+                f"{record.name}: {record.levelname.lower()} in {record.module}:{record.lineno}",
+                (),
+            )
+        if record.exc_info and record.exc_info[1] is not None:
+            record.exc_text = trace_of(record.exc_info[1])
+        record.exc_info = None
         return record
 
     def log_unhandled(failure: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:

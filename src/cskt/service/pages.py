@@ -7,6 +7,7 @@ import hashlib
 import importlib.resources
 from collections.abc import Iterator, Mapping
 from importlib.resources.abc import Traversable
+from pathlib import PurePosixPath
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -16,23 +17,21 @@ from markupsafe import Markup
 from cskt.service.http_errors import ServiceError
 
 TYPES = {
-    "html": "text/html",
-    "css": "text/css",
-    "js": "text/javascript",
-    "json": "application/json",
-    "svg": "image/svg+xml",
-    "png": "image/png",
-    "ico": "image/x-icon",
-    "woff2": "font/woff2",
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".ico": "image/x-icon",
+    ".woff2": "font/woff2",
 }
 """Files of other kinds are not part of the page."""
 PAGE_POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self';"
     " frame-ancestors 'none'"
 )
-TEMPLATES = Environment(
-    loader=PackageLoader("cskt.service"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-)  # fmt: skip
+TEMPLATES = Environment(loader=PackageLoader("cskt.service"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def page_files() -> dict[str, bytes]:
@@ -46,11 +45,14 @@ def page_router(files: Mapping[str, bytes]) -> APIRouter:
 
     @router.get("/")
     async def page(request: Request) -> Response:
-        return _file(files, "index.html", request)
+        return await part("index.html", request)
 
     @router.get("/page/{path:path}")
     async def part(path: str, request: Request) -> Response:
-        return _file(files, path, request)
+        if path not in files:
+            raise ServiceError(404, "not_found", "the page has no such file")
+        headers = {"Cache-Control": "no-cache", "Content-Security-Policy": PAGE_POLICY}
+        return cached_response(request, files[path], TYPES[PurePosixPath(path).suffix], headers)
 
     @router.get("/docs")
     async def docs(request: Request) -> Response:
@@ -82,16 +84,5 @@ def _files(folder: Traversable, prefix: str) -> Iterator[tuple[str, bytes]]:
     for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.is_dir():
             yield from _files(entry, f"{prefix}{entry.name}/")
-        elif _suffix(entry.name) in TYPES:
+        elif PurePosixPath(entry.name).suffix in TYPES:
             yield prefix + entry.name, entry.read_bytes()
-
-
-def _suffix(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def _file(files: Mapping[str, bytes], path: str, request: Request) -> Response:
-    if path not in files:
-        raise ServiceError(404, "not_found", "the page has no such file")
-    headers = {"Cache-Control": "no-cache", "Content-Security-Policy": PAGE_POLICY}
-    return cached_response(request, files[path], TYPES[_suffix(path)], headers)

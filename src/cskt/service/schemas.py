@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -12,7 +12,6 @@ from torch import Tensor
 from cskt.data.sentences import LONGEST_SENTENCE, check_wording
 from cskt.errors import CsktError
 from cskt.gallery.columns import MOST_COLUMNS, Kind
-from cskt.gallery.conditions import Condition
 from cskt.gallery.indexing.preparing import LONGEST_ID
 from cskt.gallery.options import SearchOptions
 from cskt.gallery.query import Query
@@ -24,6 +23,8 @@ _BREAK = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def _sentence(text: str) -> str:
+    if len(text) > LONGEST_SENTENCE:
+        raise too_much("a sentence", LONGEST_SENTENCE, "characters", len(text))
     check_wording(text)
     return text
 
@@ -45,6 +46,11 @@ def _one_line(text: str) -> str:
 def _whole(value: Any) -> Any:
     """JSON has one kind of number: 10.0 is a whole one."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def too_much(what: str, most: int, unit: str, found: int) -> ServiceError:
+    """Return the refusal of a request beyond a limit; a validator raises it as it is, unlike a `CsktError`."""
+    return ServiceError(422, "too_much", f"{what} is limited to {most:,} {unit}, not {found:,}")
 
 
 Whole: TypeAlias = Annotated[int, BeforeValidator(_whole)]
@@ -87,9 +93,9 @@ def with_zones(values: Mapping[str, MetadataValue], kinds: Mapping[str, Kind]) -
     return {name: with_zone(value, kinds.get(name)) for name, value in values.items()}
 
 
-def with_zone(value: MetadataValue, kind: Kind | None) -> MetadataValue:
+def with_zone(value: MetadataValue | None, kind: Kind | None) -> Any:
     """Return a value as it is answered: a time of a store, `2026-01-31T12:00:00`, gets the Z of UTC."""
-    return f"{value}Z" if kind == "time" else value
+    return f"{value}Z" if kind == "time" and value is not None else value
 
 
 def _require_a_part(schema: dict[str, Any]) -> None:
@@ -130,16 +136,15 @@ class SearchRequest(_Request):
         return self
 
     def check_limits(self, settings: ServiceSettings) -> None:
-        """Refuse what is too much for one request.
-
-        Raises:
-            ServiceError: 422.
-        """
-        _check_sentences([self.text or "", *self.exclude])
-        _check_most("exclude", len(self.exclude), settings.max_exclude, "sentences")
-        _check_most("where", len(self.where or ""), settings.where_characters, "characters")
-        _check_most("k", self.k, settings.max_k, "hits")
-        _check_most("offset", self.offset, settings.max_offset, "hits")
+        """Refuse what is too much for one request."""
+        for name, found, most, unit in (
+            ("exclude", len(self.exclude), settings.max_exclude, "sentences"),
+            ("where", len(self.where or ""), settings.where_characters, "characters"),
+            ("k", self.k, settings.max_k, "hits"),
+            ("offset", self.offset, settings.max_offset, "hits"),
+        ):
+            if found > most:
+                raise too_much(name, most, unit, found)
 
     def audit_facts(self) -> dict[str, Any]:
         """Return what the audit log records of the request: everything that chooses the crops, but no picture."""
@@ -151,20 +156,12 @@ class SearchRequest(_Request):
         weights = self.text_weight, self.image_weight, self.exclude_weight
         return Query(self.text, image, self.like, tuple(self.exclude), *weights)
 
-    def options(self, where: Condition | None, min_score: float) -> SearchOptions:
-        """Return the options of the search, with the parsed filter and the threshold that applies."""
-        return SearchOptions(self.k, self.offset, where, min_score, self.group_by)
-
 
 class ExplainRequest(_Request):
     """A crop, and the sentence that explains it."""
 
     text: Sentence
     image_id: ImageId
-
-    def check_limits(self) -> None:
-        """See `SearchRequest.check_limits`."""
-        _check_sentences([self.text])
 
 
 class CropUpload(_Request):
@@ -184,7 +181,8 @@ class AddRequest(_Request):
 
     def check_limits(self, settings: ServiceSettings) -> None:
         """See `SearchRequest.check_limits`."""
-        _check_most("crops", len(self.crops), settings.crops_per_request, "crops")
+        if len(self.crops) > settings.crops_per_request:
+            raise too_much("crops", settings.crops_per_request, "crops", len(self.crops))
 
 
 class MarkedHit(_Request):
@@ -201,24 +199,11 @@ class ExportRequest(_Request):
     format: Literal["csv", "jsonl"]
     marks: list[MarkedHit] = Field(max_length=MAX_MARKS)
 
-    def check_limits(self) -> None:
-        """See `SearchRequest.check_limits`."""
-        _check_sentences([mark.text for mark in self.marks])
-
 
 class SessionRequest(_Request):
     """The token, for a browser."""
 
     token: str = Field(min_length=1, max_length=1000)
-
-
-def _check_sentences(sentences: Sequence[str]) -> None:
-    _check_most("a sentence", max(map(len, sentences), default=0), LONGEST_SENTENCE, "characters")
-
-
-def _check_most(what: str, found: int, most: int, unit: str) -> None:
-    if found > most:
-        raise ServiceError(422, "too_much", f"{what} is limited to {most:,} {unit}, not {found:,}")
 
 
 class ErrorFacts(_Answer):

@@ -30,11 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket; the system chooses the port if it is 0.
-
-    Raises:
-        CsktError: the address is not of this machine, or another program has the port.
-    """
+    """Return a listening socket; the system chooses the port if it is 0."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (socket.gaierror, UnicodeError):
@@ -67,12 +63,7 @@ def serve(app: FastAPI, listener: socket.socket, settings: ServiceSettings) -> N
 
     Running requests are finished first, for `settings.stop_seconds`. If a thread of the service works even longer, the
     process ends a few seconds later all the same, with exit code 0: what was acknowledged is on the disk. A second
-    signal ends it at once.
-
-    Args:
-        app: of `create_app`.
-        listener: of `listen`; closed at the end.
-        settings: those of the app.
+    signal ends it at once. The listener is closed at the end.
 
     Raises:
         CsktError: the gallery's model or vectors cannot be loaded.
@@ -135,7 +126,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal; uvicorn's method would also raise it again at the end, as if the program had failed."""
         if self.should_exit:
-            end_process()
+            os._exit(0)
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -151,14 +142,10 @@ class _Server(uvicorn.Server):
 
 
 def _end_late(seconds: float) -> None:
+    """End this process with exit code 0, without waiting for any of its threads."""
     line = "the service has not stopped within %g s; its process ends now"
     # In a thread of its own: the reader of stderr may have stopped reading.
     warning = threading.Thread(target=log.warning, args=(line, seconds), daemon=True)
     warning.start()
     warning.join(1.0)
-    end_process()
-
-
-def end_process() -> None:
-    """End this process with exit code 0, without waiting for any of its threads."""
     os._exit(0)

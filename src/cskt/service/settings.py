@@ -111,9 +111,13 @@ class ServiceSettings:
 
 def is_loopback(host: str) -> bool:
     """Return whether an address or name is this machine's and cannot be reached from another."""
-    if host.lower() == "localhost":
-        return True
+    address = ip_address(host)
+    return host.lower() == "localhost" or (address is not None and address.is_loopback)
+
+
+def ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address that a host states as a number; None if it is a name."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return None

@@ -44,11 +44,7 @@ def download_name(image_id: str, type_name: str) -> str:
 
 
 def decode_base64(text: str, settings: ServiceSettings) -> bytes:
-    """Return the bytes of a base64 text, plain or in a data: URL (RFC 2397), whose type is ignored.
-
-    Raises:
-        ServiceError: 413 too many bytes, 422 no base64.
-    """
+    """Return the bytes of a base64 text, plain or in a data: URL (RFC 2397), whose type is ignored."""
     if text[:5].lower() == "data:":
         if (head := DATA_URL.match(text)) is None:
             raise ServiceError(422, "bad_base64", "a data: URL of an image has the form data:image/png;base64,...")
@@ -64,25 +60,14 @@ def decode_base64(text: str, settings: ServiceSettings) -> bytes:
 
 
 def check_pixels(data: bytes, settings: ServiceSettings) -> None:
-    """Check from its header that an image can be decoded in little memory.
-
-    Raises:
-        CsktError: it is too large or too narrow, or is no image.
-    """
+    """Check from its header that an image can be decoded in little memory; raise a CsktError if not."""
     height, width = image_size(data)
     if height * width > settings.image_pixels:
         raise CsktError(f"the image has more than {settings.image_pixels:,} pixels; scale it down")
 
 
 def decode_query(data: bytes, settings: ServiceSettings) -> NDArray[np.uint8]:
-    """Decode the image of a query.
-
-    Returns:
-        [H, W, 3] RGB, upright.
-
-    Raises:
-        ServiceError: 422, it cannot be decoded.
-    """
+    """Decode the image of a query to upright RGB [H, W, 3], or refuse it."""
     try:
         check_pixels(data, settings)
         return decode_image(data, apply_orientation=True)

@@ -13,11 +13,11 @@ count      one thread   number of crops, which shows whether the store answers
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 
 import torch
 from torch import Tensor
@@ -71,35 +71,26 @@ class GalleryWorker:
     def warm_up(self) -> None:
         """Begin to load the model and the vectors, by a first search in the threads of all later ones."""
 
-        def failed(future: Future[Tensor] | Future[list[Hit]], message: str) -> bool:
-            if future.cancelled():  # the service stops already
-                return True
-            if error := future.exception():
-                log.error("%s: %s", message, error, exc_info=None if isinstance(error, CsktError) else error)
+        def load() -> None:
+            failure = "the model cannot be loaded"
+            try:
+                vector = self._encoding.enqueue(WARM_UP).result()
+                failure = "the gallery cannot be searched"
+                self._searching.enqueue((vector, SearchOptions(k=1, min_score=EVERY_SCORE))).result()
+            except (CancelledError, ServiceError):  # the service stops already
+                return
+            except Exception as error:  # raised where `ready` is awaited
+                log.error("%s: %s", failure, error, exc_info=None if isinstance(error, CsktError) else error)
                 self.ready.set_exception(error)
-            return error is not None
-
-        def searched(future: Future[list[Hit]]) -> None:
-            if not failed(future, "the gallery cannot be searched"):
+            else:
                 self.ready.set_result(None)
 
-        def encoded(future: Future[Tensor]) -> None:
-            if not failed(future, "the model cannot be loaded"):
-                with contextlib.suppress(ServiceError):  # the service has been stopped meanwhile
-                    item = future.result(), SearchOptions(k=1, min_score=EVERY_SCORE)
-                    self._searching.enqueue(item).add_done_callback(searched)
-
-        self._encoding.enqueue(WARM_UP).add_done_callback(encoded)
+        threading.Thread(target=load, name="warm-up", daemon=True).start()
 
     async def search(
         self, query: Query, options: SearchOptions, *, histogram: bool
     ) -> tuple[list[Hit], Histogram | None]:
-        """Return the hits of one query and, if asked for, the distribution of all scores.
-
-        Raises:
-            CsktError: see `Gallery.search`.
-            ServiceError: 503, too much waits.
-        """
+        """Return the hits of one query and, if asked for, the distribution of all scores."""
         vector = await self._encoding.add(query)
         is_slow = options.where is not None or options.group_by is not None or options.k + options.offset > DEEP
         if is_slow:
@@ -111,11 +102,7 @@ class GalleryWorker:
         return hits, await self._slow.run(self.gallery.histogram, vector, where=options.where)
 
     async def count(self) -> int:
-        """Return the number of crops, at most two seconds old; concurrent calls share one question to the store.
-
-        Raises:
-            CsktError: the gallery has changed, or its store refuses or gives no answer in time.
-        """
+        """Return the number of crops, at most two seconds old; concurrent calls share one question to the store."""
         _ = self.gallery.columns  # reads the manifest: fails at once if the gallery has changed
         is_old = time.monotonic() > self._counted_at + COUNT_VALID_SECONDS
         if self._count is None or (self._count.done() and is_old):
@@ -127,17 +114,12 @@ class GalleryWorker:
 
     def close(self, seconds: float | None = None) -> bool:
         """Refuse further work, wait for running work, without a limit if None, and return whether it is finished."""
-        pools: dict[str, Pool] = {
-            "encode": self._encoding, "search": self._searching, "slow": self._slow, "explain": self.explaining,
-            "decode": self.decoding, "read": self.reading, "write": self.writing, "count": self._counting,
-        }  # fmt: skip
-        for pool in pools.values():
+        pools = [pool for pool in vars(self).values() if isinstance(pool, Pool)]
+        for pool in pools:
             pool.stop()
         end = None if seconds is None else time.monotonic() + seconds
         working = [
-            name
-            for name, pool in pools.items()
-            if not pool.wait(None if end is None else max(0.0, end - time.monotonic()))
+            pool.name for pool in pools if not pool.wait(None if end is None else max(0.0, end - time.monotonic()))
         ]
         if working:
             log.warning("not finished when the service stopped: threads %s", ", ".join(working))

@@ -55,11 +55,7 @@ class RateLimiter:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def spend(self, client: str, cost: float) -> None:
-        """Take from a client's bucket.
-
-        Raises:
-            ServiceError: 429, with the seconds to wait; nothing is taken then.
-        """
+        """Take from a client's bucket, or take nothing and raise a ServiceError 429 with the seconds to wait."""
         now = self._clock()
         level, filled = self._buckets.pop(client, (self._burst, now))
         level = min(self._burst, level + (now - filled) * self._rate)
@@ -128,8 +124,7 @@ class AccessControl:
 def _check_framing(request: Request) -> None:
     """Refuse a body whose end a proxy may see elsewhere: one request here could be two there (RFC 9112, 6.3).
 
-    Raises:
-        ServiceError: 400; the connection is closed, because the start of the next request is unknown.
+    The connection is closed, because the start of the next request is unknown.
     """
     headers, version = request.headers, request.scope["http_version"]
     if "transfer-encoding" in headers and ("content-length" in headers or version != "1.1"):

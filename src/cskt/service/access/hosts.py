@@ -6,14 +6,13 @@ A page on the internet can make a browser send requests to a service on this mac
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
 from cskt.service.http_errors import ServiceError
-from cskt.service.settings import ServiceSettings, is_loopback
+from cskt.service.settings import ServiceSettings, ip_address, is_loopback
 
 EVERY_ADDRESS = ("0.0.0.0", "::")
 FORWARDED = ("x-forwarded-host", "forwarded", "x-forwarded-for", "x-forwarded-proto", "x-real-ip", "via")
@@ -25,14 +24,11 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def check_host(headers: Headers, settings: ServiceSettings) -> None:
-    """Refuse a request that was sent to a name that is not the service's, in one Host header, `name[:port]`.
-
-    Raises:
-        ServiceError: 403.
-    """
+    """Refuse a request that was sent to a name that is not the service's, in one Host header, `name[:port]`."""
     hosts = headers.getlist("host")
-    name = _name(hosts[0]) if len(hosts) == 1 else ""
-    if name and (_is_own_name(name, settings) or _is_own_address(name, settings)):
+    name, _ = _name_and_port(hosts[0]) if len(hosts) == 1 else ("", None)
+    # Rebinding needs a name; where every address of the machine is served, a number is one of its addresses.
+    if name and (_is_own_name(name, settings) or (settings.host in EVERY_ADDRESS and ip_address(name))):
         return
     refused = f"the service does not answer under '{name[:MAX_SHOWN]}'"
     message = f"{refused}; start it with --allow-host and that name"
@@ -50,17 +46,16 @@ def check_origin(origin: str | None, host: str, settings: ServiceSettings) -> No
     """Refuse a request that changes or costs something and comes from the page of another site.
 
     Browsers send the Origin header, other programs leave it out.
-
-    Raises:
-        ServiceError: 403.
     """
     if origin is None:
         return
     scheme, _, place = origin.lower().partition("://")
-    if _with_port(place, scheme) == _with_port(host.lower(), scheme):
+    default_port = DEFAULT_PORTS.get(scheme)
+    name, port = _name_and_port(place, default_port)
+    if (name, port) == _name_and_port(host.lower(), default_port):
         return
     message = "a page of another site may not ask; open the page of this service"
-    if name := _name(place):  # for every such request: a proxy that rewrites Host may add no header that shows it
+    if name:  # for every such request: a proxy that rewrites Host may add no header that shows it
         message += (
             f". If this is its page behind a proxy: the proxy has sent Host: {host[:MAX_SHOWN]} instead of"
             f" {place[:MAX_SHOWN]}; {PASS_HOST}"
@@ -75,17 +70,6 @@ def _is_own_name(name: str, settings: ServiceSettings) -> bool:
     return is_loopback(name) or name in own
 
 
-def _is_own_address(name: str, settings: ServiceSettings) -> bool:
-    """Rebinding needs a name; where every address of the machine is served, a number is one of its addresses."""
-    if settings.host not in EVERY_ADDRESS:
-        return False
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
 def _forwarded_host(headers: Headers) -> str:
     """Return the name that a browser asked a proxy for, as the proxy reports it, or an empty string."""
     if found := headers.get("x-forwarded-host", "").partition(",")[0].strip():
@@ -95,18 +79,13 @@ def _forwarded_host(headers: Headers) -> str:
     return values.get("host", "")
 
 
-def _with_port(place: str, scheme: str) -> tuple[str, int | None] | None:
-    """Return name and port of `name[:port]`, the port of the scheme if it has none; None if it is malformed."""
-    name = _name(place)
-    port = urlsplit(f"//{place}").port if name else None
-    return (name, DEFAULT_PORTS.get(scheme) if port is None else port) if name else None
-
-
-def _name(host: str) -> str:
-    """Return `name:8000` and `[::1]:8000` without the port; an empty string if it is malformed."""
+def _name_and_port(host: str, default_port: int | None = None) -> tuple[str, int | None]:
+    """Return the parts of `name:8000` or `[::1]:8000`; an empty name if it is malformed."""
     try:
         parts = urlsplit(f"//{host}")
-        _ = parts.port
+        port = parts.port
     except ValueError:
-        return ""
-    return (parts.hostname or "") if parts.netloc == host and "@" not in host else ""
+        return "", None
+    if parts.netloc != host or "@" in host:
+        return "", None
+    return parts.hostname or "", default_port if port is None else port

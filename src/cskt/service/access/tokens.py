@@ -24,11 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def read_token(path: Path) -> str:
-    """Read the token from a file: its text without the space around it.
-
-    Raises:
-        CsktError: it cannot be read, is too short to be safe, or cannot be sent in a header.
-    """
+    """Read the token from a file: its text without the space around it."""
     try:
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,18 +1,17 @@
 """Base of the routes: the parts of the service, the reading of JSON bodies, and the described errors.
 
 Bodies are read with a limit and checked before pydantic sees them. Refused is what a lenient parser would accept:
-another content type, NaN, numbers beyond float64, duplicate keys, deep nesting, and text that is not UTF-8 or contains
-NUL or half a surrogate pair.
+another content type, NaN, numbers beyond 2^63, duplicate keys, deep nesting, and text that is not UTF-8 or contains NUL
+or half a surrogate pair.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, NoReturn, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
@@ -26,6 +25,7 @@ from cskt.service.monitoring import Metrics
 from cskt.service.schemas import ErrorAnswer
 from cskt.service.settings import ServiceSettings
 from cskt.service.worker import GalleryWorker
+from cskt.utils.json_files import load_json
 
 MAX_DEPTH = 16
 """Lists and objects within each other; no request needs more than five."""
@@ -46,11 +46,7 @@ class Service:
     def noting(
         self, request: Request, action: str, facts: dict[str, Any], *, changes: bool = False, code: str = "bad_query"
     ) -> Iterator[dict[str, Any]]:
-        """Write a request to the audit log, without empty facts; see `AuditLog.noting`.
-
-        Raises:
-            ServiceError: what the gallery raises in the block, with `code` if the request is at fault; see `refusal`.
-        """
+        """Write a request to the audit log, without empty facts, and turn errors of the gallery into `refusal`s."""
         stated = {name: value for name, value in facts.items() if value not in (None, [], ())}
         with self.audit.noting(client_of(request), action, stated, changes=changes) as noted:
             try:
@@ -106,11 +102,7 @@ class StrictRequest(Request):
     """A request whose body has a limit of bytes and seconds."""
 
     async def body(self) -> bytes:
-        """Return the whole body.
-
-        Raises:
-            ServiceError: 415 it is not JSON, 413 it is too large, 408 it does not arrive.
-        """
+        """Return the whole body; refuse one that is not JSON, too large or too slow."""
         if not hasattr(self, "_body"):
             settings: ServiceSettings = self.app.state.settings
             if self.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -124,8 +116,16 @@ class StrictRequest(Request):
         return self._body
 
     async def json(self) -> Any:
-        """Return the parsed body; see `parse_json`."""
-        return parse_json(await self.body())
+        """Return the parsed body, or refuse it; see the module."""
+        body = await self.body()
+        try:
+            value = load_json(body.decode("utf-8"), where="the body", remedy="send strict JSON")
+        except UnicodeDecodeError:
+            raise _bad("not UTF-8") from None
+        except CsktError as error:
+            raise ServiceError(400, "bad_json", str(error)) from None
+        _check(value)
+        return value
 
     async def _read_at_most(self, limit: int) -> bytes:
         # The rest is not read, so the connection cannot be used for another request.
@@ -142,41 +142,9 @@ class StrictRequest(Request):
         return bytes(body)
 
 
-def parse_json(body: bytes) -> Any:
-    """Return the value of a JSON text.
-
-    Raises:
-        ServiceError: 400; see the module.
-    """
-    try:
-        value = json.loads(body.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_number)
-    except UnicodeDecodeError:
-        raise _bad("it is not UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise _bad(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
-    except RecursionError:
-        raise _bad("it is nested too deeply") from None
-    except ValueError:  # Python refuses to read a number of thousands of digits
-        raise _bad("a number is too long") from None
-    _check(value)
-    return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Keys are unique, or one value would be checked and a reader of the log could see another."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _bad("a key appears twice in one object")
-    return found
-
-
-def _no_number(name: str) -> NoReturn:
-    raise _bad(f"{name} is not a JSON number")
-
-
 def _check(value: Any, depth: int = 1) -> None:
     if depth > MAX_DEPTH:
-        raise _bad("it is nested too deeply")
+        raise _bad("nested too deep")
     match value:
         case str():
             if "\0" in value:
@@ -186,7 +154,7 @@ def _check(value: Any, depth: int = 1) -> None:
             except UnicodeEncodeError:
                 raise _bad("a text contains half of a surrogate pair") from None
         case int() | float() if not abs(value) < MAX_NUMBER:  # NaN and infinity included
-            raise _bad("a number is too large")
+            raise _bad("a number is too large, or none")
         case dict():
             for part in (*value.keys(), *value.values()):
                 _check(part, depth + 1)
@@ -196,4 +164,4 @@ def _check(value: Any, depth: int = 1) -> None:
 
 
 def _bad(reason: str) -> ServiceError:
-    return ServiceError(400, "bad_json", f"the body is not sound JSON: {reason}")
+    return ServiceError(400, "bad_json", f"the body: {reason}; send strict JSON")

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from cskt.errors import CsktError
 from cskt.gallery.marks import Mark, marks_csv, marks_jsonl
-from cskt.gallery.options import EVERY_SCORE
+from cskt.gallery.options import EVERY_SCORE, SearchOptions
 from cskt.gallery.query import Query
 from cskt.service.http_errors import refusal
 from cskt.service.routes.base import BODY_ERRORS, ServiceParts, StrictRoute, errors
@@ -50,7 +50,8 @@ async def search(body: SearchRequest, request: Request, service: ServiceParts) -
             image = await service.worker.decoding.run(lambda: gallery.resize(decode_query(data, service.settings)))
         # Read once, so that the answer names the one that was used: `cskt calibrate` may change it at any time.
         min_score = gallery.min_score if body.min_score is None else body.min_score
-        options = body.options(where, EVERY_SCORE if min_score is None else min_score)
+        threshold = EVERY_SCORE if min_score is None else min_score
+        options = SearchOptions(body.k, body.offset, where, threshold, body.group_by)
         query = body.query(image)
         hits, histogram = await service.worker.search(query, options, histogram=body.histogram)
         warnings, columns = gallery.warnings(query), gallery.manifest.columns
@@ -67,7 +68,6 @@ async def search(body: SearchRequest, request: Request, service: ServiceParts) -
 @router.post("/explain", responses=errors(404, *BODY_ERRORS))
 async def explain(body: ExplainRequest, request: Request, service: ServiceParts) -> ExplainAnswer:
     """Return heat maps of a sentence, and of each of its words, over a crop."""
-    body.check_limits()
     worker, facts = service.worker, {"text": body.text, "image_id": body.image_id}
     with service.noting(request, "explain", facts):
         explanation = await worker.explaining.run(worker.gallery.explain, body.image_id, body.text)
@@ -96,7 +96,6 @@ async def explain(body: ExplainRequest, request: Request, service: ServiceParts)
 )
 async def export(body: ExportRequest, request: Request, service: ServiceParts) -> Response:
     """Return judged hits as a table, or as records for training, in which crops added by the API are left out."""
-    body.check_limits()
     marks, gallery = [Mark(mark.text, mark.image_id, mark.right) for mark in body.marks], service.worker.gallery
     with service.noting(request, "export", {"format": body.format, "marks": len(marks)}):
         uploaded = await service.worker.reading.run(gallery.uploaded, [mark.image_id for mark in marks])

@@ -101,8 +101,8 @@ def _overview(gallery: Gallery) -> tuple[int, list[ColumnAnswer]]:
             name=name,
             kind=facet.kind,
             values=[ValueCount(value=with_zone(value, facet.kind), count=count) for value, count in facet.values],
-            minimum=None if facet.minimum is None else with_zone(facet.minimum, facet.kind),
-            maximum=None if facet.maximum is None else with_zone(facet.maximum, facet.kind),
+            minimum=with_zone(facet.minimum, facet.kind),
+            maximum=with_zone(facet.maximum, facet.kind),
         )
         for name, facet in gallery.facets().items()
     ]
