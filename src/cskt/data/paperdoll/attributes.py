@@ -17,10 +17,18 @@ import yaml
 
 Colour = tuple[int, int, int]
 
-_PEOPLE: dict[str, Any] = yaml.safe_load((resources.files(__package__) / "people.yaml").read_text(encoding="utf-8"))
+
+def read_table(name: str) -> dict[str, Any]:
+    """Return a YAML file of this folder."""
+    table: dict[str, Any] = yaml.safe_load((resources.files(__package__) / name).read_text(encoding="utf-8"))
+    return table
+
+
+_PEOPLE = read_table("people.yaml")
 COLOURS: dict[str, Colour] = {name: tuple(rgb) for name, rgb in _PEOPLE["colours"].items()}
 HAIR_COLOURS: dict[str, Colour] = {name: tuple(rgb) for name, rgb in _PEOPLE["hair_colours"].items()}
 SKIN_TONES: list[Colour] = [tuple(rgb) for rgb in _PEOPLE["skin_tones"]]
+PART_COLOURS: dict[str, Colour] = {name: tuple(rgb) for name, rgb in _PEOPLE["parts"].items()}
 NONE = "none"
 """Value of an attribute that is absent: no bag, a bare head, a plain garment."""
 LAYERED = ("jacket", "coat")

@@ -14,14 +14,12 @@ from typing import TypeAlias
 
 from PIL import Image, ImageDraw
 
-from cskt.data.paperdoll.attributes import Colour
+from cskt.data.paperdoll.attributes import PART_COLOURS, Colour
 
 Point: TypeAlias = tuple[float, float]
 Polygon: TypeAlias = Sequence[Point]
 
-PART_LABELS = (
-    "background", "skin", "hair", "headwear", "eyewear", "upper", "inner", "lower", "shoes", "bag", "held",
-)  # fmt: skip
+PART_LABELS = tuple(PART_COLOURS)
 """Name of each value of a part mask. A dress is `upper`; what an occluder covers is `background`."""
 
 SUPERSAMPLING = 2
@@ -58,11 +56,7 @@ class Canvas:
     ) -> None:  # fmt: skip
         """Draw polygons as one shape: a common darker outline, then the filling, which hides the lines inside.
 
-        Args:
-            polygons: in body units.
-            colour: RGB of the filling.
-            part: one of `PART_LABELS`.
-            fabric: a sheet-sized picture that fills the shape in place of the colour.
+        A sheet-sized picture of fabric fills the shape in place of the colour.
         """
         edge = shade(colour, 0.6)
         width = max(2, round(0.011 * self.placement.scale_pixels))
@@ -81,14 +75,15 @@ class Canvas:
         """Draw polygons without an outline: seams, straps, buttons, anything inside a shape."""
         label = PART_LABELS.index(part)
         for polygon in polygons:
-            points = self._place(polygon)
-            self._draw.polygon(points, fill=colour)
-            self._draw_labels.polygon(points, fill=label)
+            self._fill(self._place(polygon), colour, label)
 
     def occlude(self, pixels: Polygon, colour: Colour) -> None:
         """Draw something in front of the body, in pixels of the sheet; the mask is background there."""
-        self._draw.polygon(list(pixels), fill=colour)
-        self._draw_labels.polygon(list(pixels), fill=0)
+        self._fill(list(pixels), colour, 0)
+
+    def _fill(self, pixels: list[Point], colour: Colour, label: int) -> None:
+        self._draw.polygon(pixels, fill=colour)
+        self._draw_labels.polygon(pixels, fill=label)
 
     def _place(self, polygon: Polygon) -> list[Point]:
         """Convert body units to pixels of the sheet."""
@@ -119,12 +114,7 @@ def ellipse(x: float, y: float, radii: Point, start: float = 0, end: float = 360
 
 
 def limb(joints: Sequence[Point], widths: Sequence[float]) -> list[list[Point]]:
-    """Return a tapering tube through joints with round ends, as polygons: one per joint, then one per stretch.
-
-    Args:
-        joints: two or more points.
-        widths: the tube's width at each joint.
-    """
+    """Return a tapering tube through joints with round ends, as polygons: one per joint, then one per stretch."""
     polygons = [ellipse(x, y, (width / 2, width / 2)) for (x, y), width in zip(joints, widths, strict=True)]
     for (start, end), (first, second) in zip(itertools.pairwise(joints), itertools.pairwise(widths), strict=True):
         across_x, across_y = end[1] - start[1], start[0] - end[0]

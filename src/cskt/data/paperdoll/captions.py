@@ -11,16 +11,7 @@ from collections.abc import Sequence
 
 from cskt.data.paperdoll.attributes import Attributes
 from cskt.data.paperdoll.drawing import Domain, Drawing
-from cskt.data.paperdoll.phrases import (
-    CLOTHES,
-    GRAMMAR,
-    Voice,
-    join,
-    noun_phrase,
-    person_noun,
-    visible_facts,
-    with_article,
-)
+from cskt.data.paperdoll.phrases import CLOTHES, GRAMMAR, Annotator, join, with_article
 
 CAPTION_WORDS: dict[Domain, tuple[int, int]] = {"source": (8, 25), "target": (20, 40)}
 """Fewest and most words of a caption."""
@@ -37,55 +28,52 @@ def write_caption(attributes: Attributes, drawing: Drawing, rng: random.Random, 
         rng: decides words, order and omissions.
         domain: the annotators' domain; sets the length in words, `CAPTION_WORDS`.
     """
-    voice = Voice(rng, rich=domain == "target")
     fewest, most = CAPTION_WORDS[domain]
     for _ in range(_MAX_DRAFTS):
         if domain == "target":
-            text = _TargetCaption(attributes, drawing, voice).draft()
+            text = _TargetCaption(attributes, drawing, rng).draft()
         else:
-            text = _source_draft(attributes, drawing, voice)
+            text = _source_draft(Annotator(attributes, drawing, rng, rich=False))
         if fewest <= len(text.split()) <= most:
             return text
     raise AssertionError(f"no {domain} caption of {fewest} to {most} words in {_MAX_DRAFTS} drafts: {attributes}")
 
 
-def _source_draft(attributes: Attributes, drawing: Drawing, voice: Voice) -> str:
+def _source_draft(annotator: Annotator) -> str:
     """Return a random subset of the facts in random order, around one noun."""
-    facts = visible_facts(attributes, drawing)
-    named = voice.rng.sample(facts, min(len(facts), voice.rng.randint(2, 5)))
-    phrases = {fact: noun_phrase(fact, attributes, drawing, voice) for fact in named}
-    noun, _ = person_noun(attributes, voice)
-    form = voice.rng.random()
+    pick, rng = annotator.pick, annotator.rng
+    facts = annotator.visible_facts()
+    named = rng.sample(facts, min(len(facts), rng.randint(2, 5)))
+    phrases = {fact: annotator.noun_phrase(fact) for fact in named}
+    noun, _ = annotator.person_noun()
+    form = rng.random()
     if form < 0.2:
-        opening = voice.pick("", "a photo of ", "a picture of ")
+        opening = pick("", "a photo of ", "a picture of ")
         return f"{opening}{with_article(noun)} with {join(list(phrases.values()))}"
     is_sentence = form > 0.7
     if is_sentence:
-        verbs = dict.fromkeys(CLOTHES, voice.pick("wears", "is wearing"))
-        verbs |= {"hair": "has", "bag": voice.pick("carries", "has"), "held": "is holding"}
+        verbs = dict.fromkeys(CLOTHES, pick("wears", "is wearing"))
+        verbs |= {"hair": "has", "bag": pick("carries", "has"), "held": "is holding"}
     else:
-        verbs = dict.fromkeys(CLOTHES, voice.pick("wearing", "in"))
-        verbs |= {"hair": "with", "bag": voice.pick("carrying", "with"), "held": "holding"}
+        verbs = dict.fromkeys(CLOTHES, pick("wearing", "in"))
+        verbs |= {"hair": "with", "bag": pick("carrying", "with"), "held": "holding"}
     groups: dict[str, list[str]] = {}
     for fact, phrase in phrases.items():
         groups.setdefault(verbs[fact], []).append(phrase)
     parts = [f"{verb} {join(members)}" for verb, members in groups.items()]
     if is_sentence:
-        return f"{voice.pick('the', 'this')} {noun} {join(parts)}"
-    opening = voice.pick("", "", "a photo of ")
-    return f"{opening}{with_article(noun)} {', '.join(parts)}"
+        return f"{pick('the', 'this')} {noun} {join(parts)}"
+    return f"{pick('', '', 'a photo of ')}{with_article(noun)} {', '.join(parts)}"
 
 
-class _TargetCaption:
+class _TargetCaption(Annotator):
     """One to five sentences: some facts in the subject, some as its statements, some with a subject of their own."""
 
-    def __init__(self, attributes: Attributes, drawing: Drawing, voice: Voice) -> None:
-        self.attributes = attributes
-        self.drawing = drawing
-        self.voice = voice
+    def __init__(self, attributes: Attributes, drawing: Drawing, rng: random.Random) -> None:
+        super().__init__(attributes, drawing, rng, rich=True)
         self.gait = "walking" if drawing.walking else "standing"
-        noun, gendered = person_noun(attributes, voice)
-        self.first_subject = voice.pick(f"the {noun}", f"the {noun}", with_article(noun), f"this {noun}")
+        noun, gendered = self.person_noun()
+        self.first_subject = self.pick(f"the {noun}", f"the {noun}", with_article(noun), f"this {noun}")
         pronouns = GRAMMAR["pronouns"][attributes.gender if gendered else "person"]
         self.later_subjects = [*pronouns["later"], f"the {noun.split()[-1]}"]
         self.words = {
@@ -96,45 +84,43 @@ class _TargetCaption:
         }
 
     def draft(self) -> str:
-        voice = self.voice
-        keep = voice.rng.uniform(0.35, 0.9)
+        keep = self.rng.uniform(0.35, 0.9)
         chance = {"upper": 0.96, "lower": 0.9, "eyewear": keep - 0.2}
-        named = [f for f in visible_facts(self.attributes, self.drawing) if voice.maybe(chance.get(f, keep))]
-        voice.rng.shuffle(named)
-        phrases = {fact: noun_phrase(fact, self.attributes, self.drawing, voice) for fact in named}
+        named = [fact for fact in self.visible_facts() if self.maybe(chance.get(fact, keep))]
+        self.rng.shuffle(named)
+        phrases = {fact: self.noun_phrase(fact) for fact in named}
 
         description = ""
         statements: list[str] = []
         asides: list[str] = []
-        if "hair" in phrases and voice.maybe(0.25):
+        if "hair" in phrases and self.maybe(0.25):
             description = f" with {phrases.pop('hair')}"
-        together = [fact for fact in named if fact in ("upper", "lower") or (fact in CLOTHES and voice.maybe(0.5))]
+        together = [fact for fact in named if fact in ("upper", "lower") or (fact in CLOTHES and self.maybe(0.5))]
         if together:
             worn = join([phrases.pop(fact) for fact in together])
-            if not description and voice.maybe(0.2):
-                description = voice.pick(f" in {worn}", f" wearing {worn}", f" dressed in {worn}")
+            if not description and self.maybe(0.2):
+                description = self.pick(f" in {worn}", f" wearing {worn}", f" dressed in {worn}")
             else:
-                verb = voice.pick("is wearing", "is wearing", "wears", "is dressed in", "has on")
+                verb = self.pick("is wearing", "is wearing", "wears", "is dressed in", "has on")
                 statements.append(f"{verb} {worn}")
         for fact, phrase in phrases.items():
             # "on her feet are a pair of boots" reads oddly.
             has_aside = fact in GRAMMAR["asides"] and not (fact == "shoes" and phrase.startswith("a pair"))
-            if voice.maybe(0.2) and has_aside:
+            if self.maybe(0.2) and has_aside:
                 asides.append(GRAMMAR["asides"][fact].format(it=phrase, **self.words))
             else:
-                statements.append(self.pick(self.statements_on(fact), it=phrase))
-        if not statements or voice.maybe(0.45):
-            place = voice.rng.randint(0, 1)
-            statements.insert(place, self.activity())
-        if not together or voice.maybe(0.7):
-            voice.rng.shuffle(statements)
-        if voice.maybe(0.15):
-            asides.append(self.pick(self.remarks()))
+                statements.append(self.fill(self.statements_on(fact), it=phrase))
+        if not statements or self.maybe(0.45):
+            statements.insert(self.rng.randint(0, 1), self.activity())
+        if not together or self.maybe(0.7):
+            self.rng.shuffle(statements)
+        if self.maybe(0.15):
+            asides.append(self.fill(self.remarks()))
         sentences = self.sentences(statements, description) + asides
         return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
 
-    def pick(self, forms: Sequence[str], **words: str) -> str:
-        return self.voice.pick(*forms).format(**self.words, **words)
+    def fill(self, forms: Sequence[str], **words: str) -> str:
+        return self.pick(*forms).format(**self.words, **words)
 
     def statements_on(self, fact: str) -> list[str]:
         forms, kind = GRAMMAR["statements"], getattr(self.attributes, fact)
@@ -145,38 +131,33 @@ class _TargetCaption:
         return forms.get(fact, forms["worn"])
 
     def remarks(self) -> list[str]:
-        remarks = list(GRAMMAR["remarks"]["always"])
-        if self.drawing.walking:
-            remarks += GRAMMAR["remarks"]["walking"]
-        if self.drawing.view == "back":
-            remarks += GRAMMAR["remarks"]["back"]
-        return remarks
+        kinds = ("always", self.gait, self.drawing.view)
+        return [remark for kind in kinds for remark in GRAMMAR["remarks"].get(kind, ())]
 
     def activity(self) -> str:
-        place = self.voice.pick(*GRAMMAR["places"][self.gait])
-        return self.pick(GRAMMAR["activities"][f"{self.gait} {self.drawing.view}"], place=place)
+        place = self.pick(*GRAMMAR["places"][self.gait])
+        return self.fill(GRAMMAR["activities"][f"{self.gait} {self.drawing.view}"], place=place)
 
     def sentences(self, statements: list[str], description: str) -> list[str]:
         """Return the statements, one or two to a sentence; `description` follows the subject of the first."""
-        voice = self.voice
         sentences: list[str] = []
         waiting = list(statements)
         while waiting:
             first = waiting.pop(0)
-            subject = voice.pick(*self.later_subjects) if sentences else f"{self.first_subject}{description}"
+            subject = self.pick(*self.later_subjects) if sentences else f"{self.first_subject}{description}"
             if _is_about_clothes(first):  # "the man wearing jeans wears a shirt" reads better with "in jeans"
                 subject = subject.replace(" wearing ", " in ", 1).replace(" dressed in ", " in ", 1)
             same_subject_matter = bool(waiting) and _is_about_clothes(first) and _is_about_clothes(waiting[0])
-            if not waiting or same_subject_matter or voice.maybe(0.35):
+            if not waiting or same_subject_matter or self.maybe(0.35):
                 sentences.append(f"{subject} {first}")
                 continue
             second = waiting.pop(0)
-            if first.startswith("is wearing ") and voice.maybe(0.25):
+            if first.startswith("is wearing ") and self.maybe(0.25):
                 sentences.append(f"{first.removeprefix('is ')}, {subject} {second}")
                 continue
-            if first.startswith("is ") and second.startswith("is ") and voice.maybe(0.5):
+            if first.startswith("is ") and second.startswith("is ") and self.maybe(0.5):
                 second = second.removeprefix("is ")
-            link = ", and " if " and " in first or voice.maybe(0.25) else " and "
+            link = ", and " if " and " in first or self.maybe(0.25) else " and "
             sentences.append(f"{subject} {first}{link}{second}")
         return sentences
 

@@ -14,14 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from cskt.data.datasets import DATASETS
-from cskt.data.datasets.base import JsonListFormat
+from cskt.data.datasets.base import DATASETS, DatasetFormat, JsonListFormat
 from cskt.data.paperdoll.attributes import sample_attributes, stable_random
 from cskt.data.paperdoll.captions import write_caption
 from cskt.data.paperdoll.drawing import Domain, draw_person
 from cskt.data.records import SPLIT_NAMES
 from cskt.errors import CsktError, file_system_errors
-from cskt.utils.json_files import load_json, read_text
+from cskt.utils.json_files import read_json
 from cskt.utils.messages import nearest
 
 logger = logging.getLogger(__name__)
@@ -36,20 +35,6 @@ MAX_CAPTIONS = 10
 MARKER = "paperdoll.json"
 """File with the arguments that made a folder, and whether it was finished."""
 REMEDY = "restore it, or choose another root"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    """Arguments that decide the content of a data set, as the marker states them."""
-
-    generator_version: int
-    layout: Layout
-    domain: Domain
-    ids: dict[str, int]
-    images_per_id: int
-    captions_per_image: int
-    seed: int
-    masks: bool
 
 
 @file_system_errors()
@@ -100,54 +85,60 @@ def make_dataset(
         ['imgs', 'paperdoll.json', 'test.jsonl']
     """
     _check_names(layout, domain, ids)
-    _check_numbers(ids, images_per_id, captions_per_image, num_processes)
-    present = {split: ids[split] for split in SPLIT_NAMES if ids.get(split)}
-    settings = _Settings(
-        GENERATOR_VERSION, layout, domain, present, images_per_id, captions_per_image, seed, masks
-    )  # fmt: skip
+    _check_numbers(ids, captions_per_image, images_per_id=images_per_id, num_processes=num_processes)
+    settings = {
+        "generator_version": GENERATOR_VERSION,
+        "layout": layout,
+        "domain": domain,
+        "ids": {split: ids[split] for split in SPLIT_NAMES if ids.get(split)},
+        "images_per_id": images_per_id,
+        "captions_per_image": captions_per_image,
+        "seed": seed,
+        "masks": masks,
+    }
     folder = Path(root) / DATASETS[layout].folder
     if _is_finished(folder, settings):
         logger.info("%s: already made with these arguments", folder)
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     _write_marker(folder, settings, finished=False)
-    splits = [split for split, number in present.items() for _ in range(number)]
-    indices = [index for number in present.values() for index in range(number)]
+    people = [(split, index) for split in SPLIT_NAMES for index in range(ids.get(split, 0))]
     make = partial(_make_identity, folder, settings)
     records: list[Record] = []
     with ExitStack() as stack:
-        results: Iterable[list[Record]] = map(make, range(len(splits)), splits, indices)
+        results: Iterable[list[Record]] = map(make, enumerate(people))
         if num_processes > 1:
             context = multiprocessing.get_context("spawn")  # forking a process that runs torch's threads can hang
             pool = stack.enter_context(ProcessPoolExecutor(num_processes, mp_context=context))
-            results = pool.map(make, range(len(splits)), splits, indices, chunksize=8)
+            results = pool.map(make, enumerate(people), chunksize=8)
         for identity in results:
             records.extend(identity)
             if on_progress is not None:
-                on_progress(len(records), len(splits) * images_per_id)
-    _write_annotation(folder, layout, records)
+                on_progress(len(records), len(people) * images_per_id)
+    _write_annotation(folder, DATASETS[layout], records)
     _write_marker(folder, settings, finished=True)
     return folder
 
 
-def _make_identity(folder: Path, settings: _Settings, pid: int, split: str, index_in_split: int) -> list[Record]:
-    """Draw, describe and save all images of one identity."""
-    key = ("paperdoll", settings.seed, settings.domain, split, index_in_split)
+def _make_identity(folder: Path, settings: Mapping[str, Any], person: tuple[int, tuple[str, int]]) -> list[Record]:
+    """Draw, describe and save all images of one identity, given as its number, its split and its index in the split."""
+    pid, (split, index) = person
+    domain, masks = settings["domain"], settings["masks"]
+    key = ("paperdoll", settings["seed"], domain, split, index)
     attributes = sample_attributes(stable_random(*key))
     name = f"{pid + 1:04d}"
     image_folder, mask_folder = (folder / kind / "paperdoll" / name for kind in ("imgs", "masks"))
-    image_folder.mkdir(parents=True, exist_ok=True)
-    if settings.masks:
-        mask_folder.mkdir(parents=True, exist_ok=True)
+    for kind in (image_folder, mask_folder) if masks else (image_folder,):
+        kind.mkdir(parents=True, exist_ok=True)
     records = []
-    for number in range(settings.images_per_id):
-        drawing = draw_person(attributes, stable_random(*key, "image", number), domain=settings.domain)
+    for number in range(settings["images_per_id"]):
+        drawing = draw_person(attributes, stable_random(*key, "image", number), domain=domain)
         drawing.image.save(image_folder / f"{name}_{number}.jpg", quality=drawing.jpeg_quality)
-        if settings.masks:
+        if masks:
             drawing.mask.save(mask_folder / f"{name}_{number}.png")
         captions = [
-            write_caption(attributes, drawing, stable_random(*key, "caption", number, turn), domain=settings.domain)
-            for turn in range(settings.captions_per_image)
+            write_caption(attributes, drawing, stable_random(*key, "caption", number, turn), domain=domain)
+            for turn in range(settings["captions_per_image"])
         ]
         path = f"paperdoll/{name}/{name}_{number}.jpg"
         worn = dataclasses.asdict(attributes)
@@ -155,10 +146,9 @@ def _make_identity(folder: Path, settings: _Settings, pid: int, split: str, inde
     return records
 
 
-def _write_annotation(folder: Path, layout: Layout, records: Sequence[Record]) -> None:
-    dataset = DATASETS[layout]
+def _write_annotation(folder: Path, dataset: DatasetFormat, records: Sequence[Record]) -> None:
     if isinstance(dataset, JsonListFormat):
-        text = ",\n".join(json.dumps(_published_record(record, layout, n)) for n, record in enumerate(records))
+        text = ",\n".join(json.dumps(_published_record(record, dataset, n)) for n, record in enumerate(records))
         (folder / dataset.files[0]).write_text(f"[{text}]\n", encoding="utf-8")
         return
     for split in dict.fromkeys(record["split"] for record in records):
@@ -169,36 +159,31 @@ def _write_annotation(folder: Path, layout: Layout, records: Sequence[Record]) -
                     file.write(json.dumps({"image": f"imgs/{record['path']}", **named}) + "\n")
 
 
-def _published_record(record: Record, layout: Layout, index: int) -> Record:
+def _published_record(record: Record, dataset: JsonListFormat, index: int) -> Record:
     """Rename the fields of a record as the public data set has them, with its peculiarities."""
-    dataset = DATASETS[layout]
-    assert isinstance(dataset, JsonListFormat)
     captions = record["captions"]
     named = {
         "split": record["split"],
         "captions": captions,
         dataset.path_key: record["path"],
-        "id": record["pid"] + (layout == "cuhk-pedes"),  # its identities start at 1
+        "id": record["pid"] + (dataset.name == "cuhk-pedes"),  # its identities start at 1
         "attributes": record["attributes"],
     }
-    if layout == "icfg-pedes":  # one caption per image and no validation split
+    if dataset.name == "icfg-pedes":  # one caption per image and no validation split
         named |= {"captions": captions[:1], "split": "train" if record["split"] == "val" else record["split"]}
-    if layout == "cuhk-pedes" and index % 3 == 0:  # some real records have their tokens, which no reader needs
+    if dataset.name == "cuhk-pedes" and index % 3 == 0:  # some real records have their tokens, which no reader needs
         named["processed_tokens"] = [re.findall(r"[\w-]+", caption.lower()) for caption in captions]
     return named
 
 
 def _check_names(layout: str, domain: str, ids: Mapping[str, int]) -> None:
-    for kind, name, known in (
-        ("layout", layout, get_args(Layout)),
-        ("domain", domain, get_args(Domain)),
-        *(("split", split, SPLIT_NAMES) for split in ids),
-    ):
+    names = [("layout", layout, get_args(Layout)), ("domain", domain, get_args(Domain))]
+    for kind, name, known in [*names, *(("split", split, SPLIT_NAMES) for split in ids)]:
         if name not in known:
             raise CsktError(f"unknown {kind} '{name}': {nearest(name, known)}")
 
 
-def _check_numbers(ids: Mapping[str, int], images_per_id: int, captions_per_image: int, num_processes: int) -> None:
+def _check_numbers(ids: Mapping[str, int], captions_per_image: int, **at_least_one: int) -> None:
     for split, number in ids.items():
         if number < 0:
             raise CsktError(f"ids has {number} identities for {split}; expected 0 or more")
@@ -206,36 +191,28 @@ def _check_numbers(ids: Mapping[str, int], images_per_id: int, captions_per_imag
         raise CsktError('ids names no identity; expected for instance {"train": 250, "val": 50, "test": 100}')
     if not 1 <= captions_per_image <= MAX_CAPTIONS:
         raise CsktError(f"captions_per_image is {captions_per_image}; expected 1 to {MAX_CAPTIONS}")
-    for name, number in (("images_per_id", images_per_id), ("num_processes", num_processes)):
+    for name, number in at_least_one.items():
         if number < 1:
             raise CsktError(f"{name} is {number}; expected 1 or more")
 
 
-def _is_finished(folder: Path, settings: _Settings) -> bool:
-    """Return whether the folder already contains exactly this data set.
-
-    Raises:
-        CsktError: it contains another one.
-    """
+def _is_finished(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Return whether the folder already contains exactly this data set; raise CsktError if it contains another one."""
     marker = folder / MARKER
     if marker.is_file():
-        found = load_json(read_text(marker, remedy=REMEDY), where=str(marker), remedy=REMEDY)
-        if not isinstance(found, dict):
-            raise CsktError(f"{marker}: not written by this program; {REMEDY}")
-        wanted = dataclasses.asdict(settings)
+        found = read_json(marker, dict[str, Any], remedy=REMEDY)
         finished = found.pop("finished", False) is True
-        if found == wanted:
+        if found == settings:
             return finished
-        different = sorted(key for key in wanted if found.get(key) != wanted[key])
+        different = sorted(key for key in settings if found.get(key) != settings[key])
         raise CsktError(f"{folder}: has paper dolls made with other {', '.join(different)}; choose another root")
     annotations = [name for dataset in DATASETS.values() for name in getattr(dataset, "files", ())]
     names = sorted({*annotations, *(f"{split}.jsonl" for split in SPLIT_NAMES), "imgs", "masks"})
-    taken = [name for name in names if (folder / name).exists()]
-    if taken:
+    if taken := [name for name in names if (folder / name).exists()]:
         raise CsktError(f"{folder}: already has another data set ({taken[0]}); choose another root")
     return False
 
 
-def _write_marker(folder: Path, settings: _Settings, *, finished: bool) -> None:
-    text = json.dumps({**dataclasses.asdict(settings), "finished": finished}, indent=1)
+def _write_marker(folder: Path, settings: Mapping[str, Any], *, finished: bool) -> None:
+    text = json.dumps({**settings, "finished": finished}, indent=1)
     (folder / MARKER).write_text(text + "\n", encoding="utf-8")

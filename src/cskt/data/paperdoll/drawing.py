@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from PIL import Image, ImageFilter
 
-from cskt.data.paperdoll.attributes import COLOURS, HAIR_COLOURS, NONE, Attributes, Colour
+from cskt.data.paperdoll.attributes import COLOURS, HAIR_COLOURS, NONE, PART_COLOURS, Attributes, Colour
 from cskt.data.paperdoll.canvas import PART_LABELS, SUPERSAMPLING, Canvas, Placement
 from cskt.data.paperdoll.doll import Doll, View, build_skeleton, sample_pose
 from cskt.data.paperdoll.figure import draw_figure
@@ -20,11 +20,6 @@ Domain: TypeAlias = Literal["source", "target"]
 
 SMALLEST_VISIBLE_SHARE = 0.0012
 """A part that covers less of the image (10 of 64 x 128 pixels) is not visible."""
-
-_LABEL_COLOURS: tuple[Colour, ...] = (
-    (0, 0, 0), (244, 196, 160), (120, 70, 30), (230, 60, 200), (0, 230, 230), (220, 50, 50), (250, 160, 60),
-    (50, 90, 220), (90, 220, 90), (250, 230, 60), (160, 90, 220),
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +72,7 @@ def draw_person(
         name for index, name in enumerate(PART_LABELS) if areas[index] > SMALLEST_VISIBLE_SHARE * width * height
     )
     mask = Image.frombytes("P", labels.size, labels.tobytes())
-    mask.putpalette([channel for colour in _LABEL_COLOURS for channel in colour])
+    mask.putpalette([channel for colour in PART_COLOURS.values() for channel in colour])
     return Drawing(
         image=_photograph(canvas.image, street, rng),
         mask=mask,

@@ -33,21 +33,19 @@ def draw_hair_behind(doll: Doll) -> None:
 def draw_head(doll: Doll) -> None:
     """Draw the head over the shoulders."""
     (x, y), (radius_x, radius_y) = doll.skeleton.head, doll.skeleton.head_radius
-    canvas, side, hair = doll.canvas, doll.skeleton.side, doll.attributes.hair
+    canvas, view, style = doll.canvas, doll.skeleton.view, doll.attributes.hair
     hatless = doll.attributes.headwear == NONE
+    if style == "bun" and hatless and view != "back":
+        centre = x - 0.85 * radius_x if view == "side" else x
+        bun = ellipse(centre, y - 0.92 * radius_y, (0.040, 0.038))
+        canvas.shape([bun], doll.colours["hair_colour"], "hair")
+    tip = x + radius_x
+    nose = [(tip - 0.012, y - 0.012), (tip + 0.020, y + 0.022), (tip - 0.012, y + 0.030)]
     face = ellipse(x, y, (radius_x, radius_y))
-    if doll.skeleton.view == "back":
-        canvas.shape([face], doll.skin, "skin")
-        _draw_back_hair(doll)
-    else:
-        if hair == "bun" and hatless:
-            centre = x - 0.85 * radius_x if side else x
-            bun = ellipse(centre, y - 0.92 * radius_y, (0.040, 0.038))
-            canvas.shape([bun], doll.colours["hair_colour"], "hair")
-        tip = x + radius_x
-        nose = [(tip - 0.012, y - 0.012), (tip + 0.020, y + 0.022), (tip - 0.012, y + 0.030)]
-        canvas.shape([face, nose] if side else [face], doll.skin, "skin")
-        (_draw_side_hair if side else _draw_front_hair)(doll)
+    canvas.shape([face, nose] if view == "side" else [face], doll.skin, "skin")
+    if style != "bald":
+        {"front": _draw_front_hair, "side": _draw_side_hair, "back": _draw_back_hair}[view](doll)
+    if view != "back":
         _draw_face(doll)
     if not hatless:
         _draw_headwear(doll)
@@ -55,8 +53,6 @@ def draw_head(doll: Doll) -> None:
 
 def _draw_front_hair(doll: Doll) -> None:
     (x, y), (radius_x, radius_y) = doll.skeleton.head, doll.skeleton.head_radius
-    if doll.attributes.hair == "bald":
-        return
     colour = doll.colours["hair_colour"]
     crown = ellipse(x, y, (radius_x + 0.006, radius_y + 0.008), 186, 354)
     doll.canvas.shape([[*crown, (x - 0.25 * radius_x, y - 0.52 * radius_y)]], colour, "hair")
@@ -68,12 +64,9 @@ def _draw_front_hair(doll: Doll) -> None:
 
 def _draw_side_hair(doll: Doll) -> None:
     (x, y), (radius_x, radius_y) = doll.skeleton.head, doll.skeleton.head_radius
-    if doll.attributes.hair == "bald":
-        return
-    colour = doll.colours["hair_colour"]
+    colour, back = doll.colours["hair_colour"], x - radius_x
     cap = ellipse(x, y, (radius_x + 0.008, radius_y + 0.008), 120, 335)
     doll.canvas.shape([[*cap, (x + 0.030, y - 0.42 * radius_y), (x - 0.014, y - 0.1 * radius_y)]], colour, "hair")
-    back = x - radius_x
     if doll.attributes.hair == "long":
         fall = [(back - 0.008, y - 0.02), (x - 0.012, y - 0.02), (x - 0.004, 0.300), (back - 0.026, 0.320)]
         doll.canvas.detail([fall], colour, "hair")
@@ -84,10 +77,7 @@ def _draw_side_hair(doll: Doll) -> None:
 
 def _draw_back_hair(doll: Doll) -> None:
     (x, y), (radius_x, radius_y) = doll.skeleton.head, doll.skeleton.head_radius
-    canvas, style = doll.canvas, doll.attributes.hair
-    if style == "bald":
-        return
-    colour = doll.colours["hair_colour"]
+    canvas, style, colour = doll.canvas, doll.attributes.hair, doll.colours["hair_colour"]
     nape = y + (0.55 if style == "short" else 0.75) * radius_y
     round_head = ellipse(x, y, (radius_x + 0.007, radius_y + 0.008), 160, 380)
     canvas.shape([[*round_head, (x + 0.72 * radius_x, nape), (x - 0.72 * radius_x, nape)]], colour, "hair")

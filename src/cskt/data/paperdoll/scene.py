@@ -8,7 +8,7 @@ import random
 from PIL import Image, ImageDraw
 
 from cskt.data.paperdoll.attributes import Colour
-from cskt.data.paperdoll.canvas import Canvas, Placement, shade
+from cskt.data.paperdoll.canvas import Canvas, Placement, box, shade
 
 _STUDIO: tuple[Colour, ...] = (
     (236, 236, 238), (246, 240, 228), (226, 234, 242), (240, 228, 230), (228, 240, 230), (214, 216, 220),
@@ -146,7 +146,7 @@ def draw_occluder(canvas: Canvas, rng: random.Random) -> None:
     if kind == "post":
         x = canvas.placement.x_pixels + rng.choice((-1, 1)) * rng.uniform(0.05, 0.3) * width
         half = rng.uniform(0.025, 0.05) * width
-        canvas.occlude([(x - half, 0), (x + half, 0), (x + half, height), (x - half, height)], (84, 88, 94))
+        canvas.occlude(box(x - half, 0, x + half, height), (84, 88, 94))
     elif kind == "bush":
         leaf = rng.choice(_LEAVES)
         for _ in range(9):
@@ -164,7 +164,5 @@ def draw_occluder(canvas: Canvas, rng: random.Random) -> None:
     else:
         top = height * rng.uniform(0.82, 0.90)
         for index in range(6):
-            left, right = index * width / 6, (index + 1) * width / 6
-            colour = (214, 70, 50) if index % 2 else (240, 240, 236)
-            canvas.occlude([(left, top), (right, top), (right, top + 0.05 * height), (left, top + 0.05 * height)],
-                           colour)  # fmt: skip
+            board = box(index * width / 6, top, (index + 1) * width / 6, top + 0.05 * height)
+            canvas.occlude(board, (214, 70, 50) if index % 2 else (240, 240, 236))
