@@ -25,6 +25,7 @@ from cskt.image_files.limits import REMEDY
 from cskt.image_files.orientation import UPRIGHT
 
 CONTEXT_LENGTH = 77
+COUNTS = "{} identities, {} images, {} captions"
 NUM_DECODING_THREADS = 4
 IMAGES_PER_STEP = 256
 """Images between two reports of progress."""
@@ -107,16 +108,16 @@ def check_dataset(
     key = dataset_key(name)
     dataset = read_dataset(key, root)
     total = sum(len(split.records) for split in dataset.values())
-    num_done = 0
-    images: dict[str, list[_Image]] = {name: [] for name in dataset}
+    num_done, reports, digests = 0, [], {}
     for split in dataset.values():
+        images: list[_Image] = []
         for step in _examine_images(split.image_paths, decode):
-            images[split.name] += step
+            images += step
             num_done += len(step)
             if on_progress is not None:
                 on_progress(num_done, total)
-    reports = [_report(split, images[split.name]) for split in dataset.values()]
-    digests = {image.path: image.digest for found in images.values() for image in found if image.digest}
+        reports.append(_report(split, images))
+        digests |= {image.path: image.digest for image in images if image.digest}
     keys = file_keys(dataset) | digests
     return CheckReport(
         dataset=key,
@@ -213,23 +214,20 @@ def _count_warnings(key: str, reports: Sequence[SplitReport]) -> Iterator[str]:
             yield f"{name}: the published data set has this split, this copy does not"
         elif found[name] != published:
             yield (
-                f"{name}: {_counts_in_words(found[name])} where the paper has {_counts_in_words(published)}; "
+                f"{name}: {COUNTS.format(*found[name])} where the paper has {COUNTS.format(*published)}; "
                 "a subset, or another version?"
             )
 
 
 def _caption_warnings(dataset: Mapping[str, Split], reports: Sequence[SplitReport]) -> Iterator[str]:
+    too_long = f"captions of more than {CONTEXT_LENGTH} tokens, which lose their ends"
     for split, report in zip(dataset.values(), reports, strict=True):
-        for kind, number in (
-            ("blank captions", sum(not caption.strip() for caption in split.captions)),
-            (
-                f"captions of more than {CONTEXT_LENGTH} tokens, which lose their ends",
-                report.caption_lengths.num_over_context,
-            ),
-            ("captions of more than one identity", report.num_shared_captions),
-        ):
-            if number:
-                yield f"{split.name}: {kind}: {number}"
+        numbers = {
+            "blank captions": sum(not caption.strip() for caption in split.captions),
+            too_long: report.caption_lengths.num_over_context,
+            "captions of more than one identity": report.num_shared_captions,
+        }
+        yield from (f"{split.name}: {kind}: {number}" for kind, number in numbers.items() if number)
 
 
 def _repeat_warnings(dataset: Mapping[str, Split], keys: Mapping[Path, Hashable]) -> Iterator[str]:
@@ -248,7 +246,3 @@ def _orientation_warnings(reports: Sequence[SplitReport]) -> Iterator[str]:
                 f" {report.counts.num_images}; training and evaluation read them as they are stored, lying or mirrored,"
                 " like the released codes; --apply-orientation (data.apply_orientation) turns them upright"
             )
-
-
-def _counts_in_words(counts: SplitCounts) -> str:
-    return f"{counts.num_ids} identities, {counts.num_images} images, {counts.num_captions} captions"

@@ -88,7 +88,7 @@ def load_json(text: str | bytes, *, where: str, remedy: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
+        place = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
         raise CsktError(f"{where}: not JSON: {error.msg} at {place}; {remedy}") from None
     except RecursionError:
         raise CsktError(f"{where}: not JSON that can be read: nested too deep; {remedy}") from None

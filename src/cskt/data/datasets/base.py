@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -11,9 +10,11 @@ from typing import Any
 from cskt.data.records import SPLIT_NAMES, Record, SplitCounts
 from cskt.errors import CsktError, file_system_errors
 from cskt.plugins import Registry
+from cskt.utils.json_files import load_json
 
 LARGEST_PID = 2**63 - 1
 """Identities are stored as int64 tensors."""
+JSON_REMEDY = "is the file complete?"
 KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
 """Type of a JSON value -> how a message calls it; all others are numbers."""
 
@@ -88,12 +89,12 @@ class JsonListFormat(DatasetFormat):
     """Field of a record with the path of its image."""
 
     def read(self, folder: Path) -> list[Record]:
-        """Read all records below the data set's own folder; see `DatasetFormat.read`."""
+        """Read the annotation."""
         candidates = [folder / name for name in self.files]
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
         if path is None:
             raise CsktError(f"{candidates[0]}: no such file; {self.remedy}")
-        content = parse_json(read_annotation(path), str(path))
+        content = load_json(read_annotation(path), where=str(path), remedy=JSON_REMEDY)
         if not isinstance(content, list):
             raise CsktError(f"{path}: expected a list of records at the top level, found {_kind(content)}")
         if not content:
@@ -117,29 +118,15 @@ def read_annotation(path: Path) -> str:
         raise CsktError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
 
 
-def parse_json(text: str, where: str) -> Any:
-    """Parse a JSON text; errors begin with `where`."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
-        raise CsktError(f"{where}: not JSON: {error.msg} at {place}; is the file complete?") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of nested brackets
-        raise CsktError(f"{where}: not JSON that can be read: {error}") from None
-
-
 def to_record(entry: Any, where: str, image_folder: Path, split: str, *, path_key: str, pid_key: str) -> Record:
     """Check a parsed entry and return it as a record.
 
     Args:
         entry: any JSON value.
         where: file and place in it; the start of an error.
-        image_folder: the folder that image paths are relative to.
+        image_folder: the folder that image paths are relative to and may not leave.
         split: train, val or test.
         path_key, pid_key: fields with the path of the image and with the identity.
-
-    Raises:
-        CsktError: a field is missing or has a wrong value, or the path leaves the folder.
     """
     if not isinstance(entry, dict):
         raise CsktError(f"{where} is {_kind(entry)}; expected an object with {pid_key}, {path_key} and captions")

@@ -7,33 +7,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cskt.data.datasets.base import DatasetFormat, parse_json, read_annotation, register, to_record
+from cskt.data.datasets.base import JSON_REMEDY, DatasetFormat, read_annotation, register, to_record
 from cskt.data.records import SPLIT_NAMES, Record
 from cskt.errors import CsktError
+from cskt.utils.json_files import load_json
 
 
 class JsonLinesFormat(DatasetFormat):
     """One file per split with one record per line; files that do not exist are skipped."""
 
     def read(self, folder: Path) -> list[Record]:
-        """Read all records below the data set's own folder; see `DatasetFormat.read`."""
+        """Read the annotations of all splits."""
         files = [folder / f"{split}.jsonl" for split in SPLIT_NAMES]
-        present = [path for path in files if path.is_file()]
-        if not present:
+        if not any(path.is_file() for path in files):
             raise CsktError(f"{folder}: none of {', '.join(path.name for path in files)} found; {self.remedy}")
-        return [record for path in present for record in self._read_split(path)]
-
-    def _read_split(self, path: Path) -> list[Record]:
-        lines = [(n, line) for n, line in enumerate(read_annotation(path).split("\n"), start=1) if line.strip()]
-        if not lines:
-            raise CsktError(f"{path}: empty; delete the file or add a record per line")
-        return [
-            to_record(
-                parse_json(line, f"{path}:{number}"), f"{path}:{number}", path.parent, path.stem,
-                path_key="image", pid_key="pid",
-            )
-            for number, line in lines
-        ]  # fmt: skip
+        records = []
+        for path in filter(Path.is_file, files):
+            lines = [(n, line) for n, line in enumerate(read_annotation(path).split("\n"), start=1) if line.strip()]
+            if not lines:
+                raise CsktError(f"{path}: empty; delete the file or add a record per line")
+            for number, line in lines:
+                where = f"{path}:{number}"
+                entry = load_json(line, where=where, remedy=JSON_REMEDY)
+                records.append(to_record(entry, where, folder, path.stem, path_key="image", pid_key="pid"))
+        return records
 
 
 JSONL = register(
