@@ -236,7 +236,8 @@ def test_the_flat_copy_of_a_run_is_read_as_a_released_one(tmp_path: Path, change
     if changes.get("optim.name") == "sgd":
         changes = changes | {"optim.eps": 1e-8}
     config = load_config("cskt-reference", changes)
-    folder = RunFolder.create(config, tmp_path / "run").path
+    folder = tmp_path / "run"
+    RunFolder(folder).create(config)
     flat = yaml.safe_load((folder / "configs.yaml").read_text())
     assert flat == to_published(config), "plain YAML: no tuples, no tags"
     assert read_released_config(folder) == config
@@ -247,7 +248,8 @@ def test_the_flat_copy_of_a_run_is_read_as_a_released_one(tmp_path: Path, change
 )
 def test_the_flat_copy_of_an_irra_run(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = load_config("irra", changes)
-    folder = RunFolder.create(config, tmp_path / "run").path
+    folder = tmp_path / "run"
+    RunFolder(folder).create(config)
     flat = yaml.safe_load((folder / "configs.yaml").read_text())
     assert flat["MLM"] is True and flat["cmt_depth"] == config.mlm.cmt_depth
     assert flat["loss_names"] == "+".join(config.loss.weights)

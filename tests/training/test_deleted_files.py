@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from cskt.cli.main import main
-from cskt.config import save_config
+from cskt.config import ClipArchitecture, RunConfig, save_config
 from cskt.errors import CsktError
-from cskt.training.loop import Trainer, train
+from cskt.training.loop import train
 from cskt.training.run_folder import RunFolder
 from tiny_run import Configure
 
@@ -94,13 +94,13 @@ def test_a_deleted_folder_is_noticed_after_any_event(
 def test_a_folder_deleted_before_the_first_event_is_noticed(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create_folder = Trainer._create_folder
+    create = RunFolder.create
 
-    def create_and_delete(trainer: Trainer) -> None:
-        create_folder(trainer)
-        shutil.rmtree(trainer.run.path)
+    def create_and_delete(run: RunFolder, config: RunConfig, architecture: ClipArchitecture) -> None:
+        create(run, config, architecture)
+        shutil.rmtree(run.path)
 
-    monkeypatch.setattr(Trainer, "_create_folder", create_and_delete)
+    monkeypatch.setattr(RunFolder, "create", create_and_delete)
     with pytest.raises(CsktError, match="run: deleted or moved during training"):
         train(configure(), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -14,14 +14,7 @@ from cskt.cli.run_report import write_run_report
 from cskt.config import RunConfig, load_config
 from cskt.errors import CsktError
 from cskt.report.learning_curves import learning_curves
-from cskt.training.events import (
-    first_event,
-    ignored_lines,
-    last_event,
-    parse_event,
-    read_event_log,
-    read_events,
-)
+from cskt.training.events import first_event, ignored_lines, last_event, parse_event, read_events
 from cskt.training.loop import train
 from cskt.training.run_folder import RunFolder, claimed, fresh_folder
 from cskt.training.series import finished
@@ -52,14 +45,12 @@ def test_bad_lines_are_ignored_and_logged_once(tmp_path: Path, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         assert read_events(tmp_path) == read_events(tmp_path) == expected
     [record] = caplog.records
-    numbers = [1, *range(5, 4 + len(BAD))]
     message = record.getMessage()
     assert (
         message.startswith(f"{path}: ignored {len(BAD)} lines (1, 5, 6")
         and message.isprintable()
         and len(message) < 500
     )
-    assert list(read_event_log(path).ignored) == numbers
     assert ignored_lines(tmp_path) == "1, 5, 6, 7, 8, 9, 10, 11, 12, 13 and 12 more"
 
 
@@ -148,13 +139,15 @@ def test_a_link_in_a_run_folder_is_not_written_through(name: str, tmp_path: Path
     (folder / name).symlink_to(victim)
     config = load_config("cskt")
     if name == "configs.yaml":
-        RunFolder.create(config, folder)
+        RunFolder(folder).create(config)
         assert not (folder / name).is_symlink()
     elif name == ".lock":
         with pytest.raises(CsktError, match="link|leads outside"), claimed(folder):
             pass
     else:
-        run = RunFolder(folder) if name == "report.html" else RunFolder.create(config, folder)
+        run = RunFolder(folder)
+        if name != "report.html":
+            run.create(config)
         with closing(run), pytest.raises(CsktError, match="link|leads outside"):
             if name == "report.html":
                 (folder / "config.yaml").write_text((COMPAT / "config.yaml").read_text())

@@ -24,7 +24,8 @@ CONFIG = load_config("cskt", {"name": "one", "optim.lr": 1e-4})
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[RunFolder]:
-    with closing(RunFolder.create(CONFIG, tmp_path / "deep" / "run")) as made:
+    with closing(RunFolder(tmp_path / "deep" / "run")) as made:
+        made.create(CONFIG)
         yield made
 
 
@@ -42,7 +43,7 @@ def test_flat_copy_says_the_same_in_published_words(run: RunFolder) -> None:
 def test_folders_are_named_by_data_set_time_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder.time, "strftime", lambda form: "20240131_235959")
     config = load_config("cskt", {"name": "one", "output_dir": str(tmp_path)})
-    folders = [RunFolder.create(config, fresh_folder(config)).path for _ in range(3)]
+    folders = [fresh_folder(config) for _ in range(3)]
     names = [folder.relative_to(tmp_path).as_posix() for folder in folders]
     stem = "cuhk-pedes/20240131_235959_one"
     assert names == [stem, f"{stem}_2", f"{stem}_3"], "two runs of one second do not meet"
@@ -51,14 +52,14 @@ def test_folders_are_named_by_data_set_time_and_run(tmp_path: Path, monkeypatch:
 def test_a_folder_with_a_run_is_refused_and_unchanged(run: RunFolder) -> None:
     before = (run.path / "config.yaml").read_bytes()
     with pytest.raises(CsktError, match=r"already holds a run; resume it \(--resume .*run\) or name another folder"):
-        RunFolder.create(load_config("cskt", {"seed": 2}), run.path)
+        RunFolder(run.path).create(load_config("cskt", {"seed": 2}))
     assert (run.path / "config.yaml").read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_created_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CsktError, match=r"run: cannot be written: Not a directory"):
-        RunFolder.create(CONFIG, tmp_path / "file" / "run")
+        RunFolder(tmp_path / "file" / "run").create(CONFIG)
 
 
 SUMMARY = {

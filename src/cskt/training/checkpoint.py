@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from cskt.config import RunConfig, as_trained, completed_like, to_dict, validate
+from cskt.config import RunConfig, as_trained, completed_like, flat_fields, to_dict, validate, value_of
 from cskt.errors import CsktError, MissingFileError, file_system_errors
 from cskt.model.io.tensors import load_plain, save_torch
 from cskt.training.run_folder import DAMAGED, PREVIOUS
@@ -133,7 +133,7 @@ def set_aside(path: Path) -> None:
 def _check_same_run(content: dict[str, Any], path: Path, state: TrainState, config: RunConfig) -> None:
     saved = as_trained(validate(RunConfig, content["config"], f"{path}: config"))  # newer keys: defaults
     current = as_trained(config)
-    if different := config_differences(to_dict(completed_like(saved, current)), to_dict(current)):
+    if different := config_differences(completed_like(saved, current), current):
         raise CsktError(f"{path}: made with another config ({'; '.join(different)}); use the same or start a new run")
     if content["backbone_sha256"] != state.backbone_sha256:
         raise CsktError(
@@ -145,16 +145,13 @@ def _check_same_run(content: dict[str, Any], path: Path, state: TrainState, conf
         raise _corrupt(path, "its moving average is missing")
 
 
-def config_differences(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
+def config_differences(saved: RunConfig, current: RunConfig) -> list[str]:
     """Return `key: saved -> current` for every key that must not differ between a run and its resumption."""
-    found = []
-    for key in sorted(saved.keys() | current.keys()):
-        name, before, now = prefix + key, saved.get(key), current.get(key)
-        if isinstance(before, dict) and isinstance(now, dict) and key != "weights":
-            found += config_differences(before, now, f"{name}.")
-        elif before != now and name not in FREE_ON_RESUME:
-            found.append(f"{name}: {before} -> {now}")
-    return found
+    return sorted(
+        f"{key}: {before} -> {now}"
+        for key, _ in flat_fields()
+        if key not in FREE_ON_RESUME and (before := value_of(saved, key)) != (now := value_of(current, key))
+    )
 
 
 def read_last(path: Path) -> tuple[dict[str, Any], Path]:

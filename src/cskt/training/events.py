@@ -1,40 +1,41 @@
 """Events of a run: the lines of `metrics.jsonl`, checked against their schemas.
 
+`cskt.training.loop.Trainer` emits them; `RunFolder.record` writes each to this file and to TensorBoard.
+
 A bad line is ignored and counted: a lost figure is no reason to refuse a run whose checkpoint is intact. A run that is
 resumed rewrites the file with the good lines only.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
-from pydantic import AllowInfNan, ConfigDict
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import AllowInfNan
+from pydantic.dataclasses import dataclass
 
 from cskt.errors import SHORT, CsktError, file_system_errors
 from cskt.evaluation.results import Summary
-from cskt.utils.json_files import JSON, LARGEST_FILE, load_json, parse_json
+from cskt.utils.json_files import FOREIGN, LARGEST_FILE, load_json, parse_json
 
 logger = logging.getLogger(__name__)
 
 EVENTS = "metrics.jsonl"
 Loss = Annotated[float, AllowInfNan(True)]
 Count = Annotated[int, Ge(0), Le(10**15)]
-OPEN: ConfigDict = {**JSON, "extra": "ignore"}
-"""Further fields of an event are not checked."""
 REMEDY = "the line is ignored"
 MOST_NAMED = 10
 """Ignored lines that a message names."""
 
 
-@checked_dataclass(config=OPEN, kw_only=True)
+@dataclass(config=FOREIGN, kw_only=True)
 class StepEvent:
     """Figures of training; a loss may be NaN if a run diverged."""
 
@@ -45,7 +46,7 @@ class StepEvent:
     losses: dict[str, Loss] = field(default_factory=dict)
 
 
-@checked_dataclass(config=OPEN, kw_only=True)
+@dataclass(config=FOREIGN, kw_only=True)
 class EvaluationEvent:
     """Figures of a model on the selection split."""
 
@@ -58,7 +59,7 @@ class EvaluationEvent:
     i2t: Summary | None = None
 
 
-@checked_dataclass(config=OPEN, kw_only=True)
+@dataclass(config=FOREIGN, kw_only=True)
 class StartEvent:
     """Fields of the start event that readers use."""
 
@@ -75,7 +76,7 @@ class StartEvent:
     warnings: list[str] | None = None
 
 
-@checked_dataclass(config=OPEN, kw_only=True)
+@dataclass(config=FOREIGN, kw_only=True)
 class EndEvent:
     """Fields of the end event that readers use."""
 
@@ -86,7 +87,7 @@ class EndEvent:
     warnings: list[str] | None = None
 
 
-@checked_dataclass(config=OPEN, kw_only=True)
+@dataclass(config=FOREIGN, kw_only=True)
 class OtherEvent:
     """Event of a kind that this version does not read."""
 
@@ -99,30 +100,14 @@ SCHEMAS: dict[str, type[Any]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class EventLog:
-    """Contents of a `metrics.jsonl`."""
-
-    events: tuple[dict[str, Any], ...] = ()
-    """Oldest first."""
-    ignored: tuple[int, ...] = ()
-    """Numbers, from 1, of lines that are no events. A last line cut short by a crash is not counted."""
-
-    @property
-    def note(self) -> str:
-        """Numbers of the ignored lines, as a report shows them; empty if there are none."""
-        named = ", ".join(str(number) for number in self.ignored[:MOST_NAMED])
-        return named + (f" and {len(self.ignored) - MOST_NAMED} more" if len(self.ignored) > MOST_NAMED else "")
-
-
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """Return the events of a run folder, oldest first; none if nothing was recorded."""
-    return [dict(event) for event in read_event_log(folder / EVENTS).events]
+    """Return the events of a run folder, oldest first; none if nothing was recorded. Ignored lines are logged once."""
+    return [dict(event) for event in _read_once(folder)[0]]
 
 
 def ignored_lines(folder: Path) -> str:
     """Return the numbers of the lines of a run's metrics.jsonl that are no events; empty if there are none."""
-    return read_event_log(folder / EVENTS).note
+    return _read_once(folder)[1]
 
 
 def first_event(events: Iterable[Mapping[str, Any]], kind: str) -> Mapping[str, Any]:
@@ -135,26 +120,22 @@ def last_event(events: Sequence[Mapping[str, Any]], kind: str) -> Mapping[str, A
     return first_event(reversed(events), kind)
 
 
-def read_event_log(path: Path) -> EventLog:
-    """Read a `metrics.jsonl`; the result is empty if there is no such file. Ignored lines are logged once.
-
-    Raises:
-        CsktError: the file cannot be read.
-    """
+def _read_once(folder: Path) -> tuple[list[dict[str, Any]], str]:
+    path = folder / EVENTS
     try:
         state = path.stat()
     except OSError:
-        return EventLog()
+        return [], ""
     if not stat.S_ISREG(state.st_mode):
-        return EventLog()
+        return [], ""
     if state.st_size > LARGEST_FILE:
         raise CsktError(f"{path}: {state.st_size:,} bytes, at most {LARGEST_FILE:,} are read; move the file away")
     return _read(path, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=16)
-def _read(path: Path, _size: int, _mtime_ns: int) -> EventLog:
-    """Read once while a file keeps its size and time."""
+def _read(path: Path, _size: int, _mtime_ns: int) -> tuple[list[dict[str, Any]], str]:
+    """Return the events of a file, and its ignored lines as a text; read once while a file keeps its size and time."""
     with file_system_errors(path):
         lines = path.read_bytes().split(b"\n")
     events: list[dict[str, Any]] = []
@@ -167,19 +148,17 @@ def _read(path: Path, _size: int, _mtime_ns: int) -> EventLog:
         except CsktError as error:
             if number < len(lines):  # a line without an end was cut short by a crash
                 ignored[number] = str(error).removesuffix(f"; {REMEDY}")
-    log = EventLog(tuple(events), tuple(ignored))
-    if ignored:
-        reason = next(iter(ignored.values()))
-        logger.warning("%s: ignored %d lines (%s) that are no events: %s", path, len(ignored), log.note, reason)
-    return log
+    if not ignored:
+        return events, ""
+    named = ", ".join(map(str, itertools.islice(ignored, MOST_NAMED)))
+    named += f" and {len(ignored) - MOST_NAMED} more" if len(ignored) > MOST_NAMED else ""
+    reason = next(iter(ignored.values()))
+    logger.warning("%s: ignored %d lines (%s) that are no events: %s", path, len(ignored), named, reason)
+    return events, named
 
 
 def parse_event(line: bytes, where: str) -> dict[str, Any]:
-    """Read one line.
-
-    Raises:
-        CsktError: it is no event, or lacks a field of its kind.
-    """
+    """Read one line; raise CsktError if it is no event, or lacks a field of its kind."""
     content = load_json(line, where=where, remedy=REMEDY)
     if not isinstance(content, dict) or not isinstance(content.get("event"), str):
         raise CsktError(f"{where}: must be an object with an 'event', got {SHORT.repr(content)}; {REMEDY}")

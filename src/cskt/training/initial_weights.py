@@ -109,14 +109,19 @@ class InitialWeights:
 
 
 def read_initial_weights(context: TrainingContext) -> InitialWeights | None:
-    """Read the weights of `init_from`, and check that they fit; None if the config names none.
+    """Read the weights of `init_from`, the same in every process; None if the config names none.
 
     They are the backbone of the other run with the tensors that it trained. They must be exactly the parameters of
     this model, and may differ from the backbone only where this run trains, for only that is saved.
     """
-    config, named = context.config, context.config.init_from
-    if named is None:
-        return None
+    named = context.config.init_from
+    initial = None if named is None else _read_initial_weights(context, named)
+    context.processes.check_equal({"the SHA-256 of init_from": None if initial is None else initial.sha256})
+    return initial
+
+
+def _read_initial_weights(context: TrainingContext, named: str) -> InitialWeights:
+    config = context.config
     if not context.trains:
         raise CsktError(f"init_from {named}: trainable none trains nothing; evaluate that run instead")
     path = _weight_file(named)

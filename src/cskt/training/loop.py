@@ -95,12 +95,12 @@ def train(
                 context = fit_micro_batch(context)
         processes.check_equal(context.essentials())
         # Initial weights are read before a folder is created, if possible: weights that do not fit leave no folder.
-        initial = _initial_weights(context) if resume is False else None
+        initial = read_initial_weights(context) if resume is False else None
         folder = processes.broadcast(lambda: folder or fresh_folder(config))
         processes.broadcast(lambda: _claim(folder, stack))
         if may_be_done := processes.any(resume is None):
             resume = processes.broadcast(lambda: _has_checkpoint(folder))
-            initial = None if resume else _initial_weights(context)
+            initial = None if resume else read_initial_weights(context)
         run = stack.enter_context(closing(RunFolder(folder, writes=processes.is_main_process)))
         trainer = Trainer(context, run, shutdown)
         if resume:
@@ -135,13 +135,6 @@ def train(
     )
 
 
-def _initial_weights(context: TrainingContext) -> InitialWeights | None:
-    """Read the weights that `init_from` names, the same in every process."""
-    initial = read_initial_weights(context)
-    context.processes.check_equal({"the SHA-256 of init_from": None if initial is None else initial.sha256})
-    return initial
-
-
 def _claim(folder: Path, stack: ExitStack) -> None:
     if not stack.enter_context(claimed(folder)):
         record_refusal(folder)
@@ -170,7 +163,7 @@ class Trainer:
     def start(self, initial: InitialWeights | None) -> None:
         """Create the run folder, evaluate the backbone and the initial weights, and save the latter."""
         context, run = self.context, self.run
-        context.processes.broadcast(self._create_folder)
+        context.processes.broadcast(lambda: run.create(context.config, context.state.model.architecture))
         self.shutdown.hint = f"nothing is saved yet; to begin again, remove {run.path}"
         logger.info("run folder: %s (if interrupted: cskt train --resume %s)", run.path, run.path)
         warnings = warnings_before(context.config, context.val_split, context.state.backbone_sha256)
@@ -187,12 +180,6 @@ class Trainer:
             if evaluates:
                 self._evaluate("step-0", 0)
         self.save()
-
-    def _create_folder(self) -> None:
-        if (self.run.path / CONFIG).exists():
-            record_refusal(self.run.path)
-        with self.run.checked():
-            RunFolder.create(self.context.config, self.run.path, self.context.state.model.architecture)
 
     def resume(self, *, may_be_done: bool) -> None:
         """Restore the state of last.pt; `may_be_done` allows that `loop.stop_after_epochs` is reached already."""

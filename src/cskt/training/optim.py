@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -33,7 +34,8 @@ def parameter_groups(named_parameters: Iterable[tuple[str, Parameter]], optim: O
     `lr_scale` of a group is its rate relative to the base rate. Without parameters the result is one empty group.
     """
     named = list(named_parameters)
-    depths = _depths(name for name, _ in named)
+    blocks = {(block[1], block[2]) for name, _ in named if (block := BLOCK.match(name))}
+    depths = Counter(tower for tower, _ in blocks)
     members: dict[tuple[float, float], list[Parameter]] = {}
     for name, parameter in named:
         if parameter.requires_grad:
@@ -56,15 +58,6 @@ def _scale_and_decay(name: str, optim: OptimConfig) -> tuple[float, float]:
     if is_bias:
         return optim.bias_lr_factor, decay
     return (optim.head_lr_factor if "cross" in name else 1.0), decay
-
-
-def _depths(names: Iterable[str]) -> dict[str, int]:
-    """Return the number of blocks of each tower."""
-    depths: dict[str, int] = {}
-    for name in names:
-        if block := BLOCK.match(name):
-            depths[block[1]] = max(depths.get(block[1], 0), int(block[2]) + 1)
-    return depths
 
 
 def _layer_scale(name: str, depths: Mapping[str, int], layer_decay: float) -> float:

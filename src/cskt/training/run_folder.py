@@ -25,6 +25,7 @@ from cskt.config import ClipArchitecture, RunConfig, as_trained, load_config, sa
 from cskt.config.released_flags import to_published
 from cskt.errors import CsktError, FileSystemError
 from cskt.training.events import EVENTS, read_events
+from cskt.training.launch import record_refusal
 from cskt.training.tensorboard import ScalarFile, scalars_of
 from cskt.utils.files import write_atomically
 from cskt.utils.paths import file_name, inside
@@ -51,17 +52,19 @@ class RunFolder:
         self._purge_step: int | None = None
         self._expected: dict[Path, IO[bytes] | None] = {}
 
-    @classmethod
-    def create(cls, config: RunConfig, folder: Path, architecture: ClipArchitecture | None = None) -> RunFolder:
-        """Create a folder with a config, and with a flat copy that has image size and stride of the architecture."""
-        if (folder / CONFIG).exists():
-            raise CsktError(f"{folder}: already holds a run; resume it (--resume {folder}) or name another folder")
+    def create(self, config: RunConfig, architecture: ClipArchitecture | None = None) -> None:
+        """Create the folder with a config, and with a flat copy that has image size and stride of the architecture."""
+        if (self.path / CONFIG).exists():
+            record_refusal(self.path)
+            raise CsktError(
+                f"{self.path}: already holds a run; resume it (--resume {self.path}) or name another folder"
+            )
         flat = yaml.safe_dump(to_published(config, architecture), sort_keys=False)
-        with _cannot_write(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / FLAT_CONFIG, lambda temporary: temporary.write_text(flat, encoding="utf-8"))
-        write_atomically(folder / CONFIG, lambda temporary: save_config(config, temporary))
-        return cls(folder)
+        with self.checked():
+            with _cannot_write(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / FLAT_CONFIG, lambda temporary: temporary.write_text(flat, encoding="utf-8"))
+            write_atomically(self.path / CONFIG, lambda temporary: save_config(config, temporary))
 
     @property
     def config(self) -> RunConfig:

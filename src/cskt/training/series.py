@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from cskt.config import DataConfig, RunConfig, completed_like, to_dict
+from cskt.config import DataConfig, RunConfig, completed_like
 from cskt.data.datasets import read_dataset
 from cskt.data.records import select_splits
 from cskt.errors import CsktError
@@ -38,7 +38,7 @@ def check_same_config(config: RunConfig, folder: Path) -> None:
     if not (folder / CONFIG).is_file():
         return
     saved = RunFolder(folder).config
-    different = config_differences(to_dict(saved), to_dict(completed_like(config, saved)))
+    different = config_differences(saved, completed_like(config, saved))
     before, now = saved.loop.stop_after_epochs, config.loop.stop_after_epochs
     if before != now:  # free when a run is resumed, but here it would be another result
         different.append(f"loop.stop_after_epochs: {before} -> {now}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,6 @@ from cskt.training.context import TrainingContext
 from cskt.training.distributed import Rows
 from cskt.training.objective import Outputs, Views, encode
 from cskt.types import Batch
-
-T = TypeVar("T")
 
 CAPTION_BUCKET = 16
 """Compiled blocks receive captions whose length is a multiple of this: few lengths, each compiled once."""
@@ -108,8 +106,10 @@ def _in_bucket(views: Views, context_length: int) -> Views:
 
 
 def backward_in_pieces(
-    pieces: Sequence[Views], encode_piece: Callable[[Views], Outputs], backward: Callable[[Outputs], T]
-) -> T:
+    pieces: Sequence[Views],
+    encode_piece: Callable[[Views], Outputs],
+    backward: Callable[[Outputs], dict[str, Tensor]],
+) -> dict[str, Tensor]:
     """Add the gradients of a loss over a whole batch that does not fit into memory.
 
     A contrastive loss compares every pair with every other, so gradients summed over pieces would belong to another
