@@ -93,15 +93,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="cskt calibrate", description=DESCRIPTION, epilog=EXAMPLES)
-    parser.add_argument("model", metavar="GALLERY_OR_RUN", help="folder of a gallery, a run or a released model")
-    parser.add_argument(
-        "--labelled", type=Path, metavar="PAIRS", help="table of pairs, see below; needed for a gallery"
-    )
-    parser.add_argument(
-        "--false-match-rate", type=float, default=DEFAULT_RATE, metavar="RATE",
-        help="share of wrong pairs that may match, between 0 and 1 (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="JSON on stdout")
+    add = parser.add_argument
+    # fmt: off
+    add("model", metavar="GALLERY_OR_RUN", help="folder of a gallery, a run or a released model")
+    add("--labelled", type=Path, metavar="PAIRS", help="table of pairs, see below; needed for a gallery")
+    add("--false-match-rate", type=float, default=DEFAULT_RATE, metavar="RATE",
+        help="share of wrong pairs that may match, between 0 and 1 (default: %(default)s)")
+    add("--json", action="store_true", help="JSON on stdout")
+    # fmt: on
     group = parser.add_argument_group(
         "pairs from a data set, for a run: a sentence with an image of another person is wrong"
     )

@@ -30,23 +30,20 @@ RELEASED = "released"
 def main(argv: Sequence[str]) -> int:
     """See `cskt export --help`."""
     parser = Parser(prog="cskt export", description="Write a run in another form.")
-    parser.add_argument("run", type=Path, help="run folder; with --format any model")
-    parser.add_argument("--backbone", help="CLIP weights of an adapter-only run, if not where its config says")
+    add = parser.add_argument
+    # fmt: off
+    add("run", type=Path, help="run folder; with --format any model")
+    add("--backbone", help="CLIP weights of an adapter-only run, if not where its config says")
     add_weights_flag(parser)
     form = parser.add_mutually_exclusive_group(required=True)
     form.add_argument("--merge", type=Path, metavar="FILE", help="backbone and method in one .safetensors file")
-    form.add_argument(
-        "--as-backbone", type=Path, metavar="FILE", help="a whole trained CLIP, for --backbone.name of other runs"
-    )
-    form.add_argument(
-        "--format",
-        choices=(*SUFFIXES, RELEASED),
-        help="a folder for ONNX Runtime or OpenVINO, or for the released CSKT and IRRA programs, checked",
-    )
-    parser.add_argument("--half", action="store_true", help="with --as-backbone: store float16")
-    parser.add_argument(
-        "--seen-tokens", action="store_true", help="with --as-backbone: keep the embeddings of training's words only"
-    )
+    form.add_argument("--as-backbone", type=Path, metavar="FILE",
+        help="a whole trained CLIP, for --backbone.name of other runs")
+    form.add_argument("--format", choices=(*SUFFIXES, RELEASED),
+        help="a folder for ONNX Runtime or OpenVINO, or for the released CSKT and IRRA programs, checked")
+    add("--half", action="store_true", help="with --as-backbone: store float16")
+    add("--seen-tokens", action="store_true", help="with --as-backbone: keep the embeddings of training's words only")
+    # fmt: on
     add_runtime_flags(parser)
     flags = parser.parse(argv)
     check_flags(flags)

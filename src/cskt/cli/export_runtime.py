@@ -33,33 +33,21 @@ TOLERANCE = {"fp32": 0.1, "int8": 1.0}
 
 def add_runtime_flags(parser: Parser) -> None:
     """Add the flags that belong to `--format`."""
-    group = parser.add_argument_group("with --format")
-    group.add_argument(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        help="folder to write (default: RUN/onnx, RUN/openvino, RUN/int8, RUN/released)",
-    )
-    group.add_argument(
-        "--int8", action="store_true", default=None, help="image tower in int8, with openvino; its cost is measured"
-    )
-    group.add_argument(
-        "--calibrate-on", type=Path, metavar="FOLDER",
-        help="gallery or folder of crops whose images set int8's ranges (default: those that the run was trained on)",
-    )  # fmt: skip
-    group.add_argument(
-        "--tolerance", type=float, metavar="POINTS", help="R1 that may differ (default: 0.1; that int8 may lose: 1)"
-    )
-    group.add_argument("--dataset", help="data set to check on (default: the run's own)")
-    group.add_argument("--root", help="folder that holds it (default: the run's own)")
-    group.add_argument("--split", help="split to check on (default: val)")
-    group.add_argument(
-        "--check-images", type=int, metavar="N",
-        help=f"images of it to check on, with their captions, 0 for all (default: {NUM_CHECKED_IMAGES})",
-    )  # fmt: skip
-    group.add_argument(
-        "--json", action="store_true", default=None, help="what the check found as JSON, instead of a table"
-    )
+    add = parser.add_argument_group("with --format").add_argument
+    # fmt: off
+    add("--output", type=Path, metavar="FOLDER",
+        help="folder to write (default: RUN/onnx, RUN/openvino, RUN/int8, RUN/released)")
+    add("--int8", action="store_true", default=None, help="image tower in int8, with openvino; its cost is measured")
+    add("--calibrate-on", type=Path, metavar="FOLDER",
+        help="gallery or folder of crops whose images set int8's ranges (default: those that the run was trained on)")
+    add("--tolerance", type=float, metavar="POINTS", help="R1 that may differ (default: 0.1; that int8 may lose: 1)")
+    add("--dataset", help="data set to check on (default: the run's own)")
+    add("--root", help="folder that holds it (default: the run's own)")
+    add("--split", help="split to check on (default: val)")
+    add("--check-images", type=int, metavar="N",
+        help=f"images of it to check on, with their captions, 0 for all (default: {NUM_CHECKED_IMAGES})")
+    add("--json", action="store_true", default=None, help="what the check found as JSON, instead of a table")
+    # fmt: on
 
 
 RUNTIME_FLAGS = ("output", "int8", "calibrate_on", "tolerance", "dataset", "root", "split", "check_images", "json")

@@ -124,44 +124,32 @@ def _on_ray(flags: argparse.Namespace, gallery: Gallery, source: ModelSource, fo
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="cskt index", description=DESCRIPTION, epilog=EXAMPLES)
-    parser.add_argument("gallery", type=Path, metavar="GALLERY", help="folder of the gallery; made if there is none")
-    parser.add_argument(
-        "--images", metavar="PATH",
+    add = parser.add_argument
+    # fmt: off
+    add("gallery", type=Path, metavar="GALLERY", help="folder of the gallery; made if there is none")
+    add("--images", metavar="PATH",
         help="folder of the crops and its subfolders (default: what was indexed last); or a list of paths (.txt); or"
-        " shards, several as a quoted pattern: Parquet with a column of image bytes, WebDataset archives (.tar)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--metadata", type=Path, metavar="TABLE",
+        " shards, several as a quoted pattern: Parquet with a column of image bytes, WebDataset archives (.tar)")
+    add("--metadata", type=Path, metavar="TABLE",
         help="metadata of the images (camera, time, track, ...): CSV with comma, semicolon or tab, or JSON lines; the"
-        " type of a column follows from its values. Rows without an image, and images without a row, are reported",
-    )  # fmt: skip
-    parser.add_argument(
-        "--key", metavar="COLUMN", help=f"column of the table with the images' paths (default: {', '.join(KEY_NAMES)})"
-    )
-    parser.add_argument(
-        "--ignore", action="append", metavar="PATTERN",
+        " type of a column follows from its values. Rows without an image, and images without a row, are reported")
+    add("--key", metavar="COLUMN", help=f"column of the table with the images' paths (default: {', '.join(KEY_NAMES)})")
+    add("--ignore", action="append", metavar="PATTERN",
         help="files and folders to skip, as in .gitignore: '*.png', 'old/', 'cam3/*_thumb.jpg'; may be given several"
-        " times, and is remembered until it is given again; '' for none (default: as before)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--prune", action="store_true",
+        " times, and is remembered until it is given again; '' for none (default: as before)")
+    add("--prune", action="store_true",
         help="remove crops whose image is gone or ignored, and older versions of images that are unreadable now; what"
-        " is in a folder that cannot be read stays",
-    )  # fmt: skip
-    parser.add_argument(
-        "--store", metavar="STORE",
+        " is in a folder that cannot be read stays")
+    add("--store", metavar="STORE",
         help="store of the vectors: lance, in the gallery's folder; milvus://HOST:PORT/COLLECTION; or milvus:FILE.db"
-        " (default: lance)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--engine", choices=("local", "ray"), default="local",
-        help="where images are encoded: in this process, or by the workers of a Ray cluster (%(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--workers", type=int, metavar="N", help="Ray: workers (default: one per GPU, or per two CPUs)")
-    parser.add_argument(
-        "--address", metavar="HOST:PORT", help="Ray: a running cluster, or auto (default: one on this machine, for now)"
-    )
-    parser.add_argument("--json", action="store_true", help="JSON on stdout, with every unreadable image and folder")
+        " (default: lance)")
+    add("--engine", choices=("local", "ray"), default="local",
+        help="where images are encoded: in this process, or by the workers of a Ray cluster (%(default)s)")
+    add("--workers", type=int, metavar="N", help="Ray: workers (default: one per GPU, or per two CPUs)")
+    add("--address", metavar="HOST:PORT",
+        help="Ray: a running cluster, or auto (default: one on this machine, for now)")
+    add("--json", action="store_true", help="JSON on stdout, with every unreadable image and folder")
+    # fmt: on
     add_source_flags(parser, "the gallery's own; for a new one clip-tiny, which knows paper dolls and not people")
     flags = parser.parse(argv)
     if flags.key and not flags.metadata:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from cskt.cli.compared_runs import add_format_flags, distinct_names, output_format, write_output
 from cskt.cli.model_flags import add_encoder_flags, load_model
 from cskt.cli.parsing import Parser
-from cskt.cli.run_results import evaluate_run, seed_folders, store_result, stored_result
+from cskt.cli.run_results import results_on, seed_folders
 from cskt.config import RunConfig
 from cskt.data.datasets import dataset_key
 from cskt.embed.model_paths import check_exists, run_config
@@ -22,8 +21,6 @@ from cskt.evaluation.comparison import check_same_split
 from cskt.evaluation.model_data import is_own_dataset, split_of
 from cskt.evaluation.results import Result
 from cskt.report.cross_domain import CrossDomainRow, cross_domain_row, cross_domain_text
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,12 +59,13 @@ def main(argv: Sequence[str]) -> int:
     add_format_flags(parser)
     flags = parser.parse(argv)
     form = output_format(flags.format, flags.output)  # before the work
-    places = [read_place(word, flags.root) for word in flags.datasets]
+    words = [word.partition("@") for word in flags.datasets]
+    places = [TestData(dataset_key(name), root or flags.root) for name, _, root in words]
     columns = column_names(places)
     folders = {run: seed_folders(Path(run)) for run in flags.runs}
     for folder in (folder for of_run in folders.values() for folder in of_run):
         check_exists(str(folder))
-    results = {run: [results_on(str(folder), places, flags) for folder in of_run] for run, of_run in folders.items()}
+    results = {run: [results_of(folder, places, flags) for folder in of_run] for run, of_run in folders.items()}
     check_columns(results)
     rows = [row_of(folders[run][0], of_run, places) for run, of_run in results.items()]
     alike = Counter((row.label, row.trained_on) for row in rows)
@@ -79,25 +77,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def read_place(word: str, root: str | None) -> TestData:
-    """Parse `NAME@ROOT`, or `NAME` in the common root."""
-    name, _, own_root = word.partition("@")
-    return TestData(dataset_key(name), own_root or root)
-
-
-def results_on(model: str, places: Sequence[TestData], flags: argparse.Namespace) -> list[Result]:
+def results_of(model: Path, places: Sequence[TestData], flags: argparse.Namespace) -> list[Result]:
     """Return the results of a model on each data set: stored ones, or computed now and stored."""
-    encoder, results = None, []
-    for place in places:
-        split = split_of(model, place.dataset, place.root, flags.split)
-        result = stored_result(Path(model), split, flags.precision)
-        if result is None:
-            logger.info("%s on %s %s", model, place.name, split.name)
-            encoder = encoder or load_model(flags, model)
-            result = evaluate_run(encoder, split, Path(model))
-            store_result(result, Path(model))
-        results.append(result)
-    return results
+    splits = [split_of(str(model), place.dataset, place.root, flags.split) for place in places]
+    return results_on(model, splits, lambda: load_model(flags, str(model)), precision=flags.precision)
 
 
 def check_columns(results: dict[str, list[list[Result]]]) -> None:

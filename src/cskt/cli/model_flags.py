@@ -44,31 +44,28 @@ def add_encoder_flags(parser: Parser, precision: str = OWN_PRECISION, *, caches:
 
     `caches`: the command encodes the images of a split, which may be cached.
     """
-    parser.add_argument("--backbone", help="CLIP weights of an adapter-only run, if they are not where its config says")
+    add = parser.add_argument
+    # fmt: off
+    add("--backbone", help="CLIP weights of an adapter-only run, if they are not where its config says")
     add_weights_flag(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP.format(precision))
-    parser.add_argument("--compile", action="store_true", help="compile the towers first; on a CPU that takes g++")
-    parser.add_argument("--batch-size", type=int, default=128, help="images or captions at once (default: %(default)s)")
-    parser.add_argument("--num-workers", type=int, default=4, help="threads that decode images (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
+    add("--precision", choices=PRECISIONS, help=PRECISION_HELP.format(precision))
+    add("--compile", action="store_true", help="compile the towers first; on a CPU that takes g++")
+    add("--batch-size", type=int, default=128, help="images or captions at once (default: %(default)s)")
+    add("--num-workers", type=int, default=4, help="threads that decode images (default: %(default)s)")
     if caches:
-        parser.add_argument(
-            "--cache-dir", type=Path, metavar="DIR", help="folder that caches resized images, for other runs too"
-        )
-    plain = parser.add_argument_group("for CLIP weights that are no run")
-    plain.add_argument("--image-height", type=int, metavar="PIXELS", help="default: 384; of our own files, the file's")
-    plain.add_argument("--image-width", type=int, metavar="PIXELS", help="default: 128; of our own files, the file's")
-    plain.add_argument("--stride", type=int, metavar="PIXELS", help="between patches (default: the file's)")
-    plain.add_argument("--activation", choices=get_args(Activation), help="where the file does not state it")
-    plain.add_argument(
-        "--vision-heads", type=int, metavar="N", help="attention heads, where the file does not state it"
-    )
-    plain.add_argument("--text-heads", type=int, metavar="N", help="likewise")
-    plain.add_argument("--image-mean", type=_numbers, metavar="R,G,B", help="default: the file's, else CLIP's")
-    plain.add_argument("--image-std", type=_numbers, metavar="R,G,B", help="default: the file's, else CLIP's")
-    plain.add_argument(
-        "--interpolation", choices=get_args(Interpolation), help="filter that resizes (default: bilinear)"
-    )
+        add("--cache-dir", type=Path, metavar="DIR", help="folder that caches resized images, for other runs too")
+    add = parser.add_argument_group("for CLIP weights that are no run").add_argument
+    add("--image-height", type=int, metavar="PIXELS", help="default: 384; of our own files, the file's")
+    add("--image-width", type=int, metavar="PIXELS", help="default: 128; of our own files, the file's")
+    add("--stride", type=int, metavar="PIXELS", help="between patches (default: the file's)")
+    add("--activation", choices=get_args(Activation), help="where the file does not state it")
+    add("--vision-heads", type=int, metavar="N", help="attention heads, where the file does not state it")
+    add("--text-heads", type=int, metavar="N", help="likewise")
+    add("--image-mean", type=_numbers, metavar="R,G,B", help="default: the file's, else CLIP's")
+    add("--image-std", type=_numbers, metavar="R,G,B", help="default: the file's, else CLIP's")
+    add("--interpolation", choices=get_args(Interpolation), help="filter that resizes (default: bilinear)")
+    # fmt: on
 
 
 def add_weights_flag(parser: Parser) -> None:

@@ -123,35 +123,31 @@ def _train_parser(reference: Mapping[str, Any], irra: Mapping[str, Any]) -> Pars
             f"{', '.join(changes)}."
         ),
     )
-    parser.add_argument("--recipe", help=f"recipe that the flags change ({REFERENCE}; for --MLM see above)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="seed (%(default)s, as in the released program)")
-    parser.add_argument("--precision", default=argparse.SUPPRESS, help="fp32, bf16 or fp16 (fp32)")
-    parser.add_argument(
-        "--checkpoint_activations", action="store_true", default=argparse.SUPPRESS,
-        help="recompute the blocks in the backward pass: less memory, more time",
-    )  # fmt: skip
-    parser.add_argument("--img_aug", action="store_true", help="random crop and random erasing beside the flip")
-    parser.add_argument("--resume", action="store_true", help="continue from --resume_ckpt_file")
-    parser.add_argument("--resume_ckpt_file", default="", metavar="LAST.PT", help="last.pt of the run to continue")
-    parser.add_argument("--local_rank", type=int, default=0, help="accepted from launchers")
+    add = parser.add_argument
+    # fmt: off
+    add("--recipe", help=f"recipe that the flags change ({REFERENCE}; for --MLM see above)")
+    add("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
+    add("--seed", type=int, default=1, help="seed (%(default)s, as in the released program)")
+    add("--precision", default=argparse.SUPPRESS, help="fp32, bf16 or fp16 (fp32)")
+    add("--checkpoint_activations", action="store_true", default=argparse.SUPPRESS,
+        help="recompute the blocks in the backward pass: less memory, more time")
+    add("--img_aug", action="store_true", help="random crop and random erasing beside the flip")
+    add("--resume", action="store_true", help="continue from --resume_ckpt_file")
+    add("--resume_ckpt_file", default="", metavar="LAST.PT", help="last.pt of the run to continue")
+    add("--local_rank", type=int, default=0, help="accepted from launchers")
     for name, flag in FLAGS.items():
-        parser.add_argument(
-            f"--{name}", nargs="+" if name == "milestones" else None, default=argparse.SUPPRESS, metavar="VALUE",
-            help=flag.help if reference.get(name) is None else f"{flag.help} ({shown(reference[name])})",
-        )  # fmt: skip
+        add(f"--{name}", nargs="+" if name == "milestones" else None, default=argparse.SUPPRESS, metavar="VALUE",
+            help=flag.help if reference.get(name) is None else f"{flag.help} ({shown(reference[name])})")
     backbone = parser.add_argument_group("for a backbone whose file does not state it, flags of this program")
     for name in ("weights", "activation", "vision_heads", "text_heads", "image_mean", "image_std", "interpolation"):
-        backbone.add_argument(
-            f"--{name}", default=argparse.SUPPRESS, metavar="VALUE", help=f"config key {OUR_KEYS[name]}, see docs"
-        )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any other key of the config, as of cskt train"
-    )
+        backbone.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="VALUE",
+            help=f"config key {OUR_KEYS[name]}, see docs")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key of the config, as of cskt train")
     for name in WITHOUT_EFFECT:
-        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help="without effect, as in the released program")
-    parser.add_argument("--MLM", action="store_true", help=MLM_HELP)
-    parser.add_argument("--test", action="store_true", help=f"refused: {TEST_REFUSED}")
+        add(f"--{name}", default=argparse.SUPPRESS, help="without effect, as in the released program")
+    add("--MLM", action="store_true", help=MLM_HELP)
+    add("--test", action="store_true", help=f"refused: {TEST_REFUSED}")
+    # fmt: on
     return parser
 
 

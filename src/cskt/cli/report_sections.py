@@ -13,7 +13,7 @@ import numpy as np
 from cskt.cli.compared_runs import configs_of, differing_settings, run_folders, zero_shot_r1
 from cskt.cli.next_steps import command_line
 from cskt.cli.run_report import curves_chart
-from cskt.cli.run_results import is_run, result_from, selection_note, stored_result
+from cskt.cli.run_results import described, is_run, selection_note, stored_result
 from cskt.config import RunConfig
 from cskt.data.records import Split
 from cskt.embed import Encoder
@@ -31,7 +31,7 @@ from cskt.evaluation.analysis import (
     separation,
 )
 from cskt.evaluation.comparison import MethodResults, compare
-from cskt.evaluation.evaluate import SplitFeatures, evaluate
+from cskt.evaluation.evaluate import SplitFeatures, as_result, evaluate
 from cskt.evaluation.results import Result
 from cskt.evaluation.statistics import curve_interval
 from cskt.report.answers import Answer, PicturedHit
@@ -87,7 +87,9 @@ def examine(label: str, model: Path, encoder: Encoder, split: Split, features: S
             features.text_features, features.image_features, features.caption_pids, features.image_pids,
             on_progress=on_progress,
         )  # fmt: skip
-    result = stored_result(model, split, encoder.precision) or result_from(evaluation, encoder, split, model, label)
+    result = stored_result(model, split, encoder.precision) or as_result(
+        evaluation, encoder, split, described(model, label)
+    )
     row = ResultRow(
         label,
         metrics.summary(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from cskt.data.records import Split
 from cskt.embed import Encoder, load
 from cskt.embed.model_paths import run_config
 from cskt.errors import CsktError, file_system_errors
-from cskt.evaluation.evaluate import Evaluation, ModelDescription, as_result, result_of
+from cskt.evaluation.evaluate import ModelDescription, result_of
 from cskt.evaluation.rerank import RankingOptions
 from cskt.evaluation.results import Facts, Result, load_result, result_path, save_result
 from cskt.model.io.cache import sha256_of
@@ -49,25 +49,12 @@ def selection_note(model: Path) -> str:
 def evaluate_run(
     encoder: Encoder, split: Split, model: Path, *, label: str | None = None, options: RankingOptions | None = None
 ) -> Result:
-    """Evaluate a loaded model, with the facts that its files state.
-
-    Args:
-        encoder: what `load(model)` returned.
-        split: of any data set.
-        model: run folder, released folder, weight file or name of the model.
-        label: name of the model in tables; by default that of the run or file.
-        options: how captions rank images.
-    """
-    return result_of(encoder, split, _described(model, label), options)
+    """Evaluate the encoder of a run, a weight file or another model, with the facts that its files state."""
+    return result_of(encoder, split, described(model, label), options)
 
 
-def result_from(evaluation: Evaluation, encoder: Encoder, split: Split, model: Path, label: str) -> Result:
-    """Return the result of an evaluation that was ranked by plain cosines and not timed; see `evaluate_run`."""
-    return as_result(evaluation, encoder, split, _described(model, label))
-
-
-def _described(model: Path, label: str | None) -> ModelDescription:
-    """Label, seed, note and facts of a model from its files.
+def described(model: Path, label: str | None = None) -> ModelDescription:
+    """Return label (by default the name of the run or file), seed, note and facts of a model from its files.
 
     Plain CLIP weights train nothing and need no other file. Nothing is known of the training of a released folder or a
     weight file.
@@ -125,11 +112,8 @@ def store_result(result: Result, model: Path, output: Path | None = None) -> Non
         except CsktError as error:
             logger.warning("no per-query results are stored: %s or store them elsewhere: --output FOLDER", error)
     elif result.seed is not None:  # of a run, whose folder is no longer one
-        logger.warning(
-            "%s: no per-query results are stored, because the run folder was deleted or moved; put it back and evaluate"
-            " again",
-            model,
-        )
+        reason = "the run folder was deleted or moved; put it back and evaluate again"
+        logger.warning("%s: no per-query results are stored, because %s", model, reason)
 
 
 def stored_result(model: Path, split: Split, precision: str | None = None) -> Result | None:
@@ -156,25 +140,45 @@ def _is_stale(result: Result, model: Path) -> bool:
     return weights is not None and result.facts.weights_sha256 != weights
 
 
+def results_on(
+    model: Path,
+    splits: Sequence[Split],
+    load_encoder: Callable[[], Encoder],
+    *,
+    precision: str | None = None,
+    output: Path | None = None,
+) -> list[Result]:
+    """Return the results of a model on splits: those that it stores, the others computed now and stored.
+
+    Args:
+        model, precision: see `stored_result`.
+        splits: of any data sets.
+        load_encoder: loads the model, once, if a result is missing.
+        output: see `store_result`.
+    """
+    encoder, results = None, []
+    for split in splits:
+        result = stored_result(model, split, precision)
+        if result is None:
+            logger.info("%s on %s %s", model, split.dataset, split.name)
+            encoder = encoder or load_encoder()
+            result = evaluate_run(encoder, split, model)
+            store_result(result, model, output)
+        results.append(result)
+    return results
+
+
 def train_and_test(config: RunConfig, folder: Path, splits: Sequence[Split]) -> list[Result] | None:
     """Train what is missing of a run, test it on splits, and delete the checkpoints that only resuming needs.
 
-    Returns:
-        The result on each split, computed now or stored; None if another process works on the folder.
+    Returns None, and trains nothing, if another process works on the folder.
     """
     with claimed(folder) as is_mine:
         if not is_mine:
             logger.info("%s: another process works on it", folder)
             return None
         train_or_resume(config, folder)
-        encoder, results = None, []
-        for split in splits:
-            result = stored_result(folder, split)
-            if result is None:
-                encoder = encoder or load(folder, device=config.device)
-                result = evaluate_run(encoder, split, folder)
-                store_result(result, folder, folder)
-            results.append(result)
+        results = results_on(folder, splits, lambda: load(folder, device=config.device), output=folder)
         with file_system_errors(folder):
             for checkpoint in (LAST, PREVIOUS, DAMAGED):
                 (folder / checkpoint).unlink(missing_ok=True)

@@ -126,40 +126,34 @@ def search_split(flags: argparse.Namespace) -> int:
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="cskt search", usage=USAGE, description=DESCRIPTION, epilog=EXAMPLES)
     parser.renamed = {"--not-weight": "--exclude-weight"}
-    parser.add_argument(
-        "sentences", nargs="*", default=[], metavar="GALLERY SENTENCE",
-        help="folder of the gallery, and one or more sentences, each in quotes; with --model sentences only",
-    )  # fmt: skip
-    parser.add_argument("--queries", metavar="FILE", help="more sentences, one per line, UTF-8; - reads stdin")
-    parser.add_argument("-k", type=int, help=f"most crops per sentence, to 10,000 (default: {DEFAULT_K})")
-    gallery = parser.add_argument_group("which crops of a gallery")
-    gallery.add_argument("--offset", type=int, metavar="N", help="skip the N best crops")
-    gallery.add_argument("--where", metavar="FILTER", help="only crops whose metadata matches this filter; see below")
-    gallery.add_argument(
-        "--min-score", type=float, metavar="X",
-        help="only crops that score at least X; -1 for all (default: the calibrated threshold, if there is one)",
-    )  # fmt: skip
-    gallery.add_argument(
-        "--group-by", metavar="COLUMN", help="only the best crop of each value of a column, such as track"
-    )
+    add = parser.add_argument
+    # fmt: off
+    add("sentences", nargs="*", default=[], metavar="GALLERY SENTENCE",
+        help="folder of the gallery, and one or more sentences, each in quotes; with --model sentences only")
+    add("--queries", metavar="FILE", help="more sentences, one per line, UTF-8; - reads stdin")
+    add("-k", type=int, help=f"most crops per sentence, to 10,000 (default: {DEFAULT_K})")
+    add = parser.add_argument_group("which crops of a gallery").add_argument
+    add("--offset", type=int, metavar="N", help="skip the N best crops")
+    add("--where", metavar="FILTER", help="only crops whose metadata matches this filter; see below")
+    add("--min-score", type=float, metavar="X",
+        help="only crops that score at least X; -1 for all (default: the calibrated threshold, if there is one)")
+    add("--group-by", metavar="COLUMN", help="only the best crop of each value of a column, such as track")
     pictures = parser.add_argument_group("pictures, and what to exclude; with sentences or without, in a gallery")
-    pictures.add_argument("--image", type=Path, metavar="FILE", help="more like this picture")
-    pictures.add_argument("--like", metavar="IMAGE_ID", help="more like this crop of the gallery")
-    pictures.add_argument("--exclude", "--not", action="append", metavar="SENTENCE", help="but not this")
+    add = pictures.add_argument
+    add("--image", type=Path, metavar="FILE", help="more like this picture")
+    add("--like", metavar="IMAGE_ID", help="more like this crop of the gallery")
+    add("--exclude", "--not", action="append", metavar="SENTENCE", help="but not this")
     weights = (("text", "the sentence", 1), ("image", "--image and --like", 1), ("exclude", "each --exclude", 0.5))
     for name, what, default in weights:
-        pictures.add_argument(f"--{name}-weight", type=float, metavar="W", help=f"of {what} (default: {default})")
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help='[{"query": ..., "hits": [...]}, ...] instead of tables')
-    output.add_argument(
-        "--sheet", type=Path, metavar="FILE", help="also draw the crops, as PNG; numbered if there are more sentences"
-    )
-    output.add_argument("--html", type=Path, metavar="FILE", help="also one HTML file with the crops")
-    output.add_argument(
-        "--explain", action="store_true",
+        add(f"--{name}-weight", type=float, metavar="W", help=f"of {what} (default: {default})")
+    add = parser.add_argument_group("output").add_argument
+    add("--json", action="store_true", help='[{"query": ..., "hits": [...]}, ...] instead of tables')
+    add("--sheet", type=Path, metavar="FILE", help="also draw the crops, as PNG; numbered if there are more sentences")
+    add("--html", type=Path, metavar="FILE", help="also one HTML file with the crops")
+    add("--explain", action="store_true",
         help="where the model sees the sentence and each of its words in a crop of a gallery: heat maps in --sheet and"
-        " --html, numbers in --json",
-    )  # fmt: skip
+        " --html, numbers in --json")
+    # fmt: on
     add_model_flags(parser, FAST_PRECISION, positional=False)
     flags = parser.parse(argv, intermixed=True)
     check_suffix("--sheet", flags.sheet, [".png"])

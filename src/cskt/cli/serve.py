@@ -99,29 +99,25 @@ def _log_settings(settings: ServiceSettings, audit_log: Path | None) -> None:
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="cskt serve", description=DESCRIPTION, epilog=EXAMPLES)
-    parser.add_argument("gallery", type=Path, nargs="?", metavar="GALLERY", help="folder of the gallery")
-    parser.add_argument(
-        "--demo", type=Path, metavar="FOLDER",
-        help="draw paper dolls into this folder, if they are not there, and serve them",
-    )  # fmt: skip
-    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1); any other needs --token-file")
-    parser.add_argument("--port", type=int, help="port to listen on (default: 8000); 0 lets the system choose")
-    parser.add_argument(
-        "--allow-host", nargs="+", metavar="NAME",
-        help="further names under which browsers reach the service, through a proxy for example; needs --token-file",
-    )  # fmt: skip
-    parser.add_argument(
-        "--token-file", type=Path, metavar="FILE",
-        help="file with a secret of 16 characters or more, which writing always needs",
-    )  # fmt: skip
+    add = parser.add_argument
+    # fmt: off
+    add("gallery", type=Path, nargs="?", metavar="GALLERY", help="folder of the gallery")
+    add("--demo", type=Path, metavar="FOLDER",
+        help="draw paper dolls into this folder, if they are not there, and serve them")
+    add("--host", help="address to listen on (default: 127.0.0.1); any other needs --token-file")
+    add("--port", type=int, help="port to listen on (default: 8000); 0 lets the system choose")
+    add("--allow-host", nargs="+", metavar="NAME",
+        help="further names under which browsers reach the service, through a proxy for example; needs --token-file")
+    add("--token-file", type=Path, metavar="FILE",
+        help="file with a secret of 16 characters or more, which writing always needs")
     audit = parser.add_mutually_exclusive_group()
-    audit.add_argument(
-        "--audit-log", type=Path, metavar="FILE", help="where requests are noted (default: audit.jsonl in the gallery)"
-    )
+    audit.add_argument("--audit-log", type=Path, metavar="FILE",
+        help="where requests are noted (default: audit.jsonl in the gallery)")
     audit.add_argument("--no-audit-log", action="store_true", help="note nothing")
-    parser.add_argument("--rate", type=float, help="requests per second and client in the long run (default: 20)")
-    parser.add_argument("--max-k", type=int, help="most hits of one search (default: 500)")
-    parser.add_argument("--device", help="cpu, cuda, mps (default: the best one here)")
+    add("--rate", type=float, help="requests per second and client in the long run (default: 20)")
+    add("--max-k", type=int, help="most hits of one search (default: 500)")
+    add("--device", help="cpu, cuda, mps (default: the best one here)")
+    # fmt: on
     flags = parser.parse(argv)
     if (flags.gallery is None) == (flags.demo is None):
         raise CsktError("name the folder of a gallery, or give --demo FOLDER for one of paper dolls")
