@@ -25,8 +25,7 @@ from safetensors import safe_open
 
 import cskt
 from cskt.cli.main import COMMANDS
-from cskt.cli.next_steps import command_line
-from cskt.cli.parsing import config_value
+from cskt.cli.parsing import command_line, config_value
 from cskt.config import load_config
 from cskt.embed import Encoder
 from cskt.evaluation.model_data import split_of

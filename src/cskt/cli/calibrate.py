@@ -7,7 +7,6 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,17 +15,11 @@ from torch import Tensor
 
 from cskt.cli.gallery_flags import is_gallery
 from cskt.cli.metadata_table import image_name
-from cskt.cli.model_flags import (
-    FAST_PRECISION,
-    add_dataset_flags,
-    add_encoder_flags,
-    load_model,
-    load_model_and_split,
-)
+from cskt.cli.model_flags import FAST_PRECISION, add_dataset_flags, add_encoder_flags, load_model, load_model_and_split
 from cskt.cli.parsing import Parser
 from cskt.embed import Encoder
 from cskt.embed.model_paths import check_exists
-from cskt.errors import SMALLER_BATCHES, CsktError, UnknownCropError, out_of_memory_errors
+from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.evaluation.evaluate import SplitFeatures, encode_split
 from cskt.gallery.calibration import Calibration, as_record, calibrate, largest, num_allowed, save_calibration
 from cskt.gallery.gallery import Gallery
@@ -55,27 +48,18 @@ pairs (--labelled): CSV or JSON lines with the columns text, image and right (1 
 """
 
 
-class Measured(NamedTuple):
-    """A calibration with its model and its source."""
-
-    calibration: Calibration
-    fingerprint: str
-    source: str
-
-
 @out_of_memory_errors(SMALLER_BATCHES)
 def main(argv: Sequence[str]) -> int:
     """See `cskt calibrate --help`."""
     flags = _flags(argv)
     folder = Path(flags.model)
     if is_gallery(folder):
-        measured = _of_gallery(flags)
+        calibration, fingerprint, source = _of_gallery(flags)
     elif not folder.is_dir():
         check_exists(flags.model)
         raise CsktError(f"{folder}: a threshold is stored in a folder; calibrate a gallery made with this model")
     else:
-        measured = _of_labelled_run(flags) if flags.labelled else _of_split(flags)
-    calibration, fingerprint, source = measured
+        calibration, fingerprint, source = _of_labelled_run(flags) if flags.labelled else _of_split(flags)
     path = save_calibration(folder, calibration, fingerprint=fingerprint, source=source)
     if flags.json:
         print(json_text({**as_record(calibration), "source": source, "file": str(path)}))
@@ -101,10 +85,8 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
         help="share of wrong pairs that may match, between 0 and 1 (default: %(default)s)")
     add("--json", action="store_true", help="JSON on stdout")
     # fmt: on
-    group = parser.add_argument_group(
-        "pairs from a data set, for a run: a sentence with an image of another person is wrong"
-    )
-    add_dataset_flags(group, "val")
+    pairs = "pairs from a data set, for a run: a sentence with an image of another person is wrong"
+    add_dataset_flags(parser.add_argument_group(pairs), "val")
     add_encoder_flags(parser, FAST_PRECISION, caches=True)
     flags = parser.parse(argv)
     check_path(Path(flags.model))
@@ -118,13 +100,13 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     return flags
 
 
-def _of_gallery(flags: argparse.Namespace) -> Measured:
-    """Calibrate a gallery on pairs of sentences and its crops; pairs of other crops are logged."""
+def _of_gallery(flags: argparse.Namespace) -> tuple[Calibration, str, str]:
+    """Calibrate a gallery on pairs of sentences and its crops; return the model's fingerprint and the source, too."""
     marks = read_pairs(flags.labelled)
     with Gallery.open(flags.model, device=flags.device) as gallery:
         images = Path(flags.model) / (gallery.manifest.images or "")
         named = [dataclasses.replace(mark, image_id=image_name(mark.image_id, images)) for mark in marks]
-        present = {image_id for image_id in {mark.image_id for mark in named} if _holds(gallery, image_id)}
+        present = {image_id for image_id in {mark.image_id for mark in named} if image_id in gallery}
         known = [mark for mark in named if mark.image_id in present]
         if strange := next((mark.image_id for mark in named if mark.image_id not in present), None):
             logger.warning(
@@ -133,28 +115,25 @@ def _of_gallery(flags: argparse.Namespace) -> Measured:
             )  # fmt: skip
         texts, image_ids = _distinct(known)
         _warn(gallery.encoder, texts)
-        scores = _scores(
-            known,
-            gallery.encode([Query(text) for text in texts]),
-            gallery.encode([Query(like=image_id) for image_id in image_ids]),
-        )
+        text_features = gallery.encode([Query(text) for text in texts])
+        scores = _scores(known, text_features, gallery.encode([Query(like=image_id) for image_id in image_ids]))
         calibration = calibrate(*scores, flags.false_match_rate)
-        return Measured(calibration, gallery.manifest.fingerprint, str(flags.labelled))
+        return calibration, gallery.manifest.fingerprint, str(flags.labelled)
 
 
-def _of_labelled_run(flags: argparse.Namespace) -> Measured:
-    """Calibrate a run on pairs of sentences and image files."""
+def _of_labelled_run(flags: argparse.Namespace) -> tuple[Calibration, str, str]:
+    """Calibrate a run on pairs of sentences and image files; see `_of_gallery`."""
     marks = read_pairs(flags.labelled)
     encoder = load_model(flags)
     texts, image_ids = _distinct(marks)
     _warn(encoder, texts)
     paths = [flags.labelled.parent / image_id.replace("\\", "/") for image_id in image_ids]
     scores = _scores(marks, encoder.encode_text(texts), encoder.encode_image(paths))
-    return Measured(calibrate(*scores, flags.false_match_rate), encoder.fingerprint, str(flags.labelled))
+    return calibrate(*scores, flags.false_match_rate), encoder.fingerprint, str(flags.labelled)
 
 
-def _of_split(flags: argparse.Namespace) -> Measured:
-    """Calibrate a run on all pairs of captions and images of a split."""
+def _of_split(flags: argparse.Namespace) -> tuple[Calibration, str, str]:
+    """Calibrate a run on all pairs of captions and images of a split; see `_of_gallery`."""
     if flags.split != "val":
         why = "metrics on it are then no test any more" if flags.split == "test" else "the model was trained on it"
         logger.warning("--split %s: %s; set the threshold of a model on val", flags.split, why)
@@ -165,7 +144,7 @@ def _of_split(flags: argparse.Namespace) -> Measured:
     allowed = num_allowed(num_wrong, flags.false_match_rate)
     wrong = largest(pair_scores(features, right=False), allowed + 1)
     calibration = calibrate(right, wrong, flags.false_match_rate, num_wrong=num_wrong)
-    return Measured(calibration, encoder.fingerprint, f"{split.dataset} {split.name}")
+    return calibration, encoder.fingerprint, f"{split.dataset} {split.name}"
 
 
 def pair_scores(features: SplitFeatures, *, right: bool) -> Iterator[NDArray[np.float32]]:
@@ -177,14 +156,6 @@ def pair_scores(features: SplitFeatures, *, right: bool) -> Iterator[NDArray[np.
     ):
         same = pids[:, None] == features.image_pids[None]
         yield (texts @ features.image_features.T)[same if right else ~same].numpy()
-
-
-def _holds(gallery: Gallery, image_id: str) -> bool:
-    try:
-        gallery.crop(image_id)
-    except UnknownCropError:
-        return False
-    return True
 
 
 def _distinct(marks: Sequence[Mark]) -> tuple[list[str], list[str]]:

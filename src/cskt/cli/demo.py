@@ -7,8 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from cskt.cli.next_steps import command_line
-from cskt.cli.parsing import Parser
+from cskt.cli.parsing import Parser, command_line
 from cskt.cli.run_report import write_run_report
 from cskt.config import load_config
 from cskt.data.datasets import read_dataset

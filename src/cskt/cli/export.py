@@ -1,27 +1,35 @@
-"""`cskt export`: a run as one self-contained file, a trained CLIP as a backbone for other runs, a model for other
-runtimes (`export_runtime`), or a folder for the released programs (`export_released`)."""
+"""`cskt export`: a run as one self-contained file, a trained CLIP as a backbone for other runs, a folder for the
+released programs, or a model for other runtimes (`export_runtime`)."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from cskt.cli.export_released import export_released
 from cskt.cli.export_runtime import RUNTIME_FLAGS, add_runtime_flags, export_runtime
 from cskt.cli.model_flags import add_weights_flag
 from cskt.cli.parsing import Parser
 from cskt.config import LoraConfig, RunConfig, as_trained, load_config, to_dict
-from cskt.data.datasets import read_dataset
+from cskt.data.datasets import dataset_key, folders, read_dataset
+from cskt.data.records import select_splits
 from cskt.embed import Encoder, load
 from cskt.embed.exported import SUFFIXES
 from cskt.errors import CsktError, out_of_memory_errors
+from cskt.export.folder import placed_when_done
 from cskt.model.io.native import MethodFile, read_method, save_backbone, save_method
-from cskt.training.run_folder import BEST, CONFIG
+from cskt.model.io.released.writer import check_expressible, inexpressible_keys, write_released
+from cskt.training.initial_weights import read_run_heads
+from cskt.training.objective import Objective
+from cskt.training.run_folder import BEST, CONFIG, HEADS, LAST
+
+logger = logging.getLogger(__name__)
 
 RELEASED = "released"
 
@@ -55,15 +63,14 @@ def main(argv: Sequence[str]) -> int:
     run = read_run(flags.run, flags.backbone)
     if flags.format:
         target = flags.output or flags.run / RELEASED
-        epoch = int(run.source.facts.get("epoch", 0))
-        export_released(run.folder, run.config, run.encoder, epoch=epoch, target=target, root=flags.root)
-        print(target)
-        return 0
-    if flags.merge:
-        write_merged(flags.merge, run)
+        export_released(target, run, flags.root)
+    elif flags.merge:
+        target = flags.merge
+        write_merged(target, run)
     else:
-        write_backbone(flags.as_backbone, run, half=flags.half, seen_tokens=flags.seen_tokens)
-    print(flags.merge or flags.as_backbone)
+        target = flags.as_backbone
+        write_backbone(target, run, half=flags.half, seen_tokens=flags.seen_tokens)
+    print(target)
     return 0
 
 
@@ -71,17 +78,13 @@ def check_flags(flags: argparse.Namespace) -> None:
     """Check that the flags belong together, before anything is read."""
     if (flags.merge or flags.format) and (flags.half or flags.seen_tokens):
         raise CsktError("--half and --seen-tokens shorten a backbone; give them with --as-backbone")
-    given = [name for name in RUNTIME_FLAGS if getattr(flags, name) is not None]
-    if flags.format == RELEASED:
-        given = [name for name in given if name not in ("output", "root")]
-    elif flags.format:
+    if flags.format and flags.format != RELEASED:
         return
-    if given:
+    allowed = ("output", "root") if flags.format else ()
+    if given := [name for name in RUNTIME_FLAGS if name not in allowed and getattr(flags, name) is not None]:
         raise CsktError(f"--{given[0].replace('_', '-')} belongs to --format; give it with --format onnx or openvino")
-    if flags.format:
-        return
     flag, target = ("--merge", flags.merge) if flags.merge else ("--as-backbone", flags.as_backbone)
-    if target.suffix != ".safetensors":
+    if target is not None and target.suffix != ".safetensors":
         raise CsktError(f"{flag} {target}: name a file that ends in .safetensors")
 
 
@@ -131,6 +134,10 @@ def write_backbone(target: Path, run: Folded, *, half: bool, seen_tokens: bool) 
     state = run.state
     if added := [name for name in state if not name.startswith(("vision.", "text."))]:
         raise CsktError(f"{run.folder}: has prompts or adapters ({added[0]}, ...), a backbone has none; use --merge")
+    known_token_ids = None
+    if seen_tokens:
+        split = read_dataset(run.config.data.dataset, Path(run.config.data.root))["train"]
+        known_token_ids = frozenset(run.encoder.tokenizer(split.captions).flatten().tolist())
     save_backbone(
         target,
         state,
@@ -139,11 +146,106 @@ def write_backbone(target: Path, run: Folded, *, half: bool, seen_tokens: bool) 
         | {"seed": str(run.config.seed), "recipe": run.config.name}
         | {"interpolation": run.config.backbone.interpolation},
         half=half,
-        known_token_ids=seen_token_ids(run) if seen_tokens else None,
+        known_token_ids=known_token_ids,
     )
 
 
-def seen_token_ids(run: Folded) -> frozenset[int]:
-    """Return the token ids of the captions that a run was trained on."""
-    split = read_dataset(run.config.data.dataset, Path(run.config.data.root))["train"]
-    return frozenset(run.encoder.tokenizer(split.captions).flatten().tolist())
+def export_released(target: Path, run: Folded, root: str | None) -> None:
+    """Write the folder for the released programs, with the training heads of the best epoch.
+
+    Args:
+        target: must be empty or absent.
+        run: any.
+        root: where the data set is; as the config says if empty.
+    """
+    config, architecture = run.config, run.encoder.model.architecture
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise CsktError(f"{target}: holds something already; name another folder with --output")
+    dataset = dataset_key(config.data.dataset)
+    if dataset not in folders():
+        raise CsktError(
+            f"data.dataset {config.data.dataset}: the released programs read {', '.join(folders().values())} only"
+        )
+    try:
+        check_expressible(config, architecture)
+    except CsktError as error:
+        raise CsktError(f"{run.folder}: {error}") from None
+    place = Path(root or config.data.root).absolute()
+    heads = _heads(run, place)
+    if lost := inexpressible_keys(config, architecture):
+        logger.warning(
+            "configs.yaml has no word for %s: settings of the training, which test.py does not use", ", ".join(lost)
+        )
+    # The user may have named the data set's folder or the one that contains it.
+    name = folders()[dataset]
+    root_dir = place.parent if place.name == name and not (place / name).is_dir() else place
+    with placed_when_done(target) as fresh:
+        write_released(
+            fresh,
+            config,
+            architecture,
+            run.state,
+            heads,
+            placed_at=target.absolute(),
+            root_dir=root_dir,
+            dataset_name=name,
+            epoch=int(run.source.facts.get("epoch", 0)),
+        )
+
+
+def _heads(run: Folded, root: Path) -> dict[str, Tensor]:
+    """Return the heads of all losses, the classifier with a row for each identity that the released program counts."""
+    config = run.config
+    wanted = [name for name in ("id", "mlm") if name in config.loss.weights]
+    if not wanted:
+        return {}
+    found = read_run_heads(run.folder)
+    if found is None:
+        raise CsktError(
+            f"{run.folder}: has neither {HEADS} nor {LAST}, so the heads of the losses {', '.join(wanted)} are lost;"
+            " the released program needs them, use --merge"
+        )
+    if found.note:
+        logger.warning("%s", found.note)
+    rows = len(found.tensors.get("classifier.weight", ()))
+    with torch.device("meta"):
+        objective = Objective(config.loss, config.mlm, run.encoder.model.architecture, rows)
+    for name, value in objective.named_parameters():
+        if name not in found.tensors or found.tensors[name].shape != value.shape:
+            shape = list(value.shape)
+            raise CsktError(f"{run.folder}: the training heads have no '{name}' of shape {shape}; they are corrupt")
+    heads = {name: found.tensors[name] for name, _ in objective.named_parameters()}
+    return heads if "id" not in config.loss.weights else heads | _whole_classifier(heads, run, root)
+
+
+def _whole_classifier(heads: dict[str, Tensor], run: Folded, root: Path) -> dict[str, Tensor]:
+    """Return the classifier with a row of zeros for each identity of the split that the run did not train on.
+
+    The released program counts all people of the training split. A run may have held some out (`holdout_fraction` of
+    ICFG-PEDES, which has no val split) or left some out (`train_fraction`).
+    """
+    data, rows = run.config.data, len(heads["classifier.weight"])
+    has_no_val = dataset_key(data.dataset) == "icfg-pedes"
+    if data.train_fraction == 1 and not (has_no_val and data.select_on == "val"):
+        return {}
+    if not root.is_dir():
+        raise CsktError(
+            f"{run.folder}: its classifier covers a part of the training identities, and {root} is not here to say"
+            " which; name the data set's folder: --root DIR"
+        )
+    splits = read_dataset(data.dataset, root)
+    trained, _ = select_splits(splits, data)
+    people = sorted(set(splits["train"].image_pids))
+    own = sorted(set(trained.image_pids))
+    if len(own) != rows:
+        raise CsktError(
+            f"{root}: has {len(own)} identities to train on, and the classifier of {run.folder} has {rows}; give the"
+            " data set that the run was trained on: --root DIR"
+        )
+    logger.info("%d identities that the run did not train on get a classifier row of zeros", len(people) - rows)
+    index = torch.tensor([people.index(pid) for pid in own])
+    whole = {}
+    for name in ("classifier.weight", "classifier.bias"):
+        whole[name] = torch.zeros(len(people), *heads[name].shape[1:])
+        whole[name][index] = heads[name]
+    return whole

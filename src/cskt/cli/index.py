@@ -10,8 +10,7 @@ from pathlib import Path
 
 from cskt.cli.gallery_flags import add_source_flags, is_gallery, load_source, report_indexing, source_of
 from cskt.cli.metadata_table import KEY_NAMES, log_unmatched, read_metadata
-from cskt.cli.next_steps import command_line
-from cskt.cli.parsing import Parser
+from cskt.cli.parsing import Parser, command_line
 from cskt.embed import EncodeOptions, ModelSource
 from cskt.embed.model_paths import absolute_source
 from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors

@@ -80,8 +80,7 @@ def guarded(run: str | Callable[[Sequence[str]], int], argv: Sequence[str], prog
         program: name of the command, for messages.
 
     Returns:
-        The exit code of `run`; 2 after a CsktError, 1 if the reader of stdout has closed it, 130 when interrupted, 70
-        after any other exception.
+        The exit code of `run`, or another that `main` lists.
     """
     words, with_traceback, plugins = _common_flags(argv)
     with standard_streams():
@@ -184,9 +183,8 @@ def _decoded(word: str) -> str:
 def _check_surroundings(program: str) -> None:
     """Check locale, working directory and launcher.
 
-    Raises:
-        CsktError: the working directory was deleted: MKL, which torch uses, would end the process. Or torchrun has
-            started a command that only one process may run.
+    In a deleted working directory MKL, which torch uses, would end the process. torchrun starts several processes of a
+    command, which only `cskt train` may be.
     """
     if (encoding := sys.getfilesystemencoding()) != "utf-8":
         logger.warning(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from cskt.cli.parsing import Parser
 from cskt.config.types import Activation, Interpolation, WeightsChoice
+from cskt.errors import CsktError
 
 if TYPE_CHECKING:  # torch, for which --help need not wait
     from cskt.data.records import Split
@@ -119,3 +120,12 @@ def encode_options(flags: argparse.Namespace, *, show_progress: bool = False) ->
         compile=flags.compile,
         show_progress=show_progress,
     )
+
+
+def num_hits(asked: int | None, default: int, split: Split) -> int:
+    """Return the number of images to show of a ranking: that of `-k`, or the default if the split has so many."""
+    num_images = len(split.records)
+    k = min(default, num_images) if asked is None else asked
+    if not 1 <= k <= num_images:
+        raise CsktError(f"-k {k}: the split has {num_images} images; give 1 to {num_images}")
+    return k

@@ -1,4 +1,4 @@
-"""Flags: argparse with one-line errors that name the nearest flag, and one flag per config key."""
+"""Flags: argparse with one-line errors that name the nearest flag, and one flag per config key; commands to type."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import difflib
 import logging
 import re
+import shlex
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -26,18 +28,8 @@ logger = logging.getLogger(__name__)
 
 OVERRIDE = "override:"
 DEFAULT_RECIPE = "cskt"
-TEXT_KEYS = {key for key, field in flat_fields() if field.type == "str"}
-"""Config keys that hold text: `--name 2024` is a name and no number."""
-OPTIONAL_KEYS = {key for key, field in flat_fields() if str(field.type).endswith("| None")}
-"""Config keys that may be None, by `none` or `null`."""
-SWITCHES = {key for key, field in flat_fields() if field.type == "bool"}
-"""Config keys that are on or off: the flag alone switches one on."""
-SERIES_KEYS = {
-    key
-    for key, field in flat_fields()
-    if isinstance(field.default, tuple) or str(field.type).startswith(("ChannelMeans", "ChannelStds"))
-}
-"""Config keys that hold several values: `10,20` is two numbers."""
+FIELDS = dict(flat_fields())
+"""Config key -> its field."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -100,16 +92,12 @@ class Parser(argparse.ArgumentParser):
 
 def add_config_flags(parser: Parser) -> None:
     """Add `--config` and a flag per config key, also by its last part if that is unique (`--lr`)."""
-    parser.add_argument(
-        "--config",
-        metavar="RECIPE",
-        help=f"recipe: {', '.join(recipe_names())}, or a YAML file (default: {DEFAULT_RECIPE})",
-    )
+    known = f"recipe: {', '.join(recipe_names())}, or a YAML file (default: {DEFAULT_RECIPE})"
+    parser.add_argument("--config", metavar="RECIPE", help=known)
     recipe = load_config(DEFAULT_RECIPE)
-    keys = [name for name, _ in flat_fields()]
-    shared = Counter(key.split(".")[-1] for key in keys)
+    shared = Counter(key.split(".")[-1] for key in FIELDS)
     groups: dict[str, Any] = {}
-    for key in keys:
+    for key, field in FIELDS.items():
         section, _, leaf = key.rpartition(".")
         group = groups.setdefault(section, parser.add_argument_group(section or "run"))
         stands_alone = shared[leaf] == 1 or key == "loss.weights"
@@ -119,7 +107,7 @@ def add_config_flags(parser: Parser) -> None:
             dest=OVERRIDE + key,
             default=argparse.SUPPRESS,
             metavar="VALUE",
-            **({"nargs": "?", "const": "true"} if key in SWITCHES else {}),
+            **({"nargs": "?", "const": "true"} if field.type == "bool" else {}),
             help=_help(key, recipe).replace("%", "%%"),
         )
 
@@ -139,12 +127,15 @@ def flag_overrides(flags: argparse.Namespace) -> dict[str, Any]:
 
 def config_value(key: str, text: str) -> Any:
     """Return the text of a flag as the value of a config key: text, or its value in YAML (1e-4, true, [2, 3])."""
-    if key in TEXT_KEYS:
+    field = FIELDS.get(key)
+    kind, default = ("", None) if field is None else (str(field.type), field.default)
+    if kind == "str":  # --name 2024 is a name and no number
         return text
-    if key in OPTIONAL_KEYS and text.lower() in ("none", "null"):
+    if kind.endswith("| None") and text.lower() in ("none", "null"):
         return None
+    is_series = isinstance(default, tuple) or kind.startswith(("ChannelMeans", "ChannelStds"))
     try:
-        return plain_yaml(f"[{text}]" if key in SERIES_KEYS and not text.startswith("[") else text)
+        return plain_yaml(f"[{text}]" if is_series and not text.startswith("[") else text)
     except CsktError:
         return text
 
@@ -178,6 +169,12 @@ def existing_folder(text: str) -> Path:
     return path
 
 
+def check_suffix(flag: str, path: Path | None, suffixes: Sequence[str]) -> None:
+    """Check that a file that a flag names, if any, ends in one of the suffixes."""
+    if path is not None and path.suffix.lower() not in suffixes:
+        raise CsktError(f"{flag} {path}: name a file that ends in {suffixes[0]}")
+
+
 def seeds_of(text: str) -> list[int]:
     """Return `1,2,3` as numbers."""
     words = text.split(",")
@@ -192,3 +189,12 @@ def overrides_of(pairs: Sequence[str]) -> dict[str, Any]:
         raise CsktError(f"--set {wrong}: give KEY=VALUE, as in --set loop.num_epochs=3")
     split = [pair.partition("=") for pair in pairs]
     return {key: config_value(key, value) for key, _, value in split}
+
+
+def command_line(*words: str | Path) -> str:
+    """Return a `cskt` command to type next, quoted for a shell; it runs from here, also without its environment."""
+    program = ["cskt"]
+    if not shutil.which("cskt"):
+        python, here = Path(sys.executable), Path.cwd()
+        program = [str(python.relative_to(here) if python.is_relative_to(here) else python), "-m", "cskt"]
+    return shlex.join([*program, *map(str, words)])

@@ -12,9 +12,8 @@ import torch
 
 from cskt import __version__
 from cskt.cli.compared_runs import distinct_names, warnings_of
-from cskt.cli.model_flags import add_encoder_flags, load_model
-from cskt.cli.next_steps import command_line
-from cskt.cli.parsing import Parser
+from cskt.cli.model_flags import add_encoder_flags, load_model, num_hits
+from cskt.cli.parsing import Parser, check_suffix, command_line
 from cskt.cli.report_sections import (
     Examined,
     attribute_sections,
@@ -38,7 +37,6 @@ from cskt.report.pages import Section, write_report
 from cskt.report.style import LINES, png
 from cskt.report.tables import result_table
 from cskt.utils.console import bar, console
-from cskt.utils.paths import check_path
 
 MOST_HITS = 10
 """Default number of images of a ranked list."""
@@ -71,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
     labels, runs = named_runs(flags.runs)
     split = common_split(runs, flags.dataset, flags.root, flags.split)
-    k = list_length(flags.k, len(split.records))
+    k = num_hits(flags.k, MOST_HITS, split)
     models: list[Examined] = []
     lists: list[Section] = []
     for label, run in zip(labels, runs, strict=True):  # one model is in memory at a time
@@ -115,8 +113,8 @@ def check_flags(flags: argparse.Namespace) -> None:
             raise CsktError(f"{run} is named {times} times; once is enough")
     if flags.lists < 0:
         raise CsktError(f"--lists {flags.lists}: give 0 or more")
-    check_path(flags.output)
-    if flags.output.suffix.lower() not in (".html", ".htm") or flags.output.is_dir():
+    check_suffix("--output", flags.output, [".html", ".htm"])
+    if flags.output.is_dir():
         raise CsktError(f"--output {flags.output}: name a file that ends in .html")
 
 
@@ -150,14 +148,6 @@ def common_split(runs: Sequence[str], dataset: str | None, root: str | None, nam
             )
             raise CsktError(f"different splits ({places}); name one data set for all runs: --dataset NAME --root DIR")
     return split
-
-
-def list_length(asked: int | None, num_images: int) -> int:
-    """Return the number of images of a ranked list."""
-    length = min(MOST_HITS, num_images) if asked is None else asked
-    if not 1 <= length <= num_images:
-        raise CsktError(f"-k {length}: the split has {num_images} images; give 1 to {num_images}")
-    return length
 
 
 def facts_of_page(models: Sequence[Examined], split: Split) -> dict[str, str]:

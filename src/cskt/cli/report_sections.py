@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cskt.cli.compared_runs import configs_of, differing_settings, run_folders, zero_shot_r1
-from cskt.cli.next_steps import command_line
+from cskt.cli.parsing import command_line
 from cskt.cli.run_report import curves_chart
 from cskt.cli.run_results import described, is_run, selection_note, stored_result
 from cskt.config import RunConfig

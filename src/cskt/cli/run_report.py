@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cskt.cli.compared_runs import warnings_of
-from cskt.cli.next_steps import command_line
+from cskt.cli.parsing import command_line
 from cskt.config import RunConfig, to_dict
 from cskt.report.answers import Answer
 from cskt.report.learning_curves import learning_curves

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cskt.cli.model_flags import FAST_PRECISION, add_model_flags, load_model_and_split
-from cskt.cli.parsing import Parser
-from cskt.cli.search_output import Answered, check_suffix, draw_answers, jpeg, print_answers
+from cskt.cli.model_flags import FAST_PRECISION, add_model_flags, load_model_and_split, num_hits
+from cskt.cli.parsing import Parser, check_suffix
+from cskt.cli.search_output import Answered, draw_answers, jpeg, print_answers
 from cskt.data.sentences import LONGEST_SENTENCE, check_length
 from cskt.errors import CsktError, MissingFileError, out_of_memory_errors
 from cskt.utils.console import bar
@@ -108,10 +108,7 @@ def search_split(flags: argparse.Namespace) -> int:
         check_length(sentence)
     flags.precision = flags.precision or FAST_PRECISION
     encoder, split = load_model_and_split(flags, refuse_overlaps=False)  # hits are shown, no metric is computed
-    num_images = len(split.records)
-    k = min(DEFAULT_K, num_images) if flags.k is None else flags.k
-    if not 1 <= k <= num_images:
-        raise CsktError(f"-k {k}: the split has {num_images} images; give 1 to {num_images}")
+    k = num_hits(flags.k, DEFAULT_K, split)
     for line in encoder.text_warnings(flags.sentences):
         logger.warning("%s", line)
     found = answer(encoder, split, flags.sentences, k)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 from rich.table import Table
 
-from cskt.errors import CsktError, file_system_errors
+from cskt.errors import file_system_errors
 from cskt.utils.console import console, literal
 from cskt.utils.terminal import json_text, printable
 
@@ -40,12 +40,6 @@ class Answered:
     """Reason for an empty answer; empty if there are hits."""
     explanations: Sequence[Explanation] = ()
     """Heat maps of each hit, or none."""
-
-
-def check_suffix(flag: str, path: Path | None, suffixes: Sequence[str]) -> None:
-    """Raise CsktError if a file that a flag names ends in another suffix."""
-    if path is not None and path.suffix.lower() not in suffixes:
-        raise CsktError(f"{flag} {path}: name a file that ends in {suffixes[0]}")
 
 
 def print_answers(answers: Sequence[Answered], columns: Sequence[str], *, grouped: bool, as_json: bool) -> None:

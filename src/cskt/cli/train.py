@@ -6,8 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from cskt.cli.next_steps import command_line
-from cskt.cli.parsing import Parser, add_config_flags, config_from_flags, existing_folder, flag_overrides, seeds_of
+from cskt.cli.parsing import (
+    Parser,
+    add_config_flags,
+    command_line,
+    config_from_flags,
+    existing_folder,
+    flag_overrides,
+    seeds_of,
+)
 from cskt.config import RunConfig, as_trained, load_config
 from cskt.errors import CsktError
 
