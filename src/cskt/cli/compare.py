@@ -33,12 +33,8 @@ def main(argv: Sequence[str]) -> int:
         description="Compare methods on the same queries: figures with 95 % intervals, differences from a baseline with"
         " p-values corrected for their number, sizes and times.",
     )
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help="run folder, folder of seed-1, seed-2, ..., folder of `cskt evaluate --output`, or one result file",
-    )
+    known = "run folder, folder of seed-1, seed-2, ..., folder of `cskt evaluate --output`, or one result file"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=known)
     parser.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
     parser.add_argument("--dataset", help="which one, where the runs have results on several")
     parser.add_argument("--baseline", metavar="RUN", help="the one that others are measured against (default: first)")
@@ -79,10 +75,8 @@ def methods_of(run: str, split: str, dataset: str | None = None) -> list[MethodR
     for (_, options), results in by_kind.items():
         if len(results) < len(folders):
             place = f"{results[0].dataset} {split}" + (f" with {options}" if options else "")
-            raise CsktError(
-                f"{run}: {len(results)} of {len(folders)} seeds have a result on {place}; make the others: cskt"
-                " evaluate"
-            )
+            have = f"{len(results)} of {len(folders)} seeds have a result on {place}"
+            raise CsktError(f"{run}: {have}; make the others: cskt evaluate")
     return [MethodResults(_label(results[0]), tuple(results)) for results in by_kind.values()]
 
 
@@ -99,12 +93,8 @@ def on_one_split(methods: dict[str, list[MethodResults]]) -> list[tuple[str, Met
         names = sorted({splits[0][digest].dataset for digest in shared})
         remedy = f"--dataset {names[0]}" if len(names) > 1 else "name the result files: RUN/evaluations/....json"
         raise CsktError(f"the runs share results on {len(shared)} splits ({', '.join(names)}); choose one: {remedy}")
-    return [
-        (run, method)
-        for run, of_run in methods.items()
-        for method in of_run
-        if method.results[0].split_sha256 == shared[0]
-    ]
+    every = [(run, method) for run, of_run in methods.items() for method in of_run]
+    return [(run, method) for run, method in every if method.results[0].split_sha256 == shared[0]]
 
 
 def distinct(methods: Sequence[tuple[str, MethodResults]]) -> list[tuple[str, MethodResults]]:

@@ -23,19 +23,15 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="cskt data check", description="Counts, images and captions of every data set under a folder.")
     parser.add_argument("root", help="folder that holds CUHK-PEDES, ICFG-PEDES, RSTPReid, or a JSON-lines data set")
     parser.add_argument("--dataset", help="check this one only: " + ", ".join(DATASETS))
-    parser.add_argument(
-        "--no-decode",
-        action="store_true",
-        help="do not open the images: check that they exist, and compare them by path, not by content",
-    )
+    no_decode = "do not open the images: check that they exist, and compare them by path, not by content"
+    parser.add_argument("--no-decode", action="store_true", help=no_decode)
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of tables")
     flags = parser.parse(argv)
     root = existing_folder(flags.root)
     names = [flags.dataset] if flags.dataset else present(root)
     if not names:
-        raise CsktError(
-            f"{root}: holds none of {', '.join(folders().values())} and no train.jsonl, val.jsonl, test.jsonl"
-        )
+        known = ", ".join(folders().values())
+        raise CsktError(f"{root}: holds none of {known} and no train.jsonl, val.jsonl, test.jsonl")
     reports = []
     for name in names:
         with counting_bar(f"checking {name}") as on_progress:

@@ -26,19 +26,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--masks", action="store_true", help="also write a mask of the parts for each image")
     parser.add_argument("--num-processes", type=int, default=1, help="processes that draw (%(default)s)")
     flags = parser.parse(argv)
-    ids = {"train": flags.train_ids, "val": flags.val_ids, "test": flags.test_ids}
+    options = vars(flags)
+    ids = {split: options.pop(f"{split}_ids") for split in ("train", "val", "test")}
     with counting_bar("drawing") as on_progress:
-        folder = make_dataset(
-            flags.root,
-            layout=flags.layout,
-            domain=flags.domain,
-            ids=ids,
-            images_per_id=flags.images_per_id,
-            captions_per_image=flags.captions_per_image,
-            seed=flags.seed,
-            masks=flags.masks,
-            num_processes=flags.num_processes,
-            on_progress=on_progress,
-        )
+        folder = make_dataset(**options, ids=ids, on_progress=on_progress)
     print(folder)
     return 0

@@ -58,7 +58,9 @@ def main(argv: Sequence[str]) -> int:
     rows = compare(zero_shot, cskt, test, features)
     answers = answer_test_sentences(cskt, test, features)
     with file_system_errors(flags.output):
-        sheets = draw_sheets(answers, flags.output)
+        sheets = [flags.output / f"answer-{number}.png" for number in range(1, len(answers) + 1)]
+        for path, found in zip(sheets, answers, strict=True):  # right crops framed green, wrong ones red
+            answer_sheet(found).save(path)
     commands = next_commands(folder, root, answers[0].query)
     report = write_run_report(
         folder, title="CSKT on generated pedestrians", extra_rows=rows, answers=answers, next_commands=commands
@@ -101,14 +103,6 @@ def answer_test_sentences(encoder: Encoder, test: Split, features: SplitFeatures
         Answer(query, [PicturedHit(hit, Path(hit.image_id), hit.metadata["pid"] == pid) for hit in hits])
         for query, pid, hits in zip(queries, pids, answer(encoder, test, queries, NUM_CROPS, features), strict=True)
     ]
-
-
-def draw_sheets(answers: Sequence[Answer], folder: Path) -> list[Path]:
-    """Draw one picture per answer, with right crops framed green and wrong ones red."""
-    paths = [folder / f"answer-{number}.png" for number in range(1, len(answers) + 1)]
-    for path, found in zip(paths, answers, strict=True):
-        answer_sheet(found).save(path)
-    return paths
 
 
 def next_commands(folder: Path, root: Path, query: str) -> list[str]:

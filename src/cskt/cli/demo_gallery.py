@@ -26,14 +26,9 @@ def build_demo_gallery(folder: Path, *, num_people: int = NUM_PEOPLE, device: st
     """
     with counting_bar("drawing pedestrians") as on_progress:
         drawn = make_dataset(
-            folder / "people",
-            layout="jsonl",
-            domain="source",
-            ids={"test": num_people},
-            images_per_id=IMAGES_PER_PERSON,
-            seed=4,
-            on_progress=on_progress,
-        )
+            folder / "people", layout="jsonl", domain="source", ids={"test": num_people},
+            images_per_id=IMAGES_PER_PERSON, seed=4, on_progress=on_progress,
+        )  # fmt: skip
     images = drawn / "imgs" / "paperdoll"
     home = folder / "gallery"
     if (home / MANIFEST).is_file():

@@ -58,7 +58,7 @@ def environment() -> dict[str, Any]:
             for extra, names in sorted(_requirements().items())
             if extra not in ("", DEVELOPMENT)
         },
-        "paths": {"weights cache": str(cache_folder()), "working folder": _working_folder()},
+        "paths": {"weights cache": str(cache_folder()), "working folder": str(Path.cwd())},
         "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith("CSKT_")},
     }
 
@@ -100,10 +100,3 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _working_folder() -> str:
-    try:
-        return str(Path.cwd())
-    except FileNotFoundError:
-        return "deleted"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,8 @@ def main(argv: Sequence[str]) -> int:
     )
     add_model_flags(parser)
     parser.add_argument("--json", action="store_true", help="fractions as JSON on stdout, instead of a table")
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="keep the per-query results here (default: in the run folder)"
-    )
+    output = "keep the per-query results here (default: in the run folder)"
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help=output)
     parser.add_argument("--label", help="what `cskt compare` calls the model (default: the run's name)")
     add_ranking_flags(parser)
     flags = parser.parse(argv)
@@ -46,29 +46,20 @@ def main(argv: Sequence[str]) -> int:
         return report_seeds(folders, flags, options)
     encoder, split = load_model_and_split(flags)
     return report_metrics(
-        encoder,
-        split,
-        Path(flags.model),
-        as_json=flags.json,
-        label=flags.label,
-        options=options,
-        output=flags.output,
-    )
+        encoder, split, Path(flags.model),
+        as_json=flags.json, label=flags.label, options=options, output=flags.output,
+    )  # fmt: skip
 
 
 def add_ranking_flags(parser: Parser) -> None:
     """Add test-time options, off by default."""
     defaults = RankingOptions()
     group = parser.add_argument_group("test-time options of text to image, noted in every result")
-    group.add_argument(
-        "--query-expansion", type=int, default=0, metavar="K", help="average a caption with its K nearest captions"
-    )
+    nearest = "average a caption with its K nearest captions"
+    group.add_argument("--query-expansion", type=int, default=0, metavar="K", help=nearest)
     group.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking")
-    for name, kind, text in (
-        ("k1", int, "neighbours"),
-        ("k2", int, "vectors averaged"),
-        ("weight", float, "share of the cosine"),
-    ):
+    constants = (("k1", int, "neighbours"), ("k2", int, "vectors averaged"), ("weight", float, "share of the cosine"))
+    for name, kind, text in constants:
         value = getattr(defaults, f"rerank_{name}")
         group.add_argument(f"--rerank-{name}", type=kind, metavar="VALUE", help=f"{text} (with --rerank: {value})")
 
@@ -120,16 +111,12 @@ def report_seeds(folders: Sequence[Path], flags: argparse.Namespace, options: Ra
         store_result(result, folder, flags.output and flags.output / folder.name)
         results.append(result)
     method = MethodResults(results[0].label, tuple(results))  # refuses seeds that do not belong together
-    spread = {
-        direction: {
-            metric: mean_and_deviation([result.metrics[direction][metric] for result in results]) for metric in METRICS
-        }
-        for direction in ("t2i", "i2t")
-    }
-    mean, deviation = (
-        {direction: {metric: getattr(of[metric], name) for metric in METRICS} for direction, of in spread.items()}
-        for name in ("mean", "deviation")
-    )
+    directions = ("t2i", "i2t")
+    mean: dict[str, dict[str, Any]] = {direction: {} for direction in directions}
+    deviation: dict[str, dict[str, Any]] = {direction: {} for direction in directions}
+    for direction, metric in itertools.product(directions, METRICS):
+        over_seeds = mean_and_deviation([result.metrics[direction][metric] for result in results])
+        mean[direction][metric], deviation[direction][metric] = over_seeds.mean, over_seeds.deviation
     if flags.json:
         seeds = [record_of(folder, result) for folder, result in zip(folders, results, strict=True)]
         print(json_text({"seeds": seeds, "mean": mean, "deviation": deviation}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cskt import embed
@@ -110,8 +110,14 @@ def report_indexing(report: IndexReport, gallery: Path, num_crops: int, *, as_js
         f" {report.updated:,}, unchanged {report.unchanged:,}, {vanished}, removed {report.removed:,}, unreadable"
         f" {len(report.unreadable):,}; {report.seconds:.1f} s" + (f", {rate:,.0f} images/s" if encoded else "")
     )
-    for line in _further(report):
-        print(line)
+    if report.turned:
+        print(f"encoded again, now as their EXIF orientation says: {report.turned:,}")
+    if report.passed_over:
+        most_first = sorted(report.passed_over.items(), key=lambda item: (-item[1], item[0]))
+        hints = {kind: f" (to read them: {needed})" for kind, needed in READ_WITH.items()}
+        print("passed over: " + ", ".join(f"{kind} {count:,}{hints.get(kind, '')}" for kind, count in most_first))
+    if report.unchecked:
+        print(f"not checked: {report.unchecked:,} crops in folders or files that cannot be read; --prune keeps them")
 
 
 def _warn(what: str, listed: Sequence[tuple[str, str]]) -> None:
@@ -119,19 +125,3 @@ def _warn(what: str, listed: Sequence[tuple[str, str]]) -> None:
         logger.warning("%s: %s: %s", what, name[:LONGEST_ID], reason)
     if len(listed) > MOST_LISTED:
         logger.warning("... and %d more (--json lists all)", len(listed) - MOST_LISTED)
-
-
-def _further(report: IndexReport) -> Iterator[str]:
-    """Yield lines on images that were not indexed."""
-    if report.turned:
-        yield f"encoded again, now as their EXIF orientation says: {report.turned:,}"
-    if report.passed_over:
-        most_first = sorted(report.passed_over.items(), key=lambda item: (-item[1], item[0]))
-        print_as = (f"{kind} {count:,}{_hint(kind)}" for kind, count in most_first)
-        yield f"passed over: {', '.join(print_as)}"
-    if report.unchecked:
-        yield f"not checked: {report.unchecked:,} crops in folders or files that cannot be read; --prune keeps them"
-
-
-def _hint(kind: str) -> str:
-    return f" (to read them: {READ_WITH[kind]})" if kind in READ_WITH else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -10,8 +11,9 @@ from pathlib import Path
 
 from cskt.cli.gallery_flags import add_source_flags, is_gallery, load_source, report_indexing, source_of
 from cskt.cli.metadata_table import KEY_NAMES, log_unmatched, read_metadata
+from cskt.cli.model_flags import encode_options
 from cskt.cli.parsing import Parser, command_line
-from cskt.embed import EncodeOptions, ModelSource
+from cskt.embed import ModelSource
 from cskt.embed.model_paths import absolute_source
 from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.gallery.engines.ray import RayEngine
@@ -46,8 +48,9 @@ def main(argv: Sequence[str]) -> int:
     flags = _flags(argv)
     known = read_manifest(flags.gallery) if is_gallery(flags.gallery) else None
     shards = _shards(flags.images, known)
+    ignore = None if flags.ignore is None else [pattern for pattern in flags.ignore if pattern]
     only_turned = known is not None and known.images is None and not known.upright and not shards and not flags.images
-    crops = None if shards or only_turned else source_to_index(flags.gallery, known, flags.images, _ignore(flags))
+    crops = None if shards or only_turned else source_to_index(flags.gallery, known, flags.images, ignore)
     if known is not None and flags.store is not None and absolute_store(flags.store) != known.store:
         raise CsktError(f"--store {flags.store}: the gallery keeps its vectors in {known.store}; leave --store out")
     if flags.prune and shards:
@@ -73,12 +76,10 @@ def main(argv: Sequence[str]) -> int:
             try:
                 with counting_bar("images", unit="images") as on_progress:
                     if shards:
-                        report = gallery.add_shards(
-                            shards, ignore=_ignore(flags), on_progress=on_progress, engine=engine
-                        )
+                        report = gallery.add_shards(shards, ignore=ignore, on_progress=on_progress, engine=engine)
                     else:
                         report = gallery.index(
-                            flags.images, metadata=metadata, ignore=_ignore(flags), prune=flags.prune,
+                            flags.images, metadata=metadata, ignore=ignore, prune=flags.prune,
                             on_progress=on_progress, engine=engine,
                         )  # fmt: skip
             except KeyboardInterrupt:
@@ -90,11 +91,6 @@ def main(argv: Sequence[str]) -> int:
     if known is None and not flags.json:
         print(f"Search it: {command_line('search', flags.gallery, 'a woman in a red coat')}")
     return 1 if report.unreadable_folders else 0
-
-
-def _ignore(flags: argparse.Namespace) -> list[str] | None:
-    """Return the patterns of `--ignore`; None where there are none, for those of the last time."""
-    return None if flags.ignore is None else [pattern for pattern in flags.ignore if pattern]
 
 
 def _shards(images: str | None, known: Manifest | None) -> tuple[str, ...]:
@@ -110,15 +106,9 @@ def _shards(images: str | None, known: Manifest | None) -> tuple[str, ...]:
 
 def _on_ray(flags: argparse.Namespace, gallery: Gallery, source: ModelSource, folder: Path | None) -> RayEngine:
     """Return the workers of `--engine ray`, each with the model."""
-    return RayEngine(
-        absolute_source(source),
-        gallery.encoder.fingerprint,
-        None if folder is None else folder.resolve(),
-        flags.workers,
-        EncodeOptions(
-            flags.device, batch_size=flags.batch_size, num_workers=flags.num_workers, compile=flags.compile
-        ),
-    )  # fmt: skip
+    options = dataclasses.replace(encode_options(flags), precision=None)  # which the source states
+    images = None if folder is None else folder.resolve()
+    return RayEngine(absolute_source(source), gallery.encoder.fingerprint, images, flags.workers, options)
 
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:

@@ -51,6 +51,9 @@ TRACEBACK = "--traceback"
 """Flag of every command: print the traceback of an error that the user can correct, too."""
 PLUGIN = "--plugin"
 """Flag of every command, with a value: Python file or module whose code adds data sets, losses or methods."""
+ABOUT_COMMON_FLAGS = """\
+Every command takes --plugin FILE_OR_MODULE, which adds data sets, losses and methods of yours, and --traceback,
+which shows where an error was raised."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,11 +119,9 @@ def guarded(run: str | Callable[[Sequence[str]], int], argv: Sequence[str], prog
 
 
 def _common_flags(argv: Sequence[str]) -> tuple[list[str], bool, list[str]]:
-    """Take the flags of every command out of the words.
+    """Return the words without the flags of every command, whether a CsktError has a traceback, and the plug-ins.
 
-    Returns:
-        The other words, whether tracebacks of a CsktError are to be shown, and the plug-ins; an empty name stands for
-        a missing one.
+    An empty name stands for a missing plug-in.
     """
     end = argv.index("--") if "--" in argv else len(argv)
     with_traceback = os.environ.get("CSKT_TRACEBACK", "") not in ("", "0")
@@ -187,10 +188,8 @@ def _check_surroundings(program: str) -> None:
     command, which only `cskt train` may be.
     """
     if (encoding := sys.getfilesystemencoding()) != "utf-8":
-        logger.warning(
-            "the encoding of the locale is %s: files with other characters in their names are not found; set"
-            " LC_ALL=C.UTF-8", encoding,
-        )  # fmt: skip
+        lost = "files with other characters in their names are not found; set LC_ALL=C.UTF-8"
+        logger.warning("the encoding of the locale is %s: %s", encoding, lost)
     try:
         Path.cwd()
     except FileNotFoundError:
@@ -203,7 +202,10 @@ def _check_surroundings(program: str) -> None:
 
 def _without_command(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
-        print(_usage())
+        width = max(map(len, COMMANDS))
+        print("usage: cskt COMMAND ...   (cskt COMMAND --help explains it)\n")
+        print("\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()))
+        print(f"\n{ABOUT_COMMON_FLAGS}")
         return 0
     if words[0] == "--version":
         from cskt import __version__  # noqa: PLC0415  (keeps --help quick)
@@ -212,19 +214,3 @@ def _without_command(words: Sequence[str]) -> int:
         return 0
     asked = " ".join(words[:2]) if words[0] == "data" else words[0]
     raise CsktError(f"unknown command '{asked}': {nearest(asked, list(COMMANDS))}")
-
-
-def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: cskt COMMAND ...   (cskt COMMAND --help explains it)",
-            "",
-            *lines,
-            "",
-            "Every command takes --plugin FILE_OR_MODULE, which adds data sets, losses and methods of yours, and"
-            " --traceback,",
-            "which shows where an error was raised.",
-        ]
-    )

@@ -47,12 +47,10 @@ def main(argv: Sequence[str]) -> int:
         description="R1 of runs on data sets other than their own. Results that a run stores are used again; missing\n"
         "ones, and those of older weights, are computed and stored in the run folder.",
     )
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run folder, folder of seed-1, seed-2, ..., weights, or clip-tiny"
-    )
-    parser.add_argument(
-        "--datasets", nargs="+", required=True, metavar="NAME[@ROOT]", help="cuhk-pedes, rstpreid, jsonl@my-data, ..."
-    )
+    known = "run folder, folder of seed-1, seed-2, ..., weights, or clip-tiny"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=known)
+    places = "cuhk-pedes, rstpreid, jsonl@my-data, ..."
+    parser.add_argument("--datasets", nargs="+", required=True, metavar="NAME[@ROOT]", help=places)
     parser.add_argument("--root", help="folder that holds the data sets' folders, where @ROOT is left out")
     parser.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
     add_encoder_flags(parser, caches=True)

@@ -20,19 +20,11 @@ from cskt.utils.paths import expanded
 
 logger = logging.getLogger(__name__)
 
+BACKBONE_FLAGS = ("weights", "activation", "vision_heads", "text_heads", "image_mean", "image_std", "interpolation")
 OUR_KEYS = {
-    "device": "device",
-    "seed": "seed",
-    "precision": "precision",
+    "device": "device", "seed": "seed", "precision": "precision",
     "checkpoint_activations": "loop.checkpoint_activations",
-    "weights": "backbone.weights",
-    "activation": "backbone.activation",
-    "vision_heads": "backbone.vision_heads",
-    "text_heads": "backbone.text_heads",
-    "image_mean": "backbone.image_mean",
-    "image_std": "backbone.image_std",
-    "interpolation": "backbone.interpolation",
-}
+} | {name: f"backbone.{name}" for name in BACKBONE_FLAGS}  # fmt: skip
 """Flags that the released train.py lacks -> config keys that they set."""
 WITHOUT_EFFECT = ("masked_token_rate", "masked_token_unchanged_rate")
 """Flags that the released program accepts and ignores."""
@@ -91,9 +83,7 @@ def _reason(flags: argparse.Namespace) -> str:
         return "as --recipe says"
     if not flags.MLM:
         return "for neither --recipe nor --MLM is given"
-    return "for --MLM " + (
-        "without --depth and --n_ctx" if recipe_of(vars(flags)) == IRRA else "with --depth or --n_ctx"
-    )
+    return f"for --MLM {'without --depth and' if recipe_of(vars(flags)) == IRRA else 'with --depth or'} --n_ctx"
 
 
 def _check_mlm(masking: bool, recipe: RunConfig, config: RunConfig) -> None:
@@ -139,7 +129,7 @@ def _train_parser(reference: Mapping[str, Any], irra: Mapping[str, Any]) -> Pars
         add(f"--{name}", nargs="+" if name == "milestones" else None, default=argparse.SUPPRESS, metavar="VALUE",
             help=flag.help if reference.get(name) is None else f"{flag.help} ({shown(reference[name])})")
     backbone = parser.add_argument_group("for a backbone whose file does not state it, flags of this program")
-    for name in ("weights", "activation", "vision_heads", "text_heads", "image_mean", "image_std", "interpolation"):
+    for name in BACKBONE_FLAGS:
         backbone.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="VALUE",
             help=f"config key {OUR_KEYS[name]}, see docs")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key of the config, as of cskt train")

@@ -51,12 +51,8 @@ def main(argv: Sequence[str]) -> int:
         description="Write one HTML page on how runs rank a split, and its pictures as PNG into a folder beside it. "
         "Pictures, hardest queries and attributes are those of the run named first.",
     )
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help="run folder (of seed-1, seed-2, ... the first), released folder, CLIP weights or clip-tiny",
-    )
+    known = "run folder (of seed-1, seed-2, ... the first), released folder, CLIP weights or clip-tiny"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=known)
     parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
     parser.add_argument("--dataset", help="cuhk-pedes, icfg-pedes, rstpreid or jsonl (default: the runs' own)")
     parser.add_argument("--root", help="folder that holds the data set's folder (default: the runs' own)")
@@ -108,9 +104,9 @@ def check_flags(flags: argparse.Namespace) -> None:
     """Check what can be checked before anything is encoded."""
     if len(flags.runs) > len(LINES):
         raise CsktError(f"{len(flags.runs)} runs; a page shows up to {len(LINES)}, for more lines look alike")
-    for run, times in Counter(flags.runs).items():
-        if times > 1:
-            raise CsktError(f"{run} is named {times} times; once is enough")
+    run, times = Counter(flags.runs).most_common(1)[0]
+    if times > 1:
+        raise CsktError(f"{run} is named {times} times; once is enough")
     if flags.lists < 0:
         raise CsktError(f"--lists {flags.lists}: give 0 or more")
     check_suffix("--output", flags.output, [".html", ".htm"])
@@ -156,9 +152,8 @@ def facts_of_page(models: Sequence[Examined], split: Split) -> dict[str, str]:
     data = f"{split.dataset} {split.name}: {counts.num_ids:,} people, {counts.num_images:,} images"
     facts = {"data": f"{data}, {counts.num_captions:,} captions"}
     facts |= {model.label: run_summary(model.config, model.events) for model in models}
-    facts |= {
-        f"ignored lines of metrics.jsonl, {model.label}": model.ignored_lines for model in models if model.ignored_lines
-    }
+    ignored = "ignored lines of metrics.jsonl, "
+    facts |= {ignored + model.label: model.ignored_lines for model in models if model.ignored_lines}
     if len(models) == 1:
         known = models[0].result.facts
         facts["size"] = f"{known.total_parameters:,} parameters, checkpoint {size(known.checkpoint_bytes)}"

@@ -142,31 +142,29 @@ def ranking_sections(models: Sequence[Examined], split: Split) -> list[Section]:
         "wrong image of each caption. Probability that a right pair is more similar than a wrong one: "
         f"{', '.join(percents)}."
     )
-    cmc = Chart(
-        "cmc", cmc_curves([model.cmc for model in models]), "Line chart: CMC curve of each model, with its band."
-    )
+    curves = cmc_curves([model.cmc for model in models])
+    cmc = Chart("cmc", curves, "Line chart: CMC curve of each model, with its band.")
     similarities = Chart(
         "similarities",
         similarity_histograms({model.label: model.similarities for model in models}),
         "Histograms: cosines of right pairs, of wrong pairs, and of the best wrong image of each caption.",
     )
     first = models[0]
-    hardest = hardest_queries(first.per_query, split.caption_pids, NUM_HARDEST)
+    remarks = []
+    for query in hardest_queries(first.per_query, split.caption_pids, NUM_HARDEST):
+        rank, *others = [int(model.per_query.first_right_rank[query]) for model in models]
+        of_others = [f" · {model.label}: {other}" for model, other in zip(models[1:], others, strict=True)]
+        remark = f"first right image at rank {rank} of {len(split.records):,}" + "".join(of_others)
+        remarks.append((split.captions[query], remark))
     return [
         Section("Cumulative matching", cmc_note, [cmc], half=True),
         Section("Similarities", similarity_note, [similarities], half=True),
         Section(
             "Hardest queries",
             f"The captions whose first right image comes last with {first.label}, at most one for each person.",
-            sentences=[(split.captions[query], _rank_remark(models, query, len(split.records))) for query in hardest],
+            sentences=remarks,
         ),
     ]
-
-
-def _rank_remark(models: Sequence[Examined], query: int, num_gallery: int) -> str:
-    rank, *others = [int(model.per_query.first_right_rank[query]) for model in models]
-    remarks = [f" · {model.label}: {other}" for model, other in zip(models[1:], others, strict=True)]
-    return f"first right image at rank {rank} of {num_gallery:,}" + "".join(remarks)
 
 
 def list_sections(model: Examined, split: Split, features: SplitFeatures, k: int, count: int) -> list[Section]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +80,10 @@ def main(argv: Sequence[str]) -> int:
 def check_originals(dataset: str, root: Path, backbone: str, *, rehearsal: bool) -> None:
     """Check that data and weights are the published ones; a rehearsal only logs warnings."""
     # The data first: the weights may have to be downloaded.
-    for problems in (partial(count_problems, dataset, root), partial(weight_problems, backbone)):
-        for problem in problems():
-            if not rehearsal:
-                raise CsktError(f"{problem}; to go through the motions with other data or weights: --rehearsal")
-            logger.warning("%s", problem)
+    for problem in itertools.chain(count_problems(dataset, root), weight_problems(backbone)):
+        if not rehearsal:
+            raise CsktError(f"{problem}; to go through the motions with other data or weights: --rehearsal")
+        logger.warning("%s", problem)
 
 
 def count_problems(dataset: str, root: Path) -> list[str]:
@@ -102,10 +101,11 @@ def count_problems(dataset: str, root: Path) -> list[str]:
     ]
 
 
-def weight_problems(backbone: str) -> list[str]:
-    """Return a line if a weight file is not the one that the papers start from."""
+def weight_problems(backbone: str) -> Iterator[str]:
+    """Yield a line if a weight file is not the one that the papers start from."""
     found, expected = sha256_of(locate(backbone)), published_sha256(BACKBONE)
-    return [] if found == expected else [f"{backbone}: SHA-256 {found}, that of CLIP's {BACKBONE} is {expected}"]
+    if found != expected:
+        yield f"{backbone}: SHA-256 {found}, that of CLIP's {BACKBONE} is {expected}"
 
 
 def reproduce(
@@ -137,27 +137,18 @@ def lines_of(
         estimates = method.estimates()
         for metric, reported in published.items():
             ours = estimates[metric]
-            lines.append(
-                {
-                    "protocol": method.label,
-                    "seeds": list(method.seeds),
-                    "metric": metric,
-                    "published": reported,
-                    "ours": ours.mean,
-                    "low": ours.interval.low,
-                    "high": ours.interval.high,
-                    "deviation": ours.deviation,
-                    "verdict": REHEARSAL if rehearsal else verdict(reported, method.seed_means(metric)),
-                }
-            )
+            lines.append({
+                "protocol": method.label, "seeds": list(method.seeds), "metric": metric, "published": reported,
+                "ours": ours.mean, "low": ours.interval.low, "high": ours.interval.high, "deviation": ours.deviation,
+                "verdict": REHEARSAL if rehearsal else verdict(reported, method.seed_means(metric)),
+            })  # fmt: skip
     return lines
 
 
 def show(lines: Sequence[dict[str, Any]], title: str) -> None:
     """Print the records as a table, verdicts below it."""
-    table = Table(
-        "protocol", "", "published", "ours", "95 % interval", "± seeds", title=literal(title), title_justify="left"
-    )
+    headings = ("protocol", "", "published", "ours", "95 % interval", "± seeds")
+    table = Table(*headings, title=literal(title), title_justify="left")
     for line in lines:
         interval = f"{percent(line['low'])} to {percent(line['high'])}"
         cells = [percent(line["published"]), percent(line["ours"]), interval, percent(line["deviation"])]

@@ -106,19 +106,13 @@ def selection_rows(events: Sequence[dict[str, Any]], name: str) -> list[ResultRo
     evaluations = [event for event in events if event["event"] == "evaluation"]
     start = first_event(events, "start")
     epochs = [event for event in evaluations if event["stage"] == "epoch"]
-    chosen: list[tuple[str, dict[str, Any], int | None]] = [
-        (STAGES[event["stage"]], event, 0) for event in evaluations if event["stage"] in STAGES
-    ]
+    chosen = [(STAGES[event["stage"]], event, 0) for event in evaluations if event["stage"] in STAGES]
     if epochs:
         best = max(epochs, key=lambda event: event["t2i"]["r1"])
         chosen.append((f"{name}, epoch {best['epoch']}", best, start.get("trainable_parameters")))
+    total = start.get("total_parameters")
+    notes = {"epoch": "selected on"}
     return [
-        ResultRow(
-            label=label,
-            metrics=event["t2i"],
-            trainable_parameters=trainable,
-            total_parameters=start.get("total_parameters"),
-            note=f"selected on {event['split']}" if event["stage"] == "epoch" else f"on {event['split']}",
-        )
-        for label, event, trainable in chosen
+        ResultRow(label, event["t2i"], trained, total, f"{notes.get(event['stage'], 'on')} {event['split']}")
+        for label, event, trained in chosen
     ]

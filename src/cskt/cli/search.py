@@ -20,7 +20,6 @@ from cskt.utils.messages import one_line
 from cskt.utils.terminal import printable
 
 if TYPE_CHECKING:  # these need torch, or the extra `gallery`, and are imported when they are used
-    from cskt.explain import Explanation
     from cskt.gallery.gallery import Gallery
     from cskt.gallery.query import Query
     from cskt.types import Hit
@@ -91,11 +90,8 @@ def search_gallery(flags: argparse.Namespace) -> int:
         _warn(gallery, queries)
         answers = [_answered(gallery, flags, query, hits) for query, hits in zip(queries, found, strict=True)]
         print_answers(answers, list(gallery.columns), grouped=flags.group_by is not None, as_json=flags.json)
-        if flags.sheet or flags.html:
-            draw_answers(
-                answers, lambda hit: gallery.thumbnail(hit.image_id),
-                sheet=flags.sheet, page=flags.html, heading=f"Answers of {flags.gallery.resolve().name}",
-            )  # fmt: skip
+        heading = f"Answers of {flags.gallery.resolve().name}"
+        draw_answers(answers, lambda hit: gallery.thumbnail(hit.image_id), flags.sheet, flags.html, heading)
     return 0
 
 
@@ -114,9 +110,7 @@ def search_split(flags: argparse.Namespace) -> int:
     found = answer(encoder, split, flags.sentences, k)
     answers = [Answered(text, text, hits) for text, hits in zip(flags.sentences, found, strict=True)]
     print_answers(answers, ["pid"], grouped=False, as_json=flags.json)
-    if flags.sheet or flags.html:
-        heading = f"Answers of {split.dataset} {split.name}"
-        draw_answers(answers, _image_of_split, sheet=flags.sheet, page=flags.html, heading=heading)
+    draw_answers(answers, _image_of_split, flags.sheet, flags.html, f"Answers of {split.dataset} {split.name}")
     return 0
 
 
@@ -205,22 +199,14 @@ def _answered(gallery: Gallery, flags: argparse.Namespace, query: Query, hits: l
     parts = [query.text] if query.text else []
     parts += [f"like {name}" for name in (flags.image, flags.like) if name]
     parts += [f"not: {sentence}" for sentence in query.exclude]
-    return Answered(
-        query=query.text,
-        title=printable(one_line(", ".join(parts))),
-        hits=hits,
-        note="" if hits else _why_nothing(gallery, flags),
-        explanations=_explanations(gallery, query.text, hits) if flags.explain and query.text else (),
-    )
-
-
-def _explanations(gallery: Gallery, text: str, hits: Sequence[Hit]) -> list[Explanation]:
     explanations = []
-    with bar("heat maps", len(hits)) as advance:
-        for hit in hits:
-            explanations.append(gallery.explain(hit.image_id, text))
-            advance()
-    return explanations
+    if flags.explain and query.text:
+        with bar("heat maps", len(hits)) as advance:
+            for hit in hits:
+                explanations.append(gallery.explain(hit.image_id, query.text))
+                advance()
+    note = "" if hits else _why_nothing(gallery, flags)
+    return Answered(query.text, printable(one_line(", ".join(parts))), hits, note, explanations)
 
 
 def _why_nothing(gallery: Gallery, flags: argparse.Namespace) -> str:
@@ -231,10 +217,10 @@ def _why_nothing(gallery: Gallery, flags: argparse.Namespace) -> str:
     further = "further " if flags.offset else ""
     if flags.min_score is not None:
         return f"no {further}crop scores at least {flags.min_score:g}"
-    if gallery.min_score is not None:
-        threshold = f"{gallery.min_score:.3f}, the calibrated threshold (--min-score -1: show all)"
-        return f"no {further}crop scores at least {threshold}"
-    return f"no {further}crop"
+    if gallery.min_score is None:
+        return f"no {further}crop"
+    threshold = f"{gallery.min_score:.3f}, the calibrated threshold (--min-score -1: show all)"
+    return f"no {further}crop scores at least {threshold}"
 
 
 def _image_of_split(hit: Hit) -> bytes:

@@ -86,17 +86,14 @@ def _table(answer: Answered, columns: Sequence[str], *, grouped: bool) -> Table:
 
 
 def draw_answers(
-    answers: Sequence[Answered],
-    picture_of: Callable[[Hit], bytes],
-    *,
-    sheet: Path | None = None,
-    page: Path | None = None,
-    heading: str = "",
+    answers: Sequence[Answered], picture_of: Callable[[Hit], bytes], sheet: Path | None, page: Path | None, heading: str
 ) -> None:
-    """Write hits as pictures: a PNG file for each answer, numbered if there are several, and one HTML page.
+    """Write hits as pictures: a PNG file for each answer, numbered if there are several, and one HTML page, or neither.
 
     `picture_of` returns the crop of a hit as JPEG; `heading` is the title of the page.
     """
+    if sheet is None and page is None:
+        return
     # matplotlib, whose fonts they use, takes a second to import.
     from cskt.report.answers import Answer, answer_sheet  # noqa: PLC0415
     from cskt.report.pages import write_answer_page  # noqa: PLC0415
@@ -104,12 +101,12 @@ def draw_answers(
     drawn = [Answer(answer.title, _pictured(answer, picture_of), answer.note) for answer in answers]
     if page is not None:
         write_answer_page(page, heading, drawn)
-    for number, answer in enumerate(drawn if sheet else (), start=1):
-        assert sheet is not None
-        path = sheet if len(drawn) == 1 else sheet.with_stem(f"{sheet.stem}-{number}")
-        with file_system_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            answer_sheet(answer).save(path)
+    if sheet is not None:
+        several = [sheet.with_stem(f"{sheet.stem}-{number}") for number in range(1, len(drawn) + 1)]
+        for path, answer in zip(several if len(drawn) > 1 else [sheet], drawn, strict=True):
+            with file_system_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                answer_sheet(answer).save(path)
 
 
 def _pictured(answer: Answered, picture_of: Callable[[Hit], bytes]) -> list[PicturedHit]:

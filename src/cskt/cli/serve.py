@@ -46,10 +46,12 @@ def main(argv: Sequence[str]) -> int:
     from cskt.service.server import address_of, listen, serve  # noqa: PLC0415
 
     settings = _settings(flags)
-    with (
-        Gallery.open(_gallery(flags), device=flags.device) as gallery,
-        listen(settings.host, settings.port) as listener,
-    ):
+    folder = flags.gallery
+    if flags.demo is not None:
+        from cskt.cli.demo_gallery import build_demo_gallery  # noqa: PLC0415
+
+        folder = build_demo_gallery(flags.demo, device=flags.device)
+    with Gallery.open(folder, device=flags.device) as gallery, listen(settings.host, settings.port) as listener:
         check_place(gallery.folder, gallery.manifest.model)
         app = create_app(gallery, settings)
         _log_settings(settings, app.state.service.audit.path)
@@ -58,30 +60,16 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _gallery(flags: argparse.Namespace) -> Path:
-    """Return the folder of the gallery, which `--demo` makes first."""
-    if flags.demo is None:
-        gallery: Path = flags.gallery
-        return gallery
-    from cskt.cli.demo_gallery import build_demo_gallery  # noqa: PLC0415
-
-    return build_demo_gallery(flags.demo, device=flags.device)
-
-
 def _settings(flags: argparse.Namespace) -> ServiceSettings:
     from cskt.service.access.tokens import read_token  # noqa: PLC0415
     from cskt.service.settings import ServiceSettings  # noqa: PLC0415
 
-    asked = {
-        "host": flags.host,
-        "port": flags.port,
-        "allow_hosts": tuple(flags.allow_host) if flags.allow_host else None,
-        "token": read_token(flags.token_file) if flags.token_file else None,
-        "audit_log": flags.audit_log,
-        "rate": flags.rate,
-        "max_k": flags.max_k,
-    }
-    stated = {name: value for name, value in asked.items() if value is not None}
+    names = ("host", "port", "audit_log", "rate", "max_k")
+    stated = {name: value for name in names if (value := getattr(flags, name)) is not None}
+    if flags.allow_host:
+        stated["allow_hosts"] = tuple(flags.allow_host)
+    if flags.token_file:
+        stated["token"] = read_token(flags.token_file)
     return validate(ServiceSettings, {**stated, "keep_audit_log": not flags.no_audit_log}, "flags")
 
 

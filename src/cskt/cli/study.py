@@ -41,16 +41,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("study", help=f"{', '.join(study_names())}, or a YAML file of your own")
     parser.add_argument("--root", default="data", help="folder of the data sets (%(default)s)")
     parser.add_argument("--output", type=Path, help="folder of the runs and tables (studies/<name>)")
-    parser.add_argument(
-        "--size",
-        choices=get_args(Size),
-        default="small",
-        help="small: a small backbone on two cores | full (%(default)s)",
-    )
+    sizes = "small: a small backbone on two cores | full (%(default)s)"
+    parser.add_argument("--size", choices=get_args(Size), default="small", help=sizes)
     parser.add_argument("--seeds", help="instead of the study's own: 1,2,3")
-    parser.add_argument(
-        "--datasets", nargs="+", metavar="NAME", help=f"instead of the study's own: {', '.join(DATASETS)}"
-    )
+    datasets = f"instead of the study's own: {', '.join(DATASETS)}"
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help=datasets)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="config keys for every run")
     parser.add_argument("--plan", action="store_true", help="only list the runs and their state")
     parser.add_argument("--table", action="store_true", help="only write the tables of the results so far")
@@ -66,9 +61,8 @@ def main(argv: Sequence[str]) -> int:
     runs = plan(study, output, root, size=flags.size, overrides=overrides_of(flags.set))
     for run in runs:  # all of them, before anything is trained or any table mixes configs
         check_same_config(run.config, run.folder)
-    splits = {
-        data.name: find_split(read_separate_splits(data.dataset, root / data.root), SPLIT) for data in study.datasets
-    }
+    read = {data.name: read_separate_splits(data.dataset, root / data.root) for data in study.datasets}
+    splits = {name: find_split(splits, SPLIT) for name, splits in read.items()}
     if flags.plan:
         for run in runs:
             print(f"{'done   ' if outcome_of(run, splits).is_done else 'missing'} {run.folder}")

@@ -29,12 +29,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--output", type=Path, help="run folder (default: <output_dir>/<dataset>/<time>_<name>)")
     parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder from its last.pt, past a stop")
-    parser.add_argument(
-        "--seeds",
-        metavar="1,2,3",
-        help="one run per seed, in <output>/seed-<n> (default: <output_dir>/<dataset>/<name>); finished runs are"
-        " skipped, others continued",
-    )
+    seeds = "one run per seed, in <output>/seed-<n> (default: <output_dir>/<dataset>/<name>); finished runs are skipped"
+    parser.add_argument("--seeds", metavar="1,2,3", help=f"{seeds}, others continued")
     add_config_flags(parser)
     flags = parser.parse(argv)
     if flags.seeds is not None:
@@ -60,12 +56,8 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, 
     from cskt.training.loop import train  # noqa: PLC0415
     from cskt.training.run_folder import CONFIG  # noqa: PLC0415
 
-    result = train(
-        config,
-        folder,
-        resume=resume or (None if is_restart(folder) else False),
-        refuse_overlaps=refuse_overlaps,
-    )
+    continued = resume or (None if is_restart(folder) else False)
+    result = train(config, folder, resume=continued, refuse_overlaps=refuse_overlaps)
     if not read_ranks().is_main_process:
         return 0
     report = write_run_report(result.folder)

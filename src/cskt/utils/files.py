@@ -37,7 +37,5 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             if temporary.exists():
                 temporary.unlink()
     except (OSError, UnicodeEncodeError) as error:
-        reason = one_line(getattr(error, "strerror", None) or error)
-        raise FileSystemError(
-            f"{path}: cannot be written: {reason}; free disk space, or choose another folder"
-        ) from error
+        reason = f"cannot be written: {one_line(getattr(error, 'strerror', None) or error)}"
+        raise FileSystemError(f"{path}: {reason}; free disk space, or choose another folder") from error

@@ -58,11 +58,7 @@ def read_json(path: Path, schema: type[T], *, remedy: str, version: tuple[str, i
 def parse_json(
     text: str | bytes, schema: type[T], *, where: str, remedy: str, version: tuple[str, int] | None = None
 ) -> T:
-    """Read a JSON text; see `read_json`.
-
-    Args:
-        where: file, and line or member, that the text is from; the start of the error.
-    """
+    """Read a JSON text; see `read_json`. `where`: its file, and line or member, for the start of an error."""
     text = _decoded(text, where=where, remedy=remedy)
     content = load_json(text, where=where, remedy=remedy)
     if version is not None:
@@ -79,21 +75,16 @@ def parse_json(
 
 
 def load_json(text: str | bytes, *, where: str, remedy: str) -> Any:
-    """Read a JSON text as plain values, for what has no schema.
-
-    Raises:
-        CsktError: it is not JSON, not UTF-8, nested too deep, or holds a key twice.
-    """
+    """Read a JSON text as plain values, for what has no schema."""
     text = _decoded(text, where=where, remedy=remedy)
     try:
         return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
         raise CsktError(f"{where}: not JSON: {error.msg} at {place}; {remedy}") from None
-    except RecursionError:
-        raise CsktError(f"{where}: not JSON that can be read: nested too deep; {remedy}") from None
-    except ValueError as error:  # a number of thousands of digits; a key twice
-        raise CsktError(f"{where}: not JSON that can be read: {error}; {remedy}") from None
+    except (RecursionError, ValueError) as error:  # also a number of thousands of digits, and a key twice
+        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        raise CsktError(f"{where}: not JSON that can be read: {reason}; {remedy}") from None
 
 
 def read_text(path: Path, *, remedy: str) -> str:
@@ -143,10 +134,8 @@ def _check_version(content: Any, field: str, newest: int, *, where: str, remedy:
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
         raise CsktError(f"{where}: '{field}' must be a whole number from 1, got {SHORT.repr(found)}; {remedy}")
     if found > newest:
-        raise CsktError(
-            f"{where}: made by a newer version of cskt (format {SHORT.repr(found)}, this one reads {newest}); upgrade"
-            " cskt"
-        )
+        formats = f"format {SHORT.repr(found)}, this one reads {newest}"
+        raise CsktError(f"{where}: made by a newer version of cskt ({formats}); upgrade cskt")
 
 
 @cache

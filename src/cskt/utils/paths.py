@@ -26,10 +26,6 @@ def inside(folder: Path, *parts: str | Path, follow_links: bool = True) -> Path:
 
     Returns:
         The resolved path, so that what is opened is what was checked; without links, the joined one, which is the same.
-
-    Raises:
-        CsktError: the path is the folder itself or lies outside it, has a link in it where none is followed, or cannot
-            be a path.
     """
     joined = folder.joinpath(*parts)
     try:

@@ -34,11 +34,7 @@ def printable(text: str, *, keep: str = "") -> str:
 
     Escaped are control characters (line breaks and tabs too), bidirectional controls, characters that draw nothing,
     line and paragraph separators, lone surrogates and noncharacters. Letters of every script and emoji are kept, with
-    the joiners and variation selectors that belong to them.
-
-    Args:
-        text: any text.
-        keep: control characters to leave as they are, such as a line feed.
+    the joiners and variation selectors that belong to them, and the control characters of `keep`.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -55,19 +51,16 @@ def printable(text: str, *, keep: str = "") -> str:
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """Return JSON in ASCII without any control character: DEL is escaped too, which `json.dumps` leaves.
 
-    Args:
-        value: any value of JSON; what is none, such as a path, is written as its text.
-        indent: spaces per level; everything on one line if None.
+    What is no value of JSON, such as a path, is written as its text.
     """
     return json.dumps(value, indent=indent, default=str).replace("\x7f", "\\u007f")
 
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Replace stdout and stderr by streams that escape what is written to them.
+    """Replace stdout and stderr by streams that escape control characters and what the encoding lacks.
 
-    A stream that is closed is opened on the null device first. Characters that the encoding of the terminal lacks are
-    escaped as well.
+    A stream that is closed is opened on the null device first.
     """
     _open_closed_streams()
     before = sys.stdout, sys.stderr
