@@ -49,8 +49,8 @@ def main(argv: Sequence[str]) -> int:
     )
     known = "run folder, folder of seed-1, seed-2, ..., weights, or clip-tiny"
     parser.add_argument("runs", nargs="+", metavar="RUN", help=known)
-    places = "cuhk-pedes, rstpreid, jsonl@my-data, ..."
-    parser.add_argument("--datasets", nargs="+", required=True, metavar="NAME[@ROOT]", help=places)
+    examples = "cuhk-pedes, rstpreid, jsonl@my-data, ..."
+    parser.add_argument("--datasets", nargs="+", required=True, metavar="NAME[@ROOT]", help=examples)
     parser.add_argument("--root", help="folder that holds the data sets' folders, where @ROOT is left out")
     parser.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
     add_encoder_flags(parser, caches=True)

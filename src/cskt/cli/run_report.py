@@ -105,14 +105,14 @@ def selection_rows(events: Sequence[dict[str, Any]], name: str) -> list[ResultRo
     """Return zero-shot CLIP, step 0 and the best epoch on the selection split, as far as they were recorded."""
     evaluations = [event for event in events if event["event"] == "evaluation"]
     start = first_event(events, "start")
-    epochs = [event for event in evaluations if event["stage"] == "epoch"]
-    chosen = [(STAGES[event["stage"]], event, 0) for event in evaluations if event["stage"] in STAGES]
-    if epochs:
-        best = max(epochs, key=lambda event: event["t2i"]["r1"])
-        chosen.append((f"{name}, epoch {best['epoch']}", best, start.get("trainable_parameters")))
     total = start.get("total_parameters")
-    notes = {"epoch": "selected on"}
-    return [
-        ResultRow(label, event["t2i"], trained, total, f"{notes.get(event['stage'], 'on')} {event['split']}")
-        for label, event, trained in chosen
+    rows = [
+        ResultRow(STAGES[event["stage"]], event["t2i"], 0, total, f"on {event['split']}")
+        for event in evaluations
+        if event["stage"] in STAGES
     ]
+    if epochs := [event for event in evaluations if event["stage"] == "epoch"]:
+        best = max(epochs, key=lambda event: event["t2i"]["r1"])
+        label, note = f"{name}, epoch {best['epoch']}", f"selected on {best['split']}"
+        rows.append(ResultRow(label, best["t2i"], start.get("trainable_parameters"), total, note))
+    return rows
