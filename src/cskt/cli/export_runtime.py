@@ -56,7 +56,9 @@ RUNTIME_FLAGS = ("output", "int8", "calibrate_on", "tolerance", "dataset", "root
 def export_runtime(flags: argparse.Namespace) -> None:
     """Write the folder, check it, and only then rename it to its place."""
     precision = "int8" if flags.int8 else "fp32"
-    target = target_of(flags)
+    if flags.output is None and not flags.run.is_dir():
+        raise CsktError(f"{flags.run} is no folder to put the export into; say where: --output FOLDER")
+    target = flags.output or flags.run / ("int8" if flags.int8 else flags.format)
     check_flags(flags)
     check_possible(flags.format, target, int8=bool(flags.int8))
     check_exists(str(flags.run))
@@ -83,13 +85,6 @@ def export_runtime(flags: argparse.Namespace) -> None:
         print(parity_table(parity))
 
 
-def target_of(flags: argparse.Namespace) -> Path:
-    """Return the folder to write."""
-    if flags.output is None and not flags.run.is_dir():
-        raise CsktError(f"{flags.run} is no folder to put the export into; say where: --output FOLDER")
-    return flags.output or flags.run / ("int8" if flags.int8 else flags.format)
-
-
 def check_flags(flags: argparse.Namespace) -> None:
     """Check that the flags of `add_runtime_flags` belong together."""
     if flags.calibrate_on and not flags.int8:
@@ -104,9 +99,8 @@ def checked_split(flags: argparse.Namespace, config: RunConfig | None) -> Split 
     """Return the split to check on; None if the user names no data and that of the model is not here."""
     named = flags.dataset or flags.root or flags.split
     if not named and (config is None or not Path(config.data.root).is_dir()):
-        logger.warning(
-            "no data set found: checked on generated pedestrians, features only; for R1 give --dataset and --root"
-        )
+        instead = "checked on generated pedestrians, features only; for R1 give --dataset and --root"
+        logger.warning("no data set found: %s", instead)
         return None
     default = "val" if config is None else config.data.select_on
     split = split_of(str(flags.run), flags.dataset, flags.root, flags.split or default)

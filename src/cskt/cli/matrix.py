@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cskt.cli.compared_runs import add_format_flags, distinct_names, output_format, write_output
 from cskt.cli.model_flags import add_encoder_flags, load_model
@@ -23,15 +23,11 @@ from cskt.evaluation.results import Result
 from cskt.report.cross_domain import CrossDomainRow, cross_domain_row, cross_domain_text
 
 
-@dataclass(frozen=True)
-class TestData:
-    """A data set to test on."""
-
-    __test__ = False
+class DataPlace(NamedTuple):
+    """A data set to test on, and the folder that contains it; the run's own if None."""
 
     dataset: str
     root: str | None
-    """Folder that contains it; the run's own if None."""
 
     @property
     def name(self) -> str:
@@ -58,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     flags = parser.parse(argv)
     form = output_format(flags.format, flags.output)  # before the work
     words = [word.partition("@") for word in flags.datasets]
-    places = [TestData(dataset_key(name), root or flags.root) for name, _, root in words]
+    places = [DataPlace(dataset_key(name), root or flags.root) for name, _, root in words]
     columns = column_names(places)
     folders = {run: seed_folders(Path(run)) for run in flags.runs}
     for folder in (folder for of_run in folders.values() for folder in of_run):
@@ -75,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def results_of(model: Path, places: Sequence[TestData], flags: argparse.Namespace) -> list[Result]:
+def results_of(model: Path, places: Sequence[DataPlace], flags: argparse.Namespace) -> list[Result]:
     """Return the results of a model on each data set: stored ones, or computed now and stored."""
     splits = [split_of(str(model), place.dataset, place.root, flags.split) for place in places]
     return results_on(model, splits, lambda: load_model(flags, str(model)), precision=flags.precision)
@@ -89,7 +85,7 @@ def check_columns(results: dict[str, list[list[Result]]]) -> None:
             check_same_split(first_run, one, run, other)
 
 
-def row_of(model: Path, results: Sequence[Sequence[Result]], places: Sequence[TestData]) -> CrossDomainRow:
+def row_of(model: Path, results: Sequence[Sequence[Result]], places: Sequence[DataPlace]) -> CrossDomainRow:
     """Return the row of a run, or of several seeds of it, whose results are by seed and data set."""
     config = run_config(model)
     if config is None or config.trainable == "none":
@@ -98,7 +94,7 @@ def row_of(model: Path, results: Sequence[Sequence[Result]], places: Sequence[Te
     return cross_domain_row(results, trained_on, [is_in_domain(config, place) for place in places])
 
 
-def is_in_domain(config: RunConfig, place: TestData) -> bool:
+def is_in_domain(config: RunConfig, place: DataPlace) -> bool:
     """Return whether a data set is the one that a run was trained on: of its name, in its folder.
 
     If the folder of the training does not exist here, the name of a published data set decides.
@@ -116,12 +112,12 @@ def dataset_name(dataset: str, root: str | None) -> str:
     return f"{key} ({Path(root).resolve().name})" if key == "jsonl" and root else key
 
 
-def column_names(places: Sequence[TestData]) -> list[str]:
+def column_names(places: Sequence[DataPlace]) -> list[str]:
     """Return distinct names of the data sets: with the name of the folder, or its whole path, where they need it."""
     if repeated := next((place for place, times in Counter(places).items() if times > 1), None):
         raise CsktError(f"--datasets: {repeated.dataset} is named {places.count(repeated)} times; once is enough")
 
-    def with_folder(folder: str, place: TestData) -> str:
+    def with_folder(folder: str, place: DataPlace) -> str:
         return f"{place.dataset} ({folder})" if folder else place.name
 
     return distinct_names(

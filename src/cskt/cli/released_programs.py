@@ -202,9 +202,7 @@ def _test(argv: Sequence[str]) -> int:
         raise CsktError(f"{flags.config_file}: no such file")
     model = flags.config_file.parent
     try:
-        split = split_of(
-            str(model), flags.dataset_name, flags.root_dir, flags.split, root_flag="--root_dir", refuse_overlaps=False
-        )
+        split = split_of(str(model), flags.dataset_name, flags.root_dir, flags.split, refuse_overlaps=False)
         with out_of_memory_errors("use --precision bf16 or --device cpu"):
             encoder = load(
                 model, flags.backbone, flags.device, precision=flags.precision, weights=flags.weights or "model",

@@ -12,15 +12,7 @@ from cskt.embed.model_paths import check_exists, run_config
 from cskt.errors import CsktError, file_system_errors
 
 
-def split_of(
-    model: str,
-    dataset: str | None,
-    root: str | None,
-    split: str,
-    *,
-    root_flag: str = "--root",
-    refuse_overlaps: bool = True,
-) -> Split:
+def split_of(model: str, dataset: str | None, root: str | None, split: str, *, refuse_overlaps: bool = True) -> Split:
     """Read a split; the data set and its root are those of the model's run where they are not given.
 
     If the run's own data set has no val split (ICFG-PEDES), `val` are the identities that the run held out to select
@@ -31,7 +23,6 @@ def split_of(
         dataset: name of a data set; the run's own if empty.
         root: folder that contains the data set's folder; the run's own if empty.
         split: train, val or test.
-        root_flag: the flag of the calling command that sets `root`, for errors.
         refuse_overlaps: see `read_separate_splits`.
     """
     check_exists(model)
@@ -40,10 +31,8 @@ def split_of(
         with file_system_errors(own.data.root):
             has_moved = not Path(own.data.root).is_dir()
         if has_moved:
-            raise CsktError(
-                f"{own.data.root}: no such folder from here, though {model} had its data there; say where: {root_flag}"
-                " DIR"
-            )
+            missing = f"{own.data.root}: no such folder from here, though {model} had its data there"
+            raise CsktError(f"{missing}; say where: --root DIR")
     name, place = dataset or (own.data.dataset if own else None), root or (own.data.root if own else None)
     if not name or not place:
         raise CsktError(f"{model} is no run that names its data; say which to use: --dataset rstpreid --root DIR")
