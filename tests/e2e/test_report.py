@@ -13,7 +13,7 @@ import pytest
 from command_line import done, typed
 from PIL import Image
 
-from cskt.cli.compared_runs import warnings_of
+from cskt.cli.run_report import warnings_of
 from cskt.config import load_config, save_config
 from cskt.training.events import read_events
 

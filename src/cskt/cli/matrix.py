@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cskt.cli.compared_runs import add_format_flags, distinct_names, output_format, write_output
+from cskt.cli.compare import add_format_flags, distinct_names, output_format, write_output
 from cskt.cli.model_flags import add_encoder_flags, load_model
 from cskt.cli.parsing import Parser
 from cskt.cli.run_results import results_on, seed_folders

@@ -11,19 +11,11 @@ from pathlib import Path
 import torch
 
 from cskt import __version__
-from cskt.cli.compared_runs import distinct_names, warnings_of
+from cskt.cli import report_sections
+from cskt.cli.compare import distinct_names
 from cskt.cli.model_flags import add_encoder_flags, load_model, num_hits
 from cskt.cli.parsing import Parser, check_suffix, command_line
-from cskt.cli.report_sections import (
-    Examined,
-    attribute_sections,
-    comparison_sections,
-    curves_section,
-    examine,
-    list_sections,
-    ranking_sections,
-)
-from cskt.cli.run_report import run_summary, warning_sections
+from cskt.cli.run_report import run_summary, warning_sections, warnings_of
 from cskt.cli.run_results import seed_folders
 from cskt.config import to_dict
 from cskt.data.records import Split
@@ -66,21 +58,21 @@ def main(argv: Sequence[str]) -> int:
     labels, runs = named_runs(flags.runs)
     split = common_split(runs, flags.dataset, flags.root, flags.split)
     k = num_hits(flags.k, MOST_HITS, split)
-    models: list[Examined] = []
+    models: list[report_sections.Examined] = []
     lists: list[Section] = []
     for label, run in zip(labels, runs, strict=True):  # one model is in memory at a time
         encoder = load_model(flags, run)
         features = encode_split(encoder, split)
-        models.append(examine(label, Path(run), encoder, split, features))
+        models.append(report_sections.examine(label, Path(run), encoder, split, features))
         if len(models) == 1:
-            lists = list_sections(models[0], split, features, k, flags.lists)
+            lists = report_sections.list_sections(models[0], split, features, k, flags.lists)
     sections = [
         *warning_sections({model.label: warnings_of(model.events) for model in models}),
-        *comparison_sections(models),
-        *ranking_sections(models, split),
+        *report_sections.comparison_sections(models),
+        *report_sections.ranking_sections(models, split),
         *lists,
-        *attribute_sections(models[0], split),
-        *curves_section(models),
+        *report_sections.attribute_sections(models[0], split),
+        *report_sections.curves_section(models),
     ]
     names = ", ".join(labels) if len(labels) <= MOST_NAMES else f"{len(labels)} runs"
     title, rows = f"{names} on {split.dataset} {split.name}", [model.row for model in models]
@@ -146,7 +138,7 @@ def common_split(runs: Sequence[str], dataset: str | None, root: str | None, nam
     return split
 
 
-def facts_of_page(models: Sequence[Examined], split: Split) -> dict[str, str]:
+def facts_of_page(models: Sequence[report_sections.Examined], split: Split) -> dict[str, str]:
     """Return the data, the training of each run, the versions, and for a single model its size and speed."""
     counts = split.counts
     data = f"{split.dataset} {split.name}: {counts.num_ids:,} people, {counts.num_images:,} images"
@@ -167,18 +159,14 @@ def facts_of_page(models: Sequence[Examined], split: Split) -> dict[str, str]:
 def write_pictures(page: Path, sections: Sequence[Section]) -> Path:
     """Write every chart and every ranked list as PNG into a folder beside the page; return the folder."""
     folder = page.with_name(f"{page.stem}_files")
-    charts = [chart for section in sections for chart in section.charts]
-    lists = {
-        f"{section.heading.split()[0].lower()}-{number}": answer
-        for section in sections
-        for number, answer in enumerate(section.answers, start=1)
-    }
-    with file_system_errors(folder), bar("pictures", len(charts) + len(lists)) as advance:
+    num_pictures = sum(len(section.charts) + len(section.answers) for section in sections)
+    with file_system_errors(folder), bar("pictures", num_pictures) as advance:
         folder.mkdir(parents=True, exist_ok=True)
-        for chart in charts:
-            (folder / f"{chart.name}.png").write_bytes(png(chart.figure))
-            advance()
-        for name, answer in lists.items():
-            answer_sheet(answer).save(folder / f"{name}.png")
-            advance()
+        for section in sections:
+            for chart in section.charts:
+                (folder / f"{chart.name}.png").write_bytes(png(chart.figure))
+                advance()
+            for number, answer in enumerate(section.answers, start=1):
+                answer_sheet(answer).save(folder / f"{section.heading.split()[0].lower()}-{number}.png")
+                advance()
     return folder

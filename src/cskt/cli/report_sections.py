@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cskt.cli.compared_runs import configs_of, differing_settings, run_folders, zero_shot_r1
+from cskt.cli.compare import configs_of, differing_settings, run_folders, zero_shot_r1
 from cskt.cli.parsing import command_line
 from cskt.cli.run_report import curves_chart
 from cskt.cli.run_results import described, is_run, selection_note, stored_result
@@ -19,17 +19,7 @@ from cskt.data.records import Split
 from cskt.embed import Encoder
 from cskt.embed.model_paths import run_config
 from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
-from cskt.evaluation.analysis import (
-    Similarities,
-    attribute_errors,
-    clearest_queries,
-    compare_pairs,
-    confusion,
-    hardest_queries,
-    rank_hits,
-    ranked_positions,
-    separation,
-)
+from cskt.evaluation import analysis
 from cskt.evaluation.comparison import MethodResults, compare
 from cskt.evaluation.evaluate import SplitFeatures, as_result, evaluate
 from cskt.evaluation.results import Result
@@ -63,7 +53,7 @@ class Examined:
     per_query: PerQuery
     result: Result
     """As its folder stores it, if of these weights and this precision; else as computed for this page, untimed."""
-    similarities: Similarities
+    similarities: analysis.Similarities
     cmc: Curve
     ignored_lines: str
     """Numbers of the lines of its metrics.jsonl that are no events."""
@@ -77,19 +67,18 @@ def examine(label: str, model: Path, encoder: Encoder, split: Split, features: S
     matched = (per_query.first_right_rank > 0).numpy()
     if not matched.any():
         raise CsktError(f"no caption of {split.dataset} {split.name} has an image of its person; nothing to report")
-    hits = rank_hits(per_query.first_right_rank, MAX_RANK)
+    hits = analysis.rank_hits(per_query.first_right_rank, MAX_RANK)
     others = [values.numpy()[matched] for values in (per_query.average_precision, per_query.inverse_negative_penalty)]
     band = curve_interval(np.column_stack([hits, *others]), features.caption_pids.numpy()[matched])
     columns = {"r1": 0, "r5": 4, "r10": 9, "mean_ap": MAX_RANK, "mean_inp": MAX_RANK + 1}
     config, events = run_config(model), read_events(model)
     with counting_bar("comparing pairs") as on_progress:
-        similarities = compare_pairs(
+        similarities = analysis.compare_pairs(
             features.text_features, features.image_features, features.caption_pids, features.image_pids,
             on_progress=on_progress,
         )  # fmt: skip
-    result = stored_result(model, split, encoder.precision) or as_result(
-        evaluation, encoder, split, described(model, label)
-    )
+    result = stored_result(model, split, encoder.precision)
+    result = result or as_result(evaluation, encoder, split, described(model, label))
     row = ResultRow(
         label,
         metrics.summary(),
@@ -132,7 +121,7 @@ def comparison_sections(models: Sequence[Examined]) -> list[Section]:
 
 def ranking_sections(models: Sequence[Examined], split: Split) -> list[Section]:
     """Return CMC curves, similarities and the queries that are hardest for the first model."""
-    percents = [f"{model.label} {100 * separation(model.similarities):.2f} %" for model in models]
+    percents = [f"{model.label} {100 * analysis.separation(model.similarities):.2f} %" for model in models]
     cmc_note = (
         f"Queries with a right image among the first 1 to {len(models[0].cmc.mean)}. Bands: 95 % intervals of each "
         "point, people resampled with all their queries. After each name: R1."
@@ -151,7 +140,7 @@ def ranking_sections(models: Sequence[Examined], split: Split) -> list[Section]:
     )
     first = models[0]
     remarks = []
-    for query in hardest_queries(first.per_query, split.caption_pids, NUM_HARDEST):
+    for query in analysis.hardest_queries(first.per_query, split.caption_pids, NUM_HARDEST):
         rank, *others = [int(model.per_query.first_right_rank[query]) for model in models]
         of_others = [f" · {model.label}: {other}" for model, other in zip(models[1:], others, strict=True)]
         remark = f"first right image at rank {rank} of {len(split.records):,}" + "".join(of_others)
@@ -169,8 +158,8 @@ def ranking_sections(models: Sequence[Examined], split: Split) -> list[Section]:
 
 def list_sections(model: Examined, split: Split, features: SplitFeatures, k: int, count: int) -> list[Section]:
     """Return the best and the worst ranked lists of a model as pictures, `count` each, `k` images long."""
-    best = clearest_queries(model.similarities.margin, split.caption_pids, count)
-    worst = hardest_queries(model.per_query, split.caption_pids, count)
+    best = analysis.clearest_queries(model.similarities.margin, split.caption_pids, count)
+    worst = analysis.hardest_queries(model.per_query, split.caption_pids, count)
     worst = [query for query in worst if model.per_query.first_right_rank[query] > 1]
     best_note = "Captions whose right image is furthest above every wrong one; at most one for each person."
     worst_note = (
@@ -188,7 +177,7 @@ def _answer(split: Split, features: SplitFeatures, query: int, k: int) -> Answer
     similarity = features.image_features @ features.text_features[query]
     right = features.image_pids == features.caption_pids[query]
     hits = []
-    for rank, position in ranked_positions(similarity, right, k):
+    for rank, position in analysis.ranked_positions(similarity, right, k):
         path = split.image_paths[position]
         hits.append(PicturedHit(Hit(path.name, float(similarity[position]), rank), path, bool(right[position])))
     return Answer(split.captions[query], hits)
@@ -203,7 +192,7 @@ def attribute_sections(model: Examined, split: Split) -> list[Section]:
         if all(name in attributes for attributes in known)
     }
     sought, found = split.caption_image_ids, model.similarities.first_answer.tolist()
-    errors = attribute_errors(values, split.image_pids, sought, found)
+    errors = analysis.attribute_errors(values, split.image_pids, sought, found)
     sections = []
     if errors.names and len(errors.queries):
         band = curve_interval(errors.differs.astype(np.float64), np.asarray(split.caption_pids)[errors.queries])
@@ -218,7 +207,8 @@ def attribute_sections(model: Examined, split: Split) -> list[Section]:
         sections.append(Section("Confusion by attribute", note, [Chart("attributes", figure, alt)], half=True))
     charts = []
     for name in filter(CLOTHING_COLOUR.fullmatch, values):
-        labels, counts = confusion([values[name][image] for image in sought], [values[name][image] for image in found])
+        of_sought, of_found = ([values[name][image] for image in images] for images in (sought, found))
+        labels, counts = analysis.confusion(of_sought, of_found)
         title = name.replace("_", " ").capitalize()
         alt = f"Matrix: {title} of the person sought against that of the first answer."
         charts.append(Chart(f"confusion-{name}".replace("_", "-"), confusion_matrix(labels, counts), alt, title))

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cskt.cli.compared_runs import warnings_of
 from cskt.cli.parsing import command_line
 from cskt.config import RunConfig, to_dict
 from cskt.report.answers import Answer
@@ -71,6 +70,11 @@ def write_run_report(
         headline=next(reversed(extra_rows or rows), None),
     )
     return path
+
+
+def warnings_of(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the warnings that a run recorded about itself at its start and end; see `cskt.training.checks`."""
+    return [str(line) for event in events if event["event"] in ("start", "end") for line in event.get("warnings") or []]
 
 
 def warning_sections(warnings: Mapping[str, Sequence[str]]) -> list[Section]:

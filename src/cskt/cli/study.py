@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from cskt.cli.compared_runs import differing_settings, write_output
+from cskt.cli.compare import differing_settings, write_output
 from cskt.cli.parsing import Parser, command_line, existing_folder, overrides_of, seeds_of
 from cskt.cli.run_results import stored_result, train_and_test
 from cskt.config import RunConfig

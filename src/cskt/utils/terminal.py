@@ -19,7 +19,6 @@ from typing import Any, TextIO
 
 from cskt.errors import from_os_error
 
-_SHORT = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}
 _VISIBLE_FORMAT = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
 """Characters of category Cf that are drawn: signs that enclose the digits behind them."""
 _JOINERS = "\u200c\u200d"
@@ -43,7 +42,8 @@ def printable(text: str, *, keep: str = "") -> str:
     for position, character in enumerate(text):
         following = text[position + 1 : position + 2]
         is_kept = character in keep or character.isalnum() or _is_shown(character, previous, following)
-        shown.append(character if is_kept and character not in _BLANK else _escaped(character))
+        is_kept = is_kept and character not in _BLANK
+        shown.append(character if is_kept else character.encode("unicode_escape").decode())
         previous = character
     return "".join(shown)
 
@@ -186,13 +186,6 @@ def _is_shown_alone(character: str) -> bool:
     code = ord(character)
     is_noncharacter = code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF or 0xE0000 <= code <= 0xE0FFF
     return category not in ("Cc", "Cs", "Zl", "Zp") and not is_noncharacter and not _SELECTORS.match(character)
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    if code < 0x100:
-        return _SHORT.get(character, f"\\x{code:02x}")
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _open_closed_streams() -> None:

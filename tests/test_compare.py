@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cskt.cli.compared_runs import differing_settings, distinct_names, run_folders, warnings_of
+from cskt.cli.compare import differing_settings, distinct_names, run_folders
+from cskt.cli.run_report import warnings_of
 from cskt.config import RunConfig, load_config, save_config
 
 
