@@ -101,9 +101,6 @@ def check_dataset(
         name, root: as for `read_dataset`.
         decode: decode every image; otherwise only its existence is checked, and images are compared by path and link.
         on_progress: called with the number of images checked so far and their total.
-
-    Raises:
-        CsktError: the annotation cannot be read; see `read_dataset`.
     """
     key = dataset_key(name)
     dataset = read_dataset(key, root)

@@ -40,25 +40,15 @@ class ImageReader:
     apply_orientation: bool = False
 
     def read(self, source: Source, name: str = "") -> Tensor:
-        """Return an image as [3, H, W] uint8; `name` is what errors call bytes.
-
-        Raises:
-            CsktError: the image cannot be decoded; names it.
-        """
+        """Return an image as [3, H, W] uint8; `name` is what errors call bytes."""
         pixels = decode_image(source, name, apply_orientation=self.apply_orientation)
         return resize(pixels, self.height, self.width, self.interpolation)
 
 
 def resize(pixels: NDArray[np.uint8], height: int, width: int, interpolation: Interpolation = "bilinear") -> Tensor:
-    """Resize pixels to the size that a model takes, with antialiasing; the aspect ratio is not kept.
+    """Resize pixels [h, w, 3] to [3, H, W] uint8, with antialiasing; the aspect ratio is not kept.
 
-    Args:
-        pixels: [h, w, 3] of any size.
-        height, width: size to resize to in pixels.
-        interpolation: bilinear, as in the released codes, or bicubic.
-
-    Returns:
-        [3, H, W] uint8.
+    Bilinear as in the released codes, or bicubic.
     """
     pixels = _box_reduced(pixels, height, width)
     images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # in this order torch sees that channels come last
@@ -83,15 +73,7 @@ def _box_reduced(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[
 
 
 def normalise(images: Tensor, mean: ChannelMeans = CLIP_MEAN, std: ChannelStds = CLIP_STD) -> Tensor:
-    """Normalise the channels of images.
-
-    Args:
-        images: [B, 3, H, W] uint8.
-        mean, std: of the channels of pixels in [0, 1]; those of the model's architecture.
-
-    Returns:
-        [B, 3, H, W] float32.
-    """
+    """Normalise the channels of images [B, 3, H, W] uint8 to float32, with `mean` and `std` of pixels in [0, 1]."""
     return images.float().div_(255).sub_(_per_channel(mean, images)).div_(_per_channel(std, images))
 
 
@@ -119,9 +101,7 @@ def augment(
 
     Args:
         images: [B, 3, H, W] uint8, on any device.
-        config: rates and ranges.
         generator: a generator on the CPU, where every choice is drawn: the same on every device.
-        mean, std: see `normalise`.
         of, first: size of the whole batch and first row in it, if these are rows of a larger batch: the result is the
             same as in the whole.
 

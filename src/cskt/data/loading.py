@@ -51,11 +51,9 @@ Share = Callable[[int], range]
 class TrainingLoader:
     """Training batches of one split; pixels are uint8 and not augmented, see `cskt.data.images.augment`.
 
+    Identities are renumbered from 0, in ascending order of the file's numbers. Every caption is encoded once, here.
+
     Args:
-        split: the training split; its identities are renumbered from 0, in ascending order of the file's numbers.
-        tokenizer: encodes every caption once, here.
-        data: batch size, captions per image, sampler, decoding threads, cache.
-        reader: decodes and resizes the images.
         seed: decides the order together with the epoch.
 
     Raises:
@@ -88,12 +86,7 @@ class TrainingLoader:
         """Yield the batches of an epoch from `start_step` on; those before it are not decoded.
 
         Args:
-            epoch: from 0.
-            start_step: the first batch to yield.
             share: the number of images in a batch -> those that are decoded, at least one; by default all.
-
-        Raises:
-            CsktError: an image is missing or damaged; names the file.
         """
         batches = self._batches(epoch)[start_step:]
         image_ids = [self._image_ids[units[:, 0]] for units in batches]
@@ -170,13 +163,8 @@ def iter_images(
 
     Args:
         sources: files, PIL images or the bytes of files.
-        reader: decodes and resizes them.
-        batch_size: images per batch.
         num_workers: threads; 0 reads in the calling thread.
         cache_dir: folder of a cache, see `cached_images`; used only if all sources are files.
-
-    Raises:
-        CsktError: an image is missing or damaged; names the file.
     """
     paths = [source for source in sources if isinstance(source, Path)]
     starts = range(0, len(sources), batch_size)
@@ -191,17 +179,7 @@ def cached_images(folder: Path, paths: Sequence[Path], reader: ImageReader, num_
     """Read image files through the cache in `folder`; those that it lacks are decoded and added.
 
     Every file is read and its SHA-256 computed each time: that costs a thirtieth of decoding it, and a file's size and
-    time do not show for certain that it is unchanged.
-
-    Args:
-        folder: of the cache; created if it does not exist.
-        paths: image files.
-        reader: decodes and resizes them; every reader has a folder of its own in the cache.
-        num_workers: threads; 0 reads in the calling thread.
-
-    Raises:
-        CsktError: an image is missing or damaged; names the file.
-        FileSystemError: the folder cannot be read or written.
+    time do not show for certain that it is unchanged. Every reader has a folder of its own in the cache.
     """
     store = PixelStore(folder, reader)
     num_known = len(store.rows)
@@ -230,15 +208,8 @@ def work_ahead(
     """Yield the results of every group in order, while threads work on the groups after it.
 
     Reading, hashing, decoding and resizing release Python's lock, so threads are as fast as processes here, start
-    at once on every system, and pass errors on unchanged. No thread outlives the iterator.
-
-    Args:
-        work: function of one item.
-        groups: items that are needed together.
-        num_workers: threads; 0 works in the calling thread, when the next group is requested.
-
-    Raises:
-        Exception: an error of `work`, at the group that it belongs to.
+    at once on every system, and pass errors on unchanged. No thread outlives the iterator. Without threads
+    (`num_workers` 0) a group is worked on when it is requested.
     """
 
     def task(items: Sequence[Item]) -> list[Result]:

@@ -1,7 +1,7 @@
 """Masking and dropping of word tokens: the input of masked language modelling, and augmentation of captions.
 
-Everything works on a batch of caption ids as `Tokenizer` makes them, [B, L] int64: start, words, end, zeros. The
-input is never changed, and every choice is drawn from a generator on the CPU, so that it is the same on every device.
+Everything works on a batch of caption ids on any device as `Tokenizer` makes them, [B, L] int64: start, words, end,
+zeros. The input is never changed, and every choice is drawn from a generator on the CPU: the same on every device.
 
 Sources: masked language modelling, BERT (Devlin et al. 2019, section 3.1), on captions as in IRRA (Jiang and Ye
 2023); random deletion, EDA (Wei and Zou 2019).
@@ -34,15 +34,10 @@ class MaskedCaptions(NamedTuple):
 
 
 def mask_tokens(caption_ids: Tensor, probability: float, generator: torch.Generator) -> MaskedCaptions:
-    """Choose words to predict, and mask most of them.
+    """Choose each word with a probability as one to predict, and mask most of them.
 
     A chosen word becomes the mask token (80 %), a random one (10 %) or stays (10 %). A caption in which none is
     chosen has its first word masked, as in IRRA, so that every caption with words has a prediction.
-
-    Args:
-        caption_ids: [B, L] int64, on any device.
-        probability: chance of a word to be chosen, in [0, 1].
-        generator: on the CPU.
     """
     maskable = _is_maskable(caption_ids)
     # One number per token decides whether it is chosen and how it is replaced.
@@ -60,16 +55,7 @@ def mask_tokens(caption_ids: Tensor, probability: float, generator: torch.Genera
 
 
 def hide_tokens(caption_ids: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Replace each word by the mask token with a probability.
-
-    Args:
-        caption_ids: [B, L] int64, on any device.
-        probability: in [0, 1].
-        generator: on the CPU.
-
-    Returns:
-        [B, L] int64.
-    """
+    """Replace each word by the mask token with a probability."""
     hidden = _is_maskable(caption_ids) & (_uniform(caption_ids, generator) < probability)
     return caption_ids.masked_fill(hidden, MASK_ID)
 
@@ -77,15 +63,7 @@ def hide_tokens(caption_ids: Tensor, probability: float, generator: torch.Genera
 def drop_tokens(caption_ids: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     """Remove each word with a probability; the others move up. Of a caption that has words, one always stays.
 
-    Here everything between start and end is a word, an inner "!" (id 0) too.
-
-    Args:
-        caption_ids: [B, L] int64, on any device.
-        probability: in [0, 1].
-        generator: on the CPU.
-
-    Returns:
-        [B, l] int64, l <= L being the longest caption that is left.
+    Everything between start and end is a word, an inner "!" (id 0) too. The result is as long as its longest caption.
     """
     ends = caption_ids.argmax(dim=1, keepdim=True)  # the end token has the highest id
     positions = torch.arange(caption_ids.shape[1], device=caption_ids.device)
@@ -100,17 +78,10 @@ def drop_tokens(caption_ids: Tensor, probability: float, generator: torch.Genera
 
 
 def augment_captions(caption_ids: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Return the training view of captions: words removed, then words masked.
+    """Return the training view of captions, [B, l] with l <= L: words removed, then words masked.
 
-    A probability of 0 draws nothing, so that later draws from the generator stay the same.
-
-    Args:
-        caption_ids: [B, L] int64, on any device.
-        config: the probabilities.
-        generator: on the CPU.
-
-    Returns:
-        [B, l] int64, l <= L; the input itself if both probabilities are 0.
+    A probability of 0 draws nothing, so that later draws from the generator stay the same; if both are 0, the result is
+    the input itself.
     """
     if config.caption_drop_probability:
         caption_ids = drop_tokens(caption_ids, config.caption_drop_probability, generator)

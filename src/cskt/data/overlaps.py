@@ -30,12 +30,8 @@ def read_separate_splits(name: str, root: Path, *, refuse: bool = True) -> dict[
     names that differ in case are recognised. Their content is not read; `check_dataset` reads it.
 
     Args:
-        name, root: as for `read_dataset`.
         refuse: raise instead of logging a warning once. A published data set never raises: it is used as its authors
             released it.
-
-    Raises:
-        CsktError: the annotation cannot be read, or `refuse` and something is shared; one line.
     """
     dataset = read_dataset(name, root)
     is_published = bool(DATASETS[dataset_key(name)].published_counts)
@@ -85,9 +81,7 @@ def _spelled(path: Path) -> str:
 def overlaps(dataset: Mapping[str, Split], keys: Mapping[Path, Hashable]) -> list[str]:
     """Return a sentence, with the remedy, on each kind of thing that is shared.
 
-    Args:
-        dataset: splits by name.
-        keys: image path -> equal for two paths exactly if they are to count as the same image.
+    The keys of two image paths are equal exactly if they are to count as the same image.
     """
     return [*_shared_identities(dataset), *_shared_images(dataset, same_images(dataset, keys))]
 

@@ -55,11 +55,7 @@ class ImageArray:
 
 
 class PixelStore:
-    """The two files of one size and method.
-
-    Args:
-        cache: folder of all sizes; created if it does not exist.
-        reader: makes the images that are stored.
+    """The two files of one size and method of the reader; the folder is created if it does not exist.
 
     Raises:
         FileSystemError: the folder cannot be read or written; so do the methods.

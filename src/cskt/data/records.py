@@ -95,11 +95,7 @@ class Split:
 
 
 def find_split(dataset: Mapping[str, Split], name: str) -> Split:
-    """Return the split of that name.
-
-    Raises:
-        CsktError: the data set has no such split; lists those that it has.
-    """
+    """Return the split of that name, or raise a CsktError that lists the splits of the data set."""
     if name not in dataset:
         raise CsktError(f"the data set has no split '{name}'; it has {', '.join(dataset) or 'none'}")
     return dataset[name]
@@ -111,9 +107,6 @@ def select_splits(dataset: Mapping[str, Split], data: DataConfig) -> tuple[Split
     With `select_on` val and no val split (ICFG-PEDES), `holdout_fraction` of the training identities are held out
     as val. `train_fraction` then keeps that share of the remaining identities. Both choices depend only on
     `holdout_seed` and the identities, and are nested: a larger fraction keeps what a smaller one kept.
-
-    Raises:
-        CsktError: there is no training split, no test split to select on, or too few identities to hold any out.
     """
     train = find_split(dataset, "train")
     if data.select_on == "test" or "val" in dataset:

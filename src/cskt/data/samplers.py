@@ -17,16 +17,12 @@ from cskt.errors import CsktError
 def draw_batches(
     pids: NDArray[np.int64], data: DataConfig, num_batches: int, random: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """Draw the batches of an epoch by `data.sampler`.
+    """Draw the batches of an epoch by `data.sampler`: arrays of positions of units.
 
     Args:
         pids: [U] identity of each unit (a pair, or an image with some of its captions), numbered from 0 without gaps.
         data: sampler, batch size and instances, both in pairs.
         num_batches: batches per epoch of `identity`; the other samplers determine their own number.
-        random: makes every choice.
-
-    Returns:
-        Positions of units, one array per batch.
     """
     batch_size, instances = data.batch_size // data.captions_per_image, data.instances // data.captions_per_image
     if data.sampler == "random":
@@ -38,7 +34,7 @@ def draw_batches(
 
 
 def draw_units(image_ids: NDArray[np.int64], per_image: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Return the pairs in units of one image with `per_image` of its captions, image by image.
+    """Return the pairs in units of one image with `per_image` of its captions, image by image, [U, per_image].
 
     Every caption is in a unit: an image with c captions has ceil(c / per_image) units, which take its captions in
     random order and start again from the first. So the last unit is filled up with captions of the others; it repeats a
@@ -46,9 +42,6 @@ def draw_units(image_ids: NDArray[np.int64], per_image: int, random: np.random.G
 
     Args:
         image_ids: [N] image of each pair, numbered from 0 without gaps.
-
-    Returns:
-        [U, per_image] positions of pairs.
     """
     if per_image == 1:
         return np.arange(len(image_ids))[:, None]
@@ -70,8 +63,7 @@ def identity_batches(
     `instances` is drawn with replacement. An epoch has as many batches as one of the sampler `random`.
 
     Args:
-        pids: [U] identity of each unit, numbered from 0 without gaps.
-        batch_size, instances: counted in units.
+        pids: [U] identity of each unit, numbered from 0 without gaps; the other sizes are counted in units.
     """
     by_identity = _positions_by_id(pids)
     decks: list[NDArray[np.int64]] = [units[:0] for units in by_identity]
@@ -97,19 +89,15 @@ def identity_batches(
 def released_identity_batches(
     pids: NDArray[np.int64], batch_size: int, instances: int, random: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """Draw batches as `RandomIdentitySampler` of the released CSKT and IRRA programs does.
+    """Draw batches as `RandomIdentitySampler` of the released CSKT and IRRA programs does; see `identity_batches`.
 
     The units of an identity are shuffled and cut into groups of `instances`; those left over are not used in this
     epoch, and an identity with fewer units than `instances` gets one group drawn with replacement. Then
     batch_size // instances distinct identities are drawn again and again, each gives its next group, and an identity
     without groups is drawn no more. The epoch ends when too few identities are left for another draw, so the number of
-    batches differs from epoch to epoch, and identities with many units lose some of their groups. The released
+    batches differs from epoch to epoch, and identities with many units lose some of their groups. If batch_size is no
+    multiple of instances, batches are cut from the stream of groups, and the last may be smaller. The released
     distributed variant never trains (its program builds no loader for it), so several processes share these batches.
-
-    Args:
-        pids: [U] identity of each unit, numbered from 0 without gaps.
-        batch_size, instances: counted in units. If batch_size is no multiple of instances, batches are cut from the
-            stream of groups, and the last may be smaller, as in the released program.
     """
     groups: list[list[NDArray[np.int64]]] = []
     for units in _positions_by_id(pids):
@@ -139,11 +127,7 @@ def _positions_by_id(ids: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 
 
 def check_batch_size(data: DataConfig, num_pairs: int, num_identities: int) -> None:
-    """Check that the sampler can draw batches of the configured size.
-
-    Raises:
-        CsktError: it cannot; names the config keys to change.
-    """
+    """Raise a CsktError that names the config keys if the sampler cannot draw batches of the configured size."""
     if data.batch_size > num_pairs:
         raise CsktError(
             f"data.batch_size {data.batch_size} is more than the {num_pairs} training pairs; lower data.batch_size"

@@ -64,11 +64,7 @@ def normalised(name: str) -> str:
 
 
 def dataset_key(name: str) -> str:
-    """Return the name under which a data set is registered; case and `_` for `-` do not matter.
-
-    Raises:
-        CsktError: there is no such data set; names the nearest one.
-    """
+    """Return the name under which a data set is registered; case and `_` for `-` do not matter."""
     key = normalised(name)
     DATASETS[key]  # raises for an unknown name
     return key
