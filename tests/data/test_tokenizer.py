@@ -15,7 +15,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from cskt.data import tokenizer as tokenizer_module
-from cskt.data.tokenizer import END_ID, START_ID, Tokenizer, clean, clip_bpe, symbol_by_byte
+from cskt.data.tokenizer import END_ID, START_ID, Tokenizer, clean, clip_bpe
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "parity" / "tokenizer.json").read_text(encoding="utf-8"))
 PIECES = [
@@ -25,6 +25,13 @@ PIECES = [
     "\ud83d", "İ", "ſ", "Ⓐ", "e\u0301", "<|startoftext|>", "<|endoftext|>", "jekyll", "supercalifragilistic", "z" * 30,
     "\\", "/", "-",
 ]  # fmt: skip
+
+
+def symbol_by_byte() -> dict[int, str]:
+    """Return the character of each byte in the order of ids: printable bytes of Latin-1, then the others (GPT-2)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
 
 
 def generated_captions(count: int, pieces: list[str], seed: int) -> list[str]:

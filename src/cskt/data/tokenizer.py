@@ -23,7 +23,7 @@ from itertools import islice
 import ftfy
 import tokenizers
 import torch
-from tokenizers import Regex, models, pre_tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from cskt.errors import CsktError
@@ -113,7 +113,7 @@ class Tokenizer:
 
 
 def log_caption_warnings(source: str, lines: Iterable[str]) -> None:
-    """Log the lines of `Tokenizer.warnings`; `source` is the name of the data set and split."""
+    """Log the lines of `Tokenizer.warnings` with the name of their data set and split."""
     for line in lines:
         logger.warning("%s: %s", source, line)
 
@@ -138,7 +138,7 @@ def _unknown_words(encoding: tokenizers.Encoding, known_ids: frozenset[int], num
     for positions in positions_of.values():
         if not known_ids.issuperset(encoding.ids[position] for position in positions):
             symbols = "".join(encoding.tokens[position] for position in positions)
-            yield _text_of_symbols(symbols.removesuffix(WORD_END))
+            yield decoders.ByteLevel().decode([symbols.removesuffix(WORD_END)])
 
 
 def clean(text: str) -> str:
@@ -150,7 +150,7 @@ def clean(text: str) -> str:
 @cache
 def clip_bpe() -> tokenizers.Tokenizer:
     """Return CLIP's vocabulary and merges as a `tokenizers` object, built once per process (about 0.1 s)."""
-    symbols = symbol_by_byte().values()
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())  # in the order of CLIP's ids 0-255
     merges = _read_merges()
     vocabulary = [*symbols, *(symbol + WORD_END for symbol in symbols), *("".join(merge) for merge in merges)]
     ids = {token: index for index, token in enumerate(vocabulary)}
@@ -171,20 +171,3 @@ def _read_merges() -> list[tuple[str, str]]:
         next(lines)  # a version line
         pairs = [tuple(line.split()) for line in islice(lines, NUM_MERGES)]
     return [(left, right) for left, right in pairs]
-
-
-@cache
-def symbol_by_byte() -> dict[int, str]:
-    """Return the printable character for each byte, in the order of CLIP's ids 0-255.
-
-    Printable bytes of Latin-1 are their own character and come first; the others follow, shifted past 255 (Radford et
-    al. 2019, GPT-2).
-    """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
-
-
-def _text_of_symbols(symbols: str) -> str:
-    byte_by_symbol = {symbol: byte for byte, symbol in symbol_by_byte().items()}
-    return bytes(byte_by_symbol[symbol] for symbol in symbols).decode("utf-8", errors="replace")
