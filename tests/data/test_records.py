@@ -204,7 +204,11 @@ def test_jsonl(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (jsonl(LINE, LINE, '{"image"'), r"train.jsonl:3: not JSON: .* at column \d+"),
-        (jsonl("", {**LINE, "pid": None}), r"train.jsonl:2 has 'pid' None"),
+        (jsonl("", {**LINE, "pid": True}), r"train.jsonl:2 has 'pid' True"),
+        (jsonl({**LINE, "pid": " "}), r"'pid' ' '; expected a whole number from 0, or a string of 1 to 200 characters"),
+        (jsonl({**LINE, "pid": "a" * 201}), "'pid' 'a+...; expected a whole number"),
+        (jsonl({**LINE, "pid": "\ud800"}), r"'pid' '.ud800'; expected"),
+        (jsonl(LINE, {**LINE, "pid": "7"}), r"the identity 7 is also written as '7'; write one person in one way"),
         (jsonl([LINE]), "train.jsonl:1 is a list"),
         (jsonl({**LINE, "image": "../b.jpg"}), "train.jsonl:1 .* expected a path inside"),
         ("\n  \n", "train.jsonl: empty; delete the file or add a record per line"),
@@ -214,6 +218,39 @@ def test_bad_jsonl_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "train.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_dataset("jsonl", tmp_path)
+
+
+def write_lines(folder: Path, **splits: list[str | int | None]) -> Path:
+    """A JSON-lines data set with one image for each of the identities of a split."""
+    for split, pids in splits.items():
+        lines = [
+            {"image": f"{split}/{number}.jpg", "captions": ["a", "b"], **({} if pid is None else {"pid": pid})}
+            for number, pid in enumerate(pids)
+        ]
+        (folder / f"{split}.jsonl").write_text(jsonl(*lines))
+    return folder
+
+
+def test_identities_may_be_strings(tmp_path: Path) -> None:
+    dataset = read_dataset("jsonl", write_lines(tmp_path, train=["ben", "0007", "ben"], test=["anna"]))
+    train, test = dataset["train"], dataset["test"]
+    assert [record.pid for record in train.records] == ["ben", "0007", "ben"]
+    assert (train.image_pids, train.caption_pids) == ([2, 0, 2], [2, 2, 0, 0, 2, 2])
+    assert (test.image_pids, train.num_ids) == ([1], 2), "numbered over all splits of the data set"
+    assert train.pids == {2: "ben", 0: "0007"}
+    assert train.sha256 != read_dataset("jsonl", write_lines(tmp_path, train=["a", "b", "a"]))["train"].sha256
+    train, val = select_splits(read_dataset("jsonl", write_lines(tmp_path, train=list("abcde"))), DataConfig())
+    assert (train.num_ids, val.num_ids) == (4, 1)
+    assert not set(train.image_pids) & set(val.image_pids)
+
+
+def test_an_image_without_identity_is_a_person_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    dataset = read_dataset("jsonl", write_lines(tmp_path, train=[None, None, 7], test=[8]))
+    assert [record.pid for record in dataset["train"].records] == ["train/0.jpg", "train/1.jpg", 7]
+    assert dataset["train"].num_ids == 3
+    assert dataset["train"].image_pids + dataset["test"].image_pids == [2, 3, 0, 1]
+    assert "train.jsonl: 2 images without a pid count as a person each" in caplog.text
 
 
 def test_jsonl_without_files_shows_a_line(tmp_path: Path) -> None:

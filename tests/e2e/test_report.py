@@ -76,6 +76,7 @@ def test_the_page_holds_all_the_evidence_of_both_models(written: tuple[Path, str
     assert "cuhk-pedes test: 6 people, 12 images, 24 captions" in seen.text
     assert "not trained" in seen.text, "the plain backbone"
     assert seen.text.count("first right image at rank") == 6 + 2 + 2
+    assert len(re.findall(r"person \d+: first right image", seen.text)) == 6
     assert f"root: {(run / 'config.yaml').read_text().split('root: ')[1].split()[0]}" in seen.text
 
 

@@ -18,6 +18,7 @@ from cskt import metrics
 from cskt.data.datasets import read_dataset
 from cskt.data.records import Record, Split
 from cskt.evaluation.results import METRICS, Facts, Result, find_results, load_result, result_path, save_result
+from cskt.evaluation.statistics import curve_interval
 
 
 def made_up_result(seed: int = 0, **changes: Any) -> Result:
@@ -101,6 +102,16 @@ def test_digest_of_a_split_is_that_of_its_content(dolls: Path, tmp_path: Path) -
     assert replace(split, records=(*rest, first)).sha256 != digest, "the order breaks ties"
 
 
+def test_identities_that_are_strings_are_kept_as_the_data_set_writes_them(tmp_path: Path) -> None:
+    names = [f"anna {pid}" for pid in made_up_result().query_pids]
+    result = made_up_result(query_pids=np.array(names))
+    assert json.loads(save_result(tmp_path, result).read_text())["query_pids"] == names
+    (loaded,) = find_results(tmp_path, split=result.split)
+    assert loaded.query_pids.tolist() == names
+    low, high = (curve_interval(one.values("r1")[:, None], one.groups) for one in (loaded, result))
+    assert low.low == high.low
+
+
 def test_the_digest_depends_on_the_ends_of_captions() -> None:
     one, other = (
         Split("jsonl", "test", (Record(1, Path("a.jpg"), captions, "test"),)) for captions in (("a, b",), ("a", " b"))
@@ -148,8 +159,8 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
         (edit(lambda content: content.update(seed="one")), "'seed' must be a valid integer, got 'one'"),
         (edit(lambda content: content["facts"].update(device=3)), "'facts.device' must be a valid string, got 3"),
         (
-            edit(lambda content: content["query_pids"].__setitem__(0, "a")),
-            "'query_pids.0' must be a valid integer",
+            edit(lambda content: content["query_pids"].__setitem__(0, 1.5)),
+            r"'query_pids.0\S*' must be a valid integer",
         ),
         (edit(lambda content: content["first_right_rank"].pop()), "expected one value per query"),
         (edit(lambda content: content.update(metrics=None)), "make it again"),

@@ -231,9 +231,9 @@ def test_shapes_and_identities_that_do_not_fit_are_refused() -> None:
         statistics.paired_p_value([], [], [])
     with pytest.raises(ValueError, match=r"values has shape \[2\]; expected \[queries, K\]"):
         statistics.curve_interval([0, 1], [0, 1])
-    with pytest.raises(ValueError, match=r"groups are int64 \[3\]; expected 2 integer identities"):
+    with pytest.raises(ValueError, match=r"groups are int64 \[3\]; expected 2 identities, integers or strings"):
         interval_of([0, 1], np.arange(3, dtype=np.int64))
-    with pytest.raises(ValueError, match=r"groups are float64 \[2\]; expected 2 integer identities"):
+    with pytest.raises(ValueError, match=r"groups are float64 \[2\]; expected 2 identities, integers or strings"):
         interval_of([0, 1], [0.0, 1.0])
     with pytest.raises(ValueError, match="a has 2 queries and b 3; give both runs' results on the same queries"):
         statistics.paired_p_value([0, 1], [0, 1, 1], [0, 1])

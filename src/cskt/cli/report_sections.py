@@ -143,7 +143,8 @@ def ranking_sections(models: Sequence[Examined], split: Split) -> list[Section]:
     for query in analysis.hardest_queries(first.per_query, split.caption_pids, NUM_HARDEST):
         rank, *others = [int(model.per_query.first_right_rank[query]) for model in models]
         of_others = [f" · {model.label}: {other}" for model, other in zip(models[1:], others, strict=True)]
-        remark = f"first right image at rank {rank} of {len(split.records):,}" + "".join(of_others)
+        person = split.records[split.caption_image_ids[query]].pid
+        remark = f"person {person}: first right image at rank {rank} of {len(split.records):,}" + "".join(of_others)
         remarks.append((split.captions[query], remark))
     return [
         Section("Cumulative matching", cmc_note, [cmc], half=True),
@@ -178,8 +179,9 @@ def _answer(split: Split, features: SplitFeatures, query: int, k: int) -> Answer
     right = features.image_pids == features.caption_pids[query]
     hits = []
     for rank, position in analysis.ranked_positions(similarity, right, k):
-        path = split.image_paths[position]
-        hits.append(PicturedHit(Hit(path.name, float(similarity[position]), rank), path, bool(right[position])))
+        path, pid = split.records[position].image_path, split.records[position].pid
+        hit = Hit(f"{path.name}, person {pid}", float(similarity[position]), rank)
+        hits.append(PicturedHit(hit, path, bool(right[position])))
     return Answer(split.captions[query], hits)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from cskt.data.datasets import DATASETS, dataset_key, read_dataset
 from cskt.data.overlaps import file_keys, names_of, overlaps, same_images, some
-from cskt.data.records import Split, SplitCounts
+from cskt.data.records import Pid, Split, SplitCounts
 from cskt.data.tokenizer import Tokenizer
 from cskt.errors import CsktError
 from cskt.image_files.decode import decode_image, read_bytes, stored_orientation
@@ -58,7 +58,7 @@ class SplitReport:
     num_shared_captions: int
     """Distinct captions of more than one identity: their queries have right answers that count as wrong."""
     num_id_gaps: int
-    """Numbers between the smallest and the largest identity that no record uses; harmless."""
+    """Numbers between the smallest and the largest identity that no record uses; harmless. 0 if people have names."""
     num_turned_images: int = 0
     """Images that `data.apply_orientation` would turn; 0 where images were not decoded."""
 
@@ -151,7 +151,6 @@ def _examine(path: Path, decode: bool) -> _Image:
 
 
 def _report(split: Split, images: Sequence[_Image]) -> SplitReport:
-    pids = set(split.image_pids)
     pids_by_caption = defaultdict(set)
     for caption, pid in zip(split.captions, split.caption_pids, strict=True):
         pids_by_caption[caption].add(pid)
@@ -171,9 +170,14 @@ def _report(split: Split, images: Sequence[_Image]) -> SplitReport:
             num_over_context=sum(length > CONTEXT_LENGTH for length in lengths),
         ),
         num_shared_captions=sum(len(described) > 1 for described in pids_by_caption.values()),
-        num_id_gaps=max(pids) - min(pids) + 1 - len(pids),
+        num_id_gaps=_num_id_gaps(split.pids.values()),
         num_turned_images=sum(image.is_turned for image in images),
     )
+
+
+def _num_id_gaps(pids: Collection[Pid]) -> int:
+    numbers = [pid for pid in pids if isinstance(pid, int)]
+    return max(numbers) - min(numbers) + 1 - len(numbers) if len(numbers) == len(pids) else 0
 
 
 def _image_errors(reports: Sequence[SplitReport]) -> Iterator[str]:

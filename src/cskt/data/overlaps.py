@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 
 from cskt.data.datasets import DATASETS, dataset_key, read_dataset
-from cskt.data.records import Record, Split
+from cskt.data.records import Record, Split, sorted_pids
 from cskt.errors import CsktError
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def overlaps(dataset: Mapping[str, Split], keys: Mapping[Path, Hashable]) -> lis
 
 def _shared_identities(dataset: Mapping[str, Split]) -> Iterator[str]:
     for one, other in combinations(dataset.values(), 2):
-        if shared := sorted(set(one.image_pids) & set(other.image_pids)):
+        if shared := sorted_pids(set(one.pids.values()) & set(other.pids.values())):
             yield (
                 f"identities in both {one.name} and {other.name}: {len(shared)} ({some(shared)}); "
                 "number people apart and keep each in one split"
@@ -105,7 +105,7 @@ def _shared_images(dataset: Mapping[str, Split], groups: Sequence[Sequence[Recor
     for group in groups:
         first_of = {record.pid: record for record in reversed(group)}
         if len(first_of) > 1:
-            one_pid, other_pid = sorted(first_of)[:2]
+            one_pid, other_pid = sorted_pids(first_of)[:2]
             named.append(f"{names_of([first_of[one_pid], first_of[other_pid]])} of {one_pid} and {other_pid}")
     if named:
         yield f"images under more than one identity: {len(named)} ({some(named)}); keep the record of the right person"

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from cskt.config import DataConfig
 from cskt.errors import CsktError
@@ -17,6 +17,8 @@ from cskt.errors import CsktError
 logger = logging.getLogger(__name__)
 
 SPLIT_NAMES = ("train", "val", "test")
+Pid: TypeAlias = int | str
+"""An identity as the annotation file writes it."""
 
 
 class SplitCounts(NamedTuple):
@@ -31,8 +33,8 @@ class SplitCounts(NamedTuple):
 class Record:
     """One image of one person, with its captions."""
 
-    pid: int
-    """The identity, as the annotation file numbers it."""
+    pid: Pid
+    """The identity, as the annotation file writes it: a number or a name."""
     image_path: Path
     captions: tuple[str, ...]
     """At least one."""
@@ -48,6 +50,8 @@ class Split:
     dataset: str
     name: str
     records: tuple[Record, ...]
+    numbers: Mapping[Pid, int] | None = field(default=None, compare=False, repr=False)
+    """`number_pids` of the whole data set; of this split alone if None."""
 
     @cached_property
     def image_paths(self) -> list[Path]:
@@ -56,8 +60,9 @@ class Split:
 
     @cached_property
     def image_pids(self) -> list[int]:
-        """Identity of each image, the file's own number."""
-        return [record.pid for record in self.records]
+        """Identity of each image as an integer: the file's own number, or that of a name by `number_pids`."""
+        numbers = number_pids(record.pid for record in self.records) if self.numbers is None else self.numbers
+        return [numbers[record.pid] for record in self.records]
 
     @cached_property
     def captions(self) -> list[str]:
@@ -71,13 +76,18 @@ class Split:
 
     @cached_property
     def caption_pids(self) -> list[int]:
-        """Identity that each caption describes, the file's own number."""
-        return [record.pid for record in self.records for _ in record.captions]
+        """Identity that each caption describes, an integer as in `image_pids`."""
+        return [self.image_pids[image_id] for image_id in self.caption_image_ids]
 
     @cached_property
+    def pids(self) -> dict[int, Pid]:
+        """Integer of each identity -> the identity as the annotation file writes it."""
+        return {number: record.pid for number, record in zip(self.image_pids, self.records, strict=True)}
+
+    @property
     def num_ids(self) -> int:
         """Number of distinct identities."""
-        return len(set(self.image_pids))
+        return len(self.pids)
 
     @cached_property
     def sha256(self) -> str:
@@ -92,6 +102,32 @@ class Split:
     def counts(self) -> SplitCounts:
         """Identities, images and captions."""
         return SplitCounts(self.num_ids, len(self.records), len(self.captions))
+
+
+def number_pids(pids: Iterable[Pid]) -> dict[Pid, int]:
+    """Return the integer that stands for each identity in tensors.
+
+    Where all identities are integers, each stands for itself. Otherwise they are numbered from 0, in the order of
+    `sorted_pids`.
+
+    Raises:
+        CsktError: an identity is written both as a number and as a string, such as 7 and "7".
+
+    Example:
+        >>> number_pids([7, 3]), number_pids(["ben", "anna", "ben"])
+        ({7: 7, 3: 3}, {'anna': 0, 'ben': 1})
+    """
+    distinct = dict.fromkeys(pids)
+    if all(isinstance(pid, int) for pid in distinct):
+        return {pid: int(pid) for pid in distinct}
+    if doubtful := next((pid for pid in distinct if isinstance(pid, int) and str(pid) in distinct), None):
+        raise CsktError(f"the identity {doubtful} is also written as '{doubtful}'; write one person in one way")
+    return {pid: number for number, pid in enumerate(sorted_pids(distinct))}
+
+
+def sorted_pids(pids: Iterable[Pid]) -> list[Pid]:
+    """Return identities in order: integers, then strings."""
+    return sorted(pids, key=lambda pid: (isinstance(pid, str), pid))
 
 
 def find_split(dataset: Mapping[str, Split], name: str) -> Split:
@@ -112,7 +148,7 @@ def select_splits(dataset: Mapping[str, Split], data: DataConfig) -> tuple[Split
     if data.select_on == "test" or "val" in dataset:
         selection = find_split(dataset, data.select_on)
     else:
-        ordered = _shuffled(set(train.image_pids), f"holdout {data.holdout_seed}")
+        ordered = shuffled_pids(train.pids.values(), f"holdout {data.holdout_seed}")
         num_held_out = max(1, round(data.holdout_fraction * len(ordered)))
         if num_held_out >= len(ordered):
             raise CsktError(
@@ -124,19 +160,20 @@ def select_splits(dataset: Mapping[str, Split], data: DataConfig) -> tuple[Split
         held_out = f"{num_held_out} of {len(ordered)} training identities held out to select the best epoch"
         logger.info("%s has no val split: %s (seed %d)", train.dataset, held_out, data.holdout_seed)
     if data.train_fraction < 1:
-        ordered = _shuffled(set(train.image_pids), f"fraction {data.holdout_seed}")
+        ordered = shuffled_pids(train.pids.values(), f"fraction {data.holdout_seed}")
         num_kept = max(1, round(data.train_fraction * len(ordered)))
         train = _restrict(train, set(ordered[:num_kept]))
         logger.info("%s: training on %d of %d identities", train.dataset, num_kept, len(ordered))
     return train, selection
 
 
-def _shuffled(pids: Iterable[int], salt: str) -> list[int]:
+def shuffled_pids(pids: Iterable[Pid], salt: str) -> list[Pid]:
+    """Return distinct identities in an order that depends only on `salt` and on each identity."""
     # A hash per identity, rather than a random generator: the same on every platform and library version, and a
     # changed data set moves only the identities that changed.
     return sorted(pids, key=lambda pid: hashlib.sha256(f"{salt} {pid}".encode()).digest())
 
 
-def _restrict(split: Split, pids: Collection[int], name: str | None = None) -> Split:
+def _restrict(split: Split, pids: Collection[Pid], name: str | None = None) -> Split:
     members = tuple(record for record in split.records if record.pid in pids)
-    return Split(split.dataset, name or split.name, members)
+    return Split(split.dataset, name or split.name, members, split.numbers)

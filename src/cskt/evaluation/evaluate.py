@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -199,7 +200,7 @@ def as_result(
         split_sha256=split.sha256,
         label=model.label,
         metrics={"t2i": evaluation.t2i.summary(), "i2t": evaluation.i2t.summary()},
-        query_pids=per_query.query_ids.numpy(),
+        query_pids=np.array([split.pids[pid] for pid in per_query.query_ids.tolist()]),
         first_right_rank=per_query.first_right_rank.numpy(),
         average_precision=per_query.average_precision.numpy(),
         inverse_negative_penalty=per_query.inverse_negative_penalty.numpy(),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Le, Len, Lt
 from numpy.typing import NDArray
 from pydantic import with_config
 
@@ -30,15 +30,18 @@ EVALUATIONS = "evaluations"
 METRICS = ("r1", "r5", "r10", "mean_ap", "mean_inp")
 """Metrics of `Result.values`, by the names of `RetrievalMetrics`."""
 CUTOFFS = {"r1": 1, "r5": 5, "r10": 10}
-COUNTS, SHARES = ("query_pids", "first_right_rank"), ("average_precision", "inverse_negative_penalty")
-ARRAYS = COUNTS + SHARES
+SHARES = ("average_precision", "inverse_negative_penalty")
+ARRAYS = ("query_pids", "first_right_rank", *SHARES)
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Pids = NDArray[np.int64] | NDArray[np.str_]
 Fraction = Annotated[float, Ge(0), Le(1)]
 NonNegative = Annotated[float, Ge(0)]
 Count = Annotated[int, Ge(0), Le(10**15)]
 Pid = Annotated[int, Ge(-(2**63)), Lt(2**63)]
+Name = Annotated[str, Len(1, 4096)]
+"""An identity that is a string; a path at the longest."""
 REMEDY = "make it again: cskt evaluate"
 
 
@@ -97,8 +100,8 @@ class Result:
     """Name of the model in tables: that of its run."""
     metrics: Mapping[str, Mapping[str, float]]
     """`t2i` and `i2t` -> `RetrievalMetrics.summary()`, fractions in [0, 1] and counts."""
-    query_pids: Integers
-    """[Q] identity of each query."""
+    query_pids: Pids
+    """[Q] identity of each query, as the annotation file writes it: integers, or strings."""
     first_right_rank: Integers
     """[Q] rank (from 1) of the first right image; 0 where the gallery has none."""
     average_precision: Floats
@@ -138,7 +141,7 @@ class Result:
         return self.first_right_rank > 0
 
     @property
-    def groups(self) -> Integers:
+    def groups(self) -> Pids:
         """[Q'] identities of the matched queries, in the order of `values`."""
         return self.query_pids[self.matched]
 
@@ -163,7 +166,7 @@ class _File:
     split_sha256: str
     label: str
     metrics: dict[Literal["t2i", "i2t"], Summary]
-    query_pids: tuple[Pid, ...]
+    query_pids: tuple[Pid | Name, ...]
     first_right_rank: tuple[Count, ...]
     average_precision: tuple[Fraction, ...]
     inverse_negative_penalty: tuple[Fraction, ...]
@@ -197,7 +200,7 @@ def save_result(folder: Path, result: Result) -> Path:
 def load_result(path: Path) -> Result:
     """Read a file that `save_result` wrote."""
     file = read_json(path, _File, remedy=REMEDY, version=("version", FORMAT_VERSION))
-    arrays = {name: np.array(getattr(file, name), np.int64 if name in COUNTS else np.float64) for name in ARRAYS}
+    arrays = {name: np.array(getattr(file, name)) for name in ARRAYS}
     metrics = {direction: dataclasses.asdict(summary) for direction, summary in file.metrics.items()}
     values = {field.name: getattr(file, field.name) for field in dataclasses.fields(file)}
     try:

@@ -196,9 +196,10 @@ def _fractions(values: ArrayLike, name: str, ndim: int) -> Floats:
 def _per_identity(values_QK: Floats, groups: ArrayLike) -> tuple[Floats, Floats]:
     """Sums [n, K] and numbers of queries [n] of the n identities, in ascending order of identity."""
     identities = np.asarray(groups)
-    if identities.shape != (len(values_QK),) or not np.issubdtype(identities.dtype, np.integer):
+    if identities.shape != (len(values_QK),) or identities.dtype.kind not in "iuU":
         raise CsktError(
-            f"groups are {identities.dtype} {list(identities.shape)}; expected {len(values_QK)} integer identities"
+            f"groups are {identities.dtype} {list(identities.shape)}; expected {len(values_QK)} identities, integers or"
+            " strings"
         )
     _, position, counts = np.unique(identities, return_inverse=True, return_counts=True)
     sums = np.zeros((len(counts), values_QK.shape[1]))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cskt.data.datasets import cuhk_pedes, icfg_pedes, jsonl, rstpreid
 from cskt.data.datasets.base import DATASETS, DatasetFormat, dataset_key, folders, register
-from cskt.data.records import SPLIT_NAMES, Record, Split
+from cskt.data.records import SPLIT_NAMES, Record, Split, number_pids
 from cskt.errors import CsktError
 from cskt.utils.paths import check_path
 
@@ -50,7 +50,12 @@ def read_dataset(name: str, root: Path | str) -> dict[str, Split]:
     if not folder.is_dir():
         raise CsktError(f"{folder}: no such folder; {dataset.remedy}")
     records = dataset.read(folder)
+    try:
+        numbers = number_pids(record.pid for record in records)
+    except CsktError as error:
+        raise CsktError(f"{folder}: {error}") from None
     splits = {
-        name: Split(key, name, tuple(record for record in records if record.split == name)) for name in SPLIT_NAMES
+        name: Split(key, name, tuple(record for record in records if record.split == name), numbers)
+        for name in SPLIT_NAMES
     }
     return {name: split for name, split in splits.items() if split.records}

@@ -15,6 +15,8 @@ from cskt.utils.json_files import load_json
 LARGEST_PID = 2**63 - 1
 """Identities are stored as int64 tensors."""
 JSON_REMEDY = "is the file complete?"
+LONGEST_PID = 200
+"""Characters of an identity that is a string."""
 KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
 """Type of a JSON value -> how a message calls it; all others are numbers."""
 
@@ -114,7 +116,9 @@ def read_annotation(path: Path) -> str:
         raise CsktError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
 
 
-def to_record(entry: Any, where: str, image_folder: Path, split: str, *, path_key: str, pid_key: str) -> Record:
+def to_record(
+    entry: Any, where: str, image_folder: Path, split: str, *, path_key: str, pid_key: str, own_data: bool = False
+) -> Record:
     """Check a parsed entry and return it as a record.
 
     Args:
@@ -123,12 +127,15 @@ def to_record(entry: Any, where: str, image_folder: Path, split: str, *, path_ke
         image_folder: the folder that image paths are relative to and may not leave.
         split: train, val or test.
         path_key, pid_key: fields with the path of the image and with the identity.
+        own_data: the identity may also be a string, or missing: then the image is a person of its own, whose identity
+            is its path.
     """
     if not isinstance(entry, dict):
         raise CsktError(f"{where} is {_kind(entry)}; expected an object with {pid_key}, {path_key} and captions")
     pid = entry.get(pid_key)
-    if isinstance(pid, bool) or not isinstance(pid, int) or not 0 <= pid <= LARGEST_PID:
-        raise CsktError(f"{where} has {_value(entry, pid_key)}; expected a whole number from 0")
+    if not (is_number(pid) or (own_data and (pid is None or is_name(pid)))):
+        names = f", or a string of 1 to {LONGEST_PID} characters" if own_data else ""
+        raise CsktError(f"{where} has {_value(entry, pid_key)}; expected a whole number from 0{names}")
     captions = entry.get("captions")
     if not isinstance(captions, list) or not captions or not all(isinstance(item, str) for item in captions):
         raise CsktError(f"{where} has {_value(entry, 'captions')}; expected a non-empty list of strings")
@@ -142,12 +149,24 @@ def to_record(entry: Any, where: str, image_folder: Path, split: str, *, path_ke
         raise CsktError(f"{where} has {_value(entry, path_key)}; expected a path inside {image_folder}")
     attributes = entry.get("attributes")
     return Record(
-        pid=pid,
+        pid=relative.as_posix() if pid is None else pid,
         image_path=image_folder / relative,
         captions=tuple(captions),
         split=split,
         attributes=attributes if isinstance(attributes, dict) else None,
     )
+
+
+def is_number(pid: object) -> bool:
+    """Return whether a value is an identity as an integer."""
+    return isinstance(pid, int) and not isinstance(pid, bool) and 0 <= pid <= LARGEST_PID
+
+
+def is_name(pid: object) -> bool:
+    """Return whether a value is an identity as a string: not blank, not too long, and Unicode."""
+    if not isinstance(pid, str) or not pid.strip() or len(pid) > LONGEST_PID:
+        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in pid)
 
 
 def _value(entry: dict[str, Any], key: str) -> str:
