@@ -92,7 +92,8 @@ class TrainingLoader:
         image_ids = [self._image_ids[units[:, 0]] for units in batches]
         shares = [share(len(ids)) for ids in image_ids]
         wanted = [ids[own.start : own.stop] for ids, own in zip(image_ids, shares, strict=True)]
-        for units, ids, own, images in zip(batches, image_ids, shares, self._read(wanted), strict=True):
+        decoded = _read_ahead(self._paths, wanted, self._reader, self._data.num_workers, self._array)
+        for units, ids, own, images in zip(batches, image_ids, shares, decoded, strict=True):
             pairs = units.flatten()
             yield Batch(
                 images=images,
@@ -123,33 +124,20 @@ class TrainingLoader:
             self._drawn = epoch, [torch.from_numpy(units[batch]) for batch in batches]
         return self._drawn[1]
 
-    def _read(self, image_ids: Sequence[Tensor]) -> Iterator[Tensor]:
-        if self._data.cache_images or self._data.cache_dir is not None:
-            yield from _gather_ahead(self._array, image_ids, self._data.num_workers)
-            return
-        # An image that occurs several times in a batch, once per caption, is decoded once.
-        distinct = [torch.unique(ids, return_inverse=True) for ids in image_ids]
-        wanted = [[self._paths[image_id] for image_id in ids.tolist()] for ids, _ in distinct]
-        for images, (_, positions) in zip(
-            _decode_ahead(self._reader, wanted, self._data.num_workers), distinct, strict=True
-        ):
-            yield images[positions]
-
     @cached_property
-    def _array(self) -> ImageArray:
-        """All images of the split, read at the first use; later changes on disk are not seen."""
+    def _array(self) -> ImageArray | None:
+        """All images of the split if they are cached, read at the first use; later changes on disk are not seen."""
+        paths, reader, num_workers = self._paths, self._reader, self._data.num_workers
         if self._data.cache_dir is not None:
-            return cached_images(Path(self._data.cache_dir), self._paths, self._reader, self._data.num_workers)
-        shape = (len(self._paths), 3, self._reader.height, self._reader.width)
+            return cached_images(Path(self._data.cache_dir), paths, reader, num_workers)
+        if not self._data.cache_images:
+            return None
         with out_of_memory_errors("use data.cache_dir instead of data.cache_images"):
-            pixels = np.empty(shape, np.uint8)
-        logger.info("reading %d images into memory (%.1f GB)", shape[0], pixels.nbytes / 1e9)
-        starts = range(0, len(self._paths), IMAGES_AT_ONCE)
-        batches = [self._paths[start : start + IMAGES_AT_ONCE] for start in starts]
-        decoded = _decode_ahead(self._reader, batches, self._data.num_workers)
-        for start, images in zip(starts, decoded, strict=True):
-            pixels[start : start + IMAGES_AT_ONCE] = images.numpy()
-        return ImageArray(pixels, np.arange(len(self._paths)))
+            pixels = np.empty((len(paths), 3, reader.height, reader.width), np.uint8)
+        logger.info("reading %d images into memory (%.1f GB)", len(paths), pixels.nbytes / 1e9)
+        for index, images in enumerate(iter_images(paths, reader, IMAGES_AT_ONCE, num_workers)):
+            pixels[index * IMAGES_AT_ONCE :][: len(images)] = images.numpy()
+        return ImageArray(pixels, np.arange(len(paths)))
 
 
 def iter_images(
@@ -167,12 +155,30 @@ def iter_images(
         cache_dir: folder of a cache, see `cached_images`; used only if all sources are files.
     """
     paths = [source for source in sources if isinstance(source, Path)]
-    starts = range(0, len(sources), batch_size)
-    if cache_dir is None or len(paths) < len(sources):
-        batches = [sources[start : start + batch_size] for start in starts]
-        return _decode_ahead(reader, batches, num_workers)
-    array = cached_images(cache_dir, paths, reader, num_workers)
-    return _gather_ahead(array, [torch.arange(len(array))[start : start + batch_size] for start in starts], num_workers)
+    array = None
+    if cache_dir is not None and len(paths) == len(sources):
+        array = cached_images(cache_dir, paths, reader, num_workers)
+    image_ids = torch.arange(len(sources)).split(batch_size) if sources else ()
+    return _read_ahead(sources, image_ids, reader, num_workers, array)
+
+
+def _read_ahead(
+    sources: Sequence[Source],
+    image_ids: Sequence[Tensor],
+    reader: ImageReader,
+    num_workers: int,
+    array: ImageArray | None,
+) -> Iterator[Tensor]:
+    """Yield the images of each batch of positions in `sources`, from the array or decoded."""
+    if array is not None:
+        for (images,) in work_ahead(array.__getitem__, ([ids] for ids in image_ids), num_workers):
+            yield images
+        return
+    # An image that occurs several times in a batch, once per caption, is decoded once.
+    distinct = [torch.unique(ids, return_inverse=True) for ids in image_ids]
+    wanted = ([sources[image_id] for image_id in ids.tolist()] for ids, _ in distinct)
+    for decoded, (_, positions) in zip(work_ahead(reader.read, wanted, num_workers), distinct, strict=True):
+        yield torch.stack([decoded[position] for position in positions.tolist()])
 
 
 def cached_images(folder: Path, paths: Sequence[Path], reader: ImageReader, num_workers: int) -> ImageArray:
@@ -234,13 +240,3 @@ def work_ahead(
             yield finish_oldest()
     finally:  # also when the caller stops early or an item fails
         pool.shutdown(cancel_futures=True)
-
-
-def _decode_ahead(reader: ImageReader, batches: Iterable[Sequence[Source]], num_workers: int) -> Iterator[Tensor]:
-    for images in work_ahead(reader.read, batches, num_workers):
-        yield torch.stack(images)
-
-
-def _gather_ahead(array: ImageArray, batches: Sequence[Tensor], num_workers: int) -> Iterator[Tensor]:
-    for (images,) in work_ahead(array.__getitem__, ([positions] for positions in batches), num_workers):
-        yield images
