@@ -20,7 +20,7 @@ from cskt.config.plain_yaml import plain_yaml
 from cskt.config.schema import RECORDED, RunConfig, flat_fields
 from cskt.config.types import Interpolation
 from cskt.errors import SHORT, CsktError, FileSystemError, MissingFileError
-from cskt.utils.json_files import UNKNOWN_FIELD
+from cskt.utils.json_files import UNKNOWN_FIELD, main_fault
 from cskt.utils.messages import nearest
 from cskt.utils.paths import check_path
 from cskt.utils.terminal import printable
@@ -147,10 +147,7 @@ def validate(config_class: type[Config], content: Mapping[str, Any], origin: str
     try:
         return TypeAdapter(config_class).validate_python(dict(content))
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        # A misspelt key that had to be there shows up twice; what the user typed says more than what is missing.
-        first = next((detail for detail in details if detail["type"] in UNKNOWN_FIELD), details[0])
-        raise CsktError(f"{origin}: {printable(_reason(first, config_class))}") from None
+        raise CsktError(f"{origin}: {printable(_reason(main_fault(error), config_class))}") from None
 
 
 def _reason(detail: ErrorDetails, config_class: type) -> str:

@@ -10,12 +10,13 @@ import hashlib
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from cskt.data.datasets import DATASETS, dataset_key, read_dataset
+from cskt.data.loading import work_ahead
 from cskt.data.overlaps import file_keys, names_of, overlaps, same_images, some
 from cskt.data.records import Pid, Split, SplitCounts
 from cskt.data.tokenizer import Tokenizer
@@ -105,10 +106,13 @@ def check_dataset(
     key = dataset_key(name)
     dataset = read_dataset(key, root)
     total = sum(len(split.records) for split in dataset.values())
-    num_done, reports, digests = 0, [], {}
+    reports = []
+    digests: dict[Path, bytes] = {}
+    num_done = 0
     for split in dataset.values():
-        images: list[_Image] = []
-        for step in _examine_images(split.image_paths, decode):
+        paths, images = split.image_paths, []
+        steps = (paths[start : start + IMAGES_PER_STEP] for start in range(0, len(paths), IMAGES_PER_STEP))
+        for step in work_ahead(partial(_examine, decode=decode), steps, NUM_DECODING_THREADS):
             images += step
             num_done += len(step)
             if on_progress is not None:
@@ -128,12 +132,6 @@ def check_dataset(
             *_orientation_warnings(reports),
         ],
     )
-
-
-def _examine_images(paths: Sequence[Path], decode: bool) -> Iterator[list[_Image]]:
-    with ThreadPoolExecutor(NUM_DECODING_THREADS) as pool:
-        for start in range(0, len(paths), IMAGES_PER_STEP):
-            yield list(pool.map(lambda path: _examine(path, decode), paths[start : start + IMAGES_PER_STEP]))
 
 
 def _examine(path: Path, decode: bool) -> _Image:

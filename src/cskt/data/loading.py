@@ -158,7 +158,7 @@ def iter_images(
     array = None
     if cache_dir is not None and len(paths) == len(sources):
         array = cached_images(cache_dir, paths, reader, num_workers)
-    image_ids = torch.arange(len(sources)).split(batch_size) if sources else ()
+    image_ids = torch.split(torch.arange(len(sources)), batch_size) if sources else ()
     return _read_ahead(sources, image_ids, reader, num_workers, array)
 
 

@@ -67,10 +67,7 @@ def parse_json(
     try:
         checked: T = _adapter(cast(Any, schema)).validate_json(text)
     except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False)
-        # A misspelt name is a missing field, too; the misspelt one says more.
-        first = next((detail for detail in details if detail["type"] in UNKNOWN_FIELD), details[0])
-        raise CsktError(f"{where}: {_reason(first)}; {remedy}") from None
+        raise CsktError(f"{where}: {_reason(main_fault(error))}; {remedy}") from None
     return checked
 
 
@@ -141,6 +138,12 @@ def _check_version(content: Any, field: str, newest: int, *, where: str, remedy:
 @cache
 def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
+
+
+def main_fault(error: ValidationError) -> ErrorDetails:
+    """Return the first unknown field, else the first fault: a misspelt name says more than the field it leaves out."""
+    details = error.errors(include_url=False, include_context=False)
+    return next((detail for detail in details if detail["type"] in UNKNOWN_FIELD), details[0])
 
 
 def _reason(detail: ErrorDetails) -> str:
