@@ -10,8 +10,7 @@ from typing import Any
 
 from cskt.cli.model_flags import add_model_flags, load_model_and_split
 from cskt.cli.parsing import Parser
-from cskt.cli.run_results import evaluate_run, seed_folders, selection_note, store_result
-from cskt.data.records import Split
+from cskt.cli.run_results import evaluate_run, seed_folders, selection_note
 from cskt.embed import Encoder
 from cskt.embed.model_paths import check_exists
 from cskt.errors import CsktError, file_system_errors
@@ -42,13 +41,14 @@ def main(argv: Sequence[str]) -> int:
     if flags.output is not None:
         with file_system_errors(flags.output):
             flags.output.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is found before the work
-    if (folders := seed_folders(Path(flags.model))) != [Path(flags.model)]:
-        return report_seeds(folders, flags, options)
+    model = Path(flags.model)
+    if (folders := seed_folders(model)) != [model]:
+        evaluate_seeds(folders, flags, options)
+        return 0
     encoder, split = load_model_and_split(flags)
-    return report_metrics(
-        encoder, split, Path(flags.model),
-        as_json=flags.json, label=flags.label, options=options, output=flags.output,
-    )  # fmt: skip
+    result = evaluate_run(encoder, split, model, label=flags.label, options=options, output=flags.output)
+    print_metrics(result, encoder, model, as_json=flags.json)
+    return 0
 
 
 def add_ranking_flags(parser: Parser) -> None:
@@ -73,23 +73,12 @@ def ranking_options(flags: argparse.Namespace) -> RankingOptions:
     return RankingOptions(query_expansion=flags.query_expansion, rerank=flags.rerank, **given)
 
 
-def report_metrics(
-    encoder: Encoder,
-    split: Split,
-    model: Path,
-    *,
-    as_json: bool,
-    label: str | None = None,
-    options: RankingOptions | None = None,
-    output: Path | None = None,
-) -> int:
-    """Evaluate, keep the per-query results, and print the means, as a table for people or as JSON."""
-    result = evaluate_run(encoder, split, model, label=label, options=options)
-    store_result(result, model, output)
+def print_metrics(result: Result, encoder: Encoder, model: Path, *, as_json: bool) -> None:
+    """Print the means of a result, as a table for people or as JSON."""
     t2i, i2t = result.metrics["t2i"], result.metrics["i2t"]
     if as_json:
         print(json_text(record_of(model, result)))
-        return 0
+        return
     total = encoder.model.num_parameters()
     rows = [
         ResultRow("text to image", t2i, total_parameters=total, note=result.note),
@@ -97,19 +86,17 @@ def report_metrics(
     ]
     sizes = f"{t2i['num_queries']} captions, {t2i['num_gallery']} images"
     console().print(result_table(rows, f"{model} on {result.dataset} {result.split} ({sizes})"))
-    return 0
 
 
-def report_seeds(folders: Sequence[Path], flags: argparse.Namespace, options: RankingOptions) -> int:
+def evaluate_seeds(folders: Sequence[Path], flags: argparse.Namespace, options: RankingOptions) -> None:
     """Evaluate every seed of a method, keep the per-query results of each, and print all with mean and deviation."""
     for folder in folders:  # before the first is evaluated
         check_exists(str(folder))
     results = []
     for folder in folders:
         encoder, split = load_model_and_split(argparse.Namespace(**vars(flags) | {"model": str(folder)}))
-        result = evaluate_run(encoder, split, folder, label=flags.label, options=options)
-        store_result(result, folder, flags.output and flags.output / folder.name)
-        results.append(result)
+        output = flags.output and flags.output / folder.name
+        results.append(evaluate_run(encoder, split, folder, label=flags.label, options=options, output=output))
     method = MethodResults(results[0].label, tuple(results))  # refuses seeds that do not belong together
     directions = ("t2i", "i2t")
     mean: dict[str, dict[str, Any]] = {direction: {} for direction in directions}
@@ -120,13 +107,12 @@ def report_seeds(folders: Sequence[Path], flags: argparse.Namespace, options: Ra
     if flags.json:
         seeds = [record_of(folder, result) for folder, result in zip(folders, results, strict=True)]
         print(json_text({"seeds": seeds, "mean": mean, "deviation": deviation}))
-        return 0
+        return
     rows = [ResultRow(f"seed {one.seed}", one.metrics["t2i"], note=one.note) for one in results]
     deviations = deviation["t2i"] if len(results) > 1 else {}
     rows.append(ResultRow(f"mean of {len(results)}", mean["t2i"], deviations=deviations))
     title = f"{method.label}, text to image on {results[0].dataset} {results[0].split} ({flags.model})"
     console().print(result_table(rows, title))
-    return 0
 
 
 def record_of(model: Path, result: Result) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -84,8 +83,7 @@ def main(argv: Sequence[str]) -> int:
                         )  # fmt: skip
             except KeyboardInterrupt:
                 stored = f"{gallery.count():,} images are in the gallery"
-                print(f"cskt index: interrupted; {stored}; run the same command to continue", file=sys.stderr)
-                return 130
+                raise KeyboardInterrupt(f"{stored}; run the same command to continue") from None
             report.model_moved = moved
             report_indexing(report, flags.gallery, gallery.count(), as_json=flags.json)
     if known is None and not flags.json:

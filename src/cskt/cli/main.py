@@ -102,8 +102,8 @@ def guarded(run: str | Callable[[Sequence[str]], int], argv: Sequence[str], prog
             return code
         except BrokenPipeError:  # `| head -1`
             return 1
-        except KeyboardInterrupt:
-            return _report(f"{program}: interrupted", 130)
+        except KeyboardInterrupt as interrupt:  # its text says how to continue
+            return _report("; ".join([f"{program}: interrupted", *map(str, interrupt.args)]), 130)
         except CsktError as error:
             if with_traceback:
                 traceback.print_exc()

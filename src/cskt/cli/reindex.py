@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -45,9 +44,7 @@ def main(argv: Sequence[str]) -> int:
             with counting_bar("images", unit="images") as on_progress:
                 report = gallery.reindex(encoder, prune=flags.prune, on_progress=on_progress)
         except KeyboardInterrupt:
-            kept = "the gallery answers as before"
-            print(f"cskt reindex: interrupted; {kept}; run the same command to continue", file=sys.stderr)
-            return 130
+            raise KeyboardInterrupt("the gallery answers as before; run the same command to continue") from None
         report_indexing(report, flags.gallery, gallery.count(), as_json=flags.json)
     return 0
 

@@ -178,8 +178,9 @@ def _as_setting(found: re.Match[str]) -> str:
 
 
 def _test(argv: Sequence[str]) -> int:
-    from cskt.cli.evaluate import report_metrics  # noqa: PLC0415  (--help should not wait for torch)
+    from cskt.cli.evaluate import print_metrics  # noqa: PLC0415  (--help should not wait for torch)
     from cskt.cli.model_flags import OWN_PRECISION, PRECISION_HELP, PRECISIONS, add_weights_flag  # noqa: PLC0415
+    from cskt.cli.run_results import evaluate_run  # noqa: PLC0415
     from cskt.embed import load  # noqa: PLC0415
     from cskt.evaluation.model_data import split_of  # noqa: PLC0415
 
@@ -208,7 +209,8 @@ def _test(argv: Sequence[str]) -> int:
                 model, flags.backbone, flags.device, precision=flags.precision, weights=flags.weights or "model",
                 show_progress=True,
             )  # fmt: skip
-            return report_metrics(encoder, split, model, as_json=flags.json)
+            print_metrics(evaluate_run(encoder, split, model), encoder, model, as_json=flags.json)
+            return 0
     except CsktError as error:
         raise CsktError(in_words_of_test(str(error))) from error
 

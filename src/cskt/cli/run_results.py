@@ -47,10 +47,21 @@ def selection_note(model: Path) -> str:
 
 
 def evaluate_run(
-    encoder: Encoder, split: Split, model: Path, *, label: str | None = None, options: RankingOptions | None = None
+    encoder: Encoder,
+    split: Split,
+    model: Path,
+    *,
+    label: str | None = None,
+    options: RankingOptions | None = None,
+    output: Path | None = None,
 ) -> Result:
-    """Evaluate the encoder of a run, a weight file or another model, with the facts that its files state."""
-    return result_of(encoder, split, described(model, label), options)
+    """Evaluate the encoder of a run, a weight file or another model, and store the result with what its files state.
+
+    `label`, by default the name of the run or file, is that of the model in tables. See `store_result` for `output`.
+    """
+    result = result_of(encoder, split, described(model, label), options)
+    store_result(result, model, output)
+    return result
 
 
 def described(model: Path, label: str | None = None) -> ModelDescription:
@@ -162,8 +173,7 @@ def results_on(
         if result is None:
             logger.info("%s on %s %s", model, split.dataset, split.name)
             encoder = encoder or load_encoder()
-            result = evaluate_run(encoder, split, model)
-            store_result(result, model, output)
+            result = evaluate_run(encoder, split, model, output=output)
         results.append(result)
     return results
 
