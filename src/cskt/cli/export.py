@@ -138,34 +138,26 @@ def write_backbone(target: Path, run: Folded, *, half: bool, seen_tokens: bool) 
     if seen_tokens:
         split = read_dataset(run.config.data.dataset, Path(run.config.data.root))["train"]
         known_token_ids = frozenset(run.encoder.tokenizer(split.captions).flatten().tolist())
+    config = run.config
+    facts = {"seed": str(config.seed), "recipe": config.name, "interpolation": config.backbone.interpolation}
     save_backbone(
-        target,
-        state,
-        run.encoder.model.architecture,
-        facts=run.source.facts
-        | {"seed": str(run.config.seed), "recipe": run.config.name}
-        | {"interpolation": run.config.backbone.interpolation},
-        half=half,
-        known_token_ids=known_token_ids,
-    )
+        target, state, run.encoder.model.architecture,
+        facts=run.source.facts | facts, half=half, known_token_ids=known_token_ids,
+    )  # fmt: skip
 
 
 def export_released(target: Path, run: Folded, root: str | None) -> None:
-    """Write the folder for the released programs, with the training heads of the best epoch.
+    """Write a folder for the released programs, with the training heads of the best epoch; it must be empty or absent.
 
-    Args:
-        target: must be empty or absent.
-        run: any.
-        root: where the data set is; as the config says if empty.
+    The data set is in `root`, or where the config says.
     """
     config, architecture = run.config, run.encoder.model.architecture
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise CsktError(f"{target}: holds something already; name another folder with --output")
     dataset = dataset_key(config.data.dataset)
     if dataset not in folders():
-        raise CsktError(
-            f"data.dataset {config.data.dataset}: the released programs read {', '.join(folders().values())} only"
-        )
+        known = ", ".join(folders().values())
+        raise CsktError(f"data.dataset {config.data.dataset}: the released programs read {known} only")
     try:
         check_expressible(config, architecture)
     except CsktError as error:
@@ -173,9 +165,8 @@ def export_released(target: Path, run: Folded, root: str | None) -> None:
     place = Path(root or config.data.root).absolute()
     heads = _heads(run, place)
     if lost := inexpressible_keys(config, architecture):
-        logger.warning(
-            "configs.yaml has no word for %s: settings of the training, which test.py does not use", ", ".join(lost)
-        )
+        unused = "settings of the training, which test.py does not use"
+        logger.warning("configs.yaml has no word for %s: %s", ", ".join(lost), unused)
     # The user may have named the data set's folder or the one that contains it.
     name = folders()[dataset]
     root_dir = place.parent if place.name == name and not (place / name).is_dir() else place

@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     for run in runs:  # all of them, before anything is trained or any table mixes configs
         check_same_config(run.config, run.folder)
     read = {data.name: read_separate_splits(data.dataset, root / data.root) for data in study.datasets}
-    splits = {name: find_split(splits, SPLIT) for name, splits in read.items()}
+    splits = {name: find_split(of_data, SPLIT) for name, of_data in read.items()}
     if flags.plan:
         for run in runs:
             print(f"{'done   ' if outcome_of(run, splits).is_done else 'missing'} {run.folder}")
