@@ -228,7 +228,7 @@ def compare_words(encoder: Encoder, folder: Path) -> dict[str, list[Score]]:
                     "gradient through the word": encode(sentence) - without_embedding(encoder, sentence, word, 0.02),
                     "whole sentence": encode(sentence),
                 }
-                heats = patch_relevance(encoder.model, crop.images, torch.stack([*targets.values()])).patches
+                _, heats = patch_relevance(encoder.model, crop.images, torch.stack([*targets.values()]))
                 for name, heat in zip(targets, heats.clamp_min(0), strict=True):
                     score = judge(heat, named.mask, encoder.model.architecture)
                     scores.setdefault(f"{name}: {role}", []).append(score)

@@ -208,9 +208,9 @@ def test_threads_do_not_meet(one_thread: None) -> None:
 )
 def test_phrases(text: str, phrases: list[str]) -> None:
     words = find_words(text, Tokenizer())
-    assert list(dict.fromkeys(word.phrase for word in words)) == phrases
-    for word in words:
-        assert word.written in text and word.written in word.phrase
+    assert list(dict.fromkeys(phrase for _, phrase in words)) == phrases
+    for word, phrase in words:
+        assert word in text and word in phrase
 
 
 def test_the_same_word_twice_has_the_map_of_its_own_phrase() -> None:
@@ -228,7 +228,7 @@ def test_words_that_the_model_never_reads_have_no_map() -> None:
     encoder = random_encoder("everything added")
     words = find_words(text, encoder.tokenizer)
     reached = encoder.tokenizer([text])[0]
-    ids = encoder.tokenizer.encode(" ".join(word.written for word in words))
+    ids = encoder.tokenizer.encode(" ".join(word for word, _ in words))
     assert reached[1 : 1 + len(ids)].tolist() == ids  # all of them are read, and the next one is cut
     assert len(ids) + len(encoder.tokenizer.encode(f"word{len(words)}")) > len(reached) - 2
     assert len(explain(encoder, picture(), text).words) == len(words)

@@ -107,7 +107,7 @@ def explain(encoder: Encoder, image: Source, text: str, *, apply_orientation: bo
     """
     pixels = encoder.read_image(image, apply_orientation=apply_orientation)
     words = find_words(text, encoder.tokenizer)
-    phrases = list(dict.fromkeys(word.phrase for word in words))
+    phrases = list(dict.fromkeys(phrase for _, phrase in words))
     sentences = [text, *(PHRASE.replace("{}", phrase) for phrase in phrases)]
     with torch.inference_mode(False):
         text_features = encoder.encode_text(sentences).to(encoder.device)
@@ -116,25 +116,20 @@ def explain(encoder: Encoder, image: Source, text: str, *, apply_orientation: bo
             scores, relevance = patch_relevance(encoder.model, images, text_features)
     sentence, *heats = (scaled(signed).cpu() for signed in relevance)
     heat_by_phrase = dict(zip(phrases, heats, strict=True))
-    return Explanation(sentence, tuple((word.written, heat_by_phrase[word.phrase]) for word in words), scores[0].item())
+    return Explanation(sentence, tuple((word, heat_by_phrase[phrase]) for word, phrase in words), scores[0].item())
 
 
-class Relevance(NamedTuple):
-    """Relevance of one image for T texts."""
-
-    scores: Tensor
-    """[T] float32, cosines."""
-    patches: Tensor
-    """[T, rows, columns] float32, without a unit: positive raises the cosine with the text, negative lowers it."""
-
-
-def patch_relevance(model: DualEncoder, images: Tensor, text_features: Tensor) -> Relevance:
+def patch_relevance(model: DualEncoder, images: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the signed relevance of every patch for the cosine of an image and each text; see the module.
 
     Args:
         model: its parameters are neither changed nor given a gradient.
         images: [1, 3, H, W] float, normalised with the model's mean and standard deviation.
         text_features: [T, D], unit vectors.
+
+    Returns:
+        The cosines, [T] float32, and the relevance, [T, rows, columns] float32, without a unit: positive raises the
+        cosine with the text, negative lowers it.
     """
     rows, columns = model.architecture.grid
     num_blocks = model.architecture.vision_layers
@@ -154,7 +149,7 @@ def patch_relevance(model: DualEncoder, images: Tensor, text_features: Tensor) -
         ]
         # Tokens are [class, patches, prompts]; prompts carry no patch.
         relevance.append(torch.stack(by_block).sum(dim=0)[1 : 1 + rows * columns])
-    return Relevance(scores.detach(), torch.stack(relevance).detach().view(-1, rows, columns))
+    return scores.detach(), torch.stack(relevance).detach().view(-1, rows, columns)
 
 
 class _AttendedValues(TorchFunctionMode):
@@ -186,17 +181,8 @@ def scaled(relevance: Tensor) -> Tensor:
     return heat / heat.max().clamp_min(torch.finfo(heat.dtype).tiny)
 
 
-class Word(NamedTuple):
-    """A word with a meaning."""
-
-    written: str
-    """As in the sentence, without the punctuation around it."""
-    phrase: str
-    """The part of the sentence that it belongs to, such as "red and white striped shirt"."""
-
-
-def find_words(text: str, tokenizer: Tokenizer) -> list[Word]:
-    """Return the words of a sentence with a meaning, each with its phrase.
+def find_words(text: str, tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    """Return the words of a sentence with a meaning, as written, each with its phrase.
 
     A phrase is a sequence of such words; empty words and punctuation end it. After a comma or an "and", modifiers alone
     continue it. Words beyond the model's context are left out.
@@ -214,7 +200,8 @@ def find_words(text: str, tokenizer: Tokenizer) -> list[Word]:
     for start, stop in phrases:
         members = tokens[start:stop]
         phrase = " ".join([*(token.before + token.word + token.after for token in members[:-1]), members[-1].word])
-        found += [Word(token.word, phrase.removeprefix(members[0].before)) for token in members if not token.is_empty]
+        phrase = phrase.removeprefix(members[0].before)
+        found += [(token.word, phrase) for token in members if not token.is_empty]
     return found
 
 
@@ -237,10 +224,10 @@ def _tokens_within_context(text: str, tokenizer: Tokenizer) -> list[_Token]:
         num_left -= len(tokenizer.encode(written))
         if num_left < 0:
             break
-        bare = [not unicodedata.category(character).startswith("P") for character in written]
-        start = bare.index(True) if any(bare) else len(written)
-        stop = len(bare) - bare[::-1].index(True) if any(bare) else start
-        tokens.append(_Token(written[:start], written[start:stop], written[stop:]))
+        punctuation = "".join(character for character in written if unicodedata.category(character).startswith("P"))
+        word = written.strip(punctuation)
+        before, _, after = written.partition(word) if word else (written, "", "")
+        tokens.append(_Token(before, word, after))
     return tokens
 
 

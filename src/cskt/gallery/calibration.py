@@ -65,9 +65,6 @@ def calibrate(
 
     Returns:
         The threshold is the float32 just above the largest wrong score that must not match: search scores in float32.
-
-    Raises:
-        CsktError: no right pair, fewer wrong ones than 1 / rate, a rate out of range, or a score that is not finite.
     """
     count = len(wrong_scores) if num_wrong is None else num_wrong
     allowed = num_allowed(count, false_match_rate)
@@ -93,11 +90,7 @@ def calibrate(
 
 
 def num_allowed(num_wrong: int, false_match_rate: float) -> int:
-    """Return the number of wrong pairs that may match.
-
-    Raises:
-        CsktError: the rate is out of range, or there are too few pairs to measure it.
-    """
+    """Return the number of wrong pairs that may match, if there are enough pairs to measure the rate."""
     if not 0 < false_match_rate < 1:
         raise CsktError(f"false-match rate {false_match_rate}: give a share between 0 and 1, such as 0.001")
     allowed = math.floor(num_wrong * false_match_rate + 1e-9)  # 0.29 * 100 is 28.999...
@@ -150,30 +143,18 @@ def save_calibration(folder: Path, calibration: Calibration, *, fingerprint: str
     """Write a calibration into the folder of a gallery or of a run, and return the file.
 
     Args:
-        folder: of the gallery or run.
-        calibration: replaces an older one.
         fingerprint: of the encoder that scored the pairs.
         source: name of the pairs, for readers of the file.
-
-    Raises:
-        CsktError: the file cannot be written.
     """
-    path = folder / CALIBRATION_FILE
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    content = {
-        "calibration": as_record(calibration), "fingerprint": fingerprint, "source": source, "date": date,
-    }  # fmt: skip
+    path, date = folder / CALIBRATION_FILE, datetime.now(UTC).isoformat(timespec="seconds")
+    content = {"calibration": as_record(calibration), "fingerprint": fingerprint, "source": source, "date": date}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return path
 
 
 def load_calibration(folder: Path, fingerprint: str) -> Calibration | None:
-    """Read the calibration in a folder; None if there is none or, with a warning, if it is of another model.
-
-    Raises:
-        CsktError: the file is corrupt.
-    """
+    """Read the calibration in a folder; None if there is none or, with a warning, if it is of another model."""
     path = folder / CALIBRATION_FILE
     try:
         file = read_json(path, _File, remedy="damaged: delete it, or calibrate again: cskt calibrate")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, date, datetime, time
 from functools import lru_cache
 from typing import Literal, TypeAlias
@@ -54,15 +54,10 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 @lru_cache(maxsize=4096)
 def column_name(raw: str) -> str:
-    """Return the name of a column for filters and stores: `Track ID` is `track_id`, `Café` is `cafe`.
+    """Return the name of a heading in filters and stores: `Track ID` is `track_id`, `Café` is `cafe`.
 
-    Accents of Latin letters are dropped; letters of other scripts keep their marks, in NFC.
-
-    Args:
-        raw: the heading in the user's table, or a name in a filter.
-
-    Returns:
-        Lower-case letters of any script, digits and `_`, the first no digit.
+    A name consists of lower-case letters of any script, digits and `_`, and begins with no digit. Accents of Latin
+    letters are dropped; letters of other scripts keep their marks, in NFC.
 
     Raises:
         CsktError: no letter or digit, too long, or reserved.
@@ -80,11 +75,7 @@ def column_name(raw: str) -> str:
 
 
 def named(row: Mapping[str, object]) -> dict[str, object]:
-    """Return a row of a table with the names of its columns.
-
-    Raises:
-        CsktError: a heading is no name, two have the same name, or a text is longer than `LONGEST_VALUE`.
-    """
+    """Return a row of a table with the names of its columns."""
     values: dict[str, object] = {}
     for heading, value in row.items():
         name = column_name(heading)
@@ -97,11 +88,7 @@ def named(row: Mapping[str, object]) -> dict[str, object]:
 
 
 def find_column(name: str, columns: Collection[str]) -> str:
-    """Return the column for a name in any case or normal form, such as `Camera` or `Track ID`.
-
-    Raises:
-        CsktError: unknown; names the nearest column.
-    """
+    """Return the column for a name in any case or normal form, or raise a CsktError that names the nearest column."""
     if name.lower() in columns:
         return name.lower()
     try:
@@ -132,9 +119,6 @@ def infer_kinds(rows: Iterable[Mapping[str, object]]) -> dict[str, Kind]:
     """Return the kind of each column of a table: the narrowest one that fits all values; none without a value.
 
     A text is a number only if converting it loses nothing: `007` and whole numbers beyond 2^53 stay text.
-
-    Args:
-        rows: name of a column -> raw value.
     """
     kinds: dict[str, Kind] = {}
     for row in rows:
@@ -146,17 +130,11 @@ def infer_kinds(rows: Iterable[Mapping[str, object]]) -> dict[str, Kind]:
 
 
 def convert(value: object, kind: Kind, column: str) -> Value | None:
-    """Convert a raw value to the kind of its column.
-
-    Args:
-        value: text or a typed value; `None`, blank text and NaN are no value.
-        kind: of the column.
-        column: its name, for the error.
+    """Convert a raw value, text or typed, to the kind of its column; None for no value.
 
     Returns:
         text: in NFC. number: finite, an int if it was written without a point. boolean: a bool. time: ISO text in UTC
-        (also if it names no zone), `2026-01-31T12:00:00[.ffffff]`, which sorts as text; a date is its midnight. None
-        for no value.
+        (also if it names no zone), `2026-01-31T12:00:00[.ffffff]`, which sorts as text; a date is its midnight.
 
     Raises:
         CsktError: the value does not fit the column, or is longer than `LONGEST_VALUE`.
@@ -165,14 +143,10 @@ def convert(value: object, kind: Kind, column: str) -> Value | None:
         return None
     if kind == "text":
         return _to_text(value, column)
-    converted = {"number": _to_number, "boolean": _to_boolean, "time": _to_time}[kind](value)
+    parse, wanted = _KINDS[kind]
+    converted = parse(value)
     if converted is None:
-        wanted = {
-            "number": f"expected a finite number, whole ones up to {LARGEST_WHOLE}, such as 3 or -0.25",
-            "boolean": "expected true or false",
-            "time": "expected a time such as 2026-01-31 or 2026-01-31T12:00:00+01:00",
-        }[kind]
-        raise CsktError(f"column '{column}': {SHORT.repr(value)} is no {kind}; {wanted}")
+        raise CsktError(f"column '{column}': {SHORT.repr(value)} is no {kind}; expected {wanted}")
     return converted
 
 
@@ -200,11 +174,7 @@ def is_empty(value: object) -> bool:
 def _kind_of(value: object) -> Kind:
     if isinstance(value, str):
         # Converting shows that the value is valid: 2026-02-30 is no time.
-        if _to_boolean(value) is not None:
-            return "boolean"
-        if _to_number(value) is not None:
-            return "number"
-        return "text" if _to_time(value) is None else "time"
+        return next((kind for kind, (parse, _) in _KINDS.items() if parse(value) is not None), "text")
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, int | float):
@@ -246,9 +216,8 @@ def _to_number(value: object) -> int | float | None:
         value = int(value) if _WHOLE.fullmatch(value) else float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if isinstance(value, int):
-        return value if abs(value) <= LARGEST_WHOLE else None
-    return value if math.isfinite(value) else None
+    is_valid = abs(value) <= LARGEST_WHOLE if isinstance(value, int) else math.isfinite(value)
+    return value if is_valid else None
 
 
 def _to_boolean(value: object) -> bool | None:
@@ -269,3 +238,11 @@ def _to_time(value: object) -> str | None:
     except (ValueError, OverflowError):  # no such day; or beyond the years 1 to 9999 once in UTC
         return None
     return in_utc.replace(tzinfo=None).isoformat()
+
+
+_KINDS: dict[Kind, tuple[Callable[[object], Value | None], str]] = {
+    "boolean": (_to_boolean, "true or false"),
+    "number": (_to_number, f"a finite number, whole ones up to {LARGEST_WHOLE}, such as 3 or -0.25"),
+    "time": (_to_time, "a time such as 2026-01-31 or 2026-01-31T12:00:00+01:00"),
+}
+"""Kind other than text -> its parser, which returns None for another value, and what it expects."""

@@ -57,17 +57,11 @@ _ALLOWED = "a filter is column = 'text', <, >, IN (1, 2), BETWEEN 1 AND 2, LIKE 
 
 
 def parse_filter(text: str, columns: Mapping[str, Kind]) -> Condition:
-    """Parse a filter.
+    """Parse a filter to a tree without NOT, whose literals have the kind of their column.
 
     Args:
         text: as in the grammar above; names of columns and words of the grammar in any case.
         columns: the gallery's own columns and `BUILT_IN`.
-
-    Returns:
-        A tree without NOT; its literals have the kind of their column.
-
-    Raises:
-        CsktError: not in the grammar, or an unknown column.
     """
     if len(text) > LONGEST_FILTER:
         raise CsktError(f"the filter has {len(text):,} characters; at most {LONGEST_FILTER:,} are read")

@@ -115,8 +115,7 @@ class Gallery:
         return self.count()
 
     def __contains__(self, image_id: object) -> bool:
-        self._state.refresh()
-        return isinstance(image_id, str) and bool(self._state.store.get([image_id]))
+        return isinstance(image_id, str) and bool(self._state.refresh().store.get([image_id]))
 
     def __enter__(self) -> Gallery:
         return self
@@ -152,13 +151,12 @@ class Gallery:
     @property
     def columns(self) -> dict[str, Kind]:
         """Metadata columns and the kinds of their values."""
-        self._state.refresh()
-        return dict(self._state.manifest.columns)
+        return dict(self._state.refresh().manifest.columns)
 
     def count(self, where: str | Condition | None = None) -> int:
         """Return the number of crops, of all or of those that match a filter; see `SearchOptions.where`."""
-        self._state.refresh()
-        return self._state.store.count(self._state.condition(where))
+        state = self._state.refresh()
+        return state.store.count(state.condition(where))
 
     def facets(self) -> dict[str, Facet]:
         """Return the values of the metadata columns, for building filters."""
@@ -360,8 +358,7 @@ class Gallery:
         Raises:
             CsktError: it is not a filter, or names an unknown column.
         """
-        self._state.refresh()
-        return self._state.condition(where)
+        return self._state.refresh().condition(where)
 
     def warnings(self, query: Query) -> list[str]:
         """Describe what the model misses in the sentences of a query: cut ends, and words that it has never seen."""
@@ -373,9 +370,8 @@ class Gallery:
 
     def histogram(self, vector: Tensor, *, where: str | Condition | None = None, num_bins: int = 40) -> Histogram:
         """Return the distribution of the scores of crops for a vector [D] of `encode`, in at most `num_bins` bins."""
-        self._state.refresh()
-        counts = self._state.store.histogram(vector, HISTOGRAM_EDGES, self._state.condition(where))
-        return merged(counts, num_bins)
+        state = self._state.refresh()
+        return merged(state.store.histogram(vector, HISTOGRAM_EDGES, state.condition(where)), num_bins)
 
     def explain(self, image_id: str, text: str) -> Explanation:
         """Return the parts of a crop that match a sentence and each of its words; see `cskt.explain`."""
@@ -384,12 +380,10 @@ class Gallery:
 
     def crop(self, image_id: str) -> CropFacts:
         """Return the facts and metadata of a crop, or raise an UnknownCropError."""
-        self._state.refresh()
         return self._one(image_id, self._state.store.get)
 
     def thumbnail(self, image_id: str) -> bytes:
         """Return a small JPEG of a crop, or raise an UnknownCropError."""
-        self._state.refresh()
         return checked_thumbnail(image_id, self._one(image_id, self._state.store.thumbnails), self.folder)
 
     def original(self, image_id: str) -> Path:
@@ -403,10 +397,10 @@ class Gallery:
 
     def uploaded(self, image_ids: Sequence[str]) -> set[str]:
         """Return the names among these of uploaded crops: their files are the gallery's own, in no indexed folder."""
-        self._state.refresh()
-        return {name for name, facts in self._state.store.get(image_ids).items() if facts.kept}
+        return {name for name, facts in self._state.refresh().store.get(image_ids).items() if facts.kept}
 
     def _one(self, image_id: str, read: Callable[[Sequence[str]], Mapping[str, T]]) -> T:
+        self._state.refresh()
         found = read([image_id])
         if image_id not in found:
             raise UnknownCropError(f"{image_id}: no such crop in {self.folder}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,12 +56,10 @@ def _check_store(text: str) -> str:
 
 def _check_columns(columns: Mapping[str, Kind]) -> Mapping[str, Kind]:
     for name in columns:
-        try:
-            is_one = column_name(name) == name
-        except CsktError:
-            is_one = False
-        if not is_one:
-            raise CsktError(f"must hold names of metadata columns as filters write them, which {name[:80]!r} is not")
+        with suppress(CsktError):
+            if column_name(name) == name:
+                continue
+        raise CsktError(f"must hold names of metadata columns as filters write them, which {name[:80]!r} is not")
     return columns
 
 
@@ -141,11 +140,7 @@ def source_of(encoder: Encoder, model: str | ModelSource | None) -> ModelSource:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a gallery.
-
-    Raises:
-        CsktError: no gallery in the folder, or one that cannot be read.
-    """
+    """Read the manifest of a gallery."""
     try:
         manifest = read_json(folder / MANIFEST, Manifest, remedy=REMEDY, version=("format_version", FORMAT_VERSION))
     except MissingFileError:
@@ -154,11 +149,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest completely or not at all.
-
-    Raises:
-        StoreError: the disk is full, the folder is read-only, ...
-    """
+    """Write the manifest completely or not at all."""
     content = {"format_version": FORMAT_VERSION, **asdict(_to_disk(manifest, folder))}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     with operator_errors():

@@ -69,9 +69,6 @@ def read_pairs(path: Path) -> list[Mark]:
 
     Args:
         path: columns text, image (or image_id, path, file) and right: 1 or 0, true or false, right or wrong.
-
-    Raises:
-        CsktError: the file cannot be read, a column is missing, a line has no value, or an invalid sentence.
     """
     rows = read_table(path)
     text, image, right = (column_of(rows, (name, *OTHER_NAMES[name]), path) for name in COLUMNS)

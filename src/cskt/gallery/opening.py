@@ -17,11 +17,7 @@ VECTORS = "vectors"
 
 
 def create_gallery(folder: Path, manifest: Manifest) -> None:
-    """Create an empty gallery; nothing is left of it if that fails.
-
-    Raises:
-        CsktError: a gallery or other files are in the folder, the store contains crops, or it cannot be reached.
-    """
+    """Create an empty gallery; nothing is left of it if that fails."""
     with file_system_errors(folder):
         existed = folder.is_dir()
         # A creation that was killed leaves vectors and a lock without a manifest; the next one continues with them.
@@ -53,16 +49,7 @@ def copy_calibration(folder: Path, manifest: Manifest) -> None:
 
 
 def open_store(folder: Path, manifest: Manifest, *, create: bool) -> VectorStore:
-    """Return the store that a manifest names.
-
-    Args:
-        folder: of the gallery.
-        manifest: of the gallery.
-        create: create the store if it is missing; otherwise opening writes nothing.
-
-    Raises:
-        CsktError: the store is missing, cannot be opened, or does not fit the manifest.
-    """
+    """Return the store that a manifest names; it is created if `create` is set, otherwise opening writes nothing."""
     if manifest.store == "lance":
         from cskt.gallery.stores.lance.lance_store import open_lance  # noqa: PLC0415  (a second to import)
 
@@ -78,11 +65,7 @@ def open_store(folder: Path, manifest: Manifest, *, create: bool) -> VectorStore
 
 
 def drop_store(folder: Path, manifest: Manifest) -> None:
-    """Delete the vectors of a model.
-
-    Raises:
-        CsktError: a file cannot be deleted, or is not one that this program writes.
-    """
+    """Delete the vectors of a model; a file that this program does not write is an error."""
     if manifest.store == "lance":
         from cskt.gallery.stores.lance.lance_store import drop_lance  # noqa: PLC0415  (as above)
 
@@ -96,11 +79,7 @@ def drop_store(folder: Path, manifest: Manifest) -> None:
 
 
 def vectors_folder(folder: Path, manifest: Manifest) -> Path:
-    """Return the folder of a model's vectors within a gallery; those of another model are beside it.
-
-    Raises:
-        CsktError: a link is in the way.
-    """
+    """Return the folder of a model's vectors within a gallery; those of another model are beside it."""
     return inside(folder, VECTORS, manifest.generation, follow_links=False)
 
 

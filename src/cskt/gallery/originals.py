@@ -19,22 +19,13 @@ PENDING = "originals.unsettled"
 
 
 def original_path(gallery: Path, sha256: str) -> Path:
-    """Return the path of an uploaded file; it is named by its content, so that no name from outside is a path.
-
-    Raises:
-        CsktError: not a digest, or a link is in the way.
-    """
+    """Return the path of an uploaded file; it is named by its content, so that no name from outside is a path."""
     check_sha256(sha256)
     return inside(gallery, ORIGINALS, sha256[:2], sha256, follow_links=False)
 
 
 class Originals:
-    """Uploaded files, kept consistent with the crops that need them; the caller holds the lock of the gallery.
-
-    Args:
-        gallery: its folder.
-        store: its crops.
-    """
+    """Uploaded files, kept consistent with the crops that need them; the caller holds the lock of the gallery."""
 
     def __init__(self, gallery: Path, store: VectorStore) -> None:
         self._gallery = gallery
@@ -46,9 +37,6 @@ class Originals:
 
         After an error or a kill, the next change deletes unused files among them; otherwise the picture of a deleted
         crop, for example, could stay for good.
-
-        Args:
-            digests: of those files.
         """
         marker = inside(self._gallery, PENDING, follow_links=False)
         with operator_errors(), file_system_errors(marker):
@@ -62,11 +50,7 @@ class Originals:
             marker.unlink(missing_ok=True)
 
     def save(self, data: bytes, sha256: str) -> None:
-        """Write a file completely or not at all; an existing one is unchanged.
-
-        Raises:
-            StoreError: the disk is full, the folder is read-only, ...
-        """
+        """Write a file completely or not at all; an existing one is unchanged."""
         path = original_path(self._gallery, sha256)
         if not path.is_file():
             with operator_errors():

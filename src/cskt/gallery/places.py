@@ -14,16 +14,7 @@ from cskt.utils.paths import expanded, inside
 
 
 def load_model(gallery: Path, source: ModelSource, options: EncodeOptions | None = None) -> Encoder:
-    """Load the model that a manifest names.
-
-    Args:
-        gallery: folder of the gallery, for messages.
-        source: of the model.
-        options: see `cskt.embed.load_source`.
-
-    Raises:
-        CsktError: the model is missing or cannot be loaded.
-    """
+    """Load the model that a manifest names."""
     check_place(gallery, source)
     try:
         return load_source(source, options)
@@ -34,11 +25,7 @@ def load_model(gallery: Path, source: ModelSource, options: EncodeOptions | None
 
 
 def check_place(gallery: Path, source: ModelSource) -> None:
-    """Check that the files of a model exist; a name such as `ViT-B/16` is not looked up.
-
-    Raises:
-        CsktError: one is missing.
-    """
+    """Check that the files of a model exist; a name such as `ViT-B/16` is not looked up."""
     for name, path, flag, value in (
         ("model", source.path, "--model", "PATH"),
         ("model's backbone", source.backbone, "--backbone", "FILE"),
@@ -51,11 +38,7 @@ def check_place(gallery: Path, source: ModelSource) -> None:
 
 
 def check_model(gallery: Path, manifest: Manifest, encoder: Encoder) -> None:
-    """Check that vectors of an encoder can be compared with those of a gallery.
-
-    Raises:
-        CsktError: another model filled it.
-    """
+    """Check that vectors of an encoder can be compared with those of a gallery."""
     if encoder.fingerprint != manifest.fingerprint:
         raise CsktError(
             f"{gallery}: was filled by another model ({manifest.model.path}, fingerprint {manifest.generation}; this"
@@ -74,10 +57,6 @@ def source_to_index(
         manifest: None for a gallery that does not exist yet.
         images: a folder, or a list of paths; None: the source of the last indexing.
         ignore: patterns, see `ignoring`; None: those of the last indexing.
-
-    Raises:
-        CsktError: nothing was indexed before, the source is missing, a pattern is invalid, or the gallery contains the
-            crops of another folder.
     """
     known = None if manifest is None or manifest.images is None else Path(manifest.images)
     if ignore is None:
@@ -106,11 +85,7 @@ def source_to_index(
 
 
 def check_folder(gallery: Path, manifest: Manifest, folder: Path) -> None:
-    """Check that a folder is the one whose crops the gallery contains, which may have been moved.
-
-    Raises:
-        CsktError: the gallery's own folder of crops exists, and it is another one.
-    """
+    """Check that a gallery's own folder of crops, if it still exists, is this one."""
     before = None if manifest.images is None else Path(manifest.images)
     if before is not None and before.is_dir() and before.resolve() != folder.resolve():
         raise CsktError(

@@ -6,9 +6,10 @@ cosine with that sum, which orders crops as the weighted sum of the cosines with
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from cskt.data.sentences import check_sentence
 from cskt.errors import CsktError
@@ -70,58 +71,40 @@ def query_warnings(encoder: Encoder, query: Query) -> list[str]:
     return lines
 
 
-class _Part(NamedTuple):
-    query: int
-    """Row of its query."""
-    weight: float
-
-
 def encode_queries(encoder: Encoder, queries: Sequence[Query], vector_of: Callable[[str], Tensor]) -> Tensor:
     """Return unit vectors [Q, D] of queries; all sentences and all pictures are encoded together.
 
     Args:
-        encoder: of the gallery.
-        queries: Q of them.
         vector_of: name of a crop -> its vector [D].
-
-    Raises:
-        CsktError: an image cannot be read, no such crop, or the parts of a query cancel each other out.
     """
     import torch  # noqa: PLC0415  (slow to import, and `cskt search --help` needs Query)
     import torch.nn.functional as F  # noqa: PLC0415
 
-    sentences: list[str] = []
-    images: list[Source] = []
-    pixels: list[Tensor] = []
-    sentence_parts: list[_Part] = []
-    image_parts: list[_Part] = []
-    pixel_parts: list[_Part] = []
+    sentences: list[tuple[str, int, float]] = []
+    images: list[tuple[Source, int, float]] = []
+    pixels: list[tuple[Tensor, int, float]] = []
     vectors = torch.zeros(len(queries), encoder.model.architecture.embed_dim)
     for row, query in enumerate(queries):
         largest = _largest_weight(query)
-        text_weight, image_weight, exclude_weight = (
-            weight / largest for weight in (query.text_weight, query.image_weight, query.exclude_weight)
-        )
-        for text, weight in [(query.text, text_weight), *((no, -exclude_weight) for no in query.exclude)]:
-            if text is not None:
-                sentences.append(text)
-                sentence_parts.append(_Part(row, weight))
+        image_weight = query.image_weight / largest
+        if query.text is not None:
+            sentences.append((query.text, row, query.text_weight / largest))
+        sentences += [(text, row, -query.exclude_weight / largest) for text in query.exclude]
         if isinstance(query.image, torch.Tensor):
-            pixels.append(query.image)
-            pixel_parts.append(_Part(row, image_weight))
+            pixels.append((query.image, row, image_weight))
         elif query.image is not None:
-            images.append(query.image)
-            image_parts.append(_Part(row, image_weight))
+            images.append((query.image, row, image_weight))
         if query.like is not None:
             vectors[row] += image_weight * vector_of(query.like)
-    for features, parts in (
-        (encoder.encode_text(sentences), sentence_parts) if sentences else (None, []),
-        (encoder.encode_image(images, apply_orientation=True), image_parts) if images else (None, []),
-        (encoder.encode_image(torch.stack(pixels)), pixel_parts) if pixels else (None, []),
-    ):
-        if features is not None:
-            weights = torch.tensor([part.weight for part in parts])
-            vectors.index_add_(0, torch.tensor([part.query for part in parts]), weights[:, None] * features)
+    ways: list[tuple[Any, Callable[[list[Any]], Tensor]]] = [
+        (sentences, encoder.encode_text),
+        (images, functools.partial(encoder.encode_image, apply_orientation=True)),
+        (pixels, lambda pictures: encoder.encode_image(torch.stack(pictures))),
+    ]
+    for parts, encode in ways:
+        if parts:
+            items, rows, weights = zip(*parts, strict=True)
+            vectors.index_add_(0, torch.tensor(rows), torch.tensor(weights)[:, None] * encode(list(items)))
     if (vectors.norm(dim=1) < SHORTEST_SUM).any():
         raise CsktError("what is looked for and what is excluded cancel each other out; say something else")
     return F.normalize(vectors, dim=-1)
@@ -129,14 +112,10 @@ def encode_queries(encoder: Encoder, queries: Sequence[Query], vector_of: Callab
 
 def _largest_weight(query: Query) -> float:
     """Return the largest weight of a query's parts; divided by it, no sum is too small for float32."""
-    used = [
-        weight
-        for part, weight in (
-            (query.text, query.text_weight),
-            (query.image, query.image_weight),
-            (query.like, query.image_weight),
-            (query.exclude or None, query.exclude_weight),
-        )
-        if part is not None
-    ]
-    return max(used, default=0.0) or 1.0
+    weights = (
+        (query.text, query.text_weight),
+        (query.image, query.image_weight),
+        (query.like, query.image_weight),
+        (query.exclude or None, query.exclude_weight),
+    )
+    return max(weight for part, weight in weights if part is not None)

@@ -59,12 +59,7 @@ class GalleryState:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the lock of every change, over all processes.
-
-        Raises:
-            GalleryChangedError: see `refresh`; nothing may then be written.
-            CsktError: the lock is a link, or cannot be written.
-        """
+        """Hold the lock of every change, over all processes; see `refresh`."""
         self.refresh()  # before the lock, which would create a deleted folder again
         inside(self.folder, LOCK, follow_links=False)
         with operator_errors(), file_system_errors(self.folder / LOCK):
@@ -75,21 +70,21 @@ class GalleryState:
         finally:
             self._lock.release()
 
-    def refresh(self) -> None:
-        """Read the manifest again if another process has changed it.
+    def refresh(self) -> GalleryState:
+        """Read the manifest again if another process has changed it, and return this state.
 
         Raises:
             GalleryChangedError: the gallery was filled by another model, or deleted.
         """
         state = self._file_state()
-        if state == self._read_at:
-            return
-        with operator_errors():
-            manifest = read_manifest(self.folder)
-        if manifest.generation != self.manifest.generation:
-            raise GalleryChangedError(f"{self.folder}: was reindexed with another model; open it again")
-        self.store.add_columns(manifest.columns)
-        self.manifest, self._read_at = manifest, state
+        if state != self._read_at:
+            with operator_errors():
+                manifest = read_manifest(self.folder)
+            if manifest.generation != self.manifest.generation:
+                raise GalleryChangedError(f"{self.folder}: was reindexed with another model; open it again")
+            self.store.add_columns(manifest.columns)
+            self.manifest, self._read_at = manifest, state
+        return self
 
     @property
     def images(self) -> Path | None:
@@ -102,21 +97,13 @@ class GalleryState:
         return Originals(self.folder, self.store)
 
     def file_of(self, crop: CropFacts) -> Path:
-        """Return the path of a crop's file: among the uploads or within the indexed folder, nowhere else.
-
-        Raises:
-            CsktError: its name leads elsewhere.
-        """
+        """Return the path of a crop's file: among the uploads or within the indexed folder, nowhere else."""
         if crop.kept:
             return original_path(self.folder, crop.sha256)
         return inside(self.images or self.folder, crop.image_id)
 
     def unchanged_file(self, crop: CropFacts) -> Path:
-        """Return the path of a crop's file if it exists with the indexed content.
-
-        Raises:
-            CsktError: it is missing or has changed.
-        """
+        """Return the path of a crop's file if it exists with the indexed content."""
         name, root = crop.image_id, self.images or self.folder
         try:
             path = self.file_of(crop)
@@ -144,11 +131,7 @@ class GalleryState:
         return self._min_score
 
     def condition(self, where: str | Condition | None) -> Condition | None:
-        """Parse a filter on the columns of the manifest; None for an empty one, and a parsed one stays as it is.
-
-        Raises:
-            CsktError: it is not a filter, or names an unknown column.
-        """
+        """Parse a filter on the columns of the manifest; None for an empty one, and a parsed one stays as it is."""
         if not isinstance(where, str):
             return where
         if not where.strip():
@@ -158,11 +141,7 @@ class GalleryState:
         return parse_filter(where, {**self.manifest.columns, **BUILT_IN})
 
     def checked(self, options: SearchOptions) -> SearchOptions:
-        """Return options with a parsed filter, the name of a column, and the calibrated threshold if none is stated.
-
-        Raises:
-            CsktError: an invalid filter, or an unknown column.
-        """
+        """Return options with a parsed filter, the name of a column, and the calibrated threshold if none is stated."""
         self.refresh()
         columns, group_by = self.manifest.columns, options.group_by
         if group_by is not None:
@@ -177,11 +156,7 @@ class GalleryState:
         return replace(options, where=self.condition(options.where), group_by=group_by, min_score=min_score)
 
     def remember_source(self, source: ImageSource) -> None:
-        """Store what is indexed, so that the next indexing without `images` updates the same source.
-
-        Raises:
-            CsktError: the gallery contains the crops of another folder.
-        """
+        """Store what is indexed, so that the next indexing without `images` updates the same source."""
         with self.writing():
             check_folder(self.folder, self.manifest, source.folder)
             self._change(
@@ -198,11 +173,7 @@ class GalleryState:
             self._change(shards=places, ignore=tuple(ignore), home=str(self.folder.resolve()))
 
     def remember_model(self, model: ModelSource) -> bool:
-        """Store another place of the same model; its precision stays.
-
-        Returns:
-            True if the place is another than before.
-        """
+        """Store another place of the same model, whose precision stays; return whether it is another than before."""
         with self.writing():
             before = self.manifest.model
             after = replace(absolute_source(model), precision=before.precision)
@@ -215,14 +186,7 @@ class GalleryState:
         self._change(upright=True)
 
     def convert_metadata(self, rows: Mapping[str, Row]) -> dict[str, dict[str, Value | None]]:
-        """Convert metadata to the kinds of its columns; new columns are created.
-
-        Args:
-            rows: name of a crop -> metadata.
-
-        Raises:
-            CsktError: not a name for a column, or a value that does not fit its column.
-        """
+        """Convert metadata by names of crops to the kinds of its columns; new columns are created."""
         values = {name: _named(row, name) for name, row in rows.items()}
         with self.writing():
             kinds: dict[str, Kind] = {**infer_kinds(values.values()), **self.manifest.columns}
@@ -242,21 +206,13 @@ class GalleryState:
         return converted
 
     def check_metadata(self, rows: Iterable[tuple[str, Row]]) -> None:
-        """Check that the gallery can have the columns of rows which `convert_metadata` will get in several parts.
-
-        Args:
-            rows: (name of a crop, metadata).
-
-        Raises:
-            CsktError: too many columns, not a name for a column, or a value that is too long.
-        """
+        """Check that the gallery can have the columns of rows which `convert_metadata` will get in several parts."""
         self.refresh()
         known = self.manifest.columns
         new = set[str]()
         for name, row in rows:
-            new.update(
-                column for column, value in _named(row, name).items() if column not in known and not is_empty(value)
-            )
+            filled = {column for column, value in _named(row, name).items() if not is_empty(value)}
+            new |= filled - known.keys()
             check_new_columns(known, new)
 
     def replace_by(self, manifest: Manifest, store: VectorStore) -> None:

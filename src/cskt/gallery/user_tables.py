@@ -31,9 +31,6 @@ def read_table(path: Path) -> list[Row]:
 
     The delimiter of a CSV file is the most frequent of comma, semicolon and tab in its headings. A byte order mark is
     skipped. Marks of `csv_cells.guarded_cell` are removed.
-
-    Raises:
-        CsktError: the file is missing, not UTF-8, without rows, or a row does not fit the headings.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")  # line ends within a cell stay as they are
@@ -48,11 +45,7 @@ def read_table(path: Path) -> list[Row]:
 
 
 def column_of(rows: Sequence[Row], names: Collection[str], path: Path) -> str:
-    """Return the heading, as written, that is one of `names` in any case; the first in the order of `names`.
-
-    Raises:
-        CsktError: the table has none of them.
-    """
+    """Return the heading, as written, that is one of `names` in any case; the first in the order of `names`."""
     written = {heading.strip().lower(): heading for row in reversed(rows) for heading in row.cells}
     found = next((written[name] for name in map(str.lower, names) if name in written), None)
     if found is None:
