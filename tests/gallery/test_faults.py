@@ -21,7 +21,7 @@ from cskt.errors import CsktError
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing import commits
 from cskt.gallery.indexing.preparing import digest
-from cskt.gallery.places import source_to_index
+from cskt.gallery.opening import source_to_index
 from cskt.gallery.stores.base import VectorStore
 from disks import enlarge, mounted, without_rights
 from fault_tries import chance, record, tries, wait_until

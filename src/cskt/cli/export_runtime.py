@@ -20,8 +20,8 @@ from cskt.export.check import Agreement, Parity, first_images, parity_on_dolls, 
 from cskt.export.folder import calibration_pixels, check_possible, note_parity, placed_when_done, write_folder
 from cskt.gallery.indexing.scanning import ImageSource
 from cskt.gallery.manifest import MANIFEST, read_manifest
+from cskt.gallery.opening import source_to_index
 from cskt.gallery.originals import ORIGINALS
-from cskt.gallery.places import source_to_index
 from cskt.utils.terminal import json_text
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from cskt.gallery.indexing.commits import IndexReport
 from cskt.gallery.indexing.preparing import LONGEST_ID
 from cskt.gallery.indexing.scanning import READ_WITH
 from cskt.gallery.manifest import MANIFEST, exists
-from cskt.gallery.places import load_model
+from cskt.gallery.opening import load_model
 from cskt.model.io.cache import CLIP_TINY, PUBLISHED, is_repository_name
 from cskt.utils.paths import expanded
 from cskt.utils.terminal import json_text

@@ -20,7 +20,7 @@ from cskt.gallery.engines.ray_cluster import connected
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing.shards import SHARD_SUFFIXES, find_shards
 from cskt.gallery.manifest import Manifest, absolute_store, read_manifest
-from cskt.gallery.places import source_to_index
+from cskt.gallery.opening import source_to_index
 from cskt.utils.console import counting_bar
 
 DESCRIPTION = """\

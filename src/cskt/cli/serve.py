@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     require("serve", "fastapi", "uvicorn", "prometheus_client")
     # Imported here: they take seconds, and are an extra.
     from cskt.gallery.gallery import Gallery  # noqa: PLC0415
-    from cskt.gallery.places import check_place  # noqa: PLC0415
+    from cskt.gallery.opening import check_place  # noqa: PLC0415
     from cskt.service.app import create_app  # noqa: PLC0415
     from cskt.service.server import address_of, listen, serve  # noqa: PLC0415
 

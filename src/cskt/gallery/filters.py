@@ -141,7 +141,9 @@ class _Walk:
         if any(value for part, value in node.args.items() if part not in _PARTS):
             raise _refusal(f"{SHORT.repr(node.sql())} says more than a filter can")
         negated = negated != bool(node.args.get("negate"))  # NOT LIKE, in some versions of sqlglot
-        column = self.column(node.this)
+        if not isinstance(node.this, exp.Column) or node.this.table:
+            raise _refusal(f"{SHORT.repr(node.this.sql())} is where a column must be")
+        column = node.this.name
         if isinstance(node, exp.Is):
             if not isinstance(node.expression, exp.Null):
                 raise _refusal(f"IS is followed by NULL or NOT NULL; otherwise write {column} = ...")
@@ -172,28 +174,20 @@ class _Walk:
         return Membership(column, values, negated=operator == "!=")
 
     def pattern(self, node: exp.Expr, column: str, escape: exp.Expr | None, negated: bool) -> Condition:
-        patterns = tuple(Pattern(column, parts, negated) for parts in self.parts(node, column, escape))
-        if len(patterns) == 1:
-            return patterns[0]
-        return All(patterns) if negated else Any_(patterns)
-
-    def column(self, node: exp.Expr) -> str:
-        if isinstance(node, exp.Column) and not node.table:
-            return node.name
-        raise _refusal(f"{SHORT.repr(node.sql())} is where a column must be")
-
-    def check_order(self, column: str) -> None:
-        if self.columns[column] == "boolean":
-            raise _refusal(f"column '{column}' is true or false and has no order; write {column} = true")
-
-    def parts(self, node: exp.Expr, column: str, escape: exp.Expr | None) -> list[tuple[str, ...]]:
-        """Return the parts of a pattern, once for each normal form."""
         if self.columns[column] != "text":
             raise _refusal(f"LIKE is for columns of text, column '{column}' is a {self.columns[column]}")
         self.literal(node, column, may_be_empty=True)
         first, *rest = _pieces(node.this, _escape_character(escape))
         pieces = (first, *(piece for piece in rest[:-1] if piece), *rest[-1:])
-        return list(dict.fromkeys([*(tuple(normalize(form, piece) for piece in pieces) for form in FORMS), pieces]))
+        in_all_forms = [*(tuple(normalize(form, piece) for piece in pieces) for form in FORMS), pieces]
+        patterns = tuple(Pattern(column, parts, negated) for parts in dict.fromkeys(in_all_forms))
+        if len(patterns) == 1:
+            return patterns[0]
+        return All(patterns) if negated else Any_(patterns)
+
+    def check_order(self, column: str) -> None:
+        if self.columns[column] == "boolean":
+            raise _refusal(f"column '{column}' is true or false and has no order; write {column} = true")
 
     def equals(self, nodes: Sequence[exp.Expr], column: str) -> Iterator[Value]:
         """Yield the values of literals; of a text, all its forms."""

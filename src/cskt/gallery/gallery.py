@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,11 +27,10 @@ from cskt.gallery.indexing.encoding import Engine, LocalEngine
 from cskt.gallery.indexing.reencoding import reindex
 from cskt.gallery.indexing.updating import add_crops, add_shards, index, remove_crops
 from cskt.gallery.manifest import Manifest, read_manifest, source_of
-from cskt.gallery.opening import copy_calibration, create_gallery
+from cskt.gallery.opening import check_model, create_gallery, load_model
 from cskt.gallery.options import DEFAULTS, SearchOptions, search_options
-from cskt.gallery.places import check_model, load_model
 from cskt.gallery.query import Query, encode_queries, query_warnings
-from cskt.gallery.state import GalleryState
+from cskt.gallery.state import GalleryState, Row
 from cskt.gallery.stores.base import CropFacts, Facet
 from cskt.gallery.stores.row_checks import checked_thumbnail
 from cskt.image_files.decode import Source
@@ -40,7 +40,7 @@ from cskt.utils.messages import renamed
 T = TypeVar("T")
 
 
-class Gallery:
+class Gallery(AbstractContextManager["Gallery"]):
     """A folder with vectors, thumbnails and metadata of crops. Make one with `create` or `open`.
 
     Searching is safe from several threads, beside writers in this and in other processes; only `reindex` must not run
@@ -117,9 +117,6 @@ class Gallery:
     def __contains__(self, image_id: object) -> bool:
         return isinstance(image_id, str) and bool(self._state.refresh().store.get([image_id]))
 
-    def __enter__(self) -> Gallery:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self.close()
 
@@ -166,7 +163,7 @@ class Gallery:
         self,
         images: str | Path | None = None,
         *,
-        metadata: Mapping[str, Mapping[str, object]] | None = None,
+        metadata: Mapping[str, Row] | None = None,
         ignore: Sequence[str] | None = None,
         prune: bool = False,
         on_progress: Progress | None = None,
@@ -207,10 +204,7 @@ class Gallery:
         return self._state.remember_model(model if isinstance(model, ModelSource) else ModelSource(model))
 
     def add(
-        self,
-        images: Sequence[Source | str],
-        image_ids: Sequence[str],
-        metadata: Sequence[Mapping[str, object]] | None = None,
+        self, images: Sequence[Source | str], image_ids: Sequence[str], metadata: Sequence[Row] | None = None
     ) -> IndexReport:
         """Upload crops, for example of a detector; the gallery stores the originals, named by their content.
 
@@ -287,8 +281,6 @@ class Gallery:
         """
         report = reindex(self._state, encoder, source_of(encoder, model), prune=prune, on_progress=on_progress)
         self._encoder = encoder
-        if not report.model_moved:
-            copy_calibration(self.folder, self.manifest)
         return report
 
     def search(

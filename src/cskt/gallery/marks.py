@@ -72,7 +72,13 @@ def read_pairs(path: Path) -> list[Mark]:
     """
     rows = read_table(path)
     text, image, right = (column_of(rows, (name, *OTHER_NAMES[name]), path) for name in COLUMNS)
-    return [Mark(_sentence_of(row, text), _text_of(row, image), _is_right(row, right)) for row in rows]
+    marks = [Mark(_text_of(row, text), _text_of(row, image), _is_right(row, right)) for row in rows]
+    for row, mark in zip(rows, marks, strict=True):
+        try:
+            check_sentence(mark.text)
+        except CsktError as error:
+            raise CsktError(f"{row.where}: '{text}': {error}") from None
+    return marks
 
 
 def _people(captions_of: dict[str, list[str]]) -> dict[str, int]:
@@ -98,15 +104,6 @@ def _text_of(row: Row, column: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise CsktError(f"{row.where}: no text under '{column}'; give a sentence, the name of an image, and 1 or 0")
     return value
-
-
-def _sentence_of(row: Row, column: str) -> str:
-    text = _text_of(row, column)
-    try:
-        check_sentence(text)
-    except CsktError as error:
-        raise CsktError(f"{row.where}: '{column}': {error}") from None
-    return text
 
 
 def _is_right(row: Row, column: str) -> bool:

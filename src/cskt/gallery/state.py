@@ -31,10 +31,9 @@ from cskt.gallery.conditions import Condition
 from cskt.gallery.indexing.preparing import digest
 from cskt.gallery.indexing.scanning import ImageSource
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, read_manifest, write_manifest
-from cskt.gallery.opening import drop_store, open_store
+from cskt.gallery.opening import check_folder, copy_calibration, drop_store, open_store
 from cskt.gallery.options import SearchOptions
 from cskt.gallery.originals import Originals, original_path
-from cskt.gallery.places import check_folder
 from cskt.gallery.stores.base import CropFacts, VectorStore, operator_errors
 from cskt.utils.messages import nearest
 from cskt.utils.paths import inside
@@ -216,7 +215,7 @@ class GalleryState:
             check_new_columns(known, new)
 
     def replace_by(self, manifest: Manifest, store: VectorStore) -> None:
-        """Switch to the vectors of another model, and delete the old ones; the caller holds the lock."""
+        """Switch to another model with its vectors and calibration; the caller holds the lock."""
         old, old_store = self.manifest, self.store
         names = ("model", "fingerprint", "embed_dim", "warning", "upright")
         self._change(**{name: getattr(manifest, name) for name in names})
@@ -226,6 +225,7 @@ class GalleryState:
             drop_store(self.folder, old)
         except CsktError as error:  # no reason to encode everything again
             logger.warning("the vectors of the model before are left over: %s", error)
+        copy_calibration(self.folder, self.manifest)
 
     def _file_state(self) -> tuple[int, int]:
         state = state_of(self.folder / MANIFEST)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,39 +56,31 @@ def column_of(rows: Sequence[Row], names: Collection[str], path: Path) -> str:
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[Row]:
-    headings: list[str] | None = None
-    for line_number, cells in _csv_lines(path, text):
-        where = f"{path}:{line_number}"
-        if headings is None:
-            headings = _checked_headings(cells, where)
-        elif len(cells) > len(headings):
-            raise CsktError(f"{where}: {len(cells)} cells under {len(headings)} headings; quote cells with commas")
-        else:
-            yield Row(where, dict(itertools.zip_longest(headings, map(unguarded_cell, cells), fillvalue="")))
-
-
-def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield line numbers and cells of lines that are not empty, without the empty cells that spreadsheets add."""
+    """Yield rows without the empty lines and cells that spreadsheets add."""
     start = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max(DELIMITERS, key=start.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    headings: list[str] = []
     try:
         for cells in reader:
+            where = f"{path}:{reader.line_num}"
             while cells and not cells[-1].strip():
                 cells.pop()
-            if cells:
-                yield reader.line_num, cells
+            if headings and len(cells) > len(headings):
+                raise CsktError(f"{where}: {len(cells)} cells under {len(headings)} headings; quote cells with commas")
+            if headings and cells:
+                yield Row(where, dict(itertools.zip_longest(headings, map(unguarded_cell, cells), fillvalue="")))
+            elif cells:
+                headings = _checked_headings(cells, where)
     except csv.Error as error:
         raise CsktError(f"{path}:{reader.line_num}: not CSV: {error}; is a quotation mark left open?") from None
 
 
 def _checked_headings(cells: Sequence[str], where: str) -> list[str]:
     headings = [cell.strip() for cell in cells]
-    seen = set[str]()
-    for heading in headings:
-        if heading in seen:
-            raise CsktError(f"{where}: the heading '{heading[:80]}' is there twice; rename one of them")
-        seen.add(heading)
+    twice = next((heading for heading, number in Counter(headings).items() if number > 1), None)
+    if twice is not None:
+        raise CsktError(f"{where}: the heading '{twice[:80]}' is there twice; rename one of them")
     return headings
 
 

@@ -17,7 +17,7 @@ from cskt.gallery.indexing.preparing import check_image_id
 from cskt.gallery.indexing.reencoding import encode_turned_crops
 from cskt.gallery.indexing.scanning import IGNORED, Scan
 from cskt.gallery.indexing.shards import crops_of, find_shards
-from cskt.gallery.places import source_to_index
+from cskt.gallery.opening import source_to_index
 from cskt.gallery.state import GalleryState
 from cskt.gallery.stores.base import FileState
 from cskt.image_files.decode import Source
