@@ -31,7 +31,7 @@ from cskt.data.tokenizer import Tokenizer
 from cskt.device import arithmetic
 from cskt.embed import Encoder
 from cskt.image_files.decode import Source
-from cskt.image_files.modes import to_rgb
+from cskt.image_files.formats import to_rgb
 from cskt.model.dual_encoder import DualEncoder
 
 PHRASE = "a person with {}"

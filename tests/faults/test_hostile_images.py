@@ -38,7 +38,7 @@ from cskt.data.images import ImageReader
 from cskt.data.loading import cached_images
 from cskt.errors import CsktError
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.indexing.preparing import prepare
+from cskt.gallery.indexing.encoding import prepare
 from cskt.image_files.decode import decode_image
 from cskt.image_files.limits import MAX_PIXELS
 from cskt.report.answers import load_crop
@@ -344,7 +344,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     process each.
     """
     path = tmp_path / "x.jpg"
-    preparation = "from cskt.gallery.indexing.preparing import bytes_of, prepare"
+    preparation = "from cskt.gallery.indexing.encoding import bytes_of, prepare"
     groups = [[kind] for kind in MEMORY] if LONG else [list(IN_FAST)]
     for group in groups:
         readings = []

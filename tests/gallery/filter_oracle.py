@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cskt.gallery.columns import Kind, Value
 from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Pattern
-from cskt.gallery.indexing.preparing import check_image_id
+from cskt.gallery.stores.base import check_image_id
 
 RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,

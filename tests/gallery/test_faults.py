@@ -20,7 +20,7 @@ from cskt.embed import Encoder
 from cskt.errors import CsktError
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing import commits
-from cskt.gallery.indexing.preparing import digest
+from cskt.gallery.indexing.encoding import digest
 from cskt.gallery.opening import source_to_index
 from cskt.gallery.stores.base import VectorStore
 from disks import enlarge, mounted, without_rights

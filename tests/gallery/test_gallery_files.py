@@ -13,14 +13,10 @@ import pytest
 from PIL import Image
 
 from cskt.data.images import ImageReader
+from cskt.gallery.indexing.encoding import THUMBNAIL_SIZE, bytes_of, prepare
 from cskt.gallery.indexing.ignoring import IgnorePatterns
-from cskt.gallery.indexing.preparing import (
-    THUMBNAIL_SIZE,
-    bytes_of,
-    check_image_id,
-    prepare,
-)
 from cskt.gallery.indexing.scanning import ImageSource, Scan, walk
+from cskt.gallery.stores.base import check_image_id
 
 
 def picture(path: Path, size: tuple[int, int] = (40, 100)) -> Path:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cskt.embed import Encoder
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.indexing import preparing
+from cskt.gallery.indexing import encoding
 from cskt.gallery.manifest import MANIFEST
 from cskt.gallery.query import Query
 from cskt.gallery.stores.base import check_sha256
@@ -45,7 +45,7 @@ def write(path: Path, number: int, kind: str = "PNG") -> Path:
 def older_version(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Encode as the versions before this one did."""
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "decode_image", lambda source, *_, **__: decode_image(source))
+        patch.setattr(encoding, "decode_image", lambda source, *_, **__: decode_image(source))
         yield
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cskt.image_files.decode import decode_image
-from cskt.image_files.modes import to_rgb
+from cskt.image_files.formats import to_rgb
 
 COLOURS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 8, 3), dtype=np.uint8))
 RAMP = np.linspace(0, 1, 96).reshape(12, 8)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cskt.image_files.decode import decode_image, stored_orientation
+from cskt.image_files.decode import decode_image, stored_orientation, turned
 from cskt.image_files.formats import formats, reads_avif
-from cskt.image_files.orientation import turned
 
 TAG = 0x0112
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 3, 3), dtype=np.uint8)).resize((24, 40), 0)

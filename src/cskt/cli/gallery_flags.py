@@ -14,10 +14,10 @@ from cskt.cli.parsing import Parser
 from cskt.embed import EncodeOptions, Encoder, ModelSource
 from cskt.embed.model_paths import check_exists, needed_backbone
 from cskt.gallery.indexing.commits import IndexReport
-from cskt.gallery.indexing.preparing import LONGEST_ID
 from cskt.gallery.indexing.scanning import READ_WITH
 from cskt.gallery.manifest import MANIFEST, exists
 from cskt.gallery.opening import load_model
+from cskt.gallery.stores.base import LONGEST_ID
 from cskt.model.io.cache import CLIP_TINY, PUBLISHED, is_repository_name
 from cskt.utils.paths import expanded
 from cskt.utils.terminal import json_text

@@ -21,9 +21,8 @@ from cskt.data.overlaps import file_keys, names_of, overlaps, same_images, some
 from cskt.data.records import Pid, Split, SplitCounts
 from cskt.data.tokenizer import Tokenizer
 from cskt.errors import CsktError
-from cskt.image_files.decode import decode_image, read_bytes, stored_orientation
+from cskt.image_files.decode import UPRIGHT, decode_image, read_bytes, stored_orientation
 from cskt.image_files.limits import REMEDY
-from cskt.image_files.orientation import UPRIGHT
 
 CONTEXT_LENGTH = 77
 COUNTS = "{} identities, {} images, {} captions"

@@ -28,7 +28,7 @@ from cskt.gallery.columns import (
     named,
 )
 from cskt.gallery.conditions import Condition
-from cskt.gallery.indexing.preparing import digest
+from cskt.gallery.indexing.encoding import digest
 from cskt.gallery.indexing.scanning import ImageSource
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, read_manifest, write_manifest
 from cskt.gallery.opening import check_folder, copy_calibration, drop_store, open_store

@@ -2,8 +2,8 @@
 
 Pixels equal those of the released code, `Image.open(path).convert("RGB")`. As there, an EXIF orientation is not applied
 unless asked for, transparency is dropped, and an animation shows its first frame. Unlike there, 16-bit grey keeps its
-range instead of clipping to white (`modes`), and an image that is damaged or beyond `limits` is an error that names the
-file.
+range instead of clipping to white (`formats`), and an image that is damaged or beyond `limits` is an error that names
+the file.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ from PIL import Image
 
 from cskt.errors import CsktError, FileSystemError, MissingFileError, RefusedImageError
 from cskt.image_files import jpeg
-from cskt.image_files.formats import open_image
+from cskt.image_files.formats import decode_ppm, open_image, to_rgb
 from cskt.image_files.limits import MAX_FILE_BYTES, check_size, damaged
-from cskt.image_files.modes import decode_ppm, to_rgb
-from cskt.image_files.orientation import UPRIGHT, jpeg_orientation, may_be_turned, orientation_of, turned
 
+UPRIGHT = 1
+"""Orientation of an image that is stored upright, or has no tag."""
+_TAG = 0x0112
+_SIGNS = (b"Exif", b"EXIF", b"exif", b"eXIf", b"tiff:Orientation", b"adobe.xmp")
+"""One of these is in every file with the tag, but for AVIF."""
+_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+_APP1 = 0xE1
 TURNED_BY_THEIR_READER = ("TIFF", "HEIF")
 """Formats whose orientation is applied whenever a file is decoded."""
 
@@ -54,7 +59,7 @@ def decode_image(source: Source, name: str = "", *, apply_orientation: bool = Fa
             return _decode_opened(source, apply_orientation)
         if not source:
             raise damaged("the file is empty")
-        apply_orientation = apply_orientation and may_be_turned(source)
+        apply_orientation = apply_orientation and _may_be_turned(source)
         if source.startswith(jpeg.SIGNATURE):
             pixels = jpeg.decode_jpeg(source)
             return turned(pixels, jpeg_orientation(source)) if apply_orientation else pixels
@@ -67,7 +72,7 @@ def decode_image(source: Source, name: str = "", *, apply_orientation: bool = Fa
 def _decode_opened(image: Image.Image, apply_orientation: bool) -> NDArray[np.uint8]:
     check_size(image.height, image.width)
     pixels = to_rgb(image)
-    return turned(pixels, orientation_of(image)) if apply_orientation else pixels
+    return turned(pixels, _orientation_of(image)) if apply_orientation else pixels
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -81,15 +86,62 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 def stored_orientation(data: bytes) -> int:
     """Return the orientation, 1 to 8, that `apply_orientation` applies to a file's pixels; 1 if it cannot be read."""
-    if not may_be_turned(data):
+    if not _may_be_turned(data):
         return UPRIGHT
     try:
         if data.startswith(jpeg.SIGNATURE):
             return jpeg_orientation(data)
         with open_image(data) as image:
-            return UPRIGHT if image.format in TURNED_BY_THEIR_READER else orientation_of(image)
+            return UPRIGHT if image.format in TURNED_BY_THEIR_READER else _orientation_of(image)
     except CsktError:
         return UPRIGHT
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """Return, from a quick search, whether a file may have an orientation; most have none."""
+    return data[4:8] == b"ftyp" or any(sign in data for sign in _SIGNS)
+
+
+def jpeg_orientation(data: bytes) -> int:
+    """Return the orientation of a JPEG file, 1 to 8; 1 if the metadata is damaged.
+
+    The segments are read here, since Pillow reads all tags of all segments when it opens a file.
+    """
+    image = Image.Image()
+    exif = b""
+    for marker, content, scan in jpeg.segments(data):
+        if scan:
+            break
+        if marker == _APP1 and content.startswith(_EXIF):
+            exif += content if not exif else content[len(_EXIF) :]
+        elif marker == _APP1 and content.startswith(_XMP):
+            image.info["xmp"] = content[len(_XMP) :]
+    if exif:
+        image.info["exif"] = exif
+    return _orientation_of(image)
+
+
+def _orientation_of(image: Image.Image) -> int:
+    """Return the orientation that is still to be applied to a loaded image, 1 to 8; 1 if the metadata is damaged.
+
+    Pillow itself applies that of a TIFF file when it loads it, and pillow-heif that of a HEIC file.
+    """
+    try:
+        orientation = image.getexif().get(_TAG, UPRIGHT)
+    except Exception:  # noqa: BLE001  (Pillow's reader of metadata raises many kinds of errors on damaged ones)
+        return UPRIGHT
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else UPRIGHT
+
+
+def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Apply an EXIF orientation, 1 to 8, to pixels [H, W, 3] as stored; from 5 on, they become [W, H, 3]."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def read_bytes(path: Path) -> bytes:

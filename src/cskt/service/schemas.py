@@ -12,9 +12,9 @@ from torch import Tensor
 from cskt.data.sentences import LONGEST_SENTENCE, check_wording
 from cskt.errors import CsktError
 from cskt.gallery.columns import MOST_COLUMNS, Kind
-from cskt.gallery.indexing.preparing import LONGEST_ID
 from cskt.gallery.options import SearchOptions
 from cskt.gallery.query import Query
+from cskt.gallery.stores.base import LONGEST_ID
 from cskt.service.http_errors import ServiceError
 from cskt.service.settings import ServiceSettings
 

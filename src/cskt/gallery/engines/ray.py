@@ -143,7 +143,7 @@ class RayEngine:
                 if number not in restarting:
                     restarting[number] = free.count(number)
                     free = [other for other in free if other != number]
-                    running[self._describe(number)] = ActorCall(number)
+                    running[self._actors[number].describe.remote()] = ActorCall(number)
                     logger.warning(
                         "a worker (process %d of %s) died; nothing is lost, but is there memory enough?",
                         self._infos[number].pid, self._infos[number].node,
@@ -168,7 +168,7 @@ class RayEngine:
         )
         self._actors = [worker.remote(self._load, self._folder) for _ in range(self._plan.num_workers)]
         try:
-            starting = {self._describe(number): ActorCall(number) for number in range(len(self._actors))}
+            starting = {actor.describe.remote(): ActorCall(number) for number, actor in enumerate(self._actors)}
             while starting:
                 call, info = _next_result(starting)
                 if info is None:
@@ -186,10 +186,6 @@ class RayEngine:
         except BaseException:
             self._actors = []
             raise
-
-    def _describe(self, number: int) -> Any:
-        """Request an actor's description, which waits until it has started."""
-        return self._actors[number].describe.remote()
 
 
 class _Worker:
@@ -231,13 +227,7 @@ class _Worker:
 
 
 def plan_actors(nodes: Sequence[Mapping[str, float]], num_workers: int | None, device: str | None) -> ActorPlan:
-    """Return a plan of actors all of which fit on the cluster.
-
-    Args:
-        nodes: resources of each node: `CPU`, `GPU`.
-        num_workers: number of actors; None for the default.
-        device: auto (None), cpu, cuda or mps.
-    """
+    """Return a plan of actors all of which fit on the cluster, whose nodes have resources `CPU` and `GPU`."""
     num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     cpus = [int(node.get("CPU", 0)) for node in nodes]
     if device is not None and device.startswith("cuda") and (device != "cuda" or not num_gpus):

@@ -78,7 +78,7 @@ def fill(
         originals: stores the files of uploads, and deletes those that they replace.
     """
     total = len(pending) if isinstance(pending, Sequence) else None
-    writer = _Writer(store, report, writing, originals)
+    writer = Writer(store, report, writing, originals)
     num_read = num_finished = 0
 
     def advance(steps: int) -> None:
@@ -121,13 +121,13 @@ def fill(
 
 
 @dataclass(frozen=True)
-class _Writer:
+class Writer:
     """Stores processed images, each call in one commit; see `fill`."""
 
     store: VectorStore
     report: IndexReport
     writing: Callable[[], AbstractContextManager[None]]
-    originals: Originals | None
+    originals: Originals | None = None
 
     def add(self, images: Sequence[Processed]) -> None:
         """Store encoded crops, with the metadata that the store has of their older versions."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias, TypeVar
@@ -9,17 +11,22 @@ from typing import Protocol, TypeAlias, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
 from cskt.config.types import Interpolation
+from cskt.data.images import resize
 from cskt.data.loading import work_ahead
 from cskt.embed import Encoder
 from cskt.errors import CsktError
 from cskt.gallery.columns import Value
-from cskt.gallery.indexing.preparing import PreparedImage, bytes_of, digest, prepare
 from cskt.gallery.stores.base import Crop, CropFacts, FileState
-from cskt.image_files.decode import Source
+from cskt.image_files.decode import Source, decode_image, read_bytes
 from cskt.utils.messages import one_line
 
+THUMBNAIL_SIZE = (160, 256)
+"""Largest width and height in pixels."""
+THUMBNAIL_QUALITY = 82
 MAX_BATCH_BYTES = 64_000_000
 """Size of the files of a batch that are in memory."""
 
@@ -54,6 +61,20 @@ class Processed:
     error: str | None = None
     data: bytes = b""
     """Content of the file, if the gallery stores it."""
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image file, read once."""
+
+    pixels: Tensor
+    """[3, H, W] uint8, in the size of the model."""
+    width: int
+    """Width of the original as it is displayed, in pixels."""
+    height: int
+    num_bytes: int
+    sha256: str
+    thumbnail: bytes
 
 
 class Engine(Protocol):
@@ -125,3 +146,41 @@ def _crop(pending: Pending, image: PreparedImage, vector: NDArray[np.float32]) -
     size = image.width, image.height, image.num_bytes
     facts = CropFacts(pending.image_id, *size, pending.modified_ns, image.sha256, pending.kept)
     return Crop(facts, vector, image.thumbnail)
+
+
+def bytes_of(source: Source) -> bytes:
+    """Return the bytes of an image file; for an image in memory, of a PNG of it."""
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, Image.Image):
+        buffer = io.BytesIO()
+        Image.fromarray(decode_image(source, apply_orientation=True)).save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+    return read_bytes(source)
+
+
+def digest(data: bytes) -> str:
+    """Return the SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def prepare(data: bytes, height: int, width: int, interpolation: Interpolation = "bilinear") -> PreparedImage:
+    """Decode a file once, upright: `height`, `width` and `interpolation` are of the model's images."""
+    pixels = decode_image(data, apply_orientation=True)
+    return PreparedImage(
+        pixels=resize(pixels, height, width, interpolation),
+        width=pixels.shape[1],
+        height=pixels.shape[0],
+        num_bytes=len(data),
+        sha256=digest(data),
+        thumbnail=draw_thumbnail(pixels),
+    )
+
+
+def draw_thumbnail(pixels: NDArray[np.uint8]) -> bytes:
+    """Return a small JPEG of pixels [h, w, 3] with the same aspect ratio."""
+    image = Image.fromarray(pixels)
+    image.thumbnail(THUMBNAIL_SIZE, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)
+    return buffer.getvalue()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from cskt.errors import CsktError
 
@@ -22,12 +21,17 @@ MAX_LENGTH = 512
 """Characters of a pattern."""
 
 
-@dataclass(frozen=True)
 class _Pattern:
-    parts: tuple[str, ...]
-    is_anchored: bool
-    """True if it matches the whole path, and not only its last name."""
-    is_folder: bool
+    def __init__(self, pattern: str) -> None:
+        self.parts = pattern.strip("/").split("/")
+        self.is_anchored = "/" in pattern.rstrip("/")  # else it matches the last name of a path
+        self.is_folder = pattern.endswith("/")
+        if not pattern.isprintable() or len(pattern) > MAX_LENGTH:
+            raise CsktError(f"--ignore {pattern[:80]!r}: expected 1 to {MAX_LENGTH} characters that can be printed")
+        if pattern.startswith("!") or "\\" in pattern:
+            raise CsktError(f"--ignore {pattern}: '!' and '\\' have no meaning here; separate folders by '/'")
+        if any(part in ("", ".", "..") for part in self.parts):
+            raise CsktError(f"--ignore {pattern}: not a path below the indexed folder; give one such as cam3/*.png")
 
     def matches(self, path: Sequence[str], *, is_folder: bool) -> bool:
         if self.is_folder and not is_folder:
@@ -36,14 +40,10 @@ class _Pattern:
 
 
 class IgnorePatterns:
-    """Patterns that are applied to paths within an indexed folder.
-
-    Args:
-        patterns: see the module.
-    """
+    """Patterns that are applied to paths within an indexed folder; see the module."""
 
     def __init__(self, patterns: Iterable[str] = ()) -> None:
-        self._patterns = [_parsed(pattern) for pattern in patterns]
+        self._patterns = [_Pattern(pattern) for pattern in patterns]
         if len(self._patterns) > MAX_PATTERNS:
             raise CsktError(f"--ignore: {len(self._patterns)} patterns; give at most {MAX_PATTERNS}")
 
@@ -59,17 +59,6 @@ class IgnorePatterns:
         parts = path.split("/")
         above = ("/".join(parts[:depth]) for depth in range(1, len(parts)))
         return any(self.match(folder, is_folder=True) for folder in above) or self.match(path)
-
-
-def _parsed(pattern: str) -> _Pattern:
-    parts = pattern.strip("/").split("/")
-    if not pattern.isprintable() or len(pattern) > MAX_LENGTH:
-        raise CsktError(f"--ignore {pattern[:80]!r}: expected 1 to {MAX_LENGTH} characters that can be printed")
-    if pattern.startswith("!") or "\\" in pattern:
-        raise CsktError(f"--ignore {pattern}: '!' and '\\' have no meaning here; separate folders by '/'")
-    if any(part in ("", ".", "..") for part in parts):
-        raise CsktError(f"--ignore {pattern}: not a path below the indexed folder; give one such as cam3/*.png")
-    return _Pattern(tuple(parts), is_anchored="/" in pattern.rstrip("/"), is_folder=pattern.endswith("/"))
 
 
 def _match(path: Sequence[str], pattern: Sequence[str]) -> bool:

@@ -23,8 +23,7 @@ from cskt.gallery.indexing.scanning import reason_of
 from cskt.gallery.opening import open_store
 from cskt.gallery.state import GalleryState
 from cskt.gallery.stores.base import CropFacts, VectorStore
-from cskt.image_files.decode import read_bytes, stored_orientation
-from cskt.image_files.orientation import UPRIGHT
+from cskt.image_files.decode import UPRIGHT, read_bytes, stored_orientation
 
 TURNED_AT_ONCE = 64
 """Crops that are encoded again while the gallery is locked."""

@@ -15,8 +15,10 @@ from pathlib import Path, PurePosixPath
 
 from cskt.errors import CsktError
 from cskt.gallery.indexing.ignoring import IgnorePatterns
-from cskt.gallery.indexing.preparing import SUFFIXES
+from cskt.image_files.formats import suffixes
 
+SUFFIXES = suffixes()
+"""Suffixes, in lower case, of image files."""
 LIST_SUFFIXES = (".txt", ".lst")
 """Suffixes of a list: UTF-8, one path a line."""
 READ_WITH = {

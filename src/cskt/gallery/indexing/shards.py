@@ -13,8 +13,7 @@ from tarfile import EOFHeaderError, HeaderError, ReadError  # type: ignore[attr-
 from typing import Any, BinaryIO, cast
 
 from cskt.errors import CsktError
-from cskt.gallery.indexing.preparing import SUFFIXES
-from cskt.gallery.indexing.scanning import LINKS, SPECIAL, Scan
+from cskt.gallery.indexing.scanning import LINKS, SPECIAL, SUFFIXES, Scan
 from cskt.image_files.limits import MAX_FILE_BYTES as MOST_BYTES
 from cskt.utils.json_files import load_json
 

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from cskt.errors import CsktError
-from cskt.gallery.indexing.commits import IndexReport, Progress, conflict_with, fill, merged_metadata, restate
-from cskt.gallery.indexing.encoding import Engine, Pending, Stated, batched
+from cskt.gallery.indexing.commits import IndexReport, Progress, Writer, conflict_with, fill
+from cskt.gallery.indexing.encoding import Engine, Pending, Processed, batched
 from cskt.gallery.indexing.ignoring import IgnorePatterns
-from cskt.gallery.indexing.preparing import check_image_id
 from cskt.gallery.indexing.reencoding import encode_turned_crops
 from cskt.gallery.indexing.scanning import IGNORED, Scan
 from cskt.gallery.indexing.shards import crops_of, find_shards
 from cskt.gallery.opening import source_to_index
 from cskt.gallery.state import GalleryState
-from cskt.gallery.stores.base import FileState
+from cskt.gallery.stores.base import FileState, check_image_id
 from cskt.image_files.decode import Source
 
 T = TypeVar("T")
@@ -59,7 +58,7 @@ def index(
             report.removed = state.store.delete_corrupt()
     known = state.store.files()
     pending: list[Pending] = []
-    unchanged: dict[str, int] = {}
+    restated: list[Pending] = []
     for name, (num_bytes, modified_ns) in scan.files.items():
         before = known.get(name)
         try:
@@ -67,14 +66,16 @@ def index(
         except CsktError as error:
             report.unreadable.append((name, str(error)))
             continue
+        is_unchanged = before is not None and (before.num_bytes, before.modified_ns) == (num_bytes, modified_ns)
         if (conflict := conflict_with(before, kept=False)) is not None:
             report.unreadable.append((name, conflict))
-        elif before is not None and (before.num_bytes, before.modified_ns) == (num_bytes, modified_ns):
-            unchanged[name] = modified_ns
+        elif is_unchanged and name not in stated:
+            report.unchanged += 1
         else:
-            pending.append(Pending(name, source.folder / name, modified_ns, False, stated.get(name, {}), before))
-    report.updated = _restate_unchanged(state, unchanged, stated)
-    report.unchanged = len(unchanged) - report.updated
+            item = Pending(name, source.folder / name, modified_ns, False, stated.get(name, {}), before)
+            (restated if is_unchanged else pending).append(item)
+    for items in batched(restated):
+        Writer(state.store, report, state.writing).update([Processed(item) for item in items])
     fill(state.store, engine, pending, report, writing=state.writing, on_progress=on_progress)
     absent = [name for name, file in known.items() if not file.kept and name not in scan.files]
     vanished = [name for name in absent if not scan.is_unchecked(name)]
@@ -175,18 +176,6 @@ def _by_file(rows: Mapping[str, T], files: Collection[str]) -> dict[str, T]:
         name if name in files else in_nfc.get(unicodedata.normalize("NFC", name), name): row
         for name, row in rows.items()
     }
-
-
-def _restate_unchanged(state: GalleryState, unchanged: Mapping[str, int], stated: Mapping[str, Stated]) -> int:
-    """Store new metadata of unchanged files (name -> time of change), and return the number of crops that differ."""
-    num_updated = 0
-    for names in batched([name for name in stated if name in unchanged]):
-        with state.writing():
-            facts = state.store.get(names)
-            rows = {name: merged_metadata(known.metadata, stated[name]) for name, known in facts.items()}
-            changes = {name: (row, unchanged[name]) for name, row in rows.items() if row != facts[name].metadata}
-            num_updated += restate(state.store, facts, changes)
-    return num_updated
 
 
 def _prune(state: GalleryState, vanished: Mapping[str, FileState]) -> int:

@@ -7,10 +7,12 @@ same tests against both.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +26,11 @@ from cskt.types import Hit
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
+LONGEST_ID = 512
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
+"""Pattern of nearly all names; the full check takes ten times as long."""
+_BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that turn the direction of writing, and so make one name look like another."""
 MAX_FACET_VALUES = 50
 """A text column with more distinct values has no list of them in its facet."""
 
@@ -33,6 +40,26 @@ def check_sha256(text: str) -> str:
     if not _SHA256.fullmatch(text):
         raise CsktError("must be 64 hexadecimal digits in lower case")
     return text
+
+
+def check_image_id(image_id: str) -> str:
+    """Return a crop's name if every store, address and table can contain it."""
+    if len(image_id) <= LONGEST_ID and _PLAIN_ID.fullmatch(image_id):
+        return image_id
+    parts = PurePosixPath(image_id).parts
+    if (
+        not 0 < len(image_id) <= LONGEST_ID
+        or image_id.startswith("/")
+        or "\\" in image_id
+        or "/".join(parts) != image_id
+        or any(part == ".." or not part.strip() for part in parts)
+        or any(unicodedata.category(letter) in ("Cc", "Cs") or letter in _BIDIRECTIONAL for letter in image_id)
+    ):
+        raise CsktError(
+            f"{image_id[:80]!r} is no name for a crop; expected 1 to {LONGEST_ID} letters such as cam3/0001.jpg: no"
+            " '..', '\\', leading or double '/', control characters"
+        )
+    return image_id
 
 
 @contextmanager

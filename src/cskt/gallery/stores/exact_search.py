@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -205,7 +205,7 @@ class Matrix:
             query, column = _reaching(panel.scores, prepared.lowest_score(threshold, slack))
             score = panel.scores[query, column]
             upper = score + slack[query, 0] + prepared.unit * score.abs()
-            collected.append((query.numpy(), panel.keys_of(column.numpy()), upper.numpy()))
+            collected.append((query.numpy(), panel.keys[column.numpy()], upper.numpy()))
             num_collected += len(query)
             if len(queries) > 1 and num_collected > MAX_COLLECTED:
                 half = len(queries) // 2
@@ -215,17 +215,15 @@ class Matrix:
     def _panels(self, queries: _PreparedQueries, selection: Selection | None) -> Iterator[_Panel]:
         """Yield the scores of all blocks with searched rows, of several small blocks at once."""
         masks = [block.alive for block in self.blocks] if selection is None else selection
-        parts: list[tuple[Tensor, NDArray[np.int64], MatrixBlock]] = []
-        size = 0
-        for block, wanted in zip(self.blocks, masks, strict=True):
-            if wanted.any():
-                parts.append((*block.scores(wanted, queries.multiplied), block))
-                size += parts[-1][0].numel()
-            if size >= PANEL_SCORES:
-                yield _Panel.joined(parts)
-                parts, size = [], 0
-        if parts:
-            yield _Panel.joined(parts)
+        searched = [(block, wanted) for block, wanted in zip(self.blocks, masks, strict=True) if wanted.any()]
+        parts: list[_Panel] = []
+        for number, (block, wanted) in enumerate(searched, start=1):
+            parts.append(_Panel(*block.scores(wanted, queries.multiplied), block.rounding, block.norm))
+            if number == len(searched) or sum(part.scores.numel() for part in parts) >= PANEL_SCORES:
+                scores, keys, roundings, norms = zip(*parts, strict=True)
+                joined = torch.cat(scores, dim=1) if len(parts) > 1 else scores[0]
+                yield _Panel(joined.float(), np.concatenate(keys), max(roundings), max(norms))
+                parts = []
 
 
 @dataclass(frozen=True)
@@ -262,32 +260,14 @@ class _PreparedQueries:
         return (score - 1e-6 * score.abs()).clamp(min=LOWEST_SCORE)
 
 
-@dataclass(frozen=True)
-class _Panel:
+class _Panel(NamedTuple):
     """Scores of some blocks side by side: each parallel step has a fixed cost, however few scores it handles."""
 
     scores: Tensor
     """[Q, n] float32; -inf for rows that are not searched."""
-    keys: Sequence[NDArray[np.int64]]
-    """Block by block."""
+    keys: NDArray[np.int64]
     rounding: float
     norm: float
-
-    @classmethod
-    def joined(cls, parts: Sequence[tuple[Tensor, NDArray[np.int64], MatrixBlock]]) -> _Panel:
-        scores, keys, blocks = zip(*parts, strict=True)
-        together = scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
-        return cls(together.float(), keys, max(b.rounding for b in blocks), max(b.norm for b in blocks))
-
-    def keys_of(self, columns: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the keys of some columns, without concatenating those of all columns."""
-        found = np.empty(len(columns), np.int64)
-        start = 0
-        for keys in self.keys:
-            inside = (columns >= start) & (columns < start + len(keys))
-            found[inside] = keys[columns[inside] - start]
-            start += len(keys)
-        return found
 
 
 def _products(rows: Tensor, queries: Tensor) -> Tensor:

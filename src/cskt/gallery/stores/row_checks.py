@@ -1,4 +1,4 @@
-"""Checks of rows read from a store: a gallery may come from someone else.
+"""Checks of rows written to a store, and read from it: a gallery may come from someone else.
 
 Names of crops and digests become paths, and numbers become answers. Rows therefore obey the same rules when read as
 when written; one that does not is an error that names it.
@@ -7,7 +7,7 @@ when written; one that does not is an error that names it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from cskt.errors import SHORT, CorruptRowError, CsktError
 from cskt.gallery.columns import LARGEST_WHOLE, Value
-from cskt.gallery.indexing.preparing import check_image_id
-from cskt.gallery.stores.base import CropFacts, FileState, check_sha256
+from cskt.gallery.stores.base import Crop, CropFacts, FileState, check_image_id, check_sha256
 
 STATE_FIELDS = ("image_id", "num_bytes", "modified_ns", "sha256", "kept")
 """Fields of a row that make a `FileState`, and its name."""
@@ -84,6 +83,20 @@ def checked_value(value: object, column: str) -> Value:
     if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
         raise CsktError(f"column '{column}' must be text, a finite number or a truth value, got {SHORT.repr(value)}")
     return value
+
+
+def checked_crops(crops: Sequence[Crop], dim: int, columns: Collection[str]) -> list[Crop]:
+    """Return the last of the crops of each name; their vectors are [dim] and finite, and their columns are known."""
+    for crop in crops:
+        if crop.vector.shape != (dim,) or not np.isfinite(crop.vector).all():
+            raise CsktError(
+                f"{crop.facts.image_id}: the vector must be {dim} finite numbers, found {crop.vector.size}; encode the"
+                " crop with the gallery's own model"
+            )
+        for name in crop.facts.metadata:
+            if name not in columns:
+                raise CsktError(f"{crop.facts.image_id}: the gallery has no column '{name}'; add the column first")
+    return list({crop.facts.image_id: crop for crop in crops}.values())
 
 
 def corrupt_vectors(vectors: NDArray[np.float32]) -> list[int]:

@@ -169,11 +169,10 @@ class LanceStore(VectorStore):
 
     def add(self, crops: Sequence[Crop]) -> None:
         """See `VectorStore`; CsktError for a vector of another width or not finite, and for an unknown column."""
-        last = {crop.facts.image_id: crop for crop in crops}
-        if not last:
+        if not crops:
             return
         with self._writing() as table:
-            rows = to_rows(list(last.values()), table.schema)
+            rows = to_rows(crops, table.schema)
             table.merge_insert("image_id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
 
     def delete(self, image_ids: Sequence[str]) -> int:

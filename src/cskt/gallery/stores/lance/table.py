@@ -18,7 +18,7 @@ from cskt.gallery.columns import BUILT_IN, Kind, Value
 from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Pattern
 from cskt.gallery.indexing.encoding import batched
 from cskt.gallery.stores.base import Crop, CropFacts
-from cskt.gallery.stores.row_checks import FACT_FIELDS, checked_facts
+from cskt.gallery.stores.row_checks import FACT_FIELDS, checked_crops, checked_facts
 
 PREFIX = "meta_"
 """Start of the name of a metadata column in the table, so that none is a word of SQL or a column of ours."""
@@ -110,15 +110,8 @@ def check_schema(found: pa.Schema, dim: int, columns: Mapping[str, Kind], folder
 def to_rows(crops: Sequence[Crop], table: pa.Schema) -> pa.Table:
     """Return crops as rows of a table with this schema."""
     dim = table.field("vector").type.list_size
-    for crop in crops:
-        if crop.vector.shape != (dim,) or not np.isfinite(crop.vector).all():
-            raise CsktError(
-                f"{crop.facts.image_id}: the vector must be {dim} finite numbers, found {crop.vector.size}; encode the"
-                " crop with the gallery's own model"
-            )
-        for name in crop.facts.metadata:
-            if f"{PREFIX}{name}" not in table.names:
-                raise CsktError(f"{crop.facts.image_id}: the gallery has no column '{name}'; add the column first")
+    columns = {name.removeprefix(PREFIX) for name in table.names if name.startswith(PREFIX)}
+    crops = checked_crops(crops, dim, columns)
     vectors = np.concatenate([crop.vector for crop in crops]).astype(np.float32, copy=False)
     arrays: dict[str, pa.Array] = {
         "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors), dim),

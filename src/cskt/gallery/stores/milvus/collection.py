@@ -26,7 +26,13 @@ from cskt.gallery.columns import Kind, Value
 from cskt.gallery.stores.base import Crop, CropFacts
 from cskt.gallery.stores.milvus.address import INDEXES, read_address, read_options
 from cskt.gallery.stores.milvus.expressions import like_key, like_text, partition_field, partition_of
-from cskt.gallery.stores.row_checks import checked_facts, checked_value, corrupt_row_errors, corrupt_vectors
+from cskt.gallery.stores.row_checks import (
+    FACT_FIELDS,
+    checked_facts,
+    checked_value,
+    corrupt_row_errors,
+    corrupt_vectors,
+)
 
 # These log an error to stderr with a traceback and raise it as well; the caller reports it. The server that milvus-lite
 # runs in this process logs by grpc, also for calls that pymilvus only tries.
@@ -206,26 +212,17 @@ class Collection:
 def to_row(crop: Crop, columns: Mapping[str, Kind], partitioned_by: str | None) -> dict[str, Any]:
     """Return a crop as a row."""
     facts = crop.facts
-    if unknown := facts.metadata.keys() - columns.keys():
-        raise CsktError(f"the gallery has no column '{min(unknown)}'")
     thumbnail = base64.b64encode(crop.thumbnail).decode()
     texts = {"its name": facts.image_id, "the thumbnail": thumbnail, **facts.metadata}
     for what, text in texts.items():
         limit = MAX_NAME_BYTES if what == "its name" else MAX_TEXT_BYTES
         if isinstance(text, str) and len(text.encode()) > limit:
             raise CsktError(f"{facts.image_id[:60]}: {what} has more than the {limit:,} bytes that Milvus stores")
-    row: dict[str, Any] = {
-        "image_id": facts.image_id,
-        "vector": crop.vector.astype(np.float32),
-        "thumbnail": thumbnail,
-        "width": float(facts.width),
-        "height": float(facts.height),
-        "num_bytes": float(facts.num_bytes),
-        "modified_ns": facts.modified_ns,
-        "sha256": facts.sha256,
-        "kept": facts.kept,
-        like_key("image_id"): like_text(facts.image_id),
-    }
+    row: dict[str, Any] = {"vector": crop.vector.astype(np.float32), "thumbnail": thumbnail}
+    for name in FACT_FIELDS:
+        value = getattr(facts, name)
+        row[name] = float(value) if FIELDS[name] == DataType.DOUBLE else value
+    row[like_key("image_id")] = like_text(facts.image_id)
     for column, value in facts.metadata.items():
         kind = columns[column]
         row[column] = float(value) if kind == "number" else value

@@ -33,7 +33,7 @@ from cskt.gallery.stores.milvus.collection import (
     to_vectors,
 )
 from cskt.gallery.stores.milvus.expressions import compiled, like_key, quoted
-from cskt.gallery.stores.row_checks import FACT_FIELDS, STATE_FIELDS, checked_state, corrupt_row_errors
+from cskt.gallery.stores.row_checks import FACT_FIELDS, STATE_FIELDS, checked_crops, checked_state, corrupt_row_errors
 from cskt.types import Hit
 
 READ_SECONDS = 20.0
@@ -98,7 +98,8 @@ class MilvusStore(VectorStore):
 
     def add(self, crops: Sequence[Crop]) -> None:
         """See `VectorStore`; each crop is written whole or not at all, a request of many perhaps in parts."""
-        by_name = {crop.facts.image_id: to_row(crop, self._columns, self._options.partition) for crop in crops}
+        last = checked_crops(crops, self._embed_dim, self._columns)
+        by_name = {crop.facts.image_id: to_row(crop, self._columns, self._options.partition) for crop in last}
         if self._collection.merges_keys:
             for name, facts in self.get(list(by_name)).items():
                 # Nulls are read and compared like missing keys.
@@ -121,8 +122,9 @@ class MilvusStore(VectorStore):
         [row] = self._query(filter=self._expression(where), output_fields=["count(*)"])
         return int(row["count(*)"])
 
-    def get(self, image_ids: Sequence[str]) -> dict[str, CropFacts]:
-        return self._get(image_ids)
+    def get(self, image_ids: Sequence[str], **level: str) -> dict[str, CropFacts]:
+        rows = self._by_name(image_ids, [*FACT_FIELDS, *self._columns], **level)
+        return {row["image_id"]: to_facts(row, self._columns, self._url) for row in rows}
 
     def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         rows = list(self._by_name(image_ids, ["image_id", "vector"]))
@@ -153,7 +155,7 @@ class MilvusStore(VectorStore):
         step = max(1, self._rows_per_message() // limit)
         for start in range(0, len(queries_QD), step):
             best += self._best(queries_QD[start : start + step], k, where, limit)
-        facts = self._get([image_id for pairs in best for _, image_id in pairs], **self._level())
+        facts = self.get([image_id for pairs in best for _, image_id in pairs], **self._level())
         # A crop may be deleted between the two requests.
         found = [[(facts[name], score) for score, name in pairs if name in facts] for pairs in best]
         return [[crop.hit(score, rank) for rank, (crop, score) in enumerate(pairs, start=1)] for pairs in found]
@@ -191,10 +193,6 @@ class MilvusStore(VectorStore):
 
     def _query(self, **kwargs: Any) -> Any:
         return self._call(self._client.query, **{"timeout": READ_SECONDS, **kwargs})
-
-    def _get(self, image_ids: Sequence[str], **level: str) -> dict[str, CropFacts]:
-        rows = self._by_name(image_ids, [*FACT_FIELDS, *self._columns], **level)
-        return {row["image_id"]: to_facts(row, self._columns, self._url) for row in rows}
 
     def _by_name(self, image_ids: Sequence[str], fields: list[str], **level: str) -> Iterator[dict[str, Any]]:
         """Yield the rows of these names, in any order, once each; the consistency is Strong without a level."""
