@@ -93,13 +93,20 @@ def naive_rerank(queries: Tensor, gallery: Tensor, k1: int, k2: int, weight: flo
     return torch.tensor(rows, dtype=torch.float64)
 
 
+def rerank_similarity(
+    queries: Tensor, gallery: Tensor, k1: int = 20, k2: int = 6, weight: float = 0.3, chunk_size: int | None = None
+) -> Callable[[Tensor], Tensor]:
+    options = rerank.RankingOptions(rerank=True, rerank_k1=k1, rerank_k2=k2, rerank_weight=weight)
+    return rerank.rerank_similarity(queries, gallery, options, chunk_size=chunk_size)
+
+
 @pytest.mark.parametrize(
     ("k1", "k2", "weight", "chunk_size"),
     [(20, 6, 0.3, None), (7, 3, 0.3, 5), (6, 6, 0.0, 1), (5, 1, 0.8, 48), (1, 1, 0.5, 7), (48, 4, 0.3, 100)],
 )
 def test_sparse_chunks_equal_naive_loops(k1: int, k2: int, weight: float, chunk_size: int | None) -> None:
     queries, gallery, _, _ = people(12, captions=1, seed=k1)
-    similarity_of = rerank.rerank_similarity(queries, gallery, k1=k1, k2=k2, weight=weight, chunk_size=chunk_size)
+    similarity_of = rerank_similarity(queries, gallery, k1=k1, k2=k2, weight=weight, chunk_size=chunk_size)
     expected = naive_rerank(queries, gallery, k1, k2, weight)
     torch.testing.assert_close(whole(similarity_of, 12), expected, rtol=0, atol=2e-6)
     rows = torch.tensor([7, 0, 3])
@@ -108,8 +115,8 @@ def test_sparse_chunks_equal_naive_loops(k1: int, k2: int, weight: float, chunk_
 
 def test_float32_features_give_float32() -> None:
     queries, gallery, _, _ = people(12)
-    exact = whole(rerank.rerank_similarity(queries, gallery), len(queries))
-    result = whole(rerank.rerank_similarity(queries.float(), gallery.float()), len(queries))
+    exact = whole(rerank_similarity(queries, gallery), len(queries))
+    result = whole(rerank_similarity(queries.float(), gallery.float()), len(queries))
     assert result.dtype == torch.float32
     torch.testing.assert_close(result.double(), exact, rtol=0, atol=1e-5)
 
@@ -119,16 +126,16 @@ def test_float32_features_give_float32() -> None:
 
 def test_a_caption_is_answered_alike_whoever_else_asks() -> None:
     queries, gallery, _, _ = people()
-    together = whole(rerank.rerank_similarity(queries, gallery), len(queries))
-    alone = whole(rerank.rerank_similarity(queries[5:7], gallery), 2)
+    together = whole(rerank_similarity(queries, gallery), len(queries))
+    alone = whole(rerank_similarity(queries[5:7], gallery), 2)
     torch.testing.assert_close(alone, together[5:7], rtol=0, atol=1e-6)
 
 
 def test_a_permuted_gallery_permutes_the_columns() -> None:
     queries, gallery, _, _ = people()
     order = torch.randperm(len(gallery), generator=torch.Generator().manual_seed(1))
-    straight = whole(rerank.rerank_similarity(queries, gallery), len(queries))
-    permuted = whole(rerank.rerank_similarity(queries, gallery[order]), len(queries))
+    straight = whole(rerank_similarity(queries, gallery), len(queries))
+    permuted = whole(rerank_similarity(queries, gallery[order]), len(queries))
     torch.testing.assert_close(permuted, straight[:, order], rtol=0, atol=1e-6)
 
 
@@ -140,8 +147,8 @@ def test_the_width_of_the_modality_gap_changes_nothing() -> None:
               zip((queries, gallery), apart, strict=True)]  # fmt: skip
     assert (gapped[0] @ gapped[1].T).mean() < (queries @ gallery.T).mean() - 0.15
     torch.testing.assert_close(
-        whole(rerank.rerank_similarity(*gapped), len(queries)),
-        whole(rerank.rerank_similarity(queries, gallery), len(queries)),
+        whole(rerank_similarity(*gapped), len(queries)),
+        whole(rerank_similarity(queries, gallery), len(queries)),
         rtol=0,
         atol=1e-5,
     )
@@ -149,7 +156,7 @@ def test_the_width_of_the_modality_gap_changes_nothing() -> None:
 
 def test_the_original_distance_alone_keeps_the_order() -> None:
     queries, gallery, query_ids, gallery_ids = people()
-    similarity_of = rerank.rerank_similarity(queries, gallery, weight=1.0)
+    similarity_of = rerank_similarity(queries, gallery, weight=1.0)
     before = metrics.from_features(queries, gallery, query_ids, gallery_ids)
     after = metrics.from_chunks(similarity_of, query_ids, gallery_ids)
     assert torch.equal(after.per_query.first_right_rank, before.per_query.first_right_rank)
@@ -159,9 +166,9 @@ def test_more_duplicates_than_neighbours_tie() -> None:
     """Every copy is the first of its own neighbours, though others fill the places after it."""
     queries, gallery, _, _ = people(6)
     copies = torch.cat([gallery, gallery[:1].expand(30, -1)])
-    result = whole(rerank.rerank_similarity(queries, copies, k1=5, k2=2, weight=1.0), len(queries))
+    result = whole(rerank_similarity(queries, copies, k1=5, k2=2, weight=1.0), len(queries))
     torch.testing.assert_close(result[:, 24:], result[:, :1].expand(-1, 30))
-    result = whole(rerank.rerank_similarity(queries, copies, k1=5, k2=2), len(queries))
+    result = whole(rerank_similarity(queries, copies, k1=5, k2=2), len(queries))
     assert result.isfinite().all()
     assert result.min() >= -1e-6
     assert result.max() <= 1 + 1e-6
@@ -170,7 +177,7 @@ def test_more_duplicates_than_neighbours_tie() -> None:
 @pytest.mark.parametrize("num_gallery", [1, 5])
 def test_a_gallery_of_one_image_over_and_over_is_all_alike(num_gallery: int) -> None:
     queries, gallery = torch.eye(3), torch.eye(3)[:1].expand(num_gallery, -1)
-    result = whole(rerank.rerank_similarity(queries, gallery, k1=num_gallery, k2=1), 3)
+    result = whole(rerank_similarity(queries, gallery, k1=num_gallery, k2=1), 3)
     torch.testing.assert_close(result, torch.ones(3, num_gallery))
 
 
@@ -182,7 +189,7 @@ def test_a_gallery_of_one_image_over_and_over_is_all_alike(num_gallery: int) -> 
 def test_neighbours_help_where_images_of_a_person_are_alike(seed: int, gap: float) -> None:
     queries, gallery, query_ids, gallery_ids = people(100, gap=gap, captions=4, caption_noise=1.5, seed=seed)
     before = metrics.from_features(queries, gallery, query_ids, gallery_ids)
-    after = metrics.from_chunks(rerank.rerank_similarity(queries, gallery), query_ids, gallery_ids)
+    after = metrics.from_chunks(rerank_similarity(queries, gallery), query_ids, gallery_ids)
     assert after.mean_ap > before.mean_ap + 0.05
     assert after.r1 >= before.r1
 
@@ -203,7 +210,7 @@ class LargestTensor(TorchDispatchMode):
 def test_the_whole_similarity_matrix_is_never_in_memory() -> None:
     queries, gallery, _, _ = people(60)
     with LargestTensor() as largest:
-        similarity_of = rerank.rerank_similarity(queries, gallery, chunk_size=50)
+        similarity_of = rerank_similarity(queries, gallery, chunk_size=50)
         similarity_of(torch.arange(50))
         rerank.expand_queries(queries, 3, chunk_size=50)
     assert largest.num_elements <= 50 * 240
@@ -211,10 +218,10 @@ def test_the_whole_similarity_matrix_is_never_in_memory() -> None:
 
 def test_intermediate_matrices_are_sparse() -> None:
     queries, gallery, _, _ = people(400)
-    similarity_of = rerank.rerank_similarity(queries[:50], gallery[:50])  # first calls load modules
+    similarity_of = rerank_similarity(queries[:50], gallery[:50])  # first calls load modules
     similarity_of(torch.arange(50))
     tracemalloc.start()
-    similarity_of = rerank.rerank_similarity(queries, gallery, chunk_size=50)
+    similarity_of = rerank_similarity(queries, gallery, chunk_size=50)
     similarity_of(torch.arange(50))
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -222,22 +229,17 @@ def test_intermediate_matrices_are_sparse() -> None:
 
 
 def test_numbers_of_neighbours_out_of_range_are_refused() -> None:
-    queries, gallery, _, _ = people(4)
     for k1, k2 in ((0, 6), (17, 6), (8, 0), (8, 9)):
         with pytest.raises(CsktError, match=f"^re-ranking with k1 {k1}, k2 {k2} of 16 images; give a k1 of 1 to 16 "):
-            rerank.rerank_similarity(queries, gallery, k1=k1, k2=k2)
+            rerank.RankingOptions(rerank=True, rerank_k1=k1, rerank_k2=k2).check(8, 16)
     for weight in (-0.1, 30, math.nan):
         with pytest.raises(CsktError, match=f"^re-ranking with weight {weight}; give a fraction from 0 to 1$"):
-            rerank.rerank_similarity(queries, gallery, k1=8, weight=weight)
-    for k in (0, 8):
+            rerank.RankingOptions(rerank=True, rerank_k1=8, rerank_weight=weight).check(8, 16)
+    for k in (-1, 8):
         with pytest.raises(CsktError, match=f"^query expansion by {k} of 8 captions; give 1 to 7$"):
-            rerank.expand_queries(queries, k)
+            rerank.RankingOptions(query_expansion=k).check(8, 16)
     with pytest.raises(CsktError, match="query expansion by 1 of 1 captions"):
-        rerank.expand_queries(torch.eye(3)[:1], 1)
-    with pytest.raises(CsktError, match="chunk_size is 0; give at least 1"):
-        rerank.rerank_similarity(queries, gallery, k1=8, chunk_size=0)
-    with pytest.raises(CsktError, match="chunk_size is 0; give at least 1"):
-        rerank.expand_queries(queries, 1, chunk_size=0)
+        rerank.RankingOptions(query_expansion=1).check(1, 16)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -245,9 +247,9 @@ def test_features_that_are_not_finite_are_refused(bad: float) -> None:
     good, broken = torch.eye(4), torch.eye(4)
     broken[2, 1] = bad
     with pytest.raises(ValueError, match="query features hold NaN or infinity"):
-        rerank.rerank_similarity(broken, good, k1=2, k2=1)
+        rerank_similarity(broken, good, k1=2, k2=1)
     with pytest.raises(ValueError, match="gallery features hold NaN or infinity"):
-        rerank.rerank_similarity(good, broken, k1=2, k2=1)
+        rerank_similarity(good, broken, k1=2, k2=1)
     with pytest.raises(ValueError, match="query features hold NaN or infinity"):
         rerank.expand_queries(broken, 1)
 
@@ -255,14 +257,14 @@ def test_features_that_are_not_finite_are_refused(bad: float) -> None:
 def test_features_of_other_lengths_and_shapes_are_refused() -> None:
     good = torch.eye(4)
     with pytest.raises(ValueError, match="gallery features have lengths from 2 to 2; divide each by its length"):
-        rerank.rerank_similarity(good, 2 * good, k1=2, k2=1)
+        rerank_similarity(good, 2 * good, k1=2, k2=1)
     with pytest.raises(ValueError, match="query features have lengths from 0 to 1; divide each by its length"):
         rerank.expand_queries(torch.eye(5)[:, :4], 1)
     with pytest.raises(ValueError, match="query features are 4 wide and gallery features 3"):
-        rerank.rerank_similarity(good, torch.eye(3), k1=2, k2=1)
+        rerank_similarity(good, torch.eye(3), k1=2, k2=1)
     for features in (torch.ones(0, 4), torch.ones(4)):
         with pytest.raises(ValueError, match="query features have shape"):
-            rerank.rerank_similarity(features, good, k1=2, k2=1)
+            rerank_similarity(features, good, k1=2, k2=1)
 
 
 # --- query expansion ---------------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ def simulated(
 
 def interval_of(values: ArrayLike, groups: ArrayLike, **options: Any) -> tuple[float, float]:
     """A band of a single column."""
-    band = statistics.curve_interval(np.asarray(values, dtype=float)[:, None], groups, **options)
-    return float(band.low[0]), float(band.high[0])
+    low, high = statistics.curve_interval(np.asarray(values, dtype=float)[:, None], groups, **options)
+    return float(low[0]), float(high[0])
 
 
 # --- intervals ---------------------------------------------------------------------------------------------------
@@ -56,17 +56,15 @@ def test_many_identities_give_the_normal_interval_of_a_ratio() -> None:
     error = np.sqrt((residuals**2).sum() * num_identities / (num_identities - 1)) / len(values)
     low, high = interval_of(values, groups)
     assert (mean - low, high - mean) == pytest.approx([1.96 * error] * 2, rel=0.05)
-    low, high = interval_of(values, groups, confidence=0.68)
-    assert (mean - low, high - mean) == pytest.approx([norm.ppf(0.84) * error] * 2, rel=0.05)
 
 
 def test_a_column_of_a_band_is_the_interval_of_its_mean() -> None:
     values, groups = simulated(np.random.default_rng(2), 40, 0.5, num_columns=3)
     values[:, 1] = 1
-    band = statistics.curve_interval(values, groups, num_resamples=500)
+    lows, highs = statistics.curve_interval(values, groups, num_resamples=500)
     for column in range(3):
         low, high = interval_of(values[:, column], groups, num_resamples=500)
-        assert (band.low[column], band.high[column]) == pytest.approx((low, high), abs=1e-12)
+        assert (lows[column], highs[column]) == pytest.approx((low, high), abs=1e-12)
         assert low <= values[:, column].mean() <= high
 
 
@@ -208,48 +206,34 @@ def test_mean_and_deviation_over_seeds() -> None:
     assert statistics.mean_and_deviation([0.25]) == (0.25, None)
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------
+# --- programming errors
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -0.1, 69.7])
-def test_values_outside_0_to_1_are_refused(bad: float) -> None:
+def test_values_outside_0_to_1_are_programming_errors(bad: float) -> None:
     good, groups = [0.5, 0.5], [0, 1]
-    with pytest.raises(ValueError, match=r"values holds numbers outside \[0, 1\] or NaN; give fractions"):
+    with pytest.raises(AssertionError, match="fractions, neither percent nor NaN"):
         statistics.curve_interval([[0.5], [bad]], groups)
-    with pytest.raises(ValueError, match=r"^a holds numbers"):
+    with pytest.raises(AssertionError, match="fractions"):
         statistics.paired_p_value([bad, 0.5], good, groups)
-    with pytest.raises(ValueError, match=r"^b holds numbers"):
+    with pytest.raises(AssertionError, match="fractions"):
         statistics.paired_p_value(good, [bad, 0.5], groups)
-    with pytest.raises(ValueError, match=r"^p_values holds numbers"):
+    with pytest.raises(AssertionError, match="fractions"):
         statistics.holm([0.1, bad])
 
 
-def test_shapes_and_identities_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"values has shape \[0, 1\]; expected \[queries, K\], at least one"):
-        interval_of([], [])
-    with pytest.raises(ValueError, match=r"a has shape \[0\]; expected one figure per query"):
-        statistics.paired_p_value([], [], [])
-    with pytest.raises(ValueError, match=r"values has shape \[2\]; expected \[queries, K\]"):
-        statistics.curve_interval([0, 1], [0, 1])
-    with pytest.raises(ValueError, match=r"groups are int64 \[3\]; expected 2 identities, integers or strings"):
-        interval_of([0, 1], np.arange(3, dtype=np.int64))
-    with pytest.raises(ValueError, match=r"groups are float64 \[2\]; expected 2 identities, integers or strings"):
-        interval_of([0, 1], [0.0, 1.0])
-    with pytest.raises(ValueError, match="a has 2 queries and b 3; give both runs' results on the same queries"):
-        statistics.paired_p_value([0, 1], [0, 1, 1], [0, 1])
+@pytest.mark.parametrize(("values", "groups"), [([], []), ([0, 1], [0, 1, 2]), ([0, 1], [0.0, 1.0])])
+def test_shapes_and_identities_that_do_not_fit_are_programming_errors(values: ArrayLike, groups: ArrayLike) -> None:
+    with pytest.raises(AssertionError):
+        interval_of(values, groups)
+    with pytest.raises(AssertionError):
+        statistics.paired_p_value(values, values, groups)
 
 
-def test_options_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="confidence is 95; give a fraction between 0 and 1"):
-        interval_of([0, 1], [0, 1], confidence=95)
-    with pytest.raises(ValueError, match="num_resamples is 0; give at least 1"):
-        interval_of([0, 1], [0, 1], num_resamples=0)
-    with pytest.raises(ValueError, match="num_resamples is 0; give at least 1"):
-        statistics.paired_p_value([0, 1], [0, 1], [0, 1], num_resamples=0)
-    with pytest.raises(ValueError, match="expected a list of finite numbers"):
-        statistics.mean_and_deviation([])
-    with pytest.raises(ValueError, match="expected a list of finite numbers"):
-        statistics.mean_and_deviation([0.5, np.nan])
+@pytest.mark.parametrize("values", [[], [0.5, np.nan]])
+def test_only_finite_figures_have_a_mean_over_seeds(values: list[float]) -> None:
+    with pytest.raises(AssertionError, match="finite numbers, at least one"):
+        statistics.mean_and_deviation(values)
 
 
 # --- seeds

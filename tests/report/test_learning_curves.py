@@ -5,7 +5,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from cskt.report import learning_curves as plots
+from cskt.report import style
 from cskt.report.learning_curves import learning_curves, running_mean
 from cskt.report.style import DARK, spread, svg
 
@@ -29,13 +29,13 @@ def step(number: int, loss: float, **losses: float) -> dict[str, Any]:
 def drawn_text(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The labels at the lines' ends, as they are drawn (an SVG holds text as outlines)."""
     texts: list[str] = []
-    original = plots.label_ends
+    original = style.label_ends
 
     def spy(axes: Any, labels: Any, **options: Any) -> None:
         texts.extend(text for _, text, _ in labels)
         original(axes, labels, **options)
 
-    monkeypatch.setattr(plots, "label_ends", spy)
+    monkeypatch.setattr(style, "label_ends", spy)
     return texts
 
 

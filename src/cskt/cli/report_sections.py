@@ -69,7 +69,7 @@ def examine(label: str, model: Path, encoder: Encoder, split: Split, features: S
         raise CsktError(f"no caption of {split.dataset} {split.name} has an image of its person; nothing to report")
     hits = analysis.rank_hits(per_query.first_right_rank, MAX_RANK)
     others = [values.numpy()[matched] for values in (per_query.average_precision, per_query.inverse_negative_penalty)]
-    band = curve_interval(np.column_stack([hits, *others]), features.caption_pids.numpy()[matched])
+    low, high = curve_interval(np.column_stack([hits, *others]), features.caption_pids.numpy()[matched])
     columns = {"r1": 0, "r5": 4, "r10": 9, "mean_ap": MAX_RANK, "mean_inp": MAX_RANK + 1}
     config, events = run_config(model), read_events(model)
     with counting_bar("comparing pairs") as on_progress:
@@ -85,10 +85,10 @@ def examine(label: str, model: Path, encoder: Encoder, split: Split, features: S
         trainable_parameters=first_event(events, "start").get("trainable_parameters") if config else 0,
         total_parameters=encoder.model.num_parameters(),
         note=selection_note(model),
-        intervals={key: (float(band.low[place]), float(band.high[place])) for key, place in columns.items()},
+        intervals={key: (float(low[place]), float(high[place])) for key, place in columns.items()},
     )
     shown = min(MAX_RANK, len(split.records))
-    cmc = Curve(label, hits.mean(axis=0)[:shown], band.low[:shown], band.high[:shown])
+    cmc = Curve(label, hits.mean(axis=0)[:shown], low[:shown], high[:shown])
     return Examined(label, model, config, events, row, per_query, result, similarities, cmc, ignored_lines(model))
 
 
@@ -197,8 +197,8 @@ def attribute_sections(model: Examined, split: Split) -> list[Section]:
     errors = analysis.attribute_errors(values, split.image_pids, sought, found)
     sections = []
     if errors.names and len(errors.queries):
-        band = curve_interval(errors.differs.astype(np.float64), np.asarray(split.caption_pids)[errors.queries])
-        figure = attribute_bars(errors.names, errors.differs.mean(axis=0), errors.chance, band.low, band.high)
+        low, high = curve_interval(errors.differs.astype(np.float64), np.asarray(split.caption_pids)[errors.queries])
+        figure = attribute_bars(errors.names, errors.differs.mean(axis=0), errors.chance, low, high)
         note = (
             f"The {len(errors.queries):,} of {len(sought):,} queries that {model.label} answers wrongly at rank 1: how "
             "often each attribute of the person found differs from the person sought. Chance: any other person's image "

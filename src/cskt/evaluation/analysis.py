@@ -8,17 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cskt.evaluation.results import Floats, Integers
 from cskt.types import PerQuery
-
-Floats: TypeAlias = NDArray[np.float64]
-Integers: TypeAlias = NDArray[np.int64]
 
 NUM_BINS = 2000
 """Bins of a histogram of cosines over [-1, 1]; a drawing joins them."""
@@ -73,11 +70,8 @@ def compare_pairs(
 ) -> Similarities:
     """Return histograms of all cosines of a split and each query's best images, exact, in chunks.
 
-    Args:
-        query_features, gallery_features: [Q, D] and [G, D] of unit norm.
-        query_ids, gallery_ids: [Q] and [G] identities; a pair is right if they are equal.
-        chunk_size: queries at once; by default as many as give 4 million similarities.
-        on_progress: called with the number of queries done and of all queries, after each chunk.
+    Features are of unit norm, and a pair is right if its identities are equal. `on_progress` is called with the number
+    of queries done and of all queries. By default a chunk has 4 million similarities.
     """
     counts = torch.zeros(3, NUM_BINS, dtype=torch.int64)
     margins, first_answers = [], []
@@ -141,10 +135,7 @@ def _one_per_identity(ordered: Iterable[int], query_ids: Sequence[int], count: i
 def ranked_positions(similarity: Tensor, right: Tensor, k: int) -> list[tuple[int, int]]:
     """Return (rank, position) of the k best images of one query; if none is right, the first right one is the last.
 
-    Args:
-        similarity: [G] to the gallery; equals rank in gallery order.
-        right: [G] true for images of the person sought.
-        k: from 1 to G.
+    `similarity` [G] and `right` [G] are those of the gallery, in whose order equals rank.
     """
     order = similarity.argsort(descending=True, stable=True)
     places = list(range(k))
@@ -187,7 +178,7 @@ def _codes_and_counts(values: NDArray[np.generic]) -> tuple[Integers, Integers]:
 
 
 def confusion(sought: Sequence[str], found: Sequence[str]) -> tuple[list[str], Integers]:
-    """Count values sought [C, C by row] against values found; return the C values, most often sought first, too."""
+    """Return the C values, most often sought first, and counts [C, C] of values sought by row, found by column."""
     counts, by_sought = Counter(zip(sought, found, strict=True)), Counter(sought)
     labels = sorted({*sought, *found}, key=lambda label: (-by_sought[label], label))
     table = [[counts[row, column] for column in labels] for row in labels]

@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from cskt.evaluation.statistics import Interval, curve_interval, holm, mean_and_
 TESTED = ("r1", "mean_ap")
 """Metrics whose differences are tested."""
 ROUNDING = 1e-9
+PValues: TypeAlias = Mapping[tuple[str, str], float]
+"""P-values by label and metric."""
+EMPTY: Mapping[Any, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -66,17 +69,21 @@ class MethodResults:
         """Return the metric of each seed."""
         return [float(result.values(metric).mean()) for result in self.results]
 
-    def estimates(self, reference: MethodResults | None = None) -> dict[str, Estimate]:
-        """Return every metric with its interval and, if there is a reference, the difference from it."""
+    def estimates(
+        self, reference: MethodResults | None = None, p_values: PValues = EMPTY, seeds_p_values: PValues = EMPTY
+    ) -> dict[str, Estimate]:
+        """Return every metric with its interval, its p-values and, if there is a reference, the difference from it."""
         columns = np.column_stack([self.values(metric) for metric in METRICS])
-        band = curve_interval(columns, self.results[0].groups)
-        means, low, high = columns.mean(axis=0).tolist(), band.low.tolist(), band.high.tolist()
+        low, high = curve_interval(columns, self.results[0].groups)
+        means = columns.mean(axis=0).tolist()
         return {
             metric: Estimate(
                 mean=means[place],
-                interval=Interval(low[place], high[place]),
+                interval=Interval(float(low[place]), float(high[place])),
                 deviation=mean_and_deviation(self.seed_means(metric)).deviation,
                 difference=None if reference is None else means[place] - float(reference.values(metric).mean()),
+                p_value=p_values.get((self.label, metric)),
+                seeds_p_value=seeds_p_values.get((self.label, metric)),
             )
             for place, metric in enumerate(METRICS)
         }
@@ -137,15 +144,12 @@ class MethodComparison:
 
 
 def compare(
-    methods: Sequence[MethodResults], baseline: int = 0, zero_shot: Mapping[str, float] = MappingProxyType({})
+    methods: Sequence[MethodResults], baseline: int = 0, zero_shot: Mapping[str, float] = EMPTY
 ) -> MethodComparison:
-    """Compare methods on the same queries.
+    """Compare at least two methods on the same queries, all of them with the one at position `baseline`.
 
-    Args:
-        methods: at least two, in the order to show.
-        baseline: position in `methods` of the one that the others are compared with.
-        zero_shot: label -> R1 of zero-shot CLIP on these queries, where a run recorded it; for the others it is the
-            best R1 of a method that trains nothing and ranks in the same way.
+    `zero_shot` holds R1 of zero-shot CLIP on these queries by label, where a run recorded it; for the others it is the
+    best R1 of a method that trains nothing and ranks in the same way.
     """
     if len(methods) < 2:
         raise CsktError(f"{len(methods)} to compare; give at least two")
@@ -169,17 +173,10 @@ def compare(
     )
 
     def compared(method: MethodResults) -> ComparedMethod:
-        label = method.label
-        estimates = method.estimates(None if method is reference else reference)
-        recorded = zero_shot.get(label, _best_untrained_r1(methods, method.results[0].options))
+        recorded = zero_shot.get(method.label, _best_untrained_r1(methods, method.results[0].options))
         return ComparedMethod(
-            label=label,
-            estimates={
-                metric: dataclasses.replace(
-                    one, p_value=p_values.get((label, metric)), seeds_p_value=seeds_p_values.get((label, metric))
-                )
-                for metric, one in estimates.items()
-            },
+            label=method.label,
+            estimates=method.estimates(None if method is reference else reference, p_values, seeds_p_values),
             seeds=method.seeds,
             note="; ".join(dict.fromkeys(result.note for result in method.results if result.note)),
             facts=mean_facts([result.facts for result in method.results]),
@@ -199,7 +196,7 @@ def compare(
     )
 
 
-def _corrected(p_values: Mapping[tuple[str, str], float | None]) -> dict[tuple[str, str], float]:
+def _corrected(p_values: Mapping[tuple[str, str], float | None]) -> PValues:
     """Correct the p-values that are known for their number."""
     known = {test: p_value for test, p_value in p_values.items() if p_value is not None}
     return dict(zip(known, holm(list(known.values())), strict=True))

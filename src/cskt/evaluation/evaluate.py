@@ -54,12 +54,8 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
-        return {
-            "dataset": self.dataset,
-            "split": self.split,
-            "t2i": self.t2i.summary(),
-            "i2t": self.i2t.summary(),
-        }
+        directions = {"t2i": self.t2i.summary(), "i2t": self.i2t.summary()}
+        return {"dataset": self.dataset, "split": self.split, **directions}
 
 
 @dataclass(frozen=True)
@@ -125,12 +121,14 @@ def evaluate(
         if path is None:
             raise CsktError(f"split '{split}': the encoder has no source that names its data; give a Split")
         split = split_of(str(path), dataset, root, split)
+    options = options or RankingOptions()
+    options.check(len(split.captions), len(split.records))
     if features is None:
         features = encode_split(load(model) if isinstance(model, str | Path) else model, split)
     return Evaluation(
         dataset=split.dataset,
         split=split.name,
-        t2i=_rank_images(features, options or RankingOptions()),
+        t2i=_rank_images(features, options),
         i2t=metrics.from_features(
             features.image_features, features.text_features, features.image_pids, features.caption_pids
         ),
@@ -144,13 +142,7 @@ def _rank_images(features: SplitFeatures, options: RankingOptions) -> RetrievalM
         queries = expand_queries(queries, options.query_expansion)
     if not options.rerank:
         return metrics.from_features(queries, features.image_features, features.caption_pids, features.image_pids)
-    similarity_of = rerank_similarity(
-        queries,
-        features.image_features,
-        k1=options.rerank_k1,
-        k2=options.rerank_k2,
-        weight=options.rerank_weight,
-    )
+    similarity_of = rerank_similarity(queries, features.image_features, options)
     return metrics.from_chunks(similarity_of, features.caption_pids, features.image_pids)
 
 

@@ -16,14 +16,7 @@ def split_of(model: str, dataset: str | None, root: str | None, split: str, *, r
     """Read a split; the data set and its root are those of the model's run where they are not given.
 
     If the run's own data set has no val split (ICFG-PEDES), `val` are the identities that the run held out to select
-    its best epoch, and `train` the others.
-
-    Args:
-        model: path or published name of a model.
-        dataset: name of a data set; the run's own if empty.
-        root: folder that contains the data set's folder; the run's own if empty.
-        split: train, val or test.
-        refuse_overlaps: see `read_separate_splits`.
+    its best epoch, and `train` the others. For `refuse_overlaps` see `read_separate_splits`.
     """
     check_exists(model)
     own = run_config(Path(model))

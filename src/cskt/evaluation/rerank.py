@@ -51,10 +51,17 @@ class RankingOptions:
 
     def check(self, num_queries: int, num_gallery: int) -> None:
         """Raise CsktError if the options do not fit the size of a split, before it is encoded."""
-        if self.query_expansion:
-            _check_expansion(self.query_expansion, num_queries)
-        if self.rerank:
-            _check_rerank(self.rerank_k1, self.rerank_k2, self.rerank_weight, num_gallery)
+        if self.query_expansion and not 1 <= self.query_expansion < num_queries:
+            raise CsktError(
+                f"query expansion by {self.query_expansion} of {num_queries} captions; give 1 to {num_queries - 1}"
+            )
+        if self.rerank and not 1 <= self.rerank_k2 <= self.rerank_k1 <= num_gallery:
+            raise CsktError(
+                f"re-ranking with k1 {self.rerank_k1}, k2 {self.rerank_k2} of {num_gallery} images; give a k1 of 1 to"
+                f" {num_gallery} and a k2 of 1 to k1"
+            )
+        if self.rerank and not 0 <= self.rerank_weight <= 1:
+            raise CsktError(f"re-ranking with weight {self.rerank_weight}; give a fraction from 0 to 1")
 
     def notes(self) -> list[str]:
         """Return the options that are on, as notes of a result."""
@@ -74,21 +81,6 @@ class RankingOptions:
         return "-".join(parts)
 
 
-def _check_expansion(k: int, num_queries: int) -> None:
-    if not 1 <= k < num_queries:
-        raise CsktError(f"query expansion by {k} of {num_queries} captions; give 1 to {num_queries - 1}")
-
-
-def _check_rerank(k1: int, k2: int, weight: float, num_gallery: int) -> None:
-    if not 1 <= k2 <= k1 <= num_gallery:
-        raise CsktError(
-            f"re-ranking with k1 {k1}, k2 {k2} of {num_gallery} images; give a k1 of 1 to {num_gallery} and a k2 of 1"
-            " to k1"
-        )
-    if not 0 <= weight <= 1:
-        raise CsktError(f"re-ranking with weight {weight}; give a fraction from 0 to 1")
-
-
 @torch.no_grad()
 def expand_queries(query_features: Tensor, k: int, *, chunk_size: int | None = None) -> Tensor:
     """Expand queries [Q, D]: each becomes the unit mean of itself and its k nearest other queries, k from 1 to Q - 1.
@@ -99,7 +91,6 @@ def expand_queries(query_features: Tensor, k: int, *, chunk_size: int | None = N
     """
     queries = _unit_features(query_features, "query")
     num_queries = len(queries)
-    _check_expansion(k, num_queries)
     expanded = torch.empty_like(queries)
     for rows in _chunks(num_queries, chunk_size):
         similarity = queries[rows] @ queries.T
@@ -117,10 +108,8 @@ def expand_queries(query_features: Tensor, k: int, *, chunk_size: int | None = N
 def rerank_similarity(
     query_features: Tensor,
     gallery_features: Tensor,
+    options: RankingOptions,
     *,
-    k1: int = 20,
-    k2: int = 6,
-    weight: float = 0.3,
     chunk_size: int | None = None,
 ) -> Callable[[Tensor], Tensor]:
     """Re-rank images for captions by k-reciprocal neighbours; the module's docstring defines neighbourhoods.
@@ -146,8 +135,7 @@ def rerank_similarity(
     num_gallery = len(gallery)
     if queries.shape[1] != gallery.shape[1]:
         raise CsktError(f"query features are {queries.shape[1]} wide and gallery features {gallery.shape[1]}")
-    _check_rerank(k1, k2, weight, num_gallery)
-
+    k1, k2, weight = options.rerank_k1, options.rerank_k2, options.rerank_weight
     chunks = _chunks(num_gallery, chunk_size)
     nearest = torch.cat([_nearest_images(gallery, rows, k1) for rows in chunks])
     reciprocal, reciprocal_half = _reciprocal(nearest), _reciprocal(nearest[:, : (k1 + 1) // 2])
@@ -244,6 +232,4 @@ def _unit_features(features: Tensor, side: str) -> Tensor:
 
 def _chunks(count: int, chunk_size: int | None) -> tuple[Tensor, ...]:
     """Split positions 0 to count - 1 so that the similarities of a piece with all of them fit one chunk."""
-    if chunk_size is not None and chunk_size < 1:
-        raise CsktError(f"chunk_size is {chunk_size}; give at least 1")
     return torch.split(torch.arange(count), chunk_size or max(1, ENTRIES_AT_ONCE // count))

@@ -10,18 +10,17 @@ Hinkley 1997, section 3.8) and exchanged.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from cskt.errors import CsktError
-
-Floats: TypeAlias = NDArray[np.float64]
+from cskt.evaluation.results import Floats
 
 ENTRIES_AT_ONCE = 2**20
 """Identities times resamples in one batch: 8 MiB an array, some tens of MiB in all."""
+CONFIDENCE = 0.95
 EQUAL = 1e-12
 """Means that differ by less differ by rounding only."""
 DECIMALS = 9
@@ -33,15 +32,6 @@ class Interval(NamedTuple):
 
     low: float
     high: float
-
-
-class Band(NamedTuple):
-    """Confidence intervals of K means, each on its own."""
-
-    low: Floats
-    """[K]."""
-    high: Floats
-    """[K]."""
 
 
 class MeanAndDeviation(NamedTuple):
@@ -57,9 +47,9 @@ DEVIATION_AT_LEAST = 1e-12
 
 
 def curve_interval(
-    values: ArrayLike, groups: ArrayLike, *, confidence: float = 0.95, num_resamples: int = 10_000, seed: int = 0
-) -> Band:
-    """Compute pointwise intervals of the means of K columns of values [Q, K], such as the ranks of a CMC curve.
+    values: ArrayLike, groups: ArrayLike, *, num_resamples: int = 10_000, seed: int = 0
+) -> tuple[Floats, Floats]:
+    """Compute the ends [K] of 95 % intervals of the means of K columns of values [Q, K], such as those of a CMC curve.
 
     Whole identities are drawn with replacement; the statistic is the ratio of the sum of their values to their number
     of queries. The interval is BCa's (Efron 1987): in 20,000 simulated data sets of 100 identities with 4 to 8 queries
@@ -70,23 +60,18 @@ def curve_interval(
     L = (alpha / 2) ** (1 / n) of all people has that mean (Clopper and Pearson 1934), and the interval is
     [L m, 1 - L (1 - m)].
     """
-    values_QK = _fractions(values, "values", 2)
-    if not 0 < confidence < 1:
-        raise CsktError(f"confidence is {confidence}; give a fraction between 0 and 1, such as 0.95")
-    if num_resamples < 1:
-        raise CsktError(f"num_resamples is {num_resamples}; give at least 1")
-    sums, counts = _per_identity(values_QK, groups)
+    sums, counts = _per_identity(_fractions(values, 2), groups)
     means = sums / counts[:, None]
     mean = means[0]
-    share = ((1 - confidence) / 2) ** (1 / len(counts))
+    share = ((1 - CONFIDENCE) / 2) ** (1 / len(counts))
     low, high = share * mean, 1 - share * (1 - mean)
     varying = np.ptp(means, axis=0) > EQUAL
     if varying.any():
-        low[varying], high[varying] = _bootstrap(sums[:, varying], counts, confidence, num_resamples, seed)
-    return Band(low, high)
+        low[varying], high[varying] = _bootstrap(sums[:, varying], counts, num_resamples, seed)
+    return low, high
 
 
-def _bootstrap(sums: Floats, counts: Floats, confidence: float, num_resamples: int, seed: int) -> tuple[Floats, Floats]:
+def _bootstrap(sums: Floats, counts: Floats, num_resamples: int, seed: int) -> tuple[Floats, Floats]:
     """BCa bounds [K] of sum(sums) / sum(counts) over n identities; sums are [n, K], counts [n]."""
     num_identities = len(counts)
     sums_and_counts = np.column_stack([sums, counts])
@@ -106,7 +91,7 @@ def _bootstrap(sums: Floats, counts: Floats, confidence: float, num_resamples: i
         n_resamples=num_resamples,
         batch=max(1, ENTRIES_AT_ONCE // num_identities),
         vectorized=True,
-        confidence_level=confidence,
+        confidence_level=CONFIDENCE,
         method="BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval
@@ -125,12 +110,7 @@ def paired_p_value(
     section 21). Exact if there are at most `num_resamples` swaps, otherwise with random swaps, the observed one
     included (Phipson and Smyth 2010).
     """
-    a_Q, b_Q = _fractions(a, "a", 1), _fractions(b, "b", 1)
-    if len(a_Q) != len(b_Q):
-        raise CsktError(f"a has {len(a_Q)} queries and b {len(b_Q)}; give both runs' results on the same queries")
-    if num_resamples < 1:
-        raise CsktError(f"num_resamples is {num_resamples}; give at least 1")
-    sums = _per_identity((a_Q - b_Q)[:, None], groups)[0][:, 0]
+    sums = _per_identity((_fractions(a, 1) - _fractions(b, 1))[:, None], groups)[0][:, 0]
     differences = sums[sums.round(DECIMALS) != 0]  # swapping the others changes nothing
     observed = abs(differences.sum()).round(DECIMALS)
     num_different = len(differences)
@@ -168,7 +148,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Of m p-values the result is max over j <= i of (m - j) p_(j), j from 0 in ascending order, at most 1; in the order
     given.
     """
-    values = _fractions(p_values, "p_values", 1) if len(p_values) else np.empty(0)
+    values = _fractions(p_values, 1) if len(p_values) else np.empty(0)
     order = values.argsort(kind="stable")
     adjusted = np.empty_like(values)
     adjusted[order] = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)).clip(max=1)
@@ -178,29 +158,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def mean_and_deviation(values: ArrayLike) -> MeanAndDeviation:
     """Return mean and sample deviation of a figure over seeds."""
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
-        raise CsktError(f"values over seeds are {array.tolist()}; expected a list of finite numbers")
+    assert array.ndim == 1 and array.size and np.isfinite(array).all(), "finite numbers, at least one"
     return MeanAndDeviation(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None)
 
 
-def _fractions(values: ArrayLike, name: str, ndim: int) -> Floats:
+def _fractions(values: ArrayLike, ndim: int) -> Floats:
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim != ndim or not array.size:
-        expected = "one figure per query" if ndim == 1 else "[queries, K]"
-        raise CsktError(f"{name} has shape {list(array.shape)}; expected {expected}, at least one")
-    if not ((array >= 0) & (array <= 1)).all():  # also where it is NaN
-        raise CsktError(f"{name} holds numbers outside [0, 1] or NaN; give fractions, not percent")
+    assert array.ndim == ndim and array.size, "[queries] or [queries, K], at least one"
+    assert ((array >= 0) & (array <= 1)).all(), "fractions, neither percent nor NaN"
     return array
 
 
 def _per_identity(values_QK: Floats, groups: ArrayLike) -> tuple[Floats, Floats]:
     """Sums [n, K] and numbers of queries [n] of the n identities, in ascending order of identity."""
     identities = np.asarray(groups)
-    if identities.shape != (len(values_QK),) or identities.dtype.kind not in "iuU":
-        raise CsktError(
-            f"groups are {identities.dtype} {list(identities.shape)}; expected {len(values_QK)} identities, integers or"
-            " strings"
-        )
+    assert identities.shape == (len(values_QK),) and identities.dtype.kind in "iuU", "integers or strings"
     _, position, counts = np.unique(identities, return_inverse=True, return_counts=True)
     sums = np.zeros((len(counts), values_QK.shape[1]))
     np.add.at(sums, position, values_QK)

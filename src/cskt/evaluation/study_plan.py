@@ -156,14 +156,9 @@ def plan(
 ) -> list[PlannedRun]:
     """Return every run of a study, seed by seed, so that an early table contains all arms.
 
-    An arm that trains nothing has one run, with the first seed: the others would be the same.
-
-    Args:
-        study: arms, data sets and seeds.
-        output: folder of the study; the runs are in <output>/<data set>/<arm>/seed-<n>.
-        root: folder that the roots of the data sets are relative to.
-        size: selects the arms and their config keys.
-        overrides: dotted config keys laid over everything (device, precision, ...), none of `OWN_KEYS`.
+    An arm that trains nothing has one run, with the first seed: the others would be the same. The runs are in
+    <output>/<data set>/<arm>/seed-<n>, their data in folders relative to `root`. `overrides` are config keys laid over
+    everything (device, precision, ...).
     """
     if own := OWN_KEYS.keys() & (overrides or {}).keys():
         raise CsktError(f"{min(own)} is for the study to set; give {OWN_KEYS[min(own)]}")

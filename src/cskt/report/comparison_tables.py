@@ -6,6 +6,7 @@ columns as fit, the most important first, and names the others.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from cskt.evaluation.comparison import ComparedMethod, Estimate, MethodComparison
+from cskt.evaluation.comparison import TESTED, ComparedMethod, Estimate, MethodComparison
 from cskt.report.numbers import (
     METRIC_NAMES,
     UNKNOWN,
@@ -66,10 +67,8 @@ def comparison_text(comparison: MethodComparison, form: str, settings: Sequence[
             values = [f"{label} {text}" for label in labels if (text := one.text_of(label))]
             lines.append(f"- {one.key}: {', '.join(values)}")
     records = comparison_records(methods)
-    fields = (
-        "dataset", "split", "split_sha256", "num_queries", "num_gallery", "baseline", "num_tests", "num_seeds_tests",
-    )  # fmt: skip
-    content = {name: getattr(comparison, name) for name in fields} | {
+    names = [field.name for field in dataclasses.fields(comparison) if field.name != "methods"]
+    content = {name: getattr(comparison, name) for name in names} | {
         "rows": records,
         "differing_settings": {
             one.key: {label: values[0] if len(values) == 1 else values for label, values in one.values.items()}
@@ -106,31 +105,37 @@ def comparison_explanation(comparison: MethodComparison) -> str:
 
 def comparison_grid(methods: Sequence[ComparedMethod]) -> list[list[str]]:
     """Return all columns as text, headings first, without the columns that are empty for all methods."""
-    facts = [method.facts for method in methods]
-    columns = [
-        ["Method", *(method.label for method in methods)],
-        ["Trained on", *(one.trained_on or "" for one in facts)],
-        ["Seeds", *(_seeds_text(method) for method in methods)],
-    ]
+    rows = [_grid_row(method) for method in methods]
+    headings = _filled(rows)
+    return [headings, *([row[heading] for heading in headings] for row in rows)]
+
+
+def _grid_row(method: ComparedMethod) -> dict[str, str]:
+    """Return the cells of a method by their headings."""
+    facts = method.facts
+    cells = {"Method": method.label, "Trained on": facts.trained_on or "", "Seeds": _seeds_text(method)}
     for key, name in METRIC_NAMES.items():
-        estimates = [method.estimates[key] for method in methods]
-        columns.append([name, *(f"{_mean_text(one)} ({_interval_text(one)})" for one in estimates)])
-        if any(one.p_value is not None for one in estimates):
-            columns.append([f"Δ {name}", *(difference_text(one.difference) for one in estimates)])
-            columns.append([f"p people ({name})", *(p_text(one.p_value) for one in estimates)])
-            columns.append([f"p seeds ({name})", *(p_text(one.seeds_p_value) for one in estimates)])
-    columns += [
-        ["Trained", *(parameter_text(one.trainable_parameters, one.total_parameters) for one in facts)],
-        ["Parameters", *(UNKNOWN if one.total_parameters is None else f"{one.total_parameters:,}" for one in facts)],
-        ["Training", *(duration(one.training_seconds) for one in facts)],
-        ["Peak memory", *(size(one.training_peak_memory_bytes) for one in facts)],
-        ["Images/s", *(rate(one.images_per_second) for one in facts)],
-        ["Captions/s", *(rate(one.captions_per_second) for one in facts)],
-        ["Checkpoint", *(size(one.checkpoint_bytes) for one in facts)],
-        ["Note", *map(_note, methods)],
-    ]
-    kept = [column for column in columns if column[0] == "Method" or set(column[1:]) - {"", UNKNOWN}]
-    return [list(line) for line in zip(*kept, strict=True)]
+        one = method.estimates[key]
+        cells[name] = f"{_mean_text(one)} ({_interval_text(one)})"
+        if key in TESTED:
+            cells[f"Δ {name}"] = difference_text(one.difference)
+            cells[f"p people ({name})"] = p_text(one.p_value)
+            cells[f"p seeds ({name})"] = p_text(one.seeds_p_value)
+    return cells | {
+        "Trained": parameter_text(facts.trainable_parameters, facts.total_parameters),
+        "Parameters": UNKNOWN if facts.total_parameters is None else f"{facts.total_parameters:,}",
+        "Training": duration(facts.training_seconds),
+        "Peak memory": size(facts.training_peak_memory_bytes),
+        "Images/s": rate(facts.images_per_second),
+        "Captions/s": rate(facts.captions_per_second),
+        "Checkpoint": size(facts.checkpoint_bytes),
+        "Note": _note(method),
+    }
+
+
+def _filled(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the headings of the columns that are not empty in all rows."""
+    return [heading for heading in rows[0] if {row[heading] for row in rows} - {"", UNKNOWN}]
 
 
 def comparison_records(methods: Sequence[ComparedMethod]) -> list[dict[str, object]]:
@@ -159,49 +164,43 @@ def comparison_records(methods: Sequence[ComparedMethod]) -> list[dict[str, obje
 
 def comparison_table(methods: Sequence[ComparedMethod], title: str, explanation: str, width: int) -> Table:
     """Return the table for a terminal: each number with its interval or p-values below it."""
-    known = [column for column in _terminal_columns(methods) if set(column[1:]) - {"", UNKNOWN}]
+    rows = [_terminal_row(method) for method in methods]
+    known, shown = _filled(rows), []
     remaining = width - max(NARROWEST_LABEL, min(len(method.label) for method in methods))
-    shown: list[list[str]] = []
-    for column in known:
-        needed = 2 + max(len(line) for cell in column for line in cell.splitlines() or [""])
-        if needed > remaining:
+    for heading in known:
+        lines = [line for text in (heading, *(row[heading] for row in rows)) for line in text.splitlines()]
+        remaining -= 2 + max(map(len, lines))
+        if remaining < 0:
             break
-        shown.append(column)
-        remaining -= needed
-    if hidden := [heading for heading, *_ in known[len(shown) :]]:
+        shown.append(heading)
+    if hidden := known[len(shown) :]:
         explanation += f"\nnot shown here, but by --format csv: {', '.join(hidden)}"
     table = bare_table(title, explanation, [(method.label, _note(method)) for method in methods])
     table.add_column("Method", overflow="fold")
-    for heading, *_ in shown:
+    for heading in shown:
         table.add_column(heading, justify="right", no_wrap=True)
-    for number, method in enumerate(methods, start=1):
-        table.add_row(literal(method.label), *(_two_lines(column[number]) for column in shown))
+    for method, row in zip(methods, rows, strict=True):
+        table.add_row(literal(method.label), *(_two_lines(row[heading]) for heading in shown))
     return table
 
 
-def _terminal_columns(methods: Sequence[ComparedMethod]) -> list[list[str]]:
-    """Columns after the label, the most important first; a cell is one to three lines."""
-    facts = [method.facts for method in methods]
-    columns = []
-    for key in ("r1", "mean_ap"):
-        name, estimates = METRIC_NAMES[key], [method.estimates[key] for method in methods]
-        columns.append([name, *(f"{_mean_text(one)}\n{_interval_text(one)}" for one in estimates)])
-        differences = [
-            _lines(difference_text(one.difference), p_text(one.p_value, "p "), p_text(one.seeds_p_value, "s "))
-            for one in estimates
-        ]
-        columns.append([f"Δ {name}", *differences])
+def _terminal_row(method: ComparedMethod) -> dict[str, str]:
+    """Return the cells after the label by their headings, the most important first; a cell is one to three lines."""
+    facts, cells = method.facts, {}
+    for key in TESTED:
+        name, one = METRIC_NAMES[key], method.estimates[key]
+        p_values = p_text(one.p_value, "p "), p_text(one.seeds_p_value, "s ")
+        cells[name] = f"{_mean_text(one)}\n{_interval_text(one)}"
+        cells[f"Δ {name}"] = _lines(difference_text(one.difference), *p_values)
     for key in ("r5", "r10", "mean_inp"):
-        columns.append([METRIC_NAMES[key], *(percent(method.estimates[key].mean) for method in methods)])
-    rates = [_lines(rate(one.images_per_second, " img"), rate(one.captions_per_second, " txt")) for one in facts]
-    return [
-        *columns,
-        ["Trained", *(_lines(short(one.trainable_parameters), short(one.total_parameters, "of ")) for one in facts)],
-        ["Training", *(_lines(duration(one.training_seconds), size(one.training_peak_memory_bytes)) for one in facts)],
-        ["Checkpoint", *(size(one.checkpoint_bytes) for one in facts)],
-        ["Encodes/s", *rates],
-        ["Seeds", *(_seeds_text(method) for method in methods)],
-    ]
+        cells[METRIC_NAMES[key]] = percent(method.estimates[key].mean)
+    return cells | {
+        "Trained": _lines(short(facts.trainable_parameters), short(facts.total_parameters, "of ")),
+        "Training": _lines(duration(facts.training_seconds), size(facts.training_peak_memory_bytes)),
+        "Checkpoint": size(facts.checkpoint_bytes),
+        "Encodes/s": _lines(rate(facts.images_per_second, " img"), rate(facts.captions_per_second, " txt")),
+        "Seeds": _seeds_text(method),
+    }
 
 
 def _note(method: ComparedMethod) -> str:

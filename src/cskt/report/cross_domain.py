@@ -40,13 +40,7 @@ class CrossDomainRow:
 
 
 def cross_domain_row(results: Sequence[Sequence[Result]], trained_on: str, in_domain: Sequence[bool]) -> CrossDomainRow:
-    """Return the row of a model.
-
-    Args:
-        results: per seed one result per data set.
-        trained_on: name of the data set of the training; empty if nothing was trained.
-        in_domain: per data set, True if it is that of the training.
-    """
+    """Return the row of a model from its results by seed and data set; `in_domain` marks that of its training."""
     cells = []
     for of_seeds, is_own in zip(zip(*results, strict=True), in_domain, strict=True):
         r1, mean_ap = (

@@ -12,33 +12,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from cskt.evaluation.results import Floats
+from cskt.report import style
 from cskt.report.numbers import METRIC_NAMES
-from cskt.report.style import (
-    BLUE,
-    GREEN,
-    INK,
-    MUTED,
-    PURPLE,
-    STYLE,
-    VERMILION,
-    integer_ticks,
-    label_ends,
-    markers,
-    new_figure,
-)
 
 Event = Mapping[str, Any]
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 # key in the summary -> colour and marker; mINP is in the table, a fifth line would hide the others
 SERIES = {
-    "r1": (BLUE, "o"),
-    "r5": (VERMILION, "s"),
-    "r10": (GREEN, "^"),
-    "mean_ap": (PURPLE, "D"),
+    "r1": (style.BLUE, "o"),
+    "r5": (style.VERMILION, "s"),
+    "r10": (style.GREEN, "^"),
+    "mean_ap": (style.PURPLE, "D"),
 }
 REFERENCES = {"zero-shot": (0, (6, 3)), "step-0": (0, (1.5, 2.5))}
-LOSS_COLORS = (VERMILION, GREEN, PURPLE, BLUE)
+LOSS_COLORS = (style.VERMILION, style.GREEN, style.PURPLE, style.BLUE)
 SMOOTH_FROM = 120
 """From this number of points on, the loss is drawn faint under its running mean."""
 
@@ -48,8 +36,8 @@ def learning_curves(events: Iterable[Event]) -> Figure:
     events = list(events)
     steps = [event for event in events if event.get("event") == "step"]
     evaluations = [event for event in events if event.get("event") == "evaluation"]
-    with mpl.rc_context(STYLE):
-        figure = new_figure(4.9, 7.2)
+    with mpl.rc_context(style.STYLE):
+        figure = style.new_figure(4.9, 7.2)
         retrieval, loss, rate = figure.subplots(3, 1, height_ratios=(3.2, 2.2, 1.2))
         for axes, title, draw, found in (
             (retrieval, "Retrieval (%)", _draw_retrieval, evaluations),
@@ -60,7 +48,7 @@ def learning_curves(events: Iterable[Event]) -> Figure:
             if found:
                 draw(axes, found)
             else:
-                axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", color=MUTED)
+                axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", color=style.MUTED)
                 axes.set(xticks=[], yticks=[])
     return figure
 
@@ -76,7 +64,7 @@ def _draw_retrieval(axes: Axes, evaluations: Sequence[Event]) -> None:
     highest = 0.0
     for key, (color, marker) in SERIES.items():
         values = [100 * by_epoch[epoch][key] for epoch in epochs]
-        axes.plot(epochs, values, color=color, **markers(marker, len(epochs)))
+        axes.plot(epochs, values, color=color, **style.markers(marker, len(epochs)))
         if epochs:
             highest = max(highest, *values)
             labels.append((values[-1], f"{METRIC_NAMES[key]} {values[-1]:.1f}", color))
@@ -88,15 +76,15 @@ def _draw_retrieval(axes: Axes, evaluations: Sequence[Event]) -> None:
             highest = max(highest, figures[-1])
             labels.append((figures[-1], f"R1 {stage} {figures[-1]:.1f}", color))
     axes.set_ylim(0, max(10.0, 1.06 * highest))
-    integer_ticks(axes, epochs)
-    label_ends(axes, labels, lines_of_text=14)
+    style.integer_ticks(axes, epochs)
+    style.label_ends(axes, labels, lines_of_text=14)
 
 
 def _draw_loss(axes: Axes, steps: Sequence[Event]) -> None:
     by_step = {event["step"]: event for event in steps}
     numbers = sorted(by_step)
     names = sorted({name for event in by_step.values() for name in event.get("losses", {})})
-    lines = {"total": (INK, [by_step[number]["loss"] for number in numbers])}
+    lines = {"total": (style.INK, [by_step[number]["loss"] for number in numbers])}
     if len(names) > 1:
         for position, name in enumerate(names):
             values = [by_step[number].get("losses", {}).get(name, np.nan) for number in numbers]
@@ -105,7 +93,7 @@ def _draw_loss(axes: Axes, steps: Sequence[Event]) -> None:
     for name, (color, values) in lines.items():
         shown = np.asarray(values, dtype=np.float64)
         if len(numbers) < SMOOTH_FROM:
-            axes.plot(numbers, shown, color=color, **markers("o", len(numbers)))
+            axes.plot(numbers, shown, color=color, **style.markers("o", len(numbers)))
         else:
             axes.plot(numbers, shown, color=color, alpha=0.25, linewidth=0.8)
             shown = running_mean(shown, len(numbers) // 40)
@@ -113,10 +101,10 @@ def _draw_loss(axes: Axes, steps: Sequence[Event]) -> None:
         if np.isfinite(shown[-1]):
             labels.append((float(shown[-1]), f"{name} {shown[-1]:.3g}", color))
     if len(numbers) >= SMOOTH_FROM:
-        axes.set_title("running mean in bold", loc="right", color=MUTED, fontsize=9.5, fontweight="normal")
+        axes.set_title("running mean in bold", loc="right", color=style.MUTED, fontsize=9.5, fontweight="normal")
     axes.set_xlabel("step")
-    integer_ticks(axes, numbers)
-    label_ends(axes, labels, lines_of_text=9)
+    style.integer_ticks(axes, numbers)
+    style.label_ends(axes, labels, lines_of_text=9)
 
 
 def _draw_rate(axes: Axes, steps: Sequence[Event]) -> None:
@@ -126,12 +114,12 @@ def _draw_rate(axes: Axes, steps: Sequence[Event]) -> None:
     exponent = math.floor(math.log10(highest)) if highest > 0 else 0
     rates = [by_step[number] / 10.0**exponent for number in numbers]
     axes.set_title(f"Learning rate (× 1e{exponent})")
-    axes.plot(numbers, rates, color=INK, marker="o", markersize=4, markevery=[-1], clip_on=False)
+    axes.plot(numbers, rates, color=style.INK, marker="o", markersize=4, markevery=[-1], clip_on=False)
     axes.set_ylim(0, 1.12 * max(rates) or 1)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel("step")
-    integer_ticks(axes, numbers)
+    style.integer_ticks(axes, numbers)
 
 
 def running_mean(values: Floats, window: int) -> Floats:

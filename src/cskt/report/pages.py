@@ -96,9 +96,7 @@ def write_report(
     """Write a report as one HTML file, whose folder is created if missing; empty parts are left out.
 
     Args:
-        path: the HTML file.
-        title: heading of the page.
-        rows: the table of results.
+        path, title, rows: the file, its heading, and the table of results.
         sections: parts below the table; image files of answers are read now and copied in, reduced.
         configs: name -> plain values as in `config.yaml`.
         facts: name -> text, such as time, machine, data set, seed and command.

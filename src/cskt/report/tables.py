@@ -89,13 +89,7 @@ def is_number_column(heading: str) -> bool:
 
 
 def bare_table(title: str, explanation: str, notes: Sequence[tuple[str, str]] = ()) -> Table:
-    """Return a table for the terminal without columns, its texts shown literally.
-
-    Args:
-        title: above the table.
-        explanation: below the table.
-        notes: label of a row and its note, below the explanation; empty notes are left out.
-    """
+    """Return a table for the terminal without columns: title above, explanation and labelled notes below, literally."""
     caption = Text(printable(explanation, keep="\n"), style="dim")
     for label, note in notes:
         if note:
@@ -134,13 +128,10 @@ def table_text(
     """Return a table in one of `FORMATS`, ending in a newline.
 
     Args:
-        form: one of `FORMATS`.
-        grid: cells of Markdown and LaTeX.
+        grid: cells of Markdown and LaTeX, between the title and the lines of an explanation.
         records: rows of CSV, all with the same keys.
         content: value of JSON.
         terminal: makes the table for a terminal of so many columns.
-        title: above the table in Markdown, a comment in LaTeX; empty for none.
-        lines: explanation below the table in Markdown, a comment in LaTeX.
     """
     if form == "json":
         return json_text(content, indent=1) + "\n"

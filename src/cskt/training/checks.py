@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from cskt.config import DataConfig, LossConfig, RunConfig, load_config, read_yaml, value_of
+from cskt.config import LossConfig, RunConfig, load_config, read_yaml, value_of
 from cskt.data.records import Split
 from cskt.errors import CsktError
 from cskt.losses import Loss, build_losses
@@ -48,8 +48,9 @@ def check_captions_per_image(config: RunConfig) -> None:
 def check_negatives(config: RunConfig, train_split: Split) -> None:
     """Raise CsktError, with the key to change, if no batch can contain a wrong answer for a loss that trains."""
     data, num_identities, num_images = config.data, train_split.num_ids, len(train_split.records)
+    group_size = data.captions_per_image if data.sampler == "random" else data.instances
     largest = {
-        "identities": (_identities_per_batch(data, num_identities), "identity"),
+        "identities": (min(data.batch_size // group_size, num_identities), "identity"),
         "images": (min(data.batch_size // data.captions_per_image, num_images), "image"),
         "pairs": (data.batch_size, "pair"),
     }
@@ -71,11 +72,6 @@ def check_negatives(config: RunConfig, train_split: Split) -> None:
                 f"data.batch_size {data.batch_size}{groups}: every batch holds one {kind}, from which the loss {name}"
                 f" learns nothing; {remedy}"
             )
-
-
-def _identities_per_batch(data: DataConfig, num_identities: int) -> int:
-    places = data.batch_size // (data.captions_per_image if data.sampler == "random" else data.instances)
-    return min(places, num_identities)
 
 
 def without_negatives(losses: Mapping[str, Loss], pids: Tensor, image_ids: Tensor) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,6 +116,7 @@ class StepMonitor:
         )
 
 
+@dataclass
 class CollapseWatch:
     """Warns once when SDM has had its value for uniform similarities for `COLLAPSE_STEPS` steps.
 
@@ -122,23 +124,22 @@ class CollapseWatch:
     learning rate lead to it.
     """
 
-    def __init__(self, other_image: float = 1.0) -> None:
-        self._other_image = other_image
-        self._collapsed_steps = 0
+    other_image: float = 1.0
+    """As in the SDM loss."""
+    collapsed_steps: int = 0
 
     def add(self, sdm: float | None, pids: Tensor, image_ids: Tensor) -> None:
         """Add a step: its unweighted SDM loss (None if there is none), and identities and images of its batch, [B]."""
         if sdm is None:
             return
-        uniform = sdm_at_collapse(pids, image_ids=image_ids, other_image=self._other_image).item()
+        uniform = sdm_at_collapse(pids, image_ids=image_ids, other_image=self.other_image).item()
         if uniform < NO_CONTRAST:
             return
         is_collapsed = abs(sdm - uniform) < COLLAPSE_TOLERANCE * uniform
-        self._collapsed_steps = self._collapsed_steps + 1 if is_collapsed else 0
-        if self._collapsed_steps == COLLAPSE_STEPS:
+        self.collapsed_steps = self.collapsed_steps + 1 if is_collapsed else 0
+        if self.collapsed_steps == COLLAPSE_STEPS:
             logger.warning(
                 "collapse: for %d steps all similarities have been equal (sdm %.2f). Lower optim.lr, raise"
                 " loss.temperature (0.05 or 0.1), or start from a better backbone",
-                COLLAPSE_STEPS,
-                sdm,
-            )
+                COLLAPSE_STEPS, sdm,
+            )  # fmt: skip

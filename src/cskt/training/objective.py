@@ -62,8 +62,7 @@ class Outputs:
 def encode(model: DualEncoder, views: Views, *, masked_for_all: bool) -> Outputs:
     """Compute the features of a batch, and tokens if words are masked; every image is encoded once.
 
-    Args:
-        masked_for_all: the text features are those of the masked captions, which saves a pass through the text tower.
+    With `masked_for_all` the masked captions give the text features too, which saves a pass through the text tower.
     """
     images, caption_ids, masked = views.images, views.caption_ids, views.masked
     captions_per_image = len(caption_ids) // len(images)
@@ -113,10 +112,7 @@ class Objective(nn.Module):
     def forward(self, outputs: Outputs, pids: Tensor, image_ids: Tensor, rows: Rows = WHOLE) -> dict[str, Tensor]:
         """Return the unweighted losses of a batch by name; a by-row loss is the share of the own rows in the whole.
 
-        Args:
-            outputs: of the rows of this process.
-            pids, image_ids: [B] of the whole batch.
-            rows: rows of this process.
+        `outputs` are those of the own rows; `pids` and `image_ids` [B] those of the whole batch.
         """
         mlm_logits = None
         if self.interaction is not None and outputs.mlm_positions is not None:

@@ -23,11 +23,11 @@ from filelock import FileLock, Timeout
 
 from cskt.config import ClipArchitecture, RunConfig, as_trained, load_config, save_config
 from cskt.config.released_flags import to_published
-from cskt.errors import CsktError, FileSystemError
+from cskt.errors import CsktError
 from cskt.training.events import EVENTS, read_events
 from cskt.training.launch import record_refusal
 from cskt.training.tensorboard import ScalarFile, scalars_of
-from cskt.utils.files import write_atomically
+from cskt.utils.files import write_atomically, write_errors
 from cskt.utils.paths import file_name, inside
 
 CONFIG, FLAT_CONFIG = "config.yaml", "configs.yaml"
@@ -61,7 +61,7 @@ class RunFolder:
             )
         flat = yaml.safe_dump(to_published(config, architecture), sort_keys=False)
         with self.checked():
-            with _cannot_write(self.path):
+            with write_errors(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / FLAT_CONFIG, lambda temporary: temporary.write_text(flat, encoding="utf-8"))
             write_atomically(self.path / CONFIG, lambda temporary: save_config(config, temporary))
@@ -85,13 +85,13 @@ class RunFolder:
             return
         with self.checked():
             place = inside(self.path, EVENTS, follow_links=False)
-            with _cannot_write(place):
+            with write_errors(place):
                 with place.open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps({"event": event, **values}) + "\n")
                 self._expect(place, hold=True)
             place = inside(self.path, TENSORBOARD, follow_links=False)
             if scalars := list(scalars_of(values, values.get("stage", event))):
-                with _cannot_write(place):
+                with write_errors(place):
                     self._scalar_file = self._scalar_file or ScalarFile(place, self._purge_step)
                     self._expect(self._scalar_file.path, hold=True)
                     self._scalar_file.add(scalars, values.get("step", 0))
@@ -134,7 +134,7 @@ class RunFolder:
             return event["event"] != "end" and event.get("step", 0) <= total_steps
 
         text = "".join(json.dumps(event) + "\n" for event in read_events(self.path) if is_before(event))
-        with _cannot_write(self.path):
+        with write_errors(self.path):
             for path in self.path.glob(".*.tmp"):
                 if TEMPORARY.fullmatch(path.name) and (path.is_file() or path.is_symlink()):
                     path.unlink(missing_ok=True)
@@ -168,7 +168,7 @@ def claimed(folder: Path) -> Iterator[bool]:
     in several terminals, or on several GPUs, and each process takes the runs that no other has. A process may claim a
     folder again that it has claimed.
     """
-    with _cannot_write(folder):
+    with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         inside(folder, LOCK, follow_links=False)
         lock, is_claimed = FileLock(folder / LOCK, is_singleton=True), True
@@ -192,17 +192,7 @@ def fresh_folder(config: RunConfig) -> Path:
     stem = f"{time.strftime('%Y%m%d_%H%M%S')}_{file_name(config.name)}"
     for number in itertools.count(1):
         folder = parent / (stem if number == 1 else f"{stem}_{number}")
-        with _cannot_write(folder), suppress(FileExistsError):
+        with write_errors(folder), suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
     raise AssertionError("unreachable")
-
-
-@contextmanager
-def _cannot_write(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise FileSystemError(
-            f"{place}: cannot be written: {error.strerror or error}; free disk space, or choose another folder"
-        ) from None

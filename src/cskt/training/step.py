@@ -28,15 +28,10 @@ WITH_GRADIENT = ("image_features", "text_features", "image_tokens", "text_tokens
 def add_gradients(
     context: TrainingContext, batch: Batch, step: int, generator: torch.Generator, num_steps: int | None = None
 ) -> dict[str, Tensor]:
-    """Add the gradients of a batch to the parameters.
+    """Add the gradients of a batch, whose images are this process's share on the training device, to the parameters.
 
     With `loop.micro_batch_size` the batch passes the model in pieces; the gradients are those of the whole batch.
-
-    Args:
-        batch: with the images of this process's share on the training device.
-        step: of the epoch, from 0.
-        generator: decides the augmentation.
-        num_steps: of the epoch, if it is not `steps_per_epoch` of the loader.
+    `step` counts from 0 within an epoch of `num_steps` (by default `steps_per_epoch` of the loader).
 
     Returns:
         The weighted total as `loss`, then the unweighted losses by name: scalars of the whole batch, on the device.

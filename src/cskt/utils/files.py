@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cskt.errors import FileSystemError
@@ -23,7 +24,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         FileSystemError: the disk is full, the folder is read-only, ...; an older file at `path` is then unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
+    with write_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.touch()
@@ -36,6 +37,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         finally:
             if temporary.exists():
                 temporary.unlink()
+
+
+@contextmanager
+def write_errors(place: Path) -> Iterator[None]:
+    """Turn the refusal of a write to a file or folder into a FileSystemError that names it."""
+    try:
+        yield
     except (OSError, UnicodeEncodeError) as error:
         reason = f"cannot be written: {one_line(getattr(error, 'strerror', None) or error)}"
-        raise FileSystemError(f"{path}: {reason}; free disk space, or choose another folder") from error
+        raise FileSystemError(f"{place}: {reason}; free disk space, or choose another folder") from error
