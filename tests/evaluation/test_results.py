@@ -108,8 +108,8 @@ def test_identities_that_are_strings_are_kept_as_the_data_set_writes_them(tmp_pa
     assert json.loads(save_result(tmp_path, result).read_text())["query_pids"] == names
     (loaded,) = find_results(tmp_path, split=result.split)
     assert loaded.query_pids.tolist() == names
-    low, high = (curve_interval(one.values("r1")[:, None], one.groups) for one in (loaded, result))
-    assert low.low == high.low
+    one, other = (curve_interval(each.values("r1")[:, None], each.groups) for each in (loaded, result))
+    assert one == other
 
 
 def test_the_digest_depends_on_the_ends_of_captions() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -17,7 +17,8 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 from annotated_types import Ge, Le, Len, Lt
 from numpy.typing import NDArray
-from pydantic import with_config
+from pydantic import GetPydanticSchema, with_config
+from pydantic_core import core_schema
 
 from cskt.errors import CsktError
 from cskt.utils.files import write_atomically
@@ -91,6 +92,14 @@ class Facts:
     """Precision of this evaluation."""
 
 
+def _stored_as(form: Any, convert: Callable[[Any], Any]) -> GetPydanticSchema:
+    """Return how a field is read from a file: as a value of `form`, which is then converted."""
+    return GetPydanticSchema(
+        lambda _, handler: core_schema.no_info_after_validator_function(convert, handler(form)),
+    )
+
+
+@with_config(JSON)
 @dataclass(frozen=True)
 class Result:
     """Means of one model on one split in both directions, and each query of text to image."""
@@ -101,15 +110,15 @@ class Result:
     """`Split.sha256`; only results with the same one can be compared."""
     label: str
     """Name of the model in tables: that of its run."""
-    metrics: Mapping[str, Mapping[str, float]]
+    metrics: Annotated[Mapping[str, Mapping[str, float]], _stored_as(_Directions, dataclasses.asdict)]
     """`t2i` and `i2t` -> `RetrievalMetrics.summary()`, fractions in [0, 1] and counts."""
-    query_pids: Pids
+    query_pids: Annotated[Pids, _stored_as(tuple[Pid | Name, ...], np.array)]
     """[Q] identity of each query, as the annotation file writes it: integers, or strings."""
-    first_right_rank: Integers
+    first_right_rank: Annotated[Integers, _stored_as(tuple[Count, ...], np.array)]
     """[Q] rank (from 1) of the first right image; 0 where the gallery has none."""
-    average_precision: Floats
+    average_precision: Annotated[Floats, _stored_as(tuple[Fraction, ...], np.array)]
     """[Q] in [0, 1]; 0 where the gallery has no right image."""
-    inverse_negative_penalty: Floats
+    inverse_negative_penalty: Annotated[Floats, _stored_as(tuple[Fraction, ...], np.array)]
     """[Q] in [0, 1]; 0 where the gallery has no right image."""
     seed: int | None = None
     """Seed of the training."""
@@ -150,26 +159,6 @@ class Result:
         raise CsktError(f"unknown metric '{metric}'; there are {', '.join(METRICS)}")
 
 
-@with_config(JSON)
-@dataclass(frozen=True)
-class _File:
-    """Contents of a result file, without its version."""
-
-    dataset: str
-    split: str
-    split_sha256: str
-    label: str
-    metrics: _Directions
-    query_pids: tuple[Pid | Name, ...]
-    first_right_rank: tuple[Count, ...]
-    average_precision: tuple[Fraction, ...]
-    inverse_negative_penalty: tuple[Fraction, ...]
-    facts: Facts
-    seed: int | None = None
-    options: str = ""
-    note: str = ""
-
-
 def result_path(folder: Path, dataset: str, split: str, split_sha256: str, options: str = "") -> Path:
     """Return the file of a folder's result on a split."""
     parts = [dataset, split, split_sha256[:8], *([options] if options else [])]
@@ -193,14 +182,7 @@ def save_result(folder: Path, result: Result) -> Path:
 
 def load_result(path: Path) -> Result:
     """Read a file that `save_result` wrote."""
-    file = read_json(path, _File, remedy=REMEDY, version=("version", FORMAT_VERSION))
-    arrays = {name: np.array(getattr(file, name)) for name in ARRAYS}
-    metrics = dataclasses.asdict(file.metrics)
-    values = {field.name: getattr(file, field.name) for field in dataclasses.fields(file)}
-    try:
-        return Result(**{**values, **arrays, "metrics": metrics})
-    except CsktError as error:
-        raise CsktError(f"{path}: {error}; {REMEDY}") from None
+    return read_json(path, Result, remedy=REMEDY, version=("version", FORMAT_VERSION))
 
 
 def find_results(folder: Path, *, split: str = "test", dataset: str | None = None) -> list[Result]:

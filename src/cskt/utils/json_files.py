@@ -154,5 +154,7 @@ def _reason(detail: ErrorDetails) -> str:
     if detail["type"] in MISSING_FIELD:
         return f"the field {field} is missing"
     message = detail["msg"].removeprefix("Value error, ").replace("Input should ", "must ", 1)
+    if detail["type"] == "value_error" and not detail["loc"]:  # of our own check of the whole content
+        return message
     subject = f"{field} " if detail["loc"] else ""
     return f"{subject}{message[:1].lower()}{message[1:]}, got {SHORT.repr(detail['input'])}"
