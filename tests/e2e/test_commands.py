@@ -28,7 +28,7 @@ from cskt.cli.main import COMMANDS
 from cskt.cli.parsing import command_line, config_value
 from cskt.config import load_config
 from cskt.embed import Encoder
-from cskt.evaluation.model_data import split_of
+from cskt.evaluation.evaluate import split_of
 from cskt.evaluation.results import EVALUATIONS
 from cskt.training import loop
 

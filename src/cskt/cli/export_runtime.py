@@ -15,7 +15,7 @@ from cskt.embed import Encoder, load
 from cskt.embed.exported import is_exported, load_exported
 from cskt.embed.model_paths import check_exists, run_config
 from cskt.errors import CsktError
-from cskt.evaluation.model_data import split_of
+from cskt.evaluation.evaluate import split_of
 from cskt.export.check import Agreement, Parity, first_images, parity_on_dolls, parity_on_split
 from cskt.export.folder import calibration_pixels, check_possible, note_parity, placed_when_done, write_folder
 from cskt.gallery.indexing.scanning import ImageSource

@@ -18,7 +18,7 @@ from cskt.data.datasets import dataset_key
 from cskt.embed.model_paths import check_exists, run_config
 from cskt.errors import CsktError
 from cskt.evaluation.comparison import check_same_split
-from cskt.evaluation.model_data import is_own_dataset, split_of
+from cskt.evaluation.evaluate import is_own_dataset, split_of
 from cskt.evaluation.results import Result
 from cskt.report.cross_domain import CrossDomainRow, cross_domain_row, cross_domain_text
 

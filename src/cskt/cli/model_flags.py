@@ -84,7 +84,7 @@ def _numbers(text: str) -> list[float]:
 
 def load_model_and_split(flags: argparse.Namespace, *, refuse_overlaps: bool = True) -> tuple[Encoder, Split]:
     """Return the encoder and the split that the flags of `add_model_flags` name."""
-    from cskt.evaluation.model_data import split_of  # noqa: PLC0415
+    from cskt.evaluation.evaluate import split_of  # noqa: PLC0415
 
     split = split_of(flags.model, flags.dataset, flags.root, flags.split or "test", refuse_overlaps=refuse_overlaps)
     return load_model(flags), split

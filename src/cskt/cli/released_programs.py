@@ -182,7 +182,7 @@ def _test(argv: Sequence[str]) -> int:
     from cskt.cli.model_flags import OWN_PRECISION, PRECISION_HELP, PRECISIONS, add_weights_flag  # noqa: PLC0415
     from cskt.cli.run_results import evaluate_run  # noqa: PLC0415
     from cskt.embed import load  # noqa: PLC0415
-    from cskt.evaluation.model_data import split_of  # noqa: PLC0415
+    from cskt.evaluation.evaluate import split_of  # noqa: PLC0415
 
     parser = Parser(
         prog="test.py",

@@ -21,8 +21,7 @@ from cskt.config import to_dict
 from cskt.data.records import Split
 from cskt.embed.model_paths import check_exists, run_config
 from cskt.errors import CsktError, file_system_errors
-from cskt.evaluation.evaluate import encode_split
-from cskt.evaluation.model_data import split_of
+from cskt.evaluation.evaluate import encode_split, split_of
 from cskt.report.answers import answer_sheet
 from cskt.report.numbers import rate, size
 from cskt.report.pages import Section, write_report

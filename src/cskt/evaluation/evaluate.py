@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from cskt import metrics
-from cskt.data.records import Split
+from cskt.config import RunConfig
+from cskt.data.datasets import dataset_key
+from cskt.data.overlaps import read_separate_splits
+from cskt.data.records import Split, find_split, select_splits
 from cskt.data.tokenizer import log_caption_warnings
 from cskt.embed import Encoder, load
-from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
-from cskt.evaluation.model_data import split_of
+from cskt.embed.model_paths import check_exists, run_config
+from cskt.errors import SMALLER_BATCHES, CsktError, file_system_errors, out_of_memory_errors
 from cskt.evaluation.rerank import RankingOptions, expand_queries, rerank_similarity
 from cskt.evaluation.results import Facts, Result
 from cskt.types import Hit, RetrievalMetrics
@@ -133,6 +136,36 @@ def evaluate(
             features.image_features, features.text_features, features.image_pids, features.caption_pids
         ),
     )
+
+
+def split_of(model: str, dataset: str | None, root: str | None, split: str, *, refuse_overlaps: bool = True) -> Split:
+    """Read a split; the data set and its root are those of the model's run where they are not given.
+
+    If the run's own data set has no val split (ICFG-PEDES), `val` are the identities that the run held out to select
+    its best epoch, and `train` the others. For `refuse_overlaps` see `read_separate_splits`.
+    """
+    check_exists(model)
+    own = run_config(Path(model))
+    if own and not root:
+        with file_system_errors(own.data.root):
+            has_moved = not Path(own.data.root).is_dir()
+        if has_moved:
+            missing = f"{own.data.root}: no such folder from here, though {model} had its data there"
+            raise CsktError(f"{missing}; say where: --root DIR")
+    name, place = dataset or (own.data.dataset if own else None), root or (own.data.root if own else None)
+    if not name or not place:
+        raise CsktError(f"{model} is no run that names its data; say which to use: --dataset rstpreid --root DIR")
+    splits = read_separate_splits(name, Path(place), refuse=refuse_overlaps)
+    if own and own.data.select_on == "val" and "val" not in splits and is_own_dataset(own, dataset):
+        train, val = select_splits(splits, own.data)
+        splits = splits | {"train": train, "val": val}
+    return find_split(splits, split)
+
+
+def is_own_dataset(own: RunConfig, dataset: str | None) -> bool:
+    """Return whether a data set, named by the user or not, is the one of a run's training, wherever it is now."""
+    # Two data sets named `jsonl` may be different ones.
+    return dataset is None or dataset_key(dataset) == dataset_key(own.data.dataset) != "jsonl"
 
 
 def _rank_images(features: SplitFeatures, options: RankingOptions) -> RetrievalMetrics:
