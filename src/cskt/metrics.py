@@ -206,15 +206,12 @@ def top_k(query_features: Numbers, gallery_features: Numbers, k: int, *, chunk_s
     num_hits = _whole(k, "k")
     if not 1 <= num_hits <= num_gallery:
         raise CsktError(f"k is {k}; the gallery has {num_gallery} images, so give 1 to {num_gallery}")
-    chunks = [
-        _top_k(rows @ gallery.T, num_hits) for rows in torch.split(queries, _rows_at_once(num_gallery, chunk_size))
-    ]
-    return Ranking(
-        indices=torch.cat([chunk.indices for chunk in chunks]), scores=torch.cat([chunk.scores for chunk in chunks])
-    )
+    chunks = torch.split(queries, _rows_at_once(num_gallery, chunk_size))
+    indices, scores = zip(*(_top_k(rows @ gallery.T, num_hits) for rows in chunks), strict=True)
+    return Ranking(torch.cat(indices), torch.cat(scores))
 
 
-def _top_k(similarity: Tensor, k: int) -> Ranking:
+def _top_k(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     # torch.topk guarantees no order among equals, neither within its answer nor at the end.
     scores, indices = similarity.topk(k, dim=1)
     indices, by_index = indices.sort(dim=1)
@@ -223,7 +220,7 @@ def _top_k(similarity: Tensor, k: int) -> Ranking:
     cut_in_a_tie = (similarity >= scores[:, -1:]).sum(dim=1) > k
     if cut_in_a_tie.any():
         indices[cut_in_a_tie] = similarity[cut_in_a_tie].argsort(dim=1, descending=True, stable=True)[:, :k]
-    return Ranking(indices, scores)
+    return indices, scores
 
 
 def _ranks_of_right(similarity: Tensor, query_ids: Tensor, columns_by_id: dict[int, Tensor]) -> tuple[Tensor, Tensor]:

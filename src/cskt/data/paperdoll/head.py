@@ -44,52 +44,46 @@ def draw_head(doll: Doll) -> None:
     face = ellipse(x, y, (radius_x, radius_y))
     canvas.shape([face, nose] if view == "side" else [face], doll.skin, "skin")
     if style != "bald":
-        {"front": _draw_front_hair, "side": _draw_side_hair, "back": _draw_back_hair}[view](doll)
+        _draw_hair(doll)
     if view != "back":
         _draw_face(doll)
     if not hatless:
         _draw_headwear(doll)
 
 
-def _draw_front_hair(doll: Doll) -> None:
+def _draw_hair(doll: Doll) -> None:
     (x, y), (radius_x, radius_y) = doll.skeleton.head, doll.skeleton.head_radius
-    colour = doll.colours["hair_colour"]
-    crown = ellipse(x, y, (radius_x + 0.006, radius_y + 0.008), 186, 354)
-    doll.canvas.shape([[*crown, (x - 0.25 * radius_x, y - 0.52 * radius_y)]], colour, "hair")
-    if doll.attributes.hair == "long":
-        lock = [(radius_x + 0.010, y - 0.30 * radius_y), (radius_x + 0.028, 0.295), (0.045, 0.295)]
-        locks = both_sides([*lock, (radius_x - 0.012, y + 0.2 * radius_y)], x)
-        doll.canvas.detail(locks, colour, "hair")
-
-
-def _draw_side_hair(doll: Doll) -> None:
-    (x, y), (radius_x, radius_y) = doll.skeleton.head, doll.skeleton.head_radius
-    colour, back = doll.colours["hair_colour"], x - radius_x
-    cap = ellipse(x, y, (radius_x + 0.008, radius_y + 0.008), 120, 335)
-    doll.canvas.shape([[*cap, (x + 0.030, y - 0.42 * radius_y), (x - 0.014, y - 0.1 * radius_y)]], colour, "hair")
-    if doll.attributes.hair == "long":
-        fall = [(back - 0.008, y - 0.02), (x - 0.012, y - 0.02), (x - 0.004, 0.300), (back - 0.026, 0.320)]
-        doll.canvas.detail([fall], colour, "hair")
-    elif doll.attributes.hair == "ponytail":
-        tail = [(back + 0.01, y - 0.035), (back - 0.055, y - 0.005), (back - 0.060, y + 0.13)]
-        doll.canvas.shape(limb(tail, (0.034, 0.050, 0.026)), colour, "hair")
-
-
-def _draw_back_hair(doll: Doll) -> None:
-    (x, y), (radius_x, radius_y) = doll.skeleton.head, doll.skeleton.head_radius
-    canvas, style, colour = doll.canvas, doll.attributes.hair, doll.colours["hair_colour"]
-    nape = y + (0.55 if style == "short" else 0.75) * radius_y
-    round_head = ellipse(x, y, (radius_x + 0.007, radius_y + 0.008), 160, 380)
-    canvas.shape([[*round_head, (x + 0.72 * radius_x, nape), (x - 0.72 * radius_x, nape)]], colour, "hair")
-    if style == "long":
-        half = radius_x + 0.012
-        fall = [(x - half, y), (x + half, y), (x + half + 0.010, 0.330), (x - half - 0.010, 0.330)]
-        canvas.shape([fall, ellipse(x, y, (half, radius_y))], colour, "hair")
-    elif style == "ponytail":
-        canvas.shape(limb(((x, y - 0.01), (x, 0.320)), (0.056, 0.036)), shade(colour, 0.85), "hair")
-        canvas.detail([box(x - 0.020, y - 0.010, x + 0.020, y + 0.008)], _HAIR_TIE, "hair")
-    elif style == "bun" and doll.attributes.headwear == NONE:
-        canvas.shape([ellipse(x, y - 0.80 * radius_y, (0.042, 0.040))], shade(colour, 0.85), "hair")
+    canvas, view, style, colour = doll.canvas, doll.skeleton.view, doll.attributes.hair, doll.colours["hair_colour"]
+    if view == "front":
+        crown = ellipse(x, y, (radius_x + 0.006, radius_y + 0.008), 186, 354)
+        canvas.shape([[*crown, (x - 0.25 * radius_x, y - 0.52 * radius_y)]], colour, "hair")
+        if style == "long":
+            lock = [(radius_x + 0.010, y - 0.30 * radius_y), (radius_x + 0.028, 0.295), (0.045, 0.295)]
+            locks = both_sides([*lock, (radius_x - 0.012, y + 0.2 * radius_y)], x)
+            canvas.detail(locks, colour, "hair")
+    elif view == "side":
+        back = x - radius_x
+        cap = ellipse(x, y, (radius_x + 0.008, radius_y + 0.008), 120, 335)
+        canvas.shape([[*cap, (x + 0.030, y - 0.42 * radius_y), (x - 0.014, y - 0.1 * radius_y)]], colour, "hair")
+        if style == "long":
+            fall = [(back - 0.008, y - 0.02), (x - 0.012, y - 0.02), (x - 0.004, 0.300), (back - 0.026, 0.320)]
+            canvas.detail([fall], colour, "hair")
+        elif style == "ponytail":
+            tail = [(back + 0.01, y - 0.035), (back - 0.055, y - 0.005), (back - 0.060, y + 0.13)]
+            canvas.shape(limb(tail, (0.034, 0.050, 0.026)), colour, "hair")
+    else:
+        nape = y + (0.55 if style == "short" else 0.75) * radius_y
+        round_head = ellipse(x, y, (radius_x + 0.007, radius_y + 0.008), 160, 380)
+        canvas.shape([[*round_head, (x + 0.72 * radius_x, nape), (x - 0.72 * radius_x, nape)]], colour, "hair")
+        if style == "long":
+            half = radius_x + 0.012
+            fall = [(x - half, y), (x + half, y), (x + half + 0.010, 0.330), (x - half - 0.010, 0.330)]
+            canvas.shape([fall, ellipse(x, y, (half, radius_y))], colour, "hair")
+        elif style == "ponytail":
+            canvas.shape(limb(((x, y - 0.01), (x, 0.320)), (0.056, 0.036)), shade(colour, 0.85), "hair")
+            canvas.detail([box(x - 0.020, y - 0.010, x + 0.020, y + 0.008)], _HAIR_TIE, "hair")
+        elif style == "bun" and doll.attributes.headwear == NONE:
+            canvas.shape([ellipse(x, y - 0.80 * radius_y, (0.042, 0.040))], shade(colour, 0.85), "hair")
 
 
 def _draw_face(doll: Doll) -> None:
