@@ -209,6 +209,7 @@ def test_jsonl(tmp_path: Path) -> None:
         (jsonl({**LINE, "pid": "a" * 201}), "'pid' 'a+...; expected a whole number"),
         (jsonl({**LINE, "pid": "\ud800"}), r"'pid' '.ud800'; expected"),
         (jsonl(LINE, {**LINE, "pid": "7"}), r"the identity 7 is also written as '7'; write one person in one way"),
+        (jsonl({**LINE, "pid": 0}, {**LINE, "pid": "0"}), r"the identity 0 is also written as '0'"),
         (jsonl([LINE]), "train.jsonl:1 is a list"),
         ('{"image": "a.jpg", "pid": 1, "pid": 2, "captions": ["a man"]}', "train.jsonl:1: .* 'pid' is there twice"),
         (jsonl({**LINE, "image": "../b.jpg"}), "train.jsonl:1 .* expected a path inside"),

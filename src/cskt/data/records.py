@@ -120,8 +120,9 @@ def number_pids(pids: Iterable[Pid]) -> dict[Pid, int]:
     distinct = dict.fromkeys(pids)
     if all(isinstance(pid, int) for pid in distinct):
         return {pid: int(pid) for pid in distinct}
-    if doubtful := next((pid for pid in distinct if isinstance(pid, int) and str(pid) in distinct), None):
-        raise CsktError(f"the identity {doubtful} is also written as '{doubtful}'; write one person in one way")
+    for pid in distinct:
+        if isinstance(pid, int) and str(pid) in distinct:
+            raise CsktError(f"the identity {pid} is also written as '{pid}'; write one person in one way")
     return {pid: number for number, pid in enumerate(sorted_pids(distinct))}
 
 
