@@ -21,7 +21,7 @@ from cskt.embed import Encoder, ModelSource, build
 from cskt.gallery.calibration import CALIBRATION_FILE, calibrate, save_calibration
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import MANIFEST, read_manifest
-from cskt.model.io.native import save_method
+from cskt.model.io.native import MethodFile, save_weights
 from cskt.training.state import trainable_state
 from tiny_run import quick_config, write_backbone
 
@@ -50,10 +50,10 @@ def write_run(folder: Path, backbone: Path, seed: int = 7) -> None:
     config = quick_config(Path("nowhere"), backbone, changes={"seed": seed})
     built = build(config)
     folder.mkdir()
-    save_method(
-        folder / "best.safetensors", trainable_state(built.model),
-        config=to_dict(config), backbone_name=built.backbone_name, backbone_sha256=built.backbone_sha256, facts={},
-    )  # fmt: skip
+    file = MethodFile(
+        to_dict(config), built.backbone_name, built.backbone_sha256, facts={}, tensors=trainable_state(built.model)
+    )
+    save_weights(folder / "best.safetensors", file)
 
 
 def index(project: Path, flags: str = "") -> Path:

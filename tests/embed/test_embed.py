@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from dataclasses import replace
@@ -23,7 +24,7 @@ from cskt.image_files.decode import decode_image
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.cache import sha256_of
 from cskt.model.io.layouts import released_name
-from cskt.model.io.native import read_method, save_backbone, save_method
+from cskt.model.io.native import read_method, save_backbone, save_weights
 from cskt.training.loop import train
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH, plain_clip, quick_config, write_backbone
 
@@ -355,15 +356,9 @@ def test_run_folder_weights_alone_and_public_name_are_one(run: Path, paths: list
 def test_a_merged_file_stands_alone(run: Path, paths: list[Path], tmp_path: Path) -> None:
     encoder, file = quick_load(run), read_method(run / "best.safetensors")
     config = file.config | {"backbone": file.config["backbone"] | {"name": "gone.safetensors"}}
-    save_method(
-        tmp_path / "merged.safetensors",
-        dict(encoder.model.named_parameters()),
-        config=config,
-        backbone_name=file.backbone_name,
-        backbone_sha256=file.backbone_sha256,
-        facts=file.facts,
-        architecture=encoder.model.architecture,
-    )
+    tensors = dict(encoder.model.named_parameters())
+    merged = dataclasses.replace(file, config=config, architecture=encoder.model.architecture, tensors=tensors)
+    save_weights(tmp_path / "merged.safetensors", merged)
     assert_equal(quick_load(tmp_path / "merged.safetensors"), encoder, paths)
 
 
@@ -477,15 +472,7 @@ def test_a_run_from_before_later_keys_still_loads(run: Path, paths: list[Path], 
     config = {name: section for name, section in file.config.items() if name not in ("lora", "mlm")}
     config["data"] = {key: value for key, value in config["data"].items() if key not in ("templates",)}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    save_method(
-        tmp_path / "best.safetensors",
-        file.tensors,
-        config=config,
-        backbone_name=file.backbone_name,
-        backbone_sha256=file.backbone_sha256,
-        facts=file.facts,
-        architecture=None,
-    )
+    save_weights(tmp_path / "best.safetensors", dataclasses.replace(file, config=config))
     assert load_config(tmp_path / "config.yaml") == load_config(run / "config.yaml")
     assert_equal(quick_load(tmp_path), quick_load(run), paths)
 

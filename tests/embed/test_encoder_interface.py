@@ -16,7 +16,7 @@ from cskt.data.tokenizer import Tokenizer
 from cskt.embed import EncodeOptions, Encoder, ModelSource, build, load, load_source
 from cskt.embed.model_paths import CONFIG, FLAT_CONFIG, READERS, reader_of, run_config
 from cskt.errors import CsktError
-from cskt.model.io.native import RUN_WEIGHTS, read_method, save_backbone, save_method
+from cskt.model.io.native import RUN_WEIGHTS, MethodFile, read_method, save_backbone, save_weights
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH, plain_clip, quick_config
 
 DIM = ARCHITECTURE.embed_dim
@@ -52,14 +52,9 @@ def run(dolls: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFacto
         if parameter.requires_grad:
             parameter.data.normal_(std=0.05, generator=generator)
     folder = tmp_path_factory.mktemp("runs") / "run"
-    save_method(
-        folder / RUN_WEIGHTS,
-        {name: value for name, value in built.model.named_parameters() if value.requires_grad},
-        config=to_dict(config),
-        backbone_name=built.backbone_name,
-        backbone_sha256=built.backbone_sha256,
-        facts={},
-    )
+    tensors = {name: value for name, value in built.model.named_parameters() if value.requires_grad}
+    file = MethodFile(to_dict(config), built.backbone_name, built.backbone_sha256, facts={}, tensors=tensors)
+    save_weights(folder / RUN_WEIGHTS, file)
     return folder
 
 

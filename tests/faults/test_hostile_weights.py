@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import io
 import json
@@ -31,7 +32,7 @@ import cskt
 from cskt.config import load_config
 from cskt.embed.exported import read_facts
 from cskt.gallery.gallery import Gallery
-from cskt.model.io.native import kind_of, read_backbone, read_method, read_safetensors, save_method
+from cskt.model.io.native import kind_of, read_backbone, read_method, read_safetensors, save_weights
 from cskt.model.io.released.reader import read_released
 from cskt.model.io.tensors import read_tensors
 from cskt.training import checkpoint
@@ -317,10 +318,7 @@ def test_method_files_of_wrong_notes(tmp_path: Path, run: Path) -> None:
         "a backbone far away": {**file.config, "backbone": {**file.config["backbone"], "name": "/etc/passwd"}},
     }
     for kind, config in kinds.items():
-        save_method(
-            path, file.tensors, config=config, backbone_name=file.backbone_name, backbone_sha256=file.backbone_sha256,
-            facts={},
-        )  # fmt: skip
+        save_weights(path, dataclasses.replace(file, config=config))
         assert str(path) in taken_or_refused(lambda: load(path)), kind
     record("checkpoints and model folders with wrong parts", tried=len(kinds), test=TEST)
 

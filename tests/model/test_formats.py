@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cskt.config import BackboneConfig
 from cskt.model.io import cache
-from cskt.model.io.native import save_backbone, save_method
+from cskt.model.io.native import MethodFile, save_backbone, save_weights
 from cskt.model.io.tensors import read_tensors
 from cskt.model.io.weights import load_backbone
 
@@ -132,7 +132,7 @@ def test_our_own_file(tmp_path: Path, archive: Path) -> None:
 
 def test_a_runs_file_is_no_backbone(tmp_path: Path) -> None:
     path = tmp_path / "best.safetensors"
-    save_method(path, {}, config={}, backbone_name="x", backbone_sha256="", facts={})
+    save_weights(path, MethodFile(config={}, backbone_name="x", backbone_sha256="", facts={}))
     assert "holds a method, expected a backbone" in refused(path)
 
 

@@ -32,7 +32,7 @@ def save(path: Path, **changes: object) -> None:
         "config": to_dict(RunConfig(name="größe")), "backbone_name": "ViT-B/16", "backbone_sha256": DIGEST,
         "facts": {"epoch": "7"},
     }  # fmt: skip
-    native.save_method(path, trained(), **(values | changes))  # type: ignore[arg-type]
+    native.save_weights(path, native.MethodFile(**(values | changes), tensors=trained()))  # type: ignore[arg-type]
 
 
 def rewrite_metadata(path: Path, **changes: object) -> None:
@@ -83,8 +83,8 @@ def test_backbone_comes_back(tmp_path: Path, half: bool) -> None:
     native.save_backbone(path, state, ARCHITECTURE, facts={"made": "by a test"}, half=half)
     found = native.read_backbone(path)
     for name, value in state.items():
-        assert found.state[name].dtype == torch.float32
-        assert torch.equal(found.state[name], value.half().float() if half else value)
+        assert found.tensors[name].dtype == torch.float32
+        assert torch.equal(found.tensors[name], value.half().float() if half else value)
     assert (found.architecture, found.facts, found.known_token_ids) == (ARCHITECTURE, {"made": "by a test"}, None)
     assert native.kind_of(path) == "backbone"
 
@@ -98,7 +98,7 @@ def test_backbone_with_some_token_rows(tmp_path: Path) -> None:
     assert load_file(path)[native.TOKEN_EMBEDDING].shape == (3, 8)
     found = native.read_backbone(path)
     assert found.known_token_ids == {4, 7, 19}
-    rebuilt = found.state[native.TOKEN_EMBEDDING]
+    rebuilt = found.tensors[native.TOKEN_EMBEDDING]
     assert rebuilt.shape == table.shape
     assert torch.equal(rebuilt[[4, 7, 19]], table[[4, 7, 19]])
     unknown = [row for row in range(20) if row not in (4, 7, 19)]
@@ -106,8 +106,8 @@ def test_backbone_with_some_token_rows(tmp_path: Path) -> None:
     scores = (rebuilt[unknown] - known.mean(dim=0)) / known.std(dim=0, correction=0)
     assert scores.abs().max() < 5 and scores.std() > 0.5, "drawn as the known ones lie"
     assert len(rebuilt.unique(dim=0)) == 20, "unseen words differ"
-    assert torch.equal(rebuilt, native.read_backbone(path).state[native.TOKEN_EMBEDDING]), "always the same"
-    assert native.TOKEN_ROWS not in found.state
+    assert torch.equal(rebuilt, native.read_backbone(path).tensors[native.TOKEN_EMBEDDING]), "always the same"
+    assert native.TOKEN_ROWS not in found.tensors
 
 
 @pytest.mark.parametrize(

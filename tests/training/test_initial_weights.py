@@ -16,7 +16,7 @@ from cskt.config import RunConfig
 from cskt.data.paperdoll import make_dataset
 from cskt.errors import CsktError
 from cskt.model.io.cache import sha256_of
-from cskt.model.io.native import read_heads, read_method, save_method
+from cskt.model.io.native import read_heads, read_method, save_weights
 from cskt.model.io.tensors import load_plain
 from cskt.training.context import TrainingContext
 from cskt.training.events import first_event, read_events
@@ -321,10 +321,7 @@ def test_another_backbone_is_refused(starting: Any, tmp_path: Path) -> None:
 def test_other_weights_of_the_same_backbone_file_are_refused(starting: Any, source: Path, tmp_path: Path) -> None:
     file = read_method(source / "best.safetensors")
     config = file.config | {"backbone": file.config["backbone"] | {"weights": "ema"}}
-    save_method(
-        tmp_path / "other.safetensors", file.tensors, config=config, backbone_name=file.backbone_name,
-        backbone_sha256=file.backbone_sha256, facts=file.facts,
-    )  # fmt: skip
+    save_weights(tmp_path / "other.safetensors", dataclasses.replace(file, config=config))
     message = refused(starting({"init_from": str(tmp_path / "other.safetensors")}), tmp_path / "run")
     assert message.endswith("the ema weights of its backbone, and backbone.weights is model; start from the same")
 
@@ -349,10 +346,7 @@ def test_a_changed_weight_file_is_refused(starting: Any, source: Path, tmp_path:
         tensors["prompts.vision.9"] = torch.zeros(2)
     else:
         tensors["prompts.vision.1"] = torch.full_like(tensors["prompts.vision.1"], torch.nan)
-    save_method(
-        tmp_path / "other.safetensors", tensors, config=file.config, backbone_name=file.backbone_name,
-        backbone_sha256=file.backbone_sha256, facts=file.facts,
-    )  # fmt: skip
+    save_weights(tmp_path / "other.safetensors", dataclasses.replace(file, tensors=tensors))
     message = refused(starting({"init_from": str(tmp_path / "other.safetensors")}), tmp_path / "run")
     expected = {
         "missing": "tensor 'prompts.vision.1' is missing", "unknown": "unknown tensor 'prompts.vision.9'",

@@ -23,7 +23,7 @@ from cskt.embed import Encoder, load
 from cskt.embed.exported import SUFFIXES
 from cskt.errors import CsktError, out_of_memory_errors
 from cskt.export.folder import placed_when_done
-from cskt.model.io.native import MethodFile, read_method, save_backbone, save_method
+from cskt.model.io.native import MethodFile, read_method, save_backbone, save_weights
 from cskt.model.io.released.writer import check_expressible, inexpressible_keys, write_released
 from cskt.training.initial_weights import read_run_heads
 from cskt.training.objective import Objective
@@ -117,16 +117,14 @@ def read_run(folder: Path, backbone: str | None) -> Folded:
 
 def write_merged(target: Path, run: Folded) -> None:
     """Write backbone and method into one file."""
-    save_method(
-        target,
-        run.state,
+    file = dataclasses.replace(
+        run.source,
         config=to_dict(run.config),
-        backbone_name=run.source.backbone_name,
-        backbone_sha256=run.source.backbone_sha256,
-        facts=run.source.facts,
         architecture=run.encoder.model.architecture,
         known_token_ids=run.encoder.tokenizer.known_ids,
+        tensors=run.state,
     )
+    save_weights(target, file)
 
 
 def write_backbone(target: Path, run: Folded, *, half: bool, seen_tokens: bool) -> None:

@@ -31,7 +31,7 @@ from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.image_files.decode import Source
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
-from cskt.model.io.native import RUN_WEIGHTS, save_method
+from cskt.model.io.native import RUN_WEIGHTS, MethodFile, save_weights
 from cskt.utils.console import bar
 
 PLAIN = ("{}",)
@@ -324,16 +324,16 @@ class Encoder:
         config = dataclasses.replace(
             base, data=data, precision=cast(Precision, self.precision), **self.model.method_configs
         )
-        save_method(
-            target,
-            dict(self.model.named_parameters()),
+        file = MethodFile(
             config=to_dict(config),
             backbone_name=config.backbone.name,
             backbone_sha256="",
             facts={} if self.source is None else {"source": self.source.path},
             architecture=self.model.architecture,
             known_token_ids=self.tokenizer.known_ids,
+            tensors=dict(self.model.named_parameters()),
         )
+        save_weights(target, file)
         return target
 
     def _output_device(self, convert_to: str, keep_on_device: bool) -> torch.device:

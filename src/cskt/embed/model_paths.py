@@ -25,7 +25,7 @@ from cskt.embed.options import Computing, EncodeOptions, ModelSource, merged
 from cskt.errors import CsktError, MissingBackboneError, out_of_memory_errors
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.cache import CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_name, locate
-from cskt.model.io.native import RUN_WEIGHTS, kind_of, read_method, read_method_metadata
+from cskt.model.io.native import RUN_WEIGHTS, kind_of, read_method
 from cskt.model.io.released.reader import read_released, read_released_config
 from cskt.model.io.weights import assume_openai, load_backbone, load_state
 from cskt.plugins import load_plugins
@@ -188,7 +188,7 @@ class MethodFileReader(Reader):
         return _own_kind(path) == "method"
 
     def config(self, path: Path) -> RunConfig | None:
-        return validate(RunConfig, read_method_metadata(path).config, f"{path}: config")
+        return validate(RunConfig, read_method(path, only_metadata=True).config, f"{path}: config")
 
     def read(self, source: ModelSource) -> Loaded:
         path = Path(source.path)
@@ -331,7 +331,7 @@ def needed_backbone(path: Path) -> str | None:
     weights = path / RUN_WEIGHTS if path.is_dir() else path
     if _own_kind(weights) != "method":
         return None
-    file = read_method_metadata(weights)
+    file = read_method(weights, only_metadata=True)
     return file.backbone_name if file.architecture is None else None
 
 

@@ -20,7 +20,7 @@ from cskt.errors import CsktError
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.cache import sha256_of
 from cskt.model.io.layouts import OURS
-from cskt.model.io.native import MethodFile, kind_of, read_heads, read_method, save_heads
+from cskt.model.io.native import HeadsFile, MethodFile, kind_of, read_heads, read_method, save_weights
 from cskt.model.io.weights import gather
 from cskt.training.checkpoint import read_last
 from cskt.training.context import TrainingContext
@@ -53,8 +53,8 @@ class RunHeads:
 def save_best_heads(folder: Path, heads: dict[str, Tensor], *, data_sha256: str, epoch: int) -> None:
     """Write the heads that belong to the best.safetensors of a run folder; nothing if there are none."""
     if heads:
-        weights_sha256, facts = sha256_of(folder / BEST), {"epoch": str(epoch)}
-        save_heads(folder / HEADS, heads, weights_sha256=weights_sha256, data_sha256=data_sha256, facts=facts)
+        file = HeadsFile(sha256_of(folder / BEST), data_sha256, facts={"epoch": str(epoch)}, tensors=heads)
+        save_weights(folder / HEADS, file)
 
 
 def read_run_heads(folder: Path) -> RunHeads | None:

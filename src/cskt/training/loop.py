@@ -16,7 +16,7 @@ from cskt.device import peak_memory_bytes
 from cskt.embed import Encoder
 from cskt.errors import CsktError, file_system_errors, out_of_memory_errors
 from cskt.evaluation.evaluate import Evaluation, SplitFeatures, evaluate
-from cskt.model.io.native import save_method
+from cskt.model.io.native import MethodFile, save_weights
 from cskt.training.checkpoint import load_last, save_last, set_aside
 from cskt.training.checks import warnings_after, warnings_before
 from cskt.training.context import TrainingContext, prepare
@@ -288,20 +288,21 @@ class Trainer:
         tensors = trainable_state(state.model) if state.backbone_sha256 else whole
         is_whole = len(tensors) == len(whole)
         with run.checked():
-            save_method(
-                run.best,
-                tensors,
-                architecture=state.model.architecture if is_whole else None,
-                known_token_ids=context.tokenizer.known_ids if is_whole else None,
+            facts = {
+                "epoch": str(state.progress.best_epoch),
+                "selected_on": context.val_split.name,
+                "selection_r1": f"{state.progress.best_r1:.6f}",
+            }
+            file = MethodFile(
                 config=to_dict(context.config),
                 backbone_name=context.backbone_name,
                 backbone_sha256=state.backbone_sha256,
-                facts={
-                    "epoch": str(state.progress.best_epoch),
-                    "selected_on": context.val_split.name,
-                    "selection_r1": f"{state.progress.best_r1:.6f}",
-                },
+                facts=facts,
+                architecture=state.model.architecture if is_whole else None,
+                known_token_ids=context.tokenizer.known_ids if is_whole else None,
+                tensors=tensors,
             )
+            save_weights(run.best, file)
             if context.trains:
                 heads, epoch = trainable_state(state.objective), state.progress.best_epoch
                 save_best_heads(run.path, heads, data_sha256=state.data_sha256, epoch=epoch)

@@ -11,10 +11,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from annotated_types import Ge, Lt
 from pydantic import ConfigDict, with_config
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -40,7 +39,6 @@ LARGEST_TOKEN_TABLE = 300_000_000
 REMEDY = "not a file of cskt's own format, or a damaged one: restore it, or make it again"
 CONTENT: ConfigDict = {**JSON, "extra": "ignore", "arbitrary_types_allowed": True}
 """Configuration of the dataclasses below, as which metadata is read."""
-TokenIds = list[Annotated[int, Ge(0), Lt(2**31)]]
 
 
 @with_config(CONTENT)
@@ -55,9 +53,9 @@ class MethodFile:
     """Digest of the backbone file that the tensors were trained over; they fit no other."""
     facts: dict[str, str]
     """Text by name: epoch, scores, versions."""
-    architecture: ClipArchitecture | None
+    architecture: ClipArchitecture | None = None
     """In a merged file, which needs no backbone file."""
-    known_token_ids: frozenset[int] | None
+    known_token_ids: frozenset[int] | None = None
     """In a merged file, the only tokens that its backbone knows; None if it knows all."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """The trained tensors alone, or in a merged file every tensor of the model."""
@@ -73,7 +71,7 @@ class BackboneFile:
     """Facts about the training of the weights."""
     known_token_ids: frozenset[int] | None = None
     """Tokens whose embedding the file holds; None if it holds all."""
-    state: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
     """`vision.*` and `text.*`, float32."""
 
 
@@ -107,42 +105,11 @@ KINDS: dict[str, tuple[type[Any], str]] = {
 File = TypeVar("File", MethodFile, BackboneFile, HeadsFile)
 
 
-def save_method(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    *,
-    config: Mapping[str, Any],
-    backbone_name: str,
-    backbone_sha256: str,
-    facts: Mapping[str, str],
-    architecture: ClipArchitecture | None = None,
-    known_token_ids: frozenset[int] | None = None,
-) -> None:
-    """Write a `MethodFile`; with `architecture` the tensors must include both towers.
-
-    Raises:
-        FileSystemError: the file cannot be written.
-    """
-    content = {
-        "kind": "method",
-        "config": dict(config),
-        "backbone_name": backbone_name,
-        "backbone_sha256": backbone_sha256,
-        "facts": dict(facts),
-        "architecture": None if architecture is None else to_dict(architecture),
-        "known_token_ids": None if known_token_ids is None else sorted(known_token_ids),
-    }
-    _write(path, tensors, content)
-
-
-def read_method(path: Path) -> MethodFile:
-    """Read a file that `save_method` wrote.
-
-    Raises:
-        CsktError: missing, damaged, of another kind, or written by a newer version.
-    """
-    tensors, metadata = read_safetensors(path)
-    return dataclasses.replace(_parse(path, metadata, MethodFile), tensors=tensors)
+def save_weights(path: Path, file: MethodFile | HeadsFile) -> None:
+    """Write a `MethodFile` or a `HeadsFile`; a merged one must hold both towers."""
+    kind = next(kind for kind, (schema, _) in KINDS.items() if isinstance(file, schema))
+    fields = {item.name: getattr(file, item.name) for item in dataclasses.fields(file) if item.name != "tensors"}
+    _write(path, file.tensors, {"kind": kind, **fields})
 
 
 def save_backbone(
@@ -163,9 +130,6 @@ def save_backbone(
         facts: how the weights were made, text by name.
         half: store float16, at half the size.
         known_token_ids: write only these rows of the token embedding (a small file for a small vocabulary).
-
-    Raises:
-        FileSystemError: the file cannot be written.
     """
     state = dict(state)
     if known_token_ids is not None:
@@ -174,7 +138,17 @@ def save_backbone(
         state[TOKEN_EMBEDDING] = state[TOKEN_EMBEDDING][rows.long()]
     if half:
         state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    _write(path, state, {"kind": "backbone", "architecture": to_dict(architecture), "facts": dict(facts)})
+    _write(path, state, {"kind": "backbone", "architecture": architecture, "facts": dict(facts)})
+
+
+def read_method(path: Path, *, only_metadata: bool = False) -> MethodFile:
+    """Read the weights of a run, on request without their tensors."""
+    return _read(path, MethodFile, only_metadata=only_metadata)
+
+
+def read_heads(path: Path) -> HeadsFile:
+    """Read the training heads of a run."""
+    return _read(path, HeadsFile)
 
 
 def read_backbone(path: Path) -> BackboneFile:
@@ -182,49 +156,29 @@ def read_backbone(path: Path) -> BackboneFile:
 
     Rows of the token embedding that the file does not hold are drawn from the mean and deviation of those that it
     holds, the same at every reading: unknown words stay different from each other, so that a method can learn them.
-
-    Raises:
-        CsktError: missing, damaged, of another kind, or written by a newer version.
     """
-    state, metadata = read_safetensors(path)
-    file = _parse(path, metadata, BackboneFile)
-    known: frozenset[int] | None = None
+    file = _read(path, BackboneFile)
+    state, known = dict(file.tensors), None
     if (rows := state.pop(TOKEN_ROWS, None)) is not None:
         known = frozenset(rows.tolist())
         state[TOKEN_EMBEDDING] = _all_rows(state.get(TOKEN_EMBEDDING), rows, file.architecture.vocab_size, path)
     # Tensors of another kind are in damaged or forged files only; `weights.gather` refuses them.
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    return dataclasses.replace(file, state=state, known_token_ids=known)
+    return dataclasses.replace(file, tensors=state, known_token_ids=known)
 
 
-def save_heads(
-    path: Path, tensors: Mapping[str, Tensor], *, weights_sha256: str, data_sha256: str, facts: Mapping[str, str]
-) -> None:
-    """Write a `HeadsFile`.
-
-    Raises:
-        FileSystemError: the file cannot be written.
-    """
-    content = {"kind": "heads", "weights_sha256": weights_sha256, "data_sha256": data_sha256, "facts": dict(facts)}
-    _write(path, tensors, content)
-
-
-def read_heads(path: Path) -> HeadsFile:
-    """Read a file that `save_heads` wrote.
-
-    Raises:
-        CsktError: missing, damaged, of another kind, or written by a newer version.
-    """
-    tensors, metadata = read_safetensors(path)
-    return dataclasses.replace(_parse(path, metadata, HeadsFile), tensors=tensors)
+def _read(path: Path, schema: type[File], *, only_metadata: bool = False) -> File:
+    tensors, metadata = read_safetensors(path, only_metadata=only_metadata)
+    content = _content(path, metadata)
+    if not isinstance(content, schema):
+        names = dict(KINDS.values())
+        found = names.get(type(content)) or f"a {SHORT.repr(content.kind)}"
+        raise CsktError(f"{path}: holds {found}, expected {names[schema]}")
+    return dataclasses.replace(content, tensors=tensors)
 
 
 def kind_of(path: Path) -> str | None:
-    """Return the kind of a safetensors file of our own, None for any other safetensors file.
-
-    Raises:
-        CsktError: not a whole safetensors file, or metadata that is damaged or of a newer version.
-    """
+    """Return the kind of a safetensors file of our own, None for any other safetensors file."""
     metadata = read_safetensors(path, only_metadata=True)[1]
     if METADATA_KEY not in metadata:
         return None
@@ -232,17 +186,8 @@ def kind_of(path: Path) -> str | None:
     return next((kind for kind, (schema, _) in KINDS.items() if isinstance(content, schema)), None) or content.kind
 
 
-def read_method_metadata(path: Path) -> MethodFile:
-    """Read a file that `save_method` wrote, without its tensors; see `read_method`."""
-    return _parse(path, read_safetensors(path, only_metadata=True)[1], MethodFile)
-
-
 def read_safetensors(path: Path, *, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read tensors (copies in memory, half precision as float32) and text metadata of a file.
-
-    Raises:
-        CsktError: missing, truncated or damaged.
-    """
+    """Read tensors (copies in memory, half precision as float32) and text metadata of a file."""
     try:
         with safe_open(path, framework="pt") as stream:
             names = [] if only_metadata else stream.keys()
@@ -272,16 +217,21 @@ def _is_cut_short(path: Path) -> bool:
 
 def _write(path: Path, tensors: Mapping[str, Tensor], content: dict[str, Any]) -> None:
     # One metadata entry with sorted keys: safetensors writes several in random order, so files would never be equal.
-    metadata = {METADATA_KEY: json.dumps({"version": FORMAT_VERSION, **content}, sort_keys=True)}
+    text = json.dumps({"version": FORMAT_VERSION, **content}, sort_keys=True, default=_plain)
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
     def write(temporary: Path) -> None:
         try:
-            save_file(ready, temporary, metadata=metadata)
+            save_file(ready, temporary, metadata={METADATA_KEY: text})
         except SafetensorError as error:  # raised for a full disk
             raise OSError(one_line(error)) from error
 
     write_atomically(path, write)
+
+
+def _plain(value: Any) -> Any:
+    """Return a field of a file as JSON has it."""
+    return sorted(value) if isinstance(value, frozenset) else to_dict(value)
 
 
 def _content(path: Path, metadata: Mapping[str, str]) -> Any:
@@ -291,15 +241,6 @@ def _content(path: Path, metadata: Mapping[str, str]) -> Any:
     kind = content.get("kind") if isinstance(content, dict) else None
     schema, _ = KINDS.get(kind, (_AnyFile, "")) if isinstance(kind, str) else (_AnyFile, "")
     return parse_json(text, schema, where=str(path), remedy=REMEDY, version=("version", FORMAT_VERSION))
-
-
-def _parse(path: Path, metadata: Mapping[str, str], schema: type[File]) -> File:
-    content = _content(path, metadata)
-    if not isinstance(content, schema):
-        names = dict(KINDS.values())
-        found = names.get(type(content)) or f"a {SHORT.repr(content.kind)}"
-        raise CsktError(f"{path}: holds {found}, expected {names[schema]}")
-    return content
 
 
 def _all_rows(known: Tensor | None, rows: Tensor, vocab_size: int, path: Path) -> Tensor:

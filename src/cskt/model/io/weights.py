@@ -63,7 +63,7 @@ def load_backbone(config: BackboneConfig, *, sha256: str | None = None) -> Backb
         ours = read_backbone(path)
         if config.weights == "ema":
             raise CsktError(f"{path}: holds no moving average of the weights; leave out --weights ema")
-        tensors, layout, architecture, known_token_ids = ours.state, OURS, ours.architecture, ours.known_token_ids
+        tensors, layout, architecture, known_token_ids = ours.tensors, OURS, ours.architecture, ours.known_token_ids
         preprocessing = Preprocessing(interpolation=ours.facts.get("interpolation"), source=path)
     else:
         tensors = read_tensors(path, config.weights)
