@@ -25,11 +25,7 @@ NATIVE_BF16 = ("avx512_bf16", "amx_bf16")
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
-    """Return the device of a name; `auto` and None take CUDA, then Apple's MPS, then the CPU.
-
-    Raises:
-        CsktError: no such device on this machine.
-    """
+    """Return the device of a name; `auto` and None take CUDA, then Apple's MPS, then the CPU."""
     if isinstance(name, torch.device):
         return name
     if name is None or name == "auto":
@@ -56,11 +52,7 @@ def native_bf16() -> bool:
 
 
 def pick_precision(name: str, device: torch.device, exact: str = "fp32") -> str:
-    """Return the precision of a name; `auto` is bf16 on a CPU with `native_bf16`, fp32 on others, elsewhere `exact`.
-
-    Raises:
-        CsktError: no such precision.
-    """
+    """Return the precision of a name; `auto` is bf16 on a CPU with `native_bf16`, fp32 on others, elsewhere `exact`."""
     if name == "auto":
         return exact if device.type != "cpu" else "bf16" if native_bf16() else "fp32"
     if name not in PRECISIONS:
@@ -69,11 +61,7 @@ def pick_precision(name: str, device: torch.device, exact: str = "fp32") -> str:
 
 
 def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return a context that computes in a precision: autocast, or for fp32 exact float32.
-
-    Raises:
-        CsktError: no such precision.
-    """
+    """Return a context that computes in a precision: autocast, or for fp32 exact float32."""
     if precision == "fp32":
         return exact_convolutions(device)
     if precision not in DTYPES:

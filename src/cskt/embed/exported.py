@@ -95,11 +95,7 @@ def is_exported(folder: Path) -> bool:
 
 
 def read_facts(folder: Path) -> ExportedFacts:
-    """Read `exported.json` of a folder.
-
-    Raises:
-        CsktError: the file is missing, of a newer version, damaged or incomplete.
-    """
+    """Read `exported.json` of a folder."""
     try:
         return read_json(
             folder / EXPORTED, ExportedFacts, remedy="export again", version=("format_version", FORMAT_VERSION)
@@ -122,9 +118,6 @@ def load_exported(
         options: device cpu or auto, precision that of the folder or auto; templates None: those of the folder.
         source: what `cskt.load` was given.
         changes: fields of `EncodeOptions`, laid over `options`.
-
-    Raises:
-        CsktError: the folder is damaged, its runtime is not installed, or it cannot compute with these options.
     """
     facts, options = read_facts(folder), merged(options, changes)
     for name, digest in facts.sha256.items():
@@ -213,11 +206,7 @@ class ExportedEncoder(Encoder):
 
 
 def open_graph(folder: Path, tower: Literal["image", "text"], form: Form) -> Graph:
-    """Open a graph that computes on as many threads as torch uses.
-
-    Raises:
-        CsktError: its runtime is not installed, or does not read it.
-    """
+    """Open a graph that computes on as many threads as torch uses."""
     path = folder / f"{tower}{SUFFIXES[form]}"
     return _open_onnx(path) if form == "onnx" else _open_openvino(path)
 

@@ -13,8 +13,18 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Unpack
 
 import torch
+from torch import Tensor
 
-from cskt.config import BackboneConfig, RunConfig, as_trained, evaluation_interpolation, load_config, validate
+from cskt.config import (
+    BackboneConfig,
+    ClipArchitecture,
+    DataConfig,
+    RunConfig,
+    as_trained,
+    evaluation_interpolation,
+    load_config,
+    validate,
+)
 from cskt.config.types import WeightsChoice
 from cskt.data.tokenizer import Tokenizer
 from cskt.device import pick_device, pick_precision
@@ -29,6 +39,8 @@ from cskt.model.io.native import RUN_WEIGHTS, kind_of, read_method
 from cskt.model.io.released.reader import read_released, read_released_config
 from cskt.model.io.weights import assume_openai, load_backbone, load_state
 from cskt.plugins import load_plugins
+from cskt.model.parts.adapters import NO_ADAPTERS
+from cskt.model.parts.prompts import NO_PROMPTS
 from cskt.utils.paths import check_path, expanded
 
 CONFIG, FLAT_CONFIG = "config.yaml", "configs.yaml"
@@ -91,11 +103,7 @@ def load(
 
 @out_of_memory_errors()
 def load_source(source: ModelSource, options: EncodeOptions | None = None) -> Encoder:
-    """Load a model for search: in the precision of `options`, else of its source, else `auto`.
-
-    Raises:
-        CsktError: see `load`.
-    """
+    """Load a model for search: in the precision of `options`, else of its source, else `auto`."""
     options = options or EncodeOptions()
     precision = options.precision or source.precision or "auto"
     return reader_of(source.path).load(source, dataclasses.replace(options, precision=precision))
@@ -108,6 +116,23 @@ class Loaded(NamedTuple):
     tokenizer: Tokenizer
     config: RunConfig
     """Precision, templates and preprocessing are read from it."""
+
+
+def _loaded(
+    origin: str,
+    config: RunConfig,
+    architecture: ClipArchitecture,
+    state: Mapping[str, Tensor],
+    known_token_ids: frozenset[int] | None,
+) -> Loaded:
+    """Build the model of a config around `state`, which holds every tensor of it."""
+    try:
+        with torch.device("meta"):  # load_state brings the memory
+            model = DualEncoder(architecture, config.prompts, config.adapters, config.lora, trainable="none")
+    except CsktError as error:
+        raise CsktError(f"{origin}: {error}") from None
+    load_state(model, state, origin=origin, prefixes=WHOLE)
+    return Loaded(model, tokenizer_for(model, config.data.caption_length, known_token_ids), config)
 
 
 class Reader(ABC):
@@ -145,11 +170,7 @@ class Reader(ABC):
         )  # fmt: skip
 
     def check(self, source: ModelSource) -> None:
-        """Check that nothing is asked of the model that only plain CLIP weights have.
-
-        Raises:
-            CsktError: it is.
-        """
+        """Check that nothing is asked of the model that only plain CLIP weights have."""
         if source.weights == "ema" and not self.may_hold_ema:
             raise CsktError(f"{source.path}: a trained run has one set of weights; leave out --weights ema")
         if source.settings and not self.is_clip:
@@ -208,13 +229,7 @@ class MethodFileReader(Reader):
                 ) from None
             architecture, known_token_ids = carrier.architecture, carrier.known_token_ids
             state = carrier.state | state
-        try:
-            with torch.device("meta"):  # load_state brings the memory
-                model = DualEncoder(architecture, config.prompts, config.adapters, config.lora, trainable="none")
-        except CsktError as error:
-            raise CsktError(f"{path}: {error}") from None
-        load_state(model, state, origin=str(path), prefixes=WHOLE)
-        return Loaded(model, tokenizer_for(model, config.data.caption_length, known_token_ids), config)
+        return _loaded(str(path), config, architecture, state, known_token_ids)
 
 
 class RunReader(MethodFileReader):
@@ -246,10 +261,7 @@ class ReleasedReader(Reader):
 
     def read(self, source: ModelSource) -> Loaded:
         found = read_released(Path(source.path), source.weights or "model")
-        with torch.device("meta"):  # load_state brings the memory
-            model = DualEncoder(found.architecture, found.config.prompts, found.config.adapters, trainable="none")
-        load_state(model, found.state, origin=source.path, prefixes=WHOLE)
-        return Loaded(model, tokenizer_for(model, found.config.data.caption_length, None), found.config)
+        return _loaded(source.path, found.config, found.architecture, found.state, None)
 
 
 class ClipReader(Reader):
@@ -265,19 +277,15 @@ class ClipReader(Reader):
         if source.path != CLIP_TINY and _own_kind(Path(source.path)) is None:
             sizes["image_height"] = sizes["image_height"] or CROP_SIZE[0]
             sizes["image_width"] = sizes["image_width"] or CROP_SIZE[1]
-        asked = {
-            **check_settings(source.settings or {}),
-            **sizes,
-            "name": source.path,
-            "weights": source.weights or "model",
-        }
-        config = validate(BackboneConfig, asked, source.path)
-        backbone = load_backbone(config)
-        with torch.device("meta"):  # load_state brings the memory
-            model = DualEncoder(backbone.architecture, trainable="none")
-        load_state(model, backbone.state, origin=backbone.name)
-        tokenizer = tokenizer_for(model, backbone.architecture.context_length, backbone.known_token_ids)
-        return Loaded(model, tokenizer, RunConfig(name="clip", trainable="none", backbone=config))
+        settings = source.settings or {}
+        if unknown := settings.keys() - set(SETTINGS):
+            raise CsktError(f"settings: '{str(min(unknown))[:80]}' is not known; known: {', '.join(SETTINGS)}")
+        asked = {**settings, **sizes, "name": source.path, "weights": source.weights or "model"}
+        backbone_config = validate(BackboneConfig, asked, source.path)
+        backbone = load_backbone(backbone_config)
+        data = validate(DataConfig, {"caption_length": backbone.architecture.context_length}, source.path)
+        config = RunConfig("clip", backbone=backbone_config, prompts=NO_PROMPTS, adapters=NO_ADAPTERS, data=data)
+        return _loaded(source.path, config, backbone.architecture, backbone.state, backbone.known_token_ids)
 
 
 READERS: tuple[Reader, ...] = (ExportedReader(), RunReader(), ReleasedReader(), MethodFileReader(), ClipReader())
@@ -313,17 +321,6 @@ def check_exists(model: str) -> None:
     close = difflib.get_close_matches(model, [*published, *beside], n=1)
     known = f"did you mean '{close[0]}'?" if close else f"published names: {', '.join(published)}"
     raise CsktError(f"{model}: no such run folder, weight file or published name; {known}")
-
-
-def check_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Check that the settings of plain CLIP weights are those that `load` takes.
-
-    Raises:
-        CsktError: another one is among them.
-    """
-    if unknown := settings.keys() - set(SETTINGS):
-        raise CsktError(f"settings: '{str(min(unknown))[:80]}' is not known; known: {', '.join(SETTINGS)}")
-    return settings
 
 
 def needed_backbone(path: Path) -> str | None:

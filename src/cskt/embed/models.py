@@ -26,11 +26,7 @@ class Built:
 
 
 def build(config: RunConfig) -> Built:
-    """Build the model of a config: backbone loaded (or random), the method's parameters drawn with `config.seed`.
-
-    Raises:
-        CsktError: the backbone cannot be found or read, or the method does not fit it.
-    """
+    """Build the model of a config: backbone loaded (or random), the method's parameters drawn with `config.seed`."""
     generator = torch.Generator().manual_seed(config.seed)
     backbone = None if config.backbone.architecture else load_backbone(config.backbone)
     architecture = backbone.architecture if backbone else _random_architecture(config.backbone)

@@ -69,9 +69,6 @@ class Parity:
         Args:
             precision: fp32, or int8, which may lose accuracy.
             most_points: largest difference of R1 in percentage points; for int8 the largest loss.
-
-        Raises:
-            CsktError: features or R1 differ by more.
         """
         exact = [("captions", self.captions), *([("images", self.images)] if precision == "fp32" else [])]
         for name, agreement in exact:
@@ -94,11 +91,7 @@ class Parity:
 
 
 def parity_on_split(source: Encoder, exported: ExportedEncoder, split: Split) -> Parity:
-    """Compare features and ranking on labelled data.
-
-    Raises:
-        CsktError: an image cannot be read, or the exported tokenizer gives other ids.
-    """
+    """Compare features and ranking on labelled data."""
     _check_tokenizer(exported, source.tokenizer, split.captions)
     ours, theirs = encode_split(source, split), encode_split(exported, split)
     return Parity(
@@ -110,11 +103,7 @@ def parity_on_split(source: Encoder, exported: ExportedEncoder, split: Split) ->
 
 
 def parity_on_dolls(source: Encoder, exported: ExportedEncoder) -> Parity:
-    """Compare features on generated pedestrians, for models whose data is not available.
-
-    Raises:
-        CsktError: the exported tokenizer gives other ids.
-    """
+    """Compare features on generated pedestrians, for models whose data is not available."""
     images, captions = [list(column) for column in zip(*itertools.islice(_dolls(), NUM_DOLLS), strict=True)]
     _check_tokenizer(exported, source.tokenizer, captions)
     return Parity(

@@ -47,11 +47,7 @@ NEEDED: dict[Form, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxrunti
 
 
 def check_possible(form: Form, target: Path, *, int8: bool) -> None:
-    """Check that an export is possible and its folder usable, before anything is loaded.
-
-    Raises:
-        CsktError: a package is missing, int8 with ONNX, or `target` holds something else.
-    """
+    """Check that an export is possible and its folder usable, before anything is loaded."""
     if int8 and form != "openvino":
         raise CsktError(f"--int8 is made by OpenVINO and not with --format {form}; give --format openvino")
     require(form, *NEEDED[form])
@@ -69,11 +65,7 @@ def _others(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def placed_when_done(target: Path) -> Iterator[Path]:
-    """Yield an empty folder that replaces `target`, which may be an older export, if nothing is raised.
-
-    Raises:
-        FileSystemError: it cannot be written.
-    """
+    """Yield an empty folder that replaces `target`, which may be an older export, if nothing is raised."""
     fresh, older = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("new", "old"))
     try:
         fresh.mkdir(parents=True)
@@ -165,9 +157,6 @@ def calibration_pixels(paths: Sequence[Path], encoder: Encoder) -> list[Tensor]:
     Args:
         paths: image files.
         encoder: determines the size.
-
-    Raises:
-        CsktError: none can be read.
     """
     step, pixels = max(1.0, len(paths) / NUM_CALIBRATION_IMAGES), []
     for number in range(min(len(paths), NUM_CALIBRATION_IMAGES)):

@@ -95,11 +95,7 @@ def is_openais(sha256: str) -> bool:
 
 
 def weights_sha256(path: Path) -> str:
-    """Return the SHA-256 of a weight file; of an index of shards, one over the digests of all shards.
-
-    Raises:
-        CsktError: a file is missing or cannot be read.
-    """
+    """Return the SHA-256 of a weight file; of an index of shards, one over the digests of all shards."""
     if not is_index(path):
         return sha256_of(path)
     digests = sorted(sha256_of(shard) for shard in shard_paths(path))
@@ -107,11 +103,7 @@ def weights_sha256(path: Path) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of the content of a file, in hexadecimal.
-
-    Raises:
-        FileSystemError: the file cannot be read.
-    """
+    """Return the SHA-256 of the content of a file, in hexadecimal."""
     with file_system_errors(path), path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

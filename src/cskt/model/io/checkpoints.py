@@ -46,10 +46,6 @@ def named_tensors(content: Any, path: Path, choice: WeightsChoice = "model") -> 
         content: of the file: tensors by name, or a mapping that holds such mappings.
         path: for messages.
         choice: which weights, where the file also holds their moving average.
-
-    Raises:
-        CsktError: no tensors by name, tensors that unfold to more than the file holds, or no moving average although
-            it was chosen.
     """
     found, has_both = _unwrapped(content, path, choice)
     tensors: dict[str, Tensor] = {}

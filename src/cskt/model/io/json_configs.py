@@ -82,9 +82,6 @@ def open_clip_facts(path: Path, sizes: Mapping[str, int]) -> dict[str, Any]:
     Args:
         path: the file.
         sizes: read from the tensors, see `layouts.read_sizes`.
-
-    Raises:
-        CsktError: the file cannot be read, or a setting is on that is not supported; names it.
     """
     model = _section(read_json(path, dict[str, Any], remedy=MODEL_REMEDY), "model_cfg", path, needed=True)
     if model.get("multimodal_cfg"):
@@ -112,9 +109,6 @@ def hugging_face_facts(path: Path, sizes: Mapping[str, int], *, weights_name: st
         path: the file.
         sizes: read from the tensors, see `layouts.read_sizes`.
         weights_name: name of the weight file in messages.
-
-    Raises:
-        CsktError: the file cannot be read, does not fit the tensors, or states what is not supported.
     """
     content = read_json(path, dict[str, Any], remedy=MODEL_REMEDY)
     if content.get("model_type", "clip") != "clip":
@@ -147,9 +141,6 @@ def resolved_section(content: Mapping[str, Any], side: str, path: Path) -> dict[
 
     `text_config_dict`, even empty, replaces `text_config`: what it omits has the default of CLIPTextConfig, whatever
     `text_config` says. Likewise for vision.
-
-    Raises:
-        CsktError: a section is no object.
     """
     legacy = content.get(f"{side}_config_dict")
     name = f"{side}_config" if legacy is None else f"{side}_config_dict"
@@ -216,9 +207,6 @@ def read_preprocessing(weights: Path, *, is_open_clip: bool) -> Preprocessing:
     Args:
         weights: the weight file.
         is_open_clip: its tensors have open_clip's names, so that open_clip's file comes first.
-
-    Raises:
-        CsktError: a file cannot be read, or states what is not supported; names file and field.
     """
     stated = [_open_clip(weights.with_name(OPEN_CLIP_CONFIG)), _transformers(weights.parent)]
     if not is_open_clip:

@@ -174,11 +174,7 @@ def recognise(
 
 
 def layout_of(tensors: Mapping[str, Tensor], path: Path) -> Layout:
-    """Return how a foreign file names our tensors.
-
-    Raises:
-        CsktError: not a CLIP with a vision transformer.
-    """
+    """Return how a foreign file names our tensors."""
     names = tensors.keys()
     openai_sign, hugging_face_sign = SIGNS
     if openai_sign in names and not any(name.startswith("visual.layer1.") for name in names):
@@ -199,11 +195,7 @@ def layout_of(tensors: Mapping[str, Tensor], path: Path) -> Layout:
 
 
 def read_sizes(tensors: Mapping[str, Tensor], layout: Layout, origin: str) -> dict[str, int]:
-    """Return the fields of `ClipArchitecture` that shapes determine, plus `num_patches`.
-
-    Raises:
-        CsktError: a tensor is missing or has another number of dimensions; names it.
-    """
+    """Return the fields of `ClipArchitecture` that shapes determine, plus `num_patches`."""
 
     def shape(name: str, dimensions: int) -> tuple[int, ...]:
         source = layout.sources(name)[0]

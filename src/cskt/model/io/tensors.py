@@ -45,9 +45,6 @@ def read_tensors(path: Path, choice: WeightsChoice = "model") -> dict[str, Tenso
     Returns:
         The tensors in the precision they are stored in (half precision of safetensors as float32), by the names of the
         model: prefixes that wrappers such as DataParallel, torch.compile or Lightning add are removed.
-
-    Raises:
-        CsktError: the file is missing, damaged, no weight file, or holds anything that would have to be executed.
     """
     return named_tensors(_read_shards(path) if is_index(path) else _read_file(path), path, choice)
 
@@ -70,11 +67,7 @@ def _read_file(path: Path) -> Any:
 
 
 def load_plain(path: Path) -> Any:
-    """Read a `torch.save` file that holds tensors and plain values alone.
-
-    Raises:
-        CsktError: damaged, or it holds objects that only code could rebuild.
-    """
+    """Read a `torch.save` file that holds tensors and plain values alone."""
     try:
         _check_zip(path)
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -83,11 +76,7 @@ def load_plain(path: Path) -> Any:
 
 
 def load_checkpoint(path: Path) -> Any:
-    """Read a `torch.save` file of another program: as `load_plain`, but objects beside the tensors are skipped.
-
-    Raises:
-        CsktError: damaged, or it asks for functions that are no plain data.
-    """
+    """Read a `torch.save` file of another program: as `load_plain`, but objects beside the tensors are skipped."""
     try:
         _check_zip(path)
         with warnings.catch_warnings():
@@ -144,11 +133,7 @@ def is_index(path: Path) -> bool:
 
 
 def shard_names(index: Path) -> list[str]:
-    """Return the names of the shards of an index, in order, each once.
-
-    Raises:
-        CsktError: the index cannot be read, or a name is not that of a file beside it.
-    """
+    """Return the names of the shards of an index, in order, each once."""
     names = sorted(set(weight_map(index).values()))
     for name in names:
         # Not `paths.inside`: in the cache of huggingface_hub every file is a link to elsewhere.
@@ -160,11 +145,7 @@ def shard_names(index: Path) -> list[str]:
 
 
 def shard_paths(index: Path) -> list[Path]:
-    """Return the files of the shards of an index.
-
-    Raises:
-        CsktError: see `shard_names`; or a shard is missing.
-    """
+    """Return the files of the shards of an index."""
     paths = [index.with_name(name) for name in shard_names(index)]
     if missing := [path.name for path in paths if not path.is_file()]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -173,11 +154,7 @@ def shard_paths(index: Path) -> list[Path]:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Return which shard holds which tensor.
-
-    Raises:
-        CsktError: the index cannot be read, or has another form.
-    """
+    """Return which shard holds which tensor."""
     return read_json(index, _Index, remedy="copy the index of the model's repository anew").weight_map
 
 

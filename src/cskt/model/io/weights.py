@@ -90,9 +90,6 @@ def assume_openai(config: BackboneConfig, *, sha256: str | None = None, archives
         config: names the file.
         sha256: see `load_backbone`.
         archives_only: for TorchScript archives alone, as version 0.1 of this package did.
-
-    Raises:
-        CsktError: see `load_backbone`.
     """
     path, sha256 = _find(config.name, sha256)
     if _is_ours(path) or (config.activation and config.vision_heads and config.text_heads):
@@ -126,9 +123,6 @@ def load_state(
         state: exactly these parameters, our names.
         origin: source of the state in messages.
         prefixes: of the names of the parameters.
-
-    Raises:
-        CsktError: a tensor is missing, unknown, misshapen or not finite; names it.
     """
     own = {name: parameter for name, parameter in model.named_parameters() if name.startswith(prefixes)}
     checked = gather(state, {name: parameter.shape for name, parameter in own.items()}, OURS, origin=origin)
@@ -150,9 +144,6 @@ def gather(
         shapes: of all our tensors, by our names.
         layout: names of our tensors in the file.
         origin: the file, in messages.
-
-    Raises:
-        CsktError: a tensor is missing, unknown, misshapen, no real numbers, or not finite; names it.
     """
     left = {name: value for name, value in tensors.items() if name.split(".")[-1] not in IGNORED}
     gathered = {}

@@ -13,11 +13,7 @@ NO_ADAPTERS = AdapterConfig(sides="none")
 
 
 class Adapter(nn.Module):
-    """`scale * up(relu(down(norm(x))))` with a bottleneck of `width / reduction`.
-
-    Raises:
-        CsktError: the bottleneck would be empty.
-    """
+    """`scale * up(relu(down(norm(x))))` with a bottleneck of `width / reduction`."""
 
     def __init__(self, width: int, reduction: int, scale: float) -> None:
         super().__init__()

@@ -44,11 +44,7 @@ class LowRank(nn.Module):
 
 
 def build_lora(config: LoraConfig, architecture: ClipArchitecture) -> nn.ModuleDict:
-    """Return, per tower that `config.sides` names, the `LowRank` updates of each block by target.
-
-    Raises:
-        CsktError: the rank is above the width of a tower.
-    """
+    """Return, per tower that `config.sides` names, the `LowRank` updates of each block by target."""
     towers = {
         "vision": (architecture.vision_layers, architecture.vision_width),
         "text": (architecture.text_layers, architecture.text_width),

@@ -30,11 +30,7 @@ class PromptTokens(NamedTuple):
 
 
 class PromptLearner(nn.Module):
-    """Text and vision prompts and the couplings `t2v` and `v2t` that `config.directions` names.
-
-    Raises:
-        CsktError: more prompted blocks than a tower has, or more prompts than fit into a caption.
-    """
+    """Text and vision prompts and the couplings `t2v` and `v2t` that `config.directions` names."""
 
     def __init__(self, config: PromptConfig, architecture: ClipArchitecture) -> None:
         super().__init__()

@@ -47,10 +47,6 @@ def read_released(folder: Path, choice: WeightsChoice = "model") -> Released:
     Args:
         folder: with configs.yaml and best.pth.
         choice: which weights, where the file also holds their moving average.
-
-    Raises:
-        CsktError: a file is missing, damaged or has code; a tensor is missing, unknown or misshapen; the tensors
-            and configs.yaml contradict each other.
     """
     flags = _read_flags(folder / CONFIG_FILE)
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
@@ -73,11 +69,7 @@ def read_released(folder: Path, choice: WeightsChoice = "model") -> Released:
 
 
 def read_released_config(folder: Path) -> RunConfig:
-    """Read the configs.yaml of a released folder, without its weights.
-
-    Raises:
-        CsktError: missing, with code, or with a value that the method does not allow.
-    """
+    """Read the configs.yaml of a released folder, without its weights."""
     flags = _read_flags(folder / CONFIG_FILE)
     return _config(recipe_of(flags), flags, {}, folder / CONFIG_FILE)
 

@@ -50,11 +50,7 @@ NOT_FOR_TRAINING = (
 
 
 def recipe_for(config: RunConfig) -> str:
-    """Return the recipe of the released program that can run a model: CSKT's, or IRRA's for plain towers.
-
-    Raises:
-        CsktError: neither program has such a method.
-    """
+    """Return the recipe of the released program that can run a model: CSKT's, or IRRA's for plain towers."""
     if (config.prompts.directions, config.adapters.sides) == ("none", "none"):
         return IRRA
     for key, value in CSKT_METHOD.items():
@@ -64,11 +60,7 @@ def recipe_for(config: RunConfig) -> str:
 
 
 def check_expressible(config: RunConfig, architecture: ClipArchitecture) -> None:
-    """Check that a released program computes the same function as a run.
-
-    Raises:
-        CsktError: it does not; names the first setting that it lacks.
-    """
+    """Check that a released program computes the same function as a run."""
     is_cskt = recipe_for(config) == REFERENCE
     fixed: dict[str, Any] = {"activation": "quick_gelu", "vocab_size": 49408}
     fixed |= CSKT_WIDTHS if is_cskt else {}
