@@ -92,7 +92,7 @@ def held_memory_bytes(device: torch.device) -> int:
     """Return the memory held now by CUDA's allocator, else by the process; 0 where the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    return _process_memory("VmRSS:")
+    return _table_bytes(PROCESS_MEMORY, "VmRSS:")
 
 
 def free_memory_bytes(device: torch.device) -> int:
@@ -100,9 +100,9 @@ def free_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    if device.type != "cpu" or not MACHINE_MEMORY.is_file():
+    if device.type != "cpu":
         return 0
-    free = _kilobytes(MACHINE_MEMORY, "MemAvailable:")
+    free = _table_bytes(MACHINE_MEMORY, "MemAvailable:")
     limit = CONTAINER / "memory.max"
     if limit.is_file() and (most := limit.read_text(encoding="ascii").strip()) != "max":
         used = int((CONTAINER / "memory.current").read_text(encoding="ascii"))
@@ -118,7 +118,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if PROCESS_MEMORY.is_file():
-        return _process_memory("VmHWM:")
+        return _table_bytes(PROCESS_MEMORY, "VmHWM:")
     if sys.platform == "darwin":
         import resource  # noqa: PLC0415  (absent on Windows)
 
@@ -126,12 +126,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     return 0
 
 
-def _process_memory(name: str) -> int:
-    return _kilobytes(PROCESS_MEMORY, name) if PROCESS_MEMORY.is_file() else 0
-
-
-def _kilobytes(path: Path, name: str) -> int:
+def _table_bytes(path: Path, name: str) -> int:
     """Return an entry of one of Linux's tables in bytes; 0 if there is none."""
-    lines = path.read_text(encoding="ascii").splitlines()
+    lines = path.read_text(encoding="ascii").splitlines() if path.is_file() else []
     line = next((line for line in lines if line.startswith(name)), None)
     return int(line.split()[1]) * 1024 if line else 0

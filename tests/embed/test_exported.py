@@ -24,7 +24,7 @@ from cskt.data.datasets import read_dataset
 from cskt.data.images import ImageReader, normalise
 from cskt.data.records import Split, find_split
 from cskt.data.tokenizer import END_ID, START_ID, Tokenizer, clean
-from cskt.embed import EXPORTED, Encoder
+from cskt.embed import EXPORTED, EncodeOptions, Encoder
 from cskt.embed.exported import ExportedEncoder, is_exported, load_exported, read_facts
 from cskt.errors import CsktError
 from cskt.explain import explain
@@ -83,7 +83,7 @@ def folders(source: Encoder, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.fixture(params=FORMS)
 def exported(request: pytest.FixtureRequest, folders: dict[str, Path]) -> ExportedEncoder:
-    return load_exported(folders[request.param], num_workers=0)
+    return load_exported(folders[request.param], EncodeOptions(num_workers=0))
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_heat_maps_are_refused(exported: ExportedEncoder, test_split: Split) -> 
 def test_float32_keeps_the_fingerprint_and_int8_has_its_own(source: Encoder, folders: dict[str, Path]) -> None:
     prints = {name: load_exported(folder).fingerprint for name, folder in folders.items()}
     assert prints["onnx"] == prints["openvino"] == source.fingerprint != prints["int8"]
-    assert load_exported(folders["onnx"], templates=["{}"]).fingerprint != source.fingerprint
+    assert load_exported(folders["onnx"], EncodeOptions(templates=["{}"])).fingerprint != source.fingerprint
 
 
 def test_int8_is_near_and_small(source: Encoder, folders: dict[str, Path]) -> None:
@@ -275,10 +275,10 @@ def test_damage_is_found(
 
 def test_devices_and_precisions_that_it_does_not_have(folders: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="computes on the CPU, not on cuda"):
-        load_exported(folders["onnx"], device="cuda")
+        load_exported(folders["onnx"], EncodeOptions(device="cuda"))
     with pytest.raises(ValueError, match="exported as int8, not bf16; leave --precision out"):
-        load_exported(folders["int8"], device="cpu", precision="bf16")
-    assert load_exported(folders["int8"], device="auto", precision="auto").precision == "int8"
+        load_exported(folders["int8"], EncodeOptions(device="cpu", precision="bf16"))
+    assert load_exported(folders["int8"], EncodeOptions("auto", "auto")).precision == "int8"
 
 
 def test_a_failed_export_leaves_what_was_there(tmp_path: Path) -> None:

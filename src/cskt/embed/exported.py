@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeAlias, Unpack, cast
+from typing import Any, Literal, NoReturn, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from cskt.config import ClipArchitecture
 from cskt.config.types import Interpolation, Positive
 from cskt.data.tokenizer import END_ID, Tokenizer
 from cskt.embed.encoder import CPU, Encoder
-from cskt.embed.options import EncodeKeywords, EncodeOptions, ModelSource, merged
+from cskt.embed.options import EncodeOptions, ModelSource
 from cskt.errors import CsktError, MissingFileError, file_system_errors
 from cskt.model.clip import place_prompts
 from cskt.model.dual_encoder import DualEncoder
@@ -96,30 +96,16 @@ def is_exported(folder: Path) -> bool:
 
 def read_facts(folder: Path) -> ExportedFacts:
     """Read `exported.json` of a folder."""
+    version = ("format_version", FORMAT_VERSION)
     try:
-        return read_json(
-            folder / EXPORTED, ExportedFacts, remedy="export again", version=("format_version", FORMAT_VERSION)
-        )
+        return read_json(folder / EXPORTED, ExportedFacts, remedy="export again", version=version)
     except MissingFileError:
         raise CsktError(f"{folder}: not an exported model (it has no {EXPORTED})") from None
 
 
-def load_exported(
-    folder: Path,
-    options: EncodeOptions | None = None,
-    *,
-    source: ModelSource | None = None,
-    **changes: Unpack[EncodeKeywords],
-) -> ExportedEncoder:
-    """Load the encoder of an exported folder.
-
-    Args:
-        folder: written by `cskt export --format`.
-        options: device cpu or auto, precision that of the folder or auto; templates None: those of the folder.
-        source: what `cskt.load` was given.
-        changes: fields of `EncodeOptions`, laid over `options`.
-    """
-    facts, options = read_facts(folder), merged(options, changes)
+def load_exported(folder: Path, options: EncodeOptions | None = None) -> ExportedEncoder:
+    """Load the encoder of an exported folder on the CPU, in the precision and by default with the templates of it."""
+    facts, options = read_facts(folder), options or EncodeOptions()
     for name, digest in facts.sha256.items():
         path = inside(folder, name)
         if not path.is_file() or sha256_of(path) != digest:
@@ -128,11 +114,11 @@ def load_exported(
         raise CsktError(f"{folder}: an exported model computes on the CPU, not on {options.device}; use --device cpu")
     if options.precision not in (None, "auto", facts.precision):
         raise CsktError(f"{folder}: exported as {facts.precision}, not {options.precision}; leave --precision out")
-    return ExportedEncoder(ExportedModel(folder, facts), options, source or ModelSource(str(folder)))
+    return ExportedEncoder(ExportedModel(folder, facts), options)
 
 
 class ExportedModel(nn.Module):
-    """The two graphs of a folder, each opened when it is first used, with the attributes of a model that are used."""
+    """The two graphs of a folder, each opened when it is first used, on as many threads as torch uses then."""
 
     def __init__(self, folder: Path, facts: ExportedFacts) -> None:
         super().__init__()
@@ -141,12 +127,16 @@ class ExportedModel(nn.Module):
     @cached_property
     def image_graph(self) -> Graph:
         """[B, 3, H, W] uint8 -> [B, D]."""
-        return open_graph(self.folder, "image", self.facts.form)
+        return self._open("image")
 
     @cached_property
     def text_graph(self) -> Graph:
         """[B, L] int64 -> [B, D]."""
-        return open_graph(self.folder, "text", self.facts.form)
+        return self._open("text")
+
+    def _open(self, tower: str) -> Graph:
+        path = self.folder / f"{tower}{SUFFIXES[self.facts.form]}"
+        return _open_onnx(path) if self.facts.form == "onnx" else _open_openvino(path)
 
     def num_parameters(self, *, trainable_only: bool = False) -> int:
         """Return the number of scalars of the source; none of them trains any more."""
@@ -160,18 +150,17 @@ class ExportedModel(nn.Module):
 class ExportedEncoder(Encoder):
     """An `Encoder` whose towers are exported graphs."""
 
-    def __init__(self, model: ExportedModel, options: EncodeOptions, source: ModelSource) -> None:
-        facts = model.facts
+    def __init__(self, model: ExportedModel, options: EncodeOptions) -> None:
+        self._graphs, self.folder, self.facts = model, model.folder, model.facts
+        facts, source = model.facts, ModelSource(str(model.folder))
         tokenizer = Tokenizer(facts.longest_caption, known_ids=facts.known_token_ids)
-        options = dataclasses.replace(
-            options, device=CPU, precision=None, templates=options.templates or facts.templates
-        )
+        templates = options.templates or facts.templates
+        options = dataclasses.replace(options, device=CPU, precision=None, templates=templates)
         super().__init__(
             cast(DualEncoder, model), tokenizer, options, interpolation=facts.interpolation,
             apply_orientation=facts.apply_orientation, source=source,
         )  # fmt: skip
-        self.folder, self.facts, self.precision = model.folder, facts, facts.precision
-        self._graphs = model
+        self.precision = facts.precision
 
     @cached_property
     def fingerprint(self) -> str:
@@ -205,12 +194,6 @@ class ExportedEncoder(Encoder):
         return self._graphs.text_graph(F.pad(cut, (0, max(0, SHORTEST_CAPTION - cut.shape[1]))))
 
 
-def open_graph(folder: Path, tower: Literal["image", "text"], form: Form) -> Graph:
-    """Open a graph that computes on as many threads as torch uses."""
-    path = folder / f"{tower}{SUFFIXES[form]}"
-    return _open_onnx(path) if form == "onnx" else _open_openvino(path)
-
-
 def _open_onnx(path: Path) -> Graph:
     require("onnx", "onnxruntime")
     runtime = importlib.import_module("onnxruntime")
@@ -240,10 +223,6 @@ def _open_openvino(path: Path) -> Graph:
 
 
 def import_silent(name: Literal["openvino", "nncf"]) -> Any:
-    """Import OpenVINO or NNCF without their telemetry.
-
-    Both report their import and every quantisation to a server, unless the module that sends it cannot be imported:
-    it is hidden in this process.
-    """
+    """Import OpenVINO or NNCF without their telemetry: the module that would send it is hidden in this process."""
     sys.modules.setdefault("openvino_telemetry", cast(Any, None))
     return importlib.import_module(name)

@@ -41,7 +41,7 @@ from cskt.model.io.weights import assume_openai, load_backbone, load_state
 from cskt.plugins import load_plugins
 from cskt.model.parts.adapters import NO_ADAPTERS
 from cskt.model.parts.prompts import NO_PROMPTS
-from cskt.utils.paths import check_path, expanded
+from cskt.utils.paths import expanded
 
 CONFIG, FLAT_CONFIG = "config.yaml", "configs.yaml"
 """Config of one of our runs; of a released CSKT or IRRA folder."""
@@ -199,7 +199,9 @@ class ExportedReader(Reader):
             raise CsktError(
                 f"{source.path}: an exported model is whole; leave out --compile, --backbone and image sizes"
             )
-        return load_exported(Path(source.path), options, source=source)
+        encoder = load_exported(Path(source.path), options)
+        encoder.source = source
+        return encoder
 
 
 class MethodFileReader(Reader):
@@ -309,7 +311,6 @@ def check_exists(model: str) -> None:
         CsktError: it is none of these.
     """
     path, published = expanded(model), [CLIP_TINY, *PUBLISHED]
-    check_path(path)
     if path.is_dir() and reader_of(path).is_clip:
         try:
             locate(model)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,28 +47,22 @@ class Parity:
     """Data set and split, or generated pedestrians."""
     images: Agreement
     captions: Agreement
-    source: dict[str, float] | None
+    source: dict[str, float] | None = None
     """R1 and mAP, text to image; None for generated pedestrians."""
-    exported: dict[str, float] | None
+    exported: dict[str, float] | None = None
 
     @property
     def r1_points(self) -> float | None:
         """R1 of the export minus R1 of the source, in percentage points."""
-        if self.source is None or self.exported is None:
-            return None
-        return 100 * (self.exported["r1"] - self.source["r1"])
+        return 100 * (self.exported["r1"] - self.source["r1"]) if self.source and self.exported else None
 
     def summary(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return dataclasses.asdict(self) | {"r1_points": self.r1_points}
 
     def check(self, precision: str, most_points: float) -> None:
-        """Check that the export may replace its source.
-
-        Args:
-            precision: fp32, or int8, which may lose accuracy.
-            most_points: largest difference of R1 in percentage points; for int8 the largest loss.
-        """
+        """Check that the export may replace its source: R1 differs by at most `most_points` percentage points, for int8
+        downwards."""
         exact = [("captions", self.captions), *([("images", self.images)] if precision == "fp32" else [])]
         for name, agreement in exact:
             if not agreement.largest_difference <= MOST_DIFFERENCE:  # also where it is NaN
@@ -98,20 +91,19 @@ def parity_on_split(source: Encoder, exported: ExportedEncoder, split: Split) ->
         f"{split.dataset} {split.name}",
         _agreement(ours.image_features, theirs.image_features),
         _agreement(ours.text_features, theirs.text_features),
-        *(_ranking(encoder, split, features) for encoder, features in ((source, ours), (exported, theirs))),
+        _ranking(source, split, ours),
+        _ranking(exported, split, theirs),
     )
 
 
 def parity_on_dolls(source: Encoder, exported: ExportedEncoder) -> Parity:
     """Compare features on generated pedestrians, for models whose data is not available."""
-    images, captions = [list(column) for column in zip(*itertools.islice(_dolls(), NUM_DOLLS), strict=True)]
+    images, captions = zip(*(_doll(number) for number in range(NUM_DOLLS)), strict=True)
     _check_tokenizer(exported, source.tokenizer, captions)
     return Parity(
         f"{NUM_DOLLS} generated pedestrians",
         _agreement(source.encode_image(images), exported.encode_image(images)),
         _agreement(source.encode_text(captions), exported.encode_text(captions)),
-        None,
-        None,
     )
 
 
@@ -120,18 +112,17 @@ def first_images(split: Split, count: int) -> Split:
     return dataclasses.replace(split, records=split.records[: count or None])
 
 
-def _dolls() -> Iterator[tuple[Image.Image, str]]:
-    for number in itertools.count():
-        attributes = sample_attributes(stable_random("export", number))
-        drawing = draw_person(attributes, stable_random("export", number, "image"), domain="target")
-        caption = write_caption(attributes, drawing, stable_random("export", number, "caption"), domain="target")
-        yield drawing.image, caption
+def _doll(number: int) -> tuple[Image.Image, str]:
+    attributes = sample_attributes(stable_random("export", number))
+    drawing = draw_person(attributes, stable_random("export", number, "image"), domain="target")
+    return drawing.image, write_caption(
+        attributes, drawing, stable_random("export", number, "caption"), domain="target"
+    )
 
 
 def _agreement(ours: Tensor, theirs: Tensor) -> Agreement:
-    return Agreement(
-        len(ours), float((ours - theirs).abs().max()), float(F.cosine_similarity(ours, theirs, dim=-1).min())
-    )
+    cosines = F.cosine_similarity(ours, theirs, dim=-1)
+    return Agreement(len(ours), float((ours - theirs).abs().max()), float(cosines.min()))
 
 
 def _ranking(encoder: Encoder, split: Split, features: SplitFeatures) -> dict[str, float]:

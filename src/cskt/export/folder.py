@@ -21,16 +21,8 @@ from torch import Tensor
 
 from cskt.config import RunConfig, to_dict
 from cskt.data.tokenizer import END_ID, START_ID, clip_bpe
-from cskt.embed import EXPORTED, Encoder
-from cskt.embed.exported import (
-    FORMAT_VERSION,
-    SHORTEST_CAPTION,
-    TOKENIZER,
-    ExportedFacts,
-    Form,
-    is_exported,
-    read_facts,
-)
+from cskt.embed import EXPORTED, Encoder, is_exported
+from cskt.embed.exported import FORMAT_VERSION, SHORTEST_CAPTION, TOKENIZER, ExportedFacts, Form, read_facts
 from cskt.errors import CsktError, FileSystemError, file_system_errors
 from cskt.export.graphs import write_graphs
 from cskt.model.io.cache import sha256_of
@@ -69,9 +61,6 @@ def placed_when_done(target: Path) -> Iterator[Path]:
     fresh, older = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("new", "old"))
     try:
         fresh.mkdir(parents=True)
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    try:
         yield fresh
         if target.exists():
             target.rename(older)
@@ -79,16 +68,13 @@ def placed_when_done(target: Path) -> Iterator[Path]:
     except OSError as error:
         if older.exists():
             older.rename(target)
-        raise _unwritable(target, error) from error
+        reason = error.strerror or error
+        message = f"{target}: cannot be written: {reason}; free disk space, or choose another folder"
+        raise FileSystemError(message) from error
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)  # made above
+        shutil.rmtree(fresh, ignore_errors=True)
     if older.is_dir():
         _delete_export(older)
-
-
-def _unwritable(target: Path, error: OSError) -> FileSystemError:
-    reason = error.strerror or error
-    return FileSystemError(f"{target}: cannot be written: {reason}; free disk space, or choose another folder")
 
 
 def _delete_export(folder: Path) -> None:
@@ -106,22 +92,16 @@ def _delete_export(folder: Path) -> None:
 def write_folder(
     encoder: Encoder, folder: Path, form: Form, *, config: RunConfig | None = None, calibration: Sequence[Tensor] = ()
 ) -> None:
-    """Write the graphs of an encoder and the files beside them; see `cskt.embed.exported`.
+    """Write the graphs of an encoder and the files beside them into an empty folder; see `cskt.embed.exported`.
 
-    Args:
-        encoder: the source.
-        folder: an empty folder.
-        form: onnx or openvino.
-        config: of the run that the encoder was loaded from, if any.
-        calibration: pixels [3, H, W] uint8 of a few hundred typical images, with which the image graph computes in
-            int8; OpenVINO only.
+    With `calibration`, pixels [3, H, W] uint8 of a few hundred typical images, the image graph computes in int8
+    (OpenVINO only).
     """
+    architecture, known_ids = encoder.model.architecture, encoder.tokenizer.known_ids
+    longest = encoder.tokenizer.context_length
     write_graphs(encoder, folder, form, calibration or None)
-    portable_tokenizer(encoder.tokenizer.context_length).save(str(folder / TOKENIZER))
+    portable_tokenizer(longest).save(str(folder / TOKENIZER))
     digests = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-    architecture, known, longest = (
-        encoder.model.architecture, encoder.tokenizer.known_ids, encoder.tokenizer.context_length,
-    )  # fmt: skip
     of_int8 = hashlib.sha256(json.dumps([encoder.fingerprint, digests]).encode()).hexdigest()
     facts = ExportedFacts(
         form=form,
@@ -129,7 +109,7 @@ def write_folder(
         fingerprint=of_int8 if calibration else encoder.fingerprint,
         architecture=architecture,
         longest_caption=longest,
-        known_token_ids=None if known is None else tuple(sorted(known)),
+        known_token_ids=None if known_ids is None else tuple(sorted(known_ids)),
         templates=encoder.templates,
         interpolation=encoder.interpolation,
         apply_orientation=encoder.apply_orientation,
@@ -152,12 +132,7 @@ def write_folder(
 
 
 def calibration_pixels(paths: Sequence[Path], encoder: Encoder) -> list[Tensor]:
-    """Read some hundred images, spread evenly over those given, as [3, H, W] uint8; unreadable ones are skipped.
-
-    Args:
-        paths: image files.
-        encoder: determines the size.
-    """
+    """Read some hundred images, spread evenly over those given, as [3, H, W] uint8; unreadable ones are skipped."""
     step, pixels = max(1.0, len(paths) / NUM_CALIBRATION_IMAGES), []
     for number in range(min(len(paths), NUM_CALIBRATION_IMAGES)):
         try:
@@ -181,10 +156,7 @@ def _write_facts(folder: Path, facts: ExportedFacts) -> None:
 
 
 def portable_tokenizer(longest: int) -> tokenizers.Tokenizer:
-    """Return CLIP's tokenizer for other programs: start and end tokens added, cut to `longest`, zeros after the end.
-
-    It gives the ids of `cskt.data.tokenizer.Tokenizer`, but does not repair mojibake and HTML entities.
-    """
+    """Return CLIP's tokenizer for other programs, which gives our ids for text without mojibake and HTML entities."""
     tokenizer = tokenizers.Tokenizer.from_str(clip_bpe().to_str())
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(), normalizers.Lowercase()]

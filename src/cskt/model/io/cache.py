@@ -20,7 +20,7 @@ from cskt.model.io.json_configs import OPEN_CLIP_CONFIG, PROCESSOR_CONFIGS
 from cskt.model.io.tensors import is_index, shard_names, shard_paths
 from cskt.utils.files import write_atomically
 from cskt.utils.messages import nearest, one_line
-from cskt.utils.paths import check_path, expanded
+from cskt.utils.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,7 @@ def cache_folder() -> Path:
 def locate(name: str) -> Path:
     """Return the weight file that a name means, after downloading it into the cache where necessary.
 
-    Args:
-        name: clip-tiny, a published name, the path of a file or folder, or a Hugging Face repository.
+    A name is clip-tiny, a published name, the path of a file or folder, or a Hugging Face repository.
 
     Raises:
         CsktError: not found, or no network; names the file to download and its place.
@@ -67,9 +66,11 @@ def locate(name: str) -> Path:
     if name in PUBLISHED:
         return _fetch_published(name)
     path = expanded(name)
-    check_path(path)
     if path.is_dir():
-        return _weight_file(path)
+        found = next((path / weights for weights in WEIGHT_FILES if (path / weights).is_file()), None)
+        if found is None:
+            raise CsktError(f"{path}: no weight file; expected one of {', '.join(WEIGHT_FILES)}")
+        return found
     if path.is_file():
         return path
     if path.exists():
@@ -179,10 +180,3 @@ def _fetch_processor(name: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-def _weight_file(folder: Path) -> Path:
-    for weights in WEIGHT_FILES:
-        if (folder / weights).is_file():
-            return folder / weights
-    raise CsktError(f"{folder}: no weight file; expected one of {', '.join(WEIGHT_FILES)}")

@@ -44,7 +44,7 @@ def named_tensors(content: Any, path: Path, choice: WeightsChoice = "model") -> 
 
     Args:
         content: of the file: tensors by name, or a mapping that holds such mappings.
-        path: for messages.
+        path: the file, in messages.
         choice: which weights, where the file also holds their moving average.
     """
     found, has_both = _unwrapped(content, path, choice)

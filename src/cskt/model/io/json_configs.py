@@ -77,12 +77,7 @@ Stated = float | list[float] | None
 
 
 def open_clip_facts(path: Path, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Return activation and head counts from open_clip_config.json.
-
-    Args:
-        path: the file.
-        sizes: read from the tensors, see `layouts.read_sizes`.
-    """
+    """Return activation and head counts from open_clip_config.json; `sizes` are those of `layouts.read_sizes`."""
     model = _section(read_json(path, dict[str, Any], remedy=MODEL_REMEDY), "model_cfg", path, needed=True)
     if model.get("multimodal_cfg"):
         raise CsktError(f"{path}: 'model_cfg.multimodal_cfg' is not supported: the model has a text decoder")
@@ -103,13 +98,7 @@ def open_clip_facts(path: Path, sizes: Mapping[str, int]) -> dict[str, Any]:
 
 
 def hugging_face_facts(path: Path, sizes: Mapping[str, int], *, weights_name: str) -> dict[str, Any]:
-    """Return activation and head counts from the config.json of a `CLIPModel`, resolved as transformers does.
-
-    Args:
-        path: the file.
-        sizes: read from the tensors, see `layouts.read_sizes`.
-        weights_name: name of the weight file in messages.
-    """
+    """Return activation and head counts from the config.json of a `CLIPModel`, resolved as transformers does."""
     content = read_json(path, dict[str, Any], remedy=MODEL_REMEDY)
     if content.get("model_type", "clip") != "clip":
         raise CsktError(f"{path}: model_type {_shown(content['model_type'])} is not supported; expected clip")
@@ -120,14 +109,13 @@ def hugging_face_facts(path: Path, sizes: Mapping[str, int], *, weights_name: st
             raise _unsupported(path, f"{side} layer_norm_eps", section["layer_norm_eps"], "1e-5")
         for key, size in (("hidden_size", f"{side}_width"), ("num_hidden_layers", f"{side}_layers")):
             if section[key] != sizes[size]:
-                raise CsktError(
-                    f"{path}: {side} {key} {_shown(section[key])} does not fit {weights_name} ({sizes[size]})"
-                )
+                found = _shown(section[key])
+                raise CsktError(f"{path}: {side} {key} {found} does not fit {weights_name} ({sizes[size]})")
         if side == "text" and sizes["vocab_size"] >= max(END_TOKENS) and section["eos_token_id"] not in END_TOKENS:
-            end = f"CLIP's end token {max(END_TOKENS)}"
-            raise _unsupported(path, "text eos_token_id", section["eos_token_id"], end)
-        heads_key = f"{side}_config.num_attention_heads"
-        facts[f"{side}_heads"] = _whole(section["num_attention_heads"], heads_key, path)
+            supported = f"CLIP's end token {max(END_TOKENS)}"
+            raise _unsupported(path, "text eos_token_id", section["eos_token_id"], supported)
+        heads = section["num_attention_heads"]
+        facts[f"{side}_heads"] = _whole(heads, f"{side}_config.num_attention_heads", path)
         activation = section["hidden_act"]
         if not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise _unsupported(path, f"activation '{side}_config.hidden_act'", activation, ", ".join(ACTIVATIONS))
@@ -202,12 +190,7 @@ class Preprocessing:
 
 
 def read_preprocessing(weights: Path, *, is_open_clip: bool) -> Preprocessing:
-    """Read the preprocessing that the files beside a weight file state.
-
-    Args:
-        weights: the weight file.
-        is_open_clip: its tensors have open_clip's names, so that open_clip's file comes first.
-    """
+    """Read the preprocessing that the files beside a weight file state; that of open_clip first for its own weights."""
     stated = [_open_clip(weights.with_name(OPEN_CLIP_CONFIG)), _transformers(weights.parent)]
     if not is_open_clip:
         stated.reverse()
@@ -304,21 +287,19 @@ def _channels(value: Stated, path: Path, field: str) -> Channels | None:
         return None
     values = [value] * 3 if isinstance(value, float | int) else value
     if len(values) != 3:
-        raise CsktError(
-            f"{path}: '{field}' must hold 3 numbers, one for each channel, got {len(values)}; {IMAGE_REMEDY}"
-        )
+        problem = f"must hold 3 numbers, one for each channel, got {len(values)}"
+        raise CsktError(f"{path}: '{field}' {problem}; {IMAGE_REMEDY}")
     return values[0], values[1], values[2]
 
 
 def _in_range(stated: Preprocessing) -> Preprocessing:
     """Return the argument if means and standard deviations are in the limits of `ClipArchitecture`."""
-    if any(abs(value) > 1e6 for value in stated.image_mean or ()):
-        raise CsktError(f"{stated.source}: the image mean must be at most 1e6, got {stated.image_mean}; {IMAGE_REMEDY}")
-    if any(not 1e-6 <= value <= 1e6 for value in stated.image_std or ()):
-        raise CsktError(
-            f"{stated.source}: the image standard deviation must be from 1e-6 to 1e6, got {stated.image_std};"
-            f" {IMAGE_REMEDY}"
-        )
+    mean, std = stated.image_mean, stated.image_std
+    if any(abs(value) > 1e6 for value in mean or ()):
+        raise CsktError(f"{stated.source}: the image mean must be at most 1e6, got {mean}; {IMAGE_REMEDY}")
+    if any(not 1e-6 <= value <= 1e6 for value in std or ()):
+        problem = f"the image standard deviation must be from 1e-6 to 1e6, got {std}"
+        raise CsktError(f"{stated.source}: {problem}; {IMAGE_REMEDY}")
     return stated
 
 

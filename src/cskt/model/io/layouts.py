@@ -86,11 +86,7 @@ def openai_name(name: str) -> str:
 
 
 def hugging_face_names(name: str) -> tuple[str, ...]:
-    """Map our name of a backbone parameter to the one or three names whose concatenated tensors it is.
-
-    `text.blocks.0.attn.in_proj.bias` -> `text_model.encoder.layers.0.self_attn.q_proj.bias`, the same of `k_proj`, and
-    of `v_proj`. The projections (`vision.proj`, `text.proj`) are stored transposed.
-    """
+    """Map our name of a backbone parameter to the one or three (q, k, v) names whose concatenated tensors it is."""
     name = _replaced(name, _HUGGING_FACE)
     if ".in_proj." not in name:
         return (name,)
@@ -145,27 +141,29 @@ RELEASED = Layout(lambda name: (released_name(name),))
 def recognise(
     tensors: Mapping[str, Tensor], path: Path, config: BackboneConfig, sha256: str
 ) -> tuple[Layout, ClipArchitecture, Preprocessing]:
-    """Recognise a weight file of OpenAI, open_clip or Hugging Face.
+    """Recognise a weight file of OpenAI, open_clip or Hugging Face, with the config files beside it.
 
     Args:
         tensors: of the file, by its names.
-        path: for messages, and to find config files beside it.
-        config: flags that complete what the file does not say, and win over what it says.
+        path: the file.
+        config: settings that complete what the file does not say, and win over what it says.
         sha256: digest of the file.
 
     Returns:
         The layout, the architecture with the image size and stride that the file was made for, the preprocessing.
 
     Raises:
-        CsktError: not a CLIP with a vision transformer, of a kind that is not supported, or a flag is needed.
+        CsktError: not a CLIP with a vision transformer, of a kind that is not supported, or a setting is needed.
     """
     layout = layout_of(tensors, path)
     sizes = read_sizes(tensors, layout, str(path))
-    if layout is OPENAI:
-        facts = _openai_facts(tensors, path, sizes, sha256)
-    else:
-        beside = path.with_name("config.json")
-        facts = hugging_face_facts(beside, sizes, weights_name=path.name) if beside.is_file() else {}
+    facts: dict[str, Any] = {}
+    if layout is OPENAI and (is_openais(sha256) or all(name in tensors for name in ARCHIVE_LEFTOVERS)):
+        facts = {"activation": "quick_gelu", **openai_heads(sizes)}
+    elif layout is OPENAI and (beside := path.with_name(OPEN_CLIP_CONFIG)).is_file():
+        facts = open_clip_facts(beside, sizes)
+    elif layout is HUGGING_FACE and (beside := path.with_name("config.json")).is_file():
+        facts = hugging_face_facts(beside, sizes, weights_name=path.name)
     preprocessing = Preprocessing()
     if not is_openais(sha256) and not (config.image_mean and config.image_std):
         preprocessing = read_preprocessing(path, is_open_clip=layout is OPENAI)
@@ -245,17 +243,7 @@ def _complete(
     side = math.isqrt(sizes["num_patches"])
     if side * side != sizes["num_patches"]:
         raise CsktError(f"{path}: {sizes['num_patches']} patch positions make no square grid")
-    fields = {key: value for key, value in sizes.items() if key != "num_patches"}
-    fields |= {"stride": sizes["patch_size"]} | dict.fromkeys(
-        ("image_height", "image_width"), side * sizes["patch_size"]
-    )
-    normalisation = {key: facts[key] for key in ("image_mean", "image_std")}
-    return validate(ClipArchitecture, fields | chosen | normalisation, str(path))
-
-
-def _openai_facts(tensors: Mapping[str, Tensor], path: Path, sizes: Mapping[str, int], sha256: str) -> dict[str, Any]:
-    if is_openais(sha256) or all(name in tensors for name in ARCHIVE_LEFTOVERS):
-        return {"activation": "quick_gelu", **openai_heads(sizes)}
-    if (beside := path.with_name(OPEN_CLIP_CONFIG)).is_file():
-        return open_clip_facts(beside, sizes)
-    return {}
+    fields = {key: value for key, value in sizes.items() if key != "num_patches"} | chosen
+    fields |= {"stride": sizes["patch_size"], "image_mean": facts["image_mean"], "image_std": facts["image_std"]}
+    fields |= dict.fromkeys(("image_height", "image_width"), side * sizes["patch_size"])
+    return validate(ClipArchitecture, fields, str(path))

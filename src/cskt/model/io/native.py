@@ -125,9 +125,7 @@ def save_backbone(
 
     Args:
         path: the file.
-        state: `vision.*` and `text.*`.
-        architecture: sizes of that state, image size and stride included.
-        facts: how the weights were made, text by name.
+        state, architecture, facts: content of the file.
         half: store float16, at half the size.
         known_token_ids: write only these rows of the token embedding (a small file for a small vocabulary).
     """

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from cskt.config.types import WeightsChoice
-from cskt.errors import CsktError, from_os_error
+from cskt.errors import CsktError, FileSystemError, file_system_errors, from_os_error
 from cskt.model.io.checkpoints import named_tensors, stand_in_note
 from cskt.model.io.native import read_safetensors
 from cskt.model.io.torch_files import is_torchscript, read_archive, read_legacy, read_torchscript
@@ -50,9 +50,9 @@ def read_tensors(path: Path, choice: WeightsChoice = "model") -> dict[str, Tenso
 
 
 def _read_file(path: Path) -> Any:
-    start = _first_bytes(path)
-    if is_safetensors(start):
+    if is_safetensors(path):
         return read_safetensors(path)[0]
+    start = _first_bytes(path)
     if not start.startswith((ZIP, PICKLE)):
         raise CsktError(f"{path}: {_describe(start)}")
     if start.startswith(ZIP):
@@ -69,7 +69,9 @@ def _read_file(path: Path) -> Any:
 def load_plain(path: Path) -> Any:
     """Read a `torch.save` file that holds tensors and plain values alone."""
     try:
-        _check_zip(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                _check_archive(archive, path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGE as error:
         raise _damage(path, error) from None
@@ -78,13 +80,12 @@ def load_plain(path: Path) -> Any:
 def load_checkpoint(path: Path) -> Any:
     """Read a `torch.save` file of another program: as `load_plain`, but objects beside the tensors are skipped."""
     try:
-        _check_zip(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about pickle protocols that the reader below understands
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise from_os_error(error, path) from None
-    except DAMAGE:
+            return load_plain(path)
+    except FileSystemError:
+        raise
+    except CsktError:  # the readers below take more
         pass
     try:
         if not _first_bytes(path).startswith(ZIP):
@@ -108,9 +109,9 @@ def save_torch(content: Any, path: Path) -> None:
         raise OSError(one_line(error)) from error
 
 
-def is_safetensors(start: bytes) -> bool:
-    """Return whether a file that begins so is safetensors: the header's length in eight bytes, then JSON."""
-    return start[8:9] == b"{"
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file begins as safetensors: the header's length in eight bytes, then JSON."""
+    return _first_bytes(path)[8:9] == b"{"
 
 
 def is_torchscript_file(path: Path) -> bool:
@@ -121,20 +122,24 @@ def is_torchscript_file(path: Path) -> bool:
         return is_torchscript(archive)
 
 
+def is_index(path: Path) -> bool:
+    """Return whether a file is, by its name, an index of shards."""
+    return path.name.endswith(INDEX)
+
+
 @dataclass(config=FOREIGN, frozen=True)
 class _Index:
     weight_map: Annotated[dict[str, str], Len(min_length=1, max_length=1_000_000)]
     """Name of a tensor -> name of the shard that holds it."""
 
 
-def is_index(path: Path) -> bool:
-    """Return whether a file is, by its name, an index of shards."""
-    return path.name.endswith(INDEX)
+def _weight_map(index: Path) -> dict[str, str]:
+    return read_json(index, _Index, remedy="copy the index of the model's repository anew").weight_map
 
 
 def shard_names(index: Path) -> list[str]:
     """Return the names of the shards of an index, in order, each once."""
-    names = sorted(set(weight_map(index).values()))
+    names = sorted(set(_weight_map(index).values()))
     for name in names:
         # Not `paths.inside`: in the cache of huggingface_hub every file is a link to elsewhere.
         if Path(name).name != name or "\\" in name or "\0" in name or name in ("", ".", ".."):
@@ -153,17 +158,15 @@ def shard_paths(index: Path) -> list[Path]:
     return paths
 
 
-def weight_map(index: Path) -> dict[str, str]:
-    """Return which shard holds which tensor."""
-    return read_json(index, _Index, remedy="copy the index of the model's repository anew").weight_map
-
-
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    wanted, found = weight_map(index), dict[str, Tensor]()
+    wanted, found = _weight_map(index), dict[str, Tensor]()
     for shard in shard_paths(index):
         if is_index(shard):
             raise CsktError(f"{index}: 'weight_map' names an index, {shard.name}, as a shard")
-        tensors = _read_shard(shard)
+        content = _read_file(shard)
+        if not isinstance(content, Mapping):
+            raise CsktError(f"{shard}: holds no named tensors{stand_in_note(content)}")
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         if twice := found.keys() & tensors.keys():
             raise CsktError(f"{index}: tensor '{min(twice)[:80]}' is in two shards")
         if lost := [name for name, place in wanted.items() if place == shard.name and name not in tensors]:
@@ -172,26 +175,9 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     return found
 
 
-def _read_shard(shard: Path) -> dict[str, Tensor]:
-    """Read the tensors of a shard by the names that its index gives them."""
-    content = _read_file(shard)
-    if not isinstance(content, Mapping):
-        raise CsktError(f"{shard}: holds no named tensors{stand_in_note(content)}")
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-
-
 def _first_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(64)
-    except OSError as error:
-        raise from_os_error(error, path) from None
-
-
-def _check_zip(path: Path) -> None:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            _check_archive(archive, path)
+    with file_system_errors(path), path.open("rb") as stream:
+        return stream.read(64)
 
 
 def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:

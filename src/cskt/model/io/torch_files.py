@@ -16,15 +16,14 @@ import itertools
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from cskt.model.io.unpickling import RestrictedUnpickler, StandIn, Stateful, first_argument, refused
+from cskt.model.io.unpickling import Module, RestrictedUnpickler, StandIn, first_argument, refused
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 MOST_MODULES = 10_000
@@ -129,29 +128,18 @@ def is_torchscript(archive: zipfile.ZipFile) -> bool:
 def read_torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
     """Return every tensor of the module tree by its dotted name, in the precision it was saved in."""
     root = _TorchScriptUnpickler(archive).load()
-    if not isinstance(root, _Module):
+    if not isinstance(root, Module):
         raise pickle.UnpicklingError("its root is no module")
     return dict(_tensors_of(root, "", itertools.count(1)))
 
 
-class _Module(Stateful):
-    """Replaces every class of a TorchScript archive: has attributes, and no behaviour."""
-
-    attributes: Mapping[str, Any] = MappingProxyType({})
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, dict):
-            raise pickle.UnpicklingError("a module's state is no mapping")
-        self.attributes = state
-
-
-def _tensors_of(module: _Module, prefix: str, visits: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
+def _tensors_of(module: Module, prefix: str, visits: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
     if next(visits) > MOST_MODULES:
         raise pickle.UnpicklingError(f"a tree of more than {MOST_MODULES:,} modules")
     for name, value in module.attributes.items():
         if isinstance(value, Tensor):
             yield f"{prefix}{name}", value
-        elif isinstance(value, _Module):
+        elif isinstance(value, Module):
             yield from _tensors_of(value, f"{prefix}{name}.", visits)
 
 
@@ -162,7 +150,7 @@ class _TorchScriptUnpickler(ArchiveUnpickler):
         if module == "torch.jit._pickle":  # lists of one type, and values tagged with their type
             return first_argument
         if module == "__torch__" or module.startswith("__torch__."):
-            return _Module
+            return Module
         found = super().find_class(module, name)
         is_stand_in = isinstance(found, type) and issubclass(found, StandIn)
         if is_stand_in or (module == "torch._utils" and name != "_rebuild_tensor_v2"):

@@ -14,6 +14,8 @@ import pickle
 import struct
 import sys
 from collections import OrderedDict
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, BinaryIO, ClassVar
 
 import torch
@@ -89,7 +91,9 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the replacement of a name of the pickle."""
-        module, name = _today(module, name)
+        # Pickles of protocol 2 and below have the names of Python 2.
+        renamed = _compat_pickle.IMPORT_MAPPING.get(module, module), name
+        module, name = _compat_pickle.NAME_MAPPING.get((module, name), renamed)
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         if module == "collections" and name == "OrderedDict":
@@ -103,9 +107,13 @@ class RestrictedUnpickler(pickle._Unpickler):
             if name in builders:
                 return builders[name]
             raise refused(module, name)
-        if module.partition(".")[0] in sys.stdlib_module_names and name not in PLAIN_DATA.get(_public(module), ()):
+        public = "pathlib" if module in ("pathlib._local", "pathlib._abc") else module
+        if module.partition(".")[0] in sys.stdlib_module_names and name not in PLAIN_DATA.get(public, ()):
             raise refused(module, name)
-        return self._stand_in(f"{module}.{name}")
+        origin = f"{module}.{name}"[:LONGEST_NAME]
+        if origin not in self._stand_ins:
+            self._stand_ins[origin] = type("StandIn", (StandIn,), {"origin": origin})
+        return self._stand_ins[origin]
 
     def rebuild_tensor(
         self, storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
@@ -122,17 +130,11 @@ class RestrictedUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("it holds a tensor of a class that is not known")
         return self.rebuild_tensor(*arguments)
 
-    def _stand_in(self, origin: str) -> type[StandIn]:
-        origin = origin[:LONGEST_NAME]
-        if origin not in self._stand_ins:
-            self._stand_ins[origin] = type("StandIn", (StandIn,), {"origin": origin})
-        return self._stand_ins[origin]
-
     def load_build(self) -> None:
         """Set the state of the last object; only modules of TorchScript have one here."""
         stack: list[Any] = self.stack  # type: ignore[attr-defined]
         state, instance = stack.pop(), stack[-1]
-        if isinstance(instance, Stateful):
+        if isinstance(instance, Module):
             instance.__setstate__(state)
         elif not isinstance(instance, StandIn | OrderedDict | Tensor):
             raise pickle.UnpicklingError(f"it sets the state of a {type(instance).__name__}")
@@ -147,11 +149,15 @@ class RestrictedUnpickler(pickle._Unpickler):
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
-class Stateful:
-    """An object whose state a pickle may set."""
+class Module:
+    """Replaces every class of a TorchScript archive: has attributes, and no behaviour."""
+
+    attributes: Mapping[str, Any] = MappingProxyType({})
 
     def __setstate__(self, state: Any) -> None:
-        raise NotImplementedError
+        if not isinstance(state, dict):
+            raise pickle.UnpicklingError("a module's state is no mapping")
+        self.attributes = state
 
 
 class _Bounded:
@@ -170,17 +176,6 @@ class _Bounded:
 def refused(module: str, name: str) -> pickle.UnpicklingError:
     """Return the error for a name that is refused."""
     return pickle.UnpicklingError(f"it asks for {f'{module}.{name}'[:LONGEST_NAME]}")
-
-
-def _today(module: str, name: str) -> tuple[str, str]:
-    """Return a name of Python 2, as pickles of protocol 2 and below have it, as Python 3 has it."""
-    if (module, name) in _compat_pickle.NAME_MAPPING:
-        return _compat_pickle.NAME_MAPPING[module, name]
-    return _compat_pickle.IMPORT_MAPPING.get(module, module), name
-
-
-def _public(module: str) -> str:
-    return "pathlib" if module in ("pathlib._local", "pathlib._abc") else module
 
 
 def first_argument(value: object, *_: object) -> object:

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cskt.config import BackboneConfig, ClipArchitecture, to_dict, validate
-from cskt.errors import CsktError, file_system_errors
+from cskt.errors import CsktError
 from cskt.model.clip import TextTower, VisionTower
 from cskt.model.io import cache
 from cskt.model.io.json_configs import Preprocessing
 from cskt.model.io.layouts import OPENAI, OURS, VOCABULARY, Layout, layout_of, openai_heads, read_sizes, recognise
-from cskt.model.io.native import kind_of, read_backbone
+from cskt.model.io.native import TOKEN_EMBEDDING, kind_of, read_backbone
 from cskt.model.io.tensors import is_safetensors, is_torchscript_file, read_tensors
 
 logger = logging.getLogger(__name__)
@@ -84,12 +84,7 @@ def assume_openai(config: BackboneConfig, *, sha256: str | None = None, archives
     """Fill in what a weight file with OpenAI's names does not state: QuickGELU, heads of width 64.
 
     The released programs take every such file for one of OpenAI. Settings of the config, of the file or of a JSON file
-    beside it are not changed.
-
-    Args:
-        config: names the file.
-        sha256: see `load_backbone`.
-        archives_only: for TorchScript archives alone, as version 0.1 of this package did.
+    beside it are not changed. `archives_only`: for TorchScript archives alone, as version 0.1 of this package did.
     """
     path, sha256 = _find(config.name, sha256)
     if _is_ours(path) or (config.activation and config.vision_heads and config.text_heads):
@@ -99,16 +94,11 @@ def assume_openai(config: BackboneConfig, *, sha256: str | None = None, archives
     tensors = read_tensors(path, config.weights)
     if layout_of(tensors, path) is not OPENAI:
         return config
-    heads = openai_heads(read_sizes(tensors, OPENAI, str(path)))
+    assumed = {"activation": "quick_gelu", **openai_heads(read_sizes(tensors, OPENAI, str(path)))}
     try:
         recognise(tensors, path, config, sha256)
     except CsktError:
-        return replace(
-            config,
-            activation=config.activation or "quick_gelu",
-            vision_heads=config.vision_heads or heads["vision_heads"],
-            text_heads=config.text_heads or heads["text_heads"],
-        )
+        return replace(config, **{key: getattr(config, key) or value for key, value in assumed.items()})
     return config
 
 
@@ -117,12 +107,8 @@ def load_state(
 ) -> None:
     """Copy `state` into the parameters of a model whose names begin with one of `prefixes`; all or nothing.
 
-    Args:
-        model: changed in place; its device, dtypes and `requires_grad` stay. On the device `meta`, which has no memory,
-            it takes over the tensors of `state` themselves.
-        state: exactly these parameters, our names.
-        origin: source of the state in messages.
-        prefixes: of the names of the parameters.
+    Device, dtypes and `requires_grad` of the model stay. On the device `meta`, which has no memory, it takes over the
+    tensors of `state` themselves. `origin` is the source of the state in messages.
     """
     own = {name: parameter for name, parameter in model.named_parameters() if name.startswith(prefixes)}
     checked = gather(state, {name: parameter.shape for name, parameter in own.items()}, OURS, origin=origin)
@@ -137,13 +123,9 @@ def load_state(
 def gather(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], layout: Layout, *, origin: str
 ) -> dict[str, Tensor]:
-    """Return our tensors, float32, made of those of a file, strictly.
+    """Return our tensors, float32, of these shapes, made of those of a file, which `layout` names.
 
-    Args:
-        tensors: by the file's names.
-        shapes: of all our tensors, by our names.
-        layout: names of our tensors in the file.
-        origin: the file, in messages.
+    Every tensor that is missing, unknown, misshapen, no real numbers or not finite is refused by its name.
     """
     left = {name: value for name, value in tensors.items() if name.split(".")[-1] not in IGNORED}
     gathered = {}
@@ -174,13 +156,8 @@ def tower_shapes(architecture: ClipArchitecture) -> dict[str, torch.Size]:
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Resize position embeddings to another grid of patches: bilinear, not antialiased, without the class token's row.
-
-    Args:
-        positions: [1 + rows * columns, width].
-        grid: rows and columns of `positions`.
-        new_grid: rows and columns of the result.
-    """
+    """Resize position embeddings [1 + rows * columns, width] to another grid: bilinear, not antialiased, without the
+    class token's row."""
     if grid == new_grid:
         return positions
     patches = positions[1:].view(1, *grid, -1).permute(0, 3, 1, 2)
@@ -202,13 +179,12 @@ def _assemble(parts: list[Tensor], shape: torch.Size, *, transposed: bool, label
 
 def _is_ours(path: Path) -> bool:
     """Return whether a weight file is in this package's own format."""
-    with file_system_errors(path), path.open("rb") as stream:
-        return is_safetensors(stream.read(16)) and kind_of(path) is not None
+    return is_safetensors(path) and kind_of(path) is not None
 
 
 def _without_appended_tokens(tensors: dict[str, Tensor], layout: Layout, path: Path) -> dict[str, Tensor]:
     """Cut the token embedding to CLIP's vocabulary: the tokenizer gives no id beyond it."""
-    (name,) = layout.sources("text.token_embedding.weight")
+    (name,) = layout.sources(TOKEN_EMBEDDING)
     table = tensors.get(name)
     if table is None or table.ndim != 2 or len(table) <= VOCABULARY:
         return tensors

@@ -42,11 +42,7 @@ def read_released(folder: Path, choice: WeightsChoice = "model") -> Released:
     """Read a released folder strictly, without the heads that only the losses `id` and `mlm` need.
 
     The method, its depth, its length and all sizes are read from the tensors; configs.yaml gives the image size and
-    must not contradict them.
-
-    Args:
-        folder: with configs.yaml and best.pth.
-        choice: which weights, where the file also holds their moving average.
+    must not contradict them. `choice`: which weights, where the file also holds their moving average.
     """
     flags = _read_flags(folder / CONFIG_FILE)
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
@@ -77,12 +73,11 @@ def read_released_config(folder: Path) -> RunConfig:
 class _Loader(PlainLoader):
     """Reads plain YAML and tuples, which the released programs write; any other Python object is refused."""
 
+    def _tuple(self, node: yaml.SequenceNode) -> tuple[Any, ...]:
+        return tuple(self.construct_sequence(node, deep=True))
 
-def _tuple(loader: PlainLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
-    return tuple(loader.construct_sequence(node, deep=True))
 
-
-_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _Loader._tuple)
 
 
 def _read_flags(path: Path) -> dict[str, Any]:
@@ -122,18 +117,15 @@ def _config(recipe: str, flags: Mapping[str, Any], found: Mapping[str, Any], pat
 
 
 def _architecture(sizes: Mapping[str, int], config: RunConfig, path: Path) -> ClipArchitecture:
-    backbone = config.backbone
-    image = {
-        "image_height": backbone.image_height,
-        "image_width": backbone.image_width,
-        "stride": backbone.stride or sizes["patch_size"],
-    }
-    fields = {key: value for key, value in sizes.items() if key != "num_patches"}
-    architecture = validate(ClipArchitecture, fields | image | openai_heads(sizes), str(path))
+    height, width = config.backbone.image_height, config.backbone.image_width
+    stride = config.backbone.stride or sizes["patch_size"]
+    fields = {key: value for key, value in sizes.items() if key != "num_patches"} | openai_heads(sizes)
+    fields |= {"image_height": height, "image_width": width, "stride": stride}
+    architecture = validate(ClipArchitecture, fields, str(path))
     rows, columns = architecture.grid
     if rows * columns != sizes["num_patches"]:
         raise CsktError(
             f"{path}: {sizes['num_patches']} patch positions do not fit the {rows} x {columns} patches of"
-            f" {CONFIG_FILE} (img_size {image['image_height']} x {image['image_width']}, stride_size {image['stride']})"
+            f" {CONFIG_FILE} (img_size {height} x {width}, stride_size {stride})"
         )
     return architecture

@@ -13,10 +13,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from cskt.config import CLIP_MEAN, CLIP_STD, ClipArchitecture, RunConfig, flat_fields, load_config, value_of
+from cskt.config import CLIP_MEAN, CLIP_STD, ClipArchitecture, RunConfig, flat_fields, load_config, to_dict, value_of
 from cskt.config.released_flags import IRRA, REFERENCE, from_published, to_published
 from cskt.errors import CsktError
-from cskt.model.io.layouts import HEAD_WIDTH, openai_name, released_name
+from cskt.model.io.layouts import HEAD_WIDTH, openai_heads, openai_name, released_name
 from cskt.model.io.released.reader import CONFIG_FILE, WEIGHT_FILES, read_released
 from cskt.model.io.tensors import save_torch
 
@@ -61,10 +61,9 @@ def recipe_for(config: RunConfig) -> str:
 
 def check_expressible(config: RunConfig, architecture: ClipArchitecture) -> None:
     """Check that a released program computes the same function as a run."""
-    is_cskt = recipe_for(config) == REFERENCE
     fixed: dict[str, Any] = {"activation": "quick_gelu", "vocab_size": 49408}
-    fixed |= CSKT_WIDTHS if is_cskt else {}
-    fixed |= {f"{side}_heads": getattr(architecture, f"{side}_width") // HEAD_WIDTH for side in ("vision", "text")}
+    fixed |= CSKT_WIDTHS if recipe_for(config) == REFERENCE else {}
+    fixed |= openai_heads(to_dict(architecture))
     for key, value in fixed.items():
         if (own := getattr(architecture, key)) != value:
             raise CsktError(f"the model's {key} is {own}: the released program takes {value} only")
@@ -83,12 +82,6 @@ def check_expressible(config: RunConfig, architecture: ClipArchitecture) -> None
     for key, values in PREPROCESSING.items():
         if key in {name for name, _ in flat_fields()} and (own := value_of(config, key)) not in values:
             raise CsktError(f"{key} {own}: the released program has {values[-1]} only")
-
-
-def released_options(config: RunConfig, architecture: ClipArchitecture) -> dict[str, Any]:
-    """Return every option of the released program for a run, in its types."""
-    options = to_published(config, architecture) | RELEASED_OPTIONS
-    return {name: tuple(value) if name in TUPLES else value for name, value in sorted(options.items())}
 
 
 def inexpressible_keys(config: RunConfig, architecture: ClipArchitecture) -> list[str]:
@@ -114,8 +107,7 @@ def write_released(
 
     Args:
         folder: an empty folder.
-        config: of the run.
-        architecture: of its model.
+        config, architecture: of the run.
         state: every tensor of the model, our names.
         heads: the training heads of every loss that has one, our names.
         placed_at: final path of the folder; the released program looks for `best.pth` in `output_dir`.
@@ -127,7 +119,8 @@ def write_released(
         OSError: the folder cannot be written.
     """
     check_expressible(config, architecture)
-    options = released_options(config, architecture)
+    options = to_published(config, architecture) | RELEASED_OPTIONS
+    options = {name: tuple(value) if name in TUPLES else value for name, value in sorted(options.items())}
     options |= {"output_dir": str(placed_at), "root_dir": str(root_dir), "dataset_name": dataset_name}
     if config.backbone.name not in DOWNLOADED:
         towers = {
