@@ -61,11 +61,9 @@ def pick_precision(name: str, device: torch.device, exact: str = "fp32") -> str:
 
 
 def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return a context that computes in a precision: autocast, or for fp32 exact float32."""
+    """Return a context that computes in one of `PRECISIONS`: autocast, or for fp32 exact float32."""
     if precision == "fp32":
         return exact_convolutions(device)
-    if precision not in DTYPES:
-        raise CsktError(f"unknown precision '{precision}': {nearest(precision, PRECISIONS)}")
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
@@ -73,10 +71,8 @@ def exact_convolutions(device: torch.device) -> AbstractContextManager[object]:
     """Return a context of exact float32: cuDNN would round the patch convolution to TF32 by default."""
     if device.type != "cuda":
         return nullcontext()
-    cudnn = torch.backends.cudnn
-    return cudnn.flags(
-        enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
-    )  # left out, each would be off
+    cudnn = torch.backends.cudnn  # settings that are left out would be off
+    return cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, Unpack, cast, overload
@@ -38,6 +38,7 @@ PLAIN = ("{}",)
 """The template that leaves a caption as it is."""
 CPU = torch.device("cpu")
 Images: TypeAlias = Tensor | Source | str | Sequence[Source | str]
+Captions: TypeAlias = str | Sequence[str] | Tensor
 
 
 class Encoder:
@@ -94,11 +95,11 @@ class Encoder:
         self._cache_dir, self._compile = options.cache_dir, options.compile
 
     def __repr__(self) -> str:
-        size = "{} x {}".format(*self.image_size)
+        height, width = self.image_size
         source = "a model in memory" if self.source is None else repr(self.source.path)
         return (
             f"{type(self).__name__}({source}, {self._method()}, {self.model.num_parameters():,} parameters,"
-            f" D={self.embed_dim}, images {size}, {self.device}, {self.precision})"
+            f" D={self.embed_dim}, images {height} x {width}, {self.device}, {self.precision})"
         )
 
     def _method(self) -> str:
@@ -210,52 +211,39 @@ class Encoder:
         device = self._output_device(convert_to, keep_on_device)
         if isinstance(images, Tensor):
             is_single = images.ndim == 3
-            encode, batches, count = self._split_pixels(images[None] if is_single else images)
+            images = images[None] if is_single else images
+            self._check_images(images)
+            batches, count = iter(torch.split(images, self.batch_size)), len(images)
         else:
             is_single = isinstance(images, str | bytes | Path | Image.Image)
             given: Sequence[Source | str] = [images] if is_single else images  # type: ignore[list-item, assignment]
             sources = [Path(image) if isinstance(image, str) else image for image in given]
-            encode, count = self._pixel_features, len(sources)
-            reader = self._reader(apply_orientation)
+            reader, count = self._reader(apply_orientation), len(sources)
             batches = iter_images(sources, reader, self.batch_size, self.num_workers, self._cache_dir)
         features = [torch.empty(0, self.embed_dim, device=device)]
         with bar("images", count, shown=self.show_progress) as advance:
             for batch in batches:
+                encode = self._pixel_features if batch.dtype == torch.uint8 else self._normalised_features
                 features.append(encode(batch).to(device))
                 advance(len(batch))
         return _converted(torch.cat(features), is_single=is_single, convert_to=convert_to)
 
-    def _split_pixels(self, images: Tensor) -> tuple[Callable[[Tensor], Tensor], Iterable[Tensor], int]:
-        """Return the function that encodes a batch of pixels, the batches, and the number of images."""
-        if images.ndim != 4 or images.shape[1:] != (3, *self.image_size):
-            height, width = self.image_size
+    def _check_images(self, images: Tensor) -> None:
+        height, width = self.image_size
+        if images.ndim != 4 or images.shape[1:] != (3, height, width):
             raise CsktError(f"expected images [B, 3, {height}, {width}], found {list(images.shape)}")
-        batches = torch.split(images, self.batch_size)
-        if images.dtype == torch.uint8:
-            return self._pixel_features, batches, len(images)
-        if not images.is_floating_point():
+        if images.dtype != torch.uint8 and not images.is_floating_point():
             raise CsktError(f"expected uint8 pixels or normalised float images, found {images.dtype}")
-        return self._normalised_features, (batch.float() for batch in batches), len(images)
 
     @overload
     def encode_text(
-        self,
-        captions: str | Sequence[str] | Tensor,
-        *,
-        convert_to: Literal["torch"] = "torch",
-        keep_on_device: bool = False,
+        self, captions: Captions, *, convert_to: Literal["torch"] = "torch", keep_on_device: bool = False
     ) -> Tensor: ...
     @overload
-    def encode_text(
-        self, captions: str | Sequence[str] | Tensor, *, convert_to: Literal["numpy"]
-    ) -> NDArray[np.float32]: ...
+    def encode_text(self, captions: Captions, *, convert_to: Literal["numpy"]) -> NDArray[np.float32]: ...
     @out_of_memory_errors(SMALLER_BATCHES)
     def encode_text(
-        self,
-        captions: str | Sequence[str] | Tensor,
-        *,
-        convert_to: Literal["torch", "numpy"] = "torch",
-        keep_on_device: bool = False,
+        self, captions: Captions, *, convert_to: Literal["torch", "numpy"] = "torch", keep_on_device: bool = False
     ) -> Any:
         """Encode one sentence or several into unit vectors.
 
@@ -315,15 +303,11 @@ class Encoder:
         target = path if path.suffix == ".safetensors" else path / RUN_WEIGHTS
         base = self.config or RunConfig(name="clip", trainable="none")
         data = dataclasses.replace(
-            base.data,
-            caption_length=self.tokenizer.context_length,
-            templates=self.templates,
-            eval_interpolation=self.interpolation,
-            apply_orientation=self.apply_orientation,
-        )
-        config = dataclasses.replace(
-            base, data=data, precision=cast(Precision, self.precision), **self.model.method_configs
-        )
+            base.data, caption_length=self.tokenizer.context_length, templates=self.templates,
+            eval_interpolation=self.interpolation, apply_orientation=self.apply_orientation,
+        )  # fmt: skip
+        precision = cast(Precision, self.precision)
+        config = dataclasses.replace(base, data=data, precision=precision, **self.model.method_configs)
         file = MethodFile(
             config=to_dict(config),
             backbone_name=config.backbone.name,
@@ -360,8 +344,8 @@ class Encoder:
         return self._normalised_features(self.normalise(pixels))
 
     def _normalised_features(self, images: Tensor) -> Tensor:
-        """[b, 3, H, W] float32 -> [b, D] float32 unit rows."""
-        return self._unit(self._vision, images)
+        """[b, 3, H, W] float -> [b, D] float32 unit rows."""
+        return self._unit(self._vision, images.float())
 
     def _text_features(self, caption_ids: Tensor) -> Tensor:
         """[b, L] int64, L the longest of them -> [b, D] float32 unit rows."""

@@ -62,8 +62,8 @@ class ExportedFacts:
     precision: Literal["fp32", "int8"]
     """Arithmetic of the image graph; the text graph is float32."""
     fingerprint: str
-    """In float32 that of the source, whose vectors are equal up to rounding. Int8 has its own, because its scores
-    differ by more: ranks and thresholds in a gallery of both would depend on which model encoded a crop."""
+    """In float32 that of the source, whose vectors are equal up to rounding. Int8 has its own: its scores differ by
+    more, and in a gallery of both, ranks would depend on which model encoded a crop."""
     architecture: ClipArchitecture
     longest_caption: Positive
     """Most token positions that the text graph takes: the context length minus the prompts."""

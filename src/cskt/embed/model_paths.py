@@ -38,9 +38,9 @@ from cskt.model.io.cache import CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_na
 from cskt.model.io.native import RUN_WEIGHTS, kind_of, read_method
 from cskt.model.io.released.reader import read_released, read_released_config
 from cskt.model.io.weights import assume_openai, load_backbone, load_state
-from cskt.plugins import load_plugins
 from cskt.model.parts.adapters import NO_ADAPTERS
 from cskt.model.parts.prompts import NO_PROMPTS
+from cskt.plugins import load_plugins
 from cskt.utils.paths import expanded
 
 CONFIG, FLAT_CONFIG = "config.yaml", "configs.yaml"
@@ -196,9 +196,8 @@ class ExportedReader(Reader):
     def load(self, source: ModelSource, options: EncodeOptions) -> Encoder:
         self.check(source)
         if options.compile or source.backbone or source.image_height or source.image_width or source.stride:
-            raise CsktError(
-                f"{source.path}: an exported model is whole; leave out --compile, --backbone and image sizes"
-            )
+            problem = "an exported model is whole; leave out --compile, --backbone and image sizes"
+            raise CsktError(f"{source.path}: {problem}")
         encoder = load_exported(Path(source.path), options)
         encoder.source = source
         return encoder
@@ -217,21 +216,20 @@ class MethodFileReader(Reader):
         path = Path(source.path)
         file = read_method(path)
         config = as_trained(validate(RunConfig, file.config, f"{path}: config"))
-        architecture, state, known_token_ids = file.architecture, file.tensors, file.known_token_ids
-        if architecture is None:
-            backbone = dataclasses.replace(config.backbone, name=source.backbone or config.backbone.name)
-            try:
-                if backbone.activation is None:  # a run of version 0.1, which did not record it
-                    backbone = assume_openai(backbone, sha256=file.backbone_sha256, archives_only=True)
-                carrier = load_backbone(backbone, sha256=file.backbone_sha256)
-            except CsktError as error:
-                raise MissingBackboneError(
-                    f"{path}: trained over {file.backbone_name} with SHA-256 {file.backbone_sha256}; give that file"
-                    f" with backbone= (--backbone): {error}"
-                ) from None
-            architecture, known_token_ids = carrier.architecture, carrier.known_token_ids
-            state = carrier.state | state
-        return _loaded(str(path), config, architecture, state, known_token_ids)
+        if file.architecture is not None:
+            return _loaded(str(path), config, file.architecture, file.tensors, file.known_token_ids)
+        backbone_config = dataclasses.replace(config.backbone, name=source.backbone or config.backbone.name)
+        try:
+            if backbone_config.activation is None:  # a run of version 0.1, which did not record it
+                backbone_config = assume_openai(backbone_config, sha256=file.backbone_sha256, archives_only=True)
+            backbone = load_backbone(backbone_config, sha256=file.backbone_sha256)
+        except CsktError as error:
+            raise MissingBackboneError(
+                f"{path}: trained over {file.backbone_name} with SHA-256 {file.backbone_sha256}; give that file"
+                f" with backbone= (--backbone): {error}"
+            ) from None
+        state = backbone.state | file.tensors
+        return _loaded(str(path), config, backbone.architecture, state, backbone.known_token_ids)
 
 
 class RunReader(MethodFileReader):
@@ -275,14 +273,15 @@ class ClipReader(Reader):
         return True
 
     def read(self, source: ModelSource) -> Loaded:
-        sizes = {key: getattr(source, key) for key in ("image_height", "image_width", "stride")}
-        if source.path != CLIP_TINY and _own_kind(Path(source.path)) is None:
-            sizes["image_height"] = sizes["image_height"] or CROP_SIZE[0]
-            sizes["image_width"] = sizes["image_width"] or CROP_SIZE[1]
+        is_ours = source.path == CLIP_TINY or _own_kind(Path(source.path)) is not None
+        height, width = (None, None) if is_ours else CROP_SIZE
         settings = source.settings or {}
         if unknown := settings.keys() - set(SETTINGS):
             raise CsktError(f"settings: '{str(min(unknown))[:80]}' is not known; known: {', '.join(SETTINGS)}")
-        asked = {**settings, **sizes, "name": source.path, "weights": source.weights or "model"}
+        asked = {
+            **settings, "name": source.path, "weights": source.weights or "model", "stride": source.stride,
+            "image_height": source.image_height or height, "image_width": source.image_width or width,
+        }  # fmt: skip
         backbone_config = validate(BackboneConfig, asked, source.path)
         backbone = load_backbone(backbone_config)
         data = validate(DataConfig, {"caption_length": backbone.architecture.context_length}, source.path)
@@ -305,11 +304,7 @@ def run_config(path: Path) -> RunConfig | None:
 
 
 def check_exists(model: str) -> None:
-    """Check that a model argument is a file, a folder with a run or weights, or a published name.
-
-    Raises:
-        CsktError: it is none of these.
-    """
+    """Check that a model argument is a file, a folder with a run or weights, or a published name."""
     path, published = expanded(model), [CLIP_TINY, *PUBLISHED]
     if path.is_dir() and reader_of(path).is_clip:
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cskt.config import BackboneConfig, ClipArchitecture, RunConfig
+from cskt.config import RunConfig
 from cskt.data.tokenizer import END_ID, Tokenizer
 from cskt.errors import CsktError
 from cskt.model.dual_encoder import DualEncoder
@@ -28,8 +28,12 @@ class Built:
 def build(config: RunConfig) -> Built:
     """Build the model of a config: backbone loaded (or random), the method's parameters drawn with `config.seed`."""
     generator = torch.Generator().manual_seed(config.seed)
-    backbone = None if config.backbone.architecture else load_backbone(config.backbone)
-    architecture = backbone.architecture if backbone else _random_architecture(config.backbone)
+    if sizes := config.backbone.architecture:
+        mean, std = config.backbone.image_mean or sizes.image_mean, config.backbone.image_std or sizes.image_std
+        backbone, architecture = None, dataclasses.replace(sizes, image_mean=mean, image_std=std)
+    else:
+        backbone = load_backbone(config.backbone)
+        architecture = backbone.architecture
     model = DualEncoder(architecture, config.prompts, config.adapters, config.lora, config.trainable)
     tokenizer = tokenizer_for(model, config.data.caption_length, backbone.known_token_ids if backbone else None)
     if backbone:
@@ -41,24 +45,12 @@ def build(config: RunConfig) -> Built:
     return Built(model, tokenizer, backbone.name if backbone else "random", backbone.sha256 if backbone else "")
 
 
-def _random_architecture(config: BackboneConfig) -> ClipArchitecture:
-    sizes = config.architecture
-    assert sizes is not None
-    return dataclasses.replace(
-        sizes, image_mean=config.image_mean or sizes.image_mean, image_std=config.image_std or sizes.image_std
-    )
-
-
 def tokenizer_for(model: DualEncoder, caption_length: int, known: frozenset[int] | None) -> Tokenizer:
     """Return CLIP's tokenizer, which cuts captions to the positions that the prompts leave."""
-    architecture = model.architecture
-    if architecture.vocab_size != END_ID + 1:
-        raise CsktError(
-            f"the backbone has {architecture.vocab_size} tokens; the tokenizer is CLIP's, with {END_ID + 1}"
-        )
-    if caption_length > architecture.context_length:
-        raise CsktError(
-            f"data.caption_length {caption_length} is more than the backbone's {architecture.context_length} positions"
-        )
-    num_left = architecture.context_length - model.prompts.num_text_slots
+    vocab_size, length = model.architecture.vocab_size, model.architecture.context_length
+    if vocab_size != END_ID + 1:
+        raise CsktError(f"the backbone has {vocab_size} tokens; the tokenizer is CLIP's, with {END_ID + 1}")
+    if caption_length > length:
+        raise CsktError(f"data.caption_length {caption_length} is more than the backbone's {length} positions")
+    num_left = length - model.prompts.num_text_slots
     return Tokenizer(min(caption_length, num_left), known_ids=known)

@@ -18,7 +18,6 @@ Example:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -33,6 +32,7 @@ from cskt.losses.mlm_loss import MLMLoss, mlm
 from cskt.losses.sdm_loss import SDMLoss, sdm, sdm_at_collapse
 from cskt.losses.tal_loss import TALLoss, tal
 from cskt.losses.triplet_loss import TripletLoss, triplet
+from cskt.utils.messages import nearest
 
 __all__ = [
     "LOSSES", "CMPMLoss", "ITCLoss", "IdentityLoss", "Loss", "LossInputs", "MLMLoss", "Negatives", "SDMLoss", "TALLoss",
@@ -60,9 +60,7 @@ def build_losses(names: Iterable[str], settings: object) -> dict[str, Loss]:
     found = {}
     for name in names:
         if name not in LOSSES:
-            close = difflib.get_close_matches(name, LOSSES, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(LOSSES))}"
-            raise CsktError(f"unknown loss '{name}': {hint}")
+            raise CsktError(f"unknown loss '{name}': {nearest(name, LOSSES)}")
         kind = LOSSES[name]
         found[name] = kind(**{field: getattr(settings, key) for field, key in kind.config_keys.items()})
     return found

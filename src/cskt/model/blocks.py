@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,15 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+def block_deviations(width: int, depth: int) -> dict[str, float]:
+    """Return the standard deviations with which CLIP's text tower draws its blocks: end of a weight's name -> value."""
+    output_std = width**-0.5 * (2 * depth) ** -0.5
+    return {
+        "in_proj.weight": width**-0.5, "out_proj.weight": output_std, "c_fc.weight": (2 * width) ** -0.5,
+        "c_proj.weight": output_std,
+    }  # fmt: skip
 
 
 def apply_linear(layer: nn.Linear, x: Tensor, low_rank: nn.ModuleDict | None, target: str) -> Tensor:
@@ -57,17 +67,13 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         low_rank: nn.ModuleDict | None = None,
     ) -> Tensor:
-        """Attend from the query tokens to `x` and the prefix.
+        """Attend from the query tokens to `x` [B, L, width] and the prefix: -> [B, A, width].
 
         Args:
-            x: [B, L, width].
             query_tokens: [B, A, width], those tokens of x whose output is needed; None: all.
             prefix_kv: [1, S, 2 * width], keys and values of S more tokens for every sequence, placed after those of x.
             mask: [A, L + S] or [B, 1, A, L + S], true where a query attends to a token; None: to all.
             low_rank: updates of the projections.
-
-        Returns:
-            [B, A, width].
         """
         # In two projections, so that keys and values without the prefix are not stored for the backward pass.
         query = self.project(x if query_tokens is None else query_tokens, QUERY, low_rank)
@@ -130,18 +136,14 @@ class Block(nn.Module):
         adapter: nn.Module | None = None,
         low_rank: nn.ModuleDict | None = None,
     ) -> Tensor:
-        """Compute the tokens after this block.
+        """Compute the tokens after this block: [B, L, width] -> the same, or [B, 1, width] with `query_positions`.
 
         Args:
-            x: [B, L, width].
             prefix_kv: [1, S, 2 * width], see `Attention` and `keys_and_values`.
             mask: [L, L + S], true where a token attends to another; None: to all.
             query_positions: [B] int64, the one token of each sequence that is needed; None: all.
             adapter: takes tokens of mean 0 and variance 1.
             low_rank: updates by target.
-
-        Returns:
-            [B, L, width], or [B, 1, width] with `query_positions`.
         """
         normalised, queries = self.ln_1(x), None
         if query_positions is not None:
@@ -175,9 +177,7 @@ class TowerExtras:
         adapter = None if self.adapters is None else self.adapters[index]
         if self.low_rank is None:
             return adapter, None
-        updates = self.low_rank[index]
-        assert isinstance(updates, nn.ModuleDict)
-        return adapter, updates
+        return adapter, cast(nn.ModuleDict, self.low_rank[index])
 
 
 NO_EXTRAS = TowerExtras()
@@ -194,12 +194,9 @@ def run_blocks(
     query_positions: Tensor | None = None,
     checkpoint_activations: bool = False,
 ) -> Tensor:
-    """Pass tokens through the blocks of a tower.
+    """Pass tokens [B, L, width] through the blocks of a tower.
 
     Args:
-        blocks: of the tower.
-        x: [B, L, width].
-        extras: adapters and low-rank updates of the blocks.
         prefix_kv: [1, S, 2 * width] for each of the first blocks, see `Attention`.
         appended: [P, width], tokens at the end of every sequence from the first block without `prefix_kv` on.
         mask: [L, L + S], see `Block`.

@@ -39,13 +39,11 @@ class VisionTower(nn.Module):
         self.proj = nn.Parameter(torch.empty(width, architecture.embed_dim))
 
     def prefix_kv(self, extras: TowerExtras) -> list[Tensor]:
-        """Compute keys and values of the prompts, for every block after which they are replaced or no longer needed.
+        """Compute keys and values of the prompts, [1, P, 2 * vision_width] for every block after which they are
+        replaced or no longer needed.
 
-        Nothing else of such prompts is needed. The prompts of the last prompted block, if blocks without prompts of
-        their own follow, are not among them: they become tokens like all others.
-
-        Returns:
-            [1, P, 2 * vision_width] per block, from the first.
+        The prompts of the last prompted block, if blocks without prompts of their own follow, are not among them: they
+        become tokens like all others.
         """
         depth = len(extras.prompts)
         blocks = self.blocks[: depth if depth == len(self.blocks) else max(depth - 1, 0)]
@@ -55,15 +53,8 @@ class VisionTower(nn.Module):
         ]
 
     def forward(self, images: Tensor, extras: TowerExtras = NO_EXTRAS) -> Tensor:
-        """Compute the hidden tokens `[class, patches]` after the last block.
-
-        Args:
-            images: [B, 3, H, W] float, normalised with the architecture's mean and std.
-            extras: of the method; prompts carry no position.
-
-        Returns:
-            [B, N, vision_width] with N = 1 + number of patches.
-        """
+        """Normalised images [B, 3, H, W] float -> hidden tokens `[class, patches]` after the last block,
+        [B, 1 + number of patches, vision_width]."""
         hidden = self._run(images, extras, self.prefix_kv(extras), query_positions=None)
         return hidden[:, : len(self.positional_embedding)]
 
@@ -120,10 +111,7 @@ def place_prompts(caption_ids: Tensor, num_slots: int, *, end_id: int, context_l
         caption_ids: [B, L] int64 with start and end tokens, anything after the end. Not changed.
         num_slots: number P of prompt tokens.
         end_id: id of the end token, the largest of the vocabulary.
-        context_length: largest number of tokens of the result.
-
-    Returns:
-        ids [B, min(L + P, context_length)] and the position of each row's end token.
+        context_length: largest number L' of tokens of the result.
     """
     head, words = caption_ids[:, :1], caption_ids[:, 1:]
     slots = caption_ids.new_zeros(len(caption_ids), num_slots)
@@ -181,16 +169,9 @@ class TextTower(nn.Module):
         return Prefix(kv, x)
 
     def forward(self, placed: PlacedCaptions, extras: TowerExtras = NO_EXTRAS) -> Tensor:
-        """Compute the hidden tokens `[start, words, end, padding]` after the last block.
+        """Compute the hidden tokens `[start, words, end, padding]` after the last block: [B, L' - P, text_width].
 
         There is no padding mask: attention is causal, so nothing after the end token can affect it.
-
-        Args:
-            placed: captions with as many slots as the prompts have tokens.
-            extras: of the method.
-
-        Returns:
-            [B, L' - P, text_width].
         """
         prefix = self.prefix(extras)
         start = prefix.hidden[:, :1].expand(len(placed.ids), -1, -1)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from cskt.config import AdapterConfig, ClipArchitecture, LoraConfig, PromptConfig
-from cskt.model.blocks import TowerExtras, pick
+from cskt.model.blocks import TowerExtras, block_deviations, pick
 from cskt.model.clip import PlacedCaptions, TextTower, VisionTower
 from cskt.model.parts.adapters import NO_ADAPTERS, build_adapters, initialise_adapters
 from cskt.model.parts.lora import NO_LORA, build_lora, fold_lora, initialise_lora
@@ -63,26 +63,11 @@ class DualEncoder(nn.Module):
             parameter.requires_grad_(name.startswith(TRAINABLE[trainable]))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Encode images.
-
-        Args:
-            images: [B, 3, H, W] float, of the architecture's height and width, normalised with its mean and std.
-
-        Returns:
-            [B, D], not normalised.
-        """
+        """Images [B, 3, H, W] float, normalised with the architecture's mean and std -> [B, D], not normalised."""
         return self.vision.project(self.vision.class_token(images, self.extras("vision")))
 
     def encode_text(self, caption_ids: Tensor) -> Tensor:
-        """Encode captions.
-
-        Args:
-            caption_ids: [B, L] int64, start and end tokens included, no prompt slots; L up to the context length.
-                Not changed.
-
-        Returns:
-            [B, D], not normalised.
-        """
+        """Caption ids [B, L] int64, start and end tokens included, no prompt slots -> [B, D], not normalised."""
         return self.text.project(self.text.end_token(self.place(caption_ids), self.extras("text")))
 
     def forward(self, images: Tensor, caption_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,11 +75,7 @@ class DualEncoder(nn.Module):
         return self.encode_image(images), self.encode_text(caption_ids)
 
     def image_tokens(self, images: Tensor) -> Tensor:
-        """Encode every token of the images, for losses that need more than the feature.
-
-        Returns:
-            [B, N, D], not normalised: the class token, which is the image's feature, then the patches; no prompts.
-        """
+        """Images as for `encode_image` -> tokens [B, N, D], not normalised: the image's feature, then the patches."""
         return self.vision.project(self.vision(images, self.extras("vision")))
 
     def text_tokens(self, caption_ids: Tensor) -> TextTokens:
@@ -164,32 +145,21 @@ class DualEncoder(nn.Module):
             (self.vision, self.architecture.vision_width, self.architecture.vision_layers),
             (self.text, self.architecture.text_width, self.architecture.text_layers),
         ):
-            attention_std, fc_std = width**-0.5, (2 * width) ** -0.5
-            output_std = attention_std * (2 * layers) ** -0.5
+            deviations = block_deviations(width, layers) | {
+                "conv1.weight": self.vision.conv1.weight[0].numel() ** -0.5,
+                "token_embedding.weight": 0.02,
+                "positional_embedding": 0.01 if tower is self.text else width**-0.5,
+            }
             for name, parameter in tower.named_parameters():
                 if ".ln_" in f".{name}":
                     parameter.fill_(1.0 if name.endswith("weight") else 0.0)
                 elif name.endswith("bias"):
                     parameter.zero_()
-                elif name.endswith(("out_proj.weight", "c_proj.weight")):
-                    parameter.normal_(std=output_std, generator=generator)
-                elif name.endswith("c_fc.weight"):
-                    parameter.normal_(std=fc_std, generator=generator)
-                elif name == "conv1.weight":
-                    fan_in = parameter[0].numel()
-                    parameter.normal_(std=fan_in**-0.5, generator=generator)
-                elif name == "token_embedding.weight":
-                    parameter.normal_(std=0.02, generator=generator)
-                elif name == "positional_embedding" and tower is self.text:
-                    parameter.normal_(std=0.01, generator=generator)
                 else:
-                    parameter.normal_(std=attention_std, generator=generator)
+                    std = next((std for ending, std in deviations.items() if name.endswith(ending)), width**-0.5)
+                    parameter.normal_(std=std, generator=generator)
 
 
 def _module_list(by_side: nn.ModuleDict, side: str) -> nn.ModuleList | None:
     """Return what a part adds to the blocks of one tower, if it adds anything."""
-    if side not in by_side:
-        return None
-    modules = by_side[side]
-    assert isinstance(modules, nn.ModuleList)
-    return modules
+    return cast(nn.ModuleList, by_side[side]) if side in by_side else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -85,12 +86,7 @@ class FoldedText(nn.Module):
 
 @torch.no_grad()
 def fold_vision(model: DualEncoder, dtype: torch.dtype = torch.float32) -> FoldedVision:
-    """Return the vision tower of a model with the parts of its method, as they are now.
-
-    Args:
-        model: not changed.
-        dtype: of weights and activations.
-    """
+    """Return the vision tower of a model, which is not changed, with the parts of its method as they are now."""
     model = _own(model)
     extras = model.extras("vision")
     prefix_kv = model.vision.prefix_kv(extras)
@@ -121,9 +117,7 @@ def _fold_blocks(blocks: nn.ModuleList, extras: TowerExtras) -> None:
     for index, block in enumerate(blocks):
         assert isinstance(block, Block)
         adapter, _ = extras.of_block(index)
-        assert adapter is None or isinstance(adapter, Adapter)
-        assert isinstance(block.mlp, MLP)
-        block.mlp = FoldedMLP(block.mlp, block.ln_2, adapter)
+        block.mlp = FoldedMLP(cast(MLP, block.mlp), block.ln_2, cast(Adapter | None, adapter))
         block.ln_2 = nn.LayerNorm(block.ln_2.normalized_shape, eps=block.ln_2.eps, elementwise_affine=False)
 
 

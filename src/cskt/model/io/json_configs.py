@@ -32,37 +32,30 @@ MODEL_REMEDY = (
 )
 IMAGE_REMEDY = "correct the file, or set backbone.image_mean and backbone.image_std"
 
-OPEN_CLIP_SIZES = {
-    "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"},
-    "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
-}
-"""Settings of open_clip that the tensors or `open_clip_facts` cover."""
-WITHOUT_EFFECT = {
+OPEN_CLIP_KNOWN = {
     "vision_cfg": {
+        "image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio",
         "patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained",
         "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path",
     },
     "text_cfg": {
+        "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio",
         "output_tokens", "pad_id", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type",
     },
 }  # fmt: skip
-"""Settings of open_clip that act in training only, or that modify others which are refused when they are on."""
+"""Settings of open_clip that may have any value. First those that the tensors or `open_clip_facts` cover, then those
+that act in training only or that modify others which are refused when they are on."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "pool_type": ("tok", "argmax", "eos"), "pos_embed_type": ("learnable",), "proj_type": ("linear",),
     "norm_kwargs": ({}, {"eps": 1e-5}), "eos_id": (2, 49407),
 }  # fmt: skip
 """Values of open_clip's settings that do not change the function, as empty, zero and false ones do not."""
 
+BOTH_TOWERS = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 TOWER_DEFAULTS: dict[str, dict[str, Any]] = {
-    "text": {
-        "hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5, "eos_token_id": 49407,
-    },
-    "vision": {
-        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-    },
-}  # fmt: skip
+    "text": BOTH_TOWERS | {"hidden_size": 512, "num_attention_heads": 8, "eos_token_id": 49407},
+    "vision": BOTH_TOWERS | {"hidden_size": 768, "num_attention_heads": 12},
+}
 """Defaults of transformers' CLIPTextConfig and CLIPVisionConfig; files omit settings that are equal to them."""
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_python": "gelu"}
 """Names of transformers for the activations that are supported."""
@@ -81,10 +74,9 @@ def open_clip_facts(path: Path, sizes: Mapping[str, int]) -> dict[str, Any]:
     model = _section(read_json(path, dict[str, Any], remedy=MODEL_REMEDY), "model_cfg", path, needed=True)
     if model.get("multimodal_cfg"):
         raise CsktError(f"{path}: 'model_cfg.multimodal_cfg' is not supported: the model has a text decoder")
-    for name, known in OPEN_CLIP_SIZES.items():
+    for name, known in OPEN_CLIP_KNOWN.items():
         for key, value in _section(model, name, path, prefix="model_cfg.", needed=True).items():
-            is_neutral = not value or value in NEUTRAL.get(key, ())
-            if not is_neutral and key not in known | WITHOUT_EFFECT[name]:
+            if key not in known and value and value not in NEUTRAL.get(key, ()):
                 raise CsktError(f"{path}: model_cfg.{name}.{key} = {_shown(value)} is not supported")
     quick = model.get("quick_gelu")
     if not isinstance(quick, bool | None):

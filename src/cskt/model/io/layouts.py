@@ -72,7 +72,12 @@ _INTERACTION = (  # ours, IRRA's; every rule that matches is applied
     (r"^cross_blocks\.", "cross_modal_transformer.resblocks."),
     (r"attn\.in_proj\.", "attn.in_proj_"),
 )
-_ADAPTER = re.compile(r"^adapters\.(vision|text)\.(\d+)\.(norm|down|up)\.(weight|bias)$")
+_ADAPTERS = (  # ours, the released name; every rule that matches is applied
+    (r"^adapters\.vision\.", "base_model.visual.transformer.resblocks."),
+    (r"^adapters\.text\.", "base_model.transformer.resblocks."),
+    (r"\.norm\.", ".ln_3."),
+    (r"\.(down|up)\.", r".adapter_mlp.\1."),
+)
 
 TRAINING_ONLY = (
     "classifier.", "cross_attn.", "cross_modal_transformer.", "ln_pre_t.", "ln_pre_i.", "ln_post.", "mlm_head.",
@@ -108,11 +113,8 @@ def released_name(name: str) -> str:
         if match := re.match(pattern, name):
             block = int(match[1])
             return (first if block == 0 else later.format(block - 1)) + name[match.end() :]
-    if match := _ADAPTER.match(name):
-        side, block_index, part, leaf = match.groups()
-        tower = "visual.transformer" if side == "vision" else "transformer"
-        place = "ln_3" if part == "norm" else f"adapter_mlp.{part}"
-        return f"base_model.{tower}.resblocks.{block_index}.{place}.{leaf}"
+    if name.startswith("adapters."):
+        return _replaced(name, _ADAPTERS)
     return f"base_model.{openai_name(name)}"
 
 

@@ -73,13 +73,9 @@ class StandIn(dict[Any, Any]):
 
 
 class RestrictedUnpickler(pickle._Unpickler):
-    """Read one pickle of any protocol; see the module.
+    """Read one pickle of any protocol from a file of `num_bytes`, beyond which nothing is allocated.
 
     It extends the reader written in Python: the one in C allocates a table of any length that a pickle names.
-
-    Args:
-        stream: at the pickle's first byte; afterwards behind its last.
-        num_bytes: length of the file, beyond which nothing is allocated.
     """
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)

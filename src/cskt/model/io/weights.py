@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +95,7 @@ def assume_openai(config: BackboneConfig, *, sha256: str | None = None, archives
     tensors = read_tensors(path, config.weights)
     if layout_of(tensors, path) is not OPENAI:
         return config
-    assumed = {"activation": "quick_gelu", **openai_heads(read_sizes(tensors, OPENAI, str(path)))}
+    assumed: dict[str, Any] = {"activation": "quick_gelu", **openai_heads(read_sizes(tensors, OPENAI, str(path)))}
     try:
         recognise(tensors, path, config, sha256)
     except CsktError:

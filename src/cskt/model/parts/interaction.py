@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cskt.model.blocks import Block, quick_gelu
+from cskt.model.blocks import Block, block_deviations, quick_gelu
 
 HEAD_WIDTH = 64
 UNIFORM_BIASES = ("mlp.c_fc.bias", "mlp.c_proj.bias", "mlm_head.dense.bias", "mlm_head.fc.bias")
@@ -99,17 +99,10 @@ class InteractionEncoder(nn.Module):
         attentions: zero. Biases of the other linear layers (both layers of each block's MLP, both of the MLM head):
         uniform in +-1 / sqrt(inputs of the layer), PyTorch's default, which the released code does not change. Layer
         norms: weight 1, bias 0.
-
-        Args:
-            generator: CPU generator.
         """
-        width, depth = self.ln_post.normalized_shape[0], len(self.cross_blocks)
-        attention_std, fc_std = width**-0.5, (2 * width) ** -0.5
-        output_std = attention_std * (2 * depth) ** -0.5
-        deviations = {
-            "in_proj.weight": attention_std, "out_proj.weight": output_std, "c_fc.weight": fc_std,
-            "c_proj.weight": output_std, "dense.weight": fc_std, "mlm_head.fc.weight": output_std,
-        }  # fmt: skip
+        deviations = block_deviations(self.ln_post.normalized_shape[0], len(self.cross_blocks))
+        head = {"dense.weight": deviations["c_fc.weight"], "mlm_head.fc.weight": deviations["c_proj.weight"]}
+        deviations |= head
         parameters = dict(self.named_parameters())
         for name, parameter in parameters.items():
             deviation = next((std for ending, std in deviations.items() if name.endswith(ending)), None)

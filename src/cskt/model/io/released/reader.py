@@ -119,8 +119,8 @@ def _config(recipe: str, flags: Mapping[str, Any], found: Mapping[str, Any], pat
 def _architecture(sizes: Mapping[str, int], config: RunConfig, path: Path) -> ClipArchitecture:
     height, width = config.backbone.image_height, config.backbone.image_width
     stride = config.backbone.stride or sizes["patch_size"]
-    fields = {key: value for key, value in sizes.items() if key != "num_patches"} | openai_heads(sizes)
-    fields |= {"image_height": height, "image_width": width, "stride": stride}
+    fields: dict[str, Any] = {key: value for key, value in sizes.items() if key != "num_patches"}
+    fields |= openai_heads(sizes) | {"image_height": height, "image_width": width, "stride": stride}
     architecture = validate(ClipArchitecture, fields, str(path))
     rows, columns = architecture.grid
     if rows * columns != sizes["num_patches"]:
