@@ -36,11 +36,8 @@ class DualEncoder(nn.Module):
     The memory of a new model is not set: load a backbone (`weights.load_backbone`) or call `initialise_backbone`, then
     `initialise_method`.
 
-    Args:
-        architecture: sizes of the towers.
-        prompts, adapters, lora: which prompts, adapters and low-rank updates are learned.
-        trainable: `added` (prompts, couplings, adapters, low-rank updates), `projections` (these and the two output
-            projections), `all` or `none`.
+    `trainable`: `added` (prompts, couplings, adapters, low-rank updates), `projections` (these and the two output
+    projections), `all` or `none`.
     """
 
     def __init__(
@@ -126,11 +123,9 @@ class DualEncoder(nn.Module):
 
     @torch.no_grad()
     def initialise_method(self, generator: torch.Generator, word_ids: Tensor | None = None) -> None:
-        """Draw the initial values of prompts, couplings, adapters and low-rank updates.
+        """Draw the initial values of prompts, couplings, adapters and low-rank updates with a CPU generator.
 
-        Args:
-            generator: CPU generator; the same state gives the same values on every device.
-            word_ids: [n] int64 token ids whose embeddings initialise block 0's text prompts; None: drawn as the rest.
+        The embeddings of `word_ids`, [n] int64, initialise block 0's text prompts; None: drawn as the rest.
         """
         words = None if word_ids is None else self.text.token_embedding.weight[word_ids]
         self.prompts.initialise(generator, words)

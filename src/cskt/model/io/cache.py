@@ -54,9 +54,7 @@ def cache_folder() -> Path:
 
 
 def locate(name: str) -> Path:
-    """Return the weight file that a name means, after downloading it into the cache where necessary.
-
-    A name is clip-tiny, a published name, the path of a file or folder, or a Hugging Face repository.
+    """Return the file of clip-tiny, a published name, a path or a Hugging Face repository, downloaded if necessary.
 
     Raises:
         CsktError: not found, or no network; names the file to download and its place.

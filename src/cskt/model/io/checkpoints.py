@@ -40,13 +40,7 @@ SIZES = ("input_resolution", "context_length", "vocab_size")
 
 
 def named_tensors(content: Any, path: Path, choice: WeightsChoice = "model") -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by the names of its model.
-
-    Args:
-        content: of the file: tensors by name, or a mapping that holds such mappings.
-        path: the file, in messages.
-        choice: which weights, where the file also holds their moving average.
-    """
+    """Return the tensors of a checkpoint, or of a mapping within it, by the names of its model."""
     found, has_both = _unwrapped(content, path, choice)
     tensors: dict[str, Tensor] = {}
     for name, value in found.items():

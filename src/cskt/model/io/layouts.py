@@ -143,16 +143,10 @@ RELEASED = Layout(lambda name: (released_name(name),))
 def recognise(
     tensors: Mapping[str, Tensor], path: Path, config: BackboneConfig, sha256: str
 ) -> tuple[Layout, ClipArchitecture, Preprocessing]:
-    """Recognise a weight file of OpenAI, open_clip or Hugging Face, with the config files beside it.
+    """Recognise the tensors of a file of OpenAI, open_clip or Hugging Face, with the config files beside it.
 
-    Args:
-        tensors: of the file, by its names.
-        path: the file.
-        config: settings that complete what the file does not say, and win over what it says.
-        sha256: digest of the file.
-
-    Returns:
-        The layout, the architecture with the image size and stride that the file was made for, the preprocessing.
+    The architecture has the image size and stride that the file was made for. Settings of `config` complete what the
+    file does not say, and win over what it says.
 
     Raises:
         CsktError: not a CLIP with a vision transformer, of a kind that is not supported, or a setting is needed.

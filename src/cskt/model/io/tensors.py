@@ -38,13 +38,8 @@ ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 def read_tensors(path: Path, choice: WeightsChoice = "model") -> dict[str, Tensor]:
     """Read a TorchScript archive, a `torch.save` file, a safetensors file, or the shards of an index.
 
-    Args:
-        path: the file.
-        choice: which weights of a checkpoint that also holds their moving average.
-
-    Returns:
-        The tensors in the precision they are stored in (half precision of safetensors as float32), by the names of the
-        model: prefixes that wrappers such as DataParallel, torch.compile or Lightning add are removed.
+    The tensors are in the precision they are stored in (half precision of safetensors as float32), and have the names
+    of the model: prefixes that wrappers such as DataParallel, torch.compile or Lightning add are removed.
     """
     return named_tensors(_read_shards(path) if is_index(path) else _read_file(path), path, choice)
 

@@ -47,10 +47,9 @@ class Backbone:
 
 
 def load_backbone(config: BackboneConfig, *, sha256: str | None = None) -> Backbone:
-    """Find and read the backbone that a config names.
+    """Find and read the backbone that a config names, by default at the image size of the file.
 
     Args:
-        config: name, image size (None: that of the file), stride, and settings that the file does not state.
         sha256: digest that the file must have; a file of the cache that has it replaces a name that is not found or
             names another file.
 

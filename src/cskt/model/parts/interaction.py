@@ -55,11 +55,6 @@ class InteractionEncoder(nn.Module):
 
     The cross-attention has no residual, as in the released code. Parameter names contain `cross` or `mlm_head` where
     the released optimiser looks for them.
-
-    Args:
-        width: D, of the shared space.
-        depth: blocks after the cross-attention.
-        vocab_size: V.
     """
 
     def __init__(self, width: int, depth: int, vocab_size: int) -> None:
@@ -73,7 +68,7 @@ class InteractionEncoder(nn.Module):
         self.mlm_head = MlmHead(width, vocab_size)
 
     def forward(self, text_tokens: Tensor, image_tokens: Tensor, positions: Tensor) -> Tensor:
-        """Compute the logits of the masked words; only these pass the head, whose output is large.
+        """Compute the logits [M, V] of the masked words; only these pass the head, whose output is large.
 
         There is no mask, as in the released code, where a caption always has 77 tokens: the result depends on the
         length that captions are padded to.
@@ -82,9 +77,6 @@ class InteractionEncoder(nn.Module):
             text_tokens: [B, L, D] of captions with masked words, in the shared space.
             image_tokens: [B, N, D] of their images.
             positions: [M] int64, of the masked words among the B * L tokens.
-
-        Returns:
-            [M, V].
         """
         x = self.cross_attn(self.ln_pre_t(text_tokens), self.ln_pre_i(image_tokens))
         for block in self.cross_blocks:

@@ -73,10 +73,7 @@ class PromptLearner(nn.Module):
     def initialise(self, generator: torch.Generator, word_embeddings: Tensor | None = None) -> None:
         """Draw prompts and coupling weights from N(0, init_std), couplings' biases zero.
 
-        Args:
-            generator: CPU generator.
-            word_embeddings: [n, text_width], token embeddings that initialise block 0's text prompts, repeated if fewer
-                than `length`; None: drawn as the rest.
+        Given token embeddings [n, text_width] initialise block 0's text prompts, repeated if fewer than `length`.
         """
         for parameter in [*self.text, *self.vision, *(layer.weight for layer in [*self.t2v, *self.v2t])]:
             parameter.normal_(std=self.config.init_std, generator=generator)
