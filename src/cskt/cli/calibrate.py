@@ -16,7 +16,7 @@ from torch import Tensor
 from cskt.cli.gallery_flags import is_gallery
 from cskt.cli.metadata_table import image_name
 from cskt.cli.model_flags import FAST_PRECISION, add_dataset_flags, add_encoder_flags, load_model, load_model_and_split
-from cskt.cli.parsing import Parser
+from cskt.cli.parsing import Parser, given
 from cskt.embed import Encoder
 from cskt.embed.model_paths import check_exists
 from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
@@ -90,11 +90,11 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add_encoder_flags(parser, FAST_PRECISION, caches=True)
     flags = parser.parse(argv)
     check_path(Path(flags.model))
-    named = [f"--{name}" for name in ("dataset", "root", "split") if getattr(flags, name)]
+    named = list(given(flags, ("dataset", "root", "split")))
     if is_gallery(Path(flags.model)) and not flags.labelled:
         raise CsktError(f"{flags.model} is a gallery; give pairs of sentences and its crops: --labelled marks.csv")
     if flags.labelled and named:
-        raise CsktError(f"--labelled and {named[0]} name pairs both; leave one out")
+        raise CsktError(f"--labelled and --{named[0]} name pairs both; leave one out")
     flags.split, flags.precision = flags.split or "val", flags.precision or FAST_PRECISION
     num_allowed(10**9, flags.false_match_rate)  # refuses a rate out of range before anything is encoded
     return flags

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cskt.cli.model_flags import add_model_flags, load_model_and_split
-from cskt.cli.parsing import Parser
+from cskt.cli.parsing import Parser, given
 from cskt.cli.run_results import evaluate_run, seed_folders, selection_note
 from cskt.embed import Encoder
 from cskt.embed.model_paths import check_exists
@@ -66,11 +66,10 @@ def add_ranking_flags(parser: Parser) -> None:
 
 def ranking_options(flags: argparse.Namespace) -> RankingOptions:
     """Return the options that the flags of `add_ranking_flags` set."""
-    constants = {name: getattr(flags, name) for name in ("rerank_k1", "rerank_k2", "rerank_weight")}
-    given = {name: value for name, value in constants.items() if value is not None}
-    if given and not flags.rerank:
-        raise CsktError(f"--{next(iter(given)).replace('_', '-')} changes nothing without --rerank")
-    return RankingOptions(query_expansion=flags.query_expansion, rerank=flags.rerank, **given)
+    constants = given(flags, ("rerank_k1", "rerank_k2", "rerank_weight"))
+    if constants and not flags.rerank:
+        raise CsktError(f"--{next(iter(constants)).replace('_', '-')} changes nothing without --rerank")
+    return RankingOptions(query_expansion=flags.query_expansion, rerank=flags.rerank, **constants)
 
 
 def print_metrics(result: Result, encoder: Encoder, model: Path, *, as_json: bool) -> None:

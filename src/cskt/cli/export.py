@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cskt.cli.export_runtime import RUNTIME_FLAGS, add_runtime_flags, export_runtime
 from cskt.cli.model_flags import add_weights_flag
-from cskt.cli.parsing import Parser
+from cskt.cli.parsing import Parser, given
 from cskt.config import LoraConfig, RunConfig, as_trained, load_config, to_dict
 from cskt.data.datasets import dataset_key, folders, read_dataset
 from cskt.data.records import select_splits
@@ -81,8 +81,8 @@ def check_flags(flags: argparse.Namespace) -> None:
     if flags.format and flags.format != RELEASED:
         return
     allowed = ("output", "root") if flags.format else ()
-    if given := [name for name in RUNTIME_FLAGS if name not in allowed and getattr(flags, name) is not None]:
-        raise CsktError(f"--{given[0].replace('_', '-')} belongs to --format; give it with --format onnx or openvino")
+    if others := [name for name in given(flags, RUNTIME_FLAGS) if name not in allowed]:
+        raise CsktError(f"--{others[0].replace('_', '-')} belongs to --format; give it with --format onnx or openvino")
     flag, target = ("--merge", flags.merge) if flags.merge else ("--as-backbone", flags.as_backbone)
     if target is not None and target.suffix != ".safetensors":
         raise CsktError(f"{flag} {target}: name a file that ends in .safetensors")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cskt import embed
 from cskt.cli.model_flags import FAST_PRECISION, add_encoder_flags, encode_options, source_flags
-from cskt.cli.parsing import Parser
+from cskt.cli.parsing import Parser, given
 from cskt.embed import EncodeOptions, Encoder, ModelSource
 from cskt.embed.model_paths import check_exists, needed_backbone
 from cskt.gallery.indexing.commits import IndexReport
@@ -63,7 +63,7 @@ def source_of(flags: argparse.Namespace, known: ModelSource | None = None, *, sa
     if flags.model is not None and known is not None:
         sizes = known if same_model else ModelSource(flags.model)
         base = dataclasses.replace(sizes, path=flags.model, backbone=_inherited_backbone(Path(flags.model), known))
-    asked = source_flags(flags) | ({} if flags.precision is None else {"precision": flags.precision})
+    asked = source_flags(flags) | given(flags, ["precision"])
     if "settings" in asked:
         asked["settings"] = (base.settings or {}) | asked["settings"]
     return dataclasses.replace(base, **asked)

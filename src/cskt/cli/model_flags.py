@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from cskt.cli.parsing import Parser
+from cskt.cli.parsing import Parser, given
 from cskt.config.types import Activation, Interpolation, WeightsChoice
 from cskt.errors import CsktError
 
@@ -101,10 +101,9 @@ def load_model(flags: argparse.Namespace, model: str | None = None) -> Encoder:
 
 def source_flags(flags: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of `ModelSource` that the flags of `add_encoder_flags` set, but for its path."""
-    names = ("backbone", "image_height", "image_width", "stride", "weights")
-    settings = {name: value for name in CLIP_SETTINGS if (value := getattr(flags, name)) is not None}
-    given = {name: getattr(flags, name) for name in names} | {"settings": settings or None}
-    return {name: value for name, value in given.items() if value is not None}
+    settings = given(flags, CLIP_SETTINGS)
+    stated = given(flags, ("backbone", "image_height", "image_width", "stride", "weights"))
+    return stated | ({"settings": settings} if settings else {})
 
 
 def encode_options(flags: argparse.Namespace, *, show_progress: bool = False) -> EncodeOptions:

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
@@ -119,10 +119,10 @@ def config_from_flags(flags: argparse.Namespace) -> RunConfig:
 
 def flag_overrides(flags: argparse.Namespace) -> dict[str, Any]:
     """Return config key -> value for the config flags that were given."""
-    given = {name.removeprefix(OVERRIDE): text for name, text in vars(flags).items() if name.startswith(OVERRIDE)}
-    if given.get("loss.weights") in get_args(WeightsChoice):  # as in other commands, --weights ema is the backbone's
-        given["backbone.weights"] = given.pop("loss.weights")
-    return {key: config_value(key, text) for key, text in given.items()}
+    texts = {name.removeprefix(OVERRIDE): text for name, text in vars(flags).items() if name.startswith(OVERRIDE)}
+    if texts.get("loss.weights") in get_args(WeightsChoice):  # as in other commands, --weights ema is the backbone's
+        texts["backbone.weights"] = texts.pop("loss.weights")
+    return {key: config_value(key, text) for key, text in texts.items()}
 
 
 def config_value(key: str, text: str) -> Any:
@@ -167,6 +167,11 @@ def existing_folder(text: str) -> Path:
     if not path.is_dir():
         raise MissingFileError(f"{path}: no such folder")
     return path
+
+
+def given(flags: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Return name -> value for those of the flags that were given."""
+    return {name: value for name in names if (value := getattr(flags, name)) is not None}
 
 
 def check_suffix(flag: str, path: Path | None, suffixes: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cskt.cli.model_flags import FAST_PRECISION, add_model_flags, load_model_and_split, num_hits
-from cskt.cli.parsing import Parser, check_suffix
+from cskt.cli.parsing import Parser, check_suffix, given
 from cskt.cli.search_output import Answered, draw_answers, jpeg, print_answers
 from cskt.data.sentences import LONGEST_SENTENCE, check_length
 from cskt.errors import CsktError, MissingFileError, out_of_memory_errors
@@ -77,16 +77,16 @@ def search_gallery(flags: argparse.Namespace) -> int:
 
     if flags.explain and not flags.sentences:
         raise CsktError("--explain shows where a sentence is seen; give a sentence as well")
-    parts = {name: value for name in QUERY_FLAGS if (value := getattr(flags, name)) is not None}
+    parts = given(flags, QUERY_FLAGS)
     queries = [Query(text, **parts) for text in flags.sentences or [None]]
-    options = {name: value for name in OPTION_FLAGS if (value := getattr(flags, name)) is not None}
+    options = SearchOptions(**given(flags, OPTION_FLAGS))
     # torch, which is imported below, has threads that sleep when they wait: spinning gains nothing in so short a
     # process, and costs seconds if other programs run.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from cskt.gallery.gallery import Gallery  # noqa: PLC0415
 
     with Gallery.open(flags.gallery, device=flags.device) as gallery:
-        found = gallery.search_many(queries, SearchOptions(**options))
+        found = gallery.search_many(queries, options)
         _warn(gallery, queries)
         answers = [_answered(gallery, flags, query, hits) for query, hits in zip(queries, found, strict=True)]
         print_answers(answers, list(gallery.columns), grouped=flags.group_by is not None, as_json=flags.json)
@@ -141,7 +141,7 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--json", action="store_true", help='[{"query": ..., "hits": [...]}, ...] instead of tables')
     add("--sheet", type=Path, metavar="FILE", help="also draw the crops, as PNG; numbered if there are more sentences")
     add("--html", type=Path, metavar="FILE", help="also one HTML file with the crops")
-    add("--explain", action="store_true",
+    add("--explain", action="store_true", default=None,
         help="where the model sees the sentence and each of its words in a crop of a gallery: heat maps in --sheet and"
         " --html, numbers in --json")
     # fmt: on
@@ -152,10 +152,9 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     if (flags.explain or flags.sheet) and (flags.k or DEFAULT_K) > MOST_DRAWN:
         raise CsktError(f"-k {flags.k}: --sheet and --explain draw at most {MOST_DRAWN} crops; give less")
     if flags.model is not None:
-        for_galleries = {name: getattr(flags, name) for name in (*QUERY_FLAGS, *OPTION_FLAGS[1:], "explain")}
-        given = [name for name, value in for_galleries.items() if value is not None and value is not False]
-        if given:
-            raise CsktError(f"--{given[0].replace('_', '-')} is for galleries; leave it out, or leave out --model")
+        if for_galleries := list(given(flags, (*QUERY_FLAGS, *OPTION_FLAGS[1:], "explain"))):
+            flag = for_galleries[0].replace("_", "-")
+            raise CsktError(f"--{flag} is for galleries; leave it out, or leave out --model")
         if not flags.sentences and not flags.queries:
             parser.error("give one or more sentences, each in quotes")
         return flags

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cskt.cli.parsing import Parser
+from cskt.cli.parsing import Parser, given
 from cskt.config import validate
 from cskt.errors import CsktError, out_of_memory_errors
 from cskt.utils.messages import require
@@ -64,8 +64,7 @@ def _settings(flags: argparse.Namespace) -> ServiceSettings:
     from cskt.service.access.tokens import read_token  # noqa: PLC0415
     from cskt.service.settings import ServiceSettings  # noqa: PLC0415
 
-    names = ("host", "port", "audit_log", "rate", "max_k")
-    stated = {name: value for name in names if (value := getattr(flags, name)) is not None}
+    stated = given(flags, ("host", "port", "audit_log", "rate", "max_k"))
     if flags.allow_host:
         stated["allow_hosts"] = tuple(flags.allow_host)
     if flags.token_file:
