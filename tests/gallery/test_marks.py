@@ -3,25 +3,20 @@
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from cskt.data.datasets import read_dataset
-from cskt.gallery.marks import Mark, marks_csv, marks_jsonl, read_pairs
+from cskt.gallery.marks import Mark, marks_csv, read_pairs, training_records
 from cskt.training.loop import train
 from tiny_run import quick_config
 
 RED, HAT, BAG = "a woman in a red coat", "a man with a hat", "somebody with a bag"
 
 
-def records(marks: list[Mark], pid_start: int = 0) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in marks_jsonl(marks, pid_start).splitlines()]
-
-
 def pid_of(marks: list[Mark]) -> dict[str, int]:
-    return {record["image"]: record["pid"] for record in records(marks)}
+    return {record["image"]: record["pid"] for record in training_records(marks)}
 
 
 # --- CSV
@@ -108,10 +103,10 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 
 def test_right_crops_of_one_sentence_are_one_person_and_wrong_ones_are_left_out() -> None:
     marks = [Mark(RED, "a.jpg", True), Mark(RED, "b.jpg", True), Mark(RED, "c.jpg", False), Mark(HAT, "d.jpg", True)]
-    assert records(marks, pid_start=7) == [
-        {"image": "a.jpg", "pid": 7, "captions": [RED]},
-        {"image": "b.jpg", "pid": 7, "captions": [RED]},
-        {"image": "d.jpg", "pid": 8, "captions": [HAT]},
+    assert training_records(marks) == [
+        {"image": "a.jpg", "pid": 0, "captions": [RED]},
+        {"image": "b.jpg", "pid": 0, "captions": [RED]},
+        {"image": "d.jpg", "pid": 1, "captions": [HAT]},
     ]
 
 
@@ -120,7 +115,7 @@ def test_sentences_that_share_a_right_crop_are_one_person() -> None:
     assert len(set(pid_of(marks).values())) == 3
     joined = [*marks, Mark(BAG, "a.jpg", True)]
     assert pid_of(joined) == {"a.jpg": 0, "b.jpg": 1, "c.jpg": 0}
-    assert records(joined)[0]["captions"] == [RED, BAG]
+    assert training_records(joined)[0]["captions"] == [RED, BAG]
     assert len(set(pid_of([*joined, Mark(HAT, "c.jpg", True)]).values())) == 1
 
 
@@ -131,8 +126,8 @@ def test_a_shared_wrong_crop_joins_no_persons() -> None:
 
 def test_of_two_marks_the_later_counts() -> None:
     marks = [Mark(RED, "a.jpg", True), Mark(RED, "b.jpg", True), Mark(RED, "a.jpg", False), Mark(RED, "b.jpg", True)]
-    assert records(marks) == [{"image": "b.jpg", "pid": 0, "captions": [RED]}]
-    assert marks_jsonl([Mark(RED, "a.jpg", False)]) == ""
+    assert training_records(marks) == [{"image": "b.jpg", "pid": 0, "captions": [RED]}]
+    assert training_records([Mark(RED, "a.jpg", False)]) == []
 
 
 def test_persons_are_the_connected_components_in_any_order() -> None:
@@ -155,16 +150,18 @@ def test_persons_are_the_connected_components_in_any_order() -> None:
 
 
 def test_training_reads_the_export(tmp_path: Path, tiny_backbone: Path, one_thread: None) -> None:
-    for split, pid_start in (("train", 3), ("val", 5)):
+    for split, first_pid in (("train", 0), ("val", 2)):
         marks = [Mark(text, f"{split}/{n}{person}.png", True) for person, text in enumerate((RED, HAT)) for n in "ab"]
         marks.append(Mark(BAG, f"{split}/a0.png", True))
         (tmp_path / split).mkdir()
         for mark in marks:
             Image.new("RGB", (16, 32), (10 * len(mark.text), 0, 0)).save(tmp_path / mark.image_id)
-        (tmp_path / f"{split}.jsonl").write_text(marks_jsonl(marks, pid_start=pid_start), encoding="utf-8")
+        records = training_records(marks)
+        lines = [json.dumps(record | {"pid": first_pid + record["pid"]}) for record in records]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     read = read_dataset("jsonl", tmp_path)["train"]
     assert read.counts == (2, 4, 5)
-    assert {record.pid for record in read.records} == {3, 4}
+    assert {record.pid for record in read.records} == {0, 1}
     changes = {"data.dataset": "jsonl", "data.batch_size": 4}
     train(quick_config(tmp_path, tiny_backbone, changes=changes), tmp_path / "run")
     assert (tmp_path / "run" / "best.safetensors").is_file()

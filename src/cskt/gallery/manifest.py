@@ -140,17 +140,25 @@ def source_of(encoder: Encoder, model: str | ModelSource | None) -> ModelSource:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a gallery."""
+    """Read the manifest of a gallery; its paths become absolute."""
     try:
         manifest = read_json(folder / MANIFEST, Manifest, remedy=REMEDY, version=("format_version", FORMAT_VERSION))
     except MissingFileError:
         raise CsktError(f"{folder}: no gallery there; make one: cskt index {folder} --images FOLDER") from None
-    return _to_memory(manifest, folder)
+    folders = [folder.resolve()]
+    if manifest.home is not None and Path(manifest.home).is_absolute():
+        folders.append(Path(manifest.home))
+    placed = _with_paths(manifest, lambda path: _absolute(path, folders) if _is_relative(path) else path)
+    if placed.images is None or Path(placed.images).is_absolute():
+        return placed
+    return replace(placed, images=_absolute(placed.images, folders))  # `crops`, as format 1 has it
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest completely or not at all."""
-    content = {"format_version": FORMAT_VERSION, **asdict(_to_disk(manifest, folder))}
+    """Write the manifest completely or not at all, with relative paths where gallery and files can move together."""
+    home = folder.resolve()
+    placed = replace(_with_paths(manifest, lambda path: _relative(path, home)), home=str(home))
+    content = {"format_version": FORMAT_VERSION, **asdict(placed)}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     with operator_errors():
         write_atomically(folder / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -162,23 +170,6 @@ def exists(path: str | Path) -> bool:
         return Path(path).exists()
     except (OSError, ValueError):
         return False
-
-
-def _to_disk(manifest: Manifest, gallery: Path) -> Manifest:
-    """Return a manifest as it is written: with relative paths where gallery and files can move together."""
-    home = gallery.resolve()
-    return replace(_with_paths(manifest, lambda path: _relative(path, home)), home=str(home))
-
-
-def _to_memory(manifest: Manifest, gallery: Path) -> Manifest:
-    """Return a manifest as it is used: with absolute paths."""
-    folders = [gallery.resolve()]
-    if manifest.home is not None and Path(manifest.home).is_absolute():
-        folders.append(Path(manifest.home))
-    placed = _with_paths(manifest, lambda path: _absolute(path, folders) if _is_relative(path) else path)
-    if placed.images is None or Path(placed.images).is_absolute():
-        return placed
-    return replace(placed, images=_absolute(placed.images, folders))  # `crops`, as format 1 has it
 
 
 def absolute_store(store: str) -> str:

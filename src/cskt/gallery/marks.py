@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cskt.data.sentences import check_sentence
 from cskt.errors import CsktError
@@ -40,16 +40,12 @@ def marks_csv(marks: Iterable[Mark]) -> str:
     return csv_text([COLUMNS, *((mark.text, mark.image_id, int(mark.right)) for mark in marks)])
 
 
-def marks_jsonl(marks: Iterable[Mark], pid_start: int = 0) -> str:
-    """Return crops marked right as training records: lines of `{"image": ..., "pid": ..., "captions": [...]}`.
+def training_records(marks: Iterable[Mark]) -> list[dict[str, Any]]:
+    """Return crops marked right as training records: `{"image": ..., "pid": ..., "captions": [...]}`.
 
     Crops that are right for one sentence show one person, and so do those of two sentences that share a right crop.
     Crops marked wrong are left out, since their person is unknown. Of two marks for one sentence and crop the later
     counts. To train, save the records as `train.jsonl` in the indexed folder.
-
-    Args:
-        marks: in the order in which they were set.
-        pid_start: number of the first person.
     """
     latest = {(mark.text, mark.image_id): mark.right for mark in marks}
     captions_of: dict[str, list[str]] = {}
@@ -57,11 +53,9 @@ def marks_jsonl(marks: Iterable[Mark], pid_start: int = 0) -> str:
         if right:
             captions_of.setdefault(image_id, []).append(text)
     pids = _people(captions_of)
-    records = [
-        {"image": image_id, "pid": pid_start + pids[image_id], "captions": captions}
-        for image_id, captions in captions_of.items()
+    return [
+        {"image": image_id, "pid": pids[image_id], "captions": captions} for image_id, captions in captions_of.items()
     ]
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def read_pairs(path: Path) -> list[Mark]:

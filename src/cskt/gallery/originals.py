@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cskt.errors import CsktError, file_system_errors
 from cskt.gallery.conditions import All, Comparison
-from cskt.gallery.stores.base import VectorStore, check_sha256, operator_errors
+from cskt.gallery.stores.base import SHA256, VectorStore, check_sha256, operator_errors
 from cskt.utils.files import write_atomically
 from cskt.utils.paths import inside
 
@@ -41,7 +41,7 @@ class Originals:
         marker = inside(self._gallery, PENDING, follow_links=False)
         with operator_errors(), file_system_errors(marker):
             if marker.is_file():
-                self.delete_unused(filter(_is_digest, marker.read_text("ascii", errors="replace").split()))
+                self.delete_unused(filter(SHA256.fullmatch, marker.read_text("ascii", errors="replace").split()))
             elif marker.exists():  # writing into a pipe would wait for a reader
                 raise CsktError(f"{marker}: not a file; delete it")
             marker.write_text("\n".join(digests), encoding="ascii")
@@ -63,10 +63,3 @@ class Originals:
             if not self._store.count(All((Comparison("sha256", "=", sha256), Comparison("kept", "=", True)))):
                 with operator_errors(), file_system_errors(path):
                     path.unlink(missing_ok=True)
-
-
-def _is_digest(text: str) -> bool:
-    try:
-        return bool(check_sha256(text))
-    except CsktError:
-        return False

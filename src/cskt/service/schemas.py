@@ -55,15 +55,11 @@ def too_much(what: str, most: int, unit: str, found: int) -> ServiceError:
 
 Whole: TypeAlias = Annotated[int, BeforeValidator(_whole)]
 Sentence: TypeAlias = Annotated[
-    str,
-    Field(json_schema_extra={"format": "sentence", "maxLength": LONGEST_SENTENCE}),
-    AfterValidator(_sentence),
+    str, Field(json_schema_extra={"format": "sentence", "maxLength": LONGEST_SENTENCE}), AfterValidator(_sentence)
 ]
 Filter: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "filter"}), AfterValidator(_filter)]
 ImageId: TypeAlias = Annotated[
-    str,
-    Field(min_length=1, max_length=LONGEST_ID, json_schema_extra={"format": "image-id"}),
-    AfterValidator(_one_line),
+    str, Field(min_length=1, max_length=LONGEST_ID, json_schema_extra={"format": "image-id"}), AfterValidator(_one_line)
 ]
 ImageFile: TypeAlias = Annotated[
     str,

@@ -35,21 +35,16 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (socket.gaierror, UnicodeError):
         raise CsktError(f"--host {host}: no such address; 127.0.0.1 is this machine alone") from None
-    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if os.name != "nt":  # on Windows it would let two programs share the port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(MAX_QUEUED)
+        is_dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, backlog=MAX_QUEUED, dualstack_ipv6=is_dual)
     except OSError as error:
-        listener.close()
         remedies = {
             errno.EADDRINUSE: f"--port {port} is in use; choose another, or stop the program that has it",
             errno.EACCES: f"--port {port} needs a privilege; choose one above 1023",
             errno.EADDRNOTAVAIL: f"--host {host} is no address of this machine; 127.0.0.1 always is",
         }
         raise CsktError(remedies.get(error.errno or 0, f"--host {host} --port {port}: {error.strerror}")) from None
-    return listener
 
 
 def address_of(listener: socket.socket) -> str:

@@ -24,7 +24,7 @@ from cskt.gallery.columns import Kind, Value
 from cskt.gallery.conditions import Condition
 from cskt.types import Hit
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 LONGEST_ID = 512
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
@@ -37,7 +37,7 @@ MAX_FACET_VALUES = 50
 
 def check_sha256(text: str) -> str:
     """Return a digest unchanged; files and folders are named by it."""
-    if not _SHA256.fullmatch(text):
+    if not SHA256.fullmatch(text):
         raise CsktError("must be 64 hexadecimal digits in lower case")
     return text
 

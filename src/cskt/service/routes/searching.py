@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Set
 
 from fastapi import APIRouter, Request, Response
 
 from cskt.errors import CsktError
-from cskt.gallery.marks import Mark, marks_csv, marks_jsonl
+from cskt.gallery.marks import Mark, marks_csv, training_records
 from cskt.gallery.options import EVERY_SCORE, SearchOptions
 from cskt.gallery.query import Query
 from cskt.service.http_errors import refusal
@@ -99,20 +98,13 @@ async def export(body: ExportRequest, request: Request, service: ServiceParts) -
     marks, gallery = [Mark(mark.text, mark.image_id, mark.right) for mark in body.marks], service.worker.gallery
     with service.noting(request, "export", {"format": body.format, "marks": len(marks)}):
         uploaded = await service.worker.reading.run(gallery.uploaded, [mark.image_id for mark in marks])
-        if body.format == "csv":
-            text, num_left_out, media_type = marks_csv(marks), 0, "text/csv"
-        else:
-            text, num_left_out = _without(uploaded, marks_jsonl(marks))
-            media_type = "application/x-ndjson"
+        # Persons are numbered before crops are left out: two sentences for an uploaded crop still describe one person.
+        records = training_records(marks)
+        trainable = [record for record in records if record["image"] not in uploaded]
+    if body.format == "csv":
+        text, num_left_out, media_type = marks_csv(marks), 0, "text/csv"
+    else:
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in trainable)
+        num_left_out, media_type = len(records) - len(trainable), "application/x-ndjson"
     headers = {"Content-Disposition": f'attachment; filename="marks.{body.format}"', LEFT_OUT: str(num_left_out)}
     return Response(text, media_type=media_type, headers=headers)
-
-
-def _without(image_ids: Set[str], records: str) -> tuple[str, int]:
-    """Return training records without those of some crops, and the number of these crops.
-
-    They are removed after identities have been assigned: two sentences for one such crop still describe one person.
-    """
-    lines = records.split("\n")[:-1]  # not `splitlines`: a caption may contain U+2028
-    stay = [line for line in lines if json.loads(line)["image"] not in image_ids]
-    return "".join(f"{line}\n" for line in stay), len(lines) - len(stay)
