@@ -128,29 +128,22 @@ def _positions_by_id(ids: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 
 def check_batch_size(data: DataConfig, num_pairs: int, num_identities: int) -> None:
     """Raise a CsktError that names the config keys if the sampler cannot draw batches of the configured size."""
-    if data.batch_size > num_pairs:
-        raise CsktError(
-            f"data.batch_size {data.batch_size} is more than the {num_pairs} training pairs; lower data.batch_size"
-        )
-    if data.sampler == "random":
+    size, instances, num_groups = data.batch_size, data.instances, data.batch_size // data.instances
+    batch, group = f"data.batch_size {size}", f"data.instances {instances}"
+    problem = ""
+    if size > num_pairs:
+        problem = f"{batch} is more than the {num_pairs} training pairs; lower data.batch_size"
+    elif data.sampler == "random":
         return
-    if data.sampler == "identity" and data.batch_size % data.instances:
-        raise CsktError(
-            f"data.batch_size {data.batch_size} is not divisible by data.instances {data.instances}; "
-            "the identity sampler needs whole groups"
-        )
-    if data.batch_size < data.instances:
-        raise CsktError(
-            f"data.batch_size {data.batch_size} is less than data.instances {data.instances}; raise data.batch_size"
-        )
-    if data.instances % data.captions_per_image:
-        raise CsktError(
-            f"data.instances {data.instances} is not divisible by data.captions_per_image {data.captions_per_image}; "
-            "the identity sampler counts pairs and draws whole images"
-        )
-    if data.batch_size // data.instances > num_identities:
-        raise CsktError(
-            f"data.batch_size {data.batch_size} with data.instances {data.instances} needs "
-            f"{data.batch_size // data.instances} identities, the training split has {num_identities}; "
-            "lower data.batch_size or raise data.instances"
-        )
+    elif data.sampler == "identity" and size % instances:
+        problem = f"{batch} is not divisible by {group}; the identity sampler needs whole groups"
+    elif size < instances:
+        problem = f"{batch} is less than {group}; raise data.batch_size"
+    elif instances % data.captions_per_image:
+        images = f"data.captions_per_image {data.captions_per_image}"
+        problem = f"{group} is not divisible by {images}; the identity sampler counts pairs and draws whole images"
+    elif num_groups > num_identities:
+        needs = f"needs {num_groups} identities, the training split has {num_identities}"
+        problem = f"{batch} with {group} {needs}; lower data.batch_size or raise data.instances"
+    if problem:
+        raise CsktError(problem)
