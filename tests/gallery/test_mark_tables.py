@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cskt.gallery.user_tables import column_of, read_table
 from cskt.utils.csv_cells import guarded_cell
+from cskt.utils.user_tables import column_of, read_table
 
 
 def written(tmp_path: Path, text: str, name: str = "table.csv") -> Path:

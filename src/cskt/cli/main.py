@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 COMMANDS = {
     "demo": "see CSKT learn and answer sentences, on generated pedestrians, in minutes",
     "data make": "draw a data set of pedestrians with captions",
+    "data import": "make a data set of a CSV, TSV or Parquet table, of folders, or of a Hugging Face data set",
+    "data show": "look at people of a data set: pictures with captions",
     "data check": "check a data set: counts, images, captions",
     "recipes": "the methods that ship with the package, and how much of CLIP each trains",
     "train": "train a recipe",

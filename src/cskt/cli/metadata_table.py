@@ -9,7 +9,7 @@ from pathlib import Path, PureWindowsPath
 
 from cskt.errors import CsktError
 from cskt.gallery.columns import column_name, named
-from cskt.gallery.user_tables import column_of, read_table
+from cskt.utils.user_tables import column_of, read_table
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from cskt.data.sentences import check_sentence
 from cskt.errors import CsktError
-from cskt.gallery.user_tables import Row, column_of, read_table
 from cskt.utils.csv_cells import csv_text
+from cskt.utils.user_tables import Row, column_of, read_table
 
 COLUMNS = ("text", "image", "right")
 OTHER_NAMES = {

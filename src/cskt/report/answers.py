@@ -107,7 +107,7 @@ def answer_sheet(answer: Answer, *, crop_height: int = 256) -> Image.Image:
     margin, border = crop_height // 12, max(3, crop_height // 48)
     font = load_font(max(11, crop_height // 15))
     line_height = round(1.4 * font.size)
-    cell_width = _cell_width([crop for row in crops for crop in row], crop_height)
+    cell_width = cell_width_of([crop for row in crops for crop in row], crop_height)
     frame_width, frame_height = cell_width + 2 * border, crop_height + 2 * border
     row_height = frame_height + (3 if answer.is_explained else 2) * line_height
     row_width = max(len(row) for row in rows) * (frame_width + margin) - margin
@@ -125,7 +125,7 @@ def answer_sheet(answer: Answer, *, crop_height: int = 256) -> Image.Image:
             left, upper = margin + column * (frame_width + margin), top + row_number * row_height
             color, mark = FRAMES[right]
             draw.rectangle((left, upper, left + frame_width - 1, upper + frame_height - 1), color)
-            box = _boxed(crops[row_number][column], (cell_width, crop_height), font)
+            box = boxed(crops[row_number][column], (cell_width, crop_height), font)
             sheet.paste(box, (left + border, upper + border))
             below = upper + frame_height + line_height // 4
             draw_lines(draw, (left, below), wrap(drawable(caption), font, cell_width)[:2], font, line_height)
@@ -169,13 +169,14 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width_pixels: int) -> list[str
     return lines
 
 
-def _cell_width(crops: Sequence[Image.Image | None], height: int) -> int:
-    """Width of the widest crop at a height, between the usual shape of a person's crop and three quarters."""
+def cell_width_of(crops: Sequence[Image.Image | None], height: int) -> int:
+    """Return the width of the widest crop at a height: between the usual shape of a person and three quarters."""
     widths = [round(crop.width * height / crop.height) for crop in crops if crop is not None]
     return min(max([round(0.4 * height), *widths]), round(0.75 * height))
 
 
-def _boxed(crop: Image.Image | None, size: tuple[int, int], font: ImageFont.FreeTypeFont) -> Image.Image:
+def boxed(crop: Image.Image | None, size: tuple[int, int], font: ImageFont.FreeTypeFont) -> Image.Image:
+    """Return a crop in the middle of a box of (width, height) pixels, or the words `no image`."""
     if crop is not None:
         return ImageOps.pad(crop, size, color=EMPTY)
     box = Image.new("RGB", size, EMPTY)

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from cskt.errors import CsktError, file_system_errors
 from cskt.report.answers import Answer, load_crop
 from cskt.report.numbers import METRIC_NAMES, parameter_text, percent
+from cskt.report.people import ShownPerson
 from cskt.report.style import svg
 from cskt.report.tables import Grid, ResultRow, is_number_column, note_text, table_grid
 
@@ -125,6 +126,15 @@ def write_answer_page(path: Path, title: str, answers: Sequence[Answer]) -> None
     """Write the answers of a gallery, whose pictures are JPEG, as one HTML file."""
     page = _render("answers.html.j2", title=title, answers=answers)
     _write(path, page, "the page", "show fewer crops (-k) or fewer sentences")
+
+
+def write_people_page(path: Path, title: str, people: Sequence[ShownPerson]) -> None:
+    """Write people with their images and captions as one HTML file; images are read now and copied in, reduced."""
+    for crop_height in CROP_HEIGHTS_PIXELS:
+        page = _render("people.html.j2", title=title, people=people, crop_height=crop_height)
+        if len(page) <= MAX_PAGE_BYTES:
+            break
+    _write(path, page, "the page", "show fewer people or images")
 
 
 def _write(path: Path, page: bytes, name: str, remedy: str) -> None:

@@ -62,8 +62,8 @@ def bar(description: str, total: int, done: int = 0, *, shown: bool = True) -> I
 
 
 @contextmanager
-def counting_bar(description: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar, at a terminal only, for work that calls the value with `(done, total)`.
+def counting_bar(description: str, unit: str = "") -> Iterator[Callable[[int, int | None], None]]:
+    """Show a progress bar, at a terminal only, for work that calls the value with `(done, total)`, None if unknown.
 
     With the unit of the counts, the rate since the first report is shown (`123 images/s`).
     """
@@ -71,7 +71,7 @@ def counting_bar(description: str, unit: str = "") -> Iterator[Callable[[int, in
         task = progress.add_task(description, total=None, note="")
         first: tuple[float, int] | None = None
 
-        def report(done: int, total: int) -> None:
+        def report(done: int, total: int | None) -> None:
             nonlocal first
             now = time.monotonic()
             first = first or (now, done)

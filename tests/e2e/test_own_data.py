@@ -1,0 +1,96 @@
+"""A data set of one's own: imported, shown, checked, trained on and evaluated, with people who have names."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from command_line import done, typed
+from PIL import Image
+
+
+NAMES = ("Anna", "Ben", "Cem", "Dana", "Émile", "Fatima", "Götz", "Hana", "Ivan", "Jo", "Kim", "Lea")
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`people.csv` of 12 people with two images each and two columns of captions."""
+    folder = tmp_path_factory.mktemp("table")
+    done(
+        f"cskt data make {folder} --layout jsonl --train-ids 12 --val-ids 0 --test-ids 0 --images-per-id 2"
+        " --captions-per-image 2"
+    )
+    with (folder / "people.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerow(["photo", "who", "caption_1", "caption_2", "camera"])
+        for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            writer.writerow([record["image"], NAMES[record["pid"]], *record["captions"], "c1"])
+    return folder / "people.csv"
+
+
+@pytest.fixture(scope="session")
+def imported(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("imported") / "my-data"
+    shown = done(f"cskt data import {table} {folder} --person who --attribute camera --val 0.25 --test 0.25 --seed 1")
+    assert [line.split()[1::2] for line in shown.splitlines() if line.startswith("│")] == [
+        ["train", "6", "12", "24"], ["val", "3", "6", "12"], ["test", "3", "6", "12"],
+    ]  # fmt: skip
+    assert f"data check {folder}" in shown and f"train --config demo --dataset jsonl --root {folder}" in shown
+    return folder
+
+
+def test_an_imported_table_has_no_errors_and_can_be_shown(imported: Path, tmp_path: Path) -> None:
+    done(f"cskt data check {imported}")
+    page = tmp_path / "people.html"
+    shown = done(f"cskt data show {imported} --people 3 --images 1 --output {page}")
+    assert "jsonl train: 3 of 6 people" in shown
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<article") == 3 and text.count("data:image/jpeg") == 3
+    assert "1 of 2 images, 4 captions" in text
+    with Image.open(tmp_path / "people.png") as sheet:
+        assert sheet.height > 3 * 224
+    test = [json.loads(line)["pid"] for line in (imported / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    done(f"cskt data show {imported} --split test --pid {test[0]} --output {page}")
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<article") == 1 and f"<h2>{test[0]}</h2>" in text and text.count("data:image/jpeg") == 2
+
+
+@pytest.mark.slow
+def test_training_and_results_name_the_people(imported: Path, train_command: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done(f"{train_command} --dataset jsonl --root {imported} --output {run}")
+    done(f"cskt evaluate {run} --device cpu")
+    (file,) = (run / "evaluations").glob("jsonl_test_*.json")
+    pids = json.loads(file.read_text(encoding="utf-8"))["query_pids"]
+    assert len(pids) == 12 and set(pids) < set(NAMES)
+    found = typed(f"cskt search --model {run} --split test 'a man in red' -k 2 --json --device cpu").json()
+    assert {hit["metadata"]["pid"] for hit in found[0]["hits"]} <= set(pids)
+    done(f"cskt report {run} --output {tmp_path}/report.html --lists 1 --device cpu")
+    assert f"person {pids[0]}: first right image at rank" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("import {table} {data} --split camera --val 0.1", "--split takes the splits of the table; leave out --val"),
+        ("import {table} {data} --split camera --person who", "the split is 'c1'; use train, val or test"),
+        ("import {table} {data}", "no column 'pid' or"),
+        ("import {table} {data} --person who --val 0.9", "12 people are too few"),
+        ("import {table} {data} --person who --test -1", "test_fraction is -1.0; give a fraction"),
+        ("import {table} {imported} --person who", "my-data: already exists; name a new folder"),
+        ("show {imported} --pid Nobody", "--pid Nobody: nobody in train has this identity; known: "),
+        ("show {imported} --split other", "no split 'other'; it has train, val, test"),
+        ("show {imported} --people 0", "--people 0: give 1 to 50"),
+        ("show {imported} --output {data}/x.png", "name a file that ends in .html"),
+        ("show {table}", "people.csv: no such folder"),
+        ("show {data}", "holds no data set; see cskt data import --help"),
+    ],
+)
+def test_bad_flags_are_refused(flags: str, message: str, table: Path, imported: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    if "show" in flags:
+        data.mkdir()
+    assert message in typed("cskt data " + flags.format(table=table, imported=imported, data=data)).refusal()
