@@ -10,7 +10,6 @@ import pytest
 from command_line import done, typed
 from PIL import Image
 
-
 NAMES = ("Anna", "Ben", "Cem", "Dana", "Émile", "Fatima", "Götz", "Hana", "Ivan", "Jo", "Kim", "Lea")
 
 
