@@ -69,7 +69,11 @@ def _settings(flags: argparse.Namespace) -> ServiceSettings:
         stated["allow_hosts"] = tuple(flags.allow_host)
     if flags.token_file:
         stated["token"] = read_token(flags.token_file)
-    return validate(ServiceSettings, {**stated, "keep_audit_log": not flags.no_audit_log}, "flags")
+    return validate(ServiceSettings, {**stated, "keep_audit_log": not flags.no_audit_log}, "", spelled=_as_flag)
+
+
+def _as_flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
 
 
 def _log_settings(settings: ServiceSettings, audit_log: Path | None) -> None:

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
-from pydantic.dataclasses import dataclass
 
 from cskt.config.types import STRICT, Activation, ChannelMeans, ChannelStds, Depth, Size, Whole
 from cskt.errors import CsktError
+from cskt.utils.checked import checked_dataclass
 
 CLIP_MEAN: ChannelMeans = (0.48145466, 0.4578275, 0.40821073)
 """Channel means that OpenAI's CLIP was trained with, of RGB in [0, 1]."""
@@ -17,7 +17,7 @@ CLIP_STD: ChannelStds = (0.26862954, 0.26130258, 0.27577711)
 """Channel standard deviations, likewise."""
 
 
-@dataclass(config=STRICT, frozen=True)
+@checked_dataclass(STRICT)
 class ClipArchitecture:
     """Sizes of a two-tower CLIP with a vision transformer. Defaults are ViT-B/16 at 224 x 224 (Radford et al. 2021)."""
 

@@ -9,8 +9,8 @@ import yaml
 from cskt.errors import CsktError
 from cskt.utils.messages import one_line
 
-DAMAGE = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
-"""Exceptions that PyYAML raises, beside its own, for a tag that does not fit its value."""
+MISFITS = (ValueError, LookupError, AttributeError, TypeError)
+"""Exceptions that PyYAML raises, beside its own, for a scalar that does not fit its tag."""
 MOST_LEVELS = 100
 """Nesting of mappings and lists; a text with thousands of levels would take minutes to parse."""
 MOST_CHARACTERS = 200_000
@@ -19,7 +19,7 @@ MERGE = "tag:yaml.org,2002:merge"
 
 
 class PlainLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, with an error for a key that appears twice."""
+    """PyYAML's safe loader, with errors for a key that appears twice and for a scalar that does not fit its tag."""
 
     depth = 0
 
@@ -45,6 +45,17 @@ class PlainLoader(yaml.SafeLoader):
             if name is not None:
                 seen.add(name)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Return the value of a node."""
+        if not isinstance(node, yaml.ScalarNode):
+            return super().construct_object(node, deep)
+        try:
+            return super().construct_object(node)  # of a scalar, PyYAML alone makes the value
+        except MISFITS as error:
+            reason = one_line(error)[:200] or type(error).__name__
+            problem = f"a value does not fit what it is said to be ({reason})"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
 
 def plain_yaml(text: str, loader: type[PlainLoader] = PlainLoader) -> Any:
     """Parse a YAML text as plain data; nothing in it is executed.
@@ -58,6 +69,5 @@ def plain_yaml(text: str, loader: type[PlainLoader] = PlainLoader) -> Any:
         return yaml.load(text, Loader=loader)
     except yaml.YAMLError as error:
         raise CsktError(one_line(error)[:1000]) from None
-    except DAMAGE as error:
-        reason = one_line(error)[:200] or type(error).__name__
-        raise CsktError(f"a value does not fit what it is said to be ({reason})") from None
+    except RecursionError:
+        raise CsktError("nested too deep") from None

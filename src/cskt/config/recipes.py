@@ -6,21 +6,20 @@ A pydantic error becomes one line that names the key and, for an unknown key, th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from cskt.config.architecture import CLIP_MEAN, CLIP_STD, ClipArchitecture
 from cskt.config.plain_yaml import plain_yaml
 from cskt.config.schema import RECORDED, RunConfig, flat_fields
 from cskt.config.types import Interpolation
-from cskt.errors import SHORT, CsktError, FileSystemError, MissingFileError
-from cskt.utils.json_files import UNKNOWN_FIELD, main_fault
+from cskt.errors import CsktError, FileSystemError, MissingFileError
+from cskt.utils.checked import describe, main_fault
 from cskt.utils.messages import nearest
 from cskt.utils.paths import check_path
 from cskt.utils.terminal import printable
@@ -41,13 +40,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         CsktError: the file is missing, is not YAML, has a key twice, or is no mapping.
     """
     try:
-        content = plain_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
     except OSError as error:
         raise FileSystemError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise CsktError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    try:
+        content = plain_yaml(text)
     except CsktError as error:
         raise CsktError(f"{path}: not plain YAML: {printable(str(error))}") from None
     if content is None:
@@ -142,21 +143,22 @@ def load_config(
     return validate(RunConfig, merge(content, nest(overrides)), "overrides") if overrides else config
 
 
-def validate(config_class: type[Config], content: Mapping[str, Any], origin: str) -> Config:
-    """Return `content` as an instance of a config class; see `load_config` for the errors."""
+def validate(
+    config_class: type[Config], content: Mapping[str, Any], origin: str, *, spelled: Callable[[str], str] = str
+) -> Config:
+    """Return `content` as an instance of a config class; see `load_config` for the errors.
+
+    Args:
+        config_class: a pydantic dataclass.
+        content: values by key.
+        origin: start of an error, a file for example; empty for none.
+        spelled: key -> its name in errors.
+    """
     try:
         return TypeAdapter(config_class).validate_python(dict(content))
     except ValidationError as error:
-        raise CsktError(f"{origin}: {printable(_reason(main_fault(error), config_class))}") from None
-
-
-def _reason(detail: ErrorDetails, config_class: type) -> str:
-    key = ".".join(str(part)[:80] for part in detail["loc"])
-    if detail["type"] in UNKNOWN_FIELD:
-        return f"unknown key '{key}': {_nearest_key(key, config_class)}"
-    message = detail["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(detail["input"], dict) else f", got {SHORT.repr(detail['input'])}"
-    return f"{key + ': ' if key else ''}{message[0].lower()}{message[1:]}{found}"[:300]
+        reason = describe(main_fault(error), config_class, lambda key: _nearest_key(key, config_class), spelled)
+        raise CsktError(f"{origin}: {reason}" if origin else reason) from None
 
 
 def _nearest_key(key: str, config_class: type) -> str:

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import model_validator
-from pydantic.dataclasses import dataclass
 
 from cskt.config.architecture import ClipArchitecture
 from cskt.config.types import (
@@ -35,13 +34,14 @@ from cskt.config.types import (
     Whole,
 )
 from cskt.errors import CsktError
+from cskt.utils.checked import checked_dataclass
 
 Directions: TypeAlias = Literal["none", "text", "vision", "own", "t2v", "v2t", "both"]
 Sides: TypeAlias = Literal["none", "text", "vision", "both"]
 LoraTarget: TypeAlias = Literal["query", "key", "value", "out", "fc", "proj"]
 
 
-@dataclass(config=STRICT, frozen=True)
+@checked_dataclass(STRICT)
 class BackboneConfig:
     """CLIP model below the method, and its image size."""
 
@@ -77,7 +77,7 @@ RECORDED = ("image_height", "image_width", "vision_heads", "text_heads", "activa
 stays the same where a JSON file beside the weights goes or changes."""
 
 
-@dataclass(config=STRICT, frozen=True)
+@checked_dataclass(STRICT)
 class PromptConfig:
     """Learned prompt tokens and their couplings (BPT, CSKT section 2.2)."""
 
@@ -96,7 +96,7 @@ class PromptConfig:
     """Standard deviation of random prompts and of the coupling weights."""
 
 
-@dataclass(config=STRICT, frozen=True)
+@checked_dataclass(STRICT)
 class AdapterConfig:
     """Bottleneck adapters beside the MLP of every block (DAT, CSKT section 2.3)."""
 
@@ -114,7 +114,7 @@ class AdapterConfig:
     """Standard deviation of the linear weights."""
 
 
-@dataclass(config=STRICT, frozen=True)
+@checked_dataclass(STRICT)
 class LoraConfig:
     """Low-rank updates of the blocks' linear layers (LoRA, Hu et al. 2022, section 4)."""
 
@@ -134,7 +134,7 @@ class LoraConfig:
         return self
 
 
-@dataclass(config=STRICT, frozen=True)
+@checked_dataclass(STRICT)
 class LossConfig:
     """Losses and their constants."""
 
@@ -155,7 +155,7 @@ class LossConfig:
     an option of IRRA's released code, there 0.3); 1 treats them alike."""
 
 
-@dataclass(config=STRICT, frozen=True)
+@checked_dataclass(STRICT)
 class MlmConfig:
     """Masked language modelling through a cross-modal interaction encoder (IRRA section 3.2); only the loss mlm
     needs it, and only in training."""
@@ -170,7 +170,7 @@ class MlmConfig:
     """Captions are masked for the other losses where the loss mlm is not among them, as the released --MLM does."""
 
 
-@dataclass(config=STRICT, frozen=True)
+@checked_dataclass(STRICT)
 class DataConfig:
     """Training pairs and how batches are drawn from them."""
 
@@ -228,7 +228,7 @@ class DataConfig:
         return self
 
 
-@dataclass(config=STRICT, frozen=True)
+@checked_dataclass(STRICT)
 class AugmentConfig:
     """Augmentation of images as the released code applies it, and of captions, which it leaves alone."""
 
@@ -256,7 +256,7 @@ class AugmentConfig:
         return self
 
 
-@dataclass(config=STRICT, frozen=True)
+@checked_dataclass(STRICT)
 class OptimConfig:
     """Optimiser and learning-rate schedule; the defaults are the `cskt` preset."""
 
@@ -306,7 +306,7 @@ class OptimConfig:
     """Rise linearly, or stay at warmup_factor, during warm-up."""
 
 
-@dataclass(config=STRICT, frozen=True)
+@checked_dataclass(STRICT)
 class LoopConfig:
     """Length of the training, memory, and saved files."""
 
@@ -336,7 +336,7 @@ class LoopConfig:
     """Evaluate before the first step (the step-0 figure)."""
 
 
-@dataclass(config=STRICT, frozen=True)
+@checked_dataclass(STRICT)
 class RunConfig:
     """One training run. A recipe is such a file with most keys left out.
 

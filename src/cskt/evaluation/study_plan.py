@@ -27,11 +27,11 @@ from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Len
 from pydantic import model_validator
-from pydantic.dataclasses import dataclass
 
 from cskt.config import RunConfig, load_config, read_yaml, validate
 from cskt.config.types import STRICT, NonNegative
 from cskt.errors import CsktError
+from cskt.utils.checked import checked_dataclass
 from cskt.utils.messages import nearest
 
 STUDIES = Path(str(resources.files("cskt"))) / "studies"
@@ -43,7 +43,7 @@ OWN_KEYS = {"seed": "--seeds", "data.dataset": "--datasets", "data.root": "--roo
 """Config keys that a study sets itself -> where they come from."""
 
 
-@dataclass(config=STRICT, frozen=True)
+@checked_dataclass(STRICT)
 class StudyData:
     """One data set of a study."""
 
@@ -55,7 +55,7 @@ class StudyData:
     """Folder that contains it, relative to the folder given on the command line."""
 
 
-@dataclass(config=STRICT, frozen=True)
+@checked_dataclass(STRICT)
 class Arm:
     """One method of a study."""
 
@@ -74,7 +74,7 @@ class Arm:
         return re.sub(r"[^a-z0-9]+", "-", self.label.lower()).strip("-")
 
 
-@dataclass(config=STRICT, frozen=True)
+@checked_dataclass(STRICT)
 class Study:
     """A study; the module's docstring describes its file."""
 

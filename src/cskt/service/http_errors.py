@@ -29,6 +29,7 @@ from cskt.errors import (
     UnknownCropError,
 )
 from cskt.gallery.gallery import Gallery
+from cskt.utils.checked import raise_bug
 
 MAX_MESSAGE = 500
 """Characters; a message may quote what the client sent."""
@@ -152,10 +153,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        for found in error.errors():
-            cause = found.get("ctx", {}).get("error")
-            if isinstance(cause, Exception) and not isinstance(cause, CsktError):  # a bug in one of our validators
-                raise cause
+        raise_bug(error.errors())
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:]) or "body"
         message = str(first["msg"]).removeprefix("Value error, ")

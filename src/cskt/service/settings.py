@@ -9,12 +9,12 @@ from typing import Annotated
 
 from annotated_types import Le
 from pydantic import ConfigDict, model_validator
-from pydantic.dataclasses import dataclass
 
 from cskt.config.types import STRICT, NonNegative, Positive, PositiveReal
 from cskt.errors import CsktError
 from cskt.gallery.conditions import LONGEST_FILTER
 from cskt.gallery.options import MAX_RESULTS
+from cskt.utils.checked import checked_dataclass
 
 SHORTEST_TOKEN = 16
 """Characters; shorter ones can be guessed."""
@@ -22,7 +22,7 @@ SHORTEST_TOKEN = 16
 QUIET = ConfigDict(**STRICT, hide_input_in_errors=True)
 
 
-@dataclass(config=QUIET, frozen=True)
+@checked_dataclass(QUIET)
 class ServiceSettings:
     """Address, access and limits of the service."""
 

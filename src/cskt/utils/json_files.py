@@ -25,16 +25,18 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from cskt.errors import SHORT, CsktError, MissingFileError
+from cskt.utils.checked import UNKNOWN_FIELD, main_fault
 
 JSON = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 """Configuration of the dataclasses that describe files."""
 FOREIGN = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 """Configuration for files of other programs: only the fields that are read here are checked."""
+LONGEST_NUMBER = 1000
+"""Digits of a whole number."""
 LARGEST_FILE = 256 * 2**20
 """Bytes that are read of a file at most."""
-UNKNOWN_FIELD = ("unexpected_keyword_argument", "extra_forbidden")
-"""pydantic's names of the error that a field is not in the schema."""
 MISSING_FIELD = ("missing", "missing_argument")
+"""pydantic's names of the error that a field is left out."""
 
 T = TypeVar("T")
 
@@ -75,11 +77,11 @@ def load_json(text: str | bytes, *, where: str, remedy: str) -> Any:
     """Read a JSON text as plain values, for what has no schema."""
     text = _decoded(text, where=where, remedy=remedy)
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=_object, parse_int=_whole)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
         raise CsktError(f"{where}: not JSON: {error.msg} at {place}; {remedy}") from None
-    except (RecursionError, ValueError) as error:  # also a number of thousands of digits, and a key twice
+    except (RecursionError, CsktError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else error
         raise CsktError(f"{where}: not JSON that can be read: {reason}; {remedy}") from None
 
@@ -122,6 +124,12 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
+def _whole(text: str) -> int:
+    if len(text) > LONGEST_NUMBER:  # Python itself refuses 4300 digits, with a ValueError
+        raise CsktError(f"a number has {len(text):,} digits, at most {LONGEST_NUMBER:,} are read")
+    return int(text)
+
+
 def _check_version(content: Any, field: str, newest: int, *, where: str, remedy: str) -> None:
     if not isinstance(content, dict):
         raise CsktError(f"{where}: must be an object, got {SHORT.repr(content)}; {remedy}")
@@ -138,12 +146,6 @@ def _check_version(content: Any, field: str, newest: int, *, where: str, remedy:
 @cache
 def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
-
-
-def main_fault(error: ValidationError) -> ErrorDetails:
-    """Return the first unknown field, else the first fault: a misspelt name says more than the field it leaves out."""
-    details = error.errors(include_url=False, include_context=False)
-    return next((detail for detail in details if detail["type"] in UNKNOWN_FIELD), details[0])
 
 
 def _reason(detail: ErrorDetails) -> str:
