@@ -17,6 +17,7 @@ from cskt.config import (
     OptimConfig,
     RunConfig,
     flat_fields,
+    flat_values,
     load_config,
     merge,
     nest,
@@ -28,6 +29,7 @@ from cskt.config import (
     to_dict,
     validate,
 )  # fmt: skip
+from cskt.errors import CsktError
 from cskt.utils.messages import nearest
 
 SECTIONS = [item for item in vars(schema).values() if hasattr(item, "__pydantic_fields__")]
@@ -301,6 +303,29 @@ def test_flat_fields_are_the_leaves_of_a_config() -> None:
 
     names = [name for name, _ in flat_fields()]
     assert len(names) == len(set(names)) and set(names) == leaves(to_dict(RunConfig()))
+
+
+def test_constants_of_single_losses_are_read_and_written_below_the_name_of_the_loss() -> None:
+    config = load_config({"loss": {"weights": {"sce": 1.0}, "sce": {"smoothing": 0.1}}}, {"loss.sce.power": 2})
+    assert config.loss.constants == {"sce": {"smoothing": 0.1, "power": 2}}
+    assert to_dict(config)["loss"]["sce"] == {"smoothing": 0.1, "power": 2}
+    assert load_config(to_dict(config)) == config
+    assert flat_values(config)["loss.sce.smoothing"] == 0.1
+    assert flat_values(RunConfig()).keys() == {name for name, _ in flat_fields()}
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ({"temprature": 0.1}, "unknown key 'loss.temprature': did you mean 'loss.temperature'"),
+        ({"temperature": {"a": 1}}, "loss.temperature: input should be a valid number"),
+        ({"sce": {"smoothing": {"a": 1}}}, "loss.constants.sce.smoothing"),
+        ({"sce": {1: 2}}, "loss.constants.sce"),
+    ],
+)
+def test_malformed_constants_of_losses_are_refused(loss: dict[str, Any], message: str) -> None:
+    with pytest.raises(CsktError, match=message):
+        load_config({"loss": loss})
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -12,7 +12,7 @@ from typing import Any
 
 from cskt.cli.parsing import Parser, existing_folder
 from cskt.cli.run_results import check_up_to_date, is_run, seed_folders
-from cskt.config import RECORDED, RunConfig, flat_fields, to_dict, value_of
+from cskt.config import RECORDED, RunConfig, flat_values, to_dict
 from cskt.embed.model_paths import run_config
 from cskt.errors import CsktError
 from cskt.evaluation.comparison import MethodResults, check_same_split, compare
@@ -141,7 +141,8 @@ def differing_settings(configs: Mapping[str, Sequence[RunConfig]]) -> list[Setti
     trained = {label: [one for one in of_label if one.trainable != "none"] for label, of_label in configs.items()}
     trained = {label: of_label for label, of_label in trained.items() if of_label}
     found = []
-    for key, _ in flat_fields():
+    all_configs = [config for of_label in trained.values() for config in of_label]
+    for key in dict.fromkeys(key for config in all_configs for key in flat_values(config)):
         if key in NOT_COMPARED:
             continue
         values = {label: _distinct([_value(config, key) for config in of_label]) for label, of_label in trained.items()}
@@ -210,7 +211,7 @@ def _is_on_split_of(event: Mapping[str, Any], result: Result) -> bool:
 
 def _value(config: RunConfig, key: str) -> Any:
     """Value of a field as plain data; of a backbone the name without its folder."""
-    value = value_of(config, key)
+    value = flat_values(config).get(key)
     if key == "backbone.name":
         return Path(value).name or value
     return value if value is None or isinstance(value, int | float | str) else to_dict(value)

@@ -16,8 +16,10 @@ from cskt.config.recipes import (
     save_config,
     to_dict,
     validate,
+    validate_value,
 )
 from cskt.config.schema import (
+    LOSS_KEYS,
     RECORDED,
     AdapterConfig,
     AugmentConfig,
@@ -31,5 +33,6 @@ from cskt.config.schema import (
     PromptConfig,
     RunConfig,
     flat_fields,
+    flat_values,
     value_of,
 )

@@ -161,6 +161,14 @@ def validate(
         raise CsktError(f"{origin}: {reason}" if origin else reason) from None
 
 
+def validate_value(kind: Any, value: Any, key: str) -> Any:
+    """Return a value as the type `kind`, within its limits; a CsktError names `key`."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise CsktError(f"{key}: {describe(main_fault(error), RunConfig, str)}") from None
+
+
 def _nearest_key(key: str, config_class: type) -> str:
     """Return a clause that names the key with that last part, or the nearest key, or those of its section."""
     known = [name for name, _ in flat_fields(config_class)]

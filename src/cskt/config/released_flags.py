@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cskt.config import ClipArchitecture, RunConfig, flat_fields, value_of
+from cskt.config import ClipArchitecture, RunConfig, flat_values
 from cskt.errors import CsktError
 
 REFERENCE, IRRA = "cskt-reference", "irra"
@@ -144,7 +144,7 @@ def to_published(config: RunConfig, architecture: ClipArchitecture | None = None
         architecture: of the model, whose image size and stride are then written as numbers; without it, what the
             config leaves to the weight file is left out or None.
     """
-    values = {key: value_of(config, key) for key, _ in flat_fields()}
+    values = flat_values(config)
     flat = {name: FLAGS[name].from_config(values[key]) for key, name in KEYS.items()}
     if config.prompts.directions == "none":
         del flat["depth"], flat["n_ctx"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Len, Lt
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from cskt.config.architecture import ClipArchitecture
 from cskt.config.types import (
@@ -24,6 +24,7 @@ from cskt.config.types import (
     Interpolation,
     NonNegative,
     NonNegativeReal,
+    Plain,
     Positive,
     PositiveReal,
     Precision,
@@ -134,6 +135,17 @@ class LoraConfig:
         return self
 
 
+LOSS_KEYS = {
+    "temperature": (("sdm", "temperature"), ("itc", "temperature")),
+    "margin": (("triplet", "margin"),),
+    "tal_temperature": (("tal", "temperature"),),
+    "tal_margin": (("tal", "margin"),),
+    "sdm_other_image": (("sdm", "other_image"),),
+}
+"""Key of the section `loss` -> the losses that it is for, with the field of each. `loss.<name>.<field>` sets a field of
+one loss alone, and counts before these keys."""
+
+
 @checked_dataclass(STRICT)
 class LossConfig:
     """Losses and their constants."""
@@ -141,7 +153,7 @@ class LossConfig:
     weights: Annotated[dict[str, NonNegativeReal], Len(min_length=1)] = dataclasses.field(
         default_factory=lambda: {"sdm": 1.0}
     )
-    """Weight by name: sdm, itc, cmpm, id, mlm, triplet, tal."""
+    """Weight by name: sdm, itc, cmpm, id, mlm, triplet, tal, or a loss of a plug-in."""
     temperature: PositiveReal = 0.02
     """Temperature of sdm and itc; similarities are divided by it."""
     margin: NonNegativeReal = 1.0
@@ -153,6 +165,31 @@ class LossConfig:
     sdm_other_image: Fraction = 1.0
     """Share of a caption's image that other images of its person get in the targets of sdm (label smoothing by image,
     an option of IRRA's released code, there 0.3); 1 treats them alike."""
+    constants: dict[str, dict[str, Plain]] = dataclasses.field(default_factory=dict)
+    """Constants of single losses, which a file holds as `loss.<name>.<field>`."""
+
+    def constants_of(self, name: str) -> dict[str, Any]:
+        """Return the constants that are set for a loss, by field."""
+        shared = {
+            field: getattr(self, key) for key, users in LOSS_KEYS.items() for loss, field in users if loss == name
+        }
+        return {**shared, **self.constants.get(name, {})}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_constants(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        known = {field.name for field in dataclasses.fields(cls)}
+        found = {key: value for key, value in content.items() if key not in known and isinstance(value, dict)}
+        rest = {key: value for key, value in content.items() if key not in found}
+        return {**rest, "constants": {**rest.get("constants", {}), **found}} if found else rest
+
+    @model_serializer(mode="wrap")
+    def _spread_constants(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = dump(self)
+        constants = written.pop("constants")
+        return {**written, **constants}
 
 
 @checked_dataclass(STRICT)
@@ -372,14 +409,27 @@ class RunConfig:
     loop: LoopConfig = LoopConfig()
 
 
+OPEN = {"loss.constants": "loss"}
+"""Fields for the keys of plug-ins, which are `<section>.<name>.<field>` -> that section."""
+
+
 def flat_fields(config_class: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    """Yield dotted name and field of every leaf of a config class, in order (`optim.lr`, ...)."""
+    """Yield dotted name and field of every leaf of a config class, in order (`optim.lr`, ...), but for `OPEN`."""
     for item in dataclasses.fields(config_class):
         default = item.default_factory() if callable(item.default_factory) else item.default
         if dataclasses.is_dataclass(default):
             yield from flat_fields(type(default), f"{prefix}{item.name}.")
-        else:
+        elif prefix + item.name not in OPEN:
             yield prefix + item.name, item
+
+
+def flat_values(config: RunConfig) -> dict[str, Any]:
+    """Return the value of every dotted key, those of plug-ins (`loss.<name>.<field>`) included."""
+    values = {key: value_of(config, key) for key, _ in flat_fields()}
+    for key, section in OPEN.items():
+        for name, fields in value_of(config, key).items():
+            values |= {f"{section}.{name}.{field}": value for field, value in fields.items()}
+    return values
 
 
 def value_of(config: RunConfig, key: str) -> Any:

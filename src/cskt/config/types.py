@@ -36,6 +36,9 @@ ChannelMeans: TypeAlias = tuple[_Mean, _Mean, _Mean]
 ChannelStds: TypeAlias = tuple[_Std, _Std, _Std]
 """Standard deviation of the channels, likewise."""
 
+Plain: TypeAlias = bool | int | float | str | list[Any] | None
+"""A constant of a plug-in, which checks it itself."""
+
 Activation: TypeAlias = Literal["quick_gelu", "gelu"]
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 """Filter that resizes images, antialiased."""

@@ -4,7 +4,7 @@ Image i and caption i of a batch belong together; captions and images of the sam
 says otherwise. Features are not normalised: SDM, ITC and TAL normalise them, CMPM, the identity loss and the triplet
 loss need their lengths. All losses compute in float32, under autocast as well.
 
-To add a loss, write a subclass of `Loss` in a file of its own, add it to `LOSSES`, and test it against a naive loop.
+To add a loss, write a subclass of `Loss` in a file of its own and decorate it with `register`.
 
 Example:
     >>> from cskt import losses
@@ -19,12 +19,14 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from cskt.errors import CsktError
-from cskt.losses.base import Loss, LossInputs, Negatives
+from cskt.losses.base import LOSSES, Loss, LossInputs, Negatives, Sizes, register
 from cskt.losses.cmpm_loss import CMPMLoss, cmpm
 from cskt.losses.identity_loss import IdentityLoss, identity
 from cskt.losses.itc_loss import ITCLoss, itc
@@ -35,34 +37,36 @@ from cskt.losses.triplet_loss import TripletLoss, triplet
 from cskt.utils.messages import nearest
 
 __all__ = [
-    "LOSSES", "CMPMLoss", "ITCLoss", "IdentityLoss", "Loss", "LossInputs", "MLMLoss", "Negatives", "SDMLoss", "TALLoss",
-    "TripletLoss", "build_losses", "cmpm", "identity", "itc", "mlm", "sdm", "sdm_at_collapse", "tal", "triplet",
-    "weighted_total",
+    "LOSSES", "CMPMLoss", "ITCLoss", "IdentityLoss", "Loss", "LossInputs", "MLMLoss", "Negatives", "SDMLoss", "Sizes",
+    "TALLoss", "TripletLoss", "build_losses", "cmpm", "identity", "itc", "mlm", "register", "sdm", "sdm_at_collapse",
+    "tal", "triplet", "weighted_total",
 ]  # fmt: skip
 
-LOSSES: dict[str, type[Loss]] = {
-    "sdm": SDMLoss, "itc": ITCLoss, "cmpm": CMPMLoss, "id": IdentityLoss, "mlm": MLMLoss, "triplet": TripletLoss,
-    "tal": TALLoss,
-}  # fmt: skip
-"""Loss by its name in a config."""
+
+class Settings(Protocol):
+    """Section `loss` of a config."""
+
+    def constants_of(self, name: str) -> Mapping[str, Any]:
+        """Return the constants that are set for a loss, by field."""
 
 
-def build_losses(names: Iterable[str], settings: object) -> dict[str, Loss]:
+def build_losses(names: Iterable[str], settings: Settings) -> dict[str, Loss]:
     """Return losses by name, with the constants of a config.
 
     Args:
         names: keys of `LOSSES`.
-        settings: section `loss` of a config; its attributes are the constants (`Loss.config_keys`).
+        settings: `RunConfig.loss`.
 
     Raises:
-        CsktError: a name is not in `LOSSES`; the message suggests the nearest.
+        CsktError: a name is not in `LOSSES`, or a loss has no such constant.
     """
     found = {}
     for name in names:
-        if name not in LOSSES:
-            raise CsktError(f"unknown loss '{name}': {nearest(name, LOSSES)}")
-        kind = LOSSES[name]
-        found[name] = kind(**{field: getattr(settings, key) for field, key in kind.config_keys.items()})
+        kind, constants = LOSSES[name], settings.constants_of(name)
+        known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+        if unknown := next((key for key in constants if key not in known), None):
+            raise CsktError(f"unknown key 'loss.{name}.{unknown}': {nearest(unknown, known)}")
+        found[name] = kind(**constants)
     return found
 
 

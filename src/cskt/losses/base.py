@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from cskt.errors import CsktError
+from cskt.plugins import Registry
 
 Negatives = Literal["identities", "images", "pairs", "classes"]
 """Wrong answers that a loss compares with: the pairs of other identities or of other images in the batch, all other
@@ -38,38 +40,120 @@ class LossInputs:
     mlm_logits: Tensor | None = None
     mlm_labels: Tensor | None = None
     """[M, V] logits of masked words, and their [M] int64 ids."""
+    pair_weights: Tensor | None = None
+    """[B] float weights of the pairs, set by a training hook; None for 1 each."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """What method parts hand to the losses, by name."""
 
     def __post_init__(self) -> None:
         assert self.image_features.shape == self.text_features.shape, "image i belongs to caption i"
         assert self.pids.shape == self.image_features.shape[:1], "one identity per pair"
 
 
-class Loss(ABC):
+class Sizes(NamedTuple):
+    """Sizes that a loss with parameters of its own needs."""
+
+    embed_dim: int
+    """Width D of the features."""
+    num_identities: int
+    """Number of people in the training split."""
+    vocab_size: int
+    """Number of tokens."""
+
+
+class Loss(nn.Module):
     """A loss: its constants are its fields, its value is the result of calling it.
 
-    A subclass is a frozen dataclass in a file of its own, with a pure function that computes the value.
+    A subclass is a dataclass (`@dataclass(eq=False)`) in a file of its own, with a pure function that computes the
+    value. `register` makes it known to configurations: `loss.weights` names it, `loss.<name>.<field>` sets a constant.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from cskt.losses import Loss, LossInputs
+        >>> @dataclass(eq=False)
+        ... class PairDistance(Loss):
+        ...     power: float = 2.0
+        ...     def forward(self, inputs: LossInputs) -> torch.Tensor:
+        ...         return (inputs.image_features - inputs.text_features).norm(dim=1).pow(self.power).mean()
+        >>> PairDistance(power=1.0)(LossInputs(torch.eye(4), torch.zeros(4, 4), torch.arange(4))).item()
+        1.0
     """
 
-    config_keys: ClassVar[Mapping[str, str]] = {}
-    """Field -> key of the section `loss` of a config."""
     head: ClassVar[Literal["classifier", "interaction"] | None] = None
     """Training head whose logits the loss needs."""
     by_row: ClassVar[bool] = False
     """True for a mean over rows that look at no other row: the loss of a batch in parts is then the mean of the losses
     of its parts, weighted by their sizes."""
 
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Make a module whose fields the dataclass sets afterwards."""
+        loss = super().__new__(cls)
+        nn.Module.__init__(loss)
+        return loss
+
     @property
     def negatives(self) -> Negatives | None:
         """Wrong answers that the loss compares with; None if it needs none."""
         return None
 
+    def setup(self, sizes: Sizes) -> None:
+        """Make the modules and parameters of the loss, if it has any of its own.
+
+        They train, and are saved with the training heads. Training calls this once, before `initialise`.
+        """
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw the initial values, by default with `reset_parameters` of each module.
+
+        Args:
+            generator: CPU generator; the same state gives the same values on every device.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            modules: Iterable[Any] = self.modules()
+            for module in modules:
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+
     def num_terms(self, inputs: LossInputs) -> int | None:
         """Return the number of terms in the mean of a by-row loss; None if it has one term per row."""
         return None
 
-    @abstractmethod
-    def __call__(self, inputs: LossInputs) -> Tensor:
+    def forward(self, inputs: LossInputs) -> Tensor:
         """Return the loss of a batch, a scalar in float32."""
+        raise NotImplementedError
+
+
+LOSSES: Registry[type[Loss]] = Registry("loss", "cskt.losses")
+"""Loss by its name in a config."""
+Kind = TypeVar("Kind", bound=type[Loss])
+
+
+def register(name: str) -> Callable[[Kind], Kind]:
+    """Return a decorator that makes a loss known to configurations.
+
+    Args:
+        name: letters, digits and `_`; the key of the loss in `loss.weights`.
+
+    Raises:
+        CsktError: the name is taken or malformed, or what is decorated is no `Loss` with the fields of a dataclass.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from cskt.losses import ITCLoss, register
+        >>> @register("sharp_itc")
+        ... @dataclass(eq=False)
+        ... class SharpITC(ITCLoss):
+        ...     temperature: float = 0.01
+    """
+
+    def add(kind: Kind) -> Kind:
+        if not (name.isidentifier() and isinstance(kind, type) and issubclass(kind, Loss) and is_dataclass(kind)):
+            raise CsktError(f"loss '{name}': give a name of letters, digits and _, and a dataclass that extends Loss")
+        return LOSSES.register(name, kind)
+
+    return add
 
 
 def full_precision(features: Tensor) -> torch.autocast:

@@ -8,16 +8,17 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from cskt.losses.base import Loss, LossInputs, Negatives, divergence, full_precision, same
+from cskt.losses.base import Loss, LossInputs, Negatives, divergence, full_precision, register, same
 
 
-@dataclass(frozen=True)
+@register("cmpm")
+@dataclass(eq=False)
 class CMPMLoss(Loss):
     """Cross-modal projection matching; see `cmpm`."""
 
     negatives: ClassVar[Negatives] = "identities"
 
-    def __call__(self, inputs: LossInputs) -> Tensor:
+    def forward(self, inputs: LossInputs) -> Tensor:
         return cmpm(inputs.image_features, inputs.text_features, inputs.pids)
 
 

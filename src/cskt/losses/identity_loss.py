@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cskt.errors import CsktError
-from cskt.losses.base import Loss, LossInputs, Negatives, full_precision
+from cskt.losses.base import Loss, LossInputs, Negatives, full_precision, register
 
 
-@dataclass(frozen=True)
+@register("id")
+@dataclass(eq=False)
 class IdentityLoss(Loss):
     """Identity classification; see `identity`."""
 
@@ -20,7 +21,7 @@ class IdentityLoss(Loss):
     by_row: ClassVar = True
     negatives: ClassVar[Negatives] = "classes"
 
-    def __call__(self, inputs: LossInputs) -> Tensor:
+    def forward(self, inputs: LossInputs) -> Tensor:
         if inputs.image_logits is None or inputs.text_logits is None or inputs.id_labels is None:
             raise CsktError("loss 'id' needs the logits of an identity classifier; give the model one or drop the loss")
         return identity(inputs.image_logits, inputs.text_logits, inputs.id_labels)

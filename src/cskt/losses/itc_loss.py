@@ -9,19 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cskt.losses.base import Loss, LossInputs, Negatives, cosines, full_precision
+from cskt.losses.base import Loss, LossInputs, Negatives, cosines, full_precision, register
 
 
-@dataclass(frozen=True)
+@register("itc")
+@dataclass(eq=False)
 class ITCLoss(Loss):
     """Image-text contrast; see `itc`."""
 
-    config_keys: ClassVar = {"temperature": "temperature"}
     negatives: ClassVar[Negatives] = "pairs"
 
     temperature: float = 0.02
 
-    def __call__(self, inputs: LossInputs) -> Tensor:
+    def forward(self, inputs: LossInputs) -> Tensor:
         return itc(inputs.image_features, inputs.text_features, temperature=self.temperature)
 
 

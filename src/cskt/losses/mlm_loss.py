@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cskt.errors import CsktError
-from cskt.losses.base import Loss, LossInputs, full_precision
+from cskt.losses.base import Loss, LossInputs, full_precision, register
 
 
-@dataclass(frozen=True)
+@register("mlm")
+@dataclass(eq=False)
 class MLMLoss(Loss):
     """Masked language modelling; see `mlm`."""
 
@@ -23,7 +24,7 @@ class MLMLoss(Loss):
         """Return the number of masked words."""
         return 0 if inputs.mlm_labels is None else len(inputs.mlm_labels)
 
-    def __call__(self, inputs: LossInputs) -> Tensor:
+    def forward(self, inputs: LossInputs) -> Tensor:
         if inputs.mlm_logits is None or inputs.mlm_labels is None:
             raise CsktError("loss 'mlm' needs the logits of masked words; train with an interaction encoder or drop it")
         return mlm(inputs.mlm_logits, inputs.mlm_labels)

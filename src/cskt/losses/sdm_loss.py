@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cskt.losses.base import Loss, LossInputs, Negatives, cosines, divergence, full_precision, same
+from cskt.losses.base import Loss, LossInputs, Negatives, cosines, divergence, full_precision, register, same
 
 
-@dataclass(frozen=True)
+@register("sdm")
+@dataclass(eq=False)
 class SDMLoss(Loss):
     """Similarity distribution matching; see `sdm`."""
-
-    config_keys: ClassVar = {"temperature": "temperature", "other_image": "sdm_other_image"}
 
     temperature: float = 0.02
     other_image: float = 1.0
@@ -26,7 +24,7 @@ class SDMLoss(Loss):
         """Other images of the same person are negatives too where `other_image` is below 1."""
         return "images" if self.other_image < 1 else "identities"
 
-    def __call__(self, inputs: LossInputs) -> Tensor:
+    def forward(self, inputs: LossInputs) -> Tensor:
         return sdm(
             inputs.image_features, inputs.text_features, inputs.pids,
             temperature=self.temperature, image_ids=inputs.image_ids, other_image=self.other_image,

@@ -9,20 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cskt.losses.base import Loss, LossInputs, Negatives, cosines, full_precision, same
+from cskt.losses.base import Loss, LossInputs, Negatives, cosines, full_precision, register, same
 
 
-@dataclass(frozen=True)
+@register("tal")
+@dataclass(eq=False)
 class TALLoss(Loss):
     """Triplet alignment; see `tal`."""
 
-    config_keys: ClassVar = {"temperature": "tal_temperature", "margin": "tal_margin"}
     negatives: ClassVar[Negatives] = "identities"
 
     temperature: float = 0.015
     margin: float = 0.1
 
-    def __call__(self, inputs: LossInputs) -> Tensor:
+    def forward(self, inputs: LossInputs) -> Tensor:
         return tal(
             inputs.image_features, inputs.text_features, inputs.pids, temperature=self.temperature, margin=self.margin
         )

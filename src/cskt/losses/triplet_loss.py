@@ -9,19 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cskt.losses.base import Loss, LossInputs, Negatives, full_precision
+from cskt.losses.base import Loss, LossInputs, Negatives, full_precision, register
 
 
-@dataclass(frozen=True)
+@register("triplet")
+@dataclass(eq=False)
 class TripletLoss(Loss):
     """Triplet loss; see `triplet`."""
 
-    config_keys: ClassVar = {"margin": "margin"}
     negatives: ClassVar[Negatives] = "pairs"
 
     margin: float = 1.0
 
-    def __call__(self, inputs: LossInputs) -> Tensor:
+    def forward(self, inputs: LossInputs) -> Tensor:
         return triplet(inputs.image_features, inputs.text_features, margin=self.margin)
 
 

@@ -7,18 +7,19 @@ looks like success.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from torch import Tensor
 
-from cskt.config import LossConfig, RunConfig, load_config, read_yaml, value_of
+from cskt.config import LOSS_KEYS, LossConfig, RunConfig, load_config, read_yaml, validate_value, value_of
 from cskt.data.records import Split
 from cskt.errors import CsktError
-from cskt.losses import Loss, build_losses
+from cskt.losses import LOSSES, Loss, build_losses
 
 BEST_RATES = Path(str(resources.files("cskt"))) / "assets" / "best_rates.yaml"
 FAR = 10.0
@@ -35,8 +36,24 @@ def trained_losses(config: LossConfig) -> dict[str, Loss]:
     return build_losses([name for name, weight in config.weights.items() if weight], config)
 
 
+def check_losses(config: LossConfig) -> LossConfig:
+    """Return the losses of a config with the constants of each as their types; raise CsktError if one is unknown."""
+    shared = get_type_hints(LossConfig, include_extras=True)  # limits of the constants of the package's own losses
+    constants: dict[str, dict[str, Any]] = {}
+    for name, given in config.constants.items():
+        kinds = get_type_hints(LOSSES[name], include_extras=True)
+        kinds |= {field: shared[key] for key, users in LOSS_KEYS.items() for loss, field in users if loss == name}
+        constants[name] = {
+            field: validate_value(kinds.get(field, Any), value, f"loss.{name}.{field}")
+            for field, value in given.items()
+        }
+    checked = dataclasses.replace(config, constants=constants)
+    build_losses([*config.weights, *constants], checked)
+    return checked
+
+
 def check_captions_per_image(config: RunConfig) -> None:
-    """Raise CsktError for an unknown loss, or one that would take another caption of an image for a wrong answer."""
+    """Raise CsktError for a loss that would take another caption of an image for a wrong answer."""
     per_image, losses = config.data.captions_per_image, build_losses(config.loss.weights, config.loss)
     if per_image > 1 and (wrong := [name for name, loss in losses.items() if loss.negatives == "pairs"]):
         raise CsktError(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cskt import __version__
-from cskt.config import RECORDED, RunConfig, evaluation_interpolation, flat_fields, value_of
+from cskt.config import RECORDED, RunConfig, evaluation_interpolation, flat_values
 from cskt.data.images import ImageReader
 from cskt.data.loading import TrainingLoader
 from cskt.data.overlaps import read_separate_splits
@@ -21,7 +21,7 @@ from cskt.data.tokenizer import Tokenizer, log_caption_warnings
 from cskt.device import pick_device, reset_peak_memory
 from cskt.embed import Encoder, build, tokenizer_for
 from cskt.training.checkpoint import FREE_ON_RESUME
-from cskt.training.checks import check_captions_per_image, check_negatives
+from cskt.training.checks import check_captions_per_image, check_losses, check_negatives
 from cskt.training.distributed import SINGLE_PROCESS, Processes
 from cskt.training.objective import Objective
 from cskt.training.optim import build_optimizer
@@ -96,7 +96,7 @@ class TrainingContext:
 
     def essentials(self) -> dict[str, Any]:
         """Return the facts that must be the same in every process of a training."""
-        decisive = [key for key, _ in flat_fields() if key not in FREE_ON_RESUME]
+        decisive = {key: value for key, value in flat_values(self.config).items() if key not in FREE_ON_RESUME}
         return {
             "version": __version__,
             "torch": torch.__version__,
@@ -104,13 +104,14 @@ class TrainingContext:
             "the SHA-256 of the training data": self.state.data_sha256,
             "the kind of device": self.device.type,
             "loop.stop_after_epochs": self.config.loop.stop_after_epochs,
-        } | {key: value_of(self.config, key) for key in decisive}
+        } | decisive
 
 
 def prepare(
     config: RunConfig, processes: Processes = SINGLE_PROCESS, *, refuse_overlaps: bool = True
 ) -> TrainingContext:
     """Read the data; build model, losses and optimizer. For `refuse_overlaps` see `read_separate_splits`."""
+    config = dataclasses.replace(config, loss=check_losses(config.loss))
     check_captions_per_image(config)
     trains = config.trainable != "none"
     device = processes.device(pick_device(config.device))
@@ -136,6 +137,7 @@ def prepare(
     objective = Objective(config.loss, config.mlm, architecture, loader.num_identities)
     objective.initialise(torch.Generator().manual_seed(config.seed))
     objective.to(device)
+    objective.share_gradients(processes.world_size)
     named = itertools.chain(model.named_parameters(), objective.named_parameters())
     decay = config.optim.ema_decay
     state = TrainState(

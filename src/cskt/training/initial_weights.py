@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cskt.config import RunConfig, as_trained, completed_like, flat_fields, validate, value_of
+from cskt.config import RunConfig, as_trained, completed_like, flat_values, validate
 from cskt.errors import CsktError
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.cache import sha256_of
@@ -138,9 +138,10 @@ def _read_initial_weights(context: TrainingContext, named: str) -> InitialWeight
             f" {config.backbone.weights}; start from the same"
         )
     tensors = _fitting_tensors(file, source, context.state.model, path)
-    for key, _ in flat_fields():
+    own = flat_values(config)
+    for key, before in flat_values(source).items():
         if key.startswith(FUNCTION_SECTIONS) and key not in STARTING_KEYS:
-            before, now = value_of(source, key), value_of(config, key)
+            now = own.get(key)
             if before != now:
                 logger.warning("init_from %s: %s is %s there and %s here", named, key, before, now)
     return InitialWeights(named, sha256_of(path), tensors, _fitting_heads(Path(named), context))

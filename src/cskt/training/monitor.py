@@ -47,7 +47,7 @@ class StepMonitor:
     def __init__(self, config: RunConfig, state: TrainState, folder: Path) -> None:
         self._config, self._state, self._folder = config, state, folder
         self._losses = trained_losses(config.loss)
-        self._watch = CollapseWatch(config.loss.sdm_other_image)
+        self._watch = CollapseWatch(config.loss.constants_of("sdm")["other_image"])
         self._unread: list[_Step] = []
         self._warned_of_negatives = False
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from cskt.config import ClipArchitecture, LossConfig, MlmConfig
 from cskt.data.images import to_device
 from cskt.data.masking import MaskedCaptions
-from cskt.losses import LossInputs, build_losses
+from cskt.losses import Loss, LossInputs, Sizes, build_losses
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.parts.interaction import InteractionEncoder
 from cskt.training.distributed import WHOLE, Rows
@@ -93,12 +95,15 @@ class Objective(nn.Module):
 
     def __init__(self, config: LossConfig, mlm: MlmConfig, architecture: ClipArchitecture, num_identities: int) -> None:
         super().__init__()
-        self.losses = build_losses(config.weights, config)
-        heads, width = {loss.head for loss in self.losses.values()}, architecture.embed_dim
+        losses = build_losses(config.weights, config)
+        heads, width = {loss.head for loss in losses.values()}, architecture.embed_dim
         self.classifier = nn.Linear(width, num_identities) if "classifier" in heads else None
         self.interaction = None
         if "interaction" in heads:
             self.interaction = InteractionEncoder(width, mlm.cmt_depth, architecture.vocab_size)
+        self.losses = nn.ModuleDict(losses)
+        for loss in losses.values():
+            loss.setup(Sizes(width, num_identities, architecture.vocab_size))
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -108,6 +113,16 @@ class Objective(nn.Module):
             self.classifier.bias.zero_()
         if self.interaction is not None:
             self.interaction.initialise(generator)
+        for loss in self.losses.values():
+            if any(True for _ in loss.parameters()):
+                cast(Loss, loss).initialise(generator)
+
+    def share_gradients(self, num_processes: int) -> None:
+        """Divide the gradients of parameters that every process computes from the whole batch, and that are summed."""
+        for loss in self.losses.values():
+            if num_processes > 1 and not cast(Loss, loss).by_row:
+                for parameter in loss.parameters():
+                    parameter.register_hook(partial(torch.mul, 1 / num_processes))  # type: ignore[no-untyped-call]
 
     def forward(self, outputs: Outputs, pids: Tensor, image_ids: Tensor, rows: Rows = WHOLE) -> dict[str, Tensor]:
         """Return the unweighted losses of a batch by name; a by-row loss is the share of the own rows in the whole.
@@ -128,7 +143,8 @@ class Objective(nn.Module):
             mlm_logits=mlm_logits,
             mlm_labels=outputs.mlm_labels,
         )
+        losses = cast(dict[str, Loss], self.losses)
         return {
             name: rows.fraction(loss.num_terms(inputs)) * loss(inputs) if loss.by_row else loss(inputs)
-            for name, loss in self.losses.items()
+            for name, loss in losses.items()
         }

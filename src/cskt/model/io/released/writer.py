@@ -13,7 +13,17 @@ import torch
 import yaml
 from torch import Tensor
 
-from cskt.config import CLIP_MEAN, CLIP_STD, ClipArchitecture, RunConfig, flat_fields, load_config, to_dict, value_of
+from cskt.config import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ClipArchitecture,
+    RunConfig,
+    flat_fields,
+    flat_values,
+    load_config,
+    to_dict,
+    value_of,
+)
 from cskt.config.released_flags import IRRA, REFERENCE, from_published, to_published
 from cskt.errors import CsktError
 from cskt.model.io.layouts import HEAD_WIDTH, openai_heads, openai_name, released_name
@@ -87,8 +97,12 @@ def check_expressible(config: RunConfig, architecture: ClipArchitecture) -> None
 def inexpressible_keys(config: RunConfig, architecture: ClipArchitecture) -> list[str]:
     """Return the config keys that affected a run's training and that the released options cannot express."""
     expressed = load_config(recipe_for(config), from_published(to_published(config, architecture)))
-    keys = [key for key, _ in flat_fields() if not key.startswith(NOT_FOR_TRAINING)]
-    return [key for key in keys if value_of(config, key) != value_of(expressed, key)]
+    written = flat_values(expressed)
+    return [
+        key
+        for key, value in flat_values(config).items()
+        if not key.startswith(NOT_FOR_TRAINING) and value != written.get(key)
+    ]
 
 
 def write_released(
