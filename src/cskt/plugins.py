@@ -20,10 +20,11 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,10 +35,14 @@ from typing import Any, Generic, TypeVar, overload
 from cskt.errors import CsktError, MissingFileError, file_system_errors
 from cskt.utils.messages import nearest, one_line
 
+logger = logging.getLogger(__name__)
+
 ENVIRONMENT = "CSKT_PLUGINS"
 """Environment variable with plug-ins, separated as the folders in PATH are."""
 FILES = "cskt_plugin_files"
 """Start of the module names of plug-ins that are loaded from a file."""
+SHORT_DIGEST = 12
+"""Digits of a digest in a message."""
 Entry = TypeVar("Entry")
 New = TypeVar("New")
 
@@ -54,6 +59,31 @@ class Plugin:
     """Path of the file, or name of the module: loads it again."""
     file: str = field(default="", compare=False)
     """Path of its code; empty for a module without a file."""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A plug-in that a recipe or a run needs."""
+
+    name: str
+    """See `Plugin.name`."""
+    sha256: str = ""
+    """Digest of the file that a run was made with; empty in a recipe."""
+    provides: tuple[str, ...] = ()
+    """What a run took from it, such as `losses.sce`."""
+
+
+class UnknownEntryError(CsktError):
+    """A registry has no entry of that name.
+
+    Args:
+        message: one line.
+        key: section and name, such as `losses.sce`.
+    """
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
@@ -92,6 +122,10 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         self._entries[name], self._plugins[name] = entry, _loading[-1] if _loading else None
         return entry
 
+    def key(self, name: str) -> str:
+        """Return section and name of an entry, as `Requirement.provides` holds them: `losses.sce`."""
+        return f"{self.group.rpartition('.')[2]}.{name}"
+
     def provider(self, name: str) -> Plugin | None:
         """Return the plug-in that registered an entry; None for an entry of the package."""
         self[name]  # imports an entry point
@@ -114,7 +148,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
                 hint = nearest(name, list(self))
                 if hint.startswith("known"):
                     hint += " (a plug-in can add others: --plugin FILE)"
-                raise CsktError(f"unknown {self.kind} '{name}': {hint}")
+                raise UnknownEntryError(f"unknown {self.kind} '{name}': {hint}", self.key(name))
             with _running(_plugin_of_module(point.module)) as plugin:
                 entry = point.load()
                 if name not in self._entries:  # the module may have registered it by itself
@@ -166,6 +200,50 @@ def environment_plugins() -> list[str]:
 def loaded_plugins() -> list[Plugin]:
     """Return all plug-ins whose code ran, the first loaded first."""
     return list(_loaded)
+
+
+def requirements(used: Iterable[tuple[Registry[Any], str]]) -> tuple[Requirement, ...]:
+    """Return the plug-ins that entries, given as registry and name, come from."""
+    provided: dict[Plugin, list[str]] = {}
+    for registry, name in used:
+        if plugin := registry.provider(name):
+            provided.setdefault(plugin, []).append(registry.key(name))
+    return tuple(Requirement(plugin.name, plugin.sha256, tuple(keys)) for plugin, keys in provided.items())
+
+
+@contextmanager
+def required(plugins: Sequence[Requirement]) -> Iterator[None]:
+    """Return a context in which an unknown entry that one of these plug-ins provides is an error that names it.
+
+    A loaded plug-in whose file has changed is logged.
+
+    Raises:
+        CsktError: a recipe names a plug-in that is not loaded.
+    """
+    loaded = {plugin.name: plugin for plugin in _loaded}
+    for plugin in plugins:
+        found = loaded.get(plugin.name)
+        if found is None and not plugin.provides:
+            raise CsktError(f"the config needs the plug-in {plugin.name}: {_remedy(plugin)}")
+        if found is not None and plugin.sha256 and found.sha256 != plugin.sha256:
+            logger.warning(
+                "the plug-in %s has another content than that of the run (SHA-256 %s, was %s)",
+                plugin.name, found.sha256[:SHORT_DIGEST], plugin.sha256[:SHORT_DIGEST],
+            )  # fmt: skip
+    try:
+        yield
+    except UnknownEntryError as error:
+        owner = next((plugin for plugin in plugins if error.key in plugin.provides), None)
+        if owner is None:
+            raise
+        kind, name = error.key.split(".")
+        raise CsktError(f"'{name}' ({kind}) comes from the plug-in {owner.name}: {_remedy(owner)}") from error
+
+
+def _remedy(plugin: Requirement) -> str:
+    digest = f" (SHA-256 {plugin.sha256[:SHORT_DIGEST]}...)" if plugin.sha256 else ""
+    place = f"PATH/{plugin.name}" if plugin.name.endswith(".py") else plugin.name
+    return f"load it{digest} with --plugin {place}, or with plugins=[...] in Python"
 
 
 def plugin_in(stack: TracebackType | None) -> Plugin | None:

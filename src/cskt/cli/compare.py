@@ -213,7 +213,7 @@ def _value(config: RunConfig, key: str) -> Any:
     """Value of a field as plain data; of a backbone the name without its folder."""
     value = flat_values(config).get(key)
     if key == "backbone.name":
-        return Path(value).name or value
+        return Path(str(value)).name or value
     return value if value is None or isinstance(value, int | float | str) else to_dict(value)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
+import importlib.metadata
 import logging
 import re
 import shlex
@@ -14,10 +16,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
-from cskt.config import RunConfig, flat_fields, load_config, recipe_names, value_of
+from cskt.config import LOSS_KEYS, RunConfig, flat_fields, load_config, recipe_names, value_of
 from cskt.config.plain_yaml import plain_yaml
 from cskt.config.types import WeightsChoice
 from cskt.errors import CsktError, MissingFileError
+from cskt.plugins import loaded_plugins
 from cskt.utils.paths import check_path
 from cskt.utils.terminal import printable
 
@@ -110,6 +113,29 @@ def add_config_flags(parser: Parser) -> None:
             **({"nargs": "?", "const": "true"} if field.type == "bool" else {}),
             help=_help(key, recipe).replace("%", "%%"),
         )
+    for key, text in _loss_keys().items():
+        groups["loss"].add_argument(
+            f"--{key.replace('_', '-')}", dest=OVERRIDE + key, default=argparse.SUPPRESS, metavar="VALUE", help=text
+        )
+
+
+def _loss_keys() -> dict[str, str]:
+    """Return the config keys of single losses, those of plug-ins included, with their help."""
+    keys = {
+        f"loss.{loss}.{field}": f"{field} of {loss} alone (default: that of loss.{key})"
+        for key, users in LOSS_KEYS.items()
+        for loss, field in users
+    }
+    if loaded_plugins() or importlib.metadata.entry_points(group="cskt.losses"):
+        from cskt.losses import LOSSES  # noqa: PLC0415  (imports torch, which --help does not need)
+
+        for name, kind in LOSSES.items():
+            if LOSSES.provider(name):
+                keys |= {
+                    f"loss.{name}.{field.name}": f"{field.name} of {name} (default: {field.default})"
+                    for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+                }
+    return keys
 
 
 def config_from_flags(flags: argparse.Namespace) -> RunConfig:

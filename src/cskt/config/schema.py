@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Len, Lt
-from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from cskt.config.architecture import ClipArchitecture
 from cskt.config.types import (
@@ -35,6 +35,7 @@ from cskt.config.types import (
     Whole,
 )
 from cskt.errors import CsktError
+from cskt.plugins import Requirement
 from cskt.utils.checked import checked_dataclass
 
 Directions: TypeAlias = Literal["none", "text", "vision", "own", "t2v", "v2t", "both"]
@@ -373,6 +374,10 @@ class LoopConfig:
     """Evaluate before the first step (the step-0 figure)."""
 
 
+def _named(plugin: Any) -> Any:
+    return {"name": plugin} if isinstance(plugin, str) else plugin
+
+
 @checked_dataclass(STRICT)
 class RunConfig:
     """One training run. A recipe is such a file with most keys left out.
@@ -407,10 +412,17 @@ class RunConfig:
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
     loop: LoopConfig = LoopConfig()
+    plugins: tuple[Annotated[Requirement, BeforeValidator(_named)], ...] = ()
+    """Plug-ins that losses and data come from: names in a recipe; a run records their digests as well."""
+
+    @model_serializer(mode="wrap")
+    def _without_plugins(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = dump(self)
+        return written if self.plugins else {key: value for key, value in written.items() if key != "plugins"}
 
 
-OPEN = {"loss.constants": "loss"}
-"""Fields for the keys of plug-ins, which are `<section>.<name>.<field>` -> that section."""
+OPEN = {"loss.constants", "plugins"}
+"""Fields that have no flag: the constants of losses have one each, `loss.<name>.<field>`."""
 
 
 def flat_fields(config_class: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
@@ -426,9 +438,8 @@ def flat_fields(config_class: type = RunConfig, prefix: str = "") -> Iterator[tu
 def flat_values(config: RunConfig) -> dict[str, Any]:
     """Return the value of every dotted key, those of plug-ins (`loss.<name>.<field>`) included."""
     values = {key: value_of(config, key) for key, _ in flat_fields()}
-    for key, section in OPEN.items():
-        for name, fields in value_of(config, key).items():
-            values |= {f"{section}.{name}.{field}": value for field, value in fields.items()}
+    for name, constants in config.loss.constants.items():
+        values |= {f"loss.{name}.{field}": value for field, value in constants.items()}
     return values
 
 

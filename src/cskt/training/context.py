@@ -13,6 +13,7 @@ import torch
 
 from cskt import __version__
 from cskt.config import RECORDED, RunConfig, evaluation_interpolation, flat_values
+from cskt.data.datasets import DATASETS, dataset_key
 from cskt.data.images import ImageReader
 from cskt.data.loading import TrainingLoader
 from cskt.data.overlaps import read_separate_splits
@@ -20,6 +21,8 @@ from cskt.data.records import Split, select_splits
 from cskt.data.tokenizer import Tokenizer, log_caption_warnings
 from cskt.device import pick_device, reset_peak_memory
 from cskt.embed import Encoder, build, tokenizer_for
+from cskt.losses import LOSSES
+from cskt.plugins import Requirement, required, requirements
 from cskt.training.checkpoint import FREE_ON_RESUME
 from cskt.training.checks import check_captions_per_image, check_losses, check_negatives
 from cskt.training.distributed import SINGLE_PROCESS, Processes
@@ -111,6 +114,11 @@ def prepare(
     config: RunConfig, processes: Processes = SINGLE_PROCESS, *, refuse_overlaps: bool = True
 ) -> TrainingContext:
     """Read the data; build model, losses and optimizer. For `refuse_overlaps` see `read_separate_splits`."""
+    with required(config.plugins):
+        return _prepare(config, processes, refuse_overlaps)
+
+
+def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> TrainingContext:
     config = dataclasses.replace(config, loss=check_losses(config.loss))
     check_captions_per_image(config)
     trains = config.trainable != "none"
@@ -151,7 +159,7 @@ def prepare(
     )
     backbone = dataclasses.replace(config.backbone, **{key: getattr(architecture, key) for key in RECORDED})
     return TrainingContext(
-        config=dataclasses.replace(config, backbone=backbone),
+        config=dataclasses.replace(config, backbone=backbone, plugins=_plugins(config)),
         device=device,
         tokenizer=built.tokenizer,
         backbone_name=built.backbone_name,
@@ -160,6 +168,12 @@ def prepare(
         state=state,
         processes=processes,
     )
+
+
+def _plugins(config: RunConfig) -> tuple[Requirement, ...]:
+    """Return the plug-ins that the losses and the data set of a config come from."""
+    losses = [(LOSSES, name) for name in config.loss.weights]
+    return requirements([*losses, (DATASETS, dataset_key(config.data.dataset))])
 
 
 def data_digest(split: Split) -> str:
