@@ -96,3 +96,18 @@ def test_load_takes_plugins(dataset: Path) -> None:
 def test_every_help_names_the_flag(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("cskt search --help", "cskt train --help", "cskt --help", "python test.py --help"):
         assert "--plugin FILE_OR_MODULE" in typed(command).out
+
+
+def test_the_help_of_train_lists_the_constants_of_losses(dataset: Path) -> None:
+    (dataset / "sce.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from cskt.losses import ITCLoss, register\n\n"
+        '@register("sce_loss")\n@dataclass(eq=False)\nclass SCE(ITCLoss):\n    smoothing: float = 0.1\n'
+    )
+    try:
+        text = typed(f"cskt train --help --plugin {dataset}/sce.py").out
+    finally:
+        for plugin in plugins.loaded_plugins():
+            plugins.REGISTRIES["cskt.losses"].forget(plugin)
+    assert "--loss.sce-loss.smoothing VALUE" in text and "smoothing of sce_loss (default: 0.1)" in text
+    assert "--loss.sdm.temperature VALUE" in text
