@@ -72,19 +72,6 @@ def test_a_partly_made_table_is_completed(tmp_path: Path) -> None:
     assert store.count() == 1
 
 
-def test_an_invalid_crop_is_refused_and_nothing_is_added(store: LanceStore) -> None:
-    broken = vector_of(1)
-    broken[3] = np.nan
-    for refused, reason in [
-        (crop("x", vector=broken), "x: the vector must be 16 finite numbers"),
-        (crop("x", vector=vector_of(1)[:8]), "x: the vector must be 16 finite numbers, found 8"),
-        (crop("x", 1, {"camera": "c1"}), "x: the gallery has no column 'camera'"),
-    ]:
-        with pytest.raises(CsktError, match=reason):
-            store.add([crop("fine", 1), refused])
-    assert store.count() == 0
-
-
 def test_only_new_rows_are_read_after_a_change(store: LanceStore, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = some_crops(100)
     store.add(crops)

@@ -19,6 +19,7 @@ from filter_oracle import COLUMNS, NASTY_NAMES, NASTY_TEXTS, SOME_VALUES, condit
 from hypothesis import example, given, settings
 from torch import Tensor
 
+from cskt.errors import CsktError
 from cskt.gallery.columns import BUILT_IN, Kind, Value
 from cskt.gallery.conditions import Any_, Comparison, Condition, Membership
 from cskt.gallery.filters import parse_filter
@@ -185,6 +186,19 @@ def test_the_last_of_two_crops_with_one_name_is_stored(store: VectorStore) -> No
     assert store.count() == 2
     assert store.get(["a"])["a"] == crop("a", 4).facts
     assert_same_hits(store, [crop("a", 4), crop("b", 2)], queries_of(1, 4).numpy(), 5)
+
+
+def test_an_invalid_crop_is_refused_and_nothing_is_added(store: VectorStore) -> None:
+    broken = vector_of(1)
+    broken[3] = np.nan
+    for refused, reason in [
+        (crop("x", vector=broken), f"x: the vector must be {DIM} finite numbers"),
+        (crop("x", vector=vector_of(1)[:8]), f"x: the vector must be {DIM} finite numbers, found 8"),
+        (crop("x", 1, {"unknown": "c1"}), "x: the gallery has no column 'unknown'"),
+    ]:
+        with pytest.raises(CsktError, match=reason):
+            store.add([crop("fine", 1), refused])
+    assert store.count() == 0
 
 
 def test_deleted_crops_are_not_found(store: VectorStore) -> None:
