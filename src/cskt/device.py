@@ -33,7 +33,7 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind, colon, index = name.partition(":")
-    if kind not in KINDS or (colon and not index.isdigit()):
+    if kind not in KINDS or (colon and not (index.isdecimal() and len(index) < 5)):
         raise CsktError(f"unknown device '{name}': {nearest(kind, KINDS)}")
     available = {
         "cpu": not colon,

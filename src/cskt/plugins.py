@@ -34,6 +34,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from cskt.errors import CsktError, MissingFileError, file_system_errors
 from cskt.utils.messages import nearest, one_line
+from cskt.utils.paths import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -259,7 +260,7 @@ def _load(source: str) -> Plugin:
             with _running(plugin):
                 importlib.import_module(source)
         return plugin
-    path = Path(source).expanduser().resolve()
+    path = expanded(source).resolve()
     if not path.is_file():
         raise MissingFileError(f"plug-in {source}: no such file")
     with file_system_errors(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -383,6 +384,40 @@ def test_a_bug_in_a_validator_is_a_500(
     monkeypatch.setattr("cskt.service.schemas.check_wording", broadcasting_bug)
     assert refusal(ask(gallery).post("/api/search", json={"text": "a man"}))[:2] == (500, "internal")
     assert "in broadcasting_bug" in caplog.text
+
+
+@pytest.mark.parametrize("function", ["cskt.service.routes.base._check", "cskt.utils.json_files._object"])
+def test_a_bug_while_a_body_is_read_is_a_500(
+    function: str, ask: Ask, gallery: Gallery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """FastAPI makes a 400 of everything that its own reading of a body raises."""
+    client = ask(gallery)
+    monkeypatch.setattr(function, broadcasting_bug)
+    assert refusal(client.post("/api/search", json={"text": "a man"}))[:2] == (500, "internal")
+    assert "in broadcasting_bug" in caplog.text
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_bug(
+    ask: Ask, gallery: Gallery, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = ask(gallery).app
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1:8000"), (b"content-type", b"application/json"), (b"content-length", b"9")]
+    scope = {
+        "type": "http", "method": "POST", "path": "/api/search", "raw_path": b"/api/search", "query_string": b"",
+        "root_path": "", "scheme": "http", "http_version": "1.1", "headers": headers,
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
+    }  # fmt: skip
+    asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == 400 and b"ended too early" in sent[1]["body"]
+    assert "failed" not in caplog.text
 
 
 @pytest.mark.parametrize(

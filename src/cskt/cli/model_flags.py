@@ -63,8 +63,8 @@ def add_encoder_flags(parser: Parser, precision: str = OWN_PRECISION, *, caches:
     add("--activation", choices=get_args(Activation), help="where the file does not state it")
     add("--vision-heads", type=int, metavar="N", help="attention heads, where the file does not state it")
     add("--text-heads", type=int, metavar="N", help="likewise")
-    add("--image-mean", type=_numbers, metavar="R,G,B", help="default: the file's, else CLIP's")
-    add("--image-std", type=_numbers, metavar="R,G,B", help="default: the file's, else CLIP's")
+    add("--image-mean", metavar="R,G,B", help="default: the file's, else CLIP's")
+    add("--image-std", metavar="R,G,B", help="default: the file's, else CLIP's")
     add("--interpolation", choices=get_args(Interpolation), help="filter that resizes (default: bilinear)")
     # fmt: on
 
@@ -76,10 +76,6 @@ def add_weights_flag(parser: Parser) -> None:
         choices=get_args(WeightsChoice),
         help="of a checkpoint that also holds the moving average of its weights (default: model)",
     )
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(word) for word in text.split(",")]
 
 
 def load_model_and_split(flags: argparse.Namespace, *, refuse_overlaps: bool = True) -> tuple[Encoder, Split]:
@@ -102,8 +98,18 @@ def load_model(flags: argparse.Namespace, model: str | None = None) -> Encoder:
 def source_flags(flags: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of `ModelSource` that the flags of `add_encoder_flags` set, but for its path."""
     settings = given(flags, CLIP_SETTINGS)
+    settings |= {name: _channels(name, settings[name]) for name in ("image_mean", "image_std") if name in settings}
     stated = given(flags, ("backbone", "image_height", "image_width", "stride", "weights"))
     return stated | ({"settings": settings} if settings else {})
+
+
+def _channels(name: str, text: str) -> list[float]:
+    """Return `0.5,0.5,0.5` as numbers; their count and range are checked with the other settings."""
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        flag = f"--{name.replace('_', '-')}"
+        raise CsktError(f"{flag} {text}: give a number per channel, as in {flag} 0.5,0.5,0.5") from None
 
 
 def encode_options(flags: argparse.Namespace, *, show_progress: bool = False) -> EncodeOptions:

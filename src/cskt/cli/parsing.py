@@ -209,7 +209,8 @@ def check_suffix(flag: str, path: Path | None, suffixes: Sequence[str]) -> None:
 def seeds_of(text: str) -> list[int]:
     """Return `1,2,3` as numbers."""
     words = text.split(",")
-    if not all(word.strip().isdigit() for word in words) or len({int(word) for word in words}) < len(words):
+    are_numbers = all(word.strip().isdecimal() and len(word) < 20 for word in words)
+    if not are_numbers or len({int(word) for word in words}) < len(words):
         raise CsktError(f"--seeds {text}: give distinct whole numbers joined by commas, as in --seeds 1,2,3")
     return [int(word) for word in words]
 

@@ -175,6 +175,6 @@ def _loss_weights(flags: Mapping[str, Any], recipe: Mapping[str, float]) -> dict
 
 def _two_sizes(value: Any) -> tuple[int, int]:
     words = str(value).replace(",", " ").strip("()[] ").split()
-    if len(words) != 2 or not all(word.isdigit() for word in words):
+    if len(words) != 2 or not all(word.isdecimal() and len(word) < 10 for word in words):
         raise CsktError(f"img_size {value!r}: give height and width, as in --img_size 384,128")
     return int(words[0]), int(words[1])

@@ -33,6 +33,7 @@ from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
 from cskt.model.io.native import RUN_WEIGHTS, MethodFile, save_weights
 from cskt.utils.console import bar
+from cskt.utils.paths import check_path
 
 PLAIN = ("{}",)
 """The template that leaves a caption as it is."""
@@ -298,6 +299,7 @@ class Encoder:
             CsktError: the folder holds a run, or the file cannot be written.
         """
         path = Path(path)
+        check_path(path)
         if (path / "config.yaml").exists():
             raise CsktError(f"{path}: holds a run, which is not overwritten; name another folder")
         target = path if path.suffix == ".safetensors" else path / RUN_WEIGHTS

@@ -41,7 +41,7 @@ from cskt.model.io.weights import assume_openai, load_backbone, load_state
 from cskt.model.parts.adapters import NO_ADAPTERS
 from cskt.model.parts.prompts import NO_PROMPTS
 from cskt.plugins import load_plugins
-from cskt.utils.paths import expanded
+from cskt.utils.paths import check_path, expanded
 
 CONFIG, FLAT_CONFIG = "config.yaml", "configs.yaml"
 """Config of one of our runs; of a released CSKT or IRRA folder."""
@@ -295,7 +295,9 @@ READERS: tuple[Reader, ...] = (ExportedReader(), RunReader(), ReleasedReader(), 
 
 def reader_of(path: str | Path) -> Reader:
     """Return the reader of the model at a path."""
-    return next(reader for reader in READERS if reader.matches(Path(path)))
+    path = Path(path)
+    check_path(path)
+    return next(reader for reader in READERS if reader.matches(path))
 
 
 def run_config(path: Path) -> RunConfig | None:

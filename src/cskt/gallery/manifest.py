@@ -30,7 +30,7 @@ from cskt.gallery.stores.base import check_sha256, operator_errors
 from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, read_json
 from cskt.utils.messages import warn_deprecated
-from cskt.utils.paths import expanded
+from cskt.utils.paths import check_path, expanded
 
 PAPER_DOLLS = (
     "this model knows paper dolls, not people: fill the gallery with a trained run or CLIP weights before you trust it"
@@ -141,6 +141,7 @@ def source_of(encoder: Encoder, model: str | ModelSource | None) -> ModelSource:
 
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a gallery; its paths become absolute."""
+    check_path(folder)
     try:
         manifest = read_json(folder / MANIFEST, Manifest, remedy=REMEDY, version=("format_version", FORMAT_VERSION))
     except MissingFileError:

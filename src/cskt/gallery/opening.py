@@ -17,7 +17,7 @@ from cskt.gallery.indexing.scanning import ImageSource, is_list
 from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, exists, write_manifest
 from cskt.gallery.stores.base import VectorStore
 from cskt.utils.messages import require
-from cskt.utils.paths import expanded, inside
+from cskt.utils.paths import check_path, expanded, inside
 
 VECTORS = "vectors"
 """Folder of LanceDB's files, within a gallery."""
@@ -25,6 +25,7 @@ VECTORS = "vectors"
 
 def create_gallery(folder: Path, manifest: Manifest) -> None:
     """Create an empty gallery; nothing is left of it if that fails."""
+    check_path(folder)
     with file_system_errors(folder):
         existed = folder.is_dir()
         # A creation that was killed leaves vectors and a lock without a manifest; the next one continues with them.

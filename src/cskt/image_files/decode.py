@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cskt.errors import CsktError, FileSystemError, MissingFileError, RefusedImageError
+from cskt.errors import LONGEST_PATH, CsktError, FileSystemError, MissingFileError, RefusedImageError
 from cskt.image_files import jpeg
 from cskt.image_files.formats import decode_ppm, open_image, to_rgb
 from cskt.image_files.limits import MAX_FILE_BYTES, check_size, damaged
+from cskt.utils.paths import check_characters
 
 UPRIGHT = 1
 """Orientation of an image that is stored upright, or has no tag."""
@@ -152,6 +153,7 @@ def read_bytes(path: Path) -> bytes:
         RefusedImageError: it is no file (a folder; a pipe or device, which may never end), or larger than
             `MAX_FILE_BYTES`.
     """
+    check_characters(path)
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):
@@ -167,7 +169,8 @@ def read_bytes(path: Path) -> bytes:
     except PermissionError:
         raise FileSystemError(f"{path}: permission denied; make it readable or leave it out") from None
     except OSError as error:
-        raise FileSystemError(f"{path}: cannot be read: {error.strerror or error}; leave it out") from None
+        shown = str(path)[:LONGEST_PATH]
+        raise FileSystemError(f"{shown}: cannot be read: {error.strerror or error}; leave it out") from None
     except UnicodeEncodeError:
         raise FileSystemError(f"{str(path)!a}: not a name of this file system; rename the file") from None
 

@@ -80,8 +80,9 @@ def open_image(data: bytes) -> Image.Image:
     check_parts(data)
     if _HEIC.match(data) and not reads_heic():
         raise RefusedImageError("a HEIC file, which needs an extra: pip install 'cskt[heic]'")
+    known = formats()
     with decoder_errors():
-        image = Image.open(io.BytesIO(data), formats=formats())
+        image = Image.open(io.BytesIO(data), formats=known)
     check_size(image.height, image.width)
     check_decoder(image, len(data))
     return image

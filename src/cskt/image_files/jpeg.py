@@ -139,8 +139,10 @@ def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
 
 
 def _pillow_pixels(data: bytes) -> NDArray[np.uint8]:
-    with decoder_errors(), Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-        check_size(image.height, image.width)
+    with decoder_errors():
+        image = Image.open(io.BytesIO(data), formats=["JPEG"])
+    check_size(image.height, image.width)
+    with decoder_errors():
         return np.array(image.convert("RGB"))
 
 

@@ -126,7 +126,7 @@ class Processes(Ranks):
         padded = F.pad(own, (0, 0, 0, max(sizes) - len(own)))  # all processes must send the same number of rows
         received = [torch.empty_like(padded) for _ in sizes]
         num_bytes = (self.world_size - 1) * padded.numel() * padded.element_size()
-        with _connection_errors(), self.traffic.measured("gathered", num_bytes, own.device):
+        with self.traffic.measured("gathered", num_bytes, own.device), _connection_errors():
             dist.all_gather(received, padded)
         return torch.cat([rows[:size] for rows, size in zip(received, sizes, strict=True)])
 
@@ -188,7 +188,7 @@ class Processes(Ranks):
 
     def _all_reduce_(self, values: Tensor) -> Tensor:
         """Sum in place."""
-        with _connection_errors(), self.traffic.measured("added_up", values.nbytes, values.device):
+        with self.traffic.measured("added_up", values.nbytes, values.device), _connection_errors():
             dist.all_reduce(values)
         return values
 
@@ -281,13 +281,16 @@ def process_group() -> Generator[Processes, None, None]:
 
 def _connect(ranks: Ranks) -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with _connection_errors():
-        try:
+    try:
+        with _connection_errors():
             store, *_ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=TIMEOUT))  # type: ignore[attr-defined]
-        except ValueError as error:  # of torch: no MASTER_ADDR or MASTER_PORT
-            raise CsktError(f"{one_line(error)}; start with torchrun, or unset WORLD_SIZE") from None
-        if has_agent_store():  # it still has the addresses of processes that ended before a restart
-            store = dist.PrefixStore(f"attempt {num_restarts()}", store)  # type: ignore[attr-defined]
+    except CsktError:
+        raise
+    except ValueError as error:  # of torch: no MASTER_ADDR or MASTER_PORT
+        raise CsktError(f"{one_line(error)}; start with torchrun, or unset WORLD_SIZE") from None
+    if has_agent_store():  # it still has the addresses of processes that ended before a restart
+        store = dist.PrefixStore(f"attempt {num_restarts()}", store)  # type: ignore[attr-defined]
+    with _connection_errors():
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=TIMEOUT)
 
 

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from cskt.errors import CsktError, file_system_errors
+from cskt.errors import CsktError, FileSystemError, file_system_errors
 
 RESERVED = frozenset('/\\:*?"<>|')
 """Characters that a file name cannot hold, on one system or another."""
@@ -55,10 +55,18 @@ def check_path(path: Path) -> None:
     """Check that the operating system can look for a path, which need not exist.
 
     Raises:
-        FileSystemError: a part of it is too long, a folder above it may not be entered, or links form a circle.
+        FileSystemError: a part of it is too long, a folder above it may not be entered, links form a circle, or it
+            contains NUL.
     """
+    check_characters(path)
     with file_system_errors(path), suppress(FileNotFoundError, NotADirectoryError):
         path.stat()
+
+
+def check_characters(path: Path) -> None:
+    """Refuse a path that contains NUL, for which Python has a plain ValueError."""
+    if "\0" in str(path):
+        raise FileSystemError(f"{_shown(path)}: a path cannot contain a null character; name another")
 
 
 def file_name(text: str) -> str:

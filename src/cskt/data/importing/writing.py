@@ -190,8 +190,9 @@ def _free_name(item: Item, taken: set[str]) -> str:
 
 
 def _suffix(content: bytes, where: str) -> str:
+    known = formats()
     try:
-        with decoder_errors(), Image.open(io.BytesIO(content), formats=formats()) as image:
+        with decoder_errors(), Image.open(io.BytesIO(content), formats=known) as image:
             kind = str(image.format)
     except CsktError as error:
         raise CsktError(f"{where}: {error}") from None

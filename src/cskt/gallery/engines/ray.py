@@ -35,6 +35,8 @@ CPUS_PER_ACTOR = 2
 """Without GPUs, if the number of actors is not given."""
 MAX_DEATHS = 5
 """Actors that may die with one batch, and restarts of an actor that may fail, before that is an error."""
+OTHER_PROGRAM = ("ModuleNotFoundError", "ImportError", "AttributeError")
+"""Starts of errors of a worker that lacks what the driver sends; any other error in its start is a bug."""
 SILENT_SECONDS = 60.0
 """Time without a result after which a warning is logged."""
 VERSION = importlib.metadata.version("cskt")
@@ -291,5 +293,7 @@ def _ray_errors() -> Iterator[None]:
         raise
     except ray.exceptions.RayError as error:
         if cause := python_error(error):
+            if not cause.startswith(OTHER_PROGRAM):
+                raise
             raise CsktError(f"a worker cannot start: {cause}; is the same cskt on every node?") from None
         raise CsktError(f"the Ray cluster is gone ({first_line(error)}); what is stored stays, run it again") from None

@@ -104,7 +104,7 @@ def _check_address(address: str) -> None:
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535 or "/" in host:
+    if not host or not port.isdecimal() or len(port) > 5 or int(port) > 65535 or "/" in host:
         raise CsktError(f"--address {address}: expected auto, or HOST:PORT as `ray start` names it")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS) as connection:

@@ -16,6 +16,7 @@ from cskt.errors import CsktError
 from cskt.gallery.indexing.scanning import LINKS, SPECIAL, SUFFIXES, Scan
 from cskt.image_files.limits import MAX_FILE_BYTES as MOST_BYTES
 from cskt.utils.json_files import load_json
+from cskt.utils.paths import check_path
 
 SHARD_SUFFIXES = (".parquet", ".tar")
 NAME_COLUMNS = ("image_id", "name", "key", "__key__", "path", "file", "file_name", "filename")
@@ -47,6 +48,7 @@ class ShardCrop:
 
 def find_shards(pattern: str) -> list[Path]:
     """Return the shards that a path or a glob pattern names, in order."""
+    check_path(Path(pattern))
     named = [Path(pattern)] if Path(pattern).exists() else [Path(name) for name in sorted(glob.glob(pattern))]  # noqa: PTH207  (takes absolute patterns, too)
     if not named:
         raise CsktError(f"{pattern}: no such shard; put it back, or name what to index: --images PATH")

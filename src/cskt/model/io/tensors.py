@@ -6,7 +6,8 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,25 +52,22 @@ def _read_file(path: Path) -> Any:
     if not start.startswith((ZIP, PICKLE)):
         raise CsktError(f"{path}: {_describe(start)}")
     if start.startswith(ZIP):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                _check_archive(archive, path)
-                if is_torchscript(archive):
+        with _opened_archive(path) as archive:
+            if is_torchscript(archive):
+                with _reader_errors(path):
                     return read_torchscript(archive)
-        except DAMAGE as error:
-            raise _damage(path, error) from None
     return load_checkpoint(path)
 
 
 def load_plain(path: Path) -> Any:
     """Read a `torch.save` file that holds tensors and plain values alone."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                _check_archive(archive, path)
+    with _reader_errors(path):
+        is_archive = zipfile.is_zipfile(path)
+    if is_archive:
+        with _opened_archive(path):
+            pass  # it has been checked
+    with _reader_errors(path):
         return torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        raise _damage(path, error) from None
 
 
 def load_checkpoint(path: Path) -> Any:
@@ -82,14 +80,11 @@ def load_checkpoint(path: Path) -> Any:
         raise
     except CsktError:  # the readers below take more
         pass
-    try:
-        if not _first_bytes(path).startswith(ZIP):
+    if not _first_bytes(path).startswith(ZIP):
+        with _reader_errors(path):
             return read_legacy(path)
-        with zipfile.ZipFile(path) as archive:
-            _check_archive(archive, path)
-            return read_archive(archive)
-    except DAMAGE as error:
-        raise _damage(path, error) from None
+    with _opened_archive(path) as archive, _reader_errors(path):
+        return read_archive(archive)
 
 
 def save_torch(content: Any, path: Path) -> None:
@@ -175,18 +170,37 @@ def _first_bytes(path: Path) -> bytes:
         return stream.read(64)
 
 
+@contextmanager
+def _reader_errors(path: Path) -> Iterator[None]:
+    """Turn `DAMAGE` of the block, which only reads a file with torch, zipfile or pickle, into a CsktError."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise _damage(path, error) from None
+
+
+@contextmanager
+def _opened_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Return a context with an open archive that has been checked."""
+    with _reader_errors(path):
+        archive = zipfile.ZipFile(path)
+    with archive:
+        _check_archive(archive, path)
+        yield archive
+
+
 def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
     """Check that no more is read of an archive than its file holds: torch unpacks, and reads overlapping entries.
 
     Raises:
-        zipfile.BadZipFile: more would be read.
+        CsktError: more would be read.
     """
     entries = archive.infolist()
     stored = [entry for entry in entries if entry.compress_type == zipfile.ZIP_STORED]
     if len(stored) < len(entries) and not is_torchscript(archive):  # those pack their programs, which are not opened
-        raise zipfile.BadZipFile("an entry is compressed")
+        raise _damage(path, zipfile.BadZipFile("an entry is compressed"))
     if sum(entry.file_size for entry in stored) > path.stat().st_size:
-        raise zipfile.BadZipFile("its entries claim more bytes than the file has")
+        raise _damage(path, zipfile.BadZipFile("its entries claim more bytes than the file has"))
 
 
 def _damage(path: Path, error: BaseException) -> CsktError:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeAlias
 
 from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 from cskt.errors import CsktError
 from cskt.service.access.access_control import client_of
@@ -93,7 +94,10 @@ class StrictRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
-            return await handle(StrictRequest(request.scope, request.receive))
+            strict = StrictRequest(request.scope, request.receive)
+            if self.body_field is not None and await strict.body():
+                await strict.json()  # here, because FastAPI makes a 400 of whatever its own reading raises
+            return await handle(strict)
 
         return handle_strictly
 
@@ -110,6 +114,8 @@ class StrictRequest(Request):
             try:
                 async with asyncio.timeout(settings.body_seconds):
                     self._body = await self._read_at_most(settings.body_bytes(self.scope["path"]))
+            except ClientDisconnect:
+                raise ServiceError(400, "incomplete", "the body ended too early; send all of it") from None
             except TimeoutError:
                 message = f"the body did not arrive within {settings.body_seconds:g} seconds; send it faster"
                 raise ServiceError(408, "too_slow", message, {"Connection": "close"}) from None
@@ -117,15 +123,19 @@ class StrictRequest(Request):
 
     async def json(self) -> Any:
         """Return the parsed body, or refuse it; see the module."""
-        body = await self.body()
-        try:
-            value = load_json(body.decode("utf-8"), where="the body", remedy="send strict JSON")
-        except UnicodeDecodeError:
-            raise _bad("not UTF-8") from None
-        except CsktError as error:
-            raise ServiceError(400, "bad_json", str(error)) from None
-        _check(value)
-        return value
+        if not hasattr(self, "_json"):
+            body = await self.body()
+            try:
+                text = body.decode("utf-8")
+            except UnicodeDecodeError:
+                raise _bad("not UTF-8") from None
+            try:
+                value = load_json(text, where="the body", remedy="send strict JSON")
+            except CsktError as error:
+                raise ServiceError(400, "bad_json", str(error)) from None
+            _check(value)
+            self._json = value
+        return self._json
 
     async def _read_at_most(self, limit: int) -> bytes:
         # The rest is not read, so the connection cannot be used for another request.

@@ -15,7 +15,7 @@ from cskt.config import ClipArchitecture, RunConfig, merge, nest, read_recipe, r
 from cskt.config.plain_yaml import PlainLoader, plain_yaml
 from cskt.config.released_flags import IRRA, REFERENCE, from_published, recipe_of
 from cskt.config.types import WeightsChoice
-from cskt.errors import CsktError, FileSystemError, file_system_errors
+from cskt.errors import CsktError, file_system_errors
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.checkpoints import named_tensors
 from cskt.model.io.layouts import RELEASED, TRAINING_ONLY, openai_heads, read_sizes, released_name
@@ -83,10 +83,12 @@ _Loader.add_constructor("tag:yaml.org,2002:python/tuple", _Loader._tuple)
 def _read_flags(path: Path) -> dict[str, Any]:
     try:
         with file_system_errors(path):
-            flags = plain_yaml(path.read_text(encoding="utf-8"), _Loader)
-    except FileSystemError:
-        raise
-    except ValueError as error:  # of the YAML, or not UTF-8
+            text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CsktError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    try:
+        flags = plain_yaml(text, _Loader)
+    except CsktError as error:
         raise CsktError(f"{path}: not plain YAML (no code in it was executed): {error}") from None
     if not isinstance(flags, dict):
         raise CsktError(f"{path}: expected 'key: value' lines, found {type(flags).__name__}")
@@ -111,7 +113,7 @@ def _read_method(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
 def _config(recipe: str, flags: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> RunConfig:
     try:
         overrides = from_published(flags)
-    except (ValueError, TypeError) as error:
+    except CsktError as error:
         raise CsktError(f"{path}: {error}") from None
     return validate(RunConfig, merge(read_recipe(resolve_recipe(recipe)), nest({**overrides, **found})), str(path))
 
