@@ -71,7 +71,7 @@ class Requirement:
     sha256: str = ""
     """Digest of the file that a run was made with; empty in a recipe."""
     provides: tuple[str, ...] = ()
-    """What a run took from it, such as `losses.sce`."""
+    """Entries that a run used of it, such as `losses.sce`."""
 
 
 class UnknownEntryError(CsktError):

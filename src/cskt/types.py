@@ -85,4 +85,4 @@ class Hit:
     """From 1."""
     metadata: dict[str, Any] = field(default_factory=dict)
     group_size: int = 1
-    """Crops of the group that were found, this one included; 1 if the answer is not grouped."""
+    """Crops of the group that were found, this one and those below the threshold included; 1 if not grouped."""

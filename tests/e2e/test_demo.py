@@ -14,7 +14,7 @@ from command_line import done, typed, words_of
 from PIL import Image
 
 from cskt.config import load_config
-from cskt.report.answers import RIGHT, WRONG
+from cskt.report.pictured_results import RIGHT, WRONG
 
 COMMAND = "cskt demo --train-ids 10 --test-ids 10 --epochs 1 --device cpu"
 

@@ -20,7 +20,7 @@ from cskt.data.records import Record, Split
 from cskt.data.tokenizer import Tokenizer
 from cskt.embed import Encoder, build, load
 from cskt.errors import CsktError
-from cskt.evaluation.evaluate import ModelDescription, SplitFeatures, answer, encode_split, evaluate, result_of
+from cskt.evaluation.evaluate import ModelDescription, SplitFeatures, encode_split, evaluate, result_of, search_split
 from cskt.types import RetrievalMetrics
 from tiny_run import plain_clip, quick_config
 
@@ -175,7 +175,7 @@ def test_answers_are_the_best_images_in_order_with_their_metadata(encoder: Encod
     records = tuple(replace(record, attributes={"nth": index}) for index, record in enumerate(val.records))
     described = replace(val, records=records)
     queries = ["a man in a red coat", "a woman with a bag"]
-    answers = answer(encoder, described, queries, k=4)
+    answers = search_split(encoder, described, queries, k=4)
     gallery, sentences = encoder.encode_image(val.image_paths), encoder.encode_text(queries)
     assert len(answers) == 2
     for hits, sentence in zip(answers, sentences, strict=True):
@@ -191,13 +191,13 @@ def test_answers_are_the_best_images_in_order_with_their_metadata(encoder: Encod
 
 def test_equal_scores_are_answered_in_the_splits_order(encoder: Encoder, val: Split) -> None:
     twice = replace(val, records=val.records + val.records)
-    hits = answer(encoder, twice, ["a person"], k=12)[0]
+    hits = search_split(encoder, twice, ["a person"], k=12)[0]
     names = [hit.image_id for hit in hits]
     assert names[0::2] == names[1::2], "each image beside its double"
     known = encode_split(encoder, twice)
     alike = replace(known, image_features=known.image_features[:1].expand(12, -1))
     marked = replace(twice, records=tuple(replace(record, pid=n) for n, record in enumerate(twice.records)))
-    assert [hit.metadata["pid"] for hit in answer(encoder, marked, ["a person"], 5, alike)[0]] == [0, 1, 2, 3, 4]
+    assert [hit.metadata["pid"] for hit in search_split(encoder, marked, ["a person"], 5, alike)[0]] == [0, 1, 2, 3, 4]
 
 
 def test_features_at_hand_spare_the_images(encoder: Encoder) -> None:
@@ -206,7 +206,7 @@ def test_features_at_hand_spare_the_images(encoder: Encoder) -> None:
         F.normalize(torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), dim=1),
         torch.zeros(3, 16), torch.tensor([4, 5, 4]), torch.tensor([4, 5, 4]),
     )  # fmt: skip
-    hits = answer(encoder, split, ["a woman"], 3, known)[0]
+    hits = search_split(encoder, split, ["a woman"], 3, known)[0]
     assert sorted(hit.image_id for hit in hits) == ["0.jpg", "1.jpg", "2.jpg"]
     assert {hit.image_id: hit.metadata["attributes"] for hit in hits}["1.jpg"] == {"n": 1}
 
@@ -214,7 +214,7 @@ def test_features_at_hand_spare_the_images(encoder: Encoder) -> None:
 @pytest.mark.parametrize("k", [0, 7])
 def test_more_hits_than_images_are_refused(encoder: Encoder, val: Split, k: int) -> None:
     with pytest.raises(ValueError, match=f"k is {k}; the gallery has 6 images, so give 1 to 6"):
-        answer(encoder, val, ["a person"], k)
+        search_split(encoder, val, ["a person"], k)
 
 
 def test_a_model_and_a_split_are_named_by_path_and_name(dolls: Path, tiny_backbone: Path) -> None:

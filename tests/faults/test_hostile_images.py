@@ -41,7 +41,7 @@ from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing.encoding import prepare
 from cskt.image_files.decode import decode_image
 from cskt.image_files.limits import MAX_PIXELS
-from cskt.report.answers import load_crop
+from cskt.report.pictured_results import load_crop
 from cskt.service.http_errors import ServiceError
 from cskt.service.settings import ServiceSettings
 from cskt.service.uploads import decode_query

@@ -166,9 +166,9 @@ def test_more_ties_than_are_read_at_once(store: LanceStore, monkeypatch: pytest.
     read: list[int] = []
     take = versions.Version.take
 
-    def counted(self: versions.Version, row_ids: np.ndarray) -> object:
-        read.append(len(row_ids))
-        return take(self, row_ids)
+    def counted(self: versions.Version, ids: np.ndarray) -> object:
+        read.append(len(ids))
+        return take(self, ids)
 
     monkeypatch.setattr(versions.Version, "take", counted)
     [found] = store.search(torch.from_numpy(coarse(0))[None], 7)
@@ -182,10 +182,10 @@ def test_compaction_retains_the_version_of_a_running_search(store: LanceStore, m
         store.add([each])
     pinned = store._latest()  # as a search holds it while it runs
     store.compact()
-    assert len(pinned.row_ids()) == 6
-    assert set(pinned.row_ids().tolist()).isdisjoint(store._latest().row_ids().tolist()), "nothing was moved"
+    assert len(pinned.matching_ids()) == 6
+    assert set(pinned.matching_ids().tolist()).isdisjoint(store._latest().matching_ids().tolist()), "nothing was moved"
     assert_same_hits(store, some_crops(6), queries_of(2).numpy(), 10)
-    assert len(pinned.take(pinned.row_ids())) == 6
+    assert len(pinned.take(pinned.matching_ids())) == 6
 
 
 def test_compaction_deletes_versions_after_their_retention(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cskt.report.answers import Answer, PicturedHit
 from cskt.report.pages import MAX_PAGE_BYTES, write_answer_page
+from cskt.report.pictured_results import PicturedHit, PicturedResult
 from cskt.types import Hit
 
 NASTY = "<script>alert('x')</script> \"quoted\" & {braces} %s"
@@ -56,7 +56,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def page_of(folder: Path, *answers: Answer, title: str = "Answers") -> Page:
+def page_of(folder: Path, *answers: PicturedResult, title: str = "Answers") -> Page:
     write_answer_page(folder / "new" / "answers.html", title, answers)
     return Page(folder / "new" / "answers.html")
 
@@ -66,7 +66,7 @@ def test_every_hit_is_shown_with_score_and_metadata(tmp_path: Path) -> None:
         PicturedHit(hit(1, camera="c3", night=False), jpeg(BLUE)),
         PicturedHit(Hit("cam2/b.jpg", 0.3, 2, {"camera": "c4", "width": 64, "height": 160}, group_size=3), jpeg(RED)),
     ]
-    page = page_of(tmp_path, Answer("a man in blue", hits))
+    page = page_of(tmp_path, PicturedResult("a man in blue", hits))
     pictures = page.attributes("img")
     assert [picture["alt"] for picture in pictures] == ["Rank 1: cam1/a.jpg", "Rank 2: cam2/b.jpg"]
     for picture, shown in zip(pictures, hits, strict=True):
@@ -78,7 +78,7 @@ def test_every_hit_is_shown_with_score_and_metadata(tmp_path: Path) -> None:
 
 def test_heat_maps_are_beside_their_crop(tmp_path: Path) -> None:
     maps = [("whole sentence", jpeg(RED)), ("bag", jpeg(GREEN))]
-    page = page_of(tmp_path, Answer("a red bag", [PicturedHit(hit(1), jpeg(BLUE), heat_maps=maps)]))
+    page = page_of(tmp_path, PicturedResult("a red bag", [PicturedHit(hit(1), jpeg(BLUE), heat_maps=maps)]))
     assert [picture["alt"] for picture in page.attributes("img")] == [
         "Rank 1: cam1/a.jpg",
         "Heat map of whole sentence",
@@ -88,7 +88,7 @@ def test_heat_maps_are_beside_their_crop(tmp_path: Path) -> None:
 
 
 def test_an_answer_without_hits_says_why(tmp_path: Path) -> None:
-    page = page_of(tmp_path, Answer("nobody", [], note="no crop scores at least 0.3"))
+    page = page_of(tmp_path, PicturedResult("nobody", [], note="no crop scores at least 0.3"))
     assert "no crop scores at least 0.3" in page.text
     assert page.attributes("img") == []
 
@@ -96,13 +96,13 @@ def test_an_answer_without_hits_says_why(tmp_path: Path) -> None:
 def test_all_text_is_escaped(tmp_path: Path) -> None:
     nasty = Hit(NASTY, 0.5, 1, {NASTY: NASTY})
     pictured = PicturedHit(nasty, jpeg(BLUE), heat_maps=[(NASTY, jpeg(RED))])
-    page = page_of(tmp_path, Answer(NASTY, [pictured], NASTY), title=NASTY)
+    page = page_of(tmp_path, PicturedResult(NASTY, [pictured], NASTY), title=NASTY)
     assert page.attributes("script") == []
     assert page.text.count(NASTY) == 8  # title, heading, query, note, image, column, value, map
 
 
 def test_nothing_is_fetched_and_nothing_runs(tmp_path: Path) -> None:
-    page = page_of(tmp_path, Answer("x", [PicturedHit(hit(1), jpeg(BLUE))]))
+    page = page_of(tmp_path, PicturedResult("x", [PicturedHit(hit(1), jpeg(BLUE))]))
     (policy,) = [meta["content"] for meta in page.attributes("meta") if "http-equiv" in meta]
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     assert not re.search(r"https?://|url\(|@import", page.source)
@@ -112,5 +112,5 @@ def test_nothing_is_fetched_and_nothing_runs(tmp_path: Path) -> None:
 def test_a_page_too_large_for_a_browser_is_refused(tmp_path: Path) -> None:
     large = PicturedHit(hit(1), bytes(MAX_PAGE_BYTES))
     with pytest.raises(ValueError, match=r"would take 13 MB; show fewer crops \(-k\)"):
-        page_of(tmp_path, Answer("x", [large]))
+        page_of(tmp_path, PicturedResult("x", [large]))
     assert not (tmp_path / "new").exists()

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cskt.report.answers import (
+from cskt.report.pictured_results import (
     EMPTY,
     NEUTRAL,
     PAPER,
     RIGHT,
     WRONG,
-    Answer,
     PicturedHit,
+    PicturedResult,
     answer_sheet,
     drawable,
     load_crop,
@@ -31,26 +31,28 @@ def frames(sheet: Image.Image, crop_height: int) -> list[tuple[int, int, int]]:
     return [pixel for pixel, before in zip(row[1:], row, strict=False) if before == PAPER and pixel != PAPER]
 
 
-def test_frames_are_green_if_right_and_red_if_wrong(answer: Answer) -> None:
+def test_frames_are_green_if_right_and_red_if_wrong(answer: PicturedResult) -> None:
     assert frames(answer_sheet(answer, crop_height=200), 200) == [RIGHT, WRONG, RIGHT]
 
 
-def test_frames_are_neutral_if_it_is_unknown_who_is_right(answer: Answer) -> None:
-    unknown = Answer(answer.query, [replace(hit, right=None) for hit in answer.hits])
+def test_frames_are_neutral_if_it_is_unknown_who_is_right(answer: PicturedResult) -> None:
+    unknown = PicturedResult(answer.query, [replace(hit, right=None) for hit in answer.hits])
     sheet = answer_sheet(unknown, crop_height=200)
     assert frames(sheet, 200) == [NEUTRAL] * 3
     colors = {color for _, color in sheet.getcolors(1 << 20)}
     assert not {RIGHT, WRONG} & colors
 
 
-def test_a_mark_below_the_frame_repeats_the_verdict(answer: Answer) -> None:
+def test_a_mark_below_the_frame_repeats_the_verdict(answer: PicturedResult) -> None:
     sheet = answer_sheet(answer, crop_height=200)
     below = sheet.crop((0, sheet.height - 30, sheet.width, sheet.height))
     colors = {color for _, color in below.getcolors(1 << 20)}
     assert {RIGHT, WRONG} <= colors
 
 
-def test_crops_are_shown_and_a_missing_one_is_a_grey_box(answer: Answer, caplog: pytest.LogCaptureFixture) -> None:
+def test_crops_are_shown_and_a_missing_one_is_a_grey_box(
+    answer: PicturedResult, caplog: pytest.LogCaptureFixture
+) -> None:
     colors = {color: count for count, color in answer_sheet(answer, crop_height=128).getcolors(1 << 20)}
     crop_color = Image.open(answer.hits[0].picture).getpixel((0, 0))
     assert colors[crop_color] >= 2 * 48 * 128 * 0.9
@@ -76,15 +78,15 @@ def test_a_crop_is_turned_upright(tmp_path: Path) -> None:
     assert crop.size == (48, 128)
 
 
-def test_a_long_sentence_makes_the_sheet_higher_and_not_wider(answer: Answer) -> None:
-    long = Answer("a man with a large blue backpack " * 20, answer.hits)
+def test_a_long_sentence_makes_the_sheet_higher_and_not_wider(answer: PicturedResult) -> None:
+    long = PicturedResult("a man with a large blue backpack " * 20, answer.hits)
     short_sheet, long_sheet = answer_sheet(answer), answer_sheet(long)
     assert long_sheet.width == short_sheet.width
     assert long_sheet.height > short_sheet.height + 100
 
 
 def test_an_answer_without_hits_is_drawn() -> None:
-    assert answer_sheet(Answer("nobody", [])).width > 100
+    assert answer_sheet(PicturedResult("nobody", [])).width > 100
 
 
 def test_wrapped_lines_fit_and_lose_nothing() -> None:
@@ -99,7 +101,7 @@ def test_full_width_punctuation_becomes_drawable() -> None:
     assert drawable("a red coat，black\nshoes。") == "a red coat,black shoes。"
 
 
-def test_a_crop_height_too_small_to_read_is_refused(answer: Answer) -> None:
+def test_a_crop_height_too_small_to_read_is_refused(answer: PicturedResult) -> None:
     with pytest.raises(ValueError, match="crop_height is 8 pixels"):
         answer_sheet(answer, crop_height=8)
 
@@ -128,7 +130,7 @@ def test_an_explained_sheet_has_a_row_for_each_crop() -> None:
         PicturedHit(Hit("a.jpg", 0.4, 1), jpeg(BLUE), heat_maps=[("whole sentence", jpeg(RED)), ("bag", jpeg(GREEN))]),
         PicturedHit(Hit("b.jpg", 0.3, 2), jpeg(GREEN), heat_maps=[("whole sentence", jpeg(BLUE)), ("bag", jpeg(RED))]),
     ]
-    sheet = answer_sheet(Answer("a red bag", hits), crop_height=240)
+    sheet = answer_sheet(PicturedResult("a red bag", hits), crop_height=240)
     seen = [middle_of(sheet, row, column) for row in range(2) for column in range(3)]
     for found, wanted in zip(seen, (BLUE, RED, GREEN, GREEN, BLUE, RED), strict=True):
         assert max(abs(one - other) for one, other in zip(found, wanted, strict=True)) < 12

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from cskt.report import pages
-from cskt.report.answers import Answer, PicturedHit
 from cskt.report.learning_curves import learning_curves
 from cskt.report.pages import Chart, Section, write_report
+from cskt.report.pictured_results import PicturedHit, PicturedResult
 from cskt.report.style import new_figure
 from cskt.report.tables import ResultRow
 from cskt.types import Hit
@@ -63,8 +63,8 @@ def write_and_read(path: Path, **parts: Any) -> tuple[str, Page]:
 
 
 @pytest.fixture
-def full(tmp_path: Path, answer: Answer) -> tuple[str, Page]:
-    nasty = Answer(NASTY, [replace(hit, right=None) for hit in answer.hits])
+def full(tmp_path: Path, answer: PicturedResult) -> tuple[str, Page]:
+    nasty = PicturedResult(NASTY, [replace(hit, right=None) for hit in answer.hits])
     return write_and_read(
         tmp_path / "new" / "report.html",
         title=NASTY,
@@ -154,9 +154,11 @@ def test_empty_parts_are_omitted(tmp_path: Path) -> None:
     assert [section["aria-labelledby"] for section in parsed.all("section")] == ["results"]
 
 
-def test_an_answer_without_right_images_or_without_hits_says_so(tmp_path: Path, answer: Answer) -> None:
-    wrong = Answer("x", [replace(hit, right=False) for hit in answer.hits])
-    _, parsed = write_and_read(tmp_path / "report.html", sections=[Section("a", answers=[wrong, Answer("y", [])])])
+def test_an_answer_without_right_images_or_without_hits_says_so(tmp_path: Path, answer: PicturedResult) -> None:
+    wrong = PicturedResult("x", [replace(hit, right=False) for hit in answer.hits])
+    _, parsed = write_and_read(
+        tmp_path / "report.html", sections=[Section("a", answers=[wrong, PicturedResult("y", [])])]
+    )
     assert "no right image among the first 3" in parsed.text
     assert "No image found." in parsed.text
 
@@ -210,7 +212,7 @@ def test_crops_shrink_until_the_page_is_small_enough_and_too_many_are_refused(
 ) -> None:
     noisy = tmp_path / "noisy.png"
     Image.effect_noise((200, 400), 90).save(noisy)
-    many = Answer("x", [PicturedHit(Hit("a", 0.5, 1), noisy)] * 20)
+    many = PicturedResult("x", [PicturedHit(Hit("a", 0.5, 1), noisy)] * 20)
     path = tmp_path / "report.html"
     write_report(path, title="A run", rows=[], sections=[Section("a", answers=[many])])
     whole = path.stat().st_size

@@ -15,8 +15,8 @@ from cskt.data.paperdoll import make_dataset
 from cskt.data.records import Split
 from cskt.embed import Encoder, load
 from cskt.errors import CsktError, file_system_errors, out_of_memory_errors
-from cskt.evaluation.evaluate import SplitFeatures, answer, encode_split, evaluate
-from cskt.report.answers import Answer, PicturedHit, answer_sheet
+from cskt.evaluation.evaluate import SplitFeatures, encode_split, evaluate, search_split
+from cskt.report.pictured_results import PicturedHit, PicturedResult, answer_sheet
 from cskt.report.tables import ResultRow, result_table
 from cskt.training.loop import train
 from cskt.utils.console import console, counting_bar
@@ -95,13 +95,15 @@ def compare(zero_shot: Encoder, cskt: Encoder, test: Split, features: SplitFeatu
     ]
 
 
-def answer_test_sentences(encoder: Encoder, test: Split, features: SplitFeatures) -> list[Answer]:
+def answer_test_sentences(encoder: Encoder, test: Split, features: SplitFeatures) -> list[PicturedResult]:
     """Search for the captions of three people spread over the split."""
     spread = [index * len(test.captions) // NUM_SENTENCES for index in range(NUM_SENTENCES)]
     queries, pids = [test.captions[index] for index in spread], [test.caption_pids[index] for index in spread]
     return [
-        Answer(query, [PicturedHit(hit, Path(hit.image_id), hit.metadata["pid"] == pid) for hit in hits])
-        for query, pid, hits in zip(queries, pids, answer(encoder, test, queries, NUM_CROPS, features), strict=True)
+        PicturedResult(query, [PicturedHit(hit, Path(hit.image_id), hit.metadata["pid"] == pid) for hit in hits])
+        for query, pid, hits in zip(
+            queries, pids, search_split(encoder, test, queries, NUM_CROPS, features), strict=True
+        )
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cskt.cli.model_flags import FAST_PRECISION, add_model_flags
 from cskt.cli.parsing import Parser
-from cskt.cli.search import search_split
+from cskt.cli.search import print_split_hits
 from cskt.data.sentences import LONGEST_SENTENCE
 
 
@@ -23,4 +23,4 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--sheet", type=Path, help="also draw the crops, as PNG; numbered if there are more sentences")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     parser.set_defaults(html=None)
-    return search_split(parser.parse(argv))
+    return print_split_hits(parser.parse(argv))

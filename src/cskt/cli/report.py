@@ -22,9 +22,9 @@ from cskt.data.records import Split
 from cskt.embed.model_paths import check_exists, run_config
 from cskt.errors import CsktError, file_system_errors
 from cskt.evaluation.evaluate import encode_split, split_of
-from cskt.report.answers import answer_sheet
 from cskt.report.numbers import rate, size
 from cskt.report.pages import Section, write_report
+from cskt.report.pictured_results import answer_sheet
 from cskt.report.style import LINES, png
 from cskt.report.tables import result_table
 from cskt.utils.console import bar, console

@@ -24,10 +24,10 @@ from cskt.evaluation.comparison import MethodResults, compare
 from cskt.evaluation.evaluate import SplitFeatures, as_result, evaluate
 from cskt.evaluation.results import Result
 from cskt.evaluation.statistics import curve_interval
-from cskt.report.answers import Answer, PicturedHit
 from cskt.report.comparison_tables import comparison_explanation, comparison_grid
 from cskt.report.evidence import Curve, attribute_bars, cmc_curves, confusion_matrix, similarity_histograms
 from cskt.report.pages import Chart, Section
+from cskt.report.pictured_results import PicturedHit, PicturedResult
 from cskt.report.tables import ResultRow
 from cskt.training.events import first_event, ignored_lines, read_events
 from cskt.types import Hit, PerQuery
@@ -168,13 +168,17 @@ def list_sections(model: Examined, split: Split, features: SplitFeatures, k: int
         f"{k} images is right, the last that is shown is the first right one, with its rank."
     )
     return [
-        Section(f"{title} of {model.label}", note, answers=[_answer(split, features, query, k) for query in queries])
+        Section(
+            f"{title} of {model.label}",
+            note,
+            answers=[_pictured_result(split, features, query, k) for query in queries],
+        )
         for title, note, queries in (("Best ranked lists", best_note, best), ("Worst ranked lists", worst_note, worst))
         if queries
     ]
 
 
-def _answer(split: Split, features: SplitFeatures, query: int, k: int) -> Answer:
+def _pictured_result(split: Split, features: SplitFeatures, query: int, k: int) -> PicturedResult:
     similarity = features.image_features @ features.text_features[query]
     right = features.image_pids == features.caption_pids[query]
     hits = []
@@ -182,7 +186,7 @@ def _answer(split: Split, features: SplitFeatures, query: int, k: int) -> Answer
         path, pid = split.records[position].image_path, split.records[position].pid
         hit = Hit(f"{path.name}, person {pid}", float(similarity[position]), rank)
         hits.append(PicturedHit(hit, path, bool(right[position])))
-    return Answer(split.captions[query], hits)
+    return PicturedResult(split.captions[query], hits)
 
 
 def attribute_sections(model: Examined, split: Split) -> list[Section]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from cskt.cli.parsing import command_line
 from cskt.config import RunConfig, to_dict
-from cskt.report.answers import Answer
 from cskt.report.learning_curves import learning_curves
 from cskt.report.pages import Chart, Section, write_report
+from cskt.report.pictured_results import PicturedResult
 from cskt.report.tables import ResultRow
 from cskt.training.events import first_event, ignored_lines, last_event, read_events
 from cskt.training.run_folder import RunFolder
@@ -25,7 +25,7 @@ def write_run_report(
     *,
     title: str = "",
     extra_rows: Sequence[ResultRow] = (),
-    answers: Sequence[Answer] = (),
+    answers: Sequence[PicturedResult] = (),
     next_commands: Sequence[str] = (),
 ) -> Path:
     """Write `report.html` into a run folder, and return its path.

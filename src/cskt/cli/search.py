@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cskt.cli.model_flags import FAST_PRECISION, add_model_flags, load_model_and_split, num_hits
 from cskt.cli.parsing import Parser, check_suffix, given
-from cskt.cli.search_output import Answered, draw_answers, jpeg, print_answers
+from cskt.cli.search_output import QueryResult, draw_answers, jpeg, print_answers
 from cskt.data.sentences import LONGEST_SENTENCE, check_length
 from cskt.errors import CsktError, MissingFileError, out_of_memory_errors
 from cskt.utils.console import bar
@@ -66,11 +66,11 @@ def main(argv: Sequence[str]) -> int:
     if len(flags.sentences) > MOST_QUERIES:
         raise CsktError(f"{len(flags.sentences):,} sentences are more than {MOST_QUERIES:,}; search in several goes")
     if flags.model is not None:
-        return search_split(flags)
-    return search_gallery(flags)
+        return print_split_hits(flags)
+    return print_gallery_hits(flags)
 
 
-def search_gallery(flags: argparse.Namespace) -> int:
+def print_gallery_hits(flags: argparse.Namespace) -> int:
     """Search the gallery that the flags name and print its answers."""
     from cskt.gallery.options import SearchOptions  # noqa: PLC0415
     from cskt.gallery.query import Query  # noqa: PLC0415
@@ -88,16 +88,16 @@ def search_gallery(flags: argparse.Namespace) -> int:
     with Gallery.open(flags.gallery, device=flags.device) as gallery:
         found = gallery.search_many(queries, options)
         _warn(gallery, queries)
-        answers = [_answered(gallery, flags, query, hits) for query, hits in zip(queries, found, strict=True)]
+        answers = [_query_result(gallery, flags, query, hits) for query, hits in zip(queries, found, strict=True)]
         print_answers(answers, list(gallery.columns), grouped=flags.group_by is not None, as_json=flags.json)
         heading = f"Answers of {flags.gallery.resolve().name}"
         draw_answers(answers, lambda hit: gallery.thumbnail(hit.image_id), flags.sheet, flags.html, heading)
     return 0
 
 
-def search_split(flags: argparse.Namespace) -> int:
+def print_split_hits(flags: argparse.Namespace) -> int:
     """Search the split that the flags of `add_model_flags` name and print its answers."""
-    from cskt.evaluation.evaluate import answer  # noqa: PLC0415
+    from cskt.evaluation.evaluate import search_split  # noqa: PLC0415
 
     check_suffix("--sheet", flags.sheet, [".png"])
     for sentence in flags.sentences:
@@ -107,8 +107,8 @@ def search_split(flags: argparse.Namespace) -> int:
     k = num_hits(flags.k, DEFAULT_K, split)
     for line in encoder.text_warnings(flags.sentences):
         logger.warning("%s", line)
-    found = answer(encoder, split, flags.sentences, k)
-    answers = [Answered(text, text, hits) for text, hits in zip(flags.sentences, found, strict=True)]
+    found = search_split(encoder, split, flags.sentences, k)
+    answers = [QueryResult(text, text, hits) for text, hits in zip(flags.sentences, found, strict=True)]
     print_answers(answers, ["pid"], grouped=False, as_json=flags.json)
     draw_answers(answers, _image_of_split, flags.sheet, flags.html, f"Answers of {split.dataset} {split.name}")
     return 0
@@ -194,7 +194,7 @@ def _warn(gallery: Gallery, queries: Sequence[Query]) -> None:
         logger.warning("%s", line)
 
 
-def _answered(gallery: Gallery, flags: argparse.Namespace, query: Query, hits: list[Hit]) -> Answered:
+def _query_result(gallery: Gallery, flags: argparse.Namespace, query: Query, hits: list[Hit]) -> QueryResult:
     parts = [query.text] if query.text else []
     parts += [f"like {name}" for name in (flags.image, flags.like) if name]
     parts += [f"not: {sentence}" for sentence in query.exclude]
@@ -205,7 +205,7 @@ def _answered(gallery: Gallery, flags: argparse.Namespace, query: Query, hits: l
                 explanations.append(gallery.explain(hit.image_id, query.text))
                 advance()
     note = "" if hits else _why_nothing(gallery, flags)
-    return Answered(query.text, printable(one_line(", ".join(parts))), hits, note, explanations)
+    return QueryResult(query.text, printable(one_line(", ".join(parts))), hits, note, explanations)
 
 
 def _why_nothing(gallery: Gallery, flags: argparse.Namespace) -> str:

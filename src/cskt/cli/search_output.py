@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from cskt.explain import Explanation
-    from cskt.report.answers import PicturedHit
+    from cskt.report.pictured_results import PicturedHit
     from cskt.types import Hit
 
 JPEG_QUALITY = 85
 
 
 @dataclass(frozen=True)
-class Answered:
+class QueryResult:
     """A query with its hits."""
 
     query: str | None
@@ -42,7 +42,7 @@ class Answered:
     """Heat maps of each hit, or none."""
 
 
-def print_answers(answers: Sequence[Answered], columns: Sequence[str], *, grouped: bool, as_json: bool) -> None:
+def print_answers(answers: Sequence[QueryResult], columns: Sequence[str], *, grouped: bool, as_json: bool) -> None:
     """Print hits on stdout, and on stderr why a query has none.
 
     `columns` are those of the metadata, for tables; `grouped`: each hit stands for a group, whose size is shown.
@@ -56,7 +56,7 @@ def print_answers(answers: Sequence[Answered], columns: Sequence[str], *, groupe
             console().print(_table(answer, columns, grouped=grouped))
 
 
-def _record(answer: Answered) -> dict[str, Any]:
+def _record(answer: QueryResult) -> dict[str, Any]:
     hits = [dataclasses.asdict(hit) for hit in answer.hits]
     for hit, explanation in zip(hits, answer.explanations, strict=False):
         rows, columns = explanation.sentence.shape
@@ -70,7 +70,7 @@ def _record(answer: Answered) -> dict[str, Any]:
     return {"query": answer.query, "hits": hits}
 
 
-def _table(answer: Answered, columns: Sequence[str], *, grouped: bool) -> Table:
+def _table(answer: QueryResult, columns: Sequence[str], *, grouped: bool) -> Table:
     known = [column for column in columns if any(column in hit.metadata for hit in answer.hits)]
     table = Table(title=literal(printable(answer.title)), title_justify="left")
     for number in ("rank", "score"):
@@ -86,7 +86,11 @@ def _table(answer: Answered, columns: Sequence[str], *, grouped: bool) -> Table:
 
 
 def draw_answers(
-    answers: Sequence[Answered], picture_of: Callable[[Hit], bytes], sheet: Path | None, page: Path | None, heading: str
+    answers: Sequence[QueryResult],
+    picture_of: Callable[[Hit], bytes],
+    sheet: Path | None,
+    page: Path | None,
+    heading: str,
 ) -> None:
     """Write hits as pictures: a PNG file for each answer, numbered if there are several, and one HTML page, or neither.
 
@@ -95,10 +99,10 @@ def draw_answers(
     if sheet is None and page is None:
         return
     # matplotlib, whose fonts they use, takes a second to import.
-    from cskt.report.answers import Answer, answer_sheet  # noqa: PLC0415
     from cskt.report.pages import write_answer_page  # noqa: PLC0415
+    from cskt.report.pictured_results import PicturedResult, answer_sheet  # noqa: PLC0415
 
-    drawn = [Answer(answer.title, _pictured(answer, picture_of), answer.note) for answer in answers]
+    drawn = [PicturedResult(answer.title, _pictured(answer, picture_of), answer.note) for answer in answers]
     if page is not None:
         write_answer_page(page, heading, drawn)
     if sheet is not None:
@@ -109,9 +113,9 @@ def draw_answers(
                 answer_sheet(answer).save(path)
 
 
-def _pictured(answer: Answered, picture_of: Callable[[Hit], bytes]) -> list[PicturedHit]:
+def _pictured(answer: QueryResult, picture_of: Callable[[Hit], bytes]) -> list[PicturedHit]:
     from cskt.explain import overlay  # noqa: PLC0415  (torch)
-    from cskt.report.answers import PicturedHit, load_crop  # noqa: PLC0415
+    from cskt.report.pictured_results import PicturedHit, load_crop  # noqa: PLC0415
 
     pictured = []
     for position, hit in enumerate(answer.hits):

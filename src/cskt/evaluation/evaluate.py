@@ -242,7 +242,7 @@ def as_result(
 
 
 @out_of_memory_errors(SMALLER_BATCHES)
-def answer(
+def search_split(
     encoder: Encoder, split: Split, queries: Sequence[str], k: int, features: SplitFeatures | None = None
 ) -> list[list[Hit]]:
     """Return the k best images of a split for each sentence; `metadata` has the `pid` and `attributes` of an image.

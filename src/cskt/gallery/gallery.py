@@ -19,7 +19,6 @@ from cskt.embed import EncodeOptions, Encoder, ModelSource
 from cskt.errors import CsktError, UnknownCropError
 from cskt.explain import Explanation
 from cskt.explain import explain as explain_crop
-from cskt.gallery.answers import HISTOGRAM_EDGES, Histogram, merged, search
 from cskt.gallery.columns import Kind
 from cskt.gallery.conditions import Condition
 from cskt.gallery.indexing.commits import IndexReport, Progress
@@ -30,6 +29,7 @@ from cskt.gallery.manifest import Manifest, read_manifest, source_of
 from cskt.gallery.opening import check_model, create_gallery, load_model
 from cskt.gallery.options import DEFAULTS, SearchOptions, search_options
 from cskt.gallery.query import Query, encode_queries, query_warnings
+from cskt.gallery.ranking import HISTOGRAM_EDGES, Histogram, merged, ranked_hits
 from cskt.gallery.state import GalleryState, Row
 from cskt.gallery.stores.base import CropFacts, Facet
 from cskt.gallery.stores.row_checks import checked_thumbnail
@@ -330,14 +330,14 @@ class Gallery(AbstractContextManager["Gallery"]):
     ) -> list[list[Hit]]:
         """Search for several queries at once; see `search`. k and the other options as keywords are deprecated."""
         checked = self._state.checked(search_options(options, keywords))
-        return search(self._state.store, self.encode(queries), checked)
+        return ranked_hits(self._state.store, self.encode(queries), checked)
 
     def search_vectors(
         self, vectors: Tensor, options: SearchOptions | int = DEFAULTS, **keywords: Any
     ) -> list[list[Hit]]:
         """Search for vectors [Q, D] of `encode`; see `search_many`."""
         checked = self._state.checked(search_options(options, keywords))
-        return search(self._state.store, vectors, checked)
+        return ranked_hits(self._state.store, vectors, checked)
 
     def encode(self, queries: Sequence[Query]) -> Tensor:
         """Return unit vectors [Q, D] of queries: the costly half of a search."""

@@ -43,7 +43,7 @@ class LossInputs:
     pair_weights: Tensor | None = None
     """[B] float weights of the pairs, set by a training hook; None for 1 each."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
-    """What method parts hand to the losses, by name."""
+    """Values that method parts pass to the losses, by name."""
 
     def __post_init__(self) -> None:
         assert self.image_features.shape == self.text_features.shape, "image i belongs to caption i"

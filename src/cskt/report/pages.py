@@ -21,9 +21,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from cskt.errors import CsktError, file_system_errors
-from cskt.report.answers import Answer, load_crop
 from cskt.report.numbers import METRIC_NAMES, parameter_text, percent
 from cskt.report.people import ShownPerson
+from cskt.report.pictured_results import PicturedResult, load_crop
 from cskt.report.style import svg
 from cskt.report.tables import Grid, ResultRow, is_number_column, note_text, table_grid
 
@@ -63,7 +63,7 @@ class Section:
     charts: Sequence[Chart] = ()
     sentences: Sequence[tuple[str, str]] = ()
     """Captions, each with a remark on it."""
-    answers: Sequence[Answer] = ()
+    answers: Sequence[PicturedResult] = ()
     half: bool = False
     """True: beside the next part on a wide screen."""
     table: Grid = ()
@@ -122,7 +122,7 @@ def write_report(
     _write(path, page, "the report", "show fewer answers")
 
 
-def write_answer_page(path: Path, title: str, answers: Sequence[Answer]) -> None:
+def write_answer_page(path: Path, title: str, answers: Sequence[PicturedResult]) -> None:
     """Write the answers of a gallery, whose pictures are JPEG, as one HTML file."""
     page = _render("answers.html.j2", title=title, answers=answers)
     _write(path, page, "the page", "show fewer crops (-k) or fewer sentences")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from cskt.report.answers import (
+from cskt.report.pictured_results import (
     EMPTY,
     NEUTRAL,
     PAPER,

@@ -99,9 +99,9 @@ class Batcher(Pool, Generic[Item, Result]):
             batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
         # The future of a client that has left is cancelled and cannot be set running.
         if batch := [(item, future) for item, future in batch if future.set_running_or_notify_cancel()]:
-            self._answer(batch)
+            self._resolve(batch)
 
-    def _answer(self, batch: Sequence[tuple[Item, Future[Result]]]) -> None:
+    def _resolve(self, batch: Sequence[tuple[Item, Future[Result]]]) -> None:
         try:
             results = self._work([item for item, _ in batch])
             assert len(results) == len(batch)
@@ -111,7 +111,7 @@ class Batcher(Pool, Generic[Item, Result]):
                     future.set_exception(error)
                 return
             for pair in batch:  # one bad item must not fail the others
-                self._answer([pair])
+                self._resolve([pair])
             return
         for (_, future), result in zip(batch, results, strict=True):
             future.set_result(result)

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from cskt.errors import CsktError, NoAnswerError
-from cskt.gallery.answers import Histogram
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.options import EVERY_SCORE, SearchOptions
 from cskt.gallery.query import Query
+from cskt.gallery.ranking import Histogram
 from cskt.service.batching import Batcher, Pool
 from cskt.service.http_errors import ServiceError
 from cskt.service.monitoring import Metrics
@@ -53,7 +53,7 @@ class GalleryWorker:
         batch, waiting = settings.queries_together, settings.queries_waiting
         self._encoding: Batcher[Query, Tensor] = Batcher("encode", self._encode, max_batch=batch, max_waiting=waiting)
         self._searching: Batcher[tuple[Tensor, SearchOptions], list[Hit]] = Batcher(
-            "search", self._search, max_batch=batch, max_waiting=waiting
+            "search", self._search_batch, max_batch=batch, max_waiting=waiting
         )
         self._slow = Pool("slow", threads=2, max_waiting=MAX_SLOW_WAITING)
         self.explaining = Pool("explain", threads=1, max_waiting=MAX_SLOW_WAITING)
@@ -94,7 +94,7 @@ class GalleryWorker:
         vector = await self._encoding.add(query)
         is_slow = options.where is not None or options.group_by is not None or options.k + options.offset > DEEP
         if is_slow:
-            (hits,) = await self._slow.run(self._search, [(vector, options)])
+            (hits,) = await self._slow.run(self._search_batch, [(vector, options)])
         else:
             hits = await self._searching.add((vector, options))
         if not histogram:
@@ -131,7 +131,7 @@ class GalleryWorker:
         with self._metrics.encode_seconds.time():
             return self.gallery.encode(queries).unbind(0)
 
-    def _search(self, items: Sequence[tuple[Tensor, SearchOptions]]) -> list[list[Hit]]:
+    def _search_batch(self, items: Sequence[tuple[Tensor, SearchOptions]]) -> list[list[Hit]]:
         """Return the hits of each item; items with the same options are searched for together."""
         positions: dict[SearchOptions, list[int]] = {}
         for position, (_, options) in enumerate(items):

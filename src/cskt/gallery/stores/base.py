@@ -199,7 +199,10 @@ class VectorStore(Protocol):
         """
 
     def search(self, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Hit]]:
-        """Return the k crops with the largest inner product for each query, exactly as float32 vectors rank them.
+        """Return the k crops with the largest inner product for each query, ranked as float32 vectors rank them.
+
+        Scores and order of the returned crops are exact. A store may miss crops above a size that its class states:
+        `LanceStore` above its `matrix_limit`, `MilvusStore` as its index is chosen.
 
         Args:
             queries: [Q, D] float32.

@@ -51,8 +51,8 @@ from cskt.gallery.stores.lance.table import (
 from cskt.gallery.stores.lance.versions import (
     LoadedVersion,
     Version,
+    ids_in,
     rescored,
-    row_ids,
     search_by_index,
 )
 from cskt.gallery.stores.row_checks import (
@@ -159,13 +159,13 @@ class LanceStore(VectorStore):
         self.folder = folder
         self._matrix_limit = matrix_limit
         self._database = lancedb.connect(str(folder))
-        self._head: Any = self._database.open_table(TABLE)  # follows the latest version
-        self._version = self._pinned(self._head.version)
-        self._version_lock = threading.Lock()
-        self._loaded: LoadedVersion | None = None
+        self._head: Any = self._database.open_table(TABLE)  # reads follow it to the latest version
+        self._version = self._pinned(self._head.version)  # the latest version, pinned: what a search reads
+        self._version_lock = threading.Lock()  # of the two handles above
+        self._loaded: LoadedVersion | None = None  # a pinned version with its vectors in memory
         self._loading_lock = threading.Lock()
-        self._writer: Any = self._database.open_table(TABLE)
-        self._writing_lock = threading.Lock()
+        self._writer: Any = self._database.open_table(TABLE)  # the only handle that writes
+        self._writing_lock = threading.Lock()  # between threads; `_writing` also locks out other processes
 
     def add(self, crops: Sequence[Crop]) -> None:
         """See `VectorStore`; CsktError for a vector of another width or not finite, and for an unknown column."""
@@ -226,7 +226,7 @@ class LanceStore(VectorStore):
         version = self._latest()
         corrupt = set[int]()
         for batch in version.scan([*version.fact_columns, "vector"]):
-            ids = row_ids(batch)
+            ids = ids_in(batch)
             corrupt |= {*ids[corrupt_vectors(to_vectors(batch))].tolist()}
             for row_id, row in zip(ids.tolist(), batch.drop_columns([ROW_ID, "vector"]).to_pylist(), strict=True):
                 try:
@@ -240,7 +240,7 @@ class LanceStore(VectorStore):
             return sum(int(table.delete(where).num_deleted_rows) for where in conditions)
 
     def search(self, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Hit]]:
-        """See `VectorStore`, except above `matrix_limit`; see the class."""
+        """See `VectorStore`; approximate above `matrix_limit`."""
         version = self._latest()
         condition = None if where is None else to_sql(where)
         if version.num_rows > self._matrix_limit:

@@ -73,25 +73,25 @@ class Version:
         """Return the vectors [n, D] of rows from `scan` or `take`."""
         vectors = to_vectors(rows)
         if corrupt := corrupt_vectors(vectors):
-            row = self.take(row_ids(rows)[corrupt[:1]], ["image_id"])
+            row = self.take(ids_in(rows)[corrupt[:1]], ["image_id"])
             raise CorruptRowError(self.folder, row["image_id"][0].as_py(), "its vector must be finite numbers")
         return vectors
 
-    def row_ids(self, where: str | None = None) -> NDArray[np.int64]:
-        """Return the ids of the rows that fulfil a condition, rising."""
-        return np.sort(np.concatenate([np.empty(0, np.int64), *map(row_ids, self.scan([], where))]))
+    def matching_ids(self, where: str | None = None) -> NDArray[np.int64]:
+        """Return the ids of the rows that fulfil a condition, rising; of all rows without one."""
+        return np.sort(np.concatenate([np.empty(0, np.int64), *map(ids_in, self.scan([], where))]))
 
-    def take(self, row_ids: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
+    def take(self, ids: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
         """Return some columns of some rows, in the order of their ids; vector and facts by default."""
         names = ["vector", *self.fact_columns] if columns is None else list(columns)
         with lance_errors(self.folder):
-            rows = self.table.take_row_ids(np.sort(row_ids).tolist()).select(names).with_row_id().to_arrow()
+            rows = self.table.take_row_ids(np.sort(ids).tolist()).select(names).with_row_id().to_arrow()
         return rows.sort_by(ROW_ID)
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedVersion:
-    """A version with its vectors in memory."""
+    """A version with its vectors in memory; only `selections`, a cache that several threads fill, changes."""
 
     version: Version
     matrix: Matrix
@@ -102,7 +102,7 @@ class LoadedVersion:
     def of(cls, version: Version, before: LoadedVersion | None) -> LoadedVersion:
         """Load a version; only rows that `before`, an earlier version, lacks are read."""
         dim = version.table.schema.field("vector").type.list_size
-        ids = version.row_ids()
+        ids = version.matching_ids()
         matrix = Matrix(dim) if before is None else before.matrix
         matrix = matrix.without(np.setdiff1d(matrix.keys(), ids, assume_unique=True))
         new = np.setdiff1d(ids, matrix.keys(), assume_unique=True)
@@ -111,7 +111,7 @@ class LoadedVersion:
         for start in range(0, len(new), LOADED_ROWS):
             part = new[start : start + LOADED_ROWS]
             for batch in version.scan(["vector"], f"{ROW_ID} >= {part[0]} AND {ROW_ID} <= {part[-1]}"):
-                matrix = matrix.extended(row_ids(batch), version.vectors(batch))
+                matrix = matrix.extended(ids_in(batch), version.vectors(batch))
             _trim_memory()
         assert np.array_equal(matrix.keys(), ids)
         return cls(version, matrix)
@@ -122,7 +122,7 @@ class LoadedVersion:
             return None
         selection = self.selections.get(where)
         if selection is None:
-            selection = self.selections[where] = self.matrix.select(self.version.row_ids(where))
+            selection = self.selections[where] = self.matrix.select(self.version.matching_ids(where))
             for outdated in list(self.selections)[:-MAX_SELECTIONS]:
                 self.selections.pop(outdated, None)  # another thread may have been quicker
         return selection
@@ -140,7 +140,7 @@ class _FetchedRows:
     @classmethod
     def read(cls, version: Version, keys: NDArray[np.int64]) -> _FetchedRows:
         rows = version.take(keys)
-        return cls(version.folder, row_ids(rows), version.vectors(rows), rows.drop_columns([ROW_ID, "vector"]))
+        return cls(version.folder, ids_in(rows), version.vectors(rows), rows.drop_columns([ROW_ID, "vector"]))
 
     def best(self, query: Tensor, k: int, keys: NDArray[np.int64]) -> list[Hit]:
         """Return the k best of these keys, all of which have been read."""
@@ -196,11 +196,11 @@ def search_by_index(version: Version, query: Tensor, k: int, where: str | None) 
     if where is not None:
         nearest = nearest.where(where, prefilter=True)
     with lance_errors(version.folder):
-        keys = row_ids(nearest.to_arrow())
+        keys = ids_in(nearest.to_arrow())
     return rescored(version, query[None], k, [Candidates(keys, np.full(len(keys), np.inf, np.float32))])[0]
 
 
-def row_ids(rows: pa.RecordBatch | pa.Table) -> NDArray[np.int64]:
+def ids_in(rows: pa.RecordBatch | pa.Table) -> NDArray[np.int64]:
     """Return the ids of rows that were read with them."""
     return np.asarray(rows[ROW_ID].to_numpy().astype(np.int64))
 

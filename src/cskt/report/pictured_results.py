@@ -1,4 +1,4 @@
-"""Answers to queries with the pictures of their hits, and one picture of an answer."""
+"""Results of queries with the pictures of their hits, and one picture of a result."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class PicturedHit:
 
 
 @dataclass(frozen=True)
-class Answer:
+class PicturedResult:
     """The hits of one query, best first."""
 
     query: str
@@ -89,7 +89,7 @@ def load_crop(image: Path | bytes) -> Image.Image | None:
         return None
 
 
-def answer_sheet(answer: Answer, *, crop_height: int = 256) -> Image.Image:
+def answer_sheet(answer: PicturedResult, *, crop_height: int = 256) -> Image.Image:
     """Draw an answer: the query on top, below it the crops in a row, or with heat maps one row for each crop.
 
     The frame of a crop is green with a check mark if it is right, red with a cross if it is wrong, grey if unknown.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cskt.gallery import answers
-from cskt.gallery.answers import HISTOGRAM_EDGES, grouped, merged
+from cskt.gallery import ranking
+from cskt.gallery.ranking import HISTOGRAM_EDGES, grouped, merged
 from cskt.types import Hit
 
 
@@ -40,7 +40,7 @@ def test_the_search_goes_deeper_until_there_are_enough_groups(monkeypatch: pytes
     groups = grouped(search, 3, "track")
     assert [hit.image_id for hit in groups] == ["000", "050", "100"]
     assert depths == [12, 48, 192]
-    monkeypatch.setattr(answers, "MAX_RESULTS", 60)
+    monkeypatch.setattr(ranking, "MAX_RESULTS", 60)
     assert len(grouped(search, 8, "track")) == 2
 
 

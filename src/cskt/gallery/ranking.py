@@ -1,4 +1,4 @@
-"""Hits of a store: above a threshold, one per group; and the histogram of scores."""
+"""Ranking of a store's hits: one per group, then those above the threshold; and the histogram of scores."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ class Histogram(NamedTuple):
     """n numbers of crops between neighbouring edges."""
 
 
-def search(store: VectorStore, vectors: Tensor, options: SearchOptions) -> list[list[Hit]]:
-    """Search a store for vectors [Q, D], with options of `GalleryState.checked`."""
+def ranked_hits(store: VectorStore, vectors: Tensor, options: SearchOptions) -> list[list[Hit]]:
+    """Search a store for vectors [Q, D], with options of `GalleryState.checked`.
+
+    Groups are formed first and the threshold is applied last, so `Hit.group_size` also counts crops below it.
+    """
     where, column, num_ranked = cast("Condition | None", options.where), options.group_by, options.k + options.offset
     if column is None:
         answers = store.search(vectors, num_ranked, where)
