@@ -132,7 +132,8 @@ def test_image_that_fails_in_training(train_command: str, root: Path, tmp_path: 
     shutil.copytree(root / "CUHK-PEDES", tmp_path / "CUHK-PEDES")
     broken = min((tmp_path / "CUHK-PEDES" / "imgs").rglob("*.jpg"))
     broken.write_bytes(b"")
-    refusal = typed(f"{train_command} --root {tmp_path} --output {tmp_path / 'run'}").refusal()
+    command = train_command.replace(f"--root {root}", f"--root {tmp_path}")
+    refusal = typed(f"{command} --output {tmp_path / 'run'}").refusal()
     assert refusal.startswith(f"{broken}: damaged image: the file is empty")
 
 

@@ -476,11 +476,12 @@ def test_merged_file_needs_nothing_beside_it(
 
 
 def test_trained_clip_becomes_a_backbone(
-    train_command: str, own_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    train_command: str, root: Path, own_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     parent, child, backbone = tmp_path / "parent", tmp_path / "child", tmp_path / "mine.safetensors"
     whole = "--trainable all --prompts.directions none --adapters.sides none --lr 1e-3 --num-epochs 1"
-    done(f"{train_command} {whole} --dataset jsonl --root {own_data} --output {parent}")
+    command = train_command.replace(f"--root {root}", f"--dataset jsonl --root {own_data}")
+    done(f"{command} {whole} --output {parent}")
     done(f"cskt export {parent} --as-backbone {backbone} --half --seen-tokens")
     assert backbone.stat().st_size < 200_000, "the words of training alone, in half precision"
 

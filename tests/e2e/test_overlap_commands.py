@@ -29,8 +29,11 @@ def expected(root: Path) -> str:
     return f"{root}: identities in both train and test: 1 ({pid}); number people apart and keep each in one split"
 
 
-def test_training_refuses_before_anything_is_written(shared: Path, train_command: str, tmp_path: Path) -> None:
-    outcome = typed(f"{train_command} --dataset jsonl --root {shared} --output {tmp_path / 'run'}")
+def test_training_refuses_before_anything_is_written(
+    shared: Path, root: Path, train_command: str, tmp_path: Path
+) -> None:
+    command = train_command.replace(f"--root {root}", f"--dataset jsonl --root {shared}")
+    outcome = typed(f"{command} --output {tmp_path / 'run'}")
     assert outcome.refusal().startswith(expected(shared))
     assert not (tmp_path / "run").exists()
 

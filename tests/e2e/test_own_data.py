@@ -58,9 +58,10 @@ def test_an_imported_table_has_no_errors_and_can_be_shown(imported: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_training_and_results_name_the_people(imported: Path, train_command: str, tmp_path: Path) -> None:
+def test_training_and_results_name_the_people(imported: Path, root: Path, train_command: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    done(f"{train_command} --dataset jsonl --root {imported} --output {run}")
+    command = train_command.replace(f"--root {root}", f"--dataset jsonl --root {imported}")
+    done(f"{command} --output {run}")
     done(f"cskt evaluate {run} --device cpu")
     (file,) = (run / "evaluations").glob("jsonl_test_*.json")
     pids = json.loads(file.read_text(encoding="utf-8"))["query_pids"]
@@ -69,6 +70,30 @@ def test_training_and_results_name_the_people(imported: Path, train_command: str
     assert {hit["metadata"]["pid"] for hit in found[0]["hits"]} <= set(pids)
     done(f"cskt report {run} --output {tmp_path}/report.html --lists 1 --device cpu")
     assert f"person {pids[0]}: first right image at rank" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_one_training_on_two_data_sets(
+    imported: Path, own_data: Path, root: Path, train_command: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = train_command.replace(f"--root {root}", f"--dataset jsonl --root {imported} --root {own_data}")
+    shown = done(f"{command} --output {run}")
+    assert f"evaluate {run} --dataset jsonl --root {own_data}" in shown.splitlines()[-1]
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert events[0]["train_identities"] == 6 + 8
+    stages = [event["stage"] for event in events if event["event"] == "mix-evaluation"]
+    assert stages == ["zero-shot-mix-2", "step-0-mix-2", "epoch-mix-2", "epoch-mix-2"]
+    other = typed(f"cskt evaluate {run} --dataset jsonl --root {own_data} --split val --device cpu --json").json()
+    assert other["t2i"]["num_queries"] == events[-2]["t2i"]["num_queries"] == 16
+    assert "already finished" in done(f"cskt train --resume {run}")
+
+    weighted = f"--mix '{{root: {own_data}, weight: 0.5}}' --mix-batches one"
+    single = train_command.replace(f"--root {root}", f"--dataset jsonl --root {imported}")
+    done(f"{single} {weighted} --num-epochs 1 --output {tmp_path}/weighted")
+    assert "weight: 0.5" in (tmp_path / "weighted" / "config.yaml").read_text(encoding="utf-8")
+    refusal = typed(f"{command} {weighted} --output {tmp_path}/both").refusal()
+    assert refusal.startswith("--root several times is a mix of data sets; leave out --mix")
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,8 @@ def _whole_classifier(heads: dict[str, Tensor], run: Folded, root: Path) -> dict
     ICFG-PEDES, which has no val split) or left some out (`train_fraction`).
     """
     data, rows = run.config.data, len(heads["classifier.weight"])
+    if data.mix:
+        raise CsktError(f"{run.folder}: trained on a mix of data sets, and the released programs know only one")
     has_no_val = dataset_key(data.dataset) == "icfg-pedes"
     if data.train_fraction == 1 and not (has_no_val and data.select_on == "val"):
         return {}

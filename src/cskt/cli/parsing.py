@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OVERRIDE = "override:"
+ROOT, MIX = "data.root", "data.mix"
+"""Keys of the first data set, whose flag may be given several times, and of further ones."""
 DEFAULT_RECIPE = "cskt"
 FIELDS = dict(flat_fields())
 """Config key -> its field."""
@@ -111,6 +113,7 @@ def add_config_flags(parser: Parser) -> None:
             default=argparse.SUPPRESS,
             metavar="VALUE",
             **({"nargs": "?", "const": "true"} if field.type == "bool" else {}),
+            **({"action": "append"} if key == ROOT else {}),
             help=_help(key, recipe).replace("%", "%%"),
         )
     for key, text in _loss_keys().items():
@@ -148,7 +151,12 @@ def flag_overrides(flags: argparse.Namespace) -> dict[str, Any]:
     texts = {name.removeprefix(OVERRIDE): text for name, text in vars(flags).items() if name.startswith(OVERRIDE)}
     if texts.get("loss.weights") in get_args(WeightsChoice):  # as in other commands, --weights ema is the backbone's
         texts["backbone.weights"] = texts.pop("loss.weights")
-    return {key: config_value(key, text) for key, text in texts.items()}
+    first, *others = texts.pop(ROOT, [None])
+    if others and MIX in texts:
+        raise CsktError("--root several times is a mix of data sets; leave out --mix, or give --root once")
+    values = {key: config_value(key, text) for key, text in texts.items()}
+    values |= {} if first is None else {ROOT: first}
+    return values | ({MIX: [{"root": root} for root in others]} if others else {})
 
 
 def config_value(key: str, text: str) -> Any:
@@ -183,7 +191,7 @@ def shown(value: Any) -> str:
     """Return a value as its flag takes it."""
     if value is None:
         return "none"
-    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return ",".join(map(str, value)) or "none" if isinstance(value, tuple | list) else str(value)
 
 
 def existing_folder(text: str) -> Path:

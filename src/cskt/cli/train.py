@@ -69,6 +69,9 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, 
     print(f"best: epoch {result.best_epoch}, R1 {100 * result.best_r1:.2f}, selected on {config.data.select_on}")
     print(f"run: {result.folder}\nreport: {report}")
     print("next: " + command_line("evaluate", result.folder, "--root", config.data.root))
+    for other in config.data.mix:
+        named = ("--dataset", other.dataset or config.data.dataset, "--root", other.root)
+        print("      " + command_line("evaluate", result.folder, *named))
     if result.already_finished and config.trainable != "none":
         start = command_line("train", "--config", result.folder / CONFIG, "--init-from", result.folder)
         print(f"a new run from these weights: {start}")

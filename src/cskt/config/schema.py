@@ -209,6 +209,18 @@ class MlmConfig:
 
 
 @checked_dataclass(STRICT)
+class MixedDataset:
+    """A further data set of a training."""
+
+    root: str = "data"
+    """Folder that holds the data set's folder, or that folder itself."""
+    dataset: str | None = None
+    """Name of the data set; that of data.dataset if empty."""
+    weight: PositiveReal = 1.0
+    """Times that each of its pairs is in an epoch: 0.5, every other pair; 2, each pair twice."""
+
+
+@checked_dataclass(STRICT)
 class DataConfig:
     """Training pairs and how batches are drawn from them."""
 
@@ -252,6 +264,11 @@ class DataConfig:
     templates: Annotated[tuple[str, ...], Len(min_length=1)] = ("{}",)
     """Sentences around a caption in evaluation and search, `{}` being the caption; features of several are averaged
     (CLIP, Radford et al. 2021, section 3.1.4). Training sees the captions as they are."""
+    mix: tuple[MixedDataset, ...] = ()
+    """Further data sets to train on, their identities kept apart: [{dataset: jsonl, root: DIR, weight: 0.5}, ...]. The
+    data set of data.root selects the best epoch; the others are evaluated beside it."""
+    mix_batches: Literal["all", "one"] = "all"
+    """all: a batch has pairs of all data sets | one: of a single one."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

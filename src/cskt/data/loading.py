@@ -23,9 +23,10 @@ from torch import Tensor
 
 from cskt.config import DataConfig
 from cskt.data.images import ImageReader
+from cskt.data.mixing import Part
 from cskt.data.pixel_cache import ImageArray, PixelStore
 from cskt.data.records import Split
-from cskt.data.samplers import check_batch_size, draw_batches, draw_units
+from cskt.data.samplers import check_batch_size, draw_batches, draw_mixed_batches, draw_units
 from cskt.data.tokenizer import Tokenizer, log_caption_warnings
 from cskt.errors import out_of_memory_errors
 from cskt.image_files.decode import Source, read_bytes
@@ -55,14 +56,22 @@ class TrainingLoader:
 
     Args:
         seed: decides the order together with the epoch.
+        parts: the data sets that the split consists of, one after the other; none if it is one data set.
 
     Raises:
         CsktError: the sampler cannot draw batches of the configured size from this split.
     """
 
     def __init__(
-        self, split: Split, tokenizer: Tokenizer, data: DataConfig, reader: ImageReader, *, seed: int
-    ) -> None:  # fmt: skip
+        self,
+        split: Split,
+        tokenizer: Tokenizer,
+        data: DataConfig,
+        reader: ImageReader,
+        *,
+        seed: int,
+        parts: Sequence[Part] = (),
+    ) -> None:
         self._paths = split.image_paths
         self._data = data
         self._reader = reader
@@ -81,6 +90,10 @@ class TrainingLoader:
         self._num_even_steps = -(-num_units * per_image // data.batch_size)
         self._drawn: tuple[int, list[Tensor]] = -1, []
         """The epoch that was drawn last, and its batches: counting them should not draw them twice."""
+        self._part_of_image = np.repeat(np.arange(len(parts)), [part.num_images for part in parts])
+        self._weights = [part.weight for part in parts]
+        if parts:
+            self._batches(0)  # checks the size of the batches of each data set
 
     def epoch(self, epoch: int, start_step: int = 0, share: Share = range) -> Generator[Batch, None, None]:
         """Yield the batches of an epoch from `start_step` on; those before it are not decoded.
@@ -105,7 +118,7 @@ class TrainingLoader:
 
     def num_steps(self, epoch: int) -> int:
         """Return the number of batches of an epoch; it differs between epochs with `identity-released` only."""
-        if self._data.sampler == "identity-released":
+        if self._data.sampler == "identity-released" or self._weights:
             return len(self._batches(epoch))
         return self._num_even_steps
 
@@ -120,7 +133,11 @@ class TrainingLoader:
             random = np.random.default_rng([self._seed, epoch])
             units = draw_units(self._image_ids.numpy(), self._data.captions_per_image, random)
             pids = self._pids.numpy()[units[:, 0]]
-            batches = draw_batches(pids, self._data, self._num_even_steps, random)
+            if self._weights:
+                parts = self._part_of_image[self._image_ids.numpy()[units[:, 0]]]
+                batches = draw_mixed_batches(pids, parts, self._weights, self._data, random)
+            else:
+                batches = draw_batches(pids, self._data, self._num_even_steps, random)
             self._drawn = epoch, [torch.from_numpy(units[batch]) for batch in batches]
         return self._drawn[1]
 

@@ -7,6 +7,8 @@ pairs of each of several people, ours and the one of the released CSKT and IRRA 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -124,6 +126,45 @@ def released_identity_batches(
 def _positions_by_id(ids: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Return the positions of each of the ids 0, 1, ..., in order."""
     return np.split(np.argsort(ids, kind="stable"), np.cumsum(np.bincount(ids))[:-1])
+
+
+def draw_mixed_batches(
+    pids: NDArray[np.int64],
+    parts: NDArray[np.int64],
+    weights: Sequence[float],
+    data: DataConfig,
+    random: np.random.Generator,
+) -> list[NDArray[np.int64]]:
+    """Draw the batches of an epoch from several data sets, by `data.sampler` and `data.mix_batches`.
+
+    Args:
+        pids: [U] identity of each unit, distinct between data sets.
+        parts: [U] data set of each unit, numbered from 0.
+        weights: how often each unit of a data set is in an epoch; a fraction of them, chosen at random, once more.
+        data: sampler, batch size, instances, and whether a batch is of all data sets or of one.
+        random: makes every choice.
+
+    Returns:
+        Positions of units, one array per batch; the batches of different data sets in random order.
+
+    Raises:
+        CsktError: what a batch is drawn from does not fill one; see `check_batch_size`.
+    """
+    chosen = [_repeated(np.flatnonzero(parts == part), weight, random) for part, weight in enumerate(weights)]
+    groups = chosen if data.mix_batches == "one" else [np.concatenate(chosen)]
+    batches = []
+    for group in groups:
+        num_batches = -(-len(group) * data.captions_per_image // data.batch_size)
+        people, numbered = np.unique(pids[group], return_inverse=True)
+        check_batch_size(data, len(group) * data.captions_per_image, len(people))
+        batches += [group[batch] for batch in draw_batches(numbered, data, num_batches, random)]
+    return [batches[place] for place in random.permutation(len(batches))] if len(groups) > 1 else batches
+
+
+def _repeated(units: NDArray[np.int64], weight: float, random: np.random.Generator) -> NDArray[np.int64]:
+    """Return units so often that there are `weight` times as many, at least one."""
+    times, more = divmod(max(1, round(weight * len(units))), len(units))
+    return np.concatenate([*[units] * times, random.permutation(units)[:more]])
 
 
 def check_batch_size(data: DataConfig, num_pairs: int, num_identities: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from cskt.config import RECORDED, RunConfig, evaluation_interpolation, flat_valu
 from cskt.data.datasets import DATASETS, dataset_key
 from cskt.data.images import ImageReader
 from cskt.data.loading import TrainingLoader
-from cskt.data.overlaps import read_separate_splits
-from cskt.data.records import Split, select_splits
+from cskt.data.mixing import read_training_data
+from cskt.data.records import Split
 from cskt.data.tokenizer import Tokenizer, log_caption_warnings
 from cskt.device import pick_device, reset_peak_memory
 from cskt.embed import Encoder, build, tokenizer_for
@@ -47,6 +48,8 @@ class TrainingContext:
     """Split that picks the best epoch."""
     state: TrainState
     processes: Processes = SINGLE_PROCESS
+    other_splits: Sequence[Split] = ()
+    """Selection splits of the other data sets of a mix, which are evaluated, too."""
 
     @property
     def trains(self) -> bool:
@@ -124,8 +127,7 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
     trains = config.trainable != "none"
     device = processes.device(pick_device(config.device))
     reset_peak_memory(device)
-    dataset = read_separate_splits(config.data.dataset, Path(config.data.root), refuse=refuse_overlaps)
-    train_split, val_split = select_splits(dataset, config.data)
+    train_split, parts, (val_split, *other_splits) = read_training_data(config.data, refuse_overlaps=refuse_overlaps)
     if trains:
         check_negatives(config, train_split)
     built = build(config)
@@ -140,7 +142,7 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
     if not trains:  # no batch is drawn, and a data set may be smaller than one
         data = dataclasses.replace(data, batch_size=1, captions_per_image=1, sampler="random")
     reader = ImageReader(height, width, config.backbone.interpolation, config.data.apply_orientation)
-    loader = TrainingLoader(train_split, built.tokenizer, data, reader, seed=config.seed)
+    loader = TrainingLoader(train_split, built.tokenizer, data, reader, seed=config.seed, parts=parts)
     log_caption_warnings(f"{val_split.dataset} {val_split.name}", built.tokenizer.warnings(val_split.captions))
     objective = Objective(config.loss, config.mlm, architecture, loader.num_identities)
     objective.initialise(torch.Generator().manual_seed(config.seed))
@@ -167,6 +169,7 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
         val_split=val_split,
         state=state,
         processes=processes,
+        other_splits=other_splits,
     )
 
 

@@ -7,11 +7,13 @@ import logging
 import time
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from cskt.config import RunConfig, to_dict
+from cskt.data.records import Split
 from cskt.device import peak_memory_bytes
 from cskt.embed import Encoder
 from cskt.errors import CsktError, file_system_errors, out_of_memory_errors
@@ -261,16 +263,27 @@ class Trainer:
                 self._save_best()
 
     def _evaluate(self, stage: str, epoch: int) -> Evaluation:
-        """Evaluate on the selection split and record the result under `stage`; each process encodes its share."""
-        started, progress = time.perf_counter(), self.context.state.progress
-        encoder = self.context.encoder(bare=stage == "zero-shot")
-        features = _encode_val_split(self.context, encoder)
-        result = self.context.processes.broadcast(lambda: evaluate(encoder, self.context.val_split, features))
+        """Evaluate on the selection splits and record the results under `stage`; return that on the first.
+
+        Each process encodes its share.
+        """
+        started, context, progress = time.perf_counter(), self.context, self.context.state.progress
+        encoder = context.encoder(bare=stage == "zero-shot")
+        results = []
+        for split in (context.val_split, *context.other_splits):
+            features = _encode_split(context, encoder, split)
+            results.append(context.processes.broadcast(partial(evaluate, encoder, split, features)))
         progress.seconds += time.perf_counter() - started
-        label = f"epoch {epoch}" if stage == "epoch" else stage
-        logger.info("%s: R1 %.2f on %s of %s", label, 100 * result.t2i.r1, result.split, result.dataset)
-        self.run.record("evaluation", stage=stage, epoch=epoch, step=progress.total_steps, **result.summary())
-        return result
+        label, step = f"epoch {epoch}" if stage == "epoch" else stage, progress.total_steps
+        for number, result in enumerate(results, start=1):
+            of_mix = f" (data set {number} of the mix)" if number > 1 else ""
+            logger.info("%s: R1 %.2f on %s of %s%s", label, 100 * result.t2i.r1, result.split, result.dataset, of_mix)
+            if number == 1:
+                self.run.record("evaluation", stage=stage, epoch=epoch, step=step, **result.summary())
+            else:
+                place = {"stage": f"{stage}-mix-{number}", "epoch": epoch, "step": step}
+                self.run.record("mix-evaluation", **place, **result.summary())
+        return results[0]
 
     def save(self) -> None:
         """Write last.pt."""
@@ -331,9 +344,9 @@ def _generator(seed: int, epoch: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def _encode_val_split(context: TrainingContext, encoder: Encoder) -> SplitFeatures:
-    """Encode every image and caption of the selection split once, divided among the processes; all get all features."""
-    split, processes = context.val_split, context.processes
+def _encode_split(context: TrainingContext, encoder: Encoder, split: Split) -> SplitFeatures:
+    """Encode every image and caption of a split once, divided among the processes; all get all features."""
+    processes = context.processes
     images, captions = processes.share(len(split.records)), processes.share(len(split.captions))
     image_features = encoder.encode_image(split.image_paths[images.start : images.stop])
     text_features = encoder.encode_text(split.captions[captions.start : captions.stop])

@@ -6,8 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from cskt.config import DataConfig, RunConfig, completed_like
-from cskt.data.datasets import read_dataset
-from cskt.data.records import select_splits
+from cskt.data.mixing import read_training_data
 from cskt.errors import CsktError
 from cskt.model.io.cache import locate, sha256_of, weights_sha256
 from cskt.training.checkpoint import config_differences
@@ -73,5 +72,4 @@ def _backbone_digest(name: str) -> str:
 
 @cache
 def _training_digest(data: DataConfig) -> str:
-    train_split, _ = select_splits(read_dataset(data.dataset, Path(data.root)), data)
-    return data_digest(train_split)
+    return data_digest(read_training_data(data, refuse_overlaps=False).train)
