@@ -31,7 +31,7 @@ from torch import Tensor
 
 from cskt.gallery.columns import BUILT_IN, Kind
 from cskt.gallery.filters import parse_filter
-from cskt.gallery.stores.base import Crop, CropFacts
+from cskt.gallery.stores.base import Crop, CropRecord
 from cskt.gallery.stores.lance.lance_store import LanceStore, open_lance
 from cskt.service.batching import Batcher
 from cskt.types import Hit
@@ -117,7 +117,7 @@ def ingest(store: LanceStore, crops: int) -> float:
         speeds = np.random.default_rng([start, 1]).random(end - start)
         batch = [
             Crop(
-                CropFacts(
+                CropRecord(
                     name_of(row), 128, 384, 30_000, row, f"{row:064x}", False,
                     {"camera": f"c{row % NUM_CAMERAS}", "speed": float(speed)},
                 ),

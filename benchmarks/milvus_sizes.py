@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pymilvus.client.prepare import Prepare
 
-from cskt.gallery.stores.base import Crop, CropFacts
+from cskt.gallery.stores.base import Crop, CropRecord
 from cskt.gallery.stores.milvus.address import CollectionOptions
 from cskt.gallery.stores.milvus.collection import FIELDS, to_row
 
@@ -149,7 +149,7 @@ def measure_index(name: str, crops: int, num_queries: int, threads: int) -> Inde
 def crop_of(row: int, vector: NDArray[np.float32]) -> Crop:
     """Return a crop with a typical name and camera."""
     name, camera = f"camera-{row % NUM_CAMERAS}/2026-01-31/{row:09}.jpg", f"c{row % NUM_CAMERAS}"
-    facts = CropFacts(name, 128, 384, 30_000, 1_769_817_600_123_456_789, f"{row:064x}", False, {"camera": camera})
+    facts = CropRecord(name, 128, 384, 30_000, 1_769_817_600_123_456_789, f"{row:064x}", False, {"camera": camera})
     return Crop(facts, vector, np.random.default_rng(row).bytes(THUMBNAIL_BYTES))  # a JPEG cannot be compressed
 
 

@@ -56,7 +56,7 @@ NAMES = {
     "Session": "Trainer",
     "Average": "ExponentialMovingAverage",
     "Additions": "BlockExtras",
-    "Outermost": "SecurityHeaders",
+    "Outermost": "RequestMiddleware",
     "Gate": "AccessControl",
     "Contents": "GalleryState",
     "told": "logged, message or output",

@@ -118,7 +118,7 @@ def test_a_service_answers_and_stops_on_a_signal(gallery: Path) -> None:
         assert status == 403 and answer["error"]["code"] == "wrong_host"
         code, err = service.stop(signal.SIGTERM)
     assert code == 0
-    assert err == f"who asks what is noted in {gallery / 'audit.jsonl'}\n"
+    assert err == f"requests are logged in {gallery / 'audit.jsonl'}\n"
     lines = [json.loads(line) for line in (gallery / "audit.jsonl").read_text().splitlines()]
     assert [(line["client"], line["text"], line["hits"]) for line in lines] == [("127.0.0.1", "a man in a red coat", 5)]
 

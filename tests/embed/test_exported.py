@@ -29,7 +29,7 @@ from cskt.embed.exported import ExportedEncoder, is_exported, load_exported, rea
 from cskt.errors import CsktError
 from cskt.explain import explain
 from cskt.export.check import Agreement, Parity, first_images, parity_on_dolls, parity_on_split
-from cskt.export.folder import check_possible, note_parity, placed_when_done, write_folder
+from cskt.export.folder import check_possible, placed_when_done, write_folder, write_parity
 from cskt.model.dual_encoder import DualEncoder
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH
 
@@ -238,7 +238,7 @@ def test_facts_tell_other_programs_what_they_need(source: Encoder, folders: dict
 
 def test_parity_is_kept(folders: dict[str, Path], tmp_path: Path) -> None:
     copy = shutil.copytree(folders["onnx"], tmp_path / "copy")
-    note_parity(copy, EQUAL.summary())
+    write_parity(copy, EQUAL.summary())
     assert read_facts(copy).parity == json.loads(json.dumps(EQUAL.summary()))
     load_exported(copy)
 

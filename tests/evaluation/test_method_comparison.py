@@ -10,7 +10,7 @@ import torch
 
 from cskt import metrics
 from cskt.evaluation.comparison import TESTED, MethodComparison, MethodResults, compare, mean_facts
-from cskt.evaluation.results import METRICS, Facts, Result
+from cskt.evaluation.results import METRICS, Result, ResultInfo
 from cskt.evaluation.statistics import curve_interval, holm, paired_p_value, seeds_p_value
 
 PIDS = torch.arange(30).repeat_interleave(3)
@@ -81,7 +81,7 @@ def test_p_values_are_corrected_for_every_test_of_the_table(comparison: MethodCo
         assert all(row.estimates[metric].p_value is None for metric in METRICS if metric not in TESTED)
 
 
-EXACT = MethodResults("zero-shot", (made_up_result(0.5, 6, facts=Facts(trainable_parameters=0)),))
+EXACT = MethodResults("zero-shot", (made_up_result(0.5, 6, facts=ResultInfo(trainable_parameters=0)),))
 LIKE_STRONG = MethodResults("like strong", tuple(made_up_result(2.5, seed) for seed in (7, 8)))
 
 
@@ -119,15 +119,15 @@ def test_equal_notes_of_seeds_are_listed_once() -> None:
 
 
 def test_facts_are_averaged_over_seeds_and_none_if_one_is_unknown() -> None:
-    one = Facts(
+    one = ResultInfo(
         trainable_parameters=10, training_seconds=2.0, training_peak_memory_bytes=5, device="cpu", trained_on="a",
         images_per_second=1.0,
     )  # fmt: skip
-    other = Facts(
+    other = ResultInfo(
         trainable_parameters=10, training_seconds=4.0, training_peak_memory_bytes=7, device="cuda", trained_on="a"
     )
     assert mean_facts([one]) == one
-    assert mean_facts([one, other]) == Facts(
+    assert mean_facts([one, other]) == ResultInfo(
         trainable_parameters=10, training_seconds=3.0, training_peak_memory_bytes=7, trained_on="a"
     )
 

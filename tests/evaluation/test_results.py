@@ -17,7 +17,7 @@ import torch
 from cskt import metrics
 from cskt.data.datasets import read_dataset
 from cskt.data.records import Record, Split
-from cskt.evaluation.results import METRICS, Facts, Result, find_results, load_result, result_path, save_result
+from cskt.evaluation.results import METRICS, Result, ResultInfo, find_results, load_result, result_path, save_result
 from cskt.evaluation.statistics import curve_interval
 
 
@@ -53,7 +53,9 @@ def test_values_of_matched_queries_give_the_means() -> None:
 
 
 def test_a_saved_result_is_loaded_unchanged(tmp_path: Path) -> None:
-    facts = Facts(trainable_parameters=12, training_seconds=3.5, images_per_second=10, device="cpu", trained_on="dolls")
+    facts = ResultInfo(
+        trainable_parameters=12, training_seconds=3.5, images_per_second=10, device="cpu", trained_on="dolls"
+    )
     saved = made_up_result(seed=3, note="selected on test", facts=facts)
     path = save_result(tmp_path / "run", replace(saved, seed=7))
     assert path == tmp_path / "run" / "evaluations" / "cuhk-pedes_test_abababab.json"

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cskt.gallery.columns import Kind, Value
-from cskt.gallery.stores.base import Crop, CropFacts
+from cskt.gallery.stores.base import Crop, CropRecord
 from cskt.gallery.stores.milvus.milvus_store import open_milvus
 
 DIM = 8
@@ -29,7 +29,7 @@ def crops_of(round_: int) -> Iterator[Crop]:
     for number in range(NUM_CROPS):
         metadata: dict[str, Value] = {"camera": f"c{number % 3}", "round": round_} if round_ % 2 else {}
         vector = np.random.default_rng(1000 * round_ + number).standard_normal(DIM).astype(np.float32)
-        facts = CropFacts(f"{number:03}", 64, 128, 4321, round_, f"{round_:064x}", False, metadata)
+        facts = CropRecord(f"{number:03}", 64, 128, 4321, round_, f"{round_:064x}", False, metadata)
         yield Crop(facts, vector / np.linalg.norm(vector), b"jpeg of round %d" % round_)
 
 

@@ -18,7 +18,7 @@ from cskt.errors import CorruptRowError, CsktError, StoreError
 from cskt.gallery.columns import BUILT_IN, Value
 from cskt.gallery.conditions import Comparison, Condition, Membership, Missing, Pattern
 from cskt.gallery.filters import parse_filter
-from cskt.gallery.stores.base import Crop, CropFacts
+from cskt.gallery.stores.base import Crop, CropRecord
 from cskt.gallery.stores.milvus import milvus_store
 from cskt.gallery.stores.milvus.collection import to_row
 from cskt.gallery.stores.milvus.expressions import compiled
@@ -33,7 +33,7 @@ def crop(
     image_id: str, metadata: Mapping[str, Value] | None = None, *, seed: int = 0, thumbnail: bytes = b"jpeg"
 ) -> Crop:
     vector = np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
-    facts = CropFacts(image_id, 64, 128, 4321, 1769817600123456789 + seed, f"{seed:064x}", False, metadata or {})
+    facts = CropRecord(image_id, 64, 128, 4321, 1769817600123456789 + seed, f"{seed:064x}", False, metadata or {})
     return Crop(facts, vector / np.linalg.norm(vector), thumbnail)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cskt.errors import CsktError
 from cskt.gallery.columns import Value
 from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Pattern
-from cskt.gallery.stores.base import Crop, CropFacts
+from cskt.gallery.stores.base import Crop, CropRecord
 
 pytest.importorskip("milvus_lite")
 
@@ -36,7 +36,7 @@ def crops_of(number: int, **metadata: Value) -> list[Crop]:
     vectors = rng.standard_normal((number, DIM)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return [
-        Crop(CropFacts(f"{index:04}", 64, 128, 99, 0, f"{index:064x}", False, metadata), vector, b"jpeg")
+        Crop(CropRecord(f"{index:04}", 64, 128, 99, 0, f"{index:064x}", False, metadata), vector, b"jpeg")
         for index, vector in enumerate(vectors)
     ]
 
@@ -223,7 +223,7 @@ def test_milvus_stores_each_value_in_one_of_its_partitions(tmp_path: Path) -> No
 
 
 def _with(crop: Crop, metadata: dict[str, Value]) -> Crop:
-    facts = CropFacts(crop.facts.image_id, 64, 128, 99, 0, crop.facts.sha256, False, metadata)
+    facts = CropRecord(crop.facts.image_id, 64, 128, 99, 0, crop.facts.sha256, False, metadata)
     return Crop(facts, crop.vector, crop.thumbnail)
 
 

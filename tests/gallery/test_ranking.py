@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from cskt.cli import search
 from cskt.gallery import ranking
+from cskt.gallery.options import MAX_RESULTS, SearchOptions
+from cskt.gallery.query import Query
 from cskt.gallery.ranking import HISTOGRAM_EDGES, grouped, merged
 from cskt.types import Hit
 
@@ -21,6 +24,17 @@ CROPS = [
     found("e", 0.5),
     found("f", 0.4, track="1"),
 ]
+
+
+def test_defaults_in_the_help_are_those_of_python(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        search.main(["--help"])
+    text = capsys.readouterr().out
+    weights = [Query.text_weight, Query.image_weight, Query.exclude_weight]
+    assert [line.split("default: ")[1] for line in text.splitlines() if "-weight W" in line] == [
+        f"{weight:g})" for weight in weights
+    ]
+    assert SearchOptions.k == search.DEFAULT_K and f"to {MAX_RESULTS:,}" in text
 
 
 def test_a_group_is_represented_by_its_best_crop() -> None:

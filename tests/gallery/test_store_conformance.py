@@ -23,7 +23,7 @@ from cskt.errors import CsktError
 from cskt.gallery.columns import BUILT_IN, Kind, Value
 from cskt.gallery.conditions import Any_, Comparison, Condition, Membership
 from cskt.gallery.filters import parse_filter
-from cskt.gallery.stores.base import MAX_FACET_VALUES, Crop, CropFacts, Facet, FileState, VectorStore
+from cskt.gallery.stores.base import MAX_FACET_VALUES, Crop, CropRecord, Facet, FileState, VectorStore
 from cskt.types import Hit
 
 DIM = 16
@@ -96,7 +96,7 @@ def crop(
     image_id: str, seed: int = 0, metadata: Mapping[str, Value] | None = None, vector: np.ndarray | None = None
 ) -> Crop:
     """Return a crop of which every fact depends on the seed."""
-    facts = CropFacts(
+    facts = CropRecord(
         image_id=image_id,
         width=64 + seed,
         height=128 + seed,

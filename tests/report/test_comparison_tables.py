@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cskt.evaluation.comparison import ComparedMethod, Estimate, MethodComparison
-from cskt.evaluation.results import Facts
+from cskt.evaluation.results import ResultInfo
 from cskt.evaluation.statistics import Interval, MeanAndDeviation
 from cskt.report.comparison_tables import (
     SettingDifference,
@@ -50,7 +50,7 @@ def estimates(
 CLIP = ComparedMethod(
     "CLIP",
     estimates(0.12),
-    facts=Facts(
+    facts=ResultInfo(
         trainable_parameters=0, total_parameters=149_620_737, checkpoint_bytes=0,
         images_per_second=1234.0, captions_per_second=4567.0,
     ),
@@ -60,7 +60,7 @@ CSKT = ComparedMethod(
     estimates(0.69704, 0.577, 0.0001, 0.0031),
     seeds=(1, 2, 3),
     note="selected on test | a",
-    facts=Facts(
+    facts=ResultInfo(
         trained_on="cuhk-pedes", trainable_parameters=12_117_888, total_parameters=161_735_552,
         checkpoint_bytes=48_500_000, training_seconds=7200, training_peak_memory_bytes=22_000_000_000,
         images_per_second=1034.0, captions_per_second=3567.0,

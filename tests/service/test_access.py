@@ -300,7 +300,7 @@ def test_the_audit_log_is_private_and_appended_to(tmp_path: Path) -> None:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     for number in range(6):
-        logs[number % 2].note("::1", "search", text=f'"{number}"\n\r\x1b\u2028{{}}')
+        logs[number % 2].record("::1", "search", text=f'"{number}"\n\r\x1b\u2028{{}}')
     lines = path.read_bytes().split(b"\n")
     assert [json.loads(line)["text"][1] for line in lines[:-1]] == list("012345") and lines[-1] == b""
     assert not any(byte < 32 or byte > 126 for line in lines for byte in line)
@@ -311,7 +311,7 @@ def test_the_audit_log_is_private_and_appended_to(tmp_path: Path) -> None:
 def test_the_audit_log_is_in_the_gallery_unless_switched_off(own_gallery: Gallery) -> None:
     for settings, kept in ((ServiceSettings(keep_audit_log=False), False), (ServiceSettings(), True)):
         app = create_app(own_gallery, settings)
-        app.state.service.audit.note("::1", "search")
+        app.state.service.audit.record("::1", "search")
         app.state.service.audit.close()
         assert (own_gallery.folder / "audit.jsonl").exists() is kept
 
@@ -344,10 +344,10 @@ def test_an_incomplete_line_stays_a_line_of_its_own(tmp_path: Path, caplog: pyte
         for _ in range(2):  # after the first partial line there is no space for a line break
             with pytest.raises(ServiceError, match="cannot be written"):
                 while True:
-                    log.note("::1", "search", number=next(numbers))
+                    log.record("::1", "search", number=next(numbers))
         whole = next(numbers) - 2
         enlarge(disk, 1)
-        log.note("::1", "search", number=-1)
+        log.record("::1", "search", number=-1)
         log.close()
         lines = (disk / "audit.jsonl").read_text(encoding="ascii").splitlines()
     assert [json.loads(line)["number"] for line in lines[:-2]] == list(range(whole))
@@ -364,7 +364,7 @@ def test_an_incomplete_line_stays_one_after_a_restart(tmp_path: Path) -> None:
     path.write_text('{"number": 0}\n{"numb', encoding="ascii")
     for number in (1, 2):
         log = AuditLog(path)
-        log.note("::1", "search", number=number)
+        log.record("::1", "search", number=number)
         log.close()
     lines = path.read_text(encoding="ascii").splitlines()
     assert [json.loads(lines[place])["number"] for place in (0, 2, 3)] == [0, 1, 2] and lines[1] == '{"numb'
@@ -374,7 +374,7 @@ def test_a_cancelled_request_is_logged(tmp_path: Path) -> None:
     log = AuditLog(tmp_path / "audit.jsonl")
 
     async def work() -> None:
-        with log.noting("::1", "delete", {"image_ids": ["a"]}, changes=True):
+        with log.audited("::1", "delete", {"image_ids": ["a"]}, changes=True):
             await asyncio.sleep(60)
 
     async def main() -> None:

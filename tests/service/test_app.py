@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 from cskt.errors import CsktError
 from cskt.gallery.gallery import Gallery
 from cskt.service.connections import Connection
-from cskt.service.middleware import SecurityHeaders
+from cskt.service.middleware import RequestMiddleware
 from cskt.service.monitoring import Metrics
 from cskt.service.pages import TYPES, page_files
 from cskt.service.settings import ServiceSettings
@@ -184,7 +184,7 @@ def test_a_request_that_outlasts_the_service_gets_503(caplog: pytest.LogCaptureF
 
     async def stop() -> None:
         scope = {"type": "http", "method": "POST", "path": "/api/explain", "headers": []}
-        request = asyncio.create_task(SecurityHeaders(never, metrics=Metrics())(scope, None, send))  # type: ignore[arg-type]
+        request = asyncio.create_task(RequestMiddleware(never, metrics=Metrics())(scope, None, send))  # type: ignore[arg-type]
         await asyncio.sleep(0)
         request.cancel()
         await request

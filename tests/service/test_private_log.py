@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 
 from cskt.errors import NoAnswerError, StoreError
 from cskt.gallery.gallery import Gallery
-from cskt.service.middleware import IncompleteAnswerError, SecurityHeaders
+from cskt.service.middleware import IncompleteAnswerError, RequestMiddleware
 from cskt.service.monitoring import Metrics, private_logging, trace_of
 
 SECRET = "zanzibarian"
@@ -175,7 +175,7 @@ def test_an_error_in_the_middle_of_an_answer(log: Log) -> None:
 
     scope = {"type": "http", "method": SECRET, "path": f"/{SECRET}", "headers": []}
     with pytest.raises(IncompleteAnswerError) as caught:
-        asyncio.run(SecurityHeaders(breaks, metrics=Metrics())(scope, None, send))  # type: ignore[arg-type]
+        asyncio.run(RequestMiddleware(breaks, metrics=Metrics())(scope, None, send))  # type: ignore[arg-type]
     logging.getLogger("cskt.test").error("as a server logs it", exc_info=caught.value)
     assert "ValueError" in log.text() and SECRET not in log.text().lower()
 

@@ -424,7 +424,7 @@ def test_a_client_that_leaves_while_it_sends_is_no_bug(
     ("error", "expected"),
     [
         (CsktError("no"), (400, "bad_query", "no")),
-        (FileSystemError("/secret: no space"), (503, "store_refuses", "the gallery's store refuses")),
+        (FileSystemError("/secret: no space"), (503, "store_refuses", "the gallery's store is unavailable")),
         (OutOfMemoryError("/secret: no memory"), (503, "out_of_memory", "the service is out of memory")),
     ],
     ids=lambda value: type(value).__name__,

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cskt.cli.gallery_flags import is_gallery
 from cskt.cli.metadata_table import image_name
 from cskt.cli.model_flags import FAST_PRECISION, add_dataset_flags, add_encoder_flags, load_model, load_model_and_split
 from cskt.cli.parsing import Parser, given
@@ -23,6 +22,7 @@ from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.evaluation.evaluate import SplitFeatures, encode_split
 from cskt.gallery.calibration import Calibration, as_record, calibrate, largest, num_allowed, save_calibration
 from cskt.gallery.gallery import Gallery
+from cskt.gallery.manifest import is_gallery
 from cskt.gallery.marks import Mark, read_pairs
 from cskt.gallery.query import Query
 from cskt.utils.paths import check_path

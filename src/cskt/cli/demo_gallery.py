@@ -8,7 +8,7 @@ from pathlib import Path
 from cskt.data.paperdoll import make_dataset, stable_random
 from cskt.embed import load
 from cskt.gallery.gallery import Gallery
-from cskt.gallery.manifest import MANIFEST
+from cskt.gallery.manifest import is_gallery
 from cskt.model.io.cache import CLIP_TINY
 from cskt.utils.console import counting_bar
 
@@ -31,7 +31,7 @@ def build_demo_gallery(folder: Path, *, num_people: int = NUM_PEOPLE, device: st
         )  # fmt: skip
     images = drawn / "imgs" / "paperdoll"
     home = folder / "gallery"
-    if (home / MANIFEST).is_file():
+    if is_gallery(home):
         gallery = Gallery.open(home, device=device)
     else:
         gallery = Gallery.create(home, load(CLIP_TINY, device=device))

@@ -17,9 +17,9 @@ from cskt.embed.model_paths import check_exists, run_config
 from cskt.errors import CsktError
 from cskt.evaluation.evaluate import split_of
 from cskt.export.check import Agreement, Parity, first_images, parity_on_dolls, parity_on_split
-from cskt.export.folder import calibration_pixels, check_possible, note_parity, placed_when_done, write_folder
+from cskt.export.folder import calibration_pixels, check_possible, placed_when_done, write_folder, write_parity
 from cskt.gallery.indexing.scanning import ImageSource
-from cskt.gallery.manifest import MANIFEST, read_manifest
+from cskt.gallery.manifest import is_gallery, read_manifest
 from cskt.gallery.opening import source_to_index
 from cskt.gallery.originals import ORIGINALS
 from cskt.utils.terminal import json_text
@@ -75,7 +75,7 @@ def export_runtime(flags: argparse.Namespace) -> None:
         logger.info("checking it on %s", f"{split.dataset} {split.name}" if split else "generated pedestrians")
         parity = parity_on_split(source, exported, split) if split else parity_on_dolls(source, exported)
         parity.check(precision, TOLERANCE[precision] if flags.tolerance is None else flags.tolerance)
-        note_parity(fresh, parity.summary())
+        write_parity(fresh, parity.summary())
     num_bytes = sum(path.stat().st_size for path in target.iterdir())
     if flags.json:
         facts = {"folder": str(target), "format": flags.format, "precision": precision, "bytes": num_bytes}
@@ -120,7 +120,7 @@ def calibration_images(flags: argparse.Namespace, config: RunConfig | None, sour
 
 def crops_of(folder: Path) -> list[Path]:
     """Return the image files below a folder; for a gallery, those of its indexed folder and uploaded ones."""
-    if (folder / MANIFEST).is_file():
+    if is_gallery(folder):
         manifest = read_manifest(folder)
         paths = sorted(path for path in (folder / ORIGINALS).rglob("*") if path.is_file())
         if manifest.images is not None:

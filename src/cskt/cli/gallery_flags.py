@@ -15,8 +15,8 @@ from cskt.embed import EncodeOptions, Encoder, ModelSource
 from cskt.embed.model_paths import check_exists, needed_backbone
 from cskt.gallery.indexing.commits import IndexReport
 from cskt.gallery.indexing.scanning import READ_WITH
-from cskt.gallery.manifest import MANIFEST, exists
-from cskt.gallery.opening import load_model
+from cskt.gallery.manifest import exists
+from cskt.gallery.opening import load_gallery_model
 from cskt.gallery.stores.base import LONGEST_ID
 from cskt.model.io.cache import CLIP_TINY, PUBLISHED, is_repository_name
 from cskt.utils.paths import expanded
@@ -39,12 +39,9 @@ def add_source_flags(parser: Parser, default: str) -> None:
     add_encoder_flags(parser, FAST_PRECISION)
 
 
-def is_gallery(folder: Path) -> bool:
-    """Return whether a folder is a gallery."""
-    return (folder / MANIFEST).is_file()
-
-
-def source_of(flags: argparse.Namespace, known: ModelSource | None = None, *, same_model: bool = False) -> ModelSource:
+def source_from_flags(
+    flags: argparse.Namespace, known: ModelSource | None = None, *, same_model: bool = False
+) -> ModelSource:
     """Return the model that the flags of `add_source_flags` name.
 
     Args:
@@ -76,7 +73,7 @@ def _inherited_backbone(run: Path, known: ModelSource) -> str | None:
     return known.backbone if is_lost else None
 
 
-def load_source(source: ModelSource, flags: argparse.Namespace, gallery: Path | None = None) -> Encoder:
+def load_from_flags(source: ModelSource, flags: argparse.Namespace, gallery: Path | None = None) -> Encoder:
     """Load the encoder of a source, computing as the flags say; on Ray, whose workers do so, on the CPU.
 
     `gallery` is its folder, for messages, if the source may be that of its manifest.
@@ -85,7 +82,7 @@ def load_source(source: ModelSource, flags: argparse.Namespace, gallery: Path | 
     options = EncodeOptions("cpu") if on_ray else encode_options(flags)
     if gallery is None or flags.model is not None:
         return embed.load_source(source, options)
-    return load_model(gallery, source, options)
+    return load_gallery_model(gallery, source, options)
 
 
 def report_indexing(report: IndexReport, gallery: Path, num_crops: int, *, as_json: bool) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
-from cskt.cli.gallery_flags import add_source_flags, is_gallery, load_source, report_indexing, source_of
+from cskt.cli.gallery_flags import add_source_flags, load_from_flags, report_indexing, source_from_flags
 from cskt.cli.metadata_table import KEY_NAMES, log_unmatched, read_metadata
 from cskt.cli.model_flags import encode_options
 from cskt.cli.parsing import Parser, command_line
@@ -18,8 +19,9 @@ from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.gallery.engines.ray import RayEngine
 from cskt.gallery.engines.ray_cluster import connected
 from cskt.gallery.gallery import Gallery
+from cskt.gallery.indexing.commits import IndexReport
 from cskt.gallery.indexing.shards import SHARD_SUFFIXES, find_shards
-from cskt.gallery.manifest import Manifest, absolute_store, read_manifest
+from cskt.gallery.manifest import Manifest, absolute_store, is_gallery, read_manifest
 from cskt.gallery.opening import source_to_index
 from cskt.utils.console import counting_bar
 
@@ -48,8 +50,9 @@ def main(argv: Sequence[str]) -> int:
     known = read_manifest(flags.gallery) if is_gallery(flags.gallery) else None
     shards = _shards(flags.images, known)
     ignore = None if flags.ignore is None else [pattern for pattern in flags.ignore if pattern]
-    only_turned = known is not None and known.images is None and not known.upright and not shards and not flags.images
-    crops = None if shards or only_turned else source_to_index(flags.gallery, known, flags.images, ignore)
+    # A gallery of uploads has nothing to index, but crops that an older version encoded without their EXIF orientation.
+    only_reorient = known is not None and known.images is None and not known.upright and not shards and not flags.images
+    crops = None if shards or only_reorient else source_to_index(flags.gallery, known, flags.images, ignore)
     if known is not None and flags.store is not None and absolute_store(flags.store) != known.store:
         raise CsktError(f"--store {flags.store}: the gallery keeps its vectors in {known.store}; leave --store out")
     if flags.prune and shards:
@@ -60,10 +63,10 @@ def main(argv: Sequence[str]) -> int:
             raise CsktError("--metadata is for a folder or a list; shards bring their own columns")
         metadata = read_metadata(flags.metadata, crops.folder, flags.key)
         log_unmatched(flags.metadata, metadata, crops.scan(flags.gallery).files, crops.folder)
-    source = source_of(flags, known.model if known else None, same_model=True)
-    # Ray starts processes, which it must before the gallery's store is open; and after all that can be refused.
+    source = source_from_flags(flags, known.model if known else None, same_model=True)
+    # Ray starts processes, which it must before the gallery's store is open; and after all argument checks.
     with nullcontext() if flags.engine == "local" else connected(flags.address):
-        encoder = load_source(source, flags, flags.gallery if known else None)
+        encoder = load_from_flags(source, flags, flags.gallery if known else None)
         if known is None:
             gallery = Gallery.create(flags.gallery, encoder, store=flags.store or "lance")
         else:
@@ -72,23 +75,29 @@ def main(argv: Sequence[str]) -> int:
             moved = known is not None and gallery.remember_model(source)
             folder = None if crops is None else crops.folder
             engine = None if flags.engine == "local" else _on_ray(flags, gallery, source, folder)
-            try:
-                with counting_bar("images", unit="images") as on_progress:
-                    if shards:
-                        report = gallery.add_shards(shards, ignore=ignore, on_progress=on_progress, engine=engine)
-                    else:
-                        report = gallery.index(
-                            flags.images, metadata=metadata, ignore=ignore, prune=flags.prune,
-                            on_progress=on_progress, engine=engine,
-                        )  # fmt: skip
-            except KeyboardInterrupt:
-                stored = f"{gallery.count():,} images are in the gallery"
-                raise KeyboardInterrupt(f"{stored}; run the same command to continue") from None
+            add: Callable[..., IndexReport]
+            if shards:
+                add = partial(gallery.add_shards, shards, ignore=ignore, engine=engine)
+            else:
+                add = partial(
+                    gallery.index, flags.images, metadata=metadata, ignore=ignore, prune=flags.prune, engine=engine
+                )
+            report = _run_index(gallery, add)
             report.model_moved = moved
             report_indexing(report, flags.gallery, gallery.count(), as_json=flags.json)
     if known is None and not flags.json:
         print(f"Search it: {command_line('search', flags.gallery, 'a woman in a red coat')}")
     return 1 if report.unreadable_folders else 0
+
+
+def _run_index(gallery: Gallery, add: Callable[..., IndexReport]) -> IndexReport:
+    """Call `Gallery.index` or `add_shards` with a progress bar; an interruption says what is stored."""
+    try:
+        with counting_bar("images", unit="images") as on_progress:
+            return add(on_progress=on_progress)
+    except KeyboardInterrupt:
+        stored = f"{gallery.count():,} images are in the gallery"
+        raise KeyboardInterrupt(f"{stored}; run the same command to continue") from None
 
 
 def _shards(images: str | None, known: Manifest | None) -> tuple[str, ...]:

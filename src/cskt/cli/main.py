@@ -15,8 +15,8 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import cast
 
 from cskt.errors import CsktError
 from cskt.utils.messages import nearest, one_line
@@ -35,7 +35,7 @@ COMMANDS = {
     "evaluate": "retrieval metrics of a run, a released folder or plain CLIP on any split",
     "compare": "methods side by side: figures, intervals, corrected tests, sizes and times",
     "matrix": "runs trained on one data set, tested on others",
-    "query": "answer sentences with the best crops of a split; the same as cskt search --model",
+    "query": "older name of cskt search --model, with 5 hits per sentence",
     "index": "make a gallery of a folder of crops, or bring one up to date",
     "reindex": "encode the crops of a gallery anew, with another model",
     "search": "find people in a gallery or a split by sentence, by picture, or by both",
@@ -73,14 +73,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command is None:
         return guarded(_without_command, words, "cskt")
     module, rest = f"cskt.cli.{command.replace(' ', '_')}", words[:first] + words[first + len(command.split()) :]
-    return guarded(module, rest, f"cskt {command}")
+    return guarded(partial(_run_module, module), rest, f"cskt {command}")
 
 
-def guarded(run: str | Callable[[Sequence[str]], int], argv: Sequence[str], program: str) -> int:
+def _run_module(module: str, words: Sequence[str]) -> int:
+    """Import the module of a command and run it: inside `guarded`, since the import may fail."""
+    code: int = importlib.import_module(module).main(words)
+    return code
+
+
+def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], program: str) -> int:
     """Run a program; print a CsktError as one line on stderr, and any other exception as a bug.
 
     Args:
-        run: function that takes words and returns the exit code; or a module with such a `main`, which is imported.
+        run: function that takes words and returns the exit code.
         argv: words after the command; `--traceback` and `--plugin` among them are for this function.
         program: name of the command, for messages.
 
@@ -97,8 +103,7 @@ def guarded(run: str | Callable[[Sequence[str]], int], argv: Sequence[str], prog
         try:
             _check_surroundings(program)
             _load_plugins(plugins)
-            if isinstance(run, str):
-                run = cast(Callable[[Sequence[str]], int], importlib.import_module(run).main)
+
             code = run([_decoded(word) for word in words])
             sys.stdout.flush()  # here, where a full disk is reported
             return code

@@ -176,10 +176,8 @@ def config_value(key: str, text: str) -> Any:
 
 def _help(key: str, recipe: RunConfig) -> str:
     """Return docstring and default of a config key, and its value in the recipe if that differs."""
-    *sections, leaf = key.split(".")
-    owner: Any = RunConfig
-    for section in sections:
-        owner = type(getattr(RunConfig(), section)) if owner is RunConfig else owner
+    section, _, leaf = key.rpartition(".")  # a section contains no further one
+    owner: Any = type(value_of(RunConfig(), section)) if section else RunConfig
     field = owner.__pydantic_fields__[leaf]
     description = " ".join((field.description or "").split())
     default, chosen = getattr(owner(), leaf), value_of(recipe, key)

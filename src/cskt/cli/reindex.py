@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cskt.cli.gallery_flags import add_source_flags, load_source, report_indexing, source_of
+from cskt.cli.gallery_flags import add_source_flags, load_from_flags, report_indexing, source_from_flags
 from cskt.cli.parsing import Parser
 from cskt.embed import Encoder
 from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
@@ -51,10 +51,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _model(flags: argparse.Namespace, manifest: Manifest) -> Encoder:
     """Return what `--model` names: the gallery's own model at another place, with its image size, or another model."""
-    same, other = source_of(flags, manifest.model, same_model=True), source_of(flags, manifest.model)
+    same, other = source_from_flags(flags, manifest.model, same_model=True), source_from_flags(flags, manifest.model)
     if same != other:
         with suppress(CsktError):  # another model may not take these settings
-            encoder = load_source(same, flags, flags.gallery)
+            encoder = load_from_flags(same, flags, flags.gallery)
             if encoder.fingerprint == manifest.fingerprint:
                 return encoder
-    return load_source(other, flags, flags.gallery)
+    return load_from_flags(other, flags, flags.gallery)

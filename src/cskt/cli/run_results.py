@@ -14,7 +14,7 @@ from cskt.embed.model_paths import run_config
 from cskt.errors import CsktError, file_system_errors
 from cskt.evaluation.evaluate import ModelDescription, result_of
 from cskt.evaluation.rerank import RankingOptions
-from cskt.evaluation.results import Facts, Result, load_result, result_path, save_result
+from cskt.evaluation.results import Result, ResultInfo, load_result, result_path, save_result
 from cskt.model.io.cache import sha256_of
 from cskt.model.io.released.reader import WEIGHT_FILES
 from cskt.training.events import first_event, last_event, read_events
@@ -72,11 +72,11 @@ def described(model: Path, label: str | None = None) -> ModelDescription:
     """
     config, path = run_config(model), weights_file(model)
     if config is None:
-        return ModelDescription(label or model.name, facts=Facts(trainable_parameters=0, checkpoint_bytes=0))
+        return ModelDescription(label or model.name, facts=ResultInfo(trainable_parameters=0, checkpoint_bytes=0))
     events = read_events(model) if is_run(model) else []
     start, end = first_event(events, "start"), last_event(events, "end")
     trains = config.trainable != "none"
-    facts = Facts(
+    facts = ResultInfo(
         trainable_parameters=start.get("trainable_parameters"),
         total_parameters=start.get("total_parameters"),
         checkpoint_bytes=path.stat().st_size if path else None,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # these need torch, or the extra `gallery`, and are imported 
 logger = logging.getLogger(__name__)
 
 DEFAULT_K = 10
+"""That of `SearchOptions`, which needs an extra; searching a split does not."""
 MOST_QUERIES = 10_000
 MOST_DRAWN = 100
 """Crops per sentence on a sheet, or with heat maps."""
@@ -160,6 +161,7 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
         return flags
     if not flags.sentences:
         parser.error("name the folder of a gallery, or a model with --model")
+    # argparse cannot make GALLERY optional with --model, so the first word is the gallery.
     flags.gallery = Path(flags.sentences.pop(0))
     flags.exclude = tuple(flags.exclude or ())
     if flags.image and not flags.image.is_file():

@@ -79,13 +79,13 @@ def _as_flag(key: str) -> str:
 def _log_settings(settings: ServiceSettings, audit_log: Path | None) -> None:
     if settings.reading_needs_token:
         log.warning(
-            "other machines can reach this service, with the token; it goes over the network unencrypted unless a proxy"
-            " with TLS stands in front"
+            "other machines can reach this service, with the token; it goes over the network unencrypted unless a"
+            " reverse proxy provides TLS"
         )
     if audit_log is None:
-        log.warning("no audit log is kept")
+        log.warning("the audit log is off")
     else:
-        log.info("who asks what is noted in %s", audit_log)
+        log.info("requests are logged in %s", audit_log)
 
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -103,8 +103,8 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
         help="file with a secret of 16 characters or more, which writing always needs")
     audit = parser.add_mutually_exclusive_group()
     audit.add_argument("--audit-log", type=Path, metavar="FILE",
-        help="where requests are noted (default: audit.jsonl in the gallery)")
-    audit.add_argument("--no-audit-log", action="store_true", help="note nothing")
+        help="file of the audit log, one line per request (default: audit.jsonl in the gallery)")
+    audit.add_argument("--no-audit-log", action="store_true", help="switch the audit log off")
     add("--rate", type=float, help="requests per second and client in the long run (default: 20)")
     add("--max-k", type=int, help="most hits of one search (default: 500)")
     add("--device", help="cpu, cuda, mps (default: the best one here)")

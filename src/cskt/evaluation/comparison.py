@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cskt.errors import CsktError
-from cskt.evaluation.results import METRICS, Facts, Result
+from cskt.evaluation.results import METRICS, Result, ResultInfo
 from cskt.evaluation.statistics import Interval, curve_interval, holm, mean_and_deviation, paired_p_value, seeds_p_value
 
 TESTED = ("r1", "mean_ap")
@@ -115,7 +115,7 @@ class ComparedMethod:
     """By metric, all of `results.METRICS`."""
     seeds: tuple[int | None, ...] = ()
     note: str = ""
-    facts: Facts = field(default_factory=Facts)
+    facts: ResultInfo = field(default_factory=ResultInfo)
     """Mean over the seeds."""
     zero_shot_r1: float | None = None
     """R1 of zero-shot CLIP on the same queries, a fraction; None if unknown, and for zero-shot CLIP itself."""
@@ -229,7 +229,7 @@ def check_same_split(label: str, result: Result, other_label: str, other: Result
         raise CsktError(f"{label}: no query of {result.dataset} {result.split} has a right image; nothing to compare")
 
 
-def mean_facts(facts: Sequence[Facts]) -> Facts:
+def mean_facts(facts: Sequence[ResultInfo]) -> ResultInfo:
     """Return the facts of several seeds as one: means, of peak memory the maximum; None where a seed's is unknown."""
 
     def combined(name: str) -> Any:
@@ -243,4 +243,4 @@ def mean_facts(facts: Sequence[Facts]) -> Facts:
         mean = float(np.mean(values))
         return round(mean) if isinstance(values[0], int) else mean
 
-    return Facts(**{one.name: combined(one.name) for one in dataclasses.fields(Facts)})
+    return ResultInfo(**{one.name: combined(one.name) for one in dataclasses.fields(ResultInfo)})

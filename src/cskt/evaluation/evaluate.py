@@ -22,7 +22,7 @@ from cskt.embed import Encoder, load
 from cskt.embed.model_paths import check_exists, run_config
 from cskt.errors import SMALLER_BATCHES, CsktError, file_system_errors, out_of_memory_errors
 from cskt.evaluation.rerank import RankingOptions, expand_queries, rerank_similarity
-from cskt.evaluation.results import Facts, Result
+from cskt.evaluation.results import Result, ResultInfo
 from cskt.types import Hit, RetrievalMetrics
 
 
@@ -70,7 +70,7 @@ class ModelDescription:
     """Seed of its training."""
     note: str = ""
     """A condition that a reader must know, such as `selected on test`."""
-    facts: Facts = field(default_factory=Facts)
+    facts: ResultInfo = field(default_factory=ResultInfo)
 
 
 @out_of_memory_errors(SMALLER_BATCHES)

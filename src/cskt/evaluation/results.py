@@ -69,7 +69,7 @@ class _Directions:
 
 @with_config(JSON)
 @dataclass(frozen=True)
-class Facts:
+class ResultInfo:
     """Size, training and speed of a model; None if unknown."""
 
     trainable_parameters: Count | None = None
@@ -126,7 +126,7 @@ class Result:
     """Test-time options as part of a file name: `query-expansion-5`; empty for plain cosines."""
     note: str = ""
     """Conditions that a reader must know, joined by `; `: `selected on test`, `query expansion 5: ...`."""
-    facts: Facts = Facts()
+    facts: ResultInfo = ResultInfo()
 
     def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in ARRAYS}

@@ -144,7 +144,7 @@ def calibration_pixels(paths: Sequence[Path], encoder: Encoder) -> list[Tensor]:
     return pixels
 
 
-def note_parity(folder: Path, parity: dict[str, Any]) -> None:
+def write_parity(folder: Path, parity: dict[str, Any]) -> None:
     """Write the result of the check beside the graphs."""
     _write_facts(folder, dataclasses.replace(read_facts(folder), parity=parity))
 

@@ -26,12 +26,12 @@ from cskt.gallery.indexing.encoding import Engine, LocalEngine
 from cskt.gallery.indexing.reencoding import reindex
 from cskt.gallery.indexing.updating import add_crops, add_shards, index, remove_crops
 from cskt.gallery.manifest import Manifest, read_manifest, source_of
-from cskt.gallery.opening import check_model, create_gallery, load_model
+from cskt.gallery.opening import check_model, create_gallery, load_gallery_model
 from cskt.gallery.options import DEFAULTS, SearchOptions, search_options
 from cskt.gallery.query import Query, encode_queries, query_warnings
 from cskt.gallery.ranking import HISTOGRAM_EDGES, Histogram, merged, ranked_hits
 from cskt.gallery.state import GalleryState, Row
-from cskt.gallery.stores.base import CropFacts, Facet
+from cskt.gallery.stores.base import CropRecord, Facet
 from cskt.gallery.stores.row_checks import checked_thumbnail
 from cskt.image_files.decode import Source
 from cskt.types import Hit
@@ -140,7 +140,7 @@ class Gallery(AbstractContextManager["Gallery"]):
         with self._loading:
             if self._encoder is None:
                 self._state.refresh()  # another process may have stated another place of the model
-                encoder = load_model(self.folder, self.manifest.model, EncodeOptions(self._device))
+                encoder = load_gallery_model(self.folder, self.manifest.model, EncodeOptions(self._device))
                 check_model(self.folder, self.manifest, encoder)
                 self._encoder = encoder
             return self._encoder
@@ -370,7 +370,7 @@ class Gallery(AbstractContextManager["Gallery"]):
         check_sentence(text)
         return explain_crop(self.encoder, self.original(image_id), text, apply_orientation=True)
 
-    def crop(self, image_id: str) -> CropFacts:
+    def crop(self, image_id: str) -> CropRecord:
         """Return the facts and metadata of a crop, or raise an UnknownCropError."""
         return self._one(image_id, self._state.store.get)
 

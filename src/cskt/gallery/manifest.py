@@ -37,7 +37,7 @@ PAPER_DOLLS = (
 )
 """Warning about clip-tiny and models trained over it, whose vocabulary is that of generated captions."""
 MANIFEST = "gallery.json"
-LOCK = "gallery.lock"
+GALLERY_LOCK = "gallery.lock"
 """Locked during every change of a gallery."""
 LITE = "milvus:"
 """Prefix of the file of a milvus-lite; the address of a server continues with `//`."""
@@ -137,6 +137,11 @@ def source_of(encoder: Encoder, model: str | ModelSource | None) -> ModelSource:
     if model is None:
         raise CsktError("the encoder was not made by cskt.load; state what to load it from: model=PATH")
     return model if isinstance(model, ModelSource) else ModelSource(model)
+
+
+def is_gallery(folder: Path) -> bool:
+    """Return whether a folder is a gallery."""
+    return (folder / MANIFEST).is_file()
 
 
 def read_manifest(folder: Path) -> Manifest:

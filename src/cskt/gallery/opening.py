@@ -14,7 +14,7 @@ from cskt.embed import EncodeOptions, Encoder, ModelSource, load_source
 from cskt.errors import CsktError, MissingBackboneError, file_system_errors
 from cskt.gallery.calibration import CALIBRATION_FILE, load_calibration, save_calibration
 from cskt.gallery.indexing.scanning import ImageSource, is_list
-from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, exists, write_manifest
+from cskt.gallery.manifest import GALLERY_LOCK, MANIFEST, Manifest, exists, is_gallery, write_manifest
 from cskt.gallery.stores.base import VectorStore
 from cskt.utils.messages import require
 from cskt.utils.paths import check_path, expanded, inside
@@ -29,8 +29,8 @@ def create_gallery(folder: Path, manifest: Manifest) -> None:
     with file_system_errors(folder):
         existed = folder.is_dir()
         # A creation that was killed leaves vectors and a lock without a manifest; the next one continues with them.
-        if existed and any(entry.name not in (VECTORS, LOCK) for entry in folder.iterdir()):
-            reason = "a gallery already" if (folder / MANIFEST).is_file() else "not empty, and no gallery"
+        if existed and any(entry.name not in (VECTORS, GALLERY_LOCK) for entry in folder.iterdir()):
+            reason = "a gallery already" if is_gallery(folder) else "not empty, and no gallery"
             raise CsktError(f"{folder}: {reason}; name another folder")
     try:
         store = open_store(folder, manifest, create=True)
@@ -91,7 +91,7 @@ def vectors_folder(folder: Path, manifest: Manifest) -> Path:
     return inside(folder, VECTORS, manifest.generation, follow_links=False)
 
 
-def load_model(gallery: Path, source: ModelSource, options: EncodeOptions | None = None) -> Encoder:
+def load_gallery_model(gallery: Path, source: ModelSource, options: EncodeOptions | None = None) -> Encoder:
     """Load the model that a manifest names."""
     check_place(gallery, source)
     try:
@@ -120,7 +120,7 @@ def check_model(gallery: Path, manifest: Manifest, encoder: Encoder) -> None:
     if encoder.fingerprint != manifest.fingerprint:
         raise CsktError(
             f"{gallery}: was filled by another model ({manifest.model.path}, fingerprint {manifest.generation}; this"
-            f" one is {encoder.fingerprint[:12]}); encode its crops anew: cskt reindex {gallery} --run MODEL"
+            f" one is {encoder.fingerprint[:12]}); encode its crops anew: cskt reindex {gallery} --model MODEL"
         )
 
 
@@ -179,7 +179,7 @@ def _undo_creation(folder: Path, manifest: Manifest) -> None:
             drop_store(folder, manifest)
             (folder / VECTORS).rmdir()
     with suppress(OSError):
-        for name in (MANIFEST, CALIBRATION_FILE, LOCK):
+        for name in (MANIFEST, CALIBRATION_FILE, GALLERY_LOCK):
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()
 

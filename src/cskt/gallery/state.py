@@ -30,11 +30,11 @@ from cskt.gallery.columns import (
 from cskt.gallery.conditions import Condition
 from cskt.gallery.indexing.encoding import digest
 from cskt.gallery.indexing.scanning import ImageSource
-from cskt.gallery.manifest import LOCK, MANIFEST, Manifest, read_manifest, write_manifest
+from cskt.gallery.manifest import GALLERY_LOCK, MANIFEST, Manifest, read_manifest, write_manifest
 from cskt.gallery.opening import check_folder, copy_calibration, drop_store, open_store
 from cskt.gallery.options import SearchOptions
 from cskt.gallery.originals import Originals, original_path
-from cskt.gallery.stores.base import CropFacts, VectorStore, operator_errors
+from cskt.gallery.stores.base import CropRecord, VectorStore, operator_errors
 from cskt.utils.messages import nearest
 from cskt.utils.paths import inside
 
@@ -52,7 +52,7 @@ class GalleryState:
         self.manifest = manifest
         self.store = open_store(folder, manifest, create=False)
         self._read_at = self._file_state()
-        self._lock = FileLock(folder / LOCK)
+        self._lock = FileLock(folder / GALLERY_LOCK)
         self._calibrated_at: tuple[object, str] | None = None
         self._min_score: float | None = None
 
@@ -60,8 +60,8 @@ class GalleryState:
     def writing(self) -> Iterator[None]:
         """Hold the lock of every change, over all processes; see `refresh`."""
         self.refresh()  # before the lock, which would create a deleted folder again
-        inside(self.folder, LOCK, follow_links=False)
-        with operator_errors(), file_system_errors(self.folder / LOCK):
+        inside(self.folder, GALLERY_LOCK, follow_links=False)
+        with operator_errors(), file_system_errors(self.folder / GALLERY_LOCK):
             self._lock.acquire()
         try:
             self.refresh()
@@ -95,13 +95,13 @@ class GalleryState:
         """Uploaded files."""
         return Originals(self.folder, self.store)
 
-    def file_of(self, crop: CropFacts) -> Path:
+    def file_of(self, crop: CropRecord) -> Path:
         """Return the path of a crop's file: among the uploads or within the indexed folder, nowhere else."""
         if crop.kept:
             return original_path(self.folder, crop.sha256)
         return inside(self.images or self.folder, crop.image_id)
 
-    def unchanged_file(self, crop: CropFacts) -> Path:
+    def unchanged_file(self, crop: CropRecord) -> Path:
         """Return the path of a crop's file if it exists with the indexed content."""
         name, root = crop.image_id, self.images or self.folder
         try:
@@ -180,7 +180,7 @@ class GalleryState:
         is_added = model.backbone is None and before.backbone is None  # from the run's config: it has not moved
         return (replace(after, backbone=None) if is_added else after) != before
 
-    def note_upright(self) -> None:
+    def mark_upright(self) -> None:
         """Note that every crop is encoded as its EXIF orientation says; the caller holds the lock."""
         self._change(upright=True)
 

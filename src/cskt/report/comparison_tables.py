@@ -36,7 +36,7 @@ COST_FACTS = (
     "trainable_parameters", "total_parameters", "training_seconds", "training_peak_memory_bytes", "images_per_second",
     "captions_per_second", "checkpoint_bytes",
 )  # fmt: skip
-"""Fields of `Facts` that records contain."""
+"""Fields of `ResultInfo` that records contain."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from cskt.service.access.access_control import SESSION_COOKIE, AccessControl, ne
 from cskt.service.access.tokens import Tokens  # noqa: E402
 from cskt.service.audit import AUDIT_FILE, AuditLog  # noqa: E402
 from cskt.service.http_errors import add_error_handlers  # noqa: E402
-from cskt.service.middleware import SecurityHeaders  # noqa: E402
+from cskt.service.middleware import RequestMiddleware  # noqa: E402
 from cskt.service.monitoring import Metrics  # noqa: E402
 from cskt.service.pages import page_files, page_router  # noqa: E402
 from cskt.service.routes import crops, searching, status  # noqa: E402
@@ -72,7 +72,7 @@ def create_app(gallery: Gallery, settings: ServiceSettings | None = None) -> Fas
     _complete_description(app.openapi(), settings)
     # The last one added is the outermost.
     app.add_middleware(AccessControl, settings=settings, tokens=service.tokens, audit=service.audit)
-    app.add_middleware(SecurityHeaders, metrics=metrics)
+    app.add_middleware(RequestMiddleware, metrics=metrics)
     return app
 
 

@@ -48,7 +48,7 @@ class AuditLog:
             ) from None
         self._torn = _is_torn(path)
 
-    def note(self, client: str, action: str, **facts: Any) -> None:
+    def record(self, client: str, action: str, **facts: Any) -> None:
         """Append one line, which is in the file when the call returns; a request that cannot be logged gets a 503."""
         if self._file is None:
             return
@@ -70,7 +70,7 @@ class AuditLog:
             raise ServiceError(503, "no_audit_log", "the audit log cannot be written; the operator must repair it")
 
     @contextmanager
-    def noting(
+    def audited(
         self, client: str, action: str, facts: dict[str, Any], *, changes: bool = False
     ) -> Iterator[dict[str, Any]]:
         """Write a line when a request has been answered, refused or cancelled; the block may add to its facts.
@@ -79,14 +79,14 @@ class AuditLog:
         changed which is not in the log.
         """
         if changes:
-            self.note(client, action, **facts, stage="asked")
+            self.record(client, action, **facts, stage="asked")
             facts = facts | {"stage": "ended"}
         try:
             yield facts
         except BaseException as error:  # a request that is cancelled because the service stops, too
-            self.note(client, action, **facts, error=_code_of(error))
+            self.record(client, action, **facts, error=_code_of(error))
             raise
-        self.note(client, action, **facts)
+        self.record(client, action, **facts)
 
     def close(self) -> None:
         """Close the file."""

@@ -1,6 +1,6 @@
 """Errors in one JSON form: {"error": {"code": "bad_filter", "message": "one line", "request_id": "4f0c..."}}.
 
-A `CsktError` becomes a 4xx or 503. Every other exception is a bug: `SecurityHeaders` answers it with a 500.
+A `CsktError` becomes a 4xx or 503. Every other exception is a bug: `RequestMiddleware` answers it with a 500.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def refusal(error: CsktError, gallery: Gallery, code: str = "bad_query") -> Serv
             return ServiceError(503, "out_of_memory", "the service is out of memory; ask again later")
         case StoreError() | FileSystemError():
             _log_store_error(error, gallery)
-            message = "the gallery's store refuses; ask again when the operator has repaired it"
+            message = "the gallery's store is unavailable; ask again when the operator has repaired it"
             return ServiceError(503, "store_refuses", message)
         case _:
             return ServiceError(400, code, _without_places(str(error), gallery))
@@ -115,9 +115,9 @@ def _path_pattern(path: Path) -> re.Pattern[str]:
 
 
 def _log_store_error(error: CsktError, gallery: Gallery) -> None:
-    """Log why a store refuses, in fixed words unless the message is known to quote nothing of the request."""
+    """Log why a store is unavailable, in fixed words unless the message is known to quote nothing of the request."""
     if isinstance(error, StoreError) and error.without_query:
-        log.error("the store of the gallery refuses: %s", error)
+        log.error("the store of the gallery is unavailable: %s", error)
         return
     text = str(error)
     reason = "it is corrupt" if "corrupt (" in text else "it cannot be read or written"
@@ -126,7 +126,7 @@ def _log_store_error(error: CsktError, gallery: Gallery) -> None:
     of_system = (os.strerror(number) for number in errno.errorcode if os.strerror(number) in text)
     reason = next(of_system, f"{reason}; 'cskt search' on this machine shows more")
     store = "" if gallery.manifest.store == "lance" else f" ({gallery.manifest.store})"
-    log.error("the store of the gallery refuses: %s%s: %s", gallery.folder, store, reason)
+    log.error("the store of the gallery is unavailable: %s%s: %s", gallery.folder, store, reason)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -148,7 +148,7 @@ def add_error_handlers(app: FastAPI) -> None:
             message = f"{request.scope['path']} takes {allowed}"
             return error_response(405, "method_not_allowed", message, {"Allow": allowed})
         if error.status_code == 404:
-            return error_response(404, "not_found", "nothing is at this address; /docs lists what there is")
+            return error_response(404, "not_found", "nothing is at this address; see /docs")
         return error_response(error.status_code, "bad_request", str(error.detail), error.headers)
 
     @app.exception_handler(RequestValidationError)
@@ -157,4 +157,4 @@ def add_error_handlers(app: FastAPI) -> None:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:]) or "body"
         message = str(first["msg"]).removeprefix("Value error, ")
-        return error_response(422, "invalid_request", f"{place}: {message}; /docs says what is taken")
+        return error_response(422, "invalid_request", f"{place}: {message}; see /docs")

@@ -1,6 +1,7 @@
-"""`SecurityHeaders`, the outermost middleware: every answer has the security headers and a request id, and is counted.
+"""`RequestMiddleware`, the outermost middleware.
 
-HEAD is answered here as GET without the body, so that routes need not handle it.
+It gives every request an id, counts it, adds the security headers, and answers with a 500 where the app fails. HEAD is
+handled here as GET without the body, so that routes need not handle it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class IncompleteAnswerError(Exception):
     """An answer failed after it had begun, so the server closes the connection. The cause is logged here."""
 
 
-class SecurityHeaders:
+class RequestMiddleware:
     """ASGI middleware around all others."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:

@@ -111,9 +111,9 @@ class SearchRequest(_Request):
     image: ImageFile | None = None
     like: ImageId | None = Field(None, description="More like this crop of the gallery.")
     exclude: list[Sentence] = Field([], description="Sentences to move away from.")
-    text_weight: Weight = 1.0
-    image_weight: Weight = 1.0
-    exclude_weight: Weight = 0.5
+    text_weight: Weight = Query.text_weight
+    image_weight: Weight = Query.image_weight
+    exclude_weight: Weight = Query.exclude_weight
     where: Filter | None = Field(None, description="A filter such as: camera = 'c3' AND time > '2026-01-01'")
     k: Whole = Field(SearchOptions.k, ge=1)
     offset: Whole = Field(SearchOptions.offset, ge=0)
@@ -127,7 +127,7 @@ class SearchRequest(_Request):
 
     @model_validator(mode="after")
     def _check(self) -> SearchRequest:
-        if self.text is None and self.image is None and self.like is None:
+        if self.text is None and self.image is None and self.like is None:  # as `Query` checks, in the words of JSON
             raise CsktError("give text, image or like")
         return self
 
@@ -142,7 +142,7 @@ class SearchRequest(_Request):
             if found > most:
                 raise too_much(name, most, unit, found)
 
-    def audit_facts(self) -> dict[str, Any]:
+    def audit_fields(self) -> dict[str, Any]:
         """Return what the audit log records of the request: everything that chooses the crops, but no picture."""
         facts = self.model_dump(include={"text", "like", "exclude", "where", "k"})
         return facts | {"image": None if self.image is None else True, "offset": self.offset or None}
@@ -237,6 +237,7 @@ class SearchAnswer(_Answer):
     """Hits, best first."""
 
     hits: list[HitAnswer]
+    # API name since 0.1; equals `min_score` elsewhere.
     cut_off: float | None = Field(description="The threshold: lowest score of a hit; null without one.")
     histogram: HistogramAnswer | None
     warnings: list[str] = Field(
@@ -313,7 +314,7 @@ class GalleryAnswer(_Answer):
     count: int
     model: ModelAnswer
     columns: list[ColumnAnswer]
-    cut_off: float | None
+    cut_off: float | None  # API name since 0.1; the calibrated `min_score`
     limits: Limits
     writable: bool = Field(description="Whether crops can be added and deleted, with the token.")
     token_needed: bool = Field(description="Whether reading needs the token.")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from cskt.gallery.columns import Value
 from cskt.gallery.indexing.encoding import Engine, Pending, Processed, Stated
 from cskt.gallery.originals import Originals
-from cskt.gallery.stores.base import Crop, CropFacts, FileState, VectorStore
+from cskt.gallery.stores.base import Crop, CropRecord, FileState, VectorStore
 
 COMMIT_SECONDS = 2.0
 """Smallest distance of commits: each looks at the whole table, and leaves a fragment behind."""
@@ -178,7 +178,7 @@ class Writer:
         self.report.unchanged += len(changes) - num_updated
 
 
-def conflict_with(present: CropFacts | FileState | None, *, kept: bool) -> str | None:
+def conflict_with(present: CropRecord | FileState | None, *, kept: bool) -> str | None:
     """Return why an indexed file, or an upload (`kept`), cannot have the name of a stored crop; None if it can."""
     if present is None or present.kept == kept:
         return None
@@ -193,7 +193,7 @@ def merged_metadata(old: Mapping[str, Value], stated: Stated) -> dict[str, Value
 
 
 def restate(
-    store: VectorStore, present: Mapping[str, CropFacts], changes: Mapping[str, tuple[Mapping[str, Value], int]]
+    store: VectorStore, present: Mapping[str, CropRecord], changes: Mapping[str, tuple[Mapping[str, Value], int]]
 ) -> int:
     """Store other metadata, or another time of change, of crops without encoding them again.
 

@@ -20,7 +20,7 @@ from cskt.data.loading import work_ahead
 from cskt.embed import Encoder
 from cskt.errors import CsktError
 from cskt.gallery.columns import Value
-from cskt.gallery.stores.base import Crop, CropFacts, FileState
+from cskt.gallery.stores.base import Crop, CropRecord, FileState
 from cskt.image_files.decode import Source, decode_image, read_bytes
 from cskt.utils.messages import one_line
 
@@ -144,7 +144,7 @@ def _read(
 
 def _crop(pending: Pending, image: PreparedImage, vector: NDArray[np.float32]) -> Crop:
     size = image.width, image.height, image.num_bytes
-    facts = CropFacts(pending.image_id, *size, pending.modified_ns, image.sha256, pending.kept)
+    facts = CropRecord(pending.image_id, *size, pending.modified_ns, image.sha256, pending.kept)
     return Crop(facts, vector, image.thumbnail)
 
 

@@ -22,7 +22,7 @@ from cskt.gallery.indexing.encoding import Engine, LocalEngine, Pending, batched
 from cskt.gallery.indexing.scanning import reason_of
 from cskt.gallery.opening import open_store
 from cskt.gallery.state import GalleryState
-from cskt.gallery.stores.base import CropFacts, VectorStore
+from cskt.gallery.stores.base import CropRecord, VectorStore
 from cskt.image_files.decode import UPRIGHT, read_bytes, stored_orientation
 
 TURNED_AT_ONCE = 64
@@ -59,7 +59,7 @@ def encode_turned_crops(state: GalleryState, engine: Engine, report: IndexReport
         if turned:
             state.store.compact()
         if not num_failed:
-            state.note_upright()
+            state.mark_upright()
 
 
 def reindex(
@@ -155,7 +155,7 @@ def _missing_from(store: VectorStore, state: GalleryState, report: IndexReport) 
 
 
 def _pending_of(
-    state: GalleryState, crops: Iterable[CropFacts], report: IndexReport, *, read_uploads: bool = False
+    state: GalleryState, crops: Iterable[CropRecord], report: IndexReport, *, read_uploads: bool = False
 ) -> Iterator[Pending]:
     """Yield stored crops to be encoded again from the same files."""
     for facts in crops:
@@ -170,7 +170,7 @@ def _pending_of(
         )
 
 
-def _orientation(state: GalleryState, crop: CropFacts) -> int | None:
+def _orientation(state: GalleryState, crop: CropRecord) -> int | None:
     """Return the EXIF orientation of a crop's file; None if it cannot be read."""
     try:
         return stored_orientation(read_bytes(state.file_of(crop)))

@@ -82,7 +82,7 @@ class FileState:
 
 
 @dataclass(frozen=True)
-class CropFacts:
+class CropRecord:
     """Attributes of a stored crop, without its pixels and its vector."""
 
     image_id: str
@@ -116,7 +116,7 @@ class CropFacts:
 class Crop:
     """A crop to be stored."""
 
-    facts: CropFacts
+    facts: CropRecord
     vector: NDArray[np.float32]
     """[D], of length 1."""
     thumbnail: bytes
@@ -179,7 +179,7 @@ class VectorStore(Protocol):
     def count(self, where: Condition | None = None) -> int:
         """Return the number of crops, of all or of those that fulfil a condition."""
 
-    def get(self, image_ids: Sequence[str]) -> dict[str, CropFacts]:
+    def get(self, image_ids: Sequence[str]) -> dict[str, CropRecord]:
         """Return facts by name, without unknown names."""
 
     def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from cskt.errors import SHORT, CorruptRowError, CsktError
 from cskt.gallery.columns import LARGEST_WHOLE, Value
-from cskt.gallery.stores.base import Crop, CropFacts, FileState, check_image_id, check_sha256
+from cskt.gallery.stores.base import Crop, CropRecord, FileState, check_image_id, check_sha256
 
 STATE_FIELDS = ("image_id", "num_bytes", "modified_ns", "sha256", "kept")
 """Fields of a row that make a `FileState`, and its name."""
 FACT_FIELDS = (*STATE_FIELDS, "width", "height")
-"""Fields of a row that make `CropFacts`, besides the metadata columns."""
+"""Fields of a row that make `CropRecord`, besides the metadata columns."""
 MAX_ENTRY = 1e6
 """Largest number in a vector, whose length is 1; products of larger ones could be infinite."""
 JPEG_START = b"\xff\xd8\xff"
@@ -67,13 +67,13 @@ def checked_state(row: Mapping[str, object], place: Path | str) -> tuple[str, Fi
         return name, FileState(_whole(row, "num_bytes"), modified_ns, digest, bool(kept))
 
 
-def checked_facts(row: Mapping[str, object], metadata: Mapping[str, object], place: Path | str) -> CropFacts:
+def checked_facts(row: Mapping[str, object], metadata: Mapping[str, object], place: Path | str) -> CropRecord:
     """Return all facts of a row's crop; `metadata` has no missing values."""
     name, state = checked_state(row, place)
     with corrupt_row_errors(place, name):
         values = {column: checked_value(value, column) for column, value in metadata.items()}
         size = _whole(row, "width"), _whole(row, "height")
-        return CropFacts(name, *size, state.num_bytes, state.modified_ns, state.sha256, state.kept, values)
+        return CropRecord(name, *size, state.num_bytes, state.modified_ns, state.sha256, state.kept, values)
 
 
 def checked_value(value: object, column: str) -> Value:

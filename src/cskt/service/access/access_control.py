@@ -116,7 +116,7 @@ class AccessControl:
         if scheme.lower() != "bearer" or not self._tokens.is_right(token.strip()):
             # On every path: guesses, and their lines in the log, must not be free where health is.
             self._rates.spend(client_of(request), 1.0)
-            self._audit.note(client_of(request), "refused-token", path=request.scope["path"])
+            self._audit.record(client_of(request), "refused-token", path=request.scope["path"])
             raise token_error()
         return True
 

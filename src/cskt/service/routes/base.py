@@ -44,14 +44,14 @@ class Service:
     audit: AuditLog
 
     @contextmanager
-    def noting(
+    def audited(
         self, request: Request, action: str, facts: dict[str, Any], *, changes: bool = False, code: str = "bad_query"
     ) -> Iterator[dict[str, Any]]:
         """Write a request to the audit log, without empty facts, and turn errors of the gallery into `refusal`s."""
         stated = {name: value for name, value in facts.items() if value not in (None, [], ())}
-        with self.audit.noting(client_of(request), action, stated, changes=changes) as noted:
+        with self.audit.audited(client_of(request), action, stated, changes=changes) as entry:
             try:
-                yield noted
+                yield entry
             except CsktError as error:
                 raise refusal(error, self.worker.gallery, code) from None
 

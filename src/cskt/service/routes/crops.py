@@ -74,7 +74,7 @@ async def thumbnail(image_id: CropName, request: Request, service: ServiceParts)
 )
 async def image(image_id: CropName, request: Request, service: ServiceParts) -> Response:
     """Return the file that a crop was indexed from."""
-    with service.noting(request, "image", {"image_id": image_id}):
+    with service.audited(request, "image", {"image_id": image_id}):
         data = await service.worker.reading.run(_original, service.worker.gallery, image_id)
     type_name = content_type(data)
     # A file that no browser shows as a picture can only be saved.
@@ -91,9 +91,9 @@ async def add(body: AddRequest, request: Request, service: ServiceParts) -> AddA
     """Add crops, or replace those of the same name. Needs the token in the header."""
     body.check_limits(service.settings)
     facts = {"image_ids": [crop.image_id for crop in body.crops]}
-    with service.noting(request, "add", facts, changes=True, code="bad_crop") as noted:
+    with service.audited(request, "add", facts, changes=True, code="bad_crop") as entry:
         answer = await service.worker.writing.run(_add, service.worker.gallery, body.crops, service.settings)
-        noted["added"], noted["replaced"] = answer.added, answer.replaced
+        entry["added"], entry["replaced"] = answer.added, answer.replaced
     return answer
 
 
@@ -104,9 +104,9 @@ async def remove(
     service: ServiceParts,
 ) -> RemoveAnswer:
     """Remove crops; unknown names are ignored. Needs the token in the header."""
-    with service.noting(request, "delete", {"image_ids": image_ids}, changes=True, code="bad_crop") as noted:
+    with service.audited(request, "delete", {"image_ids": image_ids}, changes=True, code="bad_crop") as entry:
         removed = await service.worker.writing.run(service.worker.gallery.remove, image_ids)
-        noted["removed"] = removed
+        entry["removed"] = removed
     return RemoveAnswer(removed=removed)
 
 

@@ -52,9 +52,9 @@ async def sign_in(body: SessionRequest, request: Request, response: Response, se
     if service.settings.token is None:
         raise ServiceError(403, "no_token", "this service has no token; searching needs none")
     if not service.tokens.is_right(body.token):
-        service.audit.note(client_of(request), "refused-token", path=request.scope["path"])
+        service.audit.record(client_of(request), "refused-token", path=request.scope["path"])
         raise token_error()
-    service.audit.note(client_of(request), "session")
+    service.audit.record(client_of(request), "session")
     response.set_cookie(
         SESSION_COOKIE,
         service.tokens.new_session(),

@@ -33,7 +33,7 @@ from torch import Tensor
 from cskt.errors import CorruptRowError, CsktError, StoreError, file_system_errors
 from cskt.gallery.columns import Kind, Value
 from cskt.gallery.conditions import Condition
-from cskt.gallery.stores.base import MAX_FACET_VALUES, Crop, CropFacts, Facet, FileState, VectorStore, score_counts
+from cskt.gallery.stores.base import MAX_FACET_VALUES, Crop, CropRecord, Facet, FileState, VectorStore, score_counts
 from cskt.gallery.stores.lance.table import (
     PREFIX,
     ROW_ID,
@@ -201,7 +201,7 @@ class LanceStore(VectorStore):
         version = self._latest()
         return version.num_rows if where is None else version.count(to_sql(where))
 
-    def get(self, image_ids: Sequence[str]) -> dict[str, CropFacts]:
+    def get(self, image_ids: Sequence[str]) -> dict[str, CropRecord]:
         version = self._latest()
         rows = (row for batch in version.named(image_ids, version.fact_columns) for row in batch.to_pylist())
         return {facts.image_id: facts for facts in (to_facts(row, self.folder) for row in rows)}

@@ -17,7 +17,7 @@ from cskt.errors import SHORT, CsktError, StoreError, file_system_errors
 from cskt.gallery.columns import BUILT_IN, Kind, Value
 from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Pattern
 from cskt.gallery.indexing.encoding import batched
-from cskt.gallery.stores.base import Crop, CropFacts
+from cskt.gallery.stores.base import Crop, CropRecord
 from cskt.gallery.stores.row_checks import FACT_FIELDS, checked_crops, checked_facts
 
 PREFIX = "meta_"
@@ -126,7 +126,7 @@ def to_rows(crops: Sequence[Crop], table: pa.Schema) -> pa.Table:
     return pa.table([arrays[name] for name in table.names], schema=table)
 
 
-def to_facts(row: Mapping[str, object], folder: Path) -> CropFacts:
+def to_facts(row: Mapping[str, object], folder: Path) -> CropRecord:
     """Return the facts of a row, given as column -> value."""
     metadata = {
         name.removeprefix(PREFIX): value for name, value in row.items() if name.startswith(PREFIX) and value is not None

@@ -61,7 +61,7 @@ class Version:
 
     @property
     def fact_columns(self) -> list[str]:
-        """Names of the columns of `CropFacts`, metadata included."""
+        """Names of the columns of `CropRecord`, metadata included."""
         return [name for name in self.table.schema.names if name not in ("vector", "thumbnail")]
 
     def count(self, where: str) -> int:

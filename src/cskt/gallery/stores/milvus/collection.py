@@ -23,7 +23,7 @@ from pymilvus import DataType, MilvusClient, MilvusException
 
 from cskt.errors import CorruptRowError, CsktError, NoAnswerError, StoreError
 from cskt.gallery.columns import Kind, Value
-from cskt.gallery.stores.base import Crop, CropFacts
+from cskt.gallery.stores.base import Crop, CropRecord
 from cskt.gallery.stores.milvus.address import INDEXES, read_address, read_options
 from cskt.gallery.stores.milvus.expressions import like_key, like_text, partition_field, partition_of
 from cskt.gallery.stores.row_checks import (
@@ -233,7 +233,7 @@ def to_row(crop: Crop, columns: Mapping[str, Kind], partitioned_by: str | None) 
     return row
 
 
-def to_facts(row: Mapping[str, Any], columns: Mapping[str, Kind], url: str) -> CropFacts:
+def to_facts(row: Mapping[str, Any], columns: Mapping[str, Kind], url: str) -> CropRecord:
     """Return the facts of a row."""
     metadata = {column: row[column] for column in columns if row.get(column) is not None}
     facts = checked_facts(row, metadata, url)

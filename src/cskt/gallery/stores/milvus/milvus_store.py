@@ -19,7 +19,7 @@ from cskt.errors import CorruptRowError
 from cskt.gallery.columns import Kind, Value
 from cskt.gallery.conditions import Condition
 from cskt.gallery.indexing.encoding import batched
-from cskt.gallery.stores.base import Crop, CropFacts, Facet, FileState, VectorStore, score_counts
+from cskt.gallery.stores.base import Crop, CropRecord, Facet, FileState, VectorStore, score_counts
 from cskt.gallery.stores.milvus.address import CONSISTENCY
 from cskt.gallery.stores.milvus.collection import (
     CALL_SECONDS,
@@ -122,7 +122,7 @@ class MilvusStore(VectorStore):
         [row] = self._query(filter=self._expression(where), output_fields=["count(*)"])
         return int(row["count(*)"])
 
-    def get(self, image_ids: Sequence[str], **level: str) -> dict[str, CropFacts]:
+    def get(self, image_ids: Sequence[str], **level: str) -> dict[str, CropRecord]:
         rows = self._by_name(image_ids, [*FACT_FIELDS, *self._columns], **level)
         return {row["image_id"]: to_facts(row, self._columns, self._url) for row in rows}
 
