@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,10 @@ from cskt.errors import CsktError, FileSystemError
 from cskt.gallery.gallery import Gallery
 from cskt.image_files.decode import decode_image
 from cskt.model.io.released.reader import read_released_config
-from cskt.model.io.tensors import load_plain, read_tensors
+from cskt.model.io.tensors import load_checkpoint, load_plain, read_tensors
 from cskt.training import distributed
+
+UNPICKLER = "cskt.model.io.unpickling.RestrictedUnpickler"
 
 
 def value_error(*_: Any, **__: Any) -> Any:
@@ -34,6 +37,13 @@ def key_error(*_: Any, **__: Any) -> Any:
 def weight_file(folder: Path) -> Path:
     torch.save({"a": torch.ones(2)}, folder / "a.pt")
     return folder / "a.pt"
+
+
+def foreign_file(folder: Path, *, legacy: bool = False) -> Path:
+    """Write a file that `torch.load(weights_only=True)` refuses, because of an object beside the tensors."""
+    content = {"a": torch.ones(2), "flags": argparse.Namespace(lr=1)}
+    torch.save(content, folder / "b.pt", _use_new_zipfile_serialization=not legacy)
+    return folder / "b.pt"
 
 
 def crop(kind: str) -> bytes:
@@ -56,6 +66,17 @@ def released(folder: Path) -> Path:
         ("cskt.model.io.tensors._check_archive", lambda folder: load_plain(weight_file(folder))),
         ("cskt.model.io.tensors._check_archive", lambda folder: read_tensors(weight_file(folder))),
         ("cskt.model.io.tensors.is_torchscript", lambda folder: read_tensors(weight_file(folder))),
+        (
+            f"{UNPICKLER}.find_class",
+            lambda folder: load_checkpoint(foreign_file(folder)),
+        ),
+        (
+            f"{UNPICKLER}.rebuild_tensor",
+            lambda path: load_checkpoint(foreign_file(path)),
+        ),
+        ("cskt.model.io.torch_files._storage_of", lambda folder: load_checkpoint(foreign_file(folder))),
+        ("cskt.model.io.torch_files._storage_of", lambda folder: load_checkpoint(foreign_file(folder, legacy=True))),
+        ("cskt.model.io.torch_files._fill", lambda folder: load_checkpoint(foreign_file(folder, legacy=True))),
         ("cskt.model.io.released.reader.from_published", lambda folder: read_released_config(released(folder))),
         ("cskt.model.io.released.reader.plain_yaml", lambda folder: read_released_config(released(folder))),
         ("cskt.image_files.formats.formats", lambda _: decode_image(crop("PNG"))),

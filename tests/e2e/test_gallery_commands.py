@@ -390,7 +390,7 @@ def test_a_list_and_a_pattern_of_shards_are_indexed(source: Path, tiny_backbone:
 def test_a_store_is_chosen_once(indexed: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
     indexed("")
     reason = typed(f"cskt index {tmp_path}/g --store milvus:other.db --device cpu").refusal()
-    assert "keeps its vectors in lance" in reason
+    assert "the gallery's store is lance" in reason
 
 
 # --- search

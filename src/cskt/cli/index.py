@@ -21,7 +21,7 @@ from cskt.gallery.engines.ray_cluster import connected
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing.commits import IndexReport
 from cskt.gallery.indexing.shards import SHARD_SUFFIXES, find_shards
-from cskt.gallery.manifest import Manifest, absolute_store, is_gallery, read_manifest
+from cskt.gallery.manifest import Manifest, absolute_store, check_store, is_gallery, read_manifest
 from cskt.gallery.opening import source_to_index
 from cskt.utils.console import counting_bar
 
@@ -53,8 +53,8 @@ def main(argv: Sequence[str]) -> int:
     # A gallery of uploads has nothing to index, but crops that an older version encoded without their EXIF orientation.
     only_reorient = known is not None and known.images is None and not known.upright and not shards and not flags.images
     crops = None if shards or only_reorient else source_to_index(flags.gallery, known, flags.images, ignore)
-    if known is not None and flags.store is not None and absolute_store(flags.store) != known.store:
-        raise CsktError(f"--store {flags.store}: the gallery keeps its vectors in {known.store}; leave --store out")
+    if flags.store is not None:
+        _check_store(flags.store, known)
     if flags.prune and shards:
         raise CsktError("--prune is for a folder or a list; crops of shards stay")
     metadata = None
@@ -98,6 +98,15 @@ def _run_index(gallery: Gallery, add: Callable[..., IndexReport]) -> IndexReport
     except KeyboardInterrupt:
         stored = f"{gallery.count():,} images are in the gallery"
         raise KeyboardInterrupt(f"{stored}; run the same command to continue") from None
+
+
+def _check_store(store: str, known: Manifest | None) -> None:
+    try:
+        check_store(store)
+    except CsktError as error:
+        raise CsktError(f"--store {store}: {error}") from None
+    if known is not None and absolute_store(store) != known.store:
+        raise CsktError(f"--store {store}: the gallery's store is {known.store}; leave --store out")
 
 
 def _shards(images: str | None, known: Manifest | None) -> tuple[str, ...]:

@@ -48,7 +48,8 @@ LARGEST_WIDTH = 65_536
 """Largest width of a vector."""
 
 
-def _check_store(text: str) -> str:
+def check_store(text: str) -> str:
+    """Return the name or address of a store unchanged, if a store is of its kind."""
     if text != "lance" and not text.startswith("milvus:"):
         raise CsktError("must be lance, milvus:FILE.db or milvus://HOST:PORT/COLLECTION")
     return check_path_text(text)
@@ -80,7 +81,7 @@ class Manifest:
     embed_dim: Annotated[int, Ge(1), Le(LARGEST_WIDTH)]
     warning: ShortText | None = None
     """Warning for users of the model."""
-    store: Annotated[str, Len(1, 4096), AfterValidator(_check_store)] = "lance"
+    store: Annotated[str, Len(1, 4096), AfterValidator(check_store)] = "lance"
     """`lance`, or the address of a Milvus collection."""
     columns: Annotated[Mapping[str, Kind], AfterValidator(_check_columns)] = field(default_factory=dict)
     """Metadata columns, in the order in which they came."""

@@ -141,11 +141,8 @@ def source_to_index(
         ignore = () if manifest is None else manifest.ignore
     if images is not None:
         place = expanded(images)
-        try:
-            list_file = place.parent.resolve() / place.name if is_list(place) else None
-            folder = place.resolve() if list_file is None else list_file.parent
-        except (RuntimeError, ValueError) as error:  # links in a circle, a null character
-            raise CsktError(f"{str(images)[:200]!r}: not a path: {error}; name what to index: --images PATH") from None
+        list_file = place.parent.resolve() / place.name if is_list(place) else None
+        folder = place.resolve() if list_file is None else list_file.parent
         remedy = "name what to index: --images PATH"
     elif manifest is None or known is None:
         raise CsktError(f"{gallery}: has no folder of crops yet; name it: --images FOLDER")

@@ -90,14 +90,13 @@ def _saved_table(folder: Path, split: str | None) -> Table:
     import pyarrow as pa  # noqa: PLC0415  (an extra)
 
     state = load_json(read_text(folder / STATE, remedy=REMEDY), where=str(folder / STATE), remedy=REMEDY)
-    try:
-        paths = [inside(folder, str(file["filename"])) for file in state["_data_files"]]
-        is_selection = bool(state.get("_indices_files"))
-    except (TypeError, KeyError, AttributeError):
-        paths, is_selection = [], False
-    if not paths:
+    files = state.get("_data_files") if isinstance(state, dict) else None
+    files = files if isinstance(files, list) else []
+    names = [file.get("filename") if isinstance(file, dict) else None for file in files]
+    if not names or not all(isinstance(name, str) for name in names):
         raise CsktError(f"{folder / STATE}: '_data_files' must list the files of the data set; {REMEDY}")
-    if is_selection:
+    paths = [inside(folder, str(name)) for name in names]
+    if state.get("_indices_files"):
         raise CsktError(f"{folder}: a selection of rows; call flatten_indices() and {REMEDY}")
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import traceback
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -27,11 +28,14 @@ from cskt.utils.messages import one_line
 INDEX = ".index.json"
 """End of the name of an index of shards, as Hugging Face writes large models: `model.safetensors.index.json`."""
 MOST_SHARDS = 1000
-DAMAGE = (
-    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, RuntimeError, ValueError, LookupError,
-    AttributeError, TypeError, ArithmeticError, AssertionError, ImportError, MemoryError,
+DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, MemoryError)
+"""Exceptions of all readers for files that are cut short, altered or hostile."""
+DAMAGE_OF_LIBRARIES = (
+    struct.error, RuntimeError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, AssertionError,
+    ImportError,
 )  # fmt: skip
-"""Exceptions of the readers of torch, zipfile and pickle for files that are cut short, altered or hostile."""
+"""Further ones of `LIBRARIES`; raised anywhere else, they are bugs."""
+LIBRARIES = ("pickle", "zipfile", "torch", "codecs", "encodings")
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 """First bytes of files of `torch.save`."""
 
@@ -61,9 +65,7 @@ def _read_file(path: Path) -> Any:
 
 def load_plain(path: Path) -> Any:
     """Read a `torch.save` file that holds tensors and plain values alone."""
-    with _reader_errors(path):
-        is_archive = zipfile.is_zipfile(path)
-    if is_archive:
+    if _is_archive(path):
         with _opened_archive(path):
             pass  # it has been checked
     with _reader_errors(path):
@@ -106,9 +108,9 @@ def is_safetensors(path: Path) -> bool:
 
 def is_torchscript_file(path: Path) -> bool:
     """Return whether a file is a TorchScript archive."""
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
         return False
-    with zipfile.ZipFile(path) as archive:
+    with _opened_archive(path) as archive:
         return is_torchscript(archive)
 
 
@@ -170,12 +172,24 @@ def _first_bytes(path: Path) -> bytes:
         return stream.read(64)
 
 
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # an end of a directory whose numbers are wrong
+        return True
+
+
 @contextmanager
 def _reader_errors(path: Path) -> Iterator[None]:
-    """Turn `DAMAGE` of the block, which only reads a file with torch, zipfile or pickle, into a CsktError."""
+    """Turn the errors of readers into a CsktError; the block only reads a file with torch, zipfile or pickle."""
     try:
         yield
     except DAMAGE as error:
+        raise _damage(path, error) from None
+    except DAMAGE_OF_LIBRARIES as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if frame.f_globals["__name__"].partition(".")[0] not in LIBRARIES:
+            raise
         raise _damage(path, error) from None
 
 
@@ -229,7 +243,7 @@ def _damage(path: Path, error: BaseException) -> CsktError:
 def _is_cut_short(path: Path, error: BaseException) -> bool:
     """Return whether a file that could not be read ends before its content does."""
     if isinstance(error, zipfile.BadZipFile):
-        return not zipfile.is_zipfile(path)  # the directory of an archive is at its end
+        return not _is_archive(path)  # the directory of an archive is at its end
     return isinstance(error, EOFError) or "truncated" in str(error) or "exhausted before" in str(error)
 
 

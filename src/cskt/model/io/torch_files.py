@@ -6,7 +6,8 @@ is harmless: objects beside the tensors, pickle protocols above 2, and TorchScri
 An archive is a zip: `<root>/data.pkl` describes a tree of objects, `<root>/data/<key>` is one raw storage each;
 TorchScript's programs in `<root>/code/` are not opened.
 
-Every reader raises one of `tensors.DAMAGE` for a file that is damaged or asks for code.
+For a file that is corrupt or asks for code, the functions here raise one of `tensors.DAMAGE` themselves; the libraries
+that they call may also raise one of `tensors.DAMAGE_OF_LIBRARIES`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ def read_legacy(path: Path) -> Any:
 
 
 def _fill(storage: Tensor, stream: BinaryIO) -> None:
-    (count,) = struct.unpack("<q", stream.read(8))
+    size = stream.read(8)
+    if len(size) < 8:
+        raise EOFError("a storage is cut short")
+    (count,) = struct.unpack("<q", size)
     if count != storage.numel():
         raise pickle.UnpicklingError(f"a storage holds {count} numbers instead of {storage.numel()}")
     raw = stream.read(count * storage.element_size())
@@ -70,8 +74,10 @@ class ArchiveUnpickler(RestrictedUnpickler):
     """Reads data.pkl of an archive, and the storages beside it."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
-        (pickled,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
-        self.archive, self.root = archive, pickled.removesuffix("/data.pkl")
+        pickled = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickled) != 1:
+            raise pickle.UnpicklingError(f"it has {len(pickled)} files data.pkl instead of one")
+        self.archive, self.root = archive, pickled[0].removesuffix("/data.pkl")
         self.storages: dict[tuple[str, torch.dtype], Tensor] = {}
         if f"{self.root}/byteorder" in archive.namelist() and self._stored("byteorder") != b"little":
             raise pickle.UnpicklingError("written on another kind of processor")
@@ -80,7 +86,7 @@ class ArchiveUnpickler(RestrictedUnpickler):
 
     def persistent_load(self, pid: Any) -> Tensor:
         """Return a storage as a flat tensor, read once."""
-        _, dtype, key, _, count = pid
+        dtype, key, count = _storage_of(pid, 5)
         if (key, dtype) in self.storages:
             return self.storages[key, dtype]
         raw = self._stored(f"data/{key}")
@@ -91,10 +97,23 @@ class ArchiveUnpickler(RestrictedUnpickler):
         return whole
 
     def _stored(self, name: str) -> bytes:
-        entry = self.archive.getinfo(f"{self.root}/{name}")
+        try:
+            entry = self.archive.getinfo(f"{self.root}/{name}")
+        except KeyError:
+            raise pickle.UnpicklingError(f"{name} is missing") from None
         if entry.compress_type != zipfile.ZIP_STORED:
             raise zipfile.BadZipFile(f"{entry.filename} is compressed")
         return self.archive.read(entry)
+
+
+def _storage_of(pid: Any, length: int) -> tuple[torch.dtype, str, int]:
+    """Return type, key and number of values of a storage, from the tuple of `length` parts that names it."""
+    if not isinstance(pid, tuple) or len(pid) != length:
+        raise pickle.UnpicklingError("a storage is named in an unknown form")
+    _, dtype, key, _, count = pid[:5]
+    if not isinstance(dtype, torch.dtype) or not isinstance(key, str | int) or not isinstance(count, int):
+        raise pickle.UnpicklingError("a storage is named in an unknown form")
+    return dtype, str(key), count
 
 
 class _LegacyUnpickler(RestrictedUnpickler):
@@ -107,17 +126,17 @@ class _LegacyUnpickler(RestrictedUnpickler):
 
     def persistent_load(self, pid: Any) -> Tensor:
         """Return a storage as a flat tensor, not yet filled."""
-        _, dtype, key, _, count, view = pid
-        if view is not None:
+        dtype, key, count = _storage_of(pid, 6)
+        if pid[5] is not None:
             raise pickle.UnpicklingError("a storage that is a part of another is not supported")
-        if str(key) not in self.storages:
+        if key not in self.storages:
             self._left -= count * dtype.itemsize
             if count < 0 or self._left < 0:
                 raise EOFError("its storages are larger than the file")
-            self.storages[str(key)] = torch.empty(count, dtype=dtype)
-        if self.storages[str(key)].dtype != dtype:
+            self.storages[key] = torch.empty(count, dtype=dtype)
+        if self.storages[key].dtype != dtype:
             raise pickle.UnpicklingError(f"storage {key} has two types")
-        return self.storages[str(key)]
+        return self.storages[key]
 
 
 def is_torchscript(archive: zipfile.ZipFile) -> bool:

@@ -61,6 +61,8 @@ class StandIn(dict[Any, Any]):
         super().__init__()
 
     def __new__(cls, *_: object, **__: object) -> StandIn:
+        if not isinstance(cls, type):  # a pickle may call this with an instance
+            raise pickle.UnpicklingError("it makes an object of what is no class")
         return super().__new__(cls)
 
     def _ignore(self, *_: object, **__: object) -> None:
@@ -115,20 +117,25 @@ class RestrictedUnpickler(pickle._Unpickler):
         self, storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
     ) -> Tensor:
         """Return a view of a storage."""
-        tensor = storage.as_strided(size, stride, offset)  # refuses to reach beyond the storage
+        try:
+            tensor = storage.as_strided(size, stride, offset)  # refuses to reach beyond the storage
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise pickle.UnpicklingError(f"a tensor does not fit its storage: {error}") from None
         if tensor.numel() > storage.numel():  # overlapping rows: a small file that would unfold to a vast tensor
             raise pickle.UnpicklingError(f"a tensor of {list(size)} is larger than its storage")
         return tensor
 
     def _rebuild_subclass(self, build: Any, _: object, arguments: tuple[Any, ...], *__: object) -> Tensor:
         """Return the tensor below an instance of a subclass of `torch.Tensor`."""
-        if build != self.rebuild_tensor:
+        if build != self.rebuild_tensor or not isinstance(arguments, tuple) or len(arguments) < 4:
             raise pickle.UnpicklingError("it holds a tensor of a class that is not known")
         return self.rebuild_tensor(*arguments)
 
     def load_build(self) -> None:
         """Set the state of the last object; only modules of TorchScript have one here."""
         stack: list[Any] = self.stack  # type: ignore[attr-defined]
+        if len(stack) < 2:
+            raise pickle.UnpicklingError("it sets the state of nothing")
         state, instance = stack.pop(), stack[-1]
         if isinstance(instance, Module):
             instance.__setstate__(state)
@@ -138,7 +145,10 @@ class RestrictedUnpickler(pickle._Unpickler):
     def load_bytearray8(self) -> None:
         """Read bytes; Python's own method allocates any length that is named."""
         machine: Any = self
-        (length,) = struct.unpack("<Q", machine.read(8))
+        size = machine.read(8)
+        if len(size) < 8:
+            raise EOFError("it ends within a length")
+        (length,) = struct.unpack("<Q", size)
         machine.append(bytearray(machine.read(length)))
 
     dispatch[pickle.BUILD[0]] = load_build
