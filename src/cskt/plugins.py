@@ -33,6 +33,7 @@ from types import ModuleType, TracebackType
 from typing import Any, Generic, TypeVar, overload
 
 from cskt.errors import CsktError, MissingFileError, file_system_errors
+from cskt.utils.arguments import listed
 from cskt.utils.messages import nearest, one_line
 from cskt.utils.paths import expanded
 
@@ -178,11 +179,11 @@ _loaded: dict[Plugin, None] = {}
 _loading: list[Plugin] = []
 
 
-def load_plugins(sources: Iterable[str | Path]) -> list[Plugin]:
+def load_plugins(sources: str | Path | Iterable[str | Path]) -> list[Plugin]:
     """Import plug-ins, each once; a file that has not changed since it was loaded is not run again.
 
     Args:
-        sources: paths of Python files, which end in `.py`, and names of modules that can be imported.
+        sources: paths of Python files, which end in `.py`, and names of modules that can be imported; or one of them.
 
     Returns:
         The plug-ins, in that order.
@@ -190,7 +191,7 @@ def load_plugins(sources: Iterable[str | Path]) -> list[Plugin]:
     Raises:
         CsktError: there is no such file or module, its code raises, or a name that it registers is taken.
     """
-    return [_load(str(source)) for source in sources]
+    return [_load(str(source)) for source in listed(sources, (str, Path), "plugins")]
 
 
 def environment_plugins() -> list[str]:

@@ -429,8 +429,11 @@ def test_search_of_a_split_gives_the_answers_of_query_without_the_extra_of_galle
 
 
 def test_query_takes_any_sentence(run: Path) -> None:
-    table = done(f"cskt query {run} 'a man [/b] [red]in black，<|endoftext|> 👜' '' -k 1")
+    table = done(f"cskt query {run} 'a man [/b] [red]in black，<|endoftext|> 👜' -k 1")
     assert "[/b]" in table and "[red]" in table
+    for command in ("query", "search --model"):
+        assert "a sentence is empty" in typed(f"cskt {command} {run} ''").refusal()
+        assert "holds control characters" in typed(f"cskt {command} {run} 'a\x1b[31m'").refusal()
 
 
 def test_query_warns_of_cut_sentences_and_refuses_too_long_ones(run: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -490,6 +490,9 @@ def test_a_search_without_hits_gives_the_reason_and_exit_code_0(gallery: Path, f
         ("--like cam1/04.jpg --explain --json", "give a sentence as well"),
         ("x --sheet a.png -k 101", "draw at most 100"),
         ("x --min-scor 0.2", "did you mean --min-score?"),
+        ("x --where ' '", "it is empty"),
+        ("x --split foo", "--split is for a model; leave it out"),
+        ("x --batch-size 0 --backbone nope", "--backbone is for a model; leave it out"),
     ],
 )
 def test_search_refuses_in_one_line(gallery: Path, flags: str, message: str) -> None:

@@ -516,3 +516,15 @@ def test_weights_that_change_are_seen_by_a_new_encoder() -> None:
         model.text.ln_final.bias.add_(1.0)
     new = Encoder(model, Tokenizer(), device=torch.device("cpu"))
     assert not torch.allclose(new.encode_text(["a man"]), before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"path": "clip-tiny", "backbone": "nope"}, "clip-tiny: contains its backbone; leave out --backbone"),
+        ({"image_height": 64}, "its image_height is fixed; leave out --image-height"),
+    ],
+)
+def test_settings_without_effect_are_refused(run: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(**({"path": run} | arguments))

@@ -496,6 +496,10 @@ def test_a_gallery_stores_the_source_of_its_encoder(encoder: Encoder, tiny_backb
     made.source = None
     with pytest.raises(CsktError, match="not made by cskt.load; state what to load it from"):
         Gallery.create(tmp_path / "unknown", made)
+    other = write_backbone(tmp_path / "other.safetensors", seed=1)
+    with pytest.raises(CsktError, match="another model .* than the encoder .*encoder.save"):
+        Gallery.create(tmp_path / "wrong", made, other)
+    assert not (tmp_path / "wrong").exists()
     Gallery.create(tmp_path / "stated", made, str(tiny_backbone)).close()
     with Gallery.open(tmp_path / "stated", device="cpu") as gallery:
         assert gallery.encoder.fingerprint == encoder.fingerprint
@@ -511,3 +515,44 @@ def test_a_search_parses_its_filter_and_reads_the_state_of_the_manifest_once(
         monkeypatch.setattr(place, name, lambda *given, f=function: (calls.append(str(given[0])), f(*given))[1])
     assert len(gallery.search(SENTENCE, where="camera = 'cam0'", group_by="camera")) == 1
     assert calls.count("camera = 'cam0'") == calls.count(str(gallery.folder / MANIFEST)) == 1
+
+
+def test_one_string_is_a_list_of_one(gallery: Gallery, crops: Path) -> None:
+    assert gallery.search(SENTENCE, exclude="a hat") == gallery.search(SENTENCE, exclude=["a hat"])
+    picture = crops / names(crops)[0]
+    assert gallery.add(str(picture), "live/1", {"camera": "c1"}).added == 1
+    assert gallery.uploaded("live/1") == {"live/1"}
+    assert gallery.remove("live/1") == 1 and "live/1" not in gallery
+    assert gallery.index(ignore="cam0").passed_over == {"ignored": 1}
+    assert gallery.encoder.text_warnings("a man") == gallery.encoder.text_warnings(["a man"])
+    with pytest.raises(TypeError, match="each of image_ids must be str, got int"):
+        gallery.remove([5])  # type: ignore[list-item]
+
+
+def test_only_the_same_model_is_remembered_at_another_place(gallery: Gallery, tmp_path: Path) -> None:
+    before = gallery.manifest.model
+    with pytest.raises(CsktError, match="nope"):
+        gallery.remember_model("nope")
+    with pytest.raises(CsktError, match="was filled by another model"):
+        gallery.remember_model(write_backbone(tmp_path / "other.safetensors", seed=1))
+    assert gallery.manifest.model == before and not gallery.remember_model(before.path)
+    moved = shutil.copy(before.path, tmp_path / "moved.safetensors")
+    with Gallery.open(gallery.folder, device="cpu") as opened:
+        assert opened.remember_model(moved) and not opened.remember_model(moved)
+    assert read_manifest(gallery.folder).model.path == str(moved)
+
+
+def test_an_empty_filter_is_refused(gallery: Gallery) -> None:
+    for read in (gallery.count, gallery.parse_filter, lambda where: gallery.search(SENTENCE, where=where)):
+        with pytest.raises(CsktError, match="it is empty"):
+            read(" ")
+    with pytest.raises(TypeError, match="where must be "):
+        gallery.count(5)  # type: ignore[arg-type]
+
+
+def test_a_deprecated_call_is_shown_to_its_caller(gallery: Gallery) -> None:
+    messages._warned.clear()
+    with pytest.warns(DeprecationWarning) as caught:
+        gallery.search_many([Query(SENTENCE)], k=2)
+        gallery.kept  # noqa: B018
+    assert {warning.filename for warning in caught} == {__file__}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,3 +79,15 @@ def test_only_the_ratio_of_weights_counts(encoder: Encoder, weight: float) -> No
     both = Query("a man", exclude=("with a hat",), text_weight=weight, exclude_weight=weight)
     equal = Query("a man", exclude=("with a hat",), text_weight=1.0, exclude_weight=1.0)
     assert torch.allclose(*(encode_queries(encoder, [query], no_crop) for query in (both, equal)), atol=1e-6)
+
+
+def test_one_string_is_one_excluded_sentence() -> None:
+    assert Query("a man", exclude="a hat") == Query("a man", exclude=("a hat",)) == Query("a man", exclude=["a hat"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="each of exclude must be str, got int"):
+        Query("a man", exclude=(5,))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("values", [{"like": 5}, {"text": b"a"}, {"text": "a", "exclude": 5}])
+def test_parts_of_another_type_name_the_argument(values: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"{'a sentence' if values == {'text': b'a'} else [*values][-1]} must be str"):
+        Query(**values)

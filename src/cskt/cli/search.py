@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cskt.cli.model_flags import FAST_PRECISION, add_model_flags, load_model_and_split, num_hits
 from cskt.cli.parsing import Parser, check_suffix, given
 from cskt.cli.search_output import QueryResult, draw_answers, jpeg, print_answers
-from cskt.data.sentences import LONGEST_SENTENCE, check_length
+from cskt.data.sentences import LONGEST_SENTENCE, check_sentence
 from cskt.errors import CsktError, MissingFileError, out_of_memory_errors
 from cskt.utils.console import bar
 from cskt.utils.messages import one_line
@@ -102,7 +102,7 @@ def print_split_hits(flags: argparse.Namespace) -> int:
 
     check_suffix("--sheet", flags.sheet, [".png"])
     for sentence in flags.sentences:
-        check_length(sentence)
+        check_sentence(sentence)
     flags.precision = flags.precision or FAST_PRECISION
     encoder, split = load_model_and_split(flags, refuse_overlaps=False)  # hits are shown, no metric is computed
     k = num_hits(flags.k, DEFAULT_K, split)
@@ -146,7 +146,9 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
         help="where the model sees the sentence and each of its words in a crop of a gallery: heat maps in --sheet and"
         " --html, numbers in --json")
     # fmt: on
+    num_others = len(parser._actions)
     add_model_flags(parser, FAST_PRECISION, positional=False)
+    for_models = [action for action in parser._actions[num_others:] if action.dest != "device"]
     flags = parser.parse(argv, intermixed=True)
     check_suffix("--sheet", flags.sheet, [".png"])
     check_suffix("--html", flags.html, [".html", ".htm"])
@@ -161,6 +163,8 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
         return flags
     if not flags.sentences:
         parser.error("name the folder of a gallery, or a model with --model")
+    if stated := next((action for action in for_models if getattr(flags, action.dest) != action.default), None):
+        raise CsktError(f"{stated.option_strings[0]} is for a model; leave it out, or name one with --model")
     # argparse cannot make GALLERY optional with --model, so the first word is the gallery.
     flags.gallery = Path(flags.sentences.pop(0))
     flags.exclude = tuple(flags.exclude or ())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 
 from cskt.errors import CsktError
+from cskt.utils.arguments import expect
 
 LONGEST_SENTENCE = 2_000
 """Characters; a model reads about the first 60 words."""
@@ -22,6 +23,7 @@ def check_sentence(text: str) -> None:
 
 def check_length(text: str) -> None:
     """Raise CsktError if a sentence has more than `LONGEST_SENTENCE` characters."""
+    expect(text, str, "a sentence")
     if len(text) > LONGEST_SENTENCE:
         raise CsktError(f"a sentence of {len(text):,} characters; give at most {LONGEST_SENTENCE:,}")
 

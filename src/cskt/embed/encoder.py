@@ -32,6 +32,7 @@ from cskt.image_files.decode import Source
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
 from cskt.model.io.native import RUN_WEIGHTS, MethodFile, save_weights
+from cskt.utils.arguments import listed
 from cskt.utils.console import bar
 from cskt.utils.paths import check_path
 
@@ -272,18 +273,20 @@ class Encoder:
         features = F.normalize(torch.stack(views).mean(dim=0), dim=-1) if len(views) > 1 else views[0]
         return _converted(features, is_single=isinstance(captions, str), convert_to=convert_to)
 
-    def text_warnings(self, captions: Sequence[str]) -> list[str]:
+    def text_warnings(self, captions: str | Sequence[str]) -> list[str]:
         """Describe what the model misses in sentences: ends that are cut off, and words that it has never seen.
 
         `encode_text` does not log it: show these lines to the user who wrote the sentence.
 
         Args:
-            captions: sentences; the lines are about all of them together, so pass one by itself to learn about it.
+            captions: a sentence, or several; the lines are about all of them together, so pass one by itself to learn
+                about it.
 
         Returns:
             At most two lines, which quote unknown words; none where the model reads everything.
         """
         longest = max(self.templates, key=len)
+        captions = listed(captions, str, "captions")
         return self.tokenizer.warnings([longest.replace("{}", caption) for caption in captions])
 
     def save(self, path: str | Path) -> Path:

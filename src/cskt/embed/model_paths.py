@@ -65,7 +65,7 @@ def load(
     stride: int | None = None,
     weights: WeightsChoice | None = None,
     settings: Mapping[str, Any] | None = None,
-    plugins: Iterable[str | Path] = (),
+    plugins: str | Path | Iterable[str | Path] = (),
     **options: Unpack[Computing],
 ) -> Encoder:
     """Load a model of any kind as an `Encoder`.
@@ -98,7 +98,13 @@ def load(
         str(path), None if backbone is None else str(backbone), image_height, image_width, stride, precision, weights,
         None if settings is None else dict(settings),
     )  # fmt: skip
-    return reader_of(path).load(source, merged(EncodeOptions(device, precision), options))
+    return load_stated(source, merged(EncodeOptions(device, precision), options))
+
+
+def load_stated(source: ModelSource, options: EncodeOptions) -> Encoder:
+    """Load the model that a user states, of whom nothing may be asked that has no effect."""
+    check_stated(source)
+    return reader_of(source.path).load(source, options)
 
 
 @out_of_memory_errors()
@@ -178,6 +184,20 @@ class Reader(ABC):
                 f"{source.path}: no plain CLIP weights, its {', '.join(source.settings)} is fixed; leave out"
                 f" --{min(source.settings).replace('_', '-')}"
             )
+
+
+def check_stated(source: ModelSource) -> None:
+    """Check that a source states no backbone of a whole model, and no image size but for plain CLIP weights."""
+    reader = reader_of(source.path)
+    if isinstance(reader, ExportedReader):  # checks by itself
+        return
+    if source.backbone is not None and needed_backbone(Path(source.path)) is None:
+        raise CsktError(f"{source.path}: contains its backbone; leave out --backbone (backbone=)")
+    sizes = {name: getattr(source, name) for name in ("image_height", "image_width", "stride")}
+    if stated := next((name for name, value in sizes.items() if value is not None and not reader.is_clip), None):
+        raise CsktError(
+            f"{source.path}: no plain CLIP weights, its {stated} is fixed; leave out --{stated.replace('_', '-')}"
+        )
 
 
 class ExportedReader(Reader):

@@ -24,6 +24,7 @@ from cskt.errors import SMALLER_BATCHES, CsktError, file_system_errors, out_of_m
 from cskt.evaluation.rerank import RankingOptions, expand_queries, rerank_similarity
 from cskt.evaluation.results import Result, ResultInfo
 from cskt.types import Hit, RetrievalMetrics
+from cskt.utils.arguments import listed
 
 
 @dataclass(frozen=True)
@@ -243,14 +244,14 @@ def as_result(
 
 @out_of_memory_errors(SMALLER_BATCHES)
 def search_split(
-    encoder: Encoder, split: Split, queries: Sequence[str], k: int, features: SplitFeatures | None = None
+    encoder: Encoder, split: Split, queries: str | Sequence[str], k: int, features: SplitFeatures | None = None
 ) -> list[list[Hit]]:
     """Return the k best images of a split for each sentence; `metadata` has the `pid` and `attributes` of an image.
 
     `features` are those of this split, to encode no image.
     """
     gallery = features.image_features if features else encoder.encode_image(split.image_paths)
-    ranking = metrics.top_k(encoder.encode_text(queries), gallery, k)
+    ranking = metrics.top_k(encoder.encode_text(listed(queries, str, "queries")), gallery, k)
     return [
         [
             Hit(

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cskt.data.images import resize
 from cskt.data.sentences import check_sentence
-from cskt.embed import EncodeOptions, Encoder, ModelSource
+from cskt.embed import EncodeOptions, Encoder, ModelSource, load_source
 from cskt.errors import CsktError, UnknownCropError
 from cskt.explain import Explanation
 from cskt.explain import explain as explain_crop
@@ -25,7 +25,7 @@ from cskt.gallery.indexing.commits import IndexReport, Progress
 from cskt.gallery.indexing.encoding import Engine, LocalEngine
 from cskt.gallery.indexing.reencoding import reindex
 from cskt.gallery.indexing.updating import add_crops, add_shards, index, remove_crops
-from cskt.gallery.manifest import Manifest, read_manifest, source_of
+from cskt.gallery.manifest import Manifest, as_source, read_manifest, source_of
 from cskt.gallery.opening import check_model, create_gallery, load_gallery_model
 from cskt.gallery.options import DEFAULTS, SearchOptions, search_options
 from cskt.gallery.query import Query, encode_queries, query_warnings
@@ -35,8 +35,11 @@ from cskt.gallery.stores.base import CropRecord, Facet
 from cskt.gallery.stores.row_checks import checked_thumbnail
 from cskt.image_files.decode import Source
 from cskt.types import Hit
+from cskt.utils.arguments import listed
 from cskt.utils.messages import renamed
 
+Model: TypeAlias = str | Path | ModelSource
+"""Source of a model, as `cskt.load` takes it."""
 T = TypeVar("T")
 
 
@@ -62,7 +65,12 @@ class Gallery(AbstractContextManager["Gallery"]):
 
     @classmethod
     def create(
-        cls, folder: str | Path, encoder: Encoder, model: str | ModelSource | None = None, *, store: str = "lance"
+        cls,
+        folder: str | Path,
+        encoder: Encoder,
+        model: Model | None = None,
+        *,
+        store: str = "lance",
     ) -> Gallery:
         """Create an empty gallery.
 
@@ -164,7 +172,7 @@ class Gallery(AbstractContextManager["Gallery"]):
         images: str | Path | None = None,
         *,
         metadata: Mapping[str, Row] | None = None,
-        ignore: Sequence[str] | None = None,
+        ignore: str | Sequence[str] | None = None,
         prune: bool = False,
         on_progress: Progress | None = None,
         engine: Engine | None = None,
@@ -177,7 +185,8 @@ class Gallery(AbstractContextManager["Gallery"]):
             images: a folder, which may have moved since the last call; or a list (.txt, .lst) of paths below its own
                 folder. None: the source of the last call.
             metadata: path within the folder -> column -> value; other columns stay, an empty value deletes one.
-            ignore: patterns of files and folders, see `cskt.gallery.indexing.ignoring`. None: those of the last call.
+            ignore: a pattern of files and folders or several, see
+                `cskt.gallery.indexing.ignoring`. None: those of the last call.
             prune: remove crops whose file is missing or ignored, and older versions of unreadable files; they are only
                 counted otherwise. Crops below a folder that cannot be read stay.
             on_progress: called with (finished images, images to encode) after each commit.
@@ -194,24 +203,33 @@ class Gallery(AbstractContextManager["Gallery"]):
         engine = engine or LocalEngine(self.encoder)
         return index(self._state, engine, images, metadata or {}, ignore, prune=prune, on_progress=on_progress)
 
-    def remember_model(self, model: str | ModelSource) -> bool:
+    def remember_model(self, model: Model) -> bool:
         """Store another place of the gallery's model, and return whether the manifest named another before.
 
         Raises:
             CsktError: it is another model.
         """
-        check_model(self.folder, self.manifest, self.encoder)
-        return self._state.remember_model(model if isinstance(model, ModelSource) else ModelSource(model))
+        source = as_source(model)
+        with self._loading:
+            encoder = self._encoder
+            if encoder is None or encoder.source != source:
+                encoder = load_source(source, EncodeOptions(self._device))
+            check_model(self.folder, self.manifest, encoder)
+            self._encoder = self._encoder or encoder
+        return self._state.remember_model(source)
 
     def add(
-        self, images: Sequence[Source | str], image_ids: Sequence[str], metadata: Sequence[Row] | None = None
+        self,
+        images: Source | str | Sequence[Source | str],
+        image_ids: str | Sequence[str],
+        metadata: Row | Sequence[Row] | None = None,
     ) -> IndexReport:
         """Upload crops, for example of a detector; the gallery stores the originals, named by their content.
 
         Args:
-            images: paths, opened images, or bytes of image files.
-            image_ids: a name for each; a crop of that name is replaced.
-            metadata: column -> value for each.
+            images: a path, an opened image, or the bytes of an image file; or several of these.
+            image_ids: the name, or a name for each; a crop of that name is replaced.
+            metadata: column -> value, likewise.
 
         Raises:
             CsktError: an invalid name, one of an indexed file, or a value that does not fit its column.
@@ -227,9 +245,9 @@ class Gallery(AbstractContextManager["Gallery"]):
 
     def add_shards(
         self,
-        shards: Sequence[str | Path] | None = None,
+        shards: str | Path | Sequence[str | Path] | None = None,
         *,
-        ignore: Sequence[str] | None = None,
+        ignore: str | Sequence[str] | None = None,
         on_progress: Progress | None = None,
         engine: Engine | None = None,
     ) -> IndexReport:
@@ -247,20 +265,19 @@ class Gallery(AbstractContextManager["Gallery"]):
         Raises:
             CsktError: a file that cannot be read, or a value that does not fit its column.
         """
-        patterns = None if shards is None else [str(shard) for shard in shards]
-        return add_shards(self._state, engine or LocalEngine(self.encoder), patterns, ignore, on_progress=on_progress)
+        return add_shards(self._state, engine or LocalEngine(self.encoder), shards, ignore, on_progress=on_progress)
 
-    def remove(self, image_ids: Sequence[str]) -> int:
+    def remove(self, image_ids: str | Sequence[str]) -> int:
         """Remove crops, with the stored originals of uploads, and return their number; unknown names are ignored.
 
         Files of the indexed folder are not touched.
         """
-        return remove_crops(self._state, image_ids)
+        return remove_crops(self._state, listed(image_ids, str, "image_ids"))
 
     def reindex(
         self,
         encoder: Encoder,
-        model: str | ModelSource | None = None,
+        model: Model | None = None,
         *,
         prune: bool = False,
         on_progress: Progress | None = None,
@@ -290,7 +307,7 @@ class Gallery(AbstractContextManager["Gallery"]):
         *,
         image: Source | str | None = None,
         like: str | None = None,
-        exclude: Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
         text_weight: float = Query.text_weight,
         image_weight: float = Query.image_weight,
         exclude_weight: float = Query.exclude_weight,
@@ -306,7 +323,7 @@ class Gallery(AbstractContextManager["Gallery"]):
             k, where, min_score, group_by, offset: see `SearchOptions`.
             image: a picture to find more of.
             like: name of a crop of this gallery to find more of.
-            exclude: sentences to move away from.
+            exclude: a sentence to move away from, or several.
             text_weight, image_weight, exclude_weight: see `Query`.
 
         Returns:
@@ -322,7 +339,7 @@ class Gallery(AbstractContextManager["Gallery"]):
             (1, True)
         """
         source = Path(image) if isinstance(image, str) else image
-        query = Query(text, source, like, tuple(exclude), text_weight, image_weight, exclude_weight)
+        query = Query(text, source, like, exclude, text_weight, image_weight, exclude_weight)
         return self.search_many([query], SearchOptions(k, offset, where, min_score, group_by))[0]
 
     def search_many(
@@ -345,10 +362,10 @@ class Gallery(AbstractContextManager["Gallery"]):
         return encode_queries(self.encoder, queries, lambda name: torch.from_numpy(self._one(name, vectors)))
 
     def parse_filter(self, where: str | None) -> Condition | None:
-        """Parse a filter on the columns of this gallery, for `SearchOptions.where`; None for an empty one.
+        """Parse a filter on the columns of this gallery, for `SearchOptions.where`; None stays None.
 
         Raises:
-            CsktError: it is not a filter, or names an unknown column.
+            CsktError: it is empty, no filter, or names an unknown column.
         """
         return self._state.refresh().condition(where)
 
@@ -387,9 +404,10 @@ class Gallery(AbstractContextManager["Gallery"]):
         """
         return self._state.unchanged_file(self.crop(image_id))
 
-    def uploaded(self, image_ids: Sequence[str]) -> set[str]:
+    def uploaded(self, image_ids: str | Sequence[str]) -> set[str]:
         """Return the names among these of uploaded crops: their files are the gallery's own, in no indexed folder."""
-        return {name for name, facts in self._state.refresh().store.get(image_ids).items() if facts.kept}
+        names = listed(image_ids, str, "image_ids")
+        return {name for name, facts in self._state.refresh().store.get(names).items() if facts.kept}
 
     def _one(self, image_id: str, read: Callable[[Sequence[str]], Mapping[str, T]]) -> T:
         self._state.refresh()

@@ -21,12 +21,13 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le, Len
 from pydantic import AfterValidator, with_config
 
-from cskt.embed import Encoder, ModelSource
+from cskt.embed import EncodeOptions, Encoder, ModelSource, load_source
 from cskt.embed.model_paths import absolute_source
 from cskt.embed.options import PathText, ShortText, check_path_text
 from cskt.errors import CsktError, MissingFileError
 from cskt.gallery.columns import Kind, column_name
 from cskt.gallery.stores.base import check_sha256, operator_errors
+from cskt.utils.arguments import expect
 from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, read_json
 from cskt.utils.messages import warn_deprecated
@@ -129,15 +130,33 @@ def _facts_of(encoder: Encoder, model: ModelSource) -> dict[str, Any]:
     }
 
 
-def source_of(encoder: Encoder, model: str | ModelSource | None) -> ModelSource:
-    """Return what an encoder was loaded from; a stated source counts only for an encoder without one."""
+def source_of(encoder: Encoder, model: str | Path | ModelSource | None) -> ModelSource:
+    """Return what an encoder was loaded from; a stated source counts only for an encoder without one.
+
+    Raises:
+        CsktError: neither is known, or the stated source is another model.
+    """
+    expect(encoder, Encoder, "encoder", "cskt.load makes one")
     if encoder.source is not None:
         if model is not None:
             warn_deprecated("the argument 'model'", "the encoder alone, which knows what it was loaded from")
         return encoder.source
     if model is None:
         raise CsktError("the encoder was not made by cskt.load; state what to load it from: model=PATH")
-    return model if isinstance(model, ModelSource) else ModelSource(model)
+    source = as_source(model)
+    stated = load_source(source, EncodeOptions(encoder.device))
+    if stated.fingerprint != encoder.fingerprint:
+        raise CsktError(
+            f"{source.path}: another model (fingerprint {stated.fingerprint[:12]}) than the encoder"
+            f" ({encoder.fingerprint[:12]}); write the encoder to a file of its own with encoder.save(PATH)"
+        )
+    return source
+
+
+def as_source(model: str | Path | ModelSource) -> ModelSource:
+    """Return the source that a path names; a source stays as it is."""
+    expect(model, (str, Path, ModelSource), "model")
+    return model if isinstance(model, ModelSource) else ModelSource(str(model))
 
 
 def is_gallery(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from cskt.gallery.calibration import CALIBRATION_FILE, load_calibration, save_ca
 from cskt.gallery.indexing.scanning import ImageSource, is_list
 from cskt.gallery.manifest import GALLERY_LOCK, MANIFEST, Manifest, exists, is_gallery, write_manifest
 from cskt.gallery.stores.base import VectorStore
+from cskt.utils.arguments import listed
 from cskt.utils.messages import require
 from cskt.utils.paths import check_path, expanded, inside
 
@@ -120,13 +121,16 @@ def check_model(gallery: Path, manifest: Manifest, encoder: Encoder) -> None:
     if encoder.fingerprint != manifest.fingerprint:
         raise CsktError(
             f"{gallery}: was filled by another model ({manifest.model.path}, fingerprint {manifest.generation}; this"
-            f" one is {encoder.fingerprint[:12]}); encode its crops anew: cskt reindex {gallery} --model MODEL"
+            f" one is {encoder.fingerprint[:12]}); encode its crops anew: {_remedy(gallery, '--model', 'MODEL')}"
         )
 
 
 @file_system_errors()
 def source_to_index(
-    gallery: Path, manifest: Manifest | None, images: str | Path | None = None, ignore: Sequence[str] | None = None
+    gallery: Path,
+    manifest: Manifest | None,
+    images: str | Path | None = None,
+    ignore: str | Sequence[str] | None = None,
 ) -> ImageSource:
     """Return the source to index; `GalleryState.remember_source` stores it for the next indexing.
 
@@ -134,7 +138,7 @@ def source_to_index(
         gallery: its folder, for messages.
         manifest: None for a gallery that does not exist yet.
         images: a folder, or a list of paths; None: the source of the last indexing.
-        ignore: patterns, see `ignoring`; None: those of the last indexing.
+        ignore: a pattern or several, see `ignoring`; None: those of the last indexing.
     """
     known = None if manifest is None or manifest.images is None else Path(manifest.images)
     if ignore is None:
@@ -156,7 +160,7 @@ def source_to_index(
         raise CsktError(f"{list_file}: no such list of paths; {remedy}")
     if manifest is not None:
         check_folder(gallery, manifest, folder)
-    return ImageSource(folder, list_file, tuple(ignore))
+    return ImageSource(folder, list_file, listed(ignore, str, "ignore"))
 
 
 def check_folder(gallery: Path, manifest: Manifest, folder: Path) -> None:

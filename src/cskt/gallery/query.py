@@ -9,10 +9,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from cskt.data.sentences import check_sentence
-from cskt.errors import CsktError
+from cskt.errors import SHORT, CsktError
+from cskt.utils.arguments import expect, listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,8 +46,8 @@ class Query:
     the size of the model."""
     like: str | None = None
     """Name of a crop of the gallery to find more of."""
-    exclude: tuple[str, ...] = ()
-    """Sentences to move away from: "with a hat"."""
+    exclude: str | Sequence[str] = ()
+    """Sentences to move away from: "with a hat"; one string is one sentence. Stored as a tuple."""
     text_weight: float = 1.0
     image_weight: float = 1.0
     """Weight of `image` and of `like`."""
@@ -55,11 +57,13 @@ class Query:
     def __post_init__(self) -> None:
         if self.text is None and self.image is None and self.like is None:
             raise CsktError("nothing to look for; give a sentence, an image, or a crop to find more of")
+        object.__setattr__(self, "exclude", listed(self.exclude, str, "exclude"))
+        expect(self.like, (str, type(None)), "like")
         for sentence in (*([] if self.text is None else [self.text]), *self.exclude):
             check_sentence(sentence)
         for weight in (self.text_weight, self.image_weight, self.exclude_weight):
-            if not 0 < weight <= 100:
-                raise CsktError(f"a weight is {weight}; give more than 0, at most 100")
+            if not (isinstance(weight, Real) and 0 < weight <= 100):
+                raise CsktError(f"a weight is {SHORT.repr(weight)}; give more than 0, at most 100")
 
 
 def query_warnings(encoder: Encoder, query: Query) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from filelock import FileLock
 
@@ -35,6 +35,7 @@ from cskt.gallery.opening import check_folder, copy_calibration, drop_store, ope
 from cskt.gallery.options import SearchOptions
 from cskt.gallery.originals import Originals, original_path
 from cskt.gallery.stores.base import CropRecord, VectorStore, operator_errors
+from cskt.utils.arguments import expect
 from cskt.utils.messages import nearest
 from cskt.utils.paths import inside
 
@@ -130,11 +131,10 @@ class GalleryState:
         return self._min_score
 
     def condition(self, where: str | Condition | None) -> Condition | None:
-        """Parse a filter on the columns of the manifest; None for an empty one, and a parsed one stays as it is."""
+        """Parse a filter on the columns of the manifest; a parsed one, and None, stay as they are."""
         if not isinstance(where, str):
+            expect(where, (*get_args(Condition), type(None)), "where")
             return where
-        if not where.strip():
-            return None
         from cskt.gallery.filters import parse_filter  # noqa: PLC0415  (sqlglot is slow to import)
 
         return parse_filter(where, {**self.manifest.columns, **BUILT_IN})

@@ -34,6 +34,7 @@ from cskt.losses.mlm_loss import MLMLoss, mlm
 from cskt.losses.sdm_loss import SDMLoss, sdm, sdm_at_collapse
 from cskt.losses.tal_loss import TALLoss, tal
 from cskt.losses.triplet_loss import TripletLoss, triplet
+from cskt.utils.arguments import listed
 from cskt.utils.messages import nearest
 
 __all__ = [
@@ -50,18 +51,18 @@ class Settings(Protocol):
         """Return the constants that are set for a loss, by field."""
 
 
-def build_losses(names: Iterable[str], settings: Settings) -> dict[str, Loss]:
+def build_losses(names: str | Iterable[str], settings: Settings) -> dict[str, Loss]:
     """Return losses by name, with the constants of a config.
 
     Args:
-        names: keys of `LOSSES`.
+        names: a key of `LOSSES`, or several.
         settings: `RunConfig.loss`.
 
     Raises:
         CsktError: a name is not in `LOSSES`, or a loss has no such constant.
     """
     found = {}
-    for name in names:
+    for name in listed(names, str, "names"):
         kind, constants = LOSSES[name], settings.constants_of(name)
         known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
         if unknown := next((key for key in constants if key not in known), None):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
+import sys
 import warnings
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from cskt.errors import CsktError
 
+_PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
 _warned = set[str]()
 
 
@@ -32,11 +36,18 @@ def require(extra: str, *modules: str) -> None:
 
 
 def warn_deprecated(old: str, new: str) -> None:
-    """Warn, once per process, that an old name or form such as "Gallery.cut_off" is replaced by another."""
+    """Warn, once per process, that an old name or form such as "Gallery.cut_off" is replaced by another.
+
+    The warning names the line that called this package: Python shows a DeprecationWarning only where its line is in the
+    program itself.
+    """
     if old not in _warned:
         _warned.add(old)
+        level, frame = 2, sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+            level, frame = level + 1, frame.f_back
         warnings.warn(
-            f"{old} is deprecated and will be removed in cskt 1.0; use {new}", DeprecationWarning, stacklevel=3
+            f"{old} is deprecated and will be removed in cskt 1.0; use {new}", DeprecationWarning, stacklevel=level
         )
 
 

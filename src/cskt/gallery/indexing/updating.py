@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from PIL import Image
+
 from cskt.errors import CsktError
 from cskt.gallery.indexing.commits import IndexReport, Progress, Writer, conflict_with, fill
 from cskt.gallery.indexing.encoding import Engine, Pending, Processed, batched
@@ -20,6 +22,7 @@ from cskt.gallery.opening import source_to_index
 from cskt.gallery.state import GalleryState
 from cskt.gallery.stores.base import FileState, check_image_id
 from cskt.image_files.decode import Source
+from cskt.utils.arguments import listed
 
 T = TypeVar("T")
 
@@ -32,7 +35,7 @@ def index(
     engine: Engine,
     images: str | Path | None,
     metadata: Mapping[str, Mapping[str, object]],
-    ignore: Sequence[str] | None,
+    ignore: str | Sequence[str] | None,
     *,
     prune: bool,
     on_progress: Progress | None,
@@ -99,12 +102,15 @@ def index(
 def add_crops(
     state: GalleryState,
     engine: Engine,
-    images: Sequence[Source | str],
-    image_ids: Sequence[str],
-    metadata: Sequence[Mapping[str, object]] | None,
+    images: Source | str | Sequence[Source | str],
+    image_ids: str | Sequence[str],
+    metadata: Mapping[str, object] | Sequence[Mapping[str, object]] | None,
 ) -> IndexReport:
     """Store uploaded crops; see `Gallery.add`."""
     started = time.monotonic()
+    images = listed(images, (str, bytes, Path, Image.Image), "images")
+    image_ids = listed(image_ids, str, "image_ids")
+    metadata = None if metadata is None else listed(metadata, Mapping, "metadata")
     if len(images) != len(image_ids) or (metadata is not None and len(metadata) != len(images)):
         raise CsktError(f"{len(images)} images with {len(image_ids)} names; give one name, and one row, for each")
     if len(set(map(check_image_id, image_ids))) < len(image_ids):
@@ -130,25 +136,27 @@ def add_crops(
 def add_shards(
     state: GalleryState,
     engine: Engine,
-    patterns: Sequence[str] | None,
-    ignore: Sequence[str] | None,
+    shards: str | Path | Sequence[str | Path] | None,
+    ignore: str | Sequence[str] | None,
     *,
     on_progress: Progress | None,
 ) -> IndexReport:
     """Store the crops of Parquet files and archives as uploads; see `Gallery.add_shards`."""
     started = time.monotonic()
     state.refresh()
-    patterns = state.manifest.shards if patterns is None else patterns
+    patterns = (
+        state.manifest.shards if shards is None else [str(path) for path in listed(shards, (str, Path), "shards")]
+    )
     if not patterns:
         raise CsktError(f"{state.folder}: no shards were indexed before; name them")
-    shards = [shard for pattern in patterns for shard in find_shards(pattern)]
-    ignore = state.manifest.ignore if ignore is None else ignore
+    files = [file for pattern in patterns for file in find_shards(pattern)]
+    ignore = state.manifest.ignore if ignore is None else listed(ignore, str, "ignore")
     ignored = IgnorePatterns(ignore)
-    state.check_metadata(row for shard in shards for row in _metadata_of(shard, ignored))
+    state.check_metadata(row for file in files for row in _metadata_of(file, ignored))
     state.remember_shards(patterns, ignore)
     report, scan = IndexReport(), Scan()
     fill(
-        state.store, engine, _pending_of(state, shards, report, scan, ignored), report,
+        state.store, engine, _pending_of(state, files, report, scan, ignored), report,
         writing=state.writing, originals=state.originals, on_progress=on_progress,
     )  # fmt: skip
     report.passed_over = dict(scan.passed_over)
