@@ -46,6 +46,7 @@ COMMANDS = {
     "reproduce": "train a published result again and set it beside the paper's figure",
     "export": "write a run as one self-contained file, or as a backbone",
     "env": "versions, devices, extras and paths, for a bug report",
+    "completion": "completion of commands, flags and files in your shell",
 }
 """Command -> summary. Its module in `cskt.cli` has `main(argv) -> exit code`."""
 
@@ -65,15 +66,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 done with findings or the output has no reader, 2 bad input, 70 a bug of cskt,
         130 interrupted.
     """
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
+        from cskt.cli.completion import complete  # noqa: PLC0415  (keeps --help quick)
+
+        complete()
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     first = 0  # of the words that are no flag of every command
     while first < len(words) and words[first].startswith((TRACEBACK, PLUGIN)):
         first += 2 if words[first] == PLUGIN else 1
     command = next((name for name in COMMANDS if words[first:][: len(name.split())] == name.split()), None)
     if command is None:
         return guarded(_without_command, words, "cskt")
-    module, rest = f"cskt.cli.{command.replace(' ', '_')}", words[:first] + words[first + len(command.split()) :]
-    return guarded(partial(_run_module, module), rest, f"cskt {command}")
+    rest = words[:first] + words[first + len(command.split()) :]
+    return guarded(partial(_run_module, module_of(command)), rest, f"cskt {command}")
+
+
+def module_of(command: str) -> str:
+    """Return the name of the module of a command."""
+    return f"cskt.cli.{command.replace(' ', '_')}"
 
 
 def _run_module(module: str, words: Sequence[str]) -> int:
@@ -208,16 +220,19 @@ def _check_surroundings(program: str) -> None:
 
 
 def _without_command(words: Sequence[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
-        width = max(map(len, COMMANDS))
-        print("usage: cskt COMMAND ...   (cskt COMMAND --help explains it)\n")
-        print("\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()))
-        print(f"\n{ABOUT_COMMON_FLAGS}")
-        return 0
-    if words[0] == "--version":
+    """Answer `cskt`, `cskt --help`, `cskt data --help`, `cskt --version`; refuse a word that is no command."""
+    if words[:1] == ["--version"]:
         from cskt import __version__  # noqa: PLC0415  (keeps --help quick)
 
         print(f"cskt {__version__}")
         return 0
-    asked = " ".join(words[:2]) if words[0] == "data" else words[0]
-    raise CsktError(f"unknown command '{asked}': {nearest(asked, list(COMMANDS))}")
+    group = " ".join(word for word in words if word not in ("-h", "--help"))
+    commands = {name: summary for name, summary in COMMANDS.items() if not group or name.startswith(f"{group} ")}
+    if not commands:
+        asked = " ".join(words[: 2 if any(name.startswith(f"{words[0]} ") for name in COMMANDS) else 1])
+        raise CsktError(f"unknown command '{asked}': {nearest(asked, list(COMMANDS))}")
+    width = max(map(len, commands))
+    print(f"usage: cskt {group or 'COMMAND'} ...   (cskt COMMAND --help explains it)\n")
+    print("\n".join(f"  {name:<{width}}  {summary}" for name, summary in commands.items()))
+    print(f"\n{ABOUT_COMMON_FLAGS}")
+    return 0

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import importlib.metadata
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -71,6 +72,10 @@ class Parser(argparse.ArgumentParser):
 
         `intermixed`: positional arguments may also come between and after flags.
         """
+        if "_ARGCOMPLETE" in os.environ:
+            import argcomplete  # noqa: PLC0415  (only when a shell asks for completions)
+
+            argcomplete.autocomplete(self)  # ends the process
         parse_known = self.parse_known_intermixed_args if intermixed else self.parse_known_args
         flags, unknown = parse_known([self._spelt(word) for word in argv])
         if unknown:
@@ -98,7 +103,8 @@ class Parser(argparse.ArgumentParser):
 def add_config_flags(parser: Parser) -> None:
     """Add `--config` and a flag per config key, also by its last part if that is unique (`--lr`)."""
     known = f"recipe: {', '.join(recipe_names())}, or a YAML file (default: {DEFAULT_RECIPE})"
-    parser.add_argument("--config", metavar="RECIPE", help=known)
+    config: Any = parser.add_argument("--config", metavar="RECIPE", help=known)
+    config.completer = lambda **_: recipe_names()  # for argcomplete
     recipe = load_config(DEFAULT_RECIPE)
     shared = Counter(key.split(".")[-1] for key in FIELDS)
     groups: dict[str, Any] = {}
