@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import argcomplete
+from argcomplete.shell_integration import shellcode
 
 from cskt.cli.main import COMMANDS, module_of
 from cskt.cli.parsing import Parser
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     """See `cskt completion --help`."""
     parser = Parser(prog="cskt completion", description=DESCRIPTION)
     parser.add_argument("shell", choices=SHELLS)
-    print(argcomplete.shellcode(["cskt"], shell=parser.parse(argv).shell))
+    print(shellcode(["cskt"], shell=parser.parse(argv).shell))
     return 0
 
 
