@@ -51,6 +51,8 @@ def gallery(root: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFa
         ("python train.py --root_dir {root}", "cskt.training.loop.prepare"),
         ("python test.py --config_file {run}/configs.yaml", "cskt.evaluation.evaluate._rank_images"),
         ("cskt env", "cskt.cli.env.environment"),
+        ("cskt search {gallery} 'a man' --device cpu", "cskt.gallery.manifest.check_path_text"),
+        ("cskt recipes", "cskt.config.plain_yaml.PlainLoader.flatten_mapping"),
     ],
 )
 def test_a_bug_in_a_command_is_reported_with_its_traceback(
