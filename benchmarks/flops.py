@@ -79,8 +79,8 @@ class _Tower:
             one_asks: the last block computes, and projects, one token per sequence only.
             input_learns: the input of the first block contains trained tokens.
         """
-        asking = len(lengths) if one_asks else sum(lengths)
-        projection = 2 * self.width * self.embed_dim * asking
+        num_queries = len(lengths) if one_asks else sum(lengths)
+        projection = 2 * self.width * self.embed_dim * num_queries
         total = Flops(projection, projection)
         for index in range(self.num_blocks):
             one = one_asks and index + 1 == self.num_blocks
@@ -89,11 +89,11 @@ class _Tower:
 
     def _block(self, lengths: Sequence[int], seen: int, *, one: bool, input_learns: bool) -> Flops:
         square, tokens = 2 * self.width**2, sum(lengths)
-        asking = len(lengths) if one else tokens
+        num_queries = len(lengths) if one else tokens
         pairs = sum((1 if one else length) * (length + seen) for length in lengths)
-        query_key_value = square * (asking + 2 * tokens)
-        out_and_mlp = square * (1 + 4 + 4) * asking
-        adapter = 2 * 2 * self.width * self.bottleneck * asking
+        query_key_value = square * (num_queries + 2 * tokens)
+        out_and_mlp = square * (1 + 4 + 4) * num_queries
+        adapter = 2 * 2 * self.width * self.bottleneck * num_queries
         attention = 2 * 2 * self.width * pairs
         # An input that learns nothing needs no gradient, nor do its queries: one of attention's four products.
         through_input = query_key_value if input_learns else 0

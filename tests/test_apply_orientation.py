@@ -80,11 +80,11 @@ def test_a_run_is_evaluated_as_it_was_trained(
     seen = []
     read = ImageReader.read
 
-    def noting(reader: ImageReader, *arguments: Any) -> Tensor:
+    def recording(reader: ImageReader, *arguments: Any) -> Tensor:
         seen.append(reader.apply_orientation)
         return read(reader, *arguments)
 
-    monkeypatch.setattr(ImageReader, "read", noting)
+    monkeypatch.setattr(ImageReader, "read", recording)
     changes = changes | ({"data.apply_orientation": True} if apply_orientation else {})
     run = train(quick_config(dolls, tiny_backbone, changes=changes), tmp_path / "run").folder
     assert set(seen) == {apply_orientation}

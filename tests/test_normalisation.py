@@ -208,12 +208,12 @@ def test_training_and_evaluation_may_use_other_filters(
 
     read, patch = ImageReader.read, pytest.MonkeyPatch()
 
-    def noting(reader: ImageReader, source: Any) -> Tensor:
+    def recording(reader: ImageReader, source: Any) -> Tensor:
         seen.append(reader.interpolation)
         return read(reader, source)
 
     with patch.context() as context:
-        context.setattr(ImageReader, "read", noting)
+        context.setattr(ImageReader, "read", recording)
         changes = {"backbone__interpolation": "bicubic", "data__eval_interpolation": evaluation}
         run = train(config_over(clips[0], dolls, **changes), tmp_path / "run").folder
     assert set(seen) == {"bicubic", expected}

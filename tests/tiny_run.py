@@ -46,8 +46,8 @@ def quick_config(
     root: Path, backbone: Path, recipe: str = "cskt", changes: Mapping[str, Any] | None = None
 ) -> RunConfig:
     """Return the quick config of a recipe for a data set in `root`; `changes` maps dotted config keys to values."""
-    settled = {
+    overrides = {
         "data.root": str(root), "backbone.name": str(backbone),
         "backbone.image_height": HEIGHT, "backbone.image_width": WIDTH,
     }  # fmt: skip
-    return load_config(recipe, QUICK | settled | dict(changes or {}))
+    return load_config(recipe, QUICK | overrides | dict(changes or {}))

@@ -90,7 +90,7 @@ class CorruptRowError(StoreError):
 
     def __init__(self, place: Path | str, row: object, reason: str) -> None:
         super().__init__(
-            f"{place}: row {SHORT.repr(row)}: {reason}; the store is damaged or was altered: remove such rows with"
+            f"{place}: row {SHORT.repr(row)}: {reason}; the store is corrupt or was altered: remove such rows with"
             " 'cskt index GALLERY --prune', or index into a new folder"
         )
 

@@ -62,9 +62,9 @@ def test_missing_and_damaged_images_are_errors(tmp_path: Path) -> None:
     assert [path.name for path, _ in train.damaged_images] == ["1.jpg", "2.jpg", "3.jpg"]
     reasons = [reason for _, reason in train.damaged_images]
     assert "empty" in reasons[0] and "known format" in reasons[1] and "Premature end" in reasons[2]
-    missing, damaged = report.errors
+    missing, corrupt = report.errors
     assert missing.startswith("train: missing images: 1 of 10 (") and "0.jpg" in missing
-    assert damaged.startswith("train: damaged images: 3 of 10 (") and "1.jpg: damaged image" in damaged
+    assert corrupt.startswith("train: corrupt images: 3 of 10 (") and "1.jpg: corrupt image" in corrupt
 
     quick = report_of(check_dataset("rstpreid", tmp_path, decode=False), "train")
     assert quick.missing_images == train.missing_images and quick.damaged_images == ()

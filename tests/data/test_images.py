@@ -148,14 +148,14 @@ JPEG, PNG = encoded("JPEG"), encoded("PNG")
         (b"this is text, not a picture", "not an image of a known format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a known format"),
         (JPEG[:2], "not"),
-        (JPEG[:300], "damaged image"),
-        (JPEG[: len(JPEG) // 2], "damaged image: Premature end"),
-        (JPEG[:-2], "damaged image: Premature end"),
-        (JPEG[: len(JPEG) // 2] + bytes(len(JPEG) // 2) + b"\xff\xd9", "damaged image: Corrupt JPEG"),
-        (JPEG[: len(JPEG) // 2] + JPEG[len(JPEG) // 2 + 400 :], "damaged image: Corrupt JPEG"),
-        (PNG[: len(PNG) // 2], "damaged image"),
+        (JPEG[:300], "corrupt image"),
+        (JPEG[: len(JPEG) // 2], "corrupt image: Premature end"),
+        (JPEG[:-2], "corrupt image: Premature end"),
+        (JPEG[: len(JPEG) // 2] + bytes(len(JPEG) // 2) + b"\xff\xd9", "corrupt image: Corrupt JPEG"),
+        (JPEG[: len(JPEG) // 2] + JPEG[len(JPEG) // 2 + 400 :], "corrupt image: Corrupt JPEG"),
+        (PNG[: len(PNG) // 2], "corrupt image"),
         (PNG[:40], "not"),
-        (PNG[: len(PNG) // 2] + b"x" * 99 + PNG[len(PNG) // 2 + 99 :], "damaged image: unrecognized data"),
+        (PNG[: len(PNG) // 2] + b"x" * 99 + PNG[len(PNG) // 2 + 99 :], "corrupt image: unrecognized data"),
         (png_claiming(20_000, 20_000), "Image size"),
         (png_claiming(10_000, 9_000), "Image size"),
         (png_claiming(8_001, 8_000), "8001 x 8000 pixels are more than the limit of 64000000; scale it down"),
@@ -185,10 +185,10 @@ def test_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"):
         data = encoded(kind)
         for _ in range(40):
-            damaged = bytearray(data[: draw.integers(1, len(data) + 1)])
-            for position in draw.integers(0, min(len(damaged), 400), 4):
-                damaged[position] = draw.integers(256)
-            path.write_bytes(damaged)
+            corrupt = bytearray(data[: draw.integers(1, len(data) + 1)])
+            for position in draw.integers(0, min(len(corrupt), 400), 4):
+                corrupt[position] = draw.integers(256)
+            path.write_bytes(corrupt)
             try:
                 outcomes.add(ImageReader(8, 4).read(path).shape)
             except ValueError as error:
@@ -197,7 +197,7 @@ def test_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
 
 
 def test_damaged_pillow_image_is_an_error() -> None:
-    with Image.open(io.BytesIO(PNG[: len(PNG) // 2])) as image, pytest.raises(ValueError, match="image: damaged image"):
+    with Image.open(io.BytesIO(PNG[: len(PNG) // 2])) as image, pytest.raises(ValueError, match="image: corrupt image"):
         ImageReader(8, 8).read(image)
     with pytest.raises(ValueError, match="image: its pixels are real numbers"):
         ImageReader(8, 8).read(Image.new("F", (8, 8)))

@@ -195,4 +195,4 @@ def test_damaged_files_are_not_compared(tmp_path: Path) -> None:
     write_jsonl(tmp_path, ("train", 1, "a.jpg"), ("test", 2, "b.jpg"), ("test", 3, "c.jpg"))
     (tmp_path / "a.jpg").write_bytes(b"")
     (tmp_path / "b.jpg").write_bytes(b"")
-    assert [error.split(":")[1].strip() for error in errors_of(tmp_path)] == ["damaged images", "damaged images"]
+    assert [error.split(":")[1].strip() for error in errors_of(tmp_path)] == ["corrupt images", "corrupt images"]

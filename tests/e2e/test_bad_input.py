@@ -95,11 +95,11 @@ DATA: dict[str, tuple[Change, tuple[str, ...]]] = {
     "image missing": (last_image(Path.unlink), ("_1.jpg: no such image; ", "leave it out")),
     "image truncated": (
         last_image(lambda image: image.write_bytes(image.read_bytes()[:-100])),
-        ("_1.jpg: damaged image: Premature end", "leave it out"),
+        ("_1.jpg: corrupt image: Premature end", "leave it out"),
     ),
     "image of zero bytes": (
         last_image(lambda image: image.write_bytes(b"")),
-        ("_1.jpg: damaged image: the file is empty", "leave it out"),
+        ("_1.jpg: corrupt image: the file is empty", "leave it out"),
     ),
     "not an image": (
         last_image(lambda image: image.write_text("<html>404</html>")),
@@ -134,7 +134,7 @@ def test_image_that_fails_in_training(train_command: str, root: Path, tmp_path: 
     broken.write_bytes(b"")
     command = train_command.replace(f"--root {root}", f"--root {tmp_path}")
     refusal = typed(f"{command} --output {tmp_path / 'run'}").refusal()
-    assert refusal.startswith(f"{broken}: damaged image: the file is empty")
+    assert refusal.startswith(f"{broken}: corrupt image: the file is empty")
 
 
 def test_json_line_that_is_broken(run: Path, own_data: Path, tmp_path: Path) -> None:

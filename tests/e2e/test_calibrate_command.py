@@ -101,13 +101,13 @@ def test_a_gallery_is_calibrated_on_marks_and_searched_with_the_threshold(
 
 def test_a_search_without_hits_above_the_threshold_names_it(gallery: Path, tmp_path: Path) -> None:
     marks = write_marks(tmp_path / "marks.csv")
-    cut_off = typed(f"cskt calibrate {gallery} --labelled {marks} --false-match-rate 0.01 --device cpu --json").json()
+    found = typed(f"cskt calibrate {gallery} --labelled {marks} --false-match-rate 0.01 --device cpu --json").json()
     with Gallery.open(gallery, device="cpu") as opened:
-        assert opened.min_score == cut_off["cut_off"]
+        assert opened.min_score == found["cut_off"]
         unlike = next(text for text in (*SENTENCES, *(f"{number}" for number in range(100))) if not opened.search(text))
     outcome = typed(f"cskt search {gallery} '{unlike}' --device cpu")
     assert outcome.code == 0 and outcome.out == ""
-    assert f"no crop scores at least {cut_off['cut_off']:.3f}, the calibrated threshold (--min-score -1" in outcome.err
+    assert f"no crop scores at least {found['cut_off']:.3f}, the calibrated threshold (--min-score -1" in outcome.err
 
 
 def test_a_gallery_of_a_calibrated_run_takes_its_threshold_over(own_run: Path, root: Path, tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_check_ends_with_1_where_something_is_wrong(root: Path, tmp_path: Path) 
     outcome = typed(f"cskt data check {copy}")
     assert (outcome.code, outcome.err) == (1, "")
     assert f"train: missing images: 1 of 16 ({images[0]})" in outcome.out
-    assert f"train: damaged images: 1 of 16 ({images[1]}: damaged image" in outcome.out
+    assert f"train: corrupt images: 1 of 16 ({images[1]}: corrupt image" in outcome.out
     assert "identities in both train and test: 1" in outcome.out
     as_json = typed(f"cskt data check {copy} --json")
     assert as_json.code == 1

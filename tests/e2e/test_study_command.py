@@ -286,7 +286,7 @@ def test_nothing_is_trained_where_an_arm_is_wrong(
 
 
 def test_an_arm_that_fails_is_named(tiny_backbone: Path, dolls: Path, tmp_path: Path) -> None:
-    """Twelve blocks of prompts do not fit towers of two; only the weights tell that."""
+    """Twelve blocks of prompts do not fit towers of two; which only the weights show."""
     arms = [{"label": "deep", "recipe": "cskt", "set": {"prompts.depth": 12}}]
     file = write(tmp_path, tiny_backbone, {"arms": arms, "baseline": "deep"})
     assert study(file, dolls, tmp_path / "out").refusal().startswith("arm 'deep', seed 1 on dolls: ")

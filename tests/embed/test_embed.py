@@ -119,7 +119,7 @@ def test_images_that_do_not_fit_are_refused(encoder: Encoder, images: Any, messa
 def test_a_damaged_image_is_named(run: Path, paths: list[Path], tmp_path: Path, num_workers: int) -> None:
     (tmp_path / "cut.jpg").write_bytes(paths[0].read_bytes()[:300])
     encoder = quick_load(run, num_workers=num_workers)
-    with pytest.raises(ValueError, match=r"cut\.jpg: damaged image"):
+    with pytest.raises(ValueError, match=r"cut\.jpg: corrupt image"):
         encoder.encode_image([*paths, tmp_path / "cut.jpg"])
     with pytest.raises(ValueError, match=r"absent\.jpg: no such image"):
         encoder.encode_image([tmp_path / "absent.jpg"])

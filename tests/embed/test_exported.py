@@ -59,7 +59,7 @@ def random_pixels(count: int, seed: int = 0) -> Tensor:
 
 
 def random_ids(count: int, length: int) -> Tensor:
-    """Captions up to `length` tokens; the first is the longest, of the second the end token stands twice."""
+    """Captions up to `length` tokens; the first is the longest, the second has the end token twice."""
     ids = torch.randint(1, 49_000, (count, length), generator=torch.Generator().manual_seed(length))
     ids[:, 0], ids[:, -1], ids[1, length // 2] = START_ID, END_ID, END_ID
     return ids
@@ -177,8 +177,8 @@ def test_the_portable_tokenizer_gives_the_same_ids(source: Encoder, folders: dic
     captions = ["A  Man\tin a t-shirt, it's 42!", "", "<|endoftext|> typed", "naïve 東京 \u00a0 x", "word " * 100]
     ids = torch.tensor([encoding.ids for encoding in portable.encode_batch(captions)])
     assert torch.equal(ids, source.tokenizer(captions))
-    mended = portable.encode(clean("caf&amp;eacute;")).ids
-    assert mended == source.tokenizer(["caf&amp;eacute;"])[0].tolist()
+    repaired = portable.encode(clean("caf&amp;eacute;")).ids
+    assert repaired == source.tokenizer(["caf&amp;eacute;"])[0].tolist()
 
 
 def test_parity_on_a_split(source: Encoder, exported: ExportedEncoder, test_split: Split) -> None:

@@ -26,7 +26,7 @@ def people(
     gap: float = 3.0,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Captions [Q, D], images [G, D] and their identities; each side lies about a far centre of its own (the gap)."""
+    """Captions [Q, D], images [G, D] and their identities; each side is around a far centre of its own (the gap)."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(count: int) -> Tensor:

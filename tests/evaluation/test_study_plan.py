@@ -144,7 +144,7 @@ def test_runs_are_planned_seed_by_seed_and_untrained_arms_once(study: Study) -> 
     }  # fmt: skip
 
 
-def settled(study: Study, arm: str, size: Size, overrides: dict[str, Any] | None = None) -> RunConfig:
+def config_of_arm(study: Study, arm: str, size: Size, overrides: dict[str, Any] | None = None) -> RunConfig:
     return next(
         run.config for run in plan(study, Path(), Path(), size=size, overrides=overrides) if run.arm.label == arm
     )
@@ -152,12 +152,12 @@ def settled(study: Study, arm: str, size: Size, overrides: dict[str, Any] | None
 
 def test_precedence_of_config_keys(study: Study) -> None:
     """common < small < set < small of the arm < what the command line says; the recipe below all."""
-    small = settled(study, "CSKT", "small", {"optim.lr": 1e-5})
+    small = config_of_arm(study, "CSKT", "small", {"optim.lr": 1e-5})
     assert (small.optim.lr, small.optim.eps, small.optim.gamma) == (1e-5, 1e-4, 0.4)
     assert (small.loss.temperature, small.data.batch_size, small.adapters.text_scale) == (0.4, 5, 4.0)
-    full = settled(study, "CSKT", "full")
+    full = config_of_arm(study, "CSKT", "full")
     assert (full.optim.lr, full.optim.eps, full.optim.gamma, full.loss.temperature) == (1e-3, 1e-3, 0.4, 0.3)
-    assert settled(study, "thin", "small").optim.gamma == 0.3
+    assert config_of_arm(study, "thin", "small").optim.gamma == 0.3
 
 
 @pytest.mark.parametrize("key", OWN_KEYS)

@@ -1,4 +1,4 @@
-"""Picture files that are unusual, damaged, or lie about what they hold, made byte by byte."""
+"""Picture files that are unusual, corrupt, or lie about what they hold, made byte by byte."""
 
 from __future__ import annotations
 

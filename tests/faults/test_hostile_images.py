@@ -1,4 +1,4 @@
-"""Pictures that are unusual, damaged or mean ill, through every reader: one line, or the pixels; little memory."""
+"""Pictures that are unusual, corrupt or mean ill, through every reader: one line, or the pixels; little memory."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "one byte": (b"\xff", "not an image"),
     "zeros": (bytes(10_000), "not an image"),
     "noise": (np.random.default_rng(1).bytes(10_000), "not an image"),
-    "noise that begins as a JPEG": (b"\xff\xd8\xff\xe0" + np.random.default_rng(2).bytes(10_000), "damaged image"),
+    "noise that begins as a JPEG": (b"\xff\xd8\xff\xe0" + np.random.default_rng(2).bytes(10_000), "corrupt image"),
     "noise that begins as a PNG": (PNG[:8] + np.random.default_rng(3).bytes(10_000), "image"),
     "HTML": (b"<!DOCTYPE html><html><body>404</body></html>", "not an image"),
     "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>', "not an image"),
@@ -148,19 +148,19 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a BMP that claims 30,000 x 30,000": (claiming(encoded(RGB, "BMP"), 30_000, 30_000), "scale it down"),
     "a TIFF that claims 10^6 x 10^6": (claiming(encoded(RGB, "TIFF"), 10**6, 10**6), "scale it down"),
     "a PPM that claims 10^9 x 10^9": (b"P6 1000000000 1000000000 255\n", "scale it down"),
-    "a PPM whose width has a thousand digits": (b"P6 " + b"9" * 1000 + b" 1 255\n", "damaged image"),
-    "a PPM without pixels": (b"P6 4000 4000 255\n", "damaged image"),
-    "a PNG without pixels": (png(4000, 4000, pixels=zeros(10)), "damaged image"),
-    "a JPEG that claims more rows": (claiming(JPEG, 40, 1_900), "damaged image"),
+    "a PPM whose width has a thousand digits": (b"P6 " + b"9" * 1000 + b" 1 255\n", "corrupt image"),
+    "a PPM without pixels": (b"P6 4000 4000 255\n", "corrupt image"),
+    "a PNG without pixels": (png(4000, 4000, pixels=zeros(10)), "corrupt image"),
+    "a JPEG that claims more rows": (claiming(JPEG, 40, 1_900), "corrupt image"),
     "a PNG of no width": (png(0, 10, pixels=zeros(10)), "image"),
     "a JPEG of no height": (claiming(JPEG, 40, 0), "image"),
     "a BMP of negative width": (claiming(encoded(RGB, "BMP"), -40, 96), "Image size"),
     "a JPEG of ten million scans' worth": (jpeg_of_scans(8_000, 8_000, 1_000), "take too long"),
     "a text bomb in a PNG": (
-        png(8, 8, pixels=zeros(16), before=chunk(b"zTXt", b"a\0\0" + zeros(50_000_000)) * 3), "damaged image",
+        png(8, 8, pixels=zeros(16), before=chunk(b"zTXt", b"a\0\0" + zeros(50_000_000)) * 3), "corrupt image",
     ),
     "a profile bomb in a PNG": (
-        png(8, 8, pixels=zeros(16), before=chunk(b"iCCP", b"a\0\0" + zeros(50_000_000))), "damaged image",
+        png(8, 8, pixels=zeros(16), before=chunk(b"iCCP", b"a\0\0" + zeros(50_000_000))), "corrupt image",
     ),
     "a PNG of a wrong checksum": (PNG[:40] + bytes([PNG[40] ^ 1]) + PNG[41:], "image"),
     "real numbers": (encoded(Image.new("F", (8, 8)), "TIFF"), "real numbers"),
@@ -213,7 +213,7 @@ def test_every_reader(reader: str, tmp_path: Path) -> None:
         assert words in message or (reader == "service" and message), f"{kind}: {message or 'taken'}"
         assert reader in ("gallery", "service") or str(path) in message, f"{kind}: does not say which: {message}"
     assert not (tmp_path / "canary").exists() and not Path("canary").exists()
-    record("pictures unusual, damaged or turned", tried=len(TAKEN) + len(REFUSED), test=TEST)
+    record("pictures unusual, corrupt or turned", tried=len(TAKEN) + len(REFUSED), test=TEST)
 
 
 CUT = {
@@ -272,7 +272,7 @@ def test_exif_orientation_is_applied_for_display_only(kind: str, tmp_path: Path)
             7: plain[::-1, ::-1].transpose(1, 0, 2), 8: plain[:, ::-1].transpose(1, 0, 2),
         }[orientation]  # fmt: skip
         assert np.array_equal(np.asarray(shown), upright), orientation
-    record("pictures unusual, damaged or turned", tried=len(EXIF_TURNS), test=TEST)
+    record("pictures unusual, corrupt or turned", tried=len(EXIF_TURNS), test=TEST)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="makes pipes and links")

@@ -1,4 +1,4 @@
-"""Annotations, captions, configs and tables that somebody has damaged, or means ill with."""
+"""Annotations, captions, configs and tables that are corrupt or hostile."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_files_that_should_be_json(reader: str, tmp_path: Path) -> None:
             "a hundred thousand objects",
         }, f"{kind} was taken"  # fmt: skip
         assert not message or name in message or str(tmp_path) in message, f"{kind}: does not say where: {message}"
-    record("JSON and annotations, damaged or hostile", tried=len(JSON_FILES), test=TEST)
+    record("JSON and annotations, corrupt or hostile", tried=len(JSON_FILES), test=TEST)
 
 
 VALUES: dict[str, Any] = {
@@ -115,7 +115,7 @@ def test_records_with_wrong_values(key: str, tmp_path: Path) -> None:
 
         message = taken_or_refused(read)
         assert not message or "record 1" in message, message[:200]
-    record("JSON and annotations, damaged or hostile", tried=len(VALUES), test=TEST)
+    record("JSON and annotations, corrupt or hostile", tried=len(VALUES), test=TEST)
 
 
 CAPTIONS = {
@@ -217,7 +217,7 @@ def test_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert message or kind in {"a long value", "octal, sexagesimal", "binary"}, f"{kind} was taken"
         assert not message or "config.yaml" in message, f"{kind}: does not say where: {message[:200]}"
         assert not (tmp_path / "canary").exists(), "no code is run"
-    record("YAML and tables, damaged or hostile", tried=len(CONFIGS), test=TEST)
+    record("YAML and tables, corrupt or hostile", tried=len(CONFIGS), test=TEST)
 
 
 TABLES = {
@@ -264,7 +264,7 @@ def test_tables(reader: str, tmp_path: Path) -> None:
         message = taken_or_refused(lambda: read_metadata(path, tmp_path) if reader == "metadata" else read_pairs(path))
         assert bool(message) != (reader == "metadata" and kind in TAKEN), f"{kind}: {message}"
         assert not message or "table.csv" in message, f"{kind}: {message}"
-    record("YAML and tables, damaged or hostile", tried=len(TABLES), test=TEST)
+    record("YAML and tables, corrupt or hostile", tried=len(TABLES), test=TEST)
 
 
 @settings(
@@ -305,4 +305,4 @@ def test_a_large_annotation(tmp_path: Path) -> None:
         stream.seek(-1, 2)
         stream.truncate()
     assert "not JSON" in taken_or_refused(lambda: read_dataset("cuhk-pedes", tmp_path), seconds=90)
-    record("JSON and annotations, damaged or hostile", tried=2, test=TEST)
+    record("JSON and annotations, corrupt or hostile", tried=2, test=TEST)

@@ -45,7 +45,7 @@ TEST = "tests/faults/test_hostile_weights.py"
 
 @pytest.fixture(autouse=True)
 def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that hostile code would make; every test stands in a folder of its own, in which it would appear."""
+    """A folder that hostile code would make; every test runs in a folder of its own, in which it would appear."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     yield tmp_path / "here" / "canary"
@@ -452,22 +452,22 @@ def test_commands_end_in_one_line(tmp_path: Path, dolls: Path, tiny_backbone: Pa
     bad_image.write_bytes(b"\xff\xd8\xff\xe0" + bytes(1000))
     root = shutil.copytree(dolls, tmp_path / "data")
     next(iter(sorted(root.rglob("*.jpg")))).write_bytes(b"")
-    damaged = shutil.copytree(dolls, tmp_path / "damaged")
-    next(iter(damaged.rglob("reid_raw.json"))).write_text("[" * 100_000, encoding="utf-8")
+    corrupt = shutil.copytree(dolls, tmp_path / "corrupt")
+    next(iter(corrupt.rglob("reid_raw.json"))).write_text("[" * 100_000, encoding="utf-8")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: !!python/object/apply:os.mkdir [canary]\n", encoding="utf-8")
     gallery = tmp_path / "gallery"
     Gallery.create(gallery, cskt.load(tiny_backbone, device="cpu")).close()
     commands: list[list[str | Path]] = [
         ["evaluate", bad_clip, "--dataset", "cuhk-pedes", "--root", dolls],
-        ["evaluate", tiny_backbone, "--dataset", "cuhk-pedes", "--root", damaged],
+        ["evaluate", tiny_backbone, "--dataset", "cuhk-pedes", "--root", corrupt],
         ["train", "--config", recipe, "--root", dolls],
         ["search", gallery, "--image", bad_image],
     ]
     commands += [["index", tmp_path / "new", "--images", bad_image]]
     if LONG:
         commands += [
-            ["train", "--config", "cskt", "--root", damaged, "--output", tmp_path / "run"],
+            ["train", "--config", "cskt", "--root", corrupt, "--output", tmp_path / "run"],
             ["train", "--config", "cskt", "--root", dolls, "--backbone.name", bad_clip, "--output", tmp_path / "run"],
             ["index", gallery, "--images", root, "--metadata", bad_image],
             ["evaluate", bad_image], ["report", bad_image], ["export", bad_clip, "--merge", tmp_path / "m.safetensors"],

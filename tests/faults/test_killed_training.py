@@ -123,7 +123,7 @@ def test_sigterm_saves_and_exits_within_ten_seconds(config: RunConfig, whole: tu
 
 
 def damage(content: bytes, kind: str, random: Any) -> bytes:
-    """Return a damaged file."""
+    """Return a corrupt file."""
     if kind == "cut":
         return content[: random.randrange(len(content))]
     if kind == "zeros":
@@ -152,21 +152,21 @@ def test_a_corrupt_checkpoint_is_replaced_by_the_previous_one(
         assert_same_run(folder, whole[0])
         shutil.rmtree(folder)
     assert noticed >= num_tries // 2
-    record(f"`last.pt` damaged ({kind})", tried=num_tries, test=TEST)
+    record(f"`last.pt` corrupt ({kind})", tried=num_tries, test=TEST)
 
 
 @pytest.mark.slow
 def test_a_kill_after_the_fallback_keeps_the_intact_checkpoint(
     config_file: Path, whole: tuple[Path, int], tmp_path: Path
 ) -> None:
-    """At none of the first moments after it the damaged file replaces the previous one."""
+    """At none of the first moments after it the corrupt file replaces the previous one."""
     undisturbed, total = whole
     moments = chance("fallback").sample(range(1, 31), tries(2, 24))
     assert run("train", config_file, tmp_path / "half", moment=total // 2).returncode == -signal.SIGKILL
     last = tmp_path / "half" / "last.pt"
-    damaged = last.read_bytes()[:-1000]
+    corrupt = last.read_bytes()[:-1000]
     last.unlink()  # a kill while it is replaced leaves it as a link to last.previous.pt, which must stay whole
-    last.write_bytes(damaged)
+    last.write_bytes(corrupt)
     for moment in moments:
         folder = shutil.copytree(tmp_path / "half", tmp_path / str(moment))
         ended = run("train", config_file, folder, moment=moment)
@@ -176,7 +176,7 @@ def test_a_kill_after_the_fallback_keeps_the_intact_checkpoint(
         assert_same_run(folder, undisturbed)
         assert (folder / "last.damaged.pt").is_file()
         shutil.rmtree(folder)
-    record("training killed (kill -9) after `last.pt` was damaged", tried=len(moments), test=TEST)
+    record("training killed (kill -9) after `last.pt` was corrupt", tried=len(moments), test=TEST)
 
 
 def test_two_corrupt_checkpoints_are_refused_in_one_line(

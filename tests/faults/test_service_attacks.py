@@ -157,7 +157,7 @@ def test_stopping_does_not_wait_for_slow_clients(few_files: Served) -> None:
     record("the service is stopped while clients dawdle", tried=len(SLOW), test=TEST)
 
 
-def cut_off(service: Served, request: bytes, chance: random.Random) -> None:
+def disconnect(service: Served, request: bytes, chance: random.Random) -> None:
     """Disconnect before a request has been sent or its answer has been taken."""
     client = Raw(service)
     client.send(request[: chance.randrange(len(request) + 1)] if chance.random() < 0.6 else request)
@@ -187,18 +187,18 @@ def test_dropped_connections(attacked: Served, filled_gallery: Path) -> None:
     ]  # fmt: skip
     number = tries(120, 3000)
     for _ in range(60):  # pools start their threads, and stores open their files, when they are first needed
-        cut_off(attacked, moments.choice(requests), moments)
-    before = settled(attacked)
+        disconnect(attacked, moments.choice(requests), moments)
+    before = usage_when_idle(attacked)
     for _ in range(number):
-        cut_off(attacked, moments.choice(requests), moments)
-    after = settled(attacked)
+        disconnect(attacked, moments.choice(requests), moments)
+    after = usage_when_idle(attacked)
     assert after.descriptors <= before.descriptors + 2 and after.threads <= before.threads + 8, (before, after)
     assert after.rss <= before.rss + 32 * 2**20, (before, after)
     assert crops(attacked) == count
     record("a connection is lost in the middle of request or answer", tried=number, test=TEST)
 
 
-def settled(service: Served) -> Usage:
+def usage_when_idle(service: Served) -> Usage:
     """Return the resources in use once no request is in flight but the one for the metrics."""
     deadline = time.monotonic() + LATE_SECONDS
     while not re.search(r"cskt_requests_in_flight 1\.0", metrics(service)):

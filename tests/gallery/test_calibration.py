@@ -138,5 +138,5 @@ def test_a_model_that_is_a_file_has_no_calibration(tmp_path: Path) -> None:
 def test_a_corrupt_file_is_refused_with_the_remedy(tmp_path: Path, content: str) -> None:
     path = tmp_path / CALIBRATION_FILE
     path.write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match=r"calibration\.json: .*; damaged: delete it, or calibrate again"):
+    with pytest.raises(ValueError, match=r"calibration\.json: .*; corrupt: delete it, or calibrate again"):
         load_calibration(tmp_path, FINGERPRINT)

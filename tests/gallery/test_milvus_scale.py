@@ -76,7 +76,7 @@ def test_an_index_is_built_with_its_numbers_and_searched_with_them(
     crops, url = crops_of(1500), f"milvus:{tmp_path}/crops.db"
     store = open_milvus(f"{url}?{narrow}", DIM, {})
     store.add(crops)
-    store.compact()  # what lies in memory is searched without an index
+    store.compact()  # rows in memory are searched without an index
     store.close()
     recalls = {}
     for query in (narrow, wide):

@@ -149,7 +149,7 @@ def test_a_cut_or_corrupt_archive_is_reported(ending: str, crops: Path, tmp_path
     images = dict(list(images_in(crops).items())[:3])
     whole = archive_of(images, tmp_path / "whole.tar").read_bytes()
     end = len(whole.rstrip(b"\0"))  # what follows is the mark of the end
-    path = tmp_path / f"damaged.{ending}"
+    path = tmp_path / f"corrupt.{ending}"
     pack = gzip.compress if ending == "tar.gz" else bytes
     for length in (*range(0, end, 256), end):
         path.write_bytes(pack(whole[:length]))

@@ -43,11 +43,11 @@ def test_damage_is_one_line(kind: str) -> None:
         with pytest.raises(ValueError, match="^image: "):
             decode_image(data[:length])
     for _ in range(40):
-        damaged = bytearray(data)
-        for position in draw.integers(0, len(damaged), 5):
-            damaged[position] = draw.integers(256)
+        corrupt = bytearray(data)
+        for position in draw.integers(0, len(corrupt), 5):
+            corrupt[position] = draw.integers(256)
         try:
-            assert decode_image(bytes(damaged), apply_orientation=True).shape[2] == 3
+            assert decode_image(bytes(corrupt), apply_orientation=True).shape[2] == 3
         except ValueError as error:
             assert str(error).startswith("image: ") and "\n" not in str(error)
 

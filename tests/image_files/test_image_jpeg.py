@@ -141,7 +141,7 @@ def test_a_scan_that_ends_early_behind_a_harmless_mistake_is_refused() -> None:
 
 def test_a_lost_restart_interval_is_refused() -> None:
     first, second = (RESTARTS.index(bytes([0xFF, number]), scan_start(RESTARTS)) for number in (0xD1, 0xD2))
-    with pytest.raises(ValueError, match="damaged image"):
+    with pytest.raises(ValueError, match="corrupt image"):
         decode_image(RESTARTS[:first] + RESTARTS[second:])
 
 

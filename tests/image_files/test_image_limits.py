@@ -87,7 +87,7 @@ def test_no_resize_is_larger_than_its_image(
     """The first pass of a resize gives the image's height at the new width: that is what a sliver made gigabytes of."""
     passes: list[tuple[int, ...]] = []
 
-    def noting(images: torch.Tensor, size: tuple[int, int], **options: object) -> torch.Tensor:
+    def recording(images: torch.Tensor, size: tuple[int, int], **options: object) -> torch.Tensor:
         passes.append(tuple(images.shape[2:]))
         return resized(images, size, **options)  # type: ignore[arg-type]
 
@@ -97,7 +97,7 @@ def test_no_resize_is_larger_than_its_image(
         return reduced(image, size, resample)
 
     resized, reduced = F.interpolate, Image.Image.resize
-    monkeypatch.setattr(F, "interpolate", noting)
+    monkeypatch.setattr(F, "interpolate", recording)
     monkeypatch.setattr(Image.Image, "resize", reducing)
     assert resize(np.zeros((height, width, 3), np.uint8), 384, 128).shape == (3, 384, 128)
     assert 1 <= len(passes) <= most_passes

@@ -102,7 +102,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
 
 
 def test_openais_published_files_are_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By their digest, whatever JSON file lies in the same folder."""
+    """By their digest, whatever JSON file is in the same folder."""
     folder = folder_with(tmp_path / "clip", open_clip_config=open_clip(mean=HALF, std=HALF))
     monkeypatch.setattr("cskt.model.io.layouts.is_openais", lambda sha256: True)
     assert found(folder) == CLIPS

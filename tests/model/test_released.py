@@ -248,7 +248,7 @@ def test_truncated_or_absent_files_are_one_line(tmp_path: Path) -> None:
     folder = write(tmp_path / "run", released_state())
     content = (folder / "best.pth").read_bytes()
     (folder / "best.pth").write_bytes(content[: len(content) // 2])
-    assert "best.pth: damaged" in refused(folder)
+    assert "best.pth: corrupt" in refused(folder)
     (folder / "best.pth").unlink()
     assert "expected best.pth or last.pth" in refused(folder)
     (folder / "configs.yaml").unlink()

@@ -99,8 +99,8 @@ def test_other_models_are_refused(tmp_path: Path, state: object, message: str) -
         (b"<!DOCTYPE html><html>Sign in</html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
         (b"weights\n" * 20, "an unknown format"),
-        (b"PK\x03\x04" + b"\0" * 200, "damaged"),
-        (b"\x80\x02" + b"\0" * 200, "damaged"),
+        (b"PK\x03\x04" + b"\0" * 200, "corrupt"),
+        (b"\x80\x02" + b"\0" * 200, "corrupt"),
         (b"\xff\xff\xff\xff\xff\xff\xff\x00{}" + b" " * 100, "cannot be read as safetensors"),
     ],
 )

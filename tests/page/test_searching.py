@@ -139,9 +139,9 @@ def test_the_threshold_hides_crops_and_a_message_replaces_no_hits(page: Page, ga
     assert hits(page).count() == 0
     page.get_by_role("button", name="Lower it to").click()
     expect(hits(page).first).to_be_visible()
-    cut_off = float(asked(page)["min"])
-    expect_names(page, [hit.image_id for hit in gallery.search(SENTENCE, k=48, min_score=cut_off)])
-    assert watch.searches[-1]["min_score"] == cut_off
+    threshold = float(asked(page)["min"])
+    expect_names(page, [hit.image_id for hit in gallery.search(SENTENCE, k=48, min_score=threshold)])
+    assert watch.searches[-1]["min_score"] == threshold
     page.locator("#cut-off-reset").click()
     expect(hits(page)).to_have_count(48)
 

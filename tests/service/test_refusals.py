@@ -222,7 +222,7 @@ def test_a_short_name_of_a_gallery_is_not_replaced_inside_words(
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """A sound PNG of one colour, as its header tells it, in a few bytes where it is large."""
+    """A sound PNG of one colour, as its header states it, in a few bytes where it is large."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

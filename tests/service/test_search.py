@@ -87,10 +87,10 @@ def test_a_threshold_removes_lower_scores(ask: Ask, gallery: Gallery) -> None:
 def test_the_threshold_is_the_one_calibrated_last(ask: Ask, own_gallery: Gallery) -> None:
     scores = [hit.score for hit in own_gallery.search(SENTENCE)]
 
-    def calibrate(cut_off: float) -> None:
+    def calibrate(min_score: float) -> None:
         """As `cskt calibrate` does in another process."""
         calibration = Calibration(
-            min_score=cut_off, asked_rate=0.5, false_match_rate=0.5, interval=(0.1, 0.9), match_rate=1.0, num_right=1,
+            min_score=min_score, asked_rate=0.5, false_match_rate=0.5, interval=(0.1, 0.9), match_rate=1.0, num_right=1,
             num_wrong=2,
         )  # fmt: skip
         fingerprint = own_gallery.manifest.fingerprint
@@ -176,7 +176,7 @@ def test_an_explanation_covers_the_crop(ask: Ask, gallery: Gallery) -> None:
 def test_facts_of_the_gallery(ask: Ask, gallery: Gallery, tiny_backbone: Path) -> None:
     answer = ask(gallery).get("/api/gallery").raise_for_status().json()
     assert answer["name"] == "dolls" and answer["count"] == 40
-    assert answer["model"]["name"] == tiny_backbone.name, "not where it lies"
+    assert answer["model"]["name"] == tiny_backbone.name, "not its folder"
     assert answer["limits"] == {"k": 500, "sentence_characters": 2000, "image_bytes": 10 * 2**20}
     assert answer["writable"] is False and answer["token_needed"] is False
     columns = {column["name"]: column for column in answer["columns"]}
@@ -218,7 +218,7 @@ def test_training_data_leave_out_uploaded_crops(ask: Ask, own_gallery: Gallery, 
     assert [record["image"] for record in records] == [name_of(0), name_of(1), name_of(2)]
     assert answer.headers["x-left-out"] == "1", "one crop, whatever the number of its marks"
     pids = [record["pid"] for record in records]
-    assert pids[0] == pids[1] != pids[2], "the crop that is left out tells that both sentences are of one person"
+    assert pids[0] == pids[1] != pids[2], "the crop that is left out shows that both sentences are of one person"
     table = client.post("/api/marks/export", json={"format": "csv", "marks": marks})
     assert table.text.count("live/1") == 3 and table.headers["x-left-out"] == "0"
     alone = client.post("/api/marks/export", json={"format": "jsonl", "marks": marks[1:3]})
@@ -278,15 +278,15 @@ def test_pictures_are_decoded_and_resized_outside_the_encoding_thread(
     """The encoding thread receives pixels of the model's size, and opens no file."""
     threads: dict[str, set[str]] = {"decode": set(), "resize": set(), "encode": set()}
 
-    def noting(kind: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def recording(kind: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*arguments: Any, **settings: Any) -> Any:
             threads[kind].add(threading.current_thread().name.rstrip("0123456789_-"))
             return call(*arguments, **settings)
 
         return noted
 
-    monkeypatch.setattr(uploads, "decode_image", noting("decode", uploads.decode_image))
-    monkeypatch.setattr(gallery_module, "resize", noting("resize", gallery_module.resize))
+    monkeypatch.setattr(uploads, "decode_image", recording("decode", uploads.decode_image))
+    monkeypatch.setattr(gallery_module, "resize", recording("resize", gallery_module.resize))
     monkeypatch.setattr(ImageReader, "read", None)
     encode, sizes = Encoder.encode_image, []
 
@@ -294,7 +294,7 @@ def test_pictures_are_decoded_and_resized_outside_the_encoding_thread(
         sizes.append(tuple(images.shape[1:]))
         return encode(encoder, images, **settings)
 
-    monkeypatch.setattr(Encoder, "encode_image", noting("encode", encode_noted))
+    monkeypatch.setattr(Encoder, "encode_image", recording("encode", encode_noted))
     picture = base64.b64encode((crops / name_of(7)).read_bytes()).decode()
     hits = ask(gallery).post("/api/search", json={"image": picture, "k": 1}).raise_for_status().json()["hits"]
     assert hits[0]["image_id"] == name_of(7)

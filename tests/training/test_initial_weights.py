@@ -67,11 +67,11 @@ def test_the_heads_of_the_best_epoch_are_kept(
     states: list[dict[str, torch.Tensor]] = []
     evaluate_epoch = Trainer.evaluate_epoch
 
-    def noting(trainer: Trainer, epoch: int) -> None:
+    def recording(trainer: Trainer, epoch: int) -> None:
         states.append({name: p.detach().clone() for name, p in trainer.context.state.objective.named_parameters()})
         evaluate_epoch(trainer, epoch)
 
-    monkeypatch.setattr(Trainer, "evaluate_epoch", noting)
+    monkeypatch.setattr(Trainer, "evaluate_epoch", recording)
     with_scores(monkeypatch, [0.2, 0.5, 0.3])
     folder = train(config, tmp_path / "run").folder
     heads = read_heads(folder / "best.heads.safetensors")
@@ -142,7 +142,7 @@ def started(
     seen: list[tuple[dict[str, torch.Tensor], TrainingContext]] = []
     train_epoch = Trainer.train_epoch
 
-    def noting(trainer: Trainer, advance: Advance) -> None:
+    def recording(trainer: Trainer, advance: Advance) -> None:
         context = trainer.context
         if not seen:
             both = [*context.state.model.named_parameters(), *context.state.objective.named_parameters()]
@@ -150,7 +150,7 @@ def started(
         train_epoch(trainer, advance)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "train_epoch", noting)
+        patched.setattr(Trainer, "train_epoch", recording)
         train(config, folder)
     return seen[0]
 
@@ -197,14 +197,14 @@ def test_the_moving_average_starts_from_the_loaded_weights(
     averages: list[dict[str, torch.Tensor]] = []
     train_epoch = Trainer.train_epoch
 
-    def noting(trainer: Trainer, advance: Advance) -> None:
+    def recording(trainer: Trainer, advance: Advance) -> None:
         assert trainer.context.state.ema is not None
         state = trainer.context.state.ema.state_dict()
         averages.append({name: value.clone() for name, value in state["averages"].items()})
         assert state["num_updates"] == 0
         train_epoch(trainer, advance)
 
-    monkeypatch.setattr(Trainer, "train_epoch", noting)
+    monkeypatch.setattr(Trainer, "train_epoch", recording)
     train(starting({"optim.ema_decay": 0.9}), tmp_path / "run")
     for name, value in read_method(source / "best.safetensors").tensors.items():
         assert torch.equal(averages[0][name], value), name

@@ -26,7 +26,7 @@ from cskt.utils.files import write_atomically
 from cskt.utils.paths import check_path
 
 NOT_COMPARED = FREE_ON_RESUME - {"backbone.name", "loop.stop_after_epochs"} | {"seed"}
-"""Config fields that change where, how fast and with which seed a run trains, not how."""
+"""Config fields that do not define the method: places, speed and the seed."""
 FOUND_IN_FILES = {f"backbone.{name}" for name in RECORDED}
 """Config fields that older runs left empty and newer ones fill from the backbone's files."""
 

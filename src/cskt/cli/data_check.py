@@ -54,7 +54,7 @@ def show(report: CheckReport) -> None:
     """Print a report as a table, its errors and its warnings."""
     terminal = console()
     table = Table(
-        "split", "ids", "images", "captions", "missing", "damaged", "tokens", "> 77",
+        "split", "ids", "images", "captions", "missing", "corrupt", "tokens", "> 77",
         title=literal(f"{report.dataset} in {report.root} (in brackets: published; tokens: min, median, max)"),
         title_justify="left",
     )  # fmt: skip
@@ -65,8 +65,8 @@ def show(report: CheckReport) -> None:
         ]
         lengths = split.caption_lengths
         spread = f"{lengths.shortest}, {lengths.median:.0f}, {lengths.longest}"
-        missing, damaged = len(split.missing_images), len(split.damaged_images)
-        table.add_row(split.name, *pairs, str(missing), str(damaged), spread, str(lengths.num_over_context))
+        missing, corrupt = len(split.missing_images), len(split.damaged_images)
+        table.add_row(split.name, *pairs, str(missing), str(corrupt), spread, str(lengths.num_over_context))
     terminal.print(table)
     for kind, lines, colour in (("error", report.errors, "red"), ("warning", report.warnings, "yellow")):
         for line in lines:

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 def add_ranking_flags(parser: Parser) -> None:
     """Add test-time options, off by default."""
     defaults = RankingOptions()
-    group = parser.add_argument_group("test-time options of text to image, noted in every result")
+    group = parser.add_argument_group("test-time options of text to image, recorded in every result")
     nearest = "average a caption with its K nearest captions"
     group.add_argument("--query-expansion", type=int, default=0, metavar="K", help=nearest)
     group.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking")

@@ -201,7 +201,8 @@ class MlmConfig:
     cmt_depth: Positive = 4
     """Blocks of the interaction encoder after its cross-attention."""
     mask_probability: Annotated[Real, Gt(0), Le(1)] = 0.15
-    """Chance of a word token to be asked for: 80 % of those become the mask token, 10 % a random one, 10 % stay."""
+    """Probability that a word token must be predicted: 80 % of those become the mask token, 10 % a random one, 10 %
+    stay."""
     masked_for_all: bool = False
     """The other losses see the masked captions too, as in the released code; otherwise captions are encoded twice."""
     without_loss: bool = False
@@ -285,7 +286,7 @@ class DataConfig:
 
 @checked_dataclass(STRICT)
 class AugmentConfig:
-    """Augmentation of images as the released code applies it, and of captions, which it leaves alone."""
+    """Augmentation of images as in the released code; augmentation of captions is off by default, as there."""
 
     flip_probability: Fraction = 0.5
     """Chance of a horizontal flip."""
@@ -313,7 +314,7 @@ class AugmentConfig:
 
 @checked_dataclass(STRICT)
 class OptimConfig:
-    """Optimiser and learning-rate schedule; the defaults are the `cskt` preset."""
+    """Optimizer and learning-rate schedule; the defaults are those of the `cskt` recipe."""
 
     name: Literal["adam", "adamw", "sgd"] = "adamw"
     """Optimiser; adam adds the decay to the gradient (L2), adamw decouples it."""
@@ -418,7 +419,7 @@ class RunConfig:
     """added: prompts, couplings, adapters, LoRA | projections: these and the two output projections | all | none."""
     init_from: str | None = None
     """Run folder, or file of `cskt export --merge`, whose weights training starts from: weights only, with a new
-    optimiser and schedule; none for the start that the recipe describes."""
+    optimizer and schedule; none for the start that the recipe describes."""
     backbone: BackboneConfig = BackboneConfig()
     prompts: PromptConfig = PromptConfig()
     adapters: AdapterConfig = AdapterConfig()

@@ -187,7 +187,7 @@ def _image_errors(reports: Sequence[SplitReport]) -> Iterator[str]:
         if report.damaged_images:
             named = [f"{path}: {fault}" for path, fault in report.damaged_images]
             yield (
-                f"{report.name}: damaged images: {len(named)} of {report.counts.num_images} ({some(named)}); "
+                f"{report.name}: corrupt images: {len(named)} of {report.counts.num_images} ({some(named)}); "
                 "copy them again or take their records out"
             )
 

@@ -36,7 +36,7 @@ UNIT_TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class RankingOptions:
-    """Test-time options of text to image beyond the cosine; off by default, and noted in every result."""
+    """Test-time options of text to image beyond the cosine; off by default, and recorded in every result."""
 
     query_expansion: int = 0
     """Number of other captions that a query is averaged with; see `expand_queries`."""

@@ -157,7 +157,7 @@ def load_calibration(folder: Path, fingerprint: str) -> Calibration | None:
     """Read the calibration in a folder; None if there is none or, with a warning, if it is of another model."""
     path = folder / CALIBRATION_FILE
     try:
-        file = read_json(path, _File, remedy="damaged: delete it, or calibrate again: cskt calibrate")
+        file = read_json(path, _File, remedy="corrupt: delete it, or calibrate again: cskt calibrate")
     except MissingFileError:
         return None
     if file.fingerprint != fingerprint:

@@ -44,7 +44,7 @@ LITE = "milvus:"
 """Prefix of the file of a milvus-lite; the address of a server continues with `//`."""
 FORMAT_VERSION = 2
 """2 added relative paths, `home`, `image_list`, `ignore` and `shards`; files of format 1 are read."""
-REMEDY = "no manifest of a gallery, or a damaged one: restore it, or index into a new folder"
+REMEDY = "no manifest of a gallery, or a corrupt one: restore it, or index into a new folder"
 LARGEST_WIDTH = 65_536
 """Largest width of a vector."""
 

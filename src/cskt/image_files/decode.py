@@ -2,7 +2,7 @@
 
 Pixels equal those of the released code, `Image.open(path).convert("RGB")`. As there, an EXIF orientation is not applied
 unless asked for, transparency is dropped, and an animation shows its first frame. Unlike there, 16-bit grey keeps its
-range instead of clipping to white (`formats`), and an image that is damaged or beyond `limits` is an error that names
+range instead of clipping to white (`formats`), and an image that is corrupt or beyond `limits` is an error that names
 the file.
 """
 
@@ -20,7 +20,7 @@ from PIL import Image
 from cskt.errors import LONGEST_PATH, CsktError, FileSystemError, MissingFileError, RefusedImageError
 from cskt.image_files import jpeg
 from cskt.image_files.formats import decode_ppm, open_image, to_rgb
-from cskt.image_files.limits import MAX_FILE_BYTES, check_size, damaged
+from cskt.image_files.limits import MAX_FILE_BYTES, check_size, corrupt
 from cskt.utils.paths import check_characters
 
 UPRIGHT = 1
@@ -51,7 +51,7 @@ def decode_image(source: Source, name: str = "", *, apply_orientation: bool = Fa
     Raises:
         FileSystemError: the file is missing or cannot be read.
         RefusedImageError: the image is larger than the limits of `cskt.image_files.limits`, or has no known range.
-        CsktError: the file is empty, cut short, damaged or no image. Every message names the image.
+        CsktError: the file is empty, cut short, corrupt or no image. Every message names the image.
     """
     if isinstance(source, Path):
         return decode_image(read_bytes(source), name=str(source), apply_orientation=apply_orientation)
@@ -59,7 +59,7 @@ def decode_image(source: Source, name: str = "", *, apply_orientation: bool = Fa
         if isinstance(source, Image.Image):
             return _decode_opened(source, apply_orientation)
         if not source:
-            raise damaged("the file is empty")
+            raise corrupt("the file is empty")
         apply_orientation = apply_orientation and _may_be_turned(source)
         if source.startswith(jpeg.SIGNATURE):
             pixels = jpeg.decode_jpeg(source)
@@ -104,7 +104,7 @@ def _may_be_turned(data: bytes) -> bool:
 
 
 def jpeg_orientation(data: bytes) -> int:
-    """Return the orientation of a JPEG file, 1 to 8; 1 if the metadata is damaged.
+    """Return the orientation of a JPEG file, 1 to 8; 1 if the metadata is corrupt.
 
     The segments are read here, since Pillow reads all tags of all segments when it opens a file.
     """
@@ -123,13 +123,13 @@ def jpeg_orientation(data: bytes) -> int:
 
 
 def _orientation_of(image: Image.Image) -> int:
-    """Return the orientation that is still to be applied to a loaded image, 1 to 8; 1 if the metadata is damaged.
+    """Return the orientation that is still to be applied to a loaded image, 1 to 8; 1 if the metadata is corrupt.
 
     Pillow itself applies that of a TIFF file when it loads it, and pillow-heif that of a HEIC file.
     """
     try:
         orientation = image.getexif().get(_TAG, UPRIGHT)
-    except Exception:  # noqa: BLE001  (Pillow's reader of metadata raises many kinds of errors on damaged ones)
+    except Exception:  # noqa: BLE001  (Pillow's reader of metadata raises many kinds of errors on corrupt ones)
         return UPRIGHT
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else UPRIGHT
 

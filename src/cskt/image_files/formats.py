@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
 from cskt.errors import CsktError, RefusedImageError, out_of_memory_errors
-from cskt.image_files.limits import REMEDY, check_decoder, check_parts, check_size, damaged, read_ppm_header
+from cskt.image_files.limits import REMEDY, check_decoder, check_parts, check_size, corrupt, read_ppm_header
 
 # Listed because Pillow would also start external programs (EPS) or fetch other files.
 ALWAYS_READ: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -42,7 +42,7 @@ _DECODING_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, zlib.error, IndexError, OverflowError,
     UserWarning,
 )  # fmt: skip
-"""Errors of Pillow, pillow-heif and simplejpeg on damaged files; warnings, where Python raises them."""
+"""Errors of Pillow, pillow-heif and simplejpeg on corrupt files; warnings, where Python raises them."""
 
 
 def reads_avif() -> bool:
@@ -118,7 +118,7 @@ def decode_ppm(data: bytes) -> NDArray[np.uint8]:
     kept_maximum = 255 if kind == 6 or maximum < 2**8 else 2**16 - 1
     stored = np.dtype("u1" if maximum < 2**8 else ">u2")
     if len(data) - start < stored.itemsize * int(np.prod(shape)):
-        raise damaged("the file is truncated: it has fewer pixels than its header says")
+        raise corrupt("the file is truncated: it has fewer pixels than its header says")
     values = np.frombuffer(data, stored, int(np.prod(shape)), start).reshape(shape)
     if maximum != kept_maximum:
         scaled = np.rint(np.arange(2 ** (8 * stored.itemsize)) / maximum * kept_maximum)
@@ -148,10 +148,10 @@ def _grey(image: Image.Image) -> NDArray[np.uint8]:
 
 @contextmanager
 def decoder_errors() -> Iterator[None]:
-    """Turn the errors of a decoder on a damaged file into a CsktError; the block is one call of Pillow or simplejpeg.
+    """Turn the errors of a decoder on a corrupt file into a CsktError; the block is one call of Pillow or simplejpeg.
 
     Raises:
-        CsktError: the file is damaged or of no known format.
+        CsktError: the file is corrupt or of no known format.
         RefusedImageError: it claims to be larger than Pillow's own limit.
         OutOfMemoryError: there is too little memory.
     """
@@ -165,4 +165,4 @@ def decoder_errors() -> Iterator[None]:
     except _BOMBS as error:
         raise RefusedImageError(f"{error}; scale it down") from None
     except _DECODING_ERRORS as error:
-        raise damaged(error) from None
+        raise corrupt(error) from None

@@ -1,6 +1,6 @@
 """JPEG files: decoded strictly, so that lost data is an error, with exceptions for harmless mistakes of their writers.
 
-libjpeg fills the lost part of a damaged file with grey and reports a warning. The same warnings are reported for files
+libjpeg fills the lost part of a corrupt file with grey and reports a warning. The same warnings are reported for files
 that have all their pixels: an unknown JFIF revision, wrong fields in a start of scan, bytes between two markers. So a
 file that the strict decoder refuses is decoded by Pillow, and checked for lost data in other ways.
 """
@@ -20,7 +20,7 @@ from PIL import Image
 
 from cskt.errors import CsktError
 from cskt.image_files.formats import decoder_errors
-from cskt.image_files.limits import MAX_PARTS, check_scans, check_size, damaged, too_many_parts
+from cskt.image_files.limits import MAX_PARTS, check_scans, check_size, corrupt, too_many_parts
 
 SIGNATURE = b"\xff\xd8\xff"
 """First bytes of a JPEG file."""
@@ -63,7 +63,7 @@ def segments(data: bytes) -> Iterator[Segment]:
     for _ in range(MAX_PARTS):
         found = _MARKER.search(data, position)
         if found is None:
-            raise damaged(CUT_SHORT)
+            raise corrupt(CUT_SHORT)
         marker, position = found[0][1], found.end()
         if marker == _END_OF_IMAGE:
             return
@@ -76,7 +76,7 @@ def segments(data: bytes) -> Iterator[Segment]:
             continue
         end = _SCAN_END.search(data, position)
         if end is None:
-            raise damaged(CUT_SHORT)
+            raise corrupt(CUT_SHORT)
         yield Segment(marker, content, data[position : end.start()].rstrip(b"\xff"))
         position = end.start()
     raise too_many_parts("JPEG segments")
@@ -89,7 +89,7 @@ def read_size(data: bytes) -> tuple[int, int]:
             height, width = (int.from_bytes(segment.content[start : start + 2], "big") for start in (1, 3))
             check_size(height, width)
             return height, width
-    raise damaged("no frame in a JPEG file")
+    raise corrupt("no frame in a JPEG file")
 
 
 def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
@@ -131,10 +131,10 @@ def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
             raise
         # Other complaints of the strict decoder say nothing about the rest of the file.
         if not np.array_equal(_pillow_pixels(padded), pixels):
-            raise damaged("Corrupt JPEG data: premature end of data segment") from None
+            raise corrupt("Corrupt JPEG data: premature end of data segment") from None
         return pixels
     if not is_cmyk and not np.array_equal(strict, pixels):
-        raise damaged("Corrupt JPEG data: premature end of a restart interval")
+        raise corrupt("Corrupt JPEG data: premature end of a restart interval")
     return pixels
 
 

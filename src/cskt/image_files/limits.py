@@ -14,7 +14,7 @@ from PIL import Image
 from cskt.errors import CsktError, RefusedImageError
 
 REMEDY = "replace the file or leave it out"
-"""For files that are damaged or no images."""
+"""For files that are corrupt or no images."""
 MAX_FILE_BYTES = 256_000_000
 """Bytes of an image file; larger ones are not read."""
 MAX_PIXELS = 64_000_000
@@ -106,20 +106,20 @@ def read_ppm_header(data: bytes) -> tuple[int, int, int, int, int]:
     head = data[:PPM_HEADER_BYTES]
     found = _PPM_HEADER.match(head)
     if found is None:
-        raise damaged(f"no PPM header in the first {PPM_HEADER_BYTES} bytes")
+        raise corrupt(f"no PPM header in the first {PPM_HEADER_BYTES} bytes")
     kind, width, height = map(int, found.groups())
     check_size(height, width)
     if kind == 4:
         return kind, width, height, 1, found.end() + 1
     maximum = _PPM_MAXIMUM.match(head, found.end())
     if maximum is None or not 0 < int(maximum[1]) < 2**16:
-        raise damaged("a PPM header without its largest value, 1 to 65535")
+        raise corrupt("a PPM header without its largest value, 1 to 65535")
     return kind, width, height, int(maximum[1]), maximum.end()
 
 
-def damaged(reason: object) -> CsktError:
-    """Return the error for a damaged file."""
-    return CsktError(f"damaged image: {' '.join(str(reason).split())}; {REMEDY}")
+def corrupt(reason: object) -> CsktError:
+    """Return the error for a corrupt file."""
+    return CsktError(f"corrupt image: {' '.join(str(reason).split())}; {REMEDY}")
 
 
 def too_many_parts(parts: str) -> RefusedImageError:

@@ -47,7 +47,7 @@ def read_json(path: Path, schema: type[T], *, remedy: str, version: tuple[str, i
     Args:
         path: UTF-8, with or without a byte order mark.
         schema: what the file must hold.
-        remedy: what to do about a file that is missing or damaged; the end of the error.
+        remedy: what to do about a file that is missing or corrupt; the end of the error.
         version: field and newest value of the file's format version, which is checked first and is not in the schema.
 
     Raises:

@@ -84,7 +84,7 @@ def read_source(source: Path, columns: Columns | None = None, images: Path | Non
         images: folder that the paths in a table are relative to and may not leave; the table's own if None.
 
     Raises:
-        CsktError: the source is missing or damaged, a column is missing, or a row has a wrong value.
+        CsktError: the source is missing or corrupt, a column is missing, or a row has a wrong value.
     """
     check_path(source)
     columns = columns or Columns()

@@ -51,7 +51,7 @@ def read_tables(source: Path) -> list[Table]:
     """Return the tables of a file, or of a folder of `save_to_disk`: one for each of its splits.
 
     Raises:
-        CsktError: a file is missing or damaged, has no row, or pyarrow is not installed; names the remedy.
+        CsktError: a file is missing or corrupt, has no row, or pyarrow is not installed; names the remedy.
     """
     if source.is_dir():
         return _saved_tables(source)

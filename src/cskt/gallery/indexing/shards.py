@@ -98,7 +98,7 @@ def _of_parquet(shard: Path, with_images: bool) -> Iterator[ShardCrop]:
                     data = inside.get("bytes") or b""
                     yield _crop("" if image_id is None else str(image_id), data, len(data), row)
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-        raise _damaged(shard, error) from None
+        raise _corrupt(shard, error) from None
 
 
 def _columns(shard: Path, schema: Any) -> tuple[str, str | None]:
@@ -198,10 +198,10 @@ def _of_archive(shard: Path, scan: Scan, with_images: bool) -> Iterator[ShardCro
             if crop is not None:
                 yield crop
     except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise _damaged(shard, error) from None
+        raise _corrupt(shard, error) from None
 
 
-def _damaged(shard: Path, error: Exception) -> CsktError:
+def _corrupt(shard: Path, error: Exception) -> CsktError:
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     return CsktError(f"{shard}: cannot be read: {reason}; fetch it again, or leave it out")
 

@@ -36,7 +36,7 @@ LONGEST_HEADER = 100_000_000
 """Bytes of a header that safetensors reads."""
 LARGEST_TOKEN_TABLE = 300_000_000
 """Numbers in the embeddings of all tokens, which a file may hold as few rows; the largest CLIP has a fifth of them."""
-REMEDY = "not a file of cskt's own format, or a damaged one: restore it, or make it again"
+REMEDY = "not a file of cskt's own format, or a corrupt one: restore it, or make it again"
 CONTENT: ConfigDict = {**JSON, "extra": "ignore", "arbitrary_types_allowed": True}
 """Configuration of the dataclasses below, as which metadata is read."""
 
@@ -160,7 +160,7 @@ def read_backbone(path: Path) -> BackboneFile:
     if (rows := state.pop(TOKEN_ROWS, None)) is not None:
         known = frozenset(rows.tolist())
         state[TOKEN_EMBEDDING] = _all_rows(state.get(TOKEN_EMBEDDING), rows, file.architecture.vocab_size, path)
-    # Tensors of another kind are in damaged or forged files only; `weights.gather` refuses them.
+    # Tensors of another kind are in corrupt or forged files only; `weights.gather` refuses them.
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     return dataclasses.replace(file, tensors=state, known_token_ids=known)
 

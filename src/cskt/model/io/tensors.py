@@ -235,9 +235,9 @@ def _damage(path: Path, error: BaseException) -> CsktError:
             " alone: torch.save(model.state_dict(), FILE)"
         )
     if _is_cut_short(path, error):
-        return CsktError(f"{path}: damaged, it ends too early ({reason[:160]}); fetch it again")
+        return CsktError(f"{path}: corrupt, it ends too early ({reason[:160]}); fetch it again")
     clause = f" ({reason[:160]})" if reason else ""
-    return CsktError(f"{path}: damaged, or not written by torch.save (nothing in it was executed){clause}")
+    return CsktError(f"{path}: corrupt, or not written by torch.save (nothing in it was executed){clause}")
 
 
 def _is_cut_short(path: Path, error: BaseException) -> bool:

@@ -54,7 +54,7 @@ def load_backbone(config: BackboneConfig, *, sha256: str | None = None) -> Backb
             names another file.
 
     Raises:
-        CsktError: not found (says which file to put where), damaged, incomplete, of an unknown kind, or another file
+        CsktError: not found (says which file to put where), corrupt, incomplete, of an unknown kind, or another file
             than `sha256` asks for.
     """
     path, found_sha256 = _find(config.name, sha256)
@@ -199,7 +199,7 @@ def _find(name: str, sha256: str | None) -> tuple[Path, str]:
         found = cache.weights_sha256(path)
         if sha256 in (None, found):
             if found != (cache.published_sha256(name) or found):
-                raise CsktError(f"{path}: damaged, its SHA-256 is not the published one; delete it to fetch it again")
+                raise CsktError(f"{path}: corrupt, its SHA-256 is not the published one; delete it to fetch it again")
             return path, found
         problem = f"{path}: another backbone than the weights were trained over; give the file with SHA-256 {sha256}"
     except CsktError as error:

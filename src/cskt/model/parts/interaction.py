@@ -54,7 +54,7 @@ class InteractionEncoder(nn.Module):
     """Lets words attend to the patches of their image, then to each other, and predicts the masked ones.
 
     The cross-attention has no residual, as in the released code. Parameter names contain `cross` or `mlm_head` where
-    the released optimiser looks for them.
+    the released optimizer looks for them.
     """
 
     def __init__(self, width: int, depth: int, vocab_size: int) -> None:
