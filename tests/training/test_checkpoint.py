@@ -237,3 +237,8 @@ def test_a_failed_write_keeps_the_previous_file(saved: Path, monkeypatch: pytest
         save(saved, make_state(1), replace(PROGRESS, epoch=4))
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
+
+
+def test_constants_of_single_losses_are_compared_too() -> None:
+    other = load_config("cskt", {"loss.sdm.temperature": 0.5})
+    assert config_differences(load_config("cskt"), other) == ["loss.sdm.temperature: None -> 0.5"]

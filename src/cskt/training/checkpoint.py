@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from cskt.config import RunConfig, as_trained, completed_like, flat_fields, to_dict, validate, value_of
+from cskt.config import RunConfig, as_trained, completed_like, flat_values, to_dict, validate
 from cskt.errors import CsktError, MissingFileError, file_system_errors
 from cskt.model.io.tensors import load_plain, save_torch
 from cskt.training.run_folder import DAMAGED, PREVIOUS
@@ -29,7 +29,7 @@ from cskt.utils.messages import one_line
 logger = logging.getLogger(__name__)
 
 FREE_ON_RESUME = {
-    "name", "plugins", "output_dir", "device", "backbone.name", "data.root", "data.num_workers", "data.cache_images",
+    "name", "output_dir", "device", "backbone.name", "data.root", "data.num_workers", "data.cache_images",
     "data.cache_dir", "data.eval_batch_size", "loop.log_period_steps", "loop.save_period_steps",
     "loop.micro_batch_size", "loop.fit", "loop.compile", "loop.checkpoint_activations", "loop.stop_after_epochs",
 }  # fmt: skip
@@ -147,11 +147,9 @@ def _check_same_run(content: dict[str, Any], path: Path, state: TrainState, conf
 
 def config_differences(saved: RunConfig, current: RunConfig) -> list[str]:
     """Return `key: saved -> current` for every key that must not differ between a run and its resumption."""
-    return sorted(
-        f"{key}: {before} -> {now}"
-        for key, _ in flat_fields()
-        if key not in FREE_ON_RESUME and (before := value_of(saved, key)) != (now := value_of(current, key))
-    )
+    before, now = flat_values(saved), flat_values(current)
+    different = {key for key in before | now if before.get(key) != now.get(key)} - FREE_ON_RESUME
+    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in sorted(different)]
 
 
 def read_last(path: Path) -> tuple[dict[str, Any], Path]:
