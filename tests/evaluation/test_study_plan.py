@@ -184,7 +184,9 @@ def small_architecture() -> ClipArchitecture:
     return load_backbone(config).architecture
 
 
-@pytest.mark.parametrize("size", get_args(Size))
+@pytest.mark.parametrize(
+    "size", [pytest.param(size, marks=[] if size == "small" else pytest.mark.slow) for size in get_args(Size)]
+)
 @pytest.mark.parametrize("name", study_names())
 def test_every_arm_of_a_shipped_study_can_be_built(name: str, size: Size, small_architecture: ClipArchitecture) -> None:
     study = load_study(name)

@@ -336,6 +336,7 @@ MEMORY = {
 IN_FAST = ("20,000 x 20,000 PNG", "20,000 x 20,000 JPEG")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="measures with the module resource")
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """A file's claims do not raise the memory that reading it takes.

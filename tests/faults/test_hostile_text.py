@@ -287,6 +287,7 @@ def test_any_json_as_annotation_and_config(tmp_path: Path, content: Any) -> None
     taken_or_refused(lambda: read_yaml(tmp_path / "config.yaml"))
 
 
+@pytest.mark.slow
 def test_a_large_annotation(tmp_path: Path) -> None:
     """20 MB here, 200 MB in the long part: read in bounded time and memory."""
     most_bytes = (200 if LONG else 20) * 10**6

@@ -417,6 +417,7 @@ def test_archives_of_crops(tmp_path: Path, tiny_backbone: Path) -> None:
 # --- memory, and the commands
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="measures with the module resource")
 def test_bombs_fill_no_memory(tmp_path: Path) -> None:
     """Two gigabytes of zeros, packed, are two megabytes; entries over each other are a thousand times their file."""

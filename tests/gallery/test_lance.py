@@ -94,6 +94,7 @@ def test_only_new_rows_are_read_after_a_change(store: LanceStore, monkeypatch: p
     assert sum(read) == 5
 
 
+@pytest.mark.slow
 def test_a_reader_sees_every_acknowledged_write_of_a_killed_process(tmp_path: Path) -> None:
     """After the kill every acknowledged addition is present as a whole."""
     reader = open_lance(tmp_path, DIM, {})

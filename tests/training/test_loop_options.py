@@ -222,6 +222,7 @@ def test_irra_trains_heads_that_only_training_has(
     assert_computes_alike(loaded, contexts[0].encoder(), val.image_paths, val.captions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_irra_in_lower_precision_computes_about_the_same(configure: Configure, tmp_path: Path, precision: str) -> None:
     full = train(configure(IRRA, "irra"), tmp_path / "full").folder

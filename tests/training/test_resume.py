@@ -107,7 +107,12 @@ def test_stopped_at_the_end_of_an_epoch(
             (1, 3),
             marks=pytest.mark.slow,
         ),
-        ("irra", {"mlm.cmt_depth": 1, "loss.weights": {"sdm": 1.0, "id": 1.0, "mlm": 1.0}, "optim.lr": 1e-4}, (1, 3)),
+        pytest.param(
+            "irra",
+            {"mlm.cmt_depth": 1, "loss.weights": {"sdm": 1.0, "id": 1.0, "mlm": 1.0}, "optim.lr": 1e-4},
+            (1, 3),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_stopped_with_options_on(
