@@ -150,7 +150,7 @@ def test_free_keys_are_config_keys_and_no_difference() -> None:
     values: dict[str, Any] = dict.fromkeys(FREE_ON_RESUME, 3) | {
         "name": "x", "output_dir": "x", "device": "mps", "backbone.name": "x", "data.root": "x",
         "data.cache_images": True, "data.cache_dir": "x", "loop.checkpoint_activations": True, "loop.fit": True,
-        "loop.compile": True,
+        "loop.compile": True, "loop.loggers": ["x"],
     }  # fmt: skip
     assert config_differences(CONFIG, load_config("cskt", values)) == []
 

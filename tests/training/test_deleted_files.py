@@ -45,7 +45,6 @@ HARMS: dict[str, tuple[Harm, str]] = {
     "events deleted": (remove_file("metrics.jsonl"), "'metrics.jsonl' was deleted or replaced"),
     "checkpoint deleted": (remove_file("last.pt"), "'last.pt' was deleted or replaced"),
     "best weights deleted": (remove_file("best.safetensors"), "'best.safetensors' was deleted or replaced"),
-    "TensorBoard's folder deleted": (lambda run: shutil.rmtree(run / "tensorboard"), "'tensorboard/events.out."),
 }
 
 

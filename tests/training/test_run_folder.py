@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cskt.config import as_trained, load_config
 from cskt.config.released_flags import from_published
@@ -131,27 +130,6 @@ def test_dropping_events_is_atomic(run: RunFolder, monkeypatch: pytest.MonkeyPat
     with pytest.raises(CsktError, match=r"metrics\.jsonl: cannot be written: .*No space left"):
         run.drop_events_after(total_steps=1, epochs=0)
     assert read_events(run.path) == before
-
-
-def test_scalars_reach_tensorboard(run: RunFolder) -> None:
-    run.record("step", epoch=1, step=5, loss=2.5, losses={"sdm": 1.5}, note="words")
-    run.record("evaluation", stage="epoch", epoch=1, step=6, t2i={"r1": 0.25})
-    run.close()
-    board = EventAccumulator(str(run.path / "tensorboard")).Reload()
-    scalars = {tag: [(item.step, item.value) for item in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
-    assert scalars == {"step/loss": [(5, 2.5)], "step/losses/sdm": [(5, 1.5)], "epoch/t2i/r1": [(6, 0.25)]}
-
-
-def test_tensorboard_discards_steps_that_a_resumed_run_repeats(run: RunFolder) -> None:
-    for step in range(1, 5):
-        run.record("step", step=step, loss=float(step))
-    run.close()
-    resumed = RunFolder(run.path)
-    resumed.drop_events_after(total_steps=2, epochs=0)
-    resumed.record("step", step=3, loss=0.5)
-    resumed.close()
-    board = EventAccumulator(str(run.path / "tensorboard")).Reload()
-    assert [(item.step, item.value) for item in board.Scalars("step/loss")] == [(1, 1.0), (2, 2.0), (3, 0.5)]
 
 
 def test_lines_are_plain_json(run: RunFolder) -> None:

@@ -375,6 +375,9 @@ class LoopConfig:
     """Epochs between evaluations."""
     log_period_steps: Positive = 20
     """Steps between lines in metrics.jsonl."""
+    loggers: tuple[str, ...] = ("tensorboard",)
+    """Receivers of the events of metrics.jsonl: tensorboard, wandb (Weights & Biases), mlflow, or a logger
+    of a plug-in. A logger that fails warns once and never ends a training."""
     save_period_steps: NonNegative = 0
     """Steps between mid-epoch saves of last.pt; 0 saves at the end of each epoch only."""
     accumulate_steps: Positive = 1
@@ -390,6 +393,12 @@ class LoopConfig:
     """Recompute the blocks in the backward pass: less memory, more time."""
     evaluate_before: bool = True
     """Evaluate before the first step (the step-0 figure)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LoopConfig:
+        if len(set(self.loggers)) < len(self.loggers):
+            raise CsktError(f"loop.loggers {','.join(self.loggers)} names a logger twice")
+        return self
 
 
 def _named(plugin: Any) -> Any:

@@ -32,6 +32,7 @@ FREE_ON_RESUME = {
     "name", "output_dir", "device", "backbone.name", "data.root", "data.num_workers", "data.cache_images",
     "data.cache_dir", "data.eval_batch_size", "loop.log_period_steps", "loop.save_period_steps",
     "loop.micro_batch_size", "loop.fit", "loop.compile", "loop.checkpoint_activations", "loop.stop_after_epochs",
+    "loop.loggers",
 }  # fmt: skip
 """Keys that may differ when a run is resumed: they change where and how fast, not what is computed. The backbone is
 identified by its SHA-256."""

@@ -23,10 +23,11 @@ from cskt.data.tokenizer import Tokenizer, log_caption_warnings
 from cskt.device import pick_device, reset_peak_memory
 from cskt.embed import Encoder, build, tokenizer_for
 from cskt.losses import LOSSES
-from cskt.plugins import Requirement, required, requirements
+from cskt.plugins import Registry, Requirement, required, requirements
 from cskt.training.checkpoint import FREE_ON_RESUME
 from cskt.training.checks import check_captions_per_image, check_losses, check_negatives
 from cskt.training.distributed import SINGLE_PROCESS, Processes
+from cskt.training.loggers import LOGGERS
 from cskt.training.objective import Objective
 from cskt.training.optim import build_optimizer
 from cskt.training.state import ExponentialMovingAverage, TrainState
@@ -124,6 +125,8 @@ def prepare(
 def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> TrainingContext:
     config = dataclasses.replace(config, loss=check_losses(config.loss))
     check_captions_per_image(config)
+    for name in config.loop.loggers:
+        LOGGERS[name].check()
     trains = config.trainable != "none"
     device = processes.device(pick_device(config.device))
     reset_peak_memory(device)
@@ -174,9 +177,10 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
 
 
 def _plugins(config: RunConfig) -> tuple[Requirement, ...]:
-    """Return the plug-ins that the losses and the data set of a config come from."""
-    losses = [(LOSSES, name) for name in config.loss.weights]
-    return requirements([*losses, (DATASETS, dataset_key(config.data.dataset))])
+    """Return the plug-ins that the losses, the loggers and the data set of a config come from."""
+    named: list[tuple[Registry[Any], str]] = [(LOSSES, name) for name in config.loss.weights]
+    named += [(LOGGERS, name) for name in config.loop.loggers]
+    return requirements([*named, (DATASETS, dataset_key(config.data.dataset))])
 
 
 def data_digest(split: Split) -> str:

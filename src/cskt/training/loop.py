@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ from cskt.training.distributed import process_group
 from cskt.training.events import EVENTS, read_events
 from cskt.training.initial_weights import InitialWeights, read_initial_weights, save_best_heads
 from cskt.training.launch import num_restarts, record_refusal, was_refused
+from cskt.training.loggers import Loggers
 from cskt.training.micro_batch import fit_micro_batch
 from cskt.training.monitor import StepMonitor
 from cskt.training.optim import learning_rate, set_learning_rate
@@ -73,7 +75,7 @@ def train(
 
     Returns:
         The result. The run folder contains best.safetensors, best.heads.safetensors (if a loss has a head), last.pt,
-        config.yaml, metrics.jsonl and TensorBoard's files.
+        config.yaml, metrics.jsonl and the files of the loggers.
 
     Raises:
         CsktError: bad data or config; a loss that is no longer finite (the last good checkpoint is intact); a folder
@@ -104,7 +106,7 @@ def train(
             resume = processes.broadcast(lambda: _has_checkpoint(folder))
             initial = None if resume else read_initial_weights(context)
         run = stack.enter_context(closing(RunFolder(folder, writes=processes.is_main_process)))
-        trainer = Trainer(context, run, shutdown)
+        trainer = stack.enter_context(closing(Trainer(context, run, shutdown)))
         if resume:
             trainer.resume(may_be_done=may_be_done)
         else:
@@ -161,6 +163,7 @@ class Trainer:
     def __init__(self, context: TrainingContext, run: RunFolder, shutdown: ShutdownSignal) -> None:
         self.context, self.run, self.shutdown = context, run, shutdown
         self.monitor = StepMonitor(context.config, context.state, run.path)
+        self.loggers = Loggers()
 
     def start(self, initial: InitialWeights | None) -> None:
         """Create the run folder, evaluate the backbone and the initial weights, and save the latter."""
@@ -172,7 +175,8 @@ class Trainer:
         for warning in warnings:
             logger.warning("%s", warning)
         facts = context.facts() | ({} if initial is None else initial.facts())
-        run.record("start", **facts, warnings=warnings)
+        self._open_loggers(facts)
+        self._record("start", **facts, warnings=warnings)
         with self.shutdown.immediate():
             evaluates = context.config.loop.evaluate_before and context.trains
             if evaluates:
@@ -199,11 +203,12 @@ class Trainer:
             set_aside(run.last)
         run.set_stop(stop)
         run.drop_events_after(progress.total_steps, progress.epoch)
+        self._open_loggers(context.facts() | {"resumed_after_step": progress.total_steps})
         logger.info("resuming %s after epoch %d, step %d", run.path, progress.epoch, progress.step)
 
     def train_epoch(self, advance: Advance) -> None:
         """Make the remaining steps of the current epoch."""
-        context, run, loop = self.context, self.run, self.context.config.loop
+        context, loop = self.context, self.context.config.loop
         state, processes, progress = context.state, context.processes, context.state.progress
         epoch, num_steps = progress.epoch, context.loader.num_steps(progress.epoch)
         rate = learning_rate(epoch, context.config.optim, loop.num_epochs)
@@ -232,7 +237,7 @@ class Trainer:
                 if logs:
                     seconds = time.perf_counter() - logged_at
                     progress.seconds += seconds
-                    run.record(
+                    self._record(
                         "step",
                         epoch=epoch + 1,
                         step=progress.total_steps,
@@ -279,10 +284,10 @@ class Trainer:
             of_mix = f" (data set {number} of the mix)" if number > 1 else ""
             logger.info("%s: R1 %.2f on %s of %s%s", label, 100 * result.t2i.r1, result.split, result.dataset, of_mix)
             if number == 1:
-                self.run.record("evaluation", stage=stage, epoch=epoch, step=step, **result.summary())
+                self._record("evaluation", stage=stage, epoch=epoch, step=step, **result.summary())
             else:
                 place = {"stage": f"{stage}-mix-{number}", "epoch": epoch, "step": step}
-                self.run.record("mix-evaluation", **place, **result.summary())
+                self._record("mix-evaluation", **place, **result.summary())
         return results[0]
 
     def save(self) -> None:
@@ -327,7 +332,7 @@ class Trainer:
         warnings = warnings_after(events, progress.best_r1, progress.best_epoch)
         for warning in warnings:
             logger.warning("%s", warning)
-        self.run.record(
+        self._record(
             "end",
             step=progress.total_steps,
             best_r1=progress.best_r1,
@@ -336,6 +341,20 @@ class Trainer:
             peak_memory_bytes=peak_memory_bytes(context.device),
             warnings=warnings,
         )
+
+    def close(self) -> None:
+        """Close the loggers."""
+        self.loggers.close()
+
+    def _open_loggers(self, facts: dict[str, Any]) -> None:
+        if self.context.processes.is_main_process:
+            config = self.context.config
+            self.loggers = Loggers(config.loop.loggers, self.run.path, config, facts)
+
+    def _record(self, event: str, **values: Any) -> None:
+        """Write an event to metrics.jsonl and send it to the loggers."""
+        self.run.record(event, **values)
+        self.loggers.log({"event": event, **values})
 
 
 def _generator(seed: int, epoch: int, step: int) -> torch.Generator:

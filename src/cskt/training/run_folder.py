@@ -1,4 +1,4 @@
-"""Folder of a run: its config, its events as JSON lines and for TensorBoard, and the claim of the process that trains.
+"""Folder of a run: its config, its events as JSON lines, and the claim of the process that trains.
 
 While a run trains, its folder is checked before each write: files may be deleted, moved or replaced. A file that is
 open stays writable after its name is gone, and saving creates a missing folder again, so a training would otherwise
@@ -26,7 +26,6 @@ from cskt.config.released_flags import to_published
 from cskt.errors import CsktError
 from cskt.training.events import EVENTS, read_events
 from cskt.training.launch import record_refusal
-from cskt.training.tensorboard import ScalarFile, scalars_of
 from cskt.utils.files import write_atomically, write_errors
 from cskt.utils.paths import file_name, inside
 
@@ -36,7 +35,7 @@ HEADS = "best.heads.safetensors"
 """Training heads of the best epoch; inference never reads it."""
 DAMAGED = "last.damaged.pt"
 """A last.pt that could not be resumed from."""
-TENSORBOARD, LOCK = "tensorboard", ".lock"
+LOCK = ".lock"
 TEMPORARY = re.compile(r"\.[A-Za-z0-9_.-]+\.[0-9]+(\.[0-9]+)?\.tmp")
 """Name of a file whose process was killed while it wrote: the final name, process and thread."""
 
@@ -48,8 +47,6 @@ class RunFolder:
         self.path = path
         self.best, self.last = path / BEST, path / LAST
         self._writes = writes
-        self._scalar_file: ScalarFile | None = None
-        self._purge_step: int | None = None
         self._expected: dict[Path, IO[bytes] | None] = {}
 
     def create(self, config: RunConfig, architecture: ClipArchitecture | None = None) -> None:
@@ -80,7 +77,7 @@ class RunFolder:
             write_atomically(self.path / CONFIG, lambda temporary: save_config(changed, temporary))
 
     def record(self, event: str, **values: Any) -> None:
-        """Append an event to metrics.jsonl, and its scalars to TensorBoard under its `step`."""
+        """Append an event to metrics.jsonl."""
         if not self._writes:
             return
         with self.checked():
@@ -89,12 +86,6 @@ class RunFolder:
                 with place.open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps({"event": event, **values}) + "\n")
                 self._expect(place, hold=True)
-            place = inside(self.path, TENSORBOARD, follow_links=False)
-            if scalars := list(scalars_of(values, values.get("stage", event))):
-                with write_errors(place):
-                    self._scalar_file = self._scalar_file or ScalarFile(place, self._purge_step)
-                    self._expect(self._scalar_file.path, hold=True)
-                    self._scalar_file.add(scalars, values.get("step", 0))
 
     @contextmanager
     def checked(self) -> Iterator[None]:
@@ -138,15 +129,13 @@ class RunFolder:
             for path in self.path.glob(".*.tmp"):
                 if TEMPORARY.fullmatch(path.name) and (path.is_file() or path.is_symlink()):
                     path.unlink(missing_ok=True)
-        self._purge_step = total_steps + 1
         write_atomically(self.path / EVENTS, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def close(self) -> None:
         """Close the files that are open."""
-        for held in [*self._expected.values(), self._scalar_file]:
+        for held in self._expected.values():
             if held is not None:
-                with suppress(OSError):  # `record` has reported a scalar that a full disk did not take
-                    held.close()
+                held.close()
         self._expected.clear()
 
 
