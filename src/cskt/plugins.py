@@ -20,6 +20,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import logging
 import os
 import sys
@@ -121,7 +122,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             owner = self._plugins[name]
             by = f"the plug-in {owner.name}" if owner else "cskt"
             raise CsktError(f"{by} has a {self.kind} '{name}' already; choose another name")
-        self._entries[name], self._plugins[name] = entry, _loading[-1] if _loading else None
+        self._entries[name], self._plugins[name] = entry, _registering_plugin()
         return entry
 
     def key(self, name: str) -> str:
@@ -252,6 +253,15 @@ def plugin_in(stack: TracebackType | None) -> Plugin | None:
     """Return the plug-in whose code raised an exception, given its traceback; None if none of its frames is one."""
     files = {os.path.realpath(frame.filename) for frame in traceback.extract_tb(stack)}
     return next((plugin for plugin in reversed(_loaded) if os.path.realpath(plugin.file) in files), None)
+
+
+def _registering_plugin() -> Plugin | None:
+    """Return the plug-in whose code calls `register`; None for a module of the package that a plug-in imports."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+    module = "" if frame is None else str(frame.f_globals.get("__name__"))
+    return _loading[-1] if _loading and module.partition(".")[0] != "cskt" else None
 
 
 def _load(source: str) -> Plugin:

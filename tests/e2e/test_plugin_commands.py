@@ -87,6 +87,21 @@ def test_an_exception_of_a_plugin_is_reported_with_its_name(dataset: Path) -> No
     assert "please report" not in outcome.err
 
 
+def test_losses_of_the_package_that_a_plugin_imports_first_are_not_its_own(dataset: Path) -> None:
+    (dataset / "loss.py").write_text(
+        "from dataclasses import dataclass\nfrom cskt.losses import ITCLoss, register\n"
+        '@register("mine")\n@dataclass(eq=False)\nclass Mine(ITCLoss):\n    pass\n'
+    )
+    code = (
+        "from cskt.plugins import load_plugins, REGISTRIES\n"
+        f"load_plugins([{str(dataset / 'loss.py')!r}])\n"
+        "losses = REGISTRIES['cskt.losses']\n"
+        "print([name for name in losses if losses.provider(name)], len(losses) > 5)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "['mine'] True"
+
+
 def test_load_takes_plugins(dataset: Path) -> None:
     encoder = cskt.load("clip-tiny", device="cpu", plugins=[dataset / "one_line.py"])
     assert encoder.embed_dim and [plugin.name for plugin in plugins.loaded_plugins()] == ["one_line.py"]
