@@ -24,7 +24,7 @@ from cskt import losses
 from cskt.config import ClipArchitecture, OptimConfig
 from cskt.device import arithmetic
 from cskt.model.dual_encoder import DualEncoder
-from cskt.training.objective import Outputs, Views
+from cskt.training.objective import ModelInputs, ModelOutputs
 from cskt.training.optim import build_optimizer
 from cskt.training.step import backward_in_pieces
 
@@ -59,21 +59,21 @@ def add_gradients_in_pieces(model: nn.Module, pairs: Pairs) -> None:
     """Run the backward pass of `loss_of` in pieces of `PIECE` pairs."""
     images, caption_ids, pids = pairs
 
-    def encode(piece: Views) -> Outputs:
-        return Outputs(*model(piece.images, piece.caption_ids))
+    def encode(piece: ModelInputs) -> ModelOutputs:
+        return ModelOutputs(*model(piece.images, piece.caption_ids))
 
-    def backward(outputs: Outputs) -> None:
+    def backward(outputs: ModelOutputs) -> None:
         torch.autograd.backward(losses.sdm(outputs.image_features, outputs.text_features, pids))
 
-    backward_in_pieces(Views(images, caption_ids).split(PIECE), encode, backward)
+    backward_in_pieces(ModelInputs(images, caption_ids).split(PIECE), encode, backward)
 
 
-def stepper(owner: DualEncoder, add_gradients: Callable[[Pairs], None]) -> Callable[[Pairs], None]:
+def stepper(owner: DualEncoder, forward_backward: Callable[[Pairs], None]) -> Callable[[Pairs], None]:
     """Run a training step; the parameters are those of `owner`."""
     optimizer = build_optimizer(owner.named_parameters(), OptimConfig())
 
     def step(pairs: Pairs) -> None:
-        add_gradients(pairs)
+        forward_backward(pairs)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -42,7 +42,7 @@ def printed_command(out: str, start: str) -> str:
 def test_the_printed_command_continues_past_the_stop(training: str, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     out = done(f"{training} --output {folder} --stop-after-epochs 1")
-    command = printed_command(out, "stopped after 1 of 3 epochs, as asked; to continue:")
+    command = printed_command(out, "stopped after 1 of 3 epochs, at loop.stop_after_epochs; to continue:")
     assert words_of(command) == ["cskt", "train", "--resume", str(folder)]
     assert "finished" not in out and len([e for e in read_events(folder) if e["event"] == "evaluation"]) == 1
 

@@ -342,7 +342,7 @@ def test_only_missing_seeds_are_trained(seeds: tuple[str, Path, str], caplog: py
     assert "mean of 3 seeds" in more and (folder / "seed-3" / "best.safetensors").is_file()
     with claimed_elsewhere(folder / "seed-2"):
         busy = typed(f"{command} --seeds 1,2,3")
-    assert busy.code == 1 and "seed 2: under way elsewhere" in busy.out and "mean of 2 seeds" in busy.out
+    assert busy.code == 1 and "seed 2: another process is training it" in busy.out and "mean of 2 seeds" in busy.out
 
 
 def test_seeds_are_evaluated_and_compared_as_one_method(

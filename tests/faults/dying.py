@@ -27,7 +27,7 @@ from cskt.training.series import train_or_resume
 
 PLACES: list[tuple[Any, str]] = [
     (os, "fsync"), (Path, "replace"), (Path, "hardlink_to"), (torch, "save"), (RunFolder, "record"),
-    (loop, "update"), (loop, "evaluate"),
+    (loop, "optimizer_step"), (loop, "evaluate"),
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from cskt.data.masking import MASK_ID, MaskedCaptions
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.parts.adapters import NO_ADAPTERS
 from cskt.model.parts.prompts import NO_PROMPTS
-from cskt.training.objective import Objective, Outputs, Views, encode
+from cskt.training.objective import ModelInputs, ModelOutputs, Objective, encode
 
 NUM_IDENTITIES = 10
 
@@ -26,7 +26,7 @@ class Case:
     golden: Golden
     model: DualEncoder
     objective: Objective
-    outputs: Outputs
+    outputs: ModelOutputs
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [*self.model.named_parameters(), *self.objective.named_parameters()]
@@ -47,7 +47,7 @@ def case() -> Case:
     golden.fill(model)
     golden.fill(objective)
     masked = MaskedCaptions(golden.ids("mlm_ids"), golden.ids("mlm_labels"))
-    outputs = encode(model, Views(golden.images(), golden.ids("caption_ids"), masked), masked_for_all=False)
+    outputs = encode(model, ModelInputs(golden.images(), golden.ids("caption_ids"), masked), masked_for_all=False)
     return Case(golden, model, objective, outputs)
 
 
@@ -74,7 +74,7 @@ def test_losses_and_gradients(case: Case) -> None:
 def test_masked_captions_for_all_losses_cost_no_second_pass(case: Case) -> None:
     masked = MaskedCaptions(case.golden.ids("mlm_ids"), case.golden.ids("mlm_labels"))
     shared = encode(
-        case.model, Views(case.golden.images(), case.golden.ids("caption_ids"), masked), masked_for_all=True
+        case.model, ModelInputs(case.golden.images(), case.golden.ids("caption_ids"), masked), masked_for_all=True
     )
     torch.testing.assert_close(shared.text_features, case.model.encode_text(masked.ids), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(shared.text_features, case.outputs.text_features, atol=1e-2)

@@ -28,7 +28,7 @@ from cskt.data.loading import Batch
 from cskt.training import loop
 from cskt.training.context import TrainingContext, prepare
 from cskt.training.distributed import process_group
-from cskt.training.step import add_gradients
+from cskt.training.step import forward_backward
 
 
 def gradients(config: str, output: str, precision: str = "") -> None:
@@ -55,7 +55,7 @@ def gradients_of_epoch(context: TrainingContext) -> list[dict[str, dict[str, tor
     processes, state = context.processes, context.state
     named = dict([*context.state.model.named_parameters(), *state.objective.named_parameters()])
     for step, batch in enumerate(context.loader.epoch(0, share=processes.share)):
-        losses = add_gradients(context, batch, step, torch.Generator().manual_seed(step))
+        losses = forward_backward(context, batch, step, torch.Generator().manual_seed(step))
         processes.all_reduce_gradients(parameter for parameter in named.values() if parameter.requires_grad)
         held = {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
         found.append({"losses": losses, "gradients": held})
@@ -71,7 +71,7 @@ def is_last() -> bool:
 def signalled(number: signal.Signals, step: str, *words: str) -> int:
     """Train by the command line; the last process sends itself a signal behind a step, unless it is a second one."""
     is_first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-    train_step, num_steps = loop.update, itertools.count(1)
+    train_step, num_steps = loop.optimizer_step, itertools.count(1)
 
     def update(context: TrainingContext, position: int, num_steps_of_epoch: int) -> bool:
         updated = train_step(context, position, num_steps_of_epoch)
@@ -79,7 +79,7 @@ def signalled(number: signal.Signals, step: str, *words: str) -> int:
             os.kill(os.getpid(), number)
         return updated
 
-    loop.update = update
+    loop.optimizer_step = update
     return main(words)
 
 
@@ -90,19 +90,19 @@ def overflowing(step: str, *words: str) -> int:
     def add(
         context: TrainingContext, batch: Batch, position: int, generator: torch.Generator, num_steps_of_epoch: int
     ) -> dict[str, torch.Tensor]:
-        parts = add_gradients(context, batch, position, generator, num_steps_of_epoch)
+        parts = forward_backward(context, batch, position, generator, num_steps_of_epoch)
         if next(num_batches) == int(step) and is_last():
             next(p.grad for p in context.state.model.parameters() if p.grad is not None).fill_(torch.inf)
         return parts
 
-    loop.add_gradients = add
+    loop.forward_backward = add
     torch.amp.GradScaler = partial(torch.amp.GradScaler, init_scale=64.0)
     return main(words)
 
 
 def deleting(step: str, folder: str, *words: str) -> int:
     """Train by the command line; the first process deletes the run's folder behind a step."""
-    train_step, num_steps = loop.update, itertools.count(1)
+    train_step, num_steps = loop.optimizer_step, itertools.count(1)
 
     def update(*arguments: Any) -> Any:
         updated = train_step(*arguments)
@@ -110,15 +110,15 @@ def deleting(step: str, folder: str, *words: str) -> int:
             shutil.rmtree(folder)
         return updated
 
-    loop.update = update
+    loop.optimizer_step = update
     return main(words)
 
 
 def differing(key: str, value: str, *words: str) -> int:
     """Train by the command line; the last process has another idea of what is trained."""
-    essentials = TrainingContext.essentials
+    original = TrainingContext.values_equal_on_all_ranks
     if is_last():
-        TrainingContext.essentials = lambda context: essentials(context) | {key: value}
+        TrainingContext.values_equal_on_all_ranks = lambda context: original(context) | {key: value}
     return main(words)
 
 

@@ -21,7 +21,7 @@ from cskt.training.checkpoint import (
     save_last,
     set_aside,
 )  # fmt: skip
-from cskt.training.objective import Objective, Outputs
+from cskt.training.objective import ModelOutputs, Objective
 from cskt.training.optim import build_optimizer
 from cskt.training.state import ExponentialMovingAverage, Progress, TrainState, trainable_state
 
@@ -42,7 +42,7 @@ def make_state(seed: int = 0, num_identities: int = 5, backbone: str = "a" * 64,
     state = TrainState(model, objective, optimizer, scaler, ema, backbone, data)  # type: ignore[arg-type]
     features = model(torch.randn(3, 4))
     pids = torch.tensor([0, 1, 2])
-    loss = objective(Outputs(features, features), pids, pids)["id"]
+    loss = objective(ModelOutputs(features, features), pids, pids)["id"]
     torch.autograd.backward(scaler.scale(loss))
     scaler.step(optimizer)
     scaler.update()

@@ -322,6 +322,6 @@ def test_a_last_batch_of_one_is_kept_counted_and_warned_of_once(
     folder = train(quick_config(tmp_path, tiny_backbone, changes=changes), tmp_path / "run").folder
     steps = [event for event in read_events(folder) if event["event"] == "step"]
     assert [event.get("batches_without_negatives", 0) for event in steps] == [0, 1] * 3
-    (warning,) = (record for record in caplog.records if "no wrong answer" in record.message)
+    (warning,) = (record for record in caplog.records if "without negatives" in record.message)
     assert warning.levelno == logging.WARNING
-    assert warning.message.startswith("epoch 1: 1 of 2 batches hold no wrong answer (one identity, or one pair)")
+    assert warning.message.startswith("epoch 1: 1 of 2 batches without negatives (one identity, or one pair)")

@@ -222,7 +222,7 @@ def test_processes_that_differ_are_refused(configure: Configure, tmp_path: Path)
     config = saved(configure, tmp_path, {})
     words = ["train", "--config", config, "--output", tmp_path / "run"]
     ran = torchrun(2, PROGRAM, "differ", key, "another", *words)
-    known = prepare(configure(BASE)).essentials()[key]
+    known = prepare(configure(BASE)).values_equal_on_all_ranks()[key]
     assert ran.returncode != 0
     assert f"process 0 and process 1 differ in {key}: {known}, another; give every machine the same" in ran.stderr
     assert not (tmp_path / "run").exists()

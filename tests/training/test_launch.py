@@ -13,7 +13,7 @@ from cskt.cli.released_programs import train_main
 from cskt.cli.train import run
 from cskt.errors import CsktError
 from cskt.training.distributed import process_group
-from cskt.training.launch import Ranks, check_single_process, is_restart, read_ranks
+from cskt.training.launch import Ranks, check_restart_supported, check_single_process, num_restarts, read_ranks
 from cskt.training.loop import train
 from cskt.training.run_folder import CONFIG, LAST, PREVIOUS
 from elsewhere import claimed_elsewhere
@@ -38,29 +38,29 @@ def launch(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
 
 def test_without_a_launcher_there_is_one_process() -> None:
     assert read_ranks() == Ranks()
-    assert read_ranks().is_main_process and not is_restart(None)
+    assert read_ranks().is_main_process and num_restarts() == 0
     check_single_process("anything")
 
 
 def test_ranks_of_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     launch(monkeypatch)
     assert read_ranks() == Ranks(rank=5, world_size=8, local_rank=1, local_world_size=4)
-    assert not read_ranks().is_main_process and is_restart(tmp_path)
+    assert not read_ranks().is_main_process and num_restarts() > 0
     with pytest.raises(CsktError, match="--max-restarts starts a run again, .* use cskt train --output FOLDER"):
-        is_restart(None)
+        check_restart_supported(None)
     launch(monkeypatch, RANK="0", TORCHELASTIC_RESTART_COUNT="0")
-    assert read_ranks().is_main_process and not is_restart(tmp_path)
+    assert read_ranks().is_main_process and num_restarts() == 0
 
 
 def test_several_machines_that_share_a_store_are_not_restarted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each counts its restarts for itself, and the store keeps the addresses of the dead."""
     launch(monkeypatch, GROUP_WORLD_SIZE="2", TORCHELASTIC_USE_AGENT_STORE="True")
     with pytest.raises(CsktError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on all of them"):
-        is_restart(tmp_path)
+        check_restart_supported(tmp_path)
     launch(monkeypatch, GROUP_WORLD_SIZE="2", TORCHELASTIC_USE_AGENT_STORE="False")
-    assert is_restart(tmp_path)
+    check_restart_supported(tmp_path)
     launch(monkeypatch, GROUP_WORLD_SIZE="1", TORCHELASTIC_USE_AGENT_STORE="True")
-    assert is_restart(tmp_path)
+    check_restart_supported(tmp_path)
 
 
 def test_a_restart_does_not_resume_a_run_that_its_launch_was_refused(

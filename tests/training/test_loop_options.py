@@ -31,7 +31,7 @@ from cskt.training import loop
 from cskt.training import step as training_step
 from cskt.training.context import TrainingContext, prepare
 from cskt.training.loop import train
-from cskt.training.objective import Views
+from cskt.training.objective import ModelInputs
 from cskt.training.state import trainable_state
 from tiny_run import Configure, plain_clip
 
@@ -261,7 +261,7 @@ def batches_seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]
     seen: list[tuple[Tensor, Tensor]] = []
     usual = training_step.encode
 
-    def encode_and_note(model: Any, views: Views, **named: Any) -> Any:
+    def encode_and_note(model: Any, views: ModelInputs, **named: Any) -> Any:
         seen.append((views.images, views.caption_ids))
         return usual(model, views, **named)
 

@@ -111,17 +111,17 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 
 def overflowing(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int], value: float = torch.inf) -> None:
     """Let a gradient be infinite in these steps of a run, counted from 1, and in no others."""
-    add_gradients, num_steps = loop.add_gradients, 0
+    forward_backward, num_steps = loop.forward_backward, 0
 
     def add(context: TrainingContext, *rest: Any) -> Any:
         nonlocal num_steps
         num_steps += 1
-        parts = add_gradients(context, *rest)
+        parts = forward_backward(context, *rest)
         if num_steps in bad_steps:
             next(p.grad for p in context.state.model.parameters() if p.grad is not None).view(-1)[0] = value
         return parts
 
-    monkeypatch.setattr(loop, "add_gradients", add)
+    monkeypatch.setattr(loop, "forward_backward", add)
 
 
 def test_skipped_steps_are_recorded_and_warned_of(
@@ -172,18 +172,18 @@ def test_counting_continues_in_a_resumed_run(
     """A run that is stopped within an epoch knows, when it is resumed, what that epoch has skipped before."""
     overflowing(monkeypatch, {1, 2, 3})
     config = configure({"precision": "fp16", "loop.save_period_steps": 1})
-    update = loop.update
+    update = loop.optimizer_step
 
     def stop(context: TrainingContext, step: int, *rest: Any) -> Any:
         if step == 2:
             raise KeyboardInterrupt
         return update(context, step, *rest)
 
-    monkeypatch.setattr(loop, "update", stop)
+    monkeypatch.setattr(loop, "optimizer_step", stop)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "run")
     assert load_plain(tmp_path / "run" / "last.pt")["progress"]["skipped_steps"] == 2
-    monkeypatch.setattr(loop, "update", update)
+    monkeypatch.setattr(loop, "optimizer_step", update)
     overflowing(monkeypatch, {1})
     with pytest.raises(CsktError, match="all 3 steps of epoch 1 were skipped"):
         train(config, tmp_path / "run", resume=True)

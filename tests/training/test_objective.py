@@ -12,7 +12,7 @@ from cskt import losses
 from cskt.config import LossConfig, MlmConfig
 from cskt.data.masking import MaskedCaptions, mask_tokens
 from cskt.data.tokenizer import Tokenizer
-from cskt.training.objective import Objective, Outputs, Views, encode
+from cskt.training.objective import ModelInputs, ModelOutputs, Objective, encode
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH, plain_clip
 
 PIDS = torch.tensor([0, 1, 1, 3])
@@ -31,7 +31,7 @@ def ready(config: LossConfig, seed: int = 0, depth: int = 1) -> Objective:
 
 
 def losses_of(objective: Objective, image_features: Tensor, text_features: Tensor) -> dict[str, Tensor]:
-    return objective(Outputs(image_features, text_features), PIDS, IMAGE_IDS)
+    return objective(ModelOutputs(image_features, text_features), PIDS, IMAGE_IDS)
 
 
 def test_losses_are_those_of_the_pure_functions_with_the_configs_constants() -> None:
@@ -106,7 +106,7 @@ def batch_of(captions_per_image: int) -> tuple[Tensor, Tensor, MaskedCaptions]:
 @torch.no_grad()
 def test_without_masked_words_there_are_features_alone(captions_per_image: int) -> None:
     model, (images, caption_ids, _) = plain_clip(), batch_of(captions_per_image)
-    outputs = encode(model, Views(images, caption_ids), masked_for_all=False)
+    outputs = encode(model, ModelInputs(images, caption_ids), masked_for_all=False)
     assert outputs.image_tokens is None and outputs.text_tokens is None and outputs.mlm_labels is None
     assert torch.equal(outputs.text_features, model.encode_text(caption_ids))
     for row, feature in enumerate(outputs.image_features):
@@ -121,7 +121,7 @@ def test_masked_words_give_tokens_and_the_features_of_the_chosen_captions(
 ) -> None:
     model, (images, caption_ids, masked) = plain_clip(), batch_of(captions_per_image)
     assert not torch.equal(masked.ids, caption_ids)
-    outputs = encode(model, Views(images, caption_ids, masked), masked_for_all=masked_for_all)
+    outputs = encode(model, ModelInputs(images, caption_ids, masked), masked_for_all=masked_for_all)
     expected = model.encode_text(masked.ids if masked_for_all else caption_ids)
     torch.testing.assert_close(outputs.text_features, expected)
     assert outputs.image_tokens is not None and outputs.text_tokens is not None
@@ -140,7 +140,7 @@ def test_masked_words_give_tokens_and_the_features_of_the_chosen_captions(
 def test_mlm_guesses_the_masked_words_from_the_tokens() -> None:
     objective = ready(LossConfig(weights={"mlm": 1.0}))
     with torch.no_grad():
-        outputs = encode(plain_clip(), Views(*batch_of(2)), masked_for_all=False)
+        outputs = encode(plain_clip(), ModelInputs(*batch_of(2)), masked_for_all=False)
     assert objective.interaction is not None
     logits = objective.interaction(outputs.text_tokens, outputs.image_tokens, outputs.mlm_positions)
     expected = torch.nn.functional.cross_entropy(logits, outputs.mlm_labels)

@@ -15,8 +15,8 @@ from cskt.training.context import TrainingContext, prepare
 from cskt.training.distributed import Rows
 from cskt.training.events import read_events
 from cskt.training.loop import train
-from cskt.training.objective import Views
-from cskt.training.step import add_gradients, augmented
+from cskt.training.objective import ModelInputs
+from cskt.training.step import augmented, forward_backward
 from cskt.types import Batch
 from tiny_run import Configure
 
@@ -29,7 +29,7 @@ def gradients_of(
     """Gradient of everything that trains, and the losses."""
     loop = replace(context.config.loop, micro_batch_size=micro_batch_size)
     context = replace(context, config=replace(context.config, loop=loop))
-    parts = add_gradients(context, batch, 0, torch.Generator().manual_seed(3))
+    parts = forward_backward(context, batch, 0, torch.Generator().manual_seed(3))
     named = [*context.state.model.named_parameters(), *context.state.objective.named_parameters()]
     gradients = {name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None}
     context.state.optimizer.zero_grad(set_to_none=True)
@@ -91,7 +91,7 @@ def test_pieces_contain_whole_images_and_no_needless_padding() -> None:
         row[:length] = torch.tensor([98, *range(1, length - 1), 99])
     images = torch.arange(3.0).view(3, 1, 1, 1)
     masked = MaskedCaptions(caption_ids + 1, caption_ids)
-    pieces = Views(images, caption_ids, masked).split(3)  # two captions to an image: one image at a time
+    pieces = ModelInputs(images, caption_ids, masked).split(3)  # two captions to an image: one image at a time
     assert [piece.images.flatten().tolist() for piece in pieces] == [[0.0], [1.0], [2.0]]
     assert [piece.caption_ids.shape for piece in pieces] == [(2, 5), (2, 9), (2, 6)]
     for index, piece in enumerate(pieces):

@@ -52,12 +52,13 @@ def main(argv: Sequence[str]) -> int:
 def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, refuse_overlaps: bool = True) -> int:
     """Train, write the report, and print where everything is; arguments as for `cskt.train`."""
     from cskt.cli.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
-    from cskt.training.launch import is_restart, read_ranks  # noqa: PLC0415
-    from cskt.training.loop import train  # noqa: PLC0415
+    from cskt.training.launch import check_restart_supported, num_restarts, read_ranks  # noqa: PLC0415
+    from cskt.training.loop import Resume, train  # noqa: PLC0415
     from cskt.training.run_folder import CONFIG  # noqa: PLC0415
 
-    continued = resume or (None if is_restart(folder) else False)
-    result = train(config, folder, resume=continued, refuse_overlaps=refuse_overlaps)
+    check_restart_supported(folder)
+    choice = Resume.REQUIRED if resume else Resume.IF_POSSIBLE if num_restarts() else Resume.NEVER
+    result = train(config, folder, resume=choice, refuse_overlaps=refuse_overlaps)
     if not read_ranks().is_main_process:
         return 0
     report = write_run_report(result.folder)
@@ -65,7 +66,8 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, 
         print(f"already finished ({_epochs(config, result.num_epochs_done)}); nothing was trained")
     elif result.num_epochs_done < config.loop.num_epochs and config.trainable != "none":
         again = command_line("train", "--resume", result.folder)
-        print(f"stopped after {_epochs(config, result.num_epochs_done)}, as asked; to continue: {again}")
+        done = _epochs(config, result.num_epochs_done)
+        print(f"stopped after {done}, at loop.stop_after_epochs; to continue: {again}")
     print(f"best: epoch {result.best_epoch}, R1 {100 * result.best_r1:.2f}, selected on {config.data.select_on}")
     print(f"run: {result.folder}\nreport: {report}")
     print("next: " + command_line("evaluate", result.folder, "--root", config.data.root))
@@ -99,7 +101,7 @@ def run_seeds(config: RunConfig, seeds: Sequence[int], folder: Path | None = Non
         place = seed_folder(parent, seed)
         with claimed(place) as mine:
             if not mine:
-                print(f"seed {seed}: under way elsewhere")
+                print(f"seed {seed}: another process is training it")
                 continue
             results.append(train_or_resume(dataclasses.replace(config, seed=seed), place))
             write_run_report(place)

@@ -91,8 +91,8 @@ def augment(
     *,
     mean: ChannelMeans = CLIP_MEAN,
     std: ChannelStds = CLIP_STD,
-    of: int | None = None,
-    first: int = 0,
+    batch_size: int | None = None,
+    first_row: int = 0,
 ) -> Tensor:
     """Return the training view of a batch: flip, pad and crop, normalise, erase, in the order of the released code.
 
@@ -102,16 +102,16 @@ def augment(
     Args:
         images: [B, 3, H, W] uint8, on any device.
         generator: a generator on the CPU, where every choice is drawn: the same on every device.
-        of, first: size of the whole batch and first row in it, if these are rows of a larger batch: the result is the
-            same as in the whole.
+        batch_size, first_row: size of the whole batch and first row in it, if these are rows of a larger batch: the
+            result is the same as in the whole.
 
     Returns:
         [B, 3, H, W] float32, normalised.
     """
     height, width = images.shape[2:]
     flipped, corners, rectangles = (
-        to_device(choices[first : first + len(images)], images.device)
-        for choices in _draw(len(images) if of is None else of, height, width, config, generator)
+        to_device(choices[first_row : first_row + len(images)], images.device)
+        for choices in _draw(len(images) if batch_size is None else batch_size, height, width, config, generator)
     )
     images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
     return _erase(normalise(_crop(images, config.pad_pixels, corners), mean, std), rectangles)

@@ -82,8 +82,8 @@ class TrainingContext:
             cache_dir=None if self.config.data.cache_dir is None else Path(self.config.data.cache_dir),
         )
 
-    def facts(self) -> dict[str, Any]:
-        """Return the facts that the start event of the run records."""
+    def start_event(self) -> dict[str, Any]:
+        """Return the fields that the start event of the run records."""
         return {
             "version": __version__,
             "torch": torch.__version__,
@@ -101,8 +101,8 @@ class TrainingContext:
             "processes": self.processes.world_size,
         }
 
-    def essentials(self) -> dict[str, Any]:
-        """Return the facts that must be the same in every process of a training."""
+    def values_equal_on_all_ranks(self) -> dict[str, Any]:
+        """Return the values that must be the same in every process of a training."""
         decisive = {key: value for key, value in flat_values(self.config).items() if key not in FREE_ON_RESUME}
         return {
             "version": __version__,

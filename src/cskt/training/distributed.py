@@ -156,8 +156,11 @@ class Processes(Ranks):
         """Return the smallest of the numbers of the processes."""
         return min(self._gather_objects(number))
 
-    def broadcast(self, make: Callable[[], T]) -> T:
-        """Call a function in rank 0 and return its result in all processes; if it fails, the others exit."""
+    def run_on_rank0(self, make: Callable[[], T]) -> T:
+        """Call a function in rank 0 only and return its result in all processes; if it fails, the others exit.
+
+        Collective: every process must call it.
+        """
         if self.world_size == 1:
             return make()
         outcome: list[Any] = [None, True]
@@ -223,7 +226,7 @@ class Rows:
         return cls(processes, own, num_images, per_image)
 
     @property
-    def counted(self) -> range:
+    def without_padding(self) -> range:
         """Own rows that count: all or none; see `Processes.share`."""
         images = self.processes.shares(self.num_images)[self.processes.rank]
         return range(self.captions_per_image * images.start, self.captions_per_image * images.stop)
@@ -232,26 +235,29 @@ class Rows:
         """Return [B, D] of all processes from [b, D]; the gradient of the whole goes into the own rows."""
         if self.processes.world_size == 1:
             return own
-        return _Gather.apply(own[: len(self.counted)], self)  # type: ignore[no-untyped-call]
+        return _Gather.apply(own[: len(self.without_padding)], self)  # type: ignore[no-untyped-call]
 
-    def fraction(self, num_terms: int | None = None) -> float:
-        """Return the weight of the own mean in the mean of all, with `num_terms` terms if not one per row."""
+    def all_reduced_fraction(self, num_terms: int | None = None) -> float:
+        """Return the weight of the own mean in the mean of all, with `num_terms` terms if not one per row.
+
+        Collective: every process must call it.
+        """
         if self.processes.world_size == 1:
             return 1.0
         if num_terms is None:
-            return len(self.counted) / (self.num_images * self.captions_per_image)
-        counted = num_terms if self.counted else 0
+            return len(self.without_padding) / (self.num_images * self.captions_per_image)
+        counted = num_terms if self.without_padding else 0
         return counted / max(int(self.processes.all_reduce(torch.tensor(counted))), 1)
 
 
-WHOLE = Rows(SINGLE_PROCESS, slice(None), num_images=0, captions_per_image=1)
+SINGLE_PROCESS_ROWS = Rows(SINGLE_PROCESS, slice(None), num_images=0, captions_per_image=1)
 """Rows of a single process."""
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, rows: Rows) -> Tensor:
-        ctx.own = slice(rows.counted.start, rows.counted.stop)
+        ctx.own = slice(rows.without_padding.start, rows.without_padding.stop)
         return rows.processes.gather(own, rows.num_images, rows.captions_per_image)
 
     @staticmethod

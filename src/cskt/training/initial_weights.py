@@ -91,8 +91,8 @@ class InitialWeights:
     heads: dict[str, Tensor]
     """By their names in the objective; missing ones stay as the recipe draws them."""
 
-    def facts(self) -> dict[str, Any]:
-        """Return the facts that the start event of the new run records."""
+    def start_event(self) -> dict[str, Any]:
+        """Return the fields that the start event of the new run records."""
         heads = sorted({name.partition(".")[0] for name in self.heads})
         return {"init_from": self.origin, "init_from_sha256": self.sha256, "init_from_heads": heads}
 

@@ -56,8 +56,8 @@ def num_restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def is_restart(folder: Path | None) -> bool:
-    """Return True if `torchrun` restarted this training; raise CsktError if a restart could not find the run again."""
+def check_restart_supported(folder: Path | None) -> None:
+    """Raise CsktError if `torchrun` may restart this training, and the restart could not find the run again."""
     if _may_restart() and folder is None:
         raise CsktError(
             "torchrun --max-restarts starts a run again, which must find its folder: use cskt train --output FOLDER"
@@ -67,7 +67,6 @@ def is_restart(folder: Path | None) -> bool:
             "torchrun --max-restarts over several machines: they count restarts each for itself and may not find one"
             " another again; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on all of them"
         )
-    return num_restarts() > 0
 
 
 def has_agent_store() -> bool:

@@ -7,6 +7,7 @@ import logging
 import time
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,28 @@ from cskt.training.prefetcher import Prefetcher
 from cskt.training.run_folder import CONFIG, LAST, PREVIOUS, RunFolder, claimed, fresh_folder
 from cskt.training.shutdown import ShutdownSignal
 from cskt.training.state import trainable_state
-from cskt.training.step import add_gradients, update
+from cskt.training.step import forward_backward, optimizer_step
 from cskt.utils.console import Advance, bar
 
 logger = logging.getLogger(__name__)
+
+
+class Resume(Enum):
+    """Handling of a checkpoint in the folder of a run."""
+
+    NEVER = "never"
+    """Start a new run; a folder with a run is refused."""
+    REQUIRED = "required"
+    """Continue the run; its last.pt must exist, and a stop must lie ahead."""
+    IF_POSSIBLE = "if possible"
+    """Continue the run if the folder has a checkpoint, otherwise start again; a finished run is no error."""
+
+    @classmethod
+    def of(cls, choice: Resume | bool | None) -> Resume:
+        """Return the choice, also one that is written as True (required), False (never) or None (if possible)."""
+        if isinstance(choice, Resume):
+            return choice
+        return {True: cls.REQUIRED, False: cls.NEVER, None: cls.IF_POSSIBLE}[choice]
 
 
 @dataclass(frozen=True)
@@ -60,16 +79,16 @@ class TrainResult:
 
 @out_of_memory_errors("use --fit, a smaller --batch-size, --precision bf16 or --checkpoint-activations")
 def train(
-    config: RunConfig, folder: Path | None = None, *, resume: bool | None = False, refuse_overlaps: bool = True
+    config: RunConfig, folder: Path | None = None, *, resume: Resume | bool | None = False, refuse_overlaps: bool = True
 ) -> TrainResult:
     """Train a model and keep the epoch that does best on the selection split.
 
     Args:
         config: of the run; see `cskt.load_config`.
         folder: of the run; `<output_dir>/<dataset>/<time>_<name>` if None.
-        resume: continue the run in `folder` from its last.pt; on a CPU bit-exactly if as many processes train. A stop
-            (`loop.stop_after_epochs`) counts the epochs of the run and must lie ahead. None: continue the run if the
-            folder has a checkpoint, otherwise start again.
+        resume: a `Resume`. True: continue the run in `folder` from its last.pt, on a CPU bit-exactly if as many
+            processes train. A stop (`loop.stop_after_epochs`) counts the epochs of the run and must lie ahead. None:
+            continue the run if the folder has a checkpoint, otherwise start again.
         refuse_overlaps: refuse data whose splits or people share images or identities, unless it is one of the
             published data sets. If False, and for a run that is resumed, log a warning.
 
@@ -91,24 +110,29 @@ def train(
         >>> cskt.train(cskt.load_config("demo", changes), folder / "run").best_epoch
         1
     """
+    choice = Resume.of(resume)
     with process_group() as processes, ShutdownSignal() as shutdown, ExitStack() as stack:
         # Set up.
         with shutdown.immediate():
-            context = prepare(config, processes, refuse_overlaps=refuse_overlaps and not resume)
+            refuses = refuse_overlaps and choice is not Resume.REQUIRED
+            context = prepare(config, processes, refuse_overlaps=refuses)
             if config.loop.fit and context.trains:
                 context = fit_micro_batch(context)
-        processes.check_equal(context.essentials())
+        processes.check_equal(context.values_equal_on_all_ranks())
         # Initial weights are read before a folder is created, if possible: weights that do not fit leave no folder.
-        initial = read_initial_weights(context) if resume is False else None
-        folder = processes.broadcast(lambda: folder or fresh_folder(config))
-        processes.broadcast(lambda: _claim(folder, stack))
-        if may_be_done := processes.any(resume is None):
-            resume = processes.broadcast(lambda: _has_checkpoint(folder))
-            initial = None if resume else read_initial_weights(context)
+        initial = read_initial_weights(context) if choice is Resume.NEVER else None
+        folder = processes.run_on_rank0(lambda: folder or fresh_folder(config))
+        processes.run_on_rank0(lambda: _claim(folder, stack))
+        resumes = choice is Resume.REQUIRED
+        if allow_finished := processes.any(choice is Resume.IF_POSSIBLE):
+            resumes = processes.run_on_rank0(lambda: _has_checkpoint(folder))
+            if not resumes:
+                processes.run_on_rank0(lambda: _delete_unfinished_start(folder))
+                initial = read_initial_weights(context)
         run = stack.enter_context(closing(RunFolder(folder, writes=processes.is_main_process)))
         trainer = stack.enter_context(closing(Trainer(context, run, shutdown)))
-        if resume:
-            trainer.resume(may_be_done=may_be_done)
+        if resumes:
+            trainer.resume(allow_finished=allow_finished)
         else:
             trainer.start(initial)
         shutdown.hint = f"continue with: cskt train --resume {folder}"
@@ -146,19 +170,23 @@ def _claim(folder: Path, stack: ExitStack) -> None:
 
 
 def _has_checkpoint(folder: Path) -> bool:
-    """Return True if a folder has a checkpoint; else delete what a start before its first checkpoint has written."""
+    """Return True if a folder has a checkpoint of this launch, or of an earlier one that it may continue."""
     if num_restarts() and was_refused(folder):
         return False  # the run there is not of this launch, which will be refused again
-    if any((folder / name).is_file() for name in (LAST, PREVIOUS)):
-        return True
+    return any((folder / name).is_file() for name in (LAST, PREVIOUS))
+
+
+def _delete_unfinished_start(folder: Path) -> None:
+    """Delete the files of a start that ended before its first checkpoint."""
+    if num_restarts() and was_refused(folder):
+        return
     for name in (EVENTS, CONFIG):  # the config last: without it old events would never be deleted
         with file_system_errors(folder / name):
             (folder / name).unlink(missing_ok=True)
-    return False
 
 
 class Trainer:
-    """Parts of a training: its start, its epochs, its evaluations and its files."""
+    """Train one run: start or resume, train epochs, evaluate, save."""
 
     def __init__(self, context: TrainingContext, run: RunFolder, shutdown: ShutdownSignal) -> None:
         self.context, self.run, self.shutdown = context, run, shutdown
@@ -168,13 +196,13 @@ class Trainer:
     def start(self, initial: InitialWeights | None) -> None:
         """Create the run folder, evaluate the backbone and the initial weights, and save the latter."""
         context, run = self.context, self.run
-        context.processes.broadcast(lambda: run.create(context.config, context.state.model.architecture))
+        context.processes.run_on_rank0(lambda: run.create(context.config, context.state.model.architecture))
         self.shutdown.hint = f"nothing is saved yet; to begin again, remove {run.path}"
         logger.info("run folder: %s (if interrupted: cskt train --resume %s)", run.path, run.path)
         warnings = warnings_before(context.config, context.val_split, context.state.backbone_sha256)
         for warning in warnings:
             logger.warning("%s", warning)
-        facts = context.facts() | ({} if initial is None else initial.facts())
+        facts = context.start_event() | ({} if initial is None else initial.start_event())
         self._open_loggers(facts)
         self._record("start", **facts, warnings=warnings)
         with self.shutdown.immediate():
@@ -187,12 +215,12 @@ class Trainer:
                 self._evaluate("step-0", 0)
         self.save()
 
-    def resume(self, *, may_be_done: bool) -> None:
-        """Restore the state of last.pt; `may_be_done` allows that `loop.stop_after_epochs` is reached already."""
+    def resume(self, *, allow_finished: bool) -> None:
+        """Restore the state of last.pt; `allow_finished`: `loop.stop_after_epochs` may be reached already."""
         context, run, loop = self.context, self.run, self.context.config.loop
         source = load_last(run.last, context.state, context.config)
         progress, stop = context.state.progress, loop.stop_after_epochs
-        if not may_be_done and context.trains and stop is not None and stop <= progress.epoch < loop.num_epochs:
+        if not allow_finished and context.trains and stop is not None and stop <= progress.epoch < loop.num_epochs:
             raise CsktError(
                 f"loop.stop_after_epochs {stop}: {run.path} has completed {progress.epoch} of {loop.num_epochs} epochs"
                 " already; name a later epoch, or leave it out to train to the end"
@@ -203,7 +231,7 @@ class Trainer:
             set_aside(run.last)
         run.set_stop(stop)
         run.drop_events_after(progress.total_steps, progress.epoch)
-        self._open_loggers(context.facts() | {"resumed_after_step": progress.total_steps})
+        self._open_loggers(context.start_event() | {"resumed_after_step": progress.total_steps})
         logger.info("resuming %s after epoch %d, step %d", run.path, progress.epoch, progress.step)
 
     def train_epoch(self, advance: Advance) -> None:
@@ -220,8 +248,8 @@ class Trainer:
         with Prefetcher(context.loader.epoch(epoch, progress.step, processes.share), context.device) as prefetcher:
             for step, batch in enumerate(prefetcher, start=progress.step):
                 generator = _generator(context.config.seed, epoch, step)
-                losses = add_gradients(context, batch, step, generator, num_steps)
-                largest_gradient = update(context, step, num_steps)
+                losses = forward_backward(context, batch, step, generator, num_steps)
+                largest_gradient = optimizer_step(context, step, num_steps)
                 num_unread = self.monitor.add(step, losses, largest_gradient, batch)
 
                 progress.step, progress.total_steps = step + 1, progress.total_steps + 1
@@ -232,8 +260,8 @@ class Trainer:
                 is_due = loop.save_period_steps > 0 and progress.total_steps - saved_at >= loop.save_period_steps
                 saves = exits or (is_update and is_due)
                 if logs or saves or context.device.type == "cpu":
-                    last = self.monitor.read()
-                    advance(num_unread, note=f"epoch {epoch + 1}/{loop.num_epochs}, loss {last['loss']:.3f}")
+                    loss, losses_read = self.monitor.read()
+                    advance(num_unread, note=f"epoch {epoch + 1}/{loop.num_epochs}, loss {loss:.3f}")
                 if logs:
                     seconds = time.perf_counter() - logged_at
                     progress.seconds += seconds
@@ -241,8 +269,8 @@ class Trainer:
                         "step",
                         epoch=epoch + 1,
                         step=progress.total_steps,
-                        loss=last.pop("loss"),
-                        losses=last,
+                        loss=loss,
+                        losses=losses_read,
                         lr=rate,
                         pairs_per_second=logged_pairs / seconds,
                         waiting_share=prefetcher.take_waited() / seconds,
@@ -277,7 +305,7 @@ class Trainer:
         results = []
         for split in (context.val_split, *context.other_splits):
             features = _encode_split(context, encoder, split)
-            results.append(context.processes.broadcast(partial(evaluate, encoder, split, features)))
+            results.append(context.processes.run_on_rank0(partial(evaluate, encoder, split, features)))
         progress.seconds += time.perf_counter() - started
         label, step = f"epoch {epoch}" if stage == "epoch" else stage, progress.total_steps
         for number, result in enumerate(results, start=1):
@@ -293,7 +321,7 @@ class Trainer:
     def save(self) -> None:
         """Write last.pt."""
         if self.context.processes.is_main_process:
-            with self.run.checked():
+            with self.run.guarded_write():
                 save_last(self.run.last, self.context.state, self.context.config)
 
     def _save_best(self) -> None:
@@ -305,7 +333,7 @@ class Trainer:
         # A random backbone is in no file: tensors that were trained over it mean nothing without it.
         tensors = trainable_state(state.model) if state.backbone_sha256 else whole
         is_whole = len(tensors) == len(whole)
-        with run.checked():
+        with run.guarded_write():
             facts = {
                 "epoch": str(state.progress.best_epoch),
                 "selected_on": context.val_split.name,

@@ -12,7 +12,7 @@ from cskt.device import free_memory_bytes, held_memory_bytes, peak_memory_bytes,
 from cskt.errors import CsktError
 from cskt.training.context import TrainingContext
 from cskt.training.distributed import SINGLE_PROCESS
-from cskt.training.step import add_gradients
+from cskt.training.step import forward_backward
 from cskt.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def _peak_bytes(context: TrainingContext, num_pairs: int) -> int:
         image_ids=torch.arange(num_pairs // unit),
     )
     reset_peak_memory(context.device)
-    add_gradients(context, batch, 0, generator)
+    forward_backward(context, batch, 0, generator)
     peak = peak_memory_bytes(context.device)
     context.state.optimizer.zero_grad(set_to_none=True)
     return peak

@@ -52,7 +52,7 @@ class StepMonitor:
         self._warned_of_negatives = False
 
     def add(self, step: int, losses: dict[str, Tensor], largest_gradient: Tensor | None, batch: Batch) -> int:
-        """Add the results of `add_gradients` and `update` for a step; return how many steps were not read yet."""
+        """Add the results of `forward_backward` and `optimizer_step`; return how many steps were not read yet."""
         image_ids = image_ids_per_pair(batch)
         if without_negatives(self._losses, batch.pids, image_ids):
             self._state.progress.batches_without_negatives += 1
@@ -60,8 +60,13 @@ class StepMonitor:
         self._unread.append(_Step(self._state.progress.epoch, step, losses, largest, batch.pids, image_ids))
         return len(self._unread)
 
-    def read(self) -> dict[str, float]:
-        """Check all steps since the last reading, and return the losses of the last; NaN and infinity are errors."""
+    def read(self) -> tuple[float, dict[str, float]]:
+        """Check all steps since the last reading; return total and single losses of the last step.
+
+        Raises:
+            CsktError: a total or a gradient is NaN or infinite.
+        """
+        losses: dict[str, float] = {}
         columns = [torch.stack([*one.losses.values(), one.largest_gradient]) for one in self._unread]
         rows = torch.stack(columns).tolist()
         for one, (*row, largest) in zip(self._unread, rows, strict=True):
@@ -74,7 +79,7 @@ class StepMonitor:
                 self._state.progress.skipped_steps += 1
             self._watch.add(losses.get("sdm"), one.pids, one.image_ids)
         self._unread = []
-        return losses
+        return losses.pop("loss"), losses
 
     def counts(self) -> dict[str, Any]:
         """Return the counts of the epoch so far for a `step` event; of batches without negatives only if above 0."""
@@ -104,8 +109,8 @@ class StepMonitor:
         if lost and not self._warned_of_negatives:
             self._warned_of_negatives = True
             logger.warning(
-                "epoch %d: %d of %d batches hold no wrong answer (one identity, or one pair), and teach the losses (%s)"
-                " nothing; later epochs are counted in metrics.jsonl",
+                "epoch %d: %d of %d batches without negatives (one identity, or one pair) do not contribute to the"
+                " losses (%s); later epochs are counted in metrics.jsonl",
                 epoch, lost, num_batches, ", ".join(self._losses),
             )  # fmt: skip
 

@@ -15,11 +15,11 @@ from cskt.data.masking import MaskedCaptions
 from cskt.losses import Loss, LossInputs, Sizes, build_losses
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.parts.interaction import InteractionEncoder
-from cskt.training.distributed import WHOLE, Rows
+from cskt.training.distributed import SINGLE_PROCESS_ROWS, Rows
 
 
 @dataclass(frozen=True)
-class Views:
+class ModelInputs:
     """A batch as the model receives it."""
 
     images: Tensor
@@ -29,7 +29,7 @@ class Views:
     masked: MaskedCaptions | None = None
     """The same captions with masked words, padded to the whole context, on the host; None if no loss needs tokens."""
 
-    def split(self, num_pairs: int) -> list[Views]:
+    def split(self, num_pairs: int) -> list[ModelInputs]:
         """Return pieces of at most `num_pairs` pairs and whole images, with captions cut to the longest of a piece."""
         captions_per_image = len(self.caption_ids) // len(self.images)
         num_images = max(1, num_pairs // captions_per_image)
@@ -39,13 +39,13 @@ class Views:
             caption_ids, masked = self.caption_ids[rows], self.masked
             longest = int(caption_ids.argmax(dim=1).max()) + 1  # the end token has the highest id
             masked = None if masked is None else MaskedCaptions(masked.ids[rows], masked.labels[rows])
-            pieces.append(Views(self.images[first : first + num_images], caption_ids[:, :longest], masked))
+            pieces.append(ModelInputs(self.images[first : first + num_images], caption_ids[:, :longest], masked))
         return pieces
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """Outputs of the model for a batch of B pairs; an image with k captions has its row k times."""
+class ModelOutputs:
+    """ModelOutputs of the model for a batch of B pairs; an image with k captions has its row k times."""
 
     image_features: Tensor
     """[B, D] raw."""
@@ -61,7 +61,7 @@ class Outputs:
     """[M] int64, ids of the masked words."""
 
 
-def encode(model: DualEncoder, views: Views, *, masked_for_all: bool) -> Outputs:
+def encode(model: DualEncoder, views: ModelInputs, *, masked_for_all: bool) -> ModelOutputs:
     """Compute the features of a batch, and tokens if words are masked; every image is encoded once.
 
     With `masked_for_all` the masked captions give the text features too, which saves a pass through the text tower.
@@ -75,12 +75,12 @@ def encode(model: DualEncoder, views: Views, *, masked_for_all: bool) -> Outputs
     device = images.device
     if masked is None:
         image_features, text_features = model(images, to_device(caption_ids, device))
-        return Outputs(to_pairs(image_features), text_features)
+        return ModelOutputs(to_pairs(image_features), text_features)
     image_tokens = to_pairs(model.image_tokens(images))
     text = model.text_tokens(to_device(masked.ids, device))
     labels = masked.labels[:, : text.tokens.shape[1]].flatten()
     positions = labels.nonzero().squeeze(1)
-    return Outputs(
+    return ModelOutputs(
         image_features=image_tokens[:, 0],
         text_features=text.features if masked_for_all else model.encode_text(to_device(caption_ids, device)),
         image_tokens=image_tokens,
@@ -124,7 +124,9 @@ class Objective(nn.Module):
                 for parameter in loss.parameters():
                     parameter.register_hook(partial(torch.mul, 1 / num_processes))  # type: ignore[no-untyped-call]
 
-    def forward(self, outputs: Outputs, pids: Tensor, image_ids: Tensor, rows: Rows = WHOLE) -> dict[str, Tensor]:
+    def forward(
+        self, outputs: ModelOutputs, pids: Tensor, image_ids: Tensor, rows: Rows = SINGLE_PROCESS_ROWS
+    ) -> dict[str, Tensor]:
         """Return the unweighted losses of a batch by name; a by-row loss is the share of the own rows in the whole.
 
         `outputs` are those of the own rows; `pids` and `image_ids` [B] those of the whole batch.
@@ -145,6 +147,6 @@ class Objective(nn.Module):
         )
         losses = cast(dict[str, Loss], self.losses)
         return {
-            name: rows.fraction(loss.num_terms(inputs)) * loss(inputs) if loss.by_row else loss(inputs)
+            name: rows.all_reduced_fraction(loss.num_terms(inputs)) * loss(inputs) if loss.by_row else loss(inputs)
             for name, loss in losses.items()
         }

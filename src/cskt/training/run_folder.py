@@ -57,7 +57,7 @@ class RunFolder:
                 f"{self.path}: already holds a run; resume it (--resume {self.path}) or name another folder"
             )
         flat = yaml.safe_dump(to_published(config, architecture), sort_keys=False)
-        with self.checked():
+        with self.guarded_write():
             with write_errors(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / FLAT_CONFIG, lambda temporary: temporary.write_text(flat, encoding="utf-8"))
@@ -80,15 +80,15 @@ class RunFolder:
         """Append an event to metrics.jsonl."""
         if not self._writes:
             return
-        with self.checked():
+        with self.guarded_write():
             place = inside(self.path, EVENTS, follow_links=False)
             with write_errors(place):
                 with place.open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps({"event": event, **values}) + "\n")
-                self._expect(place, hold=True)
+                self._require_unchanged(place, keep_open=True)
 
     @contextmanager
-    def checked(self) -> Iterator[None]:
+    def guarded_write(self) -> Iterator[None]:
         """Return a context for a write to the folder: files that were written before must still be there."""
         for path, held in self._expected.items():
             if not _is_there(path, held):
@@ -101,15 +101,15 @@ class RunFolder:
         yield
         for path in (self.path / CONFIG, self.best, self.last):
             if self._writes and path.is_file():
-                self._expect(path)
+                self._require_unchanged(path)
 
-    def _expect(self, path: Path, *, hold: bool = False) -> None:
-        """Require a file from now on; with `hold` also that no other replaces it.
+    def _require_unchanged(self, path: Path, *, keep_open: bool = False) -> None:
+        """Require a file from now on; with `keep_open` also that no other replaces it.
 
         A held file is kept open: its inode number is then not given to another, on any file system.
         """
         if path not in self._expected:
-            self._expected[path] = path.open("rb") if hold else None
+            self._expected[path] = path.open("rb") if keep_open else None
 
     def drop_events_after(self, total_steps: int, epochs: int) -> None:
         """Drop the events after a checkpoint, which a resumed run records again, and temporary files of killed writes.

@@ -13,7 +13,7 @@ from cskt.training.checkpoint import config_differences
 from cskt.training.context import data_digest
 from cskt.training.events import first_event, last_event, read_events
 from cskt.training.initial_weights import initial_file
-from cskt.training.loop import TrainResult, train
+from cskt.training.loop import Resume, TrainResult, train
 from cskt.training.run_folder import BEST, CONFIG, RunFolder
 
 
@@ -29,7 +29,7 @@ def train_or_resume(config: RunConfig, folder: Path) -> TrainResult:
     check_same_config(config, folder)
     if (result := finished(folder)) is not None:
         return result
-    return train(config, folder, resume=None)
+    return train(config, folder, resume=Resume.IF_POSSIBLE)
 
 
 def check_same_config(config: RunConfig, folder: Path) -> None:

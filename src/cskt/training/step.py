@@ -16,16 +16,16 @@ from cskt.device import arithmetic, exact_convolutions
 from cskt.losses import weighted_total
 from cskt.training.context import TrainingContext
 from cskt.training.distributed import Rows
-from cskt.training.objective import Outputs, Views, encode
+from cskt.training.objective import ModelInputs, ModelOutputs, encode
 from cskt.types import Batch
 
 CAPTION_BUCKET = 16
 """Compiled blocks receive captions whose length is a multiple of this: few lengths, each compiled once."""
 WITH_GRADIENT = ("image_features", "text_features", "image_tokens", "text_tokens")
-"""Fields of `Outputs` through which gradients reach the model."""
+"""Fields of `ModelOutputs` through which gradients reach the model."""
 
 
-def add_gradients(
+def forward_backward(
     context: TrainingContext, batch: Batch, step: int, generator: torch.Generator, num_steps: int | None = None
 ) -> dict[str, Tensor]:
     """Add the gradients of a batch, whose images are this process's share on the training device, to the parameters.
@@ -41,11 +41,11 @@ def add_gradients(
     pids, image_ids = to_device(batch.pids, device), to_device(image_ids_per_pair(batch), device)
     _, group_size = _group(context, step, num_steps)
 
-    def outputs_of(piece: Views) -> Outputs:
+    def outputs_of(piece: ModelInputs) -> ModelOutputs:
         with arithmetic(device, config.precision):
             return encode(state.model, piece, masked_for_all=config.mlm.masked_for_all)
 
-    def backward(outputs: Outputs) -> dict[str, Tensor]:
+    def backward(outputs: ModelOutputs) -> dict[str, Tensor]:
         with arithmetic(device, config.precision):
             losses = state.objective(outputs, pids, image_ids, rows)
         total = weighted_total(losses, config.loss.weights)
@@ -65,7 +65,7 @@ def add_gradients(
     return backward_in_pieces(pieces, outputs_of, backward)
 
 
-def augmented(context: TrainingContext, batch: Batch, rows: Rows, generator: torch.Generator) -> Views:
+def augmented(context: TrainingContext, batch: Batch, rows: Rows, generator: torch.Generator) -> ModelInputs:
     """Augment this process's share of a batch, and mask words if a loss needs it.
 
     All random numbers are drawn for the whole batch, so they do not depend on the number of processes.
@@ -73,7 +73,7 @@ def augmented(context: TrainingContext, batch: Batch, rows: Rows, generator: tor
     config, architecture = context.config, context.state.model.architecture
     images = augment(
         batch.images, config.augment, generator, mean=architecture.image_mean, std=architecture.image_std,
-        of=rows.num_images, first=batch.first_image,
+        batch_size=rows.num_images, first_row=batch.first_image,
     )  # fmt: skip
     caption_ids = augment_captions(batch.caption_ids, config.augment, generator)
     masked = None
@@ -85,7 +85,7 @@ def augmented(context: TrainingContext, batch: Batch, rows: Rows, generator: tor
         )
     elif config.mlm.without_loss:
         caption_ids = mask_tokens(caption_ids, config.mlm.mask_probability, generator).ids
-    return Views(images, caption_ids[rows.own], masked)
+    return ModelInputs(images, caption_ids[rows.own], masked)
 
 
 def image_ids_per_pair(batch: Batch) -> Tensor:
@@ -93,7 +93,7 @@ def image_ids_per_pair(batch: Batch) -> Tensor:
     return batch.image_ids.repeat_interleave(len(batch.pids) // len(batch.image_ids))
 
 
-def _in_bucket(views: Views, context_length: int) -> Views:
+def _in_bucket(views: ModelInputs, context_length: int) -> ModelInputs:
     """Pad captions to a multiple of `CAPTION_BUCKET`, which changes no feature."""
     length = views.caption_ids.shape[1]
     bucket = min(-(-length // CAPTION_BUCKET) * CAPTION_BUCKET, context_length)
@@ -101,9 +101,9 @@ def _in_bucket(views: Views, context_length: int) -> Views:
 
 
 def backward_in_pieces(
-    pieces: Sequence[Views],
-    encode_piece: Callable[[Views], Outputs],
-    backward: Callable[[Outputs], dict[str, Tensor]],
+    pieces: Sequence[ModelInputs],
+    encode_piece: Callable[[ModelInputs], ModelOutputs],
+    backward: Callable[[ModelOutputs], dict[str, Tensor]],
 ) -> dict[str, Tensor]:
     """Add the gradients of a loss over a whole batch that does not fit into memory.
 
@@ -130,10 +130,10 @@ def backward_in_pieces(
     return result
 
 
-def joined(pieces: Sequence[Outputs]) -> Outputs:
+def joined(pieces: Sequence[ModelOutputs]) -> ModelOutputs:
     """Concatenate the outputs of the pieces of a batch."""
     whole: dict[str, Any] = {}
-    for field in dataclasses.fields(Outputs):
+    for field in dataclasses.fields(ModelOutputs):
         values = [value for piece in pieces if (value := getattr(piece, field.name)) is not None]
         whole[field.name] = torch.cat(values) if values else None
     positions, num_tokens = [], 0
@@ -143,11 +143,11 @@ def joined(pieces: Sequence[Outputs]) -> Outputs:
             num_tokens += piece.text_tokens.shape[:2].numel()
     if positions:
         whole["mlm_positions"] = torch.cat(positions)
-    return Outputs(**whole)
+    return ModelOutputs(**whole)
 
 
-def update(context: TrainingContext, step: int, num_steps: int | None = None) -> Tensor | None:
-    """Step the optimizer at the end of a group of batches; `step` and `num_steps` are those of `add_gradients`.
+def optimizer_step(context: TrainingContext, step: int, num_steps: int | None = None) -> Tensor | None:
+    """Step the optimizer at the end of a group of batches; `step` and `num_steps` are those of `forward_backward`.
 
     Returns:
         The largest absolute gradient, a scalar on the device (with fp16, of the scaled gradients). If it is not finite,
