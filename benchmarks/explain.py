@@ -195,7 +195,7 @@ def without_embedding(encoder: Encoder, sentence: str, word: str, share: float) 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
             if func is F.embedding:
-                first = start + encoder.model.prompts.num_text_slots
+                first = start + encoder.model.num_text_slots
                 result[:, first : first + len(wanted)] *= 1 - share
             return result
 
@@ -248,7 +248,9 @@ def show(title: str, scores: dict[str, list[Score]]) -> None:
 def show_seconds(device: str) -> None:
     """Measure one explanation in seconds at the published size, with prompts and adapters."""
     generator = torch.Generator().manual_seed(1)
-    model = DualEncoder(ClipArchitecture(image_height=384, image_width=128), PromptConfig(), AdapterConfig())
+    model = DualEncoder(
+        ClipArchitecture(image_height=384, image_width=128), {"prompts": PromptConfig(), "adapters": AdapterConfig()}
+    )
     model.initialise_backbone(generator)
     model.initialise_method(generator)
     encoder = Encoder(model.requires_grad_(False), Tokenizer(73), device=torch.device(device))

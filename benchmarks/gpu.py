@@ -198,7 +198,7 @@ def measure(
             clock.mark()
     seconds = statistics.median(clock.intervals()) / args.steps
     pairs = len(batches[0].pids)
-    adapters, prompts = model.method_configs["adapters"], model.method_configs["prompts"]
+    adapters, prompts = model.method["adapters"], model.method["prompts"]
     lengths = [length for batch in batches for length in lengths_of(batch)]
     row = {
         "milliseconds": 1e3 * seconds,
@@ -302,14 +302,14 @@ def _random_model(architecture: ClipArchitecture) -> DualEncoder:
     """Return CSKT with random weights, none of them zero."""
     generator = torch.Generator().manual_seed(1)
     depth = min(architecture.vision_layers, architecture.text_layers)
-    model = DualEncoder(architecture, PromptConfig(depth=depth), AdapterConfig(init="normal"))
+    model = DualEncoder(architecture, {"prompts": PromptConfig(depth=depth), "adapters": AdapterConfig(init="normal")})
     model.initialise_backbone(generator)
     model.initialise_method(generator)
     return model
 
 
 def _batches(model: DualEncoder, batch_size: int, count: int) -> list[Batch]:
-    longest = model.architecture.context_length - model.prompts.num_text_slots
+    longest = model.architecture.context_length - model.num_text_slots
     return draw_batches(model.architecture, batch_size, longest, count, torch.Generator().manual_seed(2))
 
 

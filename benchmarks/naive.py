@@ -146,8 +146,9 @@ class NaiveEncoder(nn.Module):
     @classmethod
     def of(cls, model: DualEncoder) -> NaiveEncoder:
         """Return the naive form of a model with CSKT's prompts and adapters in both towers, sharing its parameters."""
+        assert model.method.keys() >= {"prompts", "adapters"}, "a model of another method"
         with torch.device("meta"):
-            naive = cls(model.architecture, model.method_configs["prompts"], model.method_configs["adapters"])
+            naive = cls(model.architecture, model.method["prompts"], model.method["adapters"])
         theirs = {_naive_name(name): parameter for name, parameter in model.named_parameters()}
         assert theirs.keys() == dict(naive.named_parameters()).keys(), "a model of another method"
         for name, parameter in theirs.items():

@@ -39,8 +39,6 @@ from cskt import losses
 from cskt.config import AdapterConfig, ClipArchitecture, OptimConfig, PromptConfig
 from cskt.device import arithmetic
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.parts.adapters import NO_ADAPTERS
-from cskt.model.parts.prompts import NO_PROMPTS
 from cskt.training.optim import build_optimizer
 
 METHODS = ("CSKT", "fine-tuning")
@@ -137,8 +135,7 @@ def count_step(method: str, architecture: ClipArchitecture) -> Step:
     whole = method == "fine-tuning"
     model = DualEncoder(
         architecture,
-        NO_PROMPTS if whole else PromptConfig(depth=architecture.text_layers),
-        NO_ADAPTERS if whole else AdapterConfig(),
+        {} if whole else {"prompts": PromptConfig(depth=architecture.text_layers), "adapters": AdapterConfig()},
         trainable="all" if whole else "added",
     )
     generator = torch.Generator().manual_seed(1)

@@ -26,8 +26,6 @@ from cskt.embed import load
 from cskt.gallery.gallery import Gallery
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.native import save_backbone
-from cskt.model.parts.adapters import NO_ADAPTERS
-from cskt.model.parts.prompts import NO_PROMPTS
 
 COMMAND = (sys.executable, "-m", "cskt")
 NOTHING, PARTS = "pass", "import torch, lancedb"
@@ -60,7 +58,7 @@ class Timed:
 def vit_b_16_gallery(folder: Path, crops: list[Path]) -> Path:
     """Create a gallery of ViT-B/16 at 384 x 128 with random weights in half precision, as published."""
     architecture = ClipArchitecture(image_height=384, image_width=128)
-    model = DualEncoder(architecture, NO_PROMPTS, NO_ADAPTERS)
+    model = DualEncoder(architecture)
     model.initialise_backbone(torch.Generator().manual_seed(1))
     weights = folder / "vit-b-16.safetensors"
     save_backbone(weights, model.state_dict(), architecture, facts={}, half=True)

@@ -37,7 +37,7 @@ REPEATS = 5
 def cskt_model(architecture: ClipArchitecture) -> DualEncoder:
     """Return CSKT with random weights, none of them zero."""
     generator = torch.Generator().manual_seed(1)
-    model = DualEncoder(architecture, PromptConfig(), AdapterConfig(init="normal"))
+    model = DualEncoder(architecture, {"prompts": PromptConfig(), "adapters": AdapterConfig(init="normal")})
     model.initialise_backbone(generator)
     model.initialise_method(generator)
     return model
@@ -57,7 +57,7 @@ def draw_captions(count: int, generator: torch.Generator) -> Tensor:
 
 def encoder_of(model: DualEncoder, precision: str) -> Encoder:
     """Return an encoder as searches and evaluations use it."""
-    tokenizer = Tokenizer(model.architecture.context_length - model.prompts.num_text_slots)
+    tokenizer = Tokenizer(model.architecture.context_length - model.num_text_slots)
     return Encoder(model, tokenizer, device=measure.CPU, precision=precision, batch_size=CAPTIONS_AT_ONCE)
 
 

@@ -24,9 +24,6 @@ from cskt.data.tokenizer import Tokenizer
 from cskt.embed import Encoder, load
 from cskt.explain import Explanation, explain, find_words, overlay, patch_relevance, scaled
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.parts.adapters import NO_ADAPTERS
-from cskt.model.parts.lora import NO_LORA
-from cskt.model.parts.prompts import NO_PROMPTS
 from tiny_run import ARCHITECTURE
 
 SENTENCE = "A woman with a red bag, and blue jeans"
@@ -38,22 +35,27 @@ def random_model(method: str = "plain", trainable: str = "none") -> DualEncoder:
     """Three thin vision blocks, with or without everything that a method adds; nothing of it silent."""
     generator = torch.Generator().manual_seed(3)
     if method == "plain":
-        model = DualEncoder(THREE_BLOCKS, NO_PROMPTS, NO_ADAPTERS, NO_LORA, trainable)
+        model = DualEncoder(THREE_BLOCKS, trainable=trainable)
     else:
         lora = LoraConfig(sides="both", rank=2, targets=("query", "value", "fc"))
         prompts = PromptConfig(directions="both", depth=2, length=2, init="random", init_std=0.5)
-        model = DualEncoder(THREE_BLOCKS, prompts, AdapterConfig(init="normal", init_std=0.2), lora, trainable)
+        model = DualEncoder(
+            THREE_BLOCKS,
+            {"prompts": prompts, "adapters": AdapterConfig(init="normal", init_std=0.2), "lora": lora},
+            trainable=trainable,
+        )
     model.initialise_backbone(generator)
     model.initialise_method(generator)
     with torch.no_grad():
-        for parameter in model.lora.parameters():
-            parameter.normal_(std=0.2, generator=generator)
+        for name, parameter in model.named_parameters():
+            if name.startswith("lora."):
+                parameter.normal_(std=0.2, generator=generator)
     return model
 
 
 def random_encoder(method: str = "plain", trainable: str = "none", **options: Any) -> Encoder:
     model = random_model(method, trainable)
-    room = model.architecture.context_length - model.prompts.num_text_slots
+    room = model.architecture.context_length - model.num_text_slots
     return Encoder(model, Tokenizer(room), device=torch.device("cpu"), **options)
 
 

@@ -37,7 +37,7 @@ SIZES = {"image_height": HEIGHT, "image_width": HEIGHT}
 
 def square_clip() -> dict[str, Tensor]:
     """A CLIP for square images, as foreign files have them."""
-    model = DualEncoder(SQUARE, **plain_clip().method_configs, trainable="none")
+    model = DualEncoder(SQUARE, trainable="none")
     model.initialise_backbone(torch.Generator().manual_seed(7))
     return {name: value.detach().clone() for name, value in model.named_parameters()}
 
@@ -226,7 +226,7 @@ def test_training_and_evaluation_may_use_other_filters(
 def exact_model(recipe: str) -> DualEncoder:
     """A model whose parameters are fractions by place: the same on every machine."""
     config = load_config(recipe, {"prompts.depth": 2, "prompts.length": 2})
-    model = DualEncoder(ARCHITECTURE, config.prompts, config.adapters, config.lora)
+    model = DualEncoder(ARCHITECTURE, config.method)
     with torch.no_grad():
         for parameter in model.parameters():
             places = torch.arange(parameter.numel(), dtype=torch.float32)

@@ -84,7 +84,7 @@ def test_a_recipe_trains_the_stated_parts(name: str) -> None:
     config = load_config(name)
     sizes = config.backbone.architecture or ClipArchitecture(image_height=384, image_width=128)
     with torch.device("meta"):
-        model = DualEncoder(sizes, config.prompts, config.adapters, config.lora, config.trainable)
+        model = DualEncoder(sizes, config.method, trainable=config.trainable)
     names = [each for each, _ in model.named_parameters()]
     expected = [each for each in names if each.startswith(tuple(f"{part}." for part in TRAINS[name]))]
     expected += [each for each in names if each in TRAINS[name]]  # a projection is a parameter, not a module

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cskt.config import AdapterConfig, ClipArchitecture, PromptConfig, RunConfig, load_config
+from cskt.config import ClipArchitecture, RunConfig, load_config
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.native import save_backbone
 
@@ -30,7 +30,7 @@ QUICK: dict[str, Any] = {
 
 def plain_clip(seed: int = 0) -> DualEncoder:
     """Return the towers with random weights, without method parts."""
-    model = DualEncoder(ARCHITECTURE, PromptConfig(directions="none"), AdapterConfig(sides="none"), trainable="none")
+    model = DualEncoder(ARCHITECTURE, trainable="none")
     model.initialise_backbone(torch.Generator().manual_seed(seed))
     return model
 

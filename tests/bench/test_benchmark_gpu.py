@@ -88,7 +88,7 @@ def test_counted_operations_equal_those_of_torch(wiring: str) -> None:
     """Forward and backward pass separately, on the meta device; our count leaves out less than 0.2 % at 128 pairs."""
     with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
         prompts, adapters = PromptConfig(), AdapterConfig()
-        model: nn.Module = DualEncoder(VIT_B_16, prompts, adapters)
+        model: nn.Module = DualEncoder(VIT_B_16, {"prompts": prompts, "adapters": adapters})
         if wiring == "released":
             assert isinstance(model, DualEncoder)
             model, expected = NaiveEncoder.of(model), flops.released_step(VIT_B_16, prompts, adapters, NUM_PAIRS)

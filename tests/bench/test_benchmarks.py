@@ -25,7 +25,9 @@ PROMPTS = PromptConfig(depth=2, length=2)
 
 def tiny_model(trainable: str = "added") -> DualEncoder:
     generator = torch.Generator().manual_seed(3)
-    model = DualEncoder(ARCHITECTURE, PROMPTS, AdapterConfig(init="normal"), trainable=trainable)
+    model = DualEncoder(
+        ARCHITECTURE, {"prompts": PROMPTS, "adapters": AdapterConfig(init="normal")}, trainable=trainable
+    )
     model.initialise_backbone(generator)
     model.initialise_method(generator)
     with torch.no_grad():

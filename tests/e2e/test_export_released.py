@@ -281,7 +281,7 @@ def test_names_and_shapes_are_those_of_the_released_checkpoints() -> None:
         for recipe in ("cskt-reference", "irra"):
             config = load_config(recipe, {"loss.weights": {"sdm": 1.0, "id": 1.0, "mlm": 1.0}})
             check_expressible(config, CSKT_SIZES)
-            model = DualEncoder(CSKT_SIZES, config.prompts, config.adapters)
+            model = DualEncoder(CSKT_SIZES, config.method)
             objective = Objective(config.loss, config.mlm, CSKT_SIZES, 11003)
             shapes = {
                 released_name(name): list(value.shape)

@@ -19,8 +19,6 @@ from cskt.evaluation.evaluate import evaluate
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.layouts import released_name
 from cskt.model.io.native import read_method
-from cskt.model.parts.adapters import NO_ADAPTERS
-from cskt.model.parts.prompts import NO_PROMPTS
 from cskt.training.events import read_events
 from cskt.training.objective import Objective
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH
@@ -332,7 +330,7 @@ def test_train_irra_then_test(root: Path, tiny_backbone: Path, tmp_path: Path) -
     assert steps and all(event["losses"].keys() == {"sdm", "mlm", "id"} for event in steps)
 
     saved = read_method(folder / "best.safetensors")
-    towers = DualEncoder(ARCHITECTURE, NO_PROMPTS, NO_ADAPTERS)
+    towers = DualEncoder(ARCHITECTURE)
     assert saved.tensors.keys() == dict(towers.named_parameters()).keys(), "the heads exist in training only"
 
     figures = typed(f"python test.py --config_file {folder}/configs.yaml --json").json()
@@ -445,7 +443,9 @@ vocab_size: 49408
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DualEncoder]:
     """A folder in the released form, and the model that it holds."""
-    model = DualEncoder(RELEASED_ARCHITECTURE, PromptConfig(depth=2, length=3), AdapterConfig(init="normal"))
+    model = DualEncoder(
+        RELEASED_ARCHITECTURE, {"prompts": PromptConfig(depth=2, length=3), "adapters": AdapterConfig(init="normal")}
+    )
     generator = torch.Generator().manual_seed(5)
     model.initialise_backbone(generator)
     model.initialise_method(generator)
@@ -480,7 +480,7 @@ def test_released_folder_with_the_modern_commands(
 
 
 def test_released_irra_folder(root: Path, tmp_path: Path) -> None:
-    model = DualEncoder(RELEASED_ARCHITECTURE, NO_PROMPTS, NO_ADAPTERS)
+    model = DualEncoder(RELEASED_ARCHITECTURE)
     objective = Objective(LossConfig(weights={"id": 1.0, "mlm": 1.0}), MlmConfig(), RELEASED_ARCHITECTURE, 9)
     model.initialise_backbone(torch.Generator().manual_seed(5))
     objective.initialise(torch.Generator().manual_seed(6))

@@ -436,7 +436,7 @@ def test_a_released_folder_is_the_model_it_was(tmp_path: Path) -> None:
     sizes = {"vision_width": 64, "vision_heads": 1, "text_width": 64, "text_heads": 1}  # the released heads are 64 wide
     architecture = ClipArchitecture(**to_dict(ARCHITECTURE) | sizes)
     prompts, adapters = PromptConfig(depth=2, length=2), AdapterConfig()
-    model = DualEncoder(architecture, prompts, adapters, trainable="none")
+    model = DualEncoder(architecture, {"prompts": prompts, "adapters": adapters}, trainable="none")
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.normal_(std=0.1, generator=generator)
@@ -494,7 +494,7 @@ def test_published_weights_run_at_the_size_of_person_crops_by_default(tmp_path: 
 
 def test_a_backbone_of_overlapping_patches_stays_so(tmp_path: Path) -> None:
     architecture = replace(ARCHITECTURE, stride=ARCHITECTURE.patch_size // 2)
-    model = DualEncoder(architecture, PromptConfig(directions="none"), AdapterConfig(sides="none"), trainable="none")
+    model = DualEncoder(architecture, trainable="none")
     model.initialise_backbone(torch.Generator().manual_seed(0))
     state = {name: value.detach() for name, value in model.named_parameters()}
     save_backbone(tmp_path / "overlapping.safetensors", state, architecture, facts={})

@@ -42,7 +42,11 @@ FORMS = ("onnx", "openvino")
 
 def encoder_with(seed: int, **settings: Any) -> Encoder:
     """CSKT over the tiny towers, nothing in it silent."""
-    model = DualEncoder(ARCHITECTURE, PromptConfig(depth=2, length=2), AdapterConfig(init="normal"), trainable="none")
+    model = DualEncoder(
+        ARCHITECTURE,
+        {"prompts": PromptConfig(depth=2, length=2), "adapters": AdapterConfig(init="normal")},
+        trainable="none",
+    )
     generator = torch.Generator().manual_seed(seed)
     model.initialise_backbone(generator)
     model.initialise_method(generator)

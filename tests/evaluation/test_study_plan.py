@@ -201,7 +201,7 @@ def test_every_arm_of_a_shipped_study_can_be_built(name: str, size: Size, small_
             architecture.image_height, architecture.image_width,
         )  # fmt: skip
         with torch.device("meta"):
-            model = DualEncoder(architecture, config.prompts, config.adapters, config.lora, config.trainable)
+            model = DualEncoder(architecture, config.method, trainable=config.trainable)
         assert (model.num_parameters(trainable_only=True) > 0) == (config.trainable != "none"), run.arm.label
 
 

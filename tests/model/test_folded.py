@@ -29,10 +29,12 @@ def model_of(
 ) -> DualEncoder:
     """Every parameter away from 0 and 1, where a forgotten factor would go unseen."""
     model = DualEncoder(
-        ClipArchitecture(**SIZES, activation=activation),  # type: ignore[arg-type]
-        PromptConfig(directions=directions, depth=depth, length=2),  # type: ignore[arg-type]
-        AdapterConfig(sides=sides, reduction=4),  # type: ignore[arg-type]
-        lora,
+        ClipArchitecture(**SIZES, activation=activation),
+        {
+            "prompts": PromptConfig(directions=directions, depth=depth, length=2),
+            "adapters": AdapterConfig(sides=sides, reduction=4),
+            "lora": lora,
+        },
     )
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():

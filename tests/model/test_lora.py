@@ -16,8 +16,6 @@ from cskt.data.datasets import read_dataset
 from cskt.embed import load
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.native import kind_of, read_method
-from cskt.model.parts.adapters import NO_ADAPTERS
-from cskt.model.parts.prompts import NO_PROMPTS
 from cskt.training.loop import train
 from tiny_run import quick_config
 
@@ -33,7 +31,7 @@ RANK, ALPHA = 3, 5.0
 def lora(targets: tuple[str, ...] = TARGETS, sides: str = "both", trainable: str = "added") -> DualEncoder:
     """Towers and updates as they start."""
     config = LoraConfig(sides=sides, rank=RANK, alpha=ALPHA, targets=targets)  # type: ignore[arg-type]
-    model = DualEncoder(SIZES, NO_PROMPTS, NO_ADAPTERS, config, trainable)
+    model = DualEncoder(SIZES, {"lora": config}, trainable=trainable)
     generator = torch.Generator().manual_seed(4)
     model.initialise_backbone(generator)
     model.initialise_method(generator)
@@ -86,7 +84,7 @@ def test_folded_weights_compute_the_same(targets: tuple[str, ...], sides: str) -
     model = trained(targets, sides)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     expected = model(*batch())
-    model.fold_lora()
+    model.fold_low_rank()
     assert not [name for name, _ in model.named_parameters() if name.startswith("lora.")]
     for found, wanted in zip(model(*batch()), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
@@ -103,10 +101,10 @@ def test_folded_weights_compute_the_same(targets: tuple[str, ...], sides: str) -
 
 
 def test_folding_nothing_changes_nothing() -> None:
-    model = DualEncoder(SIZES, NO_PROMPTS, NO_ADAPTERS)
+    model = DualEncoder(SIZES)
     model.initialise_backbone(torch.Generator().manual_seed(0))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.fold_lora()
+    model.fold_low_rank()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -155,7 +153,7 @@ def test_recomputed_activations_change_no_gradient() -> None:
 
 def test_a_rank_that_is_no_reduction_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^lora\.rank 17 is above the text tower's width 16$"):
-        DualEncoder(SIZES, NO_PROMPTS, NO_ADAPTERS, LoraConfig(sides="both", rank=17))
+        DualEncoder(SIZES, {"lora": LoraConfig(sides="both", rank=17)})
 
 
 def test_a_layer_named_twice_is_refused() -> None:

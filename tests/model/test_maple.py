@@ -22,7 +22,7 @@ RECIPE = load_config("maple")
 def maple(depth: int, length: int) -> DualEncoder:
     """The recipe over thin towers, every number random, in float64."""
     prompts = replace(RECIPE.prompts, depth=depth, length=length)
-    model = DualEncoder(SIZES, prompts, RECIPE.adapters, RECIPE.lora, RECIPE.trainable)
+    model = DualEncoder(SIZES, RECIPE.method | {"prompts": prompts}, trainable=RECIPE.trainable)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():

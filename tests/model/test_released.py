@@ -16,9 +16,7 @@ from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.layouts import released_name
 from cskt.model.io.released.reader import read_released, read_released_config
 from cskt.model.io.weights import load_state
-from cskt.model.parts.adapters import NO_ADAPTERS
 from cskt.model.parts.interaction import InteractionEncoder
-from cskt.model.parts.prompts import NO_PROMPTS
 
 ARCHITECTURE = ClipArchitecture(
     embed_dim=12, image_height=24, image_width=16, patch_size=8, stride=4, vision_width=64, vision_layers=3,
@@ -80,7 +78,9 @@ vocab_size: 49408
 
 
 def trained_model() -> DualEncoder:
-    model = DualEncoder(ARCHITECTURE, PromptConfig(depth=DEPTH, length=LENGTH), AdapterConfig())
+    model = DualEncoder(
+        ARCHITECTURE, {"prompts": PromptConfig(depth=DEPTH, length=LENGTH), "adapters": AdapterConfig()}
+    )
     generator = torch.Generator().manual_seed(8)
     for parameter in model.parameters():
         parameter.data = (0.1 * torch.randn(parameter.shape, generator=generator)).half().float()
@@ -94,7 +94,7 @@ def released_state() -> dict[str, Tensor]:
 
 
 def trained_irra() -> DualEncoder:
-    model = DualEncoder(ARCHITECTURE, NO_PROMPTS, NO_ADAPTERS, trainable="all")
+    model = DualEncoder(ARCHITECTURE, trainable="all")
     generator = torch.Generator().manual_seed(8)
     for parameter in model.parameters():
         parameter.data = (0.1 * torch.randn(parameter.shape, generator=generator)).half().float()
@@ -145,7 +145,7 @@ def test_folder_comes_back(tmp_path: Path, prefix: str, wrap: bool, file: str) -
 @torch.no_grad()
 def test_loaded_model_computes_the_same(tmp_path: Path) -> None:
     released = read_released(write(tmp_path / "run", released_state()))
-    model = DualEncoder(released.architecture, released.config.prompts, released.config.adapters, trainable="none")
+    model = DualEncoder(released.architecture, released.config.method, trainable="none")
     load_state(model, released.state, origin="released", prefixes=("",))
     images = torch.randn(2, 3, 24, 16, generator=torch.Generator().manual_seed(9))
     caption_ids = torch.tensor([[38, 5, 6, 39, 0], [38, 7, 39, 0, 0]])
@@ -267,7 +267,7 @@ def test_irra_is_recognised_by_its_tensors(tmp_path: Path, prefix: str, mlm: boo
     assert released.state.keys() == expected.keys(), "no classifier, no interaction encoder"
     assert all(torch.equal(value, expected[name]) for name, value in released.state.items())
     assert all(value.dtype == torch.float32 for value in released.state.values())
-    model = DualEncoder(released.architecture, released.config.prompts, released.config.adapters, trainable="none")
+    model = DualEncoder(released.architecture, released.config.method, trainable="none")
     load_state(model, released.state, origin="released", prefixes=("",))
     images = torch.randn(2, 3, 24, 16, generator=torch.Generator().manual_seed(9))
     caption_ids = torch.tensor([[38, 5, 6, 39, 0], [38, 7, 39, 0, 0]])

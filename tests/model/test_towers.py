@@ -18,7 +18,6 @@ from cskt.model.clip import place_prompts
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.weights import load_backbone, load_state
 
-PLAIN = PromptConfig(directions="none"), AdapterConfig(sides="none")
 SMALL = ClipArchitecture(
     embed_dim=6, image_height=16, image_width=12, patch_size=4, stride=4, vision_width=24, vision_layers=3,
     vision_heads=2, text_width=16, text_layers=2, text_heads=2, context_length=15, vocab_size=30,
@@ -28,7 +27,7 @@ DEPTH, LENGTH, REDUCTION = 2, 3, 4
 
 def loaded(name: Path, **flags: object) -> DualEncoder:
     backbone = load_backbone(BackboneConfig(name=str(name), **flags))  # type: ignore[arg-type]
-    model = DualEncoder(backbone.architecture, *PLAIN, trainable="none")
+    model = DualEncoder(backbone.architecture, trainable="none")
     load_state(model, backbone.state, origin=backbone.name)
     return model
 
@@ -180,8 +179,10 @@ DIRECTIONS = {
 def initialised(directions: str, sides: str, trainable: str = "added") -> DualEncoder:
     model = DualEncoder(
         SMALL,
-        PromptConfig(directions=directions, depth=DEPTH, length=LENGTH),  # type: ignore[arg-type]
-        AdapterConfig(sides=sides, reduction=REDUCTION, init="normal"),  # type: ignore[arg-type]
+        {
+            "prompts": PromptConfig(directions=directions, depth=DEPTH, length=LENGTH),
+            "adapters": AdapterConfig(sides=sides, reduction=REDUCTION, init="normal"),
+        },
         trainable=trainable,
     )
     generator = torch.Generator().manual_seed(6)

@@ -13,11 +13,9 @@ from safetensors.torch import save_file
 from tiny_clip import ARCHITECTURE, LEFTOVERS, UNKNOWN_ORIGIN, assert_tiny, refused, with_changes
 from torch import Tensor
 
-from cskt.config import AdapterConfig, BackboneConfig, PromptConfig
+from cskt.config import AdapterConfig, BackboneConfig
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.weights import load_backbone, load_state, resize_positions
-
-PLAIN = PromptConfig(directions="none"), AdapterConfig(sides="none")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +124,7 @@ def test_truncated_file_is_one_line(tmp_path: Path, archive: Path, kind: str, sh
 
 def test_load_state_is_all_or_nothing(archive: Path) -> None:
     state = load_backbone(BackboneConfig(name=str(archive))).state
-    model = DualEncoder(ARCHITECTURE, PromptConfig(directions="none"), AdapterConfig(sides="text"))
+    model = DualEncoder(ARCHITECTURE, {"adapters": AdapterConfig(sides="text")})
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
     wrong = state | {"text.proj": state["text.proj"] * float("nan")}
@@ -147,10 +145,10 @@ def test_load_state_is_all_or_nothing(archive: Path) -> None:
 
 def test_a_model_without_memory_takes_the_tensors_over(archive: Path) -> None:
     backbone = load_backbone(BackboneConfig(name=str(archive)))
-    usual = DualEncoder(backbone.architecture, *PLAIN, trainable="none")
+    usual = DualEncoder(backbone.architecture, trainable="none")
     load_state(usual, backbone.state, origin="usual")
     with torch.device("meta"):
-        taking = DualEncoder(backbone.architecture, *PLAIN, trainable="none")
+        taking = DualEncoder(backbone.architecture, trainable="none")
     load_state(taking, backbone.state, origin="taking", prefixes=("",))
     for (name, found), expected in zip(taking.named_parameters(), usual.parameters(), strict=True):
         assert torch.equal(found, expected) and found.dtype == torch.float32 and not found.requires_grad, name

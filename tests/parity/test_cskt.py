@@ -50,7 +50,7 @@ class Case:
 def case(request: pytest.FixtureRequest) -> Case:
     golden = Golden.read(request.param)
     prompts = PromptConfig(depth=golden.figures["depth"], length=golden.figures["n_ctx"])
-    model = DualEncoder(golden.architecture, prompts, AdapterConfig())
+    model = DualEncoder(golden.architecture, {"prompts": prompts, "adapters": AdapterConfig()})
     golden.fill(model)
     classifier = None
     if "id_loss" in golden.figures["losses"]:
@@ -74,7 +74,7 @@ def test_captions_are_spliced_alike(case: Case) -> None:
     spliced, caption_ids = case.golden.ids("spliced_ids"), case.golden.ids("caption_ids")
     num_slots = 2 * case.golden.figures["n_ctx"]
     placed = case.model.text.place(caption_ids, num_slots)
-    assert case.model.prompts.num_text_slots == num_slots
+    assert case.model.num_text_slots == num_slots
     assert torch.equal(placed.ids[:, :1], spliced[:, :1])
     assert torch.equal(placed.ids[:, 1 + num_slots :], spliced[:, 1 + num_slots :])
     assert torch.equal(placed.end_positions, spliced.argmax(dim=1))
@@ -108,6 +108,9 @@ def test_losses_gradients_and_one_step(case: Case) -> None:
 
 def test_the_published_model_has_the_published_size() -> None:
     with torch.device("meta"):
-        model = DualEncoder(ClipArchitecture(image_height=384, image_width=128), PromptConfig(), AdapterConfig())
+        model = DualEncoder(
+            ClipArchitecture(image_height=384, image_width=128),
+            {"prompts": PromptConfig(), "adapters": AdapterConfig()},
+        )
     assert model.num_parameters(trainable_only=True) == 12_117_888
     assert model.num_parameters() == 161_735_552

@@ -14,8 +14,6 @@ from cskt import losses
 from cskt.config import LossConfig, MlmConfig
 from cskt.data.masking import MASK_ID, MaskedCaptions
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.parts.adapters import NO_ADAPTERS
-from cskt.model.parts.prompts import NO_PROMPTS
 from cskt.training.objective import ModelInputs, ModelOutputs, Objective, encode
 
 NUM_IDENTITIES = 10
@@ -42,7 +40,7 @@ def case() -> Case:
     weights = {name.removesuffix("_loss"): 1.0 for name in golden.figures["losses"]}
     config = LossConfig(weights=weights, temperature=golden.figures["temperature"])
     mlm = MlmConfig(cmt_depth=golden.figures["cmt_depth"])
-    model = DualEncoder(golden.architecture, NO_PROMPTS, NO_ADAPTERS, trainable="all")
+    model = DualEncoder(golden.architecture, trainable="all")
     objective = Objective(config, mlm, golden.architecture, NUM_IDENTITIES)
     golden.fill(model)
     golden.fill(objective)

@@ -10,8 +10,6 @@ from golden import Golden
 from cskt.config import AdapterConfig, LossConfig, MlmConfig, PromptConfig
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.layouts import released_name
-from cskt.model.parts.adapters import NO_ADAPTERS
-from cskt.model.parts.prompts import NO_PROMPTS
 from cskt.training.objective import Objective
 
 
@@ -19,10 +17,13 @@ from cskt.training.objective import Objective
 def test_an_export_has_the_names_of_the_released_checkpoint(case: str) -> None:
     golden = Golden.read(case)
     figures, is_cskt = golden.figures, case.startswith("cskt")
-    prompts = PromptConfig(depth=figures["depth"], length=figures["n_ctx"]) if is_cskt else NO_PROMPTS
+    method = {}
+    if is_cskt:
+        prompts = PromptConfig(depth=figures["depth"], length=figures["n_ctx"])
+        method = {"prompts": prompts, "adapters": AdapterConfig()}
     losses = {name.removesuffix("_loss"): 1.0 for name in figures["losses"]}
     with torch.device("meta"):
-        model = DualEncoder(golden.architecture, prompts, AdapterConfig() if is_cskt else NO_ADAPTERS)
+        model = DualEncoder(golden.architecture, method)
         mlm = MlmConfig(cmt_depth=figures.get("cmt_depth", 4))
         objective = Objective(LossConfig(weights=losses), mlm, golden.architecture, 10)
     named = [*model.named_parameters(), *objective.named_parameters()]

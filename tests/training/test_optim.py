@@ -231,7 +231,9 @@ def whole_clip() -> DualEncoder:
     """Every parameter trains; the towers differ in depth."""
     sizes = dataclasses.replace(ARCHITECTURE, vision_layers=3, vocab_size=20)
     prompts, adapters = PromptConfig(depth=2, length=1), AdapterConfig()
-    return DualEncoder(sizes, prompts, adapters, LoraConfig(sides="both"), trainable="all")
+    return DualEncoder(
+        sizes, {"prompts": prompts, "adapters": adapters, "lora": LoraConfig(sides="both")}, trainable="all"
+    )
 
 
 def test_lower_blocks_learn_more_slowly() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from cskt.cli.export_runtime import RUNTIME_FLAGS, add_runtime_flags, export_runtime
 from cskt.cli.model_flags import add_weights_flag
 from cskt.cli.parsing import Parser, given
-from cskt.config import LoraConfig, RunConfig, as_trained, load_config, to_dict
+from cskt.config import RunConfig, as_trained, load_config, to_dict, with_method
 from cskt.data.datasets import dataset_key, folders, read_dataset
 from cskt.data.records import select_splits
 from cskt.embed import Encoder, load
@@ -90,7 +90,7 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Folded:
-    """A run whose LoRA updates are folded into its weights, so that no config of the export names any."""
+    """A run whose low-rank updates are folded into its weights, so that no config of the export names any."""
 
     folder: Path
     config: RunConfig
@@ -111,8 +111,8 @@ def read_run(folder: Path, backbone: str | None) -> Folded:
     config = as_trained(load_config(folder / CONFIG))
     source = read_method(folder / BEST)
     encoder = load(folder, backbone, "cpu")
-    encoder.model.fold_lora()
-    return Folded(folder, dataclasses.replace(config, lora=LoraConfig()), source, encoder)
+    encoder.model.fold_low_rank()
+    return Folded(folder, with_method(config, encoder.model.method), source, encoder)
 
 
 def write_merged(target: Path, run: Folded) -> None:

@@ -56,7 +56,7 @@ def sizes_of(name: str, num_identities: int) -> dict[str, Any]:
     stated = {side: value for side, value in sides.items() if value is not None}
     architecture = config.backbone.architecture or ClipArchitecture(**stated)
     with torch.device("meta"):
-        model = DualEncoder(architecture, config.prompts, config.adapters, config.lora, config.trainable)
+        model = DualEncoder(architecture, config.method, config.trainable)
         objective = Objective(config.loss, config.mlm, architecture, num_identities)
     return {
         "name": name,

@@ -20,6 +20,8 @@ from cskt.config.recipes import (
 )
 from cskt.config.schema import (
     LOSS_KEYS,
+    METHOD_SECTIONS,
+    NO_METHOD,
     RECORDED,
     AdapterConfig,
     AugmentConfig,
@@ -35,4 +37,5 @@ from cskt.config.schema import (
     flat_fields,
     flat_values,
     value_of,
+    with_method,
 )

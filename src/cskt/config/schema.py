@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Len, Lt
@@ -442,10 +442,28 @@ class RunConfig:
     plugins: tuple[Annotated[Requirement, BeforeValidator(_named)], ...] = ()
     """Plug-ins that losses and data come from: names in a recipe; a run records their digests as well."""
 
+    @property
+    def method(self) -> dict[str, Any]:
+        """Config of every method part, by the part's name."""
+        return {name: getattr(self, name) for name in METHOD_SECTIONS}
+
     @model_serializer(mode="wrap")
     def _without_plugins(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = dump(self)
         return written if self.plugins else {key: value for key, value in written.items() if key != "plugins"}
+
+
+NO_METHOD: dict[str, Any] = {
+    "prompts": PromptConfig(directions="none"), "adapters": AdapterConfig(sides="none"), "lora": LoraConfig(),
+}  # fmt: skip
+"""Sections of a `RunConfig` that is plain CLIP."""
+METHOD_SECTIONS = tuple(NO_METHOD)
+"""Sections with the settings of the package's own method parts, each of which has the name of its section."""
+
+
+def with_method(config: RunConfig, method: Mapping[str, Any]) -> RunConfig:
+    """Return a config with these method parts and no others; `method` as `RunConfig.method`."""
+    return dataclasses.replace(config, **{name: method.get(name, none) for name, none in NO_METHOD.items()})
 
 
 OPEN = {"loss.constants", "plugins"}

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cskt.config import RunConfig, to_dict
+from cskt.config import RunConfig, to_dict, with_method
 from cskt.config.types import Interpolation, Precision
 from cskt.data.images import ImageReader, normalise
 from cskt.data.loading import iter_images
@@ -105,8 +105,7 @@ class Encoder:
         )
 
     def _method(self) -> str:
-        parts = ("prompts", "adapters", "lora")
-        return " + ".join(["CLIP", *(part for part in parts if [*getattr(self.model, part).parameters()])])
+        return " + ".join(["CLIP", *self.model.method])
 
     @property
     def embed_dim(self) -> int:
@@ -312,7 +311,7 @@ class Encoder:
             eval_interpolation=self.interpolation, apply_orientation=self.apply_orientation,
         )  # fmt: skip
         precision = cast(Precision, self.precision)
-        config = dataclasses.replace(base, data=data, precision=precision, **self.model.method_configs)
+        config = with_method(dataclasses.replace(base, data=data, precision=precision), self.model.method)
         file = MethodFile(
             config=to_dict(config),
             backbone_name=config.backbone.name,

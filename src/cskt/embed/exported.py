@@ -190,7 +190,7 @@ class ExportedEncoder(Encoder):
 
     def _text_features(self, caption_ids: Tensor) -> Tensor:
         # Longer captions lose words before their end token, as they do where prompts take positions.
-        cut, _ = place_prompts(caption_ids, 0, end_id=END_ID, context_length=self.facts.longest_caption)
+        cut = place_prompts(caption_ids, 0, end_id=END_ID, context_length=self.facts.longest_caption).ids
         return self._graphs.text_graph(F.pad(cut, (0, max(0, SHORTEST_CAPTION - cut.shape[1]))))
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cskt.config import (
+    NO_METHOD,
     BackboneConfig,
     ClipArchitecture,
     DataConfig,
@@ -38,8 +39,6 @@ from cskt.model.io.cache import CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_na
 from cskt.model.io.native import RUN_WEIGHTS, kind_of, read_method
 from cskt.model.io.released.reader import read_released, read_released_config
 from cskt.model.io.weights import assume_openai, load_backbone, load_state
-from cskt.model.parts.adapters import NO_ADAPTERS
-from cskt.model.parts.prompts import NO_PROMPTS
 from cskt.plugins import load_plugins
 from cskt.utils.paths import check_path, expanded
 
@@ -134,7 +133,7 @@ def _loaded(
     """Build the model of a config around `state`, which holds every tensor of it."""
     try:
         with torch.device("meta"):  # load_state brings the memory
-            model = DualEncoder(architecture, config.prompts, config.adapters, config.lora, trainable="none")
+            model = DualEncoder(architecture, config.method, trainable="none")
     except CsktError as error:
         raise CsktError(f"{origin}: {error}") from None
     load_state(model, state, origin=origin, prefixes=WHOLE)
@@ -305,7 +304,7 @@ class ClipReader(Reader):
         backbone_config = validate(BackboneConfig, asked, source.path)
         backbone = load_backbone(backbone_config)
         data = validate(DataConfig, {"caption_length": backbone.architecture.context_length}, source.path)
-        config = RunConfig("clip", backbone=backbone_config, prompts=NO_PROMPTS, adapters=NO_ADAPTERS, data=data)
+        config = RunConfig("clip", backbone=backbone_config, data=data, **NO_METHOD)
         return _loaded(source.path, config, backbone.architecture, backbone.state, backbone.known_token_ids)
 
 

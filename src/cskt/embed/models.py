@@ -34,23 +34,25 @@ def build(config: RunConfig) -> Built:
     else:
         backbone = load_backbone(config.backbone)
         architecture = backbone.architecture
-    model = DualEncoder(architecture, config.prompts, config.adapters, config.lora, config.trainable)
+    model = DualEncoder(architecture, config.method, config.trainable)
     tokenizer = tokenizer_for(model, config.data.caption_length, backbone.known_token_ids if backbone else None)
     if backbone:
         load_state(model, backbone.state, origin=backbone.name)
     else:
         model.initialise_backbone(generator)
-    words = torch.tensor(tokenizer.encode(config.prompts.words)[: config.prompts.length])
-    model.initialise_method(generator, words if config.prompts.init == "words" and len(words) else None)
+    embeddings = model.text.token_embedding.weight
+    model.initialise_method(
+        generator, lambda sentence: embeddings[torch.tensor(tokenizer.encode(sentence), dtype=torch.int64)]
+    )
     return Built(model, tokenizer, backbone.name if backbone else "random", backbone.sha256 if backbone else "")
 
 
 def tokenizer_for(model: DualEncoder, caption_length: int, known: frozenset[int] | None) -> Tokenizer:
-    """Return CLIP's tokenizer, which cuts captions to the positions that the prompts leave."""
+    """Return CLIP's tokenizer, which cuts captions to the positions that prompts leave."""
     vocab_size, length = model.architecture.vocab_size, model.architecture.context_length
     if vocab_size != END_ID + 1:
         raise CsktError(f"the backbone has {vocab_size} tokens; the tokenizer is CLIP's, with {END_ID + 1}")
     if caption_length > length:
         raise CsktError(f"data.caption_length {caption_length} is more than the backbone's {length} positions")
-    num_left = length - model.prompts.num_text_slots
+    num_left = length - model.num_text_slots
     return Tokenizer(min(caption_length, num_left), known_ids=known)

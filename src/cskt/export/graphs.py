@@ -52,11 +52,11 @@ class TextGraph(nn.Module):
 
     def forward(self, caption_ids: Tensor) -> Tensor:
         """[B, L] int64, L up to the context without the prompts' share -> [B, D] float32."""
-        tower, num_slots = self.text.tower, self.text.num_slots
+        num_slots = self.text.num_slots
         slots = caption_ids.new_zeros(len(caption_ids), num_slots)
         ids = torch.cat([caption_ids[:, :1], slots, caption_ids[:, 1:]], dim=1)
-        placed = PlacedCaptions(ids, caption_ids.argmax(dim=1) + num_slots)
-        return F.normalize(tower.project(tower.end_token(placed, prefix_kv=list(self.text.prefix_kv))), dim=-1)
+        placed = PlacedCaptions(ids, caption_ids.argmax(dim=1) + num_slots, 1 + num_slots)
+        return F.normalize(self.text.features(placed), dim=-1)
 
 
 def write_graphs(encoder: Encoder, folder: Path, form: Form, calibration: Sequence[Tensor] | None) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,11 @@ QUICK_SLOPE = 1.702
 QUERY_KEY_VALUE = ("query", "key", "value")
 """Parts of an attention's joint projection, in its order."""
 QUERY, KEY_VALUE = QUERY_KEY_VALUE[:1], QUERY_KEY_VALUE[1:]
+LAYERS = {
+    "query": "attn.in_proj", "key": "attn.in_proj", "value": "attn.in_proj", "out": "attn.out_proj",
+    "fc": "mlp.c_fc", "proj": "mlp.c_proj",
+}  # fmt: skip
+"""Target of a low-rank update -> the layer of a block that it updates."""
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -37,11 +42,42 @@ def block_deviations(width: int, depth: int) -> dict[str, float]:
     }  # fmt: skip
 
 
-def apply_linear(layer: nn.Linear, x: Tensor, low_rank: nn.ModuleDict | None, target: str) -> Tensor:
-    """Apply a linear layer with its low-rank update, if it has one."""
-    if low_rank is None or target not in low_rank:
-        return layer(x)
-    return layer(x) + low_rank[target](x)
+class BlockExtras(NamedTuple):
+    """Modules that a method adds to one block; none by default. Each kind is given in the order of the parts."""
+
+    before_attention: tuple[nn.Module, ...] = ()
+    """x [B, L, width] before the first norm -> [B, L, width], added to the input of the attention."""
+    before_mlp: tuple[nn.Module, ...] = ()
+    """x before the second norm, likewise, added to the input of the MLP."""
+    beside_mlp: tuple[nn.Module, ...] = ()
+    """Tokens of mean 0 and variance 1 [B, L, width] -> [B, L, width], added to the residual stream with the MLP."""
+    low_rank: tuple[nn.ModuleDict, ...] = ()
+    """Updates of linear layers by target (`LAYERS`): input of the layer -> what is added to its output."""
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All of them."""
+        return [module for kind in self for module in kind]
+
+
+NO_BLOCK_EXTRAS = BlockExtras()
+Updates = tuple[nn.ModuleDict, ...]
+
+
+def apply_linear(layer: nn.Linear, x: Tensor, low_rank: Updates, target: str) -> Tensor:
+    """Apply a linear layer with its low-rank updates, if it has any."""
+    projected = layer(x)
+    for updates in low_rank:
+        if target in updates:
+            projected = projected + updates[target](x)
+    return projected
+
+
+def add(x: Tensor, branches: Iterable[nn.Module], branch_input: Tensor) -> Tensor:
+    """Return x plus the output of every branch."""
+    for branch in branches:
+        x = x + branch(branch_input)
+    return x
 
 
 def pick(tokens: Tensor, positions: Tensor) -> Tensor:
@@ -65,7 +101,7 @@ class Attention(nn.Module):
         query_tokens: Tensor | None = None,
         prefix_kv: Tensor | None = None,
         mask: Tensor | None = None,
-        low_rank: nn.ModuleDict | None = None,
+        low_rank: Updates = (),
     ) -> Tensor:
         """Attend from the query tokens to `x` [B, L, width] and the prefix: -> [B, A, width].
 
@@ -90,15 +126,16 @@ class Attention(nn.Module):
         batch, length, width = projected.shape
         return projected.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
 
-    def project(self, x: Tensor, parts: Sequence[str], low_rank: nn.ModuleDict | None) -> Tensor:
+    def project(self, x: Tensor, parts: Sequence[str], low_rank: Updates) -> Tensor:
         """[B, L, width] -> [B, L, len(parts) * width]; `parts` are neighbours in the joint projection."""
         width, first = self.in_proj.in_features, QUERY_KEY_VALUE.index(parts[0])
         rows = slice(first * width, (first + len(parts)) * width)
         projected = F.linear(x, self.in_proj.weight[rows], self.in_proj.bias[rows])
-        if low_rank is None or not any(part in low_rank for part in parts):
-            return projected
-        updates = [low_rank[part](x) if part in low_rank else torch.zeros_like(x) for part in parts]
-        return projected + torch.cat(updates, dim=-1)
+        for updates in low_rank:
+            if any(part in updates for part in parts):
+                added = [updates[part](x) if part in updates else torch.zeros_like(x) for part in parts]
+                projected = projected + torch.cat(added, dim=-1)
+        return projected
 
 
 class MLP(nn.Module):
@@ -110,14 +147,14 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * width, width)
         self.activation = ACTIVATIONS[activation]
 
-    def forward(self, x: Tensor, low_rank: nn.ModuleDict | None = None) -> Tensor:
+    def forward(self, x: Tensor, low_rank: Updates = ()) -> Tensor:
         """[B, L, width] -> [B, L, width]."""
         hidden = self.activation(apply_linear(self.c_fc, x, low_rank, "fc"))
         return apply_linear(self.c_proj, hidden, low_rank, "proj")
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block, with an optional adapter beside the MLP on the attention's output."""
+    """Pre-norm transformer block, with the modules that a method adds as an argument."""
 
     def __init__(self, width: int, heads: int, activation: str) -> None:
         super().__init__()
@@ -133,8 +170,7 @@ class Block(nn.Module):
         prefix_kv: Tensor | None = None,
         mask: Tensor | None = None,
         query_positions: Tensor | None = None,
-        adapter: nn.Module | None = None,
-        low_rank: nn.ModuleDict | None = None,
+        extras: BlockExtras = NO_BLOCK_EXTRAS,
     ) -> Tensor:
         """Compute the tokens after this block: [B, L, width] -> the same, or [B, 1, width] with `query_positions`.
 
@@ -142,45 +178,63 @@ class Block(nn.Module):
             prefix_kv: [1, S, 2 * width], see `Attention` and `keys_and_values`.
             mask: [L, L + S], true where a token attends to another; None: to all.
             query_positions: [B] int64, the one token of each sequence that is needed; None: all.
-            adapter: takes tokens of mean 0 and variance 1.
-            low_rank: updates by target.
+            extras: modules of a method.
         """
-        normalised, queries = self.ln_1(x), None
+        normalised, queries = add(self.ln_1(x), extras.before_attention, x), None
         if query_positions is not None:
             x, queries = pick(x, query_positions), pick(normalised, query_positions)
             mask = None if mask is None else mask[query_positions][:, None, None]
+        low_rank = extras.low_rank
         x = x + self.attn(normalised, query_tokens=queries, prefix_kv=prefix_kv, mask=mask, low_rank=low_rank)
-        if adapter is None:
-            return x + self.mlp(self.ln_2(x), low_rank)
-        # Normalised once for both, which have affine maps of their own.
+        if not extras.beside_mlp:
+            return x + self.mlp(add(self.ln_2(x), extras.before_mlp, x), low_rank)
+        # Normalised once for MLP and branches, which have affine maps of their own.
         normalised = F.layer_norm(x, x.shape[-1:], eps=self.ln_2.eps)
-        return x + self.mlp(torch.addcmul(self.ln_2.bias, normalised, self.ln_2.weight), low_rank) + adapter(normalised)
+        mlp_input = add(torch.addcmul(self.ln_2.bias, normalised, self.ln_2.weight), extras.before_mlp, x)
+        return add(x + self.mlp(mlp_input, low_rank), extras.beside_mlp, normalised)
 
-    def keys_and_values(self, x: Tensor, low_rank: nn.ModuleDict | None = None) -> Tensor:
+    def keys_and_values(self, x: Tensor, extras: BlockExtras = NO_BLOCK_EXTRAS) -> Tensor:
         """[B, S, width] tokens before this block -> [B, S, 2 * width]."""
-        return self.attn.project(self.ln_1(x), KEY_VALUE, low_rank)
+        return self.attn.project(add(self.ln_1(x), extras.before_attention, x), KEY_VALUE, extras.low_rank)
+
+    @torch.no_grad()
+    def fold(self, low_rank: Updates) -> None:
+        """Add low-rank updates, each with `delta()` [out_width, in_width], to the weights of the layers."""
+        for updates in low_rank:
+            for target, update in updates.items():
+                layer = self.get_submodule(LAYERS[target])
+                assert isinstance(layer, nn.Linear)
+                delta, whole = update.delta(), layer.weight.clone()  # type: ignore[operator]
+                first = len(delta) * QUERY_KEY_VALUE.index(target) if target in QUERY_KEY_VALUE else 0
+                whole[first : first + len(delta)] += delta
+                layer.weight = nn.Parameter(whole, layer.weight.requires_grad)
 
 
 @dataclass(frozen=True)
 class TowerExtras:
-    """Modules and tensors that a method adds to one tower; none by default."""
+    """Tensors and modules that a method adds to one tower; none by default."""
 
     prompts: Sequence[Tensor] = ()
-    """One [P, width] per prompted block."""
-    adapters: nn.ModuleList | None = None
-    """One adapter per block."""
-    low_rank: nn.ModuleList | None = None
-    """Per block, its low-rank updates by target."""
+    """One [P, width] per prompted block, from the first."""
+    prefix_kv: Sequence[Tensor] = ()
+    """One [S, 2 * width] per block, from the first: keys and values of S more tokens, which every token attends to."""
+    blocks: Sequence[BlockExtras] = ()
+    """One per block, or none at all."""
 
-    def of_block(self, index: int) -> tuple[nn.Module | None, nn.ModuleDict | None]:
-        """Return adapter and low-rank updates of a block."""
-        adapter = None if self.adapters is None else self.adapters[index]
-        if self.low_rank is None:
-            return adapter, None
-        return adapter, cast(nn.ModuleDict, self.low_rank[index])
+    def of_block(self, index: int) -> BlockExtras:
+        """Return the modules of a block."""
+        return self.blocks[index] if self.blocks else NO_BLOCK_EXTRAS
 
 
 NO_EXTRAS = TowerExtras()
+
+
+def with_prefix(own: Sequence[Tensor], extras: TowerExtras) -> list[Tensor]:
+    """Return keys and values that a tower has cached, [1, S, 2 * width] per block from the first, and those that the
+    method adds to them."""
+    added = extras.prefix_kv
+    joined = [torch.cat([cached, more[None]], dim=1) for cached, more in zip(own, added, strict=False)]
+    return [*joined, *own[len(joined) :], *(more[None] for more in added[len(joined) :])]
 
 
 def run_blocks(
@@ -190,6 +244,7 @@ def run_blocks(
     *,
     prefix_kv: Sequence[Tensor],
     appended: Tensor | None = None,
+    append_at: int = 0,
     mask: Tensor | None = None,
     query_positions: Tensor | None = None,
     checkpoint_activations: bool = False,
@@ -197,27 +252,36 @@ def run_blocks(
     """Pass tokens [B, L, width] through the blocks of a tower.
 
     Args:
-        prefix_kv: [1, S, 2 * width] for each of the first blocks, see `Attention`.
-        appended: [P, width], tokens at the end of every sequence from the first block without `prefix_kv` on.
-        mask: [L, L + S], see `Block`.
+        prefix_kv: [1, S, 2 * width] for each of the first blocks, see `Attention`; S may differ between blocks.
+        appended: [P, width], tokens at the end of every sequence from block `append_at` on.
+        append_at: index of a block.
+        mask: [L, L], true where a token attends to another; None: to all. Every token attends to the prefix.
         query_positions: [B] int64, the tokens that are needed of the last block; None: all.
         checkpoint_activations: compute activations again in the backward pass instead of storing them.
 
     Returns:
         [B, L, width], with `appended` [B, L + P, width], with `query_positions` [B, 1, width].
     """
+    masks: dict[int, Tensor | None] = {}
     for index, block in enumerate(blocks):
-        if index == len(prefix_kv) and appended is not None:
+        if index == append_at and appended is not None:
             x = torch.cat([x, appended.expand(len(x), -1, -1)], dim=1)
-        adapter, low_rank = extras.of_block(index)
+        cached = prefix_kv[index] if index < len(prefix_kv) else None
+        num_cached = 0 if cached is None else cached.shape[1]
+        if num_cached not in masks:
+            masks[num_cached] = widened(mask, num_cached)
         run = partial(
             block,
-            prefix_kv=prefix_kv[index] if index < len(prefix_kv) else None,
-            mask=mask,
+            prefix_kv=cached,
+            mask=masks[num_cached],
             query_positions=query_positions if index + 1 == len(blocks) else None,
-            adapter=adapter,
-            low_rank=low_rank,
+            extras=extras.of_block(index),
         )
         is_checkpointed = checkpoint_activations and torch.is_grad_enabled()
         x = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False) if is_checkpointed else run(x)
     return x
+
+
+def widened(mask: Tensor | None, num_cached: int) -> Tensor | None:
+    """Add columns for a prefix that every token attends to: [L, L] -> [L, L + num_cached]."""
+    return None if mask is None else torch.cat([mask, mask.new_ones(len(mask), num_cached)], dim=1)

@@ -1,7 +1,7 @@
 """The two towers of CLIP (Radford et al. 2021, section 2.4), with arguments for what a method adds.
 
-A tower takes prompts (tokens that are replaced block by block), adapters and low-rank updates as arguments. It owns
-none of them, and nothing here is trainable by itself: see `dual_encoder`.
+A tower takes prompts (tokens that are replaced block by block), keys and values, and modules of the blocks as
+arguments. It owns none of them, and nothing here is trainable by itself: see `dual_encoder`.
 
 What does not depend on the image or the caption is computed once per batch: prompts, and in the causal text tower the
 start token before them, are cached prefix keys and values of every sequence. Where only a tower's feature is needed,
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cskt.config import ClipArchitecture
-from cskt.model.blocks import NO_EXTRAS, Block, TowerExtras, run_blocks
+from cskt.model.blocks import NO_EXTRAS, Block, TowerExtras, run_blocks, widened, with_prefix
 
 
 class VisionTower(nn.Module):
@@ -40,17 +40,22 @@ class VisionTower(nn.Module):
 
     def prefix_kv(self, extras: TowerExtras) -> list[Tensor]:
         """Compute keys and values of the prompts, [1, P, 2 * vision_width] for every block after which they are
-        replaced or no longer needed.
+        replaced or no longer needed, and add those of `extras.prefix_kv`.
 
         The prompts of the last prompted block, if blocks without prompts of their own follow, are not among them: they
         become tokens like all others.
         """
-        depth = len(extras.prompts)
-        blocks = self.blocks[: depth if depth == len(self.blocks) else max(depth - 1, 0)]
-        return [
-            block.keys_and_values(self._prompts_before(index, extras)[None], extras.of_block(index)[1])  # type: ignore[operator]
+        blocks = self.blocks[: self._num_cached(extras)]
+        own = [
+            block.keys_and_values(self._prompts_before(index, extras)[None], extras.of_block(index))  # type: ignore[operator]
             for index, block in enumerate(blocks)
         ]
+        return with_prefix(own, extras)
+
+    def _num_cached(self, extras: TowerExtras) -> int:
+        """Return the number of blocks, from the first, whose prompts are keys and values and no tokens."""
+        depth = len(extras.prompts)
+        return depth if depth == len(self.blocks) else max(depth - 1, 0)
 
     def forward(self, images: Tensor, extras: TowerExtras = NO_EXTRAS) -> Tensor:
         """Normalised images [B, 3, H, W] float -> hidden tokens `[class, patches]` after the last block,
@@ -75,13 +80,14 @@ class VisionTower(nn.Module):
         patches = self.conv1(images).flatten(2).transpose(1, 2)
         class_token = self.class_embedding.expand(len(images), 1, -1)
         x = torch.cat([class_token, patches], dim=1) + self.positional_embedding
-        depth = len(extras.prompts)
+        depth, num_cached = len(extras.prompts), self._num_cached(extras)
         return run_blocks(
             self.blocks,
             self.ln_pre(x),
             extras,
             prefix_kv=prefix_kv,
-            appended=self._prompts_before(depth - 1, extras) if len(prefix_kv) < depth else None,
+            appended=self._prompts_before(depth - 1, extras) if num_cached < depth else None,
+            append_at=num_cached,
             query_positions=query_positions,
             checkpoint_activations=self.checkpoint_activations,
         )
@@ -102,6 +108,8 @@ class PlacedCaptions(NamedTuple):
     """[B, L'] int64, zeros in the prompt slots."""
     end_positions: Tensor
     """[B] int64, position of each end token."""
+    num_fixed: int
+    """1 + P, start token and prompts, which are the same in all captions."""
 
 
 def place_prompts(caption_ids: Tensor, num_slots: int, *, end_id: int, context_length: int) -> PlacedCaptions:
@@ -118,14 +126,14 @@ def place_prompts(caption_ids: Tensor, num_slots: int, *, end_id: int, context_l
     ids = torch.cat([head, slots, words], dim=1)[:, :context_length]
     # argmax finds the first of equal values, so a second end token in the padding does no harm.
     end_positions = (caption_ids.argmax(dim=1) + num_slots).clamp_max(context_length - 1)
-    return PlacedCaptions(ids.scatter(1, end_positions[:, None], end_id), end_positions)
+    return PlacedCaptions(ids.scatter(1, end_positions[:, None], end_id), end_positions, 1 + num_slots)
 
 
 class Prefix(NamedTuple):
     """Start token and prompts, which are the same for all captions: no later token can affect them."""
 
     kv: list[Tensor]
-    """[1, 1 + P, 2 * text_width] per block: their keys and values."""
+    """[1, 1 + P, 2 * text_width] per block: their keys and values, then those of `TowerExtras.prefix_kv`."""
     hidden: Tensor
     """[1, 1 + P, text_width] after the last block."""
 
@@ -161,12 +169,13 @@ class TextTower(nn.Module):
         x = (x + self.positional_embedding[: len(x)])[None]
         causal, kv = _causal(x.shape[1], x.device), []
         for index, block in enumerate(self.blocks):
-            adapter, low_rank = extras.of_block(index)
             if 0 < index < len(extras.prompts):
                 x = torch.cat([x[:, :1], extras.prompts[index][None]], dim=1)
-            kv.append(block.keys_and_values(x, low_rank))  # type: ignore[operator]
-            x = block(x, mask=causal, adapter=adapter, low_rank=low_rank)
-        return Prefix(kv, x)
+            kv.append(block.keys_and_values(x, extras.of_block(index)))  # type: ignore[operator]
+            added = extras.prefix_kv[index][None] if index < len(extras.prefix_kv) else None
+            mask = widened(causal, 0 if added is None else added.shape[1])
+            x = block(x, prefix_kv=added, mask=mask, extras=extras.of_block(index))
+        return Prefix(with_prefix(kv, extras), x)
 
     def forward(self, placed: PlacedCaptions, extras: TowerExtras = NO_EXTRAS) -> Tensor:
         """Compute the hidden tokens `[start, words, end, padding]` after the last block: [B, L' - P, text_width].
@@ -175,7 +184,7 @@ class TextTower(nn.Module):
         """
         prefix = self.prefix(extras)
         start = prefix.hidden[:, :1].expand(len(placed.ids), -1, -1)
-        return torch.cat([start, self._run(placed.ids, extras, prefix.kv, query_positions=None)], dim=1)
+        return torch.cat([start, self._run(placed, extras, prefix.kv, query_positions=None)], dim=1)
 
     def end_token(
         self, placed: PlacedCaptions, extras: TowerExtras = NO_EXTRAS, prefix_kv: Sequence[Tensor] | None = None
@@ -185,22 +194,21 @@ class TextTower(nn.Module):
         `prefix_kv` is `self.prefix(extras).kv`, if it is known already.
         """
         prefix_kv = self.prefix(extras).kv if prefix_kv is None else prefix_kv
-        positions = placed.end_positions - prefix_kv[0].shape[1]
-        return self._run(placed.ids, extras, prefix_kv, query_positions=positions)[:, 0]
+        positions = placed.end_positions - placed.num_fixed
+        return self._run(placed, extras, prefix_kv, query_positions=positions)[:, 0]
 
     def _run(
-        self, ids: Tensor, extras: TowerExtras, prefix_kv: Sequence[Tensor], query_positions: Tensor | None
+        self, placed: PlacedCaptions, extras: TowerExtras, prefix_kv: Sequence[Tensor], query_positions: Tensor | None
     ) -> Tensor:
         """Compute the tokens after the prefix: [B, L'] -> [B, L' - 1 - P, text_width]."""
-        num_cached = prefix_kv[0].shape[1]
-        words = ids[:, num_cached:]
-        causal = _causal(words.shape[1], ids.device)
+        ids, num_fixed = placed.ids, placed.num_fixed
+        words = ids[:, num_fixed:]
         return run_blocks(
             self.blocks,
-            self.token_embedding(words) + self.positional_embedding[num_cached : ids.shape[1]],
+            self.token_embedding(words) + self.positional_embedding[num_fixed : ids.shape[1]],
             extras,
             prefix_kv=prefix_kv,
-            mask=torch.cat([causal, causal.new_ones(len(causal), num_cached)], dim=1),
+            mask=_causal(words.shape[1], ids.device),
             query_positions=query_positions,
             checkpoint_activations=self.checkpoint_activations,
         )

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from cskt.config import AdapterConfig, ClipArchitecture, LoraConfig, PromptConfig
-from cskt.model.blocks import TowerExtras, block_deviations, pick
+from cskt.config import METHOD_SECTIONS, ClipArchitecture
+from cskt.errors import CsktError
+from cskt.model.blocks import Block, TowerExtras, block_deviations, pick
 from cskt.model.clip import PlacedCaptions, TextTower, VisionTower
-from cskt.model.parts.adapters import NO_ADAPTERS, build_adapters, initialise_adapters
-from cskt.model.parts.lora import NO_LORA, build_lora, fold_lora, initialise_lora
-from cskt.model.parts.prompts import NO_PROMPTS, PromptLearner
+from cskt.model.parts import PARTS, EmbedWords, Part
+from cskt.model.parts.base import SIDES, PartExtras, Side, check_extras, joined, part_configs
 
-METHOD_PARTS = ("prompts.", "adapters.", "lora.")
-"""First letters of the names of the parameters that a method adds."""
+TOWERS = ("vision.", "text.")
+"""First letters of the names of CLIP's own parameters; all others are of method parts."""
 PROJECTIONS = ("vision.proj", "text.proj")
-TRAINABLE = {"added": METHOD_PARTS, "projections": METHOD_PARTS + PROJECTIONS, "all": ("",), "none": ()}
-"""Value of the config key `trainable` -> first letters of the names of the parameters that train."""
 
 
 class TextTokens(NamedTuple):
@@ -36,28 +35,41 @@ class DualEncoder(nn.Module):
     The memory of a new model is not set: load a backbone (`weights.load_backbone`) or call `initialise_backbone`, then
     `initialise_method`.
 
-    `trainable`: `added` (prompts, couplings, adapters, low-rank updates), `projections` (these and the two output
-    projections), `all` or `none`.
+    Args:
+        architecture: sizes of the towers.
+        method: name of a method part -> its config, as `RunConfig.method`; without parts it is plain CLIP.
+        trainable: `added` (the parameters of all parts), `projections` (these and the two output projections), `all`
+            or `none`.
+
+    Raises:
+        CsktError: an unknown part, or a part that does not fit the towers or another part.
+
+    Example:
+        >>> from cskt.config import ClipArchitecture, LoraConfig
+        >>> model = DualEncoder(ClipArchitecture(), {"lora": LoraConfig(sides="text", targets=["query"])})
+        >>> model.trainable_names()[0]
+        'lora.text.0.query.down'
     """
 
     def __init__(
-        self,
-        architecture: ClipArchitecture,
-        prompts: PromptConfig = NO_PROMPTS,
-        adapters: AdapterConfig = NO_ADAPTERS,
-        lora: LoraConfig = NO_LORA,
-        trainable: str = "added",
+        self, architecture: ClipArchitecture, method: Mapping[str, Any] | None = None, trainable: str = "added"
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        self.method_configs: dict[str, Any] = {"prompts": prompts, "adapters": adapters, "lora": lora}
         self.vision = VisionTower(architecture)
         self.text = TextTower(architecture)
-        self.prompts = PromptLearner(prompts, architecture)
-        self.adapters = build_adapters(adapters, architecture)
-        self.lora = build_lora(lora, architecture)
+        self.parts = nn.ModuleDict()
+        """Parts of plug-ins; those of the package are attributes, as the names of their parameters say."""
+        for name, config in part_configs(method or {}).items():
+            if PARTS[name].is_active(config):
+                home = self if name in METHOD_SECTIONS else self.parts
+                home.add_module(name, PARTS[name](config, architecture))
+        self.num_text_slots = self._check_parts()
+        """Number of prompt tokens in every caption."""
+        trained = {"added": (), "projections": PROJECTIONS, "all": TOWERS, "none": ()}[trainable]
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name.startswith(TRAINABLE[trainable]))
+            is_added = not name.startswith(TOWERS) and trainable != "none"
+            parameter.requires_grad_(is_added or name.startswith(trained))
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] float, normalised with the architecture's mean and std -> [B, D], not normalised."""
@@ -79,21 +91,43 @@ class DualEncoder(nn.Module):
         """Encode every token of the captions; see `encode_text` and `TextTokens`."""
         placed = self.place(caption_ids)
         tokens = self.text.project(self.text(placed, self.extras("text")))
-        ends = placed.end_positions - self.prompts.num_text_slots
+        ends = placed.end_positions - self.num_text_slots
         return TextTokens(tokens, pick(tokens, ends)[:, 0])
 
     def place(self, caption_ids: Tensor) -> PlacedCaptions:
         """Insert the slots of this model's prompts into captions."""
-        return self.text.place(caption_ids, self.prompts.num_text_slots)
+        return self.text.place(caption_ids, self.num_text_slots)
 
-    def extras(self, side: Literal["vision", "text"]) -> TowerExtras:
-        """Return what the method adds to one tower, with the prompts as they are now."""
-        prompts = self.prompts()
-        return TowerExtras(
-            prompts=prompts.vision if side == "vision" else prompts.text,
-            adapters=_module_list(self.adapters, side),
-            low_rank=_module_list(self.lora, side),
-        )
+    @property
+    def method(self) -> dict[str, Any]:
+        """Name of every part -> its config."""
+        return {name: part.config for name, part in self.method_parts().items()}
+
+    def method_parts(self) -> dict[str, Part]:
+        """Return the parts by name, those of the package first."""
+        parts = dict([*self.named_children(), *self.parts.items()])
+        return {name: part for name, part in parts.items() if isinstance(part, Part)}
+
+    def extras(self, side: Side) -> TowerExtras:
+        """Return what the method adds to one tower, with the parameters as they are now."""
+        return joined(self._part_extras(side))
+
+    def _part_extras(self, side: Side) -> dict[str, PartExtras]:
+        return {name: part.extras(side) for name, part in self.method_parts().items()}
+
+    @torch.no_grad()
+    def _check_parts(self) -> int:
+        """Check the parts, and return the number of prompts of the text tower."""
+        for name, part in self.method_parts().items():
+            if buffer := next((buffer for buffer, _ in part.named_buffers()), None):
+                raise CsktError(f"method part '{name}': '{buffer}' is a buffer, which no file holds; make a parameter")
+        for side in SIDES:
+            added = self._part_extras(side)
+            check_extras(added, side, self.architecture)
+        slots = sum(len(text.prompts[0]) for text in added.values() if text.prompts)
+        if slots > self.architecture.context_length - 3:
+            raise CsktError(f"{slots} prompts leave no word in {self.architecture.context_length} positions")
+        return slots
 
     def bare(self) -> DualEncoder:
         """Return zero-shot CLIP: the same towers, shared and not copied, without the parts of the method."""
@@ -102,12 +136,14 @@ class DualEncoder(nn.Module):
         plain.vision, plain.text = self.vision, self.text
         return plain
 
-    def fold_lora(self) -> None:
-        """Add the low-rank updates to the weights that they update, and remove them: the same function, faster."""
-        for side, blocks in (("vision", self.vision.blocks), ("text", self.text.blocks)):
-            fold_lora(blocks, _module_list(self.lora, side))
-        self.lora = build_lora(NO_LORA, self.architecture)
-        self.method_configs["lora"] = NO_LORA
+    def fold_low_rank(self) -> None:
+        """Remove the parts that are low-rank updates alone, and add these to the weights: the same function, faster."""
+        for name, part in self.method_parts().items():
+            by_side = {side: part.extras(side) for side in SIDES}
+            if all(added == PartExtras(low_rank=added.low_rank) for added in by_side.values()):
+                fold_low_rank(self.vision, joined({name: by_side["vision"]}))
+                fold_low_rank(self.text, joined({name: by_side["text"]}))
+                delattr(self if name in METHOD_SECTIONS else self.parts, name)
 
     def trainable_names(self) -> list[str]:
         """Return the names of the parameters that train, in order."""
@@ -122,15 +158,10 @@ class DualEncoder(nn.Module):
         self.vision.checkpoint_activations = self.text.checkpoint_activations = enabled
 
     @torch.no_grad()
-    def initialise_method(self, generator: torch.Generator, word_ids: Tensor | None = None) -> None:
-        """Draw the initial values of prompts, couplings, adapters and low-rank updates with a CPU generator.
-
-        The embeddings of `word_ids`, [n] int64, initialise block 0's text prompts; None: drawn as the rest.
-        """
-        words = None if word_ids is None else self.text.token_embedding.weight[word_ids]
-        self.prompts.initialise(generator, words)
-        initialise_adapters(self.adapters, self.method_configs["adapters"], generator)
-        initialise_lora(self.lora, generator)
+    def initialise_method(self, generator: torch.Generator, embed_words: EmbedWords | None = None) -> None:
+        """Draw the initial values of all parts, in order; see `Part.initialise`."""
+        for part in self.method_parts().values():
+            part.initialise(generator, embed_words)
 
     @torch.no_grad()
     def initialise_backbone(self, generator: torch.Generator) -> None:
@@ -155,6 +186,8 @@ class DualEncoder(nn.Module):
                     parameter.normal_(std=std, generator=generator)
 
 
-def _module_list(by_side: nn.ModuleDict, side: str) -> nn.ModuleList | None:
-    """Return what a part adds to the blocks of one tower, if it adds anything."""
-    return cast(nn.ModuleList, by_side[side]) if side in by_side else None
+def fold_low_rank(tower: VisionTower | TextTower, extras: TowerExtras) -> None:
+    """Add low-rank updates to the weights of a tower."""
+    for index, block in enumerate(tower.blocks):
+        assert isinstance(block, Block)
+        block.fold(extras.of_block(index).low_rank)

@@ -1,31 +1,32 @@
 """Towers for inference alone: what depends on parameters only is computed once.
 
-Prompts and couplings become cached keys and values. MLP and adapter become one MLP with a joint hidden layer: the
-affine maps of the two norms are in its first matrix, the adapter's scale and QuickGELU's slope in both. Low-rank
-updates are added to the weights. The function is the same up to rounding; tensors that need no change are shared with
-the model, unless they are converted to another type.
+Prompts and couplings become cached keys and values. MLP and adapters become one MLP with a joint hidden layer: the
+affine maps of the norms are in its first matrix, the adapters' scale and QuickGELU's slope in both. Low-rank updates
+are added to the weights. Other modules of a method stay modules, and so does the MLP of their block. The function is
+the same up to rounding; tensors that need no change are shared with the model, unless they are converted to another
+type.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
-from typing import cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cskt.model.blocks import MLP, QUICK_SLOPE, Block, TowerExtras, quick_gelu
-from cskt.model.clip import TextTower, VisionTower
-from cskt.model.dual_encoder import DualEncoder
-from cskt.model.parts.adapters import Adapter
+from cskt.model.blocks import MLP, QUICK_SLOPE, Block, TowerExtras, Updates, quick_gelu
+from cskt.model.clip import PlacedCaptions, TextTower, VisionTower
+from cskt.model.dual_encoder import DualEncoder, fold_low_rank
 
 
 class FoldedMLP(nn.Module):
-    """An MLP and the adapter beside it in two matrix products, for tokens of mean 0 and variance 1."""
+    """An MLP and the branches beside it in two matrix products, for tokens of mean 0 and variance 1."""
 
-    def __init__(self, mlp: MLP, norm: nn.LayerNorm, adapter: Adapter | None) -> None:
+    def __init__(self, mlp: MLP, norm: nn.LayerNorm, branches: Sequence[Any]) -> None:
         super().__init__()
         self.mlp_width = mlp.c_fc.out_features
         self.is_quick = mlp.activation is quick_gelu
@@ -34,21 +35,21 @@ class FoldedMLP(nn.Module):
         first = slope * mlp.c_fc.weight
         down = [first * norm.weight], [slope * mlp.c_fc.bias + first @ norm.bias]
         up, bias = [mlp.c_proj.weight / slope], mlp.c_proj.bias.detach()
-        if adapter is not None:
-            (down_weight, down_bias), (up_weight, up_bias) = adapter.folded()
+        for branch in branches:
+            (down_weight, down_bias), (up_weight, up_bias) = branch.folded()
             down, up, bias = ([*down[0], down_weight], [*down[1], down_bias]), [*up, up_weight], bias + up_bias
         self.c_fc = _linear(torch.cat(down[0]), torch.cat(down[1]))
         self.c_proj = _linear(torch.cat(up, dim=1), bias)
 
-    def forward(self, x: Tensor, low_rank: None = None) -> Tensor:
-        """[B, L, width] -> [B, L, width]; `low_rank` is None, updates are in the weights."""
+    def forward(self, x: Tensor, low_rank: Updates = ()) -> Tensor:
+        """[B, L, width] -> [B, L, width]; `low_rank` is empty, updates are in the weights."""
         hidden = self.c_fc(x)
-        mlp, adapter = hidden[..., : self.mlp_width], hidden[..., self.mlp_width :]
+        mlp, branches = hidden[..., : self.mlp_width], hidden[..., self.mlp_width :]
         if self.is_quick:
             F.silu(mlp, inplace=True)
         else:
             mlp.copy_(F.gelu(mlp))
-        F.relu_(adapter)
+        F.relu_(branches)
         return self.c_proj(hidden)
 
 
@@ -56,69 +57,95 @@ class FoldedVision(nn.Module):
     """Images to raw features; see `fold_vision`."""
 
     def __init__(
-        self, tower: VisionTower, prompts: Sequence[Tensor], prefix_kv: list[Tensor], dtype: torch.dtype
+        self, tower: VisionTower, extras: TowerExtras, prefix_kv: Sequence[Tensor], dtype: torch.dtype
     ) -> None:
         super().__init__()
         self.tower, self.dtype = tower, dtype
-        self.prompts, self.prefix_kv = nn.ParameterList(prompts), nn.ParameterList(prefix_kv)
+        self.prompts, self.prefix_kv = nn.ParameterList(extras.prompts), nn.ParameterList(prefix_kv)
+        self.block_extras = extras.blocks
+        self.branches = _modules(extras)
         self.to(dtype).requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] float, normalised with the architecture's mean and std -> [B, D] float32, not normalised."""
-        hidden = self.tower.class_token(images.to(self.dtype), TowerExtras(list(self.prompts)), list(self.prefix_kv))
+        extras = TowerExtras(list(self.prompts), blocks=self.block_extras)
+        hidden = self.tower.class_token(images.to(self.dtype), extras, list(self.prefix_kv))
         return self.tower.project(hidden).float()
 
 
 class FoldedText(nn.Module):
     """Captions to raw features; see `fold_text`."""
 
-    def __init__(self, tower: TextTower, num_slots: int, prefix_kv: list[Tensor], dtype: torch.dtype) -> None:
+    def __init__(
+        self, tower: TextTower, num_slots: int, extras: TowerExtras, prefix_kv: Sequence[Tensor], dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.tower, self.num_slots = tower, num_slots
         self.prefix_kv = nn.ParameterList(prefix_kv)
+        self.block_extras = extras.blocks
+        self.branches = _modules(extras)
         self.to(dtype).requires_grad_(False)
 
     def forward(self, caption_ids: Tensor) -> Tensor:
         """[B, L] int64, start and end tokens included, no prompt slots -> [B, D] float32, not normalised."""
-        placed = self.tower.place(caption_ids, self.num_slots)
-        return self.tower.project(self.tower.end_token(placed, prefix_kv=list(self.prefix_kv))).float()
+        return self.features(self.tower.place(caption_ids, self.num_slots)).float()
+
+    def features(self, placed: PlacedCaptions) -> Tensor:
+        """Captions with prompt slots -> [B, D], not normalised."""
+        extras = TowerExtras(blocks=self.block_extras)
+        return self.tower.project(self.tower.end_token(placed, extras, list(self.prefix_kv)))
 
 
 @torch.no_grad()
 def fold_vision(model: DualEncoder, dtype: torch.dtype = torch.float32) -> FoldedVision:
     """Return the vision tower of a model, which is not changed, with the parts of its method as they are now."""
     model = _own(model)
-    extras = model.extras("vision")
+    extras = _without_low_rank(model.vision, model.extras("vision"))
     prefix_kv = model.vision.prefix_kv(extras)
-    _fold_blocks(model.vision.blocks, extras)
-    return FoldedVision(model.vision, extras.prompts, prefix_kv, dtype)
+    return FoldedVision(model.vision, _fold_blocks(model.vision, extras), prefix_kv, dtype)
 
 
 @torch.no_grad()
 def fold_text(model: DualEncoder, dtype: torch.dtype = torch.float32) -> FoldedText:
     """Return the text tower likewise; see `fold_vision`."""
     model = _own(model)
-    extras = model.extras("text")
+    extras = _without_low_rank(model.text, model.extras("text"))
     prefix_kv = model.text.prefix(extras).kv
-    _fold_blocks(model.text.blocks, extras)
-    return FoldedText(model.text, model.prompts.num_text_slots, prefix_kv, dtype)
+    return FoldedText(model.text, model.num_text_slots, _fold_blocks(model.text, extras), prefix_kv, dtype)
 
 
 def _own(model: DualEncoder) -> DualEncoder:
-    """Return a model with parameters of its own over the same memory, low-rank updates folded, to be changed."""
+    """Return a model with parameters of its own over the same memory, to be changed."""
     parameters = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     own = copy.deepcopy(model, parameters)
     own.checkpoint_activations(False)
-    own.fold_lora()
     return own
 
 
-def _fold_blocks(blocks: nn.ModuleList, extras: TowerExtras) -> None:
-    for index, block in enumerate(blocks):
-        assert isinstance(block, Block)
-        adapter, _ = extras.of_block(index)
-        block.mlp = FoldedMLP(cast(MLP, block.mlp), block.ln_2, cast(Adapter | None, adapter))
-        block.ln_2 = nn.LayerNorm(block.ln_2.normalized_shape, eps=block.ln_2.eps, elementwise_affine=False)
+def _without_low_rank(tower: VisionTower | TextTower, extras: TowerExtras) -> TowerExtras:
+    """Fold the low-rank updates into the weights of a tower; return what else the method adds."""
+    fold_low_rank(tower, extras)
+    return dataclasses.replace(extras, blocks=[block._replace(low_rank=()) for block in extras.blocks])
+
+
+def _fold_blocks(tower: VisionTower | TextTower, extras: TowerExtras) -> TowerExtras:
+    """Fold the branches of each block that allows it into its MLP; return what the method still adds."""
+    remaining = []
+    for index, block in enumerate(tower.blocks):
+        assert isinstance(block, Block) and isinstance(block.mlp, MLP)
+        added = extras.of_block(index)
+        # With an input of its own, or a branch that stays, the MLP needs the affine map of the norm as it is.
+        if not added.before_mlp and all(hasattr(branch, "folded") for branch in added.beside_mlp):
+            block.mlp = FoldedMLP(block.mlp, block.ln_2, added.beside_mlp)
+            block.ln_2 = nn.LayerNorm(block.ln_2.normalized_shape, eps=block.ln_2.eps, elementwise_affine=False)
+            added = added._replace(beside_mlp=())
+        remaining.append(added)
+    return dataclasses.replace(extras, blocks=remaining if any(added.modules for added in remaining) else ())
+
+
+def _modules(extras: TowerExtras) -> nn.ModuleList:
+    """Return all modules that the method adds, to be converted and moved with the tower."""
+    return nn.ModuleList(module for added in extras.blocks for module in added.modules)
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cskt.config import RunConfig, as_trained, completed_like, flat_values, validate
 from cskt.errors import CsktError
-from cskt.model.dual_encoder import DualEncoder
+from cskt.model.dual_encoder import TOWERS, DualEncoder
 from cskt.model.io.cache import sha256_of
 from cskt.model.io.layouts import OURS
 from cskt.model.io.native import HeadsFile, MethodFile, kind_of, read_heads, read_method, save_weights
@@ -29,7 +29,6 @@ from cskt.utils.paths import check_path
 
 logger = logging.getLogger(__name__)
 
-TOWERS = ("vision.", "text.")
 FUNCTION_SECTIONS = ("backbone.", "prompts.", "adapters.", "lora.")
 """Sections of the config that decide which function the weights compute ..."""
 STARTING_KEYS = {
@@ -171,7 +170,7 @@ def _weight_file(named: str) -> Path:
 def _fitting_tensors(file: MethodFile, source: RunConfig, model: DualEncoder, path: Path) -> dict[str, Tensor]:
     own = dict(model.named_parameters())
     with torch.device("meta"):
-        other = DualEncoder(model.architecture, source.prompts, source.adapters, source.lora, source.trainable)
+        other = DualEncoder(model.architecture, source.method, source.trainable)
     expected = other.trainable_names() if file.architecture is None else [name for name, _ in other.named_parameters()]
     remedy = "start from a run of the same recipe"
     if unknown := next((name for name in [*expected, *file.tensors] if name not in own), None):

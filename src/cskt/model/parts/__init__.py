@@ -1,0 +1,24 @@
+"""Parts of methods: prompts, adapters and low-rank updates, one file each; plug-ins add others.
+
+To add a part, write a subclass of `Part` in a file of its own and decorate it with `register`.
+"""
+
+from __future__ import annotations
+
+from cskt.model.parts.adapters import Adapters
+from cskt.model.parts.base import PARTS, EmbedWords, Part, PartExtras, Side, part_config, register
+from cskt.model.parts.lora import Lora
+from cskt.model.parts.prompts import PromptLearner
+
+__all__ = [
+    "PARTS",
+    "Adapters",
+    "EmbedWords",
+    "Lora",
+    "Part",
+    "PartExtras",
+    "PromptLearner",
+    "Side",
+    "part_config",
+    "register",
+]  # fmt: skip

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from cskt.config import AdapterConfig, ClipArchitecture
 from cskt.errors import CsktError
-
-NO_ADAPTERS = AdapterConfig(sides="none")
+from cskt.model.parts.base import EmbedWords, Part, PartExtras, Side, register
 
 
 class Adapter(nn.Module):
@@ -47,23 +46,32 @@ class Adapter(nn.Module):
             self.up.weight.zero_()
 
 
-def build_adapters(config: AdapterConfig, architecture: ClipArchitecture) -> nn.ModuleDict:
-    """Return one adapter per block for each tower that `config.sides` names: `{"vision": [...], "text": [...]}`."""
-    towers = {
-        "vision": (architecture.vision_layers, architecture.vision_width, config.vision_scale),
-        "text": (architecture.text_layers, architecture.text_width, config.text_scale),
-    }
-    return nn.ModuleDict(
-        {
-            side: nn.ModuleList(Adapter(width, config.reduction, scale) for _ in range(layers))
-            for side, (layers, width, scale) in towers.items()
-            if config.sides in (side, "both")
+@register("adapters")
+class Adapters(Part):
+    """One adapter per block for each tower that `config.sides` names."""
+
+    Config = AdapterConfig
+
+    def __init__(self, config: AdapterConfig, architecture: ClipArchitecture) -> None:
+        super().__init__(config, architecture)
+        towers = {
+            "vision": (architecture.vision_layers, architecture.vision_width, config.vision_scale),
+            "text": (architecture.text_layers, architecture.text_width, config.text_scale),
         }
-    )
+        for side, (layers, width, scale) in towers.items():
+            if config.sides in (side, "both"):
+                setattr(self, side, nn.ModuleList(Adapter(width, config.reduction, scale) for _ in range(layers)))
 
+    @classmethod
+    def is_active(cls, config: AdapterConfig) -> bool:
+        return config.sides != "none"
 
-def initialise_adapters(adapters: nn.ModuleDict, config: AdapterConfig, generator: torch.Generator) -> None:
-    """Draw the initial values of all adapters, in order."""
-    for adapter in adapters.modules():
-        if isinstance(adapter, Adapter):
-            adapter.initialise(config, generator)
+    def extras(self, side: Side) -> PartExtras:
+        return PartExtras(beside_mlp=getattr(self, side, None))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator, embed_words: EmbedWords | None = None) -> None:
+        """Draw the initial values of all adapters, in order."""
+        for adapter in self.modules():
+            if isinstance(adapter, Adapter):
+                adapter.initialise(self.config, generator)

@@ -8,14 +8,7 @@ from torch import Tensor, nn
 
 from cskt.config import ClipArchitecture, LoraConfig
 from cskt.errors import CsktError
-from cskt.model.blocks import QUERY_KEY_VALUE
-
-NO_LORA = LoraConfig()
-LAYERS = {
-    "query": "attn.in_proj", "key": "attn.in_proj", "value": "attn.in_proj", "out": "attn.out_proj",
-    "fc": "mlp.c_fc", "proj": "mlp.c_proj",
-}  # fmt: skip
-"""Target of a low-rank update -> the layer of a block that it updates."""
+from cskt.model.parts.base import EmbedWords, Part, PartExtras, Side, register
 
 
 class LowRank(nn.Module):
@@ -43,22 +36,37 @@ class LowRank(nn.Module):
         self.up.zero_()
 
 
-def build_lora(config: LoraConfig, architecture: ClipArchitecture) -> nn.ModuleDict:
-    """Return, per tower that `config.sides` names, the `LowRank` updates of each block by target."""
-    towers = {
-        "vision": (architecture.vision_layers, architecture.vision_width),
-        "text": (architecture.text_layers, architecture.text_width),
-    }
-    chosen = {side: tower for side, tower in towers.items() if config.sides in (side, "both")}
-    for side, (_, width) in chosen.items():
-        if config.rank > width:
-            raise CsktError(f"lora.rank {config.rank} is above the {side} tower's width {width}")
-    return nn.ModuleDict(
-        {
-            side: nn.ModuleList(_block_updates(config, width) for _ in range(layers))
-            for side, (layers, width) in chosen.items()
+@register("lora")
+class Lora(Part):
+    """The updates of each block, by target, for each tower that `config.sides` names."""
+
+    Config = LoraConfig
+
+    def __init__(self, config: LoraConfig, architecture: ClipArchitecture) -> None:
+        super().__init__(config, architecture)
+        towers = {
+            "vision": (architecture.vision_layers, architecture.vision_width),
+            "text": (architecture.text_layers, architecture.text_width),
         }
-    )
+        for side, (layers, width) in towers.items():
+            if config.sides in (side, "both"):
+                if config.rank > width:
+                    raise CsktError(f"lora.rank {config.rank} is above the {side} tower's width {width}")
+                setattr(self, side, nn.ModuleList(_block_updates(config, width) for _ in range(layers)))
+
+    @classmethod
+    def is_active(cls, config: LoraConfig) -> bool:
+        return config.sides != "none"
+
+    def extras(self, side: Side) -> PartExtras:
+        return PartExtras(low_rank=getattr(self, side, None))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator, embed_words: EmbedWords | None = None) -> None:
+        """Draw the initial values of all updates, in order."""
+        for update in self.modules():
+            if isinstance(update, LowRank):
+                update.initialise(generator)
 
 
 def _block_updates(config: LoraConfig, width: int) -> nn.ModuleDict:
@@ -67,25 +75,3 @@ def _block_updates(config: LoraConfig, width: int) -> nn.ModuleDict:
     return nn.ModuleDict(
         {target: LowRank(*sizes.get(target, (width, width)), config.rank, scale) for target in config.targets}
     )
-
-
-def initialise_lora(lora: nn.ModuleDict, generator: torch.Generator) -> None:
-    """Draw the initial values of all low-rank updates, in order."""
-    for update in lora.modules():
-        if isinstance(update, LowRank):
-            update.initialise(generator)
-
-
-@torch.no_grad()
-def fold_lora(blocks: nn.ModuleList, low_rank: nn.ModuleList | None) -> None:
-    """Add the low-rank updates of a tower to the weights of its blocks."""
-    for block, updates in zip(blocks, low_rank or (), strict=False):
-        assert isinstance(updates, nn.ModuleDict)
-        for target, update in updates.items():
-            assert isinstance(update, LowRank)
-            layer = block.get_submodule(LAYERS[target])
-            assert isinstance(layer, nn.Linear)
-            delta, whole = update.delta(), layer.weight.clone()
-            first = len(delta) * QUERY_KEY_VALUE.index(target) if target in QUERY_KEY_VALUE else 0
-            whole[first : first + len(delta)] += delta
-            layer.weight = nn.Parameter(whole, layer.weight.requires_grad)

@@ -59,7 +59,7 @@ def read_released(folder: Path, choice: WeightsChoice = "model") -> Released:
     config = _config(REFERENCE if is_cskt else IRRA, flags, found, folder / CONFIG_FILE)
     architecture = _architecture(read_sizes(tensors, RELEASED, str(path)), config, path)
     with torch.device("meta"):
-        model = DualEncoder(architecture, config.prompts, config.adapters)
+        model = DualEncoder(architecture, config.method)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     return Released(config, architecture, gather(tensors, shapes, RELEASED, origin=str(path)))
 
