@@ -227,7 +227,9 @@ def test_heads_are_drawn_anew_if_the_identities_differ(
     make_dataset(tmp_path / "others", ids={"train": 6, "val": 3, "test": 1}, images_per_id=2, seed=9)
     with caplog.at_level("INFO"):
         parameters, _ = started(starting({"data.root": str(tmp_path / "others")}), tmp_path / "run", monkeypatch)
-    assert "the classifier is drawn anew: that run trained on other identities or captions" in caplog.text
+    assert (
+        "the classifier is initialised from the recipe: that run trained on other identities or captions" in caplog.text
+    )
     assert parameters["classifier.weight"].std() < 2e-3 and not parameters["classifier.bias"].any()
     assert first_event(read_events(tmp_path / "run"), "start")["init_from_heads"] == []
 
@@ -247,7 +249,7 @@ def test_each_head_is_used_independently(
     with caplog.at_level("INFO"):
         deeper = quick_config(dolls, tiny_backbone, "irra", changes | {"mlm.cmt_depth": 2})
         train(deeper, tmp_path / "deeper")
-    assert "the interaction is drawn anew: that run's has another shape" in caplog.text
+    assert "the interaction is initialised from the recipe: that run's has another shape" in caplog.text
 
 
 def test_a_run_without_saved_heads_gives_those_of_its_last_epoch(
@@ -360,7 +362,7 @@ def test_settings_that_change_the_function_are_named(
 ) -> None:
     train(starting({"adapters.vision_scale": 0.2}), tmp_path / "run")
     (warning,) = [message for message in caplog.messages if "adapters" in message]
-    assert warning.endswith("adapters.vision_scale is 0.1 there and 0.2 here")
+    assert warning.endswith("adapters.vision_scale was 0.1, now 0.2")
 
 
 # --- resuming and series

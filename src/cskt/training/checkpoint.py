@@ -37,7 +37,7 @@ FREE_ON_RESUME = {
 """Keys that may differ when a run is resumed: they change where and how fast, not what is computed. The backbone is
 identified by its SHA-256."""
 PARTS = {"config", "backbone_sha256", "data_sha256", "model", "objective", "optimizer", "scaler", "progress"}
-"""Entries of every checkpoint."""
+"""Required entries of a checkpoint."""
 
 MARK = b"cskt sha256 "
 NUM_CHECKSUM_BYTES = len(MARK) + 2 * hashlib.sha256().digest_size
@@ -208,7 +208,7 @@ def _is_progress(part: object) -> bool:
 
 def _corrupt(path: Path, reason: object) -> CsktError:
     reason = one_line(str(reason).removeprefix(f"{path}: "))
-    return CsktError(f"{path}: cannot be resumed from, truncated or altered; start a new run ({reason})")
+    return CsktError(f"{path}: corrupt: {reason}; start a new run")
 
 
 def add_checksum(path: Path) -> None:

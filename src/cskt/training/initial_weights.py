@@ -142,7 +142,7 @@ def _read_initial_weights(context: TrainingContext, named: str) -> InitialWeight
         if key.startswith(FUNCTION_SECTIONS) and key not in STARTING_KEYS:
             now = own.get(key)
             if before != now:
-                logger.warning("init_from %s: %s is %s there and %s here", named, key, before, now)
+                logger.warning("init_from %s: %s was %s, now %s", named, key, before, now)
     return InitialWeights(named, sha256_of(path), tensors, _fitting_heads(Path(named), context))
 
 
@@ -199,7 +199,7 @@ def _fitting_heads(place: Path, context: TrainingContext) -> dict[str, Tensor]:
         shapes = {name: value.shape for name, value in own.items() if name.startswith(f"{head}.")}
         tensors = {} if found is None else {n: value for n, value in found.tensors.items() if n.startswith(f"{head}.")}
         if not tensors:
-            reason = "that run kept none"
+            reason = "that run has no such head"
         elif {name: value.shape for name, value in tensors.items()} != shapes:
             reason = "that run's has another shape"
         elif head == "classifier" and found is not None and found.data_sha256 != context.state.data_sha256:
@@ -208,5 +208,5 @@ def _fitting_heads(place: Path, context: TrainingContext) -> dict[str, Tensor]:
             used |= tensors
             logger.info("init_from %s: the %s continues from that run", place, head)
             continue
-        logger.info("init_from %s: the %s is drawn anew: %s", place, head, reason)
+        logger.info("init_from %s: the %s is initialised from the recipe: %s", place, head, reason)
     return used

@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from cskt.config import OptimConfig
 from cskt.errors import CsktError
 
-HEADS = ("classifier", "mlm_head")
+HEAD_PARAMETERS = ("classifier", "mlm_head")
 BLOCK = re.compile(r"(vision|text)\.blocks\.(\d+)\.")
 BELOW_BLOCKS = ("conv1", "class_embedding", "token_embedding", "positional_embedding", "ln_pre")
 """Parts of a tower before its first block."""
@@ -53,7 +53,7 @@ def parameter_groups(named_parameters: Iterable[tuple[str, Parameter]], optim: O
 def _scale_and_decay(name: str, optim: OptimConfig) -> tuple[float, float]:
     is_bias = "bias" in name
     decay = optim.weight_decay_bias if is_bias else optim.weight_decay
-    if any(head in name for head in HEADS):
+    if any(head in name for head in HEAD_PARAMETERS):
         return optim.head_lr_factor, decay
     if is_bias:
         return optim.bias_lr_factor, decay
