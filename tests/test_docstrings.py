@@ -6,11 +6,13 @@ import doctest
 import inspect
 import shutil
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import cskt
@@ -27,6 +29,10 @@ def documented(name: str) -> Iterator[tuple[str, Any]]:
             is_public = not member.startswith("_") and (inspect.isfunction(item) or inspect.isclass(item))
             if is_public and item.__module__.startswith(value.__name__):
                 yield f"{name}.{member}", item
+    if inspect.isclass(value):
+        yield from ((name, base) for base in value.__mro__[1:] if base.__module__.startswith("cskt."))
+        cached = {member: item for member, item in vars(value).items() if isinstance(item, cached_property)}
+        yield from ((f"{name}.{member}", item.func) for member, item in cached.items())
 
 
 def examples(name: str) -> list[doctest.DocTest]:
@@ -34,7 +40,9 @@ def examples(name: str) -> list[doctest.DocTest]:
     found = []
     for label, item in documented(name):
         module = inspect.getmodule(item)
-        globs = {**vars(module), "cskt": cskt, "Image": Image, "Path": Path} if module else {"cskt": cskt}
+        globs = (
+            {"torch": torch, **vars(module), "cskt": cskt, "Image": Image, "Path": Path} if module else {"cskt": cskt}
+        )
         tests = doctest.DocTestFinder(recurse=not isinstance(item, ModuleType)).find(item, label, globs=globs)
         found += [test for test in tests if test.examples]
     return found
@@ -69,6 +77,21 @@ def test_examples_run(
 
 def test_everything_exported_has_an_example() -> None:
     assert [name for name in NAMES if not examples(name)] == []
+
+
+@pytest.mark.parametrize("name", ["Encoder", "Gallery"])
+def test_every_public_method_has_an_example(name: str) -> None:
+    classes = [item for item in getattr(cskt, name).__mro__ if item.__module__.startswith("cskt.")]
+    own = {member for item in classes for member in vars(item)}
+    deprecated = {"cut_off", "kept"}
+    shown = {test.name.removeprefix(f"{name}.") for test in examples(name)}
+    assert {member for member in own - deprecated if not member.startswith("_")} - shown == set()
+
+
+def test_every_loss_function_has_an_example() -> None:
+    shown = {test.name.removeprefix("losses.") for test in examples("losses")}
+    functions = {name for name in cskt.losses.__all__ if inspect.isfunction(getattr(cskt.losses, name))}
+    assert len(functions) > 8 and functions - shown == set()
 
 
 def test_the_example_of_the_package_runs() -> None:

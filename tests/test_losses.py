@@ -504,6 +504,6 @@ def test_total_without_a_positive_weight_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("texts", "pids"), [((3, 4), (2,)), ((2, 4), (2, 1))])
-def test_pairs_that_do_not_match_are_a_bug(texts: tuple[int, ...], pids: tuple[int, ...]) -> None:
-    with pytest.raises(AssertionError):
+def test_pairs_that_do_not_match_are_refused(texts: tuple[int, ...], pids: tuple[int, ...]) -> None:
+    with pytest.raises(CsktError):
         LossInputs(torch.ones(2, 4), torch.ones(texts), torch.zeros(pids, dtype=torch.int64))

@@ -8,7 +8,8 @@ torch.Size([2, 256])
 
 `train` trains a configuration (`load_config`, `RunConfig`) on a data set (`read_dataset`), `evaluate` measures an
 encoder on a split, `metrics` and `losses` are functions of tensors, `Gallery` searches crops by sentence (extra
-[gallery]). Everything that a caller can correct is raised as a `cskt.errors.CsktError`.
+[gallery]). A wrong value, shape or file is raised as a `cskt.errors.CsktError`, a wrong type of argument as a
+TypeError.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Errors that a user, a file or a request can cause.
 
 Only these become one line and exit code 2 in the shell, or HTTP 4xx and 503 in the service. Every other exception is a
-bug: the traceback is printed with exit code 70, or logged with HTTP 500.
+bug: the traceback is printed with exit code 70, or logged with HTTP 500. In Python, a wrong value, shape or empty
+argument of the public functions is a CsktError; an argument of a wrong type is a TypeError, as everywhere in Python.
 
 Example:
     >>> try:

@@ -48,6 +48,18 @@ def test_readme_has_the_published_commands() -> None:
     assert "python test.py --config_file path/to/model_dir/configs.yaml" in commands
 
 
+FILE_NAME = re.compile(r"`((?:src|tests|docs|tools|examples|benchmarks)/[\w./-]+\w)`")
+"""A file or folder of the repository, as documents write it; without capitals, which stand for names."""
+
+
+def test_every_file_that_a_document_names_exists() -> None:
+    documents = [*PAGES, *REPOSITORY.glob("*.md")]
+    named = [(page, name) for page in documents for name in FILE_NAME.findall(page.read_text(encoding="utf-8"))]
+    assert len(named) > 20
+    missing = [(page.name, name) for page, name in named if "NAME" not in name and not (REPOSITORY / name).exists()]
+    assert missing == []
+
+
 def test_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tour = commands_in((REPOSITORY / "docs" / "tour.md").read_text(encoding="utf-8"))
     verbs = ["data", "data", "train", "evaluate", "query", "evaluate", "compare", "report", "export", "index", "search"]

@@ -556,3 +556,20 @@ def test_a_deprecated_call_is_shown_to_its_caller(gallery: Gallery) -> None:
         gallery.search_many([Query(SENTENCE)], k=2)
         gallery.kept  # noqa: B018
     assert {warning.filename for warning in caught} == {__file__}
+
+
+def test_vectors_of_another_shape_are_refused(gallery: Gallery) -> None:
+    vectors = gallery.encode([Query(SENTENCE)])
+    for wrong in (vectors[0], vectors[:, :5], vectors * float("nan")):
+        with pytest.raises(CsktError, match="vectors ha|vectors hold"):
+            gallery.search_vectors(wrong)
+    with pytest.raises(TypeError, match="vectors must be Tensor, got ndarray"):
+        gallery.search_vectors(vectors.numpy())  # type: ignore[arg-type]
+    with pytest.raises(CsktError, match="num_bins 0: must be at least 1"):
+        gallery.histogram(vectors[0], num_bins=0)
+    with pytest.raises(CsktError, match="vector have shape"):
+        gallery.histogram(vectors)
+    with pytest.raises(TypeError, match="image_id must be str"):
+        gallery.crop(5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="each of queries must be Query, got str"):
+        gallery.search_many(["a man"])  # type: ignore[list-item]

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from doll_service import TOKEN, WRITER, Ask, name_of, refusal
 
-import cskt.gallery.gallery as gallery_module
 from cskt.data.images import ImageReader
 from cskt.data.sentences import LONGEST_SENTENCE
 from cskt.embed import Encoder
+from cskt.gallery import reading
 from cskt.gallery.calibration import Calibration, save_calibration
 from cskt.gallery.gallery import Gallery
 from cskt.service import uploads
@@ -286,7 +286,7 @@ def test_pictures_are_decoded_and_resized_outside_the_encoding_thread(
         return noted
 
     monkeypatch.setattr(uploads, "decode_image", recording("decode", uploads.decode_image))
-    monkeypatch.setattr(gallery_module, "resize", recording("resize", gallery_module.resize))
+    monkeypatch.setattr(reading, "resize", recording("resize", reading.resize))
     monkeypatch.setattr(ImageReader, "read", None)
     encode, sizes = Encoder.encode_image, []
 

@@ -19,6 +19,7 @@ from cskt.config.plain_yaml import plain_yaml
 from cskt.config.schema import RECORDED, RunConfig, flat_fields
 from cskt.config.types import Interpolation
 from cskt.errors import CsktError, FileSystemError, MissingFileError
+from cskt.utils.arguments import expect
 from cskt.utils.checked import describe, main_fault
 from cskt.utils.messages import nearest
 from cskt.utils.paths import check_path
@@ -60,6 +61,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def resolve_recipe(name_or_path: str | Path) -> Path:
     """Return the file of a recipe given by name (`cskt`, `irra`) or by path."""
+    expect(name_or_path, (str, Path), "a recipe")
     path = Path(name_or_path)
     check_path(path)
     if path.suffix in (".yaml", ".yml"):
@@ -132,6 +134,7 @@ def load_config(
         >>> cskt.load_config("cskt", {"optim.lr": 1e-4}).optim.lr
         0.0001
     """
+    expect(overrides, (Mapping, type(None)), "overrides")
     if isinstance(source, RunConfig):
         content, config = to_dict(source), source
     elif isinstance(source, Mapping):

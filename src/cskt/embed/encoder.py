@@ -11,13 +11,12 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, Unpack, cast, overload
+from typing import Any, Literal, Unpack, cast, overload
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from cskt.config import RunConfig, to_dict, with_method
@@ -26,21 +25,20 @@ from cskt.data.images import ImageReader, normalise
 from cskt.data.loading import iter_images
 from cskt.data.tokenizer import Tokenizer
 from cskt.device import DTYPES, exact_convolutions, pick_device, pick_precision
+from cskt.embed.inputs import ONE_IMAGE, Captions, Images, check_ids, check_images
 from cskt.embed.options import EncodeKeywords, EncodeOptions, ModelSource, merged
 from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.image_files.decode import Source
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
 from cskt.model.io.native import RUN_WEIGHTS, MethodFile, save_weights
-from cskt.utils.arguments import listed
+from cskt.utils.arguments import expect, listed
 from cskt.utils.console import bar
 from cskt.utils.paths import check_path
 
 PLAIN = ("{}",)
 """The template that leaves a caption as it is."""
 CPU = torch.device("cpu")
-Images: TypeAlias = Tensor | Source | str | Sequence[Source | str]
-Captions: TypeAlias = str | Sequence[str] | Tensor
 
 
 class Encoder:
@@ -109,7 +107,12 @@ class Encoder:
 
     @property
     def embed_dim(self) -> int:
-        """D, the length of a feature vector."""
+        """D, the length of a feature vector.
+
+        Example:
+            >>> cskt.load("clip-tiny", device="cpu").embed_dim
+            256
+        """
         return self.model.architecture.embed_dim
 
     @cached_property
@@ -128,6 +131,10 @@ class Encoder:
         resizing of images.
 
         Vectors of encoders with one fingerprint can be compared; precision and device only round them.
+
+        Example:
+            >>> len(cskt.load("clip-tiny", device="cpu").fingerprint)
+            64
         """
         digest = hashlib.sha256()
         reading: list[Any] = [self.tokenizer.context_length, sorted(self.tokenizer.known_ids or ()), self.templates]
@@ -141,10 +148,15 @@ class Encoder:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images that the model takes."""
+        """Height and width in pixels of the images that the model takes.
+
+        Example:
+            >>> cskt.load("clip-tiny", device="cpu").image_size
+            (128, 64)
+        """
         return self.model.architecture.image_height, self.model.architecture.image_width
 
-    def read_image(self, source: Source, *, apply_orientation: bool | None = None) -> Tensor:
+    def read_image(self, source: Source | str, *, apply_orientation: bool | None = None) -> Tensor:
         """Decode and resize one image for this model.
 
         Args:
@@ -156,8 +168,13 @@ class Encoder:
 
         Raises:
             CsktError: the image cannot be read; names it.
+
+        Example:
+            >>> cskt.load("clip-tiny", device="cpu").read_image(Image.new("RGB", (100, 300))).shape
+            torch.Size([3, 128, 64])
         """
-        return self._reader(apply_orientation).read(source)
+        expect(source, ONE_IMAGE[0], "source")
+        return self._reader(apply_orientation).read(Path(source) if isinstance(source, str) else source)
 
     def _reader(self, apply_orientation: bool | None) -> ImageReader:
         upright = self.apply_orientation if apply_orientation is None else apply_orientation
@@ -168,6 +185,10 @@ class Encoder:
 
         Returns:
             [B, 3, H, W] float32 on the model's device.
+
+        Example:
+            >>> cskt.load("clip-tiny", device="cpu").normalise(torch.zeros(2, 3, 128, 64, dtype=torch.uint8)).dtype
+            torch.float32
         """
         architecture = self.model.architecture
         return normalise(pixels.to(self.device), architecture.image_mean, architecture.image_std)
@@ -208,17 +229,20 @@ class Encoder:
 
         Raises:
             CsktError: an image that cannot be read (names it), or pixels that do not fit the model.
+
+        Example:
+            >>> cskt.load("clip-tiny", device="cpu").encode_image([Image.new("RGB", (64, 128))] * 2).shape
+            torch.Size([2, 256])
         """
         device = self._output_device(convert_to, keep_on_device)
         if isinstance(images, Tensor):
             is_single = images.ndim == 3
             images = images[None] if is_single else images
-            self._check_images(images)
+            check_images(images, self.image_size)
             batches, count = iter(torch.split(images, self.batch_size)), len(images)
         else:
-            is_single = isinstance(images, str | bytes | Path | Image.Image)
-            given: Sequence[Source | str] = [images] if is_single else images  # type: ignore[list-item, assignment]
-            sources = [Path(image) if isinstance(image, str) else image for image in given]
+            is_single = isinstance(images, ONE_IMAGE[0])
+            sources = [Path(image) if isinstance(image, str) else image for image in listed(images, *ONE_IMAGE)]
             reader, count = self._reader(apply_orientation), len(sources)
             batches = iter_images(sources, reader, self.batch_size, self.num_workers, self._cache_dir)
         features = [torch.empty(0, self.embed_dim, device=device)]
@@ -228,13 +252,6 @@ class Encoder:
                 features.append(encode(batch).to(device))
                 advance(len(batch))
         return _converted(torch.cat(features), is_single=is_single, convert_to=convert_to)
-
-    def _check_images(self, images: Tensor) -> None:
-        height, width = self.image_size
-        if images.ndim != 4 or images.shape[1:] != (3, height, width):
-            raise CsktError(f"expected images [B, 3, {height}, {width}], found {list(images.shape)}")
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise CsktError(f"expected uint8 pixels or normalised float images, found {images.dtype}")
 
     @overload
     def encode_text(
@@ -259,12 +276,16 @@ class Encoder:
 
         Raises:
             CsktError: ids of another shape or type, or without an end token.
+
+        Example:
+            >>> cskt.load("clip-tiny", device="cpu").encode_text("a woman in a red coat").shape
+            torch.Size([256])
         """
         device = self._output_device(convert_to, keep_on_device)
         if isinstance(captions, Tensor):
-            _check_ids(captions, self.model.architecture.vocab_size)
+            check_ids(captions, self.model.architecture)
             return _converted(self._encode_ids(captions.cpu(), device), is_single=False, convert_to=convert_to)
-        sentences = [captions] if isinstance(captions, str) else captions
+        sentences = listed(captions, str, "captions")
         views = [
             self._encode_ids(self.tokenizer([template.replace("{}", sentence) for sentence in sentences]), device)
             for template in self.templates
@@ -283,6 +304,10 @@ class Encoder:
 
         Returns:
             At most two lines, which quote unknown words; none where the model reads everything.
+
+        Example:
+            >>> cskt.load("clip-tiny", device="cpu").text_warnings("a woman in a red coat")
+            []
         """
         longest = max(self.templates, key=len)
         captions = listed(captions, str, "captions")
@@ -299,6 +324,12 @@ class Encoder:
 
         Raises:
             CsktError: the folder holds a run, or the file cannot be written.
+
+        Example:
+            >>> encoder = cskt.load("clip-tiny", device="cpu")
+            >>> path = encoder.save("copy.safetensors")
+            >>> cskt.load(path, device="cpu").fingerprint == encoder.fingerprint
+            True
         """
         path = Path(path)
         check_path(path)
@@ -364,12 +395,3 @@ class Encoder:
 def _converted(features: Tensor, *, is_single: bool, convert_to: str) -> Any:
     features = features[0] if is_single else features
     return features.numpy() if convert_to == "numpy" else features
-
-
-def _check_ids(caption_ids: Tensor, vocab_size: int) -> None:
-    if caption_ids.ndim != 2 or caption_ids.dtype != torch.int64:
-        raise CsktError(f"expected caption ids [B, L] int64, found {list(caption_ids.shape)} {caption_ids.dtype}")
-    if (caption_ids < 0).any() or not (caption_ids.amax(dim=1) == vocab_size - 1).all():
-        raise CsktError(
-            f"caption ids must be from 0 to {vocab_size - 1}, with the end token {vocab_size - 1} in every row"
-        )

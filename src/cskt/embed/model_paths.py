@@ -40,6 +40,7 @@ from cskt.model.io.native import RUN_WEIGHTS, kind_of, read_method
 from cskt.model.io.released.reader import read_released, read_released_config
 from cskt.model.io.weights import assume_openai, load_backbone, load_state
 from cskt.plugins import load_plugins
+from cskt.utils.arguments import expect
 from cskt.utils.paths import check_path, expanded
 
 CONFIG, FLAT_CONFIG = "config.yaml", "configs.yaml"
@@ -92,6 +93,8 @@ def load(
         >>> cskt.load("clip-tiny", device="cpu", batch_size=64).image_size
         (128, 64)
     """
+    expect(path, (str, Path), "path")
+    expect(backbone, (str, Path, type(None)), "backbone")
     load_plugins(plugins)
     source = ModelSource(
         str(path), None if backbone is None else str(backbone), image_height, image_width, stride, precision, weights,

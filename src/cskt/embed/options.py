@@ -15,6 +15,7 @@ from pydantic import AfterValidator, with_config
 
 from cskt.config.types import WeightsChoice
 from cskt.errors import CsktError
+from cskt.utils.arguments import expect, listed, whole_number
 from cskt.utils.json_files import JSON
 
 
@@ -42,12 +43,12 @@ class EncodeOptions:
     """Draw bars on stderr while encoding."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise CsktError(f"batch_size {self.batch_size}: must be at least 1")
-        if self.num_workers < 0:
-            raise CsktError(f"num_workers {self.num_workers}: must be at least 0")
-        templates = () if self.templates is None else self.templates
-        if isinstance(templates, str) or not all(template.count("{}") == 1 for template in templates):
+        expect(self.device, (str, torch.device, type(None)), "device")
+        expect(self.precision, (str, type(None)), "precision")
+        whole_number(self.batch_size, "batch_size", 1)
+        whole_number(self.num_workers, "num_workers", 0)
+        templates = listed(() if self.templates is None else self.templates, str, "templates")
+        if isinstance(self.templates, str) or not all(template.count("{}") == 1 for template in templates):
             raise CsktError("templates must be a list of sentences, each with one {} where the caption goes")
 
 

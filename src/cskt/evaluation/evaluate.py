@@ -24,7 +24,7 @@ from cskt.errors import SMALLER_BATCHES, CsktError, file_system_errors, out_of_m
 from cskt.evaluation.rerank import RankingOptions, expand_queries, rerank_similarity
 from cskt.evaluation.results import Result, ResultInfo
 from cskt.types import Hit, RetrievalMetrics
-from cskt.utils.arguments import listed
+from cskt.utils.arguments import expect, listed
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ def evaluate(
         >>> 0 <= evaluation.t2i.r1 <= evaluation.t2i.r5 <= 1
         True
     """
+    expect(model, (Encoder, str, Path), "model")
+    expect(split, (Split, str), "split")
     if isinstance(split, str):
         path = model if isinstance(model, str | Path) else model.source and model.source.path
         if path is None:

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from cskt.data.images import resize
-from cskt.data.sentences import check_sentence
 from cskt.embed import EncodeOptions, Encoder, ModelSource, load_source
-from cskt.errors import CsktError, UnknownCropError
-from cskt.explain import Explanation
-from cskt.explain import explain as explain_crop
-from cskt.gallery.columns import Kind
-from cskt.gallery.conditions import Condition
 from cskt.gallery.indexing.commits import IndexReport, Progress
 from cskt.gallery.indexing.encoding import Engine, LocalEngine
 from cskt.gallery.indexing.reencoding import reindex
 from cskt.gallery.indexing.updating import add_crops, add_shards, index, remove_crops
 from cskt.gallery.manifest import Manifest, as_source, read_manifest, source_of
-from cskt.gallery.opening import check_model, create_gallery, load_gallery_model
-from cskt.gallery.options import DEFAULTS, SearchOptions, search_options
-from cskt.gallery.query import Query, encode_queries, query_warnings
-from cskt.gallery.ranking import HISTOGRAM_EDGES, Histogram, merged, ranked_hits
-from cskt.gallery.state import GalleryState, Row
-from cskt.gallery.stores.base import CropRecord, Facet
-from cskt.gallery.stores.row_checks import checked_thumbnail
+from cskt.gallery.opening import check_model, create_gallery
+from cskt.gallery.reading import GalleryReader
+from cskt.gallery.state import Row
 from cskt.image_files.decode import Source
-from cskt.types import Hit
 from cskt.utils.arguments import listed
 from cskt.utils.messages import renamed
 
@@ -43,7 +24,7 @@ Model: TypeAlias = str | Path | ModelSource
 T = TypeVar("T")
 
 
-class Gallery(AbstractContextManager["Gallery"]):
+class Gallery(GalleryReader):
     """A folder with vectors, thumbnails and metadata of crops. Make one with `create` or `open`.
 
     Searching is safe from several threads, beside writers in this and in other processes; only `reindex` must not run
@@ -56,12 +37,8 @@ class Gallery(AbstractContextManager["Gallery"]):
         [1, 2]
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, encoder: Encoder | None, device: str | None) -> None:
-        self.folder = folder
-        self._state = GalleryState(folder, manifest)
-        self._device = device
-        self._encoder = encoder
-        self._loading = threading.Lock()
+    cut_off = renamed("Gallery.cut_off", "min_score")
+    kept = renamed("Gallery.kept", "uploaded")
 
     @classmethod
     def create(
@@ -103,69 +80,15 @@ class Gallery(AbstractContextManager["Gallery"]):
 
         Raises:
             CsktError: no gallery in the folder, one of a newer version, or one that another model filled.
+
+        Example:
+            >>> cskt.Gallery.open("my-gallery", device="cpu").manifest.model.path
+            'clip-tiny'
         """
         manifest = read_manifest(Path(folder))
         if encoder is not None:
             check_model(Path(folder), manifest, encoder)
         return cls(Path(folder), manifest, encoder, device)
-
-    cut_off = renamed("Gallery.cut_off", "min_score")
-    kept = renamed("Gallery.kept", "uploaded")
-
-    def __repr__(self) -> str:
-        try:
-            size = f"{len(self):,} crops"
-        except CsktError:
-            size = "crops cannot be counted"
-        return f"<Gallery {str(self.folder)!r}: {size}, model {self.manifest.model.path}, store {self.manifest.store}>"
-
-    def __len__(self) -> int:
-        return self.count()
-
-    def __contains__(self, image_id: object) -> bool:
-        return isinstance(image_id, str) and bool(self._state.refresh().store.get([image_id]))
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close files and connections."""
-        self._state.store.close()
-
-    @property
-    def manifest(self) -> Manifest:
-        """Model, store, columns and image source of the gallery, as last read."""
-        return self._state.manifest
-
-    @property
-    def min_score(self) -> float | None:
-        """Calibrated threshold of this model, if there is one, as `calibration.json` states it now."""
-        return self._state.min_score()
-
-    @property
-    def encoder(self) -> Encoder:
-        """The model of this gallery, loaded when first needed; must be the one that filled the gallery."""
-        with self._loading:
-            if self._encoder is None:
-                self._state.refresh()  # another process may have stated another place of the model
-                encoder = load_gallery_model(self.folder, self.manifest.model, EncodeOptions(self._device))
-                check_model(self.folder, self.manifest, encoder)
-                self._encoder = encoder
-            return self._encoder
-
-    @property
-    def columns(self) -> dict[str, Kind]:
-        """Metadata columns and the kinds of their values."""
-        return dict(self._state.refresh().manifest.columns)
-
-    def count(self, where: str | Condition | None = None) -> int:
-        """Return the number of crops, of all or of those that match a filter; see `SearchOptions.where`."""
-        state = self._state.refresh()
-        return state.store.count(state.condition(where))
-
-    def facets(self) -> dict[str, Facet]:
-        """Return the values of the metadata columns, for building filters."""
-        return self._state.store.facets(self.columns)
 
     def index(
         self,
@@ -208,6 +131,10 @@ class Gallery(AbstractContextManager["Gallery"]):
 
         Raises:
             CsktError: it is another model.
+
+        Example:
+            >>> cskt.Gallery.open("my-gallery", device="cpu").remember_model("clip-tiny")
+            False
         """
         source = as_source(model)
         with self._loading:
@@ -264,6 +191,14 @@ class Gallery(AbstractContextManager["Gallery"]):
 
         Raises:
             CsktError: a file that cannot be read, or a value that does not fit its column.
+
+        Example:
+            >>> import tarfile
+            >>> with tarfile.open("more.tar", "w") as archive:
+            ...     archive.add("new.jpg")
+            >>> gallery = cskt.Gallery.open("my-gallery")
+            >>> gallery.add_shards("more.tar").added
+            1
         """
         return add_shards(self._state, engine or LocalEngine(self.encoder), shards, ignore, on_progress=on_progress)
 
@@ -271,6 +206,11 @@ class Gallery(AbstractContextManager["Gallery"]):
         """Remove crops, with the stored originals of uploads, and return their number; unknown names are ignored.
 
         Files of the indexed folder are not touched.
+
+        Example:
+            >>> gallery = cskt.Gallery.open("my-gallery")
+            >>> gallery.remove("nobody.jpg")
+            0
         """
         return remove_crops(self._state, listed(image_ids, str, "image_ids"))
 
@@ -295,123 +235,12 @@ class Gallery(AbstractContextManager["Gallery"]):
 
         Raises:
             CsktError: the gallery names this model already, or crops cannot be read and `prune` is not set.
+
+        Example:
+            >>> gallery = cskt.Gallery.create("old-gallery", cskt.load("clip-tiny", device="cpu"))
+            >>> gallery.reindex(cskt.load("clip-tiny", device="cpu", templates=["a photo of {}"])).added
+            0
         """
         report = reindex(self._state, encoder, source_of(encoder, model), prune=prune, on_progress=on_progress)
         self._encoder = encoder
         return report
-
-    def search(
-        self,
-        text: str | None = None,
-        k: int = SearchOptions.k,
-        *,
-        image: Source | str | None = None,
-        like: str | None = None,
-        exclude: str | Sequence[str] = (),
-        text_weight: float = Query.text_weight,
-        image_weight: float = Query.image_weight,
-        exclude_weight: float = Query.exclude_weight,
-        where: str | Condition | None = None,
-        min_score: float | None = None,
-        group_by: str | None = None,
-        offset: int = 0,
-    ) -> list[Hit]:
-        """Return the best crops for a sentence, a picture, or both.
-
-        Args:
-            text: description of the person.
-            k, where, min_score, group_by, offset: see `SearchOptions`.
-            image: a picture to find more of.
-            like: name of a crop of this gallery to find more of.
-            exclude: a sentence to move away from, or several.
-            text_weight, image_weight, exclude_weight: see `Query`.
-
-        Returns:
-            Best first; equal scores in the order of their names.
-
-        Raises:
-            CsktError: nothing to look for, an option out of range, an invalid filter, an unknown column or crop.
-
-        Example:
-            >>> gallery = cskt.Gallery.open("my-gallery")
-            >>> hits = gallery.search("a woman in a red coat", k=1)
-            >>> hits[0].rank, -1 <= hits[0].score <= 1
-            (1, True)
-        """
-        source = Path(image) if isinstance(image, str) else image
-        query = Query(text, source, like, exclude, text_weight, image_weight, exclude_weight)
-        return self.search_many([query], SearchOptions(k, offset, where, min_score, group_by))[0]
-
-    def search_many(
-        self, queries: Sequence[Query], options: SearchOptions | int = DEFAULTS, **keywords: Any
-    ) -> list[list[Hit]]:
-        """Search for several queries at once; see `search`. k and the other options as keywords are deprecated."""
-        checked = self._state.checked(search_options(options, keywords))
-        return ranked_hits(self._state.store, self.encode(queries), checked)
-
-    def search_vectors(
-        self, vectors: Tensor, options: SearchOptions | int = DEFAULTS, **keywords: Any
-    ) -> list[list[Hit]]:
-        """Search for vectors [Q, D] of `encode`; see `search_many`."""
-        checked = self._state.checked(search_options(options, keywords))
-        return ranked_hits(self._state.store, vectors, checked)
-
-    def encode(self, queries: Sequence[Query]) -> Tensor:
-        """Return unit vectors [Q, D] of queries: the costly half of a search."""
-        vectors = self._state.store.vectors
-        return encode_queries(self.encoder, queries, lambda name: torch.from_numpy(self._one(name, vectors)))
-
-    def parse_filter(self, where: str | None) -> Condition | None:
-        """Parse a filter on the columns of this gallery, for `SearchOptions.where`; None stays None.
-
-        Raises:
-            CsktError: it is empty, no filter, or names an unknown column.
-        """
-        return self._state.refresh().condition(where)
-
-    def warnings(self, query: Query) -> list[str]:
-        """Describe what the model misses in the sentences of a query: cut ends, and words that it has never seen."""
-        return query_warnings(self.encoder, query)
-
-    def resize(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """Resize a decoded picture [h, w, 3] for the model, so that `Query` takes it: [3, H, W] uint8."""
-        return resize(pixels, *self.encoder.image_size, self.encoder.interpolation)
-
-    def histogram(self, vector: Tensor, *, where: str | Condition | None = None, num_bins: int = 40) -> Histogram:
-        """Return the distribution of the scores of crops for a vector [D] of `encode`, in at most `num_bins` bins."""
-        state = self._state.refresh()
-        return merged(state.store.histogram(vector, HISTOGRAM_EDGES, state.condition(where)), num_bins)
-
-    def explain(self, image_id: str, text: str) -> Explanation:
-        """Return the parts of a crop that match a sentence and each of its words; see `cskt.explain`."""
-        check_sentence(text)
-        return explain_crop(self.encoder, self.original(image_id), text, apply_orientation=True)
-
-    def crop(self, image_id: str) -> CropRecord:
-        """Return the facts and metadata of a crop, or raise an UnknownCropError."""
-        return self._one(image_id, self._state.store.get)
-
-    def thumbnail(self, image_id: str) -> bytes:
-        """Return a small JPEG of a crop, or raise an UnknownCropError."""
-        return checked_thumbnail(image_id, self._one(image_id, self._state.store.thumbnails), self.folder)
-
-    def original(self, image_id: str) -> Path:
-        """Return the path of a crop's file, in the indexed folder or among the uploads, unchanged since it was indexed.
-
-        Raises:
-            UnknownCropError: no such crop.
-            CsktError: its file is missing or has changed.
-        """
-        return self._state.unchanged_file(self.crop(image_id))
-
-    def uploaded(self, image_ids: str | Sequence[str]) -> set[str]:
-        """Return the names among these of uploaded crops: their files are the gallery's own, in no indexed folder."""
-        names = listed(image_ids, str, "image_ids")
-        return {name for name, facts in self._state.refresh().store.get(names).items() if facts.kept}
-
-    def _one(self, image_id: str, read: Callable[[Sequence[str]], Mapping[str, T]]) -> T:
-        self._state.refresh()
-        found = read([image_id])
-        if image_id not in found:
-            raise UnknownCropError(f"{image_id}: no such crop in {self.folder}")
-        return found[image_id]

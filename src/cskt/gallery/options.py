@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from cskt.errors import SHORT, CsktError
+from cskt.utils.arguments import expect
 from cskt.utils.messages import warn_deprecated
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class SearchOptions:
             raise CsktError(
                 f"k is {self.k} with offset {self.offset}; give k of at least 1, and at most {MAX_RESULTS} together"
             )
+        expect(self.group_by, (str, type(None)), "group_by")
         score = self.min_score
         if score is not None and not (isinstance(score, Real) and math.isfinite(score)):
             raise CsktError(f"min_score is {SHORT.repr(score)}; give a number, -1 for all crops")

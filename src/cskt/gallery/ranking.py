@@ -9,10 +9,12 @@ from typing import NamedTuple, cast
 
 from torch import Tensor
 
+from cskt.errors import CsktError
 from cskt.gallery.conditions import Condition
 from cskt.gallery.options import EVERY_SCORE, MAX_RESULTS, SearchOptions
 from cskt.gallery.stores.base import VectorStore
 from cskt.types import Hit
+from cskt.utils.arguments import expect
 
 HISTOGRAM_STEP = 0.005
 HISTOGRAM_EDGES = [round(step * HISTOGRAM_STEP - 1, 3) for step in range(int(2 / HISTOGRAM_STEP) + 1)]
@@ -26,6 +28,16 @@ class Histogram(NamedTuple):
     """n + 1 ascending scores."""
     counts: list[int]
     """n numbers of crops between neighbouring edges."""
+
+
+def check_vectors(vectors: Tensor, shape: Sequence[int | str], name: str) -> None:
+    """Check that vectors are finite and have a shape, in which a letter stands for any number."""
+    expect(vectors, Tensor, name, "torch.from_numpy makes one of an array")
+    sizes = zip(vectors.shape, shape, strict=False)
+    if vectors.ndim != len(shape) or any(wanted not in (size, "Q") for size, wanted in sizes):
+        raise CsktError(f"{name} have shape {list(vectors.shape)}; expected [{', '.join(map(str, shape))}]")
+    if not vectors.isfinite().all():
+        raise CsktError(f"{name} hold NaN or infinity; look for features of length zero")
 
 
 def ranked_hits(store: VectorStore, vectors: Tensor, options: SearchOptions) -> list[list[Hit]]:

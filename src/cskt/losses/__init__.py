@@ -60,6 +60,10 @@ def build_losses(names: str | Iterable[str], settings: Settings) -> dict[str, Lo
 
     Raises:
         CsktError: a name is not in `LOSSES`, or a loss has no such constant.
+
+    Example:
+        >>> build_losses(["sdm", "id"], cskt.RunConfig().loss)["sdm"].temperature
+        0.02
     """
     found = {}
     for name in listed(names, str, "names"):
@@ -75,8 +79,14 @@ def weighted_total(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -
     """Return the weighted sum that is back-propagated; losses of weight 0 stay out of the graph.
 
     Raises:
-        CsktError: no loss has a weight above 0.
+        CsktError: a loss has no weight, or none has one above 0.
+
+    Example:
+        >>> weighted_total({"itc": torch.tensor(2.0), "id": torch.tensor(3.0)}, {"itc": 1.0, "id": 0.5}).item()
+        3.5
     """
+    if without := losses.keys() - weights.keys():
+        raise CsktError(f"loss '{min(without)}' has no weight; set one in loss.weights")
     terms = [weights[name] * loss for name, loss in losses.items() if weights[name]]
     if not terms:
         raise CsktError("no loss has a weight above 0; set one in loss.weights")

@@ -46,8 +46,7 @@ class LossInputs:
     """Values that method parts pass to the losses, by name."""
 
     def __post_init__(self) -> None:
-        assert self.image_features.shape == self.text_features.shape, "image i belongs to caption i"
-        assert self.pids.shape == self.image_features.shape[:1], "one identity per pair"
+        check_pairs(self.image_features, self.text_features, self.pids)
 
 
 class Sizes(NamedTuple):
@@ -154,6 +153,29 @@ def register(name: str) -> Callable[[Kind], Kind]:
         return LOSSES.register(name, kind)
 
     return add
+
+
+def check_pairs(images: Tensor, texts: Tensor, pids: Tensor | None = None) -> None:
+    """Check features, or logits, of B images and their captions, [B, D], and their identities [B]."""
+    if images.ndim != 2 or images.shape != texts.shape or not images.numel():
+        raise CsktError(f"images have shape {list(images.shape)}, captions {list(texts.shape)}; give [B, D] of both")
+    if pids is not None and pids.shape != images.shape[:1]:
+        raise CsktError(f"{len(images)} pairs with identities {list(pids.shape)}; give one identity for each, [B]")
+
+
+def check_classes(logits: Tensor, labels: Tensor, name: str) -> None:
+    """Check logits [n, C] with labels [n] int64 in [0, C); their range is not read on a GPU, which would wait."""
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.dtype != torch.int64:
+        shapes = f"{list(logits.shape)} with {name} {list(labels.shape)} {labels.dtype}"
+        raise CsktError(f"logits {shapes}; give [n, C] with [n] int64")
+    if labels.device.type == "cpu" and ((labels < 0) | (labels >= logits.shape[1])).any():
+        raise CsktError(f"{name} must be from 0 to {logits.shape[1] - 1}, as the logits have {logits.shape[1]} classes")
+
+
+def check_positive(value: float, name: str) -> None:
+    """Check a constant that divides, or is in a logarithm."""
+    if not value > 0:
+        raise CsktError(f"{name} is {value}; give a number above 0")
 
 
 def full_precision(features: Tensor) -> torch.autocast:

@@ -8,7 +8,17 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from cskt.losses.base import Loss, LossInputs, Negatives, divergence, full_precision, register, same
+from cskt.losses.base import (
+    Loss,
+    LossInputs,
+    Negatives,
+    check_pairs,
+    check_positive,
+    divergence,
+    full_precision,
+    register,
+    same,
+)
 
 
 @register("cmpm")
@@ -35,7 +45,13 @@ def cmpm(image_features: Tensor, text_features: Tensor, pids: Tensor, *, epsilon
 
     Returns:
         Scalar, both directions summed.
+
+    Example:
+        >>> bool(cmpm(100 * torch.eye(4), 100 * torch.eye(4), torch.arange(4)) < 1e-3)
+        True
     """
+    check_pairs(image_features, text_features, pids)
+    check_positive(epsilon, "epsilon")
     with full_precision(image_features):
         images, texts = image_features.float(), text_features.float()
         labels_BB = F.normalize(same(pids), p=2, dim=1)

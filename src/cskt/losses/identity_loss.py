@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cskt.errors import CsktError
-from cskt.losses.base import Loss, LossInputs, Negatives, full_precision, register
+from cskt.losses.base import Loss, LossInputs, Negatives, check_classes, check_pairs, full_precision, register
 
 
 @register("id")
@@ -38,6 +38,12 @@ def identity(image_logits: Tensor, text_logits: Tensor, pids: Tensor) -> Tensor:
 
     Returns:
         Scalar, at least 0; log(C) for uniform logits.
+
+    Example:
+        >>> round(identity(torch.zeros(4, 10), torch.zeros(4, 10), torch.arange(4)).item(), 4)  # log(10)
+        2.3026
     """
+    check_pairs(image_logits, text_logits, pids)
+    check_classes(image_logits, pids, "pids")
     with full_precision(image_logits):
         return (F.cross_entropy(image_logits.float(), pids) + F.cross_entropy(text_logits.float(), pids)) / 2

@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cskt.losses.base import Loss, LossInputs, Negatives, cosines, full_precision, register
+from cskt.losses.base import (
+    Loss,
+    LossInputs,
+    Negatives,
+    check_pairs,
+    check_positive,
+    cosines,
+    full_precision,
+    register,
+)
 
 
 @register("itc")
@@ -36,7 +45,13 @@ def itc(image_features: Tensor, text_features: Tensor, *, temperature: float = 0
 
     Returns:
         Scalar, at least 0; log(B) when all similarities are equal.
+
+    Example:
+        >>> round(itc(torch.eye(4), torch.eye(4), temperature=0.5).item(), 4)
+        0.3408
     """
+    check_pairs(image_features, text_features)
+    check_positive(temperature, "temperature")
     with full_precision(image_features):
         logits_BB = cosines(image_features, text_features) / temperature
         diagonal = torch.arange(len(logits_BB), device=logits_BB.device)

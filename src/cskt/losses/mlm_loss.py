@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cskt.errors import CsktError
-from cskt.losses.base import Loss, LossInputs, full_precision, register
+from cskt.losses.base import Loss, LossInputs, check_classes, full_precision, register
 
 
 @register("mlm")
@@ -41,7 +41,12 @@ def mlm(logits: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         Scalar, at least 0, log(V) for uniform logits; 0 if no word was masked.
+
+    Example:
+        >>> round(mlm(torch.zeros(3, 10), torch.tensor([1, 2, 3])).item(), 4)  # log(10)
+        2.3026
     """
+    check_classes(logits, labels, "labels")
     with full_precision(logits):
         if not len(labels):
             return logits.float().sum()

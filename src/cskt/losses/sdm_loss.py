@@ -8,7 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cskt.losses.base import Loss, LossInputs, Negatives, cosines, divergence, full_precision, register, same
+from cskt.errors import CsktError
+from cskt.losses.base import (
+    Loss,
+    LossInputs,
+    Negatives,
+    check_pairs,
+    check_positive,
+    cosines,
+    divergence,
+    full_precision,
+    register,
+    same,
+)
 
 
 @register("sdm")
@@ -62,6 +74,9 @@ def sdm(
         >>> bool(sdm(torch.eye(4), torch.eye(4), torch.arange(4)) < 1e-3)
         True
     """
+    check_pairs(image_features, text_features, pids)
+    check_positive(temperature, "temperature")
+    check_positive(epsilon, "epsilon")
     with full_precision(image_features):
         labels_BB = _labels(pids, image_ids, other_image)
         logits_BB = cosines(image_features, text_features) / temperature
@@ -82,15 +97,23 @@ def sdm_at_collapse(
 
     Returns:
         Scalar, independent of the temperature.
+
+    Example:
+        >>> round(sdm_at_collapse(torch.arange(64)).item(), 2)
+        27.95
     """
+    check_positive(epsilon, "epsilon")
     labels_BB = _labels(pids, image_ids, other_image)
     return 2 * divergence(torch.zeros_like(labels_BB), labels_BB, epsilon)
 
 
 def _labels(pids: Tensor, image_ids: Tensor | None, other_image: float) -> Tensor:
     """Return the targets of SDM, [B, B], whose rows sum to 1."""
+    if pids.ndim != 1 or not len(pids):
+        raise CsktError(f"identities have shape {list(pids.shape)}; give [B], one for each pair")
     same_BB = same(pids)
     if other_image != 1:
-        assert image_ids is not None, "which pairs show the same image?"
+        if image_ids is None or image_ids.shape != pids.shape:
+            raise CsktError(f"other_image {other_image} needs image_ids [B]: which pairs show the same image")
         same_BB = torch.where(same(image_ids) > 0, 1.0, other_image * same_BB)
     return F.normalize(same_BB, p=1, dim=1)

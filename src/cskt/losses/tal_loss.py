@@ -9,7 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cskt.losses.base import Loss, LossInputs, Negatives, cosines, full_precision, register, same
+from cskt.losses.base import (
+    Loss,
+    LossInputs,
+    Negatives,
+    check_pairs,
+    check_positive,
+    cosines,
+    full_precision,
+    register,
+    same,
+)
 
 
 @register("tal")
@@ -44,7 +54,13 @@ def tal(
 
     Returns:
         Scalar, at least 0, both directions summed; 0 for a batch of one identity.
+
+    Example:
+        >>> tal(torch.eye(4), torch.eye(4), torch.arange(4)).item()
+        0.0
     """
+    check_pairs(image_features, text_features, pids)
+    check_positive(temperature, "temperature")
     with full_precision(image_features):
         cosine_BB, same_BB = cosines(image_features, text_features), same(pids).bool()
         return _one_direction(cosine_BB, same_BB, temperature, margin) + _one_direction(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cskt.losses.base import Loss, LossInputs, Negatives, full_precision, register
+from cskt.losses.base import Loss, LossInputs, Negatives, check_pairs, full_precision, register
 
 
 @register("triplet")
@@ -37,7 +37,12 @@ def triplet(image_features: Tensor, text_features: Tensor, *, margin: float = 1.
 
     Returns:
         Scalar, at least 0: mean over images plus mean over captions. It is 0 for a batch of one, which has no negative.
+
+    Example:
+        >>> triplet(torch.eye(4), torch.eye(4)).item()  # the margin is 1, the distances are sqrt(2)
+        0.0
     """
+    check_pairs(image_features, text_features)
     with full_precision(image_features):
         # Differences rather than the expanded square, which loses the small distances of hard negatives.
         distance_BB = torch.cdist(

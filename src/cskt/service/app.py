@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from cskt.utils.arguments import expect
 from cskt.utils.messages import require
 
 require("serve", "fastapi", "prometheus_client")
@@ -39,6 +40,8 @@ def create_app(gallery: Gallery, settings: ServiceSettings | None = None) -> Fas
     Raises:
         CsktError: the audit log cannot be written.
     """
+    expect(gallery, Gallery, "gallery", "cskt.Gallery.open opens one")
+    expect(settings, (ServiceSettings, type(None)), "settings")
     settings = settings or ServiceSettings()
     metrics = Metrics()
     audit_path = (settings.audit_log or gallery.folder / AUDIT_FILE) if settings.keep_audit_log else None

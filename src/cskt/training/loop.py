@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cskt.config import RunConfig, to_dict
+from cskt.config import RunConfig, load_config, to_dict
 from cskt.data.records import Split
 from cskt.device import peak_memory_bytes
 from cskt.embed import Encoder
@@ -37,6 +37,7 @@ from cskt.training.run_folder import CONFIG, LAST, PREVIOUS, RunFolder, claimed,
 from cskt.training.shutdown import ShutdownSignal
 from cskt.training.state import trainable_state
 from cskt.training.step import forward_backward, optimizer_step
+from cskt.utils.arguments import expect
 from cskt.utils.console import Advance, bar
 
 logger = logging.getLogger(__name__)
@@ -79,12 +80,16 @@ class TrainResult:
 
 @out_of_memory_errors("use --fit, a smaller --batch-size, --precision bf16 or --checkpoint-activations")
 def train(
-    config: RunConfig, folder: Path | None = None, *, resume: Resume | bool | None = False, refuse_overlaps: bool = True
+    config: RunConfig | str | Path,
+    folder: str | Path | None = None,
+    *,
+    resume: Resume | bool | None = False,
+    refuse_overlaps: bool = True,
 ) -> TrainResult:
     """Train a model and keep the epoch that does best on the selection split.
 
     Args:
-        config: of the run; see `cskt.load_config`.
+        config: of the run, or what `cskt.load_config` takes: the name or path of a recipe.
         folder: of the run; `<output_dir>/<dataset>/<time>_<name>` if None.
         resume: a `Resume`. True: continue the run in `folder` from its last.pt, on a CPU bit-exactly if as many
             processes train. A stop (`loop.stop_after_epochs`) counts the epochs of the run and must lie ahead. None:
@@ -111,6 +116,9 @@ def train(
         1
     """
     choice = Resume.of(resume)
+    expect(folder, (str, Path, type(None)), "folder")
+    config = load_config(config)
+    stated = None if folder is None else Path(folder)
     with process_group() as processes, ShutdownSignal() as shutdown, ExitStack() as stack:
         # Set up.
         with shutdown.immediate():
@@ -121,21 +129,21 @@ def train(
         processes.check_equal(context.values_equal_on_all_ranks())
         # Initial weights are read before a folder is created, if possible: weights that do not fit leave no folder.
         initial = read_initial_weights(context) if choice is Resume.NEVER else None
-        folder = processes.run_on_rank0(lambda: folder or fresh_folder(config))
-        processes.run_on_rank0(lambda: _claim(folder, stack))
+        run_folder = processes.run_on_rank0(lambda: stated or fresh_folder(config))
+        processes.run_on_rank0(lambda: _claim(run_folder, stack))
         resumes = choice is Resume.REQUIRED
         if allow_finished := processes.any(choice is Resume.IF_POSSIBLE):
-            resumes = processes.run_on_rank0(lambda: _has_checkpoint(folder))
+            resumes = processes.run_on_rank0(lambda: _has_checkpoint(run_folder))
             if not resumes:
-                processes.run_on_rank0(lambda: _delete_unfinished_start(folder))
+                processes.run_on_rank0(lambda: _delete_unfinished_start(run_folder))
                 initial = read_initial_weights(context)
-        run = stack.enter_context(closing(RunFolder(folder, writes=processes.is_main_process)))
+        run = stack.enter_context(closing(RunFolder(run_folder, writes=processes.is_main_process)))
         trainer = stack.enter_context(closing(Trainer(context, run, shutdown)))
         if resumes:
             trainer.resume(allow_finished=allow_finished)
         else:
             trainer.start(initial)
-        shutdown.hint = f"continue with: cskt train --resume {folder}"
+        shutdown.hint = f"continue with: cskt train --resume {run_folder}"
 
         # Train, evaluate, save.
         progress, last_epoch = context.state.progress, context.last_epoch
@@ -154,7 +162,7 @@ def train(
                 trainer.save()
         trainer.end()
     return TrainResult(
-        folder=folder,
+        folder=run_folder,
         best_r1=progress.best_r1,
         best_epoch=progress.best_epoch,
         seconds=progress.seconds,

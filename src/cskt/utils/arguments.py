@@ -50,12 +50,13 @@ def listed(values: Any, kinds: type | tuple[type, ...], name: str, hint: str = "
     return found
 
 
-def whole_number(value: Any, name: str, least: int) -> int:
-    """Return a whole number of at least `least`.
+def whole_number(value: Any, name: str, least: int) -> None:
+    """Check that an argument is a whole number of at least `least`.
 
     Raises:
         CsktError: it is another value.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise CsktError(f"{name} {SHORT.repr(value)}: must be a whole number of at least {least}")
-    return value.__index__()
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise CsktError(f"{name} {SHORT.repr(value)}: must be a whole number")
+    if value < least:
+        raise CsktError(f"{name} {value}: must be at least {least}")

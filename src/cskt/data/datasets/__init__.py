@@ -12,13 +12,18 @@ not looked up (40,000 look-ups over a network take minutes): `cskt.data.check` a
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from pathlib import Path
 
-from cskt.data.datasets import cuhk_pedes, icfg_pedes, jsonl, rstpreid
 from cskt.data.datasets.base import DATASETS, DatasetFormat, dataset_key, folders, register
 from cskt.data.records import SPLIT_NAMES, Record, Split, number_pids
 from cskt.errors import CsktError
+from cskt.utils.arguments import expect
 from cskt.utils.paths import check_path
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):  # each registers its data set
+    importlib.import_module(_module.name)
 
 
 def read_dataset(name: str, root: Path | str) -> dict[str, Split]:
@@ -42,6 +47,8 @@ def read_dataset(name: str, root: Path | str) -> dict[str, Split]:
         >>> cskt.read_dataset("jsonl", root)["train"].counts
         SplitCounts(num_ids=2, num_images=2, num_captions=4)
     """
+    expect(name, str, "name")
+    expect(root, (str, Path), "root")
     key = dataset_key(name)
     dataset, folder = DATASETS[key], Path(root)
     check_path(folder)
