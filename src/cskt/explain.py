@@ -143,12 +143,12 @@ def patch_relevance(model: DualEncoder, images: Tensor, text_features: Tensor) -
     relevance = []
     for score in scores:
         gradients = torch.autograd.grad(GRADIENT_SCALE * score, values, retain_graph=True)
+        # Tokens are [class, patches, prompts, prefix]; the last two carry no patch, and may differ between blocks.
         by_block = [
-            (gradient.float() * value.float()).sum(dim=(0, 1, 3))
+            (gradient.float() * value.float()).sum(dim=(0, 1, 3))[1 : 1 + rows * columns]
             for gradient, value in zip(gradients, values, strict=True)
         ]
-        # Tokens are [class, patches, prompts]; prompts carry no patch.
-        relevance.append(torch.stack(by_block).sum(dim=0)[1 : 1 + rows * columns])
+        relevance.append(torch.stack(by_block).sum(dim=0))
     return scores.detach(), torch.stack(relevance).detach().view(-1, rows, columns)
 
 

@@ -243,6 +243,11 @@ def required(plugins: Sequence[Requirement]) -> Iterator[None]:
         raise CsktError(f"'{name}' ({kind}) comes from the plug-in {owner.name}: {_remedy(owner)}") from error
 
 
+def of_section(plugins: Iterable[Requirement], section: str) -> list[Requirement]:
+    """Return the plug-ins that provide something of a section: for `parts`, those that inference needs."""
+    return [plugin for plugin in plugins if any(key.startswith(f"{section}.") for key in plugin.provides)]
+
+
 def _remedy(plugin: Requirement) -> str:
     digest = f" (SHA-256 {plugin.sha256[:SHORT_DIGEST]}...)" if plugin.sha256 else ""
     place = f"PATH/{plugin.name}" if plugin.name.endswith(".py") else plugin.name

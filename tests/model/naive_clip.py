@@ -1,12 +1,12 @@
 """CLIP's features from a dict of tensors, one caption, one head and one query at a time.
 
-A second account of the function, with prompts and low-rank updates, that shares no code with the package's towers: it
-knows only the names of the tensors.
+A second account of the function, with prompts, low-rank updates and what else a part may add, that shares no code with
+the package's towers: it knows only the names of the tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from torch import Tensor
 from cskt.config import ClipArchitecture
 
 State = Mapping[str, Tensor]
+Added = Mapping[tuple[str, int, str], Callable[[Tensor], Tensor]]
+"""Side, block and kind (before_attention, before_mlp, beside_mlp: [L, width] -> [L, width]; prefix_kv: anything ->
+[S, 2 * width]) -> what a part adds there."""
+NOTHING: Added = {}
 LINEAR = {
     "query": ("attn.in_proj", 0), "key": ("attn.in_proj", 1), "value": ("attn.in_proj", 2),
     "out": ("attn.out_proj", None), "fc": ("mlp.c_fc", None), "proj": ("mlp.c_proj", None),
@@ -21,10 +25,14 @@ LINEAR = {
 """Layer in LoRA's words -> its name, and its third of a joint weight."""
 
 
-def norm(state: State, name: str, x: Tensor) -> Tensor:
+def normalised(x: Tensor) -> Tensor:
     mean = x.mean(-1, keepdim=True)
     variance = ((x - mean) ** 2).mean(-1, keepdim=True)
-    return (x - mean) / (variance + 1e-5) ** 0.5 * state[f"{name}.weight"] + state[f"{name}.bias"]
+    return (x - mean) / (variance + 1e-5) ** 0.5
+
+
+def norm(state: State, name: str, x: Tensor) -> Tensor:
+    return normalised(x) * state[f"{name}.weight"] + state[f"{name}.bias"]
 
 
 def linear(state: State, side: str, index: int, target: str, x: Tensor, scale: float) -> Tensor:
@@ -40,24 +48,42 @@ def linear(state: State, side: str, index: int, target: str, x: Tensor, scale: f
     return y
 
 
-def block(state: State, side: str, index: int, x: Tensor, *, heads: int, causal: bool, scale: float) -> Tensor:
+def block(
+    state: State, side: str, index: int, x: Tensor, *, heads: int, causal: bool, scale: float, added: Added = NOTHING
+) -> Tensor:
     """[L, width] -> [L, width]."""
-    y = norm(state, f"{side}.blocks.{index}.ln_1", x)
+
+    def more(kind: str, tokens: Tensor) -> Tensor:
+        return added[side, index, kind](tokens) if (side, index, kind) in added else torch.zeros_like(tokens)
+
+    y = norm(state, f"{side}.blocks.{index}.ln_1", x) + more("before_attention", x)
     query, key, value = (linear(state, side, index, part, y, scale) for part in ("query", "key", "value"))
+    first = 0
+    if (side, index, "prefix_kv") in added:
+        prefix = added[side, index, "prefix_kv"](x)
+        first, width = len(prefix), x.shape[1]
+        key, value = torch.cat([prefix[:, :width], key]), torch.cat([prefix[:, width:], value])
     attended, width = torch.zeros_like(x), x.shape[1] // heads
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
         for place in range(len(x)):
-            seen = place + 1 if causal else len(x)
+            seen = first + (place + 1 if causal else len(x))
             weights = torch.softmax(key[:seen, part] @ query[place, part] / width**0.5, dim=0)
             attended[place, part] = weights @ value[:seen, part]
     x = x + linear(state, side, index, "out", attended, scale)
-    hidden = linear(state, side, index, "fc", norm(state, f"{side}.blocks.{index}.ln_2", x), scale)
-    return x + linear(state, side, index, "proj", hidden / (1 + torch.exp(-1.702 * hidden)), scale)
+    y = norm(state, f"{side}.blocks.{index}.ln_2", x) + more("before_mlp", x)
+    hidden = linear(state, side, index, "fc", y, scale)
+    y = linear(state, side, index, "proj", hidden / (1 + torch.exp(-1.702 * hidden)), scale)
+    return x + y + more("beside_mlp", normalised(x))
 
 
 def image_feature(
-    state: State, sizes: ClipArchitecture, image: Tensor, prompts: Sequence[Tensor] = (), scale: float = 1.0
+    state: State,
+    sizes: ClipArchitecture,
+    image: Tensor,
+    prompts: Sequence[Tensor] = (),
+    scale: float = 1.0,
+    added: Added = NOTHING,
 ) -> Tensor:
     """[3, H, W] -> [D]; prompts [P, width] stand after the patches and are exchanged before their block."""
     rows, columns = sizes.grid
@@ -73,12 +99,17 @@ def image_feature(
     for index in range(sizes.vision_layers):
         if 0 < index < len(prompts):
             x = torch.cat([x[:num_tokens], prompts[index]])
-        x = block(state, "vision", index, x, heads=sizes.vision_heads, causal=False, scale=scale)
+        x = block(state, "vision", index, x, heads=sizes.vision_heads, causal=False, scale=scale, added=added)
     return norm(state, "vision.ln_post", x[0]) @ state["vision.proj"]
 
 
 def text_feature(
-    state: State, sizes: ClipArchitecture, words: Sequence[int], prompts: Sequence[Tensor] = (), scale: float = 1.0
+    state: State,
+    sizes: ClipArchitecture,
+    words: Sequence[int],
+    prompts: Sequence[Tensor] = (),
+    scale: float = 1.0,
+    added: Added = NOTHING,
 ) -> Tensor:
     """Ids of the words, start and end left out -> [D]; prompts [P, width] stand after the start."""
     slots = len(prompts[0]) if prompts else 0
@@ -89,7 +120,7 @@ def text_feature(
     for index in range(sizes.text_layers):
         if 0 < index < len(prompts):
             x = torch.cat([x[:1], prompts[index], x[1 + slots :]])
-        x = block(state, "text", index, x, heads=sizes.text_heads, causal=True, scale=scale)
+        x = block(state, "text", index, x, heads=sizes.text_heads, causal=True, scale=scale, added=added)
     return norm(state, "text.ln_final", x[-1]) @ state["text.proj"]
 
 
@@ -101,10 +132,11 @@ def features(
     vision_prompts: Sequence[Tensor] = (),
     text_prompts: Sequence[Tensor] = (),
     scale: float = 1.0,
+    added: Added = NOTHING,
 ) -> tuple[Tensor, Tensor]:
     """Features of images [B, 3, H, W] and of captions [B, L], each [B, D]."""
     captions = [row[1 : row.index(sizes.vocab_size - 1)] for row in caption_ids.tolist()]
     return (
-        torch.stack([image_feature(state, sizes, image, vision_prompts, scale) for image in images]),
-        torch.stack([text_feature(state, sizes, words, text_prompts, scale) for words in captions]),
+        torch.stack([image_feature(state, sizes, image, vision_prompts, scale, added) for image in images]),
+        torch.stack([text_feature(state, sizes, words, text_prompts, scale, added) for words in captions]),
     )

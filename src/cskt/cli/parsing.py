@@ -126,6 +126,14 @@ def add_config_flags(parser: Parser) -> None:
         groups["loss"].add_argument(
             f"--{key.replace('_', '-')}", dest=OVERRIDE + key, default=argparse.SUPPRESS, metavar="VALUE", help=text
         )
+    if keys := _part_keys():
+        group = parser.add_argument_group("parts", "method parts of plug-ins; any flag of a part adds it to the model")
+        for key, text in keys.items():
+            value: dict[str, Any] = {"metavar": "VALUE"}
+            if key.count(".") == 1:
+                value = {"action": "store_const", "const": "{}"}
+            flag = f"--{key.replace('_', '-')}"
+            group.add_argument(flag, dest=OVERRIDE + key, default=argparse.SUPPRESS, help=text, **value)
 
 
 def _loss_keys() -> dict[str, str]:
@@ -144,6 +152,23 @@ def _loss_keys() -> dict[str, str]:
                     f"loss.{name}.{field.name}": f"{field.name} of {name} (default: {field.default})"
                     for field in dataclasses.fields(kind)  # type: ignore[arg-type]
                 }
+    return keys
+
+
+def _part_keys() -> dict[str, str]:
+    """Return the config keys of the method parts of plug-ins, `parts.<name>` and its fields, with their help."""
+    keys = {}
+    if loaded_plugins() or importlib.metadata.entry_points(group="cskt.parts"):
+        from cskt.model.parts import PARTS  # noqa: PLC0415  (imports torch, which --help does not need)
+
+        for name in PARTS:
+            if plugin := PARTS.provider(name):
+                keys[f"parts.{name}"] = f"add {name}, of {plugin.name}, to the model"
+                fields: dict[str, Any] = PARTS[name].Config.__pydantic_fields__  # type: ignore[attr-defined]
+                for field, about in fields.items():
+                    text = " ".join((about.description or field).split())
+                    default = about.get_default(call_default_factory=True)
+                    keys[f"parts.{name}.{field}"] = f"{text} (default: {shown(default)})".replace("%", "%%")
     return keys
 
 

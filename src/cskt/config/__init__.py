@@ -17,6 +17,7 @@ from cskt.config.recipes import (
     to_dict,
     validate,
     validate_value,
+    with_method,
 )
 from cskt.config.schema import (
     LOSS_KEYS,
@@ -37,5 +38,4 @@ from cskt.config.schema import (
     flat_fields,
     flat_values,
     value_of,
-    with_method,
 )

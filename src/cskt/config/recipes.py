@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cskt.config.architecture import CLIP_MEAN, CLIP_STD, ClipArchitecture
 from cskt.config.plain_yaml import plain_yaml
-from cskt.config.schema import RECORDED, RunConfig, flat_fields
+from cskt.config.schema import NO_METHOD, RECORDED, RunConfig, flat_fields
 from cskt.config.types import Interpolation
 from cskt.errors import CsktError, FileSystemError, MissingFileError
 from cskt.utils.arguments import expect
@@ -196,6 +196,17 @@ def to_dict(config: Any) -> dict[str, Any]:
 def save_config(config: RunConfig, path: Path) -> None:
     """Write the whole config, defaults included, as YAML."""
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def with_method(config: RunConfig, method: Mapping[str, Any]) -> RunConfig:
+    """Return a config with these method parts and no others.
+
+    Args:
+        config: the rest of the config.
+        method: name of each part -> its config, as `DualEncoder.method`.
+    """
+    own = {name: method.get(name, none) for name, none in NO_METHOD.items()}
+    return dataclasses.replace(config, **own, parts={name: to_dict(method[name]) for name in method if name not in own})
 
 
 def evaluation_interpolation(config: RunConfig) -> Interpolation:

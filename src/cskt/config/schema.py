@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Len, Lt
@@ -425,7 +425,8 @@ class RunConfig:
     precision: Precision = "fp32"
     """Arithmetic of the towers; weights stay float32, fp16 scales the loss."""
     trainable: Literal["added", "projections", "all", "none"] = "added"
-    """added: prompts, couplings, adapters, LoRA | projections: these and the two output projections | all | none."""
+    """added: the parts of the method (prompts, couplings, adapters, LoRA) | projections: these and the two output
+    projections | all | none."""
     init_from: str | None = None
     """Run folder, or file of `cskt export --merge`, whose weights training starts from: weights only, with a new
     optimizer and schedule; none for the start that the recipe describes."""
@@ -433,6 +434,8 @@ class RunConfig:
     prompts: PromptConfig = PromptConfig()
     adapters: AdapterConfig = AdapterConfig()
     lora: LoraConfig = LoraConfig()
+    parts: dict[str, dict[str, Plain]] = dataclasses.field(default_factory=dict)
+    """Method parts of plug-ins, by name, with the settings of each by field."""
     mlm: MlmConfig = MlmConfig()
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     data: DataConfig = DataConfig()
@@ -440,17 +443,24 @@ class RunConfig:
     optim: OptimConfig = OptimConfig()
     loop: LoopConfig = LoopConfig()
     plugins: tuple[Annotated[Requirement, BeforeValidator(_named)], ...] = ()
-    """Plug-ins that losses and data come from: names in a recipe; a run records their digests as well."""
+    """Plug-ins that losses, method parts and data come from: names in a recipe; a run records their digests as well."""
 
     @property
     def method(self) -> dict[str, Any]:
         """Config of every method part, by the part's name."""
-        return {name: getattr(self, name) for name in METHOD_SECTIONS}
+        return {name: getattr(self, name) for name in METHOD_SECTIONS} | self.parts
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        for name in self.parts:
+            if name in METHOD_SECTIONS:
+                raise CsktError(f"parts.{name}: the settings of {name} are the section {name}; move them there")
+        return self
 
     @model_serializer(mode="wrap")
     def _without_plugins(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = dump(self)
-        return written if self.plugins else {key: value for key, value in written.items() if key != "plugins"}
+        return {key: value for key, value in written.items() if value or key not in ("parts", "plugins")}
 
 
 NO_METHOD: dict[str, Any] = {
@@ -461,13 +471,8 @@ METHOD_SECTIONS = tuple(NO_METHOD)
 """Sections with the settings of the package's own method parts, each of which has the name of its section."""
 
 
-def with_method(config: RunConfig, method: Mapping[str, Any]) -> RunConfig:
-    """Return a config with these method parts and no others; `method` as `RunConfig.method`."""
-    return dataclasses.replace(config, **{name: method.get(name, none) for name, none in NO_METHOD.items()})
-
-
-OPEN = {"loss.constants", "plugins"}
-"""Fields that have no flag: the constants of losses have one each, `loss.<name>.<field>`."""
+OPEN = {"loss.constants", "parts", "plugins"}
+"""Fields that have no flag: the settings of plug-ins have one each, `loss.<name>.<field>`, `parts.<name>.<field>`."""
 
 
 def flat_fields(config_class: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
@@ -483,8 +488,9 @@ def flat_fields(config_class: type = RunConfig, prefix: str = "") -> Iterator[tu
 def flat_values(config: RunConfig) -> dict[str, Any]:
     """Return the value of every dotted key, those of plug-ins (`loss.<name>.<field>`) included."""
     values = {key: value_of(config, key) for key, _ in flat_fields()}
-    for name, constants in config.loss.constants.items():
-        values |= {f"loss.{name}.{field}": value for field, value in constants.items()}
+    for section, by_name in (("loss", config.loss.constants), ("parts", config.parts)):
+        for name, settings in by_name.items():
+            values |= {f"{section}.{name}.{field}": value for field, value in settings.items()}
     return values
 
 

@@ -128,7 +128,7 @@ class Encoder:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over everything that features depend on: weights, sizes, vocabulary, templates, normalisation and
-        resizing of images.
+        resizing of images, settings of method parts of plug-ins.
 
         Vectors of encoders with one fingerprint can be compared; precision and device only round them.
 
@@ -140,6 +140,8 @@ class Encoder:
         reading: list[Any] = [self.tokenizer.context_length, sorted(self.tokenizer.known_ids or ()), self.templates]
         if self.interpolation != "bilinear":  # so that fingerprints of version 0.1 stay as they are
             reading.append(self.interpolation)
+        if self.model.parts:  # the settings of the package's own parts are left out, for the same reason
+            reading.append({name: to_dict(self.model.method[name]) for name in sorted(self.model.parts)})
         digest.update(json.dumps([to_dict(self.model.architecture), reading]).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

@@ -39,7 +39,7 @@ from cskt.model.io.cache import CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_na
 from cskt.model.io.native import RUN_WEIGHTS, kind_of, read_method
 from cskt.model.io.released.reader import read_released, read_released_config
 from cskt.model.io.weights import assume_openai, load_backbone, load_state
-from cskt.plugins import load_plugins
+from cskt.plugins import load_plugins, of_section, required
 from cskt.utils.arguments import expect
 from cskt.utils.paths import check_path, expanded
 
@@ -135,7 +135,7 @@ def _loaded(
 ) -> Loaded:
     """Build the model of a config around `state`, which holds every tensor of it."""
     try:
-        with torch.device("meta"):  # load_state brings the memory
+        with required(of_section(config.plugins, "parts")), torch.device("meta"):  # load_state brings the memory
             model = DualEncoder(architecture, config.method, trainable="none")
     except CsktError as error:
         raise CsktError(f"{origin}: {error}") from None

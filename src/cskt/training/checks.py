@@ -167,4 +167,8 @@ def _method_of_recipe(recipe: str) -> tuple[object, ...]:
 
 
 def _method(config: RunConfig) -> tuple[object, ...]:
-    return (*(value_of(config, key) for key in METHOD_KEYS), frozenset(trained_losses(config.loss)))
+    return (
+        *(value_of(config, key) for key in METHOD_KEYS),
+        frozenset(config.parts),
+        frozenset(trained_losses(config.loss)),
+    )

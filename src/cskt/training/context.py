@@ -23,6 +23,7 @@ from cskt.data.tokenizer import Tokenizer, log_caption_warnings
 from cskt.device import pick_device, reset_peak_memory
 from cskt.embed import Encoder, build, tokenizer_for
 from cskt.losses import LOSSES
+from cskt.model.parts import PARTS, complete_parts
 from cskt.plugins import Registry, Requirement, required, requirements
 from cskt.training.checkpoint import FREE_ON_RESUME
 from cskt.training.checks import check_captions_per_image, check_losses, check_negatives
@@ -64,7 +65,7 @@ class TrainingContext:
         return min(loop.stop_after_epochs or loop.num_epochs, loop.num_epochs) if self.trains else 0
 
     def encoder(self, *, bare: bool = False) -> Encoder:
-        """Return an encoder of the model; `bare` leaves out prompts and adapters (zero-shot CLIP)."""
+        """Return an encoder of the model; `bare` leaves out the parts of the method (zero-shot CLIP)."""
         model, tokenizer = self.state.model, self.tokenizer
         if bare:
             model = model.bare()
@@ -123,7 +124,7 @@ def prepare(
 
 
 def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> TrainingContext:
-    config = dataclasses.replace(config, loss=check_losses(config.loss))
+    config = dataclasses.replace(config, loss=check_losses(config.loss), parts=complete_parts(config.parts))
     check_captions_per_image(config)
     for name in config.loop.loggers:
         LOGGERS[name].check()
@@ -177,8 +178,9 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
 
 
 def _plugins(config: RunConfig) -> tuple[Requirement, ...]:
-    """Return the plug-ins that the losses, the loggers and the data set of a config come from."""
+    """Return the plug-ins that losses, method parts, loggers and the data set of a config come from."""
     named: list[tuple[Registry[Any], str]] = [(LOSSES, name) for name in config.loss.weights]
+    named += [(PARTS, name) for name in config.parts]
     named += [(LOGGERS, name) for name in config.loop.loggers]
     return requirements([*named, (DATASETS, dataset_key(config.data.dataset))])
 

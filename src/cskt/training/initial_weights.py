@@ -22,6 +22,7 @@ from cskt.model.io.cache import sha256_of
 from cskt.model.io.layouts import OURS
 from cskt.model.io.native import HeadsFile, MethodFile, kind_of, read_heads, read_method, save_weights
 from cskt.model.io.weights import gather
+from cskt.plugins import of_section, required
 from cskt.training.checkpoint import read_last
 from cskt.training.context import TrainingContext
 from cskt.training.run_folder import BEST, HEADS, LAST, PREVIOUS
@@ -29,7 +30,7 @@ from cskt.utils.paths import check_path
 
 logger = logging.getLogger(__name__)
 
-FUNCTION_SECTIONS = ("backbone.", "prompts.", "adapters.", "lora.")
+FUNCTION_SECTIONS = ("backbone.", "prompts.", "adapters.", "lora.", "parts.")
 """Sections of the config that decide which function the weights compute ..."""
 STARTING_KEYS = {
     "backbone.name", "prompts.init", "prompts.words", "prompts.init_std", "adapters.init", "adapters.init_std",
@@ -169,7 +170,7 @@ def _weight_file(named: str) -> Path:
 
 def _fitting_tensors(file: MethodFile, source: RunConfig, model: DualEncoder, path: Path) -> dict[str, Tensor]:
     own = dict(model.named_parameters())
-    with torch.device("meta"):
+    with required(of_section(source.plugins, "parts")), torch.device("meta"):
         other = DualEncoder(model.architecture, source.method, source.trainable)
     expected = other.trainable_names() if file.architecture is None else [name for name, _ in other.named_parameters()]
     remedy = "start from a run of the same recipe"

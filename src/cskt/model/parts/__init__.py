@@ -6,19 +6,11 @@ To add a part, write a subclass of `Part` in a file of its own and decorate it w
 from __future__ import annotations
 
 from cskt.model.parts.adapters import Adapters
-from cskt.model.parts.base import PARTS, EmbedWords, Part, PartExtras, Side, part_config, register
+from cskt.model.parts.base import PARTS, EmbedWords, Part, PartExtras, Side, complete_parts, part_config, register
 from cskt.model.parts.lora import Lora
 from cskt.model.parts.prompts import PromptLearner
 
 __all__ = [
-    "PARTS",
-    "Adapters",
-    "EmbedWords",
-    "Lora",
-    "Part",
-    "PartExtras",
-    "PromptLearner",
-    "Side",
-    "part_config",
-    "register",
+    "PARTS", "Adapters", "EmbedWords", "Lora", "Part", "PartExtras", "PromptLearner", "Side", "complete_parts",
+    "part_config", "register",
 ]  # fmt: skip

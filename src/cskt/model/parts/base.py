@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
@@ -135,8 +134,8 @@ def register(name: str) -> Callable[[Kind], Kind]:
 
     def add(kind: Kind) -> Kind:
         is_part = isinstance(kind, type) and issubclass(kind, Part)
-        if not (is_part and dataclasses.is_dataclass(getattr(kind, "Config", None))):
-            raise CsktError(f"method part '{name}': decorate a class that extends Part and has a dataclass Config")
+        if not (is_part and hasattr(getattr(kind, "Config", None), "__pydantic_fields__")):
+            raise CsktError(f"method part '{name}': decorate a class that extends Part, with a Config of part_config")
         if not name.isidentifier() or hasattr(nn.ModuleDict, name):
             raise CsktError(f"method part '{name}': choose a name of letters, digits and _ that dictionaries have not")
         return PARTS.register(name, kind)
