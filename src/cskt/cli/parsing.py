@@ -122,6 +122,15 @@ def add_config_flags(parser: Parser) -> None:
             **({"action": "append"} if key == ROOT else {}),
             help=_help(key, recipe).replace("%", "%%"),
         )
+    if hooks := _hook_keys():
+        group = parser.add_argument_group("hooks")
+        for key, text in hooks.items():
+            optional: dict[str, Any] = {"nargs": "?", "const": "{}"} if key.count(".") == 1 else {}
+            group.add_argument(
+                f"--{key.replace('_', '-')}", dest=OVERRIDE + key, default=argparse.SUPPRESS, metavar="VALUE",
+                help=text,
+                **optional,
+            )  # fmt: skip
     for key, text in _loss_keys().items():
         groups["loss"].add_argument(
             f"--{key.replace('_', '-')}", dest=OVERRIDE + key, default=argparse.SUPPRESS, metavar="VALUE", help=text
@@ -169,6 +178,20 @@ def _part_keys() -> dict[str, str]:
                     text = " ".join((about.description or field).split())
                     default = about.get_default(call_default_factory=True)
                     keys[f"parts.{name}.{field}"] = f"{text} (default: {shown(default)})".replace("%", "%%")
+    return keys
+
+
+def _hook_keys() -> dict[str, str]:
+    """Return the config keys of the hooks of plug-ins, `hooks.<name>` and its fields, with their help."""
+    keys: dict[str, str] = {}
+    if loaded_plugins() or importlib.metadata.entry_points(group="cskt.hooks"):
+        from cskt.training.hooks import HOOKS  # noqa: PLC0415  (imports torch, which --help does not need)
+
+        for name, kind in HOOKS.items():
+            keys |= {f"hooks.{name}": f"use the hook {name}"} | {
+                f"hooks.{name}.{field.name}": f"{field.name} of {name} (default: {field.default})"
+                for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+            }
     return keys
 
 

@@ -64,7 +64,9 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, 
     report = write_run_report(result.folder)
     if result.already_finished:
         print(f"already finished ({_epochs(config, result.num_epochs_done)}); nothing was trained")
-    elif result.num_epochs_done < config.loop.num_epochs and config.trainable != "none":
+    if result.stopped:
+        print(f"ended after {_epochs(config, result.num_epochs_done)}: {result.stopped}")
+    elif not result.already_finished and result.num_epochs_done < config.loop.num_epochs and config.trainable != "none":
         again = command_line("train", "--resume", result.folder)
         done = _epochs(config, result.num_epochs_done)
         print(f"stopped after {done}, at loop.stop_after_epochs; to continue: {again}")

@@ -393,6 +393,8 @@ class LoopConfig:
     """Recompute the blocks in the backward pass: less memory, more time."""
     evaluate_before: bool = True
     """Evaluate before the first step (the step-0 figure)."""
+    patience_epochs: Positive | None = None
+    """Stop when no epoch has been better on the selection split for so many epochs; none trains to the end."""
 
     @model_validator(mode="after")
     def _check(self) -> LoopConfig:
@@ -403,6 +405,10 @@ class LoopConfig:
 
 def _named(plugin: Any) -> Any:
     return {"name": plugin} if isinstance(plugin, str) else plugin
+
+
+def _empty_if_none(fields: Any) -> Any:
+    return {} if fields is None else fields
 
 
 @checked_dataclass(STRICT)
@@ -442,6 +448,10 @@ class RunConfig:
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
     loop: LoopConfig = LoopConfig()
+    hooks: dict[str, Annotated[dict[str, Plain], BeforeValidator(_empty_if_none)]] = dataclasses.field(
+        default_factory=dict
+    )
+    """Hooks of plug-ins, by name, with their fields: `hooks.<name>.<field>`."""
     plugins: tuple[Annotated[Requirement, BeforeValidator(_named)], ...] = ()
     """Plug-ins that losses, method parts and data come from: names in a recipe; a run records their digests as well."""
 
@@ -460,7 +470,7 @@ class RunConfig:
     @model_serializer(mode="wrap")
     def _without_plugins(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = dump(self)
-        return {key: value for key, value in written.items() if value or key not in ("parts", "plugins")}
+        return {key: value for key, value in written.items() if value or key not in ("hooks", "parts", "plugins")}
 
 
 NO_METHOD: dict[str, Any] = {
@@ -471,7 +481,7 @@ METHOD_SECTIONS = tuple(NO_METHOD)
 """Sections with the settings of the package's own method parts, each of which has the name of its section."""
 
 
-OPEN = {"loss.constants", "parts", "plugins"}
+OPEN = {"loss.constants", "hooks", "parts", "plugins"}
 """Fields that have no flag: the settings of plug-ins have one each, `loss.<name>.<field>`, `parts.<name>.<field>`."""
 
 
@@ -486,11 +496,13 @@ def flat_fields(config_class: type = RunConfig, prefix: str = "") -> Iterator[tu
 
 
 def flat_values(config: RunConfig) -> dict[str, Any]:
-    """Return the value of every dotted key, those of plug-ins (`loss.<name>.<field>`) included."""
+    """Return the value of every dotted key, those of plug-ins (`loss.<name>.<field>`, `hooks.<name>`) included."""
     values = {key: value_of(config, key) for key, _ in flat_fields()}
     for section, by_name in (("loss", config.loss.constants), ("parts", config.parts)):
         for name, settings in by_name.items():
             values |= {f"{section}.{name}.{field}": value for field, value in settings.items()}
+    for name, settings in config.hooks.items():
+        values |= {f"hooks.{name}": "used"} | {f"hooks.{name}.{field}": value for field, value in settings.items()}
     return values
 
 

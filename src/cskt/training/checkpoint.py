@@ -67,6 +67,8 @@ def save_last(path: Path, state: TrainState, config: RunConfig) -> None:
         "average": None if state.ema is None else state.ema.state_dict(),
         "progress": dataclasses.asdict(state.progress),
     }
+    if state.hooks is not None and (hooks := state.hooks.state_dict()):
+        content["hooks"] = hooks
 
     def write(temporary: Path) -> None:
         save_torch(content, temporary)
@@ -120,6 +122,8 @@ def load_last(path: Path, state: TrainState, config: RunConfig) -> Path:
             raise _corrupt(source, "the state of the optimizer does not fit the weights")
     if state.ema is not None:
         state.ema.load_state_dict(content["average"])
+    if state.hooks is not None:
+        state.hooks.load_state_dict(content.get("hooks", {}))
     state.progress = Progress(**content["progress"])
     return source
 

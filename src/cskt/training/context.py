@@ -28,6 +28,7 @@ from cskt.plugins import Registry, Requirement, required, requirements
 from cskt.training.checkpoint import FREE_ON_RESUME
 from cskt.training.checks import check_captions_per_image, check_losses, check_negatives
 from cskt.training.distributed import SINGLE_PROCESS, Processes
+from cskt.training.hooks import HOOKS, check_hooks
 from cskt.training.loggers import LOGGERS
 from cskt.training.objective import Objective
 from cskt.training.optim import build_optimizer
@@ -46,6 +47,7 @@ class TrainingContext:
     tokenizer: Tokenizer
     backbone_name: str
     loader: TrainingLoader
+    train_split: Split
     val_split: Split
     """Split that picks the best epoch."""
     state: TrainState
@@ -125,6 +127,7 @@ def prepare(
 
 def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> TrainingContext:
     config = dataclasses.replace(config, loss=check_losses(config.loss), parts=complete_parts(config.parts))
+    config = check_hooks(config)
     check_captions_per_image(config)
     for name in config.loop.loggers:
         LOGGERS[name].check()
@@ -170,6 +173,7 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
         tokenizer=built.tokenizer,
         backbone_name=built.backbone_name,
         loader=loader,
+        train_split=train_split,
         val_split=val_split,
         state=state,
         processes=processes,
@@ -178,9 +182,10 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
 
 
 def _plugins(config: RunConfig) -> tuple[Requirement, ...]:
-    """Return the plug-ins that losses, method parts, loggers and the data set of a config come from."""
+    """Return the plug-ins that losses, method parts, hooks, loggers and the data set of a config come from."""
     named: list[tuple[Registry[Any], str]] = [(LOSSES, name) for name in config.loss.weights]
     named += [(PARTS, name) for name in config.parts]
+    named += [(HOOKS, name) for name in config.hooks]
     named += [(LOGGERS, name) for name in config.loop.loggers]
     return requirements([*named, (DATASETS, dataset_key(config.data.dataset))])
 

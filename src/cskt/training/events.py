@@ -84,6 +84,7 @@ class EndEvent:
     best_epoch: Count
     seconds: Annotated[float, Ge(0)]
     peak_memory_bytes: Count
+    stopped: str | None = None
     warnings: list[str] | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
@@ -26,6 +27,7 @@ from cskt.training.checks import warnings_after, warnings_before
 from cskt.training.context import TrainingContext, prepare
 from cskt.training.distributed import process_group
 from cskt.training.events import EVENTS, read_events
+from cskt.training.hooks import Hook, Hooks
 from cskt.training.initial_weights import InitialWeights, read_initial_weights, save_best_heads
 from cskt.training.launch import num_restarts, record_refusal, was_refused
 from cskt.training.loggers import Loggers
@@ -74,6 +76,8 @@ class TrainResult:
     """Time of training and its evaluations, over all sessions."""
     num_epochs_done: int = field(default=0, compare=False)
     """Epochs that the run has completed, over all sessions."""
+    stopped: str = field(default="", compare=False)
+    """Reason why a hook, such as early stopping, ended the run before its last epoch; empty otherwise."""
     already_finished: bool = field(default=False, compare=False)
     """True if all epochs were completed before this session, which therefore trained nothing."""
 
@@ -85,6 +89,7 @@ def train(
     *,
     resume: Resume | bool | None = False,
     refuse_overlaps: bool = True,
+    hooks: Sequence[Hook] = (),
 ) -> TrainResult:
     """Train a model and keep the epoch that does best on the selection split.
 
@@ -96,6 +101,8 @@ def train(
             continue the run if the folder has a checkpoint, otherwise start again.
         refuse_overlaps: refuse data whose splits or people share images or identities, unless it is one of the
             published data sets. If False, and for a run that is resumed, log a warning.
+        hooks: called between epochs, beside those of the config; see `cskt.training.hooks.Hook`. A run is resumed with
+            the hooks that it was started with.
 
     Returns:
         The result. The run folder contains best.safetensors, best.heads.safetensors (if a loss has a head), last.pt,
@@ -127,6 +134,7 @@ def train(
             if config.loop.fit and context.trains:
                 context = fit_micro_batch(context)
         processes.check_equal(context.values_equal_on_all_ranks())
+        context.state.hooks = calls = Hooks(context, hooks)
         # Initial weights are read before a folder is created, if possible: weights that do not fit leave no folder.
         initial = read_initial_weights(context) if choice is Resume.NEVER else None
         run_folder = processes.run_on_rank0(lambda: stated or fresh_folder(config))
@@ -138,7 +146,7 @@ def train(
                 processes.run_on_rank0(lambda: _delete_unfinished_start(run_folder))
                 initial = read_initial_weights(context)
         run = stack.enter_context(closing(RunFolder(run_folder, writes=processes.is_main_process)))
-        trainer = stack.enter_context(closing(Trainer(context, run, shutdown)))
+        trainer = stack.enter_context(closing(Trainer(context, run, shutdown, calls)))
         if resumes:
             trainer.resume(allow_finished=allow_finished)
         else:
@@ -147,13 +155,22 @@ def train(
 
         # Train, evaluate, save.
         progress, last_epoch = context.state.progress, context.last_epoch
-        is_finished = progress.epoch >= config.loop.num_epochs if context.trains else progress.best_r1 >= 0
+        is_finished = bool(calls.stopped) or (
+            progress.epoch >= config.loop.num_epochs if context.trains else progress.best_r1 >= 0
+        )
         num_steps = last_epoch * context.loader.steps_per_epoch  # epochs of identity-released differ a little
         with bar("training", num_steps, done=progress.total_steps, shown=processes.is_main_process) as advance:
             for epoch in range(progress.epoch, last_epoch):
+                if calls.stopped:
+                    break
+                if not progress.step:
+                    calls.call("before_epoch")
                 trainer.train_epoch(advance)
-                if (epoch + 1) % config.loop.eval_period_epochs == 0 or epoch + 1 == last_epoch:
+                is_due = (epoch + 1) % config.loop.eval_period_epochs == 0 or epoch + 1 == last_epoch
+                if is_due or calls:
                     trainer.save()  # evaluating may take long, and must not lose what was trained
+                calls.call("after_epoch")
+                if is_due or calls.stopped:
                     trainer.evaluate_epoch(epoch + 1)
                 progress.epoch, progress.step = epoch + 1, 0
                 trainer.save()
@@ -167,6 +184,7 @@ def train(
         best_epoch=progress.best_epoch,
         seconds=progress.seconds,
         num_epochs_done=progress.epoch,
+        stopped=calls.stopped,
         already_finished=is_finished,
     )
 
@@ -196,8 +214,9 @@ def _delete_unfinished_start(folder: Path) -> None:
 class Trainer:
     """Train one run: start or resume, train epochs, evaluate, save."""
 
-    def __init__(self, context: TrainingContext, run: RunFolder, shutdown: ShutdownSignal) -> None:
-        self.context, self.run, self.shutdown = context, run, shutdown
+    def __init__(self, context: TrainingContext, run: RunFolder, shutdown: ShutdownSignal, hooks: Hooks) -> None:
+        self.context, self.run, self.shutdown, self.hooks = context, run, shutdown, hooks
+        hooks.run.record = self._record
         self.monitor = StepMonitor(context.config, context.state, run.path)
         self.loggers = Loggers()
 
@@ -302,6 +321,8 @@ class Trainer:
             if result.t2i.r1 > progress.best_r1:
                 progress.best_r1, progress.best_epoch = result.t2i.r1, epoch
                 self._save_best()
+            if self.context.trains:
+                self.hooks.call("after_evaluation", result)
 
     def _evaluate(self, stage: str, epoch: int) -> Evaluation:
         """Evaluate on the selection splits and record the results under `stage`; return that on the first.
@@ -376,6 +397,7 @@ class Trainer:
             seconds=progress.seconds,
             peak_memory_bytes=peak_memory_bytes(context.device),
             warnings=warnings,
+            **({"stopped": self.hooks.stopped} if self.hooks.stopped else {}),
         )
 
     def close(self) -> None:

@@ -120,8 +120,9 @@ class RunFolder:
             return
 
         def is_before(event: dict[str, Any]) -> bool:
-            if event["event"] == "evaluation" and event["epoch"] > epochs:
-                return False  # at the step of the checkpoint, but not yet counted in its best score
+            is_late = event["event"] in ("evaluation", "hook") and event.get("epoch", 0) > epochs
+            if is_late and event.get("step", 0) == total_steps:
+                return False  # at the step of the checkpoint, but not yet counted in its best score or its hooks
             return event["event"] != "end" and event.get("step", 0) <= total_steps
 
         text = "".join(json.dumps(event) + "\n" for event in read_events(self.path) if is_before(event))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,16 @@ class ExponentialMovingAverage:
         self._num_updates = state["num_updates"]
 
 
+class Stateful(Protocol):
+    """Something with a state that a checkpoint saves."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, empty if there is none."""
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore a `state_dict`."""
+
+
 @dataclass
 class TrainState:
     """State of a training; a checkpoint saves of `model` only what trains, the frozen rest is in the backbone."""
@@ -108,6 +118,8 @@ class TrainState:
     data_sha256: str
     """Digest of the training pairs."""
     progress: Progress = field(default_factory=Progress)
+    hooks: Stateful | None = None
+    """Hooks of the training."""
 
 
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:
