@@ -11,7 +11,7 @@ from small_datasets import write_image
 from test_records import write_lines
 
 from cskt.config import DataConfig, load_config
-from cskt.config.schema import MixedDataset
+from cskt.config.training_sections import MixedDataset
 from cskt.data.images import ImageReader
 from cskt.data.loading import TrainingLoader
 from cskt.data.mixing import read_training_data

@@ -1,6 +1,7 @@
-"""Configuration of a run: its fields (`schema`), and recipes and config files (`recipes`)."""
+"""Configuration of a run: its fields (`schema` and its sections), and recipes and config files (`recipes`)."""
 
 from cskt.config.architecture import CLIP_MEAN, CLIP_STD, ClipArchitecture
+from cskt.config.model_sections import RECORDED, AdapterConfig, BackboneConfig, LoraConfig, PromptConfig
 from cskt.config.recipes import (
     RECIPES,
     as_trained,
@@ -19,23 +20,13 @@ from cskt.config.recipes import (
     validate_value,
     with_method,
 )
-from cskt.config.schema import (
+from cskt.config.schema import METHOD_SECTIONS, NO_METHOD, RunConfig, flat_fields, flat_values, value_of
+from cskt.config.training_sections import (
     LOSS_KEYS,
-    METHOD_SECTIONS,
-    NO_METHOD,
-    RECORDED,
-    AdapterConfig,
     AugmentConfig,
-    BackboneConfig,
     DataConfig,
     LoopConfig,
-    LoraConfig,
     LossConfig,
     MlmConfig,
     OptimConfig,
-    PromptConfig,
-    RunConfig,
-    flat_fields,
-    flat_values,
-    value_of,
 )

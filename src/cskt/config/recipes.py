@@ -15,8 +15,9 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from cskt.config.architecture import CLIP_MEAN, CLIP_STD, ClipArchitecture
+from cskt.config.model_sections import RECORDED
 from cskt.config.plain_yaml import plain_yaml
-from cskt.config.schema import NO_METHOD, RECORDED, RunConfig, flat_fields
+from cskt.config.schema import NO_METHOD, RunConfig, flat_fields
 from cskt.config.types import Interpolation
 from cskt.errors import CsktError, FileSystemError, MissingFileError
 from cskt.utils.arguments import expect
