@@ -290,7 +290,7 @@ def test_folders_pipes_and_devices_are_refused(tmp_path: Path) -> None:
     for path in [*places, tmp_path / ("x" * 300 + ".jpg"), tmp_path / "a.jpg" / "b.jpg"]:
         for reader in (train_reads, cache_reads):
             message = taken_or_refused(partial(reader, path))
-            assert str(path) in message, f"{path.name}: {message or 'taken'}"
+            assert str(path)[:200] in message, f"{path.name}: {message or 'taken'}"  # long ones are cut
     record("pictures that are no files, or would fill the memory", tried=len(places) + 2, test=TEST)
 
 

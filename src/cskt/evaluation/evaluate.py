@@ -120,7 +120,8 @@ def evaluate(
         >>> 0 <= evaluation.t2i.r1 <= evaluation.t2i.r5 <= 1
         True
     """
-    expect(model, (Encoder, str, Path), "model")
+    if features is None:
+        expect(model, (Encoder, str, Path), "model")
     expect(split, (Split, str), "split")
     if isinstance(split, str):
         path = model if isinstance(model, str | Path) else model.source and model.source.path

@@ -27,6 +27,8 @@ from torch import Tensor
 from cskt.model.io.unpickling import Module, RestrictedUnpickler, StandIn, first_argument, refused
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+MAX_DEPTH = 100
+"""Levels of modules within modules."""
 MOST_MODULES = 10_000
 """Visits of modules in a TorchScript tree; a tree that names its own parts twice at every level would never end."""
 
@@ -155,6 +157,8 @@ def read_torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
 def _tensors_of(module: Module, prefix: str, visits: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
     if next(visits) > MOST_MODULES:
         raise pickle.UnpicklingError(f"a tree of more than {MOST_MODULES:,} modules")
+    if prefix.count(".") > MAX_DEPTH:
+        raise pickle.UnpicklingError(f"modules within modules, more than {MAX_DEPTH} deep")
     for name, value in module.attributes.items():
         if isinstance(value, Tensor):
             yield f"{prefix}{name}", value
