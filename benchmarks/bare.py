@@ -43,6 +43,10 @@ def imports() -> Iterator[list[str]]:
     modules = {name: StandIn(name) for package in absent for name in (package, *PACKAGES[package])}
     if "pydantic.dataclasses" in modules:
         modules["pydantic.dataclasses"].dataclass = _plain_dataclass
+    for name, module in modules.items():
+        parent, _, submodule = name.rpartition(".")
+        if parent:
+            setattr(modules[parent], submodule, module)
     sys.modules.update(modules)
     try:
         yield absent
@@ -94,4 +98,10 @@ class StandIn(ModuleType):
 
 def _plain_dataclass(*, config: object, **options: Any) -> Callable[[type], type]:
     """Replacement of `pydantic.dataclasses.dataclass` without checks."""
-    return dataclasses.dataclass(**options)
+
+    def decorate(plain: type) -> type:
+        made: Any = dataclasses.dataclass(**options)(plain)
+        made.__pydantic_fields__ = {}  # by which method parts recognise their config
+        return made
+
+    return decorate

@@ -152,7 +152,8 @@ def test_other_machines_need_the_token_and_requests_that_have_begun_are_finished
     assert code == 0 and answers == [200] * 5
     message = err.splitlines()
     assert len(message) == 3 and TOKEN not in err
-    for line, part in zip(message, ("chmod 600", "other machines can reach this service", "no audit log"), strict=True):
+    expected = ("chmod 600", "other machines can reach this service", "audit log is off")
+    for line, part in zip(message, expected, strict=True):
         assert part in line
 
 

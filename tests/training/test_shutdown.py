@@ -32,6 +32,7 @@ def terminated(*_, **__):
     os.kill(os.getpid(), signal.SIGTERM)
     print("it continued")
 
+assert hasattr(loop, place)
 setattr(loop, place, terminated)
 sys.exit(main(words))
 """
@@ -42,7 +43,7 @@ sys.exit(main(words))
     [
         ("prepare", "nothing was changed"),
         pytest.param(
-            "_encode_val_split",
+            "_encode_split",
             "nothing is saved yet; to begin again, remove {folder}",
             marks=pytest.mark.slow,
         ),
