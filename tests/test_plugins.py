@@ -99,6 +99,18 @@ def test_an_entry_point_is_imported_when_its_entry_is_asked_for(
     assert provider is not None and provider.name == "cskt_test_square"
 
 
+def test_a_loaded_plugin_counts_before_an_entry_point_of_the_same_name(
+    shapes: Registry[type], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = importlib.metadata.EntryPoint("circle", "cskt_no_such_module:Circle", "test.shapes")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda *, group: [point] if group == "test.shapes" else [])
+
+    load_plugins([write(tmp_path, CIRCLE)])
+
+    provider = shapes.provider("circle")
+    assert list(shapes) == ["circle"] and provider is not None and provider.name == "circle.py"
+
+
 def test_an_unknown_name_is_an_error_that_names_the_nearest(shapes: Registry[type], tmp_path: Path) -> None:
     load_plugins([write(tmp_path, CIRCLE)])
 

@@ -251,7 +251,7 @@ def of_section(plugins: Iterable[Requirement], section: str) -> list[Requirement
 def _remedy(plugin: Requirement) -> str:
     digest = f" (SHA-256 {plugin.sha256[:SHORT_DIGEST]}...)" if plugin.sha256 else ""
     place = f"PATH/{plugin.name}" if plugin.name.endswith(".py") else plugin.name
-    return f"load it{digest} with --plugin {place}, or with plugins=[...] in Python"
+    return f"load it{digest} with --plugin {place}, or cskt.plugins.load_plugins in Python"
 
 
 def plugin_in(stack: TracebackType | None) -> Plugin | None:

@@ -25,6 +25,7 @@ import torch
 from cskt.cli.main import main
 from cskt.config import load_config
 from cskt.data.loading import Batch
+from cskt.plugins import environment_plugins, load_plugins
 from cskt.training import loop
 from cskt.training.context import TrainingContext, prepare
 from cskt.training.distributed import process_group
@@ -33,6 +34,7 @@ from cskt.training.step import forward_backward
 
 def gradients(config: str, output: str, precision: str = "") -> None:
     """Save the losses of every batch of an epoch and its gradients as they are just before the optimiser's step."""
+    load_plugins(environment_plugins())
     with process_group() as processes:
         context = prepare(load_config(config), processes)
         if precision == "double":

@@ -36,11 +36,15 @@ IRRA_LOSSES = {"sdm": 1.0, "id": 1.0, "mlm": 1.0}
 EVERY_LOSS = {"sdm": 1.0, "itc": 0.5, "cmpm": 0.5, "tal": 0.1, "triplet": 0.5, "id": 1.0, "mlm": 1.0}
 
 
-def torchrun(num_processes: int, *words: str | Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    num_processes: int, *words: str | Path, restarts: int = 0, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Start a program, or `-m module`, in several processes of this machine."""
     counts = ["--standalone", f"--nproc-per-node={num_processes}", f"--max-restarts={restarts}"]
     command = [*LAUNCHER, *counts, *map(str, words)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=500)
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, env=ENVIRONMENT | variables, timeout=500
+    )
 
 
 def saved(configure: Configure, folder: Path, changes: dict[str, Any]) -> Path:

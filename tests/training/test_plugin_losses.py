@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from shared_training import gradients_of_epoch
+from test_distributed import BASE, PROGRAM, torchrun
 
 from cskt import plugins
-from cskt.config import RunConfig, read_yaml
+from cskt.config import RunConfig, read_yaml, save_config
 from cskt.embed import load
 from cskt.errors import CsktError
 from cskt.losses import LOSSES
+from cskt.training.context import prepare
 from cskt.training.events import read_events
 from cskt.training.loop import train
 
@@ -118,3 +122,23 @@ def test_bad_constants_are_refused_before_anything_is_read(
     with pytest.raises(CsktError, match=message.replace("?", r"\?")):
         train(configure({**CHANGES, "data.root": "nowhere", **changes}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_parameters_of_a_loss_have_the_same_gradients_in_two_processes(
+    plugin: Path, configure: Configure, tmp_path: Path
+) -> None:
+    """Both processes compute the whole loss from the gathered features, and their gradients are summed."""
+    changes = BASE | {"loss.weights": {"scaled_itc": 1.0, "sdm": 1.0}}
+    plugins.load_plugins([plugin])
+    save_config(configure(changes), tmp_path / "config.yaml")
+    words = (PROGRAM, "gradients", tmp_path / "config.yaml", tmp_path / "found")
+    ran = torchrun(2, *words, **{plugins.ENVIRONMENT: str(plugin)})
+    assert ran.returncode == 0, ran.stderr
+    alone = gradients_of_epoch(prepare(configure(changes)))
+    for shared, whole in zip(torch.load(tmp_path / "found.0"), alone, strict=True):
+        own = [name for name in whole["gradients"] if name.startswith("losses.scaled_itc.")]
+        assert len(own) == 2
+        for name in (*own, "adapters.text.0.up.weight"):
+            expected = whole["gradients"][name]
+            assert (shared["gradients"][name] - expected).norm() < 1e-4 * expected.norm(), name

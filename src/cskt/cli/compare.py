@@ -138,14 +138,16 @@ def differing_settings(configs: Mapping[str, Sequence[RunConfig]]) -> list[Setti
     Args:
         configs: label of a method -> its configs, one for each seed; empty if unknown.
     """
-    trained = {label: [one for one in of_label if one.trainable != "none"] for label, of_label in configs.items()}
+    trained = {
+        label: [flat_values(config) for config in of_label if config.trainable != "none"]
+        for label, of_label in configs.items()
+    }
     trained = {label: of_label for label, of_label in trained.items() if of_label}
     found = []
-    all_configs = [config for of_label in trained.values() for config in of_label]
-    for key in dict.fromkeys(key for config in all_configs for key in flat_values(config)):
+    for key in dict.fromkeys(key for of_label in trained.values() for one in of_label for key in one):
         if key in NOT_COMPARED:
             continue
-        values = {label: _distinct([_value(config, key) for config in of_label]) for label, of_label in trained.items()}
+        values = {label: _distinct([_value(one, key) for one in of_label]) for label, of_label in trained.items()}
         if key in FOUND_IN_FILES:
             values = {label: of_label for label, of_label in values.items() if None not in of_label}
         if len(_distinct([value for of_label in values.values() for value in of_label])) > 1:
@@ -209,9 +211,9 @@ def _is_on_split_of(event: Mapping[str, Any], result: Result) -> bool:
     )
 
 
-def _value(config: RunConfig, key: str) -> Any:
-    """Value of a field as plain data; of a backbone the name without its folder."""
-    value = flat_values(config).get(key)
+def _value(values: Mapping[str, Any], key: str) -> Any:
+    """Value of a key as plain data; of a backbone the name without its folder."""
+    value = values.get(key)
     if key == "backbone.name":
         return Path(str(value)).name or value
     return value if value is None or isinstance(value, int | float | str) else to_dict(value)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cskt.errors import CsktError
 from cskt.plugins import Registry
+from cskt.utils.modules import reset_parameters
 
 Negatives = Literal["identities", "images", "pairs", "classes"]
 """Wrong answers that a loss compares with: the pairs of other identities or of other images in the batch, all other
@@ -40,10 +41,6 @@ class LossInputs:
     mlm_logits: Tensor | None = None
     mlm_labels: Tensor | None = None
     """[M, V] logits of masked words, and their [M] int64 ids."""
-    pair_weights: Tensor | None = None
-    """[B] float weights of the pairs, set by a training hook; None for 1 each."""
-    extra: Mapping[str, Tensor] = field(default_factory=dict)
-    """Values that method parts pass to the losses, by name."""
 
     def __post_init__(self) -> None:
         check_pairs(self.image_features, self.text_features, self.pids)
@@ -108,12 +105,7 @@ class Loss(nn.Module):
         Args:
             generator: CPU generator; the same state gives the same values on every device.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-            modules: Iterable[Any] = self.modules()
-            for module in modules:
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+        reset_parameters(self, generator)
 
     def num_terms(self, inputs: LossInputs) -> int | None:
         """Return the number of terms in the mean of a by-row loss; None if it has one term per row."""

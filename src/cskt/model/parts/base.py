@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
@@ -15,6 +15,7 @@ from cskt.errors import CsktError
 from cskt.model.blocks import LAYERS, BlockExtras, TowerExtras
 from cskt.plugins import Registry
 from cskt.utils.checked import checked_dataclass
+from cskt.utils.modules import reset_parameters
 
 Side: TypeAlias = Literal["vision", "text"]
 SIDES: tuple[Side, ...] = ("vision", "text")
@@ -105,12 +106,7 @@ class Part(nn.Module):
             generator: CPU generator; the same state gives the same values on every device.
             embed_words: embeds a sentence as the text tower does; None where there is no tokenizer.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-            modules: Iterable[Any] = self.modules()
-            for module in modules:
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+        reset_parameters(self, generator)
 
     def extras(self, side: Side) -> PartExtras:
         """Return what the part adds to a tower, computed from its parameters as they are now."""
