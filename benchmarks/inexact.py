@@ -36,8 +36,8 @@ from cskt.embed.exported import ExportedEncoder, load_exported
 from cskt.evaluation.evaluate import SplitFeatures, encode_split
 from cskt.evaluation.statistics import paired_p_value
 from cskt.export.folder import calibration_pixels, write_folder
+from cskt.model.io.names import CONFIG
 from cskt.training.loop import train
-from cskt.training.run_folder import CONFIG
 from cskt.types import RetrievalMetrics
 
 NUM_RESCORED = 100

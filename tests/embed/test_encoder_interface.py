@@ -14,9 +14,10 @@ from PIL import Image
 from cskt.config import LoraConfig, to_dict
 from cskt.data.tokenizer import Tokenizer
 from cskt.embed import EncodeOptions, Encoder, ModelSource, build, load, load_source
-from cskt.embed.model_paths import CONFIG, FLAT_CONFIG, READERS, reader_of, run_config
+from cskt.embed.model_paths import READERS, reader_of, run_config
 from cskt.errors import CsktError
-from cskt.model.io.native import RUN_WEIGHTS, MethodFile, read_method, save_backbone, save_weights
+from cskt.model.io.names import BEST, CONFIG, RELEASED_CONFIG
+from cskt.model.io.native import MethodFile, read_method, save_backbone, save_weights
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH, plain_clip, quick_config
 
 DIM = ARCHITECTURE.embed_dim
@@ -54,7 +55,7 @@ def run(dolls: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("runs") / "run"
     tensors = {name: value for name, value in built.model.named_parameters() if value.requires_grad}
     file = MethodFile(to_dict(config), built.backbone_name, built.backbone_sha256, facts={}, tensors=tensors)
-    save_weights(folder / RUN_WEIGHTS, file)
+    save_weights(folder / BEST, file)
     return folder
 
 
@@ -128,16 +129,16 @@ def test_save_does_not_overwrite_a_run(clip: Encoder, tmp_path: Path) -> None:
 
 def test_each_path_has_one_kind(run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     released, exported = tmp_path / "released", tmp_path / "exported"
-    for folder, name in ((released, FLAT_CONFIG), (exported, "exported.json")):
+    for folder, name in ((released, RELEASED_CONFIG), (exported, "exported.json")):
         folder.mkdir()
         (folder / name).write_text("{}")
     kinds = {
-        exported: "ExportedReader", run: "RunReader", released: "ReleasedReader", run / RUN_WEIGHTS: "MethodFileReader",
+        exported: "ExportedReader", run: "RunReader", released: "ReleasedReader", run / BEST: "MethodFileReader",
         tiny_backbone: "ClipReader", Path("clip-tiny"): "ClipReader", tmp_path / "absent": "ClipReader",
     }  # fmt: skip
     assert {path: type(reader_of(path)).__name__ for path in kinds} == kinds
     assert len(READERS) == len(set(kinds.values()))
-    for path in (run, run / RUN_WEIGHTS):
+    for path in (run, run / BEST):
         config = run_config(path)
         assert config is not None and config.data.templates == ("a photo of {}",)
     assert run_config(tiny_backbone) is None

@@ -23,11 +23,11 @@ from cskt.embed import Encoder, load
 from cskt.embed.exported import SUFFIXES
 from cskt.errors import CsktError, out_of_memory_errors
 from cskt.export.folder import placed_when_done
+from cskt.model.io.names import BEST, CONFIG, HEADS, LAST
 from cskt.model.io.native import MethodFile, read_method, save_backbone, save_weights
 from cskt.model.io.released.writer import check_expressible, inexpressible_keys, write_released
 from cskt.training.initial_weights import read_run_heads
 from cskt.training.objective import Objective
-from cskt.training.run_folder import BEST, CONFIG, HEADS, LAST
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from cskt.cli.parsing import Parser, config_value, overrides_of, shown
 from cskt.config import RunConfig, flat_fields, load_config
 from cskt.config.released_flags import FLAGS, IRRA, KEYS, REFERENCE, from_published, recipe_of, to_published
 from cskt.errors import CsktError, out_of_memory_errors
+from cskt.model.io.names import LAST
 from cskt.utils.paths import expanded
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,6 @@ def _train(argv: Sequence[str]) -> int:
     from cskt.cli.train import run  # noqa: PLC0415  (--help should not wait for torch)
     from cskt.model.io.weights import assume_openai  # noqa: PLC0415
     from cskt.training.launch import read_ranks  # noqa: PLC0415
-    from cskt.training.run_folder import LAST  # noqa: PLC0415
 
     recipes = {name: load_config(name) for name in (REFERENCE, IRRA)}
     flags = _train_parser(to_published(recipes[REFERENCE]), to_published(recipes[IRRA])).parse(argv)

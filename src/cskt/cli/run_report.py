@@ -9,6 +9,7 @@ from typing import Any
 
 from cskt.cli.parsing import command_line
 from cskt.config import RunConfig, to_dict
+from cskt.model.io.names import CONFIG, REPORT
 from cskt.report.learning_curves import learning_curves
 from cskt.report.pages import Chart, Section, write_report
 from cskt.report.pictured_results import PicturedResult
@@ -54,7 +55,7 @@ def write_run_report(
         facts["peak memory"] = f"{end['peak_memory_bytes'] / 1e9:.2f} GB"
     if ignored := ignored_lines(folder):
         facts["ignored lines of metrics.jsonl"] = ignored
-    path = inside(folder, "report.html", follow_links=False)
+    path = inside(folder, REPORT, follow_links=False)
     write_report(
         path,
         title=title or f"{config.name} on {config.data.dataset}",
@@ -64,7 +65,7 @@ def write_run_report(
             *([Section("Answers", answers=answers)] if answers else []),
             Section("Learning curves", charts=[curves_chart(events)], half=True),
         ],
-        configs={"config.yaml": to_dict(config)},
+        configs={CONFIG: to_dict(config)},
         facts=facts,
         next_commands=next_commands or [command_line("evaluate", folder, "--root", config.data.root)],
         headline=next(reversed(extra_rows or rows), None),

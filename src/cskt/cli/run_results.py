@@ -16,9 +16,9 @@ from cskt.evaluation.evaluate import ModelDescription, result_of
 from cskt.evaluation.rerank import RankingOptions
 from cskt.evaluation.results import Result, ResultInfo, load_result, result_path, save_result
 from cskt.model.io.cache import sha256_of
-from cskt.model.io.released.reader import WEIGHT_FILES
+from cskt.model.io.names import BEST, CONFIG, DAMAGED, LAST, PREVIOUS, RELEASED_WEIGHTS
 from cskt.training.events import first_event, last_event, read_events
-from cskt.training.run_folder import BEST, CONFIG, DAMAGED, LAST, PREVIOUS, claimed
+from cskt.training.run_folder import claimed
 from cskt.training.series import train_or_resume
 from cskt.utils.paths import check_path
 
@@ -91,7 +91,7 @@ def described(model: Path, label: str | None = None) -> ModelDescription:
 
 def weights_file(model: Path) -> Path | None:
     """Return the file with a model's own weights; None for CLIP by name, and before a run has any."""
-    candidates = [*(model / name for name in (BEST, *WEIGHT_FILES)), model]
+    candidates = [*(model / name for name in (BEST, *RELEASED_WEIGHTS)), model]
     return next((path for path in candidates if path.is_file()), None)
 
 

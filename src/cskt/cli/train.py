@@ -17,6 +17,7 @@ from cskt.cli.parsing import (
 )
 from cskt.config import RunConfig, as_trained, load_config
 from cskt.errors import CsktError
+from cskt.model.io.names import CONFIG
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,8 +42,6 @@ def main(argv: Sequence[str]) -> int:
         return run(config_from_flags(flags), flags.output)
     if flags.config is not None or flags.output is not None:
         raise CsktError("--resume continues with the run's own config in its folder; leave out --config and --output")
-    from cskt.training.run_folder import CONFIG  # noqa: PLC0415  (--help should not wait for torch)
-
     folder = existing_folder(flags.resume)
     # A stop was meant for the earlier session.
     overrides = {"loop.stop_after_epochs": None} | flag_overrides(flags)
@@ -54,7 +53,6 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, 
     from cskt.cli.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
     from cskt.training.launch import check_restart_supported, num_restarts, read_ranks  # noqa: PLC0415
     from cskt.training.loop import Resume, train  # noqa: PLC0415
-    from cskt.training.run_folder import CONFIG  # noqa: PLC0415
 
     check_restart_supported(folder)
     choice = Resume.REQUIRED if resume else Resume.IF_POSSIBLE if num_restarts() else Resume.NEVER

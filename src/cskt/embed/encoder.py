@@ -31,7 +31,8 @@ from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.image_files.decode import Source
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
-from cskt.model.io.native import RUN_WEIGHTS, MethodFile, save_weights
+from cskt.model.io.names import BEST, CONFIG
+from cskt.model.io.native import MethodFile, save_weights
 from cskt.utils.arguments import expect, listed
 from cskt.utils.console import bar
 from cskt.utils.paths import check_path
@@ -335,9 +336,9 @@ class Encoder:
         """
         path = Path(path)
         check_path(path)
-        if (path / "config.yaml").exists():
+        if (path / CONFIG).exists():
             raise CsktError(f"{path}: holds a run, which is not overwritten; name another folder")
-        target = path if path.suffix == ".safetensors" else path / RUN_WEIGHTS
+        target = path if path.suffix == ".safetensors" else path / BEST
         base = self.config or RunConfig(name="clip", trainable="none")
         data = dataclasses.replace(
             base.data, caption_length=self.tokenizer.context_length, templates=self.templates,

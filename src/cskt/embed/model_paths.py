@@ -36,15 +36,14 @@ from cskt.embed.options import Computing, EncodeOptions, ModelSource, merged
 from cskt.errors import CsktError, MissingBackboneError, out_of_memory_errors
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.cache import CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_name, locate
-from cskt.model.io.native import RUN_WEIGHTS, kind_of, read_method
+from cskt.model.io.names import BEST, CONFIG, RELEASED_CONFIG
+from cskt.model.io.native import kind_of, read_method
 from cskt.model.io.released.reader import read_released, read_released_config
 from cskt.model.io.weights import assume_openai, load_backbone, load_state
 from cskt.plugins import load_plugins, of_section, required
 from cskt.utils.arguments import expect
 from cskt.utils.paths import check_path, expanded
 
-CONFIG, FLAT_CONFIG = "config.yaml", "configs.yaml"
-"""Config of one of our runs; of a released CSKT or IRRA folder."""
 CROP_SIZE = (384, 128)
 """Height and width of person crops in pixels, as in every recipe over published weights."""
 SETTINGS = ("activation", "vision_heads", "text_heads", "image_mean", "image_std", "interpolation")
@@ -258,13 +257,13 @@ class RunReader(MethodFileReader):
     """Run folders: config.yaml and best.safetensors."""
 
     def matches(self, path: Path) -> bool:
-        return (path / RUN_WEIGHTS).is_file() or (path / CONFIG).is_file()
+        return (path / BEST).is_file() or (path / CONFIG).is_file()
 
     def config(self, path: Path) -> RunConfig | None:
-        return load_config(path / CONFIG) if (path / CONFIG).is_file() else super().config(path / RUN_WEIGHTS)
+        return load_config(path / CONFIG) if (path / CONFIG).is_file() else super().config(path / BEST)
 
     def read(self, source: ModelSource) -> Loaded:
-        weights = Path(source.path) / RUN_WEIGHTS
+        weights = Path(source.path) / BEST
         if not weights.is_file():
             raise CsktError(f"{weights}: no such file; the run has not completed an evaluation yet")
         return super().read(dataclasses.replace(source, path=str(weights)))
@@ -276,7 +275,7 @@ class ReleasedReader(Reader):
     may_hold_ema = True
 
     def matches(self, path: Path) -> bool:
-        return (path / FLAT_CONFIG).is_file()
+        return (path / RELEASED_CONFIG).is_file()
 
     def config(self, path: Path) -> RunConfig | None:
         return read_released_config(path)
@@ -345,7 +344,7 @@ def check_exists(model: str) -> None:
 
 def needed_backbone(path: Path) -> str | None:
     """Return the backbone of an adapter-only run as its config names it; None for any other model."""
-    weights = path / RUN_WEIGHTS if path.is_dir() else path
+    weights = path / BEST if path.is_dir() else path
     if _own_kind(weights) != "method":
         return None
     file = read_method(weights, only_metadata=True)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from cskt.config import RunConfig, as_trained, completed_like, flat_values, to_dict, validate
 from cskt.errors import CsktError, MissingFileError, file_system_errors
+from cskt.model.io.names import DAMAGED, PREVIOUS
 from cskt.model.io.tensors import load_plain, save_torch
-from cskt.training.run_folder import DAMAGED, PREVIOUS
 from cskt.training.state import Progress, TrainState, trainable_state, unlike_names
 from cskt.utils.files import write_atomically
 from cskt.utils.messages import one_line

@@ -23,11 +23,11 @@ from pydantic.dataclasses import dataclass
 
 from cskt.errors import SHORT, CsktError, file_system_errors
 from cskt.evaluation.results import Summary
+from cskt.model.io.names import EVENTS
 from cskt.utils.json_files import FOREIGN, LARGEST_FILE, load_json, parse_json
 
 logger = logging.getLogger(__name__)
 
-EVENTS = "metrics.jsonl"
 Loss = Annotated[float, AllowInfNan(True)]
 Count = Annotated[int, Ge(0), Le(10**15)]
 REMEDY = "the line is ignored"

@@ -20,12 +20,12 @@ from cskt.errors import CsktError
 from cskt.model.dual_encoder import TOWERS, DualEncoder
 from cskt.model.io.cache import sha256_of
 from cskt.model.io.layouts import OURS
+from cskt.model.io.names import BEST, HEADS, LAST, PREVIOUS
 from cskt.model.io.native import HeadsFile, MethodFile, kind_of, read_heads, read_method, save_weights
 from cskt.model.io.weights import gather
 from cskt.plugins import of_section, required
 from cskt.training.checkpoint import read_last
 from cskt.training.context import TrainingContext
-from cskt.training.run_folder import BEST, HEADS, LAST, PREVIOUS
 from cskt.utils.paths import check_path
 
 logger = logging.getLogger(__name__)

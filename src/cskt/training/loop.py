@@ -21,12 +21,13 @@ from cskt.device import peak_memory_bytes
 from cskt.embed import Encoder
 from cskt.errors import CsktError, file_system_errors, out_of_memory_errors
 from cskt.evaluation.evaluate import Evaluation, SplitFeatures, evaluate
+from cskt.model.io.names import CONFIG, EVENTS, LAST, PREVIOUS
 from cskt.model.io.native import MethodFile, save_weights
 from cskt.training.checkpoint import load_last, save_last, set_aside
 from cskt.training.checks import warnings_after, warnings_before
 from cskt.training.context import TrainingContext, prepare
 from cskt.training.distributed import process_group
-from cskt.training.events import EVENTS, read_events
+from cskt.training.events import read_events
 from cskt.training.hooks import Hook, Hooks
 from cskt.training.initial_weights import InitialWeights, read_initial_weights, save_best_heads
 from cskt.training.launch import num_restarts, record_refusal, was_refused
@@ -35,7 +36,7 @@ from cskt.training.micro_batch import fit_micro_batch
 from cskt.training.monitor import StepMonitor
 from cskt.training.optim import learning_rate, set_learning_rate
 from cskt.training.prefetcher import Prefetcher
-from cskt.training.run_folder import CONFIG, LAST, PREVIOUS, RunFolder, claimed, fresh_folder
+from cskt.training.run_folder import RunFolder, claimed, fresh_folder
 from cskt.training.shutdown import ShutdownSignal
 from cskt.training.state import trainable_state
 from cskt.training.step import forward_backward, optimizer_step

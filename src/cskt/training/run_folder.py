@@ -24,17 +24,12 @@ from filelock import FileLock, Timeout
 from cskt.config import ClipArchitecture, RunConfig, as_trained, load_config, save_config
 from cskt.config.released_flags import to_published
 from cskt.errors import CsktError
-from cskt.training.events import EVENTS, read_events
+from cskt.model.io.names import BEST, CONFIG, EVENTS, LAST, RELEASED_CONFIG
+from cskt.training.events import read_events
 from cskt.training.launch import record_refusal
 from cskt.utils.files import write_atomically, write_errors
 from cskt.utils.paths import file_name, inside
 
-CONFIG, FLAT_CONFIG = "config.yaml", "configs.yaml"
-BEST, LAST, PREVIOUS = "best.safetensors", "last.pt", "last.previous.pt"
-HEADS = "best.heads.safetensors"
-"""Training heads of the best epoch; inference never reads it."""
-DAMAGED = "last.damaged.pt"
-"""A last.pt that could not be resumed from."""
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\.[A-Za-z0-9_.-]+\.[0-9]+(\.[0-9]+)?\.tmp")
 """Name of a file whose process was killed while it wrote: the final name, process and thread."""
@@ -60,8 +55,8 @@ class RunFolder:
         with self.guarded_write():
             with write_errors(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / FLAT_CONFIG, lambda temporary: temporary.write_text(flat, encoding="utf-8"))
-            write_atomically(self.path / CONFIG, lambda temporary: save_config(config, temporary))
+            write_atomically(self.path / RELEASED_CONFIG, lambda file: file.write_text(flat, encoding="utf-8"))
+            write_atomically(self.path / CONFIG, lambda file: save_config(config, file))
 
     @property
     def config(self) -> RunConfig:

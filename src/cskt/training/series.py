@@ -9,12 +9,13 @@ from cskt.config import DataConfig, RunConfig, completed_like
 from cskt.data.mixing import read_training_data
 from cskt.errors import CsktError
 from cskt.model.io.cache import locate, sha256_of, weights_sha256
+from cskt.model.io.names import BEST, CONFIG
 from cskt.training.checkpoint import config_differences
 from cskt.training.context import data_digest
 from cskt.training.events import first_event, last_event, read_events
 from cskt.training.initial_weights import initial_file
 from cskt.training.loop import Resume, TrainResult, train
-from cskt.training.run_folder import BEST, CONFIG, RunFolder
+from cskt.training.run_folder import RunFolder
 
 
 def seed_folder(parent: Path, seed: int) -> Path:

@@ -25,8 +25,6 @@ from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, load_json, parse_json
 from cskt.utils.messages import one_line
 
-RUN_WEIGHTS = "best.safetensors"
-"""Weight file of a run folder."""
 FORMAT_VERSION = 1
 METADATA_KEY = "cskt"
 TOKEN_EMBEDDING = "text.token_embedding.weight"

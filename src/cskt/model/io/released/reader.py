@@ -19,11 +19,9 @@ from cskt.errors import CsktError, file_system_errors
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.checkpoints import named_tensors
 from cskt.model.io.layouts import RELEASED, TRAINING_ONLY, openai_heads, read_sizes, released_name
+from cskt.model.io.names import RELEASED_CONFIG, RELEASED_WEIGHTS
 from cskt.model.io.tensors import load_checkpoint
 from cskt.model.io.weights import gather
-
-CONFIG_FILE = "configs.yaml"
-WEIGHT_FILES = ("best.pth", "last.pth")
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,10 @@ def read_released(folder: Path, choice: WeightsChoice = "model") -> Released:
     The method, its depth, its length and all sizes are read from the tensors; configs.yaml gives the image size and
     must not contradict them. `choice`: which weights, where the file also holds their moving average.
     """
-    flags = _read_flags(folder / CONFIG_FILE)
-    path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    flags = _read_flags(folder / RELEASED_CONFIG)
+    path = next((folder / name for name in RELEASED_WEIGHTS if (folder / name).is_file()), None)
     if path is None:
-        raise CsktError(f"{folder}: no weights; expected {' or '.join(WEIGHT_FILES)}")
+        raise CsktError(f"{folder}: no weights; expected {' or '.join(RELEASED_WEIGHTS)}")
     saved = named_tensors(load_checkpoint(path), path, choice)
     tensors = {name: value for name, value in saved.items() if not name.startswith(TRAINING_ONLY)}
     is_cskt = any(name.startswith("prompt_learner.") or ".adapter_mlp." in name for name in tensors)
@@ -55,8 +53,8 @@ def read_released(folder: Path, choice: WeightsChoice = "model") -> Released:
     for flag, key in (("depth", "prompts.depth"), ("n_ctx", "prompts.length")):
         if flag in flags and flags[flag] != found.get(key):
             has = f"has {found[key]}" if is_cskt else "holds no prompts"
-            raise CsktError(f"{folder / CONFIG_FILE}: {flag} {flags[flag]} contradicts {path.name}, which {has}")
-    config = _config(REFERENCE if is_cskt else IRRA, flags, found, folder / CONFIG_FILE)
+            raise CsktError(f"{folder / RELEASED_CONFIG}: {flag} {flags[flag]} contradicts {path.name}, which {has}")
+    config = _config(REFERENCE if is_cskt else IRRA, flags, found, folder / RELEASED_CONFIG)
     architecture = _architecture(read_sizes(tensors, RELEASED, str(path)), config, path)
     with torch.device("meta"):
         model = DualEncoder(architecture, config.method)
@@ -66,8 +64,8 @@ def read_released(folder: Path, choice: WeightsChoice = "model") -> Released:
 
 def read_released_config(folder: Path) -> RunConfig:
     """Read the configs.yaml of a released folder, without its weights."""
-    flags = _read_flags(folder / CONFIG_FILE)
-    return _config(recipe_of(flags), flags, {}, folder / CONFIG_FILE)
+    flags = _read_flags(folder / RELEASED_CONFIG)
+    return _config(recipe_of(flags), flags, {}, folder / RELEASED_CONFIG)
 
 
 class _Loader(PlainLoader):
@@ -128,6 +126,6 @@ def _architecture(sizes: Mapping[str, int], config: RunConfig, path: Path) -> Cl
     if rows * columns != sizes["num_patches"]:
         raise CsktError(
             f"{path}: {sizes['num_patches']} patch positions do not fit the {rows} x {columns} patches of"
-            f" {CONFIG_FILE} (img_size {height} x {width}, stride_size {stride})"
+            f" {RELEASED_CONFIG} (img_size {height} x {width}, stride_size {stride})"
         )
     return architecture

@@ -27,7 +27,8 @@ from cskt.config import (
 from cskt.config.released_flags import IRRA, REFERENCE, from_published, to_published
 from cskt.errors import CsktError
 from cskt.model.io.layouts import HEAD_WIDTH, openai_heads, openai_name, released_name
-from cskt.model.io.released.reader import CONFIG_FILE, WEIGHT_FILES, read_released
+from cskt.model.io.names import RELEASED_CONFIG, RELEASED_WEIGHTS
+from cskt.model.io.released.reader import read_released
 from cskt.model.io.tensors import save_torch
 
 BACKBONE_FILE = "backbone.pth"
@@ -145,8 +146,8 @@ def write_released(
         save_torch(towers, folder / BACKBONE_FILE)
         options["pretrain_choice"] = str(placed_at / BACKBONE_FILE)
     model = {released_name(name): _own(value) for name, value in [*state.items(), *heads.items()]}
-    save_torch({"model": model, "epoch": epoch}, folder / WEIGHT_FILES[0])
-    (folder / CONFIG_FILE).write_text(yaml.dump(options, default_flow_style=False), encoding="utf-8")
+    save_torch({"model": model, "epoch": epoch}, folder / RELEASED_WEIGHTS[0])
+    (folder / RELEASED_CONFIG).write_text(yaml.dump(options, default_flow_style=False), encoding="utf-8")
     back = read_released(folder)
     assert back.architecture == architecture and back.state.keys() == state.keys()
     assert all(torch.equal(value, state[name].float()) for name, value in back.state.items())
