@@ -126,8 +126,8 @@ def evaluation(stage: str, r1: float) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("best_r1", "expected"),
     [
-        (0.5, ["zero-shot CLIP on val: R1 50.00 at best (epoch 2), 50.00", "the model before training on val"]),
-        (0.4, ["zero-shot CLIP on val: R1 40.00 at best (epoch 2), 50.00", "the model before training on val"]),
+        (0.5, ["CLIP zero-shot on val: R1 50.00 at best (epoch 2), 50.00", "the model before training on val"]),
+        (0.4, ["CLIP zero-shot on val: R1 40.00 at best (epoch 2), 50.00", "the model before training on val"]),
         (0.6, []),
     ],
 )
@@ -140,7 +140,7 @@ def test_a_best_epoch_that_is_no_better_than_before_is_warned_of(best_r1: float,
 
 def test_better_than_step_0_but_not_than_zero_shot_is_warned_of() -> None:
     (found,) = warnings_after([evaluation("zero-shot", 0.5), evaluation("step-0", 0.1)], 0.3, 1)
-    assert "zero-shot CLIP" in found
+    assert "CLIP zero-shot" in found
 
 
 def test_no_warning_for_runs_that_train_nothing_or_evaluated_nothing_before() -> None:

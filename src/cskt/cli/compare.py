@@ -16,7 +16,7 @@ from cskt.config import RECORDED, RunConfig, flat_values, to_dict
 from cskt.embed.model_paths import run_config
 from cskt.errors import CsktError
 from cskt.evaluation.comparison import MethodResults, check_same_split, compare
-from cskt.evaluation.results import EVALUATIONS, Result, find_results, load_result
+from cskt.evaluation.results import EVALUATIONS, ZERO_SHOT, Result, find_results, load_result
 from cskt.report.comparison_tables import SettingDifference, comparison_text
 from cskt.report.tables import FORMATS, SUFFIXES
 from cskt.training.checkpoint import FREE_ON_RESUME
@@ -139,7 +139,7 @@ def differing_settings(configs: Mapping[str, Sequence[RunConfig]]) -> list[Setti
         configs: label of a method -> its configs, one for each seed; empty if unknown.
     """
     trained = {
-        label: [flat_values(config) for config in of_label if config.trainable != "none"]
+        label: [flat_values(config) for config in of_label if config.is_trainable]
         for label, of_label in configs.items()
     }
     trained = {label: of_label for label, of_label in trained.items() if of_label}
@@ -163,7 +163,7 @@ def zero_shot_r1(folders: Sequence[Path], results: Sequence[Result]) -> float | 
     found = []
     for folder in folders:
         for event in read_events(folder):
-            if event["event"] == "evaluation" and event.get("stage") == "zero-shot":
+            if event["event"] == "evaluation" and event.get("stage") == ZERO_SHOT:
                 if not results or not _is_on_split_of(event, results[0]):
                     return None
                 found.append(float(event["t2i"]["r1"]))

@@ -88,7 +88,7 @@ def check_columns(results: dict[str, list[list[Result]]]) -> None:
 def row_of(model: Path, results: Sequence[Sequence[Result]], places: Sequence[DataPlace]) -> CrossDomainRow:
     """Return the row of a run, or of several seeds of it, whose results are by seed and data set."""
     config = run_config(model)
-    if config is None or config.trainable == "none":
+    if config is None or not config.is_trainable:
         return cross_domain_row(results, "", [False] * len(places))
     trained_on = dataset_name(config.data.dataset, config.data.root)
     return cross_domain_row(results, trained_on, [is_in_domain(config, place) for place in places])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from cskt.cli.parsing import Parser, given
+from cskt.config import CLIP_SETTINGS, CROP_SIZE
 from cskt.config.types import Activation, Interpolation, WeightsChoice
 from cskt.errors import CsktError
 
@@ -18,8 +19,6 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OWN_PRECISION, FAST_PRECISION = "the run's own, fp32 for CLIP weights", "auto"
 """Defaults of `--precision`: metrics are exact, searches fast."""
 PRECISION_HELP = "arithmetic of the towers; auto is bf16 on a CPU that multiplies it natively (default: {})"
-CLIP_SETTINGS = ("activation", "vision_heads", "text_heads", "image_mean", "image_std", "interpolation")
-"""Flags that are `settings` of `cskt.load`."""
 
 
 def add_model_flags(parser: Parser, precision: str = OWN_PRECISION, *, positional: bool = True) -> None:
@@ -57,8 +56,8 @@ def add_encoder_flags(parser: Parser, precision: str = OWN_PRECISION, *, caches:
     if caches:
         add("--cache-dir", type=Path, metavar="DIR", help="folder that caches resized images, for other runs too")
     add = parser.add_argument_group("for CLIP weights that are no run").add_argument
-    add("--image-height", type=int, metavar="PIXELS", help="default: 384; of our own files, the file's")
-    add("--image-width", type=int, metavar="PIXELS", help="default: 128; of our own files, the file's")
+    add("--image-height", type=int, metavar="PIXELS", help=f"default: {CROP_SIZE[0]}; of our own files, the file's")
+    add("--image-width", type=int, metavar="PIXELS", help=f"default: {CROP_SIZE[1]}; of our own files, the file's")
     add("--stride", type=int, metavar="PIXELS", help="between patches (default: the file's)")
     add("--activation", choices=get_args(Activation), help="where the file does not state it")
     add("--vision-heads", type=int, metavar="N", help="attention heads, where the file does not state it")

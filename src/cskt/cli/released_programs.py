@@ -13,7 +13,7 @@ from typing import Any
 
 from cskt.cli.main import guarded
 from cskt.cli.parsing import Parser, config_value, overrides_of, shown
-from cskt.config import RunConfig, flat_fields, load_config
+from cskt.config import CLIP_SETTINGS, RunConfig, flat_fields, load_config
 from cskt.config.released_flags import FLAGS, IRRA, KEYS, REFERENCE, from_published, recipe_of, to_published
 from cskt.errors import CsktError, out_of_memory_errors
 from cskt.model.io.names import LAST
@@ -21,7 +21,7 @@ from cskt.utils.paths import expanded
 
 logger = logging.getLogger(__name__)
 
-BACKBONE_FLAGS = ("weights", "activation", "vision_heads", "text_heads", "image_mean", "image_std", "interpolation")
+BACKBONE_FLAGS = ("weights", *CLIP_SETTINGS)
 OUR_KEYS = {
     "device": "device", "seed": "seed", "precision": "precision",
     "checkpoint_activations": "loop.checkpoint_activations",

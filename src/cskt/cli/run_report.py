@@ -9,6 +9,7 @@ from typing import Any
 
 from cskt.cli.parsing import command_line
 from cskt.config import RunConfig, to_dict
+from cskt.evaluation.results import EPOCH, REFERENCE_MODELS
 from cskt.model.io.names import CONFIG, REPORT
 from cskt.report.learning_curves import learning_curves
 from cskt.report.pages import Chart, Section, write_report
@@ -17,8 +18,6 @@ from cskt.report.tables import ResultRow
 from cskt.training.events import first_event, ignored_lines, last_event, read_events
 from cskt.training.run_folder import RunFolder
 from cskt.utils.paths import inside
-
-STAGES = {"zero-shot": "CLIP zero-shot", "step-0": "before training (step 0)"}
 
 
 def write_run_report(
@@ -86,7 +85,7 @@ def warning_sections(warnings: Mapping[str, Sequence[str]]) -> list[Section]:
 
 def run_summary(config: RunConfig | None, events: Sequence[dict[str, Any]]) -> str:
     """Return in one line how a model was trained; plain CLIP has no config."""
-    if config is None or config.trainable == "none":
+    if config is None or not config.is_trainable:
         return "not trained"
     start, end = first_event(events, "start"), last_event(events, "end")
     parts = [
@@ -112,11 +111,11 @@ def selection_rows(events: Sequence[dict[str, Any]], name: str) -> list[ResultRo
     start = first_event(events, "start")
     total = start.get("total_parameters")
     rows = [
-        ResultRow(STAGES[event["stage"]], event["t2i"], 0, total, f"on {event['split']}")
+        ResultRow(REFERENCE_MODELS[event["stage"]], event["t2i"], 0, total, f"on {event['split']}")
         for event in evaluations
-        if event["stage"] in STAGES
+        if event["stage"] in REFERENCE_MODELS
     ]
-    if epochs := [event for event in evaluations if event["stage"] == "epoch"]:
+    if epochs := [event for event in evaluations if event["stage"] == EPOCH]:
         best = max(epochs, key=lambda event: event["t2i"]["r1"])
         label, note = f"{name}, epoch {best['epoch']}", f"selected on {best['split']}"
         rows.append(ResultRow(label, best["t2i"], start.get("trainable_parameters"), total, note))

@@ -75,15 +75,14 @@ def described(model: Path, label: str | None = None) -> ModelDescription:
         return ModelDescription(label or model.name, facts=ResultInfo(trainable_parameters=0, checkpoint_bytes=0))
     events = read_events(model) if is_run(model) else []
     start, end = first_event(events, "start"), last_event(events, "end")
-    trains = config.trainable != "none"
     facts = ResultInfo(
         trainable_parameters=start.get("trainable_parameters"),
         total_parameters=start.get("total_parameters"),
         checkpoint_bytes=path.stat().st_size if path else None,
         weights_sha256=weights_sha256(model),
-        trained_on=config.data.dataset if trains else None,
-        training_seconds=end.get("seconds") if trains else None,
-        training_peak_memory_bytes=end.get("peak_memory_bytes") if trains else None,
+        trained_on=config.data.dataset if config.is_trainable else None,
+        training_seconds=end.get("seconds") if config.is_trainable else None,
+        training_peak_memory_bytes=end.get("peak_memory_bytes") if config.is_trainable else None,
     )
     seed = config.seed if is_run(model) else None
     return ModelDescription(label or config.name, seed, selection_note(model), facts)

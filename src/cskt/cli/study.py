@@ -152,10 +152,10 @@ def cross_domain_rows(study: Study, outcomes: Sequence[Outcome]) -> list[CrossDo
             done = [one for one in outcomes if one.is_done and (one.run.arm.label, one.run.data) == (label, data)]
             if done:
                 results = [[outcome.results[tested.name] for tested in study.datasets] for outcome in done]
-                trains = done[0].run.config.trainable != "none"
-                in_domain = [trains and tested == data for tested in study.datasets]
-                rows.append(cross_domain_row(results, data.name if trains else "", in_domain))
-                if not trains:
+                is_trainable = done[0].run.config.is_trainable
+                in_domain = [is_trainable and tested == data for tested in study.datasets]
+                rows.append(cross_domain_row(results, data.name if is_trainable else "", in_domain))
+                if not is_trainable:
                     break
     return rows
 

@@ -64,7 +64,7 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, 
         print(f"already finished ({_epochs(config, result.num_epochs_done)}); nothing was trained")
     if result.stopped:
         print(f"ended after {_epochs(config, result.num_epochs_done)}: {result.stopped}")
-    elif not result.already_finished and result.num_epochs_done < config.loop.num_epochs and config.trainable != "none":
+    elif not result.already_finished and result.num_epochs_done < config.loop.num_epochs and config.is_trainable:
         again = command_line("train", "--resume", result.folder)
         done = _epochs(config, result.num_epochs_done)
         print(f"stopped after {done}, at loop.stop_after_epochs; to continue: {again}")
@@ -74,14 +74,14 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, 
     for other in config.data.mix:
         named = ("--dataset", other.dataset or config.data.dataset, "--root", other.root)
         print("      " + command_line("evaluate", result.folder, *named))
-    if result.already_finished and config.trainable != "none":
+    if result.already_finished and config.is_trainable:
         start = command_line("train", "--config", result.folder / CONFIG, "--init-from", result.folder)
         print(f"a new run from these weights: {start}")
     return 0
 
 
 def _epochs(config: RunConfig, num_done: int) -> str:
-    if config.trainable == "none":
+    if not config.is_trainable:
         return "this recipe trains nothing"
     return f"{num_done} of {config.loop.num_epochs} epochs"
 

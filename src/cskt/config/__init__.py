@@ -1,7 +1,15 @@
 """Configuration of a run: its fields (`schema` and its sections), and recipes and config files (`recipes`)."""
 
 from cskt.config.architecture import CLIP_MEAN, CLIP_STD, ClipArchitecture
-from cskt.config.model_sections import RECORDED, AdapterConfig, BackboneConfig, LoraConfig, PromptConfig
+from cskt.config.model_sections import (
+    CLIP_SETTINGS,
+    CROP_SIZE,
+    RECORDED,
+    AdapterConfig,
+    BackboneConfig,
+    LoraConfig,
+    PromptConfig,
+)
 from cskt.config.recipes import (
     RECIPES,
     as_trained,

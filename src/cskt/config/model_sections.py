@@ -60,6 +60,10 @@ class BackboneConfig:
     """Start from random weights of these sizes instead of loading `name` (how clip-tiny was made)."""
 
 
+CLIP_SETTINGS = ("activation", "vision_heads", "text_heads", "image_mean", "image_std", "interpolation")
+"""Fields of `BackboneConfig` that a file of plain CLIP weights may not state: `settings` of `cskt.load`, and flags."""
+CROP_SIZE = (384, 128)
+"""Height and width of person crops in pixels, as in every recipe over published weights."""
 RECORDED = ("image_height", "image_width", "vision_heads", "text_heads", "activation", "image_mean", "image_std")
 """Fields of `BackboneConfig` that the config of a run holds as they were found in the backbone's files, so that the run
 stays the same where a JSON file beside the weights goes or changes."""

@@ -80,6 +80,11 @@ class RunConfig:
     """Plug-ins that losses, method parts and data come from: names in a recipe; a run records their digests as well."""
 
     @property
+    def is_trainable(self) -> bool:
+        """False for a recipe with nothing to train (zero-shot CLIP), which is only evaluated and saved."""
+        return self.trainable != "none"
+
+    @property
     def method(self) -> dict[str, Any]:
         """Config of every method part, by the part's name."""
         return {name: getattr(self, name) for name in METHOD_SECTIONS} | self.parts

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from cskt.config import (
+    CLIP_SETTINGS,
+    CROP_SIZE,
     NO_METHOD,
     BackboneConfig,
     ClipArchitecture,
@@ -44,10 +46,6 @@ from cskt.plugins import load_plugins, of_section, required
 from cskt.utils.arguments import expect
 from cskt.utils.paths import check_path, expanded
 
-CROP_SIZE = (384, 128)
-"""Height and width of person crops in pixels, as in every recipe over published weights."""
-SETTINGS = ("activation", "vision_heads", "text_heads", "image_mean", "image_std", "interpolation")
-"""Fields of `BackboneConfig` that `load` takes for plain CLIP weights."""
 WHOLE = ("",)
 """Every tensor of a model, as a prefix of their names."""
 
@@ -297,8 +295,8 @@ class ClipReader(Reader):
         is_ours = source.path == CLIP_TINY or _own_kind(Path(source.path)) is not None
         height, width = (None, None) if is_ours else CROP_SIZE
         settings = source.settings or {}
-        if unknown := settings.keys() - set(SETTINGS):
-            raise CsktError(f"settings: '{str(min(unknown))[:80]}' is not known; known: {', '.join(SETTINGS)}")
+        if unknown := settings.keys() - set(CLIP_SETTINGS):
+            raise CsktError(f"settings: '{str(min(unknown))[:80]}' is not known; known: {', '.join(CLIP_SETTINGS)}")
         asked = {
             **settings, "name": source.path, "weights": source.weights or "model", "stride": source.stride,
             "image_height": source.image_height or height, "image_width": source.image_width or width,

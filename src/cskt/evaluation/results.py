@@ -31,6 +31,10 @@ EVALUATIONS = "evaluations"
 METRICS = ("r1", "r5", "r10", "mean_ap", "mean_inp")
 """Metrics of `Result.values`, by the names of `RetrievalMetrics`."""
 CUTOFFS = {"r1": 1, "r5": 5, "r10": 10}
+ZERO_SHOT, STEP_0, EPOCH = "zero-shot", "step-0", "epoch"
+"""Stages of a training at which it evaluates: CLIP without the method, the model before its first step, an epoch."""
+REFERENCE_MODELS = {ZERO_SHOT: "CLIP zero-shot", STEP_0: "the model before training"}
+"""Stage before the first step -> the name of its model."""
 ARRAYS = ("query_pids", "first_right_rank", "average_precision", "inverse_negative_penalty")
 
 Floats: TypeAlias = NDArray[np.float64]

@@ -174,7 +174,7 @@ def plan(
                     config = load_config(arm.recipe, {**keys, "name": arm.label, **(overrides or {}), **own_keys})
                 except CsktError as error:
                     raise CsktError(f"study '{study.title}', arm '{arm.label}': {error}") from None
-                if config.trainable == "none" and round_number > 0:
+                if not config.is_trainable and round_number > 0:
                     continue
                 folder = output / data.name / arm.slug / f"seed-{seed}"
                 runs.append(PlannedRun(arm, data, seed, config, folder, study.tested_on(data)))

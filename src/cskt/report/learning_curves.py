@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from cskt.evaluation.results import Floats
+from cskt.evaluation.results import EPOCH, STEP_0, ZERO_SHOT, Floats
 from cskt.report import style
 from cskt.report.numbers import METRIC_NAMES
 
@@ -25,7 +25,7 @@ SERIES = {
     "r10": (style.GREEN, "^"),
     "mean_ap": (style.PURPLE, "D"),
 }
-REFERENCES = {"zero-shot": (0, (6, 3)), "step-0": (0, (1.5, 2.5))}
+REFERENCE_DASHES = {ZERO_SHOT: (0, (6, 3)), STEP_0: (0, (1.5, 2.5))}
 LOSS_COLORS = (style.VERMILION, style.GREEN, style.PURPLE, style.BLUE)
 SMOOTH_FROM = 120
 """From this number of points on, the loss is drawn faint under its running mean."""
@@ -54,11 +54,11 @@ def learning_curves(events: Iterable[Event]) -> Figure:
 
 
 def _draw_retrieval(axes: Axes, evaluations: Sequence[Event]) -> None:
-    shown = next((event for event in reversed(evaluations) if event["stage"] == "epoch"), evaluations[-1])
+    shown = next((event for event in reversed(evaluations) if event["stage"] == EPOCH), evaluations[-1])
     # another split or data set would not be comparable with these lines
     evaluations = [event for event in evaluations if _where(event) == _where(shown)]
     axes.set_xlabel("epoch (text to image on {} {})".format(*_where(shown)))
-    by_epoch = {event["epoch"]: event["t2i"] for event in evaluations if event["stage"] in ("step-0", "epoch")}
+    by_epoch = {event["epoch"]: event["t2i"] for event in evaluations if event["stage"] in (STEP_0, EPOCH)}
     epochs = sorted(by_epoch)
     labels = []
     highest = 0.0
@@ -68,7 +68,7 @@ def _draw_retrieval(axes: Axes, evaluations: Sequence[Event]) -> None:
         if epochs:
             highest = max(highest, *values)
             labels.append((values[-1], f"{METRIC_NAMES[key]} {values[-1]:.1f}", color))
-    for stage, dashes in REFERENCES.items():
+    for stage, dashes in REFERENCE_DASHES.items():
         figures = [100 * event["t2i"]["r1"] for event in evaluations if event["stage"] == stage]
         if figures:
             color = SERIES["r1"][0]

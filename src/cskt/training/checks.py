@@ -19,6 +19,7 @@ from torch import Tensor
 from cskt.config import LOSS_KEYS, LossConfig, RunConfig, load_config, read_yaml, validate_value, value_of
 from cskt.data.records import Split
 from cskt.errors import CsktError
+from cskt.evaluation.results import REFERENCE_MODELS
 from cskt.losses import LOSSES, Loss, build_losses
 
 BEST_RATES = Path(str(resources.files("cskt"))) / "assets" / "best_rates.yaml"
@@ -27,8 +28,6 @@ FAR = 10.0
 METHOD_KEYS = ("trainable", "prompts.directions", "adapters.sides", "lora.sides", "optim.name")
 """Settings that identify a method for its learning rate, beside its losses."""
 ROUNDING = 1e-9
-STAGES_BEFORE = {"zero-shot": "zero-shot CLIP", "step-0": "the model before training"}
-"""Stage of an evaluation before the first step -> its model."""
 
 
 def trained_losses(config: LossConfig) -> dict[str, Loss]:
@@ -114,7 +113,7 @@ def warnings_before(config: RunConfig, val_split: Split, backbone_sha256: str) -
             f"the split that picks the best epoch ({val_split.name}) holds one identity: every answer is right, and R1"
             " is 100 whatever is learned; give it several people"
         )
-    if config.trainable == "none":
+    if not config.is_trainable:
         return found
     optim, num_epochs = config.optim, config.loop.num_epochs
     if optim.warmup_factor < 1 and 2 * optim.warmup_epochs > num_epochs:
@@ -138,7 +137,7 @@ def warnings_after(events: Sequence[Mapping[str, Any]], best_r1: float, best_epo
         return []
     found = []
     for event in events:
-        name = STAGES_BEFORE.get(event.get("stage", ""))
+        name = REFERENCE_MODELS.get(event.get("stage", ""))
         if event["event"] == "evaluation" and name and best_r1 <= event["t2i"]["r1"]:
             found.append(
                 f"no epoch is better than {name} on {event['split']}: R1 {100 * best_r1:.2f} at best (epoch"

@@ -58,7 +58,7 @@ class TrainingContext:
     @property
     def trains(self) -> bool:
         """False for a recipe that trains nothing (zero-shot CLIP), which is only evaluated and saved."""
-        return self.config.trainable != "none"
+        return self.config.is_trainable
 
     @property
     def last_epoch(self) -> int:
@@ -131,11 +131,10 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
     check_captions_per_image(config)
     for name in config.loop.loggers:
         LOGGERS[name].check()
-    trains = config.trainable != "none"
     device = processes.device(pick_device(config.device))
     reset_peak_memory(device)
     train_split, parts, (val_split, *other_splits) = read_training_data(config.data, refuse_overlaps=refuse_overlaps)
-    if trains:
+    if config.is_trainable:
         check_negatives(config, train_split)
     built = build(config)
     model, architecture = built.model.to(device), built.model.architecture
@@ -146,7 +145,7 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
         for block in [*model.vision.blocks, *model.text.blocks]:
             block.compile(dynamic=False)
     data, height, width = config.data, architecture.image_height, architecture.image_width
-    if not trains:  # no batch is drawn, and a data set may be smaller than one
+    if not config.is_trainable:  # no batch is drawn, and a data set may be smaller than one
         data = dataclasses.replace(data, batch_size=1, captions_per_image=1, sampler="random")
     reader = ImageReader(height, width, config.backbone.interpolation, config.data.apply_orientation)
     loader = TrainingLoader(train_split, built.tokenizer, data, reader, seed=config.seed, parts=parts)
@@ -160,7 +159,7 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
     state = TrainState(
         model,
         objective,
-        optimizer=build_optimizer(named if trains else [], config.optim),
+        optimizer=build_optimizer(named if config.is_trainable else [], config.optim),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         ema=None if decay is None else ExponentialMovingAverage(model.named_parameters(), decay),
         backbone_sha256=built.backbone_sha256,
