@@ -51,7 +51,7 @@ class Measured:
     step_seconds: float
     gathered_bytes: float
     """Bytes of features that a process receives per step."""
-    added_up_bytes: float
+    all_reduced_bytes: float
     """Bytes of gradients that are all-reduced per step."""
     exchange_share: float
     """Share of time in which rank 0 communicates or waits for other processes."""
@@ -123,14 +123,14 @@ def _middle(method: str, processes: int, threads: int, steps: Sequence[dict[str,
 
 def table(rows: Sequence[Measured]) -> str:
     """Format Markdown with the speed-up over the first row of a method and the communication per process."""
-    head = ["| method | processes x threads | s a step | times as fast | gathered | gradients added up | exchanging |"]
+    head = ["| method | processes x threads | s a step | times as fast | gathered | gradients reduced | exchanging |"]
     lines = [*head, "|---|---|---|---|---|---|---|"]
     for row in rows:
         first = next(one for one in rows if one.method == row.method)
         cells = [row.method, f"{row.processes} x {row.threads}", f"{row.step_seconds:.2f}"]
         cells += [f"{first.step_seconds / row.step_seconds:.2f}"]
         alone = row.processes == 1
-        exchanged = (f"{row.gathered_bytes / 1e3:.1f} kB", f"{row.added_up_bytes / 1e6:.1f} MB")
+        exchanged = (f"{row.gathered_bytes / 1e3:.1f} kB", f"{row.all_reduced_bytes / 1e6:.1f} MB")
         cells += ["", "", ""] if alone else [*exchanged, f"{row.exchange_share:.1%}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

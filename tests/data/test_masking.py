@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cskt.config import AugmentConfig
-from cskt.data.masking import MASK_ID, augment_captions, drop_tokens, hide_tokens, mask_tokens
+from cskt.data.masking import MASK_ID, augment_captions, drop_tokens, mask_tokens, replace_by_mask
 from cskt.data.tokenizer import END_ID, START_ID, Tokenizer
 
 PROBABILITIES = (0.0, 0.15, 0.6, 1.0)
@@ -91,7 +91,7 @@ def test_shares_are_those_of_bert() -> None:
 @pytest.mark.parametrize("probability", PROBABILITIES)
 def test_hiding_changes_words_only(caption_ids: Tensor, probability: float, seed: int) -> None:
     before = caption_ids.clone()
-    hidden = hide_tokens(caption_ids, probability, generator(seed))
+    hidden = replace_by_mask(caption_ids, probability, generator(seed))
     assert torch.equal(caption_ids, before)
     changed = hidden != caption_ids
     assert (hidden[changed] == MASK_ID).all()
@@ -102,7 +102,8 @@ def test_hiding_changes_words_only(caption_ids: Tensor, probability: float, seed
 
 def test_hidden_share() -> None:
     words = many_words()
-    assert share(hide_tokens(words, 0.3, generator())[:, 1:-4] == MASK_ID) == pytest.approx(0.3, abs=0.015)  # 0.0032
+    replaced = replace_by_mask(words, 0.3, generator())
+    assert share(replaced[:, 1:-4] == MASK_ID) == pytest.approx(0.3, abs=0.015)  # 0.0032
 
 
 def words_of(row: Tensor) -> list[int]:
@@ -150,7 +151,7 @@ def test_every_function_follows_the_generator(caption_ids: Tensor) -> None:
     config = AugmentConfig(caption_drop_probability=0.3, caption_mask_probability=0.3)
     for draw in (
         lambda seed: mask_tokens(caption_ids, 0.5, generator(seed)).ids,
-        lambda seed: hide_tokens(caption_ids, 0.5, generator(seed)),
+        lambda seed: replace_by_mask(caption_ids, 0.5, generator(seed)),
         lambda seed: drop_tokens(caption_ids, 0.5, generator(seed)),
         lambda seed: augment_captions(caption_ids, config, generator(seed)),
     ):
@@ -161,10 +162,10 @@ def test_every_function_follows_the_generator(caption_ids: Tensor) -> None:
 def test_augmenting_drops_then_hides(caption_ids: Tensor) -> None:
     both = AugmentConfig(caption_drop_probability=0.4, caption_mask_probability=0.6)
     shared = generator()
-    expected = hide_tokens(drop_tokens(caption_ids, 0.4, shared), 0.6, shared)
+    expected = replace_by_mask(drop_tokens(caption_ids, 0.4, shared), 0.6, shared)
     assert torch.equal(augment_captions(caption_ids, both, generator()), expected)
     only_hidden = augment_captions(caption_ids, AugmentConfig(caption_mask_probability=0.6), generator())
-    assert torch.equal(only_hidden, hide_tokens(caption_ids, 0.6, generator()))
+    assert torch.equal(only_hidden, replace_by_mask(caption_ids, 0.6, generator()))
 
 
 def test_no_augmentation_draws_nothing(caption_ids: Tensor) -> None:

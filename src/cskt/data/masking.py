@@ -54,7 +54,7 @@ def mask_tokens(caption_ids: Tensor, probability: float, generator: torch.Genera
     return MaskedCaptions(ids=ids, labels=caption_ids.masked_fill(~chosen, 0))
 
 
-def hide_tokens(caption_ids: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+def replace_by_mask(caption_ids: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     """Replace each word by the mask token with a probability."""
     hidden = _is_maskable(caption_ids) & (_uniform(caption_ids, generator) < probability)
     return caption_ids.masked_fill(hidden, MASK_ID)
@@ -86,7 +86,7 @@ def augment_captions(caption_ids: Tensor, config: AugmentConfig, generator: torc
     if config.caption_drop_probability:
         caption_ids = drop_tokens(caption_ids, config.caption_drop_probability, generator)
     if config.caption_mask_probability:
-        caption_ids = hide_tokens(caption_ids, config.caption_mask_probability, generator)
+        caption_ids = replace_by_mask(caption_ids, config.caption_mask_probability, generator)
     return caption_ids
 
 

@@ -39,7 +39,7 @@ def forward_backward(
     config, device, state = context.config, context.device, context.state
     rows = Rows.of(batch, context.processes)
     pids, image_ids = to_device(batch.pids, device), to_device(image_ids_per_pair(batch), device)
-    _, group_size = _group(context, step, num_steps)
+    window = _accumulation_window(context, step, num_steps)
 
     def outputs_of(piece: ModelInputs) -> ModelOutputs:
         with arithmetic(device, config.precision):
@@ -50,7 +50,7 @@ def forward_backward(
             losses = state.objective(outputs, pids, image_ids, rows)
         total = weighted_total(losses, config.loss.weights)
         with exact_convolutions(device):
-            torch.autograd.backward(state.scaler.scale(total / group_size))
+            torch.autograd.backward(state.scaler.scale(total / len(window)))
         whole = {name: loss.detach() for name, loss in losses.items()}
         for name, loss in whole.items():
             if state.objective.losses[name].by_row:
@@ -147,15 +147,14 @@ def joined(pieces: Sequence[ModelOutputs]) -> ModelOutputs:
 
 
 def optimizer_step(context: TrainingContext, step: int, num_steps: int | None = None) -> Tensor | None:
-    """Step the optimizer at the end of a group of batches; `step` and `num_steps` are those of `forward_backward`.
+    """Step the optimizer after the last batch of an accumulation window; arguments as of `forward_backward`.
 
     Returns:
         The largest absolute gradient, a scalar on the device (with fp16, of the scaled gradients). If it is not finite,
-        `GradScaler` skips the step; without a scaler the step would damage the weights. None within a group.
+        `GradScaler` skips the step; without a scaler the step would damage the weights. None within a window.
     """
     state, clip_norm = context.state, context.config.optim.clip_grad_norm
-    start, size = _group(context, step, num_steps)
-    if step + 1 < start + size:
+    if step != _accumulation_window(context, step, num_steps)[-1]:
         return None
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     context.processes.all_reduce_gradients(parameters)
@@ -172,8 +171,8 @@ def optimizer_step(context: TrainingContext, step: int, num_steps: int | None = 
     return largest
 
 
-def _group(context: TrainingContext, step: int, num_steps: int | None) -> tuple[int, int]:
-    """Return (first step, size) of the group of `accumulate_steps` batches of a step; the last may be smaller."""
-    accumulate = context.config.loop.accumulate_steps
-    start = step - step % accumulate
-    return start, min(accumulate, (num_steps or context.loader.steps_per_epoch) - start)
+def _accumulation_window(context: TrainingContext, step: int, num_steps: int | None) -> range:
+    """Return the steps whose gradients are summed with those of `step`; the last window of an epoch may be shorter."""
+    length = context.config.loop.accumulate_steps
+    start = step - step % length
+    return range(start, min(start + length, num_steps or context.loader.steps_per_epoch))
