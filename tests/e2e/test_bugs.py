@@ -47,7 +47,7 @@ def gallery(root: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFa
         ("cskt reindex {gallery} --model clip-tiny --device cpu", PIXELS),
         ("cskt calibrate {gallery} --labelled {gallery}/marks.csv --device cpu", "cskt.cli.calibrate.calibrate"),
         ("cskt compare {run} {tmp}", "cskt.evaluation.statistics._bootstrap"),
-        ("{train} --output {tmp}/new", "cskt.training.loop.forward_backward"),
+        ("{train} --output {tmp}/new", "cskt.training.trainer.forward_backward"),
         ("python train.py --root_dir {root}", "cskt.training.loop.prepare"),
         ("python test.py --config_file {run}/configs.yaml", "cskt.evaluation.evaluate._rank_images"),
         ("cskt env", "cskt.cli.env.environment"),

@@ -30,7 +30,7 @@ from cskt.config import load_config
 from cskt.embed import Encoder
 from cskt.evaluation.evaluate import split_of
 from cskt.evaluation.results import EVALUATIONS
-from cskt.training import loop
+from cskt.training import loop, trainer
 
 METRICS = {"r1", "r5", "r10", "mean_ap", "mean_inp", "num_queries", "num_gallery", "num_unmatched_queries"}
 
@@ -256,14 +256,14 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     train_command: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
-    save_last = loop.save_last
+    save_last = trainer.save_last
 
     def save_and_press_ctrl_c(*words: Any) -> None:
         save_last(*words)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_last", save_and_press_ctrl_c)
+        patch.setattr(trainer, "save_last", save_and_press_ctrl_c)
         stopped = typed(f"{train_command} --output {folder}")
     assert (stopped.code, stopped.err) == (130, "cskt train: interrupted\n")
     assert "end" not in {event["event"] for event in events_of(folder)}

@@ -21,13 +21,13 @@ import torch
 
 from cskt.cli import main as cli
 from cskt.config import load_config
-from cskt.training import loop
+from cskt.training import trainer
 from cskt.training.run_folder import RunFolder
 from cskt.training.series import train_or_resume
 
 PLACES: list[tuple[Any, str]] = [
     (os, "fsync"), (Path, "replace"), (Path, "hardlink_to"), (torch, "save"), (RunFolder, "record"),
-    (loop, "optimizer_step"), (loop, "evaluate"),
+    (trainer, "optimizer_step"), (trainer, "evaluate"),
 ]  # fmt: skip
 
 

@@ -30,11 +30,11 @@ TRAINING = """
 import os, pathlib, sys, torch
 import torch.utils.tensorboard
 from cskt.cli import main, run_report
-from cskt.training import loop
+from cskt.training import loop, trainer
 
 torch.set_num_threads(1)
 config, folder, lost_at = sys.argv[1:]
-update, claimed, steps = loop.optimizer_step, loop.claimed, [0]
+update, claimed, steps = trainer.optimizer_step, loop.claimed, [0]
 
 def become_another():
     if os.geteuid() == 0:  # may do all
@@ -53,7 +53,7 @@ def lose_and_claim(folder):
         become_another()
     return claimed(folder)
 
-loop.optimizer_step, loop.claimed = update_and_lose, lose_and_claim
+trainer.optimizer_step, loop.claimed = update_and_lose, lose_and_claim
 sys.exit(main.main(["train", "--config", config, "--output", folder]))
 """.replace("NOBODY", str(NOBODY))
 

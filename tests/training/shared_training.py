@@ -26,7 +26,7 @@ from cskt.cli.main import main
 from cskt.config import load_config
 from cskt.data.loading import Batch
 from cskt.plugins import environment_plugins, load_plugins
-from cskt.training import loop
+from cskt.training import trainer
 from cskt.training.context import TrainingContext, prepare
 from cskt.training.distributed import process_group
 from cskt.training.step import forward_backward
@@ -73,7 +73,7 @@ def is_last() -> bool:
 def signalled(number: signal.Signals, step: str, *words: str) -> int:
     """Train by the command line; the last process sends itself a signal behind a step, unless it is a second one."""
     is_first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-    train_step, num_steps = loop.optimizer_step, itertools.count(1)
+    train_step, num_steps = trainer.optimizer_step, itertools.count(1)
 
     def update(context: TrainingContext, position: int, num_steps_of_epoch: int) -> bool:
         updated = train_step(context, position, num_steps_of_epoch)
@@ -81,7 +81,7 @@ def signalled(number: signal.Signals, step: str, *words: str) -> int:
             os.kill(os.getpid(), number)
         return updated
 
-    loop.optimizer_step = update
+    trainer.optimizer_step = update
     return main(words)
 
 
@@ -97,14 +97,14 @@ def overflowing(step: str, *words: str) -> int:
             next(p.grad for p in context.state.model.parameters() if p.grad is not None).fill_(torch.inf)
         return parts
 
-    loop.forward_backward = add
+    trainer.forward_backward = add
     torch.amp.GradScaler = partial(torch.amp.GradScaler, init_scale=64.0)
     return main(words)
 
 
 def deleting(step: str, folder: str, *words: str) -> int:
     """Train by the command line; the first process deletes the run's folder behind a step."""
-    train_step, num_steps = loop.optimizer_step, itertools.count(1)
+    train_step, num_steps = trainer.optimizer_step, itertools.count(1)
 
     def update(*arguments: Any) -> Any:
         updated = train_step(*arguments)
@@ -112,7 +112,7 @@ def deleting(step: str, folder: str, *words: str) -> int:
             shutil.rmtree(folder)
         return updated
 
-    loop.optimizer_step = update
+    trainer.optimizer_step = update
     return main(words)
 
 

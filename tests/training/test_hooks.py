@@ -14,7 +14,7 @@ from cskt.cli.main import main
 from cskt.config import read_yaml, save_config
 from cskt.errors import CsktError
 from cskt.evaluation.evaluate import Evaluation
-from cskt.training import loop
+from cskt.training import trainer
 from cskt.training.events import read_events
 from cskt.training.hooks import HOOKS, Hook, TrainingRun
 from cskt.training.loop import train
@@ -90,7 +90,7 @@ def test_a_resumed_run_with_hooks_equals_an_uninterrupted_one(
 ) -> None:
     config = configure({"loop.num_epochs": 3, "loop.save_period_steps": 1})
     whole = train(config, tmp_path / "whole", hooks=[Recorder("evaluated 2")]).folder
-    function, calls = getattr(loop, place), [0]
+    function, calls = getattr(trainer, place), [0]
 
     def interrupt(*arguments: Any) -> Any:
         calls[0] += 1
@@ -99,7 +99,7 @@ def test_a_resumed_run_with_hooks_equals_an_uninterrupted_one(
         return function(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(CutError):
-        patch.setattr(loop, place, interrupt)
+        patch.setattr(trainer, place, interrupt)
         train(config, tmp_path / "cut", hooks=[Recorder("evaluated 2")])
     train(config, tmp_path / "cut", resume=True, hooks=[Recorder("evaluated 2")])
     assert_same_run(tmp_path / "cut", whole)

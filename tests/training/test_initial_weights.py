@@ -21,8 +21,9 @@ from cskt.model.io.tensors import load_plain
 from cskt.training.context import TrainingContext
 from cskt.training.events import first_event, read_events
 from cskt.training.initial_weights import read_run_heads
-from cskt.training.loop import Trainer, train
+from cskt.training.loop import train
 from cskt.training.series import train_or_resume
+from cskt.training.trainer import Trainer
 from cskt.utils.console import Advance
 from same_run import assert_same_run
 from tiny_run import quick_config, write_backbone

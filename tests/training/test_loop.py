@@ -25,7 +25,7 @@ from cskt.errors import CsktError
 from cskt.evaluation.evaluate import Evaluation, evaluate
 from cskt.model.io.native import read_method
 from cskt.model.io.tensors import load_plain
-from cskt.training import loop
+from cskt.training import trainer
 from cskt.training.context import TrainingContext, prepare
 from cskt.training.events import read_events
 from cskt.training.loop import train
@@ -256,20 +256,20 @@ def with_scores(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
         result = evaluate(encoder, split, features)
         return replace(result, t2i=replace(result.t2i, r1=next(coming)))
 
-    monkeypatch.setattr(loop, "evaluate", scored)
+    monkeypatch.setattr(trainer, "evaluate", scored)
 
 
 def test_the_best_epoch_is_saved_and_of_equal_ones_the_first(
     configure: Configure, tmp_path: Path, contexts: list[TrainingContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states: list[dict[str, Tensor]] = []
-    last = loop.save_last
+    last = trainer.save_last
 
     def save_and_remember(*arguments: Any) -> None:
         last(*arguments)
         states.append({name: value.clone() for name, value in trainable_state(contexts[0].state.model).items()})
 
-    monkeypatch.setattr(loop, "save_last", save_and_remember)
+    monkeypatch.setattr(trainer, "save_last", save_and_remember)
     with_scores(monkeypatch, [0.2, 0.5, 0.5, 0.1])
     result = train(configure({"loop.num_epochs": 4}), tmp_path / "run")
     assert (result.best_r1, result.best_epoch) == (0.5, 2)
@@ -296,7 +296,7 @@ def test_zero_shot_and_step_0_are_two_figures(
         encoders.append((encoder.encode_image(split.image_paths), encoder.encode_text(split.captions)))
         return evaluate(encoder, split, features)
 
-    monkeypatch.setattr(loop, "evaluate", keeping)
+    monkeypatch.setattr(trainer, "evaluate", keeping)
     folder = train(configure({"loop.evaluate_before": True}, "cskt-reference"), tmp_path / "run").folder
     assert [event["stage"] for event in events_of(folder, "evaluation")] == ["zero-shot", "step-0", "epoch"]
     plain = Encoder(plain_clip(), Tokenizer(), device=torch.device("cpu"), batch_size=5, num_workers=0)
@@ -372,8 +372,8 @@ def test_without_a_val_split_identities_are_held_out(
 
 def diverging(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rate that blows up at the start of the second epoch."""
-    usual = loop.learning_rate
-    monkeypatch.setattr(loop, "learning_rate", lambda epoch, *rest: math.inf if epoch else usual(epoch, *rest))
+    usual = trainer.learning_rate
+    monkeypatch.setattr(trainer, "learning_rate", lambda epoch, *rest: math.inf if epoch else usual(epoch, *rest))
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(
 ) -> None:
     config = configure({"loop.num_epochs": 2, "loop.save_period_steps": save_period})
     files: dict[str, bytes] = {}
-    last = loop.save_last
+    last = trainer.save_last
 
     def save_and_remember(*arguments: Any) -> None:
         last(*arguments)
@@ -401,7 +401,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(
             }
         )
 
-    monkeypatch.setattr(loop, "save_last", save_and_remember)
+    monkeypatch.setattr(trainer, "save_last", save_and_remember)
     diverging(monkeypatch)
     with pytest.raises(CsktError, match=message) as caught:
         train(config, tmp_path / "run")

@@ -27,7 +27,7 @@ from cskt.evaluation.evaluate import Evaluation, evaluate
 from cskt.model.io.native import read_method
 from cskt.model.io.tensors import load_plain
 from cskt.model.parts.interaction import InteractionEncoder
-from cskt.training import loop
+from cskt.training import loop, trainer
 from cskt.training import step as training_step
 from cskt.training.context import TrainingContext, prepare
 from cskt.training.loop import train
@@ -69,14 +69,14 @@ def test_the_average_is_evaluated_and_saved_and_training_continues_from_the_weig
     accumulate: int,
 ) -> None:
     with_scores(monkeypatch, [0.1, 0.2])
-    scored, evaluated = loop.evaluate, []
+    scored, evaluated = trainer.evaluate, []
 
     def note_and_score(encoder: Encoder, split: Any, features: Any) -> Evaluation:
         parameters = dict(encoder.model.named_parameters())
         evaluated.append({name: parameters[name].detach().clone() for name in weights_of_steps[0]})
         return scored(encoder, split, features)
 
-    monkeypatch.setattr(loop, "evaluate", note_and_score)
+    monkeypatch.setattr(trainer, "evaluate", note_and_score)
     folder = train(configure(AVERAGED | {"loop.accumulate_steps": accumulate}), tmp_path / "run").folder
 
     steps_per_epoch = -(-3 // accumulate)

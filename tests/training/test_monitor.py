@@ -16,7 +16,7 @@ from cskt.config import load_config
 from cskt.errors import CsktError
 from cskt.losses import sdm, sdm_at_collapse
 from cskt.model.io.tensors import load_plain
-from cskt.training import loop
+from cskt.training import trainer
 from cskt.training.context import TrainingContext
 from cskt.training.events import read_events
 from cskt.training.loop import train
@@ -111,7 +111,7 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 
 def overflowing(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int], value: float = torch.inf) -> None:
     """Let a gradient be infinite in these steps of a run, counted from 1, and in no others."""
-    forward_backward, num_steps = loop.forward_backward, 0
+    forward_backward, num_steps = trainer.forward_backward, 0
 
     def add(context: TrainingContext, *rest: Any) -> Any:
         nonlocal num_steps
@@ -121,7 +121,7 @@ def overflowing(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int], value: flo
             next(p.grad for p in context.state.model.parameters() if p.grad is not None).view(-1)[0] = value
         return parts
 
-    monkeypatch.setattr(loop, "forward_backward", add)
+    monkeypatch.setattr(trainer, "forward_backward", add)
 
 
 def test_skipped_steps_are_recorded_and_warned_of(
@@ -172,18 +172,18 @@ def test_counting_continues_in_a_resumed_run(
     """A run that is stopped within an epoch knows, when it is resumed, what that epoch has skipped before."""
     overflowing(monkeypatch, {1, 2, 3})
     config = configure({"precision": "fp16", "loop.save_period_steps": 1})
-    update = loop.optimizer_step
+    update = trainer.optimizer_step
 
     def stop(context: TrainingContext, step: int, *rest: Any) -> Any:
         if step == 2:
             raise KeyboardInterrupt
         return update(context, step, *rest)
 
-    monkeypatch.setattr(loop, "optimizer_step", stop)
+    monkeypatch.setattr(trainer, "optimizer_step", stop)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "run")
     assert load_plain(tmp_path / "run" / "last.pt")["progress"]["skipped_steps"] == 2
-    monkeypatch.setattr(loop, "optimizer_step", update)
+    monkeypatch.setattr(trainer, "optimizer_step", update)
     overflowing(monkeypatch, {1})
     with pytest.raises(CsktError, match="all 3 steps of epoch 1 were skipped"):
         train(config, tmp_path / "run", resume=True)

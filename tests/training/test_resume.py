@@ -16,7 +16,7 @@ from cskt.config import RunConfig, save_config
 from cskt.data.paperdoll import make_dataset
 from cskt.errors import CsktError
 from cskt.model.io.tensors import load_plain
-from cskt.training import loop
+from cskt.training import trainer
 from cskt.training.loop import train
 from cskt.training.state import TrainState
 from same_run import assert_equal, assert_same_run, story
@@ -70,9 +70,9 @@ def stop_after_epoch(
         if (state.progress.epoch, state.progress.step) == (epoch, step):
             raise KeyboardInterrupt
 
-    save_last = loop.save_last
+    save_last = trainer.save_last
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "save_last", save_and_stop)
+        patched.setattr(trainer, "save_last", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             train(config, folder)
 

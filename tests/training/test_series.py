@@ -17,9 +17,10 @@ from cskt.config import RunConfig
 from cskt.data.paperdoll import make_dataset
 from cskt.errors import CsktError
 from cskt.model.io.tensors import load_plain
-from cskt.training.loop import Trainer, train
+from cskt.training.loop import train
 from cskt.training.run_folder import claimed
 from cskt.training.series import check_same_config, finished, seed_folder, train_or_resume
+from cskt.training.trainer import Trainer
 from elsewhere import claimed_elsewhere
 from same_run import assert_same_run, story
 from tiny_run import quick_config, write_backbone

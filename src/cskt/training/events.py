@@ -1,6 +1,6 @@
 """Events of a run: the lines of `metrics.jsonl`, checked against their schemas.
 
-`cskt.training.loop.Trainer` emits them; `RunFolder.record` writes each to this file, and the loggers get it too.
+`cskt.training.trainer.Trainer` emits them; `RunFolder.record` writes each to this file, and the loggers get it too.
 
 A bad line is ignored and counted: a lost figure is no reason to refuse a run whose checkpoint is intact. A run that is
 resumed rewrites the file with the good lines only.
