@@ -9,6 +9,7 @@ from filter_oracle import COLUMNS, conditions, fulfils, values, written
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import cskt.gallery.conditions as conditions_module
 from cskt.gallery.columns import BUILT_IN, Kind, Value
 from cskt.gallery.conditions import All, Any_, Comparison, Condition, Membership, Missing, Pattern
 from cskt.gallery.filters import parse_filter
@@ -276,3 +277,13 @@ def test_any_text_is_parsed_or_refused_in_one_line(text: str) -> None:
         assert "\n" not in str(refusal)
     else:
         assert parse_filter(written(condition), KNOWN) == condition
+
+
+@settings(deadline=None)
+@given(condition=conditions(), known=values())
+def test_fulfils_is_the_meaning_of_a_condition(condition: Condition, known: dict[str, Value]) -> None:
+    assert conditions_module.fulfils(condition, known) == fulfils(condition, known)
+
+
+def test_a_value_of_another_kind_fulfils_no_comparison() -> None:
+    assert not conditions_module.fulfils(Comparison("frame", "<", 3), {"frame": "2"})

@@ -1,11 +1,12 @@
 """Tests of `VectorStore` that every store must pass.
 
-A store is added as an opener in `OPENERS`: a function that opens the store of a folder, which it makes if needed.
+To run them on a store of your own: `CSKT_PLUGINS=my_store.py CSKT_TEST_STORE=my-store pytest` with this file.
 Vectors of ties have entries of 1/4: their inner products are exact in any arithmetic.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -19,38 +20,65 @@ from filter_oracle import COLUMNS, NASTY_NAMES, NASTY_TEXTS, SOME_VALUES, condit
 from hypothesis import example, given, settings
 from torch import Tensor
 
+from cskt import plugins
 from cskt.errors import CsktError
 from cskt.gallery.columns import BUILT_IN, Kind, Value
 from cskt.gallery.conditions import Any_, Comparison, Condition, Membership
 from cskt.gallery.filters import parse_filter
+from cskt.gallery.stores import STORES, StoreBackend, StoreLocation
 from cskt.gallery.stores.base import MAX_FACET_VALUES, Crop, CropRecord, Facet, FileState, VectorStore
+from cskt.gallery.stores.registry import split_store
+from cskt.plugins import environment_plugins, load_plugins
 from cskt.types import Hit
+from documentation_files import FILES
 
 DIM = 16
 Opener: TypeAlias = Callable[[Path, Mapping[str, Kind]], VectorStore]
 Open: TypeAlias = Callable[[], VectorStore]
 
 
-def _open_lance(folder: Path, columns: Mapping[str, Kind]) -> VectorStore:
-    pytest.importorskip("lancedb")
-    from cskt.gallery.stores.lance.lance_store import open_lance
+def opener_of(store: str, backend: StoreBackend) -> Opener:
+    """Return an opener of `NAME` or `NAME:ADDRESS`, in which FOLDER stands for a new folder."""
+    _, address = split_store(store)
 
-    return open_lance(folder, DIM, columns)
+    def open_in(folder: Path, columns: Mapping[str, Kind]) -> VectorStore:
+        location = StoreLocation(folder / "vectors", address.replace("FOLDER", str(folder)), DIM, columns)
+        return backend.open(location, create=True)
 
-
-def _open_milvus(folder: Path, columns: Mapping[str, Kind]) -> VectorStore:
-    pytest.importorskip("milvus_lite")
-    from cskt.gallery.stores.milvus.milvus_store import open_milvus
-
-    return open_milvus(f"milvus:{folder}/crops.db", DIM, columns)
+    return open_in
 
 
-OPENERS: dict[str, Opener] = {"lance": _open_lance, "milvus": _open_milvus}
+def _plugin_store(store: str, folder: Path) -> StoreBackend:
+    """Return the backend of docs/extending.md, or of the plug-ins that CSKT_PLUGINS names."""
+    if store == SHOWN:
+        (folder / "sqlite_store.py").write_text(FILES["sqlite_store.py"], encoding="utf-8")
+        load_plugins(folder / "sqlite_store.py")
+    else:
+        load_plugins(environment_plugins())
+    return STORES[split_store(store)[0]]
 
 
-@pytest.fixture(params=["lance", pytest.param("milvus", marks=pytest.mark.milvus)], scope="module")
-def opener(request: pytest.FixtureRequest) -> Opener:
-    return OPENERS[request.param]
+SHOWN = "sqlite"
+TO_TEST = [
+    "lance", pytest.param(SHOWN, marks=pytest.mark.slow),
+    pytest.param("milvus:FOLDER/crops.db", marks=pytest.mark.milvus),
+    *filter(None, [os.environ.get("CSKT_TEST_STORE")]),
+]  # fmt: skip
+
+
+@pytest.fixture(params=TO_TEST, scope="module")
+def opener(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opener]:
+    store: str = request.param
+    name, _ = split_store(store)
+    if name in ("lance", "milvus"):
+        pytest.importorskip({"lance": "lancedb", "milvus": "milvus_lite"}[name])
+        yield opener_of(store, STORES[name])
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugins, "_loaded", {})
+        yield opener_of(store, _plugin_store(store, tmp_path_factory.mktemp("plugin")))
+        for plugin in plugins.loaded_plugins():
+            STORES.forget(plugin)
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ WRONG: dict[str, Any] = {
         "../../victim" + "0" * 52, "../" * 21 + "x", "/etc", "0" * 63, "0" * 65, "A" * 64, "0" * 63 + "\n", "", 5, None,
     ],
     "embed_dim": [0, -1, 1e999, 10**9, "16", True, None, 16.5],
-    "store": [7, None, "", "redis", "../lance", [], "milvus"],
+    "store": [7, None, "", "Lance", "../lance", [], ":x", "x" * 100],
     "columns": [
         [], 5, "x", {"a": "list"}, {"a": 5}, {"../x": "text"}, {"A b": "text"}, {"": "text"}, {"vector": "text"},
     ],
@@ -99,6 +99,10 @@ WRONG: dict[str, Any] = {
     "model__stride": ["5", 0, 2.5],
     "model__precision": [5, [], "x" * 2000],
     "model__unknown": [1],
+    "plugins": [
+        5, "x.py", [5], ["x.py"], [{}], [{"name": "x.py"}], [{"name": "", "provides": ["stores.x"]}],
+        [{"name": "x.py", "provides": ["stores.x"], "sha256": "../x"}], [{"name": "x" * 300, "provides": ["stores.x"]}],
+    ],
     "unknown": [1, None],
     "format_version": [None, "1", 0, -1, True, 1.5, [], {}],
 }  # fmt: skip
@@ -114,6 +118,17 @@ def test_every_value_of_a_manifest_is_checked(gallery: Gallery, tmp_path: Path) 
         assert message.startswith(f"{gallery.folder / MANIFEST}: "), message
         assert field.replace("__", ".") in message and "index into a new folder" in message, message
         assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("store", ["redis", "redis:host", "milvus", "lance:x", "os", "cskt.model"])
+def test_an_unknown_store_is_refused_without_importing_code(gallery: Gallery, tmp_path: Path, store: str) -> None:
+    (tmp_path / "redis.py").write_text("raise SystemExit('imported')", encoding="utf-8")
+    needed = [{"name": str(tmp_path / "redis.py"), "sha256": "", "provides": ["stores.redis"]}]
+    change_manifest(gallery.folder, store=store, plugins=needed)
+    before = tree(tmp_path)
+    message = refused(lambda: Gallery.open(gallery.folder))
+    assert message.startswith(f"{gallery.folder / MANIFEST}: ") and "store" in message, message
+    assert tree(tmp_path) == before
 
 
 def test_a_missing_field_is_named(gallery: Gallery) -> None:

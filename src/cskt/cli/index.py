@@ -23,6 +23,7 @@ from cskt.gallery.indexing.commits import IndexReport
 from cskt.gallery.indexing.shards import SHARD_SUFFIXES, find_shards
 from cskt.gallery.manifest import Manifest, absolute_store, check_store, is_gallery, read_manifest
 from cskt.gallery.opening import source_to_index
+from cskt.gallery.stores.registry import backend_of
 from cskt.utils.console import counting_bar
 
 DESCRIPTION = """\
@@ -103,8 +104,9 @@ def _run_index(gallery: Gallery, add: Callable[..., IndexReport]) -> IndexReport
 def _check_store(store: str, known: Manifest | None) -> None:
     try:
         check_store(store)
+        backend_of(store)
     except CsktError as error:
-        raise CsktError(f"--store {store}: {error}") from None
+        raise CsktError(f"--store {store}: {error}") from error
     if known is not None and absolute_store(store) != known.store:
         raise CsktError(f"--store {store}: the gallery's store is {known.store}; leave --store out")
 
@@ -146,8 +148,8 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
         help="remove crops whose image is gone or ignored, and older versions of images that are unreadable now; what"
         " is in a folder that cannot be read stays")
     add("--store", metavar="STORE",
-        help="store of the vectors: lance, in the gallery's folder; milvus://HOST:PORT/COLLECTION; or milvus:FILE.db"
-        " (default: lance)")
+        help="store of the vectors: lance, in the gallery's folder; milvus://HOST:PORT/COLLECTION; milvus:FILE.db;"
+        " or one of a plug-in (default: lance)")
     add("--engine", choices=("local", "ray"), default="local",
         help="where images are encoded: in this process, or by the workers of a Ray cluster (%(default)s)")
     add("--workers", type=int, metavar="N", help="Ray: workers (default: one per GPU, or per two CPUs)")

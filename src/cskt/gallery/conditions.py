@@ -1,4 +1,4 @@
-"""Conditions of a filter as a small tree, which every store compiles to its own language.
+"""Conditions of a filter as a small tree, which a store compiles to its own language, or evaluates with `fulfils`.
 
 `filters` parses it from text. It has no NOT: a crop without a value in a column fulfils no condition on that column
 but `Missing`.
@@ -6,8 +6,10 @@ but `Missing`.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, assert_never
 
 from cskt.gallery.columns import Value
 
@@ -75,3 +77,54 @@ class Any_:  # noqa: N801  (`Any` is a name of typing)
 
 
 Condition: TypeAlias = Comparison | Membership | Pattern | Missing | All | Any_
+
+_COMPARE: dict[Operator, Callable[[Any, Any], bool]] = {
+    "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+}  # fmt: skip
+
+
+def fulfils(condition: Condition, values: Mapping[str, Value]) -> bool:
+    """Return whether a crop with these values, by column, fulfils a condition.
+
+    Example:
+        >>> from cskt.gallery.conditions import Comparison, fulfils
+        >>> fulfils(Comparison("frame", ">", 2), {"frame": 3}), fulfils(Comparison("frame", ">", 2), {})
+        (True, False)
+    """
+    match condition:
+        case All(parts):
+            return all(fulfils(part, values) for part in parts)
+        case Any_(parts):
+            return any(fulfils(part, values) for part in parts)
+        case Missing(column, negated):
+            return (column in values) == negated
+    value = values.get(condition.column)
+    return value is not None and _holds(condition, value)
+
+
+def _holds(condition: Comparison | Membership | Pattern, value: Value) -> bool:
+    match condition:
+        case Comparison(_, relation, other):
+            is_comparable = isinstance(value, str) == isinstance(other, str)
+            return is_comparable and _COMPARE[relation](value, other)
+        case Membership(_, others, negated):
+            return (value in others) != negated
+        case Pattern(_, parts, negated):
+            return _matches(str(value), parts) != negated
+    assert_never(condition)
+
+
+def _matches(text: str, parts: tuple[str, ...]) -> bool:
+    """Return whether a text has these parts in order."""
+    if len(parts) == 1:  # no regular expression, whose time can grow with a power of the length
+        return text == parts[0]
+    first, *middle, last = parts
+    if not text.startswith(first):
+        return False
+    end = len(first)
+    for part in middle:
+        start = text.find(part, end)
+        if start < 0:
+            return False
+        end = start + len(part)
+    return len(text) - len(last) >= end and text.endswith(last)

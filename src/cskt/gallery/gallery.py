@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -16,11 +16,14 @@ from cskt.gallery.opening import check_model, create_gallery
 from cskt.gallery.reading import GalleryReader
 from cskt.gallery.state import Row
 from cskt.image_files.decode import Source
+from cskt.plugins import load_plugins
 from cskt.utils.arguments import listed
 from cskt.utils.messages import renamed
 
 Model: TypeAlias = str | Path | ModelSource
 """Source of a model, as `cskt.load` takes it."""
+Plugins: TypeAlias = str | Path | Iterable[str | Path]
+"""Python files and names of modules."""
 T = TypeVar("T")
 
 
@@ -48,6 +51,7 @@ class Gallery(GalleryReader):
         model: Model | None = None,
         *,
         store: str = "lance",
+        plugins: Plugins = (),
     ) -> Gallery:
         """Create an empty gallery.
 
@@ -55,7 +59,9 @@ class Gallery(GalleryReader):
             folder: created if it is missing.
             encoder: the model that will fill it; `open` loads it again from `Encoder.source`.
             model: source of an encoder that was not made by `cskt.load`; deprecated for others, which know theirs.
-            store: `lance`, files in the folder; or `milvus://HOST:PORT/COLLECTION`, `milvus:FILE.db`.
+            store: `lance`, files in the folder; `milvus://HOST:PORT/COLLECTION`, `milvus:FILE.db`; or the name of one
+                that a plug-in adds.
+            plugins: Python files or modules with that store; their code is run.
 
         Raises:
             CsktError: a gallery or other files are in the folder, the store contains crops, or it cannot be reached.
@@ -65,26 +71,32 @@ class Gallery(GalleryReader):
             >>> len(gallery)
             0
         """
+        load_plugins(plugins)
         manifest = Manifest.of(encoder, source_of(encoder, model), store)
         create_gallery(Path(folder), manifest)
         return cls(Path(folder), manifest, encoder, None)
 
     @classmethod
-    def open(cls, folder: str | Path, *, encoder: Encoder | None = None, device: str | None = None) -> Gallery:
+    def open(
+        cls, folder: str | Path, *, encoder: Encoder | None = None, device: str | None = None, plugins: Plugins = ()
+    ) -> Gallery:
         """Open a gallery; its model is loaded when first needed.
 
         Args:
             folder: of the gallery.
             encoder: the gallery's model, if it is loaded already.
             device: cpu, cuda or mps; None: the best one of this machine.
+            plugins: Python files or modules that its store or its model comes from; their code is run.
 
         Raises:
-            CsktError: no gallery in the folder, one of a newer version, or one that another model filled.
+            CsktError: no gallery in the folder, one of a newer version, one that another model filled, or one whose
+                plug-in is not loaded.
 
         Example:
             >>> cskt.Gallery.open("my-gallery", device="cpu").manifest.model.path
             'clip-tiny'
         """
+        load_plugins(plugins)
         manifest = read_manifest(Path(folder))
         if encoder is not None:
             check_model(Path(folder), manifest, encoder)

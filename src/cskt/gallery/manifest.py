@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -27,6 +28,8 @@ from cskt.embed.options import PathText, ShortText, check_path_text
 from cskt.errors import CsktError, MissingFileError
 from cskt.gallery.columns import Kind, column_name
 from cskt.gallery.stores.base import check_sha256, operator_errors
+from cskt.gallery.stores.registry import backend_of, plugins_of, split_store
+from cskt.plugins import Requirement
 from cskt.utils.arguments import expect
 from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, read_json
@@ -42,17 +45,20 @@ GALLERY_LOCK = "gallery.lock"
 """Locked during every change of a gallery."""
 LITE = "milvus:"
 """Prefix of the file of a milvus-lite; the address of a server continues with `//`."""
+_STORE = re.compile(r"[a-z][a-z0-9_-]{0,62}(?![^:])")
 FORMAT_VERSION = 2
 """2 added relative paths, `home`, `image_list`, `ignore` and `shards`; files of format 1 are read."""
 REMEDY = "no manifest of a gallery, or a corrupt one: restore it, or index into a new folder"
+LONGEST_PLUGIN_NAME = 200
+"""Characters of the name of a plug-in."""
 LARGEST_WIDTH = 65_536
 """Largest width of a vector."""
 
 
 def check_store(text: str) -> str:
-    """Return the name or address of a store unchanged, if a store is of its kind."""
-    if text != "lance" and not text.startswith("milvus:"):
-        raise CsktError("must be lance, milvus:FILE.db or milvus://HOST:PORT/COLLECTION")
+    """Return `NAME` or `NAME:ADDRESS` of a store unchanged; whether there is such a store, opening finds out."""
+    if not _STORE.match(text):
+        raise CsktError("must be the name of a store, or NAME:ADDRESS: lance, milvus://HOST:PORT/COLLECTION")
     return check_path_text(text)
 
 
@@ -63,6 +69,16 @@ def _check_columns(columns: Mapping[str, Kind]) -> Mapping[str, Kind]:
                 continue
         raise CsktError(f"must hold names of metadata columns as filters write them, which {name[:80]!r} is not")
     return columns
+
+
+def _check_plugins(plugins: tuple[Requirement, ...]) -> tuple[Requirement, ...]:
+    for plugin in plugins:
+        check_path_text(plugin.name)
+        if not 0 < len(plugin.name) <= LONGEST_PLUGIN_NAME or len(plugin.provides) != 1:
+            raise CsktError("must name a plug-in, and the one store that it provides")
+        if plugin.sha256:
+            check_sha256(plugin.sha256)
+    return plugins
 
 
 def _check_file_name(text: str) -> str:
@@ -83,7 +99,7 @@ class Manifest:
     warning: ShortText | None = None
     """Warning for users of the model."""
     store: Annotated[str, Len(1, 4096), AfterValidator(check_store)] = "lance"
-    """`lance`, or the address of a Milvus collection."""
+    """`NAME` or `NAME:ADDRESS`, see `cskt.gallery.stores`: `lance`, or the address of a Milvus collection."""
     columns: Annotated[Mapping[str, Kind], AfterValidator(_check_columns)] = field(default_factory=dict)
     """Metadata columns, in the order in which they came."""
     images: PathText | None = None
@@ -99,11 +115,14 @@ class Manifest:
     upright: bool = False
     """True if every crop is encoded as its EXIF orientation says; see `cskt.gallery.indexing.reencoding`."""
     created: ShortText = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    plugins: Annotated[tuple[Requirement, ...], Len(0, 1), AfterValidator(_check_plugins)] = ()
+    """The plug-in that the store comes from; none for a store of the package."""
 
     @classmethod
     def of(cls, encoder: Encoder, model: ModelSource, store: str) -> Manifest:
         """Return the manifest of a new gallery; the file of a milvus-lite becomes an absolute path."""
-        return cls(store=absolute_store(store), upright=True, **_facts_of(encoder, model))
+        backend_of(store)  # before its plug-in is looked up
+        return cls(store=absolute_store(store), upright=True, plugins=plugins_of(store), **_facts_of(encoder, model))
 
     def with_model(self, encoder: Encoder, model: ModelSource) -> Manifest:
         """Return the manifest of the same gallery filled by another model."""
@@ -114,6 +133,11 @@ class Manifest:
         """Short name of the model."""
         path = Path(self.model.path)
         return path.name if path.is_absolute() else self.model.path
+
+    @property
+    def store_in_folder(self) -> bool:
+        """Return whether the store's files are in the gallery's folder."""
+        return not split_store(self.store)[1]
 
     @property
     def generation(self) -> str:
@@ -185,6 +209,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     home = folder.resolve()
     placed = replace(_with_paths(manifest, lambda path: _relative(path, home)), home=str(home))
     content = {"format_version": FORMAT_VERSION, **asdict(placed)}
+    if not placed.plugins:
+        del content["plugins"]  # so that older programs, which do not know the field, read the gallery
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     with operator_errors():
         write_atomically(folder / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))

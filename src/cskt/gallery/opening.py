@@ -15,13 +15,13 @@ from cskt.errors import CsktError, MissingBackboneError, file_system_errors
 from cskt.gallery.calibration import CALIBRATION_FILE, load_calibration, save_calibration
 from cskt.gallery.indexing.scanning import ImageSource, is_list
 from cskt.gallery.manifest import GALLERY_LOCK, MANIFEST, Manifest, exists, is_gallery, write_manifest
-from cskt.gallery.stores.base import VectorStore
+from cskt.gallery.stores import StoreLocation, VectorStore
+from cskt.gallery.stores.registry import backend_of, split_store
 from cskt.utils.arguments import listed
-from cskt.utils.messages import require
 from cskt.utils.paths import check_path, expanded, inside
 
 VECTORS = "vectors"
-"""Folder of LanceDB's files, within a gallery."""
+"""Folder of the store's files, within a gallery."""
 
 
 def create_gallery(folder: Path, manifest: Manifest) -> None:
@@ -40,7 +40,7 @@ def create_gallery(folder: Path, manifest: Manifest) -> None:
         finally:
             store.close()
         if num_crops:
-            place = folder / VECTORS if manifest.store == "lance" else manifest.store
+            place = folder / VECTORS if manifest.store_in_folder else manifest.store
             raise CsktError(f"{place}: contains {num_crops:,} crops of another gallery; name another place")
         write_manifest(folder, manifest)
         copy_calibration(folder, manifest)
@@ -59,32 +59,22 @@ def copy_calibration(folder: Path, manifest: Manifest) -> None:
 
 def open_store(folder: Path, manifest: Manifest, *, create: bool) -> VectorStore:
     """Return the store that a manifest names; it is created if `create` is set, otherwise opening writes nothing."""
-    if manifest.store == "lance":
-        from cskt.gallery.stores.lance.lance_store import open_lance  # noqa: PLC0415  (a second to import)
-
-        return open_lance(vectors_folder(folder, manifest), manifest.embed_dim, manifest.columns, create=create)
-    if manifest.store.startswith("milvus:"):
-        require("milvus", "pymilvus")
-        from cskt.gallery.stores.milvus.milvus_store import open_milvus  # noqa: PLC0415  (slow to import, an extra)
-
-        return open_milvus(manifest.store, manifest.embed_dim, manifest.columns, manifest.generation, create=create)
-    raise CsktError(
-        f"unknown store '{manifest.store}'; expected lance, milvus:FILE.db or milvus://HOST:PORT/COLLECTION"
-    )
+    try:
+        backend = backend_of(manifest.store, manifest.plugins)
+    except CsktError as error:
+        raise CsktError(f"{folder / MANIFEST}: {error}") from error
+    return backend.open(_location(folder, manifest), create=create)
 
 
 def drop_store(folder: Path, manifest: Manifest) -> None:
     """Delete the vectors of a model; a file that this program does not write is an error."""
-    if manifest.store == "lance":
-        from cskt.gallery.stores.lance.lance_store import drop_lance  # noqa: PLC0415  (as above)
+    backend_of(manifest.store, manifest.plugins).drop(_location(folder, manifest))
 
-        vectors = vectors_folder(folder, manifest)
-        with file_system_errors(vectors):
-            drop_lance(vectors)
-    else:
-        from cskt.gallery.stores.milvus.milvus_store import drop_milvus  # noqa: PLC0415  (as above)
 
-        drop_milvus(manifest.store, manifest.generation)
+def _location(folder: Path, manifest: Manifest) -> StoreLocation:
+    _, address = split_store(manifest.store)
+    vectors = vectors_folder(folder, manifest)
+    return StoreLocation(vectors, address, manifest.embed_dim, manifest.columns, manifest.generation)
 
 
 def vectors_folder(folder: Path, manifest: Manifest) -> Path:
@@ -176,7 +166,7 @@ def check_folder(gallery: Path, manifest: Manifest, folder: Path) -> None:
 def _undo_creation(folder: Path, manifest: Manifest) -> None:
     """Delete the files of an unfinished creation in a new folder, and the folder unless it contains other files."""
     with suppress(CsktError, OSError):  # the error that stopped the creation is the one to report
-        if manifest.store == "lance":
+        if manifest.store_in_folder:
             drop_store(folder, manifest)
             (folder / VECTORS).rmdir()
     with suppress(OSError):

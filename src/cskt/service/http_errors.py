@@ -125,7 +125,7 @@ def _log_store_error(error: CsktError, gallery: Gallery) -> None:
         reason = "its server gives no answer"
     of_system = (os.strerror(number) for number in errno.errorcode if os.strerror(number) in text)
     reason = next(of_system, f"{reason}; 'cskt search' on this machine shows more")
-    store = "" if gallery.manifest.store == "lance" else f" ({gallery.manifest.store})"
+    store = "" if gallery.manifest.store_in_folder else f" ({gallery.manifest.store})"
     log.error("the store of the gallery is unavailable: %s%s: %s", gallery.folder, store, reason)
 
 

@@ -1,7 +1,7 @@
 """`VectorStore`, the interface of a gallery to the storage of its crops, and the values that pass through it.
 
-LanceDB (`stores.lance`) and Milvus (`stores.milvus`) implement it; `tests/gallery/test_store_conformance.py` runs the
-same tests against both.
+LanceDB (`stores.lance`), Milvus (`stores.milvus`) and stores of plug-ins implement it;
+`tests/gallery/test_store_conformance.py` runs the same tests against all of them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cskt.errors import CsktError, StoreError
-from cskt.gallery.columns import Kind, Value
-from cskt.gallery.conditions import Condition
+from cskt.gallery.columns import BUILT_IN, Kind, Value
+from cskt.gallery.conditions import Condition, fulfils
 from cskt.types import Hit
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -106,6 +106,12 @@ class CropRecord:
     def state(self) -> FileState:
         """Return the attributes of its file."""
         return FileState(self.num_bytes, self.modified_ns, self.sha256, self.kept)
+
+    def fulfils(self, where: Condition | None) -> bool:
+        """Return whether this crop fulfils a condition on its metadata and attributes; True without a condition."""
+        if where is None:
+            return True
+        return fulfils(where, {**self.metadata, **{column: getattr(self, column) for column in BUILT_IN}})
 
     def hit(self, score: float, rank: int) -> Hit:
         """Return this crop as an answer to a query."""

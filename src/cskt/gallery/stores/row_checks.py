@@ -6,6 +6,7 @@ when written; one that does not is an error that names it.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cskt.errors import SHORT, CorruptRowError, CsktError
-from cskt.gallery.columns import LARGEST_WHOLE, Value
+from cskt.gallery.columns import LARGEST_WHOLE, Kind, Value
 from cskt.gallery.stores.base import Crop, CropRecord, FileState, check_image_id, check_sha256
 
 STATE_FIELDS = ("image_id", "num_bytes", "modified_ns", "sha256", "kept")
@@ -105,6 +106,38 @@ def corrupt_vectors(vectors: NDArray[np.float32]) -> list[int]:
     if not len(vectors) or (vectors.min() >= -MAX_ENTRY and vectors.max() <= MAX_ENTRY):
         return []
     return np.flatnonzero(~(np.abs(vectors) <= MAX_ENTRY).all(axis=1)).tolist()
+
+
+def column_value(value: object, kind: Kind, column: str) -> Value:
+    """Return a metadata value of a column of that kind; a float without a fraction as a whole number."""
+    plain = checked_value(value, column)
+    wanted = {"boolean": bool, "number": int | float}.get(kind, str)
+    if not isinstance(plain, wanted) or (kind == "number" and isinstance(plain, bool)):
+        raise CsktError(f"column '{column}' must hold a {kind}")
+    return plain
+
+
+def checked_metadata(image_id: str, text: object, columns: Mapping[str, Kind], place: Path | str) -> dict[str, Value]:
+    """Return a crop's metadata from the text of a JSON object, without columns that the gallery does not have."""
+    with corrupt_row_errors(place, image_id):
+        try:
+            values = json.loads(text if isinstance(text, str) else "")
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict):
+            raise CsktError("'metadata' must be a JSON object")
+        return {name: column_value(value, columns[name], name) for name, value in values.items() if name in columns}
+
+
+def checked_vector(image_id: str, data: object, dim: int, place: Path | str) -> NDArray[np.float32]:
+    """Return a crop's vector [dim] from the bytes of its float32 numbers."""
+    with corrupt_row_errors(place, image_id):
+        if not isinstance(data, bytes) or len(data) != 4 * dim:
+            raise CsktError(f"'vector' must be {dim} float32 numbers")
+        vector = np.frombuffer(data, np.float32)
+        if corrupt_vectors(vector[None]):
+            raise CsktError("'vector' must be finite numbers")
+        return vector
 
 
 def checked_thumbnail(image_id: str, thumbnail: object, place: Path | str) -> bytes:

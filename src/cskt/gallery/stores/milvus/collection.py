@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from pymilvus import DataType, MilvusClient, MilvusException
 
 from cskt.errors import CorruptRowError, CsktError, NoAnswerError, StoreError
-from cskt.gallery.columns import Kind, Value
+from cskt.gallery.columns import Kind
 from cskt.gallery.stores.base import Crop, CropRecord
 from cskt.gallery.stores.milvus.address import INDEXES, read_address, read_options
 from cskt.gallery.stores.milvus.expressions import like_key, like_text, partition_field, partition_of
 from cskt.gallery.stores.row_checks import (
     FACT_FIELDS,
     checked_facts,
-    checked_value,
+    column_value,
     corrupt_row_errors,
     corrupt_vectors,
 )
@@ -241,15 +241,6 @@ def to_facts(row: Mapping[str, Any], columns: Mapping[str, Kind], url: str) -> C
         for column, value in facts.metadata.items():
             column_value(value, columns[column], column)
     return facts
-
-
-def column_value(value: object, kind: Kind, column: str) -> Value:
-    """Return a metadata value as it was before all numbers became floats."""
-    plain = checked_value(value, column)
-    wanted = {"boolean": bool, "number": int | float}.get(kind, str)
-    if not isinstance(plain, wanted) or (kind == "number" and isinstance(plain, bool)):
-        raise CsktError(f"column '{column}' must hold a {kind}")
-    return plain
 
 
 def to_vectors(rows: Sequence[Mapping[str, Any]], url: str) -> NDArray[np.float32]:

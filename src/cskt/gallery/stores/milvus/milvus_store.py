@@ -25,7 +25,6 @@ from cskt.gallery.stores.milvus.collection import (
     CALL_SECONDS,
     MAX_TEXT_BYTES,
     Collection,
-    column_value,
     milvus_errors,
     to_facts,
     to_row,
@@ -33,7 +32,14 @@ from cskt.gallery.stores.milvus.collection import (
     to_vectors,
 )
 from cskt.gallery.stores.milvus.expressions import compiled, like_key, quoted
-from cskt.gallery.stores.row_checks import FACT_FIELDS, STATE_FIELDS, checked_crops, checked_state, corrupt_row_errors
+from cskt.gallery.stores.row_checks import (
+    FACT_FIELDS,
+    STATE_FIELDS,
+    checked_crops,
+    checked_state,
+    column_value,
+    corrupt_row_errors,
+)
 from cskt.types import Hit
 
 READ_SECONDS = 20.0
