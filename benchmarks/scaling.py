@@ -51,7 +51,7 @@ class Measured:
     step_seconds: float
     gathered_bytes: float
     """Bytes of features that a process receives per step."""
-    all_reduced_bytes: float
+    added_up_bytes: float
     """Bytes of gradients that are all-reduced per step."""
     exchange_share: float
     """Share of time in which rank 0 communicates or waits for other processes."""
@@ -130,7 +130,7 @@ def table(rows: Sequence[Measured]) -> str:
         cells = [row.method, f"{row.processes} x {row.threads}", f"{row.step_seconds:.2f}"]
         cells += [f"{first.step_seconds / row.step_seconds:.2f}"]
         alone = row.processes == 1
-        exchanged = (f"{row.gathered_bytes / 1e3:.1f} kB", f"{row.all_reduced_bytes / 1e6:.1f} MB")
+        exchanged = (f"{row.gathered_bytes / 1e3:.1f} kB", f"{row.added_up_bytes / 1e6:.1f} MB")
         cells += ["", "", ""] if alone else [*exchanged, f"{row.exchange_share:.1%}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -104,5 +104,5 @@ def test_processes_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [row] = scaling.measured("cskt", 1, quick=True)
     assert row.step_seconds > 0 and 0 < row.exchange_share < 1
     assert row.gathered_bytes == 2 * 2 * 64 * 4, "two towers, two rows of the other process, 64 numbers of 4 bytes"
-    assert row.all_reduced_bytes > 4 * 64
+    assert row.added_up_bytes > 4 * 64
     assert "| cskt | 2 x 1 |" in scaling.table([row])

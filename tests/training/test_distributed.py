@@ -136,7 +136,7 @@ def test_two_processes_train_as_one_and_three_may_resume(configure: Configure, t
     for shared, whole in zip(steps["two"], steps["alone"], strict=True):
         assert shared["loss"] == pytest.approx(whole["loss"], rel=1e-3)
         assert shared["losses"] == pytest.approx(whole["losses"], rel=1e-3)
-        assert shared["gathered_bytes"] > 0 and shared["all_reduced_bytes"] > 0
+        assert shared["gathered_bytes"] > 0 and shared["added_up_bytes"] > 0
         assert 0 < shared["exchange_share"] < 1
         assert "gathered_bytes" not in whole
     scores = [[e["t2i"]["r1"] for e in read_events(tmp_path / name) if e["event"] == "evaluation"] for name in steps]

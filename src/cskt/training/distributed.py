@@ -75,8 +75,8 @@ class Traffic:
         return found
 
     def clear(self) -> None:
-        """Start to measure from zero."""
-        self._bytes = dict.fromkeys(("gathered", "all_reduced"), 0)
+        """Start to measure from zero, by kinds of exchange as `metrics.jsonl` has named them since version 0.1.0."""
+        self._bytes = dict.fromkeys(("gathered", "added_up"), 0)
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -191,7 +191,7 @@ class Processes(Ranks):
 
     def _all_reduce_(self, values: Tensor) -> Tensor:
         """Sum in place."""
-        with self.traffic.measured("all_reduced", values.nbytes, values.device), _connection_errors():
+        with self.traffic.measured("added_up", values.nbytes, values.device), _connection_errors():
             dist.all_reduce(values)
         return values
 
