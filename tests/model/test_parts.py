@@ -20,6 +20,7 @@ from cskt.model.folded import FoldedMLP, fold_text, fold_vision
 from cskt.model.parts import PARTS, Part, PartExtras, Side, part_config, register
 from cskt.model.parts.adapters import Adapter
 from cskt.model.parts.lora import LowRank
+from cskt.utils.modules import named_tensors
 
 SIZES = ClipArchitecture(
     embed_dim=6, image_height=16, image_width=12, patch_size=4, stride=4, vision_width=24, vision_layers=3,
@@ -130,8 +131,8 @@ def test_parts_add_up_and_the_tokens_are_those_of_the_features() -> None:
     for found, expected in zip(folded, model(images, caption_ids), strict=True):
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     assert {p.dtype for p in fold_text(model, torch.bfloat16).parameters()} == {torch.bfloat16}
-    torch.testing.assert_close(model.image_tokens(images)[:, 0], model.encode_image(images))
-    torch.testing.assert_close(model.text_tokens(caption_ids).features, model.encode_text(caption_ids))
+    torch.testing.assert_close(model.image_outputs(images).features, model.encode_image(images))
+    torch.testing.assert_close(model.text_outputs(caption_ids).features, model.encode_text(caption_ids))
 
 
 def test_its_parameters_train_and_a_step_with_less_memory_is_the_same() -> None:
@@ -212,15 +213,27 @@ def test_additions_that_do_not_fit_are_refused(kind: str, message: str) -> None:
         DualEncoder(SIZES, {"prompts": PromptConfig(depth=1, length=1), "wrong": {"kind": kind}})
 
 
-def test_a_buffer_is_refused() -> None:
-    class WithBuffer(Everything):
-        def __init__(self, config: Any, architecture: ClipArchitecture) -> None:
-            super().__init__(config, architecture)
-            self.register_buffer("mean", torch.zeros(3))
+class Buffered(Everything):
+    """With a table, that no file would hold unless it is persistent."""
 
-    register("buffered")(WithBuffer)
-    with pytest.raises(CsktError, match="method part 'buffered': 'mean' is a buffer"):
-        DualEncoder(SIZES, {"buffered": {}})
+    @part_config
+    class Config:
+        persistent: bool = True
+        kinds: tuple[str, ...] = KINDS
+        foldable: bool = False
+
+    def __init__(self, config: Any, architecture: ClipArchitecture) -> None:
+        super().__init__(config, architecture)
+        self.register_buffer("table", torch.arange(3), persistent=config.persistent)
+
+    is_active = Part.is_active
+
+
+def test_buffers_must_be_persistent() -> None:
+    register("buffered")(Buffered)
+    assert "parts.buffered.table" in named_tensors(DualEncoder(SIZES, {"buffered": {}}))
+    with pytest.raises(CsktError, match="method part 'buffered': the buffer 'table' is not persistent"):
+        DualEncoder(SIZES, {"buffered": {"persistent": False}})
 
 
 @pytest.mark.parametrize("name", ["", "two words", "a.b", "items", "prompts"])

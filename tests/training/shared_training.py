@@ -41,6 +41,7 @@ def gradients(config: str, output: str, precision: str = "") -> None:
             torch.Tensor.float = torch.Tensor.double
             in_double(context)
         found = gradients_of_epoch(context)
+        found[-1]["buffers"] = dict(context.state.model.named_buffers())
         torch.save(found, f"{output}.{processes.rank}")
 
 
@@ -58,7 +59,8 @@ def gradients_of_epoch(context: TrainingContext) -> list[dict[str, dict[str, tor
     named = dict([*context.state.model.named_parameters(), *state.objective.named_parameters()])
     for step, batch in enumerate(context.loader.epoch(0, share=processes.share)):
         losses = forward_backward(context, batch, step, torch.Generator().manual_seed(step))
-        processes.all_reduce_gradients(parameter for parameter in named.values() if parameter.requires_grad)
+        trained = [parameter for parameter in named.values() if parameter.requires_grad]
+        processes.all_reduce_gradients(trained, uneven=bool(state.model.parts))
         held = {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
         found.append({"losses": losses, "gradients": held})
         state.optimizer.zero_grad(set_to_none=True)

@@ -28,6 +28,7 @@ from cskt.model.io.native import MethodFile, read_method, save_backbone, save_we
 from cskt.model.io.released.writer import check_expressible, inexpressible_keys, write_released
 from cskt.training.initial_weights import read_run_heads
 from cskt.training.objective import Objective
+from cskt.utils.modules import named_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class Folded:
     @property
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the model by name."""
-        return {name: value.detach() for name, value in self.encoder.model.named_parameters()}
+        return {name: value.detach() for name, value in named_tensors(self.encoder.model).items()}
 
 
 def read_run(folder: Path, backbone: str | None) -> Folded:

@@ -35,6 +35,7 @@ from cskt.model.io.names import BEST, CONFIG
 from cskt.model.io.native import MethodFile, save_weights
 from cskt.utils.arguments import expect, listed
 from cskt.utils.console import bar
+from cskt.utils.modules import named_tensors
 from cskt.utils.paths import check_path
 
 PLAIN = ("{}",)
@@ -49,7 +50,7 @@ class Encoder:
     effect in a new Encoder only.
 
     Args:
-        model: weights loaded; moved to the device.
+        model: weights loaded; moved to the device, in evaluation mode.
         tokenizer: of the model's vocabulary and context.
         options: how it computes; `EncodeOptions`, whose fields can also be given as keyword arguments.
         interpolation: filter that resizes images to the model's size.
@@ -82,7 +83,7 @@ class Encoder:
     ) -> None:
         options = merged(options, changes)
         self.device = pick_device(options.device)
-        self.model = model.to(self.device)
+        self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer
         self.precision = pick_precision(options.precision or "fp32", self.device)
         self.templates = tuple(options.templates or PLAIN)
@@ -108,13 +109,13 @@ class Encoder:
 
     @property
     def embed_dim(self) -> int:
-        """D, the length of a feature vector.
+        """D, the length of a feature vector; with embedding heads, their widths included.
 
         Example:
             >>> cskt.load("clip-tiny", device="cpu").embed_dim
             256
         """
-        return self.model.architecture.embed_dim
+        return self.model.embed_dim
 
     @cached_property
     def _vision(self) -> Callable[[Tensor], Tensor]:
@@ -353,7 +354,7 @@ class Encoder:
             facts={} if self.source is None else {"source": self.source.path},
             architecture=self.model.architecture,
             known_token_ids=self.tokenizer.known_ids,
-            tensors=dict(self.model.named_parameters()),
+            tensors=named_tensors(self.model),
         )
         save_weights(target, file)
         return target

@@ -85,6 +85,8 @@ class ExportedFacts:
     """Result of the check of the export; see `cskt.export.check.Parity`."""
     interpolation: Interpolation = "bilinear"
     """Filter that resizes images to the size of the architecture."""
+    embed_dim: Positive | None = None
+    """Length of the vectors; None if it is that of the architecture."""
     apply_orientation: bool = False
     """True if image files are turned as their EXIF orientation says, see `Encoder`."""
 
@@ -123,6 +125,7 @@ class ExportedModel(nn.Module):
     def __init__(self, folder: Path, facts: ExportedFacts) -> None:
         super().__init__()
         self.folder, self.facts, self.architecture = folder, facts, facts.architecture
+        self.embed_dim = facts.embed_dim or facts.architecture.embed_dim
 
     @cached_property
     def image_graph(self) -> Graph:

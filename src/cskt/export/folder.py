@@ -112,6 +112,7 @@ def write_folder(
         known_token_ids=None if known_ids is None else tuple(sorted(known_ids)),
         templates=encoder.templates,
         interpolation=encoder.interpolation,
+        embed_dim=encoder.embed_dim,
         apply_orientation=encoder.apply_orientation,
         num_parameters=encoder.model.num_parameters(),
         config=None if config is None else to_dict(config),

@@ -149,7 +149,7 @@ def _facts_of(encoder: Encoder, model: ModelSource) -> dict[str, Any]:
     return {
         "model": absolute_source(model),
         "fingerprint": encoder.fingerprint,
-        "embed_dim": encoder.model.architecture.embed_dim,
+        "embed_dim": encoder.embed_dim,
         "warning": None if encoder.tokenizer.known_ids is None else PAPER_DOLLS,
     }
 

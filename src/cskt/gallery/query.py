@@ -87,7 +87,7 @@ def encode_queries(encoder: Encoder, queries: Sequence[Query], vector_of: Callab
     sentences: list[tuple[str, int, float]] = []
     images: list[tuple[Source, int, float]] = []
     pixels: list[tuple[Tensor, int, float]] = []
-    vectors = torch.zeros(len(queries), encoder.model.architecture.embed_dim)
+    vectors = torch.zeros(len(queries), encoder.embed_dim)
     for row, query in enumerate(queries):
         largest = _largest_weight(query)
         image_weight = query.image_weight / largest

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from cskt.errors import CsktError
-from cskt.losses.base import LOSSES, Loss, LossInputs, Negatives, Sizes, register
+from cskt.losses.base import LOSSES, Embeddings, Loss, LossInputs, Negatives, Sizes, register
 from cskt.losses.cmpm_loss import CMPMLoss, cmpm
 from cskt.losses.identity_loss import IdentityLoss, identity
 from cskt.losses.itc_loss import ITCLoss, itc
@@ -38,9 +38,9 @@ from cskt.utils.arguments import listed
 from cskt.utils.messages import nearest
 
 __all__ = [
-    "LOSSES", "CMPMLoss", "ITCLoss", "IdentityLoss", "Loss", "LossInputs", "MLMLoss", "Negatives", "SDMLoss", "Sizes",
-    "TALLoss", "TripletLoss", "build_losses", "cmpm", "identity", "itc", "mlm", "register", "sdm", "sdm_at_collapse",
-    "tal", "triplet", "weighted_total",
+    "LOSSES", "CMPMLoss", "Embeddings", "ITCLoss", "IdentityLoss", "Loss", "LossInputs", "MLMLoss", "Negatives",
+    "SDMLoss", "Sizes", "TALLoss", "TripletLoss", "build_losses", "cmpm", "identity", "itc", "mlm", "register", "sdm",
+    "sdm_at_collapse", "tal", "triplet", "weighted_total",
 ]  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import torch
@@ -19,12 +20,20 @@ Negatives = Literal["identities", "images", "pairs", "classes"]
 pairs of the batch, or the other identities of the training split."""
 
 
+class Embeddings(NamedTuple):
+    """Embeddings that a method part makes of the pairs of a batch."""
+
+    image: Tensor
+    text: Tensor
+    """[B, E] not normalised."""
+
+
 @dataclass(frozen=True)
 class LossInputs:
     """Tensors of a batch of B pairs, image i with caption i.
 
-    Features, identities and images are those of the whole batch. Logits, which need no other row, are those of the b
-    rows that this process computes.
+    Features, identities, images and what method parts add are those of the whole batch. Logits, which need no other
+    row, are those of the b rows that this process computes.
     """
 
     image_features: Tensor
@@ -41,9 +50,31 @@ class LossInputs:
     mlm_logits: Tensor | None = None
     mlm_labels: Tensor | None = None
     """[M, V] logits of masked words, and their [M] int64 ids."""
+    embeddings: Mapping[str, Embeddings] = field(default_factory=dict)
+    """Embeddings by method part, of the parts with an embedding head."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """[B, ...] tensors that method parts hand over, by `<part>.<side>.<name>`, side vision or text."""
 
     def __post_init__(self) -> None:
         check_pairs(self.image_features, self.text_features, self.pids)
+
+    def of_head(self, part: str) -> LossInputs:
+        """Return these inputs with the embeddings of a method part in place of the features.
+
+        Raises:
+            CsktError: the model has no such part, or it has no embedding head.
+
+        Example:
+            >>> pairs = Embeddings(torch.eye(2), torch.eye(2))
+            >>> inputs = LossInputs(torch.ones(2, 3), torch.ones(2, 3), torch.arange(2), embeddings={"tokens": pairs})
+            >>> inputs.of_head("tokens").image_features.shape
+            torch.Size([2, 2])
+        """
+        if part not in self.embeddings:
+            known = ", ".join(self.embeddings) or "none"
+            raise CsktError(f"the loss needs an embedding head of the method part '{part}'; heads of this run: {known}")
+        image, text = self.embeddings[part]
+        return dataclasses.replace(self, image_features=image, text_features=text)
 
 
 class Sizes(NamedTuple):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ QUICK_SLOPE = 1.702
 """Slope of the sigmoid in `quick_gelu`."""
 QUERY_KEY_VALUE = ("query", "key", "value")
 """Parts of an attention's joint projection, in its order."""
-QUERY, KEY_VALUE = QUERY_KEY_VALUE[:1], QUERY_KEY_VALUE[1:]
+QUERY, KEY, KEY_VALUE = QUERY_KEY_VALUE[:1], QUERY_KEY_VALUE[1:2], QUERY_KEY_VALUE[1:]
 LAYERS = {
     "query": "attn.in_proj", "key": "attn.in_proj", "value": "attn.in_proj", "out": "attn.out_proj",
     "fc": "mlp.c_fc", "proj": "mlp.c_proj",
@@ -50,7 +50,9 @@ class BlockExtras(NamedTuple):
     before_mlp: tuple[nn.Module, ...] = ()
     """x before the second norm, likewise, added to the input of the MLP."""
     beside_mlp: tuple[nn.Module, ...] = ()
-    """Tokens of mean 0 and variance 1 [B, L, width] -> [B, L, width], added to the residual stream with the MLP."""
+    """Tokens of mean 0 and variance 1 [B, L, width] -> [B, L, width], added to the residual stream with the MLP.
+
+    One with `record(tokens) -> [B, L, K]` makes a record of every token, if a training asks for it (`Observed`)."""
     low_rank: tuple[nn.ModuleDict, ...] = ()
     """Updates of linear layers by target (`LAYERS`): input of the layer -> what is added to its output."""
 
@@ -121,6 +123,26 @@ class Attention(nn.Module):
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return apply_linear(self.out_proj, attended.transpose(1, 2).flatten(2), low_rank, "out")
 
+    def row(
+        self,
+        x: Tensor,
+        query_token: Tensor,
+        *,
+        prefix_kv: Tensor | None = None,
+        mask: Tensor | None = None,
+        low_rank: Updates = (),
+    ) -> Tensor:
+        """Compute the weights with which one token [B, 1, width] attends to `x` and the prefix: [B, L + S], the mean
+        over the heads; for the arguments see `forward`."""
+        query, key = self.project(query_token, QUERY, low_rank), self.project(x, KEY, low_rank)
+        if prefix_kv is not None:
+            key = torch.cat([key, prefix_kv[..., : x.shape[2]].expand(len(x), -1, -1)], dim=1)
+        query, key = self._split_heads(query), self._split_heads(key)
+        logits = query @ key.transpose(2, 3) * key.shape[3] ** -0.5
+        if mask is not None:
+            logits = logits.masked_fill(~mask, -torch.inf)
+        return logits.softmax(dim=3).mean(dim=1)[:, 0]
+
     def _split_heads(self, projected: Tensor) -> Tensor:
         """[B, L, width] -> [B, heads, L, width / heads]."""
         batch, length, width = projected.shape
@@ -171,7 +193,8 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         query_positions: Tensor | None = None,
         extras: BlockExtras = NO_BLOCK_EXTRAS,
-    ) -> Tensor:
+        records: bool = False,
+    ) -> Any:
         """Compute the tokens after this block: [B, L, width] -> the same, or [B, 1, width] with `query_positions`.
 
         Args:
@@ -179,6 +202,7 @@ class Block(nn.Module):
             mask: [L, L + S], true where a token attends to another; None: to all.
             query_positions: [B] int64, the one token of each sequence that is needed; None: all.
             extras: modules of a method.
+            records: return the tokens and a list of the records of the branches that make one (`recording`).
         """
         normalised, queries = add(self.ln_1(x), extras.before_attention, x), None
         if query_positions is not None:
@@ -191,7 +215,24 @@ class Block(nn.Module):
         # Normalised once for MLP and branches, which have affine maps of their own.
         normalised = F.layer_norm(x, x.shape[-1:], eps=self.ln_2.eps)
         mlp_input = add(torch.addcmul(self.ln_2.bias, normalised, self.ln_2.weight), extras.before_mlp, x)
-        return add(x + self.mlp(mlp_input, low_rank), extras.beside_mlp, normalised)
+        out = add(x + self.mlp(mlp_input, low_rank), extras.beside_mlp, normalised)
+        return (out, [branch.record(normalised) for branch in recording(extras)]) if records else out
+
+    def attention_row(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        *,
+        prefix_kv: Tensor | None = None,
+        mask: Tensor | None = None,
+        extras: BlockExtras = NO_BLOCK_EXTRAS,
+    ) -> Tensor:
+        """Compute the weights with which the tokens at `positions` [B] attend: [B, L + S], the mean over the heads."""
+        normalised = add(self.ln_1(x), extras.before_attention, x)
+        mask = None if mask is None else mask[positions][:, None, None]
+        return self.attn.row(
+            normalised, pick(normalised, positions), prefix_kv=prefix_kv, mask=mask, low_rank=extras.low_rank
+        )
 
     def keys_and_values(self, x: Tensor, extras: BlockExtras = NO_BLOCK_EXTRAS) -> Tensor:
         """[B, S, width] tokens before this block -> [B, S, 2 * width]."""
@@ -229,6 +270,28 @@ class TowerExtras:
 NO_EXTRAS = TowerExtras()
 
 
+def recording(extras: BlockExtras) -> list[Any]:
+    """Return the branches of a block that record their tokens."""
+    return [branch for branch in extras.beside_mlp if hasattr(branch, "record")]
+
+
+@dataclass
+class Observed:
+    """Facts about a pass through a tower that heads and losses need beside the tokens; `run_blocks` fills it in."""
+
+    attends: bool = False
+    """The attention of the query token in the last block is needed ..."""
+    records: bool = False
+    """... and the records of the branches."""
+    attention: Tensor | None = None
+    """[B, L], weights with which the class or end token attends to the tokens, in the order of these."""
+    by_block: list[dict[nn.Module, Tensor]] = field(default_factory=list)
+    """Per block its branches -> their records, [B, L, K]."""
+
+
+NOTHING_OBSERVED = Observed()
+
+
 def with_prefix(own: Sequence[Tensor], extras: TowerExtras) -> list[Tensor]:
     """Return keys and values that a tower has cached, [1, S, 2 * width] per block from the first, and those that the
     method adds to them."""
@@ -248,6 +311,8 @@ def run_blocks(
     mask: Tensor | None = None,
     query_positions: Tensor | None = None,
     checkpoint_activations: bool = False,
+    observed: Observed = NOTHING_OBSERVED,
+    observed_positions: Tensor | None = None,
 ) -> Tensor:
     """Pass tokens [B, L, width] through the blocks of a tower.
 
@@ -258,6 +323,7 @@ def run_blocks(
         mask: [L, L], true where a token attends to another; None: to all. Every token attends to the prefix.
         query_positions: [B] int64, the tokens that are needed of the last block; None: all.
         checkpoint_activations: compute activations again in the backward pass instead of storing them.
+        observed: receives what it asks for: the attention as [B, L + S], of the tokens at `observed_positions` [B].
 
     Returns:
         [B, L, width], with `appended` [B, L + P, width], with `query_positions` [B, 1, width].
@@ -270,15 +336,18 @@ def run_blocks(
         num_cached = 0 if cached is None else cached.shape[1]
         if num_cached not in masks:
             masks[num_cached] = widened(mask, num_cached)
-        run = partial(
-            block,
-            prefix_kv=cached,
-            mask=masks[num_cached],
-            query_positions=query_positions if index + 1 == len(blocks) else None,
-            extras=extras.of_block(index),
-        )
+        added, is_last = extras.of_block(index), index + 1 == len(blocks)
+        given: dict[str, Any] = {"prefix_kv": cached, "mask": masks[num_cached], "extras": added}
+        if is_last and observed.attends:
+            assert isinstance(block, Block) and observed_positions is not None
+            observed.attention = block.attention_row(x, observed_positions, **given)
+        branches = recording(added) if observed.records else []
+        run = partial(block, query_positions=query_positions if is_last else None, records=bool(branches), **given)
         is_checkpointed = checkpoint_activations and torch.is_grad_enabled()
         x = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False) if is_checkpointed else run(x)
+        if observed.records:
+            x, found = x if branches else (x, [])
+            observed.by_block.append(dict(zip(branches, found, strict=True)))
     return x
 
 

@@ -18,7 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from cskt.config import ClipArchitecture
-from cskt.model.blocks import NO_EXTRAS, Block, TowerExtras, run_blocks, widened, with_prefix
+from cskt.model.blocks import (
+    NO_EXTRAS,
+    NOTHING_OBSERVED,
+    Block,
+    Observed,
+    TowerExtras,
+    recording,
+    run_blocks,
+    widened,
+    with_prefix,
+)
 
 
 class VisionTower(nn.Module):
@@ -57,11 +67,26 @@ class VisionTower(nn.Module):
         depth = len(extras.prompts)
         return depth if depth == len(self.blocks) else max(depth - 1, 0)
 
-    def forward(self, images: Tensor, extras: TowerExtras = NO_EXTRAS) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        extras: TowerExtras = NO_EXTRAS,
+        prefix_kv: Sequence[Tensor] | None = None,
+        observed: Observed = NOTHING_OBSERVED,
+    ) -> Tensor:
         """Normalised images [B, 3, H, W] float -> hidden tokens `[class, patches]` after the last block,
-        [B, 1 + number of patches, vision_width]."""
-        hidden = self._run(images, extras, self.prefix_kv(extras), query_positions=None)
-        return hidden[:, : len(self.positional_embedding)]
+        [B, 1 + number of patches, vision_width].
+
+        `prefix_kv` is `self.prefix_kv(extras)`, if it is known already; `observed` is filled in.
+        """
+        length = len(self.positional_embedding)
+        prefix_kv = self.prefix_kv(extras) if prefix_kv is None else prefix_kv
+        hidden = self._run(images, extras, prefix_kv, query_positions=None, observed=observed)
+        if observed.attention is not None:
+            observed.attention = observed.attention[:, :length]
+        for records in observed.by_block:
+            records.update({branch: record[:, :length] for branch, record in records.items()})
+        return hidden[:, :length]
 
     def class_token(
         self, images: Tensor, extras: TowerExtras = NO_EXTRAS, prefix_kv: Sequence[Tensor] | None = None
@@ -70,12 +95,16 @@ class VisionTower(nn.Module):
 
         `prefix_kv` is `self.prefix_kv(extras)`, if it is known already.
         """
-        first = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         prefix_kv = self.prefix_kv(extras) if prefix_kv is None else prefix_kv
-        return self._run(images, extras, prefix_kv, query_positions=first)[:, 0]
+        return self._run(images, extras, prefix_kv, query_positions=_first_positions(images))[:, 0]
 
     def _run(
-        self, images: Tensor, extras: TowerExtras, prefix_kv: Sequence[Tensor], query_positions: Tensor | None
+        self,
+        images: Tensor,
+        extras: TowerExtras,
+        prefix_kv: Sequence[Tensor],
+        query_positions: Tensor | None,
+        observed: Observed = NOTHING_OBSERVED,
     ) -> Tensor:
         patches = self.conv1(images).flatten(2).transpose(1, 2)
         class_token = self.class_embedding.expand(len(images), 1, -1)
@@ -90,6 +119,8 @@ class VisionTower(nn.Module):
             append_at=num_cached,
             query_positions=query_positions,
             checkpoint_activations=self.checkpoint_activations,
+            observed=observed,
+            observed_positions=_first_positions(images),
         )
 
     def _prompts_before(self, index: int, extras: TowerExtras) -> Tensor:
@@ -136,6 +167,8 @@ class Prefix(NamedTuple):
     """[1, 1 + P, 2 * text_width] per block: their keys and values, then those of `TowerExtras.prefix_kv`."""
     hidden: Tensor
     """[1, 1 + P, text_width] after the last block."""
+    start_records: list[dict[nn.Module, Tensor]]
+    """Per block its branches -> their records of the start token, [1, 1, K], if records are asked for."""
 
 
 class TextTower(nn.Module):
@@ -161,30 +194,46 @@ class TextTower(nn.Module):
         """Call `place_prompts` with this tower's vocabulary and context."""
         return place_prompts(caption_ids, num_slots, end_id=self.end_id, context_length=self.context_length)
 
-    def prefix(self, extras: TowerExtras) -> Prefix:
+    def prefix(self, extras: TowerExtras, *, records: bool = False) -> Prefix:
         """Pass the start token and the prompts through the blocks; every prompt slot keeps its position."""
         x = self.token_embedding.weight[self.start_id][None]
         if extras.prompts:
             x = torch.cat([x, extras.prompts[0]])
         x = (x + self.positional_embedding[: len(x)])[None]
-        causal, kv = _causal(x.shape[1], x.device), []
+        causal, kv, start_records = _causal(x.shape[1], x.device), [], []
         for index, block in enumerate(self.blocks):
             if 0 < index < len(extras.prompts):
                 x = torch.cat([x[:, :1], extras.prompts[index][None]], dim=1)
             kv.append(block.keys_and_values(x, extras.of_block(index)))  # type: ignore[operator]
             added = extras.prefix_kv[index][None] if index < len(extras.prefix_kv) else None
             mask = widened(causal, 0 if added is None else added.shape[1])
-            x = block(x, prefix_kv=added, mask=mask, extras=extras.of_block(index))
-        return Prefix(with_prefix(kv, extras), x)
+            branches = recording(extras.of_block(index)) if records else []
+            x = block(x, prefix_kv=added, mask=mask, extras=extras.of_block(index), records=bool(branches))
+            x, found = x if branches else (x, [])
+            start_records.append({branch: record[:, :1] for branch, record in zip(branches, found, strict=True)})
+        return Prefix(with_prefix(kv, extras), x, start_records)
 
-    def forward(self, placed: PlacedCaptions, extras: TowerExtras = NO_EXTRAS) -> Tensor:
+    def forward(
+        self,
+        placed: PlacedCaptions,
+        extras: TowerExtras = NO_EXTRAS,
+        prefix: Prefix | None = None,
+        observed: Observed = NOTHING_OBSERVED,
+    ) -> Tensor:
         """Compute the hidden tokens `[start, words, end, padding]` after the last block: [B, L' - P, text_width].
 
-        There is no padding mask: attention is causal, so nothing after the end token can affect it.
+        There is no padding mask: attention is causal, so nothing after the end token can affect it. `prefix` is
+        `self.prefix(extras)`, if it is known already; `observed` is filled in.
         """
-        prefix = self.prefix(extras)
-        start = prefix.hidden[:, :1].expand(len(placed.ids), -1, -1)
-        return torch.cat([start, self._run(placed, extras, prefix.kv, query_positions=None)], dim=1)
+        prefix = self.prefix(extras, records=observed.records) if prefix is None else prefix
+        words = self._run(placed, extras, prefix.kv, query_positions=None, observed=observed)
+        if observed.attention is not None:  # the start token is the first of the prefix, whose columns come last
+            weights, num_words = observed.attention, words.shape[1]
+            observed.attention = torch.cat([weights[:, num_words : num_words + 1], weights[:, :num_words]], dim=1)
+        for records, of_start in zip(observed.by_block, prefix.start_records, strict=False):
+            for branch, record in records.items():
+                records[branch] = _after_start(of_start[branch], record)
+        return _after_start(prefix.hidden[:, :1], words)
 
     def end_token(
         self, placed: PlacedCaptions, extras: TowerExtras = NO_EXTRAS, prefix_kv: Sequence[Tensor] | None = None
@@ -198,7 +247,12 @@ class TextTower(nn.Module):
         return self._run(placed, extras, prefix_kv, query_positions=positions)[:, 0]
 
     def _run(
-        self, placed: PlacedCaptions, extras: TowerExtras, prefix_kv: Sequence[Tensor], query_positions: Tensor | None
+        self,
+        placed: PlacedCaptions,
+        extras: TowerExtras,
+        prefix_kv: Sequence[Tensor],
+        query_positions: Tensor | None,
+        observed: Observed = NOTHING_OBSERVED,
     ) -> Tensor:
         """Compute the tokens after the prefix: [B, L'] -> [B, L' - 1 - P, text_width]."""
         ids, num_fixed = placed.ids, placed.num_fixed
@@ -211,11 +265,23 @@ class TextTower(nn.Module):
             mask=_causal(words.shape[1], ids.device),
             query_positions=query_positions,
             checkpoint_activations=self.checkpoint_activations,
+            observed=observed,
+            observed_positions=placed.end_positions - num_fixed,
         )
 
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden tokens [..., text_width] -> the shared space [..., D]."""
         return self.ln_final(hidden) @ self.proj
+
+
+def _first_positions(images: Tensor) -> Tensor:
+    """[B] int64, position of the class token."""
+    return torch.zeros(len(images), dtype=torch.int64, device=images.device)
+
+
+def _after_start(start: Tensor, words: Tensor) -> Tensor:
+    """Put the start token, [1, 1, K], before the other tokens of every caption: [B, L, K] -> [B, 1 + L, K]."""
+    return torch.cat([start.expand(len(words), -1, -1), words], dim=1)
 
 
 def _causal(length: int, device: torch.device) -> Tensor:

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cskt.config import METHOD_SECTIONS, ClipArchitecture
 from cskt.errors import CsktError
-from cskt.model.blocks import Block, TowerExtras, block_deviations, pick
+from cskt.model.blocks import Block, Observed, TowerExtras, block_deviations
 from cskt.model.clip import PlacedCaptions, TextTower, VisionTower
+from cskt.model.heads import TowerOutputs, image_outputs, needed, ranking_vector, text_outputs
 from cskt.model.parts import PARTS, EmbedWords, Part
-from cskt.model.parts.base import SIDES, PartExtras, Side, check_extras, joined, part_configs
+from cskt.model.parts.base import SIDES, PartExtras, Side, check_extras, check_part, joined, part_configs
 
 TOWERS = ("vision.", "text.")
 """First letters of the names of CLIP's own parameters; all others are of method parts."""
 PROJECTIONS = ("vision.proj", "text.proj")
 
 
-class TextTokens(NamedTuple):
-    """A batch of captions, token by token, without the prompt slots."""
-
-    tokens: Tensor
-    """[B, L, D] in the shared space, not normalised; position l belongs to the caption's token l."""
-    features: Tensor
-    """[B, D], the rows of the end tokens."""
-
-
 class DualEncoder(nn.Module):
     """Images and captions to features of one space, not normalised.
+
+    With embedding heads (`Part.embed`), `encode_image` and `encode_text` return vectors made of the features and of the
+    embeddings of all heads (`heads.ranking_vector`); `image_outputs` and `text_outputs` return what these are made of.
 
     The memory of a new model is not set: load a backbone (`weights.load_backbone`) or call `initialise_backbone`, then
     `initialise_method`.
@@ -66,33 +61,76 @@ class DualEncoder(nn.Module):
                 home.add_module(name, PARTS[name](config, architecture))
         self.num_text_slots = self._check_parts()
         """Number of prompt tokens in every caption."""
+        self.needs_tokens = bool(self.heads) or any(self._records(side) for side in SIDES)
+        """True if losses need more than the two features: embeddings of heads, or records of branches."""
         trained = {"added": (), "projections": PROJECTIONS, "all": TOWERS, "none": ()}[trainable]
         for name, parameter in self.named_parameters():
             is_added = not name.startswith(TOWERS) and trainable != "none"
             parameter.requires_grad_(is_added or name.startswith(trained))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] float, normalised with the architecture's mean and std -> [B, D], not normalised."""
-        return self.vision.project(self.vision.class_token(images, self.extras("vision")))
+        """Images [B, 3, H, W] float, normalised with the architecture's mean and std -> [B, embed_dim], the vectors
+        whose cosines rank, not normalised."""
+        if heads := self.heads:
+            return ranking_vector(heads, "vision", self.image_outputs(images))
+        return self.image_features(images)
 
     def encode_text(self, caption_ids: Tensor) -> Tensor:
-        """Caption ids [B, L] int64, start and end tokens included, no prompt slots -> [B, D], not normalised."""
+        """Caption ids [B, L] int64, start and end tokens included, no prompt slots -> [B, embed_dim] likewise."""
+        if heads := self.heads:
+            return ranking_vector(heads, "text", self.text_outputs(caption_ids))
+        return self.text_features(caption_ids)
+
+    @property
+    def embed_dim(self) -> int:
+        """Length of the vectors of `encode_image` and `encode_text`: D, and the widths of all embedding heads."""
+        return self.architecture.embed_dim + sum(head.embedding_width or 0 for head in self.heads.values())
+
+    @property
+    def heads(self) -> dict[str, Part]:
+        """Parts with an embedding head by name."""
+        return {name: part for name, part in self.method_parts().items() if part.embedding_width is not None}
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Images as for `encode_image` -> [B, D], the features of the class tokens, not normalised."""
+        return self.vision.project(self.vision.class_token(images, self.extras("vision")))
+
+    def text_features(self, caption_ids: Tensor) -> Tensor:
+        """Caption ids as for `encode_text` -> [B, D], the features of the end tokens, not normalised."""
         return self.text.project(self.text.end_token(self.place(caption_ids), self.extras("text")))
 
     def forward(self, images: Tensor, caption_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return image and text features [B, D] of a batch of pairs."""
-        return self.encode_image(images), self.encode_text(caption_ids)
+        return self.image_features(images), self.text_features(caption_ids)
 
-    def image_tokens(self, images: Tensor) -> Tensor:
-        """Images as for `encode_image` -> tokens [B, N, D], not normalised: the image's feature, then the patches."""
-        return self.vision.project(self.vision(images, self.extras("vision")))
+    def image_outputs(self, images: Tensor, *, records: bool = False) -> TowerOutputs:
+        """Encode every token of the images; `records` adds `Part.outputs`, which losses may need."""
+        observed = needed(self.heads, records=records)
+        found = image_outputs(self.vision, images, observed, self.extras("vision"))
+        return found._replace(extra=self._outputs("vision", observed, found.mask))
 
-    def text_tokens(self, caption_ids: Tensor) -> TextTokens:
-        """Encode every token of the captions; see `encode_text` and `TextTokens`."""
-        placed = self.place(caption_ids)
-        tokens = self.text.project(self.text(placed, self.extras("text")))
-        ends = placed.end_positions - self.num_text_slots
-        return TextTokens(tokens, pick(tokens, ends)[:, 0])
+    def text_outputs(self, caption_ids: Tensor, *, records: bool = False) -> TowerOutputs:
+        """Encode every token of the captions, likewise."""
+        observed = needed(self.heads, records=records)
+        found = text_outputs(self.text, self.place(caption_ids), observed, self.extras("text"))
+        return found._replace(extra=self._outputs("text", observed, found.mask))
+
+    def _records(self, side: Side) -> dict[str, list[tuple[int, nn.Module]]]:
+        """Return the branches that make records by their part, each with the index of its block."""
+        found: dict[str, list[tuple[int, nn.Module]]] = {}
+        for name, added in self._part_extras(side).items():
+            for index, branch in enumerate(added.beside_mlp or ()):
+                if branch is not None and hasattr(branch, "record"):
+                    found.setdefault(name, []).append((index, branch))
+        return found
+
+    def _outputs(self, side: Side, observed: Observed, mask: Tensor) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = {}
+        for name, branches in self._records(side).items() if observed.records else ():
+            records = [observed.by_block[index][branch] for index, branch in branches]
+            given = self.method_parts()[name].outputs(side, records, mask)
+            outputs |= {f"{name}.{side}.{key}": value for key, value in given.items()}
+        return outputs
 
     def place(self, caption_ids: Tensor) -> PlacedCaptions:
         """Insert the slots of this model's prompts into captions."""
@@ -118,12 +156,11 @@ class DualEncoder(nn.Module):
     @torch.no_grad()
     def _check_parts(self) -> int:
         """Check the parts, and return the number of prompts of the text tower."""
-        for name, part in self.method_parts().items():
-            if buffer := next((buffer for buffer, _ in part.named_buffers()), None):
-                raise CsktError(f"method part '{name}': '{buffer}' is a buffer, which no file holds; make a parameter")
         for side in SIDES:
             added = self._part_extras(side)
             check_extras(added, side, self.architecture)
+        for name, part in self.method_parts().items():
+            check_part(name, part)
         slots = sum(len(text.prompts[0]) for text in added.values() if text.prompts)
         if slots > self.architecture.context_length - 3:
             raise CsktError(f"{slots} prompts leave no word in {self.architecture.context_length} positions")
@@ -140,7 +177,8 @@ class DualEncoder(nn.Module):
         """Remove the parts that are low-rank updates alone, and add these to the weights: the same function, faster."""
         for name, part in self.method_parts().items():
             by_side = {side: part.extras(side) for side in SIDES}
-            if all(added == PartExtras(low_rank=added.low_rank) for added in by_side.values()):
+            is_alone = all(added == PartExtras(low_rank=added.low_rank) for added in by_side.values())
+            if is_alone and part.embedding_width is None:
                 fold_low_rank(self.vision, joined({name: by_side["vision"]}))
                 fold_low_rank(self.text, joined({name: by_side["text"]}))
                 delattr(self if name in METHOD_SECTIONS else self.parts, name)

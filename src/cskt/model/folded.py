@@ -2,25 +2,27 @@
 
 Prompts and couplings become cached keys and values. MLP and adapters become one MLP with a joint hidden layer: the
 affine maps of the norms are in its first matrix, the adapters' scale and QuickGELU's slope in both. Low-rank updates
-are added to the weights. Other modules of a method stay modules, and so does the MLP of their block. The function is
-the same up to rounding; tensors that need no change are shared with the model, unless they are converted to another
-type.
+are added to the weights. Other modules of a method stay modules, and so does the MLP of their block. Embedding heads
+stay as they are, in float32. The function is the same up to rounding; tensors that need no change are shared with the
+model, unless they are converted to another type.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cskt.model.blocks import MLP, QUICK_SLOPE, Block, TowerExtras, Updates, quick_gelu
-from cskt.model.clip import PlacedCaptions, TextTower, VisionTower
+from cskt.model.clip import PlacedCaptions, Prefix, TextTower, VisionTower
 from cskt.model.dual_encoder import DualEncoder, fold_low_rank
+from cskt.model.heads import image_outputs, needed, ranking_vector, text_outputs
+from cskt.model.parts import Part
 
 
 class FoldedMLP(nn.Module):
@@ -54,10 +56,16 @@ class FoldedMLP(nn.Module):
 
 
 class FoldedVision(nn.Module):
-    """Images to raw features; see `fold_vision`."""
+    """Images to the vectors that rank; see `fold_vision`."""
 
     def __init__(
-        self, tower: VisionTower, extras: TowerExtras, prefix_kv: Sequence[Tensor], dtype: torch.dtype
+        self,
+        tower: VisionTower,
+        extras: TowerExtras,
+        prefix_kv: Sequence[Tensor],
+        *,
+        heads: Mapping[str, Part],
+        dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.tower, self.dtype = tower, dtype
@@ -65,34 +73,52 @@ class FoldedVision(nn.Module):
         self.block_extras = extras.blocks
         self.branches = _modules(extras)
         self.to(dtype).requires_grad_(False)
+        self.heads = nn.ModuleDict(heads)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] float, normalised with the architecture's mean and std -> [B, D] float32, not normalised."""
+        """[B, 3, H, W] float, normalised with the architecture's mean and std -> [B, embed_dim] float32, not normalised
+        without embedding heads."""
         extras = TowerExtras(list(self.prompts), blocks=self.block_extras)
-        hidden = self.tower.class_token(images.to(self.dtype), extras, list(self.prefix_kv))
-        return self.tower.project(hidden).float()
+        images, prefix_kv, heads = images.to(self.dtype), list(self.prefix_kv), _parts(self.heads)
+        if heads:
+            found = image_outputs(self.tower, images, needed(heads), extras, prefix_kv)
+            return ranking_vector(heads, "vision", found).float()
+        return self.tower.project(self.tower.class_token(images, extras, prefix_kv)).float()
 
 
 class FoldedText(nn.Module):
-    """Captions to raw features; see `fold_text`."""
+    """Captions to the vectors that rank; see `fold_text`."""
 
     def __init__(
-        self, tower: TextTower, num_slots: int, extras: TowerExtras, prefix_kv: Sequence[Tensor], dtype: torch.dtype
+        self,
+        tower: TextTower,
+        num_slots: int,
+        extras: TowerExtras,
+        prefix: Prefix,
+        *,
+        heads: Mapping[str, Part],
+        dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.tower, self.num_slots = tower, num_slots
-        self.prefix_kv = nn.ParameterList(prefix_kv)
+        self.prefix_kv = nn.ParameterList(prefix.kv)
+        self.prefix_hidden = nn.Parameter(prefix.hidden)
         self.block_extras = extras.blocks
         self.branches = _modules(extras)
         self.to(dtype).requires_grad_(False)
+        self.heads = nn.ModuleDict(heads)
 
     def forward(self, caption_ids: Tensor) -> Tensor:
-        """[B, L] int64, start and end tokens included, no prompt slots -> [B, D] float32, not normalised."""
+        """[B, L] int64, start and end tokens included, no prompt slots -> [B, embed_dim] float32, not normalised
+        without embedding heads."""
         return self.features(self.tower.place(caption_ids, self.num_slots)).float()
 
     def features(self, placed: PlacedCaptions) -> Tensor:
-        """Captions with prompt slots -> [B, D], not normalised."""
-        extras = TowerExtras(blocks=self.block_extras)
+        """Captions with prompt slots -> [B, embed_dim], likewise."""
+        extras, heads = TowerExtras(blocks=self.block_extras), _parts(self.heads)
+        if heads:
+            prefix = Prefix(list(self.prefix_kv), self.prefix_hidden, [])
+            return ranking_vector(heads, "text", text_outputs(self.tower, placed, needed(heads), extras, prefix))
         return self.tower.project(self.tower.end_token(placed, extras, list(self.prefix_kv)))
 
 
@@ -102,7 +128,7 @@ def fold_vision(model: DualEncoder, dtype: torch.dtype = torch.float32) -> Folde
     model = _own(model)
     extras = _without_low_rank(model.vision, model.extras("vision"))
     prefix_kv = model.vision.prefix_kv(extras)
-    return FoldedVision(model.vision, _fold_blocks(model.vision, extras), prefix_kv, dtype)
+    return FoldedVision(model.vision, _fold_blocks(model.vision, extras), prefix_kv, heads=model.heads, dtype=dtype)
 
 
 @torch.no_grad()
@@ -110,8 +136,9 @@ def fold_text(model: DualEncoder, dtype: torch.dtype = torch.float32) -> FoldedT
     """Return the text tower likewise; see `fold_vision`."""
     model = _own(model)
     extras = _without_low_rank(model.text, model.extras("text"))
-    prefix_kv = model.text.prefix(extras).kv
-    return FoldedText(model.text, model.num_text_slots, _fold_blocks(model.text, extras), prefix_kv, dtype)
+    prefix = model.text.prefix(extras)
+    blocks = _fold_blocks(model.text, extras)
+    return FoldedText(model.text, model.num_text_slots, blocks, prefix, heads=model.heads, dtype=dtype)
 
 
 def _own(model: DualEncoder) -> DualEncoder:
@@ -119,7 +146,7 @@ def _own(model: DualEncoder) -> DualEncoder:
     parameters = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     own = copy.deepcopy(model, parameters)
     own.checkpoint_activations(False)
-    return own
+    return own.eval()
 
 
 def _without_low_rank(tower: VisionTower | TextTower, extras: TowerExtras) -> TowerExtras:
@@ -146,6 +173,10 @@ def _fold_blocks(tower: VisionTower | TextTower, extras: TowerExtras) -> TowerEx
 def _modules(extras: TowerExtras) -> nn.ModuleList:
     """Return all modules that the method adds, to be converted and moved with the tower."""
     return nn.ModuleList(module for added in extras.blocks for module in added.modules)
+
+
+def _parts(heads: nn.ModuleDict) -> dict[str, Part]:
+    return cast(dict[str, Part], dict(heads.items()))
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -33,6 +33,7 @@ from cskt.training.loggers import LOGGERS
 from cskt.training.objective import Objective
 from cskt.training.optim import build_optimizer
 from cskt.training.state import ExponentialMovingAverage, TrainState
+from cskt.utils.modules import named_tensors
 
 MOST_COMPILED_FORMS = 64
 
@@ -153,7 +154,7 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
     objective = Objective(config.loss, config.mlm, architecture, loader.num_identities)
     objective.initialise(torch.Generator().manual_seed(config.seed))
     objective.to(device)
-    objective.share_gradients(processes.world_size)
+    objective.share_gradients(processes.world_size, model.method_parts().values())
     named = itertools.chain(model.named_parameters(), objective.named_parameters())
     decay = config.optim.ema_decay
     state = TrainState(
@@ -161,7 +162,7 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
         objective,
         optimizer=build_optimizer(named if config.is_trainable else [], config.optim),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
-        ema=None if decay is None else ExponentialMovingAverage(model.named_parameters(), decay),
+        ema=None if decay is None else ExponentialMovingAverage(named_tensors(model).items(), decay),
         backbone_sha256=built.backbone_sha256,
         data_sha256=data_digest(train_split),
     )

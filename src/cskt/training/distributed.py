@@ -130,10 +130,20 @@ class Processes(Ranks):
             dist.all_gather(received, padded)
         return torch.cat([rows[:size] for rows, size in zip(received, sizes, strict=True)])
 
-    def all_reduce_gradients(self, parameters: Iterable[Parameter]) -> None:
-        """Replace the gradients by their sums over the processes."""
+    def all_reduce_gradients(self, parameters: Iterable[Parameter], *, uneven: bool = False) -> None:
+        """Replace the gradients by their sums over the processes.
+
+        `uneven`: a parameter may have a gradient in some processes only, as an expert that no other process chose has;
+        it is zero in the others. Otherwise all processes must have the same gradients.
+        """
         if self.world_size == 1:
             return
+        if uneven:
+            parameters = list(parameters)
+            held = self.all_reduce(torch.tensor([int(parameter.grad is not None) for parameter in parameters]))
+            for parameter, number in zip(parameters, held.tolist(), strict=True):
+                if number and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         with_gradient = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
         while with_gradient:
             bucket, size = [with_gradient.pop()], 0
@@ -232,10 +242,13 @@ class Rows:
         return range(self.captions_per_image * images.start, self.captions_per_image * images.stop)
 
     def gather(self, own: Tensor) -> Tensor:
-        """Return [B, D] of all processes from [b, D]; the gradient of the whole goes into the own rows."""
+        """Return [B, ...] of all processes from [b, ...]; the gradient of the whole goes into the own rows."""
         if self.processes.world_size == 1:
             return own
-        return _Gather.apply(own[: len(self.without_padding)], self)  # type: ignore[no-untyped-call]
+        flat = own[: len(self.without_padding)].flatten(start_dim=1)
+        flat = flat.to(torch.uint8) if own.dtype == torch.bool else flat
+        whole = _Gather.apply(flat, self)  # type: ignore[no-untyped-call]
+        return whole.view(len(whole), *own.shape[1:]).to(own.dtype)
 
     def all_reduced_fraction(self, num_terms: int | None = None) -> float:
         """Return the weight of the own mean in the mean of all, with `num_terms` terms if not one per row.

@@ -14,18 +14,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from cskt.config import RunConfig, as_trained, completed_like, flat_values, validate
 from cskt.errors import CsktError
 from cskt.model.dual_encoder import TOWERS, DualEncoder
 from cskt.model.io.cache import sha256_of
-from cskt.model.io.layouts import OURS
 from cskt.model.io.names import BEST, HEADS, LAST, PREVIOUS
 from cskt.model.io.native import HeadsFile, MethodFile, kind_of, read_heads, read_method, save_weights
-from cskt.model.io.weights import gather
+from cskt.model.io.weights import gather_state
 from cskt.plugins import of_section, required
 from cskt.training.checkpoint import read_last
 from cskt.training.context import TrainingContext
+from cskt.utils.modules import named_tensors
 from cskt.utils.paths import check_path
 
 logger = logging.getLogger(__name__)
@@ -101,9 +102,9 @@ class InitialWeights:
         """Copy the weights into a training before its first step; its moving average starts from them too."""
         state = context.state
         for module, tensors in ((state.model, self.tensors), (state.objective, self.heads)):
-            parameters = dict(module.named_parameters())
+            own = named_tensors(module)
             for name, value in tensors.items():
-                parameters[name].copy_(value)
+                own[name].copy_(value)
         if state.ema is not None:
             state.ema.restart()
 
@@ -169,18 +170,19 @@ def _weight_file(named: str) -> Path:
 
 
 def _fitting_tensors(file: MethodFile, source: RunConfig, model: DualEncoder, path: Path) -> dict[str, Tensor]:
-    own = dict(model.named_parameters())
+    own = named_tensors(model)
     with required(of_section(source.plugins, "parts")), torch.device("meta"):
         other = DualEncoder(model.architecture, source.method, source.trainable)
-    expected = other.trainable_names() if file.architecture is None else [name for name, _ in other.named_parameters()]
+    expected = named_tensors(other, trainable_only=file.architecture is None)
     remedy = "start from a run of the same recipe"
     if unknown := next((name for name in [*expected, *file.tensors] if name not in own), None):
         raise CsktError(f"{path}: unknown tensor '{unknown}', which this recipe does not have; {remedy}")
     if missing := next((name for name in own if not name.startswith(TOWERS) and name not in expected), None):
         raise CsktError(f"{path}: tensor '{missing}' is missing, which this recipe has; {remedy}")
-    tensors = gather(file.tensors, {name: own[name].shape for name in expected}, OURS, origin=str(path))
+    tensors = gather_state(file.tensors, {name: own[name] for name in expected}, origin=str(path))
     for name, value in tensors.items():
-        if not own[name].requires_grad and not torch.equal(value, own[name].detach().cpu()):
+        is_frozen = isinstance(own[name], Parameter) and not own[name].requires_grad
+        if is_frozen and not torch.equal(value, own[name].detach().cpu()):
             raise CsktError(
                 f"{path}: '{name}' was trained there and is frozen here; set trainable as that run has it, or to all"
             )
@@ -189,7 +191,7 @@ def _fitting_tensors(file: MethodFile, source: RunConfig, model: DualEncoder, pa
 
 def _fitting_heads(place: Path, context: TrainingContext) -> dict[str, Tensor]:
     """Return the heads of the other run that this one can use; log for each head whether it is used."""
-    own = dict(context.state.objective.named_parameters())
+    own = named_tensors(context.state.objective)
     if not own:
         return {}
     found = read_run_heads(place) if place.is_dir() else None

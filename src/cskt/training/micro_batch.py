@@ -10,6 +10,7 @@ import torch
 
 from cskt.device import free_memory_bytes, held_memory_bytes, peak_memory_bytes, reset_peak_memory
 from cskt.errors import CsktError
+from cskt.training.buffers import kept_buffers
 from cskt.training.context import TrainingContext
 from cskt.training.distributed import SINGLE_PROCESS
 from cskt.training.step import forward_backward
@@ -85,7 +86,8 @@ def _peak_bytes(context: TrainingContext, num_pairs: int) -> int:
         image_ids=torch.arange(num_pairs // unit),
     )
     reset_peak_memory(context.device)
-    forward_backward(context, batch, 0, generator)
+    with kept_buffers(context.state.model):
+        forward_backward(context, batch, 0, generator)
     peak = peak_memory_bytes(context.device)
     context.state.optimizer.zero_grad(set_to_none=True)
     return peak

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
+from types import MappingProxyType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +14,15 @@ from torch import Tensor, nn
 from cskt.config import ClipArchitecture, LossConfig, MlmConfig
 from cskt.data.images import to_device
 from cskt.data.masking import MaskedCaptions
-from cskt.losses import Loss, LossInputs, Sizes, build_losses
+from cskt.losses import Embeddings, Loss, LossInputs, Sizes, build_losses
 from cskt.model.dual_encoder import DualEncoder
+from cskt.model.heads import TowerOutputs, embed
+from cskt.model.parts import Part
+from cskt.model.parts.base import Side
 from cskt.model.parts.interaction import InteractionEncoder
 from cskt.training.distributed import SINGLE_PROCESS_ROWS, Rows
+
+NO_HEADS: Mapping[str, Part] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class ModelInputs:
     masked: MaskedCaptions | None = None
     """The same captions with masked words, padded to the whole context, on the host; None if no loss needs tokens."""
 
-    def split(self, num_pairs: int) -> list[ModelInputs]:
+    def split(self, num_pairs: int, *, cut: bool = True) -> list[ModelInputs]:
         """Return pieces of at most `num_pairs` pairs and whole images, with captions cut to the longest of a piece."""
         captions_per_image = len(self.caption_ids) // len(self.images)
         num_images = max(1, num_pairs // captions_per_image)
@@ -37,7 +44,8 @@ class ModelInputs:
         for first in range(0, len(self.images), num_images):
             rows = slice(captions_per_image * first, captions_per_image * (first + num_images))
             caption_ids, masked = self.caption_ids[rows], self.masked
-            longest = int(caption_ids.argmax(dim=1).max()) + 1  # the end token has the highest id
+            # The end token has the highest id.
+            longest = int(caption_ids.argmax(dim=1).max()) + 1 if cut else caption_ids.shape[1]
             masked = None if masked is None else MaskedCaptions(masked.ids[rows], masked.labels[rows])
             pieces.append(ModelInputs(self.images[first : first + num_images], caption_ids[:, :longest], masked))
         return pieces
@@ -59,35 +67,72 @@ class ModelOutputs:
     """[M] int64, positions of the masked words in the B * L text tokens."""
     mlm_labels: Tensor | None = None
     """[M] int64, ids of the masked words."""
+    of_towers: Mapping[str, Tensor] = field(default_factory=dict)
+    """Fields of `TowerOutputs` that embedding heads need, [B, ...] by `<side>.<field>`."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """Results of `Part.outputs`, [B, ...] by `<part>.<side>.<name>`."""
 
 
 def encode(model: DualEncoder, views: ModelInputs, *, masked_for_all: bool) -> ModelOutputs:
-    """Compute the features of a batch, and tokens if words are masked; every image is encoded once.
+    """Compute the features of a batch, and the tokens if words are masked or method parts need them; every image is
+    encoded once.
 
     With `masked_for_all` the masked captions give the text features too, which saves a pass through the text tower.
     """
-    images, caption_ids, masked = views.images, views.caption_ids, views.masked
-    captions_per_image = len(caption_ids) // len(images)
-
-    def to_pairs(per_image: Tensor) -> Tensor:
-        return per_image.repeat_interleave(captions_per_image, dim=0) if captions_per_image > 1 else per_image
-
-    device = images.device
-    if masked is None:
-        image_features, text_features = model(images, to_device(caption_ids, device))
-        return ModelOutputs(to_pairs(image_features), text_features)
-    image_tokens = to_pairs(model.image_tokens(images))
-    text = model.text_tokens(to_device(masked.ids, device))
-    labels = masked.labels[:, : text.tokens.shape[1]].flatten()
-    positions = labels.nonzero().squeeze(1)
+    device, masked = views.images.device, views.masked
+    caption_ids, per_image = to_device(views.caption_ids, device), len(views.caption_ids) // len(views.images)
+    if masked is None and not model.needs_tokens:
+        image_features, text_features = model(views.images, caption_ids)
+        return ModelOutputs(_to_pairs(image_features, per_image), text_features)
+    image = model.image_outputs(views.images, records=model.needs_tokens)
+    tokens = _to_pairs(image.tokens, per_image)
+    of_words: dict[str, Any] = {}
+    text = None
+    if masked is not None:
+        of_masked = model.text_outputs(to_device(masked.ids, device), records=model.needs_tokens and masked_for_all)
+        text = of_masked if masked_for_all else None
+        labels = masked.labels[:, : of_masked.tokens.shape[1]].flatten()
+        positions = labels.nonzero().squeeze(1)
+        of_words = {
+            "image_tokens": tokens,
+            "text_tokens": of_masked.tokens,
+            "mlm_positions": to_device(positions, device),
+            "mlm_labels": to_device(labels[positions], device),
+        }
+    if not model.needs_tokens:
+        text_features = model.text_features(caption_ids) if text is None else text.features
+        return ModelOutputs(tokens[:, 0], text_features, **of_words)
+    text = model.text_outputs(caption_ids, records=True) if text is None else text
+    image_extra = {name: _to_pairs(value, per_image) for name, value in image.extra.items()}
+    of_towers: dict[str, Tensor] = {}
+    if model.heads:
+        of_images = {name: _to_pairs(value, per_image) for name, value in _for_heads("vision", image).items()}
+        of_towers = of_images | _for_heads("text", text)
     return ModelOutputs(
-        image_features=image_tokens[:, 0],
-        text_features=text.features if masked_for_all else model.encode_text(to_device(caption_ids, device)),
-        image_tokens=image_tokens,
-        text_tokens=text.tokens,
-        mlm_positions=to_device(positions, device),
-        mlm_labels=to_device(labels[positions], device),
+        tokens[:, 0], text.features, **of_words, of_towers=of_towers, extra={**image_extra, **text.extra}
     )
+
+
+def _to_pairs(per_image: Tensor, captions_per_image: int) -> Tensor:
+    return per_image.repeat_interleave(captions_per_image, dim=0) if captions_per_image > 1 else per_image
+
+
+def _for_heads(side: Side, found: TowerOutputs) -> dict[str, Tensor]:
+    """Return what embedding heads need of the outputs of a tower, by `<side>.<field>`."""
+    needed = {"tokens": found.tokens, "mask": found.mask, "attention": found.attention}
+    return {f"{side}.{name}": value for name, value in needed.items() if value is not None}
+
+
+def _embeddings(name: str, head: Part, of_towers: Mapping[str, Tensor], rows: Rows) -> Embeddings:
+    """Return the embeddings of the whole batch that a head makes."""
+
+    def of_side(side: Side) -> Tensor:
+        own = {key.partition(".")[2]: value for key, value in of_towers.items() if key.startswith(f"{side}.")}
+        if head.by_row:
+            return rows.gather(embed(name, head, side, **own))
+        return embed(name, head, side, **{key: rows.gather(value) for key, value in own.items()})
+
+    return Embeddings(of_side("vision"), of_side("text"))
 
 
 class Objective(nn.Module):
@@ -117,19 +162,27 @@ class Objective(nn.Module):
             if any(True for _ in loss.parameters()):
                 cast(Loss, loss).initialise(generator)
 
-    def share_gradients(self, num_processes: int) -> None:
-        """Divide the gradients of parameters that every process computes from the whole batch, and that are summed."""
-        for loss in self.losses.values():
-            if num_processes > 1 and not cast(Loss, loss).by_row:
-                for parameter in loss.parameters():
-                    parameter.register_hook(partial(torch.mul, 1 / num_processes))  # type: ignore[no-untyped-call]
+    def share_gradients(self, num_processes: int, parts: Iterable[Part] = ()) -> None:
+        """Divide the gradients of parameters that every process computes from the whole batch, and that are summed: of
+        losses and of embedding heads that are not by row."""
+        for module in (*cast(dict[str, Loss], self.losses).values(), *parts):
+            if num_processes > 1 and not module.by_row:
+                for parameter in module.parameters():
+                    if parameter.requires_grad:
+                        parameter.register_hook(partial(torch.mul, 1 / num_processes))  # type: ignore[no-untyped-call]
 
     def forward(
-        self, outputs: ModelOutputs, pids: Tensor, image_ids: Tensor, rows: Rows = SINGLE_PROCESS_ROWS
+        self,
+        outputs: ModelOutputs,
+        pids: Tensor,
+        image_ids: Tensor,
+        rows: Rows = SINGLE_PROCESS_ROWS,
+        heads: Mapping[str, Part] = NO_HEADS,
     ) -> dict[str, Tensor]:
         """Return the unweighted losses of a batch by name; a by-row loss is the share of the own rows in the whole.
 
-        `outputs` are those of the own rows; `pids` and `image_ids` [B] those of the whole batch.
+        `outputs` are those of the own rows; `pids` and `image_ids` [B] those of the whole batch; `heads` are the
+        embedding heads of the model by method part, which are computed here: once, from all tokens of the own rows.
         """
         mlm_logits = None
         if self.interaction is not None and outputs.mlm_positions is not None:
@@ -144,6 +197,8 @@ class Objective(nn.Module):
             id_labels=pids[rows.own],
             mlm_logits=mlm_logits,
             mlm_labels=outputs.mlm_labels,
+            embeddings={name: _embeddings(name, head, outputs.of_towers, rows) for name, head in heads.items()},
+            extra={name: rows.gather(value) for name, value in outputs.extra.items()},
         )
         losses = cast(dict[str, Loss], self.losses)
         return {

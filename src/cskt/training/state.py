@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from cskt.errors import CsktError
 from cskt.model.dual_encoder import DualEncoder
 from cskt.training.objective import Objective
+from cskt.utils.modules import named_tensors
 
 
 @dataclass
@@ -41,13 +42,20 @@ class Progress:
 class ExponentialMovingAverage:
     """Exponential moving average of the trained parameters, in float32 (Polyak and Juditsky 1992).
 
+    Buffers are averaged alike, so that statistics of activations belong to the averaged weights; integers, such as
+    counts, are not, and keep their current values.
+
     At update t, counted from 1, the average keeps the share min(decay, (1 + t) / (10 + t)) of itself and takes the
     rest from the parameters. Without this ramp, that of TensorFlow's class of the same name, a short run would end
     near the weights that it started from.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, Parameter]], decay: float) -> None:
-        trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+    def __init__(self, named_tensors: Iterable[tuple[str, Tensor]], decay: float) -> None:
+        trained = [
+            (name, tensor)
+            for name, tensor in named_tensors
+            if tensor.requires_grad or (not isinstance(tensor, Parameter) and tensor.is_floating_point())
+        ]
         self._parameters = dict(trained)
         assert len(self._parameters) == len(trained), "names are distinct"
         self._averages = {name: p.detach().to(torch.float32, copy=True) for name, p in trained}
@@ -123,8 +131,8 @@ class TrainState:
 
 
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:
-    """Return the trainable parameters by name, detached."""
-    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    """Return the trainable parameters and the buffers by name, detached."""
+    return {name: value.detach() for name, value in named_tensors(module, trainable_only=True).items()}
 
 
 def unlike_names(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from cskt.data.images import augment, to_device
 from cskt.data.masking import MaskedCaptions, augment_captions, mask_tokens
 from cskt.device import arithmetic, exact_convolutions
 from cskt.losses import weighted_total
+from cskt.training.buffers import constant_buffers
 from cskt.training.context import TrainingContext
 from cskt.training.distributed import Rows
 from cskt.training.objective import ModelInputs, ModelOutputs, encode
@@ -21,8 +22,6 @@ from cskt.types import Batch
 
 CAPTION_BUCKET = 16
 """Compiled blocks receive captions whose length is a multiple of this: few lengths, each compiled once."""
-WITH_GRADIENT = ("image_features", "text_features", "image_tokens", "text_tokens")
-"""Fields of `ModelOutputs` through which gradients reach the model."""
 
 
 def forward_backward(
@@ -47,7 +46,7 @@ def forward_backward(
 
     def backward(outputs: ModelOutputs) -> dict[str, Tensor]:
         with arithmetic(device, config.precision):
-            losses = state.objective(outputs, pids, image_ids, rows)
+            losses = state.objective(outputs, pids, image_ids, rows, state.model.heads)
         total = weighted_total(losses, config.loss.weights)
         with exact_convolutions(device):
             torch.autograd.backward(state.scaler.scale(total / len(window)))
@@ -57,12 +56,15 @@ def forward_backward(
                 whole[name] = context.processes.all_reduce(loss)
         return {"loss": weighted_total(whole, config.loss.weights)} | whole
 
-    pieces = augmented(context, batch, rows, generator).split(config.loop.micro_batch_size or len(batch.pids))
+    num_pairs = config.loop.micro_batch_size or len(batch.pids)
+    pieces = augmented(context, batch, rows, generator).split(num_pairs, cut=not state.model.needs_tokens)
     if config.loop.compile:
         pieces = [_in_bucket(piece, context.tokenizer.context_length) for piece in pieces]
-    if len(pieces) == 1:
-        return backward(outputs_of(pieces[0]))
-    return backward_in_pieces(pieces, outputs_of, backward)
+    state.model.train()
+    with constant_buffers(state.model):
+        if len(pieces) == 1:
+            return backward(outputs_of(pieces[0]))
+        return backward_in_pieces(pieces, outputs_of, backward)
 
 
 def augmented(context: TrainingContext, batch: Batch, rows: Rows, generator: torch.Generator) -> ModelInputs:
@@ -77,9 +79,12 @@ def augmented(context: TrainingContext, batch: Batch, rows: Rows, generator: tor
     )  # fmt: skip
     caption_ids = augment_captions(batch.caption_ids, config.augment, generator)
     masked = None
+    whole = F.pad(caption_ids, (0, context.tokenizer.context_length - caption_ids.shape[1]))
+    if context.state.model.needs_tokens:
+        # Statistics over tokens then depend on the caption alone, not on the longest of its batch or process.
+        caption_ids = whole
     if context.state.objective.interaction is not None:
         # The interaction encoder has no mask: in the released code, too, it sees the padding of the whole context.
-        whole = F.pad(caption_ids, (0, context.tokenizer.context_length - caption_ids.shape[1]))
         masked = MaskedCaptions(
             *(part[rows.own] for part in mask_tokens(whole, config.mlm.mask_probability, generator))
         )
@@ -115,27 +120,39 @@ def backward_in_pieces(
     """
     with torch.no_grad():
         whole = joined([encode_piece(piece) for piece in pieces])
-    leaves = {name: value.requires_grad_() for name in WITH_GRADIENT if (value := getattr(whole, name)) is not None}
+    leaves = {name: value.requires_grad_() for name, value in _with_gradient(whole).items()}
     result = backward(whole)
     first = 0
     for piece in pieces:
         outputs, rows = encode_piece(piece), slice(first, first + len(piece.caption_ids))
+        found = _with_gradient(outputs)
         reached = [
-            (tensor, leaf.grad[rows])
+            (found[name], leaf.grad[rows])
             for name, leaf in leaves.items()
-            if leaf.grad is not None and (tensor := getattr(outputs, name)).requires_grad  # not of a frozen tower
+            if leaf.grad is not None and found[name].requires_grad  # not of a frozen tower
         ]
         torch.autograd.backward([tensor for tensor, _ in reached], [gradient for _, gradient in reached])
         first = rows.stop
     return result
 
 
+def _with_gradient(outputs: ModelOutputs) -> dict[str, Tensor]:
+    """Return the tensors of the outputs through which gradients may reach the model, by names of their own."""
+    fields = vars(outputs)
+    tables = {f"{table}.{name}": value for table in ("of_towers", "extra") for name, value in fields[table].items()}
+    single = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in (single | tables).items() if value.is_floating_point()}
+
+
 def joined(pieces: Sequence[ModelOutputs]) -> ModelOutputs:
     """Concatenate the outputs of the pieces of a batch."""
     whole: dict[str, Any] = {}
-    for field in dataclasses.fields(ModelOutputs):
-        values = [value for piece in pieces if (value := getattr(piece, field.name)) is not None]
-        whole[field.name] = torch.cat(values) if values else None
+    for name, first in vars(pieces[0]).items():
+        values = [getattr(piece, name) for piece in pieces]
+        if isinstance(first, Mapping):
+            whole[name] = {key: torch.cat([value[key] for value in values]) for key in first}
+        elif any(value is not None for value in values):
+            whole[name] = torch.cat([value for value in values if value is not None])
     positions, num_tokens = [], 0
     for piece in pieces:  # positions count the tokens of earlier pieces too
         if piece.text_tokens is not None and piece.mlm_positions is not None:
@@ -157,7 +174,7 @@ def optimizer_step(context: TrainingContext, step: int, num_steps: int | None = 
     if step != _accumulation_window(context, step, num_steps)[-1]:
         return None
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    context.processes.all_reduce_gradients(parameters)
+    context.processes.all_reduce_gradients(parameters, uneven=bool(state.model.parts))
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     largest = torch.nn.utils.get_total_norm(gradients, norm_type=torch.inf)
     if clip_norm is not None:

@@ -33,6 +33,7 @@ from cskt.training.shutdown import ShutdownSignal
 from cskt.training.state import trainable_state
 from cskt.training.step import forward_backward, optimizer_step
 from cskt.utils.console import Advance
+from cskt.utils.modules import named_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ class Trainer:
         context, state, run = self.context, self.context.state, self.run
         if not context.processes.is_main_process:
             return
-        whole = {name: parameter.detach() for name, parameter in state.model.named_parameters()}
+        whole = {name: value.detach() for name, value in named_tensors(state.model).items()}
         # A random backbone is in no file: tensors that were trained over it mean nothing without it.
         tensors = trainable_state(state.model) if state.backbone_sha256 else whole
         is_whole = len(tensors) == len(whole)

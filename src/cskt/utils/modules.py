@@ -1,4 +1,4 @@
-"""Modules of plug-ins."""
+"""Tensors of modules: names of those that files hold, initial values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,21 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def named_tensors(module: nn.Module, *, trainable_only: bool = False) -> dict[str, Tensor]:
+    """Return the tensors of a module that a file holds by name: parameters, and the buffers that are persistent.
+
+    With `trainable_only`, of the parameters those that train.
+    """
+    persistent = module.state_dict(keep_vars=True).keys()
+    parameters = {
+        name: parameter
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad or not trainable_only
+    }
+    return parameters | {name: buffer for name, buffer in module.named_buffers() if name in persistent}
 
 
 def reset_parameters(module: nn.Module, generator: torch.Generator) -> None:

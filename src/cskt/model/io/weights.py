@@ -23,6 +23,7 @@ from cskt.model.io.json_configs import Preprocessing
 from cskt.model.io.layouts import OPENAI, OURS, VOCABULARY, Layout, layout_of, openai_heads, read_sizes, recognise
 from cskt.model.io.native import TOKEN_EMBEDDING, kind_of, read_backbone
 from cskt.model.io.tensors import is_safetensors, is_torchscript_file, read_tensors
+from cskt.utils.modules import named_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -105,19 +106,40 @@ def assume_openai(config: BackboneConfig, *, sha256: str | None = None, archives
 def load_state(
     model: nn.Module, state: Mapping[str, Tensor], *, origin: str, prefixes: tuple[str, ...] = ("vision.", "text.")
 ) -> None:
-    """Copy `state` into the parameters of a model whose names begin with one of `prefixes`; all or nothing.
+    """Copy `state` into the parameters and buffers of a model whose names begin with one of `prefixes`; all or nothing.
 
     Device, dtypes and `requires_grad` of the model stay. On the device `meta`, which has no memory, it takes over the
     tensors of `state` themselves. `origin` is the source of the state in messages.
     """
-    own = {name: parameter for name, parameter in model.named_parameters() if name.startswith(prefixes)}
-    checked = gather(state, {name: parameter.shape for name, parameter in own.items()}, OURS, origin=origin)
-    if all(parameter.is_meta for parameter in own.values()):
+    own = {name: tensor for name, tensor in named_tensors(model).items() if name.startswith(prefixes)}
+    checked = gather_state(state, own, origin=origin)
+    if all(tensor.is_meta for tensor in own.values()):
         model.load_state_dict(checked, strict=False, assign=True)
         return
     with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(checked[name])
+        for name, tensor in own.items():
+            tensor.copy_(checked[name])
+
+
+def gather_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, origin: str) -> dict[str, Tensor]:
+    """Return the tensors of a state in our names, with the shapes of `own`; for the errors see `gather`.
+
+    Floating-point tensors become float32. Buffers may be of other types, which must be those of `own`.
+    """
+    exact = {name: tensor for name, tensor in own.items() if not tensor.is_floating_point()}
+    shapes = {name: tensor.shape for name, tensor in own.items() if name not in exact}
+    gathered = gather({name: value for name, value in state.items() if name not in exact}, shapes, OURS, origin=origin)
+    for name, tensor in exact.items():
+        if name not in state:
+            raise CsktError(f"{origin}: tensor '{name}' is missing")
+        found = state[name]
+        if (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
+            raise CsktError(
+                f"{origin}: tensor '{name}' is {found.dtype} {list(found.shape)}, expected {tensor.dtype}"
+                f" {list(tensor.shape)}"
+            )
+        gathered[name] = found
+    return gathered
 
 
 def gather(
@@ -127,8 +149,7 @@ def gather(
 
     Every tensor that is missing, unknown, misshapen, no real numbers or not finite is refused by its name.
     """
-    left = {name: value for name, value in tensors.items() if name.split(".")[-1] not in IGNORED}
-    gathered = {}
+    left, gathered = dict(tensors), {}
     for name, shape in shapes.items():
         parts = []
         for source in layout.sources(name):
@@ -142,9 +163,9 @@ def gather(
         if not value.sum().isfinite() and not value.isfinite().all():
             raise CsktError(f"{origin}: tensor '{source}' holds NaN or infinity")
         gathered[name] = value
-    if left:
-        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise CsktError(f"{origin}: unknown tensor '{min(left)[:80]}'{more}")
+    if unknown := [name for name in left if name.split(".")[-1] not in IGNORED]:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise CsktError(f"{origin}: unknown tensor '{min(unknown)[:80]}'{more}")
     return gathered
 
 

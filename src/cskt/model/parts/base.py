@@ -22,6 +22,9 @@ SIDES: tuple[Side, ...] = ("vision", "text")
 EmbedWords: TypeAlias = Callable[[str], Tensor]
 """A sentence -> the embeddings of its tokens, [n, text_width]."""
 
+Modules: TypeAlias = Sequence[nn.Module | None] | nn.ModuleList | None
+"""One module per block, None for none; or None for no module at all."""
+
 part_config = checked_dataclass(STRICT)
 """Decorator of `Part.Config`: a frozen dataclass whose values are checked; the docstring of a field is the help of its
 flag."""
@@ -31,7 +34,7 @@ flag."""
 class PartExtras:
     """Tensors and modules that a part adds to one tower; none by default. Tensors may be computed, with gradients.
 
-    The modules of a kind are one per block of the tower.
+    The modules of a kind are one per block of the tower, None where a block has none.
     """
 
     prompts: Sequence[Tensor] = ()
@@ -39,34 +42,42 @@ class PartExtras:
     token of captions, after the patches of images) and replaced before every block. Blocks without prompts of their
     own take over the tokens of the block below."""
     prefix_kv: Sequence[Tensor] = ()
-    """One [S, 2 * width] per block, from the first: S keys and values (in this order) that every token attends to."""
-    before_attention: nn.ModuleList | None = None
+    """One [S, 2 * width] per block, from the first: S keys and values (in this order) that every token attends to. Of
+    values times a factor the weights count as that much more, without being divided by their sum again."""
+    before_attention: Modules = None
     """Tokens [B, L, width] before the block -> [B, L, width], added to the input of the attention after its norm."""
-    before_mlp: nn.ModuleList | None = None
+    before_mlp: Modules = None
     """Tokens after the attention -> [B, L, width], added to the input of the MLP after its norm."""
-    beside_mlp: nn.ModuleList | None = None
+    beside_mlp: Modules = None
     """Tokens of mean 0 and variance 1, [B, L, width] -> [B, L, width], added to the residual stream with the MLP.
 
     A branch that is relu between two linear layers may have `folded() -> ((weight, bias), (weight, bias))`: then the
-    MLP computes it in inference.
+    MLP computes it in inference. One with `record(tokens) -> [B, L, K]`, of the same tokens, is asked for it in
+    training: see `Part.outputs`.
     """
-    low_rank: nn.ModuleList | None = None
+    low_rank: Modules = None
     """One `nn.ModuleDict` per block: target -> update of a linear layer (query, key, value, out, fc, proj), which takes
     the layer's input and has `delta() -> [out_width, in_width]`, which is added to the weight in inference."""
 
     @property
-    def modules(self) -> dict[str, nn.ModuleList]:
+    def modules(self) -> dict[str, Sequence[nn.Module | None]]:
         """Modules per block by kind, without the kinds that are empty."""
         found = {kind: getattr(self, kind) for kind in BlockExtras._fields}
-        return {kind: modules for kind, modules in found.items() if modules}
+        return {kind: list(modules) for kind, modules in found.items() if modules}
 
 
 class Part(nn.Module):
-    """A part of a method: prompts, adapters, updates of weights.
+    """A part of a method: prompts, adapters, updates of weights, an embedding head.
 
     A subclass declares its settings as `Config` (see `part_config`) and makes its parameters in `__init__`, without
-    values: `initialise` draws them. It has no buffers, and all of its parameters train. `register` makes it known to
-    configurations, as the section `parts.<name>`.
+    values: `initialise` draws them. All of its parameters train. `register` makes it known to configurations, as the
+    section `parts.<name>`.
+
+    An embedding head makes a further vector of every image and caption, from all of their tokens: it sets
+    `embedding_width` and has `embed`. Images are then ranked by the mean of the cosines of all vectors.
+
+    Buffers are saved and averaged as parameters are. `forward` of a module of a tower must not change one, nor be
+    random: it may be computed several times in a step. `embed` may change buffers if `by_row` is False.
 
     Example:
         >>> from cskt.config import ClipArchitecture
@@ -88,6 +99,14 @@ class Part(nn.Module):
 
     Config: ClassVar[type]
     """Frozen dataclass with the settings of the part."""
+    embedding_width: int | None = None
+    """Width E of the embeddings of a head; None if the part has no head."""
+    needs_attention: ClassVar[bool] = False
+    """True if `embed` takes the attention of the class or end token, which is computed only then."""
+    by_row: ClassVar[bool] = True
+    """True for a head that computes an embedding from the tokens of its row alone. False if it looks at other rows, as
+    batch normalisation does: it then gets the tokens of the whole batch, also with micro-batches and in each of several
+    processes, so that its statistics are those of one process. Such a part adds nothing to the towers."""
 
     def __init__(self, config: Any, architecture: ClipArchitecture) -> None:
         super().__init__()
@@ -109,7 +128,37 @@ class Part(nn.Module):
         reset_parameters(self, generator)
 
     def extras(self, side: Side) -> PartExtras:
-        """Return what the part adds to a tower, computed from its parameters as they are now."""
+        """Return what the part adds to a tower, computed from its parameters as they are now; a head needs no more."""
+        if self.embedding_width is None:
+            raise NotImplementedError
+        return PartExtras()
+
+    def embed(self, side: Side, tokens: Tensor, attention: Tensor | None, mask: Tensor) -> Tensor:
+        """Return the embeddings [B, E] of images or captions, not normalised; called for parts with a head.
+
+        In training captions have the whole context, with the padding after their end; in inference they are shorter.
+
+        Args:
+            side: tower that the tokens are from.
+            tokens: [B, L, D] float32 in the shared space, not normalised, without prompts; the first is the class or
+                start token.
+            attention: [B, L] weights with which the class or end token attends to the tokens in the last block, the
+                mean over its heads; None unless `needs_attention`.
+            mask: [B, L] bool, true for all tokens of images, and from the start to the end token of captions.
+        """
+        raise NotImplementedError
+
+    def outputs(self, side: Side, records: Sequence[Tensor], mask: Tensor) -> Mapping[str, Tensor]:
+        """Return what losses need to know about the part by name, [B, ...] each; called in training, for parts whose
+        branches make records.
+
+        Losses find it as `LossInputs.extra["<part>.<side>.<name>"]`, for the whole batch.
+
+        Args:
+            side: tower of the records.
+            records: [B, L, K] of every branch that makes them, from the first block; L as in `embed`.
+            mask: [B, L] bool as in `embed`.
+        """
         raise NotImplementedError
 
 
@@ -177,7 +226,9 @@ def joined(extras: Mapping[str, PartExtras]) -> TowerExtras:
         prompts=_concatenated([part.prompts for part in present]),
         prefix_kv=_concatenated([part.prefix_kv for part in present]),
         blocks=[
-            BlockExtras(*(tuple(modules[index] for modules in found) for found in by_kind.values()))
+            BlockExtras(
+                *(tuple(m for modules in found if (m := modules[index]) is not None) for found in by_kind.values())
+            )
             for index in range(num_blocks)
         ],
     )
@@ -214,11 +265,27 @@ def check_extras(extras: Mapping[str, PartExtras], side: Side, architecture: Cli
             if len(modules) != num_blocks:
                 raise CsktError(f"{where}: {kind} has {len(modules)} modules, the tower has {num_blocks} blocks")
         for updates in added.low_rank or ():
-            if unknown := [target for target in updates if target not in LAYERS]:  # type: ignore[attr-defined]
+            targets = () if updates is None else dict(updates.named_children())
+            if unknown := [target for target in targets if target not in LAYERS]:
                 raise CsktError(f"{where}: low_rank target '{unknown[0]}' is none of {', '.join(LAYERS)}")
     depths = {name: len(added.prompts) for name, added in extras.items() if added.prompts}
     if len(set(depths.values())) > 1:
         raise CsktError(
             f"the method parts {', '.join(depths)} add prompts to {', '.join(map(str, depths.values()))} blocks of the"
             f" {side} tower; give them the same depth"
+        )
+
+
+def check_part(name: str, part: Part) -> None:
+    """Check the buffers and the embedding head of a part.
+
+    Raises:
+        CsktError: a buffer that no file would hold; a head that looks at other rows beside additions to a tower.
+    """
+    where, saved = f"method part '{name}'", part.state_dict()
+    if missing := next((buffer for buffer, _ in part.named_buffers() if buffer not in saved), None):
+        raise CsktError(f"{where}: the buffer '{missing}' is not persistent, so no file holds it; leave out persistent")
+    if not part.by_row and (part.embedding_width is None or any(part.extras(side) != PartExtras() for side in SIDES)):
+        raise CsktError(
+            f"{where}: by_row = False is for an embedding head that adds nothing to the towers; make two parts of it"
         )
