@@ -25,7 +25,7 @@ SHORT = reprlib.Repr()
 """Quotes a value from a file in a message, cut to a bounded length."""
 SHORT.maxstring, SHORT.maxother, SHORT.maxlong, SHORT.maxlevel = 80, 80, 80, 2
 
-LONGEST_PATH = 300
+MAX_PATH_CHARACTERS = 300
 """Characters of a path that a message shows."""
 OTHER_PROGRAMS = "close other programs, or use --device cpu"
 SMALLER_BATCHES = "use a smaller --batch-size or --precision bf16"
@@ -136,7 +136,7 @@ def from_os_error(error: OSError, place: Path | str | None = None) -> FileSystem
     """Return the error that describes an OSError in one line, with the file that it names, else `place`."""
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else place
     kind = MissingFileError if isinstance(error, FileNotFoundError) else FileSystemError
-    start = f"{str(name)[:LONGEST_PATH]}: " if name is not None else ""
+    start = f"{str(name)[:MAX_PATH_CHARACTERS]}: " if name is not None else ""
     return kind(f"{start}{error.strerror or error}; {REMEDIES.get(error.errno, 'choose another place')}")
 
 

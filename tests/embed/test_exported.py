@@ -28,8 +28,8 @@ from cskt.embed import EXPORTED, EncodeOptions, Encoder
 from cskt.embed.exported import ExportedEncoder, is_exported, load_exported, read_facts
 from cskt.errors import CsktError
 from cskt.explain import explain
-from cskt.export.check import Agreement, Parity, first_images, parity_on_dolls, parity_on_split
-from cskt.export.folder import check_possible, placed_when_done, write_folder, write_parity
+from cskt.export.check import Parity, TowerParity, first_images, parity_on_generated, parity_on_split
+from cskt.export.folder import atomic_folder, check_possible, write_folder, write_parity
 from cskt.model.dual_encoder import DualEncoder
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH
 
@@ -80,7 +80,7 @@ def folders(source: Encoder, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     made = {}
     for name, form in (("onnx", "onnx"), ("openvino", "openvino"), ("int8", "openvino")):
         made[name] = tmp_path_factory.mktemp("exported") / name
-        with placed_when_done(made[name]) as fresh:
+        with atomic_folder(made[name]) as fresh:
             write_folder(source, fresh, form, calibration=list(random_pixels(12)) if name == "int8" else [])  # type: ignore[arg-type]
     return made
 
@@ -196,24 +196,24 @@ def test_parity_on_a_split(source: Encoder, exported: ExportedEncoder, test_spli
 
 def test_another_model_fails_the_check(exported: ExportedEncoder, test_split: Split) -> None:
     stranger = encoder_with(2, templates=exported.templates)
-    for parity in (parity_on_dolls(stranger, exported), parity_on_split(stranger, exported, test_split)):
+    for parity in (parity_on_generated(stranger, exported), parity_on_split(stranger, exported, test_split)):
         for precision in ("fp32", "int8"):
             with pytest.raises(ValueError, match=r"features of captions differ by .* more than 1e-04: nothing is"):
                 parity.check(precision, most_points=100)
 
 
-SAME = Agreement(4, 1e-7, 1.0)
+SAME = TowerParity(4, 1e-7, 1.0)
 EQUAL = Parity("a split", SAME, SAME, {"r1": 0.5, "mean_ap": 0.4}, {"r1": 0.5, "mean_ap": 0.4})
 
 
 @pytest.mark.parametrize(
     ("precision", "changes", "reason"),
     [
-        ("fp32", {"images": Agreement(4, 2e-4, 1.0)}, "features of images differ by 2.0e-04"),
-        ("fp32", {"images": Agreement(4, float("nan"), float("nan"))}, "features of images differ by nan"),
-        ("int8", {"images": Agreement(4, 0.2, 0.97)}, "has the cosine 0.970"),
-        ("int8", {"images": Agreement(4, float("nan"), float("nan"))}, "has the cosine nan"),
-        ("int8", {"captions": Agreement(4, 2e-4, 1.0)}, "features of captions differ"),
+        ("fp32", {"images": TowerParity(4, 2e-4, 1.0)}, "features of images differ by 2.0e-04"),
+        ("fp32", {"images": TowerParity(4, float("nan"), float("nan"))}, "features of images differ by nan"),
+        ("int8", {"images": TowerParity(4, 0.2, 0.97)}, "has the cosine 0.970"),
+        ("int8", {"images": TowerParity(4, float("nan"), float("nan"))}, "has the cosine nan"),
+        ("int8", {"captions": TowerParity(4, 2e-4, 1.0)}, "features of captions differ"),
         ("fp32", {"exported": {"r1": 0.502, "mean_ap": 0.4}}, r"R1 differs by \+0.20 points on a split"),
         ("fp32", {"exported": {"r1": 0.498, "mean_ap": 0.4}}, "R1 differs by -0.20 points"),
         ("int8", {"exported": {"r1": 0.498, "mean_ap": 0.4}}, "R1 differs by -0.20 points"),
@@ -226,7 +226,7 @@ def test_what_the_check_refuses(precision: str, changes: dict[str, Any], reason:
 
 
 def test_int8_may_gain(source: Encoder) -> None:
-    better = dataclasses.replace(EQUAL, images=Agreement(4, 0.02, 0.99), exported={"r1": 0.6, "mean_ap": 0.4})
+    better = dataclasses.replace(EQUAL, images=TowerParity(4, 0.02, 0.99), exported={"r1": 0.6, "mean_ap": 0.4})
     better.check("int8", most_points=0.1)
 
 
@@ -288,9 +288,9 @@ def test_devices_and_precisions_that_it_does_not_have(folders: dict[str, Path]) 
 def test_a_failed_export_leaves_what_was_there(tmp_path: Path) -> None:
     target = tmp_path / "target"
     for word in ("first", "second"):
-        with placed_when_done(target) as fresh:
+        with atomic_folder(target) as fresh:
             (fresh / EXPORTED).write_text(word)
-    with pytest.raises(ValueError, match="worse"), placed_when_done(target) as fresh:
+    with pytest.raises(ValueError, match="worse"), atomic_folder(target) as fresh:
         (fresh / EXPORTED).write_text("third")
         raise ValueError("worse")
     assert (target / EXPORTED).read_text() == "second"
@@ -322,9 +322,9 @@ def test_what_comes_into_an_exported_folder_meanwhile_is_not_deleted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     target = tmp_path / "target"
-    with placed_when_done(target) as fresh:
+    with atomic_folder(target) as fresh:
         (fresh / EXPORTED).write_text("first")
-    with placed_when_done(target) as fresh:
+    with atomic_folder(target) as fresh:
         (fresh / EXPORTED).write_text("second")
         (target / "notes").mkdir()
         (target / "notes" / "a.txt").write_text("mine")

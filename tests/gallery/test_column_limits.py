@@ -13,12 +13,12 @@ import pyarrow.parquet
 import pytest
 from test_shards import archive_of, images_in
 
-from cskt.gallery.columns import LONGEST_VALUE, MOST_COLUMNS, Kind
+from cskt.gallery.columns import MAX_COLUMNS, MAX_VALUE_CHARACTERS, Kind
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.indexing.commits import restate
 
-MANY = {f"column {number}": "x" for number in range(MOST_COLUMNS + 1)}
-LONG = {"note": "x" * (LONGEST_VALUE + 1)}
+MANY = {f"column {number}": "x" for number in range(MAX_COLUMNS + 1)}
+LONG = {"note": "x" * (MAX_VALUE_CHARACTERS + 1)}
 
 
 def state_of(gallery: Gallery) -> tuple[str, list[str], dict[str, object]]:
@@ -76,7 +76,7 @@ def test_columns_of_all_indexings_are_counted(gallery: Gallery, crops: Path) -> 
     with pytest.raises(ValueError, match="41 new columns .* beside the gallery's 60"):
         gallery.index(metadata={name: {f"b{number}": number for number in range(41)}})
     gallery.index(metadata={name: {f"b{number}": number for number in range(40)}})
-    assert len(gallery.columns) == MOST_COLUMNS
+    assert len(gallery.columns) == MAX_COLUMNS
     gallery.index(metadata={name: {"a0": 7, "b39": None}})
     assert gallery.crop(name).metadata["a0"] == 7
 

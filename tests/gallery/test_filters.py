@@ -226,7 +226,7 @@ def test_a_long_chain_is_not_deep() -> None:
 
 
 def has_one_form(text: str) -> bool:
-    """Return True if NFC and NFD of a text are equal, so that it has one form."""
+    """Return whether NFC and NFD of a text are equal, so that it has one form."""
     return all(unicodedata.is_normalized(form, text) for form in ("NFC", "NFD"))
 
 

@@ -20,7 +20,7 @@ import pytest
 from doll_service import TOKEN, WRITER, Ask, name_of, refusal
 
 from cskt.data.images import ImageReader
-from cskt.data.sentences import LONGEST_SENTENCE
+from cskt.data.sentences import MAX_SENTENCE_CHARACTERS
 from cskt.embed import Encoder
 from cskt.gallery import reading
 from cskt.gallery.calibration import Calibration, save_calibration
@@ -144,8 +144,8 @@ def test_answers_have_warnings_about_the_sentences(ask: Ask, gallery: Gallery, m
 
 def test_the_length_of_a_sentence_is_limited(ask: Ask, gallery: Gallery) -> None:
     client = ask(gallery)
-    assert client.get("/api/gallery").json()["limits"]["sentence_characters"] == LONGEST_SENTENCE == 2000
-    longest = "x" * LONGEST_SENTENCE
+    assert client.get("/api/gallery").json()["limits"]["sentence_characters"] == MAX_SENTENCE_CHARACTERS == 2000
+    longest = "x" * MAX_SENTENCE_CHARACTERS
 
     def asked(text: str) -> list[tuple[str, dict[str, Any]]]:
         mark = {"text": text, "image_id": name_of(0), "right": True}

@@ -12,7 +12,7 @@ import pytest
 from pydantic.dataclasses import dataclass
 
 from cskt.errors import CsktError, MissingFileError
-from cskt.utils.json_files import JSON, LARGEST_FILE, load_json, parse_json, read_json, read_text
+from cskt.utils.json_files import JSON, MAX_JSON_BYTES, load_json, parse_json, read_json, read_text
 
 REMEDY = "make it again"
 
@@ -136,7 +136,7 @@ def test_what_is_no_readable_file(tmp_path: Path) -> None:
     path.write_bytes(b"\xff")
     assert "not UTF-8 at byte 0" in message()
     with path.open("wb") as stream:
-        stream.truncate(LARGEST_FILE + 1)
+        stream.truncate(MAX_JSON_BYTES + 1)
     assert "at most" in message()
 
 

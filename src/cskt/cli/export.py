@@ -22,7 +22,7 @@ from cskt.data.records import select_splits
 from cskt.embed import Encoder, load
 from cskt.embed.exported import SUFFIXES
 from cskt.errors import CsktError, out_of_memory_errors
-from cskt.export.folder import placed_when_done
+from cskt.export.folder import atomic_folder
 from cskt.model.io.names import BEST, CONFIG, HEADS, LAST
 from cskt.model.io.native import MethodFile, read_method, save_backbone, save_weights
 from cskt.model.io.released.writer import check_expressible, inexpressible_keys, write_released
@@ -169,7 +169,7 @@ def export_released(target: Path, run: Folded, root: str | None) -> None:
     # The user may have named the data set's folder or the one that contains it.
     name = folders()[dataset]
     root_dir = place.parent if place.name == name and not (place / name).is_dir() else place
-    with placed_when_done(target) as fresh:
+    with atomic_folder(target) as fresh:
         write_released(
             fresh,
             config,

@@ -16,8 +16,8 @@ from cskt.embed.exported import is_exported, load_exported
 from cskt.embed.model_paths import check_exists, run_config
 from cskt.errors import CsktError
 from cskt.evaluation.evaluate import split_of
-from cskt.export.check import Agreement, Parity, first_images, parity_on_dolls, parity_on_split
-from cskt.export.folder import calibration_pixels, check_possible, placed_when_done, write_folder, write_parity
+from cskt.export.check import Parity, TowerParity, first_images, parity_on_generated, parity_on_split
+from cskt.export.folder import atomic_folder, calibration_pixels, check_possible, write_folder, write_parity
 from cskt.gallery.indexing.scanning import ImageSource
 from cskt.gallery.manifest import is_gallery, read_manifest
 from cskt.gallery.opening import source_to_index
@@ -68,12 +68,12 @@ def export_runtime(flags: argparse.Namespace) -> None:
     split = checked_split(flags, config)
     source = load(flags.run, flags.backbone, "cpu", precision="fp32", weights=flags.weights or "model")
     calibration = calibration_images(flags, config, source) if flags.int8 else []
-    with placed_when_done(target) as fresh:
+    with atomic_folder(target) as fresh:
         logger.info("writing %s, %s", flags.format, precision)
         write_folder(source, fresh, flags.format, config=config, calibration=calibration)
         exported = load_exported(fresh)
         logger.info("checking it on %s", f"{split.dataset} {split.name}" if split else "generated pedestrians")
-        parity = parity_on_split(source, exported, split) if split else parity_on_dolls(source, exported)
+        parity = parity_on_split(source, exported, split) if split else parity_on_generated(source, exported)
         parity.check(precision, TOLERANCE[precision] if flags.tolerance is None else flags.tolerance)
         write_parity(fresh, parity.summary())
     num_bytes = sum(path.stat().st_size for path in target.iterdir())
@@ -136,8 +136,8 @@ def crops_of(folder: Path) -> list[Path]:
 def parity_table(parity: Parity) -> str:
     """Return the result of the check as a table."""
 
-    def line(name: str, of: Agreement) -> str:
-        return f"  {name:<10}{of.count:>8}{of.largest_difference:>22.1e}{of.smallest_cosine:>18.6f}"
+    def line(name: str, tower: TowerParity) -> str:
+        return f"  {name:<10}{tower.count:>8}{tower.largest_difference:>22.1e}{tower.smallest_cosine:>18.6f}"
 
     lines = [
         f"checked on {parity.data}",

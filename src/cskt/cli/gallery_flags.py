@@ -17,14 +17,14 @@ from cskt.gallery.indexing.commits import IndexReport
 from cskt.gallery.indexing.scanning import READ_WITH
 from cskt.gallery.manifest import exists
 from cskt.gallery.opening import load_gallery_model
-from cskt.gallery.stores.base import LONGEST_ID
+from cskt.gallery.stores.base import MAX_ID_CHARACTERS
 from cskt.model.io.cache import CLIP_TINY, PUBLISHED, is_repository_name
 from cskt.utils.paths import expanded
 from cskt.utils.terminal import json_text
 
 logger = logging.getLogger(__name__)
 
-MOST_LISTED = 10
+MAX_LISTED = 10
 """Unreadable images, and folders, that are logged; `--json` lists all."""
 
 
@@ -120,7 +120,7 @@ def report_indexing(report: IndexReport, gallery: Path, num_crops: int, *, as_js
 
 
 def _warn(what: str, listed: Sequence[tuple[str, str]]) -> None:
-    for name, reason in listed[:MOST_LISTED]:
-        logger.warning("%s: %s: %s", what, name[:LONGEST_ID], reason)
-    if len(listed) > MOST_LISTED:
-        logger.warning("... and %d more (--json lists all)", len(listed) - MOST_LISTED)
+    for name, reason in listed[:MAX_LISTED]:
+        logger.warning("%s: %s: %s", what, name[:MAX_ID_CHARACTERS], reason)
+    if len(listed) > MAX_LISTED:
+        logger.warning("... and %d more (--json lists all)", len(listed) - MAX_LISTED)

@@ -8,7 +8,7 @@ from pathlib import Path
 from cskt.cli.model_flags import FAST_PRECISION, add_model_flags
 from cskt.cli.parsing import Parser
 from cskt.cli.search import print_split_hits
-from cskt.data.sentences import LONGEST_SENTENCE
+from cskt.data.sentences import MAX_SENTENCE_CHARACTERS
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     add_model_flags(parser, FAST_PRECISION)
     parser.add_argument(
         "sentences", nargs="+",
-        help=f"one or more sentences, each in quotes and of at most {LONGEST_SENTENCE:,} characters",
+        help=f"one or more sentences, each in quotes and of at most {MAX_SENTENCE_CHARACTERS:,} characters",
     )  # fmt: skip
     parser.add_argument("-k", type=int, default=5, help="crops per sentence (default: %(default)s)")
     parser.add_argument("--sheet", type=Path, help="also draw the crops, as PNG; numbered if there are more sentences")

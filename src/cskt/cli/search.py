@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cskt.cli.model_flags import FAST_PRECISION, add_model_flags, load_model_and_split, num_hits
 from cskt.cli.parsing import Parser, check_suffix, given
 from cskt.cli.search_output import QueryResult, draw_answers, jpeg, print_answers
-from cskt.data.sentences import LONGEST_SENTENCE, check_sentence
+from cskt.data.sentences import MAX_SENTENCE_CHARACTERS, check_sentence
 from cskt.errors import CsktError, MissingFileError, out_of_memory_errors
 from cskt.utils.console import bar
 from cskt.utils.messages import one_line
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_K = 10
 """That of `SearchOptions`, which needs an extra; searching a split does not."""
-MOST_QUERIES = 10_000
-MOST_DRAWN = 100
+MAX_QUERIES = 10_000
+MAX_DRAWN = 100
 """Crops per sentence on a sheet, or with heat maps."""
 QUERY_FLAGS = ("image", "like", "exclude", "text_weight", "image_weight", "exclude_weight")
 OPTION_FLAGS = ("k", "offset", "where", "min_score", "group_by")
@@ -42,7 +42,8 @@ DESCRIPTION = f"""\
 Search a gallery by sentence, by picture, or by both together; or, with --model, the split of a data set by sentence.
 Scores are cosines: higher is better, and typical values differ between models. If `cskt calibrate` has set a threshold,
 crops with a lower score are not returned. A sentence without hits is reported on stderr; the exit code is 0.
-A sentence may have {LONGEST_SENTENCE:,} characters; the model reads the first 77 tokens, some 60 words, and warns.
+A sentence may have {MAX_SENTENCE_CHARACTERS:,} characters; the model reads the first 77 tokens, some 60 words, and
+warns.
 """
 EXAMPLES = """\
 examples:
@@ -64,8 +65,8 @@ def main(argv: Sequence[str]) -> int:
     """See `cskt search --help`."""
     flags = _flags(argv)
     flags.sentences += _read_queries(flags.queries) if flags.queries else []
-    if len(flags.sentences) > MOST_QUERIES:
-        raise CsktError(f"{len(flags.sentences):,} sentences are more than {MOST_QUERIES:,}; search in several goes")
+    if len(flags.sentences) > MAX_QUERIES:
+        raise CsktError(f"{len(flags.sentences):,} sentences are more than {MAX_QUERIES:,}; search in several goes")
     if flags.model is not None:
         return print_split_hits(flags)
     return print_gallery_hits(flags)
@@ -152,8 +153,8 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     flags = parser.parse(argv, intermixed=True)
     check_suffix("--sheet", flags.sheet, [".png"])
     check_suffix("--html", flags.html, [".html", ".htm"])
-    if (flags.explain or flags.sheet) and (flags.k or DEFAULT_K) > MOST_DRAWN:
-        raise CsktError(f"-k {flags.k}: --sheet and --explain draw at most {MOST_DRAWN} crops; give less")
+    if (flags.explain or flags.sheet) and (flags.k or DEFAULT_K) > MAX_DRAWN:
+        raise CsktError(f"-k {flags.k}: --sheet and --explain draw at most {MAX_DRAWN} crops; give less")
     if flags.model is not None:
         if for_galleries := list(given(flags, (*QUERY_FLAGS, *OPTION_FLAGS[1:], "explain"))):
             flag = for_galleries[0].replace("_", "-")

@@ -169,8 +169,8 @@ def write_tables(study: Study, outcomes: Sequence[Outcome], output: Path) -> Non
     if study.test_on == "all" and (rows := cross_domain_rows(study, outcomes)):
         columns = [data.name for data in study.datasets]
         texts = {"matrix": partial(cross_domain_text, rows, columns, SPLIT)} | texts
-    for name, text_in in texts.items():
-        write_output(text_in("terminal") + "\n", "terminal", None)
+    for name, render in texts.items():
+        write_output(render("terminal") + "\n", "terminal", None)
         for suffix, form in SUFFIXES.items():
-            write_output(text_in(form), form, output / f"{name}{suffix}")
+            write_output(render(form), form, output / f"{name}{suffix}")
         print(f"written: {output / name} ({', '.join(SUFFIXES)})\n")

@@ -11,9 +11,9 @@ from cskt.utils.messages import one_line
 
 MISFITS = (ValueError, LookupError, AttributeError, TypeError)
 """Exceptions that PyYAML raises, beside its own, for a scalar that does not fit its tag."""
-MOST_LEVELS = 100
+MAX_LEVELS = 100
 """Nesting of mappings and lists; a text with thousands of levels would take minutes to parse."""
-MOST_CHARACTERS = 200_000
+MAX_CHARACTERS = 200_000
 """Length of a text, a hundred times that of a config; parsing a million takes some 15 seconds."""
 MERGE = "tag:yaml.org,2002:merge"
 
@@ -26,8 +26,8 @@ class PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose a value with everything inside it, unless it is nested too deep."""
         self.depth += 1
-        if self.depth > MOST_LEVELS:
-            raise yaml.composer.ComposerError(problem=f"nested deeper than {MOST_LEVELS} levels")
+        if self.depth > MAX_LEVELS:
+            raise yaml.composer.ComposerError(problem=f"nested deeper than {MAX_LEVELS} levels")
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -63,8 +63,8 @@ def plain_yaml(text: str, loader: type[PlainLoader] = PlainLoader) -> Any:
     Raises:
         CsktError: it is not plain YAML; one line with reason and position, without the file.
     """
-    if len(text) > MOST_CHARACTERS:
-        raise CsktError(f"{len(text):,} characters; at most {MOST_CHARACTERS:,} are read")
+    if len(text) > MAX_CHARACTERS:
+        raise CsktError(f"{len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
     try:
         return yaml.load(text, Loader=loader)
     except yaml.YAMLError as error:

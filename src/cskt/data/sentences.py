@@ -11,7 +11,7 @@ import unicodedata
 from cskt.errors import CsktError
 from cskt.utils.arguments import expect
 
-LONGEST_SENTENCE = 2_000
+MAX_SENTENCE_CHARACTERS = 2_000
 """Characters; a model reads about the first 60 words."""
 
 
@@ -22,10 +22,10 @@ def check_sentence(text: str) -> None:
 
 
 def check_length(text: str) -> None:
-    """Raise CsktError if a sentence has more than `LONGEST_SENTENCE` characters."""
+    """Raise CsktError if a sentence has more than `MAX_SENTENCE_CHARACTERS` characters."""
     expect(text, str, "a sentence")
-    if len(text) > LONGEST_SENTENCE:
-        raise CsktError(f"a sentence of {len(text):,} characters; give at most {LONGEST_SENTENCE:,}")
+    if len(text) > MAX_SENTENCE_CHARACTERS:
+        raise CsktError(f"a sentence of {len(text):,} characters; give at most {MAX_SENTENCE_CHARACTERS:,}")
 
 
 def check_wording(text: str) -> None:

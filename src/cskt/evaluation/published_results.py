@@ -35,7 +35,7 @@ PROTOCOLS = {
 }
 """Way to select the epoch -> label of its results."""
 
-FEWEST_SEEDS = 3
+MIN_SEEDS = 3
 """With two seeds, the prediction interval is 13 deviations wide on each side: any figure would agree."""
 
 
@@ -47,8 +47,8 @@ def verdict(published: float, ours: Sequence[float]) -> str:
     Meeker 1991, section 4.7).
     """
     difference = f"{100 * (mean_and_deviation(ours).mean - published):+.2f} points"
-    if len(ours) < FEWEST_SEEDS:
-        return f"no verdict below {FEWEST_SEEDS} seeds, too few for the variation between seeds; {difference} from it"
+    if len(ours) < MIN_SEEDS:
+        return f"no verdict below {MIN_SEEDS} seeds, too few for the variation between seeds; {difference} from it"
     low, high = next_seed(ours)
     where = f"{difference} from it; another seed would be in {100 * low:.2f} to {100 * high:.2f}"
     if low <= published <= high:

@@ -21,16 +21,16 @@ from cskt.embed.exported import TOKENIZER, ExportedEncoder
 from cskt.errors import CsktError
 from cskt.evaluation.evaluate import SplitFeatures, encode_split, evaluate
 
-MOST_DIFFERENCE = 1e-4
+MAX_DIFFERENCE = 1e-4
 """Largest difference between entries of unit vectors, for float32 graphs."""
-LEAST_COSINE = 0.98
+MIN_COSINE = 0.98
 """Smallest cosine between the vectors of an image before and after int8."""
-NUM_DOLLS = 24
+NUM_GENERATED = 24
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Agreement of the vectors of one tower."""
+class TowerParity:
+    """Agreement of the vectors of one tower of the source and of the export."""
 
     count: int
     largest_difference: float
@@ -45,8 +45,8 @@ class Parity:
 
     data: str
     """Data set and split, or generated pedestrians."""
-    images: Agreement
-    captions: Agreement
+    images: TowerParity
+    captions: TowerParity
     source: dict[str, float] | None = None
     """R1 and mAP, text to image; None for generated pedestrians."""
     exported: dict[str, float] | None = None
@@ -64,16 +64,16 @@ class Parity:
         """Check that the export may replace its source: R1 differs by at most `most_points` percentage points, for int8
         downwards."""
         exact = [("captions", self.captions), *([("images", self.images)] if precision == "fp32" else [])]
-        for name, agreement in exact:
-            if not agreement.largest_difference <= MOST_DIFFERENCE:  # also where it is NaN
+        for name, tower in exact:
+            if not tower.largest_difference <= MAX_DIFFERENCE:  # also where it is NaN
                 raise CsktError(
-                    f"features of {name} differ by {agreement.largest_difference:.1e} from the source's, more than"
-                    f" {MOST_DIFFERENCE:.0e}: nothing is written; try the other --format"
+                    f"features of {name} differ by {tower.largest_difference:.1e} from the source's, more than"
+                    f" {MAX_DIFFERENCE:.0e}: nothing is written; try the other --format"
                 )
-        if not self.images.smallest_cosine >= LEAST_COSINE:
+        if not self.images.smallest_cosine >= MIN_COSINE:
             raise CsktError(
                 f"an image's vector has the cosine {self.images.smallest_cosine:.3f} with the source's, less than"
-                f" {LEAST_COSINE}: nothing is written; calibrate on more, and more usual, crops"
+                f" {MIN_COSINE}: nothing is written; calibrate on more, and more usual, crops"
             )
         points = self.r1_points
         if points is not None and (abs(points) if precision == "fp32" else -points) > most_points:
@@ -89,21 +89,21 @@ def parity_on_split(source: Encoder, exported: ExportedEncoder, split: Split) ->
     ours, theirs = encode_split(source, split), encode_split(exported, split)
     return Parity(
         f"{split.dataset} {split.name}",
-        _agreement(ours.image_features, theirs.image_features),
-        _agreement(ours.text_features, theirs.text_features),
+        _tower_parity(ours.image_features, theirs.image_features),
+        _tower_parity(ours.text_features, theirs.text_features),
         _ranking(source, split, ours),
         _ranking(exported, split, theirs),
     )
 
 
-def parity_on_dolls(source: Encoder, exported: ExportedEncoder) -> Parity:
+def parity_on_generated(source: Encoder, exported: ExportedEncoder) -> Parity:
     """Compare features on generated pedestrians, for models whose data is not available."""
-    images, captions = zip(*(_doll(number) for number in range(NUM_DOLLS)), strict=True)
+    images, captions = zip(*(_generated_pedestrian(number) for number in range(NUM_GENERATED)), strict=True)
     _check_tokenizer(exported, source.tokenizer, captions)
     return Parity(
-        f"{NUM_DOLLS} generated pedestrians",
-        _agreement(source.encode_image(images), exported.encode_image(images)),
-        _agreement(source.encode_text(captions), exported.encode_text(captions)),
+        f"{NUM_GENERATED} generated pedestrians",
+        _tower_parity(source.encode_image(images), exported.encode_image(images)),
+        _tower_parity(source.encode_text(captions), exported.encode_text(captions)),
     )
 
 
@@ -112,7 +112,7 @@ def first_images(split: Split, count: int) -> Split:
     return dataclasses.replace(split, records=split.records[: count or None])
 
 
-def _doll(number: int) -> tuple[Image.Image, str]:
+def _generated_pedestrian(number: int) -> tuple[Image.Image, str]:
     attributes = sample_attributes(stable_random("export", number))
     drawing = draw_person(attributes, stable_random("export", number, "image"), domain="target")
     return drawing.image, write_caption(
@@ -120,9 +120,9 @@ def _doll(number: int) -> tuple[Image.Image, str]:
     )
 
 
-def _agreement(ours: Tensor, theirs: Tensor) -> Agreement:
+def _tower_parity(ours: Tensor, theirs: Tensor) -> TowerParity:
     cosines = F.cosine_similarity(ours, theirs, dim=-1)
-    return Agreement(len(ours), float((ours - theirs).abs().max()), float(cosines.min()))
+    return TowerParity(len(ours), float((ours - theirs).abs().max()), float(cosines.min()))
 
 
 def _ranking(encoder: Encoder, split: Split, features: SplitFeatures) -> dict[str, float]:

@@ -23,9 +23,10 @@ from cskt.config import RunConfig, to_dict
 from cskt.data.tokenizer import END_ID, START_ID, clip_bpe
 from cskt.embed import EXPORTED, Encoder, is_exported
 from cskt.embed.exported import FORMAT_VERSION, SHORTEST_CAPTION, TOKENIZER, ExportedFacts, Form, read_facts
-from cskt.errors import CsktError, FileSystemError, file_system_errors
+from cskt.errors import CsktError, file_system_errors
 from cskt.export.graphs import write_graphs
 from cskt.model.io.cache import sha256_of
+from cskt.utils.files import write_errors
 from cskt.utils.messages import require
 
 logger = logging.getLogger(__name__)
@@ -56,22 +57,19 @@ def _others(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def placed_when_done(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder that replaces `target`, which may be an older export, if nothing is raised."""
     fresh, older = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("new", "old"))
     try:
-        fresh.mkdir(parents=True)
-        yield fresh
-        if target.exists():
-            target.rename(older)
-        fresh.rename(target)
-    except OSError as error:
-        if older.exists():
-            older.rename(target)
-        reason = error.strerror or error
-        message = f"{target}: cannot be written: {reason}; free disk space, or choose another folder"
-        raise FileSystemError(message) from error
+        with write_errors(target):
+            fresh.mkdir(parents=True)
+            yield fresh
+            if target.exists():
+                target.rename(older)
+            fresh.rename(target)
     finally:
+        if older.exists() and not target.exists():
+            older.rename(target)
         shutil.rmtree(fresh, ignore_errors=True)
     if older.is_dir():
         _delete_export(older)

@@ -33,11 +33,11 @@ _IN_ANSWERS = ["vector", "thumbnail", "modified_ns", "path", "score", "rank", "g
 _IN_FILTERS = ["and", "or", "not", "in", "between", "like", "is", "null", "true", "false"]
 RESERVED = frozenset([*BUILT_IN, *_IN_ANSWERS, *_IN_FILTERS])
 """Names with another meaning in a store, an answer or a filter."""
-LONGEST_NAME = 63
+MAX_NAME_CHARACTERS = 63
 """Characters of a column's name."""
-MOST_COLUMNS = 100
+MAX_COLUMNS = 100
 """Metadata columns of a gallery; each costs time in every search."""
-LONGEST_VALUE = 2000
+MAX_VALUE_CHARACTERS = 2000
 """Characters of a value."""
 LARGEST_WHOLE = 2**53
 """Every whole number up to here is exact as float64, the type in which numbers are stored."""
@@ -67,8 +67,9 @@ def column_name(raw: str) -> str:
         raise CsktError(f"column {SHORT.repr(raw)} has no letter or digit in its name; rename it")
     if name[0].isdigit():
         name = f"_{name}"
-    if len(name) > LONGEST_NAME:
-        raise CsktError(f"column {SHORT.repr(raw)} has a name of {len(name)} characters; shorten it to {LONGEST_NAME}")
+    if len(name) > MAX_NAME_CHARACTERS:
+        remedy = f"shorten it to {MAX_NAME_CHARACTERS}"
+        raise CsktError(f"column {SHORT.repr(raw)} has a name of {len(name)} characters; {remedy}")
     if name in RESERVED:
         raise CsktError(f"column {SHORT.repr(raw)} has a reserved name; rename it, for example to 'crop_{name}'")
     return name
@@ -106,12 +107,12 @@ def forms(text: str) -> tuple[str, ...]:
 
 
 def check_new_columns(known: Collection[str], new: Collection[str]) -> None:
-    """Raise CsktError if a gallery would have more than `MOST_COLUMNS` columns."""
-    if new and len(known) + len(new) > MOST_COLUMNS:
+    """Raise CsktError if a gallery would have more than `MAX_COLUMNS` columns."""
+    if new and len(known) + len(new) > MAX_COLUMNS:
         first = ", ".join(sorted(new)[:3])
         raise CsktError(
             f"{len(new)} new columns ({first}{', ...' if len(new) > 3 else ''}) beside the gallery's {len(known)}: a"
-            f" gallery has at most {MOST_COLUMNS}; leave columns out"
+            f" gallery has at most {MAX_COLUMNS}; leave columns out"
         )
 
 
@@ -137,7 +138,7 @@ def convert(value: object, kind: Kind, column: str) -> Value | None:
         (also if it names no zone), `2026-01-31T12:00:00[.ffffff]`, which sorts as text; a date is its midnight.
 
     Raises:
-        CsktError: the value does not fit the column, or is longer than `LONGEST_VALUE`.
+        CsktError: the value does not fit the column, or is longer than `MAX_VALUE_CHARACTERS`.
     """
     if is_empty(value):
         return None
@@ -200,9 +201,10 @@ def _to_text(value: object, column: str) -> str:
 
 
 def _check_length(text: str, column: str) -> None:
-    if len(text) > LONGEST_VALUE:
+    if len(text) > MAX_VALUE_CHARACTERS:
         raise CsktError(
-            f"column '{column}': {SHORT.repr(text)} has {len(text):,} characters; shorten it to {LONGEST_VALUE:,}"
+            f"column '{column}': {SHORT.repr(text)} has {len(text):,} characters; shorten it to"
+            f" {MAX_VALUE_CHARACTERS:,}"
         )
 
 

@@ -13,11 +13,11 @@ from typing import Any, Literal, TypeAlias, assert_never
 
 from cskt.gallery.columns import Value
 
-LONGEST_FILTER = 100_000
+MAX_FILTER_CHARACTERS = 100_000
 """Characters of a filter."""
-MOST_ENTRIES = 5000
+MAX_ENTRIES = 5000
 """Literals in one IN (...)."""
-MOST_JOINED = 200
+MAX_JOINED = 200
 """Words AND and OR in one filter: stores walk a chain of conditions to its full depth."""
 
 Operator: TypeAlias = Literal["=", "!=", "<", "<=", ">", ">="]

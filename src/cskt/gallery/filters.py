@@ -28,9 +28,9 @@ from sqlglot.errors import SqlglotError
 from cskt.errors import SHORT, CsktError
 from cskt.gallery.columns import FORMS, Kind, Value, convert, find_column, forms
 from cskt.gallery.conditions import (
-    LONGEST_FILTER,
-    MOST_ENTRIES,
-    MOST_JOINED,
+    MAX_ENTRIES,
+    MAX_FILTER_CHARACTERS,
+    MAX_JOINED,
     All,
     Any_,
     Comparison,
@@ -63,8 +63,8 @@ def parse_filter(text: str, columns: Mapping[str, Kind]) -> Condition:
         text: as in the grammar above; names of columns and words of the grammar in any case.
         columns: the gallery's own columns and `BUILT_IN`.
     """
-    if len(text) > LONGEST_FILTER:
-        raise CsktError(f"the filter has {len(text):,} characters; at most {LONGEST_FILTER:,} are read")
+    if len(text) > MAX_FILTER_CHARACTERS:
+        raise CsktError(f"the filter has {len(text):,} characters; at most {MAX_FILTER_CHARACTERS:,} are read")
     dialect = Dialect()  # plain SQL: '' is the only escape, a backslash is a backslash
     try:
         tokens = _checked_tokens(dialect.tokenize(text), text, columns)
@@ -89,8 +89,8 @@ def _checked_tokens(tokens: Sequence[Token], text: str, columns: Mapping[str, Ki
         depth += {"(": 1, ")": -1}.get(written, 0)
         nots = nots + 1 if written.upper() == "NOT" else 0
         joined += written.upper() in ("AND", "OR")
-        if joined > MOST_JOINED:
-            raise _refusal(f"it has more than {MOST_JOINED} times AND or OR; a list of values is column IN (...)")
+        if joined > MAX_JOINED:
+            raise _refusal(f"it has more than {MAX_JOINED} times AND or OR; a list of values is column IN (...)")
         if depth + nots > DEEPEST:
             raise _refusal(f"it is nested deeper than {DEEPEST}")
         if text[end : token.start].strip():
@@ -150,8 +150,8 @@ class _Walk:
             return Missing(column, negated)
         if isinstance(node, exp.In):
             entries = node.expressions
-            if not entries or len(entries) > MOST_ENTRIES:
-                raise _refusal(f"IN takes 1 to {MOST_ENTRIES:,} literals in parentheses, found {len(entries):,}")
+            if not entries or len(entries) > MAX_ENTRIES:
+                raise _refusal(f"IN takes 1 to {MAX_ENTRIES:,} literals in parentheses, found {len(entries):,}")
             return Membership(column, tuple(self.equals(entries, column)), negated)
         if isinstance(node, exp.Like):
             return self.pattern(node.expression, column, escape, negated)

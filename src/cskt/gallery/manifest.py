@@ -49,9 +49,9 @@ _STORE = re.compile(r"[a-z][a-z0-9_-]{0,62}(?![^:])")
 FORMAT_VERSION = 2
 """2 added relative paths, `home`, `image_list`, `ignore` and `shards`; files of format 1 are read."""
 REMEDY = "no manifest of a gallery, or a corrupt one: restore it, or index into a new folder"
-LONGEST_PLUGIN_NAME = 200
+MAX_PLUGIN_NAME_CHARACTERS = 200
 """Characters of the name of a plug-in."""
-LARGEST_WIDTH = 65_536
+MAX_WIDTH = 65_536
 """Largest width of a vector."""
 
 
@@ -74,7 +74,7 @@ def _check_columns(columns: Mapping[str, Kind]) -> Mapping[str, Kind]:
 def _check_plugins(plugins: tuple[Requirement, ...]) -> tuple[Requirement, ...]:
     for plugin in plugins:
         check_path_text(plugin.name)
-        if not 0 < len(plugin.name) <= LONGEST_PLUGIN_NAME or len(plugin.provides) != 1:
+        if not 0 < len(plugin.name) <= MAX_PLUGIN_NAME_CHARACTERS or len(plugin.provides) != 1:
             raise CsktError("must name a plug-in, and the one store that it provides")
         if plugin.sha256:
             check_sha256(plugin.sha256)
@@ -95,7 +95,7 @@ class Manifest:
     model: ModelSource
     fingerprint: Annotated[str, AfterValidator(check_sha256)]
     """`Encoder.fingerprint` of the model that filled the gallery."""
-    embed_dim: Annotated[int, Ge(1), Le(LARGEST_WIDTH)]
+    embed_dim: Annotated[int, Ge(1), Le(MAX_WIDTH)]
     warning: ShortText | None = None
     """Warning for users of the model."""
     store: Annotated[str, Len(1, 4096), AfterValidator(check_store)] = "lance"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cskt.embed import Encoder
     from cskt.image_files.decode import Source
 
-SHORTEST_SUM = 1e-4
+MIN_SUM = 1e-4
 """A shorter sum of the parts is only rounding."""
 
 
@@ -109,7 +109,7 @@ def encode_queries(encoder: Encoder, queries: Sequence[Query], vector_of: Callab
         if parts:
             items, rows, weights = zip(*parts, strict=True)
             vectors.index_add_(0, torch.tensor(rows), torch.tensor(weights)[:, None] * encode(list(items)))
-    if (vectors.norm(dim=1) < SHORTEST_SUM).any():
+    if (vectors.norm(dim=1) < MIN_SUM).any():
         raise CsktError("what is looked for and what is excluded cancel each other out; say something else")
     return F.normalize(vectors, dim=-1)
 

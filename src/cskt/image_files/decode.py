@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cskt.errors import LONGEST_PATH, CsktError, FileSystemError, MissingFileError, RefusedImageError
+from cskt.errors import MAX_PATH_CHARACTERS, CsktError, FileSystemError, MissingFileError, RefusedImageError
 from cskt.image_files import jpeg
 from cskt.image_files.formats import decode_ppm, open_image, to_rgb
 from cskt.image_files.limits import MAX_FILE_BYTES, check_size, corrupt
@@ -169,7 +169,7 @@ def read_bytes(path: Path) -> bytes:
     except PermissionError:
         raise FileSystemError(f"{path}: permission denied; make it readable or leave it out") from None
     except OSError as error:
-        shown = str(path)[:LONGEST_PATH]
+        shown = str(path)[:MAX_PATH_CHARACTERS]
         raise FileSystemError(f"{shown}: cannot be read: {error.strerror or error}; leave it out") from None
     except UnicodeEncodeError:
         raise FileSystemError(f"{str(path)!a}: not a name of this file system; rename the file") from None

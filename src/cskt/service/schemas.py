@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from cskt.data.sentences import LONGEST_SENTENCE, check_wording
+from cskt.data.sentences import MAX_SENTENCE_CHARACTERS, check_wording
 from cskt.errors import CsktError
-from cskt.gallery.columns import MOST_COLUMNS, Kind
+from cskt.gallery.columns import MAX_COLUMNS, Kind
 from cskt.gallery.options import SearchOptions
 from cskt.gallery.query import Query
-from cskt.gallery.stores.base import LONGEST_ID
+from cskt.gallery.stores.base import MAX_ID_CHARACTERS
 from cskt.service.http_errors import ServiceError
 from cskt.service.settings import ServiceSettings
 
@@ -23,8 +23,8 @@ _BREAK = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def _sentence(text: str) -> str:
-    if len(text) > LONGEST_SENTENCE:
-        raise too_much("a sentence", LONGEST_SENTENCE, "characters", len(text))
+    if len(text) > MAX_SENTENCE_CHARACTERS:
+        raise too_much("a sentence", MAX_SENTENCE_CHARACTERS, "characters", len(text))
     check_wording(text)
     return text
 
@@ -55,11 +55,15 @@ def too_much(what: str, most: int, unit: str, found: int) -> ServiceError:
 
 Whole: TypeAlias = Annotated[int, BeforeValidator(_whole)]
 Sentence: TypeAlias = Annotated[
-    str, Field(json_schema_extra={"format": "sentence", "maxLength": LONGEST_SENTENCE}), AfterValidator(_sentence)
+    str,
+    Field(json_schema_extra={"format": "sentence", "maxLength": MAX_SENTENCE_CHARACTERS}),
+    AfterValidator(_sentence),
 ]
 Filter: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "filter"}), AfterValidator(_filter)]
 ImageId: TypeAlias = Annotated[
-    str, Field(min_length=1, max_length=LONGEST_ID, json_schema_extra={"format": "image-id"}), AfterValidator(_one_line)
+    str,
+    Field(min_length=1, max_length=MAX_ID_CHARACTERS, json_schema_extra={"format": "image-id"}),
+    AfterValidator(_one_line),
 ]
 ImageFile: TypeAlias = Annotated[
     str,
@@ -166,7 +170,7 @@ class CropUpload(_Request):
     image_id: ImageId
     image: ImageFile
     metadata: dict[str, MetadataValue | None] = Field(
-        {}, max_length=MOST_COLUMNS, description="A time without a zone is taken as UTC; null takes a value back."
+        {}, max_length=MAX_COLUMNS, description="A time without a zone is taken as UTC; null takes a value back."
     )
 
 

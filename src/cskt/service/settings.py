@@ -12,11 +12,11 @@ from pydantic import ConfigDict, model_validator
 
 from cskt.config.types import STRICT, NonNegative, Positive, PositiveReal
 from cskt.errors import CsktError
-from cskt.gallery.conditions import LONGEST_FILTER
+from cskt.gallery.conditions import MAX_FILTER_CHARACTERS
 from cskt.gallery.options import MAX_RESULTS
 from cskt.utils.checked import checked_dataclass
 
-SHORTEST_TOKEN = 16
+MIN_TOKEN_CHARACTERS = 16
 """Characters; shorter ones can be guessed."""
 # Without inputs: a message about the settings must not show the token.
 QUIET = ConfigDict(**STRICT, hide_input_in_errors=True)
@@ -48,7 +48,7 @@ class ServiceSettings:
     """Most hits that paging skips."""
     max_exclude: Positive = 8
     """Most sentences to move away from in one search."""
-    where_characters: Annotated[Positive, Le(LONGEST_FILTER)] = LONGEST_FILTER
+    where_characters: Annotated[Positive, Le(MAX_FILTER_CHARACTERS)] = MAX_FILTER_CHARACTERS
     """Longest filter."""
     image_bytes: Positive = 10 * 2**20
     """Largest image file."""
@@ -82,8 +82,8 @@ class ServiceSettings:
 
     @model_validator(mode="after")
     def _check(self) -> ServiceSettings:
-        if self.token is not None and len(self.token) < SHORTEST_TOKEN:
-            raise CsktError(f"the token has {len(self.token)} characters; give it at least {SHORTEST_TOKEN}")
+        if self.token is not None and len(self.token) < MIN_TOKEN_CHARACTERS:
+            raise CsktError(f"the token has {len(self.token)} characters; give it at least {MIN_TOKEN_CHARACTERS}")
         if self.reading_needs_token and self.token is None:
             where = f"--host {self.host}" if not is_loopback(self.host) else f"--allow-host {self.allow_hosts[0]}"
             raise CsktError(f"{where} lets other machines ask; give --token-file FILE with a secret of your choice")

@@ -43,7 +43,7 @@ MARK = b"cskt sha256 "
 NUM_CHECKSUM_BYTES = len(MARK) + 2 * hashlib.sha256().digest_size
 END_OF_ARCHIVE, NUM_END_BYTES = b"PK\x05\x06", 22
 """First bytes and length of the last record of a zip archive; its last two bytes are the length of the comment."""
-MOST_COMMENT_BYTES = 65_535
+MAX_COMMENT_BYTES = 65_535
 CHUNK_BYTES = 1 << 20
 
 
@@ -225,10 +225,10 @@ def add_checksum(path: Path) -> None:
 
 
 def is_corrupt(path: Path) -> bool:
-    """Return True if any byte changed since `add_checksum`, or is missing; False for a file without a checksum."""
+    """Return whether any byte changed since `add_checksum`, or is missing; False for a file without a checksum."""
     num_bytes = path.stat().st_size
     with path.open("rb") as stream:
-        stream.seek(max(0, num_bytes - MOST_COMMENT_BYTES - NUM_END_BYTES))
+        stream.seek(max(0, num_bytes - MAX_COMMENT_BYTES - NUM_END_BYTES))
         _, found, end = stream.read().rpartition(END_OF_ARCHIVE)
         end = found + end
         if not found or (len(end) == NUM_END_BYTES and end.endswith(b"\0\0")):

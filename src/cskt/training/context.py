@@ -35,7 +35,7 @@ from cskt.training.optim import build_optimizer
 from cskt.training.state import ExponentialMovingAverage, TrainState
 from cskt.utils.modules import named_tensors
 
-MOST_COMPILED_FORMS = 64
+MAX_COMPILED_FORMS = 64
 
 
 @dataclass
@@ -142,7 +142,7 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
     model.checkpoint_activations(config.loop.checkpoint_activations)
     if config.loop.compile:
         # Blocks of both towers, first, middle and last, and a few lengths of captions: each compiled once.
-        torch._dynamo.config.recompile_limit = MOST_COMPILED_FORMS
+        torch._dynamo.config.recompile_limit = MAX_COMPILED_FORMS
         for block in [*model.vision.blocks, *model.text.blocks]:
             block.compile(dynamic=False)
     data, height, width = config.data, architecture.image_height, architecture.image_width

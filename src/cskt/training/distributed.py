@@ -159,7 +159,7 @@ class Processes(Ranks):
         return values if self.world_size == 1 else self._all_reduce_(values.clone())
 
     def any(self, flag: bool) -> bool:
-        """Return True if the flag is set in any process."""
+        """Return whether the flag is set in any process."""
         return bool(self.all_reduce(torch.tensor(int(flag))))
 
     def min(self, number: int) -> int:

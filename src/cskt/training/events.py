@@ -24,14 +24,14 @@ from pydantic.dataclasses import dataclass
 from cskt.errors import SHORT, CsktError, file_system_errors
 from cskt.evaluation.results import Summary
 from cskt.model.io.names import EVENTS
-from cskt.utils.json_files import FOREIGN, LARGEST_FILE, load_json, parse_json
+from cskt.utils.json_files import FOREIGN, MAX_JSON_BYTES, load_json, parse_json
 
 logger = logging.getLogger(__name__)
 
 Loss = Annotated[float, AllowInfNan(True)]
 Count = Annotated[int, Ge(0), Le(10**15)]
 REMEDY = "the line is ignored"
-MOST_NAMED = 10
+MAX_NAMED = 10
 """Ignored lines that a message names."""
 
 
@@ -129,8 +129,8 @@ def _read_once(folder: Path) -> tuple[list[dict[str, Any]], str]:
         return [], ""
     if not stat.S_ISREG(state.st_mode):
         return [], ""
-    if state.st_size > LARGEST_FILE:
-        raise CsktError(f"{path}: {state.st_size:,} bytes, at most {LARGEST_FILE:,} are read; move the file away")
+    if state.st_size > MAX_JSON_BYTES:
+        raise CsktError(f"{path}: {state.st_size:,} bytes, at most {MAX_JSON_BYTES:,} are read; move the file away")
     return _read(path, state.st_size, state.st_mtime_ns)
 
 
@@ -151,8 +151,8 @@ def _read(path: Path, _size: int, _mtime_ns: int) -> tuple[list[dict[str, Any]],
                 ignored[number] = str(error).removesuffix(f"; {REMEDY}")
     if not ignored:
         return events, ""
-    named = ", ".join(map(str, itertools.islice(ignored, MOST_NAMED)))
-    named += f" and {len(ignored) - MOST_NAMED} more" if len(ignored) > MOST_NAMED else ""
+    named = ", ".join(map(str, itertools.islice(ignored, MAX_NAMED)))
+    named += f" and {len(ignored) - MAX_NAMED} more" if len(ignored) > MAX_NAMED else ""
     reason = next(iter(ignored.values()))
     logger.warning("%s: ignored %d lines (%s) that are no events: %s", path, len(ignored), named, reason)
     return events, named

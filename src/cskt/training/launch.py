@@ -70,7 +70,7 @@ def check_restart_supported(folder: Path | None) -> None:
 
 
 def has_agent_store() -> bool:
-    """Return True if the processes use the store of `torchrun`, which outlives them and their restarts."""
+    """Return whether the processes use the store of `torchrun`, which outlives them and their restarts."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
@@ -82,7 +82,7 @@ def record_refusal(folder: Path) -> None:
 
 
 def was_refused(folder: Path) -> bool:
-    """Return True if this launch was refused in a folder before it was restarted."""
+    """Return whether this launch was refused in a folder before it was restarted."""
     path = folder / REFUSED
     with file_system_errors(path):
         return path.is_file() and path.read_text(encoding="utf-8", errors="replace") == _launch_id()

@@ -31,9 +31,9 @@ JSON = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 """Configuration of the dataclasses that describe files."""
 FOREIGN = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 """Configuration for files of other programs: only the fields that are read here are checked."""
-LONGEST_NUMBER = 1000
+MAX_DIGITS = 1000
 """Digits of a whole number."""
-LARGEST_FILE = 256 * 2**20
+MAX_JSON_BYTES = 256 * 2**20
 """Bytes that are read of a file at most."""
 MISSING_FIELD = ("missing", "missing_argument")
 """pydantic's names of the error that a field is left out."""
@@ -87,7 +87,7 @@ def load_json(text: str | bytes, *, where: str, remedy: str) -> Any:
 
 
 def read_text(path: Path, *, remedy: str) -> str:
-    """Read a text file, if it is a regular file of at most `LARGEST_FILE` bytes.
+    """Read a text file, if it is a regular file of at most `MAX_JSON_BYTES` bytes.
 
     Raises:
         MissingFileError: there is none.
@@ -97,8 +97,8 @@ def read_text(path: Path, *, remedy: str) -> str:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):
             raise CsktError(f"{path}: not a file; {remedy}")
-        if state.st_size > LARGEST_FILE:
-            raise CsktError(f"{path}: {state.st_size:,} bytes, at most {LARGEST_FILE:,} are read; {remedy}")
+        if state.st_size > MAX_JSON_BYTES:
+            raise CsktError(f"{path}: {state.st_size:,} bytes, at most {MAX_JSON_BYTES:,} are read; {remedy}")
         return _decoded(path.read_bytes(), where=str(path), remedy=remedy)
     except (FileNotFoundError, NotADirectoryError):  # the latter beside a model that is a single file
         raise MissingFileError(f"{path}: no such file; {remedy}") from None
@@ -125,8 +125,8 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(text: str) -> int:
-    if len(text) > LONGEST_NUMBER:  # Python itself refuses 4300 digits, with a ValueError
-        raise CsktError(f"a number has {len(text):,} digits, at most {LONGEST_NUMBER:,} are read")
+    if len(text) > MAX_DIGITS:  # Python itself refuses 4300 digits, with a ValueError
+        raise CsktError(f"a number has {len(text):,} digits, at most {MAX_DIGITS:,} are read")
     return int(text)
 
 

@@ -10,7 +10,7 @@ from cskt.errors import CsktError, FileSystemError, file_system_errors
 
 RESERVED = frozenset('/\\:*?"<>|')
 """Characters that a file name cannot hold, on one system or another."""
-LONGEST_NAME = 200
+MAX_NAME_BYTES = 200
 """Bytes; file systems take 255, of which others are added here."""
 
 
@@ -75,7 +75,7 @@ def file_name(text: str) -> str:
     The name has at most 200 bytes and no dot in front; it is `_` for an empty text.
     """
     safe = "".join("_" if letter in RESERVED or not letter.isprintable() else letter for letter in text)
-    safe = safe.encode()[:LONGEST_NAME].decode(errors="ignore")
+    safe = safe.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
     return f"_{safe[1:]}" if not safe or safe.startswith(".") else safe
 
 

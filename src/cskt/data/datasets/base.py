@@ -12,10 +12,10 @@ from cskt.errors import CsktError, file_system_errors
 from cskt.plugins import Registry
 from cskt.utils.json_files import load_json
 
-LARGEST_PID = 2**63 - 1
+MAX_PID = 2**63 - 1
 """Identities are stored as int64 tensors."""
 JSON_REMEDY = "is the file complete?"
-LONGEST_PID = 200
+MAX_PID_CHARACTERS = 200
 """Characters of an identity that is a string."""
 KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
 """Type of a JSON value -> how a message calls it; all others are numbers."""
@@ -134,7 +134,7 @@ def to_record(
         raise CsktError(f"{where} is {_kind(entry)}; expected an object with {pid_key}, {path_key} and captions")
     pid = entry.get(pid_key)
     if not (is_number(pid) or (own_data and (pid is None or is_name(pid)))):
-        names = f", or a string of 1 to {LONGEST_PID} characters" if own_data else ""
+        names = f", or a string of 1 to {MAX_PID_CHARACTERS} characters" if own_data else ""
         raise CsktError(f"{where} has {_value(entry, pid_key)}; expected a whole number from 0{names}")
     captions = entry.get("captions")
     if not isinstance(captions, list) or not captions or not all(isinstance(item, str) for item in captions):
@@ -159,12 +159,12 @@ def to_record(
 
 def is_number(pid: object) -> bool:
     """Return whether a value is an identity as an integer."""
-    return isinstance(pid, int) and not isinstance(pid, bool) and 0 <= pid <= LARGEST_PID
+    return isinstance(pid, int) and not isinstance(pid, bool) and 0 <= pid <= MAX_PID
 
 
 def is_name(pid: object) -> bool:
     """Return whether a value is an identity as a string: not blank, not too long, and Unicode."""
-    if not isinstance(pid, str) or not pid.strip() or len(pid) > LONGEST_PID:
+    if not isinstance(pid, str) or not pid.strip() or len(pid) > MAX_PID_CHARACTERS:
         return False
     return not any("\ud800" <= letter <= "\udfff" for letter in pid)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cskt.data.datasets.base import LONGEST_PID, is_name, is_number
+from cskt.data.datasets.base import MAX_PID_CHARACTERS, is_name, is_number
 from cskt.data.importing.tables import Table, is_saved_dataset, plain_cell, read_tables
 from cskt.data.records import Pid
 from cskt.errors import CsktError, MissingFileError, file_system_errors
@@ -206,7 +206,7 @@ def _pid(cell: Any, where: str, names: Sequence[str]) -> Pid | None:
     if cell is not None and not is_number(cell) and not is_name(cell):
         raise CsktError(
             f"{where}: the person is {str(cell)[:80]!r}; expected a whole number from 0, or a name of 1 to"
-            f" {LONGEST_PID} characters"
+            f" {MAX_PID_CHARACTERS} characters"
         )
     return cell
 

@@ -26,7 +26,7 @@ from cskt.utils.paths import check_path, file_name
 logger = logging.getLogger(__name__)
 
 IMAGES = "images"
-FEWEST_TRAINING_IDS = 2
+MIN_TRAINING_IDS = 2
 """A single person gives a loss nothing to tell apart."""
 SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "HEIF": ".heic"}
 """Format of Pillow -> suffix, where it is not the format's own name."""
@@ -225,9 +225,9 @@ def _draw_splits(entries: list[_Entry], options: ImportOptions) -> None:
         max(1, round(share * len(ordered))) if share else 0 for share in (options.val_fraction, options.test_fraction)
     )
     num_train = len(ordered) - num_val - num_test
-    if num_train < FEWEST_TRAINING_IDS:
+    if num_train < MIN_TRAINING_IDS:
         raise CsktError(
-            f"{len(ordered)} people are too few for {num_val} in val, {num_test} in test and {FEWEST_TRAINING_IDS} to"
+            f"{len(ordered)} people are too few for {num_val} in val, {num_test} in test and {MIN_TRAINING_IDS} to"
             " train on; lower --val and --test, or give 0 for no such split"
         )
     names = ["val"] * num_val + ["test"] * num_test + ["train"] * num_train

@@ -23,7 +23,7 @@ Pixels: TypeAlias = NDArray[np.float32]
 Range: TypeAlias = tuple[float, float]
 """Bounds of a number that is drawn anew for each image."""
 
-SMALLEST_VISIBLE_SHARE = 0.0012
+MIN_VISIBLE_SHARE = 0.0012
 """A part that covers less of the image (10 of 64 x 128 pixels) is not visible."""
 
 
@@ -96,7 +96,7 @@ def draw_person(
     labels = canvas.labels.resize((width, height), Image.Resampling.NEAREST)
     areas = labels.histogram()
     visible = frozenset(
-        name for index, name in enumerate(PART_LABELS) if areas[index] > SMALLEST_VISIBLE_SHARE * width * height
+        name for index, name in enumerate(PART_LABELS) if areas[index] > MIN_VISIBLE_SHARE * width * height
     )
     mask = Image.frombytes("P", labels.size, labels.tobytes())
     mask.putpalette([channel for colour in PART_COLOURS.values() for channel in colour])

@@ -30,7 +30,7 @@ NO_SUFFIX = "files without a suffix"
 OTHER = "other files"
 MAX_SUFFIXES = 20
 """Suffixes that are counted separately; files with further ones count as `OTHER`."""
-LONGEST_SUFFIX = 12
+MAX_SUFFIX_CHARACTERS = 12
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Scan:
             self.unchecked.add(name)  # it may have been indexed where images of this kind can be read
         kind = suffix or NO_SUFFIX
         num_suffixes = sum(known.startswith(".") for known in self.passed_over)
-        is_odd = len(suffix) > LONGEST_SUFFIX or not kind.isprintable()
+        is_odd = len(suffix) > MAX_SUFFIX_CHARACTERS or not kind.isprintable()
         if is_odd or (kind not in self.passed_over and num_suffixes >= MAX_SUFFIXES):
             kind = OTHER
         self.passed_over[kind] += 1

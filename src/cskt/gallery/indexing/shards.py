@@ -25,9 +25,9 @@ ROWS_AT_ONCE = 32
 """Rows of a Parquet table that are in memory together."""
 BUFFER_BYTES = 1_000_000
 """Read from a Parquet file at a time; without a buffer pyarrow reads all of a row group."""
-MOST_TEXT_BYTES = 1_000_000
+MAX_TEXT_BYTES = 1_000_000
 """Size of a text, JSON or header member of an archive; a larger one is no metadata."""
-MOST_EMPTY_READS = 3
+MAX_EMPTY_READS = 3
 """Reads at the end of an archive."""
 NAMING = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
@@ -134,7 +134,7 @@ class _Ending:
         """Read at most so many bytes, or raise EOFError after several empty reads."""
         data = self._file.read(size)
         self._num_empty = 0 if data else self._num_empty + 1
-        if self._num_empty > MOST_EMPTY_READS:
+        if self._num_empty > MAX_EMPTY_READS:
             raise EOFError("ends within a member")
         return data
 
@@ -156,7 +156,7 @@ class _Member(tarfile.TarInfo):
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
         """Return a member of a header; names of gigabytes, which would be read at once, are refused."""
         member = super().frombuf(buf, encoding, errors)
-        if member.type in NAMING and member.size > MOST_TEXT_BYTES:
+        if member.type in NAMING and member.size > MAX_TEXT_BYTES:
             raise ReadError(f"a name of {member.size} bytes")
         return member
 
@@ -190,9 +190,9 @@ def _of_archive(shard: Path, scan: Scan, with_images: bool) -> Iterator[ShardCro
                     content = _content(archive, member, MOST_BYTES) if with_images else b""
                     crop = _crop(name, content, member.size, metadata)
                 elif ending == "json":
-                    metadata |= _row(shard, name, _content(archive, member, MOST_TEXT_BYTES))
+                    metadata |= _row(shard, name, _content(archive, member, MAX_TEXT_BYTES))
                 elif ending in ("txt", "cls"):
-                    metadata[ending] = _content(archive, member, MOST_TEXT_BYTES).decode("utf-8", "replace").strip()
+                    metadata[ending] = _content(archive, member, MAX_TEXT_BYTES).decode("utf-8", "replace").strip()
                 else:
                     scan.pass_over_file(name, f".{ending.lower()}" if ending else "")
             if crop is not None:
@@ -213,7 +213,7 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> by
 
 
 def _row(shard: Path, name: str, content: bytes) -> dict[str, object]:
-    remedy = f"write an object with columns and values, of at most {MOST_TEXT_BYTES / 1e6:.0f} MB"
+    remedy = f"write an object with columns and values, of at most {MAX_TEXT_BYTES / 1e6:.0f} MB"
     row = load_json(content, where=f"{shard}: {name}", remedy=remedy)
     if not isinstance(row, dict):
         raise CsktError(f"{shard}: {name}: expected an object with columns and values")

@@ -26,7 +26,7 @@ from cskt.types import Hit
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
-LONGEST_ID = 512
+MAX_ID_CHARACTERS = 512
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
 """Pattern of nearly all names; the full check takes ten times as long."""
 _BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -44,11 +44,11 @@ def check_sha256(text: str) -> str:
 
 def check_image_id(image_id: str) -> str:
     """Return a crop's name if every store, address and table can contain it."""
-    if len(image_id) <= LONGEST_ID and _PLAIN_ID.fullmatch(image_id):
+    if len(image_id) <= MAX_ID_CHARACTERS and _PLAIN_ID.fullmatch(image_id):
         return image_id
     parts = PurePosixPath(image_id).parts
     if (
-        not 0 < len(image_id) <= LONGEST_ID
+        not 0 < len(image_id) <= MAX_ID_CHARACTERS
         or image_id.startswith("/")
         or "\\" in image_id
         or "/".join(parts) != image_id
@@ -56,8 +56,8 @@ def check_image_id(image_id: str) -> str:
         or any(unicodedata.category(letter) in ("Cc", "Cs") or letter in _BIDIRECTIONAL for letter in image_id)
     ):
         raise CsktError(
-            f"{image_id[:80]!r} is no name for a crop; expected 1 to {LONGEST_ID} letters such as cam3/0001.jpg: no"
-            " '..', '\\', leading or double '/', control characters"
+            f"{image_id[:80]!r} is no name for a crop; expected 1 to {MAX_ID_CHARACTERS} letters such as cam3/0001.jpg:"
+            " no '..', '\\', leading or double '/', control characters"
         )
     return image_id
 

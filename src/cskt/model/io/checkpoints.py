@@ -25,7 +25,7 @@ EMA_KEYS = (
     "model_ema_state_dict", "averaged_model", "swa_model", "params_ema", "shadow",
 )  # fmt: skip
 """Entries under which they hold the moving average of the weights."""
-MOST_WRAPPERS = 8
+MAX_WRAPPERS = 8
 """Entries within entries, and prefixes before prefixes, that are removed."""
 COMPILED = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Parts of names that torch.compile and others insert at any place."""
@@ -66,7 +66,7 @@ def _unwrapped(content: Any, path: Path, choice: WeightsChoice) -> tuple[Mapping
     """Return the mapping that holds the chosen tensors, and whether the file has both kinds of weights."""
     average: Any = None
     has_both = False
-    for _ in range(MOST_WRAPPERS):
+    for _ in range(MAX_WRAPPERS):
         if not isinstance(content, Mapping):
             break
         model, ema = _entry(content, MODEL_KEYS), _entry(content, EMA_KEYS)
@@ -97,7 +97,7 @@ def _stripped(tensors: dict[str, Tensor], path: Path, choice: WeightsChoice) -> 
     as_stored = tensors
     tensors = _renamed(tensors, lambda name: ".".join(part for part in name.split(".") if part not in COMPILED), path)
     has_both = False
-    for _ in range(MOST_WRAPPERS):
+    for _ in range(MAX_WRAPPERS):
         counted = {name: value for name, value in tensors.items() if name != COUNTER}
         first = _prefixes(counted)
         if len(first) == 2 and first & set(EMA_KEYS) and first & set(MODEL_KEYS):

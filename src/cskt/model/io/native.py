@@ -30,9 +30,9 @@ METADATA_KEY = "cskt"
 TOKEN_EMBEDDING = "text.token_embedding.weight"
 TOKEN_ROWS = "text.token_embedding.rows"
 HALF = (torch.float16, torch.bfloat16)
-LONGEST_HEADER = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 """Bytes of a header that safetensors reads."""
-LARGEST_TOKEN_TABLE = 300_000_000
+MAX_TOKEN_TABLE = 300_000_000
 """Numbers in the embeddings of all tokens, which a file may hold as few rows; the largest CLIP has a fifth of them."""
 REMEDY = "not a file of cskt's own format, or a corrupt one: restore it, or make it again"
 CONTENT: ConfigDict = {**JSON, "extra": "ignore", "arbitrary_types_allowed": True}
@@ -203,7 +203,7 @@ def _is_cut_short(path: Path) -> bool:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if 8 + length > num_bytes:
-                return length <= LONGEST_HEADER
+                return length <= MAX_HEADER_BYTES
             header = json.loads(stream.read(length))
         end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
         return bool(8 + length + end > num_bytes)
@@ -245,7 +245,7 @@ def _all_rows(known: Tensor | None, rows: Tensor, vocab_size: int, path: Path) -
         raise CsktError(f"{path}: '{TOKEN_ROWS}' does not fit '{TOKEN_EMBEDDING}'")
     if rows.is_floating_point() or rows.min() < 0 or rows.max() >= vocab_size:
         raise CsktError(f"{path}: '{TOKEN_ROWS}' holds ids outside 0 to {vocab_size - 1}")
-    if vocab_size * known.shape[1] > LARGEST_TOKEN_TABLE:
+    if vocab_size * known.shape[1] > MAX_TOKEN_TABLE:
         raise CsktError(f"{path}: '{TOKEN_EMBEDDING}' would unfold to {vocab_size:,} x {known.shape[1]:,} numbers")
     mean, deviation = known.float().mean(dim=0), known.float().std(dim=0, correction=0)
     noise = torch.randn(vocab_size, known.shape[1], generator=torch.Generator().manual_seed(0))

@@ -27,7 +27,7 @@ from cskt.utils.messages import one_line
 
 INDEX = ".index.json"
 """End of the name of an index of shards, as Hugging Face writes large models: `model.safetensors.index.json`."""
-MOST_SHARDS = 1000
+MAX_SHARDS = 1000
 DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, MemoryError)
 """Exceptions of all readers for files that are cut short, altered or hostile."""
 DAMAGE_OF_LIBRARIES = (
@@ -136,8 +136,8 @@ def shard_names(index: Path) -> list[str]:
         # Not `paths.inside`: in the cache of huggingface_hub every file is a link to elsewhere.
         if Path(name).name != name or "\\" in name or "\0" in name or name in ("", ".", ".."):
             raise CsktError(f"{index}: 'weight_map' names the shard {name[:80]!r}; a shard is a file beside its index")
-    if len(names) > MOST_SHARDS:
-        raise CsktError(f"{index}: 'weight_map' names {len(names):,} shards, at most {MOST_SHARDS:,} are read")
+    if len(names) > MAX_SHARDS:
+        raise CsktError(f"{index}: 'weight_map' names {len(names):,} shards, at most {MAX_SHARDS:,} are read")
     return names
 
 

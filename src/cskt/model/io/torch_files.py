@@ -29,7 +29,7 @@ from cskt.model.io.unpickling import Module, RestrictedUnpickler, StandIn, first
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 MAX_DEPTH = 100
 """Levels of modules within modules."""
-MOST_MODULES = 10_000
+MAX_MODULES = 10_000
 """Visits of modules in a TorchScript tree; a tree that names its own parts twice at every level would never end."""
 
 
@@ -155,8 +155,8 @@ def read_torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
 
 
 def _tensors_of(module: Module, prefix: str, visits: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
-    if next(visits) > MOST_MODULES:
-        raise pickle.UnpicklingError(f"a tree of more than {MOST_MODULES:,} modules")
+    if next(visits) > MAX_MODULES:
+        raise pickle.UnpicklingError(f"a tree of more than {MAX_MODULES:,} modules")
     if prefix.count(".") > MAX_DEPTH:
         raise pickle.UnpicklingError(f"modules within modules, more than {MAX_DEPTH} deep")
     for name, value in module.attributes.items():

@@ -48,7 +48,7 @@ PLAIN_DATA = {
     "zoneinfo": {"ZoneInfo", "ZoneInfo._unpickle"},
 }  # fmt: skip
 """Names of the standard library that stand-ins replace; `pathlib` is `pathlib._local` since Python 3.13."""
-LONGEST_NAME = 300
+MAX_NAME_CHARACTERS = 300
 
 
 class StandIn(dict[Any, Any]):
@@ -108,7 +108,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         public = "pathlib" if module in ("pathlib._local", "pathlib._abc") else module
         if module.partition(".")[0] in sys.stdlib_module_names and name not in PLAIN_DATA.get(public, ()):
             raise refused(module, name)
-        origin = f"{module}.{name}"[:LONGEST_NAME]
+        origin = f"{module}.{name}"[:MAX_NAME_CHARACTERS]
         if origin not in self._stand_ins:
             self._stand_ins[origin] = type("StandIn", (StandIn,), {"origin": origin})
         return self._stand_ins[origin]
@@ -181,7 +181,7 @@ class _Bounded:
 
 def refused(module: str, name: str) -> pickle.UnpicklingError:
     """Return the error for a name that is refused."""
-    return pickle.UnpicklingError(f"it asks for {f'{module}.{name}'[:LONGEST_NAME]}")
+    return pickle.UnpicklingError(f"it asks for {f'{module}.{name}'[:MAX_NAME_CHARACTERS]}")
 
 
 def first_argument(value: object, *_: object) -> object:

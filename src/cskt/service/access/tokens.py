@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cskt.errors import CsktError
-from cskt.service.settings import SHORTEST_TOKEN
+from cskt.service.settings import MIN_TOKEN_CHARACTERS
 
 SESSION_SECONDS = 12 * 3600
 """Time that a browser stays signed in."""
@@ -30,9 +30,9 @@ def read_token(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise CsktError(f"--token-file {path}: {reason}; name a file with a secret of your choice") from None
-    if len(token) < SHORTEST_TOKEN:
+    if len(token) < MIN_TOKEN_CHARACTERS:
         raise CsktError(
-            f"--token-file {path}: the token has {len(token)} characters; give it at least {SHORTEST_TOKEN}, for"
+            f"--token-file {path}: the token has {len(token)} characters; give it at least {MIN_TOKEN_CHARACTERS}, for"
             " example by: openssl rand -hex 32"
         )
     if not token.isascii() or not token.isprintable() or " " in token:

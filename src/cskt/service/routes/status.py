@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from cskt.data.sentences import LONGEST_SENTENCE
+from cskt.data.sentences import MAX_SENTENCE_CHARACTERS
 from cskt.errors import CsktError
 from cskt.gallery.gallery import Gallery
 from cskt.service.access.access_control import SESSION_COOKIE, client_of, token_error
@@ -40,7 +40,7 @@ async def gallery(service: ServiceParts) -> GalleryAnswer:
         model=ModelAnswer(name=opened.manifest.model_name, warning=opened.manifest.warning),
         columns=columns,
         cut_off=opened.min_score,
-        limits=Limits(k=settings.max_k, sentence_characters=LONGEST_SENTENCE, image_bytes=settings.image_bytes),
+        limits=Limits(k=settings.max_k, sentence_characters=MAX_SENTENCE_CHARACTERS, image_bytes=settings.image_bytes),
         writable=settings.token is not None,
         token_needed=settings.reading_needs_token,
     )

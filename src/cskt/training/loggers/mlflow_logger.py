@@ -14,7 +14,7 @@ from cskt.utils.messages import require
 
 EXPERIMENT = "cskt"
 """Experiment, if MLFLOW_EXPERIMENT_NAME names none."""
-MOST_PARAMETERS = 100
+MAX_PARAMETERS = 100
 """Parameters that MLflow takes in one call."""
 
 
@@ -35,8 +35,8 @@ class MLflowLogger(Logger):
         self._client.update_run(self._id, status="RUNNING")
         if is_new:
             parameters = [Param(key, str(value)) for key, value in flat_values(config).items()]
-            for start in range(0, len(parameters), MOST_PARAMETERS):
-                self._client.log_batch(self._id, params=parameters[start : start + MOST_PARAMETERS])
+            for start in range(0, len(parameters), MAX_PARAMETERS):
+                self._client.log_batch(self._id, params=parameters[start : start + MAX_PARAMETERS])
         self._client.log_batch(self._id, tags=[RunTag(f"cskt.{key}", str(value)) for key, value in facts.items()])
 
     @classmethod
