@@ -57,15 +57,10 @@ class TrainingContext:
     """Selection splits of the other data sets of a mix, which are evaluated, too."""
 
     @property
-    def trains(self) -> bool:
-        """False for a recipe that trains nothing (zero-shot CLIP), which is only evaluated and saved."""
-        return self.config.is_trainable
-
-    @property
     def last_epoch(self) -> int:
         """Number of epochs after which this session ends; 0 if nothing trains."""
         loop = self.config.loop
-        return min(loop.stop_after_epochs or loop.num_epochs, loop.num_epochs) if self.trains else 0
+        return min(loop.stop_after_epochs or loop.num_epochs, loop.num_epochs) if self.config.is_trainable else 0
 
     def encoder(self, *, bare: bool = False) -> Encoder:
         """Return an encoder of the model; `bare` leaves out the parts of the method (zero-shot CLIP)."""

@@ -123,7 +123,7 @@ def read_initial_weights(context: TrainingContext) -> InitialWeights | None:
 
 def _read_initial_weights(context: TrainingContext, named: str) -> InitialWeights:
     config = context.config
-    if not context.trains:
+    if not context.config.is_trainable:
         raise CsktError(f"init_from {named}: trainable none trains nothing; evaluate that run instead")
     path = _weight_file(named)
     file = read_method(path)

@@ -110,7 +110,7 @@ def train(
         with shutdown.immediate():
             refuses = refuse_overlaps and choice is not Resume.REQUIRED
             context = prepare(config, processes, refuse_overlaps=refuses)
-            if config.loop.fit and context.trains:
+            if config.loop.fit and config.is_trainable:
                 context = fit_micro_batch(context)
         processes.check_equal(context.values_equal_on_all_ranks())
         context.state.hooks = calls = Hooks(context, hooks)
@@ -135,7 +135,7 @@ def train(
         # Train, evaluate, save.
         progress, last_epoch = context.state.progress, context.last_epoch
         is_finished = bool(calls.stopped) or (
-            progress.epoch >= config.loop.num_epochs if context.trains else progress.best_r1 >= 0
+            progress.epoch >= config.loop.num_epochs if config.is_trainable else progress.best_r1 >= 0
         )
         num_steps = last_epoch * context.loader.steps_per_epoch  # epochs of identity-released differ a little
         with bar("training", num_steps, done=progress.total_steps, shown=processes.is_main_process) as advance:
@@ -153,7 +153,7 @@ def train(
                     trainer.evaluate_epoch(epoch + 1)
                 progress.epoch, progress.step = epoch + 1, 0
                 trainer.save()
-            if not context.trains and progress.best_r1 < 0:  # the loaded weights are the result
+            if not config.is_trainable and progress.best_r1 < 0:  # the loaded weights are the result
                 trainer.evaluate_epoch(0)
                 trainer.save()
         trainer.end()

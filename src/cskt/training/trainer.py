@@ -17,6 +17,7 @@ from cskt.device import peak_memory_bytes
 from cskt.embed import Encoder
 from cskt.errors import CsktError
 from cskt.evaluation.evaluate import Evaluation, SplitFeatures, evaluate
+from cskt.evaluation.results import EPOCH, STEP_0, ZERO_SHOT
 from cskt.model.io.native import MethodFile, save_weights
 from cskt.training.checkpoint import load_last, save_last, set_aside
 from cskt.training.checks import warnings_after, warnings_before
@@ -60,13 +61,13 @@ class Trainer:
         self._open_loggers(facts)
         self._record("start", **facts, warnings=warnings)
         with self.shutdown.immediate():
-            evaluates = context.config.loop.evaluate_before and context.trains
+            evaluates = context.config.loop.evaluate_before and context.config.is_trainable
             if evaluates:
-                self._evaluate("zero-shot", 0)
+                self._evaluate(ZERO_SHOT, 0)
             if initial is not None:
                 initial.apply(context)
             if evaluates:
-                self._evaluate("step-0", 0)
+                self._evaluate(STEP_0, 0)
         self.save()
 
     def resume(self, *, allow_finished: bool) -> None:
@@ -74,7 +75,12 @@ class Trainer:
         context, run, loop = self.context, self.run, self.context.config.loop
         source = load_last(run.last, context.state, context.config)
         progress, stop = context.state.progress, loop.stop_after_epochs
-        if not allow_finished and context.trains and stop is not None and stop <= progress.epoch < loop.num_epochs:
+        if (
+            not allow_finished
+            and context.config.is_trainable
+            and stop is not None
+            and stop <= progress.epoch < loop.num_epochs
+        ):
             raise CsktError(
                 f"loop.stop_after_epochs {stop}: {run.path} has completed {progress.epoch} of {loop.num_epochs} epochs"
                 " already; name a later epoch, or leave it out to train to the end"
@@ -144,11 +150,11 @@ class Trainer:
         """Evaluate an epoch, by its moving average if there is one, and save its weights if it is the best so far."""
         state, progress = self.context.state, self.context.state.progress
         with self.shutdown.immediate(), nullcontext() if state.ema is None else state.ema.applied():
-            result = self._evaluate("epoch", epoch)
+            result = self._evaluate(EPOCH, epoch)
             if result.t2i.r1 > progress.best_r1:
                 progress.best_r1, progress.best_epoch = result.t2i.r1, epoch
                 self._save_best()
-            if self.context.trains:
+            if self.context.config.is_trainable:
                 self.hooks.call("after_evaluation", result)
 
     def _evaluate(self, stage: str, epoch: int) -> Evaluation:
@@ -157,13 +163,13 @@ class Trainer:
         Each process encodes its share.
         """
         started, context, progress = time.perf_counter(), self.context, self.context.state.progress
-        encoder = context.encoder(bare=stage == "zero-shot")
+        encoder = context.encoder(bare=stage == ZERO_SHOT)
         results = []
         for split in (context.val_split, *context.other_splits):
             features = _encode_split(context, encoder, split)
             results.append(context.processes.run_on_rank0(partial(evaluate, encoder, split, features)))
         progress.seconds += time.perf_counter() - started
-        label, step = f"epoch {epoch}" if stage == "epoch" else stage, progress.total_steps
+        label, step = f"epoch {epoch}" if stage == EPOCH else stage, progress.total_steps
         for number, result in enumerate(results, start=1):
             of_mix = f" (data set {number} of the mix)" if number > 1 else ""
             logger.info("%s: R1 %.2f on %s of %s%s", label, 100 * result.t2i.r1, result.split, result.dataset, of_mix)
@@ -205,7 +211,7 @@ class Trainer:
                 tensors=tensors,
             )
             save_weights(run.best, file)
-            if context.trains:
+            if context.config.is_trainable:
                 heads, epoch = trainable_state(state.objective), state.progress.best_epoch
                 save_best_heads(run.path, heads, data_sha256=state.data_sha256, epoch=epoch)
 
