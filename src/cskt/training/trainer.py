@@ -75,12 +75,8 @@ class Trainer:
         context, run, loop = self.context, self.run, self.context.config.loop
         source = load_last(run.last, context.state, context.config)
         progress, stop = context.state.progress, loop.stop_after_epochs
-        if (
-            not allow_finished
-            and context.config.is_trainable
-            and stop is not None
-            and stop <= progress.epoch < loop.num_epochs
-        ):
+        is_past = stop is not None and stop <= progress.epoch < loop.num_epochs
+        if is_past and context.config.is_trainable and not allow_finished:
             raise CsktError(
                 f"loop.stop_after_epochs {stop}: {run.path} has completed {progress.epoch} of {loop.num_epochs} epochs"
                 " already; name a later epoch, or leave it out to train to the end"
