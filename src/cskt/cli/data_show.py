@@ -14,7 +14,7 @@ from cskt.report.pages import write_people_page
 from cskt.report.people import ShownImage, ShownPerson, people_sheet
 from cskt.utils.messages import nearest
 
-MOST_PEOPLE, MOST_IMAGES = 50, 20
+MAX_PEOPLE, MAX_IMAGES = 50, 20
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="another seed, other people (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("people.html"), help="the page (default: %(default)s)")
     flags = parser.parse(argv)
-    for name, number, most in (("people", flags.people, MOST_PEOPLE), ("images", flags.images, MOST_IMAGES)):
+    for name, number, most in (("people", flags.people, MAX_PEOPLE), ("images", flags.images, MAX_IMAGES)):
         if not 1 <= number <= most:
             raise CsktError(f"--{name} {number}: give 1 to {most}")
     check_suffix("--output", flags.output, [".html", ".htm"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cskt.cli.model_flags import add_dataset_flags
 from cskt.cli.parsing import Parser
 from cskt.config import RunConfig
 from cskt.data.records import Split
@@ -33,7 +34,8 @@ TOLERANCE = {"fp32": 0.1, "int8": 1.0}
 
 def add_runtime_flags(parser: Parser) -> None:
     """Add the flags that belong to `--format`."""
-    add = parser.add_argument_group("with --format").add_argument
+    group = parser.add_argument_group("with --format, which checks the export on a split")
+    add = group.add_argument
     # fmt: off
     add("--output", type=Path, metavar="FOLDER",
         help="folder to write (default: RUN/onnx, RUN/openvino, RUN/int8, RUN/released)")
@@ -41,9 +43,7 @@ def add_runtime_flags(parser: Parser) -> None:
     add("--calibrate-on", type=Path, metavar="FOLDER",
         help="gallery or folder of crops whose images set int8's ranges (default: those that the run was trained on)")
     add("--tolerance", type=float, metavar="POINTS", help="R1 that may differ (default: 0.1; that int8 may lose: 1)")
-    add("--dataset", help="data set to check on (default: the run's own)")
-    add("--root", help="folder that holds it (default: the run's own)")
-    add("--split", help="split to check on (default: val)")
+    add_dataset_flags(group, "val")
     add("--check-images", type=int, metavar="N",
         help=f"images of it to check on, with their captions, 0 for all (default: {NUM_CHECKED_IMAGES})")
     add("--json", action="store_true", default=None, help="what the check found as JSON, instead of a table")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from cskt.cli.parsing import Parser, given
-from cskt.config import CLIP_SETTINGS, CROP_SIZE
+from cskt.config import CLIP_SETTINGS, CROP_SIZE, DataConfig
 from cskt.config.types import Activation, Interpolation, WeightsChoice
 from cskt.errors import CsktError
 
@@ -51,8 +51,10 @@ def add_encoder_flags(parser: Parser, precision: str = OWN_PRECISION, *, caches:
     add("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
     add("--precision", choices=PRECISIONS, help=PRECISION_HELP.format(precision))
     add("--compile", action="store_true", help="compile the towers first; on a CPU that takes g++")
-    add("--batch-size", type=int, default=128, help="images or captions at once (default: %(default)s)")
-    add("--num-workers", type=int, default=4, help="threads that decode images (default: %(default)s)")
+    add("--batch-size", type=int, default=DataConfig.eval_batch_size,
+        help="images or captions at once (default: %(default)s)")
+    add("--num-workers", type=int, default=DataConfig.num_workers,
+        help="threads that decode images (default: %(default)s)")
     if caches:
         add("--cache-dir", type=Path, metavar="DIR", help="folder that caches resized images, for other runs too")
     add = parser.add_argument_group("for CLIP weights that are no run").add_argument

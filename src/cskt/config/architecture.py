@@ -11,6 +11,8 @@ from cskt.config.types import STRICT, Activation, ChannelMeans, ChannelStds, Dep
 from cskt.errors import CsktError
 from cskt.utils.checked import checked_dataclass
 
+HEAD_WIDTH = 64
+"""Width of an attention head in every CLIP of OpenAI's, and in IRRA's interaction encoder."""
 CLIP_MEAN: ChannelMeans = (0.48145466, 0.4578275, 0.40821073)
 """Channel means that OpenAI's CLIP was trained with, of RGB in [0, 1]."""
 CLIP_STD: ChannelStds = (0.26862954, 0.26130258, 0.27577711)

@@ -165,10 +165,10 @@ def validate(
         raise CsktError(f"{origin}: {reason}" if origin else reason) from None
 
 
-def validate_value(kind: Any, value: Any, key: str) -> Any:
-    """Return a value as the type `kind`, within its limits; a CsktError names `key`."""
+def validate_value(annotation: Any, value: Any, key: str) -> Any:
+    """Return a value as the type of an annotation, within its limits; a CsktError names `key`."""
     try:
-        return TypeAdapter(kind).validate_python(value)
+        return TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
         raise CsktError(f"{key}: {describe(main_fault(error), RunConfig, str)}") from None
 

@@ -318,13 +318,10 @@ class Encoder:
         return self.tokenizer.warnings([longest.replace("{}", caption) for caption in captions])
 
     def save(self, path: str | Path) -> Path:
-        """Write the whole model, backbone included, so that `cskt.load(path)` gives equal features.
+        """Write the whole model, backbone included, and return the file; `cskt.load(path)` gives equal features.
 
         Args:
             path: a `.safetensors` file, or a folder that receives `best.safetensors`.
-
-        Returns:
-            The file.
 
         Raises:
             CsktError: the folder holds a run, or the file cannot be written.

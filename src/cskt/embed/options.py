@@ -13,6 +13,7 @@ import torch
 from annotated_types import Ge, Le, Len
 from pydantic import AfterValidator, with_config
 
+from cskt.config import DataConfig
 from cskt.config.types import WeightsChoice
 from cskt.errors import CsktError
 from cskt.utils.arguments import expect, listed, whole_number
@@ -31,9 +32,9 @@ class EncodeOptions:
     templates: Sequence[str] | None = None
     """Sentences around every caption, `{}` being the caption; the unit features of several are averaged and normalised
     again. None: those of the run."""
-    batch_size: int = 128
+    batch_size: int = DataConfig.eval_batch_size
     """Images or captions computed at once."""
-    num_workers: int = 4
+    num_workers: int = DataConfig.num_workers
     """Threads that decode images."""
     cache_dir: Path | None = None
     """Folder of a memory-mapped cache of the resized images (`cskt.data.pixel_cache`), for image files."""

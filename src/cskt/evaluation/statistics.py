@@ -21,8 +21,8 @@ from cskt.evaluation.results import Floats
 ENTRIES_AT_ONCE = 2**20
 """Identities times resamples in one batch: 8 MiB an array, some tens of MiB in all."""
 CONFIDENCE = 0.95
-EQUAL = 1e-12
-"""Means that differ by less differ by rounding only."""
+ROUNDING = 1e-12
+"""Means that differ by less, and smaller deviations, differ by rounding only."""
 DECIMALS = 9
 """Decimals of sums of differences, so that ties are not broken by the order of summation."""
 
@@ -40,10 +40,6 @@ class MeanAndDeviation(NamedTuple):
     mean: float
     deviation: float | None
     """Sample standard deviation (n - 1); None for a single value."""
-
-
-DEVIATION_AT_LEAST = 1e-12
-"""Deviations below this are rounding."""
 
 
 def curve_interval(
@@ -65,7 +61,7 @@ def curve_interval(
     mean = means[0]
     share = ((1 - CONFIDENCE) / 2) ** (1 / len(counts))
     low, high = share * mean, 1 - share * (1 - mean)
-    varying = np.ptp(means, axis=0) > EQUAL
+    varying = np.ptp(means, axis=0) > ROUNDING
     if varying.any():
         low[varying], high[varying] = _bootstrap(sums[:, varying], counts, num_resamples, seed)
     return low, high
@@ -135,7 +131,7 @@ def seeds_p_value(a: ArrayLike, b: ArrayLike) -> float | None:
     """
     one, other = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     assert len(one) > 1 and len(other), "a single seed shows no variation"
-    if one.std() + other.std() < DEVIATION_AT_LEAST:
+    if one.std() + other.std() < ROUNDING:
         return None
     if len(other) == 1:
         return float(stats.ttest_1samp(one, other[0]).pvalue)

@@ -48,9 +48,9 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def too_much(what: str, most: int, unit: str, found: int) -> ServiceError:
+def too_much(subject: str, limit: int, unit: str, number: int) -> ServiceError:
     """Return the refusal of a request beyond a limit; a validator raises it as it is, unlike a `CsktError`."""
-    return ServiceError(422, "too_much", f"{what} is limited to {most:,} {unit}, not {found:,}")
+    return ServiceError(422, "too_much", f"{subject} is limited to {limit:,} {unit}, not {number:,}")
 
 
 Whole: TypeAlias = Annotated[int, BeforeValidator(_whole)]
@@ -137,14 +137,14 @@ class SearchRequest(_Request):
 
     def check_limits(self, settings: ServiceSettings) -> None:
         """Refuse what is too much for one request."""
-        for name, found, most, unit in (
+        for name, number, limit, unit in (
             ("exclude", len(self.exclude), settings.max_exclude, "sentences"),
             ("where", len(self.where or ""), settings.where_characters, "characters"),
             ("k", self.k, settings.max_k, "hits"),
             ("offset", self.offset, settings.max_offset, "hits"),
         ):
-            if found > most:
-                raise too_much(name, most, unit, found)
+            if number > limit:
+                raise too_much(name, limit, unit, number)
 
     def audit_fields(self) -> dict[str, Any]:
         """Return what the audit log records of the request: everything that chooses the crops, but no picture."""

@@ -106,20 +106,22 @@ def _draw_headwear(doll: Doll) -> None:
     (x, y), (radius_x, radius_y) = doll.skeleton.head, doll.skeleton.head_radius
     canvas, kind, view = doll.canvas, doll.attributes.headwear, doll.skeleton.view
     colour = doll.colours["headwear_colour"]
-    brow, wide, tall, darker = y - 0.26 * radius_y, radius_x + 0.014, 0.88 * radius_y, shade(colour, 0.8)
+    brow, half_width, half_height, darker = y - 0.26 * radius_y, radius_x + 0.014, 0.88 * radius_y, shade(colour, 0.8)
     if kind == "hat":
-        canvas.shape([ellipse(x, brow - 0.008, (wide + 0.070, 0.024))], darker, "headwear")
-        canvas.shape([ellipse(x, brow - 0.018, (wide - 0.008, tall), 180, 360)], colour, "headwear")
-        band = box(x - wide + 0.010, brow - 0.036, x + wide - 0.010, brow - 0.014)
+        canvas.shape([ellipse(x, brow - 0.008, (half_width + 0.070, 0.024))], darker, "headwear")
+        canvas.shape([ellipse(x, brow - 0.018, (half_width - 0.008, half_height), 180, 360)], colour, "headwear")
+        band = box(x - half_width + 0.010, brow - 0.036, x + half_width - 0.010, brow - 0.014)
         canvas.detail([band], shade(colour, 0.5), "headwear")
         return
-    canvas.shape([ellipse(x, brow, (wide, tall), 180, 360)], colour, "headwear")
+    canvas.shape([ellipse(x, brow, (half_width, half_height), 180, 360)], colour, "headwear")
     if kind == "beanie":
-        canvas.shape([box(x - wide - 0.004, brow - 0.020, x + wide + 0.004, brow + 0.012)], darker, "headwear")
-        canvas.shape([ellipse(x, brow - 1.06 * tall, (0.028, 0.026))], shade(colour, 1.6), "headwear")
+        canvas.shape(
+            [box(x - half_width - 0.004, brow - 0.020, x + half_width + 0.004, brow + 0.012)], darker, "headwear"
+        )
+        canvas.shape([ellipse(x, brow - 1.06 * half_height, (0.028, 0.026))], shade(colour, 1.6), "headwear")
     elif view == "side":
-        peak = [(x + 0.02, brow - 0.022), (x + wide + 0.072, brow - 0.004), (x + wide + 0.066, brow + 0.014),
+        peak = [(x + 0.02, brow - 0.022), (x + half_width + 0.072, brow - 0.004), (x + half_width + 0.066, brow + 0.014),
                 (x + 0.02, brow + 0.010)]  # fmt: skip
         canvas.shape([peak], darker, "headwear")
     elif view == "front":
-        canvas.shape([ellipse(x, brow + 0.004, (wide + 0.004, 0.024))], darker, "headwear")
+        canvas.shape([ellipse(x, brow + 0.004, (half_width + 0.004, 0.024))], darker, "headwear")

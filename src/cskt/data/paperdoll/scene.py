@@ -48,11 +48,11 @@ def draw_street(size: tuple[int, int], rng: random.Random) -> Image.Image:
 def _draw_bricks(draw: ImageDraw.ImageDraw, width: int, horizon: int, rng: random.Random) -> None:
     colour = rng.choice(_WALLS)
     draw.rectangle((0, 0, width, horizon), fill=shade(colour, 0.78))
-    tall, wide = rng.randint(12, 24), rng.randint(24, 60)
-    for row, y in enumerate(range(0, horizon, tall)):
-        for x in range(-(row % 2) * wide // 2, width, wide):
+    brick_height, brick_width = rng.randint(12, 24), rng.randint(24, 60)
+    for row, y in enumerate(range(0, horizon, brick_height)):
+        for x in range(-(row % 2) * brick_width // 2, width, brick_width):
             tone = shade(colour, rng.uniform(0.88, 1.0))
-            draw.rectangle((x, y, x + wide - 3, min(y + tall - 3, horizon)), fill=tone)
+            draw.rectangle((x, y, x + brick_width - 3, min(y + brick_height - 3, horizon)), fill=tone)
 
 
 def _draw_shop(draw: ImageDraw.ImageDraw, width: int, horizon: int, rng: random.Random) -> None:
@@ -116,17 +116,17 @@ def _draw_ground(draw: ImageDraw.ImageDraw, width: int, horizon: int, height: in
 
 def _draw_car(draw: ImageDraw.ImageDraw, width: int, horizon: int, rng: random.Random) -> None:
     colour = rng.choice(_CARS)
-    long, tall = width * rng.uniform(0.8, 1.4), width * rng.uniform(0.22, 0.32)
+    length, height = width * rng.uniform(0.8, 1.4), width * rng.uniform(0.22, 0.32)
     left = rng.uniform(-0.8, 0.7) * width
-    bottom = horizon + tall * 0.35
+    bottom = horizon + height * 0.35
     draw.polygon(
-        [(left + 0.18 * long, bottom - tall), (left + 0.32 * long, bottom - 1.8 * tall),
-         (left + 0.68 * long, bottom - 1.8 * tall), (left + 0.82 * long, bottom - tall)],
+        [(left + 0.18 * length, bottom - height), (left + 0.32 * length, bottom - 1.8 * height),
+         (left + 0.68 * length, bottom - 1.8 * height), (left + 0.82 * length, bottom - height)],
         fill=(96, 116, 132), outline=shade(colour, 0.7),
     )  # fmt: skip
-    draw.rectangle((left, bottom - tall, left + long, bottom - 0.2 * tall), fill=colour)
+    draw.rectangle((left, bottom - height, left + length, bottom - 0.2 * height), fill=colour)
     for wheel in (0.22, 0.78):
-        x, radius = left + wheel * long, 0.32 * tall
+        x, radius = left + wheel * length, 0.32 * height
         draw.ellipse((x - radius, bottom - 2 * radius, x + radius, bottom), fill=(34, 34, 36))
 
 

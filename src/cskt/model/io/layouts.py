@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from cskt.config import BackboneConfig, ClipArchitecture, validate
+from cskt.config.architecture import HEAD_WIDTH
 from cskt.errors import CsktError
 from cskt.model.io.cache import is_openais
 from cskt.model.io.json_configs import (
@@ -27,8 +28,6 @@ from cskt.model.io.json_configs import (
     read_preprocessing,
 )
 
-HEAD_WIDTH = 64
-"""Width of a head in every CLIP of OpenAI's."""
 ARCHIVE_LEFTOVERS = ("input_resolution", "context_length", "vocab_size")
 """Tensors beside the weights that only OpenAI's archives have, and state dicts made from them."""
 VOCABULARY = 49408

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cskt.config.architecture import HEAD_WIDTH
 from cskt.model.blocks import Block, block_deviations, quick_gelu
 
-HEAD_WIDTH = 64
 UNIFORM_BIASES = ("mlp.c_fc.bias", "mlp.c_proj.bias", "mlm_head.dense.bias", "mlm_head.fc.bias")
 """Ends of the names of biases that the released code leaves as `nn.Linear` draws them."""
 

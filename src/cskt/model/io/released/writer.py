@@ -24,9 +24,10 @@ from cskt.config import (
     to_dict,
     value_of,
 )
+from cskt.config.architecture import HEAD_WIDTH
 from cskt.config.released_flags import IRRA, REFERENCE, from_published, to_published
 from cskt.errors import CsktError
-from cskt.model.io.layouts import HEAD_WIDTH, openai_heads, openai_name, released_name
+from cskt.model.io.layouts import openai_heads, openai_name, released_name
 from cskt.model.io.names import RELEASED_CONFIG, RELEASED_WEIGHTS
 from cskt.model.io.released.reader import read_released
 from cskt.model.io.tensors import save_torch
