@@ -115,13 +115,12 @@ def _draw_headwear(doll: Doll) -> None:
         return
     canvas.shape([ellipse(x, brow, (half_width, half_height), 180, 360)], colour, "headwear")
     if kind == "beanie":
-        canvas.shape(
-            [box(x - half_width - 0.004, brow - 0.020, x + half_width + 0.004, brow + 0.012)], darker, "headwear"
-        )
+        fold = box(x - half_width - 0.004, brow - 0.020, x + half_width + 0.004, brow + 0.012)
+        canvas.shape([fold], darker, "headwear")
         canvas.shape([ellipse(x, brow - 1.06 * half_height, (0.028, 0.026))], shade(colour, 1.6), "headwear")
     elif view == "side":
-        peak = [(x + 0.02, brow - 0.022), (x + half_width + 0.072, brow - 0.004), (x + half_width + 0.066, brow + 0.014),
-                (x + 0.02, brow + 0.010)]  # fmt: skip
+        peak = [(x + 0.02, brow - 0.022), (x + half_width + 0.072, brow - 0.004),
+                (x + half_width + 0.066, brow + 0.014), (x + 0.02, brow + 0.010)]  # fmt: skip
         canvas.shape([peak], darker, "headwear")
     elif view == "front":
         canvas.shape([ellipse(x, brow + 0.004, (half_width + 0.004, 0.024))], darker, "headwear")
