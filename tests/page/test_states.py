@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from on_page import HOSTILE_NAME, HOSTILE_TRACK, SENTENCE, TOKEN, Watch, hits, type_sentence
+from on_page import CONTRAST, HOSTILE_NAME, HOSTILE_TRACK, SENTENCE, TOKEN, Watch, hits, type_sentence
 from playwright.sync_api import Browser, Page, Route, expect
 
 pytestmark = pytest.mark.browser
@@ -143,41 +143,6 @@ def test_a_phone_shows_all_without_sideways_scrolling(
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     page.screenshot(path=artefacts / f"phone-{name}.png")
     context.close()
-
-
-CONTRAST = """() => {
-  const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-  const known = new Map();
-  const read = (colour) => {
-    if (!known.has(colour)) {
-      canvas.clearRect(0, 0, 1, 1);
-      canvas.fillStyle = colour;
-      canvas.fillRect(0, 0, 1, 1);
-      known.set(colour, [...canvas.getImageData(0, 0, 1, 1).data]);
-    }
-    return known.get(colour);
-  };
-  const light = ([red, green, blue]) => [red, green, blue].map((part) => part / 255)
-    .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, part, place) => sum + part * [0.2126, 0.7152, 0.0722][place], 0);
-  const ground = (node) => {
-    for (let at = node; at; at = at.parentElement) {
-      const colour = read(getComputedStyle(at).backgroundColor);
-      if (colour[3] === 255) return colour;
-    }
-    return read(getComputedStyle(document.documentElement).colorScheme.includes("dark") ? "black" : "white");
-  };
-  const poor = [];
-  for (const node of document.querySelectorAll("body *")) {
-    const text = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
-    const isSeen = node.checkVisibility({ opacityProperty: true }) && !node.closest("option, script, style");
-    if (!text || !isSeen || node.disabled) continue;
-    const [one, other] = [light(read(getComputedStyle(node).color)), light(ground(node))];
-    const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
-    if (ratio < 4.5) poor.push(`${node.tagName} "${node.textContent.slice(0, 30)}" ${ratio.toFixed(2)}`);
-  }
-  return poor;
-}"""
 
 
 NAMELESS = """[...document.querySelectorAll("button, input:not([hidden]), textarea, select, img, dialog")]

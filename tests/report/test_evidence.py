@@ -81,7 +81,7 @@ def test_any_numbers_give_an_svg_for_light_and_dark_pages(figure: Figure) -> Non
 
 def test_cmc_lines_start_at_r1_and_are_named_with_it() -> None:
     figure = cmc_curves([curve("cskt", 0.5), curve("a-run-with-a-very-long-name-seed-3", 0.25)])
-    assert texts(figure) == ["cskt 50.0", "a-run-with…name-seed-3 25.0"]
+    assert texts(figure) == ["cskt\nR1 50.0", "a-run-with…name-seed-3\nR1 25.0"]
     first, second = figure.axes[0].lines
     assert first.get_ydata()[0] == pytest.approx(50) and second.get_ydata()[0] == pytest.approx(25)
     assert list(first.get_xdata()) == list(range(1, 21))
@@ -97,6 +97,14 @@ def test_a_band_reaches_from_its_lower_to_its_upper_ends() -> None:
     corners = band.get_paths()[0].vertices
     at_first_rank = corners[corners[:, 0] == 1, 1]
     assert {round(at_first_rank.min(), 6), round(at_first_rank.max(), 6)} == {40.0, 55.0}
+
+
+def test_the_band_is_explained_beside_the_plot() -> None:
+    (legend,) = cmc_curves([curve("cskt", 0.5)]).legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "line: these queries",
+        "band: 95 % interval over people",
+    ]
 
 
 def test_more_lines_than_colours_are_refused() -> None:

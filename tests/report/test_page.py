@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -126,10 +127,46 @@ def test_crops_are_embedded_as_readable_pictures(full: tuple[str, Page]) -> None
 
 def test_the_table_has_headers_and_the_figures_in_percent(full: tuple[str, Page]) -> None:
     _, parsed = full
-    assert len(parsed.all("th", scope="col")) == 8
+    assert len(parsed.all("th", scope="col")) == 7
     assert len(parsed.all("th", scope="row")) == 2
     for expected in ("69.70", "12,117,888 (7.49 %)", "selected on test", "6,156 queries against 3,074 images"):
         assert expected in parsed.text
+
+
+def test_notes_are_below_the_names(full: tuple[str, Page]) -> None:
+    text, parsed = full
+    assert len(parsed.all("small", **{"class": "note"})) == 2
+    assert re.search(r'<th scope="row">cskt<small class="note">selected on test</small></th>', text)
+
+
+def test_headings_leave_no_level_out(full: tuple[str, Page]) -> None:
+    levels = [int(tag[1]) for tag, _ in full[1].elements if tag in ("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+AGAINST = {
+    "above": ({"r1": (0.69, 0.71)}, 0.6, "+9.70", "above, for the whole 95 % interval of R1, 69.0 – 71.0, is above it"),
+    "below": ({"r1": (0.69, 0.71)}, 0.8, "−10.30", "below, for the whole 95 % interval of R1, 69.0 – 71.0, is below"),
+    "unclear": ({"r1": (0.6, 0.75)}, 0.7, "−0.30", "no clear difference, for the 95 % interval of R1, 60.0 – 75.0, in"),
+}
+
+
+@pytest.mark.parametrize("word", AGAINST)
+def test_colour_and_words_say_how_a_run_stands_against_zero_shot(word: str, tmp_path: Path) -> None:
+    intervals, zero_shot_r1, difference, sentence = AGAINST[word]
+    row = replace(ROW, intervals=intervals, zero_shot_r1=zero_shot_r1)
+    text, parsed = write_and_read(tmp_path / "report.html", rows=[row], headline=row)
+    assert len(parsed.all("tr", **{"class": word})) == 1
+    assert len(parsed.all("section", **{"class": f"headline {word}"})) == 1
+    assert f'{difference}<small class="standing">{word}</small>' in text
+    assert sentence in parsed.text.replace("\u00a0", " ")
+
+
+def test_without_zero_shot_a_row_has_no_colour(tmp_path: Path) -> None:
+    text, parsed = write_and_read(tmp_path / "report.html", headline=ROW)
+    assert "vs zero-shot" not in parsed.text and 'class="standing"' not in text
+    assert [row.get("class") for row in parsed.all("tr")] == [None, None]
 
 
 def test_a_phone_a_dark_page_and_a_screen_reader_are_served(full: tuple[str, Page]) -> None:
@@ -152,6 +189,14 @@ def test_empty_parts_are_omitted(tmp_path: Path) -> None:
     assert not parsed.all("section")
     _, parsed = write_and_read(tmp_path / "report.html")
     assert [section["aria-labelledby"] for section in parsed.all("section")] == ["results"]
+
+
+def test_warnings_and_commands_are_shown_as_written(tmp_path: Path) -> None:
+    section = Section("W", warnings={"": ["no label"], NASTY: [NASTY, "rate"]}, commands=["cskt evaluate 'a b'"])
+    text, parsed = write_and_read(tmp_path / "report.html", sections=[section])
+    assert "<script" not in text and parsed.text.count(NASTY) == 2
+    assert len(parsed.all("h3")) == 1 and len(parsed.all("li")) == 4
+    assert "cskt evaluate 'a b'" in parsed.text
 
 
 def test_an_answer_without_right_images_or_without_hits_says_so(tmp_path: Path, answer: PicturedResult) -> None:
@@ -179,7 +224,7 @@ def test_a_section_shows_its_parts_in_order_and_omits_empty_ones(tmp_path: Path)
     images = parsed.all("img")
     assert [image["alt"] for image in images] == ["learning curves", "second"]
     assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in images)
-    assert images[1]["style"] == "min-width:384px", "a narrow screen scrolls rather than making words tiny"
+    assert images[1]["style"] == "min-width:414px", "a narrow screen scrolls rather than making words tiny"
     assert "<h3>run b</h3>" in text
 
 
@@ -188,7 +233,7 @@ def test_a_table_has_headers_lines_its_figures_up_and_scrolls(tmp_path: Path) ->
     text, parsed = write_and_read(tmp_path / "report.html", rows=[], sections=[Section("Comparison", table=table)])
     assert [len(parsed.all("th", scope=scope)) for scope in ("col", "row")] == [3, 2]
     assert [cell.get("class") for cell in parsed.all("td")] == ["number", "note-cell"] * 2
-    (region,) = parsed.all("div", role="region")
+    (region,) = parsed.all("div", role="group")
     assert (region["class"], region["tabindex"], region["aria-labelledby"]) == ("card scroll", "0", "part-1")
     assert "<script" not in text and NASTY in parsed.text and "69.70" in parsed.text
 

@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from cskt.report.tables import ResultRow, markdown, result_table, table_grid
+from cskt.report.tables import ResultRow, Standing, markdown, result_table, table_grid
 
 PUBLISHED = ResultRow("published", {"r1": 0.697})
 ZERO_SHOT = ResultRow(
@@ -41,6 +41,28 @@ def test_notes_and_unmatched_queries_are_visible_in_every_form() -> None:
     note = "selected on test; 12 of 6,156 queries have no match"
     assert note in markdown(table_grid([ZERO_SHOT, TRAINED]))
     assert f"cskt: {note}" in on_terminal([ZERO_SHOT, TRAINED])
+
+
+@pytest.mark.parametrize(
+    "interval, zero_shot_r1, expected",
+    [
+        ((0.5, 0.7), 0.49, Standing.ABOVE),
+        ((0.5, 0.7), 0.5, Standing.UNCLEAR),
+        ((0.5, 0.7), 0.7, Standing.UNCLEAR),
+        ((0.5, 0.7), 0.71, Standing.BELOW),
+        ((0.5, 0.7), None, Standing.UNKNOWN),
+        (None, 0.59, Standing.ABOVE),
+        (None, 0.6, Standing.UNCLEAR),
+        (None, 0.61, Standing.BELOW),
+        (None, None, Standing.UNKNOWN),
+    ],
+)
+def test_a_run_stands_above_zero_shot_only_with_its_whole_interval(
+    interval: tuple[float, float] | None, zero_shot_r1: float | None, expected: Standing
+) -> None:
+    row = ResultRow("run", {"r1": 0.6}, intervals={"r1": interval} if interval else {}, zero_shot_r1=zero_shot_r1)
+    assert row.standing is expected
+    assert (row.against_zero_shot == "–") == (expected is Standing.UNKNOWN)
 
 
 def test_empty_columns_are_omitted() -> None:

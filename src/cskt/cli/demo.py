@@ -15,7 +15,16 @@ from cskt.data.paperdoll import make_dataset
 from cskt.data.records import Split
 from cskt.embed import Encoder, load
 from cskt.errors import CsktError, file_system_errors, out_of_memory_errors
-from cskt.evaluation.evaluate import SplitFeatures, encode_split, evaluate, search_split
+from cskt.evaluation.comparison import MethodResults
+from cskt.evaluation.evaluate import (
+    ModelDescription,
+    SplitFeatures,
+    as_result,
+    encode_split,
+    evaluate,
+    search_split,
+)
+from cskt.evaluation.results import Result
 from cskt.report.pictured_results import PicturedHit, PicturedResult, answer_sheet
 from cskt.report.tables import ResultRow, result_table
 from cskt.training.loop import train
@@ -89,10 +98,29 @@ def draw(root: Path, train_ids: int, test_ids: int, seed: int) -> None:
 def compare(zero_shot: Encoder, cskt: Encoder, test: Split, features: SplitFeatures) -> list[ResultRow]:
     """Evaluate zero-shot CLIP and trained CSKT, which trains only what it adds, on unseen people."""
     frozen, total = zero_shot.model.num_parameters(), cskt.model.num_parameters()
+    before, after = (
+        as_result(evaluation, encoder, test, ModelDescription(label))
+        for label, evaluation, encoder in (
+            ("clip-tiny, zero-shot", evaluate(zero_shot, test), zero_shot),
+            ("CSKT", evaluate(cskt, test, features), cskt),
+        )
+    )
+    reference = before.metrics["t2i"]["r1"]
     return [
-        ResultRow("clip-tiny, zero-shot", evaluate(zero_shot, test).t2i.summary(), 0, frozen, "on test"),
-        ResultRow("CSKT", evaluate(cskt, test, features).t2i.summary(), total - frozen, total, "on test"),
+        ResultRow(
+            result.label, result.metrics["t2i"], trained, size, "on test", intervals(result), zero_shot_r1=zero_shot_r1
+        )
+        for result, trained, size, zero_shot_r1 in (
+            (before, 0, frozen, None),
+            (after, total - frozen, total, reference),
+        )
     ]
+
+
+def intervals(result: Result) -> dict[str, tuple[float, float]]:
+    """Return the 95 % interval of every metric, people resampled."""
+    estimates = MethodResults(result.label, (result,)).estimates()
+    return {metric: estimate.interval for metric, estimate in estimates.items()}
 
 
 def answer_test_sentences(encoder: Encoder, test: Split, features: SplitFeatures) -> list[PicturedResult]:

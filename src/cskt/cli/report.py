@@ -65,16 +65,17 @@ def main(argv: Sequence[str]) -> int:
         models.append(report_sections.examine(label, Path(run), encoder, split, features))
         if len(models) == 1:
             lists = report_sections.list_sections(models[0], split, features, k, flags.lists)
+    comparison = report_sections.compared(models)
     sections = [
         *warning_sections({model.label: warnings_of(model.events) for model in models}),
-        *report_sections.comparison_sections(models),
+        *report_sections.comparison_sections(models, comparison),
         *report_sections.ranking_sections(models, split),
         *lists,
         *report_sections.attribute_sections(models[0], split),
         *report_sections.curves_section(models),
     ]
     names = ", ".join(labels) if len(labels) <= MOST_NAMES else f"{len(labels)} runs"
-    title, rows = f"{names} on {split.dataset} {split.name}", [model.row for model in models]
+    title, rows = f"{names} on {split.dataset} {split.name}", report_sections.result_rows(models, comparison)
     write_report(
         flags.output,
         title=title,

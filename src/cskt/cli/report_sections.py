@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from cskt.embed import Encoder
 from cskt.embed.model_paths import run_config
 from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.evaluation import analysis
-from cskt.evaluation.comparison import MethodResults, compare
+from cskt.evaluation.comparison import MethodComparison, MethodResults, compare
 from cskt.evaluation.evaluate import SplitFeatures, as_result, evaluate
 from cskt.evaluation.results import Result
 from cskt.evaluation.statistics import curve_interval
-from cskt.report.comparison_tables import comparison_explanation, comparison_grid
+from cskt.report.comparison_tables import comparison_grid, page_explanation, split_columns
 from cskt.report.evidence import Curve, attribute_bars, cmc_curves, confusion_matrix, similarity_histograms
 from cskt.report.pages import Chart, Section
 from cskt.report.pictured_results import PicturedHit, PicturedResult
@@ -92,27 +92,48 @@ def examine(label: str, model: Path, encoder: Encoder, split: Split, features: S
     return Examined(label, model, config, events, row, per_query, result, similarities, cmc, ignored_lines(model))
 
 
-def comparison_sections(models: Sequence[Examined]) -> list[Section]:
-    """Return the table of `cskt compare`, all against the first model, and the settings that differ.
-
-    A single model has no such sections.
-    """
+def compared(models: Sequence[Examined]) -> MethodComparison | None:
+    """Return the comparison of `cskt compare`, all against the first model; None for a single model."""
     if len(models) < 2:
-        return []
-    folders = {model.label: run_folders(str(model.model)) for model in models}
-    recorded = {model.label: zero_shot_r1(folders[model.label], [model.result]) for model in models}
-    comparison = compare(
+        return None
+    recorded = {model.label: zero_shot_r1(run_folders(str(model.model)), [model.result]) for model in models}
+    return compare(
         [MethodResults(model.label, (model.result,)) for model in models],
         zero_shot={label: r1 for label, r1 in recorded.items() if r1 is not None},
     )
-    notes = [comparison_explanation(comparison)]
-    if untimed := [model.model for model in models if is_run(model.model) and not model.result.facts.images_per_second]:
-        split = ("--dataset", comparison.dataset, "--split", comparison.split)
-        commands = "; ".join(command_line("evaluate", model, *split) for model in untimed)
-        notes.append(f"Not timed on this split yet; to measure images and captions per second: {commands}")
-    sections = [Section("Comparison", " ".join(notes), table=comparison_grid(comparison.methods))]
-    if settings := differing_settings({label: configs_of(of_label) for label, of_label in folders.items()}):
-        labels = [model.label for model in models]
+
+
+def result_rows(models: Sequence[Examined], comparison: MethodComparison | None) -> list[ResultRow]:
+    """Return the table of results, with R1 of zero-shot CLIP where it is known."""
+    if comparison is None:
+        (model,) = models
+        return [replace(model.row, zero_shot_r1=zero_shot_r1(run_folders(str(model.model)), [model.result]))]
+    return [
+        replace(model.row, zero_shot_r1=method.zero_shot_r1)
+        for model, method in zip(models, comparison.methods, strict=True)
+    ]
+
+
+def comparison_sections(models: Sequence[Examined], comparison: MethodComparison | None) -> list[Section]:
+    """Return the differences between the models, their sizes and times, and the settings that differ.
+
+    A single model has no such sections.
+    """
+    if comparison is None:
+        return []
+    differences, costs = split_columns(comparison_grid(comparison.methods))
+    untimed = [model.model for model in models if is_run(model.model) and not model.result.facts.images_per_second]
+    split = ("--dataset", comparison.dataset, "--split", comparison.split)
+    timing = "Not timed on this split yet; these commands measure images and captions per second." if untimed else ""
+    sections = [
+        Section(f"Comparison with {comparison.baseline}", page_explanation(comparison), table=differences),
+        Section(
+            "Size and time", timing, table=costs, commands=[command_line("evaluate", run, *split) for run in untimed]
+        ),
+    ]
+    configs = {model.label: configs_of(run_folders(str(model.model))) for model in models}
+    if settings := differing_settings(configs):
+        labels = [model.label for model in models if any(one.text_of(model.label) for one in settings)]
         table = [["Setting", *labels], *([one.key, *map(one.text_of, labels)] for one in settings)]
         note = "Between the runs that train something; all others are the same."
         sections.append(Section("Settings that differ", note, table=table))
@@ -123,8 +144,9 @@ def ranking_sections(models: Sequence[Examined], split: Split) -> list[Section]:
     """Return CMC curves, similarities and the queries that are hardest for the first model."""
     percents = [f"{model.label} {100 * analysis.separation(model.similarities):.2f} %" for model in models]
     cmc_note = (
-        f"Queries with a right image among the first 1 to {len(models[0].cmc.mean)}. Bands: 95 % intervals of each "
-        "point, people resampled with all their queries. After each name: R1."
+        "A line at n is the share of queries with a right image among the first n, from n = 1 (R1) to "
+        f"{len(models[0].cmc.mean)}; the higher, the better. The band around a line is its 95 % interval: other people "
+        "would give other lines, most likely inside the band."
     )
     similarity_note = (
         "All pairs of a caption and an image, right and wrong ones scaled to the same area. Dashed: the most similar "

@@ -9,7 +9,7 @@ from typing import Any
 
 from cskt.cli.parsing import command_line
 from cskt.config import RunConfig, to_dict
-from cskt.evaluation.results import EPOCH, REFERENCE_MODELS
+from cskt.evaluation.results import EPOCH, REFERENCE_MODELS, ZERO_SHOT
 from cskt.model.io.names import CONFIG, REPORT
 from cskt.report.learning_curves import learning_curves
 from cskt.report.pages import Chart, Section, write_report
@@ -79,8 +79,8 @@ def warnings_of(events: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def warning_sections(warnings: Mapping[str, Sequence[str]]) -> list[Section]:
     """Return a section with the warnings that runs, by label, recorded about themselves; none without warnings."""
-    lines = [(line, label) for label, of_run in warnings.items() for line in of_run]
-    return [Section("Warnings", "Signs in a run that it cannot have learned.", sentences=lines)] if lines else []
+    found = {label: lines for label, lines in warnings.items() if lines}
+    return [Section("Warnings", "Signs in a run that it cannot have learned.", warnings=found)] if found else []
 
 
 def run_summary(config: RunConfig | None, events: Sequence[dict[str, Any]]) -> str:
@@ -110,13 +110,28 @@ def selection_rows(events: Sequence[dict[str, Any]], name: str) -> list[ResultRo
     evaluations = [event for event in events if event["event"] == "evaluation"]
     start = first_event(events, "start")
     total = start.get("total_parameters")
+    zero_shot = {
+        (event["dataset"], event["split"]): event["t2i"]["r1"] for event in evaluations if event["stage"] == ZERO_SHOT
+    }
+
+    def reference(event: Mapping[str, Any]) -> float | None:
+        return None if event["stage"] == ZERO_SHOT else zero_shot.get((event["dataset"], event["split"]))
+
     rows = [
-        ResultRow(REFERENCE_MODELS[event["stage"]], event["t2i"], 0, total, f"on {event['split']}")
+        ResultRow(
+            REFERENCE_MODELS[event["stage"]],
+            event["t2i"],
+            0,
+            total,
+            f"on {event['split']}",
+            zero_shot_r1=reference(event),
+        )
         for event in evaluations
         if event["stage"] in REFERENCE_MODELS
     ]
     if epochs := [event for event in evaluations if event["stage"] == EPOCH]:
         best = max(epochs, key=lambda event: event["t2i"]["r1"])
         label, note = f"{name}, epoch {best['epoch']}", f"selected on {best['split']}"
-        rows.append(ResultRow(label, best["t2i"], start.get("trainable_parameters"), total, note))
+        trainable = start.get("trainable_parameters")
+        rows.append(ResultRow(label, best["t2i"], trainable, total, note, zero_shot_r1=reference(best)))
     return rows

@@ -37,6 +37,8 @@ COST_FACTS = (
     "captions_per_second", "checkpoint_bytes",
 )  # fmt: skip
 """Fields of `ResultInfo` that records contain."""
+COST_HEADINGS = ("Trained", "Parameters", "Training", "Peak memory", "Images/s", "Captions/s", "Checkpoint")
+"""Columns of sizes, times and rates."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,33 @@ def comparison_explanation(comparison: MethodComparison) -> str:
     return explanation
 
 
+def page_explanation(comparison: MethodComparison) -> str:
+    """Return an explanation of the differences that a page shows."""
+    return (
+        f"Δ: difference from {comparison.baseline} in percentage points. p people: how probable a difference at least"
+        " as large is, if both models were equally good on people in general (permutation test over people, corrected"
+        f" for {comparison.num_tests} tests by Holm); below 0.05, chance alone is a poor explanation."
+    )
+
+
 def comparison_grid(methods: Sequence[ComparedMethod]) -> list[list[str]]:
     """Return all columns as text, headings first, without the columns that are empty for all methods."""
     rows = [_grid_row(method) for method in methods]
     headings = _filled(rows)
     return [headings, *([row[heading] for heading in headings] for row in rows)]
+
+
+def split_columns(grid: Sequence[Sequence[str]]) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the differences and the costs of a comparison as two grids, each narrow enough for a page.
+
+    The metrics themselves are in the table of results.
+    """
+    costs = [place for place, heading in enumerate(grid[0]) if heading in COST_HEADINGS]
+    left_out = {*COST_HEADINGS, *METRIC_NAMES.values()}
+    differences = [place for place, heading in enumerate(grid[0]) if heading not in left_out]
+    return [[row[place] for place in differences] for row in grid], [
+        [row[place] for place in (0, *costs)] for row in grid
+    ]
 
 
 def _grid_row(method: ComparedMethod) -> dict[str, str]:

@@ -10,7 +10,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import PercentFormatter
 
 from cskt.errors import CsktError
@@ -41,20 +42,27 @@ def cmc_curves(curves: Sequence[Curve]) -> Figure:
     with mpl.rc_context(style.STYLE):
         figure = style.new_figure(4.9, 4.2)
         axes = figure.subplots()
-        labels, faint = [], 0.16 if len(curves) <= 3 else 0.08  # many bands overlap
+        labels, faint = [], 0.2 if len(curves) <= 3 else 0.07  # many bands overlap
         for curve, (color, marker) in zip(curves, style.LINES, strict=False):
             ranks = np.arange(1, len(curve.mean) + 1)
             axes.fill_between(ranks, 100 * curve.low, 100 * curve.high, color=color, alpha=faint, linewidth=0)
             axes.plot(ranks, 100 * curve.mean, color=color, marker=marker, markersize=4.5, clip_on=False, zorder=3)
-            labels.append((100 * curve.mean[-1], f"{style.shorten(curve.label)} {100 * curve.mean[0]:.1f}", color))
+            labels.append((100 * curve.mean[-1], f"{style.shorten(curve.label)}\nR1 {100 * curve.mean[0]:.1f}", color))
         last = max(len(curve.mean) for curve in curves)
         axes.set_xlim(1, max(last, 2))
         lowest = min(float(100 * curve.low.min()) for curve in curves)
         axes.set_ylim(max(0.0, 10 * np.floor(lowest / 10)), 100)
         axes.set_xticks([rank for rank in (1, 5, 10, 15, 20) if rank <= last])
-        axes.set_xlabel("rank")
-        axes.set_title("Right image among the first (%)")
-        style.label_ends(axes, labels, lines_of_text=16)
+        axes.set_xlabel("number of images n")
+        axes.set_title("Queries with a right image\namong the first n (%)")
+        style.label_ends(axes, labels, lines_of_text=9)
+        keys = [
+            Line2D([], [], color=style.MUTED, marker="o", markersize=4.5, label="line: these queries"),
+            Patch(color=style.MUTED, alpha=0.3, linewidth=0, label="band: 95 % interval over people"),
+        ]
+        figure.legend(
+            handles=keys, loc="outside lower left", ncols=2, frameon=False, fontsize=10, labelcolor=style.MUTED
+        )
     return figure
 
 
@@ -71,7 +79,8 @@ def similarity_histograms(models: Mapping[str, Similarities]) -> Figure:
     starts = np.arange(first, last, width)
     edges = np.append(starts, starts[-1] + width) * 2 / num_bins - 1
     with mpl.rc_context(style.STYLE):
-        figure = style.new_figure(4.9, 0.75 + max(1.9, 3.4 / len(models)) * len(models))
+        heights = {1: 3.4, 2: 1.9, 3: 1.7}.get(len(models), 1.4)
+        figure = style.new_figure(4.9, 0.75 + heights * len(models))
         panels = figure.subplots(len(models), 1, sharex=True, squeeze=False)[:, 0]
         for axes, label, counts in zip(panels, models, counts_RSN, strict=True):
             shares = np.add.reduceat(counts[:, :last], starts, axis=1)
@@ -80,9 +89,9 @@ def similarity_histograms(models: Mapping[str, Similarities]) -> Figure:
             axes.stairs(shares[0], edges, color=style.GREEN, fill=True, alpha=0.45, label="right pairs")
             axes.stairs(shares[0], edges, color=style.GREEN, linewidth=1.5)
             dashed: Any = {"linewidth": 1.5, "linestyle": (0, (3, 1.5))}
-            axes.stairs(shares[2], edges, color=style.VERMILION, label="best wrong of a query", **dashed)
+            axes.stairs(shares[2], edges, color=style.VERMILION, label="best wrong image", **dashed)
             axes.set(yticks=[], ylim=(0, None))
-            axes.set_title(style.shorten(label, 48))
+            axes.set_title(style.shorten(label, 40))
         panels[-1].set_xlabel("cosine similarity")
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -25,14 +25,17 @@ from cskt.report.numbers import METRIC_NAMES, parameter_text, percent
 from cskt.report.people import ShownPerson
 from cskt.report.pictured_results import PicturedResult, load_crop
 from cskt.report.style import svg
-from cskt.report.tables import Grid, ResultRow, is_number_column, note_text, table_grid
+from cskt.report.tables import Grid, ResultRow, Standing, is_number_column, note_text, table_grid
 
 MAX_PAGE_BYTES = 10_000_000
 """Largest page that is written; browsers get slow beyond."""
 CROP_HEIGHTS_PIXELS = (288, 176, 112)
 """Tried in this order until the page is small enough; the first is sharp on a screen of double density."""
-LEAST_PIXELS_PER_INCH = 64
+LEAST_PIXELS_PER_INCH = 69
 """A narrow screen scrolls a chart rather than showing it smaller, so that its words stay readable."""
+
+AGAINST_ZERO_SHOT = "R1 vs zero-shot"
+"""Heading of the column that compares with zero-shot CLIP."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,10 @@ class Section:
     charts: Sequence[Chart] = ()
     sentences: Sequence[tuple[str, str]] = ()
     """Captions, each with a remark on it."""
+    warnings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Label of a run -> its warnings; the label is empty on the page of a single run."""
+    commands: Sequence[str] = ()
+    """Commands that add what is missing, below the table."""
     answers: Sequence[PicturedResult] = ()
     half: bool = False
     """True: beside the next part on a wide screen."""
@@ -74,10 +81,12 @@ class Cell(NamedTuple):
     """A cell of the table of results."""
 
     text: str
-    share: float | None
+    share: float | None = None
     """Fraction that a bar below the text shows."""
-    interval: tuple[float, float] | None
-    """Ends of the 95 % interval, as fractions."""
+    small: str = ""
+    """Second line: the 95 % interval of a metric, the note of a model."""
+    standing: str = ""
+    """A word of `Standing`; that of the first cell is the style of the whole row."""
 
     def __str__(self) -> str:
         return self.text
@@ -111,6 +120,8 @@ def write_report(
             headline=headline,
             results=result_cells(rows) if rows else None,
             has_intervals=any(row.intervals for row in rows),
+            all_have_intervals=all(row.intervals for row in rows),
+            has_standings=any(row.standing is not Standing.UNKNOWN for row in rows),
             sections=sections,
             facts=facts,
             next_commands=next_commands,
@@ -168,6 +179,7 @@ def _environment() -> Environment:
         "data_uri": data_uri,
         "figures": _figures,
         "note": note_text,
+        "standing_sentence": standing_sentence,
         "yaml": lambda config: yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
     }
     return environment
@@ -203,15 +215,43 @@ def _conditions(row: ResultRow) -> str:
     return " · ".join(parts)
 
 
+def standing_sentence(row: ResultRow) -> str:
+    """Return the comparison of R1 with zero-shot CLIP as a sentence; empty if unknown."""
+    if row.standing is Standing.UNKNOWN:
+        return ""
+    start = f"R1 {row.against_zero_shot} points against zero-shot CLIP ({percent(row.zero_shot_r1)})"
+    if "r1" not in row.intervals:
+        return f"{start}: {'equal' if row.standing is Standing.UNCLEAR else row.standing.value}"
+    interval = f"95 % interval of R1, {_interval_text(row.intervals['r1'])},"
+    return {
+        Standing.ABOVE: f"{start}: above, for the whole {interval} is above it",
+        Standing.BELOW: f"{start}: below, for the whole {interval} is below it",
+        Standing.UNCLEAR: f"{start}: no clear difference, for the {interval} includes it",
+    }[row.standing]
+
+
 def result_cells(rows: Sequence[ResultRow]) -> list[list[str | Cell]]:
-    """Return the table of results, headings first, with a bar and an interval for each metric."""
-    headings, *body = table_grid(rows)
+    """Return the table of results, headings first: metrics with a bar and an interval, notes below the labels.
+
+    The column against zero-shot CLIP is left out if it is unknown for all rows.
+    """
+    headings, *body = table_grid(rows, with_notes=False)
     keys = {name: key for key, name in METRIC_NAMES.items()}
     table: list[list[str | Cell]] = [[*headings]]
     for row, (label, *texts) in zip(rows, body, strict=True):
-        cells: list[str | Cell] = [label]
+        cells: list[str | Cell] = [Cell(label, small=note_text(row), standing=row.standing.value)]
         for heading, text in zip(headings[1:], texts, strict=True):
             key = keys.get(heading, "")
-            cells.append(Cell(text, row.metrics.get(key), row.intervals.get(key)))
+            interval = row.intervals.get(key)
+            cells.append(Cell(text, row.metrics.get(key), _interval_text(interval) if interval else ""))
         table.append(cells)
+    if any(row.standing is not Standing.UNKNOWN for row in rows):
+        table[0].insert(2, AGAINST_ZERO_SHOT)
+        for cells, row in zip(table[1:], rows, strict=True):
+            cells.insert(2, Cell(row.against_zero_shot, small=row.standing.value, standing=row.standing.value))
     return table
+
+
+def _interval_text(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{100 * low:.1f} – {100 * high:.1f}"

@@ -1,6 +1,6 @@
 """Common style of all charts of a report, and their conversion to SVG and PNG.
 
-An SVG contains a second set of colours for dark pages, its background included. Lines differ in colour (the palette of
+An SVG has no background and contains a second set of colours for dark pages. Lines differ in colour (the palette of
 Okabe and Ito, safe for colour-blind readers, and four more colours) and marker, and have their name at their end.
 """
 
@@ -49,7 +49,7 @@ def svg(figure: Figure) -> bytes:
     """Return a figure as SVG (UTF-8) with colours for light and dark pages; equal figures give equal bytes."""
     drawing = io.BytesIO()
     with mpl.rc_context(STYLE):  # ticks are created when the figure is saved
-        figure.savefig(drawing, format="svg", metadata={"Date": None})
+        figure.savefig(drawing, format="svg", metadata={"Date": None}, facecolor="none")
     return _with_dark_colors(drawing.getvalue())
 
 
@@ -88,13 +88,14 @@ def markers(marker: str, count: int) -> dict[str, Any]:
 
 
 def label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]], lines_of_text: int) -> None:
-    """Write labels (height, text, colour) to the right of the plot, without overlaps."""
+    """Write labels (height, text, colour) to the right of the plot, without overlaps, each joined to its line's end."""
     bottom, top = axes.get_ylim()
     heights = spread([height for height, _, _ in labels], gap=(top - bottom) / lines_of_text, top=top)
-    for height, (_, text, color) in zip(heights, labels, strict=True):
+    for height, (end, text, color) in zip(heights, labels, strict=True):
         axes.annotate(
-            text, (1, height), xycoords=("axes fraction", "data"), xytext=(7, 0), textcoords="offset points",
-            color=color, va="center", fontsize=10,
+            text, (1, end), xycoords=("axes fraction", "data"), xytext=(1.07, height),
+            textcoords=("axes fraction", "data"), color=color, va="center", fontsize=10, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.9, "shrinkB": 3, "relpos": (0, 0.5)},
         )  # fmt: skip
 
 

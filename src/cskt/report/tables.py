@@ -6,6 +6,7 @@ same grid; CSV and JSON hold records of numbers instead.
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from rich.text import Text
 from tabulate import tabulate
 
 from cskt.errors import CsktError
-from cskt.report.numbers import METRIC_NAMES, UNKNOWN, parameter_text, percent
+from cskt.report.numbers import METRIC_NAMES, UNKNOWN, difference_text, parameter_text, percent
 from cskt.utils.console import console, literal
 from cskt.utils.csv_cells import csv_text
 from cskt.utils.terminal import json_text, printable
@@ -29,6 +30,8 @@ TEXT_COLUMNS = ("Method", "Trained on", "Note", "Setting")
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json"}
 """Suffix of a file -> format of its table."""
 FORMATS = ("terminal", *SUFFIXES.values())
+ROUNDING = 1e-9
+"""Largest difference of two equal metrics."""
 
 MARKDOWN_SPECIAL = re.compile(r"[\\`*_\[\]<|~$]|&(?=[#A-Za-z])")
 """Characters with a meaning in Markdown; `&` only where an entity may follow."""
@@ -37,6 +40,16 @@ LATEX_MATH = str.maketrans({
     "[": "{[}", "*": "{*}",  # after a line break they would be its argument
 })  # fmt: skip
 """Characters that LaTeX does not typeset as they are and tabulate leaves unchanged."""
+
+
+class Standing(enum.Enum):
+    """R1 of a model against R1 of zero-shot CLIP on the same queries. The value is a word of the page and its style."""
+
+    ABOVE = "above"
+    BELOW = "below"
+    UNCLEAR = "unclear"
+    """The 95 % interval includes zero-shot CLIP, or both are equal."""
+    UNKNOWN = ""
 
 
 @dataclass(frozen=True)
@@ -55,11 +68,31 @@ class ResultRow:
     """Key of a metric -> ends of its 95 % interval, as fractions."""
     deviations: Mapping[str, float] = field(default_factory=dict)
     """Key of a metric -> standard deviation over seeds, as a fraction, of a row that is a mean over seeds."""
+    zero_shot_r1: float | None = None
+    """R1 of zero-shot CLIP on the same queries, a fraction; None if unknown, and for zero-shot CLIP itself."""
 
     def __post_init__(self) -> None:
         for key in METRIC_NAMES.keys() & self.metrics.keys():
             if not 0 <= self.metrics[key] <= 1:
                 raise CsktError(f"row '{self.label}': {key} is {self.metrics[key]}; expected a fraction in [0, 1]")
+
+    @property
+    def standing(self) -> Standing:
+        """Compare the 95 % interval of R1 with zero-shot CLIP; without an interval, R1 itself."""
+        r1, reference = self.metrics.get("r1"), self.zero_shot_r1
+        if r1 is None or reference is None:
+            return Standing.UNKNOWN
+        low, high = self.intervals.get("r1", (r1, r1))
+        if low > reference + ROUNDING:
+            return Standing.ABOVE
+        return Standing.BELOW if high < reference - ROUNDING else Standing.UNCLEAR
+
+    @property
+    def against_zero_shot(self) -> str:
+        """Difference of R1 from zero-shot CLIP in percentage points, with its sign."""
+        if self.standing is Standing.UNKNOWN or self.zero_shot_r1 is None:
+            return UNKNOWN
+        return difference_text(self.metrics["r1"] - self.zero_shot_r1)
 
 
 def note_text(row: ResultRow) -> str:
