@@ -219,6 +219,52 @@ def test_parquet_with_images_or_paths(tmp_path: Path) -> None:
     assert [record.pid for record in splits["train"].records] == [7, "images/unknown/1.jpg"]
 
 
+def write_shards(folder: Path, tables: dict[str, pa.Table]) -> Path:
+    for name, table in tables.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("pattern", ["data/{}-00000-of-0000{}.parquet", "default/{}/0000{}.parquet", "{}{}.parquet"])
+def test_a_snapshot_of_the_hub(tmp_path: Path, pattern: str) -> None:
+    names = [pattern.format("train", 2), pattern.format("train", 2).replace("00000-of", "00001-of")]
+    if len(set(names)) == 1:
+        names[1] = pattern.format("train", 3)
+    hidden = arrow_table([4], label=[-1], captions=["caption 4"])
+    tables = {names[0]: arrow_table([0, 1]), names[1]: arrow_table([3]), pattern.format("test", 1): hidden}
+    folder = write_shards(tmp_path / "snapshot", tables)
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "x.parquet").write_bytes(b"")
+    splits = import_dataset(folder, tmp_path / "data")
+    assert summary(splits) == {
+        "train": [
+            ("anna", "0.png", ("caption 0",)),
+            ("ben", "1.png", ("caption 1",)),
+            ("anna", "3.png", ("caption 3",)),
+        ],
+        "test": [("images/unknown/4.png", "4.png", ("caption 4",))],
+    }
+
+
+def test_incomplete_or_ambiguous_snapshots_are_refused(tmp_path: Path) -> None:
+    one = arrow_table([0, 1])
+    folder = write_shards(tmp_path / "a", {"data/train-00000-of-00003.parquet": one})
+    assert "shard 2 of 3 of train-00000-of-00003.parquet is missing; download the whole" in refusal(folder)
+    folder = write_shards(tmp_path / "b", {"en/train/0.parquet": one, "de/train/0.parquet": one})
+    assert "holds several data sets; import one of these folders: " in refusal(folder) and "b/de" in refusal(folder)
+    folder = write_shards(tmp_path / "c", {"train.parquet": one, "more.parquet": one})
+    assert "more.parquet: its name states no split as others do; name it train" in refusal(folder)
+    folder = write_shards(tmp_path / "d", {"train-0.parquet": one, "train-1.parquet": one.drop_columns(["label"])})
+    assert "train-1.parquet: has other columns than " in refusal(folder)
+    folder = write_shards(tmp_path / "e", {"train.parquet": one})
+    (folder / "train.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert "train.parquet: a pointer of Git LFS instead of the file; fetch it: git lfs pull" in refusal(folder)
+    outside = pa.table({"image": ["../secret.png"], "pid": ["a"], "caption": ["b"]})
+    folder = write_shards(tmp_path / "f", {"train.parquet": outside})
+    assert "row 1: the image '../secret.png' is outside" in refusal(folder)
+
+
 @pytest.mark.parametrize(
     ("text", "columns", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_one_training_on_two_data_sets(
     run = tmp_path / "run"
     command = train_command.replace(f"--root {root}", f"--dataset jsonl --root {imported} --root {own_data}")
     shown = done(f"{command} --output {run}")
-    assert f"evaluate {run} --dataset jsonl --root {own_data}" in shown.splitlines()[-1]
+    assert shown.splitlines()[-1].endswith(f"evaluate {run} --root {imported} --root {own_data}")
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert events[0]["train_identities"] == 6 + 8
     stages = [event["stage"] for event in events if event["event"] == "mix-evaluation"]
@@ -87,6 +88,12 @@ def test_one_training_on_two_data_sets(
     other = typed(f"cskt evaluate {run} --dataset jsonl --root {own_data} --split val --device cpu --json").json()
     assert other["t2i"]["num_queries"] == events[-2]["t2i"]["num_queries"] == 16
     assert "already finished" in done(f"cskt train --resume {run}")
+    both = typed(f"cskt evaluate {run} --split val --device cpu --json").json()["datasets"]
+    assert [each["root"] for each in both] == [str(imported), str(own_data)]
+    assert [each["t2i"]["num_queries"] for each in both] == [12, 16] and both[1]["t2i"] == other["t2i"]
+    assert len(list((run / "evaluations").glob("jsonl_val_*.json"))) == 2
+    table = done(f"cskt evaluate {run} --device cpu")
+    assert "2 data sets, test" in " ".join(table.split()) and "jsonl in my-data" in table
 
     weighted = f"--mix '{{root: {own_data}, weight: 0.5}}' --mix-batches one"
     single = train_command.replace(f"--root {root}", f"--dataset jsonl --root {imported}")
@@ -94,6 +101,29 @@ def test_one_training_on_two_data_sets(
     assert "weight: 0.5" in (tmp_path / "weighted" / "config.yaml").read_text(encoding="utf-8")
     refusal = typed(f"{command} {weighted} --output {tmp_path}/both").refusal()
     assert refusal.startswith("--root several times is a mix of data sets; leave out --mix")
+
+
+@pytest.mark.slow
+def test_a_mix_that_was_moved_is_found_again(
+    imported: Path, own_data: Path, root: Path, train_command: str, tmp_path: Path
+) -> None:
+    for name, folder in (("a", imported), ("b", own_data)):
+        shutil.copytree(folder, tmp_path / name)
+    run, a, b = tmp_path / "run", tmp_path / "new-a", tmp_path / "new-b"
+    command = train_command.replace(f"--root {root}", f"--dataset jsonl --root {tmp_path}/a")
+    mix = f"--mix '{{root: {tmp_path}/b, weight: 0.5}}'"
+    done(f"{command} {mix} --output {run} --stop-after-epochs 1")
+    for name in ("a", "b"):
+        (tmp_path / name).rename(tmp_path / f"new-{name}")
+    refusal = typed(f"cskt train --resume {run} --root {a} --root {b} --root {b}").refusal()
+    assert "3 folders" in refusal and f"in the order {tmp_path}/a, {tmp_path}/b" in refusal
+    assert "trained on other images" in typed(f"cskt train --resume {run} --root {b} --root {a}").refusal()
+    shown = done(f"cskt train --resume {run} --root {a} --root {b}")
+    assert shown.splitlines()[-1].endswith(f"evaluate {run} --root {a} --root {b}")
+    refusal = typed(f"cskt evaluate {run} --device cpu").refusal()
+    assert f"--root DIR for each of its 2 data sets, in the order {tmp_path}/a, {tmp_path}/b" in refusal
+    moved = typed(f"cskt evaluate {run} --device cpu --json --root {a} --root {b}").json()
+    assert [each["t2i"]["num_queries"] for each in moved["datasets"]] == [12, 24]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ Make a JSON-lines data set, a folder with train.jsonl, val.jsonl, test.jsonl and
   a table       .csv, .tsv, .jsonl or .parquet with a row for each image or for each caption
   a folder      with a folder per person, which has images and captions.txt: a sentence about the person per line;
                 'a.jpg', a tab and a sentence for a single image. Or with captions.csv: image, caption
-  a data set    of Hugging Face, as save_to_disk writes it (Parquet and this need: pip install 'cskt[parquet]')
+  a data set    of Hugging Face: as save_to_disk writes it, or a folder of Parquet files downloaded from the Hub,
+                data/train-00000-of-00001.parquet (Parquet and this need: pip install 'cskt[parquet]')
 Columns are found by their usual names (image, pid, caption, caption_1, split, ...) or named by flags.
 """
 EXAMPLES = """\

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cskt.cli.model_flags import add_model_flags, load_model_and_split
+from cskt.cli.model_flags import add_model_flags, load_model
 from cskt.cli.parsing import Parser, given
 from cskt.cli.run_results import evaluate_run, seed_folders, selection_note
+from cskt.data.records import Split
 from cskt.embed import Encoder
 from cskt.embed.model_paths import check_exists
 from cskt.errors import CsktError, file_system_errors
 from cskt.evaluation.comparison import MethodResults
+from cskt.evaluation.evaluate import splits_of
 from cskt.evaluation.rerank import RankingOptions
 from cskt.evaluation.results import METRICS, Result
 from cskt.evaluation.statistics import mean_and_deviation
@@ -28,9 +30,9 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="cskt evaluate",
         description="Retrieval metrics of a model on a split. A folder that holds seed-1, seed-2, ... is evaluated seed"
-        " by seed, with mean and deviation.",
+        " by seed, with mean and deviation. A run that was trained on several data sets is evaluated on each of them.",
     )
-    add_model_flags(parser)
+    add_model_flags(parser, several_roots=True)
     parser.add_argument("--json", action="store_true", help="fractions as JSON on stdout, instead of a table")
     output = "keep the per-query results here (default: in the run folder)"
     parser.add_argument("--output", type=Path, metavar="FOLDER", help=output)
@@ -42,12 +44,22 @@ def main(argv: Sequence[str]) -> int:
         with file_system_errors(flags.output):
             flags.output.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is found before the work
     model = Path(flags.model)
-    if (folders := seed_folders(model)) != [model]:
-        evaluate_seeds(folders, flags, options)
+    folders = seed_folders(model)
+    for folder in folders:  # before the first is evaluated
+        check_exists(str(folder))
+    places = splits_of(str(folders[0]), flags.dataset, flags.root, flags.split or "test")
+    if folders != [model]:
+        evaluate_seeds(folders, places, flags, options)
         return 0
-    encoder, split = load_model_and_split(flags)
-    result = evaluate_run(encoder, split, model, label=flags.label, options=options, output=flags.output)
-    print_metrics(result, encoder, model, as_json=flags.json)
+    encoder = load_model(flags)
+    results = [
+        evaluate_run(encoder, split, model, label=flags.label, options=options, output=flags.output)
+        for _, split in places
+    ]
+    if len(results) == 1:
+        print_metrics(results[0], encoder, model, as_json=flags.json)
+    else:
+        print_data_sets([root for root, _ in places], results, model, as_json=flags.json)
     return 0
 
 
@@ -87,15 +99,47 @@ def print_metrics(result: Result, encoder: Encoder, model: Path, *, as_json: boo
     console().print(result_table(rows, f"{model} on {result.dataset} {result.split} ({sizes})"))
 
 
-def evaluate_seeds(folders: Sequence[Path], flags: argparse.Namespace, options: RankingOptions) -> None:
-    """Evaluate every seed of a method, keep the per-query results of each, and print all with mean and deviation."""
-    for folder in folders:  # before the first is evaluated
-        check_exists(str(folder))
-    results = []
+def print_data_sets(roots: Sequence[str], results: Sequence[Result], model: Path, *, as_json: bool) -> None:
+    """Print the means on several data sets: a row for each, or its record in a list."""
+    if as_json:
+        records = [record_of(model, result) | {"root": root} for root, result in zip(roots, results, strict=True)]
+        print(json_text({"datasets": records}))
+        return
+    names = [Path(root).name for root in roots]
+    places = names if len(set(names)) == len(names) else roots  # full paths are long
+    rows = [
+        ResultRow(f"{result.dataset} in {place}", result.metrics["t2i"], note=result.note)
+        for place, result in zip(places, results, strict=True)
+    ]
+    console().print(result_table(rows, f"{model}, text to image on {len(rows)} data sets, {results[0].split}"))
+
+
+def evaluate_seeds(
+    folders: Sequence[Path], places: Sequence[tuple[str, Split]], flags: argparse.Namespace, options: RankingOptions
+) -> None:
+    """Evaluate every seed of a method on every data set, and print all with mean and deviation.
+
+    Args:
+        folders: runs of the seeds.
+        places: root and split of each data set.
+        flags: of the command.
+        options: of the ranking.
+    """
+    results: list[list[Result]] = [[] for _ in places]
     for folder in folders:
-        encoder, split = load_model_and_split(argparse.Namespace(**vars(flags) | {"model": str(folder)}))
+        encoder = load_model(flags, str(folder))
         output = flags.output and flags.output / folder.name
-        results.append(evaluate_run(encoder, split, folder, label=flags.label, options=options, output=output))
+        for (_, split), so_far in zip(places, results, strict=True):
+            so_far.append(evaluate_run(encoder, split, folder, label=flags.label, options=options, output=output))
+    records = []
+    for (root, _), of_place in zip(places, results, strict=True):
+        records.append(_print_seeds(folders, of_place, flags) | ({"root": root} if len(places) > 1 else {}))
+    if flags.json:
+        print(json_text(records[0] if len(records) == 1 else {"datasets": records}))
+
+
+def _print_seeds(folders: Sequence[Path], results: Sequence[Result], flags: argparse.Namespace) -> dict[str, Any]:
+    """Print the results of all seeds on one data set as a table, unless flags ask for JSON; return them as values."""
     method = MethodResults(results[0].label, tuple(results))  # refuses seeds that do not belong together
     directions = ("t2i", "i2t")
     mean: dict[str, dict[str, Any]] = {direction: {} for direction in directions}
@@ -103,15 +147,14 @@ def evaluate_seeds(folders: Sequence[Path], flags: argparse.Namespace, options: 
     for direction, metric in itertools.product(directions, METRICS):
         over_seeds = mean_and_deviation([result.metrics[direction][metric] for result in results])
         mean[direction][metric], deviation[direction][metric] = over_seeds.mean, over_seeds.deviation
-    if flags.json:
-        seeds = [record_of(folder, result) for folder, result in zip(folders, results, strict=True)]
-        print(json_text({"seeds": seeds, "mean": mean, "deviation": deviation}))
-        return
-    rows = [ResultRow(f"seed {one.seed}", one.metrics["t2i"], note=one.note) for one in results]
-    deviations = deviation["t2i"] if len(results) > 1 else {}
-    rows.append(ResultRow(f"mean of {len(results)}", mean["t2i"], deviations=deviations))
-    title = f"{method.label}, text to image on {results[0].dataset} {results[0].split} ({flags.model})"
-    console().print(result_table(rows, title))
+    if not flags.json:
+        rows = [ResultRow(f"seed {one.seed}", one.metrics["t2i"], note=one.note) for one in results]
+        deviations = deviation["t2i"] if len(results) > 1 else {}
+        rows.append(ResultRow(f"mean of {len(results)}", mean["t2i"], deviations=deviations))
+        title = f"{method.label}, text to image on {results[0].dataset} {results[0].split} ({flags.model})"
+        console().print(result_table(rows, title))
+    seeds = [record_of(folder, result) for folder, result in zip(folders, results, strict=True)]
+    return {"seeds": seeds, "mean": mean, "deviation": deviation}
 
 
 def record_of(model: Path, result: Result) -> dict[str, Any]:

@@ -21,21 +21,30 @@ OWN_PRECISION, FAST_PRECISION = "the run's own, fp32 for CLIP weights", "auto"
 PRECISION_HELP = "arithmetic of the towers; auto is bf16 on a CPU that multiplies it natively (default: {})"
 
 
-def add_model_flags(parser: Parser, precision: str = OWN_PRECISION, *, positional: bool = True) -> None:
-    """Add the model, positional or as `--model`, its data set (`--dataset`, `--root`, `--split`), and encoder flags."""
+def add_model_flags(
+    parser: Parser, precision: str = OWN_PRECISION, *, positional: bool = True, several_roots: bool = False
+) -> None:
+    """Add the model, positional or as `--model`, its data set (`--dataset`, `--root`, `--split`), and encoder flags.
+
+    With `several_roots`, `--root` may be given several times.
+    """
     what = "run folder, released folder, merged file, CLIP weights, or clip-tiny"
     if positional:
         parser.add_argument("model", help=what)
     else:
         parser.add_argument("--model", help=f"{what}; searches a split of a data set")
-    add_dataset_flags(parser)
+    add_dataset_flags(parser, several_roots=several_roots)
     add_encoder_flags(parser, precision, caches=True)
 
 
-def add_dataset_flags(container: Any, split: str = "test") -> None:
-    """Add `--dataset`, `--root` and `--split` to a parser or an argument group."""
+def add_dataset_flags(container: Any, split: str = "test", *, several_roots: bool = False) -> None:
+    """Add `--dataset`, `--root` (see `add_model_flags`) and `--split` to a parser or an argument group."""
     container.add_argument("--dataset", help="cuhk-pedes, icfg-pedes, rstpreid or jsonl (default: the run's own)")
-    container.add_argument("--root", help="folder that holds the data set's folder (default: the run's own)")
+    root = "folder that holds the data set's folder (default: the run's own)"
+    if several_roots:
+        container.add_argument("--root", action="append", default=[], help=f"{root}; several times for several")
+    else:
+        container.add_argument("--root", help=root)
     container.add_argument("--split", help=f"train, val or test (default: {split})")
 
 

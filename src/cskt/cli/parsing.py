@@ -213,6 +213,11 @@ def flag_overrides(flags: argparse.Namespace) -> dict[str, Any]:
     return values | ({MIX: [{"root": root} for root in others]} if others else {})
 
 
+def flags_roots(flags: argparse.Namespace) -> list[str]:
+    """Return the values of `--root`, in their order."""
+    return getattr(flags, f"{OVERRIDE}{ROOT}", [])
+
+
 def config_value(key: str, text: str) -> Any:
     """Return the text of a flag as the value of a config key: text, or its value in YAML (1e-4, true, [2, 3])."""
     field = FIELDS.get(key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cskt.cli.parsing import (
     Parser,
@@ -13,6 +14,7 @@ from cskt.cli.parsing import (
     config_from_flags,
     existing_folder,
     flag_overrides,
+    flags_roots,
     seeds_of,
 )
 from cskt.config import RunConfig, as_trained, load_config
@@ -45,7 +47,22 @@ def main(argv: Sequence[str]) -> int:
     folder = existing_folder(flags.resume)
     # A stop was meant for the earlier session.
     overrides = {"loop.stop_after_epochs": None} | flag_overrides(flags)
+    if len(roots := flags_roots(flags)) > 1:
+        overrides |= _moved_mix(folder, roots)
     return run(as_trained(load_config(folder / CONFIG, overrides)), folder, resume=True)
+
+
+def _moved_mix(folder: Path, roots: Sequence[str]) -> dict[str, Any]:
+    """Return the overrides that state new places of the data sets of a run's mix, in the order of its config."""
+    data = load_config(folder / CONFIG).data
+    if len(roots) != 1 + len(data.mix):
+        known = ", ".join([data.root, *(other.root for other in data.mix)])
+        raise CsktError(
+            f"--root: {len(roots)} folders for {folder}, which was trained on {1 + len(data.mix)}; give the new place"
+            f" of each, in the order {known}"
+        )
+    moved = zip(data.mix, roots[1:], strict=True)
+    return {"data.mix": [dataclasses.asdict(other) | {"root": root} for other, root in moved]}
 
 
 def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, refuse_overlaps: bool = True) -> int:
@@ -70,10 +87,8 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, 
         print(f"stopped after {done}, at loop.stop_after_epochs; to continue: {again}")
     print(f"best: epoch {result.best_epoch}, R1 {100 * result.best_r1:.2f}, selected on {config.data.select_on}")
     print(f"run: {result.folder}\nreport: {report}")
-    print("next: " + command_line("evaluate", result.folder, "--root", config.data.root))
-    for other in config.data.mix:
-        named = ("--dataset", other.dataset or config.data.dataset, "--root", other.root)
-        print("      " + command_line("evaluate", result.folder, *named))
+    roots = [config.data.root, *(other.root for other in config.data.mix)]
+    print("next: " + command_line("evaluate", result.folder, *(word for root in roots for word in ("--root", root))))
     if result.already_finished and config.is_trainable:
         start = command_line("train", "--config", result.folder / CONFIG, "--init-from", result.folder)
         print(f"a new run from these weights: {start}")

@@ -35,6 +35,7 @@ from cskt.config.training_sections import (
     DataConfig,
     LoopConfig,
     LossConfig,
+    MixedDataset,
     MlmConfig,
     OptimConfig,
 )

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from cskt.config import DataConfig
+from cskt.config import DataConfig, MixedDataset
 from cskt.data.overlaps import file_keys, overlaps, read_separate_splits
 from cskt.data.records import Record, Split, select_splits
 from cskt.errors import CsktError
@@ -34,6 +34,12 @@ class TrainingData(NamedTuple):
     """Selection split of each data set; the first one picks the best epoch."""
 
 
+def sources_of(data: DataConfig) -> list[MixedDataset]:
+    """Return the data sets of a config, that of `data.root` first, each with its name."""
+    first = MixedDataset(data.root, data.dataset)
+    return [first, *(dataclasses.replace(other, dataset=other.dataset or data.dataset) for other in data.mix)]
+
+
 def read_training_data(data: DataConfig, *, refuse_overlaps: bool = True) -> TrainingData:
     """Read the data sets of a training, and choose from each what is trained on and what selects.
 
@@ -43,10 +49,10 @@ def read_training_data(data: DataConfig, *, refuse_overlaps: bool = True) -> Tra
         CsktError: a data set cannot be read, lacks a split, or shares an image with another one; for `refuse_overlaps`
             see `read_separate_splits`.
     """
-    sources = [(data.dataset, data.root, 1.0)]
-    sources += [(other.dataset or data.dataset, other.root, other.weight) for other in data.mix]
+    sources = sources_of(data)
     read = [
-        select_splits(read_separate_splits(name, Path(root), refuse=refuse_overlaps), data) for name, root, _ in sources
+        select_splits(read_separate_splits(str(source.dataset), Path(source.root), refuse=refuse_overlaps), data)
+        for source in sources
     ]
     selection = tuple(split for _, split in read)
     if not data.mix:
@@ -58,10 +64,12 @@ def read_training_data(data: DataConfig, *, refuse_overlaps: bool = True) -> Tra
         if refuse_overlaps:
             raise CsktError(message)
         logger.warning("%s", message)
-    for (split, _), (_, root, weight) in zip(read, sources, strict=True):
-        num_pairs = len(split.captions)
-        logger.info("mix: %s in %s, %d pairs, each %g times in an epoch", split.dataset, root, num_pairs, weight)
-    parts = tuple(Part(len(split.records), weight) for (split, _), (*_, weight) in zip(read, sources, strict=True))
+    for (split, _), source in zip(read, sources, strict=True):
+        logger.info(
+            "mix: %s in %s, %d pairs, each %g times in an epoch",
+            split.dataset, source.root, len(split.captions), source.weight,
+        )  # fmt: skip
+    parts = tuple(Part(len(split.records), source.weight) for (split, _), source in zip(read, sources, strict=True))
     return TrainingData(train, parts, selection)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from cskt import metrics
 from cskt.config import RunConfig
 from cskt.data.datasets import dataset_key
+from cskt.data.mixing import sources_of
 from cskt.data.overlaps import read_separate_splits
 from cskt.data.records import Split, find_split, select_splits
 from cskt.data.tokenizer import log_caption_warnings
@@ -151,17 +152,57 @@ def split_of(model: str, dataset: str | None, root: str | None, split: str, *, r
     check_exists(model)
     own = run_config(Path(model))
     if own and not root:
-        with file_system_errors(own.data.root):
-            has_moved = not Path(own.data.root).is_dir()
-        if has_moved:
-            missing = f"{own.data.root}: no such folder from here, though {model} had its data there"
-            raise CsktError(f"{missing}; say where: --root DIR")
+        _check_not_moved(model, [own.data.root])
     name, place = dataset or (own.data.dataset if own else None), root or (own.data.root if own else None)
     if not name or not place:
         raise CsktError(f"{model} is no run that names its data; say which to use: --dataset rstpreid --root DIR")
-    splits = read_separate_splits(name, Path(place), refuse=refuse_overlaps)
-    if own and own.data.select_on == "val" and "val" not in splits and is_own_dataset(own, dataset):
-        train, val = select_splits(splits, own.data)
+    held_out_by = own if own and is_own_dataset(own, dataset) else None
+    return _split_in(name, place, split, held_out_by, refuse_overlaps=refuse_overlaps)
+
+
+def splits_of(model: str, dataset: str | None, roots: Sequence[str], split: str) -> list[tuple[str, Split]]:
+    """Read a split of each of several data sets, with its root; see `split_of`.
+
+    Without a data set and roots these are all that the model's run was trained on (`data.mix`); as many roots as these
+    are their new places, in the same order.
+    """
+    check_exists(model)
+    own = run_config(Path(model))
+    sources = sources_of(own.data) if own and dataset is None else []
+    if own and len(sources) > 1 and len(roots) in (0, len(sources)):
+        places = roots or [source.root for source in sources]
+        if not roots:
+            _check_not_moved(model, places)
+        return [
+            (place, _split_in(str(source.dataset), place, split, own))
+            for source, place in zip(sources, places, strict=True)
+        ]
+    if len(roots) > 1:
+        return [(root, split_of(model, dataset, root, split)) for root in roots]
+    root = roots[0] if roots else None
+    return [(root or (own.data.root if own else ""), split_of(model, dataset, root, split))]
+
+
+def _check_not_moved(model: str, roots: Sequence[str]) -> None:
+    for root in roots:
+        with file_system_errors(root):
+            has_moved = not Path(root).is_dir()
+        if has_moved:
+            order = (
+                f" for each of its {len(roots)} data sets, in the order {', '.join(roots)}" if len(roots) > 1 else ""
+            )
+            raise CsktError(
+                f"{root}: no such folder from here, though {model} had its data there; say where: --root DIR{order}"
+            )
+
+
+def _split_in(
+    name: str, root: str, split: str, held_out_by: RunConfig | None, *, refuse_overlaps: bool = True
+) -> Split:
+    """Read a split; one that a run held out itself, if the data set does not have it."""
+    splits = read_separate_splits(name, Path(root), refuse=refuse_overlaps)
+    if held_out_by and held_out_by.data.select_on == "val" and "val" not in splits:
+        train, val = select_splits(splits, held_out_by.data)
         splits = splits | {"train": train, "val": val}
     return find_split(splits, split)
 

@@ -152,9 +152,15 @@ def _check_same_run(content: dict[str, Any], path: Path, state: TrainState, conf
 
 def config_differences(saved: RunConfig, current: RunConfig) -> list[str]:
     """Return `key: saved -> current` for every key that must not differ between a run and its resumption."""
-    before, now = flat_values(saved), flat_values(current)
+    before, now = (flat_values(_without_roots_of_mix(config)) for config in (saved, current))
     different = {key for key in before | now if before.get(key) != now.get(key)} - FREE_ON_RESUME
     return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in sorted(different)]
+
+
+def _without_roots_of_mix(config: RunConfig) -> RunConfig:
+    """Return a config without the places of its data sets, which are identified by their SHA-256."""
+    mix = tuple(dataclasses.replace(other, root="") for other in config.data.mix)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, mix=mix))
 
 
 def read_last(path: Path) -> tuple[dict[str, Any], Path]:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cskt.data.datasets.base import MAX_PID_CHARACTERS, is_name, is_number
-from cskt.data.importing.tables import Table, is_saved_dataset, plain_cell, read_tables
+from cskt.data.importing.tables import SPLITS, Table, is_saved_dataset, is_snapshot, plain_cell, read_tables
 from cskt.data.records import Pid
 from cskt.errors import CsktError, MissingFileError, file_system_errors
 from cskt.image_files.formats import suffixes
@@ -29,12 +29,6 @@ PERSON_NAMES = ("pid", "person", "person_id", "identity", "id", "label")
 CAPTION_NAMES = ("caption", "text", "sentence", "description")
 SPLIT_NAMES = ("split", "partition", "subset")
 """Usual headings, the first of which is used."""
-SPLITS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-"""Name of a split in a source, in lower case -> in a data set."""
 CAPTIONS_FILE = "captions.txt"
 """File in a person's folder with a sentence per line."""
 CAPTION_TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.parquet")
@@ -79,7 +73,7 @@ def read_source(source: Path, columns: Columns | None = None, images: Path | Non
 
     Args:
         source: a table (`.csv`, `.tsv`, `.jsonl`, `.parquet`), a folder of `save_to_disk` of Hugging Face `datasets`,
-            or a folder with a folder per person.
+            a folder of Parquet files downloaded from the Hub, or a folder with a folder per person.
         columns: headings of the table.
         images: folder that the paths in a table are relative to and may not leave; the table's own if None.
 
@@ -92,10 +86,11 @@ def read_source(source: Path, columns: Columns | None = None, images: Path | Non
         raise MissingFileError(f"{source}: no such file or folder; name a table, or a folder with a folder per person")
     if source.is_dir() and not is_saved_dataset(source):
         captions = next((source / name for name in CAPTION_TABLES if (source / name).is_file()), None)
-        if captions is None:
+        if captions is not None:
+            source, columns = captions, replace(columns, person=columns.person or FOLDER)
+        elif not is_snapshot(source):
             yield from _people_in(source)
             return
-        source, columns = captions, replace(columns, person=columns.person or FOLDER)
     for table in read_tables(source):
         yield from _items(table, columns, images or (source if source.is_dir() else source.parent))
 
@@ -201,6 +196,8 @@ def _pid(cell: Any, where: str, names: Sequence[str]) -> Pid | None:
     """Return the identity in a cell; None if it is empty."""
     if isinstance(cell, float) and cell.is_integer():  # how pandas stores integers where some are missing
         cell = int(cell)
+    if names and cell == -1:  # how a test split of the Hub hides its labels
+        return None
     if is_number(cell) and cell < len(names):
         cell = names[cell]
     if cell is not None and not is_number(cell) and not is_name(cell):
@@ -223,7 +220,8 @@ def _people_in(root: Path) -> Iterator[Item]:
     folders = _folders_in(root)
     if not folders:
         raise CsktError(
-            f"{root}: holds no folder per person, no {' or '.join(CAPTION_TABLES)}, and no data set of save_to_disk"
+            f"{root}: holds no folder per person, no {' or '.join(CAPTION_TABLES)}, no Parquet file, and no data set of"
+            " save_to_disk; name a table, or a folder with one of these"
         )
     if all(folder.name.lower() in SPLITS for folder in folders):
         for folder in folders:

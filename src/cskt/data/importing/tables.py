@@ -1,4 +1,4 @@
-"""Tables to import: CSV, TSV and JSON lines, Parquet files, and folders that Hugging Face `datasets` has saved.
+"""Tables to import: CSV, TSV and JSON lines, Parquet files, and Hugging Face data sets, saved or downloaded.
 
 A table gives its headings at once and its rows one by one, because Parquet and Arrow files may hold the images.
 """
@@ -6,6 +6,7 @@ A table gives its headings at once and its rows one by one, because Parquet and 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,15 @@ ROWS_AT_ONCE = 256
 DICT, STATE = "dataset_dict.json", "state.json"
 """Files of `DatasetDict.save_to_disk` and of `Dataset.save_to_disk`."""
 REMEDY = "save the data set again with save_to_disk"
+SPLITS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""Name of a split in a source, in lower case -> in a data set."""
+LFS_POINTER = b"version https://git-lfs"
+"""First bytes of the text that Git has in place of a large file."""
+_SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<total>\d{5})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -47,32 +57,85 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / DICT).is_file() or (folder / STATE).is_file()
 
 
+def is_snapshot(folder: Path) -> bool:
+    """Return whether a folder has Parquet files, as a data set that was downloaded from the Hugging Face Hub."""
+    with file_system_errors(folder):
+        return bool(_parquet_files(folder))
+
+
 def read_tables(source: Path) -> list[Table]:
-    """Return the tables of a file, or of a folder of `save_to_disk`: one for each of its splits.
+    """Return the tables of a file, or of a folder (`is_saved_dataset`, `is_snapshot`): one for each of its splits.
 
     Raises:
         CsktError: a file is missing or corrupt, has no row, or pyarrow is not installed; names the remedy.
     """
     if source.is_dir():
-        return _saved_tables(source)
+        return _saved_tables(source) if is_saved_dataset(source) else _snapshot_tables(source)
     if source.suffix.lower() == ".parquet":
-        return [_parquet_table(source)]
+        return [_parquet_table([source])]
     rows = read_table(source)
     return [Table(source, list(dict.fromkeys(name for row in rows for name in row.cells)), lambda _: iter(rows))]
 
 
-def _parquet_table(path: Path) -> Table:
+def _parquet_table(paths: Sequence[Path], split: str | None = None) -> Table:
+    """Return the table of one or several Parquet files, which must have the same columns."""
     require("parquet", "pyarrow")
     import pyarrow.parquet as pq  # noqa: PLC0415  (an extra)
 
-    with _arrow_errors(path):
-        schema = pq.read_schema(path)
+    schemas = []
+    for path in paths:
+        with _arrow_errors(path):
+            schemas.append(pq.read_schema(path))
+        if schemas[-1].names != schemas[0].names:
+            raise CsktError(f"{path}: has other columns than {paths[0]}; import the two by themselves")
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:
-        with _arrow_errors(path), pq.ParquetFile(path) as file:
-            yield from _numbered(path, file.iter_batches(ROWS_AT_ONCE, columns=list(columns)))
+        for path in paths:
+            with _arrow_errors(path), pq.ParquetFile(path) as file:
+                yield from _numbered(path, file.iter_batches(ROWS_AT_ONCE, columns=list(columns)))
 
-    return Table(path, schema.names, rows, class_names=_class_names(schema))
+    return Table(paths[0], schemas[0].names, rows, split, _class_names(schemas[0]))
+
+
+def _snapshot_tables(folder: Path) -> list[Table]:
+    """Return a table for each split that the names of files (`data/train-00000-of-00002`) or of folders state."""
+    subsets: dict[Path, dict[str | None, list[Path]]] = {}
+    for path in _parquet_files(folder):
+        split, place = _split_in(path.stem), path.parent
+        if split is None and place != folder and (split := _split_in(place.name)) is not None:
+            place = place.parent
+        subsets.setdefault(place, {}).setdefault(split, []).append(path)
+    if len(subsets) > 1:
+        places = ", ".join(str(place) for place in subsets)[:300]
+        raise CsktError(f"{folder}: holds several data sets; import one of these folders: {places}")
+    [splits] = subsets.values()
+    if None in splits and len(splits) > 1:
+        raise CsktError(f"{splits[None][0]}: its name states no split as others do; name it train, val or test")
+    for paths in splits.values():
+        _check_complete(paths)
+    return [_parquet_table(paths, split) for split, paths in splits.items()]
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    """Return the Parquet files of a folder and of its subfolders, but for hidden ones such as `.cache`."""
+    found = (path for path in folder.rglob("*.parquet") if path.is_file())
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _split_in(name: str) -> str | None:
+    """Return the word in a name of a file or folder that is the name of a split."""
+    return next((word for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS), None)
+
+
+def _check_complete(paths: Sequence[Path]) -> None:
+    """Check that there are as many shards as their names `NAME-00000-of-00002` state."""
+    numbers = [match for path in paths if (match := _SHARD.search(path.stem))]
+    total = max((int(match["total"]) for match in numbers), default=0)
+    if missing := set(range(total)) - {int(match["number"]) for match in numbers}:
+        raise CsktError(
+            f"{paths[0].parent}: shard {min(missing) + 1} of {total} of {paths[0].name} is missing; download the whole"
+            " data set"
+        )
 
 
 def _saved_tables(folder: Path) -> list[Table]:
@@ -142,6 +205,9 @@ def _arrow_errors(path: Path) -> Iterator[None]:
     except CsktError:
         raise
     except (pa.ArrowException, EOFError) as error:
+        with file_system_errors(path), path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise CsktError(f"{path}: a pointer of Git LFS instead of the file; fetch it: git lfs pull") from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CsktError(f"{path}: cannot be read: {reason}; copy or save the file again") from None
 

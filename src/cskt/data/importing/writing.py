@@ -83,8 +83,9 @@ def import_dataset(
     Splits are those of the source; if it names none, people are drawn. The folder appears when it is complete.
 
     Args:
-        source: table (`.csv`, `.tsv`, `.jsonl`, `.parquet`), folder of `save_to_disk` of Hugging Face `datasets`, or
-            folder with a folder per person, which has the images and `captions.txt`.
+        source: table (`.csv`, `.tsv`, `.jsonl`, `.parquet`), folder of `save_to_disk` of Hugging Face `datasets`,
+            folder of Parquet files of the Hub, or folder with a folder per person, which has the images and
+            `captions.txt`.
         output: folder of the new data set; must not exist.
         columns: headings of a table.
         images: folder that the paths in a table are relative to; the table's own folder if None.
