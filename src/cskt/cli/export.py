@@ -21,6 +21,7 @@ from cskt.data.datasets import dataset_key, folders, read_dataset
 from cskt.data.records import select_splits
 from cskt.embed import Encoder, load
 from cskt.embed.exported import SUFFIXES
+from cskt.embed.hub import local_path
 from cskt.errors import CsktError, out_of_memory_errors
 from cskt.export.folder import atomic_folder
 from cskt.model.io.names import BEST, CONFIG, HEADS, LAST
@@ -107,6 +108,7 @@ class Folded:
 
 def read_run(folder: Path, backbone: str | None) -> Folded:
     """Load a run over its backbone."""
+    folder = local_path(folder)
     if not (folder / CONFIG).is_file():
         raise CsktError(f"{folder}: no run folder (it has no {CONFIG})")
     config = as_trained(load_config(folder / CONFIG))

@@ -14,6 +14,7 @@ from cskt.config import RunConfig
 from cskt.data.records import Split
 from cskt.embed import Encoder, load
 from cskt.embed.exported import is_exported, load_exported
+from cskt.embed.hub import local_path
 from cskt.embed.model_paths import check_exists, run_config
 from cskt.errors import CsktError
 from cskt.evaluation.evaluate import split_of
@@ -62,7 +63,7 @@ def export_runtime(flags: argparse.Namespace) -> None:
     check_flags(flags)
     check_possible(flags.format, target, int8=bool(flags.int8))
     check_exists(str(flags.run))
-    if is_exported(flags.run):
+    if is_exported(local_path(flags.run)):
         raise CsktError(f"{flags.run}: is an exported model already; export the run that it was made from")
     config = run_config(flags.run)
     split = checked_split(flags, config)

@@ -45,6 +45,7 @@ COMMANDS = {
     "study": "train and compare every method of a study",
     "reproduce": "train a published result again and set it beside the paper's figure",
     "export": "write a run as one self-contained file, or as a backbone",
+    "push": "share a run or an export on the Hugging Face Hub, with a model card",
     "env": "versions, devices, extras and paths, for a bug report",
     "completion": "completion of commands, flags and files in your shell",
 }
@@ -108,7 +109,7 @@ def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], program: s
     words, with_traceback, plugins = _common_flags(argv)
     with standard_streams():
         logging.basicConfig(handlers=[StderrHandler()], level=logging.INFO)
-        for chatty in ("httpx", "huggingface_hub", "fontTools", "matplotlib"):
+        for chatty in ("httpx", "httpx2", "huggingface_hub", "fontTools", "matplotlib"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
         for reader in ("PIL", "torch._weights_only_unpickler"):
             warnings.filterwarnings("ignore", module=reader)  # our own errors say once what is wrong with a file

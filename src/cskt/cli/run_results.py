@@ -10,6 +10,7 @@ from pathlib import Path
 from cskt.config import RunConfig
 from cskt.data.records import Split
 from cskt.embed import Encoder, load
+from cskt.embed.hub import local_path
 from cskt.embed.model_paths import run_config
 from cskt.errors import CsktError, file_system_errors
 from cskt.evaluation.evaluate import ModelDescription, result_of
@@ -90,6 +91,7 @@ def described(model: Path, label: str | None = None) -> ModelDescription:
 
 def weights_file(model: Path) -> Path | None:
     """Return the file with a model's own weights; None for CLIP by name, and before a run has any."""
+    model = local_path(model)
     candidates = [*(model / name for name in (BEST, *RELEASED_WEIGHTS)), model]
     return next((path for path in candidates if path.is_file()), None)
 
@@ -132,20 +134,20 @@ def stored_result(model: Path, split: Split, precision: str | None = None) -> Re
     if not is_run(model) or weights_file(model) is None or not path.is_file():
         return None
     result = load_result(path)
-    return None if _is_stale(result, model) or precision not in (None, result.facts.precision) else result
+    return None if is_stale(result, model) or precision not in (None, result.facts.precision) else result
 
 
 def check_up_to_date(folder: Path, results: Sequence[Result]) -> None:
     """Check that the results of a folder were computed with its present weights."""
     for result in results:
-        if is_run(folder) and _is_stale(result, folder):
+        if is_run(folder) and is_stale(result, folder):
             raise CsktError(
                 f"{folder}: its result on {result.dataset} {result.split} is of other weights than it holds now; make"
                 f" it again: cskt evaluate {folder} --dataset {result.dataset} --split {result.split}"
             )
 
 
-def _is_stale(result: Result, model: Path) -> bool:
+def is_stale(result: Result, model: Path) -> bool:
     weights = weights_sha256(model)
     return weights is not None and result.facts.weights_sha256 != weights
 

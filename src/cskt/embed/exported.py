@@ -32,13 +32,12 @@ from cskt.config.types import Interpolation, Positive
 from cskt.data.tokenizer import END_ID, Tokenizer
 from cskt.embed.encoder import CPU, Encoder
 from cskt.embed.options import EncodeOptions, ModelSource
-from cskt.errors import CsktError, MissingFileError, file_system_errors
+from cskt.errors import SHORT, CsktError, MissingFileError, file_system_errors
 from cskt.model.clip import place_prompts
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.cache import sha256_of
 from cskt.utils.json_files import JSON, read_json
 from cskt.utils.messages import one_line, require
-from cskt.utils.paths import inside
 
 EXPORTED = "exported.json"
 """Its presence marks an exported folder."""
@@ -52,6 +51,11 @@ Graph: TypeAlias = Callable[[Tensor], Tensor]
 """A batch -> its unit rows, float32."""
 SUFFIXES: dict[Form, str] = {"onnx": ".onnx", "openvino": ".xml"}
 """Suffix of a graph's file; OpenVINO's weights are in a `.bin` beside it."""
+EXPORT_FILES = (
+    EXPORTED, TOKENIZER,
+    *(f"{tower}{suffix}" for tower in ("image", "text") for suffix in (".onnx", ".onnx.data", ".xml", ".bin")),
+)  # fmt: skip
+"""Names of the files that a folder may consist of."""
 
 
 @dataclass(config=JSON, frozen=True)
@@ -109,7 +113,10 @@ def load_exported(folder: Path, options: EncodeOptions | None = None) -> Exporte
     """Load the encoder of an exported folder on the CPU, in the precision and by default with the templates of it."""
     facts, options = read_facts(folder), options or EncodeOptions()
     for name, digest in facts.sha256.items():
-        path = inside(folder, name)
+        path = folder / name  # may be a link: in the cache of huggingface_hub every file is one
+        if name not in EXPORT_FILES:
+            named = f"sha256 names {SHORT.repr(name)}, which no export writes"
+            raise CsktError(f"{folder / EXPORTED}: {named}; export again")
         if not path.is_file() or sha256_of(path) != digest:
             raise CsktError(f"{path}: missing, or changed since the export; export again")
     if str(options.device or "auto") not in ("auto", "cpu"):

@@ -33,6 +33,7 @@ from cskt.data.tokenizer import Tokenizer
 from cskt.device import pick_device, pick_precision
 from cskt.embed.encoder import Encoder
 from cskt.embed.exported import EXPORTED, is_exported, load_exported, read_facts
+from cskt.embed.hub import hub_folder, is_hub_name, local_path, pinned
 from cskt.embed.models import tokenizer_for
 from cskt.embed.options import Computing, EncodeOptions, ModelSource, merged
 from cskt.errors import CsktError, MissingBackboneError, out_of_memory_errors
@@ -70,7 +71,8 @@ def load(
     Args:
         path: a run folder or its best.safetensors; a file of `cskt export --merge` or `Encoder.save`, or a folder of
             `cskt export --format`; a released CSKT or IRRA folder (configs.yaml + best.pth); a CLIP weight file or its
-            folder, a published name such as "ViT-B/16", a Hugging Face repository, or "clip-tiny".
+            folder, a published name such as "ViT-B/16", a Hugging Face repository, or "clip-tiny"; "hf:owner/name" or
+            "hf:owner/name@revision", what `cskt push` has written to a repository.
         backbone: CLIP weights of an adapter-only run, if they are not where its config says.
         device: cpu, cuda, cuda:1 or mps; None: the best one of this machine.
         precision: fp32, bf16, fp16 or auto, see `EncodeOptions`; None: as the run was trained, fp32 for plain CLIP.
@@ -103,7 +105,7 @@ def load(
 def load_stated(source: ModelSource, options: EncodeOptions) -> Encoder:
     """Load the model that a user states, of whom nothing may be asked that has no effect."""
     check_stated(source)
-    return reader_of(source.path).load(source, options)
+    return _load(source, options)
 
 
 @out_of_memory_errors()
@@ -111,7 +113,16 @@ def load_source(source: ModelSource, options: EncodeOptions | None = None) -> En
     """Load a model for search: in the precision of `options`, else of its source, else `auto`."""
     options = options or EncodeOptions()
     precision = options.precision or source.precision or "auto"
-    return reader_of(source.path).load(source, dataclasses.replace(options, precision=precision))
+    return _load(source, dataclasses.replace(options, precision=precision))
+
+
+def _load(source: ModelSource, options: EncodeOptions) -> Encoder:
+    """Load a model; the source of one on the Hub names the commit, so that a gallery finds the same again."""
+    local = dataclasses.replace(source, path=str(local_path(source.path)))
+    encoder = reader_of(local.path).load(local, options)
+    if is_hub_name(source.path):
+        encoder.source = dataclasses.replace(source, path=pinned(source.path))
+    return encoder
 
 
 class Loaded(NamedTuple):
@@ -314,18 +325,22 @@ READERS: tuple[Reader, ...] = (ExportedReader(), RunReader(), ReleasedReader(), 
 
 def reader_of(path: str | Path) -> Reader:
     """Return the reader of the model at a path."""
-    path = Path(path)
+    path = local_path(path)
     check_path(path)
     return next(reader for reader in READERS if reader.matches(path))
 
 
 def run_config(path: Path) -> RunConfig | None:
     """Return the config of the run that a model is from; None for plain CLIP weights."""
+    path = local_path(path)
     return reader_of(path).config(path)
 
 
 def check_exists(model: str) -> None:
-    """Check that a model argument is a file, a folder with a run or weights, or a published name."""
+    """Check that a model argument is a file, a folder with a run or weights, a published name, or one of the Hub."""
+    if is_hub_name(model):
+        hub_folder(model)
+        return
     path, published = expanded(model), [CLIP_TINY, *PUBLISHED]
     if path.is_dir() and reader_of(path).is_clip:
         try:
@@ -342,6 +357,7 @@ def check_exists(model: str) -> None:
 
 def needed_backbone(path: Path) -> str | None:
     """Return the backbone of an adapter-only run as its config names it; None for any other model."""
+    path = local_path(path)
     weights = path / BEST if path.is_dir() else path
     if _own_kind(weights) != "method":
         return None
@@ -350,9 +366,14 @@ def needed_backbone(path: Path) -> str | None:
 
 
 def absolute_source(source: ModelSource) -> ModelSource:
-    """Return the same source with absolute paths, the backbone of an adapter-only run included; names stay."""
+    """Return the same source with absolute paths, the backbone of an adapter-only run included.
+
+    Names stay; one of the Hub gets its commit.
+    """
 
     def resolved(name: str) -> str:
+        if is_hub_name(name):
+            return pinned(name)
         return str(expanded(name).resolve()) if expanded(name).exists() else name
 
     backbone = source.backbone

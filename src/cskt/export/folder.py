@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -22,7 +21,15 @@ from torch import Tensor
 from cskt.config import RunConfig, to_dict
 from cskt.data.tokenizer import END_ID, START_ID, clip_bpe
 from cskt.embed import EXPORTED, Encoder, is_exported
-from cskt.embed.exported import FORMAT_VERSION, SHORTEST_CAPTION, TOKENIZER, ExportedFacts, Form, read_facts
+from cskt.embed.exported import (
+    EXPORT_FILES,
+    FORMAT_VERSION,
+    SHORTEST_CAPTION,
+    TOKENIZER,
+    ExportedFacts,
+    Form,
+    read_facts,
+)
 from cskt.errors import CsktError, file_system_errors
 from cskt.export.graphs import write_graphs
 from cskt.model.io.cache import sha256_of
@@ -31,8 +38,6 @@ from cskt.utils.messages import require
 
 logger = logging.getLogger(__name__)
 
-WRITTEN = re.compile(rf"{re.escape(EXPORTED)}|{re.escape(TOKENIZER)}|(image|text)\.(onnx|onnx\.data|xml|bin)")
-"""Names of the files of an export."""
 NUM_CALIBRATION_IMAGES = 300
 """As many as NNCF reads by default."""
 NEEDED: dict[Form, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}
@@ -53,7 +58,7 @@ def _others(folder: Path) -> list[Path]:
     entries = sorted(folder.iterdir())
     if not is_exported(folder):
         return entries
-    return [path for path in entries if not WRITTEN.fullmatch(path.name) or path.is_symlink() or not path.is_file()]
+    return [path for path in entries if path.name not in EXPORT_FILES or path.is_symlink() or not path.is_file()]
 
 
 @contextlib.contextmanager
@@ -127,7 +132,7 @@ def write_folder(
         },
         versions={name: version(name) for name in ("cskt", "torch", *NEEDED[form])},
     )
-    _write_facts(folder, facts)
+    write_facts(folder, facts)
 
 
 def calibration_pixels(paths: Sequence[Path], encoder: Encoder) -> list[Tensor]:
@@ -145,10 +150,11 @@ def calibration_pixels(paths: Sequence[Path], encoder: Encoder) -> list[Tensor]:
 
 def write_parity(folder: Path, parity: dict[str, Any]) -> None:
     """Write the result of the check beside the graphs."""
-    _write_facts(folder, dataclasses.replace(read_facts(folder), parity=parity))
+    write_facts(folder, dataclasses.replace(read_facts(folder), parity=parity))
 
 
-def _write_facts(folder: Path, facts: ExportedFacts) -> None:
+def write_facts(folder: Path, facts: ExportedFacts) -> None:
+    """Write `exported.json`."""
     content = {"format_version": FORMAT_VERSION, **to_dict(facts)}
     with file_system_errors(folder / EXPORTED):
         (folder / EXPORTED).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -96,6 +96,8 @@ def _traced(graph: nn.Module, example: Tensor, open_sizes: dict[int, Any]) -> Ex
 def _write_onnx(program: ExportedProgram, path: Path, name: str) -> None:
     model = torch.onnx.export(program, input_names=[name], output_names=["features"], verbose=False)
     assert model is not None
+    for node in model.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, with folders of this machine
     model.save(path, external_data=False)
 
 

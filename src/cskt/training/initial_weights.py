@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from cskt.config import RunConfig, as_trained, completed_like, flat_values, validate
+from cskt.embed.hub import local_path
 from cskt.errors import CsktError
 from cskt.model.dual_encoder import TOWERS, DualEncoder
 from cskt.model.io.cache import sha256_of
@@ -150,7 +151,7 @@ def _read_initial_weights(context: TrainingContext, named: str) -> InitialWeight
 
 def initial_file(named: str) -> Path | None:
     """Return the weight file of the run or file that `init_from` names; None if it does not exist."""
-    place = Path(named)
+    place = local_path(named)
     check_path(place)
     path = place / BEST if place.is_dir() else place
     return path if path.is_file() else None

@@ -46,6 +46,8 @@ WEIGHT_FILES = {
 
 SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
 TIMEOUT_SECONDS = 30
+HUB_ERRORS: tuple[type[Exception], ...] = (OSError, HFValidationError, HfHubHTTPError.__mro__[1])
+"""Errors of huggingface_hub; the last one is the base of those of its HTTP library, which depends on its version."""
 
 
 def cache_folder() -> Path:
@@ -148,7 +150,7 @@ def _fetch_repository(name: str) -> Path:
             problem = _first_line(error)
         except EntryNotFoundError:
             continue
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
+        except HUB_ERRORS as error:
             problem = _first_line(error)
             break
         else:
@@ -171,7 +173,7 @@ def _fetch_processor(name: str) -> None:
             )
         except EntryNotFoundError:
             continue
-        except (HfHubHTTPError, OSError) as error:
+        except HUB_ERRORS as error:
             reason = _first_line(error)
             raise CsktError(f"backbone '{name}': {file} cannot be fetched: {reason}; try again") from None
 
