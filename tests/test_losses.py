@@ -48,6 +48,12 @@ def make_inputs(pids: list[int], *, num_classes: int = 40, width: int = 16, seed
     )
 
 
+def weighted(inputs: LossInputs, weights: list[float]) -> LossInputs:
+    """Return inputs whose pairs, each with one masked word, have weights."""
+    tensor = torch.tensor(weights)
+    return replace(inputs, pair_weights=tensor, row_weights=tensor, mlm_weights=tensor)
+
+
 def image_of(pids: list[int], row: int) -> int:
     """Every person has images of two captions each: the first and second pair of someone show the same one."""
     return 100 * pids[row] + pids[:row].count(pids[row]) // 2
@@ -105,62 +111,66 @@ def naive_matching(
     scale: float,
     order: int,
     others: float = 1.0,
-):
-    """One direction of SDM (order 1) and CMPM (order 2)."""
-    total, pids, images = 0.0, inputs.pids.tolist(), inputs.image_ids.tolist()
+) -> list[float]:
+    """One direction of SDM (order 1) and CMPM (order 2), row by row."""
+    found, pids, images = [], inputs.pids.tolist(), inputs.image_ids.tolist()
     for i, row in enumerate(rows):
         predicted = softmax([scale * dot(row, column) for column in columns])
         same = [(1.0 if images[j] == images[i] else others) if pid == pids[i] else 0.0 for j, pid in enumerate(pids)]
         norm = sum(x**order for x in same) ** (1 / order)
-        for j, p in enumerate(predicted):
-            if p > 0:
-                total += p * (math.log(p) - math.log(same[j] / norm + 1e-8))
-    return total / len(rows)
+        terms = [p * (math.log(p) - math.log(same[j] / norm + 1e-8)) for j, p in enumerate(predicted) if p > 0]
+        found.append(sum(terms))
+    return found
 
 
-def naive_cross_entropy(rows: list[list[float]], labels: list[int]) -> float:
-    return -sum(math.log(softmax(row)[label]) for row, label in zip(rows, labels, strict=True)) / len(rows)
+def naive_cross_entropy(rows: list[list[float]], labels: list[int]) -> list[float]:
+    return [-math.log(softmax(row)[label]) for row, label in zip(rows, labels, strict=True)]
 
 
-def naive_sdm(images, texts, inputs: LossInputs, others: float = 1.0) -> float:
+def both(one: list[float], other: list[float], factor: float = 1.0) -> list[float]:
+    """Add the values of a pair in two directions."""
+    return [factor * (x + y) for x, y in zip(one, other, strict=True)]
+
+
+def naive_sdm(images, texts, inputs: LossInputs, others: float = 1.0) -> list[float]:
     images, texts = [unit(i) for i in images], [unit(t) for t in texts]
-    return sum(
-        naive_matching(one, other, inputs, 1 / CONSTANTS.temperature, 1, others)
-        for one, other in ((images, texts), (texts, images))
-    )
+    constants = inputs, 1 / CONSTANTS.temperature, 1, others
+    return both(naive_matching(images, texts, *constants), naive_matching(texts, images, *constants))
 
 
-def naive_itc(images, texts, inputs: LossInputs) -> float:
+def naive_itc(images, texts, inputs: LossInputs) -> list[float]:
     logits = [[dot(unit(i), unit(t)) / CONSTANTS.temperature for t in texts] for i in images]
     own = list(range(len(images)))
-    return (naive_cross_entropy(logits, own) + naive_cross_entropy(list(zip(*logits, strict=True)), own)) / 2
+    return both(naive_cross_entropy(logits, own), naive_cross_entropy(list(zip(*logits, strict=True)), own), 0.5)
 
 
-def naive_cmpm(images, texts, inputs: LossInputs) -> float:
-    return naive_matching(images, [unit(t) for t in texts], inputs, 1.0, 2) + naive_matching(
-        texts, [unit(i) for i in images], inputs, 1.0, 2
+def naive_cmpm(images, texts, inputs: LossInputs) -> list[float]:
+    return both(
+        naive_matching(images, [unit(t) for t in texts], inputs, 1.0, 2),
+        naive_matching(texts, [unit(i) for i in images], inputs, 1.0, 2),
     )
 
 
-def naive_id(images, texts, inputs: LossInputs) -> float:
+def naive_id(images, texts, inputs: LossInputs) -> list[float]:
     pids = inputs.pids.tolist()
-    return (
-        naive_cross_entropy(inputs.image_logits.tolist(), pids) + naive_cross_entropy(inputs.text_logits.tolist(), pids)
-    ) / 2
+    of_images, of_texts = (
+        naive_cross_entropy(logits.tolist(), pids) for logits in (inputs.image_logits, inputs.text_logits)
+    )
+    return both(of_images, of_texts, 0.5)
 
 
-def naive_triplet(images, texts, inputs: LossInputs) -> float:
-    size, total = len(images), 0.0
+def naive_triplet(images, texts, inputs: LossInputs) -> list[float]:
+    size, found = len(images), [0.0] * len(images)
     for i in range(size):
         for j in range(2):
             others = [k for k in range(size) if k != i]
             negatives = [math.dist(images[i], texts[k]) if j else math.dist(images[k], texts[i]) for k in others]
-            total += max(0.0, CONSTANTS.margin + math.dist(images[i], texts[i]) - min(negatives, default=math.inf))
-    return total / size
+            found[i] += max(0.0, CONSTANTS.margin + math.dist(images[i], texts[i]) - min(negatives, default=math.inf))
+    return found
 
 
-def naive_tal(images, texts, inputs: LossInputs) -> float:
-    total, pids, tau = 0.0, inputs.pids.tolist(), CONSTANTS.tal_temperature
+def naive_tal(images, texts, inputs: LossInputs) -> list[float]:
+    found, pids, tau = [0.0] * len(images), inputs.pids.tolist(), CONSTANTS.tal_temperature
     cosines = [[dot(unit(i), unit(t)) for t in texts] for i in images]
     for rows in (cosines, list(zip(*cosines, strict=True))):
         for i, row in enumerate(rows):
@@ -169,11 +179,11 @@ def naive_tal(images, texts, inputs: LossInputs) -> float:
             if negatives:
                 positive = dot(softmax([cosine / tau for cosine in positives]), positives)
                 soft_hardest = tau * math.log(math.fsum(math.exp(cosine / tau) for cosine in negatives))
-                total += max(0.0, CONSTANTS.tal_margin - positive + soft_hardest)
-    return total
+                found[i] += max(0.0, CONSTANTS.tal_margin - positive + soft_hardest)
+    return found
 
 
-def naive_mlm(images, texts, inputs: LossInputs) -> float:
+def naive_mlm(images, texts, inputs: LossInputs) -> list[float]:
     return naive_cross_entropy(inputs.mlm_logits.tolist(), inputs.mlm_labels.tolist())
 
 
@@ -181,20 +191,98 @@ NAIVE = {
     "sdm": naive_sdm, "itc": naive_itc, "cmpm": naive_cmpm, "id": naive_id, "mlm": naive_mlm,
     "triplet": naive_triplet, "tal": naive_tal,
 }  # fmt: skip
+"""Loss of each pair (for mlm of each masked word, one per pair here)."""
+
+
+def naive_pairs(name: str, inputs: LossInputs, *constants: float) -> list[float]:
+    return NAIVE[name](inputs.image_features.tolist(), inputs.text_features.tolist(), inputs, *constants)
+
+
+def naive(name: str, inputs: LossInputs, *constants: float) -> float:
+    """The loss of a batch: the mean over pairs, of TAL the sum."""
+    pairs = naive_pairs(name, inputs, *constants)
+    return math.fsum(pairs) / (1 if name == "tal" else len(pairs))
 
 
 @pytest.mark.parametrize("pids", BATCHES.values(), ids=BATCHES.keys())
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_equals_a_naive_loop(name: str, pids: list[int]) -> None:
     inputs = make_inputs(pids)
-    expected = NAIVE[name](inputs.image_features.tolist(), inputs.text_features.tolist(), inputs)
+    expected = naive(name, inputs)
     assert READY[name](inputs).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+WEIGHTS = {"ones": [1.0], "zeros and ones": [0.0, 1.0, 1.0], "any": [0.5, 3.0, 0.0, 1.7], "all zero": [0.0]}
+
+
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS.keys())
+@pytest.mark.parametrize("pids", BATCHES.values(), ids=BATCHES.keys())
+@pytest.mark.parametrize("name", LOSSES)
+def test_weights_multiply_the_losses_of_pairs(name: str, pids: list[int], weights: list[float]) -> None:
+    inputs, given = make_inputs(pids), [weights[i % len(weights)] for i in range(len(pids))]
+    singles = naive_pairs(name, inputs)
+    expected = math.fsum(weight * single for weight, single in zip(given, singles, strict=True))
+    if name != "tal":
+        expected /= sum(given) or 1.0
+    found = READY[name](weighted(inputs, given))
+    assert found.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    if name != "mlm":
+        assert READY[name].per_pair(inputs).tolist() == pytest.approx(singles, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_pairs_of_weight_zero_have_no_gradient_of_their_own_and_stay_wrong_answers(name: str) -> None:
+    inputs = make_inputs([0, 1, 2, 3])
+    tensors = {key: getattr(inputs, key).clone().requires_grad_() for key in ("image_features", "text_features")}
+    tensors |= {key: getattr(inputs, key).clone().requires_grad_() for key in ("image_logits", "mlm_logits")}
+    READY[name](weighted(replace(inputs, **tensors), [1.0, 1.0, 0.0, 1.0])).backward()
+    own = {"id": "image_logits", "mlm": "mlm_logits"}.get(name)
+    if own:
+        assert not tensors[own].grad[2].any() and tensors[own].grad[1].any()
+    else:
+        everything = READY[name](weighted(inputs, [1.0, 1.0, 0.0, 1.0]))
+        rest = with_rows(inputs, lambda x: x[[0, 1, 3]])
+        assert everything.item() != pytest.approx(READY[name](rest).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0], r"weights have shape \[1\]; give \[3\]"),
+        ([1.0, -1.0, 1.0], "negative"),
+        ([1.0, math.nan, 1.0], "finite"),
+    ],
+)
+def test_bad_weights_are_refused(weights: list[float], message: str) -> None:
+    with pytest.raises(CsktError, match=message):
+        weighted(make_inputs([0, 1, 2]), weights)
+    with pytest.raises(CsktError, match=message):
+        losses.reduced(torch.ones(3), torch.tensor(weights), "sum")
+
+
+def test_an_unknown_reduction_is_refused() -> None:
+    for pair_weights in (None, torch.ones(4)):
+        for function in (losses.itc, losses.triplet):
+            with pytest.raises(CsktError, match="reduction is 'max'; give mean, sum or none"):
+                function(torch.eye(4), torch.eye(4), pair_weights=pair_weights, reduction="max")
+
+
+def test_a_loss_without_a_value_for_each_pair_says_so() -> None:
+    with pytest.raises(CsktError, match="MLMLoss has no value for each pair"):
+        READY["mlm"].per_pair(make_inputs([0, 1]))
+
+
+def test_value_at_collapse_follows_weights() -> None:
+    pids, weights, features = torch.tensor([0, 0, 1]), torch.tensor([0.0, 0.5, 2.0]), torch.ones(3, 4)
+    expected = losses.sdm(features, features, pids, pair_weights=weights)
+    assert losses.sdm_at_collapse(pids, pair_weights=weights).item() == pytest.approx(expected.item())
+    assert losses.sdm_at_collapse(pids).item() != pytest.approx(expected.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_of_duplicated_pairs_equals_a_naive_loop(name: str) -> None:
     twice = with_rows(make_inputs([0, 1, 2]), lambda x: torch.cat([x, x]))
-    expected = NAIVE[name](twice.image_features.tolist(), twice.text_features.tolist(), twice)
+    expected = naive(name, twice)
     assert READY[name](twice).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -202,7 +290,7 @@ def test_loss_of_duplicated_pairs_equals_a_naive_loop(name: str) -> None:
 @pytest.mark.parametrize("pids", BATCHES.values(), ids=BATCHES.keys())
 def test_sdm_with_labels_smoothed_by_image_equals_a_naive_loop(pids: list[int], other_image: float) -> None:
     inputs, loss = make_inputs(pids), losses.SDMLoss(CONSTANTS.temperature, other_image)
-    expected = naive_sdm(inputs.image_features.tolist(), inputs.text_features.tolist(), inputs, other_image)
+    expected = naive("sdm", inputs, other_image)
     assert loss(inputs).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from cskt.utils.modules import reset_parameters
 Negatives = Literal["identities", "images", "pairs", "classes"]
 """Wrong answers that a loss compares with: the pairs of other identities or of other images in the batch, all other
 pairs of the batch, or the other identities of the training split."""
+Reduction = Literal["mean", "sum", "none"]
 
 
 class Embeddings(NamedTuple):
@@ -54,9 +55,15 @@ class LossInputs:
     """Embeddings by method part, of the parts with an embedding head."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     """[B, ...] tensors that method parts hand over, by `<part>.<side>.<name>`, side vision or text."""
+    pair_weights: Tensor | None = None
+    """[B] float, at least 0: the share of each pair in the loss, see `reduced`; None if all count alike."""
+    row_weights: Tensor | None = None
+    mlm_weights: Tensor | None = None
+    """[b] and [M] weights of the pairs to which the rows of `id_labels` and of `mlm_labels` belong."""
 
     def __post_init__(self) -> None:
         check_pairs(self.image_features, self.text_features, self.pids)
+        check_weights(self.pair_weights, len(self.pids))
 
     def of_head(self, part: str) -> LossInputs:
         """Return these inputs with the embeddings of a method part in place of the features.
@@ -111,6 +118,8 @@ class Loss(nn.Module):
     by_row: ClassVar[bool] = False
     """True for a mean over rows that look at no other row: the loss of a batch in parts is then the mean of the losses
     of its parts, weighted by their sizes."""
+    takes_pair_weights: ClassVar[bool] = False
+    """True if `forward` honours `LossInputs.pair_weights`; a hook that sets weights is refused otherwise."""
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         """Make a module whose fields the dataclass sets afterwards."""
@@ -138,13 +147,24 @@ class Loss(nn.Module):
         """
         reset_parameters(self, generator)
 
-    def num_terms(self, inputs: LossInputs) -> int | None:
-        """Return the number of terms in the mean of a by-row loss; None if it has one term per row."""
-        return None
+    def num_terms(self, inputs: LossInputs) -> int | Tensor | None:
+        """Return the number of terms in the mean of a by-row loss, or the sum of their weights if pairs have weights.
+
+        By default there is one term per row, and None stands for their number.
+        """
+        return None if inputs.row_weights is None else inputs.row_weights.sum()
 
     def forward(self, inputs: LossInputs) -> Tensor:
         """Return the loss of a batch, a scalar in float32."""
         raise NotImplementedError
+
+    def per_pair(self, inputs: LossInputs) -> Tensor:
+        """Return the loss of each pair of a batch without weights, [B] float32, for hooks (`run.pair_losses`).
+
+        Raises:
+            CsktError: the loss is no sum over pairs.
+        """
+        raise CsktError(f"{type(self).__name__} has no value for each pair; choose another loss, or define per_pair")
 
 
 LOSSES: Registry[type[Loss]] = Registry("loss", "cskt.losses")
@@ -186,6 +206,16 @@ def check_pairs(images: Tensor, texts: Tensor, pids: Tensor | None = None) -> No
         raise CsktError(f"{len(images)} pairs with identities {list(pids.shape)}; give one identity for each, [B]")
 
 
+def check_weights(weights: Tensor | None, num_rows: int) -> None:
+    """Check that there is a weight for each row, [num_rows], or none at all; values are not read on a GPU."""
+    if weights is None:
+        return
+    if weights.shape != (num_rows,):
+        raise CsktError(f"weights have shape {list(weights.shape)}; give [{num_rows}], one for each row")
+    if weights.device.type == "cpu" and not ((weights >= 0) & weights.isfinite()).all():
+        raise CsktError("a weight is negative or not finite; give numbers of at least 0")
+
+
 def check_classes(logits: Tensor, labels: Tensor, name: str) -> None:
     """Check logits [n, C] with labels [n] int64 in [0, C); their range is not read on a GPU, which would wait."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.dtype != torch.int64:
@@ -217,6 +247,45 @@ def same(ids: Tensor) -> Tensor:
 
 
 def divergence(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
-    """Return the mean over rows of KL(softmax(logits) || labels + epsilon)."""
+    """Return KL(softmax(logits) || labels + epsilon) of each row."""
     log_predicted = F.log_softmax(logits, dim=1)
-    return (log_predicted.exp() * (log_predicted - torch.log(labels + epsilon))).sum(dim=1).mean()
+    return (log_predicted.exp() * (log_predicted - torch.log(labels + epsilon))).sum(dim=1)
+
+
+def reduced(values: Tensor, weights: Tensor | None, reduction: Reduction) -> Tensor:
+    """Return the losses of single pairs, [B], times the weights, as their mean or sum or one by one.
+
+    The mean is sum(weights * values) / sum(weights), and 0 if all weights are 0. A pair of weight 0 adds nothing of its
+    own, but remains a wrong answer to the others: weights multiply the loss of a pair, as in the released code of RDE
+    (Qin et al., CVPR 2024).
+
+    Args:
+        values: [B].
+        weights: [B], finite and at least 0; None: all are 1.
+        reduction: `mean`, `sum` or `none`.
+
+    Example:
+        >>> from cskt.losses.base import reduced
+        >>> reduced(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([1.0, 1.0, 0.0]), "mean").item()
+        1.5
+    """
+    if reduction not in get_args(Reduction):
+        raise CsktError(f"reduction is '{reduction}'; give mean, sum or none")
+    check_weights(weights, len(values))
+    if weights is not None:
+        values = weights * values
+    if reduction == "none":
+        return values
+    if reduction == "sum":
+        return values.sum()
+    if weights is None:
+        return values.mean()
+    total = weights.sum()
+    return values.sum() / total.where(total > 0, 1.0)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None, reduction: Reduction) -> Tensor:
+    """Return the `reduced` cross-entropy of rows, [n, C] with labels [n] int64."""
+    if weights is None and reduction in get_args(Reduction):
+        return F.cross_entropy(logits, labels, reduction=reduction)
+    return reduced(F.cross_entropy(logits, labels, reduction="none"), weights, reduction)

@@ -12,10 +12,12 @@ from cskt.losses.base import (
     Loss,
     LossInputs,
     Negatives,
+    Reduction,
     check_pairs,
     check_positive,
     divergence,
     full_precision,
+    reduced,
     register,
     same,
 )
@@ -27,12 +29,24 @@ class CMPMLoss(Loss):
     """Cross-modal projection matching; see `cmpm`."""
 
     negatives: ClassVar[Negatives] = "identities"
+    takes_pair_weights: ClassVar = True
 
     def forward(self, inputs: LossInputs) -> Tensor:
-        return cmpm(inputs.image_features, inputs.text_features, inputs.pids)
+        return cmpm(inputs.image_features, inputs.text_features, inputs.pids, pair_weights=inputs.pair_weights)
+
+    def per_pair(self, inputs: LossInputs) -> Tensor:
+        return cmpm(inputs.image_features, inputs.text_features, inputs.pids, reduction="none")
 
 
-def cmpm(image_features: Tensor, text_features: Tensor, pids: Tensor, *, epsilon: float = 1e-8) -> Tensor:
+def cmpm(
+    image_features: Tensor,
+    text_features: Tensor,
+    pids: Tensor,
+    *,
+    epsilon: float = 1e-8,
+    pair_weights: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
     """Return the divergence of `sdm`, on the length of one feature's projection onto the other.
 
     Source: Zhang and Lu, ECCV 2018, equations 1 to 5. As in the released code the labels of a row are divided by
@@ -42,9 +56,11 @@ def cmpm(image_features: Tensor, text_features: Tensor, pids: Tensor, *, epsilon
         image_features, text_features: [B, D], raw: their lengths act as the inverse temperature.
         pids: [B] identities.
         epsilon: added to the labels inside the logarithm.
+        pair_weights: [B], at least 0; None: all are 1.
+        reduction: of the losses of single pairs: mean (weighted), sum, or none.
 
     Returns:
-        Scalar, both directions summed.
+        Scalar, or [B] with `none`; both directions summed.
 
     Example:
         >>> bool(cmpm(100 * torch.eye(4), 100 * torch.eye(4), torch.arange(4)) < 1e-3)
@@ -57,4 +73,4 @@ def cmpm(image_features: Tensor, text_features: Tensor, pids: Tensor, *, epsilon
         labels_BB = F.normalize(same(pids), p=2, dim=1)
         image_to_text = divergence(images @ F.normalize(texts, dim=1).T, labels_BB, epsilon)
         text_to_image = divergence(texts @ F.normalize(images, dim=1).T, labels_BB, epsilon)
-        return image_to_text + text_to_image
+        return reduced(image_to_text, pair_weights, reduction) + reduced(text_to_image, pair_weights, reduction)

@@ -5,11 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from cskt.errors import CsktError
-from cskt.losses.base import Loss, LossInputs, Negatives, check_classes, check_pairs, full_precision, register
+from cskt.losses.base import (
+    Loss,
+    LossInputs,
+    Negatives,
+    Reduction,
+    check_classes,
+    check_pairs,
+    cross_entropy,
+    full_precision,
+    register,
+)
 
 
 @register("id")
@@ -20,14 +29,29 @@ class IdentityLoss(Loss):
     head: ClassVar = "classifier"
     by_row: ClassVar = True
     negatives: ClassVar[Negatives] = "classes"
+    takes_pair_weights: ClassVar = True
 
     def forward(self, inputs: LossInputs) -> Tensor:
+        return self._value(inputs, inputs.row_weights)
+
+    def per_pair(self, inputs: LossInputs) -> Tensor:
+        return self._value(inputs, reduction="none")
+
+    def _value(self, inputs: LossInputs, weights: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
         if inputs.image_logits is None or inputs.text_logits is None or inputs.id_labels is None:
             raise CsktError("loss 'id' needs the logits of an identity classifier; give the model one or drop the loss")
-        return identity(inputs.image_logits, inputs.text_logits, inputs.id_labels)
+        logits = inputs.image_logits, inputs.text_logits
+        return identity(*logits, inputs.id_labels, pair_weights=weights, reduction=reduction)
 
 
-def identity(image_logits: Tensor, text_logits: Tensor, pids: Tensor) -> Tensor:
+def identity(
+    image_logits: Tensor,
+    text_logits: Tensor,
+    pids: Tensor,
+    *,
+    pair_weights: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
     """Return the mean of the cross-entropies of images and captions under one shared classifier.
 
     Source: Dual-Path (Zheng et al., TOMM 2020), the instance loss; the ID loss of IRRA.
@@ -35,9 +59,11 @@ def identity(image_logits: Tensor, text_logits: Tensor, pids: Tensor) -> Tensor:
     Args:
         image_logits, text_logits: [B, C].
         pids: [B] int64 in [0, C).
+        pair_weights: [B], at least 0; None: all are 1.
+        reduction: of the losses of single pairs: mean (weighted), sum, or none.
 
     Returns:
-        Scalar, at least 0; log(C) for uniform logits.
+        Scalar, or [B] with `none`; at least 0; log(C) for uniform logits.
 
     Example:
         >>> round(identity(torch.zeros(4, 10), torch.zeros(4, 10), torch.arange(4)).item(), 4)  # log(10)
@@ -46,4 +72,6 @@ def identity(image_logits: Tensor, text_logits: Tensor, pids: Tensor) -> Tensor:
     check_pairs(image_logits, text_logits, pids)
     check_classes(image_logits, pids, "pids")
     with full_precision(image_logits):
-        return (F.cross_entropy(image_logits.float(), pids) + F.cross_entropy(text_logits.float(), pids)) / 2
+        of_images = cross_entropy(image_logits.float(), pids, pair_weights, reduction)
+        of_texts = cross_entropy(text_logits.float(), pids, pair_weights, reduction)
+        return (of_images + of_texts) / 2

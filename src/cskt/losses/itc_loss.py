@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cskt.losses.base import (
     Loss,
     LossInputs,
     Negatives,
+    Reduction,
     check_pairs,
     check_positive,
     cosines,
+    cross_entropy,
     full_precision,
     register,
 )
@@ -27,14 +28,26 @@ class ITCLoss(Loss):
     """Image-text contrast; see `itc`."""
 
     negatives: ClassVar[Negatives] = "pairs"
+    takes_pair_weights: ClassVar = True
 
     temperature: float = 0.02
 
     def forward(self, inputs: LossInputs) -> Tensor:
-        return itc(inputs.image_features, inputs.text_features, temperature=self.temperature)
+        features = inputs.image_features, inputs.text_features
+        return itc(*features, temperature=self.temperature, pair_weights=inputs.pair_weights)
+
+    def per_pair(self, inputs: LossInputs) -> Tensor:
+        return itc(inputs.image_features, inputs.text_features, temperature=self.temperature, reduction="none")
 
 
-def itc(image_features: Tensor, text_features: Tensor, *, temperature: float = 0.02) -> Tensor:
+def itc(
+    image_features: Tensor,
+    text_features: Tensor,
+    *,
+    temperature: float = 0.02,
+    pair_weights: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
     """Return the mean of the two cross-entropies of cosine / temperature against the diagonal.
 
     Source: CLIP (Radford et al., ICML 2021), figure 3. Only the own caption is right, whatever the identities.
@@ -42,9 +55,11 @@ def itc(image_features: Tensor, text_features: Tensor, *, temperature: float = 0
     Args:
         image_features, text_features: [B, D], raw.
         temperature: above 0.
+        pair_weights: [B], at least 0; None: all are 1.
+        reduction: of the losses of single pairs: mean (weighted), sum, or none.
 
     Returns:
-        Scalar, at least 0; log(B) when all similarities are equal.
+        Scalar, or [B] with `none`; at least 0; log(B) when all similarities are equal.
 
     Example:
         >>> round(itc(torch.eye(4), torch.eye(4), temperature=0.5).item(), 4)
@@ -55,4 +70,6 @@ def itc(image_features: Tensor, text_features: Tensor, *, temperature: float = 0
     with full_precision(image_features):
         logits_BB = cosines(image_features, text_features) / temperature
         diagonal = torch.arange(len(logits_BB), device=logits_BB.device)
-        return (F.cross_entropy(logits_BB, diagonal) + F.cross_entropy(logits_BB.T, diagonal)) / 2
+        image_to_text = cross_entropy(logits_BB, diagonal, pair_weights, reduction)
+        text_to_image = cross_entropy(logits_BB.T, diagonal, pair_weights, reduction)
+        return (image_to_text + text_to_image) / 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,13 @@ from cskt.losses.base import (
     Loss,
     LossInputs,
     Negatives,
+    Reduction,
     check_pairs,
     check_positive,
     cosines,
     divergence,
     full_precision,
+    reduced,
     register,
     same,
 )
@@ -28,6 +31,8 @@ from cskt.losses.base import (
 class SDMLoss(Loss):
     """Similarity distribution matching; see `sdm`."""
 
+    takes_pair_weights: ClassVar = True
+
     temperature: float = 0.02
     other_image: float = 1.0
 
@@ -37,9 +42,16 @@ class SDMLoss(Loss):
         return "images" if self.other_image < 1 else "identities"
 
     def forward(self, inputs: LossInputs) -> Tensor:
+        return self._value(inputs, inputs.pair_weights)
+
+    def per_pair(self, inputs: LossInputs) -> Tensor:
+        return self._value(inputs, reduction="none")
+
+    def _value(self, inputs: LossInputs, pair_weights: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
         return sdm(
             inputs.image_features, inputs.text_features, inputs.pids,
             temperature=self.temperature, image_ids=inputs.image_ids, other_image=self.other_image,
+            pair_weights=pair_weights, reduction=reduction,
         )  # fmt: skip
 
 
@@ -52,6 +64,8 @@ def sdm(
     epsilon: float = 1e-8,
     image_ids: Tensor | None = None,
     other_image: float = 1.0,
+    pair_weights: Tensor | None = None,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Return KL(softmax(cosine / temperature) || identity labels), both directions summed.
 
@@ -66,9 +80,11 @@ def sdm(
         other_image: label, before each row is divided by its sum, of another image of the same person; the image itself
             has 1. The released code of IRRA offers 0.3 and divides by the sums of the columns by mistake, which
             changes the labels where people have different numbers of images.
+        pair_weights: [B], at least 0; None: all are 1.
+        reduction: of the losses of single pairs: mean (weighted), sum, or none.
 
     Returns:
-        Scalar. The minimum is about 0 (epsilon lets it fall slightly below).
+        Scalar, or [B] with `none`. The minimum is about 0 (epsilon lets it fall slightly below).
 
     Example:
         >>> bool(sdm(torch.eye(4), torch.eye(4), torch.arange(4)) < 1e-3)
@@ -80,11 +96,18 @@ def sdm(
     with full_precision(image_features):
         labels_BB = _labels(pids, image_ids, other_image)
         logits_BB = cosines(image_features, text_features) / temperature
-        return divergence(logits_BB, labels_BB, epsilon) + divergence(logits_BB.T, labels_BB, epsilon)
+        directions = [divergence(logits, labels_BB, epsilon) for logits in (logits_BB, logits_BB.T)]
+        image_to_text, text_to_image = (reduced(rows_B, pair_weights, reduction) for rows_B in directions)
+        return image_to_text + text_to_image
 
 
 def sdm_at_collapse(
-    pids: Tensor, *, epsilon: float = 1e-8, image_ids: Tensor | None = None, other_image: float = 1.0
+    pids: Tensor,
+    *,
+    epsilon: float = 1e-8,
+    image_ids: Tensor | None = None,
+    other_image: float = 1.0,
+    pair_weights: Tensor | None = None,
 ) -> Tensor:
     """Return the value of `sdm` when every image is equally similar to every caption of the batch.
 
@@ -93,7 +116,7 @@ def sdm_at_collapse(
 
     Args:
         pids: [B] identities.
-        epsilon, image_ids, other_image: as for `sdm`.
+        epsilon, image_ids, other_image, pair_weights: as for `sdm`.
 
     Returns:
         Scalar, independent of the temperature.
@@ -104,7 +127,7 @@ def sdm_at_collapse(
     """
     check_positive(epsilon, "epsilon")
     labels_BB = _labels(pids, image_ids, other_image)
-    return 2 * divergence(torch.zeros_like(labels_BB), labels_BB, epsilon)
+    return 2 * reduced(divergence(torch.zeros_like(labels_BB), labels_BB, epsilon), pair_weights, "mean")
 
 
 def _labels(pids: Tensor, image_ids: Tensor | None, other_image: float) -> Tensor:

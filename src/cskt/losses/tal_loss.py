@@ -13,10 +13,12 @@ from cskt.losses.base import (
     Loss,
     LossInputs,
     Negatives,
+    Reduction,
     check_pairs,
     check_positive,
     cosines,
     full_precision,
+    reduced,
     register,
     same,
 )
@@ -28,18 +30,33 @@ class TALLoss(Loss):
     """Triplet alignment; see `tal`."""
 
     negatives: ClassVar[Negatives] = "identities"
+    takes_pair_weights: ClassVar = True
 
     temperature: float = 0.015
     margin: float = 0.1
 
     def forward(self, inputs: LossInputs) -> Tensor:
+        return self._value(inputs, inputs.pair_weights)
+
+    def per_pair(self, inputs: LossInputs) -> Tensor:
+        return self._value(inputs, reduction="none")
+
+    def _value(self, inputs: LossInputs, pair_weights: Tensor | None = None, reduction: Reduction = "sum") -> Tensor:
         return tal(
-            inputs.image_features, inputs.text_features, inputs.pids, temperature=self.temperature, margin=self.margin
-        )
+            inputs.image_features, inputs.text_features, inputs.pids, temperature=self.temperature, margin=self.margin,
+            pair_weights=pair_weights, reduction=reduction,
+        )  # fmt: skip
 
 
 def tal(
-    image_features: Tensor, text_features: Tensor, pids: Tensor, *, temperature: float = 0.015, margin: float = 0.1
+    image_features: Tensor,
+    text_features: Tensor,
+    pids: Tensor,
+    *,
+    temperature: float = 0.015,
+    margin: float = 0.1,
+    pair_weights: Tensor | None = None,
+    reduction: Reduction = "sum",
 ) -> Tensor:
     """Return a triplet loss whose hardest negative is a log-sum-exp over all negatives.
 
@@ -51,9 +68,11 @@ def tal(
         pids: [B] identities.
         temperature: above 0; towards 0 the log-sum-exp becomes the hardest negative.
         margin: by which the cosine of the positives must be above that of the negatives.
+        pair_weights: [B], at least 0; None: all are 1.
+        reduction: of the losses of single pairs: mean (weighted), sum, or none.
 
     Returns:
-        Scalar, at least 0, both directions summed; 0 for a batch of one identity.
+        Scalar, or [B] with `none`; at least 0, both directions summed; 0 for a batch of one identity.
 
     Example:
         >>> tal(torch.eye(4), torch.eye(4), torch.arange(4)).item()
@@ -63,9 +82,9 @@ def tal(
     check_positive(temperature, "temperature")
     with full_precision(image_features):
         cosine_BB, same_BB = cosines(image_features, text_features), same(pids).bool()
-        return _one_direction(cosine_BB, same_BB, temperature, margin) + _one_direction(
-            cosine_BB.T, same_BB, temperature, margin
-        )
+        directions = [_one_direction(cosines, same_BB, temperature, margin) for cosines in (cosine_BB, cosine_BB.T)]
+        image_to_text, text_to_image = (reduced(rows_B, pair_weights, reduction) for rows_B in directions)
+        return image_to_text + text_to_image
 
 
 def _one_direction(cosine_BB: Tensor, same_BB: Tensor, temperature: float, margin: float) -> Tensor:
@@ -74,4 +93,4 @@ def _one_direction(cosine_BB: Tensor, same_BB: Tensor, temperature: float, margi
     positive_B = (positive_weights_BB * cosine_BB).sum(dim=1)
     # The smallest number instead of minus infinity: a row without a negative then gives 0, and 0 as its gradient.
     negative_B = temperature * logits_BB.masked_fill(same_BB, torch.finfo(logits_BB.dtype).min).logsumexp(dim=1)
-    return F.relu(margin - positive_B + negative_B).sum()
+    return F.relu(margin - positive_B + negative_B)

@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cskt.losses.base import Loss, LossInputs, Negatives, check_pairs, full_precision, register
+from cskt.losses.base import (
+    Loss,
+    LossInputs,
+    Negatives,
+    Reduction,
+    check_pairs,
+    full_precision,
+    reduced,
+    register,
+)
 
 
 @register("triplet")
@@ -18,14 +27,26 @@ class TripletLoss(Loss):
     """Triplet loss; see `triplet`."""
 
     negatives: ClassVar[Negatives] = "pairs"
+    takes_pair_weights: ClassVar = True
 
     margin: float = 1.0
 
     def forward(self, inputs: LossInputs) -> Tensor:
-        return triplet(inputs.image_features, inputs.text_features, margin=self.margin)
+        features = inputs.image_features, inputs.text_features
+        return triplet(*features, margin=self.margin, pair_weights=inputs.pair_weights)
+
+    def per_pair(self, inputs: LossInputs) -> Tensor:
+        return triplet(inputs.image_features, inputs.text_features, margin=self.margin, reduction="none")
 
 
-def triplet(image_features: Tensor, text_features: Tensor, *, margin: float = 1.0) -> Tensor:
+def triplet(
+    image_features: Tensor,
+    text_features: Tensor,
+    *,
+    margin: float = 1.0,
+    pair_weights: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
     """Return the triplet loss with the hardest negative of each image and of each caption, on Euclidean distances.
 
     Source: VSE++ (Faghri et al., BMVC 2018), equation 6, as in the released code: only the pair itself is right, so
@@ -34,9 +55,12 @@ def triplet(image_features: Tensor, text_features: Tensor, *, margin: float = 1.
     Args:
         image_features, text_features: [B, D], raw.
         margin: by which a negative must be farther away than the positive.
+        pair_weights: [B], at least 0; None: all are 1.
+        reduction: of the losses of single pairs: mean (weighted), sum, or none.
 
     Returns:
-        Scalar, at least 0: mean over images plus mean over captions. It is 0 for a batch of one, which has no negative.
+        Scalar, or [B] with `none`; at least 0: mean over images plus mean over captions. It is 0 for a batch of one,
+        which has no negative.
 
     Example:
         >>> triplet(torch.eye(4), torch.eye(4)).item()  # the margin is 1, the distances are sqrt(2)
@@ -51,6 +75,6 @@ def triplet(image_features: Tensor, text_features: Tensor, *, margin: float = 1.
         positive_B = distance_BB.diagonal()
         own = torch.eye(len(distance_BB), dtype=torch.bool, device=distance_BB.device)
         negative_BB = distance_BB.masked_fill(own, torch.inf)
-        from_images = F.relu(margin + positive_B - negative_BB.amin(dim=1)).mean()
-        from_texts = F.relu(margin + positive_B - negative_BB.amin(dim=0)).mean()
-        return from_images + from_texts
+        from_images = F.relu(margin + positive_B - negative_BB.amin(dim=1))
+        from_texts = F.relu(margin + positive_B - negative_BB.amin(dim=0))
+        return reduced(from_images, pair_weights, reduction) + reduced(from_texts, pair_weights, reduction)
