@@ -37,6 +37,8 @@ class Batch:
     """[B / k] int64, index of the image within its split."""
     first_image: int = 0
     """Row of `images[0]` in the whole batch."""
+    pair_ids: Tensor | None = None
+    """[B] int64, index of each pair in the training split: of its caption in `Split.captions`."""
 
 
 @dataclass(frozen=True)

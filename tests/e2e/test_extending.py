@@ -14,6 +14,8 @@ import cskt
 from cskt import plugins
 from cskt.config import read_yaml
 from cskt.data.datasets import read_dataset
+from cskt.errors import CsktError
+from cskt.model.io.tensors import load_plain
 from cskt.training.events import read_events
 from documentation_files import FILES
 
@@ -34,7 +36,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_page_has_the_files_that_are_tested() -> None:
-    assert set(FILES) == {"smooth_itc.py", "people_folders.py", "sqlite_store.py"}
+    assert set(FILES) == {
+        "smooth_itc.py", "people_folders.py", "sqlite_store.py", "drop_hardest.py", "losses_csv.py"
+    }  # fmt: skip
 
 
 def test_a_loss_trains(folder: Path, root: Path) -> None:
@@ -97,3 +101,41 @@ def test_a_store_is_used_by_all_commands_of_a_gallery(
         assert f"'sqlite' (stores) comes from the plug-in sqlite_store.py: load it (SHA-256 {digest}...)" in refused
     with cskt.Gallery.open(gallery, device="cpu", plugins=folder / "sqlite_store.py") as opened:
         assert opened.count("width > 0") == 5
+
+
+def test_python_loads_plugins_where_it_evaluates(folder: Path, root: Path) -> None:
+    images = {"train": folder / "my-people" / "train" / "anna", "test": folder / "my-people" / "test" / "ben"}
+    for split, person in images.items():
+        person.mkdir(parents=True)
+        shutil.copy(read_dataset("cuhk-pedes", root)[split].records[0].image_path, person / "1.jpg")
+        (person / "captions.txt").write_text("a person in a coat", encoding="utf-8")
+    where = {"dataset": "people-folders", "root": str(folder / "my-people")}
+    with pytest.raises(CsktError, match="people-folders"):
+        cskt.evaluate("clip-tiny", "test", **where)
+    evaluation = cskt.evaluate("clip-tiny", "test", plugins=folder / "people_folders.py", **where)
+    assert (evaluation.dataset, evaluation.t2i.num_gallery) == ("people-folders", 1)
+
+
+def test_a_hook_leaves_out_pairs_and_is_resumed(folder: Path, root: Path) -> None:
+    command = f"cskt train --config demo --root {root} --output {folder}/run {QUICK} --num-epochs 2"
+    flags = f"--plugin {folder}/drop_hardest.py"
+    done(f"{command} {flags} --hooks.drop-hardest.share 0.25 --stop-after-epochs 1")
+    assert not [event for event in read_events(folder / "run") if event["event"] == "hook"]
+    done(f"cskt train --resume {folder}/run {flags}")
+    events = read_events(folder / "run")
+    num_pairs = events[0]["train_pairs"]
+    (logged,) = (event for event in events if event["event"] == "hook")
+    assert logged["epoch"] == 2 and 0 < logged["values"]["left_out"] <= 0.25 * num_pairs
+    weights = load_plain(folder / "run" / "last.pt")["hooks"]["pair_weights"]
+    assert weights.shape == (num_pairs,) and (weights == 0).sum() == logged["values"]["left_out"]
+
+
+def test_a_logger_writes_a_line_per_step(folder: Path, root: Path) -> None:
+    done(
+        f"cskt train --config demo --root {root} --output {folder}/run {QUICK} --log-period-steps 1"
+        f" --plugin {folder}/losses_csv.py --loggers losses_csv"
+    )
+    steps = [event for event in read_events(folder / "run") if event["event"] == "step"]
+    lines = (folder / "run" / "losses.csv").read_text(encoding="utf-8").splitlines()
+    assert len(steps) > 1
+    assert lines == [f"{event['step']},{event['loss']},{event['lr']}" for event in steps]

@@ -1,6 +1,6 @@
 """Program of one process in the tests of several processes, started by `torchrun`.
 
-    torchrun --nproc-per-node N shared_training.py gradients CONFIG OUTPUT [double]
+    torchrun --nproc-per-node N shared_training.py gradients CONFIG OUTPUT [double|weighted]
     torchrun --nproc-per-node N shared_training.py stop STEP train --config CONFIG ...
     torchrun --nproc-per-node N shared_training.py kill STEP train --config CONFIG ...
     torchrun --nproc-per-node N shared_training.py overflow STEP train --config CONFIG ...
@@ -32,17 +32,25 @@ from cskt.training.distributed import process_group
 from cskt.training.step import forward_backward
 
 
-def gradients(config: str, output: str, precision: str = "") -> None:
+def gradients(config: str, output: str, kind: str = "") -> None:
     """Save the losses of every batch of an epoch and its gradients as they are just before the optimiser's step."""
     load_plugins(environment_plugins())
     with process_group() as processes:
         context = prepare(load_config(config), processes)
-        if precision == "double":
+        if kind == "weighted":
+            weight_pairs(context)
+        if kind == "double":
             torch.Tensor.float = torch.Tensor.double
             in_double(context)
         found = gradients_of_epoch(context)
         found[-1]["buffers"] = dict(context.state.model.named_buffers())
         torch.save(found, f"{output}.{processes.rank}")
+
+
+def weight_pairs(context: TrainingContext) -> TrainingContext:
+    """The same with a weight for each pair, 0 for every fourth."""
+    context.state.objective.pair_weights = torch.arange(context.loader.num_pairs, dtype=torch.float32) % 4 / 2
+    return context
 
 
 def in_double(context: TrainingContext) -> TrainingContext:

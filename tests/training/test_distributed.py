@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from shared_training import gradients_of_epoch, in_double
+from shared_training import gradients_of_epoch, in_double, weight_pairs
 
 from cskt.config import save_config
 from cskt.model.io.tensors import load_plain
@@ -55,12 +55,13 @@ def saved(configure: Configure, folder: Path, changes: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("num_processes", "changes"),
+    ("num_processes", "changes", "kind"),
     [
-        (2, {"loss.weights": EVERY_LOSS}),
+        (2, {"loss.weights": EVERY_LOSS}, "weighted"),
         *(
-            pytest.param(num_processes, changes, marks=pytest.mark.slow)
+            pytest.param(num_processes, changes, "", marks=pytest.mark.slow)
             for num_processes, changes in (
+                (2, {"loss.weights": EVERY_LOSS}),
                 (3, {"loss.weights": EVERY_LOSS, "trainable": "all", "mlm.masked_for_all": True} | IN_PIECES),
                 (4, {"loss.weights": {"sdm": 1.0, "id": 1.0}, "augment.caption_drop_probability": 0.3}),
                 (2, {"data.batch_size": 6, "data.captions_per_image": 2, "loss.weights": IRRA_LOSSES}),
@@ -68,15 +69,16 @@ def saved(configure: Configure, folder: Path, changes: dict[str, Any]) -> Path:
             )
         ),
     ],
-    ids=["two", "three-in-pieces", "four-for-three", "two-captions", "groups-of-people"],
+    ids=["two-with-weights", "two", "three-in-pieces", "four-for-three", "two-captions", "groups-of-people"],
 )
 def test_gradients_and_losses_are_those_of_one_process(
-    configure: Configure, tmp_path: Path, num_processes: int, changes: dict[str, Any]
+    configure: Configure, tmp_path: Path, num_processes: int, changes: dict[str, Any], kind: str
 ) -> None:
     config = saved(configure, tmp_path, changes)
-    ran = torchrun(num_processes, PROGRAM, "gradients", config, tmp_path / "found")
+    ran = torchrun(num_processes, PROGRAM, "gradients", config, tmp_path / "found", kind)
     assert ran.returncode == 0, ran.stderr
-    alone = gradients_of_epoch(prepare(configure(BASE | changes | {"loop.micro_batch_size": None})))
+    context = prepare(configure(BASE | changes | {"loop.micro_batch_size": None}))
+    alone = gradients_of_epoch(weight_pairs(context) if kind == "weighted" else context)
     first, *others = (torch.load(tmp_path / f"found.{rank}") for rank in range(num_processes))
     assert len(first) == len(alone) >= 3
     for shared, whole, *same in zip(first, alone, *others, strict=True):

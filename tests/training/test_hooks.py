@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_distributed import torchrun
 
 from cskt import plugins
 from cskt.cli.main import main
 from cskt.config import read_yaml, save_config
 from cskt.errors import CsktError
 from cskt.evaluation.evaluate import Evaluation
+from cskt.model.io.tensors import load_plain
 from cskt.training import trainer
 from cskt.training.events import read_events
-from cskt.training.hooks import HOOKS, Hook, TrainingRun
+from cskt.training.hooks import HOOKS, Hook
 from cskt.training.loop import train
+from cskt.training.run_hooks import TrainingRun
 from same_run import assert_same_run, story
 from tiny_run import Configure
 
@@ -214,3 +217,80 @@ def test_bad_hooks_are_refused_before_anything_is_written(
     with pytest.raises(CsktError) as caught:
         train(configure({"hooks": hooks}), tmp_path / "run")
     assert message in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_python_loads_the_plugins_of_a_training(plugin: Path, configure: Configure, tmp_path: Path) -> None:
+    changes = {"hooks": {"good_enough": {"r1": 0.0}}, "loop.num_epochs": 2}
+    with pytest.raises(CsktError, match="unknown hook 'good_enough'"):
+        train(configure(changes), tmp_path / "run")
+    result = train(configure(changes), tmp_path / "run", plugins=[plugin])
+    assert result.num_epochs_done == 1 and result.stopped == "R1 is at least 0.0"
+
+
+SHARED_HOOK = """
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cskt.training.hooks import Hook, register
+
+@register("shared")
+@dataclass
+class Shared(Hook):
+    folder: str = ""
+    calls: int = 0
+
+    def note(self, run, moment):
+        self.calls += 1
+        with (Path(self.folder) / f"calls.{os.environ.get('RANK', 'alone')}").open("a") as file:
+            file.write(f"{moment} {run.epoch}\\n")
+
+    def before_epoch(self, run):
+        self.note(run, "before")
+        losses = run.pair_losses("id")["id"]
+        run.pair_weights = (torch.arange(len(losses)) + run.epoch) % 3
+        run.log({"mean": losses.mean()})
+
+    def after_evaluation(self, run, evaluation):
+        self.note(run, "evaluated")
+        if run.epoch == 2:
+            run.stop("two are enough")
+
+    def state_dict(self):
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state):
+        self.calls = state["calls"]
+"""
+
+
+def test_hooks_of_two_processes_act_in_one_for_both(plugin: Path, configure: Configure, tmp_path: Path) -> None:
+    """The losses of rows are computed where the rows are: both processes need the weights that one has set."""
+    plugin.write_text(SHARED_HOOK)
+    changes: dict[str, Any] = {
+        "loop.num_epochs": 3, "loss.weights": {"sdm": 1.0, "id": 1.0}, "loss.temperature": 0.05,
+        "hooks": {"shared": {"folder": str(tmp_path)}},
+    }  # fmt: skip
+    save_config(configure(changes), tmp_path / "config.yaml")
+    words = ["--config", tmp_path / "config.yaml", "--output", tmp_path / "two", "--plugin", plugin]
+    ran = torchrun(2, "-m", "cskt", "train", *words)
+    assert ran.returncode == 0, ran.stderr
+    expected = "before 1\nevaluated 1\nbefore 2\nevaluated 2\n"
+    assert (tmp_path / "calls.0").read_text() == expected and not (tmp_path / "calls.1").exists()
+    alone = train(configure(changes), tmp_path / "alone", plugins=[plugin])
+    assert (tmp_path / "calls.alone").read_text() == expected
+    two, one = (read_events(tmp_path / name) for name in ("two", "alone"))
+    assert [event["event"] for event in two] == [event["event"] for event in one]
+    assert two[-1]["stopped"] == alone.stopped == "two are enough"
+    for shared, whole in zip(two, one, strict=True):
+        if whole["event"] == "step":
+            assert shared["losses"] == pytest.approx(whole["losses"], rel=1e-3)
+        if whole["event"] == "hook":
+            assert shared["values"] == pytest.approx(whole["values"], rel=1e-3)
+    saved = load_plain(tmp_path / "two" / "last.pt")["hooks"]
+    assert saved["states"] == {"shared": {"calls": 4}} and saved["stopped"] == "two are enough"
+    assert saved["pair_weights"].tolist() == [(pair + 2) % 3 for pair in range(24)]
+    resumed = train(configure(changes), tmp_path / "two", resume=True)
+    assert resumed.already_finished and resumed.stopped == "two are enough" and resumed.num_epochs_done == 2

@@ -101,7 +101,19 @@ class TrainingLoader:
         Args:
             share: the number of images in a batch -> those that are decoded, at least one; by default all.
         """
-        batches = self._batches(epoch)[start_step:]
+        return self._load(self._batches(epoch)[start_step:], share)
+
+    def every_pair(self, *position: int) -> Generator[Batch, None, None]:
+        """Yield batches that hold every pair once, whatever the sampler and the weights of a mix.
+
+        Args:
+            position: numbers that decide the order, together with the seed.
+        """
+        order = torch.from_numpy(np.random.default_rng([self._seed, *position]).permutation(self.num_pairs))
+        return self._load(torch.split(order[:, None], self._data.batch_size), range)
+
+    def _load(self, batches: Sequence[Tensor], share: Share) -> Generator[Batch, None, None]:
+        """Yield the batches of units, [B / k, k] positions of pairs each, with their images."""
         image_ids = [self._image_ids[units[:, 0]] for units in batches]
         shares = [share(len(ids)) for ids in image_ids]
         wanted = [ids[own.start : own.stop] for ids, own in zip(image_ids, shares, strict=True)]
@@ -114,6 +126,7 @@ class TrainingLoader:
                 pids=self._pids[pairs],
                 image_ids=ids,
                 first_image=own.start,
+                pair_ids=pairs,
             )
 
     def num_steps(self, epoch: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from cskt.embed.model_paths import check_exists, run_config
 from cskt.errors import SMALLER_BATCHES, CsktError, file_system_errors, out_of_memory_errors
 from cskt.evaluation.rerank import RankingOptions, expand_queries, rerank_similarity
 from cskt.evaluation.results import Result, ResultInfo
+from cskt.plugins import load_plugins
 from cskt.types import Hit, RetrievalMetrics
 from cskt.utils.arguments import expect, listed
 
@@ -97,6 +98,7 @@ def evaluate(
     *,
     dataset: str | None = None,
     root: str | None = None,
+    plugins: str | Path | Iterable[str | Path] = (),
 ) -> Evaluation:
     """Compute retrieval metrics of a model on a split, in both directions.
 
@@ -109,6 +111,7 @@ def evaluate(
         features: of this split, to encode nothing.
         options: test-time options of text to image; image to text always ranks by the cosine.
         dataset, root: data set of a split given by name; by default those that the model was trained on.
+        plugins: Python files or modules with the data set and the method parts of the model; their code is run.
 
     Returns:
         Metrics as fractions in [0, 1], text to image in `t2i` and image to text in `i2t`.
@@ -124,6 +127,7 @@ def evaluate(
     if features is None:
         expect(model, (Encoder, str, Path), "model")
     expect(split, (Split, str), "split")
+    load_plugins(plugins)
     if isinstance(split, str):
         path = model if isinstance(model, str | Path) else model.source and model.source.path
         if path is None:

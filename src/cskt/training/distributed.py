@@ -250,8 +250,10 @@ class Rows:
         whole = _Gather.apply(flat, self)  # type: ignore[no-untyped-call]
         return whole.view(len(whole), *own.shape[1:]).to(own.dtype)
 
-    def all_reduced_fraction(self, num_terms: int | None = None) -> float:
+    def all_reduced_fraction(self, num_terms: int | Tensor | None = None) -> float:
         """Return the weight of the own mean in the mean of all, with `num_terms` terms if not one per row.
+
+        If terms have weights, `num_terms` is the sum of the own weights.
 
         Collective: every process must call it.
         """
@@ -259,8 +261,9 @@ class Rows:
             return 1.0
         if num_terms is None:
             return len(self.without_padding) / (self.num_images * self.captions_per_image)
-        counted = num_terms if self.without_padding else 0
-        return counted / max(int(self.processes.all_reduce(torch.tensor(counted))), 1)
+        own = float(num_terms) if self.without_padding else 0.0
+        total = float(self.processes.all_reduce(torch.tensor(own, dtype=torch.float64)))
+        return own / total if total else 0.0
 
 
 SINGLE_PROCESS_ROWS = Rows(SINGLE_PROCESS, slice(None), num_images=0, captions_per_image=1)

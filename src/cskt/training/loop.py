@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from enum import Enum
@@ -11,13 +11,15 @@ from pathlib import Path
 from cskt.config import RunConfig, load_config
 from cskt.errors import CsktError, file_system_errors, out_of_memory_errors
 from cskt.model.io.names import CONFIG, EVENTS, LAST, PREVIOUS
+from cskt.plugins import load_plugins
 from cskt.training.context import prepare
 from cskt.training.distributed import process_group
-from cskt.training.hooks import Hook, Hooks
+from cskt.training.hooks import Hook
 from cskt.training.initial_weights import read_initial_weights
 from cskt.training.launch import num_restarts, record_refusal, was_refused
 from cskt.training.micro_batch import fit_micro_batch
 from cskt.training.run_folder import RunFolder, claimed, fresh_folder
+from cskt.training.run_hooks import Hooks
 from cskt.training.shutdown import ShutdownSignal
 from cskt.training.trainer import Trainer
 from cskt.utils.arguments import expect
@@ -69,6 +71,7 @@ def train(
     resume: Resume | bool | None = False,
     refuse_overlaps: bool = True,
     hooks: Sequence[Hook] = (),
+    plugins: str | Path | Iterable[str | Path] = (),
 ) -> TrainResult:
     """Train a model and keep the epoch that does best on the selection split.
 
@@ -82,6 +85,8 @@ def train(
             published data sets. If False, and for a run that is resumed, log a warning.
         hooks: called between epochs, beside those of the config; see `cskt.training.hooks.Hook`. A run is resumed with
             the hooks that it was started with.
+        plugins: Python files or modules that register what the config names (data sets, losses, method parts, hooks,
+            loggers); their code is run. A run records those that it used.
 
     Returns:
         The result. The run folder contains best.safetensors, best.heads.safetensors (if a loss has a head), last.pt,
@@ -103,6 +108,7 @@ def train(
     """
     choice = Resume.of(resume)
     expect(folder, (str, Path, type(None)), "folder")
+    load_plugins(plugins)
     config = load_config(config)
     stated = None if folder is None else Path(folder)
     with process_group() as processes, ShutdownSignal() as shutdown, ExitStack() as stack:
@@ -142,8 +148,6 @@ def train(
             for epoch in range(progress.epoch, last_epoch):
                 if calls.stopped:
                     break
-                if not progress.step:
-                    calls.call("before_epoch")
                 trainer.train_epoch(advance)
                 is_due = (epoch + 1) % config.loop.eval_period_epochs == 0 or epoch + 1 == last_epoch
                 if is_due or calls:

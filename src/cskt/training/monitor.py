@@ -34,6 +34,7 @@ class _Step(NamedTuple):
     largest_gradient: Tensor
     pids: Tensor
     image_ids: Tensor
+    weights: Tensor | None
 
 
 class StepMonitor:
@@ -57,7 +58,8 @@ class StepMonitor:
         if without_negatives(self._losses, batch.pids, image_ids):
             self._state.progress.batches_without_negatives += 1
         largest = losses["loss"].new_zeros(()) if largest_gradient is None else largest_gradient
-        self._unread.append(_Step(self._state.progress.epoch, step, losses, largest, batch.pids, image_ids))
+        weights = self._state.objective.weights_of(batch.pair_ids)
+        self._unread.append(_Step(self._state.progress.epoch, step, losses, largest, batch.pids, image_ids, weights))
         return len(self._unread)
 
     def read(self) -> tuple[float, dict[str, float]]:
@@ -77,7 +79,7 @@ class StepMonitor:
                 if not self._state.scaler.is_enabled():
                     raise self._diverged("a gradient is not finite", one)
                 self._state.progress.skipped_steps += 1
-            self._watch.add(losses.get("sdm"), one.pids, one.image_ids)
+            self._watch.add(losses.get("sdm"), one.pids, one.image_ids, one.weights)
         self._unread = []
         return losses.pop("loss"), losses
 
@@ -133,11 +135,13 @@ class CollapseWatch:
     """As in the SDM loss."""
     collapsed_steps: int = 0
 
-    def add(self, sdm: float | None, pids: Tensor, image_ids: Tensor) -> None:
-        """Add a step: its unweighted SDM loss (None if there is none), and identities and images of its batch, [B]."""
+    def add(self, sdm: float | None, pids: Tensor, image_ids: Tensor, pair_weights: Tensor | None = None) -> None:
+        """Add a step: its SDM loss (None if there is none), and identities, images and weights of its pairs, [B]."""
         if sdm is None:
             return
-        uniform = sdm_at_collapse(pids, image_ids=image_ids, other_image=self.other_image).item()
+        uniform = sdm_at_collapse(
+            pids, image_ids=image_ids, other_image=self.other_image, pair_weights=pair_weights
+        ).item()
         if uniform < NO_CONTRAST:
             return
         is_collapsed = abs(sdm - uniform) < COLLAPSE_TOLERANCE * uniform

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cskt.config import ClipArchitecture, LossConfig, MlmConfig
 from cskt.data.images import to_device
 from cskt.data.masking import MaskedCaptions
+from cskt.errors import CsktError
 from cskt.losses import Embeddings, Loss, LossInputs, Sizes, build_losses
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.heads import TowerOutputs, embed
@@ -147,6 +148,7 @@ class Objective(nn.Module):
         if "interaction" in heads:
             self.interaction = InteractionEncoder(width, mlm.cmt_depth, architecture.vocab_size)
         self.losses = nn.ModuleDict(losses)
+        self._pair_weights: Tensor | None = None
         for loss in losses.values():
             loss.setup(Sizes(width, num_identities, architecture.vocab_size))
 
@@ -171,6 +173,33 @@ class Objective(nn.Module):
                     if parameter.requires_grad:
                         parameter.register_hook(partial(torch.mul, 1 / num_processes))  # type: ignore[no-untyped-call]
 
+    @property
+    def pair_weights(self) -> Tensor | None:
+        """[num_pairs] float32 on the host, the weight of each pair of the training split; None if all count alike.
+
+        Setting it raises CsktError if a loss does not take weights.
+        """
+        return self._pair_weights
+
+    @pair_weights.setter
+    def pair_weights(self, weights: Tensor | None) -> None:
+        if weights is not None:
+            wrong = [name for name, loss in self.losses.items() if not cast(Loss, loss).takes_pair_weights]
+            if wrong:
+                raise CsktError(
+                    f"loss '{wrong[0]}' takes no weights of pairs; take it out of loss.weights, or, if it multiplies"
+                    " each pair's loss by LossInputs.pair_weights, set takes_pair_weights in its class"
+                )
+        self._pair_weights = weights
+
+    def weights_of(self, pair_ids: Tensor | None) -> Tensor | None:
+        """Return the weights of pairs of the training split, [B]; None if all are 1, whose losses need no weights."""
+        if self._pair_weights is None:
+            return None
+        assert pair_ids is not None, "weights are set for batches of the loader"
+        weights = self._pair_weights[pair_ids]
+        return None if bool((weights == 1).all()) else weights
+
     def forward(
         self,
         outputs: ModelOutputs,
@@ -178,16 +207,41 @@ class Objective(nn.Module):
         image_ids: Tensor,
         rows: Rows = SINGLE_PROCESS_ROWS,
         heads: Mapping[str, Part] = NO_HEADS,
+        *,
+        pair_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the unweighted losses of a batch by name; a by-row loss is the share of the own rows in the whole.
 
-        `outputs` are those of the own rows; `pids` and `image_ids` [B] those of the whole batch; `heads` are the
-        embedding heads of the model by method part, which are computed here: once, from all tokens of the own rows.
+        `outputs` are those of the own rows; `pids`, `image_ids` and, on the host, `pair_ids` [B] those of the whole
+        batch; `heads` are the embedding heads of the model by method part, which are computed here: once, from all
+        tokens of the own rows.
         """
-        mlm_logits = None
+        inputs = self.inputs(outputs, pids, image_ids, rows, heads, weights=self.weights_of(pair_ids))
+        losses = cast(dict[str, Loss], self.losses)
+        return {
+            name: rows.all_reduced_fraction(loss.num_terms(inputs)) * loss(inputs) if loss.by_row else loss(inputs)
+            for name, loss in losses.items()
+        }
+
+    def inputs(
+        self,
+        outputs: ModelOutputs,
+        pids: Tensor,
+        image_ids: Tensor,
+        rows: Rows,
+        heads: Mapping[str, Part],
+        *,
+        weights: Tensor | None = None,
+    ) -> LossInputs:
+        """Return the inputs of the losses for a batch; `weights` [B] are on the host, see `forward` for the others."""
+        mlm_logits = mlm_weights = None
         if self.interaction is not None and outputs.mlm_positions is not None:
             mlm_logits = self.interaction(outputs.text_tokens, outputs.image_tokens, outputs.mlm_positions)
-        inputs = LossInputs(
+        if weights is not None:
+            weights = to_device(weights, pids.device)
+            if outputs.mlm_positions is not None and outputs.text_tokens is not None:
+                mlm_weights = weights[rows.own][outputs.mlm_positions // outputs.text_tokens.shape[1]]
+        return LossInputs(
             image_features=rows.gather(outputs.image_features.float()),
             text_features=rows.gather(outputs.text_features.float()),
             pids=pids,
@@ -199,9 +253,7 @@ class Objective(nn.Module):
             mlm_labels=outputs.mlm_labels,
             embeddings={name: _embeddings(name, head, outputs.of_towers, rows) for name, head in heads.items()},
             extra={name: rows.gather(value) for name, value in outputs.extra.items()},
+            pair_weights=weights,
+            row_weights=None if weights is None else weights[rows.own],
+            mlm_weights=mlm_weights,
         )
-        losses = cast(dict[str, Loss], self.losses)
-        return {
-            name: rows.all_reduced_fraction(loss.num_terms(inputs)) * loss(inputs) if loss.by_row else loss(inputs)
-            for name, loss in losses.items()
-        }

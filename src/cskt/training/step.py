@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,13 +42,9 @@ def forward_backward(
     pids, image_ids = to_device(batch.pids, device), to_device(image_ids_per_pair(batch), device)
     window = _accumulation_window(context, step, num_steps)
 
-    def outputs_of(piece: ModelInputs) -> ModelOutputs:
-        with arithmetic(device, config.precision):
-            return encode(state.model, piece, masked_for_all=config.mlm.masked_for_all)
-
     def backward(outputs: ModelOutputs) -> dict[str, Tensor]:
         with arithmetic(device, config.precision):
-            losses = state.objective(outputs, pids, image_ids, rows, state.model.heads)
+            losses = state.objective(outputs, pids, image_ids, rows, state.model.heads, pair_ids=batch.pair_ids)
         total = weighted_total(losses, config.loss.weights)
         with exact_convolutions(device):
             torch.autograd.backward(state.scaler.scale(total / len(window)))
@@ -56,15 +54,34 @@ def forward_backward(
                 whole[name] = context.processes.all_reduce(loss)
         return {"loss": weighted_total(whole, config.loss.weights)} | whole
 
-    num_pairs = config.loop.micro_batch_size or len(batch.pids)
-    pieces = augmented(context, batch, rows, generator).split(num_pairs, cut=not state.model.needs_tokens)
-    if config.loop.compile:
-        pieces = [_in_bucket(piece, context.tokenizer.context_length) for piece in pieces]
+    pieces = pieces_of(context, batch, rows, generator)
     state.model.train()
     with constant_buffers(state.model):
         if len(pieces) == 1:
-            return backward(outputs_of(pieces[0]))
-        return backward_in_pieces(pieces, outputs_of, backward)
+            return backward(encode_piece(context, pieces[0]))
+        return backward_in_pieces(pieces, partial(encode_piece, context), backward)
+
+
+def generator_of(*position: object) -> torch.Generator:
+    """Return a generator that is a function of the seed and of a position, so that resuming needs no state."""
+    digest = hashlib.sha256("/".join(map(str, position)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def pieces_of(context: TrainingContext, batch: Batch, rows: Rows, generator: torch.Generator) -> list[ModelInputs]:
+    """Return the pieces in which this process's share of a batch passes the model, augmented."""
+    num_pairs = context.config.loop.micro_batch_size or len(batch.pids)
+    whole = augmented(context, batch, rows, generator)
+    pieces = whole.split(num_pairs, cut=not context.state.model.needs_tokens)
+    if context.config.loop.compile:
+        pieces = [_in_bucket(piece, context.tokenizer.context_length) for piece in pieces]
+    return pieces
+
+
+def encode_piece(context: TrainingContext, piece: ModelInputs) -> ModelOutputs:
+    """Compute the outputs of the model for a piece of a batch, in the precision of the run."""
+    with arithmetic(context.device, context.config.precision):
+        return encode(context.state.model, piece, masked_for_all=context.config.mlm.masked_for_all)
 
 
 def augmented(context: TrainingContext, batch: Batch, rows: Rows, generator: torch.Generator) -> ModelInputs:

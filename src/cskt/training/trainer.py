@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from contextlib import nullcontext
@@ -23,16 +22,16 @@ from cskt.training.checkpoint import load_last, save_last, set_aside
 from cskt.training.checks import warnings_after, warnings_before
 from cskt.training.context import TrainingContext
 from cskt.training.events import read_events
-from cskt.training.hooks import Hooks
 from cskt.training.initial_weights import InitialWeights, save_best_heads
 from cskt.training.loggers import Loggers
 from cskt.training.monitor import StepMonitor
 from cskt.training.optim import learning_rate, set_learning_rate
 from cskt.training.prefetcher import Prefetcher
 from cskt.training.run_folder import RunFolder
+from cskt.training.run_hooks import Hooks
 from cskt.training.shutdown import ShutdownSignal
 from cskt.training.state import trainable_state
-from cskt.training.step import forward_backward, optimizer_step
+from cskt.training.step import forward_backward, generator_of, optimizer_step
 from cskt.utils.console import Advance
 from cskt.utils.modules import named_tensors
 
@@ -91,9 +90,12 @@ class Trainer:
         logger.info("resuming %s after epoch %d, step %d", run.path, progress.epoch, progress.step)
 
     def train_epoch(self, advance: Advance) -> None:
-        """Make the remaining steps of the current epoch."""
+        """Make the remaining steps of the current epoch, after the hooks if it has not begun."""
         context, loop = self.context, self.context.config.loop
         state, processes, progress = context.state, context.processes, context.state.progress
+        if not progress.step:
+            with self.shutdown.immediate():  # everything is saved
+                self.hooks.call("before_epoch")
         epoch, num_steps = progress.epoch, context.loader.num_steps(progress.epoch)
         rate = learning_rate(epoch, context.config.optim, loop.num_epochs)
         set_learning_rate(state.optimizer, rate)
@@ -103,7 +105,7 @@ class Trainer:
         # Reading a loss makes the host wait for the device: on an accelerator it is done now and then.
         with Prefetcher(context.loader.epoch(epoch, progress.step, processes.share), context.device) as prefetcher:
             for step, batch in enumerate(prefetcher, start=progress.step):
-                generator = _generator(context.config.seed, epoch, step)
+                generator = generator_of(context.config.seed, epoch, step)
                 losses = forward_backward(context, batch, step, generator, num_steps)
                 largest_gradient = optimizer_step(context, step, num_steps)
                 num_unread = self.monitor.add(step, losses, largest_gradient, batch)
@@ -242,12 +244,6 @@ class Trainer:
         """Write an event to metrics.jsonl and send it to the loggers."""
         self.run.record(event, **values)
         self.loggers.log({"event": event, **values})
-
-
-def _generator(seed: int, epoch: int, step: int) -> torch.Generator:
-    """Return a generator for the augmentation of a step: a function of the position, so resuming needs no state."""
-    digest = hashlib.sha256(f"{seed}/{epoch}/{step}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def _encode_split(context: TrainingContext, encoder: Encoder, split: Split) -> SplitFeatures:
