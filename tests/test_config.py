@@ -152,7 +152,7 @@ def test_a_wrong_type_is_reported_with_its_key(key: str, value: Any) -> None:
         ("mlm.mask_probability", 0, "greater than 0"), ("loss.sdm_other_image", 1.1, "less than or equal to 1"),
         ("loss.tal_temperature", 0, "greater than 0"), ("optim.layer_decay", 0, "greater than 0"),
         ("optim.ema_decay", 1, "less than 1"), ("augment.caption_drop_probability", 2, "less than or equal to 1"),
-        ("data.caption_length", 2, "greater than or equal to 3"), ("data.select_on", "train", "'val' or 'test'"),
+        ("data.caption_length", 2, "greater than or equal to 3"), ("data.select_on", "all", "'val', 'test' or 'train'"),
         ("augment.flip_probability", 1.5, "less than or equal to 1"), ("augment.pad_pixels", -1, "or equal to 0"),
         ("augment.erase_area", [0.4, 0.02], "not a range"), ("augment.erase_area", [0, 0.4], "not a range"),
         ("augment.erase_ratio", [0, 1], "not a range"), ("prompts.depth", 0, "greater than 0"),

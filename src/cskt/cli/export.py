@@ -111,7 +111,7 @@ def read_run(folder: Path, backbone: str | None) -> Folded:
     folder = local_path(folder)
     if not (folder / CONFIG).is_file():
         raise CsktError(f"{folder}: no run folder (it has no {CONFIG})")
-    config = as_trained(load_config(folder / CONFIG))
+    config = as_trained(load_config(folder / CONFIG, fit=False))
     source = read_method(folder / BEST)
     encoder = load(folder, backbone, "cpu")
     encoder.model.fold_low_rank()

@@ -66,7 +66,7 @@ def _train(argv: Sequence[str]) -> int:
     name = flags.recipe or recipe_of(vars(flags))
     recipe = recipes.get(name) or load_config(name)
     try:
-        config = load_config(recipe, _overrides(flags, recipe))
+        config = load_config(recipe, _overrides(flags, recipe), fit=False)
         if expanded(config.backbone.name).is_file():  # published names are known by their digests
             config = replace(config, backbone=assume_openai(config.backbone))
         _check_mlm(flags.MLM, recipe, config)

@@ -117,7 +117,9 @@ def reproduce(
     """
     methods = []
     for protocol in protocols:
-        config = load_config(recipe, {**keys, "data.select_on": "test" if protocol == "published" else "val"})
+        config = load_config(
+            recipe, {**keys, "data.select_on": "test" if protocol == "published" else "val"}, fit=False
+        )
         test = find_split(read_separate_splits(config.data.dataset, Path(config.data.root)), "test")
         results = []
         for seed in seeds:

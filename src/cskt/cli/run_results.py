@@ -42,9 +42,9 @@ def is_run(model: Path) -> bool:
 
 
 def selection_note(model: Path) -> str:
-    """Return `selected on test`, for every result of a run that selected its epoch on the test split; else nothing."""
+    """Return `selected on test`, for a run that selected its epoch there (or on train); nothing if on val."""
     config = run_config(model)
-    return "selected on test" if config is not None and config.data.select_on == "test" else ""
+    return "" if config is None or config.data.select_on == "val" else f"selected on {config.data.select_on}"
 
 
 def evaluate_run(

@@ -49,12 +49,12 @@ def main(argv: Sequence[str]) -> int:
     overrides = {"loop.stop_after_epochs": None} | flag_overrides(flags)
     if len(roots := flags_roots(flags)) > 1:
         overrides |= _moved_mix(folder, roots)
-    return run(as_trained(load_config(folder / CONFIG, overrides)), folder, resume=True)
+    return run(as_trained(load_config(folder / CONFIG, overrides, fit=False)), folder, resume=True)
 
 
 def _moved_mix(folder: Path, roots: Sequence[str]) -> dict[str, Any]:
     """Return the overrides that state new places of the data sets of a run's mix, in the order of its config."""
-    data = load_config(folder / CONFIG).data
+    data = load_config(folder / CONFIG, fit=False).data
     if len(roots) != 1 + len(data.mix):
         known = ", ".join([data.root, *(other.root for other in data.mix)])
         raise CsktError(

@@ -1,6 +1,7 @@
 """Configuration of a run: its fields (`schema` and its sections), and recipes and config files (`recipes`)."""
 
 from cskt.config.architecture import CLIP_MEAN, CLIP_STD, ClipArchitecture
+from cskt.config.fitting import changes_text
 from cskt.config.model_sections import (
     CLIP_SETTINGS,
     CROP_SIZE,
@@ -10,16 +11,17 @@ from cskt.config.model_sections import (
     LoraConfig,
     PromptConfig,
 )
+from cskt.config.plain_yaml import read_yaml
 from cskt.config.recipes import (
     RECIPES,
     as_trained,
     completed_like,
+    continues_run,
     evaluation_interpolation,
     load_config,
     merge,
     nest,
     read_recipe,
-    read_yaml,
     recipe_names,
     resolve_recipe,
     save_config,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cskt.errors import CsktError
+from cskt.errors import CsktError, FileSystemError, MissingFileError
 from cskt.utils.messages import one_line
+from cskt.utils.terminal import printable
 
 MISFITS = (ValueError, LookupError, AttributeError, TypeError)
 """Exceptions that PyYAML raises, beside its own, for a scalar that does not fit its tag."""
@@ -71,3 +73,28 @@ def plain_yaml(text: str, loader: type[PlainLoader] = PlainLoader) -> Any:
         raise CsktError(one_line(error)[:1000]) from None
     except RecursionError:
         raise CsktError("nested too deep") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping of plain data from a file.
+
+    Raises:
+        CsktError: the file is missing, is not YAML, has a key twice, or is no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: no such file") from None
+    except OSError as error:
+        raise FileSystemError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise CsktError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    try:
+        content = plain_yaml(text)
+    except CsktError as error:
+        raise CsktError(f"{path}: not plain YAML: {printable(str(error))}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise CsktError(f"{path}: expected 'key: value' lines, found {type(content).__name__}")
+    return content

@@ -6,25 +6,25 @@ A pydantic error becomes one line that names the key and, for an unknown key, th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from cskt.config.architecture import CLIP_MEAN, CLIP_STD, ClipArchitecture
+from cskt.config.fitting import FROM_RUN, KEYS, backbone_fits, model_of_run, stated_keys
 from cskt.config.model_sections import RECORDED
-from cskt.config.plain_yaml import plain_yaml
+from cskt.config.plain_yaml import read_yaml
 from cskt.config.schema import NO_METHOD, RunConfig, flat_fields
 from cskt.config.types import Interpolation
-from cskt.errors import CsktError, FileSystemError, MissingFileError
+from cskt.errors import CsktError
 from cskt.utils.arguments import expect
 from cskt.utils.checked import describe, main_fault
 from cskt.utils.messages import nearest
 from cskt.utils.paths import check_path
-from cskt.utils.terminal import printable
 
 Config = TypeVar("Config")
 RECIPES = Path(str(resources.files("cskt"))) / "recipes"
@@ -35,29 +35,9 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping of plain data from a file.
-
-    Raises:
-        CsktError: the file is missing, is not YAML, has a key twice, or is no mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise MissingFileError(f"{path}: no such file") from None
-    except OSError as error:
-        raise FileSystemError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise CsktError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    try:
-        content = plain_yaml(text)
-    except CsktError as error:
-        raise CsktError(f"{path}: not plain YAML: {printable(str(error))}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise CsktError(f"{path}: expected 'key: value' lines, found {type(content).__name__}")
-    return content
+def continues_run(path: Path) -> bool:
+    """Return whether a recipe takes its model from the run that training starts from."""
+    return read_yaml(path).get("base") == FROM_RUN
 
 
 def resolve_recipe(name_or_path: str | Path) -> Path:
@@ -74,14 +54,32 @@ def resolve_recipe(name_or_path: str | Path) -> Path:
     raise CsktError(f"unknown recipe '{name_or_path}': {nearest(str(name_or_path), recipe_names())}")
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a recipe, merged into the one that it names under `base`, if any.
+class Layer(NamedTuple):
+    """Values of one file."""
+
+    content: dict[str, Any]
+    is_shipped: bool
+    """True for a recipe of the package or the run of `init_from`, False for a file of the user."""
+
+
+def read_layers(path: Path, init_from: str | None = None) -> list[Layer]:
+    """Read a recipe and the ones below it that `base` names; the first has the last word.
+
+    The base `init_from` is the run that training starts from (see `fitting.model_of_run`).
 
     Raises:
         CsktError: see `read_yaml`; a base that is unknown, or that is its own base.
     """
+    layers: list[Layer] = []
     content, here, seen = read_yaml(path), path, {path.resolve()}
-    while (base := content.pop("base", None)) is not None:
+    while True:
+        base = content.pop("base", None)
+        layers.append(Layer(content, here.parent == RECIPES))
+        init_from = init_from or content.get("init_from")
+        if base is None:
+            return layers
+        if base == FROM_RUN:
+            return [*layers, Layer(model_of_run(init_from, here.stem), True)]
         try:
             below = resolve_recipe(str(base))
         except CsktError as error:
@@ -91,7 +89,18 @@ def read_recipe(path: Path) -> dict[str, Any]:
         if below.resolve() in seen:
             raise CsktError(f"{here}: base: {base} is laid over itself")
         seen.add(below.resolve())
-        content, here = merge(read_yaml(below), content), below
+        content, here = read_yaml(below), below
+
+
+def read_recipe(path: Path, init_from: str | None = None) -> dict[str, Any]:
+    """Read a recipe, merged into the ones below it; see `read_layers`."""
+    return _merged(read_layers(path, init_from))
+
+
+def _merged(layers: Iterable[Layer]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for layer in layers:
+        content = merge(layer.content, content)
     return content
 
 
@@ -118,13 +127,15 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_config(
-    source: str | Path | Mapping[str, Any] | RunConfig, overrides: Mapping[str, Any] | None = None
+    source: str | Path | Mapping[str, Any] | RunConfig, overrides: Mapping[str, Any] | None = None, *, fit: bool = True
 ) -> RunConfig:
     """Return a checked `RunConfig` from a recipe's name, a YAML file, a mapping or another config.
 
     Args:
         source: recipe name, path of a YAML file, or its content. Keys left out keep their defaults.
         overrides: dotted key -> value that replaces the one of the source (`{"optim.lr": 1e-4}`).
+        fit: values that neither a file of the user nor `overrides` state are fitted: here to the backbone, if the
+            recipe was written for another one, and by training to the amount of data. False: all stay as they are.
 
     Raises:
         CsktError: an unknown key (with the nearest one), a wrong type or a value out of range; names the key.
@@ -136,15 +147,26 @@ def load_config(
         0.0001
     """
     expect(overrides, (Mapping, type(None)), "overrides")
+    changes = nest(overrides or {})
+    shipped: dict[str, Any] = {}
     if isinstance(source, RunConfig):
-        content, config = to_dict(source), source
+        content, config, given = to_dict(source), source, KEYS - source.adaptable
     elif isinstance(source, Mapping):
-        content, config = dict(source), validate(RunConfig, source, "config")
+        content, config, given = dict(source), validate(RunConfig, source, "config"), stated_keys(source)
     else:
         path = resolve_recipe(source)
-        content = read_recipe(path)
+        layers = read_layers(path, changes.get("init_from"))
+        content, shipped = _merged(layers), _merged(layer for layer in layers if layer.is_shipped)
+        given = stated_keys(_merged(layer for layer in layers if not layer.is_shipped))
         config = validate(RunConfig, content, str(path))  # before the overrides, so that a message names the right one
-    return validate(RunConfig, merge(content, nest(overrides)), "overrides") if overrides else config
+    if changes:
+        content, given = merge(content, changes), given | stated_keys(changes)
+        config = validate(RunConfig, content, "overrides")
+    if not fit:
+        return dataclasses.replace(config, adaptable=frozenset())
+    if shipped and (fitting := backbone_fits(config, shipped, given)):
+        config = validate(RunConfig, merge(content, nest(fitting)), "")
+    return dataclasses.replace(config, adaptable=frozenset(KEYS - given))
 
 
 def validate(

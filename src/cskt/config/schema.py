@@ -35,6 +35,12 @@ def _empty_if_none(fields: Any) -> Any:
     return {} if fields is None else fields
 
 
+def _made_by_code(keys: Any) -> Any:
+    if not isinstance(keys, frozenset):
+        raise CsktError("no key of a config; delete it")
+    return keys
+
+
 @checked_dataclass(STRICT)
 class RunConfig:
     """One training run. A recipe is such a file with most keys left out.
@@ -79,6 +85,11 @@ class RunConfig:
     plugins: tuple[Annotated[Requirement, BeforeValidator(_named)], ...] = ()
     """Plug-ins that losses, method parts and data come from: names in a recipe; a run records their digests as well."""
 
+    adaptable: Annotated[frozenset[str], BeforeValidator(_made_by_code)] = dataclasses.field(
+        default=frozenset(), compare=False, repr=False
+    )
+    """Keys whose values nobody gave, which training may fit to the amount of data; no file has this field."""
+
     @property
     def is_trainable(self) -> bool:
         """False for a recipe with nothing to train (zero-shot CLIP), which is only evaluated and saved."""
@@ -99,6 +110,7 @@ class RunConfig:
     @model_serializer(mode="wrap")
     def _without_plugins(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = dump(self)
+        del written["adaptable"]
         return {key: value for key, value in written.items() if value or key not in ("hooks", "parts", "plugins")}
 
 
@@ -110,7 +122,7 @@ METHOD_SECTIONS = tuple(NO_METHOD)
 """Sections with the settings of the package's own method parts, each of which has the name of its section."""
 
 
-OPEN = {"loss.constants", "hooks", "parts", "plugins"}
+OPEN = {"loss.constants", "hooks", "parts", "plugins", "adaptable"}
 """Fields that have no flag: the settings of plug-ins have one each, `loss.<name>.<field>`, `parts.<name>.<field>`."""
 
 

@@ -117,8 +117,9 @@ class DataConfig:
     """cuhk-pedes, icfg-pedes, rstpreid or jsonl."""
     root: str = "data"
     """Folder that holds the data set's folder (CUHK-PEDES, ICFG-PEDES, RSTPReid), or that folder itself."""
-    select_on: Literal["val", "test"] = "val"
-    """Split that picks the best epoch; test is the published protocol and marks every result."""
+    select_on: Literal["val", "test", "train"] = "val"
+    """Split that picks the best epoch; test is the published protocol, and train is for data with too few people to
+    hold some out. Both mark every result."""
     holdout_fraction: Annotated[Real, Gt(0), Le(0.5)] = 0.1
     """Share of the training identities held out as val where a data set has none."""
     holdout_seed: Whole = 0

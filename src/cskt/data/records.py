@@ -146,7 +146,7 @@ def select_splits(dataset: Mapping[str, Split], data: DataConfig) -> tuple[Split
     `holdout_seed` and the identities, and are nested: a larger fraction keeps what a smaller one kept.
     """
     train = find_split(dataset, "train")
-    if data.select_on == "test" or "val" in dataset:
+    if data.select_on != "val" or "val" in dataset:
         selection = find_split(dataset, data.select_on)
     else:
         ordered = shuffled_pids(train.pids.values(), f"holdout {data.holdout_seed}")
@@ -154,7 +154,7 @@ def select_splits(dataset: Mapping[str, Split], data: DataConfig) -> tuple[Split
         if num_held_out >= len(ordered):
             raise CsktError(
                 f"{train.dataset} has no val split and only {len(ordered)} training identity to hold out from; "
-                "add a val split or set data.select_on to test"
+                "add a val split or set data.select_on to train or test"
             )
         selection = _restrict(train, set(ordered[:num_held_out]), name="val")
         train = _restrict(train, set(ordered[num_held_out:]))

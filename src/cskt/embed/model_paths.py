@@ -269,7 +269,7 @@ class RunReader(MethodFileReader):
         return (path / BEST).is_file() or (path / CONFIG).is_file()
 
     def config(self, path: Path) -> RunConfig | None:
-        return load_config(path / CONFIG) if (path / CONFIG).is_file() else super().config(path / BEST)
+        return load_config(path / CONFIG, fit=False) if (path / CONFIG).is_file() else super().config(path / BEST)
 
     def read(self, source: ModelSource) -> Loaded:
         weights = Path(source.path) / BEST

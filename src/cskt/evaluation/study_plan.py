@@ -171,7 +171,8 @@ def plan(
                 keys = study.common | (study.small | arm.set | arm.small if size == "small" else arm.set)
                 own_keys = {"data.dataset": data.dataset, "data.root": str(root / data.root), "seed": seed}
                 try:
-                    config = load_config(arm.recipe, {**keys, "name": arm.label, **(overrides or {}), **own_keys})
+                    every = {**keys, "name": arm.label, **(overrides or {}), **own_keys}
+                    config = load_config(arm.recipe, every, fit=False)  # arms differ in what the study says alone
                 except CsktError as error:
                     raise CsktError(f"study '{study.title}', arm '{arm.label}': {error}") from None
                 if not config.is_trainable and round_number > 0:

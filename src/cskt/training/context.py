@@ -17,7 +17,6 @@ from cskt.config import RECORDED, RunConfig, evaluation_interpolation, flat_valu
 from cskt.data.datasets import DATASETS, dataset_key
 from cskt.data.images import ImageReader
 from cskt.data.loading import TrainingLoader
-from cskt.data.mixing import read_training_data
 from cskt.data.records import Split
 from cskt.data.tokenizer import Tokenizer, log_caption_warnings
 from cskt.device import pick_device, reset_peak_memory
@@ -27,6 +26,7 @@ from cskt.model.parts import PARTS, complete_parts
 from cskt.plugins import Registry, Requirement, required, requirements
 from cskt.training.checkpoint import FREE_ON_RESUME
 from cskt.training.checks import check_captions_per_image, check_losses, check_negatives
+from cskt.training.data_size import read_fitted_data
 from cskt.training.distributed import SINGLE_PROCESS, Processes
 from cskt.training.hooks import HOOKS, check_hooks
 from cskt.training.loggers import LOGGERS
@@ -129,7 +129,7 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
         LOGGERS[name].check()
     device = processes.device(pick_device(config.device))
     reset_peak_memory(device)
-    train_split, parts, (val_split, *other_splits) = read_training_data(config.data, refuse_overlaps=refuse_overlaps)
+    config, (train_split, parts, (val_split, *other_splits)) = read_fitted_data(config, refuse_overlaps=refuse_overlaps)
     if config.is_trainable:
         check_negatives(config, train_split)
     built = build(config)

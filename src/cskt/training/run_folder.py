@@ -61,7 +61,7 @@ class RunFolder:
     @property
     def config(self) -> RunConfig:
         """Config of the run, from its config.yaml."""
-        return as_trained(load_config(self.path / CONFIG))
+        return as_trained(load_config(self.path / CONFIG, fit=False))
 
     def set_stop(self, stop_after_epochs: int | None) -> None:
         """Write the epoch at which a resumed run stops into its config.yaml."""

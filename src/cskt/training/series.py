@@ -12,6 +12,7 @@ from cskt.model.io.cache import locate, sha256_of, weights_sha256
 from cskt.model.io.names import BEST, CONFIG
 from cskt.training.checkpoint import config_differences
 from cskt.training.context import data_digest
+from cskt.training.data_size import read_fitted_data
 from cskt.training.events import first_event, last_event, read_events
 from cskt.training.initial_weights import initial_file
 from cskt.training.loop import Resume, TrainResult, train
@@ -38,6 +39,8 @@ def check_same_config(config: RunConfig, folder: Path) -> None:
     if not (folder / CONFIG).is_file():
         return
     saved = RunFolder(folder).config
+    if config.adaptable:
+        config, _ = read_fitted_data(config, refuse_overlaps=False)
     different = config_differences(saved, completed_like(config, saved))
     before, now = saved.loop.stop_after_epochs, config.loop.stop_after_epochs
     if before != now:  # free when a run is resumed, but here it would be another result

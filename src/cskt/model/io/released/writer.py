@@ -100,7 +100,7 @@ def check_expressible(config: RunConfig, architecture: ClipArchitecture) -> None
 
 def inexpressible_keys(config: RunConfig, architecture: ClipArchitecture) -> list[str]:
     """Return the config keys that affected a run's training and that the released options cannot express."""
-    expressed = load_config(recipe_for(config), from_published(to_published(config, architecture)))
+    expressed = load_config(recipe_for(config), from_published(to_published(config, architecture)), fit=False)
     written = flat_values(expressed)
     return [
         key

@@ -1,0 +1,100 @@
+"""Settings of a training that follow from the amount of its data: batch size, epochs, warm-up, selection.
+
+Recipes are written for data sets of thousands of people. Values that nobody gave are fitted to smaller ones, and one
+line says so; a value that was given stays, and is refused where nothing can be trained with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from cskt.config import DataConfig, RunConfig, changes_text, load_config, value_of
+from cskt.data.mixing import TrainingData, read_training_data
+
+logger = logging.getLogger(__name__)
+
+FEWEST_STEPS = 4
+"""Batches that an epoch should have ..."""
+SMALLEST_BATCH = 16
+"""... unless they would have fewer pairs than this: a contrastive loss learns from the other pairs of a batch."""
+FEWEST_UPDATES = 60
+"""Steps that a training should have."""
+WARMUP_SHARE = 5
+"""A warm-up that takes more than half of the epochs is reduced to a fifth."""
+FEWEST_HELD_OUT = 5
+"""People without whom R1 on a held-out split says nothing: among two it is 50 by chance."""
+LARGEST_HOLDOUT = 0.25
+"""Share of the people beyond which none are held out, because too few would be left to train on."""
+
+
+def read_fitted_data(config: RunConfig, *, refuse_overlaps: bool = True) -> tuple[RunConfig, TrainingData]:
+    """Read the training data of a config, and fit to it the values that nobody gave (`RunConfig.adaptable`).
+
+    Returns:
+        The config that is trained, in which nothing is left to fit, and its data; for errors see `read_training_data`.
+    """
+    data = read_training_data(config.data, refuse_overlaps=refuse_overlaps)
+    changes = _selection(config, data)
+    if changes:
+        selected = load_config(config, changes, fit=False)
+        data = read_training_data(selected.data, refuse_overlaps=refuse_overlaps)
+    if config.is_trainable:
+        changes |= _amounts(config, data)
+    if changes:
+        people, pairs = data.train.num_ids, len(data.train.captions)
+        logger.info(
+            "fitted to %d training pairs of %d people: %s; a flag overrides each",
+            pairs, people, changes_text(config, changes),
+        )  # fmt: skip
+    return load_config(config, changes, fit=False), data
+
+
+def _selection(config: RunConfig, data: TrainingData) -> dict[str, Any]:
+    """Return how the best epoch is selected if the people that a data set without val holds out would be too few."""
+    selection = data.selection[0]
+    was_held_out = config.data.select_on == "val" and selection.records[0].split == "train"
+    if not was_held_out or selection.num_ids >= FEWEST_HELD_OUT or "data.holdout_fraction" not in config.adaptable:
+        return {}
+    num_people = selection.num_ids + data.train.num_ids  # of the first data set, or of all of a mix
+    if not config.data.mix and LARGEST_HOLDOUT * num_people >= FEWEST_HELD_OUT and config.data.train_fraction == 1:
+        return {"data.holdout_fraction": round(FEWEST_HELD_OUT / num_people, 4)}
+    return {"data.select_on": "train"} if "data.select_on" in config.adaptable else {}
+
+
+def _amounts(config: RunConfig, data: TrainingData) -> dict[str, Any]:
+    """Return batch size, epochs and warm-up where those of the recipe are for more pairs."""
+    fitted: dict[str, Any] = {}
+    pairs = _num_pairs(config.data, data)
+    size, epochs, warmup = config.data.batch_size, config.loop.num_epochs, config.optim.warmup_epochs
+    if "data.batch_size" in config.adaptable and size * FEWEST_STEPS > pairs:
+        size = min(size, _fitting_size(config.data, pairs, data.train.num_ids))
+        fitted["data.batch_size"] = size
+    steps = -(-pairs // size)
+    if "loop.num_epochs" in config.adaptable and epochs * steps < FEWEST_UPDATES:
+        epochs = -(-FEWEST_UPDATES // steps)
+        fitted["loop.num_epochs"] = epochs
+    if "optim.warmup_epochs" in config.adaptable and 2 * warmup > epochs:
+        fitted["optim.warmup_epochs"] = epochs // WARMUP_SHARE
+    return {key: value for key, value in fitted.items() if value != value_of(config, key)}
+
+
+def _num_pairs(config: DataConfig, data: TrainingData) -> int:
+    """Return the pairs that batches are drawn from: of an epoch, or of the smallest data set if a batch has one."""
+    if not data.parts:
+        return len(data.train.captions)
+    counts, first = [], 0
+    for part in data.parts:
+        images = data.train.records[first : first + part.num_images]
+        counts.append(max(1, round(part.weight * sum(len(record.captions) for record in images))))
+        first += part.num_images
+    return min(counts) if config.mix_batches == "one" else sum(counts)
+
+
+def _fitting_size(config: DataConfig, pairs: int, people: int) -> int:
+    """Return the largest batch size that leaves enough steps and that the sampler can fill."""
+    size = max(pairs // FEWEST_STEPS, min(pairs, SMALLEST_BATCH))
+    unit = config.captions_per_image
+    if config.sampler != "random":
+        unit, size = config.instances, min(size, people * config.instances)
+    return max(size // unit * unit, unit)

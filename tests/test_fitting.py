@@ -1,0 +1,74 @@
+"""Recipes over a backbone that they were not written for."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from cskt.config import RunConfig, load_config, recipe_names, save_config, to_dict
+from cskt.errors import CsktError
+from cskt.model.dual_encoder import DualEncoder
+
+OVER_TINY = {"backbone.name": "clip-tiny"}
+CLIP_TINY = load_config("tiny").backbone.architecture
+OTHERS = {"demo", "tiny", "adapt"}
+"""Recipes over clip-tiny, over no backbone, and over that of a run."""
+
+
+@pytest.mark.parametrize("recipe", sorted(set(recipe_names()) - OTHERS))
+def test_every_recipe_fits_clip_tiny(recipe: str) -> None:
+    assert CLIP_TINY is not None
+    config = load_config(recipe, OVER_TINY)
+    assert (config.backbone.image_height, config.backbone.image_width) == (128, 64)
+    with torch.device("meta"):
+        DualEncoder(CLIP_TINY, config.method, config.trainable)  # refuses more prompts than there are blocks
+    if config.trainable != "none":
+        assert config.loss.temperature == 0.05 and config.data.batch_size == 32 and config.loop.num_epochs == 6
+
+
+def test_the_rate_follows_what_is_trained() -> None:
+    rates = {name: load_config(name, OVER_TINY).optim.lr for name in ("cskt-bpt", "lora", "linear", "irra", "finetune")}
+    assert rates == {"cskt-bpt": 1e-2, "lora": 3e-3, "linear": 1e-3, "irra": 3e-4, "finetune": 3e-4}
+
+
+def test_one_line_names_what_changed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    config = load_config("irra", OVER_TINY)
+    assert load_config(config) == config
+    (line,) = caplog.messages
+    assert line.startswith("fitted to clip-tiny (the recipe is for ViT-B/16): ") and "optim.lr 1e-05 -> 0.0003" in line
+    assert "prompts" not in line, "irra has none"
+
+
+def test_flags_and_files_win(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("base: cskt\noptim: {lr: 1.0e-5}\nbackbone: {image_height: 96}\n", encoding="utf-8")
+    config = load_config(own, OVER_TINY | {"prompts.depth": 2})
+    assert (config.optim.lr, config.backbone.image_height, config.prompts.depth) == (1e-5, 96, 2)
+    assert config.loss.temperature == 0.05
+    own.write_text("base: cskt\nbackbone: {name: clip-tiny}\n", encoding="utf-8")
+    assert load_config(own).prompts.depth == 4
+
+
+def test_recipes_over_their_own_backbone_a_saved_run_and_other_backbones_stay_as_they_are(tmp_path: Path) -> None:
+    assert load_config("demo", OVER_TINY | {"name": "other"}).optim.lr == load_config("demo").optim.lr == 1e-3
+    plain = load_config("cskt", fit=False)
+    for name in ("ViT-B/16", "ViT-L/14", "some/clip-tiny", "../assets/clip-tiny"):
+        assert load_config("cskt", {"backbone.name": name}).optim == plain.optim
+    assert load_config("cskt", OVER_TINY, fit=False).optim == plain.optim
+    save_config(load_config("cskt", OVER_TINY | {"optim.lr": 0.5}), tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml").optim.lr == 0.5
+
+
+def test_what_may_be_fitted_is_in_no_file() -> None:
+    config = load_config("cskt", {"optim.lr": 1e-4})
+    assert "optim.lr" not in config.adaptable and "data.batch_size" in config.adaptable
+    assert dataclasses.replace(config, seed=3).adaptable == config.adaptable
+    assert "adaptable" not in to_dict(config) and not RunConfig().adaptable
+    assert load_config(config, {"data.batch_size": 8}).adaptable == config.adaptable - {"data.batch_size"}
+    with pytest.raises(CsktError, match="adaptable: no key of a config; delete it"):
+        load_config({"adaptable": ["optim.lr"]})
