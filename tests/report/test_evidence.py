@@ -16,7 +16,7 @@ from PIL import Image
 
 from cskt.evaluation.analysis import Similarities
 from cskt.report.evidence import (
-    MOST_LABELS,
+    MAX_LABELS,
     NUM_BARS,
     Curve,
     attribute_bars,
@@ -146,13 +146,13 @@ def test_a_confusion_matrix_is_in_percent_of_its_rows() -> None:
 
 
 def test_rare_values_are_joined() -> None:
-    labels = [f"colour {number}" for number in range(MOST_LABELS + 5)]
+    labels = [f"colour {number}" for number in range(MAX_LABELS + 5)]
     counts = np.eye(len(labels), dtype=np.int64) * 2
     counts[0, -1] = 1
     figure = confusion_matrix(labels, counts)
     figure.canvas.draw()
     rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert len(rows) == MOST_LABELS
+    assert len(rows) == MAX_LABELS
     assert rows[0] == "colour 0  3" and rows[-1] == "others  12"
     assert texts(figure)[:2] == ["67", "33"]
 

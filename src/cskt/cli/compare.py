@@ -87,7 +87,7 @@ def methods_of(run: str, split: str, dataset: str | None = None) -> list[MethodR
 
 def on_one_split(methods: dict[str, list[MethodResults]]) -> list[tuple[str, MethodResults]]:
     """Return the runs and methods on the one split that all runs share."""
-    splits = [{method.results[0].split_sha256: method.results[0] for method in of_run} for of_run in methods.values()]
+    splits = [{one.results[0].split_sha256: one.results[0] for one in run_methods} for run_methods in methods.values()]
     shared = [digest for digest in splits[0] if all(digest in others for others in splits)]
     if not shared:
         for (run, here), (other_run, there) in itertools.combinations(zip(methods, splits, strict=True), 2):
@@ -98,7 +98,7 @@ def on_one_split(methods: dict[str, list[MethodResults]]) -> list[tuple[str, Met
         names = sorted({splits[0][digest].dataset for digest in shared})
         remedy = f"--dataset {names[0]}" if len(names) > 1 else "name the result files: RUN/evaluations/....json"
         raise CsktError(f"the runs share results on {len(shared)} splits ({', '.join(names)}); choose one: {remedy}")
-    every = [(run, method) for run, of_run in methods.items() for method in of_run]
+    every = [(run, method) for run, run_methods in methods.items() for method in run_methods]
     return [(run, method) for run, method in every if method.results[0].split_sha256 == shared[0]]
 
 
@@ -139,18 +139,17 @@ def differing_settings(configs: Mapping[str, Sequence[RunConfig]]) -> list[Setti
         configs: label of a method -> its configs, one for each seed; empty if unknown.
     """
     trained = {
-        label: [flat_values(config) for config in of_label if config.is_trainable]
-        for label, of_label in configs.items()
+        label: [flat_values(config) for config in seeds if config.is_trainable] for label, seeds in configs.items()
     }
-    trained = {label: of_label for label, of_label in trained.items() if of_label}
+    trained = {label: seeds for label, seeds in trained.items() if seeds}
     found = []
-    for key in dict.fromkeys(key for of_label in trained.values() for one in of_label for key in one):
+    for key in dict.fromkeys(key for seeds in trained.values() for settings in seeds for key in settings):
         if key in NOT_COMPARED:
             continue
-        values = {label: _distinct([_value(one, key) for one in of_label]) for label, of_label in trained.items()}
+        values = {label: _distinct([_value(settings, key) for settings in seeds]) for label, seeds in trained.items()}
         if key in FOUND_IN_FILES:
-            values = {label: of_label for label, of_label in values.items() if None not in of_label}
-        if len(_distinct([value for of_label in values.values() for value in of_label])) > 1:
+            values = {label: known for label, known in values.items() if None not in known}
+        if len(_distinct([value for known in values.values() for value in known])) > 1:
             found.append(SettingDifference(key, values))
     return found
 

@@ -57,11 +57,11 @@ def main(argv: Sequence[str]) -> int:
     places = [DataPlace(dataset_key(name), root or flags.root) for name, _, root in words]
     columns = column_names(places)
     folders = {run: seed_folders(Path(run)) for run in flags.runs}
-    for folder in (folder for of_run in folders.values() for folder in of_run):
+    for folder in (folder for seeds in folders.values() for folder in seeds):
         check_exists(str(folder))
-    results = {run: [results_of(folder, places, flags) for folder in of_run] for run, of_run in folders.items()}
+    results = {run: [results_of(folder, places, flags) for folder in seeds] for run, seeds in folders.items()}
     check_columns(results)
-    rows = [row_of(folders[run][0], of_run, places) for run, of_run in results.items()]
+    rows = [row_of(folders[run][0], seeds, places) for run, seeds in results.items()]
     alike = Counter((row.label, row.trained_on) for row in rows)
     rows = [
         row if alike[row.label, row.trained_on] == 1 else dataclasses.replace(row, label=f"{row.label} ({run})")
@@ -79,9 +79,9 @@ def results_of(model: Path, places: Sequence[DataPlace], flags: argparse.Namespa
 
 def check_columns(results: dict[str, list[list[Result]]]) -> None:
     """Check that each column is one split; held-out identities, for example, differ from run to run."""
-    (first_run, first), *others = [(run, of_model) for run, of_run in results.items() for of_model in of_run]
-    for run, of_model in others:
-        for one, other in zip(first, of_model, strict=True):
+    (first_run, first), *others = [(run, seed_results) for run, seeds in results.items() for seed_results in seeds]
+    for run, seed_results in others:
+        for one, other in zip(first, seed_results, strict=True):
             check_same_split(first_run, one, run, other)
 
 

@@ -13,7 +13,7 @@ import torch
 from cskt import __version__
 from cskt.cli import report_sections
 from cskt.cli.compare import distinct_names
-from cskt.cli.model_flags import add_encoder_flags, load_model, num_hits
+from cskt.cli.model_flags import add_dataset_flags, add_encoder_flags, load_model, num_hits
 from cskt.cli.parsing import Parser, check_suffix, command_line
 from cskt.cli.run_report import run_summary, warning_sections, warnings_of
 from cskt.cli.run_results import seed_folders
@@ -29,9 +29,9 @@ from cskt.report.style import LINES, png
 from cskt.report.tables import result_table
 from cskt.utils.console import bar, console
 
-MOST_HITS = 10
+DEFAULT_HITS = 10
 """Default number of images of a ranked list."""
-MOST_NAMES = 4
+MAX_NAMES = 4
 """Most runs that a title lists by name."""
 
 
@@ -45,24 +45,22 @@ def main(argv: Sequence[str]) -> int:
     known = "run folder (of seed-1, seed-2, ... the first), released folder, CLIP weights or clip-tiny"
     parser.add_argument("runs", nargs="+", metavar="RUN", help=known)
     parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
-    parser.add_argument("--dataset", help="cuhk-pedes, icfg-pedes, rstpreid or jsonl (default: the runs' own)")
-    parser.add_argument("--root", help="folder that holds the data set's folder (default: the runs' own)")
-    parser.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
-    parser.add_argument("-k", type=int, help=f"images of a ranked list (default: {MOST_HITS}, or the whole gallery)")
+    add_dataset_flags(parser)
+    parser.add_argument("-k", type=int, help=f"images of a ranked list (default: {DEFAULT_HITS}, or the whole gallery)")
     parser.add_argument("--lists", type=int, default=3, help="best and worst lists, each (default: %(default)s)")
     add_encoder_flags(parser)
     flags = parser.parse(argv)
     check_flags(flags)
 
     labels, runs = named_runs(flags.runs)
-    split = common_split(runs, flags.dataset, flags.root, flags.split)
-    k = num_hits(flags.k, MOST_HITS, split)
-    models: list[report_sections.Examined] = []
+    split = common_split(runs, flags.dataset, flags.root, flags.split or "test")
+    k = num_hits(flags.k, DEFAULT_HITS, split)
+    models: list[report_sections.ReportedModel] = []
     lists: list[Section] = []
     for label, run in zip(labels, runs, strict=True):  # one model is in memory at a time
         encoder = load_model(flags, run)
         features = encode_split(encoder, split)
-        models.append(report_sections.examine(label, Path(run), encoder, split, features))
+        models.append(report_sections.reported_model(label, Path(run), encoder, split, features))
         if len(models) == 1:
             lists = report_sections.list_sections(models[0], split, features, k, flags.lists)
     comparison = report_sections.compared(models)
@@ -74,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         *report_sections.attribute_sections(models[0], split),
         *report_sections.curves_section(models),
     ]
-    names = ", ".join(labels) if len(labels) <= MOST_NAMES else f"{len(labels)} runs"
+    names = ", ".join(labels) if len(labels) <= MAX_NAMES else f"{len(labels)} runs"
     title, rows = f"{names} on {split.dataset} {split.name}", report_sections.result_rows(models, comparison)
     write_report(
         flags.output,
@@ -138,7 +136,7 @@ def common_split(runs: Sequence[str], dataset: str | None, root: str | None, nam
     return split
 
 
-def facts_of_page(models: Sequence[report_sections.Examined], split: Split) -> dict[str, str]:
+def facts_of_page(models: Sequence[report_sections.ReportedModel], split: Split) -> dict[str, str]:
     """Return the data, the training of each run, the versions, and for a single model its size and speed."""
     counts = split.counts
     data = f"{split.dataset} {split.name}: {counts.num_ids:,} people, {counts.num_images:,} images"

@@ -41,7 +41,7 @@ CLOTHING_COLOUR = re.compile(r"(upper|lower).*colou?r")
 
 
 @dataclass(frozen=True)
-class Examined:
+class ReportedModel:
     """A model as the report shows it, after its features are released."""
 
     label: str
@@ -60,7 +60,7 @@ class Examined:
 
 
 @out_of_memory_errors(SMALLER_BATCHES)
-def examine(label: str, model: Path, encoder: Encoder, split: Split, features: SplitFeatures) -> Examined:
+def reported_model(label: str, model: Path, encoder: Encoder, split: Split, features: SplitFeatures) -> ReportedModel:
     """Rank a split and collect what the report shows of a model."""
     evaluation = evaluate(encoder, split, features)
     metrics, per_query = evaluation.t2i, evaluation.t2i.per_query
@@ -89,10 +89,10 @@ def examine(label: str, model: Path, encoder: Encoder, split: Split, features: S
     )
     shown = min(MAX_RANK, len(split.records))
     cmc = Curve(label, hits.mean(axis=0)[:shown], low[:shown], high[:shown])
-    return Examined(label, model, config, events, row, per_query, result, similarities, cmc, ignored_lines(model))
+    return ReportedModel(label, model, config, events, row, per_query, result, similarities, cmc, ignored_lines(model))
 
 
-def compared(models: Sequence[Examined]) -> MethodComparison | None:
+def compared(models: Sequence[ReportedModel]) -> MethodComparison | None:
     """Return the comparison of `cskt compare`, all against the first model; None for a single model."""
     if len(models) < 2:
         return None
@@ -103,7 +103,7 @@ def compared(models: Sequence[Examined]) -> MethodComparison | None:
     )
 
 
-def result_rows(models: Sequence[Examined], comparison: MethodComparison | None) -> list[ResultRow]:
+def result_rows(models: Sequence[ReportedModel], comparison: MethodComparison | None) -> list[ResultRow]:
     """Return the table of results, with R1 of zero-shot CLIP where it is known."""
     if comparison is None:
         (model,) = models
@@ -114,7 +114,7 @@ def result_rows(models: Sequence[Examined], comparison: MethodComparison | None)
     ]
 
 
-def comparison_sections(models: Sequence[Examined], comparison: MethodComparison | None) -> list[Section]:
+def comparison_sections(models: Sequence[ReportedModel], comparison: MethodComparison | None) -> list[Section]:
     """Return the differences between the models, their sizes and times, and the settings that differ.
 
     A single model has no such sections.
@@ -140,7 +140,7 @@ def comparison_sections(models: Sequence[Examined], comparison: MethodComparison
     return sections
 
 
-def ranking_sections(models: Sequence[Examined], split: Split) -> list[Section]:
+def ranking_sections(models: Sequence[ReportedModel], split: Split) -> list[Section]:
     """Return CMC curves, similarities and the queries that are hardest for the first model."""
     percents = [f"{model.label} {100 * analysis.separation(model.similarities):.2f} %" for model in models]
     cmc_note = (
@@ -179,7 +179,7 @@ def ranking_sections(models: Sequence[Examined], split: Split) -> list[Section]:
     ]
 
 
-def list_sections(model: Examined, split: Split, features: SplitFeatures, k: int, count: int) -> list[Section]:
+def list_sections(model: ReportedModel, split: Split, features: SplitFeatures, k: int, count: int) -> list[Section]:
     """Return the best and the worst ranked lists of a model as pictures, `count` each, `k` images long."""
     best = analysis.clearest_queries(model.similarities.margin, split.caption_pids, count)
     worst = analysis.hardest_queries(model.per_query, split.caption_pids, count)
@@ -211,7 +211,7 @@ def _pictured_result(split: Split, features: SplitFeatures, query: int, k: int) 
     return PicturedResult(split.captions[query], hits)
 
 
-def attribute_sections(model: Examined, split: Split) -> list[Section]:
+def attribute_sections(model: ReportedModel, split: Split) -> list[Section]:
     """Return the attributes and the colours that a model's wrong first answers confuse, if there are any."""
     known = [record.attributes or {} for record in split.records]
     values = {
@@ -249,7 +249,7 @@ def attribute_sections(model: Examined, split: Split) -> list[Section]:
     return sections
 
 
-def curves_section(models: Sequence[Examined]) -> list[Section]:
+def curves_section(models: Sequence[ReportedModel]) -> list[Section]:
     """Return the learning curves of the models that recorded any."""
     trained = [model for model in models if model.events]
     charts = [

@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     for run in runs:  # all of them, before anything is trained or any table mixes configs
         check_same_config(run.config, run.folder)
     read = {data.name: read_separate_splits(data.dataset, root / data.root) for data in study.datasets}
-    splits = {name: find_split(of_data, SPLIT) for name, of_data in read.items()}
+    splits = {name: find_split(dataset, SPLIT) for name, dataset in read.items()}
     if flags.plan:
         for run in runs:
             print(f"{'done   ' if outcome_of(run, splits).is_done else 'missing'} {run.folder}")
@@ -132,7 +132,7 @@ def comparisons(
             for outcome in trained:
                 if tested in outcome.results:
                     results[outcome.run.arm.label].append(outcome.results[tested])
-            methods = [MethodResults(label, tuple(of_label)) for label, of_label in results.items() if of_label]
+            methods = [MethodResults(label, tuple(seeds)) for label, seeds in results.items() if seeds]
             if len(methods) > 1:
                 present = [method.label for method in methods]
                 baseline = present.index(study.baseline) if study.baseline in present else 0

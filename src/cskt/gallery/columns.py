@@ -39,7 +39,7 @@ MAX_COLUMNS = 100
 """Metadata columns of a gallery; each costs time in every search."""
 MAX_VALUE_CHARACTERS = 2000
 """Characters of a value."""
-LARGEST_WHOLE = 2**53
+MAX_WHOLE = 2**53
 """Every whole number up to here is exact as float64, the type in which numbers are stored."""
 
 FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
@@ -213,12 +213,12 @@ def _to_number(value: object) -> int | float | None:
         value = value.strip()
         if not _NUMBER.fullmatch(value):
             return None
-        if _WHOLE.fullmatch(value) and len(value) > len(str(-LARGEST_WHOLE)):
+        if _WHOLE.fullmatch(value) and len(value) > len(str(-MAX_WHOLE)):
             return None  # before int() reads it, which refuses thousands of digits
         value = int(value) if _WHOLE.fullmatch(value) else float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    is_valid = abs(value) <= LARGEST_WHOLE if isinstance(value, int) else math.isfinite(value)
+    is_valid = abs(value) <= MAX_WHOLE if isinstance(value, int) else math.isfinite(value)
     return value if is_valid else None
 
 
@@ -244,7 +244,7 @@ def _to_time(value: object) -> str | None:
 
 _KINDS: dict[Kind, tuple[Callable[[object], Value | None], str]] = {
     "boolean": (_to_boolean, "true or false"),
-    "number": (_to_number, f"a finite number, whole ones up to {LARGEST_WHOLE}, such as 3 or -0.25"),
+    "number": (_to_number, f"a finite number, whole ones up to {MAX_WHOLE}, such as 3 or -0.25"),
     "time": (_to_time, "a time such as 2026-01-31 or 2026-01-31T12:00:00+01:00"),
 }
 """Kind other than text -> its parser, which returns None for another value, and what it expects."""

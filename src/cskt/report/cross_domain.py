@@ -42,10 +42,9 @@ class CrossDomainRow:
 def cross_domain_row(results: Sequence[Sequence[Result]], trained_on: str, in_domain: Sequence[bool]) -> CrossDomainRow:
     """Return the row of a model from its results by seed and data set; `in_domain` marks that of its training."""
     cells = []
-    for of_seeds, is_own in zip(zip(*results, strict=True), in_domain, strict=True):
-        r1, mean_ap = (
-            mean_and_deviation([result.metrics["t2i"][metric] for result in of_seeds]) for metric in ("r1", "mean_ap")
-        )
+    for seeds, is_own in zip(zip(*results, strict=True), in_domain, strict=True):
+        metrics = [result.metrics["t2i"] for result in seeds]
+        r1, mean_ap = (mean_and_deviation([one[name] for one in metrics]) for name in ("r1", "mean_ap"))
         cells.append(CrossDomainCell(r1, mean_ap, is_own))
     first = results[0][0]
     return CrossDomainRow(first.label, trained_on, cells, first.note)
@@ -100,8 +99,8 @@ def cross_domain_table(rows: Sequence[CrossDomainRow], datasets: Sequence[str], 
     for dataset, *column in zip(datasets, *texts, strict=True):
         widest = max(len(line) for text in column for line in text.splitlines())
         table.add_column(literal(dataset), justify="right", min_width=widest, overflow="fold")
-    for row, of_row in zip(rows, texts, strict=True):
-        cells = [Text(text, "bold" if cell.in_domain else "") for text, cell in zip(of_row, row.cells, strict=True)]
+    for row, row_texts in zip(rows, texts, strict=True):
+        cells = [Text(text, "bold" if cell.in_domain else "") for text, cell in zip(row_texts, row.cells, strict=True)]
         table.add_row(literal(row.label), literal(row.trained_on or "nothing"), *cells)
     return table
 

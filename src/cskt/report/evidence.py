@@ -21,7 +21,7 @@ from cskt.report import style
 
 NUM_BARS = 70
 """Most bars of a histogram, over the cosines that occur."""
-MOST_LABELS = 18
+MAX_LABELS = 18
 """Most rows of a confusion matrix whose numbers can be read."""
 
 
@@ -165,9 +165,9 @@ def _cell(axes: Axes, row: int, column: int, share: float) -> None:
 
 
 def _join_rare(labels: Sequence[str], counts: Integers) -> tuple[list[str], Integers]:
-    if len(labels) <= MOST_LABELS:
+    if len(labels) <= MAX_LABELS:
         return list(labels), counts
-    kept = MOST_LABELS - 1
-    starts = np.arange(MOST_LABELS)  # the last reaches to the end
+    kept = MAX_LABELS - 1
+    starts = np.arange(MAX_LABELS)  # the last reaches to the end
     joined = np.add.reduceat(np.add.reduceat(counts, starts, axis=0), starts, axis=1)
     return [*labels[:kept], "others"], joined

@@ -31,7 +31,7 @@ MAX_PAGE_BYTES = 10_000_000
 """Largest page that is written; browsers get slow beyond."""
 CROP_HEIGHTS_PIXELS = (288, 176, 112)
 """Tried in this order until the page is small enough; the first is sharp on a screen of double density."""
-LEAST_PIXELS_PER_INCH = 69
+MIN_PIXELS_PER_INCH = 69
 """A narrow screen scrolls a chart rather than showing it smaller, so that its words stay readable."""
 
 AGAINST_ZERO_SHOT = "R1 vs zero-shot"
@@ -53,7 +53,7 @@ class Chart:
     @property
     def least_width_pixels(self) -> int:
         """Width below which a narrow screen scrolls."""
-        return round(LEAST_PIXELS_PER_INCH * self.figure.get_figwidth())
+        return round(MIN_PIXELS_PER_INCH * self.figure.get_figwidth())
 
 
 @dataclass(frozen=True)

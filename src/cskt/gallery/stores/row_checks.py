@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cskt.errors import SHORT, CorruptRowError, CsktError
-from cskt.gallery.columns import LARGEST_WHOLE, Kind, Value
+from cskt.gallery.columns import MAX_WHOLE, Kind, Value
 from cskt.gallery.stores.base import Crop, CropRecord, FileState, check_image_id, check_sha256
 
 STATE_FIELDS = ("image_id", "num_bytes", "modified_ns", "sha256", "kept")
@@ -79,7 +79,7 @@ def checked_facts(row: Mapping[str, object], metadata: Mapping[str, object], pla
 
 def checked_value(value: object, column: str) -> Value:
     """Return a metadata value; a float without a fraction as a whole number."""
-    if isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST_WHOLE:
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_WHOLE:
         return int(value)
     if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
         raise CsktError(f"column '{column}' must be text, a finite number or a truth value, got {SHORT.repr(value)}")
@@ -150,6 +150,6 @@ def checked_thumbnail(image_id: str, thumbnail: object, place: Path | str) -> by
 def _whole(row: Mapping[str, object], field: str) -> int:
     value = row[field]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= LARGEST_WHOLE or value != int(value):  # type: ignore[operator, call-overload]
+    if not is_number or not 0 <= value <= MAX_WHOLE or value != int(value):  # type: ignore[operator, call-overload]
         raise CsktError(f"'{field}' must be a whole number, got {SHORT.repr(value)}")
     return int(value)  # type: ignore[call-overload]
