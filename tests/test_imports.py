@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
         "config", "cskt", "data", "device", "embed", "evaluation", "explain", "export", "gallery", "image_files",
         "losses", "model", "report", "service", "training", "types",
     },
-    "cskt": {"config", "data", "embed", "evaluation", "gallery", "losses", "metrics", "training"},
+    "cskt": {"config", "data", "embed", "evaluation", "gallery", "losses", "metrics", "model", "training"},
     "__main__": {"cli"},
 }  # fmt: skip
 """Package or top-level module -> those that it imports. `cskt` is the module `cskt/__init__.py`. A new import between

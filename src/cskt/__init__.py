@@ -8,8 +8,9 @@ torch.Size([2, 256])
 
 `train` trains a configuration (`load_config`, `RunConfig`) on a data set (`read_dataset`), `evaluate` measures an
 encoder on a split, `metrics` and `losses` are functions of tensors, `Gallery` searches crops by sentence (extra
-[gallery]). A wrong value, shape or file is raised as a `cskt.errors.CsktError`, a wrong type of argument as a
-TypeError.
+[gallery]). For a training loop of your own, `build` makes a model (`DualEncoder`) with its tokenizer, and `PairDataset`
+is a data set for PyTorch's DataLoader. A wrong value, shape or file is raised as a `cskt.errors.CsktError`, a wrong
+type of argument as a TypeError.
 """
 
 from __future__ import annotations
@@ -22,21 +23,26 @@ if TYPE_CHECKING:
     from cskt import errors, losses, metrics, plugins
     from cskt.config import RunConfig, load_config
     from cskt.data.datasets import read_dataset
-    from cskt.embed import Encoder, load
+    from cskt.data.pairs import PairDataset
+    from cskt.embed import Encoder, build, load
     from cskt.evaluation.evaluate import evaluate
     from cskt.gallery.gallery import Gallery
     from cskt.gallery.options import SearchOptions
     from cskt.gallery.query import Query
+    from cskt.model.dual_encoder import DualEncoder
     from cskt.training.loop import train
 
 __version__ = "0.1.0"
 __all__ = [
+    "DualEncoder",
     "Encoder",
     "Gallery",
+    "PairDataset",
     "Query",
     "RunConfig",
     "SearchOptions",
     "__version__",
+    "build",
     "errors",
     "evaluate",
     "load",
@@ -49,11 +55,14 @@ __all__ = [
 ]
 
 _MODULES = {
+    "DualEncoder": "cskt.model.dual_encoder",
     "Encoder": "cskt.embed",
     "Gallery": "cskt.gallery.gallery",
+    "PairDataset": "cskt.data.pairs",
     "Query": "cskt.gallery.query",
     "RunConfig": "cskt.config",
     "SearchOptions": "cskt.gallery.options",
+    "build": "cskt.embed",
     "errors": None,
     "evaluate": "cskt.evaluation.evaluate",
     "load": "cskt.embed",

@@ -12,6 +12,7 @@ from cskt.data.tokenizer import END_ID, Tokenizer
 from cskt.errors import CsktError
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.weights import load_backbone, load_state
+from cskt.utils.arguments import expect
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,27 @@ class Built:
 
 
 def build(config: RunConfig) -> Built:
-    """Build the model of a config: backbone loaded (or random), the method's parameters drawn with `config.seed`."""
+    """Build the model of a config, ready to train.
+
+    Args:
+        config: of which backbone, prompts, adapters, lora, parts, trainable and seed are used.
+
+    Returns:
+        `Built` with `model`, a `DualEncoder` on the CPU whose backbone is loaded (or random, as the config says) and
+        whose method is initialised with `config.seed`, and `tokenizer`.
+
+    Raises:
+        CsktError: the backbone cannot be found or read, or the method does not fit it.
+
+    Example:
+        >>> built = cskt.build(cskt.load_config("demo"))
+        >>> optimizer = torch.optim.AdamW(p for p in built.model.parameters() if p.requires_grad)
+        >>> images, caption_ids = torch.zeros(2, 3, 128, 64), built.tokenizer(["a red coat", "a blue bag"])
+        >>> image_features, text_features = built.model(images, caption_ids)
+        >>> cskt.losses.sdm(image_features, text_features, torch.tensor([0, 1])).backward()
+        >>> optimizer.step()
+    """
+    expect(config, RunConfig, "config", "cskt.load_config(NAME) reads one")
     generator = torch.Generator().manual_seed(config.seed)
     if sizes := config.backbone.architecture:
         mean, std = config.backbone.image_mean or sizes.image_mean, config.backbone.image_std or sizes.image_std
