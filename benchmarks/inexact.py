@@ -27,6 +27,7 @@ from benchmarks.naive import NaiveEncoder
 from benchmarks.towers import BASELINE, NUM_IMAGES, THIN, VIT_B_16, cskt_model, encoder_of
 from cskt import load, metrics
 from cskt.config import load_config
+from cskt.config.file_names import CONFIG
 from cskt.data.datasets import read_dataset
 from cskt.data.images import normalise
 from cskt.data.paperdoll import make_dataset
@@ -36,7 +37,6 @@ from cskt.embed.exported import ExportedEncoder, load_exported
 from cskt.evaluation.evaluate import SplitFeatures, encode_split
 from cskt.evaluation.statistics import paired_p_value
 from cskt.export.folder import calibration_pixels, write_folder
-from cskt.model.io.names import CONFIG
 from cskt.training.loop import train
 from cskt.types import RetrievalMetrics
 

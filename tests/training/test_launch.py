@@ -11,8 +11,8 @@ import pytest
 from cskt.cli import main as cli
 from cskt.cli.released_programs import train_main
 from cskt.cli.train import run
+from cskt.config.file_names import CONFIG, LAST, PREVIOUS
 from cskt.errors import CsktError
-from cskt.model.io.names import CONFIG, LAST, PREVIOUS
 from cskt.training.distributed import process_group
 from cskt.training.launch import Ranks, check_restart_supported, check_single_process, num_restarts, read_ranks
 from cskt.training.loop import train

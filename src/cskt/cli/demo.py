@@ -10,6 +10,7 @@ from pathlib import Path
 from cskt.cli.parsing import Parser, command_line
 from cskt.cli.run_report import write_run_report
 from cskt.config import load_config
+from cskt.config.file_names import REPORT
 from cskt.data.datasets import read_dataset
 from cskt.data.paperdoll import make_dataset
 from cskt.data.records import Split
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 NUM_SENTENCES = 3
 NUM_CROPS = 5
-FEWEST_IDS = 10
+MIN_IDS = 10
 """Fewer people to train on do not fill a batch of the recipe; fewer to search among are no search."""
 
 
@@ -49,8 +50,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=1, help="seed of people and of training (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
     flags = parser.parse(argv)
-    if min(flags.train_ids, flags.test_ids) < FEWEST_IDS:
-        raise CsktError(f"--train-ids and --test-ids: give at least {FEWEST_IDS} each")
+    if min(flags.train_ids, flags.test_ids) < MIN_IDS:
+        raise CsktError(f"--train-ids and --test-ids: give at least {MIN_IDS} each")
 
     root = flags.output / "data"
     overrides = {"data.root": str(root), "seed": flags.seed, "device": flags.device, "output_dir": str(flags.output)}
@@ -75,11 +76,11 @@ def main(argv: Sequence[str]) -> int:
         folder, title="CSKT on generated pedestrians", extra_rows=rows, answers=answers, next_commands=commands
     )
     with file_system_errors(flags.output):
-        shutil.copyfile(report, flags.output / "report.html")
+        shutil.copyfile(report, flags.output / REPORT)
 
     console().print(result_table(rows, f"{flags.test_ids} unseen people, {len(test.records)} images (percent)"))
     print("\nanswers: " + "  ".join(str(sheet) for sheet in sheets))
-    print(f"report:  {flags.output / 'report.html'}  (open it in a browser)\n\nnext:")
+    print(f"report:  {flags.output / REPORT}  (open it in a browser)\n\nnext:")
     print("\n".join(f"  {command}" for command in commands[:-1]))
     print(f"with a licensed data set and CLIP's weights (see README.md):\n  {commands[-1]}")
     return 0

@@ -17,6 +17,7 @@ from cskt.cli.export_runtime import RUNTIME_FLAGS, add_runtime_flags, export_run
 from cskt.cli.model_flags import add_weights_flag
 from cskt.cli.parsing import Parser, given
 from cskt.config import RunConfig, as_trained, load_config, to_dict, with_method
+from cskt.config.file_names import BEST, CONFIG, HEADS, LAST
 from cskt.data.datasets import dataset_key, folders, read_dataset
 from cskt.data.records import select_splits
 from cskt.embed import Encoder, load
@@ -24,7 +25,6 @@ from cskt.embed.exported import SUFFIXES
 from cskt.embed.hub import local_path
 from cskt.errors import CsktError, out_of_memory_errors
 from cskt.export.folder import atomic_folder
-from cskt.model.io.names import BEST, CONFIG, HEADS, LAST
 from cskt.model.io.native import MethodFile, read_method, save_backbone, save_weights
 from cskt.model.io.released.writer import check_expressible, inexpressible_keys, write_released
 from cskt.training.initial_weights import read_run_heads

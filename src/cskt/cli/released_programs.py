@@ -14,9 +14,9 @@ from typing import Any
 from cskt.cli.main import guarded
 from cskt.cli.parsing import Parser, config_value, overrides_of, shown
 from cskt.config import CLIP_SETTINGS, RunConfig, flat_fields, load_config
+from cskt.config.file_names import LAST
 from cskt.config.released_flags import FLAGS, IRRA, KEYS, REFERENCE, from_published, recipe_of, to_published
 from cskt.errors import CsktError, out_of_memory_errors
-from cskt.model.io.names import LAST
 from cskt.utils.paths import expanded
 
 logger = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ from cskt.cli.parsing import Parser, check_suffix, command_line
 from cskt.cli.run_report import run_summary, warning_sections, warnings_of
 from cskt.cli.run_results import seed_folders
 from cskt.config import to_dict
+from cskt.config.file_names import CONFIG, REPORT
 from cskt.data.records import Split
 from cskt.embed.model_paths import check_exists, run_config
 from cskt.errors import CsktError, file_system_errors
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     )
     known = "run folder (of seed-1, seed-2, ... the first), released folder, CLIP weights or clip-tiny"
     parser.add_argument("runs", nargs="+", metavar="RUN", help=known)
-    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path(REPORT), help="the page (default: %(default)s)")
     add_dataset_flags(parser)
     parser.add_argument("-k", type=int, help=f"images of a ranked list (default: {DEFAULT_HITS}, or the whole gallery)")
     parser.add_argument("--lists", type=int, default=3, help="best and worst lists, each (default: %(default)s)")
@@ -81,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
         headline=rows[0] if len(rows) == 1 else None,
         sections=sections,
         facts=facts_of_page(models, split),
-        configs={f"{model.label}: config.yaml": to_dict(model.config) for model in models if model.config},
+        configs={f"{model.label}: {CONFIG}": to_dict(model.config) for model in models if model.config},
         next_commands=[command_line("query", runs[0], split.captions[0], "--split", split.name)],
     )
     pictures = write_pictures(flags.output, sections)

@@ -9,8 +9,8 @@ from typing import Any
 
 from cskt.cli.parsing import command_line
 from cskt.config import RunConfig, to_dict
+from cskt.config.file_names import CONFIG, REPORT
 from cskt.evaluation.results import EPOCH, REFERENCE_MODELS, ZERO_SHOT
-from cskt.model.io.names import CONFIG, REPORT
 from cskt.report.learning_curves import learning_curves
 from cskt.report.pages import Chart, Section, write_report
 from cskt.report.pictured_results import PicturedResult

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from cskt.config import RunConfig
+from cskt.config.file_names import BEST, CONFIG, DAMAGED, LAST, PREVIOUS, RELEASED_WEIGHTS
 from cskt.data.records import Split
 from cskt.embed import Encoder, load
 from cskt.embed.hub import local_path
@@ -17,7 +18,6 @@ from cskt.evaluation.evaluate import ModelDescription, result_of
 from cskt.evaluation.rerank import RankingOptions
 from cskt.evaluation.results import Result, ResultInfo, load_result, result_path, save_result
 from cskt.model.io.cache import sha256_of
-from cskt.model.io.names import BEST, CONFIG, DAMAGED, LAST, PREVIOUS, RELEASED_WEIGHTS
 from cskt.training.events import first_event, last_event, read_events
 from cskt.training.run_folder import claimed
 from cskt.training.series import train_or_resume

@@ -18,8 +18,8 @@ from cskt.cli.parsing import (
     seeds_of,
 )
 from cskt.config import RunConfig, as_trained, load_config
+from cskt.config.file_names import CONFIG
 from cskt.errors import CsktError
-from cskt.model.io.names import CONFIG
 
 
 def main(argv: Sequence[str]) -> int:

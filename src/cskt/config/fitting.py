@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from cskt.config.file_names import CONFIG
 from cskt.config.plain_yaml import read_yaml
 from cskt.config.schema import RunConfig, flat_fields, value_of
 from cskt.errors import SHORT, CsktError
@@ -89,9 +90,9 @@ def model_of_run(named: str | None, recipe: str) -> dict[str, Any]:
     """Return the config of the run that training starts from, without its data and its length, at a gentler rate."""
     if named is None:
         raise CsktError(f"the recipe {recipe} continues a trained model; name its run: --init-from RUN")
-    path = Path(named) / "config.yaml"
+    path = Path(named) / CONFIG
     if not path.is_file():
-        raise CsktError(f"init_from {named}: no run folder with a config.yaml, which the recipe {recipe} continues")
+        raise CsktError(f"init_from {named}: no run folder with a {CONFIG}, which the recipe {recipe} continues")
     content = read_yaml(path)
     kept = {key: content[key] for key in RUN_SECTIONS if key in content}
     for name, keys in (("data", RUN_DATA), ("optim", RUN_OPTIM)):

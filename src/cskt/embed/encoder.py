@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cskt.config import RunConfig, to_dict, with_method
+from cskt.config.file_names import BEST, CONFIG
 from cskt.config.types import Interpolation, Precision
 from cskt.data.images import ImageReader, normalise
 from cskt.data.loading import iter_images
@@ -31,7 +32,6 @@ from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
 from cskt.image_files.decode import Source
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
-from cskt.model.io.names import BEST, CONFIG
 from cskt.model.io.native import MethodFile, save_weights
 from cskt.utils.arguments import expect, listed
 from cskt.utils.console import bar

@@ -23,10 +23,10 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from cskt.config.file_names import BEST, CONFIG
 from cskt.embed.exported import EXPORT_FILES, EXPORTED
 from cskt.errors import CsktError
 from cskt.model.io.cache import HUB_ERRORS
-from cskt.model.io.names import BEST, CONFIG
 from cskt.utils.messages import one_line
 
 PREFIX = "hf:"

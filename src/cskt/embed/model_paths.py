@@ -28,6 +28,7 @@ from cskt.config import (
     load_config,
     validate,
 )
+from cskt.config.file_names import BEST, CONFIG, RELEASED_CONFIG
 from cskt.config.types import WeightsChoice
 from cskt.data.tokenizer import Tokenizer
 from cskt.device import pick_device, pick_precision
@@ -39,7 +40,6 @@ from cskt.embed.options import Computing, EncodeOptions, ModelSource, merged
 from cskt.errors import CsktError, MissingBackboneError, out_of_memory_errors
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.cache import CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_name, locate
-from cskt.model.io.names import BEST, CONFIG, RELEASED_CONFIG
 from cskt.model.io.native import kind_of, read_method
 from cskt.model.io.released.reader import read_released, read_released_config
 from cskt.model.io.weights import assume_openai, load_backbone, load_state

@@ -15,13 +15,13 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from cskt.config import RunConfig, save_config, to_dict, validate
+from cskt.config.file_names import BEST, CONFIG
 from cskt.embed import is_exported
 from cskt.embed.exported import EXPORTED, load_exported, read_facts
 from cskt.embed.hub import is_hub_name
 from cskt.errors import CsktError, file_system_errors
 from cskt.export.folder import write_facts
 from cskt.model.io.cache import CLIP_TINY, PUBLISHED, is_repository_name
-from cskt.model.io.names import BEST, CONFIG
 from cskt.model.io.native import kind_of, read_method, save_weights
 from cskt.utils.paths import expanded
 

@@ -30,7 +30,7 @@ from cskt.report.numbers import (
 from cskt.report.tables import bare_table, table_text
 from cskt.utils.console import literal
 
-NARROWEST_LABEL = 14
+MIN_LABEL_CHARACTERS = 14
 """Characters of a terminal that are reserved for labels; longer ones fold."""
 COST_FACTS = (
     "trainable_parameters", "total_parameters", "training_seconds", "training_peak_memory_bytes", "images_per_second",
@@ -190,7 +190,7 @@ def comparison_table(methods: Sequence[ComparedMethod], title: str, explanation:
     """Return the table for a terminal: each number with its interval or p-values below it."""
     rows = [_terminal_row(method) for method in methods]
     known, shown = _filled(rows), []
-    remaining = width - max(NARROWEST_LABEL, min(len(method.label) for method in methods))
+    remaining = width - max(MIN_LABEL_CHARACTERS, min(len(method.label) for method in methods))
     for heading in known:
         lines = [line for text in (heading, *(row[heading] for row in rows)) for line in text.splitlines()]
         remaining -= 2 + max(map(len, lines))

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from cskt.config import RunConfig, as_trained, completed_like, flat_values, to_dict, validate
+from cskt.config.file_names import DAMAGED, PREVIOUS
 from cskt.errors import CsktError, MissingFileError, file_system_errors
-from cskt.model.io.names import DAMAGED, PREVIOUS
 from cskt.model.io.tensors import load_plain, save_torch
 from cskt.training.state import Progress, TrainState, trainable_state, unlike_names
 from cskt.utils.files import write_atomically

@@ -21,9 +21,9 @@ from annotated_types import Ge, Le
 from pydantic import AllowInfNan
 from pydantic.dataclasses import dataclass
 
+from cskt.config.file_names import EVENTS
 from cskt.errors import SHORT, CsktError, file_system_errors
 from cskt.evaluation.results import Summary
-from cskt.model.io.names import EVENTS
 from cskt.utils.json_files import FOREIGN, MAX_JSON_BYTES, load_json, parse_json
 
 logger = logging.getLogger(__name__)

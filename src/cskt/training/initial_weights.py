@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from cskt.config import RunConfig, as_trained, completed_like, flat_values, validate
+from cskt.config.file_names import BEST, HEADS, LAST, PREVIOUS
 from cskt.embed.hub import local_path
 from cskt.errors import CsktError
 from cskt.model.dual_encoder import TOWERS, DualEncoder
 from cskt.model.io.cache import sha256_of
-from cskt.model.io.names import BEST, HEADS, LAST, PREVIOUS
 from cskt.model.io.native import HeadsFile, MethodFile, kind_of, read_heads, read_method, save_weights
 from cskt.model.io.weights import gather_state
 from cskt.plugins import of_section, required

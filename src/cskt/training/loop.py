@@ -9,8 +9,8 @@ from enum import Enum
 from pathlib import Path
 
 from cskt.config import RunConfig, load_config
+from cskt.config.file_names import CONFIG, EVENTS, LAST, PREVIOUS
 from cskt.errors import CsktError, file_system_errors, out_of_memory_errors
-from cskt.model.io.names import CONFIG, EVENTS, LAST, PREVIOUS
 from cskt.plugins import load_plugins
 from cskt.training.context import prepare
 from cskt.training.distributed import process_group

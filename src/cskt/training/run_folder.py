@@ -22,9 +22,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from cskt.config import ClipArchitecture, RunConfig, as_trained, load_config, save_config
+from cskt.config.file_names import BEST, CONFIG, EVENTS, LAST, RELEASED_CONFIG
 from cskt.config.released_flags import to_published
 from cskt.errors import CsktError
-from cskt.model.io.names import BEST, CONFIG, EVENTS, LAST, RELEASED_CONFIG
 from cskt.training.events import read_events
 from cskt.training.launch import record_refusal
 from cskt.utils.files import write_atomically, write_errors

@@ -6,10 +6,10 @@ from functools import cache
 from pathlib import Path
 
 from cskt.config import DataConfig, RunConfig, completed_like
+from cskt.config.file_names import BEST, CONFIG
 from cskt.data.mixing import read_training_data
 from cskt.errors import CsktError
 from cskt.model.io.cache import locate, sha256_of, weights_sha256
-from cskt.model.io.names import BEST, CONFIG
 from cskt.training.checkpoint import config_differences
 from cskt.training.context import data_digest
 from cskt.training.data_size import read_fitted_data

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from cskt.utils.terminal import EscapingStream, printable
 
-NARROWEST = 40
+MIN_COLUMNS = 40
 """Columns that a table needs at least; a narrower terminal breaks its lines."""
 COLUMNS = (
     TextColumn("{task.description}", markup=False),
@@ -34,8 +34,8 @@ Advance = Callable[..., None]
 def console(*, stderr: bool = False) -> Console:
     """Make a console on stdout or stderr: no markup, no emoji codes, no highlighting, all text escaped."""
     made = _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-    if made.width < NARROWEST:  # noqa: PLR1730  a wider one follows when its window is resized
-        made.width = NARROWEST
+    if made.width < MIN_COLUMNS:  # noqa: PLR1730  a wider one follows when its window is resized
+        made.width = MIN_COLUMNS
     return made
 
 

@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor
 
 from cskt.config import ClipArchitecture, RunConfig, merge, nest, read_recipe, resolve_recipe, validate
+from cskt.config.file_names import RELEASED_CONFIG, RELEASED_WEIGHTS
 from cskt.config.plain_yaml import PlainLoader, plain_yaml
 from cskt.config.released_flags import IRRA, REFERENCE, from_published, recipe_of
 from cskt.config.types import WeightsChoice
@@ -19,7 +20,6 @@ from cskt.errors import CsktError, file_system_errors
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.checkpoints import named_tensors
 from cskt.model.io.layouts import RELEASED, TRAINING_ONLY, openai_heads, read_sizes, released_name
-from cskt.model.io.names import RELEASED_CONFIG, RELEASED_WEIGHTS
 from cskt.model.io.tensors import load_checkpoint
 from cskt.model.io.weights import gather
 
