@@ -15,6 +15,7 @@ from cskt import plugins
 from cskt.config import read_yaml
 from cskt.data.datasets import read_dataset
 from cskt.errors import CsktError
+from cskt.model.io.native import read_method
 from cskt.model.io.tensors import load_plain
 from cskt.training.events import read_events
 from documentation_files import FILES
@@ -37,7 +38,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_the_page_has_the_files_that_are_tested() -> None:
     assert set(FILES) == {
-        "smooth_itc.py", "people_folders.py", "sqlite_store.py", "drop_hardest.py", "losses_csv.py"
+        "smooth_itc.py", "people_folders.py", "sqlite_store.py", "shared_code.py", "salient.py", "drop_hardest.py",
+        "losses_csv.py",
     }  # fmt: skip
 
 
@@ -139,3 +141,25 @@ def test_a_logger_writes_a_line_per_step(folder: Path, root: Path) -> None:
     lines = (folder / "run" / "losses.csv").read_text(encoding="utf-8").splitlines()
     assert len(steps) > 1
     assert lines == [f"{event['step']},{event['loss']},{event['lr']}" for event in steps]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "tensor"),
+    [
+        ("shared_code", "--directions none --parts.shared-code.length 4", "parts.shared_code.codes.0"),
+        (
+            "salient",
+            "--parts.salient.width 128 --weights {sdm:\\ 1,\\ salient_sdm:\\ 1}",
+            "parts.salient.layers.text.1.running_mean",
+        ),
+    ],
+)
+def test_a_method_part_trains_and_searches(folder: Path, root: Path, name: str, flags: str, tensor: str) -> None:
+    plugin, run = f"--plugin {folder}/{name}.py", folder / "run"
+    done(f"cskt train --config demo --root {root} --output {run} {QUICK} {flags} {plugin}")
+    config = read_yaml(run / "config.yaml")
+    assert config["parts"].keys() == {name} and config["plugins"][0]["name"] == f"{name}.py"
+    assert tensor in read_method(run / "best.safetensors").tensors
+    images = root / "CUHK-PEDES" / "imgs"
+    done(f"cskt index {folder}/gallery --images {images} --model {run} --device cpu {plugin}")
+    assert ".jpg" in done(f"cskt search {folder}/gallery woman --device cpu {plugin}")

@@ -213,6 +213,32 @@ def test_additions_that_do_not_fit_are_refused(kind: str, message: str) -> None:
         DualEncoder(SIZES, {"prompts": PromptConfig(depth=1, length=1), "wrong": {"kind": kind}})
 
 
+class OneBlock(Everything):
+    """The modules of the last block alone; None in the others."""
+
+    Config = Everything.Config
+
+    def extras(self, side: Side) -> PartExtras:
+        modules = {kind: list(value) for kind, value in getattr(self, side).items()}
+        return PartExtras(**{kind: [None] * (len(value) - 1) + value[-1:] for kind, value in modules.items()})
+
+
+@torch.no_grad()
+def test_blocks_may_have_no_module() -> None:
+    kinds = KINDS[2:]
+    register("one_block")(OneBlock)
+    model, same = (model_of({name: {"kinds": kinds}}) for name in ("one_block", "everything"))
+    for side, (layers, _) in WIDTHS.items():
+        for kind in kinds:
+            for module in getattr(same.parts["everything"], side)[kind][: layers - 1]:
+                for parameter in module.parameters():
+                    parameter.zero_()
+    for found, expected in zip(model(*batch()), same(*batch()), strict=True):
+        torch.testing.assert_close(found, expected)
+    folded = fold_vision(model, torch.float64)(batch()[0])
+    torch.testing.assert_close(folded.double(), model.encode_image(batch()[0]), rtol=1e-5, atol=1e-5)
+
+
 class Buffered(Everything):
     """With a table, that no file would hold unless it is persistent."""
 

@@ -41,11 +41,13 @@ class Chosen(Part):
 
     def embed(self, side: Side, tokens: Tensor, attention: Tensor | None, mask: Tensor) -> Tensor:
         assert attention is not None
-        ends = mask.sum(dim=1) - 1 if side == "text" else torch.zeros(len(tokens), dtype=torch.int64)
-        is_word = mask.scatter(1, ends.to(mask.device)[:, None], False)
-        is_word = torch.cat([torch.zeros_like(is_word[:, :1]), is_word[:, 1:]], dim=1)
-        scores = attention.detach().masked_fill(~is_word, -1.0)
-        chosen = scores.topk(min(max(int(self.config.ratio * 75), 1), tokens.shape[1] - 2), dim=1).indices
+        ends = mask.sum(dim=1, keepdim=True) - 1 if side == "text" else torch.zeros_like(mask[:, :1], dtype=torch.int64)
+        is_word = mask.scatter(1, ends, False) & (torch.arange(mask.shape[1], device=mask.device) > 0)
+        # Columns of zeros, so that short captions have enough to choose from: an export cannot branch on their length.
+        num_chosen = int(self.config.ratio * 75)
+        tokens, is_word = F.pad(tokens, (0, 0, 0, num_chosen)), F.pad(is_word, (0, num_chosen))
+        scores = F.pad(attention.detach(), (0, num_chosen)).masked_fill(~is_word, -1.0)
+        chosen = scores.topk(num_chosen, dim=1).indices
         x = tokens.gather(1, chosen[:, :, None].expand(-1, -1, tokens.shape[2]))
         x = x / (x.norm(dim=2, keepdim=True) + 1e-8)
         hidden = self.norm[side](self.first[side](x).flatten(0, 1)).view_as(x)
@@ -97,8 +99,12 @@ class Experts(nn.Module):
     def logits(self, z: Tensor) -> Tensor:
         return (1 - self.alpha) * self.input_gate(z) + self.alpha * self.task_gate(self.task_param)
 
+    def affine(self, x: Tensor) -> Tensor:
+        """The norm without its division, which the block has done."""
+        return torch.addcmul(self.norm.bias, x, self.norm.weight)
+
     def forward(self, x: Tensor) -> Tensor:
-        z = self.norm(x)
+        z = self.affine(x)
         values, chosen = self.logits(z).topk(2, dim=-1)
         weights = values.softmax(dim=-1)
         out = torch.zeros_like(z)
@@ -112,7 +118,7 @@ class Experts(nn.Module):
 
     def record(self, x: Tensor) -> Tensor:
         """Probabilities of all experts and the 0/1 choice, [B, L, 2 * E]."""
-        logits = self.logits(self.norm(x))
+        logits = self.logits(self.affine(x))
         choice = torch.zeros_like(logits).scatter(-1, logits.topk(2, dim=-1).indices, 1.0)
         return torch.cat([logits.softmax(dim=-1), choice], dim=-1)
 

@@ -14,10 +14,12 @@ from test_distributed import BASE, PROGRAM, torchrun
 from test_step import gradients_of
 
 from cskt import plugins
+from cskt.cli import export, index, search
 from cskt.config import load_config, save_config
 from cskt.data.datasets import read_dataset
 from cskt.embed import Encoder, load
 from cskt.errors import CsktError
+from cskt.explain import explain
 from cskt.losses import LOSSES
 from cskt.model.folded import fold_text, fold_vision
 from cskt.model.io.native import read_method
@@ -163,6 +165,37 @@ def test_buffers_are_saved_averaged_and_part_of_the_fingerprint(run: Path, dolls
     encoder = load(run, device="cpu")
     named_tensors(encoder.model)[name].add_(1.0)
     assert encoder.fingerprint != before
+
+
+def test_heat_maps_are_of_the_whole_vector(run: Path, dolls: Path) -> None:
+    encoder = load(run, device="cpu")
+    image = read_dataset("cuhk-pedes", dolls)["val"].image_paths[0]
+    sentence = "a woman with a red bag"
+    found = explain(encoder, image, sentence)
+    cosine = encoder.encode_text(sentence) @ encoder.encode_image(image)
+    assert found.score == pytest.approx(cosine.item(), abs=1e-5)
+    assert found.sentence.shape == encoder.model.architecture.grid
+
+
+@pytest.mark.slow
+def test_the_onnx_export_has_the_whole_vector(run: Path, dolls: Path, tmp_path: Path) -> None:
+    expected = features(load(run, device="cpu"), dolls)
+    assert export.main([str(run), "--format", "onnx", "--output", str(tmp_path / "onnx")]) == 0
+    forget()
+    exported = load(tmp_path / "onnx", device="cpu")
+    assert exported.embed_dim == 26
+    torch.testing.assert_close(features(exported, dolls), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_merged_run_is_indexed_and_searched(
+    run: Path, dolls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export.main([str(run), "--merge", str(tmp_path / "merged.safetensors")]) == 0
+    gallery, images = str(tmp_path / "gallery"), str(dolls / "CUHK-PEDES" / "imgs")
+    assert index.main([gallery, "--images", images, "--model", str(tmp_path / "merged.safetensors")]) == 0
+    assert search.main([gallery, "a woman in a red coat"]) == 0
+    assert ".jpg" in capsys.readouterr().out
 
 
 def test_a_resumed_run_is_the_run_without_a_stop(configure: Configure, tmp_path: Path) -> None:

@@ -118,6 +118,13 @@ def test_equal_rates_and_decays_share_one_group_in_a_stable_order() -> None:
     assert len(parameter_groups(make_parameters(list(ASSIGNMENT)).items(), flat)) == 1
 
 
+def test_embedding_heads_learn_at_the_rate_of_heads() -> None:
+    parameters = make_parameters(["parts.tokens.mlp.bias", "parts.tokens2.weight"])
+    head, other = parameter_groups(parameters.items(), DISTINCT, ["parts.tokens."])
+    assert (head["lr_scale"], head["weight_decay"]) == (7.0, 0.25)
+    assert (other["lr_scale"], other["weight_decay"]) == (1.0, 0.5)
+
+
 def test_frozen_parameters_are_in_no_group() -> None:
     parameters = make_parameters(["prompts", "visual.proj"])
     parameters["visual.proj"].requires_grad_(False)

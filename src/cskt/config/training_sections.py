@@ -224,7 +224,7 @@ class OptimConfig:
     weight_decay_bias: NonNegativeReal = 0.0
     """Weight decay of parameters whose name contains `bias`."""
     head_lr_factor: PositiveReal = 5.0
-    """Rate of `cross*`, `classifier` and `mlm_head` parameters, relative to lr."""
+    """Rate of `cross*`, `classifier` and `mlm_head` parameters, and of embedding heads, relative to lr."""
     layer_decay: Annotated[Real, Gt(0), Le(1)] = 1.0
     """Rate of a tower's block relative to the block above it (layer-wise rate decay, ELECTRA, Clark et al. 2020)."""
     ema_decay: Annotated[Real, Gt(0), Lt(1)] | None = None

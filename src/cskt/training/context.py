@@ -151,11 +151,12 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
     objective.to(device)
     objective.share_gradients(processes.world_size, model.method_parts().values())
     named = itertools.chain(model.named_parameters(), objective.named_parameters())
+    heads = [f"parts.{name}." for name in model.heads]
     decay = config.optim.ema_decay
     state = TrainState(
         model,
         objective,
-        optimizer=build_optimizer(named if config.is_trainable else [], config.optim),
+        optimizer=build_optimizer(named if config.is_trainable else [], config.optim, heads),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         ema=None if decay is None else ExponentialMovingAverage(named_tensors(model).items(), decay),
         backbone_sha256=built.backbone_sha256,

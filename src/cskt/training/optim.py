@@ -25,21 +25,24 @@ BELOW_BLOCKS = ("conv1", "class_embedding", "token_embedding", "positional_embed
 """Parts of a tower before its first block."""
 
 
-def parameter_groups(named_parameters: Iterable[tuple[str, Parameter]], optim: OptimConfig) -> list[dict[str, Any]]:
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, Parameter]], optim: OptimConfig, heads: Iterable[str] = ()
+) -> list[dict[str, Any]]:
     """Return the trainable parameters in one group for each pair of rate and weight decay.
 
     A name decides, the later rule over the earlier: `cross` learns at head_lr_factor; `bias` at bias_lr_factor with
-    weight_decay_bias; `classifier` and `mlm_head` at head_lr_factor, their biases too (which keep weight_decay_bias).
+    weight_decay_bias; `classifier` and `mlm_head` at head_lr_factor, their biases too (which keep weight_decay_bias),
+    and so do names that begin with one of `heads`.
     With layer_decay below 1 the lower blocks of a tower, and the parts below them, learn slower than the upper ones.
     `lr_scale` of a group is its rate relative to the base rate. Without parameters the result is one empty group.
     """
-    named = list(named_parameters)
+    named, heads = list(named_parameters), tuple(heads)
     blocks = {(block[1], block[2]) for name, _ in named if (block := BLOCK.match(name))}
     depths = Counter(tower for tower, _ in blocks)
     members: dict[tuple[float, float], list[Parameter]] = {}
     for name, parameter in named:
         if parameter.requires_grad:
-            scale, decay = _scale_and_decay(name, optim)
+            scale, decay = _scale_and_decay(name, optim, heads)
             members.setdefault((scale * _layer_scale(name, depths, optim.layer_decay), decay), []).append(parameter)
     if named and not members:
         raise CsktError("no parameter is trainable; set trainable to added, projections or all")
@@ -50,10 +53,10 @@ def parameter_groups(named_parameters: Iterable[tuple[str, Parameter]], optim: O
     ]
 
 
-def _scale_and_decay(name: str, optim: OptimConfig) -> tuple[float, float]:
+def _scale_and_decay(name: str, optim: OptimConfig, heads: tuple[str, ...]) -> tuple[float, float]:
     is_bias = "bias" in name
     decay = optim.weight_decay_bias if is_bias else optim.weight_decay
-    if any(head in name for head in HEAD_PARAMETERS):
+    if any(head in name for head in HEAD_PARAMETERS) or name.startswith(heads):
         return optim.head_lr_factor, decay
     if is_bias:
         return optim.bias_lr_factor, decay
@@ -68,13 +71,15 @@ def _layer_scale(name: str, depths: Mapping[str, int], layer_decay: float) -> fl
     return layer_decay ** depths[tower] if tower in depths and rest.startswith(BELOW_BLOCKS) else 1.0
 
 
-def build_optimizer(named_parameters: Iterable[tuple[str, Parameter]], optim: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    named_parameters: Iterable[tuple[str, Parameter]], optim: OptimConfig, heads: Iterable[str] = ()
+) -> torch.optim.Optimizer:
     """Return the optimizer over `parameter_groups`.
 
     `adam` adds the decay to the gradient (L2), as the released code does; `adamw` shrinks the weights apart from the
     gradient (Loshchilov and Hutter 2019). The state dict holds rates and scales, so loading it resumes a run.
     """
-    groups = parameter_groups(named_parameters, optim)
+    groups = parameter_groups(named_parameters, optim, heads)
     # On CUDA one kernel updates all parameters; everywhere else torch decides.
     fused = True if any(parameter.is_cuda for group in groups for parameter in group["params"]) else None
     if optim.name == "sgd":

@@ -51,6 +51,8 @@ class PartExtras:
     beside_mlp: Modules = None
     """Tokens of mean 0 and variance 1, [B, L, width] -> [B, L, width], added to the residual stream with the MLP.
 
+    A norm of a branch is its weight and bias alone: to divide by the deviation again would undo the first epsilon.
+
     A branch that is relu between two linear layers may have `folded() -> ((weight, bias), (weight, bias))`: then the
     MLP computes it in inference. One with `record(tokens) -> [B, L, K]`, of the same tokens, is asked for it in
     training: see `Part.outputs`.
@@ -136,7 +138,8 @@ class Part(nn.Module):
     def embed(self, side: Side, tokens: Tensor, attention: Tensor | None, mask: Tensor) -> Tensor:
         """Return the embeddings [B, E] of images or captions, not normalised; called for parts with a head.
 
-        In training captions have the whole context, with the padding after their end; in inference they are shorter.
+        In training captions have the whole context, with the padding after their end; in inference they are shorter,
+        and in exports L is unknown, so that no branch may depend on it.
 
         Args:
             side: tower that the tokens are from.
