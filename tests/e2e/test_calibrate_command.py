@@ -177,3 +177,15 @@ def test_the_file_is_for_people_too(gallery: Path, tmp_path: Path) -> None:
     done(f"cskt calibrate {gallery} --labelled {marks} --false-match-rate 0.1 --device cpu")
     content = json.loads((gallery / CALIBRATION_FILE).read_text(encoding="utf-8"))
     assert content["source"] == str(marks) and content["calibration"]["asked_rate"] == 0.1
+
+
+def test_reindex_prints_the_command_that_calibrates_again(gallery: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    marks = write_marks(tmp_path / "my marks.csv")
+    done(f"cskt calibrate {gallery} --labelled '{marks}' --false-match-rate 0.1 --device cpu")
+    lines = done(f"cskt reindex {gallery} --model {tiny_backbone} --device cpu").splitlines()
+    why, _, again = lines[-1].partition(": ")
+    assert "threshold belongs to the old model" in why
+    assert again.endswith(f"calibrate {gallery} --labelled '{marks}' --false-match-rate 0.1")
+    assert "stored in" in done(f"{again} --device cpu")
+    with Gallery.open(gallery, device="cpu") as opened:
+        assert opened.min_score is not None

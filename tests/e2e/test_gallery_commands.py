@@ -572,7 +572,9 @@ def test_a_search_of_an_empty_gallery_names_the_reason(tmp_path: Path, tiny_back
     (tmp_path / "crops").mkdir()
     done(f"cskt index {tmp_path}/g --images {tmp_path}/crops --model {tiny_backbone} --device cpu")
     outcome = typed(f"cskt search {tmp_path}/g '{RED}' --device cpu")
-    assert outcome == (0, "", f"{RED}: the gallery is empty; fill it: cskt index\n")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err.startswith(f"{RED}: the gallery is empty; fill it: ")
+    assert outcome.err.endswith(f"cskt index {tmp_path}/g --images FOLDER\n")
 
 
 def test_metadata_cannot_drive_the_terminal(indexed: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:

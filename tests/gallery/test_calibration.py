@@ -124,7 +124,8 @@ def test_the_calibration_of_another_model_is_ignored(
     save_calibration(tmp_path, calibration, fingerprint="b" * 64, source="")
     with caplog.at_level(logging.WARNING):
         assert load_calibration(tmp_path, FINGERPRINT) is None
-    assert "another model" in caplog.text and "cskt calibrate" in caplog.text
+    assert "another model" in caplog.text
+    assert f"cskt calibrate {tmp_path} --false-match-rate {calibration.asked_rate:g}" in caplog.text
 
 
 def test_a_model_that_is_a_file_has_no_calibration(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cskt.cli.parsing import Parser, existing_folder
+from cskt.cli.parsing import Parser, command_line, existing_folder
 from cskt.cli.run_results import check_up_to_date, is_run, seed_folders
 from cskt.config import RECORDED, RunConfig, flat_values, to_dict
 from cskt.embed.model_paths import run_config
@@ -81,7 +81,8 @@ def methods_of(run: str, split: str, dataset: str | None = None) -> list[MethodR
         if len(results) < len(folders):
             place = f"{results[0].dataset} {split}" + (f" with {options}" if options else "")
             have = f"{len(results)} of {len(folders)} seeds have a result on {place}"
-            raise CsktError(f"{run}: {have}; make the others: cskt evaluate")
+            make = command_line("evaluate", run, "--dataset", results[0].dataset, "--split", split)
+            raise CsktError(f"{run}: {have}; make the others: {make}")
     return [MethodResults(_label(results[0]), tuple(results)) for results in by_kind.values()]
 
 

@@ -8,9 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from cskt.cli.gallery_flags import add_source_flags, load_from_flags, report_indexing, source_from_flags
-from cskt.cli.parsing import Parser
+from cskt.cli.parsing import Parser, command_line
 from cskt.embed import Encoder
 from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
+from cskt.gallery.calibration import outdated_calibration
 from cskt.gallery.gallery import Gallery
 from cskt.gallery.manifest import Manifest, read_manifest
 from cskt.utils.console import counting_bar
@@ -46,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the gallery answers as before; run the same command to continue") from None
         report_indexing(report, flags.gallery, gallery.count(), as_json=flags.json)
+        if not flags.json and (again := outdated_calibration(flags.gallery, gallery.manifest.fingerprint)):
+            print(f"the threshold belongs to the old model; to set it again: {command_line(*again)}")
     return 0
 
 

@@ -21,6 +21,7 @@ from cskt.model.io.cache import sha256_of
 from cskt.training.events import first_event, last_event, read_events
 from cskt.training.run_folder import claimed
 from cskt.training.series import train_or_resume
+from cskt.utils.messages import command_text
 from cskt.utils.paths import check_path
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def check_up_to_date(folder: Path, results: Sequence[Result]) -> None:
         if is_run(folder) and is_stale(result, folder):
             raise CsktError(
                 f"{folder}: its result on {result.dataset} {result.split} is of other weights than it holds now; make"
-                f" it again: cskt evaluate {folder} --dataset {result.dataset} --split {result.split}"
+                f" it again: {command_text('evaluate', folder, '--dataset', result.dataset, '--split', result.split)}"
             )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cskt.cli.model_flags import FAST_PRECISION, add_model_flags, load_model_and_split, num_hits
-from cskt.cli.parsing import Parser, check_suffix, given
+from cskt.cli.parsing import Parser, check_suffix, command_line, given
 from cskt.cli.search_output import QueryResult, draw_answers, jpeg, print_answers
 from cskt.data.sentences import MAX_SENTENCE_CHARACTERS, check_sentence
 from cskt.errors import CsktError, MissingFileError, out_of_memory_errors
@@ -217,7 +217,7 @@ def _query_result(gallery: Gallery, flags: argparse.Namespace, query: Query, hit
 
 def _why_nothing(gallery: Gallery, flags: argparse.Namespace) -> str:
     if not gallery.count():
-        return "the gallery is empty; fill it: cskt index"
+        return f"the gallery is empty; fill it: {command_line('index', flags.gallery, '--images', 'FOLDER')}"
     if flags.where and not gallery.count(flags.where):
         return f"no crop matches --where {printable(flags.where)}"
     further = "further " if flags.offset else ""

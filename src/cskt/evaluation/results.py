@@ -23,6 +23,7 @@ from pydantic_core import core_schema
 from cskt.errors import CsktError
 from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, read_json
+from cskt.utils.messages import command_text
 from cskt.utils.paths import file_name, inside
 
 FORMAT_VERSION = 1
@@ -46,7 +47,6 @@ Count = Annotated[int, Ge(0), Le(10**15)]
 Pid = Annotated[int, Ge(-(2**63)), Lt(2**63)]
 Name = Annotated[str, Len(1, 4096)]
 """An identity that is a string; a path at the longest."""
-REMEDY = "make it again: cskt evaluate"
 
 
 @with_config(JSON)
@@ -186,18 +186,19 @@ def save_result(folder: Path, result: Result) -> Path:
 
 def load_result(path: Path) -> Result:
     """Read a file that `save_result` wrote."""
-    return read_json(path, Result, remedy=REMEDY, version=("version", FORMAT_VERSION))
+    remedy = f"make it again: {command_text('evaluate', path.parent.parent)}"
+    return read_json(path, Result, remedy=remedy, version=("version", FORMAT_VERSION))
 
 
 def find_results(folder: Path, *, split: str = "test", dataset: str | None = None) -> list[Result]:
     """Return the results of a run, or of a folder of `cskt evaluate --output`, on a split, in the order of files."""
     results = [load_result(path) for path in sorted((folder / EVALUATIONS).glob("*.json"))]
     if not results:
-        raise CsktError(f"{folder}: holds no per-query results; make them: cskt evaluate {folder}")
+        raise CsktError(f"{folder}: holds no per-query results; make them: {command_text('evaluate', folder)}")
     found = [result for result in results if result.split == split and dataset in (None, result.dataset)]
     if not found:
         held = sorted({f"{result.dataset} {result.split}" for result in results})
         asked = f"{dataset or 'any data set'} {split}"
-        remedy = f"cskt evaluate {folder} --split {split}" + (f" --dataset {dataset}" if dataset else "")
+        remedy = command_text("evaluate", folder, "--split", split, *(("--dataset", dataset) if dataset else ()))
         raise CsktError(f"{folder}: holds per-query results on {', '.join(held)}, none on {asked}; make them: {remedy}")
     return found

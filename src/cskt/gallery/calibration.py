@@ -22,8 +22,10 @@ from pydantic.dataclasses import dataclass
 
 from cskt.config.types import Fraction, Positive, Range, Real
 from cskt.errors import CsktError, MissingFileError
+from cskt.gallery.manifest import is_gallery
 from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, read_json
+from cskt.utils.messages import command_text
 
 logger = logging.getLogger(__name__)
 
@@ -155,12 +157,35 @@ def save_calibration(folder: Path, calibration: Calibration, *, fingerprint: str
 
 def load_calibration(folder: Path, fingerprint: str) -> Calibration | None:
     """Read the calibration in a folder; None if there is none or, with a warning, if it is of another model."""
-    path = folder / CALIBRATION_FILE
-    try:
-        file = read_json(path, _File, remedy="corrupt: delete it, or calibrate again: cskt calibrate")
-    except MissingFileError:
+    file = _read_file(folder)
+    if file is None:
         return None
     if file.fingerprint != fingerprint:
-        logger.warning("%s: measured with another model, so no threshold is set; calibrate again: cskt calibrate", path)
+        logger.warning(
+            "%s: measured with another model, so no threshold is set; calibrate again: %s",
+            folder / CALIBRATION_FILE, command_text(*_calibrating(folder, file)),
+        )  # fmt: skip
         return None
     return file.calibration
+
+
+def outdated_calibration(folder: Path, fingerprint: str) -> list[str]:
+    """Return the words of the command that calibrates a folder again; empty if its calibration is missing or valid."""
+    file = _read_file(folder)
+    return [] if file is None or file.fingerprint == fingerprint else _calibrating(folder, file)
+
+
+def _read_file(folder: Path) -> _File | None:
+    remedy = f"corrupt: delete it, or calibrate again: {command_text(*_calibrating(folder, None))}"
+    try:
+        return read_json(folder / CALIBRATION_FILE, _File, remedy=remedy)
+    except MissingFileError:
+        return None
+
+
+def _calibrating(folder: Path, file: _File | None) -> list[str]:
+    """Return the words of a command with the same pairs and rate as before, where these are known."""
+    words = ["calibrate", str(folder)]
+    if is_gallery(folder):
+        words += ["--labelled", file.source if file is not None and Path(file.source).is_file() else "marks.csv"]
+    return words if file is None else [*words, "--false-match-rate", f"{file.calibration.asked_rate:g}"]

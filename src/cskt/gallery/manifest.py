@@ -33,7 +33,7 @@ from cskt.plugins import Requirement
 from cskt.utils.arguments import expect
 from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, read_json
-from cskt.utils.messages import warn_deprecated
+from cskt.utils.messages import command_text, warn_deprecated
 from cskt.utils.paths import check_path, expanded
 
 PAPER_DOLLS = (
@@ -194,7 +194,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = read_json(folder / MANIFEST, Manifest, remedy=REMEDY, version=("format_version", FORMAT_VERSION))
     except MissingFileError:
-        raise CsktError(f"{folder}: no gallery there; make one: cskt index {folder} --images FOLDER") from None
+        make = command_text("index", folder, "--images", "FOLDER")
+        raise CsktError(f"{folder}: no gallery there; make one: {make}") from None
     folders = [folder.resolve()]
     if manifest.home is not None and Path(manifest.home).is_absolute():
         folders.append(Path(manifest.home))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,7 +35,7 @@ from cskt.gallery.options import SearchOptions
 from cskt.gallery.originals import Originals, original_path
 from cskt.gallery.stores.base import CropRecord, VectorStore, operator_errors
 from cskt.utils.arguments import expect
-from cskt.utils.messages import nearest
+from cskt.utils.messages import command_text, nearest
 from cskt.utils.paths import inside
 
 logger = logging.getLogger(__name__)
@@ -111,7 +110,7 @@ class GalleryState:
             raise CsktError(f"{name}: its file is gone ({error}); index again with --prune") from None
         with file_system_errors(path):
             if not crop.kept and not root.is_dir():
-                command = shlex.join(["cskt", "index", str(self.folder), "--images"])
+                command = command_text("index", self.folder, "--images")
                 place = f"the folder of crops is no longer at {root}"
                 raise CsktError(f"{name}: {place}; put it back, or say where it is now: {command} FOLDER")
             if not path.is_file():

@@ -28,6 +28,7 @@ from cskt.errors import CsktError
 from cskt.training.events import read_events
 from cskt.training.launch import record_refusal
 from cskt.utils.files import write_atomically, write_errors
+from cskt.utils.messages import command_text
 from cskt.utils.paths import file_name, inside
 
 LOCK = ".lock"
@@ -91,7 +92,7 @@ class RunFolder:
                 problem = f"'{name}' was deleted or replaced" if self.path.is_dir() else "deleted or moved"
                 raise CsktError(
                     f"{self.path}: {problem} during training, which ends here; put it back and continue with"
-                    f" 'cskt train --resume {self.path}', or start a new run"
+                    f" '{command_text('train', '--resume', self.path)}', or start a new run"
                 )
         yield
         for path in (self.path / CONFIG, self.best, self.last):

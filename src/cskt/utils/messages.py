@@ -1,10 +1,11 @@
-"""Messages to users: the nearest known word, missing extras, deprecated names."""
+"""Messages to users: the nearest known word, commands to type, missing extras, deprecated names."""
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Collection
@@ -21,6 +22,11 @@ def nearest(word: str, known: Collection[str]) -> str:
     """Return a clause that names the known word most like `word`, or lists the known words if none is like it."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def command_text(*words: str | Path) -> str:
+    """Return a `cskt` command for a message, quoted for a shell; `cskt.cli.parsing.command_line` finds the program."""
+    return shlex.join(["cskt", *map(str, words)])
 
 
 def one_line(text: object) -> str:

@@ -132,7 +132,9 @@ def _read(
     try:
         data = bytes_of(pending.source)
         if pending.sha256 is not None and digest(data) != pending.sha256:
-            raise CsktError("its file has changed since it was indexed; bring the gallery up to date first: cskt index")
+            raise CsktError(
+                "its file has changed since it was indexed; bring the gallery up to date first: cskt index GALLERY"
+            )
         result = Processed(pending, data=data if pending.kept else b"")
         known = pending.known
         if known is not None and known.num_bytes == len(data) and digest(data) == known.sha256:

@@ -103,7 +103,7 @@ def check_schema(found: pa.Schema, dim: int, columns: Mapping[str, Kind], folder
     if kinds["vector"].list_size != dim:
         raise CsktError(
             f"{folder}: the gallery holds vectors of {kinds['vector'].list_size} numbers, the model gives {dim}; type:"
-            " cskt reindex"
+            " cskt reindex GALLERY"
         )
 
 
