@@ -269,3 +269,16 @@ def test_the_test_over_seeds_errs_as_often_as_promised() -> None:
         p_value = statistics.seeds_p_value([run.mean() for run in runs[:3]], [run.mean() for run in runs[3:]])
         false_alarms["seeds"] += p_value is not None and p_value <= 0.05
     assert false_alarms["seeds"] < 0.08 * 300 < 0.12 * 300 < false_alarms["people"]
+
+
+def test_the_interval_of_a_difference_is_that_of_the_differences() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 4)
+    a, b = (rng.random(240) < share for share in (0.7, 0.6))
+    low, high = statistics.difference_interval(a, b, groups)
+    per_person = (a.astype(float) - b).reshape(60, 4).mean(axis=1)
+    half = norm.ppf(0.975) * per_person.std(ddof=1) / 60**0.5
+    assert (low, high) == pytest.approx((per_person.mean() - half, per_person.mean() + half), abs=0.01)
+    assert statistics.difference_interval(b, a, groups) == pytest.approx((-high, -low), abs=0.01)
+    same_low, same_high = statistics.difference_interval(a, a, groups)
+    assert same_low == -same_high < 0, "60 people who do not differ do not exclude that others do"

@@ -21,6 +21,7 @@ from cskt.report.comparison_tables import (
     comparison_records,
     comparison_table,
     comparison_text,
+    verdict,
 )
 from cskt.report.cross_domain import (
     CrossDomainCell,
@@ -249,3 +250,28 @@ def test_untrusted_labels_stay_text_in_every_format() -> None:
     assert csv_of([{"label": "=1+1;+2", "difference": -0.5, "note": None}]) == (
         '"label","difference","note"\n"\'=1+1;\'+2","-0.5",""\n'
     )
+
+
+@pytest.mark.parametrize(
+    ("difference", "interval", "p_values", "answer"),
+    [
+        (0.031, (0.004, 0.058), (0.01, None), "better, R1 +3.10 (95 % interval +0.40 to +5.80)"),
+        (-0.031, (-0.058, -0.004), (0.01, None), "worse, R1 −3.10 (95 % interval −5.80 to −0.40)"),
+        (0.003, (-0.02, 0.026), (0.8, None), "too few people to decide, R1 +0.30 (95 % interval −2.00 to +2.60)"),
+        (0.031, (-0.001, 0.063), (0.04, None), "too few people to decide"),
+        (0.031, (0.004, 0.058), (0.01, 0.3), "too few seeds to decide"),
+        (0.031, (0.004, 0.058), (0.01, 0.02), "better"),
+    ],
+)
+def test_two_methods_get_a_verdict(
+    difference: float, interval: tuple[float, float], p_values: tuple[float, float | None], answer: str
+) -> None:
+    one = replace(
+        CSKT.estimates["r1"], difference=difference, difference_interval=Interval(*interval),
+        p_value=p_values[0], seeds_p_value=p_values[1],
+    )  # fmt: skip
+    method = replace(CSKT, label="adapt", estimates={**CSKT.estimates, "r1": one})
+    (line,) = verdict(replace(COMPARISON, methods=(CLIP, method)))
+    assert line.startswith(f"adapt against CLIP: {answer}")
+    assert verdict(replace(COMPARISON, methods=(CLIP, method, replace(method, label="third")))) == []
+    assert line in comparison_text(replace(COMPARISON, methods=(CLIP, method)), "markdown")

@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 
 from cskt.errors import CsktError
 from cskt.evaluation.results import METRICS, Result, ResultInfo
-from cskt.evaluation.statistics import Interval, curve_interval, holm, mean_and_deviation, paired_p_value, seeds_p_value
+from cskt.evaluation.statistics import (
+    Interval,
+    curve_interval,
+    difference_interval,
+    holm,
+    mean_and_deviation,
+    paired_p_value,
+    seeds_p_value,
+)
 
 TESTED = ("r1", "mean_ap")
 """Metrics whose differences are tested."""
@@ -84,6 +92,9 @@ class MethodResults:
                 difference=None if reference is None else means[place] - float(reference.values(metric).mean()),
                 p_value=p_values.get((self.label, metric)),
                 seeds_p_value=seeds_p_values.get((self.label, metric)),
+                difference_interval=None
+                if reference is None or metric not in TESTED
+                else difference_interval(self.values(metric), reference.values(metric), self.results[0].groups),
             )
             for place, metric in enumerate(METRICS)
         }
@@ -104,6 +115,8 @@ class Estimate:
     """P-value of "the models do not differ on other people", corrected; None if not tested."""
     seeds_p_value: float | None = None
     """P-value of "the methods do not differ with other seeds", corrected; None with too few seeds."""
+    difference_interval: Interval | None = None
+    """95 % interval of the difference, people resampled; None for the baseline and for metrics that are not tested."""
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,16 @@ def curve_interval(
     return low, high
 
 
+def difference_interval(a: ArrayLike, b: ArrayLike, groups: ArrayLike) -> Interval:
+    """Compute the 95 % interval of the mean difference a - b of two models on the same queries [Q], in [-1, 1].
+
+    People are resampled as by `curve_interval`, each with the difference of the models on its queries.
+    """
+    halves = (1 + _fractions(a, 1) - _fractions(b, 1)) / 2  # in [0, 1], as `curve_interval` takes them
+    low, high = curve_interval(halves[:, None], groups)
+    return Interval(float(2 * low[0] - 1), float(2 * high[0] - 1))
+
+
 def _bootstrap(sums: Floats, counts: Floats, num_resamples: int, seed: int) -> tuple[Floats, Floats]:
     """BCa bounds [K] of sum(sums) / sum(counts) over n identities; sums are [n, K], counts [n]."""
     num_identities = len(counts)

@@ -32,6 +32,8 @@ from cskt.utils.console import literal
 
 MIN_LABEL_CHARACTERS = 14
 """Characters of a terminal that are reserved for labels; longer ones fold."""
+SIGNIFICANT = 0.05
+"""P-value below which a difference is more than chance."""
 COST_FACTS = (
     "trainable_parameters", "total_parameters", "training_seconds", "training_peak_memory_bytes", "images_per_second",
     "captions_per_second", "checkpoint_bytes",
@@ -62,7 +64,7 @@ def comparison_text(comparison: MethodComparison, form: str, settings: Sequence[
         f"{comparison.dataset} {comparison.split}: {comparison.num_queries:,} captions,"
         f" {comparison.num_gallery:,} images"
     )
-    lines = [comparison_explanation(comparison)]
+    lines = [comparison_explanation(comparison), *verdict(comparison)]
     if settings:
         lines.append("Settings that differ between the trained runs:")
         for one in settings:
@@ -112,6 +114,26 @@ def page_explanation(comparison: MethodComparison) -> str:
         " as large is, if both models were equally good on people in general (permutation test over people, corrected"
         f" for {comparison.num_tests} tests by Holm); below 0.05, chance alone is a poor explanation."
     )
+
+
+def verdict(comparison: MethodComparison) -> list[str]:
+    """Return in one line whether the second of two methods is better than the baseline; nothing for more methods."""
+    others = [method for method in comparison.methods if method.label != comparison.baseline]
+    if len(others) != 1:
+        return []
+    one = others[0].estimates["r1"]
+    if one.difference is None or one.difference_interval is None:
+        return []
+    low, high = one.difference_interval
+    answer = "better" if one.difference > 0 else "worse"
+    if one.p_value is None or one.p_value >= SIGNIFICANT or low <= 0 <= high:
+        answer = "too few people to decide"
+    elif one.seeds_p_value is not None and one.seeds_p_value >= SIGNIFICANT:
+        answer = "too few seeds to decide"
+    gain, *ends = map(difference_text, (one.difference, low, high))
+    return [
+        f"{others[0].label} against {comparison.baseline}: {answer}, R1 {gain} (95 % interval {ends[0]} to {ends[1]})"
+    ]
 
 
 def comparison_grid(methods: Sequence[ComparedMethod]) -> list[list[str]]:
