@@ -266,6 +266,7 @@ class Shared(Hook):
 """
 
 
+@pytest.mark.slow
 def test_hooks_of_two_processes_act_in_one_for_both(plugin: Path, configure: Configure, tmp_path: Path) -> None:
     """The losses of rows are computed where the rows are: both processes need the weights that one has set."""
     plugin.write_text(SHARED_HOOK)

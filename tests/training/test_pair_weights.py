@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from cskt import losses
+from cskt import losses, plugins
 from cskt.data.loading import TrainingLoader
 from cskt.data.mixing import Part
 from cskt.errors import CsktError
-from cskt.losses import LOSSES, Loss, LossInputs
+from cskt.losses import LOSSES, Loss, LossInputs, SDMLoss
 from cskt.model.io.tensors import load_plain
+from cskt.model.parts import PARTS
 from cskt.training import trainer
 from cskt.training.context import TrainingContext, prepare
 from cskt.training.hooks import Hook
@@ -262,3 +263,44 @@ def test_measuring_changes_nothing_and_is_a_function_of_the_epoch(configure: Con
 def test_a_loss_that_is_not_trained_or_has_no_pairs_is_refused(configure: Configure, names: str, message: str) -> None:
     with pytest.raises(CsktError, match=message):
         pair_losses(prepare(configure({"loss.weights": {"sdm": 1.0, "mlm": 1.0}})), names)
+
+
+@pytest.fixture
+def of_head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """SDM of an embedding head with batch normalisation, and the plug-in that has the head."""
+    monkeypatch.setattr(plugins, "_loaded", {})
+    plugins.load_plugins([Path(__file__).with_name("plugin_heads.py")])
+
+    @losses.register("of_head")
+    @dataclass(eq=False)
+    class OfHead(SDMLoss):
+        def per_pair(self, inputs: LossInputs) -> Tensor:
+            return super().per_pair(inputs.of_head("chosen"))
+
+        def forward(self, inputs: LossInputs) -> Tensor:
+            return super().forward(inputs.of_head("chosen"))
+
+    yield "of_head"
+    del LOSSES._entries["of_head"], LOSSES._plugins["of_head"]
+    for registry in (PARTS, LOSSES):
+        for loaded in plugins.loaded_plugins():
+            registry.forget(loaded)
+
+
+def test_embedding_heads_are_measured_in_evaluation_mode(configure: Configure, of_head: str) -> None:
+    changes = {"parts.chosen": {}, "prompts.directions": "none", "loss.weights": {"sdm": 1.0, of_head: 1.0}}
+    context = prepare(configure(changes | {"data.batch_size": 24} | PLAIN_IMAGES))
+    context.state.objective.pair_weights = torch.tensor(half(0, 24)).float()
+    forward_backward(context, next(context.loader.epoch(0)), 0, torch.Generator())  # moves the running statistics
+    model = context.state.model
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    found = pair_losses(context, ["sdm", of_head])
+    assert before and all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert all(module.training for module in model.modules())
+    dim = model.architecture.embed_dim
+    encoder, split, pids = context.encoder(), context.train_split, torch.tensor(context.train_split.caption_pids)
+    images = torch.as_tensor(encoder.encode_image([split.image_paths[image] for image in split.caption_image_ids]))
+    texts = torch.as_tensor(encoder.encode_text(split.captions))
+    for name, columns in (("sdm", slice(0, dim)), (of_head, slice(dim, None))):
+        expected = losses.sdm(images[:, columns], texts[:, columns], pids, reduction="none")
+        assert torch.allclose(found[name], expected, rtol=2e-3, atol=1e-3), name

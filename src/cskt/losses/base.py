@@ -119,7 +119,8 @@ class Loss(nn.Module):
     """True for a mean over rows that look at no other row: the loss of a batch in parts is then the mean of the losses
     of its parts, weighted by their sizes."""
     takes_pair_weights: ClassVar[bool] = False
-    """True if `forward` honours `LossInputs.pair_weights`; a hook that sets weights is refused otherwise."""
+    """True if `forward` multiplies the loss of each pair by `LossInputs.pair_weights`, or is no loss of pairs, such as
+    the balance of experts; a hook that sets weights is refused otherwise."""
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         """Make a module whose fields the dataclass sets afterwards."""
@@ -265,7 +266,7 @@ def reduced(values: Tensor, weights: Tensor | None, reduction: Reduction) -> Ten
         reduction: `mean`, `sum` or `none`.
 
     Example:
-        >>> from cskt.losses.base import reduced
+        >>> from cskt.losses import reduced
         >>> reduced(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([1.0, 1.0, 0.0]), "mean").item()
         1.5
     """

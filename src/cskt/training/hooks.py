@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Hook:
     """Code that training calls between epochs; a subclass overrides what it needs.
 
-    Where several processes train, hooks are made in all and called in the first one, while the others wait for it.
+    Where several processes train, hooks are made in all and called in the first one. The others wait for it, for at
+    most 30 minutes.
 
     For `hooks.<name>.<field>` in a config a subclass is a dataclass whose fields have defaults, and `register` names
     it. A hook that remembers something between epochs has `state_dict` and `load_state_dict`, so that a resumed run
