@@ -209,7 +209,7 @@ REFUSED = [
     ("--stride_size 0", "--stride_size: input should be greater than 0, got 0"),
     ("--optimizer Lion", "'adam', 'adamw' or 'sgd'"),
     ("--lrscheduler cosin", "'cosine'"),
-    ("--val_dataset tset", "--val_dataset: input should be 'val' or 'test', got 'tset'"),
+    ("--val_dataset tset", "--val_dataset: input should be 'val', 'test' or 'train', got 'tset'"),
     ("--milestones ten", "--milestones.0: input should be a valid integer"),
     ("--precision fp64", "--precision: input should be 'fp32', 'bf16' or 'fp16'"),
     ("--resume", "--resume_ckpt_file RUN/last.pt"),
