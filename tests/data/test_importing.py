@@ -137,9 +137,73 @@ def test_a_folder_per_person(tmp_path: Path) -> None:
     assert splits["test"].captions == [f"This is {person}.", f"{person} from behind.", f"This is {person}."]
 
     (tmp_path / "people" / "ben" / "captions.txt").write_text("3.jpg\tBen")
-    assert "captions.txt:1: '3.jpg' before the tab is no image of" in refusal(tmp_path / "people", options=options)
+    assert "captions.txt:1: '3.jpg' is no image of" in refusal(tmp_path / "people", options=options)
     (tmp_path / "people" / "ben" / "captions.txt").unlink()
     assert "captions.txt: no such file; write a sentence" in refusal(tmp_path / "people", options=options)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("captions.csv", "image;caption_1;caption_2\n1.jpg;One.;\n;All.;Both.\n"),
+        ("captions.tsv", "caption\timage\nOne.\t1.jpg\nAll.\t\nBoth.\t\n"),
+        ("captions.json", '[{"image": "1.jpg", "caption": "One."}, {"image": null, "caption": ["All.", "Both."]}]'),
+        ("captions.jsonl", '{"image": "1.jpg", "text": "One."}\n{"image": "", "text": ["All.", "Both."]}\n'),
+    ],
+)
+def test_a_folder_per_person_with_a_table_in_each(tmp_path: Path, name: str, content: str) -> None:
+    for person in ("Émile Ö", "ben"):
+        write_table(tmp_path / "people" / person, content, name, images=2)
+    options = ImportOptions(val_fraction=0, test_fraction=0)
+    splits = import_dataset(tmp_path / "people", tmp_path / "data", options=options)
+    rows = [("0.jpg", ("All.", "Both.")), ("1.jpg", ("One.", "All.", "Both."))]
+    assert summary(splits)["train"] == [(person, *row) for person in ("ben", "Émile Ö") for row in rows]
+
+
+def test_json_of_images_or_of_sentences(tmp_path: Path) -> None:
+    options = ImportOptions(val_fraction=0, test_fraction=0)
+    for person in ("anna", "ben"):
+        write_table(tmp_path / "people" / person, '["A sentence."]', "captions.json", images=1)
+    splits = import_dataset(tmp_path / "people", tmp_path / "data", options=options)
+    assert summary(splits)["train"] == [(person, "0.jpg", ("A sentence.",)) for person in ("anna", "ben")]
+    content = {"anna/0.jpg": "One.", "ben/0.jpg": ["Two.", "Three."]}
+    (tmp_path / "people" / "captions.json").write_text(json.dumps(content))
+    splits = import_dataset(tmp_path / "people", tmp_path / "named", options=options)
+    assert [record.captions for record in splits["train"].records] == [("One.",), ("Two.", "Three.")]
+    for text, message in (("{}", "has no row"), ("[3]", "entry 1: neither an object nor a sentence"), ("[", "JSON")):
+        (tmp_path / "people" / "captions.json").write_text(text)
+        assert message in refusal(tmp_path / "people")
+
+
+def test_a_person_in_two_splits_is_refused(tmp_path: Path) -> None:
+    lines = ["image,person,caption,split"]
+    lines += [f"{number}.jpg,p{number % 5},A man.,{'train' if number < 5 else 'test'}" for number in range(10)]
+    table = write_table(tmp_path, "\n".join(lines))
+    message = (
+        "people.csv:2: the person p0 is in train and test, as are 4 others; put each person into one split, or draw"
+    )
+    assert message in refusal(table)
+    assert "names its splits itself; leave out --val and --test" in refusal(
+        table, options=ImportOptions(val_fraction=0)
+    )
+    splits = import_dataset(table, tmp_path / "data", Columns(split="none"), options=ImportOptions(val_fraction=0))
+    assert {name: split.num_ids for name, split in splits.items()} == {"train": 4, "test": 1}
+    for number in range(4):
+        write_table(tmp_path / "people" / ("train" if number else "test") / f"p{number}", "A man.", "captions.txt", 1)
+    splits = import_dataset(tmp_path / "people", tmp_path / "drawn", Columns(split="none"))
+    assert {name: split.num_ids for name, split in splits.items()} == {"train": 2, "val": 1, "test": 1}
+
+
+def test_unicode_text_of_a_spreadsheet(tmp_path: Path) -> None:
+    text = "Datei\tPerson\tCaption\nö.jpg\tÉmile\tA man.\n1.jpg\tZoë\tA woman.\n"
+    (tmp_path / "t.txt").write_bytes(text.encode("utf-16"))
+    write_table(tmp_path, "", images=2)
+    (tmp_path / "0.jpg").rename(tmp_path / "ö.jpg")
+    options = ImportOptions(val_fraction=0, test_fraction=0)
+    splits = import_dataset(tmp_path / "t.txt", tmp_path / "data", Columns(image="datei"), options=options)
+    assert splits["train"].records[0].pid == "Émile"
+    (tmp_path / "t.txt").write_bytes(text.encode("latin-1"))
+    assert "save the table as UTF-8 (in a spreadsheet: CSV UTF-8)" in refusal(tmp_path / "t.txt")
 
 
 def test_a_folder_per_split_and_person(tmp_path: Path) -> None:
@@ -271,10 +335,11 @@ def test_incomplete_or_ambiguous_snapshots_are_refused(tmp_path: Path) -> None:
         (
             "image,who,caption\n0.jpg,a,b",
             Columns(),
-            "no column 'pid' or .*it has image, who, caption: name one with --person",
+            "no column 'pid' or .*it has image, who, caption: name what you mean with --person COLUMN; or --person fo",
         ),
-        ("image,person\n0.jpg,a", Columns(), "no column 'caption' or .*: name one with --caption"),
-        ("image,person,caption\n0.jpg,a,b", Columns(split="part"), "no column 'part'; .*: name one with --split"),
+        ("image,person\n0.jpg,a", Columns(), "no column 'caption' or .*: name what you mean with --caption COLUMN$"),
+        ("a,b\n0.jpg,c", Columns(), "no column .*, no column .*--image COLUMN --person COLUMN --caption COLUMN;"),
+        ("image,person,caption\n0.jpg,a,b", Columns(split="part"), "no column 'part' \\(--split\\); it has"),
         ("image,person,caption\n0.jpg,a,b\n1.jpg,a,b", Columns(person="folder"), "'0.jpg' is in no folder that names"),
         ("image,person,caption\n../0.jpg,a,b", Columns(), "people.csv:2: the image '../0.jpg' is outside"),
         ("image,person,caption\n/etc/passwd,a,b", Columns(), "the image '/etc/passwd' is outside"),
@@ -304,7 +369,9 @@ def test_bad_sources_and_outputs_are_refused(tmp_path: Path) -> None:
     table = write_table(tmp_path, rows_of(tmp_path))
     assert "no such file or folder; name a table" in refusal(tmp_path / "none.csv")
     (tmp_path / "empty").mkdir()
-    assert "holds no folder per person" in refusal(tmp_path / "empty")
+    assert "no folder per person with captions.txt or captions.csv" in refusal(tmp_path / "empty")
+    write_table(tmp_path / "empty", "", images=1)
+    assert f"to import a table, name it: {tmp_path}/empty/people.csv" in refusal(tmp_path / "empty")
     with pytest.raises(CsktError, match="empty: already exists; name a new folder"):
         import_dataset(table, tmp_path / "empty")
     with pytest.raises(CsktError, match="val_fraction is 1.5; give a fraction"):

@@ -8,15 +8,16 @@ from pathlib import Path
 from rich.table import Table
 
 from cskt.cli.parsing import Parser, command_line
-from cskt.data.importing import Columns, ImportOptions, import_dataset
+from cskt.data.importing import NONE, Columns, ImportOptions, import_dataset
 from cskt.errors import CsktError
 from cskt.utils.console import console, counting_bar, literal
 
 DESCRIPTION = """\
 Make a JSON-lines data set, a folder with train.jsonl, val.jsonl, test.jsonl and images/, of SOURCE:
-  a table       .csv, .tsv, .jsonl or .parquet with a row for each image or for each caption
+  a table       .csv, .tsv, .jsonl, .json or .parquet with a row for each image or for each caption
   a folder      with a folder per person, which has images and captions.txt: a sentence about the person per line;
-                'a.jpg', a tab and a sentence for a single image. Or with captions.csv: image, caption
+                'a.jpg', a tab and a sentence for a single image. Or with captions.csv or captions.json, in each
+                person's folder or one for all: image, caption
   a data set    of Hugging Face: as save_to_disk writes it, or a folder of Parquet files downloaded from the Hub,
                 data/train-00000-of-00001.parquet (Parquet and this need: pip install 'cskt[parquet]')
 Columns are found by their usual names (image, pid, caption, caption_1, split, ...) or named by flags.
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         help="identity, a number or a name; 'folder': the name of the image's folder; 'none': each image is a person",
     )  # fmt: skip
     table.add_argument("--caption", metavar="COLUMN", action="append", help="captions; may be given several times")
-    table.add_argument("--split", metavar="COLUMN", help="train, val or test")
+    table.add_argument("--split", metavar="COLUMN", help="train, val or test; 'none': people are drawn")
     table.add_argument("--attribute", metavar="COLUMN", action="append", help="kept as attribute; several times")
     parser.add_argument("--images", metavar="DIR", type=Path, help="folder that paths start at (default: the table's)")
     parser.add_argument(
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     drawn.add_argument("--seed", metavar="N", type=int, default=0, help="another seed, another draw (%(default)s)")
     flags = parser.parse(argv)
     shares = {"val_fraction": flags.val, "test_fraction": flags.test}
-    if flags.split and any(share is not None for share in shares.values()):
+    if flags.split not in (None, NONE) and any(share is not None for share in shares.values()):
         raise CsktError("--split takes the splits of the table; leave out --val and --test")
     options = ImportOptions(
         link=flags.link, seed=flags.seed, **{name: share for name, share in shares.items() if share is not None}

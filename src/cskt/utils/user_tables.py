@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
@@ -31,12 +32,16 @@ def read_table(path: Path) -> list[Row]:
     """Read the rows of a table: JSON lines if its first character is `{`, else CSV with headings.
 
     The delimiter of a CSV file is the most frequent of comma, semicolon and tab in its headings. A byte order mark is
-    skipped. Marks of `csv_cells.guarded_cell` are removed.
+    skipped; UTF-16 with such a mark, as spreadsheets write Unicode text, is read too. Marks of
+    `csv_cells.guarded_cell` are removed.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # line ends within a cell stay as they are
+        content = path.read_bytes()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")  # line ends within a cell stay as they are
     except UnicodeDecodeError as error:
-        raise CsktError(f"{path}: not UTF-8 at byte {error.start}; save the table as UTF-8") from None
+        remedy = "save the table as UTF-8 (in a spreadsheet: CSV UTF-8)"
+        raise CsktError(f"{path}: not UTF-8 at byte {error.start}; {remedy}") from None
     except OSError as error:
         raise CsktError(f"{path}: cannot be read: {error.strerror}") from None
     rows = list(_json_lines(path, text) if text.lstrip().startswith("{") else _csv_rows(path, text))

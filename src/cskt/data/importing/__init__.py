@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-from cskt.data.importing.sources import Columns
+from cskt.data.importing.sources import NONE, Columns
 from cskt.data.importing.writing import ImportOptions, import_dataset

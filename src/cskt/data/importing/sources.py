@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cskt.data.datasets.base import MAX_PID_CHARACTERS, is_name, is_number
-from cskt.data.importing.tables import SPLITS, Table, is_saved_dataset, is_snapshot, plain_cell, read_tables
+from cskt.data.importing.items import (
+    CAPTION_NAMES,
+    IMAGE_NAMES,
+    PERSON_NAMES,
+    SPLIT_NAMES,
+    Item,
+    captions_of,
+    numbered_headings,
+    split_name,
+)
+from cskt.data.importing.people_folders import people_in
+from cskt.data.importing.tables import Table, is_saved_dataset, is_snapshot, plain_cell, read_tables
 from cskt.data.records import Pid
-from cskt.errors import CsktError, MissingFileError, file_system_errors
-from cskt.image_files.formats import suffixes
-from cskt.utils.json_files import read_text
+from cskt.errors import CsktError, MissingFileError
 from cskt.utils.paths import check_path
 
 logger = logging.getLogger(__name__)
 
 FOLDER, NONE = "folder", "none"
 """Values of `Columns.person`: the name of the image's folder; nobody, each image is a person of its own."""
-IMAGE_NAMES = (
-    "image", "path", "file", "image_id", "image_path", "img_path", "file_path", "file_name", "filename", "img", "photo",
-)  # fmt: skip
-PERSON_NAMES = ("pid", "person", "person_id", "identity", "id", "label")
-CAPTION_NAMES = ("caption", "text", "sentence", "description")
-SPLIT_NAMES = ("split", "partition", "subset")
-"""Usual headings, the first of which is used."""
-CAPTIONS_FILE = "captions.txt"
-"""File in a person's folder with a sentence per line."""
-CAPTION_TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.parquet")
+CAPTION_TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json", "captions.parquet")
 """Tables in a folder of people with captions of images."""
 
 
@@ -44,28 +43,13 @@ class Columns:
     """A heading, "folder" or "none"."""
     captions: tuple[str, ...] = ()
     split: str | None = None
+    """A heading, or "none": the splits of the source are ignored."""
     attributes: tuple[str, ...] = ()
     """Columns that become attributes of the image."""
 
     def __str__(self) -> str:
         named = {"image": self.image, "person": self.person, "captions": ", ".join(self.captions), "split": self.split}
         return "; ".join(f"{name} = {heading}" for name, heading in named.items() if heading)
-
-
-@dataclass(frozen=True)
-class Item:
-    """An image with some of its captions, as a source gives it."""
-
-    where: str
-    """File and line, for messages."""
-    image: Path | bytes
-    name: str
-    """Path of the image in the source; empty where the source gives none."""
-    pid: Pid | None
-    captions: Sequence[str]
-    split: str | None = None
-    """train, val or test."""
-    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_source(source: Path, columns: Columns | None = None, images: Path | None = None) -> Iterator[Item]:
@@ -89,17 +73,11 @@ def read_source(source: Path, columns: Columns | None = None, images: Path | Non
         if captions is not None:
             source, columns = captions, replace(columns, person=columns.person or FOLDER)
         elif not is_snapshot(source):
-            yield from _people_in(source)
+            for item in people_in(source):
+                yield replace(item, split=None) if columns.split == NONE else item
             return
     for table in read_tables(source):
         yield from _items(table, columns, images or (source if source.is_dir() else source.parent))
-
-
-def split_name(text: str, where: str) -> str:
-    """Return train, val or test for the name that a source gives a split."""
-    if text.strip().lower() not in SPLITS:
-        raise CsktError(f"{where}: the split is '{text[:80]}'; use train, val or test")
-    return SPLITS[text.strip().lower()]
 
 
 def resolved(columns: Columns, table: Table) -> Columns:
@@ -109,37 +87,37 @@ def resolved(columns: Columns, table: Table) -> Columns:
         CsktError: a column that was asked for, or that is needed, is not in the table.
     """
     written = {heading.strip().lower(): heading for heading in reversed(table.headings)}
+    missing: dict[str, str] = {}
 
-    def find(flag: str, asked: str | None, usual: Sequence[str], remedy: str = "") -> str:
+    def find(flag: str, asked: str | None, usual: Sequence[str]) -> str:
         names = usual if asked is None else (asked,)
         found = next((written[name] for name in (name.strip().lower() for name in names) if name in written), None)
         if found is None:
-            tried = " or ".join(f"'{name}'" for name in names)
-            known = ", ".join(table.headings)[:300]
-            raise CsktError(f"{table.path}: no column {tried}; it has {known}: name one with {flag}{remedy}")
-        return found
+            missing.setdefault(flag, " or ".join(f"'{name}'" for name in names[:3]))
+        return found or ""
 
     person, split = columns.person, columns.split
+    image = find("--image", columns.image, IMAGE_NAMES)
     if person not in (FOLDER, NONE):
-        remedy = f", or give --person {FOLDER} (the name of the image's folder) or {NONE} (each image is a person)"
-        person = find("--person", person, PERSON_NAMES, remedy)
-    if split is not None or (table.split is None and set(SPLIT_NAMES) & written.keys()):
+        person = find("--person", person, PERSON_NAMES)
+    captions = tuple(find("--caption", name, ()) for name in columns.captions)
+    if not captions:
+        numbered = (numbered_headings(stem, table.headings) for stem in CAPTION_NAMES)
+        captions = next(filter(None, numbered), ()) or (find("--caption", None, CAPTION_NAMES),)
+    if split == NONE:
+        split = None
+    elif split is not None or (table.split is None and set(SPLIT_NAMES) & written.keys()):
         split = find("--split", split, SPLIT_NAMES)
-    numbered = (_numbered(stem, table.headings) for stem in CAPTION_NAMES)
-    return Columns(
-        image=find("--image", columns.image, IMAGE_NAMES),
-        person=person,
-        captions=tuple(find("--caption", name, ()) for name in columns.captions)
-        or next(filter(None, numbered), ())
-        or (find("--caption", None, CAPTION_NAMES),),
-        split=split,
-        attributes=tuple(find("--attribute", name, ()) for name in columns.attributes),
-    )
-
-
-def _numbered(stem: str, headings: Sequence[str]) -> tuple[str, ...]:
-    """Return the headings `caption`, `captions`, `caption_1`, `caption 2`, ... for the stem `caption`."""
-    return tuple(heading for heading in headings if re.fullmatch(rf"{stem}s?[ _-]?\d*", heading.strip().lower()))
+    attributes = tuple(find("--attribute", name, ()) for name in columns.attributes)
+    if missing:
+        tried = ", ".join(f"no column {names} ({flag})" for flag, names in missing.items())
+        flags = " ".join(f"{flag} COLUMN" for flag in missing)
+        no_person = f"; or --person {FOLDER} (the image's folder) or {NONE} (each image is a person of its own)"
+        raise CsktError(
+            f"{table.path}: {tried}; it has {', '.join(table.headings)[:300]}: name what you mean with {flags}"
+            + (no_person if "--person" in missing else "")
+        )
+    return Columns(image, person, captions, split, attributes)
 
 
 def _items(table: Table, asked: Columns, images: Path) -> Iterator[Item]:
@@ -152,7 +130,7 @@ def _items(table: Table, asked: Columns, images: Path) -> Iterator[Item]:
     for row in table.rows(needed):
         cells = {heading: plain_cell(row.cells.get(heading)) for heading in needed}
         image, name = _image(cells[columns.image], row.where, images)
-        split = cells[columns.split] if columns.split else table.split
+        split = cells[columns.split] if columns.split else None if asked.split == NONE else table.split
         if columns.split and split is None:
             raise CsktError(f"{row.where}: no split under '{columns.split}'; write train, val or test")
         if person is not None:
@@ -161,7 +139,7 @@ def _items(table: Table, asked: Columns, images: Path) -> Iterator[Item]:
             pid = _folder_of(name, row.where) if columns.person == FOLDER else None
         yield Item(
             row.where, image, name, pid,
-            captions=[caption for heading in columns.captions for caption in _captions(cells[heading], row.where)],
+            captions=[caption for heading in columns.captions for caption in captions_of(cells[heading], row.where)],
             split=None if split is None else split_name(str(split), row.where),
             attributes={heading: cells[heading] for heading in columns.attributes if cells[heading] is not None},
         )  # fmt: skip
@@ -206,54 +184,3 @@ def _pid(cell: Any, where: str, names: Sequence[str]) -> Pid | None:
             f" {MAX_PID_CHARACTERS} characters"
         )
     return cell
-
-
-def _captions(cell: Any, where: str) -> list[str]:
-    sentences = [plain_cell(value) for value in (cell if isinstance(cell, list) else [cell])]
-    if not all(isinstance(sentence, str | None) for sentence in sentences):
-        raise CsktError(f"{where}: the caption is {str(cell)[:80]!r}; expected a sentence, or a list of sentences")
-    return [sentence for sentence in sentences if sentence]
-
-
-def _people_in(root: Path) -> Iterator[Item]:
-    """Yield the images of a folder per person, below folders of splits if all folders are called like splits."""
-    folders = _folders_in(root)
-    if not folders:
-        raise CsktError(
-            f"{root}: holds no folder per person, no {' or '.join(CAPTION_TABLES)}, no Parquet file, and no data set of"
-            " save_to_disk; name a table, or a folder with one of these"
-        )
-    if all(folder.name.lower() in SPLITS for folder in folders):
-        for folder in folders:
-            for person in _folders_in(folder):
-                yield from _images_of(person, root, split_name(folder.name, str(folder)))
-        return
-    for person in folders:
-        yield from _images_of(person, root, None)
-
-
-def _images_of(person: Path, root: Path, split: str | None) -> Iterator[Item]:
-    """Yield the images of a person's folder with the sentences of its `captions.txt`."""
-    with file_system_errors(person):
-        names = sorted(
-            path.relative_to(person).as_posix()
-            for path in person.rglob("*")
-            if path.suffix.lower() in suffixes() and path.is_file()
-        )
-    of_all: list[str] = []
-    of_one: dict[str, list[str]] = {name: [] for name in names}
-    file = person / CAPTIONS_FILE
-    for number, line in enumerate(read_text(file, remedy="write a sentence about the person per line").split("\n"), 1):
-        name, tab, sentence = line.partition("\t")
-        if tab and name.strip() not in of_one:
-            raise CsktError(f"{file}:{number}: '{name.strip()[:80]}' before the tab is no image of {person}")
-        (of_one[name.strip()] if tab else of_all).append((sentence if tab else line).strip())
-    for name in names:
-        captions = [caption for caption in (*of_one[name], *of_all) if caption]
-        path = person / name
-        yield Item(str(path), path, path.relative_to(root).as_posix(), person.name, captions, split)
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    with file_system_errors(folder):
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

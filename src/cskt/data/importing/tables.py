@@ -73,8 +73,25 @@ def read_tables(source: Path) -> list[Table]:
         return _saved_tables(source) if is_saved_dataset(source) else _snapshot_tables(source)
     if source.suffix.lower() == ".parquet":
         return [_parquet_table([source])]
-    rows = read_table(source)
+    rows = _json_rows(source) if source.suffix.lower() == ".json" else read_table(source)
     return [Table(source, list(dict.fromkeys(name for row in rows for name in row.cells)), lambda _: iter(rows))]
+
+
+def _json_rows(path: Path) -> list[Row]:
+    """Return the rows of a JSON file: a list of objects or of sentences, or an object of images with sentences."""
+    remedy = 'write a list of objects, or {"IMAGE": ["SENTENCE", ...], ...}'
+    content = load_json(read_text(path, remedy=remedy), where=str(path), remedy=remedy)
+    if isinstance(content, dict):
+        content = [{"image": image, "caption": captions} for image, captions in content.items()]
+    if not isinstance(content, list) or not content:
+        raise CsktError(f"{path}: has no row; {remedy}")
+    rows = [
+        Row(f"{path}: entry {number}", {"caption": entry} if isinstance(entry, str) else entry)
+        for number, entry in enumerate(content, start=1)
+    ]
+    if wrong := next((row for row in rows if not isinstance(row.cells, dict)), None):
+        raise CsktError(f"{wrong.where}: neither an object nor a sentence; {remedy}")
+    return rows
 
 
 def _parquet_table(paths: Sequence[Path], split: str | None = None) -> Table:

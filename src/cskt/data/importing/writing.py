@@ -26,6 +26,8 @@ from cskt.utils.paths import check_path, file_name
 logger = logging.getLogger(__name__)
 
 IMAGES = "images"
+VAL_FRACTION, TEST_FRACTION = 0.1, 0.2
+"""Shares of the people that are drawn for val and test."""
 MIN_TRAINING_IDS = 2
 """A single person gives a loss nothing to tell apart."""
 SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "HEIF": ".heic"}
@@ -38,16 +40,16 @@ class ImportOptions:
 
     link: bool = False
     """Symbolic links to the images instead of copies."""
-    val_fraction: float = 0.1
-    """Share of the people who form the val split, where the source names no splits."""
-    test_fraction: float = 0.2
-    """Share of the people who form the test split, likewise."""
+    val_fraction: float | None = None
+    """Share of the people who form the val split, where the source names no splits; None: 0.1."""
+    test_fraction: float | None = None
+    """Share of the people who form the test split, likewise; None: 0.2."""
     seed: int = 0
     """Decides who is in which split."""
 
     def __post_init__(self) -> None:
         for name in ("val_fraction", "test_fraction"):
-            if not 0 <= getattr(self, name) < 1:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise CsktError(f"{name} is {getattr(self, name)}; give a fraction of at least 0 and below 1")
 
 
@@ -117,6 +119,12 @@ def import_dataset(
             raise CsktError(f"{source}: no image has a caption; write at least one sentence for each image")
         if all(entry.split is None for entry in entries):
             _draw_splits(entries, options)
+        elif options.val_fraction is not None or options.test_fraction is not None:
+            raise CsktError(
+                f"{source}: names its splits itself; leave out --val and --test, or draw people anew with --split none"
+            )
+        else:
+            _check_splits(entries)
         pid_of = _pids(entries)
         with file_system_errors(folder):
             for split in SPLIT_NAMES:
@@ -216,20 +224,40 @@ def _check_same(first: Item, other: Item) -> None:
     for name, one, two in (("person", first.pid, other.pid), ("split", first.split, other.split)):
         if one != two:
             image = other.name or "this image"
-            raise CsktError(f"{other.where}: the {name} of {image} is {two} here and {one} at {first.where}")
+            raise CsktError(
+                f"{other.where}: the {name} of {image} is {two} here and {one} at {first.where}; correct one of them"
+            )
+
+
+def _check_splits(entries: list[_Entry]) -> None:
+    """Check that the source has each person in one split: test people that were trained on make results too high."""
+    splits: dict[Pid, set[str | None]] = {}
+    for entry in entries:
+        splits.setdefault(entry.person, set()).add(entry.split)
+    if several := [pid for pid, names in splits.items() if len(names) > 1]:
+        first, *others = several
+        where = next(entry.first.where for entry in entries if entry.person == first)
+        named = " and ".join(name for name in SPLIT_NAMES if name in splits[first])
+        raise CsktError(
+            f"{where}: the person {first} is in {named}" + (f", as are {len(others)} others" if others else "")
+            + "; put each person into one split, or draw people anew with --split none"
+        )  # fmt: skip
 
 
 def _draw_splits(entries: list[_Entry], options: ImportOptions) -> None:
     """Draw the split of every person."""
+    shares = [
+        default if stated is None else stated
+        for stated, default in ((options.val_fraction, VAL_FRACTION), (options.test_fraction, TEST_FRACTION))
+    ]
     ordered = shuffled_pids({entry.person for entry in entries}, f"import {options.seed}")
-    num_val, num_test = (
-        max(1, round(share * len(ordered))) if share else 0 for share in (options.val_fraction, options.test_fraction)
-    )
+    num_val, num_test = (max(1, round(share * len(ordered))) if share else 0 for share in shares)
     num_train = len(ordered) - num_val - num_test
     if num_train < MIN_TRAINING_IDS:
+        lower = "lower --val and --test, or give 0 for no such split" if num_val + num_test else "add people"
         raise CsktError(
             f"{len(ordered)} people are too few for {num_val} in val, {num_test} in test and {MIN_TRAINING_IDS} to"
-            " train on; lower --val and --test, or give 0 for no such split"
+            f" train on; {lower}. If that is not how many there are, --person names the wrong column"
         )
     names = ["val"] * num_val + ["test"] * num_test + ["train"] * num_train
     drawn = dict(zip(ordered, names, strict=True))
