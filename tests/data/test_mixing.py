@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def test_identities_are_kept_apart(tmp_path: Path) -> None:
     assert [[record.pid for record in split.records] for split in data.selection] == [[90, 91], [90, 91]]
     alone = read_training_data(DataConfig(dataset="jsonl", root=str(tmp_path / "a")))
     assert alone.parts == () and [record.pid for record in alone.train.records] == [0, 0, 1, 1, 2, 2]
+
+
+def test_images_without_identity_are_people_of_their_own_in_a_mix(tmp_path: Path) -> None:
+    config = two_data_sets(tmp_path)
+    lines = (tmp_path / "b" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    without = [{key: value for key, value in json.loads(line).items() if key != "pid"} for line in lines]
+    (tmp_path / "b" / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in without))
+    data = read_training_data(config)
+    assert [record.pid for record in data.train.records[6:]] == [f"2/train/{number}.jpg" for number in range(4)]
+    assert data.train.num_ids == 3 + 4
 
 
 def epoch_of(config: DataConfig, epoch: int = 0) -> list[list[int]]:

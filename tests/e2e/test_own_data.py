@@ -95,6 +95,12 @@ def test_one_training_on_two_data_sets(
     table = done(f"cskt evaluate {run} --device cpu")
     assert "2 data sets, test" in " ".join(table.split()) and "jsonl in my-data" in table
 
+    pairs = tmp_path / "pairs"
+    shutil.copytree(own_data, pairs)
+    (pairs / "test.jsonl").unlink()
+    alone = typed(f"cskt evaluate {run} --device cpu --json --root {imported} --root {pairs}").json()
+    assert alone["t2i"]["num_queries"] == 12, "a data set without that split is left out"
+
     weighted = f"--mix '{{root: {own_data}, weight: 0.5}}' --mix-batches one"
     single = train_command.replace(f"--root {root}", f"--dataset jsonl --root {imported}")
     done(f"{single} {weighted} --num-epochs 1 --output {tmp_path}/weighted")

@@ -131,10 +131,14 @@ def sorted_pids(pids: Iterable[Pid]) -> list[Pid]:
     return sorted(pids, key=lambda pid: (isinstance(pid, str), pid))
 
 
+class UnknownSplitError(CsktError):
+    """A data set has no split of that name."""
+
+
 def find_split(dataset: Mapping[str, Split], name: str) -> Split:
-    """Return the split of that name, or raise a CsktError that lists the splits of the data set."""
+    """Return the split of that name, or raise an UnknownSplitError that lists the splits of the data set."""
     if name not in dataset:
-        raise CsktError(f"the data set has no split '{name}'; it has {', '.join(dataset) or 'none'}")
+        raise UnknownSplitError(f"the data set has no split '{name}'; it has {', '.join(dataset) or 'none'}")
     return dataset[name]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from cskt.config import RunConfig
 from cskt.data.datasets import dataset_key
 from cskt.data.mixing import sources_of
 from cskt.data.overlaps import read_separate_splits
-from cskt.data.records import Split, find_split, select_splits
+from cskt.data.records import Split, UnknownSplitError, find_split, select_splits
 from cskt.data.tokenizer import log_caption_warnings
 from cskt.embed import Encoder, load
 from cskt.embed.model_paths import check_exists, run_config
@@ -27,6 +28,8 @@ from cskt.evaluation.results import Result, ResultInfo
 from cskt.plugins import load_plugins
 from cskt.types import Hit, RetrievalMetrics
 from cskt.utils.arguments import expect, listed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ def splits_of(model: str, dataset: str | None, roots: Sequence[str], split: str)
     """Read a split of each of several data sets, with its root; see `split_of`.
 
     Without a data set and roots these are all that the model's run was trained on (`data.mix`); as many roots as these
-    are their new places, in the same order.
+    are their new places, in the same order. Of these, all but the first may lack the split: they are left out.
     """
     check_exists(model)
     own = run_config(Path(model))
@@ -177,10 +180,15 @@ def splits_of(model: str, dataset: str | None, roots: Sequence[str], split: str)
         places = roots or [source.root for source in sources]
         if not roots:
             _check_not_moved(model, places)
-        return [
-            (place, _split_in(str(source.dataset), place, split, own))
-            for source, place in zip(sources, places, strict=True)
-        ]
+        found = []
+        for source, place in zip(sources, places, strict=True):
+            try:
+                found.append((place, _split_in(str(source.dataset), place, split, own)))
+            except UnknownSplitError as error:  # pairs for pre-training may have no test split
+                if source is sources[0]:
+                    raise
+                logger.warning("%s: %s; it is left out", place, error)
+        return found
     if len(roots) > 1:
         return [(root, split_of(model, dataset, root, split)) for root in roots]
     root = roots[0] if roots else None

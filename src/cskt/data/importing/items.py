@@ -1,4 +1,4 @@
-"""What all sources of an import share: an image with its captions, the usual headings, and names of splits."""
+"""Values that all sources of an import share: an image with its captions, usual headings, and names of splits."""
 
 from __future__ import annotations
 

@@ -81,10 +81,10 @@ def _sentences(person: Path) -> Iterator[tuple[str, str | None, str]]:
         if not texts:
             raise CsktError(f"{file}: no column 'caption'; it has {', '.join(table.headings)[:300]}")
         for row in table.rows(table.headings):
-            name = None if image is None else str(row.cells[image] or "").strip() or None
+            named = None if image is None else str(row.cells.get(image) or "").strip() or None
             for heading in texts:
                 for sentence in captions_of(row.cells.get(heading), row.where):
-                    yield row.where, name, sentence
+                    yield row.where, named, sentence
 
 
 def _folders_in(folder: Path) -> list[Path]:

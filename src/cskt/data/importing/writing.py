@@ -17,7 +17,8 @@ from typing import Any
 from PIL import Image
 
 from cskt.data.datasets import read_dataset
-from cskt.data.importing.sources import Columns, Item, read_source
+from cskt.data.importing.items import Item
+from cskt.data.importing.sources import Columns, read_source
 from cskt.data.records import SPLIT_NAMES, Pid, Split, shuffled_pids
 from cskt.errors import CsktError, file_system_errors
 from cskt.image_files.formats import decoder_errors, formats, suffixes
