@@ -1,12 +1,15 @@
-"""Draw docs/images/search-*.png: the search page over the gallery of `cskt serve --demo`, as a browser shows it.
+"""Take the screenshots of docs/images: pages as a browser shows them.
 
-    python docs/make_screenshots.py [FOLDER]
+    python docs/make_screenshots.py                        search-*.png: the search page over `cskt serve --demo`
+    cskt demo --output demo
+    python docs/make_screenshots.py --report demo/report.html      demo.png: the report of the demo
 
-Needs the extras `gallery` and `serve`, playwright, and a chromium on the path.
+`--output FOLDER` writes them elsewhere. Needs the extras `gallery` and `serve`, playwright, and a chromium on the path.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import shutil
@@ -34,6 +37,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SENTENCE = "a woman in a red dress with a black bag"
 WIDE = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
+REPORT = {"width": 1000, "height": 1250}
 
 
 @contextmanager
@@ -83,15 +87,25 @@ def explain(page: Page, rank: int, word: str) -> None:
     page.locator("#viewer-name").hover()
 
 
+def save(page: Page, path: Path) -> None:
+    """Write what the page shows with 256 colours, enough for paper dolls, at a third of the size."""
+    shown = Image.open(io.BytesIO(page.screenshot()))
+    shown.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=4).save(path, optimize=True)
+
+
+def draw_report(browser: Browser, report: Path, folder: Path) -> None:
+    """Take the picture of the upper part of a report."""
+    page = browser.new_page(viewport=REPORT, color_scheme="light")  # type: ignore[arg-type]
+    page.goto(report.resolve().as_uri())
+    save(page, folder / "demo.png")
+
+
 def draw(browser: Browser, address: str, empty_address: str, folder: Path) -> None:
     """Take all screenshots."""
 
     def keep(page: Page, name: str) -> None:
         page.wait_for_timeout(300)  # pictures fade in
-        shown = Image.open(io.BytesIO(page.screenshot()))
-        # 256 colours are enough for paper dolls, at a third of the size
-        few = shown.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=4)
-        few.save(folder / f"search-{name}.png", optimize=True)
+        save(page, folder / f"search-{name}.png")
 
     with opened(browser, address) as page:
         page.wait_for_selector("#warning:not([hidden])")
@@ -118,12 +132,20 @@ def draw(browser: Browser, address: str, empty_address: str, folder: Path) -> No
 
 
 def main() -> None:
-    """Create two galleries in a temporary folder, one with generated pedestrians, and take the screenshots."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
+    """Take the picture of a report, or those of two galleries in a temporary folder, one with generated pedestrians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=FOLDER, help="folder (default: docs/images)")
+    parser.add_argument("--report", type=Path, help="take demo.png of this report instead")
+    flags = parser.parse_args()
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         sys.exit("no chromium here; type: apt-get install chromium")
+    folder: Path = flags.output
     folder.mkdir(parents=True, exist_ok=True)
+    if flags.report:
+        with sync_playwright() as playwright, playwright.chromium.launch(executable_path=path) as browser:
+            draw_report(browser, flags.report, folder)
+        return
     encoder = load("clip-tiny", device="cpu")
     with (
         tempfile.TemporaryDirectory() as root,

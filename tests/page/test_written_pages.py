@@ -113,6 +113,19 @@ def test_nothing_is_wider_than_the_screen_and_all_text_can_be_read(
     assert screen.evaluate(CONTRAST) == []
 
 
+def test_the_page_of_the_http_api_fits_and_can_be_read(address: str, screen: Page, artefacts: Path) -> None:
+    screen.goto(f"{address}docs")
+    width = screen.viewport_size["width"]  # type: ignore[index]
+    for summary in screen.locator("summary").all():
+        summary.click()
+    dark = screen.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    screen.screenshot(path=artefacts / f"api-{width}-{'dark' if dark else 'light'}.png", full_page=True)
+    assert screen.evaluate("document.documentElement.scrollWidth") == width
+    assert screen.evaluate(OUTSIDE) == []
+    assert screen.evaluate(CONTRAST) == []
+    assert (screen.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(14, 17, 21)") == dark
+
+
 def edge(region: Locator) -> Image.Image:
     """The last twelve columns of pixels of a region below its headings, without its border."""
     with Image.open(io.BytesIO(region.screenshot())) as picture:

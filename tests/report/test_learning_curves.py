@@ -61,7 +61,7 @@ def test_lines_are_named_with_their_last_figures(drawn_text: list[str]) -> None:
     events = [evaluation("zero-shot", 0, 0.12), evaluation("step-0", 0, 0.08), evaluation("epoch", 1, 0.5)]
     learning_curves([*events, step(10, 4.0, sdm=3.0, id=1.0), step(20, 2.0, sdm=1.5, id=0.5)])
     assert drawn_text == [
-        "R1 50.0", "R5 60.0", "R10 70.0", "mAP 50.0", "R1 zero-shot 12.0", "R1 step-0 8.0",
+        "R1 50.0", "R5 60.0", "R10 70.0", "mAP 50.0", "R1 zero-shot 12.0", "R1 at start 8.0",
         "total 2", "id 0.5", "sdm 1.5",
     ]  # fmt: skip
 

@@ -116,7 +116,15 @@ def attribute_bars(names: Sequence[str], shares: Floats, chance: Floats, low: Fl
         axes.hlines(heights, chance, shares, color=style.GRID, linewidth=5, zorder=1)
         axes.hlines(heights, 100 * low[order], 100 * high[order], color=style.BLUE, linewidth=1.4, zorder=2)
         axes.plot(chance, heights, "|", color=style.INK, markersize=11, markeredgewidth=2, zorder=3, label="chance")
-        axes.plot(shares, heights, "o", color=style.BLUE, markersize=6, zorder=4, label="wrong first answers, 95 %")
+        axes.plot(
+            shares,
+            heights,
+            "o",
+            color=style.BLUE,
+            markersize=6,
+            zorder=4,
+            label="wrong first answers, with 95 % interval",
+        )
         axes.set_yticks(heights, [names[attribute].replace("_", " ") for attribute in order])
         axes.tick_params(axis="y", labelcolor=style.INK)
         axes.set_ylim(-0.7, len(order) - 0.3)

@@ -25,6 +25,7 @@ SERIES = {
     "r10": (style.GREEN, "^"),
     "mean_ap": (style.PURPLE, "D"),
 }
+REFERENCE_NAMES = {ZERO_SHOT: "zero-shot", STEP_0: "at start"}
 REFERENCE_DASHES = {ZERO_SHOT: (0, (6, 3)), STEP_0: (0, (1.5, 2.5))}
 LOSS_COLORS = (style.VERMILION, style.GREEN, style.PURPLE, style.BLUE)
 SMOOTH_FROM = 120
@@ -74,7 +75,7 @@ def _draw_retrieval(axes: Axes, evaluations: Sequence[Event]) -> None:
             color = SERIES["r1"][0]
             axes.axhline(figures[-1], color=color, linestyle=dashes, linewidth=1.3)
             highest = max(highest, figures[-1])
-            labels.append((figures[-1], f"R1 {stage} {figures[-1]:.1f}", color))
+            labels.append((figures[-1], f"R1 {REFERENCE_NAMES[stage]} {figures[-1]:.1f}", color))
     axes.set_ylim(0, max(10.0, 1.06 * highest))
     style.integer_ticks(axes, epochs)
     style.label_ends(axes, labels, lines_of_text=14)

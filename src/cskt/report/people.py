@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cskt.report.pictured_results import (
     EMPTY,
-    NEUTRAL,
+    MUTED,
     PAPER,
     boxed,
     cell_width_of,
@@ -73,7 +73,7 @@ def people_sheet(title: str, people: Sequence[ShownPerson], *, crop_height: int 
         name = wrap(drawable(person.name), large, width - 2 * margin)[0]
         draw_lines(draw, (margin, upper), [name], large, large_line)
         after_name = margin + large.getlength(name) + margin
-        draw.text((after_name, upper + large.getmetrics()[0]), person.note, NEUTRAL, font, anchor="ls")
+        draw.text((after_name, upper + large.getmetrics()[0]), person.note, MUTED, font, anchor="ls")
         for column, (image, crop) in enumerate(zip(person.images, row, strict=True)):
             left = margin + column * step
             sheet.paste(boxed(crop, box, font), (left, upper + large_line))

@@ -24,6 +24,7 @@ WRONG: Color = (196, 49, 75)
 NEUTRAL: Color = (128, 137, 150)
 PAPER: Color = (255, 255, 255)
 INK: Color = (28, 33, 40)
+MUTED: Color = (91, 100, 114)
 EMPTY: Color = (217, 221, 227)
 FRAMES = {True: (RIGHT, "✓"), False: (WRONG, "✗"), None: (NEUTRAL, "")}
 """Colour of the frame and mark below it, by `PicturedHit.right`."""
@@ -119,7 +120,7 @@ def answer_sheet(answer: PicturedResult, *, crop_height: int = 256) -> Image.Ima
     draw = ImageDraw.Draw(sheet)
     draw_lines(draw, (margin, margin), heading, font, line_height)
     if not answer.hits:
-        draw.text((width // 2, top + frame_height // 2), "no image found", NEUTRAL, font, anchor="mm")
+        draw.text((width // 2, top + frame_height // 2), "no image found", MUTED, font, anchor="mm")
     for row_number, row in enumerate(rows):
         for column, (_, caption, right) in enumerate(row):
             left, upper = margin + column * (frame_width + margin), top + row_number * row_height
@@ -181,5 +182,5 @@ def boxed(crop: Image.Image | None, size: tuple[int, int], font: ImageFont.FreeT
         return ImageOps.pad(crop, size, color=EMPTY)
     box = Image.new("RGB", size, EMPTY)
     lines = "\n".join(wrap("no image", font, size[0]))
-    ImageDraw.Draw(box).multiline_text((size[0] / 2, size[1] / 2), lines, NEUTRAL, font, anchor="mm", align="center")
+    ImageDraw.Draw(box).multiline_text((size[0] / 2, size[1] / 2), lines, INK, font, anchor="mm", align="center")
     return box
