@@ -37,7 +37,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SENTENCE = "a woman in a red dress with a black bag"
 WIDE = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
-REPORT = {"width": 1000, "height": 1250}
+REPORT = {"width": 1000, "height": 1500}
 
 
 @contextmanager
