@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ("src", "tests", "benchmarks", "tools")
-DOCUMENTS = ("*.md", "docs/**/*.md", "src/**/*.md", ".github/**/*.md")
+DOCUMENTS = ("*.md", "docs/**/*.md", "docs/**/*.ipynb", "src/**/*.md", ".github/**/*.md")
 FIXTURES = ROOT / "tests" / "compat"
 
 FIRST_WORDS = {"What", "Whether", "Who", "Whose", "Which", "Those", "These", "Of", "How", "Where", "Why"}
@@ -97,6 +97,8 @@ COMPATIBLE_TEXT = {
 """Text that stays in strings and documents, and the reason."""
 COMPATIBLE_TEXT_PATTERN = re.compile("|".join(map(re.escape, COMPATIBLE_TEXT)))
 
+LONGEST_LINE = 5_000
+"""Characters of a line of a document; longer ones are pictures in notebooks."""
 IGNORE = "english: ignore"
 """A comment with these words exempts its line."""
 
@@ -148,7 +150,8 @@ def check_file(path: Path) -> list[str]:
     source = path.read_text(encoding="utf-8")
     lines = source.splitlines()
     place = path.relative_to(ROOT).as_posix()
-    findings = check_python(source, place) if path.suffix == ".py" else check_text(enumerate(lines, 1))
+    text = ((number, line) for number, line in enumerate(lines, 1) if len(line) < LONGEST_LINE)
+    findings = check_python(source, place) if path.suffix == ".py" else check_text(text)
     kept = sorted({(number, reason) for number, reason in findings if IGNORE not in lines[number - 1]})
     return [f"{path.relative_to(ROOT)}:{number}: {reason}" for number, reason in kept]
 

@@ -368,3 +368,9 @@ def test_openvino_and_nncf_report_to_nobody() -> None:
     done = subprocess.run([sys.executable, "-c", SILENT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["None", "openvino.tools.ovc.telemetry_stub", "unittest.mock"]
+
+
+def test_graphs_name_no_folder_of_the_machine(folders: dict[str, Path]) -> None:
+    for path in (path for folder in folders.values() for path in folder.iterdir()):
+        data = path.read_bytes()
+        assert b"stack_trace" not in data and b"site-packages" not in data and b"cskt/export" not in data, path
