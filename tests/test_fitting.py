@@ -72,3 +72,34 @@ def test_what_may_be_fitted_is_in_no_file() -> None:
     assert load_config(config, {"data.batch_size": 8}).adaptable == config.adaptable - {"data.batch_size"}
     with pytest.raises(CsktError, match="adaptable: no key of a config; delete it"):
         load_config({"adaptable": ["optim.lr"]})
+
+
+def test_adapt_takes_the_model_of_its_run_at_a_gentler_rate(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    before = load_config(
+        "irra", OVER_TINY | {"optim.lr": 2e-4, "data.root": "elsewhere", "data.caption_length": 40, "seed": 7}
+    )
+    save_config(before, run / "config.yaml")
+    config = load_config("adapt", {"init_from": str(run), "data.root": "marks"})
+    for same in ("backbone", "prompts", "adapters", "augment", "trainable"):
+        assert getattr(config, same) == getattr(before, same), same
+    assert config.optim.lr == pytest.approx(2e-5) and config.optim.name == "adam"
+    assert config.loss.weights == {"sdm": 1.0} and config.loss.temperature == before.loss.temperature
+    assert (config.data.dataset, config.data.root, config.data.caption_length) == ("jsonl", "marks", 40)
+    assert (config.name, config.seed, config.loop.num_epochs) == ("adapt", 1, 10)
+    assert load_config("adapt", {"init_from": str(run), "optim.lr": 1e-6}).optim.lr == 1e-6
+
+    own = tmp_path / "own.yaml"
+    own.write_text(f"base: adapt\nname: mine\ninit_from: {run}\n", encoding="utf-8")
+    assert load_config(own).backbone == before.backbone
+
+
+def test_adapt_without_a_run_is_refused_with_the_flag(tmp_path: Path) -> None:
+    with pytest.raises(CsktError, match="adapt continues a trained model; name its run: --init-from RUN"):
+        load_config("adapt")
+    with pytest.raises(CsktError, match=r"init_from .*: no run folder with a config.yaml, which the recipe adapt"):
+        load_config("adapt", {"init_from": str(tmp_path)})
+    (tmp_path / "config.yaml").write_text("optim: 3\ndata: []\n", encoding="utf-8")
+    with pytest.raises(CsktError, match="config.yaml"):
+        load_config("adapt", {"init_from": str(tmp_path)})

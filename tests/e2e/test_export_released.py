@@ -318,7 +318,8 @@ def test_held_out_identities_get_rows_of_zeros(
     command: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The released program counts all people of ICFG-PEDES' training split; a run holds some out as val."""
-    done(f"{command} --config irra --dataset icfg-pedes --num-epochs 1 --output {tmp_path}/run")
+    held_out = "--dataset icfg-pedes --holdout-fraction 0.1"
+    done(f"{command} --config irra {held_out} --num-epochs 1 --output {tmp_path}/run")
     run = tmp_path / "run"
     rows = read_heads(run / "best.heads.safetensors").tensors["classifier.weight"]
     assert len(rows) == 11

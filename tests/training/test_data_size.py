@@ -44,6 +44,7 @@ def test_twelve_pairs_are_one_batch_and_get_as_many_epochs_as_they_need(
     config, data = read_fitted_data(config_for(folder))
     assert config.data.select_on == "train" and data.selection[0] == data.train and data.train.num_ids == 6
     assert (config.data.batch_size, config.loop.num_epochs, config.optim.warmup_epochs) == (12, 60, 5)
+    assert config.loop.eval_period_epochs == 60, "the last epoch is kept: on train the first perfect one would be"
     assert not config.adaptable
     (line,) = [record.message for record in caplog.records if record.message.startswith("fitted to")]
     assert "12 training pairs of 6 people" in line
@@ -83,6 +84,14 @@ def test_a_value_that_is_given_stays_or_is_refused_with_its_name(
     tiny = {"backbone__name": str(tiny_backbone), "prompts__depth": 2, "device": "cpu"}
     with pytest.raises(CsktError, match=r"data.batch_size 64 is more than the 12 training pairs; lower data.batch"):
         train(config_for(folder, data__batch_size=64, **tiny), tmp_path / "run")
+
+
+def test_a_run_that_continues_another_stays_short(tmp_path: Path) -> None:
+    folder = written(tmp_path / "own", people=6, pairs_of_each=2)
+    load_demo = load_config("demo", {"data.dataset": "jsonl", "data.root": str(folder)})
+    assert read_fitted_data(load_demo)[0].loop.num_epochs == 60
+    continued = load_config(load_demo, {"init_from": "somewhere"})
+    assert read_fitted_data(continued)[0].loop.num_epochs == continued.loop.num_epochs == 6
 
 
 def test_a_config_that_was_built_in_python_is_not_touched(tmp_path: Path) -> None:

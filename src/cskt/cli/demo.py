@@ -26,6 +26,7 @@ from cskt.evaluation.evaluate import (
     search_split,
 )
 from cskt.evaluation.results import Result
+from cskt.model.io.cache import CLIP_TINY
 from cskt.report.pictured_results import PicturedHit, PicturedResult, answer_sheet
 from cskt.report.tables import ResultRow, result_table
 from cskt.training.loop import train
@@ -138,11 +139,10 @@ def answer_test_sentences(encoder: Encoder, test: Split, features: SplitFeatures
 
 def next_commands(folder: Path, root: Path, query: str) -> list[str]:
     """Return commands to try after the demo; the last one needs files that the package cannot ship."""
-    finetune = "--config finetune --backbone.name clip-tiny --image-height 128 --image-width 64 --lr 1e-4"
     return [
         command_line("query", folder, query, "--sheet", "answer.png"),
         command_line("evaluate", folder),
-        command_line("train", *finetune.split(), "--num-epochs", "10", "--root", root),
+        command_line("train", "--config", "finetune", "--backbone.name", CLIP_TINY, "--root", root),
         command_line("data", "make", "my-data", "--layout", "rstpreid", "--train-ids", "500"),
         command_line("train", "--config", "cskt", "--root", "DIR"),
     ]

@@ -70,6 +70,7 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, 
     from cskt.cli.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
     from cskt.training.launch import check_restart_supported, num_restarts, read_ranks  # noqa: PLC0415
     from cskt.training.loop import Resume, train  # noqa: PLC0415
+    from cskt.training.run_folder import RunFolder  # noqa: PLC0415
 
     check_restart_supported(folder)
     choice = Resume.REQUIRED if resume else Resume.IF_POSSIBLE if num_restarts() else Resume.NEVER
@@ -77,6 +78,7 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, 
     if not read_ranks().is_main_process:
         return 0
     report = write_run_report(result.folder)
+    config = RunFolder(result.folder).config  # as it was fitted to the data
     if result.already_finished:
         print(f"already finished ({_epochs(config, result.num_epochs_done)}); nothing was trained")
     if result.stopped:
@@ -87,12 +89,42 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, 
         print(f"stopped after {done}, at loop.stop_after_epochs; to continue: {again}")
     print(f"best: epoch {result.best_epoch}, R1 {100 * result.best_r1:.2f}, selected on {config.data.select_on}")
     print(f"run: {result.folder}\nreport: {report}")
-    roots = [config.data.root, *(other.root for other in config.data.mix)]
-    print("next: " + command_line("evaluate", result.folder, *(word for root in roots for word in ("--root", root))))
+    print("next: " + "\n      ".join(next_commands(result.folder, config)))
     if result.already_finished and config.is_trainable:
         start = command_line("train", "--config", result.folder / CONFIG, "--init-from", result.folder)
         print(f"a new run from these weights: {start}")
     return 0
+
+
+def next_commands(folder: Path, config: RunConfig) -> list[str]:
+    """Return the commands that say how good a run is: alone, or beside the run that it started from."""
+    from cskt.data.datasets import dataset_key  # noqa: PLC0415  (torch takes a second to import)
+    from cskt.embed.model_paths import run_config  # noqa: PLC0415
+
+    own = [(config.data.dataset, config.data.root)]
+    own += [(other.dataset or config.data.dataset, other.root) for other in config.data.mix]
+    start = None if config.init_from is None else run_config(Path(config.init_from))
+    if config.init_from is None or start is None:
+        return [command_line("evaluate", folder, *(word for _, root in own for word in ("--root", root)))]
+    # Marks have no test split: the data of the run before them has one.
+    before = (start.data.dataset, start.data.root)
+    name, root = next((place for place in (*own, before) if _has_test(*place)), (before[0], "DIR"))
+    data = ("--dataset", name, "--root", root)
+    return [
+        command_line("evaluate", config.init_from, *data),
+        command_line("evaluate", folder, *data),
+        command_line("compare", config.init_from, folder, "--dataset", dataset_key(name), "--split", "test"),
+        f"if it is better, use it in a gallery: {command_line('reindex', 'GALLERY', '--model', folder)}",
+    ]
+
+
+def _has_test(name: str, root: str) -> bool:
+    from cskt.data.datasets import read_dataset  # noqa: PLC0415  (imports torch)
+
+    try:
+        return "test" in read_dataset(name, Path(root))
+    except CsktError:
+        return False
 
 
 def _epochs(config: RunConfig, num_done: int) -> str:
@@ -106,12 +138,12 @@ def run_seeds(config: RunConfig, seeds: Sequence[int], folder: Path | None = Non
     from cskt.cli.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
     from cskt.evaluation.statistics import mean_and_deviation  # noqa: PLC0415
     from cskt.training.launch import check_single_process  # noqa: PLC0415
-    from cskt.training.run_folder import claimed  # noqa: PLC0415
+    from cskt.training.run_folder import RunFolder, claimed  # noqa: PLC0415
     from cskt.training.series import seed_folder, train_or_resume  # noqa: PLC0415
 
     check_single_process("--seeds")
     parent = folder or Path(config.output_dir) / config.data.dataset / config.name
-    results = []
+    results, selected_on = [], config.data.select_on
     for seed in seeds:
         place = seed_folder(parent, seed)
         with claimed(place) as mine:
@@ -120,10 +152,11 @@ def run_seeds(config: RunConfig, seeds: Sequence[int], folder: Path | None = Non
                 continue
             results.append(train_or_resume(dataclasses.replace(config, seed=seed), place))
             write_run_report(place)
+            selected_on = RunFolder(place).config.data.select_on
         print(f"seed {seed}: epoch {results[-1].best_epoch}, R1 {100 * results[-1].best_r1:.2f} ({place})")
     if results:
         r1 = mean_and_deviation([result.best_r1 for result in results])
         spread = "" if r1.deviation is None else f" ± {100 * r1.deviation:.2f} (standard deviation)"
-        print(f"mean of {len(results)} seeds: R1 {100 * r1.mean:.2f}{spread}, selected on {config.data.select_on}")
+        print(f"mean of {len(results)} seeds: R1 {100 * r1.mean:.2f}{spread}, selected on {selected_on}")
         print("next: " + command_line("evaluate", parent, "--root", config.data.root))
     return 0 if len(results) == len(seeds) else 1

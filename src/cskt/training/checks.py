@@ -121,7 +121,8 @@ def warnings_before(config: RunConfig, val_split: Split, backbone_sha256: str) -
             f"warm-up takes {optim.warmup_epochs} epochs, more than half of the run's {num_epochs}; lower"
             " optim.warmup_epochs"
         )
-    best = best_rate(config, backbone_sha256)
+    # Rates are measured from the backbone; a run that continues another one takes gentler ones.
+    best = best_rate(config, backbone_sha256) if config.init_from is None else None
     if best is not None and not best.lr / FAR <= optim.lr * (1 + ROUNDING) <= best.lr * FAR * (1 + 2 * ROUNDING):
         times, direction = max(optim.lr / best.lr, best.lr / optim.lr), "above" if optim.lr > best.lr else "below"
         found.append(

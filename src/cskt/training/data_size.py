@@ -14,17 +14,17 @@ from cskt.data.mixing import TrainingData, read_training_data
 
 logger = logging.getLogger(__name__)
 
-FEWEST_STEPS = 4
+MIN_STEPS_PER_EPOCH = 4
 """Batches that an epoch should have ..."""
-SMALLEST_BATCH = 16
+MIN_BATCH_PAIRS = 16
 """... unless they would have fewer pairs than this: a contrastive loss learns from the other pairs of a batch."""
-FEWEST_UPDATES = 60
+MIN_STEPS = 60
 """Steps that a training should have."""
 WARMUP_SHARE = 5
 """A warm-up that takes more than half of the epochs is reduced to a fifth."""
-FEWEST_HELD_OUT = 5
+MIN_HELD_OUT_PEOPLE = 5
 """People without whom R1 on a held-out split says nothing: among two it is 50 by chance."""
-LARGEST_HOLDOUT = 0.25
+MAX_HOLDOUT_FRACTION = 0.25
 """Share of the people beyond which none are held out, because too few would be left to train on."""
 
 
@@ -41,6 +41,8 @@ def read_fitted_data(config: RunConfig, *, refuse_overlaps: bool = True) -> tupl
         data = read_training_data(selected.data, refuse_overlaps=refuse_overlaps)
     if config.is_trainable:
         changes |= _amounts(config, data)
+        if changes.get("data.select_on") == "train" and _keeps_last(config):
+            changes["loop.eval_period_epochs"] = changes.get("loop.num_epochs", config.loop.num_epochs)
     if changes:
         people, pairs = data.train.num_ids, len(data.train.captions)
         logger.info(
@@ -54,12 +56,21 @@ def _selection(config: RunConfig, data: TrainingData) -> dict[str, Any]:
     """Return how the best epoch is selected if the people that a data set without val holds out would be too few."""
     selection = data.selection[0]
     was_held_out = config.data.select_on == "val" and selection.records[0].split == "train"
-    if not was_held_out or selection.num_ids >= FEWEST_HELD_OUT or "data.holdout_fraction" not in config.adaptable:
+    if not was_held_out or selection.num_ids >= MIN_HELD_OUT_PEOPLE or "data.holdout_fraction" not in config.adaptable:
         return {}
     num_people = selection.num_ids + data.train.num_ids  # of the first data set, or of all of a mix
-    if not config.data.mix and LARGEST_HOLDOUT * num_people >= FEWEST_HELD_OUT and config.data.train_fraction == 1:
-        return {"data.holdout_fraction": round(FEWEST_HELD_OUT / num_people, 4)}
+    if (
+        not config.data.mix
+        and MAX_HOLDOUT_FRACTION * num_people >= MIN_HELD_OUT_PEOPLE
+        and config.data.train_fraction == 1
+    ):
+        return {"data.holdout_fraction": round(MIN_HELD_OUT_PEOPLE / num_people, 4)}
     return {"data.select_on": "train"} if "data.select_on" in config.adaptable else {}
+
+
+def _keeps_last(config: RunConfig) -> bool:
+    """Return whether a run that selects on train keeps its last epoch: R1 there prefers the first that is perfect."""
+    return "loop.eval_period_epochs" in config.adaptable and config.loop.patience_epochs is None
 
 
 def _amounts(config: RunConfig, data: TrainingData) -> dict[str, Any]:
@@ -67,12 +78,13 @@ def _amounts(config: RunConfig, data: TrainingData) -> dict[str, Any]:
     fitted: dict[str, Any] = {}
     pairs = _num_pairs(config.data, data)
     size, epochs, warmup = config.data.batch_size, config.loop.num_epochs, config.optim.warmup_epochs
-    if "data.batch_size" in config.adaptable and size * FEWEST_STEPS > pairs:
+    if "data.batch_size" in config.adaptable and size * MIN_STEPS_PER_EPOCH > pairs:
         size = min(size, _fitting_size(config.data, pairs, data.train.num_ids))
         fitted["data.batch_size"] = size
     steps = -(-pairs // size)
-    if "loop.num_epochs" in config.adaptable and epochs * steps < FEWEST_UPDATES:
-        epochs = -(-FEWEST_UPDATES // steps)
+    is_new = config.init_from is None  # a model that is trained already needs few steps, and forgets in many
+    if is_new and "loop.num_epochs" in config.adaptable and epochs * steps < MIN_STEPS:
+        epochs = -(-MIN_STEPS // steps)
         fitted["loop.num_epochs"] = epochs
     if "optim.warmup_epochs" in config.adaptable and 2 * warmup > epochs:
         fitted["optim.warmup_epochs"] = epochs // WARMUP_SHARE
@@ -93,7 +105,7 @@ def _num_pairs(config: DataConfig, data: TrainingData) -> int:
 
 def _fitting_size(config: DataConfig, pairs: int, people: int) -> int:
     """Return the largest batch size that leaves enough steps and that the sampler can fill."""
-    size = max(pairs // FEWEST_STEPS, min(pairs, SMALLEST_BATCH))
+    size = max(pairs // MIN_STEPS_PER_EPOCH, min(pairs, MIN_BATCH_PAIRS))
     unit = config.captions_per_image
     if config.sampler != "random":
         unit, size = config.instances, min(size, people * config.instances)
