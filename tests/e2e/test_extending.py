@@ -80,7 +80,8 @@ def test_a_store_is_used_by_all_commands_of_a_gallery(
     gallery, flags = folder / "gallery", f"--device cpu --plugin {folder}/sqlite_store.py"
     refused = typed(f"cskt index {gallery} --images {folder}/crops --store sqlite --device cpu").refusal()
     assert "unknown store 'sqlite'" in refused and "--plugin" in refused and not gallery.exists()
-    done(f"cskt index {gallery} --images {folder}/crops --store sqlite {flags}")
+    shown = done(f"cskt index {gallery} --images {folder}/crops --store sqlite {flags}")
+    assert shown.splitlines()[-1].endswith(f"--plugin {folder}/sqlite_store.py"), "the next command needs it, too"
     manifest = json.loads((gallery / "gallery.json").read_text(encoding="utf-8"))
     assert manifest["store"] == "sqlite"
     (needed,) = manifest["plugins"]
