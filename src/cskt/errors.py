@@ -157,3 +157,23 @@ def out_of_memory_errors(remedy: str = OTHER_PROGRAMS) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not any(text in str(error) for text in texts):
             raise
         raise OutOfMemoryError(f"out of memory: {remedy}") from error
+
+
+@contextmanager
+def compiler_errors() -> Iterator[None]:
+    """Turn a failure of the compiler behind `torch.compile` into a CsktError.
+
+    Raises:
+        CsktError: there is no C++ compiler, or it fails on the code that torch has generated.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # By name: to import the class takes seconds, and programs that compile nothing do not need it.
+        kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
+        if "torch._dynamo.exc.BackendCompilerFailed" not in kinds:
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise CsktError(
+            f"torch.compile failed: {reason}; install g++ or name another compiler by CXX, or leave out --compile"
+        ) from error

@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from cskt.embed import load
+from cskt.errors import CsktError
 from cskt.model.io.tensors import load_plain
 from cskt.training.events import read_events
 from cskt.training.loop import train
@@ -28,3 +30,16 @@ def test_compiled_blocks_learn_the_same(configure: Configure, tmp_path: Path) ->
     names = [load_plain(folder / "last.pt")["model"].keys() for folder in folders]
     assert names[0] == names[1]
     load(folders[1], device="cpu").encode_text(["a man"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_missing_compiler_is_one_line(configure: Configure, tmp_path: Path) -> None:
+    from torch._inductor import config
+
+    with (
+        config.patch({"cpp.cxx": (None, "/bin/false"), "force_disable_caches": True}),
+        pytest.raises(CsktError, match=r"torch\.compile failed: .*compiler.*; install g\+\+ .*leave out --compile"),
+    ):
+        train(configure({"loop.compile": True}), tmp_path / "run")
+    torch._dynamo.reset()

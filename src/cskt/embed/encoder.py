@@ -28,7 +28,7 @@ from cskt.data.tokenizer import Tokenizer
 from cskt.device import DTYPES, exact_convolutions, pick_device, pick_precision
 from cskt.embed.inputs import ONE_IMAGE, Captions, Images, check_ids, check_images
 from cskt.embed.options import EncodeKeywords, EncodeOptions, ModelSource, merged
-from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
+from cskt.errors import SMALLER_BATCHES, CsktError, compiler_errors, out_of_memory_errors
 from cskt.image_files.decode import Source
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
@@ -389,7 +389,7 @@ class Encoder:
 
     @torch.no_grad()
     def _unit(self, tower: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        with exact_convolutions(self.device):
+        with exact_convolutions(self.device), compiler_errors():
             return F.normalize(tower(batch.to(self.device)), dim=-1)
 
 

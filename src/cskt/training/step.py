@@ -15,6 +15,7 @@ from torch import Tensor
 from cskt.data.images import augment, to_device
 from cskt.data.masking import MaskedCaptions, augment_captions, mask_tokens
 from cskt.device import arithmetic, exact_convolutions
+from cskt.errors import compiler_errors
 from cskt.losses import weighted_total
 from cskt.training.buffers import constant_buffers
 from cskt.training.context import TrainingContext
@@ -56,7 +57,7 @@ def forward_backward(
 
     pieces = pieces_of(context, batch, rows, generator)
     state.model.train()
-    with constant_buffers(state.model):
+    with constant_buffers(state.model), compiler_errors():
         if len(pieces) == 1:
             return backward(encode_piece(context, pieces[0]))
         return backward_in_pieces(pieces, partial(encode_piece, context), backward)
