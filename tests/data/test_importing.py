@@ -335,7 +335,7 @@ def test_incomplete_or_ambiguous_snapshots_are_refused(tmp_path: Path) -> None:
         (
             "image,who,caption\n0.jpg,a,b",
             Columns(),
-            "no column 'pid' or .*it has image, who, caption: name what you mean with --person COLUMN; or --person fo",
+            "no column 'pid' or .*it has image, who, caption: name what you mean with --person COLUMN; or --person f",
         ),
         ("image,person\n0.jpg,a", Columns(), "no column 'caption' or .*: name what you mean with --caption COLUMN$"),
         ("a,b\n0.jpg,c", Columns(), "no column .*, no column .*--image COLUMN --person COLUMN --caption COLUMN;"),
