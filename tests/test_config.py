@@ -87,7 +87,7 @@ def test_recipes_are_found_by_name_and_by_path(tmp_path: Path, monkeypatch: pyte
     ("name", "message"),
     [
         ("cskt-refrence", "unknown recipe 'cskt-refrence': did you mean 'cskt-reference'?"),
-        ("qqq", "unknown recipe 'qqq': known: clip, cskt, cskt-bpt, "),
+        ("qqq", "unknown recipe 'qqq': known: adapt, clip, cskt, cskt-bpt, "),
         ("mine.yaml", "mine.yaml: no such file"),
     ],
 )

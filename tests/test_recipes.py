@@ -177,7 +177,7 @@ def test_a_base_is_relative_to_the_file_that_names_it(tmp_path: Path) -> None:
     ("files", "message"),
     [
         ({"a.yaml": "base: csktt"}, "a.yaml: base: unknown recipe 'csktt': did you mean 'cskt'?"),
-        ({"a.yaml": "base: [cskt, irra]"}, "a.yaml: base: unknown recipe '['cskt', 'irra']': known: clip, "),
+        ({"a.yaml": "base: [cskt, irra]"}, "a.yaml: base: unknown recipe '['cskt', 'irra']': known: adapt, clip, "),
         ({"a.yaml": "base: absent.yaml"}, "absent.yaml: no such file"),
         ({"a.yaml": "base: a.yaml"}, "a.yaml: base: a.yaml is laid over itself"),
         ({"a.yaml": "base: b.yaml", "b.yaml": "base: a.yaml"}, "b.yaml: base: a.yaml is laid over itself"),

@@ -45,11 +45,15 @@ def commands(lines: Sequence[str], folder: Path, environment: dict[str, str]) ->
 
 @pytest.fixture(scope="module")
 def evaluated(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the run, with results on test."""
-    folder = tmp_path_factory.mktemp("pushed") / "run"
-    shutil.copytree(run, folder)
+    """A copy of the run, with results on test alone."""
+    folder = without_results(run, tmp_path_factory.mktemp("pushed"))
     done(f"cskt evaluate {folder}")
     return folder
+
+
+def without_results(run: Path, parent: Path) -> Path:
+    """Copy the run, which other tests may have evaluated, without its results."""
+    return shutil.copytree(run, parent / "run", ignore=shutil.ignore_patterns("evaluations"))
 
 
 def test_shared_folder_loads_and_names_no_place(evaluated: Path, tiny_backbone: Path, tmp_path: Path) -> None:
@@ -86,7 +90,7 @@ def test_model_card(evaluated: Path, tmp_path: Path) -> None:
 
 
 def test_card_without_results_says_so(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    done(f"cskt push {run} lab/cskt --dry-run {tmp_path}/shared")
+    done(f"cskt push {without_results(run, tmp_path)} lab/cskt --dry-run {tmp_path}/shared")
     text = (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
     assert "None: the model was not evaluated" in text and "has not stated a licence" in text
     assert "no results for its model card; for figures type: " in caplog.text

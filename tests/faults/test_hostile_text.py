@@ -250,7 +250,7 @@ TABLES = {
 
 TAKEN = {
     "NUL", "quotes within", "ten thousand columns", "too few cells", "a BOM", "old line ends", "a formula",
-    "the way out", "numbers of all kinds",
+    "the way out", "numbers of all kinds", "UTF-16",
 }  # fmt: skip
 """As metadata: values are only ever data, and names of images that are not there mean nothing."""
 
