@@ -13,7 +13,9 @@ from PIL import Image
 
 from cskt.config import RunConfig, load_config
 from cskt.errors import CsktError
+from cskt.evaluation.results import EPOCH
 from cskt.training.data_size import read_fitted_data
+from cskt.training.events import read_events
 from cskt.training.loop import train
 from tiny_run import HEIGHT, WIDTH
 
@@ -122,6 +124,8 @@ def test_a_training_on_twelve_pairs_runs_and_records_what_it_used(tmp_path: Path
     tiny = {"backbone__name": str(tiny_backbone), "prompts__depth": 2, "device": "cpu", "data__num_workers": 0}
     sizes = {"backbone__image_height": HEIGHT, "backbone__image_width": WIDTH}
     result = train(config_for(folder, **tiny, **sizes, loop__num_epochs=2), tmp_path / "run")
+    evaluated = [event["epoch"] for event in read_events(tmp_path / "run") if event.get("stage") == EPOCH]
+    assert evaluated == [2] and result.best_epoch == 2, "on train the last epoch is kept"
     saved = load_config(tmp_path / "run" / "config.yaml")
     assert (saved.data.batch_size, saved.data.select_on, saved.optim.warmup_epochs) == (12, "train", 0)
     assert result.num_epochs_done == 2 and not saved.adaptable

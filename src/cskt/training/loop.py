@@ -118,6 +118,7 @@ def train(
             context = prepare(config, processes, refuse_overlaps=refuses)
             if config.loop.fit and config.is_trainable:
                 context = fit_micro_batch(context)
+        config = context.config  # from here on as it was fitted to the data, which is what is recorded
         processes.check_equal(context.values_equal_on_all_ranks())
         context.state.hooks = calls = Hooks(context, hooks)
         # Initial weights are read before a folder is created, if possible: weights that do not fit leave no folder.
