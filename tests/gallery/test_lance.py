@@ -29,7 +29,7 @@ DIM = 16
 WRITER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path += sys.argv[2:]
 from test_store_conformance import crop
 from cskt.gallery.stores.lance.lance_store import open_lance
 store = open_lance(Path(sys.argv[1]), 16, {})
@@ -98,7 +98,7 @@ def test_only_new_rows_are_read_after_a_change(store: LanceStore, monkeypatch: p
 def test_a_reader_sees_every_acknowledged_write_of_a_killed_process(tmp_path: Path) -> None:
     """After the kill every acknowledged addition is present as a whole."""
     reader = open_lance(tmp_path, DIM, {})
-    command = [sys.executable, "-c", WRITER, str(tmp_path), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", WRITER, str(tmp_path), *map(str, Path(__file__).parents[:2])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         for number in range(5):

@@ -37,6 +37,7 @@ def test_compiled_blocks_learn_the_same(configure: Configure, tmp_path: Path) ->
 def test_a_missing_compiler_is_one_line(configure: Configure, tmp_path: Path) -> None:
     from torch._inductor import config
 
+    torch._dynamo.reset()  # blocks that another test compiled would be used again
     with (
         config.patch({"cpp.cxx": (None, "/bin/false"), "force_disable_caches": True}),
         pytest.raises(CsktError, match=r"torch\.compile failed: .*compiler.*; install g\+\+ .*leave out --compile"),

@@ -78,7 +78,9 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, 
     if not read_ranks().is_main_process:
         return 0
     report = write_run_report(result.folder)
-    config = RunFolder(result.folder).config  # as it was fitted to the data
+    fitted = RunFolder(result.folder).config  # to the size of the data, which may have moved since the run began
+    data = dataclasses.replace(fitted.data, root=config.data.root, mix=config.data.mix)
+    config = dataclasses.replace(fitted, data=data)
     if result.already_finished:
         print(f"already finished ({_epochs(config, result.num_epochs_done)}); nothing was trained")
     if result.stopped:
