@@ -245,6 +245,23 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(configure: Configure, tmp_
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+def test_a_start_that_failed_can_be_repeated(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure({"loop.evaluate_before": True})
+
+    def failing(*_: object) -> None:
+        raise CsktError("a.jpg: no such file")
+
+    with monkeypatch.context() as patch, pytest.raises(CsktError, match="no such file"):
+        patch.setattr(trainer, "_encode_split", failing)
+        train(config, tmp_path / "run")
+    with pytest.raises(CsktError, match=r"last\.pt: no such file; nothing to resume, start the run again with --output"):
+        train(config, tmp_path / "run", resume=True)
+    folder = train(config, tmp_path / "run").folder
+    assert len(events_of(folder, "start")) == 1
+
+
 # --- which epoch is kept, and on whose word
 
 

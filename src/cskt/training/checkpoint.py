@@ -178,7 +178,7 @@ def read_last(path: Path) -> tuple[dict[str, Any], Path]:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; nothing to resume")
+        raise MissingFileError(f"{path}: no such file; nothing to resume, start the run again with --output")
     with file_system_errors(path):
         if is_corrupt(path):
             raise _corrupt(path, "its checksum is wrong")

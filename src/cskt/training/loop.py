@@ -9,8 +9,8 @@ from enum import Enum
 from pathlib import Path
 
 from cskt.config import RunConfig, load_config
-from cskt.config.file_names import CONFIG, EVENTS, LAST, PREVIOUS
-from cskt.errors import CsktError, file_system_errors, out_of_memory_errors
+from cskt.config.file_names import LAST, PREVIOUS
+from cskt.errors import CsktError, out_of_memory_errors
 from cskt.plugins import load_plugins
 from cskt.training.context import prepare
 from cskt.training.distributed import process_group
@@ -18,7 +18,7 @@ from cskt.training.hooks import Hook
 from cskt.training.initial_weights import read_initial_weights
 from cskt.training.launch import num_restarts, record_refusal, was_refused
 from cskt.training.micro_batch import fit_micro_batch
-from cskt.training.run_folder import RunFolder, claimed, fresh_folder
+from cskt.training.run_folder import RunFolder, claimed, delete_unfinished_start, fresh_folder
 from cskt.training.run_hooks import Hooks
 from cskt.training.shutdown import ShutdownSignal
 from cskt.training.trainer import Trainer
@@ -129,7 +129,7 @@ def train(
         if allow_finished := processes.any(choice is Resume.IF_POSSIBLE):
             resumes = processes.run_on_rank0(lambda: _has_checkpoint(run_folder))
             if not resumes:
-                processes.run_on_rank0(lambda: _delete_unfinished_start(run_folder))
+                processes.run_on_rank0(lambda: delete_unfinished_start(run_folder))
                 initial = read_initial_weights(context)
         run = stack.enter_context(closing(RunFolder(run_folder, writes=processes.is_main_process)))
         trainer = stack.enter_context(closing(Trainer(context, run, shutdown, calls)))
@@ -184,12 +184,3 @@ def _has_checkpoint(folder: Path) -> bool:
     if num_restarts() and was_refused(folder):
         return False  # the run there is not of this launch, which will be refused again
     return any((folder / name).is_file() for name in (LAST, PREVIOUS))
-
-
-def _delete_unfinished_start(folder: Path) -> None:
-    """Delete the files of a start that ended before its first checkpoint."""
-    if num_restarts() and was_refused(folder):
-        return
-    for name in (EVENTS, CONFIG):  # the config last: without it old events would never be deleted
-        with file_system_errors(folder / name):
-            (folder / name).unlink(missing_ok=True)

@@ -22,11 +22,11 @@ import yaml
 from filelock import FileLock, Timeout
 
 from cskt.config import ClipArchitecture, RunConfig, as_trained, load_config, save_config
-from cskt.config.file_names import BEST, CONFIG, EVENTS, LAST, RELEASED_CONFIG
+from cskt.config.file_names import BEST, CONFIG, EVENTS, LAST, PREVIOUS, RELEASED_CONFIG
 from cskt.config.released_flags import to_published
-from cskt.errors import CsktError
+from cskt.errors import CsktError, file_system_errors
 from cskt.training.events import read_events
-from cskt.training.launch import record_refusal
+from cskt.training.launch import num_restarts, record_refusal, was_refused
 from cskt.utils.files import write_atomically, write_errors
 from cskt.utils.messages import command_text
 from cskt.utils.paths import file_name, inside
@@ -46,12 +46,16 @@ class RunFolder:
         self._expected: dict[Path, IO[bytes] | None] = {}
 
     def create(self, config: RunConfig, architecture: ClipArchitecture | None = None) -> None:
-        """Create the folder with a config, and with a flat copy that has image size and stride of the architecture."""
+        """Create the folder with a config, and with a flat copy that has image size and stride of the architecture.
+
+        A start that failed before its first checkpoint holds nothing that anyone needs: its files are replaced.
+        """
+        if _is_unfinished_start(self.path):
+            delete_unfinished_start(self.path)
         if (self.path / CONFIG).exists():
             record_refusal(self.path)
-            raise CsktError(
-                f"{self.path}: already holds a run; resume it (--resume {self.path}) or name another folder"
-            )
+            remedy = f"resume it (--resume {self.path})" if _has_checkpoint(self.path) else "delete it"
+            raise CsktError(f"{self.path}: already holds a run; {remedy} or name another folder")
         flat = yaml.safe_dump(to_published(config, architecture), sort_keys=False)
         with self.guarded_write():
             with write_errors(self.path):
@@ -167,6 +171,25 @@ def claimed(folder: Path) -> Iterator[bool]:
     finally:
         if is_claimed:
             lock.release()
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (LAST, PREVIOUS, BEST))
+
+
+def _is_unfinished_start(folder: Path) -> bool:
+    """Return whether a run ended before its first checkpoint, as it does if an image cannot be read."""
+    events = {event["event"] for event in read_events(folder)}
+    return "start" in events and "step" not in events and not _has_checkpoint(folder)
+
+
+def delete_unfinished_start(folder: Path) -> None:
+    """Delete the files of a start that ended before its first checkpoint."""
+    if num_restarts() and was_refused(folder):
+        return
+    for name in (EVENTS, CONFIG):  # the config last: without it old events would never be deleted
+        with file_system_errors(folder / name):
+            (folder / name).unlink(missing_ok=True)
 
 
 def fresh_folder(config: RunConfig) -> Path:
