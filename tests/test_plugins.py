@@ -14,6 +14,7 @@ import pytest
 from cskt import plugins
 from cskt.errors import CsktError, MissingFileError
 from cskt.plugins import Registry, load_plugins, loaded_plugins
+from cskt.utils.messages import command_text
 
 CIRCLE = """
 from cskt.plugins import REGISTRIES
@@ -52,6 +53,12 @@ def test_a_file_registers_entries_under_its_name_and_digest(shapes: Registry[typ
     assert (plugin.name, plugin.sha256) == ("circle.py", hashlib.sha256(CIRCLE.encode()).hexdigest())
     assert shapes.provider("circle") == plugin
     assert loaded_plugins() == [plugin]
+
+
+def test_commands_in_messages_name_the_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.ENVIRONMENT, os.pathsep.join([str(Path.cwd() / "circle.py"), "package.module"]))
+    command = "cskt train --resume 'my run' --plugin circle.py --plugin package.module"
+    assert command_text("train", "--resume", "my run") == command
 
 
 def test_an_unchanged_file_runs_once(shapes: Registry[type], tmp_path: Path) -> None:

@@ -151,6 +151,21 @@ def test_missing_data_names_the_place_to_request_it(tmp_path: Path, name: str) -
         read_dataset(name, tmp_path)
 
 
+def test_another_data_set_in_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").touch()
+    with pytest.raises(CsktError, match=r": does not hold cuhk-pedes, but jsonl; did you mean --dataset jsonl\?$"):
+        read_dataset("cuhk-pedes", tmp_path)
+    (tmp_path / "ICFG-PEDES").mkdir()
+    (tmp_path / "train.jsonl").unlink()
+    with pytest.raises(CsktError, match=r": does not hold jsonl, but icfg-pedes; did you mean --dataset icfg-pedes\?$"):
+        read_dataset("jsonl", tmp_path)
+
+
+def test_data_that_was_moved_is_asked_for_by_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(CsktError, match=r"nowhere: no such folder; say where the data is: --root DIR \(data\.root\)$"):
+        read_dataset("jsonl", tmp_path / "nowhere")
+
+
 def test_registered_data_sets() -> None:
     assert DATASETS.keys() == {"cuhk-pedes", "icfg-pedes", "rstpreid", "jsonl"}
     assert folders() == {name: folder for name, (folder, *_) in LAYOUTS.items()}

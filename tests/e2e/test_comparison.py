@@ -254,7 +254,7 @@ def test_invalid_comparisons_are_refused_in_one_line(
     empty = Path(shutil.copytree(runs / "cskt", tmp_path / "empty", ignore=shutil.ignore_patterns("evaluations")))
     before = contents(runs)
     refusal = typed(f"cskt compare {runs}/clip {empty}").refusal()
-    assert refusal == f"{empty}: holds no per-query results; make them: cskt evaluate {empty}"
+    assert refusal == f"{empty}: holds no per-query results; make them: cskt evaluate {empty} --split test"
     assert "1 to compare; give at least two" in typed(f"cskt compare {runs}/clip").refusal()
     assert "no such folder" in typed(f"cskt compare {runs}/clip {runs}/clop").refusal()
     for command in (

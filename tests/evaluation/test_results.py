@@ -15,9 +15,19 @@ import pytest
 import torch
 
 from cskt import metrics
+from cskt.config import load_config, save_config
 from cskt.data.datasets import read_dataset
 from cskt.data.records import Record, Split
-from cskt.evaluation.results import METRICS, Result, ResultInfo, find_results, load_result, result_path, save_result
+from cskt.evaluation.results import (
+    METRICS,
+    Result,
+    ResultInfo,
+    find_results,
+    load_result,
+    result_path,
+    save_result,
+    words_to_evaluate,
+)
 from cskt.evaluation.statistics import curve_interval
 
 
@@ -80,12 +90,20 @@ def test_a_folder_stores_one_result_for_each_split_and_way_of_ranking(tmp_path: 
 def test_a_folder_without_results_says_how_to_make_them(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as error:
         find_results(tmp_path)
-    assert str(error.value) == f"{tmp_path}: holds no per-query results; make them: cskt evaluate {tmp_path}"
+    remedy = f"make them: cskt evaluate {tmp_path} --split test"
+    assert str(error.value) == f"{tmp_path}: holds no per-query results; {remedy}"
     save_result(tmp_path, made_up_result())
     with pytest.raises(ValueError, match=r"results on cuhk-pedes test, none on any data set val; .* --split val$"):
         find_results(tmp_path, split="val")
-    with pytest.raises(ValueError, match=r"none on rstpreid test; .* --split test --dataset rstpreid$"):
+    with pytest.raises(ValueError, match=r"none on rstpreid test; .* --split test --dataset rstpreid --root DIR$"):
         find_results(tmp_path, dataset="rstpreid")
+
+
+def test_a_command_to_evaluate_names_the_place_of_data_that_is_not_the_runs_own(tmp_path: Path) -> None:
+    save_config(load_config("cskt", {"data.dataset": "ICFG_PEDES"}), tmp_path / "config.yaml")
+    for dataset, flags in (("icfg-pedes", []), ("jsonl", ["--root", "DIR"])):
+        words = ["evaluate", str(tmp_path), "--split", "val", "--dataset", dataset, *flags]
+        assert words_to_evaluate(tmp_path, "val", dataset) == words
 
 
 def test_digest_of_a_split_is_that_of_its_content(dolls: Path, tmp_path: Path) -> None:

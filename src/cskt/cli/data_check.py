@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
 from cskt.cli.parsing import Parser, existing_folder
 from cskt.data.check import CheckReport, check_dataset
-from cskt.data.datasets import DATASETS, folders
-from cskt.data.records import SPLIT_NAMES
+from cskt.data.datasets import DATASETS, folders, present
 from cskt.errors import CsktError
 from cskt.utils.console import console, counting_bar, literal
 from cskt.utils.terminal import json_text, printable
@@ -42,12 +40,6 @@ def main(argv: Sequence[str]) -> int:
         for report in reports:
             show(report)
     return 1 if any(report.errors for report in reports) else 0
-
-
-def present(root: Path) -> list[str]:
-    """Return the names of the data sets below `root`, or that `root` is."""
-    named = [name for name, folder in folders().items() if (root / folder).is_dir() or root.resolve().name == folder]
-    return named or (["jsonl"] if any((root / f"{split}.jsonl").is_file() for split in SPLIT_NAMES) else [])
 
 
 def show(report: CheckReport) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cskt.cli.data_check import present
 from cskt.cli.parsing import Parser, check_suffix, existing_folder
-from cskt.data.datasets import DATASETS, read_dataset
+from cskt.data.datasets import DATASETS, present, read_dataset
 from cskt.data.records import Pid, Split, find_split, shuffled_pids
 from cskt.errors import CsktError, file_system_errors
 from cskt.report.pages import write_people_page

@@ -9,7 +9,6 @@ import importlib.metadata
 import logging
 import os
 import re
-import shlex
 import shutil
 import sys
 from collections import Counter
@@ -17,12 +16,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
-from cskt.cli.main import PLUGIN
 from cskt.config import LOSS_KEYS, RunConfig, flat_fields, load_config, recipe_names, value_of
 from cskt.config.plain_yaml import plain_yaml
 from cskt.config.types import WeightsChoice
 from cskt.errors import CsktError, MissingFileError
-from cskt.plugins import environment_plugins, loaded_plugins
+from cskt.plugins import loaded_plugins
+from cskt.utils.messages import command_text, from_here
 from cskt.utils.paths import check_path
 from cskt.utils.terminal import printable
 
@@ -291,14 +290,5 @@ def overrides_of(pairs: Sequence[str]) -> dict[str, Any]:
 
 def command_line(*words: str | Path) -> str:
     """Return a `cskt` command to type next, quoted for a shell; it runs from here, also without its environment."""
-    program = ["cskt"]
-    if not shutil.which("cskt"):
-        program = [_from_here(sys.executable), "-m", "cskt"]
-    plugins = [word for source in environment_plugins() for word in (PLUGIN, _from_here(source))]
-    return shlex.join([*program, *map(str, words), *plugins])
-
-
-def _from_here(path: str) -> str:
-    """Return a path relative to the working directory if it is below it; other text stays as it is."""
-    here = Path.cwd()
-    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+    program = ["cskt"] if shutil.which("cskt") else [from_here(sys.executable), "-m", "cskt"]
+    return command_text(*words, program=program)

@@ -16,7 +16,7 @@ from cskt.embed.model_paths import run_config
 from cskt.errors import CsktError, file_system_errors
 from cskt.evaluation.evaluate import ModelDescription, result_of
 from cskt.evaluation.rerank import RankingOptions
-from cskt.evaluation.results import Result, ResultInfo, load_result, result_path, save_result
+from cskt.evaluation.results import Result, ResultInfo, load_result, result_path, save_result, words_to_evaluate
 from cskt.model.io.cache import sha256_of
 from cskt.training.events import first_event, last_event, read_events
 from cskt.training.run_folder import claimed
@@ -142,9 +142,10 @@ def check_up_to_date(folder: Path, results: Sequence[Result]) -> None:
     """Check that the results of a folder were computed with its present weights."""
     for result in results:
         if is_run(folder) and is_stale(result, folder):
+            again = command_text(*words_to_evaluate(folder, result.split, result.dataset))
             raise CsktError(
                 f"{folder}: its result on {result.dataset} {result.split} is of other weights than it holds now; make"
-                f" it again: {command_text('evaluate', folder, '--dataset', result.dataset, '--split', result.split)}"
+                f" it again: {again}"
             )
 
 

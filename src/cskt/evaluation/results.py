@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from pydantic import GetPydanticSchema, with_config
 from pydantic_core import core_schema
 
+from cskt.data.datasets.base import normalised
+from cskt.embed.model_paths import run_config
 from cskt.errors import CsktError
 from cskt.utils.files import write_atomically
 from cskt.utils.json_files import JSON, read_json
@@ -190,15 +192,26 @@ def load_result(path: Path) -> Result:
     return read_json(path, Result, remedy=remedy, version=("version", FORMAT_VERSION))
 
 
+def words_to_evaluate(folder: Path, split: str, dataset: str | None) -> list[str]:
+    """Return the words of the command that evaluates a run; `DIR` stands for data that it was not trained on."""
+    words = ["evaluate", str(folder), "--split", split]
+    if dataset is None:
+        return words
+    own = run_config(folder) if folder.is_dir() else None
+    is_own = own is not None and normalised(own.data.dataset) == normalised(dataset)
+    return [*words, "--dataset", dataset, *(() if is_own else ("--root", "DIR"))]
+
+
 def find_results(folder: Path, *, split: str = "test", dataset: str | None = None) -> list[Result]:
     """Return the results of a run, or of a folder of `cskt evaluate --output`, on a split, in the order of files."""
     results = [load_result(path) for path in sorted((folder / EVALUATIONS).glob("*.json"))]
     if not results:
-        raise CsktError(f"{folder}: holds no per-query results; make them: {command_text('evaluate', folder)}")
+        remedy = command_text(*words_to_evaluate(folder, split, dataset))
+        raise CsktError(f"{folder}: holds no per-query results; make them: {remedy}")
     found = [result for result in results if result.split == split and dataset in (None, result.dataset)]
     if not found:
         held = sorted({f"{result.dataset} {result.split}" for result in results})
         asked = f"{dataset or 'any data set'} {split}"
-        remedy = command_text("evaluate", folder, "--split", split, *(("--dataset", dataset) if dataset else ()))
+        remedy = command_text(*words_to_evaluate(folder, split, dataset))
         raise CsktError(f"{folder}: holds per-query results on {', '.join(held)}, none on {asked}; make them: {remedy}")
     return found

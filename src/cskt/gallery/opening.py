@@ -5,7 +5,6 @@ Errors name the command that states another place.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from cskt.gallery.manifest import GALLERY_LOCK, MANIFEST, Manifest, exists, is_g
 from cskt.gallery.stores import StoreLocation, VectorStore
 from cskt.gallery.stores.registry import backend_of, split_store
 from cskt.utils.arguments import listed
+from cskt.utils.messages import command_text
 from cskt.utils.paths import check_path, expanded, inside
 
 VECTORS = "vectors"
@@ -143,7 +143,7 @@ def source_to_index(
     else:
         folder, name = known, manifest.image_list
         list_file = None if name is None else inside(folder, name)
-        remedy = f"put it back, or say where it is now: {shlex.join(['cskt', 'index', str(gallery)])} --images PATH"
+        remedy = f"put it back, or say where it is now: {command_text('index', gallery, '--images', 'PATH')}"
     if not folder.is_dir():
         raise CsktError(f"{folder}: no such folder of crops; {remedy}")
     if list_file is not None and not list_file.is_file():
@@ -176,4 +176,4 @@ def _undo_creation(folder: Path, manifest: Manifest) -> None:
 
 
 def _remedy(gallery: Path, flag: str, value: str) -> str:
-    return f"{shlex.join(['cskt', 'reindex', str(gallery)])} {flag} {value}"
+    return command_text("reindex", gallery, flag, value)

@@ -110,9 +110,9 @@ class GalleryState:
             raise CsktError(f"{name}: its file is gone ({error}); index again with --prune") from None
         with file_system_errors(path):
             if not crop.kept and not root.is_dir():
-                command = command_text("index", self.folder, "--images")
+                command = command_text("index", self.folder, "--images", "FOLDER")
                 place = f"the folder of crops is no longer at {root}"
-                raise CsktError(f"{name}: {place}; put it back, or say where it is now: {command} FOLDER")
+                raise CsktError(f"{name}: {place}; put it back, or say where it is now: {command}")
             if not path.is_file():
                 raise CsktError(f"{name}: its file is gone; put it back, or index again with --prune")
             # The folder that a stranger's gallery names may contain files of that name which were never in the gallery.

@@ -24,6 +24,7 @@ from cskt.training.shutdown import ShutdownSignal
 from cskt.training.trainer import Trainer
 from cskt.utils.arguments import expect
 from cskt.utils.console import bar
+from cskt.utils.messages import command_text
 
 
 class Resume(Enum):
@@ -137,7 +138,7 @@ def train(
             trainer.resume(allow_finished=allow_finished)
         else:
             trainer.start(initial)
-        shutdown.hint = f"continue with: cskt train --resume {run_folder}"
+        shutdown.hint = f"continue with: {command_text('train', '--resume', run_folder)}"
 
         # Train, evaluate, save.
         progress, last_epoch = context.state.progress, context.last_epoch

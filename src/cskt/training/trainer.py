@@ -33,6 +33,7 @@ from cskt.training.shutdown import ShutdownSignal
 from cskt.training.state import trainable_state
 from cskt.training.step import forward_backward, generator_of, optimizer_step
 from cskt.utils.console import Advance
+from cskt.utils.messages import command_text
 from cskt.utils.modules import named_tensors
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ class Trainer:
         context, run = self.context, self.run
         context.processes.run_on_rank0(lambda: run.create(context.config, context.state.model.architecture))
         self.shutdown.hint = f"nothing is saved yet; to begin again, remove {run.path}"
-        logger.info("run folder: %s (if interrupted: cskt train --resume %s)", run.path, run.path)
+        again = command_text("train", "--resume", run.path)
+        logger.info("run folder: %s (if interrupted: %s)", run.path, again)
         warnings = warnings_before(context.config, context.val_split, context.state.backbone_sha256)
         for warning in warnings:
             logger.warning("%s", warning)

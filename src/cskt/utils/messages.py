@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,21 @@ def nearest(word: str, known: Collection[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
 
 
-def command_text(*words: str | Path) -> str:
-    """Return a `cskt` command for a message, quoted for a shell; `cskt.cli.parsing.command_line` finds the program."""
-    return shlex.join(["cskt", *map(str, words)])
+def command_text(*words: str | Path, program: Sequence[str] = ("cskt",)) -> str:
+    """Return a `cskt` command for a message, quoted for a shell, with the plug-ins of the present command.
+
+    `cskt.cli.parsing.command_line` finds the program.
+    """
+    from cskt.plugins import environment_plugins  # noqa: PLC0415  (imports this module)
+
+    plugins = [word for source in environment_plugins() for word in ("--plugin", from_here(source))]
+    return shlex.join([*program, *map(str, words), *plugins])
+
+
+def from_here(path: str) -> str:
+    """Return a path relative to the working directory if it is below it; other text stays as it is."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 def one_line(text: object) -> str:

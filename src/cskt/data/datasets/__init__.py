@@ -16,9 +16,9 @@ import importlib
 import pkgutil
 from pathlib import Path
 
-from cskt.data.datasets.base import DATASETS, DatasetFormat, dataset_key, folders, register
+from cskt.data.datasets.base import DATASETS, DatasetFormat, dataset_key, folders, present, register
 from cskt.data.records import SPLIT_NAMES, Record, Split, number_pids
-from cskt.errors import CsktError
+from cskt.errors import CsktError, MissingFileError
 from cskt.utils.arguments import expect
 from cskt.utils.paths import check_path
 
@@ -55,8 +55,15 @@ def read_dataset(name: str, root: Path | str) -> dict[str, Split]:
     if dataset.folder and (folder / dataset.folder).is_dir():
         folder = folder / dataset.folder
     if not folder.is_dir():
-        raise CsktError(f"{folder}: no such folder; {dataset.remedy}")
-    records = dataset.read(folder)
+        remedy = dataset.remedy if dataset.folder else "say where the data is: --root DIR (data.root)"
+        raise MissingFileError(f"{folder}: no such folder; {remedy}")
+    try:
+        records = dataset.read(folder)
+    except MissingFileError:
+        if (found := present(Path(root))) and key not in found:
+            meant = f"did you mean --dataset {found[0]}?"
+            raise MissingFileError(f"{folder}: does not hold {key}, but {', '.join(found)}; {meant}") from None
+        raise
     try:
         numbers = number_pids(record.pid for record in records)
     except CsktError as error:

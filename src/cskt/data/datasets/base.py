@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from cskt.data.records import SPLIT_NAMES, Record, SplitCounts
-from cskt.errors import CsktError, file_system_errors
+from cskt.errors import CsktError, MissingFileError, file_system_errors
 from cskt.plugins import Registry
 from cskt.utils.json_files import load_json
 
@@ -40,7 +40,8 @@ class DatasetFormat:
         """Read all records below the data set's own folder.
 
         Raises:
-            CsktError: the annotation is missing or malformed; names the file, the record and the remedy.
+            MissingFileError: the annotation is missing; names the file and the remedy.
+            CsktError: it is malformed; names the file, the record and the remedy.
         """
         raise NotImplementedError
 
@@ -77,6 +78,12 @@ def folders() -> dict[str, str]:
     return {name: dataset.folder for name, dataset in DATASETS.items() if dataset.folder}
 
 
+def present(root: Path) -> list[str]:
+    """Return the names of the data sets below `root`, or that `root` is."""
+    named = [name for name, folder in folders().items() if (root / folder).is_dir() or root.resolve().name == folder]
+    return named or (["jsonl"] if any((root / f"{split}.jsonl").is_file() for split in SPLIT_NAMES) else [])
+
+
 @dataclass(frozen=True)
 class JsonListFormat(DatasetFormat):
     """A JSON file with one list of records; images are in `imgs`. The format of the three published data sets."""
@@ -91,7 +98,7 @@ class JsonListFormat(DatasetFormat):
         candidates = [folder / name for name in self.files]
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
         if path is None:
-            raise CsktError(f"{candidates[0]}: no such file; {self.remedy}")
+            raise MissingFileError(f"{candidates[0]}: no such file; {self.remedy}")
         content = load_json(read_annotation(path), where=str(path), remedy=JSON_REMEDY)
         if not isinstance(content, list):
             raise CsktError(f"{path}: expected a list of records at the top level, found {_kind(content)}")

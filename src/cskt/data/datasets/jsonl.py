@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cskt.data.datasets.base import JSON_REMEDY, DatasetFormat, read_annotation, register, to_record
 from cskt.data.records import SPLIT_NAMES, Record
-from cskt.errors import CsktError
+from cskt.errors import CsktError, MissingFileError
 from cskt.utils.json_files import load_json
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class JsonLinesFormat(DatasetFormat):
         """Read the annotations of all splits."""
         files = [folder / f"{split}.jsonl" for split in SPLIT_NAMES]
         if not any(path.is_file() for path in files):
-            raise CsktError(f"{folder}: none of {', '.join(path.name for path in files)} found; {self.remedy}")
+            raise MissingFileError(f"{folder}: none of {', '.join(path.name for path in files)} found; {self.remedy}")
         records = []
         for path in filter(Path.is_file, files):
             lines = [(n, line) for n, line in enumerate(read_annotation(path).split("\n"), start=1) if line.strip()]

@@ -8,7 +8,6 @@ encodes those again that have the tag.
 from __future__ import annotations
 
 import logging
-import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -24,6 +23,7 @@ from cskt.gallery.opening import open_store
 from cskt.gallery.state import GalleryState
 from cskt.gallery.stores.base import CropRecord, VectorStore
 from cskt.image_files.decode import UPRIGHT, read_bytes, stored_orientation
+from cskt.utils.messages import command_text
 
 TURNED_AT_ONCE = 64
 """Crops that are encoded again while the gallery is locked."""
@@ -123,10 +123,10 @@ def _check_droppable(state: GalleryState, unreadable: Sequence[tuple[str, str]],
                 " read"
             ) from None
     if num_missing > 1 and num_missing == sum(not file.kept for file in files.values()):
-        remedy = shlex.join(["cskt", "index", str(state.folder)])
+        remedy = command_text("index", state.folder, "--images", "FOLDER")
         raise CsktError(
             f"{root}: contains none of the {num_missing} crops; not dropping all of them for that; is it mounted? say"
-            f" where it is now: {remedy} --images FOLDER"
+            f" where it is now: {remedy}"
         )
 
 
