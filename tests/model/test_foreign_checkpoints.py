@@ -339,13 +339,14 @@ def test_a_sharded_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "snapshot" / "preprocessor_config.json").write_text(json.dumps(preprocessing))
     fetched = []
 
-    def fetch(repository: str, name: str) -> str:
+    def fetch(repository: str, name: str, **_: bool) -> str:
         fetched.append(name)
         if not (tmp_path / "snapshot" / name).is_file():
             raise EntryNotFoundError(f"no {name}")
         return str(tmp_path / "snapshot" / name)
 
     monkeypatch.setattr(cache, "hf_hub_download", fetch)
+    monkeypatch.setattr(cache, "model_info", lambda *_, **__: None)
     backbone = load_backbone(BackboneConfig(name="someone/large", **UNKNOWN_ORIGIN))
     assert_tiny(backbone.state)
     assert backbone.architecture.image_mean == (0.5, 0.5, 0.5)

@@ -8,11 +8,13 @@ import os
 import re
 import shutil
 import urllib.request
+from collections.abc import Callable
+from functools import partial
 from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, model_info
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from cskt.errors import CsktError, FileSystemError, file_system_errors
@@ -45,7 +47,7 @@ WEIGHT_FILES = {
 """Weight files, or indices of shards, of a folder or a Hugging Face repository, best first -> the config of each."""
 
 SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
-TIMEOUT_SECONDS = 30
+TIMEOUT_SECONDS, HUB_TIMEOUT_SECONDS = 30, 10
 HUB_ERRORS: tuple[type[Exception], ...] = (OSError, HFValidationError, HfHubHTTPError.__mro__[1])
 """Errors of huggingface_hub; the last one is the base of those of its HTTP library, which depends on its version."""
 
@@ -140,21 +142,23 @@ def _download(url: str, path: Path, sha256: str) -> None:
 
 def _fetch_repository(name: str) -> Path:
     problem = "it holds none of " + ", ".join(WEIGHT_FILES)
+    unreachable = _reason_unreachable(name)
+    fetch = partial(hf_hub_download, name, local_files_only=bool(unreachable))
     for weights, config in WEIGHT_FILES.items():
         try:
-            hf_hub_download(name, config)
-            path = Path(hf_hub_download(name, weights))
+            fetch(config)
+            path = Path(fetch(weights))
             for shard in shard_names(path) if is_index(path) else ():
-                hf_hub_download(name, shard)
+                fetch(shard)
         except LocalEntryNotFoundError as error:  # no network; another name may still be in the hub's cache
-            problem = _first_line(error)
+            problem = unreachable or _first_line(error)
         except EntryNotFoundError:
             continue
         except HUB_ERRORS as error:
             problem = _first_line(error)
             break
         else:
-            _fetch_processor(name)
+            _fetch_processor(name, fetch)
             return path
     raise CsktError(
         f"backbone '{name}': neither a path, nor a published name ({', '.join(PUBLISHED)}),"
@@ -162,11 +166,25 @@ def _fetch_repository(name: str) -> Path:
     )
 
 
-def _fetch_processor(name: str) -> None:
+def _reason_unreachable(name: str) -> str:
+    """Return why the Hub cannot be reached; empty if it answers.
+
+    It is asked once. To fetch a file, huggingface_hub tries for minutes without a network.
+    """
+    try:
+        model_info(name, timeout=HUB_TIMEOUT_SECONDS)
+    except (HfHubHTTPError, HFValidationError):  # an answer; the fetch reports it
+        return ""
+    except HUB_ERRORS as error:
+        return _first_line(error) or type(error).__name__
+    return ""
+
+
+def _fetch_processor(name: str, fetch: Callable[[str], str]) -> None:
     """Fetch the files of a repository that state the normalisation of its images, if it has any."""
     for file in PROCESSOR_CONFIGS:
         try:
-            hf_hub_download(name, file)
+            fetch(file)
         except LocalEntryNotFoundError:  # also where the repository has none and no cache says so
             log.info(
                 "backbone '%s': no network, and no %s in the cache; if the repository has one, fetch it", name, file
