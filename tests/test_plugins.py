@@ -188,6 +188,11 @@ def test_an_exception_of_plugin_code_is_attributed_to_the_plugin(shapes: Registr
         shapes["circle"].area()  # type: ignore[attr-defined]
 
     assert plugins.plugin_in(caught.tb) == plugin
+    (outer,) = load_plugins([write(tmp_path, "def call(function):\n    function()\n", "outer.py")])
+    call = next(module.call for name, module in sys.modules.items() if name.startswith(f"{plugins.FILES}.outer"))
+    with pytest.raises(TypeError) as nested:
+        call(shapes["circle"].area)  # type: ignore[attr-defined]
+    assert plugins.plugin_in(nested.tb) == plugin != outer
     with pytest.raises(ZeroDivisionError) as ours:
         1 / 0  # noqa: B018
     assert plugins.plugin_in(ours.tb) is None

@@ -255,9 +255,11 @@ def _remedy(plugin: Requirement) -> str:
 
 
 def plugin_in(stack: TracebackType | None) -> Plugin | None:
-    """Return the plug-in whose code raised an exception, given its traceback; None if none of its frames is one."""
-    files = {os.path.realpath(frame.filename) for frame in traceback.extract_tb(stack)}
-    return next((plugin for plugin in reversed(_loaded) if os.path.realpath(plugin.file) in files), None)
+    """Return the plug-in whose code raised an exception or called what raised it, given its traceback: of several the
+    last called; None if no frame is a plug-in's."""
+    by_file = {os.path.realpath(plugin.file): plugin for plugin in _loaded if plugin.file}
+    files = [os.path.realpath(frame.filename) for frame in traceback.extract_tb(stack)]
+    return next((by_file[file] for file in reversed(files) if file in by_file), None)
 
 
 def _registering_plugin() -> Plugin | None:

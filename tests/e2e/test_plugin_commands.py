@@ -126,3 +126,12 @@ def test_the_help_of_train_lists_the_constants_of_losses(dataset: Path) -> None:
             plugins.REGISTRIES["cskt.losses"].forget(plugin)
     assert "--loss.sce-loss.smoothing VALUE" in text and "smoothing of sce_loss (default: 0.1)" in text
     assert "--loss.sdm.temperature VALUE" in text
+
+
+def test_a_bug_without_a_frame_of_a_plugin_names_the_loaded_plugins(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cskt.cli.data_check.main", lambda words: 1 // 0)
+    outcome = typed(f"cskt data check {dataset} --plugin {dataset}/one_line.py")
+    assert outcome.bug() == "ZeroDivisionError: integer division or modulo by zero"
+    assert "unless it is one in a plug-in (one_line.py); please report this" in outcome.err.splitlines()[-1]

@@ -185,10 +185,13 @@ class Wrong(Part):
         made = {
             "prompts": [torch.zeros(2, 5)], "prefix_kv": [torch.zeros(1, 32)] * 4, "deep": [torch.zeros(1, 16)] * 2,
             "uneven": [torch.zeros(1, 16), torch.zeros(2, 16)], "long": [torch.zeros(13, 16)],
-            "beside_mlp": nn.ModuleList([nn.Identity()]),
+            "beside_mlp": nn.ModuleList([nn.Identity()]), "one": torch.zeros(2, 16), "functions": [torch.relu] * 2,
             "low_rank": nn.ModuleList([nn.ModuleDict({"gate": nn.Identity()}), nn.ModuleDict()]),
         }  # fmt: skip
+        if self.config.kind == "dict":
+            return {"prompts": made["deep"]}  # type: ignore[return-value]
         kind = self.config.kind if self.config.kind in KINDS else "prompts"
+        kind = "before_mlp" if self.config.kind == "functions" else kind
         return PartExtras(**{kind: made[self.config.kind]}) if side == "text" else PartExtras()
 
 
@@ -204,6 +207,9 @@ class Wrong(Part):
             "deep",
             "the method parts prompts, wrong add prompts to 1, 2 blocks of the text tower; give them the same depth",
         ),
+        ("dict", "method part 'wrong': extras returned dict; expected PartExtras"),
+        ("one", r"text tower: prompts is shape \[2, 16\] of torch.float32; expected a list with a tensor for each"),
+        ("functions", "text tower: before_mlp is list; expected a list with a module or None for each"),
         ("long", "prompts leave no word in 15 positions"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +226,25 @@ def test_a_loss_without_its_head_is_refused(configure: Configure, tmp_path: Path
     ):
         context = prepare(configure(HEADS | {"loss.weights": LOSS_WEIGHTS}))
         context.state.objective.losses["heads_sdm"] = Needy()
+        gradients_of(context, next(iter(context.loader.epoch(0))), None)
+
+
+@pytest.mark.parametrize(
+    ("change", "returned"),
+    [
+        (lambda found: found[1:], r"shape \[\d+, \d+\] of torch.float32"),
+        (lambda found: found[:, 1:], r"shape \[\d+, \d+\] of torch.float32"),
+        (lambda found: (found, found), "tuple"),
+    ],
+)
+def test_an_embedding_of_another_shape_is_refused(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any], returned: str
+) -> None:
+    context = prepare(configure(HEADS | {"loss.weights": LOSS_WEIGHTS}))
+    kind = type(context.state.model.parts["mean_token"])
+    embed = kind.embed
+    monkeypatch.setattr(kind, "embed", lambda self, *args: change(embed(self, *args)))
+    with pytest.raises(CsktError, match=rf"'mean_token': embed returned {returned}; expected floats of shape \[B, "):
         gradients_of(context, next(iter(context.loader.epoch(0))), None)
 
 

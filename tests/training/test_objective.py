@@ -12,6 +12,7 @@ from cskt import losses
 from cskt.config import LossConfig, MlmConfig
 from cskt.data.masking import MaskedCaptions, mask_tokens
 from cskt.data.tokenizer import Tokenizer
+from cskt.errors import CsktError
 from cskt.training.objective import ModelInputs, ModelOutputs, Objective, encode
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH, plain_clip
 
@@ -48,6 +49,22 @@ def test_losses_are_those_of_the_pure_functions_with_the_configs_constants() -> 
         "tal": losses.tal(features(0), features(1), PIDS, temperature=0.2, margin=0.4),
     }
     assert {name: value.item() for name, value in found.items()} == {k: v.item() for k, v in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.ones(21), r"loss 'itc' returned shape \[21\] of torch.float32; expected a scalar tensor of floats"),
+        (torch.ones(1), r"loss 'itc' returned shape \[1\] of"),
+        (torch.tensor(1), r"loss 'itc' returned shape \[\] of torch.int64"),
+        (0.5, "loss 'itc' returned float; expected a scalar"),
+        (None, "loss 'itc' returned NoneType; expected a scalar"),
+    ],
+)
+def test_a_loss_that_returns_no_scalar_is_refused(value: object, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses.ITCLoss, "forward", lambda self, inputs: value)
+    with pytest.raises(CsktError, match=message):
+        losses_of(ready(LossConfig(weights={"sdm": 1.0, "itc": 1.0})), features(0), features(1))
 
 
 def test_only_id_and_mlm_have_parameters() -> None:

@@ -77,6 +77,13 @@ def test_a_loss_with_parameters_trains_is_recorded_and_resumes(
     assert longer.already_finished
 
 
+def test_a_loss_without_gradient_is_refused(plugin: Path, configure: Configure, tmp_path: Path) -> None:
+    plugin.write_text(SCALED.replace("return itc", "with torch.no_grad():\n            return itc"))
+    plugins.load_plugins([plugin])
+    with pytest.raises(CsktError, match=r"the losses \(scaled_itc\) depend on no trained parameter"):
+        train(configure(CHANGES), tmp_path / "run")
+
+
 def test_a_run_is_used_without_its_loss_but_not_trained_on(plugin: Path, configure: Configure, tmp_path: Path) -> None:
     plugins.load_plugins([plugin])
     run = train(configure(CHANGES), tmp_path / "run").folder

@@ -180,14 +180,17 @@ def _report(text: str, code: int) -> int:
 
 def _bug_report(program: str, argv: Sequence[str], error: Exception) -> str:
     from cskt import __version__  # noqa: PLC0415  (keeps --help quick)
-    from cskt.plugins import plugin_in  # noqa: PLC0415
+    from cskt.plugins import loaded_plugins, plugin_in  # noqa: PLC0415
 
     command = printable(shlex.join([*program.split(), *argv]))
     if plugin := plugin_in(error.__traceback__):
         return f"{program}: the plug-in {plugin.name} raised this exception; the command was: {command}"
+    # Its code may have returned what cannot be used, without being on the stack.
+    names = ", ".join(plugin.name for plugin in loaded_plugins())
+    unless = f", unless it is one in a plug-in ({names})" if names else ""
     return (
-        f"{program}: this is a bug in cskt {__version__}; please report this, with the lines above, the output of 'cskt"
-        f" env' and the command: {command}"
+        f"{program}: this is a bug in cskt {__version__}{unless}; please report this, with the lines above, the"
+        f" output of 'cskt env' and the command: {command}"
     )
 
 

@@ -15,6 +15,7 @@ from cskt.model.clip import PlacedCaptions, TextTower, VisionTower
 from cskt.model.heads import TowerOutputs, image_outputs, needed, ranking_vector, text_outputs
 from cskt.model.parts import PARTS, EmbedWords, Part
 from cskt.model.parts.base import SIDES, PartExtras, Side, check_extras, check_part, joined, part_configs
+from cskt.utils.messages import described
 
 TOWERS = ("vision.", "text.")
 """First letters of the names of CLIP's own parameters; all others are of method parts."""
@@ -129,6 +130,12 @@ class DualEncoder(nn.Module):
         for name, branches in self._records(side).items() if observed.records else ():
             records = [observed.by_block[index][branch] for index, branch in branches]
             given = self.method_parts()[name].outputs(side, records, mask)
+            for key, value in given.items() if isinstance(given, Mapping) else [("", given)]:
+                if not key or not isinstance(value, Tensor) or value.shape[:1] != mask.shape[:1]:
+                    where = f"method part '{name}': outputs returned {described(value)}" + (
+                        f" as '{key}'" if key else ""
+                    )
+                    raise CsktError(f"{where}; expected tensors [B, ...] by name")
             outputs |= {f"{name}.{side}.{key}": value for key, value in given.items()}
         return outputs
 
@@ -151,7 +158,10 @@ class DualEncoder(nn.Module):
         return joined(self._part_extras(side))
 
     def _part_extras(self, side: Side) -> dict[str, PartExtras]:
-        return {name: part.extras(side) for name, part in self.method_parts().items()}
+        added = {name: part.extras(side) for name, part in self.method_parts().items()}
+        if wrong := next((name for name, extras in added.items() if not isinstance(extras, PartExtras)), None):
+            raise CsktError(f"method part '{wrong}': extras returned {described(added[wrong])}; expected PartExtras")
+        return added
 
     @torch.no_grad()
     def _check_parts(self) -> int:

@@ -14,6 +14,7 @@ from cskt.errors import CsktError
 from cskt.model.blocks import NO_EXTRAS, Observed, TowerExtras, pick
 from cskt.model.clip import PlacedCaptions, Prefix, TextTower, VisionTower
 from cskt.model.parts.base import Part, Side
+from cskt.utils.messages import described
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -73,10 +74,13 @@ def embed(
     """Return the embedding [B, E] of a head, named `name`; see `Part.embed`. It is computed in float32 or better."""
     with torch.autocast(tokens.device.type, enabled=False):
         embedding = head.embed(side, _precise(tokens), None if attention is None else _precise(attention), mask)
-    if embedding.ndim != 2 or embedding.shape[1] != head.embedding_width:
+    is_matrix = isinstance(embedding, Tensor) and embedding.ndim == 2 and embedding.is_floating_point()
+    # The number of rows is a symbol in exports, which a comparison would make a constant.
+    is_whole = is_matrix and (torch.compiler.is_compiling() or len(embedding) == len(tokens))
+    if not is_whole or embedding.shape[1] != head.embedding_width:
         raise CsktError(
-            f"method part '{name}': embed returned {list(embedding.shape)}, expected [B, {head.embedding_width}]"
-            " (embedding_width)"
+            f"method part '{name}': embed returned {described(embedding)}; expected floats of shape"
+            f" [B, {head.embedding_width}] (embedding_width)"
         )
     return embedding
 

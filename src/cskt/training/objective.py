@@ -22,6 +22,7 @@ from cskt.model.parts import Part
 from cskt.model.parts.base import Side
 from cskt.model.parts.interaction import InteractionEncoder
 from cskt.training.distributed import SINGLE_PROCESS_ROWS, Rows
+from cskt.utils.messages import described
 
 NO_HEADS: Mapping[str, Part] = MappingProxyType({})
 
@@ -218,8 +219,9 @@ class Objective(nn.Module):
         """
         inputs = self.inputs(outputs, pids, image_ids, rows, heads, weights=self.weights_of(pair_ids))
         losses = cast(dict[str, Loss], self.losses)
+        values = {name: _scalar(name, loss(inputs)) for name, loss in losses.items()}
         return {
-            name: rows.all_reduced_fraction(loss.num_terms(inputs)) * loss(inputs) if loss.by_row else loss(inputs)
+            name: rows.all_reduced_fraction(loss.num_terms(inputs)) * values[name] if loss.by_row else values[name]
             for name, loss in losses.items()
         }
 
@@ -257,3 +259,10 @@ class Objective(nn.Module):
             row_weights=None if weights is None else weights[rows.own],
             mlm_weights=mlm_weights,
         )
+
+
+def _scalar(name: str, value: object) -> Tensor:
+    """Check that a loss, which may be a plug-in's, returned a scalar."""
+    if isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point():
+        return value
+    raise CsktError(f"loss '{name}' returned {described(value)}; expected a scalar tensor of floats, such as a mean")

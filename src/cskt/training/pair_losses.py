@@ -19,7 +19,7 @@ from cskt.training.distributed import SINGLE_PROCESS, Rows
 from cskt.training.prefetcher import Prefetcher
 from cskt.training.step import encode_piece, generator_of, image_ids_per_pair, joined, pieces_of
 from cskt.utils.arguments import listed
-from cskt.utils.messages import nearest
+from cskt.utils.messages import described, nearest
 
 STREAM = 1
 """Keeps the order of pairs here apart from that of the epoch, which is drawn from the seed and the epoch alone."""
@@ -64,9 +64,9 @@ def pair_losses(context: TrainingContext, names: str | Sequence[str]) -> dict[st
                 inputs = objective.inputs(outputs, pids, image_ids, rows, context.state.model.heads)
                 for name in chosen:
                     losses = cast(Loss, objective.losses[name]).per_pair(inputs)
-                    if losses.shape != pids.shape:
+                    if not isinstance(losses, Tensor) or losses.shape != pids.shape:
                         raise CsktError(
-                            f"loss '{name}': per_pair returned shape {list(losses.shape)}, not [{len(pids)}]"
+                            f"loss '{name}': per_pair returned {described(losses)}; expected shape [{len(pids)}]"
                         )
                     found[name][batch.pair_ids] = losses.float().cpu()
     return found

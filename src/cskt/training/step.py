@@ -15,7 +15,7 @@ from torch import Tensor
 from cskt.data.images import augment, to_device
 from cskt.data.masking import MaskedCaptions, augment_captions, mask_tokens
 from cskt.device import arithmetic, exact_convolutions
-from cskt.errors import compiler_errors
+from cskt.errors import CsktError, compiler_errors
 from cskt.losses import weighted_total
 from cskt.training.buffers import constant_buffers
 from cskt.training.context import TrainingContext
@@ -47,6 +47,10 @@ def forward_backward(
         with arithmetic(device, config.precision):
             losses = state.objective(outputs, pids, image_ids, rows, state.model.heads, pair_ids=batch.pair_ids)
         total = weighted_total(losses, config.loss.weights)
+        if not total.requires_grad:
+            raise CsktError(
+                f"the losses ({', '.join(losses)}) depend on no trained parameter; do not detach the inputs"
+            )
         with exact_convolutions(device):
             torch.autograd.backward(state.scaler.scale(total / len(window)))
         whole = {name: loss.detach() for name, loss in losses.items()}

@@ -46,6 +46,13 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def described(value: object) -> str:
+    """Return shape and type of a tensor, or the type of any other value: what code of a plug-in returned."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"shape {list(value.shape)} of {value.dtype}"
+    return type(value).__name__
+
+
 def require(extra: str, *modules: str) -> None:
     """Check that the modules of an extra of pyproject.toml are installed, without importing them."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]

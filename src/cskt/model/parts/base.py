@@ -15,6 +15,7 @@ from cskt.errors import CsktError
 from cskt.model.blocks import LAYERS, BlockExtras, TowerExtras
 from cskt.plugins import Registry
 from cskt.utils.checked import checked_dataclass
+from cskt.utils.messages import described
 from cskt.utils.modules import reset_parameters
 
 Side: TypeAlias = Literal["vision", "text"]
@@ -250,12 +251,13 @@ def check_extras(extras: Mapping[str, PartExtras], side: Side, architecture: Cli
     """Check the shapes of what parts, by name, add to a tower.
 
     Raises:
-        CsktError: a shape does not fit the tower, or parts add prompts to different numbers of blocks.
+        CsktError: a type is wrong, a shape does not fit the tower, or parts add prompts to different numbers of blocks.
     """
     width = getattr(architecture, f"{side}_width")
     num_blocks = getattr(architecture, f"{side}_layers")
     for name, added in extras.items():
         where = f"method part '{name}', {side} tower"
+        _check_types(added, where)
         for kind, tensors, columns in (("prompts", added.prompts, width), ("prefix_kv", added.prefix_kv, 2 * width)):
             if len(tensors) > num_blocks:
                 raise CsktError(f"{where}: {kind} for {len(tensors)} blocks, the tower has {num_blocks}")
@@ -277,6 +279,22 @@ def check_extras(extras: Mapping[str, PartExtras], side: Side, architecture: Cli
             f"the method parts {', '.join(depths)} add prompts to {', '.join(map(str, depths.values()))} blocks of the"
             f" {side} tower; give them the same depth"
         )
+
+
+def _check_types(added: PartExtras, where: str) -> None:
+    """Check that every field is a list of tensors, or of modules."""
+    for kind, value in vars(added).items():
+        is_modules = kind in BlockExtras._fields
+        kinds = (nn.Module, type(None)) if is_modules else Tensor
+        if not (_is_list_of(value, kinds) or (is_modules and value is None)):
+            expected = "a module or None for each block" if is_modules else "a tensor for each block"
+            raise CsktError(f"{where}: {kind} is {described(value)}; expected a list with {expected}")
+
+
+def _is_list_of(values: object, kinds: type | tuple[type, ...]) -> bool:
+    if not isinstance(values, Sequence | nn.ParameterList | nn.ModuleList):
+        return False
+    return all(isinstance(value, kinds) for value in values)
 
 
 def check_part(name: str, part: Part) -> None:
