@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from cskt import plugins
 from cskt.config import read_yaml
 from cskt.data.datasets import read_dataset
 from cskt.errors import CsktError
+from cskt.losses import LossInputs
 from cskt.model.io.native import read_method
 from cskt.model.io.tensors import load_plain
 from cskt.training.events import read_events
@@ -164,3 +166,8 @@ def test_a_method_part_trains_and_searches(folder: Path, root: Path, name: str, 
     images = root / "CUHK-PEDES" / "imgs"
     done(f"cskt index {folder}/gallery --images {images} --model {run} --device cpu {plugin}")
     assert ".jpg" in done(f"cskt search {folder}/gallery woman --device cpu {plugin}")
+
+
+def test_the_page_names_every_field_of_loss_inputs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    assert [field.name for field in dataclasses.fields(LossInputs) if f"`{field.name}`" not in page] == []
