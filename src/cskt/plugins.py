@@ -216,7 +216,7 @@ def requirements(used: Iterable[tuple[Registry[Any], str]]) -> tuple[Requirement
 
 @contextmanager
 def required(plugins: Sequence[Requirement]) -> Iterator[None]:
-    """Return a context in which an unknown entry that one of these plug-ins provides is an error that names it.
+    """Return a context in which an unknown entry that one of these plug-ins provides is an error that names them all.
 
     A loaded plug-in whose file has changed is logged.
 
@@ -224,10 +224,11 @@ def required(plugins: Sequence[Requirement]) -> Iterator[None]:
         CsktError: a recipe names a plug-in that is not loaded.
     """
     loaded = {plugin.name: plugin for plugin in _loaded}
+    if missing := [plugin for plugin in plugins if not plugin.provides and plugin.name not in loaded]:
+        names = " and ".join(plugin.name for plugin in missing)
+        raise CsktError(f"the config needs the plug-in{'s' * (len(missing) > 1)} {names}: {_remedy(missing)}")
     for plugin in plugins:
         found = loaded.get(plugin.name)
-        if found is None and not plugin.provides:
-            raise CsktError(f"the config needs the plug-in {plugin.name}: {_remedy(plugin)}")
         if found is not None and plugin.sha256 and found.sha256 != plugin.sha256:
             logger.warning(
                 "the plug-in %s has another content than that of the run (SHA-256 %s, was %s)",
@@ -236,11 +237,15 @@ def required(plugins: Sequence[Requirement]) -> Iterator[None]:
     try:
         yield
     except UnknownEntryError as error:
-        owner = next((plugin for plugin in plugins if error.key in plugin.provides), None)
-        if owner is None:
+        if not any(error.key in plugin.provides for plugin in plugins):
             raise
-        kind, name = error.key.split(".")
-        raise CsktError(f"'{name}' ({kind}) comes from the plug-in {owner.name}: {_remedy(owner)}") from error
+        unknown = {plugin: _unknown_keys(plugin) for plugin in plugins}
+        missing = [plugin for plugin, keys in unknown.items() if keys]
+        origins = []
+        for plugin in missing:
+            kind, name = unknown[plugin][0].split(".", 1)
+            origins.append(f"'{name}' ({kind}) comes from the plug-in {plugin.name}")
+        raise CsktError(f"{', '.join(origins)}: {_remedy(missing)}") from error
 
 
 def of_section(plugins: Iterable[Requirement], section: str) -> list[Requirement]:
@@ -248,10 +253,25 @@ def of_section(plugins: Iterable[Requirement], section: str) -> list[Requirement
     return [plugin for plugin in plugins if any(key.startswith(f"{section}.") for key in plugin.provides)]
 
 
-def _remedy(plugin: Requirement) -> str:
-    digest = f" (SHA-256 {plugin.sha256[:SHORT_DIGEST]}...)" if plugin.sha256 else ""
-    place = f"PATH/{plugin.name}" if plugin.name.endswith(".py") else plugin.name
-    return f"load it{digest} with --plugin {place}, or cskt.plugins.load_plugins in Python"
+def of_entries(plugins: Iterable[Requirement], used: Iterable[tuple[Registry[Any], str]]) -> list[Requirement]:
+    """Return the plug-ins that provide one of these entries, given as registry and name, or were named by a user."""
+    keys = {registry.key(name) for registry, name in used}
+    return [plugin for plugin in plugins if not plugin.provides or keys & set(plugin.provides)]
+
+
+def _unknown_keys(plugin: Requirement) -> list[str]:
+    """Return the entries of a plug-in that no registry has."""
+    registries = {group.rpartition(".")[2]: registry for group, registry in REGISTRIES.items()}
+    split = [(key, *key.split(".", 1)) for key in plugin.provides]
+    return [key for key, kind, name in split if kind in registries and name not in registries[kind]]
+
+
+def _remedy(missing: Sequence[Requirement]) -> str:
+    digests = ", ".join(f"SHA-256 {plugin.sha256[:SHORT_DIGEST]}..." for plugin in missing if plugin.sha256)
+    places = [f"PATH/{plugin.name}" if plugin.name.endswith(".py") else plugin.name for plugin in missing]
+    flags = " ".join(f"--plugin {place}" for place in places)
+    it = "it" if len(missing) == 1 else "them"
+    return f"load {it}{f' ({digests})' if digests else ''} with {flags}, or cskt.plugins.load_plugins in Python"
 
 
 def plugin_in(stack: TracebackType | None) -> Plugin | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from shared_training import gradients_of_epoch
 from test_distributed import BASE, PROGRAM, torchrun
 
 from cskt import plugins
-from cskt.config import RunConfig, read_yaml, save_config
+from cskt.config import RunConfig, load_config, read_yaml, save_config
 from cskt.embed import load
 from cskt.errors import CsktError
 from cskt.losses import LOSSES
@@ -87,15 +88,47 @@ def test_a_loss_without_gradient_is_refused(plugin: Path, configure: Configure, 
 def test_a_run_is_used_without_its_loss_but_not_trained_on(plugin: Path, configure: Configure, tmp_path: Path) -> None:
     plugins.load_plugins([plugin])
     run = train(configure(CHANGES), tmp_path / "run").folder
-    for loaded in plugins.loaded_plugins():
-        LOSSES.forget(loaded)
-    plugins._loaded.clear()
+    forget_plugins()
 
     assert load(run, device="cpu").embed_dim
     with pytest.raises(
         CsktError, match=r"'scaled_itc' \(losses\) comes from the plug-in scaled\.py: load it \(SHA-256"
     ):
         train(configure({**CHANGES, "plugins": read_yaml(run / "config.yaml")["plugins"]}), tmp_path / "more")
+
+
+def forget_plugins() -> None:
+    for loaded in plugins.loaded_plugins():
+        LOSSES.forget(loaded)
+    plugins._loaded.clear()
+
+
+def test_a_run_continued_with_other_losses_needs_no_plugin(plugin: Path, configure: Configure, tmp_path: Path) -> None:
+    plugins.load_plugins([plugin])
+    first = train(configure({**CHANGES, "loop.num_epochs": 1}), tmp_path / "first").folder
+    forget_plugins()
+
+    config = load_config("adapt", {"init_from": str(first), "loop.num_epochs": 1})
+    assert config.loss.constants == {"scaled_itc": {"start": 5.0}}
+    data = configure({}).data
+    adapted = prepare(dataclasses.replace(config, data=data, device="cpu")).config
+    assert (adapted.loss.constants, adapted.plugins) == ({}, ())
+
+
+def test_all_missing_plugins_are_named_at_once(plugin: Path) -> None:
+    needed = [
+        plugins.Requirement("scaled.py", "0" * 64, ("losses.scaled_itc",)),
+        plugins.Requirement("other.module", provides=("losses.other",)),
+        plugins.Requirement("present.py", provides=("losses.sdm",)),
+    ]
+    message = (
+        r"'scaled_itc' \(losses\) comes from the plug-in scaled\.py, 'other' \(losses\) comes from the plug-in"
+        r" other\.module: load them \(SHA-256 0+\.\.\.\) with --plugin PATH/scaled\.py --plugin other\.module, or"
+    )
+    with pytest.raises(CsktError, match=message), plugins.required(needed):
+        LOSSES["other"]
+    with pytest.raises(CsktError, match=r"needs the plug-ins a\.py and b\.py: load them with --plugin PATH/a\.py --pl"):
+        plugins.required([plugins.Requirement("a.py"), plugins.Requirement("b.py")]).__enter__()
 
 
 def test_a_recipe_that_names_a_plugin_is_refused_without_it(plugin: Path, configure: Configure, tmp_path: Path) -> None:

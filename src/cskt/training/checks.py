@@ -8,7 +8,7 @@ looks like success.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -21,6 +21,7 @@ from cskt.data.records import Split
 from cskt.errors import CsktError
 from cskt.evaluation.results import REFERENCE_MODELS
 from cskt.losses import LOSSES, Loss, build_losses
+from cskt.plugins import Requirement
 
 BEST_RATES = Path(str(resources.files("cskt"))) / "assets" / "best_rates.yaml"
 FAR = 10.0
@@ -35,11 +36,17 @@ def trained_losses(config: LossConfig) -> dict[str, Loss]:
     return build_losses([name for name, weight in config.weights.items() if weight], config)
 
 
-def check_losses(config: LossConfig) -> LossConfig:
-    """Return the losses of a config with the constants of each as their types; raise CsktError if one is unknown."""
+def check_losses(config: LossConfig, plugins: Iterable[Requirement] = ()) -> LossConfig:
+    """Return the losses of a config with the constants of each as their types; raise CsktError if one is unknown.
+
+    Constants of losses that a run before used with its `plugins`, and this one does not, are left out.
+    """
+    provided = {key for plugin in plugins for key in plugin.provides}
     shared = get_type_hints(LossConfig, include_extras=True)  # limits of the constants of the package's own losses
     constants: dict[str, dict[str, Any]] = {}
     for name, given in config.constants.items():
+        if name not in config.weights and LOSSES.key(name) in provided:
+            continue
         kinds = get_type_hints(LOSSES[name], include_extras=True)
         kinds |= {field: shared[key] for key, users in LOSS_KEYS.items() for loss, field in users if loss == name}
         constants[name] = {

@@ -14,7 +14,8 @@ import torch
 
 from cskt import __version__
 from cskt.config import RECORDED, RunConfig, evaluation_interpolation, flat_values
-from cskt.data.datasets import DATASETS, dataset_key
+from cskt.data.datasets import DATASETS
+from cskt.data.datasets.base import normalised
 from cskt.data.images import ImageReader
 from cskt.data.loading import TrainingLoader
 from cskt.data.records import Split
@@ -23,7 +24,7 @@ from cskt.device import pick_device, reset_peak_memory
 from cskt.embed import Encoder, build, tokenizer_for
 from cskt.losses import LOSSES
 from cskt.model.parts import PARTS, complete_parts
-from cskt.plugins import Registry, Requirement, required, requirements
+from cskt.plugins import Registry, Requirement, of_entries, required, requirements
 from cskt.training.checkpoint import FREE_ON_RESUME
 from cskt.training.checks import check_captions_per_image, check_losses, check_negatives
 from cskt.training.data_size import read_fitted_data
@@ -117,12 +118,14 @@ def prepare(
     config: RunConfig, processes: Processes = SINGLE_PROCESS, *, refuse_overlaps: bool = True
 ) -> TrainingContext:
     """Read the data; build model, losses and optimizer. For `refuse_overlaps` see `read_separate_splits`."""
-    with required(config.plugins):
+    with required(of_entries(config.plugins, _entries(config))):
         return _prepare(config, processes, refuse_overlaps)
 
 
 def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> TrainingContext:
-    config = dataclasses.replace(config, loss=check_losses(config.loss), parts=complete_parts(config.parts))
+    config = dataclasses.replace(
+        config, loss=check_losses(config.loss, config.plugins), parts=complete_parts(config.parts)
+    )
     config = check_hooks(config)
     check_captions_per_image(config)
     for name in config.loop.loggers:
@@ -179,11 +182,15 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
 
 def _plugins(config: RunConfig) -> tuple[Requirement, ...]:
     """Return the plug-ins that losses, method parts, hooks, loggers and the data set of a config come from."""
+    return requirements(_entries(config))
+
+
+def _entries(config: RunConfig) -> list[tuple[Registry[Any], str]]:
     named: list[tuple[Registry[Any], str]] = [(LOSSES, name) for name in config.loss.weights]
     named += [(PARTS, name) for name in config.parts]
     named += [(HOOKS, name) for name in config.hooks]
     named += [(LOGGERS, name) for name in config.loop.loggers]
-    return requirements([*named, (DATASETS, dataset_key(config.data.dataset))])
+    return [*named, (DATASETS, normalised(config.data.dataset))]
 
 
 def data_digest(split: Split) -> str:
