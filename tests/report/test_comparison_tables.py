@@ -67,7 +67,7 @@ CSKT = ComparedMethod(
         images_per_second=1034.0, captions_per_second=3567.0,
     ),
 )  # fmt: skip
-COMPARISON = MethodComparison("cuhk-pedes", "test", "ab" * 32, 6156, 3074, "CLIP", 2, 2, (CLIP, CSKT))
+COMPARISON = MethodComparison("cuhk-pedes", "test", "ab" * 32, 6156, 3074, "CLIP", 2, 2, (CLIP, CSKT), 1000)
 
 
 def csv_of(records: list[dict[str, object]]) -> str:
@@ -275,3 +275,9 @@ def test_two_methods_get_a_verdict(
     assert line.startswith(f"adapt against CLIP: {answer}")
     assert verdict(replace(COMPARISON, methods=(CLIP, method, replace(method, label="third")))) == []
     assert line in comparison_text(replace(COMPARISON, methods=(CLIP, method)), "markdown")
+
+
+def test_few_people_are_explained_below_the_table() -> None:
+    assert "Only" not in comparison_text(COMPARISON, "markdown")
+    text = comparison_text(replace(COMPARISON, num_people=6), "markdown")
+    assert "Only 6 people: an interval is wide where all of them have the same value" in text

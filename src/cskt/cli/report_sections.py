@@ -23,7 +23,7 @@ from cskt.evaluation import analysis
 from cskt.evaluation.comparison import MethodComparison, MethodResults, compare
 from cskt.evaluation.evaluate import SplitFeatures, as_result, evaluate
 from cskt.evaluation.results import Result
-from cskt.evaluation.statistics import curve_interval
+from cskt.evaluation.statistics import curve_interval, few_people_note
 from cskt.report.comparison_tables import comparison_grid, page_explanation, split_columns
 from cskt.report.evidence import Curve, attribute_bars, cmc_curves, confusion_matrix, similarity_histograms
 from cskt.report.pages import Chart, Section
@@ -148,6 +148,8 @@ def ranking_sections(models: Sequence[ReportedModel], split: Split) -> list[Sect
         f"{len(models[0].cmc.mean)}; the higher, the better. The band around a line is its 95 % interval: other people "
         "would give other lines, most likely inside the band."
     )
+    if note := few_people_note(len({split.records[image].pid for image in split.caption_image_ids})):
+        cmc_note += f" {note} This is true of the table above as well."
     similarity_note = (
         "All pairs of a caption and an image, right and wrong ones scaled to the same area. Dashed: the most similar "
         "wrong image of each caption. Probability that a right pair is more similar than a wrong one: "

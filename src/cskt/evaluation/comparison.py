@@ -154,6 +154,8 @@ class MethodComparison:
     num_seeds_tests: int
     """Tests that `seeds_p_value` is corrected for: those of methods with enough seeds."""
     methods: tuple[ComparedMethod, ...]
+    num_people: int
+    """Identities of the queries that have a right image."""
 
 
 def compare(
@@ -206,6 +208,7 @@ def compare(
         num_tests=len(p_values),
         num_seeds_tests=len(seeds_p_values),
         methods=tuple(map(compared, methods)),
+        num_people=len(np.unique(one.groups)),
     )
 
 

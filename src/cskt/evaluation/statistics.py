@@ -26,6 +26,9 @@ ROUNDING = 1e-12
 DECIMALS = 9
 """Decimals of sums of differences, so that ties are not broken by the order of summation."""
 
+FEW_PEOPLE = 20
+"""Number of identities below which `few_people_note` explains the intervals."""
+
 
 class Interval(NamedTuple):
     """A confidence interval of a mean."""
@@ -65,6 +68,17 @@ def curve_interval(
     if varying.any():
         low[varying], high[varying] = _bootstrap(sums[:, varying], counts, num_resamples, seed)
     return low, high
+
+
+def few_people_note(num_identities: int) -> str:
+    """Return why neighbouring intervals differ much in width; empty if there are enough people."""
+    if num_identities >= FEW_PEOPLE:
+        return ""
+    return (
+        f"Only {num_identities} people: an interval is wide where all of them have the same value (100 for example),"
+        " since it then allows for people of another value (Clopper and Pearson). Where they differ, it is computed"
+        " from these people alone, and likely too narrow."
+    )
 
 
 def difference_interval(a: ArrayLike, b: ArrayLike, groups: ArrayLike) -> Interval:

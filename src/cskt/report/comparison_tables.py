@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cskt.evaluation.comparison import TESTED, ComparedMethod, Estimate, MethodComparison
+from cskt.evaluation.statistics import few_people_note
 from cskt.report.numbers import (
     METRIC_NAMES,
     UNKNOWN,
@@ -64,7 +65,8 @@ def comparison_text(comparison: MethodComparison, form: str, settings: Sequence[
         f"{comparison.dataset} {comparison.split}: {comparison.num_queries:,} captions,"
         f" {comparison.num_gallery:,} images"
     )
-    lines = [comparison_explanation(comparison), *verdict(comparison)]
+    note = few_people_note(comparison.num_people)
+    lines = [comparison_explanation(comparison), *([note] if note else []), *verdict(comparison)]
     if settings:
         lines.append("Settings that differ between the trained runs:")
         for one in settings:
