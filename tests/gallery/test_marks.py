@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from cskt.data.datasets import read_dataset
+from cskt.data.datasets.base import is_name
 from cskt.gallery.marks import Mark, marks_csv, read_pairs, training_records
 from cskt.training.loop import train
 from tiny_run import quick_config
@@ -15,7 +16,7 @@ from tiny_run import quick_config
 RED, HAT, BAG = "a woman in a red coat", "a man with a hat", "somebody with a bag"
 
 
-def pid_of(marks: list[Mark]) -> dict[str, int]:
+def pid_of(marks: list[Mark]) -> dict[str, str]:
     return {record["image"]: record["pid"] for record in training_records(marks)}
 
 
@@ -104,9 +105,9 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 def test_right_crops_of_one_sentence_are_one_person_and_wrong_ones_are_left_out() -> None:
     marks = [Mark(RED, "a.jpg", True), Mark(RED, "b.jpg", True), Mark(RED, "c.jpg", False), Mark(HAT, "d.jpg", True)]
     assert training_records(marks) == [
-        {"image": "a.jpg", "pid": 0, "captions": [RED]},
-        {"image": "b.jpg", "pid": 0, "captions": [RED]},
-        {"image": "d.jpg", "pid": 1, "captions": [HAT]},
+        {"image": "a.jpg", "pid": RED, "captions": [RED]},
+        {"image": "b.jpg", "pid": RED, "captions": [RED]},
+        {"image": "d.jpg", "pid": HAT, "captions": [HAT]},
     ]
 
 
@@ -114,20 +115,26 @@ def test_sentences_that_share_a_right_crop_are_one_person() -> None:
     marks = [Mark(RED, "a.jpg", True), Mark(HAT, "b.jpg", True), Mark(BAG, "c.jpg", True)]
     assert len(set(pid_of(marks).values())) == 3
     joined = [*marks, Mark(BAG, "a.jpg", True)]
-    assert pid_of(joined) == {"a.jpg": 0, "b.jpg": 1, "c.jpg": 0}
+    assert pid_of(joined) == {"a.jpg": RED, "b.jpg": HAT, "c.jpg": RED}
     assert training_records(joined)[0]["captions"] == [RED, BAG]
     assert len(set(pid_of([*joined, Mark(HAT, "c.jpg", True)]).values())) == 1
 
 
 def test_a_shared_wrong_crop_joins_no_persons() -> None:
     marks = [Mark(RED, "a.jpg", True), Mark(HAT, "b.jpg", True), Mark(RED, "c.jpg", False), Mark(HAT, "c.jpg", True)]
-    assert pid_of(marks) == {"a.jpg": 0, "b.jpg": 1, "c.jpg": 1}
+    assert pid_of(marks) == {"a.jpg": RED, "b.jpg": HAT, "c.jpg": HAT}
 
 
 def test_of_two_marks_the_later_counts() -> None:
     marks = [Mark(RED, "a.jpg", True), Mark(RED, "b.jpg", True), Mark(RED, "a.jpg", False), Mark(RED, "b.jpg", True)]
-    assert training_records(marks) == [{"image": "b.jpg", "pid": 0, "captions": [RED]}]
+    assert training_records(marks) == [{"image": "b.jpg", "pid": RED, "captions": [RED]}]
     assert training_records([Mark(RED, "a.jpg", False)]) == []
+
+
+def test_long_sentences_are_distinct_identities_that_a_data_set_allows() -> None:
+    long = "a man " * 100
+    pids = set(pid_of([Mark(f"{long}{end}", f"{end}.jpg", True) for end in ("one", "two")]).values())
+    assert len(pids) == 2 and all(is_name(pid) for pid in pids)
 
 
 def test_persons_are_the_connected_components_in_any_order() -> None:
@@ -150,18 +157,17 @@ def test_persons_are_the_connected_components_in_any_order() -> None:
 
 
 def test_training_reads_the_export(tmp_path: Path, tiny_backbone: Path, one_thread: None) -> None:
-    for split, first_pid in (("train", 0), ("val", 2)):
-        marks = [Mark(text, f"{split}/{n}{person}.png", True) for person, text in enumerate((RED, HAT)) for n in "ab"]
+    for split, texts in (("train", (RED, HAT)), ("val", (f"{RED} of val", f"{HAT} of val"))):
+        marks = [Mark(text, f"{split}/{n}{person}.png", True) for person, text in enumerate(texts) for n in "ab"]
         marks.append(Mark(BAG, f"{split}/a0.png", True))
         (tmp_path / split).mkdir()
         for mark in marks:
             Image.new("RGB", (16, 32), (10 * len(mark.text), 0, 0)).save(tmp_path / mark.image_id)
-        records = training_records(marks)
-        lines = [json.dumps(record | {"pid": first_pid + record["pid"]}) for record in records]
+        lines = [json.dumps(record) for record in training_records(marks)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     read = read_dataset("jsonl", tmp_path)["train"]
     assert read.counts == (2, 4, 5)
-    assert {record.pid for record in read.records} == {0, 1}
+    assert {record.pid for record in read.records} == {RED, HAT}
     changes = {"data.dataset": "jsonl", "data.batch_size": 4}
     train(quick_config(tmp_path, tiny_backbone, changes=changes), tmp_path / "run")
     assert (tmp_path / "run" / "best.safetensors").is_file()

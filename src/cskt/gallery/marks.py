@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cskt.data.datasets.base import MAX_PID_CHARACTERS
 from cskt.data.sentences import check_sentence
 from cskt.errors import CsktError
 from cskt.utils.csv_cells import csv_text
@@ -17,6 +19,7 @@ OTHER_NAMES = {
     "text": ("sentence", "caption", "query"), "image": ("image_id", "path", "file"), "right": ("label", "match"),
 }  # fmt: skip
 """Names of the columns in other tables."""
+PID_DIGEST_DIGITS = 12
 YES, NO = ("1", "true", "yes", "right"), ("0", "false", "no", "wrong")
 
 
@@ -41,9 +44,10 @@ def marks_csv(marks: Iterable[Mark]) -> str:
 
 
 def training_records(marks: Iterable[Mark]) -> list[dict[str, Any]]:
-    """Return crops marked right as training records: `{"image": ..., "pid": ..., "captions": [...]}`.
+    """Return crops marked right as training records: `{"image": ..., "pid": "a sentence", "captions": [...]}`.
 
-    Crops that are right for one sentence show one person, and so do those of two sentences that share a right crop.
+    Crops that are right for one sentence show one person, and so do those of two sentences that share a right crop. The
+    identity is the person's first sentence, so that two exports for different people can be splits of one data set.
     Crops marked wrong are left out, since their person is unknown. Of two marks for one sentence and crop the later
     counts. To train, save the records as `train.jsonl` in the indexed folder.
     """
@@ -75,8 +79,8 @@ def read_pairs(path: Path) -> list[Mark]:
     return marks
 
 
-def _people(captions_of: dict[str, list[str]]) -> dict[str, int]:
-    """Return crop -> person, numbered in order of appearance; crops that share a caption show one person."""
+def _people(captions_of: dict[str, list[str]]) -> dict[str, str]:
+    """Return crop -> identity, made of the person's first sentence; crops that share a caption show one person."""
     first_with: dict[str, str] = {}
     parent = {image_id: image_id for image_id in captions_of}
 
@@ -89,8 +93,18 @@ def _people(captions_of: dict[str, list[str]]) -> dict[str, int]:
     for image_id, captions in captions_of.items():
         for caption in captions:
             parent[root(image_id)] = root(first_with.setdefault(caption, image_id))
-    numbers: dict[str, int] = {}
-    return {image_id: numbers.setdefault(root(image_id), len(numbers)) for image_id in captions_of}
+    pids: dict[str, str] = {}
+    for image_id, captions in captions_of.items():
+        pids.setdefault(root(image_id), _pid(captions[0]))
+    return {image_id: pids[root(image_id)] for image_id in captions_of}
+
+
+def _pid(sentence: str) -> str:
+    """Return a sentence as an identity: a long one cut, with a digest that keeps it apart from its like."""
+    if len(sentence) <= MAX_PID_CHARACTERS:
+        return sentence
+    digest = hashlib.sha256(sentence.encode()).hexdigest()[:PID_DIGEST_DIGITS]
+    return f"{sentence[: MAX_PID_CHARACTERS - PID_DIGEST_DIGITS - 1]} {digest}"
 
 
 def _text_of(row: Row, column: str) -> str:
