@@ -35,6 +35,7 @@ from tiny_run import Configure, quick_config
 
 TINY = hashlib.sha256(locate(CLIP_TINY).read_bytes()).hexdigest()
 PEOPLE = Split("jsonl", "val", tuple(Record(pid, Path(f"{pid}.jpg"), ("a",), "val") for pid in (1, 2)))
+SELECTION = {"data.select_on": "train"}  # val has too few people for a warning
 NO_WARMUP = {"optim.warmup_epochs": 0}
 
 
@@ -123,29 +124,35 @@ def evaluation(stage: str, r1: float) -> dict[str, Any]:
     return {"event": "evaluation", "stage": stage, "epoch": 0, "split": "val", "t2i": {"r1": r1}}
 
 
-@pytest.mark.parametrize(
-    ("best_r1", "expected"),
-    [
-        (0.5, ["CLIP zero-shot on val: R1 50.00 at best (epoch 2), 50.00", "the model before training on val"]),
-        (0.4, ["CLIP zero-shot on val: R1 40.00 at best (epoch 2), 50.00", "the model before training on val"]),
-        (0.6, []),
-    ],
-)
-def test_a_best_epoch_that_is_no_better_than_before_is_warned_of(best_r1: float, expected: list[str]) -> None:
-    events = [evaluation("zero-shot", 0.5), evaluation("step-0", 0.5), evaluation("epoch", best_r1)]
-    found = warnings_after(events, best_r1, 2)
-    assert len(found) == len(expected)
-    assert all(f"no epoch is better than {words}" in line for words, line in zip(expected, found, strict=True))
+def found_after(*events: dict[str, Any], best_r1: float, best_epoch: int = 2, **facts: Any) -> list[str]:
+    return warnings_after(events, best_r1, best_epoch, **{"num_people": 50, "is_continued": False} | facts)
+
+
+@pytest.mark.parametrize("best_r1", [0.4, 0.5])
+def test_a_best_epoch_that_is_no_better_than_before_is_warned_of(best_r1: float) -> None:
+    """One line if the model before training is CLIP itself, otherwise one for each."""
+    zero_shot, own = evaluation("zero-shot", 0.5), evaluation("epoch", best_r1)
+    (line,) = found_after(zero_shot, evaluation("step-0", 0.5), own, best_r1=best_r1)
+    before = "CLIP zero-shot and the model before training"
+    found = f"R1 {100 * best_r1:.2f} at best (epoch 2), 50.00 without training"
+    assert line == f"no epoch is better than {before} on val: {found}; try another optim.lr or more epochs"
+    assert len(found_after(zero_shot, evaluation("step-0", 0.6), own, best_r1=best_r1)) == 2
+    (line,) = found_after(zero_shot, own, best_r1=best_r1, is_continued=True)
+    assert line.endswith("; try another optim.lr or keep the model that it started from")
 
 
 def test_better_than_step_0_but_not_than_zero_shot_is_warned_of() -> None:
-    (found,) = warnings_after([evaluation("zero-shot", 0.5), evaluation("step-0", 0.1)], 0.3, 1)
-    assert "CLIP zero-shot" in found
+    (found,) = found_after(evaluation("zero-shot", 0.5), evaluation("step-0", 0.1), best_r1=0.3)
+    assert "CLIP zero-shot on val" in found
 
 
-def test_no_warning_for_runs_that_train_nothing_or_evaluated_nothing_before() -> None:
-    assert warnings_after([evaluation("zero-shot", 0.5)], 0.5, 0) == []
-    assert warnings_after([evaluation("epoch", 0.5)], 0.5, 1) == []
+def test_no_warning_where_nothing_can_be_better_or_nothing_is_known() -> None:
+    before = evaluation("zero-shot", 0.5)
+    assert not found_after(before, best_r1=0.6)
+    assert not found_after(evaluation("zero-shot", 1.0), best_r1=1.0), "no epoch can be better"
+    assert not found_after(before, best_r1=0.5, num_people=3), "chance"
+    assert not found_after(before, best_r1=0.5, best_epoch=0), "nothing was trained"
+    assert not found_after(evaluation("epoch", 0.5), best_r1=0.5), "nothing was evaluated before"
 
 
 # --- in a run
@@ -155,7 +162,7 @@ def test_a_run_logs_and_records_its_warnings(
     configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A rate of next to nothing: the best epoch is what was there before."""
-    changes = {"optim.lr": 1e-12, "optim.warmup_epochs": 1, "loop.evaluate_before": True}
+    changes = {"optim.lr": 1e-12, "optim.warmup_epochs": 1, "loop.evaluate_before": True} | SELECTION
     events = read_events(train(configure(changes), tmp_path / "run").folder)
     start, end = first_event(events, "start"), last_event(events, "end")
     assert start["warnings"] == ["warm-up takes 1 epochs, more than half of the run's 1; lower optim.warmup_epochs"]
@@ -165,8 +172,9 @@ def test_a_run_logs_and_records_its_warnings(
 
 
 def test_a_resumed_run_compares_with_its_first_evaluations(configure: Configure, tmp_path: Path) -> None:
-    changes = {"optim.lr": 1e-12, "loop.evaluate_before": True, "loop.num_epochs": 2}
+    changes = {"optim.lr": 1e-12, "loop.evaluate_before": True, "loop.num_epochs": 2} | SELECTION
     run = train(configure({**changes, "loop.stop_after_epochs": 1}), tmp_path / "run").folder
+    assert not last_event(read_events(run), "end")["warnings"], "an epoch is still to come"
     train(configure(changes), run, resume=True)
     assert last_event(read_events(run), "end")["warnings"]
 

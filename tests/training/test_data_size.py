@@ -51,12 +51,16 @@ def test_twelve_pairs_are_one_batch_and_get_as_many_epochs_as_they_need(
     (line,) = [record.message for record in caplog.records if record.message.startswith("fitted to")]
     assert "12 training pairs of 6 people" in line
     assert "data.select_on val -> train" in line and "data.batch_size 128 -> 12" in line and "flag" in line
+    assert "held out" not in caplog.text
 
 
-def test_thirty_people_hold_five_out_and_make_four_batches(tmp_path: Path) -> None:
+def test_thirty_people_hold_five_out_and_make_four_batches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = written(tmp_path / "own", people=30, pairs_of_each=8)
+    caplog.set_level(logging.INFO)
     config, data = read_fitted_data(config_for(folder, loop__num_epochs=6))
     assert (data.train.num_ids, data.selection[0].num_ids) == (25, 5)
+    (line,) = [record.message for record in caplog.records if "held out" in record.message]
+    assert line.startswith("jsonl has no val split: 5 training identities held out")
     assert config.data.batch_size == 200 // 4
     assert (config.loop.num_epochs, config.optim.warmup_epochs) == (6, 1), "six epochs were given, their warm-up not"
 

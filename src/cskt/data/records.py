@@ -162,8 +162,6 @@ def select_splits(dataset: Mapping[str, Split], data: DataConfig) -> tuple[Split
             )
         selection = _restrict(train, set(ordered[:num_held_out]), name="val")
         train = _restrict(train, set(ordered[num_held_out:]))
-        held_out = f"{num_held_out} of {len(ordered)} training identities held out to select the best epoch"
-        logger.info("%s has no val split: %s (seed %d)", train.dataset, held_out, data.holdout_seed)
     if data.train_fraction < 1:
         ordered = shuffled_pids(train.pids.values(), f"fraction {data.holdout_seed}")
         num_kept = max(1, round(data.train_fraction * len(ordered)))

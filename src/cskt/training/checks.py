@@ -22,6 +22,7 @@ from cskt.errors import CsktError
 from cskt.evaluation.results import REFERENCE_MODELS
 from cskt.losses import LOSSES, Loss, build_losses
 from cskt.plugins import Requirement
+from cskt.training.data_size import MIN_HELD_OUT_PEOPLE
 
 BEST_RATES = Path(str(resources.files("cskt"))) / "assets" / "best_rates.yaml"
 FAR = 10.0
@@ -139,19 +140,31 @@ def warnings_before(config: RunConfig, val_split: Split, backbone_sha256: str) -
     return found
 
 
-def warnings_after(events: Sequence[Mapping[str, Any]], best_r1: float, best_epoch: int) -> list[str]:
-    """Return warnings about a run after its last step, one sentence each; `best_epoch` is 0 if nothing was trained."""
-    if not best_epoch:
+def warnings_after(
+    events: Sequence[Mapping[str, Any]], best_r1: float, best_epoch: int, *, num_people: int, is_continued: bool
+) -> list[str]:
+    """Return warnings about a run after its last step, one sentence each.
+
+    Args:
+        events: of the run.
+        best_r1: of the best epoch, on the selection split.
+        best_epoch: 0 if nothing was trained.
+        num_people: of the selection split; among few people R1 is chance.
+        is_continued: the run started from another one, and should be short.
+    """
+    if not best_epoch or best_r1 >= 1 or num_people < MIN_HELD_OUT_PEOPLE:
         return []
-    found = []
+    instead = "keep the model that it started from" if is_continued else "more epochs"
+    names: dict[tuple[str, float], list[str]] = {}  # a model before training is often CLIP itself
     for event in events:
         name = REFERENCE_MODELS.get(event.get("stage", ""))
         if event["event"] == "evaluation" and name and best_r1 <= event["t2i"]["r1"]:
-            found.append(
-                f"no epoch is better than {name} on {event['split']}: R1 {100 * best_r1:.2f} at best (epoch"
-                f" {best_epoch}), {100 * event['t2i']['r1']:.2f} without training; try another optim.lr or more epochs"
-            )
-    return found
+            names.setdefault((event["split"], event["t2i"]["r1"]), []).append(name)
+    return [
+        f"no epoch is better than {' and '.join(found)} on {split}: R1 {100 * best_r1:.2f} at best (epoch"
+        f" {best_epoch}), {100 * r1:.2f} without training; try another optim.lr or {instead}"
+        for (split, r1), found in names.items()
+    ]
 
 
 def best_rate(config: RunConfig, backbone_sha256: str) -> BestRate | None:

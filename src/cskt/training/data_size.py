@@ -11,6 +11,7 @@ from typing import Any
 
 from cskt.config import DataConfig, RunConfig, changes_text, load_config, value_of
 from cskt.data.mixing import TrainingData, read_training_data
+from cskt.data.records import Split
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +50,26 @@ def read_fitted_data(config: RunConfig, *, refuse_overlaps: bool = True) -> tupl
             "fitted to %d training pairs of %d people: %s; a flag overrides each",
             pairs, people, changes_text(config, changes),
         )  # fmt: skip
-    return load_config(config, changes, fit=False), data
+    fitted = load_config(config, changes, fit=False)
+    for split in data.selection:
+        if _is_held_out(fitted, split):
+            logger.info(
+                "%s has no val split: %d training identities held out to select the best epoch (seed %d)",
+                split.dataset, split.num_ids, fitted.data.holdout_seed,
+            )  # fmt: skip
+    return fitted, data
+
+
+def _is_held_out(config: RunConfig, selection: Split) -> bool:
+    return config.data.select_on == "val" and selection.records[0].split == "train"
 
 
 def _selection(config: RunConfig, data: TrainingData) -> dict[str, Any]:
     """Return how the best epoch is selected if the people that a data set without val holds out would be too few."""
     selection = data.selection[0]
-    was_held_out = config.data.select_on == "val" and selection.records[0].split == "train"
-    if not was_held_out or selection.num_ids >= MIN_HELD_OUT_PEOPLE or "data.holdout_fraction" not in config.adaptable:
+    if not _is_held_out(config, selection) or selection.num_ids >= MIN_HELD_OUT_PEOPLE:
+        return {}
+    if "data.holdout_fraction" not in config.adaptable:
         return {}
     num_people = selection.num_ids + data.train.num_ids  # of the first data set, or of all of a mix
     if (

@@ -219,7 +219,12 @@ class Trainer:
         """Log warnings about the result, and record the end of the run."""
         context, progress = self.context, self.context.state.progress
         events = read_events(self.run.path) if context.processes.is_main_process else []
-        warnings = warnings_after(events, progress.best_r1, progress.best_epoch)
+        warnings = []
+        if self.hooks.stopped or progress.epoch >= context.config.loop.num_epochs:  # all epochs are trained
+            people, continues = context.val_split.num_ids, context.config.init_from is not None
+            warnings = warnings_after(
+                events, progress.best_r1, progress.best_epoch, num_people=people, is_continued=continues
+            )
         for warning in warnings:
             logger.warning("%s", warning)
         self._record(
