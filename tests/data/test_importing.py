@@ -365,6 +365,12 @@ def test_bad_tables_are_refused(tmp_path: Path, text: str, columns: Columns, mes
         raise CsktError(refusal(write_table(tmp_path, text, images=2), columns))
 
 
+def test_a_text_file_named_jpg_is_refused(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "image,person,caption\n0.jpg,a,b", images=1)
+    (tmp_path / "0.jpg").write_text("not an image")
+    assert "people.csv:2: " in refusal(table) and "0.jpg: not an image of a known format" in refusal(table)
+
+
 def test_bad_sources_and_outputs_are_refused(tmp_path: Path) -> None:
     table = write_table(tmp_path, rows_of(tmp_path))
     assert "no such file or folder; name a table" in refusal(tmp_path / "none.csv")

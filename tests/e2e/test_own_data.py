@@ -46,13 +46,15 @@ def test_an_imported_table_has_no_errors_and_can_be_shown(imported: Path, tmp_pa
     done(f"cskt data check {imported}")
     page = tmp_path / "people.html"
     shown = done(f"cskt data show {imported} --people 3 --images 1 --output {page}")
-    assert "jsonl train: 3 of 6 people" in shown
+    assert "my-data train: 3 of 6 people" in shown
     text = page.read_text(encoding="utf-8")
     assert text.count("<article") == 3 and text.count("data:image/jpeg") == 3
-    assert "1 of 2 images, 4 captions" in text
+    assert "1 of 2 images, 4 captions; camera: c1" in text
     with Image.open(tmp_path / "people.png") as sheet:
         assert sheet.height > 3 * 224
     test = [json.loads(line)["pid"] for line in (imported / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    refusal = typed(f"cskt data show {imported} --pid {test[0]}").refusal()
+    assert refusal == f"--pid {test[0]}: is in test and not in train; use --split test"
     done(f"cskt data show {imported} --split test --pid {test[0]} --output {page}")
     text = page.read_text(encoding="utf-8")
     assert text.count("<article") == 1 and f"<h2>{test[0]}</h2>" in text and text.count("data:image/jpeg") == 2
@@ -147,10 +149,16 @@ def test_a_mix_that_was_moved_is_found_again(
         ("show {imported} --output {data}/x.png", "name a file that ends in .html"),
         ("show {table}", "people.csv: no such folder"),
         ("show {data}", "holds no data set; see cskt data import --help"),
+        ("check {data}", "no train.jsonl, val.jsonl, test.jsonl; see cskt data import --help"),
+        ("check {tables}", "no train.jsonl, val.jsonl, test.jsonl; to import a table: "),
     ],
 )
 def test_bad_flags_are_refused(flags: str, message: str, table: Path, imported: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    if "show" in flags:
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    shutil.copy(table, tables)
+    if "import" not in flags:
         data.mkdir()
-    assert message in typed("cskt data " + flags.format(table=table, imported=imported, data=data)).refusal()
+    command = "cskt data " + flags.format(table=table, imported=imported, data=data, tables=tables)
+    assert message in typed(command).refusal()

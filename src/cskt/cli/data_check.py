@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-from cskt.cli.parsing import Parser, existing_folder
+from cskt.cli.parsing import Parser, command_line, existing_folder
 from cskt.data.check import CheckReport, check_dataset
 from cskt.data.datasets import DATASETS, folders, present
-from cskt.errors import CsktError
+from cskt.data.importing.people_folders import TABLE_SUFFIXES
+from cskt.errors import CsktError, file_system_errors
 from cskt.utils.console import console, counting_bar, literal
 from cskt.utils.terminal import json_text, printable
 
@@ -29,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     names = [flags.dataset] if flags.dataset else present(root)
     if not names:
         known = ", ".join(folders().values())
-        raise CsktError(f"{root}: holds none of {known} and no train.jsonl, val.jsonl, test.jsonl")
+        raise CsktError(f"{root}: holds none of {known} and no train.jsonl, val.jsonl, test.jsonl; {import_hint(root)}")
     reports = []
     for name in names:
         with counting_bar(f"checking {name}") as on_progress:
@@ -40,6 +42,15 @@ def main(argv: Sequence[str]) -> int:
         for report in reports:
             show(report)
     return 1 if any(report.errors for report in reports) else 0
+
+
+def import_hint(root: Path) -> str:
+    """Return how a folder without a data set becomes one: its table, if it has one, is imported."""
+    with file_system_errors(root):
+        tables = sorted(path for path in root.iterdir() if path.suffix.lower() in TABLE_SUFFIXES)
+    if not tables:
+        return "see cskt data import --help"
+    return f"to import a table: {command_line('data', 'import', tables[0], 'NEW_FOLDER')}"
 
 
 def show(report: CheckReport) -> None:

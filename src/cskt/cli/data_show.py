@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 
+from cskt.cli.data_check import import_hint
 from cskt.cli.parsing import Parser, check_suffix, existing_folder
 from cskt.data.datasets import DATASETS, present, read_dataset
 from cskt.data.records import Pid, Split, find_split, shuffled_pids
@@ -14,6 +16,8 @@ from cskt.report.people import ShownImage, ShownPerson, people_sheet
 from cskt.utils.messages import nearest
 
 MAX_PEOPLE, MAX_IMAGES = 50, 20
+MAX_ATTRIBUTES = 120
+"""Characters of a person's attributes."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,9 +42,10 @@ def main(argv: Sequence[str]) -> int:
     root = existing_folder(flags.root)
     dataset = read_dataset(flags.dataset or _only_one(root), root)
     split = find_split(dataset, flags.split or next(iter(dataset), "train"))
-    pids = _named(split, flags.pid) if flags.pid else shuffled_pids(split.pids.values(), f"show {flags.seed}")
+    pids = _named(dataset, split, flags.pid) if flags.pid else shuffled_pids(split.pids.values(), f"show {flags.seed}")
     people = [_shown(split, pid, flags.images) for pid in (pids if flags.pid else pids[: flags.people])]
-    title = f"{split.dataset} {split.name}: {len(people):,} of {split.num_ids:,} people"
+    name = root.resolve().name if split.dataset == "jsonl" else split.dataset
+    title = f"{name} {split.name}: {len(people):,} of {split.num_ids:,} people"
     write_people_page(flags.output, title, people)
     sheet = flags.output.with_suffix(".png")
     with file_system_errors(sheet):
@@ -52,15 +57,18 @@ def main(argv: Sequence[str]) -> int:
 def _only_one(root: Path) -> str:
     names = present(root)
     if len(names) != 1:
-        found = f"{', '.join(names)}; name one with --dataset" if names else "no data set; see cskt data import --help"
+        found = f"{', '.join(names)}; name one with --dataset" if names else f"no data set; {import_hint(root)}"
         raise CsktError(f"{root}: holds {found}")
     return names[0]
 
 
-def _named(split: Split, names: Sequence[str]) -> list[Pid]:
+def _named(dataset: Mapping[str, Split], split: Split, names: Sequence[str]) -> list[Pid]:
     known = {str(pid): pid for pid in split.pids.values()}
     for name in names:
         if name not in known:
+            other = next((each.name for each in dataset.values() if name in map(str, each.pids.values())), None)
+            if other is not None:
+                raise CsktError(f"--pid {name}: is in {other} and not in {split.name}; use --split {other}")
             close = nearest(name, known) if len(known) < 1000 else "leave out --pid to draw some"
             raise CsktError(f"--pid {name}: nobody in {split.name} has this identity; {close[:300]}")
     return [known[name] for name in dict.fromkeys(names)]
@@ -70,5 +78,11 @@ def _shown(split: Split, pid: Pid, most_images: int) -> ShownPerson:
     records = [record for record in split.records if record.pid == pid]
     images = [ShownImage(record.image_path, record.captions) for record in records[:most_images]]
     number = f"{len(images)} of {len(records)}" if len(images) < len(records) else str(len(records))
+    values: dict[str, dict[str, None]] = {}
+    for record in records:
+        for name, value in (record.attributes or {}).items():
+            values.setdefault(name, {})[str(value)] = None
+    attributes = "; ".join(f"{name}: {', '.join(each)}" for name, each in values.items())
     note = f"{number} images, {sum(len(record.captions) for record in records)} captions"
+    note += f"; {shorten(attributes, MAX_ATTRIBUTES, placeholder=' ...')}" if attributes else ""
     return ShownPerson(str(pid), note, images)

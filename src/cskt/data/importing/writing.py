@@ -192,6 +192,9 @@ def _free_name(item: Item, taken: set[str]) -> str:
         suffix = _suffix(item.image, item.where)
     elif suffix not in suffixes():
         raise CsktError(f"{item.where}: '{item.name}' is no image; known are {', '.join(sorted(suffixes()))}")
+    else:
+        with file_system_errors(item.image):
+            _format_of(item.image, f"{item.where}: {item.image}")
     number = 1
     while (path := f"{IMAGES}/{person}/{stem}{'' if number == 1 else f'-{number}'}{suffix}").lower() in taken:
         number += 1
@@ -200,13 +203,18 @@ def _free_name(item: Item, taken: set[str]) -> str:
 
 
 def _suffix(content: bytes, where: str) -> str:
+    kind = _format_of(io.BytesIO(content), where)
+    return SUFFIXES.get(kind, f".{kind.lower()}")
+
+
+def _format_of(image: Path | io.BytesIO, where: str) -> str:
+    """Return the format that the header of an image states; a text file named .jpg has none."""
     known = formats()
     try:
-        with decoder_errors(), Image.open(io.BytesIO(content), formats=known) as image:
-            kind = str(image.format)
+        with decoder_errors(), Image.open(image, formats=known) as opened:
+            return str(opened.format)
     except CsktError as error:
         raise CsktError(f"{where}: {error}") from None
-    return SUFFIXES.get(kind, f".{kind.lower()}")
 
 
 def _place(item: Item, path: Path, *, link: bool) -> None:
