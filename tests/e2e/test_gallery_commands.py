@@ -568,6 +568,13 @@ def test_no_gallery_there_is_refused_with_the_remedy(tmp_path: Path) -> None:
     assert "cskt index" in reason
 
 
+def test_indexing_an_empty_folder_does_not_offer_a_search(tmp_path: Path, tiny_backbone: Path) -> None:
+    (tmp_path / "none").mkdir()
+    out = done(f"cskt index {tmp_path}/gallery --images {tmp_path}/none --model {tiny_backbone} --device cpu")
+    assert out.splitlines()[-1] == "The gallery is empty: no image was found that can be read; check --images"
+    assert "Search it" not in out
+
+
 def test_a_search_of_an_empty_gallery_names_the_reason(tmp_path: Path, tiny_backbone: Path) -> None:
     (tmp_path / "crops").mkdir()
     done(f"cskt index {tmp_path}/g --images {tmp_path}/crops --model {tiny_backbone} --device cpu")

@@ -85,9 +85,11 @@ def main(argv: Sequence[str]) -> int:
                 )
             report = _run_index(gallery, add)
             report.model_moved = moved
-            report_indexing(report, flags.gallery, gallery.count(), as_json=flags.json)
+            num_crops = gallery.count()
+            report_indexing(report, flags.gallery, num_crops, as_json=flags.json)
     if known is None and not flags.json:
-        print(f"Search it: {command_line('search', flags.gallery, 'a woman in a red coat')}")
+        search = f"Search it: {command_line('search', flags.gallery, 'a woman in a red coat')}"
+        print(search if num_crops else "The gallery is empty: no image was found that can be read; check --images")
     return 1 if report.unreadable_folders else 0
 
 

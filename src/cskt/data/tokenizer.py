@@ -15,6 +15,7 @@ from __future__ import annotations
 import gzip
 import html
 import logging
+import string
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from importlib import resources
@@ -138,7 +139,9 @@ def _unknown_words(encoding: tokenizers.Encoding, known_ids: frozenset[int], num
     for positions in positions_of.values():
         if not known_ids.issuperset(encoding.ids[position] for position in positions):
             symbols = "".join(encoding.tokens[position] for position in positions)
-            yield decoders.ByteLevel().decode([symbols.removesuffix(WORD_END)])
+            word = decoders.ByteLevel().decode([symbols.removesuffix(WORD_END)])
+            if word.strip(string.punctuation):  # a full stop is no word
+                yield word
 
 
 def clean(text: str) -> str:
