@@ -54,6 +54,14 @@ def test_a_field_that_an_older_run_left_empty_is_no_difference() -> None:
     assert found(a=changed(backbone__vision_heads=8), b=changed(backbone__vision_heads=12)) != {}
 
 
+def test_settings_of_prompts_that_a_run_has_not_are_left_out() -> None:
+    differences = found(a=changed(prompts__length=2, prompts__depth=3), lora=changed("lora"))
+    assert differences["prompts.directions"] == {"a": "both", "lora": "none"}
+    assert not differences.keys() & {"prompts.length", "prompts.depth", "lora.rank"}
+    shorter = changed(prompts__length=2)
+    assert found(a=shorter, b=changed(), lora=changed("lora"))["prompts.length"] == {"a": "2", "b": "4"}
+
+
 def test_untrained_and_unknown_runs_are_left_out() -> None:
     assert found(a=changed(), clip=changed("clip"), unknown=[]) == {}
     assert found(a=changed(), b=changed(optim__lr=1.0), unknown=[])["optim.lr"] == {"a": "0.0003", "b": "1"}

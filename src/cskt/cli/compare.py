@@ -148,7 +148,11 @@ def differing_settings(configs: Mapping[str, Sequence[RunConfig]]) -> list[Setti
     for key in dict.fromkeys(key for seeds in trained.values() for settings in seeds for key in settings):
         if key in NOT_COMPARED:
             continue
-        values = {label: _distinct([_value(settings, key) for settings in seeds]) for label, seeds in trained.items()}
+        values = {
+            label: _distinct([_value(settings, key) for settings in seeds])
+            for label, seeds in trained.items()
+            if not all(_is_unused(settings, key) for settings in seeds)
+        }
         if key in FOUND_IN_FILES:
             values = {label: known for label, known in values.items() if None not in known}
         if len(_distinct([value for known in values.values() for value in known])) > 1:
@@ -218,6 +222,13 @@ def _value(values: Mapping[str, Any], key: str) -> Any:
     if key == "backbone.name":
         return Path(str(value)).name or value
     return value if value is None or isinstance(value, int | float | str) else to_dict(value)
+
+
+def _is_unused(values: Mapping[str, Any], key: str) -> bool:
+    """Return whether a key belongs to prompts, adapters or low-rank updates that a config switches off."""
+    section = key.partition(".")[0]
+    switches = {values.get(f"{section}.directions"), values.get(f"{section}.sides")}
+    return "none" in switches and values.get(key) != "none"
 
 
 def _distinct(values: Sequence[Any]) -> list[Any]:

@@ -55,7 +55,7 @@ def cmc_curves(curves: Sequence[Curve]) -> Figure:
         axes.set_xticks([rank for rank in (1, 5, 10, 15, 20) if rank <= last])
         axes.set_xlabel("number of images n")
         axes.set_title("Queries with a right image\namong the first n (%)")
-        style.label_ends(axes, labels, lines_of_text=9)
+        style.label_ends(axes, labels, lines_of_text=8)
         keys = [
             Line2D([], [], color=style.MUTED, marker="o", markersize=4.5, label="line: these queries"),
             Patch(color=style.MUTED, alpha=0.3, linewidth=0, label="band: 95 % interval over people"),
