@@ -275,7 +275,7 @@ def test_shared_by_two_processes_and_killed(whole: Path, file: Path, dolls: Path
          "study 'Two methods and none', arm 'wrong': overrides: unknown key 'optim.lrr': did you mean 'optim.lr'?"),
         ({"arms": [*ARMS, {"label": "wrong", "recipe": "cskkt"}]}, "arm 'wrong': unknown recipe 'cskkt'"),
         ({"arms": [*ARMS, {"label": "wrong", "recipe": "cskt", "sett": {}}]}, "arms[4]: unknown key 'sett'"),
-        ({"datasets": [{"name": "dolls", "dataset": "cuhk-pedes"}, {"name": "b", "dataset": "jsonl"}]}, "does not hold jsonl"),
+        ({"datasets": [{"name": "dolls", "dataset": "cuhk-pedes"}, {"name": "b", "dataset": "jsonl"}]}, "hold jsonl"),
     ],
 )  # fmt: skip
 def test_nothing_is_trained_where_an_arm_is_wrong(
