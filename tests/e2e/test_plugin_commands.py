@@ -87,6 +87,7 @@ def test_an_exception_of_a_plugin_is_reported_with_its_name(dataset: Path) -> No
     assert "please report" not in outcome.err
 
 
+@pytest.mark.slow
 def test_losses_of_the_package_that_a_plugin_imports_first_are_not_its_own(dataset: Path) -> None:
     (dataset / "loss.py").write_text(
         "from dataclasses import dataclass\nfrom cskt.losses import ITCLoss, register\n"

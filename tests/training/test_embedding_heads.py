@@ -88,7 +88,8 @@ def test_pieces_have_the_gradients_of_the_whole_batch(configure: Configure, chan
     assert not torch.equal(after["parts.chosen.norm.text.running_var"], start["parts.chosen.norm.text.running_var"])
 
 
-@pytest.mark.parametrize("num_processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [2, 3])
 def test_processes_have_the_gradients_of_one(configure: Configure, tmp_path: Path, num_processes: int) -> None:
     changes = BASE | EVERYTHING
     save_config(configure(changes), tmp_path / "config.yaml")
