@@ -26,7 +26,18 @@ import torch
 from torch import Tensor
 
 from cskt.errors import CsktError
-from cskt.losses.base import LOSSES, Embeddings, Loss, LossInputs, Negatives, Reduction, Sizes, reduced, register
+from cskt.losses.base import (
+    LOSSES,
+    Embeddings,
+    Loss,
+    LossInputs,
+    Negatives,
+    PairLoss,
+    Reduction,
+    Sizes,
+    reduced,
+    register,
+)
 from cskt.losses.cmpm_loss import CMPMLoss, cmpm
 from cskt.losses.identity_loss import IdentityLoss, identity
 from cskt.losses.itc_loss import ITCLoss, itc
@@ -39,8 +50,8 @@ from cskt.utils.messages import nearest
 
 __all__ = [
     "LOSSES", "CMPMLoss", "Embeddings", "ITCLoss", "IdentityLoss", "Loss", "LossInputs", "MLMLoss", "Negatives",
-    "Reduction", "SDMLoss", "Sizes", "TALLoss", "TripletLoss", "build_losses", "cmpm", "identity", "itc", "mlm",
-    "reduced", "register", "sdm", "sdm_at_collapse", "tal", "triplet", "weighted_total",
+    "PairLoss", "Reduction", "SDMLoss", "Sizes", "TALLoss", "TripletLoss", "build_losses", "cmpm", "identity", "itc",
+    "mlm", "reduced", "register", "sdm", "sdm_at_collapse", "tal", "triplet", "weighted_total",
 ]  # fmt: skip
 
 

@@ -168,6 +168,24 @@ class Loss(nn.Module):
         raise CsktError(f"{type(self).__name__} has no value for each pair; choose another loss, or define per_pair")
 
 
+class PairLoss(Loss):
+    """A loss of single pairs, which is reduced to a weighted mean or sum; a subclass defines `value`."""
+
+    takes_pair_weights: ClassVar = True
+    reduction: ClassVar[Reduction] = "mean"
+    """Reduction of the losses of a batch in training."""
+
+    def value(self, inputs: LossInputs, pair_weights: Tensor | None, reduction: Reduction) -> Tensor:
+        """Return the loss, as `reduced` describes it."""
+        raise NotImplementedError
+
+    def forward(self, inputs: LossInputs) -> Tensor:
+        return self.value(inputs, inputs.pair_weights, self.reduction)
+
+    def per_pair(self, inputs: LossInputs) -> Tensor:
+        return self.value(inputs, None, "none")
+
+
 LOSSES: Registry[type[Loss]] = Registry("loss", "cskt.losses")
 """Loss by its name in a config."""
 Kind = TypeVar("Kind", bound=type[Loss])

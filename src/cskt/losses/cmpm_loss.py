@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cskt.losses.base import (
-    Loss,
     LossInputs,
     Negatives,
+    PairLoss,
     Reduction,
     check_pairs,
     check_positive,
@@ -25,17 +25,14 @@ from cskt.losses.base import (
 
 @register("cmpm")
 @dataclass(eq=False)
-class CMPMLoss(Loss):
+class CMPMLoss(PairLoss):
     """Cross-modal projection matching; see `cmpm`."""
 
     negatives: ClassVar[Negatives] = "identities"
-    takes_pair_weights: ClassVar = True
 
-    def forward(self, inputs: LossInputs) -> Tensor:
-        return cmpm(inputs.image_features, inputs.text_features, inputs.pids, pair_weights=inputs.pair_weights)
-
-    def per_pair(self, inputs: LossInputs) -> Tensor:
-        return cmpm(inputs.image_features, inputs.text_features, inputs.pids, reduction="none")
+    def value(self, inputs: LossInputs, pair_weights: Tensor | None, reduction: Reduction) -> Tensor:
+        features = inputs.image_features, inputs.text_features
+        return cmpm(*features, inputs.pids, pair_weights=pair_weights, reduction=reduction)
 
 
 def cmpm(

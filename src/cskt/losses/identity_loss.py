@@ -9,9 +9,9 @@ from torch import Tensor
 
 from cskt.errors import CsktError
 from cskt.losses.base import (
-    Loss,
     LossInputs,
     Negatives,
+    PairLoss,
     Reduction,
     check_classes,
     check_pairs,
@@ -23,25 +23,21 @@ from cskt.losses.base import (
 
 @register("id")
 @dataclass(eq=False)
-class IdentityLoss(Loss):
+class IdentityLoss(PairLoss):
     """Identity classification; see `identity`."""
 
     head: ClassVar = "classifier"
     by_row: ClassVar = True
     negatives: ClassVar[Negatives] = "classes"
-    takes_pair_weights: ClassVar = True
 
     def forward(self, inputs: LossInputs) -> Tensor:
-        return self._value(inputs, inputs.row_weights)
+        return self.value(inputs, inputs.row_weights, self.reduction)
 
-    def per_pair(self, inputs: LossInputs) -> Tensor:
-        return self._value(inputs, reduction="none")
-
-    def _value(self, inputs: LossInputs, weights: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
+    def value(self, inputs: LossInputs, pair_weights: Tensor | None, reduction: Reduction) -> Tensor:
         if inputs.image_logits is None or inputs.text_logits is None or inputs.id_labels is None:
             raise CsktError("loss 'id' needs the logits of an identity classifier; give the model one or drop the loss")
         logits = inputs.image_logits, inputs.text_logits
-        return identity(*logits, inputs.id_labels, pair_weights=weights, reduction=reduction)
+        return identity(*logits, inputs.id_labels, pair_weights=pair_weights, reduction=reduction)
 
 
 def identity(

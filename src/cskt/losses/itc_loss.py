@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from cskt.losses.base import (
-    Loss,
     LossInputs,
     Negatives,
+    PairLoss,
     Reduction,
     check_pairs,
     check_positive,
@@ -24,20 +24,16 @@ from cskt.losses.base import (
 
 @register("itc")
 @dataclass(eq=False)
-class ITCLoss(Loss):
+class ITCLoss(PairLoss):
     """Image-text contrast; see `itc`."""
 
     negatives: ClassVar[Negatives] = "pairs"
-    takes_pair_weights: ClassVar = True
 
     temperature: float = 0.02
 
-    def forward(self, inputs: LossInputs) -> Tensor:
+    def value(self, inputs: LossInputs, pair_weights: Tensor | None, reduction: Reduction) -> Tensor:
         features = inputs.image_features, inputs.text_features
-        return itc(*features, temperature=self.temperature, pair_weights=inputs.pair_weights)
-
-    def per_pair(self, inputs: LossInputs) -> Tensor:
-        return itc(inputs.image_features, inputs.text_features, temperature=self.temperature, reduction="none")
+        return itc(*features, temperature=self.temperature, pair_weights=pair_weights, reduction=reduction)
 
 
 def itc(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from cskt.errors import CsktError
 from cskt.losses.base import (
-    Loss,
     LossInputs,
     Negatives,
+    PairLoss,
     Reduction,
     check_pairs,
     check_positive,
@@ -28,10 +27,8 @@ from cskt.losses.base import (
 
 @register("sdm")
 @dataclass(eq=False)
-class SDMLoss(Loss):
+class SDMLoss(PairLoss):
     """Similarity distribution matching; see `sdm`."""
-
-    takes_pair_weights: ClassVar = True
 
     temperature: float = 0.02
     other_image: float = 1.0
@@ -41,13 +38,7 @@ class SDMLoss(Loss):
         """Other images of the same person are negatives too where `other_image` is below 1."""
         return "images" if self.other_image < 1 else "identities"
 
-    def forward(self, inputs: LossInputs) -> Tensor:
-        return self._value(inputs, inputs.pair_weights)
-
-    def per_pair(self, inputs: LossInputs) -> Tensor:
-        return self._value(inputs, reduction="none")
-
-    def _value(self, inputs: LossInputs, pair_weights: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
+    def value(self, inputs: LossInputs, pair_weights: Tensor | None, reduction: Reduction) -> Tensor:
         return sdm(
             inputs.image_features, inputs.text_features, inputs.pids,
             temperature=self.temperature, image_ids=inputs.image_ids, other_image=self.other_image,

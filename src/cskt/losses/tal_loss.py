@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cskt.losses.base import (
-    Loss,
     LossInputs,
     Negatives,
+    PairLoss,
     Reduction,
     check_pairs,
     check_positive,
@@ -26,22 +26,16 @@ from cskt.losses.base import (
 
 @register("tal")
 @dataclass(eq=False)
-class TALLoss(Loss):
+class TALLoss(PairLoss):
     """Triplet alignment; see `tal`."""
 
     negatives: ClassVar[Negatives] = "identities"
-    takes_pair_weights: ClassVar = True
+    reduction: ClassVar[Reduction] = "sum"
 
     temperature: float = 0.015
     margin: float = 0.1
 
-    def forward(self, inputs: LossInputs) -> Tensor:
-        return self._value(inputs, inputs.pair_weights)
-
-    def per_pair(self, inputs: LossInputs) -> Tensor:
-        return self._value(inputs, reduction="none")
-
-    def _value(self, inputs: LossInputs, pair_weights: Tensor | None = None, reduction: Reduction = "sum") -> Tensor:
+    def value(self, inputs: LossInputs, pair_weights: Tensor | None, reduction: Reduction) -> Tensor:
         return tal(
             inputs.image_features, inputs.text_features, inputs.pids, temperature=self.temperature, margin=self.margin,
             pair_weights=pair_weights, reduction=reduction,

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cskt.losses.base import (
-    Loss,
     LossInputs,
     Negatives,
+    PairLoss,
     Reduction,
     check_pairs,
     full_precision,
@@ -23,20 +23,16 @@ from cskt.losses.base import (
 
 @register("triplet")
 @dataclass(eq=False)
-class TripletLoss(Loss):
+class TripletLoss(PairLoss):
     """Triplet loss; see `triplet`."""
 
     negatives: ClassVar[Negatives] = "pairs"
-    takes_pair_weights: ClassVar = True
 
     margin: float = 1.0
 
-    def forward(self, inputs: LossInputs) -> Tensor:
+    def value(self, inputs: LossInputs, pair_weights: Tensor | None, reduction: Reduction) -> Tensor:
         features = inputs.image_features, inputs.text_features
-        return triplet(*features, margin=self.margin, pair_weights=inputs.pair_weights)
-
-    def per_pair(self, inputs: LossInputs) -> Tensor:
-        return triplet(inputs.image_features, inputs.text_features, margin=self.margin, reduction="none")
+        return triplet(*features, margin=self.margin, pair_weights=pair_weights, reduction=reduction)
 
 
 def triplet(
