@@ -56,7 +56,7 @@ class LossInputs:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     """[B, ...] tensors that method parts hand over, by `<part>.<side>.<name>`, side vision or text."""
     pair_weights: Tensor | None = None
-    """[B] float, at least 0: the share of each pair in the loss, see `reduced`; None if all count alike."""
+    """[B] float, at least 0: the factor of each pair's loss, see `reduced`; None if all are 1."""
     row_weights: Tensor | None = None
     mlm_weights: Tensor | None = None
     """[b] and [M] weights of the pairs to which the rows of `id_labels` and of `mlm_labels` belong."""

@@ -52,7 +52,7 @@ class BlockExtras(NamedTuple):
     beside_mlp: tuple[nn.Module, ...] = ()
     """Tokens of mean 0 and variance 1 [B, L, width] -> [B, L, width], added to the residual stream with the MLP.
 
-    One with `record(tokens) -> [B, L, K]` makes a record of every token, if a training asks for it (`Observed`)."""
+    One with `record(tokens) -> [B, L, K]` makes a record of every token in training (`Observed`)."""
     low_rank: tuple[nn.ModuleDict, ...] = ()
     """Updates of linear layers by target (`LAYERS`): input of the layer -> what is added to its output."""
 
@@ -280,9 +280,9 @@ class Observed:
     """Facts about a pass through a tower that heads and losses need beside the tokens; `run_blocks` fills it in."""
 
     attends: bool = False
-    """The attention of the query token in the last block is needed ..."""
+    """True if the attention of the query token in the last block is needed."""
     records: bool = False
-    """... and the records of the branches."""
+    """True if the records of the branches are needed."""
     attention: Tensor | None = None
     """[B, L], weights with which the class or end token attends to the tokens, in the order of these."""
     by_block: list[dict[nn.Module, Tensor]] = field(default_factory=list)

@@ -62,7 +62,7 @@ class DualEncoder(nn.Module):
                 home.add_module(name, PARTS[name](config, architecture))
         self.num_text_slots = self._check_parts()
         """Number of prompt tokens in every caption."""
-        self.needs_tokens = bool(self.heads) or any(self._records(side) for side in SIDES)
+        self.needs_tokens = bool(self.heads) or any(_records(self._part_extras(side)) for side in SIDES)
         """True if losses need more than the two features: embeddings of heads, or records of branches."""
         trained = {"added": (), "projections": PROJECTIONS, "all": TOWERS, "none": ()}[trainable]
         for name, parameter in self.named_parameters():
@@ -106,28 +106,21 @@ class DualEncoder(nn.Module):
 
     def image_outputs(self, images: Tensor, *, records: bool = False) -> TowerOutputs:
         """Encode every token of the images; `records` adds `Part.outputs`, which losses may need."""
-        observed = needed(self.heads, records=records)
-        found = image_outputs(self.vision, images, observed, self.extras("vision"))
-        return found._replace(extra=self._outputs("vision", observed, found.mask))
+        observed, added = needed(self.heads, records=records), self._part_extras("vision")
+        found = image_outputs(self.vision, images, observed, joined(added))
+        return found._replace(extra=self._outputs("vision", added, observed, found.mask))
 
     def text_outputs(self, caption_ids: Tensor, *, records: bool = False) -> TowerOutputs:
         """Encode every token of the captions, likewise."""
-        observed = needed(self.heads, records=records)
-        found = text_outputs(self.text, self.place(caption_ids), observed, self.extras("text"))
-        return found._replace(extra=self._outputs("text", observed, found.mask))
+        observed, added = needed(self.heads, records=records), self._part_extras("text")
+        found = text_outputs(self.text, self.place(caption_ids), observed, joined(added))
+        return found._replace(extra=self._outputs("text", added, observed, found.mask))
 
-    def _records(self, side: Side) -> dict[str, list[tuple[int, nn.Module]]]:
-        """Return the branches that make records by their part, each with the index of its block."""
-        found: dict[str, list[tuple[int, nn.Module]]] = {}
-        for name, added in self._part_extras(side).items():
-            for index, branch in enumerate(added.beside_mlp or ()):
-                if branch is not None and hasattr(branch, "record"):
-                    found.setdefault(name, []).append((index, branch))
-        return found
-
-    def _outputs(self, side: Side, observed: Observed, mask: Tensor) -> dict[str, Tensor]:
+    def _outputs(
+        self, side: Side, added: Mapping[str, PartExtras], observed: Observed, mask: Tensor
+    ) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}
-        for name, branches in self._records(side).items() if observed.records else ():
+        for name, branches in _records(added).items() if observed.records else ():
             records = [observed.by_block[index][branch] for index, branch in branches]
             given = self.method_parts()[name].outputs(side, records, mask)
             for key, value in given.items() if isinstance(given, Mapping) else [("", given)]:
@@ -239,3 +232,13 @@ def fold_low_rank(tower: VisionTower | TextTower, extras: TowerExtras) -> None:
     for index, block in enumerate(tower.blocks):
         assert isinstance(block, Block)
         block.fold(extras.of_block(index).low_rank)
+
+
+def _records(added: Mapping[str, PartExtras]) -> dict[str, list[tuple[int, nn.Module]]]:
+    """Return the branches that make records by their part, each with the index of its block."""
+    found: dict[str, list[tuple[int, nn.Module]]] = {}
+    for name, extras in added.items():
+        for index, branch in enumerate(extras.beside_mlp or ()):
+            if branch is not None and hasattr(branch, "record"):
+                found.setdefault(name, []).append((index, branch))
+    return found

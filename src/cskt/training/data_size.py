@@ -16,15 +16,15 @@ from cskt.data.records import Split
 logger = logging.getLogger(__name__)
 
 MIN_STEPS_PER_EPOCH = 4
-"""Batches that an epoch should have ..."""
+"""Fewest batches that an epoch should have, unless they would have fewer pairs than `MIN_BATCH_PAIRS`."""
 MIN_BATCH_PAIRS = 16
-"""... unless they would have fewer pairs than this: a contrastive loss learns from the other pairs of a batch."""
+"""Fewest pairs of a batch: a contrastive loss learns from the other pairs of a batch."""
 MIN_STEPS = 60
 """Steps that a training should have."""
 WARMUP_SHARE = 5
 """A warm-up that takes more than half of the epochs is reduced to a fifth."""
 MIN_HELD_OUT_PEOPLE = 5
-"""People without whom R1 on a held-out split says nothing: among two it is 50 by chance."""
+"""Fewest people of a held-out split whose R1 is meaningful; with two, it is 50 % by chance."""
 MAX_HOLDOUT_FRACTION = 0.25
 """Share of the people beyond which none are held out, because too few would be left to train on."""
 

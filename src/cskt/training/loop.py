@@ -181,7 +181,7 @@ def _claim(folder: Path, stack: ExitStack) -> None:
 
 
 def _has_checkpoint(folder: Path) -> bool:
-    """Return True if a folder has a checkpoint of this launch, or of an earlier one that it may continue."""
+    """Return whether a folder has a checkpoint of this launch, or of an earlier one that it may continue."""
     if num_restarts() and was_refused(folder):
         return False  # the run there is not of this launch, which will be refused again
     return any((folder / name).is_file() for name in (LAST, PREVIOUS))

@@ -86,8 +86,7 @@ def encode(model: DualEncoder, views: ModelInputs, *, masked_for_all: bool) -> M
     if masked is None and not model.needs_tokens:
         image_features, text_features = model(views.images, caption_ids)
         return ModelOutputs(_to_pairs(image_features, per_image), text_features)
-    image = model.image_outputs(views.images, records=model.needs_tokens)
-    tokens = _to_pairs(image.tokens, per_image)
+    image = _for_pairs(model.image_outputs(views.images, records=model.needs_tokens), per_image)
     of_words: dict[str, Any] = {}
     text = None
     if masked is not None:
@@ -96,27 +95,33 @@ def encode(model: DualEncoder, views: ModelInputs, *, masked_for_all: bool) -> M
         labels = masked.labels[:, : of_masked.tokens.shape[1]].flatten()
         positions = labels.nonzero().squeeze(1)
         of_words = {
-            "image_tokens": tokens,
+            "image_tokens": image.tokens,
             "text_tokens": of_masked.tokens,
             "mlm_positions": to_device(positions, device),
             "mlm_labels": to_device(labels[positions], device),
         }
     if not model.needs_tokens:
         text_features = model.text_features(caption_ids) if text is None else text.features
-        return ModelOutputs(tokens[:, 0], text_features, **of_words)
+        return ModelOutputs(image.tokens[:, 0], text_features, **of_words)
     text = model.text_outputs(caption_ids, records=True) if text is None else text
-    image_extra = {name: _to_pairs(value, per_image) for name, value in image.extra.items()}
-    of_towers: dict[str, Tensor] = {}
-    if model.heads:
-        of_images = {name: _to_pairs(value, per_image) for name, value in _for_heads("vision", image).items()}
-        of_towers = of_images | _for_heads("text", text)
+    of_towers = _for_heads("vision", image) | _for_heads("text", text) if model.heads else {}
     return ModelOutputs(
-        tokens[:, 0], text.features, **of_words, of_towers=of_towers, extra={**image_extra, **text.extra}
+        image.tokens[:, 0], text.features, **of_words, of_towers=of_towers, extra={**image.extra, **text.extra}
     )
 
 
 def _to_pairs(per_image: Tensor, captions_per_image: int) -> Tensor:
     return per_image.repeat_interleave(captions_per_image, dim=0) if captions_per_image > 1 else per_image
+
+
+def _for_pairs(image: TowerOutputs, captions_per_image: int) -> TowerOutputs:
+    """Return the outputs of images once for each of their captions."""
+    if captions_per_image == 1:
+        return image
+    features, tokens, mask = (_to_pairs(value, captions_per_image) for value in image[:3])
+    attention = None if image.attention is None else _to_pairs(image.attention, captions_per_image)
+    extra = {name: _to_pairs(value, captions_per_image) for name, value in image.extra.items()}
+    return TowerOutputs(features, tokens, mask, attention, extra)
 
 
 def _for_heads(side: Side, found: TowerOutputs) -> dict[str, Tensor]:

@@ -59,6 +59,8 @@ def pair_losses(context: TrainingContext, names: str | Sequence[str]) -> dict[st
             rows = Rows.of(batch, SINGLE_PROCESS)
             pids, image_ids = to_device(batch.pids, device), to_device(image_ids_per_pair(batch), device)
             pieces = pieces_of(alone, batch, rows, generator_of(config.seed, "pair losses", epoch, step))
+            if not config.mlm.masked_for_all:  # masked words have no loss for each pair
+                pieces = [dataclasses.replace(piece, masked=None) for piece in pieces]
             outputs = joined([encode_piece(alone, piece) for piece in pieces])
             with arithmetic(device, config.precision):
                 inputs = objective.inputs(outputs, pids, image_ids, rows, context.state.model.heads)

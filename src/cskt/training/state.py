@@ -40,9 +40,9 @@ class Progress:
 
 
 class ExponentialMovingAverage:
-    """Exponential moving average of the trained parameters, in float32 (Polyak and Juditsky 1992).
+    """Exponential moving average of trained parameters and buffers, in float32 (Polyak and Juditsky 1992).
 
-    Buffers are averaged alike, so that statistics of activations belong to the averaged weights; integers, such as
+    Buffers are averaged, so that statistics of activations belong to the averaged weights; integers, such as
     counts, are not, and keep their current values.
 
     At update t, counted from 1, the average keeps the share min(decay, (1 + t) / (10 + t)) of itself and takes the
@@ -50,10 +50,10 @@ class ExponentialMovingAverage:
     near the weights that it started from.
     """
 
-    def __init__(self, named_tensors: Iterable[tuple[str, Tensor]], decay: float) -> None:
+    def __init__(self, candidates: Iterable[tuple[str, Tensor]], decay: float) -> None:
         trained = [
             (name, tensor)
-            for name, tensor in named_tensors
+            for name, tensor in candidates
             if tensor.requires_grad or (not isinstance(tensor, Parameter) and tensor.is_floating_point())
         ]
         self._parameters = dict(trained)

@@ -101,18 +101,20 @@ def augmented(context: TrainingContext, batch: Batch, rows: Rows, generator: tor
     )  # fmt: skip
     caption_ids = augment_captions(batch.caption_ids, config.augment, generator)
     masked = None
-    whole = F.pad(caption_ids, (0, context.tokenizer.context_length - caption_ids.shape[1]))
     if context.state.model.needs_tokens:
         # Statistics over tokens then depend on the caption alone, not on the longest of its batch or process.
-        caption_ids = whole
+        caption_ids = _whole_context(context, caption_ids)
     if context.state.objective.interaction is not None:
         # The interaction encoder has no mask: in the released code, too, it sees the padding of the whole context.
-        masked = MaskedCaptions(
-            *(part[rows.own] for part in mask_tokens(whole, config.mlm.mask_probability, generator))
-        )
+        of_all = mask_tokens(_whole_context(context, caption_ids), config.mlm.mask_probability, generator)
+        masked = MaskedCaptions(*(part[rows.own] for part in of_all))
     elif config.mlm.without_loss:
         caption_ids = mask_tokens(caption_ids, config.mlm.mask_probability, generator).ids
     return ModelInputs(images, caption_ids[rows.own], masked)
+
+
+def _whole_context(context: TrainingContext, caption_ids: Tensor) -> Tensor:
+    return F.pad(caption_ids, (0, context.tokenizer.context_length - caption_ids.shape[1]))
 
 
 def image_ids_per_pair(batch: Batch) -> Tensor:
@@ -159,7 +161,8 @@ def backward_in_pieces(
 
 
 def _with_gradient(outputs: ModelOutputs) -> dict[str, Tensor]:
-    """Return the tensors of the outputs through which gradients may reach the model, by names of their own."""
+    """Return the tensors of the outputs through which gradients may reach the model, by field, or by
+    `<field>.<name>`."""
     fields = vars(outputs)
     tables = {f"{table}.{name}": value for table in ("of_towers", "extra") for name, value in fields[table].items()}
     single = {name: value for name, value in fields.items() if isinstance(value, Tensor)}

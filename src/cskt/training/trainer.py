@@ -1,4 +1,4 @@
-"""One run in the making: its start or resumption, epochs of steps, evaluations, checkpoints, events."""
+"""`Trainer`: starts or resumes a run; its epochs of steps, evaluations, checkpoints and events."""
 
 from __future__ import annotations
 

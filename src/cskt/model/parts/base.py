@@ -43,8 +43,8 @@ class PartExtras:
     token of captions, after the patches of images) and replaced before every block. Blocks without prompts of their
     own take over the tokens of the block below."""
     prefix_kv: Sequence[Tensor] = ()
-    """One [S, 2 * width] per block, from the first: S keys and values (in this order) that every token attends to. Of
-    values times a factor the weights count as that much more, without being divided by their sum again."""
+    """One [S, 2 * width] per block, from the first: S keys and values (in this order) that every token attends to. A
+    factor of the values scales their share of the output: the attention weights are not normalised again."""
     before_attention: Modules = None
     """Tokens [B, L, width] before the block -> [B, L, width], added to the input of the attention after its norm."""
     before_mlp: Modules = None
@@ -52,11 +52,11 @@ class PartExtras:
     beside_mlp: Modules = None
     """Tokens of mean 0 and variance 1, [B, L, width] -> [B, L, width], added to the residual stream with the MLP.
 
-    A norm of a branch is its weight and bias alone: to divide by the deviation again would undo the first epsilon.
+    The input is normalised already, so that a norm of the branch applies its weight and bias alone.
 
     A branch that is relu between two linear layers may have `folded() -> ((weight, bias), (weight, bias))`: then the
-    MLP computes it in inference. One with `record(tokens) -> [B, L, K]`, of the same tokens, is asked for it in
-    training: see `Part.outputs`.
+    MLP computes it in inference. In training, `record(tokens) -> [B, L, K]` of a branch that has it is
+    called with the same tokens: see `Part.outputs`.
     """
     low_rank: Modules = None
     """One `nn.ModuleDict` per block: target -> update of a linear layer (query, key, value, out, fc, proj), which takes
