@@ -232,15 +232,20 @@ def test_weights_multiply_the_losses_of_pairs(name: str, pids: list[int], weight
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_pairs_of_weight_zero_have_no_gradient_of_their_own_and_stay_wrong_answers(name: str) -> None:
-    inputs = make_inputs([0, 1, 2, 3])
+    inputs, weights = make_inputs([0, 1, 2, 3]), [1.0, 1.0, 0.0, 1.0]
     tensors = {key: getattr(inputs, key).clone().requires_grad_() for key in ("image_features", "text_features")}
     tensors |= {key: getattr(inputs, key).clone().requires_grad_() for key in ("image_logits", "mlm_logits")}
-    READY[name](weighted(replace(inputs, **tensors), [1.0, 1.0, 0.0, 1.0])).backward()
+    READY[name](weighted(replace(inputs, **tensors), weights)).backward()
     own = {"id": "image_logits", "mlm": "mlm_logits"}.get(name)
     if own:
         assert not tensors[own].grad[2].any() and tensors[own].grad[1].any()
     else:
-        everything = READY[name](weighted(inputs, [1.0, 1.0, 0.0, 1.0]))
+        features = {key: tensors[key].detach().clone().requires_grad_() for key in ("image_features", "text_features")}
+        singles = READY[name].per_pair(replace(inputs, **features))
+        (singles[[0, 1, 3]].sum() / (1 if name == "tal" else 3)).backward()
+        for key, tensor in features.items():
+            torch.testing.assert_close(tensors[key].grad, tensor.grad)
+        everything = READY[name](weighted(inputs, weights))
         rest = with_rows(inputs, lambda x: x[[0, 1, 3]])
         assert everything.item() != pytest.approx(READY[name](rest).item(), rel=1e-4)
 

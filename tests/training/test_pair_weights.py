@@ -244,6 +244,12 @@ def test_losses_of_pairs_are_those_of_the_loss_without_weights(configure: Config
     for name, function in (("sdm", losses.sdm), ("tal", losses.tal)):
         expected = function(images, texts, pids, reduction="none")
         assert torch.allclose(found[name], expected, rtol=1e-3, atol=1e-4), name
+    model, classifier = context.state.model.eval(), context.state.objective.classifier
+    pixels = torch.stack([encoder.read_image(split.image_paths[image]) for image in split.caption_image_ids])
+    features = model.image_features(encoder.normalise(pixels)), model.text_features(encoder.tokenizer(split.captions))
+    logits = [classifier(one) for one in features]
+    expected = losses.identity(*logits, pids.unique(return_inverse=True)[1], reduction="none")
+    assert torch.allclose(found["id"], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_measuring_changes_nothing_and_is_a_function_of_the_epoch(configure: Configure, tmp_path: Path) -> None:
