@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cskt.cli.compare import differing_settings, distinct_names, run_folders
-from cskt.cli.run_report import warnings_of
+from cskt.cli.run_report import evaluate_command, warnings_of
 from cskt.config import RunConfig, load_config, save_config
 
 
@@ -90,3 +90,8 @@ def test_names_are_lengthened_until_they_are_distinct() -> None:
     assert distinct_names(["a", "b"], ["x", "y"]) == ["a", "b"]
     assert distinct_names(["a", "a", "b"], ["x", "y", "z"]) == ["x", "y", "b"]
     assert distinct_names(["a", "a"], ["x", "x"], ["p/x", "q/x"]) == ["p/x", "q/x"]
+
+
+def test_the_command_to_evaluate_a_mix_names_every_data_set() -> None:
+    config = load_config("cskt", {"data.root": "a", "data.mix": [{"root": "b"}, {"root": "c"}]})
+    assert evaluate_command(Path("runs"), config).endswith(" evaluate runs --root a --root b --root c")

@@ -70,7 +70,7 @@ def test_what_may_be_fitted_is_in_no_file() -> None:
     assert dataclasses.replace(config, seed=3).adaptable == config.adaptable
     assert "adaptable" not in to_dict(config) and not RunConfig().adaptable
     assert load_config(config, {"data.batch_size": 8}).adaptable == config.adaptable - {"data.batch_size"}
-    with pytest.raises(CsktError, match="adaptable: no key of a config; delete it"):
+    with pytest.raises(CsktError, match="adaptable: is not a key of a config; delete it"):
         load_config({"adaptable": ["optim.lr"]})
 
 

@@ -27,7 +27,7 @@ def logs_again() -> Iterator[None]:
 
 
 def kinds(notebook: dict[str, Any]) -> list[list[tuple[str, ...]]]:
-    """Return of each code cell the kinds of its outputs."""
+    """Return the kinds of the outputs of each code cell."""
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     return [[(one["output_type"], *sorted(one.get("data", ()))) for one in cell["outputs"]] for cell in code]
 

@@ -120,14 +120,26 @@ def test_every_value_of_a_manifest_is_checked(gallery: Gallery, tmp_path: Path) 
         assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("store", ["redis", "redis:host", "milvus", "lance:x", "os", "cskt.model"])
-def test_an_unknown_store_is_refused_without_importing_code(gallery: Gallery, tmp_path: Path, store: str) -> None:
+@pytest.mark.parametrize(
+    ("store", "reason"),
+    [
+        ("redis", "'redis' (stores) comes from the plug-in "),
+        ("redis:host", "'redis' (stores) comes from the plug-in "),
+        ("milvus", "store 'milvus': needs an address"),
+        ("lance:x", "store 'lance:x': takes no address"),
+        ("os", "unknown store 'os'"),
+        ("cskt.model", "'store' must be the name of a store"),
+    ],
+)
+def test_an_unknown_store_is_refused_without_importing_code(
+    gallery: Gallery, tmp_path: Path, store: str, reason: str
+) -> None:
     (tmp_path / "redis.py").write_text("raise SystemExit('imported')", encoding="utf-8")
     needed = [{"name": str(tmp_path / "redis.py"), "sha256": "", "provides": ["stores.redis"]}]
     change_manifest(gallery.folder, store=store, plugins=needed)
     before = tree(tmp_path)
     message = refused(lambda: Gallery.open(gallery.folder))
-    assert message.startswith(f"{gallery.folder / MANIFEST}: ") and "store" in message, message
+    assert message.removeprefix(f"{gallery.folder / MANIFEST}: ").startswith(reason), message
     assert tree(tmp_path) == before
 
 

@@ -33,7 +33,7 @@ from cskt.utils.console import bar, console
 DEFAULT_HITS = 10
 """Default number of images of a ranked list."""
 MAX_NAMES = 4
-"""Most runs that a title lists by name."""
+"""Maximum number of runs that a title names."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -148,7 +148,7 @@ def ranking_sections(models: Sequence[ReportedModel], split: Split) -> list[Sect
         f"{len(models[0].cmc.mean)}; the higher, the better. The band around a line is its 95 % interval: other people "
         "would give other lines, most likely inside the band."
     )
-    if note := few_people_note(len({split.records[image].pid for image in split.caption_image_ids})):
+    if note := few_people_note(len(set(split.caption_pids))):
         cmc_note += f" {note} This is true of the table above as well."
     similarity_note = (
         "All pairs of a caption and an image, right and wrong ones scaled to the same area. Dashed: the most similar "

@@ -66,10 +66,16 @@ def write_run_report(
         ],
         configs={CONFIG: to_dict(config)},
         facts=facts,
-        next_commands=next_commands or [command_line("evaluate", folder, "--root", config.data.root)],
+        next_commands=next_commands or [evaluate_command(folder, config)],
         headline=next(reversed(extra_rows or rows), None),
     )
     return path
+
+
+def evaluate_command(folder: Path, config: RunConfig) -> str:
+    """Return the command that evaluates a run, or a folder of runs, on all data sets that it was trained on."""
+    roots = [config.data.root, *(other.root for other in config.data.mix)]
+    return command_line("evaluate", folder, *(word for root in roots for word in ("--root", root)))
 
 
 def warnings_of(events: Sequence[Mapping[str, Any]]) -> list[str]:

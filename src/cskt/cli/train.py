@@ -100,16 +100,17 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, 
 
 def next_commands(folder: Path, config: RunConfig) -> list[str]:
     """Return the commands that say how good a run is: alone, or beside the run that it started from."""
-    from cskt.data.datasets import dataset_key  # noqa: PLC0415  (torch takes a second to import)
+    from cskt.cli.run_report import evaluate_command  # noqa: PLC0415  (torch takes a second to import)
+    from cskt.data.datasets import dataset_key  # noqa: PLC0415
+    from cskt.data.mixing import sources_of  # noqa: PLC0415
     from cskt.embed.model_paths import run_config  # noqa: PLC0415
 
-    own = [(config.data.dataset, config.data.root)]
-    own += [(other.dataset or config.data.dataset, other.root) for other in config.data.mix]
     start = None if config.init_from is None else run_config(Path(config.init_from))
     if config.init_from is None or start is None:
-        return [command_line("evaluate", folder, *(word for _, root in own for word in ("--root", root)))]
+        return [evaluate_command(folder, config)]
     # Marks have no test split: the data of the run before them has one.
     before = (start.data.dataset, start.data.root)
+    own = [(str(source.dataset), source.root) for source in sources_of(config.data)]
     name, root = next((place for place in (*own, before) if _has_test(*place)), (before[0], "DIR"))
     data = ("--dataset", name, "--root", root)
     return [
@@ -137,7 +138,7 @@ def _epochs(config: RunConfig, num_done: int) -> str:
 
 def run_seeds(config: RunConfig, seeds: Sequence[int], folder: Path | None = None) -> int:
     """Train the seeds that are not finished; return 1 while another process trains one of them."""
-    from cskt.cli.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
+    from cskt.cli.run_report import evaluate_command, write_run_report  # noqa: PLC0415  (imports torch, matplotlib)
     from cskt.evaluation.statistics import mean_and_deviation  # noqa: PLC0415
     from cskt.training.launch import check_single_process  # noqa: PLC0415
     from cskt.training.run_folder import RunFolder, claimed  # noqa: PLC0415
@@ -160,5 +161,5 @@ def run_seeds(config: RunConfig, seeds: Sequence[int], folder: Path | None = Non
         r1 = mean_and_deviation([result.best_r1 for result in results])
         spread = "" if r1.deviation is None else f" ± {100 * r1.deviation:.2f} (standard deviation)"
         print(f"mean of {len(results)} seeds: R1 {100 * r1.mean:.2f}{spread}, selected on {selected_on}")
-        print("next: " + command_line("evaluate", parent, "--root", config.data.root))
+        print("next: " + evaluate_command(parent, config))
     return 0 if len(results) == len(seeds) else 1

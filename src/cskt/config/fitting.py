@@ -35,7 +35,7 @@ RUN_SECTIONS = (
 RUN_DATA = ("caption_length", "templates", "eval_interpolation", "apply_orientation")
 """Parts of a run's config that describe its model and how the model sees images and captions."""
 RUN_OPTIM = ("name", "lr", "beta1", "beta2", "eps", "momentum", "weight_decay", "bias_lr_factor", "weight_decay_bias")
-GENTLER = 0.1
+CONTINUED_LR_FACTOR = 0.1
 """Learning rate of a recipe that continues a run, relative to the rate of that run."""
 
 
@@ -101,7 +101,7 @@ def model_of_run(named: str | None, recipe: str) -> dict[str, Any]:
             raise CsktError(f"{path}: {name}: expected 'key: value' lines, got {SHORT.repr(section)}")
         kept[name] = {key: section[key] for key in keys if key in section}
     if isinstance(rate := kept["optim"].get("lr"), int | float):
-        kept["optim"]["lr"] = rate * GENTLER
+        kept["optim"]["lr"] = rate * CONTINUED_LR_FACTOR
     return kept
 
 

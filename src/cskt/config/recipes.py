@@ -63,7 +63,7 @@ class Layer(NamedTuple):
 
 
 def read_layers(path: Path, init_from: str | None = None) -> list[Layer]:
-    """Read a recipe and the ones below it that `base` names; the first has the last word.
+    """Read a recipe and the ones below it that `base` names, whose values it overrides.
 
     The base `init_from` is the run that training starts from (see `fitting.model_of_run`).
 

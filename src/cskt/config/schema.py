@@ -37,7 +37,7 @@ def _empty_if_none(fields: Any) -> Any:
 
 def _made_by_code(keys: Any) -> Any:
     if not isinstance(keys, frozenset):
-        raise CsktError("no key of a config; delete it")
+        raise CsktError("is not a key of a config; delete it")
     return keys
 
 

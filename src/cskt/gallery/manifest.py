@@ -56,7 +56,7 @@ MAX_WIDTH = 65_536
 
 
 def check_store(text: str) -> str:
-    """Return `NAME` or `NAME:ADDRESS` of a store unchanged; whether there is such a store, opening finds out."""
+    """Return `NAME` or `NAME:ADDRESS` of a store unchanged; opening checks that the store exists."""
     if not _STORE.match(text):
         raise CsktError("must be the name of a store, or NAME:ADDRESS: lance, milvus://HOST:PORT/COLLECTION")
     return check_path_text(text)

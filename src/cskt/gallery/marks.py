@@ -100,7 +100,7 @@ def _people(captions_of: dict[str, list[str]]) -> dict[str, str]:
 
 
 def _pid(sentence: str) -> str:
-    """Return a sentence as an identity: a long one cut, with a digest that keeps it apart from its like."""
+    """Return a sentence as an identity; a long one is cut and gets a digest, so that identities stay distinct."""
     if len(sentence) <= MAX_PID_CHARACTERS:
         return sentence
     digest = hashlib.sha256(sentence.encode()).hexdigest()[:PID_DIGEST_DIGITS]

@@ -39,7 +39,7 @@ class StoreBackend:
         """Check an address before anything is written; by default there must be none.
 
         Raises:
-            CsktError: what is wrong, to be read after the address.
+            CsktError: what is wrong with the address.
         """
         if address:
             raise CsktError("takes no address; its files are in the gallery's folder")

@@ -33,7 +33,7 @@ ROW_FIELDS = (*FACT_FIELDS, "metadata", "vector", "thumbnail")
 
 
 class ScanStore(VectorStore):
-    """A `VectorStore` for some thousand crops, exact, of which a subclass has four methods.
+    """A `VectorStore` for some thousand crops, exact; a subclass implements four methods.
 
     Rows are checked when they are read, so a gallery of somebody else can be opened.
 
