@@ -270,11 +270,22 @@ def test_two_methods_get_a_verdict(
         CSKT.estimates["r1"], difference=difference, difference_interval=Interval(*interval),
         p_value=p_values[0], seeds_p_value=p_values[1],
     )  # fmt: skip
-    method = replace(CSKT, label="adapt", estimates={**CSKT.estimates, "r1": one})
-    (line,) = verdict(replace(COMPARISON, methods=(CLIP, method)))
+    seeds: tuple[int, ...] = (1,) if p_values[1] is None else (1, 2, 3)
+    method = replace(CSKT, label="adapt", estimates={**CSKT.estimates, "r1": one}, seeds=seeds)
+    clip = replace(CLIP, seeds=(None,))
+    (line,) = verdict(replace(COMPARISON, methods=(clip, method)))
     assert line.startswith(f"adapt against CLIP: {answer}")
-    assert verdict(replace(COMPARISON, methods=(CLIP, method, replace(method, label="third")))) == []
-    assert line in comparison_text(replace(COMPARISON, methods=(CLIP, method)), "markdown")
+    about_models = "; about these two trained models (one seed each)"
+    assert line.endswith(about_models) == (p_values[1] is None) and line.count(";") == (p_values[1] is None)
+    assert verdict(replace(COMPARISON, methods=(clip, method, replace(method, label="third")))) == []
+    assert line in comparison_text(replace(COMPARISON, methods=(clip, method)), "markdown")
+
+
+def test_a_verdict_without_a_test_of_seeds_has_their_numbers() -> None:
+    r1 = replace(CSKT.estimates["r1"], difference_interval=Interval(0.5, 0.6), seeds_p_value=None)
+    methods = replace(CLIP, seeds=(1,)), replace(CSKT, label="adapt", estimates={**CSKT.estimates, "r1": r1})
+    (line,) = verdict(replace(COMPARISON, methods=methods))
+    assert line.endswith(" +60.00); about these two trained models (seeds: CLIP 1, adapt 3)")
 
 
 def test_few_people_are_explained_below_the_table() -> None:

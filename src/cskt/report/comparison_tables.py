@@ -133,9 +133,21 @@ def verdict(comparison: MethodComparison) -> list[str]:
     elif one.seeds_p_value is not None and one.seeds_p_value >= SIGNIFICANT:
         answer = "too few seeds to decide"
     gain, *ends = map(difference_text, (one.difference, low, high))
-    return [
+    line = (
         f"{others[0].label} against {comparison.baseline}: {answer}, R1 {gain} (95 % interval {ends[0]} to {ends[1]})"
+    )
+    return [
+        line
+        if one.seeds_p_value is not None
+        else f"{line}; about these two trained models ({_seed_counts(comparison)})"
     ]
+
+
+def _seed_counts(comparison: MethodComparison) -> str:
+    counts = {method.label: len(method.seeds) for method in comparison.methods}
+    if set(counts.values()) == {1}:
+        return "one seed each"
+    return "seeds: " + ", ".join(f"{label} {count}" for label, count in counts.items())
 
 
 def comparison_grid(methods: Sequence[ComparedMethod]) -> list[list[str]]:
