@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,7 +50,7 @@ class Hub:
     def put(self, repository: str, files: dict[str, bytes], branch: str = "main", *, is_private: bool = False) -> str:
         """Store a commit with these files alone, and return its name."""
         found = self.repositories.setdefault(repository, Repository(is_private))
-        name = hashlib.sha1(repr((repository, time.monotonic_ns())).encode()).hexdigest()
+        name = hashlib.sha1(repr((repository, len(found.commits))).encode()).hexdigest()
         found.commits[name], found.branches[branch] = files, name
         return name
 

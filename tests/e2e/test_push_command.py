@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -20,6 +22,7 @@ from cskt.config import RunConfig, load_config
 from cskt.config.training_sections import MixedDataset
 from cskt.embed.hub import HubName, parse_hub_name
 from cskt.export.shared_folder import shown_name, without_places
+from cskt.export.upload import upload
 
 IN_ONE_PROCESS = """
 import contextlib, io, json, sys
@@ -56,13 +59,22 @@ def without_results(run: Path, parent: Path) -> Path:
     return shutil.copytree(run, parent / "run", ignore=shutil.ignore_patterns("evaluations"))
 
 
-def test_shared_folder_loads_and_names_no_place(evaluated: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_shared_folder_loads_and_names_no_place(
+    evaluated: Path,
+    tiny_backbone: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home = tmp_path_factory.getbasetemp()  # above all paths in the config of the run
+    monkeypatch.setenv("HOME", str(home))
+    assert str(home).encode() in (evaluated / "config.yaml").read_bytes()
     before = contents(evaluated)
     done(f"cskt push {evaluated} lab/cskt --license mit --dry-run {tmp_path}/shared")
     assert contents(evaluated) == before
     files = {path.name: path.read_bytes() for path in (tmp_path / "shared").iterdir()}
     assert files.keys() == {"README.md", "best.safetensors", "config.yaml"}
-    places = [str(evaluated.parent), str(tiny_backbone.parent), str(Path.home() / "x")[:-1], "paperdoll", "imgs"]
+    places = [str(evaluated.parent), str(tiny_backbone.parent), str(home), "paperdoll", "imgs"]
     assert not [(name, place) for name, data in files.items() for place in places if place.encode() in data]
     source = cskt.load(evaluated, device="cpu")
     assert cskt.load(tmp_path / "shared", tiny_backbone, "cpu").fingerprint == source.fingerprint
@@ -123,6 +135,46 @@ def test_refusals(
     assert reason in typed(f"cskt push {words.format(run=run, tmp=tmp_path, backbone=tiny_backbone)}").refusal()
 
 
+class FakeApi:
+    """An `HfApi` of a public repository without files, whose calls raise the errors that a test sets."""
+
+    errors: ClassVar[dict[str, Exception]] = {}
+
+    def __init__(self, **_: str) -> None: ...
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*_: object, **__: object) -> Any:
+            if name in self.errors:
+                raise self.errors[name]
+            return SimpleNamespace(private=False, oid="0" * 40) if name != "list_repo_files" else []
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "reason"),
+    [
+        ("create_repo", OSError("no route"), "lab/cskt: cannot be uploaded: no route; try again"),
+        ("create_commit", RuntimeError("large file"), "lab/cskt: cannot be uploaded: large file; try again"),
+        ("create_commit", ValueError("a bug"), None),
+        ("list_repo_files", RuntimeError("a bug"), None),
+        ("list_repo_files", ValueError("a bug"), None),
+    ],
+)
+def test_only_errors_of_the_hub_are_errors_of_the_user(
+    call: str, error: Exception, reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cskt.export.upload.HfApi", FakeApi)
+    assert upload(tmp_path, "lab/cskt", version="1", message="m") == f"hf:lab/cskt@{'0' * 40}"
+    monkeypatch.setattr(FakeApi, "errors", {call: error})
+    with pytest.raises(Exception) as raised:
+        upload(tmp_path, "lab/cskt", version="1", message="m")
+    if reason is None:
+        assert raised.value is error
+    else:
+        assert type(raised.value) is cskt.errors.CsktError and str(raised.value) == reason
+
+
 def test_names_of_the_hub() -> None:
     assert parse_hub_name("hf:lab/cskt.v1") == HubName("lab/cskt.v1")
     assert parse_hub_name("hf:lab/cskt@refs/pr/1") == HubName("lab/cskt", "refs/pr/1")
@@ -144,13 +196,23 @@ def test_configs_lose_their_places(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     config = load_config(
         "cskt",
         {"output_dir": "/home/me/logs", "init_from": "/home/me/run", "backbone.name": "/home/me/clip.pt",
-         "data.root": "/home/me/data", "data.cache_dir": "/home/me/cache", "hooks.bank": {"path": "/home/me/bank.npy"},
+         "data.root": "/home/me/data", "data.cache_dir": "/home/me/cache",
+         "hooks.bank": {
+             "path": "/home/me/bank.npy", "here": "weights/clip", "up": "../me/bank.npy", "kind": "mean/max",
+             "list": ["/home/me/a.npy", "~/b.npy", ["weights/clip"], {"/home/me/c": "C:\\me\\c.npy"}, "plain", 3],
+         },
          "data.mix": [{"root": "/home/me/more", "dataset": "jsonl"}]},
     )  # fmt: skip
     shared = without_places(config)
     assert "/home" not in repr(shared)
     assert shared.data.mix == (MixedDataset(dataset="jsonl"),)
-    assert (shared.init_from, shared.hooks) == ("run", {"bank": {"path": "bank.npy"}})
+    assert shared.init_from == "run"
+    assert shared.hooks["bank"] == {
+        "path": "bank.npy", "here": "clip", "up": "bank.npy", "kind": "mean/max",
+        "list": ["a.npy", "b.npy", ["clip"], {"c": "c.npy"}, "plain", 3],
+    }  # fmt: skip
+    for init_from, shown in (("runs/first", "first"), ("hf:lab/cskt@v1", "hf:lab/cskt@v1"), ("~/run", "run")):
+        assert without_places(RunConfig(init_from=init_from)).init_from == shown
     assert without_places(RunConfig()) == RunConfig()
 
 
@@ -205,7 +267,13 @@ def test_round_trip(evaluated: Path, root: Path, tiny_backbone: Path, tmp_path: 
         source = json.loads((tmp_path / "gallery" / "gallery.json").read_text())["model"]["path"]
         assert source == pushed.out.splitlines()[0]
         hub.put("lab/cskt", {"best.safetensors": b"of a later push"})
-        assert TOKEN not in repr([pushed, metrics, index, private, again, of_branch, *refused, denied])
+        hub.refused_status = 507
+        search, full = commands(["cskt search gallery red", f"cskt push {evaluated} lab/cskt"], tmp_path, environment)
+        assert search.code == 0, search.err  # at the commit of the gallery
+        reason = "lab/cskt: the Hub refused it: the disk is full; no files were uploaded; try again"
+        assert full.refusal() == reason
+        assert hub.files("lab/cskt") == {"best.safetensors": b"of a later push"}
+        assert TOKEN not in repr([pushed, metrics, index, private, again, of_branch, *refused, denied, search, full])
 
     search, lost = commands(["cskt search gallery red", "cskt evaluate hf:lab/none"], tmp_path, environment)
     assert search.code == 0, search.err  # from the cache, at the commit of the gallery

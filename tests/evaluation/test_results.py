@@ -90,13 +90,43 @@ def test_a_folder_stores_one_result_for_each_split_and_way_of_ranking(tmp_path: 
 def test_a_folder_without_results_says_how_to_make_them(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as error:
         find_results(tmp_path)
+    remedy = f"make them: cskt evaluate MODEL --split test --output {tmp_path}"
+    assert str(error.value) == f"{tmp_path}: holds no per-query results; {remedy}"
+    save_result(tmp_path, made_up_result())
+    held = f"{tmp_path}: holds per-query results on cuhk-pedes test"
+    with pytest.raises(ValueError) as error:
+        find_results(tmp_path, split="val")
+    remedy = f"make them: cskt evaluate MODEL --split val --output {tmp_path}"
+    assert str(error.value) == f"{held}, none on any data set val; {remedy}"
+    with pytest.raises(ValueError) as error:
+        find_results(tmp_path, dataset="rstpreid")
+    remedy = f"make them: cskt evaluate MODEL --split test --dataset rstpreid --root DIR --output {tmp_path}"
+    assert str(error.value) == f"{held}, none on rstpreid test; {remedy}"
+
+
+def test_a_run_without_results_is_itself_the_model_to_evaluate(tmp_path: Path) -> None:
+    save_config(load_config("cskt"), tmp_path / "config.yaml")
+    with pytest.raises(ValueError) as error:
+        find_results(tmp_path)
     remedy = f"make them: cskt evaluate {tmp_path} --split test"
     assert str(error.value) == f"{tmp_path}: holds no per-query results; {remedy}"
     save_result(tmp_path, made_up_result())
-    with pytest.raises(ValueError, match=r"results on cuhk-pedes test, none on any data set val; .* --split val$"):
+    with pytest.raises(ValueError) as error:
         find_results(tmp_path, split="val")
-    with pytest.raises(ValueError, match=r"none on rstpreid test; .* --split test --dataset rstpreid --root DIR$"):
-        find_results(tmp_path, dataset="rstpreid")
+    held = f"{tmp_path}: holds per-query results on cuhk-pedes test, none on any data set val"
+    assert str(error.value) == f"{held}; make them: cskt evaluate {tmp_path} --split val"
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+def test_a_corrupt_result_names_the_command_that_replaces_it(is_run: bool, tmp_path: Path) -> None:
+    if is_run:
+        save_config(load_config("cskt"), tmp_path / "config.yaml")
+    path = save_result(tmp_path, made_up_result())
+    path.write_text("[1, 2]")
+    with pytest.raises(ValueError) as error:
+        load_result(path)
+    remedy = f"cskt evaluate {tmp_path}" if is_run else f"cskt evaluate MODEL --output {tmp_path}"
+    assert str(error.value) == f"{path}: must be an object, got [1, 2]; make it again: {remedy}"
 
 
 def test_a_command_to_evaluate_names_the_place_of_data_that_is_not_the_runs_own(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from cskt.config import RECORDED, RunConfig, flat_values, to_dict
 from cskt.embed.model_paths import run_config
 from cskt.errors import CsktError
 from cskt.evaluation.comparison import MethodResults, check_same_split, compare
-from cskt.evaluation.results import EVALUATIONS, ZERO_SHOT, Result, find_results, load_result, words_to_evaluate
+from cskt.evaluation.results import EVALUATIONS, ZERO_SHOT, Result, find_results, load_result, split_flags
 from cskt.report.comparison_tables import SettingDifference, comparison_text
 from cskt.report.tables import FORMATS, SUFFIXES
 from cskt.training.checkpoint import FREE_ON_RESUME
@@ -81,8 +81,7 @@ def methods_of(run: str, split: str, dataset: str | None = None) -> list[MethodR
         if len(results) < len(folders):
             place = f"{results[0].dataset} {split}" + (f" with {options}" if options else "")
             have = f"{len(results)} of {len(folders)} seeds have a result on {place}"
-            _, _, *flags = words_to_evaluate(folders[0], split, results[0].dataset)
-            make = command_line("evaluate", run, *flags)
+            make = command_line("evaluate", run, *split_flags(folders[0], split, results[0].dataset))
             raise CsktError(f"{run}: {have}; make the others: {make}")
     return [MethodResults(_label(results[0]), tuple(results)) for results in by_kind.values()]
 

@@ -12,6 +12,7 @@ from cskt.cli.parsing import Parser, command_line
 from cskt.cli.run_results import is_run, is_stale
 from cskt.config import RunConfig
 from cskt.config.schema import NO_METHOD
+from cskt.data.mixing import sources_of
 from cskt.embed.hub import CARD
 from cskt.errors import CsktError
 from cskt.evaluation.results import EVALUATIONS, Result, load_result
@@ -97,7 +98,7 @@ def card_facts(model: Path, shared: SharedModel, folder: Path, repository: str, 
     events = read_events(model) if is_run(model) else []
     start, end = first_event(events, "start"), last_event(events, "end")
     config = shared.config or RunConfig(name=model.name, trainable="none", **NO_METHOD)
-    trains, data = config.trainable != "none", config.data
+    trains, data = config.is_trainable, config.data
     parts = [name for name, part in config.method.items() if name not in PARTS or PARTS[name].is_active(part)]
     return CardFacts(
         repository=repository,
@@ -108,10 +109,10 @@ def card_facts(model: Path, shared: SharedModel, folder: Path, repository: str, 
         backbone_sha256=shared.backbone_sha256,
         backbone_is_public=is_public(shared.backbone_name),
         knows_few_words=shared.knows_few_words,
-        image_size=f"{shared.image_size[0]} x {shared.image_size[1]}" if shared.image_size else "unknown",
+        image_size=f"{shared.image_size[0]} x {shared.image_size[1]}" if shared.image_size else "",
         method=parts or (["CLIP, fine-tuned"] if trains else []),
         losses=config.loss.weights if trains else {},
-        datasets=[data.dataset, *(each.dataset or data.dataset for each in data.mix)] if trains else [],
+        datasets=[str(source.dataset) for source in sources_of(data)] if trains else [],
         selected_on=data.select_on if trains else "",
         seed=config.seed if trains else None,
         epoch=shared.best_epoch,

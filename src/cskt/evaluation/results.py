@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import GetPydanticSchema, with_config
 from pydantic_core import core_schema
 
+from cskt.config.file_names import CONFIG
 from cskt.data.datasets.base import normalised
 from cskt.embed.model_paths import run_config
 from cskt.errors import CsktError
@@ -188,18 +189,31 @@ def save_result(folder: Path, result: Result) -> Path:
 
 def load_result(path: Path) -> Result:
     """Read a file that `save_result` wrote."""
-    remedy = f"make it again: {command_text('evaluate', path.parent.parent)}"
-    return read_json(path, Result, remedy=remedy, version=("version", FORMAT_VERSION))
+    remedy = command_text("evaluate", *_model_words(path.parent.parent))
+    return read_json(path, Result, remedy=f"make it again: {remedy}", version=("version", FORMAT_VERSION))
 
 
 def words_to_evaluate(folder: Path, split: str, dataset: str | None) -> list[str]:
-    """Return the words of the command that evaluates a run; `DIR` stands for data that it was not trained on."""
-    words = ["evaluate", str(folder), "--split", split]
+    """Return the words of the command that stores a result in a folder, a run or one of `cskt evaluate --output`.
+
+    `MODEL` stands for the model of a folder that is no run, `DIR` for data that the model was not trained on.
+    """
+    model, *output = _model_words(folder)
+    return ["evaluate", model, *split_flags(folder, split, dataset), *output]
+
+
+def split_flags(folder: Path, split: str, dataset: str | None) -> list[str]:
+    """Return the flags of `cskt evaluate` that name a split; see `words_to_evaluate`."""
+    flags = ["--split", split]
     if dataset is None:
-        return words
+        return flags
     own = run_config(folder) if folder.is_dir() else None
     is_own = own is not None and normalised(own.data.dataset) == normalised(dataset)
-    return [*words, "--dataset", dataset, *(() if is_own else ("--root", "DIR"))]
+    return [*flags, "--dataset", dataset, *(() if is_own else ("--root", "DIR"))]
+
+
+def _model_words(folder: Path) -> list[str]:
+    return [str(folder)] if (folder / CONFIG).is_file() else ["MODEL", "--output", str(folder)]
 
 
 def find_results(folder: Path, *, split: str = "test", dataset: str | None = None) -> list[Result]:

@@ -8,6 +8,7 @@ events and checkpoints stay where they are: they name people and folders.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -109,7 +110,8 @@ def _write_exported(model: Path, folder: Path) -> SharedModel:
 def without_places(config: RunConfig) -> RunConfig:
     """Return a config in which every path of this machine is only its last component.
 
-    Names of published weights and of repositories stay, and so do all other settings.
+    Names of published weights and of repositories stay, and so do all other settings. A text in the settings of a
+    plug-in is a path if it is absolute, begins with `~`, `./` or `../`, or names a file or folder in another one.
     """
     default = RunConfig()
     data = dataclasses.replace(
@@ -120,7 +122,7 @@ def without_places(config: RunConfig) -> RunConfig:
         config,
         output_dir=default.output_dir,
         device=default.device,
-        init_from=None if config.init_from is None else shown_name(config.init_from),
+        init_from=None if config.init_from is None else _shown_run(config.init_from),
         backbone=dataclasses.replace(config.backbone, name=shown_name(config.backbone.name)),
         data=data,
         parts=_settings(config.parts),
@@ -134,20 +136,34 @@ def shown_name(name: str) -> str:
     return name if is_public(name) else PureWindowsPath(name).name
 
 
+def _shown_run(name: str) -> str:
+    """Return the name of a run or merged file; `owner/name` without `hf:` is a path of this machine, never the Hub."""
+    return name if is_hub_name(name) else PureWindowsPath(name).name
+
+
 def is_public(name: str) -> bool:
-    """Return whether a model is found by its name on every machine."""
+    """Return whether a backbone is found by its name on every machine: no file or folder here has that name."""
     if name in (CLIP_TINY, *PUBLISHED) or is_hub_name(name):
         return True
     return is_repository_name(name) and not expanded(name).exists()
 
 
 def _settings(by_name: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the settings of plug-ins, of an absolute path only the last component."""
+    """Return the settings of plug-ins, of every path only the last component."""
     return {
         name: {field: _without_folder(value) for field, value in fields.items()} for name, fields in by_name.items()
     }
 
 
 def _without_folder(value: Any) -> Any:
-    is_path = isinstance(value, str) and (value.startswith(("/", "~")) or PureWindowsPath(value).is_absolute())
-    return PureWindowsPath(value).name if is_path else value
+    if isinstance(value, Mapping):
+        return {_without_folder(key): _without_folder(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folder(item) for item in value]
+    return PureWindowsPath(value).name if isinstance(value, str) and _is_path(value) else value
+
+
+def _is_path(text: str) -> bool:
+    if text.startswith(("/", "~", "./", "../", ".\\", "..\\")) or PureWindowsPath(text).is_absolute():
+        return True
+    return PureWindowsPath(text).name != text and os.path.lexists(text)

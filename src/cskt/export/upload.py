@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
@@ -14,8 +16,6 @@ from cskt.model.io.cache import HUB_ERRORS
 from cskt.utils.messages import one_line
 
 LOG_IN = "log in with 'hf auth login', or set HF_TOKEN to a token that may write"
-UPLOAD_ERRORS: tuple[type[Exception], ...] = (*HUB_ERRORS, RuntimeError, ValueError)
-"""Errors of an upload; huggingface_hub wraps some in a RuntimeError or ValueError."""
 
 
 def check_repository(name: str) -> str:
@@ -52,30 +52,43 @@ def upload(
         CsktError: no access, no network, or `private` and a public repository.
     """
     api = HfApi(library_name="cskt", library_version=version)
-    try:
+    with _hub_errors(repository):
         api.create_repo(repository, private=private or None, exist_ok=True)
-        if private and not api.repo_info(repository).private:  # which create_repo leaves as it is
-            raise CsktError(f"{repository}: is public already; leave out --private, or choose another name")
+        is_public = private and not api.repo_info(repository).private  # create_repo does not change it
+    if is_public:
+        raise CsktError(f"{repository}: is public already; leave out --private, or choose another name")
+    with _hub_errors(repository):
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
-        files = {path.name: path for path in sorted(folder.iterdir())}
         present = set(api.list_repo_files(repository, revision=revision))
+        files = {path.name: path for path in sorted(folder.iterdir())}
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             *(CommitOperationAdd(name, path) for name, path in files.items()),
             *(CommitOperationDelete(name) for name in FILES if name in present - files.keys()),
         ]
-        with hub_bars(), warnings.catch_warnings(action="ignore"):  # the Hub's opinion of metadata
-            commit = api.create_commit(repository, operations, commit_message=message, revision=revision)
+        try:
+            with hub_bars(), warnings.catch_warnings(action="ignore"):  # the Hub warns about metadata of the card
+                commit = api.create_commit(repository, operations, commit_message=message, revision=revision)
+        except RuntimeError as error:  # huggingface_hub wraps the errors of large files
+            raise _failed(repository, error.__cause__ or error) from None
+    return f"{PREFIX}{repository}@{commit.oid}"
+
+
+@contextmanager
+def _hub_errors(repository: str) -> Iterator[None]:
+    """Raise errors of the Hub and of the network as CsktErrors; all other errors are bugs."""
+    try:
+        yield
     except RepositoryNotFoundError:
         raise CsktError(f"{repository}: no such repository, or the token may not write to it; {LOG_IN}") from None
     except HfHubHTTPError as error:
         is_refused = error.response.status_code in (401, 403)
         reason = one_line(error.server_message or error)[:300]
-        remedy = LOG_IN if is_refused else "nothing was published; try again"
+        remedy = LOG_IN if is_refused else "no files were uploaded; try again"
         raise CsktError(f"{repository}: the Hub refused it: {reason}; {remedy}") from None
-    except CsktError:
-        raise
-    except UPLOAD_ERRORS as error:
-        reason = one_line(error.__cause__ or error)[:300]
-        raise CsktError(f"{repository}: cannot be uploaded: {reason}; try again") from None
-    return f"{PREFIX}{repository}@{commit.oid}"
+    except HUB_ERRORS as error:
+        raise _failed(repository, error.__cause__ or error) from None
+
+
+def _failed(repository: str, reason: BaseException) -> CsktError:
+    return CsktError(f"{repository}: cannot be uploaded: {one_line(reason)[:300]}; try again")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,6 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from cskt.evaluation.comparison import Estimate, MethodResults
 from cskt.evaluation.results import METRICS, Result
 from cskt.report.numbers import METRIC_NAMES, duration, parameter_text, percent, size
+from cskt.report.tables import markdown_cell
+from cskt.utils.messages import one_line
+from cskt.utils.terminal import printable
 
 BASE_MODELS = {
     "ViT-B/32": "openai/clip-vit-base-patch32",
@@ -45,7 +47,7 @@ class CardFacts:
     knows_few_words: bool
     """True if the model knows only generated pedestrians."""
     image_size: str
-    """`384 x 128`, height by width in pixels."""
+    """`384 x 128`, height by width in pixels; empty if unknown."""
     method: Sequence[str]
     """Names of the parts: `prompts`, `adapters`."""
     losses: Mapping[str, float]
@@ -93,8 +95,8 @@ def _metadata(facts: CardFacts, rows: Sequence[tuple[Result, Mapping[str, Estima
         EvalResult(
             task_type=TASK,
             task_name="Text-based person retrieval",
-            dataset_type=result.dataset,
-            dataset_name=f"{result.dataset} {result.split}" + (f", {result.note}" if result.note else ""),
+            dataset_type=_plain(result.dataset),
+            dataset_name=_plain(f"{result.dataset} {result.split}" + (f", {result.note}" if result.note else "")),
             dataset_split=result.split,
             metric_type=METRIC_NAMES[metric].lower(),
             metric_name=METRIC_NAMES[metric],
@@ -106,12 +108,12 @@ def _metadata(facts: CardFacts, rows: Sequence[tuple[Result, Mapping[str, Estima
     relation = {"method": "adapter", "whole": "finetune"}.get(facts.form)
     data = ModelCardData(
         library_name="cskt",
-        license=facts.license or "unknown",
+        license=_plain(facts.license or "unknown"),
         language="en",
         tags=list(TAGS),
         base_model=facts.base_model,
         base_model_relation=relation if facts.base_model else None,
-        model_name=facts.name if evaluations else None,
+        model_name=_plain(facts.name) if evaluations else None,
         eval_results=evaluations or None,
     )
     return data.to_yaml()
@@ -128,11 +130,17 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "percent": percent, "duration": duration, "size": size, "cell": _cell, "parameters": parameter_text,
+        "percent": percent, "duration": duration, "size": size, "cell": markdown_cell, "code": _code,
+        "parameters": parameter_text,
     }  # fmt: skip
     return environment
 
 
-def _cell(text: Any) -> str:
-    """Return a text that stays in its line and its cell of a table."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+def _code(text: str) -> str:
+    """Return text on one line for a place between back-ticks, where a backslash does not escape."""
+    return _plain(text).replace("`", "'")
+
+
+def _plain(text: str) -> str:
+    """Return text on one line; YAML quotes what it must, and a line of `---` would end the metadata."""
+    return printable(one_line(text))
