@@ -69,7 +69,7 @@ def upload(
         try:
             with hub_bars(), warnings.catch_warnings(action="ignore"):  # the Hub warns about metadata of the card
                 commit = api.create_commit(repository, operations, commit_message=message, revision=revision)
-        except RuntimeError as error:  # huggingface_hub wraps the errors of large files
+        except (RuntimeError, ValueError) as error:  # huggingface_hub raises errors of large files as these
             raise _failed(repository, error.__cause__ or error) from None
     return f"{PREFIX}{repository}@{commit.oid}"
 
