@@ -49,6 +49,7 @@ TRAINS: dict[str, set[str]] = {
     "cskt-v2t": {VISION, V2T} | ADAPTERS,
     "cskt-vision": {VISION} | ADAPTERS,
     "demo": PROMPTS | ADAPTERS,
+    "dm-adapter": {"parts.dm_adapter"},
     "finetune": WHOLE,
     "finetune-itc": WHOLE,
     "irra": WHOLE,
@@ -56,14 +57,21 @@ TRAINS: dict[str, set[str]] = {
     "lora": {"lora.text", "lora.vision"},
     "maple": {TEXT, T2V},
     "tiny": WHOLE,
+    "up-person": {"parts.up_person"},
 }
 """Recipe -> trained parts of the model, as prefixes of parameter names."""
 NUMBERS = {
     "clip": 0,
     "cskt": 12_117_888,
+    # norm, task vector, alpha, both gates; six experts of two layers
+    "dm-adapter": sum(12 * (3 * d + 1 + 2 * 6 * d + 6 * (2 * d * d // 8 + d // 8 + d)) for d in (768, 512)),
     "linear": (768 + 512) * 512,
     "lora": 12 * 3 * 4 * 2 * (768 + 512),
     "maple": 9 * (2 * 512 + 512 * 768 + 768),
+    # prefixes; updates of keys and values; adapters before attention and MLP
+    "up-person": sum(
+        12 * (2 * 10 * d + 3 + 2 * (2 * 32 * d + 1) + 2 * (2 * d * d // 8 + d // 8 + d + 1)) for d in (768, 512)
+    ),
 }
 """Recipe -> number of trained parameters over ViT-B/16, in closed form or as published."""
 
@@ -215,6 +223,7 @@ WHOLE_CLIP = {"optim.lr": 3e-4, "loss.temperature": 0.05, "loop.num_epochs": 5}
 RATES = {
     "finetune": WHOLE_CLIP, "finetune-itc": WHOLE_CLIP, "irra": WHOLE_CLIP, "linear": {"optim.lr": 1e-3},
     "cskt-bpt": {"optim.lr": 1e-2}, "cskt-dat-vision": {"optim.lr": 1e-2}, "maple": {"optim.lr": 1e-2},
+    "up-person": {"optim.lr": 1e-3},
 }  # fmt: skip
 """Overrides per recipe: lower rates for many trained parameters, higher ones for few."""
 

@@ -16,7 +16,8 @@ from cskt.config import ClipArchitecture
 State = Mapping[str, Tensor]
 Added = Mapping[tuple[str, int, str], Callable[[Tensor], Tensor]]
 """Side, block and kind (before_attention, before_mlp, beside_mlp: [L, width] -> [L, width]; prefix_kv: anything ->
-[S, 2 * width]) -> what a part adds there."""
+[S, 2 * width]; prefix_factor: anything -> the factor of the prefix's weights after the softmax) -> what a part adds
+there."""
 NOTHING: Added = {}
 LINEAR = {
     "query": ("attn.in_proj", 0), "key": ("attn.in_proj", 1), "value": ("attn.in_proj", 2),
@@ -69,6 +70,8 @@ def block(
         for place in range(len(x)):
             seen = first + (place + 1 if causal else len(x))
             weights = torch.softmax(key[:seen, part] @ query[place, part] / width**0.5, dim=0)
+            if (side, index, "prefix_factor") in added:
+                weights = torch.cat([weights[:first] * added[side, index, "prefix_factor"](x), weights[first:]])
             attended[place, part] = weights @ value[:seen, part]
     x = x + linear(state, side, index, "out", attended, scale)
     y = norm(state, f"{side}.blocks.{index}.ln_2", x) + more("before_mlp", x)

@@ -56,7 +56,7 @@ class Golden:
             towers = gather(drawn, tower_shapes(square), OPENAI, origin="the rule")
             towers[positions] = resize_positions(towers[positions], square.grid, self.architecture.grid)
         added = {
-            name: rule.fill(released_name(name), parameter.shape, self.figures["seed"])
+            name: rule.value(released_name(name), parameter.shape, self.figures["seed"])
             for name, parameter in module.named_parameters()
             if name not in towers
         }

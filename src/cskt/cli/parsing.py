@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
-from cskt.config import LOSS_KEYS, RunConfig, flat_fields, load_config, recipe_names, value_of
+from cskt.config import LOSS_KEYS, PART_CONFIGS, RunConfig, flat_fields, load_config, recipe_names, value_of
 from cskt.config.plain_yaml import plain_yaml
 from cskt.config.types import WeightsChoice
 from cskt.errors import CsktError, MissingFileError
@@ -136,7 +136,7 @@ def add_config_flags(parser: Parser) -> None:
             f"--{key.replace('_', '-')}", dest=OVERRIDE + key, default=argparse.SUPPRESS, metavar="VALUE", help=text
         )
     if keys := _part_keys():
-        group = parser.add_argument_group("parts", "method parts of plug-ins; any flag of a part adds it to the model")
+        group = parser.add_argument_group("parts", "further method parts; any flag of a part adds it to the model")
         for key, text in keys.items():
             value: dict[str, Any] = {"metavar": "VALUE"}
             if key.count(".") == 1:
@@ -165,19 +165,21 @@ def _loss_keys() -> dict[str, str]:
 
 
 def _part_keys() -> dict[str, str]:
-    """Return the config keys of the method parts of plug-ins, `parts.<name>` and its fields, with their help."""
-    keys = {}
+    """Return the config keys `parts.<name>` and its fields, of the package and of plug-ins, with their help."""
+    configs: dict[str, tuple[Any, str]] = {name: (config, name) for name, config in PART_CONFIGS.items()}
     if loaded_plugins() or importlib.metadata.entry_points(group="cskt.parts"):
         from cskt.model.parts import PARTS  # noqa: PLC0415  (imports torch, which --help does not need)
 
         for name in PARTS:
             if plugin := PARTS.provider(name):
-                keys[f"parts.{name}"] = f"add {name}, of {plugin.name}, to the model"
-                fields: dict[str, Any] = PARTS[name].Config.__pydantic_fields__  # type: ignore[attr-defined]
-                for field, about in fields.items():
-                    text = " ".join((about.description or field).split())
-                    default = about.get_default(call_default_factory=True)
-                    keys[f"parts.{name}.{field}"] = f"{text} (default: {shown(default)})".replace("%", "%%")
+                configs[name] = PARTS[name].Config, f"{name}, of {plugin.name},"
+    keys = {}
+    for name, (config, origin) in configs.items():
+        keys[f"parts.{name}"] = f"add {origin} to the model"
+        for field, about in config.__pydantic_fields__.items():
+            text = " ".join((about.description or field).split())
+            default = about.get_default(call_default_factory=True)
+            keys[f"parts.{name}.{field}"] = f"{text} (default: {shown(default)})".replace("%", "%%")
     return keys
 
 

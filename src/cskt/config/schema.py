@@ -71,7 +71,7 @@ class RunConfig:
     adapters: AdapterConfig = AdapterConfig()
     lora: LoraConfig = LoraConfig()
     parts: dict[str, dict[str, Plain]] = dataclasses.field(default_factory=dict)
-    """Method parts of plug-ins, by name, with the settings of each by field."""
+    """Further method parts, of the package or of plug-ins, by name, with the settings of each by field."""
     mlm: MlmConfig = MlmConfig()
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     data: DataConfig = DataConfig()

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from cskt.errors import CsktError
+from cskt.losses.balance_loss import BalanceLoss, balance
 from cskt.losses.base import (
     LOSSES,
     Embeddings,
@@ -49,9 +50,10 @@ from cskt.utils.arguments import listed
 from cskt.utils.messages import nearest
 
 __all__ = [
-    "LOSSES", "CMPMLoss", "Embeddings", "ITCLoss", "IdentityLoss", "Loss", "LossInputs", "MLMLoss", "Negatives",
-    "PairLoss", "Reduction", "SDMLoss", "Sizes", "TALLoss", "TripletLoss", "build_losses", "cmpm", "identity", "itc",
-    "mlm", "reduced", "register", "sdm", "sdm_at_collapse", "tal", "triplet", "weighted_total",
+    "LOSSES", "BalanceLoss", "CMPMLoss", "Embeddings", "ITCLoss", "IdentityLoss", "Loss", "LossInputs", "MLMLoss",
+    "Negatives", "PairLoss", "Reduction", "SDMLoss", "Sizes", "TALLoss", "TripletLoss", "balance", "build_losses",
+    "cmpm", "identity", "itc", "mlm", "reduced", "register", "sdm", "sdm_at_collapse", "tal", "triplet",
+    "weighted_total",
 ]  # fmt: skip
 
 

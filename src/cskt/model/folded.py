@@ -166,8 +166,14 @@ def _fold_blocks(tower: VisionTower | TextTower, extras: TowerExtras) -> TowerEx
             block.mlp = FoldedMLP(block.mlp, block.ln_2, added.beside_mlp)
             block.ln_2 = nn.LayerNorm(block.ln_2.normalized_shape, eps=block.ln_2.eps, elementwise_affine=False)
             added = added._replace(beside_mlp=())
+        else:
+            added = added._replace(beside_mlp=tuple(map(_for_inference, added.beside_mlp)))
         remaining.append(added)
     return dataclasses.replace(extras, blocks=remaining if any(added.modules for added in remaining) else ())
+
+
+def _for_inference(branch: Any) -> Any:
+    return branch.for_inference() if hasattr(branch, "for_inference") else branch
 
 
 def _modules(extras: TowerExtras) -> nn.ModuleList:

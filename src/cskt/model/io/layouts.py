@@ -77,6 +77,38 @@ _ADAPTERS = (  # ours, the released name; every rule that matches is applied
     (r"\.norm\.", ".ln_3."),
     (r"\.(down|up)\.", r".adapter_mlp.\1."),
 )
+_TOWERS = (
+    (r"^vision\.(\d+)\.", r"base_model.visual.transformer.resblocks.\1."),
+    (r"^text\.(\d+)\.", r"base_model.transformer.resblocks.\1."),
+)
+_PARTS = {  # method part -> our name after `parts.<part>.`, the released name; every rule that matches is applied
+    "up_person": (
+        (r"\.before_attention\.(\d+)\.scale$", r".\1.scale_1"),
+        (r"\.before_mlp\.(\d+)\.scale$", r".\1.scale_2"),
+        (r"\.before_attention\.(\d+)\.", r".\1.adapter_ln_msa."),
+        (r"\.before_mlp\.(\d+)\.", r".\1.adapter_ln_mlp."),
+        *_TOWERS,
+        (r"^vision\.low_rank\.", "LORA_learner.lora_image."),
+        (r"^text\.low_rank\.", "LORA_learner.lora_text."),
+        (r"\.key\.(down|up|scale)$", r".\1.0"),
+        (r"\.value\.(down|up|scale)$", r".\1.1"),
+        (r"\.down\.([01])$", r".lora_A.\1"),
+        (r"\.up\.([01])$", r".lora_B.\1"),
+        (r"\.scale\.([01])$", r".scale.\1.scale"),
+        (r"^vision\.prefix\.", "vit_prefix_learner.vit_prefix."),
+        (r"^text\.prefix\.", "text_prefix_learner.text_prefix."),
+        (r"\.value(_scale)?$", r".val\1"),
+        (r"\.(key|val)$", r".\1.tokens"),
+        (r"\.(key|val)_scale$", r".\1.scaler.scale"),
+        (r"\.factor$", ".scale_to_grad"),
+    ),
+    "dm_adapter": (
+        *_TOWERS,
+        (r"\.norm\.", ".ln_3."),
+        (r"\.task$", ".task_param"),
+        (r"\.(alpha$|input_gate\.|task_gate\.|experts\.)", r".feed_forward.\1"),
+    ),
+}
 
 TRAINING_ONLY = (
     "classifier.", "cross_attn.", "cross_modal_transformer.", "ln_pre_t.", "ln_pre_i.", "ln_post.", "mlm_head.",
@@ -98,7 +130,7 @@ def hugging_face_names(name: str) -> tuple[str, ...]:
 
 
 def released_name(name: str) -> str:
-    """Map our name of a parameter of model or objective to its name in a released CSKT or IRRA checkpoint.
+    """Map our name of a parameter of model or objective to its name in a checkpoint of its released code.
 
     `prompts.text.0` -> `prompt_learner.ctx`, `adapters.text.3.norm.bias` ->
     `base_model.transformer.resblocks.3.ln_3.bias`, `vision.proj` -> `base_model.visual.proj`,
@@ -114,7 +146,24 @@ def released_name(name: str) -> str:
             return (first if block == 0 else later.format(block - 1)) + name[match.end() :]
     if name.startswith("adapters."):
         return _replaced(name, _ADAPTERS)
+    if match := re.match(r"^parts\.(\w+)\.", name):
+        return _replaced(name[match.end() :], _PARTS[match[1]])
     return f"base_model.{openai_name(name)}"
+
+
+def unused_shapes(part: str, architecture: ClipArchitecture) -> dict[str, tuple[int, ...]]:
+    """Return the tensors of a released checkpoint that its code trains and counts, but never uses, by name.
+
+    They are written into released folders only. `part` is the method part of the checkpoint.
+    """
+    if part != "dm_adapter":
+        return {}
+    vision, text = architecture.vision_width, architecture.text_width
+    shapes = {
+        "vision_param": (vision,), "text_param": (text,), "co_vision_param": (vision,),
+        "v2i_proj.weight": (text, vision), "v2i_proj.bias": (text,),
+    }  # fmt: skip
+    return {f"base_model.{name}": shape for name, shape in shapes.items()}
 
 
 def _replaced(name: str, rules: tuple[tuple[str, str], ...]) -> str:

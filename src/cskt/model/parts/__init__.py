@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from cskt.model.parts.adapters import Adapters
 from cskt.model.parts.base import PARTS, EmbedWords, Part, PartExtras, Side, complete_parts, part_config, register
+from cskt.model.parts.dm_adapter import DMAdapter
 from cskt.model.parts.lora import Lora
 from cskt.model.parts.prompts import PromptLearner
+from cskt.model.parts.up_person import UpPerson
 
 __all__ = [
-    "PARTS", "Adapters", "EmbedWords", "Lora", "Part", "PartExtras", "PromptLearner", "Side", "complete_parts",
-    "part_config", "register",
+    "PARTS", "Adapters", "DMAdapter", "EmbedWords", "Lora", "Part", "PartExtras", "PromptLearner", "Side", "UpPerson",
+    "complete_parts", "part_config", "register",
 ]  # fmt: skip

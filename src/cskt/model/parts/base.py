@@ -55,8 +55,9 @@ class PartExtras:
     The input is normalised already, so that a norm of the branch applies its weight and bias alone.
 
     A branch that is relu between two linear layers may have `folded() -> ((weight, bias), (weight, bias))`: then the
-    MLP computes it in inference. In training, `record(tokens) -> [B, L, K]` of a branch that has it is
-    called with the same tokens: see `Part.outputs`.
+    MLP computes it in inference. Any other branch may have `for_inference() -> nn.Module`, which takes its place in
+    inference: the same function, of its parameters as they are then. In training, `record(tokens) -> [B, L, K]` of a
+    branch that has it is called with the same tokens: see `Part.outputs`.
     """
     low_rank: Modules = None
     """One `nn.ModuleDict` per block: target -> update of a linear layer (query, key, value, out, fc, proj), which takes

@@ -12,9 +12,9 @@ from cskt.model.parts.base import EmbedWords, Part, PartExtras, Side, register
 
 
 class LowRank(nn.Module):
-    """`scale * up @ down @ x`, added to the output of a frozen linear layer."""
+    """`scale * up @ down @ x`, added to the output of a frozen linear layer; a parameter as scale is learned."""
 
-    def __init__(self, in_width: int, out_width: int, rank: int, scale: float) -> None:
+    def __init__(self, in_width: int, out_width: int, rank: int, scale: float | nn.Parameter) -> None:
         super().__init__()
         self.scale = scale
         self.down = nn.Parameter(torch.empty(rank, in_width))
