@@ -39,10 +39,10 @@ with bare.imports() as STOOD_IN_FOR:
     from cskt import losses
     from cskt.config import AdapterConfig, AugmentConfig, ClipArchitecture, PromptConfig
     from cskt.data.images import augment, normalise, to_device
+    from cskt.data.prefetcher import Prefetcher
     from cskt.device import arithmetic, peak_memory_bytes, pick_device, reset_peak_memory
     from cskt.model.dual_encoder import DualEncoder
     from cskt.model.folded import fold_text, fold_vision
-    from cskt.training.prefetcher import Prefetcher
     from cskt.types import Batch
 
 EPOCHS, PAIRS_OF_EPOCH = 60, 68_126

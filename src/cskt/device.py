@@ -61,23 +61,20 @@ def pick_precision(name: str, device: torch.device, exact: str = "fp32") -> str:
 
 
 def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return a context that computes in one of `PRECISIONS`: autocast, or for fp32 exact float32."""
+    """Return a context that computes in one of `PRECISIONS`: autocast, or for fp32 torch's own default.
+
+    Matrix products are then exact, unless the program has called `torch.set_float32_matmul_precision`. The towers have
+    no convolution (`VisionTower`), which torch would round to TF32 on CUDA.
+    """
     if precision == "fp32":
-        return exact_convolutions(device)
-    return torch.autocast(device.type, dtype=DTYPES[precision])
-
-
-def exact_convolutions(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context of exact float32: cuDNN would round the patch convolution to TF32 by default."""
-    if device.type != "cuda":
         return nullcontext()
-    cudnn = torch.backends.cudnn  # settings that are left out would be off
-    return cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
+    return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
 def reset_peak_memory(device: torch.device) -> None:
     """Measure the peak from now on, where that is possible: on CUDA, and on Linux for the whole process."""
     if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # before it, `cuda:0` has no statistics
         torch.cuda.reset_peak_memory_stats(device)
     elif PROCESS_MEMORY.is_file():
         with contextlib.suppress(OSError):  # a container may forbid it; the peak then includes the past

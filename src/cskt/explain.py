@@ -110,11 +110,11 @@ def explain(encoder: Encoder, image: Source, text: str, *, apply_orientation: bo
     phrases = list(dict.fromkeys(phrase for _, phrase in words))
     sentences = [text, *(PHRASE.replace("{}", phrase) for phrase in phrases)]
     with torch.inference_mode(False):
-        text_features = encoder.encode_text(sentences).to(encoder.device)
+        text_features = encoder.encode_text(sentences, keep_on_device=True)
         images = encoder.normalise(pixels[None])
         with arithmetic(encoder.device, encoder.precision):
             scores, relevance = patch_relevance(encoder.model, images, text_features)
-    sentence, *heats = (scaled(signed).cpu() for signed in relevance)
+    sentence, *heats = torch.stack([scaled(signed) for signed in relevance]).cpu()
     heat_by_phrase = dict(zip(phrases, heats, strict=True))
     return Explanation(sentence, tuple((word, heat_by_phrase[phrase]) for word, phrase in words), scores[0].item())
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel
 
 from cskt.config import AdapterConfig, BackboneConfig, ClipArchitecture, PromptConfig
@@ -119,8 +120,11 @@ def test_any_image_size_and_stride(tmp_path: Path, height: int, width: int, stri
     row, column = rows - 1, columns - 1
     window = images[:, :, row * stride : row * stride + 8, column * stride : column * stride + 8]
     expected = torch.einsum("bchw,dchw->bd", window, model.vision.conv1.weight)
-    found = model.vision.conv1(images)[:, :, row, column]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    with FlopCounterMode(display=False) as counter:
+        found = model.vision._embed_patches(images)
+    assert not any("conv" in str(name) for name in counter.get_flop_counts()["Global"]), "CUDA would round it to TF32"
+    torch.testing.assert_close(found[:, row * columns + column], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, model.vision.conv1(images).flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-5)
     assert model.encode_image(images).isfinite().all()
 
 

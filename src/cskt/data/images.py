@@ -78,8 +78,8 @@ def normalise(images: Tensor, mean: ChannelMeans = CLIP_MEAN, std: ChannelStds =
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the host to the device; on CUDA through pinned memory, without waiting for running work."""
-    if device.type != "cuda":
+    """Copy a tensor to the device; from the host to CUDA through pinned memory, without waiting for running work."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)  # the pinned memory is kept until the copy is done
 

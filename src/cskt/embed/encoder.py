@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Unpack, cast, overload
@@ -22,10 +23,11 @@ from torch import Tensor
 from cskt.config import RunConfig, to_dict, with_method
 from cskt.config.file_names import BEST, CONFIG
 from cskt.config.types import Interpolation, Precision
-from cskt.data.images import ImageReader, normalise
+from cskt.data.images import ImageReader, normalise, to_device
 from cskt.data.loading import iter_images
+from cskt.data.prefetcher import AnyBatch, Prefetcher, read_back
 from cskt.data.tokenizer import Tokenizer
-from cskt.device import DTYPES, exact_convolutions, pick_device, pick_precision
+from cskt.device import DTYPES, pick_device, pick_precision
 from cskt.embed.inputs import ONE_IMAGE, Captions, Images, check_ids, check_images
 from cskt.embed.options import EncodeKeywords, EncodeOptions, ModelSource, merged
 from cskt.errors import SMALLER_BATCHES, CsktError, compiler_errors, out_of_memory_errors
@@ -41,6 +43,14 @@ from cskt.utils.paths import check_path
 PLAIN = ("{}",)
 """The template that leaves a caption as it is."""
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class _ImageBatch:
+    """Images and their positions in the result."""
+
+    images: Tensor
+    rows: slice
 
 
 class Encoder:
@@ -195,7 +205,7 @@ class Encoder:
             torch.float32
         """
         architecture = self.model.architecture
-        return normalise(pixels.to(self.device), architecture.image_mean, architecture.image_std)
+        return normalise(to_device(pixels, self.device), architecture.image_mean, architecture.image_std)
 
     @overload
     def encode_image(
@@ -249,13 +259,38 @@ class Encoder:
             sources = [Path(image) if isinstance(image, str) else image for image in listed(images, *ONE_IMAGE)]
             reader, count = self._reader(apply_orientation), len(sources)
             batches = iter_images(sources, reader, self.batch_size, self.num_workers, self._cache_dir)
-        features = [torch.empty(0, self.embed_dim, device=device)]
+        size = self.batch_size
+        placed = (_ImageBatch(batch, slice(size * i, size * i + len(batch))) for i, batch in enumerate(batches))
+        features = torch.empty(count, self.embed_dim, device=device)
         with bar("images", count, shown=self.show_progress) as advance:
-            for batch in batches:
-                encode = self._pixel_features if batch.dtype == torch.uint8 else self._normalised_features
-                features.append(encode(batch).to(device))
-                advance(len(batch))
-        return _converted(torch.cat(features), is_single=is_single, convert_to=convert_to)
+            for batch, found in self._encode_batches(placed, device):
+                features[batch.rows] = found
+                advance(len(found))
+        return _converted(features, is_single=is_single, convert_to=convert_to)
+
+    def encode_batches(self, batches: Generator[AnyBatch, None, None]) -> Iterator[tuple[AnyBatch, Tensor]]:
+        """Encode images as they come, in batches; on a GPU each is copied there while the one before it is computed.
+
+        Args:
+            batches: dataclasses with a field `images`, a tensor as for `encode_image`, perhaps of no images. On CUDA a
+                batch is taken before the results of the two before it are yielded.
+
+        Returns:
+            An iterator over the batches, in order, with the unit vectors [B, D] of each on the CPU.
+
+        Example:
+            >>> from dataclasses import dataclass
+            >>> @dataclass
+            ... class Frame:
+            ...     images: torch.Tensor
+            ...     number: int
+            >>> encoder = cskt.load("clip-tiny", device="cpu")
+            >>> frames = (Frame(torch.zeros(2, 3, 128, 64, dtype=torch.uint8), number) for number in range(3))
+            >>> [(frame.number, list(vectors.shape)) for frame, vectors in encoder.encode_batches(frames)]
+            [(0, [2, 256]), (1, [2, 256]), (2, [2, 256])]
+        """
+        with out_of_memory_errors(SMALLER_BATCHES):
+            yield from self._encode_batches(batches, CPU)
 
     @overload
     def encode_text(
@@ -363,15 +398,28 @@ class Encoder:
             raise CsktError("keep_on_device: NumPy arrays are on the CPU; give convert_to='torch'")
         return self.device if keep_on_device else CPU
 
+    def _encode_batches(
+        self, batches: Generator[AnyBatch, None, None], device: torch.device
+    ) -> Iterator[tuple[AnyBatch, Tensor]]:
+        with Prefetcher(batches, self.device) as prefetcher:
+            computed = ((batch, self._image_features(batch.images)) for batch in prefetcher)
+            yield from computed if device == self.device else read_back(computed, self.device)
+
+    def _image_features(self, images: Tensor) -> Tensor:
+        if not len(images):
+            return torch.empty(0, self.embed_dim, device=self.device)
+        return self._pixel_features(images) if images.dtype == torch.uint8 else self._normalised_features(images)
+
     def _encode_ids(self, caption_ids: Tensor, device: torch.device) -> Tensor:
         lengths = caption_ids.argmax(dim=1) + 1  # the end token has the largest id
         # Captions of similar length share a batch, so that little is computed after an end token.
         order = lengths.argsort(stable=True)
         features = torch.empty(len(caption_ids), self.embed_dim, device=device)
         with bar("captions", len(order), shown=self.show_progress) as advance:
-            for rows in torch.split(order, self.batch_size) if len(order) else ():
-                batch = caption_ids[rows, : int(lengths[rows].max())]
-                features[rows.to(device)] = self._text_features(batch).to(device)
+            batches = torch.split(order, self.batch_size) if len(order) else ()
+            computed = ((rows, self._text_features(caption_ids[rows, : int(lengths[rows].max())])) for rows in batches)
+            for rows, found in computed if device == self.device else read_back(computed, self.device):
+                features[to_device(rows, device)] = found
                 advance(len(rows))
         return features
 
@@ -389,8 +437,8 @@ class Encoder:
 
     @torch.no_grad()
     def _unit(self, tower: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        with exact_convolutions(self.device), compiler_errors():
-            return F.normalize(tower(batch.to(self.device)), dim=-1)
+        with compiler_errors():
+            return F.normalize(tower(to_device(batch, self.device)), dim=-1)
 
 
 def _converted(features: Tensor, *, is_single: bool, convert_to: str) -> Any:

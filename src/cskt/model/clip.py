@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cskt.config import ClipArchitecture
@@ -106,7 +107,7 @@ class VisionTower(nn.Module):
         query_positions: Tensor | None,
         observed: Observed = NOTHING_OBSERVED,
     ) -> Tensor:
-        patches = self.conv1(images).flatten(2).transpose(1, 2)
+        patches = self._embed_patches(images)
         class_token = self.class_embedding.expand(len(images), 1, -1)
         x = torch.cat([class_token, patches], dim=1) + self.positional_embedding
         depth, num_cached = len(extras.prompts), self._num_cached(extras)
@@ -122,6 +123,16 @@ class VisionTower(nn.Module):
             observed=observed,
             observed_positions=_first_positions(images),
         )
+
+    def _embed_patches(self, images: Tensor) -> Tensor:
+        """Apply `conv1`: [B, 3, H, W] -> [B, number of patches, vision_width].
+
+        It is a matrix product, which is exact in float32 on every device. cuDNN would round a convolution to TF32, and
+        only a flag of the whole process prevents that.
+        """
+        size, stride = self.conv1.weight.shape[2], self.conv1.stride[0]
+        patches = images.unfold(2, size, stride).unfold(3, size, stride)  # [B, 3, rows, columns, size, size]
+        return F.linear(patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2), self.conv1.weight.flatten(1))
 
     def _prompts_before(self, index: int, extras: TowerExtras) -> Tensor:
         """Return the prompts [P, vision_width] that enter a block."""

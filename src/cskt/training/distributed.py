@@ -250,20 +250,21 @@ class Rows:
         whole = _Gather.apply(flat, self)  # type: ignore[no-untyped-call]
         return whole.view(len(whole), *own.shape[1:]).to(own.dtype)
 
-    def all_reduced_fraction(self, num_terms: int | Tensor | None = None) -> float:
-        """Return the weight of the own mean in the mean of all, with `num_terms` terms if not one per row.
+    def share_of_mean(self, mean: Tensor, num_terms: int | Tensor | None = None) -> Tensor:
+        """Return the share of the own mean in the mean of all, a scalar; it has `num_terms` terms, or one per row.
 
-        If terms have weights, `num_terms` is the sum of the own weights.
+        If terms have weights, `num_terms` is the sum of the own weights. A tensor is not read: the host would wait for
+        the device.
 
         Collective: every process must call it.
         """
         if self.processes.world_size == 1:
-            return 1.0
+            return mean
         if num_terms is None:
-            return len(self.without_padding) / (self.num_images * self.captions_per_image)
-        own = float(num_terms) if self.without_padding else 0.0
-        total = float(self.processes.all_reduce(torch.tensor(own, dtype=torch.float64)))
-        return own / total if total else 0.0
+            return mean * (len(self.without_padding) / (self.num_images * self.captions_per_image))
+        own = torch.as_tensor(num_terms, dtype=torch.float64).detach() * bool(self.without_padding)
+        total = self.processes.all_reduce(own)
+        return mean * (own / total.where(total > 0, 1.0)).to(mean.dtype)
 
 
 SINGLE_PROCESS_ROWS = Rows(SINGLE_PROCESS, slice(None), num_images=0, captions_per_image=1)
@@ -302,7 +303,7 @@ def process_group() -> Generator[Processes, None, None]:
 
 
 def _connect(ranks: Ranks) -> None:
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         with _connection_errors():
             store, *_ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=TIMEOUT))  # type: ignore[attr-defined]

@@ -226,7 +226,7 @@ class Objective(nn.Module):
         losses = cast(dict[str, Loss], self.losses)
         values = {name: _scalar(name, loss(inputs)) for name, loss in losses.items()}
         return {
-            name: rows.all_reduced_fraction(loss.num_terms(inputs)) * values[name] if loss.by_row else values[name]
+            name: rows.share_of_mean(values[name], loss.num_terms(inputs)) if loss.by_row else values[name]
             for name, loss in losses.items()
         }
 

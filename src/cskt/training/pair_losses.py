@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from cskt.data.images import to_device
+from cskt.data.prefetcher import Prefetcher
 from cskt.device import arithmetic
 from cskt.errors import CsktError
 from cskt.losses import Loss
 from cskt.training.context import TrainingContext
 from cskt.training.distributed import SINGLE_PROCESS, Rows
-from cskt.training.prefetcher import Prefetcher
 from cskt.training.step import encode_piece, generator_of, image_ids_per_pair, joined, pieces_of
 from cskt.utils.arguments import listed
 from cskt.utils.messages import described, nearest
@@ -50,14 +50,17 @@ def pair_losses(context: TrainingContext, names: str | Sequence[str]) -> dict[st
         raise CsktError(f"pair_losses: '{unknown}' is not in loss.weights ({hint}); a weight of 0 there suffices")
     alone = dataclasses.replace(context, processes=SINGLE_PROCESS)
     epoch, num_pairs = context.state.progress.epoch, context.loader.num_pairs
-    found = {name: torch.empty(num_pairs) for name in chosen}
+    found = {name: torch.empty(num_pairs, device=device) for name in chosen}  # read once: the host would wait
     with (
         evaluation_mode(context.state.model, objective),
         Prefetcher(context.loader.every_pair(epoch, STREAM), device) as batches,
     ):
         for step, batch in enumerate(batches):
             rows = Rows.of(batch, SINGLE_PROCESS)
-            pids, image_ids = to_device(batch.pids, device), to_device(image_ids_per_pair(batch), device)
+            assert batch.pair_ids is not None, "batches are of the loader"
+            pids, image_ids, pair_ids = (
+                to_device(ids, device) for ids in (batch.pids, image_ids_per_pair(batch), batch.pair_ids)
+            )
             pieces = pieces_of(alone, batch, rows, generator_of(config.seed, "pair losses", epoch, step))
             if not config.mlm.masked_for_all:  # masked words have no loss for each pair
                 pieces = [dataclasses.replace(piece, masked=None) for piece in pieces]
@@ -70,8 +73,8 @@ def pair_losses(context: TrainingContext, names: str | Sequence[str]) -> dict[st
                         raise CsktError(
                             f"loss '{name}': per_pair returned {described(losses)}; expected shape [{len(pids)}]"
                         )
-                    found[name][batch.pair_ids] = losses.float().cpu()
-    return found
+                    found[name][pair_ids] = losses.float()
+    return {name: losses.cpu() for name, losses in found.items()}
 
 
 @contextmanager

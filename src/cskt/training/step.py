@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cskt.data.images import augment, to_device
 from cskt.data.masking import MaskedCaptions, augment_captions, mask_tokens
-from cskt.device import arithmetic, exact_convolutions
+from cskt.device import arithmetic
 from cskt.errors import CsktError, compiler_errors
 from cskt.losses import weighted_total
 from cskt.training.buffers import constant_buffers
@@ -51,8 +51,7 @@ def forward_backward(
             raise CsktError(
                 f"the losses ({', '.join(losses)}) depend on no trained parameter; do not detach the inputs"
             )
-        with exact_convolutions(device):
-            torch.autograd.backward(state.scaler.scale(total / len(window)))
+        torch.autograd.backward(state.scaler.scale(total / len(window)))
         whole = {name: loss.detach() for name, loss in losses.items()}
         for name, loss in whole.items():
             if state.objective.losses[name].by_row:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cskt.config import to_dict
+from cskt.data.prefetcher import Prefetcher
 from cskt.data.records import Split
 from cskt.device import peak_memory_bytes
 from cskt.embed import Encoder
@@ -26,7 +27,6 @@ from cskt.training.initial_weights import InitialWeights, save_best_heads
 from cskt.training.loggers import Loggers
 from cskt.training.monitor import StepMonitor
 from cskt.training.optim import learning_rate, set_learning_rate
-from cskt.training.prefetcher import Prefetcher
 from cskt.training.run_folder import RunFolder
 from cskt.training.run_hooks import Hooks
 from cskt.training.shutdown import ShutdownSignal

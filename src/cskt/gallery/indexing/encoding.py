@@ -77,6 +77,19 @@ class PreparedImage:
     thumbnail: bytes
 
 
+@dataclass(frozen=True)
+class _ReadBatch:
+    """Results for images that were read, and the pixels of those that are to be encoded."""
+
+    images: Tensor
+    results: list[tuple[Processed, PreparedImage | None]]
+
+    @classmethod
+    def of(cls, results: list[tuple[Processed, PreparedImage | None]], size: tuple[int, int]) -> _ReadBatch:
+        pixels = [image.pixels for _, image in results if image is not None]
+        return cls(torch.stack(pixels) if pixels else torch.empty(0, 3, *size, dtype=torch.uint8), results)
+
+
 class Engine(Protocol):
     """Reads and encodes images: in this process (`LocalEngine`) or on a cluster (`RayEngine`)."""
 
@@ -95,12 +108,12 @@ class LocalEngine:
         encoder = self._encoder
         size, interpolation = encoder.image_size, encoder.interpolation
         batches = batched(pending, encoder.batch_size, bytes_held)
-        for batch in work_ahead(lambda item: _read(item, size, interpolation), batches, max(1, encoder.num_workers)):
-            pixels = [image.pixels for _, image in batch if image is not None]
-            vectors = iter(encoder.encode_image(torch.stack(pixels)).numpy() if pixels else ())
+        read = work_ahead(lambda item: _read(item, size, interpolation), batches, max(1, encoder.num_workers))
+        for batch, found in encoder.encode_batches(_ReadBatch.of(results, size) for results in read):
+            vectors = iter(found.numpy())
             yield [
                 result if image is None else replace(result, crop=_crop(result.pending, image, next(vectors)))
-                for result, image in batch
+                for result, image in batch.results
             ]
 
 

@@ -8,9 +8,9 @@ from collections.abc import Generator
 import pytest
 import torch
 
+from cskt.data import prefetcher
+from cskt.data.prefetcher import Prefetcher
 from cskt.errors import CsktError
-from cskt.training import prefetcher
-from cskt.training.prefetcher import Prefetcher
 from cskt.types import Batch
 
 CPU = torch.device("cpu")
