@@ -1,7 +1,8 @@
 """Shared parts of the measurements: alternating timing of two implementations, peak memory, the table of targets.
 
-Both implementations alternate in one process, so that other load slows both; medians are compared. Peak memory is
-measured in a separate process, because a process rarely returns memory.
+Both implementations alternate in one process, and the medians of their processor seconds are compared: elapsed seconds
+depend on what else runs on a machine, processor seconds little. By default everything has one thread and one core.
+Peak memory is measured in a separate process, because a process rarely returns memory.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ import torch
 
 from cskt.device import peak_memory_bytes, reset_peak_memory
 
-THREADS = 2
-"""Default number of repetitions."""
+THREADS = 1
+"""Default number of threads. With more, processor seconds include those that threads wait for each other."""
 CPU = torch.device("cpu")
 
 
@@ -43,9 +44,9 @@ class Row:
     baseline: str
     """Description of the baseline."""
     baseline_seconds: float
-    """Median."""
+    """Median of its processor seconds."""
     seconds: float
-    """Median."""
+    """Median of ours."""
     bar: float | None = None
     """Required ratio; None if there is no target."""
     facts: dict[str, float | int | str] = field(default_factory=dict)
@@ -73,20 +74,33 @@ class Row:
         return all(asked) if asked else None
 
 
+def processor_seconds() -> float:
+    """Return the processor time of this process, and of the processes that it has started and waited for."""
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
+
+
+def limit_threads(threads: int) -> None:
+    """Let torch use so many threads, and all other libraries so many cores, where the system can say so."""
+    torch.set_num_threads(threads)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
 def alternate(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Return the seconds of every call, alternating, `repeats` times after a warm-up round."""
+    """Return the processor seconds of every call, alternating, `repeats` times after a warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
-            started = time.perf_counter()
+            started = processor_seconds()
             call()
             if turn:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(processor_seconds() - started)
     return seconds
 
 
 def medians(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of every call of `alternate`."""
+    """Return the median processor seconds of every call of `alternate`."""
     return {name: statistics.median(seconds) for name, seconds in alternate(calls, repeats).items()}
 
 
@@ -114,7 +128,7 @@ def in_own_process(module: str, quick: bool, threads: int) -> list[Row]:
 
 
 def _rows_of(module: str, quick: bool, threads: int) -> list[Row]:
-    torch.set_num_threads(threads)
+    limit_threads(threads)
     return importlib.import_module(module).rows(quick)
 
 
@@ -194,7 +208,7 @@ def show(rows: Sequence[Row], args: argparse.Namespace, before: Mapping[str, obj
 def main(rows: Callable[[bool], list[Row]], description: str | None) -> None:
     """Run a module of measurements without options of its own: `measure.main(rows, __doc__)`."""
     args = parser(description).parse_args()
-    torch.set_num_threads(args.threads)
+    limit_threads(args.threads)
     before = machine()
     show(rows(args.quick), args, before)
 

@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--memory-of", choices=FORMS, help="print the peak bytes of one step in this form, no table")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="of --memory-of")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    measure.limit_threads(args.threads)
     if args.memory_of:
         print(memory_of_step(args.memory_of, args.batch_size, THIN if args.quick else VIT_B_16))
         return

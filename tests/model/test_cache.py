@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tiny_clip import assert_tiny, open_clip_config, refused, with_changes
 
 from cskt.config import BackboneConfig
-from cskt.model.io import cache
+from cskt.model.io import cache, hub_repository
 from cskt.model.io.weights import load_backbone
 
 
@@ -105,8 +105,8 @@ def test_hugging_face_repository(archive: Path, tmp_path: Path, monkeypatch: pyt
             raise LocalEntryNotFoundError(f"{file_name} is not cached")
         return str(tmp_path / file_name)
 
-    monkeypatch.setattr(cache, "model_info", unreachable)
-    monkeypatch.setattr(cache, "hf_hub_download", from_cache)
+    monkeypatch.setattr(hub_repository, "model_info", unreachable)
+    monkeypatch.setattr(hub_repository, "hf_hub_download", from_cache)
     assert_tiny(load_backbone(BackboneConfig(name="someone/clip.v1-tiny")).state)
     (tmp_path / "open_clip_config.json").unlink()
     line = refused("someone/clip.v1-tiny")
@@ -117,6 +117,6 @@ def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(repository: str, *_: str, **__: float) -> str:
         raise HFValidationError("Repo id must not start with '-'\n(see the documentation)")
 
-    monkeypatch.setattr(cache, "model_info", fail)
-    monkeypatch.setattr(cache, "hf_hub_download", fail)
+    monkeypatch.setattr(hub_repository, "model_info", fail)
+    monkeypatch.setattr(hub_repository, "hf_hub_download", fail)
     assert "must not start with" in refused("-someone/private")

@@ -26,7 +26,7 @@ from torch import Tensor
 import cskt
 from cskt.config import BackboneConfig
 from cskt.embed import EncodeOptions, ModelSource, load_source
-from cskt.model.io import cache
+from cskt.model.io import cache, hub_repository
 from cskt.model.io.layouts import hugging_face_names, openai_name
 from cskt.model.io.tensors import load_checkpoint, read_tensors
 from cskt.model.io.weights import load_backbone, tower_shapes
@@ -345,8 +345,8 @@ def test_a_sharded_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             raise EntryNotFoundError(f"no {name}")
         return str(tmp_path / "snapshot" / name)
 
-    monkeypatch.setattr(cache, "hf_hub_download", fetch)
-    monkeypatch.setattr(cache, "model_info", lambda *_, **__: None)
+    monkeypatch.setattr(hub_repository, "hf_hub_download", fetch)
+    monkeypatch.setattr(hub_repository, "model_info", lambda *_, **__: None)
     backbone = load_backbone(BackboneConfig(name="someone/large", **UNKNOWN_ORIGIN))
     assert_tiny(backbone.state)
     assert backbone.architecture.image_mean == (0.5, 0.5, 0.5)

@@ -19,9 +19,7 @@ import string
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from importlib import resources
-from itertools import islice
 
-import ftfy
 import tokenizers
 import torch
 from tokenizers import Regex, decoders, models, pre_tokenizers
@@ -32,6 +30,8 @@ from cskt.errors import CsktError
 logger = logging.getLogger(__name__)
 
 NUM_MERGES = 48_894
+READ_BYTES = 600_000
+"""Bytes at the start of the file of merges which contain all that are used."""
 START_ID = 49_406
 END_ID = 49_407
 WORD_END = "</w>"
@@ -146,8 +146,12 @@ def _unknown_words(encoding: tokenizers.Encoding, known_ids: frozenset[int], num
 
 def clean(text: str) -> str:
     """Return a text as CLIP's vocabulary expects it: repaired, unescaped, single spaces, lower case."""
-    unescaped = html.unescape(html.unescape(ftfy.fix_text(text.lstrip()[:MAX_CHARACTERS])))
-    return " ".join(unescaped.split()).lower()
+    text = text.lstrip()[:MAX_CHARACTERS]
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # nothing to repair in most captions
+        import ftfy  # noqa: PLC0415  (slow to import)
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
 
 
 @cache
@@ -170,7 +174,7 @@ def clip_bpe() -> tokenizers.Tokenizer:
 def _read_merges() -> list[tuple[str, str]]:
     # The file has 262,144 merges; CLIP was trained on the first 48,894.
     file = resources.files("cskt") / "assets" / "bpe_simple_vocab_16e6.txt.gz"
-    with file.open("rb") as packed, gzip.open(packed, "rt", encoding="utf-8") as lines:
-        next(lines)  # a version line
-        pairs = [tuple(line.split()) for line in islice(lines, NUM_MERGES)]
-    return [(left, right) for left, right in pairs]
+    with file.open("rb") as packed, gzip.open(packed) as content:
+        text = content.read(READ_BYTES).decode(errors="ignore")  # the last character may be cut
+    lines = text.split("\n")[1 : NUM_MERGES + 1]  # the first states a version
+    return [(left, right) for left, _, right in (line.partition(" ") for line in lines)]

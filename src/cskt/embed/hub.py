@@ -14,19 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
 from cskt.config.file_names import BEST, CONFIG
 from cskt.embed.exported import EXPORT_FILES, EXPORTED
 from cskt.errors import CsktError
-from cskt.model.io.cache import HUB_ERRORS
 from cskt.utils.messages import one_line
 
 PREFIX = "hf:"
@@ -86,6 +76,12 @@ def local_path(model: str | Path) -> Path:
 @contextmanager
 def hub_bars() -> Iterator[None]:
     """Let huggingface_hub draw its progress bars at a terminal only, as all bars of this package."""
+    from huggingface_hub.utils.tqdm import (  # noqa: PLC0415  (slow to import)
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
     if sys.stderr.isatty() or are_progress_bars_disabled():
         yield
         return
@@ -102,6 +98,16 @@ def _text(path: str | Path) -> str:
 
 @lru_cache(maxsize=64)
 def _fetched(name: str) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  (slow to import)
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    from cskt.model.io.hub_repository import HUB_ERRORS  # noqa: PLC0415
+
     repository, revision = parse_hub_name(name)
     try:
         with hub_bars():

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from cskt.embed.hub import FILES, PREFIX, hub_bars, parse_hub_name
 from cskt.errors import CsktError
-from cskt.model.io.cache import HUB_ERRORS
+from cskt.model.io.hub_repository import HUB_ERRORS
 from cskt.utils.messages import one_line
 
 LOG_IN = "log in with 'hf auth login', or set HF_TOKEN to a token that may write"

@@ -8,18 +8,13 @@ import os
 import re
 import shutil
 import urllib.request
-from collections.abc import Callable
-from functools import partial
 from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, model_info
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 from cskt.errors import CsktError, FileSystemError, file_system_errors
-from cskt.model.io.json_configs import OPEN_CLIP_CONFIG, PROCESSOR_CONFIGS
-from cskt.model.io.tensors import is_index, shard_names, shard_paths
+from cskt.model.io.json_configs import OPEN_CLIP_CONFIG
+from cskt.model.io.tensors import is_index, shard_paths
 from cskt.utils.files import write_atomically
 from cskt.utils.messages import nearest, one_line
 from cskt.utils.paths import expanded
@@ -47,9 +42,7 @@ WEIGHT_FILES = {
 """Weight files, or indices of shards, of a folder or a Hugging Face repository, best first -> the config of each."""
 
 SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
-TIMEOUT_SECONDS, HUB_TIMEOUT_SECONDS = 30, 10
-HUB_ERRORS: tuple[type[Exception], ...] = (OSError, HFValidationError, HfHubHTTPError.__mro__[1])
-"""Errors of huggingface_hub; the last one is the base of those of its HTTP library, which depends on its version."""
+TIMEOUT_SECONDS = 30
 
 
 def cache_folder() -> Path:
@@ -78,7 +71,9 @@ def locate(name: str) -> Path:
     if path.exists():
         raise CsktError(f"{path}: a pipe or device, not a weight file; name a file or its folder")
     if is_repository_name(name):
-        return _fetch_repository(name)
+        from cskt.model.io.hub_repository import fetch_repository  # noqa: PLC0415  (slow to import)
+
+        return fetch_repository(name)
     raise CsktError(f"backbone '{name}': no such file; {nearest(name, [CLIP_TINY, *PUBLISHED])}")
 
 
@@ -138,63 +133,3 @@ def _download(url: str, path: Path, sha256: str) -> None:
         raise OSError(f"the connection was lost: {error!r}") from None
     if sha256_of(path) != sha256:
         raise OSError(f"the download from {url} does not have the published SHA-256")
-
-
-def _fetch_repository(name: str) -> Path:
-    problem = "it holds none of " + ", ".join(WEIGHT_FILES)
-    unreachable = _reason_unreachable(name)
-    fetch = partial(hf_hub_download, name, local_files_only=bool(unreachable))
-    for weights, config in WEIGHT_FILES.items():
-        try:
-            fetch(config)
-            path = Path(fetch(weights))
-            for shard in shard_names(path) if is_index(path) else ():
-                fetch(shard)
-        except LocalEntryNotFoundError as error:  # no network; another name may still be in the hub's cache
-            problem = unreachable or _first_line(error)
-        except EntryNotFoundError:
-            continue
-        except HUB_ERRORS as error:
-            problem = _first_line(error)
-            break
-        else:
-            _fetch_processor(name, fetch)
-            return path
-    raise CsktError(
-        f"backbone '{name}': neither a path, nor a published name ({', '.join(PUBLISHED)}),"
-        f" nor a Hugging Face repository that can be reached; download its files and give their folder ({problem})"
-    )
-
-
-def _reason_unreachable(name: str) -> str:
-    """Return why the Hub cannot be reached; empty if it answers.
-
-    It is asked once. To fetch a file, huggingface_hub tries for minutes without a network.
-    """
-    try:
-        model_info(name, timeout=HUB_TIMEOUT_SECONDS)
-    except (HfHubHTTPError, HFValidationError):  # an answer; the fetch reports it
-        return ""
-    except HUB_ERRORS as error:
-        return _first_line(error) or type(error).__name__
-    return ""
-
-
-def _fetch_processor(name: str, fetch: Callable[[str], str]) -> None:
-    """Fetch the files of a repository that state the normalisation of its images, if it has any."""
-    for file in PROCESSOR_CONFIGS:
-        try:
-            fetch(file)
-        except LocalEntryNotFoundError:  # also where the repository has none and no cache says so
-            log.info(
-                "backbone '%s': no network, and no %s in the cache; if the repository has one, fetch it", name, file
-            )
-        except EntryNotFoundError:
-            continue
-        except HUB_ERRORS as error:
-            reason = _first_line(error)
-            raise CsktError(f"backbone '{name}': {file} cannot be fetched: {reason}; try again") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

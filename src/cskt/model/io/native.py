@@ -248,7 +248,7 @@ def _all_rows(known: Tensor | None, rows: Tensor, vocab_size: int, path: Path) -
     if vocab_size * known.shape[1] > MAX_TOKEN_TABLE:
         raise CsktError(f"{path}: '{TOKEN_EMBEDDING}' would unfold to {vocab_size:,} x {known.shape[1]:,} numbers")
     mean, deviation = known.float().mean(dim=0), known.float().std(dim=0, correction=0)
-    noise = torch.randn(vocab_size, known.shape[1], generator=torch.Generator().manual_seed(0))
-    table = mean + deviation * noise
+    table = torch.randn(vocab_size, known.shape[1], generator=torch.Generator().manual_seed(0))
+    table.mul_(deviation).add_(mean)
     table[rows.long()] = known.float()
     return table
