@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from cskt import losses
 from cskt.config import LossConfig
 from cskt.errors import CsktError
-from cskt.losses import LOSSES, LossInputs
+from cskt.losses import LOSSES, Embeddings, LossInputs
 
 PARITY = Path(__file__).parent / "parity"
 BATCHES = {
@@ -26,6 +26,10 @@ BATCHES = {
 }
 CONSTANTS = LossConfig(temperature=0.07, margin=0.7, tal_temperature=0.05, tal_margin=0.2)
 READY = losses.build_losses(LOSSES, CONSTANTS)
+OF_SELECTION = {name: name.removeprefix("tse_") for name in LOSSES if name.startswith("tse_")}
+"""Losses of the token selection embeddings -> the losses of the features that they are."""
+PLAIN = [name for name in LOSSES if name not in OF_SELECTION]
+SUMMED = ("tal", "trl")
 
 
 def make_inputs(pids: list[int], *, num_classes: int = 40, width: int = 16, seed: int = 0) -> LossInputs:
@@ -183,13 +187,24 @@ def naive_tal(images, texts, inputs: LossInputs) -> list[float]:
     return found
 
 
+def naive_trl(images, texts, inputs: LossInputs) -> list[float]:
+    found, pids, tau = [0.0] * len(images), inputs.pids.tolist(), CONSTANTS.tal_temperature
+    cosines = [[dot(unit(i), unit(t)) for t in texts] for i in images]
+    for rows in (cosines, list(zip(*cosines, strict=True))):
+        for i, row in enumerate(rows):
+            positives = [cosine for j, cosine in enumerate(row) if pids[j] == pids[i]]
+            hardest = max(0.0 if pids[j] == pids[i] else cosine for j, cosine in enumerate(row))
+            found[i] += max(0.0, CONSTANTS.tal_margin - dot(softmax([x / tau for x in positives]), positives) + hardest)
+    return found
+
+
 def naive_mlm(images, texts, inputs: LossInputs) -> list[float]:
     return naive_cross_entropy(inputs.mlm_logits.tolist(), inputs.mlm_labels.tolist())
 
 
 NAIVE = {
     "sdm": naive_sdm, "itc": naive_itc, "cmpm": naive_cmpm, "id": naive_id, "mlm": naive_mlm,
-    "triplet": naive_triplet, "tal": naive_tal,
+    "triplet": naive_triplet, "tal": naive_tal, "trl": naive_trl,
 }  # fmt: skip
 """Loss of each pair (for mlm of each masked word, one per pair here)."""
 
@@ -199,13 +214,13 @@ def naive_pairs(name: str, inputs: LossInputs, *constants: float) -> list[float]
 
 
 def naive(name: str, inputs: LossInputs, *constants: float) -> float:
-    """The loss of a batch: the mean over pairs, of TAL the sum."""
+    """The loss of a batch: the mean over pairs, of TAL and TRL the sum."""
     pairs = naive_pairs(name, inputs, *constants)
-    return math.fsum(pairs) / (1 if name == "tal" else len(pairs))
+    return math.fsum(pairs) / (1 if name in SUMMED else len(pairs))
 
 
 @pytest.mark.parametrize("pids", BATCHES.values(), ids=BATCHES.keys())
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_loss_equals_a_naive_loop(name: str, pids: list[int]) -> None:
     inputs = make_inputs(pids)
     expected = naive(name, inputs)
@@ -217,12 +232,12 @@ WEIGHTS = {"ones": [1.0], "zeros and ones": [0.0, 1.0, 1.0], "any": [0.5, 3.0, 0
 
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS.keys())
 @pytest.mark.parametrize("pids", BATCHES.values(), ids=BATCHES.keys())
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_weights_multiply_the_losses_of_pairs(name: str, pids: list[int], weights: list[float]) -> None:
     inputs, given = make_inputs(pids), [weights[i % len(weights)] for i in range(len(pids))]
     singles = naive_pairs(name, inputs)
     expected = math.fsum(weight * single for weight, single in zip(given, singles, strict=True))
-    if name != "tal":
+    if name not in SUMMED:
         expected /= sum(given) or 1.0
     found = READY[name](weighted(inputs, given))
     assert found.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
@@ -230,7 +245,7 @@ def test_weights_multiply_the_losses_of_pairs(name: str, pids: list[int], weight
         assert READY[name].per_pair(inputs).tolist() == pytest.approx(singles, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_pairs_of_weight_zero_have_no_gradient_of_their_own_and_stay_wrong_answers(name: str) -> None:
     inputs, weights = make_inputs([0, 1, 2, 3]), [1.0, 1.0, 0.0, 1.0]
     tensors = {key: getattr(inputs, key).clone().requires_grad_() for key in ("image_features", "text_features")}
@@ -242,7 +257,7 @@ def test_pairs_of_weight_zero_have_no_gradient_of_their_own_and_stay_wrong_answe
     else:
         features = {key: tensors[key].detach().clone().requires_grad_() for key in ("image_features", "text_features")}
         singles = READY[name].per_pair(replace(inputs, **features))
-        (singles[[0, 1, 3]].sum() / (1 if name == "tal" else 3)).backward()
+        (singles[[0, 1, 3]].sum() / (1 if name in SUMMED else 3)).backward()
         for key, tensor in features.items():
             torch.testing.assert_close(tensors[key].grad, tensor.grad)
         everything = READY[name](weighted(inputs, weights))
@@ -284,7 +299,7 @@ def test_value_at_collapse_follows_weights() -> None:
     assert losses.sdm_at_collapse(pids).item() != pytest.approx(expected.item(), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_loss_of_duplicated_pairs_equals_a_naive_loop(name: str) -> None:
     twice = with_rows(make_inputs([0, 1, 2]), lambda x: torch.cat([x, x]))
     expected = naive(name, twice)
@@ -456,7 +471,7 @@ def test_tal_takes_no_gradient_through_the_weights_of_its_positives(constant_wei
 # --- properties --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_order_of_the_pairs_does_not_matter(name: str) -> None:
     inputs = make_inputs(BATCHES["large"])
     order = torch.randperm(len(inputs.pids), generator=torch.Generator().manual_seed(1))
@@ -474,7 +489,7 @@ def test_images_and_captions_play_the_same_part(name: str) -> None:
 
 @pytest.mark.parametrize("pids", BATCHES.values(), ids=BATCHES.keys())
 @pytest.mark.parametrize("kind", ["random", "equal", "zero"])
-@pytest.mark.parametrize("name", ["sdm", "itc", "cmpm", "triplet", "tal"])
+@pytest.mark.parametrize("name", ["sdm", "itc", "cmpm", "triplet", "tal", "trl"])
 def test_gradients_are_finite(name: str, kind: str, pids: list[int]) -> None:
     features = {"random": 100 * torch.randn(len(pids), 8, generator=torch.Generator().manual_seed(0)),
                 "equal": torch.ones(len(pids), 8), "zero": torch.zeros(len(pids), 8)}[kind]  # fmt: skip
@@ -486,7 +501,7 @@ def test_gradients_are_finite(name: str, kind: str, pids: list[int]) -> None:
     assert texts.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_a_step_against_the_gradient_lowers_the_loss(name: str) -> None:
     inputs = make_inputs(BATCHES["large"])
     inputs = with_rows(inputs, lambda x: x.clone().requires_grad_() if x.is_floating_point() else x)
@@ -504,7 +519,7 @@ def test_a_step_against_the_gradient_lowers_the_loss(name: str) -> None:
     assert value() < before
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_autocast_does_not_touch_a_loss(name: str) -> None:
     inputs = make_inputs(BATCHES["large"])
     plain = READY[name](inputs)
@@ -514,12 +529,25 @@ def test_autocast_does_not_touch_a_loss(name: str) -> None:
     assert torch.equal(cast, plain)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_half_precision_features_are_computed_in_float32(name: str) -> None:
     inputs = make_inputs(BATCHES["large"])
     half = with_rows(inputs, lambda x: x.bfloat16() if x.is_floating_point() else x)
     rounded = with_rows(half, lambda x: x.float() if x.is_floating_point() else x)
     assert torch.equal(READY[name](half), READY[name](rounded))
+
+
+@pytest.mark.parametrize(("name", "plain"), OF_SELECTION.items())
+def test_losses_of_token_selection_are_those_of_its_embeddings(name: str, plain: str) -> None:
+    inputs, other = make_inputs(BATCHES["large"]), make_inputs(BATCHES["large"], seed=1)
+    embeddings = Embeddings(other.image_features, other.text_features)
+    weights = [0.5 * (row % 3) for row in range(30)]
+    of_head = weighted(replace(inputs, embeddings={"tse": embeddings}), weights)
+    of_features = weighted(other, weights)
+    assert torch.equal(READY[name](of_head), READY[plain](of_features))
+    assert torch.equal(READY[name].per_pair(of_head), READY[plain].per_pair(of_features))
+    with pytest.raises(CsktError, match="embedding head of the method part 'tse'; heads of this run: none"):
+        READY[name](inputs)
 
 
 # --- registry and total ------------------------------------------------------------------------------------------

@@ -56,6 +56,8 @@ TRAINS: dict[str, set[str]] = {
     "linear": {"text.proj", "vision.proj"},
     "lora": {"lora.text", "lora.vision"},
     "maple": {TEXT, T2V},
+    "rde": WHOLE | {"parts.tse"},
+    "rde-released": WHOLE | {"parts.tse"},
     "tiny": WHOLE,
     "up-person": {"parts.up_person"},
 }

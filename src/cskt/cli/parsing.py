@@ -16,7 +16,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
-from cskt.config import LOSS_KEYS, PART_CONFIGS, RunConfig, flat_fields, load_config, recipe_names, value_of
+from cskt.config import (
+    HOOK_FIELDS,
+    LOSS_KEYS,
+    PART_CONFIGS,
+    RunConfig,
+    flat_fields,
+    load_config,
+    recipe_names,
+    value_of,
+)
 from cskt.config.plain_yaml import plain_yaml
 from cskt.config.types import WeightsChoice
 from cskt.errors import CsktError, MissingFileError
@@ -184,16 +193,18 @@ def _part_keys() -> dict[str, str]:
 
 
 def _hook_keys() -> dict[str, str]:
-    """Return the config keys of the hooks of plug-ins, `hooks.<name>` and its fields, with their help."""
-    keys: dict[str, str] = {}
+    """Return the config keys of hooks, `hooks.<name>` and its fields, with their help."""
+    kinds: dict[str, Any] = dict(HOOK_FIELDS)
     if loaded_plugins() or importlib.metadata.entry_points(group="cskt.hooks"):
         from cskt.training.hooks import HOOKS  # noqa: PLC0415  (imports torch, which --help does not need)
 
-        for name, kind in HOOKS.items():
-            keys |= {f"hooks.{name}": f"use the hook {name}"} | {
-                f"hooks.{name}.{field.name}": f"{field.name} of {name} (default: {field.default})"
-                for field in dataclasses.fields(kind)  # type: ignore[arg-type]
-            }
+        kinds |= HOOKS
+    keys: dict[str, str] = {}
+    for name, kind in kinds.items():
+        keys |= {f"hooks.{name}": f"use the hook {name}"} | {
+            f"hooks.{name}.{field.name}": f"{field.name} of {name} (default: {shown(field.default)})"
+            for field in dataclasses.fields(kind)
+        }
     return keys
 
 

@@ -11,7 +11,14 @@ from cskt.config.model_sections import (
     LoraConfig,
     PromptConfig,
 )
-from cskt.config.part_sections import PART_CONFIGS, DMAdapterConfig, UpPersonConfig
+from cskt.config.part_sections import (
+    HOOK_FIELDS,
+    PART_CONFIGS,
+    DMAdapterConfig,
+    NoiseDivisionConfig,
+    TokenSelectionConfig,
+    UpPersonConfig,
+)
 from cskt.config.plain_yaml import read_yaml
 from cskt.config.recipes import (
     RECIPES,

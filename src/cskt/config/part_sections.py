@@ -1,13 +1,14 @@
-"""Settings of the package's method parts in the section `parts`, beside those of plug-ins.
+"""Settings of the package's method parts and hooks in the sections `parts` and `hooks`, beside those of plug-ins.
 
-They are here, apart from the parts, so that flags and help need no torch.
+They are here, apart from the parts and hooks, so that flags and help need no torch.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+import dataclasses
+from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 from pydantic import model_validator
 
 from cskt.config.types import STRICT, Positive, PositiveReal, Real, Size, Whole
@@ -66,5 +67,37 @@ class DMAdapterConfig:
         return self
 
 
-PART_CONFIGS: dict[str, type] = {"up_person": UpPersonConfig, "dm_adapter": DMAdapterConfig}
+@checked_dataclass(STRICT)
+class TokenSelectionConfig:
+    """Token selection embedding (RDE, Qin et al., CVPR 2024, section 3.2)."""
+
+    ratio: Annotated[Real, Gt(0), Le(1)] = 0.3
+    """Share of the patches, and of the context without start and end token, that is selected."""
+    width: Size = 1024
+    """Numbers in the embedding."""
+    train_mode_after_division: bool = True
+    """The head trains in training mode: batch normalisation uses the statistics of the batch. With false it keeps the
+    statistics that it starts from (mean 0, variance 1): the code that the published results and checkpoints come from
+    never left the evaluation mode in which it divides the pairs. The authors switch to training mode since 2024-11-28,
+    and warn that this costs accuracy on noisy data."""
+
+
+PART_CONFIGS: dict[str, type] = {
+    "up_person": UpPersonConfig, "dm_adapter": DMAdapterConfig, "tse": TokenSelectionConfig,
+}  # fmt: skip
 """Name of a method part -> its config."""
+
+
+@dataclasses.dataclass
+class NoiseDivisionConfig:
+    """Division of noisy pairs (RDE, section 3.4): fields of the hook `noise_division`."""
+
+    losses: tuple[str, ...] = ("tal", "tse_tal")
+    """Losses of `loss.weights` by which pairs are divided; a coin decides where they disagree."""
+    mixture: Literal["auto", "low", "high", "none"] = "auto"
+    """Fit of the mixtures: low, for little noise (10 iterations, variance at least 5e-4) | high (100, 1e-6) | auto:
+    high for RSTPReid and if more than 40 % of the captions are replaced | none: no division, all pairs count."""
+
+
+HOOK_FIELDS: dict[str, type] = {"noise_division": NoiseDivisionConfig}
+"""Dataclass with the fields of a hook by its name."""

@@ -81,7 +81,7 @@ class RunConfig:
     hooks: dict[str, Annotated[dict[str, Plain], BeforeValidator(_empty_if_none)]] = dataclasses.field(
         default_factory=dict
     )
-    """Hooks of plug-ins, by name, with their fields: `hooks.<name>.<field>`."""
+    """Hooks, of the package (noise_division) or of plug-ins, by name, with their fields: `hooks.<name>.<field>`."""
     plugins: tuple[Annotated[Requirement, BeforeValidator(_named)], ...] = ()
     """Plug-ins that losses, method parts and data come from: names in a recipe; a run records their digests as well."""
 

@@ -25,12 +25,16 @@ from cskt.errors import CsktError
 from cskt.utils.checked import checked_dataclass
 
 LOSS_KEYS = {
-    "temperature": (("sdm", "temperature"), ("itc", "temperature")),
+    "temperature": (
+        ("sdm", "temperature"), ("itc", "temperature"), ("tse_sdm", "temperature"), ("tse_itc", "temperature")
+    ),
     "margin": (("triplet", "margin"),),
-    "tal_temperature": (("tal", "temperature"),),
-    "tal_margin": (("tal", "margin"),),
-    "sdm_other_image": (("sdm", "other_image"),),
-}
+    "tal_temperature": (
+        ("tal", "temperature"), ("trl", "temperature"), ("tse_tal", "temperature"), ("tse_trl", "temperature")
+    ),
+    "tal_margin": (("tal", "margin"), ("trl", "margin"), ("tse_tal", "margin"), ("tse_trl", "margin")),
+    "sdm_other_image": (("sdm", "other_image"), ("tse_sdm", "other_image")),
+}  # fmt: skip
 """Key of the section `loss` -> the losses that it is for, with the field of each. `loss.<name>.<field>` sets a field of
 one loss alone, and counts before these keys."""
 
@@ -42,15 +46,16 @@ class LossConfig:
     weights: Annotated[dict[str, NonNegativeReal], Len(min_length=1)] = dataclasses.field(
         default_factory=lambda: {"sdm": 1.0}
     )
-    """Weight by name: sdm, itc, cmpm, id, mlm, triplet, tal, or a loss of a plug-in."""
+    """Weight by name: sdm, itc, cmpm, id, mlm, triplet, tal, trl, tse_tal and the like (of the part tse), or a loss of
+    a plug-in."""
     temperature: PositiveReal = 0.02
-    """Temperature of sdm and itc; similarities are divided by it."""
+    """Temperature of sdm and itc, also of those of tse; similarities are divided by it."""
     margin: NonNegativeReal = 1.0
     """Margin of triplet, a Euclidean distance."""
     tal_temperature: PositiveReal = 0.015
-    """Temperature of tal (RDE, Qin et al. 2024)."""
+    """Temperature of tal and trl, also of those of tse (RDE, Qin et al. 2024)."""
     tal_margin: NonNegativeReal = 0.1
-    """Margin of tal, a cosine."""
+    """Margin of tal and trl, a cosine."""
     sdm_other_image: Fraction = 1.0
     """Share of a caption's image that other images of its person get in the targets of sdm (label smoothing by image,
     an option of IRRA's released code, there 0.3); 1 treats them alike."""
@@ -149,6 +154,11 @@ class DataConfig:
     """Folder of a memory-mapped cache of the resized images, shared by runs; none keeps none."""
     train_fraction: Annotated[Real, Gt(0), Le(1)] = 1.0
     """Share of the training identities that is used (small-data studies)."""
+    noise_rate: Annotated[Real, Ge(0), Le(1)] = 0.0
+    """Share of the training captions that change places with each other, drawn with the seed, to measure how a method
+    tolerates wrong pairs (RDE, Qin et al. 2024: 0.2, 0.5, 0.8)."""
+    noise_file: str | None = None
+    """File of such a noise in RDE's format, .npy: number i is the caption that replaces training caption i."""
     captions_per_image: Positive = 1
     """Captions of an image in one step, with the image encoded once; batch_size still counts pairs."""
     templates: Annotated[tuple[str, ...], Len(min_length=1)] = ("{}",)
@@ -165,6 +175,10 @@ class DataConfig:
         for template in self.templates:
             if template.count("{}") != 1:
                 raise CsktError(f"data.templates '{template}' must hold {{}} once, where the caption goes")
+        if self.noise_rate and self.noise_file is not None:
+            raise CsktError("data.noise_rate and data.noise_file both replace captions; give one of them")
+        if self.mix and (self.noise_rate or self.noise_file is not None):
+            raise CsktError("data.mix: captions of one data set can be replaced only; leave out data.noise_rate")
         if self.batch_size % self.captions_per_image:
             raise CsktError(
                 f"data.batch_size {self.batch_size} is not divisible by data.captions_per_image"
@@ -191,6 +205,9 @@ class AugmentConfig:
     """Chance of a word token to become the mask token (as IRRA's in-place masking does to its other losses)."""
     caption_drop_probability: Fraction = 0.0
     """Chance of a word token to be left out (random deletion, EDA, Wei and Zou 2019); one always stays."""
+    caption_change_probability: Fraction = 0.0
+    """Chance of a word token to be changed as in RDE: of these 60 % become the mask token, 20 % a random one, and 20 %
+    are left out."""
 
     @model_validator(mode="after")
     def _check(self) -> AugmentConfig:

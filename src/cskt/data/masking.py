@@ -4,7 +4,7 @@ Everything works on a batch of caption ids on any device as `Tokenizer` makes th
 zeros. The input is never changed, and every choice is drawn from a generator on the CPU: the same on every device.
 
 Sources: masked language modelling, BERT (Devlin et al. 2019, section 3.1), on captions as in IRRA (Jiang and Ye
-2023); random deletion, EDA (Wei and Zou 2019).
+2023); random deletion, EDA (Wei and Zou 2019); words changed in three ways, RDE (Qin et al. 2024).
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ FIRST_WORD_ID, LAST_WORD_ID = 1, 49_404
 """Ids that may be masked or inserted at random, as in IRRA: all words but the mask token; 0 ("!") is padding."""
 MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1
 """Shares of the chosen tokens that become the mask token, and a random one; the rest stay (BERT)."""
+CHANGED_TO_MASK, CHANGED_TO_RANDOM = 0.6, 0.2
+"""Shares of the changed tokens that become the mask token, and a random one; the rest are removed (RDE's released code,
+whose comments say otherwise)."""
 
 
 class MaskedCaptions(NamedTuple):
@@ -49,8 +52,7 @@ def mask_tokens(caption_ids: Tensor, probability: float, generator: torch.Genera
     chosen[:, 1] |= first_instead
     masked[:, 1] |= first_instead
 
-    words = torch.randint(FIRST_WORD_ID, LAST_WORD_ID + 1, caption_ids.shape, generator=generator)
-    ids = torch.where(replaced, words.to(caption_ids.device), caption_ids).masked_fill(masked, MASK_ID)
+    ids = torch.where(replaced, _random_words(caption_ids, generator), caption_ids).masked_fill(masked, MASK_ID)
     return MaskedCaptions(ids=ids, labels=caption_ids.masked_fill(~chosen, 0))
 
 
@@ -71,18 +73,39 @@ def drop_tokens(caption_ids: Tensor, probability: float, generator: torch.Genera
     draw = _uniform(caption_ids, generator).masked_fill(~is_word, -1)
     # The word with the largest number is the last to be removed at any probability: it is the one that stays.
     dropped = (is_word & (draw < probability)).scatter(1, draw.argmax(dim=1, keepdim=True), False)
+    return _without(caption_ids, dropped)
 
+
+def change_tokens(caption_ids: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Change each word with a probability: into the mask token (60 %), into a random one (20 %), or remove it (20 %).
+
+    The words behind a removed one move up. All words of a caption may be removed. The result is as long as its longest
+    caption.
+    """
+    draw = _uniform(caption_ids, generator)
+    changed = _is_maskable(caption_ids) & (draw < probability)
+    masked = changed & (draw < probability * CHANGED_TO_MASK)
+    replaced = changed & ~masked & (draw < probability * (CHANGED_TO_MASK + CHANGED_TO_RANDOM))
+    ids = torch.where(replaced, _random_words(caption_ids, generator), caption_ids).masked_fill(masked, MASK_ID)
+    return _without(ids, changed & ~masked & ~replaced)
+
+
+def _without(caption_ids: Tensor, dropped: Tensor) -> Tensor:
+    """Remove tokens, [B, L] bool, and move the others up; the result is as long as its longest caption."""
+    ends = caption_ids.argmax(dim=1)  # the end token has the highest id
     kept_first = dropped.to(torch.uint8).argsort(dim=1, stable=True)
-    length = int((ends.squeeze(1) - dropped.sum(dim=1)).max()) + 1
+    length = int((ends - dropped.sum(dim=1)).max()) + 1
     return caption_ids.masked_fill(dropped, 0).gather(1, kept_first)[:, :length]
 
 
 def augment_captions(caption_ids: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Return the training view of captions, [B, l] with l <= L: words removed, then words masked.
+    """Return the training view of captions, [B, l] with l <= L: words changed, then words removed, then words masked.
 
-    A probability of 0 draws nothing, so that later draws from the generator stay the same; if both are 0, the result is
+    A probability of 0 draws nothing, so that later draws from the generator stay the same; if all are 0, the result is
     the input itself.
     """
+    if config.caption_change_probability:
+        caption_ids = change_tokens(caption_ids, config.caption_change_probability, generator)
     if config.caption_drop_probability:
         caption_ids = drop_tokens(caption_ids, config.caption_drop_probability, generator)
     if config.caption_mask_probability:
@@ -97,3 +120,9 @@ def _is_maskable(caption_ids: Tensor) -> Tensor:
 def _uniform(caption_ids: Tensor, generator: torch.Generator) -> Tensor:
     """Return [B, L] numbers in [0, 1), drawn on the CPU and moved to the captions' device."""
     return torch.rand(caption_ids.shape, generator=generator).to(caption_ids.device)
+
+
+def _random_words(caption_ids: Tensor, generator: torch.Generator) -> Tensor:
+    """Return [B, L] random ids of words, likewise."""
+    words = torch.randint(FIRST_WORD_ID, LAST_WORD_ID + 1, caption_ids.shape, generator=generator)
+    return words.to(caption_ids.device)

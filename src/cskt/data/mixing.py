@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cskt.config import DataConfig, MixedDataset
+from cskt.data.noise import with_noise
 from cskt.data.overlaps import file_keys, overlaps, read_separate_splits
 from cskt.data.records import Record, Split, select_splits
 from cskt.errors import CsktError
@@ -40,14 +41,15 @@ def sources_of(data: DataConfig) -> list[MixedDataset]:
     return [first, *(dataclasses.replace(other, dataset=other.dataset or data.dataset) for other in data.mix)]
 
 
-def read_training_data(data: DataConfig, *, refuse_overlaps: bool = True) -> TrainingData:
+def read_training_data(data: DataConfig, seed: int = 0, *, refuse_overlaps: bool = True) -> TrainingData:
     """Read the data sets of a training, and choose from each what is trained on and what selects.
 
-    Identities of a mix are kept apart by the number of their data set: 7 of the second one is `2/7`.
+    Identities of a mix are kept apart by the number of their data set: 7 of the second one is `2/7`. `seed` decides
+    which captions `data.noise_rate` replaces.
 
     Raises:
         CsktError: a data set cannot be read, lacks a split, or shares an image with another one; for `refuse_overlaps`
-            see `read_separate_splits`.
+            see `read_separate_splits`, for noise `noise_index`.
     """
     sources = sources_of(data)
     read = [
@@ -56,7 +58,7 @@ def read_training_data(data: DataConfig, *, refuse_overlaps: bool = True) -> Tra
     ]
     selection = tuple(split for _, split in read)
     if not data.mix:
-        return TrainingData(read[0][0], (), selection)
+        return TrainingData(with_noise(read[0][0], data, seed), (), selection)
     train, val = (_joined([pair[place] for pair in read]) for place in (0, 1))
     both = {"train": train, val.name: val}
     if found := overlaps(both, file_keys(both)):

@@ -1,8 +1,8 @@
 """Losses of text-to-image retrieval: one file each, a class with its constants and a pure function of raw features.
 
 Image i and caption i of a batch belong together; captions and images of the same identity do too, except where a loss
-says otherwise. Features are not normalised: SDM, ITC and TAL normalise them, CMPM, the identity loss and the triplet
-loss need their lengths. All losses compute in float32, under autocast as well.
+says otherwise. Features are not normalised: SDM, ITC, TAL and TRL normalise them, CMPM, the identity loss and the
+triplet loss need their lengths. All losses compute in float32, under autocast as well.
 
 To add a loss, write a subclass of `Loss` in a file of its own and decorate it with `register`.
 
@@ -45,14 +45,22 @@ from cskt.losses.itc_loss import ITCLoss, itc
 from cskt.losses.mlm_loss import MLMLoss, mlm
 from cskt.losses.sdm_loss import SDMLoss, sdm, sdm_at_collapse
 from cskt.losses.tal_loss import TALLoss, tal
+from cskt.losses.token_selection_losses import (
+    TokenSelectionITC,
+    TokenSelectionSDM,
+    TokenSelectionTAL,
+    TokenSelectionTRL,
+)
 from cskt.losses.triplet_loss import TripletLoss, triplet
+from cskt.losses.trl_loss import TRLLoss, trl
 from cskt.utils.arguments import listed
 from cskt.utils.messages import nearest
 
 __all__ = [
     "LOSSES", "BalanceLoss", "CMPMLoss", "Embeddings", "ITCLoss", "IdentityLoss", "Loss", "LossInputs", "MLMLoss",
-    "Negatives", "PairLoss", "Reduction", "SDMLoss", "Sizes", "TALLoss", "TripletLoss", "balance", "build_losses",
-    "cmpm", "identity", "itc", "mlm", "reduced", "register", "sdm", "sdm_at_collapse", "tal", "triplet",
+    "Negatives", "PairLoss", "Reduction", "SDMLoss", "Sizes", "TALLoss", "TRLLoss", "TokenSelectionITC",
+    "TokenSelectionSDM", "TokenSelectionTAL", "TokenSelectionTRL", "TripletLoss", "balance", "build_losses", "cmpm",
+    "identity", "itc", "mlm", "reduced", "register", "sdm", "sdm_at_collapse", "tal", "triplet", "trl",
     "weighted_total",
 ]  # fmt: skip
 

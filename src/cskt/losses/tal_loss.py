@@ -82,9 +82,14 @@ def tal(
 
 
 def _one_direction(cosine_BB: Tensor, same_BB: Tensor, temperature: float, margin: float) -> Tensor:
-    logits_BB = cosine_BB / temperature
-    positive_weights_BB = logits_BB.detach().masked_fill(~same_BB, -torch.inf).softmax(dim=1)
-    positive_B = (positive_weights_BB * cosine_BB).sum(dim=1)
     # The smallest number instead of minus infinity: a row without a negative then gives 0, and 0 as its gradient.
-    negative_B = temperature * logits_BB.masked_fill(same_BB, torch.finfo(logits_BB.dtype).min).logsumexp(dim=1)
-    return F.relu(margin - positive_B + negative_B)
+    logits_BB = (cosine_BB / temperature).masked_fill(same_BB, torch.finfo(cosine_BB.dtype).min)
+    negative_B = temperature * logits_BB.logsumexp(dim=1)
+    return F.relu(margin - positive_similarity(cosine_BB, same_BB, temperature) + negative_B)
+
+
+def positive_similarity(cosine_BB: Tensor, same_BB: Tensor, temperature: float) -> Tensor:
+    """Return the mean cosine of each row with its positives, [B], weighted by softmax(cosine / temperature) without
+    gradient."""
+    logits_BB = (cosine_BB / temperature).detach().masked_fill(~same_BB, -torch.inf)
+    return (logits_BB.softmax(dim=1) * cosine_BB).sum(dim=1)

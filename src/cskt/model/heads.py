@@ -28,7 +28,8 @@ class TowerOutputs(NamedTuple):
     """[B, L, D] in the shared space, not normalised: the class token and the patches of images; of captions the token
     at position l belongs to the caption's token l."""
     mask: Tensor
-    """[B, L] bool, true for all tokens of images, and from the start to the end token of captions."""
+    """[B, L] bool, true for all tokens of images, and from the start to the end token of captions; false for id 0,
+    which is padding, or a "!" within a word."""
     attention: Tensor | None
     """[B, L], weights with which the class or end token attends to the tokens in the last block, the mean over its
     heads; None if no embedding head needs them. With prompts or prefixes a row sums to less than 1."""
@@ -64,7 +65,8 @@ def text_outputs(
     """Compute every token of captions; for the arguments see `TextTower.forward`."""
     tokens = tower.project(tower(placed, extras, prefix, observed))
     ends = placed.end_positions - (placed.num_fixed - 1)
-    mask = torch.arange(tokens.shape[1], device=tokens.device) <= ends[:, None]
+    ids = torch.cat([placed.ids[:, :1], placed.ids[:, placed.num_fixed :]], dim=1)
+    mask = (torch.arange(tokens.shape[1], device=tokens.device) <= ends[:, None]) & (ids != 0)
     return TowerOutputs(pick(tokens, ends)[:, 0], tokens, mask, observed.attention)
 
 

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 FREE_ON_RESUME = {
     "name", "output_dir", "device", "backbone.name", "data.root", "data.num_workers", "data.cache_images",
-    "data.cache_dir", "data.eval_batch_size", "loop.log_period_steps", "loop.save_period_steps",
+    "data.cache_dir", "data.noise_file", "data.eval_batch_size", "loop.log_period_steps", "loop.save_period_steps",
     "loop.micro_batch_size", "loop.fit", "loop.compile", "loop.checkpoint_activations", "loop.stop_after_epochs",
     "loop.loggers",
 }  # fmt: skip

@@ -35,11 +35,11 @@ def read_fitted_data(config: RunConfig, *, refuse_overlaps: bool = True) -> tupl
     Returns:
         The config that is trained, in which nothing is left to fit, and its data; for errors see `read_training_data`.
     """
-    data = read_training_data(config.data, refuse_overlaps=refuse_overlaps)
+    data = read_training_data(config.data, config.seed, refuse_overlaps=refuse_overlaps)
     changes = _selection(config, data)
     if changes:
         selected = load_config(config, changes, fit=False)
-        data = read_training_data(selected.data, refuse_overlaps=refuse_overlaps)
+        data = read_training_data(selected.data, config.seed, refuse_overlaps=refuse_overlaps)
     if config.is_trainable:
         changes |= _amounts(config, data)
         if changes.get("data.select_on") == "train" and _keeps_last(config):

@@ -137,7 +137,7 @@ class Hooks:
         extra: hooks given in Python.
 
     Raises:
-        CsktError: `extra` has something that is no hook, or two of one class.
+        CsktError: `extra` has something that is no hook, or two of one class; a hook cannot act in this training.
     """
 
     def __init__(self, context: TrainingContext, extra: Sequence[Hook] = ()) -> None:
@@ -153,6 +153,8 @@ class Hooks:
             if not isinstance(hook, Hook) or name in self._hooks:
                 raise CsktError(f"hooks: give instances of cskt.training.hooks.Hook, of one class each, not {hook!r}")
             self._hooks[name] = hook
+        for hook in self._hooks.values():
+            hook.check(self.run)
 
     def __bool__(self) -> bool:
         return bool(self._hooks)

@@ -50,7 +50,7 @@ def check_same_config(config: RunConfig, folder: Path) -> None:
     start, name, root = first_event(read_events(folder), "start"), config.backbone.name, config.data.root
     if start.get("backbone_sha256") and start["backbone_sha256"] != _backbone_digest(name):
         raise CsktError(f"{folder}: holds a run over another backbone than {name}; name another folder")
-    if "data_sha256" in start and start["data_sha256"] != _training_digest(config.data):
+    if "data_sha256" in start and start["data_sha256"] != _digest_of_data(config):
         raise CsktError(f"{folder}: holds a run on other training data than that in {root}; name another folder")
     if config.init_from is not None and "init_from_sha256" in start:
         path = initial_file(config.init_from)
@@ -74,6 +74,10 @@ def _backbone_digest(name: str) -> str:
     return weights_sha256(locate(name))
 
 
+def _digest_of_data(config: RunConfig) -> str:
+    return _training_digest(config.data, config.seed if config.data.noise_rate else 0)
+
+
 @cache
-def _training_digest(data: DataConfig) -> str:
-    return data_digest(read_training_data(data, refuse_overlaps=False).train)
+def _training_digest(data: DataConfig, seed: int) -> str:
+    return data_digest(read_training_data(data, seed, refuse_overlaps=False).train)

@@ -108,7 +108,18 @@ _PARTS = {  # method part -> our name after `parts.<part>.`, the released name; 
         (r"\.task$", ".task_param"),
         (r"\.(alpha$|input_gate\.|task_gate\.|experts\.)", r".feed_forward.\1"),
     ),
+    "tse": (  # "visul" and "texual" are RDE's
+        (r"^vision\.skip\.", "visul_emb_layer.fc."),
+        (r"^text\.skip\.", "texual_emb_layer.linear."),
+        (r"^vision\.", "visul_emb_layer."),
+        (r"^text\.", "texual_emb_layer."),
+        (r"\.first\.", ".mlp.layers.0."),
+        (r"\.norm\.", ".mlp.bns.0."),
+        (r"\.second\.", ".mlp.layers.1."),
+    ),
 }
+RDE_WIDTH = 1024
+"""Width of the embeddings of the released RDE."""
 
 TRAINING_ONLY = (
     "classifier.", "cross_attn.", "cross_modal_transformer.", "ln_pre_t.", "ln_pre_i.", "ln_post.", "mlm_head.",
@@ -152,10 +163,20 @@ def released_name(name: str) -> str:
 
 
 def unused_shapes(part: str, architecture: ClipArchitecture) -> dict[str, tuple[int, ...]]:
-    """Return the tensors of a released checkpoint that its code trains and counts, but never uses, by name.
+    """Return the tensors of a released checkpoint that its code stores and, if they are no statistics or counts of a
+    batch normalisation, trains and counts, but never uses, by name.
 
     They are written into released folders only. `part` is the method part of the checkpoint.
     """
+    if part == "tse":
+        names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        norms = {
+            f"{head}.mlp.bns.1.{name}": () if name == "num_batches_tracked" else (RDE_WIDTH,)
+            for head in ("visul_emb_layer", "texual_emb_layer")
+            for name in names
+        }
+        linear = {"weight": (RDE_WIDTH, architecture.embed_dim), "bias": (RDE_WIDTH,)}
+        return norms | {f"visul_emb_layer.linear.{name}": shape for name, shape in linear.items()}
     if part != "dm_adapter":
         return {}
     vision, text = architecture.vision_width, architecture.text_width

@@ -107,7 +107,7 @@ class Part(nn.Module):
     """Width E of the embeddings of a head; None if the part has no head."""
     needs_attention: ClassVar[bool] = False
     """True if `embed` takes the attention of the class or end token, which is computed only then."""
-    by_row: ClassVar[bool] = True
+    by_row: bool = True
     """True for a head that computes an embedding from the tokens of its row alone. False if it looks at other rows, as
     batch normalisation does: it then gets the tokens of the whole batch, also with micro-batches and in each of several
     processes, so that its statistics are those of one process. Such a part adds nothing to the towers."""
@@ -149,7 +149,8 @@ class Part(nn.Module):
                 start token.
             attention: [B, L] weights with which the class or end token attends to the tokens in the last block, the
                 mean over its heads; None unless `needs_attention`.
-            mask: [B, L] bool, true for all tokens of images, and from the start to the end token of captions.
+            mask: [B, L] bool, true for all tokens of images, and from the start to the end token of captions; false for
+                id 0, which is padding, or a "!" within a word.
         """
         raise NotImplementedError
 

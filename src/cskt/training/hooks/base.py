@@ -1,9 +1,4 @@
-"""Hooks: code of a user that training calls between epochs. It can log, weight pairs, and stop the training.
-
-A hook is given to `cskt.train(config, folder, hooks=[...])`, or registered by a plug-in and named in a config:
-`hooks.<name>.<field>`. Early stopping (`loop.patience_epochs`) is one.
-`cskt.training.run_hooks` calls them.
-"""
+"""Interface and registry of hooks; early stopping."""
 
 from __future__ import annotations
 
@@ -43,6 +38,13 @@ class Hook:
         ...         if evaluation.t2i.r1 >= self.r1:
         ...             run.stop(f"R1 is {evaluation.t2i.r1:.2f}")
     """
+
+    def check(self, run: TrainingRun) -> None:
+        """Check that the hook can act in this training, before it starts or is resumed; called in every process.
+
+        Raises:
+            CsktError: something is missing, such as a loss in the config or an installed package.
+        """
 
     def before_epoch(self, run: TrainingRun) -> None:
         """Act before the first step of an epoch."""

@@ -1,0 +1,104 @@
+"""Noisy correspondences: captions of training pairs that change places, as RDE's experiments replace them.
+
+Source: RDE (Qin et al., CVPR 2024), section 4.1. Images and identities stay, and the captions of val and test too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cskt.config import DataConfig
+from cskt.data.records import Split
+from cskt.errors import CsktError, MissingFileError, file_system_errors
+from cskt.utils.messages import one_line
+
+logger = logging.getLogger(__name__)
+
+STREAM = 2
+"""Keeps the draw of the noise apart from others that start from the seed."""
+
+
+def with_noise(split: Split, data: DataConfig, seed: int) -> Split:
+    """Return a training split in which some captions are those of other images.
+
+    Raises:
+        CsktError: see `noise_index`.
+    """
+    captions = split.captions
+    index = noise_index(data, len(captions), seed)
+    if index is None:
+        return split
+    replaced = [captions[other] for other in index]
+    records, first = [], 0
+    for record in split.records:
+        last = first + len(record.captions)
+        records.append(dataclasses.replace(record, captions=tuple(replaced[first:last])))
+        first = last
+    num_replaced = int((index != np.arange(len(index))).sum())
+    logger.info("noise: %d of %d training captions are those of other images", num_replaced, len(captions))
+    return Split(split.dataset, split.name, tuple(records), split.numbers)
+
+
+def noise_index(data: DataConfig, num_captions: int, seed: int) -> NDArray[np.int64] | None:
+    """Return for each training caption the one in its place, [num_captions]; None without noise.
+
+    It is read from `data.noise_file`, or the share `data.noise_rate` of the captions, drawn with the seed, changes
+    places so that none of these stays.
+
+    Raises:
+        CsktError: the file cannot be read or does not fit the captions; a rate at which no captions change places.
+    """
+    if data.noise_file is not None:
+        return read_noise_file(Path(data.noise_file), num_captions)
+    if not data.noise_rate:
+        return None
+    index = np.arange(num_captions)
+    chosen = np.random.default_rng([seed, STREAM]).permutation(num_captions)[: int(data.noise_rate * num_captions)]
+    if len(chosen) < 2:
+        raise CsktError(
+            f"data.noise_rate {data.noise_rate:g}: of {num_captions} training captions {len(chosen)} would change"
+            " places, which takes two; give a higher rate or more captions"
+        )
+    index[chosen] = np.roll(chosen, 1)
+    return index
+
+
+def noise_share(data: DataConfig, num_captions: int, seed: int) -> float:
+    """Return the share of the training captions that are replaced; for the errors see `noise_index`."""
+    index = noise_index(data, num_captions, seed)
+    return 0.0 if index is None else float((index != np.arange(num_captions)).mean())
+
+
+def read_noise_file(path: Path, num_captions: int) -> NDArray[np.int64]:
+    """Read the format of RDE: a NumPy array of integers, of which number i is the caption that replaces caption i.
+
+    Captions are numbered from 0 as the annotation file lists them.
+
+    Raises:
+        CsktError: no such file, or it is no array of one number from 0 to `num_captions` - 1 for each caption.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file; data.noise_file names a file that numpy.save has written")
+    with file_system_errors(path):
+        try:
+            index = np.load(path, allow_pickle=False, mmap_mode="r")  # mapped, a header cannot ask for memory
+        except (ValueError, EOFError) as error:
+            raise CsktError(
+                f"{path}: no NumPy array: {one_line(error)}; give a file that numpy.save has written"
+            ) from None
+    if not isinstance(index, np.ndarray) or index.dtype.kind not in "iu" or index.ndim != 1:
+        found = f"{index.dtype} {list(index.shape)}" if isinstance(index, np.ndarray) else type(index).__name__
+        raise CsktError(f"{path}: expected an array of integers, one for each training caption; found {found}")
+    if len(index) != num_captions:
+        raise CsktError(
+            f"{path}: {len(index)} numbers, but {num_captions} training captions; give the file of this data set, and"
+            " leave out data.train_fraction"
+        )
+    if num_captions and (index.min() < 0 or index.max() >= num_captions):
+        raise CsktError(f"{path}: holds {index.min()} to {index.max()}; captions are numbered 0 to {num_captions - 1}")
+    return np.asarray(index, dtype=np.int64)

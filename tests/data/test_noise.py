@@ -1,0 +1,98 @@
+"""Noisy correspondences: which captions are replaced, from a file or drawn, and files that are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cskt.config import DataConfig, MixedDataset
+from cskt.data.noise import noise_index, noise_share, with_noise
+from cskt.data.records import Record, Split
+from cskt.errors import CsktError
+
+
+def split_of(num_images: int = 4) -> Split:
+    """Images with one, two, three, one, ... captions."""
+    numbers = [1 + image % 3 for image in range(num_images)]
+    captions = iter(range(sum(numbers)))
+    records = [
+        Record(10 + image, Path(f"{image}.jpg"), tuple(str(next(captions)) for _ in range(number)), "train")
+        for image, number in enumerate(numbers)
+    ]
+    return Split("dolls", "train", tuple(records))
+
+
+def written(folder: Path, values: Any) -> DataConfig:
+    path = folder / "noise.npy"
+    np.save(path, values)
+    return DataConfig(noise_file=str(path))
+
+
+def test_a_file_says_which_caption_replaces_each(tmp_path: Path) -> None:
+    split, index = split_of(), [0, 5, 2, 1, 4, 3, 6]
+    noisy = with_noise(split, written(tmp_path, index), seed=1)
+    assert noisy.captions == [str(other) for other in index]
+    assert [record.captions for record in noisy.records] == [("0",), ("5", "2"), ("1", "4", "3"), ("6",)]
+    assert (noisy.image_paths, noisy.caption_pids) == (split.image_paths, split.caption_pids)
+    assert split.captions == [str(number) for number in range(7)], "the given split stays"
+    assert noise_share(written(tmp_path, np.array(index, dtype=np.uint8)), 7, seed=1) == pytest.approx(3 / 7)
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5, 0.8, 1.0])
+def test_a_rate_moves_that_share_and_follows_the_seed(rate: float) -> None:
+    config = DataConfig(noise_rate=rate)
+    index = noise_index(config, 205, seed=3)
+    assert sorted(index) == list(range(205)), "captions change places"
+    assert (index != np.arange(205)).sum() == int(rate * 205), "none of the chosen ones stays"
+    assert noise_share(config, 205, seed=3) == int(rate * 205) / 205
+    assert (noise_index(config, 205, seed=3) == index).all() and (noise_index(config, 205, seed=4) != index).any()
+
+
+def test_without_noise_the_split_is_the_same_object() -> None:
+    split = split_of()
+    assert with_noise(split, DataConfig(), seed=1) is split and noise_share(DataConfig(), 7, seed=1) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0, 1, 2], "3 numbers, but 7 training captions; give the file of this data set"),
+        ([0, 1, 2, 3, 4, 5, 7], "holds 0 to 7; captions are numbered 0 to 6"),
+        ([-1, 1, 2, 3, 4, 5, 6], "holds -1 to 6"),
+        ([0.0] * 7, r"expected an array of integers, one for each training caption; found float64 \[7\]"),
+        ([[0] * 7], r"found int64 \[1, 7\]"),
+        (np.array(7), r"found int64 \[\]"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, values: Any, message: str) -> None:
+    with pytest.raises(CsktError, match=f"noise.npy: .*{message}"):
+        with_noise(split_of(), written(tmp_path, values), seed=1)
+
+
+def test_a_file_that_is_no_array_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "noise.npy"
+    config = DataConfig(noise_file=str(path))
+    with pytest.raises(CsktError, match=r"noise.npy: .*no such file"):
+        noise_index(config, 7, seed=1)
+    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+    for content in (path.read_bytes(), b"", b"text", b"\x93NUMPY\x01\x00v\x00{'descr': '<i8'"):
+        path.write_bytes(content)
+        with pytest.raises(CsktError, match="noise.npy: no NumPy array"):
+            noise_index(config, 7, seed=1)
+    np.savez(path.with_suffix(".npz"), index=np.arange(7))
+    with pytest.raises(CsktError, match="expected an array of integers"):
+        noise_index(DataConfig(noise_file=str(path.with_suffix(".npz"))), 7, seed=1)
+
+
+def test_a_rate_that_moves_nothing_and_contradictions_are_refused() -> None:
+    with pytest.raises(CsktError, match=r"data\.noise_rate 0\.2: of 7 training captions 1 would change places"):
+        with_noise(split_of(), DataConfig(noise_rate=0.2), seed=1)
+    with pytest.raises(CsktError, match="give one of them"):
+        DataConfig(noise_rate=0.2, noise_file="noise.npy")
+    with pytest.raises(CsktError, match=r"data\.mix: captions of one data set can be replaced only"):
+        DataConfig(noise_rate=0.2, mix=(MixedDataset("other"),))
+    with pytest.raises(CsktError, match="less than or equal to 1"):
+        DataConfig(noise_rate=1.5)
