@@ -6,8 +6,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import get_args
+
+from matplotlib.figure import Figure
 
 from cskt.cli.compare import differing_settings, write_output
 from cskt.cli.parsing import Parser, command_line, existing_folder, overrides_of, seeds_of
@@ -22,8 +25,12 @@ from cskt.evaluation.results import Result
 from cskt.evaluation.study_plan import PlannedRun, Size, Study, StudyData, load_study, plan, select, study_names
 from cskt.report.comparison_tables import SettingDifference, comparison_text
 from cskt.report.cross_domain import CrossDomainRow, cross_domain_row, cross_domain_text
+from cskt.report.study_plots import curve_of, parameters_plot, training_curves
+from cskt.report.style import png
 from cskt.report.tables import SUFFIXES
+from cskt.training.events import read_events
 from cskt.training.series import check_same_config, finished
+from cskt.utils.files import write_atomically
 from cskt.utils.paths import check_path
 
 logger = logging.getLogger(__name__)
@@ -161,10 +168,11 @@ def cross_domain_rows(study: Study, outcomes: Sequence[Outcome]) -> list[CrossDo
 
 
 def write_tables(study: Study, outcomes: Sequence[Outcome], output: Path) -> None:
-    """Print the tables of the results so far, and write them in every format."""
+    """Print the tables of the results so far, write them in every format, and plots beside them."""
+    compared = comparisons(study, outcomes)
     texts = {
         name: partial(comparison_text, comparison, settings=settings)
-        for name, (comparison, settings) in comparisons(study, outcomes).items()
+        for name, (comparison, settings) in compared.items()
     }
     if study.test_on == "all" and (rows := cross_domain_rows(study, outcomes)):
         columns = [data.name for data in study.datasets]
@@ -174,3 +182,24 @@ def write_tables(study: Study, outcomes: Sequence[Outcome], output: Path) -> Non
         for suffix, form in SUFFIXES.items():
             write_output(render(form), form, output / f"{name}{suffix}")
         print(f"written: {output / name} ({', '.join(SUFFIXES)})\n")
+    figures = curve_figures(study, outcomes) | {
+        f"{name}-parameters": parameters_plot(comparison.methods) for name, (comparison, _) in compared.items()
+    }
+    for name, figure in figures.items():
+        picture = png(figure)
+        write_atomically(output / f"{name}.png", methodcaller("write_bytes", picture))
+        print(f"written: {output / name}.png")
+
+
+def curve_figures(study: Study, outcomes: Sequence[Outcome]) -> dict[str, Figure]:
+    """Draw R1 during training of all arms, one figure for each data set that was trained on: `<data set>-curves`."""
+    figures = {}
+    for data in study.datasets:
+        folders: dict[str, list[Path]] = {}
+        for outcome in outcomes:
+            if outcome.run.data == data and outcome.results and outcome.run.config.is_trainable:
+                folders.setdefault(outcome.run.arm.label, []).append(outcome.run.folder)
+        curves = [curve_of(label, [read_events(folder) for folder in seeds]) for label, seeds in folders.items()]
+        if any(curve.epochs for curve in curves):
+            figures[f"{data.name}-curves"] = training_curves(curves)
+    return figures
