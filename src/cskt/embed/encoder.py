@@ -28,6 +28,7 @@ from cskt.data.loading import iter_images
 from cskt.data.prefetcher import AnyBatch, Prefetcher, read_back
 from cskt.data.tokenizer import Tokenizer
 from cskt.device import DTYPES, pick_device, pick_precision
+from cskt.embed.caption_batches import caption_batches
 from cskt.embed.inputs import ONE_IMAGE, Captions, Images, check_ids, check_images
 from cskt.embed.options import EncodeKeywords, EncodeOptions, ModelSource, merged
 from cskt.errors import SMALLER_BATCHES, CsktError, compiler_errors, out_of_memory_errors
@@ -412,11 +413,9 @@ class Encoder:
 
     def _encode_ids(self, caption_ids: Tensor, device: torch.device) -> Tensor:
         lengths = caption_ids.argmax(dim=1) + 1  # the end token has the largest id
-        # Captions of similar length share a batch, so that little is computed after an end token.
-        order = lengths.argsort(stable=True)
         features = torch.empty(len(caption_ids), self.embed_dim, device=device)
-        with bar("captions", len(order), shown=self.show_progress) as advance:
-            batches = torch.split(order, self.batch_size) if len(order) else ()
+        with bar("captions", len(lengths), shown=self.show_progress) as advance:
+            batches = caption_batches(lengths, self.batch_size, self.device.type)
             computed = ((rows, self._text_features(caption_ids[rows, : int(lengths[rows].max())])) for rows in batches)
             for rows, found in computed if device == self.device else read_back(computed, self.device):
                 features[to_device(rows, device)] = found
