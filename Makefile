@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # Tools that inspect the environment are installed in another one.
 AUDIT := $(VENV)-audit
 
-.PHONY: install demo page test test-rest test-all test-faults lint bench sbom audit clean browser
+.PHONY: install demo page test test-rest test-all test-faults lint bench gpu-check sbom audit clean browser
 
 install: $(VENV)/.core
 
@@ -63,6 +63,10 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks --json bench.json
 
+# The first thing to run on a GPU, at most 4 minutes; docs/gpu.md.
+gpu-check: $(VENV)/.core
+	$(BIN)/python -m benchmarks.gpu_check --json gpu-check.json
+
 # A software bill of materials (CycloneDX) of the installed packages.
 sbom: $(VENV)/.dev $(AUDIT)/.tools
 	$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --output-file sbom.json
@@ -72,7 +76,7 @@ audit: $(AUDIT)/.tools
 	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 clean:
-	rm -rf $(VENV) $(AUDIT) sbom.json demo demo-gallery logs build dist .pytest_cache .mypy_cache .ruff_cache bench.json faults.jsonl
+	rm -rf $(VENV) $(AUDIT) sbom.json demo demo-gallery logs build dist .pytest_cache .mypy_cache .ruff_cache bench.json gpu-check.json faults.jsonl
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cskt needs Python 3.11 or newer; set PYTHON=")'

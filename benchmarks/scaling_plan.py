@@ -1,7 +1,7 @@
 """Projection for 8 and 64 H100, from the counts of one training step and assumed speeds.
 
     python -m benchmarks.scaling_plan                            # counts a step, then projects: a minute on two cores
-    python -m benchmarks.scaling_plan --gpu gpu.json --form eager     # with a step measured by benchmarks.gpu
+    python -m benchmarks.scaling_plan --gpu gpu-check.json     # with a step measured by benchmarks.gpu_check
 
 Counted are kernels, the bytes that they read and write, operations, and bytes of gradients of a step at ViT-B/16, 384 x
 128, captions of 37 tokens on average, in bfloat16 autocast, eager. `Device` has the speed of a device and `Links` that
@@ -293,32 +293,32 @@ def step_table(steps: list[Step]) -> str:
     return "\n".join(lines)
 
 
-def timed_pair_seconds(path: Path, form: str) -> float:
-    """Return the seconds per pair from the JSON file of `benchmarks.gpu`.
+def timed_pair_seconds(path: Path, check: str) -> float:
+    """Return the seconds per pair from the JSON file of `benchmarks.gpu_check`.
 
     Raises:
-        SystemExit: the file has no such variant, or it did not run.
+        SystemExit: the file has no such measurement.
     """
     rows = json.loads(path.read_text(encoding="utf-8"))
-    forms = {row["form"]: row for row in rows if "milliseconds" in row}
-    if form not in forms:
-        raise SystemExit(f"{path}: no form '{form}' that ran; choose from {', '.join(forms)}")
-    return float(forms[form]["milliseconds"]) / 1e3 / float(forms[form]["pairs_per_step"])
+    rates = {row["check"]: float(row["pairs_per_s"]) for row in rows if "pairs_per_s" in row}
+    if check not in rates:
+        raise SystemExit(f"{path}: no measurement '{check}'; choose from {', '.join(rates)}")
+    return 1 / rates[check]
 
 
 def main() -> None:
     """Count, project and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpu", type=Path, metavar="FILE", help="JSON of benchmarks.gpu; its step is taken for CSKT's")
-    parser.add_argument("--form", default="eager", help="of that file's training steps (%(default)s)")
+    parser.add_argument("--gpu", type=Path, metavar="FILE", help="JSON of benchmarks.gpu_check; its step is CSKT's")
+    parser.add_argument("--check", default="ViT-B/16", help="measurement of that file (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
-    timed = timed_pair_seconds(args.gpu, args.form) if args.gpu else None
+    timed = timed_pair_seconds(args.gpu, args.check) if args.gpu else None
     methods = METHODS[:1] if args.gpu else METHODS
     steps = [count_step(method, VIT_B_16) for method in methods]
     rows = [row for step in steps for row in projections(step, timed)]
     print(f"Counted on the CPU, a step in bfloat16 autocast:\n\n{step_table(steps)}\n")
-    source = f"{args.gpu}, '{args.form}'" if args.gpu else "stated speeds; nothing was timed on such a device"
+    source = f"{args.gpu}, '{args.check}'" if args.gpu else "stated speeds; nothing was timed on such a device"
     print(f"PROJECTION from {source}:\n{H100}\n{DGX}\n\n{plan_table(rows)}")
     if args.json:
         content = {"steps": [asdict(step) for step in steps], "projection": [asdict(row) for row in rows]}

@@ -83,11 +83,11 @@ def test_launching_kernels_limits_a_step() -> None:
 
 def test_a_measured_step_is_read_from_the_gpu_benchmark(tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
-    rows = [{"matrix_tflops": 1}, {"form": "eager", "pairs_per_step": 128, "milliseconds": 64.0}, {"form": "graph"}]
+    rows = [{"check": "machine", "matrix_tflops": 1}, {"check": "ViT-B/16", "pairs_per_s": 2000.0}, {"seconds": 3.0}]
     path.write_text(json.dumps(rows), encoding="utf-8")
-    assert scaling_plan.timed_pair_seconds(path, "eager") == pytest.approx(5e-4)
-    with pytest.raises(SystemExit, match="no form 'graph' that ran; choose from eager"):
-        scaling_plan.timed_pair_seconds(path, "graph")
+    assert scaling_plan.timed_pair_seconds(path, "ViT-B/16") == pytest.approx(5e-4)
+    with pytest.raises(SystemExit, match="no measurement 'machine'; choose from ViT-B/16"):
+        scaling_plan.timed_pair_seconds(path, "machine")
 
 
 def test_the_table_is_relative_to_one_device() -> None:

@@ -42,6 +42,8 @@ def on_meta(context: TrainingContext) -> TrainingContext:
         ("cskt", {"loop.micro_batch_size": 4}),
         ("irra", {"mlm.cmt_depth": 1, "loss.weights": ALL_LOSSES, "data.captions_per_image": 2}),
         ("lora", {"loop.checkpoint_activations": True, "loss.weights": {"sdm": 1.0, "tal": 1.0}}),
+        ("dm-adapter", {}),
+        ("up-person", {}),
         ("finetune", {"loss.weights": {"itc": 1.0, "triplet": 1.0}}),
     ],
 )

@@ -61,13 +61,13 @@ def mixture(
 ) -> Tensor:
     """Apply its experts to every token: [B, L, width] -> [B, L, width]; see `Mixture`.
 
-    Tokens are sorted by expert, so that each expert computes its own tokens alone, in one product.
+    On a CPU tokens are sorted by expert, so that each expert computes its own tokens alone, in one product.
     """
     top, chosen = router_logits(x, gate, gate_bias).topk(topk, dim=-1)
     shares = top.softmax(dim=-1).to(x.dtype)
-    if torch.compiler.is_compiling():
-        # In a graph the number of an expert's tokens is unknown: all experts, in two products, with a share of 0 where
-        # one is not chosen.
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        # In a graph the number of an expert's tokens is unknown, and on a GPU the host would wait for it in every
+        # block: all experts, in two products, with a share of 0 where one is not chosen.
         shares = torch.zeros_like(x[..., :1]).expand(*x.shape[:-1], len(gate)).scatter(-1, chosen, shares)
         hidden = F.relu(F.linear(x, down.flatten(0, 1), down_bias.flatten())).view(*shares.shape, -1)
         hidden = (hidden * shares[..., None]).flatten(-2)
