@@ -24,11 +24,21 @@ BATCHES = {
     "a single pair": [5],
     "large": [pid // 3 for pid in range(30)],
 }
-CONSTANTS = LossConfig(temperature=0.07, margin=0.7, tal_temperature=0.05, tal_margin=0.2)
+CONSTANTS = LossConfig(
+    temperature=0.07, margin=0.7, tal_temperature=0.05, tal_margin=0.2, soft_share=0.4, soft_ramp_epochs=2.0,
+    nitc_view="second", ritc_epsilon=0.03, citc_within=0.2, citc_across=0.7, simclr_temperature=0.3, simclr_width=5,
+)  # fmt: skip
 READY = losses.build_losses(LOSSES, CONSTANTS)
+for _loss in READY.values():
+    _loss.setup(losses.Sizes(embed_dim=16, num_identities=40, vocab_size=40))
+    _loss.initialise(torch.Generator().manual_seed(7))
 OF_SELECTION = {name: name.removeprefix("tse_") for name in LOSSES if name.startswith("tse_")}
 """Losses of the token selection embeddings -> the losses of the features that they are."""
-PLAIN = [name for name in LOSSES if name not in OF_SELECTION]
+PLAIN = [name for name in LOSSES if name not in OF_SELECTION and name != "balance"]
+"""Losses of what `make_inputs` has; `balance` needs experts, and is tested with them."""
+OF_BATCHES = ("citc", "simclr")
+"""Losses that are no mean over pairs."""
+OF_PAIRS = [name for name in PLAIN if name not in OF_BATCHES]
 SUMMED = ("tal", "trl")
 
 
@@ -49,6 +59,11 @@ def make_inputs(pids: list[int], *, num_classes: int = 40, width: int = 16, seed
         image_ids=torch.tensor([image_of(pids, row) for row in range(size)]),
         mlm_logits=draw(size, num_classes),
         mlm_labels=torch.randint(num_classes, (size,), generator=generator),
+        views={name: draw(size, width) for name in ("second", "simclr_1", "simclr_2")},
+        target_text_features=draw(size, width),
+        logit_scale=torch.tensor(9.0),
+        step=3,
+        steps_per_epoch=4,
     )
 
 
@@ -66,7 +81,9 @@ def image_of(pids: list[int], row: int) -> int:
 def with_rows(inputs: LossInputs, change: Callable[[torch.Tensor], torch.Tensor]) -> LossInputs:
     """Return inputs with every tensor changed alike."""
     values = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
-    return replace(inputs, **{name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)})
+    views = {name: change(view) for name, view in inputs.views.items()}
+    rows = {name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor) and value.ndim}
+    return replace(inputs, views=views, **rows)
 
 
 # --- golden values of the released code -------------------------------------------------------------------------
@@ -202,9 +219,62 @@ def naive_mlm(images, texts, inputs: LossInputs) -> list[float]:
     return naive_cross_entropy(inputs.mlm_logits.tolist(), inputs.mlm_labels.tolist())
 
 
+def naive_labels(pids: list[int]) -> list[list[float]]:
+    return [[(pid == other) / pids.count(pid) for other in pids] for pid in pids]
+
+
+def naive_nitc(images, texts, inputs: LossInputs) -> list[float]:
+    """With targets of a further pass of the captions, at 3 of the 8 steps over which their share rises to 0.4."""
+    scale, share, labels = inputs.logit_scale.item(), 0.4 * 3 / 8, naive_labels(inputs.pids.tolist())
+    found = [0.0] * len(texts)
+    for view in (images, inputs.views["second"].tolist()):
+        logits, soft = (
+            [[scale * dot(unit(i), unit(t)) for t in captions] for i in view]
+            for captions in (texts, inputs.target_text_features.tolist())
+        )
+        for rows, soft_rows in ((logits, soft), (list(zip(*logits, strict=True)), list(zip(*soft, strict=True)))):
+            for i, (row, soft_row) in enumerate(zip(rows, soft_rows, strict=True)):
+                predicted, own = softmax(row), softmax(soft_row)
+                for j, label in enumerate(labels[i]):
+                    found[i] -= (share * own[j] + (1 - share) * label) * math.log(predicted[j]) / 4
+    return found
+
+
+def naive_ritc(images, texts, inputs: LossInputs) -> list[float]:
+    scale, labels = inputs.logit_scale.item(), naive_labels(inputs.pids.tolist())
+    logits, found = [[scale * dot(unit(i), unit(t)) for t in texts] for i in images], [0.0] * len(texts)
+    for rows in (logits, list(zip(*logits, strict=True))):
+        for i, row in enumerate(rows):
+            for predicted, label in zip(softmax(row), labels[i], strict=True):
+                found[i] += predicted * (math.log(predicted) - math.log(label + 0.03)) / 2
+    return found
+
+
+def naive_citc(images, texts, inputs: LossInputs) -> float:
+    images, texts, size = [unit(i) for i in images], [unit(t) for t in texts], len(images)
+    found = 0.0
+    for i in range(size):
+        for j in range(size):
+            found += 0.2 * (dot(images[i], images[j]) - dot(texts[i], texts[j])) ** 2 / size**2
+            found += 0.7 * (dot(images[i], texts[j]) - dot(images[j], texts[i])) ** 2 / size**2
+    return found
+
+
+def naive_simclr(images, texts, inputs: LossInputs) -> float:
+    mlp, size = READY["simclr"].mlp, len(images)
+    rows = [unit(mlp(row).tolist()) for name in ("simclr_1", "simclr_2") for row in inputs.views[name].float()]
+    found = 0.0
+    for k, row in enumerate(rows):
+        others = [j for j in range(2 * size) if j != k]
+        answers = softmax([dot(row, rows[j]) / 0.3 for j in others])
+        found -= math.log(answers[others.index((k + size) % (2 * size))]) / (2 * size)
+    return found
+
+
 NAIVE = {
     "sdm": naive_sdm, "itc": naive_itc, "cmpm": naive_cmpm, "id": naive_id, "mlm": naive_mlm,
-    "triplet": naive_triplet, "tal": naive_tal, "trl": naive_trl,
+    "triplet": naive_triplet, "tal": naive_tal, "trl": naive_trl, "nitc": naive_nitc, "ritc": naive_ritc,
+    "citc": naive_citc, "simclr": naive_simclr,
 }  # fmt: skip
 """Loss of each pair (for mlm of each masked word, one per pair here)."""
 
@@ -216,6 +286,8 @@ def naive_pairs(name: str, inputs: LossInputs, *constants: float) -> list[float]
 def naive(name: str, inputs: LossInputs, *constants: float) -> float:
     """The loss of a batch: the mean over pairs, of TAL and TRL the sum."""
     pairs = naive_pairs(name, inputs, *constants)
+    if name in OF_BATCHES:
+        return pairs
     return math.fsum(pairs) / (1 if name in SUMMED else len(pairs))
 
 
@@ -232,7 +304,7 @@ WEIGHTS = {"ones": [1.0], "zeros and ones": [0.0, 1.0, 1.0], "any": [0.5, 3.0, 0
 
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS.keys())
 @pytest.mark.parametrize("pids", BATCHES.values(), ids=BATCHES.keys())
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", OF_PAIRS)
 def test_weights_multiply_the_losses_of_pairs(name: str, pids: list[int], weights: list[float]) -> None:
     inputs, given = make_inputs(pids), [weights[i % len(weights)] for i in range(len(pids))]
     singles = naive_pairs(name, inputs)
@@ -245,7 +317,7 @@ def test_weights_multiply_the_losses_of_pairs(name: str, pids: list[int], weight
         assert READY[name].per_pair(inputs).tolist() == pytest.approx(singles, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", OF_PAIRS)
 def test_pairs_of_weight_zero_have_no_gradient_of_their_own_and_stay_wrong_answers(name: str) -> None:
     inputs, weights = make_inputs([0, 1, 2, 3]), [1.0, 1.0, 0.0, 1.0]
     tensors = {key: getattr(inputs, key).clone().requires_grad_() for key in ("image_features", "text_features")}
@@ -468,6 +540,37 @@ def test_tal_takes_no_gradient_through_the_weights_of_its_positives(constant_wei
         assert torch.allclose(found.grad.double(), expected.grad, rtol=1e-4, atol=1e-6) == constant_weights
 
 
+def test_the_share_of_soft_targets_rises_by_step() -> None:
+    loss = losses.NITCLoss(soft_share=0.5)
+    assert [loss.soft_share_at(step, 4) for step in range(6)] == [0.0, 0.125, 0.25, 0.375, 0.5, 0.5]
+    assert losses.NITCLoss(soft_share=0.5, ramp_epochs=0).soft_share_at(0, 4) == 0.5
+
+
+def test_soft_targets_get_no_gradient() -> None:
+    inputs = make_inputs([0, 1, 2])
+    target, scale = inputs.target_text_features.clone().requires_grad_(), torch.tensor(9.0, requires_grad=True)
+    sides = inputs.image_features.clone().requires_grad_(), inputs.text_features, inputs.pids
+    losses.nitc(*sides, scale=scale, soft_share=1.0, target_text_features=target).backward()
+    assert target.grad is None and sides[0].grad.any() and scale.grad
+    # Targets that are the answers themselves leave no gradient.
+    own = inputs.image_features.clone().requires_grad_()
+    losses.nitc(own, inputs.text_features, inputs.pids, scale=9.0, soft_share=1.0).backward()
+    torch.testing.assert_close(own.grad, torch.zeros_like(own), rtol=0, atol=1e-6)
+
+
+def test_simclr_of_equal_views_is_log_of_their_number_but_one() -> None:
+    assert losses.simclr(torch.ones(4, 3), torch.ones(4, 3)).item() == pytest.approx(math.log(7))
+
+
+def test_citc_of_a_rotated_space_is_zero_within_and_not_across() -> None:
+    inputs = make_inputs([0, 1, 2, 3])
+    rotated = (
+        inputs.image_features @ torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))[0]
+    )
+    assert losses.citc(inputs.image_features, rotated, across=0).item() == pytest.approx(0, abs=1e-12)
+    assert losses.citc(inputs.image_features, rotated, within=0).item() > 1e-4
+
+
 # --- properties --------------------------------------------------------------------------------------------------
 
 
@@ -489,12 +592,12 @@ def test_images_and_captions_play_the_same_part(name: str) -> None:
 
 @pytest.mark.parametrize("pids", BATCHES.values(), ids=BATCHES.keys())
 @pytest.mark.parametrize("kind", ["random", "equal", "zero"])
-@pytest.mark.parametrize("name", ["sdm", "itc", "cmpm", "triplet", "tal", "trl"])
+@pytest.mark.parametrize("name", ["sdm", "itc", "cmpm", "triplet", "tal", "trl", "nitc", "ritc", "citc"])
 def test_gradients_are_finite(name: str, kind: str, pids: list[int]) -> None:
     features = {"random": 100 * torch.randn(len(pids), 8, generator=torch.Generator().manual_seed(0)),
                 "equal": torch.ones(len(pids), 8), "zero": torch.zeros(len(pids), 8)}[kind]  # fmt: skip
     images, texts = features.clone().requires_grad_(), features.flip(0).clone().requires_grad_()
-    loss = LOSSES[name]()(LossInputs(images, texts, torch.tensor(pids)))
+    loss = LOSSES[name]()(LossInputs(images, texts, torch.tensor(pids), logit_scale=torch.tensor(100.0)))
     loss.backward()
     assert loss.isfinite()
     assert images.grad.isfinite().all()
@@ -506,6 +609,7 @@ def test_a_step_against_the_gradient_lowers_the_loss(name: str) -> None:
     inputs = make_inputs(BATCHES["large"])
     inputs = with_rows(inputs, lambda x: x.clone().requires_grad_() if x.is_floating_point() else x)
     leaves = [inputs.image_features, inputs.text_features, inputs.image_logits, inputs.text_logits, inputs.mlm_logits]
+    leaves += inputs.views.values()
 
     def value() -> torch.Tensor:
         return READY[name](inputs)
@@ -603,7 +707,7 @@ def test_total_is_the_weighted_sum_and_leaves_out_weight_zero() -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("cmpn", "unknown loss 'cmpn': did you mean 'cmpm'"), ("focal", "unknown loss 'focal': known: c")],
+    [("cmpn", "unknown loss 'cmpn': did you mean 'cmpm'"), ("focal", "unknown loss 'focal': known: balance")],
 )
 def test_an_unknown_loss_is_refused_with_a_hint(name: str, message: str) -> None:
     with pytest.raises(CsktError, match=message):
@@ -612,7 +716,13 @@ def test_an_unknown_loss_is_refused_with_a_hint(name: str, message: str) -> None
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("id", "loss 'id' needs the logits of an identity classifier"), ("mlm", "loss 'mlm' needs the logits of masked")],
+    [
+        ("id", "loss 'id' needs the logits of an identity classifier"),
+        ("mlm", "loss 'mlm' needs the logits of masked"),
+        ("nitc", "the loss needs a learned logit_scale"),
+        ("ritc", "the loss needs a learned logit_scale"),
+        ("simclr", "the loss needs a view 'simclr_1' of the images"),
+    ],
 )
 def test_a_loss_without_the_logits_that_it_needs_is_refused(name: str, message: str) -> None:
     with pytest.raises(CsktError, match=message):

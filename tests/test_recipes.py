@@ -58,6 +58,8 @@ TRAINS: dict[str, set[str]] = {
     "maple": {TEXT, T2V},
     "rde": WHOLE | {"parts.tse"},
     "rde-released": WHOLE | {"parts.tse"},
+    "tbps-clip": WHOLE,
+    "tbps-clip-simple": WHOLE,
     "tiny": WHOLE,
     "up-person": {"parts.up_person"},
 }
@@ -94,8 +96,9 @@ def test_a_recipe_trains_the_stated_parts(name: str) -> None:
     config = load_config(name)
     sizes = config.backbone.architecture or ClipArchitecture(image_height=384, image_width=128)
     with torch.device("meta"):
-        model = DualEncoder(sizes, config.method, trainable=config.trainable)
-    names = [each for each, _ in model.named_parameters()]
+        model = DualEncoder(sizes, config.method, trainable=config.trainable, frozen=config.frozen)
+    names = [each for each, _ in model.named_parameters() if not each.startswith(config.frozen)]
+    assert len(names) == len(list(model.parameters())) - len(config.frozen)
     expected = [each for each in names if each.startswith(tuple(f"{part}." for part in TRAINS[name]))]
     expected += [each for each in names if each in TRAINS[name]]  # a projection is a parameter, not a module
     trainable = model.trainable_names()

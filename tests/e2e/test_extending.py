@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_the_page_has_the_files_that_are_tested() -> None:
     assert set(FILES) == {
         "smooth_itc.py", "people_folders.py", "sqlite_store.py", "shared_code.py", "salient.py", "drop_hardest.py",
-        "losses_csv.py",
+        "losses_csv.py", "darken.py",
     }  # fmt: skip
 
 
@@ -54,6 +54,18 @@ def test_a_loss_trains(folder: Path, root: Path) -> None:
     assert used["name"] == "smooth_itc.py" and used["provides"] == ["losses.smooth_itc"]
     steps = [event for event in read_events(folder / "run") if event["event"] == "step"]
     assert steps and all(event["losses"].keys() == {"smooth_itc"} for event in steps)
+
+
+def test_an_operation_on_images_is_used(folder: Path, root: Path) -> None:
+    ops = "{flip: {}, darken: {least: 0.3, probability: 0.5}}"
+    done(
+        f"cskt train --config demo --root {root} --output {folder}/run {QUICK} --plugin {folder}/darken.py"
+        f" --augment.ops '{ops}'"
+    )
+    config = read_yaml(folder / "run" / "config.yaml")
+    (used,) = config["plugins"]
+    assert used["provides"] == ["operations.darken"]
+    assert list(config["augment"]["ops"]) == ["flip", "darken"]
 
 
 def test_a_data_set_is_checked_and_trained_on(folder: Path, root: Path) -> None:

@@ -28,11 +28,12 @@ class Golden:
 
     figures: dict[str, Any]
     tensors: dict[str, Tensor]
+    image_size: tuple[int, int] = (384, 128)
 
     @classmethod
-    def read(cls, name: str) -> Golden:
+    def read(cls, name: str, image_size: tuple[int, int] = (384, 128)) -> Golden:
         figures = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
-        return cls(figures, load_file(HERE / f"{name}.safetensors"))
+        return cls(figures, load_file(HERE / f"{name}.safetensors"), image_size)
 
     @property
     def layers(self) -> dict[str, int]:
@@ -40,10 +41,12 @@ class Golden:
 
     @property
     def architecture(self) -> ClipArchitecture:
-        return ClipArchitecture(**self.layers, image_height=384, image_width=128)
+        height, width = self.image_size
+        return ClipArchitecture(**self.layers, image_height=height, image_width=width)
 
-    def images(self) -> Tensor:
-        return rule.images(self.figures["seed"], len(self.figures["pids"]))
+    def images(self, view: int = 0) -> Tensor:
+        """Return the images, or with a number above 0 a further view of them."""
+        return rule.images(self.figures["seed"] + view, len(self.figures["pids"]), *self.image_size)
 
     def ids(self, name: str) -> Tensor:
         return self.tensors[name].long()

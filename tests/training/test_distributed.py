@@ -32,6 +32,14 @@ BASE: dict[str, Any] = {
     "data.batch_size": 7, "adapters.init": "normal", "loop.evaluate_before": True, "loss.temperature": 0.05,
 }  # fmt: skip
 IN_PIECES = {"loop.micro_batch_size": 2}
+# Soft targets of a second pass with other dropout, from the first step; four views of every image.
+TBPS_CLIP: dict[str, Any] = {
+    "loss.weights": {"nitc": 1.0, "ritc": 1.0, "citc": 0.1, "simclr": 0.4}, "loss.nitc_view": "second",
+    "loss.soft_ramp_epochs": 0.0, "loss.logit_scale": 20.0, "trainable": "all", "frozen": ["vision.conv1"],
+    "prompts.directions": "none", "adapters.sides": "none", "augment.text_attention_dropout": 0.2, "augment.draws": 2,
+    "augment.ops": {"flip": {}, "jitter": {"brightness": 0.1}, "rotate": {}},
+    "augment.views": {"second": {}, "simclr_1": {"ops": {"resized_crop": {"area": [0.2, 1]}}}, "simclr_2": {}},
+}  # fmt: skip
 IRRA_LOSSES = {"sdm": 1.0, "id": 1.0, "mlm": 1.0}
 EVERY_LOSS = {"sdm": 1.0, "itc": 0.5, "cmpm": 0.5, "tal": 0.1, "triplet": 0.5, "id": 1.0, "mlm": 1.0}
 
@@ -66,10 +74,19 @@ def saved(configure: Configure, folder: Path, changes: dict[str, Any]) -> Path:
                 (4, {"loss.weights": {"sdm": 1.0, "id": 1.0}, "augment.caption_drop_probability": 0.3}),
                 (2, {"data.batch_size": 6, "data.captions_per_image": 2, "loss.weights": IRRA_LOSSES}),
                 (3, {"data.batch_size": 8, "data.sampler": "identity", "loss.weights": {"sdm": 1.0, "triplet": 1.0}}),
+                (3, TBPS_CLIP | IN_PIECES),
             )
         ),
     ],
-    ids=["two-with-weights", "two", "three-in-pieces", "four-for-three", "two-captions", "groups-of-people"],
+    ids=[
+        "two-with-weights",
+        "two",
+        "three-in-pieces",
+        "four-for-three",
+        "two-captions",
+        "groups-of-people",
+        "tbps-clip",
+    ],
 )
 def test_gradients_and_losses_are_those_of_one_process(
     configure: Configure, tmp_path: Path, num_processes: int, changes: dict[str, Any], kind: str

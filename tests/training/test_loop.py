@@ -390,7 +390,9 @@ def test_without_a_val_split_identities_are_held_out(
 def diverging(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rate that blows up at the start of the second epoch."""
     usual = trainer.learning_rate
-    monkeypatch.setattr(trainer, "learning_rate", lambda epoch, *rest: math.inf if epoch else usual(epoch, *rest))
+    monkeypatch.setattr(
+        trainer, "learning_rate", lambda epoch, *rest, **place: math.inf if epoch else usual(epoch, *rest, **place)
+    )
 
 
 @pytest.mark.parametrize(

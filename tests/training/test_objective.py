@@ -67,9 +67,18 @@ def test_a_loss_that_returns_no_scalar_is_refused(value: object, message: str, m
         losses_of(ready(LossConfig(weights={"sdm": 1.0, "itc": 1.0})), features(0), features(1))
 
 
-def test_only_id_and_mlm_have_parameters() -> None:
-    others = dict.fromkeys(losses.LOSSES.keys() - {"id", "mlm"}, 1.0)
+def test_losses_have_the_parameters_that_they_need() -> None:
+    others = dict.fromkeys(losses.LOSSES.keys() - {"id", "mlm", "nitc", "ritc", "simclr"}, 1.0)
     assert list(ready(LossConfig(weights=others)).parameters()) == []
+    for name in ("nitc", "ritc"):
+        objective = ready(LossConfig(weights={name: 1.0}, logit_scale=20.0))
+        assert [each for each, _ in objective.named_parameters()] == ["logit_scale"]
+        assert objective.scale().item() == pytest.approx(20)
+    named = dict(ready(LossConfig(weights={"simclr": 1.0})).named_parameters())
+    assert {name: tuple(value.shape) for name, value in named.items()} == {
+        "losses.simclr.mlp.0.weight": (128, DIM), "losses.simclr.mlp.0.bias": (128,),
+        "losses.simclr.mlp.2.weight": (DIM, 128), "losses.simclr.mlp.2.bias": (DIM,),
+    }  # fmt: skip
     words = [name for name, _ in ready(LossConfig(weights={"mlm": 1.0})).named_parameters()]
     assert words and all(name.startswith("interaction.") for name in words)
     named = dict(ready(LossConfig(weights={"sdm": 1.0, "id": 1.0})).named_parameters())

@@ -62,7 +62,7 @@ def sizes_of(name: str, num_identities: int) -> dict[str, Any]:
         config = load_config(name)
         architecture = _architecture(config.backbone)
         with torch.device("meta"):
-            model = DualEncoder(architecture, config.method, config.trainable)
+            model = DualEncoder(architecture, config.method, config.trainable, config.frozen)
             objective = Objective(config.loss, config.mlm, architecture, num_identities)
         numbers = {
             "trained": model.num_parameters(trainable_only=True),

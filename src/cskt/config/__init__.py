@@ -48,4 +48,5 @@ from cskt.config.training_sections import (
     MixedDataset,
     MlmConfig,
     OptimConfig,
+    ViewConfig,
 )

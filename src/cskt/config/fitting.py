@@ -22,6 +22,7 @@ FROM_RUN = "init_from"
 """Base of a recipe that continues a run: the model and the optimizer of that run."""
 RUN_SECTIONS = (
     "trainable",
+    "frozen",
     "precision",
     "backbone",
     "prompts",
@@ -32,7 +33,7 @@ RUN_SECTIONS = (
     "loss",
     "augment",
 )
-RUN_DATA = ("caption_length", "templates", "eval_interpolation", "apply_orientation")
+RUN_DATA = ("caption_length", "clean_captions", "templates", "eval_interpolation", "apply_orientation")
 """Parts of a run's config that describe its model and how the model sees images and captions."""
 RUN_OPTIM = ("name", "lr", "beta1", "beta2", "eps", "momentum", "weight_decay", "bias_lr_factor", "weight_decay_bias")
 CONTINUED_LR_FACTOR = 0.1

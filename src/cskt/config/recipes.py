@@ -27,6 +27,9 @@ from cskt.utils.messages import nearest
 from cskt.utils.paths import check_path
 
 Config = TypeVar("Config")
+WHOLE = ("weights", "ops", "views")
+"""Keys of mappings of which a recipe gives all entries, not those that differ from its base: losses, operations on
+images and views of them."""
 RECIPES = Path(str(resources.files("cskt"))) / "recipes"
 
 
@@ -105,11 +108,11 @@ def _merged(layers: Iterable[Layer]) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with the values of `override`; nested mappings merge, but loss weights are replaced whole."""
+    """Return `base` with the values of `override`; nested mappings merge, but those of `WHOLE` are replaced whole."""
     merged = dict(base)
     for key, value in override.items():
         below = merged.get(key)
-        if isinstance(below, Mapping) and isinstance(value, Mapping) and key != "weights":
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and key not in WHOLE:
             merged[key] = merge(below, value)
         else:
             merged[key] = value

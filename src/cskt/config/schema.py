@@ -21,6 +21,7 @@ from cskt.config.types import (
     NonNegative,
     Plain,
     Precision,
+    empty_if_none,
 )
 from cskt.errors import CsktError
 from cskt.plugins import Requirement
@@ -29,10 +30,6 @@ from cskt.utils.checked import checked_dataclass
 
 def _named(plugin: Any) -> Any:
     return {"name": plugin} if isinstance(plugin, str) else plugin
-
-
-def _empty_if_none(fields: Any) -> Any:
-    return {} if fields is None else fields
 
 
 def _made_by_code(keys: Any) -> Any:
@@ -66,6 +63,8 @@ class RunConfig:
     init_from: str | None = None
     """Run folder, or file of `cskt export --merge`, whose weights training starts from: weights only, with a new
     optimizer and schedule; none for the start that the recipe describes."""
+    frozen: tuple[str, ...] = ()
+    """Parameters that do not train although `trainable` names them: beginnings of their names, such as vision.conv1."""
     backbone: BackboneConfig = BackboneConfig()
     prompts: PromptConfig = PromptConfig()
     adapters: AdapterConfig = AdapterConfig()
@@ -75,10 +74,10 @@ class RunConfig:
     mlm: MlmConfig = MlmConfig()
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     data: DataConfig = DataConfig()
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     optim: OptimConfig = OptimConfig()
     loop: LoopConfig = LoopConfig()
-    hooks: dict[str, Annotated[dict[str, Plain], BeforeValidator(_empty_if_none)]] = dataclasses.field(
+    hooks: dict[str, Annotated[dict[str, Plain], BeforeValidator(empty_if_none)]] = dataclasses.field(
         default_factory=dict
     )
     """Hooks, of the package (noise_division) or of plug-ins, by name, with their fields: `hooks.<name>.<field>`."""

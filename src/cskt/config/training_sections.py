@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Len, Lt
-from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from cskt.config.types import (
     STRICT,
@@ -19,7 +19,9 @@ from cskt.config.types import (
     PositiveReal,
     Range,
     Real,
+    Size,
     Whole,
+    empty_if_none,
 )
 from cskt.errors import CsktError
 from cskt.utils.checked import checked_dataclass
@@ -34,6 +36,15 @@ LOSS_KEYS = {
     ),
     "tal_margin": (("tal", "margin"), ("trl", "margin"), ("tse_tal", "margin"), ("tse_trl", "margin")),
     "sdm_other_image": (("sdm", "other_image"), ("tse_sdm", "other_image")),
+    "soft_share": (("nitc", "soft_share"),),
+    "soft_ramp_epochs": (("nitc", "ramp_epochs"),),
+    "nitc_view": (("nitc", "second_view"),),
+    "ritc_epsilon": (("ritc", "epsilon"),),
+    "citc_within": (("citc", "within"),),
+    "citc_across": (("citc", "across"),),
+    "simclr_temperature": (("simclr", "temperature"),),
+    "simclr_width": (("simclr", "width"),),
+    "simclr_views": (("simclr", "view_pair"),),
 }  # fmt: skip
 """Key of the section `loss` -> the losses that it is for, with the field of each. `loss.<name>.<field>` sets a field of
 one loss alone, and counts before these keys."""
@@ -46,8 +57,8 @@ class LossConfig:
     weights: Annotated[dict[str, NonNegativeReal], Len(min_length=1)] = dataclasses.field(
         default_factory=lambda: {"sdm": 1.0}
     )
-    """Weight by name: sdm, itc, cmpm, id, mlm, triplet, tal, trl, tse_tal and the like (of the part tse), or a loss of
-    a plug-in."""
+    """Weight by name: sdm, itc, cmpm, id, mlm, triplet, tal, trl, nitc, ritc, citc, simclr, tse_tal and the like (of
+    the part tse), or a loss of a plug-in."""
     temperature: PositiveReal = 0.02
     """Temperature of sdm and itc, also of those of tse; similarities are divided by it."""
     margin: NonNegativeReal = 1.0
@@ -59,6 +70,28 @@ class LossConfig:
     sdm_other_image: Fraction = 1.0
     """Share of a caption's image that other images of its person get in the targets of sdm (label smoothing by image,
     an option of IRRA's released code, there 0.3); 1 treats them alike."""
+    logit_scale: PositiveReal = 100.0
+    """Factor of the similarities in nitc and ritc, a parameter that is trained, before the first step."""
+    max_logit_scale: PositiveReal = 100.0
+    """Limit of that factor; beyond it the parameter still learns, as in the released code of TBPS-CLIP."""
+    soft_share: Fraction = 0.5
+    """Share of the model's own similarities in the targets of nitc; the rest are identities."""
+    soft_ramp_epochs: NonNegativeReal = 1.0
+    """Epochs over which that share rises from 0."""
+    nitc_view: str = ""
+    """Further view of the images (augment.views) that nitc compares with the captions too; none if empty."""
+    ritc_epsilon: PositiveReal = 0.01
+    """Added to the labels of ritc, inside the logarithm."""
+    citc_within: NonNegativeReal = 0.25
+    """Weight in citc of the similarities of images among each other, and of captions."""
+    citc_across: NonNegativeReal = 0.25
+    """Weight in citc of the similarities of images with captions."""
+    simclr_temperature: PositiveReal = 0.1
+    """Temperature of simclr."""
+    simclr_width: Size = 128
+    """Width of the hidden layer of simclr's MLP."""
+    simclr_views: tuple[str, str] = ("simclr_1", "simclr_2")
+    """The two views of the images (augment.views) that simclr compares."""
     constants: dict[str, dict[str, Plain]] = dataclasses.field(default_factory=dict)
     """Constants of single losses, which a file holds as `loss.<name>.<field>`."""
 
@@ -137,10 +170,15 @@ class DataConfig:
     """random: every pair once per epoch | identity: `instances` pairs of each of batch_size / instances people, all
     people about equally often, as many steps as random | identity-released: the same batches as the released
     programs draw, with fewer steps per epoch: an epoch ends when too few people have pairs left."""
+    drop_last: bool = False
+    """Leave out the last batch of an epoch of the sampler random if it is short."""
     instances: Positive = 4
     """Pairs of one identity in a batch of the identity samplers."""
     caption_length: Annotated[Whole, Ge(3)] = 77
     """Most tokens of a caption, start and end included; longer ones lose words before the end token."""
+    clean_captions: bool = False
+    """Take punctuation out of captions, and keep their first 77 words, in training, evaluation and query, as in the
+    released code of TBPS-CLIP."""
     num_workers: NonNegative = 4
     """Threads that decode images; 0 decodes in the calling thread."""
     eval_interpolation: Interpolation | None = None
@@ -187,6 +225,20 @@ class DataConfig:
         return self
 
 
+Operations: TypeAlias = dict[str, Annotated[dict[str, Plain], BeforeValidator(empty_if_none)]]
+"""Operations on images by name, in their order, with the fields of each."""
+
+
+@checked_dataclass(STRICT)
+class ViewConfig:
+    """A further augmented view of the images of a batch, which a loss compares with others."""
+
+    ops: Operations = dataclasses.field(default_factory=dict)
+    """As `augment.ops`; if empty, the view is made as the first one is."""
+    draws: NonNegative = 0
+    """As `augment.draws`."""
+
+
 @checked_dataclass(STRICT)
 class AugmentConfig:
     """Augmentation of images as in the released code; augmentation of captions is off by default, as there."""
@@ -208,6 +260,24 @@ class AugmentConfig:
     caption_change_probability: Fraction = 0.0
     """Chance of a word token to be changed as in RDE: of these 60 % become the mask token, 20 % a random one, and 20 %
     are left out."""
+    back_translation_probability: Fraction = 0.0
+    """Chance of a caption to be replaced by its back-translation (`captions_bt` in the annotation), if it has one."""
+    word_drop_probability: Fraction = 0.0
+    """Chance of a word between spaces to be left out, before the caption is encoded and cut; one always stays."""
+    ops: Operations = dataclasses.field(default_factory=dict)
+    """Operations on images instead of the flip, crop and erasing above, applied before normalising: {flip: {}, jitter:
+    {brightness: 0.1}, ...} of flip, grey, rotate, resized_crop, jitter, blur, erase, and those of plug-ins."""
+    draws: NonNegative = 0
+    """So many of these operations for each image, drawn with replacement; 0: all, in their order."""
+    views: dict[str, Annotated[ViewConfig, BeforeValidator(empty_if_none)]] = dataclasses.field(default_factory=dict)
+    """Further views of the images by name, each with ops and draws, for losses that ask for one."""
+    text_attention_dropout: Annotated[Real, Ge(0), Lt(1)] = 0.0
+    """Chance of an attention weight of the text tower to be dropped."""
+
+    def view(self, name: str) -> AugmentConfig:
+        """Return the augmentation of a further view of the images."""
+        view = self.views[name]
+        return dataclasses.replace(self, ops=view.ops, draws=view.draws) if view.ops else self
 
     @model_validator(mode="after")
     def _check(self) -> AugmentConfig:
@@ -215,6 +285,10 @@ class AugmentConfig:
             raise CsktError(f"erase_area {self.erase_area} is not a range within (0, 1]")
         if not 0 < self.erase_ratio[0] <= self.erase_ratio[1]:
             raise CsktError(f"erase_ratio {self.erase_ratio} is not a range above 0")
+        if without := next((f"views.{name}." for name, view in self.views.items() if view.draws and not view.ops), ""):
+            raise CsktError(f"augment.{without}draws is set without operations to draw from; set augment.{without}ops")
+        if self.draws and not self.ops:
+            raise CsktError("augment.draws is set without operations to draw from; set augment.ops")
         return self
 
 
@@ -240,6 +314,8 @@ class OptimConfig:
     """Rate of parameters whose name contains `bias`, relative to lr."""
     weight_decay_bias: NonNegativeReal = 0.0
     """Weight decay of parameters whose name contains `bias`."""
+    weight_decay_vectors: NonNegativeReal | None = None
+    """Weight decay of other parameters with fewer than two dimensions (norms, scales); if empty, weight_decay."""
     head_lr_factor: PositiveReal = 5.0
     """Rate of `cross*`, `classifier` and `mlm_head` parameters, and of embedding heads, relative to lr."""
     layer_decay: Annotated[Real, Gt(0), Le(1)] = 1.0
@@ -266,6 +342,9 @@ class OptimConfig:
     """Share of the rate that warm-up starts from."""
     warmup_method: Literal["linear", "constant"] = "linear"
     """Rise linearly, or stay at warmup_factor, during warm-up."""
+    schedule_period: Literal["epoch", "step"] = "epoch"
+    """epoch: the rate is constant within an epoch, as in the released CSKT and IRRA | step: it changes at every step,
+    and warm-up reaches lr in its last step."""
 
 
 @checked_dataclass(STRICT)

@@ -16,6 +16,11 @@ def _no_truth_value(value: Any) -> Any:
     return value
 
 
+def empty_if_none(fields: Any) -> Any:
+    """Return `{}` for what YAML reads where nothing follows a key."""
+    return {} if fields is None else fields
+
+
 Whole: TypeAlias = Annotated[int, BeforeValidator(_no_truth_value)]  # YAML's `yes` would otherwise be a 1
 Real: TypeAlias = Annotated[float, BeforeValidator(_no_truth_value)]
 Positive: TypeAlias = Annotated[Whole, Gt(0)]

@@ -6,7 +6,6 @@ grey level of rounding.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from cskt.config import CLIP_MEAN, CLIP_STD, AugmentConfig
 from cskt.config.types import ChannelMeans, ChannelStds, Interpolation
+from cskt.data.operations import apply_operations, draw_rectangles, inside
 from cskt.image_files.decode import Source, decode_image
 
 BOX_REDUCE_FROM = 32
@@ -25,8 +25,6 @@ BOX_REDUCE_FROM = 32
 pixels of height for a model that takes 384. Below it pixels are resized in one pass."""
 BOX_REDUCE_TO = 8
 """Scale factor of the antialiased resize after such a reduction."""
-ERASE_TRIES = 10
-"""Rectangles drawn before an image is left whole, as in torchvision's RandomErasing."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,12 @@ def _box_reduced(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[
 
 def normalise(images: Tensor, mean: ChannelMeans = CLIP_MEAN, std: ChannelStds = CLIP_STD) -> Tensor:
     """Normalise the channels of images [B, 3, H, W] uint8 to float32, with `mean` and `std` of pixels in [0, 1]."""
-    return images.float().div_(255).sub_(_per_channel(mean, images)).div_(_per_channel(std, images))
+    return _standardised(images.float().div_(255), mean, std)
+
+
+def _standardised(images: Tensor, mean: ChannelMeans, std: ChannelStds) -> Tensor:
+    """Normalise images in [0, 1] in place."""
+    return images.sub_(_per_channel(mean, images)).div_(_per_channel(std, images))
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -96,6 +99,8 @@ def augment(
 ) -> Tensor:
     """Return the training view of a batch: flip, pad and crop, normalise, erase, in the order of the released code.
 
+    With `config.ops` these operations are applied instead, and the result is normalised.
+
     Erased rectangles are filled after normalising with CLIP's raw channel means, as released, whatever `mean` is: a mid
     grey, not the mean colour.
 
@@ -109,9 +114,13 @@ def augment(
         [B, 3, H, W] float32, normalised.
     """
     height, width = images.shape[2:]
+    batch_size = len(images) if batch_size is None else batch_size
+    if config.ops:
+        images = apply_operations(images, config, generator, batch_size=batch_size, first_row=first_row)
+        return _standardised(images, mean, std)
     flipped, corners, rectangles = (
         to_device(choices[first_row : first_row + len(images)], images.device)
-        for choices in _draw(len(images) if batch_size is None else batch_size, height, width, config, generator)
+        for choices in _draw(batch_size, height, width, config, generator)
     )
     images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
     return _erase(normalise(_crop(images, config.pad_pixels, corners), mean, std), rectangles)
@@ -124,7 +133,8 @@ def _draw(
     flipped = torch.rand(num_images, generator=generator) < config.flip_probability
     corners = torch.randint(0, 2 * config.pad_pixels + 1, (num_images, 2), generator=generator)
     erased = torch.rand(num_images, generator=generator) < config.erase_probability
-    return flipped, corners, _draw_rectangles(num_images, height, width, config, generator) * erased[:, None]
+    rectangles = draw_rectangles(num_images, height, width, config.erase_area, config.erase_ratio, generator=generator)
+    return flipped, corners, rectangles * erased[:, None]
 
 
 def _crop(images: Tensor, pad: int, corners: Tensor) -> Tensor:
@@ -140,36 +150,8 @@ def _crop(images: Tensor, pad: int, corners: Tensor) -> Tensor:
 
 def _erase(images: Tensor, rectangles: Tensor) -> Tensor:
     """Overwrite rectangles of `images` in place."""
-    height, width = images.shape[2:]
-    top, left, rows, columns = rectangles[..., None].unbind(1)
-    y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-    inside_rows = (y >= top) & (y < top + rows)
-    inside_columns = (x >= left) & (x < left + columns)
-    erased = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
+    erased = inside(rectangles, *images.shape[2:])
     return torch.where(erased, _per_channel(CLIP_MEAN, images), images, out=images)
-
-
-def _draw_rectangles(
-    num_images: int, height: int, width: int, config: AugmentConfig, generator: torch.Generator
-) -> Tensor:
-    """Draw [B, 4] int64: top, left, rows and columns of a rectangle inside each image; zeros where no try fitted.
-
-    The area is uniform and the ratio log-uniform in their ranges; the first of `ERASE_TRIES` that fits is taken.
-    """
-
-    def uniform(shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
-        # float64: in float32, floor(u * n) can reach n
-        return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
-
-    area = height * width * uniform((num_images, ERASE_TRIES), *config.erase_area)
-    ratio = uniform((num_images, ERASE_TRIES), *map(math.log, config.erase_ratio)).exp()
-    place = uniform((num_images, 2))
-    sizes = torch.stack(((area * ratio).sqrt().round(), (area / ratio).sqrt().round()), dim=2)
-    fits = (sizes[..., 0] < height) & (sizes[..., 1] < width)
-    first = fits.long().argmax(1)
-    size = sizes[torch.arange(num_images), first] * fits.any(1)[:, None]
-    corner = (place * (torch.tensor([height, width]) - size + 1)).floor()
-    return torch.cat((corner, size), dim=1).long()
 
 
 def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:

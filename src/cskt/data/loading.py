@@ -87,7 +87,9 @@ class TrainingLoader:
         per_image = data.captions_per_image
         num_units = int((-(-torch.bincount(self._image_ids) // per_image)).sum())
         check_batch_size(data, num_units * per_image, self.num_identities)
-        self._num_even_steps = -(-num_units * per_image // data.batch_size)
+        num_whole, num_left = divmod(num_units * per_image, data.batch_size)
+        drops = data.drop_last and data.sampler == "random"
+        self._num_even_steps = num_whole + (num_left > 0 and not drops)
         self._drawn: tuple[int, list[Tensor]] = -1, []
         """The epoch that was drawn last, and its batches: counting them should not draw them twice."""
         self._part_of_image = np.repeat(np.arange(len(parts)), [part.num_images for part in parts])
@@ -135,7 +137,7 @@ class TrainingLoader:
             return len(self._batches(epoch))
         return self._num_even_steps
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Batches of the first epoch; see `num_steps`."""
         return self.num_steps(0)

@@ -41,6 +41,8 @@ class Record:
     split: str
     """train, val or test."""
     attributes: Mapping[str, Any] | None = field(default=None, hash=False)
+    back_translations: tuple[str, ...] | None = None
+    """Each caption, translated to another language and back; empty where a caption has none."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Split:
     def captions(self) -> list[str]:
         """All captions, image by image."""
         return [caption for record in self.records for caption in record.captions]
+
+    @cached_property
+    def back_translations(self) -> list[str]:
+        """Back-translation of each caption; empty where there is none."""
+        return [text for record in self.records for text in record.back_translations or [""] * len(record.captions)]
 
     @cached_property
     def caption_image_ids(self) -> list[int]:

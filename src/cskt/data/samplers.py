@@ -29,7 +29,8 @@ def draw_batches(
     batch_size, instances = data.batch_size // data.captions_per_image, data.instances // data.captions_per_image
     if data.sampler == "random":
         order = random.permutation(len(pids))
-        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        num_drawn = len(order) // batch_size * batch_size if data.drop_last else len(order)
+        return [order[start : start + batch_size] for start in range(0, num_drawn, batch_size)]
     if data.sampler == "identity":
         return identity_batches(pids, batch_size, instances, num_batches, random)
     return released_identity_batches(pids, batch_size, instances, random)

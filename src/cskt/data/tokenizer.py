@@ -37,6 +37,11 @@ END_ID = 49_407
 WORD_END = "</w>"
 MAX_CHARACTERS = 5_000
 """Characters of a text that are read: far more than fit into any context, few enough to be cleaned at once."""
+PUNCTUATION = '.!"()*#:;~'
+"""Characters that `without_punctuation` makes spaces."""
+MAX_CLEAN_WORDS = 77
+"""Words that `without_punctuation` keeps."""
+_TO_SPACES = str.maketrans(dict.fromkeys(PUNCTUATION, " "))
 MAX_WORDS_SHOWN, MAX_LETTERS_SHOWN = 8, 40
 """Words in one warning, and letters of each."""
 WORD_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -50,21 +55,32 @@ class Tokenizer:
         context_length: most tokens per caption, start and end included.
         known_ids: ids whose embeddings the backbone has learned; None if it knows all. A word that needs others is
             encoded all the same.
+        clean_captions: take out punctuation first, see `without_punctuation`.
 
     Example:
         >>> Tokenizer()(["a man in red"]).tolist()
         [[49406, 320, 786, 530, 736, 49407]]
     """
 
-    def __init__(self, context_length: int = 77, known_ids: Collection[int] | None = None) -> None:
+    def __init__(
+        self, context_length: int = 77, known_ids: Collection[int] | None = None, *, clean_captions: bool = False
+    ) -> None:
         if context_length < 2:
             raise CsktError(f"context_length is {context_length}; start and end alone need 2")
         self.context_length = context_length
         self.known_ids = None if known_ids is None else frozenset(known_ids)
+        self.clean_captions = clean_captions
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text of any length, without start and end tokens."""
-        return _encodings([text])[0].ids
+        return self._encodings([text])[0].ids
+
+    def clean(self, text: str) -> str:
+        """Return a text as it is encoded: single spaces between words, lower case."""
+        return clean(without_punctuation(text) if self.clean_captions else text)
+
+    def _encodings(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        return clip_bpe().encode_batch([self.clean(text) for text in texts])
 
     def __call__(self, captions: Sequence[str], *, pad_to_context: bool = False) -> Tensor:
         """Encode a batch of captions; longer ones are cut to `context_length`, with the end token kept.
@@ -82,7 +98,7 @@ class Tokenizer:
         if isinstance(captions, str):
             raise CsktError("captions is one string; pass a list of strings")
         most_words = self.context_length - 2
-        rows = [[START_ID, *encoding.ids[:most_words], END_ID] for encoding in _encodings(captions)]
+        rows = [[START_ID, *encoding.ids[:most_words], END_ID] for encoding in self._encodings(captions)]
         length = self.context_length if pad_to_context else max(map(len, rows), default=2)
         caption_ids = torch.zeros(len(rows), length, dtype=torch.int64)
         for row, words in zip(caption_ids, rows, strict=True):
@@ -95,7 +111,7 @@ class Tokenizer:
         Args:
             captions: those of a data set, or a single sentence to search with, which the lines are then about.
         """
-        encodings, most_words = _encodings(captions), self.context_length - 2
+        encodings, most_words = self._encodings(captions), self.context_length - 2
         lengths = [len(encoding.ids) for encoding in encodings]
         num_cut = sum(length > most_words for length in lengths)
         lines = []
@@ -117,10 +133,6 @@ def log_caption_warnings(source: str, lines: Iterable[str]) -> None:
     """Log the lines of `Tokenizer.warnings` with the name of their data set and split."""
     for line in lines:
         logger.warning("%s: %s", source, line)
-
-
-def _encodings(texts: Sequence[str]) -> list[tokenizers.Encoding]:
-    return clip_bpe().encode_batch([clean(text) for text in texts])
 
 
 def _line_of_unknown_words(words: Sequence[str]) -> str:
@@ -152,6 +164,18 @@ def clean(text: str) -> str:
 
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
+
+
+def without_punctuation(text: str) -> str:
+    """Return a text as the released code of TBPS-CLIP (Cao et al., AAAI 2024) prepares it.
+
+    Lower case; each of . ! " ( ) * # : ; ~ becomes a space; at most `MAX_CLEAN_WORDS` words, with single spaces.
+
+    Example:
+        >>> without_punctuation("A man (tall): black  coat; grey trousers.")
+        'a man tall black coat grey trousers'
+    """
+    return " ".join(text.lower()[:MAX_CHARACTERS].translate(_TO_SPACES).split()[:MAX_CLEAN_WORDS])
 
 
 @cache

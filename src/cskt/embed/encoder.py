@@ -153,6 +153,8 @@ class Encoder:
         reading: list[Any] = [self.tokenizer.context_length, sorted(self.tokenizer.known_ids or ()), self.templates]
         if self.interpolation != "bilinear":  # so that fingerprints of version 0.1 stay as they are
             reading.append(self.interpolation)
+        if self.tokenizer.clean_captions:
+            reading.append("clean_captions")
         if self.model.parts:  # the settings of the package's own parts are left out, for the same reason
             reading.append({name: to_dict(self.model.method[name]) for name in sorted(self.model.parts)})
         digest.update(json.dumps([to_dict(self.model.architecture), reading]).encode())
@@ -377,6 +379,7 @@ class Encoder:
         data = dataclasses.replace(
             base.data, caption_length=self.tokenizer.context_length, templates=self.templates,
             eval_interpolation=self.interpolation, apply_orientation=self.apply_orientation,
+            clean_captions=self.tokenizer.clean_captions,
         )  # fmt: skip
         precision = cast(Precision, self.precision)
         config = with_method(dataclasses.replace(base, data=data, precision=precision), self.model.method)

@@ -93,6 +93,8 @@ class ExportedFacts:
     """Length of the vectors; None if it is that of the architecture."""
     apply_orientation: bool = False
     """True if image files are turned as their EXIF orientation says, see `Encoder`."""
+    clean_captions: bool = False
+    """True if punctuation is taken out of captions first; see `cskt.data.tokenizer.without_punctuation`."""
 
 
 def is_exported(folder: Path) -> bool:
@@ -163,7 +165,9 @@ class ExportedEncoder(Encoder):
     def __init__(self, model: ExportedModel, options: EncodeOptions) -> None:
         self._graphs, self.folder, self.facts = model, model.folder, model.facts
         facts, source = model.facts, ModelSource(str(model.folder))
-        tokenizer = Tokenizer(facts.longest_caption, known_ids=facts.known_token_ids)
+        tokenizer = Tokenizer(
+            facts.longest_caption, known_ids=facts.known_token_ids, clean_captions=facts.clean_captions
+        )
         templates = options.templates or facts.templates
         options = dataclasses.replace(options, device=CPU, precision=None, templates=templates)
         super().__init__(

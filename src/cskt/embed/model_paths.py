@@ -148,7 +148,7 @@ def _loaded(
     except CsktError as error:
         raise CsktError(f"{origin}: {error}") from None
     load_state(model, state, origin=origin, prefixes=WHOLE)
-    return Loaded(model, tokenizer_for(model, config.data.caption_length, known_token_ids), config)
+    return Loaded(model, tokenizer_for(model, config.data, known_token_ids), config)
 
 
 class Reader(ABC):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cskt.config import RunConfig
+from cskt.config import DataConfig, RunConfig
 from cskt.data.tokenizer import END_ID, Tokenizer
 from cskt.errors import CsktError
 from cskt.model.dual_encoder import DualEncoder
@@ -30,7 +30,7 @@ def build(config: RunConfig) -> Built:
     """Build the model of a config, ready to train.
 
     Args:
-        config: of which backbone, prompts, adapters, lora, parts, trainable and seed are used.
+        config: of which backbone, prompts, adapters, lora, parts, trainable, frozen and seed are used.
 
     Returns:
         `Built` with `model`, a `DualEncoder` on the CPU whose backbone is loaded (or random, as the config says) and
@@ -55,8 +55,8 @@ def build(config: RunConfig) -> Built:
     else:
         backbone = load_backbone(config.backbone)
         architecture = backbone.architecture
-    model = DualEncoder(architecture, config.method, config.trainable)
-    tokenizer = tokenizer_for(model, config.data.caption_length, backbone.known_token_ids if backbone else None)
+    model = DualEncoder(architecture, config.method, config.trainable, config.frozen)
+    tokenizer = tokenizer_for(model, config.data, backbone.known_token_ids if backbone else None)
     if backbone:
         load_state(model, backbone.state, origin=backbone.name)
     else:
@@ -68,12 +68,13 @@ def build(config: RunConfig) -> Built:
     return Built(model, tokenizer, backbone.name if backbone else "random", backbone.sha256 if backbone else "")
 
 
-def tokenizer_for(model: DualEncoder, caption_length: int, known: frozenset[int] | None) -> Tokenizer:
+def tokenizer_for(model: DualEncoder, data: DataConfig, known: frozenset[int] | None) -> Tokenizer:
     """Return CLIP's tokenizer, which cuts captions to the positions that prompts leave."""
+    caption_length = data.caption_length
     vocab_size, length = model.architecture.vocab_size, model.architecture.context_length
     if vocab_size != END_ID + 1:
         raise CsktError(f"the backbone has {vocab_size} tokens; the tokenizer is CLIP's, with {END_ID + 1}")
     if caption_length > length:
         raise CsktError(f"data.caption_length {caption_length} is more than the backbone's {length} positions")
     num_left = length - model.num_text_slots
-    return Tokenizer(min(caption_length, num_left), known_ids=known)
+    return Tokenizer(min(caption_length, num_left), known_ids=known, clean_captions=data.clean_captions)

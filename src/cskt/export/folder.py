@@ -19,7 +19,7 @@ from tokenizers import Regex, normalizers, processors
 from torch import Tensor
 
 from cskt.config import RunConfig, to_dict
-from cskt.data.tokenizer import END_ID, START_ID, clip_bpe
+from cskt.data.tokenizer import END_ID, MAX_CLEAN_WORDS, PUNCTUATION, START_ID, clip_bpe
 from cskt.embed import EXPORTED, Encoder, is_exported
 from cskt.embed.exported import (
     EXPORT_FILES,
@@ -106,6 +106,8 @@ def write_folder(
     portable_tokenizer(longest).save(str(folder / TOKENIZER))
     digests = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     of_int8 = hashlib.sha256(json.dumps([encoder.fingerprint, digests]).encode()).hexdigest()
+    punctuation = f"each of {PUNCTUATION} to a space, lower case, the first {MAX_CLEAN_WORDS} words, "
+    punctuation = punctuation if encoder.tokenizer.clean_captions else ""
     facts = ExportedFacts(
         form=form,
         precision="int8" if calibration else "fp32",
@@ -117,6 +119,7 @@ def write_folder(
         interpolation=encoder.interpolation,
         embed_dim=encoder.embed_dim,
         apply_orientation=encoder.apply_orientation,
+        clean_captions=encoder.tokenizer.clean_captions,
         num_parameters=encoder.model.num_parameters(),
         config=None if config is None else to_dict(config),
         sha256=digests,
@@ -125,8 +128,8 @@ def write_folder(
             f" {encoder.interpolation} with antialiasing, aspect ratio not kept), uint8 [B, 3, H, W], not normalised:"
             f" the graph subtracts {list(architecture.image_mean)} and divides by {list(architecture.image_std)}, of"
             " pixels in [0, 1]",
-            "captions": f"each template around it, ftfy.fix_text, html.unescape twice, {TOKENIZER}; int64 [B, L], L"
-            f" from {SHORTEST_CAPTION} to {longest}, zeros after the end token",
+            "captions": f"each template around it, {punctuation}ftfy.fix_text, html.unescape twice, {TOKENIZER}; int64"
+            f" [B, L], L from {SHORTEST_CAPTION} to {longest}, zeros after the end token",
             "features": "rows of length 1, whose scalar products are cosines; those of several templates are averaged"
             " and brought back to length 1",
         },

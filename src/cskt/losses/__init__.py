@@ -39,11 +39,15 @@ from cskt.losses.base import (
     reduced,
     register,
 )
+from cskt.losses.citc_loss import CITCLoss, citc
 from cskt.losses.cmpm_loss import CMPMLoss, cmpm
 from cskt.losses.identity_loss import IdentityLoss, identity
 from cskt.losses.itc_loss import ITCLoss, itc
 from cskt.losses.mlm_loss import MLMLoss, mlm
+from cskt.losses.nitc_loss import NITCLoss, nitc
+from cskt.losses.ritc_loss import RITCLoss, ritc
 from cskt.losses.sdm_loss import SDMLoss, sdm, sdm_at_collapse
+from cskt.losses.simclr_loss import SimCLRLoss, simclr
 from cskt.losses.tal_loss import TALLoss, tal
 from cskt.losses.token_selection_losses import (
     TokenSelectionITC,
@@ -57,11 +61,11 @@ from cskt.utils.arguments import listed
 from cskt.utils.messages import nearest
 
 __all__ = [
-    "LOSSES", "BalanceLoss", "CMPMLoss", "Embeddings", "ITCLoss", "IdentityLoss", "Loss", "LossInputs", "MLMLoss",
-    "Negatives", "PairLoss", "Reduction", "SDMLoss", "Sizes", "TALLoss", "TRLLoss", "TokenSelectionITC",
-    "TokenSelectionSDM", "TokenSelectionTAL", "TokenSelectionTRL", "TripletLoss", "balance", "build_losses", "cmpm",
-    "identity", "itc", "mlm", "reduced", "register", "sdm", "sdm_at_collapse", "tal", "triplet", "trl",
-    "weighted_total",
+    "LOSSES", "BalanceLoss", "CITCLoss", "CMPMLoss", "Embeddings", "ITCLoss", "IdentityLoss", "Loss", "LossInputs",
+    "MLMLoss", "NITCLoss", "Negatives", "PairLoss", "RITCLoss", "Reduction", "SDMLoss", "SimCLRLoss", "Sizes",
+    "TALLoss", "TRLLoss", "TokenSelectionITC", "TokenSelectionSDM", "TokenSelectionTAL", "TokenSelectionTRL",
+    "TripletLoss", "balance", "build_losses", "citc", "cmpm", "identity", "itc", "mlm", "nitc", "reduced", "register",
+    "ritc", "sdm", "sdm_at_collapse", "simclr", "tal", "triplet", "trl", "weighted_total",
 ]  # fmt: skip
 
 

@@ -60,10 +60,35 @@ class LossInputs:
     row_weights: Tensor | None = None
     mlm_weights: Tensor | None = None
     """[b] and [M] weights of the pairs to which the rows of `id_labels` and of `mlm_labels` belong."""
+    views: Mapping[str, Tensor] = field(default_factory=dict)
+    """Raw features of further augmented views of the images, [B, D] by name (`augment.views`)."""
+    target_text_features: Tensor | None = None
+    """[B, D] raw features of the captions from a further pass without gradient, of which a loss can make soft targets;
+    None if nothing in the text tower is random, so that they equal `text_features`."""
+    logit_scale: Tensor | None = None
+    """Scalar, the learned factor of cosines, for a loss with `head = "logit_scale"`."""
+    step: int = 0
+    """Number of batches before this one since the training began."""
+    steps_per_epoch: int = 1
+    """Batches of the first epoch."""
 
     def __post_init__(self) -> None:
         check_pairs(self.image_features, self.text_features, self.pids)
         check_weights(self.pair_weights, len(self.pids))
+
+    @property
+    def scale(self) -> Tensor:
+        """The learned factor of cosines; raises CsktError if there is none."""
+        if self.logit_scale is None:
+            raise CsktError('the loss needs a learned logit_scale; set `head = "logit_scale"` in its class')
+        return self.logit_scale
+
+    def view(self, name: str) -> Tensor:
+        """Return the features of a further view of the images, [B, D]; raise CsktError if there is no such view."""
+        if name not in self.views:
+            known = ", ".join(self.views) or "none"
+            raise CsktError(f"the loss needs a view '{name}' of the images (augment.views); views of this run: {known}")
+        return self.views[name]
 
     def of_head(self, part: str) -> LossInputs:
         """Return these inputs with the embeddings of a method part in place of the features.
@@ -113,8 +138,10 @@ class Loss(nn.Module):
         1.0
     """
 
-    head: ClassVar[Literal["classifier", "interaction"] | None] = None
-    """Training head whose logits the loss needs."""
+    head: ClassVar[Literal["classifier", "interaction", "logit_scale"] | None] = None
+    """Training head whose output the loss needs."""
+    needs_targets: ClassVar[bool] = False
+    """True if the loss uses `LossInputs.target_text_features`, for which captions may be encoded a second time."""
     by_row: ClassVar[bool] = False
     """True for a mean over rows that look at no other row: the loss of a batch in parts is then the mean of the losses
     of its parts, weighted by their sizes."""
@@ -132,6 +159,11 @@ class Loss(nn.Module):
     def negatives(self) -> Negatives | None:
         """Wrong answers that the loss compares with; None if it needs none."""
         return None
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the further views of the images that the loss needs, keys of `augment.views`."""
+        return ()
 
     def setup(self, sizes: Sizes) -> None:
         """Make the modules and parameters of the loss, if it has any of its own.
@@ -304,7 +336,7 @@ def reduced(values: Tensor, weights: Tensor | None, reduction: Reduction) -> Ten
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None, reduction: Reduction) -> Tensor:
-    """Return the `reduced` cross-entropy of rows, [n, C] with labels [n] int64."""
+    """Return the `reduced` cross-entropy of rows, [n, C] with labels [n] int64 or probabilities [n, C]."""
     if weights is None and reduction in get_args(Reduction):
         return F.cross_entropy(logits, labels, reduction=reduction)
     return reduced(F.cross_entropy(logits, labels, reduction="none"), weights, reduction)

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cskt.model.dropout import AttentionDropout
+
 QUICK_SLOPE = 1.702
 """Slope of the sigmoid in `quick_gelu`."""
 QUERY_KEY_VALUE = ("query", "key", "value")
@@ -104,6 +106,8 @@ class Attention(nn.Module):
         prefix_kv: Tensor | None = None,
         mask: Tensor | None = None,
         low_rank: Updates = (),
+        dropout: AttentionDropout | None = None,
+        query_positions: Tensor | None = None,
     ) -> Tensor:
         """Attend from the query tokens to `x` [B, L, width] and the prefix: -> [B, A, width].
 
@@ -112,6 +116,8 @@ class Attention(nn.Module):
             prefix_kv: [1, S, 2 * width], keys and values of S more tokens for every sequence, placed after those of x.
             mask: [A, L + S] or [B, 1, A, L + S], true where a query attends to a token; None: to all.
             low_rank: updates of the projections.
+            dropout: of the weights, for training.
+            query_positions: [B] int64, the positions of `query_tokens` in x, for `dropout`.
         """
         # In two projections, so that keys and values without the prefix are not stored for the backward pass.
         query = self.project(x if query_tokens is None else query_tokens, QUERY, low_rank)
@@ -120,7 +126,14 @@ class Attention(nn.Module):
             key_value = torch.cat([key_value, prefix_kv.expand(len(x), -1, -1)], dim=1)
         key, value = key_value.chunk(2, dim=-1)
         query, key, value = self._split_heads(query), self._split_heads(key), self._split_heads(value)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        if dropout is None:
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        else:
+            weights = _attention_weights(query, key, mask).to(value.dtype)
+            num_tokens = x.shape[1]
+            positions = torch.arange(num_tokens, device=x.device)
+            positions = positions if query_positions is None else query_positions[:, None]
+            attended = dropout.apply(weights, positions, weights.shape[3] - num_tokens) @ value
         return apply_linear(self.out_proj, attended.transpose(1, 2).flatten(2), low_rank, "out")
 
     def row(
@@ -138,10 +151,7 @@ class Attention(nn.Module):
         if prefix_kv is not None:
             key = torch.cat([key, prefix_kv[..., : x.shape[2]].expand(len(x), -1, -1)], dim=1)
         query, key = self._split_heads(query), self._split_heads(key)
-        logits = query @ key.transpose(2, 3) * key.shape[3] ** -0.5
-        if mask is not None:
-            logits = logits.masked_fill(~mask, -torch.inf)
-        return logits.softmax(dim=3).mean(dim=1)[:, 0]
+        return _attention_weights(query, key, mask).mean(dim=1)[:, 0]
 
     def _split_heads(self, projected: Tensor) -> Tensor:
         """[B, L, width] -> [B, heads, L, width / heads]."""
@@ -158,6 +168,14 @@ class Attention(nn.Module):
                 added = [updates[part](x) if part in updates else torch.zeros_like(x) for part in parts]
                 projected = projected + torch.cat(added, dim=-1)
         return projected
+
+
+def _attention_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, heads, A, width] and [B, heads, L, width] -> [B, heads, A, L]; for the mask see `Attention.forward`."""
+    logits = query @ key.transpose(2, 3) * key.shape[3] ** -0.5
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf)
+    return logits.softmax(dim=3)
 
 
 class MLP(nn.Module):
@@ -194,6 +212,7 @@ class Block(nn.Module):
         query_positions: Tensor | None = None,
         extras: BlockExtras = NO_BLOCK_EXTRAS,
         records: bool = False,
+        dropout: AttentionDropout | None = None,
     ) -> Any:
         """Compute the tokens after this block: [B, L, width] -> the same, or [B, 1, width] with `query_positions`.
 
@@ -203,13 +222,17 @@ class Block(nn.Module):
             query_positions: [B] int64, the one token of each sequence that is needed; None: all.
             extras: modules of a method.
             records: return the tokens and a list of the records of the branches that make one (`recording`).
+            dropout: of the attention of this block.
         """
         normalised, queries = add(self.ln_1(x), extras.before_attention, x), None
         if query_positions is not None:
             x, queries = pick(x, query_positions), pick(normalised, query_positions)
             mask = None if mask is None else mask[query_positions][:, None, None]
         low_rank = extras.low_rank
-        x = x + self.attn(normalised, query_tokens=queries, prefix_kv=prefix_kv, mask=mask, low_rank=low_rank)
+        x = x + self.attn(
+            normalised, query_tokens=queries, prefix_kv=prefix_kv, mask=mask, low_rank=low_rank,
+            dropout=dropout, query_positions=query_positions,
+        )  # fmt: skip
         if not extras.beside_mlp:
             return x + self.mlp(add(self.ln_2(x), extras.before_mlp, x), low_rank)
         # Normalised once for MLP and branches, which have affine maps of their own.
@@ -262,6 +285,11 @@ class TowerExtras:
     blocks: Sequence[BlockExtras] = ()
     """One per block, or none at all."""
 
+    @property
+    def prefix_kv_of_rows(self) -> list[Tensor]:
+        """`prefix_kv` with a first dimension of 1, as towers take it."""
+        return [added[None] for added in self.prefix_kv]
+
     def of_block(self, index: int) -> BlockExtras:
         """Return the modules of a block."""
         return self.blocks[index] if self.blocks else NO_BLOCK_EXTRAS
@@ -313,6 +341,7 @@ def run_blocks(
     checkpoint_activations: bool = False,
     observed: Observed = NOTHING_OBSERVED,
     observed_positions: Tensor | None = None,
+    dropout: AttentionDropout | None = None,
 ) -> Tensor:
     """Pass tokens [B, L, width] through the blocks of a tower.
 
@@ -324,6 +353,7 @@ def run_blocks(
         query_positions: [B] int64, the tokens that are needed of the last block; None: all.
         checkpoint_activations: compute activations again in the backward pass instead of storing them.
         observed: receives what it asks for: the attention as [B, L + S], of the tokens at `observed_positions` [B].
+        dropout: of the attention of all blocks.
 
     Returns:
         [B, L, width], with `appended` [B, L + P, width], with `query_positions` [B, 1, width].
@@ -342,6 +372,8 @@ def run_blocks(
             assert isinstance(block, Block) and observed_positions is not None
             observed.attention = block.attention_row(x, observed_positions, **given)
         branches = recording(added) if observed.records else []
+        if dropout is not None:
+            given["dropout"] = dropout.of_block(index)
         run = partial(block, query_positions=query_positions if is_last else None, records=bool(branches), **given)
         is_checkpointed = checkpoint_activations and torch.is_grad_enabled()
         x = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False) if is_checkpointed else run(x)

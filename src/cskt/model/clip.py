@@ -30,6 +30,7 @@ from cskt.model.blocks import (
     widened,
     with_prefix,
 )
+from cskt.model.dropout import AttentionDropout
 
 
 class VisionTower(nn.Module):
@@ -230,12 +231,21 @@ class TextTower(nn.Module):
         extras: TowerExtras = NO_EXTRAS,
         prefix: Prefix | None = None,
         observed: Observed = NOTHING_OBSERVED,
+        *,
+        dropout: AttentionDropout | None = None,
     ) -> Tensor:
         """Compute the hidden tokens `[start, words, end, padding]` after the last block: [B, L' - P, text_width].
 
         There is no padding mask: attention is causal, so nothing after the end token can affect it. `prefix` is
-        `self.prefix(extras)`, if it is known already; `observed` is filled in.
+        `self.prefix(extras)`, if it is known already; `observed` is filled in. For `dropout` see `end_token`.
         """
+        if dropout is not None:
+            hidden = self._run(
+                _whole(placed), extras, extras.prefix_kv_of_rows, None, observed=observed, dropout=dropout
+            )
+            if observed.attention is not None:
+                observed.attention = observed.attention[:, : hidden.shape[1]]
+            return hidden
         prefix = self.prefix(extras, records=observed.records) if prefix is None else prefix
         words = self._run(placed, extras, prefix.kv, query_positions=None, observed=observed)
         if observed.attention is not None:  # the start token is the first of the prefix, whose columns come last
@@ -247,15 +257,22 @@ class TextTower(nn.Module):
         return _after_start(prefix.hidden[:, :1], words)
 
     def end_token(
-        self, placed: PlacedCaptions, extras: TowerExtras = NO_EXTRAS, prefix_kv: Sequence[Tensor] | None = None
+        self,
+        placed: PlacedCaptions,
+        extras: TowerExtras = NO_EXTRAS,
+        prefix_kv: Sequence[Tensor] | None = None,
+        dropout: AttentionDropout | None = None,
     ) -> Tensor:
         """Compute the hidden token that carries a caption's feature: [B, text_width]; see `forward`.
 
-        `prefix_kv` is `self.prefix(extras).kv`, if it is known already.
+        `prefix_kv` is `self.prefix(extras).kv`, if it is known already. With `dropout` the start token differs between
+        captions, so it passes the blocks with them; there can be no prompts then.
         """
+        if dropout is not None:
+            placed, prefix_kv = _whole(placed), extras.prefix_kv_of_rows
         prefix_kv = self.prefix(extras).kv if prefix_kv is None else prefix_kv
         positions = placed.end_positions - placed.num_fixed
-        return self._run(placed, extras, prefix_kv, query_positions=positions)[:, 0]
+        return self._run(placed, extras, prefix_kv, query_positions=positions, dropout=dropout)[:, 0]
 
     def _run(
         self,
@@ -263,7 +280,9 @@ class TextTower(nn.Module):
         extras: TowerExtras,
         prefix_kv: Sequence[Tensor],
         query_positions: Tensor | None,
+        *,
         observed: Observed = NOTHING_OBSERVED,
+        dropout: AttentionDropout | None = None,
     ) -> Tensor:
         """Compute the tokens after the prefix: [B, L'] -> [B, L' - 1 - P, text_width]."""
         ids, num_fixed = placed.ids, placed.num_fixed
@@ -278,11 +297,18 @@ class TextTower(nn.Module):
             checkpoint_activations=self.checkpoint_activations,
             observed=observed,
             observed_positions=placed.end_positions - num_fixed,
+            dropout=dropout,
         )
 
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden tokens [..., text_width] -> the shared space [..., D]."""
         return self.ln_final(hidden) @ self.proj
+
+
+def _whole(placed: PlacedCaptions) -> PlacedCaptions:
+    """Return captions without prompts whose start token is a token like all others."""
+    assert placed.num_fixed == 1, "prompts are shared by all captions, and dropout is not"
+    return placed._replace(num_fixed=0)
 
 
 def _first_positions(images: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from cskt.config import METHOD_SECTIONS, ClipArchitecture
 from cskt.errors import CsktError
 from cskt.model.blocks import Block, Observed, TowerExtras, block_deviations
 from cskt.model.clip import PlacedCaptions, TextTower, VisionTower
+from cskt.model.dropout import AttentionDropout
 from cskt.model.heads import TowerOutputs, image_outputs, needed, ranking_vector, text_outputs
 from cskt.model.parts import PARTS, EmbedWords, Part
 from cskt.model.parts.base import SIDES, PartExtras, Side, check_extras, check_part, joined, part_configs
@@ -36,9 +37,11 @@ class DualEncoder(nn.Module):
         method: name of a method part -> its config, as `RunConfig.method`; without parts it is plain CLIP.
         trainable: `added` (the parameters of all parts), `projections` (these and the two output projections), `all`
             or `none`.
+        frozen: beginnings of the names of parameters that do not train although `trainable` names them.
 
     Raises:
-        CsktError: an unknown part, or a part that does not fit the towers or another part.
+        CsktError: an unknown part, or a part that does not fit the towers or another part; no parameter to freeze has
+            such a name.
 
     Example:
         >>> from cskt.config import ClipArchitecture, LoraConfig
@@ -48,7 +51,11 @@ class DualEncoder(nn.Module):
     """
 
     def __init__(
-        self, architecture: ClipArchitecture, method: Mapping[str, Any] | None = None, trainable: str = "added"
+        self,
+        architecture: ClipArchitecture,
+        method: Mapping[str, Any] | None = None,
+        trainable: str = "added",
+        frozen: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.architecture = architecture
@@ -67,7 +74,11 @@ class DualEncoder(nn.Module):
         trained = {"added": (), "projections": PROJECTIONS, "all": TOWERS, "none": ()}[trainable]
         for name, parameter in self.named_parameters():
             is_added = not name.startswith(TOWERS) and trainable != "none"
-            parameter.requires_grad_(is_added or name.startswith(trained))
+            is_named = is_added or name.startswith(trained)
+            parameter.requires_grad_(is_named and not name.startswith(tuple(frozen)))
+        names = [name for name, _ in self.named_parameters()]
+        if wrong := next((start for start in frozen if not any(name.startswith(start) for name in names)), None):
+            raise CsktError(f"frozen: no parameter has a name that begins with '{wrong}'; such as vision.conv1 is one")
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] float, normalised with the architecture's mean and std -> [B, embed_dim], the vectors
@@ -96,13 +107,19 @@ class DualEncoder(nn.Module):
         """Images as for `encode_image` -> [B, D], the features of the class tokens, not normalised."""
         return self.vision.project(self.vision.class_token(images, self.extras("vision")))
 
-    def text_features(self, caption_ids: Tensor) -> Tensor:
-        """Caption ids as for `encode_text` -> [B, D], the features of the end tokens, not normalised."""
-        return self.text.project(self.text.end_token(self.place(caption_ids), self.extras("text")))
+    def text_features(self, caption_ids: Tensor, dropout: AttentionDropout | None = None) -> Tensor:
+        """Caption ids as for `encode_text` -> [B, D], the features of the end tokens, not normalised.
 
-    def forward(self, images: Tensor, caption_ids: Tensor) -> tuple[Tensor, Tensor]:
+        `dropout` acts on the attention of the text tower, which then has no prompts.
+        """
+        extras = self.extras("text")
+        return self.text.project(self.text.end_token(self.place(caption_ids), extras, dropout=dropout))
+
+    def forward(
+        self, images: Tensor, caption_ids: Tensor, dropout: AttentionDropout | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return image and text features [B, D] of a batch of pairs."""
-        return self.image_features(images), self.text_features(caption_ids)
+        return self.image_features(images), self.text_features(caption_ids, dropout)
 
     def image_outputs(self, images: Tensor, *, records: bool = False) -> TowerOutputs:
         """Encode every token of the images; `records` adds `Part.outputs`, which losses may need."""
@@ -110,10 +127,12 @@ class DualEncoder(nn.Module):
         found = image_outputs(self.vision, images, observed, joined(added))
         return found._replace(extra=self._outputs("vision", added, observed, found.mask))
 
-    def text_outputs(self, caption_ids: Tensor, *, records: bool = False) -> TowerOutputs:
-        """Encode every token of the captions, likewise."""
+    def text_outputs(
+        self, caption_ids: Tensor, *, records: bool = False, dropout: AttentionDropout | None = None
+    ) -> TowerOutputs:
+        """Encode every token of the captions, likewise; for `dropout` see `text_features`."""
         observed, added = needed(self.heads, records=records), self._part_extras("text")
-        found = text_outputs(self.text, self.place(caption_ids), observed, joined(added))
+        found = text_outputs(self.text, self.place(caption_ids), observed, joined(added), dropout=dropout)
         return found._replace(extra=self._outputs("text", added, observed, found.mask))
 
     def _outputs(

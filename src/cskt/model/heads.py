@@ -13,6 +13,7 @@ from torch import Tensor
 from cskt.errors import CsktError
 from cskt.model.blocks import NO_EXTRAS, Observed, TowerExtras, pick
 from cskt.model.clip import PlacedCaptions, Prefix, TextTower, VisionTower
+from cskt.model.dropout import AttentionDropout
 from cskt.model.parts.base import Part, Side
 from cskt.utils.messages import described
 
@@ -61,9 +62,11 @@ def text_outputs(
     observed: Observed,
     extras: TowerExtras = NO_EXTRAS,
     prefix: Prefix | None = None,
+    *,
+    dropout: AttentionDropout | None = None,
 ) -> TowerOutputs:
     """Compute every token of captions; for the arguments see `TextTower.forward`."""
-    tokens = tower.project(tower(placed, extras, prefix, observed))
+    tokens = tower.project(tower(placed, extras, prefix, observed, dropout=dropout))
     ends = placed.end_positions - (placed.num_fixed - 1)
     ids = torch.cat([placed.ids[:, :1], placed.ids[:, placed.num_fixed :]], dim=1)
     mask = (torch.arange(tokens.shape[1], device=tokens.device) <= ends[:, None]) & (ids != 0)

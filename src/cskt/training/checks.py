@@ -16,11 +16,21 @@ from typing import Any, NamedTuple, get_type_hints
 
 from torch import Tensor
 
-from cskt.config import LOSS_KEYS, LossConfig, RunConfig, load_config, read_yaml, validate_value, value_of
+from cskt.config import (
+    LOSS_KEYS,
+    AugmentConfig,
+    LossConfig,
+    RunConfig,
+    load_config,
+    read_yaml,
+    validate_value,
+    value_of,
+)
 from cskt.data.records import Split
 from cskt.errors import CsktError
 from cskt.evaluation.results import REFERENCE_MODELS
 from cskt.losses import LOSSES, Loss, build_losses
+from cskt.model.dual_encoder import DualEncoder
 from cskt.plugins import Requirement
 from cskt.training.data_size import MIN_HELD_OUT_PEOPLE
 
@@ -66,6 +76,26 @@ def check_captions_per_image(config: RunConfig) -> None:
         raise CsktError(
             f"data.captions_per_image {per_image}: {min(wrong)} takes an image's other captions for wrong answers; use"
             " sdm, cmpm, tal, id or mlm, or one caption per image"
+        )
+
+
+def check_views(losses: Mapping[str, Loss], augment: AugmentConfig) -> None:
+    """Raise CsktError if a loss needs a view of the images that the config does not describe."""
+    for name, loss in losses.items():
+        if missing := next((view for view in loss.views if view not in augment.views), None):
+            known = ", ".join(augment.views) or "none"
+            raise CsktError(
+                f"loss '{name}' compares with a further view '{missing}' of the images, and augment.views has {known};"
+                f" add augment.views.{missing} (empty: augmented as the first view)"
+            )
+
+
+def check_dropout(model: DualEncoder, augment: AugmentConfig) -> None:
+    """Raise CsktError for dropout in a text tower with prompts, which all captions share."""
+    if augment.text_attention_dropout and model.num_text_slots:
+        raise CsktError(
+            f"augment.text_attention_dropout {augment.text_attention_dropout}: the text tower has prompts, which are"
+            " computed once for all captions; set it to 0, or prompts.directions to none"
         )
 
 

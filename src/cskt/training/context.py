@@ -18,15 +18,23 @@ from cskt.data.datasets import DATASETS
 from cskt.data.datasets.base import normalised
 from cskt.data.images import ImageReader
 from cskt.data.loading import TrainingLoader
+from cskt.data.operations import OPERATIONS, check_operations, operation_names
 from cskt.data.records import Split
+from cskt.data.rewording import log_back_translations
 from cskt.data.tokenizer import Tokenizer, log_caption_warnings
 from cskt.device import pick_device, reset_peak_memory
 from cskt.embed import Encoder, build, tokenizer_for
-from cskt.losses import LOSSES
+from cskt.losses import LOSSES, build_losses
 from cskt.model.parts import PARTS, complete_parts
 from cskt.plugins import Registry, Requirement, of_entries, required, requirements
 from cskt.training.checkpoint import FREE_ON_RESUME
-from cskt.training.checks import check_captions_per_image, check_losses, check_negatives
+from cskt.training.checks import (
+    check_captions_per_image,
+    check_dropout,
+    check_losses,
+    check_negatives,
+    check_views,
+)
 from cskt.training.data_size import read_fitted_data
 from cskt.training.distributed import SINGLE_PROCESS, Processes
 from cskt.training.hooks import HOOKS, check_hooks
@@ -68,7 +76,7 @@ class TrainingContext:
         model, tokenizer = self.state.model, self.tokenizer
         if bare:
             model = model.bare()
-            tokenizer = tokenizer_for(model, self.config.data.caption_length, tokenizer.known_ids)
+            tokenizer = tokenizer_for(model, self.config.data, tokenizer.known_ids)
         return Encoder(
             model,
             tokenizer,
@@ -124,7 +132,10 @@ def prepare(
 
 def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> TrainingContext:
     config = dataclasses.replace(
-        config, loss=check_losses(config.loss, config.plugins), parts=complete_parts(config.parts)
+        config,
+        loss=check_losses(config.loss, config.plugins),
+        parts=complete_parts(config.parts),
+        augment=check_operations(config.augment),
     )
     config = check_hooks(config)
     check_captions_per_image(config)
@@ -149,7 +160,10 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
     reader = ImageReader(height, width, config.backbone.interpolation, config.data.apply_orientation)
     loader = TrainingLoader(train_split, built.tokenizer, data, reader, seed=config.seed, parts=parts)
     log_caption_warnings(f"{val_split.dataset} {val_split.name}", built.tokenizer.warnings(val_split.captions))
+    log_back_translations(train_split, config.augment)
     objective = Objective(config.loss, config.mlm, architecture, loader.num_identities)
+    check_views(build_losses(config.loss.weights, config.loss), config.augment)
+    check_dropout(model, config.augment)
     objective.initialise(torch.Generator().manual_seed(config.seed))
     objective.to(device)
     objective.share_gradients(processes.world_size, model.method_parts().values())
@@ -188,6 +202,7 @@ def _plugins(config: RunConfig) -> tuple[Requirement, ...]:
 def _entries(config: RunConfig) -> list[tuple[Registry[Any], str]]:
     named: list[tuple[Registry[Any], str]] = [(LOSSES, name) for name in config.loss.weights]
     named += [(PARTS, name) for name in config.parts]
+    named += [(OPERATIONS, name) for name in operation_names(config.augment)]
     named += [(HOOKS, name) for name in config.hooks]
     named += [(LOGGERS, name) for name in config.loop.loggers]
     return [*named, (DATASETS, normalised(config.data.dataset))]
@@ -195,5 +210,8 @@ def _entries(config: RunConfig) -> list[tuple[Registry[Any], str]]:
 
 def data_digest(split: Split) -> str:
     """Return the SHA-256 of identities, file names and captions in order; the same wherever the data set is."""
-    content = [(record.pid, record.image_path.name, record.captions) for record in split.records]
+    content = [
+        (record.pid, record.image_path.name, record.captions, *filter(None, [record.back_translations]))
+        for record in split.records
+    ]
     return hashlib.sha256(repr(content).encode()).hexdigest()

@@ -173,7 +173,7 @@ def _weight_file(named: str) -> Path:
 def _fitting_tensors(file: MethodFile, source: RunConfig, model: DualEncoder, path: Path) -> dict[str, Tensor]:
     own = named_tensors(model)
     with required(of_section(source.plugins, "parts")), torch.device("meta"):
-        other = DualEncoder(model.architecture, source.method, source.trainable)
+        other = DualEncoder(model.architecture, source.method, source.trainable, source.frozen)
     expected = named_tensors(other, trainable_only=file.architecture is None)
     remedy = "start from a run of the same recipe"
     if unknown := next((name for name in [*expected, *file.tensors] if name not in own), None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,7 @@ from cskt.data.images import to_device
 from cskt.data.masking import MaskedCaptions
 from cskt.errors import CsktError
 from cskt.losses import Embeddings, Loss, LossInputs, Sizes, build_losses
+from cskt.model.dropout import AttentionDropout
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.heads import TowerOutputs, embed
 from cskt.model.parts import Part
@@ -37,6 +39,12 @@ class ModelInputs:
     """[B, L] int64 on the host; those of image i are rows k * i to k * i + k - 1."""
     masked: MaskedCaptions | None = None
     """The same captions with masked words, padded to the whole context, on the host; None if no loss needs tokens."""
+    views: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further views of the images by name, as `images`."""
+    dropout: AttentionDropout | None = None
+    """Dropout of the text tower, with seeds of the captions on the host."""
+    targets_dropout: AttentionDropout | None = None
+    """That of a second pass of the captions without gradient; None for no such pass."""
 
     def split(self, num_pairs: int, *, cut: bool = True) -> list[ModelInputs]:
         """Return pieces of at most `num_pairs` pairs and whole images, with captions cut to the longest of a piece."""
@@ -49,7 +57,17 @@ class ModelInputs:
             # The end token has the highest id.
             longest = int(caption_ids.argmax(dim=1).max()) + 1 if cut else caption_ids.shape[1]
             masked = None if masked is None else MaskedCaptions(masked.ids[rows], masked.labels[rows])
-            pieces.append(ModelInputs(self.images[first : first + num_images], caption_ids[:, :longest], masked))
+            images = slice(first, first + num_images)
+            pieces.append(
+                ModelInputs(
+                    self.images[images],
+                    caption_ids[:, :longest],
+                    masked,
+                    views={name: view[images] for name, view in self.views.items()},
+                    dropout=None if self.dropout is None else self.dropout.of_rows(rows),
+                    targets_dropout=None if self.targets_dropout is None else self.targets_dropout.of_rows(rows),
+                )
+            )
         return pieces
 
 
@@ -73,6 +91,10 @@ class ModelOutputs:
     """Fields of `TowerOutputs` that embedding heads need, [B, ...] by `<side>.<field>`."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     """Results of `Part.outputs`, [B, ...] by `<part>.<side>.<name>`."""
+    views: Mapping[str, Tensor] = field(default_factory=dict)
+    """[B, D] raw features of further views of the images by name."""
+    target_text_features: Tensor | None = None
+    """[B, D] raw features of a second pass of the captions, without gradient."""
 
 
 def encode(model: DualEncoder, views: ModelInputs, *, masked_for_all: bool) -> ModelOutputs:
@@ -83,14 +105,24 @@ def encode(model: DualEncoder, views: ModelInputs, *, masked_for_all: bool) -> M
     """
     device, masked = views.images.device, views.masked
     caption_ids, per_image = to_device(views.caption_ids, device), len(views.caption_ids) // len(views.images)
+    dropout = None if views.dropout is None else views.dropout.to(device)
+    further: dict[str, Any] = {
+        "views": {name: _to_pairs(model.image_features(view), per_image) for name, view in views.views.items()}
+    }
+    if views.targets_dropout is not None:
+        with torch.no_grad():
+            ids = to_device(masked.ids, device) if masked is not None and masked_for_all else caption_ids
+            further["target_text_features"] = model.text_features(ids, views.targets_dropout.to(device))
     if masked is None and not model.needs_tokens:
-        image_features, text_features = model(views.images, caption_ids)
-        return ModelOutputs(_to_pairs(image_features, per_image), text_features)
+        image_features, text_features = model(views.images, caption_ids, dropout)
+        return ModelOutputs(_to_pairs(image_features, per_image), text_features, **further)
     image = _for_pairs(model.image_outputs(views.images, records=model.needs_tokens), per_image)
     of_words: dict[str, Any] = {}
     text = None
     if masked is not None:
-        of_masked = model.text_outputs(to_device(masked.ids, device), records=model.needs_tokens and masked_for_all)
+        of_masked = model.text_outputs(
+            to_device(masked.ids, device), records=model.needs_tokens and masked_for_all, dropout=dropout
+        )
         text = of_masked if masked_for_all else None
         labels = masked.labels[:, : of_masked.tokens.shape[1]].flatten()
         positions = labels.nonzero().squeeze(1)
@@ -101,12 +133,17 @@ def encode(model: DualEncoder, views: ModelInputs, *, masked_for_all: bool) -> M
             "mlm_labels": to_device(labels[positions], device),
         }
     if not model.needs_tokens:
-        text_features = model.text_features(caption_ids) if text is None else text.features
-        return ModelOutputs(image.tokens[:, 0], text_features, **of_words)
-    text = model.text_outputs(caption_ids, records=True) if text is None else text
+        text_features = model.text_features(caption_ids, dropout) if text is None else text.features
+        return ModelOutputs(image.tokens[:, 0], text_features, **of_words, **further)
+    text = model.text_outputs(caption_ids, records=True, dropout=dropout) if text is None else text
     of_towers = _for_heads("vision", image) | _for_heads("text", text) if model.heads else {}
     return ModelOutputs(
-        image.tokens[:, 0], text.features, **of_words, of_towers=of_towers, extra={**image.extra, **text.extra}
+        image.tokens[:, 0],
+        text.features,
+        **of_words,
+        of_towers=of_towers,
+        extra={**image.extra, **text.extra},
+        **further,
     )
 
 
@@ -143,7 +180,8 @@ def _embeddings(name: str, head: Part, of_towers: Mapping[str, Tensor], rows: Ro
 
 
 class Objective(nn.Module):
-    """Losses by name, with the heads that they need: an identity classifier, an interaction encoder. Training only."""
+    """Losses by name, with the heads that they need: an identity classifier, an interaction encoder, a factor of the
+    similarities. Training only."""
 
     def __init__(self, config: LossConfig, mlm: MlmConfig, architecture: ClipArchitecture, num_identities: int) -> None:
         super().__init__()
@@ -153,6 +191,9 @@ class Objective(nn.Module):
         self.interaction = None
         if "interaction" in heads:
             self.interaction = InteractionEncoder(width, mlm.cmt_depth, architecture.vocab_size)
+        self.logit_scale = nn.Parameter(torch.empty(())) if "logit_scale" in heads else None
+        """Logarithm of the factor of cosines."""
+        self._first_scale, self._max_scale = config.logit_scale, config.max_logit_scale
         self.losses = nn.ModuleDict(losses)
         self._pair_weights: Tensor | None = None
         for loss in losses.values():
@@ -166,18 +207,40 @@ class Objective(nn.Module):
             self.classifier.bias.zero_()
         if self.interaction is not None:
             self.interaction.initialise(generator)
+        if self.logit_scale is not None:
+            self.logit_scale.fill_(math.log(self._first_scale))
         for loss in self.losses.values():
             if any(True for _ in loss.parameters()):
                 cast(Loss, loss).initialise(generator)
 
     def share_gradients(self, num_processes: int, parts: Iterable[Part] = ()) -> None:
         """Divide the gradients of parameters that every process computes from the whole batch, and that are summed: of
-        losses and of embedding heads that are not by row."""
-        for module in (*cast(dict[str, Loss], self.losses).values(), *parts):
-            if num_processes > 1 and not module.by_row:
-                for parameter in module.parameters():
-                    if parameter.requires_grad:
-                        parameter.register_hook(partial(torch.mul, 1 / num_processes))  # type: ignore[no-untyped-call]
+        losses and of embedding heads that are not by row, and the factor of the similarities."""
+        modules = [module for module in (*cast(dict[str, Loss], self.losses).values(), *parts) if not module.by_row]
+        shared = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+        for parameter in shared if self.logit_scale is None else [*shared, self.logit_scale]:
+            if num_processes > 1:
+                parameter.register_hook(partial(torch.mul, 1 / num_processes))  # type: ignore[no-untyped-call]
+
+    @property
+    def views(self) -> list[str]:
+        """Names of the further views of the images that the losses need."""
+        return sorted({name for loss in cast(dict[str, Loss], self.losses).values() for name in loss.views})
+
+    @property
+    def needs_targets(self) -> bool:
+        """True if a loss computes soft targets of a further pass of the captions."""
+        return any(cast(Loss, loss).needs_targets for loss in self.losses.values())
+
+    def scale(self) -> Tensor | None:
+        """Return the factor of the cosines, at most `loss.max_logit_scale`; None if no loss needs it.
+
+        As in the released code of TBPS-CLIP, the gradient is that of the factor without the limit.
+        """
+        if self.logit_scale is None:
+            return None
+        scale = self.logit_scale.exp()
+        return scale - (scale - scale.clamp(max=self._max_scale)).detach()
 
     @property
     def pair_weights(self) -> Tensor | None:
@@ -215,14 +278,19 @@ class Objective(nn.Module):
         heads: Mapping[str, Part] = NO_HEADS,
         *,
         pair_ids: Tensor | None = None,
+        step: int = 0,
+        steps_per_epoch: int = 1,
     ) -> dict[str, Tensor]:
         """Return the unweighted losses of a batch by name; a by-row loss is the share of the own rows in the whole.
 
         `outputs` are those of the own rows; `pids`, `image_ids` and, on the host, `pair_ids` [B] those of the whole
         batch; `heads` are the embedding heads of the model by method part, which are computed here: once, from all
-        tokens of the own rows.
+        tokens of the own rows. For `step` and `steps_per_epoch` see `LossInputs`.
         """
-        inputs = self.inputs(outputs, pids, image_ids, rows, heads, weights=self.weights_of(pair_ids))
+        inputs = self.inputs(
+            outputs, pids, image_ids, rows, heads,
+            weights=self.weights_of(pair_ids), step=step, steps_per_epoch=steps_per_epoch,
+        )  # fmt: skip
         losses = cast(dict[str, Loss], self.losses)
         values = {name: _scalar(name, loss(inputs)) for name, loss in losses.items()}
         return {
@@ -239,6 +307,8 @@ class Objective(nn.Module):
         heads: Mapping[str, Part],
         *,
         weights: Tensor | None = None,
+        step: int = 0,
+        steps_per_epoch: int = 1,
     ) -> LossInputs:
         """Return the inputs of the losses for a batch; `weights` [B] are on the host, see `forward` for the others."""
         mlm_logits = mlm_weights = None
@@ -263,6 +333,13 @@ class Objective(nn.Module):
             pair_weights=weights,
             row_weights=None if weights is None else weights[rows.own],
             mlm_weights=mlm_weights,
+            views={name: rows.gather(value.float()) for name, value in outputs.views.items()},
+            target_text_features=(
+                None if outputs.target_text_features is None else rows.gather(outputs.target_text_features.float())
+            ),
+            logit_scale=self.scale(),
+            step=step,
+            steps_per_epoch=steps_per_epoch,
         )
 
 

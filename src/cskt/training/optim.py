@@ -1,7 +1,8 @@
 """Optimizer and learning rates: per parameter, and over the epochs.
 
 The rules are those of the released CSKT and IRRA code, so that published recipes keep their meaning: biases learn
-faster and do not decay, heads that start from nothing learn fastest, and the rate is constant within an epoch.
+faster and do not decay, heads that start from nothing learn fastest, and the rate is constant within an epoch. The
+released TBPS-CLIP differs in the last (`schedule_period`) and in what decays (`weight_decay_vectors`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def parameter_groups(
 
     A name decides, the later rule over the earlier: `cross` learns at head_lr_factor; `bias` at bias_lr_factor with
     weight_decay_bias; `classifier` and `mlm_head` at head_lr_factor, their biases too (which keep weight_decay_bias),
-    and so do names that begin with one of `heads`.
+    and so do names that begin with one of `heads`. Other tensors of fewer than two dimensions have
+    weight_decay_vectors, if it is set.
     With layer_decay below 1 the lower blocks of a tower, and the parts below them, learn slower than the upper ones.
     `lr_scale` of a group is its rate relative to the base rate. Without parameters the result is one empty group.
     """
@@ -42,7 +44,7 @@ def parameter_groups(
     members: dict[tuple[float, float], list[Parameter]] = {}
     for name, parameter in named:
         if parameter.requires_grad:
-            scale, decay = _scale_and_decay(name, optim, heads)
+            scale, decay = _scale_and_decay(name, parameter.ndim, optim, heads)
             members.setdefault((scale * _layer_scale(name, depths, optim.layer_decay), decay), []).append(parameter)
     if named and not members:
         raise CsktError("no parameter is trainable; set trainable to added, projections or all")
@@ -53,9 +55,12 @@ def parameter_groups(
     ]
 
 
-def _scale_and_decay(name: str, optim: OptimConfig, heads: tuple[str, ...]) -> tuple[float, float]:
-    is_bias = "bias" in name
-    decay = optim.weight_decay_bias if is_bias else optim.weight_decay
+def _scale_and_decay(name: str, ndim: int, optim: OptimConfig, heads: tuple[str, ...]) -> tuple[float, float]:
+    is_bias, decay = "bias" in name, optim.weight_decay
+    if is_bias:
+        decay = optim.weight_decay_bias
+    elif ndim < 2 and optim.weight_decay_vectors is not None:
+        decay = optim.weight_decay_vectors
     if any(head in name for head in HEAD_PARAMETERS) or name.startswith(heads):
         return optim.head_lr_factor, decay
     if is_bias:
@@ -94,16 +99,26 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["lr_scale"]
 
 
-def learning_rate(epoch_index: int, optim: OptimConfig, num_epochs: int) -> float:
-    """Return the base rate of an epoch, from 0: warm-up first, then the schedule over the remaining epochs."""
+def learning_rate(
+    epoch_index: int, optim: OptimConfig, num_epochs: int, *, step: int = 0, num_steps: int | None = None
+) -> float:
+    """Return the base rate of an epoch, from 0, or of a step in it: warm-up first, then the schedule over the rest.
+
+    Args:
+        step: from 0, of the `num_steps` of this epoch; has an effect where `optim.schedule_period` is `step`. Warm-up
+            then ends with the last of its steps at the full rate, as in the released code of TBPS-CLIP.
+    """
     if not 0 <= epoch_index < num_epochs:
         raise CsktError(f"epoch {epoch_index + 1} is outside a run of {num_epochs}; raise num_epochs")
+    position, last = float(epoch_index), float(optim.warmup_epochs)
+    if optim.schedule_period == "step" and num_steps:
+        position, last = epoch_index + step / num_steps, optim.warmup_epochs - 1 / num_steps
     if epoch_index < optim.warmup_epochs:
-        done = epoch_index / optim.warmup_epochs if optim.warmup_method == "linear" else 0.0
+        done = position / last if optim.warmup_method == "linear" and last else 0.0
         return optim.lr * (optim.warmup_factor * (1 - done) + done)
     if optim.schedule == "step":
         return optim.lr * optim.gamma ** bisect_right(sorted(optim.milestones), epoch_index)
-    progress = (epoch_index - optim.warmup_epochs) / (num_epochs - optim.warmup_epochs)
+    progress = (position - optim.warmup_epochs) / (num_epochs - optim.warmup_epochs)
     floor = optim.target_lr if optim.schedule in ("cosine", "poly", "poly-released") else 0.0
     return floor + (optim.lr - floor) * DECAYS[optim.schedule](progress, optim.power)
 

@@ -62,11 +62,15 @@ def pair_losses(context: TrainingContext, names: str | Sequence[str]) -> dict[st
                 to_device(ids, device) for ids in (batch.pids, image_ids_per_pair(batch), batch.pair_ids)
             )
             pieces = pieces_of(alone, batch, rows, generator_of(config.seed, "pair losses", epoch, step))
+            pieces = [dataclasses.replace(piece, dropout=None, targets_dropout=None) for piece in pieces]
             if not config.mlm.masked_for_all:  # masked words have no loss for each pair
                 pieces = [dataclasses.replace(piece, masked=None) for piece in pieces]
             outputs = joined([encode_piece(alone, piece) for piece in pieces])
             with arithmetic(device, config.precision):
-                inputs = objective.inputs(outputs, pids, image_ids, rows, context.state.model.heads)
+                inputs = objective.inputs(
+                    outputs, pids, image_ids, rows, context.state.model.heads,
+                    step=context.state.progress.total_steps, steps_per_epoch=context.loader.steps_per_epoch,
+                )  # fmt: skip
                 for name in chosen:
                     losses = cast(Loss, objective.losses[name]).per_pair(inputs)
                     if not isinstance(losses, Tensor) or losses.shape != pids.shape:

@@ -12,11 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cskt.config import AugmentConfig
 from cskt.data.images import augment, to_device
 from cskt.data.masking import MaskedCaptions, augment_captions, mask_tokens
+from cskt.data.rewording import is_reworded, reworded
 from cskt.device import arithmetic
 from cskt.errors import CsktError, compiler_errors
 from cskt.losses import weighted_total
+from cskt.model.dropout import AttentionDropout, draw_seeds
 from cskt.training.buffers import constant_buffers
 from cskt.training.context import TrainingContext
 from cskt.training.distributed import Rows
@@ -45,7 +48,16 @@ def forward_backward(
 
     def backward(outputs: ModelOutputs) -> dict[str, Tensor]:
         with arithmetic(device, config.precision):
-            losses = state.objective(outputs, pids, image_ids, rows, state.model.heads, pair_ids=batch.pair_ids)
+            losses = state.objective(
+                outputs,
+                pids,
+                image_ids,
+                rows,
+                state.model.heads,
+                pair_ids=batch.pair_ids,
+                step=state.progress.total_steps,
+                steps_per_epoch=context.loader.steps_per_epoch,
+            )
         total = weighted_total(losses, config.loss.weights)
         if not total.requires_grad:
             raise CsktError(
@@ -89,27 +101,45 @@ def encode_piece(context: TrainingContext, piece: ModelInputs) -> ModelOutputs:
 
 
 def augmented(context: TrainingContext, batch: Batch, rows: Rows, generator: torch.Generator) -> ModelInputs:
-    """Augment this process's share of a batch, and mask words if a loss needs it.
+    """Augment this process's share of a batch, make the further views of its images, and mask words if a loss needs it.
 
     All random numbers are drawn for the whole batch, so they do not depend on the number of processes.
     """
-    config, architecture = context.config, context.state.model.architecture
-    images = augment(
-        batch.images, config.augment, generator, mean=architecture.image_mean, std=architecture.image_std,
-        batch_size=rows.num_images, first_row=batch.first_image,
-    )  # fmt: skip
-    caption_ids = augment_captions(batch.caption_ids, config.augment, generator)
+    config, architecture, objective = context.config, context.state.model.architecture, context.state.objective
+
+    def view(augmentation: AugmentConfig) -> Tensor:
+        return augment(
+            batch.images, augmentation, generator, mean=architecture.image_mean, std=architecture.image_std,
+            batch_size=rows.num_images, first_row=batch.first_image,
+        )  # fmt: skip
+
+    images = view(config.augment)
+    caption_ids = batch.caption_ids
+    if is_reworded(config.augment) and batch.pair_ids is not None:
+        split, pairs = context.train_split, batch.pair_ids.tolist()
+        captions, translations = (
+            [texts[pair] for pair in pairs] for texts in (split.captions, split.back_translations)
+        )
+        caption_ids = reworded(captions, translations, config.augment, context.tokenizer, generator)
+    caption_ids = augment_captions(caption_ids, config.augment, generator)
     masked = None
     if context.state.model.needs_tokens:
         # Statistics over tokens then depend on the caption alone, not on the longest of its batch or process.
         caption_ids = _whole_context(context, caption_ids)
-    if context.state.objective.interaction is not None:
+    if objective.interaction is not None:
         # The interaction encoder has no mask: in the released code, too, it sees the padding of the whole context.
         of_all = mask_tokens(_whole_context(context, caption_ids), config.mlm.mask_probability, generator)
         masked = MaskedCaptions(*(part[rows.own] for part in of_all))
     elif config.mlm.without_loss:
         caption_ids = mask_tokens(caption_ids, config.mlm.mask_probability, generator).ids
-    return ModelInputs(images, caption_ids[rows.own], masked)
+    views = {name: view(config.augment.view(name)) for name in objective.views}
+    dropout, probability = None, config.augment.text_attention_dropout
+    if probability:
+        dropout, for_targets = (
+            AttentionDropout(probability, draw_seeds(len(caption_ids), generator)[rows.own]) for _ in range(2)
+        )
+    targets_dropout = for_targets if probability and objective.needs_targets else None
+    return ModelInputs(images, caption_ids[rows.own], masked, views, dropout, targets_dropout)
 
 
 def _whole_context(context: TrainingContext, caption_ids: Tensor) -> Tensor:
@@ -139,7 +169,8 @@ def backward_in_pieces(
     loss. The features of all pieces are computed first, without a graph; then the loss of the whole batch and its
     gradient with respect to the features; then each piece is computed again and receives its part of that gradient
     (Gao, Zhang, Han and Callan 2021, arXiv 2101.06983). So `encode_piece` must not be random. `backward` takes the
-    outputs of the whole batch and calls backward on their loss; its result is returned.
+    outputs of the whole batch and calls backward on their loss; its result is returned. Soft targets, which have no
+    gradient, are computed once.
     """
     with torch.no_grad():
         whole = joined([encode_piece(piece) for piece in pieces])
@@ -147,7 +178,8 @@ def backward_in_pieces(
     result = backward(whole)
     first = 0
     for piece in pieces:
-        outputs, rows = encode_piece(piece), slice(first, first + len(piece.caption_ids))
+        outputs = encode_piece(dataclasses.replace(piece, targets_dropout=None))
+        rows = slice(first, first + len(piece.caption_ids))
         found = _with_gradient(outputs)
         reached = [
             (found[name], leaf.grad[rows])
@@ -163,8 +195,12 @@ def _with_gradient(outputs: ModelOutputs) -> dict[str, Tensor]:
     """Return the tensors of the outputs through which gradients may reach the model, by field, or by
     `<field>.<name>`."""
     fields = vars(outputs)
-    tables = {f"{table}.{name}": value for table in ("of_towers", "extra") for name, value in fields[table].items()}
-    single = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+    tables = {
+        f"{table}.{name}": value for table in ("of_towers", "extra", "views") for name, value in fields[table].items()
+    }
+    single = {
+        name: value for name, value in fields.items() if isinstance(value, Tensor) and name != "target_text_features"
+    }
     return {name: value for name, value in (single | tables).items() if value.is_floating_point()}
 
 

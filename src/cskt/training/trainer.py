@@ -99,14 +99,15 @@ class Trainer:
             with self.shutdown.immediate():  # everything is saved
                 self.hooks.call("before_epoch")
         epoch, num_steps = progress.epoch, context.loader.num_steps(progress.epoch)
-        rate = learning_rate(epoch, context.config.optim, loop.num_epochs)
-        set_learning_rate(state.optimizer, rate)
+        optim = context.config.optim
         logged_at, logged_step, logged_pairs = time.perf_counter(), progress.step, 0
         saved_at = progress.total_steps
         processes.traffic.clear()  # evaluating exchanged features
         # Reading a loss makes the host wait for the device: on an accelerator it is done now and then.
         with Prefetcher(context.loader.epoch(epoch, progress.step, processes.share), context.device) as prefetcher:
             for step, batch in enumerate(prefetcher, start=progress.step):
+                rate = learning_rate(epoch, optim, loop.num_epochs, step=step, num_steps=num_steps)
+                set_learning_rate(state.optimizer, rate)
                 generator = generator_of(context.config.seed, epoch, step)
                 losses = forward_backward(context, batch, step, generator, num_steps)
                 largest_gradient = optimizer_step(context, step, num_steps)

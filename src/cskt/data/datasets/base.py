@@ -86,7 +86,11 @@ def present(root: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class JsonListFormat(DatasetFormat):
-    """A JSON file with one list of records; images are in `imgs`. The format of the three published data sets."""
+    """A JSON file with one list of records; images are in `imgs`. The format of the three published data sets.
+
+    In its place there may be a file for each split, `train_reid.json` and so on, as for the released code of TBPS-CLIP,
+    whose records have no split and the path in `file_path`.
+    """
 
     files: tuple[str, ...] = ()
     """Names that the annotation may have; the first is the usual one."""
@@ -97,21 +101,31 @@ class JsonListFormat(DatasetFormat):
         """Read the annotation."""
         candidates = [folder / name for name in self.files]
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
+        by_split = {split: folder / f"{split}_reid.json" for split in SPLIT_NAMES}
+        if path is None and any(other.is_file() for other in by_split.values()):
+            return [
+                to_record(entry, where, folder / "imgs", split, path_key="file_path", pid_key="id")
+                for split, file in by_split.items() if file.is_file()
+                for where, entry in self._entries(file)
+            ]  # fmt: skip
         if path is None:
             raise MissingFileError(f"{candidates[0]}: no such file; {self.remedy}")
-        content = load_json(read_annotation(path), where=str(path), remedy=JSON_REMEDY)
-        if not isinstance(content, list):
-            raise CsktError(f"{path}: expected a list of records at the top level, found {_kind(content)}")
-        if not content:
-            raise CsktError(f"{path}: holds no records; {self.remedy}")
         records = []
-        for index, entry in enumerate(content):
-            where = f"{path}: record {index}"
+        for where, entry in self._entries(path):
             split = entry.get("split") if isinstance(entry, dict) else ""
             if isinstance(entry, dict) and split not in SPLIT_NAMES:
                 raise CsktError(f"{where} has {_value(entry, 'split')}; expected one of {', '.join(SPLIT_NAMES)}")
             records.append(to_record(entry, where, folder / "imgs", str(split), path_key=self.path_key, pid_key="id"))
         return records
+
+    def _entries(self, path: Path) -> list[tuple[str, Any]]:
+        """Return the entries of an annotation, each with its place."""
+        content = load_json(read_annotation(path), where=str(path), remedy=JSON_REMEDY)
+        if not isinstance(content, list):
+            raise CsktError(f"{path}: expected a list of records at the top level, found {_kind(content)}")
+        if not content:
+            raise CsktError(f"{path}: holds no records; {self.remedy}")
+        return [(f"{path}: record {index}", entry) for index, entry in enumerate(content)]
 
 
 def read_annotation(path: Path) -> str:
@@ -146,6 +160,14 @@ def to_record(
     captions = entry.get("captions")
     if not isinstance(captions, list) or not captions or not all(isinstance(item, str) for item in captions):
         raise CsktError(f"{where} has {_value(entry, 'captions')}; expected a non-empty list of strings")
+    translations = entry.get("captions_bt")
+    if translations is not None:
+        are_strings = isinstance(translations, list) and all(isinstance(item, str) for item in translations)
+        if not are_strings or len(translations) != len(captions):
+            raise CsktError(
+                f"{where} has {_value(entry, 'captions_bt')}; expected a list of {len(captions)} strings, one for each"
+                " caption (empty: none)"
+            )
     path = entry.get(path_key)
     if not isinstance(path, str) or not path.strip():
         raise CsktError(f"{where} has {_value(entry, path_key)}; expected the path of an image")
@@ -161,6 +183,7 @@ def to_record(
         captions=tuple(captions),
         split=split,
         attributes=attributes if isinstance(attributes, dict) else None,
+        back_translations=None if translations is None else tuple(translations),
     )
 
 

@@ -51,7 +51,7 @@ CSKT_METHOD = {
 """Settings of the method that are fixed in the released CSKT program."""
 PREPROCESSING = {
     "data.templates": (("{}",),), "data.apply_orientation": (False,), "backbone.interpolation": ("bilinear",),
-    "data.eval_interpolation": (None, "bilinear"),
+    "data.eval_interpolation": (None, "bilinear"), "data.clean_captions": (False,),
 }  # fmt: skip
 """Config key -> the values that the released programs support."""
 NOT_FOR_TRAINING = (
