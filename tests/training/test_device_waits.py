@@ -44,6 +44,7 @@ def on_meta(context: TrainingContext) -> TrainingContext:
         ("lora", {"loop.checkpoint_activations": True, "loss.weights": {"sdm": 1.0, "tal": 1.0}}),
         ("dm-adapter", {}),
         ("up-person", {}),
+        ("rde", {}),
         ("finetune", {"loss.weights": {"itc": 1.0, "triplet": 1.0}}),
     ],
 )
