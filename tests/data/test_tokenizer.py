@@ -15,7 +15,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from cskt.data import tokenizer as tokenizer_module
-from cskt.data.tokenizer import END_ID, START_ID, Tokenizer, clean, clip_bpe
+from cskt.data.tokenizer import END_ID, START_ID, Tokenizer, clean, clip_bpe, common_words
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "parity" / "tokenizer.json").read_text(encoding="utf-8"))
 PIECES = [
@@ -195,6 +195,34 @@ def test_words_that_the_backbone_does_not_know() -> None:
     assert cut.startswith("the model reads 77 tokens"), "a word that is not read adds nothing"
 
 
+@pytest.mark.parametrize("vocab_size", [514, 1_000, 8_192])
+def test_a_smaller_vocabulary_spells_every_word_with_the_first_merges(vocab_size: int) -> None:
+    small, whole = Tokenizer(vocab_size=vocab_size), Tokenizer()
+    captions = ["A woman in a burgundy knee-length coat isn't here; 日本語 café 42!", "", "man " * 90]
+    rows = small(captions)
+    assert (small.start_id, small.end_id) == (vocab_size - 2, vocab_size - 1)
+    assert int(rows.max()) == vocab_size - 1 and rows.argmax(dim=1).tolist()[1:] == [1, 76]
+    assert (rows[:, 0] == vocab_size - 2).all() and small.warnings(captions[:1]) == []
+    for caption in captions:
+        ids = small.encode(caption)
+        assert all(0 <= index < vocab_size - 2 for index in ids)
+        tokens = [clip_bpe().id_to_token(index) for index in ids]
+        assert "".join(tokens) == "".join(clip_bpe().id_to_token(index) for index in whole.encode(caption))
+        assert ids == naive_ids(caption, vocab_size - 514)
+
+
+def naive_ids(caption: str, num_merges: int) -> list[int]:
+    """The ids of the naive encoder with the first merges alone."""
+    encoder = NaiveEncoder()
+    encoder.rank = {pair: rank for pair, rank in encoder.rank.items() if rank < num_merges}
+    return encoder(caption)
+
+
+def test_common_words_are_frequent_ones() -> None:
+    words = common_words(300)
+    assert len(words) == 300 == len(set(words)) and {"the", "and", "for"} <= set(words[:20])
+
+
 def test_encoding_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """The words of a caption may be personal data: they are returned to the caller and never logged."""
     tokenizer = Tokenizer(known_ids=[1])
@@ -210,3 +238,6 @@ def test_refuses_misuse() -> None:
         Tokenizer()("a man")
     with pytest.raises(ValueError, match="context_length is 1"):
         Tokenizer(1)
+    for vocab_size in (513, 49_409):
+        with pytest.raises(ValueError, match=f"vocab_size is {vocab_size}; CLIP's tokenizer has from 514 to 49408"):
+            Tokenizer(vocab_size=vocab_size)

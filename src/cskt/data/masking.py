@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from cskt.config import AugmentConfig
+from cskt.data.tokenizer import VOCAB_SIZE
 
-MASK_ID = 49_405
-"""CLIP has no mask token. As in IRRA its last word, "jekyll", serves as one, and only where masking is on."""
-FIRST_WORD_ID, LAST_WORD_ID = 1, 49_404
-"""Ids that may be masked or inserted at random, as in IRRA: all words but the mask token; 0 ("!") is padding."""
+MASK_ID = VOCAB_SIZE - 3
+"""CLIP has no mask token. As in IRRA its last word, "jekyll", serves as one, and only where masking is on; in a smaller
+vocabulary, the last of that."""
+FIRST_WORD_ID = 1
+"""First id that may be masked or inserted at random, as in IRRA: all words but the mask token; 0 ("!") is padding."""
 MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1
 """Shares of the chosen tokens that become the mask token, and a random one; the rest stay (BERT)."""
 CHANGED_TO_MASK, CHANGED_TO_RANDOM = 0.6, 0.2
@@ -36,13 +38,15 @@ class MaskedCaptions(NamedTuple):
     """[B, L] int64, the original id where it is to be predicted, 0 elsewhere."""
 
 
-def mask_tokens(caption_ids: Tensor, probability: float, generator: torch.Generator) -> MaskedCaptions:
+def mask_tokens(
+    caption_ids: Tensor, probability: float, generator: torch.Generator, vocab_size: int = VOCAB_SIZE
+) -> MaskedCaptions:
     """Choose each word with a probability as one to predict, and mask most of them.
 
     A chosen word becomes the mask token (80 %), a random one (10 %) or stays (10 %). A caption in which none is
     chosen has its first word masked, as in IRRA, so that every caption with words has a prediction.
     """
-    maskable = _is_maskable(caption_ids)
+    maskable, mask_id = _is_maskable(caption_ids, vocab_size), vocab_size - 3
     # One number per token decides whether it is chosen and how it is replaced.
     draw = _uniform(caption_ids, generator)
     chosen = maskable & (draw < probability)
@@ -52,14 +56,17 @@ def mask_tokens(caption_ids: Tensor, probability: float, generator: torch.Genera
     chosen[:, 1] |= first_instead
     masked[:, 1] |= first_instead
 
-    ids = torch.where(replaced, _random_words(caption_ids, generator), caption_ids).masked_fill(masked, MASK_ID)
+    words = _random_words(caption_ids, generator, mask_id)
+    ids = torch.where(replaced, words, caption_ids).masked_fill(masked, mask_id)
     return MaskedCaptions(ids=ids, labels=caption_ids.masked_fill(~chosen, 0))
 
 
-def replace_by_mask(caption_ids: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+def replace_by_mask(
+    caption_ids: Tensor, probability: float, generator: torch.Generator, vocab_size: int = VOCAB_SIZE
+) -> Tensor:
     """Replace each word by the mask token with a probability."""
-    hidden = _is_maskable(caption_ids) & (_uniform(caption_ids, generator) < probability)
-    return caption_ids.masked_fill(hidden, MASK_ID)
+    hidden = _is_maskable(caption_ids, vocab_size) & (_uniform(caption_ids, generator) < probability)
+    return caption_ids.masked_fill(hidden, vocab_size - 3)
 
 
 def drop_tokens(caption_ids: Tensor, probability: float, generator: torch.Generator) -> Tensor:
@@ -76,17 +83,21 @@ def drop_tokens(caption_ids: Tensor, probability: float, generator: torch.Genera
     return _without(caption_ids, dropped)
 
 
-def change_tokens(caption_ids: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+def change_tokens(
+    caption_ids: Tensor, probability: float, generator: torch.Generator, vocab_size: int = VOCAB_SIZE
+) -> Tensor:
     """Change each word with a probability: into the mask token (60 %), into a random one (20 %), or remove it (20 %).
 
     The words behind a removed one move up. All words of a caption may be removed. The result is as long as its longest
     caption.
     """
+    mask_id = vocab_size - 3
     draw = _uniform(caption_ids, generator)
-    changed = _is_maskable(caption_ids) & (draw < probability)
+    changed = _is_maskable(caption_ids, vocab_size) & (draw < probability)
     masked = changed & (draw < probability * CHANGED_TO_MASK)
     replaced = changed & ~masked & (draw < probability * (CHANGED_TO_MASK + CHANGED_TO_RANDOM))
-    ids = torch.where(replaced, _random_words(caption_ids, generator), caption_ids).masked_fill(masked, MASK_ID)
+    words = _random_words(caption_ids, generator, mask_id)
+    ids = torch.where(replaced, words, caption_ids).masked_fill(masked, mask_id)
     return _without(ids, changed & ~masked & ~replaced)
 
 
@@ -98,23 +109,25 @@ def _without(caption_ids: Tensor, dropped: Tensor) -> Tensor:
     return caption_ids.masked_fill(dropped, 0).gather(1, kept_first)[:, :length]
 
 
-def augment_captions(caption_ids: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+def augment_captions(
+    caption_ids: Tensor, config: AugmentConfig, generator: torch.Generator, vocab_size: int = VOCAB_SIZE
+) -> Tensor:
     """Return the training view of captions, [B, l] with l <= L: words changed, then words removed, then words masked.
 
     A probability of 0 draws nothing, so that later draws from the generator stay the same; if all are 0, the result is
     the input itself.
     """
     if config.caption_change_probability:
-        caption_ids = change_tokens(caption_ids, config.caption_change_probability, generator)
+        caption_ids = change_tokens(caption_ids, config.caption_change_probability, generator, vocab_size)
     if config.caption_drop_probability:
         caption_ids = drop_tokens(caption_ids, config.caption_drop_probability, generator)
     if config.caption_mask_probability:
-        caption_ids = replace_by_mask(caption_ids, config.caption_mask_probability, generator)
+        caption_ids = replace_by_mask(caption_ids, config.caption_mask_probability, generator, vocab_size)
     return caption_ids
 
 
-def _is_maskable(caption_ids: Tensor) -> Tensor:
-    return (caption_ids >= FIRST_WORD_ID) & (caption_ids <= LAST_WORD_ID)
+def _is_maskable(caption_ids: Tensor, vocab_size: int) -> Tensor:
+    return (caption_ids >= FIRST_WORD_ID) & (caption_ids < vocab_size - 3)
 
 
 def _uniform(caption_ids: Tensor, generator: torch.Generator) -> Tensor:
@@ -122,7 +135,7 @@ def _uniform(caption_ids: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(caption_ids.shape, generator=generator).to(caption_ids.device)
 
 
-def _random_words(caption_ids: Tensor, generator: torch.Generator) -> Tensor:
+def _random_words(caption_ids: Tensor, generator: torch.Generator, mask_id: int) -> Tensor:
     """Return [B, L] random ids of words, likewise."""
-    words = torch.randint(FIRST_WORD_ID, LAST_WORD_ID + 1, caption_ids.shape, generator=generator)
+    words = torch.randint(FIRST_WORD_ID, mask_id, caption_ids.shape, generator=generator)
     return words.to(caption_ids.device)

@@ -1,8 +1,9 @@
 """CLIP's byte-pair encoding (Radford et al. 2021, section 2.4) on the `tokenizers` library.
 
 The merges are CLIP's own, shipped as data (see NOTICE). Ids: 0-255 bytes, 256-511 bytes that end a word, then one
-per merge, 49406 start, 49407 end. Text is cleaned as CLIP does: mojibake repaired, HTML entities resolved twice,
-white space collapsed, lower case.
+per merge, 49406 start, 49407 end. A smaller vocabulary has the first of the merges, which are in order of frequency,
+and start and end after them: rarer words are spelled with more tokens, and no word is unknown. Text is cleaned as CLIP
+does: mojibake repaired, HTML entities resolved twice, white space collapsed, lower case.
 
 The start and end tokens cannot be typed: a literal "<|startoftext|>" or "<|endoftext|>" in a caption or query is plain
 text, encoded like any other run of signs and letters. This differs on purpose from CLIP's released tokenizer, which
@@ -15,10 +16,12 @@ from __future__ import annotations
 import gzip
 import html
 import logging
+import re
 import string
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from importlib import resources
+from itertools import islice
 
 import tokenizers
 import torch
@@ -29,11 +32,13 @@ from cskt.errors import CsktError
 
 logger = logging.getLogger(__name__)
 
-NUM_MERGES = 48_894
+VOCAB_SIZE = 49_408
+NUM_BYTES = 512
+"""Tokens before the first merge: the bytes, and the bytes that end a word."""
 READ_BYTES = 600_000
 """Bytes at the start of the file of merges which contain all that are used."""
-START_ID = 49_406
-END_ID = 49_407
+START_ID = VOCAB_SIZE - 2
+END_ID = VOCAB_SIZE - 1
 WORD_END = "</w>"
 MAX_CHARACTERS = 5_000
 """Characters of a text that are read: far more than fit into any context, few enough to be cleaned at once."""
@@ -56,6 +61,7 @@ class Tokenizer:
         known_ids: ids whose embeddings the backbone has learned; None if it knows all. A word that needs others is
             encoded all the same.
         clean_captions: take out punctuation first, see `without_punctuation`.
+        vocab_size: number of tokens, start and end included: the first `vocab_size` - 514 merges of CLIP.
 
     Example:
         >>> Tokenizer()(["a man in red"]).tolist()
@@ -63,13 +69,26 @@ class Tokenizer:
     """
 
     def __init__(
-        self, context_length: int = 77, known_ids: Collection[int] | None = None, *, clean_captions: bool = False
+        self,
+        context_length: int = 77,
+        known_ids: Collection[int] | None = None,
+        *,
+        clean_captions: bool = False,
+        vocab_size: int = VOCAB_SIZE,
     ) -> None:
         if context_length < 2:
             raise CsktError(f"context_length is {context_length}; start and end alone need 2")
+        check_vocab_size(vocab_size)
         self.context_length = context_length
         self.known_ids = None if known_ids is None else frozenset(known_ids)
         self.clean_captions = clean_captions
+        self.vocab_size = vocab_size
+        self.start_id, self.end_id = vocab_size - 2, vocab_size - 1
+
+    @property
+    def knows_few_words(self) -> bool:
+        """True for clip-tiny and models over it, which know generated captions and no other text."""
+        return self.vocab_size < VOCAB_SIZE or self.known_ids is not None
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text of any length, without start and end tokens."""
@@ -80,7 +99,7 @@ class Tokenizer:
         return clean(without_punctuation(text) if self.clean_captions else text)
 
     def _encodings(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-        return clip_bpe().encode_batch([self.clean(text) for text in texts])
+        return clip_bpe(self.vocab_size).encode_batch([self.clean(text) for text in texts])
 
     def __call__(self, captions: Sequence[str], *, pad_to_context: bool = False) -> Tensor:
         """Encode a batch of captions; longer ones are cut to `context_length`, with the end token kept.
@@ -98,7 +117,8 @@ class Tokenizer:
         if isinstance(captions, str):
             raise CsktError("captions is one string; pass a list of strings")
         most_words = self.context_length - 2
-        rows = [[START_ID, *encoding.ids[:most_words], END_ID] for encoding in self._encodings(captions)]
+        encodings = self._encodings(captions)
+        rows = [[self.start_id, *encoding.ids[:most_words], self.end_id] for encoding in encodings]
         length = self.context_length if pad_to_context else max(map(len, rows), default=2)
         caption_ids = torch.zeros(len(rows), length, dtype=torch.int64)
         for row, words in zip(caption_ids, rows, strict=True):
@@ -127,6 +147,12 @@ class Tokenizer:
             if words := list(dict.fromkeys(found)):
                 lines.append(_line_of_unknown_words(words))
         return lines
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Raise a CsktError if CLIP's merges do not give a vocabulary of that size."""
+    if not NUM_BYTES + 2 <= vocab_size <= VOCAB_SIZE:
+        raise CsktError(f"vocab_size is {vocab_size}; CLIP's tokenizer has from {NUM_BYTES + 2} to {VOCAB_SIZE} tokens")
 
 
 def log_caption_warnings(source: str, lines: Iterable[str]) -> None:
@@ -179,12 +205,14 @@ def without_punctuation(text: str) -> str:
 
 
 @cache
-def clip_bpe() -> tokenizers.Tokenizer:
-    """Return CLIP's vocabulary and merges as a `tokenizers` object, built once per process (about 0.1 s)."""
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())  # in the order of CLIP's ids 0-255
-    merges = _read_merges()
-    vocabulary = [*symbols, *(symbol + WORD_END for symbol in symbols), *("".join(merge) for merge in merges)]
-    ids = {token: index for index, token in enumerate(vocabulary)}
+def clip_bpe(vocab_size: int = VOCAB_SIZE) -> tokenizers.Tokenizer:
+    """Return CLIP's vocabulary and merges as a `tokenizers` object, built once per process (about 0.1 s).
+
+    Args:
+        vocab_size: see `Tokenizer`; start and end are not in the object.
+    """
+    merges = _read_merges(vocab_size - NUM_BYTES - 2)
+    ids = {token: index for index, token in enumerate(_symbols(merges))}
     bpe = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, end_of_word_suffix=WORD_END))
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -195,10 +223,22 @@ def clip_bpe() -> tokenizers.Tokenizer:
     return bpe
 
 
-def _read_merges() -> list[tuple[str, str]]:
+def common_words(num_words: int) -> list[str]:
+    """Return the first words of three letters or more among CLIP's tokens, the most frequent ones first."""
+    words = (token.removesuffix(WORD_END) for token in _symbols(_read_merges()) if token.endswith(WORD_END))
+    return list(islice((word for word in words if re.fullmatch("[a-z]{3,}", word)), num_words))
+
+
+def _symbols(merges: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the tokens in the order of their ids."""
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())  # in the order of CLIP's ids 0-255
+    return [*symbols, *(symbol + WORD_END for symbol in symbols), *("".join(merge) for merge in merges)]
+
+
+def _read_merges(num_merges: int = VOCAB_SIZE - NUM_BYTES - 2) -> list[tuple[str, str]]:
     # The file has 262,144 merges; CLIP was trained on the first 48,894.
     file = resources.files("cskt") / "assets" / "bpe_simple_vocab_16e6.txt.gz"
     with file.open("rb") as packed, gzip.open(packed) as content:
         text = content.read(READ_BYTES).decode(errors="ignore")  # the last character may be cut
-    lines = text.split("\n")[1 : NUM_MERGES + 1]  # the first states a version
+    lines = text.split("\n")[1 : num_merges + 1]  # the first states a version
     return [(left, right) for left, _, right in (line.partition(" ") for line in lines)]

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from cskt.config import ClipArchitecture
 from cskt.config.types import Interpolation, Positive
-from cskt.data.tokenizer import END_ID, Tokenizer
+from cskt.data.tokenizer import Tokenizer
 from cskt.embed.encoder import CPU, Encoder
 from cskt.embed.options import EncodeOptions, ModelSource
 from cskt.errors import SHORT, CsktError, MissingFileError, file_system_errors
@@ -166,7 +166,10 @@ class ExportedEncoder(Encoder):
         self._graphs, self.folder, self.facts = model, model.folder, model.facts
         facts, source = model.facts, ModelSource(str(model.folder))
         tokenizer = Tokenizer(
-            facts.longest_caption, known_ids=facts.known_token_ids, clean_captions=facts.clean_captions
+            facts.longest_caption,
+            facts.known_token_ids,
+            clean_captions=facts.clean_captions,
+            vocab_size=facts.architecture.vocab_size,
         )
         templates = options.templates or facts.templates
         options = dataclasses.replace(options, device=CPU, precision=None, templates=templates)
@@ -204,7 +207,8 @@ class ExportedEncoder(Encoder):
 
     def _text_features(self, caption_ids: Tensor) -> Tensor:
         # Longer captions lose words before their end token, as they do where prompts take positions.
-        cut = place_prompts(caption_ids, 0, end_id=END_ID, context_length=self.facts.longest_caption).ids
+        end_id, longest = self.tokenizer.end_id, self.facts.longest_caption
+        cut = place_prompts(caption_ids, 0, end_id=end_id, context_length=longest).ids
         return self._graphs.text_graph(F.pad(cut, (0, max(0, SHORTEST_CAPTION - cut.shape[1]))))
 
 

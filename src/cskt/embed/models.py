@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from cskt.config import DataConfig, RunConfig
-from cskt.data.tokenizer import END_ID, Tokenizer
+from cskt.data.tokenizer import Tokenizer
 from cskt.errors import CsktError
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.weights import load_backbone, load_state
@@ -72,9 +72,9 @@ def tokenizer_for(model: DualEncoder, data: DataConfig, known: frozenset[int] | 
     """Return CLIP's tokenizer, which cuts captions to the positions that prompts leave."""
     caption_length = data.caption_length
     vocab_size, length = model.architecture.vocab_size, model.architecture.context_length
-    if vocab_size != END_ID + 1:
-        raise CsktError(f"the backbone has {vocab_size} tokens; the tokenizer is CLIP's, with {END_ID + 1}")
     if caption_length > length:
         raise CsktError(f"data.caption_length {caption_length} is more than the backbone's {length} positions")
     num_left = length - model.num_text_slots
-    return Tokenizer(min(caption_length, num_left), known_ids=known, clean_captions=data.clean_captions)
+    return Tokenizer(
+        min(caption_length, num_left), known, clean_captions=data.clean_captions, vocab_size=vocab_size
+    )

@@ -19,7 +19,7 @@ from tokenizers import Regex, normalizers, processors
 from torch import Tensor
 
 from cskt.config import RunConfig, to_dict
-from cskt.data.tokenizer import END_ID, MAX_CLEAN_WORDS, PUNCTUATION, START_ID, clip_bpe
+from cskt.data.tokenizer import MAX_CLEAN_WORDS, PUNCTUATION, clip_bpe
 from cskt.embed import EXPORTED, Encoder, is_exported
 from cskt.embed.exported import (
     EXPORT_FILES,
@@ -103,7 +103,7 @@ def write_folder(
     architecture, known_ids = encoder.model.architecture, encoder.tokenizer.known_ids
     longest = encoder.tokenizer.context_length
     write_graphs(encoder, folder, form, calibration or None)
-    portable_tokenizer(longest).save(str(folder / TOKENIZER))
+    portable_tokenizer(longest, architecture.vocab_size).save(str(folder / TOKENIZER))
     digests = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     of_int8 = hashlib.sha256(json.dumps([encoder.fingerprint, digests]).encode()).hexdigest()
     punctuation = f"each of {PUNCTUATION} to a space, lower case, the first {MAX_CLEAN_WORDS} words, "
@@ -163,15 +163,15 @@ def write_facts(folder: Path, facts: ExportedFacts) -> None:
         (folder / EXPORTED).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def portable_tokenizer(longest: int) -> tokenizers.Tokenizer:
+def portable_tokenizer(longest: int, vocab_size: int) -> tokenizers.Tokenizer:
     """Return CLIP's tokenizer for other programs, which gives our ids for text without mojibake and HTML entities."""
-    tokenizer = tokenizers.Tokenizer.from_str(clip_bpe().to_str())
+    tokenizer = tokenizers.Tokenizer.from_str(clip_bpe(vocab_size).to_str())
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(), normalizers.Lowercase()]
     )
     start, end = "<|startoftext|>", "<|endoftext|>"
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A {end}", special_tokens=[(start, START_ID), (end, END_ID)]
+        single=f"{start} $A {end}", special_tokens=[(start, vocab_size - 2), (end, vocab_size - 1)]
     )
     tokenizer.enable_truncation(longest)
     tokenizer.enable_padding(pad_id=0, pad_token="!")

@@ -22,7 +22,6 @@ from torch.export import Dim, ExportedProgram
 
 from cskt.config import ClipArchitecture
 from cskt.data.images import normalise
-from cskt.data.tokenizer import END_ID
 from cskt.embed import Encoder
 from cskt.embed.exported import SHORTEST_CAPTION, Form, import_silent
 from cskt.model.clip import PlacedCaptions
@@ -63,7 +62,7 @@ def write_graphs(encoder: Encoder, folder: Path, form: Form, calibration: Sequen
     """Write `image` and `text` graphs into a folder; see `cskt.export.folder.write_folder`."""
     architecture, longest = encoder.model.architecture, encoder.tokenizer.context_length
     pixels = torch.zeros(2, 3, architecture.image_height, architecture.image_width, dtype=torch.uint8)
-    ids = torch.full((2, longest - 1), END_ID)
+    ids = torch.full((2, longest - 1), encoder.tokenizer.end_id)
     with torch.no_grad(), _quiet():
         image = _traced(ImageGraph(fold_vision(encoder.model), architecture), pixels, {0: Dim("batch")})
         length = Dim("length", min=SHORTEST_CAPTION, max=longest)

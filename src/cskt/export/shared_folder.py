@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from cskt.config import RunConfig, save_config, to_dict, validate
+from cskt.config import ClipArchitecture, RunConfig, save_config, to_dict, validate
 from cskt.config.file_names import BEST, CONFIG
+from cskt.data.tokenizer import VOCAB_SIZE
 from cskt.embed import is_exported
 from cskt.embed.exported import EXPORTED, load_exported, read_facts
 from cskt.embed.hub import is_hub_name
@@ -82,7 +83,7 @@ def _write_method(weights: Path, folder: Path) -> SharedModel:
         save_config(config, folder / CONFIG)
     form = "method" if file.architecture is None else "whole"
     digest = file.backbone_sha256 if form == "method" else ""
-    knows_few_words = file.known_token_ids is not None or backbone == CLIP_TINY
+    knows_few_words = backbone == CLIP_TINY or _knows_few_words(file.known_token_ids, file.architecture)
     sizes = config.backbone if file.architecture is None else file.architecture
     image_size = (sizes.image_height, sizes.image_width) if sizes.image_height and sizes.image_width else None
     epoch = file.facts.get("epoch", "")
@@ -104,7 +105,13 @@ def _write_exported(model: Path, folder: Path) -> SharedModel:
     write_facts(folder, dataclasses.replace(facts, config=None if config is None else to_dict(config)))
     sizes, backbone = facts.architecture, config.backbone.name if config else ""
     image_size = sizes.image_height, sizes.image_width
-    return SharedModel(config, backbone, "", facts.known_token_ids is not None, facts.form, image_size, None)
+    knows_few_words = _knows_few_words(facts.known_token_ids, sizes)
+    return SharedModel(config, backbone, "", knows_few_words, facts.form, image_size, None)
+
+
+def _knows_few_words(known_ids: Collection[int] | None, architecture: ClipArchitecture | None) -> bool:
+    """Return whether a model has part of CLIP's vocabulary, as clip-tiny has and models over it."""
+    return known_ids is not None or (architecture is not None and architecture.vocab_size < VOCAB_SIZE)
 
 
 def without_places(config: RunConfig) -> RunConfig:

@@ -39,7 +39,7 @@ from cskt.utils.paths import check_path, expanded
 PAPER_DOLLS = (
     "this model knows paper dolls, not people: fill the gallery with a trained run or CLIP weights before you trust it"
 )
-"""Warning about clip-tiny and models trained over it, whose vocabulary is that of generated captions."""
+"""Warning about clip-tiny and models trained over it, which their small vocabulary shows."""
 MANIFEST = "gallery.json"
 GALLERY_LOCK = "gallery.lock"
 """Locked during every change of a gallery."""
@@ -150,7 +150,7 @@ def _facts_of(encoder: Encoder, model: ModelSource) -> dict[str, Any]:
         "model": absolute_source(model),
         "fingerprint": encoder.fingerprint,
         "embed_dim": encoder.embed_dim,
-        "warning": None if encoder.tokenizer.known_ids is None else PAPER_DOLLS,
+        "warning": PAPER_DOLLS if encoder.tokenizer.knows_few_words else None,
     }
 
 

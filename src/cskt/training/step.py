@@ -106,6 +106,7 @@ def augmented(context: TrainingContext, batch: Batch, rows: Rows, generator: tor
     All random numbers are drawn for the whole batch, so they do not depend on the number of processes.
     """
     config, architecture, objective = context.config, context.state.model.architecture, context.state.objective
+    probability, vocab_size = config.mlm.mask_probability, architecture.vocab_size
 
     def view(augmentation: AugmentConfig) -> Tensor:
         return augment(
@@ -121,24 +122,24 @@ def augmented(context: TrainingContext, batch: Batch, rows: Rows, generator: tor
             [texts[pair] for pair in pairs] for texts in (split.captions, split.back_translations)
         )
         caption_ids = reworded(captions, translations, config.augment, context.tokenizer, generator)
-    caption_ids = augment_captions(caption_ids, config.augment, generator)
+    caption_ids = augment_captions(caption_ids, config.augment, generator, vocab_size)
     masked = None
     if context.state.model.needs_tokens:
         # Statistics over tokens then depend on the caption alone, not on the longest of its batch or process.
         caption_ids = _whole_context(context, caption_ids)
     if objective.interaction is not None:
         # The interaction encoder has no mask: in the released code, too, it sees the padding of the whole context.
-        of_all = mask_tokens(_whole_context(context, caption_ids), config.mlm.mask_probability, generator)
+        of_all = mask_tokens(_whole_context(context, caption_ids), probability, generator, vocab_size)
         masked = MaskedCaptions(*(part[rows.own] for part in of_all))
     elif config.mlm.without_loss:
-        caption_ids = mask_tokens(caption_ids, config.mlm.mask_probability, generator).ids
+        caption_ids = mask_tokens(caption_ids, probability, generator, vocab_size).ids
     views = {name: view(config.augment.view(name)) for name in objective.views}
-    dropout, probability = None, config.augment.text_attention_dropout
-    if probability:
+    dropout, rate = None, config.augment.text_attention_dropout
+    if rate:
         dropout, for_targets = (
-            AttentionDropout(probability, draw_seeds(len(caption_ids), generator)[rows.own]) for _ in range(2)
+            AttentionDropout(rate, draw_seeds(len(caption_ids), generator)[rows.own]) for _ in range(2)
         )
-    targets_dropout = for_targets if probability and objective.needs_targets else None
+    targets_dropout = for_targets if rate and objective.needs_targets else None
     return ModelInputs(images, caption_ids[rows.own], masked, views, dropout, targets_dropout)
 
 

@@ -70,6 +70,9 @@ def load_backbone(config: BackboneConfig, *, sha256: str | None = None) -> Backb
         tensors = read_tensors(path, config.weights)
         tensors = _without_appended_tokens(tensors, layout_of(tensors, path), path)
         layout, architecture, preprocessing = recognise(tensors, path, config, found_sha256)
+        if architecture.vocab_size != VOCABULARY:  # a tokenizer of its own, which no file of that kind describes
+            problem = f"the backbone has {architecture.vocab_size} tokens; the tokenizer is CLIP's"
+            raise CsktError(f"{path}: {problem}, with {VOCABULARY}")
     preprocessing.log_other_filter(config)
     state = gather(tensors, tower_shapes(architecture), layout, origin=str(path))
     fields = ("image_height", "image_width", "stride", "image_mean", "image_std")
