@@ -58,11 +58,8 @@ class Canvas:
 
         A sheet-sized picture of fabric fills the shape in place of the colour.
         """
-        edge = shade(colour, 0.6)
-        width = max(2, round(0.011 * self.placement.scale_pixels))
         for polygon in polygons:
-            points = self._place(polygon)
-            self._draw.line([*points, points[0], points[1]], fill=edge, width=width)
+            self._draw_outline(polygon, colour)
         self.detail(polygons, colour, part)
         if fabric is not None:
             stencil = Image.new("1", self.image.size)
@@ -70,6 +67,10 @@ class Canvas:
             for polygon in polygons:
                 draw_stencil.polygon(self._place(polygon), fill=1)
             self.image.paste(fabric, mask=stencil)
+
+    def _draw_outline(self, polygon: Polygon, colour: Colour) -> None:
+        points, width = self._place(polygon), max(2, round(0.011 * self.placement.scale_pixels))
+        self._draw.line([*points, points[0], points[1]], fill=shade(colour, 0.6), width=width)
 
     def detail(self, polygons: Sequence[Polygon], colour: Colour, part: str) -> None:
         """Draw polygons without an outline: seams, straps, buttons, anything inside a shape."""

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 from cskt.data.paperdoll.attributes import Attributes
 from cskt.data.paperdoll.drawing import Domain, Drawing
+from cskt.data.paperdoll.paraphrases import ManyWords, disturb, free_draft
 from cskt.data.paperdoll.phrases import CLOTHES, GRAMMAR, Annotator, join, with_article
 
-CAPTION_WORDS: dict[Domain, tuple[int, int]] = {"source": (8, 25), "target": (20, 40)}
+CAPTION_WORDS: dict[Domain, tuple[int, int]] = {"source": (8, 25), "target": (20, 40), "varied": (2, 40)}
 """Fewest and most words of a caption."""
 
 _MAX_DRAFTS = 500
@@ -30,13 +31,26 @@ def write_caption(attributes: Attributes, drawing: Drawing, rng: random.Random, 
     """
     fewest, most = CAPTION_WORDS[domain]
     for _ in range(_MAX_DRAFTS):
-        if domain == "target":
+        if domain == "varied":
+            text = _varied_draft(attributes, drawing, rng)
+        elif domain == "target":
             text = _TargetCaption(attributes, drawing, rng).draft()
         else:
             text = _source_draft(Annotator(attributes, drawing, rng, rich=False))
         if fewest <= len(text.split()) <= most:
             return text
     raise AssertionError(f"no {domain} caption of {fewest} to {most} words in {_MAX_DRAFTS} drafts: {attributes}")
+
+
+def _varied_draft(attributes: Attributes, drawing: Drawing, rng: random.Random) -> str:
+    """Return a caption in one of the styles, with or without something else in it."""
+    style = rng.choices(("free", "source", "target"), weights=(3, 3, 4))[0]
+    if style == "target":
+        text = _VariedProse(attributes, drawing, rng).draft()
+    else:
+        annotator = ManyWords(attributes, drawing, rng, rich=rng.random() < 0.7)
+        text = free_draft(annotator) if style == "free" else _source_draft(annotator)
+    return disturb(text, rng)
 
 
 def _source_draft(annotator: Annotator) -> str:
@@ -160,6 +174,10 @@ class _TargetCaption(Annotator):
             link = ", and " if " and " in first or self.maybe(0.25) else " and "
             sentences.append(f"{subject} {first}{link}{second}")
         return sentences
+
+
+class _VariedProse(ManyWords, _TargetCaption):
+    """The prose of the target domain with all synonyms."""
 
 
 def _is_about_clothes(statement: str) -> bool:

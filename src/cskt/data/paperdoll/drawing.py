@@ -13,12 +13,21 @@ from PIL import Image, ImageFilter
 
 from cskt.data.paperdoll.attributes import COLOURS, HAIR_COLOURS, NONE, PART_COLOURS, Attributes, Colour
 from cskt.data.paperdoll.canvas import PART_LABELS, SUPERSAMPLING, Canvas, Placement
-from cskt.data.paperdoll.doll import Doll, View, build_skeleton, sample_pose
+from cskt.data.paperdoll.doll import Doll, Pose, View, build_skeleton, sample_pose
 from cskt.data.paperdoll.figure import draw_figure
 from cskt.data.paperdoll.scene import draw_occluder, draw_shadow, draw_street, draw_studio
 from cskt.data.paperdoll.upper import weave
+from cskt.data.paperdoll.variety import (
+    StyledCanvas,
+    draw_backdrop,
+    draw_obstacle,
+    paint,
+    photograph_anyhow,
+    place_anywhere,
+    vary_body,
+)
 
-Domain: TypeAlias = Literal["source", "target"]
+Domain: TypeAlias = Literal["source", "target", "varied"]
 Pixels: TypeAlias = NDArray[np.float32]
 Range: TypeAlias = tuple[float, float]
 """Bounds of a number that is drawn anew for each image."""
@@ -74,10 +83,13 @@ def draw_person(
     Args:
         attributes: the person, from `sample_attributes`.
         rng: decides pose, crop, scene and camera; an equally seeded one gives equal pixels.
-        domain: "source", a plain studio, or "target", a street camera.
+        domain: "source", a plain studio, "target", a street camera, or "varied", any backdrop, rendering and camera
+            but those of the street.
         view: place of the camera; drawn when not given.
         size_pixels: width and height of the crop; drawn when not given (heights of 110 to 190).
     """
+    if domain == "varied":
+        return _draw_varied(attributes, rng, view, size_pixels)
     style = CAMERA_STYLES[domain]
     pose = sample_pose(rng, view)
     height = rng.randint(110, 190)
@@ -93,6 +105,34 @@ def draw_person(
     if style.occluder_probability and rng.random() < style.occluder_probability:
         draw_occluder(canvas, rng)
 
+    return _drawing(canvas, _photograph(canvas.image, style, rng), pose, rng.randint(*style.jpeg_quality))
+
+
+def _draw_varied(
+    attributes: Attributes, rng: random.Random, view: View | None, size_pixels: tuple[int, int] | None
+) -> Drawing:
+    """Draw one image of the varied domain; see `variety`."""
+    pose = sample_pose(rng, view)
+    height = rng.randint(96, 170)
+    width, height = size_pixels or (round(height * rng.uniform(0.40, 0.55)), height)
+    sheet_size = (width * SUPERSAMPLING, height * SUPERSAMPLING)
+    room_above = 0.19 if attributes.held == "umbrella" else 0.06
+    placement = place_anywhere(sheet_size, room_above, rng)
+    background = draw_backdrop(sheet_size, rng)
+    if rng.random() < 0.5:
+        draw_shadow(background, placement, rng.uniform(0.05, 0.5))
+    canvas = StyledCanvas(background, placement, rng)
+    colours = _image_colours(attributes, rng.uniform(2, 12), rng)
+    fabric = weave(attributes, colours, canvas)
+    draw_figure(Doll(canvas, attributes, vary_body(build_skeleton(attributes, pose), rng), colours, fabric))
+    if rng.random() < 0.25:
+        draw_obstacle(canvas, rng)
+    return _drawing(canvas, photograph_anyhow(paint(canvas, rng), rng), pose, rng.randint(35, 95))
+
+
+def _drawing(canvas: Canvas, image: Image.Image, pose: Pose, jpeg_quality: int) -> Drawing:
+    """Return an image with its mask and with the parts that are large enough to be seen."""
+    width, height = image.size
     labels = canvas.labels.resize((width, height), Image.Resampling.NEAREST)
     areas = labels.histogram()
     visible = frozenset(
@@ -100,14 +140,7 @@ def draw_person(
     )
     mask = Image.frombytes("P", labels.size, labels.tobytes())
     mask.putpalette([channel for colour in PART_COLOURS.values() for channel in colour])
-    return Drawing(
-        image=_photograph(canvas.image, style, rng),
-        mask=mask,
-        view=pose.view,
-        walking=pose.walking,
-        visible_parts=visible - {"background"},
-        jpeg_quality=rng.randint(*style.jpeg_quality),
-    )
+    return Drawing(image, mask, pose.view, pose.walking, visible - {"background"}, jpeg_quality)
 
 
 def _place(attributes: Attributes, size: tuple[int, int], style: CameraStyle, rng: random.Random) -> Placement:
@@ -129,7 +162,7 @@ def _place(attributes: Attributes, size: tuple[int, int], style: CameraStyle, rn
 
 
 def _image_colours(attributes: Attributes, spread: float, rng: random.Random) -> dict[str, Colour]:
-    """Return the RGB of every coloured thing in this image: the named colour with small changes."""
+    """Return the RGB of every coloured thing in this image: the named colour, each channel moved by up to `spread`."""
     colours: dict[str, Colour] = {}
     for field in dataclasses.fields(attributes):
         if not field.name.endswith("_colour"):
