@@ -1,4 +1,4 @@
-"""The varied domain of the generator: what clip-tiny is trained on."""
+"""The varied domain of the generator."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cskt.data.paperdoll import drawing as drawing_module
 from cskt.data.paperdoll.captions import CAPTION_WORDS, write_caption
 from cskt.data.paperdoll.paraphrases import MORE_WORDS, _neutral_words
 from cskt.data.paperdoll.phrases import SOURCE_WORDS, TARGET_WORDS
+from cskt.errors import CsktError
 
 
 def varied(number: int) -> Iterator[tuple[Attributes, Drawing]]:
@@ -34,6 +35,29 @@ def test_bytes_depend_on_the_arguments_alone(tmp_path: Path) -> None:
     )
     assert first == second
     assert len(read_dataset("cuhk-pedes", folders[0])["train"].records) == 6
+
+
+def test_captions_of_another_domain_are_of_the_same_pictures(tmp_path: Path) -> None:
+    plain, other = (
+        make_dataset(tmp_path / str(captions), domain="source", captions=captions, layout="jsonl", ids={"test": 4})
+        for captions in (None, "varied")
+    )
+    for path in (plain / "imgs").rglob("*.jpg"):
+        assert path.read_bytes() == (other / path.relative_to(plain)).read_bytes()
+    texts = [[r.captions for r in read_dataset("jsonl", folder)["test"].records] for folder in (plain, other)]
+    assert all(one != two for one, two in zip(*texts, strict=True))
+    with pytest.raises(CsktError, match=r"unknown domain 'street': did you mean 'target'"):
+        make_dataset(tmp_path / "x", captions="street", ids={"test": 1})  # type: ignore[arg-type]
+
+
+def test_a_folder_with_other_captions_is_not_taken_for_the_same(tmp_path: Path) -> None:
+    make_dataset(tmp_path, ids={"test": 1})
+    make_dataset(tmp_path, captions="target", ids={"test": 1})  # the same
+    with pytest.raises(CsktError, match="has paper dolls made with other captions; choose another root"):
+        make_dataset(tmp_path, captions="source", ids={"test": 1})
+    make_dataset(tmp_path / "other", captions="source", ids={"test": 1})
+    with pytest.raises(CsktError, match="has paper dolls made with other captions; choose another root"):
+        make_dataset(tmp_path / "other", ids={"test": 1})
 
 
 def test_nothing_of_the_street_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("root", type=Path, help="folder that receives the data set's folder")
     parser.add_argument("--layout", choices=get_args(Layout), default="cuhk-pedes", help="whose format (%(default)s)")
     parser.add_argument("--domain", choices=get_args(Domain), default="target", help="%(default)s is the harder one")
+    parser.add_argument("--captions", choices=get_args(Domain), help="domain of the captions (that of the pictures)")
     parser.add_argument("--train-ids", type=int, default=250, help="training identities (%(default)s)")
     parser.add_argument("--val-ids", type=int, default=50, help="identities of val (%(default)s)")
     parser.add_argument("--test-ids", type=int, default=100, help="identities of test (%(default)s)")

@@ -43,6 +43,7 @@ def make_dataset(
     *,
     layout: Layout = "cuhk-pedes",
     domain: Domain = "target",
+    captions: Domain | None = None,
     ids: Mapping[str, int],
     images_per_id: int = 4,
     captions_per_image: int = 2,
@@ -62,7 +63,9 @@ def make_dataset(
             files themselves.
         layout: format of the annotation: cuhk-pedes, icfg-pedes, rstpreid or jsonl. icfg-pedes has one caption per
             image and no val split, as the real data set: further captions are left out, val identities train.
-        domain: source (studio, short captions) or target (street, captions of 20 to 40 words).
+        domain: source (studio, short captions), target (street, captions of 20 to 40 words), or varied (any backdrop,
+            rendering and camera, captions in many forms).
+        captions: domain of the captions, to tell apart what pictures and what words do; default: that of the pictures.
         ids: identities by split (train, val, test), such as {"train": 250, "val": 50, "test": 100}.
         images_per_id: images of each identity.
         captions_per_image: 1 to 10.
@@ -84,7 +87,8 @@ def make_dataset(
         >>> sorted(path.name for path in folder.iterdir())
         ['imgs', 'paperdoll.json', 'test.jsonl']
     """
-    _check_names(layout, domain, ids)
+    captions = captions or domain
+    _check_names(layout, (domain, captions), ids)
     _check_numbers(ids, captions_per_image, images_per_id=images_per_id, num_processes=num_processes)
     settings = {
         "generator_version": GENERATOR_VERSION,
@@ -96,6 +100,8 @@ def make_dataset(
         "seed": seed,
         "masks": masks,
     }
+    if captions != domain:
+        settings["captions"] = captions
     folder = Path(root) / DATASETS[layout].folder
     if _is_finished(folder, settings):
         logger.info("%s: already made with these arguments", folder)
@@ -124,6 +130,7 @@ def _make_identity(folder: Path, settings: Mapping[str, Any], person: tuple[int,
     """Draw, describe and save all images of one identity, given as its number, its split and its index in the split."""
     pid, (split, index) = person
     domain, masks = settings["domain"], settings["masks"]
+    words = settings.get("captions", domain)
     key = ("paperdoll", settings["seed"], domain, split, index)
     attributes = sample_attributes(stable_random(*key))
     name = f"{pid + 1:04d}"
@@ -137,7 +144,7 @@ def _make_identity(folder: Path, settings: Mapping[str, Any], person: tuple[int,
         if masks:
             drawing.mask.save(mask_folder / f"{name}_{number}.png")
         captions = [
-            write_caption(attributes, drawing, stable_random(*key, "caption", number, turn), domain=domain)
+            write_caption(attributes, drawing, stable_random(*key, "caption", number, turn), domain=words)
             for turn in range(settings["captions_per_image"])
         ]
         path = f"paperdoll/{name}/{name}_{number}.jpg"
@@ -176,8 +183,8 @@ def _published_record(record: Record, dataset: JsonListFormat, index: int) -> Re
     return named
 
 
-def _check_names(layout: str, domain: str, ids: Mapping[str, int]) -> None:
-    names = [("layout", layout, get_args(Layout)), ("domain", domain, get_args(Domain))]
+def _check_names(layout: str, domains: Iterable[str], ids: Mapping[str, int]) -> None:
+    names = [("layout", layout, get_args(Layout)), *(("domain", domain, get_args(Domain)) for domain in domains)]
     for kind, name, known in [*names, *(("split", split, SPLIT_NAMES) for split in ids)]:
         if name not in known:
             raise CsktError(f"unknown {kind} '{name}': {nearest(name, known)}")
@@ -204,7 +211,7 @@ def _is_finished(folder: Path, settings: Mapping[str, Any]) -> bool:
         finished = found.pop("finished", False) is True
         if found == settings:
             return finished
-        different = sorted(key for key in settings if found.get(key) != settings[key])
+        different = sorted(key for key in {*settings, *found} if found.get(key) != settings.get(key))
         raise CsktError(f"{folder}: has paper dolls made with other {', '.join(different)}; choose another root")
     annotations = [name for dataset in DATASETS.values() for name in getattr(dataset, "files", ())]
     names = sorted({*annotations, *(f"{split}.jsonl" for split in SPLIT_NAMES), "imgs", "masks"})

@@ -1,4 +1,4 @@
-"""The `varied` domain, which clip-tiny is trained on: many ways to draw, light and photograph one person.
+"""The `varied` domain, for pre-training: many ways to draw, light and photograph one person.
 
 Nothing here is shared with the street of the `target` domain: no wall, shop, hedge, road, car or post. Backdrops,
 obstacles, rendering, proportions and camera are drawn independently of each other and over wide ranges, so that a model
