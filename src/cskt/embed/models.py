@@ -75,6 +75,4 @@ def tokenizer_for(model: DualEncoder, data: DataConfig, known: frozenset[int] | 
     if caption_length > length:
         raise CsktError(f"data.caption_length {caption_length} is more than the backbone's {length} positions")
     num_left = length - model.num_text_slots
-    return Tokenizer(
-        min(caption_length, num_left), known, clean_captions=data.clean_captions, vocab_size=vocab_size
-    )
+    return Tokenizer(min(caption_length, num_left), known, clean_captions=data.clean_captions, vocab_size=vocab_size)
