@@ -205,7 +205,7 @@ def paint(canvas: Canvas, rng: random.Random) -> Image.Image:
     width, height = canvas.image.size
     noise = np.random.default_rng(rng.getrandbits(64))
     if kind == "weave":
-        light = 1 + noise.normal(0, rng.uniform(0.03, 0.1), (height, width, 1)).astype(np.float32)
+        light: NDArray[np.floating] = 1 + noise.normal(0, rng.uniform(0.03, 0.1), (height, width, 1)).astype(np.float32)
     else:
         cells = (rng.randint(3, 9), rng.randint(6, 18))
         grid = Image.fromarray(noise.integers(0, 255, cells[::-1], np.uint8)).resize((width, height), _FILTERS[0])
