@@ -113,6 +113,13 @@ def test_stopped_at_the_end_of_an_epoch(
             (1, 3),
             marks=pytest.mark.slow,
         ),
+        # In the first epoch, while the rate and the share of the soft targets rise by step.
+        pytest.param(
+            "tbps-clip",
+            {"loss.weights": {"nitc": 1.0, "ritc": 1.0, "citc": 0.1, "simclr": 0.4}, "optim.warmup_epochs": 1},
+            (0, 3),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_stopped_with_options_on(
