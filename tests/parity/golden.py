@@ -14,9 +14,10 @@ import weights as rule
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cskt.config import ClipArchitecture
+from cskt.config import ClipArchitecture, OptimConfig
 from cskt.model.io.layouts import OPENAI, released_name
 from cskt.model.io.weights import gather, load_state, resize_positions, tower_shapes
+from cskt.training.optim import parameter_groups
 from cskt.utils.modules import named_tensors
 
 HERE = Path(__file__).parent
@@ -89,6 +90,16 @@ class Golden:
         for name, norm in expected.items():
             if name not in without:
                 assert norms[name] == pytest.approx(norm, rel=1e-3, abs=1e-6), name
+
+
+def rates_and_decays(model: nn.Module, optim: OptimConfig) -> dict[str, tuple[float, float]]:
+    """Return rate and weight decay of every trainable parameter, by its released name."""
+    names = {id(parameter): released_name(name) for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in parameter_groups(model.named_parameters(), optim)
+        for parameter in group["params"]
+    }
 
 
 def check_losses(found: Mapping[str, Tensor], expected: Mapping[str, float]) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from golden import Golden, check_losses
+from golden import Golden, check_losses, rates_and_decays
 from torch import Tensor
 
 from cskt import losses
-from cskt.config import LossConfig, MlmConfig, OptimConfig
+from cskt.config import LossConfig, MlmConfig, OptimConfig, load_config
 from cskt.model.blocks import Observed
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
@@ -95,3 +95,9 @@ def test_losses_gradients_and_one_step(model: DualEncoder, golden: Golden) -> No
     optimizer.step()
     with torch.no_grad():
         check_losses(losses_of(model, golden), golden.figures["losses_after_one_adam_step"])
+
+
+def test_rate_and_decay_of_every_parameter(model: DualEncoder, golden: Golden) -> None:
+    found = rates_and_decays(model, load_config("dm-adapter").optim)
+    used = golden.figures["shapes"].keys() - set(golden.figures["no_gradient"])
+    assert found == {name: (6e-4, 0.0) if "bias" in name else (3e-4, 4e-5) for name in used}

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from golden import Golden, check_losses
+from golden import Golden, check_losses, rates_and_decays
 
 from cskt import losses
-from cskt.config import LossConfig, OptimConfig
+from cskt.config import LossConfig, OptimConfig, load_config
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
 from cskt.model.io.layouts import released_name
@@ -60,3 +60,9 @@ def test_loss_gradients_and_one_step(model: DualEncoder, golden: Golden) -> None
     optimizer.step()
     with torch.no_grad():
         check_losses(loss_of(model, golden), golden.figures["losses_after_one_adam_step"])
+
+
+def test_rate_and_decay_of_every_parameter(model: DualEncoder, golden: Golden) -> None:
+    """One rate for all: the released code overwrites the factors that it computes."""
+    found = rates_and_decays(model, load_config("up-person").optim)
+    assert found == {name: (1e-3, 0.0 if "bias" in name else 4e-5) for name in golden.figures["shapes"]}

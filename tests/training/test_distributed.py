@@ -41,6 +41,10 @@ TBPS_CLIP: dict[str, Any] = {
     "augment.views": {"second": {}, "simclr_1": {"ops": {"resized_crop": {"area": [0.2, 1]}}}, "simclr_2": {}},
 }  # fmt: skip
 IRRA_LOSSES = {"sdm": 1.0, "id": 1.0, "mlm": 1.0}
+EXPERTS = {
+    "parts.up_person": {"prefix_length": 2, "prefix_factor": 5.0, "rank": 2}, "parts.dm_adapter": {"num_experts": 4},
+    "loss.weights": {"sdm": 1.0, "balance": 0.5}, "mlm.without_loss": True,
+}  # fmt: skip
 EVERY_LOSS = {"sdm": 1.0, "itc": 0.5, "cmpm": 0.5, "tal": 0.1, "triplet": 0.5, "id": 1.0, "mlm": 1.0}
 
 
@@ -66,6 +70,7 @@ def saved(configure: Configure, folder: Path, changes: dict[str, Any]) -> Path:
     ("num_processes", "changes", "kind"),
     [
         (2, {"loss.weights": EVERY_LOSS}, "weighted"),
+        (2, EXPERTS | IN_PIECES, "weighted"),
         *(
             pytest.param(num_processes, changes, "", marks=pytest.mark.slow)
             for num_processes, changes in (
@@ -80,6 +85,7 @@ def saved(configure: Configure, folder: Path, changes: dict[str, Any]) -> Path:
     ],
     ids=[
         "two-with-weights",
+        "experts-in-pieces",
         "two",
         "three-in-pieces",
         "four-for-three",

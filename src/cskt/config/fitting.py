@@ -73,8 +73,9 @@ def backbone_fits(config: RunConfig, shipped: Mapping[str, Any], given: frozense
     if config.is_trainable:
         found |= fits["training"]
         if "optim.name" not in given:
-            has_lora = config.trainable == "added" and config.lora.sides != "none"
-            found["optim.lr"] = fits["rates"]["lora" if has_lora else config.trainable]
+            added = {"lora"} if config.lora.sides != "none" else config.parts.keys()
+            own = next((name for name in fits["rates"] if name in added), None)
+            found["optim.lr"] = fits["rates"][own if own and config.trainable == "added" else config.trainable]
     found = {key: value for key, value in found.items() if key not in given and value_of(config, key) != value}
     if found:
         changes = changes_text(config, found)
