@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cskt.config import AugmentConfig
-from cskt.data.masking import MASK_ID, augment_captions, drop_tokens, mask_tokens, replace_by_mask
+from cskt.data.masking import MASK_ID, augment_captions, change_tokens, drop_tokens, mask_tokens, replace_by_mask
 from cskt.data.tokenizer import END_ID, START_ID, Tokenizer
 
 PROBABILITIES = (0.0, 0.15, 0.6, 1.0)
@@ -147,12 +147,41 @@ def test_dropped_share_and_which_word_stays() -> None:
     assert all(count == pytest.approx(1000, abs=120) for count in stays.values()), "any word alike (27)"
 
 
+@pytest.mark.parametrize("probability", PROBABILITIES)
+def test_changed_captions_keep_start_end_and_order(caption_ids: Tensor, probability: float) -> None:
+    before = caption_ids.clone()
+    changed = change_tokens(caption_ids, probability, generator(3))
+    assert torch.equal(caption_ids, before) and changed.dtype == torch.int64
+    rows, whole = [words_of(row) for row in changed], [words_of(row) for row in caption_ids]
+    assert changed.shape[1] == max(map(len, rows)) + 2, "trimmed to the longest"
+    assert rows[0] == [] and all(len(row) <= len(words) for row, words in zip(rows, whole, strict=True))
+    assert 0 in rows[4] and rows[3].count(MASK_ID) >= 2, "an id 0 and the mask word stay"
+    if probability == 0:
+        assert rows == whole
+
+
+def test_shares_of_changed_words() -> None:
+    words = many_words()
+    changed = change_tokens(words, 0.2, generator())
+    masked = int((changed == MASK_ID).sum())
+    removed = sum(50 - len(words_of(row)) for row in changed)
+    assert masked / (400 * 50) == pytest.approx(0.12, abs=0.01)  # 0.0023
+    assert removed / (400 * 50) == pytest.approx(0.04, abs=0.006)  # 0.0014
+    kept = sum(is_subsequence([word for word in row if word != MASK_ID], whole)
+               for row, whole in zip(map(words_of, changed), map(words_of, words), strict=True))  # fmt: skip
+    assert 20 < kept < 100, "captions without a random word: 0.96 ** 50 of 400, 52"
+    alone = torch.tensor([[START_ID, 11, END_ID]]).repeat(4000, 1)
+    gone = (change_tokens(alone, 1.0, generator())[:, 1] == END_ID).float().mean()
+    assert gone == pytest.approx(0.2, abs=0.025), "the only word may go (0.0063)"
+
+
 def test_every_function_follows_the_generator(caption_ids: Tensor) -> None:
     config = AugmentConfig(caption_drop_probability=0.3, caption_mask_probability=0.3)
     for draw in (
         lambda seed: mask_tokens(caption_ids, 0.5, generator(seed)).ids,
         lambda seed: replace_by_mask(caption_ids, 0.5, generator(seed)),
         lambda seed: drop_tokens(caption_ids, 0.5, generator(seed)),
+        lambda seed: change_tokens(caption_ids, 0.5, generator(seed)),
         lambda seed: augment_captions(caption_ids, config, generator(seed)),
     ):
         assert torch.equal(draw(1), draw(1))
@@ -160,6 +189,10 @@ def test_every_function_follows_the_generator(caption_ids: Tensor) -> None:
 
 
 def test_augmenting_drops_then_hides(caption_ids: Tensor) -> None:
+    every = AugmentConfig(caption_change_probability=0.3, caption_drop_probability=0.4)
+    shared = generator()
+    expected = drop_tokens(change_tokens(caption_ids, 0.3, shared), 0.4, shared)
+    assert torch.equal(augment_captions(caption_ids, every, generator()), expected)
     both = AugmentConfig(caption_drop_probability=0.4, caption_mask_probability=0.6)
     shared = generator()
     expected = replace_by_mask(drop_tokens(caption_ids, 0.4, shared), 0.6, shared)

@@ -13,7 +13,10 @@ import torch
 from test_distributed import torchrun
 
 from cskt.config import save_config
+from cskt.embed import load
 from cskt.errors import CsktError
+from cskt.model.io.native import read_method
+from cskt.model.io.tensors import load_plain
 from cskt.training import trainer
 from cskt.training.context import prepare
 from cskt.training.events import read_events
@@ -82,6 +85,21 @@ def test_a_training_divides_before_every_epoch_and_resumes(
         train(config, tmp_path / "parts")
     train(config, tmp_path / "parts", resume=True)
     assert_same_run(tmp_path / "parts", whole)
+    end = read_events(whole)[-1]
+    assert (end["last_epoch"], end["best_epoch"]) == (2, end["best_epoch"]) and 0 <= end["last_r1"] <= end["best_r1"]
+    weights = read_method(whole / "last.safetensors")
+    assert weights.facts["epoch"] == "2"
+    last = load_plain(whole / "last.pt")["model"]
+    assert weights.tensors.keys() == last.keys() and all(
+        torch.equal(weights.tensors[name], last[name]) for name in last
+    )
+    assert (tmp_path / "parts" / "last.safetensors").read_bytes() == (whole / "last.safetensors").read_bytes()
+    assert load(whole / "last.safetensors", device="cpu").embed_dim == 1024 + weights_width(whole)
+
+
+def weights_width(run: Path) -> int:
+    """Width of the features of the model of a run."""
+    return load(run, device="cpu").model.architecture.embed_dim
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from cskt.utils.terminal import json_text
 logger = logging.getLogger(__name__)
 
 BACKBONE = "ViT-B/16"
-"""Initial weights of both papers."""
+"""Initial weights of all papers."""
 REHEARSAL = "rehearsal: not the published data and weights, so the published figures say nothing here"
 
 

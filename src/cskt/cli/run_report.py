@@ -112,7 +112,8 @@ def curves_chart(events: Sequence[dict[str, Any]], name: str = "learning-curves"
 
 
 def selection_rows(events: Sequence[dict[str, Any]], name: str) -> list[ResultRow]:
-    """Return zero-shot CLIP, step 0 and the best epoch on the selection split, as far as they were recorded."""
+    """Return zero-shot CLIP, step 0, the best epoch on the selection split, and the last one of a run that keeps it,
+    as far as they were recorded."""
     evaluations = [event for event in events if event["event"] == "evaluation"]
     start = first_event(events, "start")
     total = start.get("total_parameters")
@@ -140,4 +141,8 @@ def selection_rows(events: Sequence[dict[str, Any]], name: str) -> list[ResultRo
         label, note = f"{name}, epoch {best['epoch']}", f"selected on {best['split']}"
         trainable = start.get("trainable_parameters")
         rows.append(ResultRow(label, best["t2i"], trainable, total, note, zero_shot_r1=reference(best)))
+        if "last_r1" in last_event(events, "end"):
+            last, label = epochs[-1], f"{name}, last epoch {epochs[-1]['epoch']}"
+            note = f"on {last['split']}"
+            rows.append(ResultRow(label, last["t2i"], trainable, total, note, zero_shot_r1=reference(last)))
     return rows

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from cskt.config import RunConfig
-from cskt.config.file_names import BEST, CONFIG, DAMAGED, LAST, PREVIOUS, RELEASED_WEIGHTS
+from cskt.config.file_names import BEST, CONFIG, DAMAGED, LAST, LAST_EPOCH, PREVIOUS, RELEASED_WEIGHTS
 from cskt.data.records import Split
 from cskt.embed import Encoder, load
 from cskt.embed.hub import local_path
@@ -26,6 +27,9 @@ from cskt.utils.paths import check_path
 
 logger = logging.getLogger(__name__)
 
+LAST_EPOCH_RESULTS = "last-epoch"
+"""Folder in a run folder with the results of its last epoch."""
+LAST_EPOCH_NOTE = "last epoch"
 SEED_FOLDERS = "seed-*"
 """Runs of one method with several seeds, in one folder."""
 
@@ -184,7 +188,8 @@ def results_on(
 def train_and_test(config: RunConfig, folder: Path, splits: Sequence[Split]) -> list[Result] | None:
     """Train what is missing of a run, test it on splits, and delete the checkpoints that only resuming needs.
 
-    Returns None, and trains nothing, if another process works on the folder.
+    Of a run that keeps its last epoch, that is tested as well (`stored_last_epoch`). Returns None, and trains nothing,
+    if another process works on the folder.
     """
     with claimed(folder) as is_mine:
         if not is_mine:
@@ -192,7 +197,30 @@ def train_and_test(config: RunConfig, folder: Path, splits: Sequence[Split]) -> 
             return None
         train_or_resume(config, folder)
         results = results_on(folder, splits, lambda: load(folder, device=config.device), output=folder)
+        if config.keeps_last_epoch:
+            evaluate_last_epoch(config, folder, splits)
         with file_system_errors(folder):
             for checkpoint in (LAST, PREVIOUS, DAMAGED):
                 (folder / checkpoint).unlink(missing_ok=True)
     return results
+
+
+def evaluate_last_epoch(config: RunConfig, folder: Path, splits: Sequence[Split]) -> None:
+    """Test the last epoch of a run on the splits for which it stores no result."""
+    missing = [split for split in splits if stored_last_epoch(folder, split) is None]
+    if missing:
+        encoder = load(folder / LAST_EPOCH, device=config.device)
+        model = dataclasses.replace(described(folder), note=LAST_EPOCH_NOTE)
+        facts = dataclasses.replace(model.facts, weights_sha256=weights_sha256(folder / LAST_EPOCH))
+        for split in missing:
+            result = result_of(encoder, split, dataclasses.replace(model, facts=facts))
+            logger.info("results of the last epoch: %s", save_result(folder / LAST_EPOCH_RESULTS, result))
+
+
+def stored_last_epoch(folder: Path, split: Split) -> Result | None:
+    """Return the result of the last epoch that a run stores for a split; None if missing, or of other weights."""
+    path = result_path(folder / LAST_EPOCH_RESULTS, split.dataset, split.name, split.sha256)
+    if not path.is_file() or not (folder / LAST_EPOCH).is_file():
+        return None
+    result = load_result(path)
+    return result if result.facts.weights_sha256 == weights_sha256(folder / LAST_EPOCH) else None

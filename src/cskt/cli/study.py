@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import methodcaller
 from pathlib import Path
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from cskt.cli.compare import differing_settings, write_output
 from cskt.cli.parsing import Parser, command_line, existing_folder, overrides_of, seeds_of
-from cskt.cli.run_results import stored_result, train_and_test
+from cskt.cli.run_results import stored_last_epoch, stored_result, train_and_test
 from cskt.config import RunConfig
 from cskt.data.datasets import DATASETS
 from cskt.data.overlaps import read_separate_splits
@@ -92,19 +92,30 @@ class Outcome:
     run: PlannedRun
     results: Mapping[str, Result]
     """Name of the data set -> result on its test split; empty until the run is trained."""
+    last_epoch: Mapping[str, Result] = field(default_factory=dict)
+    """The same of the last epoch, for a run that keeps it."""
 
     @property
     def is_done(self) -> bool:
         """True if the run is trained, and tested on all of its data sets."""
-        return len(self.results) == len(self.run.tested_on)
+        wanted = len(self.run.tested_on)
+        return len(self.results) == wanted and (len(self.last_epoch) == wanted or not self.run.config.keeps_last_epoch)
+
+    @property
+    def of_last_epoch(self) -> Outcome:
+        """The outcome with the results of the last epoch in place of the best; a run that trains nothing has one."""
+        return replace(self, results=self.last_epoch if self.run.config.keeps_last_epoch else self.results)
 
 
 def outcome_of(run: PlannedRun, splits: Mapping[str, Split]) -> Outcome:
     """Read the results of a run's folder."""
     if finished(run.folder) is None:
         return Outcome(run, {})
-    stored = {name: stored_result(run.folder, splits[name]) for name in run.tested_on}
-    return Outcome(run, {name: result for name, result in stored.items() if result is not None})
+    best, last = (
+        {name: result for name in run.tested_on if (result := stored(run.folder, splits[name])) is not None}
+        for stored in (stored_result, stored_last_epoch)
+    )
+    return Outcome(run, best, last)
 
 
 def train_missing(runs: Sequence[PlannedRun], splits: Mapping[str, Split]) -> None:
@@ -174,6 +185,12 @@ def write_tables(study: Study, outcomes: Sequence[Outcome], output: Path) -> Non
         name: partial(comparison_text, comparison, settings=settings)
         for name, (comparison, settings) in compared.items()
     }
+    if study.last_epoch:
+        of_last = comparisons(study, [outcome.of_last_epoch for outcome in outcomes])
+        texts |= {
+            f"{name}-last-epoch": partial(comparison_text, comparison, settings=settings)
+            for name, (comparison, settings) in of_last.items()
+        }
     if study.test_on == "all" and (rows := cross_domain_rows(study, outcomes)):
         columns = [data.name for data in study.datasets]
         texts = {"matrix": partial(cross_domain_text, rows, columns, SPLIT)} | texts

@@ -18,7 +18,7 @@ from cskt.cli.parsing import (
     seeds_of,
 )
 from cskt.config import RunConfig, as_trained, load_config
-from cskt.config.file_names import CONFIG
+from cskt.config.file_names import CONFIG, LAST_EPOCH
 from cskt.errors import CsktError
 
 
@@ -68,6 +68,7 @@ def _moved_mix(folder: Path, roots: Sequence[str]) -> dict[str, Any]:
 def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, refuse_overlaps: bool = True) -> int:
     """Train, write the report, and print where everything is; arguments as for `cskt.train`."""
     from cskt.cli.run_report import write_run_report  # noqa: PLC0415  (torch and matplotlib take a second to import)
+    from cskt.training.events import last_event, read_events  # noqa: PLC0415
     from cskt.training.launch import check_restart_supported, num_restarts, read_ranks  # noqa: PLC0415
     from cskt.training.loop import Resume, train  # noqa: PLC0415
     from cskt.training.run_folder import RunFolder  # noqa: PLC0415
@@ -90,6 +91,8 @@ def run(config: RunConfig, folder: Path | None = None, *, resume: bool = False, 
         done = _epochs(config, result.num_epochs_done)
         print(f"stopped after {done}, at loop.stop_after_epochs; to continue: {again}")
     print(f"best: epoch {result.best_epoch}, R1 {100 * result.best_r1:.2f}, selected on {config.data.select_on}")
+    if "last_r1" in (end := last_event(read_events(result.folder), "end")):
+        print(f"last: epoch {end['last_epoch']}, R1 {100 * end['last_r1']:.2f}, in {LAST_EPOCH}")
     print(f"run: {result.folder}\nreport: {report}")
     print("next: " + "\n      ".join(next_commands(result.folder, config)))
     if result.already_finished and config.is_trainable:

@@ -95,6 +95,12 @@ class RunConfig:
         return self.trainable != "none"
 
     @property
+    def keeps_last_epoch(self) -> bool:
+        """True if the last epoch is reported beside the best one, as the protocol for noisy pairs does."""
+        has_noise = self.data.noise_rate > 0 or self.data.noise_file is not None
+        return self.is_trainable and (self.loop.keep_last_epoch or has_noise)
+
+    @property
     def method(self) -> dict[str, Any]:
         """Config of every method part, by the part's name."""
         return {name: getattr(self, name) for name in METHOD_SECTIONS} | self.parts

@@ -376,6 +376,8 @@ class LoopConfig:
     """Compile the blocks with torch.compile; on a CPU that takes a C++ compiler."""
     checkpoint_activations: bool = False
     """Recompute the blocks in the backward pass: less memory, more time."""
+    keep_last_epoch: bool = False
+    """Write the weights of the last epoch too, as last.safetensors; a run with noise (data.noise_rate) always does."""
     evaluate_before: bool = True
     """Evaluate before the first step (the step-0 figure)."""
     patience_epochs: Positive | None = None

@@ -8,6 +8,7 @@
     test_on: own                 own: the test split of the data set trained on | all: of every data set
     common: {...}                config keys of every arm, at either size
     small: {...}                 config keys of every arm at the small size
+    last_epoch: false            true: tables of the last epoch too, beside those of the best one
     arms:
       - {label: CSKT, recipe: cskt}
       - {label: depth 1, recipe: cskt, set: {prompts.depth: 1}, small: {optim.lr: 1.0e-3}, size: both}
@@ -86,6 +87,7 @@ class Study:
     test_on: Literal["own", "all"] = "own"
     common: dict[str, Any] = dataclasses.field(default_factory=dict)
     small: dict[str, Any] = dataclasses.field(default_factory=dict)
+    last_epoch: bool = False
 
     def tested_on(self, data: StudyData) -> list[str]:
         """Return the names of the data sets that a run trained on `data` is tested on."""
@@ -168,7 +170,8 @@ def plan(
             for arm in study.arms:
                 if arm.size not in (size, "both"):
                     continue
-                keys = study.common | (study.small | arm.set | arm.small if size == "small" else arm.set)
+                keys = {"loop.keep_last_epoch": True} if study.last_epoch else {}
+                keys |= study.common | (study.small | arm.set | arm.small if size == "small" else arm.set)
                 own_keys = {"data.dataset": data.dataset, "data.root": str(root / data.root), "seed": seed}
                 try:
                     every = {**keys, "name": arm.label, **(overrides or {}), **own_keys}

@@ -22,7 +22,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from cskt.config import ClipArchitecture, RunConfig, as_trained, load_config, save_config
-from cskt.config.file_names import BEST, CONFIG, EVENTS, LAST, PREVIOUS, RELEASED_CONFIG
+from cskt.config.file_names import BEST, CONFIG, EVENTS, LAST, LAST_EPOCH, PREVIOUS, RELEASED_CONFIG
 from cskt.config.released_flags import to_published
 from cskt.errors import CsktError, file_system_errors
 from cskt.training.events import read_events
@@ -41,7 +41,7 @@ class RunFolder:
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
-        self.best, self.last = path / BEST, path / LAST
+        self.best, self.last, self.last_epoch = path / BEST, path / LAST, path / LAST_EPOCH
         self._writes = writes
         self._expected: dict[Path, IO[bytes] | None] = {}
 

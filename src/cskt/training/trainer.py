@@ -188,33 +188,38 @@ class Trainer:
                 save_last(self.run.last, self.context.state, self.context.config)
 
     def _save_best(self) -> None:
-        """Write best.safetensors (what inference needs of the trained tensors), and the heads that belong to it."""
+        """Write best.safetensors, and the heads that belong to it."""
         context, state, run = self.context, self.context.state, self.run
         if not context.processes.is_main_process:
             return
+        with run.guarded_write():
+            save_weights(run.best, self._method_file(state.progress.best_epoch, state.progress.best_r1))
+            if context.config.is_trainable:
+                heads, epoch = trainable_state(state.objective), state.progress.best_epoch
+                save_best_heads(run.path, heads, data_sha256=state.data_sha256, epoch=epoch)
+
+    def _save_last_epoch(self, epoch: int, r1: float) -> None:
+        """Write last.safetensors; with a moving average of the weights, that of these."""
+        ema = self.context.state.ema
+        with self.run.guarded_write(), nullcontext() if ema is None else ema.applied():
+            save_weights(self.run.last_epoch, self._method_file(epoch, r1))
+
+    def _method_file(self, epoch: int, r1: float) -> MethodFile:
+        """Return what inference needs of the trained tensors as they are now."""
+        context, state = self.context, self.context.state
         whole = {name: value.detach() for name, value in named_tensors(state.model).items()}
         # A random backbone is in no file: tensors that were trained over it mean nothing without it.
         tensors = trainable_state(state.model) if state.backbone_sha256 else whole
         is_whole = len(tensors) == len(whole)
-        with run.guarded_write():
-            facts = {
-                "epoch": str(state.progress.best_epoch),
-                "selected_on": context.val_split.name,
-                "selection_r1": f"{state.progress.best_r1:.6f}",
-            }
-            file = MethodFile(
-                config=to_dict(context.config),
-                backbone_name=context.backbone_name,
-                backbone_sha256=state.backbone_sha256,
-                facts=facts,
-                architecture=state.model.architecture if is_whole else None,
-                known_token_ids=context.tokenizer.known_ids if is_whole else None,
-                tensors=tensors,
-            )
-            save_weights(run.best, file)
-            if context.config.is_trainable:
-                heads, epoch = trainable_state(state.objective), state.progress.best_epoch
-                save_best_heads(run.path, heads, data_sha256=state.data_sha256, epoch=epoch)
+        return MethodFile(
+            config=to_dict(context.config),
+            backbone_name=context.backbone_name,
+            backbone_sha256=state.backbone_sha256,
+            facts={"epoch": str(epoch), "selected_on": context.val_split.name, "selection_r1": f"{r1:.6f}"},
+            architecture=state.model.architecture if is_whole else None,
+            known_token_ids=context.tokenizer.known_ids if is_whole else None,
+            tensors=tensors,
+        )
 
     def end(self) -> None:
         """Log warnings about the result, and record the end of the run."""
@@ -228,11 +233,17 @@ class Trainer:
             )
         for warning in warnings:
             logger.warning("%s", warning)
+        evaluations = [event for event in events if event["event"] == "evaluation" and event["stage"] == EPOCH]
+        last: dict[str, Any] = {}
+        if context.config.keeps_last_epoch and evaluations:
+            last = {"last_epoch": evaluations[-1]["epoch"], "last_r1": evaluations[-1]["t2i"]["r1"]}
+            self._save_last_epoch(last["last_epoch"], last["last_r1"])
         self._record(
             "end",
             step=progress.total_steps,
             best_r1=progress.best_r1,
             best_epoch=progress.best_epoch,
+            **last,
             seconds=progress.seconds,
             peak_memory_bytes=peak_memory_bytes(context.device),
             warnings=warnings,
