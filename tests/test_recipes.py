@@ -227,7 +227,8 @@ QUICK: dict[str, Any] = {
 WHOLE_CLIP = {"optim.lr": 3e-4, "loss.temperature": 0.05, "loop.num_epochs": 5}
 RDE = WHOLE_CLIP | {"optim.head_lr_factor": 10.0, "augment.caption_change_probability": 0.0}
 RATES = {
-    "finetune": WHOLE_CLIP, "finetune-itc": WHOLE_CLIP, "irra": WHOLE_CLIP, "rde": RDE, "rde-released": RDE, "linear": {"optim.lr": 1e-3},
+    "finetune": WHOLE_CLIP, "finetune-itc": WHOLE_CLIP, "irra": WHOLE_CLIP, "linear": {"optim.lr": 1e-3},
+    "rde": RDE, "rde-released": RDE,
     "cskt-bpt": {"optim.lr": 1e-2}, "cskt-dat-vision": {"optim.lr": 1e-2}, "maple": {"optim.lr": 1e-2},
     "up-person": {"optim.lr": 1e-3},
 }  # fmt: skip
