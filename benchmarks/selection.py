@@ -138,7 +138,7 @@ FORMS: dict[str, Callable[[DualEncoder, Pairs], Tensor]] = {"baseline": naive_lo
 
 def gradients(form: str, model: DualEncoder, pairs: Pairs) -> float:
     """Run forward and backward pass; return the loss."""
-    loss = FORMS[form](model.train(), pairs)
+    loss = FORMS[form](model, pairs)
     loss.backward()
     model.zero_grad(set_to_none=True)
     return loss.item()
@@ -147,7 +147,7 @@ def gradients(form: str, model: DualEncoder, pairs: Pairs) -> float:
 def memory_of_step(form: str, architecture: ClipArchitecture) -> int:
     """Return the bytes of model, gradients and activations of a step, in a process that does nothing else."""
     return measure.memory_above_start(
-        lambda: gradients(form, rde_model(architecture), draw_batch(BATCH_SIZE, architecture))
+        lambda: gradients(form, rde_model(architecture).train(), draw_batch(BATCH_SIZE, architecture))
     )
 
 
@@ -178,7 +178,9 @@ def rows(quick: bool = False) -> list[Row]:
     """Measure encoding and a training step in float32."""
     model = rde_model(THIN if quick else VIT_B_16)
     pairs = draw_batch(BATCH_SIZE, model.architecture)
-    ours, theirs = (gradients(form, model, pairs) for form in ("float32", "baseline"))
+    # In training the statistics depend on the order of equal attention, which the baseline leaves to `topk`.
+    ours, theirs = (gradients(form, model.eval(), pairs) for form in ("float32", "baseline"))
+    model.train()
     seconds = measure.medians({form: lambda form=form: gradients(form, model, pairs) for form in FORMS}, REPEATS)
     flags = ["--threads", str(torch.get_num_threads()), *(["--quick"] if quick else [])]
     peaks = {form: measure.peak_memory("benchmarks.selection", "--memory-of", form, *flags) for form in FORMS}
@@ -189,7 +191,7 @@ def rows(quick: bool = False) -> list[Row]:
             "loss, relative difference": abs(ours / theirs - 1), RATIO: peaks["float32"] / peaks["baseline"],
             "peak GB": peaks["float32"] / GIGABYTE,
         },
-        at_most={RATIO: 1.0},
+        at_most={RATIO: 1.0, "loss, relative difference": 1e-4},
     )  # fmt: skip
     return [*encode_rows(model), step]
 

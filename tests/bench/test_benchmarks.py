@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import __main__ as bench
-from benchmarks import growth, measure, towers, train_step
+from benchmarks import growth, measure, selection, towers, train_step
 from benchmarks.measure import Row
 from benchmarks.naive import NaiveEncoder
-from cskt.config import AdapterConfig, PromptConfig
+from cskt.config import AdapterConfig, PromptConfig, TokenSelectionConfig
 from cskt.data.tokenizer import END_ID, START_ID
 from cskt.model.dual_encoder import DualEncoder
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH
@@ -69,6 +69,22 @@ def test_baseline_computes_our_features() -> None:
     with torch.no_grad():
         for ours, theirs in zip(model(images, caption_ids), naive(images, caption_ids), strict=True):
             assert towers.difference(ours, theirs) < 1e-5
+
+
+def test_baseline_of_selection_computes_our_loss_gradients_and_vectors() -> None:
+    generator = torch.Generator().manual_seed(3)
+    model = DualEncoder(ARCHITECTURE, {"tse": TokenSelectionConfig(width=16)}, trainable="all")
+    model.initialise_backbone(generator)
+    model.initialise_method(generator)
+    found = {}
+    for form, loss_of in selection.FORMS.items():
+        loss_of(model.eval(), pairs(4)).backward()
+        found[form] = gradients(model)
+    assert largest_difference(found["float32"], found["baseline"]) < 1e-4
+    (images, caption_ids, _), naive = pairs(4), selection.NaiveRDE(model)
+    with torch.no_grad():
+        assert towers.difference(model.encode_image(images), naive.encode_image(images)) < 1e-4
+        assert towers.difference(model.encode_text(caption_ids), naive.encode_text(caption_ids)) < 1e-4
 
 
 @pytest.mark.parametrize("trainable", ["added", "all"])

@@ -106,6 +106,29 @@ def test_runs_and_tables(whole: Path, file: Path, dolls: Path) -> None:
     assert weights[0] != weights[1]
 
 
+@pytest.mark.slow
+def test_a_study_of_the_last_epoch_has_a_table_of_it(tiny_backbone: Path, dolls: Path, tmp_path: Path) -> None:
+    arms = [ARMS[0], ARMS[1], {"label": "CSKT, noise", "recipe": "cskt", "set": {"data.noise_rate": 0.5}}]
+    file = write(tmp_path, tiny_backbone, {"last_epoch": True, "arms": arms, "seeds": [1]})
+    output = tmp_path / "found"
+    assert study(file, dolls, output).code == 0
+    best, last = table_of(output), table_of(output, "dolls-last-epoch")
+    assert [row["label"] for row in best] == [row["label"] for row in last] == [arm["label"] for arm in arms]
+    assert best[0] == last[0], "nothing trains"
+    for row, folder in zip(last[1:], ("cskt", "cskt-noise"), strict=True):
+        run = output / "dolls" / folder / "seed-1"
+        (kept,) = find_results(run / "last-epoch")
+        assert row["r1"] == pytest.approx(kept.metrics["t2i"]["r1"]) and kept.note == "last epoch"
+        assert kept.facts.weights_sha256 == sha256_of(run / "last.safetensors")
+        assert read_events(run)[-1]["last_epoch"] == 2
+    before = work_of(output)
+    assert study(file, dolls, output).code == 0 and work_of(output) == before, "nothing is tested twice"
+    (output / "dolls" / "cskt" / "seed-1" / "last-epoch").rename(tmp_path / "gone")
+    assert "missing" in study(file, dolls, output, "--plan").out
+    assert study(file, dolls, output).code == 0
+    assert [row["r1"] for row in table_of(output, "dolls-last-epoch")] == [row["r1"] for row in last]
+
+
 def test_a_second_call_does_nothing_again(whole: Path, file: Path, dolls: Path) -> None:
     before = work_of(whole)
     again = study(file, dolls, whole)
