@@ -152,7 +152,7 @@ def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write an SVG drawing there")
     args = parser.parse_args()
-    measure.limit_threads(args.threads)
+    torch.set_num_threads(args.threads)
     before = measure.machine()
     growth = measure_growth(args.quick)
     measure.show(to_rows(growth), args, before)

@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="run folder (default: one is trained as `cskt demo` does)")
     args = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
-    measure.limit_threads(args.threads)
+    torch.set_num_threads(args.threads)
     before = measure.machine()
     costs, speed = measured(args.quick, args.run)
     print(cost_table(costs), end="\n\n")

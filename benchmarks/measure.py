@@ -1,7 +1,7 @@
 """Shared parts of the measurements: alternating timing of two implementations, peak memory, the table of targets.
 
 Both implementations alternate in one process, and the medians of their processor seconds are compared: elapsed seconds
-depend on what else runs on a machine, processor seconds little. By default everything has one thread and one core.
+depend on what else runs on a machine, processor seconds little. By default everything has one thread.
 Peak memory is measured in a separate process, because a process rarely returns memory.
 """
 
@@ -80,13 +80,6 @@ def processor_seconds() -> float:
     return time.process_time() + times.children_user + times.children_system
 
 
-def limit_threads(threads: int) -> None:
-    """Let torch use so many threads, and all other libraries so many cores, where the system can say so."""
-    torch.set_num_threads(threads)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-
-
 def alternate(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Return the processor seconds of every call, alternating, `repeats` times after a warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -128,7 +121,7 @@ def in_own_process(module: str, quick: bool, threads: int) -> list[Row]:
 
 
 def _rows_of(module: str, quick: bool, threads: int) -> list[Row]:
-    limit_threads(threads)
+    torch.set_num_threads(threads)
     return importlib.import_module(module).rows(quick)
 
 
@@ -208,7 +201,7 @@ def show(rows: Sequence[Row], args: argparse.Namespace, before: Mapping[str, obj
 def main(rows: Callable[[bool], list[Row]], description: str | None) -> None:
     """Run a module of measurements without options of its own: `measure.main(rows, __doc__)`."""
     args = parser(description).parse_args()
-    limit_threads(args.threads)
+    torch.set_num_threads(args.threads)
     before = machine()
     show(rows(args.quick), args, before)
 

@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--memory", choices=("process", "call"), help="print only these bytes")
     parser.add_argument("--side", type=int, default=ICFG_PEDES, help="captions and images for --memory")
     args = parser.parse_args()
-    measure.limit_threads(args.threads)
+    torch.set_num_threads(args.threads)
     if args.memory:
         print(memory(args.memory, args.side))
         return

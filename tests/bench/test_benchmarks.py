@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -158,6 +159,28 @@ def test_calls_alternate_after_a_warm_up_round() -> None:
     seconds = measure.alternate({"a": lambda: made.append("a"), "b": lambda: made.append("b")}, repeats=2)
     assert made == ["a", "b"] * 3
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_processor_time_includes_that_of_other_processes() -> None:
+    before = measure.processor_seconds()
+    subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
+    assert measure.processor_seconds() - before >= 0.02, "starting Python alone takes as much"
+
+
+def test_sentences_are_the_same_in_every_run() -> None:
+    sentences = towers.draw_sentences(3)
+    assert sentences == towers.draw_sentences(3) and len(set(sentences)) == 3
+    assert all(len(sentence.split()) > 10 for sentence in sentences)
+
+
+@pytest.mark.slow
+def test_towers_are_those_of_the_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(towers, "REPEATS", 1)
+    rows = [row for row in towers.rows(quick=True, forms={}) if row.variant == "float32"]
+    assert [row.work.split(",")[0] for row in rows] == ["text encode", "text encode", "image encode"]
+    for row in rows:
+        assert row.baseline == towers.BASELINE
+        assert float(row.facts[towers.DIFFERENCE]) < 1e-5
 
 
 @pytest.mark.slow
