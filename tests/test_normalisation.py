@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import cskt
-from cskt.config import CLIP_MEAN, CLIP_STD, load_config, to_dict
+from cskt.config import CLIP_MEAN, CLIP_STD, DataConfig, load_config, to_dict
 from cskt.data.images import ImageReader, normalise, resize
 from cskt.embed import Encoder
 from cskt.embed.models import tokenizer_for
@@ -245,7 +245,9 @@ FINGERPRINTS = {
 @pytest.mark.parametrize("recipe", FINGERPRINTS)
 def test_fingerprints_of_existing_models_stay(recipe: str) -> None:
     model = exact_model(recipe)
-    encoder = Encoder(model, tokenizer_for(model, 77, frozenset({1, 2, 49406, 49407})), device=torch.device("cpu"))
+    encoder = Encoder(
+        model, tokenizer_for(model, DataConfig(), frozenset({1, 2, 49406, 49407})), device=torch.device("cpu")
+    )
     assert encoder.fingerprint == FINGERPRINTS[recipe]
 
 

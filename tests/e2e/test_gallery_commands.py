@@ -11,12 +11,11 @@ import shlex
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from command_line import done, typed
 from PIL import Image
 
@@ -247,16 +246,15 @@ def test_another_model_than_the_gallery_was_filled_with_is_refused(
     assert indexed("")["unchanged"] == 12
 
 
-def interrupted_in_batch(last: int) -> Callable[[Encoder, Any], torch.Tensor]:
-    """`Encoder.encode_image`, but for a Ctrl-C in its `last` call."""
-    encode, calls = Encoder.encode_image, 0
+def interrupted_in_batch(last: int) -> Callable[[Encoder, Any], Iterator[Any]]:
+    """`Encoder.encode_batches`, but for a Ctrl-C in its `last` batch."""
+    encode = Encoder.encode_batches
 
-    def interrupted(self: Encoder, images: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == last:
-            raise KeyboardInterrupt
-        return encode(self, images)
+    def interrupted(self: Encoder, batches: Any) -> Iterator[Any]:
+        for number, encoded in enumerate(encode(self, batches), start=1):
+            if number == last:
+                raise KeyboardInterrupt
+            yield encoded
 
     return interrupted
 
@@ -266,7 +264,7 @@ def test_an_interrupted_index_reports_stored_images_and_continues(
 ) -> None:
     command = f"cskt index {tmp_path}/g --images {crops} --model {tiny_backbone} --device cpu --batch-size 4"
     with monkeypatch.context() as patch:
-        patch.setattr(Encoder, "encode_image", interrupted_in_batch(3))
+        patch.setattr(Encoder, "encode_batches", interrupted_in_batch(3))
         outcome = typed(command)
     assert outcome.code == 130 and outcome.out == ""
     assert outcome.err == ("cskt index: interrupted; 8 images are in the gallery; run the same command to continue\n")
@@ -672,7 +670,7 @@ def test_an_interrupted_reindex_answers_with_the_old_model_and_continues(
     other = write_backbone(tmp_path / "other.safetensors", seed=1)
     command = f"cskt reindex {tmp_path}/g --model {other} --device cpu --batch-size 4"
     with monkeypatch.context() as patch:
-        patch.setattr(Encoder, "encode_image", interrupted_in_batch(3))
+        patch.setattr(Encoder, "encode_batches", interrupted_in_batch(3))
         outcome = typed(command)
     assert outcome.code == 130 and "the gallery answers as before" in outcome.err
     assert answers(f"cskt search {tmp_path}/g '{RED}'") == before

@@ -16,7 +16,6 @@ import pytest
 import yaml
 from command_line import Outcome, contents, done, typed
 from hub_server import TOKEN, Hub, serving
-from huggingface_hub import HfApi
 
 import cskt
 from cskt.config import RunConfig, load_config
@@ -157,7 +156,7 @@ class FakeApi:
     [
         ("create_repo", OSError("no route"), "lab/cskt: cannot be uploaded: no route; try again"),
         ("create_commit", RuntimeError("large file"), "lab/cskt: cannot be uploaded: large file; try again"),
-        ("create_commit", ValueError("a bug"), None),
+        ("create_commit", ValueError("over quota"), "lab/cskt: cannot be uploaded: over quota; try again"),
         ("list_repo_files", RuntimeError("a bug"), None),
         ("list_repo_files", ValueError("a bug"), None),
     ],
@@ -279,22 +278,3 @@ def test_round_trip(evaluated: Path, root: Path, tiny_backbone: Path, tmp_path: 
     search, lost = commands(["cskt search gallery red", "cskt evaluate hf:lab/none"], tmp_path, environment)
     assert search.code == 0, search.err  # from the cache, at the commit of the gallery
     assert "the Hub cannot be reached, and the files are not cached" in lost.refusal()
-
-
-@pytest.mark.parametrize("error", [RuntimeError("the upload of a part failed"), ValueError("LFS: quota exceeded")])
-def test_a_large_file_that_the_hub_refuses_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
-) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise error
-
-    answers = {"create_repo": None, "list_repo_files": []}
-    for name, answer in answers.items():
-        monkeypatch.setattr(HfApi, name, lambda *_, answer=answer, **__: answer)
-    monkeypatch.setattr(HfApi, "create_commit", refuse)
-    with pytest.raises(cskt.errors.CsktError, match=f"^me/x: cannot be uploaded: {error}; try again$"):
-        upload(tmp_path, "me/x", version="1", message="m")
-    monkeypatch.setattr(HfApi, "list_repo_files", refuse)
-    with pytest.raises(type(error)) as bug:
-        upload(tmp_path, "me/x", version="1", message="m")
-    assert bug.value is error, "outside of the commit it is a bug"

@@ -388,6 +388,18 @@ def test_weights_over_another_backbone_are_refused(run: Path, tiny_backbone: Pat
     assert f"{other}: another backbone than the weights were trained over" in str(caught.value)
 
 
+def test_a_file_of_ours_may_have_a_smaller_vocabulary(tmp_path: Path) -> None:
+    sizes = dataclasses.replace(ARCHITECTURE, vocab_size=1000)
+    model = DualEncoder(sizes)
+    model.initialise_backbone(torch.Generator().manual_seed(0))
+    path = tmp_path / "small.safetensors"
+    save_backbone(path, {name: value.detach() for name, value in model.named_parameters()}, sizes, facts={})
+    encoder = quick_load(path)
+    assert (encoder.tokenizer.vocab_size, encoder.tokenizer.end_id) == (1000, 999)
+    assert encoder.encode_text(["a supercalifragilistic coat", "日本語"]).isfinite().all()
+    assert encoder.text_warnings(["日本語 zog"]) == []
+
+
 def test_a_clip_file_is_zero_shot_clip(tiny_backbone: Path, paths: list[Path]) -> None:
     plain = Encoder(plain_clip(), Tokenizer(), device=CPU, batch_size=5, num_workers=0)
     assert_equal(quick_load(tiny_backbone), plain, paths)

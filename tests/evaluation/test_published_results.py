@@ -17,6 +17,12 @@ PRINTED = {
     ("irra", "cuhk-pedes"): (73.38, 66.13),
     ("irra", "icfg-pedes"): (63.46, 38.05),
     ("irra", "rstpreid"): (60.20, 47.17),
+    ("rde", "cuhk-pedes"): (75.94, 67.56),
+    ("rde", "icfg-pedes"): (67.68, 40.06),
+    ("rde", "rstpreid"): (65.35, 50.88),
+    ("tbps-clip", "cuhk-pedes"): (73.54, 65.38),
+    ("tbps-clip", "icfg-pedes"): (65.05, 39.83),
+    ("tbps-clip", "rstpreid"): (61.95, 48.26),
 }
 
 
@@ -32,10 +38,10 @@ def test_every_method_has_its_recipe_and_every_data_set_its_counts() -> None:
     assert RECIPES.keys() == PUBLISHED.keys()
     for method, recipe in RECIPES.items():
         config = load_config(recipe)
-        assert (config.backbone.name, config.backbone.image_height, config.backbone.image_width) == (
-            "ViT-B/16", 384, 128,
-        )  # fmt: skip
-        assert config.optim.eps == 1e-3 and config.loop.num_epochs == 60, "as released"
+        height, width, eps, num_epochs = (224, 224, 1e-8, 5) if method == "tbps-clip" else (384, 128, 1e-3, 60)
+        backbone = config.backbone
+        assert (backbone.name, backbone.image_height, backbone.image_width) == ("ViT-B/16", height, width)
+        assert (config.optim.eps, config.loop.num_epochs) == (eps, num_epochs), "as released"
         assert PUBLISHED[method].keys() == folders().keys()
 
 

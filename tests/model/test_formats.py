@@ -103,6 +103,16 @@ def test_open_clip_folder(tmp_path: Path, quick: dict[str, object], activation: 
     assert (architecture.activation, architecture.vision_heads, architecture.text_heads) == (activation, 4, 4)
 
 
+def test_a_smaller_vocabulary_of_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    """Its tokenizer is unknown; only files of our own say that it is CLIP's with fewer merges."""
+    state = tiny_clip.plain_state()
+    state["token_embedding.weight"] = torch.zeros(1000, state["token_embedding.weight"].shape[1])
+    path = tmp_path / "clip.pt"
+    torch.save(state, path)
+    message = f"{path}: the backbone has 1000 tokens; the tokenizer is CLIP's, with 49408"
+    assert message == refused(path, **UNKNOWN_ORIGIN)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

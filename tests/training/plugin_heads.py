@@ -167,7 +167,7 @@ class HeadsSDM(Loss):
         return torch.stack(losses).sum()
 
 
-@register("balance")
+@register("spread")
 @dataclass(eq=False)
 class Balance(Loss):
     """E times the sum over experts of mean probability and mean choice, summed over all blocks of both towers."""

@@ -149,6 +149,7 @@ def test_differences_name_every_key_with_both_values() -> None:
 def test_free_keys_are_config_keys_and_no_difference() -> None:
     values: dict[str, Any] = dict.fromkeys(FREE_ON_RESUME, 3) | {
         "name": "x", "output_dir": "x", "device": "mps", "backbone.name": "x", "data.root": "x",
+        "data.noise_file": "x",
         "data.cache_images": True, "data.cache_dir": "x", "loop.checkpoint_activations": True, "loop.fit": True,
         "loop.compile": True, "loop.loggers": ["x"],
     }  # fmt: skip

@@ -34,7 +34,7 @@ from tiny_run import Configure, quick_config
 PLUGIN = Path(__file__).with_name("plugin_heads.py")
 HEADS: dict[str, Any] = {"parts.chosen": {}, "parts.mean_token": {}, "prompts.directions": "none"}
 LOSS_WEIGHTS = {"sdm": 1.0, "heads_sdm": 0.5}
-EVERYTHING: dict[str, Any] = HEADS | {"parts.experts": {}, "loss.weights": LOSS_WEIGHTS | {"balance": 0.5}}
+EVERYTHING: dict[str, Any] = HEADS | {"parts.experts": {}, "loss.weights": LOSS_WEIGHTS | {"spread": 0.5}}
 
 
 def forget() -> None:
@@ -57,7 +57,7 @@ def _plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     [
         {},
         pytest.param(
-            {"loss.weights": LOSS_WEIGHTS | {"balance": 0.5, "mlm": 1.0}, "loop.checkpoint_activations": True},
+            {"loss.weights": LOSS_WEIGHTS | {"spread": 0.5, "mlm": 1.0}, "loop.checkpoint_activations": True},
             marks=pytest.mark.slow,
         ),
         pytest.param(

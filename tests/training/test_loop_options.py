@@ -123,7 +123,7 @@ def rows_encoded(contexts: list[TrainingContext], monkeypatch: pytest.MonkeyPatc
                 if torch.is_grad_enabled():
                     seen.append(len(hidden))
 
-            first = {"vision": "vision.conv1", "text": "text.token_embedding"}[side]
+            first = {"vision": "vision.ln_post", "text": "text.token_embedding"}[side]
             context.state.model.get_submodule(first).register_forward_hook(note)
         return context
 

@@ -20,7 +20,17 @@ from cskt.errors import CsktError
 from cskt.model.clip import TextTower, VisionTower
 from cskt.model.io import cache
 from cskt.model.io.json_configs import Preprocessing
-from cskt.model.io.layouts import OPENAI, OURS, VOCABULARY, Layout, layout_of, openai_heads, read_sizes, recognise
+from cskt.model.io.layouts import (
+    OPENAI,
+    OURS,
+    SMALLEST_VOCABULARY,
+    VOCABULARY,
+    Layout,
+    layout_of,
+    openai_heads,
+    read_sizes,
+    recognise,
+)
 from cskt.model.io.native import TOKEN_EMBEDDING, kind_of, read_backbone
 from cskt.model.io.tensors import is_safetensors, is_torchscript_file, read_tensors
 from cskt.utils.modules import named_tensors
@@ -70,7 +80,7 @@ def load_backbone(config: BackboneConfig, *, sha256: str | None = None) -> Backb
         tensors = read_tensors(path, config.weights)
         tensors = _without_appended_tokens(tensors, layout_of(tensors, path), path)
         layout, architecture, preprocessing = recognise(tensors, path, config, found_sha256)
-        if architecture.vocab_size != VOCABULARY:  # a tokenizer of its own, which no file of that kind describes
+        if SMALLEST_VOCABULARY <= architecture.vocab_size < VOCABULARY:
             problem = f"the backbone has {architecture.vocab_size} tokens; the tokenizer is CLIP's"
             raise CsktError(f"{path}: {problem}, with {VOCABULARY}")
     preprocessing.log_other_filter(config)
