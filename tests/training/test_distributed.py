@@ -70,7 +70,7 @@ def saved(configure: Configure, folder: Path, changes: dict[str, Any]) -> Path:
     ("num_processes", "changes", "kind"),
     [
         (2, {"loss.weights": EVERY_LOSS}, "weighted"),
-        (2, EXPERTS | IN_PIECES, "weighted"),
+        pytest.param(2, EXPERTS | IN_PIECES, "weighted", marks=pytest.mark.slow),
         *(
             pytest.param(num_processes, changes, "", marks=pytest.mark.slow)
             for num_processes, changes in (
