@@ -225,10 +225,14 @@ QUICK: dict[str, Any] = {
 }  # fmt: skip
 """Overrides of a recipe: 16 steps on small crops at a high rate."""
 WHOLE_CLIP = {"optim.lr": 3e-4, "loss.temperature": 0.05, "loop.num_epochs": 5}
-RDE = WHOLE_CLIP | {"optim.head_lr_factor": 10.0, "augment.caption_change_probability": 0.0}
+RDE = WHOLE_CLIP | {
+    "optim.head_lr_factor": 10.0, "augment.caption_change_probability": 0.0, "loss.tal_temperature": 0.05,
+    "hooks.noise_division.mixture": "none", "loop.num_epochs": 8,
+}  # fmt: skip
+TBPS_CLIP = WHOLE_CLIP | {"augment.draws": 0, "augment.word_drop_probability": 0.0, "loop.num_epochs": 8}
 RATES = {
     "finetune": WHOLE_CLIP, "finetune-itc": WHOLE_CLIP, "irra": WHOLE_CLIP, "linear": {"optim.lr": 1e-3},
-    "rde": RDE, "rde-released": RDE,
+    "rde": RDE, "rde-released": RDE, "tbps-clip": TBPS_CLIP, "tbps-clip-simple": TBPS_CLIP,
     "cskt-bpt": {"optim.lr": 1e-2}, "cskt-dat-vision": {"optim.lr": 1e-2}, "maple": {"optim.lr": 1e-2},
     "up-person": {"optim.lr": 1e-3},
 }  # fmt: skip
