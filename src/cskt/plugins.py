@@ -268,10 +268,15 @@ def _unknown_keys(plugin: Requirement) -> list[str]:
 
 def _remedy(missing: Sequence[Requirement]) -> str:
     digests = ", ".join(f"SHA-256 {plugin.sha256[:SHORT_DIGEST]}..." for plugin in missing if plugin.sha256)
-    places = [f"PATH/{plugin.name}" if plugin.name.endswith(".py") else plugin.name for plugin in missing]
+    places = [_place(plugin.name) for plugin in missing]
     flags = " ".join(f"--plugin {place}" for place in places)
     it = "it" if len(missing) == 1 else "them"
     return f"load {it}{f' ({digests})' if digests else ''} with {flags}, or cskt.plugins.load_plugins in Python"
+
+
+def _place(name: str) -> str:
+    """Return what a user has to name: a file has a folder, which a run does not record and a recipe may state."""
+    return f"PATH/{name}" if name.endswith(".py") and Path(name).name == name else name
 
 
 def plugin_in(stack: TracebackType | None) -> Plugin | None:

@@ -134,6 +134,8 @@ def test_all_missing_plugins_are_named_at_once(plugin: Path) -> None:
 def test_a_recipe_that_names_a_plugin_is_refused_without_it(plugin: Path, configure: Configure, tmp_path: Path) -> None:
     with pytest.raises(CsktError, match=r"the config needs the plug-in scaled\.py: load it with --plugin PATH/scaled"):
         train(configure({"plugins": ["scaled.py"]}), tmp_path / "run")
+    with pytest.raises(CsktError, match=r"load it with --plugin /shared/scaled\.py, or"):
+        train(configure({"plugins": ["/shared/scaled.py"]}), tmp_path / "run")
 
 
 def test_another_content_of_the_plugin_is_logged(
