@@ -13,6 +13,10 @@ from cskt.utils.checked import checked_dataclass
 
 HEAD_WIDTH = 64
 """Width of an attention head in every CLIP of OpenAI's, and in IRRA's interaction encoder."""
+VOCAB_SIZE = 49_408
+"""Tokens of CLIP's vocabulary, start and end included."""
+MIN_VOCAB_SIZE = 514
+"""Tokens of CLIP's vocabulary without any merge: bytes, bytes that end a word, start and end."""
 CLIP_MEAN: ChannelMeans = (0.48145466, 0.4578275, 0.40821073)
 """Channel means that OpenAI's CLIP was trained with, of RGB in [0, 1]."""
 CLIP_STD: ChannelStds = (0.26862954, 0.26130258, 0.27577711)
@@ -47,7 +51,7 @@ class ClipArchitecture:
     """Attention heads of the text tower."""
     context_length: Size = 77
     """Most tokens that a caption may have, start, end and prompts included."""
-    vocab_size: Annotated[Whole, Ge(3), Le(10_000_000)] = 49408
+    vocab_size: Annotated[Whole, Ge(3), Le(10_000_000)] = VOCAB_SIZE
     """Rows of the token embedding; the last two are the start and the end token."""
     activation: Activation = "quick_gelu"
     """Non-linearity of the blocks."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cskt.config import ClipArchitecture, RunConfig, flat_values
+from cskt.config.architecture import VOCAB_SIZE
 from cskt.errors import CsktError
 
 REFERENCE, IRRA = "cskt-reference", "irra"
@@ -61,7 +62,7 @@ FLAGS: dict[str, Flag] = {
     "img_size": Flag(None, "height,width in pixels"),
     "stride_size": Flag("backbone.stride", "distance between patches in pixels (obeyed here)"),
     "text_length": Flag("data.caption_length", "most tokens of a caption"),
-    "vocab_size": Flag(None, "49408, CLIP's"),
+    "vocab_size": Flag(None, f"{VOCAB_SIZE}, CLIP's"),
     "optimizer": Flag("optim.name", "Adam (eps 1e-3), AdamW (eps 1e-8) or SGD", *_renamed(OPTIMIZERS)),
     "lr": Flag("optim.lr", "base learning rate"),
     "bias_lr_factor": Flag("optim.bias_lr_factor", "rate of biases, relative to lr"),
@@ -131,8 +132,10 @@ def from_published(flags: Mapping[str, Any], weights: Mapping[str, float] | None
         overrides |= NO_AUGMENTATION
     if flags.get("temperature") == 0:
         raise CsktError("temperature 0: sdm and itc divide by it; give a positive one such as 0.02")
-    if flags.get("vocab_size", 49408) != 49408:
-        raise CsktError(f"vocab_size {flags['vocab_size']}: CLIP's vocabulary has 49408 tokens; leave the flag out")
+    if flags.get("vocab_size", VOCAB_SIZE) != VOCAB_SIZE:
+        raise CsktError(
+            f"vocab_size {flags['vocab_size']}: CLIP's vocabulary has {VOCAB_SIZE} tokens; leave the flag out"
+        )
     return overrides
 
 
@@ -160,7 +163,7 @@ def to_published(config: RunConfig, architecture: ClipArchitecture | None = None
         "loss_names": "+".join(weights),
         "id_loss_weight": weights.get("id", 1.0),
         "mlm_loss_weight": weights.get("mlm", 1.0),
-        "vocab_size": 49408,
+        "vocab_size": VOCAB_SIZE,
     }
 
 

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from cskt.config import AugmentConfig
-from cskt.data.tokenizer import VOCAB_SIZE
+from cskt.config.architecture import VOCAB_SIZE
 
 MASK_ID = VOCAB_SIZE - 3
-"""CLIP has no mask token. As in IRRA its last word, "jekyll", serves as one, and only where masking is on; in a smaller
-vocabulary, the last of that."""
+"""CLIP has no mask token. As in IRRA its last word, "jekyll", serves as one, and only where masking is on."""
 FIRST_WORD_ID = 1
 """First id that may be masked or inserted at random, as in IRRA: all words but the mask token; 0 ("!") is padding."""
 MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1
@@ -38,6 +37,11 @@ class MaskedCaptions(NamedTuple):
     """[B, L] int64, the original id where it is to be predicted, 0 elsewhere."""
 
 
+def mask_id_of(vocab_size: int) -> int:
+    """Return the mask token of a vocabulary, its last word: `MASK_ID` in CLIP's."""
+    return vocab_size - VOCAB_SIZE + MASK_ID
+
+
 def mask_tokens(
     caption_ids: Tensor, probability: float, generator: torch.Generator, vocab_size: int = VOCAB_SIZE
 ) -> MaskedCaptions:
@@ -46,7 +50,7 @@ def mask_tokens(
     A chosen word becomes the mask token (80 %), a random one (10 %) or stays (10 %). A caption in which none is
     chosen has its first word masked, as in IRRA, so that every caption with words has a prediction.
     """
-    maskable, mask_id = _is_maskable(caption_ids, vocab_size), vocab_size - 3
+    maskable, mask_id = _is_maskable(caption_ids, vocab_size), mask_id_of(vocab_size)
     # One number per token decides whether it is chosen and how it is replaced.
     draw = _uniform(caption_ids, generator)
     chosen = maskable & (draw < probability)
@@ -66,7 +70,7 @@ def replace_by_mask(
 ) -> Tensor:
     """Replace each word by the mask token with a probability."""
     hidden = _is_maskable(caption_ids, vocab_size) & (_uniform(caption_ids, generator) < probability)
-    return caption_ids.masked_fill(hidden, vocab_size - 3)
+    return caption_ids.masked_fill(hidden, mask_id_of(vocab_size))
 
 
 def drop_tokens(caption_ids: Tensor, probability: float, generator: torch.Generator) -> Tensor:
@@ -91,7 +95,7 @@ def change_tokens(
     The words behind a removed one move up. All words of a caption may be removed. The result is as long as its longest
     caption.
     """
-    mask_id = vocab_size - 3
+    mask_id = mask_id_of(vocab_size)
     draw = _uniform(caption_ids, generator)
     changed = _is_maskable(caption_ids, vocab_size) & (draw < probability)
     masked = changed & (draw < probability * CHANGED_TO_MASK)
@@ -127,7 +131,7 @@ def augment_captions(
 
 
 def _is_maskable(caption_ids: Tensor, vocab_size: int) -> Tensor:
-    return (caption_ids >= FIRST_WORD_ID) & (caption_ids < vocab_size - 3)
+    return (caption_ids >= FIRST_WORD_ID) & (caption_ids < mask_id_of(vocab_size))
 
 
 def _uniform(caption_ids: Tensor, generator: torch.Generator) -> Tensor:

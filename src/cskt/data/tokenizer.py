@@ -28,13 +28,11 @@ import torch
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from cskt.config.architecture import MIN_VOCAB_SIZE, VOCAB_SIZE
 from cskt.errors import CsktError
 
 logger = logging.getLogger(__name__)
 
-VOCAB_SIZE = 49_408
-NUM_BYTES = 512
-"""Tokens before the first merge: the bytes, and the bytes that end a word."""
 READ_BYTES = 600_000
 """Bytes at the start of the file of merges which contain all that are used."""
 START_ID = VOCAB_SIZE - 2
@@ -151,8 +149,10 @@ class Tokenizer:
 
 def check_vocab_size(vocab_size: int) -> None:
     """Raise a CsktError if CLIP's merges do not give a vocabulary of that size."""
-    if not NUM_BYTES + 2 <= vocab_size <= VOCAB_SIZE:
-        raise CsktError(f"vocab_size is {vocab_size}; CLIP's tokenizer has from {NUM_BYTES + 2} to {VOCAB_SIZE} tokens")
+    if not MIN_VOCAB_SIZE <= vocab_size <= VOCAB_SIZE:
+        raise CsktError(
+            f"vocab_size is {vocab_size}; CLIP's tokenizer has from {MIN_VOCAB_SIZE} to {VOCAB_SIZE} tokens"
+        )
 
 
 def log_caption_warnings(source: str, lines: Iterable[str]) -> None:
@@ -211,7 +211,7 @@ def clip_bpe(vocab_size: int = VOCAB_SIZE) -> tokenizers.Tokenizer:
     Args:
         vocab_size: see `Tokenizer`; start and end are not in the object.
     """
-    merges = _read_merges(vocab_size - NUM_BYTES - 2)
+    merges = _read_merges(vocab_size - MIN_VOCAB_SIZE)
     ids = {token: index for index, token in enumerate(_symbols(merges))}
     bpe = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, end_of_word_suffix=WORD_END))
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -235,7 +235,7 @@ def _symbols(merges: Sequence[tuple[str, str]]) -> list[str]:
     return [*symbols, *(symbol + WORD_END for symbol in symbols), *("".join(merge) for merge in merges)]
 
 
-def _read_merges(num_merges: int = VOCAB_SIZE - NUM_BYTES - 2) -> list[tuple[str, str]]:
+def _read_merges(num_merges: int = VOCAB_SIZE - MIN_VOCAB_SIZE) -> list[tuple[str, str]]:
     # The file has 262,144 merges; CLIP was trained on the first 48,894.
     file = resources.files("cskt") / "assets" / "bpe_simple_vocab_16e6.txt.gz"
     with file.open("rb") as packed, gzip.open(packed) as content:

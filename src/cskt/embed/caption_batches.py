@@ -7,7 +7,7 @@ from torch import Tensor
 
 BATCH_TOKENS = {"cpu": 32, "cuda": 4096, "mps": 4096}
 """Device -> the number of tokens that cost as much as a batch of its own: on a CPU reading the weights, elsewhere also
-starting the kernels, in which many more tokens would be computed."""
+starting the kernels, in which many more tokens would be computed. The number for CUDA and MPS is an assumption."""
 
 
 def caption_batches(lengths: Tensor, batch_size: int, device_type: str) -> list[Tensor]:

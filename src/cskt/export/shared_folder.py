@@ -16,8 +16,8 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from cskt.config import ClipArchitecture, RunConfig, save_config, to_dict, validate
+from cskt.config.architecture import VOCAB_SIZE
 from cskt.config.file_names import BEST, CONFIG
-from cskt.data.tokenizer import VOCAB_SIZE
 from cskt.embed import is_exported
 from cskt.embed.exported import EXPORTED, load_exported, read_facts
 from cskt.embed.hub import is_hub_name

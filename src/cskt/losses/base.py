@@ -335,6 +335,22 @@ def reduced(values: Tensor, weights: Tensor | None, reduction: Reduction) -> Ten
     return values.sum() / total.where(total > 0, 1.0)
 
 
+def both_directions(
+    of_rows: Callable[[Tensor], Tensor], matrix_BB: Tensor, pair_weights: Tensor | None, reduction: Reduction
+) -> Tensor:
+    """Return the sum of the `reduced` losses of the rows and of the columns: image to text, and text to image.
+
+    Args:
+        of_rows: computes the losses [B] of the rows of a matrix [B, B].
+        matrix_BB: [B, B] of similarities or logits, one row per image.
+        pair_weights, reduction: as for `reduced`.
+    """
+    image_to_text, text_to_image = (
+        reduced(of_rows(rows_BB), pair_weights, reduction) for rows_BB in (matrix_BB, matrix_BB.T)
+    )
+    return image_to_text + text_to_image
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None, reduction: Reduction) -> Tensor:
     """Return the `reduced` cross-entropy of rows, [n, C] with labels [n] int64 or probabilities [n, C]."""
     if weights is None and reduction in get_args(Reduction):

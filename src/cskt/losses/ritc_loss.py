@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -13,12 +14,12 @@ from cskt.losses.base import (
     Negatives,
     PairLoss,
     Reduction,
+    both_directions,
     check_pairs,
     check_positive,
     cosines,
     divergence,
     full_precision,
-    reduced,
     register,
     same,
 )
@@ -76,6 +77,5 @@ def ritc(
     with full_precision(image_features):
         labels_BB = F.normalize(same(pids), p=1, dim=1)
         logits_BB = scale * cosines(image_features, text_features)
-        directions = [divergence(logits, labels_BB, epsilon) for logits in (logits_BB, logits_BB.T)]
-        image_to_text, text_to_image = (reduced(rows_B, pair_weights, reduction) for rows_B in directions)
-        return (image_to_text + text_to_image) / 2
+        of_rows = partial(divergence, labels=labels_BB, epsilon=epsilon)
+        return both_directions(of_rows, logits_BB, pair_weights, reduction) / 2

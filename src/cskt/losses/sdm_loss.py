@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from cskt.losses.base import (
     Negatives,
     PairLoss,
     Reduction,
+    both_directions,
     check_pairs,
     check_positive,
     cosines,
@@ -87,9 +89,8 @@ def sdm(
     with full_precision(image_features):
         labels_BB = _labels(pids, image_ids, other_image)
         logits_BB = cosines(image_features, text_features) / temperature
-        directions = [divergence(logits, labels_BB, epsilon) for logits in (logits_BB, logits_BB.T)]
-        image_to_text, text_to_image = (reduced(rows_B, pair_weights, reduction) for rows_B in directions)
-        return image_to_text + text_to_image
+        of_rows = partial(divergence, labels=labels_BB, epsilon=epsilon)
+        return both_directions(of_rows, logits_BB, pair_weights, reduction)
 
 
 def sdm_at_collapse(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -14,11 +15,11 @@ from cskt.losses.base import (
     Negatives,
     PairLoss,
     Reduction,
+    both_directions,
     check_pairs,
     check_positive,
     cosines,
     full_precision,
-    reduced,
     register,
     same,
 )
@@ -76,9 +77,8 @@ def tal(
     check_positive(temperature, "temperature")
     with full_precision(image_features):
         cosine_BB, same_BB = cosines(image_features, text_features), same(pids).bool()
-        directions = [_one_direction(cosines, same_BB, temperature, margin) for cosines in (cosine_BB, cosine_BB.T)]
-        image_to_text, text_to_image = (reduced(rows_B, pair_weights, reduction) for rows_B in directions)
-        return image_to_text + text_to_image
+        of_rows = partial(_one_direction, same_BB=same_BB, temperature=temperature, margin=margin)
+        return both_directions(of_rows, cosine_BB, pair_weights, reduction)
 
 
 def _one_direction(cosine_BB: Tensor, same_BB: Tensor, temperature: float, margin: float) -> Tensor:

@@ -13,11 +13,11 @@ from cskt.losses.base import (
     Negatives,
     PairLoss,
     Reduction,
+    both_directions,
     check_pairs,
     check_positive,
     cosines,
     full_precision,
-    reduced,
     register,
     same,
 )
@@ -76,9 +76,9 @@ def trl(
     check_positive(temperature, "temperature")
     with full_precision(image_features):
         cosine_BB, same_BB = cosines(image_features, text_features), same(pids).bool()
-        hinges = [
-            F.relu(margin - positive_similarity(rows, same_BB, temperature) + rows.masked_fill(same_BB, 0).amax(dim=1))
-            for rows in (cosine_BB, cosine_BB.T)
-        ]
-        image_to_text, text_to_image = (reduced(hinge_B, pair_weights, reduction) for hinge_B in hinges)
-        return image_to_text + text_to_image
+
+        def of_rows(rows_BB: Tensor) -> Tensor:
+            hardest_B = rows_BB.masked_fill(same_BB, 0).amax(dim=1)
+            return F.relu(margin - positive_similarity(rows_BB, same_BB, temperature) + hardest_B)
+
+        return both_directions(of_rows, cosine_BB, pair_weights, reduction)

@@ -30,12 +30,6 @@ from cskt.model.io.json_configs import (
 
 ARCHIVE_LEFTOVERS = ("input_resolution", "context_length", "vocab_size")
 """Tensors beside the weights that only OpenAI's archives have, and state dicts made from them."""
-VOCABULARY = 49408
-"""Tokens of CLIP's vocabulary; further rows of a token embedding belong to appended tokens."""
-SMALLEST_VOCABULARY = 514
-"""Fewest tokens of a vocabulary with CLIP's bytes. Between the two, a file of our own has some of CLIP's merges; any
-other file has a tokenizer of its own, which we do not read."""
-
 SIGNS = ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight")
 """Tensors of a vision transformer of OpenAI or open_clip, and of one of Hugging Face."""
 

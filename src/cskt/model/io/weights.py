@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cskt.config import BackboneConfig, ClipArchitecture, to_dict, validate
+from cskt.config.architecture import MIN_VOCAB_SIZE, VOCAB_SIZE
 from cskt.errors import CsktError
 from cskt.model.clip import TextTower, VisionTower
 from cskt.model.io import cache
@@ -23,8 +24,6 @@ from cskt.model.io.json_configs import Preprocessing
 from cskt.model.io.layouts import (
     OPENAI,
     OURS,
-    SMALLEST_VOCABULARY,
-    VOCABULARY,
     Layout,
     layout_of,
     openai_heads,
@@ -80,9 +79,9 @@ def load_backbone(config: BackboneConfig, *, sha256: str | None = None) -> Backb
         tensors = read_tensors(path, config.weights)
         tensors = _without_appended_tokens(tensors, layout_of(tensors, path), path)
         layout, architecture, preprocessing = recognise(tensors, path, config, found_sha256)
-        if SMALLEST_VOCABULARY <= architecture.vocab_size < VOCABULARY:
+        if MIN_VOCAB_SIZE <= architecture.vocab_size < VOCAB_SIZE:  # the file does not say that its merges are CLIP's
             problem = f"the backbone has {architecture.vocab_size} tokens; the tokenizer is CLIP's"
-            raise CsktError(f"{path}: {problem}, with {VOCABULARY}")
+            raise CsktError(f"{path}: {problem}, with {VOCAB_SIZE}")
     preprocessing.log_other_filter(config)
     state = gather(tensors, tower_shapes(architecture), layout, origin=str(path))
     fields = ("image_height", "image_width", "stride", "image_mean", "image_std")
@@ -220,10 +219,10 @@ def _without_appended_tokens(tensors: dict[str, Tensor], layout: Layout, path: P
     """Cut the token embedding to CLIP's vocabulary: the tokenizer gives no id beyond it."""
     (name,) = layout.sources(TOKEN_EMBEDDING)
     table = tensors.get(name)
-    if table is None or table.ndim != 2 or len(table) <= VOCABULARY:
+    if table is None or table.ndim != 2 or len(table) <= VOCAB_SIZE:
         return tensors
-    logger.info("%s: %d tokens appended to CLIP's vocabulary are left out", path, len(table) - VOCABULARY)
-    return tensors | {name: table[:VOCABULARY]}
+    logger.info("%s: %d tokens appended to CLIP's vocabulary are left out", path, len(table) - VOCAB_SIZE)
+    return tensors | {name: table[:VOCAB_SIZE]}
 
 
 def _find(name: str, sha256: str | None) -> tuple[Path, str]:

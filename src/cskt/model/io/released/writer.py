@@ -24,7 +24,7 @@ from cskt.config import (
     to_dict,
     value_of,
 )
-from cskt.config.architecture import HEAD_WIDTH
+from cskt.config.architecture import HEAD_WIDTH, VOCAB_SIZE
 from cskt.config.file_names import RELEASED_CONFIG, RELEASED_WEIGHTS
 from cskt.config.released_flags import IRRA, REFERENCE, from_published, to_published
 from cskt.errors import CsktError
@@ -75,7 +75,7 @@ def recipe_for(config: RunConfig) -> str:
 
 def check_expressible(config: RunConfig, architecture: ClipArchitecture) -> None:
     """Check that a released program computes the same function as a run."""
-    fixed: dict[str, Any] = {"activation": "quick_gelu", "vocab_size": 49408}
+    fixed: dict[str, Any] = {"activation": "quick_gelu", "vocab_size": VOCAB_SIZE}
     fixed |= CSKT_WIDTHS if recipe_for(config) == REFERENCE else {}
     fixed |= openai_heads(to_dict(architecture))
     for key, value in fixed.items():
