@@ -86,7 +86,7 @@ class Tokenizer:
     @property
     def knows_few_words(self) -> bool:
         """True for clip-tiny and models over it, which know generated captions and no other text."""
-        return self.vocab_size < VOCAB_SIZE or self.known_ids is not None
+        return knows_few_words(self.known_ids, self.vocab_size)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text of any length, without start and end tokens."""
@@ -145,6 +145,11 @@ class Tokenizer:
             if words := list(dict.fromkeys(found)):
                 lines.append(_line_of_unknown_words(words))
         return lines
+
+
+def knows_few_words(known_ids: Collection[int] | None, vocab_size: int) -> bool:
+    """Return whether a model has embeddings for part of CLIP's vocabulary alone, as clip-tiny and models over it."""
+    return known_ids is not None or vocab_size < VOCAB_SIZE
 
 
 def check_vocab_size(vocab_size: int) -> None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from cskt.config import ClipArchitecture, RunConfig, save_config, to_dict, validate
+from cskt.config import RunConfig, save_config, to_dict, validate
 from cskt.config.architecture import VOCAB_SIZE
 from cskt.config.file_names import BEST, CONFIG
+from cskt.data.tokenizer import knows_few_words
 from cskt.embed import is_exported
 from cskt.embed.exported import EXPORTED, load_exported, read_facts
 from cskt.embed.hub import is_hub_name
@@ -83,12 +84,13 @@ def _write_method(weights: Path, folder: Path) -> SharedModel:
         save_config(config, folder / CONFIG)
     form = "method" if file.architecture is None else "whole"
     digest = file.backbone_sha256 if form == "method" else ""
-    knows_few_words = backbone == CLIP_TINY or _knows_few_words(file.known_token_ids, file.architecture)
+    vocab_size = VOCAB_SIZE if file.architecture is None else file.architecture.vocab_size
+    few_words = backbone == CLIP_TINY or knows_few_words(file.known_token_ids, vocab_size)
     sizes = config.backbone if file.architecture is None else file.architecture
     image_size = (sizes.image_height, sizes.image_width) if sizes.image_height and sizes.image_width else None
     epoch = file.facts.get("epoch", "")
     best_epoch = int(epoch) if epoch.isdecimal() else None
-    return SharedModel(config, backbone, digest, knows_few_words, form, image_size, best_epoch)
+    return SharedModel(config, backbone, digest, few_words, form, image_size, best_epoch)
 
 
 def _write_exported(model: Path, folder: Path) -> SharedModel:
@@ -105,13 +107,8 @@ def _write_exported(model: Path, folder: Path) -> SharedModel:
     write_facts(folder, dataclasses.replace(facts, config=None if config is None else to_dict(config)))
     sizes, backbone = facts.architecture, config.backbone.name if config else ""
     image_size = sizes.image_height, sizes.image_width
-    knows_few_words = _knows_few_words(facts.known_token_ids, sizes)
-    return SharedModel(config, backbone, "", knows_few_words, facts.form, image_size, None)
-
-
-def _knows_few_words(known_ids: Collection[int] | None, architecture: ClipArchitecture | None) -> bool:
-    """Return whether a model has part of CLIP's vocabulary, as clip-tiny has and models over it."""
-    return known_ids is not None or (architecture is not None and architecture.vocab_size < VOCAB_SIZE)
+    few_words = knows_few_words(facts.known_token_ids, sizes.vocab_size)
+    return SharedModel(config, backbone, "", few_words, facts.form, image_size, None)
 
 
 def without_places(config: RunConfig) -> RunConfig:
