@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # Tools that inspect the environment are installed in another one.
 AUDIT := $(VENV)-audit
 
-.PHONY: install demo page test test-rest test-all test-faults lint bench gpu-check sbom audit clean browser
+.PHONY: install demo page test test-rest test-all test-faults lint bench gpu-check docs pictures sbom audit clean browser
 
 install: $(VENV)/.core
 
@@ -67,6 +67,19 @@ bench: $(VENV)/.dev
 gpu-check: $(VENV)/.core
 	$(BIN)/python -m benchmarks.gpu_check --json gpu-check.json
 
+# The documentation site in build/site, without network: every warning and every broken link is an error.
+# To read it: python -m http.server -d build/site
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python tools/site/check_site.py build/site
+
+# The pictures of README and docs. Needs Chromium, as `make test-rest` does; about ten minutes on two cores.
+pictures: $(VENV)/.dev browser
+	$(BIN)/python tools/run_tutorials.py
+	$(BIN)/python docs/make_screenshots.py
+	$(BIN)/python -m cskt demo --output demo
+	$(BIN)/python docs/make_screenshots.py --report demo/report.html
+
 # A software bill of materials (CycloneDX) of the installed packages.
 sbom: $(VENV)/.dev $(AUDIT)/.tools
 	$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --output-file sbom.json
@@ -93,6 +106,10 @@ $(VENV)/.serve: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 $(AUDIT)/.tools: constraints.txt
