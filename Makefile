@@ -73,7 +73,7 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python tools/site/check_site.py build/site
 
-# The pictures of README and docs. Needs Chromium, as `make test-rest` does; about ten minutes on two cores.
+# The pictures of README and docs. Needs Chromium, as `make test-rest` does.
 pictures: $(VENV)/.dev browser
 	$(BIN)/python tools/run_tutorials.py
 	$(BIN)/python docs/make_screenshots.py
