@@ -118,7 +118,12 @@ def test_a_service_answers_and_stops_on_a_signal(gallery: Path) -> None:
         assert status == 403 and answer["error"]["code"] == "wrong_host"
         code, err = service.stop(signal.SIGTERM)
     assert code == 0
-    assert err == f"requests are logged in {gallery / 'audit.jsonl'}\n"
+    assert err.splitlines() == [
+        "open to everybody who reaches the address: the page without crops, /docs, /openapi.json, /healthz",
+        "searching, pictures and /metrics: everybody on this machine",
+        "adding and deleting: nobody",
+        f"requests are logged in {gallery / 'audit.jsonl'}",
+    ]
     lines = [json.loads(line) for line in (gallery / "audit.jsonl").read_text().splitlines()]
     assert [(line["client"], line["text"], line["hits"]) for line in lines] == [("127.0.0.1", "a man in a red coat", 5)]
 
@@ -151,10 +156,48 @@ def test_other_machines_need_the_token_and_requests_that_have_begun_are_finished
             thread.join(30)
     assert code == 0 and answers == [200] * 5
     message = err.splitlines()
-    assert len(message) == 3 and TOKEN not in err
-    expected = ("chmod 600", "other machines can reach this service", "audit log is off")
+    assert len(message) == 6 and TOKEN not in err
+    expected = (
+        "chmod 600", "open to everybody", "and /metrics: only with a key, or signed in with one",
+        "adding and deleting: only with a key", "other machines can reach this service", "audit log is off",
+    )  # fmt: skip
     for line, part in zip(message, expected, strict=True):
         assert part in line
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+def test_a_key_made_and_revoked_while_the_service_runs(gallery: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    first = typed(f"cskt keys {keys} --add alice").out.strip()
+    with serving(f"cskt serve {gallery} --port 0 --key-file {keys} --require-token --no-audit-log") as service:
+        second = typed(f"cskt keys {keys} --add detector --scope write").out.strip()
+        asked = [service.ask("api/gallery", Authorization=f"Bearer {key}")[0] for key in (first, second, "wrong")]
+        assert asked == [200, 200, 401] and service.ask("api/gallery")[0] == 401
+        assert typed(f"cskt keys {keys} --revoke alice").out == "revoked: alice\n"
+        asked = [service.ask("api/gallery", Authorization=f"Bearer {key}")[0] for key in (first, second)]
+        assert asked == [401, 200]
+        code, err = service.stop(signal.SIGTERM)
+    assert code == 0 and f"keys: those in {keys}, which may change at any time" in err
+    assert first not in err and second not in err
+    [line] = typed(f"cskt keys {keys}").out.splitlines()
+    assert line.split()[:2] == ["detector", "write"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("", "no such file; to make one: cskt keys FILE --add NAME"),
+        ("--revoke alice", "no such file"),
+        ("--add token", "the name of a key must not be 'token'"),
+        ("--scope write", "--scope is for a new key"),
+        ("--add a --revoke b", "not allowed with argument"),
+        ("--add a --scope admin", "invalid choice"),
+    ],
+)
+def test_keys_that_are_refused(flags: str, reason: str, tmp_path: Path) -> None:
+    assert reason in typed(f"cskt keys {tmp_path / 'keys.json'} {flags}").refusal()
+    assert not list(tmp_path.iterdir())
 
 
 def heads_and_bodies(address: str) -> list[tuple[int, int]]:
@@ -212,6 +255,9 @@ def test_a_missing_model_ends_the_service(tmp_path: Path, tiny_backbone: Path) -
         ("--host nowhere.invalid --token-file {token}", "--host nowhere.invalid: no such address"),
         ("--host 203.0.113.7 --token-file {token}", "no address of this machine"),
         ("--token-file nothing", "--token-file nothing: No such file"),
+        ("--key-file nothing", "nothing: no such file; to make one: cskt keys FILE --add NAME"),
+        ("--key-file {empty}", "to make one: cskt keys FILE --add NAME"),
+        ("--require-token", "--require-token leaves nobody who can ask; give --token-file FILE"),
         ("--token-file {empty}", "the token has 0 characters; give it at least 16"),
         ("--port 70000", "port: input should be less than or equal to 65535, got 70000"),
         ("--rate 0", "rate: input should be greater than 0"),

@@ -133,13 +133,15 @@ def test_a_wrong_token_opens_no_session(ask: Ask, gallery: Gallery, noted: Calla
 def test_sessions_end_and_their_number_is_limited() -> None:
     now = 0.0
     tokens = Tokens(TOKEN, clock=lambda: now)
-    first = tokens.new_session()
+    [key] = tokens.valid_keys()
+    first = tokens.new_session(key)
     now = SESSION_SECONDS - 1
-    assert tokens.is_session(first)
+    assert tokens.key_of_session(first) == key
     now = SESSION_SECONDS
-    assert not tokens.is_session(first)
-    sessions = [tokens.new_session() for _ in range(MAX_SESSIONS + 1)]
-    assert [tokens.is_session(session) for session in (sessions[0], sessions[1], sessions[-1])] == [False, True, True]
+    assert tokens.key_of_session(first) is None
+    sessions = [tokens.new_session(key) for _ in range(MAX_SESSIONS + 1)]
+    found = [tokens.key_of_session(session) for session in (sessions[0], sessions[1], sessions[-1])]
+    assert found == [None, key, key]
 
 
 def test_unknown_host_names_are_refused(ask: Ask, gallery: Gallery) -> None:

@@ -41,6 +41,7 @@ COMMANDS = {
     "search": "find people in a gallery or a split by sentence, by picture, or by both",
     "calibrate": "set the score below which a crop is no answer",
     "serve": "serve a gallery on a local page and an HTTP API",
+    "keys": "named keys of a service: add, list, revoke",
     "report": "one page with the evidence behind one run or several, and its pictures",
     "study": "train and compare every method of a study",
     "reproduce": "train a published result again and set it beside the paper's figure",

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Serve a gallery on a page, and to programs by HTTP, until Ctrl-C. By default only this machine has access, and nothing
-can be written. Requests are logged in GALLERY/audit.jsonl, with sentences and without pictures.
+can be written; the first lines say what is open. Requests are logged in GALLERY/audit.jsonl, with the name of the key
+and sentences, without pictures.
 """
 EXAMPLES = """\
 examples:
@@ -27,6 +28,8 @@ examples:
   openssl rand -hex 32 > token && chmod 600 token
   cskt serve my-gallery --token-file token                 crops can be added and deleted by those who know the token
   cskt serve my-gallery --token-file token --host 0.0.0.0  other machines can ask, with the token
+  cskt keys keys.json --add alice --scope read             a key for each person or program; --revoke alice ends it
+  cskt serve my-gallery --key-file keys.json --require-token  nobody searches without a key, on this machine either
 addresses:
   /  the page     /docs  the operations     /openapi.json  the same for programs     /healthz     /metrics
 """
@@ -64,7 +67,7 @@ def _settings(flags: argparse.Namespace) -> ServiceSettings:
     from cskt.service.access.tokens import read_token  # noqa: PLC0415
     from cskt.service.settings import ServiceSettings  # noqa: PLC0415
 
-    stated = given(flags, ("host", "port", "audit_log", "rate", "max_k"))
+    stated = given(flags, ("host", "port", "key_file", "require_token", "audit_log", "rate", "max_k"))
     if flags.allow_host:
         stated["allow_hosts"] = tuple(flags.allow_host)
     if flags.token_file:
@@ -77,10 +80,18 @@ def _as_flag(key: str) -> str:
 
 
 def _log_settings(settings: ServiceSettings, audit_log: Path | None) -> None:
-    if settings.reading_needs_token:
+    """Log what is open to whom."""
+    with_key = "only with a key in the header" if settings.has_keys else "nobody"
+    reading = "only with a key, or signed in with one" if settings.reading_needs_token else "everybody on this machine"
+    log.info("open to everybody who reaches the address: the page without crops, /docs, /openapi.json, /healthz")
+    log.info("searching, pictures and /metrics: %s", reading)
+    log.info("adding and deleting: %s", with_key)
+    if settings.key_file is not None:
+        log.info("keys: those in %s, which may change at any time", settings.key_file)
+    if settings.for_other_machines:
         log.warning(
-            "other machines can reach this service, with the token; it goes over the network unencrypted unless a"
-            " reverse proxy provides TLS"
+            "other machines can reach this service, with a key; it goes over the network unencrypted unless a reverse"
+            " proxy provides TLS"
         )
     if audit_log is None:
         log.warning("the audit log is off")
@@ -95,12 +106,16 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add("gallery", type=Path, nargs="?", metavar="GALLERY", help="folder of the gallery")
     add("--demo", type=Path, metavar="FOLDER",
         help="draw paper dolls into this folder, if they are not there, and serve them")
-    add("--host", help="address to listen on (default: 127.0.0.1); any other needs --token-file")
+    add("--host", help="address to listen on (default: 127.0.0.1); any other needs --token-file or --key-file")
     add("--port", type=int, help="port to listen on (default: 8000); 0 lets the system choose")
     add("--allow-host", nargs="+", metavar="NAME",
-        help="further names under which browsers reach the service, through a proxy for example; needs --token-file")
+        help="further names under which browsers reach the service, through a proxy for example; needs keys, too")
     add("--token-file", type=Path, metavar="FILE",
-        help="file with a secret of 16 characters or more, which writing always needs")
+        help="file with a secret of 16 characters or more: one key with full rights; writing always needs a key")
+    add("--key-file", type=Path, metavar="FILE",
+        help="file of named keys that read, or read and write, made by 'cskt keys'; changes hold at once")
+    add("--require-token", action="store_true", default=None,
+        help="let nobody search without a key, on this machine either")
     audit = parser.add_mutually_exclusive_group()
     audit.add_argument("--audit-log", type=Path, metavar="FILE",
         help="file of the audit log, one line per request (default: audit.jsonl in the gallery)")

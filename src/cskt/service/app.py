@@ -49,7 +49,7 @@ def create_app(gallery: Gallery, settings: ServiceSettings | None = None) -> Fas
         settings=settings,
         worker=GalleryWorker(gallery, settings, metrics),
         metrics=metrics,
-        tokens=Tokens(settings.token),
+        tokens=Tokens(settings.token, settings.key_file),
         audit=AuditLog(audit_path, only_file=settings.audit_log is None),
     )
 
@@ -80,7 +80,7 @@ def create_app(gallery: Gallery, settings: ServiceSettings | None = None) -> Fas
 
 
 def _complete_description(description: dict[str, Any], settings: ServiceSettings) -> None:
-    """Add the limits, and who needs the token, to the OpenAPI description that FastAPI reads from the routes."""
+    """Add the limits, and what needs a key, to the OpenAPI description that FastAPI reads from the routes."""
     description["components"]["securitySchemes"] = {
         "token": {"type": "http", "scheme": "bearer"},
         "session": {"type": "apiKey", "in": "cookie", "name": SESSION_COOKIE},

@@ -1,4 +1,4 @@
-"""The audit log: client, time and content of each request, one JSON object per line; sentences, but no pictures."""
+"""The audit log: client, key, time and content of each request, one JSON object per line; sentences, no pictures."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ class ExportRequest(_Request):
 
 
 class SessionRequest(_Request):
-    """The token, for a browser."""
+    """The token or a key, of a browser."""
 
     token: str = Field(min_length=1, max_length=1000)
 
@@ -320,8 +320,8 @@ class GalleryAnswer(_Answer):
     columns: list[ColumnAnswer]
     cut_off: float | None  # API name since 0.1; the calibrated `min_score`
     limits: Limits
-    writable: bool = Field(description="Whether crops can be added and deleted, with the token.")
-    token_needed: bool = Field(description="Whether reading needs the token.")
+    writable: bool = Field(description="Whether crops can be added and deleted, with a key.")
+    token_needed: bool = Field(description="Whether reading needs a key.")
 
 
 class Unreadable(_Answer):

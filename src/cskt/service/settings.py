@@ -27,13 +27,17 @@ class ServiceSettings:
     """Address, access and limits of the service."""
 
     host: str = "127.0.0.1"
-    """Address or name to listen on; any but this machine's own (127.0.0.1, ::1, localhost) needs a token."""
+    """Address or name to listen on; any but this machine's own (127.0.0.1, ::1, localhost) needs keys."""
     port: Annotated[NonNegative, Le(65535)] = 8000
     """Port to listen on; 0 lets the system choose."""
     allow_hosts: tuple[str, ...] = ()
-    """Further host names of the service, through a proxy for example; they need a token too."""
+    """Further host names of the service, through a proxy for example; they need keys too."""
     token: str | None = dataclasses.field(default=None, repr=False)
-    """Secret for writing and, unless the service is local, for reading."""
+    """A key with full rights."""
+    key_file: Path | None = None
+    """Named keys with a scope, which `cskt keys` writes; read again whenever it changes."""
+    require_token: bool = False
+    """Let nobody read without a key on this machine either."""
     keep_audit_log: bool = True
     """Log client, time and content of each request."""
     audit_log: Path | None = None
@@ -84,9 +88,12 @@ class ServiceSettings:
     def _check(self) -> ServiceSettings:
         if self.token is not None and len(self.token) < MIN_TOKEN_CHARACTERS:
             raise CsktError(f"the token has {len(self.token)} characters; give it at least {MIN_TOKEN_CHARACTERS}")
-        if self.reading_needs_token and self.token is None:
-            where = f"--host {self.host}" if not is_loopback(self.host) else f"--allow-host {self.allow_hosts[0]}"
-            raise CsktError(f"{where} lets other machines ask; give --token-file FILE with a secret of your choice")
+        if self.reading_needs_token and not self.has_keys:
+            remedy = "give --token-file FILE with a secret of your choice, or --key-file FILE"
+            if self.for_other_machines:
+                where = f"--host {self.host}" if not is_loopback(self.host) else f"--allow-host {self.allow_hosts[0]}"
+                raise CsktError(f"{where} lets other machines ask; {remedy}")
+            raise CsktError(f"--require-token leaves nobody who can ask; {remedy}")
         if self.max_k + self.max_offset > MAX_RESULTS:
             raise CsktError(
                 f"max_k {self.max_k} and max_offset {self.max_offset} make more than the {MAX_RESULTS:,} best crops"
@@ -95,9 +102,19 @@ class ServiceSettings:
         return self
 
     @property
-    def reading_needs_token(self) -> bool:
+    def has_keys(self) -> bool:
+        """Return whether somebody may have a key."""
+        return self.token is not None or self.key_file is not None
+
+    @property
+    def for_other_machines(self) -> bool:
         """Return whether the service can be reached from other machines."""
         return not is_loopback(self.host) or bool(self.allow_hosts)
+
+    @property
+    def reading_needs_token(self) -> bool:
+        """Return whether searching needs a key."""
+        return self.require_token or self.for_other_machines
 
     def body_bytes(self, path: str) -> int:
         """Return the largest body of a request to this path."""

@@ -1,4 +1,4 @@
-"""`AccessControl` middleware: host name, rate and token of a request, checked before any of its body is read."""
+"""`AccessControl` middleware: host name, rate and key of a request, checked before any of its body is read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cskt.service.access.hosts import check_host, check_origin
+from cskt.service.access.keys import Key
 from cskt.service.access.tokens import Tokens
 from cskt.service.audit import AuditLog
 from cskt.service.http_errors import ServiceError
@@ -21,18 +22,20 @@ Access: TypeAlias = Literal["open", "read", "write"]
 
 SESSION_COOKIE = "cskt_session"
 OPEN = frozenset({"/", "/healthz", "/docs", "/openapi.json", "/api/session"})
-"""Paths that show nothing of the gallery; the page must load before it can ask for the token."""
+"""Paths that show nothing of the gallery; the page must load before it can ask for a key."""
 QUERIES = frozenset({"/api/search", "/api/explain", "/api/marks/export"})
 """Posted because they are long, but they change nothing."""
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 SMALL_COST = 0.02
 """Cost of a thumbnail or a file of the page, of which one answer shows dozens; a search costs 1."""
+KEY_NAME = "cskt.key"
+"""Field of a request's ASGI scope: the name of the key that it came with."""
 MAX_CLIENTS = 10_000
 """Clients with a bucket; beyond that, the one that has been silent longest loses it, full by then."""
 
 
 def needed_access(method: str, path: str) -> Access:
-    """Return what a request needs; an unknown one needs the token."""
+    """Return what a request needs; an unknown one needs a key."""
     if path in OPEN or path.startswith("/page/"):
         return "open"
     return "write" if method in CHANGING and path not in QUERIES else "read"
@@ -96,29 +99,39 @@ class AccessControl:
         if request.method in CHANGING:
             check_origin(request.headers.get("origin"), request.headers["host"], self._settings)
         needed = needed_access(request.method, path)
-        has_token = self._has_token(request)
-        if needed == "write" and not has_token:
-            if self._settings.token is None:
-                message = "this service is read-only; start it with --token-file FILE to add or delete crops"
-                raise ServiceError(403, "read_only", message)
-            message = "adding and deleting need the token in the header; a browser's session may only read"
-            raise token_error("token_needed", message)
-        can_read = has_token or self._tokens.is_session(request.cookies.get(SESSION_COOKIE, ""))
-        if needed == "read" and self._settings.reading_needs_token and not can_read:
-            raise token_error("token_needed", "sign in on the page, or send the token as Authorization: Bearer TOKEN")
+        key = self._key_in_header(request)
+        if needed == "write":
+            self._check_write(request, key)
+        if key is None:
+            key = self._tokens.key_of_session(request.cookies.get(SESSION_COOKIE, ""))
+        if needed == "read" and self._settings.reading_needs_token and key is None:
+            raise token_error("token_needed", "sign in on the page, or send your key as Authorization: Bearer KEY")
+        request.scope[KEY_NAME] = None if key is None else key.name
 
-    def _has_token(self, request: Request) -> bool:
-        """Return whether the request has the token; a wrong one is refused even where none is needed."""
+    def _check_write(self, request: Request, key: Key | None) -> None:
+        if not self._settings.has_keys:
+            message = "this service is read-only; start it with --token-file or --key-file to add or delete crops"
+            raise ServiceError(403, "read_only", message)
+        if key is None:
+            message = "adding and deleting need a key in the header; a browser's session may only read"
+            raise token_error("token_needed", message)
+        if key.scope != "write":
+            self._audit.record(client_of(request), "refused-scope", key=key.name, path=request.scope["path"])
+            raise ServiceError(403, "read_key", f"the key '{key.name}' may only read; use one with the scope 'write'")
+
+    def _key_in_header(self, request: Request) -> Key | None:
+        """Return the key of a request; a wrong one is refused even where none is needed."""
         header = request.headers.get("authorization")
         if header is None:
-            return False
-        scheme, _, token = header.partition(" ")
-        if scheme.lower() != "bearer" or not self._tokens.is_right(token.strip()):
+            return None
+        scheme, _, secret = header.partition(" ")
+        key = self._tokens.find(secret.strip()) if scheme.lower() == "bearer" else None
+        if key is None:
             # On every path: guesses, and their lines in the log, must not be free where health is.
             self._rates.spend(client_of(request), 1.0)
             self._audit.record(client_of(request), "refused-token", path=request.scope["path"])
             raise token_error()
-        return True
+        return key
 
 
 def _check_framing(request: Request) -> None:
@@ -135,6 +148,12 @@ def _check_framing(request: Request) -> None:
 def client_of(request: Request) -> str:
     """Return the address that a request comes from; headers that claim another are ignored."""
     return request.client.host if request.client else "unknown"
+
+
+def key_name_of(request: Request) -> str | None:
+    """Return the name of the key that a request came with, in its header or as a session."""
+    name: str | None = request.scope.get(KEY_NAME)
+    return name
 
 
 def token_error(code: str = "wrong_token", message: str = "the token is not the right one") -> ServiceError:

@@ -1,8 +1,10 @@
-"""The token: read from a file, compared in constant time, exchanged by a browser for a session that may only read."""
+"""Keys that clients send, compared in constant time, and the sessions for which browsers exchange them.
+
+A session may only read, and ends when its key is revoked.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import logging
 import os
@@ -12,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cskt.errors import CsktError
+from cskt.service.access.keys import TOKEN_NAME, Key, KeyFile, key_digest
+from cskt.service.http_errors import ServiceError
 from cskt.service.settings import MIN_TOKEN_CHARACTERS
 
 SESSION_SECONDS = 12 * 3600
@@ -44,32 +48,55 @@ def read_token(path: Path) -> str:
 
 
 class Tokens:
-    """The token of a service, if it has one, and the sessions of browsers that have sent it."""
+    """The keys of a service, and the sessions of browsers that have sent one.
 
-    def __init__(self, token: str | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._token = token
+    Args:
+        token: a key with full rights, under the name `token`.
+        key_file: further keys, as the file holds them at each request.
+        clock: seconds, rising.
+    """
+
+    def __init__(
+        self, token: str | None, key_file: Path | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._token = () if token is None else (Key(TOKEN_NAME, "write", key_digest(token)),)
+        self._file = None if key_file is None else KeyFile(key_file)
         self._clock = clock
-        self._sessions: dict[str, float] = {}
+        self._sessions: dict[str, tuple[Key, float]] = {}
 
-    def is_right(self, token: str) -> bool:
-        """Return whether this is the token, in a time that does not depend on how much of it is right."""
-        return self._token is not None and hmac.compare_digest(_digest(token), _digest(self._token))
+    def valid_keys(self) -> tuple[Key, ...]:
+        """Return the keys that are valid now.
 
-    def new_session(self) -> str:
-        """Return the random name of a new session that may read."""
+        Raises:
+            ServiceError: the key file cannot be read; nobody can use a key until it is repaired.
+        """
+        if self._file is None:
+            return self._token
+        try:
+            return (*self._token, *self._file.read())
+        except CsktError as error:
+            log.error("no key is accepted: %s", error)
+            message = "the key file cannot be read; the operator must repair it"
+            raise ServiceError(503, "no_keys", message) from None
+
+    def find(self, secret: str) -> Key | None:
+        """Return the key that a client has sent, in a time that does not depend on how much of it is right."""
+        sent = key_digest(secret)
+        found = [key for key in self.valid_keys() if hmac.compare_digest(sent, key.sha256)]
+        return found[0] if found else None
+
+    def new_session(self, key: Key) -> str:
+        """Return the random name of a new session that may read as long as its key is valid."""
         now = self._clock()
-        self._sessions = {name: end for name, end in self._sessions.items() if end > now}
+        self._sessions = {name: entry for name, entry in self._sessions.items() if entry[1] > now}
         while len(self._sessions) >= MAX_SESSIONS:
             del self._sessions[next(iter(self._sessions))]
         session = secrets.token_urlsafe(32)
         # Only its digest is stored, so that the timing of a look-up reveals nothing.
-        self._sessions[_digest(session)] = now + SESSION_SECONDS
+        self._sessions[key_digest(session)] = key, now + SESSION_SECONDS
         return session
 
-    def is_session(self, session: str) -> bool:
-        """Return whether this session was opened here and has not ended."""
-        return self._sessions.get(_digest(session), 0.0) > self._clock()
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    def key_of_session(self, session: str) -> Key | None:
+        """Return the key of a session that was opened here; None if it has ended, or its key was revoked."""
+        key, end = self._sessions.get(key_digest(session), (None, 0.0))
+        return key if key is not None and end > self._clock() and key in self.valid_keys() else None

@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
 from cskt.errors import CsktError
-from cskt.service.access.access_control import client_of
+from cskt.service.access.access_control import client_of, key_name_of
 from cskt.service.access.tokens import Tokens
 from cskt.service.audit import AuditLog
 from cskt.service.http_errors import ServiceError, refusal
@@ -48,7 +48,8 @@ class Service:
         self, request: Request, action: str, facts: dict[str, Any], *, changes: bool = False, code: str = "bad_query"
     ) -> Iterator[dict[str, Any]]:
         """Write a request to the audit log, without empty facts, and turn errors of the gallery into `refusal`s."""
-        stated = {name: value for name, value in facts.items() if value not in (None, [], ())}
+        named = {"key": key_name_of(request), **facts}
+        stated = {name: value for name, value in named.items() if value not in (None, [], ())}
         with self.audit.audited(client_of(request), action, stated, changes=changes) as entry:
             try:
                 yield entry
@@ -65,8 +66,8 @@ ServiceParts: TypeAlias = Annotated[Service, Depends(_service)]
 
 _MEANINGS = {
     400: "the request is understood and refused",
-    401: "the token is missing or wrong",
-    403: "the service is read-only, or another site asks",
+    401: "the key is missing or wrong",
+    403: "the service is read-only, the key may only read, or another site asks",
     404: "there is no such crop",
     408: "the body did not arrive in time",
     413: "the body or a picture is too large",
@@ -74,7 +75,7 @@ _MEANINGS = {
     422: "the request has not the form described here",
     429: "too many requests; Retry-After says how long to wait",
     500: "an error of the service",
-    503: "busy, loading or being stopped; the gallery has changed, its store refuses, or no audit log can be written",
+    503: "busy, loading or stopping; the gallery has changed, or its store, the audit log or the key file fails",
 }
 BODY_ERRORS = (400, 408, 413, 415)
 """Errors of every route that reads a body."""

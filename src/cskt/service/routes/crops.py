@@ -1,4 +1,4 @@
-"""Routes of single crops: facts and pictures; with the token, adding and deleting."""
+"""Routes of single crops: facts and pictures; with a key, adding and deleting."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def image(image_id: CropName, request: Request, service: ServiceParts) -> 
 
 @router.post("/crops", responses=errors(*BODY_ERRORS))
 async def add(body: AddRequest, request: Request, service: ServiceParts) -> AddAnswer:
-    """Add crops, or replace those of the same name. Needs the token in the header."""
+    """Add crops, or replace those of the same name. Needs a key in the header."""
     body.check_limits(service.settings)
     facts = {"image_ids": [crop.image_id for crop in body.crops]}
     with service.audited(request, "add", facts, changes=True, code="bad_crop") as entry:
@@ -103,7 +103,7 @@ async def remove(
     request: Request,
     service: ServiceParts,
 ) -> RemoveAnswer:
-    """Remove crops; unknown names are ignored. Needs the token in the header."""
+    """Remove crops; unknown names are ignored. Needs a key in the header."""
     with service.audited(request, "delete", {"image_ids": image_ids}, changes=True, code="bad_crop") as entry:
         removed = await service.worker.writing.run(service.worker.gallery.remove, image_ids)
         entry["removed"] = removed

@@ -41,23 +41,24 @@ async def gallery(service: ServiceParts) -> GalleryAnswer:
         columns=columns,
         cut_off=opened.min_score,
         limits=Limits(k=settings.max_k, sentence_characters=MAX_SENTENCE_CHARACTERS, image_bytes=settings.image_bytes),
-        writable=settings.token is not None,
+        writable=settings.has_keys,
         token_needed=settings.reading_needs_token,
     )
 
 
 @router.post("/api/session", responses=errors(*BODY_ERRORS))
 async def sign_in(body: SessionRequest, request: Request, response: Response, service: ServiceParts) -> SessionAnswer:
-    """Exchange the token for a cookie, with which a browser may read but not write."""
-    if service.settings.token is None:
+    """Exchange a key for a cookie, with which a browser may read but not write."""
+    if not service.settings.has_keys:
         raise ServiceError(403, "no_token", "this service has no token; searching needs none")
-    if not service.tokens.is_right(body.token):
+    key = service.tokens.find(body.token)
+    if key is None:
         service.audit.record(client_of(request), "refused-token", path=request.scope["path"])
         raise token_error()
-    service.audit.record(client_of(request), "session")
+    service.audit.record(client_of(request), "session", key=key.name)
     response.set_cookie(
         SESSION_COOKIE,
-        service.tokens.new_session(),
+        service.tokens.new_session(key),
         max_age=SESSION_SECONDS,
         httponly=True,
         samesite="strict",
