@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from cskt.embed import EncodeOptions, Encoder, ModelSource, load_source
+from cskt.gallery.conditions import Condition
+from cskt.gallery.erasing import EraseReport, erase_crops, expired_crops
 from cskt.gallery.indexing.commits import IndexReport, Progress
 from cskt.gallery.indexing.encoding import Engine, LocalEngine
 from cskt.gallery.indexing.reencoding import reindex
@@ -225,6 +228,49 @@ class Gallery(GalleryReader):
             0
         """
         return remove_crops(self._state, listed(image_ids, str, "image_ids"))
+
+    def erase(self, image_ids: str | Sequence[str] = (), *, dry_run: bool = False) -> EraseReport:
+        """Remove crops, delete everything that they have left in the gallery folder, and search all of its files.
+
+        The whole store is written again, so it takes as long as copying the gallery. What crops that were removed
+        earlier have left is deleted too. In the audit log in the folder their names become asterisks. Files of the
+        indexed folder, backups, and audit logs elsewhere are not touched.
+
+        Args:
+            image_ids: names; none, to delete what is left of removed crops.
+            dry_run: change nothing.
+
+        Raises:
+            CsktError: vectors of another model are in the folder; a file of the store could not be deleted.
+
+        Example:
+            >>> gallery = cskt.Gallery.open("my-gallery")
+            >>> gallery.erase("nobody.jpg", dry_run=True).unknown
+            ['nobody.jpg']
+        """
+        return erase_crops(self._state, listed(image_ids, str, "image_ids"), dry_run=dry_run)
+
+    def expired(
+        self, older_than: timedelta, where: str | Condition | None = None, *, column: str | None = None
+    ) -> tuple[list[str], int]:
+        """Return the names of crops that are older than this, and the number of crops without a time.
+
+        Args:
+            older_than: age of the time in `column`.
+            where: only crops that match this filter, such as those of one camera; see `SearchOptions.where`.
+            column: metadata column with the time of a crop; None: the only one that holds times.
+
+        Raises:
+            CsktError: there is no such column, or `where` is no filter on this gallery.
+
+        Example:
+            >>> import datetime
+            >>> gallery = cskt.Gallery.open("my-gallery")
+            >>> _ = gallery.index("crops", metadata={"1.jpg": {"taken": "2020-01-31"}})
+            >>> gallery.expired(datetime.timedelta(days=30), "camera = 'c1'", column="taken")[0]
+            ['1.jpg']
+        """
+        return expired_crops(self._state, older_than, where, column)
 
     def reindex(
         self,

@@ -43,6 +43,8 @@ PAPER_DOLLS = (
 MANIFEST = "gallery.json"
 GALLERY_LOCK = "gallery.lock"
 """Locked during every change of a gallery."""
+AUDIT_FILE = "audit.jsonl"
+"""Log of the requests to a service, within a gallery; see `cskt.service.audit`."""
 LITE = "milvus:"
 """Prefix of the file of a milvus-lite; the address of a server continues with `//`."""
 _STORE = re.compile(r"[a-z][a-z0-9_-]{0,62}(?![^:])")

@@ -14,9 +14,10 @@ require("serve", "fastapi", "prometheus_client")
 from fastapi import FastAPI  # noqa: E402
 
 from cskt.gallery.gallery import Gallery  # noqa: E402
+from cskt.gallery.manifest import AUDIT_FILE  # noqa: E402
 from cskt.service.access.access_control import SESSION_COOKIE, AccessControl, needed_access  # noqa: E402
 from cskt.service.access.tokens import Tokens  # noqa: E402
-from cskt.service.audit import AUDIT_FILE, AuditLog  # noqa: E402
+from cskt.service.audit import AuditLog  # noqa: E402
 from cskt.service.http_errors import add_error_handlers  # noqa: E402
 from cskt.service.middleware import RequestMiddleware  # noqa: E402
 from cskt.service.monitoring import Metrics  # noqa: E402

@@ -15,9 +15,6 @@ from typing import Any
 from cskt.errors import CsktError, FileSystemError
 from cskt.service.http_errors import ServiceError
 
-AUDIT_FILE = "audit.jsonl"
-"""In the gallery folder."""
-
 log = logging.getLogger(__name__)
 
 

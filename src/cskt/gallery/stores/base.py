@@ -240,5 +240,13 @@ class VectorStore(Protocol):
     def compact(self) -> None:
         """Optimise the storage after many additions; changes no answer."""
 
+    def purge(self) -> bool:
+        """Delete what removed crops have left in the storage: older versions, and rows that are marked as deleted.
+
+        Returns:
+            Whether nothing is left; False for a store that cannot know this, as by default.
+        """
+        return False
+
     def close(self) -> None:
         """Close files and connections."""

@@ -34,6 +34,7 @@ from cskt.errors import CorruptRowError, CsktError, StoreError, file_system_erro
 from cskt.gallery.columns import Kind, Value
 from cskt.gallery.conditions import Condition
 from cskt.gallery.stores.base import MAX_FACET_VALUES, Crop, CropRecord, Facet, FileState, VectorStore, score_counts
+from cskt.gallery.stores.lance.purging import purge_table
 from cskt.gallery.stores.lance.table import (
     PREFIX,
     ROW_ID,
@@ -279,6 +280,13 @@ class LanceStore(VectorStore):
                 table.create_index("vector", config=IvfSq(distance_type="dot"))
             if table.stats()["fragment_stats"]["num_fragments"] > MANY_FRAGMENTS:
                 table.optimize(cleanup_older_than=_age_of_outdated(table.list_versions()))
+
+    def purge(self) -> bool:
+        """See `VectorStore`; a search that has begun in another process may fail, since its version is deleted."""
+        with self._writing() as table:
+            purge_table(table, self._pinned(table.version))
+        self.compact()
+        return True
 
     def close(self) -> None:
         """Release the vectors in memory."""
