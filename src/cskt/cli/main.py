@@ -39,6 +39,8 @@ COMMANDS = {
     "index": "make a gallery of a folder of crops, or bring one up to date",
     "reindex": "encode the crops of a gallery anew, with another model",
     "search": "find people in a gallery or a split by sentence, by picture, or by both",
+    "gallery export": "write a gallery to one archive with checksums",
+    "gallery import": "make a gallery of such an archive",
     "gallery erase": "delete everything about crops, and search all files for what is left",
     "gallery expire": "erase the crops that are older than a time",
     "calibrate": "set the score below which a crop is no answer",

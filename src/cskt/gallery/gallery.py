@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from cskt.embed import EncodeOptions, Encoder, ModelSource, load_source
+from cskt.gallery.archive import export_gallery
 from cskt.gallery.conditions import Condition
 from cskt.gallery.erasing import EraseReport, erase_crops, expired_crops
 from cskt.gallery.indexing.commits import IndexReport, Progress
@@ -228,6 +229,19 @@ class Gallery(GalleryReader):
             0
         """
         return remove_crops(self._state, listed(image_ids, str, "image_ids"))
+
+    def export(self, archive: str | Path) -> int:
+        """Write the gallery to one archive, and return the number of its files; see `cskt gallery export --help`.
+
+        Raises:
+            CsktError: the file exists or cannot be written, or the store is not in the gallery's folder.
+
+        Example:
+            >>> gallery = cskt.Gallery.open("my-gallery")
+            >>> gallery.export("backup.tar") > 3
+            True
+        """
+        return export_gallery(self._state, Path(archive))
 
     def erase(self, image_ids: str | Sequence[str] = (), *, dry_run: bool = False) -> EraseReport:
         """Remove crops, delete everything that they have left in the gallery folder, and search all of its files.
