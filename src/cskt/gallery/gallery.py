@@ -279,10 +279,11 @@ class Gallery(GalleryReader):
 
         Example:
             >>> import datetime
-            >>> gallery = cskt.Gallery.open("my-gallery")
-            >>> _ = gallery.index("crops", metadata={"1.jpg": {"taken": "2020-01-31"}})
-            >>> gallery.expired(datetime.timedelta(days=30), "camera = 'c1'", column="taken")[0]
-            ['1.jpg']
+            >>> gallery = cskt.Gallery.create("live-gallery", cskt.load("clip-tiny", device="cpu"))
+            >>> gallery.add(["new.jpg"], ["live/1"], [{"taken": "2020-01-31"}]).added
+            1
+            >>> gallery.expired(datetime.timedelta(days=30))
+            (['live/1'], 0)
         """
         return expired_crops(self._state, older_than, where, column)
 
