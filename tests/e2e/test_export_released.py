@@ -16,9 +16,9 @@ from torch import Tensor, nn
 import cskt
 from cskt.config import ClipArchitecture, LossConfig, MlmConfig, load_config, save_config
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.io.layouts import released_name
 from cskt.model.io.native import read_heads, save_backbone
 from cskt.model.io.released import writer as released_export
+from cskt.model.io.released.methods import released_name
 from cskt.model.io.released.writer import check_expressible
 from cskt.model.io.tensors import load_plain
 from cskt.training.objective import Objective

@@ -17,8 +17,8 @@ from cskt.config import AdapterConfig, ClipArchitecture, LossConfig, MlmConfig, 
 from cskt.data.datasets import read_dataset
 from cskt.evaluation.evaluate import evaluate
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.io.layouts import released_name
 from cskt.model.io.native import read_method
+from cskt.model.io.released.methods import released_name
 from cskt.training.events import read_events
 from cskt.training.objective import Objective
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH

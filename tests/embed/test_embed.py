@@ -23,8 +23,8 @@ from cskt.embed import Encoder, build, load
 from cskt.image_files.decode import decode_image
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.cache import sha256_of
-from cskt.model.io.layouts import released_name
 from cskt.model.io.native import read_method, save_backbone, save_weights
+from cskt.model.io.released.methods import released_name
 from cskt.training.loop import train
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH, plain_clip, quick_config, write_backbone
 

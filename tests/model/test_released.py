@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cskt.config import AdapterConfig, ClipArchitecture, PromptConfig
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.io.layouts import released_name
+from cskt.model.io.released.methods import released_name
 from cskt.model.io.released.reader import read_released, read_released_config
 from cskt.model.io.weights import load_state
 from cskt.model.parts.interaction import InteractionEncoder
@@ -230,7 +230,7 @@ def test_weights_with_code_are_refused_and_not_run(tmp_path: Path) -> None:
         ("prompt_learner.vmap.weight", None, "is missing"),
         ("base_model.transformer.resblocks.1.adapter_mlp.up.bias", None, "is missing"),
         ("base_model.token_embedding.weight", None, "is missing"),
-        ("prompt_learner.ctx", None, "not a CSKT checkpoint"),
+        ("prompt_learner.ctx", None, "not a checkpoint of CSKT"),
         ("base_model.logit_bias", torch.zeros(1), "unknown tensor 'base_model.logit_bias'"),
         ("prompt_learner.vision", torch.zeros(4, 64), "'prompt_learner.vision' has shape [4, 64], expected [3, 64]"),
         ("base_model.ln_final.bias", torch.full((128,), float("nan")), "holds NaN"),
@@ -250,7 +250,7 @@ def test_truncated_or_absent_files_are_one_line(tmp_path: Path) -> None:
     (folder / "best.pth").write_bytes(content[: len(content) // 2])
     assert "best.pth: corrupt" in refused(folder)
     (folder / "best.pth").unlink()
-    assert "expected best.pth or last.pth" in refused(folder)
+    assert "expected best.pth, last.pth or checkpoint_best.pth" in refused(folder)
     (folder / "configs.yaml").unlink()
     assert "configs.yaml" in refused(folder)
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cskt.config import ClipArchitecture, OptimConfig
-from cskt.model.io.layouts import OPENAI, released_name
+from cskt.model.io.layouts import OPENAI
+from cskt.model.io.released.methods import released_name
 from cskt.model.io.weights import gather, load_state, resize_positions, tower_shapes
 from cskt.training.optim import parameter_groups
 from cskt.utils.modules import named_tensors

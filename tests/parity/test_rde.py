@@ -16,7 +16,7 @@ from cskt.config import LossConfig, MlmConfig, OptimConfig, TokenSelectionConfig
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
 from cskt.model.heads import embed
-from cskt.model.io.layouts import released_name, unused_shapes
+from cskt.model.io.released.methods import released_name, unused_shapes
 from cskt.model.parts import TokenSelection, token_selection
 from cskt.training.objective import ModelInputs, Objective, encode
 from cskt.training.optim import build_optimizer

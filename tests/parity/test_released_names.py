@@ -9,7 +9,7 @@ from golden import Golden
 
 from cskt.config import AdapterConfig, LossConfig, MlmConfig, PromptConfig
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.io.layouts import released_name
+from cskt.model.io.released.methods import released_name
 from cskt.training.objective import Objective
 
 

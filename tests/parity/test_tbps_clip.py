@@ -17,7 +17,7 @@ from cskt.config import RunConfig, load_config
 from cskt.data.tokenizer import Tokenizer, without_punctuation
 from cskt.losses import LossInputs, build_losses
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.io.layouts import released_name
+from cskt.model.io.released.methods import released_name
 from cskt.training.objective import ModelInputs, Objective, encode
 from cskt.training.optim import build_optimizer, learning_rate
 

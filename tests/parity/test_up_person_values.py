@@ -12,7 +12,7 @@ from cskt import losses
 from cskt.config import LossConfig, OptimConfig, load_config
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
-from cskt.model.io.layouts import released_name
+from cskt.model.io.released.methods import released_name
 from cskt.training.optim import build_optimizer
 
 

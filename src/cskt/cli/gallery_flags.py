@@ -33,7 +33,7 @@ def add_source_flags(parser: Parser, default: str) -> None:
     parser.renamed = {"--run": "--model"}
     parser.add_argument(
         "--model", metavar="MODEL",
-        help="run folder, released CSKT or IRRA folder, CLIP weight file, or published name such as ViT-B/16"
+        help="run folder, released folder, CLIP weight file, or published name such as ViT-B/16"
         f" (default: {default})",
     )  # fmt: skip
     add_encoder_flags(parser, FAST_PRECISION)
@@ -52,7 +52,7 @@ def source_from_flags(
     if flags.model is None and known is None:
         logger.warning(
             "no --model given: clip-tiny fills the gallery, which knows paper dolls and not people; for people give"
-            " --model with a run folder, a released CSKT or IRRA folder, or CLIP weights such as ViT-B/16"
+            " --model with a run folder, a released folder, or CLIP weights such as ViT-B/16"
         )
     if flags.model is not None:
         check_exists(flags.model)

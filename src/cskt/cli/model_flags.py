@@ -57,6 +57,7 @@ def add_encoder_flags(parser: Parser, precision: str = OWN_PRECISION, *, caches:
     # fmt: off
     add("--backbone", help="CLIP weights of an adapter-only run, if they are not where its config says")
     add_weights_flag(parser)
+    add_ignore_extra_flag(parser)
     add("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
     add("--precision", choices=PRECISIONS, help=PRECISION_HELP.format(precision))
     add("--compile", action="store_true", help="compile the towers first; on a CPU that takes g++")
@@ -88,6 +89,15 @@ def add_weights_flag(parser: Parser) -> None:
     )
 
 
+def add_ignore_extra_flag(parser: Parser) -> None:
+    """Add `--ignore-extra`, or in test.py `--ignore_extra`, for released folders with unknown tensors."""
+    parser.add_argument(
+        "--ignore-extra" if parser.separator == "-" else "--ignore_extra",
+        action="store_true",
+        help="load a released folder without tensors that its method does not have; its score is not the method's",
+    )
+
+
 def load_model_and_split(flags: argparse.Namespace, *, refuse_overlaps: bool = True) -> tuple[Encoder, Split]:
     """Return the encoder and the split that the flags of `add_model_flags` name."""
     from cskt.evaluation.evaluate import split_of  # noqa: PLC0415
@@ -110,6 +120,7 @@ def source_flags(flags: argparse.Namespace) -> dict[str, Any]:
     settings = given(flags, CLIP_SETTINGS)
     settings |= {name: _channels(name, settings[name]) for name in ("image_mean", "image_std") if name in settings}
     stated = given(flags, ("backbone", "image_height", "image_width", "stride", "weights"))
+    stated |= {"ignore_extra": True} if flags.ignore_extra else {}
     return stated | ({"settings": settings} if settings else {})
 
 

@@ -179,7 +179,13 @@ def _as_setting(found: re.Match[str]) -> str:
 
 def _test(argv: Sequence[str]) -> int:
     from cskt.cli.evaluate import print_metrics  # noqa: PLC0415  (--help should not wait for torch)
-    from cskt.cli.model_flags import OWN_PRECISION, PRECISION_HELP, PRECISIONS, add_weights_flag  # noqa: PLC0415
+    from cskt.cli.model_flags import (  # noqa: PLC0415
+        OWN_PRECISION,
+        PRECISION_HELP,
+        PRECISIONS,
+        add_ignore_extra_flag,
+        add_weights_flag,
+    )
     from cskt.cli.run_results import evaluate_run  # noqa: PLC0415
     from cskt.embed import load  # noqa: PLC0415
     from cskt.evaluation.evaluate import split_of  # noqa: PLC0415
@@ -187,14 +193,20 @@ def _test(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="test.py",
         separator="_",
-        description="Evaluate a run, or a released CSKT or IRRA folder, on the test split.",
+        description="Evaluate a run or a released folder on the test split.",
     )
-    parser.add_argument("--config_file", type=Path, required=True, help="configs.yaml of the run or released folder")
+    parser.add_argument(
+        "--config_file",
+        type=Path,
+        required=True,
+        help="configs.yaml of the run or released folder, or checkpoint_best.pth of TBPS-CLIP",
+    )
     parser.add_argument("--root_dir", help="folder that holds the data set's folder (default: the config's)")
     parser.add_argument("--dataset_name", help="CUHK-PEDES, ICFG-PEDES or RSTPReid (default: the config's)")
     parser.add_argument("--split", default="test", help="train, val or test (%(default)s)")
     parser.add_argument("--backbone", help="CLIP weights of an adapter-only run, if not where its config says")
     add_weights_flag(parser)
+    add_ignore_extra_flag(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
     parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP.format(OWN_PRECISION))
     parser.add_argument("--json", action="store_true", help="fractions as JSON instead of a table")
@@ -207,7 +219,7 @@ def _test(argv: Sequence[str]) -> int:
         with out_of_memory_errors("use --precision bf16 or --device cpu"):
             encoder = load(
                 model, flags.backbone, flags.device, precision=flags.precision, weights=flags.weights or "model",
-                show_progress=True,
+                ignore_extra=flags.ignore_extra, show_progress=True,
             )  # fmt: skip
             print_metrics(evaluate_run(encoder, split, model), encoder, model, as_json=flags.json)
             return 0

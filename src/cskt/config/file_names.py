@@ -1,4 +1,4 @@
-"""Names of the files of a run folder, and of a folder that the released CSKT and IRRA programs leave."""
+"""Names of the files of a run folder, and of a folder that released programs leave."""
 
 CONFIG = "config.yaml"
 """The whole config of a run."""
@@ -17,5 +17,5 @@ DAMAGED = "last.damaged.pt"
 EVENTS = "metrics.jsonl"
 """Events of the training, one per line."""
 REPORT = "report.html"
-RELEASED_WEIGHTS = ("best.pth", "last.pth")
+RELEASED_WEIGHTS = ("best.pth", "last.pth", "checkpoint_best.pth")
 """Weights of a released folder; the first that exists is read."""

@@ -28,7 +28,7 @@ from cskt.config import (
     load_config,
     validate,
 )
-from cskt.config.file_names import BEST, CONFIG, RELEASED_CONFIG
+from cskt.config.file_names import BEST, CONFIG
 from cskt.config.types import WeightsChoice
 from cskt.data.tokenizer import Tokenizer
 from cskt.device import pick_device, pick_precision
@@ -41,7 +41,7 @@ from cskt.errors import CsktError, MissingBackboneError, out_of_memory_errors
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.cache import CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_name, locate
 from cskt.model.io.native import kind_of, read_method
-from cskt.model.io.released.reader import read_released, read_released_config
+from cskt.model.io.released.reader import is_released, read_released, read_released_config
 from cskt.model.io.weights import assume_openai, load_backbone, load_state
 from cskt.plugins import load_plugins, of_section, required
 from cskt.utils.arguments import expect
@@ -63,6 +63,7 @@ def load(
     stride: int | None = None,
     weights: WeightsChoice | None = None,
     settings: Mapping[str, Any] | None = None,
+    ignore_extra: bool = False,
     plugins: str | Path | Iterable[str | Path] = (),
     **options: Unpack[Computing],
 ) -> Encoder:
@@ -70,7 +71,8 @@ def load(
 
     Args:
         path: a run folder or its best.safetensors; a file of `cskt export --merge` or `Encoder.save`, or a folder of
-            `cskt export --format`; a released CSKT or IRRA folder (configs.yaml + best.pth); a CLIP weight file or its
+            `cskt export --format`; a released folder of CSKT, IRRA, RDE, UP-Person or DM-Adapter (configs.yaml +
+            best.pth or last.pth) or TBPS-CLIP (checkpoint_best.pth), or one of these files; a CLIP weight file or its
             folder, a published name such as "ViT-B/16", a Hugging Face repository, or "clip-tiny"; "hf:owner/name" or
             "hf:owner/name@revision", what `cskt push` has written to a repository.
         backbone: CLIP weights of an adapter-only run, if they are not where its config says.
@@ -81,6 +83,8 @@ def load(
         weights: `model` or `ema`, for a checkpoint that also holds the moving average of its weights.
         settings: what the file of plain CLIP weights does not state: fields of `BackboneConfig` (activation,
             vision_heads, text_heads, image_mean, image_std, interpolation).
+        ignore_extra: load a released folder without the tensors that its method does not have, such as the heads of a
+            code made from IRRA's. The model then is not that of its authors, nor are its scores.
         plugins: Python files or modules with the method parts that the model consists of; their code is run.
         options: templates, batch_size, num_workers, cache_dir, compile, show_progress; see `EncodeOptions`.
 
@@ -97,7 +101,7 @@ def load(
     load_plugins(plugins)
     source = ModelSource(
         str(path), None if backbone is None else str(backbone), image_height, image_width, stride, precision, weights,
-        None if settings is None else dict(settings),
+        None if settings is None else dict(settings), ignore_extra,
     )  # fmt: skip
     return load_stated(source, merged(EncodeOptions(device, precision), options))
 
@@ -159,6 +163,9 @@ class Reader(ABC):
     may_hold_ema: ClassVar[bool] = False
     """Its files may also hold the moving average of the weights."""
 
+    may_have_extra: ClassVar[bool] = False
+    """Its files may hold tensors of modules that this package does not know."""
+
     @abstractmethod
     def matches(self, path: Path) -> bool:
         """Return whether a path is of this kind."""
@@ -189,6 +196,8 @@ class Reader(ABC):
         """Check that nothing is asked of the model that only plain CLIP weights have."""
         if source.weights == "ema" and not self.may_hold_ema:
             raise CsktError(f"{source.path}: a trained run has one set of weights; leave out --weights ema")
+        if source.ignore_extra and not self.may_have_extra:
+            raise CsktError(f"{source.path}: no released folder, read whole; leave out --ignore-extra")
         if source.settings and not self.is_clip:
             raise CsktError(
                 f"{source.path}: no plain CLIP weights, its {', '.join(source.settings)} is fixed; leave out"
@@ -279,18 +288,18 @@ class RunReader(MethodFileReader):
 
 
 class ReleasedReader(Reader):
-    """Folders that the released CSKT and IRRA programs leave."""
+    """Folders that released programs leave, and files of weights in them."""
 
-    may_hold_ema = True
+    may_hold_ema = may_have_extra = True
 
     def matches(self, path: Path) -> bool:
-        return (path / RELEASED_CONFIG).is_file()
+        return is_released(path)
 
     def config(self, path: Path) -> RunConfig | None:
         return read_released_config(path)
 
     def read(self, source: ModelSource) -> Loaded:
-        found = read_released(Path(source.path), source.weights or "model")
+        found = read_released(Path(source.path), source.weights or "model", ignore_extra=source.ignore_extra)
         return _loaded(source.path, found.config, found.architecture, found.state, None)
 
 

@@ -103,6 +103,8 @@ class ModelSource:
     """Choice of weights in a checkpoint that also holds their moving average; None: those of the model."""
     settings: dict[str, Any] | None = None
     """Settings that the file of plain CLIP weights does not state; see `cskt.load`."""
+    ignore_extra: bool = False
+    """Leave out tensors of a released folder that its method does not have; see `cskt.load`."""
 
 
 def merged(options: EncodeOptions | None, changes: EncodeKeywords | Computing) -> EncodeOptions:

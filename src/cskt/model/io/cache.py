@@ -12,6 +12,7 @@ from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
 
+from cskt.config.file_names import RELEASED_WEIGHTS
 from cskt.errors import CsktError, FileSystemError, file_system_errors
 from cskt.model.io.json_configs import OPEN_CLIP_CONFIG
 from cskt.model.io.tensors import is_index, shard_paths
@@ -62,9 +63,10 @@ def locate(name: str) -> Path:
         return _fetch_published(name)
     path = expanded(name)
     if path.is_dir():
-        found = next((path / weights for weights in WEIGHT_FILES if (path / weights).is_file()), None)
+        names = (*WEIGHT_FILES, *RELEASED_WEIGHTS)
+        found = next((path / weights for weights in names if (path / weights).is_file()), None)
         if found is None:
-            raise CsktError(f"{path}: no weight file; expected one of {', '.join(WEIGHT_FILES)}")
+            raise CsktError(f"{path}: no weight file; expected one of {', '.join(names)}")
         return found
     if path.is_file():
         return path

@@ -22,8 +22,11 @@ from cskt.model.clip import TextTower, VisionTower
 from cskt.model.io import cache
 from cskt.model.io.json_configs import Preprocessing
 from cskt.model.io.layouts import (
+    IRRA_TOWERS,
     OPENAI,
     OURS,
+    TOWERS,
+    TRAINING_ONLY,
     Layout,
     layout_of,
     openai_heads,
@@ -31,6 +34,7 @@ from cskt.model.io.layouts import (
     recognise,
 )
 from cskt.model.io.native import TOKEN_EMBEDDING, kind_of, read_backbone
+from cskt.model.io.released.methods import METHODS, method_of
 from cskt.model.io.tensors import is_safetensors, is_torchscript_file, read_tensors
 from cskt.utils.modules import named_tensors
 
@@ -77,6 +81,7 @@ def load_backbone(config: BackboneConfig, *, sha256: str | None = None) -> Backb
         preprocessing = Preprocessing(interpolation=ours.facts.get("interpolation"), source=path)
     else:
         tensors = read_tensors(path, config.weights)
+        tensors = _without_heads(tensors, layout_of(tensors, path), path)
         tensors = _without_appended_tokens(tensors, layout_of(tensors, path), path)
         layout, architecture, preprocessing = recognise(tensors, path, config, found_sha256)
         if MIN_VOCAB_SIZE <= architecture.vocab_size < VOCAB_SIZE:  # the file does not say that its merges are CLIP's
@@ -133,21 +138,24 @@ def load_state(
             tensor.copy_(checked[name])
 
 
-def gather_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, origin: str) -> dict[str, Tensor]:
-    """Return the tensors of a state in our names, with the shapes of `own`; for the errors see `gather`.
+def gather_state(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, origin: str, layout: Layout = OURS
+) -> dict[str, Tensor]:
+    """Return the tensors of a state by our names, with the shapes of `own`; for the errors see `gather`.
 
     Floating-point tensors become float32. Buffers may be of other types, which must be those of `own`.
     """
-    exact = {name: tensor for name, tensor in own.items() if not tensor.is_floating_point()}
+    exact = {name: layout.sources(name)[0] for name, tensor in own.items() if not tensor.is_floating_point()}
     shapes = {name: tensor.shape for name, tensor in own.items() if name not in exact}
-    gathered = gather({name: value for name, value in state.items() if name not in exact}, shapes, OURS, origin=origin)
-    for name, tensor in exact.items():
-        if name not in state:
-            raise CsktError(f"{origin}: tensor '{name}' is missing")
-        found = state[name]
+    others = {source: value for source, value in state.items() if source not in exact.values()}
+    gathered = gather(others, shapes, layout, origin=origin)
+    for name, source in exact.items():
+        if source not in state:
+            raise CsktError(f"{origin}: tensor '{source}' is missing")
+        tensor, found = own[name], state[source]
         if (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
             raise CsktError(
-                f"{origin}: tensor '{name}' is {found.dtype} {list(found.shape)}, expected {tensor.dtype}"
+                f"{origin}: tensor '{source}' is {found.dtype} {list(found.shape)}, expected {tensor.dtype}"
                 f" {list(tensor.shape)}"
             )
         gathered[name] = found
@@ -213,6 +221,29 @@ def _assemble(parts: list[Tensor], shape: torch.Size, *, transposed: bool, label
 def _is_ours(path: Path) -> bool:
     """Return whether a weight file is in this package's own format."""
     return is_safetensors(path) and kind_of(path) is not None
+
+
+def _without_heads(tensors: dict[str, Tensor], layout: Layout, path: Path) -> dict[str, Tensor]:
+    """Return the towers of a checkpoint of IRRA's code, such as one of a pre-trained IRRA (NAM, HAM, GA-DMS).
+
+    Raises:
+        CsktError: a checkpoint of a method whose towers are not plain CLIP's, or that ranks by more than them.
+    """
+    if layout is not IRRA_TOWERS:
+        return tensors
+    method = method_of(tensors)
+    if method is not None and method is not METHODS["irra"]:
+        raise CsktError(
+            f"{path}: a trained checkpoint of {method.title}, not a backbone; give its folder (with configs.yaml)"
+            " instead"
+        )
+    heads = [name for name in tensors if not name.startswith((TOWERS, *TRAINING_ONLY))]
+    if heads:
+        logger.warning(
+            "%s: %d tensors beside the towers are left out, such as '%s'; as a backbone it is plain CLIP",
+            path, len(heads), min(heads)[:80],
+        )  # fmt: skip
+    return {name: value for name, value in tensors.items() if name.startswith(TOWERS)}
 
 
 def _without_appended_tokens(tensors: dict[str, Tensor], layout: Layout, path: Path) -> dict[str, Tensor]:

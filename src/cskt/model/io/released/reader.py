@@ -1,7 +1,9 @@
-"""Reader of folders of the released CSKT and IRRA programs: `configs.yaml` and `best.pth`, with the whole backbone."""
+"""Reader of folders of released programs: `configs.yaml` and `best.pth`, or `checkpoint_best.pth` alone, with the whole
+backbone. `methods` describes the programs."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,58 +16,182 @@ from torch import Tensor
 from cskt.config import ClipArchitecture, RunConfig, merge, nest, read_recipe, resolve_recipe, validate
 from cskt.config.file_names import RELEASED_CONFIG, RELEASED_WEIGHTS
 from cskt.config.plain_yaml import PlainLoader, plain_yaml
-from cskt.config.released_flags import IRRA, REFERENCE, from_published, recipe_of
+from cskt.config.released_flags import FLAGS, from_published, recipe_of
 from cskt.config.types import WeightsChoice
 from cskt.errors import CsktError, file_system_errors
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.checkpoints import named_tensors
-from cskt.model.io.layouts import RELEASED, TRAINING_ONLY, openai_heads, read_sizes, released_name
+from cskt.model.io.layouts import TOWERS, openai_heads, read_sizes, replaced
+from cskt.model.io.released.methods import METHODS, Checkpoint, ReleasedMethod, method_of, method_of_options
 from cskt.model.io.tensors import load_checkpoint
-from cskt.model.io.weights import gather
+from cskt.model.io.weights import IGNORED, gather_state
+from cskt.utils.modules import named_tensors as model_tensors
+
+logger = logging.getLogger(__name__)
+
+ALONE = {RELEASED_WEIGHTS[2]: "tbps_clip"}
+"""Files of weights that need no configs.yaml beside them -> the method whose code writes them."""
+PROMPT_KEYS = {"prompts.depth", "prompts.length"}
+MAX_GROUPS = 4
+"""Modules of unknown tensors that a message describes."""
 
 
 @dataclass(frozen=True)
 class Released:
-    """A trained CSKT or IRRA, saved by its authors' program."""
+    """A trained model of a known method, saved by its authors' program."""
 
     config: RunConfig
-    """`cskt-reference` or `irra` with the settings of the folder's configs.yaml; data.root may be a folder of another
-    machine."""
+    """Recipe of the method with the settings of tensors and configs.yaml; data.root may be of another machine."""
     architecture: ClipArchitecture
     state: dict[str, Tensor]
-    """Every parameter of `DualEncoder`, our names, float32."""
+    """Every parameter and buffer of `DualEncoder`, our names, float32."""
 
 
-def read_released(folder: Path, choice: WeightsChoice = "model") -> Released:
-    """Read a released folder strictly, without the heads that only the losses `id` and `mlm` need.
+def is_released(path: Path) -> bool:
+    """Return whether a path is a released folder, or a file of weights in one."""
+    if path.is_file():
+        return path.name in RELEASED_WEIGHTS and (path.name in ALONE or path.with_name(RELEASED_CONFIG).is_file())
+    return (path / RELEASED_CONFIG).is_file() or any((path / name).is_file() for name in ALONE)
 
-    The method, its depth, its length and all sizes are read from the tensors; configs.yaml gives the image size and
-    must not contradict them. `choice`: which weights, where the file also holds their moving average.
+
+def read_released(path: Path, choice: WeightsChoice = "model", *, ignore_extra: bool = False) -> Released:
+    """Read a released folder, or one file of its weights, strictly, without tensors that only losses need.
+
+    The method and its sizes are read from the tensors (`methods.METHODS`); configs.yaml gives the image size and what
+    no tensor determines, and must not contradict them.
+
+    Args:
+        path: the folder, whose first file of `RELEASED_WEIGHTS` is read, or one of these files.
+        choice: which weights, where the file also holds their moving average.
+        ignore_extra: leave out tensors that the method does not have, with a warning.
+
+    Raises:
+        CsktError: a file that cannot be read, that contradicts configs.yaml, or that lacks a tensor; tensors that no
+            description has, and `ignore_extra` is false.
     """
-    flags = _read_flags(folder / RELEASED_CONFIG)
-    path = next((folder / name for name in RELEASED_WEIGHTS if (folder / name).is_file()), None)
-    if path is None:
-        raise CsktError(f"{folder}: no weights; expected {' or '.join(RELEASED_WEIGHTS)}")
-    saved = named_tensors(load_checkpoint(path), path, choice)
-    tensors = {name: value for name, value in saved.items() if not name.startswith(TRAINING_ONLY)}
-    is_cskt = any(name.startswith("prompt_learner.") or ".adapter_mlp." in name for name in tensors)
-    found = _read_method(tensors, path) if is_cskt else {}
-    for flag, key in (("depth", "prompts.depth"), ("n_ctx", "prompts.length")):
-        if flag in flags and flags[flag] != found.get(key):
-            has = f"has {found[key]}" if is_cskt else "holds no prompts"
-            raise CsktError(f"{folder / RELEASED_CONFIG}: {flag} {flags[flag]} contradicts {path.name}, which {has}")
-    config = _config(REFERENCE if is_cskt else IRRA, flags, found, folder / RELEASED_CONFIG)
-    architecture = _architecture(read_sizes(tensors, RELEASED, str(path)), config, path)
+    weights = _weights_of(path)
+    flags = _flags_beside(weights)
+    tensors = named_tensors(load_checkpoint(weights), weights, choice)
+    method = method_of(tensors)
+    if method is None:
+        first = min(tensors)[:80]
+        raise CsktError(f"{weights}: not a checkpoint of a known method; found tensors such as '{first}'")
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(method.training_only)}
+    tensors = _each_once(tensors, method, weights)
+    sizes = read_sizes(tensors, method.layout, str(weights))
+    found = method.settings(Checkpoint(method.title, tensors, sizes, str(weights)))
+    _check_options(flags, found, method, weights)
+    config = _config(method, method.recipe, flags, found, weights.with_name(RELEASED_CONFIG))
+    architecture = _architecture(sizes, config, weights)
     with torch.device("meta"):
-        model = DualEncoder(architecture, config.method)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    return Released(config, architecture, gather(tensors, shapes, RELEASED, origin=str(path)))
+        own = model_tensors(DualEncoder(architecture, config.method))
+    expected = {source for name in own for source in method.layout.sources(name)}
+    unused = method.unused(architecture)
+    tensors = {name: value for name, value in tensors.items() if name in expected or name not in unused}
+    if extra := {name: tensors[name] for name in tensors.keys() - expected if name.split(".")[-1] not in IGNORED}:
+        described = describe_tensors(extra)
+        if not ignore_extra:
+            raise CsktError(
+                f"{weights}: {described}; {method.title} has no such tensors: load the plug-in that describes their"
+                " method (--plugin), or give --ignore-extra to load the rest, whose score is not that of the method"
+            )
+        logger.warning(
+            "%s: left out %s; what remains is loaded as %s, so no score is the full score of the method",
+            weights, described, method.title,
+        )  # fmt: skip
+        tensors = {name: value for name, value in tensors.items() if name not in extra}
+    return Released(config, architecture, gather_state(tensors, own, origin=str(weights), layout=method.layout))
 
 
-def read_released_config(folder: Path) -> RunConfig:
-    """Read the configs.yaml of a released folder, without its weights."""
-    flags = _read_flags(folder / RELEASED_CONFIG)
-    return _config(recipe_of(flags), flags, {}, folder / RELEASED_CONFIG)
+def read_released_config(path: Path) -> RunConfig:
+    """Read the config of a released folder, or of a file of weights in one, without its weights."""
+    if path.is_dir() and not (path / RELEASED_CONFIG).is_file():
+        path = _weights_of(path)
+    if path.name in ALONE and not path.with_name(RELEASED_CONFIG).is_file():
+        return _config(METHODS[ALONE[path.name]], METHODS[ALONE[path.name]].recipe, {}, {}, path)
+    config = path / RELEASED_CONFIG if path.is_dir() else path.with_name(RELEASED_CONFIG)
+    flags = _read_flags(config)
+    method = method_of_options(flags)
+    return _config(method or METHODS["irra"], method.recipe if method else recipe_of(flags), flags, {}, config)
+
+
+def describe_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return what the tensors of unknown modules look like, by the first part of their names.
+
+    `unknown tensors 'fusion.attn.in_proj_weight' [1536, 512] and 3 more (attention, linear layers)`
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(tensors):
+        groups.setdefault(_module_of(name), []).append(name)
+    clauses = []
+    for names in list(groups.values())[:MAX_GROUPS]:
+        largest = max(names, key=lambda name: tensors[name].numel())
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        looks = ", ".join(_looks_of({name: tensors[name] for name in names}))
+        clauses.append(f"'{largest[:80]}' {list(tensors[largest].shape)}{more} ({looks})")
+    further = sum(len(names) for names in list(groups.values())[MAX_GROUPS:])
+    return (
+        f"unknown tensor{'s' if len(tensors) > 1 else ''} {', '.join(clauses)}"
+        + (f" and {further} in other modules" if further else "")
+    )  # fmt: skip
+
+
+def _module_of(name: str) -> str:
+    """Return the module that a tensor is of: `fusion`, or `base_model.visual...adapter` without numbers of blocks."""
+    if not name.startswith(TOWERS):
+        return name.partition(".")[0]
+    inside = name.partition(".resblocks.")[2].partition(".")[2]
+    return f"{TOWERS}{inside.partition('.')[0]}" if inside else name
+
+
+def _looks_of(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the kinds of layers that names and shapes suggest."""
+    found = [
+        (any(".resblocks." in name and name.startswith(TOWERS) for name in tensors), "inside the blocks of the towers"),
+        (any(name.endswith("running_mean") for name in tensors), "batch normalisation"),
+        (any("in_proj_weight" in name or "attn" in name for name in tensors), "attention"),
+        (any(value.ndim == 4 for value in tensors.values()), "convolutions"),
+        (any(value.ndim == 2 and name.endswith("weight") for name, value in tensors.items()), "linear layers"),
+        (any(value.ndim >= 2 and not name.endswith("weight") for name, value in tensors.items()), "matrices or tokens"),
+    ]
+    return [kind for is_found, kind in found if is_found] or ["vectors or numbers"]
+
+
+def _weights_of(path: Path) -> Path:
+    if path.is_file():
+        return path
+    weights = next((path / name for name in RELEASED_WEIGHTS if (path / name).is_file()), None)
+    if weights is None and (path / RELEASED_CONFIG).is_file():
+        raise CsktError(f"{path}: no weights; expected {', '.join(RELEASED_WEIGHTS[:-1])} or {RELEASED_WEIGHTS[-1]}")
+    return weights or path / RELEASED_WEIGHTS[0]
+
+
+def _flags_beside(weights: Path) -> dict[str, Any]:
+    config = weights.with_name(RELEASED_CONFIG)
+    return {} if weights.name in ALONE and not config.is_file() else _read_flags(config)
+
+
+def _each_once(tensors: Mapping[str, Tensor], method: ReleasedMethod, path: Path) -> dict[str, Tensor]:
+    """Return the tensors under their first names."""
+    once = dict(tensors)
+    for name, value in tensors.items():
+        if (first := replaced(name, method.twice)) == name:
+            continue
+        del once[name]
+        other = once.setdefault(first, value)
+        if not torch.equal(other, value):
+            raise CsktError(f"{path}: tensors '{name[:80]}' and '{first[:80]}' are one, but their values differ")
+    return once
+
+
+def _check_options(flags: Mapping[str, Any], found: Mapping[str, Any], method: ReleasedMethod, weights: Path) -> None:
+    options = FLAGS | dict(method.flags)
+    for name, value in flags.items():
+        key = options[name].key if name in options else None
+        if key in (found.keys() | PROMPT_KEYS) and value != found.get(key or ""):
+            has = f"has {found[key]}" if key in found else "holds no prompts"
+            config = weights.with_name(RELEASED_CONFIG)
+            raise CsktError(f"{config}: {name} {value} contradicts {weights.name}, which {has}")
 
 
 class _Loader(PlainLoader):
@@ -93,26 +219,21 @@ def _read_flags(path: Path) -> dict[str, Any]:
     return flags
 
 
-def _read_method(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """Return the config keys that the shapes of the method's tensors determine."""
-    first, adapter = released_name("prompts.text.0"), released_name("adapters.vision.0.down.weight")
-    for name in (first, adapter):
-        if name not in tensors or tensors[name].ndim != 2 or 0 in tensors[name].shape:
-            raise CsktError(f"{path}: not a CSKT checkpoint: no matrix '{name}'")
-    later = released_name("prompts.text.1").removesuffix("0")
-    bottleneck, width = tensors[adapter].shape
-    return {
-        "prompts.depth": 1 + sum(name.startswith(later) for name in tensors),
-        "prompts.length": tensors[first].shape[0],
-        "adapters.reduction": max(1, width // bottleneck),
-    }
-
-
-def _config(recipe: str, flags: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> RunConfig:
+def _config(
+    method: ReleasedMethod, recipe: str, flags: Mapping[str, Any], found: Mapping[str, Any], path: Path
+) -> RunConfig:
     try:
-        overrides = from_published(flags)
+        overrides = from_published({name: value for name, value in flags.items() if name not in method.flags})
     except CsktError as error:
         raise CsktError(f"{path}: {error}") from None
+    ours: dict[str, Any] = {}
+    for name, value in (overrides.pop("loss.weights", None) or {}).items():
+        own = method.losses(name)
+        ours |= {name: value} if own == {name: 1.0} else own
+    overrides |= {"loss.weights": ours} if ours else {}
+    for name, flag in method.flags.items():
+        if name in flags and flag.key:
+            overrides[flag.key] = flag.to_config(flags[name])
     return validate(RunConfig, merge(read_recipe(resolve_recipe(recipe)), nest({**overrides, **found})), str(path))
 
 
@@ -121,6 +242,7 @@ def _architecture(sizes: Mapping[str, int], config: RunConfig, path: Path) -> Cl
     stride = config.backbone.stride or sizes["patch_size"]
     fields: dict[str, Any] = {key: value for key, value in sizes.items() if key != "num_patches"}
     fields |= openai_heads(sizes) | {"image_height": height, "image_width": width, "stride": stride}
+    fields |= {key: value for key in ("image_mean", "image_std") if (value := getattr(config.backbone, key))}
     architecture = validate(ClipArchitecture, fields, str(path))
     rows, columns = architecture.grid
     if rows * columns != sizes["num_patches"]:

@@ -28,7 +28,8 @@ from cskt.config.architecture import HEAD_WIDTH, VOCAB_SIZE
 from cskt.config.file_names import RELEASED_CONFIG, RELEASED_WEIGHTS
 from cskt.config.released_flags import IRRA, REFERENCE, from_published, to_published
 from cskt.errors import CsktError
-from cskt.model.io.layouts import openai_heads, openai_name, released_name
+from cskt.model.io.layouts import openai_heads, openai_name
+from cskt.model.io.released.methods import released_name
 from cskt.model.io.released.reader import read_released
 from cskt.model.io.tensors import save_torch
 
