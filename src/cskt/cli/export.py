@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cskt.cli.export_runtime import RUNTIME_FLAGS, add_runtime_flags, export_runtime
-from cskt.cli.model_flags import add_weights_flag
+from cskt.cli.model_flags import add_ignore_extra_flag, add_weights_flag
 from cskt.cli.parsing import Parser, given
 from cskt.config import RunConfig, as_trained, load_config, to_dict, with_method
 from cskt.config.file_names import BEST, CONFIG, HEADS, LAST
@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     add("run", type=Path, help="run folder; with --format any model")
     add("--backbone", help="CLIP weights of an adapter-only run, if not where its config says")
     add_weights_flag(parser)
+    add_ignore_extra_flag(parser)
     form = parser.add_mutually_exclusive_group(required=True)
     form.add_argument("--merge", type=Path, metavar="FILE", help="backbone and method in one .safetensors file")
     form.add_argument("--as-backbone", type=Path, metavar="FILE",
@@ -60,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
     if flags.format and flags.format != RELEASED:
         export_runtime(flags)
         return 0
+    if flags.ignore_extra:
+        raise CsktError(f"{flags.run}: no released folder is exported this way; leave out --ignore-extra")
     if flags.weights == "ema":
         raise CsktError(f"{flags.run}: a trained run has one set of weights; leave out --weights ema")
     run = read_run(flags.run, flags.backbone)

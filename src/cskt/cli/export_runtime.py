@@ -67,7 +67,10 @@ def export_runtime(flags: argparse.Namespace) -> None:
         raise CsktError(f"{flags.run}: is an exported model already; export the run that it was made from")
     config = run_config(flags.run)
     split = checked_split(flags, config)
-    source = load(flags.run, flags.backbone, "cpu", precision="fp32", weights=flags.weights or "model")
+    source = load(
+        flags.run, flags.backbone, "cpu", precision="fp32", weights=flags.weights or "model",
+        ignore_extra=flags.ignore_extra,
+    )  # fmt: skip
     calibration = calibration_images(flags, config, source) if flags.int8 else []
     with atomic_folder(target) as fresh:
         logger.info("writing %s, %s", flags.format, precision)

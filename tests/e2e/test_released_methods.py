@@ -1,0 +1,116 @@
+"""Released folders of other methods than CSKT and IRRA, in the commands that take a model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from command_line import done, typed
+from torch import Tensor
+
+from cskt.config import ClipArchitecture, load_config
+from cskt.model.dual_encoder import DualEncoder
+from cskt.model.io.released.methods import METHODS
+from cskt.utils.modules import named_tensors
+from documentation_files import FILES
+
+pytestmark = pytest.mark.slow
+TOWERS = ClipArchitecture(
+    embed_dim=16, image_height=32, image_width=16, patch_size=8, stride=8, vision_width=64, vision_layers=2,
+    vision_heads=1, text_width=64, text_layers=2, text_heads=1,
+)  # fmt: skip
+SQUARE = ClipArchitecture(**{**TOWERS.__dict__, "image_height": 16})
+SETTINGS = {
+    "irra": {}, "tbps_clip": {},
+    "rde": {"tse": {"width": 8, "ratio": 0.5}},
+    "up_person": {"up_person": {"prefix_length": 2, "rank": 2}},
+    "dm_adapter": {"dm_adapter": {"num_experts": 3}},
+}  # fmt: skip
+OPTIONS = {
+    "irra": {"loss_names": "sdm+id"},
+    "rde": {"loss_names": "TAL", "select_ratio": 0.5},
+    "up_person": {"loss_names": "sdm", "MLM": True, "prefix_length": 2},
+    "dm_adapter": {"loss_names": "sdm+aux", "MLM": True, "num_experts": 3, "topk": 2},
+}
+
+
+def write(folder: Path, method: str, extra: dict[str, Tensor] | None = None) -> Path:
+    """Write a released folder of a model that starts as the recipe does."""
+    settings = load_config("clip", {"parts": SETTINGS[method]}, fit=False).method
+    model = DualEncoder(SQUARE if method == "tbps_clip" else TOWERS, settings)
+    generator = torch.Generator().manual_seed(3)
+    model.initialise_backbone(generator)
+    model.initialise_method(generator)
+    tensors = {METHODS[method].name(name): value.detach() for name, value in named_tensors(model).items()}
+    folder.mkdir()
+    content = {"model": tensors | (extra or {}), "epoch": 7}
+    if method == "tbps_clip":
+        torch.save(content, folder / "checkpoint_best.pth")
+        return folder
+    common = {"img_size": [32, 16], "stride_size": 8, "dataset_name": "CUHK-PEDES", "root_dir": "/author"}
+    (folder / "configs.yaml").write_text(yaml.safe_dump(common | OPTIONS[method]))
+    torch.save(content, folder / "best.pth")
+    return folder
+
+
+@pytest.mark.parametrize("method", ["rde", "up_person", "dm_adapter", "tbps_clip"])
+def test_evaluate_index_search_and_test_py(method: str, root: Path, tmp_path: Path) -> None:
+    folder = write(tmp_path / "run", method)
+    ours = typed(f"cskt evaluate {folder} --dataset cuhk-pedes --root {root} --device cpu --json").json()
+    named = "checkpoint_best.pth" if method == "tbps_clip" else "configs.yaml"
+    theirs = f"python test.py --config_file {folder}/{named} --dataset_name CUHK-PEDES --root_dir {root} --json"
+    assert typed(theirs).json()["t2i"] == ours["t2i"]
+    done(f"cskt index {tmp_path}/gallery --images {root}/CUHK-PEDES/imgs --model {folder} --device cpu")
+    assert ".jpg" in done(f"cskt search {tmp_path}/gallery woman --device cpu")
+
+
+@pytest.mark.parametrize("method", ["rde", "dm_adapter"])
+def test_export(method: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    folder = write(tmp_path / "run", method)
+    done(f"cskt export {folder} --format onnx --output {tmp_path}/fast")
+    assert (tmp_path / "fast" / "exported.json").is_file()
+
+
+def test_unknown_heads(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write(tmp_path / "run", "irra", {"grab.fc.weight": torch.zeros(8, 16)})
+    evaluate = f"cskt evaluate {folder} --dataset cuhk-pedes --root {root} --device cpu"
+    assert "unknown tensor 'grab.fc.weight' [8, 16] (linear layers)" in typed(evaluate).refusal()
+    assert typed(f"{evaluate} --ignore-extra --json").json()["t2i"]
+    assert "no score is the full score of the method" in caplog.text
+    index = f"cskt index {tmp_path}/gallery --images {root}/CUHK-PEDES/imgs --model {folder} --device cpu"
+    assert "'grab.fc.weight'" in typed(index).refusal()
+    done(f"{index} --ignore-extra")
+    assert ".jpg" in done(f"cskt search {tmp_path}/gallery woman --device cpu"), "the gallery remembers the choice"
+
+
+def test_a_run_over_a_pretrained_irra(root: Path, tmp_path: Path) -> None:
+    best = write(tmp_path / "nam", "irra", {"classifier.weight": torch.zeros(8, 16)}) / "best.pth"
+    sizes = "--backbone.image-height 32 --backbone.image-width 16"
+    train = f"cskt train --config lora --dataset cuhk-pedes --root {root} --output-dir {tmp_path}/logs --device cpu"
+    out = done(f"{train} --backbone.name {best} {sizes} --num-epochs 1 --batch-size 8")
+    (run,) = (tmp_path / "logs").rglob("config.yaml")
+    assert re.search(r"R1", out) and "quick_gelu" in run.read_text()
+    done(f"cskt evaluate {run.parent} --device cpu")
+
+
+def test_the_plugin_of_the_guide(root: Path, tmp_path: Path) -> None:
+    for name in ("salient.py", "salient_released.py"):
+        (tmp_path / name).write_text(FILES[name])
+    head = {
+        f"salient_{side}.{index}.{leaf}": torch.rand(shape)
+        for side in ("vision", "text")
+        for index, leaf, shape in (
+            (0, "weight", (6, 16)), (0, "bias", (6,)), (1, "weight", (6,)), (1, "bias", (6,)),
+            (1, "running_mean", (6,)), (1, "running_var", (6,)), (3, "weight", (6, 6)), (3, "bias", (6,)),
+        )
+    }  # fmt: skip
+    head |= {f"salient_{side}.1.num_batches_tracked": torch.tensor(4) for side in ("vision", "text")}
+    folder = write(tmp_path / "run", "irra", head)
+    evaluate = f"cskt evaluate {folder} --dataset cuhk-pedes --root {root} --device cpu"
+    assert "salient_text" in typed(evaluate).refusal()
+    plugins = f"--plugin {tmp_path}/salient.py --plugin {tmp_path}/salient_released.py"
+    assert typed(f"{evaluate} {plugins} --json").json()["t2i"]
