@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from cskt.config import ClipArchitecture, load_config
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.released.methods import METHODS
+from cskt.model.io.released.reader import INCOMPLETE
 from cskt.utils.modules import named_tensors
 from documentation_files import FILES
 
@@ -79,7 +81,11 @@ def test_unknown_heads(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixt
     folder = write(tmp_path / "run", "irra", {"grab.fc.weight": torch.zeros(8, 16)})
     evaluate = f"cskt evaluate {folder} --dataset cuhk-pedes --root {root} --device cpu"
     assert "unknown tensor 'grab.fc.weight' [8, 16] (linear layers)" in typed(evaluate).refusal()
-    assert typed(f"{evaluate} --ignore-extra --json").json()["t2i"]
+    result = typed(f"{evaluate} --ignore-extra --json --output {tmp_path}/results").json()
+    assert result["t2i"] and result["note"] == INCOMPLETE
+    (stored,) = (tmp_path / "results").rglob("*.json")
+    assert json.loads(stored.read_text())["note"] == INCOMPLETE
+    assert INCOMPLETE in " ".join(done(f"{evaluate} --ignore-extra").split())
     assert "no score is the full score of the method" in caplog.text
     index = f"cskt index {tmp_path}/gallery --images {root}/CUHK-PEDES/imgs --model {folder} --device cpu"
     assert "'grab.fc.weight'" in typed(index).refusal()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -271,6 +272,19 @@ def test_pretrained_irra_serves_as_a_backbone(tmp_path: Path, as_folder: bool) -
     assert all(torch.equal(value, expected[name].half().float()) for name, value in backbone.state.items())
     resized = load_backbone(BackboneConfig(name, image_height=96, image_width=32))
     assert resized.architecture.grid == (12, 4) and len(resized.state["vision.positional_embedding"]) == 49
+
+
+def test_patches_of_a_pretrained_irra_may_overlap(tmp_path: Path) -> None:
+    overlapping = dataclasses.replace(TOWERS, image_height=44, image_width=20, stride=6)  # 7 x 3 patches
+    model = DualEncoder(overlapping, load_config("clip", fit=False).method)
+    tensors = {METHODS["irra"].name(name): value.detach() for name, value in named_tensors(model).items()}
+    folder = write(tmp_path / "run", "irra", tensors, img_size=[44, 20], stride_size=6)
+    backbone = load_backbone(BackboneConfig(str(folder), image_height=44, image_width=20, stride=6))
+    assert backbone.architecture.grid == (7, 3)
+    positions = tensors["base_model.visual.positional_embedding"]
+    assert torch.equal(backbone.state["vision.positional_embedding"], positions)
+    with pytest.raises(ValueError, match=r"21 patch positions fit no image .* set image size and stride"):
+        load_backbone(BackboneConfig(str(folder)))
 
 
 def test_heads_of_a_backbone_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -93,7 +93,7 @@ def print_metrics(result: Result, encoder: Encoder, model: Path, *, as_json: boo
     total = encoder.model.num_parameters()
     rows = [
         ResultRow("text to image", t2i, total_parameters=total, note=result.note),
-        ResultRow("image to text", i2t, total_parameters=total, note=selection_note(model)),
+        ResultRow("image to text", i2t, total_parameters=total, note=encoder.note or selection_note(model)),
     ]
     sizes = f"{t2i['num_queries']} captions, {t2i['num_gallery']} images"
     console().print(result_table(rows, f"{model} on {result.dataset} {result.split} ({sizes})"))

@@ -68,6 +68,7 @@ class Encoder:
         apply_orientation: turn images that are read from files as their EXIF orientation says. Galleries always do.
         source: what the model was loaded from.
         config: of the run that the model was loaded from.
+        note: a condition that a reader of the model's scores must know; stored with every result.
 
     Raises:
         CsktError: an unknown device or precision, or an option out of its range.
@@ -90,6 +91,7 @@ class Encoder:
         apply_orientation: bool = False,
         source: ModelSource | None = None,
         config: RunConfig | None = None,
+        note: str = "",
         **changes: Unpack[EncodeKeywords],
     ) -> None:
         options = merged(options, changes)
@@ -105,6 +107,7 @@ class Encoder:
         self.show_progress = options.show_progress
         self.source = source
         self.config = config
+        self.note = note
         self._cache_dir, self._compile = options.cache_dir, options.compile
 
     def __repr__(self) -> str:

@@ -136,6 +136,8 @@ class Loaded(NamedTuple):
     tokenizer: Tokenizer
     config: RunConfig
     """Precision, templates and preprocessing are read from it."""
+    note: str = ""
+    """See `Encoder`."""
 
 
 def _loaded(
@@ -181,7 +183,7 @@ class Reader(ABC):
     def load(self, source: ModelSource, options: EncodeOptions) -> Encoder:
         """Read the model and make an encoder of it."""
         self.check(source)
-        model, tokenizer, config = self.read(source)
+        model, tokenizer, config, note = self.read(source)
         device = pick_device(options.device)
         precision = pick_precision(options.precision or config.precision, device, exact=config.precision)
         options = dataclasses.replace(
@@ -190,6 +192,7 @@ class Reader(ABC):
         return Encoder(
             model, tokenizer, options, interpolation=evaluation_interpolation(config),
             apply_orientation=config.data.apply_orientation, source=source, config=None if self.is_clip else config,
+            note=note,
         )  # fmt: skip
 
     def check(self, source: ModelSource) -> None:
@@ -300,7 +303,7 @@ class ReleasedReader(Reader):
 
     def read(self, source: ModelSource) -> Loaded:
         found = read_released(Path(source.path), source.weights or "model", ignore_extra=source.ignore_extra)
-        return _loaded(source.path, found.config, found.architecture, found.state, None)
+        return _loaded(source.path, found.config, found.architecture, found.state, None)._replace(note=found.note)
 
 
 class ClipReader(Reader):

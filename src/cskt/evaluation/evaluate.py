@@ -288,7 +288,7 @@ def as_result(
         inverse_negative_penalty=per_query.inverse_negative_penalty.numpy(),
         seed=model.seed,
         options=options.slug(),
-        note="; ".join([*([model.note] if model.note else []), *one_identity, *options.notes()]),
+        note="; ".join([*filter(None, (model.note, encoder.note)), *one_identity, *options.notes()]),
         facts=replace(
             model.facts,
             total_parameters=model.facts.total_parameters or encoder.model.num_parameters(),

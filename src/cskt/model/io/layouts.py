@@ -129,8 +129,8 @@ def recognise(
     if not is_openais(sha256) and not (config.image_mean and config.image_std):
         preprocessing = read_preprocessing(path, is_open_clip=layout is OPENAI)
     facts |= preprocessing.completed(config)
-    grid = _grid(sizes, config, path, is_square=layout is not IRRA_TOWERS)
-    return layout, _complete(sizes, facts, config, grid, path), preprocessing
+    images = _images(sizes, config, path, is_square=layout is not IRRA_TOWERS)
+    return layout, _complete(sizes, facts | images, config, path), preprocessing
 
 
 def layout_of(tensors: Mapping[str, Tensor], path: Path) -> Layout:
@@ -190,31 +190,33 @@ def openai_heads(sizes: Mapping[str, int]) -> dict[str, int]:
     return {f"{side}_heads": sizes[f"{side}_width"] // HEAD_WIDTH for side in ("vision", "text")}
 
 
-def _grid(sizes: Mapping[str, int], config: BackboneConfig, path: Path, *, is_square: bool) -> tuple[int, int]:
-    """Return rows and columns of the patches that the positions are of.
+def _images(sizes: Mapping[str, int], config: BackboneConfig, path: Path, *, is_square: bool) -> dict[str, int]:
+    """Return height, width and stride of the images that the positions are of.
 
     Those of a checkpoint of IRRA's code are resized to the images of its run: 384 x 128, unless `config` has an image
-    size that they fit.
+    size and stride that they fit.
     """
     number, patch_size = sizes["num_patches"], sizes["patch_size"]
-    if not is_square and config.image_height and config.image_width and config.stride in (None, patch_size):
-        rows, columns = config.image_height // patch_size, config.image_width // patch_size
-        if rows * columns == number:
-            return rows, columns
+    if not is_square and config.image_height and config.image_width:
+        height, width, stride = config.image_height, config.image_width, config.stride or patch_size
+        if ((height - patch_size) // stride + 1) * ((width - patch_size) // stride + 1) == number:
+            return {"image_height": height, "image_width": width, "stride": stride}
     for ratio in (1,) if is_square else (3, 1):
         columns = math.isqrt(number // ratio)
         if ratio * columns * columns == number:
-            return ratio * columns, columns
+            side = columns * patch_size
+            return {"image_height": ratio * side, "image_width": side, "stride": patch_size}
     if is_square:
         raise CsktError(f"{path}: {number} patch positions make no square grid")
     raise CsktError(
-        f"{path}: {number} patch positions fit no image three times as high as wide; set the image size of its run"
-        " with backbone.image_height and backbone.image_width (--image-height, --image-width)"
+        f"{path}: {number} patch positions fit no image three times as high as wide; set image size and stride of its"
+        " run with backbone.image_height, backbone.image_width and backbone.stride (--image-height, --image-width,"
+        " --stride)"
     )
 
 
 def _complete(
-    sizes: Mapping[str, int], facts: Mapping[str, Any], config: BackboneConfig, grid: tuple[int, int], path: Path
+    sizes: Mapping[str, int], facts: Mapping[str, Any], config: BackboneConfig, path: Path
 ) -> ClipArchitecture:
     chosen = {key: getattr(config, key) or facts.get(key) for key in ("activation", "vision_heads", "text_heads")}
     if open_keys := [key for key, value in chosen.items() if not value]:
@@ -226,6 +228,5 @@ def _complete(
         asked = ", ".join(f"backbone.{key} (--{key.replace('_', '-')}; {advice[key]})" for key in open_keys)
         raise CsktError(f"{path}: does not state its {', '.join(open_keys)}; set {asked}")
     fields = {key: value for key, value in sizes.items() if key != "num_patches"} | chosen
-    fields |= {"stride": sizes["patch_size"], "image_mean": facts["image_mean"], "image_std": facts["image_std"]}
-    fields |= {"image_height": grid[0] * sizes["patch_size"], "image_width": grid[1] * sizes["patch_size"]}
+    fields |= {key: facts[key] for key in ("image_height", "image_width", "stride", "image_mean", "image_std")}
     return validate(ClipArchitecture, fields, str(path))

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 ALONE = {RELEASED_WEIGHTS[2]: "tbps_clip"}
 """Files of weights that need no configs.yaml beside them -> the method whose code writes them."""
 PROMPT_KEYS = {"prompts.depth", "prompts.length"}
+INCOMPLETE = "unknown tensors left out: not the full score of the method"
+"""Note of the scores of a folder that was read with `ignore_extra`."""
 MAX_GROUPS = 4
 """Modules of unknown tensors that a message describes."""
 
@@ -45,6 +47,8 @@ class Released:
     architecture: ClipArchitecture
     state: dict[str, Tensor]
     """Every parameter and buffer of `DualEncoder`, our names, float32."""
+    note: str = ""
+    """A condition that a reader of its scores must know."""
 
 
 def is_released(path: Path) -> bool:
@@ -100,7 +104,8 @@ def read_released(path: Path, choice: WeightsChoice = "model", *, ignore_extra: 
             weights, described, method.title,
         )  # fmt: skip
         tensors = {name: value for name, value in tensors.items() if name not in extra}
-    return Released(config, architecture, gather_state(tensors, own, origin=str(weights), layout=method.layout))
+    state = gather_state(tensors, own, origin=str(weights), layout=method.layout)
+    return Released(config, architecture, state, INCOMPLETE if extra else "")
 
 
 def read_released_config(path: Path) -> RunConfig:
