@@ -240,7 +240,7 @@ WORDS = [
     ),
     ("cskt train --resume {run} --num-epochs 9", "loop.num_epochs: 2 -> 9"),
     ("cskt export {run}", "one of the arguments --merge --as-backbone --format is required"),
-    ("cskt export {run} --as-backbone {tmp}/b.safetensors", "has prompts or adapters (prompts.text.0, ...)"),
+    ("cskt export {run} --as-backbone {tmp}/b.safetensors", "has method parts (prompts.text.0, ...)"),
     ("cskt export {run} --merge {tmp}/m.safetensors --half", "give them with --as-backbone"),
     ("cskt export {run} --merge {tmp}/m.pt", "m.pt: name a file that ends in .safetensors"),
     ("cskt export {run} --as-backbone {tmp}", "--as-backbone {tmp}: name a file that ends in .safetensors"),

@@ -137,7 +137,7 @@ def write_backbone(target: Path, run: Folded, *, half: bool, seen_tokens: bool) 
     """Write the towers alone, as a backbone of other runs."""
     state = run.state
     if added := [name for name in state if not name.startswith(("vision.", "text."))]:
-        raise CsktError(f"{run.folder}: has prompts or adapters ({added[0]}, ...), a backbone has none; use --merge")
+        raise CsktError(f"{run.folder}: has method parts ({added[0]}, ...), a backbone has none; use --merge")
     known_token_ids = None
     if seen_tokens:
         split = read_dataset(run.config.data.dataset, Path(run.config.data.root))["train"]
