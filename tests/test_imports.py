@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"config", "data", "embed", "evaluation", "model"},
     "explain": {"data", "device", "embed", "image_files", "model"},
     "gallery": {"config", "data", "device", "embed", "explain", "image_files", "types"},
-    "service": {"config", "data", "gallery", "image_files", "types"},
+    "service": {"config", "cskt", "data", "gallery", "image_files", "types"},
     "report": {"evaluation", "image_files", "types"},
     "training": {"config", "cskt", "data", "device", "embed", "evaluation", "losses", "model", "types"},
     "cli": {

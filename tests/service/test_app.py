@@ -80,9 +80,20 @@ def test_metrics_for_prometheus(ask: Ask, gallery: Gallery) -> None:
     assert lines['cskt_requests_total{code="404",method="GET",route="none"}'] == "1.0"
     assert lines['cskt_requests_total{code="405",method="other",route="/api/search"}'] == "1.0"
     assert lines["cskt_crops"] == "40.0" and lines["cskt_gallery_up"] == "1.0"
+    files = [path for path in (gallery.folder / "vectors").rglob("*") if path.is_file()]
+    assert float(lines["cskt_index_bytes"]) == sum(path.stat().st_size for path in files)
+    assert float(lines["cskt_disk_free_bytes"]) > 0
+    (facts,) = [line for line in lines if line.startswith("cskt_gallery_info{")]
+    assert f'fingerprint="{gallery.manifest.fingerprint}"' in facts and 'store="lance"' in facts
     assert lines["cskt_requests_in_flight"] == "1.0"
     assert lines["cskt_batch_size_sum"] == "4.0", "three queries and the one that warmed up"
-    assert float(lines["cskt_encode_seconds_sum"]) > 0 and lines["cskt_search_seconds_count"] == "4.0"
+    for stage in ("encode", "search"):
+        assert lines[f'cskt_stage_seconds_count{{stage="{stage}"}}'] == "4.0"
+        assert float(lines[f'cskt_stage_seconds_sum{{stage="{stage}"}}']) > 0
+        assert lines[f'cskt_wait_seconds_count{{stage="{stage}"}}'] == "4.0"
+        assert lines[f'cskt_pending{{stage="{stage}"}}'] == "0.0"
+    assert lines['cskt_stage_seconds_count{stage="decode"}'] == "0.0", "every stage is there from the start"
+    assert lines['cskt_pending_limit{stage="encode"}'] == "257.0"
     assert lines['cskt_request_seconds_count{route="/api/search"}'] == "4.0"
     assert 'cskt_requests_total{code="200",method="POST",route="/api/search"}' not in ask(gallery).get("/metrics").text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Coroutine, Sequence
@@ -172,17 +173,27 @@ def test_requests_beyond_the_limit_are_refused_and_the_others_answered() -> None
         assert release.wait(PATIENCE_SECONDS)
         return [2 * item for item in items]
 
-    batcher = Batcher("test", work, max_batch=2, max_waiting=3)
+    metrics = Metrics()
+    batcher = Batcher("test", metrics, work, max_batch=2, max_waiting=3)
     first = batcher.enqueue(0)
     while not first.running():
         time.sleep(0.001)
     rest = [batcher.enqueue(number) for number in (1, 2, 3)]
+    assert _metric(metrics, "pending") == 4 == _metric(metrics, "pending_limit")
     with pytest.raises(ServiceError) as caught:
         batcher.enqueue(4)
     assert caught.value.status_code == 503 and caught.value.headers == {"Retry-After": "1"}
     release.set()
     assert [future.result(PATIENCE_SECONDS) for future in (first, *rest)] == [0, 2, 4, 6]
     close(batcher)
+    assert _metric(metrics, "wait_seconds_count") == 4 and _metric(metrics, "stage_seconds_count") == 3, "three batches"
+
+
+def _metric(metrics: Metrics, name: str) -> float:
+    """Return the value for the stage `test`."""
+    found = re.search(rf'^cskt_{name}{{stage="test"}} (\S+)$', metrics.text().decode(), re.MULTILINE)
+    assert found
+    return float(found[1])
 
 
 def test_the_query_of_a_client_that_has_left_is_not_encoded() -> None:
@@ -193,7 +204,7 @@ def test_the_query_of_a_client_that_has_left_is_not_encoded() -> None:
         release.wait(PATIENCE_SECONDS)
         return list(items)
 
-    batcher = Batcher("test", work, max_batch=8, max_waiting=8)
+    batcher = Batcher("test", Metrics(), work, max_batch=8, max_waiting=8)
     first = batcher.enqueue("first")
     while not first.running():
         time.sleep(0.001)
@@ -214,7 +225,7 @@ def test_a_store_that_gives_no_answer_is_asked_once_per_batch() -> None:
         release.wait(PATIENCE_SECONDS)
         raise refusal
 
-    batcher = Batcher("test", work, max_batch=8, max_waiting=8)
+    batcher = Batcher("test", Metrics(), work, max_batch=8, max_waiting=8)
     futures = [batcher.enqueue(0)]
     while not calls:
         time.sleep(0.001)
@@ -233,7 +244,7 @@ def test_closing_finishes_running_work_and_cancels_waiting_work() -> None:
         release.wait(PATIENCE_SECONDS)
         return list(items)
 
-    batcher = Batcher("test", work, max_batch=1, max_waiting=8)
+    batcher = Batcher("test", Metrics(), work, max_batch=1, max_waiting=8)
     begun, waiting = batcher.enqueue("begun"), batcher.enqueue("waiting")
     while not begun.running():
         time.sleep(0.001)
@@ -251,7 +262,7 @@ def test_closing_finishes_running_work_and_cancels_waiting_work() -> None:
 def test_a_pool_limits_what_waits() -> None:
     async def main() -> None:
         release = threading.Event()
-        pool = Pool("test", threads=1, max_waiting=1)
+        pool = Pool("test", Metrics(), threads=1, max_waiting=1)
         tasks = [asyncio.create_task(pool.run(release.wait, PATIENCE_SECONDS)) for _ in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(ServiceError, match="too many"):

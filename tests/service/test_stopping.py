@@ -139,7 +139,7 @@ def test_a_second_signal_ends_the_service_at_once(own_gallery: Gallery, second: 
 
 
 def test_a_pool_finishes_what_runs_and_cancels_what_waits() -> None:
-    pool, release = Pool("test", threads=2, max_waiting=2), threading.Event()
+    pool, release = Pool("test", Metrics(), threads=2, max_waiting=2), threading.Event()
     begun = threading.Barrier(3)
 
     def block() -> bool:

@@ -13,8 +13,10 @@ require("serve", "fastapi", "prometheus_client")
 
 from fastapi import FastAPI  # noqa: E402
 
+from cskt import __version__  # noqa: E402
 from cskt.gallery.gallery import Gallery  # noqa: E402
 from cskt.gallery.manifest import AUDIT_FILE  # noqa: E402
+from cskt.gallery.stores.registry import split_store  # noqa: E402
 from cskt.service.access.access_control import SESSION_COOKIE, AccessControl, needed_access  # noqa: E402
 from cskt.service.access.tokens import Tokens  # noqa: E402
 from cskt.service.audit import AuditLog  # noqa: E402
@@ -45,6 +47,7 @@ def create_app(gallery: Gallery, settings: ServiceSettings | None = None) -> Fas
     expect(settings, (ServiceSettings, type(None)), "settings")
     settings = settings or ServiceSettings()
     metrics = Metrics()
+    metrics.gallery.info(_facts(gallery))
     audit_path = (settings.audit_log or gallery.folder / AUDIT_FILE) if settings.keep_audit_log else None
     service = Service(
         settings=settings,
@@ -78,6 +81,13 @@ def create_app(gallery: Gallery, settings: ServiceSettings | None = None) -> Fas
     app.add_middleware(AccessControl, settings=settings, tokens=service.tokens, audit=service.audit)
     app.add_middleware(RequestMiddleware, metrics=metrics)
     return app
+
+
+def _facts(gallery: Gallery) -> dict[str, str]:
+    """Return what the metrics say of a gallery; it does not change while the service runs."""
+    manifest = gallery.manifest
+    store, _ = split_store(manifest.store)  # the address of a server is for nobody else
+    return {"model": manifest.model_name, "fingerprint": manifest.fingerprint, "store": store, "version": __version__}
 
 
 def _complete_description(description: dict[str, Any], settings: ServiceSettings) -> None:

@@ -20,7 +20,15 @@ from cskt.utils.messages import require
 
 require("serve", "prometheus_client")
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest  # noqa: E402
+from prometheus_client import (  # noqa: E402
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -31,19 +39,29 @@ log = logging.getLogger(__name__)
 
 
 class Metrics:
-    """Metrics of one app, in a registry of their own so that two apps in a process do not share them."""
+    """Metrics of one app, in a registry of their own so that two apps in a process do not share them.
+
+    A stage is one kind of work with threads of its own; `cskt.service.worker` lists them.
+    """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)  # memory, CPU time and open files; on Linux only
         options: Any = {"namespace": "cskt", "registry": self._registry}
+        by_stage = options | {"labelnames": ("stage",)}
         seconds = options | {"buckets": SECONDS}
+        self.gallery = Info("gallery", "Model and store of the gallery, and the version of cskt.", **options)
         self.requests = Counter("requests", "Requests answered.", ("route", "method", "code"), **options)
         self.request_seconds = Histogram("request_seconds", "Time to answer a request.", ("route",), **seconds)
-        self.encode_seconds = Histogram("encode_seconds", "Time to encode a batch of queries.", **seconds)
-        self.search_seconds = Histogram("search_seconds", "Time to search for a batch of encoded queries.", **seconds)
+        self.stage_seconds = Histogram("stage_seconds", "Time of a thread for a task or batch.", **by_stage | seconds)
+        self.wait_seconds = Histogram("wait_seconds", "Time that a task waits for a thread.", **by_stage | seconds)
+        self.pending = Gauge("pending", "Tasks that wait or are being worked on.", **by_stage)
+        self.pending_limit = Gauge("pending_limit", "Pending tasks beyond which further ones get a 503.", **by_stage)
         self.batch_size = Histogram("batch_size", "Queries encoded together.", buckets=BATCHES, **options)
         self.in_flight = Gauge("requests_in_flight", "Requests being answered.", **options)
         self.crops = Gauge("crops", "Crops in the gallery.", **options)
+        self.index_bytes = Gauge("index_bytes", "Files of the vectors; 0 if another server stores them.", **options)
+        self.disk_free_bytes = Gauge("disk_free_bytes", "Free space where the gallery is.", **options)
         self.gallery_up = Gauge("gallery_up", "Whether the gallery can be asked: 1 or 0.", **options)
 
     def text(self) -> bytes:

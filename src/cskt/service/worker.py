@@ -7,23 +7,30 @@ explain    one thread   heat maps
 decode     two threads  query images, decoded and resized for the model
 read       four threads originals, thumbnails, facts
 write      one thread   additions and deletions
-count      one thread   number of crops, which shows whether the store answers
+measure    one thread   size of the gallery, which shows whether the store answers
+
+These are the stages in the metrics.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import shutil
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cskt.errors import CsktError, NoAnswerError
+from cskt.errors import CsktError, NoAnswerError, file_system_errors
 from cskt.gallery.gallery import Gallery
+from cskt.gallery.opening import vectors_folder
 from cskt.gallery.options import EVERY_SCORE, SearchOptions
 from cskt.gallery.query import Query
 from cskt.gallery.ranking import Histogram
@@ -38,10 +45,21 @@ DEEP = 1000
 """Ranked crops, those before the offset included, beyond which a search is slow."""
 MAX_SLOW_WAITING = 32
 """Slow requests that may wait for a pool."""
-COUNT_VALID_SECONDS, COUNT_TIMEOUT_SECONDS = 2.0, 5.0
+SIZE_VALID_SECONDS, SIZE_TIMEOUT_SECONDS = 2.0, 5.0
 """Prometheus gives up after ten."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GallerySize:
+    """Size of a gallery."""
+
+    num_crops: int
+    index_bytes: int
+    """Files of its vectors, thumbnails and metadata; 0 if another server stores them."""
+    disk_free_bytes: int
+    """Free space of the disk that its folder is on."""
 
 
 class GalleryWorker:
@@ -51,18 +69,20 @@ class GalleryWorker:
         self.gallery = gallery
         self._metrics = metrics
         batch, waiting = settings.queries_together, settings.queries_waiting
-        self._encoding: Batcher[Query, Tensor] = Batcher("encode", self._encode, max_batch=batch, max_waiting=waiting)
-        self._searching: Batcher[tuple[Tensor, SearchOptions], list[Hit]] = Batcher(
-            "search", self._search_batch, max_batch=batch, max_waiting=waiting
+        self._encoding: Batcher[Query, Tensor] = Batcher(
+            "encode", metrics, self._encode, max_batch=batch, max_waiting=waiting
         )
-        self._slow = Pool("slow", threads=2, max_waiting=MAX_SLOW_WAITING)
-        self.explaining = Pool("explain", threads=1, max_waiting=MAX_SLOW_WAITING)
-        self.decoding = Pool("decode", threads=2, max_waiting=MAX_SLOW_WAITING)
-        self.reading = Pool("read", threads=4, max_waiting=waiting)
-        self.writing = Pool("write", threads=1, max_waiting=MAX_SLOW_WAITING)
-        self._counting = Pool("count", threads=1, max_waiting=1)
-        self._count: Future[int] | None = None
-        self._counted_at = 0.0
+        self._searching: Batcher[tuple[Tensor, SearchOptions], list[Hit]] = Batcher(
+            "search", metrics, self._search_batch, max_batch=batch, max_waiting=waiting
+        )
+        self._slow = Pool("slow", metrics, threads=2, max_waiting=MAX_SLOW_WAITING)
+        self.explaining = Pool("explain", metrics, threads=1, max_waiting=MAX_SLOW_WAITING)
+        self.decoding = Pool("decode", metrics, threads=2, max_waiting=MAX_SLOW_WAITING)
+        self.reading = Pool("read", metrics, threads=4, max_waiting=waiting)
+        self.writing = Pool("write", metrics, threads=1, max_waiting=MAX_SLOW_WAITING)
+        self._measuring = Pool("measure", metrics, threads=1, max_waiting=1)
+        self._size: Future[GallerySize] | None = None
+        self._measured_at = 0.0
         self.finished = False
         """True once `close` has been called and no thread works any more."""
         self.ready: Future[None] = Future()
@@ -101,16 +121,16 @@ class GalleryWorker:
             return hits, None
         return hits, await self._slow.run(self.gallery.histogram, vector, where=options.where)
 
-    async def count(self) -> int:
-        """Return the number of crops, at most two seconds old; concurrent calls share one question to the store."""
+    async def size(self) -> GallerySize:
+        """Return the size of the gallery, at most two seconds old; concurrent calls share one question to the store."""
         _ = self.gallery.columns  # reads the manifest: fails at once if the gallery has changed
-        is_old = time.monotonic() > self._counted_at + COUNT_VALID_SECONDS
-        if self._count is None or (self._count.done() and is_old):
-            self._count, self._counted_at = self._counting.submit(self.gallery.count), time.monotonic()
+        is_old = time.monotonic() > self._measured_at + SIZE_VALID_SECONDS
+        if self._size is None or (self._size.done() and is_old):
+            self._size, self._measured_at = self._measuring.submit(_size_of, self.gallery), time.monotonic()
         try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._count)), COUNT_TIMEOUT_SECONDS)
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._size)), SIZE_TIMEOUT_SECONDS)
         except TimeoutError:
-            raise NoAnswerError(f"no answer within {COUNT_TIMEOUT_SECONDS:.0f} s") from None
+            raise NoAnswerError(f"no answer within {SIZE_TIMEOUT_SECONDS:.0f} s") from None
 
     def close(self, seconds: float | None = None) -> bool:
         """Refuse further work, wait for running work, without a limit if None, and return whether it is finished."""
@@ -128,8 +148,7 @@ class GalleryWorker:
 
     def _encode(self, queries: Sequence[Query]) -> Sequence[Tensor]:
         self._metrics.batch_size.observe(len(queries))
-        with self._metrics.encode_seconds.time():
-            return self.gallery.encode(queries).unbind(0)
+        return self.gallery.encode(queries).unbind(0)
 
     def _search_batch(self, items: Sequence[tuple[Tensor, SearchOptions]]) -> list[list[Hit]]:
         """Return the hits of each item; items with the same options are searched for together."""
@@ -137,9 +156,23 @@ class GalleryWorker:
         for position, (_, options) in enumerate(items):
             positions.setdefault(options, []).append(position)
         found: list[list[Hit]] = [[] for _ in items]
-        with self._metrics.search_seconds.time():
-            for options, places in positions.items():
-                vectors = torch.stack([items[place][0] for place in places])
-                for place, hits in zip(places, self.gallery.search_vectors(vectors, options), strict=True):
-                    found[place] = hits
+        for options, places in positions.items():
+            vectors = torch.stack([items[place][0] for place in places])
+            for place, hits in zip(places, self.gallery.search_vectors(vectors, options), strict=True):
+                found[place] = hits
         return found
+
+
+def _size_of(gallery: Gallery) -> GallerySize:
+    num_crops = gallery.count()
+    with file_system_errors(gallery.folder):
+        folders = os.walk(vectors_folder(gallery.folder, gallery.manifest))
+        index_bytes = sum(_bytes_of(Path(folder, name)) for folder, _, names in folders for name in names)
+        return GallerySize(num_crops, index_bytes, shutil.disk_usage(gallery.folder).free)
+
+
+def _bytes_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # another process has compacted the store
+        return 0

@@ -70,7 +70,7 @@ async def sign_in(body: SessionRequest, request: Request, response: Response, se
 @router.get("/healthz", responses={503: errors()[503]})
 async def health(service: ServiceParts) -> HealthAnswer:
     """Return a 200 once searches are answered, and a 503 until then."""
-    await service.worker.count()
+    await service.worker.size()
     ready = service.worker.ready
     if not ready.done():
         raise ServiceError(503, "loading", "the model and the vectors are being loaded", {"Retry-After": "1"})
@@ -85,9 +85,12 @@ async def health(service: ServiceParts) -> HealthAnswer:
     response_class=Response,
 )
 async def metrics(service: ServiceParts) -> Response:
-    """Return metrics for Prometheus; if the gallery gives no answer, the number of crops is the last known one."""
+    """Return metrics for Prometheus; if the gallery gives no answer, its size is the last known one."""
     try:
-        service.metrics.crops.set(await service.worker.count())
+        size = await service.worker.size()
+        service.metrics.crops.set(size.num_crops)
+        service.metrics.index_bytes.set(size.index_bytes)
+        service.metrics.disk_free_bytes.set(size.disk_free_bytes)
         service.metrics.gallery_up.set(1)
     except (CsktError, ServiceError) as error:
         service.metrics.gallery_up.set(0)
