@@ -260,6 +260,7 @@ def test_a_missing_model_ends_the_service(tmp_path: Path, tiny_backbone: Path) -
         ("--require-token", "--require-token leaves nobody who can ask; give --token-file FILE"),
         ("--token-file {empty}", "the token has 0 characters; give it at least 16"),
         ("--port 70000", "port: input should be less than or equal to 65535, got 70000"),
+        ("--proxy nginx", "--proxy: must be an address or a network, such as 127.0.0.1"),
         ("--rate 0", "rate: input should be greater than 0"),
         ("--max-k 20000", "more than the 10,000 best crops"),
         ("--audit-log /nowhere/audit.jsonl", "choose another place with --audit-log, or --no-audit-log"),

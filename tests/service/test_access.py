@@ -13,8 +13,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from doll_service import TOKEN, WRITER, Ask, name_of, refusal
+from doll_service import ADDRESS, TOKEN, WRITER, Ask, name_of, refusal
+from starlette.testclient import TestClient
 
+from cskt.config import validate
+from cskt.errors import CsktError
 from cskt.gallery.gallery import Gallery
 from cskt.service.access.access_control import MAX_CLIENTS, RateLimiter
 from cskt.service.access.tokens import MAX_SESSIONS, SESSION_SECONDS, Tokens, read_token
@@ -113,6 +116,8 @@ def test_a_session_reads_and_does_not_write(ask: Ask, own_gallery: Gallery, crop
     answer = client.post("/api/session", json={"token": TOKEN}).raise_for_status()
     cookie = answer.headers["set-cookie"]
     assert "HttpOnly" in cookie and "SameSite=strict" in cookie and TOKEN not in cookie
+    assert "Path" not in cookie, "the browser takes the folder of /api/session, with the prefix of a proxy"
+    assert "Secure" not in cookie
     assert client.post("/api/search", json=SEARCH).status_code == 200
     for method, path, sent in writes(crops):
         assert refusal(client.request(method, path, **sent))[:2] == (401, "token_needed")
@@ -120,6 +125,9 @@ def test_a_session_reads_and_does_not_write(ask: Ask, own_gallery: Gallery, crop
     client.cookies.clear()
     client.cookies.set("cskt_session", "made-up")
     assert client.post("/api/search", json=SEARCH).status_code == 401
+    encrypted = {"Origin": FAR_ADDRESS.replace("http:", "https:")}
+    through_tls = client.post("/api/session", json={"token": TOKEN}, headers=encrypted).raise_for_status()
+    assert "Secure" in through_tls.headers["set-cookie"]
 
 
 def test_a_wrong_token_opens_no_session(ask: Ask, gallery: Gallery, noted: Callable[[], Any]) -> None:
@@ -401,3 +409,32 @@ def test_no_header_changes_the_address_of_a_client(ask: Ask, gallery: Gallery, n
     ]  # fmt: skip
     assert [client.post("/api/search", json=SEARCH, headers=claim).status_code for claim in claims] == [200, 429, 429]
     assert [line["client"] for line in noted()] == ["testclient"]
+
+
+def test_a_proxy_states_the_address_of_a_client(gallery: Gallery, tmp_path: Path, noted: Callable[[], Any]) -> None:
+    settings = ServiceSettings(
+        audit_log=tmp_path / "audit.jsonl", rate=0.01, burst_seconds=100.0, proxies=("10.0.0.0/8", "::1")
+    )
+    app = create_app(gallery, settings)
+
+    def search(sender: str, forwarded: str) -> int:
+        client = TestClient(app, base_url=ADDRESS, client=(sender, 4000))
+        return client.post("/api/search", json=SEARCH, headers={"X-Forwarded-For": forwarded}).status_code
+
+    with TestClient(app, base_url=ADDRESS):
+        assert search("10.0.0.2", "192.0.2.1") == 200
+        assert search("10.0.0.2", "192.0.2.1") == 429
+        assert search("::1", "192.0.2.2") == 200
+        assert search("10.0.0.2", "198.51.100.7, 192.0.2.2") == 429, (
+            "what the client itself has written counts for nothing"
+        )
+        assert search("10.0.0.2", "192.0.2.3, 10.0.0.3") == 200, "two proxies in a row"
+        assert search("192.0.2.4", "203.0.113.1") == 200
+        assert search("192.0.2.4", "203.0.113.2") == 429, "no proxy"
+    assert [line["client"] for line in noted()] == ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"]
+
+
+@pytest.mark.parametrize("text", ["nginx", "10.0.0.1/8", "", "*"])
+def test_a_proxy_is_named_by_its_address(text: str) -> None:
+    with pytest.raises(CsktError, match="must be an address or a network"):
+        validate(ServiceSettings, {"proxies": (text,)}, "")

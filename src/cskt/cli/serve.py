@@ -70,13 +70,16 @@ def _settings(flags: argparse.Namespace) -> ServiceSettings:
     stated = given(flags, ("host", "port", "key_file", "require_token", "audit_log", "rate", "max_k"))
     if flags.allow_host:
         stated["allow_hosts"] = tuple(flags.allow_host)
+    if flags.proxy:
+        stated["proxies"] = tuple(flags.proxy)
     if flags.token_file:
         stated["token"] = read_token(flags.token_file)
     return validate(ServiceSettings, {**stated, "keep_audit_log": not flags.no_audit_log}, "", spelled=_as_flag)
 
 
 def _as_flag(key: str) -> str:
-    return f"--{key.replace('_', '-')}"
+    field = key.partition(".")[0]
+    return {"proxies": "--proxy", "allow_hosts": "--allow-host"}.get(field, f"--{field.replace('_', '-')}")
 
 
 def _log_settings(settings: ServiceSettings, audit_log: Path | None) -> None:
@@ -110,6 +113,8 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--port", type=int, help="port to listen on (default: 8000); 0 lets the system choose")
     add("--allow-host", nargs="+", metavar="NAME",
         help="further names under which browsers reach the service, through a proxy for example; needs keys, too")
+    add("--proxy", nargs="+", metavar="ADDRESS",
+        help="addresses or networks of reverse proxies, whose X-Forwarded-For states the client's address")
     add("--token-file", type=Path, metavar="FILE",
         help="file with a secret of 16 characters or more: one key with full rights; writing always needs a key")
     add("--key-file", type=Path, metavar="FILE",

@@ -9,9 +9,10 @@ from typing import Any
 from cskt.utils.arguments import expect
 from cskt.utils.messages import require
 
-require("serve", "fastapi", "prometheus_client")
+require("serve", "fastapi", "uvicorn", "prometheus_client")
 
 from fastapi import FastAPI  # noqa: E402
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware  # noqa: E402
 
 from cskt import __version__  # noqa: E402
 from cskt.gallery.gallery import Gallery  # noqa: E402
@@ -80,6 +81,8 @@ def create_app(gallery: Gallery, settings: ServiceSettings | None = None) -> Fas
     # The last one added is the outermost.
     app.add_middleware(AccessControl, settings=settings, tokens=service.tokens, audit=service.audit)
     app.add_middleware(RequestMiddleware, metrics=metrics)
+    if settings.proxies:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.proxies))
     return app
 
 

@@ -69,7 +69,7 @@ def serve(app: FastAPI, listener: socket.socket, settings: ServiceSettings) -> N
         log_config=None,
         log_level="error",  # any client can cause a warning as often as it likes
         access_log=False,  # the audit log has the requests
-        proxy_headers=False,  # or any client could write any address into it
+        proxy_headers=False,  # `create_app` reads them from the proxies in the settings alone
         server_header=False,
         ws="none",
         http=cast(type[Connection], functools.partial(Connection, settings, max_connections)),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Le
-from pydantic import ConfigDict, model_validator
+from pydantic import AfterValidator, ConfigDict, model_validator
 
 from cskt.config.types import STRICT, NonNegative, Positive, PositiveReal
 from cskt.errors import CsktError
@@ -22,6 +22,15 @@ MIN_TOKEN_CHARACTERS = 16
 QUIET = ConfigDict(**STRICT, hide_input_in_errors=True)
 
 
+def _check_network(text: str) -> str:
+    """Return an address or a network unchanged."""
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        raise CsktError("must be an address or a network, such as 127.0.0.1 or 172.16.0.0/12") from None
+    return text
+
+
 @checked_dataclass(QUIET)
 class ServiceSettings:
     """Address, access and limits of the service."""
@@ -32,6 +41,9 @@ class ServiceSettings:
     """Port to listen on; 0 lets the system choose."""
     allow_hosts: tuple[str, ...] = ()
     """Further host names of the service, through a proxy for example; they need keys too."""
+    proxies: tuple[Annotated[str, AfterValidator(_check_network)], ...] = ()
+    """Addresses or networks (`172.16.0.0/12`) of reverse proxies. Their X-Forwarded-For states the client's address;
+    from everybody else it is ignored."""
     token: str | None = dataclasses.field(default=None, repr=False)
     """A key with full rights."""
     key_file: Path | None = None

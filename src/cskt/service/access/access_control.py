@@ -146,7 +146,7 @@ def _check_framing(request: Request) -> None:
 
 
 def client_of(request: Request) -> str:
-    """Return the address that a request comes from; headers that claim another are ignored."""
+    """Return the address that a request comes from; only a known proxy may state another, see `create_app`."""
     return request.client.host if request.client else "unknown"
 
 

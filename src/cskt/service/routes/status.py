@@ -62,7 +62,10 @@ async def sign_in(body: SessionRequest, request: Request, response: Response, se
         max_age=SESSION_SECONDS,
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        # Without a path, a browser sends it to this /api alone, also if a proxy serves several galleries on one host.
+        path=None,
+        # Behind a proxy, the browser's scheme is in Origin only; it has been compared with Host.
+        secure="https" in (request.url.scheme, request.headers.get("origin", "").partition(":")[0]),
     )
     return SessionAnswer(seconds=SESSION_SECONDS)
 
