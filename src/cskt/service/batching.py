@@ -42,7 +42,7 @@ class Pool:
         """Call `work` in a thread of the pool, or raise a ServiceError: too many wait, or the service stops."""
         with self._lock:
             self._check(len(self._pending), self._max_pending)
-            future = self._executor.submit(self._call, time.perf_counter(), work, *args, **kwargs)
+            future = self._executor.submit(self._measured(work), *args, **kwargs)
             self._pending.add(future)
         future.add_done_callback(self._pending.discard)
         return future
@@ -61,10 +61,16 @@ class Pool:
         """After `stop`: wait for the running work, without a limit if None, and return whether it is finished."""
         return not concurrent.futures.wait(list(self._pending), seconds).not_done
 
-    def _call(self, arrival: float, work: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
-        self._wait_seconds.observe(time.perf_counter() - arrival)
-        with self._seconds.time():
-            return work(*args, **kwargs)
+    def _measured(self, work: Callable[P, Result]) -> Callable[P, Result]:
+        """Return work that measures how long it has waited, from now on, and how long it takes."""
+        arrival = time.perf_counter()
+
+        def measured(*args: P.args, **kwargs: P.kwargs) -> Result:
+            self._wait_seconds.observe(time.perf_counter() - arrival)
+            with self._seconds.time():
+                return work(*args, **kwargs)
+
+        return measured
 
     def _check(self, num_pending: int, limit: int) -> None:
         if self._stopped:

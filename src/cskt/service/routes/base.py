@@ -139,9 +139,9 @@ class StrictRequest(Request):
         return self._json
 
     async def _read_at_most(self, limit: int) -> bytes:
-        # The rest is not read, so the connection cannot be used for another request.
-        message = f"the body has more than {limit:,} bytes; send less at once"
-        too_large = ServiceError(413, "too_large", message, {"Connection": "close"})
+        # The connection stays open: `Connection` discards the rest. Were it closed, a client or proxy that is still
+        # sending would see a broken connection instead of this answer.
+        too_large = ServiceError(413, "too_large", f"the body has more than {limit:,} bytes; send less at once")
         length = self.headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > limit:
             raise too_large
