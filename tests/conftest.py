@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from cskt import plugins
 from cskt.data.paperdoll import make_dataset
 from fault_tries import record_failure
 from tiny_run import write_backbone
@@ -54,3 +55,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def forgets_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Start without plug-ins; what they register is forgotten afterwards."""
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setenv(plugins.ENVIRONMENT, "")
+    yield
+    for plugin in plugins.loaded_plugins():
+        for registry in plugins.REGISTRIES.values():
+            registry.forget(plugin)

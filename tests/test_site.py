@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from cskt.cli.main import COMMANDS
 from cskt.cli.parsing import FIELDS
+from cskt.plugins import REGISTRIES
 
-SITE = Path(__file__).parents[1] / "tools" / "site"
+ROOT = Path(__file__).parents[1]
+SITE = ROOT / "tools" / "site"
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +27,12 @@ def test_every_config_key_is_in_the_reference() -> None:
     assert [key for key in FIELDS if f'id="{key}"' not in text] == []
 
 
+def test_every_document_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\ntheme:")[0]
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if not re.search(rf"[ :]{re.escape(page)}$", navigation, re.MULTILINE)] == []
+
+
 def test_flags_of_a_command_are_in_its_page() -> None:
     import commands
 
@@ -32,6 +41,17 @@ def test_flags_of_a_command_are_in_its_page() -> None:
     assert [flag for flag in flags if flag not in text] == []
     paths = [f"{commands.SECTION}/index.md", *map(commands.path_of, COMMANDS)]
     assert len(set(paths)) == len(paths)
+
+
+def test_every_registered_name_has_a_purpose_in_the_reference() -> None:
+    import inventory
+    from markdown_text import code
+
+    text = inventory.names()
+    groups = {group: registry for group, registry in REGISTRIES.items() if group.startswith("cskt.")}
+    assert set(inventory.REGISTERED) == set(groups)
+    own = [name for registry in groups.values() for name in registry if registry.provider(name) is None]
+    assert [name for name in own if f"| {code(name)} | " not in text or f"| {code(name)} |  |" in text] == []
 
 
 @pytest.mark.parametrize(

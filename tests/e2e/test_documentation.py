@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +13,9 @@ from command_line import REPOSITORY, done, typed
 from test_published_programs import VERBATIM
 
 from cskt.cli.parsing import Parser
+from documentation_files import files_in
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
 
 def commands_in(text: str) -> list[str]:
@@ -22,7 +25,11 @@ def commands_in(text: str) -> list[str]:
     return [line for line in lines if line.startswith(("cskt ", "python train.py", "python test.py"))]
 
 
-DOCUMENTED = [(page.name, command) for page in PAGES for command in commands_in(page.read_text(encoding="utf-8"))]
+DOCUMENTED = [
+    (page.relative_to(REPOSITORY).as_posix(), command)
+    for page in PAGES
+    for command in commands_in(page.read_text(encoding="utf-8"))
+]
 
 
 class UnderstoodError(BaseException):
@@ -30,7 +37,13 @@ class UnderstoodError(BaseException):
 
 
 @pytest.mark.parametrize(("page", "command"), DOCUMENTED)
-def test_every_command_is_understood(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_is_understood(
+    page: str, command: str, tmp_path: Path, forgets_plugins: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "--plugin" in command:
+        monkeypatch.chdir(tmp_path)
+        for name, content in files_in(REPOSITORY / page).items():
+            Path(name).write_text(content, encoding="utf-8")
     parse = Parser.parse
 
     def parse_only(parser: Parser, argv: Sequence[str], **how: bool) -> None:
@@ -71,3 +84,11 @@ def test_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "dolls", "dolls-run", "answer.png", "zero-shot", "report.html", "report_files", "dolls-run.safetensors",
         "dolls-gallery", "answer.html",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_tutorials(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, REPOSITORY / "tools" / "run_tutorials.py", "--images", tmp_path], check=True)
+    taken = {path.name for path in tmp_path.iterdir()}
+    assert taken and all((REPOSITORY / "docs" / "images" / name).exists() for name in taken)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,16 +25,11 @@ QUICK = "--num-epochs 1 --batch-size 8 --num-workers 0 --device cpu --evaluate-b
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the files of the page; what they register is forgotten afterwards."""
-    monkeypatch.setattr(plugins, "_loaded", {})
-    monkeypatch.setenv(plugins.ENVIRONMENT, "")
+def folder(tmp_path: Path, forgets_plugins: None) -> Path:
+    """A folder with the files of the page."""
     for name, code in FILES.items():
         (tmp_path / name).write_text(code, encoding="utf-8")
-    yield tmp_path
-    for plugin in plugins.loaded_plugins():
-        for registry in plugins.REGISTRIES.values():
-            registry.forget(plugin)
+    return tmp_path
 
 
 def test_the_page_has_the_files_that_are_tested() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,15 +27,11 @@ register(OneLine("one-line", remedy="write people.csv: image,pid,caption"))
 
 
 @pytest.fixture
-def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with data and the plug-in `one_line.py` that reads them; the plug-in is forgotten afterwards."""
-    monkeypatch.setattr(plugins, "_loaded", {})
-    monkeypatch.setenv(plugins.ENVIRONMENT, "")
+def dataset(tmp_path: Path, forgets_plugins: None) -> Path:
+    """A folder with data and the plug-in `one_line.py` that reads them."""
     (tmp_path / "one_line.py").write_text(DATASET)
     (tmp_path / "people.csv").write_text("a.jpg,1,a man in red\nb.jpg,2,a woman in blue\n")
-    yield tmp_path
-    for plugin in plugins.loaded_plugins():
-        plugins.REGISTRIES["cskt.datasets"].forget(plugin)
+    return tmp_path
 
 
 def test_a_command_loads_a_plugin_before_and_after_its_name(dataset: Path) -> None:
@@ -120,11 +115,7 @@ def test_the_help_of_train_lists_the_constants_of_losses(dataset: Path) -> None:
         "from cskt.losses import ITCLoss, register\n\n"
         '@register("sce_loss")\n@dataclass(eq=False)\nclass SCE(ITCLoss):\n    smoothing: float = 0.1\n'
     )
-    try:
-        text = typed(f"cskt train --help --plugin {dataset}/sce.py").out
-    finally:
-        for plugin in plugins.loaded_plugins():
-            plugins.REGISTRIES["cskt.losses"].forget(plugin)
+    text = typed(f"cskt train --help --plugin {dataset}/sce.py").out
     assert "--loss.sce-loss.smoothing VALUE" in text and "smoothing of sce_loss (default: 0.1)" in text
     assert "--loss.sdm.temperature VALUE" in text
 

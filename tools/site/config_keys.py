@@ -19,7 +19,7 @@ INTRODUCTION = """\
 # Config keys
 
 A config is a YAML file with a section per topic. A recipe that ships with the package is such a file
-([Methods](../methods.md)), and `config.yaml` of a run folder has every key. A key is also a flag of
+([Recipes](recipes.md)), and `config.yaml` of a run folder has every key. A key is also a flag of
 [cskt train](commands/cskt-train.md): `--optim.lr 1e-4`, or `--lr 1e-4` where its last part is unique.
 Defaults are those of `RunConfig`; a recipe may have others.
 """

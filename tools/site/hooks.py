@@ -15,6 +15,7 @@ from typing import Any
 import commands
 import config_keys
 import http_api
+import inventory
 import notebook
 import python_api
 from latex2mathml.converter import convert
@@ -47,6 +48,7 @@ def made_pages() -> dict[str, str | bytes]:
         **commands.pages(),
         **config_keys.pages(),
         **http_api.pages(),
+        **inventory.pages(),
         **python_api.pages(),
         **notebook.pages(ROOT / "docs" / "notebook.ipynb"),
     }

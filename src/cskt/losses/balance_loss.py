@@ -41,7 +41,7 @@ def balance(routing: Tensor) -> Tensor:
 @register("balance")
 @dataclass(eq=False)
 class BalanceLoss(Loss):
-    """See `balance`; summed over all towers and parts with experts."""
+    """Balanced use of experts, summed over all towers and parts that have them; see `balance`."""
 
     takes_pair_weights: ClassVar = True
 

@@ -48,7 +48,7 @@ class Adapter(nn.Module):
 
 @register("adapters")
 class Adapters(Part):
-    """One adapter per block for each tower that `config.sides` names."""
+    """Bottleneck adapters: one per block for each tower that `config.sides` names."""
 
     Config = AdapterConfig
 

@@ -141,7 +141,7 @@ class ExpertAdapters(nn.Module):
 
 @register("dm_adapter")
 class DMAdapter(Part):
-    """A mixture of adapters for every block of both towers."""
+    """Mixtures of adapters with a router: one for every block of both towers."""
 
     Config = DMAdapterConfig
 

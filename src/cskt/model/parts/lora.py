@@ -38,7 +38,7 @@ class LowRank(nn.Module):
 
 @register("lora")
 class Lora(Part):
-    """The updates of each block, by target, for each tower that `config.sides` names."""
+    """Low-rank updates of each block, by target, for each tower that `config.sides` names."""
 
     Config = LoraConfig
 

@@ -55,7 +55,7 @@ class InputAdapter(nn.Module):
 
 @register("up_person")
 class UpPerson(Part):
-    """The additions of UP-Person to both towers."""
+    """Prefixes, low-rank updates and adapters of UP-Person, in both towers."""
 
     Config = UpPersonConfig
 

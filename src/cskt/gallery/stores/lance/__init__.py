@@ -7,7 +7,7 @@ from cskt.gallery.stores.registry import StoreBackend, StoreLocation, register
 
 @register("lance")
 class LanceBackend(StoreBackend):
-    """LanceDB, which takes a second to import."""
+    """LanceDB, files in the folder of the gallery; takes a second to import."""
 
     def open(self, location: StoreLocation, *, create: bool) -> VectorStore:
         """See `open_lance`."""

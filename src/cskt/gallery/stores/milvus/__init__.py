@@ -8,7 +8,7 @@ from cskt.utils.messages import require
 
 @register("milvus")
 class MilvusBackend(StoreBackend):
-    """Milvus; pymilvus is an extra, and slow to import."""
+    """Milvus, for large galleries; pymilvus is an extra, and slow to import."""
 
     def check(self, address: str) -> None:
         """Check that there is an address; opening checks its parts."""
