@@ -34,6 +34,7 @@ from cskt.gallery.filters import parse_filter
 from cskt.gallery.stores.base import Crop, CropRecord
 from cskt.gallery.stores.lance.lance_store import LanceStore, open_lance
 from cskt.service.batching import Batcher
+from cskt.service.monitoring import Metrics
 from cskt.types import Hit
 
 DIM = 512
@@ -151,7 +152,7 @@ def compare(
     def together(asked: Sequence[Tensor]) -> Sequence[list[Hit]]:
         return store.search(torch.stack(list(asked)), K, condition)
 
-    batcher: Batcher[Tensor, list[Hit]] = Batcher("search", together, max_batch=128, max_waiting=1000)
+    batcher: Batcher[Tensor, list[Hit]] = Batcher("search", Metrics(), together, max_batch=128, max_waiting=1000)
     ours: list[float] = []
     bare: list[float] = []
     rounds = 4
