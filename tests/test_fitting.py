@@ -32,8 +32,8 @@ def test_every_recipe_fits_clip_tiny(recipe: str) -> None:
 
 def test_the_rate_follows_what_is_trained() -> None:
     expected = {
-        "cskt-bpt": 1e-2, "lora": 3e-3, "up-person": 1e-3, "dm-adapter": 3e-3, "linear": 1e-3, "irra": 3e-4,
-        "finetune": 3e-4,
+        "cskt-bpt": 1e-2, "cskt": 3e-3, "cskt-dat": 3e-3, "lora": 3e-3, "up-person": 1e-3, "dm-adapter": 3e-3,
+        "linear": 1e-3, "irra": 3e-4, "finetune": 3e-4,
     }  # fmt: skip
     assert {name: load_config(name, OVER_TINY).optim.lr for name in expected} == expected
 
@@ -54,11 +54,12 @@ def test_flags_and_files_win(tmp_path: Path) -> None:
     assert (config.optim.lr, config.backbone.image_height, config.prompts.depth) == (1e-5, 96, 2)
     assert config.loss.temperature == 0.05
     own.write_text("base: cskt\nbackbone: {name: clip-tiny}\n", encoding="utf-8")
-    assert load_config(own).prompts.depth == 4
+    config = load_config(own)
+    assert (config.prompts.depth, config.adapters.vision_scale) == (4, 4)
 
 
 def test_recipes_over_their_own_backbone_a_saved_run_and_other_backbones_stay_as_they_are(tmp_path: Path) -> None:
-    assert load_config("demo", OVER_TINY | {"name": "other"}).optim.lr == load_config("demo").optim.lr == 1e-3
+    assert load_config("demo", OVER_TINY | {"name": "other"}).optim.lr == load_config("demo").optim.lr == 3e-3
     plain = load_config("cskt", fit=False)
     for name in ("ViT-B/16", "ViT-L/14", "some/clip-tiny", "../assets/clip-tiny"):
         assert load_config("cskt", {"backbone.name": name}).optim == plain.optim

@@ -20,9 +20,10 @@ from cskt.data.datasets import read_dataset
 from cskt.data.images import ImageReader, normalise
 from cskt.data.tokenizer import END_ID, START_ID, Tokenizer
 from cskt.embed import Encoder, build, load
+from cskt.errors import MissingBackboneError
 from cskt.image_files.decode import decode_image
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.io.cache import sha256_of
+from cskt.model.io.cache import FORMER_CLIP_TINY, sha256_of
 from cskt.model.io.native import read_method, save_backbone, save_weights
 from cskt.model.io.released.methods import released_name
 from cskt.training.loop import train
@@ -386,6 +387,20 @@ def test_weights_over_another_backbone_are_refused(run: Path, tiny_backbone: Pat
         quick_load(run, backbone=other)
     assert f"SHA-256 {sha256_of(tiny_backbone)}" in str(caught.value) and "\n" not in str(caught.value)
     assert f"{other}: another backbone than the weights were trained over" in str(caught.value)
+
+
+def test_a_run_over_the_clip_tiny_of_an_earlier_version_names_it(
+    run: Path, tiny_backbone: Path, tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = sha256_of(tiny_backbone)
+    monkeypatch.setitem(FORMER_CLIP_TINY, digest, "0.1.0")
+    other = write_backbone(tmp_path / "other.safetensors", seed=1)
+    with pytest.raises(MissingBackboneError) as caught:
+        quick_load(run, backbone=other)
+    message = str(caught.value)
+    assert "trained over clip-tiny of version 0.1.0, which a later version replaced" in message and digest in message
+    assert "--backbone OLD_FILE" in message and "\n" not in message
+    assert_equal(quick_load(run, backbone=tiny_backbone), quick_load(run), paths)
 
 
 def test_a_file_of_ours_may_have_a_smaller_vocabulary(tmp_path: Path) -> None:

@@ -70,10 +70,13 @@ def backbone_fits(config: RunConfig, shipped: Mapping[str, Any], given: frozense
     found: dict[str, Any] = dict(fits["model"])
     if config.prompts.directions != "none":
         found |= fits["prompts"]
+    if config.adapters.sides != "none":
+        found |= fits["adapters"]
     if config.is_trainable:
         found |= fits["training"]
         if "optim.name" not in given:
-            added = {"lora"} if config.lora.sides != "none" else config.parts.keys()
+            inside = {"adapters": config.adapters.sides, "lora": config.lora.sides}
+            added = {name for name, sides in inside.items() if sides != "none"} | config.parts.keys()
             own = next((name for name in fits["rates"] if name in added), None)
             found["optim.lr"] = fits["rates"][own if own and config.trainable == "added" else config.trainable]
     found = {key: value for key, value in found.items() if key not in given and value_of(config, key) != value}

@@ -39,7 +39,7 @@ from cskt.embed.models import tokenizer_for
 from cskt.embed.options import Computing, EncodeOptions, ModelSource, merged
 from cskt.errors import CsktError, MissingBackboneError, out_of_memory_errors
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.io.cache import CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_name, locate
+from cskt.model.io.cache import CLIP_TINY, FORMER_CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_name, locate
 from cskt.model.io.native import kind_of, read_method
 from cskt.model.io.released.reader import is_released, read_released, read_released_config
 from cskt.model.io.weights import assume_openai, load_backbone, load_state
@@ -266,6 +266,11 @@ class MethodFileReader(Reader):
                 backbone_config = assume_openai(backbone_config, sha256=file.backbone_sha256, archives_only=True)
             backbone = load_backbone(backbone_config, sha256=file.backbone_sha256)
         except CsktError as error:
+            if version := FORMER_CLIP_TINY.get(file.backbone_sha256):
+                raise MissingBackboneError(
+                    f"{path}: trained over clip-tiny of version {version}, which a later version replaced; give its"
+                    f" file with backbone= (--backbone OLD_FILE), SHA-256 {file.backbone_sha256}"
+                ) from None
             raise MissingBackboneError(
                 f"{path}: trained over {file.backbone_name} with SHA-256 {file.backbone_sha256}; give that file"
                 f" with backbone= (--backbone): {error}"

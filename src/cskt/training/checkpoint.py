@@ -21,6 +21,7 @@ from torch import Tensor
 from cskt.config import RunConfig, as_trained, completed_like, flat_values, to_dict, validate
 from cskt.config.file_names import DAMAGED, PREVIOUS
 from cskt.errors import CsktError, MissingFileError, file_system_errors
+from cskt.model.io.cache import label_of
 from cskt.model.io.tensors import load_plain, save_torch
 from cskt.training.state import Progress, TrainState, trainable_state, unlike_names
 from cskt.utils.files import write_atomically
@@ -142,7 +143,7 @@ def _check_same_run(content: dict[str, Any], path: Path, state: TrainState, conf
         raise CsktError(f"{path}: made with another config ({'; '.join(different)}); use the same or start a new run")
     if content["backbone_sha256"] != state.backbone_sha256:
         raise CsktError(
-            f"{path}: trained over another backbone (SHA-256 {content['backbone_sha256']}); name it (--backbone.name)"
+            f"{path}: trained over another backbone ({label_of(content['backbone_sha256'])}); name it (--backbone.name)"
         )
     if content["data_sha256"] != state.data_sha256:
         raise CsktError(f"{path}: trained on other images or captions; give the folder that holds them (--data.root)")

@@ -32,6 +32,8 @@ PUBLISHED = {
 """OpenAI's vision transformers by name; the last folder of an address is the file's SHA-256."""
 
 CLIP_TINY = "clip-tiny"
+FORMER_CLIP_TINY = {"4e2dcf6fe536d5285795a8ed881d50707f174a924fc2a326cc3a79c9ace01ada": "0.1.0"}
+"""SHA-256 of the files that earlier versions had under this name -> the last of these versions."""
 WEIGHT_FILES = {
     "model.safetensors": "config.json",
     "model.safetensors.index.json": "config.json",
@@ -87,6 +89,12 @@ def is_repository_name(name: str) -> bool:
 def published_sha256(name: str) -> str | None:
     """Return the SHA-256 of the file of a published name; None for any other name."""
     return PUBLISHED[name].split("/")[-2] if name in PUBLISHED else None
+
+
+def label_of(sha256: str) -> str:
+    """Return how messages name a weight file that they know by its digest."""
+    version = FORMER_CLIP_TINY.get(sha256)
+    return f"SHA-256 {sha256}" if version is None else f"{CLIP_TINY} of version {version}, SHA-256 {sha256}"
 
 
 def is_openais(sha256: str) -> bool:
