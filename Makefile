@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # Tools that inspect the environment are installed in another one.
 AUDIT := $(VENV)-audit
 
-.PHONY: install demo page test test-rest test-all test-faults lint bench gpu-check docs pictures sbom audit clean browser
+.PHONY: install demo page test test-rest test-all test-faults lint bench gpu-check docs pictures dist licences sbom audit clean browser
 
 install: $(VENV)/.core
 
@@ -80,6 +80,14 @@ pictures: $(VENV)/.dev browser
 	$(BIN)/python -m cskt demo --output demo
 	$(BIN)/python docs/make_screenshots.py --report demo/report.html
 
+# Wheel and sdist of the last commit in dist/, built twice and compared, then checked with twine.
+dist: $(AUDIT)/.tools
+	$(AUDIT)/bin/python tools/make_dist.py
+
+# Version and licence of every package of constraints.txt.
+licences: $(VENV)/.dev $(VENV)/.docs
+	$(BIN)/python tools/licences.py
+
 # A software bill of materials (CycloneDX) of the installed packages.
 sbom: $(VENV)/.dev $(AUDIT)/.tools
 	$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --output-file sbom.json
@@ -114,5 +122,5 @@ $(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
 
 $(AUDIT)/.tools: constraints.txt
 	$(PYTHON) -m venv $(AUDIT)
-	$(AUDIT)/bin/python -m pip install --constraint constraints.txt cyclonedx-bom pip-audit
+	$(AUDIT)/bin/python -m pip install --constraint constraints.txt build setuptools twine cyclonedx-bom pip-audit
 	touch $@
