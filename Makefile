@@ -58,6 +58,7 @@ lint: $(VENV)/.dev
 	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
 	$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 	$(SCHEMA) vendor.citation-file-format CITATION.cff
+	$(SCHEMA) vendor.compose-spec compose.yaml deploy/compose.gpu.yaml deploy/compose.milvus.yaml
 
 # Measurements with a target, beside a baseline. Other programs on the machine distort them.
 bench: $(VENV)/.dev
