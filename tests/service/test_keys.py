@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,21 @@ def test_a_corrupt_key_file_lets_nobody_in_until_it_is_repaired(
     assert client.post("/api/search", json=SEARCH).status_code == 200
 
 
+def test_each_key_has_a_rate_of_its_own(ask: Ask, gallery: Gallery, key_file: Path) -> None:
+    alice, bob = add_key(key_file, "alice", "read"), add_key(key_file, "bob", "read")
+    client = ask(gallery, key_file=key_file, rate=1e-6, burst_seconds=2e6)
+    client.post("/api/session", json={"token": alice}).raise_for_status()  # without a key so far: from the address
+
+    def search(key: str | None = None) -> int:
+        return client.post("/api/search", json=SEARCH, headers=bearer(key) if key else {}).status_code
+
+    assert [search(alice), search(), search(alice), search()] == [200, 200, 429, 429], "a session uses its key's rate"
+    assert [search(bob), search(bob), search(bob)] == [200, 200, 429], "all from one address"
+    assert search("wrong") == 429, "a guess counts double, for its address"
+    client.cookies.clear()
+    assert [search(), search()] == [200, 429]
+
+
 def test_reading_on_this_machine_can_need_a_key() -> None:
     assert not ServiceSettings(token=TOKEN).reading_needs_token
     assert ServiceSettings(token=TOKEN, require_token=True).reading_needs_token
@@ -124,6 +141,29 @@ def test_the_file_holds_no_key(key_file: Path) -> None:
     found = Tokens(None, key_file).find(secrets[1])
     assert found is not None and found.name == "b"
     assert Tokens(None, key_file).find(key_digest(secrets[1])) is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_a_warning_where_others_could_add_a_key(key_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mask = os.umask(0)
+    try:
+        add_key(key_file, "alice", "read")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(key_file.stat().st_mode) == 0o644
+    key_file.parent.chmod(0o755)
+    Tokens(None, key_file)
+    assert caplog.text == ""
+    for path, mode in ((key_file, 0o664), (key_file.parent, 0o775), (key_file.parent, 0o757)):
+        before = stat.S_IMODE(path.stat().st_mode)
+        path.chmod(mode)
+        Tokens(None, key_file)
+        assert f"who can add keys; type: chmod go-w {path}" in caplog.text
+        path.chmod(before)
+        caplog.clear()
+    key_file.parent.chmod(0o1777)  # in such a folder, like /tmp, only the owner can replace a file
+    Tokens(None, key_file)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("name", ["", "token", "a b", "ä", "-a", ".a", "a" * 65, "a\n", "a/b"])

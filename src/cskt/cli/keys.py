@@ -8,7 +8,7 @@ from typing import get_args
 
 from cskt.cli.parsing import Parser
 from cskt.errors import CsktError
-from cskt.service.access.keys import KeyFile, Scope, add_key, revoke_key
+from cskt.service.access.keys import KeyFile, Scope, add_key, revoke_key, warn_of_other_writers
 
 DESCRIPTION = """\
 List the keys in a file of `cskt serve --key-file FILE`, add one, or revoke one. A running service follows at once. Give
@@ -45,4 +45,5 @@ def main(argv: Sequence[str]) -> int:
         width = max((len(key.name) for key in keys), default=0)
         for key in keys:
             print(f"{key.name:<{width}}  {key.scope:<5}  {key.created}")
+    warn_of_other_writers(flags.file)
     return 0

@@ -31,7 +31,7 @@ SMALL_COST = 0.02
 KEY_NAME = "cskt.key"
 """Field of a request's ASGI scope: the name of the key that it came with."""
 MAX_CLIENTS = 10_000
-"""Clients with a bucket; beyond that, the one that has been silent longest loses it, full by then."""
+"""Keys and addresses with a bucket; beyond that, the one that has been silent longest loses it, full by then."""
 
 
 def needed_access(method: str, path: str) -> Access:
@@ -49,7 +49,7 @@ def cost(path: str) -> float:
 
 
 class RateLimiter:
-    """One token bucket per client, filled with `rate` per second up to `burst`."""
+    """One token bucket per key, or per address of clients without one, filled with `rate` per second up to `burst`."""
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = rate
@@ -95,18 +95,17 @@ class AccessControl:
         path = request.scope["path"]  # as the router sees it; `request.url` differs where it holds a %3F
         _check_framing(request)
         check_host(request.headers, self._settings)
-        self._rates.spend(client_of(request), cost(path))
+        key = self._key_in_header(request)
+        any_key = key or self._tokens.key_of_session(request.cookies.get(SESSION_COOKIE, ""))
+        self._rates.spend(client_of(request) if any_key is None else f"key {any_key.name}", cost(path))
         if request.method in CHANGING:
             check_origin(request.headers.get("origin"), request.headers["host"], self._settings)
         needed = needed_access(request.method, path)
-        key = self._key_in_header(request)
         if needed == "write":
             self._check_write(request, key)
-        if key is None:
-            key = self._tokens.key_of_session(request.cookies.get(SESSION_COOKIE, ""))
-        if needed == "read" and self._settings.reading_needs_token and key is None:
+        if needed == "read" and self._settings.reading_needs_token and any_key is None:
             raise token_error("token_needed", "sign in on the page, or send your key as Authorization: Bearer KEY")
-        request.scope[KEY_NAME] = None if key is None else key.name
+        request.scope[KEY_NAME] = None if any_key is None else any_key.name
 
     def _check_write(self, request: Request, key: Key | None) -> None:
         if not self._settings.has_keys:
@@ -128,7 +127,7 @@ class AccessControl:
         key = self._tokens.find(secret.strip()) if scheme.lower() == "bearer" else None
         if key is None:
             # On every path: guesses, and their lines in the log, must not be free where health is.
-            self._rates.spend(client_of(request), 1.0)
+            self._rates.spend(client_of(request), cost(request.scope["path"]) + 1.0)
             self._audit.record(client_of(request), "refused-token", path=request.scope["path"])
             raise token_error()
         return key

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -30,8 +33,11 @@ TOKEN_NAME = "token"
 """Name of the key of `--token-file` in the audit log; no other key has it."""
 FORMAT_VERSION = 1
 MAX_KEYS = 1000
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 REMEDY = "to make one: cskt keys FILE --add NAME"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+log = logging.getLogger(__name__)
 
 
 def check_key_name(name: str) -> str:
@@ -98,6 +104,18 @@ class KeyFile:
         return self._keys
 
 
+def warn_of_other_writers(path: Path) -> None:
+    """Log a warning if other users of the machine can change a key file, or put another in its place."""
+    if os.name == "nt":  # which has no such bits: there every file seems to be writable by all
+        return
+    with file_system_errors(path):
+        for place in (path, path.absolute().parent):
+            mode = place.stat().st_mode
+            is_sticky_folder = place != path and mode & stat.S_ISVTX
+            if mode & WRITABLE_BY_OTHERS and not is_sticky_folder:
+                log.warning("%s can be changed by other users, who can add keys; type: chmod go-w %s", place, place)
+
+
 def add_key(path: Path, name: str, scope: Scope) -> str:
     """Add a key to a file, which is made if it is missing, and return the key: the only time that it is known.
 
@@ -151,3 +169,4 @@ def _change(path: Path, change: Callable[[tuple[Key, ...]], Sequence[Key]], *, m
         content = {"format_version": FORMAT_VERSION, "keys": [asdict(key) for key in change(keys)]}
         text = json.dumps(content, indent=1) + "\n"
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        path.chmod(stat.S_IMODE(path.stat().st_mode) & ~WRITABLE_BY_OTHERS)

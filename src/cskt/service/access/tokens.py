@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cskt.errors import CsktError
-from cskt.service.access.keys import TOKEN_NAME, Key, KeyFile, key_digest
+from cskt.service.access.keys import TOKEN_NAME, Key, KeyFile, key_digest, warn_of_other_writers
 from cskt.service.http_errors import ServiceError
 from cskt.service.settings import MIN_TOKEN_CHARACTERS
 
@@ -61,6 +61,8 @@ class Tokens:
     ) -> None:
         self._token = () if token is None else (Key(TOKEN_NAME, "write", key_digest(token)),)
         self._file = None if key_file is None else KeyFile(key_file)
+        if key_file is not None:
+            warn_of_other_writers(key_file)
         self._clock = clock
         self._sessions: dict[str, tuple[Key, float]] = {}
 
