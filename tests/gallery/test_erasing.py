@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import cskt
+from cskt.gallery.conditions import Missing
 from cskt.gallery.gallery import Gallery
+from cskt.gallery.stores.base import VectorStore
+from cskt.gallery.stores.lance.lance_store import LanceStore, open_lance
+from cskt.gallery.stores.lance.versions import Version
 
 NAMES = [f"camera-{number % 3}/picture-{number:03d}.jpg" for number in range(12)]
 
@@ -61,6 +66,10 @@ def everything(gallery: Gallery, name: str) -> dict[str, bytes]:
         "thumbnail": gallery.thumbnail(name)[-200:],
         "file": gallery.original(name).read_bytes()[-200:],
     }
+
+
+def store_folder(gallery: Gallery) -> Path:
+    return gallery.folder / "vectors" / gallery.manifest.generation
 
 
 def places_of(folder: Path, part: bytes) -> list[str]:
@@ -165,3 +174,38 @@ def test_old_crops_of_one_camera(gallery: Gallery) -> None:
     assert gallery.expired(timedelta(days=30), column="Seen") == ([NAMES[0]], 11)
     with pytest.raises(ValueError, match="the column 'camera' holds a text"):
         gallery.expired(timedelta(days=30), column="camera")
+
+
+READS: dict[str, Callable[[VectorStore], object]] = {
+    "count": lambda store: store.count(Missing("note")),
+    "get": lambda store: store.get(NAMES).keys(),
+    "vectors": lambda store: {name: vector.tolist() for name, vector in store.vectors(NAMES).items()},
+    "thumbnails": lambda store: store.thumbnails(NAMES),
+    "files": lambda store: store.files(),
+    "facets": lambda store: store.facets({"note": "text"}),
+    "search": lambda store: [hit.image_id for hit in store.search(torch.eye(1, 256), 50)[0]],
+    "histogram": lambda store: store.histogram(torch.eye(1, 256)[0], [-1.0, 0.0, 1.0]),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_read_whose_version_is_purged_reads_the_next(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch, read: Callable[[VectorStore], object]
+) -> None:
+    """The purge happens between the pinning of a version and its reading, as in another process."""
+    pin, pinned = LanceStore._at, list[int]()
+    other = open_lance(store_folder(gallery), gallery.manifest.embed_dim, gallery.manifest.columns)
+    expected = read(other)
+
+    def pin_and_purge(store: LanceStore, number: int) -> Version:
+        version = pin(store, number)
+        if store is reader:
+            pinned.append(number)
+            if len(pinned) == 1:
+                other.purge()
+        return version
+
+    reader = open_lance(store_folder(gallery), gallery.manifest.embed_dim, gallery.manifest.columns)
+    monkeypatch.setattr(LanceStore, "_at", pin_and_purge)
+    assert read(reader) == expected
+    assert len(pinned) == 2, "the first version cannot be read any more"

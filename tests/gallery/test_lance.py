@@ -181,10 +181,12 @@ def test_compaction_retains_the_version_of_a_running_search(store: LanceStore, m
     monkeypatch.setattr(lance_store, "MANY_FRAGMENTS", 3)
     for each in some_crops(6):
         store.add([each])
-    pinned = store._latest()  # as a search holds it while it runs
+    pinned = store._at(store._latest())  # as a search holds it while it runs
     store.compact()
     assert len(pinned.matching_ids()) == 6
-    assert set(pinned.matching_ids().tolist()).isdisjoint(store._latest().matching_ids().tolist()), "nothing was moved"
+    assert set(pinned.matching_ids().tolist()).isdisjoint(store._at(store._latest()).matching_ids().tolist()), (
+        "nothing was moved"
+    )
     assert_same_hits(store, some_crops(6), queries_of(2).numpy(), 10)
     assert len(pinned.take(pinned.matching_ids())) == 6
 

@@ -15,12 +15,13 @@ import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import wraps
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import lancedb
 import numpy as np
@@ -79,6 +80,9 @@ TOLERANCE = timedelta(seconds=1)
 """Between our clock and Lance's."""
 INDEXED_FROM = 10_000
 """Number of crops above which names are indexed."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def open_lance(
@@ -148,6 +152,28 @@ def check_no_links(folder: Path) -> None:
                 raise StoreError(f"{path}: a link, which no store contains; put the files themselves there")
 
 
+def reading(
+    read: Callable[Concatenate[LanceStore, Version, P], T],
+) -> Callable[Concatenate[LanceStore, P], T]:
+    """Decorate a method that reads one version: it gets the latest one.
+
+    A purge deletes the version that it replaces. A method that fails on a version which is no longer the latest one is
+    called again, with the next.
+    """
+
+    @wraps(read)
+    def on_latest(self: LanceStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        while True:
+            number = self._latest()
+            try:
+                return read(self, self._at(number), *args, **kwargs)
+            except CsktError:
+                if self._latest() == number:
+                    raise
+
+    return on_latest
+
+
 class LanceStore(VectorStore):
     """`VectorStore` over a LanceDB table; any number of processes may read and write the same one.
 
@@ -161,12 +187,13 @@ class LanceStore(VectorStore):
         self._matrix_limit = matrix_limit
         self._database = lancedb.connect(str(folder))
         self._head: Any = self._database.open_table(TABLE)  # reads follow it to the latest version
-        self._version = self._pinned(self._head.version)  # the latest version, pinned: what a search reads
+        self._version: Version | None = None  # the latest version, pinned: what a search reads
         self._version_lock = threading.Lock()  # of the two handles above
         self._loaded: LoadedVersion | None = None  # a pinned version with its vectors in memory
         self._loading_lock = threading.Lock()
         self._writer: Any = self._database.open_table(TABLE)  # the only handle that writes
         self._writing_lock = threading.Lock()  # between threads; `_writing` also locks out other processes
+        self.count()  # refuses a corrupt table here
 
     def add(self, crops: Sequence[Crop]) -> None:
         """See `VectorStore`; CsktError for a vector of another width or not finite, and for an unknown column."""
@@ -184,7 +211,7 @@ class LanceStore(VectorStore):
     def add_columns(self, columns: Mapping[str, Kind]) -> None:
         """See `VectorStore`; CsktError for a column with values of another kind."""
         fields = metadata_fields(columns)
-        known = {field.name: field.type for field in self._latest().table.schema}
+        known = self._column_types()
         if all(known.get(field.name) == field.type for field in fields):  # a reader needs no right to write
             return
         with self._writing() as table:
@@ -198,33 +225,35 @@ class LanceStore(VectorStore):
             if missing := [field for field in fields if known.get(field.name) != field.type]:
                 table.add_columns(missing)
 
-    def count(self, where: Condition | None = None) -> int:
-        version = self._latest()
+    @reading
+    def count(self, version: Version, where: Condition | None = None) -> int:
         return version.num_rows if where is None else version.count(to_sql(where))
 
-    def get(self, image_ids: Sequence[str]) -> dict[str, CropRecord]:
-        version = self._latest()
+    @reading
+    def get(self, version: Version, image_ids: Sequence[str]) -> dict[str, CropRecord]:
         rows = (row for batch in version.named(image_ids, version.fact_columns) for row in batch.to_pylist())
         return {facts.image_id: facts for facts in (to_facts(row, self.folder) for row in rows)}
 
-    def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        version = self._latest()
+    @reading
+    def vectors(self, version: Version, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         return {
             image_id: vector.copy()
             for batch in version.named(image_ids, ["image_id", "vector"])
             for image_id, vector in zip(batch["image_id"].to_pylist(), version.vectors(batch), strict=True)
         }
 
-    def thumbnails(self, image_ids: Sequence[str]) -> dict[str, bytes]:
-        batches = self._latest().named(image_ids, ["image_id", "thumbnail"])
+    @reading
+    def thumbnails(self, version: Version, image_ids: Sequence[str]) -> dict[str, bytes]:
+        batches = version.named(image_ids, ["image_id", "thumbnail"])
         return {row["image_id"]: bytes(row["thumbnail"]) for batch in batches for row in batch.to_pylist()}
 
-    def files(self) -> dict[str, FileState]:
-        rows = (row for batch in self._latest().scan(STATE_FIELDS) for row in batch.to_pylist())
+    @reading
+    def files(self, version: Version) -> dict[str, FileState]:
+        rows = (row for batch in version.scan(STATE_FIELDS) for row in batch.to_pylist())
         return dict(checked_state(row, self.folder) for row in rows)
 
-    def delete_corrupt(self) -> int:
-        version = self._latest()
+    @reading
+    def delete_corrupt(self, version: Version) -> int:
         corrupt = set[int]()
         for batch in version.scan([*version.fact_columns, "vector"]):
             ids = ids_in(batch)
@@ -240,9 +269,9 @@ class LanceStore(VectorStore):
             conditions = membership_sql(ROW_ID, map(str, sorted(corrupt)))
             return sum(int(table.delete(where).num_deleted_rows) for where in conditions)
 
-    def search(self, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Hit]]:
+    @reading
+    def search(self, version: Version, queries: Tensor, k: int, where: Condition | None = None) -> list[list[Hit]]:
         """See `VectorStore`; approximate above `matrix_limit`."""
-        version = self._latest()
         condition = None if where is None else to_sql(where)
         if version.num_rows > self._matrix_limit:
             self._loaded = None
@@ -255,8 +284,10 @@ class LanceStore(VectorStore):
             hits += rescored(loaded.version, part, k, loaded.matrix.candidates(part, k, selection))
         return hits
 
-    def histogram(self, query: Tensor, edges: Sequence[float], where: Condition | None = None) -> list[int]:
-        version = self._latest()
+    @reading
+    def histogram(
+        self, version: Version, query: Tensor, edges: Sequence[float], where: Condition | None = None
+    ) -> list[int]:
         condition = None if where is None else to_sql(where)
         scores: Iterable[NDArray[np.float32]]
         if version.num_rows > self._matrix_limit:
@@ -266,8 +297,8 @@ class LanceStore(VectorStore):
             scores = loaded.matrix.scores(query, loaded.selection(condition))
         return score_counts(scores, edges)
 
-    def facets(self, columns: Mapping[str, Kind]) -> dict[str, Facet]:
-        version = self._latest()
+    @reading
+    def facets(self, version: Version, columns: Mapping[str, Kind]) -> dict[str, Facet]:
         return {name: _facet(version, f"{PREFIX}{name}", kind) for name, kind in columns.items()}
 
     def compact(self) -> None:
@@ -282,7 +313,7 @@ class LanceStore(VectorStore):
                 table.optimize(cleanup_older_than=_age_of_outdated(table.list_versions()))
 
     def purge(self) -> bool:
-        """See `VectorStore`; a search that has begun in another process may fail, since its version is deleted."""
+        """See `VectorStore`; what reads a version that is deleted meanwhile reads the next one instead."""
         with self._writing() as table:
             purge_table(table, self._pinned(table.version))
         self.compact()
@@ -305,13 +336,20 @@ class LanceStore(VectorStore):
         table.checkout(number)
         return Version(self.folder, number, table, table.count_rows())
 
-    def _latest(self) -> Version:
+    def _latest(self) -> int:
         with self._version_lock, lance_errors(self.folder):
             self._head.checkout_latest()
-            number = self._head.version
-            if number != self._version.number:
+            return int(self._head.version)
+
+    def _at(self, number: int) -> Version:
+        with self._version_lock, lance_errors(self.folder):
+            if self._version is None or self._version.number != number:
                 self._version = self._pinned(number)
             return self._version
+
+    @reading
+    def _column_types(self, version: Version) -> dict[str, Any]:
+        return {field.name: field.type for field in version.table.schema}
 
     def _in_memory(self, version: Version) -> LoadedVersion:
         """Load the vectors of this version, or of a later one."""
