@@ -94,6 +94,8 @@ class CorruptRowError(StoreError):
             f"{place}: row {SHORT.repr(row)}: {reason}; the store is corrupt or was altered: remove such rows with"
             " 'cskt index GALLERY --prune', or index into a new folder"
         )
+        self.row = row
+        self.reason = reason
 
 
 class UnknownCropError(CsktError):

@@ -19,7 +19,7 @@ from cskt.gallery.columns import convert, find_column
 from cskt.gallery.conditions import Comparison, Condition
 from cskt.gallery.indexing.encoding import batched
 from cskt.gallery.manifest import AUDIT_FILE
-from cskt.gallery.opening import VECTORS
+from cskt.gallery.opening import other_vectors
 from cskt.gallery.state import GalleryState
 from cskt.gallery.stores.base import CropRecord, operator_errors
 from cskt.utils.messages import command_text
@@ -102,11 +102,7 @@ def expired_crops(
 
 def _check_vectors(state: GalleryState) -> None:
     """Check that no vectors of another model are in the folder: they would keep crops that this one no longer has."""
-    vectors = state.folder / VECTORS
-    with operator_errors(), file_system_errors(vectors):
-        inside = list(vectors.iterdir()) if vectors.is_dir() else []
-    others = [path for path in inside if path.name != state.manifest.generation]
-    if others:
+    if others := other_vectors(state.folder, state.manifest):
         again = command_text("reindex", state.folder, "--model", "MODEL")
         raise CsktError(
             f"{others[0]}: vectors of another model, which an interrupted 'cskt reindex' has left; finish it ({again}),"

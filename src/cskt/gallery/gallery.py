@@ -9,6 +9,7 @@ from typing import TypeAlias, TypeVar
 
 from cskt.embed import EncodeOptions, Encoder, ModelSource, load_source
 from cskt.gallery.archive import export_gallery
+from cskt.gallery.checking import CheckReport, GalleryInfo, RepairReport, check_gallery, gallery_info, repair_gallery
 from cskt.gallery.conditions import Condition
 from cskt.gallery.erasing import EraseReport, erase_crops, expired_crops
 from cskt.gallery.indexing.commits import IndexReport, Progress
@@ -229,6 +230,37 @@ class Gallery(GalleryReader):
             0
         """
         return remove_crops(self._state, listed(image_ids, str, "image_ids"))
+
+    def info(self) -> GalleryInfo:
+        """Return numbers of crops, columns, model, store and sizes on the disk.
+
+        Example:
+            >>> cskt.Gallery.open("my-gallery").info().store
+            'lance'
+        """
+        return gallery_info(self._state)
+
+    def check(self) -> CheckReport:
+        """Read all rows, uploads and file names of the gallery, and report what is not as it should be.
+
+        Every upload is compared with its SHA-256. Changes wait meanwhile; nothing is corrected.
+
+        Example:
+            >>> cskt.Gallery.open("my-gallery").check().findings
+            []
+        """
+        return check_gallery(self._state)
+
+    def repair(self) -> RepairReport:
+        """Delete rows that cannot be read, uploads that no crop needs and leftovers of killed programs, and compact.
+
+        The indexed folder is not touched.
+
+        Example:
+            >>> cskt.Gallery.open("my-gallery").repair().rows
+            0
+        """
+        return repair_gallery(self._state)
 
     def export(self, archive: str | Path) -> int:
         """Write the gallery to one archive, and return the number of its files; see `cskt gallery export --help`.

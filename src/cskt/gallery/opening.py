@@ -82,6 +82,14 @@ def vectors_folder(folder: Path, manifest: Manifest) -> Path:
     return inside(folder, VECTORS, manifest.generation, follow_links=False)
 
 
+def other_vectors(folder: Path, manifest: Manifest) -> list[Path]:
+    """Return the folders with vectors of other models, which an interrupted reindex has left."""
+    vectors = folder / VECTORS
+    with file_system_errors(vectors):
+        found = sorted(vectors.iterdir()) if vectors.is_dir() else []
+    return [path for path in found if path.name != manifest.generation]
+
+
 def load_gallery_model(gallery: Path, source: ModelSource, options: EncodeOptions | None = None) -> Encoder:
     """Load the model that a manifest names."""
     check_place(gallery, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,13 @@ from pathlib import Path
 
 from cskt.errors import FileSystemError
 from cskt.utils.messages import one_line
+
+_TEMPORARY = re.compile(r"\..+\.[0-9]+\.[0-9]+\.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether this is the name of an unfinished file, which `write_atomically` has left if it was killed."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
