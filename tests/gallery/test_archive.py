@@ -98,7 +98,9 @@ def test_the_checksums_are_those_of_sha256sum(archive: Path) -> None:
     assert lines == [f"{hashlib.sha256(data).hexdigest()}  {name}" for name, data in members.items()]
 
 
-def test_places_that_are_refused(folder: Path, archive: Path, encoder: cskt.Encoder, tmp_path: Path) -> None:
+def test_places_that_are_refused(
+    folder: Path, archive: Path, encoder: cskt.Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Gallery.open(folder, encoder=encoder) as gallery, pytest.raises(ValueError, match="exists already"):
         gallery.export(archive)
     (tmp_path / "full").mkdir()
@@ -108,6 +110,10 @@ def test_places_that_are_refused(folder: Path, archive: Path, encoder: cskt.Enco
     with pytest.raises(ValueError, match=r"nothing\.tar"):
         import_gallery(tmp_path / "nothing.tar", tmp_path / "new")
     (tmp_path / "empty").mkdir()
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path / "empty")
+        with pytest.raises(ValueError, match="is the working directory; name a new folder"):
+            import_gallery(archive, Path())
     assert import_gallery(archive, tmp_path / "empty") == 4
 
 

@@ -66,10 +66,13 @@ def import_gallery(archive: Path, folder: Path) -> int:
         CsktError: the archive is incomplete, changed or no archive of a gallery; or the folder has files.
     """
     check_path(folder)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     with file_system_errors(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise CsktError(f"{folder}: exists already; name a new folder")
+        place = folder.resolve()
+        if place == Path.cwd():  # it would be replaced, and this program's working directory be gone
+            raise CsktError(f"{folder}: is the working directory; name a new folder")
+    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
     try:
         with write_errors(folder):
             partial.mkdir(parents=True)
@@ -81,7 +84,7 @@ def import_gallery(archive: Path, folder: Path) -> int:
         num_crops = store.count()
         store.close()
         with write_errors(folder):
-            partial.replace(folder)
+            partial.replace(place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return num_crops
