@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from erasing_process import CALLS
 from PIL import Image
 
 import cskt
@@ -176,26 +180,52 @@ def test_old_crops_of_one_camera(gallery: Gallery) -> None:
         gallery.expired(timedelta(days=30), column="camera")
 
 
-READS: dict[str, Callable[[VectorStore], object]] = {
-    "count": lambda store: store.count(Missing("note")),
-    "get": lambda store: store.get(NAMES).keys(),
-    "vectors": lambda store: {name: vector.tolist() for name, vector in store.vectors(NAMES).items()},
-    "thumbnails": lambda store: store.thumbnails(NAMES),
-    "files": lambda store: store.files(),
-    "facets": lambda store: store.facets({"note": "text"}),
-    "search": lambda store: [hit.image_id for hit in store.search(torch.eye(1, 256), 50)[0]],
-    "histogram": lambda store: store.histogram(torch.eye(1, 256)[0], [-1.0, 0.0, 1.0]),
+@pytest.mark.slow
+@pytest.mark.parametrize("call", CALLS)
+def test_after_a_kill_nothing_else_is_lost_and_the_same_command_completes_it(gallery: Gallery, call: str) -> None:
+    names = [NAMES[0], NAMES[8]]
+    log = gallery.folder / "audit.jsonl"
+    log.write_text("".join(json.dumps({"image_id": name}) + "\n" for name in names), encoding="ascii")
+    gone = [everything(gallery, name) for name in names]
+    del gone[0]["file"]  # is in the indexed folder
+    others = [name for name in NAMES if name not in names]
+    before = {name: (gallery.crop(name), gallery.thumbnail(name)) for name in others}
+    vectors = gallery.encode([cskt.Query(like=name) for name in others])
+    program = Path(__file__).with_name("erasing_process.py")
+    done = subprocess.run([sys.executable, program, gallery.folder, call, *names], check=False)
+    assert done.returncode == -signal.SIGKILL
+    with Gallery.open(gallery.folder, encoder=gallery.encoder) as opened:
+        assert {hit.image_id for hit in opened.search(like=others[0], k=50)} == set(others)
+        report = opened.erase(names)
+        assert (report.erased, report.unknown, report.purged, report.found) == ([], names, True, [])
+        assert [places_of(gallery.folder, part) for parts in gone for part in parts.values()] == [[]] * 7
+        assert {name: (opened.crop(name), opened.thumbnail(name)) for name in others} == before
+        assert np.array_equal(opened.encode([cskt.Query(like=name) for name in others]), vectors)
+        (gallery.folder.parent / "images" / names[0]).unlink()
+        assert opened.check().findings == []
+
+
+READS: dict[str, Callable[[VectorStore, torch.Tensor], object]] = {
+    "count": lambda store, query: store.count(Missing("note")),
+    "get": lambda store, query: store.get(NAMES).keys(),
+    "vectors": lambda store, query: {name: vector.tolist() for name, vector in store.vectors(NAMES).items()},
+    "thumbnails": lambda store, query: store.thumbnails(NAMES),
+    "files": lambda store, query: store.files(),
+    "facets": lambda store, query: store.facets({"note": "text"}),
+    "search": lambda store, query: [hit.image_id for hit in store.search(query[None], 50)[0]],
+    "histogram": lambda store, query: store.histogram(query, [-1.0, 0.0, 1.0]),
 }
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
 def test_a_read_whose_version_is_purged_reads_the_next(
-    gallery: Gallery, monkeypatch: pytest.MonkeyPatch, read: Callable[[VectorStore], object]
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch, read: Callable[[VectorStore, torch.Tensor], object]
 ) -> None:
     """The purge happens between the pinning of a version and its reading, as in another process."""
     pin, pinned = LanceStore._at, list[int]()
     other = open_lance(store_folder(gallery), gallery.manifest.embed_dim, gallery.manifest.columns)
-    expected = read(other)
+    query = torch.eye(1, gallery.manifest.embed_dim)[0]
+    expected = read(other, query)
 
     def pin_and_purge(store: LanceStore, number: int) -> Version:
         version = pin(store, number)
@@ -207,5 +237,5 @@ def test_a_read_whose_version_is_purged_reads_the_next(
 
     reader = open_lance(store_folder(gallery), gallery.manifest.embed_dim, gallery.manifest.columns)
     monkeypatch.setattr(LanceStore, "_at", pin_and_purge)
-    assert read(reader) == expected
+    assert read(reader, query) == expected
     assert len(pinned) == 2, "the first version cannot be read any more"
