@@ -13,6 +13,7 @@ from cskt.cli.gallery_flags import add_source_flags, load_from_flags, report_ind
 from cskt.cli.metadata_table import KEY_NAMES, log_unmatched, read_metadata
 from cskt.cli.model_flags import encode_options
 from cskt.cli.parsing import Parser, command_line
+from cskt.cli.watched_folder import watch_folder
 from cskt.embed import ModelSource
 from cskt.embed.model_paths import absolute_source
 from cskt.errors import SMALLER_BATCHES, CsktError, out_of_memory_errors
@@ -39,6 +40,7 @@ examples:
   cskt index my-gallery --images 'shards-*.tar' --engine ray   or .parquet; the gallery keeps the originals
   cskt index my-gallery --images crops --ignore '*.png' --ignore old/
   cskt index my-gallery --prune          the same source and model again; remove images that are gone
+  cskt index my-gallery --watch --prune    follow the folder until Ctrl-C; may be killed and started again
   cskt index my-gallery --model moved/run  the same model, which was moved
 exit code: 0 done, also where single images are unreadable; 1 done, but a folder could not be read; 2 refused
 """
@@ -58,6 +60,8 @@ def main(argv: Sequence[str]) -> int:
         _check_store(flags.store, known)
     if flags.prune and shards:
         raise CsktError("--prune is for a folder or a list; crops of shards stay")
+    if flags.watch and crops is None:
+        raise CsktError("--watch is for a folder or a list; name it: --images PATH")
     metadata = None
     if flags.metadata:
         if crops is None:
@@ -74,6 +78,8 @@ def main(argv: Sequence[str]) -> int:
             gallery = Gallery.open(flags.gallery, encoder=encoder)
         with gallery:
             moved = known is not None and gallery.remember_model(source)
+            if flags.watch and crops is not None:
+                watch_folder(gallery, crops.folder, ignore, flags)
             folder = None if crops is None else crops.folder
             engine = None if flags.engine == "local" else _on_ray(flags, gallery, source, folder)
             add: Callable[..., IndexReport]
@@ -149,6 +155,10 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--prune", action="store_true",
         help="remove crops whose image is gone or ignored, and older versions of images that are unreadable now; what"
         " is in a folder that cannot be read stays")
+    add("--watch", action="store_true",
+        help="continue until Ctrl-C, and index again whenever the folder or the table changes; files that a program is"
+        " still writing wait")
+    add("--interval", type=float, metavar="SECONDS", help="--watch: time between two looks (default: 2)")
     add("--store", metavar="STORE",
         help="store of the vectors: lance, in the gallery's folder; milvus://HOST:PORT/COLLECTION; milvus:FILE.db;"
         " or one of a plug-in (default: lance)")
@@ -163,6 +173,13 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     flags = parser.parse(argv)
     if flags.key and not flags.metadata:
         raise CsktError("--key names a column of a table; give the table: --metadata table.csv")
+    if flags.interval is not None and not flags.watch:
+        raise CsktError("--interval is the time between two looks at a watched folder; add --watch")
+    flags.interval = 2.0 if flags.interval is None else flags.interval
+    if not 0 < flags.interval < float("inf"):
+        raise CsktError(f"--interval {flags.interval}: give a number of seconds above 0")
+    if flags.watch and flags.engine == "ray":
+        raise CsktError("--watch encodes in this process; leave out --engine ray")
     if flags.engine == "local" and (flags.workers is not None or flags.address is not None):
         raise CsktError("--workers and --address are of a Ray cluster; add --engine ray")
     if flags.workers is not None and flags.workers < 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -16,6 +17,7 @@ from cskt.gallery.indexing.commits import IndexReport, Progress
 from cskt.gallery.indexing.encoding import Engine, LocalEngine
 from cskt.gallery.indexing.reencoding import reindex
 from cskt.gallery.indexing.updating import add_crops, add_shards, index, remove_crops
+from cskt.gallery.indexing.watching import watch
 from cskt.gallery.manifest import Manifest, as_source, read_manifest, source_of
 from cskt.gallery.opening import check_model, create_gallery
 from cskt.gallery.reading import GalleryReader
@@ -142,6 +144,43 @@ class Gallery(GalleryReader):
         """
         engine = engine or LocalEngine(self.encoder)
         return index(self._state, engine, images, metadata or {}, ignore, prune=prune, on_progress=on_progress)
+
+    def watch(
+        self,
+        images: str | Path | None = None,
+        *,
+        metadata: Callable[[], Mapping[str, Row]] = dict,
+        ignore: str | Sequence[str] | None = None,
+        prune: bool = False,
+        seconds: float = 2.0,
+        wait: Callable[[float], object] = time.sleep,
+        on_progress: Progress | None = None,
+    ) -> Iterator[IndexReport]:
+        """Index a folder now and whenever it changes, as `index` does, and yield the report of each indexing.
+
+        The folder is listed every `seconds`. A file is indexed once it is the same in two lists, so that half-written
+        ones are left out. After the first indexing, errors (a drive that is not mounted, a full disk) are logged, and
+        the next look tries again.
+
+        Args:
+            images, ignore, prune, on_progress: see `index`.
+            metadata: returns the rows of `index` as they are now.
+            seconds: time between two looks.
+            wait: called with `seconds` after each look; an exception of it ends the iteration.
+
+        Raises:
+            CsktError: as `index`, before the first report.
+            GalleryChangedError: another process has filled the gallery with another model, or deleted it.
+
+        Example:
+            >>> gallery = cskt.Gallery.open("my-gallery")
+            >>> next(gallery.watch("crops", seconds=0.01)).added
+            0
+        """
+        return watch(
+            self._state, LocalEngine(self.encoder), images, metadata, ignore,
+            prune=prune, seconds=seconds, wait=wait, on_progress=on_progress,
+        )  # fmt: skip
 
     def remember_model(self, model: Model) -> bool:
         """Store another place of the gallery's model, and return whether the manifest named another before.

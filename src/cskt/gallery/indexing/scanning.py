@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 
 from cskt.errors import CsktError
 from cskt.gallery.indexing.ignoring import IgnorePatterns
@@ -31,6 +32,9 @@ OTHER = "other files"
 MAX_SUFFIXES = 20
 """Suffixes that are counted separately; files with further ones count as `OTHER`."""
 MAX_SUFFIX_CHARACTERS = 12
+
+Files: TypeAlias = dict[str, tuple[int, int]]
+"""Name of a file -> (bytes, time of the last change in nanoseconds since 1970)."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,9 @@ class ImageSource:
 class Scan:
     """Contents of a source."""
 
-    files: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Name -> (bytes, time of the last change in nanoseconds since 1970)."""
+    files: Files = field(default_factory=dict)
+    growing: set[str] = field(default_factory=set)
+    """Files that were different a moment ago; neither indexed nor missing."""
     passed_over: Counter[str] = field(default_factory=Counter)
     """Kind of entries that are not indexed (a suffix, `hidden`, `links`, ...) -> number."""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
@@ -76,6 +81,11 @@ class Scan:
     """(path within the folder, reason)."""
     unchecked: set[str] = field(default_factory=set)
     """Files and folders that cannot be read."""
+
+    def leave_growing(self, before: Files) -> None:
+        """Leave out the files that are not the same as `before`, since a program may still be writing them."""
+        self.growing = {name for name, state in self.files.items() if before.get(name) != state}
+        self.files = {name: state for name, state in self.files.items() if name not in self.growing}
 
     def is_unchecked(self, name: str) -> bool:
         """Return whether a crop's file, or a folder above it, cannot be read."""

@@ -39,8 +39,12 @@ def index(
     *,
     prune: bool,
     on_progress: Progress | None,
+    scan: Scan | None = None,
 ) -> IndexReport:
-    """Bring a gallery up to date with a folder, or with the files of a list; see `Gallery.index`."""
+    """Bring a gallery up to date with a folder, or with the files of a list; see `Gallery.index`.
+
+    `scan` is what was found there a moment ago; None: the source is scanned now.
+    """
     started = time.monotonic()
     state.refresh()
     if images is None and state.images is None and not state.manifest.upright:
@@ -48,7 +52,7 @@ def index(
         encode_turned_crops(state, engine, report)
         return report
     source = source_to_index(state.folder, state.manifest, images, ignore)
-    scan = source.scan(state.folder)
+    scan = scan or source.scan(state.folder)
     rows = _by_file(metadata, scan.files)
     state.check_metadata(rows.items())
     state.remember_source(source)
@@ -80,7 +84,8 @@ def index(
     for items in batched(restated):
         Writer(state.store, report, state.writing).update([Processed(item) for item in items])
     fill(state.store, engine, pending, report, writing=state.writing, on_progress=on_progress)
-    absent = [name for name, file in known.items() if not file.kept and name not in scan.files]
+    present = scan.files.keys() | scan.growing
+    absent = [name for name, file in known.items() if not file.kept and name not in present]
     vanished = [name for name in absent if not scan.is_unchecked(name)]
     report.unchecked, report.vanished = len(absent) - len(vanished), len(vanished)
     if prune and (vanished or report.outdated):
