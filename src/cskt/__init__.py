@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cskt.model.dual_encoder import DualEncoder
     from cskt.training.loop import train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "DualEncoder",
     "Encoder",
