@@ -35,7 +35,7 @@ def folder(tmp_path: Path, forgets_plugins: None) -> Path:
 def test_the_page_has_the_files_that_are_tested() -> None:
     assert set(FILES) == {
         "smooth_itc.py", "people_folders.py", "sqlite_store.py", "shared_code.py", "salient.py", "drop_hardest.py",
-        "losses_csv.py", "darken.py",
+        "losses_csv.py", "darken.py", "salient_released.py",
     }  # fmt: skip
 
 

@@ -105,13 +105,13 @@ def test_health_is_answered_although_the_store_is_not(
         return 4
 
     monkeypatch.setattr(own_gallery._state.store, "count", wait)
-    monkeypatch.setattr(worker, "COUNT_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(worker, "SIZE_TIMEOUT_SECONDS", 0.2)
     for _ in range(3):
         assert refusal(client.get("/healthz"))[:2] == (503, "store_refuses")
         assert "cskt_gallery_up 0.0" in client.get("/metrics").text
     assert client.get("/api/thumbnail", **NAME).status_code == 200 and len(asked) == 1
     answered.set()
-    monkeypatch.setattr(worker, "COUNT_TIMEOUT_SECONDS", 10.0)
+    monkeypatch.setattr(worker, "SIZE_TIMEOUT_SECONDS", 10.0)
     assert client.get("/healthz").status_code == 200 and "cskt_gallery_up 1.0" in client.get("/metrics").text
 
 

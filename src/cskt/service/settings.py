@@ -41,15 +41,15 @@ class ServiceSettings:
     """Port to listen on; 0 lets the system choose."""
     allow_hosts: tuple[str, ...] = ()
     """Further host names of the service, through a proxy for example; they need keys too."""
-    proxies: tuple[Annotated[str, AfterValidator(_check_network)], ...] = ()
-    """Addresses or networks (`172.16.0.0/12`) of reverse proxies. Their X-Forwarded-For states the client's address;
-    from everybody else it is ignored."""
     token: str | None = dataclasses.field(default=None, repr=False)
     """A key with full rights."""
     key_file: Path | None = None
     """Named keys with a scope, which `cskt keys` writes; read again whenever it changes."""
     require_token: bool = False
     """Let nobody read without a key on this machine either."""
+    proxies: tuple[Annotated[str, AfterValidator(_check_network)], ...] = ()
+    """Addresses or networks (`172.16.0.0/12`) of reverse proxies. Their X-Forwarded-For states the client's address;
+    from everybody else it is ignored."""
     keep_audit_log: bool = True
     """Log client, time and content of each request."""
     audit_log: Path | None = None

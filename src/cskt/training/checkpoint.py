@@ -143,7 +143,8 @@ def _check_same_run(content: dict[str, Any], path: Path, state: TrainState, conf
         raise CsktError(f"{path}: made with another config ({'; '.join(different)}); use the same or start a new run")
     if content["backbone_sha256"] != state.backbone_sha256:
         raise CsktError(
-            f"{path}: trained over another backbone ({label_of(content['backbone_sha256'])}); name it (--backbone.name)"
+            f"{path}: trained over another backbone ({label_of(str(content['backbone_sha256']))}); name it"
+            " (--backbone.name)"
         )
     if content["data_sha256"] != state.data_sha256:
         raise CsktError(f"{path}: trained on other images or captions; give the folder that holds them (--data.root)")
