@@ -15,7 +15,7 @@ import torch
 from benchmarks import measure
 from benchmarks.measure import Row
 
-TABLES = ("towers", "train_step", "selection", "inexact", "metrics", "data", "growth", "startup")
+TABLES = ("towers", "train_step", "selection", "methods", "inexact", "metrics", "data", "growth", "startup")
 """Modules of this folder with a function `rows(quick)`, in the order of the table."""
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import __main__ as bench
-from benchmarks import growth, measure, selection, towers, train_step
+from benchmarks import growth, measure, methods, selection, towers, train_step
 from benchmarks.measure import Row
 from benchmarks.naive import NaiveEncoder
 from cskt.config import AdapterConfig, PromptConfig, TokenSelectionConfig
@@ -86,6 +86,24 @@ def test_baseline_of_selection_computes_our_loss_gradients_and_vectors() -> None
     with torch.no_grad():
         assert towers.difference(model.encode_image(images), naive.encode_image(images)) < 1e-4
         assert towers.difference(model.encode_text(caption_ids), naive.encode_text(caption_ids)) < 1e-4
+
+
+@pytest.mark.parametrize("recipe", methods.NAIVE)
+def test_baseline_of_a_method_computes_our_loss_gradients_and_features(recipe: str) -> None:
+    method = methods.Method.of(recipe, towers.THIN)
+    method.model.double()
+    images, caption_ids, pids = train_step.draw_batch(4, towers.THIN)
+    batch, found = (images.double(), caption_ids, pids), {}
+    for form in methods.FORMS:
+        method.loss(form, batch).backward()
+        found[form] = gradients(method.model)
+    assert found["ours"].keys() == set(method.model.trainable_names())
+    assert largest_difference(found["ours"], found["baseline"]) < 1e-4, "losses and routers compute in float32"
+    with torch.no_grad():
+        ours, theirs = method.model.encode_text(caption_ids), method.naive.encode_text(caption_ids)
+        assert towers.difference(ours, theirs) < 1e-10
+        ours, theirs = method.model.encode_image(batch[0]), method.naive.encode_image(batch[0])
+        assert towers.difference(ours, theirs) < 1e-10
 
 
 @pytest.mark.parametrize("trainable", ["added", "all"])
