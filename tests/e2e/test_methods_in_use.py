@@ -36,8 +36,11 @@ def trained(
 
 
 def features(encoder: Encoder, root: Path) -> Tensor:
+    """Return the vectors of captions, one of them without words, and of images."""
     split = read_dataset("cuhk-pedes", root)["val"]
-    return torch.cat([encoder.encode_text([SENTENCE, *split.captions]), encoder.encode_image(split.image_paths)])
+    found = torch.cat([encoder.encode_text([SENTENCE, "", *split.captions]), encoder.encode_image(split.image_paths)])
+    assert found.isfinite().all()
+    return found
 
 
 def test_a_merged_file_needs_no_backbone(trained: Path, root: Path, tmp_path: Path) -> None:
