@@ -65,7 +65,7 @@ NOT_FOR_TRAINING = (
 def recipe_for(config: RunConfig) -> str:
     """Return the recipe of the released program that can run a model: CSKT's, or IRRA's for plain towers."""
     if config.parts:
-        raise CsktError(f"parts.{min(config.parts)}: the released programs have no such part; use --merge")
+        raise CsktError(f"parts.{min(config.parts)}: released CSKT and IRRA programs have no such part; use --merge")
     if (config.prompts.directions, config.adapters.sides) == ("none", "none"):
         return IRRA
     for key, value in CSKT_METHOD.items():
