@@ -12,10 +12,12 @@ import yaml
 from command_line import done, typed
 from torch import Tensor
 
+from cskt import load
 from cskt.config import ClipArchitecture, load_config
 from cskt.model.dual_encoder import DualEncoder
+from cskt.model.io.native import save_backbone
 from cskt.model.io.released.methods import METHODS
-from cskt.model.io.released.reader import INCOMPLETE
+from cskt.model.io.released.reader import INCOMPLETE, read_released
 from cskt.utils.modules import named_tensors
 from documentation_files import FILES
 
@@ -101,6 +103,33 @@ def test_a_run_over_a_pretrained_irra(root: Path, tmp_path: Path) -> None:
     (run,) = (tmp_path / "logs").rglob("config.yaml")
     assert re.search(r"R1", out) and "quick_gelu" in run.read_text()
     done(f"cskt evaluate {run.parent} --device cpu")
+
+
+@pytest.mark.parametrize("method", ["rde", "up_person"])
+def test_training_continues_from_a_released_folder(method: str, root: Path, tmp_path: Path) -> None:
+    folder = write(tmp_path / "run", method)
+    backbone, state = tmp_path / "clip.safetensors", read_released(folder).state
+    towers = {name: value for name, value in state.items() if name.startswith(("vision.", "text."))}
+    save_backbone(backbone, towers, TOWERS, facts={})
+    content = torch.load(folder / "best.pth")
+    content["model"] = {
+        name: value.half() if value.is_floating_point() else value for name, value in content["model"].items()
+    }
+    torch.save(content, folder / "best.pth")
+    settings = "--parts.tse.width 8 --parts.tse.ratio 0.5 --hooks.noise-division.mixture none"
+    settings = settings if method == "rde" else "--parts.up-person.prefix-length 2 --parts.up-person.rank 2"
+    settings += " --image-height 32 --image-width 16"
+    recipe = {"rde": "rde-released", "up_person": "up-person"}[method]
+    train = f"cskt train --config {recipe} --root {root} --dataset cuhk-pedes --device cpu"
+    quick = f"--backbone.name {backbone} --num-epochs 1 --batch-size 8 --lr 1e-9 --output {tmp_path}/again {settings}"
+    done(f"{train} {quick} --init-from {folder}")
+    found, expected = (load(path, device="cpu", precision="fp32") for path in (tmp_path / "again", folder))
+    torch.testing.assert_close(found.encode_text("a man"), expected.encode_text("a man"), rtol=1e-2, atol=1e-3)
+    backbone.unlink()
+    save_backbone(backbone, {name: value + 0.1 for name, value in towers.items()}, TOWERS, facts={})
+    other = typed(f"{train} {quick} --init-from {folder}".replace("/again", "/other"))
+    assert (other.code == 0) == (method == "rde"), "which trains the whole of CLIP"
+    assert method == "rde" or "was trained there and is frozen here" in other.refusal()
 
 
 def test_the_plugin_of_the_guide(root: Path, tmp_path: Path) -> None:

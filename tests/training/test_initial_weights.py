@@ -336,7 +336,7 @@ def test_other_files_and_folders_are_refused(starting: Any, tiny_backbone: Path,
     assert "no best.safetensors there" in refused(starting({"init_from": str(tmp_path / "empty")}), tmp_path / "run")
     for path in (tiny_backbone, source / "best.heads.safetensors", source / "last.pt"):
         message = refused(starting({"init_from": str(path)}), tmp_path / "run")
-        assert "no run folder and no file of 'cskt export --merge'" in message
+        assert "no run folder, released folder or file of 'cskt export --merge'" in message
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "nan"])

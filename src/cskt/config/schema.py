@@ -61,8 +61,8 @@ class RunConfig:
     """added: the parts of the method (prompts, couplings, adapters, LoRA) | projections: these and the two output
     projections | all | none."""
     init_from: str | None = None
-    """Run folder, or file of `cskt export --merge`, whose weights training starts from: weights only, with a new
-    optimizer and schedule; none for the start that the recipe describes."""
+    """Run folder, released folder, or file of `cskt export --merge`, whose weights training starts from: weights only,
+    with a new optimizer and schedule; none for the start that the recipe describes."""
     frozen: tuple[str, ...] = ()
     """Parameters that do not train although `trainable` names them: beginnings of their names, such as vision.conv1."""
     backbone: BackboneConfig = BackboneConfig()

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from cskt.config import RunConfig, as_trained, completed_like, flat_values, validate
+from cskt.config import RunConfig, as_trained, completed_like, flat_values, to_dict, validate
 from cskt.config.file_names import BEST, HEADS, LAST, PREVIOUS
 from cskt.embed.hub import local_path
 from cskt.errors import CsktError
 from cskt.model.dual_encoder import TOWERS, DualEncoder
 from cskt.model.io.cache import sha256_of
 from cskt.model.io.native import HeadsFile, MethodFile, kind_of, read_heads, read_method, save_weights
+from cskt.model.io.released.reader import is_released, read_released, released_weights
 from cskt.model.io.weights import gather_state
 from cskt.plugins import of_section, required
 from cskt.training.checkpoint import read_last
@@ -38,6 +39,8 @@ STARTING_KEYS = {
     "backbone.name", "prompts.init", "prompts.words", "prompts.init_std", "adapters.init", "adapters.init_std",
 }  # fmt: skip
 """... except for these, which decide where weights come from."""
+HALF_PRECISION = 1e-3, 1e-5
+"""Relative and absolute differences of frozen tensors of a released folder, in half precision, from the backbone."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def _read_initial_weights(context: TrainingContext, named: str) -> InitialWeight
     if not context.config.is_trainable:
         raise CsktError(f"init_from {named}: trainable none trains nothing; evaluate that run instead")
     path = _weight_file(named)
-    file = read_method(path)
+    file = _released_file(path, context) if is_released(path) else read_method(path)
     if file.backbone_sha256 != context.state.backbone_sha256:
         raise CsktError(
             f"{path}: trained over the backbone {file.backbone_name} (SHA-256 {file.backbone_sha256 or 'none'}), and"
@@ -154,6 +157,8 @@ def initial_file(named: str) -> Path | None:
     place = local_path(named)
     check_path(place)
     path = place / BEST if place.is_dir() else place
+    if not path.is_file() and is_released(place):
+        return released_weights(place)
     return path if path.is_file() else None
 
 
@@ -163,11 +168,21 @@ def _weight_file(named: str) -> Path:
         raise CsktError(f"init_from {place}: no {BEST} there; name a run that has completed an evaluation")
     if path is None:
         raise CsktError(f"init_from {place}: no such run folder or file")
-    if path.suffix != ".safetensors" or kind_of(path) != "method":
+    if not is_released(path) and (path.suffix != ".safetensors" or kind_of(path) != "method"):
         raise CsktError(
-            f"init_from {place}: no run folder and no file of 'cskt export --merge'; a CLIP is named by backbone.name"
+            f"init_from {place}: no run folder, released folder or file of 'cskt export --merge'; a CLIP is named by"
+            " backbone.name"
         )
     return path
+
+
+def _released_file(path: Path, context: TrainingContext) -> MethodFile:
+    """Return the weights of a released folder, whose backbone is not known; frozen tensors are compared instead."""
+    found = read_released(path)
+    config, name, sha256 = to_dict(found.config), context.backbone_name, context.state.backbone_sha256
+    if config["backbone"].get("stride") == found.architecture.patch_size:
+        config["backbone"]["stride"] = None  # the same, as recipes write it
+    return MethodFile(config, name, sha256, {}, found.architecture, tensors=found.state)
 
 
 def _fitting_tensors(file: MethodFile, source: RunConfig, model: DualEncoder, path: Path) -> dict[str, Tensor]:
@@ -181,13 +196,14 @@ def _fitting_tensors(file: MethodFile, source: RunConfig, model: DualEncoder, pa
     if missing := next((name for name in own if not name.startswith(TOWERS) and name not in expected), None):
         raise CsktError(f"{path}: tensor '{missing}' is missing, which this recipe has; {remedy}")
     tensors = gather_state(file.tensors, {name: own[name] for name in expected}, origin=str(path))
-    for name, value in tensors.items():
-        is_frozen = isinstance(own[name], Parameter) and not own[name].requires_grad
-        if is_frozen and not torch.equal(value, own[name].detach().cpu()):
+    rtol, atol = HALF_PRECISION if is_released(path) else (0.0, 0.0)
+    frozen = [name for name in tensors if isinstance(own[name], Parameter) and not own[name].requires_grad]
+    for name in frozen:
+        if not torch.allclose(tensors[name], own[name].detach().cpu(), rtol=rtol, atol=atol):
             raise CsktError(
                 f"{path}: '{name}' was trained there and is frozen here; set trainable as that run has it, or to all"
             )
-    return tensors
+    return {name: value for name, value in tensors.items() if name not in frozen}
 
 
 def _fitting_heads(place: Path, context: TrainingContext) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 
 from cskt.config import ClipArchitecture, RunConfig, merge, nest, read_recipe, resolve_recipe, validate
-from cskt.config.file_names import RELEASED_CONFIG, RELEASED_WEIGHTS
+from cskt.config.file_names import CONFIG, RELEASED_CONFIG, RELEASED_WEIGHTS
 from cskt.config.plain_yaml import PlainLoader, plain_yaml
 from cskt.config.released_flags import FLAGS, from_published, recipe_of
 from cskt.config.types import WeightsChoice
@@ -52,9 +52,11 @@ class Released:
 
 
 def is_released(path: Path) -> bool:
-    """Return whether a path is a released folder, or a file of weights in one."""
+    """Return whether a path is a released folder, which has no config of a run, or a file of weights in one."""
     if path.is_file():
         return path.name in RELEASED_WEIGHTS and (path.name in ALONE or path.with_name(RELEASED_CONFIG).is_file())
+    if (path / CONFIG).is_file():
+        return False
     return (path / RELEASED_CONFIG).is_file() or any((path / name).is_file() for name in ALONE)
 
 
@@ -73,7 +75,7 @@ def read_released(path: Path, choice: WeightsChoice = "model", *, ignore_extra: 
         CsktError: a file that cannot be read, that contradicts configs.yaml, or that lacks a tensor; tensors that no
             description has, and `ignore_extra` is false.
     """
-    weights = _weights_of(path)
+    weights = released_weights(path)
     flags = _flags_beside(weights)
     tensors = named_tensors(load_checkpoint(weights), weights, choice)
     method = method_of(tensors)
@@ -111,7 +113,7 @@ def read_released(path: Path, choice: WeightsChoice = "model", *, ignore_extra: 
 def read_released_config(path: Path) -> RunConfig:
     """Read the config of a released folder, or of a file of weights in one, without its weights."""
     if path.is_dir() and not (path / RELEASED_CONFIG).is_file():
-        path = _weights_of(path)
+        path = released_weights(path)
     if path.name in ALONE and not path.with_name(RELEASED_CONFIG).is_file():
         return _config(METHODS[ALONE[path.name]], METHODS[ALONE[path.name]].recipe, {}, {}, path)
     config = path / RELEASED_CONFIG if path.is_dir() else path.with_name(RELEASED_CONFIG)
@@ -162,7 +164,12 @@ def _looks_of(tensors: Mapping[str, Tensor]) -> list[str]:
     return [kind for is_found, kind in found if is_found] or ["vectors or numbers"]
 
 
-def _weights_of(path: Path) -> Path:
+def released_weights(path: Path) -> Path:
+    """Return the file of weights of a released folder, or the path itself if it is a file.
+
+    Raises:
+        CsktError: the folder has none.
+    """
     if path.is_file():
         return path
     weights = next((path / name for name in RELEASED_WEIGHTS if (path / name).is_file()), None)
