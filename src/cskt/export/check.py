@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cskt.data.paperdoll import draw_person, sample_attributes, stable_random, write_caption
 from cskt.data.records import Split
-from cskt.data.tokenizer import Tokenizer, clean
+from cskt.data.tokenizer import Tokenizer
 from cskt.embed import Encoder
 from cskt.embed.exported import TOKENIZER, ExportedEncoder
 from cskt.errors import CsktError
@@ -133,6 +133,6 @@ def _ranking(encoder: Encoder, split: Split, features: SplitFeatures) -> dict[st
 def _check_tokenizer(exported: ExportedEncoder, tokenizer: Tokenizer, captions: Sequence[str]) -> None:
     """Check that `tokenizer.json`, after the text is cleaned, gives the ids of our tokenizer."""
     portable = tokenizers.Tokenizer.from_file(str(exported.folder / TOKENIZER))
-    ids = [encoding.ids for encoding in portable.encode_batch([clean(caption) for caption in captions])]
+    ids = [encoding.ids for encoding in portable.encode_batch([tokenizer.clean(caption) for caption in captions])]
     if not torch.equal(torch.tensor(ids), tokenizer(captions)):
         raise CsktError(f"{TOKENIZER} does not give the tokenizer's ids with this version of `tokenizers`; update it")
