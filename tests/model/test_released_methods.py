@@ -277,6 +277,7 @@ def test_pretrained_irra_serves_as_a_backbone(tmp_path: Path, as_folder: bool) -
 def test_patches_of_a_pretrained_irra_may_overlap(tmp_path: Path) -> None:
     overlapping = dataclasses.replace(TOWERS, image_height=44, image_width=20, stride=6)  # 7 x 3 patches
     model = DualEncoder(overlapping, load_config("clip", fit=False).method)
+    model.initialise_backbone(torch.Generator().manual_seed(3))
     tensors = {METHODS["irra"].name(name): value.detach() for name, value in named_tensors(model).items()}
     folder = write(tmp_path / "run", "irra", tensors, img_size=[44, 20], stride_size=6)
     backbone = load_backbone(BackboneConfig(str(folder), image_height=44, image_width=20, stride=6))
