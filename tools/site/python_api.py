@@ -29,7 +29,7 @@ def page(name: str) -> str:
     """Return the page of a name: a class or a function, or a module with what it offers."""
     found = getattr(cskt, name)
     if not inspect.ismodule(found):
-        return f"::: {found.__module__}.{name}\n    options: {{heading_level: 1}}\n"
+        return f"---\ntitle: {name}\n---\n\n::: {found.__module__}.{name}\n    options: {{heading_level: 1}}\n"
     parts = [f"# {name}\n\n::: {found.__name__}\n    options: {{members: false, show_root_heading: false}}\n"]
     for member in offered(found.__name__):
         parts.append(f"::: {member}\n    options: {{heading_level: 2}}\n")
