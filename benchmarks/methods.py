@@ -29,7 +29,7 @@ from cskt.training.distributed import SINGLE_PROCESS_ROWS
 from cskt.training.objective import NO_HEADS, ModelInputs, ModelOutputs, Objective, encode
 
 BASELINE = "as in the released code, float32: 77 tokens, all tokens through all blocks, all attention weights"
-BATCH_SIZE, NUM_IMAGES, NUM_CAPTIONS = 4, 8, 32
+BATCH_SIZE, NUM_IMAGES, NUM_CAPTIONS = 2, 4, 16
 BARS = {"step": 0.95, "text": 1.3, "image": 0.95}
 """Required ratio of speed by work, that of RDE (`benchmarks.selection`)."""
 MEMORY = 1.0
