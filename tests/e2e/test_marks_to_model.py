@@ -71,7 +71,7 @@ def test_the_commands_of_the_page(
     config = load_config("adapted/config.yaml")
     assert config.data.select_on == "train" and config.loop.eval_period_epochs == config.loop.num_epochs
     assert any(line.startswith(f"best: epoch {config.loop.num_epochs}, ") for line in lines), "the last is kept"
-    assert config.data.batch_size < 32 and config.optim.lr == pytest.approx(1e-4)
+    assert config.data.batch_size < 32 and config.optim.lr == pytest.approx(3e-4)
     assert "data.select_on val -> train" in caplog.text
     (start,) = [number for number, line in enumerate(lines) if line.startswith("next: ")]
     printed = [words_of(line.removeprefix("next:").strip()) for line in lines[start : start + 3]]

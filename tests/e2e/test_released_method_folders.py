@@ -132,7 +132,7 @@ def test_training_continues_from_a_released_folder(method: str, root: Path, tmp_
     assert method == "rde" or "was trained there and is frozen here" in other.refusal()
 
 
-def test_the_plugin_of_the_guide(root: Path, tmp_path: Path) -> None:
+def test_the_plugin_of_the_guide(root: Path, tmp_path: Path, forgets_plugins: None) -> None:
     for name in ("salient.py", "salient_released.py"):
         (tmp_path / name).write_text(FILES[name])
     head = {

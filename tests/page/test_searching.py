@@ -51,14 +51,13 @@ def test_an_older_answer_never_replaces_a_newer_one(page: Page, gallery: Gallery
 
 def test_warnings_are_shown_below_the_text_box(page: Page) -> None:
     note = page.locator("#box-note")
-    type_sentence(page, "a woman in a zygomorphic dress " + "and a red hat " * 60)
-    expect(note).to_contain_text("the model has never seen the word 'zygomorphic', which adds noise")
+    type_sentence(page, "a woman in a blue dress " + "and a red hat " * 60)
     expect(note).to_contain_text("the model reads 77 tokens of the sentence")
     type_sentence(page)
     expect(note).to_be_empty()
     page.get_by_role("button", name="but not").click()
-    page.locator("#not").fill("a zygomorphic hat")
-    expect(note).to_have_text("excluded sentence: the model has never seen the word 'zygomorphic', which adds noise")
+    page.locator("#not").fill("a green hat " * 60)
+    expect(note).to_contain_text("excluded sentence: the model reads 77 tokens of the sentence")
 
 
 def test_times_are_shown_in_utc_without_the_z(page: Page) -> None:
@@ -214,8 +213,8 @@ def test_a_pasted_and_a_chosen_picture(page: Page, gallery: Gallery, tmp_path: P
 
 def test_a_link_without_its_picture_shows_a_message(blank: Page, address: str) -> None:
     blank.goto(f"{address}?picture=gone-1&q=red")
-    expect(blank.locator("#box-note")).to_contain_text("drop it here again")
     expect(hits(blank).first).to_be_visible()
+    expect(blank.locator("#box-note")).to_contain_text("drop it here again")
     assert asked(blank) == {"q": "red"}
 
 

@@ -41,6 +41,7 @@ function begin(gallery) {
   const isEmpty = gallery.count === 0;
   const state = createState(moved);
   const sentence = () => state.now().text.trim();
+  let lostPicture = ""; // what to say of it until the question changes
 
   const marks = createMarks({ galleryName: gallery.name, onChange: remark, onNote: say });
   const verdictOf = (imageId) => marks.of(sentence(), imageId);
@@ -73,6 +74,7 @@ function begin(gallery) {
   function moved(now, previous) {
     showControls(now);
     if (!sameQuestion(now, previous)) {
+      lostPicture = "";
       box.note("");
       if (!now.open) viewer.hide();
       if (asks(now)) askLater();
@@ -93,7 +95,8 @@ function begin(gallery) {
     const now = state.now();
     if (now.picture && !pictureOf(now.picture)) {
       state.change({ picture: "" }, { replace: true });
-      box.note("The picture of this search is not part of its link: drop it here again.");
+      lostPicture = "The picture of this search is not part of its link: drop it here again.";
+      box.note(lostPicture);
       return;
     }
     const question = questionOf(now);
@@ -128,7 +131,7 @@ function begin(gallery) {
     const { hits, found, isComplete } = answers;
     const held = found.histogram && trimmed(found.histogram);
     facets.complain("");
-    box.note(found.warnings.join(" · "));
+    box.note([lostPicture, ...found.warnings].filter(Boolean).join(" · "));
     cutOff.show(held, found.cut_off);
     if (hits.length) {
       tellNothing();
