@@ -15,22 +15,13 @@ from command_line import contents, done, typed
 from safetensors.torch import load_file, save_file
 
 from cskt.model.io import native
+from pickled_trap import Trap
 from tiny_run import write_backbone
 
 pytestmark = pytest.mark.usefixtures("nothing_is_lost")
 
 
 # --- weights
-
-
-class Trap:
-    """A pickle that makes a folder when it is let run."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.mark),)
 
 
 def test_code_in_a_pickle_is_not_run(run: Path, root: Path, train_command: str, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import struct
 import zipfile
@@ -12,16 +11,6 @@ from pathlib import Path
 from typing import Any
 
 METADATA = "__metadata__"
-
-
-class Canary:
-    """Unpickles to a call that leaves a folder behind."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.place),)
 
 
 class Call:

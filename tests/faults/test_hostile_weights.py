@@ -23,7 +23,7 @@ import pytest
 import torch
 from hostile import in_a_process, run_commands, taken_or_refused
 from hostile_images import encoded, picture
-from hostile_weights import PICKLES, Call, Canary, lying, overlapping, rewritten
+from hostile_weights import PICKLES, Call, lying, overlapping, rewritten
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -38,6 +38,7 @@ from cskt.model.io.tensors import read_tensors
 from cskt.training import checkpoint
 from cskt.training.loop import train
 from fault_tries import LONG, record
+from pickled_trap import Trap
 from tiny_run import quick_config
 
 TEST = "tests/faults/test_hostile_weights.py"
@@ -171,7 +172,7 @@ def test_pickles_run_nothing(tmp_path: Path, canary: Path) -> None:
 @pytest.mark.parametrize("legacy", [False, True])
 def test_the_canary_sings_only_where_code_runs(legacy: bool, tmp_path: Path, canary: Path, run: Path) -> None:
     trap = tmp_path / "trap.pt"
-    torch.save({"x": torch.zeros(2), "y": Canary(canary)}, trap, _use_new_zipfile_serialization=not legacy)
+    torch.save({"x": torch.zeros(2), "y": Trap(canary)}, trap, _use_new_zipfile_serialization=not legacy)
     torch.load(trap, weights_only=False)
     canary.rmdir()  # it works where it is let
     released = tmp_path / "released"
@@ -201,7 +202,7 @@ def test_code_beside_the_tensors_is_not_run(legacy: bool, protocol: int, tmp_pat
     calls: list[tuple[Any, tuple[Any, ...]]] = [
         (os.mkdir, (str(canary),)), (os.system, (f"mkdir {canary}",)), (exec, (code,)), (eval, (code,)),
         (importlib.import_module, ("os",)), (subprocess.Popen, (["mkdir", str(canary)],)),
-        (pickle.loads, (pickle.dumps(Canary(canary)),)), (shutil.copy, (str(tmp_path / "x.pt"), str(canary))),
+        (pickle.loads, (pickle.dumps(Trap(canary)),)), (shutil.copy, (str(tmp_path / "x.pt"), str(canary))),
         (operator.methodcaller, ("mkdir",)),
     ]  # fmt: skip
     path = tmp_path / "x.pt"
@@ -449,7 +450,7 @@ def lying_spaces() -> bytes:
 def test_commands_end_in_one_line(tmp_path: Path, dolls: Path, tiny_backbone: Path) -> None:
     """The whole program: exit code 2, one line on stderr, no traceback, nothing from a library beside it."""
     bad_clip, bad_image = tmp_path / "clip.pt", tmp_path / "x.jpg"
-    torch.save({"x": torch.zeros(2), "y": Canary(Path.cwd() / "canary")}, bad_clip)
+    torch.save({"x": torch.zeros(2), "y": Trap(Path.cwd() / "canary")}, bad_clip)
     bad_image.write_bytes(b"\xff\xd8\xff\xe0" + bytes(1000))
     root = shutil.copytree(dolls, tmp_path / "data")
     next(iter(sorted(root.rglob("*.jpg")))).write_bytes(b"")

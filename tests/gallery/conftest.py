@@ -19,6 +19,12 @@ def encoder(tiny_backbone: Path) -> Encoder:
     return cskt.load(tiny_backbone, device="cpu", batch_size=4, num_workers=2)
 
 
+@pytest.fixture(scope="session")
+def clip_tiny() -> Encoder:
+    """The model of the package, which commands in other processes can name."""
+    return cskt.load("clip-tiny", device="cpu")
+
+
 @pytest.fixture
 def crops(dolls: Path, tmp_path: Path) -> Path:
     """Twelve crops in three folders, to be changed at will."""

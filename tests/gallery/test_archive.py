@@ -9,9 +9,8 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from noise_pictures import picture
 
 import cskt
 from cskt.gallery.archive import CHECKSUMS, import_gallery
@@ -21,30 +20,24 @@ Members = dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
-def encoder() -> cskt.Encoder:
-    return cskt.load("clip-tiny", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, encoder: cskt.Encoder) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, clip_tiny: cskt.Encoder) -> Path:
     """A gallery of two indexed crops and two uploads, with files that belong to no archive."""
     place = tmp_path_factory.mktemp("archived")
-    pictures = [np.random.default_rng(seed).integers(0, 256, (64, 32, 3), np.uint8) for seed in range(4)]
     (place / "crops").mkdir()
     for number in range(2):
-        Image.fromarray(pictures[number]).save(place / "crops" / f"{number}.png")
-    with Gallery.create(place / "gallery", encoder) as gallery:
+        picture(number).save(place / "crops" / f"{number}.png")
+    with Gallery.create(place / "gallery", clip_tiny) as gallery:
         gallery.index(place / "crops", metadata={"0.png": {"camera": "c1"}})
-        gallery.add([Image.fromarray(each) for each in pictures[2:]], ["live/2", "live/3"])
+        gallery.add([picture(2), picture(3)], ["live/2", "live/3"])
     (place / "gallery" / "audit.jsonl").write_text("{}\n", encoding="ascii")
     (place / "gallery" / "mine.txt").write_text("not of the gallery", encoding="ascii")
     return place / "gallery"
 
 
 @pytest.fixture(scope="module")
-def archive(folder: Path, encoder: cskt.Encoder) -> Path:
+def archive(folder: Path, clip_tiny: cskt.Encoder) -> Path:
     path = folder.parent / "backup.tar"
-    with Gallery.open(folder, encoder=encoder) as gallery:
+    with Gallery.open(folder, encoder=clip_tiny) as gallery:
         num_files = gallery.export(path)
     assert num_files == len(read(path)) - 1
     return path
@@ -69,12 +62,12 @@ def write(path: Path, members: Members, *, summed: bool = False) -> Path:
     return path
 
 
-def test_a_gallery_is_restored_elsewhere(folder: Path, archive: Path, encoder: cskt.Encoder, tmp_path: Path) -> None:
+def test_a_gallery_is_restored_elsewhere(folder: Path, archive: Path, clip_tiny: cskt.Encoder, tmp_path: Path) -> None:
     assert import_gallery(archive, tmp_path / "far" / "restored") == 4
     assert {path.name for path in (tmp_path / "far").iterdir()} == {"restored"}
     with (
-        Gallery.open(folder, encoder=encoder) as before,
-        Gallery.open(tmp_path / "far" / "restored", encoder=encoder) as after,
+        Gallery.open(folder, encoder=clip_tiny) as before,
+        Gallery.open(tmp_path / "far" / "restored", encoder=clip_tiny) as after,
     ):
         assert after.search("a man", k=10) == before.search("a man", k=10)
         for name in ("0.png", "live/2"):
@@ -99,9 +92,9 @@ def test_the_checksums_are_those_of_sha256sum(archive: Path) -> None:
 
 
 def test_places_that_are_refused(
-    folder: Path, archive: Path, encoder: cskt.Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, archive: Path, clip_tiny: cskt.Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Gallery.open(folder, encoder=encoder) as gallery, pytest.raises(ValueError, match="exists already"):
+    with Gallery.open(folder, encoder=clip_tiny) as gallery, pytest.raises(ValueError, match="exists already"):
         gallery.export(archive)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

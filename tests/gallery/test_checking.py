@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import lancedb
-import numpy as np
 import pytest
-from PIL import Image
+from noise_pictures import picture
 
 import cskt
 from cskt.errors import CsktError
@@ -21,32 +20,23 @@ INDEXED = ["a/1.png", "a/2.png", "b/3.png"]
 UPLOADS = ["live/1", "live/2"]
 
 
-def picture(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 32, 3), np.uint8))
-
-
 @pytest.fixture(scope="module")
-def encoder() -> cskt.Encoder:
-    return cskt.load("clip-tiny", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory, encoder: cskt.Encoder) -> Path:
+def filled(tmp_path_factory: pytest.TempPathFactory, clip_tiny: cskt.Encoder) -> Path:
     place = tmp_path_factory.mktemp("checked")
     for number, name in enumerate(INDEXED):
         path = place / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         picture(number).save(path)
-    with Gallery.create(place / "gallery", encoder) as gallery:
+    with Gallery.create(place / "gallery", clip_tiny) as gallery:
         gallery.index(place / "images", metadata={INDEXED[0]: {"camera": "c1"}})
         gallery.add([picture(10), picture(11)], UPLOADS)
     return place
 
 
 @pytest.fixture
-def gallery(filled: Path, tmp_path: Path, encoder: cskt.Encoder) -> Iterator[Gallery]:
+def gallery(filled: Path, tmp_path: Path, clip_tiny: cskt.Encoder) -> Iterator[Gallery]:
     shutil.copytree(filled, tmp_path / "own", copy_function=shutil.copy2)
-    with Gallery.open(tmp_path / "own" / "gallery", encoder=encoder) as opened:
+    with Gallery.open(tmp_path / "own" / "gallery", encoder=clip_tiny) as opened:
         yield opened
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from erasing_process import CALLS
-from PIL import Image
+from noise_pictures import picture
 
 import cskt
 from cskt.gallery.conditions import Missing
@@ -27,24 +27,15 @@ from cskt.gallery.stores.lance.versions import Version
 NAMES = [f"camera-{number % 3}/picture-{number:03d}.jpg" for number in range(12)]
 
 
-def picture(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 32, 3), np.uint8))
-
-
 @pytest.fixture(scope="module")
-def encoder() -> cskt.Encoder:
-    return cskt.load("clip-tiny", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory, encoder: cskt.Encoder) -> Path:
+def filled(tmp_path_factory: pytest.TempPathFactory, clip_tiny: cskt.Encoder) -> Path:
     """Twelve crops: six of an indexed folder, which is beside the gallery, and six uploads."""
     place = tmp_path_factory.mktemp("erasing")
     for number, name in enumerate(NAMES[:6]):
         path = place / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         picture(number).save(path)
-    with Gallery.create(place / "gallery", encoder) as gallery:
+    with Gallery.create(place / "gallery", clip_tiny) as gallery:
         rows = {name: {"time": f"20{20 + number}-01-31"} for number, name in enumerate(NAMES[:5])}
         gallery.index(place / "images", metadata=rows)
         uploads = [picture(number) for number in range(6, 12)]
@@ -55,9 +46,9 @@ def filled(tmp_path_factory: pytest.TempPathFactory, encoder: cskt.Encoder) -> P
 
 
 @pytest.fixture
-def gallery(filled: Path, tmp_path: Path, encoder: cskt.Encoder) -> Iterator[Gallery]:
+def gallery(filled: Path, tmp_path: Path, clip_tiny: cskt.Encoder) -> Iterator[Gallery]:
     shutil.copytree(filled, tmp_path / "own")
-    with Gallery.open(tmp_path / "own" / "gallery", encoder=encoder) as opened:
+    with Gallery.open(tmp_path / "own" / "gallery", encoder=clip_tiny) as opened:
         yield opened
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny_clip
@@ -23,6 +21,7 @@ from cskt.model.io import cache
 from cskt.model.io.native import MethodFile, save_backbone, save_weights
 from cskt.model.io.tensors import read_tensors
 from cskt.model.io.weights import load_backbone
+from pickled_trap import Trap
 
 
 def test_torchscript_archive(archive: Path) -> None:
@@ -146,16 +145,6 @@ def test_a_runs_file_is_no_backbone(tmp_path: Path) -> None:
     assert "holds a method, expected a backbone" in refused(path)
 
 
-class Bomb:
-    """Unpickles to a call that leaves a mark."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.mark),)
-
-
 def rewritten(archive: Path, path: Path, pickled: bytes) -> Path:
     """The archive with another data.pkl."""
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(path, "w") as new:
@@ -166,7 +155,7 @@ def rewritten(archive: Path, path: Path, pickled: bytes) -> Path:
 
 def test_archive_with_code_is_refused_and_not_run(tmp_path: Path, archive: Path) -> None:
     mark = tmp_path / "executed"
-    pickled = pickle.dumps(Bomb(mark), protocol=2)
+    pickled = pickle.dumps(Trap(mark), protocol=2)
     pickle.loads(pickled)
     assert mark.is_dir()  # the bomb works
     mark.rmdir()
@@ -178,7 +167,7 @@ def test_archive_with_code_is_refused_and_not_run(tmp_path: Path, archive: Path)
 @pytest.mark.parametrize("legacy", [False, True])
 def test_plain_file_with_code_is_refused_and_not_run(tmp_path: Path, legacy: bool) -> None:
     mark, path = tmp_path / "executed", tmp_path / "evil.pt"
-    torch.save({**tiny_clip.plain_state(), "x": Bomb(mark)}, path, _use_new_zipfile_serialization=not legacy)
+    torch.save({**tiny_clip.plain_state(), "x": Trap(mark)}, path, _use_new_zipfile_serialization=not legacy)
     assert "nothing in it was executed" in refused(path)
     assert not mark.exists()
 

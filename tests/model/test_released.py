@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from cskt.model.io.released.methods import released_name
 from cskt.model.io.released.reader import read_released, read_released_config
 from cskt.model.io.weights import load_state
 from cskt.model.parts.interaction import InteractionEncoder
+from pickled_trap import Trap
 
 ARCHITECTURE = ClipArchitecture(
     embed_dim=12, image_height=24, image_width=16, patch_size=8, stride=4, vision_width=64, vision_layers=3,
@@ -208,18 +208,10 @@ def test_yaml_with_code_is_refused_and_not_run(tmp_path: Path, code: str) -> Non
     assert not mark.exists()
 
 
-class Bomb:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.mark),)
-
-
 def test_weights_with_code_are_refused_and_not_run(tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     folder = write(tmp_path / "run", released_state())
-    torch.save({"model": released_state(), "optimizer": Bomb(mark)}, folder / "best.pth")
+    torch.save({"model": released_state(), "optimizer": Trap(mark)}, folder / "best.pth")
     assert "nothing in it was executed" in refused(folder)
     assert not mark.exists()
 

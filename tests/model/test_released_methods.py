@@ -23,6 +23,7 @@ from cskt.model.io.released.reader import read_released, read_released_config
 from cskt.model.io.weights import load_backbone
 from cskt.model.parts import PARTS, Part, PartExtras, part_config, register
 from cskt.utils.modules import named_tensors
+from pickled_trap import Trap
 
 TOWERS = ClipArchitecture(
     embed_dim=8, image_height=48, image_width=16, patch_size=8, stride=8, vision_width=64, vision_layers=2,
@@ -213,17 +214,9 @@ def test_pickled_config_of_tbps_clip_is_skipped(tmp_path: Path, monkeypatch: pyt
     assert read_released(folder).architecture.grid == (2, 2)
 
 
-class Bomb:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.mark),)
-
-
 def test_code_in_place_of_the_config_is_refused_and_not_run(tmp_path: Path) -> None:
     folder, mark = write(tmp_path / "run", "tbps_clip", {}), tmp_path / "executed"
-    torch.save({"model": tensors_of("tbps_clip"), "config": Bomb(mark)}, folder / "checkpoint_best.pth")
+    torch.save({"model": tensors_of("tbps_clip"), "config": Trap(mark)}, folder / "checkpoint_best.pth")
     assert "nothing in it was executed" in refused(folder)
     assert not mark.exists()
 

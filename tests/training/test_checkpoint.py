@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from cskt.training.checkpoint import (
 from cskt.training.objective import ModelOutputs, Objective
 from cskt.training.optim import build_optimizer
 from cskt.training.state import ExponentialMovingAverage, Progress, TrainState, trainable_state
+from pickled_trap import Trap
 
 CONFIG = load_config("cskt")
 NARROW = ClipArchitecture(embed_dim=4)
@@ -197,19 +197,9 @@ def test_a_checkpoint_of_another_program_is_refused_in_one_line(saved: Path) -> 
     assert "not a last.pt of this program" in refused(saved)
 
 
-class Harmful:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.path),)
-
-
 def test_code_is_refused_and_not_run(saved: Path, tmp_path: Path) -> None:
     content = load_plain(saved)
-    torch.save(content | {"extra": Harmful(tmp_path / "executed")}, saved)
+    torch.save(content | {"extra": Trap(tmp_path / "executed")}, saved)
     assert "nothing in it was executed" in refused(saved)
     assert not (tmp_path / "executed").exists()
     torch.load(saved, weights_only=False)

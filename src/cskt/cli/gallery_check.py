@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cskt.cli.listing import print_first
 from cskt.cli.parsing import Parser
 from cskt.gallery.checking import Finding
 from cskt.gallery.gallery import Gallery
@@ -20,8 +21,6 @@ examples:
   cskt gallery check my-gallery
   cskt gallery check my-gallery --json
 """
-MAX_LISTED = 20
-"""Places of one kind that are printed; `--json` has all."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,7 +47,4 @@ def print_findings(findings: Sequence[Finding]) -> None:
         places.setdefault((finding.problem, finding.remedy), []).append(finding.place)
     for (problem, remedy), found in places.items():
         print(printable(f"{problem}; {remedy}: {len(found):,}"))
-        for place in found[:MAX_LISTED]:
-            print(printable(f"  {place}"))
-        if len(found) > MAX_LISTED:
-            print(f"  and {len(found) - MAX_LISTED:,} more; cskt gallery check --json lists all")
+        print_first("  ", found, all_by="cskt gallery check --json")

@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from cskt.cli.listing import print_first
 from cskt.cli.parsing import Parser
 from cskt.gallery.erasing import EraseReport
 from cskt.gallery.gallery import Gallery
-from cskt.utils.terminal import json_text, printable
+from cskt.utils.terminal import json_text
 
 DESCRIPTION = """\
 Delete everything about crops from the folder of a gallery: rows, vectors, thumbnails, uploaded originals, older
@@ -23,8 +24,6 @@ examples:
   cskt gallery erase my-gallery live/1 live/2         says what would be deleted
   cskt gallery erase my-gallery live/1 live/2 --yes
 """
-MAX_LISTED = 20
-"""Lines of one kind that are printed; `--json` has all."""
 UNTOUCHED = "not touched: backups, archives of the gallery, snapshots of disks, audit logs outside the folder"
 
 
@@ -58,31 +57,24 @@ def erase(gallery: Gallery, names: Sequence[str], flags: argparse.Namespace) -> 
 
 def _print(report: EraseReport, *, is_done: bool) -> None:
     print(f"{'erased' if is_done else 'would erase'}: {len(report.erased):,} crops")
-    _list("  ", report.erased)
+    print_first("  ", report.erased)
     if report.unknown:
         print(f"not in the gallery: {len(report.unknown):,}")
-        _list("  ", report.unknown)
+        print_first("  ", report.unknown)
     if report.files:
         print(f"files of the indexed folder; delete them, or the next indexing adds them again: {len(report.files):,}")
-        _list("  ", list(map(str, report.files)))
+        print_first("  ", list(map(str, report.files)))
     if is_done:
         if not report.purged:
             print("the store cannot say whether it has kept older versions: see the manual of its server")
         place = f"{report.num_files:,} files ({report.num_bytes:,} bytes) of the gallery folder"
-        _list("not searched for: ", report.not_searched)
+        print_first("not searched for: ", report.not_searched)
         if report.found:
             print(f"searched {place}, and found:")
-            _list("  ", [f"{file}: {what}" for file, what in report.found])
+            print_first("  ", [f"{file}: {what}" for file, what in report.found])
             print("another crop may show the same picture; a filter in the audit log may contain a name")
         else:
             print(f"searched {place}: nothing of these crops is left")
     print(UNTOUCHED)
     if not is_done:
         print("nothing was changed; to delete, give --yes")
-
-
-def _list(start: str, lines: Sequence[str]) -> None:
-    for line in lines[:MAX_LISTED]:
-        print(printable(f"{start}{line}"))
-    if len(lines) > MAX_LISTED:
-        print(f"{start}and {len(lines) - MAX_LISTED:,} more; --json lists all")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cskt.errors import CorruptRowError, CsktError, file_system_errors
 from cskt.gallery.columns import Kind
@@ -17,7 +15,7 @@ from cskt.gallery.originals import ORIGINALS, PENDING, original_path
 from cskt.gallery.state import GalleryState
 from cskt.gallery.stores.base import SHA256, FileState, operator_errors
 from cskt.gallery.stores.row_checks import checked_thumbnail
-from cskt.utils.files import is_temporary
+from cskt.utils.files import bytes_below, files_below, is_temporary
 
 REPAIR = "'cskt gallery repair GALLERY --yes' deletes it"
 """Remedy of the findings that `repair_gallery` corrects."""
@@ -104,7 +102,7 @@ def gallery_info(state: GalleryState) -> GalleryInfo:
         shards=manifest.shards,
         min_score=state.min_score(),
         created=manifest.created,
-        num_bytes={part: sum(path.lstat().st_size for path in _files(state.folder / part)) for part in parts},
+        num_bytes={part: bytes_below(state.folder / part) for part in parts},
     )
 
 
@@ -220,7 +218,7 @@ def _check_leftovers(state: GalleryState, files: Mapping[str, FileState] | None,
     needed = None if files is None else {file.sha256 for file in files.values() if file.kept}
     with operator_errors(), file_system_errors(state.folder):
         top = [path for path in state.folder.iterdir() if path.is_file()]
-        for path in sorted([*top, *_files(state.folder / ORIGINALS)]):
+        for path in sorted([*top, *files_below(state.folder / ORIGINALS)]):
             place = path.relative_to(state.folder).as_posix()
             if is_temporary(path.name):
                 report.add(place, "unfinished file of a program that was killed", REPAIR)
@@ -232,11 +230,3 @@ def _check_leftovers(state: GalleryState, files: Mapping[str, FileState] | None,
                 report.add(place, "no upload of this gallery", "look at it, and delete it")
             elif path.name not in needed:
                 report.add(place, "uploaded file that no crop needs", REPAIR)
-
-
-def _files(place: Path) -> Iterator[Path]:
-    """Yield a file, or the files below a folder; links are not followed."""
-    if place.is_file():
-        yield place
-    for here, _, names in os.walk(place):
-        yield from (Path(here, name) for name in sorted(names))

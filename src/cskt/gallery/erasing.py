@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,6 +21,7 @@ from cskt.gallery.manifest import AUDIT_FILE
 from cskt.gallery.opening import other_vectors
 from cskt.gallery.state import GalleryState
 from cskt.gallery.stores.base import CropRecord, operator_errors
+from cskt.utils.files import files_below
 from cskt.utils.messages import command_text
 
 MAX_SEARCHED = 100
@@ -144,17 +144,16 @@ def _remains(state: GalleryState, crops: Mapping[str, CropRecord], report: Erase
 def _search(folder: Path, remains: Mapping[bytes, str], report: EraseReport) -> None:
     """Look for bytes in every file of a folder."""
     with operator_errors(), file_system_errors(folder):
-        for here, _, files in os.walk(folder):
-            for path in (Path(here, name) for name in sorted(files)):
-                if path.is_symlink() or not path.is_file():
-                    continue
-                report.num_files += 1
-                if not (size := path.stat().st_size):
-                    continue
-                report.num_bytes += size
-                with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                    found = dict.fromkeys(what for part, what in remains.items() if content.find(part) >= 0)
-                report.found += [(path.relative_to(folder).as_posix(), what) for what in found]
+        for path in files_below(folder):
+            if path.is_symlink() or not path.is_file():
+                continue
+            report.num_files += 1
+            if not (size := path.stat().st_size):
+                continue
+            report.num_bytes += size
+            with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                found = dict.fromkeys(what for part, what in remains.items() if content.find(part) >= 0)
+            report.found += [(path.relative_to(folder).as_posix(), what) for what in found]
 
 
 def _hide_names(audit_log: Path, names: Sequence[str]) -> None:

@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -39,6 +37,7 @@ from cskt.service.http_errors import ServiceError
 from cskt.service.monitoring import Metrics
 from cskt.service.settings import ServiceSettings
 from cskt.types import Hit
+from cskt.utils.files import bytes_below
 
 WARM_UP = Query(text="a person")
 DEEP = 1000
@@ -166,13 +165,5 @@ class GalleryWorker:
 def _size_of(gallery: Gallery) -> GallerySize:
     num_crops = gallery.count()
     with file_system_errors(gallery.folder):
-        folders = os.walk(vectors_folder(gallery.folder, gallery.manifest))
-        index_bytes = sum(_bytes_of(Path(folder, name)) for folder, _, names in folders for name in names)
+        index_bytes = bytes_below(vectors_folder(gallery.folder, gallery.manifest))
         return GallerySize(num_crops, index_bytes, shutil.disk_usage(gallery.folder).free)
-
-
-def _bytes_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:  # another process has compacted the store
-        return 0

@@ -7,7 +7,7 @@ import re
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cskt.errors import FileSystemError
@@ -45,6 +45,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         finally:
             if temporary.exists():
                 temporary.unlink()
+
+
+def files_below(place: Path) -> Iterator[Path]:
+    """Yield a file, or the files below a folder; links to folders are not followed."""
+    if place.is_file():
+        yield place
+    for folder, _, names in os.walk(place):
+        yield from (Path(folder, name) for name in sorted(names))
+
+
+def bytes_below(place: Path) -> int:
+    """Return the size of a file, or of the files below a folder, without those that vanish meanwhile."""
+    total = 0
+    for path in files_below(place):
+        with suppress(FileNotFoundError):
+            total += path.lstat().st_size
+    return total
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def watch(
             scan.leave_growing(before or {})
             is_settled = before is not None and (bool(scan.files) or not scan.growing)
             before = now
-            known = indexed and {name: state for name, state in indexed.items() if name not in scan.growing}
+            known = indexed and {name: file for name, file in indexed.items() if name not in scan.growing}
             if is_settled and (scan.files != known or rows != indexed_rows):
                 due = _due(rows, indexed_rows, scan.files, indexed or {})
                 report = index(state, engine, images, due, ignore, prune=prune, on_progress=on_progress, scan=scan)
