@@ -43,7 +43,7 @@ def test_health_says_loading_until_model_and_vectors_are_there(
         return search(*asked, **more)
 
     monkeypatch.setattr(gallery, "search_vectors", slow_search)
-    client = ask(gallery)
+    client = ask(gallery, is_ready=False)
     answer = client.get("/healthz")
     assert refusal(answer)[:2] == (503, "loading") and answer.headers["retry-after"] == "1"
     assert client.get("/api/gallery").status_code == 200
