@@ -24,13 +24,13 @@ page: $(VENV)/.serve
 	$(BIN)/python -m cskt serve --demo demo-gallery
 
 # Two tests at a time, each with a core and up to 3 GB; with more of both: make test TEST_PROCESSES=4
-PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
+# One thread of torch per test process; with more, the processes wait for each other's cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 # Marks of tests that are slow or need a browser, Ray or Milvus; see pyproject.toml.
 REST := slow or browser or ray or milvus
 
-# One thread of torch per test process; with more, the processes wait for each other's cores.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(PYTEST) --hypothesis-profile fast -m 'not ($(REST))'
+	$(PYTEST) --hypothesis-profile fast -m 'not ($(REST))'
 
 # What `make test` leaves out.
 test-rest: $(VENV)/.dev browser

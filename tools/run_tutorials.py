@@ -1,9 +1,10 @@
 """Run the commands of docs/tutorials in order, in one temporary folder, and take the pictures of the pages.
 
-    python tools/run_tutorials.py [--images docs/images]
+    python tools/run_tutorials.py [--images docs/images] [--quick]
 
 Commands are the lines `cskt ...` of shell blocks, but for `cskt serve`, which does not end. A Python block after a line
-with the name of a file becomes that file. A command that fails ends the program.
+with the name of a file becomes that file. A command that fails ends the program. With `--quick` the same commands draw
+few people and train for one epoch: enough to see that they run, not to see what the pages print.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -38,13 +40,19 @@ def commands_in(text: str) -> list[str]:
     return [line for line in lines if line.startswith("cskt ") and not line.startswith("cskt serve")]
 
 
-def run(folder: Path) -> None:
-    """Run all lessons in a folder."""
+def quick(command: str) -> str:
+    """Return a command with at most 10 people per split and one epoch of training."""
+    command = re.sub(r"(--(?:train|val|test)-ids) \d+", r"\1 10", command)
+    return command + " --loop.num-epochs 1" * command.startswith("cskt train")
+
+
+def run(folder: Path, change: Callable[[str], str] = str) -> None:
+    """Run all lessons in a folder, each command as `change` returns it."""
     for lesson in LESSONS:
         text = (ROOT / "docs" / "tutorials" / f"{lesson}.md").read_text(encoding="utf-8")
         for name, content in files_in(text).items():
             (folder / name).write_text(content, encoding="utf-8")
-        for command in commands_in(text):
+        for command in map(change, commands_in(text)):
             print(f"$ {command}", flush=True)
             subprocess.run([sys.executable, "-m", *shlex.split(command)], cwd=folder, check=True)
 
@@ -61,10 +69,12 @@ def main() -> None:
     """Run the lessons and take their pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images", help="folder of the pictures")
-    images = parser.parse_args().images.resolve()
+    parser.add_argument("--quick", action="store_true", help="few people and one epoch")
+    arguments = parser.parse_args()
+    images = arguments.images.resolve()
     images.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        run(Path(folder))
+        run(Path(folder), quick if arguments.quick else str)
         take_pictures(Path(folder), images)
 
 
