@@ -62,6 +62,15 @@ def test_settings_of_prompts_that_a_run_has_not_are_left_out() -> None:
     assert found(a=shorter, b=changed(), lora=changed("lora"))["prompts.length"] == {"a": "2", "b": "4"}
 
 
+def test_settings_of_parts_losses_and_hooks_that_a_run_has_not_are_left_out() -> None:
+    differences = found(a=changed("rde"), b=changed("up-person"))
+    assert differences["parts.tse"] == {"a": "used", "b": "none"}
+    assert differences["hooks.noise_division"] == {"a": "used", "b": "none"}
+    assert not [key for key in differences if key.count(".") == 2]
+    wider = found(a=changed("rde"), b=changed("rde", parts__tse__width=512), c=changed("up-person"))
+    assert wider["parts.tse.width"] == {"a": "1024", "b": "512"}
+
+
 def test_untrained_and_unknown_runs_are_left_out() -> None:
     assert found(a=changed(), clip=changed("clip"), unknown=[]) == {}
     assert found(a=changed(), b=changed(optim__lr=1.0), unknown=[])["optim.lr"] == {"a": "0.0003", "b": "1"}

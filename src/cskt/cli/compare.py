@@ -140,7 +140,7 @@ def differing_settings(configs: Mapping[str, Sequence[RunConfig]]) -> list[Setti
         configs: label of a method -> its configs, one for each seed; empty if unknown.
     """
     trained = {
-        label: [flat_values(config) for config in seeds if config.is_trainable] for label, seeds in configs.items()
+        label: [_settings(config) for config in seeds if config.is_trainable] for label, seeds in configs.items()
     }
     trained = {label: seeds for label, seeds in trained.items() if seeds}
     found = []
@@ -223,9 +223,16 @@ def _value(values: Mapping[str, Any], key: str) -> Any:
     return value if value is None or isinstance(value, int | float | str) else to_dict(value)
 
 
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Return the values of all keys, and `parts.<name>: used`, as `hooks.<name>` is among them."""
+    return flat_values(config) | {f"parts.{name}": "used" for name in config.parts}
+
+
 def _is_unused(values: Mapping[str, Any], key: str) -> bool:
-    """Return whether a key belongs to prompts, adapters or low-rank updates that a config switches off."""
-    section = key.partition(".")[0]
+    """Return whether a key is a setting of a part, a loss or a hook that a config lacks or switches off."""
+    section, _, rest = key.partition(".")
+    if "." in rest:  # parts.tse.ratio
+        return key not in values
     switches = {values.get(f"{section}.directions"), values.get(f"{section}.sides")}
     return "none" in switches and values.get(key) != "none"
 

@@ -128,7 +128,7 @@ def train(
         processes.run_on_rank0(lambda: _claim(run_folder, stack))
         resumes = choice is Resume.REQUIRED
         if allow_finished := processes.any(choice is Resume.IF_POSSIBLE):
-            resumes = processes.run_on_rank0(lambda: _has_checkpoint(run_folder))
+            resumes = processes.run_on_rank0(lambda: _is_resumable(run_folder))
             if not resumes:
                 processes.run_on_rank0(lambda: delete_unfinished_start(run_folder))
                 initial = read_initial_weights(context)
@@ -180,8 +180,8 @@ def _claim(folder: Path, stack: ExitStack) -> None:
         raise CsktError(f"{folder}: another process is training there; wait for it, or name another folder")
 
 
-def _has_checkpoint(folder: Path) -> bool:
-    """Return whether a folder has a checkpoint of this launch, or of an earlier one that it may continue."""
+def _is_resumable(folder: Path) -> bool:
+    """Return whether a folder has a checkpoint that this launch may resume."""
     if num_restarts() and was_refused(folder):
         return False  # the run there is not of this launch, which will be refused again
     return any((folder / name).is_file() for name in (LAST, PREVIOUS))
