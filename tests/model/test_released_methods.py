@@ -113,6 +113,25 @@ def test_counted_batches_tell_whether_rde_left_evaluation_mode(tmp_path: Path, c
     assert config.parts["tse"]["train_mode_after_division"] == (count > 0)
 
 
+@pytest.mark.parametrize(
+    ("mlp", "recipe", "num_losses"), [("simclr_mlp.0.weight", "tbps-clip", 4), ("", "tbps-clip-simple", 2)]
+)
+def test_the_simplified_recipe_of_tbps_clip_has_no_mlp(
+    tmp_path: Path, mlp: str, recipe: str, num_losses: int
+) -> None:
+    tensors = {f"module.{name}": value for name, value in tensors_of("tbps_clip").items()}
+    folder = write(tmp_path / "run", "tbps_clip", tensors | ({f"module.{mlp}": torch.zeros(2, 8)} if mlp else {}))
+    for place in (folder, folder / "checkpoint_best.pth"):
+        for config in (read_released(place).config, read_released_config(place)):
+            assert (config.name, len(config.loss.weights)) == (recipe, num_losses)
+
+
+def test_heads_of_other_losses_of_tbps_clip_are_left_out(tmp_path: Path) -> None:
+    heads = {"classifier.weight": torch.zeros(3, 8), "mlm_head.fc.weight": torch.zeros(40, 8)}
+    released = read_released(write(tmp_path / "run", "tbps_clip", tensors_of("tbps_clip") | heads))
+    assert released.state.keys() == named_tensors(model_of("tbps_clip")).keys()
+
+
 def test_either_file_of_a_folder_can_be_named(tmp_path: Path) -> None:
     best = tensors_of("irra")
     folder = write(tmp_path / "run", "irra", best)

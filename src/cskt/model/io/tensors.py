@@ -89,6 +89,19 @@ def load_checkpoint(path: Path) -> Any:
         return read_archive(archive)
 
 
+def stored_names(path: Path) -> list[str]:
+    """Return the names in a `torch.save` file of another program, and in the mappings that it holds; of an archive no
+    numbers are read."""
+    if _is_archive(path):
+        with _opened_archive(path) as archive, _reader_errors(path):
+            content = read_archive(archive, only_shapes=True)
+    else:
+        content = load_checkpoint(path)
+    outer = content if isinstance(content, Mapping) else {}
+    inner = [value for value in outer.values() if isinstance(value, Mapping)]
+    return [name for mapping in (outer, *inner) for name in mapping if isinstance(name, str)]
+
+
 def save_torch(content: Any, path: Path) -> None:
     """Write a file with `torch.save`.
 

@@ -33,9 +33,12 @@ MAX_MODULES = 10_000
 """Visits of modules in a TorchScript tree; a tree that names its own parts twice at every level would never end."""
 
 
-def read_archive(archive: zipfile.ZipFile) -> Any:
-    """Return the content of an archive of `torch.save`, with stand-ins for all but plain values and tensors."""
-    return ArchiveUnpickler(archive).load()
+def read_archive(archive: zipfile.ZipFile, *, only_shapes: bool = False) -> Any:
+    """Return the content of an archive of `torch.save`, with stand-ins for all but plain values and tensors.
+
+    With `only_shapes` no storage is read, and tensors are on the device `meta`.
+    """
+    return ArchiveUnpickler(archive, only_shapes=only_shapes).load()
 
 
 def read_legacy(path: Path) -> Any:
@@ -75,11 +78,12 @@ def _fill(storage: Tensor, stream: BinaryIO) -> None:
 class ArchiveUnpickler(RestrictedUnpickler):
     """Reads data.pkl of an archive, and the storages beside it."""
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
+    def __init__(self, archive: zipfile.ZipFile, *, only_shapes: bool = False) -> None:
         pickled = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickled) != 1:
             raise pickle.UnpicklingError(f"it has {len(pickled)} files data.pkl instead of one")
         self.archive, self.root = archive, pickled[0].removesuffix("/data.pkl")
+        self.only_shapes = only_shapes
         self.storages: dict[tuple[str, torch.dtype], Tensor] = {}
         if f"{self.root}/byteorder" in archive.namelist() and self._stored("byteorder") != b"little":
             raise pickle.UnpicklingError("written on another kind of processor")
@@ -91,6 +95,8 @@ class ArchiveUnpickler(RestrictedUnpickler):
         dtype, key, count = _storage_of(pid, 5)
         if (key, dtype) in self.storages:
             return self.storages[key, dtype]
+        if self.only_shapes:
+            return torch.empty(count, dtype=dtype, device="meta")
         raw = self._stored(f"data/{key}")
         if len(raw) != count * dtype.itemsize:
             raise pickle.UnpicklingError(f"storage {key} holds {len(raw)} bytes instead of {count} x {dtype.itemsize}")

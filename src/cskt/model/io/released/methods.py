@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +81,8 @@ class ReleasedMethod:
     """Name of the recipe, or path of a plug-in's, with what neither tensors nor options state."""
     sign: str
     """Regular expression, searched in names; a tensor that has it is of this method's code."""
+    variant: Callable[[Iterable[str]], str] = lambda _: ""
+    """Names of all tensors, or more, as stored -> the recipe where they show another than `recipe`, else nothing."""
     parts: Mapping[str, Rules] = field(default_factory=dict)
     """Part in the config's section `parts` -> rules that turn our names after `parts.<part>.` into released ones."""
     towers: Rules = ()
@@ -237,6 +239,11 @@ def _tbps_clip_settings(found: Checkpoint) -> dict[str, Any]:
     return dict.fromkeys(("backbone.image_height", "backbone.image_width"), side * found.sizes["patch_size"])
 
 
+def _tbps_clip_variant(names: Iterable[str]) -> str:
+    """The simplified recipe has no SimCLR, for whose MLP alone the code makes tensors."""
+    return "" if any("simclr_mlp." in name for name in names) else "tbps-clip-simple"
+
+
 def _flags(section: str, *names: str) -> dict[str, Flag]:
     """Return options that are called as the keys of a section."""
     return {name: Flag(f"{section}.{name}", "") for name in names}
@@ -289,8 +296,9 @@ METHODS.register(
     "tbps_clip",
     ReleasedMethod(
         "TBPS-CLIP", "tbps-clip", r"^encode_text\.",
+        variant=_tbps_clip_variant,
         towers=((r"^base_model\.(?!visual\.)", "encode_text."), (r"^base_model\.", "")),
         settings=_tbps_clip_settings,
-        training_only=("simclr_mlp.",),
+        training_only=(*TRAINING_ONLY, "simclr_mlp."),
     ),
 )  # fmt: skip

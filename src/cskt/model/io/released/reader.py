@@ -23,7 +23,7 @@ from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.checkpoints import named_tensors
 from cskt.model.io.layouts import TOWERS, openai_heads, read_sizes, replaced
 from cskt.model.io.released.methods import METHODS, Checkpoint, ReleasedMethod, method_of, method_of_options
-from cskt.model.io.tensors import load_checkpoint
+from cskt.model.io.tensors import load_checkpoint, stored_names
 from cskt.model.io.weights import IGNORED, gather_state
 from cskt.utils.modules import named_tensors as model_tensors
 
@@ -82,12 +82,13 @@ def read_released(path: Path, choice: WeightsChoice = "model", *, ignore_extra: 
     if method is None:
         first = min(tensors)[:80]
         raise CsktError(f"{weights}: not a checkpoint of a known method; found tensors such as '{first}'")
+    recipe = method.variant(tensors) or method.recipe
     tensors = {name: value for name, value in tensors.items() if not name.startswith(method.training_only)}
     tensors = _each_once(tensors, method, weights)
     sizes = read_sizes(tensors, method.layout, str(weights))
     found = method.settings(Checkpoint(method.title, tensors, sizes, str(weights)))
     _check_options(flags, found, method, weights)
-    config = _config(method, method.recipe, flags, found, weights.with_name(RELEASED_CONFIG))
+    config = _config(method, recipe, flags, found, weights.with_name(RELEASED_CONFIG))
     architecture = _architecture(sizes, config, weights)
     with torch.device("meta"):
         own = model_tensors(DualEncoder(architecture, config.method))
@@ -111,11 +112,15 @@ def read_released(path: Path, choice: WeightsChoice = "model", *, ignore_extra: 
 
 
 def read_released_config(path: Path) -> RunConfig:
-    """Read the config of a released folder, or of a file of weights in one, without its weights."""
+    """Read the config of a released folder, or of a file of weights in one, without its weights.
+
+    What only tensors determine is as in the recipe.
+    """
     if path.is_dir() and not (path / RELEASED_CONFIG).is_file():
         path = released_weights(path)
     if path.name in ALONE and not path.with_name(RELEASED_CONFIG).is_file():
-        return _config(METHODS[ALONE[path.name]], METHODS[ALONE[path.name]].recipe, {}, {}, path)
+        method = METHODS[ALONE[path.name]]
+        return _config(method, method.variant(stored_names(path)) or method.recipe, {}, {}, path)
     config = path / RELEASED_CONFIG if path.is_dir() else path.with_name(RELEASED_CONFIG)
     flags = _read_flags(config)
     method = method_of_options(flags)
