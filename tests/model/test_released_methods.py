@@ -116,9 +116,7 @@ def test_counted_batches_tell_whether_rde_left_evaluation_mode(tmp_path: Path, c
 @pytest.mark.parametrize(
     ("mlp", "recipe", "num_losses"), [("simclr_mlp.0.weight", "tbps-clip", 4), ("", "tbps-clip-simple", 2)]
 )
-def test_the_simplified_recipe_of_tbps_clip_has_no_mlp(
-    tmp_path: Path, mlp: str, recipe: str, num_losses: int
-) -> None:
+def test_the_simplified_recipe_of_tbps_clip_has_no_mlp(tmp_path: Path, mlp: str, recipe: str, num_losses: int) -> None:
     tensors = {f"module.{name}": value for name, value in tensors_of("tbps_clip").items()}
     folder = write(tmp_path / "run", "tbps_clip", tensors | ({f"module.{mlp}": torch.zeros(2, 8)} if mlp else {}))
     for place in (folder, folder / "checkpoint_best.pth"):

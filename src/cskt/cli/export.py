@@ -26,7 +26,7 @@ from cskt.embed.hub import local_path
 from cskt.errors import CsktError, out_of_memory_errors
 from cskt.export.folder import atomic_folder
 from cskt.model.io.native import MethodFile, read_method, save_backbone, save_weights
-from cskt.model.io.released.writer import check_expressible, inexpressible_keys, write_released
+from cskt.model.io.released.writer import check_expressible, method_for, write_released
 from cskt.training.initial_weights import read_run_heads
 from cskt.training.objective import Objective
 from cskt.utils.modules import named_tensors
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     form.add_argument("--as-backbone", type=Path, metavar="FILE",
         help="a whole trained CLIP, for --backbone.name of other runs")
     form.add_argument("--format", choices=(*SUFFIXES, RELEASED),
-        help="a folder for ONNX Runtime or OpenVINO, or for the released CSKT and IRRA programs, checked")
+        help="a folder for ONNX Runtime or OpenVINO, or for the program of the method's authors, checked")
     add("--half", action="store_true", help="with --as-backbone: store float16")
     add("--seen-tokens", action="store_true", help="with --as-backbone: keep the embeddings of training's words only")
     # fmt: on
@@ -168,14 +168,11 @@ def export_released(target: Path, run: Folded, root: str | None) -> None:
         raise CsktError(f"{run.folder}: {error}") from None
     place = Path(root or config.data.root).absolute()
     heads = _heads(run, place)
-    if lost := inexpressible_keys(config, architecture):
-        unused = "settings of the training, which test.py does not use"
-        logger.warning("configs.yaml has no word for %s: %s", ", ".join(lost), unused)
     # The user may have named the data set's folder or the one that contains it.
     name = folders()[dataset]
     root_dir = place.parent if place.name == name and not (place / name).is_dir() else place
     with atomic_folder(target) as fresh:
-        write_released(
+        lost = write_released(
             fresh,
             config,
             architecture,
@@ -186,12 +183,16 @@ def export_released(target: Path, run: Folded, root: str | None) -> None:
             dataset_name=name,
             epoch=int(run.source.facts.get("epoch", 0)),
         )
+    if lost:
+        unused = "settings of the training, which test.py does not use"
+        logger.warning("the released folder has no word for %s: %s", ", ".join(lost), unused)
 
 
 def _heads(run: Folded, root: Path) -> dict[str, Tensor]:
-    """Return the heads of all losses, the classifier with a row for each identity that the released program counts."""
+    """Return the heads that the released program stores, the classifier with a row for each identity that it counts."""
     config = run.config
-    wanted = [name for name in ("id", "mlm") if name in config.loss.weights]
+    starts = method_for(config).heads
+    wanted = [loss for loss in starts if loss in config.loss.weights]
     if not wanted:
         return {}
     found = read_run_heads(run.folder)
@@ -205,12 +206,17 @@ def _heads(run: Folded, root: Path) -> dict[str, Tensor]:
     rows = len(found.tensors.get("classifier.weight", ()))
     with torch.device("meta"):
         objective = Objective(config.loss, config.mlm, run.encoder.model.architecture, rows)
-    for name, value in objective.named_parameters():
+    own = {
+        name: value
+        for name, value in objective.named_parameters()
+        if name.startswith(tuple(starts[loss] for loss in wanted))
+    }
+    for name, value in own.items():
         if name not in found.tensors or found.tensors[name].shape != value.shape:
             shape = list(value.shape)
             raise CsktError(f"{run.folder}: the training heads have no '{name}' of shape {shape}; they are corrupt")
-    heads = {name: found.tensors[name] for name, _ in objective.named_parameters()}
-    return heads if "id" not in config.loss.weights else heads | _whole_classifier(heads, run, root)
+    heads = {name: found.tensors[name] for name in own}
+    return heads if "id" not in wanted else heads | _whole_classifier(heads, run, root)
 
 
 def _whole_classifier(heads: dict[str, Tensor], run: Folded, root: Path) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""Methods whose released folders can be read: one `ReleasedMethod` each, in a registry that plug-ins add to.
+"""Methods whose released folders can be read and written: one `ReleasedMethod` each; plug-ins can add further ones.
 
 A description says how a checkpoint is recognised from the names of its tensors, what recipe it is, which settings its
-shapes and the options of its configs.yaml give, and which tensors inference does not need.
+shapes and the options of its configs.yaml give, which tensors inference does not need, and what the code can compute.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from typing import Any
 from torch import Tensor
 
 from cskt.config import ClipArchitecture
+from cskt.config.file_names import RELEASED_WEIGHTS
 from cskt.config.released_flags import IRRA as IRRA_RECIPE
 from cskt.config.released_flags import REFERENCE, Flag
 from cskt.errors import CsktError
 from cskt.model.io.layouts import TOWERS, TRAINING_ONLY, Layout, Rules, replaced
-from cskt.model.io.released.names import DM_ADAPTER, PREFIX_TWICE, TOKEN_SELECTION, UP_PERSON, base_name
+from cskt.model.io.released.names import DM_ADAPTER, PREFIX_AGAIN, PREFIX_TWICE, TOKEN_SELECTION, UP_PERSON, base_name
 from cskt.plugins import Registry
 
 RDE_WIDTH = 1024
 """Width of the embeddings of the released RDE."""
+WIDTHS = {"vision_width": 768, "text_width": 512}
+"""Widths that are fixed in the codes of CSKT's authors."""
+WITHOUT_EFFECT = Flag(None, "without effect on the method")
 Shapes = dict[str, tuple[int, ...]]
 """Name of a tensor -> its shape."""
 
@@ -86,7 +90,8 @@ class ReleasedMethod:
     parts: Mapping[str, Rules] = field(default_factory=dict)
     """Part in the config's section `parts` -> rules that turn our names after `parts.<part>.` into released ones."""
     towers: Rules = ()
-    """Rules that turn names of the towers in IRRA's code, such as `base_model.visual.proj`, into those of this code."""
+    """Rules that turn names of towers and heads in IRRA's code, such as `base_model.visual.proj`, into those of this
+    code."""
     settings: Callable[[Checkpoint], dict[str, Any]] = lambda _: {}
     """Dotted config keys that the tensors determine, with their values."""
     flags: Mapping[str, Flag] = field(default_factory=dict)
@@ -94,12 +99,27 @@ class ReleasedMethod:
     marks the configs.yaml of this method."""
     losses: Callable[[str], dict[str, float]] = lambda name: {name: 1.0}
     """Name of a loss in `loss_names` -> our losses and their weights."""
+    loss_names: tuple[str, ...] = ()
+    """Names in `loss_names` that are not ours; where the code has none of a run's losses, the first is written."""
     unused: Callable[[ClipArchitecture], Shapes] = lambda _: {}
     """Tensors that the code stores and never uses. They are left out, and may be absent."""
     training_only: tuple[str, ...] = TRAINING_ONLY
     """First letters of the names of tensors that only losses use; they are left out."""
     twice: Rules = ()
     """Rules that turn the second name of a tensor that is stored under two into the first."""
+    again: Rules = ()
+    """Rules that turn the first name of such a tensor into the second."""
+    file: str = RELEASED_WEIGHTS[0]
+    """Name of the file of weights that is written."""
+    heads: Mapping[str, str] = field(default_factory=lambda: {"id": "classifier.", "mlm": "interaction."})
+    """Loss -> first letters of our names of its training heads, which the code stores too."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Config key, or field of `ClipArchitecture` -> the only value that the code computes the same function with, where
+    no option says it."""
+    has_squares: bool = False
+    """True if the code takes square images alone, with patches that do not overlap."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of its configs.yaml without a config key here, with their values."""
 
     def name(self, name: str) -> str:
         """Return the released name of one of our parameters or buffers."""
@@ -107,6 +127,13 @@ class ReleasedMethod:
             if name.startswith(start := f"parts.{part}."):
                 return replaced(name.removeprefix(start), rules)
         return replaced(base_name(name), self.towers)
+
+    def loss_words(self, weights: Mapping[str, float]) -> list[str]:
+        """Return the words of `loss_names` for our losses."""
+        words = [word for word in self.loss_names if self.losses(word).keys() <= weights.keys()]
+        said = {name for word in words for name in self.losses(word)}
+        words += [name for name in weights if name not in said and self.losses(name)]
+        return words or list(self.loss_names[:1])
 
     @property
     def layout(self) -> Layout:
@@ -240,7 +267,7 @@ def _tbps_clip_settings(found: Checkpoint) -> dict[str, Any]:
 
 
 def _tbps_clip_variant(names: Iterable[str]) -> str:
-    """The simplified recipe has no SimCLR, for whose MLP alone the code makes tensors."""
+    """Return the simplified recipe if there is no MLP of SimCLR, which the code makes for the full one alone."""
     return "" if any("simclr_mlp." in name for name in names) else "tbps-clip-simple"
 
 
@@ -252,8 +279,15 @@ def _flags(section: str, *names: str) -> dict[str, Flag]:
 METHODS.register("irra", ReleasedMethod("IRRA", IRRA_RECIPE, rf"^{re.escape(TOWERS)}"))
 METHODS.register(
     "cskt",
-    ReleasedMethod("CSKT", REFERENCE, r"^prompt_learner\.|\.adapter_mlp\.", settings=_cskt_settings),
-)
+    ReleasedMethod(
+        "CSKT", REFERENCE, r"^prompt_learner\.|\.adapter_mlp\.",
+        settings=_cskt_settings,
+        fixed={
+            "prompts.directions": "both", "adapters.sides": "both", "adapters.reduction": 8,
+            "adapters.vision_scale": 0.1, "adapters.text_scale": 4.0, **WIDTHS,
+        },
+    ),
+)  # fmt: skip
 METHODS.register(
     "rde",
     ReleasedMethod(
@@ -262,11 +296,18 @@ METHODS.register(
         settings=_rde_settings,
         flags={
             "select_ratio": Flag("parts.tse.ratio", ""), "tau": Flag("loss.tal_temperature", ""),
-            "margin": Flag("loss.tal_margin", ""),
-            "txt_aug": Flag("augment.caption_change_probability", "", lambda value: 0.2 if value else 0.0),
+            "margin": Flag("loss.tal_margin", ""), "noisy_rate": Flag("data.noise_rate", ""),
+            "txt_aug": Flag(
+                "augment.caption_change_probability", "", lambda value: 0.2 if value else 0.0, lambda value: value > 0
+            ),
+            "lr_factor": WITHOUT_EFFECT,  # the rate of the heads is written into the code
         },
         losses=lambda name: RDE_LOSSES.get(name, {}),
+        loss_names=tuple(RDE_LOSSES),
         unused=_rde_unused,
+        heads={},
+        fixed={"parts.tse.width": RDE_WIDTH, "embed_dim": 512},
+        options={"noisy_file": "", "lr_factor": 5.0},
     ),
 )  # fmt: skip
 METHODS.register(
@@ -277,8 +318,11 @@ METHODS.register(
         settings=_up_person_settings,
         flags=_flags(
             "parts.up_person", "prefix_length", "rank", "depth_lora", "depth_prefix", "depth_adapter"
-        ) | {"depth": Flag(None, "of CSKT; without effect"), "n_ctx": Flag(None, "of CSKT; without effect")},
+        ) | dict.fromkeys(("depth", "n_ctx", "bias_lr_factor", "lr_factor"), WITHOUT_EFFECT),
         twice=PREFIX_TWICE,
+        again=PREFIX_AGAIN,
+        fixed={"parts.up_person.reduction": 8, **WIDTHS},
+        options={"depth": 12, "n_ctx": 4, "bias_lr_factor": 2.0, "lr_factor": 5.0},
     ),
 )  # fmt: skip
 METHODS.register(
@@ -289,7 +333,9 @@ METHODS.register(
         settings=_dm_adapter_settings,
         flags=_flags("parts.dm_adapter", "num_experts", "topk", "reduction"),
         losses=lambda name: {"balance": 0.5} if name == "aux" else {name: 1.0},
+        loss_names=("aux",),
         unused=_dm_adapter_unused,
+        fixed={"parts.dm_adapter.vision_scale": 0.1, "parts.dm_adapter.text_scale": 4.0, **WIDTHS},
     ),
 )  # fmt: skip
 METHODS.register(
@@ -297,8 +343,21 @@ METHODS.register(
     ReleasedMethod(
         "TBPS-CLIP", "tbps-clip", r"^encode_text\.",
         variant=_tbps_clip_variant,
-        towers=((r"^base_model\.(?!visual\.)", "encode_text."), (r"^base_model\.", "")),
+        towers=(
+            (r"^base_model\.losses\.simclr\.mlp\.", "simclr_mlp."), (r"^base_model\.logit_scale$", "logit_scale"),
+            (r"^base_model\.(?!visual\.)", "encode_text."), (r"^base_model\.", ""),
+        ),
         settings=_tbps_clip_settings,
         training_only=(*TRAINING_ONLY, "simclr_mlp."),
+        file=RELEASED_WEIGHTS[2],
+        heads={
+            "id": "classifier.", "mlm": "interaction.", "nitc": "logit_scale", "ritc": "logit_scale",
+            "simclr": "losses.simclr.mlp.",
+        },
+        fixed={
+            "data.clean_captions": True, "data.eval_interpolation": "bicubic",
+            "image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225),
+        },
+        has_squares=True,
     ),
 )  # fmt: skip

@@ -70,6 +70,11 @@ PREFIX_TWICE: Rules = (
     (r"^base_model\.transformer\.resblocks\.(\d+)\.attn\.prefix\.", r"text_prefix_learner.text_prefix.\1."),
 )
 """Second name of a prefix, under which UP-Person stores it again after the first forward -> its first name."""
+PREFIX_AGAIN: Rules = (
+    (r"^vit_prefix_learner\.vit_prefix\.(\d+)\.", r"base_model.visual.transformer.resblocks.\1.attn.prefix."),
+    (r"^text_prefix_learner\.text_prefix\.(\d+)\.", r"base_model.transformer.resblocks.\1.attn.prefix."),
+)
+"""Its first name -> its second."""
 
 
 def base_name(name: str) -> str:

@@ -1,10 +1,12 @@
-"""Writer of folders for the released CSKT and IRRA programs: `configs.yaml` and `best.pth`, as `test.py` reads them.
+"""Writer of folders for released programs: `configs.yaml` and `best.pth`, or `checkpoint_best.pth` alone, as their
+`test.py` reads them. `methods` describes the programs.
 
-A run that the released programs cannot express is refused.
+A run that its released program cannot compute is refused.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,19 +20,16 @@ from cskt.config import (
     CLIP_STD,
     ClipArchitecture,
     RunConfig,
-    flat_fields,
+    evaluation_interpolation,
     flat_values,
-    load_config,
-    to_dict,
-    value_of,
 )
 from cskt.config.architecture import HEAD_WIDTH, VOCAB_SIZE
-from cskt.config.file_names import RELEASED_CONFIG, RELEASED_WEIGHTS
-from cskt.config.released_flags import IRRA, REFERENCE, from_published, to_published
+from cskt.config.file_names import RELEASED_CONFIG
+from cskt.config.released_flags import to_published
 from cskt.errors import CsktError
-from cskt.model.io.layouts import openai_heads, openai_name
-from cskt.model.io.released.methods import released_name
-from cskt.model.io.released.reader import read_released
+from cskt.model.io.layouts import openai_heads, openai_name, replaced
+from cskt.model.io.released.methods import METHODS, ReleasedMethod
+from cskt.model.io.released.reader import ALONE, read_released
 from cskt.model.io.tensors import save_torch
 
 BACKBONE_FILE = "backbone.pth"
@@ -43,49 +42,53 @@ RELEASED_OPTIONS: dict[str, Any] = {
 """Options of the released programs without a config key here, with their defaults."""
 TUPLES = ("img_size", "milestones")
 """Options that are tuples in the released programs."""
-CSKT_WIDTHS = {"vision_width": 768, "text_width": 512}
-"""Widths that are fixed in the released CSKT program."""
-CSKT_METHOD = {
-    "prompts.directions": "both", "adapters.sides": "both", "adapters.reduction": 8, "adapters.vision_scale": 0.1,
-    "adapters.text_scale": 4.0,
+FIXED: dict[str, Any] = {
+    "activation": "quick_gelu", "vocab_size": VOCAB_SIZE, "image_mean": CLIP_MEAN, "image_std": CLIP_STD,
+    "backbone.interpolation": "bilinear", "data.eval_interpolation": "bilinear", "data.templates": ("{}",),
+    "data.apply_orientation": False, "data.clean_captions": False,
 }  # fmt: skip
-"""Settings of the method that are fixed in the released CSKT program."""
-PREPROCESSING = {
-    "data.templates": (("{}",),), "data.apply_orientation": (False,), "backbone.interpolation": ("bilinear",),
-    "data.eval_interpolation": (None, "bilinear"), "data.clean_captions": (False,),
-}  # fmt: skip
-"""Config key -> the values that the released programs support."""
+"""As `ReleasedMethod.fixed`, for every program whose description does not say otherwise."""
 NOT_FOR_TRAINING = (
     "name", "output_dir", "device", "init_from", "backbone.", "loop.", "data.root", "data.num_workers", "data.cache",
-    "data.eval_batch_size", "prompts.", "adapters.",
+    "data.eval_batch_size", "prompts.", "adapters.", "parts.",
 )  # fmt: skip
 """Prefixes of the keys that do not affect how the weights were trained, or that are checked elsewhere."""
 
 
-def recipe_for(config: RunConfig) -> str:
-    """Return the recipe of the released program that can run a model: CSKT's, or IRRA's for plain towers."""
-    if config.parts:
-        raise CsktError(f"parts.{min(config.parts)}: released CSKT and IRRA programs have no such part; use --merge")
-    if (config.prompts.directions, config.adapters.sides) == ("none", "none"):
-        return IRRA
-    for key, value in CSKT_METHOD.items():
-        if (own := value_of(config, key)) != value:
-            raise CsktError(f"{key} {own}: the released CSKT program has {value} only; use --merge or --format onnx")
-    return REFERENCE
+def method_for(config: RunConfig) -> ReleasedMethod:
+    """Return the description of the released program that can compute a model: the one with its parts.
+
+    Of plain towers it is TBPS-CLIP's if captions are cleaned, else IRRA's.
+    """
+    has_cskts = (config.prompts.directions, config.adapters.sides) != ("none", "none")
+    if not config.parts:
+        return METHODS["cskt" if has_cskts else "tbps_clip" if config.data.clean_captions else "irra"]
+    found = next((method for method in METHODS.values() if method.parts.keys() == config.parts.keys()), None)
+    if found is None or has_cskts:
+        parts = ", ".join(f"parts.{name}" for name in config.parts)
+        beside = " beside prompts or adapters" if found else ""
+        raise CsktError(f"{parts}: no released program has this{beside}; use --merge or --format onnx")
+    return found
 
 
 def check_expressible(config: RunConfig, architecture: ClipArchitecture) -> None:
     """Check that a released program computes the same function as a run."""
-    fixed: dict[str, Any] = {"activation": "quick_gelu", "vocab_size": VOCAB_SIZE}
-    fixed |= CSKT_WIDTHS if recipe_for(config) == REFERENCE else {}
-    fixed |= openai_heads(to_dict(architecture))
+    method = method_for(config)
+    own = dataclasses.asdict(architecture) | flat_values(config)
+    own |= {"data.eval_interpolation": evaluation_interpolation(config)}
+    fixed = {**FIXED, **openai_heads(own), **method.fixed}
     for key, value in fixed.items():
-        if (own := getattr(architecture, key)) != value:
-            raise CsktError(f"the model's {key} is {own}: the released program takes {value} only")
-    for key, clips in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
-        if (own := getattr(architecture, key)) != clips:
-            raise CsktError(f"the model's {key} is {own}: the released program has CLIP's only")
-    if "mlm" in config.loss.weights and architecture.embed_dim < HEAD_WIDTH:
+        if (found := tuple(own[key]) if isinstance(value, tuple) else own[key]) != value:
+            name = key if "." in key else f"the model's {key}"
+            problem = f"{name} {found}: the released {method.title} program has {value} only"
+            raise CsktError(f"{problem}; use --merge or --format onnx")
+    height, width, patch = architecture.image_height, architecture.image_width, architecture.patch_size
+    if method.has_squares and (height != width or architecture.stride != patch):
+        raise CsktError(
+            f"the model's images are {height} x {width}, with a patch every {architecture.stride} pixels: the released"
+            f" {method.title} program takes square ones, with a patch every {patch}; use --merge or --format onnx"
+        )
+    if "mlm" in method.heads and "mlm" in config.loss.weights and architecture.embed_dim < HEAD_WIDTH:
         raise CsktError(
             f"the model's embed_dim is {architecture.embed_dim}: the released interaction encoder needs {HEAD_WIDTH}"
         )
@@ -94,20 +97,19 @@ def check_expressible(config: RunConfig, architecture: ClipArchitecture) -> None
             f"data.caption_length {config.data.caption_length}: the released program takes"
             f" {architecture.context_length} only, the context of the model"
         )
-    for key, values in PREPROCESSING.items():
-        if key in {name for name, _ in flat_fields()} and (own := value_of(config, key)) not in values:
-            raise CsktError(f"{key} {own}: the released program has {values[-1]} only")
 
 
-def inexpressible_keys(config: RunConfig, architecture: ClipArchitecture) -> list[str]:
-    """Return the config keys that affected a run's training and that the released options cannot express."""
-    expressed = load_config(recipe_for(config), from_published(to_published(config, architecture)), fit=False)
-    written = flat_values(expressed)
-    return [
-        key
-        for key, value in flat_values(config).items()
-        if not key.startswith(NOT_FOR_TRAINING) and value != written.get(key)
-    ]
+def released_tensors(
+    method: ReleasedMethod, architecture: ClipArchitecture, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the tensors of a model and its training heads under their released names.
+
+    Those that the code stores and never uses are added as they are in a new batch normalisation, or zero, and those
+    that it stores under two names have both.
+    """
+    released = {method.name(name): value for name, value in tensors.items()}
+    released |= {name: _unused(name, shape) for name, shape in method.unused(architecture).items()}
+    return released | {replaced(name, method.again): value for name, value in released.items()}
 
 
 def write_released(
@@ -121,8 +123,8 @@ def write_released(
     root_dir: Path,
     dataset_name: str,
     epoch: int,
-) -> None:
-    """Write a folder that the released `test.py` accepts, and check that it reads back to the same tensors.
+) -> list[str]:
+    """Write a folder that the released program accepts, and check that it reads back to the same tensors.
 
     Args:
         folder: an empty folder.
@@ -133,28 +135,56 @@ def write_released(
         root_dir, dataset_name: folder and released name of its data set.
         epoch: of the weights.
 
+    Returns:
+        The config keys that affected the run's training and that the folder does not state.
+
     Raises:
-        CsktError: the released program cannot express the run.
+        CsktError: the released program cannot compute the model.
         OSError: the folder cannot be written.
     """
     check_expressible(config, architecture)
-    options = to_published(config, architecture) | RELEASED_OPTIONS
-    options = {name: tuple(value) if name in TUPLES else value for name, value in sorted(options.items())}
-    options |= {"output_dir": str(placed_at), "root_dir": str(root_dir), "dataset_name": dataset_name}
-    if config.backbone.name not in DOWNLOADED:
-        towers = {
-            openai_name(name): _own(value) for name, value in state.items() if name.startswith(("vision.", "text."))
-        }
-        save_torch(towers, folder / BACKBONE_FILE)
-        options["pretrain_choice"] = str(placed_at / BACKBONE_FILE)
-    model = {released_name(name): _own(value) for name, value in [*state.items(), *heads.items()]}
-    save_torch({"model": model, "epoch": epoch}, folder / RELEASED_WEIGHTS[0])
-    (folder / RELEASED_CONFIG).write_text(yaml.dump(options, default_flow_style=False), encoding="utf-8")
+    method = method_for(config)
+    tensors = {name: _own(value) for name, value in [*state.items(), *heads.items()]}
+    content: dict[str, Any] = {"model": released_tensors(method, architecture, tensors), "epoch": epoch}
+    if method.file in ALONE:
+        images = {"input_resolution": [architecture.image_height, architecture.image_width]}
+        experiment = {**images, "text_length": architecture.context_length}
+        sizes = {"embed_dim": architecture.embed_dim, "vocab_size": architecture.vocab_size}
+        content["config"] = {"experiment": experiment, "model": sizes}
+    else:
+        options = _options(method, config, architecture)
+        options |= {"output_dir": str(placed_at), "root_dir": str(root_dir), "dataset_name": dataset_name}
+        if config.backbone.name not in DOWNLOADED:
+            towers = {
+                openai_name(name): value for name, value in tensors.items() if name.startswith(("vision.", "text."))
+            }
+            save_torch(towers, folder / BACKBONE_FILE)
+            options["pretrain_choice"] = str(placed_at / BACKBONE_FILE)
+        (folder / RELEASED_CONFIG).write_text(yaml.dump(options, default_flow_style=False), encoding="utf-8")
+    save_torch(content, folder / method.file)
     back = read_released(folder)
     assert back.architecture == architecture and back.state.keys() == state.keys()
-    assert all(torch.equal(value, state[name].float()) for name, value in back.state.items())
+    assert all(torch.equal(value, state[name].to(value.dtype)) for name, value in back.state.items())
+    stated, trained = flat_values(back.config), flat_values(config)
+    return [key for key, value in trained.items() if not key.startswith(NOT_FOR_TRAINING) and value != stated.get(key)]
+
+
+def _options(method: ReleasedMethod, config: RunConfig, architecture: ClipArchitecture) -> dict[str, Any]:
+    """Return the options of configs.yaml, but for those that name places."""
+    values = flat_values(config)
+    of_method = {name: flag.from_config(values[flag.key]) for name, flag in method.flags.items() if flag.key}
+    options = to_published(config, architecture) | RELEASED_OPTIONS | of_method | dict(method.options)
+    options["loss_names"] = "+".join(method.loss_words(config.loss.weights))
+    return {name: tuple(value) if name in TUPLES else value for name, value in sorted(options.items())}
 
 
 def _own(value: Tensor) -> Tensor:
-    """Return a float32 copy that shares no memory: `torch.save` writes whole storages."""
-    return value.detach().float().cpu().clone(memory_format=torch.contiguous_format)
+    """Return a copy, float32 if it is no count, that shares no memory: `torch.save` writes whole storages."""
+    value = value.float() if value.is_floating_point() else value
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _unused(name: str, shape: tuple[int, ...]) -> Tensor:
+    if name.endswith("num_batches_tracked"):
+        return torch.tensor(0)
+    return torch.ones(shape) if name.endswith((".running_var", ".bns.1.weight")) else torch.zeros(shape)
