@@ -119,8 +119,8 @@ def read_released_config(path: Path) -> RunConfig:
     if path.is_dir() and not (path / RELEASED_CONFIG).is_file():
         path = released_weights(path)
     if path.name in ALONE and not path.with_name(RELEASED_CONFIG).is_file():
-        method = METHODS[ALONE[path.name]]
-        return _config(method, method.variant(stored_names(path)) or method.recipe, {}, {}, path)
+        alone = METHODS[ALONE[path.name]]
+        return _config(alone, alone.variant(stored_names(path)) or alone.recipe, {}, {}, path)
     config = path / RELEASED_CONFIG if path.is_dir() else path.with_name(RELEASED_CONFIG)
     flags = _read_flags(config)
     method = method_of_options(flags)
