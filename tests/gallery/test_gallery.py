@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import cskt
+from cskt.cli import search
 from cskt.embed import Encoder
 from cskt.errors import CsktError, GalleryChangedError, UnknownCropError
 from cskt.gallery import filters, state
@@ -24,6 +25,7 @@ from cskt.gallery.manifest import FORMAT_VERSION, MANIFEST, read_manifest
 from cskt.gallery.options import SearchOptions
 from cskt.gallery.query import Query
 from cskt.gallery.state import GalleryState
+from cskt.gallery.stores.exact_search import Matrix
 from cskt.utils import messages
 from tiny_run import write_backbone
 
@@ -206,6 +208,38 @@ def test_threshold_offset_and_groups(gallery: Gallery, crops: Path) -> None:
     assert [hit.group_size for hit in grouped] == [4, 4, 4]
     with pytest.raises(ValueError, match="unknown column 'trak'.*track"):
         gallery.search(SENTENCE, group_by="trak")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SearchOptions(3),
+        SearchOptions(4, offset=3),
+        SearchOptions(12, where="track = 'cam1' or width > 1"),
+        SearchOptions(12, group_by="track"),
+        SearchOptions(12, where="track = 'cam9'"),
+        SearchOptions(12, min_score=0.0),
+    ],
+)
+def test_a_single_search_loads_no_vectors_and_answers_alike(
+    gallery: Gallery, crops: Path, options: SearchOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery.index(metadata={name: {"track": name[:4]} for name in names(crops)})
+    for query in (Query(SENTENCE, exclude="a hat"), Query(like=names(crops)[4])):
+        expected = gallery.search_many([query], options)
+        with Gallery.open(gallery.folder, encoder=gallery.encoder) as opened, monkeypatch.context() as patch:
+            patch.setattr(Matrix, "extended", lambda *_: pytest.fail("vectors are loaded"))
+            assert opened.search_many([query], options, once=True) == expected
+    both = [Query(SENTENCE), Query("a man")]
+    assert gallery.search_many(both, options, once=True) == gallery.search_many(both, options)
+
+
+def test_a_search_in_the_shell_loads_no_vectors(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Matrix, "extended", lambda *_: pytest.fail("vectors are loaded"))
+    assert search.main([str(gallery.folder), SENTENCE, "--json", "--device", "cpu", "-k", "3"]) == 0
+    assert len(json.loads(capsys.readouterr().out)[0]["hits"]) == 3
 
 
 @pytest.mark.parametrize("k", [0, -1, 10_001])

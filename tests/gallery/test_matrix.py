@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cskt.gallery.stores import exact_search
-from cskt.gallery.stores.exact_search import Candidates, Matrix
+from cskt.gallery.stores.exact_search import Candidates, Matrix, streamed_candidates
 
 DIM = 24
 
@@ -39,6 +39,15 @@ def filled(vectors: NDArray[np.float32], block_rows: int = 64, step: int = 50) -
         part = vectors[start : start + step]
         matrix = matrix.extended(3 * np.arange(start, start + len(part)), part)
     return matrix
+
+
+def streamed(
+    vectors: NDArray[np.float32], query: NDArray[np.float32], k: int, keys: NDArray[np.int64], step: int = 7
+) -> Candidates:
+    """Return the candidates of vectors that are read once, in batches."""
+    starts = range(0, len(keys), step)
+    batches = ((keys[start : start + step], vectors[start : start + step]) for start in starts)
+    return streamed_candidates(batches, torch.from_numpy(query), k)
 
 
 def best_keys(vectors: NDArray[np.float32], query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_]) -> set[int]:
@@ -85,6 +94,13 @@ def test_few_other_rows_are_candidates(product: str) -> None:
     [found] = filled(vectors, 4096, 3000).candidates(torch.from_numpy(query), 10)
     assert_complete(found, vectors, query[0], 10)
     assert len(found.keys) < 60
+
+
+def test_hardly_any_other_row_is_a_candidate_where_nothing_is_rounded() -> None:
+    vectors, query = random_vectors(20_000, 128), random_vectors(1, 128, seed=1)[0]
+    found = streamed(vectors, query, 10, 3 * np.arange(20_000), step=3000)
+    assert_complete(found, vectors, query, 10)
+    assert len(found.keys) <= 12
 
 
 def test_rows_whose_order_bfloat16_changes(product: str) -> None:
@@ -139,6 +155,7 @@ def test_any_vectors(data: st.DataObject) -> None:
     matrix = filled(vectors, block_rows=data.draw(st.integers(1, 50)), step=data.draw(st.integers(1, 50)))
     [found] = matrix.candidates(torch.from_numpy(query[None]), k, matrix.select(3 * np.flatnonzero(allowed)))
     assert_complete(found, vectors, query, k, allowed)
+    assert_complete(streamed(vectors[allowed], query, k, 3 * np.flatnonzero(allowed)), vectors, query, k, allowed)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])

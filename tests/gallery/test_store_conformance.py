@@ -18,6 +18,7 @@ import pytest
 import torch
 from filter_oracle import COLUMNS, NASTY_NAMES, NASTY_TEXTS, SOME_VALUES, conditions, fulfils
 from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from cskt import plugins
@@ -148,7 +149,9 @@ def names(hits: list[Hit]) -> list[str]:
 
 
 def assert_same_hits(store: VectorStore, crops: list[Crop], queries: np.ndarray, k: int) -> None:
-    for found, query in zip(store.search(torch.from_numpy(queries), k), queries, strict=True):
+    answers = store.search(torch.from_numpy(queries), k)
+    assert store.search_once(torch.from_numpy(queries[0]), k) == answers[0]
+    for found, query in zip(answers, queries, strict=True):
         wanted = expected(crops, query, k)
         assert names(found) == [image_id for image_id, _ in wanted]
         assert [hit.rank for hit in found] == list(range(1, len(found) + 1))
@@ -163,6 +166,7 @@ def test_an_empty_store(store: VectorStore) -> None:
     assert store.count() == 0
     assert store.search(queries_of(1, 2), 5) == [[], []]
     assert store.search(queries_of(1), 5, Comparison("camera", "=", "c1")) == [[]]
+    assert store.search_once(queries_of(1)[0], 5) == []
     assert store.get(["a"]) == {} and store.vectors(["a"]) == {} and store.files() == {}
     assert store.thumbnails(["a"]) == {}
     assert store.delete(["a"]) == 0
@@ -332,6 +336,27 @@ def test_conditions_select_the_crops_that_fulfil_them(
     [found] = store.search(queries_of(777), 3, condition)
     assert names(found) == [image_id for image_id, _ in expected(fulfilling, vector_of(777), 3)]
     assert sum(store.histogram(queries_of(777)[0], [-1.0, 0.0, 1.0], condition)) == len(fulfilling)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32), k=st.integers(1, 70), condition=conditions())
+def test_a_single_search_finds_what_other_searches_find(
+    shared_store: VectorStore, seed: int, k: int, condition: Condition
+) -> None:
+    """Crops with ties and missing values are added, replaced and deleted between the searches."""
+    rng, store = random.Random(seed), shared_store
+    store.delete(list(store.files()))
+    for _ in range(2):
+        crops = []
+        for _ in range(rng.randrange(40)):
+            number = rng.randrange(60)
+            row = {column: rng.choice(SOME_VALUES[kind]) for column, kind in COLUMNS.items() if rng.random() < 0.8}
+            crops.append(crop(f"{number}", number, row, coarse(rng.randrange(12))))
+        store.add(crops)
+        store.delete([f"{rng.randrange(60)}" for _ in range(10)])
+        query = torch.from_numpy(coarse(rng.randrange(12)))
+        for where in (None, condition):
+            assert store.search_once(query, k, where) == store.search(query[None], k, where)[0]
 
 
 def test_columns_of_any_script_and_patterns_with_every_letter(open_store: Open) -> None:

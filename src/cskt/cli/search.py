@@ -92,7 +92,7 @@ def print_gallery_hits(flags: argparse.Namespace) -> int:
 
         opened = Gallery.open(flags.gallery, device=flags.device)
     with opened as gallery:
-        found = gallery.search_many(queries, options)
+        found = gallery.search_many(queries, options, once=True)
         _warn(gallery, queries)
         answers = [_query_result(gallery, flags, query, hits) for query, hits in zip(queries, found, strict=True)]
         print_answers(answers, list(gallery.columns), grouped=flags.group_by is not None, as_json=flags.json)

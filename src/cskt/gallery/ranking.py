@@ -40,17 +40,24 @@ def check_vectors(vectors: Tensor, shape: Sequence[int | str], name: str) -> Non
         raise CsktError(f"{name} hold NaN or infinity; look for features of length zero")
 
 
-def ranked_hits(store: VectorStore, vectors: Tensor, options: SearchOptions) -> list[list[Hit]]:
+def ranked_hits(store: VectorStore, vectors: Tensor, options: SearchOptions, *, once: bool = False) -> list[list[Hit]]:
     """Search a store for vectors [Q, D], with options of `GalleryState.checked`.
 
-    Groups are formed first and the threshold is applied last, so `Hit.group_size` also counts crops below it.
+    Groups are formed first and the threshold is applied last, so `Hit.group_size` also counts crops below it. With
+    `once`, a single vector is searched by `VectorStore.search_once`.
     """
     where, column, num_ranked = cast("Condition | None", options.where), options.group_by, options.k + options.offset
+
+    def search(rows: Tensor, depth: int) -> list[list[Hit]]:
+        if once and len(vectors) == 1:
+            return [store.search_once(rows[0], depth, where)]
+        return store.search(rows, depth, where)
+
     if column is None:
-        answers = store.search(vectors, num_ranked, where)
+        answers = search(vectors, num_ranked)
     else:
         answers = [
-            grouped(lambda depth, row=row: store.search(row, depth, where)[0], num_ranked, column)  # type: ignore[misc]
+            grouped(lambda depth, row=row: search(row, depth)[0], num_ranked, column)  # type: ignore[misc]
             for row in vectors[:, None]
         ]
     min_score = EVERY_SCORE if options.min_score is None else options.min_score

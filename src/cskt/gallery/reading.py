@@ -182,9 +182,15 @@ class GalleryReader:
         return self.search_many([query], SearchOptions(k, offset, where, min_score, group_by))[0]
 
     def search_many(
-        self, queries: Sequence[Query], options: SearchOptions | int = DEFAULTS, **keywords: Any
+        self, queries: Sequence[Query], options: SearchOptions | int = DEFAULTS, *, once: bool = False, **keywords: Any
     ) -> list[list[Hit]]:
         """Search for several queries at once; see `search`. k and the other options as keywords are deprecated.
+
+        Args:
+            queries: what to look for.
+            options: which crops to return.
+            once: this is the only search, as in `cskt search`. For one query, vectors in LanceDB are then not loaded
+                into memory for later searches, which is quicker and takes less memory. The answers are the same.
 
         Example:
             >>> gallery = cskt.Gallery.open("my-gallery")
@@ -193,7 +199,7 @@ class GalleryReader:
             [2, 2]
         """
         checked = self._state.checked(search_options(options, keywords))
-        return ranked_hits(self._state.store, self.encode(queries), checked)
+        return ranked_hits(self._state.store, self.encode(queries), checked, once=once)
 
     def search_vectors(
         self, vectors: Tensor, options: SearchOptions | int = DEFAULTS, **keywords: Any

@@ -220,6 +220,13 @@ class VectorStore(Protocol):
             crops.
         """
 
+    def search_once(self, query: Tensor, k: int, where: Condition | None = None) -> list[Hit]:
+        """Return what `search` returns for one query [D], without preparing further searches.
+
+        For a process that searches once: a store whose first search loads vectors for later ones has its own.
+        """
+        return self.search(query[None], k, where)[0]
+
     def histogram(self, query: Tensor, edges: Sequence[float], where: Condition | None = None) -> list[int]:
         """Return the number of crops that score between neighbouring edges.
 

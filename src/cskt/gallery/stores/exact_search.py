@@ -1,4 +1,4 @@
-"""Exact search over vectors in memory in bfloat16: the rows that can be among the k best, with a proof.
+"""Exact search over vectors in memory in bfloat16, or read once: the rows that can be among the k best, with a proof.
 
 **The bound.** Let v be a float32 vector, v' its bfloat16 rounding, q a query and q' the query as it is multiplied.
 The computed inner product is a = (1 + e) (q'.v' + f), where f comes from summing in float32 in any order,
@@ -12,13 +12,14 @@ q.v lies within `slack` + `unit` |a| of a, where slack = |q| r + |q - q'| n + (D
 above 2^-8. (Doubling D covers the second order; the 8 the rounding of bounds and final scores to float32.)
 
 Every row whose upper bound reaches the k-th largest lower bound is a candidate; no other row can be among the k best
-or tie with them.
+or tie with them. For float32 vectors that are read once (`streamed_candidates`), v' = v and q' = q.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
@@ -40,7 +41,7 @@ GATHERED_SHARE = 0.25
 MAX_COLLECTED = 4_000_000
 """Candidates of several queries in memory, 20 bytes each; above that, the queries are searched in two halves."""
 PIECE_ROWS = 2048
-"""Rows that are converted to float32 at once on a CPU without bfloat16 products; they fit into its cache."""
+"""Rows that are converted from or to float32 at once; they fit into the cache of a CPU."""
 LOWEST_SCORE = torch.finfo(torch.float32).min
 """Below every score, above the -inf of rows that are not searched."""
 SUBNORMAL = 1e-30
@@ -160,7 +161,7 @@ class Matrix:
         while start < len(keys):
             if not blocks or len(blocks[-1].alive) == self.block_rows:
                 blocks.append(MatrixBlock.empty(self.block_rows, self.dim))
-            end = start + self.block_rows - len(blocks[-1].alive)
+            end = start + min(PIECE_ROWS, self.block_rows - len(blocks[-1].alive))
             blocks[-1] = blocks[-1].filled(keys[start:end], vectors[start:end])
             start = end
         return replace(self, blocks=tuple(blocks))
@@ -180,7 +181,7 @@ class Matrix:
 
     def scores(self, query: Tensor, selection: Selection | None = None) -> Iterator[NDArray[np.float32]]:
         """Yield approximate inner products of a query [D] with the rows, in pieces."""
-        for panel in self._panels(_PreparedQueries.of(query[None]), selection):
+        for panel in self._panels(_PreparedQueries.of(query[None], native_bf16()), selection):
             scores = panel.scores[0]
             yield scores[scores > -torch.inf].numpy()
 
@@ -192,25 +193,12 @@ class Matrix:
             k: at least 1.
             selection: which rows to search; all if None.
         """
-        prepared = _PreparedQueries.of(queries)
-        best = torch.full((len(queries), 0), -torch.inf)  # the k largest lower bounds so far
-        threshold = torch.full((len(queries), 1), -torch.inf)  # the k-th of them, which upper bounds must reach
-        collected = []
-        num_collected = 0
-        for panel in self._panels(prepared, selection):
-            slack = prepared.slack(panel.rounding, panel.norm)
-            best = _best_bounds(best, panel.scores, k, slack, prepared.unit)
-            if best.shape[1] == k:
-                threshold = best[:, -1:]
-            query, column = _reaching(panel.scores, prepared.lowest_score(threshold, slack))
-            score = panel.scores[query, column]
-            upper = score + slack[query, 0] + prepared.unit * score.abs()
-            collected.append((query.numpy(), panel.keys[column.numpy()], upper.numpy()))
-            num_collected += len(query)
-            if len(queries) > 1 and num_collected > MAX_COLLECTED:
-                half = len(queries) // 2
-                return self.candidates(queries[:half], k, selection) + self.candidates(queries[half:], k, selection)
-        return _by_query(collected, threshold[:, 0].numpy())
+        prepared = _PreparedQueries.of(queries, native_bf16())
+        found = _candidates(self._panels(prepared, selection), prepared, k)
+        if found is None:
+            half = len(queries) // 2
+            return self.candidates(queries[:half], k, selection) + self.candidates(queries[half:], k, selection)
+        return found
 
     def _panels(self, queries: _PreparedQueries, selection: Selection | None) -> Iterator[_Panel]:
         """Yield the scores of all blocks with searched rows, of several small blocks at once."""
@@ -238,15 +226,14 @@ class _PreparedQueries:
     unit: float
 
     @classmethod
-    def of(cls, queries: Tensor) -> _PreparedQueries:
+    def of(cls, queries: Tensor, in_bf16: bool) -> _PreparedQueries:
         queries = queries.float()
-        native = native_bf16()
-        multiplied = queries.bfloat16() if native else queries
+        multiplied = queries.bfloat16() if in_bf16 else queries
         norm, multiplied_norm, rounding = (
             torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
             for vectors in (queries, multiplied.float(), queries - multiplied.float())
         )
-        return cls(multiplied, norm, multiplied_norm, rounding, unit=1.01 * 2**-8 if native else 0.0)
+        return cls(multiplied, norm, multiplied_norm, rounding, unit=1.01 * 2**-8 if in_bf16 else 0.0)
 
     def slack(self, row_rounding: float, row_norm: float) -> Tensor:
         """Return the constant part of the error bound, [Q, 1]; see the module."""
@@ -268,6 +255,50 @@ class _Panel(NamedTuple):
     keys: NDArray[np.int64]
     rounding: float
     norm: float
+
+
+def streamed_candidates(
+    batches: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]], query: Tensor, k: int
+) -> Candidates:
+    """Return every row that may be among the k rows with the largest inner product, ties included.
+
+    Args:
+        batches: keys [n] and finite vectors [n, D], read once and not stored.
+        query: [D] float32, finite.
+        k: at least 1.
+    """
+    prepared = _PreparedQueries.of(query[None], in_bf16=False)
+
+    def panel(keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> _Panel:
+        squares = np.einsum("nd,nd->n", vectors, vectors).max(initial=0)
+        norm = math.sqrt(squares + vectors.shape[1] * np.finfo(np.float32).tiny)  # squares may have become 0
+        return _Panel(torch.from_numpy(vectors @ prepared.multiplied[0].numpy())[None], keys, 0.0, norm)
+
+    found = _candidates((panel(*batch) for batch in batches), prepared, k)
+    assert found is not None
+    return found[0]
+
+
+def _candidates(panels: Iterable[_Panel], queries: _PreparedQueries, k: int) -> list[Candidates] | None:
+    """Return the candidates of each query; None if several queries have more than `MAX_COLLECTED`."""
+    num_queries = len(queries.norm)
+    best = torch.full((num_queries, 0), -torch.inf)  # the k largest lower bounds so far
+    threshold = torch.full((num_queries, 1), -torch.inf)  # the k-th of them, which upper bounds must reach
+    collected = []
+    num_collected = 0
+    for panel in panels:
+        slack = queries.slack(panel.rounding, panel.norm)
+        best = _best_bounds(best, panel.scores, k, slack, queries.unit)
+        if best.shape[1] == k:
+            threshold = best[:, -1:]
+        query, column = _reaching(panel.scores, queries.lowest_score(threshold, slack))
+        score = panel.scores[query, column]
+        upper = score + slack[query, 0] + queries.unit * score.abs()
+        collected.append((query.numpy(), panel.keys[column.numpy()], upper.numpy()))
+        num_collected += len(query)
+        if num_queries > 1 and num_collected > MAX_COLLECTED:
+            return None
+    return _by_query(collected, threshold[:, 0].numpy())
 
 
 def _products(rows: Tensor, queries: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ looks for the latest version (a listing of a folder, under a millisecond); if th
 of the rows and reads only new rows.
 
 Vectors are in memory once, in bfloat16 (`exact_search`), without names: a search finds the few rows there that may be
-among the best, and only those are read from disk and scored again.
+among the best, and only those are read from disk and scored again. A process that searches only once reads the vectors
+in batches instead, which are not stored; the same few rows are scored in the same way.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from cskt.errors import CorruptRowError, CsktError, StoreError, file_system_erro
 from cskt.gallery.columns import Kind, Value
 from cskt.gallery.conditions import Condition
 from cskt.gallery.stores.base import MAX_FACET_VALUES, Crop, CropRecord, Facet, FileState, VectorStore, score_counts
+from cskt.gallery.stores.exact_search import streamed_candidates
 from cskt.gallery.stores.lance.purging import purge_table
 from cskt.gallery.stores.lance.table import (
     PREFIX,
@@ -285,13 +287,23 @@ class LanceStore(VectorStore):
         return hits
 
     @reading
+    def search_once(self, version: Version, query: Tensor, k: int, where: Condition | None = None) -> list[Hit]:
+        """See `VectorStore`; reads the vectors in batches, and loads none into memory."""
+        if version.num_rows > self._matrix_limit:
+            return self.search(query[None], k, where)[0]
+        condition = None if where is None else to_sql(where)
+        batches = version.vector_batches(version.matching_ids(condition), condition)
+        return rescored(version, query[None], k, [streamed_candidates(batches, query, k)])[0]
+
+    @reading
     def histogram(
         self, version: Version, query: Tensor, edges: Sequence[float], where: Condition | None = None
     ) -> list[int]:
         condition = None if where is None else to_sql(where)
         scores: Iterable[NDArray[np.float32]]
         if version.num_rows > self._matrix_limit:
-            scores = (version.vectors(batch) @ query.numpy() for batch in version.scan(["vector"], condition))
+            batches = version.vector_batches(version.matching_ids(condition), condition)
+            scores = (vectors @ query.numpy() for _, vectors in batches)
         else:
             loaded = self._in_memory(version)
             scores = loaded.matrix.scores(query, loaded.selection(condition))

@@ -25,7 +25,7 @@ SCAN_ROWS = 65_536
 SCAN_VECTORS = 8192
 """The same for vectors, which are large."""
 LOADED_ROWS = 131_072
-"""Rows that are requested at once when vectors are loaded: Lance reads ahead, which takes twice their memory."""
+"""Rows that are requested at once when all vectors are read: Lance reads ahead, which takes twice their memory."""
 MAX_FETCHED = 8192
 """Candidates that are read from disk at once."""
 MAX_SELECTIONS = 8
@@ -81,6 +81,17 @@ class Version:
         """Return the ids of the rows that fulfil a condition, rising; of all rows without one."""
         return np.sort(np.concatenate([np.empty(0, np.int64), *map(ids_in, self.scan([], where))]))
 
+    def vector_batches(
+        self, ids: NDArray[np.int64], where: str | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Yield ids [n] and vectors [n, D] of the rows that fulfil a condition, from the first to the last of `ids`."""
+        for start in range(0, len(ids), LOADED_ROWS):
+            part = ids[start : start + LOADED_ROWS]
+            among = f"{ROW_ID} >= {part[0]} AND {ROW_ID} <= {part[-1]}"
+            for batch in self.scan(["vector"], among if where is None else f"{among} AND ({where})"):
+                yield ids_in(batch), self.vectors(batch)
+            _trim_memory()
+
     def take(self, ids: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
         """Return some columns of some rows, in the order of their ids; vector and facts by default."""
         names = ["vector", *self.fact_columns] if columns is None else list(columns)
@@ -108,11 +119,8 @@ class LoadedVersion:
         new = np.setdiff1d(ids, matrix.keys(), assume_unique=True)
         if len(new) and new[0] <= matrix.last_key:  # ids rise with every write, though Lance does not guarantee it
             matrix, new = Matrix(dim), ids
-        for start in range(0, len(new), LOADED_ROWS):
-            part = new[start : start + LOADED_ROWS]
-            for batch in version.scan(["vector"], f"{ROW_ID} >= {part[0]} AND {ROW_ID} <= {part[-1]}"):
-                matrix = matrix.extended(ids_in(batch), version.vectors(batch))
-            _trim_memory()
+        for keys, vectors in version.vector_batches(new):
+            matrix = matrix.extended(keys, vectors)
         assert np.array_equal(matrix.keys(), ids)
         return cls(version, matrix)
 
