@@ -95,6 +95,30 @@ def test_unknown_heads(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert ".jpg" in done(f"cskt search {tmp_path}/gallery woman --device cpu"), "the gallery remembers the choice"
 
 
+@pytest.mark.parametrize("form", ["onnx", "openvino", "saved"])
+def test_exports_note_that_tensors_were_left_out(
+    form: str, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, copy = write(tmp_path / "run", "irra", {"grab.fc.weight": torch.zeros(8, 16)}), tmp_path / "copy"
+    if form == "saved":
+        load(folder, device="cpu", ignore_extra=True).save(copy)
+    else:
+        pytest.importorskip({"onnx": "onnxruntime"}.get(form, form))
+        data = f"--dataset cuhk-pedes --root {root} --split test"
+        done(f"cskt export {folder} --format {form} --ignore-extra {data} --output {copy}")
+    caplog.clear()
+    evaluate = f"cskt evaluate {copy} --dataset cuhk-pedes --root {root} --device cpu"
+    assert typed(f"{evaluate} --json --output {tmp_path}/results").json()["note"] == INCOMPLETE
+    assert INCOMPLETE in " ".join(done(evaluate).split())
+    assert f"{copy}: {INCOMPLETE}" in caplog.messages
+    caplog.clear()
+    done(f"cskt index {tmp_path}/gallery --images {root}/CUHK-PEDES/imgs --model {copy} --device cpu")
+    assert f"{copy}: {INCOMPLETE}" in caplog.messages
+    done(f"cskt push {copy} lab/cskt --dry-run {tmp_path}/shared")
+    assert f"{INCOMPLETE.capitalize()}." in (tmp_path / "shared" / "README.md").read_text()
+    assert load(tmp_path / "shared", device="cpu").note == INCOMPLETE
+
+
 def test_a_run_over_a_pretrained_irra(root: Path, tmp_path: Path) -> None:
     best = write(tmp_path / "nam", "irra", {"classifier.weight": torch.zeros(8, 16)}) / "best.pth"
     sizes = "--backbone.image-height 32 --backbone.image-width 16"
@@ -105,31 +129,47 @@ def test_a_run_over_a_pretrained_irra(root: Path, tmp_path: Path) -> None:
     done(f"cskt evaluate {run.parent} --device cpu")
 
 
-@pytest.mark.parametrize("method", ["rde", "up_person"])
+CONTINUED = {
+    "rde": "--config rde-released --parts.tse.width 8 --parts.tse.ratio 0.5 --hooks.noise-division.mixture none",
+    "up_person": "--config up-person --parts.up-person.prefix-length 2 --parts.up-person.rank 2",
+    "dm_adapter": "--config dm-adapter --parts.dm-adapter.num-experts 3",
+    "tbps_clip": "--config tbps-clip-simple",
+}
+"""Method -> its recipe, with the settings of the folder."""
+
+
+@pytest.mark.parametrize("method", CONTINUED)
 def test_training_continues_from_a_released_folder(method: str, root: Path, tmp_path: Path) -> None:
     folder = write(tmp_path / "run", method)
     backbone, state = tmp_path / "clip.safetensors", read_released(folder).state
     towers = {name: value for name, value in state.items() if name.startswith(("vision.", "text."))}
-    save_backbone(backbone, towers, TOWERS, facts={})
-    content = torch.load(folder / "best.pth")
+    sizes = SQUARE if method == "tbps_clip" else TOWERS
+    save_backbone(backbone, towers, sizes, facts={})
+    file = folder / ("checkpoint_best.pth" if method == "tbps_clip" else "best.pth")
+    content = torch.load(file)
     content["model"] = {
         name: value.half() if value.is_floating_point() else value for name, value in content["model"].items()
     }
-    torch.save(content, folder / "best.pth")
-    settings = "--parts.tse.width 8 --parts.tse.ratio 0.5 --hooks.noise-division.mixture none"
-    settings = settings if method == "rde" else "--parts.up-person.prefix-length 2 --parts.up-person.rank 2"
-    settings += " --image-height 32 --image-width 16"
-    recipe = {"rde": "rde-released", "up_person": "up-person"}[method]
-    train = f"cskt train --config {recipe} --root {root} --dataset cuhk-pedes --device cpu"
-    quick = f"--backbone.name {backbone} --num-epochs 1 --batch-size 8 --lr 1e-9 --output {tmp_path}/again {settings}"
+    torch.save(content, file)
+    train = f"cskt train {CONTINUED[method]} --root {root} --dataset cuhk-pedes --device cpu --backbone.name {backbone}"
+    size = f"--image-height {sizes.image_height} --image-width 16"
+    quick = f"--num-epochs 1 --batch-size 8 --lr 1e-9 --output {tmp_path}/again {size}"
     done(f"{train} {quick} --init-from {folder}")
     found, expected = (load(path, device="cpu", precision="fp32") for path in (tmp_path / "again", folder))
     torch.testing.assert_close(found.encode_text("a man"), expected.encode_text("a man"), rtol=1e-2, atol=1e-3)
     backbone.unlink()
-    save_backbone(backbone, {name: value + 0.1 for name, value in towers.items()}, TOWERS, facts={})
+    save_backbone(backbone, {name: value + 0.1 for name, value in towers.items()}, sizes, facts={})
     other = typed(f"{train} {quick} --init-from {folder}".replace("/again", "/other"))
     assert (other.code == 0) == (method == "rde"), "which trains the whole of CLIP"
     assert method == "rde" or "was trained there and is frozen here" in other.refusal()
+
+
+@pytest.mark.parametrize("method", ["rde", "up_person", "dm_adapter", "tbps_clip"])
+def test_adapt_names_the_recipe_of_a_released_folder_instead(method: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "run", method)
+    for place in (folder, next(folder.glob("*.pth"))):
+        line = typed(f"cskt train --config adapt --root {tmp_path} --init-from {place} --device cpu").refusal()
+        assert line.startswith(f"init_from {place}: a released folder has no config.yaml") and "--config RECIPE" in line
 
 
 def test_the_plugin_of_the_guide(root: Path, tmp_path: Path, forgets_plugins: None) -> None:

@@ -125,6 +125,7 @@ def card_facts(model: Path, shared: SharedModel, folder: Path, repository: str, 
         training_plugins=[_named(plugin) for plugin in config.plugins if not _has_part(plugin)],
         files=[(path.name, path.stat().st_size, sha256_of(path)) for path in sorted(folder.iterdir())],
         license=license_id,
+        note=shared.note,
     )
 
 

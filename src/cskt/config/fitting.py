@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cskt.config.file_names import CONFIG
+from cskt.config.file_names import CONFIG, RELEASED_CONFIG, RELEASED_WEIGHTS
 from cskt.config.plain_yaml import read_yaml
 from cskt.config.schema import RunConfig, flat_fields, value_of
 from cskt.errors import SHORT, CsktError
@@ -96,6 +96,12 @@ def model_of_run(named: str | None, recipe: str) -> dict[str, Any]:
     if named is None:
         raise CsktError(f"the recipe {recipe} continues a trained model; name its run: --init-from RUN")
     path = Path(named) / CONFIG
+    released = any((Path(named) / name).is_file() for name in (RELEASED_CONFIG, *RELEASED_WEIGHTS))
+    if not path.is_file() and (released or Path(named).name in RELEASED_WEIGHTS):
+        raise CsktError(
+            f"init_from {named}: a released folder has no {CONFIG}, which the recipe {recipe} continues; give the"
+            " recipe of its method ('cskt recipes' lists them) and a tenth of its rate: --config RECIPE --lr RATE"
+        )
     if not path.is_file():
         raise CsktError(f"init_from {named}: no run folder with a {CONFIG}, which the recipe {recipe} continues")
     content = read_yaml(path)

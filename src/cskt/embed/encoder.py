@@ -35,7 +35,7 @@ from cskt.errors import SMALLER_BATCHES, CsktError, compiler_errors, out_of_memo
 from cskt.image_files.decode import Source
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
-from cskt.model.io.native import MethodFile, save_weights
+from cskt.model.io.native import NOTE, MethodFile, save_weights
 from cskt.utils.arguments import expect, listed
 from cskt.utils.console import bar
 from cskt.utils.modules import named_tensors
@@ -386,11 +386,12 @@ class Encoder:
         )  # fmt: skip
         precision = cast(Precision, self.precision)
         config = with_method(dataclasses.replace(base, data=data, precision=precision), self.model.method)
+        facts = {} if self.source is None else {"source": self.source.path}
         file = MethodFile(
             config=to_dict(config),
             backbone_name=config.backbone.name,
             backbone_sha256="",
-            facts={} if self.source is None else {"source": self.source.path},
+            facts=facts | ({NOTE: self.note} if self.note else {}),
             architecture=self.model.architecture,
             known_token_ids=self.tokenizer.known_ids,
             tensors=named_tensors(self.model),

@@ -95,6 +95,8 @@ class ExportedFacts:
     """True if image files are turned as their EXIF orientation says, see `Encoder`."""
     clean_captions: bool = False
     """True if punctuation is taken out of captions first; see `cskt.data.tokenizer.without_punctuation`."""
+    note: str = ""
+    """A condition that a reader of the model's scores must know, see `Encoder`."""
 
 
 def is_exported(folder: Path) -> bool:
@@ -175,7 +177,7 @@ class ExportedEncoder(Encoder):
         options = dataclasses.replace(options, device=CPU, precision=None, templates=templates)
         super().__init__(
             cast(DualEncoder, model), tokenizer, options, interpolation=facts.interpolation,
-            apply_orientation=facts.apply_orientation, source=source,
+            apply_orientation=facts.apply_orientation, source=source, note=facts.note,
         )  # fmt: skip
         self.precision = facts.precision
 

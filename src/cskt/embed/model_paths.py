@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -40,12 +41,16 @@ from cskt.embed.options import Computing, EncodeOptions, ModelSource, merged
 from cskt.errors import CsktError, MissingBackboneError, out_of_memory_errors
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.cache import CLIP_TINY, FORMER_CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_name, locate
-from cskt.model.io.native import kind_of, read_method
+from cskt.model.io.native import NOTE, kind_of, read_method
 from cskt.model.io.released.reader import is_released, read_released, read_released_config
 from cskt.model.io.weights import assume_openai, load_backbone, load_state
 from cskt.plugins import load_plugins, of_section, required
 from cskt.utils.arguments import expect
+from cskt.utils.messages import one_line
 from cskt.utils.paths import check_path, expanded
+from cskt.utils.terminal import printable
+
+logger = logging.getLogger(__name__)
 
 WHOLE = ("",)
 """Every tensor of a model, as a prefix of their names."""
@@ -123,7 +128,10 @@ def load_source(source: ModelSource, options: EncodeOptions | None = None) -> En
 def _load(source: ModelSource, options: EncodeOptions) -> Encoder:
     """Load a model; the source of one on the Hub names the commit, so that a gallery finds the same again."""
     local = dataclasses.replace(source, path=str(local_path(source.path)))
-    encoder = reader_of(local.path).load(local, options)
+    reader = reader_of(local.path)
+    encoder = reader.load(local, options)
+    if encoder.note and not reader.may_have_extra:  # a reader of such files has logged which tensors it left out
+        logger.warning("%s: %s", source.path, printable(one_line(encoder.note)))
     if is_hub_name(source.path):
         encoder.source = dataclasses.replace(source, path=pinned(source.path))
     return encoder
@@ -259,7 +267,8 @@ class MethodFileReader(Reader):
         file = read_method(path)
         config = as_trained(validate(RunConfig, file.config, f"{path}: config"))
         if file.architecture is not None:
-            return _loaded(str(path), config, file.architecture, file.tensors, file.known_token_ids)
+            loaded = _loaded(str(path), config, file.architecture, file.tensors, file.known_token_ids)
+            return loaded._replace(note=file.facts.get(NOTE, ""))
         backbone_config = dataclasses.replace(config.backbone, name=source.backbone or config.backbone.name)
         try:
             if backbone_config.activation is None:  # a run of version 0.1, which did not record it

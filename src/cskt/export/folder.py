@@ -120,6 +120,7 @@ def write_folder(
         embed_dim=encoder.embed_dim,
         apply_orientation=encoder.apply_orientation,
         clean_captions=encoder.tokenizer.clean_captions,
+        note=encoder.note,
         num_parameters=encoder.model.num_parameters(),
         config=None if config is None else to_dict(config),
         sha256=digests,

@@ -25,7 +25,7 @@ from cskt.embed.hub import is_hub_name
 from cskt.errors import CsktError, file_system_errors
 from cskt.export.folder import write_facts
 from cskt.model.io.cache import CLIP_TINY, PUBLISHED, is_repository_name
-from cskt.model.io.native import kind_of, read_method, save_weights
+from cskt.model.io.native import NOTE, kind_of, read_method, save_weights
 from cskt.utils.paths import expanded
 
 STACK_TRACE = b"pkg.torch.onnx.stack_trace"
@@ -50,6 +50,8 @@ class SharedModel:
     """Height and width in pixels; None if the files do not state it."""
     best_epoch: int | None
     """Epoch whose weights these are; None if unknown."""
+    note: str = ""
+    """A condition that a reader of the model's scores must know."""
 
 
 def write_shared(model: Path, folder: Path) -> SharedModel:
@@ -90,7 +92,8 @@ def _write_method(weights: Path, folder: Path) -> SharedModel:
     image_size = (sizes.image_height, sizes.image_width) if sizes.image_height and sizes.image_width else None
     epoch = file.facts.get("epoch", "")
     best_epoch = int(epoch) if epoch.isdecimal() else None
-    return SharedModel(config, backbone, digest, few_words, form, image_size, best_epoch)
+    note = file.facts.get(NOTE, "")
+    return SharedModel(config, backbone, digest, few_words, form, image_size, best_epoch, note)
 
 
 def _write_exported(model: Path, folder: Path) -> SharedModel:
@@ -108,7 +111,7 @@ def _write_exported(model: Path, folder: Path) -> SharedModel:
     sizes, backbone = facts.architecture, config.backbone.name if config else ""
     image_size = sizes.image_height, sizes.image_width
     few_words = knows_few_words(facts.known_token_ids, sizes.vocab_size)
-    return SharedModel(config, backbone, "", few_words, facts.form, image_size, None)
+    return SharedModel(config, backbone, "", few_words, facts.form, image_size, None, facts.note)
 
 
 def without_places(config: RunConfig) -> RunConfig:

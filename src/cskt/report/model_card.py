@@ -71,6 +71,8 @@ class CardFacts:
     """Name, size in bytes and SHA-256 of each file."""
     license: str | None
     """Identifier of the licence of these weights, as the Hub writes it: `mit`."""
+    note: str = ""
+    """A condition that a reader of the model's scores must know."""
 
     @property
     def base_model(self) -> str | None:

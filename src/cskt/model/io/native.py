@@ -27,6 +27,8 @@ from cskt.utils.messages import one_line
 
 FORMAT_VERSION = 1
 METADATA_KEY = "cskt"
+NOTE = "note"
+"""Fact of a `MethodFile`: a condition that a reader of its model's scores must know."""
 TOKEN_EMBEDDING = "text.token_embedding.weight"
 TOKEN_ROWS = "text.token_embedding.rows"
 HALF = (torch.float16, torch.bfloat16)
