@@ -60,10 +60,13 @@ def test_an_export_is_not_exported_again(onnx: Path, tmp_path: Path) -> None:
 def test_int8_on_the_crops_of_a_gallery(run: Path, root: Path, tmp_path: Path) -> None:
     gallery, folder = tmp_path / "gallery", tmp_path / "int8"
     done(f"cskt index {gallery} --images {root}/CUHK-PEDES/imgs --model {run} --device cpu")
-    flags = f"--format openvino --int8 --calibrate-on {gallery} --tolerance 100 --split test --check-images 6"
+    flags = (
+        f"--format openvino --int8 --int8-text --calibrate-on {gallery} --tolerance 100 --split test --check-images 6"
+    )
     found = typed(f"cskt export {run} {flags} --output {folder} --json").json()
     num_crops = len(list((root / "CUHK-PEDES" / "imgs").rglob("*.jpg")))
     assert found["calibration_images"] == num_crops
+    assert found["calibration_captions"] > 0 and found["parity"]["captions"]["smallest_cosine"] > 0.98
     assert found["parity"]["images"]["count"] == 6
     assert found["parity"]["images"]["smallest_cosine"] > 0.98
     refusal = typed(f"cskt index {gallery} --model {folder} --device cpu").refusal()
@@ -112,6 +115,7 @@ def test_a_graph_that_fails_its_check_replaces_nothing(
     [
         ("--format tflite", "invalid choice: 'tflite'"),
         ("--format onnx --int8", "--int8 is made by OpenVINO and not with --format onnx"),
+        ("--format openvino --int8-text", "--int8-text changes nothing without --int8"),
         ("--format openvino --calibrate-on {root}", "--calibrate-on changes nothing without --int8"),
         ("--format onnx --half", "give them with --as-backbone"),
         ("--format onnx --tolerance -1", "--tolerance -1: give points of R1, from 0 to 100"),

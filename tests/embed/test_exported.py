@@ -28,7 +28,14 @@ from cskt.embed import EXPORTED, EncodeOptions, Encoder
 from cskt.embed.exported import ExportedEncoder, is_exported, load_exported, read_facts
 from cskt.errors import CsktError
 from cskt.explain import explain
-from cskt.export.check import Parity, TowerParity, first_images, parity_on_generated, parity_on_split
+from cskt.export.check import (
+    Parity,
+    TowerParity,
+    first_images,
+    generated_captions,
+    parity_on_generated,
+    parity_on_split,
+)
 from cskt.export.folder import atomic_folder, check_possible, write_folder, write_parity
 from cskt.model.dual_encoder import DualEncoder
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH
@@ -76,12 +83,18 @@ def source() -> Encoder:
 
 @pytest.fixture(scope="module")
 def folders(source: Encoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One export per format, and one in int8."""
+    """One export per format, one with images in int8, and one with images and captions in int8."""
     made = {}
-    for name, form in (("onnx", "onnx"), ("openvino", "openvino"), ("int8", "openvino")):
+    inputs: dict[str, dict[str, Any]] = {
+        "onnx": {},
+        "openvino": {},
+        "int8": {"calibration_images": list(random_pixels(12))},
+        "int8 both": {"calibration_images": list(random_pixels(12)), "calibration_captions": generated_captions(12)},
+    }
+    for name, calibration in inputs.items():
         made[name] = tmp_path_factory.mktemp("exported") / name
         with atomic_folder(made[name]) as fresh:
-            write_folder(source, fresh, form, calibration=list(random_pixels(12)) if name == "int8" else [])  # type: ignore[arg-type]
+            write_folder(source, fresh, "onnx" if name == "onnx" else "openvino", **calibration)
     return made
 
 
@@ -160,7 +173,8 @@ def test_heat_maps_are_refused(exported: ExportedEncoder, test_split: Split) -> 
 
 def test_float32_keeps_the_fingerprint_and_int8_has_its_own(source: Encoder, folders: dict[str, Path]) -> None:
     prints = {name: load_exported(folder).fingerprint for name, folder in folders.items()}
-    assert prints["onnx"] == prints["openvino"] == source.fingerprint != prints["int8"]
+    assert prints["onnx"] == prints["openvino"] == source.fingerprint
+    assert len({prints["onnx"], prints["int8"], prints["int8 both"]}) == 3
     assert load_exported(folders["onnx"], EncodeOptions(templates=["{}"])).fingerprint != source.fingerprint
 
 
@@ -174,6 +188,16 @@ def test_int8_is_near_and_small(source: Encoder, folders: dict[str, Path]) -> No
     assert weights["int8"] < 0.5 * weights["openvino"]
     ids = random_ids(2, 20)
     torch.testing.assert_close(int8.encode_text(ids), source.encode_text(ids), rtol=0, atol=2e-6)
+
+
+def test_captions_in_int8_are_near_and_small(source: Encoder, folders: dict[str, Path]) -> None:
+    captions = ["a man", *generated_captions(12)]
+    int8 = load_exported(folders["int8 both"])
+    cosines = torch.cosine_similarity(int8.encode_text(captions), source.encode_text(captions))
+    assert 0.98 < cosines.min() < 1 - 1e-6
+    assert (int8.facts.precision, int8.facts.text_precision) == ("int8", "int8")
+    weights = {name: (folders[name] / "text.bin").stat().st_size for name in ("openvino", "int8 both")}
+    assert weights["int8 both"] < weights["openvino"]
 
 
 def test_the_portable_tokenizer_gives_the_same_ids(source: Encoder, folders: dict[str, Path]) -> None:
@@ -190,16 +214,18 @@ def test_parity_on_a_split(source: Encoder, exported: ExportedEncoder, test_spli
     assert (parity.images.count, parity.captions.count) == (len(test_split.records), len(test_split.captions))
     assert parity.source == pytest.approx(parity.exported)
     assert parity.r1_points == 0
-    parity.check("fp32", most_points=0.1)
+    parity.check((), most_points=0.1)
     assert json.loads(json.dumps(parity.summary()))["data"] == "cuhk-pedes test"
 
 
 def test_another_model_fails_the_check(exported: ExportedEncoder, test_split: Split) -> None:
     stranger = encoder_with(2, templates=exported.templates)
     for parity in (parity_on_generated(stranger, exported), parity_on_split(stranger, exported, test_split)):
-        for precision in ("fp32", "int8"):
+        for int8 in ((), ("images",)):
             with pytest.raises(ValueError, match=r"features of captions differ by .* more than 1e-04: nothing is"):
-                parity.check(precision, most_points=100)
+                parity.check(int8, most_points=100)
+        with pytest.raises(ValueError, match=r"vectors of captions: the smallest cosine .* less than 0.98: nothing is"):
+            parity.check(("images", "captions"), most_points=100)
 
 
 SAME = TowerParity(4, 1e-7, 1.0)
@@ -207,27 +233,32 @@ EQUAL = Parity("a split", SAME, SAME, {"r1": 0.5, "mean_ap": 0.4}, {"r1": 0.5, "
 
 
 @pytest.mark.parametrize(
-    ("precision", "changes", "reason"),
+    ("int8", "changes", "reason"),
     [
-        ("fp32", {"images": TowerParity(4, 2e-4, 1.0)}, "features of images differ by 2.0e-04"),
-        ("fp32", {"images": TowerParity(4, float("nan"), float("nan"))}, "features of images differ by nan"),
-        ("int8", {"images": TowerParity(4, 0.2, 0.97)}, "has the cosine 0.970"),
-        ("int8", {"images": TowerParity(4, float("nan"), float("nan"))}, "has the cosine nan"),
-        ("int8", {"captions": TowerParity(4, 2e-4, 1.0)}, "features of captions differ"),
-        ("fp32", {"exported": {"r1": 0.502, "mean_ap": 0.4}}, r"R1 differs by \+0.20 points on a split"),
-        ("fp32", {"exported": {"r1": 0.498, "mean_ap": 0.4}}, "R1 differs by -0.20 points"),
-        ("int8", {"exported": {"r1": 0.498, "mean_ap": 0.4}}, "R1 differs by -0.20 points"),
+        ((), {"images": TowerParity(4, 2e-4, 1.0)}, "features of images differ by 2.0e-04"),
+        ((), {"images": TowerParity(4, float("nan"), float("nan"))}, "features of images differ by nan"),
+        (
+            ("images",),
+            {"images": TowerParity(4, 0.2, 0.97)},
+            "vectors of images: the smallest cosine with the source's is 0.970",
+        ),
+        (("images",), {"images": TowerParity(4, float("nan"), float("nan"))}, "cosine with the source's is nan"),
+        (("images",), {"captions": TowerParity(4, 2e-4, 1.0)}, "features of captions differ"),
+        (("images", "captions"), {"captions": TowerParity(4, 0.2, 0.97)}, "vectors of captions: .*0.970.* --int8-text"),
+        ((), {"exported": {"r1": 0.502, "mean_ap": 0.4}}, r"R1 differs by \+0.20 points on a split"),
+        ((), {"exported": {"r1": 0.498, "mean_ap": 0.4}}, "R1 differs by -0.20 points"),
+        (("images",), {"exported": {"r1": 0.498, "mean_ap": 0.4}}, "R1 differs by -0.20 points"),
     ],
 )
-def test_what_the_check_refuses(precision: str, changes: dict[str, Any], reason: str) -> None:
-    EQUAL.check(precision, most_points=0.1)
+def test_what_the_check_refuses(int8: tuple[str, ...], changes: dict[str, Any], reason: str) -> None:
+    EQUAL.check(int8, most_points=0.1)
     with pytest.raises(ValueError, match=reason):
-        dataclasses.replace(EQUAL, **changes).check(precision, most_points=0.1)
+        dataclasses.replace(EQUAL, **changes).check(int8, most_points=0.1)
 
 
 def test_int8_may_gain(source: Encoder) -> None:
     better = dataclasses.replace(EQUAL, images=TowerParity(4, 0.02, 0.99), exported={"r1": 0.6, "mean_ap": 0.4})
-    better.check("int8", most_points=0.1)
+    better.check(("images",), most_points=0.1)
 
 
 def test_facts_tell_other_programs_what_they_need(source: Encoder, folders: dict[str, Path]) -> None:

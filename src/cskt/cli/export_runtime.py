@@ -18,8 +18,23 @@ from cskt.embed.hub import local_path
 from cskt.embed.model_paths import check_exists, run_config
 from cskt.errors import CsktError
 from cskt.evaluation.evaluate import split_of
-from cskt.export.check import Parity, TowerParity, first_images, parity_on_generated, parity_on_split
-from cskt.export.folder import atomic_folder, calibration_pixels, check_possible, write_folder, write_parity
+from cskt.export.check import (
+    Parity,
+    TowerParity,
+    first_images,
+    generated_captions,
+    parity_on_generated,
+    parity_on_split,
+)
+from cskt.export.folder import (
+    NUM_CALIBRATION,
+    atomic_folder,
+    calibration_pixels,
+    check_possible,
+    spread,
+    write_folder,
+    write_parity,
+)
 from cskt.gallery.indexing.scanning import ImageSource
 from cskt.gallery.manifest import is_gallery, read_manifest
 from cskt.gallery.opening import source_to_index
@@ -41,6 +56,7 @@ def add_runtime_flags(parser: Parser) -> None:
     add("--output", type=Path, metavar="FOLDER",
         help="folder to write (default: RUN/onnx, RUN/openvino, RUN/int8, RUN/released)")
     add("--int8", action="store_true", default=None, help="image tower in int8, with openvino; its cost is measured")
+    add("--int8-text", action="store_true", default=None, help="with --int8: the text tower in int8, too")
     add("--calibrate-on", type=Path, metavar="FOLDER",
         help="gallery or folder of crops whose images set int8's ranges (default: those that the run was trained on)")
     add("--tolerance", type=float, metavar="POINTS", help="R1 that may differ (default: 0.1; that int8 may lose: 1)")
@@ -51,7 +67,9 @@ def add_runtime_flags(parser: Parser) -> None:
     # fmt: on
 
 
-RUNTIME_FLAGS = ("output", "int8", "calibrate_on", "tolerance", "dataset", "root", "split", "check_images", "json")
+RUNTIME_FLAGS = (
+    "output", "int8", "int8_text", "calibrate_on", "tolerance", "dataset", "root", "split", "check_images", "json",
+)  # fmt: skip
 
 
 def export_runtime(flags: argparse.Namespace) -> None:
@@ -71,26 +89,34 @@ def export_runtime(flags: argparse.Namespace) -> None:
         flags.run, flags.backbone, "cpu", precision="fp32", weights=flags.weights or "model",
         ignore_extra=flags.ignore_extra,
     )  # fmt: skip
-    calibration = calibration_images(flags, config, source) if flags.int8 else []
+    images = calibration_images(flags, config, source) if flags.int8 else []
+    captions = calibration_captions(flags, config) if flags.int8_text else []
     with atomic_folder(target) as fresh:
         logger.info("writing %s, %s", flags.format, precision)
-        write_folder(source, fresh, flags.format, config=config, calibration=calibration)
+        write_folder(
+            source, fresh, flags.format, config=config, calibration_images=images, calibration_captions=captions
+        )
         exported = load_exported(fresh)
         logger.info("checking it on %s", f"{split.dataset} {split.name}" if split else "generated pedestrians")
         parity = parity_on_split(source, exported, split) if split else parity_on_generated(source, exported)
-        parity.check(precision, TOLERANCE[precision] if flags.tolerance is None else flags.tolerance)
+        int8 = [name for name, inputs in (("images", images), ("captions", captions)) if inputs]
+        parity.check(int8, TOLERANCE[precision] if flags.tolerance is None else flags.tolerance)
         write_parity(fresh, parity.summary())
     num_bytes = sum(path.stat().st_size for path in target.iterdir())
     if flags.json:
         facts = {"folder": str(target), "format": flags.format, "precision": precision, "bytes": num_bytes}
-        print(json_text(facts | {"calibration_images": len(calibration), "parity": parity.summary()}))
+        inputs = {"calibration_images": len(images), "calibration_captions": len(captions)}
+        print(json_text(facts | inputs | {"parity": parity.summary()}))
     else:
-        print(f"{target}: {flags.format}, {precision}, {num_bytes / 1e6:.1f} MB")
+        of_text = ", captions int8" if captions else ""
+        print(f"{target}: {flags.format}, {precision}{of_text}, {num_bytes / 1e6:.1f} MB")
         print(parity_table(parity))
 
 
 def check_flags(flags: argparse.Namespace) -> None:
     """Check that the flags of `add_runtime_flags` belong together."""
+    if flags.int8_text and not flags.int8:
+        raise CsktError("--int8-text changes nothing without --int8")
     if flags.calibrate_on and not flags.int8:
         raise CsktError("--calibrate-on changes nothing without --int8")
     if flags.tolerance is not None and not 0 <= flags.tolerance <= 100:
@@ -120,6 +146,15 @@ def calibration_images(flags: argparse.Namespace, config: RunConfig | None, sour
     else:
         raise CsktError("int8 takes its ranges from crops; give a gallery or a folder of them with --calibrate-on")
     return calibration_pixels(paths, source)
+
+
+def calibration_captions(flags: argparse.Namespace, config: RunConfig | None) -> list[str]:
+    """Return some hundred captions, of the training split if it is here, else of generated pedestrians."""
+    if flags.root or (config is not None and Path(config.data.root).is_dir()):
+        captions = split_of(str(flags.run), flags.dataset, flags.root, "train").captions
+        return spread(captions, NUM_CALIBRATION)
+    logger.warning("no training captions found: ranges of the text tower are taken from captions of generated people")
+    return generated_captions(NUM_CALIBRATION)
 
 
 def crops_of(folder: Path) -> list[Path]:

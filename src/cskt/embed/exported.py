@@ -64,7 +64,7 @@ class ExportedFacts:
 
     form: Form
     precision: Literal["fp32", "int8"]
-    """Arithmetic of the image graph; the text graph is float32."""
+    """Arithmetic of the image graph."""
     fingerprint: str
     """In float32 that of the source, whose vectors are equal up to rounding. Int8 has its own: its scores differ by
     more, and in a gallery of both, ranks would depend on which model encoded a crop."""
@@ -97,6 +97,8 @@ class ExportedFacts:
     """True if punctuation is taken out of captions first; see `cskt.data.tokenizer.without_punctuation`."""
     note: str = ""
     """A condition that a reader of the model's scores must know, see `Encoder`."""
+    text_precision: Literal["fp32", "int8"] = "fp32"
+    """Arithmetic of the text graph."""
 
 
 def is_exported(folder: Path) -> bool:

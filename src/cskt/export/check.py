@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,12 @@ from cskt.evaluation.evaluate import SplitFeatures, encode_split, evaluate
 MAX_DIFFERENCE = 1e-4
 """Largest difference between entries of unit vectors, for float32 graphs."""
 MIN_COSINE = 0.98
-"""Smallest cosine between the vectors of an image before and after int8."""
+"""Smallest cosine between the vectors of an image, or of a caption, before and after int8."""
+REMEDIES = {
+    "images": "calibrate on more, and more usual, crops",
+    "captions": "leave --int8-text out: the captions are encoded in float32",
+}
+"""Advice for a tower whose vectors int8 changes too much."""
 NUM_GENERATED = 24
 
 
@@ -60,23 +65,27 @@ class Parity:
         """Return plain values for JSON."""
         return dataclasses.asdict(self) | {"r1_points": self.r1_points}
 
-    def check(self, precision: str, most_points: float) -> None:
-        """Check that the export may replace its source: R1 differs by at most `most_points` percentage points, for int8
-        downwards."""
-        exact = [("captions", self.captions), *([("images", self.images)] if precision == "fp32" else [])]
-        for name, tower in exact:
-            if not tower.largest_difference <= MAX_DIFFERENCE:  # also where it is NaN
+    def check(self, int8: Collection[str], most_points: float) -> None:
+        """Check that the export may replace its source.
+
+        Args:
+            int8: what is encoded in int8, of `images` and `captions`.
+            most_points: percentage points by which R1 may differ; with int8, by which it may be lower.
+        """
+        for name, tower in (("captions", self.captions), ("images", self.images)):
+            if name in int8:
+                if not tower.smallest_cosine >= MIN_COSINE:  # also where it is NaN
+                    raise CsktError(
+                        f"vectors of {name}: the smallest cosine with the source's is {tower.smallest_cosine:.3f}, less"
+                        f" than {MIN_COSINE}: nothing is written; {REMEDIES[name]}"
+                    )
+            elif not tower.largest_difference <= MAX_DIFFERENCE:
                 raise CsktError(
                     f"features of {name} differ by {tower.largest_difference:.1e} from the source's, more than"
                     f" {MAX_DIFFERENCE:.0e}: nothing is written; try the other --format"
                 )
-        if not self.images.smallest_cosine >= MIN_COSINE:
-            raise CsktError(
-                f"an image's vector has the cosine {self.images.smallest_cosine:.3f} with the source's, less than"
-                f" {MIN_COSINE}: nothing is written; calibrate on more, and more usual, crops"
-            )
         points = self.r1_points
-        if points is not None and (abs(points) if precision == "fp32" else -points) > most_points:
+        if points is not None and (-points if int8 else abs(points)) > most_points:
             raise CsktError(
                 f"R1 differs by {points:+.2f} points on {self.data}, more than --tolerance {most_points:g}: nothing is"
                 " written; allow more, or calibrate on other crops"
@@ -105,6 +114,11 @@ def parity_on_generated(source: Encoder, exported: ExportedEncoder) -> Parity:
         _tower_parity(source.encode_image(images), exported.encode_image(images)),
         _tower_parity(source.encode_text(captions), exported.encode_text(captions)),
     )
+
+
+def generated_captions(count: int) -> list[str]:
+    """Return captions of generated pedestrians."""
+    return [_generated_pedestrian(number)[1] for number in range(count)]
 
 
 def first_images(split: Split, count: int) -> Split:

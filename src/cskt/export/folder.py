@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tokenizers
 from tokenizers import Regex, normalizers, processors
@@ -38,8 +38,10 @@ from cskt.utils.messages import require
 
 logger = logging.getLogger(__name__)
 
-NUM_CALIBRATION_IMAGES = 300
-"""As many as NNCF reads by default."""
+T = TypeVar("T")
+
+NUM_CALIBRATION = 300
+"""Images, and captions; as many as NNCF reads by default."""
 NEEDED: dict[Form, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}
 """Packages of the extra that is named like the format."""
 
@@ -93,16 +95,28 @@ def _delete_export(folder: Path) -> None:
 
 
 def write_folder(
-    encoder: Encoder, folder: Path, form: Form, *, config: RunConfig | None = None, calibration: Sequence[Tensor] = ()
+    encoder: Encoder,
+    folder: Path,
+    form: Form,
+    *,
+    config: RunConfig | None = None,
+    calibration_images: Sequence[Tensor] = (),
+    calibration_captions: Sequence[str] = (),
 ) -> None:
     """Write the graphs of an encoder and the files beside them into an empty folder; see `cskt.embed.exported`.
 
-    With `calibration`, pixels [3, H, W] uint8 of a few hundred typical images, the image graph computes in int8
-    (OpenVINO only).
+    Args:
+        encoder: the source, in float32.
+        folder: an empty folder.
+        form: the runtime.
+        config: the run's config; None if the source is no run.
+        calibration_images: pixels [3, H, W] uint8 of a few hundred typical images. With them, the image graph computes
+            in int8 (OpenVINO only).
+        calibration_captions: a few hundred typical captions. With them, the text graph computes in int8.
     """
     architecture, known_ids = encoder.model.architecture, encoder.tokenizer.known_ids
     longest = encoder.tokenizer.context_length
-    write_graphs(encoder, folder, form, calibration or None)
+    write_graphs(encoder, folder, form, calibration_images, calibration_captions)
     portable_tokenizer(longest, architecture.vocab_size).save(str(folder / TOKENIZER))
     digests = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     of_int8 = hashlib.sha256(json.dumps([encoder.fingerprint, digests]).encode()).hexdigest()
@@ -110,8 +124,9 @@ def write_folder(
     punctuation = punctuation if encoder.tokenizer.clean_captions else ""
     facts = ExportedFacts(
         form=form,
-        precision="int8" if calibration else "fp32",
-        fingerprint=of_int8 if calibration else encoder.fingerprint,
+        precision="int8" if calibration_images else "fp32",
+        text_precision="int8" if calibration_captions else "fp32",
+        fingerprint=of_int8 if calibration_images or calibration_captions else encoder.fingerprint,
         architecture=architecture,
         longest_caption=longest,
         known_token_ids=None if known_ids is None else tuple(sorted(known_ids)),
@@ -139,12 +154,18 @@ def write_folder(
     write_facts(folder, facts)
 
 
+def spread(values: Sequence[T], count: int) -> list[T]:
+    """Return at most `count` values, spread evenly over those given."""
+    step = max(1.0, len(values) / count)
+    return [values[int(step * number)] for number in range(min(len(values), count))]
+
+
 def calibration_pixels(paths: Sequence[Path], encoder: Encoder) -> list[Tensor]:
     """Read some hundred images, spread evenly over those given, as [3, H, W] uint8; unreadable ones are skipped."""
-    step, pixels = max(1.0, len(paths) / NUM_CALIBRATION_IMAGES), []
-    for number in range(min(len(paths), NUM_CALIBRATION_IMAGES)):
+    pixels = []
+    for path in spread(paths, NUM_CALIBRATION):
         try:
-            pixels.append(encoder.read_image(paths[int(step * number)]))
+            pixels.append(encoder.read_image(path))
         except CsktError as error:
             logger.warning("skipped in calibration: %s", error)
     if not pixels:

@@ -58,11 +58,23 @@ class TextGraph(nn.Module):
         return F.normalize(self.text.features(placed), dim=-1)
 
 
-def write_graphs(encoder: Encoder, folder: Path, form: Form, calibration: Sequence[Tensor] | None) -> None:
-    """Write `image` and `text` graphs into a folder; see `cskt.export.folder.write_folder`."""
+def write_graphs(
+    encoder: Encoder, folder: Path, form: Form, images: Sequence[Tensor] = (), captions: Sequence[str] = ()
+) -> None:
+    """Write `image` and `text` graphs into a folder; see `cskt.export.folder.write_folder`.
+
+    Args:
+        images: pixels [3, H, W] uint8 that set the ranges of the image graph in int8; none for float32.
+        captions: sentences that set those of the text graph; none for float32.
+    """
     architecture, longest = encoder.model.architecture, encoder.tokenizer.context_length
     pixels = torch.zeros(2, 3, architecture.image_height, architecture.image_width, dtype=torch.uint8)
     ids = torch.full((2, longest - 1), encoder.tokenizer.end_id)
+    caption_ids = [
+        F.pad(row, (0, max(0, SHORTEST_CAPTION - len(row))))
+        for caption in captions
+        for row in encoder.tokenizer([encoder.templates[0].replace("{}", caption)])
+    ]
     with torch.no_grad(), _quiet():
         image = _traced(ImageGraph(fold_vision(encoder.model), architecture), pixels, {0: Dim("batch")})
         length = Dim("length", min=SHORTEST_CAPTION, max=longest)
@@ -71,8 +83,8 @@ def write_graphs(encoder: Encoder, folder: Path, form: Form, calibration: Sequen
             _write_onnx(image, folder / "image.onnx", "pixels")
             _write_onnx(text, folder / "text.onnx", "caption_ids")
         else:
-            _write_openvino(image, folder / "image.xml", "pixels", calibration)
-            _write_openvino(text, folder / "text.xml", "caption_ids", None)
+            _write_openvino(image, folder / "image.xml", "pixels", images)
+            _write_openvino(text, folder / "text.xml", "caption_ids", caption_ids)
 
 
 @contextlib.contextmanager
@@ -100,21 +112,20 @@ def _write_onnx(program: ExportedProgram, path: Path, name: str) -> None:
     model.save(path, external_data=False)
 
 
-def _write_openvino(program: ExportedProgram, path: Path, name: str, calibration: Sequence[Tensor] | None) -> None:
+def _write_openvino(program: ExportedProgram, path: Path, name: str, calibration: Sequence[Tensor]) -> None:
     openvino = import_silent("openvino")
     model = openvino.convert_model(program)
     model.inputs[0].get_tensor().set_names({name})
     model.outputs[0].get_tensor().set_names({"features"})
-    if calibration is not None:
+    if calibration:
         model = _quantised(model, calibration)
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def _quantised(model: Any, calibration: Sequence[Tensor]) -> Any:
-    """Quantise weights and inputs of matrix products to int8 with ranges of the calibration images (NNCF)."""
+    """Quantise weights and inputs of matrix products to int8 with ranges of the calibration inputs (NNCF)."""
     nncf = import_silent("nncf")
-    model.reshape([-1, *calibration[0].shape])
-    batches = [pixels[None].numpy() for pixels in calibration]
+    batches = [one[None].numpy() for one in calibration]
     # The default range is the mean of the images' largest values, which clips unusual crops: on generated pedestrians
     # cosines to float32 fell to 0.956 and R1 by a point. With the largest of all, cosines are 0.996 and R1 is equal.
     ranges = importlib.import_module("nncf.quantization.range_estimator").RangeEstimatorParametersSet.MINMAX
