@@ -41,7 +41,7 @@ test-all: test test-rest
 # The faults of docs/reliability.md as often as it says, about an hour; `make test-all` tries each a few times.
 test-faults: $(VENV)/.dev
 	rm -f faults.jsonl
-	CSKT_LONG_FAULTS=1 CSKT_FAULTS_JSON=$(CURDIR)/faults.jsonl $(BIN)/python -m pytest --timeout=1200 tests/faults tests/gallery/test_faults.py tests/gallery/test_milvus_faults.py tests/gallery/test_ray_engine.py; \
+	CSKT_LONG_FAULTS=1 CSKT_FAULTS_JSON=$(CURDIR)/faults.jsonl $(BIN)/python -m pytest tests/faults tests/gallery/test_faults.py tests/gallery/test_milvus_faults.py tests/gallery/test_ray_engine.py; \
 	status=$$?; $(BIN)/python tests/faults/fault_table.py faults.jsonl && exit $$status
 
 # Tests of the page need Chromium; on Debian, root installs it.

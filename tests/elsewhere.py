@@ -25,7 +25,7 @@ def claimed_elsewhere(folder: Path) -> Iterator[bool]:
     worker = threading.Thread(target=hold)
     worker.start()
     try:
-        assert asked.wait(10)
+        assert asked.wait(300)
         yield answers[0]
     finally:
         over.set()

@@ -82,7 +82,7 @@ def test_other_parts_follow_and_the_exit_code_reports_a_failure(
         return [{"part": name, "check": "a value", "value": 0.5, "bound": 0.1, "passed": name != "train"}]
 
     monkeypatch.setattr(gpu_check, "run_part", run_part)
-    target, until = tmp_path / "found.json", time.perf_counter() + 60
+    target, until = tmp_path / "found.json", time.perf_counter() + 3600
     device = torch.device("cpu")
     assert gpu_check.check(device, ["train", "inference"], until=until, target=target) == 1
     assert [row["part"] for row in json.loads(target.read_text())] == ["machine", "train", "inference"]

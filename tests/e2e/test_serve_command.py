@@ -62,7 +62,7 @@ class Running:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json", **headers})
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=300) as answer:
                 return answer.status, json.loads(answer.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -203,7 +203,7 @@ def test_keys_that_are_refused(flags: str, reason: str, tmp_path: Path) -> None:
 def heads_and_bodies(address: str) -> list[tuple[int, int]]:
     """Status, and whether there was a body, of HEAD and GET in turn on one connection: none spoils the next."""
     found = []
-    connection = http.client.HTTPConnection(address.removeprefix("http://").strip("/"), timeout=30)
+    connection = http.client.HTTPConnection(address.removeprefix("http://").strip("/"), timeout=300)
     tag = ""
     for path, known in (("/page/app.js", False), ("/page/app.js", True), ("/page/nothing.js", False)):
         for method in ("HEAD", "GET"):
@@ -220,7 +220,7 @@ def heads_and_bodies(address: str) -> list[tuple[int, int]]:
 def _in_flight(service: Running) -> float:
     """Requests that the service has on hand, the one that asks this included."""
     request = urllib.request.Request(service.address + "metrics", headers={"Authorization": f"Bearer {TOKEN}"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         found = re.search(r"^cskt_requests_in_flight (\S+)$", answer.read().decode(), re.MULTILINE)
     assert found
     return float(found[1])

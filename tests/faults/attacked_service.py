@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from raw_clients import Answer, Raw, head, post
 from service_process import TOKEN, Served
 
+from fault_tries import tries
+
 CONNECTIONS = 120
 IDLE_SECONDS, HEAD_SECONDS, BODY_SECONDS, ANSWER_SECONDS = 3, 2.0, 3.0, 3.0
-LATE_SECONDS = 15.0
+LATE_SECONDS = tries(300, 15)
 """Delay of a deadline that a busy machine may cause."""
-PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = tries(300, 5)
 """Longest time for the answer to an honest client."""
 SETTINGS = {
     "token": TOKEN, "allow_hosts": ["search.example"],  # so that reading needs the token too

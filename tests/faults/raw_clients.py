@@ -52,7 +52,7 @@ class Raw:
         self.socket = socket.socket()
         if receive_bytes is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        self.socket.settimeout(30)
+        self.socket.settimeout(300)
         try:
             self.socket.connect((service.host, service.port))
         except BaseException:
@@ -111,7 +111,7 @@ class Raw:
         except ConnectionResetError:
             pass
         finally:
-            self.socket.settimeout(30)
+            self.socket.settimeout(300)
         return True
 
     def reset(self) -> None:

@@ -123,13 +123,13 @@ class Served:
         request = urllib.request.Request(
             f"{self.address}/{path}", data, {"Content-Type": "application/json", **headers}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return json.loads(answer.read())
 
     def status(self, path: str) -> int:
         """Return the status of a request without a body."""
         try:
-            with urllib.request.urlopen(f"{self.address}/{path}", timeout=30) as answer:
+            with urllib.request.urlopen(f"{self.address}/{path}", timeout=300) as answer:
                 return answer.status
         except urllib.error.HTTPError as error:
             with error:
@@ -137,7 +137,7 @@ class Served:
 
     def metrics(self) -> str:
         """Figures for Prometheus."""
-        with urllib.request.urlopen(f"{self.address}/metrics", timeout=30) as answer:
+        with urllib.request.urlopen(f"{self.address}/metrics", timeout=300) as answer:
             return answer.read().decode()
 
     def usage(self) -> Usage:
@@ -154,7 +154,7 @@ class Served:
             time.sleep(0.02)
         return time.monotonic() - begun
 
-    def stop(self, number: int = signal.SIGTERM, seconds: float = 60) -> int:
+    def stop(self, number: int = signal.SIGTERM, seconds: float = 300) -> int:
         """Exit code after a signal."""
         self.process.send_signal(number)
         self.process.communicate(timeout=seconds)

@@ -99,7 +99,7 @@ def test_slow_clients(attacked: Served) -> None:
             answered += 1
             most = max(most, attacked.usage().descriptors)
             time.sleep(0.1)
-    assert answered > 3 and most > before + len(clients) // 2
+    assert answered and most > before + len(clients) // 2
     for kind, seconds in closed_after.items():
         assert SLOW[kind].seconds - 0.5 < seconds < SLOW[kind].seconds + LATE_SECONDS, (kind, seconds)
     record("slow clients (slow loris) hold a connection beyond its limit", tried=len(clients), test=TEST)

@@ -16,7 +16,7 @@ if not os.environ.get("CI"):  # there, what is missing is an error
         pytest.importorskip(module)
 
 import uvicorn
-from on_page import HOSTILE_NAME, HOSTILE_TRACK, NUM_CROPS, TOKEN, Watch
+from on_page import HOSTILE_NAME, HOSTILE_TRACK, NUM_CROPS, PATIENCE_MS, TOKEN, Watch
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from cskt import load
@@ -112,7 +112,7 @@ def browser() -> Iterator[Browser]:
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
-    expect.set_options(timeout=10_000)
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--disable-dev-shm-usage"])
         yield browser

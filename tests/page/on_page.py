@@ -12,6 +12,8 @@ from playwright.sync_api import ConsoleMessage, Locator, Page, Request, TimeoutE
 
 from cskt.gallery.gallery import Gallery
 
+PATIENCE_MS = 300_000
+"""Longest wait for the page, on a busy machine."""
 SENTENCE = "a woman in a red dress"
 NUM_CROPS = 120
 HOSTILE_NAME = "c1/<img src=x onerror=alert(1)>.jpg"
@@ -71,7 +73,7 @@ def expect_names(page: Page, wanted: list[str]) -> None:
     """Wait until exactly these crops are shown, in this order."""
     shown = "wanted => JSON.stringify([...document.querySelectorAll('.hit')].map((hit) => hit.dataset.id)) === wanted"
     try:
-        page.wait_for_function(shown, arg=json.dumps(wanted, separators=(",", ":")), timeout=5000)
+        page.wait_for_function(shown, arg=json.dumps(wanted, separators=(",", ":")), timeout=PATIENCE_MS)
     except TimeoutError:
         assert names(page) == wanted
 

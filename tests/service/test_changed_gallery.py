@@ -31,7 +31,7 @@ def test_every_answer_says_that_the_gallery_has_changed(
     noted: Callable[[], Any],
 ) -> None:  # fmt: skip
     client = ask(own_gallery, token=TOKEN)
-    client.app.state.service.worker.ready.result(10)  # type: ignore[attr-defined]
+    client.app.state.service.worker.ready.result(300)  # type: ignore[attr-defined]
     assert client.get("/healthz").status_code == 200
     if is_gone:
         shutil.rmtree(own_gallery.folder)

@@ -146,7 +146,7 @@ def test_no_text_of_a_failed_request_is_logged(
     ask: Ask, own_gallery: Gallery, log: Log, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     client = ask(own_gallery, token=TOKEN, keep_audit_log=False)
-    client.app.state.service.worker.ready.result(10)  # type: ignore[attr-defined]
+    client.app.state.service.worker.ready.result(300)  # type: ignore[attr-defined]
     for name in ("encode", "explain", "crop", "thumbnail", "add", "remove", "uploaded"):
         monkeypatch.setattr(own_gallery, name, fail(error))
     statuses = everything(client)

@@ -365,7 +365,7 @@ def test_a_bug_is_a_500_with_a_request_id_that_is_logged(
 ) -> None:
     """A ValueError of NumPy is not an error of the gallery and must not become a 400."""
     client = ask(own_gallery, token=TOKEN)
-    client.app.state.service.worker.ready.result(10)  # type: ignore[attr-defined]
+    client.app.state.service.worker.ready.result(300)  # type: ignore[attr-defined]
     monkeypatch.setattr(own_gallery, broken, broadcasting_bug)
     answer = client.request(method, path, json=body, headers=WRITER)
     assert refusal(answer)[:2] == (500, "internal")
@@ -440,7 +440,7 @@ def test_statuses_of_errors_of_the_package(
         raise error
 
     client = ask(gallery)
-    client.app.state.service.worker.ready.result(10)  # type: ignore[attr-defined]
+    client.app.state.service.worker.ready.result(300)  # type: ignore[attr-defined]
     monkeypatch.setattr(gallery, "search_vectors", fail)
     monkeypatch.setattr(gallery, "crop", fail)
     for answer in (client.post("/api/search", json={"text": "a"}), client.get("/api/crop", params={"id": "a"})):

@@ -154,7 +154,7 @@ def test_a_pool_finishes_what_runs_and_cancels_what_waits() -> None:
     with pytest.raises(ServiceError, match="being stopped"):
         pool.submit(print)
     release.set()
-    assert pool.wait() and [future.result(10) for future in blocked] == [True, True]
+    assert pool.wait() and [future.result(300) for future in blocked] == [True, True]
 
 
 def test_a_service_that_is_stopped_while_it_loads_logs_nothing(

@@ -97,11 +97,11 @@ def test_health_is_answered_although_the_store_is_not(
     ask: Ask, own_gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, answered, asked = ask(own_gallery), threading.Event(), []
-    client.app.state.service.worker.ready.result(10)  # type: ignore[attr-defined]
+    client.app.state.service.worker.ready.result(300)  # type: ignore[attr-defined]
 
     def wait(*_: object) -> int:
         asked.append(1)
-        answered.wait(30)
+        answered.wait(300)
         return 4
 
     monkeypatch.setattr(own_gallery._state.store, "count", wait)
@@ -126,7 +126,7 @@ def test_unreadable_vectors_are_answered_503(
         (data,) = folder.rglob("crops.lance/data")
         with Gallery.open(folder, encoder=encoder) as gallery:
             client = ask(gallery, token=TOKEN)
-            client.app.state.service.worker.ready.result(10)  # type: ignore[attr-defined]
+            client.app.state.service.worker.ready.result(300)  # type: ignore[attr-defined]
             if what == "closed":
                 data.chmod(0)
             for path in data.glob("*.lance") if what == "cut short" else ():
