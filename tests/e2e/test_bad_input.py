@@ -191,6 +191,7 @@ WORDS = [
     ("cskt evaluate {root}", "it is no run folder, for it has no config.yaml"),
     ("cskt evaluate clip-tiny", "clip-tiny is no run that names its data; say which to use: --dataset rstpreid --root"),
     ("cskt evaluate openai/clip-vit-base-patch16", "is no run that names its data; say which to use"),
+    ("cskt evaluate clip-tiny --dataset cuhk-pedes", "is no run that names its data; say which to use: --root DIR"),
     ("cskt evaluate {run} --precision fp64", "invalid choice: 'fp64'"),
     ("cskt evaluate ViT-B16 --dataset cuhk-pedes --root {root}", "did you mean 'ViT-B/16'?"),
     ("cskt query {run} 'a man' -k 13", "-k 13: the split has 12 images; give 1 to 12"),

@@ -114,7 +114,7 @@ def _check_store(store: str, known: Manifest | None) -> None:
         check_store(store)
         backend_of(store)
     except CsktError as error:
-        raise CsktError(f"--store {store}: {error}") from error
+        raise CsktError(f"--store: {error}") from error
     if known is not None and absolute_store(store) != known.store:
         raise CsktError(f"--store {store}: the gallery's store is {known.store}; leave --store out")
 

@@ -162,7 +162,8 @@ def split_of(model: str, dataset: str | None, root: str | None, split: str, *, r
         _check_not_moved(model, [own.data.root])
     name, place = dataset or (own.data.dataset if own else None), root or (own.data.root if own else None)
     if not name or not place:
-        raise CsktError(f"{model} is no run that names its data; say which to use: --dataset rstpreid --root DIR")
+        missing = [flag for flag, known in (("--dataset rstpreid", name), ("--root DIR", place)) if not known]
+        raise CsktError(f"{model} is no run that names its data; say which to use: {' '.join(missing)}")
     held_out_by = own if own and is_own_dataset(own, dataset) else None
     return _split_in(name, place, split, held_out_by, refuse_overlaps=refuse_overlaps)
 
