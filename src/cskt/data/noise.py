@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from cskt.config import DataConfig
 from cskt.data.records import Split
 from cskt.errors import CsktError, MissingFileError, file_system_errors
-from cskt.utils.messages import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +86,10 @@ def read_noise_file(path: Path, num_captions: int) -> NDArray[np.int64]:
     with file_system_errors(path):
         try:
             index = np.load(path, allow_pickle=False, mmap_mode="r")  # mapped, a header cannot ask for memory
-        except (ValueError, EOFError) as error:
+        except (ValueError, EOFError):  # whose advice is to unpickle the file, which would run its code
             raise CsktError(
-                f"{path}: no NumPy array: {one_line(error)}; give a file that numpy.save has written"
+                f"{path}: no NumPy array, an incomplete one, or one of Python objects; give a file of integers that"
+                " numpy.save has written"
             ) from None
     if not isinstance(index, np.ndarray) or index.dtype.kind not in "iu" or index.ndim != 1:
         found = f"{index.dtype} {list(index.shape)}" if isinstance(index, np.ndarray) else type(index).__name__
