@@ -212,6 +212,20 @@ def test_weights_of_no_method_are_refused(tmp_path: Path) -> None:
     assert "no named tensors" in refused(folder)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "an empty file"), (b"<html>", "a web page"), (b"version https://git-lfs", "a Git LFS pointer")],
+)
+@pytest.mark.parametrize("method", ["rde", "tbps_clip"])
+def test_files_that_are_no_weights_are_named(tmp_path: Path, method: str, content: bytes, message: str) -> None:
+    folder = write(tmp_path / "run", method, {})
+    next(folder.glob("*.pth")).write_bytes(content)
+    assert message in refused(folder)
+    if method == "tbps_clip":
+        with pytest.raises(ValueError, match=message):
+            read_released_config(folder)
+
+
 class EasyDict(dict[str, Any]):
     """Pickled under the name of the class of a package that is not installed."""
 

@@ -52,10 +52,7 @@ def read_tensors(path: Path, choice: WeightsChoice = "model") -> dict[str, Tenso
 def _read_file(path: Path) -> Any:
     if is_safetensors(path):
         return read_safetensors(path)[0]
-    start = _first_bytes(path)
-    if not start.startswith((ZIP, PICKLE)):
-        raise CsktError(f"{path}: {_describe(start)}")
-    if start.startswith(ZIP):
+    if _first_bytes(path).startswith(ZIP):
         with _opened_archive(path) as archive:
             if is_torchscript(archive):
                 with _reader_errors(path):
@@ -74,6 +71,9 @@ def load_plain(path: Path) -> Any:
 
 def load_checkpoint(path: Path) -> Any:
     """Read a `torch.save` file of another program: as `load_plain`, but objects beside the tensors are skipped."""
+    start = _first_bytes(path)
+    if not start.startswith((ZIP, PICKLE)):
+        raise CsktError(f"{path}: {_describe(start)}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about pickle protocols that the reader below understands
@@ -82,7 +82,7 @@ def load_checkpoint(path: Path) -> Any:
         raise
     except CsktError:  # the readers below take more
         pass
-    if not _first_bytes(path).startswith(ZIP):
+    if not start.startswith(ZIP):
         with _reader_errors(path):
             return read_legacy(path)
     with _opened_archive(path) as archive, _reader_errors(path):
