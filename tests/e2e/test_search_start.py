@@ -21,9 +21,9 @@ sys.exit(code)
 """
 DEFERRED = f"""
 import gc, json, sys
-from cskt.cli.quick_imports import DeferredClass, defer_remote_client, without_garbage_collection
+from cskt.cli.quick_imports import DeferredClass, quicken_lancedb, without_garbage_collection
 
-defer_remote_client()
+quicken_lancedb()
 with without_garbage_collection():
     assert not gc.isenabled()
     import lancedb
@@ -37,6 +37,21 @@ before = isinstance(deferred, DeferredClass), "{CLIENT}.api_client" in sys.modul
 request = deferred(id=["demo"])
 print(json.dumps([names, before, request.id, isinstance(request, deferred), isinstance(1, deferred)]))
 print(type(request).__module__, sorted(deferred.model_fields)[:1], "{CLIENT}.api_client" in sys.modules)
+"""
+
+PANDAS = """
+import sys
+from cskt.cli.quick_imports import quicken_lancedb
+
+quicken_lancedb()
+import lancedb
+import pyarrow
+
+print("pandas" in sys.modules)
+print(pyarrow.table({"name": ["a", None]}).to_pandas().shape)
+import pandas
+
+print(pyarrow.array(pandas.Series([1.0, float("nan")])).null_count)
 """
 
 
@@ -54,10 +69,16 @@ def test_a_search_loads_no_client_of_a_network(tmp_path: Path) -> None:
     assert len(json.loads(done.stdout)[0]["hits"]) == 10
     loaded = set(json.loads(done.stderr.splitlines()[-1]))
     assert {"torch", "lancedb"} <= loaded
-    assert not loaded & {"huggingface_hub", "httpx", "ftfy", f"{CLIENT}.api_client", "onnxruntime", "openvino"}
+    needless = {"huggingface_hub", "httpx", "ftfy", f"{CLIENT}.api_client", "onnxruntime", "openvino", "pandas"}
+    assert not loaded & needless
 
 
 def test_deferred_classes_are_those_of_the_client_once_used(tmp_path: Path) -> None:
     lines = run(DEFERRED, tmp_path / "database").stdout.splitlines()
     assert json.loads(lines[0]) == [["a"], [True, False], ["demo"], True, False]
     assert lines[1] == f"{CLIENT}.models.list_tables_request ['context'] True"
+
+
+def test_pandas_is_imported_only_when_it_is_used(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    assert run(PANDAS, tmp_path).stdout.split("\n")[:3] == ["False", "(2, 1)", "1"]

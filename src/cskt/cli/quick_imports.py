@@ -2,7 +2,8 @@
 
 `import lancedb` spends half of its time on `lance_namespace_urllib3_client`, the classes of a client for remote
 catalogues, which a gallery in a folder never uses. Here each of these classes is a stand-in that imports the client
-when it is first used.
+when it is first used. Another part of the time is pandas, if it is installed: pyarrow imports it to recognise its
+arrays, which no store of ours gives to pyarrow.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import gc
 import importlib
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -33,10 +34,28 @@ def without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def defer_remote_client() -> None:
-    """Let LanceDB, unless it is imported already, import the client of remote catalogues only when it is used."""
+def quicken_lancedb() -> None:
+    """Let LanceDB, unless it is imported already, import the client of remote catalogues and pandas only when used."""
     if not any(name in sys.modules for name in ("lancedb", CLIENT)):
-        sys.meta_path.insert(0, DeferredClient())
+        sys.meta_path[:0] = [DeferredClient(), PandasHider()]
+
+
+class PandasHider(MetaPathFinder):
+    """Imports pyarrow before LanceDB does, and lets it find no pandas; a conversion to pandas looks for it again."""
+
+    def __init__(self) -> None:
+        self.hides = False
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+        """Find nothing; fail for pandas while pyarrow is imported."""
+        if self.hides and fullname == "pandas":
+            raise ModuleNotFoundError("pandas is hidden", name=fullname)
+        if fullname == "lancedb":
+            self.hides = True
+            with suppress(ImportError):  # LanceDB reports it
+                importlib.import_module("pyarrow.dataset")
+            self.hides = False
+        return None
 
 
 class DeferredClient(MetaPathFinder, Loader):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cskt.cli.model_flags import FAST_PRECISION, add_model_flags, load_model_and_split, num_hits
 from cskt.cli.parsing import Parser, check_suffix, command_line, given
-from cskt.cli.quick_imports import defer_remote_client, without_garbage_collection
+from cskt.cli.quick_imports import quicken_lancedb, without_garbage_collection
 from cskt.cli.search_output import QueryResult, draw_answers, jpeg, print_answers
 from cskt.data.sentences import MAX_SENTENCE_CHARACTERS, check_sentence
 from cskt.errors import CsktError, MissingFileError, out_of_memory_errors
@@ -86,7 +86,7 @@ def print_gallery_hits(flags: argparse.Namespace) -> int:
     # torch, which is imported below, has threads that sleep when they wait: spinning gains nothing in so short a
     # process, and costs seconds if other programs run.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    defer_remote_client()
+    quicken_lancedb()
     with without_garbage_collection():
         from cskt.gallery.gallery import Gallery  # noqa: PLC0415
 
