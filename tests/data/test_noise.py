@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,18 @@ def test_a_file_says_which_caption_replaces_each(tmp_path: Path) -> None:
     assert (noisy.image_paths, noisy.caption_pids) == (split.image_paths, split.caption_pids)
     assert split.captions == [str(number) for number in range(7)], "the given split stays"
     assert noise_share(written(tmp_path, np.array(index, dtype=np.uint8)), 7, seed=1) == pytest.approx(3 / 7)
+
+
+def test_back_translations_move_with_their_captions(tmp_path: Path) -> None:
+    plain, index = split_of(), [0, 5, 2, 1, 4, 3, 6]
+    records = [
+        dataclasses.replace(record, back_translations=tuple(f"again {text}" for text in record.captions))
+        for record in plain.records[:3]
+    ]
+    split = dataclasses.replace(plain, records=(*records, plain.records[3]))
+    noisy = with_noise(split, written(tmp_path, index), seed=1)
+    assert noisy.back_translations == [f"again {other}" if other < 6 else "" for other in index]
+    assert all(record.back_translations is None for record in with_noise(plain, written(tmp_path, index), 1).records)
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.5, 0.8, 1.0])

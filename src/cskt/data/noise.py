@@ -23,7 +23,7 @@ STREAM = 2
 
 
 def with_noise(split: Split, data: DataConfig, seed: int) -> Split:
-    """Return a training split in which some captions are those of other images.
+    """Return a training split in which some captions, with their back-translations, are those of other images.
 
     Raises:
         CsktError: see `noise_index`.
@@ -32,12 +32,16 @@ def with_noise(split: Split, data: DataConfig, seed: int) -> Split:
     index = noise_index(data, len(captions), seed)
     if index is None:
         return split
-    replaced = [captions[other] for other in index]
+    replaced, reworded = ([texts[other] for other in index] for texts in (captions, split.back_translations))
+    has_translations = any(reworded)
     records, first = [], 0
     for record in split.records:
-        last = first + len(record.captions)
-        records.append(dataclasses.replace(record, captions=tuple(replaced[first:last])))
-        first = last
+        own = slice(first, first + len(record.captions))
+        # With its own back-translations, training would see a replaced caption in other words.
+        translations = tuple(reworded[own]) if has_translations else record.back_translations
+        moved = dataclasses.replace(record, captions=tuple(replaced[own]), back_translations=translations)
+        records.append(moved)
+        first = own.stop
     num_replaced = int((index != np.arange(len(index))).sum())
     logger.info("noise: %d of %d training captions are those of other images", num_replaced, len(captions))
     return Split(split.dataset, split.name, tuple(records), split.numbers)
