@@ -90,8 +90,11 @@ def read_released(path: Path, choice: WeightsChoice = "model", *, ignore_extra: 
     _check_options(flags, found, method, weights)
     config = _config(method, recipe, flags, found, weights.with_name(RELEASED_CONFIG))
     architecture = _architecture(sizes, config, weights)
-    with torch.device("meta"):
-        own = model_tensors(DualEncoder(architecture, config.method))
+    try:
+        with torch.device("meta"):
+            own = model_tensors(DualEncoder(architecture, config.method))
+    except CsktError as error:  # an option that no tensor determines, such as select_ratio or topk
+        raise CsktError(f"{weights.with_name(RELEASED_CONFIG) if flags else weights}: {error}") from None
     expected = {source for name in own for source in method.layout.sources(name)}
     unused = method.unused(architecture)
     tensors = {name: value for name, value in tensors.items() if name in expected or name not in unused}
