@@ -13,7 +13,7 @@ from cskt.config import LossConfig, OptimConfig, load_config
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import fold_text, fold_vision
 from cskt.model.io.released.methods import released_name
-from cskt.training.optim import build_optimizer
+from cskt.training.optim import build_optimizer, parameter_groups
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +66,6 @@ def test_rate_and_decay_of_every_parameter(model: DualEncoder, golden: Golden) -
     """One rate for all: the released code overwrites the factors that it computes."""
     found = rates_and_decays(model, load_config("up-person").optim)
     assert found == {name: (1e-3, 0.0 if "bias" in name else 4e-5) for name in golden.figures["shapes"]}
+    head = torch.nn.Parameter(torch.zeros(2, 2))
+    [group] = parameter_groups([("classifier.weight", head)], load_config("up-person").optim)
+    assert group["lr"] == 1e-3, "heads of further losses too"
