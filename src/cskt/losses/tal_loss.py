@@ -56,7 +56,8 @@ def tal(
     """Return a triplet loss whose hardest negative is a log-sum-exp over all negatives.
 
     Source: RDE (Qin et al., CVPR 2024), section 3.3, as in its released code: pairs of the same identity are
-    positives, weighted by softmax(cosine / temperature) without gradient, and the batch is summed, not averaged.
+    positives, weighted by softmax(cosine / temperature) without gradient, and the batch is summed, not averaged. That
+    code limits the sum of the exponentials to 1e36; this one does not, which can matter below a temperature of 0.012.
 
     Args:
         image_features, text_features: [B, D], raw.
