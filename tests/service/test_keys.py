@@ -166,6 +166,25 @@ def test_a_warning_where_others_could_add_a_key(key_file: Path, caplog: pytest.L
     assert caplog.text == ""
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_a_change_keeps_the_permissions_of_the_file(key_file: Path) -> None:
+    """Otherwise a service that runs as another user could not read it any more, and would accept no key."""
+    add_key(key_file, "alice", "read")
+    if os.getuid() == 0:
+        os.chown(key_file, 0, 12345)
+    key_file.chmod(0o640)
+    before = key_file.stat()
+    for mask in (0o077, 0o022):
+        old_mask = os.umask(mask)
+        try:
+            add_key(key_file, "bob", "read")
+            revoke_key(key_file, "bob")
+        finally:
+            os.umask(old_mask)
+        after = key_file.stat()
+        assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
 @pytest.mark.parametrize("name", ["", "token", "a b", "ä", "-a", ".a", "a" * 65, "a\n", "a/b"])
 def test_names_that_are_refused(key_file: Path, name: str) -> None:
     with pytest.raises(ValueError, match="the name of a key must"):

@@ -21,12 +21,14 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], *, keep_permissions: bool = False) -> None:
     """Let `write` fill a temporary file beside `path`, and rename it to `path` once it is complete on disk.
 
     Args:
         path: the file; its folder is created if it is missing.
         write: called with the temporary file; an OSError that it raises is a refusal of the file system.
+        keep_permissions: give the new file the mode of the older one, and its owner and group if this process may. By
+            default it has those of every file that this process creates.
 
     Raises:
         FileSystemError: the disk is full, the folder is read-only, ...; an older file at `path` is then unchanged.
@@ -39,12 +41,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             mode = stat.S_IMODE(temporary.stat().st_mode)
             write(temporary)
             temporary.chmod(mode)  # safetensors leaves a file that only its owner can read
+            if keep_permissions and path.exists():
+                _copy_permissions(path, temporary)
             with temporary.open("rb+") as stream:
                 os.fsync(stream.fileno())
             temporary.replace(path)
         finally:
             if temporary.exists():
                 temporary.unlink()
+
+
+def _copy_permissions(source: Path, target: Path) -> None:
+    """Give a file the mode of another one, and its owner and group where this process may do so."""
+    wanted, present = source.stat(), target.stat()
+    if (wanted.st_uid, wanted.st_gid) != (present.st_uid, present.st_gid):
+        with suppress(PermissionError):
+            os.chown(target, wanted.st_uid, wanted.st_gid)
+    target.chmod(stat.S_IMODE(wanted.st_mode))
 
 
 def files_below(place: Path) -> Iterator[Path]:

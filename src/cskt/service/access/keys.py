@@ -168,5 +168,6 @@ def _change(path: Path, change: Callable[[tuple[Key, ...]], Sequence[Key]], *, m
             keys = ()
         content = {"format_version": FORMAT_VERSION, "keys": [asdict(key) for key in change(keys)]}
         text = json.dumps(content, indent=1) + "\n"
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        # The service may read the file as a user of another group: its rights must not depend on who adds a key.
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), keep_permissions=True)
         path.chmod(stat.S_IMODE(path.stat().st_mode) & ~WRITABLE_BY_OTHERS)
