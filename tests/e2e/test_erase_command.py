@@ -43,9 +43,17 @@ def test_erase(folder: Path) -> None:
     assert said.startswith("would erase: 1 crops\n  2.jpg\nnot in the gallery: 1\n  nobody\n")
     assert "nothing was changed; to delete, give --yes" in said and count(folder) == 4
     said = done(f"cskt gallery erase {folder} 2.jpg --yes")
-    assert "of the gallery folder: nothing of these crops is left" in said
+    assert "not searched for: the name 2.jpg: it is short" in said
+    assert "of the gallery folder: nothing was found" in said
     assert f"  {folder.parent / 'crops' / '2.jpg'}\n" in said, "the file of the indexed folder is named"
     assert "not touched: backups" in said and count(folder) == 3
+
+
+def test_the_report_claims_no_more_than_was_searched_for(folder: Path) -> None:
+    said = done(f"cskt gallery erase {folder} nobody/of-that-name --yes")
+    assert "not searched for: the vector and the pictures of nobody/of-that-name: it is not in the gallery" in said
+    assert "nothing was found" in said and "is left" not in said
+    assert "nothing of these crops is left" in done(f"cskt gallery erase {folder} --yes")
 
 
 def test_what_is_left_is_reported_by_the_exit_code(folder: Path) -> None:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -101,13 +101,40 @@ def test_no_file_contains_anything_of_an_erased_crop(gallery: Gallery, number: i
     assert noted == ["*" * len(name), other]
 
 
+def test_names_in_the_sentences_and_filters_of_the_audit_log_become_asterisks(gallery: Gallery) -> None:
+    names = ['live/O\'Brien \u00e4 "1"', 'live/O\'Brien \u00e4 "1" again', "x'1", "1999-11-30"]
+    gallery.add([picture(60 + number) for number in range(len(names))], names)
+    quoted = [name.replace("'", "''") for name in names]
+    facts: list[Mapping[str, object]] = [
+        *({"text": f"as {name}", "where": f"image_id = '{part}'"} for name, part in zip(names, quoted, strict=True)),
+        {"where": f"image_id IN ('{quoted[0]}', '{quoted[2]}') OR image_id LIKE '%{quoted[1]}%'", "1999-11-30": 1},
+        {"text": "the y'all x'1", "like": NAMES[0]},
+    ]
+    head = {"time": "1999-11-30T12:00:00+00:00", "client": "::1", "action": "search"}
+    log = gallery.folder / "audit.jsonl"
+    log.write_text("".join(json.dumps({**head, **each}) + "\n" for each in facts), encoding="ascii")
+    report = gallery.erase(names)
+    assert report.found == [("audit.jsonl", "the name 1999-11-30")], "times and fields stay"
+    lines = [json.loads(line) for line in log.read_text(encoding="ascii").splitlines()]
+    assert all(line.items() >= head.items() for line in lines)
+    assert [line["where"].replace("*", "") for line in lines if "where" in line] == [
+        *["image_id = ''"] * 4, "image_id IN ('', '') OR image_id LIKE '%%'",
+    ]  # fmt: skip
+    assert [line["text"].replace("*", "") for line in lines if "text" in line] == [
+        "as ", "as ", "as x'1", "as ", "the y'all x'1",
+    ]  # fmt: skip
+    assert lines[4]["1999-11-30"] == 1 and lines[5]["like"] == NAMES[0]
+
+
 def test_the_report_says_what_was_erased_and_what_is_left(gallery: Gallery) -> None:
     indexed, upload = NAMES[1], NAMES[7]
     contents = [everything(gallery, name) for name in (indexed, upload)]
-    report = gallery.erase([indexed, upload, "unknown"])
-    assert report.erased == [indexed, upload] and report.unknown == ["unknown"]
+    (gallery.folder / "notes.txt").write_text("seen: not/in/the/gallery", encoding="utf-8")
+    report = gallery.erase([indexed, upload, "not/in/the/gallery"])
+    assert report.erased == [indexed, upload] and report.unknown == ["not/in/the/gallery"]
     assert report.files == [gallery.folder.parent / "images" / indexed] and report.files[0].is_file()
-    assert report.purged and report.found == [] and report.not_searched == []
+    assert report.purged and report.found == [("notes.txt", "the name not/in/the/gallery")]
+    assert report.not_searched == ["the vector and the pictures of not/in/the/gallery: it is not in the gallery"]
     files = [path for path in gallery.folder.rglob("*") if path.is_file()]
     assert report.num_files == len(files) and report.num_bytes == sum(path.stat().st_size for path in files)
     for part in (part for content in contents for part in content.values()):

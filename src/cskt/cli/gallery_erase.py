@@ -26,6 +26,8 @@ examples:
 """
 UNTOUCHED = "not touched: backups, archives of the gallery, snapshots of disks, audit logs outside the folder"
 
+NOTHING_LEFT = "nothing of these crops is left"
+
 
 def main(argv: Sequence[str]) -> int:
     """See `cskt gallery erase --help`."""
@@ -72,9 +74,9 @@ def _print(report: EraseReport, *, is_done: bool) -> None:
         if report.found:
             print(f"searched {place}, and found:")
             print_first("  ", [f"{file}: {what}" for file, what in report.found])
-            print("another crop may show the same picture; a filter in the audit log may contain a name")
+            print("another crop may show the same picture; delete files that are not the gallery's yourself")
         else:
-            print(f"searched {place}: nothing of these crops is left")
+            print(f"searched {place}: {'nothing was found' if report.not_searched else NOTHING_LEFT}")
     print(UNTOUCHED)
     if not is_done:
         print("nothing was changed; to delete, give --yes")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,7 +39,8 @@ class EraseReport:
     erased: list[str] = field(default_factory=list)
     """Names of the crops."""
     unknown: list[str] = field(default_factory=list)
-    """Names that the gallery does not have; remains of deleted crops are deleted all the same."""
+    """Names that the gallery does not have; remains of deleted crops are deleted all the same. Only the names are
+    searched for."""
     files: list[Path] = field(default_factory=list)
     """Files of these crops in the indexed folder, which are not touched; the next indexing would add them again."""
     purged: bool = False
@@ -64,12 +65,15 @@ def erase_crops(state: GalleryState, image_ids: Sequence[str], *, dry_run: bool)
         report.files = [path for path in _indexed_files(state, crops.values()) if path.is_file()]
         if dry_run:
             return report
-        remains = _remains(state, crops, report)
+        others = state.store.files().keys() - crops.keys()
+        searched = [*report.erased[:MAX_SEARCHED], *report.unknown[:MAX_SEARCHED]]
+        distinct = {name for name in searched if _is_distinct(name, others)}
+        remains = _remains(state, crops, distinct, report)
         uploads = {facts.sha256 for facts in crops.values() if facts.kept}
         with state.originals.changing(uploads):
             state.store.delete(report.erased)
             state.originals.delete_unused(uploads)
-        _hide_names(state.folder / AUDIT_FILE, image_ids)
+        _hide_names(state.folder / AUDIT_FILE, image_ids, distinct)
         report.purged = state.store.purge()
         _search(state.folder, remains, report)
     return report
@@ -119,12 +123,13 @@ def _indexed_files(state: GalleryState, crops: Iterable[CropRecord]) -> Iterator
                 continue
 
 
-def _remains(state: GalleryState, crops: Mapping[str, CropRecord], report: EraseReport) -> dict[bytes, str]:
+def _remains(
+    state: GalleryState, crops: Mapping[str, CropRecord], distinct: Collection[str], report: EraseReport
+) -> dict[bytes, str]:
     """Return bytes to search for once the crops are deleted, and what they are."""
-    names = list(crops)[:MAX_SEARCHED]
+    names = report.erased[:MAX_SEARCHED]
     if len(crops) > len(names):
         report.not_searched.append(f"{len(crops) - len(names):,} of {len(crops):,} crops: too many")
-    others = state.store.files().keys() - crops.keys()
     vectors, thumbnails = state.store.vectors(names), state.store.thumbnails(names)
     remains: dict[bytes, str] = {}
     for name in names:
@@ -134,10 +139,13 @@ def _remains(state: GalleryState, crops: Mapping[str, CropRecord], report: Erase
             remains[_middle(state.unchanged_file(crops[name]).read_bytes())] = f"the picture of {name}"
         except (CsktError, OSError):  # gone, or changed
             report.not_searched.append(f"the picture of {name}: its file is gone or has changed")
-        if len(name) < MIN_SEARCHED_CHARACTERS or any(name in other for other in others):
-            report.not_searched.append(f"the name {name}: it is short, or a part of another crop's name")
+    for name in report.unknown[:MAX_SEARCHED]:
+        report.not_searched.append(f"the vector and the pictures of {name}: it is not in the gallery")
+    for name in [*names, *report.unknown[:MAX_SEARCHED]]:
+        if name in distinct:
+            remains |= dict.fromkeys((name.encode(), _in_json(name), _in_filter(name)), f"the name {name}")
         else:
-            remains[name.encode()] = remains[_in_json(name)[1:-1]] = f"the name {name}"
+            report.not_searched.append(f"the name {name}: it is short, or a part of another crop's name")
     return remains
 
 
@@ -156,23 +164,47 @@ def _search(folder: Path, remains: Mapping[bytes, str], report: EraseReport) -> 
             report.found += [(path.relative_to(folder).as_posix(), what) for what in found]
 
 
-def _hide_names(audit_log: Path, names: Sequence[str]) -> None:
-    """Overwrite names in the audit log with asterisks, in place: a running service continues to append to the file."""
+def _hide_names(audit_log: Path, names: Sequence[str], distinct: Collection[str]) -> None:
+    """Overwrite names in the audit log with asterisks, in place: a running service continues to append to the file.
+
+    A name that is not `distinct` is overwritten only where it is in quotation marks.
+    """
     with operator_errors(), file_system_errors(audit_log):
         if audit_log.is_symlink() or not audit_log.is_file() or not audit_log.stat().st_size:
             return
         with audit_log.open("rb+") as stream, mmap.mmap(stream.fileno(), 0) as content:
-            for name in map(_in_json, names):
-                place = content.find(name)
-                while place >= 0:
-                    content[place + 1 : place + len(name) - 1] = b"*" * (len(name) - 2)
-                    place = content.find(name, place + len(name))
+            for name in sorted(set(names), key=len, reverse=True):  # the longest first: one may be a part of another
+                for text, mark in ((_in_json(name), b'"'), (_in_filter(name), b"'")):
+                    _hide(content, text, b"" if name in distinct else mark)
             content.flush()
 
 
+def _hide(content: mmap.mmap, text: bytes, mark: bytes) -> None:
+    """Overwrite a text between two marks in what requests contained; times, clients and names of fields stay."""
+    place = content.find(mark + text + mark)
+    while place >= 0:
+        start, end = place + len(mark), place + len(mark) + len(text)
+        line_start, line_end = content.rfind(b"\n", 0, start) + 1, content.find(b"\n", end)
+        action = content.find(b'"action": ', line_start, line_end if line_end >= 0 else len(content))
+        is_field = content[start - 1 : start] == b'"' and content[end : end + 3] == b'": '
+        if start > action and not is_field:
+            content[start:end] = b"*" * len(text)
+        place = content.find(mark + text + mark, end)
+
+
+def _is_distinct(name: str, others: Collection[str]) -> bool:
+    """Return whether a name occurs neither by chance nor in the names of other crops."""
+    return len(name) >= MIN_SEARCHED_CHARACTERS and not any(name in other for other in others)
+
+
 def _in_json(name: str) -> bytes:
-    """Return a name as the audit log contains it, with its quotation marks."""
-    return json.dumps(name).encode("ascii")
+    """Return a name as the audit log contains it, without quotation marks."""
+    return json.dumps(name).encode("ascii")[1:-1]
+
+
+def _in_filter(name: str) -> bytes:
+    """Return a name as the audit log contains it in a filter, without quotation marks."""
+    return _in_json(name.replace("'", "''"))
 
 
 def _middle(data: bytes) -> bytes:
