@@ -184,6 +184,18 @@ def test_in_bf16_the_router_still_computes_in_float32() -> None:
     assert torch.cosine_similarity(exact, rounded).min() > 0.99
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_trains_in_fewer_bits(dtype: torch.dtype) -> None:
+    model, (images, caption_ids) = trained().float(), batch()
+    expected = model(images.float(), caption_ids)
+    with torch.autocast("cpu", dtype):
+        found = model(images.float(), caption_ids)
+    for value, exact in zip(found, expected, strict=True):
+        assert torch.cosine_similarity(value.float(), exact).min() > 0.99
+    sum(value.float().square().sum() for value in found).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
 # --- what is refused
 
 

@@ -80,7 +80,8 @@ def mixture(
     for index, (group, part) in enumerate(zip(groups, parts, strict=True)):
         hidden = F.relu(F.linear(group, down[index], down_bias[index]))
         computed.append(torch.addmm(part * up_bias[index], part * hidden, up[index].T))
-    return torch.zeros_like(tokens).index_add(0, rows, torch.cat(computed)).view_as(x)
+    added = torch.cat(computed).to(x.dtype)  # autocast computes the products in fewer bits
+    return torch.zeros_like(tokens).index_add(0, rows, added).view_as(x)
 
 
 class Expert(nn.Module):
