@@ -41,5 +41,5 @@ def main(argv: Sequence[str]) -> int:
     print(f"to correct by you: {len(remaining):,}")
     print_findings(remaining)
     if not flags.yes:
-        print("nothing was changed; to delete, give --yes")
+        print("nothing was changed; to delete, give --yes" if repairable else "nothing was changed")
     return 1 if remaining else 0
