@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(NGINX is None, reason="no nginx here; type: apt-get install nginx-light"),
     pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here"),
 ]
-KEY_FIELD = "Token"
+KEY_FIELD = "Key"
 
 
 @pytest.fixture(scope="module")
