@@ -507,7 +507,7 @@ def test_tal_of_one_person_is_zero_and_moves_nothing() -> None:
     assert loss.item() == 0 and not features.grad.any()
 
 
-def test_tal_of_no_temperature_is_a_triplet_loss_with_the_hardest_negative_and_positive() -> None:
+def test_tal_of_a_low_temperature_is_nearly_a_triplet_loss_with_the_hardest_negative_and_positive() -> None:
     inputs = make_inputs([0, 0, 1, 2, 1])
     images, texts = (torch.nn.functional.normalize(x) for x in (inputs.image_features, inputs.text_features))
     cosine = images @ texts.T
@@ -517,7 +517,14 @@ def test_tal_of_no_temperature_is_a_triplet_loss_with_the_hardest_negative_and_p
         for c in (cosine, cosine.T)
     )
     sides = inputs.image_features, inputs.text_features, inputs.pids
-    assert losses.tal(*sides, temperature=1e-4, margin=0.5).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert losses.tal(*sides, temperature=0.013, margin=0.5).item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_tal_limits_the_sum_of_exponentials_as_the_released_code_does() -> None:
+    """With two equal people each row has the sum exp(1 / 0.005) = 7e86, which counts as 1e36."""
+    features, pids = torch.ones(2, 4), torch.arange(2)
+    expected = 4 * (1.0 - 1.0 + 0.005 * math.log(1e36))
+    assert losses.tal(features, features, pids, temperature=0.005, margin=1.0).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("constant_weights", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -23,6 +24,9 @@ from cskt.losses.base import (
     register,
     same,
 )
+
+MOST = 1e36
+"""Largest sum of exponentials over negatives, as in the released code, which float32 would overflow."""
 
 
 @register("tal")
@@ -56,13 +60,13 @@ def tal(
     """Return a triplet loss whose hardest negative is a log-sum-exp over all negatives.
 
     Source: RDE (Qin et al., CVPR 2024), section 3.3, as in its released code: pairs of the same identity are
-    positives, weighted by softmax(cosine / temperature) without gradient, and the batch is summed, not averaged. That
-    code limits the sum of the exponentials to 1e36; this one does not, which can matter below a temperature of 0.012.
+    positives, weighted by softmax(cosine / temperature) without gradient, the batch is summed, not averaged, and a
+    sum of exponentials is at most 1e36, which has an effect only below a temperature of about 0.012.
 
     Args:
         image_features, text_features: [B, D], raw.
         pids: [B] identities.
-        temperature: above 0; towards 0 the log-sum-exp becomes the hardest negative.
+        temperature: above 0. The smaller, the nearer is the log-sum-exp to the hardest negative, down to 0.012.
         margin: by which the cosine of the positives must be above that of the negatives.
         pair_weights: [B], at least 0; None: all are 1.
         reduction: of the losses of single pairs: mean (weighted), sum, or none.
@@ -85,7 +89,7 @@ def tal(
 def _one_direction(cosine_BB: Tensor, same_BB: Tensor, temperature: float, margin: float) -> Tensor:
     # The smallest number instead of minus infinity: a row without a negative then gives 0, and 0 as its gradient.
     logits_BB = (cosine_BB / temperature).masked_fill(same_BB, torch.finfo(cosine_BB.dtype).min)
-    negative_B = temperature * logits_BB.logsumexp(dim=1)
+    negative_B = temperature * logits_BB.logsumexp(dim=1).clamp(max=math.log(MOST))
     return F.relu(margin - positive_similarity(cosine_BB, same_BB, temperature) + negative_B)
 
 
