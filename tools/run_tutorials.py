@@ -15,7 +15,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -46,13 +45,14 @@ def quick(command: str) -> str:
     return command + " --loop.num-epochs 1" * command.startswith("cskt train")
 
 
-def run(folder: Path, change: Callable[[str], str] = str) -> None:
-    """Run all lessons in a folder, each command as `change` returns it."""
+def run(folder: Path, *, is_quick: bool) -> None:
+    """Run all lessons in a folder."""
     for lesson in LESSONS:
         text = (ROOT / "docs" / "tutorials" / f"{lesson}.md").read_text(encoding="utf-8")
         for name, content in files_in(text).items():
             (folder / name).write_text(content, encoding="utf-8")
-        for command in map(change, commands_in(text)):
+        for written in commands_in(text):
+            command = quick(written) if is_quick else written
             print(f"$ {command}", flush=True)
             subprocess.run([sys.executable, "-m", *shlex.split(command)], cwd=folder, check=True)
 
@@ -74,7 +74,7 @@ def main() -> None:
     images = arguments.images.resolve()
     images.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        run(Path(folder), quick if arguments.quick else str)
+        run(Path(folder), is_quick=arguments.quick)
         take_pictures(Path(folder), images)
 
 

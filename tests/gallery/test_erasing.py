@@ -159,6 +159,11 @@ def test_a_name_within_another_is_not_searched_for(gallery: Gallery) -> None:
     assert report.not_searched == ["the name camera-9/1: it is short, or a part of another crop's name"]
 
 
+def test_names_beyond_those_searched_for_are_counted(gallery: Gallery) -> None:
+    report = gallery.erase([f"not/in/the/gallery/{number}" for number in range(102)])
+    assert "2 of 102 names not in the gallery: too many" in report.not_searched
+
+
 def test_the_last_crop_leaves_nothing(gallery: Gallery) -> None:
     contents = [everything(gallery, name) for name in NAMES]
     report = gallery.erase(NAMES)

@@ -26,8 +26,6 @@ examples:
 """
 UNTOUCHED = "not touched: backups, archives of the gallery, snapshots of disks, audit logs outside the folder"
 
-NOTHING_LEFT = "nothing of these crops is left"
-
 
 def main(argv: Sequence[str]) -> int:
     """See `cskt gallery erase --help`."""
@@ -76,7 +74,8 @@ def _print(report: EraseReport, *, is_done: bool) -> None:
             print_first("  ", [f"{file}: {what}" for file, what in report.found])
             print("another crop may show the same picture; delete files that are not the gallery's yourself")
         else:
-            print(f"searched {place}: {'nothing was found' if report.not_searched else NOTHING_LEFT}")
+            result = "nothing was found" if report.not_searched else "nothing of these crops is left"
+            print(f"searched {place}: {result}")
     print(UNTOUCHED)
     if not is_done:
         print("nothing was changed; to delete, give --yes")

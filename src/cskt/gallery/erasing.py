@@ -139,9 +139,12 @@ def _remains(
             remains[_middle(state.unchanged_file(crops[name]).read_bytes())] = f"the picture of {name}"
         except (CsktError, OSError):  # gone, or changed
             report.not_searched.append(f"the picture of {name}: its file is gone or has changed")
-    for name in report.unknown[:MAX_SEARCHED]:
+    unknown = report.unknown[:MAX_SEARCHED]
+    if num_left := len(report.unknown) - len(unknown):
+        report.not_searched.append(f"{num_left:,} of {len(report.unknown):,} names not in the gallery: too many")
+    for name in unknown:
         report.not_searched.append(f"the vector and the pictures of {name}: it is not in the gallery")
-    for name in [*names, *report.unknown[:MAX_SEARCHED]]:
+    for name in [*names, *unknown]:
         if name in distinct:
             remains |= dict.fromkeys((name.encode(), _in_json(name), _in_filter(name)), f"the name {name}")
         else:
