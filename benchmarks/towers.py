@@ -120,7 +120,7 @@ def text_rows(naive: NaiveEncoder, encoders: Mapping[str, Encoder], count: int) 
     ids = encoders["float32"].tokenizer(sentences)
     lengths = ids.argmax(dim=1) + 1
     batches = caption_batches(lengths, encoders["float32"].batch_size, "cpu")
-    computed = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+    padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
     return _rows(
         f"text encode, {count} sentences of {int(lengths.min())} to {int(lengths.max())} tokens",
         lambda: encode_naively(naive.encode_text, ids),
@@ -129,7 +129,7 @@ def text_rows(naive: NaiveEncoder, encoders: Mapping[str, Encoder], count: int) 
         {
             "tokens per sentence, mean": float(lengths.float().mean()),
             "batches": len(batches),
-            "padding, share of the computed tokens": 1 - int(lengths.sum()) / computed,
+            "padding, share of the tokens that exports compute": 1 - int(lengths.sum()) / padded,
         },
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cskt.config import AdapterConfig, ClipArchitecture, LoraConfig, PromptConfig
@@ -62,6 +63,41 @@ def test_the_function_stays(directions: str, sides: str, depth: int, activation:
     images, caption_ids = inputs()
     torch.testing.assert_close(fold_vision(model)(images), model.encode_image(images), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(fold_text(model)(caption_ids), model.encode_text(caption_ids), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("directions", ["both", "none"])
+@torch.no_grad()
+def test_padding_is_left_out(directions: str) -> None:
+    model = model_of(directions)
+    folded, (_, caption_ids) = fold_text(model), inputs()
+    wanted = model.encode_text(caption_ids)
+    for padding in (0, 4):  # the longest caption may be padded, too
+        padded = F.pad(caption_ids, (0, padding))
+        packing = folded.packing(padded)
+        assert packing is not None
+        # Tokens after the prefix, of 3, 12 and 7: their keys and values are computed, and nothing else is.
+        assert len(packing.rows) == 2 + 11 + 6
+        torch.testing.assert_close(folded(padded, packing), wanted, rtol=1e-4, atol=1e-5)
+    assert folded.packing(caption_ids[1:2]) is None, "one caption has no padding"
+    torch.testing.assert_close(folded(caption_ids[1:2]), wanted[1:2], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_words_beyond_the_context_are_cut_in_a_packed_batch_too() -> None:
+    model = model_of()
+    long = torch.tensor([[38, *range(1, 19), 39], [38, 5, 39, *[0] * 17]])
+    folded = fold_text(model)
+    packing = folded.packing(long)
+    assert packing is not None and len(packing.rows) == 20 - 1 - model.num_text_slots + 2
+    torch.testing.assert_close(folded(long, packing), model.encode_text(long), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_modules_of_a_method_receive_whole_sequences() -> None:
+    """They may look at more than one token, so nothing is packed."""
+    _, caption_ids = inputs()
+    parts = {"up_person": {"prefix_length": 2, "depth_prefix": 1, "rank": 2, "depth_lora": 1, "reduction": 4}}
+    assert fold_text(DualEncoder(ClipArchitecture(**SIZES), parts)).packing(caption_ids) is None
 
 
 @torch.no_grad()

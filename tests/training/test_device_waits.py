@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cskt.data.prefetcher import Prefetcher
+from cskt.model.blocks import Packing
 from cskt.model.folded import fold_text, fold_vision
 from cskt.training import context as context_module
 from cskt.training.context import TrainingContext, prepare
@@ -74,7 +75,12 @@ def test_folded_towers_read_nothing_from_the_device(dolls: Path, tiny_backbone: 
     model = prepare(quick_config(dolls, tiny_backbone)).state.model
     vision, text = fold_vision(model).to(META), fold_text(model).to(META)
     assert vision(torch.zeros(3, 3, 32, 16, device=META)).is_meta
-    assert text(torch.zeros(3, 9, dtype=torch.int64, device=META)).is_meta
+    caption_ids = torch.zeros(3, 9, dtype=torch.int64)
+    assert text(caption_ids.to(META)).is_meta
+    caption_ids[range(3), (2, 8, 5)] = model.text.end_id
+    packing = text.packing(caption_ids)
+    assert packing is not None
+    assert text(caption_ids.to(META), Packing(*(index.to(META) for index in packing))).is_meta
 
 
 def test_the_share_of_a_mean_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Unpack, cast, overload
 
@@ -33,8 +33,9 @@ from cskt.embed.inputs import ONE_IMAGE, Captions, Images, check_ids, check_imag
 from cskt.embed.options import EncodeKeywords, EncodeOptions, ModelSource, merged
 from cskt.errors import SMALLER_BATCHES, CsktError, compiler_errors, out_of_memory_errors
 from cskt.image_files.decode import Source
+from cskt.model.blocks import Packing
 from cskt.model.dual_encoder import DualEncoder
-from cskt.model.folded import fold_text, fold_vision
+from cskt.model.folded import FoldedText, fold_text, fold_vision
 from cskt.model.io.native import NOTE, MethodFile, save_weights
 from cskt.utils.arguments import expect, listed
 from cskt.utils.console import bar
@@ -137,7 +138,7 @@ class Encoder:
         return torch.compile(tower) if self._compile else tower
 
     @cached_property
-    def _text(self) -> Callable[[Tensor], Tensor]:
+    def _text(self) -> Callable[..., Tensor]:
         tower = fold_text(self.model, DTYPES.get(self.precision, torch.float32))
         return torch.compile(tower) if self._compile else tower
 
@@ -439,7 +440,11 @@ class Encoder:
 
     def _text_features(self, caption_ids: Tensor) -> Tensor:
         """[b, L] int64, L the longest of them -> [b, D] float32 unit rows."""
-        return self._unit(self._text, caption_ids)
+        packing = self._text.packing(caption_ids) if isinstance(self._text, FoldedText) else None
+        if packing is None:
+            return self._unit(self._text, caption_ids)
+        packing = Packing(*(to_device(index, self.device) for index in packing))
+        return self._unit(partial(self._text, packing=packing), caption_ids)
 
     @torch.no_grad()
     def _unit(self, tower: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:

@@ -84,8 +84,39 @@ def add(x: Tensor, branches: Iterable[nn.Module], branch_input: Tensor) -> Tenso
     return x
 
 
-def pick(tokens: Tensor, positions: Tensor) -> Tensor:
-    """Pick one token of each sequence: [B, L, width] at [B] int64 -> [B, 1, width]."""
+class Packing(NamedTuple):
+    """Places of the T tokens of B sequences that are packed into one row, [1, T, width], without padding."""
+
+    rows: Tensor
+    """[T] int64, the place of each token in the padded sequences, [B * L]."""
+    places: Tensor
+    """[B, L] int64, the place of each token in the row; for padding that of any token."""
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """[1, T, width] -> [B, L, width]; padding holds any values."""
+        return packed[0][self.places]
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """[B, L, width] -> [1, T, width]."""
+        return padded.flatten(0, 1)[self.rows][None]
+
+
+def packing_of(lengths: Tensor, width: int) -> Packing:
+    """Return the packing of sequences of these lengths [B] int64, padded to `width`.
+
+    Example:
+        >>> packing_of(torch.tensor([1, 3]), 4).pack(torch.arange(8).view(2, 4, 1)).flatten()
+        tensor([0, 4, 5, 6])
+    """
+    positions, lasts = torch.arange(width), lengths[:, None] - 1
+    starts = lengths.cumsum(0) - lengths
+    return Packing((positions <= lasts).flatten().nonzero()[:, 0], starts[:, None] + positions.minimum(lasts))
+
+
+def pick(tokens: Tensor, positions: Tensor, packing: Packing | None = None) -> Tensor:
+    """Pick one token of each sequence: [B, L, width], or [1, T, width] if packed, at [B] int64 -> [B, 1, width]."""
+    if packing is not None:
+        return tokens[0][packing.places.gather(1, positions[:, None])]
     return tokens.gather(1, positions[:, None, None].expand(-1, 1, tokens.shape[-1]))
 
 
@@ -108,6 +139,7 @@ class Attention(nn.Module):
         low_rank: Updates = (),
         dropout: AttentionDropout | None = None,
         query_positions: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """Attend from the query tokens to `x` [B, L, width] and the prefix: -> [B, A, width].
 
@@ -118,12 +150,16 @@ class Attention(nn.Module):
             low_rank: updates of the projections.
             dropout: of the weights, for training.
             query_positions: [B] int64, the positions of `query_tokens` in x, for `dropout`.
+            packing: x is [1, T, width], and so is the result without query tokens. Only products of queries and keys
+                are computed for padding; a mask keeps real tokens from attending to it. Not with `dropout`.
         """
         # In two projections, so that keys and values without the prefix are not stored for the backward pass.
         query = self.project(x if query_tokens is None else query_tokens, QUERY, low_rank)
         key_value = self.project(x, KEY_VALUE, low_rank)
+        if packing is not None:
+            query, key_value = query if query_tokens is not None else packing.pad(query), packing.pad(key_value)
         if prefix_kv is not None:
-            key_value = torch.cat([key_value, prefix_kv.expand(len(x), -1, -1)], dim=1)
+            key_value = torch.cat([key_value, prefix_kv.expand(len(key_value), -1, -1)], dim=1)
         key, value = key_value.chunk(2, dim=-1)
         query, key, value = self._split_heads(query), self._split_heads(key), self._split_heads(value)
         if dropout is None:
@@ -134,7 +170,9 @@ class Attention(nn.Module):
             positions = torch.arange(num_tokens, device=x.device)
             positions = positions if query_positions is None else query_positions[:, None]
             attended = dropout.apply(weights, positions, weights.shape[3] - num_tokens) @ value
-        return apply_linear(self.out_proj, attended.transpose(1, 2).flatten(2), low_rank, "out")
+        joined = attended.transpose(1, 2).flatten(2)
+        joined = packing.pack(joined) if packing is not None and query_tokens is None else joined
+        return apply_linear(self.out_proj, joined, low_rank, "out")
 
     def row(
         self,
@@ -213,6 +251,7 @@ class Block(nn.Module):
         extras: BlockExtras = NO_BLOCK_EXTRAS,
         records: bool = False,
         dropout: AttentionDropout | None = None,
+        packing: Packing | None = None,
     ) -> Any:
         """Compute the tokens after this block: [B, L, width] -> the same, or [B, 1, width] with `query_positions`.
 
@@ -223,15 +262,16 @@ class Block(nn.Module):
             extras: modules of a method.
             records: return the tokens and a list of the records of the branches that make one (`recording`).
             dropout: of the attention of this block.
+            packing: x is [1, T, width], and so is the result without `query_positions`; see `Attention`.
         """
         normalised, queries = add(self.ln_1(x), extras.before_attention, x), None
         if query_positions is not None:
-            x, queries = pick(x, query_positions), pick(normalised, query_positions)
+            x, queries = pick(x, query_positions, packing), pick(normalised, query_positions, packing)
             mask = None if mask is None else mask[query_positions][:, None, None]
         low_rank = extras.low_rank
         x = x + self.attn(
             normalised, query_tokens=queries, prefix_kv=prefix_kv, mask=mask, low_rank=low_rank,
-            dropout=dropout, query_positions=query_positions,
+            dropout=dropout, query_positions=query_positions, packing=packing,
         )  # fmt: skip
         if not extras.beside_mlp:
             return x + self.mlp(add(self.ln_2(x), extras.before_mlp, x), low_rank)
@@ -342,6 +382,7 @@ def run_blocks(
     observed: Observed = NOTHING_OBSERVED,
     observed_positions: Tensor | None = None,
     dropout: AttentionDropout | None = None,
+    packing: Packing | None = None,
 ) -> Tensor:
     """Pass tokens [B, L, width] through the blocks of a tower.
 
@@ -354,6 +395,8 @@ def run_blocks(
         checkpoint_activations: compute activations again in the backward pass instead of storing them.
         observed: receives what it asks for: the attention as [B, L + S], of the tokens at `observed_positions` [B].
         dropout: of the attention of all blocks.
+        packing: x is [1, T, width], with the tokens of all sequences. Only modules that see one token at a time can be
+            among the extras then, and nothing is observed.
 
     Returns:
         [B, L, width], with `appended` [B, L + P, width], with `query_positions` [B, 1, width].
@@ -374,6 +417,8 @@ def run_blocks(
         branches = recording(added) if observed.records else []
         if dropout is not None:
             given["dropout"] = dropout.of_block(index)
+        if packing is not None:
+            given["packing"] = packing
         run = partial(block, query_positions=query_positions if is_last else None, records=bool(branches), **given)
         is_checkpointed = checkpoint_activations and torch.is_grad_enabled()
         x = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False) if is_checkpointed else run(x)

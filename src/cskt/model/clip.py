@@ -24,6 +24,7 @@ from cskt.model.blocks import (
     NOTHING_OBSERVED,
     Block,
     Observed,
+    Packing,
     TowerExtras,
     recording,
     run_blocks,
@@ -262,17 +263,19 @@ class TextTower(nn.Module):
         extras: TowerExtras = NO_EXTRAS,
         prefix_kv: Sequence[Tensor] | None = None,
         dropout: AttentionDropout | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """Compute the hidden token that carries a caption's feature: [B, text_width]; see `forward`.
 
         `prefix_kv` is `self.prefix(extras).kv`, if it is known already. With `dropout` the start token differs between
-        captions, so it passes the blocks with them; there can be no prompts then.
+        captions, so it passes the blocks with them; there can be no prompts then. With `packing`, of the tokens after
+        the prefix, padding is left out; see `run_blocks`.
         """
         if dropout is not None:
             placed, prefix_kv = _whole(placed), extras.prefix_kv_of_rows
         prefix_kv = self.prefix(extras).kv if prefix_kv is None else prefix_kv
         positions = placed.end_positions - placed.num_fixed
-        return self._run(placed, extras, prefix_kv, query_positions=positions, dropout=dropout)[:, 0]
+        return self._run(placed, extras, prefix_kv, positions, dropout=dropout, packing=packing)[:, 0]
 
     def _run(
         self,
@@ -283,13 +286,15 @@ class TextTower(nn.Module):
         *,
         observed: Observed = NOTHING_OBSERVED,
         dropout: AttentionDropout | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """Compute the tokens after the prefix: [B, L'] -> [B, L' - 1 - P, text_width]."""
         ids, num_fixed = placed.ids, placed.num_fixed
         words = ids[:, num_fixed:]
+        x = self.token_embedding(words) + self.positional_embedding[num_fixed : ids.shape[1]]
         return run_blocks(
             self.blocks,
-            self.token_embedding(words) + self.positional_embedding[num_fixed : ids.shape[1]],
+            x if packing is None else packing.pack(x),
             extras,
             prefix_kv=prefix_kv,
             mask=_causal(words.shape[1], ids.device),
@@ -298,6 +303,7 @@ class TextTower(nn.Module):
             observed=observed,
             observed_positions=placed.end_positions - num_fixed,
             dropout=dropout,
+            packing=packing,
         )
 
     def project(self, hidden: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cskt.model.blocks import MLP, QUICK_SLOPE, Block, TowerExtras, Updates, quick_gelu
+from cskt.model.blocks import MLP, QUICK_SLOPE, Block, Packing, TowerExtras, Updates, packing_of, quick_gelu
 from cskt.model.clip import PlacedCaptions, Prefix, TextTower, VisionTower
 from cskt.model.dual_encoder import DualEncoder, fold_low_rank
 from cskt.model.heads import image_outputs, needed, ranking_vector, text_outputs
@@ -108,10 +108,30 @@ class FoldedText(nn.Module):
         self.to(dtype).requires_grad_(False)
         self.heads = nn.ModuleDict(heads)
 
-    def forward(self, caption_ids: Tensor) -> Tensor:
+    def packing(self, caption_ids: Tensor) -> Packing | None:
+        """Return how `forward` can leave out the padding of captions [B, L] int64, which are on the CPU: no step of it
+        then waits for another device.
+
+        None if there is no padding, or if heads or modules of the method may need whole sequences.
+        """
+        if self.heads or self.branches:
+            return None
+        placed = self.tower.place(caption_ids, self.num_slots)
+        lengths = placed.end_positions + 1 - placed.num_fixed
+        width = placed.ids.shape[1] - placed.num_fixed
+        return None if lengths.eq(width).all() else packing_of(lengths, width)
+
+    def forward(self, caption_ids: Tensor, packing: Packing | None = None) -> Tensor:
         """[B, L] int64, start and end tokens included, no prompt slots -> [B, embed_dim] float32, not normalised
-        without embedding heads."""
-        return self.features(self.tower.place(caption_ids, self.num_slots)).float()
+        without embedding heads.
+
+        `packing` is `self.packing(caption_ids)`, on the device of the captions, or None, which computes padding too.
+        """
+        placed = self.tower.place(caption_ids, self.num_slots)
+        if packing is None:
+            return self.features(placed).float()
+        end_tokens = self.tower.end_token(placed, prefix_kv=list(self.prefix_kv), packing=packing)
+        return self.tower.project(end_tokens).float()
 
     def features(self, placed: PlacedCaptions) -> Tensor:
         """Captions with prompt slots -> [B, embed_dim], likewise."""
