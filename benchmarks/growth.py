@@ -23,7 +23,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from benchmarks import measure
 from benchmarks.measure import Row
-from benchmarks.towers import draw_captions
+from benchmarks.towers import draw_sentences
 from cskt import load, metrics
 from cskt.data.paperdoll import make_dataset
 from cskt.embed import Encoder
@@ -50,7 +50,7 @@ def works(smallest: Mapping[str, int], encoder: Encoder, scratch: Path) -> Works
     sizes = {work: [times * size for times in TIMES_LARGER] for work, size in smallest.items()}
     generator = torch.Generator().manual_seed(1)
     architecture = encoder.model.architecture
-    captions = draw_captions(sizes["text encode"][-1], generator)
+    captions = draw_sentences(sizes["text encode"][-1])
     pixels = (3, architecture.image_height, architecture.image_width)
     images = torch.randn(sizes["image encode"][-1], *pixels, generator=generator)
     queries = F.normalize(torch.randn(sizes["metrics"][-1], DIMENSIONS, generator=generator))

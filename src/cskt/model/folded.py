@@ -45,6 +45,8 @@ class FoldedMLP(nn.Module):
 
     def forward(self, x: Tensor, low_rank: Updates = ()) -> Tensor:
         """[B, L, width] -> [B, L, width]; `low_rank` is empty, updates are in the weights."""
+        if torch.compiler.is_exporting():
+            return self._for_graphs(x)
         hidden = self.c_fc(x)
         mlp, branches = hidden[..., : self.mlp_width], hidden[..., self.mlp_width :]
         if self.is_quick:
@@ -53,6 +55,18 @@ class FoldedMLP(nn.Module):
             mlp.copy_(F.gelu(mlp))
         F.relu_(branches)
         return self.c_proj(hidden)
+
+    def _for_graphs(self, x: Tensor) -> Tensor:
+        """Compute the same without writing into parts of a tensor: other runtimes fuse an activation with the product
+        before it, but copy the whole tensor for every part that is written."""
+        width = self.mlp_width
+        hidden = F.linear(x, self.c_fc.weight[:width], self.c_fc.bias[:width])
+        hidden = F.silu(hidden) if self.is_quick else F.gelu(hidden)
+        out = F.linear(hidden, self.c_proj.weight[:, :width], self.c_proj.bias)
+        if self.c_fc.out_features == width:
+            return out
+        branches = F.relu(F.linear(x, self.c_fc.weight[width:], self.c_fc.bias[width:]))
+        return out + F.linear(branches, self.c_proj.weight[:, width:])
 
 
 class FoldedVision(nn.Module):
