@@ -32,8 +32,8 @@ def test_every_recipe_fits_clip_tiny(recipe: str) -> None:
 
 def test_the_rate_follows_what_is_trained() -> None:
     expected = {
-        "cskt-bpt": 1e-2, "cskt": 3e-3, "cskt-dat": 3e-3, "lora": 3e-3, "up-person": 1e-3, "dm-adapter": 3e-3,
-        "linear": 1e-3, "irra": 3e-4, "finetune": 3e-4,
+        "cskt-bpt": 1e-3, "cskt": 1e-3, "cskt-dat": 1e-3, "lora": 3e-3, "up-person": 3e-3, "dm-adapter": 1e-3,
+        "linear": 1e-3, "irra": 1e-4, "finetune": 1e-4,
     }  # fmt: skip
     assert {name: load_config(name, OVER_TINY).optim.lr for name in expected} == expected
 
@@ -43,7 +43,7 @@ def test_one_line_names_what_changed(caplog: pytest.LogCaptureFixture) -> None:
     config = load_config("irra", OVER_TINY)
     assert load_config(config) == config
     (line,) = caplog.messages
-    assert line.startswith("fitted to clip-tiny (the recipe is for ViT-B/16): ") and "optim.lr 1e-05 -> 0.0003" in line
+    assert line.startswith("fitted to clip-tiny (the recipe is for ViT-B/16): ") and "optim.lr 1e-05 -> 0.0001" in line
     assert "prompts" not in line, "irra has none"
 
 

@@ -179,7 +179,7 @@ def test_other_seeds_and_data_sets(study: Study) -> None:
 @pytest.fixture(scope="module")
 def small_architecture() -> ClipArchitecture:
     """Architecture of clip-tiny at the small size."""
-    (config,) = {run.config.backbone for run in plan(load_study("rates"), Path(), Path(), size="small")}
+    (config,) = {run.config.backbone for run in plan(load_study("ablation"), Path(), Path(), size="small")}
     assert config.name == "clip-tiny"
     return load_backbone(config).architecture
 
