@@ -141,6 +141,18 @@ def test_another_config_is_refused(
     assert calls == [] and story(tmp_path) == before
 
 
+@pytest.mark.parametrize("recipe", ["up-person", "dm-adapter", "rde", "tbps-clip"])
+def test_a_run_records_defaults_and_still_belongs_to_its_recipe(
+    recipe: str, dolls: Path, tiny_backbone: Path, calls: list[bool], tmp_path: Path
+) -> None:
+    """Settings of parts, losses, operations and hooks that the recipe does not name are written into the run."""
+    config = quick_config(dolls, tiny_backbone, recipe, {"loop.num_epochs": 1})
+    train_or_resume(config, tmp_path)
+    assert calls == [False]
+    train_or_resume(config, tmp_path)
+    assert calls == [False], "it is finished"
+
+
 def test_a_finished_run_belongs_to_its_data_and_its_backbone(
     config: RunConfig, whole: Path, calls: list[bool], tmp_path: Path
 ) -> None:

@@ -130,14 +130,20 @@ def prepare(
         return _prepare(config, processes, refuse_overlaps)
 
 
-def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> TrainingContext:
+def with_defaults(config: RunConfig) -> RunConfig:
+    """Return a config as a run records it: with the defaults of its parts, and the constants of losses, operations and
+    hooks as their types. Raise CsktError if one of these is unknown or invalid."""
     config = dataclasses.replace(
         config,
         loss=check_losses(config.loss, config.plugins),
         parts=complete_parts(config.parts),
         augment=check_operations(config.augment),
     )
-    config = check_hooks(config)
+    return check_hooks(config)
+
+
+def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> TrainingContext:
+    config = with_defaults(config)
     check_captions_per_image(config)
     for name in config.loop.loggers:
         LOGGERS[name].check()

@@ -11,7 +11,7 @@ from cskt.data.mixing import read_training_data
 from cskt.errors import CsktError
 from cskt.model.io.cache import locate, sha256_of, weights_sha256
 from cskt.training.checkpoint import config_differences
-from cskt.training.context import data_digest
+from cskt.training.context import data_digest, with_defaults
 from cskt.training.data_size import read_fitted_data
 from cskt.training.events import first_event, last_event, read_events
 from cskt.training.initial_weights import initial_file
@@ -41,7 +41,7 @@ def check_same_config(config: RunConfig, folder: Path) -> None:
     saved = RunFolder(folder).config
     if config.adaptable:
         config, _ = read_fitted_data(config, refuse_overlaps=False)
-    different = config_differences(saved, completed_like(config, saved))
+    different = config_differences(saved, completed_like(with_defaults(config), saved))
     before, now = saved.loop.stop_after_epochs, config.loop.stop_after_epochs
     if before != now:  # free when a run is resumed, but here it would be another result
         different.append(f"loop.stop_after_epochs: {before} -> {now}")
