@@ -294,15 +294,11 @@ def test_chosen_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 
 @pytest.mark.slow
-def test_the_tables_are_made_at_small_sizes(tmp_path: Path) -> None:
-    """The modules as they are: none has fallen behind the code that it measures. For `towers` see above."""
-    file, names = tmp_path / "bench.json", ",".join(name for name in bench.TABLES if name != "towers")
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", names, "--json", str(file)]
-    subprocess.run(command, check=True, cwd=REPOSITORY)
-    rows = json.loads(file.read_text())["rows"]
-    for beginning in (
-        "train step", "RDE: ", "up-person: ", "dm-adapter: ", "tbps-clip: ", "image encode", "text encode", "metrics, ",
-        "256 crops", "growth of index", "cskt search, ",
-    ):  # fmt: skip
-        assert any(row["work"].startswith(beginning) for row in rows), beginning
-    assert all(row["seconds"] > 0 and row["baseline_seconds"] > 0 for row in rows)
+def test_the_quick_tables_are_made(tmp_path: Path) -> None:
+    """The modules as they are: none has fallen behind the code that it measures."""
+    file = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "metrics,data,growth,startup", "--json"]
+    subprocess.run([*command, str(file)], check=True, cwd=REPOSITORY)
+    works = [row["work"] for row in json.loads(file.read_text())["rows"]]
+    for beginning in ("metrics, ", "16 crops from JPEG", "growth of text encode", "growth of index", "cskt search, "):
+        assert any(work.startswith(beginning) for work in works), beginning

@@ -78,7 +78,7 @@ def test_graphs_compute_the_vector_that_ranks(trained: Path, root: Path, tmp_pat
 
 def test_a_gallery_ranks_as_the_run_and_explains_its_hits(trained: Path, root: Path, tmp_path: Path) -> None:
     gallery, images = tmp_path / "gallery", root / "CUHK-PEDES" / "imgs"
-    done(f"cskt index {gallery} --images {images} --model {trained} --device cpu")
+    done(f"cskt index {gallery} --images {images} --model {trained} --device cpu --precision fp32")
     found = typed(f"cskt search {gallery} '{SENTENCE}' --device cpu -k 3 --json --explain").json()
     encoder, paths = load(trained, device="cpu"), sorted(images.rglob("*.jpg"))
     scores = encoder.encode_text(SENTENCE) @ encoder.encode_image(paths).T
