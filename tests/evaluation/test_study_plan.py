@@ -190,11 +190,12 @@ def small_architecture() -> ClipArchitecture:
 @pytest.mark.parametrize("name", study_names())
 def test_every_arm_of_a_shipped_study_can_be_built(name: str, size: Size, small_architecture: ClipArchitecture) -> None:
     study = load_study(name)
-    full = ClipArchitecture(image_height=384, image_width=128)
     runs = plan(select(study, seeds=study.seeds[:1]), Path(), Path(), size=size)
     assert study.baseline in {run.arm.label for run in runs}
     for run in runs:
         config = run.config
+        height, width = (224, 224) if run.arm.recipe == "tbps-clip" else (384, 128)
+        full = ClipArchitecture(image_height=height, image_width=width)
         architecture = small_architecture if size == "small" else full
         assert config.backbone.name == ("clip-tiny" if size == "small" else "ViT-B/16")
         assert (config.backbone.image_height, config.backbone.image_width) == (
