@@ -34,7 +34,6 @@ from cskt.training.loop import train
 from tiny_run import Configure, quick_config
 
 TINY = hashlib.sha256(locate(CLIP_TINY).read_bytes()).hexdigest()
-"""The clip-tiny of version 0.1.0, over which the study `rates` has run."""
 PEOPLE = Split("jsonl", "val", tuple(Record(pid, Path(f"{pid}.jpg"), ("a",), "val") for pid in (1, 2)))
 SELECTION = {"data.select_on": "train"}  # val has too few people for a warning
 NO_WARMUP = {"optim.warmup_epochs": 0}
