@@ -450,7 +450,7 @@ def run_part(name: str, device: str, work: Path, *, left: float, small: bool) ->
         return [no_time]
     flags = ["--part", name, "--device", device, "--work", str(work), *(["--small"] if small else [])]
     paths = [str(ROOT), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONFAULTHANDLER": "1"}
     started, log, reason, is_late = time.perf_counter(), work / f"{name}.log", "", False
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
@@ -470,7 +470,7 @@ def run_part(name: str, device: str, work: Path, *, left: float, small: bool) ->
     if is_late:
         rows.append(no_time)
     elif reason:
-        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-40:]
+        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-100:]
         rows.append({"part": name, "check": "the part as a whole", "passed": False, "reason": reason, "log": tail})
     return [*rows, {"part": name, "seconds": time.perf_counter() - started}]
 

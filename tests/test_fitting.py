@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,25 @@ def test_the_rate_follows_what_is_trained() -> None:
         "linear": 1e-3, "irra": 1e-4, "finetune": 1e-4,
     }  # fmt: skip
     assert {name: load_config(name, OVER_TINY).optim.lr for name in expected} == expected
+
+
+def test_a_part_has_settings_for_the_backbone_too(tmp_path: Path) -> None:
+    key = "parts.dm_adapter.vision_scale"
+
+    def scale(*arguments: Any) -> float:
+        return float(load_config(*arguments).parts["dm_adapter"]["vision_scale"])
+
+    assert (scale("dm-adapter"), scale("dm-adapter", OVER_TINY), scale("dm-adapter", OVER_TINY | {key: 0.1})) == (
+        0.1,
+        4,
+        0.1,
+    )
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "base: dm-adapter\nbackbone: {name: clip-tiny}\nparts: {dm_adapter: {vision_scale: 0.3}}\n", encoding="utf-8"
+    )
+    assert scale(own) == 0.3
+    assert scale(load_config(own)) == 0.3
 
 
 def test_one_line_names_what_changed(caplog: pytest.LogCaptureFixture) -> None:

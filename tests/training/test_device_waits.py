@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cskt.data.prefetcher import Prefetcher
-from cskt.model.blocks import Packing
+from cskt.model.attention import Packing
 from cskt.model.folded import fold_text, fold_vision
 from cskt.training import context as context_module
 from cskt.training.context import TrainingContext, prepare

@@ -41,14 +41,17 @@ CONTINUED_LR_FACTOR = 0.1
 
 
 def stated_keys(content: Mapping[str, Any]) -> frozenset[str]:
-    """Return the dotted keys that a config file or mapping states."""
+    """Return the dotted keys that a config file or mapping states, those of method parts included."""
 
     def states(key: str) -> bool:
         section, _, leaf = key.rpartition(".")
         inner = _value(content, section) if section else content
         return isinstance(inner, Mapping) and leaf in inner
 
-    return frozenset(filter(states, KEYS))
+    parts = _value(content, "parts")
+    settings = parts.items() if isinstance(parts, Mapping) else ()
+    of_parts = {f"parts.{name}.{key}" for name, values in settings if isinstance(values, Mapping) for key in values}
+    return frozenset(filter(states, KEYS)) | of_parts
 
 
 def backbone_fits(config: RunConfig, shipped: Mapping[str, Any], given: frozenset[str]) -> dict[str, Any]:
@@ -72,6 +75,8 @@ def backbone_fits(config: RunConfig, shipped: Mapping[str, Any], given: frozense
         found |= fits["prompts"]
     if config.adapters.sides != "none":
         found |= fits["adapters"]
+    for part in config.parts:
+        found |= fits["parts"].get(part, {})
     if config.is_trainable:
         found |= fits["training"]
         if "optim.name" not in given:

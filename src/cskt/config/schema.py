@@ -153,5 +153,8 @@ def flat_values(config: RunConfig) -> dict[str, Any]:
 
 
 def value_of(config: RunConfig, key: str) -> Any:
-    """Return the value of a dotted key (`optim.lr`)."""
+    """Return the value of a dotted key (`optim.lr`); of a method part's setting None where the config has none."""
+    if key.startswith("parts."):
+        _, part, setting = key.split(".", 2)
+        return config.parts.get(part, {}).get(setting)
     return functools.reduce(getattr, key.split("."), config)

@@ -33,7 +33,7 @@ from cskt.embed.inputs import ONE_IMAGE, Captions, Images, check_ids, check_imag
 from cskt.embed.options import EncodeKeywords, EncodeOptions, ModelSource, merged
 from cskt.errors import SMALLER_BATCHES, CsktError, compiler_errors, out_of_memory_errors
 from cskt.image_files.decode import Source
-from cskt.model.blocks import Packing
+from cskt.model.attention import Packing
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.folded import FoldedText, fold_text, fold_vision
 from cskt.model.io.native import NOTE, MethodFile, save_weights

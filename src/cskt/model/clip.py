@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cskt.config import ClipArchitecture
+from cskt.model.attention import Packing
 from cskt.model.blocks import (
     NO_EXTRAS,
     NOTHING_OBSERVED,
     Block,
     Observed,
-    Packing,
     TowerExtras,
     recording,
     run_blocks,

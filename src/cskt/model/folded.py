@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cskt.model.blocks import MLP, QUICK_SLOPE, Block, Packing, TowerExtras, Updates, packing_of, quick_gelu
+from cskt.model.attention import Packing, Updates, packing_of
+from cskt.model.blocks import MLP, QUICK_SLOPE, Block, TowerExtras, quick_gelu
 from cskt.model.clip import PlacedCaptions, Prefix, TextTower, VisionTower
 from cskt.model.dual_encoder import DualEncoder, fold_low_rank
 from cskt.model.heads import image_outputs, needed, ranking_vector, text_outputs

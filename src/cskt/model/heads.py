@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cskt.errors import CsktError
-from cskt.model.blocks import NO_EXTRAS, Observed, TowerExtras, pick
+from cskt.model.attention import pick
+from cskt.model.blocks import NO_EXTRAS, Observed, TowerExtras
 from cskt.model.clip import PlacedCaptions, Prefix, TextTower, VisionTower
 from cskt.model.dropout import AttentionDropout
 from cskt.model.parts.base import Part, Side
