@@ -34,7 +34,7 @@ def test_every_recipe_fits_clip_tiny(recipe: str) -> None:
 def test_the_rate_follows_what_is_trained() -> None:
     expected = {
         "cskt-bpt": 1e-3, "cskt": 1e-3, "cskt-dat": 1e-3, "lora": 3e-3, "up-person": 3e-3, "dm-adapter": 1e-3,
-        "linear": 1e-3, "irra": 1e-4, "finetune": 1e-4,
+        "linear": 3e-4, "irra": 1e-4, "finetune": 1e-4,
     }  # fmt: skip
     assert {name: load_config(name, OVER_TINY).optim.lr for name in expected} == expected
 

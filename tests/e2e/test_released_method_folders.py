@@ -95,13 +95,17 @@ def test_unknown_heads(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert ".jpg" in done(f"cskt search {tmp_path}/gallery woman --device cpu"), "the gallery remembers the choice"
 
 
-@pytest.mark.parametrize("form", ["onnx", "openvino", "saved"])
+@pytest.mark.parametrize("form", ["onnx", "openvino", "saved", "merged"])
 def test_exports_note_that_tensors_were_left_out(
     form: str, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, copy = write(tmp_path / "run", "irra", {"grab.fc.weight": torch.zeros(8, 16)}), tmp_path / "copy"
     if form == "saved":
         load(folder, device="cpu", ignore_extra=True).save(copy)
+    elif form == "merged":
+        copy = tmp_path / "copy.safetensors"
+        assert "give --ignore-extra" in typed(f"cskt export {folder} --merge {copy}").refusal()
+        assert done(f"cskt export {folder} --merge {copy} --ignore-extra").strip() == str(copy)
     else:
         pytest.importorskip({"onnx": "onnxruntime"}.get(form, form))
         data = f"--dataset cuhk-pedes --root {root} --split test"

@@ -19,7 +19,7 @@ from cskt.config import BackboneConfig, ClipArchitecture, load_config
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.released import methods
 from cskt.model.io.released.methods import METHODS, ReleasedMethod, released_name, unused_shapes
-from cskt.model.io.released.reader import read_released, read_released_config
+from cskt.model.io.released.reader import INCOMPLETE, read_released, read_released_config
 from cskt.model.io.weights import load_backbone
 from cskt.model.parts import PARTS, Part, PartExtras, part_config, register
 from cskt.utils.modules import named_tensors
@@ -313,17 +313,31 @@ def test_patches_of_a_pretrained_irra_may_overlap(tmp_path: Path) -> None:
         load_backbone(BackboneConfig(str(folder)))
 
 
+def test_a_tensor_beside_the_wrapped_model_is_an_unknown_one(tmp_path: Path) -> None:
+    wrapped = {f"module.{name}": value for name, value in tensors_of("irra").items()}
+    folder = write(tmp_path / "run", "irra", wrapped | {"temperature": torch.ones(())})
+    assert "unknown tensor 'temperature' []" in refused(folder)
+    assert read_released(folder, ignore_extra=True).note == INCOMPLETE
+
+
 def test_heads_of_a_backbone_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     heads = {name: torch.zeros(shape) for name, shape in HEADS.items()}
     folder = write(tmp_path / "run", "irra", tensors_of("irra") | heads)
     load_backbone(BackboneConfig(str(folder / "best.pth")))
-    assert "3 tensors beside the towers are left out, such as 'fusion.attn.in_proj_bias'" in caplog.text
+    assert "left out beside the towers: 'fusion.attn.in_proj_bias' and 2 more" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        (lambda: tensors_of("rde"), "checkpoint of RDE, not a backbone; give its folder"),
+        (
+            lambda: tensors_of("rde"),
+            "checkpoint of RDE, not a backbone; give the folder that its code wrote (configs.yaml, best.pth) as the",
+        ),
+        (
+            lambda: tensors_of("tbps_clip"),
+            "of TBPS-CLIP, not a backbone; give the folder that its code wrote (checkpoint_best.pth)",
+        ),
         (lambda: tensors_of("up_person"), "checkpoint of UP-Person, not a backbone"),
         (with_heads, "unknown tensor 'base_model.visual.transformer.resblocks.1.gate.scale'"),
         (

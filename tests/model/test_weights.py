@@ -81,7 +81,7 @@ def test_what_is_no_tensor_is_passed_over_but_missed_in_place_of_one(tmp_path: P
         ({"visual.conv1.weight": 0, "visual.layer1.0.conv1.weight": 0}, "not a CLIP with a vision transformer"),
         ({"encoder.weight": 0}, "'encoder.weight'"),
         ({"base_model.visual.proj": 0}, "'base_model.visual.conv1.weight' is missing"),
-        ({"base_model.visual.proj": 0, "prompt_learner.ctx": 0}, "checkpoint of CSKT, not a backbone; give its folder"),
+        ({"base_model.visual.proj": 0, "prompt_learner.ctx": 0}, "checkpoint of CSKT, not a backbone; give the folder"),
         ({}, "no named tensors"),
         ([1, 2], "no named tensors"),
     ],

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_distributed import torchrun
 
-from cskt.config import save_config
+from cskt.config import DataConfig, MixedDataset, load_config, save_config
 from cskt.embed import load
 from cskt.errors import CsktError
 from cskt.model.io.native import read_method
@@ -59,6 +59,13 @@ def test_votes_and_the_coin() -> None:
 )  # fmt: skip
 def test_fit_by_noise_and_data_set(mixture: Any, share: float, dataset: str, expected: str) -> None:
     assert NoiseDivision(mixture=mixture)._mixture(share, dataset) == expected
+
+
+def test_the_published_spelling_of_a_data_set_is_the_same_data_set() -> None:
+    data = load_config("rde", {"data.dataset": "RSTPReid"}).data
+    assert data == load_config("rde", {"data.dataset": "rstpreid"}).data
+    assert NoiseDivision()._mixture(0.0, data.dataset) == "high"
+    assert DataConfig(mix=(MixedDataset(dataset="CUHK_PEDES"),)).mix[0].dataset == "cuhk-pedes"
 
 
 def test_a_training_divides_before_every_epoch_and_resumes(
@@ -109,6 +116,7 @@ def weights_width(run: Path) -> int:
         ({"hooks.noise_division": {"losses": []}}, r"hooks\.noise_division\.losses is empty"),
         ({"hooks.noise_division": {"mixture": "medium"}}, r"hooks\.noise_division\.mixture"),
         ({"hooks.noise_division": {"loses": ["tal"]}}, r"did you mean 'losses'"),
+        ({"hooks.noise_division": {"losses": "tal"}}, r"losses: input should be a list, such as \[a, b\], got 'tal'"),
         ({"parts": {}, "trainable": "all"}, "heads of this run: none"),
     ],
 )
@@ -118,6 +126,15 @@ def test_a_division_that_cannot_be_is_refused(
     base = {key: value for key, value in RDE.items() if not (key == "parts.tse" and "parts" in changes)}
     with pytest.raises(CsktError, match=message):
         train(configure(base | changes), tmp_path / "run")
+
+
+def test_a_loss_without_weights_of_pairs_is_refused_before_the_first_division(
+    configure: Configure, tmp_path: Path
+) -> None:
+    citc = {"loss.weights": {"tal": 1.0, "tse_tal": 1.0, "citc": 1.0}}
+    with pytest.raises(CsktError, match="loss 'citc' takes no weights of pairs; take it out of loss.weights"):
+        train(configure(RDE | citc), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_too_few_pairs_are_refused_before_a_folder_is_made(

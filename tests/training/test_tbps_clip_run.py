@@ -27,7 +27,7 @@ def test_a_run_learns_by_step_and_its_model_cleans_captions(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         folder = train(configure(CHANGES, "tbps-clip"), tmp_path / "run").folder
-    assert "cuhk-pedes train: no captions_bt in the annotation, so back-translation is off" in caplog.messages
+    assert "cuhk-pedes train: no text in captions_bt of the annotation, so back-translation is off" in caplog.messages
     steps = [event for event in read_events(folder) if event["event"] == "step"]
     assert len(steps) == 6, "32 pairs in batches of 8, of which two people are held out"
     assert [event["lr"] for event in steps[:3]] == pytest.approx([1e-5, 5.05e-4, 1e-3])
@@ -73,7 +73,7 @@ def test_back_translations_of_a_part_of_the_captions_are_counted(
         ({"loss.nitc_view": "third"}, r"loss 'nitc' compares with a further view 'third' .* add augment\.views\.third"),
         ({"augment.views": {"second": {}}}, r"loss 'simclr' compares .* 'simclr_1' .*, and augment\.views has second"),
         ({"frozen": ["vision.conv9"]}, "frozen: no parameter has a name that begins with 'vision.conv9'"),
-        ({"data.captions_per_image": 2}, "simclr takes an image's other captions for wrong answers"),
+        ({"data.captions_per_image": 2}, "simclr takes other pairs of an image for wrong answers"),
         ({"augment.ops": {"flop": {}}}, "unknown operation on images 'flop'"),
     ],
 )

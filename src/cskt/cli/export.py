@@ -18,7 +18,7 @@ from cskt.cli.model_flags import add_ignore_extra_flag, add_weights_flag
 from cskt.cli.parsing import Parser, given
 from cskt.config import RunConfig, as_trained, load_config, to_dict, with_method
 from cskt.config.file_names import BEST, CONFIG, HEADS, LAST
-from cskt.data.datasets import dataset_key, folders, read_dataset
+from cskt.data.datasets import folders, read_dataset
 from cskt.data.records import select_splits
 from cskt.embed import Encoder, load
 from cskt.embed.exported import SUFFIXES
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="cskt export", description="Write a run in another form.")
     add = parser.add_argument
     # fmt: off
-    add("run", type=Path, help="run folder; with --format any model")
+    add("run", type=Path, help="run folder; with --merge and the runtimes of --format any model")
     add("--backbone", help="CLIP weights of an adapter-only run, if not where its config says")
     add_weights_flag(parser)
     add_ignore_extra_flag(parser)
@@ -61,8 +61,10 @@ def main(argv: Sequence[str]) -> int:
     if flags.format and flags.format != RELEASED:
         export_runtime(flags)
         return 0
+    if not (local_path(flags.run) / CONFIG).is_file():
+        return export_other(flags)
     if flags.ignore_extra:
-        raise CsktError(f"{flags.run}: no released folder is exported this way; leave out --ignore-extra")
+        raise CsktError(f"{flags.run}: a run of cskt, which has no unknown tensors; leave out --ignore-extra")
     if flags.weights == "ema":
         raise CsktError(f"{flags.run}: a trained run has one set of weights; leave out --weights ema")
     run = read_run(flags.run, flags.backbone)
@@ -76,6 +78,19 @@ def main(argv: Sequence[str]) -> int:
         target = flags.as_backbone
         write_backbone(target, run, half=flags.half, seen_tokens=flags.seen_tokens)
     print(target)
+    return 0
+
+
+def export_other(flags: argparse.Namespace) -> int:
+    """Write a model that is no run, such as a released folder, into one file."""
+    if not flags.merge:
+        way = "--as-backbone" if flags.as_backbone else f"--format {RELEASED}"
+        raise CsktError(
+            f"{flags.run}: no run folder (it has no {CONFIG}), which {way} takes; --merge and --format onnx or openvino"
+            " take any model, released folders included"
+        )
+    encoder = load(flags.run, flags.backbone, "cpu", weights=flags.weights, ignore_extra=flags.ignore_extra)
+    print(encoder.save(flags.merge))
     return 0
 
 
@@ -112,8 +127,6 @@ class Folded:
 def read_run(folder: Path, backbone: str | None) -> Folded:
     """Load a run over its backbone."""
     folder = local_path(folder)
-    if not (folder / CONFIG).is_file():
-        raise CsktError(f"{folder}: no run folder (it has no {CONFIG})")
     config = as_trained(load_config(folder / CONFIG, fit=False))
     source = read_method(folder / BEST)
     encoder = load(folder, backbone, "cpu")
@@ -158,10 +171,10 @@ def export_released(target: Path, run: Folded, root: str | None) -> None:
     config, architecture = run.config, run.encoder.model.architecture
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise CsktError(f"{target}: holds something already; name another folder with --output")
-    dataset = dataset_key(config.data.dataset)
+    dataset = config.data.dataset
     if dataset not in folders():
         known = ", ".join(folders().values())
-        raise CsktError(f"data.dataset {config.data.dataset}: the released programs read {known} only")
+        raise CsktError(f"data.dataset {dataset}: the released programs read {known} only")
     try:
         check_expressible(config, architecture)
     except CsktError as error:
@@ -228,7 +241,7 @@ def _whole_classifier(heads: dict[str, Tensor], run: Folded, root: Path) -> dict
     data, rows = run.config.data, len(heads["classifier.weight"])
     if data.mix:
         raise CsktError(f"{run.folder}: trained on a mix of data sets, and the released programs know only one")
-    has_no_val = dataset_key(data.dataset) == "icfg-pedes"
+    has_no_val = data.dataset == "icfg-pedes"
     if data.train_fraction == 1 and not (has_no_val and data.select_on == "val"):
         return {}
     if not root.is_dir():

@@ -53,6 +53,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seeds", help="instead of the study's own: 1,2,3")
     datasets = f"instead of the study's own: {', '.join(DATASETS)}"
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help=datasets)
+    parser.add_argument(
+        "--arms", nargs="+", metavar="LABEL", help="the baseline and those whose labels begin so, instead of all"
+    )
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="config keys for every run")
     parser.add_argument("--plan", action="store_true", help="only list the runs and their state")
     parser.add_argument("--table", action="store_true", help="only write the tables of the results so far")
@@ -61,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
         load_study(flags.study),
         seeds=seeds_of(flags.seeds) if flags.seeds else (),
         datasets=[StudyData(name=name, dataset=name) for name in flags.datasets or ()],
+        arms=flags.arms or (),
     )
     output = flags.output or Path("studies") / Path(flags.study).stem
     root = existing_folder(flags.root)

@@ -124,7 +124,7 @@ NO_METHOD: dict[str, Any] = {
 }  # fmt: skip
 """Sections of a `RunConfig` that is plain CLIP."""
 METHOD_SECTIONS = tuple(NO_METHOD)
-"""Sections with the settings of the package's own method parts, each of which has the name of its section."""
+"""Method parts with a config section of their own, which has their name; the others are in the section `parts`."""
 
 
 OPEN = {"loss.constants", "hooks", "parts", "plugins", "adaptable"}

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, SerializerFunctionWrapHandler, model_seria
 
 from cskt.config.types import (
     STRICT,
+    DatasetName,
     Fraction,
     Interpolation,
     NonNegative,
@@ -141,7 +142,7 @@ class MixedDataset:
 
     root: str = "data"
     """Folder that holds the data set's folder, or that folder itself."""
-    dataset: str | None = None
+    dataset: DatasetName | None = None
     """Name of the data set; that of data.dataset if empty."""
     weight: PositiveReal = 1.0
     """Times that each of its pairs is in an epoch: 0.5, every other pair; 2, each pair twice."""
@@ -151,7 +152,7 @@ class MixedDataset:
 class DataConfig:
     """Training pairs and how batches are drawn from them."""
 
-    dataset: str = "cuhk-pedes"
+    dataset: DatasetName = "cuhk-pedes"
     """cuhk-pedes, icfg-pedes, rstpreid or jsonl."""
     root: str = "data"
     """Folder that holds the data set's folder (CUHK-PEDES, ICFG-PEDES, RSTPReid), or that folder itself."""
@@ -216,7 +217,9 @@ class DataConfig:
         if self.noise_rate and self.noise_file is not None:
             raise CsktError("data.noise_rate and data.noise_file both replace captions; give one of them")
         if self.mix and (self.noise_rate or self.noise_file is not None):
-            raise CsktError("data.mix: captions of one data set can be replaced only; leave out data.noise_rate")
+            raise CsktError(
+                "data.noise_rate, data.noise_file: only a training on one data set can have noise; leave out data.mix"
+            )
         if self.batch_size % self.captions_per_image:
             raise CsktError(
                 f"data.batch_size {self.batch_size} is not divisible by data.captions_per_image"

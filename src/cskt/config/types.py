@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BeforeValidator, ConfigDict
 
 from cskt.errors import CsktError
 
@@ -21,6 +21,13 @@ def empty_if_none(fields: Any) -> Any:
     return {} if fields is None else fields
 
 
+def normalised(name: str) -> str:
+    """Return the name of a data set in lower case, with hyphens in place of underscores."""
+    return name.strip().lower().replace("_", "-")
+
+
+DatasetName: TypeAlias = Annotated[str, AfterValidator(normalised)]
+"""Name under which a data set is registered; `RSTPReid` is read as `rstpreid`."""
 Whole: TypeAlias = Annotated[int, BeforeValidator(_no_truth_value)]  # YAML's `yes` would otherwise be a 1
 Real: TypeAlias = Annotated[float, BeforeValidator(_no_truth_value)]
 Positive: TypeAlias = Annotated[Whole, Gt(0)]

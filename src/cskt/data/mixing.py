@@ -52,13 +52,11 @@ def read_training_data(data: DataConfig, seed: int = 0, *, refuse_overlaps: bool
             see `read_separate_splits`, for noise `noise_index`.
     """
     sources = sources_of(data)
-    read = [
-        select_splits(read_separate_splits(str(source.dataset), Path(source.root), refuse=refuse_overlaps), data)
-        for source in sources
-    ]
+    datasets = [read_separate_splits(str(one.dataset), Path(one.root), refuse=refuse_overlaps) for one in sources]
+    read = [select_splits(dataset, data) for dataset in datasets]
     selection = tuple(split for _, split in read)
     if not data.mix:
-        return TrainingData(with_noise(read[0][0], data, seed), (), selection)
+        return TrainingData(with_noise(read[0][0], datasets[0]["train"], data, seed), (), selection)
     train, val = (_joined([pair[place] for pair in read]) for place in (0, 1))
     both = {"train": train, val.name: val}
     if found := overlaps(both, file_keys(both)):

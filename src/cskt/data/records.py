@@ -43,6 +43,8 @@ class Record:
     attributes: Mapping[str, Any] | None = field(default=None, hash=False)
     back_translations: tuple[str, ...] | None = None
     """Each caption, translated to another language and back; empty where a caption has none."""
+    replaced: tuple[bool, ...] | None = None
+    """Whether each caption is that of another image (`data.noise_rate`, `data.noise_file`); None: no caption is."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class Split:
         return [text for record in self.records for text in record.back_translations or [""] * len(record.captions)]
 
     @cached_property
+    def is_replaced(self) -> list[bool]:
+        """Whether each caption is that of another image; see `Record.replaced`."""
+        return [flag for record in self.records for flag in record.replaced or [False] * len(record.captions)]
+
+    @cached_property
     def caption_image_ids(self) -> list[int]:
         """Index of the image that each caption describes."""
         return [image_id for image_id, record in enumerate(self.records) for _ in record.captions]
@@ -104,6 +111,11 @@ class Split:
             line = json.dumps([record.pid, record.image_path.name, *record.captions])
             digest.update(f"{line}\n".encode())
         return digest.hexdigest()
+
+    def of_people(self, pids: Collection[Pid], name: str | None = None) -> Split:
+        """Return the images of some identities, as a split of this name or of the same one."""
+        members = tuple(record for record in self.records if record.pid in pids)
+        return Split(self.dataset, name or self.name, members, self.numbers)
 
     @property
     def counts(self) -> SplitCounts:
@@ -167,12 +179,12 @@ def select_splits(dataset: Mapping[str, Split], data: DataConfig) -> tuple[Split
                 f"{train.dataset} has no val split and only {len(ordered)} training identity to hold out from; "
                 "add a val split or set data.select_on to train or test"
             )
-        selection = _restrict(train, set(ordered[:num_held_out]), name="val")
-        train = _restrict(train, set(ordered[num_held_out:]))
+        selection = train.of_people(set(ordered[:num_held_out]), name="val")
+        train = train.of_people(set(ordered[num_held_out:]))
     if data.train_fraction < 1:
         ordered = shuffled_pids(train.pids.values(), f"fraction {data.holdout_seed}")
         num_kept = max(1, round(data.train_fraction * len(ordered)))
-        train = _restrict(train, set(ordered[:num_kept]))
+        train = train.of_people(set(ordered[:num_kept]))
         logger.info("%s: training on %d of %d identities", train.dataset, num_kept, len(ordered))
     return train, selection
 
@@ -182,8 +194,3 @@ def shuffled_pids(pids: Iterable[Pid], salt: str) -> list[Pid]:
     # A hash per identity, rather than a random generator: the same on every platform and library version, and a
     # changed data set moves only the identities that changed.
     return sorted(pids, key=lambda pid: hashlib.sha256(f"{salt} {pid}".encode()).digest())
-
-
-def _restrict(split: Split, pids: Collection[Pid], name: str | None = None) -> Split:
-    members = tuple(record for record in split.records if record.pid in pids)
-    return Split(split.dataset, name or split.name, members, split.numbers)

@@ -62,6 +62,6 @@ def log_back_translations(split: Split, config: AugmentConfig) -> None:
         missing = sum(not text.strip() for text in split.back_translations)
         where = f"{split.dataset} {split.name}"
         if missing == len(split.captions):
-            logger.warning("%s: no captions_bt in the annotation, so back-translation is off", where)
+            logger.warning("%s: no text in captions_bt of the annotation, so back-translation is off", where)
         elif missing:
             logger.warning("%s: %d of %d captions have no captions_bt", where, missing, len(split.captions))

@@ -223,7 +223,7 @@ def _split_in(
 def is_own_dataset(own: RunConfig, dataset: str | None) -> bool:
     """Return whether a data set, named by the user or not, is the one of a run's training, wherever it is now."""
     # Two data sets named `jsonl` may be different ones.
-    return dataset is None or dataset_key(dataset) == dataset_key(own.data.dataset) != "jsonl"
+    return dataset is None or dataset_key(dataset) == own.data.dataset != "jsonl"
 
 
 def _rank_images(features: SplitFeatures, options: RankingOptions) -> RetrievalMetrics:

@@ -21,7 +21,7 @@ from pydantic import GetPydanticSchema, with_config
 from pydantic_core import core_schema
 
 from cskt.config.file_names import CONFIG
-from cskt.data.datasets.base import normalised
+from cskt.config.types import normalised
 from cskt.embed.model_paths import run_config
 from cskt.errors import CsktError
 from cskt.utils.files import write_atomically
@@ -208,7 +208,7 @@ def split_flags(folder: Path, split: str, dataset: str | None) -> list[str]:
     if dataset is None:
         return flags
     own = run_config(folder) if folder.is_dir() else None
-    is_own = own is not None and normalised(own.data.dataset) == normalised(dataset)
+    is_own = own is not None and own.data.dataset == normalised(dataset)
     return [*flags, "--dataset", dataset, *(() if is_own else ("--root", "DIR"))]
 
 
@@ -222,7 +222,8 @@ def find_results(folder: Path, *, split: str = "test", dataset: str | None = Non
     if not results:
         remedy = command_text(*words_to_evaluate(folder, split, dataset))
         raise CsktError(f"{folder}: holds no per-query results; make them: {remedy}")
-    found = [result for result in results if result.split == split and dataset in (None, result.dataset)]
+    named = None if dataset is None else normalised(dataset)
+    found = [result for result in results if result.split == split and named in (None, result.dataset)]
     if not found:
         held = sorted({f"{result.dataset} {result.split}" for result in results})
         asked = f"{dataset or 'any data set'} {split}"

@@ -185,6 +185,23 @@ def plan(
     return runs
 
 
-def select(study: Study, *, seeds: Sequence[int] = (), datasets: Sequence[StudyData] = ()) -> Study:
-    """Return the study over other seeds or data sets, where they are given."""
-    return dataclasses.replace(study, seeds=tuple(seeds) or study.seeds, datasets=tuple(datasets) or study.datasets)
+def select(
+    study: Study, *, seeds: Sequence[int] = (), datasets: Sequence[StudyData] = (), arms: Sequence[str] = ()
+) -> Study:
+    """Return the study over other seeds or data sets, or with some of its arms, where they are given.
+
+    Args:
+        arms: beginnings of labels, in any case. The baseline is always among the arms.
+
+    Raises:
+        CsktError: no label begins with one of `arms`.
+    """
+    labels = [arm.label for arm in study.arms]
+    starts = [start.lower() for start in arms] or [""]
+    for start in starts:
+        if not any(label.lower().startswith(start) for label in labels):
+            raise CsktError(f"no arm of the study begins with '{start}'; it has {', '.join(labels)}")
+    chosen = [arm for arm in study.arms if arm.label == study.baseline or arm.label.lower().startswith(tuple(starts))]
+    return dataclasses.replace(
+        study, arms=tuple(chosen), seeds=tuple(seeds) or study.seeds, datasets=tuple(datasets) or study.datasets
+    )

@@ -62,7 +62,7 @@ class DualEncoder(nn.Module):
         self.vision = VisionTower(architecture)
         self.text = TextTower(architecture)
         self.parts = nn.ModuleDict()
-        """Parts of plug-ins; those of the package are attributes, as the names of their parameters say."""
+        """Parts of the config section `parts`, by name; prompts, adapters and LoRA are attributes of their own."""
         for name, config in part_configs(method or {}).items():
             if PARTS[name].is_active(config):
                 home = self if name in METHOD_SECTIONS else self.parts

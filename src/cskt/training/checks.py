@@ -70,11 +70,11 @@ def check_losses(config: LossConfig, plugins: Iterable[Requirement] = ()) -> Los
 
 
 def check_captions_per_image(config: RunConfig) -> None:
-    """Raise CsktError for a loss that would take another caption of an image for a wrong answer."""
+    """Raise CsktError for a loss that would take another pair of an image for a wrong answer."""
     per_image, losses = config.data.captions_per_image, build_losses(config.loss.weights, config.loss)
     if per_image > 1 and (wrong := [name for name, loss in losses.items() if loss.negatives == "pairs"]):
         raise CsktError(
-            f"data.captions_per_image {per_image}: {min(wrong)} takes an image's other captions for wrong answers; use"
+            f"data.captions_per_image {per_image}: {min(wrong)} takes other pairs of an image for wrong answers; use"
             " sdm, cmpm, tal, id or mlm, or one caption per image"
         )
 

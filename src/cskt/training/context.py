@@ -15,9 +15,9 @@ import torch
 from cskt import __version__
 from cskt.config import RECORDED, RunConfig, evaluation_interpolation, flat_values
 from cskt.data.datasets import DATASETS
-from cskt.data.datasets.base import normalised
 from cskt.data.images import ImageReader
 from cskt.data.loading import TrainingLoader
+from cskt.data.mixing import sources_of
 from cskt.data.operations import OPERATIONS, check_operations, operation_names
 from cskt.data.records import Split
 from cskt.data.rewording import log_back_translations
@@ -211,7 +211,7 @@ def _entries(config: RunConfig) -> list[tuple[Registry[Any], str]]:
     named += [(OPERATIONS, name) for name in operation_names(config.augment)]
     named += [(HOOKS, name) for name in config.hooks]
     named += [(LOGGERS, name) for name in config.loop.loggers]
-    return [*named, (DATASETS, normalised(config.data.dataset))]
+    return [*named, *((DATASETS, str(source.dataset)) for source in sources_of(config.data))]
 
 
 def data_digest(split: Split) -> str:

@@ -253,13 +253,17 @@ class Objective(nn.Module):
     @pair_weights.setter
     def pair_weights(self, weights: Tensor | None) -> None:
         if weights is not None:
-            wrong = [name for name, loss in self.losses.items() if not cast(Loss, loss).takes_pair_weights]
-            if wrong:
-                raise CsktError(
-                    f"loss '{wrong[0]}' takes no weights of pairs; take it out of loss.weights, or, if it multiplies"
-                    " each pair's loss by LossInputs.pair_weights, set takes_pair_weights in its class"
-                )
+            self.check_takes_pair_weights()
         self._pair_weights = weights
+
+    def check_takes_pair_weights(self) -> None:
+        """Raise CsktError if a loss takes no weights of pairs."""
+        wrong = [name for name, loss in self.losses.items() if not cast(Loss, loss).takes_pair_weights]
+        if wrong:
+            raise CsktError(
+                f"loss '{wrong[0]}' takes no weights of pairs; take it out of loss.weights, or, if it multiplies"
+                " each pair's loss by LossInputs.pair_weights, set takes_pair_weights in its class"
+            )
 
     def weights_of(self, pair_ids: Tensor | None) -> Tensor | None:
         """Return the weights of pairs of the training split, [B]; None if all are 1, whose losses need no weights."""

@@ -1,8 +1,9 @@
 """Optimizer and learning rates: per parameter, and over the epochs.
 
-The rules are those of the released CSKT and IRRA code, so that published recipes keep their meaning: biases learn
-faster and do not decay, heads that start from nothing learn fastest, and the rate is constant within an epoch. The
-released TBPS-CLIP differs in the last (`schedule_period`) and in what decays (`weight_decay_vectors`).
+The rules are those of the released codes made from IRRA's (CSKT, RDE, UP-Person, DM-Adapter), so that published
+recipes keep their meaning: biases learn faster and do not decay, heads that start from nothing learn fastest, and the
+rate is constant within an epoch. The released TBPS-CLIP differs in the last (`schedule_period`) and in what decays
+(`weight_decay_vectors`).
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def parameter_groups(
             scale, decay = _scale_and_decay(name, parameter.ndim, optim, heads)
             members.setdefault((scale * _layer_scale(name, depths, optim.layer_decay), decay), []).append(parameter)
     if named and not members:
-        raise CsktError("no parameter is trainable; set trainable to added, projections or all")
+        raise CsktError(
+            "no parameter is trainable: set trainable to projections or all, or to added with a method that adds some"
+        )
     members = members or {(1.0, 0.0): []}
     return [
         {"params": parameters, "lr": optim.lr * scale, "lr_scale": scale, "weight_decay": decay}

@@ -92,6 +92,10 @@ class TrainingRun:
             raise CsktError("run.pair_weights are all 0, so nothing would be learned; run.stop ends the training")
         objective.pair_weights = given
 
+    def check_takes_pair_weights(self) -> None:
+        """Raise CsktError if a loss of the run takes no weights of pairs; for `Hook.check`, before training begins."""
+        self._context.state.objective.check_takes_pair_weights()
+
     def pair_losses(self, names: str | Sequence[str]) -> dict[str, Tensor]:
         """Return the losses of every training pair with the current weights; see `cskt.training.pair_losses`.
 

@@ -18,6 +18,8 @@ from cskt.utils.terminal import printable
 
 UNKNOWN_FIELD = ("unexpected_keyword_argument", "extra_forbidden")
 """pydantic's names of the error that a field is not in the schema."""
+PLAIN = dict.fromkeys(("tuple_type", "list_type"), "input should be a list, such as [a, b]")
+"""pydantic's names of errors -> messages without words of Python."""
 
 T = TypeVar("T")
 
@@ -95,5 +97,5 @@ def describe(
     secrets = {field.name for field in fields if not field.repr}
     is_shown = not (isinstance(detail["input"], dict | ArgsKwargs) or key in secrets)
     found = f", got {SHORT.repr(detail['input'])}" if is_shown else ""
-    message = detail["msg"].removeprefix("Value error, ")
+    message = PLAIN.get(detail["type"], detail["msg"].removeprefix("Value error, "))
     return printable(f"{spelled(key) + ': ' if key else ''}{message[0].lower()}{message[1:]}{found}"[:300])

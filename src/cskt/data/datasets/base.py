@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from cskt.config.types import normalised
 from cskt.data.records import SPLIT_NAMES, Record, SplitCounts
 from cskt.errors import CsktError, MissingFileError, file_system_errors
 from cskt.plugins import Registry
@@ -59,11 +60,6 @@ def register(dataset: DatasetFormat) -> DatasetFormat:
     if dataset.name != normalised(dataset.name):
         raise CsktError(f"a data set cannot be called '{dataset.name}'; use '{normalised(dataset.name)}'")
     return DATASETS.register(dataset.name, dataset)
-
-
-def normalised(name: str) -> str:
-    """Return a name in lower case, with hyphens in place of underscores."""
-    return name.strip().lower().replace("_", "-")
 
 
 def dataset_key(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ ROOTS = frozenset({
     "visual", "transformer", "vision_model", "text_model", "vision", "text", "base_model", "prompt_learner",
 })  # fmt: skip
 """First parts of the names of a CLIP, which are no prefixes of a wrapper."""
+IRRA_ROOT = "base_model"
+"""First part of the names of the towers in IRRA's code and in codes made from it."""
 COUNTER = "n_averaged"
 """Tensor of torch's AveragedModel beside the weights."""
 SIZES = ("input_resolution", "context_length", "vocab_size")
@@ -93,7 +96,10 @@ def _entry(content: Mapping[Any, Any], keys: Iterable[str]) -> Any:
 
 
 def _stripped(tensors: dict[str, Tensor], path: Path, choice: WeightsChoice) -> tuple[dict[str, Tensor], bool]:
-    """Remove prefixes that all names share; also return whether two prefixes are a model and its moving average."""
+    """Remove the prefixes of wrappers; also return whether two prefixes are a model and its moving average.
+
+    All names share such a prefix; in a checkpoint of IRRA's code, other tensors may lie beside it.
+    """
     as_stored = tensors
     tensors = _renamed(tensors, lambda name: ".".join(part for part in name.split(".") if part not in COMPILED), path)
     has_both = False
@@ -103,10 +109,18 @@ def _stripped(tensors: dict[str, Tensor], path: Path, choice: WeightsChoice) -> 
         if len(first) == 2 and first & set(EMA_KEYS) and first & set(MODEL_KEYS):
             (chosen,) = first & set(EMA_KEYS if choice == "ema" else MODEL_KEYS)
             counted, has_both = {n: v for n, v in counted.items() if n.startswith(f"{chosen}.")}, True
+        elif around_irra := [key for key in MODEL_KEYS if any(n.startswith(f"{key}.{IRRA_ROOT}.") for n in counted)]:
+            chosen = around_irra[0]
         elif len(first) != 1 or first & ROOTS or not all("." in name for name in counted):
             break
-        tensors = _renamed(counted, lambda name: name.partition(".")[2], path)
+        else:
+            (chosen,) = first
+        tensors = _renamed(counted, partial(_without, f"{chosen}."), path)
     return (tensors, has_both) if _prefixes(tensors) & ROOTS else (as_stored, False)  # else errors name what is stored
+
+
+def _without(prefix: str, name: str) -> str:
+    return name.removeprefix(prefix)
 
 
 def _prefixes(names: Iterable[str]) -> set[str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cskt.config import BackboneConfig, ClipArchitecture, to_dict, validate
 from cskt.config.architecture import MIN_VOCAB_SIZE, VOCAB_SIZE
+from cskt.config.file_names import RELEASED_CONFIG, RELEASED_WEIGHTS
 from cskt.errors import CsktError
 from cskt.model.clip import TextTower, VisionTower
 from cskt.model.io import cache
@@ -81,6 +82,7 @@ def load_backbone(config: BackboneConfig, *, sha256: str | None = None) -> Backb
         preprocessing = Preprocessing(interpolation=ours.facts.get("interpolation"), source=path)
     else:
         tensors = read_tensors(path, config.weights)
+        _check_untrained(tensors, path)
         tensors = _without_heads(tensors, layout_of(tensors, path), path)
         tensors = _without_appended_tokens(tensors, layout_of(tensors, path), path)
         layout, architecture, preprocessing = recognise(tensors, path, config, found_sha256)
@@ -88,7 +90,7 @@ def load_backbone(config: BackboneConfig, *, sha256: str | None = None) -> Backb
             problem = f"the backbone has {architecture.vocab_size} tokens; the tokenizer is CLIP's"
             raise CsktError(f"{path}: {problem}, with {VOCAB_SIZE}")
     preprocessing.log_other_filter(config)
-    state = gather(tensors, tower_shapes(architecture), layout, origin=str(path))
+    state = gather(tensors, tower_shapes(architecture), layout, origin=str(path), remedy="; a backbone is plain CLIP")
     fields = ("image_height", "image_width", "stride", "image_mean", "image_std")
     asked = {key: value for key in fields if (value := getattr(config, key))}
     fitted = validate(ClipArchitecture, to_dict(architecture) | asked, "backbone")
@@ -163,11 +165,12 @@ def gather_state(
 
 
 def gather(
-    tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], layout: Layout, *, origin: str
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], layout: Layout, *, origin: str, remedy: str = ""
 ) -> dict[str, Tensor]:
     """Return our tensors, float32, of these shapes, made of those of a file, which `layout` names.
 
-    Every tensor that is missing, unknown, misshapen, no real numbers or not finite is refused by its name.
+    Every tensor that is missing, unknown, misshapen, no real numbers or not finite is refused by its name. `remedy`
+    ends the message about an unknown one.
     """
     left, gathered = dict(tensors), {}
     for name, shape in shapes.items():
@@ -185,7 +188,7 @@ def gather(
         gathered[name] = value
     if unknown := [name for name in left if name.split(".")[-1] not in IGNORED]:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise CsktError(f"{origin}: unknown tensor '{min(unknown)[:80]}'{more}")
+        raise CsktError(f"{origin}: unknown tensor '{min(unknown)[:80]}'{more}{remedy}")
     return gathered
 
 
@@ -223,26 +226,28 @@ def _is_ours(path: Path) -> bool:
     return is_safetensors(path) and kind_of(path) is not None
 
 
-def _without_heads(tensors: dict[str, Tensor], layout: Layout, path: Path) -> dict[str, Tensor]:
-    """Return the towers of a checkpoint of IRRA's code, such as one of a pre-trained IRRA (NAM, HAM, GA-DMS).
+def _check_untrained(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise CsktError for a checkpoint of a method whose towers are not plain CLIP, or that ranks by more than them."""
+    method = method_of(tensors)
+    if method is None or method is METHODS["irra"]:
+        return
+    files = method.file if method.file == RELEASED_WEIGHTS[2] else f"{RELEASED_CONFIG}, {method.file}"
+    raise CsktError(
+        f"{path}: a trained checkpoint of {method.title}, not a backbone; give the folder that its code wrote ({files})"
+        " as the model, or, to train on from it, as --init-from"
+    )
 
-    Raises:
-        CsktError: a checkpoint of a method whose towers are not plain CLIP's, or that ranks by more than them.
-    """
+
+def _without_heads(tensors: dict[str, Tensor], layout: Layout, path: Path) -> dict[str, Tensor]:
+    """Return the towers of a checkpoint of IRRA's code, such as one of a pre-trained IRRA (NAM, HAM, GA-DMS)."""
     if layout is not IRRA_TOWERS:
         return tensors
-    method = method_of(tensors)
-    if method is not None and method is not METHODS["irra"]:
-        raise CsktError(
-            f"{path}: a trained checkpoint of {method.title}, not a backbone; give its folder (with configs.yaml)"
-            " instead"
-        )
     heads = [name for name in tensors if not name.startswith((TOWERS, *TRAINING_ONLY))]
     if heads:
+        more = f" and {len(heads) - 1} more" if len(heads) > 1 else ""
         logger.warning(
-            "%s: %d tensors beside the towers are left out, such as '%s'; as a backbone it is plain CLIP",
-            path, len(heads), min(heads)[:80],
-        )  # fmt: skip
+            "%s: left out beside the towers: '%s'%s; as a backbone it is plain CLIP", path, min(heads)[:80], more
+        )
     return {name: value for name, value in tensors.items() if name.startswith(TOWERS)}
 
 

@@ -21,7 +21,9 @@ from cskt.model.parts.base import SIDES, EmbedWords, Part, PartExtras, Side, reg
 
 
 class Mixture(nn.Module):
-    """Router and experts of a block, for tokens of mean 0 and variance 1, with everything else in their weights.
+    """Router and experts of a block for inference: tokens of mean 0 and variance 1 -> what the residual stream adds.
+
+    The affine map of the norm, alpha, the task vector and the scale are folded into the weights.
 
     Args:
         topk: number of experts that compute a token.

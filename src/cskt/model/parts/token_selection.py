@@ -43,9 +43,9 @@ class TokenSelection(Part):
 
     The share `ratio` of the tokens with the largest attention, the mean over the heads, is selected; no gradient passes
     through the choice. Each token is divided by its length and passes a head; the embedding is the maximum over the
-    tokens. Start and end tokens are not selected, and padding counts for nothing but, in training, in the statistics of
-    the batch normalisation: captions with fewer words are filled up with the first tokens of their padding, as in
-    the released code.
+    tokens. Start and end tokens are not selected, and padding never decides the maximum. In training it counts in the
+    statistics of the batch normalisation: captions with fewer words are filled up with the first tokens of their
+    padding, as in the released code.
 
     Two rules are ours: equal attention is ordered by position, and a caption without words is embedded by its end
     token, where the released code computes NaN.

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cskt.config import NoiseDivisionConfig
-from cskt.data.noise import noise_index, noise_share
 from cskt.errors import CsktError
 from cskt.training.hooks.base import Hook, register
 from cskt.utils.messages import nearest, require
@@ -75,6 +74,7 @@ class NoiseDivision(NoiseDivisionConfig, Hook):
                 f"{where}.losses: '{unknown}' is not in loss.weights ({nearest(unknown, known)}); a weight of 0 there"
                 " suffices"
             )
+        run.check_takes_pair_weights()
         num_pairs = len(run.train_split.captions)
         if num_pairs < MIN_PAIRS:
             raise CsktError(
@@ -88,14 +88,12 @@ class NoiseDivision(NoiseDivisionConfig, Hook):
             return
         config = run.config
         found = run.pair_losses(self.losses)
-        num_pairs = len(run.train_split.captions)
-        settings = SETTINGS[self._mixture(noise_share(config.data, num_pairs, config.seed), config.data.dataset)]
+        is_replaced = torch.tensor(run.train_split.is_replaced)
+        settings = SETTINGS[self._mixture(float(is_replaced.double().mean()), config.data.dataset)]
         random = np.random.RandomState([*_words(config.seed), run.epoch, STREAM])
         weights = divide(found, settings, random)
         values = {"clean": float(weights.mean())}
-        index = noise_index(config.data, num_pairs, config.seed)
-        if index is not None:
-            is_replaced = torch.from_numpy(index != np.arange(num_pairs))
+        if is_replaced.any():
             parts = {"noisy_of_replaced": is_replaced, "noisy_of_others": ~is_replaced}
             values |= {name: 1 - float(weights[part].mean()) for name, part in parts.items() if part.any()}
         run.log(values)

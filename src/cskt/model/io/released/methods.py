@@ -104,7 +104,7 @@ class ReleasedMethod:
     unused: Callable[[ClipArchitecture], Shapes] = lambda _: {}
     """Tensors that the code stores and never uses. They are left out, and may be absent."""
     training_only: tuple[str, ...] = TRAINING_ONLY
-    """First letters of the names of tensors that only losses use; they are left out."""
+    """Beginnings of the names of tensors that only losses use; they are left out."""
     twice: Rules = ()
     """Rules that turn the second name of a tensor that is stored under two into the first."""
     again: Rules = ()
@@ -112,7 +112,7 @@ class ReleasedMethod:
     file: str = RELEASED_WEIGHTS[0]
     """Name of the file of weights that is written."""
     heads: Mapping[str, str] = field(default_factory=lambda: {"id": "classifier.", "mlm": "interaction."})
-    """Loss -> first letters of our names of its training heads, which the code stores too."""
+    """Loss -> beginning of our names of its training heads, which the code stores too."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Config key, or field of `ClipArchitecture` -> the only value that the code computes the same function with, where
     no option says it."""
