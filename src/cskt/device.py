@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cskt.errors import CsktError
 from cskt.utils.messages import nearest
@@ -43,6 +44,13 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     if not available.get(kind, False):
         raise CsktError(f"device '{name}' is not available here; use --device auto or --device cpu")
     return torch.device(name)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to the device; from the host to CUDA through pinned memory, without waiting for running work."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # the pinned memory is kept until the copy is done
 
 
 def native_bf16() -> bool:
@@ -86,6 +94,12 @@ def held_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return _table_bytes(PROCESS_MEMORY, "VmRSS:")
+
+
+def free_cached_memory(device: torch.device) -> None:
+    """Give memory that CUDA's allocator keeps for later back to the device."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def free_memory_bytes(device: torch.device) -> int:

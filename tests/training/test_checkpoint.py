@@ -97,6 +97,20 @@ def test_loading_restores_everything_that_changes(saved: Path) -> None:
         assert torch.equal(others["averages"][name], value), name
 
 
+def test_the_optimizer_computes_as_its_own_device_needs(saved: Path) -> None:
+    """A run of a CPU goes on with CUDA's fused kernel, whose counts of steps are on the device."""
+    state = make_state(1)
+    for group in state.optimizer.param_groups:
+        group["fused"] = True
+    load(saved, state)
+    assert all(group["fused"] for group in state.optimizer.param_groups)
+    for group in state.optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    state.optimizer.step()
+    assert {float(moments["step"]) for moments in state.optimizer.state.values()} == {2.0}
+
+
 def test_only_what_trains_is_written(saved: Path) -> None:
     content = load_plain(saved)
     assert content["model"].keys() == {"1.weight", "1.bias"}

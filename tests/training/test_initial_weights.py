@@ -318,7 +318,9 @@ def test_a_merged_lora_run_is_not_accepted_as_a_frozen_backbone(
 def test_another_backbone_is_refused(starting: Any, tmp_path: Path) -> None:
     other = write_backbone(tmp_path / "other.safetensors", seed=1)
     message = refused(starting({"backbone.name": str(other)}), tmp_path / "run")
-    assert "trained over the backbone" in message and message.endswith("start from the same backbone")
+    assert "trained over the backbone" in message and message.endswith(
+        "name the file of that backbone: --backbone.name FILE"
+    )
 
 
 def test_other_weights_of_the_same_backbone_file_are_refused(starting: Any, source: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from cskt.errors import CsktError
 from cskt.training import micro_batch
 from cskt.training.context import TrainingContext, prepare
 from cskt.training.micro_batch import fit_micro_batch
+from cskt.types import Batch
 from tiny_run import Configure
 
 HELD = 1000
@@ -68,6 +70,23 @@ def test_memory_of_the_losses_of_the_whole_batch_makes_pieces_smaller(
 def test_the_configured_size_of_pieces_is_not_measured(context: TrainingContext, pretend: Callable[..., None]) -> None:
     pretend(FIXED + 7 * PER_PAIR + PER_PAIR // 2)
     assert fit_micro_batch(micro_batch.with_micro_batch(context, 2)).config.loop.micro_batch_size == 7
+
+
+def test_pieces_that_run_out_of_memory_are_halved(context: TrainingContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA a step that does not fit raises an error instead of a high peak."""
+    limit, step = 6, micro_batch.forward_backward
+
+    def forward_backward(tried: TrainingContext, batch: Batch, *arguments: Any) -> Any:
+        if min(len(batch.pids), tried.config.loop.micro_batch_size or len(batch.pids)) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(tried, batch, *arguments)
+
+    monkeypatch.setattr(micro_batch, "forward_backward", forward_backward)
+    monkeypatch.setattr(micro_batch, "SMALL", 2)
+    assert fit_micro_batch(context).config.loop.micro_batch_size == 6
+    limit = 3
+    with pytest.raises(CsktError, match="4 pairs take more memory than cpu has free; use --checkpoint-activations"):
+        fit_micro_batch(context)
 
 
 def test_pieces_contain_whole_images_only(configure: Configure, pretend: Callable[..., None]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from cskt.config import CLIP_MEAN, CLIP_STD, AugmentConfig
 from cskt.config.types import ChannelMeans, ChannelStds, Interpolation
 from cskt.data.operations import apply_operations, draw_rectangles, inside
+from cskt.device import to_device
 from cskt.image_files.decode import Source, decode_image
 
 BOX_REDUCE_FROM = 32
@@ -78,13 +79,6 @@ def normalise(images: Tensor, mean: ChannelMeans = CLIP_MEAN, std: ChannelStds =
 def _standardised(images: Tensor, mean: ChannelMeans, std: ChannelStds) -> Tensor:
     """Normalise images in [0, 1] in place."""
     return images.sub_(_per_channel(mean, images)).div_(_per_channel(std, images))
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to the device; from the host to CUDA through pinned memory, without waiting for running work."""
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)  # the pinned memory is kept until the copy is done
 
 
 def augment(

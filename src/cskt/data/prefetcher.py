@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from cskt.data.images import to_device
+from cskt.device import to_device
 
 
 class HasImages(Protocol):

@@ -23,11 +23,11 @@ from torch import Tensor
 from cskt.config import RunConfig, to_dict, with_method
 from cskt.config.file_names import BEST, CONFIG
 from cskt.config.types import Interpolation, Precision
-from cskt.data.images import ImageReader, normalise, to_device
+from cskt.data.images import ImageReader, normalise
 from cskt.data.loading import iter_images
 from cskt.data.prefetcher import AnyBatch, Prefetcher, read_back
 from cskt.data.tokenizer import Tokenizer
-from cskt.device import DTYPES, pick_device, pick_precision
+from cskt.device import DTYPES, pick_device, pick_precision, to_device
 from cskt.embed.caption_batches import caption_batches
 from cskt.embed.inputs import ONE_IMAGE, Captions, Images, check_ids, check_images
 from cskt.embed.options import EncodeKeywords, EncodeOptions, ModelSource, merged

@@ -30,18 +30,18 @@ def apply_linear(layer: nn.Linear, x: Tensor, low_rank: Updates, target: str) ->
 class Packing(NamedTuple):
     """Places of the T tokens of B sequences that are packed into one row, [1, T, width], without padding."""
 
-    rows: Tensor
-    """[T] int64, the place of each token in the padded sequences, [B * L]."""
-    places: Tensor
-    """[B, L] int64, the place of each token in the row; for padding that of any token."""
+    places_in_padded: Tensor
+    """[T] int64, the place of each token of the row in the padded sequences, of B * L."""
+    places_in_row: Tensor
+    """[B, L] int64, the place of each token of the padded sequences in the row; for padding that of any token."""
 
     def pad(self, packed: Tensor) -> Tensor:
         """[1, T, width] -> [B, L, width]; padding holds any values."""
-        return packed[0][self.places]
+        return packed[0][self.places_in_row]
 
     def pack(self, padded: Tensor) -> Tensor:
         """[B, L, width] -> [1, T, width]."""
-        return padded.flatten(0, 1)[self.rows][None]
+        return padded.flatten(0, 1)[self.places_in_padded][None]
 
 
 def packing_of(lengths: Tensor, width: int) -> Packing:
@@ -59,7 +59,7 @@ def packing_of(lengths: Tensor, width: int) -> Packing:
 def pick(tokens: Tensor, positions: Tensor, packing: Packing | None = None) -> Tensor:
     """Pick one token of each sequence: [B, L, width], or [1, T, width] if packed, at [B] int64 -> [B, 1, width]."""
     if packing is not None:
-        return tokens[0][packing.places.gather(1, positions[:, None])]
+        return tokens[0][packing.places_in_row.gather(1, positions[:, None])]
     return tokens.gather(1, positions[:, None, None].expand(-1, 1, tokens.shape[-1]))
 
 
@@ -93,8 +93,8 @@ class Attention(nn.Module):
             low_rank: updates of the projections.
             dropout: of the weights, for training.
             query_positions: [B] int64, the positions of `query_tokens` in x, for `dropout`.
-            packing: x is [1, T, width], and so is the result without query tokens. Only products of queries and keys
-                are computed for padding; a mask keeps real tokens from attending to it. Not with `dropout`.
+            packing: x is [1, T, width], and so is the result without query tokens. Attention alone is computed for
+                padding, too; a mask keeps real tokens from attending to it. Not with `dropout`.
         """
         # In two projections, so that keys and values without the prefix are not stored for the backward pass.
         query = self.project(x if query_tokens is None else query_tokens, QUERY, low_rank)

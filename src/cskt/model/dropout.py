@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cskt.device import to_device
+
 MAX_POSITIONS = 1 << 16
 """Positions of tokens are below this, and so are numbers of heads; prefixes are counted from it."""
 STEP = 0x9E3779B9 - (1 << 32)
@@ -38,7 +40,7 @@ class AttentionDropout(NamedTuple):
 
     def to(self, device: torch.device) -> AttentionDropout:
         """Return the dropout with its seeds on a device."""
-        return self._replace(seeds=self.seeds.to(device))
+        return self._replace(seeds=to_device(self.seeds, device))
 
     def apply(self, weights: Tensor, query_positions: Tensor, num_prefix: int = 0) -> Tensor:
         """Drop attention weights.

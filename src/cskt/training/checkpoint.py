@@ -40,6 +40,9 @@ identified by its SHA-256."""
 PARTS = {"config", "backbone_sha256", "data_sha256", "model", "objective", "optimizer", "scaler", "progress"}
 """Required entries of a checkpoint."""
 
+IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
+"""Keys of an optimizer's groups that say how it computes on its device."""
+
 MARK = b"cskt sha256 "
 NUM_CHECKSUM_BYTES = len(MARK) + 2 * hashlib.sha256().digest_size
 END_OF_ARCHIVE, NUM_END_BYTES = b"PK\x05\x06", 22
@@ -112,7 +115,7 @@ def load_last(path: Path, state: TrainState, config: RunConfig) -> Path:
         for name, value in own.items():
             value.copy_(saved[name])
     try:
-        state.optimizer.load_state_dict(content["optimizer"])
+        state.optimizer.load_state_dict(_implemented_as(state.optimizer, content["optimizer"]))
         state.scaler.load_state_dict(content["scaler"])
     except torch.OutOfMemoryError:
         raise
@@ -129,6 +132,15 @@ def load_last(path: Path, state: TrainState, config: RunConfig) -> Path:
     return source
 
 
+def _implemented_as(own: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the saved state of an optimizer with the implementation of another one, which depends on the device."""
+    groups = [
+        group | {name: current[name] for name in IMPLEMENTATION if name in current}
+        for group, current in zip(saved["param_groups"], own.param_groups, strict=True)
+    ]
+    return saved | {"param_groups": groups}
+
+
 def set_aside(path: Path) -> None:
     """Rename a corrupt `last.pt`, which would otherwise replace the intact `last.previous.pt` at the next save."""
     with file_system_errors(path):
@@ -143,8 +155,8 @@ def _check_same_run(content: dict[str, Any], path: Path, state: TrainState, conf
         raise CsktError(f"{path}: made with another config ({'; '.join(different)}); use the same or start a new run")
     if content["backbone_sha256"] != state.backbone_sha256:
         raise CsktError(
-            f"{path}: trained over another backbone ({label_of(str(content['backbone_sha256']))}); name it"
-            " (--backbone.name)"
+            f"{path}: trained over another backbone ({label_of(str(content['backbone_sha256']))}); name its"
+            " file: --backbone.name FILE"
         )
     if content["data_sha256"] != state.data_sha256:
         raise CsktError(f"{path}: trained on other images or captions; give the folder that holds them (--data.root)")

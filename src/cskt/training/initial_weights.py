@@ -21,7 +21,7 @@ from cskt.config.file_names import BEST, HEADS, LAST, PREVIOUS
 from cskt.embed.hub import local_path
 from cskt.errors import CsktError
 from cskt.model.dual_encoder import TOWERS, DualEncoder
-from cskt.model.io.cache import sha256_of
+from cskt.model.io.cache import label_of, sha256_of
 from cskt.model.io.native import HeadsFile, MethodFile, kind_of, read_heads, read_method, save_weights
 from cskt.model.io.released.reader import is_released, read_released, released_weights
 from cskt.model.io.weights import gather_state
@@ -133,8 +133,8 @@ def _read_initial_weights(context: TrainingContext, named: str) -> InitialWeight
     file = _released_file(path, context) if is_released(path) else read_method(path)
     if file.backbone_sha256 != context.state.backbone_sha256:
         raise CsktError(
-            f"{path}: trained over the backbone {file.backbone_name} (SHA-256 {file.backbone_sha256 or 'none'}), and"
-            f" backbone.name {context.backbone_name} is another; start from the same backbone"
+            f"{path}: trained over the backbone {file.backbone_name} ({label_of(file.backbone_sha256 or 'none')}), and"
+            f" {context.backbone_name} is another; name the file of that backbone: --backbone.name FILE"
         )
     source = completed_like(as_trained(validate(RunConfig, file.config, f"{path}: config")), config)
     if source.backbone.weights != config.backbone.weights:

@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from cskt.device import free_memory_bytes, held_memory_bytes, peak_memory_bytes, reset_peak_memory
+from cskt.device import free_cached_memory, free_memory_bytes, held_memory_bytes, peak_memory_bytes, reset_peak_memory
 from cskt.errors import CsktError
 from cskt.training.buffers import kept_buffers
 from cskt.training.context import TrainingContext
@@ -47,6 +47,11 @@ def fit_micro_batch(context: TrainingContext) -> TrainingContext:
     moments = BYTES_OF_MOMENTS * context.state.model.num_parameters(trainable_only=True)
     single = dataclasses.replace(context, processes=SINGLE_PROCESS)
     peaks = [_peak_bytes(with_micro_batch(single, None), num_pairs) for num_pairs in (small, small, 2 * small)]
+    if math.isinf(max(peaks)):
+        raise CsktError(
+            f"{2 * small} pairs take more memory than {device} has free; use --checkpoint-activations or --precision"
+            " bf16, or set --micro-batch-size to fewer"
+        )
     per_pair = max((peaks[2] - peaks[1]) / small, 1.0)
     available = free + held - moments
     largest = min(small + math.floor((available - peaks[1]) / per_pair), most) // unit * unit
@@ -71,8 +76,9 @@ def with_micro_batch(context: TrainingContext, num_pairs: int | None) -> Trainin
     return dataclasses.replace(context, config=dataclasses.replace(context.config, loop=loop))
 
 
-def _peak_bytes(context: TrainingContext, num_pairs: int) -> int:
-    """Return the most memory held in a step over random pairs with captions of full length; discard the gradients."""
+def _peak_bytes(context: TrainingContext, num_pairs: int) -> float:
+    """Return the most memory held in a step over random pairs with captions of full length, infinity if there is not
+    enough of it; discard the gradients."""
     architecture, unit = context.state.model.architecture, context.config.data.captions_per_image
     generator = torch.Generator().manual_seed(0)
     size = num_pairs // unit, 3, architecture.image_height, architecture.image_width
@@ -86,8 +92,13 @@ def _peak_bytes(context: TrainingContext, num_pairs: int) -> int:
         image_ids=torch.arange(num_pairs // unit),
     )
     reset_peak_memory(context.device)
-    with kept_buffers(context.state.model):
-        forward_backward(context, batch, 0, generator)
-    peak = peak_memory_bytes(context.device)
+    is_over = False
+    try:
+        with kept_buffers(context.state.model):
+            forward_backward(context, batch, 0, generator)
+    except torch.OutOfMemoryError:
+        is_over = True  # what the step held is freed after this block, with the error
     context.state.optimizer.zero_grad(set_to_none=True)
-    return peak
+    if is_over:
+        free_cached_memory(context.device)
+    return math.inf if is_over else peak_memory_bytes(context.device)

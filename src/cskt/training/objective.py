@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from cskt.config import ClipArchitecture, LossConfig, MlmConfig
-from cskt.data.images import to_device
 from cskt.data.masking import MaskedCaptions
+from cskt.device import to_device
 from cskt.errors import CsktError
 from cskt.losses import Embeddings, Loss, LossInputs, Sizes, build_losses
 from cskt.model.dropout import AttentionDropout
@@ -73,7 +73,7 @@ class ModelInputs:
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """ModelOutputs of the model for a batch of B pairs; an image with k captions has its row k times."""
+    """Outputs of the model for a batch of B pairs; an image with k captions has its row k times."""
 
     image_features: Tensor
     """[B, D] raw."""

@@ -10,9 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from cskt.data.images import to_device
 from cskt.data.prefetcher import Prefetcher
-from cskt.device import arithmetic
+from cskt.device import arithmetic, to_device
 from cskt.errors import CsktError
 from cskt.losses import Loss
 from cskt.training.context import TrainingContext

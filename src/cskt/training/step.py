@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cskt.config import AugmentConfig
-from cskt.data.images import augment, to_device
+from cskt.data.images import augment
 from cskt.data.masking import MaskedCaptions, augment_captions, mask_tokens
 from cskt.data.rewording import is_reworded, reworded
-from cskt.device import arithmetic
+from cskt.device import arithmetic, to_device
 from cskt.errors import CsktError, compiler_errors
 from cskt.losses import weighted_total
 from cskt.model.dropout import AttentionDropout, draw_seeds

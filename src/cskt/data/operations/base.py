@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cskt.config import AugmentConfig, validate_value
 from cskt.config.types import Fraction
+from cskt.device import to_device
 from cskt.errors import CsktError
 from cskt.plugins import Registry
 from cskt.utils.messages import described, nearest
@@ -136,7 +137,7 @@ def apply_operations(
             choices = operation.draw(batch_size, height, width, generator)
             rows = is_applied[own].nonzero().squeeze(1)
             if len(rows):
-                on_device = rows.to(device)
+                on_device = to_device(rows, device)
                 changed = operation.apply(images[on_device], choices[own][rows])
                 if not isinstance(changed, Tensor) or changed.shape != (len(rows), *images.shape[1:]):
                     expected = [len(rows), *images.shape[1:]]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cskt.config.types import Fraction, NonNegativeReal, Range
 from cskt.data.operations.base import Operation, register
+from cskt.device import to_device
 from cskt.errors import CsktError
 
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)
@@ -61,7 +62,7 @@ class Rotate(Operation):
         rows = [torch.stack(row, dim=1) for row in (
             (cos, -sin * height / width, torch.zeros_like(cos)), (sin * width / height, cos, torch.zeros_like(cos)),
         )]  # fmt: skip
-        theta = torch.stack(rows, dim=1).to(images.device, torch.float32)
+        theta = to_device(torch.stack(rows, dim=1).float(), images.device)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, mode="nearest", padding_mode="zeros", align_corners=False)
 
@@ -88,7 +89,7 @@ class ResizedCrop(Operation):
         return torch.where(rectangles[:, 2:3] == 0, middle, rectangles)
 
     def apply(self, images: Tensor, choices: Tensor) -> Tensor:
-        top, left, rows, columns = choices.to(images.device, torch.float32).unbind(1)
+        top, left, rows, columns = to_device(choices.float(), images.device).unbind(1)
         return _resampled(_resampled(images, top, rows, 2), left, columns, 3)
 
 
@@ -115,16 +116,15 @@ class Jitter(Operation):
         return torch.cat([order, *factors, _uniform((num_images, 1), -self.hue, self.hue, generator)], dim=1)
 
     def apply(self, images: Tensor, choices: Tensor) -> Tensor:
-        order, amounts = choices[:, :4], choices[:, 4:]
+        order, amounts = choices[:, :4], to_device(choices[:, 4:].float(), images.device)
         is_used = (self.brightness, self.contrast, self.saturation, self.hue)
         images = images.clone()
         for turn in range(4):
             for number, change in enumerate((_brighter, _with_contrast, _saturated, _with_hue)):
                 rows = (order[:, turn] == number).nonzero().squeeze(1)
                 if is_used[number] and len(rows):
-                    amount = amounts[rows, number].to(images.device, torch.float32)[:, None, None, None]
-                    rows = rows.to(images.device)
-                    images[rows] = change(images[rows], amount)
+                    rows = to_device(rows, images.device)
+                    images[rows] = change(images[rows], amounts[rows, number, None, None, None])
         return images
 
 
@@ -148,16 +148,10 @@ class Blur(Operation):
         reach = math.ceil(SIGMAS_OF_KERNEL * self.sigma[1])
         offsets = torch.arange(-reach, reach + 1)
         kernels = torch.exp(-0.5 * (offsets / choices) ** 2)
-        kernels = (kernels / kernels.sum(dim=1, keepdim=True)).to(images.device, torch.float32)
-        num_images, channels = images.shape[:2]
-        planes = images.flatten(0, 1)[None]  # one convolution, each plane with the kernel of its image
-        weights = kernels.repeat_interleave(channels, dim=0)[:, None]
-        for weight, padding in (
-            (weights[..., None], (0, 0, reach, reach)),
-            (weights[:, :, None], (reach, reach, 0, 0)),
-        ):
-            planes = F.conv2d(F.pad(planes, padding, mode="replicate"), weight, groups=num_images * channels)
-        return planes.view(images.shape)
+        kernels = to_device((kernels / kernels.sum(dim=1, keepdim=True)).float(), images.device)
+        for dim, padding in ((2, (0, 0, reach, reach)), (3, (reach, reach, 0, 0))):
+            images = _weighted(F.pad(images, padding, mode="replicate"), kernels, dim)
+        return images
 
 
 @register("erase")
@@ -178,7 +172,7 @@ class Erase(Operation):
         return draw_rectangles(num_images, height, width, self.area, self.ratio, generator=generator)
 
     def apply(self, images: Tensor, choices: Tensor) -> Tensor:
-        return images.masked_fill(inside(choices.to(images.device), *images.shape[2:]), 0.0)
+        return images.masked_fill(inside(to_device(choices, images.device), *images.shape[2:]), 0.0)
 
 
 def check_rectangle(area: Range, ratio: Range) -> None:
@@ -246,9 +240,21 @@ def _resampled(images: Tensor, start: Tensor, length: Tensor, dim: int) -> Tenso
     return torch.lerp(picked(low), picked(high), shaped(places - low))
 
 
+def _weighted(images: Tensor, kernels: Tensor, dim: int) -> Tensor:
+    """Return the sums of neighbouring pixels of a dimension, weighted by the kernel [B, K] of their image.
+
+    One multiplication and addition for each weight: cuDNN would round a convolution to TF32.
+    """
+    size = images.shape[dim] - kernels.shape[1] + 1
+    total = torch.zeros_like(images.narrow(dim, 0, size))
+    for place, weights in enumerate(kernels.unbind(1)):
+        total.addcmul_(images.narrow(dim, place, size), weights[:, None, None, None])
+    return total
+
+
 def _grey(images: Tensor) -> Tensor:
     """[B, 3, H, W] -> [B, 1, H, W]."""
-    weights = torch.tensor(GREY_WEIGHTS, device=images.device)
+    weights = to_device(torch.tensor(GREY_WEIGHTS), images.device)
     return (images * weights[:, None, None]).sum(dim=1, keepdim=True)
 
 
@@ -278,6 +284,7 @@ def _with_hue(images: Tensor, shift: Tensor) -> Tensor:
         (green - blue) / safe,
         torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
-    place = torch.tensor([5.0, 3.0, 1.0], device=images.device)[:, None, None] + sixths + 6 * shift
+    places = to_device(torch.tensor([5.0, 3.0, 1.0]), images.device)
+    place = places[:, None, None] + sixths + 6 * shift
     place = place.remainder(6)
     return value - chroma * torch.minimum(place, 4 - place).clamp(0, 1)
