@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -70,6 +70,15 @@ class Cost:
     mean_ap_p: float
     smallest_cosine: float
     """Smallest cosine between a vector and its exact one; for a rounded gallery, over its images."""
+
+    @property
+    def summary(self) -> str:
+        """All figures in one line."""
+        return (
+            f"demo run: R1 {100 * self.r1:.2f} ({self.r1_points:+.2f}, p {self.r1_p:.3f}), mAP"
+            f" {100 * self.mean_ap:.2f} ({self.mean_ap_points:+.2f}, p {self.mean_ap_p:.3f}), smallest cosine"
+            f" {self.smallest_cosine:.6f}"
+        )
 
 
 def costs_of(run: Path, folder: Path) -> list[Cost]:
@@ -171,8 +180,8 @@ def demo_run(folder: Path, quick: bool) -> Path:
     return train(load_config("demo", overrides | ({"loop.num_epochs": 1} if quick else {}))).folder
 
 
-def speed_rows(quick: bool, folder: Path, facts: dict[str, dict[str, float | int | str]]) -> list[Row]:
-    """Measure int8 compared with the released code in float32; `facts` are those of `image` and `text`."""
+def speed_rows(quick: bool, folder: Path, costs: Mapping[str, str]) -> list[Row]:
+    """Measure int8 compared with the released code in float32; the last row has the costs of all options."""
     model = cskt_model(THIN if quick else VIT_B_16).requires_grad_(False)
     height, width = model.architecture.image_height, model.architecture.image_width
     generator = torch.Generator().manual_seed(4)
@@ -208,7 +217,7 @@ def speed_rows(quick: bool, folder: Path, facts: dict[str, dict[str, float | int
         found.append(
             Row(
                 work, "int8 (OpenVINO)", BASELINE, seconds["naive"], seconds["int8"], target,
-                {"smallest cosine, random weights": cosine, **facts[tower]},
+                {"smallest cosine, random weights": cosine, **(costs if tower == "text" else {})},
             )
         )  # fmt: skip
     return found
@@ -226,13 +235,7 @@ def measured(quick: bool, run: Path | None) -> tuple[list[Cost], list[Row]]:
         for place in places:
             place.mkdir()
         costs = costs_of(run or demo_run(Path(scratch) / "demo", quick), places[0])
-        facts: dict[str, dict[str, float | int | str]] = {
-            tower: {"R1 of the demo run, points": cost.r1_points, "mAP of the demo run, points": cost.mean_ap_points}
-            for tower, option in (("image", "int8 image tower"), ("text", "int8 towers"))
-            for cost in costs
-            if cost.option.startswith(option)
-        }
-        return costs, speed_rows(quick, places[1], facts)
+        return costs, speed_rows(quick, places[1], {cost.option: cost.summary for cost in costs})
 
 
 def cost_table(costs: list[Cost]) -> str:
