@@ -174,7 +174,7 @@ def test_other_seeds_and_data_sets(study: Study) -> None:
 
 
 def test_arms_are_chosen_by_the_beginning_of_their_labels(study: Study) -> None:
-    assert [arm.label for arm in select(study, arms=["THI"]).arms] == [study.baseline, "thin"], "the baseline stays"
+    assert [arm.label for arm in select(study, arms=["THIN"]).arms] == [study.baseline, "thin"], "the baseline stays"
     with pytest.raises(ValueError, match="no arm of the study begins with 'fat'; it has CLIP, zero-shot, CSKT"):
         select(study, arms=["thin", "fat"])
 

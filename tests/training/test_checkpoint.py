@@ -98,7 +98,7 @@ def test_loading_restores_everything_that_changes(saved: Path) -> None:
 
 
 def test_the_optimizer_computes_as_its_own_device_needs(saved: Path) -> None:
-    """A run of a CPU goes on with CUDA's fused kernel, whose counts of steps are on the device."""
+    """A run of a CPU continues with CUDA's fused kernel, whose counts of steps are on the device."""
     state = make_state(1)
     for group in state.optimizer.param_groups:
         group["fused"] = True

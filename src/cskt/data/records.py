@@ -44,7 +44,7 @@ class Record:
     back_translations: tuple[str, ...] | None = None
     """Each caption, translated to another language and back; empty where a caption has none."""
     replaced: tuple[bool, ...] | None = None
-    """Whether each caption is that of another image (`data.noise_rate`, `data.noise_file`); None: no caption is."""
+    """True for each caption that is of another image (`data.noise_rate`, `data.noise_file`); None: no caption is."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Split:
 
     @cached_property
     def is_replaced(self) -> list[bool]:
-        """Whether each caption is that of another image; see `Record.replaced`."""
+        """True for each caption that is of another image; see `Record.replaced`."""
         return [flag for record in self.records for flag in record.replaced or [False] * len(record.captions)]
 
     @cached_property

@@ -98,7 +98,7 @@ def _entry(content: Mapping[Any, Any], keys: Iterable[str]) -> Any:
 def _stripped(tensors: dict[str, Tensor], path: Path, choice: WeightsChoice) -> tuple[dict[str, Tensor], bool]:
     """Remove the prefixes of wrappers; also return whether two prefixes are a model and its moving average.
 
-    All names share such a prefix; in a checkpoint of IRRA's code, other tensors may lie beside it.
+    All names share such a prefix, except in a checkpoint of IRRA's code, which may have other tensors too.
     """
     as_stored = tensors
     tensors = _renamed(tensors, lambda name: ".".join(part for part in name.split(".") if part not in COMPILED), path)
