@@ -248,7 +248,7 @@ WORDS = [
     ("cskt export {run} --merge {tmp}/m.safetensors --half", "give them with --as-backbone"),
     ("cskt export {run} --merge {tmp}/m.pt", "m.pt: name a file that ends in .safetensors"),
     ("cskt export {run} --as-backbone {tmp}", "--as-backbone {tmp}: name a file that ends in .safetensors"),
-    ("cskt export {root} --merge {tmp}/m.safetensors", "it is no run folder, for it has no config.yaml"),
+    ("cskt export {root} --merge {tmp}/m.safetensors", "no weight file; expected one of"),
     ("cskt export {root} --format released", "no run folder (it has no config.yaml), which --format released takes"),
     ("cskt export {root} --as-backbone {tmp}/m.safetensors", "which --as-backbone takes; --merge and --format onnx or"),
     ("python test.py", "the following arguments are required: --config_file"),

@@ -76,7 +76,7 @@ def test_padding_is_left_out(directions: str) -> None:
         packing = folded.packing(padded)
         assert packing is not None
         # Tokens after the prefix, of 3, 12 and 7: their keys and values are computed, and nothing else is.
-        assert len(packing.rows) == 2 + 11 + 6
+        assert len(packing.places_in_padded) == 2 + 11 + 6
         torch.testing.assert_close(folded(padded, packing), wanted, rtol=1e-4, atol=1e-5)
     assert folded.packing(caption_ids[1:2]) is None, "one caption has no padding"
     torch.testing.assert_close(folded(caption_ids[1:2]), wanted[1:2], rtol=1e-4, atol=1e-5)
@@ -88,7 +88,7 @@ def test_words_beyond_the_context_are_cut_in_a_packed_batch_too() -> None:
     long = torch.tensor([[38, *range(1, 19), 39], [38, 5, 39, *[0] * 17]])
     folded = fold_text(model)
     packing = folded.packing(long)
-    assert packing is not None and len(packing.rows) == 20 - 1 - model.num_text_slots + 2
+    assert packing is not None and len(packing.places_in_padded) == 20 - 1 - model.num_text_slots + 2
     torch.testing.assert_close(folded(long, packing), model.encode_text(long), rtol=1e-4, atol=1e-5)
 
 
