@@ -45,11 +45,9 @@ def test_a_part_has_settings_for_the_backbone_too(tmp_path: Path) -> None:
     def scale(*arguments: Any) -> float:
         return float(load_config(*arguments).parts["dm_adapter"]["vision_scale"])
 
-    assert (scale("dm-adapter"), scale("dm-adapter", OVER_TINY), scale("dm-adapter", OVER_TINY | {key: 0.1})) == (
-        0.1,
-        4,
-        0.1,
-    )
+    assert scale("dm-adapter") == 0.1
+    assert scale("dm-adapter", OVER_TINY) == 4
+    assert scale("dm-adapter", OVER_TINY | {key: 0.1}) == 0.1
     own = tmp_path / "own.yaml"
     own.write_text(
         "base: dm-adapter\nbackbone: {name: clip-tiny}\nparts: {dm_adapter: {vision_scale: 0.3}}\n", encoding="utf-8"

@@ -85,6 +85,7 @@ def test_a_folder_stores_one_result_for_each_split_and_way_of_ranking(tmp_path: 
     assert sorted(result.label for result in find_results(tmp_path)) == ["elsewhere", "expanded", "new"]
     assert [result.label for result in find_results(tmp_path, split="val")] == ["val"]
     assert [result.label for result in find_results(tmp_path, dataset="rstpreid")] == ["elsewhere"]
+    assert [result.label for result in find_results(tmp_path, dataset="RSTPReid")] == ["elsewhere"]
 
 
 def test_a_folder_without_results_says_how_to_make_them(tmp_path: Path) -> None:

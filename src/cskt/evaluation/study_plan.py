@@ -197,11 +197,11 @@ def select(
         CsktError: no label begins with one of `arms`.
     """
     labels = [arm.label for arm in study.arms]
-    starts = [start.lower() for start in arms] or [""]
-    for start in starts:
-        if not any(label.lower().startswith(start) for label in labels):
+    for start in arms:
+        if not any(label.lower().startswith(start.lower()) for label in labels):
             raise CsktError(f"no arm of the study begins with '{start}'; it has {', '.join(labels)}")
-    chosen = [arm for arm in study.arms if arm.label == study.baseline or arm.label.lower().startswith(tuple(starts))]
+    starts = tuple(start.lower() for start in arms or [""])
+    chosen = [arm for arm in study.arms if arm.label == study.baseline or arm.label.lower().startswith(starts)]
     return dataclasses.replace(
         study, arms=tuple(chosen), seeds=tuple(seeds) or study.seeds, datasets=tuple(datasets) or study.datasets
     )

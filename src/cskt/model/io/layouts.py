@@ -20,6 +20,7 @@ from cskt.config import BackboneConfig, ClipArchitecture, validate
 from cskt.config.architecture import HEAD_WIDTH
 from cskt.errors import CsktError
 from cskt.model.io.cache import is_openais
+from cskt.model.io.checkpoints import IRRA_ROOT
 from cskt.model.io.json_configs import (
     OPEN_CLIP_CONFIG,
     Preprocessing,
@@ -60,7 +61,7 @@ _HUGGING_FACE = (  # ours, the name in a Hugging Face `CLIPModel`; every rule th
     (r"\.ln_post\.", ".post_layernorm."),
     (r"\.ln_final\.", ".final_layer_norm."),
 )
-TOWERS = "base_model."
+TOWERS = f"{IRRA_ROOT}."
 """Prefix of the names of the towers in checkpoints of IRRA's code and of codes made from it."""
 TRAINING_ONLY = (
     "classifier.", "cross_attn.", "cross_modal_transformer.", "ln_pre_t.", "ln_pre_i.", "ln_post.", "mlm_head.",
