@@ -12,7 +12,8 @@ of the same command on the CPU. What the machine cannot run, such as two process
 MFU is the operations that the method needs (`flops`) divided by those of a bfloat16 product of large matrices in the
 same time, measured in the same run.
 
-Exit code: 0 if all checks passed, 1 if one failed, 2 if the device is not there.
+Exit code: 0 if no check failed (skipped ones do not count), 1 if one failed or none passed, 2 if there is no such
+device.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ METHODS = ("lora", "up-person", "dm-adapter", "rde", "tbps-clip")
 """Recipes of the part `methods`."""
 LOSS_BOUNDS = {"fp32": 1e-3, "bf16": 1e-2, "fp16": 1e-2}
 """Largest relative difference between the losses of a run and those of the float32 run on the CPU."""
-KERNEL_BOUNDS = {"features": (1e-4, 0.03), "gradients": (1e-3, 0.15)}
-"""Largest relative norm of a difference in float32, and in half precision: 0.007 and 0.045 in bf16 on a CPU."""
+KERNEL_BOUNDS = {"features": {"fp32": 1e-4, "half": 0.03}, "gradients": {"fp32": 1e-3, "half": 0.15}}
+"""Largest relative norm of the difference from the CPU. In bf16 a CPU itself differs by 0.007 and 0.045."""
 FEATURE_BOUNDS = {"fp32": 1e-4, "bf16": 3e-2, "fp16": 3e-2}
 """Largest difference between unit vectors, as the norm of the difference of two rows."""
 
@@ -123,7 +124,7 @@ class Part:
 
     run: Callable[[Task], None]
     seconds: float
-    """The part is ended after so long."""
+    """Time limit of the part."""
 
 
 def machine(task: Task) -> None:
@@ -162,7 +163,7 @@ def kernels(task: Task) -> None:
         for precision in task.precisions:
             found = _features_and_gradients(model, images, ids, task.device, precision)
             for name, ours, theirs in zip(("features", "gradients"), found, expected, strict=True):
-                bound = KERNEL_BOUNDS[name][precision != "fp32"]
+                bound = KERNEL_BOUNDS[name]["fp32" if precision == "fp32" else "half"]
                 difference = float((ours - theirs).norm() / theirs.norm())
                 task.compare(f"{name}, captions of {length} tokens, {precision}", difference, bound)
 
@@ -178,9 +179,9 @@ def train(task: Task) -> None:
 
 
 def train_options(task: Task) -> None:
-    """Train by the command on the device without a number, with options; find waits for the device."""
-    flags = ["--device", task.device.type]
-    _check_losses(task, f"{task.device.type}, fp32", flags)
+    """Train by the command on the device as it was given, with options; list the places where the host waits for it."""
+    flags = ["--device", str(task.device)]
+    _check_losses(task, f"{task.device}, fp32", flags)
     _check_losses(task, "micro-batches", [*flags, "--micro-batch-size", "4"])
     _check_losses(task, "activations recomputed", [*flags, "--checkpoint-activations", "true"])
     stopped = _train(task, "moving average", [*flags, "--ema-decay", "0.9", "--stop-after-epochs", "1"])
@@ -203,7 +204,7 @@ def methods(task: Task) -> None:
         config.write_text(yaml.safe_dump(content), encoding="utf-8")
         ours, theirs = (
             _losses(_train(task, f"{recipe} {role}", ["--device", device], config=config))
-            for role, device in (("tried", task.device.type), ("reference", "cpu"))
+            for role, device in (("tried", str(task.device)), ("reference", "cpu"))
         )
         task.compare(recipe, _difference(ours, theirs))
         _waits(task, f"waits for the device in a step, {recipe}", config)
@@ -214,7 +215,7 @@ def compiled(task: Task) -> None:
     if reason := _cannot_compile(task):
         task.skip("compiled blocks", reason)
     else:
-        _check_losses(task, "compiled blocks", ["--device", task.device.type, "--compile", "true"])
+        _check_losses(task, "compiled blocks", ["--device", str(task.device), "--compile", "true"])
 
 
 def _cannot_compile(task: Task) -> str:
@@ -241,7 +242,7 @@ def inference(task: Task) -> None:
         for one in (encode_split(encoder, split), right)
     ]
     task.compare("mAP of an evaluation", abs(ranked[0].mean_ap - ranked[1].mean_ap), 1e-3)
-    _cskt("evaluate", run, "--split", "val", "--device", task.device.type)
+    _cskt("evaluate", run, "--split", "val", "--device", task.device)
     if missing := [name for name in ("lancedb", "sqlglot") if find_spec(name) is None]:
         task.skip("images in a gallery", f"{missing[0]} is not installed; pip install -e '.[gallery]'")
     else:
@@ -338,7 +339,7 @@ PARTS = {
 def _waits(task: Task, check: str, config: Path) -> None:
     """Record the places in a training step at which the host waits for the device; there should be none."""
     on_cuda = task.device.type == "cuda"
-    context = prepare(load_config(config, {"device": task.device.type, "precision": "bf16"}))
+    context = prepare(load_config(config, {"device": str(task.device), "precision": "bf16"}))
     with Prefetcher(context.loader.epoch(0), context.device) as batches, warnings.catch_warnings(record=True) as caught:
         for step, batch in zip(range(3), batches, strict=False):
             if step == 1:  # the first step creates what later ones use
@@ -573,7 +574,7 @@ def check(device: torch.device, names: list[str], *, until: float, target: Path 
     skipped = sum("skipped" in row for row in rows)
     passed = sum(row.get("passed") is True for row in rows)
     print(f"{passed} checks passed, {failed} failed, {skipped} skipped" + (f"; results: {target}" if target else ""))
-    return int(failed > 0)
+    return int(failed > 0 or passed == 0)
 
 
 if __name__ == "__main__":

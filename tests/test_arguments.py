@@ -83,10 +83,24 @@ def test_images_of_another_type_are_named(encoder: cskt.Encoder, images: Any) ->
         encoder.encode_image(images)
 
 
-@pytest.mark.parametrize("length", [0, 78])
+@pytest.mark.parametrize("length", [0, 1, 78])
 def test_ids_of_another_length_are_refused(encoder: cskt.Encoder, length: int) -> None:
-    with pytest.raises(CsktError, match="the model reads 1 to "):
+    with pytest.raises(CsktError, match="the model reads 2 to "):
         encoder.encode_text(torch.full((1, length), encoder.model.architecture.vocab_size - 1))
+
+
+@pytest.mark.parametrize("words", [[], [5, 3]])
+def test_ids_that_begin_with_the_end_token_are_refused(encoder: cskt.Encoder, words: list[int]) -> None:
+    end_id = encoder.model.architecture.vocab_size - 1
+    right, wrong = [end_id - 1, end_id, 0], [end_id, *(words or [0, 0])]
+    with pytest.raises(CsktError, match=f"caption ids must begin with the start token {end_id - 1}, not with the end"):
+        encoder.encode_text(torch.tensor([right, wrong]))
+
+
+@pytest.mark.parametrize("resume", ["auto", 1.5, 2])
+def test_another_choice_of_resuming_is_refused(resume: Any, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="resume is .*; give True, False, None or a Resume"):
+        cskt.train(cskt.load_config("demo"), tmp_path / "run", resume=resume)
 
 
 def test_every_file_of_a_data_set_is_imported() -> None:

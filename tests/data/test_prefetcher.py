@@ -105,8 +105,8 @@ def test_on_an_accelerator_one_batch_is_prefetched() -> None:
 def test_waiting_time_is_measured(clock: Clock, device: torch.device) -> None:
     with Prefetcher(Loader(clock).epoch(), device) as feed:
         next(iter(feed))
-        assert feed.take_waited() == SECONDS
-        assert feed.take_waited() == 0.0
+        assert feed.take_waited_seconds() == SECONDS
+        assert feed.take_waited_seconds() == 0.0
 
 
 def test_on_an_accelerator_a_long_step_hides_the_loader(clock: Clock) -> None:
@@ -114,17 +114,17 @@ def test_on_an_accelerator_a_long_step_hides_the_loader(clock: Clock) -> None:
     with Prefetcher(loader.epoch(), ELSEWHERE) as feed:
         batches = iter(feed)
         next(batches)
-        feed.take_waited()
+        feed.take_waited_seconds()
         assert loader.has_loaded[1].wait(60), "while the step is made"
         next(batches)
-        assert feed.take_waited() == 0.0
+        assert feed.take_waited_seconds() == 0.0
 
 
 def test_a_step_is_not_counted_as_waiting(clock: Clock) -> None:
     with Prefetcher(Loader().epoch(), CPU) as feed:
         for _ in feed:
             clock.seconds += SECONDS
-        assert feed.take_waited() == 0.0
+        assert feed.take_waited_seconds() == 0.0
 
 
 @pytest.mark.parametrize("device", [CPU, ELSEWHERE])

@@ -549,7 +549,7 @@ def test_weights_that_change_are_seen_by_a_new_encoder() -> None:
     ("arguments", "message"),
     [
         ({"path": "clip-tiny", "backbone": "nope"}, "clip-tiny: contains its backbone; leave out --backbone"),
-        ({"image_height": 64}, "its image_height is fixed; leave out --image-height"),
+        ({"image_height": 64}, "not plain CLIP weights, so image_height is fixed; leave out --image-height"),
     ],
 )
 def test_settings_without_effect_are_refused(run: Path, arguments: dict[str, Any], message: str) -> None:

@@ -148,7 +148,7 @@ def test_each_path_has_one_kind(run: Path, tiny_backbone: Path, tmp_path: Path) 
     ("asked", "message"),
     [
         ({"weights": "ema"}, "a trained run has one set of weights; leave out --weights ema"),
-        ({"settings": {"text_heads": 2}}, "no plain CLIP weights, its text_heads is fixed; leave out --text-heads"),
+        ({"settings": {"text_heads": 2}}, "not plain CLIP weights, so these are fixed; leave out --text-heads"),
     ],
 )
 def test_a_run_has_no_settings_of_plain_clip(

@@ -146,7 +146,9 @@ def test_a_corrupt_checkpoint_is_replaced_by_the_previous_one(
         (folder / "last.pt").write_bytes(damage(content, kind, random))
         caplog.clear()
         train(config, folder, resume=True)
-        fell_back = [message for message in caplog.messages if message.endswith("; resuming from last.previous.pt")]
+        fell_back = [
+            message for message in caplog.messages if message.endswith("; the run resumes from last.previous.pt")
+        ]
         assert all("\n" not in message and "last.pt: " in message for message in fell_back)
         noticed += bool(fell_back)
         assert_same_run(folder, whole[0])

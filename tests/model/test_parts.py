@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import naive_clip
@@ -160,6 +161,28 @@ def test_low_rank_updates_alone_are_merged() -> None:
     model.fold_low_rank()
     assert not model.method_parts()
     torch.testing.assert_close(model(*batch()), expected)
+
+
+class WithEmptyLists(Everything):
+    """Lists of nothing beside the additions; also a head that looks at the whole batch, if it adds nothing."""
+
+    Config = Everything.Config
+
+    def __init__(self, config: Any, architecture: ClipArchitecture) -> None:
+        super().__init__(config, architecture)
+        if not config.kinds:
+            self.by_row, self.embedding_width = False, 4
+
+    def extras(self, side: Side) -> PartExtras:
+        return dataclasses.replace(super().extras(side), **{kind: [] for kind in KINDS if kind != "low_rank"})
+
+
+def test_empty_lists_add_nothing() -> None:
+    register("empty")(WithEmptyLists)
+    model = model_of({"empty": {"kinds": ["low_rank"]}})
+    model.fold_low_rank()
+    assert not model.method_parts(), "only low-rank updates, which are merged"
+    assert not next(iter(model_of({"empty": {"kinds": []}}).heads.values())).by_row
 
 
 def test_the_settings_are_part_of_the_fingerprint() -> None:

@@ -59,9 +59,9 @@ def test_logits_of_the_router_chosen_experts_and_balance(model: DualEncoder, gol
     inputs = {"vision": images, "text": model.place(caption_ids)}
     part = model.parts["dm_adapter"]
     for side in SIDES:
-        observed = Observed(records=True)
+        observed = Observed(needs_records=True)
         model.get_submodule(side)(inputs[side], model.extras(side), observed=observed)
-        records = [logits for found in observed.by_block for logits in found.values()]
+        records = [logits for found in observed.records_by_block for logits in found.values()]
         for block, logits in enumerate(records):
             torch.testing.assert_close(logits, golden.tensors[f"router_logits.{side}.{block}"], rtol=1e-4, atol=1e-5)
             top = logits.topk(golden.figures["topk"] + 1)

@@ -1,4 +1,4 @@
-"""Configurations that cannot learn are refused, doubtful runs warned of, and batches without a wrong answer counted."""
+"""Configurations that cannot learn are refused, doubtful runs warned of, and batches without a negative counted."""
 
 from __future__ import annotations
 

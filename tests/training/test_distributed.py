@@ -14,9 +14,10 @@ import torch
 from shared_training import gradients_of_epoch, in_double, weight_pairs
 
 from cskt.config import save_config
+from cskt.errors import CsktError
 from cskt.model.io.tensors import load_plain
 from cskt.training.context import prepare
-from cskt.training.distributed import Processes
+from cskt.training.distributed import Processes, Rows
 from cskt.training.events import read_events
 from cskt.training.loop import train
 from cskt.training.state import trainable_state
@@ -255,6 +256,26 @@ def test_processes_that_differ_are_refused(configure: Configure, tmp_path: Path)
     assert ran.returncode != 0
     assert f"process 0 and process 1 differ in {key}: {known}, another; give every machine the same" in ran.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("own", "theirs"), [({"a": 1, "b": 2}, {"a": 1}), ({"a": 1}, {"a": 1, "b": 2})])
+def test_a_setting_that_only_one_process_has_is_refused(
+    own: dict[str, int], theirs: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Processes, "_gather_objects", lambda _, facts: [facts, theirs])
+    with pytest.raises(CsktError, match="process 0 and process 1 differ in b: (2, None|None, 2); give every machine"):
+        Processes(rank=0, world_size=2).check_equal(own)
+
+
+@pytest.mark.parametrize("shape", [[], [5], [0], [4, 5]])
+def test_rows_of_any_shape_are_gathered(shape: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process has the rows of this one, negated."""
+    monkeypatch.setattr(Processes, "gather", lambda _, own, *__: torch.cat([own, -own]))
+    own = torch.rand(3, *shape, requires_grad=True)
+    whole = Rows(Processes(rank=0, world_size=2), slice(0, 3), num_images=6, captions_per_image=1).gather(own)
+    assert torch.equal(whole, torch.cat([own, -own]))
+    whole[:3].sum().backward()
+    assert own.grad is not None and torch.equal(own.grad, torch.ones_like(own))
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 7, 24])

@@ -118,9 +118,9 @@ def test_a_run_is_resumed_with_its_hooks_only(configure: Configure, tmp_path: Pa
 @pytest.mark.parametrize(
     ("hooks", "message"),
     [
-        ([Recorder], "give instances of"),
-        (["Recorder"], "give instances of"),
-        ([Recorder(), Recorder()], "of one class"),
+        ([Recorder], "is not an instance of cskt.training.hooks.Hook"),
+        (["Recorder"], "hooks: 'Recorder' is not an instance of"),
+        ([Recorder(), Recorder()], "hooks: two hooks of class Recorder; give one of each class"),
     ],
 )
 def test_what_is_no_hook_is_refused_before_a_folder_is_made(

@@ -157,7 +157,7 @@ def test_losses_that_take_other_captions_for_wrong_are_refused(configure: Config
     with pytest.raises(CsktError) as caught:
         train(config, tmp_path / "run")
     message = str(caught.value)
-    assert message.startswith(f"data.captions_per_image 2: {loss} takes other pairs of an image for wrong answers;")
+    assert message.startswith(f"data.captions_per_image 2: {loss} takes other pairs of an image for negatives;")
     assert "\n" not in message and not (tmp_path / "run").exists()
 
 

@@ -57,6 +57,9 @@ def test_a_folder_with_a_run_is_refused_and_unchanged(run: RunFolder) -> None:
     run.last.touch()
     with pytest.raises(CsktError, match=r"already holds a run; resume it \(--resume .*run\) or name another folder"):
         RunFolder(run.path).create(load_config("cskt", {"seed": 2}))
+    run.last.rename(run.best)
+    with pytest.raises(CsktError, match=r"already holds a run; it has no last\.pt and cannot be resumed; delete it or"):
+        RunFolder(run.path).create(load_config("cskt", {"seed": 2}))
     assert (run.path / "config.yaml").read_bytes() == before
 
 

@@ -71,6 +71,25 @@ def test_a_finished_run_is_not_started_again(config: RunConfig, calls: list[bool
     assert finished(folder) is None, "a run without its weights is no run"
 
 
+def test_the_result_of_a_finished_run_is_that_of_its_training(config: RunConfig, tmp_path: Path) -> None:
+    result = train(config, tmp_path / "run")
+    found = finished(result.folder)
+    assert found == result
+    assert found is not None and (found.num_epochs_done, found.already_finished, found.stopped) == (2, True, "")
+
+
+def test_a_finished_run_without_checkpoints_is_kept(config: RunConfig, whole: Path, tmp_path: Path) -> None:
+    """A study deletes the checkpoints of what is finished."""
+    folder = shutil.copytree(whole, tmp_path / "run")
+    for name in ("last.pt", "last.previous.pt"):
+        (folder / name).unlink(missing_ok=True)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    for resume in (None, False):
+        with pytest.raises(CsktError, match=r"holds a run; it has no last\.pt and cannot be resumed; delete it"):
+            train(config, folder, resume=resume)
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def test_an_interrupted_run_is_resumed(
     config: RunConfig, whole: Path, calls: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

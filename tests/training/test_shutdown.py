@@ -44,7 +44,7 @@ sys.exit(main(words))
         ("prepare", "nothing was changed"),
         pytest.param(
             "_encode_split",
-            "nothing is saved yet; to begin again, remove {folder}",
+            "nothing is saved yet; the same command starts again ({folder} may be deleted)",
             marks=pytest.mark.slow,
         ),
     ],

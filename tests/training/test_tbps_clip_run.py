@@ -72,8 +72,8 @@ def test_back_translations_of_a_part_of_the_captions_are_counted(
     [
         ({"loss.nitc_view": "third"}, r"loss 'nitc' compares with a further view 'third' .* add augment\.views\.third"),
         ({"augment.views": {"second": {}}}, r"loss 'simclr' compares .* 'simclr_1' .*, and augment\.views has second"),
-        ({"frozen": ["vision.conv9"]}, "frozen: no parameter has a name that begins with 'vision.conv9'"),
-        ({"data.captions_per_image": 2}, "simclr takes other pairs of an image for wrong answers"),
+        ({"frozen": ["vision.conv9"]}, "frozen: no parameter name starts with 'vision.conv9'"),
+        ({"data.captions_per_image": 2}, "simclr takes other pairs of an image for negatives"),
         ({"augment.ops": {"flop": {}}}, "unknown operation on images 'flop'"),
     ],
 )

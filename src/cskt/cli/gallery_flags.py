@@ -12,7 +12,7 @@ from cskt import embed
 from cskt.cli.model_flags import FAST_PRECISION, add_encoder_flags, encode_options, source_flags
 from cskt.cli.parsing import Parser, given
 from cskt.embed import EncodeOptions, Encoder, ModelSource
-from cskt.embed.model_paths import check_exists, check_stated, needed_backbone
+from cskt.embed.model_paths import check_arguments, check_exists, needed_backbone
 from cskt.gallery.indexing.commits import IndexReport
 from cskt.gallery.indexing.scanning import READ_WITH
 from cskt.gallery.manifest import exists
@@ -57,7 +57,7 @@ def source_from_flags(
     if flags.model is not None:
         check_exists(flags.model)
     if flags.model is not None or known is None:
-        check_stated(ModelSource(flags.model or CLIP_TINY, **source_flags(flags)))
+        check_arguments(ModelSource(flags.model or CLIP_TINY, **source_flags(flags)))
     base = known or ModelSource(flags.model or CLIP_TINY)
     if flags.model is not None and known is not None:
         sizes = known if same_model else ModelSource(flags.model)

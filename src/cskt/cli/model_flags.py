@@ -109,10 +109,10 @@ def load_model_and_split(flags: argparse.Namespace, *, refuse_overlaps: bool = T
 def load_model(flags: argparse.Namespace, model: str | None = None) -> Encoder:
     """Return the encoder of `model`, else of `flags.model`, that computes as the flags of `add_encoder_flags` say."""
     from cskt.embed import ModelSource  # noqa: PLC0415
-    from cskt.embed.model_paths import load_stated  # noqa: PLC0415
+    from cskt.embed.model_paths import load_checked  # noqa: PLC0415
 
     source = ModelSource(model or flags.model, **source_flags(flags))
-    return load_stated(source, encode_options(flags, show_progress=True))
+    return load_checked(source, encode_options(flags, show_progress=True))
 
 
 def source_flags(flags: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from cskt.cli.compare import configs_of, differing_settings, run_folders, zero_shot_r1
 from cskt.cli.parsing import command_line
 from cskt.cli.run_report import curves_chart
-from cskt.cli.run_results import described, is_run, selection_note, stored_result
+from cskt.cli.run_results import describe_model, is_run, selection_note, stored_result
 from cskt.config import RunConfig
 from cskt.data.records import Split
 from cskt.embed import Encoder
@@ -78,7 +78,7 @@ def reported_model(label: str, model: Path, encoder: Encoder, split: Split, feat
             on_progress=on_progress,
         )  # fmt: skip
     result = stored_result(model, split, encoder.precision)
-    result = result or as_result(evaluation, encoder, split, described(model, label))
+    result = result or as_result(evaluation, encoder, split, describe_model(model, label))
     row = ResultRow(
         label,
         metrics.summary(),

@@ -47,7 +47,7 @@ def is_run(model: Path) -> bool:
 
 
 def selection_note(model: Path) -> str:
-    """Return `selected on test`, for a run that selected its epoch there (or on train); nothing if on val."""
+    """Return `selected on <split>` for a run whose best epoch was not selected on val; an empty text otherwise."""
     config = run_config(model)
     return "" if config is None or config.data.select_on == "val" else f"selected on {config.data.select_on}"
 
@@ -65,12 +65,12 @@ def evaluate_run(
 
     `label`, by default the name of the run or file, is that of the model in tables. See `store_result` for `output`.
     """
-    result = result_of(encoder, split, described(model, label), options)
+    result = result_of(encoder, split, describe_model(model, label), options)
     store_result(result, model, output)
     return result
 
 
-def described(model: Path, label: str | None = None) -> ModelDescription:
+def describe_model(model: Path, label: str | None = None) -> ModelDescription:
     """Return label (by default the name of the run or file), seed, note and facts of a model from its files.
 
     Plain CLIP weights train nothing and need no other file. Nothing is known of the training of a released folder or a
@@ -85,7 +85,7 @@ def described(model: Path, label: str | None = None) -> ModelDescription:
         trainable_parameters=start.get("trainable_parameters"),
         total_parameters=start.get("total_parameters"),
         checkpoint_bytes=path.stat().st_size if path else None,
-        weights_sha256=weights_sha256(model),
+        weights_sha256=own_weights_sha256(model),
         trained_on=config.data.dataset if config.is_trainable else None,
         training_seconds=end.get("seconds") if config.is_trainable else None,
         training_peak_memory_bytes=end.get("peak_memory_bytes") if config.is_trainable else None,
@@ -101,7 +101,7 @@ def weights_file(model: Path) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def weights_sha256(model: Path) -> str | None:
+def own_weights_sha256(model: Path) -> str | None:
     """Return the digest of a model's own weights; None for CLIP by name, and before a run has any."""
     path = weights_file(model)
     if path is None:
@@ -154,7 +154,7 @@ def check_up_to_date(folder: Path, results: Sequence[Result]) -> None:
 
 
 def is_stale(result: Result, model: Path) -> bool:
-    weights = weights_sha256(model)
+    weights = own_weights_sha256(model)
     return weights is not None and result.facts.weights_sha256 != weights
 
 
@@ -210,8 +210,8 @@ def evaluate_last_epoch(config: RunConfig, folder: Path, splits: Sequence[Split]
     missing = [split for split in splits if stored_last_epoch(folder, split) is None]
     if missing:
         encoder = load(folder / LAST_EPOCH, device=config.device)
-        model = dataclasses.replace(described(folder), note=LAST_EPOCH_NOTE)
-        facts = dataclasses.replace(model.facts, weights_sha256=weights_sha256(folder / LAST_EPOCH))
+        model = dataclasses.replace(describe_model(folder), note=LAST_EPOCH_NOTE)
+        facts = dataclasses.replace(model.facts, weights_sha256=own_weights_sha256(folder / LAST_EPOCH))
         for split in missing:
             result = result_of(encoder, split, dataclasses.replace(model, facts=facts))
             logger.info("results of the last epoch: %s", save_result(folder / LAST_EPOCH_RESULTS, result))
@@ -223,4 +223,4 @@ def stored_last_epoch(folder: Path, split: Split) -> Result | None:
     if not path.is_file() or not (folder / LAST_EPOCH).is_file():
         return None
     result = load_result(path)
-    return result if result.facts.weights_sha256 == weights_sha256(folder / LAST_EPOCH) else None
+    return result if result.facts.weights_sha256 == own_weights_sha256(folder / LAST_EPOCH) else None

@@ -48,13 +48,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("study", help=f"{', '.join(study_names())}, or a YAML file of your own")
     parser.add_argument("--root", default="data", help="folder of the data sets (%(default)s)")
     parser.add_argument("--output", type=Path, help="folder of the runs and tables (studies/<name>)")
-    sizes = "small: a small backbone on two cores | full (%(default)s)"
+    sizes = "small: a small backbone, for two cores; full: the backbone of the recipes (default: %(default)s)"
     parser.add_argument("--size", choices=get_args(Size), default="small", help=sizes)
     parser.add_argument("--seeds", help="instead of the study's own: 1,2,3")
     datasets = f"instead of the study's own: {', '.join(DATASETS)}"
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help=datasets)
     parser.add_argument(
-        "--arms", nargs="+", metavar="LABEL", help="the baseline and those whose labels begin so, instead of all"
+        "--arms", nargs="+", metavar="LABEL", help="only the baseline and the arms whose labels begin so"
     )
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="config keys for every run")
     parser.add_argument("--plan", action="store_true", help="only list the runs and their state")
@@ -107,7 +107,7 @@ class Outcome:
 
     @property
     def of_last_epoch(self) -> Outcome:
-        """The outcome with the results of the last epoch in place of the best; a run that trains nothing has one."""
+        """The outcome with the results of the last epoch; a run without training keeps its only ones."""
         return replace(self, results=self.last_epoch if self.run.config.keeps_last_epoch else self.results)
 
 

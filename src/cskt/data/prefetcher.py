@@ -67,7 +67,7 @@ class Prefetcher(Generic[AnyBatch]):
             finish = self._start()
             yield batch
 
-    def take_waited(self) -> float:
+    def take_waited_seconds(self) -> float:
         """Return the seconds that the consumer waited for data since the last call."""
         waited, self._waited_seconds = self._waited_seconds, 0.0
         return waited

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 BATCH_TOKENS = {"cpu": 32, "cuda": 4096, "mps": 4096}
-"""Device -> the number of tokens that cost as much as a batch of its own: on a CPU reading the weights, elsewhere also
-starting the kernels, in which many more tokens would be computed. The number for CUDA and MPS is an assumption."""
+"""Device -> the fixed cost of a batch, in tokens. On a CPU it is that of reading the weights; on a GPU also of starting
+kernels, in whose time thousands of tokens could be computed. The value for CUDA and MPS is an assumption."""
 
 
 def caption_batches(lengths: Tensor, batch_size: int, device_type: str) -> list[Tensor]:

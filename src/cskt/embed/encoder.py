@@ -1,6 +1,6 @@
 """`Encoder`: images and sentences to unit vectors. Evaluation, galleries and search all use it.
 
-Here the model, which takes tensors, meets the tokenizer and the image reader; and here features are normalised, once.
+It joins the model, which takes tensors, with a tokenizer and an image reader. Features are normalised only here.
 """
 
 from __future__ import annotations
@@ -279,8 +279,8 @@ class Encoder:
         """Encode images as they come, in batches; on a GPU each is copied there while the one before it is computed.
 
         Args:
-            batches: dataclasses with a field `images`, a tensor as for `encode_image`, perhaps of no images. On CUDA a
-                batch is taken before the results of the two before it are yielded.
+            batches: dataclasses with a field `images`, a tensor as for `encode_image`, perhaps of no images. On CUDA,
+                batch n + 2 is taken before the result of batch n is yielded.
 
         Returns:
             An iterator over the batches, in order, with the unit vectors [B, D] of each on the CPU.

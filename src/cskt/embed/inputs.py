@@ -36,9 +36,11 @@ def check_ids(caption_ids: Tensor, architecture: ClipArchitecture) -> None:
     vocab_size, context_length = architecture.vocab_size, architecture.context_length
     if caption_ids.ndim != 2 or caption_ids.dtype != torch.int64:
         raise CsktError(f"expected caption ids [B, L] int64, found {list(caption_ids.shape)} {caption_ids.dtype}")
-    if not 1 <= caption_ids.shape[1] <= context_length:
-        raise CsktError(f"caption ids [B, {caption_ids.shape[1]}]: the model reads 1 to {context_length} tokens")
+    if not 2 <= caption_ids.shape[1] <= context_length:
+        raise CsktError(f"caption ids [B, {caption_ids.shape[1]}]: the model reads 2 to {context_length} tokens")
     if (caption_ids < 0).any() or not (caption_ids.amax(dim=1) == vocab_size - 1).all():
         raise CsktError(
             f"caption ids must be from 0 to {vocab_size - 1}, with the end token {vocab_size - 1} in every row"
         )
+    if (caption_ids[:, 0] == vocab_size - 1).any():
+        raise CsktError(f"caption ids must begin with the start token {vocab_size - 2}, not with the end token")

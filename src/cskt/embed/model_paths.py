@@ -37,7 +37,7 @@ from cskt.embed.encoder import Encoder
 from cskt.embed.exported import EXPORTED, is_exported, load_exported, read_facts
 from cskt.embed.hub import hub_folder, is_hub_name, local_path, pinned
 from cskt.embed.models import tokenizer_for
-from cskt.embed.options import Computing, EncodeOptions, ModelSource, merged
+from cskt.embed.options import ComputeKeywords, EncodeOptions, ModelSource, merged
 from cskt.errors import CsktError, MissingBackboneError, out_of_memory_errors
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.cache import CLIP_TINY, FORMER_CLIP_TINY, PUBLISHED, SUFFIXES, is_repository_name, locate
@@ -70,7 +70,7 @@ def load(
     settings: Mapping[str, Any] | None = None,
     ignore_extra: bool = False,
     plugins: str | Path | Iterable[str | Path] = (),
-    **options: Unpack[Computing],
+    **options: Unpack[ComputeKeywords],
 ) -> Encoder:
     """Load a model of any kind as an `Encoder`.
 
@@ -108,12 +108,12 @@ def load(
         str(path), None if backbone is None else str(backbone), image_height, image_width, stride, precision, weights,
         None if settings is None else dict(settings), ignore_extra,
     )  # fmt: skip
-    return load_stated(source, merged(EncodeOptions(device, precision), options))
+    return load_checked(source, merged(EncodeOptions(device, precision), options))
 
 
-def load_stated(source: ModelSource, options: EncodeOptions) -> Encoder:
-    """Load the model that a user states, of whom nothing may be asked that has no effect."""
-    check_stated(source)
+def load_checked(source: ModelSource, options: EncodeOptions) -> Encoder:
+    """Load the model that a user names; raises CsktError for an argument that has no effect on it."""
+    check_arguments(source)
     return _load(source, options)
 
 
@@ -204,20 +204,20 @@ class Reader(ABC):
         )  # fmt: skip
 
     def check(self, source: ModelSource) -> None:
-        """Check that nothing is asked of the model that only plain CLIP weights have."""
+        """Raise CsktError for an argument that has no effect on this kind of model."""
         if source.weights == "ema" and not self.may_hold_ema:
             raise CsktError(f"{source.path}: a trained run has one set of weights; leave out --weights ema")
         if source.ignore_extra and not self.may_have_extra:
-            raise CsktError(f"{source.path}: no released folder, read whole; leave out --ignore-extra")
-        if source.settings and not self.is_clip:
             raise CsktError(
-                f"{source.path}: no plain CLIP weights, its {', '.join(source.settings)} is fixed; leave out"
-                f" --{min(source.settings).replace('_', '-')}"
+                f"{source.path}: not a released folder, so nothing can be ignored; leave out --ignore-extra"
             )
+        if source.settings and not self.is_clip:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in source.settings)
+            raise CsktError(f"{source.path}: not plain CLIP weights, so these are fixed; leave out {flags}")
 
 
-def check_stated(source: ModelSource) -> None:
-    """Check that a source states no backbone of a whole model, and no image size but for plain CLIP weights."""
+def check_arguments(source: ModelSource) -> None:
+    """Raise CsktError for a backbone if the model contains its own, and for an image size unless it is plain CLIP."""
     reader = reader_of(source.path)
     if isinstance(reader, ExportedReader):  # checks by itself
         return
@@ -226,7 +226,7 @@ def check_stated(source: ModelSource) -> None:
     sizes = {name: getattr(source, name) for name in ("image_height", "image_width", "stride")}
     if stated := next((name for name, value in sizes.items() if value is not None and not reader.is_clip), None):
         raise CsktError(
-            f"{source.path}: no plain CLIP weights, its {stated} is fixed; leave out --{stated.replace('_', '-')}"
+            f"{source.path}: not plain CLIP weights, so {stated} is fixed; leave out --{stated.replace('_', '-')}"
         )
 
 

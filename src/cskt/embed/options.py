@@ -53,7 +53,7 @@ class EncodeOptions:
             raise CsktError("templates must be a list of sentences, each with one {} where the caption goes")
 
 
-class Computing(TypedDict, total=False):
+class ComputeKeywords(TypedDict, total=False):
     """`EncodeOptions` as keyword arguments, without device and precision."""
 
     templates: Sequence[str] | None
@@ -64,7 +64,7 @@ class Computing(TypedDict, total=False):
     show_progress: bool
 
 
-class EncodeKeywords(Computing, total=False):
+class EncodeKeywords(ComputeKeywords, total=False):
     """`EncodeOptions` as keyword arguments."""
 
     device: str | torch.device | None
@@ -80,7 +80,7 @@ def check_path_text(text: str) -> str:
 
 PathText = Annotated[str, Len(1, 4096), AfterValidator(check_path_text)]
 ShortText = Annotated[str, Len(0, 1000)]
-Side = Annotated[int, Ge(1), Le(100_000)]
+SidePixels = Annotated[int, Ge(1), Le(100_000)]
 """Side of an image in pixels."""
 
 
@@ -93,10 +93,10 @@ class ModelSource:
     """A run, a released folder, an exported folder, a CLIP weight file or its published name, or `clip-tiny`."""
     backbone: PathText | None = None
     """CLIP weights of an adapter-only run; None: those that its config names."""
-    image_height: Side | None = None
+    image_height: SidePixels | None = None
     """Size and stride for plain CLIP weights, in pixels; None: the defaults of `load`."""
-    image_width: Side | None = None
-    stride: Side | None = None
+    image_width: SidePixels | None = None
+    stride: SidePixels | None = None
     precision: ShortText | None = None
     """See `EncodeOptions`; None is auto where a gallery loads its model."""
     weights: WeightsChoice | None = None
@@ -107,6 +107,6 @@ class ModelSource:
     """Leave out tensors of a released folder that its method does not have; see `cskt.load`."""
 
 
-def merged(options: EncodeOptions | None, changes: EncodeKeywords | Computing) -> EncodeOptions:
+def merged(options: EncodeOptions | None, changes: EncodeKeywords | ComputeKeywords) -> EncodeOptions:
     """Return options with keyword arguments laid over them."""
     return dataclasses.replace(options or EncodeOptions(), **changes)

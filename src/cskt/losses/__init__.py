@@ -1,8 +1,8 @@
-"""Losses of text-to-image retrieval: one file each, a class with its constants and a pure function of raw features.
+"""Losses of text-to-image retrieval: of each a class with its constants, and a pure function of raw features.
 
 Image i and caption i of a batch belong together; captions and images of the same identity do too, except where a loss
-says otherwise. Features are not normalised: SDM, ITC, TAL and TRL normalise them, CMPM, the identity loss and the
-triplet loss need their lengths. All losses compute in float32, under autocast as well.
+says otherwise. Features are raw: CMPM and the triplet loss use their lengths, and all other losses of features
+normalise them. All losses compute in float32, under autocast as well.
 
 To add a loss, write a subclass of `Loss` in a file of its own and decorate it with `register`.
 

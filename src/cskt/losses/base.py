@@ -307,7 +307,7 @@ def reduced(values: Tensor, weights: Tensor | None, reduction: Reduction) -> Ten
     """Return the losses of single pairs, [B], times the weights, as their mean or sum or one by one.
 
     The mean is sum(weights * values) / sum(weights), and 0 if all weights are 0. A pair of weight 0 adds nothing of its
-    own, but remains a wrong answer to the others: weights multiply the loss of a pair, as in the released code of RDE
+    own, but remains a negative to the others: weights multiply the loss of a pair, as in the released code of RDE
     (Qin et al., CVPR 2024).
 
     Args:

@@ -44,10 +44,11 @@ def cmpm(
     pair_weights: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Return the divergence of `sdm`, on the length of one feature's projection onto the other.
+    """Return the divergence of `sdm`, with scalar products of a feature and a normalised feature in place of cosines.
 
     Source: Zhang and Lu, ECCV 2018, equations 1 to 5. As in the released code the labels of a row are divided by
-    their L2 norm, where the paper makes them a distribution; the value of a perfect match is thus not 0.
+    their L2 norm, where the paper makes them a distribution. So a perfect match has the value -log(n) if each person
+    has n pairs.
 
     Args:
         image_features, text_features: [B, D], raw: their lengths act as the inverse temperature.

@@ -54,7 +54,7 @@ def simclr(first_view: Tensor, second_view: Tensor, *, temperature: float = 0.1)
 
     Source: SimCLR (Chen et al., ICML 2020), equation 1 (NT-Xent); as in SLIP (Mu et al., ECCV 2022) and TBPS-CLIP (Cao
     et al., AAAI 2024). Of the 2B views, a view's own similarity is left out; other pairs of the same person, and of the
-    same image, are wrong answers.
+    same image, are negatives.
 
     Args:
         first_view, second_view: [B, D] embeddings of the views of B images, raw.

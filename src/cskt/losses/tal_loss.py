@@ -26,7 +26,7 @@ from cskt.losses.base import (
 )
 
 MOST = 1e36
-"""Largest sum of exponentials over negatives, as in the released code, which float32 would overflow."""
+"""Upper limit of the sum of exponentials over negatives, as in the released code; float32 could overflow."""
 
 
 @register("tal")

@@ -117,7 +117,7 @@ class Attention(nn.Module):
         joined = packing.pack(joined) if packing is not None and query_tokens is None else joined
         return apply_linear(self.out_proj, joined, low_rank, "out")
 
-    def row(
+    def attention_weights(
         self,
         x: Tensor,
         query_token: Tensor,

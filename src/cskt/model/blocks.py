@@ -145,7 +145,7 @@ class Block(nn.Module):
         out = add(x + self.mlp(mlp_input, low_rank), extras.beside_mlp, normalised)
         return (out, [branch.record(normalised) for branch in recording(extras)]) if records else out
 
-    def attention_row(
+    def attention_weights(
         self,
         x: Tensor,
         positions: Tensor,
@@ -157,7 +157,7 @@ class Block(nn.Module):
         """Compute the weights with which the tokens at `positions` [B] attend: [B, L + S], the mean over the heads."""
         normalised = add(self.ln_1(x), extras.before_attention, x)
         mask = None if mask is None else mask[positions][:, None, None]
-        return self.attn.row(
+        return self.attn.attention_weights(
             normalised, pick(normalised, positions), prefix_kv=prefix_kv, mask=mask, low_rank=extras.low_rank
         )
 
@@ -190,7 +190,7 @@ class TowerExtras:
     """One per block, or none at all."""
 
     @property
-    def prefix_kv_of_rows(self) -> list[Tensor]:
+    def batched_prefix_kv(self) -> list[Tensor]:
         """`prefix_kv` with a first dimension of 1, as towers take it."""
         return [added[None] for added in self.prefix_kv]
 
@@ -211,13 +211,13 @@ def recording(extras: BlockExtras) -> list[Any]:
 class Observed:
     """Facts about a pass through a tower that heads and losses need beside the tokens; `run_blocks` fills it in."""
 
-    attends: bool = False
+    needs_attention: bool = False
     """True if the attention of the query token in the last block is needed."""
-    records: bool = False
+    needs_records: bool = False
     """True if the records of the branches are needed."""
     attention: Tensor | None = None
     """[B, L], weights with which the class or end token attends to the tokens, in the order of these."""
-    by_block: list[dict[nn.Module, Tensor]] = field(default_factory=list)
+    records_by_block: list[dict[nn.Module, Tensor]] = field(default_factory=list)
     """Per block its branches -> their records, [B, L, K]."""
 
 
@@ -275,10 +275,10 @@ def run_blocks(
             masks[num_cached] = widened(mask, num_cached)
         added, is_last = extras.of_block(index), index + 1 == len(blocks)
         given: dict[str, Any] = {"prefix_kv": cached, "mask": masks[num_cached], "extras": added}
-        if is_last and observed.attends:
+        if is_last and observed.needs_attention:
             assert isinstance(block, Block) and observed_positions is not None
-            observed.attention = block.attention_row(x, observed_positions, **given)
-        branches = recording(added) if observed.records else []
+            observed.attention = block.attention_weights(x, observed_positions, **given)
+        branches = recording(added) if observed.needs_records else []
         if dropout is not None:
             given["dropout"] = dropout.of_block(index)
         if packing is not None:
@@ -286,9 +286,9 @@ def run_blocks(
         run = partial(block, query_positions=query_positions if is_last else None, records=bool(branches), **given)
         is_checkpointed = checkpoint_activations and torch.is_grad_enabled()
         x = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False) if is_checkpointed else run(x)
-        if observed.records:
+        if observed.needs_records:
             x, found = x if branches else (x, [])
-            observed.by_block.append(dict(zip(branches, found, strict=True)))
+            observed.records_by_block.append(dict(zip(branches, found, strict=True)))
     return x
 
 

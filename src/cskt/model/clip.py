@@ -87,7 +87,7 @@ class VisionTower(nn.Module):
         hidden = self._run(images, extras, prefix_kv, query_positions=None, observed=observed)
         if observed.attention is not None:
             observed.attention = observed.attention[:, :length]
-        for records in observed.by_block:
+        for records in observed.records_by_block:
             records.update({branch: record[:, :length] for branch, record in records.items()})
         return hidden[:, :length]
 
@@ -242,17 +242,17 @@ class TextTower(nn.Module):
         """
         if dropout is not None:
             hidden = self._run(
-                _whole(placed), extras, extras.prefix_kv_of_rows, None, observed=observed, dropout=dropout
+                _whole(placed), extras, extras.batched_prefix_kv, None, observed=observed, dropout=dropout
             )
             if observed.attention is not None:
                 observed.attention = observed.attention[:, : hidden.shape[1]]
             return hidden
-        prefix = self.prefix(extras, records=observed.records) if prefix is None else prefix
+        prefix = self.prefix(extras, records=observed.needs_records) if prefix is None else prefix
         words = self._run(placed, extras, prefix.kv, query_positions=None, observed=observed)
         if observed.attention is not None:  # the start token is the first of the prefix, whose columns come last
             weights, num_words = observed.attention, words.shape[1]
             observed.attention = torch.cat([weights[:, num_words : num_words + 1], weights[:, :num_words]], dim=1)
-        for records, of_start in zip(observed.by_block, prefix.start_records, strict=False):
+        for records, of_start in zip(observed.records_by_block, prefix.start_records, strict=False):
             for branch, record in records.items():
                 records[branch] = _after_start(of_start[branch], record)
         return _after_start(prefix.hidden[:, :1], words)
@@ -272,7 +272,7 @@ class TextTower(nn.Module):
         the prefix, padding is left out; see `run_blocks`.
         """
         if dropout is not None:
-            placed, prefix_kv = _whole(placed), extras.prefix_kv_of_rows
+            placed, prefix_kv = _whole(placed), extras.batched_prefix_kv
         prefix_kv = self.prefix(extras).kv if prefix_kv is None else prefix_kv
         positions = placed.end_positions - placed.num_fixed
         return self._run(placed, extras, prefix_kv, positions, dropout=dropout, packing=packing)[:, 0]

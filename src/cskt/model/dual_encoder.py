@@ -19,7 +19,7 @@ from cskt.model.parts.base import SIDES, PartExtras, Side, check_extras, check_p
 from cskt.utils.messages import described
 
 TOWERS = ("vision.", "text.")
-"""First letters of the names of CLIP's own parameters; all others are of method parts."""
+"""Prefixes of the names of CLIP's own parameters; all other parameters belong to method parts."""
 PROJECTIONS = ("vision.proj", "text.proj")
 
 
@@ -29,19 +29,19 @@ class DualEncoder(nn.Module):
     With embedding heads (`Part.embed`), `encode_image` and `encode_text` return vectors made of the features and of the
     embeddings of all heads (`heads.ranking_vector`); `image_outputs` and `text_outputs` return what these are made of.
 
-    The memory of a new model is not set: load a backbone (`weights.load_backbone`) or call `initialise_backbone`, then
-    `initialise_method`.
+    The parameters of a new model are uninitialised: fill the towers with `cskt.model.io.weights.load_state` or
+    `initialise_backbone`, then call `initialise_method`.
 
     Args:
         architecture: sizes of the towers.
         method: name of a method part -> its config, as `RunConfig.method`; without parts it is plain CLIP.
         trainable: `added` (the parameters of all parts), `projections` (these and the two output projections), `all`
             or `none`.
-        frozen: beginnings of the names of parameters that do not train although `trainable` names them.
+        frozen: prefixes of the names of parameters that do not train although `trainable` names them.
 
     Raises:
-        CsktError: an unknown part, or a part that does not fit the towers or another part; no parameter to freeze has
-            such a name.
+        CsktError: an unknown part, or a part that does not fit the towers or another part; or `frozen` has a prefix
+            that matches no parameter.
 
     Example:
         >>> from cskt.config import ClipArchitecture, LoraConfig
@@ -78,7 +78,7 @@ class DualEncoder(nn.Module):
             parameter.requires_grad_(is_named and not name.startswith(tuple(frozen)))
         names = [name for name, _ in self.named_parameters()]
         if wrong := next((start for start in frozen if not any(name.startswith(start) for name in names)), None):
-            raise CsktError(f"frozen: no parameter has a name that begins with '{wrong}'; such as vision.conv1 is one")
+            raise CsktError(f"frozen: no parameter name starts with '{wrong}'; give a prefix such as vision.conv1")
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] float, normalised with the architecture's mean and std -> [B, embed_dim], the vectors
@@ -139,8 +139,8 @@ class DualEncoder(nn.Module):
         self, side: Side, added: Mapping[str, PartExtras], observed: Observed, mask: Tensor
     ) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}
-        for name, branches in _records(added).items() if observed.records else ():
-            records = [observed.by_block[index][branch] for index, branch in branches]
+        for name, branches in _records(added).items() if observed.needs_records else ():
+            records = [observed.records_by_block[index][branch] for index, branch in branches]
             given = self.method_parts()[name].outputs(side, records, mask)
             for key, value in given.items() if isinstance(given, Mapping) else [("", given)]:
                 if not key or not isinstance(value, Tensor) or value.shape[:1] != mask.shape[:1]:
@@ -179,11 +179,10 @@ class DualEncoder(nn.Module):
     def _check_parts(self) -> int:
         """Check the parts, and return the number of prompts of the text tower."""
         for side in SIDES:
-            added = self._part_extras(side)
-            check_extras(added, side, self.architecture)
+            check_extras(self._part_extras(side), side, self.architecture)
         for name, part in self.method_parts().items():
             check_part(name, part)
-        slots = sum(len(text.prompts[0]) for text in added.values() if text.prompts)
+        slots = sum(len(added.prompts[0]) for added in self._part_extras("text").values() if added.prompts)
         if slots > self.architecture.context_length - 3:
             raise CsktError(f"{slots} prompts leave no word in {self.architecture.context_length} positions")
         return slots
@@ -199,7 +198,7 @@ class DualEncoder(nn.Module):
         """Remove the parts that are low-rank updates alone, and add these to the weights: the same function, faster."""
         for name, part in self.method_parts().items():
             by_side = {side: part.extras(side) for side in SIDES}
-            is_alone = all(added == PartExtras(low_rank=added.low_rank) for added in by_side.values())
+            is_alone = all(added.kinds <= {"low_rank"} for added in by_side.values())
             if is_alone and part.embedding_width is None:
                 fold_low_rank(self.vision, joined({name: by_side["vision"]}))
                 fold_low_rank(self.text, joined({name: by_side["text"]}))

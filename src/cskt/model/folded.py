@@ -91,8 +91,8 @@ class FoldedVision(nn.Module):
         self.heads = nn.ModuleDict(heads)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] float, normalised with the architecture's mean and std -> [B, embed_dim] float32, not normalised
-        without embedding heads."""
+        """[B, 3, H, W] float, normalised with the architecture's mean and std -> [B, embed_dim] float32; of length 1 if
+        the model has embedding heads, otherwise not normalised."""
         extras = TowerExtras(list(self.prompts), blocks=self.block_extras)
         images, prefix_kv, heads = images.to(self.dtype), list(self.prefix_kv), _parts(self.heads)
         if heads:
@@ -124,10 +124,10 @@ class FoldedText(nn.Module):
         self.heads = nn.ModuleDict(heads)
 
     def packing(self, caption_ids: Tensor) -> Packing | None:
-        """Return how `forward` can leave out the padding of captions [B, L] int64, which are on the CPU: no step of it
-        then waits for another device.
+        """Return the packing with which `forward` leaves out the padding of captions [B, L] int64.
 
-        None if there is no padding, or if heads or modules of the method may need whole sequences.
+        The captions must be on the CPU, so that no step waits for the device. None if there is no padding, or if heads
+        or modules of the method may need whole sequences.
         """
         if self.heads or self.branches:
             return None
@@ -137,10 +137,10 @@ class FoldedText(nn.Module):
         return None if lengths.eq(width).all() else packing_of(lengths, width)
 
     def forward(self, caption_ids: Tensor, packing: Packing | None = None) -> Tensor:
-        """[B, L] int64, start and end tokens included, no prompt slots -> [B, embed_dim] float32, not normalised
-        without embedding heads.
+        """[B, L] int64, start and end tokens included, no prompt slots -> [B, embed_dim] float32; of length 1 if the
+        model has embedding heads, otherwise not normalised.
 
-        `packing` is `self.packing(caption_ids)`, on the device of the captions, or None, which computes padding too.
+        `packing` is `self.packing(caption_ids)`, on the device of the captions; with None padding is computed as well.
         """
         placed = self.tower.place(caption_ids, self.num_slots)
         if packing is None:
@@ -177,7 +177,7 @@ def fold_text(model: DualEncoder, dtype: torch.dtype = torch.float32) -> FoldedT
 
 
 def _own(model: DualEncoder) -> DualEncoder:
-    """Return a model with parameters of its own over the same memory, to be changed."""
+    """Return a copy whose parameters share the memory of the model's: they may be replaced, not written into."""
     parameters = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     own = copy.deepcopy(model, parameters)
     own.checkpoint_activations(False)

@@ -41,7 +41,7 @@ class TowerOutputs(NamedTuple):
 
 def needed(heads: Mapping[str, Part], *, records: bool = False) -> Observed:
     """Return what is to be observed in a pass through a tower for embedding heads, and on request for losses."""
-    return Observed(attends=any(head.needs_attention for head in heads.values()), records=records)
+    return Observed(needs_attention=any(head.needs_attention for head in heads.values()), needs_records=records)
 
 
 def image_outputs(

@@ -37,8 +37,11 @@ FREE_ON_RESUME = {
 }  # fmt: skip
 """Keys that may differ when a run is resumed: they change where and how fast, not what is computed. The backbone is
 identified by its SHA-256."""
-PARTS = {"config", "backbone_sha256", "data_sha256", "model", "objective", "optimizer", "scaler", "progress"}
-"""Required entries of a checkpoint."""
+REQUIRED_ENTRIES = {"config", "backbone_sha256", "data_sha256", "model", "objective", "optimizer", "scaler", "progress"}
+"""Entries of every checkpoint."""
+START_AGAIN = "; start a new run"
+NOTHING_TO_RESUME = "; nothing to resume, start the run again with --output"
+"""Ends of messages about a file that no `last.previous.pt` replaces."""
 
 IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 """Keys of an optimizer's groups that say how it computes on its device."""
@@ -186,13 +189,14 @@ def read_last(path: Path) -> tuple[dict[str, Any], Path]:
         if not previous.is_file():
             raise
         content = _read(previous)
-        logger.warning("%s; resuming from %s", error, previous.name)
+        problem = str(error).removesuffix(NOTHING_TO_RESUME).removesuffix(START_AGAIN)
+        logger.warning("%s; the run resumes from %s", problem, previous.name)
         return content, previous
 
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; nothing to resume, start the run again with --output")
+        raise MissingFileError(f"{path}: no such file{NOTHING_TO_RESUME}")
     with file_system_errors(path):
         if is_corrupt(path):
             raise _corrupt(path, "its checksum is wrong")
@@ -200,8 +204,12 @@ def _read(path: Path) -> dict[str, Any]:
         content = load_plain(path)
     except CsktError as error:
         raise _corrupt(path, error) from None
-    if not isinstance(content, dict) or not content.keys() >= PARTS or not isinstance(content["config"], dict):
-        raise CsktError(f"{path}: not a last.pt of this program")
+    if (
+        not isinstance(content, dict)
+        or not content.keys() >= REQUIRED_ENTRIES
+        or not isinstance(content["config"], dict)
+    ):
+        raise CsktError(f"{path}: not a last.pt of this program{START_AGAIN}")
     for part in ("model", "objective"):
         if not _is_tensors(content[part]):
             raise _corrupt(path, f"'{part}' is no table of tensors")
@@ -232,7 +240,7 @@ def _is_progress(part: object) -> bool:
 
 def _corrupt(path: Path, reason: object) -> CsktError:
     reason = one_line(str(reason).removeprefix(f"{path}: "))
-    return CsktError(f"{path}: corrupt: {reason}; start a new run")
+    return CsktError(f"{path}: corrupt: {reason}{START_AGAIN}")
 
 
 def add_checksum(path: Path) -> None:

@@ -36,7 +36,7 @@ from cskt.training.data_size import MIN_HELD_OUT_PEOPLE
 
 BEST_RATES = Path(str(resources.files("cskt"))) / "assets" / "best_rates.yaml"
 FAR = 10.0
-"""Factor between a learning rate and the best one from which on a warning is logged."""
+"""A warning is logged if the learning rate differs from the best one by more than this factor."""
 METHOD_KEYS = ("trainable", "prompts.directions", "adapters.sides", "lora.sides", "optim.name")
 """Settings that identify a method for its learning rate, beside its losses."""
 ROUNDING = 1e-9
@@ -70,11 +70,11 @@ def check_losses(config: LossConfig, plugins: Iterable[Requirement] = ()) -> Los
 
 
 def check_captions_per_image(config: RunConfig) -> None:
-    """Raise CsktError for a loss that would take another pair of an image for a wrong answer."""
+    """Raise CsktError for a loss that would take another pair of an image for a negative."""
     per_image, losses = config.data.captions_per_image, build_losses(config.loss.weights, config.loss)
     if per_image > 1 and (wrong := [name for name, loss in losses.items() if loss.negatives == "pairs"]):
         raise CsktError(
-            f"data.captions_per_image {per_image}: {min(wrong)} takes other pairs of an image for wrong answers; use"
+            f"data.captions_per_image {per_image}: {min(wrong)} takes other pairs of an image for negatives; use"
             " sdm, cmpm, tal, id or mlm, or one caption per image"
         )
 
@@ -100,7 +100,7 @@ def check_dropout(model: DualEncoder, augment: AugmentConfig) -> None:
 
 
 def check_negatives(config: RunConfig, train_split: Split) -> None:
-    """Raise CsktError, with the key to change, if no batch can contain a wrong answer for a loss that trains."""
+    """Raise CsktError, with the key to change, if no batch can contain a negative for a loss that trains."""
     data, num_identities, num_images = config.data, train_split.num_ids, len(train_split.records)
     group_size = data.captions_per_image if data.sampler == "random" else data.instances
     largest = {
@@ -129,7 +129,7 @@ def check_negatives(config: RunConfig, train_split: Split) -> None:
 
 
 def without_negatives(losses: Mapping[str, Loss], pids: Tensor, image_ids: Tensor) -> list[str]:
-    """Return the names of the losses that find no wrong answer in a batch with these identities and images, [B]."""
+    """Return the names of the losses that find no negative in a batch with these identities and images, [B]."""
     missing = {"pairs"} if len(pids) == 1 else set()
     missing |= {kind for kind, ids in (("identities", pids), ("images", image_ids)) if bool((ids == ids[0]).all())}
     return [name for name, loss in losses.items() if loss.negatives in missing]

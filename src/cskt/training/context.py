@@ -66,7 +66,7 @@ class TrainingContext:
     """Selection splits of the other data sets of a mix, which are evaluated, too."""
 
     @property
-    def last_epoch(self) -> int:
+    def num_epochs_to_train(self) -> int:
         """Number of epochs after which this session ends; 0 if nothing trains."""
         loop = self.config.loop
         return min(loop.stop_after_epochs or loop.num_epochs, loop.num_epochs) if self.config.is_trainable else 0

@@ -21,8 +21,8 @@ MIN_BATCH_PAIRS = 16
 """Fewest pairs of a batch: a contrastive loss learns from the other pairs of a batch."""
 MIN_STEPS = 60
 """Steps that a training should have."""
-WARMUP_SHARE = 5
-"""A warm-up that takes more than half of the epochs is reduced to a fifth."""
+WARMUP_SHARE = 0.2
+"""Share of the epochs to which a warm-up is reduced that takes more than half of them."""
 MIN_HELD_OUT_PEOPLE = 5
 """Fewest people of a held-out split whose R1 is meaningful; with two, it is 50 % by chance."""
 MAX_HOLDOUT_FRACTION = 0.25
@@ -100,7 +100,7 @@ def _amounts(config: RunConfig, data: TrainingData) -> dict[str, Any]:
         epochs = -(-MIN_STEPS // steps)
         fitted["loop.num_epochs"] = epochs
     if "optim.warmup_epochs" in config.adaptable and 2 * warmup > epochs:
-        fitted["optim.warmup_epochs"] = epochs // WARMUP_SHARE
+        fitted["optim.warmup_epochs"] = int(WARMUP_SHARE * epochs)
     return {key: value for key, value in fitted.items() if value != value_of(config, key)}
 
 

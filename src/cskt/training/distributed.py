@@ -16,6 +16,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -191,12 +192,13 @@ class Processes(Ranks):
 
     def check_equal(self, facts: Mapping[str, object]) -> None:
         """Raise CsktError in every process if a fact differs between processes; the message names it."""
-        for rank, other in enumerate(self._gather_objects(dict(facts))):
-            for name, value in facts.items():
-                if other[name] != value:
+        own = dict(facts)
+        for rank, other in enumerate(self._gather_objects(own)):
+            for name in own | other:
+                if own.get(name) != other.get(name):
                     raise CsktError(
-                        f"process {self.rank} and process {rank} differ in {name}: {value}, {other[name]}; give every"
-                        " machine the same command, version, data and weights"
+                        f"process {self.rank} and process {rank} differ in {name}: {own.get(name)}, {other.get(name)};"
+                        " give every machine the same command, version, data and weights"
                     )
 
     def _all_reduce_(self, values: Tensor) -> Tensor:
@@ -245,7 +247,10 @@ class Rows:
         """Return [B, ...] of all processes from [b, ...]; the gradient of the whole goes into the own rows."""
         if self.processes.world_size == 1:
             return own
-        flat = own[: len(self.without_padding)].flatten(start_dim=1)
+        kept = own[: len(self.without_padding)]
+        flat = kept.reshape(
+            len(kept), math.prod(own.shape[1:])
+        )  # no row, or rows that are numbers, cannot be flattened
         flat = flat.to(torch.uint8) if own.dtype == torch.bool else flat
         whole = _Gather.apply(flat, self)  # type: ignore[no-untyped-call]
         return whole.view(len(whole), *own.shape[1:]).to(own.dtype)

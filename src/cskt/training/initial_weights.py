@@ -34,11 +34,11 @@ from cskt.utils.paths import check_path
 logger = logging.getLogger(__name__)
 
 FUNCTION_SECTIONS = ("backbone.", "prompts.", "adapters.", "lora.", "parts.")
-"""Sections of the config that decide which function the weights compute ..."""
+"""Sections of the config that change what the weights compute; a difference is logged."""
 STARTING_KEYS = {
     "backbone.name", "prompts.init", "prompts.words", "prompts.init_std", "adapters.init", "adapters.init_std",
 }  # fmt: skip
-"""... except for these, which decide where weights come from."""
+"""Keys of these sections that only say where initial values come from; a difference is not logged."""
 HALF_PRECISION = 1e-3, 1e-5
 """Relative and absolute differences of frozen tensors of a released folder, in half precision, from the backbone."""
 

@@ -35,13 +35,15 @@ class Resume(Enum):
     REQUIRED = "required"
     """Continue the run; its last.pt must exist, and a stop must lie ahead."""
     IF_POSSIBLE = "if possible"
-    """Continue the run if the folder has a checkpoint, otherwise start again; a finished run is no error."""
+    """Continue the run if the folder has a checkpoint, which a finished run is no error; otherwise start a new run."""
 
     @classmethod
     def of(cls, choice: Resume | bool | None) -> Resume:
         """Return the choice, also one that is written as True (required), False (never) or None (if possible)."""
         if isinstance(choice, Resume):
             return choice
+        if choice is not None and not isinstance(choice, bool):
+            raise TypeError(f"resume is {choice!r}; give True, False, None or a Resume")
         return {True: cls.REQUIRED, False: cls.NEVER, None: cls.IF_POSSIBLE}[choice]
 
 
@@ -141,7 +143,7 @@ def train(
         shutdown.hint = f"continue with: {command_text('train', '--resume', run_folder)}"
 
         # Train, evaluate, save.
-        progress, last_epoch = context.state.progress, context.last_epoch
+        progress, last_epoch = context.state.progress, context.num_epochs_to_train
         is_finished = bool(calls.stopped) or (
             progress.epoch >= config.loop.num_epochs if config.is_trainable else progress.best_r1 >= 0
         )

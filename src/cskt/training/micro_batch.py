@@ -94,7 +94,7 @@ def _peak_bytes(context: TrainingContext, num_pairs: int) -> float:
     reset_peak_memory(context.device)
     is_over = False
     try:
-        with kept_buffers(context.state.model):
+        with kept_buffers(context.state.model), kept_buffers(context.state.objective):
             forward_backward(context, batch, 0, generator)
     except torch.OutOfMemoryError:
         is_over = True  # what the step held is freed after this block, with the error

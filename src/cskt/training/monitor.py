@@ -42,7 +42,7 @@ class StepMonitor:
 
     Steps that teach nothing are counted in the progress of the run. With fp16 a step is skipped if a scaled gradient
     overflows: the scale is then halved, so a few at the start are usual. And a loss learns nothing from a batch without
-    a wrong answer, such as a last batch of one pair.
+    a negative, such as a last batch of one pair.
     """
 
     def __init__(self, config: RunConfig, state: TrainState, folder: Path) -> None:

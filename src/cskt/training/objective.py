@@ -97,26 +97,26 @@ class ModelOutputs:
     """[B, D] raw features of a second pass of the captions, without gradient."""
 
 
-def encode(model: DualEncoder, views: ModelInputs, *, masked_for_all: bool) -> ModelOutputs:
+def encode(model: DualEncoder, inputs: ModelInputs, *, masked_for_all: bool) -> ModelOutputs:
     """Compute the features of a batch, and the tokens if words are masked or method parts need them; every image is
     encoded once.
 
     With `masked_for_all` the masked captions give the text features too, which saves a pass through the text tower.
     """
-    device, masked = views.images.device, views.masked
-    caption_ids, per_image = to_device(views.caption_ids, device), len(views.caption_ids) // len(views.images)
-    dropout = None if views.dropout is None else views.dropout.to(device)
+    device, masked = inputs.images.device, inputs.masked
+    caption_ids, per_image = to_device(inputs.caption_ids, device), len(inputs.caption_ids) // len(inputs.images)
+    dropout = None if inputs.dropout is None else inputs.dropout.to(device)
     further: dict[str, Any] = {
-        "views": {name: _to_pairs(model.image_features(view), per_image) for name, view in views.views.items()}
+        "views": {name: _to_pairs(model.image_features(view), per_image) for name, view in inputs.views.items()}
     }
-    if views.targets_dropout is not None:
+    if inputs.targets_dropout is not None:
         with torch.no_grad():
             ids = to_device(masked.ids, device) if masked is not None and masked_for_all else caption_ids
-            further["target_text_features"] = model.text_features(ids, views.targets_dropout.to(device))
+            further["target_text_features"] = model.text_features(ids, inputs.targets_dropout.to(device))
     if masked is None and not model.needs_tokens:
-        image_features, text_features = model(views.images, caption_ids, dropout)
+        image_features, text_features = model(inputs.images, caption_ids, dropout)
         return ModelOutputs(_to_pairs(image_features, per_image), text_features, **further)
-    image = _for_pairs(model.image_outputs(views.images, records=model.needs_tokens), per_image)
+    image = _for_pairs(model.image_outputs(inputs.images, records=model.needs_tokens), per_image)
     of_words: dict[str, Any] = {}
     text = None
     if masked is not None:
@@ -180,8 +180,8 @@ def _embeddings(name: str, head: Part, of_towers: Mapping[str, Tensor], rows: Ro
 
 
 class Objective(nn.Module):
-    """Losses by name, with the heads that they need: an identity classifier, an interaction encoder, a factor of the
-    similarities. Training only."""
+    """Losses by name, with the heads that they need: an identity classifier, an interaction encoder, a logit scale.
+    Training only."""
 
     def __init__(self, config: LossConfig, mlm: MlmConfig, architecture: ClipArchitecture, num_identities: int) -> None:
         super().__init__()
@@ -192,8 +192,8 @@ class Objective(nn.Module):
         if "interaction" in heads:
             self.interaction = InteractionEncoder(width, mlm.cmt_depth, architecture.vocab_size)
         self.logit_scale = nn.Parameter(torch.empty(())) if "logit_scale" in heads else None
-        """Logarithm of the factor of cosines."""
-        self._first_scale, self._max_scale = config.logit_scale, config.max_logit_scale
+        """Logarithm of the factor of the cosines."""
+        self._initial_logit_scale, self._max_scale = config.logit_scale, config.max_logit_scale
         self.losses = nn.ModuleDict(losses)
         self._pair_weights: Tensor | None = None
         for loss in losses.values():
@@ -208,19 +208,19 @@ class Objective(nn.Module):
         if self.interaction is not None:
             self.interaction.initialise(generator)
         if self.logit_scale is not None:
-            self.logit_scale.fill_(math.log(self._first_scale))
+            self.logit_scale.fill_(math.log(self._initial_logit_scale))
         for loss in self.losses.values():
             if any(True for _ in loss.parameters()):
                 cast(Loss, loss).initialise(generator)
 
-    def share_gradients(self, num_processes: int, parts: Iterable[Part] = ()) -> None:
-        """Divide the gradients of parameters that every process computes from the whole batch, and that are summed: of
-        losses and of embedding heads that are not by row, and the factor of the similarities."""
+    def share_gradients(self, world_size: int, parts: Iterable[Part] = ()) -> None:
+        """Divide the gradients that every process computes in full by the number of processes, over which they are
+        summed: those of losses and embedding heads with `by_row = False`, and of the logit scale."""
         modules = [module for module in (*cast(dict[str, Loss], self.losses).values(), *parts) if not module.by_row]
         shared = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
         for parameter in shared if self.logit_scale is None else [*shared, self.logit_scale]:
-            if num_processes > 1:
-                parameter.register_hook(partial(torch.mul, 1 / num_processes))  # type: ignore[no-untyped-call]
+            if world_size > 1:
+                parameter.register_hook(partial(torch.mul, 1 / world_size))  # type: ignore[no-untyped-call]
 
     @property
     def views(self) -> list[str]:

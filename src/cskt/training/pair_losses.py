@@ -16,7 +16,7 @@ from cskt.errors import CsktError
 from cskt.losses import Loss
 from cskt.training.context import TrainingContext
 from cskt.training.distributed import SINGLE_PROCESS, Rows
-from cskt.training.step import encode_piece, generator_of, image_ids_per_pair, joined, pieces_of
+from cskt.training.step import concatenated, encode_piece, generator_of, image_ids_per_pair, pieces_of
 from cskt.utils.arguments import listed
 from cskt.utils.messages import described, nearest
 
@@ -64,7 +64,7 @@ def pair_losses(context: TrainingContext, names: str | Sequence[str]) -> dict[st
             pieces = [dataclasses.replace(piece, dropout=None, targets_dropout=None) for piece in pieces]
             if not config.mlm.masked_for_all:  # masked words have no loss for each pair
                 pieces = [dataclasses.replace(piece, masked=None) for piece in pieces]
-            outputs = joined([encode_piece(alone, piece) for piece in pieces])
+            outputs = concatenated([encode_piece(alone, piece) for piece in pieces])
             with arithmetic(device, config.precision):
                 inputs = objective.inputs(
                     outputs, pids, image_ids, rows, context.state.model.heads,

@@ -54,7 +54,11 @@ class RunFolder:
             delete_unfinished_start(self.path)
         if (self.path / CONFIG).exists():
             record_refusal(self.path)
-            remedy = f"resume it (--resume {self.path})" if _has_checkpoint(self.path) else "delete it"
+            remedy = "delete it"
+            if (self.path / LAST).exists() or (self.path / PREVIOUS).exists():
+                remedy = f"resume it (--resume {self.path})"
+            elif self.best.exists():
+                remedy = "it has no last.pt and cannot be resumed; delete it"
             raise CsktError(f"{self.path}: already holds a run; {remedy} or name another folder")
         flat = yaml.safe_dump(to_published(config, architecture), sort_keys=False)
         with self.guarded_write():
@@ -184,8 +188,8 @@ def _is_unfinished_start(folder: Path) -> bool:
 
 
 def delete_unfinished_start(folder: Path) -> None:
-    """Delete the files of a start that ended before its first checkpoint."""
-    if num_restarts() and was_refused(folder):
+    """Delete the files of a start that ended before its first checkpoint, but nothing of a run that has weights."""
+    if (num_restarts() and was_refused(folder)) or _has_checkpoint(folder):
         return
     for name in (EVENTS, CONFIG):  # the config last: without it old events would never be deleted
         with file_system_errors(folder / name):

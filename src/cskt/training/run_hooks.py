@@ -64,7 +64,7 @@ class TrainingRun:
         Assign numbers of at least 0 (a tensor, an array or a list; booleans as well), in the order of
         `train_split.captions`. They hold from the next step on, in all processes, until others are assigned, and are
         saved in last.pt. The losses become weighted means, or sums, over the pairs of a batch: see
-        `cskt.losses.reduced`. A pair of weight 0 remains a wrong answer to the others. Reading gives a copy.
+        `cskt.losses.reduced`. A pair of weight 0 remains a negative to the others. Reading gives a copy.
 
         Assigning raises a CsktError if the shape is another, if a number is negative or not finite, if all are 0, or if
         a loss of the run takes no weights.
@@ -116,11 +116,11 @@ class TrainingRun:
         """Record numbers by name, as an event `hook` of metrics.jsonl and in the loggers.
 
         Raises:
-            CsktError: a name has other characters than letters, digits and `_ - . /`, or a value is no number.
+            CsktError: a name is not 1 to 100 letters, digits, spaces and `_ - . /`, or a value is not a finite number.
         """
         found = {name: float(value) for name, value in values.items()}
         if wrong := next((name for name in found if not VALUE_NAME.fullmatch(name)), None):
-            raise CsktError(f"hook: the name '{wrong}' of a value must consist of letters, digits and _ - . /")
+            raise CsktError(f"hook: the name '{wrong}' of a value must be 1 to 100 letters, digits, spaces and _ - . /")
         if wrong := next((name for name, value in found.items() if not math.isfinite(value)), None):
             raise CsktError(f"hook: the value '{wrong}' is {found[wrong]}; log finite numbers")
         assert self.record is not None
@@ -154,8 +154,10 @@ class Hooks:
         self._hooks |= {name: HOOKS[name](**fields) for name, fields in config.hooks.items()}
         for hook in extra:
             name = type(hook).__name__
-            if not isinstance(hook, Hook) or name in self._hooks:
-                raise CsktError(f"hooks: give instances of cskt.training.hooks.Hook, of one class each, not {hook!r}")
+            if not isinstance(hook, Hook):
+                raise CsktError(f"hooks: {hook!r} is not an instance of cskt.training.hooks.Hook")
+            if name in self._hooks:
+                raise CsktError(f"hooks: two hooks of class {name}; give one of each class")
             self._hooks[name] = hook
         for hook in self._hooks.values():
             hook.check(self.run)

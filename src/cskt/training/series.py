@@ -63,10 +63,19 @@ def check_same_config(config: RunConfig, folder: Path) -> None:
 
 def finished(folder: Path) -> TrainResult | None:
     """Return the result of a run; None if it has not ended."""
-    end = last_event(read_events(folder), "end")
+    events = read_events(folder)
+    end = last_event(events, "end")
     if not end or not (folder / BEST).is_file():
         return None
-    return TrainResult(folder, end["best_r1"], end["best_epoch"], end["seconds"])
+    return TrainResult(
+        folder,
+        end["best_r1"],
+        end["best_epoch"],
+        end["seconds"],
+        num_epochs_done=last_event(events, "step").get("epoch", 0),
+        stopped=end.get("stopped") or "",
+        already_finished=True,
+    )
 
 
 @cache

@@ -36,7 +36,7 @@ class Progress:
     skipped_steps: int = 0
     """Optimizer steps of the current epoch that were skipped because a scaled gradient overflowed (fp16)."""
     batches_without_negatives: int = 0
-    """Batches of the current epoch in which a loss found no wrong answer."""
+    """Batches of the current epoch in which a loss found no negative."""
 
 
 class ExponentialMovingAverage:

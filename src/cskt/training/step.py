@@ -152,11 +152,11 @@ def image_ids_per_pair(batch: Batch) -> Tensor:
     return batch.image_ids.repeat_interleave(len(batch.pids) // len(batch.image_ids))
 
 
-def _in_bucket(views: ModelInputs, context_length: int) -> ModelInputs:
+def _in_bucket(inputs: ModelInputs, context_length: int) -> ModelInputs:
     """Pad captions to a multiple of `CAPTION_BUCKET`, which changes no feature."""
-    length = views.caption_ids.shape[1]
+    length = inputs.caption_ids.shape[1]
     bucket = min(-(-length // CAPTION_BUCKET) * CAPTION_BUCKET, context_length)
-    return dataclasses.replace(views, caption_ids=F.pad(views.caption_ids, (0, bucket - length)))
+    return dataclasses.replace(inputs, caption_ids=F.pad(inputs.caption_ids, (0, bucket - length)))
 
 
 def backward_in_pieces(
@@ -174,7 +174,7 @@ def backward_in_pieces(
     gradient, are computed once.
     """
     with torch.no_grad():
-        whole = joined([encode_piece(piece) for piece in pieces])
+        whole = concatenated([encode_piece(piece) for piece in pieces])
     leaves = {name: value.requires_grad_() for name, value in _with_gradient(whole).items()}
     result = backward(whole)
     first = 0
@@ -205,7 +205,7 @@ def _with_gradient(outputs: ModelOutputs) -> dict[str, Tensor]:
     return {name: value for name, value in (single | tables).items() if value.is_floating_point()}
 
 
-def joined(pieces: Sequence[ModelOutputs]) -> ModelOutputs:
+def concatenated(pieces: Sequence[ModelOutputs]) -> ModelOutputs:
     """Concatenate the outputs of the pieces of a batch."""
     whole: dict[str, Any] = {}
     for name, first in vars(pieces[0]).items():

@@ -52,7 +52,7 @@ class Trainer:
         """Create the run folder, evaluate the backbone and the initial weights, and save the latter."""
         context, run = self.context, self.run
         context.processes.run_on_rank0(lambda: run.create(context.config, context.state.model.architecture))
-        self.shutdown.hint = f"nothing is saved yet; to begin again, remove {run.path}"
+        self.shutdown.hint = f"nothing is saved yet; the same command starts again ({run.path} may be deleted)"
         again = command_text("train", "--resume", run.path)
         logger.info("run folder: %s (if interrupted: %s)", run.path, again)
         warnings = warnings_before(context.config, context.val_split, context.state.backbone_sha256)
@@ -101,7 +101,7 @@ class Trainer:
         epoch, num_steps = progress.epoch, context.loader.num_steps(progress.epoch)
         optim = context.config.optim
         logged_at, logged_step, logged_pairs = time.perf_counter(), progress.step, 0
-        saved_at = progress.total_steps
+        counted_at, saved_at = logged_at, progress.total_steps
         processes.traffic.clear()  # evaluating exchanged features
         # Reading a loss makes the host wait for the device: on an accelerator it is done now and then.
         with Prefetcher(context.loader.epoch(epoch, progress.step, processes.share), context.device) as prefetcher:
@@ -123,9 +123,11 @@ class Trainer:
                 if logs or saves or context.device.type == "cpu":
                     loss, losses_read = self.monitor.read()
                     advance(num_unread, note=f"epoch {epoch + 1}/{loop.num_epochs}, loss {loss:.3f}")
+                if logs or saves:
+                    now = time.perf_counter()
+                    progress.seconds, counted_at = progress.seconds + now - counted_at, now
                 if logs:
-                    seconds = time.perf_counter() - logged_at
-                    progress.seconds += seconds
+                    seconds = now - logged_at
                     self._record(
                         "step",
                         epoch=epoch + 1,
@@ -134,12 +136,13 @@ class Trainer:
                         losses=losses_read,
                         lr=rate,
                         pairs_per_second=logged_pairs / seconds,
-                        waiting_share=prefetcher.take_waited() / seconds,
+                        waiting_share=prefetcher.take_waited_seconds() / seconds,
                         **processes.traffic.take(progress.step - logged_step, seconds),
                         **self.monitor.counts(),
                         seconds=progress.seconds,
                     )
-                    logged_at, logged_step, logged_pairs = time.perf_counter(), progress.step, 0
+                    counted_at = logged_at = time.perf_counter()
+                    logged_step, logged_pairs = progress.step, 0
                 if saves:
                     self.save()
                     saved_at = progress.total_steps

@@ -15,7 +15,7 @@ SENTENCES = "captions.txt"
 """File in a person's folder with a sentence per line."""
 PERSON_TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json")
 """Tables in its place, with a column of captions; with one of images too, a row is for that image alone."""
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
 def people_in(root: Path) -> Iterator[Item]:

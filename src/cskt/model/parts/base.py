@@ -69,6 +69,11 @@ class PartExtras:
         found = {kind: getattr(self, kind) for kind in BlockExtras._fields}
         return {kind: list(modules) for kind, modules in found.items() if modules}
 
+    @property
+    def kinds(self) -> set[str]:
+        """Names of the fields that hold anything."""
+        return {kind for kind, added in vars(self).items() if added}
+
 
 class Part(nn.Module):
     """A part of a method: prompts, adapters, updates of weights, an embedding head.
@@ -222,8 +227,6 @@ def complete_parts(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
 def joined(extras: Mapping[str, PartExtras]) -> TowerExtras:
     """Join what parts, by name, add to one tower."""
     present = list(extras.values())
-    if len(present) == 1 and not present[0].modules:
-        return TowerExtras(present[0].prompts, present[0].prefix_kv)
     by_kind: dict[str, list[Any]] = {
         kind: [found for part in present if (found := part.modules.get(kind))] for kind in BlockExtras._fields
     }
@@ -308,7 +311,7 @@ def check_part(name: str, part: Part) -> None:
     where, saved = f"method part '{name}'", part.state_dict()
     if missing := next((buffer for buffer, _ in part.named_buffers() if buffer not in saved), None):
         raise CsktError(f"{where}: the buffer '{missing}' is not persistent, so no file holds it; leave out persistent")
-    if not part.by_row and (part.embedding_width is None or any(part.extras(side) != PartExtras() for side in SIDES)):
+    if not part.by_row and (part.embedding_width is None or any(part.extras(side).kinds for side in SIDES)):
         raise CsktError(
             f"{where}: by_row = False is for an embedding head that adds nothing to the towers; make two parts of it"
         )
