@@ -265,7 +265,7 @@ def projections(step: Step, pair_seconds: float | None = None) -> list[Projectio
 def plan_table(rows: list[Projection]) -> str:
     """Format Markdown; efficiency is pairs per second and device relative to one device."""
     lines = [
-        "| method | devices | pairs a step | computing | loss | gathering | adding up | pairs/s | efficiency | steps,"
+        "| method | devices | pairs per step | computing | loss | gathering | reducing | pairs/s | efficiency | steps,"
         f" {EPOCHS} epochs | minutes |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -282,7 +282,7 @@ def plan_table(rows: list[Projection]) -> str:
 def step_table(steps: list[Step]) -> str:
     """Format the counts as Markdown."""
     lines = [
-        "| method | kernels | bytes, fixed | bytes a pair | operations a pair | gradients | bytes a similarity |",
+        "| method | kernels | bytes, fixed | bytes per pair | operations per pair | gradients | bytes per similarity |",
         "|---|---|---|---|---|---|---|",
     ]
     for step in steps:

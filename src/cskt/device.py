@@ -50,7 +50,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to the device; from the host to CUDA through pinned memory, without waiting for running work."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)  # the pinned memory is kept until the copy is done
+    # Only contiguous memory is copied without an intermediate one. The pinned memory is kept until the copy is done.
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def native_bf16() -> bool:

@@ -49,7 +49,9 @@ class Page(HTMLParser):
 def written(run: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The report of a run beside the plain backbone, and what the command printed."""
     page = tmp_path_factory.mktemp("report") / "new" / "both.html"
-    return page, done(f"cskt report {run} {tiny_backbone} --output {page} --lists 2 -k 4 --device cpu")
+    return page, done(
+        f"cskt report {run} {tiny_backbone} --backbone {tiny_backbone} --output {page} --lists 2 -k 4 --device cpu"
+    )
 
 
 def test_the_page_needs_nothing_but_itself_and_is_small(written: tuple[Path, str]) -> None:

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from cskt.config import ClipArchitecture, RunConfig
-from cskt.evaluation.study_plan import OWN_KEYS, Size, Study, StudyData, load_study, plan, select, study_names
+from cskt.evaluation.study_plan import OWN_KEYS, Arm, Size, Study, StudyData, load_study, plan, select, study_names
 from cskt.model.dual_encoder import DualEncoder
 from cskt.model.io.weights import load_backbone
 
@@ -158,6 +158,17 @@ def test_precedence_of_config_keys(study: Study) -> None:
     full = config_of_arm(study, "CSKT", "full")
     assert (full.optim.lr, full.optim.eps, full.optim.gamma, full.loss.temperature) == (1e-3, 1e-3, 0.4, 0.3)
     assert config_of_arm(study, "thin", "small").optim.gamma == 0.3
+
+
+def test_a_setting_of_a_part_is_for_the_arms_that_have_it() -> None:
+    arms = [Arm(label="CSKT", recipe="cskt"), Arm(label="DM", recipe="dm-adapter")]
+    study = Study(title="Parts", baseline="CSKT", datasets=[StudyData(name="a", dataset="jsonl")], arms=arms)
+    changes: dict[str, Any] = {"parts.dm_adapter.vision_scale": 0.5, "optim.lr": 1e-5}
+    plain, experts = (config_of_arm(study, label, "full", changes) for label in ("CSKT", "DM"))
+    assert not plain.parts and plain.optim.lr == 1e-5
+    assert experts.parts["dm_adapter"]["vision_scale"] == 0.5 and experts.optim.lr == 1e-5
+    added = config_of_arm(study, "CSKT", "full", {"parts.up_person.rank": 3})
+    assert added.parts["up_person"]["rank"] == 3, "no arm has it"
 
 
 @pytest.mark.parametrize("key", OWN_KEYS)

@@ -59,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
     folders = {run: seed_folders(Path(run)) for run in flags.runs}
     for folder in (folder for seeds in folders.values() for folder in seeds):
         check_exists(str(folder))
-    results = {run: [results_of(folder, places, flags) for folder in seeds] for run, seeds in folders.items()}
+    models = [str(folder) for seeds in folders.values() for folder in seeds]
+    results = {run: [results_of(folder, places, flags, models) for folder in seeds] for run, seeds in folders.items()}
     check_columns(results)
     rows = [row_of(folders[run][0], seeds, places) for run, seeds in results.items()]
     alike = Counter((row.label, row.trained_on) for row in rows)
@@ -71,10 +72,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def results_of(model: Path, places: Sequence[DataPlace], flags: argparse.Namespace) -> list[Result]:
-    """Return the results of a model on each data set: stored ones, or computed now and stored."""
+def results_of(
+    model: Path, places: Sequence[DataPlace], flags: argparse.Namespace, models: Sequence[str]
+) -> list[Result]:
+    """Return the results of one of the models on each data set: stored ones, or computed now and stored."""
     splits = [split_of(str(model), place.dataset, place.root, flags.split) for place in places]
-    return results_on(model, splits, lambda: load_model(flags, str(model)), precision=flags.precision)
+    return results_on(model, splits, lambda: load_model(flags, str(model), among=models), precision=flags.precision)
 
 
 def check_columns(results: dict[str, list[list[Result]]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -106,13 +107,19 @@ def load_model_and_split(flags: argparse.Namespace, *, refuse_overlaps: bool = T
     return load_model(flags), split
 
 
-def load_model(flags: argparse.Namespace, model: str | None = None) -> Encoder:
-    """Return the encoder of `model`, else of `flags.model`, that computes as the flags of `add_encoder_flags` say."""
-    from cskt.embed import ModelSource  # noqa: PLC0415
-    from cskt.embed.model_paths import load_checked  # noqa: PLC0415
+def load_model(flags: argparse.Namespace, model: str | None = None, *, among: Iterable[str] = ()) -> Encoder:
+    """Return the encoder of `model`, else of `flags.model`, that computes as the flags of `add_encoder_flags` say.
 
-    source = ModelSource(model or flags.model, **source_flags(flags))
-    return load_checked(source, encode_options(flags, show_progress=True))
+    Of the models of a command (`among`), `--backbone` is for those that contain none, if there are any.
+    """
+    from cskt.embed import ModelSource  # noqa: PLC0415
+    from cskt.embed.model_paths import load_checked, needed_backbone  # noqa: PLC0415
+
+    model, fields = model or flags.model, source_flags(flags)
+    needing = [one for one in among if needed_backbone(Path(one)) is not None] if "backbone" in fields else []
+    if needing and model not in needing:
+        del fields["backbone"]
+    return load_checked(ModelSource(model, **fields), encode_options(flags, show_progress=True))
 
 
 def source_flags(flags: argparse.Namespace) -> dict[str, Any]:

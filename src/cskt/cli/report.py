@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     models: list[report_sections.ReportedModel] = []
     lists: list[Section] = []
     for label, run in zip(labels, runs, strict=True):  # one model is in memory at a time
-        encoder = load_model(flags, run)
+        encoder = load_model(flags, run, among=runs)
         features = encode_split(encoder, split)
         models.append(report_sections.reported_model(label, Path(run), encoder, split, features))
         if len(models) == 1:

@@ -160,29 +160,50 @@ def plan(
 
     An arm that trains nothing has one run, with the first seed: the others would be the same. The runs are in
     <output>/<data set>/<arm>/seed-<n>, their data in folders relative to `root`. `overrides` are config keys laid over
-    everything (device, precision, ...).
+    everything (device, precision, ...); a setting of a part or hook, such as parts.lora.rank, is for the arms that have
+    the part or hook, unless none has.
     """
     if own := OWN_KEYS.keys() & (overrides or {}).keys():
         raise CsktError(f"{min(own)} is for the study to set; give {OWN_KEYS[min(own)]}")
     runs = []
+    arms = [arm for arm in study.arms if arm.size in (size, "both")]
+    changes = _overrides_by_arm({arm.label: _config(study, arm, size) for arm in arms}, overrides or {})
     for round_number, seed in enumerate(study.seeds):
         for data in study.datasets:
-            for arm in study.arms:
-                if arm.size not in (size, "both"):
-                    continue
-                keys = {"loop.keep_last_epoch": True} if study.last_epoch else {}
-                keys |= study.common | (study.small | arm.set | arm.small if size == "small" else arm.set)
+            for arm in arms:
                 own_keys = {"data.dataset": data.dataset, "data.root": str(root / data.root), "seed": seed}
-                try:
-                    every = {**keys, "name": arm.label, **(overrides or {}), **own_keys}
-                    config = load_config(arm.recipe, every, fit=False)  # arms differ in what the study says alone
-                except CsktError as error:
-                    raise CsktError(f"study '{study.title}', arm '{arm.label}': {error}") from None
+                config = _config(study, arm, size, changes[arm.label] | own_keys)
                 if not config.is_trainable and round_number > 0:
                     continue
                 folder = output / data.name / arm.slug / f"seed-{seed}"
                 runs.append(PlannedRun(arm, data, seed, config, folder, study.tested_on(data)))
     return runs
+
+
+def _config(study: Study, arm: Arm, size: Size, changes: Mapping[str, Any] | None = None) -> RunConfig:
+    """Return the config of an arm: arms differ in what the study says alone, so nothing is fitted to the data."""
+    keys = {"loop.keep_last_epoch": True} if study.last_epoch else {}
+    keys |= study.common | (study.small | arm.set | arm.small if size == "small" else arm.set)
+    try:
+        return load_config(arm.recipe, {**keys, "name": arm.label, **(changes or {})}, fit=False)
+    except CsktError as error:
+        raise CsktError(f"study '{study.title}', arm '{arm.label}': {error}") from None
+
+
+def _overrides_by_arm(configs: Mapping[str, RunConfig], overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the overrides of each arm: a setting of a part or hook would add it to the arms that have none."""
+
+    def is_for(config: RunConfig, key: str) -> bool:
+        section, _, rest = key.partition(".")
+        if section not in ("parts", "hooks"):
+            return True
+        name = rest.partition(".")[0]
+        return name in getattr(config, section) or not any(name in getattr(one, section) for one in configs.values())
+
+    return {
+        label: {key: value for key, value in overrides.items() if is_for(config, key)}
+        for label, config in configs.items()
+    }
 
 
 def select(

@@ -117,9 +117,15 @@ def check_place(gallery: Path, source: ModelSource) -> None:
 def check_model(gallery: Path, manifest: Manifest, encoder: Encoder) -> None:
     """Check that vectors of an encoder can be compared with those of a gallery."""
     if encoder.fingerprint != manifest.fingerprint:
+        name, instead = manifest.model.path, ""
+        if encoder.source is None or encoder.source.path != name:
+            model = "MODEL"
+        else:
+            model, former = name, command_text("index", gallery, "--model", "OLD_FILE")
+            instead = f", or, if {name} is another file than before (clip-tiny since 0.1.0), name that: {former}"
         raise CsktError(
-            f"{gallery}: was filled by another model ({manifest.model.path}, fingerprint {manifest.generation}; this"
-            f" one is {encoder.fingerprint[:12]}); encode its crops anew: {_remedy(gallery, '--model', 'MODEL')}"
+            f"{gallery}: was filled by another model ({name}, fingerprint {manifest.generation}; this one is"
+            f" {encoder.fingerprint[:12]}); encode its crops anew: {_remedy(gallery, '--model', model)}{instead}"
         )
 
 
