@@ -287,9 +287,9 @@ def test_last_pt_of_wrong_parts(tmp_path: Path, run: Path) -> None:
     content["progress"]["epoch"] = 0
     config = config_of(copy)
     junk = (None, "x", {"a": 1}, *((1, [], {}, [1], torch.zeros(2)) if LONG else ()))
-    assert content.keys() >= checkpoint.PARTS
+    assert content.keys() >= checkpoint.REQUIRED_ENTRIES
     num_tried = 0
-    for part in sorted(checkpoint.PARTS):
+    for part in sorted(checkpoint.REQUIRED_ENTRIES):
         for value in junk:
             torch.save({**content, part: value}, copy / "last.pt")
             message = taken_or_refused(lambda: train(config, copy, resume=True), seconds=60)
