@@ -4,6 +4,8 @@ The count contains what the method needs, each caption at its own length, withou
 backward pass of a frozen layer needs no weight gradients and costs as much as its forward pass; that of trained layers
 and of attention costs twice as much. Left out: what is computed once per batch (prompts, couplings, the common prefix
 of captions, below 1 % at 128 pairs) and everything that is not a matrix product.
+
+    python -m benchmarks.flops
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cskt.config import AdapterConfig, ClipArchitecture, PromptConfig
+
+NUM_PAIRS, CAPTION_TOKENS = 128, 37
+"""The batch of the published command, and the mean length of generated captions."""
 
 
 @dataclass(frozen=True)
@@ -120,3 +125,27 @@ def _patches(architecture: ClipArchitecture, num_images: int) -> Flops:
     """Count the patch convolution, which is frozen and first."""
     rows, columns = architecture.grid
     return Flops(2 * num_images * rows * columns * 3 * architecture.patch_size**2 * architecture.vision_width, 0)
+
+
+def main() -> None:
+    """Print the operations of docs/performance.md, ours and those of the released code."""
+    sizes, prompts, adapters = ClipArchitecture(image_height=384, image_width=128), PromptConfig(), AdapterConfig()
+    (vision, text), patches = _towers(sizes, adapters), _patches(sizes, 1)
+    num_tokens, num_prompts = 1 + sizes.grid[0] * sizes.grid[1], 2 * prompts.length
+    image = vision.step([num_tokens], seen=num_prompts, one_asks=True, input_learns=False) + patches
+    released_image = vision.step([num_tokens + num_prompts], seen=0, one_asks=False, input_learns=True) + patches
+    caption = text.step([CAPTION_TOKENS - 1], seen=1 + num_prompts, one_asks=True, input_learns=False)
+    released_caption = text.step([sizes.context_length], seen=0, one_asks=False, input_learns=True)
+    step = cskt_step(sizes, prompts, adapters, [CAPTION_TOKENS] * NUM_PAIRS).total
+    released = released_step(sizes, prompts, adapters, NUM_PAIRS).total
+    print(f"ViT-B/16, {sizes.image_height} x {sizes.image_width}, captions of {CAPTION_TOKENS} tokens")
+    for name, ours, theirs, unit, scale in (
+        ("encode an image", image.forward, released_image.forward, "GFLOP", 1e9),
+        ("encode a caption", caption.forward, released_caption.forward, "GFLOP", 1e9),
+        (f"training step of {NUM_PAIRS} pairs", step, released, "TFLOP", 1e12),
+    ):
+        print(f"{name:32}{ours / scale:7.2f} {unit}, released {theirs / scale:7.2f}, {theirs / ours:.2f} x")
+
+
+if __name__ == "__main__":
+    main()

@@ -171,13 +171,13 @@ def train(task: Task) -> None:
     """Train by the command on the device by its number, which nothing else has used before in this process."""
     named = task.device.type if task.device.type == "cpu" else f"{task.device.type}:{task.device.index or 0}"
     for precision in task.precisions:
-        flags, method, num_steps = ["--device", named, "--precision", precision], [], None
+        flags, shared, num_steps = ["--device", named, "--precision", precision], [], None
         if precision == "fp16":
             # The first updates may be left out, because their gradients overflow, and later losses then differ. In an
             # epoch without any update training ends, so this one has many steps.
-            method, num_steps = ["--batch-size", "8"], 1
+            shared, num_steps = ["--batch-size", "8"], 1
         bound = LOSS_BOUNDS[precision]
-        _check_losses(task, f"{named}, {precision}", flags, method=method, bound=bound, num_steps=num_steps)
+        _check_losses(task, f"{named}, {precision}", flags, shared=shared, bound=bound, num_steps=num_steps)
 
 
 def train_options(task: Task) -> None:
@@ -189,7 +189,7 @@ def train_options(task: Task) -> None:
     stopped = _train(task, "moving average", [*flags, "--ema-decay", "0.9", "--stop-after-epochs", "1"])
     _cskt("train", "--resume", stopped)
     task.compare("moving average, resumed", _difference(_losses(stopped), _losses(_reference(task))))
-    _check_losses(task, "identity and MLM heads", flags, method=["--weights", "{id: 1, mlm: 1}", "--cmt-depth", "1"])
+    _check_losses(task, "identity and MLM heads", flags, shared=["--weights", "{id: 1, mlm: 1}", "--cmt-depth", "1"])
     _waits(task, "waits for the device in a step", task.work / "check.yaml")
 
 
@@ -365,20 +365,23 @@ def _check_losses(
     check: str,
     flags: Sequence[str],
     *,
-    method: Sequence[str] = (),
+    shared: Sequence[str] = (),
     bound: float = LOSS_BOUNDS["fp32"],
     num_steps: int | None = None,
 ) -> None:
-    """Train by the command and compare the losses of all steps, or of the first, with the run on the CPU."""
-    ours = _losses(_train(task, check, [*flags, *method]))  # first, so that nothing has used the device before
-    theirs = _losses(_reference(task, method))
+    """Train by the command and compare the losses of all steps, or of the first, with the run on the CPU.
+
+    The flags `shared` are for both.
+    """
+    ours = _losses(_train(task, check, [*flags, *shared]))  # first, so that nothing has used the device before
+    theirs = _losses(_reference(task, shared))
     task.compare(check, _difference(ours[:num_steps], theirs[:num_steps]), bound)
 
 
-def _reference(task: Task, method: Sequence[str] = ()) -> Path:
+def _reference(task: Task, shared: Sequence[str] = ()) -> Path:
     """Return the same training on the CPU, which is made when it is first needed."""
-    folder = task.work / f"reference{_slug(' '.join(method))}"
-    return folder if folder.exists() else _train(task, folder.name, ["--device", "cpu", *method], folder)
+    folder = task.work / f"reference{_slug(' '.join(shared))}"
+    return folder if folder.exists() else _train(task, folder.name, ["--device", "cpu", *shared], folder)
 
 
 def _slug(text: str) -> str:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,31 @@ def test_other_parts_follow_and_the_exit_code_reports_a_failure(
     assert lines[1].split() == ["train", "a", "value", "FAILED", "0.5", "(at", "most", "0.1)"]
     assert lines[-1] == f"2 checks passed, 1 failed, 0 skipped; results: {target}"
     assert gpu_check.check(device, ["inference"], until=until, target=None) == 0
+
+
+def test_the_number_of_a_device_holds_in_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torchrun` alone takes the device without a number, as each of its processes has another one."""
+    used: list[str] = []
+
+    def train(_: gpu_check.Task, name: str, flags: list[str], *__: object, **___: object) -> Path:
+        used.append(flags[flags.index("--device") + 1])
+        return tmp_path / name
+
+    def stop_at_waits(config: Path, changes: dict[str, str]) -> None:
+        used.append(changes["device"])
+        raise InterruptedError
+
+    monkeypatch.setattr(gpu_check, "_train", train)
+    monkeypatch.setattr(gpu_check, "_cskt", lambda *_: None)
+    monkeypatch.setattr(gpu_check, "_losses", lambda _: [1.0])
+    monkeypatch.setattr(gpu_check, "_cannot_compile", lambda _: "")
+    monkeypatch.setattr(gpu_check, "load_config", stop_at_waits)
+    gpu_check.write_config(tmp_path / "check.yaml", gpu_check.TINY, {}, {})
+    task = gpu_check.Task(torch.device("cuda:1"), tmp_path, tmp_path / "rows.jsonl", small=True)
+    for part in (gpu_check.train, gpu_check.compiled, gpu_check.train_options, gpu_check.methods):
+        with suppress(InterruptedError):
+            part(task)
+    assert used.count("cuda:1") > 10 and {*used} == {"cuda:1", "cpu"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from small_datasets import write_image
 
+from cskt.cli.data_check import import_hint
 from cskt.data.importing import Columns, ImportOptions, import_dataset
 from cskt.data.records import Split
 from cskt.errors import CsktError
@@ -378,6 +379,9 @@ def test_bad_sources_and_outputs_are_refused(tmp_path: Path) -> None:
     assert "no folder per person with captions.txt or captions.csv" in refusal(tmp_path / "empty")
     write_table(tmp_path / "empty", "", images=1)
     assert f"to import a table, name it: {tmp_path}/empty/people.csv" in refusal(tmp_path / "empty")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "people.parquet").touch()
+    assert import_hint(tmp_path / "one").endswith("people.parquet NEW_FOLDER"), "what `data check` says"
     with pytest.raises(CsktError, match="empty: already exists; name a new folder"):
         import_dataset(table, tmp_path / "empty")
     with pytest.raises(CsktError, match="val_fraction is 1.5; give a fraction"):

@@ -411,7 +411,7 @@ def test_a_model_that_has_changed_behind_its_path_is_refused(tmp_path: Path) -> 
     write_backbone(path, seed=1)
     with (
         Gallery.open(tmp_path / "another", device="cpu") as opened,
-        pytest.raises(ValueError, match=r"another model.*reindex .*--model .*mine.* or, .*index .* --model OLD_FILE"),
+        pytest.raises(ValueError, match=r"another model.*reindex .*--model .*mine.*; or, .*index .* --model OLD_FILE"),
     ):
         opened.search(SENTENCE)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -77,6 +79,19 @@ def test_rates_follow_the_schedule_and_steps_are_logged_as_asked(configure: Conf
     assert [event["step"] for event in steps] == [2, 3, 4, 6, 8, 9]
     assert {event["epoch"]: event["lr"] for event in steps} == pytest.approx({1: 1e-4, 2: 5.5e-4, 3: 1e-3})
     assert [event["seconds"] for event in steps] == sorted(event["seconds"] for event in steps)
+
+
+def test_a_checkpoint_between_two_logged_steps_counts_the_time_until_then(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, saved = itertools.count(), []
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    monkeypatch.setattr(trainer, "save_last", lambda _, state, __: saved.append(state.progress.seconds))
+    changes = {"loop.num_epochs": 1, "loop.log_period_steps": 100, "loop.save_period_steps": 1}
+    folder = train(configure(changes), tmp_path / "run").folder
+    (logged,) = events_of(folder, "step")
+    first, *within = saved[:4]  # before training, and after each of the three steps
+    assert first < within[0] < within[1] < within[2] == logged["seconds"]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -110,14 +110,14 @@ def load_model_and_split(flags: argparse.Namespace, *, refuse_overlaps: bool = T
 def load_model(flags: argparse.Namespace, model: str | None = None, *, among: Iterable[str] = ()) -> Encoder:
     """Return the encoder of `model`, else of `flags.model`, that computes as the flags of `add_encoder_flags` say.
 
-    Of the models of a command (`among`), `--backbone` is for those that contain none, if there are any.
+    `among` are all models of the command: `--backbone` is for those that contain none, if there are any.
     """
     from cskt.embed import ModelSource  # noqa: PLC0415
     from cskt.embed.model_paths import load_checked, needed_backbone  # noqa: PLC0415
 
     model, fields = model or flags.model, source_flags(flags)
-    needing = [one for one in among if needed_backbone(Path(one)) is not None] if "backbone" in fields else []
-    if needing and model not in needing:
+    contains_backbone = "backbone" in fields and needed_backbone(Path(model)) is None
+    if contains_backbone and any(needed_backbone(Path(other)) is not None for other in among):
         del fields["backbone"]
     return load_checked(ModelSource(model, **fields), encode_options(flags, show_progress=True))
 

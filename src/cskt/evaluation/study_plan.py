@@ -167,12 +167,12 @@ def plan(
         raise CsktError(f"{min(own)} is for the study to set; give {OWN_KEYS[min(own)]}")
     runs = []
     arms = [arm for arm in study.arms if arm.size in (size, "both")]
-    changes = _overrides_by_arm({arm.label: _config(study, arm, size) for arm in arms}, overrides or {})
+    changes = _overrides_by_arm({arm.label: _config(study, arm, size) for arm in arms}, overrides) if overrides else {}
     for round_number, seed in enumerate(study.seeds):
         for data in study.datasets:
             for arm in arms:
                 own_keys = {"data.dataset": data.dataset, "data.root": str(root / data.root), "seed": seed}
-                config = _config(study, arm, size, changes[arm.label] | own_keys)
+                config = _config(study, arm, size, changes.get(arm.label, {}) | own_keys)
                 if not config.is_trainable and round_number > 0:
                     continue
                 folder = output / data.name / arm.slug / f"seed-{seed}"

@@ -122,7 +122,9 @@ def check_model(gallery: Path, manifest: Manifest, encoder: Encoder) -> None:
             model = "MODEL"
         else:
             model, former = name, command_text("index", gallery, "--model", "OLD_FILE")
-            instead = f", or, if {name} is another file than before (clip-tiny since 0.1.0), name that: {former}"
+            instead = (
+                f"; or, if the file of {name} was replaced, as clip-tiny was after 0.1.0, name the former one: {former}"
+            )
         raise CsktError(
             f"{gallery}: was filled by another model ({name}, fingerprint {manifest.generation}; this one is"
             f" {encoder.fingerprint[:12]}); encode its crops anew: {_remedy(gallery, '--model', model)}{instead}"

@@ -178,11 +178,12 @@ class DualEncoder(nn.Module):
     @torch.no_grad()
     def _check_parts(self) -> int:
         """Check the parts, and return the number of prompts of the text tower."""
-        for side in SIDES:
-            check_extras(self._part_extras(side), side, self.architecture)
+        added = {side: self._part_extras(side) for side in SIDES}
+        for side, extras in added.items():
+            check_extras(extras, side, self.architecture)
         for name, part in self.method_parts().items():
             check_part(name, part)
-        slots = sum(len(added.prompts[0]) for added in self._part_extras("text").values() if added.prompts)
+        slots = sum(len(text.prompts[0]) for text in added["text"].values() if text.prompts)
         if slots > self.architecture.context_length - 3:
             raise CsktError(f"{slots} prompts leave no word in {self.architecture.context_length} positions")
         return slots

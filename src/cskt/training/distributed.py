@@ -248,9 +248,7 @@ class Rows:
         if self.processes.world_size == 1:
             return own
         kept = own[: len(self.without_padding)]
-        flat = kept.reshape(
-            len(kept), math.prod(own.shape[1:])
-        )  # no row, or rows that are numbers, cannot be flattened
+        flat = kept.reshape(len(kept), math.prod(own.shape[1:]))  # `flatten` refuses [b]
         flat = flat.to(torch.uint8) if own.dtype == torch.bool else flat
         whole = _Gather.apply(flat, self)  # type: ignore[no-untyped-call]
         return whole.view(len(whole), *own.shape[1:]).to(own.dtype)

@@ -9,7 +9,6 @@ from enum import Enum
 from pathlib import Path
 
 from cskt.config import RunConfig, load_config
-from cskt.config.file_names import LAST, PREVIOUS
 from cskt.errors import CsktError, out_of_memory_errors
 from cskt.plugins import load_plugins
 from cskt.training.context import prepare
@@ -18,7 +17,7 @@ from cskt.training.hooks import Hook
 from cskt.training.initial_weights import read_initial_weights
 from cskt.training.launch import num_restarts, record_refusal, was_refused
 from cskt.training.micro_batch import fit_micro_batch
-from cskt.training.run_folder import RunFolder, claimed, delete_unfinished_start, fresh_folder
+from cskt.training.run_folder import RunFolder, claimed, delete_unfinished_start, fresh_folder, has_checkpoint
 from cskt.training.run_hooks import Hooks
 from cskt.training.shutdown import ShutdownSignal
 from cskt.training.trainer import Trainer
@@ -35,7 +34,7 @@ class Resume(Enum):
     REQUIRED = "required"
     """Continue the run; its last.pt must exist, and a stop must lie ahead."""
     IF_POSSIBLE = "if possible"
-    """Continue the run if the folder has a checkpoint, which a finished run is no error; otherwise start a new run."""
+    """Continue the run if the folder has a checkpoint, even if it is finished; otherwise start a new run."""
 
     @classmethod
     def of(cls, choice: Resume | bool | None) -> Resume:
@@ -186,4 +185,4 @@ def _is_resumable(folder: Path) -> bool:
     """Return whether a folder has a checkpoint that this launch may resume."""
     if num_restarts() and was_refused(folder):
         return False  # the run there is not of this launch, which will be refused again
-    return any((folder / name).is_file() for name in (LAST, PREVIOUS))
+    return has_checkpoint(folder)

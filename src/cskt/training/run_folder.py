@@ -55,7 +55,7 @@ class RunFolder:
         if (self.path / CONFIG).exists():
             record_refusal(self.path)
             remedy = "delete it"
-            if (self.path / LAST).exists() or (self.path / PREVIOUS).exists():
+            if has_checkpoint(self.path):
                 remedy = f"resume it (--resume {self.path})"
             elif self.best.exists():
                 remedy = "it has no last.pt and cannot be resumed; delete it"
@@ -177,19 +177,24 @@ def claimed(folder: Path) -> Iterator[bool]:
             lock.release()
 
 
-def _has_checkpoint(folder: Path) -> bool:
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether a run can be resumed."""
+    return any((folder / name).is_file() for name in (LAST, PREVIOUS))
+
+
+def _has_weights(folder: Path) -> bool:
     return any((folder / name).exists() for name in (LAST, PREVIOUS, BEST))
 
 
 def _is_unfinished_start(folder: Path) -> bool:
     """Return whether a run ended before its first checkpoint, as it does if an image cannot be read."""
     events = {event["event"] for event in read_events(folder)}
-    return "start" in events and "step" not in events and not _has_checkpoint(folder)
+    return "start" in events and "step" not in events and not _has_weights(folder)
 
 
 def delete_unfinished_start(folder: Path) -> None:
     """Delete the files of a start that ended before its first checkpoint, but nothing of a run that has weights."""
-    if (num_restarts() and was_refused(folder)) or _has_checkpoint(folder):
+    if (num_restarts() and was_refused(folder)) or _has_weights(folder):
         return
     for name in (EVENTS, CONFIG):  # the config last: without it old events would never be deleted
         with file_system_errors(folder / name):
