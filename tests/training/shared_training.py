@@ -17,7 +17,9 @@ import os
 import shutil
 import signal
 import sys
+import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +32,9 @@ from cskt.training import trainer
 from cskt.training.context import TrainingContext, prepare
 from cskt.training.distributed import process_group
 from cskt.training.step import forward_backward
+
+THREADS_LEFT = "threads that may abort the process at its exit:"
+"""Printed where a process ends while Gloo's threads, which may hold tensors, still run."""
 
 
 def gradients(config: str, output: str, kind: str = "") -> None:
@@ -134,16 +139,39 @@ def differing(key: str, value: str, *words: str) -> int:
     return main(words)
 
 
+def run(kind: str, *words: str) -> int:
+    """Do what the command line names; return the exit status."""
+    if kind == "gradients":
+        gradients(*words)
+        return 0
+    if kind in ("stop", "kill"):
+        return signalled({"stop": signal.SIGTERM, "kill": signal.SIGKILL}[kind], *words)
+    return {"overflow": overflowing, "delete": deleting, "differ": differing}[kind](*words)
+
+
+def gloo_threads() -> list[str]:
+    """Names of the threads of Gloo that do not end in this process; none where the system does not list them."""
+    names: list[str] = []
+    for _ in range(600):  # the system lists a thread for a moment after its end
+        names = [name for path in Path("/proc/self/task").glob("*/comm") if "gloo" in (name := thread_name(path))]
+        if not names:
+            break
+        time.sleep(0.1)
+    return names
+
+
+def thread_name(path: Path) -> str:
+    """Name of a thread from its file; empty for one that has ended meanwhile."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    kind, *rest = sys.argv[1:]
-    if kind == "gradients":
-        gradients(*rest)
-    elif kind == "overflow":
-        sys.exit(overflowing(*rest))
-    elif kind == "delete":
-        sys.exit(deleting(*rest))
-    elif kind == "differ":
-        sys.exit(differing(*rest))
-    else:
-        sys.exit(signalled({"stop": signal.SIGTERM, "kill": signal.SIGKILL}[kind], *rest))
+    try:
+        sys.exit(run(*sys.argv[1:]))
+    finally:
+        if threads := gloo_threads():
+            print(THREADS_LEFT, threads, file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from shared_training import gradients_of_epoch, in_double, weight_pairs
+from shared_training import THREADS_LEFT, gradients_of_epoch, in_double, weight_pairs
 
 from cskt.config import save_config
 from cskt.errors import CsktError
@@ -55,9 +55,9 @@ def torchrun(
     """Start a program, or `-m module`, in several processes of this machine."""
     counts = ["--standalone", f"--nproc-per-node={num_processes}", f"--max-restarts={restarts}"]
     command = [*LAUNCHER, *counts, *map(str, words)]
-    return subprocess.run(
-        command, check=False, capture_output=True, text=True, env=ENVIRONMENT | variables, timeout=500
-    )
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, env=ENVIRONMENT | variables, timeout=500)
+    assert THREADS_LEFT not in ran.stderr
+    return ran
 
 
 def saved(configure: Configure, folder: Path, changes: dict[str, Any]) -> Path:

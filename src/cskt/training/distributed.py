@@ -295,18 +295,25 @@ def process_group() -> Generator[Processes, None, None]:
         return
     log = logging.getLogger("cskt")
     level = log.level
+    # Before the group exists: a default argument there is the group at the time of the import, and keeps it alive.
+    import torch.distributed.nn.functional  # noqa: PLC0415  (later, the first optimizer would import it)
+
+    has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
+    succeeded = False
     try:
         if not ranks.is_main_process:
             log.setLevel(logging.ERROR)
-        _connect(ranks)
+        _connect(ranks, "cpu:gloo,cuda:nccl" if has_nccl else "gloo")
         yield processes
+        succeeded = True
     finally:
         log.setLevel(level)
-    dist.destroy_process_group()  # not after an error: the others may never call it
+        # This ends the threads of Gloo. A thread that frees a tensor while Python exits would abort the process.
+        if dist.is_initialized() and (succeeded or not has_nccl):  # NCCL would wait for processes that failed
+            dist.destroy_process_group()
 
 
-def _connect(ranks: Ranks) -> None:
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+def _connect(ranks: Ranks, backend: str) -> None:
     try:
         with _connection_errors():
             store, *_ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=TIMEOUT))  # type: ignore[attr-defined]
