@@ -15,7 +15,8 @@ from cskt.config import LoraConfig, to_dict
 from cskt.config.file_names import BEST, CONFIG, RELEASED_CONFIG
 from cskt.data.tokenizer import Tokenizer
 from cskt.embed import EncodeOptions, Encoder, ModelSource, build, load, load_source
-from cskt.embed.model_paths import READERS, reader_of, run_config
+from cskt.embed.model_paths import run_config
+from cskt.embed.readers import READERS, reader_of
 from cskt.errors import CsktError
 from cskt.model.io.native import MethodFile, read_method, save_backbone, save_weights
 from tiny_run import ARCHITECTURE, HEIGHT, WIDTH, plain_clip, quick_config
