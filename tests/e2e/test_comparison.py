@@ -426,3 +426,15 @@ def test_a_split_of_one_identity_is_noted(tiny_backbone: Path, tmp_path: Path) -
     done(f"cskt data make {tmp_path} --layout jsonl --train-ids 2 --val-ids 1 --test-ids 1 --images-per-id 2 --seed 9")
     result = typed(f"cskt evaluate {tiny_backbone} --dataset jsonl --root {tmp_path} --json").json()
     assert (result["t2i"]["r1"], result["note"]) == (1.0, "one identity: every answer is right, whatever the model")
+
+
+def test_the_backbone_of_a_matrix_is_for_models_that_contain_none(
+    runs: Path, tiny_backbone: Path, root: Path, tmp_path: Path
+) -> None:
+    run, moved = shutil.copytree(runs / "cskt", tmp_path / "run"), tmp_path / "clip.safetensors"
+    shutil.copy(tiny_backbone, moved)
+    save_config(load_config(run / "config.yaml", {"backbone.name": "not-here.safetensors"}), run / "config.yaml")
+    flags = f"--backbone {moved} --datasets icfg-pedes --root {root} --device cpu --format json"
+    cells = typed(f"cskt matrix {run} {moved} {flags}").json()["cells"]
+    assert [cell["trained_on"] for cell in cells] == ["cuhk-pedes", None]
+    assert "contains its backbone; leave out --backbone" in typed(f"cskt matrix {moved} {flags}").refusal()
