@@ -2,7 +2,7 @@
 
 Tensors stay on the CPU, so programs run through and compute the right numbers. The functions below behave as those of
 torch in the order of their calls: `reset_peak_memory_stats("cuda:0")`, for example, fails before `torch.cuda.init`,
-and a copy from memory that is not pinned waits for the device.
+and a copy from memory that is not pinned, or not contiguous, waits for the device.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
         device = next((value for value in (*args, *kwargs.values()) if _is_cuda(value)), None)
         if device is not None:
             cuda.init()
-            waits = tensor.data_ptr() not in cuda.pinned or not kwargs.get("non_blocking")
+            is_direct = tensor.data_ptr() in cuda.pinned and tensor.is_contiguous()
+            waits = not is_direct or not kwargs.get("non_blocking")
             cuda.record("copy and wait" if waits else "copy", device)
         elif kwargs.get("non_blocking"):
             cuda.record("copy back")
@@ -129,7 +130,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
 
     def pin(tensor: Tensor) -> Tensor:
         cuda.init()
-        pinned = tensor.clone()
+        pinned = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype).copy_(tensor)
         cuda.pinned.add(pinned.data_ptr())
         return pinned
 

@@ -12,7 +12,7 @@ import torch
 import cskt
 from cskt.cli.main import main
 from cskt.data.prefetcher import Prefetcher, read_back
-from cskt.device import held_memory_bytes, peak_memory_bytes, reset_peak_memory
+from cskt.device import held_memory_bytes, peak_memory_bytes, reset_peak_memory, to_device
 from cskt.embed import load
 from cskt.explain import explain
 from cskt.types import Batch
@@ -98,6 +98,12 @@ def test_the_consumer_waits_for_a_copy_and_not_for_the_one_after_it(cuda: FakeCu
     assert names[:2] == ["copy", waits] and names[-1] == "use 1"
     assert names.index(waits) < len(names) - 1 - names[::-1].index("copy"), "the second copy starts after the wait"
     assert names.count("copy") == names.count(waits) == 2
+
+
+def test_a_slice_is_copied_from_contiguous_pinned_memory(cuda: FakeCuda) -> None:
+    whole = torch.arange(12).view(3, 4)
+    assert torch.equal(to_device(whole[:, :2], CUDA), whole[:, :2])
+    assert cuda.names() == ["init", "copy"]
 
 
 def test_an_encoder_copies_from_pinned_memory_and_never_waits(cuda: FakeCuda, tiny_backbone: Path) -> None:

@@ -122,3 +122,17 @@ def test_a_tiny_batch_fits_and_measuring_changes_nothing(context: TrainingContex
     for name, parameter in context.state.model.named_parameters():
         assert parameter.grad is None and torch.equal(parameter, before[name]), name
     assert not context.state.optimizer.state
+
+
+def test_measuring_leaves_buffers_of_the_loss_as_they_are(context: TrainingContext) -> None:
+    objective = context.state.objective
+    objective.register_buffer("num_calls", torch.zeros(()))
+    calls: list[int] = []
+
+    def count(*_: object) -> None:
+        calls.append(1)
+        objective.num_calls += 1
+
+    objective.register_forward_pre_hook(count)
+    fit_micro_batch(context)
+    assert len(calls) > 2 and objective.num_calls == 0
