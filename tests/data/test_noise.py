@@ -11,10 +11,13 @@ import pytest
 
 from cskt.config import DataConfig, MixedDataset
 from cskt.data.datasets import read_dataset
+from cskt.data.images import ImageReader
+from cskt.data.loading import TrainingLoader
 from cskt.data.mixing import read_training_data
 from cskt.data.noise import noise_index, with_noise
 from cskt.data.paperdoll import make_dataset
 from cskt.data.records import Record, Split
+from cskt.data.tokenizer import Tokenizer
 from cskt.errors import CsktError
 
 
@@ -73,6 +76,16 @@ def test_a_rate_moves_that_share_and_follows_the_seed(rate: float) -> None:
     assert sorted(index) == list(range(205)), "captions change places"
     assert (index != np.arange(205)).sum() == int(rate * 205), "none of the chosen ones stays"
     assert (noise_index(config, 205, seed=3) == index).all() and (noise_index(config, 205, seed=4) != index).any()
+
+
+def test_replaced_captions_are_spread_over_the_batches_of_every_epoch() -> None:
+    """The draw of the noise and those of the batches start from the same seed."""
+    split, data = split_of(400), DataConfig(noise_rate=0.5, batch_size=50)
+    is_replaced = np.array(with_noise(split, split, data, seed=1).is_replaced)
+    loader = TrainingLoader(split, Tokenizer(8), data, ImageReader(8, 4), seed=1)
+    for epoch in range(8):
+        shares = [is_replaced[pairs.flatten()].mean() for pairs in loader._batches(epoch)]
+        assert len(shares) == 16 and min(shares) > 0.2 and max(shares) < 0.8, epoch
 
 
 def test_without_noise_the_split_is_the_same_object() -> None:

@@ -20,7 +20,8 @@ from cskt.errors import CsktError, MissingFileError, file_system_errors
 logger = logging.getLogger(__name__)
 
 STREAM = 2
-"""Keeps the draw of the noise apart from others that start from the seed."""
+"""Key of the generator of the noise. The batches of an epoch are drawn from the seed and the number of the epoch, so
+the number must be a key of its own: otherwise the noise would be drawn as the batches of epoch 2 are."""
 
 
 def with_noise(train: Split, whole: Split, data: DataConfig, seed: int) -> Split:
@@ -79,7 +80,8 @@ def noise_index(data: DataConfig, num_captions: int, seed: int) -> NDArray[np.in
     if not data.noise_rate:
         return None
     index = np.arange(num_captions)
-    chosen = np.random.default_rng([seed, STREAM]).permutation(num_captions)[: round(data.noise_rate * num_captions)]
+    random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(STREAM,)))
+    chosen = random.permutation(num_captions)[: round(data.noise_rate * num_captions)]
     if len(chosen) < 2:
         raise CsktError(
             f"data.noise_rate {data.noise_rate:g}: of {num_captions} training captions {len(chosen)} would change"
