@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,9 @@ def test_another_backbone_or_other_data_are_refused(
 def test_nothing_to_resume_is_an_error(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(CsktError, match=r"run.last\.pt: no such file; nothing to resume"):
         train(config, tmp_path / "run", resume=True)
+    with pytest.raises(CsktError, match="resume: name the folder of the run to continue"):
+        train(replace(config, output_dir=str(tmp_path / "logs")), resume=True)
+    missing = replace(config, init_from=str(tmp_path / "no-run"))
+    with pytest.raises(CsktError, match="no-run"):
+        train(missing, tmp_path / "run", resume=None)
+    assert not list(tmp_path.iterdir()), "no folder is left"

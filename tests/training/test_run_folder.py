@@ -50,10 +50,10 @@ def test_folders_are_named_by_data_set_time_and_run(tmp_path: Path, monkeypatch:
 
 def test_a_folder_with_a_run_is_refused_and_unchanged(run: RunFolder) -> None:
     before = (run.path / "config.yaml").read_bytes()
-    with pytest.raises(CsktError, match=r"already holds a run; delete it or name another folder"):
-        RunFolder(run.path).create(load_config("cskt", {"seed": 2}))
     run.record("start")
     run.record("step", step=1, loss=1.0, lr=0.1)
+    with pytest.raises(CsktError, match=r"already holds a run; it has no last\.pt and cannot be resumed; delete it or"):
+        RunFolder(run.path).create(load_config("cskt", {"seed": 2}))
     run.last.touch()
     with pytest.raises(CsktError, match=r"already holds a run; resume it \(--resume .*run\) or name another folder"):
         RunFolder(run.path).create(load_config("cskt", {"seed": 2}))

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ from cskt.training.trainer import Trainer
 from elsewhere import claimed_elsewhere
 from same_run import assert_same_run, story
 from tiny_run import quick_config, write_backbone
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """The files of a folder but its lock, which every start leaves."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +120,37 @@ def test_a_folder_without_a_checkpoint_starts_again(
     train_or_resume(config, early)
     assert calls == [False]
     assert_same_run(early, whole)
+
+
+def test_a_run_whose_weights_were_deleted_is_not_overwritten(config: RunConfig, whole: Path, tmp_path: Path) -> None:
+    """As the runs of a study are shared."""
+    folder = shutil.copytree(whole, tmp_path / "run")
+    for name in ("last.pt", "last.previous.pt", "best.safetensors"):
+        (folder / name).unlink()
+    before = contents(folder)
+    for start in (partial(train, resume=None), train, train_or_resume):
+        with pytest.raises(CsktError, match=r"it has no last\.pt and cannot be resumed; delete it or name another"):
+            start(config, folder)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("resume", [None, False])
+def test_a_config_that_the_user_wrote_is_not_overwritten(
+    config: RunConfig, tmp_path: Path, resume: bool | None
+) -> None:
+    (tmp_path / "config.yaml").write_text("recipe: demo\n")
+    with pytest.raises(CsktError, match="already holds a run"):
+        train(config, tmp_path, resume=resume)
+    assert contents(tmp_path) == {tmp_path / "config.yaml": b"recipe: demo\n"}
+
+
+def test_a_start_that_was_killed_before_its_first_event_starts_again(
+    config: RunConfig, whole: Path, tmp_path: Path
+) -> None:
+    for name in ("config.yaml", "configs.yaml"):
+        shutil.copy(whole / name, tmp_path / name)
+    train(config, tmp_path, resume=None)
+    assert_same_run(tmp_path, whole)
 
 
 def test_a_run_that_another_process_has_just_started_is_refused(config: RunConfig, whole: Path, tmp_path: Path) -> None:

@@ -9,15 +9,17 @@ from enum import Enum
 from pathlib import Path
 
 from cskt.config import RunConfig, load_config
-from cskt.errors import CsktError, out_of_memory_errors
+from cskt.config.file_names import LAST
+from cskt.errors import CsktError, MissingFileError, out_of_memory_errors
 from cskt.plugins import load_plugins
+from cskt.training.checkpoint import NOTHING_TO_RESUME
 from cskt.training.context import prepare
 from cskt.training.distributed import process_group
 from cskt.training.hooks import Hook
 from cskt.training.initial_weights import read_initial_weights
 from cskt.training.launch import num_restarts, record_refusal, was_refused
 from cskt.training.micro_batch import fit_micro_batch
-from cskt.training.run_folder import RunFolder, claimed, delete_unfinished_start, fresh_folder, has_checkpoint
+from cskt.training.run_folder import RunFolder, claimed, fresh_folder, has_checkpoint
 from cskt.training.run_hooks import Hooks
 from cskt.training.shutdown import ShutdownSignal
 from cskt.training.trainer import Trainer
@@ -123,20 +125,15 @@ def train(
         config = context.config  # from here on as it was fitted to the data, which is what is recorded
         processes.check_equal(context.values_equal_on_all_ranks())
         context.state.hooks = calls = Hooks(context, hooks)
-        # Initial weights are read before a folder is created, if possible: weights that do not fit leave no folder.
-        initial = read_initial_weights(context) if choice is Resume.NEVER else None
+        # What can be refused is refused before a folder is created.
+        resumes = processes.run_on_rank0(lambda: _resumes(choice, stated))
+        initial = None if resumes else read_initial_weights(context)
         run_folder = processes.run_on_rank0(lambda: stated or fresh_folder(config))
         processes.run_on_rank0(lambda: _claim(run_folder, stack))
-        resumes = choice is Resume.REQUIRED
-        if allow_finished := processes.any(choice is Resume.IF_POSSIBLE):
-            resumes = processes.run_on_rank0(lambda: _is_resumable(run_folder))
-            if not resumes:
-                processes.run_on_rank0(lambda: delete_unfinished_start(run_folder))
-                initial = read_initial_weights(context)
         run = stack.enter_context(closing(RunFolder(run_folder, writes=processes.is_main_process)))
         trainer = stack.enter_context(closing(Trainer(context, run, shutdown, calls)))
         if resumes:
-            trainer.resume(allow_finished=allow_finished)
+            trainer.resume(allow_finished=choice is Resume.IF_POSSIBLE)
         else:
             trainer.start(initial)
         shutdown.hint = f"continue with: {command_text('train', '--resume', run_folder)}"
@@ -181,8 +178,15 @@ def _claim(folder: Path, stack: ExitStack) -> None:
         raise CsktError(f"{folder}: another process is training there; wait for it, or name another folder")
 
 
-def _is_resumable(folder: Path) -> bool:
-    """Return whether a folder has a checkpoint that this launch may resume."""
-    if num_restarts() and was_refused(folder):
-        return False  # the run there is not of this launch, which will be refused again
-    return has_checkpoint(folder)
+def _resumes(choice: Resume, folder: Path | None) -> bool:
+    """Return whether the run in a folder is continued; raises CsktError if it must be and has no checkpoint."""
+    if choice is Resume.REQUIRED:
+        if folder is None:
+            raise CsktError("resume: name the folder of the run to continue")
+        if not has_checkpoint(folder):
+            raise MissingFileError(f"{folder / LAST}: no such file{NOTHING_TO_RESUME}")
+        return True
+    if choice is Resume.NEVER or folder is None:
+        return False
+    is_of_another_launch = num_restarts() > 0 and was_refused(folder)  # and this one will be refused again
+    return has_checkpoint(folder) and not is_of_another_launch

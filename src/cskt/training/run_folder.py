@@ -26,7 +26,7 @@ from cskt.config.file_names import BEST, CONFIG, EVENTS, LAST, LAST_EPOCH, PREVI
 from cskt.config.released_flags import to_published
 from cskt.errors import CsktError, file_system_errors
 from cskt.training.events import read_events
-from cskt.training.launch import num_restarts, record_refusal, was_refused
+from cskt.training.launch import record_refusal
 from cskt.utils.files import write_atomically, write_errors
 from cskt.utils.messages import command_text
 from cskt.utils.paths import file_name, inside
@@ -51,14 +51,14 @@ class RunFolder:
         A start that failed before its first checkpoint holds nothing that anyone needs: its files are replaced.
         """
         if _is_unfinished_start(self.path):
-            delete_unfinished_start(self.path)
+            for name in (EVENTS, CONFIG):  # in this order: without a config, old events would never be deleted
+                with file_system_errors(self.path / name):
+                    (self.path / name).unlink(missing_ok=True)
         if (self.path / CONFIG).exists():
             record_refusal(self.path)
-            remedy = "delete it"
+            remedy = "it has no last.pt and cannot be resumed; delete it"
             if has_checkpoint(self.path):
                 remedy = f"resume it (--resume {self.path})"
-            elif self.best.exists():
-                remedy = "it has no last.pt and cannot be resumed; delete it"
             raise CsktError(f"{self.path}: already holds a run; {remedy} or name another folder")
         flat = yaml.safe_dump(to_published(config, architecture), sort_keys=False)
         with self.guarded_write():
@@ -182,23 +182,16 @@ def has_checkpoint(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (LAST, PREVIOUS))
 
 
-def _has_weights(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (LAST, PREVIOUS, BEST))
-
-
 def _is_unfinished_start(folder: Path) -> bool:
-    """Return whether a run ended before its first checkpoint, as it does if an image cannot be read."""
+    """Return whether a run ended before its first checkpoint, as it does if an image cannot be read.
+
+    The run of which only the weights were deleted has events of steps or of its end. A config without events is that
+    of a killed start if the flat copy, which is written first, is beside it, and otherwise a file of the user.
+    """
+    if any((folder / name).exists() for name in (LAST, PREVIOUS, BEST)):
+        return False
     events = {event["event"] for event in read_events(folder)}
-    return "start" in events and "step" not in events and not _has_weights(folder)
-
-
-def delete_unfinished_start(folder: Path) -> None:
-    """Delete the files of a start that ended before its first checkpoint, but nothing of a run that has weights."""
-    if (num_restarts() and was_refused(folder)) or _has_weights(folder):
-        return
-    for name in (EVENTS, CONFIG):  # the config last: without it old events would never be deleted
-        with file_system_errors(folder / name):
-            (folder / name).unlink(missing_ok=True)
+    return not events & {"step", "end"} if "start" in events else not events and (folder / RELEASED_CONFIG).exists()
 
 
 def fresh_folder(config: RunConfig) -> Path:
