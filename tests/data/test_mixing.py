@@ -101,6 +101,15 @@ def test_identity_samplers_keep_their_promise(sampler: str, mix_batches: str) ->
     assert {*parts[np.concatenate(batches)]} == {0, 1}
 
 
+def test_a_fraction_has_equally_many_people_in_every_epoch() -> None:
+    """With a few of them missing, batches that the first epoch can fill could not be filled later."""
+    pids, parts = np.repeat(np.arange(200), 4), np.repeat([0, 1], 400)
+    data = DataConfig(batch_size=64, instances=1, sampler="identity", mix_batches="one")
+    for epoch in range(20):
+        batches = draw_mixed_batches(pids, parts, [1.0, 0.25], data, np.random.default_rng(epoch))
+        assert [len(set(pids[batch])) for batch in batches if parts[batch[0]] == 1] == [64, 64]
+
+
 def test_data_sets_that_share_an_image_or_do_not_fill_a_batch_are_refused(tmp_path: Path) -> None:
     config = two_data_sets(tmp_path, mix_batches="one")
     train, parts, _ = read_training_data(config)

@@ -137,9 +137,19 @@ def test_skipped_steps_are_recorded_and_warned_of(
     ]  # fmt: skip
 
 
-def test_an_epoch_that_skips_every_step_ends_the_run(
+def test_a_scale_that_is_too_high_at_first_does_not_end_the_run(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    overflowing(monkeypatch, {1, 2, 3})
+    folder = train(configure({"precision": "fp16", "loop.num_epochs": 2}), tmp_path / "run").folder
+    assert [event["skipped_steps"] for event in steps_of(folder)] == [1, 2, 3, 0, 0, 0]
+    assert "epoch 1: 3 of 3 steps were skipped" in caplog.text
+
+
+def test_an_epoch_that_overflows_without_scaling_ends_the_run(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=4.0))
     overflowing(monkeypatch, {4, 5, 6})
     config = configure({"precision": "fp16", "loop.num_epochs": 3})
     with pytest.raises(CsktError, match=r"^precision fp16: all 3 steps of epoch 2 were skipped .*--precision bf16"):
@@ -195,7 +205,7 @@ def test_checkpoints_without_these_counts_are_read() -> None:
 
 
 def test_an_epoch_resumed_at_its_end_is_not_refused() -> None:
-    state: Any = SimpleNamespace(progress=Progress(step=3))
+    state: Any = SimpleNamespace(progress=Progress(step=3), optimizer=SimpleNamespace(state={}))
     StepMonitor(load_config("cskt", {"precision": "fp16"}), state, Path()).end_epoch(num_batches=3)
 
 

@@ -7,6 +7,7 @@ pairs of each of several people, ours and the one of the released CSKT and IRRA 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -141,7 +142,8 @@ def draw_mixed_batches(
     Args:
         pids: [U] identity of each unit, distinct between data sets.
         parts: [U] data set of each unit, numbered from 0.
-        weights: how often each unit of a data set is in an epoch; a fraction of them, chosen at random, once more.
+        weights: how often each unit of a data set is in an epoch; a fraction of them, chosen at random, once more. An
+            identity sampler gets this fraction from as many people as possible, equally many in every epoch.
         data: sampler, batch size, instances, and whether a batch is of all data sets or of one.
         random: makes every choice.
 
@@ -151,7 +153,8 @@ def draw_mixed_batches(
     Raises:
         CsktError: what a batch is drawn from does not fill one; see `check_batch_size`.
     """
-    chosen = [_repeated(np.flatnonzero(parts == part), weight, random) for part, weight in enumerate(weights)]
+    people = np.arange(len(pids)) if data.sampler == "random" else pids
+    chosen = [_repeated(np.flatnonzero(parts == part), people, weight, random) for part, weight in enumerate(weights)]
     groups = chosen if data.mix_batches == "one" else [np.concatenate(chosen)]
     batches = []
     for group in groups:
@@ -162,10 +165,18 @@ def draw_mixed_batches(
     return [batches[place] for place in random.permutation(len(batches))] if len(groups) > 1 else batches
 
 
-def _repeated(units: NDArray[np.int64], weight: float, random: np.random.Generator) -> NDArray[np.int64]:
-    """Return units so often that there are `weight` times as many, at least one."""
+def _repeated(
+    units: NDArray[np.int64], people: NDArray[np.int64], weight: float, random: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return units so often that there are `weight` times as many, at least one; a fraction is one unit of each person
+    before another of the same, [U] people."""
     times, more = divmod(max(1, round(weight * len(units))), len(units))
-    return np.concatenate([*[units] * times, random.permutation(units)[:more]])
+    order, seen = random.permutation(units), Counter[int]()
+    turns = []
+    for person in people[order].tolist():
+        turns.append(seen[person])
+        seen[person] += 1
+    return np.concatenate([*[units] * times, order[np.argsort(turns, kind="stable")][:more]])
 
 
 def check_batch_size(data: DataConfig, num_pairs: int, num_identities: int) -> None:

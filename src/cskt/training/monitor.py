@@ -93,12 +93,18 @@ class StepMonitor:
         return found
 
     def end_epoch(self, num_batches: int) -> None:
-        """Warn of the steps of the epoch that taught nothing, and start to count again."""
+        """Warn of the steps of the epoch that taught nothing, and start to count again.
+
+        Raises:
+            CsktError: all steps were skipped, and halving the scale further cannot help, or no epoch is left for it.
+        """
         progress = self._state.progress
         num_updates = -(-num_batches // self._config.loop.accumulate_steps)
         epoch, skipped, lost = progress.epoch + 1, progress.skipped_steps, progress.batches_without_negatives
         progress.skipped_steps = progress.batches_without_negatives = 0
-        if skipped == num_updates:
+        has_learned = bool(self._state.optimizer.state)  # filled by the first step that is not skipped
+        is_last = epoch == self._config.loop.num_epochs
+        if skipped == num_updates and (self._state.scaler.get_scale() < 1 or (is_last and not has_learned)):
             raise CsktError(
                 f"precision fp16: all {skipped} steps of epoch {epoch} were skipped because gradients overflowed, so"
                 " nothing was learned; use --precision bf16 or fp32"
